@@ -1,0 +1,1 @@
+"""What users call: queries, calls to other services."""

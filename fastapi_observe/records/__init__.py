@@ -1,0 +1,1 @@
+"""What is measured: one record for a request, one for a piece of work; they import nothing of ours."""

@@ -1,0 +1,374 @@
+"""`Exchange`: the record of one HTTP request with its response, which measures itself as the messages pass."""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from time import perf_counter, time_ns
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import context as otel_context
+
+from fastapi_observe.records.operation import is_cancellation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opentelemetry.trace import Span
+    from starlette.types import Message, Receive, Scope, Send
+
+    from fastapi_observe.records.faults import Faults
+
+EXCHANGE: Final = "fastapi_observe.exchange"
+"""Key of the exchange in the ASGI scope."""
+
+CONTEXT_KEY: Final = otel_context.create_key("fastapi_observe.exchange")
+"""Key of the exchange in the OpenTelemetry context."""
+
+CLIENT_CLOSED_REQUEST: Final = 499
+"""Status of a request whose client left before the response began (nginx's number; no client ever reads it)."""
+
+KNOWN_METHODS: Final = frozenset(
+    {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"}
+)
+"""RFC 9110 with PATCH and QUERY; any other method is reported as `_OTHER`."""
+
+REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_.-]{7,63}")
+"""What a request id from outside must look like to be taken over."""
+
+
+def current_exchange() -> Exchange | None:
+    """Return the exchange that the calling code works for, or None outside any request."""
+    exchange = otel_context.get_value(CONTEXT_KEY)
+    return exchange if isinstance(exchange, Exchange) else None
+
+
+class Exchange:
+    """One request and its response.
+
+    Known from the start: `method` (a known one or `_OTHER`), `path`, `headers` (names lower case as servers send
+    them, last value wins). Known at the end: `endpoint` (route template, never a concrete path), `status_code` (as
+    sent; 499 if the client left before, 500 if nothing was sent), `outcome`, `error_type`, `duration` and `ttfb`
+    (seconds; `ttfb` of streams only), `request_size` and `response_size` (bytes that really passed).
+
+    `outcome` is `ok`, `client_error`, `server_error`, `client_disconnect`, `cancelled` or `incomplete_response`.
+    """
+
+    __slots__ = (
+        "_chunks",
+        "_closing",
+        "_content_length",
+        "_event_stream",
+        "_faults",
+        "_head",
+        "_on_end",
+        "_receive",
+        "_send",
+        "_trailers",
+        "adopted",
+        "complete",
+        "disconnected",
+        "duration",
+        "endpoint",
+        "error_type",
+        "exception",
+        "headers",
+        "host",
+        "method",
+        "noted",
+        "observability",
+        "on_start",
+        "opened",
+        "outcome",
+        "path",
+        "reported",
+        "request_id",
+        "request_size",
+        "response_headers",
+        "response_size",
+        "sampled",
+        "scope",
+        "span",
+        "span_id",
+        "stamps",
+        "started",
+        "started_ns",
+        "status_code",
+        "trace_id",
+        "ttfb",
+        "validation_errors",
+    )
+
+    websocket = False
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, faults: Faults, on_end: Callable[[Exchange], None]
+    ) -> None:
+        self.started = perf_counter()
+        self.started_ns = time_ns()
+        self.scope = scope
+        self._receive = receive
+        self._send = send
+        self._faults = faults
+        self._on_end = on_end
+        method = scope.get("method", "GET")
+        self.method: str = method if method in KNOWN_METHODS else "_OTHER"
+        self._head = method == "HEAD"
+        self.path: str = scope["path"]
+        self.headers: dict[bytes, bytes] = dict(scope.get("headers") or ())
+        self.observability: Any = None
+        self.opened = 0
+        self.endpoint = "unmatched"
+        self.status_code = 0
+        self.outcome = ""
+        self.error_type: str | None = None
+        self.exception: BaseException | None = None
+        self.noted: BaseException | None = None
+        self.validation_errors: list[tuple[str, str]] | None = None
+        self.duration = 0.0
+        self.ttfb: float | None = None
+        self.request_size = 0
+        self.response_size = 0
+        self.response_headers: Any = ()
+        self.request_id = ""
+        self.trace_id = ""
+        self.span_id = ""
+        self.sampled = False
+        self.span: Span | None = None
+        self.adopted = False
+        self.stamps: list[tuple[bytes, bytes]] = []
+        self.on_start: Callable[[Exchange], None] | None = None
+        self.complete = False
+        self.disconnected = False
+        self.reported = False
+        self._closing = False
+        self._trailers = False
+        self._event_stream = False
+        self._content_length = 0
+        self._chunks = 0
+
+    async def receive(self) -> Message:
+        """Hand the next message of the client to the app; count its bytes."""
+        message = await self._receive()
+        try:
+            kind = message["type"]
+            if kind == "http.request":
+                self.request_size += len(message.get("body", b""))
+            elif kind == "http.disconnect" and not self._closing:
+                self.disconnected = True
+        except Exception as exc:  # noqa: BLE001 - whatever a server sends reaches the app
+            self._faults("exchange.receive", exc)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Hand a message of the app to the server; note the status, the bytes and the end."""
+        if self._closing:
+            await self._send(message)
+            return
+        try:
+            kind = message["type"]
+            if kind == "http.response.body":
+                self._note_body(message)
+            elif kind == "http.response.start":
+                message = self._note_start(message)
+            elif kind == "http.response.trailers":
+                self._closing = not message.get("more_trailers", False)
+            elif kind == "http.response.pathsend":
+                self.response_size = self._content_length
+                self._closing = not self._trailers
+            elif kind == "http.response.zerocopysend":
+                self.response_size += message.get("count") or self._content_length
+                self._closing = not (message.get("more_body", False) or self._trailers)
+        except Exception as exc:  # noqa: BLE001 - whatever an app sends reaches the server
+            self._faults("exchange.send", exc)
+        await self._send(message)
+        if self._closing:
+            self._end()
+
+    def _note_start(self, message: Message) -> Message:
+        if self.status_code:
+            return message
+        status = message["status"]
+        self.status_code = int(status)
+        if self.disconnected:
+            self.status_code = CLIENT_CLOSED_REQUEST
+        self._trailers = bool(message.get("trailers", False))
+        headers = list(message.get("headers") or ())
+        self.response_headers = headers
+        own = {name for name, _ in self.stamps}
+        kept = []
+        for header in headers:
+            name = header[0].lower()
+            if name == b"content-length" and header[1].isdigit():
+                self._content_length = int(header[1])
+            elif name == b"content-type":
+                self._event_stream = header[1].startswith(b"text/event-stream")
+            if name not in own:
+                kept.append(header)
+        if self.on_start is not None:
+            self.on_start(self)
+        return {**message, "headers": kept + self.stamps}
+
+    def _note_body(self, message: Message) -> None:
+        size = len(message.get("body", b""))
+        more = message.get("more_body", False)
+        if size and not self._head:
+            self.response_size += size
+        if more or self._chunks:
+            if size:
+                self._chunks += 1
+            if self._chunks == 1 and self.ttfb is None:
+                self.ttfb = perf_counter() - self.started
+        self._closing = not (more or self._trailers) and self.status_code != 0
+
+    def _end(self) -> None:
+        """The last message has been sent: the request is over, background tasks are not part of it."""
+        self.duration = perf_counter() - self.started
+        self.complete = True
+        if self.noted is None and self.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
+            self._report(None)
+
+    def leave(self, exc: BaseException | None) -> None:
+        """The app has returned, or raised `exc`: report what is not reported yet."""
+        if not self.reported:
+            if not self.complete:
+                self.duration = perf_counter() - self.started
+            self._report(exc)
+
+    def _report(self, raised: BaseException | None) -> None:
+        self.reported = True
+        if self._chunks < 2 and not self._event_stream:  # noqa: PLR2004 - one chunk is no stream
+            self.ttfb = None
+        self._judge(raised)
+        self._on_end(self)
+
+    def _judge(self, raised: BaseException | None) -> None:
+        """Say how it ended, once, for every signal."""
+        if self.disconnected or type(raised).__name__ == "ClientDisconnect":
+            self.outcome = self.error_type = "client_disconnect"
+            self.status_code = self.status_code or CLIENT_CLOSED_REQUEST
+            return
+        if raised is not None and is_cancellation(raised):
+            self.outcome = self.error_type = "cancelled"
+            self.status_code = self.status_code or HTTPStatus.INTERNAL_SERVER_ERROR.value
+            return
+        if raised is None and not self.complete:
+            self.outcome = self.error_type = "incomplete_response"
+            self.status_code = self.status_code or HTTPStatus.INTERNAL_SERVER_ERROR.value
+            return
+        self.status_code = self.status_code or HTTPStatus.INTERNAL_SERVER_ERROR.value
+        failed = self.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
+        if raised is not None or failed:
+            self.exception = raised or self.noted
+            self.outcome = "server_error"
+            self.error_type = str(self.status_code) if self.exception is None else type(self.exception).__qualname__
+        else:
+            self.outcome = "client_error" if self.status_code >= HTTPStatus.BAD_REQUEST else "ok"
+
+
+class WebSocketExchange(Exchange):
+    """One WebSocket connection, from the handshake to its close.
+
+    `close_code` is the code (RFC 6455) that ended it: `denied` before it was accepted, `_other` for a code beyond
+    1000 to 1015 that the *client* chose. `status_code` is 101 once accepted, else that of the refusal. Sizes are the
+    bytes of all messages.
+    """
+
+    __slots__ = ("accepted", "close_code", "count_received", "count_sent", "messages_received", "messages_sent")
+
+    websocket = True
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, faults: Faults, on_end: Callable[[Exchange], None]
+    ) -> None:
+        super().__init__(scope, receive, send, faults, on_end)
+        self.accepted = False
+        self.close_code = ""
+        self.messages_received = 0
+        self.messages_sent = 0
+        self.count_received: Callable[[], None] | None = None
+        self.count_sent: Callable[[], None] | None = None
+
+    async def receive(self) -> Message:
+        """Hand the next message of the client to the app; count it."""
+        message = await self._receive()
+        try:
+            kind = message["type"]
+            if kind == "websocket.receive":
+                self.messages_received += 1
+                self.request_size += _length(message)
+                if self.count_received is not None:
+                    self.count_received()
+            elif kind == "websocket.disconnect" and not self.close_code:
+                code = message.get("code", 1005)
+                self._close(str(code) if 1000 <= code <= 1015 else "_other")  # noqa: PLR2004 - RFC 6455, 7.4.1
+        except Exception as exc:  # noqa: BLE001 - whatever a server sends reaches the app
+            self._faults("exchange.receive", exc)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Hand a message of the app to the server; note acceptance, messages and close."""
+        try:
+            kind = message["type"]
+            if kind == "websocket.send":
+                self.messages_sent += 1
+                self.response_size += _length(message)
+                if self.count_sent is not None:
+                    self.count_sent()
+            elif kind == "websocket.accept" and not self.accepted:
+                self.accepted = True
+                self.status_code = HTTPStatus.SWITCHING_PROTOCOLS.value
+                message = {**message, "headers": [*(message.get("headers") or ()), *self.stamps]}
+                if self.on_start is not None:
+                    self.on_start(self)
+            elif kind == "websocket.close" and not self.close_code:
+                if self.accepted:
+                    self._close(str(message.get("code", 1000)))
+                else:
+                    self.status_code = HTTPStatus.FORBIDDEN.value
+                    self._close("denied")
+            elif kind == "websocket.http.response.start" and not self.close_code:
+                self.status_code = int(message["status"])
+                message = {**message, "headers": [*(message.get("headers") or ()), *self.stamps]}
+                self._close("denied")
+        except Exception as exc:  # noqa: BLE001 - whatever an app sends reaches the server
+            self._faults("exchange.send", exc)
+        await self._send(message)
+
+    def _close(self, code: str) -> None:
+        self.close_code = code
+        self.duration = perf_counter() - self.started
+        self.complete = True
+
+    def _judge(self, raised: BaseException | None) -> None:
+        """Say how it ended, once, for every signal."""
+        if raised is not None and type(raised).__name__ == "WebSocketDisconnect":
+            raised = None
+        if raised is not None and not is_cancellation(raised):
+            self.exception = raised
+            self.close_code = self.close_code or ("1011" if self.accepted else "denied")
+            self.status_code = self.status_code or HTTPStatus.INTERNAL_SERVER_ERROR.value
+            self.outcome, self.error_type = "server_error", type(raised).__qualname__
+            return
+        if raised is not None:
+            self.outcome = self.error_type = "cancelled"
+        elif not self.complete:
+            self.outcome = self.error_type = "incomplete_response"
+        elif self.close_code == "denied":
+            failed = self.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
+            self.outcome = "server_error" if failed else "client_error"
+            self.error_type = str(self.status_code) if failed else None
+        elif self.close_code in {"1000", "1001", "1005"}:
+            self.outcome = "ok"
+        elif self.close_code == "1006":
+            self.outcome = self.error_type = "client_disconnect"
+        else:
+            self.outcome = "server_error" if self.close_code == "1011" else "client_error"
+            self.error_type = self.close_code if self.close_code == "1011" else None
+        self.close_code = self.close_code or "1006"
+        self.status_code = self.status_code or HTTPStatus.INTERNAL_SERVER_ERROR.value
+
+
+def _length(message: Message) -> int:
+    data = message.get("bytes")
+    return len(data) if data is not None else len((message.get("text") or "").encode("utf-8", "surrogatepass"))

@@ -1,0 +1,41 @@
+"""Our own failures: counted by site, told once a minute, never passed to the request."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from time import monotonic
+
+REPEAT_AFTER = 60.0
+"""Seconds until the same site is told again."""
+
+
+class Faults:
+    """Counts what failed inside fastapi-observe, by site."""
+
+    __slots__ = ("_lock", "_told", "counts")
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self._told: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, site: str, exc: BaseException) -> None:
+        """Count a failure at `site` (a fixed name: it becomes a label); tell it at most once a minute.
+
+        Never raises.
+        """
+        with self._lock:
+            self.counts[site] = self.counts.get(site, 0) + 1
+            now = monotonic()
+            if now - self._told.get(site, -REPEAT_AFTER) < REPEAT_AFTER:
+                return
+            self._told[site] = now
+        try:
+            logging.getLogger("fastapi_observe").error(
+                "fastapi-observe failed at %s with %s; the request was not touched (told once a minute)",
+                site,
+                type(exc).__name__,
+            )
+        except Exception:  # noqa: BLE001, S110 - telling is best effort: there is nobody left to tell
+            pass

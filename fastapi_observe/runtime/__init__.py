@@ -1,0 +1,1 @@
+"""The process itself: its CPU, memory, disks, event loop and threads."""

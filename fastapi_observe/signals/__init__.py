@@ -1,0 +1,1 @@
+"""Who reports what was measured: tracing, metrics, logs. No signal imports another."""
