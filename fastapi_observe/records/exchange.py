@@ -14,6 +14,7 @@ from fastapi_observe.records.operation import is_cancellation
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from opentelemetry.context import Context
     from opentelemetry.trace import Span
     from starlette.types import Message, Receive, Scope, Send
 
@@ -67,13 +68,13 @@ class Exchange:
         "_trailers",
         "adopted",
         "complete",
+        "context",
         "disconnected",
         "duration",
         "endpoint",
         "error_type",
         "exception",
         "headers",
-        "host",
         "method",
         "noted",
         "observability",
@@ -135,6 +136,7 @@ class Exchange:
         self.span_id = ""
         self.sampled = False
         self.span: Span | None = None
+        self.context: Context | None = None
         self.adopted = False
         self.stamps: list[tuple[bytes, bytes]] = []
         self.on_start: Callable[[Exchange], None] | None = None

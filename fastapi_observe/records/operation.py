@@ -41,10 +41,10 @@ class Operation:
         "labels",
         "name",
         "outcome",
+        "scope",
         "span",
         "span_id",
         "started_ns",
-        "token",
         "trace_id",
     )
 
@@ -70,7 +70,7 @@ class Operation:
         self.trace_id = ""
         self.span_id = ""
         self.span: Any = None
-        self.token: Any = None
+        self.scope: Any = None
 
     def detail(self, **details: Any) -> None:
         """Add high-cardinality facts: they go to the span and the log line, never to a metric label."""
@@ -90,8 +90,12 @@ class Operation:
             self.exception = exc
             self.error_type = type(exc).__qualname__
         if not self.outcome:
-            self.outcome = outcome_of(exc)
+            self.outcome = self.judge(exc)
         self._reporter.close_operation(self)
+
+    def judge(self, exc: BaseException | None) -> str:
+        """Name the outcome of work that ended with `exc`; clients of a kind know more."""
+        return outcome_of(exc)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()

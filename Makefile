@@ -1,0 +1,77 @@
+# Everything a developer types. VENV names the virtual environment (made if it is missing), PYTHON what makes it.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+UV = $(BIN)/uv
+READY = $(VENV)/.fastapi-observe-ready
+UV_READY = $(VENV)/.fastapi-observe-uv-ready
+
+# Lists that can be given on the command line: make test-fastapi FASTAPI='0.136.* newest' TESTS=tests
+FASTAPI ?= 0.115.3 0.136.* 0.141.* 0.142.* newest
+TESTS ?= tests/test_one_server_span.py tests/test_paths.py tests/test_transparency.py
+ARGS ?=
+
+.PHONY: help setup run test test-lowest test-fastapi lint format bench soak clean
+.DEFAULT_GOAL := help
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r target text; \
+	  do printf '  %-13s %s\n' "$$target" "$$text"; done
+
+setup: $(READY)  ## Make the virtual environment with everything in it (once)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+$(UV_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@touch $@
+
+run: $(READY)  ## Start the example shop, show one request in all three signals (ARGS='--shop-port 0')
+	@exec $(BIN)/python -m example_app $(ARGS)
+
+test: lint  ## Check style and types, run the tests, hold branch coverage at 100 %
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest $(ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
+test-lowest: $(UV_READY)  ## Run the tests on the lowest versions that pyproject.toml allows
+	test -x .venv-lowest/bin/python || $(UV) venv --quiet --python $(BIN)/python .venv-lowest
+	$(UV) pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[test]'
+	.venv-lowest/bin/python -m pytest $(ARGS)
+
+test-fastapi: $(UV_READY)  ## Run TESTS on each version of FASTAPI
+	@set -e; for version in $(FASTAPI); do \
+	  echo "== fastapi $$version"; \
+	  folder=".venv-matrix/$$(echo "$$version" | tr -d '*')"; \
+	  wanted="fastapi==$$version"; test "$$version" != newest || wanted=fastapi; \
+	  test -x "$$folder/bin/python" || $(UV) venv --quiet --python $(BIN)/python "$$folder"; \
+	  $(UV) pip install --quiet --python "$$folder/bin/python" --upgrade-package fastapi --editable '.[test]' "$$wanted"; \
+	  "$$folder/bin/python" -m pytest $(TESTS) $(ARGS); \
+	done
+
+lint: $(READY)  ## Check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/mypy example_app
+
+format: $(READY)  ## Put the code into its form
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(READY)  ## Measure what observing costs
+	$(BIN)/python -m benchmarks $(ARGS)
+
+soak: $(READY)  ## Run the tests SOAK times: what leaks or flickers shows
+	@set -e; for round in $$(seq $(SOAK)); do echo "== round $$round"; $(BIN)/python -m pytest -q $(ARGS); done
+SOAK ?= 20
+
+clean:  ## Remove what these targets made
+	rm -rf .venv .venv-lowest .venv-matrix .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

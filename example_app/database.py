@@ -1,0 +1,135 @@
+"""The tables of both services, and `open_database`: SQLite files unless DATABASE_URL names a PostgreSQL."""
+
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends
+from sqlalchemy import ForeignKey, func, select
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from starlette.requests import HTTPConnection
+
+
+class ShopTables(DeclarativeBase):
+    """What the shop keeps. Money is whole cents: SQLite knows no decimals."""
+
+
+class Product(ShopTables):
+    """Something to buy."""
+
+    __tablename__ = "products"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    price_cents: Mapped[int]
+    stock: Mapped[int]
+
+
+class Customer(ShopTables):
+    """Somebody who buys; an empty hash fits no password."""
+
+    __tablename__ = "customers"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    email: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    password_hash: Mapped[str]
+
+
+class Token(ShopTables):
+    """A login; only the digest of the token is kept."""
+
+    __tablename__ = "tokens"
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    customer_id: Mapped[int] = mapped_column(ForeignKey("customers.id"))
+
+
+class Order(ShopTables):
+    """A customer's order: `open`, then `paid` or `declined`."""
+
+    __tablename__ = "orders"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    customer_id: Mapped[int] = mapped_column(ForeignKey("customers.id"), index=True)
+    status: Mapped[str] = mapped_column(default="open")
+    total_cents: Mapped[int]
+
+
+class OrderLine(ShopTables):
+    """One product of an order, at the price of that day."""
+
+    __tablename__ = "order_lines"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    order_id: Mapped[int] = mapped_column(ForeignKey("orders.id"), index=True)
+    product_id: Mapped[int] = mapped_column(ForeignKey("products.id"))
+    quantity: Mapped[int]
+    price_cents: Mapped[int]
+
+
+class PaymentTables(DeclarativeBase):
+    """What the payments service keeps."""
+
+
+class Charge(PaymentTables):
+    """One attempt to take money."""
+
+    __tablename__ = "charges"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    order_id: Mapped[int]
+    amount_cents: Mapped[int]
+    currency: Mapped[str]
+    accepted: Mapped[bool]
+
+
+def database_url(name: str) -> str:
+    """Return DATABASE_URL with its async driver, else a file `name` in EXAMPLE_DIR or the temporary directory."""
+    url = os.environ.get("DATABASE_URL")
+    if url:
+        scheme, rest = url.split("://", 1)
+        return f"{'postgresql+asyncpg' if scheme in {'postgres', 'postgresql'} else scheme}://{rest}"
+    return f"sqlite+aiosqlite:///{Path(os.environ.get('EXAMPLE_DIR', tempfile.gettempdir())) / name}.sqlite"
+
+
+@asynccontextmanager
+async def open_database(name: str, tables: type[DeclarativeBase]) -> AsyncIterator[async_sessionmaker[AsyncSession]]:
+    """Connect, create missing tables, yield the session factory, disconnect."""
+    engine = create_async_engine(database_url(name))
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(tables.metadata.create_all)
+        yield async_sessionmaker(engine, expire_on_commit=False)
+    finally:
+        await engine.dispose()
+
+
+async def open_session(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
+    """Yield a session of the database that the app's lifespan opened."""
+    async with connection.state.sessions() as session:
+        yield session
+
+
+SessionDep = Annotated[AsyncSession, Depends(open_session)]
+
+
+async def seed(sessions: async_sessionmaker[AsyncSession]) -> None:
+    """Fill an empty shop with products and with past customers, who cannot log in."""
+    async with sessions() as session:
+        if await session.scalar(select(func.count()).select_from(Product)):
+            return
+        session.add_all(
+            [
+                Product(name="Coffee, 1 kg", price_cents=1250, stock=1000),
+                Product(name="Slow-roasted coffee, 1 kg", price_cents=1913, stock=1000),
+                Product(name="Espresso machine", price_cents=129900, stock=1000),
+                Product(name="The last cup", price_cents=500, stock=0),
+            ]
+        )
+        past = [
+            Customer(email=f"{name.lower()}@example.com", name=name, password_hash="")
+            for name in ("Grace", "Alan", "Edsger", "Barbara")
+        ]
+        session.add_all(past)
+        await session.flush()
+        session.add_all([Order(customer_id=customer.id, status="paid", total_cents=1250) for customer in past])
+        await session.commit()

@@ -1,0 +1,53 @@
+"""Who is calling: passwords, tokens and `CustomerDep`."""
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+from typing import Annotated
+
+from fastapi import Depends, HTTPException, status
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy import select
+
+from example_app.database import Customer, SessionDep, Token
+from fastapi_observe import DatabaseDep, traced
+
+
+@traced("hash password")
+def scrypt(password: str, salt: bytes) -> str:
+    """Hash a password; slow on purpose, so it runs in a thread, and its span is still part of the request's trace."""
+    digest = hashlib.scrypt(password.encode(), salt=salt, n=2**14, r=8, p=1)
+    return f"{salt.hex()}${digest.hex()}"
+
+
+async def hash_password(password: str) -> str:
+    """Return a salted hash."""
+    return await asyncio.to_thread(scrypt, password, secrets.token_bytes(16))
+
+
+async def is_password(password: str, password_hash: str) -> bool:
+    """Tell whether `password` fits the hash; takes as long when there is none."""
+    salt = bytes.fromhex(password_hash.partition("$")[0])
+    return hmac.compare_digest(await asyncio.to_thread(scrypt, password, salt), password_hash)
+
+
+def digest_of(token: str) -> str:
+    """Return what the database keeps of a token."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+async def signed_in(
+    session: SessionDep, db: DatabaseDep, bearer: Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]
+) -> Customer:
+    """Return the customer whose token came in `Authorization: Bearer`, else answer 401."""
+    statement = select(Customer).join(Token).where(Token.digest == digest_of(bearer.credentials))
+    async with db.query("SELECT", table="customers", statement=str(statement)):
+        customer = await session.scalar(statement)
+    if customer is None:
+        raise HTTPException(status.HTTP_401_UNAUTHORIZED, "log in first: POST /login")
+    return customer
+
+
+CustomerDep = Annotated[Customer, Depends(signed_in)]
+"""The customer who is signed in."""

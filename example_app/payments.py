@@ -1,0 +1,81 @@
+"""The payments service, a process of its own: its part of a checkout's trace begins with the shop's `traceparent`."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, status
+from pydantic import BaseModel, Field
+
+from example_app.database import Charge, PaymentTables, SessionDep, open_database
+from example_app.spans import span_file
+from fastapi_observe import DatabaseDep, LogDep, MetricsDep, TracingDep, install
+
+LIMIT_CENTS = 100_000
+"""More than that is declined."""
+
+SLOW_CENTS = 13
+"""An amount that ends in so many cents takes `SLOW_SECONDS`."""
+
+SLOW_SECONDS = 0.4
+
+
+@asynccontextmanager
+async def lifespan(_app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    """Open the database; what is yielded here is every request's `request.state`."""
+    async with open_database("payments", PaymentTables) as sessions:
+        yield {"sessions": sessions}
+
+
+app = FastAPI(title="Payments", lifespan=lifespan)
+observe = install(
+    app,
+    service_name="payments",
+    sample_ratio=1.0,
+    exclude_paths=("/healthz",),
+    span_processors=span_file("payments"),
+)
+declined = observe.metrics.counter("payments_declined_total", "Charges that were declined.", ("reason",))
+
+
+class ChargeRequest(BaseModel):
+    """What to take, for which order."""
+
+    order_id: int
+    amount_cents: int = Field(gt=0)
+    currency: str = Field(pattern="^[A-Z]{3}$")
+
+
+class ChargeView(BaseModel):
+    """What was taken."""
+
+    charge_id: int
+
+
+@app.post("/charge")
+async def charge(  # noqa: PLR0913, PLR0917 - FastAPI hands in what a path operation names
+    body: ChargeRequest, session: SessionDep, db: DatabaseDep, tracing: TracingDep, metrics: MetricsDep, log: LogDep
+) -> ChargeView:
+    """Charge a card; 402 above the limit."""
+    if body.amount_cents % 100 == SLOW_CENTS:
+        async with tracing.span("ask the card network", attempts=3):
+            await asyncio.sleep(SLOW_SECONDS)
+    accepted = body.amount_cents <= LIMIT_CENTS
+    record = Charge(**body.model_dump(), accepted=accepted)
+    session.add(record)
+    async with db.query("INSERT", table="charges"):
+        await session.commit()
+    metrics.histogram("charge_amount_cents", "Amounts asked for.", buckets=(1e3, 1e4, 1e5)).observe(body.amount_cents)
+    if not accepted:
+        declined.labels(reason="limit").inc()
+        log.warn("charge declined", order_id=body.order_id, amount_cents=body.amount_cents)  # noqa: G010 - no stdlib logger
+        raise HTTPException(status.HTTP_402_PAYMENT_REQUIRED, "over the limit")
+    log.info("card charged", order_id=body.order_id, amount_cents=body.amount_cents)
+    return ChargeView(charge_id=record.id)
+
+
+@app.get("/healthz", include_in_schema=False)
+async def healthz() -> dict[str, str]:
+    """Answer once the database is open; in no signal, see `exclude_paths`."""
+    return {"status": "ok"}

@@ -1,0 +1,84 @@
+"""Register and log in."""
+
+import secrets
+from typing import Annotated
+
+from fastapi import APIRouter, HTTPException, status
+from pydantic import BaseModel, Field, SecretStr
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+
+from example_app.database import Customer, SessionDep, Token
+from example_app.identity import digest_of, hash_password, is_password
+from fastapi_observe import DatabaseDep, LogDep, MetricsDep
+
+router = APIRouter(tags=["customers"])
+
+Email = Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$", max_length=254)]
+Password = Annotated[SecretStr, Field(min_length=8, max_length=200)]
+
+
+class Registration(BaseModel):
+    """Who wants to buy here."""
+
+    email: Email
+    name: str = Field(min_length=1, max_length=100)
+    password: Password
+
+
+class Login(BaseModel):
+    """What proves that it is them."""
+
+    email: Email
+    password: Password
+
+
+class CustomerView(BaseModel, from_attributes=True):
+    """A customer as they see themselves."""
+
+    id: int
+    email: str
+    name: str
+
+
+class LoginView(BaseModel):
+    """Send it as `Authorization: Bearer <token>`."""
+
+    token: str
+
+
+@router.post("/customers", status_code=status.HTTP_201_CREATED)
+async def register(
+    body: Registration, session: SessionDep, db: DatabaseDep, metrics: MetricsDep, log: LogDep
+) -> CustomerView:
+    """Register a customer; 409 if the address is taken."""
+    password_hash = await hash_password(body.password.get_secret_value())
+    customer = Customer(email=body.email, name=body.name, password_hash=password_hash)
+    session.add(customer)
+    try:
+        async with db.query("INSERT", table="customers"):
+            await session.commit()
+    except IntegrityError:
+        raise HTTPException(status.HTTP_409_CONFLICT, "this address is registered already") from None
+    metrics.business.user_registered()
+    log.info("customer registered", customer_id=customer.id)
+    return CustomerView.model_validate(customer)
+
+
+@router.post("/login")
+async def log_in(body: Login, session: SessionDep, db: DatabaseDep, metrics: MetricsDep, log: LogDep) -> LoginView:
+    """Give a token for the right password; 401 does not tell which of the two was wrong."""
+    statement = select(Customer).where(Customer.email == body.email)
+    async with db.query("SELECT", table="customers", statement=str(statement)):
+        customer = await session.scalar(statement)
+    fits = await is_password(body.password.get_secret_value(), customer.password_hash if customer else "")
+    if customer is None or not fits:
+        log.warn("login refused")  # noqa: G010 - no stdlib logger
+        raise HTTPException(status.HTTP_401_UNAUTHORIZED, "wrong address or password")
+    token = secrets.token_urlsafe(32)
+    session.add(Token(digest=digest_of(token), customer_id=customer.id))
+    async with db.query("INSERT", table="tokens"):
+        await session.commit()
+    metrics.business.user_logged_in()
+    log.info("customer logged in", customer_id=customer.id)
+    return LoginView(token=token)

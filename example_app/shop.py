@@ -1,0 +1,67 @@
+"""The shop. Start it alone with `uvicorn example_app.shop:app`, or with all its surroundings by `make run`."""
+
+from __future__ import annotations
+
+import os
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
+from fastapi.staticfiles import StaticFiles
+
+from example_app.database import ShopTables, open_database, seed
+from example_app.errors import ShopError, refuse
+from example_app.events import OrderEvents
+from example_app.routers import customers, orders, products, reports
+from example_app.routers.admin import admin
+from example_app.spans import span_file
+from fastapi_observe import install
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+PAYMENTS_URL = os.environ.get("PAYMENTS_URL", "http://127.0.0.1:8001")
+
+
+@asynccontextmanager
+async def lifespan(_app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    """Open the database; what is yielded here is every request's `request.state`."""
+    async with (
+        open_database("shop", ShopTables) as sessions,
+        observe.http_client(base_url=PAYMENTS_URL, service="payments") as payments,
+    ):
+        await seed(sessions)
+        yield {"sessions": sessions, "payments": payments}
+
+
+app = FastAPI(title="Shop", lifespan=lifespan)
+observe = install(
+    app,
+    service_name="shop",
+    sample_ratio=1.0,  # a demonstration keeps every trace; the default keeps one of ten
+    exclude_paths=("/healthz",),
+    span_processors=span_file("shop"),
+)
+app.state.events = OrderEvents()
+app.add_exception_handler(ShopError, refuse)
+app.include_router(products.router)
+app.include_router(customers.router)
+app.include_router(orders.router)
+app.include_router(orders.live)
+app.include_router(reports.router)
+app.mount("/admin", admin)
+app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
+
+
+@app.get("/", include_in_schema=False)
+async def home() -> RedirectResponse:
+    """Show what can be called."""
+    return RedirectResponse("/docs")
+
+
+@app.get("/healthz", include_in_schema=False)
+async def healthz() -> dict[str, str]:
+    """Answer once the database is open; in no signal, see `exclude_paths`."""
+    return {"status": "ok"}

@@ -1,0 +1,98 @@
+"""What path operations ask for: `Annotated` aliases for FastAPI's `Depends`, found through the request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import Depends
+from opentelemetry.trace import INVALID_SPAN, Span
+from starlette.requests import HTTPConnection
+
+from fastapi_observe.clients.database import DatabaseClient
+from fastapi_observe.clients.external import ExternalClient
+from fastapi_observe.middleware import OBSERVE
+from fastapi_observe.observability import Observability
+from fastapi_observe.records.exchange import EXCHANGE
+from fastapi_observe.signals.logs import ObserveLogger
+from fastapi_observe.signals.metrics import MetricsService
+from fastapi_observe.signals.tracing import TracingService
+
+if TYPE_CHECKING:
+    import httpx
+
+
+def observability_of(connection: HTTPConnection) -> Observability:
+    """Return what is installed on the app that serves this connection; `RuntimeError` without `install`."""
+    found = connection.scope.get(OBSERVE)
+    if found is None:
+        raise RuntimeError("fastapi-observe is not installed on this app: call install(app) where the app is created")
+    return found  # type: ignore[no-any-return]
+
+
+async def _tracing(connection: HTTPConnection) -> TracingService:
+    return observability_of(connection).tracing
+
+
+async def _metrics(connection: HTTPConnection) -> MetricsService:
+    return observability_of(connection).metrics
+
+
+async def _log(connection: HTTPConnection) -> ObserveLogger:
+    return observability_of(connection).log
+
+
+async def _database(connection: HTTPConnection) -> DatabaseClient:
+    return observability_of(connection).db
+
+
+async def _external(connection: HTTPConnection) -> ExternalClient:
+    return observability_of(connection).external
+
+
+async def _http(connection: HTTPConnection) -> httpx.AsyncClient:
+    return observability_of(connection).http
+
+
+async def _span(connection: HTTPConnection) -> Span:
+    observability_of(connection)
+    exchange = connection.scope.get(EXCHANGE)
+    return INVALID_SPAN if exchange is None or exchange.span is None else exchange.span
+
+
+async def _observability(connection: HTTPConnection) -> Observability:
+    return observability_of(connection)
+
+
+TracingDep = Annotated[TracingService, Depends(_tracing)]
+"""Spans: `with tracing.span("price order", items=3):`"""
+
+MetricsDep = Annotated[MetricsService, Depends(_metrics)]
+"""Metrics: `metrics.business.order_created()`"""
+
+LogDep = Annotated[ObserveLogger, Depends(_log)]
+"""Log lines: `log.info("order placed", order_id=7)`"""
+
+DatabaseDep = Annotated[DatabaseClient, Depends(_database)]
+"""Queries: `async with db.query("SELECT", table="orders"):`"""
+
+ExternalDep = Annotated[ExternalClient, Depends(_external)]
+"""Calls to other services: `async with external.call("billing", "get_invoice"):`"""
+
+SpanDep = Annotated[Span, Depends(_span)]
+"""The server span of this request: `span.set_attribute("shop.tenant", tenant)`"""
+
+ObservabilityDep = Annotated[Observability, Depends(_observability)]
+"""All of it: `observe.settings.service_name`"""
+
+if TYPE_CHECKING:
+    HttpClientDep = Annotated[httpx.AsyncClient, Depends(_http)]
+    """An httpx client shared by the app: `await http.get("https://billing.example/invoices/7")`"""
+
+
+def __getattr__(name: str) -> Any:
+    """Make `HttpClientDep` when it is asked for: httpx is slow to import."""
+    if name == "HttpClientDep":
+        import httpx  # noqa: PLC0415 - see above
+
+        return Annotated[httpx.AsyncClient, Depends(_http)]
+    raise AttributeError(f"module 'fastapi_observe.dependencies' has no attribute {name!r}")

@@ -1,0 +1,141 @@
+"""`install(app)`: wraps the built middleware stack of a FastAPI or Starlette app in the door."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+
+from fastapi_observe.middleware import Door, Seam, observing_handler
+from fastapi_observe.observability import Observability
+from fastapi_observe.settings import ObserveSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from starlette.types import ASGIApp
+
+_BUILDER = "build_middleware_stack"
+_SEAMED = "__observe_seamed__"
+
+
+def install(app: Starlette, settings: ObserveSettings | None = None, **overrides: Any) -> Observability:
+    """Give a FastAPI or Starlette app its traces, metrics and logs.
+
+    Call it where the app is created, before or after routes, middleware and exception handlers are added. `overrides`
+    are fields of `ObserveSettings`. The result stands in `app.state.observe` too; its `close()` uninstalls.
+
+    Raises `SettingsError` (a `ValueError`) for wrong settings, `TypeError` for what is no app, `RuntimeError` for a
+    second `install` and after the first request.
+    """
+    if not isinstance(app, Starlette):
+        raise TypeError(
+            f"install() needs a FastAPI or Starlette app, got {type(app).__name__}: "
+            "give it the app itself, before it is wrapped in other ASGI middleware"
+        )
+    if getattr(app.state, "observe", None) is not None:
+        raise RuntimeError("install(app) was called twice on the same app; call it once, where the app is created")
+    if app.middleware_stack is not None and not getattr(app, "_is_instrumented_by_opentelemetry", False):
+        raise RuntimeError("install(app) was called after the first request; call it where the app is created")
+    loaded = ObserveSettings.load(settings, **overrides)
+    if "service_name" not in loaded.model_fields_set and getattr(app, "title", "FastAPI") != "FastAPI":
+        loaded = loaded.model_copy(update={"service_name": app.title})  # type: ignore[attr-defined]
+    observability = Observability(app, loaded)
+    observability.on_close(_take_over_native(app) if loaded.native == "own" else _nothing)
+    _wrap_builder(app, functools.partial(Door, observability=observability), observability.on_close)
+    app.state.observe = observability
+    observability.on_close(functools.partial(delattr, app.state, "observe"))
+    return observability
+
+
+def _nothing() -> None:
+    """Undo nothing."""
+
+
+def _wrap_builder(
+    app: Starlette, door: Callable[[ASGIApp], ASGIApp], on_close: Callable[[Callable[[], None]], None]
+) -> None:
+    """Have the app build its stack inside `door`, with the seam in it, whenever that happens.
+
+    The stack is built at the first request: everything the user adds until then stands inside the door. Apps mounted
+    below get a seam of their own. `on_close` is given what undoes it.
+    """
+    original = app.build_middleware_stack
+    was_own = vars(app).get(_BUILDER)
+
+    @functools.wraps(original)
+    def build() -> ASGIApp:
+        for mounted in _mounted_apps(app.routes):
+            if mounted.middleware_stack is None and _SEAMED not in vars(mounted):
+                _wrap_builder(mounted, _no_door, on_close)
+        return door(_build_with_seam(app, original))
+
+    def undo() -> None:
+        delattr(app, _SEAMED)
+        if was_own is None:
+            delattr(app, _BUILDER)
+        else:
+            setattr(app, _BUILDER, was_own)
+        app.middleware_stack = None
+
+    setattr(app, _BUILDER, build)
+    setattr(app, _SEAMED, True)
+    app.middleware_stack = None
+    on_close(undo)
+
+
+def _no_door(stack: ASGIApp) -> ASGIApp:
+    """A mounted app has no door of its own: its requests come through that of the outer app."""
+    return stack
+
+
+def _build_with_seam(app: Starlette, original: Callable[[], ASGIApp]) -> ASGIApp:
+    """Build the stack with the seam innermost and the handlers of validation errors wrapped; leave the app as it is."""
+    middleware, handlers = app.user_middleware, app.exception_handlers
+    app.user_middleware = [*middleware, Middleware(Seam)]
+    app.exception_handlers = {
+        kind: observing_handler(handler) if kind in _validation_errors() else handler
+        for kind, handler in handlers.items()
+    }
+    try:
+        return original()
+    finally:
+        app.user_middleware, app.exception_handlers = middleware, handlers
+
+
+def _validation_errors() -> tuple[Any, ...]:
+    """Return FastAPI's validation errors; none where FastAPI was never imported."""
+    exceptions = sys.modules.get("fastapi.exceptions")
+    names = ("RequestValidationError", "WebSocketRequestValidationError")
+    return tuple(getattr(exceptions, name) for name in names if hasattr(exceptions, name))
+
+
+def _mounted_apps(routes: Any) -> Iterator[Starlette]:
+    """Walk the FastAPI and Starlette apps mounted anywhere below, each once."""
+    for route in routes:
+        inner = getattr(route, "app", None)
+        if isinstance(inner, Starlette):
+            yield inner
+            yield from _mounted_apps(inner.routes)
+        elif getattr(route, "effective_route_contexts", None) is not None:
+            yield from _mounted_apps(
+                getattr(context, "original_route", context) for context in route.effective_route_contexts()
+            )
+        elif hasattr(route, "routes"):
+            yield from _mounted_apps(route.routes)
+
+
+def _take_over_native(app: Any) -> Callable[[], None]:
+    """Switch FastAPI's native telemetry (0.142 and later) off for this app; return the undo.
+
+    Its configuration is a private dict, read at each request; where it is missing there is nothing to take over.
+    """
+    config = getattr(app, "_telemetry", None)
+    if not isinstance(config, dict):
+        return _nothing
+    before = {name: config[name] for name in ("tracing", "metrics", "logs") if name in config}
+    config.update(dict.fromkeys(before, False))
+    return functools.partial(config.update, before)

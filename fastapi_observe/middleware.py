@@ -1,0 +1,193 @@
+"""The door that every request goes through, and the two seams inside the app that tell it what happened."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio.to_thread
+from opentelemetry import context as otel_context
+
+from fastapi_observe.records.exchange import EXCHANGE
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from fastapi_observe.observability import Observability
+    from fastapi_observe.records.exchange import Exchange
+
+OBSERVE: Final = "fastapi_observe"
+"""Key of the `Observability` in the ASGI scope: that of the outermost installed app."""
+
+IDS: Final = "__observe_ids__"
+"""Attribute that an exception takes along: (trace id, span id, request id), for the server's crash log."""
+
+
+class Door:
+    """Stands outside the whole app: makes the record, opens the signals, calls the app."""
+
+    def __init__(self, app: ASGIApp, observability: Observability) -> None:
+        settings = observability.settings
+        self.app = app
+        self._observability = observability
+        self._metrics_path = settings.metrics_path if settings.metrics else None
+        self._excluded = Excluded(settings.exclude_paths, settings.exclude_urls)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, measured once."""
+        kind = scope["type"]
+        if (kind != "http" and kind != "websocket") or EXCHANGE in scope:  # noqa: PLR1714 - this is the hot path
+            await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
+            return
+        observability = self._observability
+        path = scope["path"]
+        if path == self._metrics_path or (self._metrics_path is not None and self._is_metrics(scope)):
+            if kind == "http" and scope["method"] in {"GET", "HEAD"}:
+                await self._answer_metrics(scope, send)
+                return
+        try:
+            observability.started()
+            scope.setdefault(OBSERVE, observability)
+            # FastAPI's and Starlette's own telemetry inside (mounted apps, middleware) stand back when they see these.
+            scope.setdefault("fastapi.telemetry", None)
+            scope.setdefault("starlette.opentelemetry", True)
+            if self._excluded and self._excluded.match(path):
+                exchange = None
+            else:
+                exchange = observability.open(scope, receive, send)
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
+            observability.faults("open", exc)
+            exchange = None
+        if exchange is None:
+            await self.app(scope, receive, send)
+            return
+        scope[EXCHANGE] = exchange
+        await self._through(exchange, scope)
+
+    async def _through(self, exchange: Exchange, scope: Scope) -> None:
+        token = otel_context.attach(exchange.context)  # type: ignore[arg-type]
+        raised: BaseException | None = None
+        try:
+            await self.app(scope, exchange.receive, exchange.send)
+        except BaseException as exc:
+            raised = exc
+            self._give_ids(exc, exchange)
+            raise
+        finally:
+            try:
+                exchange.leave(raised)
+            except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
+                self._observability.faults("leave", exc)
+            raised = None
+            try:
+                token.var.reset(token)
+            except ValueError:  # closed from another task: there is nothing to restore there
+                pass
+
+    def _give_ids(self, exc: BaseException, exchange: Exchange) -> None:
+        try:
+            setattr(exc, IDS, (exchange.trace_id, exchange.span_id, exchange.request_id))
+        except Exception:  # noqa: BLE001, S110 - an exception may forbid attributes; then the crash log has no ids
+            pass
+
+    def _is_metrics(self, scope: Scope) -> bool:
+        root = scope.get("root_path")
+        path: str = scope["path"]
+        return bool(root) and path.startswith(root) and path[len(root) :] == self._metrics_path
+
+    async def _answer_metrics(self, scope: Scope, send: Send) -> None:
+        """Answer with the metrics, rendered in a worker thread."""
+        headers = {name: value.decode("latin-1") for name, value in scope.get("headers") or ()}
+        head, body = await anyio.to_thread.run_sync(
+            self._observability.metrics.render, headers.get(b"accept", ""), headers.get(b"accept-encoding", "")
+        )
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Start with the app and flush when it has shut down."""
+        observability = self._observability
+
+        async def watched(message: Message) -> None:
+            try:
+                if message["type"] == "lifespan.startup.complete":
+                    observability.started()
+                elif message["type"].startswith("lifespan.shutdown."):
+                    await observability.stop()
+            except Exception as exc:  # noqa: BLE001 - a fault of ours never stops the app's start or end
+                observability.faults("lifespan", exc)
+            await send(message)
+
+        await self.app(scope, receive, watched)
+
+
+class Excluded:
+    """Paths that no signal reports."""
+
+    def __init__(self, paths: tuple[str, ...], patterns: tuple[str, ...]) -> None:
+        self._exact = frozenset(path for path in paths if not path.endswith("*"))
+        self._prefixes = tuple(path[:-1] for path in paths if path.endswith("*"))
+        self._patterns = tuple(re.compile(pattern) for pattern in patterns)
+        self._any = bool(paths or patterns)
+
+    def __bool__(self) -> bool:
+        return self._any
+
+    def match(self, path: str) -> bool:
+        """Tell whether `path` is excluded."""
+        return (
+            path in self._exact
+            or path.startswith(self._prefixes)
+            or any(pattern.search(path) for pattern in self._patterns)
+        )
+
+
+class Seam:
+    """Stands inside all user middleware: notes the scope that the router fills and an exception before it is handled."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        exchange: Exchange | None = scope.get(EXCHANGE)
+        if exchange is None:
+            await self.app(scope, receive, send)
+            return
+        exchange.scope = scope
+        try:
+            await self.app(scope, receive, send)
+        except BaseException as exc:
+            exchange.noted = exc
+            raise
+
+
+def observing_handler(handler: Any) -> Any:
+    """Wrap a handler of validation errors: the locations and types of the errors are noted for the exchange."""
+    from fastapi_observe.records.validation import declared_errors  # noqa: PLC0415 - only an app with validation
+
+    def note(connection: Any, exc: Any) -> None:
+        scope = connection.scope
+        exchange: Exchange | None = scope.get(EXCHANGE)
+        if exchange is None:
+            return
+        try:
+            context = (scope.get("fastapi") or {}).get("effective_route_context")
+            exchange.validation_errors = declared_errors(exc.errors(), context or scope.get("route"))
+        except Exception as fault:  # noqa: BLE001 - a fault of ours never reaches the request
+            exchange.observability.faults("validation", fault)
+
+    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None)):  # noqa: B004
+
+        async def observing_async(connection: Any, exc: Any) -> Any:
+            note(connection, exc)
+            return await handler(connection, exc)
+
+        return observing_async
+
+    def observing(connection: Any, exc: Any) -> Any:
+        note(connection, exc)
+        return handler(connection, exc)
+
+    return observing

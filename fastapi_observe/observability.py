@@ -1,0 +1,330 @@
+"""`Observability`: the settings, the signals and the clients of one installed app; what `install` returns."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
+from weakref import WeakKeyDictionary
+
+import anyio
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+
+from fastapi_observe.clients.database import DatabaseClient
+from fastapi_observe.clients.external import ExternalClient
+from fastapi_observe.records.exchange import CONTEXT_KEY, REQUEST_ID, Exchange, WebSocketExchange, current_exchange
+from fastapi_observe.records.faults import Faults
+from fastapi_observe.records.operation import Operation
+from fastapi_observe.records.routing import Routes
+from fastapi_observe.runtime import background
+from fastapi_observe.runtime.saturation import Saturation
+from fastapi_observe.runtime.system import register_system_metrics
+from fastapi_observe.signals.logs import Logs
+from fastapi_observe.signals.metrics import MetricsService
+from fastapi_observe.signals.tracing import TracingService
+from fastapi_observe.signals.user_spans import traced_with
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import httpx
+    from opentelemetry.trace import Tracer
+    from starlette.applications import Starlette
+    from starlette.types import Receive, Scope, Send
+
+    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.signals.logs import ObserveLogger
+
+SHUTDOWN_BUDGET: Final = 2.0
+"""Seconds that flushing may take at shutdown, for all signals together."""
+
+_open: list[Observability] = []
+"""What is installed in this process and not closed; read by `current()` alone."""
+
+
+class Signal(Protocol):
+    """Who reports exchanges and operations. A new signal is one class like this and one line in `Observability`."""
+
+    def open_exchange(self, exchange: Exchange, /) -> None:
+        """A request arrives."""
+
+    def start_exchange(self, exchange: Exchange, /) -> None:
+        """A WebSocket was accepted, or the response of an adopted span begins; the endpoint is known."""
+
+    def close_exchange(self, exchange: Exchange, /) -> None:
+        """A request has ended; everything about it is known."""
+
+    def open_operation(self, operation: Operation, /) -> None:
+        """A piece of work begins."""
+
+    def close_operation(self, operation: Operation, /) -> None:
+        """A piece of work has ended."""
+
+
+class Observability:
+    """Everything that `install` gave an app.
+
+    `tracing`, `metrics` and `log` are what users call; `db` and `external` measure queries and calls; `http` is an
+    httpx client that does it by itself.
+    """
+
+    def __init__(self, app: Starlette, settings: ObserveSettings) -> None:
+        self.settings = settings
+        self.faults = Faults()
+        self.routes = Routes(app)
+        self.tracing = TracingService(settings, self.faults)
+        self.metrics = MetricsService(settings, self.faults)
+        self.logs = Logs(settings, self.faults)
+        self.db = DatabaseClient(self)
+        self.external = ExternalClient(self)
+        self.saturation = Saturation(self.metrics.registry)
+        self._signals: tuple[tuple[str, int, Signal], ...] = tuple(
+            (name, 1 << at, signal)
+            for at, (name, signal, wanted) in enumerate(
+                (
+                    ("tracing", self.tracing, settings.tracing),
+                    ("metrics", self.metrics, settings.metrics),
+                    ("logs", self.logs, settings.logs),
+                )
+            )
+            if wanted
+        )
+        self._request_id_header = settings.request_id_header.lower().encode()
+        self._clients: WeakKeyDictionary[Any, httpx.AsyncClient] = WeakKeyDictionary()
+        self._more_clients: list[httpx.AsyncClient] = []
+        self._undo: list[Callable[[], None]] = []
+        self._loop: Any = None
+        self.closed = False
+        register_system_metrics(self.metrics.registry, settings, self.faults)
+        if settings.logs:
+            self.logs.start()
+        background.watch()
+        _open.append(self)
+
+    @property
+    def log(self) -> ObserveLogger:
+        """The logger: `log.info("...", order_id=7)`."""
+        return self.logs.log
+
+    # What the door calls
+
+    def open(self, scope: Scope, receive: Receive, send: Send) -> Exchange:
+        """Begin the record of a request and tell every signal."""
+        kind = WebSocketExchange if scope["type"] == "websocket" else Exchange
+        exchange = kind(scope, receive, send, self.faults, self._report)
+        exchange.observability = self
+        for name, bit, signal in self._signals:
+            try:
+                signal.open_exchange(exchange)
+                exchange.opened |= bit
+            except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
+                self.faults(f"{name}.open_exchange", exc)
+        self._stamp(exchange)
+        if exchange.websocket or exchange.adopted:
+            exchange.on_start = self._start
+        base = exchange.context
+        exchange.context = otel_context.set_value(CONTEXT_KEY, exchange, base)
+        return exchange
+
+    def _stamp(self, exchange: Exchange) -> None:
+        """Choose the request id and the headers that every response carries."""
+        given = exchange.headers.get(self._request_id_header)
+        if given is not None and REQUEST_ID.fullmatch(given):
+            exchange.request_id = given.decode("ascii")
+        else:
+            exchange.request_id = exchange.trace_id or uuid.uuid4().hex
+        exchange.stamps.append((self._request_id_header, exchange.request_id.encode()))
+        if exchange.sampled and self.settings.response_trace_header:
+            exchange.stamps.append((b"traceresponse", f"00-{exchange.trace_id}-{exchange.span_id}-01".encode()))
+
+    def _start(self, exchange: Exchange) -> None:
+        exchange.endpoint = self.routes.template(exchange.scope, exchange.status_code)
+        for name, bit, signal in self._signals:
+            if exchange.opened & bit:
+                try:
+                    signal.start_exchange(exchange)
+                except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
+                    self.faults(f"{name}.start_exchange", exc)
+
+    def _report(self, exchange: Exchange) -> None:
+        """Tell every signal that was opened how the request ended."""
+        try:
+            exchange.endpoint = self.routes.template(exchange.scope, exchange.status_code)
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
+            self.faults("routing", exc)
+        for name, bit, signal in self._signals:
+            if exchange.opened & bit:
+                try:
+                    signal.close_exchange(exchange)
+                except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
+                    self.faults(f"{name}.close_exchange", exc)
+
+    # What the clients call
+
+    def open_operation(self, operation: Operation) -> None:
+        """Tell every signal that a piece of work begins."""
+        for name, _, signal in self._signals:
+            try:
+                signal.open_operation(operation)
+            except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+                self.faults(f"{name}.open_operation", exc)
+
+    def close_operation(self, operation: Operation) -> None:
+        """Tell every signal how a piece of work ended; the span's context is left last."""
+        for name, _, signal in reversed(self._signals):
+            try:
+                signal.close_operation(operation)
+            except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+                self.faults(f"{name}.close_operation", exc)
+
+    def background(self, exchange: Exchange, function: Any) -> Operation:
+        """Measure one background task of a request."""
+        endpoint = exchange.endpoint
+        if not exchange.reported:
+            endpoint = self.routes.template(exchange.scope, exchange.status_code)
+        name = getattr(function, "__qualname__", type(function).__name__)
+        return Operation(self, "background", f"background {name}", {"endpoint": endpoint}, {"code.function.name": name})
+
+    # What users call
+
+    @property
+    def http(self) -> httpx.AsyncClient:
+        """An `httpx.AsyncClient`, one for each event loop, closed at shutdown: calls are measured and traced."""
+        key = _running_loop() or self
+        client = self._clients.get(key)
+        if client is None or client.is_closed:
+            client = self._clients[key] = self._new_client(None)
+        return client
+
+    def http_client(self, service: str | None = None, **options: Any) -> httpx.AsyncClient:
+        """Return a new observed `httpx.AsyncClient`; closed at shutdown unless you close it before.
+
+        `service` is the metric label and the span's `peer.service` (default: the host); `options` are httpx's own.
+        """
+        client = self._new_client(service, **options)
+        self._more_clients.append(client)
+        return client
+
+    def _new_client(self, service: str | None, **options: Any) -> httpx.AsyncClient:
+        from fastapi_observe.clients.httpx import observed_client  # noqa: PLC0415 - httpx is slow to import
+
+        return observed_client(self.external, service, **options)
+
+    # Lifetime
+
+    def started(self) -> None:
+        """Begin what needs the running event loop; again after a restart in another loop."""
+        loop = _running_loop()
+        if loop is not None and loop is not self._loop:
+            self._loop = loop
+            self.saturation.start(loop)
+
+    async def stop(self) -> None:
+        """Close the clients and flush every signal, within two seconds; what was installed stays installed."""
+        self.saturation.stop()
+        self._loop = None
+        clients = [*self._clients.values(), *self._more_clients]
+        self._clients.clear()
+        self._more_clients.clear()
+        for client in clients:
+            try:
+                await client.aclose()
+            except Exception as exc:  # noqa: BLE001 - a client of another loop cannot be closed here
+                self.faults("http.close", exc)
+        deadline = monotonic() + SHUTDOWN_BUDGET
+        thread = threading.Thread(target=self.flush, name="fastapi-observe-flush", daemon=True)
+        thread.start()
+        while thread.is_alive() and monotonic() < deadline:
+            await anyio.sleep(0.005)
+
+    def flush(self, timeout: float = SHUTDOWN_BUDGET) -> None:
+        """Write and export what is waiting, for about `timeout` seconds."""
+        for site, flush in (("logs.flush", self.logs.flush), ("tracing.flush", self.tracing.flush)):
+            try:
+                flush(timeout)
+            except Exception as exc:  # noqa: BLE001 - the other signal is flushed all the same
+                self.faults(site, exc)
+
+    def on_close(self, undo: Callable[[], None]) -> None:
+        """Have `undo` called by `close`."""
+        self._undo.append(undo)
+
+    def close(self) -> None:
+        """Uninstall: the app is as it was, threads have ended, process-wide hooks are gone. A second call does nothing."""
+        if self.closed:
+            return
+        self.closed = True
+        _open.remove(self)
+        background.unwatch()
+        for undo in reversed(self._undo):
+            undo()
+        self.saturation.close()
+        self.flush()
+        for site, close in (
+            ("tracing", self.tracing.close),
+            ("metrics", self.metrics.close),
+            ("logs", self.logs.close),
+        ):
+            try:
+                close()
+            except Exception as exc:  # noqa: BLE001 - the others are closed all the same
+                self.faults(f"{site}.close", exc)
+
+
+def current() -> Observability:
+    """Return what is installed, for code far from any request object.
+
+    Inside a request: that of its app. Outside: the only installed one; `RuntimeError` if there is none or several.
+    """
+    exchange = current_exchange()
+    if exchange is not None:
+        found: Observability = exchange.observability
+        return found
+    if len(_open) == 1:
+        return _open[0]
+    if not _open:
+        raise RuntimeError("fastapi-observe is not installed: call install(app) where the app is created")
+    raise RuntimeError(
+        f"{len(_open)} apps are installed in this process and no request is being served: "
+        "use app.state.observe of the one you mean"
+    )
+
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+
+@overload
+def traced(function: F, /) -> F: ...
+
+
+@overload
+def traced(name: str | None = None, /, **attributes: Any) -> Callable[[F], F]: ...
+
+
+def traced(function: Any = None, /, **attributes: Any) -> Any:
+    """Decorate a function, coroutine function, generator or async generator: each call is a span.
+
+    `@traced`, `@traced("price order")` or `@traced("price order", tier="gold")`; the name is the function's own unless
+    given. Inside a request the spans go where its app's spans go, elsewhere to the global tracer provider.
+    """
+    name = function if isinstance(function, str) else None
+    decorate = traced_with(_current_tracer, name, attributes)
+    return decorate(function) if callable(function) else decorate
+
+
+def _current_tracer() -> Tracer:
+    exchange = current_exchange()
+    if exchange is not None:
+        tracer: Tracer = exchange.observability.tracing.tracer
+        return tracer
+    return trace.get_tracer("fastapi_observe")
+
+
+def _running_loop() -> Any:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:  # no loop here, or trio's
+        return None

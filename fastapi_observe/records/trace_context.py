@@ -1,0 +1,111 @@
+"""`TraceContext`: where a trace stands, as a value that can be stored, sent and continued."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import baggage, trace
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.context import Context
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_TRACE_ID_LENGTH = 32
+_SPAN_ID_LENGTH = 16
+
+
+def _is_id(text: object, length: int) -> bool:
+    return (
+        isinstance(text, str) and len(text) == length and set(text) <= set("0123456789abcdef") and text.strip("0") != ""
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TraceContext:
+    """A point in a trace (W3C Trace Context and Baggage).
+
+    `trace_id` is 32 and `span_id` 16 lower-case hexadecimal digits, neither all zero; anything else raises
+    `ValueError`. `baggage` travels on with `to_headers()`; `attributes` are the caller's own facts, kept in
+    `to_dict()` only.
+    """
+
+    trace_id: str
+    span_id: str
+    sampled: bool = True
+    baggage: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    trace_state: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value, length in (
+            ("trace_id", self.trace_id, _TRACE_ID_LENGTH),
+            ("span_id", self.span_id, _SPAN_ID_LENGTH),
+        ):
+            if not _is_id(value, length):
+                raise ValueError(
+                    f"{name}={value!r:.80} is not valid: give {length} lower-case hexadecimal digits, not all zero"
+                )
+
+    @classmethod
+    def current(cls) -> Self | None:
+        """Return where the calling code stands, or None outside any trace."""
+        return cls.from_context(None)
+
+    @classmethod
+    def from_context(cls, context: Context | None) -> Self | None:
+        """Return the trace context in an OpenTelemetry context (None: the current one), or None if there is none."""
+        at = trace.get_current_span(context).get_span_context()
+        if not at.is_valid:
+            return None
+        return cls(
+            trace_id=format(at.trace_id, "032x"),
+            span_id=format(at.span_id, "016x"),
+            sampled=at.trace_flags.sampled,
+            baggage={name: str(value) for name, value in baggage.get_all(context).items()},
+            trace_state=at.trace_state.to_header(),
+        )
+
+    @classmethod
+    def from_headers(cls, headers: Mapping[str, str]) -> Self | None:
+        """Read `traceparent`, `tracestate` and `baggage`; names in any case. None if there is no valid trace."""
+        carrier = {name.lower(): value for name, value in headers.items()}
+        context = TraceContextTextMapPropagator().extract(carrier, Context())
+        return cls.from_context(W3CBaggagePropagator().extract(carrier, context))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` gave; unknown or missing keys raise `ValueError`."""
+        try:
+            return cls(**data)
+        except TypeError as exc:
+            raise ValueError(f"not a trace context: {exc}; give a mapping made by TraceContext.to_dict()") from exc
+
+    def to_headers(self) -> dict[str, str]:
+        """Return `traceparent`, and `tracestate` and `baggage` if there are any."""
+        carrier: dict[str, str] = {}
+        context = self.to_context(Context())
+        TraceContextTextMapPropagator().inject(carrier, context)
+        W3CBaggagePropagator().inject(carrier, context)
+        return carrier
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON, a queue or a table; `from_dict` reads it."""
+        return asdict(self)
+
+    def to_context(self, context: Context | None = None) -> Context:
+        """Return `context` (None: the current one) moved to this point: spans opened in it continue this trace."""
+        for name, value in self.baggage.items():
+            context = baggage.set_baggage(name, value, context)
+        at = SpanContext(
+            trace_id=int(self.trace_id, 16),
+            span_id=int(self.span_id, 16),
+            is_remote=True,
+            trace_flags=TraceFlags(TraceFlags.SAMPLED if self.sampled else TraceFlags.DEFAULT),
+            trace_state=TraceState.from_header([self.trace_state]) if self.trace_state else None,
+        )
+        return trace.set_span_in_context(NonRecordingSpan(at), context)

@@ -1,0 +1,287 @@
+"""How one log line looks: a JSON encoder that takes any Python object, and readable text for a terminal."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import traceback
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
+from datetime import date, datetime, time
+from enum import Enum
+from itertools import islice
+from time import gmtime, strftime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
+
+import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MAX_LINE: Final = 16_384
+"""Most bytes of one JSON line, its newline included."""
+
+MAX_MESSAGE: Final = 4096
+MAX_STACKTRACE: Final = 8192
+MAX_VALUE: Final = 2048
+"""Most characters of a message, of a stack trace and of one value."""
+
+
+class Limits(NamedTuple):
+    """How much of a line the sanitising walk keeps: depth, keys of one object, characters."""
+
+    depth: int
+    keys: int
+    value: int
+    message: int
+    stacktrace: int
+    name: int
+
+
+LIMITS: Final = (
+    Limits(6, 64, MAX_VALUE, MAX_MESSAGE, MAX_STACKTRACE, 256),
+    Limits(4, 32, 512, 2048, 4096, 256),
+    Limits(2, 16, 64, 512, 1024, 128),
+)
+SMALLEST: Final = Limits(0, 0, 0, 200, 400, 100)
+"""Fits whatever the text is: a character takes at most seven bytes."""
+
+CONTROL: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"  # noqa: PLE2502, RUF001
+)
+"""What could move a terminal's cursor, break a line or turn the reading direction."""
+
+LEVEL_COLOURS: Final = {"debug": "\x1b[2m", "info": "\x1b[32m", "warn": "\x1b[33m", "error": "\x1b[31m"}
+RESET: Final = "\x1b[0m"
+
+
+class Timestamps:
+    """Writes times as RFC 3339 in UTC with microseconds; keeps the part before the point for a second."""
+
+    __slots__ = ("_second",)
+
+    def __init__(self) -> None:
+        self._second: tuple[int, str] = (-1, "")
+
+    def __call__(self, nanoseconds: int) -> str:
+        """Write the time `nanoseconds` after the epoch."""
+        seconds, rest = divmod(nanoseconds, 1_000_000_000)
+        second = self._second
+        if second[0] != seconds:
+            second = self._second = (seconds, strftime("%Y-%m-%dT%H:%M:%S.", gmtime(seconds)))
+        return f"{second[1]}{rest // 1000:06d}Z"
+
+
+def encode_line(line: dict[str, Any]) -> bytes:
+    """Encode `line` (the reserved keys of the contract) as one line of JSON of at most 16 KiB, whatever is in it."""
+    try:
+        data = orjson.dumps(line, _plain, orjson.OPT_APPEND_NEWLINE)
+    except Exception:  # noqa: BLE001 - cycles, keys, surrogates: the walk takes what orjson does not
+        return _encode_safely(line)
+    if not data.isascii():
+        data = _escape_separators(data)
+    return data if len(data) <= MAX_LINE else _encode_safely(line)
+
+
+def describe_exception(exc: BaseException) -> dict[str, str]:
+    """Describe `exc` as the contract's `exception` object; no variable values are shown."""
+    try:
+        stacktrace = "".join(traceback.format_exception(exc))
+    except Exception:  # noqa: BLE001 - exception classes may override anything
+        stacktrace = "<unprintable stacktrace>"
+    if len(stacktrace) > MAX_STACKTRACE:  # the end tells what happened
+        stacktrace = "…" + stacktrace[1 - MAX_STACKTRACE :]
+    return {"type": type(exc).__qualname__, "message": text_of(exc), "stacktrace": stacktrace}
+
+
+def text_of(value: object, limit: int = MAX_VALUE) -> str:
+    """Return `str(value)`, at most `limit` characters; `<unprintable TypeName>` if it raises."""
+    try:
+        return cut(str(value), limit)
+    except Exception:  # noqa: BLE001 - any object may come
+        return _unprintable(value)
+
+
+def cut(text: str, limit: int) -> str:
+    """Return `text`, at most `limit` characters of it; a cut shows as `…`."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _unprintable(value: object) -> str:
+    return f"<unprintable {type.__dict__['__name__'].__get__(type(value))}>"
+
+
+def _plain(value: Any) -> Any:
+    """Turn what orjson does not know into what it does."""
+    with suppress(Exception):
+        if isinstance(value, bytes | bytearray | memoryview):
+            return bytes(value).decode("latin-1")
+        if isinstance(value, set | frozenset | deque):
+            return list(value)
+        if isinstance(value, Mapping):
+            return dict(value)
+        if isinstance(value, float):
+            return float.__float__(value)
+    return text_of(value)
+
+
+def _escape_separators(data: bytes) -> bytes:
+    """Escape the three characters beyond ASCII that some readers take for the end of a line."""
+    for raw, escaped in ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"), (b"\xc2\x85", b"\\u0085")):
+        data = data.replace(raw, escaped)
+    return data
+
+
+def _encode_safely(line: dict[str, Any]) -> bytes:
+    for limits in LIMITS:
+        data = _encode_within(line, limits)
+        if len(data) <= MAX_LINE:
+            return data
+    return _encode_within({**line, "fields": {}}, SMALLEST)
+
+
+def _encode_within(line: dict[str, Any], limits: Limits) -> bytes:
+    kept: dict[str, Any] = {}
+    for key, value in line.items():
+        if key == "fields":
+            kept[key] = _tame(value, limits, limits.depth, ())
+        elif key == "exception":
+            kept[key] = {
+                "type": _legible(value["type"], limits.name),
+                "message": _legible(value["message"], max(limits.value, limits.name)),
+                "stacktrace": _legible(value["stacktrace"], limits.stacktrace),
+            }
+        else:
+            kept[key] = _legible(value, limits.message if key == "message" else limits.name)
+    return _escape_separators(orjson.dumps(kept, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def _legible(text: str, limit: int) -> str:
+    """Cut `text` and write its lone surrogates as escapes."""
+    return cut(str.__str__(text), limit).encode("utf-8", "backslashreplace").decode()
+
+
+def _tame(value: Any, limits: Limits, depth: int, above: tuple[int, ...]) -> Any:
+    """Turn any object into what JSON can say, within `limits`; `above` are the ids of what it is in."""
+    try:
+        scalar, tamed = _tame_scalar(value, limits)
+        if scalar:
+            return tamed
+        if id(value) in above:
+            return "<cycle>"
+        members = _members(value)
+        if members is None:
+            return _legible(text_of(value, limits.value), limits.value)
+        if depth < 0:
+            return "<too deep>"
+        above = (*above, id(value))
+        if isinstance(members, list):
+            return [_tame(each, limits, depth - 1, above) for each in members[: limits.keys]]
+        return {
+            _legible(text_of(key), 128): _tame(each, limits, depth - 1, above)
+            for key, each in islice(members.items(), limits.keys)
+        }
+    except Exception:  # noqa: BLE001 - any object may come
+        return _legible(_unprintable(value), limits.name)
+
+
+def _tame_scalar(value: Any, limits: Limits) -> tuple[bool, Any]:
+    """Return whether `value` is a scalar, and what is written for it."""
+    if value is None or isinstance(value, bool):
+        return True, value
+    if isinstance(value, Enum):
+        return _tame_scalar(value.value, limits)
+    if isinstance(value, str):
+        return True, _legible(value, limits.value)
+    if isinstance(value, int):
+        number = int.__int__(value)
+        return True, number if -(2**63) <= number < 2**64 else text_of(number, limits.value)
+    if isinstance(value, float):
+        real = float.__float__(value)
+        return True, real if math.isfinite(real) else None
+    if isinstance(value, bytes | bytearray | memoryview):
+        return True, _legible(bytes(value[: limits.value]).decode("latin-1"), limits.value)
+    if isinstance(value, datetime | date | time):
+        return True, value.isoformat()
+    return False, None
+
+
+def _members(value: Any) -> dict[Any, Any] | list[Any] | None:
+    """Return what a container holds, None if `value` is none."""
+    if isinstance(value, dict):
+        return dict(dict.items(value))
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return list(islice(value, LIMITS[0].keys))
+    if is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclass_fields(value) if not field.name.startswith("_")]
+        return {name: getattr(value, name) for name in names}
+    return None
+
+
+class TextFormat:
+    """Writes lines for the person at the terminal `stream`: short ids, colours if it can show them."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+        isatty = getattr(stream, "isatty", None)
+        self._colours = bool(isatty and isatty()) and not os.environ.get("NO_COLOR")
+        try:
+            "✓✗…".encode(self._encoding)
+            self._marks = {"info": "✓", "warn": "!", "error": "✗"}
+        except (UnicodeEncodeError, LookupError):
+            self._marks = {"info": "+", "warn": "!", "error": "x"}
+            self._encoding = "ascii"
+
+    def line(self, line: dict[str, Any]) -> bytes:
+        """Write any line: time, level, message, fields, short trace id; a stack trace follows indented."""
+        level = line["level"]
+        parts = [f"{self._head(level, level.upper().ljust(5))} {legible_text(line['message'])}"]
+        fields = " ".join(f"{legible_text(key)}={_readable(value)}" for key, value in line["fields"].items())
+        return self._finish(line, [*parts, fields])
+
+    def request(self, line: dict[str, Any]) -> bytes:
+        """Write a request line: time, mark, method, endpoint, status, duration, short trace id."""
+        fields = line["fields"]
+        what = f"{fields['method']} {legible_text(fields['endpoint'])}"
+        if fields["endpoint"] == "unmatched":
+            what = f"{fields['method']} {legible_text(fields['url'])}"
+        head = self._head(line["level"], self._marks[line["level"]])
+        status = f"closed {fields['close_code']}" if "close_code" in fields else str(fields["status_code"])
+        odd = "" if fields["outcome"] in {"ok", "client_error", "server_error"} else fields["outcome"]
+        return self._finish(line, [f"{head} {what}", status, f"{fields['duration_ms']:.0f} ms", odd])
+
+    def _head(self, level: str, mark: str) -> str:
+        now = datetime.now().astimezone().strftime("%H:%M:%S.%f")[:-3]
+        if not self._colours:
+            return f"{now} {mark}"
+        return f"{now} {LEVEL_COLOURS.get(level, LEVEL_COLOURS['error'])}{mark}{RESET}"
+
+    def _finish(self, line: dict[str, Any], parts: Iterable[str]) -> bytes:
+        text = "  ".join(part for part in [*parts, line.get("trace_id", "")[:8]] if part) + "\n"
+        if "exception" in line:
+            for row in line["exception"]["stacktrace"].splitlines():
+                text += f"    {legible_text(row)}\n"
+        return text.encode(self._encoding, "backslashreplace")
+
+
+def legible_text(value: object) -> str:
+    """Return `value` as text with every control character written as an escape."""
+    return CONTROL.sub(_escape_character, text_of(value, MAX_MESSAGE))
+
+
+def _escape_character(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}"  # noqa: PLR2004 - one byte
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, str):
+        text = legible_text(value)
+        return f'"{text}"' if not text or " " in text else text
+    return legible_text(orjson.dumps(_tame(value, LIMITS[1], LIMITS[1].depth, ())).decode())

@@ -1,0 +1,109 @@
+"""Where spans come from and go to: the OpenTelemetry provider, its sampler, its resource and its exporter."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider, sampling
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+    from fastapi_observe.settings import ObserveSettings
+
+LONGEST_VALUE = 2048
+"""Characters of a string attribute; the rest is cut."""
+
+
+class ObserveTracerProvider(TracerProvider):
+    """A tracer provider made by `install`, told apart from one that the user set."""
+
+
+def make_provider(settings: ObserveSettings) -> tuple[trace.TracerProvider, bool]:
+    """Return the provider to use and whether it is ours to shut down.
+
+    The user's own (given, or set globally) is joined; ours becomes the global one if none is set.
+    """
+    if settings.tracer_provider is not None:
+        return settings.tracer_provider, False
+    current = trace.get_tracer_provider()
+    if isinstance(current, TracerProvider) and not isinstance(current, ObserveTracerProvider):
+        for processor in settings.span_processors:
+            current.add_span_processor(processor)
+        return current, False
+    provider = ObserveTracerProvider(
+        sampler=make_sampler(settings),
+        resource=make_resource(settings),
+        span_limits=SpanLimits(max_span_attribute_length=LONGEST_VALUE, max_attribute_length=LONGEST_VALUE),
+        shutdown_on_exit=False,
+    )
+    for processor in settings.span_processors:
+        provider.add_span_processor(processor)
+    exporter = make_exporter(settings)
+    if exporter is not None:
+        provider.add_span_processor(
+            BatchSpanProcessor(
+                exporter,
+                max_queue_size=settings.queue_size,
+                schedule_delay_millis=settings.batch_delay * 1000,
+                max_export_batch_size=min(settings.batch_size, settings.queue_size),
+            )
+        )
+    if isinstance(current, trace.ProxyTracerProvider):
+        trace.set_tracer_provider(provider)
+    return provider, True
+
+
+def make_sampler(settings: ObserveSettings) -> sampling.Sampler:
+    """Return the sampler that `settings.sampler` names."""
+    root: sampling.Sampler
+    if settings.sampler.endswith("always_on"):
+        root = sampling.ALWAYS_ON
+    elif settings.sampler.endswith("always_off"):
+        root = sampling.ALWAYS_OFF
+    else:
+        root = sampling.TraceIdRatioBased(settings.sample_ratio)
+    return sampling.ParentBased(root) if settings.sampler.startswith("parentbased") else root
+
+
+def make_resource(settings: ObserveSettings) -> Resource:
+    """Describe this service (OpenTelemetry resource conventions); `OTEL_RESOURCE_ATTRIBUTES` adds to it."""
+    attributes: dict[str, Any] = {
+        "service.name": settings.service_name,
+        "deployment.environment.name": settings.environment,
+        "service.instance.id": str(uuid.uuid4()),
+        "process.pid": os.getpid(),
+        "telemetry.distro.name": "fastapi-observe",
+        "telemetry.distro.version": version("fastapi-observe"),
+    }
+    if settings.service_version:
+        attributes["service.version"] = settings.service_version
+    return Resource.create(attributes)
+
+
+def make_exporter(settings: ObserveSettings) -> SpanExporter | None:
+    """Return an OTLP exporter if an endpoint is configured; without one nothing is sent and nothing waits."""
+    url = settings.traces_url
+    if url is None:
+        return None
+    headers = {name: value.get_secret_value() for name, value in settings.otlp_headers.items()}
+    if settings.otlp_protocol == "grpc":
+        try:
+            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415 - an extra
+                OTLPSpanExporter as GrpcExporter,
+            )
+        except ImportError as exc:
+            raise RuntimeError(
+                "otlp_protocol='grpc' needs the extra: pip install 'fastapi-observe[grpc]', or use 'http/protobuf'"
+            ) from exc
+        return GrpcExporter(endpoint=url, headers=headers, timeout=settings.otlp_timeout)
+    from opentelemetry.exporter.otlp.proto.http import Compression  # noqa: PLC0415 - slow to import, not always used
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - as above
+
+    return OTLPSpanExporter(endpoint=url, headers=headers, timeout=settings.otlp_timeout, compression=Compression.Gzip)

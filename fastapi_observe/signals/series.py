@@ -1,0 +1,366 @@
+"""Prometheus metrics with a bounded number of label sets, and the catalogue that makes each of them once."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from bisect import bisect_left
+from itertools import accumulate
+from math import isfinite
+from time import time
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import prometheus_client
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.samples import Exemplar, Sample
+from prometheus_client.utils import floatToGoString
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from typing_extensions import Self
+
+OVERFLOW: Final = "__overflow__"
+"""Every label value of the series that takes what is beyond the bound."""
+
+SERIES_PER_PROCESS: Final = 20_000
+"""Most label sets of all metrics of one install together."""
+
+LABEL_LENGTH: Final = 1024
+"""Longest label value, in characters; the rest is cut off."""
+
+EXEMPLAR_LENGTH: Final = 128
+"""Longest label set of an exemplar, in characters (OpenMetrics 1.0, "Exemplars")."""
+
+METRIC_NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+LABEL_NAME: Final = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
+
+Kept = tuple[dict[str, str], float, float]
+"""Exemplar as it is kept: labels, value, timestamp in seconds."""
+
+
+class SeriesBudget:
+    """How many label sets there may be, and what came beyond.
+
+    `overflows` counts by metric how often a label set was refused. `lock` guards every value of the install: one
+    lock lets a request write all its samples in one go. It is reentrant because a finalizer that runs while it is
+    held may count something itself.
+    """
+
+    __slots__ = ("families", "lock", "overflows", "per_metric", "total")
+
+    def __init__(self, per_metric: int, total: int = SERIES_PER_PROCESS) -> None:
+        self.per_metric = per_metric
+        self.total = total
+        self.lock = threading.RLock()
+        self.families: list[Bounded] = []
+        self.overflows: dict[str, int] = {}
+
+    def count(self) -> int:
+        """Return the number of label sets that are kept."""
+        return sum(len(family.children()) for family in self.families)
+
+    def full(self, family: Bounded) -> bool:
+        """Tell whether `family` may get no further label set."""
+        return len(family.children()) >= self.per_metric or self.count() >= self.total
+
+    def refuse(self, family: Bounded) -> None:
+        """Count a label set that found no place; warn at the first one of the metric."""
+        name = family.shown_name()
+        with self.lock:
+            before = self.overflows.get(name, 0)
+            self.overflows[name] = before + 1
+        # Outside the lock: a logging handler has locks of its own.
+        if before == 0:
+            logging.getLogger("fastapi_observe").warning(
+                "metric %s has reached its bound of label sets (%d); further ones share the series %s. "
+                "Its label %s has the most values: use one with few values, or raise series_per_metric",
+                name,
+                len(family.children()),
+                OVERFLOW,
+                family.widest_label(),
+            )
+
+
+def label_text(value: object) -> str:
+    """Return `value` as text whatever its type is; never raises."""
+    try:
+        return value if type(value) is str else str(value)
+    except Exception:  # noqa: BLE001 - any object may stand here
+        return f"<unprintable {type(value).__name__}>"
+
+
+def _printable(text: str) -> str:
+    """Cut `text` to its bound and make it encodable: lone surrogates become escapes."""
+    text = text[:LABEL_LENGTH]
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _number(value: float) -> str | float:
+    return value if isfinite(value) else floatToGoString(value)
+
+
+def exemplar_text(kept: Kept) -> str:
+    """Return an exemplar as OpenMetrics writes it behind a sample."""
+    labels, value, timestamp = kept
+    pairs = ",".join(f'{name}="{_escape(text)}"' for name, text in labels.items())
+    return f" # {{{pairs}}} {floatToGoString(value)} {timestamp:.3f}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+class Bounded(MetricWrapperBase):
+    """What the metrics of this module share: bounded `labels`, values in `cells`, a fast `text`.
+
+    This module is the one place that reaches into prometheus_client: `_metric_init` and `_child_samples` (which its
+    base class asks subclasses to define), `_name`, `_labelnames`, `_labelvalues`, `_metrics` and `_upper_bounds`.
+    `_created` series are not made: they would double the number of counters.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        labelnames: Sequence[str],
+        budget: SeriesBudget,
+        values: tuple[str, ...] = (),
+        **options: Any,
+    ) -> None:
+        self.budget = budget
+        self.guard = budget.lock
+        self.cells: list[float] = []
+        self.exemplars: dict[int, Kept] = {}
+        self.options = options
+        super().__init__(name, documentation, labelnames, registry=None, _labelvalues=values, **options)
+        self.pairs = ",".join(
+            f'{label}="{_escape(text)}"' for label, text in zip(self._labelnames, values, strict=False)
+        )
+        self.braced = f"{{{self.pairs}}}" if self.pairs else ""
+        if labelnames and not values:
+            self._lock = budget.lock
+            budget.families.append(self)
+
+    def labels(self, *labelvalues: object, **labelkwargs: object) -> Self:
+        """Return the child of these label values, or the overflow child when the bound is reached."""
+        if labelkwargs or self._labelvalues or len(labelvalues) != len(self._labelnames) or not labelvalues:
+            labelvalues = self._ordered(labelvalues, labelkwargs)
+        values = tuple([text if type(text) is str else label_text(text) for text in labelvalues])
+        child: Self | None = self._metrics.get(values)
+        return self._new_child(values) if child is None else child
+
+    def _ordered(self, values: tuple[object, ...], named: dict[str, object]) -> tuple[object, ...]:
+        if not self._labelnames or self._labelvalues:
+            raise ValueError(f"{self.shown_name()} takes no (further) labels: call its methods directly")
+        if (values and named) or (named and named.keys() != set(self._labelnames)) or not (values or named):
+            raise ValueError(f"{self.shown_name()} has the labels {self._labelnames}: give all of them in one way")
+        if values and len(values) != len(self._labelnames):
+            raise ValueError(f"{self.shown_name()} has the labels {self._labelnames}, got {len(values)} values")
+        return values or tuple(named[name] for name in self._labelnames)
+
+    def _new_child(self, values: tuple[str, ...]) -> Self:
+        values = tuple([_printable(text) for text in values])
+        with self.guard:
+            child: Self | None = self._metrics.get(values)
+            if child is not None:
+                return child
+            full = self.budget.full(self)
+            if full:
+                values = (OVERFLOW,) * len(values)
+                child = self._metrics.get(values)
+            if child is None:
+                child = type(self)(
+                    self._name, self._documentation, self._labelnames, self.budget, values, **self.options
+                )
+                self._metrics[values] = child
+        if full:
+            self.budget.refuse(self)
+        return child
+
+    def children(self) -> dict[Sequence[str], Any]:
+        """Return the children by their label values."""
+        return self._metrics
+
+    def label_names(self) -> tuple[str, ...]:
+        """Return the names of the labels, in the order that `labels` takes their values."""
+        return tuple(self._labelnames)
+
+    def widest_label(self) -> str:
+        """Return the name of the label that has the most values."""
+        with self.guard:
+            columns = list(zip(*self._metrics, strict=True))
+        widths = {name: len(set(column)) for name, column in zip(self._labelnames, columns, strict=True)}
+        return max(widths, key=widths.__getitem__)
+
+    def keep_exemplar(self, cell: int, labels: dict[str, str], value: float) -> None:
+        """Keep an exemplar for a cell; one that is too long for OpenMetrics is left out instead of raising."""
+        texts = {label_text(name): _printable(label_text(text)) for name, text in labels.items()}
+        if sum(len(name) + len(text) for name, text in texts.items()) <= EXEMPLAR_LENGTH:
+            self.exemplars[cell] = (texts, value, time())
+
+    def shown_name(self) -> str:
+        """Return the name under which the text format shows the metric."""
+        return f"{self._name}_total" if self._type == "counter" else self._name
+
+    def text(self, *, openmetrics: bool) -> str:
+        """Return the metric in the text format, or in OpenMetrics with exemplars; empty without a series."""
+        series: list[Bounded] = list(self._metrics.copy().values()) if self._is_parent() else [self]
+        if not series:
+            return ""
+        name = self._name if openmetrics else self.shown_name()
+        documentation = self._documentation.replace("\\", r"\\").replace("\n", r"\n")
+        if openmetrics:
+            documentation = documentation.replace('"', r"\"")
+        parts = [f"# HELP {name} {documentation}\n# TYPE {name} {self._type}\n"]
+        template = self.template()
+        for child in series:
+            lines = template % child.arguments()
+            if openmetrics and child.exemplars:
+                lines = child.with_exemplars(lines)
+            parts.append(lines)
+        return "".join(parts)
+
+    def with_exemplars(self, lines: str) -> str:
+        """Put each exemplar behind the line of its cell."""
+        split = lines.split("\n")
+        for cell, kept in self.exemplars.copy().items():
+            split[cell] += exemplar_text(kept)
+        return "\n".join(split)
+
+    def kept_exemplar(self, cell: int) -> Exemplar | None:
+        """Return the exemplar of a cell in prometheus_client's form."""
+        kept = self.exemplars.get(cell)
+        return None if kept is None else Exemplar(*kept)
+
+    def template(self) -> str:
+        """Return the lines of one series, to be filled with `arguments`."""
+        return f"{self.shown_name()}%s %s\n"
+
+    def arguments(self) -> tuple[object, ...]:
+        """Return what fills `template`."""
+        return self.braced, _number(self.cells[0])
+
+
+class Counter(Bounded, prometheus_client.Counter):
+    """A prometheus_client counter with a bounded number of label sets."""
+
+    def _metric_init(self) -> None:
+        self.cells = [0]
+
+    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
+        """Add `amount`, which may not be negative."""
+        self._raise_if_not_observable()
+        if amount < 0:
+            raise ValueError(f"{self.shown_name()} is a counter: it cannot go down by {amount}; use a gauge")
+        with self.guard:
+            self.cells[0] += amount
+        if exemplar:
+            self.keep_exemplar(0, exemplar, amount)
+
+    def reset(self) -> None:
+        """Set the counter to 0."""
+        self._raise_if_not_observable()
+        with self.guard:
+            self.cells[0] = 0
+
+    def _child_samples(self) -> Iterable[Sample]:
+        return (Sample("_total", {}, self.cells[0], None, self.kept_exemplar(0)),)
+
+
+class Gauge(Bounded, prometheus_client.Gauge):
+    """A prometheus_client gauge with a bounded number of label sets."""
+
+    def _metric_init(self) -> None:
+        self.cells = [0]
+        self.function: Callable[[], float] | None = None
+
+    def inc(self, amount: float = 1) -> None:
+        """Add `amount`."""
+        self._raise_if_not_observable()
+        with self.guard:
+            self.cells[0] += amount
+
+    def dec(self, amount: float = 1) -> None:
+        """Take `amount` away."""
+        self.inc(-amount)
+
+    def set(self, value: float) -> None:
+        """Set the gauge to `value`."""
+        self._raise_if_not_observable()
+        number = float(value)
+        with self.guard:
+            self.cells[0] = number
+
+    def set_function(self, f: Callable[[], float]) -> None:
+        """Ask `f` for the value at each scrape."""
+        self._raise_if_not_observable()
+        self.function = f
+
+    def value(self) -> float:
+        """Return the value now."""
+        return self.cells[0] if self.function is None else float(self.function())
+
+    def arguments(self) -> tuple[object, ...]:
+        """Return what fills `template`."""
+        return self.braced, _number(self.value())
+
+    def _child_samples(self) -> Iterable[Sample]:
+        return (Sample("", {}, self.value(), None, None),)
+
+
+class Histogram(Bounded, prometheus_client.Histogram):
+    """A prometheus_client histogram with a bounded number of label sets.
+
+    `cells` are the buckets, each with what is in it alone, and the sum.
+    """
+
+    def _metric_init(self) -> None:
+        self.cells = [0] * len(self._upper_bounds) + [0.0]
+
+    def bounds(self) -> list[float]:
+        """Return the upper bounds of the buckets, the last one infinite."""
+        return self._upper_bounds
+
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        """Take a sample; NaN is left out, since it would make the sum NaN for ever."""
+        self._raise_if_not_observable()
+        if amount != amount:  # noqa: PLR0124 - true for NaN only, and cheaper than isnan
+            return
+        cell = bisect_left(self._upper_bounds, amount)
+        with self.guard:
+            self.cells[cell] += 1
+            self.cells[-1] += amount
+        if exemplar:
+            self.keep_exemplar(cell, exemplar, amount)
+
+    def snapshot(self) -> tuple[list[float], float]:
+        """Return the cumulated buckets and the sum, as of one moment."""
+        with self.guard:
+            cells = self.cells.copy()
+        total = cells.pop()
+        return list(accumulate(cells)), total
+
+    def template(self) -> str:
+        """Return the lines of one series, to be filled with `arguments`."""
+        name = self._name
+        buckets = "".join(f'{name}_bucket{{%sle="{floatToGoString(bound)}"}} %s\n' for bound in self._upper_bounds)
+        return f"{buckets}{name}_count%s %s\n{name}_sum%s %s\n"
+
+    def arguments(self) -> tuple[object, ...]:
+        """Return what fills `template`."""
+        counts, total = self.snapshot()
+        filled: list[object] = [f"{self.pairs}," if self.pairs else ""] * (2 * len(counts))
+        filled[1::2] = counts
+        return (*filled, self.braced, counts[-1], self.braced, _number(total))
+
+    def _child_samples(self) -> Iterable[Sample]:
+        counts, total = self.snapshot()
+        for cell, (bound, count) in enumerate(zip(self._upper_bounds, counts, strict=True)):
+            yield Sample("_bucket", {"le": floatToGoString(bound)}, count, None, self.kept_exemplar(cell))
+        yield Sample("_count", {}, counts[-1], None, None)
+        yield Sample("_sum", {}, total, None, None)
+
+
+M = TypeVar("M", bound=Bounded)

@@ -1,0 +1,129 @@
+"""What a server span says: the stable HTTP semantic conventions of OpenTelemetry, read from an `Exchange`."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi_observe.records.redaction import redact_query
+
+if TYPE_CHECKING:
+    from starlette.types import Scope
+
+    from fastapi_observe.records.exchange import Exchange
+
+LONGEST_PATH: Final = 512
+LONGEST_AGENT: Final = 256
+LONGEST_METHOD: Final = 32
+
+_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+_AUTHORITY: Final = re.compile(r"(?P<host>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::(?P<port>\d{1,5}))?")
+_NO_ROUTE: Final = frozenset({"unmatched", "redirect"})
+
+
+def span_name(exchange: Exchange) -> str:
+    """Return `{method} {route}`, or the method alone where no route answered."""
+    method = "HTTP" if exchange.method == "_OTHER" else exchange.method
+    return method if exchange.endpoint in _NO_ROUTE else f"{method} {exchange.endpoint}"
+
+
+def request_attributes(exchange: Exchange, query_allow: frozenset[str]) -> dict[str, Any]:
+    """Return what is known when the request arrives."""
+    scope = exchange.scope
+    scheme = scope.get("scheme") or ("ws" if exchange.websocket else "http")
+    attributes: dict[str, Any] = {
+        "http.request.method": exchange.method,
+        "url.scheme": scheme,
+        "url.path": exchange.path[:LONGEST_PATH],
+    }
+    if exchange.method == "_OTHER":
+        attributes["http.request.method_original"] = str(scope.get("method"))[:LONGEST_METHOD]
+    query = scope.get("query_string")
+    if query:
+        attributes["url.query"] = redact_query(query, query_allow)
+    address, port = server_address(scope, exchange.headers, scheme)
+    if address is not None:
+        attributes["server.address"] = address
+        if port is not None:
+            attributes["server.port"] = port
+    client = scope.get("client")
+    if client:
+        attributes["client.address"] = client[0]
+        if client[1]:
+            attributes["client.port"] = client[1]
+    agent = exchange.headers.get(b"user-agent")
+    if agent:
+        attributes["user_agent.original"] = agent[:LONGEST_AGENT].decode("latin-1")
+    http_version = scope.get("http_version")
+    if http_version:
+        attributes["network.protocol.version"] = http_version
+    if exchange.websocket:
+        attributes["network.protocol.name"] = "websocket"
+    return attributes
+
+
+def server_address(scope: Scope, headers: dict[bytes, bytes], scheme: str) -> tuple[str | None, int | None]:
+    """Return host and port as the client named them (`Host`), else those of the socket.
+
+    A `Host` that is not a plain host and port (user and password, say) is not believed.
+    """
+    host = headers.get(b"host")
+    if host:
+        match = _AUTHORITY.fullmatch(host.decode("latin-1"))
+        if match is not None:
+            port = int(match["port"]) if match["port"] else _PORTS.get(scheme)
+            return match["host"].strip("[]"), port
+    server = scope.get("server")
+    return (server[0], server[1]) if server else (None, None)
+
+
+def response_attributes(exchange: Exchange) -> dict[str, Any]:
+    """Return what is known when the response has ended."""
+    attributes: dict[str, Any] = {
+        "http.response.status_code": exchange.status_code,
+        "http.request.body.size": exchange.request_size,
+        "http.response.body.size": exchange.response_size,
+    }
+    if exchange.endpoint not in _NO_ROUTE:
+        attributes["http.route"] = exchange.endpoint
+    if exchange.error_type is not None:
+        attributes["error.type"] = exchange.error_type
+    return attributes
+
+
+def captured_headers(names: tuple[str, ...], pairs: Any, side: str) -> dict[str, list[str]]:
+    """Return `http.{side}.header.{name}` for each wanted header, sanitised as contrib does it.
+
+    `names` are exact names or contrib's regular expressions; `side` is `request` or `response`. The values of
+    headers that `OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS` names, and of the usual secret ones, read
+    `[REDACTED]`.
+    """
+    from opentelemetry.instrumentation.asgi import collect_custom_headers_attributes  # noqa: PLC0415 - slow, seldom
+    from opentelemetry.util.http import (  # noqa: PLC0415 - as above
+        OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS,
+        SanitizeValue,
+        get_custom_headers,
+        normalise_request_header_name,
+        normalise_response_header_name,
+    )
+
+    fields = get_custom_headers(OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS)
+    normalise = normalise_request_header_name if side == "request" else normalise_response_header_name
+    plain = [(name.decode("latin-1").encode(), value.decode("latin-1").encode()) for name, value in pairs]
+    return collect_custom_headers_attributes(
+        {"headers": plain}, SanitizeValue([*fields, *ALWAYS_SECRET]), list(names), normalise
+    )
+
+
+ALWAYS_SECRET: Final = (
+    "authorization",
+    "proxy-authorization",
+    "cookie",
+    "set-cookie",
+    "x-api-key",
+    "x-auth-token",
+    "x-csrf-token",
+    ".*token.*",
+    ".*secret.*",
+)
+"""Headers whose values are never shown, even if they are asked for."""

@@ -1,0 +1,214 @@
+"""The tracing signal: one server span for each request, one span for each operation, and spans of the user's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import propagate, trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import SpanKind, StatusCode
+
+from fastapi_observe.records.trace_context import TraceContext
+from fastapi_observe.signals.provider import ObserveTracerProvider, make_provider
+from fastapi_observe.signals.server_span import captured_headers, request_attributes, response_attributes, span_name
+from fastapi_observe.signals.user_spans import ContextScope, SpanScope, error_name, run_in_executor, traced_with
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from concurrent.futures import Executor
+
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span
+
+    from fastapi_observe.records.exchange import Exchange
+    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.records.operation import Operation
+    from fastapi_observe.settings import ObserveSettings
+
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
+
+_FAILED: Final = frozenset({"server_error", "cancelled", "incomplete_response"})
+_KINDS: Final = {"database": SpanKind.CLIENT, "external": SpanKind.CLIENT}
+
+
+class TracingService:
+    """Makes spans and carries trace context; built by `install` from the settings."""
+
+    def __init__(self, settings: ObserveSettings, faults: Faults) -> None:
+        self._settings = settings
+        self._faults = faults
+        self._query_allow = frozenset(settings.query_allow)
+        self.provider, self._owned = make_provider(settings)
+        self.tracer = self.provider.get_tracer("fastapi_observe", schema_url=SCHEMA_URL)
+        self._drops_children = isinstance(self.provider, ObserveTracerProvider) and settings.sampler.startswith(
+            "parentbased"
+        )
+        self._carriers = {name.lower().encode("latin-1"): name for name in propagate.get_global_textmap().fields}
+
+    # The signal: what the door and the clients call
+
+    def open_exchange(self, exchange: Exchange) -> None:
+        """Adopt the server span that is already open, else start one; give the exchange its ids."""
+        current = trace.get_current_span()
+        if current is not trace.INVALID_SPAN and is_server_span(current):
+            span = current
+            exchange.adopted = True
+            parent = None
+        else:
+            parent = self._parent(exchange)
+            span = self.tracer.start_span(
+                exchange.method, context=parent, kind=SpanKind.SERVER, start_time=exchange.started_ns
+            )
+        exchange.span = span
+        exchange.context = trace.set_span_in_context(span, parent)
+        at = span.get_span_context()
+        exchange.trace_id = format(at.trace_id, "032x")
+        exchange.span_id = format(at.span_id, "016x")
+        exchange.sampled = at.trace_flags.sampled
+        if span.is_recording():
+            span.set_attributes(request_attributes(exchange, self._query_allow))
+            wanted = self._settings.capture_request_headers
+            if wanted:
+                span.set_attributes(captured_headers(wanted, exchange.scope.get("headers") or (), "request"))
+
+    def _parent(self, exchange: Exchange) -> Context | None:
+        """Read the context that came with the request; None: that of the calling code."""
+        headers = exchange.headers
+        if not any(name in headers for name in self._carriers):
+            return None
+        carrier: dict[str, list[str]] = {}
+        for name, value in exchange.scope["headers"]:
+            wanted = self._carriers.get(name)
+            if wanted is not None:
+                carrier.setdefault(wanted, []).append(value.decode("latin-1"))
+        if len(carrier.get("traceparent", ())) > 1:  # W3C Trace Context: a duplicated header restarts the trace
+            del carrier["traceparent"]
+        return propagate.extract({name: ",".join(values) for name, values in carrier.items()})
+
+    def start_exchange(self, exchange: Exchange) -> None:
+        """Tell an adopted span the route and the status before its owner ends it."""
+        span = exchange.span
+        if exchange.adopted and span is not None and span.is_recording():
+            span.update_name(span_name(exchange))
+            attributes = response_attributes(exchange)
+            span.set_attributes({name: value for name, value in attributes.items() if "body.size" not in name})
+
+    def close_exchange(self, exchange: Exchange) -> None:
+        """Name the span after its route and end it when the last message of the response was sent."""
+        span = exchange.span
+        if span is None or not span.is_recording():
+            return
+        span.set_attributes(response_attributes(exchange))
+        wanted = self._settings.capture_response_headers
+        if wanted:
+            span.set_attributes(captured_headers(wanted, exchange.response_headers, "response"))
+        span.update_name(span_name(exchange))
+        if exchange.outcome in _FAILED:
+            if exchange.exception is not None:
+                span.record_exception(exchange.exception)
+            span.set_status(StatusCode.ERROR)
+        if not exchange.adopted:
+            span.end(exchange.started_ns + int(exchange.duration * 1e9))
+
+    def open_operation(self, operation: Operation) -> None:
+        """Start the span of an operation and make it the current one."""
+        current = trace.get_current_span()
+        at = current.get_span_context()
+        if self._drops_children and at.is_valid and not at.trace_flags.sampled:
+            operation.trace_id, operation.span_id = format(at.trace_id, "032x"), format(at.span_id, "016x")
+            return
+        span = self.tracer.start_span(operation.name, kind=_KINDS.get(operation.kind, SpanKind.INTERNAL))
+        at = span.get_span_context()
+        operation.span = span
+        operation.trace_id, operation.span_id = format(at.trace_id, "032x"), format(at.span_id, "016x")
+        operation.scope = ContextScope(trace.set_span_in_context(span))
+        operation.scope.__enter__()
+
+    def close_operation(self, operation: Operation) -> None:
+        """End the span of an operation; what was current before is current again."""
+        span = operation.span
+        if operation.scope is not None:
+            operation.scope.__exit__()
+        if span is None or not span.is_recording():
+            return
+        span.set_attributes({name: value for name, value in operation.details.items() if value is not None})
+        if operation.error_type is not None:
+            span.set_attribute("error.type", operation.error_type)
+            span.set_status(StatusCode.ERROR)
+            if operation.exception is not None:
+                span.record_exception(operation.exception)
+        span.end()
+
+    # What users call
+
+    def span(self, name: str, /, **attributes: Any) -> SpanScope:
+        """Open a span around a block: `with tracing.span("price order", items=3) as span:`, or `async with`.
+
+        An exception is recorded, sets status ERROR and `error.type`, and goes on unchanged; success leaves the status
+        unset. Attribute types are kept; a value that OpenTelemetry has no type for becomes its text.
+        """
+        return SpanScope(self.tracer, name, attributes)
+
+    def traced(self, name: str | None = None, /, **attributes: Any) -> Callable[[Any], Any]:
+        """Decorate a function, coroutine function, generator or async generator: each call is a span."""
+        return traced_with(lambda: self.tracer, name, attributes)
+
+    def event(self, name: str, /, **attributes: Any) -> None:
+        """Note something that happened, on the current span."""
+        trace.get_current_span().add_event(name, attributes)
+
+    def set_attributes(self, **attributes: Any) -> None:
+        """Add facts to the current span."""
+        trace.get_current_span().set_attributes(attributes)
+
+    def record_error(self, exc: BaseException) -> None:
+        """Mark the current span as failed by an exception that was handled."""
+        span = trace.get_current_span()
+        if span.is_recording():
+            span.record_exception(exc)
+            span.set_attribute("error.type", error_name(exc))
+            span.set_status(StatusCode.ERROR)
+
+    def current(self) -> TraceContext | None:
+        """Return where the calling code stands, or None outside any trace."""
+        return TraceContext.current()
+
+    def attach(self, trace_context: TraceContext) -> ContextScope:
+        """Continue a trace from elsewhere: `with tracing.attach(trace_context):`, spans inside are its children."""
+        return ContextScope(trace_context.to_context())
+
+    def inject(self, headers: dict[str, str]) -> dict[str, str]:
+        """Add the headers that carry the current trace to `headers`, and return them."""
+        propagate.inject(headers)
+        return headers
+
+    def extract(self, headers: Mapping[str, str]) -> TraceContext | None:
+        """Read the trace context of received headers; None if they carry no valid one."""
+        return TraceContext.from_headers(headers)
+
+    async def run_in_executor(self, executor: Executor | None, function: Callable[..., Any], /, *args: Any) -> Any:
+        """Run `function(*args)` in an executor of asyncio with the current trace (asyncio itself drops it)."""
+        return await run_in_executor(executor, function, *args)
+
+    # Lifetime
+
+    def flush(self, timeout: float) -> bool:
+        """Export what has ended, for at most `timeout` seconds; tell whether all of it went."""
+        flush = getattr(self.provider, "force_flush", None)
+        return flush is None or bool(flush(int(timeout * 1000)))
+
+    def close(self) -> None:
+        """Shut down the provider if it is ours."""
+        if self._owned and isinstance(self.provider, TracerProvider):
+            self.provider.shutdown()
+
+
+def is_server_span(span: Span) -> bool:
+    """Tell whether a server span of this process is open.
+
+    An unsampled span does not say its kind, and counts: its decision is made, a second span would break the ratio.
+    """
+    at = span.get_span_context()
+    if not at.is_valid or at.is_remote:
+        return False
+    return not span.is_recording() or getattr(span, "kind", None) is SpanKind.SERVER

