@@ -8,7 +8,7 @@ READY = $(VENV)/.fastapi-observe-ready
 UV_READY = $(VENV)/.fastapi-observe-uv-ready
 
 # Lists that can be given on the command line: make test-fastapi FASTAPI='0.136.* newest' TESTS=tests
-FASTAPI ?= 0.115.3 0.136.* 0.141.* 0.142.* newest
+FASTAPI ?= 0.115.2 0.136.* 0.141.* 0.142.* newest
 TESTS ?= tests/test_one_server_span.py tests/test_paths.py tests/test_transparency.py
 ARGS ?=
 

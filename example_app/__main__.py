@@ -48,7 +48,7 @@ async def run_until_signal(chosen: argparse.Namespace, directory: Path) -> None:
     """Take Ctrl-C and SIGTERM as the polite end that they are."""
     work = asyncio.create_task(run(chosen, directory))
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, work.cancel)
+        asyncio.get_running_loop().add_signal_handler(number, lambda: work.cancelling() or work.cancel())
     with suppress(asyncio.CancelledError):
         await work
     if work.cancelled():

@@ -48,7 +48,7 @@ class Service:
 
     async def ready(self) -> None:
         """Wait until it answers; SystemExit with its last lines if it ends before."""
-        async with httpx.AsyncClient(base_url=self.url, timeout=START_SECONDS) as client:
+        async with httpx.AsyncClient(base_url=self.url, timeout=START_SECONDS, trust_env=False) as client:
             await asyncio.wait(
                 [asyncio.create_task(self.process.wait()), answer := asyncio.create_task(first_answer(client))],
                 return_when=asyncio.FIRST_COMPLETED,
@@ -58,6 +58,7 @@ class Service:
                 answer.cancel()
                 await asyncio.wait([self._reader], timeout=1)
                 raise SystemExit("\n".join([f"{self.name} did not start; its last lines:", *self.lines[-20:]]))
+            await answer
 
     async def stop(self) -> None:
         """End the process, politely first, and read what it still says."""

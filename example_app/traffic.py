@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -24,7 +25,7 @@ class Told:
 
 async def send_traffic(url: str) -> Told:
     """Visit the shop at `url` as a new customer; return the facts of the one checkout that was paid."""
-    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client:
         await browse(client)
         await sign_up(client)
         told = await buy(client, url)
@@ -60,7 +61,9 @@ async def buy(client: httpx.AsyncClient, url: str) -> Told:
     dear = await order(client, {MACHINE: 1})
     await client.post("/orders", json={"lines": [{"product_id": LAST_CUP, "quantity": 1}]})
     await client.post("/orders", json={"lines": []})
-    async with connect(url.replace("http", "ws", 1) + "/ws/orders", proxy=None) as events:
+    # A socket of our own: no proxy of the environment stands between here and the shop.
+    sock = socket.create_connection((client.base_url.host, client.base_url.port))
+    async with connect(url.replace("http", "ws", 1) + "/ws/orders", sock=sock) as events:
         receipt = await client.post(f"/orders/{paid}/checkout")
         receipt.raise_for_status()
         event = json.loads(await events.recv())

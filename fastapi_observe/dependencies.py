@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends
 from opentelemetry.trace import INVALID_SPAN, Span
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection  # noqa: TC002 - FastAPI reads the annotations
 
 from fastapi_observe.clients.database import DatabaseClient
 from fastapi_observe.clients.external import ExternalClient

@@ -42,10 +42,9 @@ class Door:
             return
         observability = self._observability
         path = scope["path"]
-        if path == self._metrics_path or (self._metrics_path is not None and self._is_metrics(scope)):
-            if kind == "http" and scope["method"] in {"GET", "HEAD"}:
-                await self._answer_metrics(scope, send)
-                return
+        if (path == self._metrics_path or scope.get("root_path")) and self._asks_for_metrics(scope):
+            await self._answer_metrics(scope, send)
+            return
         try:
             observability.started()
             scope.setdefault(OBSERVE, observability)
@@ -80,7 +79,7 @@ class Door:
             except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
                 self._observability.faults("leave", exc)
             raised = None
-            try:
+            try:  # noqa: SIM105 - suppress() costs more
                 token.var.reset(token)
             except ValueError:  # closed from another task: there is nothing to restore there
                 pass
@@ -88,13 +87,12 @@ class Door:
     def _give_ids(self, exc: BaseException, exchange: Exchange) -> None:
         try:
             setattr(exc, IDS, (exchange.trace_id, exchange.span_id, exchange.request_id))
-        except Exception:  # noqa: BLE001, S110 - an exception may forbid attributes; then the crash log has no ids
-            pass
+        except Exception:  # noqa: BLE001 - an exception may forbid attributes; then the crash log has no ids
+            return
 
-    def _is_metrics(self, scope: Scope) -> bool:
-        root = scope.get("root_path")
-        path: str = scope["path"]
-        return bool(root) and path.startswith(root) and path[len(root) :] == self._metrics_path
+    def _asks_for_metrics(self, scope: Scope) -> bool:
+        asked = scope["type"] == "http" and scope.get("method") in {"GET", "HEAD"}
+        return asked and scope["path"].removeprefix(scope.get("root_path", "")) == self._metrics_path
 
     async def _answer_metrics(self, scope: Scope, send: Send) -> None:
         """Answer with the metrics, rendered in a worker thread."""
@@ -144,7 +142,7 @@ class Excluded:
 
 
 class Seam:
-    """Stands inside all user middleware: notes the scope that the router fills and an exception before it is handled."""
+    """Stands inside all user middleware: notes the scope that the router fills, and exceptions not yet handled."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -237,7 +237,7 @@ class Observability:
         deadline = monotonic() + SHUTDOWN_BUDGET
         thread = threading.Thread(target=self.flush, name="fastapi-observe-flush", daemon=True)
         thread.start()
-        while thread.is_alive() and monotonic() < deadline:
+        while thread.is_alive() and monotonic() < deadline:  # noqa: ASYNC110 - a thread sets no event of a loop
             await anyio.sleep(0.005)
 
     def flush(self, timeout: float = SHUTDOWN_BUDGET) -> None:
@@ -253,7 +253,7 @@ class Observability:
         self._undo.append(undo)
 
     def close(self) -> None:
-        """Uninstall: the app is as it was, threads have ended, process-wide hooks are gone. A second call does nothing."""
+        """Uninstall: the app is as it was, our threads have ended. A second call does nothing."""
         if self.closed:
             return
         self.closed = True
@@ -263,15 +263,11 @@ class Observability:
             undo()
         self.saturation.close()
         self.flush()
-        for site, close in (
-            ("tracing", self.tracing.close),
-            ("metrics", self.metrics.close),
-            ("logs", self.logs.close),
-        ):
+        for signal in (self.tracing, self.metrics, self.logs):
             try:
-                close()
+                signal.close()
             except Exception as exc:  # noqa: BLE001 - the others are closed all the same
-                self.faults(f"{site}.close", exc)
+                self.faults("close", exc)
 
 
 def current() -> Observability:

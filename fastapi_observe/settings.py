@@ -270,14 +270,14 @@ class ObserveSettings(BaseSettings):
     log_rotation: str | None = option(
         "100 MB",
         "Start a new file at this size (`100 MB`) or age (`1 day`).",
-        pattern=r"^[1-9][0-9]* (KB|MB|GB|hours?|days?)$",
-        accepts="a number with KB, MB, GB, hours or days, such as 100 MB or 1 day, or None",
+        pattern=r"^[1-9][0-9]{0,8} (B|KB|MB|GB|seconds?|minutes?|hours?|days?|weeks?)$",
+        accepts="a size or an age, such as 500 KB, 100 MB, 12 hours or 1 day, or None",
     )
     log_retention: str | None = option(
         "10 files",
         "Keep so many rotated files (`10 files`) or so long (`7 days`).",
-        pattern=r"^[1-9][0-9]* (files?|hours?|days?)$",
-        accepts="a number with files, hours or days, such as 10 files or 7 days, or None",
+        pattern=r"^[1-9][0-9]{0,8} (files?|seconds?|minutes?|hours?|days?|weeks?)$",
+        accepts="a number of files or an age, such as 10 files, 12 hours or 7 days, or None",
     )
     log_compression: Literal["gz"] | None = option("gz", "How rotated files are compressed.")
 

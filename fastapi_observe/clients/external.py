@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 
 class ExternalCall(Operation):
-    """A call to another service; its outcome is `ok`, `client_error`, `server_error`, `timeout`, `connect_error`,
-    `cancelled` or `error`.
+    """A call to another service.
+
+    `outcome` is `ok`, `client_error`, `server_error`, `timeout`, `connect_error`, `cancelled` or `error`.
     """
 
     __slots__ = ()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
 
-from fastapi_observe.records.operation import is_cancellation
+from fastapi_observe.records.operation import error_name, is_cancellation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -263,7 +263,7 @@ class Exchange:
         if raised is not None or failed:
             self.exception = raised or self.noted
             self.outcome = "server_error"
-            self.error_type = str(self.status_code) if self.exception is None else type(self.exception).__qualname__
+            self.error_type = str(self.status_code) if self.exception is None else error_name(self.exception)
         else:
             self.outcome = "client_error" if self.status_code >= HTTPStatus.BAD_REQUEST else "ok"
 
@@ -350,7 +350,7 @@ class WebSocketExchange(Exchange):
             self.exception = raised
             self.close_code = self.close_code or ("1011" if self.accepted else "denied")
             self.status_code = self.status_code or HTTPStatus.INTERNAL_SERVER_ERROR.value
-            self.outcome, self.error_type = "server_error", type(raised).__qualname__
+            self.outcome, self.error_type = "server_error", error_name(raised)
             return
         if raised is not None:
             self.outcome = self.error_type = "cancelled"

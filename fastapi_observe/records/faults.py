@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from time import monotonic
@@ -31,11 +32,9 @@ class Faults:
             if now - self._told.get(site, -REPEAT_AFTER) < REPEAT_AFTER:
                 return
             self._told[site] = now
-        try:
+        with contextlib.suppress(Exception):  # telling is best effort: there is nobody left to tell
             logging.getLogger("fastapi_observe").error(
                 "fastapi-observe failed at %s with %s; the request was not touched (told once a minute)",
                 site,
                 type(exc).__name__,
             )
-        except Exception:  # noqa: BLE001, S110 - telling is best effort: there is nobody left to tell
-            pass

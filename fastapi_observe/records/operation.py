@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    from typing_extensions import Self
+    from typing import Self
 
 
 class OperationReporter(Protocol):
@@ -88,7 +87,7 @@ class Operation:
         self.duration = perf_counter() - self._started
         if exc is not None:
             self.exception = exc
-            self.error_type = type(exc).__qualname__
+            self.error_type = error_name(exc)
         if not self.outcome:
             self.outcome = self.judge(exc)
         self._reporter.close_operation(self)
@@ -104,6 +103,12 @@ class Operation:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.__exit__(kind, exc, traceback)
+
+
+def error_name(exc: BaseException) -> str:
+    """Return the `error_type` of an exception: its class name, with its module unless built in."""
+    kind = type(exc)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def is_cancellation(exc: BaseException | None) -> bool:

@@ -80,7 +80,7 @@ def _mounted_part(scope: Scope) -> str:
     if outer is None:
         return ""
     root: str = scope.get("root_path", "")
-    return root[len(outer) :] if root.startswith(outer) else root
+    return root.removeprefix(outer)
 
 
 def _own_template(endpoint: Any, route: Any, context: Any) -> str | None:

@@ -51,7 +51,7 @@ SMALLEST: Final = Limits(0, 0, 0, 200, 400, 100)
 """Fits whatever the text is: a character takes at most seven bytes."""
 
 CONTROL: Final = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"  # noqa: PLE2502, RUF001
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 """What could move a terminal's cursor, break a line or turn the reading direction."""
 

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from fastapi_observe.settings import ObserveSettings
 
 LONGEST_VALUE = 2048
-"""Characters of a string attribute; the rest is cut."""
+"""Characters of a span's string attribute; the rest is cut."""
+
+LONGEST_EVENT_VALUE = 8192
+"""Characters of a string attribute of an event: room for a stack trace."""
 
 
 class ObserveTracerProvider(TracerProvider):
@@ -40,7 +43,7 @@ def make_provider(settings: ObserveSettings) -> tuple[trace.TracerProvider, bool
     provider = ObserveTracerProvider(
         sampler=make_sampler(settings),
         resource=make_resource(settings),
-        span_limits=SpanLimits(max_span_attribute_length=LONGEST_VALUE, max_attribute_length=LONGEST_VALUE),
+        span_limits=SpanLimits(max_span_attribute_length=LONGEST_VALUE, max_attribute_length=LONGEST_EVENT_VALUE),
         shutdown_on_exit=False,
     )
     for processor in settings.span_processors:

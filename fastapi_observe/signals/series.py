@@ -1,15 +1,14 @@
-"""Prometheus metrics with a bounded number of label sets, and the catalogue that makes each of them once."""
+"""Prometheus metrics with a bounded number of label sets: `Counter`, `Gauge`, `Histogram` and their `SeriesBudget`."""
 
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from bisect import bisect_left
 from itertools import accumulate
 from math import isfinite
 from time import time
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import prometheus_client
 from prometheus_client.metrics import MetricWrapperBase
@@ -18,8 +17,7 @@ from prometheus_client.utils import floatToGoString
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-
-    from typing_extensions import Self
+    from typing import Self
 
 OVERFLOW: Final = "__overflow__"
 """Every label value of the series that takes what is beyond the bound."""
@@ -32,9 +30,6 @@ LABEL_LENGTH: Final = 1024
 
 EXEMPLAR_LENGTH: Final = 128
 """Longest label set of an exemplar, in characters (OpenMetrics 1.0, "Exemplars")."""
-
-METRIC_NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
-LABEL_NAME: Final = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 
 Kept = tuple[dict[str, str], float, float]
 """Exemplar as it is kept: labels, value, timestamp in seconds."""
@@ -204,6 +199,10 @@ class Bounded(MetricWrapperBase):
         """Return the name under which the text format shows the metric."""
         return f"{self._name}_total" if self._type == "counter" else self._name
 
+    def family(self) -> tuple[str, str]:
+        """Return the name of the family, without the ending of counters, and its type."""
+        return self._name, str(self._type)
+
     def text(self, *, openmetrics: bool) -> str:
         """Return the metric in the text format, or in OpenMetrics with exemplars; empty without a series."""
         series: list[Bounded] = list(self._metrics.copy().values()) if self._is_parent() else [self]
@@ -335,6 +334,10 @@ class Histogram(Bounded, prometheus_client.Histogram):
         if exemplar:
             self.keep_exemplar(cell, exemplar, amount)
 
+    def summed(self) -> bool:
+        """Tell whether the sum is shown: with negative samples it is no counter (OpenMetrics 1.0, "Histogram")."""
+        return self._upper_bounds[0] >= 0
+
     def snapshot(self) -> tuple[list[float], float]:
         """Return the cumulated buckets and the sum, as of one moment."""
         with self.guard:
@@ -346,21 +349,20 @@ class Histogram(Bounded, prometheus_client.Histogram):
         """Return the lines of one series, to be filled with `arguments`."""
         name = self._name
         buckets = "".join(f'{name}_bucket{{%sle="{floatToGoString(bound)}"}} %s\n' for bound in self._upper_bounds)
-        return f"{buckets}{name}_count%s %s\n{name}_sum%s %s\n"
+        return f"{buckets}{name}_count%s %s\n{name}_sum%s %s\n" if self.summed() else f"{buckets}{name}_count%s %s\n"
 
     def arguments(self) -> tuple[object, ...]:
         """Return what fills `template`."""
         counts, total = self.snapshot()
         filled: list[object] = [f"{self.pairs}," if self.pairs else ""] * (2 * len(counts))
         filled[1::2] = counts
-        return (*filled, self.braced, counts[-1], self.braced, _number(total))
+        filled += (self.braced, counts[-1])
+        return (*filled, self.braced, _number(total)) if self.summed() else tuple(filled)
 
     def _child_samples(self) -> Iterable[Sample]:
         counts, total = self.snapshot()
         for cell, (bound, count) in enumerate(zip(self._upper_bounds, counts, strict=True)):
             yield Sample("_bucket", {"le": floatToGoString(bound)}, count, None, self.kept_exemplar(cell))
         yield Sample("_count", {}, counts[-1], None, None)
-        yield Sample("_sum", {}, total, None, None)
-
-
-M = TypeVar("M", bound=Bounded)
+        if self.summed():
+            yield Sample("_sum", {}, total, None, None)

@@ -11,7 +11,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from fastapi_observe.records.trace_context import TraceContext
 from fastapi_observe.signals.provider import ObserveTracerProvider, make_provider
 from fastapi_observe.signals.server_span import captured_headers, request_attributes, response_attributes, span_name
-from fastapi_observe.signals.user_spans import ContextScope, SpanScope, error_name, run_in_executor, traced_with
+from fastapi_observe.signals.user_spans import ContextScope, SpanScope, note_exception, run_in_executor, traced_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -105,7 +105,7 @@ class TracingService:
         span.update_name(span_name(exchange))
         if exchange.outcome in _FAILED:
             if exchange.exception is not None:
-                span.record_exception(exchange.exception)
+                note_exception(span, exchange.exception)
             span.set_status(StatusCode.ERROR)
         if not exchange.adopted:
             span.end(exchange.started_ns + int(exchange.duration * 1e9))
@@ -132,11 +132,11 @@ class TracingService:
         if span is None or not span.is_recording():
             return
         span.set_attributes({name: value for name, value in operation.details.items() if value is not None})
-        if operation.error_type is not None:
+        if operation.exception is not None:
+            note_exception(span, operation.exception)
+        elif operation.error_type is not None:
             span.set_attribute("error.type", operation.error_type)
             span.set_status(StatusCode.ERROR)
-            if operation.exception is not None:
-                span.record_exception(operation.exception)
         span.end()
 
     # What users call
@@ -165,9 +165,7 @@ class TracingService:
         """Mark the current span as failed by an exception that was handled."""
         span = trace.get_current_span()
         if span.is_recording():
-            span.record_exception(exc)
-            span.set_attribute("error.type", error_name(exc))
-            span.set_status(StatusCode.ERROR)
+            note_exception(span, exc)
 
     def current(self) -> TraceContext | None:
         """Return where the calling code stands, or None outside any trace."""

@@ -6,11 +6,14 @@ import asyncio
 import contextvars
 import functools
 import inspect
+import traceback
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
+
+from fastapi_observe.records.operation import error_name
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
@@ -19,15 +22,28 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, Tracer
-    from typing_extensions import Self
+
+LONGEST_MESSAGE = 1024
+LONGEST_STACK = 8192
 
 _PLAIN = (str, bool, int, float)
 
 
-def error_name(exc: BaseException) -> str:
-    """Return the `error.type` of an exception: its class name, with its module unless built in."""
-    kind = type(exc)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+def note_exception(span: Span, exc: BaseException) -> None:
+    """Record an exception on a span: event `exception`, `error.type`, status ERROR.
+
+    The message is cut at 1,024 characters, the stack trace at its last 8,192.
+    """
+    span.add_event(
+        "exception",
+        {
+            "exception.type": error_name(exc),
+            "exception.message": safe_text(exc)[:LONGEST_MESSAGE],
+            "exception.stacktrace": "".join(traceback.format_exception(exc))[-LONGEST_STACK:],
+        },
+    )
+    span.set_attribute("error.type", error_name(exc))
+    span.set_status(StatusCode.ERROR)
 
 
 def plain(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -40,13 +56,8 @@ def plain(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_plain_list(value: Any) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and len({type(item) for item in value} | {str}) <= 2
-        and all(  # noqa: PLR2004
-            isinstance(item, _PLAIN) for item in value
-        )
-    )
+    kinds = {type(item) for item in value} if isinstance(value, list | tuple) else set()
+    return len(kinds) == 1 and kinds <= set(_PLAIN)
 
 
 def safe_text(value: Any) -> str:
@@ -92,7 +103,7 @@ class SpanScope:
         return self._span
 
     def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace_back: TracebackType | None
     ) -> None:
         self._scope.__exit__()
         finish(self._span, exc)
@@ -101,17 +112,15 @@ class SpanScope:
         return self.__enter__()
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace_back: TracebackType | None
     ) -> None:
-        self.__exit__(kind, exc, traceback)
+        self.__exit__(kind, exc, trace_back)
 
 
 def finish(span: Span, exc: BaseException | None) -> None:
     """End a span; an exception that left its block is recorded and makes it an error."""
     if exc is not None and not isinstance(exc, GeneratorExit) and span.is_recording():
-        span.record_exception(exc)
-        span.set_attribute("error.type", error_name(exc))
-        span.set_status(StatusCode.ERROR)
+        note_exception(span, exc)
     span.end()
 
 

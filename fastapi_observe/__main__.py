@@ -1,0 +1,10 @@
+"""`python -m fastapi_observe`."""
+
+from __future__ import annotations
+
+import sys
+
+from fastapi_observe.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""How full this process is: event-loop lag, tasks, worker threads, pauses of the garbage collector."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from bisect import bisect_left
+from itertools import accumulate
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+from anyio.to_thread import current_default_thread_limiter
+from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.utils import floatToGoString
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from anyio import CapacityLimiter
+    from prometheus_client.metrics_core import Metric
+
+INTERVAL: Final = 0.5
+"""Seconds between two samples of the event loop's lag."""
+
+LAG_BOUNDS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+PAUSE_BOUNDS: Final = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
+
+
+class Samples:
+    """A histogram that one thread at a time feeds, without a lock: plain numbers only."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Take a sample."""
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.total += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Return the cumulated buckets as prometheus_client takes them."""
+        bounds = (*(floatToGoString(bound) for bound in self.bounds), "+Inf")
+        return [(bound, float(count)) for bound, count in zip(bounds, accumulate(self.counts), strict=True)]
+
+
+class GcPauses:
+    """Measures each run of the garbage collector through `gc.callbacks`.
+
+    The callback runs inside the collector, wherever that starts, with any lock held: it takes no lock and makes no
+    object that the collector tracks.
+    """
+
+    __slots__ = ("_started", "generations")
+
+    def __init__(self) -> None:
+        self.generations = tuple(Samples(PAUSE_BOUNDS) for _ in range(3))
+        self._started = 0.0
+
+    def __call__(self, phase: str, info: dict[str, Any]) -> None:
+        """Note the start of a run, or its end."""
+        if phase == "start":
+            self._started = perf_counter()
+        elif self._started:
+            self.generations[info["generation"]].observe(perf_counter() - self._started)
+            self._started = 0.0
+
+
+class Saturation:
+    """Samples the event loop it was started on; a collector of what it saw.
+
+    One loop at a time: a second `start` moves to the new loop if the old one no longer runs, and changes nothing
+    otherwise. Without an asyncio loop (trio) only the garbage collector is measured.
+    """
+
+    def __init__(self, interval: float = INTERVAL) -> None:
+        self._interval = interval
+        self._lag = Samples(LAG_BOUNDS)
+        self._pauses = GcPauses()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._limiter: CapacityLimiter | None = None
+        self._release: Callable[[], object] | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Begin to measure; call it in a task of `loop`, which is by default the running one."""
+        if self._release is None:
+            gc.callbacks.append(self._pauses)
+            # An install that nobody closes must not leave its callback behind.
+            finalizer = weakref.finalize(self, gc.callbacks.remove, self._pauses)
+            finalizer.atexit = False
+            self._release = finalizer
+        if loop is None:
+            loop = asyncio._get_running_loop()  # noqa: SLF001 - documented "for event loop implementers"; None on trio
+        if loop is None or loop.is_closed() or (self._loop is not None and self._loop.is_running()):
+            return
+        self._leave_loop()
+        self._loop = loop
+        try:
+            self._limiter = current_default_thread_limiter()
+        except RuntimeError:  # not called in a task: which limiter the endpoints use is not known
+            self._limiter = None
+        self._wait(loop)
+
+    def stop(self) -> None:
+        """Stop measuring; what was seen stays readable. Calling it again changes nothing."""
+        if self._release is not None:
+            self._release()
+            self._release = None
+        self._leave_loop()
+
+    def _leave_loop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop = self._limiter = None
+
+    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._due = loop.time() + self._interval
+        self._timer = loop.call_at(self._due, self._sample, loop)
+
+    def _sample(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._lag.observe(max(0.0, loop.time() - self._due))
+        self._wait(loop)
+
+    def describe(self) -> list[Metric]:
+        """Name what `collect` yields."""
+        return [_lag_family(), _pause_family(), *_gauge_families()]
+
+    def collect(self) -> Iterator[Metric]:
+        """Read everything; safe in any thread."""
+        lag = _lag_family()
+        lag.add_metric([], self._lag.buckets(), self._lag.total)
+        yield lag
+        pauses = _pause_family()
+        for generation, samples in enumerate(self._pauses.generations):
+            pauses.add_metric([str(generation)], samples.buckets(), samples.total)
+        yield pauses
+        loop, limiter = self._loop, self._limiter
+        tasks, busy, most, waiting = _gauge_families()
+        if loop is not None:
+            tasks.add_metric([], len(asyncio.all_tasks(loop)))
+            yield tasks
+        if limiter is not None:
+            statistics = limiter.statistics()
+            busy.add_metric([], statistics.borrowed_tokens)
+            most.add_metric([], statistics.total_tokens)
+            waiting.add_metric([], statistics.tasks_waiting)
+            yield from (busy, most, waiting)
+
+
+def _lag_family() -> HistogramMetricFamily:
+    return HistogramMetricFamily("asyncio_event_loop_lag_seconds", "How late the event loop ran a timer, in seconds.")
+
+
+def _pause_family() -> HistogramMetricFamily:
+    return HistogramMetricFamily(
+        "python_gc_pause_seconds", "Runs of the garbage collector, in seconds.", labels=["generation"]
+    )
+
+
+def _gauge_families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
+    return (
+        GaugeMetricFamily("asyncio_tasks", "Tasks of the event loop that are not done."),
+        GaugeMetricFamily("threadpool_threads_busy", "Worker threads in use, by sync endpoints above all."),
+        GaugeMetricFamily("threadpool_threads_max", "Worker threads there may be at once."),
+        GaugeMetricFamily("threadpool_waiting", "Tasks that wait for a worker thread."),
+    )

@@ -1,0 +1,144 @@
+"""How metrics are shown: the format that the client asks for, rendered fast, compressed if it may be."""
+
+from __future__ import annotations
+
+import re
+from copy import copy
+from typing import TYPE_CHECKING, Any, Final
+
+from prometheus_client import exposition as stock
+from prometheus_client.metrics_core import InfoMetricFamily
+from prometheus_client.openmetrics import exposition as stock_openmetrics
+
+from fastapi_observe.signals.series import Bounded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from prometheus_client.metrics_core import Metric
+
+    from fastapi_observe.records.faults import Faults
+
+TEXT: Final = b"text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS: Final = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+QUALITY: Final = re.compile(r"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)")
+"""RFC 9110, 12.4.2."""
+
+GZIP_LEVEL: Final = 1
+"""The text repeats itself so much that more effort brings little: a scrape should be short."""
+
+SUFFIXES: Final = {
+    "counter": ("_total", "_created"),
+    "summary": ("_sum", "_count", "_created"),
+    "histogram": ("_bucket", "_sum", "_count", "_created"),
+    "gaugehistogram": ("_bucket", "_gsum", "_gcount"),
+    "info": ("_info",),
+}
+"""What the sample names of a family add to its name, by type."""
+
+
+def render(
+    registries: Iterable[Any], accept: str, accept_encoding: str, faults: Faults
+) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Return the headers and the body that show the registries.
+
+    A family whose name an earlier one has taken is left out; a collector that raises is left out and counted.
+    """
+    openmetrics = prefers_openmetrics(accept)
+    parts: list[str] = []
+    taken: set[str] = set()
+    for registry in registries:
+        for collector in _collectors(registry):
+            try:
+                for names, text in _families(collector, openmetrics=openmetrics):
+                    if taken.isdisjoint(names):
+                        taken.update(names)
+                        parts.append(text)
+            except Exception as exc:  # noqa: BLE001 - a user's collector raises what it likes
+                faults("collect", exc)
+    if openmetrics:
+        parts.append("# EOF\n")
+    body = "".join(parts).encode("utf-8", "backslashreplace")
+    headers = [(b"content-type", OPENMETRICS if openmetrics else TEXT), (b"vary", b"accept, accept-encoding")]
+    if accepts_gzip(accept_encoding):
+        import zlib  # noqa: PLC0415 - needed by scrapes only
+
+        body = zlib.compress(body, GZIP_LEVEL, wbits=31)
+        headers.append((b"content-encoding", b"gzip"))
+    headers.append((b"content-length", str(len(body)).encode()))
+    return headers, body
+
+
+def prefers_openmetrics(accept: str) -> bool:
+    """Tell whether the client asks for OpenMetrics 1.0 at least as much as for the text format.
+
+    prometheus_client's own choice takes the first that is named and does not look at the q-values.
+    """
+    openmetrics = text = 0.0
+    for name, parameters, quality in _ranges(accept):
+        if name == "application/openmetrics-text" and parameters.get("version", "1.0.0").startswith("1."):
+            openmetrics = max(openmetrics, quality)
+        elif name in {"text/plain", "text/*"}:
+            text = max(text, quality)
+    return openmetrics > 0 and openmetrics >= text
+
+
+def accepts_gzip(accept_encoding: str) -> bool:
+    """Tell whether the client takes a body that is compressed with gzip."""
+    qualities = {name: quality for name, _, quality in _ranges(accept_encoding)}
+    return qualities.get("gzip", qualities.get("*", 0.0)) > 0
+
+
+def _ranges(header: str) -> Iterable[tuple[str, dict[str, str], float]]:
+    """Read a header of alternatives: name, parameters, q-value (0 if it is malformed)."""
+    for part in header.lower().split(","):
+        name, *rest = (piece.strip() for piece in part.split(";"))
+        quality = 1.0
+        parameters = {}
+        for parameter in rest:
+            key, _, value = parameter.partition("=")
+            parameters[key] = value.strip('"')
+            if key == "q":
+                match = QUALITY.fullmatch(parameter)
+                quality = float(match[1]) if match else 0.0
+        yield name, parameters, quality
+
+
+def _collectors(registry: Any) -> list[Any]:
+    """Return the collectors of a registry, each on its own, so that one that raises spoils no other.
+
+    The registry keeps them in a private dict (since prometheus_client 0.4); another kind of registry is collected as
+    a whole.
+    """
+    collectors = list(getattr(registry, "_collector_to_names", (registry,)))
+    target = getattr(registry, "get_target_info", lambda: None)()
+    return [_Given([InfoMetricFamily("target", "Target metadata", value=target)]), *collectors] if target else collectors
+
+
+class _Given:
+    """A collector of families that are there already."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self.families = families
+
+    def collect(self) -> list[Metric]:
+        return self.families
+
+
+def _families(collector: Any, *, openmetrics: bool) -> Iterable[tuple[list[str], str]]:
+    """Yield each family of a collector: the sample names it takes, and its text."""
+    if isinstance(collector, Bounded):
+        yield _names(*collector.family()), collector.text(openmetrics=openmetrics)
+        return
+    encode: Callable[[Any], bytes] = stock_openmetrics.generate_latest if openmetrics else stock.generate_latest
+    for family in collector.collect():
+        created = f"{family.name}_created"
+        shown = copy(family)
+        shown.samples = [sample for sample in family.samples if sample.name != created]
+        if shown.samples:
+            yield _names(family.name, family.type), encode(_Given([shown])).decode().removesuffix("# EOF\n")
+
+
+def _names(name: str, kind: str) -> list[str]:
+    return [name, *(name + suffix for suffix in SUFFIXES.get(kind, ()))]

@@ -1,0 +1,305 @@
+"""Where the lines of others come in: loguru's records, the standard library's, the web server's.
+
+loguru and `logging` belong to the whole process, so this is done once for all installs together.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from loguru import logger
+
+from fastapi_observe.records.exchange import current_exchange
+from fastapi_observe.signals.line_writer import LineWriter
+
+if TYPE_CHECKING:
+    from loguru import Message, Record
+
+    from fastapi_observe.records.faults import Faults
+
+BANDS: Final = {0: 20, 20: 30, 30: 40, 40: 50, 50: sys.maxsize}
+"""Where each level begins and ends, debug to fatal; loguru and the standard library number alike."""
+
+SERVER_LOGGERS: Final = (
+    "uvicorn",
+    "uvicorn.error",
+    "uvicorn.asgi",
+    "uvicorn.access",
+    "gunicorn.error",
+    "gunicorn.access",
+    "hypercorn.error",
+    "hypercorn.access",
+)
+"""Loggers that servers give their own handlers and cut off from the root."""
+
+ACCESS_LOGGERS: Final = frozenset({"uvicorn.access", "gunicorn.access", "hypercorn.access"})
+
+DEEPEST: Final = 3
+"""How often writing a line may itself write a line (an object that logs while it is turned into text)."""
+
+
+class Destination(Protocol):
+    """Who writes the captured records: the log signal of one install."""
+
+    faults: Faults
+    threshold: int
+    captures_logging: bool
+    logs_requests: bool
+    quiet_loggers: tuple[str, ...]
+
+    def take_loguru(self, record: Record, /) -> None:
+        """Write a record of loguru."""
+
+    def take_logging(self, record: logging.LogRecord, /) -> None:
+        """Write a record of the standard library."""
+
+
+class Saved(NamedTuple):
+    """How a logger was before it was taken over."""
+
+    handlers: list[logging.Handler]
+    propagate: bool
+
+
+class LogCapture:
+    """Gives each record of the process to one destination: that of the current request, else the first one open."""
+
+    def __init__(self) -> None:
+        self.writer = LineWriter()
+        self._open: tuple[Destination, ...] = ()
+        self._lock = threading.RLock()
+        self._nested = threading.local()
+        self._bands: dict[int, int] = {}
+        self._loguru_default: int | None = 0 if os.environ.get("LOGURU_AUTOINIT", "1") != "0" else None
+        self._loguru_default_removed = False
+        self._handler = RootHandler(self)
+        self._filter = ServerFilter(self)
+        self._root_removed: list[logging.Handler] = []
+        self._root_level: tuple[int, int] | None = None
+        self._servers: dict[str, Saved] = {}
+        self._quiet: dict[str, int] = {}
+
+    def open(self, destination: Destination) -> None:
+        """Send records to `destination`; once more: take over again what was changed since."""
+        with self._lock:
+            self.writer.open()
+            if destination not in self._open:
+                self._open = (*self._open, destination)
+            self._remove_loguru_default()
+            self.refresh()
+
+    def close(self, destination: Destination) -> None:
+        """Send nothing more to `destination`; after the last one everything is as it was."""
+        with self._lock:
+            if destination not in self._open:
+                return
+            self._open = tuple(each for each in self._open if each is not destination)
+            self.refresh()
+            if not self._open:
+                if self._loguru_default_removed and sys.stderr is not None:
+                    self._loguru_default = logger.add(sys.stderr)
+                self._loguru_default_removed = False
+                self.writer.close()
+
+    def refresh(self) -> None:
+        """Listen at the lowest level that someone open wants."""
+        with self._lock:
+            lowest = min((each.threshold for each in self._open), default=sys.maxsize)
+            self._listen_to_loguru(lowest)
+            capturing = [each for each in self._open if each.captures_logging]
+            if capturing:
+                self._take_root(min(each.threshold for each in capturing))
+                self._silence({name for each in capturing for name in each.quiet_loggers})
+                self.take_servers()
+            else:
+                self._give_back()
+
+    # loguru
+
+    def _remove_loguru_default(self) -> None:
+        if self._loguru_default is not None:
+            with suppress(ValueError):  # the user removed it
+                logger.remove(self._loguru_default)
+                self._loguru_default_removed = True
+            self._loguru_default = None
+
+    def _listen_to_loguru(self, lowest: int) -> None:
+        """Keep one handler for each level from `lowest` up.
+
+        Each takes the records of its own level only, so that a change of the level neither doubles nor loses a line.
+        The work is done by the filter, which then says no: loguru would format the line (and a stack trace with the
+        values of variables) and refuse to be called inside a sink.
+        """
+        known = getattr(getattr(logger, "_core", None), "handlers", None)
+        for low, high in BANDS.items():
+            number = self._bands.get(low)
+            if number is not None and known is not None and number not in known:
+                del self._bands[low]  # the user called logger.remove()
+            if low < lowest:
+                number = self._bands.pop(low, None)
+                if number is not None:
+                    with suppress(ValueError):
+                        logger.remove(number)
+            elif low not in self._bands:
+                self._bands[low] = logger.add(
+                    _nowhere, level=low, format="", filter=partial(self._take_loguru, high), catch=False
+                )
+
+    def _take_loguru(self, high: int, record: Record) -> bool:
+        if record["level"].no < high:
+            destination = self._responsible()
+            if destination is not None and record["level"].no >= destination.threshold:
+                self._hand_over(destination, destination.take_loguru, record)
+        return False
+
+    # The standard library
+
+    def take_logging(self, record: logging.LogRecord) -> None:
+        """Give a record of the standard library to who is responsible."""
+        if any(type(handler).__name__ == "InterceptHandler" for handler in logging.root.handlers):
+            return  # loguru's recipe: the record comes to us by way of loguru
+        destination = self._responsible()
+        if destination is None or not destination.captures_logging or record.levelno < destination.threshold:
+            return
+        self._hand_over(destination, destination.take_logging, record)
+
+    def _take_root(self, lowest: int) -> None:
+        root = logging.root
+        plain = [handler for handler in root.handlers if _is_plain(handler)]
+        for handler in plain:
+            root.removeHandler(handler)
+        self._root_removed += plain
+        if self._handler not in root.handlers:
+            root.addHandler(self._handler)
+        if self._root_level is None or root.level != self._root_level[1]:
+            self._root_level = (root.level, root.level)
+        before = self._root_level[0]
+        level = min(before, max(lowest, 1))  # the user's own handlers may want more than we do
+        root.setLevel(level)
+        self._root_level = (before, level)
+
+    def _silence(self, names: set[str]) -> None:
+        for name in names - self._quiet.keys():
+            found = logging.getLogger(name)
+            if found.level < logging.WARNING:
+                self._quiet[name] = found.level
+                found.setLevel(logging.WARNING)
+
+    def take_servers(self) -> None:
+        """Join the loggers of servers to the root; the filter does it again after a server configured its logging."""
+        with self._lock:
+            silent = any(each.captures_logging and each.logs_requests for each in self._open)
+            for name in SERVER_LOGGERS:
+                found = logging.getLogger(name)
+                if self._filter not in found.filters:
+                    found.addFilter(self._filter)
+                plain = [handler for handler in found.handlers if _is_plain(handler)]
+                access = name in ACCESS_LOGGERS
+                propagate = not silent if access else True
+                if access and not silent and not found.handlers:
+                    continue  # switched off by the user (uvicorn --no-access-log), or joined already
+                if not plain and found.propagate == propagate:
+                    continue
+                if name not in self._servers or plain:
+                    self._servers[name] = Saved(list(found.handlers), found.propagate)
+                for handler in plain:
+                    found.removeHandler(handler)
+                found.propagate = propagate
+
+    def wants(self, record: logging.LogRecord) -> bool:
+        """Tell whether a server's record is written: the request line stands for its access line."""
+        return record.name not in ACCESS_LOGGERS or not any(each.logs_requests for each in self._open)
+
+    def _give_back(self) -> None:
+        root = logging.root
+        root.removeHandler(self._handler)
+        for handler in self._root_removed:
+            root.addHandler(handler)
+        self._root_removed = []
+        if self._root_level is not None and root.level == self._root_level[1]:
+            root.setLevel(self._root_level[0])
+        self._root_level = None
+        for name in SERVER_LOGGERS:
+            logging.getLogger(name).removeFilter(self._filter)
+        for name, saved in self._servers.items():
+            found = logging.getLogger(name)
+            for handler in saved.handlers:
+                found.addHandler(handler)
+            found.propagate = saved.propagate
+        self._servers = {}
+        for name, level in self._quiet.items():
+            logging.getLogger(name).setLevel(level)
+        self._quiet = {}
+
+    # Both
+
+    def _responsible(self) -> Destination | None:
+        opened = self._open
+        if len(opened) > 1:
+            exchange = current_exchange()
+            if exchange is not None:
+                own: Any = getattr(exchange.observability, "logs", None)
+                if own in opened:
+                    return own  # type: ignore[no-any-return]
+        return opened[0] if opened else None
+
+    def _hand_over(self, destination: Destination, take: Any, record: Any) -> None:
+        """Guard the call: here the caller is any line of any library, not our door."""
+        depth = getattr(self._nested, "depth", 0)
+        if depth >= DEEPEST:
+            return
+        self._nested.depth = depth + 1
+        try:
+            take(record)
+        except Exception as exc:  # noqa: BLE001 - a log call never raises
+            destination.faults("logs.line", exc)
+        finally:
+            self._nested.depth = depth
+
+
+class RootHandler(logging.Handler):
+    """Stands on the root logger; holds no lock while a record is turned into a line."""
+
+    def __init__(self, capture: LogCapture) -> None:
+        super().__init__()
+        self._capture = capture
+
+    def createLock(self) -> None:  # noqa: N802 - logging's name
+        """Have no lock: the writer has its own."""
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass the record on."""
+        self._capture.take_logging(record)
+
+
+class ServerFilter(logging.Filter):
+    """Stays on a server's logger when `logging.config` replaces its handlers: takes it over anew in time."""
+
+    def __init__(self, capture: LogCapture) -> None:
+        super().__init__()
+        self._capture = capture
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether the record is written."""
+        self._capture.take_servers()
+        return self._capture.wants(record)
+
+
+def _nowhere(message: Message) -> None:
+    """Receive nothing: the filter has done the work."""
+
+
+def _is_plain(handler: logging.Handler) -> bool:
+    """Tell whether `handler` writes plain text to standard output or error, and is no one's own class."""
+    if type(handler) is not logging.StreamHandler:
+        return False
+    stream = handler.stream
+    standard = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    return any(stream is each for each in standard) or getattr(stream, "name", None) in {"<stdout>", "<stderr>"}

@@ -1,0 +1,101 @@
+"""What the tests share: an app with its three signals caught, and real servers."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client.parser import text_string_to_metric_families
+
+from fastapi_observe import install
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from opentelemetry.sdk.trace import ReadableSpan
+    from starlette.applications import Starlette
+
+    from fastapi_observe import Observability
+
+
+class Seen:
+    """What the three signals of one app have reported."""
+
+    def __init__(
+        self, observe: Observability, exporter: InMemorySpanExporter, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.observe = observe
+        self._exporter = exporter
+        self._capsys = capsys
+        self._text = ""
+
+    @property
+    def spans(self) -> list[ReadableSpan]:
+        """Every ended span, in the order of their ends."""
+        return list(self._exporter.get_finished_spans())
+
+    @property
+    def server_spans(self) -> list[ReadableSpan]:
+        """Every ended server span."""
+        return [span for span in self.spans if span.kind.name == "SERVER"]
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """Every JSON line on stdout so far."""
+        self.observe.flush()
+        self._text += self._capsys.readouterr().out
+        return [json.loads(line) for line in self._text.splitlines() if line.startswith("{")]
+
+    @property
+    def request_lines(self) -> list[dict[str, Any]]:
+        """Every line about a whole request or WebSocket connection."""
+        wanted = {"HTTP request completed", "WebSocket connection closed"}
+        return [line for line in self.lines if line["message"] in wanted]
+
+    @property
+    def text(self) -> str:
+        """`/metrics` in the text format, as it would be served."""
+        headers, body = self.observe.metrics.render("", "")
+        return (gzip.decompress(body) if b"content-encoding" in dict(headers) else body).decode()
+
+    def samples(self, name: str) -> dict[tuple[tuple[str, str], ...], float]:
+        """Samples of one series name, by sorted labels."""
+        return {
+            tuple(sorted(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(self.text)
+            for sample in family.samples
+            if sample.name == name
+        }
+
+    def sample(self, name: str, **labels: str) -> float | None:
+        """One sample, or None."""
+        return self.samples(name).get(tuple(sorted(labels.items())))
+
+    def total(self, name: str) -> float:
+        """Sum of all samples of one series name."""
+        return sum(self.samples(name).values())
+
+
+@pytest.fixture
+def observed(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Seen]]:
+    """Install on an app, every trace sampled; closed after the test."""
+    seen: list[Seen] = []
+
+    def make(app: Starlette, **overrides: Any) -> Seen:
+        exporter = InMemorySpanExporter()
+        options: dict[str, Any] = {
+            "sample_ratio": 1.0,
+            "span_processors": (SimpleSpanProcessor(exporter),),
+            "log_level": "debug",
+            **overrides,
+        }
+        seen.append(Seen(install(app, **options), exporter, capsys))
+        return seen[-1]
+
+    yield make
+    for one in reversed(seen):
+        one.observe.close()
