@@ -90,7 +90,9 @@ async def started(name: str, port: int, directory: Path, **environment: str) -> 
         # We listen ourselves and hand the socket on: a free port stays ours, a taken one is told before anything runs.
         listener = socket.create_server((HOST, port))
     except OSError as exc:
-        raise SystemExit(f"{name} cannot listen on {HOST}:{port}: {exc.strerror}; give --{name}-port 0") from exc
+        raise SystemExit(
+            f"{name} cannot listen on {HOST}:{port}: {os.strerror(exc.errno or 0)}; give --{name}-port 0"
+        ) from exc
     with listener:
         process = await asyncio.create_subprocess_exec(
             sys.executable,

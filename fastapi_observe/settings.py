@@ -26,7 +26,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -96,22 +96,17 @@ def _ascending(value: tuple[float, ...]) -> tuple[float, ...]:
 
 
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 """Several strings; in the environment separated by commas."""
-HeaderNames = Annotated[tuple[HeaderName, ...], NoDecode, BeforeValidator(_split)]
-Paths = Annotated[
-    tuple[Annotated[str, StringConstraints(pattern=r"^/[^*]*\*?$")], ...], NoDecode, BeforeValidator(_split)
-]
-Regexes = Annotated[tuple[Annotated[str, AfterValidator(_regex)], ...], NoDecode, BeforeValidator(_split)]
+HeaderNames = Annotated[tuple[HeaderName, ...], BeforeValidator(_split)]
+Paths = Annotated[tuple[Annotated[str, StringConstraints(pattern=r"^/[^*]*\*?$")], ...], BeforeValidator(_split)]
+Regexes = Annotated[tuple[Annotated[str, AfterValidator(_regex)], ...], BeforeValidator(_split)]
 Bounds = Annotated[
     tuple[Annotated[float, Field(gt=0)], ...],
-    NoDecode,
     BeforeValidator(_split),
     AfterValidator(_ascending),
 ]
-Headers = Annotated[
-    dict[HeaderName, Annotated[SecretStr, AfterValidator(_one_line)]], NoDecode, BeforeValidator(_headers)
-]
+Headers = Annotated[dict[HeaderName, Annotated[SecretStr, AfterValidator(_one_line)]], BeforeValidator(_headers)]
 
 
 def option(  # noqa: PLR0913 - each is one thing to say about an option
@@ -299,7 +294,8 @@ class ObserveSettings(BaseSettings):
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
 
-    if not TYPE_CHECKING:  # so that type checkers and editors keep the signature that the fields give
+    # hidden from type checkers and editors, so that they keep the signature that the fields give
+    if not TYPE_CHECKING:  # pragma: no branch
 
         def __init__(self, **values: Any) -> None:
             try:
@@ -368,14 +364,15 @@ class ObserveSettings(BaseSettings):
         except ValidationError as error:
             wrong: dict[str, list[Any]] = {}
             for found in error.errors():
+                if not found["loc"]:  # model_validate: __init__ has said it already, or it is no mapping
+                    raise
                 items = wrong.setdefault(str(found["loc"][0]), [])
                 if len(found["loc"]) > 1:
                     items.append(found["input"])
             raise SettingsError([_problem(cls, name, values[name], items) for name, items in wrong.items()]) from None
-        sources = {name: _given(value).source for name, value in values.items()}
-        settings._sources = {  # noqa: SLF001 - a frozen model's own field, set where it is built
-            name: source for name, source in sources.items() if source != "default"
-        }
+        if not settings._sources:  # noqa: SLF001 - model_validate passes here again after __init__, knowing less
+            sources = {name: _given(value).source for name, value in values.items()}
+            settings._sources.update((name, source) for name, source in sources.items() if source != "default")  # noqa: SLF001
         return settings
 
     @classmethod

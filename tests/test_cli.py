@@ -81,7 +81,7 @@ def test_help_names_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     shown = capsys.readouterr().out
     assert shown.startswith("usage: python -m fastapi_observe ")
-    assert "settings    show every option" in shown
+    assert "settings  show every option" in shown
 
 
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from opentelemetry.util.re import parse_env_headers
 from pydantic import SecretStr, ValidationError
 
 from fastapi_observe.cli import options_table
-from fastapi_observe.settings import ObserveSettings, SettingsError
+from fastapi_observe.settings import ObserveSettings, SettingsError, spec
 
 CONFIGURATION = Path(__file__).parent.parent / "docs" / "configuration.md"
 
@@ -123,8 +123,9 @@ def test_a_variable_sets_its_option(
 def test_the_more_specific_variable_wins(winner: str, loser: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two variables for one option, the more specific one wins."""
     for assignment in (winner, loser):
-        monkeypatch.setenv(*assignment.split("=", 1))
-    assert ObserveSettings().sources()[name] == winner.split("=")[0]
+        variable, _, text = assignment.partition("=")
+        monkeypatch.setenv(variable, text)
+    assert ObserveSettings().sources()[name] == winner.partition("=")[0]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_the_more_specific_variable_wins(winner: str, loser: str, name: str, mon
         {
             variable.partition(":")[0]
             for field in ObserveSettings.model_fields.values()
-            for variable in field.json_schema_extra["otel"]  # type: ignore[index, union-attr, call-overload]
+            for variable in spec(field)["otel"]
         }
     ),
 )
@@ -182,7 +183,7 @@ def test_the_exporter_finds_the_same_url(variable: str, url: str, monkeypatch: p
     """`traces_url` is what OpenTelemetry's exporter makes of the same variable."""
     monkeypatch.setenv(variable, url)
     exporter = OTLPSpanExporter()
-    exporter.shutdown()
+    exporter.shutdown()  # type: ignore[no-untyped-call]
     assert ObserveSettings().traces_url == exporter._endpoint
 
 
@@ -214,13 +215,17 @@ def test_all_wrong_options_are_one_error(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "much")
     monkeypatch.setenv("OBSERVE_DURATION_BUCKETS", "1,x,-2")
     with pytest.raises(SettingsError) as caught:
-        ObserveSettings(log_level="loud")  # type: ignore[arg-type]
+        ObserveSettings(log_level="loud")
     assert str(caught.value).splitlines() == [
         "3 settings are wrong:",
-        "  sample_ratio: got 'much' from OTEL_TRACES_SAMPLER_ARG; accepts a number from 0 to 1; "
-        "correct or unset OTEL_TRACES_SAMPLER_ARG",
-        "  duration_buckets: got '1,x,-2' (wrong: 'x', '-2') from OBSERVE_DURATION_BUCKETS; "
-        "accepts positive, finite numbers, separated by commas; correct or unset OBSERVE_DURATION_BUCKETS",
+        (
+            "  sample_ratio: got 'much' from OTEL_TRACES_SAMPLER_ARG; accepts a number from 0 to 1; "
+            "correct or unset OTEL_TRACES_SAMPLER_ARG"
+        ),
+        (
+            "  duration_buckets: got '1,x,-2' (wrong: 'x', '-2') from OBSERVE_DURATION_BUCKETS; "
+            "accepts positive, finite numbers, separated by commas; correct or unset OBSERVE_DURATION_BUCKETS"
+        ),
         "  log_level: got 'loud' from an argument; accepts debug, info, warn, error, fatal; pass another log_level",
     ]
     assert isinstance(caught.value, ValueError)
@@ -323,7 +328,7 @@ def test_a_long_value_is_cut() -> None:
     assert "\n" not in line
 
 
-@given(st.text(min_size=1), st.text())
+@given(st.text(), st.text(alphabet="xyz/:?#@[]\n "))
 def test_a_password_is_never_shown(password: str, rest: str) -> None:
     """Whatever the endpoint is, what stands before its last @ is in no repr and no error."""
     secret = f"hush{password}hush"
@@ -332,12 +337,12 @@ def test_a_password_is_never_shown(password: str, rest: str) -> None:
             shown = repr(ObserveSettings(otlp_endpoint=url))
         except SettingsError as error:
             shown = str(error)
-        assert "hush" not in shown.replace(rest, "") or "hush" in rest
+        assert "hush" not in shown
 
 
 def test_secrets_are_masked_everywhere() -> None:
     """Header values and the endpoint's password are in no repr, str, masked view or error."""
-    secret = {"otlp_headers": {"authorization": "hush"}, "otlp_endpoint": "http://me:hush@c:4318"}
+    secret: dict[str, Any] = {"otlp_headers": {"authorization": "hush"}, "otlp_endpoint": "http://me:hush@c:4318"}
     settings = ObserveSettings(**secret)
     assert settings.masked()["otlp_endpoint"] == "http://**********@c:4318"
     assert settings.traces_url == "http://me:hush@c:4318/v1/traces"
@@ -348,6 +353,15 @@ def test_secrets_are_masked_everywhere() -> None:
     with pytest.raises(ValidationError) as caught:
         ObserveSettings.model_validate({"otlp_headers": "hush"})
     assert "hush" not in str(caught.value)
+
+
+def test_validation_keeps_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`model_validate` reads the environment too and names it; what is no mapping is pydantic's own error."""
+    monkeypatch.setenv("OBSERVE_BATCH_SIZE", "3")
+    sources = ObserveSettings.model_validate({"queue_size": 4}).sources()
+    assert (sources["batch_size"], sources["queue_size"]) == ("OBSERVE_BATCH_SIZE", "argument")
+    with pytest.raises(ValidationError):
+        ObserveSettings.model_validate("x")
 
 
 def test_settings_are_frozen() -> None:

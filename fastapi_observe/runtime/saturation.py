@@ -6,18 +6,19 @@ import asyncio
 import gc
 import weakref
 from bisect import bisect_left
+from contextlib import suppress
 from itertools import accumulate
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from anyio.to_thread import current_default_thread_limiter
 from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.utils import floatToGoString
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from anyio import CapacityLimiter
+    from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
 INTERVAL: Final = 0.5
@@ -44,7 +45,7 @@ class Samples:
 
     def buckets(self) -> list[tuple[str, float]]:
         """Return the cumulated buckets as prometheus_client takes them."""
-        bounds = (*(floatToGoString(bound) for bound in self.bounds), "+Inf")
+        bounds = (*(str(bound) for bound in self.bounds), "+Inf")
         return [(bound, float(count)) for bound, count in zip(bounds, accumulate(self.counts), strict=True)]
 
 
@@ -77,7 +78,7 @@ class Saturation:
     otherwise. Without an asyncio loop (trio) only the garbage collector is measured.
     """
 
-    def __init__(self, interval: float = INTERVAL) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None, interval: float = INTERVAL) -> None:
         self._interval = interval
         self._lag = Samples(LAG_BOUNDS)
         self._pauses = GcPauses()
@@ -86,17 +87,19 @@ class Saturation:
         self._due = 0.0
         self._limiter: CapacityLimiter | None = None
         self._release: Callable[[], object] | None = None
+        self._registry = registry
+        if registry is not None:
+            registry.register(self)
 
     def start(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         """Begin to measure; call it in a task of `loop`, which is by default the running one."""
         if self._release is None:
             gc.callbacks.append(self._pauses)
             # An install that nobody closes must not leave its callback behind.
-            finalizer = weakref.finalize(self, gc.callbacks.remove, self._pauses)
+            finalizer = weakref.finalize(self, _remove_callback, self._pauses)
             finalizer.atexit = False
             self._release = finalizer
-        if loop is None:
-            loop = asyncio._get_running_loop()  # noqa: SLF001 - documented "for event loop implementers"; None on trio
+        loop = loop or _running_loop()
         if loop is None or loop.is_closed() or (self._loop is not None and self._loop.is_running()):
             return
         self._leave_loop()
@@ -108,11 +111,18 @@ class Saturation:
         self._wait(loop)
 
     def stop(self) -> None:
-        """Stop measuring; what was seen stays readable. Calling it again changes nothing."""
+        """Stop measuring until the next `start`; what was seen stays readable. Calling it again changes nothing."""
         if self._release is not None:
             self._release()
             self._release = None
         self._leave_loop()
+
+    def close(self) -> None:
+        """Stop, and leave the registry given at construction. Calling it again changes nothing."""
+        self.stop()
+        if self._registry is not None:
+            self._registry.unregister(self)
+            self._registry = None
 
     def _leave_loop(self) -> None:
         if self._timer is not None:
@@ -151,6 +161,18 @@ class Saturation:
             most.add_metric([], statistics.total_tokens)
             waiting.add_metric([], statistics.tasks_waiting)
             yield from (busy, most, waiting)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:  # on trio
+        return None
+
+
+def _remove_callback(callback: GcPauses) -> None:
+    with suppress(ValueError):  # someone has emptied the list
+        gc.callbacks.remove(callback)
 
 
 def _lag_family() -> HistogramMetricFamily:

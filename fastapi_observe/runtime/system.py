@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
     from fastapi_observe.records.faults import Faults
@@ -144,7 +145,12 @@ def machine_cpu() -> CpuUse:
 
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     times = [cpu for index, cpu in enumerate(psutil.cpu_times(percpu=True)) if allowed is None or index in allowed]
-    return CpuUse(sum(sum(cpu) - cpu.idle - getattr(cpu, "iowait", 0.0) for cpu in times), float(len(times)))
+    return CpuUse(sum(_busy(cpu._asdict()) for cpu in times), float(len(times)))
+
+
+def _busy(times: dict[str, float]) -> float:
+    """Add up what is not idle; Linux counts the time of guests in `user` already."""
+    return sum(seconds for name, seconds in times.items() if name not in {"idle", "iowait", "guest", "guest_nice"})
 
 
 class CpuMeter:
@@ -226,6 +232,13 @@ class SystemCollector:
                 yield path, float(shutil.disk_usage(path).used)
             except OSError as exc:
                 self._faults("disk_usage", exc)
+
+
+def register_system_metrics(registry: CollectorRegistry, settings: ObserveSettings, faults: Faults) -> SystemCollector:
+    """Put a `SystemCollector` into the registry and return it."""
+    collector = SystemCollector(settings, faults)
+    registry.register(collector)
+    return collector
 
 
 def _memory() -> GaugeMetricFamily:

@@ -85,7 +85,9 @@ class Catalogue:
             return found
         asked = _form(kind, tuple(labels), None if buckets is None else _bounds(buckets))
         have = _form(type(found), found.label_names(), found.bounds() if isinstance(found, Histogram) else None)
-        raise ValueError(f"metric {name} exists as {have}, asked for as {asked}: ask for the same, or choose another name")
+        raise ValueError(
+            f"metric {name} exists as {have}, asked for as {asked}: ask for the same, or choose another name"
+        )
 
     def _make(
         self,
@@ -96,7 +98,7 @@ class Catalogue:
         buckets: Sequence[float] | None,
     ) -> M:
         self._check(kind, name, labels)
-        options = {} if buckets is None else {"buckets": tuple(_bounds(buckets))}
+        options: dict[str, Any] = {} if buckets is None else {"buckets": tuple(_bounds(buckets))}
         metric = kind(name, documentation or name, tuple(labels), self.budget, **options)
         self.register(metric)
         self._made[_plain(name)] = metric
@@ -108,7 +110,9 @@ class Catalogue:
         if _plain(name) in self._reserved or name.startswith(OWN_PREFIX):
             raise ValueError(f"metric name {name} belongs to fastapi-observe: choose another, for example myapp_{name}")
         if kind is not Counter and name.endswith("_total"):
-            raise ValueError(f"metric name {name} ends in _total, which says counter: make a counter, or drop the ending")
+            raise ValueError(
+                f"metric name {name} ends in _total, which says counter: make a counter, or drop the ending"
+            )
         if isinstance(labels, str):
             raise ValueError(f"labels of {name} are the string {labels!r}: give a list of names, [{labels!r}]")  # noqa: TRY004
         for label in labels:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 from copy import copy
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import exposition as stock
-from prometheus_client.metrics_core import InfoMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.openmetrics import exposition as stock_openmetrics
 
 from fastapi_observe.signals.series import Bounded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from prometheus_client.metrics_core import Metric
 
     from fastapi_observe.records.faults import Faults
+    from fastapi_observe.signals.series import SeriesBudget
 
 TEXT: Final = b"text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -49,7 +51,7 @@ def render(
     parts: list[str] = []
     taken: set[str] = set()
     for registry in registries:
-        for collector in _collectors(registry):
+        for collector in collectors(registry):
             try:
                 for names, text in _families(collector, openmetrics=openmetrics):
                     if taken.isdisjoint(names):
@@ -105,7 +107,7 @@ def _ranges(header: str) -> Iterable[tuple[str, dict[str, str], float]]:
         yield name, parameters, quality
 
 
-def _collectors(registry: Any) -> list[Any]:
+def collectors(registry: Any) -> list[Any]:
     """Return the collectors of a registry, each on its own, so that one that raises spoils no other.
 
     The registry keeps them in a private dict (since prometheus_client 0.4); another kind of registry is collected as
@@ -113,7 +115,9 @@ def _collectors(registry: Any) -> list[Any]:
     """
     collectors = list(getattr(registry, "_collector_to_names", (registry,)))
     target = getattr(registry, "get_target_info", lambda: None)()
-    return [_Given([InfoMetricFamily("target", "Target metadata", value=target)]), *collectors] if target else collectors
+    return (
+        [_Given([InfoMetricFamily("target", "Target metadata", value=target)]), *collectors] if target else collectors
+    )
 
 
 class _Given:
@@ -142,3 +146,46 @@ def _families(collector: Any, *, openmetrics: bool) -> Iterable[tuple[list[str],
 
 def _names(name: str, kind: str) -> list[str]:
     return [name, *(name + suffix for suffix in SUFFIXES.get(kind, ()))]
+
+
+class SelfCollector:
+    """What fastapi-observe says about itself, read at scrape."""
+
+    def __init__(self, budget: SeriesBudget, faults: Faults) -> None:
+        self._budget = budget
+        self._faults = faults
+
+    def describe(self) -> list[Metric]:
+        """Name what `collect` yields."""
+        return list(self.collect())
+
+    def collect(self) -> Iterator[Metric]:
+        """Read everything."""
+        info = {"version": _version()}
+        yield InfoMetricFamily("fastapi_observe", "The installed version of fastapi-observe.", value=info)
+        series = self._budget.count()
+        yield GaugeMetricFamily("fastapi_observe_series", "Label sets that are kept, of all metrics.", value=series)
+        overflow = CounterMetricFamily(
+            "fastapi_observe_series_overflow", "How often a label set found no place.", labels=["metric"]
+        )
+        for metric, count in self._budget.overflows.copy().items():
+            overflow.add_metric([metric], count)
+        yield overflow
+        errors = CounterMetricFamily(
+            "fastapi_observe_internal_errors",
+            "Failures inside fastapi-observe, kept from the request.",
+            labels=["site"],
+        )
+        for site, count in self._faults.counts.copy().items():
+            errors.add_metric([site], count)
+        yield errors
+
+
+@cache
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow to import
+
+    try:
+        return version("fastapi-observe")
+    except PackageNotFoundError:  # run from a source tree
+        return "unknown"

@@ -50,9 +50,7 @@ LIMITS: Final = (
 SMALLEST: Final = Limits(0, 0, 0, 200, 400, 100)
 """Fits whatever the text is: a character takes at most seven bytes."""
 
-CONTROL: Final = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What could move a terminal's cursor, break a line or turn the reading direction."""
 
 LEVEL_COLOURS: Final = {"debug": "\x1b[2m", "info": "\x1b[32m", "warn": "\x1b[33m", "error": "\x1b[31m"}
@@ -168,16 +166,13 @@ def _legible(text: str, limit: int) -> str:
 def _tame(value: Any, limits: Limits, depth: int, above: tuple[int, ...]) -> Any:
     """Turn any object into what JSON can say, within `limits`; `above` are the ids of what it is in."""
     try:
-        scalar, tamed = _tame_scalar(value, limits)
-        if scalar:
-            return tamed
-        if id(value) in above:
-            return "<cycle>"
+        if isinstance(value, Enum):
+            value = value.value
         members = _members(value)
         if members is None:
-            return _legible(text_of(value, limits.value), limits.value)
-        if depth < 0:
-            return "<too deep>"
+            return _tame_scalar(value, limits)
+        if id(value) in above or depth < 0:
+            return "<cycle>" if id(value) in above else "<too deep>"
         above = (*above, id(value))
         if isinstance(members, list):
             return [_tame(each, limits, depth - 1, above) for each in members[: limits.keys]]
@@ -189,25 +184,24 @@ def _tame(value: Any, limits: Limits, depth: int, above: tuple[int, ...]) -> Any
         return _legible(_unprintable(value), limits.name)
 
 
-def _tame_scalar(value: Any, limits: Limits) -> tuple[bool, Any]:
-    """Return whether `value` is a scalar, and what is written for it."""
+def _tame_scalar(value: Any, limits: Limits) -> Any:
+    """Turn what holds nothing else into what JSON can say."""
     if value is None or isinstance(value, bool):
-        return True, value
-    if isinstance(value, Enum):
-        return _tame_scalar(value.value, limits)
-    if isinstance(value, str):
-        return True, _legible(value, limits.value)
-    if isinstance(value, int):
-        number = int.__int__(value)
-        return True, number if -(2**63) <= number < 2**64 else text_of(number, limits.value)
+        return value
     if isinstance(value, float):
         real = float.__float__(value)
-        return True, real if math.isfinite(real) else None
-    if isinstance(value, bytes | bytearray | memoryview):
-        return True, _legible(bytes(value[: limits.value]).decode("latin-1"), limits.value)
-    if isinstance(value, datetime | date | time):
-        return True, value.isoformat()
-    return False, None
+        return real if math.isfinite(real) else None
+    if isinstance(value, int):
+        value = int.__int__(value)
+        if -(2**63) <= value < 2**64:
+            return value
+    elif isinstance(value, datetime | date | time):
+        value = value.isoformat()
+    elif isinstance(value, bytes | bytearray | memoryview):
+        value = bytes(value[: limits.value]).decode("latin-1")
+    elif isinstance(value, str):
+        value = str.__str__(value)
+    return _legible(text_of(value, limits.value), limits.value)
 
 
 def _members(value: Any) -> dict[Any, Any] | list[Any] | None:

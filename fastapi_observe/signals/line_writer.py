@@ -10,6 +10,7 @@ import sys
 import threading
 import weakref
 from collections import deque
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -30,6 +31,11 @@ PATIENCE: Final = 0.05
 
 PIPE_PIECE: Final = 4096
 """Bytes that a pipe takes without blocking once it says that it is ready (PIPE_BUF on Linux)."""
+
+
+WRITE: Final = "write"
+END: Final = "end"
+"""What the thread is woken up for."""
 
 
 class LineWriter:
@@ -60,7 +66,7 @@ class LineWriter:
         self._busy_files: dict[LogFile, None] = {}
         self._thread: threading.Thread | None = None
         # The one queue of the standard library that a signal handler or `__del__` may use in the middle of itself.
-        self._wake: SimpleQueue[bool] = SimpleQueue()
+        self._wake: SimpleQueue[str] = SimpleQueue()
 
     def _hold_at_fork(self) -> None:
         """Fork only between two writes; the child begins with nothing of its parent's."""
@@ -123,7 +129,7 @@ class LineWriter:
             atexit.unregister(self.close)
             thread, self._thread = self._thread, None
         if thread is not None:
-            self._wake.put(False)
+            self._wake.put(END)
             thread.join(timeout)
         self._drain(timeout)
 
@@ -131,7 +137,7 @@ class LineWriter:
         self._awake = True
         if self._thread is None and not self._direct:
             self._start_thread()
-        self._wake.put(True)
+        self._wake.put(WRITE)
 
     def _start_thread(self) -> None:
         with self._lifetime:
@@ -148,14 +154,12 @@ class LineWriter:
                 return
             self._thread = thread
 
-    def _run(self, wake: SimpleQueue[bool]) -> None:
+    def _run(self, wake: SimpleQueue[str]) -> None:
         going = True
         while going:
-            going = wake.get()
-            try:
-                going = going and wake.get(timeout=BATCH_DELAY)
-            except Empty:
-                pass
+            going = wake.get() is WRITE
+            with suppress(Empty):
+                going = going and wake.get(timeout=BATCH_DELAY) is WRITE
             self._awake = False
             self._drain(None)
             for file in list(self._busy_files):
@@ -225,9 +229,9 @@ class LineWriter:
 
 def _pipe_of(stream: Any) -> int | None:
     """Return the file descriptor of a standard output that could block for ever; None for files and replacements."""
-    if stream is None or stream is not sys.__stdout__ or not hasattr(select, "poll"):
+    if sys.__stdout__ is None or stream is not sys.__stdout__ or not hasattr(select, "poll"):
         return None
-    descriptor: int = stream.fileno()
+    descriptor = sys.__stdout__.fileno()
     return None if stat.S_ISREG(os.fstat(descriptor).st_mode) else descriptor
 
 

@@ -76,7 +76,8 @@ class LogCapture:
         self._lock = threading.RLock()
         self._nested = threading.local()
         self._bands: dict[int, int] = {}
-        self._loguru_default: int | None = 0 if os.environ.get("LOGURU_AUTOINIT", "1") != "0" else None
+        automatic = os.environ.get("LOGURU_AUTOINIT", "1").lower() in {"1", "true", "yes", "y", "ok", "on"}
+        self._loguru_default: int | None = 0 if automatic else None
         self._loguru_default_removed = False
         self._handler = RootHandler(self)
         self._filter = ServerFilter(self)
@@ -84,6 +85,11 @@ class LogCapture:
         self._root_level: tuple[int, int] | None = None
         self._servers: dict[str, Saved] = {}
         self._quiet: dict[str, int] = {}
+        if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows cannot fork
+            os.register_at_fork(after_in_child=self._renew_lock)
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.RLock()
 
     def open(self, destination: Destination) -> None:
         """Send records to `destination`; once more: take over again what was changed since."""
@@ -200,10 +206,11 @@ class LogCapture:
                 if self._filter not in found.filters:
                     found.addFilter(self._filter)
                 plain = [handler for handler in found.handlers if _is_plain(handler)]
-                access = name in ACCESS_LOGGERS
-                propagate = not silent if access else True
-                if access and not silent and not found.handlers:
-                    continue  # switched off by the user (uvicorn --no-access-log), or joined already
+                propagate = True
+                if name in ACCESS_LOGGERS:
+                    before = self._servers.get(name) or Saved(found.handlers, found.propagate)
+                    switched_off = not before.handlers and not before.propagate  # uvicorn --no-access-log
+                    propagate = not (silent or switched_off)
                 if not plain and found.propagate == propagate:
                     continue
                 if name not in self._servers or plain:

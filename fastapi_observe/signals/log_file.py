@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 try:
     import fcntl
@@ -41,9 +41,9 @@ class Rotation(NamedTuple):
 
 
 class Retention(NamedTuple):
-    """What is kept of rotated files: the newest `count`, or those younger than `age` seconds."""
+    """What is kept of rotated files: the newest `files`, or those younger than `age` seconds."""
 
-    count: int | None
+    files: int | None
     age: float | None
 
 
@@ -181,7 +181,7 @@ class LogFile:
     def _is_there(self) -> bool:
         """Tell whether the open file still has its name: another program may have moved it away."""
         try:
-            named = os.stat(self.path or "")
+            named = (self.path or Path()).stat()
         except FileNotFoundError:
             return False
         opened = os.fstat(self._descriptor)
@@ -287,7 +287,7 @@ class LogFile:
                     found.append((each.stat().st_mtime, each))
         found.sort(reverse=True)
         for rank, (changed, each) in enumerate(found):
-            too_many = retention.count is not None and rank >= retention.count
+            too_many = retention.files is not None and rank >= retention.files
             too_old = retention.age is not None and time() - changed > retention.age
             if too_many or too_old:
                 each.unlink(missing_ok=True)
@@ -300,10 +300,9 @@ def _open_append(path: Path, *, create: bool = True) -> int:
 
 def _locked(descriptor: int) -> bool:
     """Take the lock that says: this file is in use. It goes with the process."""
-    if fcntl is None:  # pragma: no cover - Windows
-        return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     return True
@@ -313,16 +312,16 @@ def _compress(path: Path) -> Iterator[None]:
     """Replace `path` by `path`.gz, keeping its time; another process may be at it already."""
     import gzip  # noqa: PLC0415 - only where files are rotated
 
-    part: Any = path.with_name(f"{path.name}.gz.part")
+    part = path.with_name(f"{path.name}.gz.part")
     try:
         with path.open("rb") as plain:
             if not _locked(plain.fileno()):
                 return
-            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, MODE), "wb") as raw:
-                with gzip.GzipFile("", "wb", 1, raw) as packed:
-                    while piece := plain.read(PIECE):
-                        packed.write(piece)
-                        yield
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), MODE)
+            with os.fdopen(descriptor, "wb") as raw, gzip.GzipFile("", "wb", 1, raw) as packed:
+                while piece := plain.read(PIECE):
+                    packed.write(piece)
+                    yield
             info = os.fstat(plain.fileno())
             os.utime(part, ns=(info.st_atime_ns, info.st_mtime_ns))
             part.rename(path.with_name(f"{path.name}.gz"))

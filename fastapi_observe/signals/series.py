@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from bisect import bisect_left
+from collections.abc import Callable
 from itertools import accumulate
 from math import isfinite
 from time import time
@@ -16,7 +17,7 @@ from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Self
 
 OVERFLOW: Final = "__overflow__"
@@ -30,6 +31,9 @@ LABEL_LENGTH: Final = 1024
 
 EXEMPLAR_LENGTH: Final = 128
 """Longest label set of an exemplar, in characters (OpenMetrics 1.0, "Exemplars")."""
+
+go_float: Callable[[float], str] = floatToGoString
+"""How Prometheus writes a number."""
 
 Kept = tuple[dict[str, str], float, float]
 """Exemplar as it is kept: labels, value, timestamp in seconds."""
@@ -93,14 +97,14 @@ def _printable(text: str) -> str:
 
 
 def _number(value: float) -> str | float:
-    return value if isfinite(value) else floatToGoString(value)
+    return value if isfinite(value) else go_float(value)
 
 
 def exemplar_text(kept: Kept) -> str:
     """Return an exemplar as OpenMetrics writes it behind a sample."""
     labels, value, timestamp = kept
     pairs = ",".join(f'{name}="{_escape(text)}"' for name, text in labels.items())
-    return f" # {{{pairs}}} {floatToGoString(value)} {timestamp:.3f}"
+    return f" # {{{pairs}}} {go_float(value)} {timestamp:.3f}"
 
 
 def _escape(text: str) -> str:
@@ -135,7 +139,7 @@ class Bounded(MetricWrapperBase):
         )
         self.braced = f"{{{self.pairs}}}" if self.pairs else ""
         if labelnames and not values:
-            self._lock = budget.lock
+            self._lock = budget.lock  # type: ignore[assignment] - used in `with` only
             budget.families.append(self)
 
     def labels(self, *labelvalues: object, **labelkwargs: object) -> Self:
@@ -143,7 +147,7 @@ class Bounded(MetricWrapperBase):
         if labelkwargs or self._labelvalues or len(labelvalues) != len(self._labelnames) or not labelvalues:
             labelvalues = self._ordered(labelvalues, labelkwargs)
         values = tuple([text if type(text) is str else label_text(text) for text in labelvalues])
-        child: Self | None = self._metrics.get(values)
+        child: Self | None = self.children().get(values)
         return self._new_child(values) if child is None else child
 
     def _ordered(self, values: tuple[object, ...], named: dict[str, object]) -> tuple[object, ...]:
@@ -158,21 +162,25 @@ class Bounded(MetricWrapperBase):
     def _new_child(self, values: tuple[str, ...]) -> Self:
         values = tuple([_printable(text) for text in values])
         with self.guard:
-            child: Self | None = self._metrics.get(values)
+            child: Self | None = self.children().get(values)
             if child is not None:
                 return child
             full = self.budget.full(self)
             if full:
                 values = (OVERFLOW,) * len(values)
-                child = self._metrics.get(values)
+                child = self.children().get(values)
             if child is None:
                 child = type(self)(
                     self._name, self._documentation, self._labelnames, self.budget, values, **self.options
                 )
-                self._metrics[values] = child
+                self.children()[values] = child
         if full:
             self.budget.refuse(self)
         return child
+
+    def _raise_if_not_observable(self) -> None:
+        if not self.cells:
+            raise ValueError(f"{self.shown_name()} has the labels {self.label_names()}: call .labels(...) first")
 
     def children(self) -> dict[Sequence[str], Any]:
         """Return the children by their label values."""
@@ -197,7 +205,8 @@ class Bounded(MetricWrapperBase):
 
     def shown_name(self) -> str:
         """Return the name under which the text format shows the metric."""
-        return f"{self._name}_total" if self._type == "counter" else self._name
+        name: str = self._name
+        return f"{name}_total" if self._type == "counter" else name
 
     def family(self) -> tuple[str, str]:
         """Return the name of the family, without the ending of counters, and its type."""
@@ -205,7 +214,7 @@ class Bounded(MetricWrapperBase):
 
     def text(self, *, openmetrics: bool) -> str:
         """Return the metric in the text format, or in OpenMetrics with exemplars; empty without a series."""
-        series: list[Bounded] = list(self._metrics.copy().values()) if self._is_parent() else [self]
+        series: list[Bounded] = [self] if self.cells else list(self.children().copy().values())
         if not series:
             return ""
         name = self._name if openmetrics else self.shown_name()
@@ -348,7 +357,7 @@ class Histogram(Bounded, prometheus_client.Histogram):
     def template(self) -> str:
         """Return the lines of one series, to be filled with `arguments`."""
         name = self._name
-        buckets = "".join(f'{name}_bucket{{%sle="{floatToGoString(bound)}"}} %s\n' for bound in self._upper_bounds)
+        buckets = "".join(f'{name}_bucket{{%sle="{go_float(bound)}"}} %s\n' for bound in self._upper_bounds)
         return f"{buckets}{name}_count%s %s\n{name}_sum%s %s\n" if self.summed() else f"{buckets}{name}_count%s %s\n"
 
     def arguments(self) -> tuple[object, ...]:
@@ -362,7 +371,7 @@ class Histogram(Bounded, prometheus_client.Histogram):
     def _child_samples(self) -> Iterable[Sample]:
         counts, total = self.snapshot()
         for cell, (bound, count) in enumerate(zip(self._upper_bounds, counts, strict=True)):
-            yield Sample("_bucket", {"le": floatToGoString(bound)}, count, None, self.kept_exemplar(cell))
+            yield Sample("_bucket", {"le": go_float(bound)}, count, None, self.kept_exemplar(cell))
         yield Sample("_count", {}, counts[-1], None, None)
         if self.summed():
             yield Sample("_sum", {}, total, None, None)

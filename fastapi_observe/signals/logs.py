@@ -1,0 +1,393 @@
+"""The log signal: one line for each request and failed operation, and the logger that users call."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from time import time_ns
+from typing import TYPE_CHECKING, Any, Final
+
+from loguru import logger as loguru_logger
+from opentelemetry.trace import get_current_span
+
+from fastapi_observe.records.exchange import current_exchange
+from fastapi_observe.records.redaction import redact_query
+from fastapi_observe.signals.line_format import (
+    MAX_MESSAGE,
+    TextFormat,
+    Timestamps,
+    cut,
+    describe_exception,
+    encode_line,
+    text_of,
+)
+from fastapi_observe.signals.log_capture import SERVER_LOGGERS, LogCapture
+from fastapi_observe.signals.log_file import LogFile, parse_retention, parse_rotation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+    from loguru import Record
+
+    from fastapi_observe.records.exchange import Exchange
+    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.records.operation import Operation
+    from fastapi_observe.settings import ObserveSettings
+
+    ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
+
+LEVELS: Final = {"debug": 0, "info": 20, "warn": 30, "error": 40, "fatal": 50}
+"""The contract's levels and where each begins in the numbers of `logging` and loguru."""
+
+OUTCOME_LEVELS: Final = {
+    "ok": "info",
+    "client_error": "warn",
+    "client_disconnect": "warn",
+    "server_error": "error",
+    "cancelled": "error",
+    "incomplete_response": "error",
+}
+
+OPERATION_NAMES: Final = {"database": "database query", "external": "external call", "background": "background task"}
+
+RECORD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {
+    "asctime",
+    "color_message",
+    "message",
+    "taskName",
+}
+"""What every record of the standard library has, and uvicorn's coloured copy; anything else is a user's field."""
+
+LONGEST_PATH: Final = 1024
+LONGEST_AGENT: Final = 256
+"""Most characters of a path and of a user agent."""
+
+MOST_LINKED: Final = 32
+"""Most exceptions that are searched for the ids of their request."""
+
+_CAPTURE: Final = LogCapture()
+"""loguru, the root logger and standard output belong to the process, so what is open on them is known in one place."""
+
+
+class Logs:
+    """Writes the contract's log lines to standard output and to the log file.
+
+    `start` begins to take loguru's and the standard library's records too (again: takes over what was changed since),
+    `close` puts everything back. `written`, `dropped` and `queued` count lines of the whole process.
+    """
+
+    def __init__(self, settings: ObserveSettings, faults: Faults) -> None:
+        self.faults = faults
+        self.threshold = LEVELS[settings.log_level]
+        self.captures_logging = settings.capture_logging
+        self.logs_requests = settings.log_requests
+        self.quiet_loggers = settings.quiet_loggers
+        self.log = ObserveLogger(loguru_logger.opt(depth=2), self.set_level, faults)
+        self._allow = frozenset(settings.query_allow)
+        self._service = text_of(settings.service_name, 256)
+        self._environment = text_of(settings.environment, 256)
+        self._version = text_of(settings.service_version, 256)
+        self._timestamps = Timestamps()
+        self._writer = _CAPTURE.writer
+        self._file: LogFile | None = None
+        rotation, retention = parse_rotation(settings.log_rotation), parse_retention(settings.log_retention)
+        if settings.log_file is not None:
+            compress = settings.log_compression is not None
+            self._file = LogFile(settings.log_file, rotation, retention, compress, faults)
+        stream = sys.stdout
+        terminal = settings.environment == "development" and stream is not None and stream.isatty()
+        readable = settings.log_format == "text" or (settings.log_format == "auto" and terminal)
+        self._text = TextFormat(stream) if readable else None
+
+    @property
+    def written(self) -> int:
+        """Lines that standard output took."""
+        return self._writer.written
+
+    @property
+    def dropped(self) -> int:
+        """Lines that were lost: the queue was full, or standard output or the log file refused them."""
+        return self._writer.dropped + (0 if self._file is None else self._file.dropped)
+
+    @property
+    def queued(self) -> int:
+        """Lines that wait to be written."""
+        return len(self._writer)
+
+    def start(self) -> None:
+        """Begin to take the records of loguru, the standard library and the server."""
+        _CAPTURE.open(self)
+
+    def close(self) -> None:
+        """Write what waits and put everything back; the last of several closes ends the writer's thread."""
+        _CAPTURE.close(self)
+        self._writer.flush(1.0)
+        if self._file is not None:
+            self._file.close()
+
+    def flush(self, timeout: float) -> bool:
+        """Write what waits, for at most about `timeout` seconds; tell whether nothing is left."""
+        return self._writer.flush(timeout)
+
+    def set_level(self, level: str) -> None:
+        """Write `level` (debug, info, warn, error, fatal) and above from now on. Raises `ValueError` for another."""
+        if level not in LEVELS:
+            raise ValueError(f"log level: got {level!r}, accepts {', '.join(LEVELS)}")
+        self.threshold = LEVELS[level]
+        _CAPTURE.refresh()
+
+    def open_exchange(self, exchange: Exchange) -> None:
+        """A request arrives: nothing to write yet."""
+
+    def start_exchange(self, exchange: Exchange) -> None:
+        """A response begins: nothing to write yet."""
+
+    def close_exchange(self, exchange: Exchange) -> None:
+        """Write the request line."""
+        level = OUTCOME_LEVELS.get(exchange.outcome, "error")
+        if not self.logs_requests or LEVELS[level] < self.threshold:
+            return
+        scope = exchange.scope
+        url = exchange.path
+        query = scope.get("query_string")
+        if len(url) > LONGEST_PATH:
+            url = cut(url, LONGEST_PATH)
+        if query:
+            url = f"{url}?{redact_query(query, self._allow)}"
+        agent = exchange.headers.get(b"user-agent")
+        client = scope.get("client")
+        fields: dict[str, Any] = {
+            "method": exchange.method,
+            "url": url,
+            "endpoint": exchange.endpoint,
+            "status_code": exchange.status_code,
+            "outcome": exchange.outcome,
+            "duration_ms": round(exchange.duration * 1000, 3),
+            "request_size": exchange.request_size,
+            "response_size": exchange.response_size,
+            "user_agent": None if agent is None else agent[:LONGEST_AGENT].decode("latin-1"),
+            "remote_addr": client[0] if client else None,
+        }
+        if exchange.ttfb is not None:
+            fields["ttfb_ms"] = round(exchange.ttfb * 1000, 3)
+        if exchange.error_type is not None:
+            fields["error_type"] = exchange.error_type
+        message = "HTTP request completed"
+        if exchange.websocket:
+            message = "WebSocket connection closed"
+            fields["close_code"] = exchange.close_code  # type: ignore[attr-defined]
+            fields["messages_received"] = exchange.messages_received  # type: ignore[attr-defined]
+            fields["messages_sent"] = exchange.messages_sent  # type: ignore[attr-defined]
+        line = self._line(level, message, "fastapi_observe.request", fields)
+        if exchange.trace_id:
+            line["trace_id"] = exchange.trace_id
+            line["span_id"] = exchange.span_id
+        if exchange.request_id:
+            line["request_id"] = exchange.request_id
+        if exchange.exception is not None:
+            line["exception"] = describe_exception(exchange.exception)
+        self._write(line, request=True)
+
+    def open_operation(self, operation: Operation) -> None:
+        """A piece of work begins: nothing to write yet."""
+
+    def close_operation(self, operation: Operation) -> None:
+        """Write an error line if the work failed; a debug line otherwise, if someone wants it."""
+        ok = operation.outcome == "ok"
+        level = "debug" if ok else "error"
+        if LEVELS[level] < self.threshold:
+            return
+        name = OPERATION_NAMES.get(operation.kind, operation.kind)
+        fields: dict[str, Any] = {
+            **operation.details,
+            **operation.labels,
+            "outcome": operation.outcome,
+            "duration_ms": round(operation.duration * 1000, 3),
+        }
+        if operation.error_type is not None:
+            fields["error_type"] = operation.error_type
+        message = f"{name} {'completed' if ok else 'failed'}"
+        line = self._line(level, message, "fastapi_observe.operation", fields)
+        self._add_ids(line, operation.exception)
+        if operation.trace_id:
+            line["trace_id"] = operation.trace_id
+            line["span_id"] = operation.span_id
+        if operation.exception is not None:
+            line["exception"] = describe_exception(operation.exception)
+        self._write(line)
+
+    def take_loguru(self, record: Record) -> None:
+        """Write a record of loguru."""
+        raised = record["exception"]
+        exc = None if raised is None else raised.value
+        level = level_of(record["level"].no)
+        line = self._line(level, cut(record["message"], MAX_MESSAGE), record["name"] or "", record["extra"])
+        self._finish(line, exc)
+
+    def take_logging(self, record: logging.LogRecord) -> None:
+        """Write a record of the standard library."""
+        fields = {key: value for key, value in record.__dict__.items() if key not in RECORD_ATTRIBUTES}
+        try:
+            message = cut(str(record.getMessage()), MAX_MESSAGE)
+        except Exception:  # noqa: BLE001 - arguments that do not fit the message, or cannot be turned into text
+            message = text_of(record.msg, MAX_MESSAGE)
+            fields["args"] = record.args
+        if record.stack_info:
+            fields["stack_info"] = record.stack_info
+        raised = record.exc_info
+        exc = raised[1] if isinstance(raised, tuple) else raised
+        line = self._line(level_of(record.levelno), message, text_of(record.name, 256), fields)
+        # A server's last lines come after the last flush, right before the process ends.
+        self._finish(line, exc if isinstance(exc, BaseException) else None, urgent=record.name in SERVER_LOGGERS)
+
+    def _line(self, level: str, message: str, logger: str, fields: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "timestamp": self._timestamps(time_ns()),
+            "level": level,
+            "message": message,
+            "logger": logger,
+            "service": self._service,
+            "environment": self._environment,
+            "version": self._version,
+            "fields": fields,
+        }
+
+    def _finish(self, line: dict[str, Any], exc: BaseException | None, *, urgent: bool = False) -> None:
+        self._add_ids(line, exc)
+        if exc is not None:
+            line["exception"] = describe_exception(exc)
+        self._write(line, urgent=urgent)
+
+    def _add_ids(self, line: dict[str, Any], exc: BaseException | None) -> None:
+        """Add the ids of the current span and request, else those that the exception brought along."""
+        trace_id = span_id = request_id = ""
+        exchange = current_exchange()
+        context = get_current_span().get_span_context()
+        if context.is_valid:
+            trace_id, span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
+        elif exchange is not None:
+            trace_id, span_id = exchange.trace_id, exchange.span_id
+        if exchange is not None:
+            request_id = exchange.request_id
+        elif exc is not None:
+            brought = ids_of(exc)
+            if not trace_id:
+                trace_id, span_id = brought[0], brought[1]
+            request_id = brought[2]
+        if trace_id:
+            line["trace_id"] = trace_id
+            line["span_id"] = span_id
+        if request_id:
+            line["request_id"] = request_id
+
+    def _write(self, line: dict[str, Any], *, request: bool = False, urgent: bool = False) -> None:
+        text, file = self._text, self._file
+        urgent = urgent or line["level"] in {"error", "fatal"}
+        if text is None:
+            data = encode_line(line)
+            self._writer.write(data, urgent=urgent, file=file, copy=data)
+            return
+        shown = text.request(line) if request else text.line(line)
+        self._writer.write(shown, urgent=urgent, file=file, copy=b"" if file is None else encode_line(line))
+
+
+class ObserveLogger:
+    """The logger users call: fields by keyword, braces are safe, nothing raises.
+
+    It goes through loguru, so that sinks of the user's own see the lines too.
+    """
+
+    __slots__ = ("_faults", "_logger", "_set_level")
+
+    def __init__(self, logger: Any, set_level: Callable[[str], None], faults: Faults) -> None:
+        self._logger = logger
+        self._set_level = set_level
+        self._faults = faults
+
+    def debug(self, message: object, /, *, exception: BaseException | None = None, **fields: Any) -> None:
+        """Write a line for those who look for a fault."""
+        self._emit("DEBUG", 10, message, exception, fields)
+
+    def info(self, message: object, /, *, exception: BaseException | None = None, **fields: Any) -> None:
+        """Write a line about what happens normally."""
+        self._emit("INFO", 20, message, exception, fields)
+
+    def warn(self, message: object, /, *, exception: BaseException | None = None, **fields: Any) -> None:
+        """Write a line about what may become a fault."""
+        self._emit("WARNING", 30, message, exception, fields)
+
+    def warning(self, message: object, /, *, exception: BaseException | None = None, **fields: Any) -> None:
+        """Write a line about what may become a fault."""
+        self._emit("WARNING", 30, message, exception, fields)
+
+    def error(self, message: object, /, *, exception: BaseException | None = None, **fields: Any) -> None:
+        """Write a line about a fault."""
+        self._emit("ERROR", 40, message, exception, fields)
+
+    def fatal(self, message: object, /, *, exception: BaseException | None = None, **fields: Any) -> None:
+        """Write a line about a fault that ends the work. It does not exit."""
+        self._emit("CRITICAL", 50, message, exception, fields)
+
+    def exception(self, message: object, /, **fields: Any) -> None:
+        """Write an error line with the exception that is being handled."""
+        self._emit("ERROR", 40, message, sys.exc_info()[1], fields)
+
+    def with_fields(self, **fields: Any) -> ObserveLogger:
+        """Return a logger that adds `fields` to each of its lines."""
+        return ObserveLogger(self._logger.bind(**fields), self._set_level, self._faults)
+
+    def contextualize(self, **fields: Any) -> AbstractContextManager[None]:
+        """Add `fields` to every line, whoever writes it, within a `with` block."""
+        return loguru_logger.contextualize(**fields)
+
+    def set_level(self, level: str) -> None:
+        """Write `level` (debug, info, warn, error, fatal) and above from now on. Raises `ValueError` for another."""
+        self._set_level(level)
+
+    def _emit(
+        self, level: str, number: int, message: object, exception: BaseException | None, fields: dict[str, Any]
+    ) -> None:
+        logger = self._logger
+        # loguru asks this too, but only after its options were built: that would be most of an unwanted line's cost.
+        if number < getattr(getattr(logger, "_core", None), "min_level", 0):
+            return
+        try:
+            if fields:
+                logger = logger.bind(**fields)
+            if exception is not None:
+                logger = logger.opt(depth=2, exception=exception)
+            logger.log(level, text_of(message, MAX_MESSAGE))
+        except Exception as exc:  # noqa: BLE001 - a patcher or sink of the user's may raise; a log call never does
+            self._faults("logs.call", exc)
+
+
+def level_of(number: int) -> str:
+    """Name the contract's level of a level number of `logging` or loguru."""
+    if number < 20:  # noqa: PLR2004 - see LEVELS
+        return "debug"
+    if number < 30:  # noqa: PLR2004
+        return "info"
+    if number < 40:  # noqa: PLR2004
+        return "warn"
+    return "error" if number < 50 else "fatal"  # noqa: PLR2004
+
+
+def ids_of(exc: BaseException) -> tuple[str, str, str]:
+    """Find the ids that the door gave to `exc` or to one it stands for; empty if there are none."""
+    waiting: list[BaseException] = [exc]
+    seen: set[int] = set()
+    while waiting and len(seen) < MOST_LINKED:
+        each = waiting.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        found = getattr(each, "__observe_ids__", None)
+        if found is not None:
+            trace_id, span_id, request_id = found
+            return trace_id, span_id, request_id
+        waiting += [linked for linked in (each.__context__, each.__cause__) if linked is not None]
+        if isinstance(each, BaseExceptionGroup):
+            waiting += each.exceptions
+    return "", "", ""

@@ -1,0 +1,382 @@
+"""The metrics signal, and what users call: `MetricsService`."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any, Final
+
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from fastapi_observe.records.exchange import KNOWN_METHODS
+from fastapi_observe.signals.business import Business, Catalogue
+from fastapi_observe.signals.exposition import SelfCollector, collectors, render
+from fastapi_observe.signals.series import Counter, Gauge, Histogram, SeriesBudget
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from fastapi_observe.records.exchange import Exchange, WebSocketExchange
+    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.records.operation import Operation
+    from fastapi_observe.settings import ObserveSettings
+
+SIZE_BUCKETS: Final = tuple(100.0 * 10**power for power in range(8))
+QUERY_BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
+CONNECTION_BUCKETS: Final = (0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
+"""Bucket bounds: bytes, seconds, seconds."""
+
+
+class HttpSeries:
+    """The cells and exemplars that a request with one method, endpoint and status code writes."""
+
+    __slots__ = ("count", "count_exemplars", "duration", "duration_exemplars", "request_size", "response_size")
+
+    def __init__(self, count: Counter, duration: Histogram, sizes: tuple[Histogram, Histogram] | None) -> None:
+        self.count = count.cells
+        self.count_exemplars = count.exemplars
+        self.duration = duration.cells
+        self.duration_exemplars = duration.exemplars
+        self.request_size: list[float] = sizes[0].cells if sizes else []
+        self.response_size: list[float] = sizes[1].cells if sizes else []
+
+
+class MetricsService:
+    """Takes the measurements of one install and shows them; `business` counts what the business does.
+
+    `registry` is `settings.registry`, or one of our own. All labels are bounded: `endpoint` is a route template,
+    `method` a known one or `_OTHER`, `status_code` is 100 to 599 or `_other`, and each metric keeps at most
+    `settings.series_per_metric` label sets.
+    """
+
+    def __init__(self, settings: ObserveSettings, faults: Faults) -> None:
+        self.registry: CollectorRegistry = settings.registry or CollectorRegistry()
+        self._shared = settings.registry is not None
+        self._show_default = settings.default_registry and self.registry is not REGISTRY
+        self._faults = faults
+        self._budget = SeriesBudget(settings.series_per_metric)
+        self._catalogue = Catalogue(self.registry, self._budget)
+        self.business = Business(self._catalogue)
+        self._exemplars = settings.exemplars
+        self._sizes = settings.size_histograms
+        self._closures = _checked(settings.instrumentations)
+        self._lock = self._budget.lock
+        self._http: dict[tuple[str, str, int], HttpSeries] = {}
+        self._make_http(settings.duration_buckets)
+        self._make_websocket()
+        self._make_background()
+        self._make_database()
+        self._make_external()
+        self.add_reader(SelfCollector(self._budget, faults))
+
+    # The metrics
+
+    def _make_http(self, buckets: tuple[float, ...]) -> None:
+        own = self._catalogue.own
+        route = ("method", "endpoint")
+        self._requests = own(Counter, "http_requests_total", "HTTP requests.", (*route, "status_code"))
+        self._duration = own(
+            Histogram,
+            "http_request_duration_seconds",
+            "Time from the first byte of the request to the last of the response, in seconds.",
+            route,
+            buckets=buckets,
+        )
+        self._bounds = self._duration.bounds()
+        if self._sizes:
+            self._request_size = own(
+                Histogram, "http_request_size_bytes", "Received body bytes.", route, buckets=SIZE_BUCKETS
+            )
+            self._response_size = own(
+                Histogram, "http_response_size_bytes", "Sent body bytes.", route, buckets=SIZE_BUCKETS
+            )
+        self._size_bounds = [*SIZE_BUCKETS, float("inf")]
+        self._active = own(Gauge, "http_requests_in_progress", "HTTP requests that have no complete response yet.")
+        self._errors = own(Counter, "http_request_errors_total", "HTTP requests that failed.", (*route, "error_type"))
+        self._ttfb = own(
+            Histogram,
+            "http_time_to_first_byte_seconds",
+            "Time to the first body byte of streamed responses, in seconds.",
+            route,
+            buckets=buckets,
+        )
+        self._validation = own(
+            Counter,
+            "request_validation_errors_total",
+            "Fields that were refused with 422.",
+            ("endpoint", "field", "error_type"),
+        )
+
+    def _make_websocket(self) -> None:
+        own = self._catalogue.own
+        self._connections = own(Gauge, "websocket_connections_active", "Open WebSocket connections.", ("endpoint",))
+        self._messages = own(
+            Counter, "websocket_messages_total", "WebSocket messages, received and sent.", ("endpoint", "direction")
+        )
+        self._connection_duration = own(
+            Histogram,
+            "websocket_connection_duration_seconds",
+            "Time from the handshake to the close, in seconds.",
+            ("endpoint", "close_code"),
+            buckets=CONNECTION_BUCKETS,
+        )
+
+    def _make_background(self) -> None:
+        own = self._catalogue.own
+        labels = ("endpoint", "outcome")
+        self._tasks = own(Counter, "background_tasks_total", "Background tasks that have ended.", labels)
+        self._task_duration = own(
+            Histogram, "background_task_duration_seconds", "Time of background tasks, in seconds.", labels
+        )
+
+    def _make_database(self) -> None:
+        own = self._catalogue.own
+        labels = ("operation", "table")
+        self._queries = own(Counter, "db_queries_total", "Database queries.", labels)
+        self._query_duration = own(
+            Histogram, "db_query_duration_seconds", "Time of queries, in seconds.", labels, buckets=QUERY_BUCKETS
+        )
+        self._query_errors = own(
+            Counter, "db_query_errors_total", "Database queries that failed.", (*labels, "error_type")
+        )
+        self._pool = {
+            "active": own(Gauge, "db_connections_active", "Connections in use.", ("pool",)),
+            "idle": own(Gauge, "db_connections_idle", "Connections that wait in the pool.", ("pool",)),
+            "max": own(Gauge, "db_connections_max", "Most connections there may be.", ("pool",)),
+            "waiting": own(Gauge, "db_connections_waiting", "Callers that wait for a connection.", ("pool",)),
+        }
+
+    def _make_external(self) -> None:
+        own = self._catalogue.own
+        labels = ("service", "operation")
+        self._calls = own(Counter, "external_requests_total", "Calls to other services.", (*labels, "outcome"))
+        self._call_duration = own(
+            Histogram, "external_request_duration_seconds", "Time of calls to other services, in seconds.", labels
+        )
+
+    # The signal
+
+    def open_exchange(self, ex: Exchange) -> None:
+        """Count a request as in progress."""
+        if not ex.websocket:
+            with self._lock:
+                self._active.cells[0] += 1
+
+    def close_exchange(self, ex: Exchange) -> None:
+        """Take the samples of a request, or of a WebSocket connection."""
+        if ex.websocket:
+            self._close_websocket(ex)  # type: ignore[arg-type] - `websocket` says so
+            return
+        lock = self._lock
+        with lock:
+            self._active.cells[0] -= 1
+        kept = self._http.get((ex.method, ex.endpoint, ex.status_code)) or self._keep(ex)
+        duration = ex.duration
+        cell = bisect_left(self._bounds, duration)
+        with lock:
+            kept.count[0] += 1
+            cells = kept.duration
+            cells[cell] += 1
+            cells[-1] += duration
+            if self._sizes:
+                size = ex.request_size
+                cells = kept.request_size
+                cells[bisect_left(self._size_bounds, size)] += 1
+                cells[-1] += size
+                size = ex.response_size
+                cells = kept.response_size
+                cells[bisect_left(self._size_bounds, size)] += 1
+                cells[-1] += size
+        if ex.sampled and self._exemplars:
+            ids = {"trace_id": ex.trace_id, "span_id": ex.span_id}
+            ended = ex.started_ns / 1e9 + duration
+            kept.count_exemplars[0] = (ids, 1.0, ended)
+            kept.duration_exemplars[cell] = (ids, duration, ended)
+        if ex.error_type is not None or ex.ttfb is not None or ex.validation_errors:
+            self._close_unusual(ex)
+        if self._closures:
+            self._call_closures(ex)
+
+    def _keep(self, ex: Exchange) -> HttpSeries:
+        key = (ex.method, ex.endpoint, ex.status_code)
+        series = self._series(*key)
+        # What finds no place here still counts, in the overflow series.
+        if len(self._http) < self._budget.per_metric:
+            self._http[key] = series
+        return series
+
+    def _series(self, method: str, endpoint: str, status_code: int) -> HttpSeries:
+        sizes = None
+        if self._sizes:
+            sizes = self._request_size.labels(method, endpoint), self._response_size.labels(method, endpoint)
+        status = str(status_code) if 100 <= status_code <= 599 else "_other"  # noqa: PLR2004 - RFC 9110, 15
+        return HttpSeries(
+            self._requests.labels(method, endpoint, status), self._duration.labels(method, endpoint), sizes
+        )
+
+    def _close_unusual(self, ex: Exchange) -> None:
+        if ex.error_type is not None:
+            self._errors.labels(ex.method, ex.endpoint, ex.error_type).inc()
+        if ex.ttfb is not None:
+            self._ttfb.labels(ex.method, ex.endpoint).observe(ex.ttfb)
+        for field, error_type in ex.validation_errors or ():
+            self._validation.labels(ex.endpoint, field, error_type).inc()
+
+    def start_exchange(self, ex: Exchange) -> None:
+        """Count an accepted WebSocket connection; nothing to do for the response of a request."""
+        if ex.websocket:
+            self.accept_websocket(ex)  # type: ignore[arg-type] - `websocket` says so
+
+    def accept_websocket(self, ex: WebSocketExchange) -> None:
+        """Count a connection as open, and its messages from now on."""
+        received = self._messages.labels(ex.endpoint, "received").inc
+        sent = self._messages.labels(ex.endpoint, "sent").inc
+        self._connections.labels(ex.endpoint).inc()
+        ex.count_received, ex.count_sent = received, sent
+
+    def _close_websocket(self, ex: WebSocketExchange) -> None:
+        # Only what was counted as open may be counted as closed.
+        if ex.count_received is not None:
+            ex.count_received = ex.count_sent = None
+            self._connections.labels(ex.endpoint).dec()
+        self._connection_duration.labels(ex.endpoint, ex.close_code).observe(ex.duration)
+
+    def open_operation(self, op: Operation) -> None:
+        """Do nothing: an operation is counted when it ends."""
+
+    def close_operation(self, op: Operation) -> None:
+        """Take the samples of a query, a call or a background task; other kinds have no metrics."""
+        labels = op.labels
+        if op.kind == "database":
+            self.record_database_query(labels["operation"], labels["table"], op.duration, op.error_type)
+        elif op.kind == "external":
+            service, operation = labels["service"], labels["operation"]
+            self._calls.labels(service, operation, op.outcome).inc()
+            self._call_duration.labels(service, operation).observe(op.duration)
+        elif op.kind == "background":
+            self._tasks.labels(labels["endpoint"], op.outcome).inc()
+            self._task_duration.labels(labels["endpoint"], op.outcome).observe(op.duration)
+
+    def close(self) -> None:
+        """Take everything out of a registry that the user gave; one of our own stays readable."""
+        while self._shared and self._catalogue.registered:
+            self.registry.unregister(self._catalogue.registered.pop())
+
+    def _call_closures(self, ex: Exchange) -> None:
+        info = _info(ex)
+        for closure in self._closures:
+            try:
+                closure(info)
+            except Exception as exc:  # noqa: BLE001 - a user's closure raises what it likes
+                self._faults("instrumentation", exc)
+
+    # What users call
+
+    def counter(self, name: str, help: str, labels: Sequence[str] = ()) -> Counter:  # noqa: A002 - Prometheus' word
+        """Return the counter of this name, made now or before.
+
+        Raises ValueError for an invalid or reserved name, and when it exists with another type or other labels.
+        """
+        return self._catalogue.get(Counter, name, help, labels)
+
+    def gauge(self, name: str, help: str, labels: Sequence[str] = ()) -> Gauge:  # noqa: A002 - Prometheus' word
+        """Return the gauge of this name, as `counter` does."""
+        return self._catalogue.get(Gauge, name, help, labels)
+
+    def histogram(
+        self,
+        name: str,
+        help: str,  # noqa: A002 - Prometheus' word
+        labels: Sequence[str] = (),
+        buckets: Sequence[float] | None = None,
+    ) -> Histogram:
+        """Return the histogram of this name, as `counter` does; `buckets` are upper bounds, ascending."""
+        return self._catalogue.get(Histogram, name, help, labels, buckets)
+
+    def record_http_request(  # noqa: PLR0913, PLR0917 - what a request is
+        self,
+        method: str,
+        endpoint: str,
+        status_code: int,
+        duration: float,
+        request_size: int | None = None,
+        response_size: int | None = None,
+    ) -> None:
+        """Take the samples of a request that did not come through the door.
+
+        `endpoint` is a route template, never a concrete path; `duration` is in seconds, sizes are in bytes.
+        """
+        method = method if method in KNOWN_METHODS else "_OTHER"
+        status = str(status_code) if 100 <= status_code <= 599 else "_other"  # noqa: PLR2004 - RFC 9110, 15
+        self._requests.labels(method, endpoint, status).inc()
+        self._duration.labels(method, endpoint).observe(duration)
+        if self._sizes and request_size is not None:
+            self._request_size.labels(method, endpoint).observe(request_size)
+        if self._sizes and response_size is not None:
+            self._response_size.labels(method, endpoint).observe(response_size)
+
+    def record_database_query(self, operation: str, table: str, duration: float, error_type: str | None = None) -> None:
+        """Take the samples of a query; `duration` is in seconds, `error_type` the class of what it raised."""
+        self._queries.labels(operation, table).inc()
+        self._query_duration.labels(operation, table).observe(duration)
+        if error_type is not None:
+            self._query_errors.labels(operation, table, error_type).inc()
+
+    def set_database_connections(
+        self,
+        *,
+        pool: str = "default",
+        active: float | None = None,
+        idle: float | None = None,
+        max: float | None = None,  # noqa: A002 - the metric's word
+        waiting: float | None = None,
+    ) -> None:
+        """Set the state of a connection pool; what is None stays as it is."""
+        for name, value in {"active": active, "idle": idle, "max": max, "waiting": waiting}.items():
+            if value is not None:
+                self._pool[name].labels(pool).set(value)
+
+    def update_system_metrics(self) -> None:
+        """Take a reading of the system now; each scrape takes one by itself."""
+        for reader in collectors(self.registry):
+            if hasattr(reader, "update"):
+                reader.update()
+
+    def add_reader(self, collector: Any) -> None:
+        """Show a collector that reads its values at scrape; one with `update` takes part in `update_system_metrics`."""
+        self._catalogue.register(collector)
+
+    def render(self, accept: str, accept_encoding: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """Return headers and body for `/metrics`; it takes milliseconds, so call it in a worker thread."""
+        registries = (self.registry, REGISTRY) if self._show_default else (self.registry,)
+        return render(registries, accept, accept_encoding, self._faults)
+
+
+def _checked(closures: Sequence[Any]) -> tuple[Callable[[Any], None], ...]:
+    """Return the closures without None, which the instrumentator's factories give for a metric that exists already."""
+    for closure in closures:
+        if iscoroutinefunction(closure):
+            raise ValueError(
+                f"instrumentation {closure.__name__} is a coroutine function: the samples of a request are taken "
+                "at once, so give a plain function"
+            )
+    return tuple(closure for closure in closures if closure is not None)
+
+
+def _info(ex: Exchange) -> Any:
+    """Return a request as prometheus_fastapi_instrumentator's closures expect it."""
+    from prometheus_fastapi_instrumentator.metrics import Info  # noqa: PLC0415 - only who uses closures pays for it
+    from starlette.requests import Request  # noqa: PLC0415 - as above
+    from starlette.responses import Response  # noqa: PLC0415 - as above
+
+    response = Response(status_code=ex.status_code)
+    response.raw_headers = [(name.lower(), value) for name, value in ex.response_headers]
+    return Info(
+        request=Request(ex.scope),
+        response=response,
+        method=ex.method,
+        modified_handler=ex.endpoint,
+        modified_status=str(ex.status_code),
+        modified_duration=ex.duration,
+        modified_duration_without_streaming=ex.duration if ex.ttfb is None else ex.ttfb,
+    )
