@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from example_app.services import say, started
-from example_app.tour import show
+from example_app.tour import show_checkout, show_where_to_look
 from example_app.traffic import send_traffic
 
 if TYPE_CHECKING:
@@ -34,9 +34,10 @@ async def run(chosen: argparse.Namespace, directory: Path) -> None:
         started("shop", chosen.shop_port, directory, PAYMENTS_URL=payments.url) as shop,
     ):
         told = await send_traffic(shop.url)
-        await show(told, shop, payments, directory)
+        await show_checkout(told, shop, payments, directory)
         if chosen.once:
             return
+        show_where_to_look(told, shop, payments, directory)
         say("\nThe services' log lines from now on (Ctrl-C stops both):")
         shop.echo = payments.echo = True
         ended = {asyncio.create_task(service.process.wait()): service.name for service in (shop, payments)}

@@ -32,6 +32,7 @@ app = FastAPI(title="Payments", lifespan=lifespan)
 observe = install(
     app,
     service_name="payments",
+    environment="development",
     sample_ratio=1.0,
     exclude_paths=("/healthz",),
     span_processors=span_file("payments"),

@@ -40,6 +40,7 @@ app = FastAPI(title="Shop", lifespan=lifespan)
 observe = install(
     app,
     service_name="shop",
+    environment="development",
     sample_ratio=1.0,  # a demonstration keeps every trace; the default keeps one of ten
     exclude_paths=("/healthz",),
     span_processors=span_file("shop"),

@@ -26,8 +26,8 @@ SHOWN_METRICS = (
 )
 
 
-async def show(told: Told, shop: Service, payments: Service, directory: Path) -> None:
-    """Print one checkout as trace, log lines and metrics, then what to try."""
+async def show_checkout(told: Told, shop: Service, payments: Service, directory: Path) -> None:
+    """Print one checkout as trace, log lines and metrics."""
     say(f"One checkout (order {told.order_id}) in three signals")
     say(f"\nTrace {told.trace_id}: two processes")
     for line in tree(spans_of(told.trace_id, directory)):
@@ -44,6 +44,10 @@ async def show(told: Told, shop: Service, payments: Service, directory: Path) ->
         if line.replace('method="POST",', "").startswith(SHOWN_METRICS) and "_created " not in line:
             say(f"  {line}")
     say(f"\nThe WebSocket /ws/orders pushed {json.dumps(told.event)}")
+
+
+def show_where_to_look(told: Told, shop: Service, payments: Service, directory: Path) -> None:
+    """Print what can be called and seen while the services run."""
     say(
         f"""
 Where to look

@@ -39,8 +39,12 @@ class Catalogue:
     def own(self, kind: type[M], name: str, documentation: str, labels: Sequence[str] = (), **options: Any) -> M:
         """Make a metric of the library; its name is not free for others any more."""
         self._reserved.add(_plain(name))
-        metric = kind(name, documentation, tuple(labels), self.budget, **options)
+        return self._add(kind(name, documentation, tuple(labels), self.budget, **options))
+
+    def _add(self, metric: M) -> M:
         self.register(metric)
+        if metric.label_names():
+            self.budget.families.append(metric)
         return metric
 
     def reserve(self, *names: str) -> None:
@@ -99,8 +103,7 @@ class Catalogue:
     ) -> M:
         self._check(kind, name, labels)
         options: dict[str, Any] = {} if buckets is None else {"buckets": tuple(_bounds(buckets))}
-        metric = kind(name, documentation or name, tuple(labels), self.budget, **options)
-        self.register(metric)
+        metric = self._add(kind(name, documentation or name, tuple(labels), self.budget, **options))
         self._made[_plain(name)] = metric
         return metric
 

@@ -180,12 +180,13 @@ class Logs:
             fields["close_code"] = exchange.close_code  # type: ignore[attr-defined]
             fields["messages_received"] = exchange.messages_received  # type: ignore[attr-defined]
             fields["messages_sent"] = exchange.messages_sent  # type: ignore[attr-defined]
-        line = self._line(level, message, "fastapi_observe.request", fields)
+        line = self._line(level, message, "fastapi_observe.request")
         if exchange.trace_id:
             line["trace_id"] = exchange.trace_id
             line["span_id"] = exchange.span_id
         if exchange.request_id:
             line["request_id"] = exchange.request_id
+        line["fields"] = fields
         if exchange.exception is not None:
             line["exception"] = describe_exception(exchange.exception)
         self._write(line, request=True)
@@ -209,22 +210,19 @@ class Logs:
         if operation.error_type is not None:
             fields["error_type"] = operation.error_type
         message = f"{name} {'completed' if ok else 'failed'}"
-        line = self._line(level, message, "fastapi_observe.operation", fields)
-        self._add_ids(line, operation.exception)
+        line = self._line(level, message, "fastapi_observe.operation")
         if operation.trace_id:
             line["trace_id"] = operation.trace_id
             line["span_id"] = operation.span_id
-        if operation.exception is not None:
-            line["exception"] = describe_exception(operation.exception)
-        self._write(line)
+        self._finish(line, fields, operation.exception)
 
     def take_loguru(self, record: Record) -> None:
         """Write a record of loguru."""
         raised = record["exception"]
         exc = None if raised is None else raised.value
         level = level_of(record["level"].no)
-        line = self._line(level, cut(record["message"], MAX_MESSAGE), record["name"] or "", record["extra"])
-        self._finish(line, exc)
+        line = self._line(level, cut(record["message"], MAX_MESSAGE), record["name"] or "")
+        self._finish(line, record["extra"], exc)
 
     def take_logging(self, record: logging.LogRecord) -> None:
         """Write a record of the standard library."""
@@ -238,11 +236,12 @@ class Logs:
             fields["stack_info"] = record.stack_info
         raised = record.exc_info
         exc = raised[1] if isinstance(raised, tuple) else raised
-        line = self._line(level_of(record.levelno), message, text_of(record.name, 256), fields)
+        line = self._line(level_of(record.levelno), message, text_of(record.name, 256))
         # A server's last lines come after the last flush, right before the process ends.
-        self._finish(line, exc if isinstance(exc, BaseException) else None, urgent=record.name in SERVER_LOGGERS)
+        last = record.name in SERVER_LOGGERS
+        self._finish(line, fields, exc if isinstance(exc, BaseException) else None, urgent=last)
 
-    def _line(self, level: str, message: str, logger: str, fields: dict[str, Any]) -> dict[str, Any]:
+    def _line(self, level: str, message: str, logger: str) -> dict[str, Any]:
         return {
             "timestamp": self._timestamps(time_ns()),
             "level": level,
@@ -251,11 +250,13 @@ class Logs:
             "service": self._service,
             "environment": self._environment,
             "version": self._version,
-            "fields": fields,
         }
 
-    def _finish(self, line: dict[str, Any], exc: BaseException | None, *, urgent: bool = False) -> None:
+    def _finish(
+        self, line: dict[str, Any], fields: dict[str, Any], exc: BaseException | None, *, urgent: bool = False
+    ) -> None:
         self._add_ids(line, exc)
+        line["fields"] = fields
         if exc is not None:
             line["exception"] = describe_exception(exc)
         self._write(line, urgent=urgent)
@@ -276,7 +277,7 @@ class Logs:
             if not trace_id:
                 trace_id, span_id = brought[0], brought[1]
             request_id = brought[2]
-        if trace_id:
+        if trace_id and "trace_id" not in line:
             line["trace_id"] = trace_id
             line["span_id"] = span_id
         if request_id:

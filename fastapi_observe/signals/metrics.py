@@ -62,12 +62,16 @@ class MetricsService:
         self._closures = _checked(settings.instrumentations)
         self._lock = self._budget.lock
         self._http: dict[tuple[str, str, int], HttpSeries] = {}
-        self._make_http(settings.duration_buckets)
-        self._make_websocket()
-        self._make_background()
-        self._make_database()
-        self._make_external()
-        self.add_reader(SelfCollector(self._budget, faults))
+        try:
+            self._make_http(settings.duration_buckets)
+            self._make_websocket()
+            self._make_background()
+            self._make_database()
+            self._make_external()
+            self.add_reader(SelfCollector(self._budget, faults))
+        except ValueError:  # the user's registry is left as it was
+            self.close()
+            raise
 
     # The metrics
 
@@ -165,7 +169,7 @@ class MetricsService:
     def close_exchange(self, ex: Exchange) -> None:
         """Take the samples of a request, or of a WebSocket connection."""
         if ex.websocket:
-            self._close_websocket(ex)  # type: ignore[arg-type] - `websocket` says so
+            self._close_websocket(ex)  # type: ignore[arg-type]  # `websocket` says so
             return
         lock = self._lock
         with lock:
@@ -225,7 +229,7 @@ class MetricsService:
     def start_exchange(self, ex: Exchange) -> None:
         """Count an accepted WebSocket connection; nothing to do for the response of a request."""
         if ex.websocket:
-            self.accept_websocket(ex)  # type: ignore[arg-type] - `websocket` says so
+            self.accept_websocket(ex)  # type: ignore[arg-type]  # `websocket` says so
 
     def accept_websocket(self, ex: WebSocketExchange) -> None:
         """Count a connection as open, and its messages from now on."""
@@ -357,7 +361,7 @@ def _checked(closures: Sequence[Any]) -> tuple[Callable[[Any], None], ...]:
     for closure in closures:
         if iscoroutinefunction(closure):
             raise ValueError(
-                f"instrumentation {closure.__name__} is a coroutine function: the samples of a request are taken "
+                f"instrumentation {closure!r} is a coroutine function: the samples of a request are taken "
                 "at once, so give a plain function"
             )
     return tuple(closure for closure in closures if closure is not None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from bisect import bisect_left
-from collections.abc import Callable
 from itertools import accumulate
 from math import isfinite
 from time import time
@@ -17,7 +16,7 @@ from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Self
 
 OVERFLOW: Final = "__overflow__"
@@ -139,8 +138,7 @@ class Bounded(MetricWrapperBase):
         )
         self.braced = f"{{{self.pairs}}}" if self.pairs else ""
         if labelnames and not values:
-            self._lock = budget.lock  # type: ignore[assignment] - used in `with` only
-            budget.families.append(self)
+            self._lock = budget.lock  # type: ignore[assignment]  # used in `with` only
 
     def labels(self, *labelvalues: object, **labelkwargs: object) -> Self:
         """Return the child of these label values, or the overflow child when the bound is reached."""

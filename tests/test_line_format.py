@@ -1,0 +1,380 @@
+"""How a log line looks: JSON whatever comes, text that a terminal can trust, queries without values."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from enum import Enum
+from types import MappingProxyType
+from typing import Any, NoReturn
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastapi_observe.records.redaction import LONGEST_QUERY, redact_query
+from fastapi_observe.signals.line_format import (
+    MAX_LINE,
+    MAX_STACKTRACE,
+    TextFormat,
+    Timestamps,
+    describe_exception,
+    encode_line,
+    legible_text,
+    text_of,
+)
+
+
+class Unprintable:
+    """Raises wherever it is asked for text."""
+
+    def __str__(self) -> NoReturn:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+class Colour(Enum):
+    """An enumeration."""
+
+    RED = "red"
+
+
+class Hostile(dict[str, Any]):
+    """A dictionary whose methods raise."""
+
+    def items(self) -> NoReturn:
+        raise RuntimeError("no items")
+
+    __iter__ = items
+    keys = items
+
+
+class BadClass:
+    """An object that raises when it is asked for its class."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> NoReturn:
+        raise RuntimeError("no class")
+
+
+class Fraction(float):
+    """A float of its own class, which orjson refuses."""
+
+
+@dataclass
+class Point:
+    """Two numbers and a secret one."""
+
+    x: Any
+    _hidden: int = 0
+
+
+def line(**fields: Any) -> dict[str, Any]:
+    """Build a line with every reserved key."""
+    return {
+        "timestamp": "2025-01-01T00:00:00.000000Z",
+        "level": "info",
+        "message": "m",
+        "logger": "l",
+        "service": "s",
+        "environment": "e",
+        "version": "v",
+        "fields": fields,
+    }
+
+
+def encoded(value: dict[str, Any]) -> Any:
+    """Encode and read again, after checking what holds for every line."""
+    data = encode_line(value)
+    assert len(data) <= MAX_LINE
+    assert data.endswith(b"\n")
+    assert data.count(b"\n") == 1
+    text = data.decode()
+    assert len(text.splitlines()) == 1
+    return json.loads(text, parse_constant=pytest.fail)
+
+
+def looped() -> list[Any]:
+    """Build a list that contains itself."""
+    value: list[Any] = [1]
+    value.append(value)
+    return value
+
+
+def nested(depth: int) -> Any:
+    """Build a list `depth` lists deep."""
+    value: Any = "core"
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (looped(), [1, "<cycle>"]),
+        (nested(300), [[[[[["<too deep>"]]]]]]),
+        (math.nan, None),
+        (-math.inf, None),
+        (Fraction(1.5), 1.5),
+        ([Fraction(1.5), 2**70], [1.5, str(2**70)]),
+        ("a\ud800b", "a\\ud800b"),
+        ({"\udfff": 1}, {"\\udfff": 1}),
+        (2**64 - 1, 2**64 - 1),
+        (2**64, str(2**64)),
+        (10**5000, "<unprintable int>"),
+        ({1: 2, None: 3, (4,): 5}, {"1": 2, "None": 3, "(4,)": 5}),
+        (Unprintable(), "<unprintable Unprintable>"),
+        ([Unprintable(), 2**64], ["<unprintable Unprintable>", str(2**64)]),
+        ({Unprintable(): 1}, {"<unprintable Unprintable>": 1}),
+        (b"caf\xe9", "café"),
+        ([b"caf\xe9", bytearray(b"x"), memoryview(b"y"), 2**64], ["café", "x", "y", str(2**64)]),
+        ({7}, [7]),
+        (deque([7]), [7]),
+        ([frozenset({7}), (8,), 2**64], [[7], [8], str(2**64)]),
+        (MappingProxyType({"a": 1}), {"a": 1}),
+        ([MappingProxyType({"a": 1}), 2**64], [{"a": 1}, str(2**64)]),
+        (Hostile(a=1), {"a": 1}),
+        ([Hostile(a=1), 2**64], [{"a": 1}, str(2**64)]),
+        ([BadClass(), 2**64], ["<unprintable BadClass>", str(2**64)]),
+        (Decimal("1.10"), "1.10"),
+        (Colour.RED, "red"),
+        ([Colour.RED, True, 2.5, None, 2**64], ["red", True, 2.5, None, str(2**64)]),
+        (Point(1), {"x": 1}),
+        (Point(2**64), {"x": str(2**64)}),
+        ([Point, 2**64], ["<class 'test_line_format.Point'>", str(2**64)]),
+        (datetime(2025, 1, 2, tzinfo=UTC), "2025-01-02T00:00:00+00:00"),
+        ([date(2025, 1, 2), 2**64], ["2025-01-02", str(2**64)]),
+        ([UUID(int=1), 2**64], ["00000000-0000-0000-0000-000000000001", str(2**64)]),
+        ("\u2028\u2029\x85 \n\r\x00", "\u2028\u2029\x85 \n\r\x00"),
+        (ValueError("x"), "x"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_kind_of_value_is_written(value: Any, written: Any) -> None:
+    """Each kind of Python object has one way to be written, in the fast path and in the walk."""
+    assert encoded(line(value=value))["fields"] == {"value": written}
+
+
+def test_separators_are_escaped() -> None:
+    """Characters that some readers take for a line's end stand as escapes in the bytes."""
+    data = encode_line(line(value="\u2028\u2029\x85"))
+    assert b'"\\u2028\\u2029\\u0085"' in data
+    assert b'"\\u2028' in encode_line(line(value="\u2028", huge=2**64))
+
+
+def test_many_keys_and_long_values_are_cut() -> None:
+    """The walk keeps 64 keys of an object and 2 KiB of a value."""
+    assert len(encoded(line(**{f"k{n}": "x" * 300 for n in range(100)}))["fields"]) == 64
+    value = encoded(line(value="x" * 100_000))["fields"]["value"]
+    assert value == "x" * 2047 + "…"
+
+
+def test_what_is_too_much_even_so_is_cut_further() -> None:
+    """A line that is still over 16 KiB loses more, at last all of its fields."""
+    assert len(encoded(line(**{f"k{n}": "x" * 5000 for n in range(64)}))["fields"]) == 32
+    wide = {f"k{n}": {f"j{m}": "\x00" * 100 for m in range(20)} for n in range(20)}
+    assert encoded(line(**wide))["fields"] == {}
+    monster = line(a="\ud800" * 9000)
+    monster |= {key: "\ud800" * 9000 for key in monster if key != "fields"}
+    monster |= {key: "\ud800" * 9000 for key in ("trace_id", "span_id", "request_id")}
+    monster["exception"] = dict.fromkeys(("type", "message", "stacktrace"), "\x00" * 9000)
+    encoded(monster)
+
+
+def test_a_line_that_grows_by_escaping_still_fits() -> None:
+    """Escapes count: 6,000 line separators are 18 KB raw and 36 KB escaped."""
+    encoded(line(value="\u2028" * 5000))
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(categories=None), max_size=50)
+    | st.binary(max_size=50)
+    | st.decimals()
+    | st.datetimes()
+    | st.timedeltas()
+    | st.uuids()
+    | st.complex_numbers()
+    | st.sampled_from([Unprintable(), Hostile(a=1), BadClass(), Colour.RED, Point(1), object, looped()]),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(st.text(st.characters(categories=None)) | st.integers() | st.binary(), inner)
+        | st.tuples(inner, inner)
+        | st.builds(OrderedDict, st.dictionaries(st.text(), inner))
+        | st.builds(Point, inner)
+        | st.builds(deque, st.lists(inner))
+    ),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.text(st.characters(categories=None)), ANYTHING), st.text(st.characters(categories=None)))
+def test_any_object_gives_one_line_of_valid_json(fields: dict[str, Any], message: str) -> None:
+    """Whatever is logged, exactly one line of valid JSON of at most 16 KiB comes out."""
+    read = encoded({**line(**fields), "message": message})
+    assert isinstance(read["fields"], dict)
+
+
+@given(ANYTHING)
+def test_any_object_can_be_shown_as_text(value: Any) -> None:
+    """Whatever is logged, the text format writes one line without control characters."""
+    shown = TextFormat(io.StringIO()).line(line(value=value)).decode()
+    assert len(shown.splitlines()) == 1
+    assert "\x1b" not in shown
+
+
+class BadException(Exception):
+    """An exception without a readable message or traceback."""
+
+    @property
+    def __cause__(self) -> NoReturn:  # type: ignore[override]
+        raise RuntimeError("no cause")
+
+    def __str__(self) -> NoReturn:
+        raise RuntimeError("no text")
+
+
+def test_exceptions_are_described_whatever_they_are() -> None:
+    """An exception that raises when it is looked at is described all the same."""
+    described = describe_exception(BadException())
+    assert described == {
+        "type": "BadException",
+        "message": "<unprintable BadException>",
+        "stacktrace": "<unprintable stacktrace>",
+    }
+
+
+def test_a_stack_trace_shows_its_end_and_no_values() -> None:
+    """At most 8,192 characters of a stack trace are kept, the last ones; variables are not shown."""
+    secret = "hunter" + "2"
+    try:
+        raise ValueError("x" * 9000 + "the end") from KeyError("first")
+    except ValueError as exc:
+        described = describe_exception(exc)
+    assert len(described["stacktrace"]) == MAX_STACKTRACE
+    assert described["stacktrace"].rstrip().endswith("the end")
+    assert secret not in described["stacktrace"]
+
+
+def test_text_of_cuts() -> None:
+    """A long text is cut and shows it."""
+    assert text_of("abcdef", 4) == "abc…"
+
+
+def test_timestamps_are_rfc_3339() -> None:
+    """Times are written in UTC with microseconds, also when they go back."""
+    timestamps = Timestamps()
+    assert timestamps(1_700_000_000_123_456_789) == "2023-11-14T22:13:20.123456Z"
+    assert timestamps(1_700_000_000_000_001_000) == "2023-11-14T22:13:20.000001Z"
+    assert timestamps(0) == "1970-01-01T00:00:00.000000Z"
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__()
+        self._encoding = encoding
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._encoding
+
+    def isatty(self) -> bool:
+        return True
+
+
+def request_line(**fields: Any) -> dict[str, Any]:
+    """Build a request line."""
+    known = {
+        "method": "GET",
+        "url": "/orders/1",
+        "endpoint": "/orders/{order_id}",
+        "status_code": 200,
+        "outcome": "ok",
+        "duration_ms": 12.3,
+    }
+    return {**line(**known, **fields), "trace_id": "1a2b3c4d" * 4}
+
+
+def test_a_request_is_one_readable_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal a request shows its mark, endpoint, status, duration and short trace id."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    text = TextFormat(Terminal("utf-8"))
+    assert text.request(request_line()).decode()[13:] == "✓ GET /orders/{order_id}  200  12 ms  1a2b3c4d\n"
+    unmatched = {**request_line(), "level": "warn"}
+    unmatched["fields"] |= {"endpoint": "unmatched", "status_code": 404, "outcome": "client_disconnect"}
+    assert text.request(unmatched).decode()[13:] == "! GET /orders/1  404  12 ms  client_disconnect  1a2b3c4d\n"
+    closed = request_line(close_code="1000")
+    assert "closed 1000" in text.request(closed).decode()
+
+
+def test_colours_only_where_they_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Colours are for terminals and only without NO_COLOR."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert b"\x1b[32m" in TextFormat(Terminal("utf-8")).request(request_line())
+    assert b"\x1b[31m" in TextFormat(Terminal("utf-8")).line({**line(), "level": "fatal"})
+    assert b"\x1b" not in TextFormat(io.StringIO()).request(request_line())
+    assert b"\x1b" not in TextFormat(None).request(request_line())
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "no-such-encoding"])
+def test_ascii_where_the_terminal_draws_no_more(encoding: str) -> None:
+    """A terminal that cannot draw the marks gets ASCII."""
+    text = TextFormat(Terminal(encoding))
+    assert b"+" in text.request(request_line())
+    assert b"caf\\xe9" in text.line({**line(), "message": "café"})
+
+
+def test_fields_are_readable() -> None:
+    """Fields follow as key=value; what has spaces is quoted, objects are JSON, the trace id comes last."""
+    shown = TextFormat(None).line({**line(a=1, b="two words", c="", d=[1], e="x"), "trace_id": "1a2b3c4d" * 4})
+    assert shown.decode()[13:] == 'INFO  m  a=1 b="two words" c="" d=[1] e=x  1a2b3c4d\n'
+
+
+def test_text_cannot_be_forged() -> None:
+    """Line ends, escape sequences and direction marks in what users send stand as escapes."""
+    assert legible_text("a\nb\x1b[31m\u202e\x9b\ud800") == "a\\x0ab\\x1b[31m\\u202e\\x9b\\ud800"
+
+
+def test_a_stack_trace_is_indented() -> None:
+    """The rows of a stack trace follow their line, indented, so that none passes for a line of its own."""
+    shown = TextFormat(None).line({**line(), "exception": {"stacktrace": "one\ntwo\x1b"}}).decode()
+    assert shown.endswith("m\n    one\n    two\\x1b\n")
+
+
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        (b"", ""),
+        (b"a=1&b=2", "a=REDACTED&b=REDACTED"),
+        (b"page=2&token=x", "page=2&token=REDACTED"),
+        (b"page=2;token=x", "page=2&token=REDACTED"),
+        (b"flag&empty=&=x&a=b=c", "flag&empty=&=REDACTED&a=REDACTED"),
+        (b"caf\xe9=\xff", "café=REDACTED"),
+        ("a=\ud800", "a=REDACTED"),
+        (b"p%61ge=1", "p%61ge=REDACTED"),
+    ],
+)
+def test_query_values_are_redacted(query: bytes | str, shown: str) -> None:
+    """Keys are kept, values only if the settings allow their key."""
+    assert redact_query(query, frozenset({"page"})) == shown
+
+
+@given(st.binary(max_size=5000))
+def test_any_query_is_redacted(query: bytes) -> None:
+    """Whatever bytes come, no value is longer than REDACTED and the work is bounded."""
+    shown = redact_query(query, frozenset())
+    assert len(shown) <= LONGEST_QUERY * 9
+    assert all(part.partition("=")[2] in {"", "REDACTED"} for part in shown.split("&"))
