@@ -11,6 +11,7 @@ UV_READY = $(VENV)/.fastapi-observe-uv-ready
 FASTAPI ?= 0.115.2 0.136.* 0.141.* 0.142.* newest
 TESTS ?= tests/test_one_server_span.py tests/test_paths.py tests/test_transparency.py
 ARGS ?=
+SOAK ?= 20
 
 .PHONY: help setup run test test-lowest test-fastapi lint format bench soak clean
 .DEFAULT_GOAL := help
@@ -46,14 +47,15 @@ test-lowest: $(UV_READY)  ## Run the tests on the lowest versions that pyproject
 	.venv-lowest/bin/python -m pytest $(ARGS)
 
 test-fastapi: $(UV_READY)  ## Run TESTS on each version of FASTAPI
-	@set -e; for version in $(FASTAPI); do \
+	@failed=''; for version in $(FASTAPI); do \
 	  echo "== fastapi $$version"; \
 	  folder=".venv-matrix/$$(echo "$$version" | tr -d '*')"; \
 	  wanted="fastapi==$$version"; test "$$version" != newest || wanted=fastapi; \
-	  test -x "$$folder/bin/python" || $(UV) venv --quiet --python $(BIN)/python "$$folder"; \
-	  $(UV) pip install --quiet --python "$$folder/bin/python" --upgrade-package fastapi --editable '.[test]' "$$wanted"; \
-	  "$$folder/bin/python" -m pytest $(TESTS) $(ARGS); \
-	done
+	  { test -x "$$folder/bin/python" || $(UV) venv --quiet --python $(BIN)/python "$$folder"; } && \
+	  $(UV) pip install --quiet --python "$$folder/bin/python" --upgrade-package fastapi --editable '.[test]' "$$wanted" && \
+	  "$$folder/bin/python" -m pytest $(TESTS) $(ARGS) || failed="$$failed $$version"; \
+	done; \
+	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check
@@ -70,7 +72,6 @@ bench: $(READY)  ## Measure what observing costs
 
 soak: $(READY)  ## Run the tests SOAK times: what leaks or flickers shows
 	@set -e; for round in $$(seq $(SOAK)); do echo "== round $$round"; $(BIN)/python -m pytest -q $(ARGS); done
-SOAK ?= 20
 
 clean:  ## Remove what these targets made
 	rm -rf .venv .venv-lowest .venv-matrix .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

@@ -33,6 +33,8 @@ async def run(chosen: argparse.Namespace, directory: Path) -> None:
         started("payments", chosen.payments_port, directory) as payments,
         started("shop", chosen.shop_port, directory, PAYMENTS_URL=payments.url) as shop,
     ):
+        await payments.ready()
+        await shop.ready()
         told = await send_traffic(shop.url)
         await show_checkout(told, shop, payments, directory)
         if chosen.once:

@@ -94,7 +94,8 @@ def database_url(name: str) -> str:
 @asynccontextmanager
 async def open_database(name: str, tables: type[DeclarativeBase]) -> AsyncIterator[async_sessionmaker[AsyncSession]]:
     """Connect, create missing tables, yield the session factory, disconnect."""
-    engine = create_async_engine(database_url(name))
+    # Without hide_parameters an IntegrityError's text shows addresses and hashes, and errors are logged.
+    engine = create_async_engine(database_url(name), hide_parameters=True)
     try:
         async with engine.begin() as connection:
             await connection.run_sync(tables.metadata.create_all)

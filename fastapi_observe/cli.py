@@ -8,7 +8,8 @@ import sys
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from fastapi_observe.settings import ObserveSettings, SettingsError, accepted, mask, variables
+from fastapi_observe.settings import ObserveSettings, SettingsError
+from fastapi_observe.settings_sources import accepted, mask, variables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -11,10 +11,11 @@ from starlette.middleware import Middleware
 
 from fastapi_observe.middleware import Door, Seam, observing_handler
 from fastapi_observe.observability import Observability
+from fastapi_observe.records.routing import mounted_apps
 from fastapi_observe.settings import ObserveSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from starlette.types import ASGIApp
 
@@ -45,7 +46,7 @@ def install(app: Starlette, settings: ObserveSettings | None = None, **overrides
         loaded = loaded.model_copy(update={"service_name": app.title})  # type: ignore[attr-defined]
     observability = Observability(app, loaded)
     observability.on_close(_take_over_native(app) if loaded.native == "own" else _nothing)
-    _wrap_builder(app, functools.partial(Door, observability=observability), observability.on_close)
+    _wrap_builder(app, functools.partial(Door, observability=observability), observability)
     app.state.observe = observability
     observability.on_close(functools.partial(delattr, app.state, "observe"))
     return observability
@@ -55,22 +56,23 @@ def _nothing() -> None:
     """Undo nothing."""
 
 
-def _wrap_builder(
-    app: Starlette, door: Callable[[ASGIApp], ASGIApp], on_close: Callable[[Callable[[], None]], None]
-) -> None:
+def _wrap_builder(app: Starlette, door: Callable[[ASGIApp], ASGIApp], observability: Observability) -> None:
     """Have the app build its stack inside `door`, with the seam in it, whenever that happens.
 
     The stack is built at the first request: everything the user adds until then stands inside the door. Apps mounted
-    below get a seam of their own. `on_close` is given what undoes it.
+    below get a seam of their own. `close` undoes it.
     """
     original = app.build_middleware_stack
     was_own = vars(app).get(_BUILDER)
 
     @functools.wraps(original)
     def build() -> ASGIApp:
-        for mounted in _mounted_apps(app.routes):
-            if mounted.middleware_stack is None and _SEAMED not in vars(mounted):
-                _wrap_builder(mounted, _no_door, on_close)
+        try:
+            for mounted in mounted_apps(app):
+                if mounted.middleware_stack is None and _SEAMED not in vars(mounted):
+                    _wrap_builder(mounted, _no_door, observability)
+        except Exception as exc:  # noqa: BLE001 - routes may be of any class; a mounted app works without a seam
+            observability.faults("mounted", exc)
         return door(_build_with_seam(app, original))
 
     def undo() -> None:
@@ -84,7 +86,7 @@ def _wrap_builder(
     setattr(app, _BUILDER, build)
     setattr(app, _SEAMED, True)
     app.middleware_stack = None
-    on_close(undo)
+    observability.on_close(undo)
 
 
 def _no_door(stack: ASGIApp) -> ASGIApp:
@@ -111,21 +113,6 @@ def _validation_errors() -> tuple[Any, ...]:
     exceptions = sys.modules.get("fastapi.exceptions")
     names = ("RequestValidationError", "WebSocketRequestValidationError")
     return tuple(getattr(exceptions, name) for name in names if hasattr(exceptions, name))
-
-
-def _mounted_apps(routes: Any) -> Iterator[Starlette]:
-    """Walk the FastAPI and Starlette apps mounted anywhere below, each once."""
-    for route in routes:
-        inner = getattr(route, "app", None)
-        if isinstance(inner, Starlette):
-            yield inner
-            yield from _mounted_apps(inner.routes)
-        elif getattr(route, "effective_route_contexts", None) is not None:
-            yield from _mounted_apps(
-                getattr(context, "original_route", context) for context in route.effective_route_contexts()
-            )
-        elif hasattr(route, "routes"):
-            yield from _mounted_apps(route.routes)
 
 
 def _take_over_native(app: Any) -> Callable[[], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from typing import TYPE_CHECKING, Any, Final
@@ -10,6 +11,7 @@ import anyio.to_thread
 from opentelemetry import context as otel_context
 
 from fastapi_observe.records.exchange import EXCHANGE
+from fastapi_observe.records.routing import answering_route
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -41,7 +43,7 @@ class Door:
             await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
             return
         observability = self._observability
-        path = scope["path"]
+        path = scope.get("path", "")
         if (path == self._metrics_path or scope.get("root_path")) and self._asks_for_metrics(scope):
             await self._answer_metrics(scope, send)
             return
@@ -92,7 +94,8 @@ class Door:
 
     def _asks_for_metrics(self, scope: Scope) -> bool:
         asked = scope["type"] == "http" and scope.get("method") in {"GET", "HEAD"}
-        return asked and scope["path"].removeprefix(scope.get("root_path", "")) == self._metrics_path
+        path = scope.get("path", "")
+        return asked and path.removeprefix(scope.get("root_path", "")) == self._metrics_path
 
     async def _answer_metrics(self, scope: Scope, send: Send) -> None:
         """Answer with the metrics, rendered in a worker thread."""
@@ -171,12 +174,14 @@ def observing_handler(handler: Any) -> Any:
         if exchange is None:
             return
         try:
-            context = (scope.get("fastapi") or {}).get("effective_route_context")
-            exchange.validation_errors = declared_errors(exc.errors(), context or scope.get("route"))
+            exchange.validation_errors = declared_errors(exc.errors(), answering_route(scope))
         except Exception as fault:  # noqa: BLE001 - a fault of ours never reaches the request
             exchange.observability.faults("validation", fault)
 
-    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None)):  # noqa: B004
+    called = handler
+    while isinstance(called, functools.partial):  # as Starlette looks for what it awaits
+        called = called.func
+    if inspect.iscoroutinefunction(called) or inspect.iscoroutinefunction(getattr(called, "__call__", None)):  # noqa: B004
 
         async def observing_async(connection: Any, exc: Any) -> Any:
             note(connection, exc)

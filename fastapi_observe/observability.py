@@ -7,7 +7,7 @@ import threading
 import uuid
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import anyio
 from opentelemetry import context as otel_context
@@ -15,10 +15,11 @@ from opentelemetry import trace
 
 from fastapi_observe.clients.database import DatabaseClient
 from fastapi_observe.clients.external import ExternalClient
-from fastapi_observe.records.exchange import CONTEXT_KEY, REQUEST_ID, Exchange, WebSocketExchange, current_exchange
+from fastapi_observe.records.exchange import CONTEXT_KEY, REQUEST_ID, Exchange, current_exchange
 from fastapi_observe.records.faults import Faults
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.routing import Routes
+from fastapi_observe.records.websocket import WebSocketExchange
 from fastapi_observe.runtime import background
 from fastapi_observe.runtime.saturation import Saturation
 from fastapi_observe.runtime.system import register_system_metrics
@@ -94,7 +95,7 @@ class Observability:
         )
         self._request_id_header = settings.request_id_header.lower().encode()
         self._clients: WeakKeyDictionary[Any, httpx.AsyncClient] = WeakKeyDictionary()
-        self._more_clients: list[httpx.AsyncClient] = []
+        self._more_clients: WeakSet[httpx.AsyncClient] = WeakSet()
         self._undo: list[Callable[[], None]] = []
         self._loop: Any = None
         self.closed = False
@@ -122,7 +123,10 @@ class Observability:
                 exchange.opened |= bit
             except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
                 self.faults(f"{name}.open_exchange", exc)
-        self._stamp(exchange)
+        try:
+            self._stamp(exchange)
+        except Exception as exc:  # noqa: BLE001 - what was opened must be closed
+            self.faults("stamp", exc)
         if exchange.websocket or exchange.adopted:
             exchange.on_start = self._start
         base = exchange.context
@@ -141,7 +145,7 @@ class Observability:
             exchange.stamps.append((b"traceresponse", f"00-{exchange.trace_id}-{exchange.span_id}-01".encode()))
 
     def _start(self, exchange: Exchange) -> None:
-        exchange.endpoint = self.routes.template(exchange.scope, exchange.status_code)
+        self._find_endpoint(exchange)
         for name, bit, signal in self._signals:
             if exchange.opened & bit:
                 try:
@@ -151,16 +155,19 @@ class Observability:
 
     def _report(self, exchange: Exchange) -> None:
         """Tell every signal that was opened how the request ended."""
-        try:
-            exchange.endpoint = self.routes.template(exchange.scope, exchange.status_code)
-        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
-            self.faults("routing", exc)
+        self._find_endpoint(exchange)
         for name, bit, signal in self._signals:
             if exchange.opened & bit:
                 try:
                     signal.close_exchange(exchange)
                 except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
                     self.faults(f"{name}.close_exchange", exc)
+
+    def _find_endpoint(self, exchange: Exchange) -> None:
+        try:
+            exchange.endpoint = self.routes.template(exchange.scope, exchange.status_code)
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
+            self.faults("routing", exc)
 
     # What the clients call
 
@@ -182,11 +189,12 @@ class Observability:
 
     def background(self, exchange: Exchange, function: Any) -> Operation:
         """Measure one background task of a request."""
-        endpoint = exchange.endpoint
         if not exchange.reported:
-            endpoint = self.routes.template(exchange.scope, exchange.status_code)
+            self._find_endpoint(exchange)
         name = getattr(function, "__qualname__", type(function).__name__)
-        return Operation(self, "background", f"background {name}", {"endpoint": endpoint}, {"code.function.name": name})
+        return Operation(
+            self, "background", f"background {name}", {"endpoint": exchange.endpoint}, {"code.function.name": name}
+        )
 
     # What users call
 
@@ -205,13 +213,13 @@ class Observability:
         `service` is the metric label and the span's `peer.service` (default: the host); `options` are httpx's own.
         """
         client = self._new_client(service, **options)
-        self._more_clients.append(client)
+        self._more_clients.add(client)
         return client
 
     def _new_client(self, service: str | None, **options: Any) -> httpx.AsyncClient:
-        from fastapi_observe.clients.httpx import observed_client  # noqa: PLC0415 - httpx is slow to import
+        from fastapi_observe.clients.httpx import ObservedClient  # noqa: PLC0415 - httpx is slow to import
 
-        return observed_client(self.external, service, **options)
+        return ObservedClient(self.external, service, **options)
 
     # Lifetime
 
@@ -259,13 +267,10 @@ class Observability:
         self.closed = True
         _open.remove(self)
         background.unwatch()
-        for undo in reversed(self._undo):
-            undo()
-        self.saturation.close()
-        self.flush()
-        for signal in (self.tracing, self.metrics, self.logs):
+        closes = (self.saturation.close, self.flush, self.tracing.close, self.metrics.close, self.logs.close)
+        for undo in (*reversed(self._undo), *closes):
             try:
-                signal.close()
+                undo()
             except Exception as exc:  # noqa: BLE001 - the others are closed all the same
                 self.faults("close", exc)
 
@@ -304,11 +309,12 @@ def traced(function: Any = None, /, **attributes: Any) -> Any:
     """Decorate a function, coroutine function, generator or async generator: each call is a span.
 
     `@traced`, `@traced("price order")` or `@traced("price order", tier="gold")`; the name is the function's own unless
-    given. Inside a request the spans go where its app's spans go, elsewhere to the global tracer provider.
+    given. Inside a request the spans go where its app's spans go, elsewhere where those of the only installed app go;
+    if there is none or several, to the global tracer provider.
     """
-    name = function if isinstance(function, str) else None
-    decorate = traced_with(_current_tracer, name, attributes)
-    return decorate(function) if callable(function) else decorate
+    named = function is None or isinstance(function, str)
+    decorate = traced_with(_current_tracer, function if named else None, attributes)
+    return decorate if named else decorate(function)
 
 
 def _current_tracer() -> Tracer:
@@ -316,7 +322,7 @@ def _current_tracer() -> Tracer:
     if exchange is not None:
         tracer: Tracer = exchange.observability.tracing.tracer
         return tracer
-    return trace.get_tracer("fastapi_observe")
+    return _open[0].tracing.tracer if len(_open) == 1 else trace.get_tracer("fastapi_observe")
 
 
 def _running_loop() -> Any:

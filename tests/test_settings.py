@@ -15,7 +15,8 @@ from opentelemetry.util.re import parse_env_headers
 from pydantic import SecretStr, ValidationError
 
 from fastapi_observe.cli import options_table
-from fastapi_observe.settings import ObserveSettings, SettingsError, spec
+from fastapi_observe.settings import ObserveSettings, SettingsError
+from fastapi_observe.settings_sources import spec
 
 CONFIGURATION = Path(__file__).parent.parent / "docs" / "configuration.md"
 
@@ -194,6 +195,14 @@ def test_our_endpoint_is_a_base(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ObserveSettings(otlp_endpoint="c:4317", otlp_protocol="grpc").traces_url == "c:4317"
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://d/x")
     assert ObserveSettings(otlp_endpoint="http://c").traces_url == "http://c/v1/traces"
+
+
+@pytest.mark.parametrize("url", ["http://c:4318/v1/traces", "http://c:4318/v1/traces/"])
+def test_the_path_of_traces_is_appended_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endpoint that ends in `/v1/traces` already is where spans go, whether it is an argument or a variable."""
+    assert ObserveSettings(otlp_endpoint=url).traces_url == "http://c:4318/v1/traces"
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+    assert ObserveSettings().traces_url == "http://c:4318/v1/traces"
 
 
 def test_spans_go_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:

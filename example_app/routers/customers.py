@@ -14,6 +14,8 @@ from fastapi_observe import DatabaseDep, LogDep, MetricsDep
 
 router = APIRouter(tags=["customers"])
 
+ADDRESS_TAKEN = "this address is registered already"
+
 Email = Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$", max_length=254)]
 Password = Annotated[SecretStr, Field(min_length=8, max_length=200)]
 
@@ -52,14 +54,19 @@ async def register(
     body: Registration, session: SessionDep, db: DatabaseDep, metrics: MetricsDep, log: LogDep
 ) -> CustomerView:
     """Register a customer; 409 if the address is taken."""
+    statement = select(Customer.id).where(Customer.email == body.email)
+    async with db.query("SELECT", table="customers", statement=str(statement)):
+        taken = await session.scalar(statement)
+    if taken is not None:
+        raise HTTPException(status.HTTP_409_CONFLICT, ADDRESS_TAKEN)
     password_hash = await hash_password(body.password.get_secret_value())
     customer = Customer(email=body.email, name=body.name, password_hash=password_hash)
     session.add(customer)
     try:
         async with db.query("INSERT", table="customers"):
             await session.commit()
-    except IntegrityError:
-        raise HTTPException(status.HTTP_409_CONFLICT, "this address is registered already") from None
+    except IntegrityError:  # somebody was faster since the look
+        raise HTTPException(status.HTTP_409_CONFLICT, ADDRESS_TAKEN) from None
     metrics.business.user_registered()
     log.info("customer registered", customer_id=customer.id)
     return CustomerView.model_validate(customer)

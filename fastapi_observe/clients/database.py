@@ -26,15 +26,16 @@ class DatabaseClient:
         operation: str,
         *,
         table: str | None = None,
-        statement: str | None = None,
+        statement: object = None,
         parameters: Sequence[Any] | Mapping[str, Any] | None = None,
         system: str = "other_sql",
     ) -> Operation:
         """Measure one query: `async with db.query("SELECT", table="orders", statement=sql):`, or plain `with`.
 
         `operation` and `table` become metric labels (`db_queries_total`, `db_query_duration_seconds`,
-        `db_query_errors_total`) and the span's name. `statement` is shown with `?` for every literal; of `parameters`
-        only the number is. `system` is the `db.system.name` of the semantic conventions.
+        `db_query_errors_total`) and the span's name. `statement` (text, or what becomes text, as SQLAlchemy's
+        constructs do) is shown with `?` for every literal; of `parameters` only the number is. `system` is the
+        `db.system.name` of the semantic conventions.
         """
         name = f"{operation} {table}" if table else operation
         details: dict[str, Any] = {
@@ -43,7 +44,7 @@ class DatabaseClient:
             "db.collection.name": table,
         }
         if statement is not None:
-            details["db.query.text"] = sanitise(statement)
+            details["db.query.text"] = sanitise(str(statement), system)
         if parameters is not None:
             details["db.query.parameter_count"] = len(parameters)
         return Operation(

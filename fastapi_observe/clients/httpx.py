@@ -1,57 +1,58 @@
-"""An httpx transport that measures each call and passes the trace on."""
+"""An httpx client that measures each call and passes the trace on."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 from opentelemetry import propagate
 
+from fastapi_observe.records.exchange import KNOWN_METHODS
+from fastapi_observe.records.redaction import redact_query
+
 if TYPE_CHECKING:
     from fastapi_observe.clients.external import ExternalClient
 
-MOST_SERVICES = 100
-"""Different hosts that become a `service` label of their own; the others are called `other`."""
+_NOTHING: Final[frozenset[str]] = frozenset()
+_PORTS: Final = {"http": 80, "https": 443}
 
 
-class ObservedTransport(httpx.AsyncBaseTransport):
-    """Wraps another transport: each request is one external call and carries `traceparent` and `baggage`."""
+class ObservedClient(httpx.AsyncClient):
+    """An `httpx.AsyncClient`: each request is one external call and carries `traceparent` and `baggage`.
 
-    def __init__(self, external: ExternalClient, inner: httpx.AsyncBaseTransport, service: str | None = None) -> None:
+    A call lasts until its answer is read, of a streamed one until its headers are there; redirects are part of it.
+    """
+
+    # Not a transport: given one, httpx would ignore the proxies of the environment, and those it has would not be seen.
+
+    def __init__(self, external: ExternalClient, service: str | None = None, **options: Any) -> None:
+        super().__init__(**options)
         self._external = external
-        self._inner = inner
         self._service = service
-        self._hosts: set[str] = set()
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send the request; the duration ends with the response's headers."""
+    async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
+        """Send a request, measured."""
         url = request.url
+        method = request.method if request.method in KNOWN_METHODS else "_OTHER"
         with self._external.call(
-            self._service or self._host(url.host),
-            request.method,
-            **{"http.request.method": request.method, "server.address": url.host, "url.path": url.path},
+            self._service or self._external.service_of(url.host),
+            method,
+            **{
+                "http.request.method": method,
+                "server.address": url.host,
+                "server.port": url.port or _PORTS.get(url.scheme),
+                "url.full": _shown(url),
+            },
         ) as call:
-            headers: dict[str, str] = {}
-            propagate.inject(headers)
-            request.headers.update(headers)
-            response = await self._inner.handle_async_request(request)
+            carrier: dict[str, str] = {}
+            propagate.inject(carrier)
+            request.headers.update(carrier)
+            response = await super().send(request, **options)
             call.status(response.status_code)
             return response
 
-    def _host(self, host: str) -> str:
-        if host not in self._hosts and len(self._hosts) >= MOST_SERVICES:
-            return "other"
-        self._hosts.add(host)
-        return host
 
-    async def aclose(self) -> None:
-        """Close the wrapped transport."""
-        await self._inner.aclose()
-
-
-def observed_client(external: ExternalClient, service: str | None = None, **options: Any) -> httpx.AsyncClient:
-    """Return an `httpx.AsyncClient` whose calls are measured; `options` are its own."""
-    inner = options.pop("transport", None) or httpx.AsyncHTTPTransport(
-        **{name: options.pop(name) for name in ("verify", "cert", "http1", "http2", "limits") if name in options}
-    )
-    return httpx.AsyncClient(transport=ObservedTransport(external, inner, service), **options)
+def _shown(url: httpx.URL) -> str:
+    """Return a URL without user, password and fragment, every value of its query redacted."""
+    query = f"?{redact_query(url.query, _NOTHING)}" if url.query else ""
+    return f"{url.scheme}://{url.netloc.decode('ascii')}{url.path}{query}"

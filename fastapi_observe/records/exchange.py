@@ -115,8 +115,11 @@ class Exchange:
         method = scope.get("method", "GET")
         self.method: str = method if method in KNOWN_METHODS else "_OTHER"
         self._head = method == "HEAD"
-        self.path: str = scope["path"]
-        self.headers: dict[bytes, bytes] = dict(scope.get("headers") or ())
+        self.path: str = scope.get("path", "")
+        headers = scope.get("headers") or ()
+        if not isinstance(headers, list | tuple):  # any iterable is allowed; one that ends is the app's to read
+            headers = scope["headers"] = list(headers)
+        self.headers: dict[bytes, bytes] = dict(headers)
         self.observability: Any = None
         self.opened = 0
         self.endpoint = "unmatched"
@@ -172,6 +175,7 @@ class Exchange:
             if kind == "http.response.body":
                 self._note_body(message)
             elif kind == "http.response.start":
+                message = _rereadable(message)
                 message = self._note_start(message)
             elif kind == "http.response.trailers":
                 self._closing = not message.get("more_trailers", False)
@@ -185,17 +189,17 @@ class Exchange:
             self._faults("exchange.send", exc)
         await self._send(message)
         if self._closing:
-            self._end()
+            try:
+                self._end()
+            except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the app
+                self._faults("exchange.end", exc)
 
     def _note_start(self, message: Message) -> Message:
         if self.status_code:
             return message
-        status = message["status"]
-        self.status_code = int(status)
-        if self.disconnected:
-            self.status_code = CLIENT_CLOSED_REQUEST
+        self.status_code = CLIENT_CLOSED_REQUEST if self.disconnected else int(message["status"])
         self._trailers = bool(message.get("trailers", False))
-        headers = list(message.get("headers") or ())
+        headers = list(message.get("headers", ()))
         self.response_headers = headers
         own = {name for name, _ in self.stamps}
         kept = []
@@ -241,7 +245,11 @@ class Exchange:
         self.reported = True
         if self._chunks < 2 and not self._event_stream:  # noqa: PLR2004 - one chunk is no stream
             self.ttfb = None
-        self._judge(raised)
+        try:
+            self._judge(raised)
+        except Exception as exc:  # noqa: BLE001 - what was opened is closed all the same
+            self._faults("exchange.judge", exc)
+            self.outcome, self.status_code = "server_error", self.status_code or 500
         self._on_end(self)
 
     def _judge(self, raised: BaseException | None) -> None:
@@ -261,116 +269,14 @@ class Exchange:
         self.status_code = self.status_code or HTTPStatus.INTERNAL_SERVER_ERROR.value
         failed = self.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
         if raised is not None or failed:
-            self.exception = raised or self.noted
+            self.exception = self.noted if raised is None else raised
             self.outcome = "server_error"
             self.error_type = str(self.status_code) if self.exception is None else error_name(self.exception)
         else:
             self.outcome = "client_error" if self.status_code >= HTTPStatus.BAD_REQUEST else "ok"
 
 
-class WebSocketExchange(Exchange):
-    """One WebSocket connection, from the handshake to its close.
-
-    `close_code` is the code (RFC 6455) that ended it: `denied` before it was accepted, `_other` for a code beyond
-    1000 to 1015 that the *client* chose. `status_code` is 101 once accepted, else that of the refusal. Sizes are the
-    bytes of all messages.
-    """
-
-    __slots__ = ("accepted", "close_code", "count_received", "count_sent", "messages_received", "messages_sent")
-
-    websocket = True
-
-    def __init__(
-        self, scope: Scope, receive: Receive, send: Send, faults: Faults, on_end: Callable[[Exchange], None]
-    ) -> None:
-        super().__init__(scope, receive, send, faults, on_end)
-        self.accepted = False
-        self.close_code = ""
-        self.messages_received = 0
-        self.messages_sent = 0
-        self.count_received: Callable[[], None] | None = None
-        self.count_sent: Callable[[], None] | None = None
-
-    async def receive(self) -> Message:
-        """Hand the next message of the client to the app; count it."""
-        message = await self._receive()
-        try:
-            kind = message["type"]
-            if kind == "websocket.receive":
-                self.messages_received += 1
-                self.request_size += _length(message)
-                if self.count_received is not None:
-                    self.count_received()
-            elif kind == "websocket.disconnect" and not self.close_code:
-                code = message.get("code", 1005)
-                self._close(str(code) if 1000 <= code <= 1015 else "_other")  # noqa: PLR2004 - RFC 6455, 7.4.1
-        except Exception as exc:  # noqa: BLE001 - whatever a server sends reaches the app
-            self._faults("exchange.receive", exc)
-        return message
-
-    async def send(self, message: Message) -> None:
-        """Hand a message of the app to the server; note acceptance, messages and close."""
-        try:
-            kind = message["type"]
-            if kind == "websocket.send":
-                self.messages_sent += 1
-                self.response_size += _length(message)
-                if self.count_sent is not None:
-                    self.count_sent()
-            elif kind == "websocket.accept" and not self.accepted:
-                self.accepted = True
-                self.status_code = HTTPStatus.SWITCHING_PROTOCOLS.value
-                message = {**message, "headers": [*(message.get("headers") or ()), *self.stamps]}
-                if self.on_start is not None:
-                    self.on_start(self)
-            elif kind == "websocket.close" and not self.close_code:
-                if self.accepted:
-                    self._close(str(message.get("code", 1000)))
-                else:
-                    self.status_code = HTTPStatus.FORBIDDEN.value
-                    self._close("denied")
-            elif kind == "websocket.http.response.start" and not self.close_code:
-                self.status_code = int(message["status"])
-                message = {**message, "headers": [*(message.get("headers") or ()), *self.stamps]}
-                self._close("denied")
-        except Exception as exc:  # noqa: BLE001 - whatever an app sends reaches the server
-            self._faults("exchange.send", exc)
-        await self._send(message)
-
-    def _close(self, code: str) -> None:
-        self.close_code = code
-        self.duration = perf_counter() - self.started
-        self.complete = True
-
-    def _judge(self, raised: BaseException | None) -> None:
-        """Say how it ended, once, for every signal."""
-        if raised is not None and type(raised).__name__ == "WebSocketDisconnect":
-            raised = None
-        if raised is not None and not is_cancellation(raised):
-            self.exception = raised
-            self.close_code = self.close_code or ("1011" if self.accepted else "denied")
-            self.status_code = self.status_code or HTTPStatus.INTERNAL_SERVER_ERROR.value
-            self.outcome, self.error_type = "server_error", error_name(raised)
-            return
-        if raised is not None:
-            self.outcome = self.error_type = "cancelled"
-        elif not self.complete:
-            self.outcome = self.error_type = "incomplete_response"
-        elif self.close_code == "denied":
-            failed = self.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
-            self.outcome = "server_error" if failed else "client_error"
-            self.error_type = str(self.status_code) if failed else None
-        elif self.close_code in {"1000", "1001", "1005"}:
-            self.outcome = "ok"
-        elif self.close_code == "1006":
-            self.outcome = self.error_type = "client_disconnect"
-        else:
-            self.outcome = "server_error" if self.close_code == "1011" else "client_error"
-            self.error_type = self.close_code if self.close_code == "1011" else None
-        self.close_code = self.close_code or "1006"
-        self.status_code = self.status_code or HTTPStatus.INTERNAL_SERVER_ERROR.value
-
-
-def _length(message: Message) -> int:
-    data = message.get("bytes")
-    return len(data) if data is not None else len((message.get("text") or "").encode("utf-8", "surrogatepass"))
+def _rereadable(message: Message) -> Message:
+    """Return a message whose headers may be read twice: any iterable is allowed."""
+    headers = message.get("headers", ())
+    return message if isinstance(headers, list | tuple) else {**message, "headers": list(headers)}

@@ -85,6 +85,8 @@ class Operation:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.duration = perf_counter() - self._started
+        if isinstance(exc, GeneratorExit):  # the consumer of a generator had enough: nothing failed
+            exc = None
         if exc is not None:
             self.exception = exc
             self.error_type = error_name(exc)

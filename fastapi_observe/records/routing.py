@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from starlette.applications import Starlette
 from starlette.routing import compile_path
 
 if TYPE_CHECKING:
+    import re
     from collections.abc import Iterator
 
     from starlette.types import Scope
@@ -17,6 +19,13 @@ REST: Final = "/{path}"
 """Stands for whatever a mounted app finds below its mount."""
 
 MOST_REMEMBERED: Final = 4096
+"""Templates that one app remembers."""
+
+LONGEST_REMEMBERED: Final = 256
+"""Characters of a concrete mount path that is remembered: a client chooses it under `Mount("/t/{tenant}")`."""
+
+MOST_LAYERS: Final = 32
+"""Middleware around a mounted app that is looked through."""
 
 
 class Routes:
@@ -31,7 +40,7 @@ class Routes:
     def __init__(self, app: Any) -> None:
         self._app = app
         # The values keep the objects alive whose ids are the key, so that no id can be used again.
-        self._remembered: dict[tuple[int, int, int, str], tuple[str, tuple[Any, ...]]] = {}
+        self._remembered: dict[tuple[int, int, int, str], tuple[_Answer, tuple[Any, ...]]] = {}
 
     def template(self, scope: Scope, status_code: int) -> str:
         """Return the full route template: every prefix, every mount; never a part that the client chose.
@@ -48,28 +57,69 @@ class Routes:
         key = (id(endpoint), id(route), id(context), mounted)
         found = self._remembered.get(key)
         if found is not None:
-            return found[0]
-        prefix, inner = _mount_templates(_routes_of(self._app), mounted)
-        own = _own_template(endpoint, route, context)
-        candidates = [own] if own is not None else _search(_routes_of(scope.get("app")), endpoint)
-        candidates = candidates or _search(inner, endpoint)
-        if not candidates:
-            template = prefix + REST if prefix or mounted else UNMATCHED
-        elif len(candidates) > 1:  # one function on several paths: the objects do not tell which, so do not remember
-            return prefix + _matching(candidates, scope)
+            answer = found[0]
         else:
-            template = prefix + candidates[0]
-        if len(self._remembered) >= MOST_REMEMBERED:
-            self._remembered.clear()
-        self._remembered[key] = (template, (endpoint, route, context))
-        return template
+            answer = self._work_out(scope, endpoint, mounted)
+            if len(self._remembered) >= MOST_REMEMBERED:
+                self._remembered.clear()
+            if len(mounted) <= LONGEST_REMEMBERED:
+                self._remembered[key] = (answer, (endpoint, route, context))
+        return answer if isinstance(answer, str) else _fitting(answer, scope)
+
+    def _work_out(self, scope: Scope, endpoint: Any, mounted: str) -> _Answer:
+        prefix, inner = _mount_templates(_routes_of(self._app), mounted)
+        own = _format_of(answering_route(scope))
+        templates = [own] if own else _search(inner, endpoint) or _search(_routes_of(scope.get("app")), endpoint)
+        if not templates:  # something answered that does not tell its paths: StaticFiles, a mounted app's 404
+            return prefix.removesuffix(REST) + REST
+        if len(templates) == 1:
+            return prefix + templates[0]
+        return tuple((compile_path(template)[0], prefix + template) for template in templates)
+
+
+_Answer = str | tuple[tuple["re.Pattern[str]", str], ...]
+"""A template, or those of one function on several paths, of which the request's path tells the right one."""
+
+
+def answering_route(scope: Scope) -> Any:
+    """Return the route whose endpoint answered, with the prefixes of its routers; None where the router left none.
+
+    FastAPI since 0.137 keeps them in an object of its own beside the route. A route left over from an outer router
+    is recognised because its endpoint is not the one in the scope.
+    """
+    endpoint = scope.get("endpoint")
+    if endpoint is None:
+        return None
+    context = (scope.get("fastapi") or {}).get("effective_route_context")
+    for route in (getattr(context, "starlette_route", None), context, scope.get("route")):
+        if getattr(route, "endpoint", None) is endpoint:
+            return route
+    return None
+
+
+def mounted_apps(app: Any) -> list[Starlette]:
+    """Find the FastAPI and Starlette apps mounted anywhere below `app`, each once, without `app` itself."""
+    found: list[Starlette] = []
+    _collect_mounted(_routes_of(app), found, {id(app)})
+    return found
+
+
+def _collect_mounted(routes: Any, found: list[Starlette], seen: set[int]) -> None:
+    for route in _flat(routes):
+        inner = _unwrapped(getattr(route, "app", None))
+        if inner is None or id(inner) in seen:
+            continue
+        seen.add(id(inner))
+        if isinstance(inner, Starlette):
+            found.append(inner)
+        _collect_mounted(_routes_of(inner), found, seen)
 
 
 def _without_endpoint(scope: Scope, fastapi_scope: Any, status_code: int) -> str:
     """Name what no endpoint answered: a front end of files, a redirect, nothing."""
     frontend = fastapi_scope.get("frontend_path") if fastapi_scope else None
     if frontend is not None:
-        path: str = scope["path"]
+        path = _path_below_root(scope)
         return path[: len(path) - len(frontend)].rstrip("/") + REST
     return REDIRECT if 300 <= status_code < 400 else UNMATCHED  # noqa: PLR2004 - 3xx
 
@@ -83,15 +133,11 @@ def _mounted_part(scope: Scope) -> str:
     return root.removeprefix(outer)
 
 
-def _own_template(endpoint: Any, route: Any, context: Any) -> str | None:
-    """Return what the innermost route itself says, unless it was left over from an outer router."""
-    if context is not None and getattr(context, "original_route", None) is route:
-        real = getattr(context, "starlette_route", None) or context
-        if getattr(real, "endpoint", None) is endpoint:
-            return _format_of(real)
-    if route is not None and getattr(route, "endpoint", None) is endpoint:
-        return _format_of(route)
-    return None
+def _path_below_root(scope: Scope) -> str:
+    """Return the path as the innermost router compares it."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path[len(root) :] if path.startswith(root + "/") else path
 
 
 def _format_of(route: Any) -> str | None:
@@ -103,45 +149,64 @@ def _format_of(route: Any) -> str | None:
 
 def _search(routes: Any, endpoint: Any) -> list[str]:
     """Find the templates of an endpoint whose router left no route in the scope (`add_route` on FastAPI, `/docs`)."""
-    found = (_format_of(route) for route in _flat(routes) if getattr(route, "endpoint", None) is endpoint)
-    return [template for template in found if template is not None]
+    found: list[str] = []
+    for route in _flat(routes):
+        if getattr(route, "endpoint", None) is endpoint:
+            found.append(_format_of(route) or REST)
+        elif not getattr(route, "path", ""):  # a Host, a Mount("/"): they add nothing to the path
+            found += _search(_inner_routes(route), endpoint)
+    return found
 
 
-def _matching(templates: list[str], scope: Scope) -> str:
+def _fitting(templates: tuple[tuple[re.Pattern[str], str], ...], scope: Scope) -> str:
     """Choose the template that the path fits; `scope` has been through the router, so one does."""
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
-    return next((template for template in templates if compile_path(template)[0].match(path)), templates[0])
+    path = _path_below_root(scope)
+    return next((template for pattern, template in templates if pattern.match(path)), templates[0][1])
 
 
 def _mount_templates(routes: Any, path: str) -> tuple[str, Any]:
-    """Turn the concrete path of mounts back into their templates; return them with the innermost app's routes."""
+    """Turn the concrete path of mounts back into their templates; return them with the innermost app's routes.
+
+    What lies below an app that does not tell its routes reads `{path}`.
+    """
     if not path:
         return "", routes
+    partly = ""
     for route in _flat(routes):
         if not hasattr(route, "routes"):
             continue
         if not hasattr(route, "path_regex"):  # a Host adds nothing to the path
-            template, inner = _mount_templates(route.routes, path)
-            if template:
+            template, inner = _mount_templates(_inner_routes(route), path)
+            if inner is not None:
                 return template, inner
             continue
         match = route.path_regex.match(path + "/")
         if match is None:
             continue
-        rest = "/" + match.group("path")
-        used = path[: len(path) + 1 - len(rest)]
-        deeper, inner = _mount_templates(_inner_routes(route), path[len(used) :])
-        if len(used) == len(path) or deeper:
-            return str(route.path_format).removesuffix(REST) + deeper, inner
-    return "", ()
+        used = len(path) - len(match.group("path"))
+        template = str(route.path_format).removesuffix(REST)
+        deeper, inner = _mount_templates(_inner_routes(route), path[used:])
+        if inner is not None:
+            return template + deeper, inner
+        partly = partly or template
+    return partly + REST, None
 
 
 def _inner_routes(mount: Any) -> Any:
-    return _routes_of(getattr(mount, "app", None)) or mount.routes
+    return _routes_of(getattr(mount, "app", None))
 
 
 def _routes_of(app: Any) -> Any:
-    return getattr(app, "routes", None) or ()
+    return getattr(_unwrapped(app), "routes", None) or ()
+
+
+def _unwrapped(app: Any) -> Any:
+    """Look through middleware, which keeps the app it wraps as `app`, for what has routes; None if nothing has."""
+    for _ in range(MOST_LAYERS):
+        if app is None or hasattr(app, "routes"):
+            return app
+        app = getattr(app, "app", None)
+    return None
 
 
 def _flat(routes: Any) -> Iterator[Any]:

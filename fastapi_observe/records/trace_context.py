@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping  # noqa: TC003 - a dataclass field
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import baggage, trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
@@ -17,6 +18,20 @@ if TYPE_CHECKING:
 
 _TRACE_ID_LENGTH = 32
 _SPAN_ID_LENGTH = 16
+_RANDOM = 2
+"""The random flag of W3C Trace Context Level 2; OpenTelemetry has no name for it in all versions supported."""
+
+LONGEST_BAGGAGE: Final = 8192
+"""Bytes of a `baggage` header that are read (W3C Baggage)."""
+MOST_BAGGAGE: Final = 64
+"""Members of a `baggage` header that are read (W3C Baggage)."""
+MOST_STATES: Final = 32
+"""Members of a `tracestate` header; one that has more is left away (W3C Trace Context)."""
+
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}"
+_VALUE = r"[!#-+\--:<-\[\]-~]*"
+_BAGGAGE = re.compile(rf"[ \t]*{_TOKEN}[ \t]*=[ \t]*{_VALUE}[ \t]*")
+_STATE = re.compile(r"(?P<key>[a-z0-9][a-z0-9_*/@-]{0,255})=[ -+\--<>-~]{0,255}[!-+\--<>-~]")
 
 
 def _is_id(text: object, length: int) -> bool:
@@ -25,21 +40,40 @@ def _is_id(text: object, length: int) -> bool:
     )
 
 
+def well_formed_headers(carrier: dict[str, str]) -> dict[str, str]:
+    """Leave away what of `baggage` and `tracestate` is not well-formed, of baggage its properties too.
+
+    OpenTelemetry would drop it with a warning for each member: clients could fill our log.
+    """
+    if "baggage" in carrier:
+        members = carrier["baggage"][:LONGEST_BAGGAGE].split(",")[:MOST_BAGGAGE]
+        kept = [member.partition(";")[0] for member in members]
+        carrier["baggage"] = ",".join(member for member in kept if _BAGGAGE.fullmatch(member))
+    if "tracestate" in carrier:
+        members = [member.strip(" \t") for member in carrier["tracestate"].split(",", MOST_STATES)]
+        matches = [_STATE.fullmatch(member) for member in members if member]
+        keys = {match["key"] for match in matches if match}
+        if len(members) > MOST_STATES or len(keys) < len(matches):
+            del carrier["tracestate"]
+    return carrier
+
+
 @dataclass(frozen=True, slots=True)
 class TraceContext:
     """A point in a trace (W3C Trace Context and Baggage).
 
     `trace_id` is 32 and `span_id` 16 lower-case hexadecimal digits, neither all zero; anything else raises
     `ValueError`. `baggage` travels on with `to_headers()`; `attributes` are the caller's own facts, kept in
-    `to_dict()` only.
+    `to_dict()` only. `random` is the flag that says so of the trace id (Level 2).
     """
 
     trace_id: str
     span_id: str
     sampled: bool = True
-    baggage: Mapping[str, str] = field(default_factory=dict)
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    baggage: Mapping[str, str] = field(default_factory=dict, hash=False)
+    attributes: Mapping[str, Any] = field(default_factory=dict, hash=False)
     trace_state: str = ""
+    random: bool = False
 
     def __post_init__(self) -> None:
         for name, value, length in (
@@ -68,12 +102,13 @@ class TraceContext:
             sampled=at.trace_flags.sampled,
             baggage={name: str(value) for name, value in baggage.get_all(context).items()},
             trace_state=at.trace_state.to_header(),
+            random=bool(at.trace_flags & _RANDOM),
         )
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, str]) -> Self | None:
         """Read `traceparent`, `tracestate` and `baggage`; names in any case. None if there is no valid trace."""
-        carrier = {name.lower(): value for name, value in headers.items()}
+        carrier = well_formed_headers({name.lower(): value for name, value in headers.items()})
         context = TraceContextTextMapPropagator().extract(carrier, Context())
         return cls.from_context(W3CBaggagePropagator().extract(carrier, context))
 
@@ -95,17 +130,22 @@ class TraceContext:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON, a queue or a table; `from_dict` reads it."""
-        return asdict(self)
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {**values, "baggage": dict(self.baggage), "attributes": dict(self.attributes)}
 
     def to_context(self, context: Context | None = None) -> Context:
-        """Return `context` (None: the current one) moved to this point: spans opened in it continue this trace."""
+        """Return `context` (None: the current one) moved to this point: spans opened in it continue this trace.
+
+        Its baggage is replaced.
+        """
+        context = baggage.clear(context)
         for name, value in self.baggage.items():
             context = baggage.set_baggage(name, value, context)
         at = SpanContext(
             trace_id=int(self.trace_id, 16),
             span_id=int(self.span_id, 16),
             is_remote=True,
-            trace_flags=TraceFlags(TraceFlags.SAMPLED if self.sampled else TraceFlags.DEFAULT),
+            trace_flags=TraceFlags(self.sampled * TraceFlags.SAMPLED + self.random * _RANDOM),
             trace_state=TraceState.from_header([self.trace_state]) if self.trace_state else None,
         )
         return trace.set_span_in_context(NonRecordingSpan(at), context)

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Final, get_args
+import inspect
+from typing import TYPE_CHECKING, Any, Final, get_args, get_type_hints
+
+from typing_extensions import is_typeddict  # typing.TypedDict's and its own: pydantic takes both
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DEEPEST: Final = 6
 """Parts of a location that are told apart."""
@@ -34,12 +40,11 @@ def _part(part: Any, names: set[str]) -> str:
 def declared_names(route: Any) -> set[str]:
     """Collect every name that may stand in a location: kinds of parameters, parameters, fields of their models."""
     names = {"body", "query", "path", "header", "cookie"}
-    seen: set[int] = set()
-    _from_dependant(getattr(route, "dependant", None), names, seen)
+    _from_dependant(getattr(route, "dependant", None), names, {})
     return names
 
 
-def _from_dependant(dependant: Any, names: set[str], seen: set[int]) -> None:
+def _from_dependant(dependant: Any, names: set[str], seen: dict[int, Any]) -> None:
     if dependant is None:
         return
     for kind in ("path_params", "query_params", "header_params", "cookie_params", "body_params"):
@@ -50,22 +55,34 @@ def _from_dependant(dependant: Any, names: set[str], seen: set[int]) -> None:
         _from_dependant(inner, names, seen)
 
 
-def _from_type(annotation: Any, names: set[str], seen: set[int]) -> None:
+def _from_type(annotation: Any, names: set[str], seen: dict[int, Any]) -> None:
     if id(annotation) in seen:
         return
-    seen.add(id(annotation))
-    for argument in get_args(annotation):
+    seen[id(annotation)] = annotation  # kept alive, so that no id can be used again
+    for argument in (*get_args(annotation), getattr(annotation, "__value__", None)):  # the value of `type X = ...`
         _from_type(argument, names, seen)
     fields = getattr(annotation, "model_fields", None)
     if isinstance(fields, dict):
         for name, field in fields.items():
-            names.update({name, *(alias for alias in (field.alias, field.validation_alias) if isinstance(alias, str))})
+            names.update({name, *_aliases(field.alias), *_aliases(field.validation_alias)})
             _from_type(field.annotation, names, seen)
-    elif dataclasses.is_dataclass(annotation):
-        for item in dataclasses.fields(annotation):
-            names.add(item.name)
-            _from_type(item.type, names, seen)
-    elif isinstance(annotation, type) and hasattr(annotation, "__required_keys__"):
-        for name, inner in annotation.__annotations__.items():
+    elif isinstance(annotation, type) and (dataclasses.is_dataclass(annotation) or is_typeddict(annotation)):
+        for name, inner in _annotations(annotation).items():
             names.add(name)
             _from_type(inner, names, seen)
+
+
+def _aliases(alias: Any) -> Iterator[str]:
+    """Walk the names in an alias: a text, `AliasChoices` or `AliasPath`."""
+    if isinstance(alias, str):
+        yield alias
+    for part in getattr(alias, "choices", None) or getattr(alias, "path", None) or ():
+        yield from _aliases(part)
+
+
+def _annotations(kind: type) -> dict[str, Any]:
+    """Return the fields of a dataclass or TypedDict; as they are written where a name in them is not to be found."""
+    try:
+        return get_type_hints(kind)
+    except (NameError, TypeError, AttributeError):
+        return inspect.get_annotations(kind)

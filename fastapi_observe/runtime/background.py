@@ -40,7 +40,14 @@ def _measured(original: Any) -> Any:
         if exchange is None:
             await original(task)
             return
-        with exchange.observability.background(exchange, task.func):
+        observability = exchange.observability
+        try:
+            operation = observability.background(exchange, task.func)
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the task
+            observability.faults("background", exc)
+            await original(task)
+            return
+        with operation:
             await original(task)
 
     setattr(call, _USERS, 0)

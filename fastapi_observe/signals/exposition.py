@@ -161,7 +161,7 @@ class SelfCollector:
 
     def collect(self) -> Iterator[Metric]:
         """Read everything."""
-        info = {"version": _version()}
+        info = {"version": version_of("fastapi-observe")}
         yield InfoMetricFamily("fastapi_observe", "The installed version of fastapi-observe.", value=info)
         series = self._budget.count()
         yield GaugeMetricFamily("fastapi_observe_series", "Label sets that are kept, of all metrics.", value=series)
@@ -182,10 +182,11 @@ class SelfCollector:
 
 
 @cache
-def _version() -> str:
+def version_of(distribution: str) -> str:
+    """Return the installed version of a distribution, `unknown` if it is run from a source tree."""
     from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow to import
 
     try:
-        return version("fastapi-observe")
-    except PackageNotFoundError:  # run from a source tree
+        return version(distribution)
+    except PackageNotFoundError:
         return "unknown"

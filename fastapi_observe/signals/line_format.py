@@ -44,7 +44,7 @@ class Limits(NamedTuple):
 
 LIMITS: Final = (
     Limits(6, 64, MAX_VALUE, MAX_MESSAGE, MAX_STACKTRACE, 256),
-    Limits(4, 32, 512, 2048, 4096, 256),
+    Limits(4, 32, 256, 2048, 4096, 256),
     Limits(2, 16, 64, 512, 1024, 128),
 )
 SMALLEST: Final = Limits(0, 0, 0, 200, 400, 100)

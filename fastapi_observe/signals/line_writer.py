@@ -119,8 +119,7 @@ class LineWriter:
 
     def flush(self, timeout: float) -> bool:
         """Write what waits, for at most about `timeout` seconds; tell whether nothing is left."""
-        self._drain(timeout)
-        return not self._queue and not self._rest
+        return self._drain(timeout) and not self._queue and not self._rest
 
     def close(self, timeout: float = 1.0) -> None:
         """Write what waits and end the thread; lines that still come are written at once."""
@@ -167,15 +166,18 @@ class LineWriter:
                     self._drain(None)
                 self._busy_files.pop(file, None)
 
-    def _drain(self, patience: float | None) -> None:
-        """Write everything that waits. Only the writer's thread, without `patience`, may block on standard output."""
+    def _drain(self, patience: float | None) -> bool:
+        """Write everything that waits; tell whether it was our turn.
+
+        Only the writer's thread, without `patience`, may block on standard output.
+        """
         if self._owner == threading.get_ident():  # inside our own write: its loop, or the thread, comes to this line
             self._wake_thread()
-            return
+            return False
         if not self._lock.acquire(timeout=-1 if patience is None else patience):
             self._stuck = True
             self._wake_thread()
-            return
+            return False
         try:
             self._owner = threading.get_ident()
             while self._queue and not (self._rest and patience is not None and self._stuck):
@@ -185,6 +187,7 @@ class LineWriter:
         finally:
             self._owner = 0
             self._lock.release()
+        return True
 
     def _write_batch(self, patience: float | None) -> None:
         queue = self._queue

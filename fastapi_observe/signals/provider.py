@@ -31,12 +31,13 @@ class ObserveTracerProvider(TracerProvider):
 def make_provider(settings: ObserveSettings) -> tuple[trace.TracerProvider, bool]:
     """Return the provider to use and whether it is ours to shut down.
 
-    The user's own (given, or set globally) is joined; ours becomes the global one if none is set.
+    The user's own (given, or set globally) is joined; ours becomes the global one if none is set. With
+    `tracing=False` there is none: no span is made and nothing global is touched.
     """
-    if settings.tracer_provider is not None:
-        return settings.tracer_provider, False
-    current = trace.get_tracer_provider()
-    if isinstance(current, TracerProvider) and not isinstance(current, ObserveTracerProvider):
+    if not settings.tracing:
+        return trace.NoOpTracerProvider(), False
+    current = settings.tracer_provider or trace.get_tracer_provider()
+    if settings.tracer_provider is not None or _is_foreign(current):
         for processor in settings.span_processors:
             current.add_span_processor(processor)
         return current, False
@@ -63,6 +64,10 @@ def make_provider(settings: ObserveSettings) -> tuple[trace.TracerProvider, bool
     return provider, True
 
 
+def _is_foreign(provider: trace.TracerProvider) -> bool:
+    return isinstance(provider, TracerProvider) and not isinstance(provider, ObserveTracerProvider)
+
+
 def make_sampler(settings: ObserveSettings) -> sampling.Sampler:
     """Return the sampler that `settings.sampler` names."""
     root: sampling.Sampler
@@ -76,18 +81,20 @@ def make_sampler(settings: ObserveSettings) -> sampling.Sampler:
 
 
 def make_resource(settings: ObserveSettings) -> Resource:
-    """Describe this service (OpenTelemetry resource conventions); `OTEL_RESOURCE_ATTRIBUTES` adds to it."""
-    attributes: dict[str, Any] = {
+    """Describe this service (OpenTelemetry resource conventions).
+
+    `OTEL_RESOURCE_ATTRIBUTES` adds to it, and may name the instance.
+    """
+    told: dict[str, Any] = {
         "service.name": settings.service_name,
         "deployment.environment.name": settings.environment,
-        "service.instance.id": str(uuid.uuid4()),
-        "process.pid": os.getpid(),
         "telemetry.distro.name": "fastapi-observe",
         "telemetry.distro.version": version("fastapi-observe"),
     }
     if settings.service_version:
-        attributes["service.version"] = settings.service_version
-    return Resource.create(attributes)
+        told["service.version"] = settings.service_version
+    guessed = Resource({"service.instance.id": str(uuid.uuid4()), "process.pid": os.getpid()})
+    return guessed.merge(Resource.create(told))
 
 
 def make_exporter(settings: ObserveSettings) -> SpanExporter | None:
@@ -105,7 +112,11 @@ def make_exporter(settings: ObserveSettings) -> SpanExporter | None:
             raise RuntimeError(
                 "otlp_protocol='grpc' needs the extra: pip install 'fastapi-observe[grpc]', or use 'http/protobuf'"
             ) from exc
-        return GrpcExporter(endpoint=url, headers=headers, timeout=settings.otlp_timeout)
+        from grpc import Compression as GrpcCompression  # noqa: PLC0415 - comes with the extra
+
+        return GrpcExporter(
+            endpoint=url, headers=headers, timeout=settings.otlp_timeout, compression=GrpcCompression.Gzip
+        )
     from opentelemetry.exporter.otlp.proto.http import Compression  # noqa: PLC0415 - slow to import, not always used
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - as above
 

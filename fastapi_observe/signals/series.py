@@ -75,7 +75,7 @@ class SeriesBudget:
                 "metric %s has reached its bound of label sets (%d); further ones share the series %s. "
                 "Its label %s has the most values: use one with few values, or raise series_per_metric",
                 name,
-                len(family.children()),
+                len(family.children()) - 1,
                 OVERFLOW,
                 family.widest_label(),
             )
@@ -191,8 +191,8 @@ class Bounded(MetricWrapperBase):
     def widest_label(self) -> str:
         """Return the name of the label that has the most values."""
         with self.guard:
-            columns = list(zip(*self._metrics, strict=True))
-        widths = {name: len(set(column)) for name, column in zip(self._labelnames, columns, strict=True)}
+            columns = list(zip(*self.children(), strict=True))
+        widths = {name: len(set(column)) for name, column in zip(self.label_names(), columns, strict=True)}
         return max(widths, key=widths.__getitem__)
 
     def keep_exemplar(self, cell: int, labels: dict[str, str], value: float) -> None:
@@ -342,7 +342,7 @@ class Histogram(Bounded, prometheus_client.Histogram):
             self.keep_exemplar(cell, exemplar, amount)
 
     def summed(self) -> bool:
-        """Tell whether the sum is shown: with negative samples it is no counter (OpenMetrics 1.0, "Histogram")."""
+        """Tell whether sum and count are shown: a sum of negative samples is no counter (OpenMetrics, "Histogram")."""
         return self._upper_bounds[0] >= 0
 
     def snapshot(self) -> tuple[list[float], float]:
@@ -356,20 +356,19 @@ class Histogram(Bounded, prometheus_client.Histogram):
         """Return the lines of one series, to be filled with `arguments`."""
         name = self._name
         buckets = "".join(f'{name}_bucket{{%sle="{go_float(bound)}"}} %s\n' for bound in self._upper_bounds)
-        return f"{buckets}{name}_count%s %s\n{name}_sum%s %s\n" if self.summed() else f"{buckets}{name}_count%s %s\n"
+        return f"{buckets}{name}_count%s %s\n{name}_sum%s %s\n" if self.summed() else buckets
 
     def arguments(self) -> tuple[object, ...]:
         """Return what fills `template`."""
         counts, total = self.snapshot()
         filled: list[object] = [f"{self.pairs}," if self.pairs else ""] * (2 * len(counts))
         filled[1::2] = counts
-        filled += (self.braced, counts[-1])
-        return (*filled, self.braced, _number(total)) if self.summed() else tuple(filled)
+        return (*filled, self.braced, counts[-1], self.braced, _number(total)) if self.summed() else tuple(filled)
 
     def _child_samples(self) -> Iterable[Sample]:
         counts, total = self.snapshot()
         for cell, (bound, count) in enumerate(zip(self._upper_bounds, counts, strict=True)):
             yield Sample("_bucket", {"le": go_float(bound)}, count, None, self.kept_exemplar(cell))
-        yield Sample("_count", {}, counts[-1], None, None)
         if self.summed():
+            yield Sample("_count", {}, counts[-1], None, None)
             yield Sample("_sum", {}, total, None, None)

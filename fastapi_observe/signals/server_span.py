@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi_observe.records.redaction import redact_query
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from starlette.types import Scope
 
     from fastapi_observe.records.exchange import Exchange
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 LONGEST_PATH: Final = 512
 LONGEST_AGENT: Final = 256
 LONGEST_METHOD: Final = 32
+LARGEST_PORT: Final = 65535
 
 _PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _AUTHORITY: Final = re.compile(r"(?P<host>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::(?P<port>\d{1,5}))?")
@@ -67,11 +70,10 @@ def server_address(scope: Scope, headers: dict[bytes, bytes], scheme: str) -> tu
 
     A `Host` that is not a plain host and port (user and password, say) is not believed.
     """
-    host = headers.get(b"host")
-    if host:
-        match = _AUTHORITY.fullmatch(host.decode("latin-1"))
-        if match is not None:
-            port = int(match["port"]) if match["port"] else _PORTS.get(scheme)
+    match = _AUTHORITY.fullmatch(headers.get(b"host", b"").decode("latin-1"))
+    if match is not None:
+        port = int(match["port"]) if match["port"] else _PORTS.get(scheme)
+        if port is None or port <= LARGEST_PORT:
             return match["host"].strip("[]"), port
     server = scope.get("server")
     return (server[0], server[1]) if server else (None, None)
@@ -91,39 +93,42 @@ def response_attributes(exchange: Exchange) -> dict[str, Any]:
     return attributes
 
 
-def captured_headers(names: tuple[str, ...], pairs: Any, side: str) -> dict[str, list[str]]:
-    """Return `http.{side}.header.{name}` for each wanted header, sanitised as contrib does it.
+ALWAYS_SECRET: Final = ("auth", "cookie", "api[-_]?key", "token", "secret", "password", "session", "signature", "csrf")
+"""Headers whose values are never shown, even if they are asked for: expressions that are searched in the name."""
 
-    `names` are exact names or contrib's regular expressions; `side` is `request` or `response`. The values of
-    headers that `OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS` names, and of the usual secret ones, read
-    `[REDACTED]`.
+
+class HeaderCapture:
+    """Reads the wanted headers as `http.{side}.header.{name}`; false if none is wanted.
+
+    `names` are exact names in any case; `side` is `request` or `response`. The values of secret headers, and of those
+    that `OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS` names, read `[REDACTED]`.
     """
-    from opentelemetry.instrumentation.asgi import collect_custom_headers_attributes  # noqa: PLC0415 - slow, seldom
-    from opentelemetry.util.http import (  # noqa: PLC0415 - as above
-        OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS,
-        SanitizeValue,
-        get_custom_headers,
-        normalise_request_header_name,
-        normalise_response_header_name,
-    )
 
-    fields = get_custom_headers(OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS)
-    normalise = normalise_request_header_name if side == "request" else normalise_response_header_name
-    plain = [(name.decode("latin-1").encode(), value.decode("latin-1").encode()) for name, value in pairs]
-    return collect_custom_headers_attributes(
-        {"headers": plain}, SanitizeValue([*fields, *ALWAYS_SECRET]), list(names), normalise
-    )
+    __slots__ = ("_wanted",)
 
+    def __init__(self, names: tuple[str, ...], side: str) -> None:
+        self._wanted: dict[bytes, tuple[str, bool]] = {}
+        if not names:
+            return
+        from opentelemetry.util.http import (  # noqa: PLC0415 - slow to import, seldom used
+            OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS,
+            SanitizeValue,
+            get_custom_headers,
+        )
 
-ALWAYS_SECRET: Final = (
-    "authorization",
-    "proxy-authorization",
-    "cookie",
-    "set-cookie",
-    "x-api-key",
-    "x-auth-token",
-    "x-csrf-token",
-    ".*token.*",
-    ".*secret.*",
-)
-"""Headers whose values are never shown, even if they are asked for."""
+        more = get_custom_headers(OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS)
+        sanitise = SanitizeValue([*more, *ALWAYS_SECRET]).sanitize_header_value
+        for name in map(str.lower, names):
+            self._wanted[name.encode()] = (f"http.{side}.header.{name}", sanitise(name, "") != "")
+
+    def __bool__(self) -> bool:
+        return bool(self._wanted)
+
+    def read(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, list[str]]:
+        """Return the attributes; a header that was sent twice has two values."""
+        found: dict[str, list[str]] = {}
+        for name, value in headers:
+            wanted = self._wanted.get(name.lower())
+            if wanted is not None:
+                found.setdefault(wanted[0], []).append("[REDACTED]" if wanted[1] else value.decode("latin-1"))
+        return found

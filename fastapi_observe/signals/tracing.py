@@ -8,10 +8,18 @@ from opentelemetry import propagate, trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanKind, StatusCode
 
-from fastapi_observe.records.trace_context import TraceContext
+from fastapi_observe.records.trace_context import TraceContext, well_formed_headers
 from fastapi_observe.signals.provider import ObserveTracerProvider, make_provider
-from fastapi_observe.signals.server_span import captured_headers, request_attributes, response_attributes, span_name
-from fastapi_observe.signals.user_spans import ContextScope, SpanScope, note_exception, run_in_executor, traced_with
+from fastapi_observe.signals.server_span import HeaderCapture, request_attributes, response_attributes, span_name
+from fastapi_observe.signals.user_spans import (
+    ContextScope,
+    SpanScope,
+    note_exception,
+    plain,
+    run_in_executor,
+    traced_with,
+    well_formed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,6 +46,8 @@ class TracingService:
         self._settings = settings
         self._faults = faults
         self._query_allow = frozenset(settings.query_allow)
+        self._capture_request = HeaderCapture(settings.capture_request_headers, "request")
+        self._capture_response = HeaderCapture(settings.capture_response_headers, "response")
         self.provider, self._owned = make_provider(settings)
         self.tracer = self.provider.get_tracer("fastapi_observe", schema_url=SCHEMA_URL)
         self._drops_children = isinstance(self.provider, ObserveTracerProvider) and settings.sampler.startswith(
@@ -67,9 +77,8 @@ class TracingService:
         exchange.sampled = at.trace_flags.sampled
         if span.is_recording():
             span.set_attributes(request_attributes(exchange, self._query_allow))
-            wanted = self._settings.capture_request_headers
-            if wanted:
-                span.set_attributes(captured_headers(wanted, exchange.scope.get("headers") or (), "request"))
+            if self._capture_request:
+                span.set_attributes(self._capture_request.read(exchange.scope.get("headers") or ()))
 
     def _parent(self, exchange: Exchange) -> Context | None:
         """Read the context that came with the request; None: that of the calling code."""
@@ -83,7 +92,7 @@ class TracingService:
                 carrier.setdefault(wanted, []).append(value.decode("latin-1"))
         if len(carrier.get("traceparent", ())) > 1:  # W3C Trace Context: a duplicated header restarts the trace
             del carrier["traceparent"]
-        return propagate.extract({name: ",".join(values) for name, values in carrier.items()})
+        return propagate.extract(well_formed_headers({name: ",".join(values) for name, values in carrier.items()}))
 
     def start_exchange(self, exchange: Exchange) -> None:
         """Tell an adopted span the route and the status before its owner ends it."""
@@ -99,9 +108,8 @@ class TracingService:
         if span is None or not span.is_recording():
             return
         span.set_attributes(response_attributes(exchange))
-        wanted = self._settings.capture_response_headers
-        if wanted:
-            span.set_attributes(captured_headers(wanted, exchange.response_headers, "response"))
+        if self._capture_response:
+            span.set_attributes(self._capture_response.read(exchange.response_headers))
         span.update_name(span_name(exchange))
         if exchange.outcome in _FAILED:
             if exchange.exception is not None:
@@ -131,7 +139,7 @@ class TracingService:
             operation.scope.__exit__()
         if span is None or not span.is_recording():
             return
-        span.set_attributes({name: value for name, value in operation.details.items() if value is not None})
+        span.set_attributes(plain(operation.details))
         if operation.exception is not None:
             note_exception(span, operation.exception)
         elif operation.error_type is not None:
@@ -155,11 +163,15 @@ class TracingService:
 
     def event(self, name: str, /, **attributes: Any) -> None:
         """Note something that happened, on the current span."""
-        trace.get_current_span().add_event(name, attributes)
+        span = trace.get_current_span()
+        if span.is_recording():
+            span.add_event(well_formed(name), plain(attributes))
 
     def set_attributes(self, **attributes: Any) -> None:
         """Add facts to the current span."""
-        trace.get_current_span().set_attributes(attributes)
+        span = trace.get_current_span()
+        if span.is_recording():
+            span.set_attributes(plain(attributes))
 
     def record_error(self, exc: BaseException) -> None:
         """Mark the current span as failed by an exception that was handled."""
@@ -185,7 +197,7 @@ class TracingService:
         return TraceContext.from_headers(headers)
 
     async def run_in_executor(self, executor: Executor | None, function: Callable[..., Any], /, *args: Any) -> Any:
-        """Run `function(*args)` in an executor of asyncio with the current trace (asyncio itself drops it)."""
+        """Run `function(*args)` in an executor of threads with the current trace (asyncio itself drops it)."""
         return await run_in_executor(executor, function, *args)
 
     # Lifetime

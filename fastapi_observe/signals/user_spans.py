@@ -16,7 +16,7 @@ from opentelemetry.trace import StatusCode
 from fastapi_observe.records.operation import error_name
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator
+    from collections.abc import AsyncGenerator, Callable
     from concurrent.futures import Executor
     from types import TracebackType
 
@@ -27,6 +27,7 @@ LONGEST_MESSAGE = 1024
 LONGEST_STACK = 8192
 
 _PLAIN = (str, bool, int, float)
+_INT64 = range(-(2**63), 2**63)
 
 
 def note_exception(span: Span, exc: BaseException) -> None:
@@ -34,38 +35,45 @@ def note_exception(span: Span, exc: BaseException) -> None:
 
     The message is cut at 1,024 characters, the stack trace at its last 8,192.
     """
+    name = error_name(exc)
     span.add_event(
         "exception",
         {
-            "exception.type": error_name(exc),
+            "exception.type": name,
             "exception.message": safe_text(exc)[:LONGEST_MESSAGE],
-            "exception.stacktrace": "".join(traceback.format_exception(exc))[-LONGEST_STACK:],
+            "exception.stacktrace": well_formed("".join(traceback.format_exception(exc))[-LONGEST_STACK:]),
         },
     )
-    span.set_attribute("error.type", error_name(exc))
+    span.set_attribute("error.type", name)
     span.set_status(StatusCode.ERROR)
 
 
 def plain(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Keep what OpenTelemetry has a type for; leave None out; turn the rest into text."""
-    return {
-        name: value if isinstance(value, _PLAIN) or _is_plain_list(value) else safe_text(value)
-        for name, value in attributes.items()
-        if value is not None
-    }
+    """Keep what OTLP has a type for; leave None out; turn the rest into text."""
+    return {name: _plain_value(value) for name, value in attributes.items() if value is not None}
 
 
-def _is_plain_list(value: Any) -> bool:
-    kinds = {type(item) for item in value} if isinstance(value, list | tuple) else set()
-    return len(kinds) == 1 and kinds <= set(_PLAIN)
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, list | tuple) and len({type(item) for item in value}) == 1 and isinstance(value[0], _PLAIN):
+        return [_plain_value(item) for item in value]
+    if isinstance(value, float) or (isinstance(value, int) and value in _INT64):
+        return value
+    return safe_text(value)
 
 
 def safe_text(value: Any) -> str:
     """Return `str(value)`, or a stand-in if that raises."""
     try:
-        return str(value)
+        return well_formed(str(value))
     except Exception:  # noqa: BLE001 - the user's __str__ may raise anything
         return f"<unprintable {type(value).__name__}>"
+
+
+def well_formed(text: str) -> str:
+    """Escape lone surrogates: one name that has no UTF-8 form would lose the whole batch of spans."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 class ContextScope:
@@ -96,9 +104,14 @@ class SpanScope:
         self._name = name
         self._attributes = attributes
 
+    def start(self) -> tuple[Span, Context]:
+        """Start the span; return it with the context in which it is the current one."""
+        span = self._tracer.start_span(well_formed(self._name), attributes=plain(self._attributes))
+        return span, trace.set_span_in_context(span)
+
     def __enter__(self) -> Span:
-        self._span = self._tracer.start_span(self._name, attributes=plain(self._attributes))
-        self._scope = ContextScope(trace.set_span_in_context(self._span))
+        self._span, context = self.start()
+        self._scope = ContextScope(context)
         self._scope.__enter__()
         return self._span
 
@@ -128,106 +141,109 @@ def traced_with(tracer: Callable[[], Tracer], name: str | None, attributes: dict
     """Return the decorator behind `@traced`; `tracer` is asked at each call."""
 
     def decorate(function: Any) -> Any:
-        label = name or getattr(function, "__qualname__", type(function).__name__)
-
-        def scope() -> SpanScope:
-            return SpanScope(tracer(), label, attributes)
-
-        if inspect.isasyncgenfunction(function):
-            return _traced_async_generator(function, tracer, label, attributes)
-        if inspect.isgeneratorfunction(function):
-
-            @functools.wraps(function)
-            def generator(*args: Any, **kwargs: Any) -> Any:
-                return (yield from _drive(function(*args, **kwargs), tracer(), label, attributes))
-
-            return generator
-        if inspect.iscoroutinefunction(function):
-
-            @functools.wraps(function)
-            async def coroutine(*args: Any, **kwargs: Any) -> Any:
-                with scope():
-                    return await function(*args, **kwargs)
-
-            return coroutine
-
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with scope():
-                return function(*args, **kwargs)
-
-        return call
+        if isinstance(function, staticmethod | classmethod):
+            return type(function)(decorate(function.__func__))
+        label, code = _describe(function)
+        wrap = (
+            _traced_async_generator
+            if inspect.isasyncgenfunction(code)
+            else _traced_generator
+            if inspect.isgeneratorfunction(code)
+            else _traced_coroutine
+            if inspect.iscoroutinefunction(code)
+            else _traced_call
+        )
+        return wrap(function, lambda: SpanScope(tracer(), name or label, attributes))
 
     return decorate
 
 
-def _drive(
-    inner: Generator[Any, Any, Any], tracer: Tracer, name: str, attributes: dict[str, Any]
-) -> Generator[Any, Any, Any]:
+def _describe(function: Any) -> tuple[str, Any]:
+    """Return the name of a callable and the function that tells its kind, through partials and `__call__`."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    label = getattr(function, "__qualname__", type(function).__name__)
+    return label, function if inspect.isroutine(function) or isinstance(function, type) else type(function).__call__
+
+
+def _traced_call(function: Any, scope: Callable[[], SpanScope]) -> Any:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with scope():
+            return function(*args, **kwargs)
+
+    return call
+
+
+def _traced_coroutine(function: Any, scope: Callable[[], SpanScope]) -> Any:
+    @functools.wraps(function)
+    async def coroutine(*args: Any, **kwargs: Any) -> Any:
+        with scope():
+            return await function(*args, **kwargs)
+
+    return coroutine
+
+
+def _traced_generator(function: Any, scope: Callable[[], SpanScope]) -> Any:
     """Run a generator step by step inside its span; between the steps the caller's context is the current one."""
-    span = tracer.start_span(name, attributes=plain(attributes))
-    context = trace.set_span_in_context(span)
-    step: Callable[[Any], Any] = inner.send
-    value: Any = None
-    failure: BaseException | None = None
-    try:
-        while True:
-            try:
+
+    @functools.wraps(function)
+    def generator(*args: Any, **kwargs: Any) -> Any:
+        inner = function(*args, **kwargs)
+        span, context = scope().start()
+        sent = thrown = None
+        try:
+            while True:
                 with ContextScope(context):
-                    item = step(value)
-            except StopIteration as stop:
-                return stop.value
-            try:
-                step, value = inner.send, (yield item)
-            except GeneratorExit:
-                inner.close()
-                raise
-            except BaseException as exc:  # noqa: BLE001 - thrown in by the caller, handed on to the generator
-                step, value = inner.throw, exc
-    except BaseException as exc:
-        failure = exc
-        raise
-    finally:
-        finish(span, failure)
+                    item = inner.send(sent) if thrown is None else inner.throw(thrown)
+                    context = otel_context.get_current()  # the generator may hold spans of its own across a yield
+                sent = thrown = None
+                try:
+                    sent = yield item
+                except BaseException as exc:  # noqa: BLE001 - GeneratorExit too: it is the generator's to answer
+                    thrown = exc
+        except StopIteration as stop:
+            finish(span, None)
+            return stop.value
+        except BaseException as exc:
+            finish(span, exc)
+            raise
+        finally:
+            thrown = None  # else the exception and this frame would hold each other
+
+    return generator
 
 
-def _traced_async_generator(
-    function: Any, tracer: Callable[[], Tracer], name: str, attributes: dict[str, Any]
-) -> Callable[..., AsyncGenerator[Any, Any]]:
-    """Do for an async generator function what `_drive` does for a plain one."""
+def _traced_async_generator(function: Any, scope: Callable[[], SpanScope]) -> Any:
+    """Do for an async generator what `_traced_generator` does for a plain one."""
 
     @functools.wraps(function)
     async def async_generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         inner = function(*args, **kwargs)
-        span = tracer().start_span(name, attributes=plain(attributes))
-        context = trace.set_span_in_context(span)
-        step: Callable[[Any], Any] = inner.asend
-        value: Any = None
-        failure: BaseException | None = None
+        span, context = scope().start()
+        sent = thrown = None
         try:
             while True:
+                with ContextScope(context):
+                    item = await (inner.asend(sent) if thrown is None else inner.athrow(thrown))
+                    context = otel_context.get_current()
+                sent = thrown = None
                 try:
-                    with ContextScope(context):
-                        item = await step(value)
-                except StopAsyncIteration:
-                    return
-                try:
-                    step, value = inner.asend, (yield item)
-                except GeneratorExit:
-                    await inner.aclose()
-                    raise
-                except BaseException as exc:  # noqa: BLE001 - thrown in by the caller, handed on to the generator
-                    step, value = inner.athrow, exc
+                    sent = yield item
+                except BaseException as exc:  # noqa: BLE001 - as above
+                    thrown = exc
+        except StopAsyncIteration:
+            finish(span, None)
         except BaseException as exc:
-            failure = exc
+            finish(span, exc)
             raise
         finally:
-            finish(span, failure)
+            thrown = None
 
     return async_generator
 
 
 async def run_in_executor(executor: Executor | None, function: Callable[..., Any], /, *args: Any) -> Any:
-    """Run `function(*args)` in an executor of asyncio, with a copy of the caller's context."""
+    """Run `function(*args)` in an executor of threads, with a copy of the caller's context."""
     call = functools.partial(contextvars.copy_context().run, function, *args)
     return await asyncio.get_running_loop().run_in_executor(executor, call)

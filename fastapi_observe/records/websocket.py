@@ -1,0 +1,139 @@
+"""`WebSocketExchange`: the record of one WebSocket connection, which measures itself as the messages pass."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from time import perf_counter
+from typing import TYPE_CHECKING, Final
+
+from fastapi_observe.records.exchange import Exchange
+from fastapi_observe.records.operation import error_name, is_cancellation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.types import Message, Receive, Scope, Send
+
+    from fastapi_observe.records.faults import Faults
+
+GOOD_CLOSES: Final = frozenset({"1000", "1001", "1005", "1012"})
+"""Close codes of a WebSocket that ended well: normal, going away, none given, a restart of the server."""
+
+
+class WebSocketExchange(Exchange):
+    """One WebSocket connection, from the handshake to its close.
+
+    `close_code` is the code (RFC 6455) that ended it: `denied` before it was accepted, `_other` for a code beyond
+    1000 to 1015 that the *client* chose. `status_code` is 101 once accepted, else that of the refusal. Sizes are the
+    bytes of all messages.
+    """
+
+    __slots__ = (
+        "accepted",
+        "close_code",
+        "closed_by_app",
+        "count_received",
+        "count_sent",
+        "messages_received",
+        "messages_sent",
+    )
+
+    websocket = True
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, faults: Faults, on_end: Callable[[Exchange], None]
+    ) -> None:
+        super().__init__(scope, receive, send, faults, on_end)
+        self.accepted = False
+        self.close_code = ""
+        self.closed_by_app = False
+        self.messages_received = 0
+        self.messages_sent = 0
+        self.count_received: Callable[[], None] | None = None
+        self.count_sent: Callable[[], None] | None = None
+
+    async def receive(self) -> Message:
+        """Hand the next message of the client to the app; count it."""
+        message = await self._receive()
+        try:
+            kind = message["type"]
+            if kind == "websocket.receive":
+                self.messages_received += 1
+                self.request_size += _length(message)
+                if self.count_received is not None:
+                    self.count_received()
+            elif kind == "websocket.disconnect" and not self.close_code:
+                code = message.get("code") or 1005
+                self._close(str(code) if 1000 <= code <= 1015 else "_other")  # noqa: PLR2004 - RFC 6455, 7.4.1
+        except Exception as exc:  # noqa: BLE001 - whatever a server sends reaches the app
+            self._faults("exchange.receive", exc)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Hand a message of the app to the server; note acceptance, messages and close."""
+        try:
+            kind = message["type"]
+            if kind == "websocket.send":
+                self.messages_sent += 1
+                self.response_size += _length(message)
+                if self.count_sent is not None:
+                    self.count_sent()
+            elif kind == "websocket.accept" and not self.accepted:
+                self.accepted = True
+                self.status_code = HTTPStatus.SWITCHING_PROTOCOLS.value
+                message = {**message, "headers": [*message.get("headers", ()), *self.stamps]}
+                if self.on_start is not None:
+                    self.on_start(self)
+            elif kind == "websocket.close" and not self.close_code:
+                if self.accepted:
+                    self.closed_by_app = True
+                    self._close(str(message.get("code", 1000)))
+                else:
+                    self.status_code = HTTPStatus.FORBIDDEN.value
+                    self._close("denied")
+            elif kind == "websocket.http.response.start" and not self.close_code:
+                self.status_code = int(message["status"])
+                message = {**message, "headers": [*message.get("headers", ()), *self.stamps]}
+                self._close("denied")
+        except Exception as exc:  # noqa: BLE001 - whatever an app sends reaches the server
+            self._faults("exchange.send", exc)
+        await self._send(message)
+
+    def _close(self, code: str) -> None:
+        self.close_code = code
+        self.duration = perf_counter() - self.started
+        self.complete = True
+
+    def _judge(self, raised: BaseException | None) -> None:
+        """Say how it ended, once, for every signal."""
+        if raised is not None and type(raised).__name__ == "WebSocketDisconnect":
+            raised = None
+        if raised is not None and not is_cancellation(raised):
+            self.exception = raised
+            self.close_code = self.close_code or ("1011" if self.accepted else "denied")
+            self.status_code = self.status_code or HTTPStatus.INTERNAL_SERVER_ERROR.value
+            self.outcome, self.error_type = "server_error", error_name(raised)
+            return
+        if raised is not None:
+            self.outcome = self.error_type = "cancelled"
+        elif not self.complete:
+            self.outcome = self.error_type = "incomplete_response"
+        elif self.close_code == "denied":
+            failed = self.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
+            self.outcome = "server_error" if failed else "client_error"
+            self.error_type = str(self.status_code) if failed else None
+        elif self.close_code in GOOD_CLOSES:
+            self.outcome = "ok"
+        elif self.close_code == "1006":
+            self.outcome = self.error_type = "client_disconnect"
+        elif self.close_code == "1011" and self.closed_by_app:
+            self.outcome, self.error_type = "server_error", self.close_code
+        else:
+            self.outcome = "client_error"
+        self.close_code = self.close_code or "1006"
+        self.status_code = self.status_code or HTTPStatus.INTERNAL_SERVER_ERROR.value
+
+
+def _length(message: Message) -> int:
+    data = message.get("bytes")
+    return len(data) if data is not None else len((message.get("text") or "").encode("utf-8", "surrogatepass"))

@@ -1,0 +1,210 @@
+"""Custom metrics by name, and the business metrics."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, Gauge
+
+from fastapi_observe.records.faults import Faults
+from fastapi_observe.settings import ObserveSettings
+from fastapi_observe.signals.business import Business, Catalogue
+from fastapi_observe.signals.metrics import MetricsService
+from fastapi_observe.signals.series import SeriesBudget
+
+
+def _metrics(**settings: Any) -> MetricsService:
+    return MetricsService(ObserveSettings(default_registry=False, **settings), Faults())
+
+
+def test_the_same_question_gives_the_same_metric() -> None:
+    """Get or create: a second call with the same form returns the first metric; `_total` may be left out."""
+    metrics = _metrics()
+    counter = metrics.counter("carts_total", "Carts.", ("shop",))
+    assert metrics.counter("carts_total", "Carts.", ["shop"]) is counter
+    assert metrics.counter("carts", "Carts.", ["shop"]) is counter
+    assert metrics.counter("carts", "Carts.", ["shop"]) is counter
+    histogram = metrics.histogram("cart_value", "Value.", buckets=(1, 10))
+    assert metrics.histogram("cart_value", "Value.") is histogram
+    assert metrics.histogram("cart_value", "Value.", buckets=[1.0, 10.0, float("inf")]) is histogram
+    gauge = metrics.gauge("queue_length", "")
+    assert metrics.gauge("queue_length", "other words") is gauge
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "options", "words"),
+    [
+        ("counter", ("region",), {}, [r"histogram with labels \('shop',\)", r"counter with labels \('region',\)"]),
+        ("histogram", ("region",), {}, [r"\('shop',\)", r"\('region',\)"]),
+        ("histogram", ("shop",), {"buckets": (2, 3)}, [r"buckets \[1.0, inf\]", r"buckets \[2.0, 3.0, inf\]"]),
+        ("gauge", ("shop",), {}, ["histogram with", "gauge with"]),
+    ],
+)
+def test_another_form_is_refused_with_both_named(
+    kind: str, labels: tuple[str, ...], options: dict[str, Any], words: list[str]
+) -> None:
+    """Other labels, type or buckets under the same name: the error names what there is and what was asked for."""
+    metrics = _metrics()
+    metrics.histogram("cart_value", "Value.", ("shop",), buckets=(1,))
+    with pytest.raises(ValueError, match=f"{words[0]}.*{words[1]}"):
+        getattr(metrics, kind)("cart_value", "Value.", labels, **options)
+
+
+@pytest.mark.parametrize("name", ["", "9lives", "cart-value", "cart value", "job:rate", "größe", "x\n"])
+def test_an_invalid_name_is_refused(name: str) -> None:
+    """Only letters, digits and underscores make a name; colons are for recording rules."""
+    with pytest.raises(ValueError, match="invalid: use letters"):
+        _metrics().counter(name, "Something.")
+
+
+@pytest.mark.parametrize(
+    "name", ["http_requests_total", "http_requests", "orders_created_total", "fastapi_observe_x", "db_queries"]
+)
+def test_names_of_the_library_are_refused(name: str) -> None:
+    """The library's own names are reserved, used or not; the error proposes another."""
+    with pytest.raises(ValueError, match=f"for example myapp_{name}"):
+        _metrics().counter(name, "Something.")
+
+
+def test_names_of_another_collector_are_refused() -> None:
+    """A name that stands in the registry already cannot be made again, nor one that a histogram's samples take."""
+    registry = CollectorRegistry()
+    Gauge("temperature", "Of the room.", registry=registry)
+    metrics = _metrics(registry=registry)
+    with pytest.raises(ValueError, match="choose another name"):
+        metrics.gauge("temperature", "Of the room.")
+    metrics.histogram("wait", "Wait.")
+    with pytest.raises(ValueError, match="choose another name"):
+        metrics.gauge("wait_count", "Waits.")
+
+
+def test_only_counters_end_in_total() -> None:
+    """A gauge or histogram named `..._total` would be read as a counter."""
+    with pytest.raises(ValueError, match="make a counter"):
+        _metrics().gauge("carts_total", "Carts.")
+
+
+@pytest.mark.parametrize("labels", [("a-b",), ("__own",), ("",), (7,), ("shop", "shop"), "shop"])
+def test_invalid_labels_are_refused(labels: Any) -> None:
+    """Label names follow Prometheus' rules, each stands once, and a string is no list of names."""
+    with pytest.raises(ValueError, match="label"):
+        _metrics().counter("carts_total", "Carts.", labels)
+
+
+def test_a_histogram_keeps_le_for_itself() -> None:
+    """`le` is the bucket's label; other metrics may use it."""
+    metrics = _metrics()
+    metrics.gauge("small", "Small.", ("le",)).labels("x").set(1)
+    with pytest.raises(ValueError, match="not le on a histogram"):
+        metrics.histogram("large", "Large.", ("le",))
+
+
+@pytest.mark.parametrize("buckets", [(), (2, 1), (1, 1)])
+def test_buckets_must_ascend(buckets: tuple[float, ...]) -> None:
+    """Bounds in another order, twice or none at all are a clear error."""
+    with pytest.raises(ValueError, match="smallest first"):
+        _metrics().histogram("cart_value", "Value.", buckets=buckets)
+
+
+def test_threads_make_a_metric_once() -> None:
+    """Sixteen threads that ask at once get one metric, and no count is lost."""
+    metrics = _metrics()
+
+    def work(number: int) -> int:
+        counter = metrics.counter("carts_total", "Carts.")
+        counter.inc()
+        metrics.business.order_created()
+        return id(counter)
+
+    with ThreadPoolExecutor(16) as pool:
+        made = set(pool.map(work, range(200)))
+    assert len(made) == 1
+    assert metrics.registry.get_sample_value("carts_total") == 200
+    assert metrics.registry.get_sample_value("orders_created_total") == 200
+
+
+def test_business_metrics_appear_once_used() -> None:
+    """Before their first use there is no trace of them in the output; then each counts by one."""
+    metrics = _metrics()
+    names = ("user_registrations_total", "user_logins_total", "orders_created_total", "revenue_generated_total")
+    before = metrics.render("", "")[1].decode()
+    assert not [name for name in names if name in before]
+    metrics.business.user_registered()
+    metrics.business.user_logged_in()
+    metrics.business.order_created()
+    metrics.business.order_created()
+    read = metrics.registry.get_sample_value
+    assert [read(name) for name in names[:3]] == [1, 1, 2]
+
+
+def test_revenue_adds_up_by_currency() -> None:
+    """Decimals, ints and floats add up; the currency is upper case."""
+    metrics = _metrics()
+    metrics.business.revenue(Decimal("19.90"), "eur")
+    metrics.business.revenue(1, "EUR")
+    metrics.business.revenue(0.1, "USD")
+    metrics.business.revenue(0, "USD")
+    read = metrics.registry.get_sample_value
+    assert read("revenue_generated_total", {"currency": "EUR"}) == pytest.approx(20.9)
+    assert read("revenue_generated_total", {"currency": "USD"}) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "amount",
+    [
+        -1,
+        -0.01,
+        Decimal("-0.01"),
+        float("nan"),
+        Decimal("NaN"),
+        Decimal("sNaN"),
+        float("inf"),
+        Decimal("1e999"),
+        10**400,
+    ],
+)
+def test_an_amount_that_is_no_money_is_refused(amount: Any) -> None:
+    """Negative, infinite and not-a-number amounts raise ValueError and count nothing."""
+    metrics = _metrics()
+    with pytest.raises(ValueError, match="no amount of money"):
+        metrics.business.revenue(amount, "EUR")
+    assert metrics.registry.get_sample_value("revenue_generated_total", {"currency": "EUR"}) is None
+
+
+def test_an_amount_of_another_type_is_refused() -> None:
+    """Text is not taken for a number."""
+    amount: Any = "12.50"
+    with pytest.raises(TypeError, match="got str"):
+        _metrics().business.revenue(amount, "EUR")
+
+
+@pytest.mark.parametrize("currency", ["", "EU", "EURO", "€", "E1R", "ÄÖÜ", None, "EUR\n"])
+def test_a_currency_has_three_letters(currency: Any) -> None:
+    """Anything but three letters of the alphabet raises ValueError."""
+    with pytest.raises(ValueError, match="ISO 4217"):
+        _metrics().business.revenue(1, currency)
+
+
+def test_a_metric_that_two_threads_ask_for_first_is_made_once() -> None:
+    """Who waited for the lock finds what the other made."""
+    catalogue = Catalogue(CollectorRegistry(), SeriesBudget(10))
+    business = Business(catalogue)
+    with ThreadPoolExecutor(2) as pool:
+        with business._lock:
+            waiting = [pool.submit(business.order_created) for _ in range(2)]
+        for done in waiting:
+            done.result()
+    assert catalogue.registry.get_sample_value("orders_created_total") == 2
+
+
+def test_a_custom_metric_that_two_threads_ask_for_first_is_made_once() -> None:
+    """As above, for `get`."""
+    metrics = _metrics()
+    with ThreadPoolExecutor(2) as pool:
+        with metrics._catalogue._lock:
+            waiting = [pool.submit(metrics.counter, "carts_total", "Carts.") for _ in range(2)]
+        first, second = (done.result() for done in waiting)
+    assert first is second

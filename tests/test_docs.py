@@ -1,0 +1,258 @@
+"""The documentation: its examples run, and it describes exactly what comes out."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import AsyncIterator  # noqa: TC003 - FastAPI reads the annotations
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import httpx
+import pytest
+from fastapi import BackgroundTasks, FastAPI, HTTPException, Query, WebSocket
+from fastapi.responses import StreamingResponse
+from fastapi.routing import APIRoute
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+
+from fastapi_observe import DatabaseDep, ExternalDep, MetricsDep, observability
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conftest import Seen
+
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+CONTINUES = "# continues\n"
+"""First line of a block that goes on where the one before it on the page ended."""
+
+
+class Example(NamedTuple):
+    """Python code of a page with the blocks that continue it; every line stands at its line number of the page."""
+
+    page: Path
+    line: int
+    code: str
+
+
+def examples(page: Path) -> list[Example]:
+    """Return the python blocks of a page."""
+    text, found = page.read_text(encoding="utf-8"), list[Example]()
+    for block in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        line = text.count("\n", 0, block.start(1)) + 1
+        if block[1].startswith(CONTINUES):
+            before = found.pop()
+            padding = "\n" * (line - 1 - before.code.count("\n"))
+            found.append(before._replace(code=before.code + padding + block[1]))
+        else:
+            found.append(Example(page, line, "\n" * (line - 1) + block[1]))
+    return found
+
+
+EXAMPLES = [example for page in PAGES for example in examples(page)]
+
+
+@pytest.fixture
+def _uninstall() -> Iterator[None]:
+    """Whatever an example installs is closed after it."""
+    before = list(observability._open)
+    yield
+    for one in reversed([each for each in observability._open if each not in before]):
+        one.close()
+
+
+@pytest.fixture
+def _hosts_that_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every host that an example calls answers with 200: no example leaves this machine."""
+
+    async def answer(_transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"path": request.url.path})
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", answer)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=[f"{each.page.stem}-{each.line}" for each in EXAMPLES])
+@pytest.mark.usefixtures("_uninstall", "_hosts_that_answer")
+def test_an_example_runs(example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every python block runs as it stands, and every path operation in it answers without failing."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(example.code, str(example.page), "exec", dont_inherit=True), names)  # noqa: S102 - our own pages
+    for app in [value for value in names.values() if isinstance(value, FastAPI)]:
+        with TestClient(app) as client:
+            for route in [each for each in app.routes if isinstance(each, APIRoute)]:
+                path = re.sub(r"\{\w+\}", "7", route.path)
+                for method in route.methods:
+                    assert client.request(method, path).status_code < 400, f"{method} {path}"
+
+
+def test_every_page_is_checked() -> None:
+    """The README and the pages about the signals have examples."""
+    stems = {example.page.stem for example in EXAMPLES}
+    assert stems >= {"README", "metrics", "logs", "spans", "from-the-go-guide", "configuration"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every relative link of a page leads to a file, and to a heading of it."""
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        name, _, heading = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        if heading:
+            assert heading in {slug(line) for line in file.read_text(encoding="utf-8").splitlines()}, target
+
+
+def slug(line: str) -> str:
+    """Return the anchor that a heading gets."""
+    if not line.startswith("#"):
+        return ""
+    return re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
+
+
+def section(page: str, heading: str) -> str:
+    """Return the part of a page below a heading of the second level."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
+def rows(text: str) -> list[list[str]]:
+    """Return the cells of every table row whose first cell is code, without the backticks around the first."""
+    found = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if "| `" in line]
+    return [[cells[0].removeprefix("|").strip().strip("`"), *cells[1:]] for cells in found if "`" in cells[0]]
+
+
+@pytest.fixture
+def everything(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> Seen:
+    """An app that has shown everything there is to show."""
+    app = FastAPI()
+    seen = observed(
+        app,
+        series_per_metric=20,
+        capture_request_headers=["x-tenant"],
+        capture_response_headers=["content-type"],
+        disk_paths=["/"],
+    )
+
+    @app.get("/orders/{order_id}")
+    async def read_order(
+        order_id: int,
+        tasks: BackgroundTasks,
+        db: DatabaseDep,
+        external: ExternalDep,
+        metrics: MetricsDep,
+        limit: Annotated[int, Query(gt=0)] = 1,
+    ) -> int:
+        async with db.query("SELECT", table="orders"), external.call("billing", "get_invoice"):
+            pass
+        with pytest.raises(LookupError), db.query("DELETE", table="orders"):
+            raise LookupError
+        tasks.add_task(print)
+        business = metrics.business
+        for each in (business.user_registered, business.user_logged_in, business.order_created):
+            each()
+        business.revenue(9, "EUR")
+        metrics.set_database_connections(active=1, idle=2, max=3, waiting=4)
+        many = metrics.counter("many", "Has too many label values.", ["value"])
+        for value in range(30):
+            many.labels(value).inc()
+        return order_id + limit
+
+    @app.get("/stream")
+    async def stream() -> StreamingResponse:
+        async def parts() -> AsyncIterator[bytes]:
+            yield b"a"
+            yield b"b"
+
+        return StreamingResponse(parts())
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise LookupError("on purpose")
+
+    @app.websocket("/ws")
+    async def talk(socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.send_text(await socket.receive_text())
+        await socket.close()
+
+    @app.get("/refused")
+    async def refused() -> None:
+        raise HTTPException(409)
+
+    with TestClient(app, raise_server_exceptions=False) as client:
+        for path in ("/orders/7?limit=2", "/orders/x", "/stream", "/broken", "/refused", "/nowhere"):
+            client.get(path, headers={"x-tenant": "a"})
+        client.request("BREW", "/orders/7")
+        with client.websocket_connect("/ws") as socket:
+            socket.send_text("hello")
+            socket.receive_text()
+        seen.observe.faults("example", LookupError())
+        # what needs the running loop is shown while it runs
+        monkeypatch.setattr(type(seen), "text", client.get("/metrics").text)
+    return seen
+
+
+def test_every_metric_is_described(everything: Seen) -> None:
+    """docs/metrics.md has a row for each metric with its type and exactly its labels, and no other."""
+    shown = {}
+    for family in text_string_to_metric_families(everything.text):
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        shown[name] = (family.type, labels)
+    del shown["many_total"]
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    described = {
+        name: (kind, set(re.findall(r"`(\w+)`", labels)))
+        for name, kind, labels, *_ in (cells for cells in rows(page) if len(cells) >= 3)
+        if kind in {"counter", "gauge", "histogram"}
+    }
+    assert described == shown
+
+
+def test_buckets_are_described(everything: Seen) -> None:
+    """docs/metrics.md has the bucket bounds of every histogram of ours."""
+    described = section("metrics.md", "Buckets")
+    for family in text_string_to_metric_families(everything.text):
+        bounds = {sample.labels["le"] for sample in family.samples if "le" in sample.labels} - {"+Inf"}
+        if bounds:
+            (line,) = [line for line in described.splitlines() if f"`{family.name}`" in line]
+            numbers = re.sub(r".*\|", "", line.strip().strip("|"))
+            assert {float(number) for number in numbers.replace(",", " ").split()} == {*map(float, bounds)}
+
+
+def test_every_key_of_a_line_is_described(everything: Seen) -> None:
+    """docs/logs.md has every key of a line."""
+    described = {cells[0] for cells in rows(section("logs.md", "The line"))}
+    assert {key for line in everything.lines for key in line} == described
+
+
+def test_every_field_of_a_request_line_is_described(everything: Seen) -> None:
+    """docs/logs.md has every field of the lines about requests and WebSocket connections, and no other."""
+    described = {cells[0] for cells in rows(section("logs.md", "The request line"))}
+    assert {field for line in everything.request_lines for field in line["fields"]} == described
+
+
+def test_every_attribute_of_a_server_span_is_described(everything: Seen) -> None:
+    """docs/spans.md has every attribute of a server span, and no other."""
+    described = {cells[0] for cells in rows(section("spans.md", "The server span"))}
+    shown = {
+        re.sub(r"(?<=\.header\.).*", "<name>", name)
+        for span in everything.server_spans
+        for name in span.attributes or ()
+    }
+    assert shown == described
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_prometheus_accepts_the_scrape_configuration(tmp_path: Path) -> None:
+    """The scrape configuration of docs/metrics.md is one."""
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    (configuration,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    file = tmp_path / "prometheus.yml"
+    file.write_text(configuration, encoding="utf-8")
+    checked = subprocess.run(["promtool", "check", "config", file], capture_output=True, check=False, text=True)  # noqa: S603, S607
+    assert checked.returncode == 0, checked.stderr

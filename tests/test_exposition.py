@@ -1,0 +1,322 @@
+"""What /metrics answers."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, Info, Summary, generate_latest
+from prometheus_client import Counter as StockCounter
+from prometheus_client import Gauge as StockGauge
+from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from fastapi_observe.records.exchange import Exchange
+from fastapi_observe.records.faults import Faults
+from fastapi_observe.records.operation import Operation
+from fastapi_observe.runtime.saturation import Saturation
+from fastapi_observe.runtime.system import SystemCollector
+from fastapi_observe.settings import ObserveSettings
+from fastapi_observe.signals.exposition import OPENMETRICS, TEXT, accepts_gzip, prefers_openmetrics, render, version_of
+from fastapi_observe.signals.metrics import MetricsService
+
+OPEN = "application/openmetrics-text"
+
+
+async def _nothing(message: Any = None) -> Any:
+    return None
+
+
+def _used(**settings: Any) -> MetricsService:
+    """Return a service each metric of which has been used."""
+    settings = {"default_registry": False, "series_per_metric": 3, **settings}
+    made = ObserveSettings(**settings)
+    faults = Faults()
+    metrics = MetricsService(made, faults)
+    faults("somewhere", RuntimeError())
+    for status in (200, 404, 503):
+        ex: Any = Exchange(
+            {"type": "http", "method": "GET", "path": "/"}, _nothing, _nothing, faults, metrics.close_exchange
+        )
+        ex.endpoint, ex.status_code, ex.duration, ex.ttfb = '/o/{"id"}\\%s', status, 0.25, 0.1
+        ex.error_type = "LookupError" if status == 503 else None
+        ex.validation_errors = [("body.name", "missing")]
+        ex.sampled, ex.trace_id, ex.span_id, ex.started_ns = True, "a" * 32, "b" * 16, 1_700_000_000_000_000_000
+        metrics.open_exchange(ex)
+        metrics.close_exchange(ex)
+    ws: Any = type("WebSocket", (), {"websocket": True, "endpoint": "/ws", "close_code": "1000", "duration": 3.0})()
+    metrics.start_exchange(ws)
+    ws.count_received()
+    ws.count_sent()
+    metrics.close_exchange(ws)
+    for kind, labels in (
+        ("database", {"operation": "SELECT", "table": "orders"}),
+        ("external", {"service": "payments", "operation": "charge"}),
+        ("background", {"endpoint": "/orders"}),
+    ):
+        with Operation(metrics, kind, kind, labels):
+            pass
+    metrics.record_database_query("INSERT", "orders", 0.1, "IntegrityError")
+    metrics.set_database_connections(active=1, idle=1, max=2, waiting=0)
+    metrics.business.user_registered()
+    metrics.business.user_logged_in()
+    metrics.business.order_created()
+    metrics.business.revenue(12, "EUR")
+    custom = metrics.counter("carts_total", 'Carts\nof \\ "any" kind.', ("user",))
+    for user in range(5):
+        custom.labels(user).inc()
+    metrics.gauge("temperature_celsius", "Outside.").set(float("-inf"))
+    metrics.histogram("cart_value_euros", "Value.", buckets=(-5, 1e7)).observe(3)
+    return metrics
+
+
+def _body(metrics: MetricsService, accept: str = "") -> str:
+    return metrics.render(accept, "")[1].decode()
+
+
+def _stock_openmetrics(registry: CollectorRegistry) -> str:
+    generate: Any = generate_openmetrics
+    text: str = generate(registry).decode()
+    return text
+
+
+def _order(sample: Any) -> str:
+    return f"{sample.name} {sorted(sample.labels.items())}"
+
+
+def _parsed(text: str, *, openmetrics: bool) -> dict[str, Any]:
+    parse: Any = parse_openmetrics if openmetrics else parse_text
+    return {
+        family.name: (family.type, family.documentation, sorted(family.samples, key=_order))
+        for family in parse(text)
+        if family.samples
+    }
+
+
+def test_the_text_says_what_prometheus_clients_own_renderer_says() -> None:
+    """Parsed, our text format equals `generate_latest` of the same registry."""
+    metrics = _used()
+    ours, stock = _body(metrics), generate_latest(metrics.registry).decode()
+    assert _parsed(ours, openmetrics=False) == _parsed(stock, openmetrics=False)
+
+
+def test_openmetrics_says_what_prometheus_clients_own_renderer_says() -> None:
+    """Parsed by the strict parser, our OpenMetrics equals the stock one, exemplars included."""
+    metrics = _used()
+    ours, stock = _body(metrics, OPEN), _stock_openmetrics(metrics.registry)
+    assert ours.endswith("# EOF\n")
+    parsed = _parsed(ours, openmetrics=True)
+    assert parsed == _parsed(stock, openmetrics=True)
+    requests = parsed["http_requests"][2]
+    assert requests[0].exemplar.labels == {"trace_id": "a" * 32, "span_id": "b" * 16}
+
+
+def test_both_formats_have_the_same_series() -> None:
+    """What one format shows, the other shows too."""
+    metrics = _used()
+    text = {sample[0] for _, _, samples in _parsed(_body(metrics), openmetrics=False).values() for sample in samples}
+    wide = {
+        sample[0] for _, _, samples in _parsed(_body(metrics, OPEN), openmetrics=True).values() for sample in samples
+    }
+    assert text == wide
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("", False),
+        ("*/*", False),
+        ("text/html,application/xhtml+xml,*/*;q=0.8", False),
+        ("text/plain;version=0.0.4", False),
+        (OPEN, True),
+        (f"{OPEN};version=1.0.0;q=0.75,{OPEN};version=0.0.1;q=0.5,text/plain;version=0.0.4;q=0.25,*/*;q=0.1", True),
+        (f"{OPEN}; version=0.0.1,text/plain;version=0.0.4;q=0.5,*/*;q=0.1", False),
+        (f"{OPEN};version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;version=1.0.0;q=0.4", True),
+        (f"{OPEN};version=1.0.0;q=0.3,text/plain;q=0.7", False),
+        (f"text/*, {OPEN}", True),
+        (f"{OPEN};q=0", False),
+        (f"{OPEN};q=0.0, text/plain;q=0", False),
+        (f"{OPEN};q=high", False),
+        (f"{OPEN};q=nan", False),
+        (f'{OPEN.upper()};VERSION="1.0.0"', True),
+        (";;;,,=;q=", False),
+    ],
+)
+def test_the_format_is_what_the_client_prefers(accept: str, expected: bool) -> None:  # noqa: FBT001 - a table
+    """OpenMetrics 1.0 is sent if its q-value is at least that of the text format, which is the default."""
+    assert prefers_openmetrics(accept) is expected
+
+
+@pytest.mark.parametrize(
+    ("accept_encoding", "expected"),
+    [
+        ("", False),
+        ("identity", False),
+        ("gzip", True),
+        ("deflate, GZIP;q=0.5", True),
+        ("gzip;q=0", False),
+        ("*", True),
+        ("gzip;q=0, *", False),
+        ("gzip;q=0.000", False),
+    ],
+)
+def test_gzip_is_sent_to_who_takes_it(accept_encoding: str, expected: bool) -> None:  # noqa: FBT001 - a table
+    """Only a client that accepts gzip, by name or by `*`, gets it."""
+    assert accepts_gzip(accept_encoding) is expected
+
+
+def test_headers_describe_the_body() -> None:
+    """Content type, encoding, length and what the answer depends on are told; the packed body is the same text."""
+    metrics = _used()
+    headers, body = metrics.render("", "")
+    assert dict(headers) == {
+        b"content-type": TEXT,
+        b"vary": b"accept, accept-encoding",
+        b"content-length": str(len(body)).encode(),
+    }
+    packed_headers, packed = metrics.render(OPEN, "gzip")
+    described = dict(packed_headers)
+    assert described[b"content-type"] == OPENMETRICS
+    assert described[b"content-encoding"] == b"gzip"
+    assert described[b"content-length"] == str(len(packed)).encode()
+    assert gzip.decompress(packed) == metrics.render(OPEN, "")[1]
+
+
+def test_created_series_are_left_out() -> None:
+    """No `_created` is shown, neither ours nor another library's."""
+    registry = CollectorRegistry()
+    StockCounter("elsewhere", "Of another library.", registry=registry).inc()
+    stock = generate_latest(registry)
+    assert b"elsewhere_created" in stock
+    _, body = render([registry, _used().registry], "", "", Faults())
+    assert b"elsewhere_total 1.0" in body
+    assert b"_created " not in body
+    assert b"_created{" not in body
+    # The other library's own families are as they were.
+    assert generate_latest(registry) == stock
+
+
+def test_the_first_family_of_a_name_wins() -> None:
+    """A later registry's family is left out if its name, or a name of its samples, is taken; the rest is shown."""
+    other = CollectorRegistry()
+    StockCounter("http_requests_total", "Of another library.", registry=other).inc(77)
+    StockGauge("http_request_size_bytes_count", "Of another library.", registry=other).set(77)
+    Summary("waits_seconds", "Of another library.", registry=other).observe(1)
+    Info("build", "Of another library.", registry=other).info({"commit": "abc"})
+    metrics = _used()
+    for accept in ("", OPEN):
+        _, body = render([metrics.registry, other], accept, "", Faults())
+        assert b" 77" not in body
+        assert b"waits_seconds_count 1.0" in body
+        assert b'build_info{commit="abc"} 1.0' in body
+        assert body.count(b"# TYPE http_requests counter" if accept else b"# TYPE http_requests_total counter") == 1
+
+
+def test_a_name_is_taken_before_its_first_sample() -> None:
+    """A metric of ours that has no series yet keeps its name: another library's does not come and go."""
+    other = CollectorRegistry()
+    StockCounter("db_queries_total", "Of another library.", registry=other).inc(77)
+    metrics = MetricsService(ObserveSettings(default_registry=False), Faults())
+    assert b"db_queries" not in render([metrics.registry, other], "", "", Faults())[1]
+
+
+class _Breaks:
+    """Yields one family, then raises."""
+
+    def describe(self) -> list[Any]:
+        return []
+
+    def collect(self) -> Any:
+        yield GaugeMetricFamily("before_the_fall", "Fine.", value=1)
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("accept", ["", OPEN])
+def test_a_collector_that_raises_is_left_out(accept: str) -> None:
+    """What cannot be read is skipped and counted; everything else is there."""
+    metrics = _used()
+    metrics.registry.register(_Breaks())
+    metrics.gauge("broken", "Raises.").set_function(lambda: 1 // 0)
+    strange = GaugeMetricFamily("strange", "No UTF-8.", labels=["path"])
+    strange.add_metric(["\ud800"], 1)
+    metrics.registry.register(type("Strange", (), {"collect": lambda self: [strange]})())
+    body = _body(metrics, accept)
+    assert "before_the_fall 1.0" in body
+    assert "orders_created_total 1\n" in body
+    assert "broken" not in body
+    assert "strange" not in body
+    assert metrics._faults.counts["collect"] == 3
+
+
+def test_target_info_is_shown() -> None:
+    """A registry's target info comes first."""
+    registry = CollectorRegistry(target_info={"region": "north"})
+    assert b'target_info{region="north"} 1.0' in render([registry], "", "", Faults())[1]
+
+
+def test_another_kind_of_registry_is_collected_as_a_whole() -> None:
+    """Whatever has `collect` can be shown, such as a part of a registry."""
+    part = _used().registry.restricted_registry(["orders_created_total"])
+    body = render([part], "", "", Faults())[1]
+    assert b"orders_created_total 1.0" in body
+    assert b"http_requests_total" not in body
+
+
+async def test_promtool_finds_nothing() -> None:
+    """`promtool check metrics` accepts the full output, every metric used, and has nothing to say about it."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        if os.environ.get("OBSERVE_REQUIRE_ALL") == "1":
+            pytest.fail("promtool is not on PATH")
+        pytest.skip("promtool is not on PATH")
+    metrics = _used(default_registry=True)
+    metrics.add_reader(SystemCollector(ObserveSettings(), Faults()))
+    saturation = Saturation()
+    metrics.add_reader(saturation)
+    saturation.start()
+    try:
+        body = metrics.render("", "")[1]
+    finally:
+        saturation.stop()
+    done = subprocess.run([promtool, "check", "metrics"], input=body, capture_output=True, check=False)  # noqa: ASYNC221, S603 - promtool's own path
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+CONTRACT = """
+http_requests_total http_request_duration_seconds http_request_size_bytes http_response_size_bytes
+http_requests_in_progress http_request_errors_total http_time_to_first_byte_seconds websocket_connections_active
+websocket_messages_total websocket_connection_duration_seconds background_tasks_total background_task_duration_seconds
+request_validation_errors_total db_queries_total db_query_duration_seconds db_query_errors_total db_connections_active
+db_connections_idle db_connections_max db_connections_waiting external_requests_total external_request_duration_seconds
+user_registrations_total user_logins_total orders_created_total revenue_generated_total memory_usage_bytes
+cpu_usage_percent disk_usage_bytes asyncio_tasks asyncio_event_loop_lag_seconds threadpool_threads_busy
+threadpool_threads_max threadpool_waiting python_gc_pause_seconds fastapi_observe_internal_errors_total
+fastapi_observe_series_overflow_total fastapi_observe_series fastapi_observe_info
+"""
+
+
+async def test_every_name_of_the_contract_is_shown() -> None:
+    """The families of docs/metrics.md that this signal and the runtime own are all there, and helped with words."""
+    metrics = _used()
+    metrics.add_reader(SystemCollector(ObserveSettings(), Faults()))
+    saturation = Saturation()
+    metrics.add_reader(saturation)
+    saturation.start()
+    try:
+        body = _body(metrics)
+    finally:
+        saturation.stop()
+    helped = {line.split(" ")[2] for line in body.splitlines() if line.startswith("# HELP") and line.endswith(".")}
+    assert set(CONTRACT.split()) - helped == set()
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    """A distribution that is not installed has no version, and no error either."""
+    assert version_of("prometheus-client")[0].isdigit()
+    assert version_of("no-such-distribution") == "unknown"

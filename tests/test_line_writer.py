@@ -1,0 +1,373 @@
+"""The queue of lines and its thread: nothing blocks, nothing raises, every line is written or counted."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fastapi_observe.signals import line_writer
+from fastapi_observe.signals.line_writer import LineWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class Stream(io.TextIOWrapper):
+    """A standard output that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.raw_bytes = io.BytesIO()
+        super().__init__(self.raw_bytes, encoding="utf-8")
+
+    def text(self) -> str:
+        """Return what was written."""
+        return self.raw_bytes.getvalue().decode()
+
+
+def standard_output(monkeypatch: pytest.MonkeyPatch) -> Stream:
+    """Be the standard output, from within the test: pytest's capture sets its own after the fixtures."""
+    found = Stream()
+    monkeypatch.setattr(sys, "stdout", found)
+    return found
+
+
+@pytest.fixture
+def writer() -> Iterator[LineWriter]:
+    """Return an open writer, closed at the end."""
+    found = LineWriter()
+    found.open()
+    yield found
+    found.close()
+
+
+def threads() -> int:
+    """Count the writers' threads."""
+    return sum(thread.name == "fastapi-observe-log-writer" for thread in threading.enumerate())
+
+
+def until(condition: Any) -> None:
+    """Wait until `condition()` holds."""
+    waiting = threading.Event()
+    for _ in range(500):
+        if condition():
+            return
+        waiting.wait(0.01)
+    raise AssertionError("it never happened")
+
+
+def run(script: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `script` in a process of its own."""
+    return subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+        **options,
+    )
+
+
+def test_lines_are_written_by_the_thread(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line is written without anybody's asking, by a thread that starts with the first line."""
+    stream = standard_output(monkeypatch)
+    assert threads() == 0
+    for number in range(100):
+        writer.write(b"%d\n" % number)
+    assert threads() == 1
+    until(lambda: writer.written == 100)
+    assert stream.text() == "".join(f"{number}\n" for number in range(100))
+    assert len(writer) == 0
+
+
+def test_an_urgent_line_is_written_at_once_and_in_order(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When an urgent write returns, it and all before it stand in the output."""
+    stream = standard_output(monkeypatch)
+    writer.write(b"first\n")
+    writer.write(b"second\n", urgent=True)
+    assert stream.text() == "first\nsecond\n"
+
+
+def test_flush_and_close(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`flush` empties the queue, `close` ends the thread; a closed writer writes at once, an opened one queues."""
+    stream = standard_output(monkeypatch)
+    writer.write(b"a\n")
+    assert writer.flush(1.0)
+    assert stream.text() == "a\n"
+    writer.write(b"b\n")
+    writer.close()
+    assert threads() == 0
+    writer.write(b"c\n")
+    assert stream.text() == "a\nb\nc\n"
+    writer.close()
+    writer.open()
+    writer.open()
+    writer.write(b"d\n")
+    assert threads() == 1
+
+
+def test_a_full_queue_drops_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What finds the queue full is dropped; every line is either written or counted."""
+    standard_output(monkeypatch)
+    writer = LineWriter(limit=10)
+    writer.open()
+    with writer._lock:
+        for _ in range(15):
+            writer.write(b"x\n")
+    writer.close()
+    assert (writer.written, writer.dropped) == (10, 5)
+
+
+def test_standard_output_is_looked_up_at_each_write(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A redirection, also to a stream without bytes, gets the lines."""
+    redirected = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", redirected)
+    writer.write("é\n".encode(), urgent=True)
+    assert redirected.getvalue() == "é\n"
+
+
+class Broken(io.StringIO):
+    """A stream that refuses."""
+
+    def __init__(self, exc: Exception) -> None:
+        super().__init__()
+        self.exc = exc
+
+    def write(self, text: str) -> int:
+        """Refuse."""
+        raise self.exc
+
+
+@pytest.mark.parametrize(
+    "broken", [None, Broken(BrokenPipeError()), Broken(BlockingIOError()), Broken(ValueError("closed"))], ids=repr
+)
+def test_a_broken_standard_output_never_raises(
+    writer: LineWriter, monkeypatch: pytest.MonkeyPatch, broken: io.StringIO | None
+) -> None:
+    """What standard output refuses is counted as dropped."""
+    monkeypatch.setattr(sys, "stdout", broken)
+    writer.write(b"x\n")
+    writer.write(b"y\n", urgent=True)
+    assert (writer.written, writer.dropped) == (0, 2)
+
+
+def test_a_line_written_while_writing_is_not_lost(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that itself logs does not dead-lock; its line follows."""
+
+    class Chatty(io.StringIO):
+        def write(self, text: str) -> int:
+            if "again" not in text:
+                writer.write(b"again\n", urgent=True)
+            return super().write(text)
+
+    chatty = Chatty()
+    monkeypatch.setattr(sys, "stdout", chatty)
+    writer.write(b"x\n", urgent=True)
+    assert chatty.getvalue() == "x\nagain\n"
+
+
+def test_an_urgent_line_does_not_wait_for_a_stuck_writer(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another thread hangs in a write, an urgent line is left to it after a moment."""
+    stream = standard_output(monkeypatch)
+    monkeypatch.setattr(line_writer, "PATIENCE", 0.001)
+    with writer._lock:
+        writer.write(b"x\n", urgent=True)
+        assert not writer.flush(0.001)
+        assert stream.text() == ""
+    until(lambda: stream.text() == "x\n")
+
+
+def test_no_thread_to_be_had(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can start, lines are written at once."""
+    stream = standard_output(monkeypatch)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    writer.write(b"x\n")
+    writer.write(b"y\n")
+    assert stream.text() == "x\ny\n"
+
+
+def test_only_one_thread_starts(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is there already is kept."""
+    standard_output(monkeypatch)
+    writer.write(b"x\n")
+    writer._start_thread()
+    assert threads() == 1
+
+
+class Log:
+    """A file that keeps its lines and has some work afterwards."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.work = 0
+
+    def write(self, lines: list[bytes]) -> bool:
+        """Keep lines; there is work."""
+        self.lines += lines
+        self.work = 3
+        return True
+
+    def tend(self) -> bool:
+        """Do a third of the work."""
+        self.work -= 1
+        return self.work > 0
+
+
+def test_files_get_their_copies_and_their_care(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line goes to its file too; the work on rotated files is done by the thread."""
+    stream = standard_output(monkeypatch)
+    log: Any = Log()
+    writer.write(b"shown\n", file=log, copy=b"kept\n", urgent=True)
+    writer.write(b"only shown\n")
+    until(lambda: log.work == 0 and writer.written == 2)
+    assert log.lines == [b"kept\n"]
+    assert stream.text() == "shown\nonly shown\n"
+
+
+def test_threads_and_urgent_lines_lose_nothing(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of many threads, urgent and not, all arrive whole, each thread's in its order."""
+    stream = standard_output(monkeypatch)
+
+    def work(name: int) -> None:
+        for number in range(200):
+            writer.write(b"%d %d\n" % (name, number), urgent=number % 50 == 0)
+
+    workers = [threading.Thread(target=work, args=(name,)) for name in range(4)]
+    for each in workers:
+        each.start()
+    for each in workers:
+        each.join()
+    assert writer.flush(5.0)
+    rows = [tuple(map(int, row.split())) for row in stream.text().splitlines()]
+    assert len(rows) == writer.written == 800
+    for name in range(4):
+        assert [number for who, number in rows if who == name] == list(range(200))
+
+
+PIPE_TEST = """
+    import os, sys
+    from fastapi_observe.signals.line_writer import LineWriter
+    reading, writing = os.pipe()
+    keep = os.dup(1)
+    os.dup2(writing, 1)
+    writer = LineWriter()
+    {body}
+    os.dup2(keep, 1)
+"""
+
+
+def test_a_stopped_reader_does_not_stop_the_caller() -> None:
+    """When the pipe's reader stops, urgent lines return; when it reads again, every line arrives whole."""
+    done = run(
+        PIPE_TEST.format(
+            body="""
+    writer.open()
+    for number in range(100):
+        writer.write(b"%d " % number + b"x" * 2000 + b"\\n", urgent=True)
+    sys.stderr.write(f"{writer.flush(0.01)} ")
+    got = b""
+    while got.count(b"\\n") < 100:
+        got += os.read(reading, 65536)
+    while not writer.flush(1.0):
+        pass
+    rows = got.splitlines()
+    sys.stderr.write(f"{[int(row.split()[0]) for row in rows] == list(range(100))} ")
+    sys.stderr.write(f"{ {len(row.split()[1]) for row in rows} } {writer.dropped}")
+    """
+        )
+    )
+    assert done.stderr == "False True {2000} 0"
+
+
+def test_a_closed_pipe_is_counted() -> None:
+    """When the pipe's reader is gone, lines are dropped and counted."""
+    done = run(
+        PIPE_TEST.format(
+            body="""
+    os.close(reading)
+    writer.write(b"x\\n")
+    sys.stderr.write(f"{writer.written} {writer.dropped}")
+    """
+        )
+    )
+    assert done.stderr == "0 1"
+
+
+def test_standard_output_may_be_a_file(tmp_path: Path) -> None:
+    """A file as standard output is written without asking whether it is ready."""
+    target = tmp_path / "out"
+    with target.open("wb") as file:
+        run_to = "from fastapi_observe.signals.line_writer import LineWriter; LineWriter().write(b'x\\n')"
+        subprocess.run([sys.executable, "-c", run_to], stdout=file, timeout=30, check=True)  # noqa: S603 - our own
+    assert target.read_bytes() == b"x\n"
+
+
+def test_what_waits_is_written_at_exit() -> None:
+    """A process that ends without closing loses no line, nor those of other exit handlers."""
+    done = run(
+        """
+        import atexit
+        from fastapi_observe.signals.line_writer import LineWriter
+        writer = LineWriter()
+        atexit.register(lambda: writer.write(b"last\\n"))
+        writer.open()
+        writer.write(b"x\\n")
+        """
+    )
+    assert done.stdout == "x\nlast\n"
+
+
+def test_fork() -> None:
+    """A forked child begins with an empty queue and a thread of its own; the parent's lines are the parent's."""
+    done = run(
+        """
+        import os
+        from fastapi_observe.signals.line_writer import LineWriter
+        gone = LineWriter()
+        del gone
+        writer = LineWriter()
+        writer.open()
+        for number in range(20):
+            writer.write(b"parent %d\\n" % number)
+            child = os.fork()
+            if not child:
+                writer.write(b"child %d\\n" % number)
+                writer.flush(1.0)
+                os._exit(0)
+            os.waitpid(child, 0)
+        writer.close()
+        """
+    )
+    rows = done.stdout.splitlines()
+    assert sorted(rows) == sorted(f"{who} {number}" for who in ("parent", "child") for number in range(20))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_fork_inside_a_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fork from inside a write neither hangs nor releases the writer's own lock."""
+    writer = LineWriter()
+
+    class Forking(io.StringIO):
+        def write(self, text: str) -> int:
+            child = os.fork()
+            if not child:
+                os._exit(0)
+            os.waitpid(child, 0)
+            return super().write(text)
+
+    forking = Forking()
+    monkeypatch.setattr(sys, "stdout", forking)
+    writer.write(b"x\n")
+    assert forking.getvalue() == "x\n"
+    assert not writer._lock.locked()

@@ -1,0 +1,999 @@
+"""The log signal: every record of the process is one line of the contract, with the ids of its request."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import logging.config
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+from loguru import logger
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
+from uvicorn.config import LOGGING_CONFIG
+
+from fastapi_observe.records.exchange import CONTEXT_KEY, Exchange, WebSocketExchange
+from fastapi_observe.records.faults import Faults
+from fastapi_observe.records.operation import Operation
+from fastapi_observe.settings import ObserveSettings
+from fastapi_observe.signals import log_capture
+from fastapi_observe.signals.log_capture import SERVER_LOGGERS, LogCapture
+from fastapi_observe.signals.logs import MOST_LINKED, Logs, ids_of, level_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from starlette.types import Message
+
+Lines = Callable[[], list[dict[str, Any]]]
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+@pytest.fixture
+def lines(capsys: pytest.CaptureFixture[str]) -> Lines:
+    """Return a function that reads the lines written since its last call; standard error must be empty."""
+
+    def read() -> list[dict[str, Any]]:
+        written = capsys.readouterr()
+        assert written.err == ""
+        return [json.loads(each) for each in written.out.splitlines()]
+
+    return read
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Logs]]:
+    """Return a function that starts a log signal with the given settings; all are closed at the end."""
+    made: list[Logs] = []
+
+    def build(**settings: Any) -> Logs:
+        logs = Logs(ObserveSettings(**{"service_name": "shop", "service_version": "1.2", **settings}), Faults())
+        logs.start()
+        made.append(logs)
+        return logs
+
+    yield build
+    for each in made:
+        each.close()
+
+
+async def nothing(*args: Any) -> Message:
+    """Be a receive or send that no one calls."""
+    return {}
+
+
+def exchange_of(kind: type[Exchange] = Exchange, **facts: Any) -> Exchange:
+    """Build the record of a request that has ended."""
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/orders/7",
+        "query_string": b"page=2&token=secret",
+        "headers": [(b"user-agent", b"caf\xe9/1")],
+        "client": ("192.0.2.1", 4711),
+        **facts.pop("scope", {}),
+    }
+    exchange = kind(scope, nothing, nothing, Faults(), lambda _: None)  # type: ignore[arg-type]
+    known = {
+        "endpoint": "/orders/{order_id}",
+        "status_code": 200,
+        "outcome": "ok",
+        "duration": 0.0123456,
+        "request_size": 3,
+        "response_size": 42,
+        "trace_id": TRACE,
+        "span_id": SPAN,
+        "request_id": "request-1",
+    }
+    for name, value in {**known, **facts}.items():
+        setattr(exchange, name, value)
+    return exchange
+
+
+class Installed:
+    """Stands for `Observability`: has the log signal."""
+
+    def __init__(self, logs: Logs | None) -> None:
+        self.logs = logs
+
+
+@contextmanager
+def inside(exchange: Exchange, span: bool = False) -> Iterator[None]:  # noqa: FBT001, FBT002 - read at the call
+    """Be inside a request, perhaps with a span."""
+    context = otel_context.set_value(CONTEXT_KEY, exchange)
+    if span:
+        ids = SpanContext(int(TRACE, 16), int("1", 16), is_remote=False, trace_flags=TraceFlags(0))
+        context = trace.set_span_in_context(NonRecordingSpan(ids), context)
+    token = otel_context.attach(context)
+    try:
+        yield
+    finally:
+        otel_context.detach(token)
+
+
+def fail() -> NoReturn:
+    """Raise."""
+    raise ValueError("broken")
+
+
+# The request line
+
+
+def test_the_request_line(make: Callable[..., Logs], lines: Lines) -> None:
+    """One line per request says what the contract says, its query values redacted."""
+    logs = make(query_allow=("page",))
+    logs.open_exchange(exchange_of())
+    logs.start_exchange(exchange_of())
+    logs.close_exchange(exchange_of())
+    assert logs.flush(1.0)
+    (line,) = lines()
+    assert line.pop("timestamp").endswith("Z")
+    assert list(line) == [
+        *("level", "message", "logger", "service", "environment", "version"),
+        *("trace_id", "span_id", "request_id", "fields"),
+    ]
+    assert line == {
+        "level": "info",
+        "message": "HTTP request completed",
+        "logger": "fastapi_observe.request",
+        "service": "shop",
+        "environment": "production",
+        "version": "1.2",
+        "trace_id": TRACE,
+        "span_id": SPAN,
+        "request_id": "request-1",
+        "fields": {
+            "method": "GET",
+            "url": "/orders/7?page=2&token=REDACTED",
+            "endpoint": "/orders/{order_id}",
+            "status_code": 200,
+            "outcome": "ok",
+            "duration_ms": 12.346,
+            "request_size": 3,
+            "response_size": 42,
+            "user_agent": "café/1",
+            "remote_addr": "192.0.2.1",
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("outcome", "level"),
+    [
+        ("ok", "info"),
+        ("client_error", "warn"),
+        ("client_disconnect", "warn"),
+        ("server_error", "error"),
+        ("cancelled", "error"),
+        ("incomplete_response", "error"),
+        ("unheard of", "error"),
+    ],
+)
+def test_the_outcome_decides_the_level(make: Callable[..., Logs], lines: Lines, outcome: str, level: str) -> None:
+    """Failures of ours are errors, those of clients warnings."""
+    logs = make()
+    logs.close_exchange(exchange_of(outcome=outcome, error_type="X"))
+    logs.flush(1.0)
+    (line,) = lines()
+    assert (line["level"], line["fields"]["error_type"]) == (level, "X")
+
+
+def test_a_request_with_little_or_much_to_tell(make: Callable[..., Logs], lines: Lines) -> None:
+    """What is not known is null or missing; a stream has its first byte, a failure its exception."""
+    logs = make()
+    bare = {"headers": [], "client": None, "query_string": b"", "path": "/" + "x" * 2000}
+    logs.close_exchange(exchange_of(scope=bare, trace_id="", request_id=""))
+    try:
+        fail()
+    except ValueError as exc:
+        logs.close_exchange(exchange_of(outcome="server_error", exception=exc, ttfb=0.001))
+    first, second = lines()
+    assert first["fields"]["user_agent"] is first["fields"]["remote_addr"] is None
+    assert len(first["fields"]["url"]) == 1024
+    assert not {"trace_id", "span_id", "request_id", "exception"} & first.keys()
+    assert second["fields"]["ttfb_ms"] == 1.0
+    assert second["exception"]["type"] == "ValueError"
+    assert second["exception"]["message"] == "broken"
+    assert "in fail" in second["exception"]["stacktrace"]
+
+
+def test_a_websocket_has_its_own_line(make: Callable[..., Logs], lines: Lines) -> None:
+    """A connection tells its close code and its messages."""
+    logs = make()
+    logs.close_exchange(exchange_of(WebSocketExchange, close_code="1000", messages_received=2, messages_sent=3))
+    logs.flush(1.0)
+    (line,) = lines()
+    assert line["message"] == "WebSocket connection closed"
+    fields = line["fields"]
+    assert (fields["close_code"], fields["messages_received"], fields["messages_sent"]) == ("1000", 2, 3)
+
+
+def test_request_lines_can_be_switched_off(make: Callable[..., Logs], lines: Lines) -> None:
+    """Neither a setting nor the level writes what is not wanted."""
+    make(log_requests=False).close_exchange(exchange_of(outcome="server_error"))
+    make(log_level="warn").close_exchange(exchange_of())
+    assert lines() == []
+
+
+# Operations
+
+
+def operation_of(logs: Logs, **facts: Any) -> Operation:
+    """Build the record of a query that has ended."""
+    operation = Operation(logs, "database", "SELECT orders", {"operation": "SELECT", "table": "orders"}, {"rows": 3})
+    for name, value in {"outcome": "ok", "duration": 0.002, **facts}.items():
+        setattr(operation, name, value)
+    return operation
+
+
+def test_a_failed_operation_is_an_error_line(make: Callable[..., Logs], lines: Lines) -> None:
+    """A query that fails tells its labels, details, ids and exception; one that works tells nothing."""
+    logs = make()
+    logs.open_operation(operation_of(logs))
+    logs.close_operation(operation_of(logs))
+    failed = operation_of(
+        logs, outcome="error", error_type="ValueError", exception=ValueError("x"), trace_id=TRACE, span_id=SPAN
+    )
+    with inside(exchange_of(trace_id="f" * 32)):
+        logs.close_operation(failed)
+    (line,) = lines()
+    assert (line["level"], line["message"]) == ("error", "database query failed")
+    assert (line["trace_id"], line["span_id"], line["request_id"]) == (TRACE, SPAN, "request-1")
+    assert line["exception"]["type"] == "ValueError"
+    assert line["fields"] == {
+        "operation": "SELECT",
+        "table": "orders",
+        "rows": 3,
+        "outcome": "error",
+        "duration_ms": 2.0,
+        "error_type": "ValueError",
+    }
+
+
+def test_a_good_operation_is_a_debug_line(make: Callable[..., Logs], lines: Lines) -> None:
+    """With debug on, operations that work are told too."""
+    logs = make(log_level="debug")
+    for kind in ("database", "external", "background", "own"):
+        logs.close_operation(operation_of(logs, kind=kind))
+    logs.flush(1.0)
+    told = lines()
+    assert {line["level"] for line in told} == {"debug"}
+    assert [line["message"] for line in told] == [
+        "database query completed",
+        "external call completed",
+        "background task completed",
+        "own completed",
+    ]
+
+
+# What users call
+
+
+def test_the_logger(make: Callable[..., Logs], lines: Lines) -> None:
+    """Every level has its method; fields go under `fields`, also those named like a reserved key."""
+    log = make(log_level="debug").log
+    log.debug("a", level="mine", message="mine", trace_id="mine")
+    log.info("b", order_id=7)
+    log.warn("c")  # noqa: G010 - the contract's name
+    log.warning("d")
+    log.error("e", exception=ValueError("x"))
+    log.fatal("f")
+    told = lines()
+    assert [line["message"] for line in told] == list("abcdef")
+    assert [line["level"] for line in told] == ["debug", "info", "warn", "warn", "error", "fatal"]
+    assert told[0]["fields"] == {"level": "mine", "message": "mine", "trace_id": "mine"}
+    assert told[1]["fields"] == {"order_id": 7}
+    assert told[4]["exception"]["message"] == "x"
+    assert {line["logger"] for line in told} == {__name__}
+
+
+def test_an_exception_in_hand(make: Callable[..., Logs], lines: Lines) -> None:
+    """`exception` adds what is being handled; outside a handler it is an error line."""
+    log = make().log
+    try:
+        fail()
+    except ValueError:
+        log.exception("failed", order_id=7)
+    log.exception("nothing in hand")  # noqa: LOG004 - that is the point
+    first, second = lines()
+    assert (first["level"], first["fields"], first["exception"]["type"]) == ("error", {"order_id": 7}, "ValueError")
+    assert "exception" not in second
+
+
+def test_bound_and_contextual_fields(make: Callable[..., Logs], lines: Lines) -> None:
+    """`with_fields` adds to a logger, `contextualize` to every line inside."""
+    log = make().log.with_fields(tenant="a")
+    with log.contextualize(job=1):
+        log.error("x", order_id=7)
+        logger.error("y")
+    log.error("z")
+    assert [line["fields"] for line in lines()] == [
+        {"job": 1, "tenant": "a", "order_id": 7},
+        {"job": 1},
+        {"tenant": "a"},
+    ]
+
+
+class Unprintable:
+    """Raises wherever it is asked for text."""
+
+    def __str__(self) -> NoReturn:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("message", ["{", "{}", "{0} {x} {x.__class__}", "%s", "\ud800", 7, Unprintable()], ids=type)
+def test_any_message_is_safe(make: Callable[..., Logs], lines: Lines, message: object) -> None:
+    """Braces, per cent signs and objects without text give a line."""
+    make().log.error(message, x=Unprintable())
+    (line,) = lines()
+    assert line["fields"] == {"x": "<unprintable Unprintable>"}
+
+
+def test_sinks_of_the_users_own_see_the_lines_too(make: Callable[..., Logs], lines: Lines) -> None:
+    """The logger goes through loguru, with the caller's place; a sink that raises does not reach the caller."""
+    logs = make()
+    seen: list[Any] = []
+
+    def sink(message: Any) -> None:
+        seen.append(message.record)
+        raise RuntimeError("sink")
+
+    number = logger.add(sink, level="DEBUG", catch=False)
+    try:
+        logs.log.debug("a", x=1)
+        logs.log.error("b", exception=ValueError())
+    finally:
+        logger.remove(number)
+    assert [(record["function"], record["extra"]) for record in seen] == [
+        ("test_sinks_of_the_users_own_see_the_lines_too", {"x": 1}),
+        ("test_sinks_of_the_users_own_see_the_lines_too", {}),
+    ]
+    assert logs.faults.counts == {"logs.call": 2}
+    assert lines()[0]["message"] == "fastapi-observe failed at logs.call with RuntimeError; " + (
+        "the request was not touched (told once a minute)"
+    )
+
+
+def test_the_level_at_run_time(make: Callable[..., Logs], lines: Lines) -> None:
+    """The level changes for loguru and the standard library, either way; a wrong one is an error."""
+    log = make().log
+    std = logging.getLogger("std")
+    for level in ("info", "debug", "fatal", "debug", "warn"):
+        log.set_level(level)
+        for method in (log.debug, log.info, log.warn, log.error, log.fatal):
+            method(level)
+        for number in (10, 20, 30, 40, 50):
+            std.log(number, level)
+    with pytest.raises(ValueError, match="log level: got 'loud', accepts debug, info, warn, error, fatal"):
+        log.set_level("loud")
+    log.error("last")
+    told = [line["message"] for line in lines()]
+    assert {level: told.count(level) for level in set(told)} == {
+        "info": 8,
+        "debug": 20,
+        "fatal": 2,
+        "warn": 6,
+        "last": 1,
+    }
+
+
+def test_changing_the_level_doubles_and_loses_nothing(make: Callable[..., Logs], lines: Lines) -> None:
+    """While the level goes up and down, each error of other threads is written once."""
+    logs = make()
+
+    def work(name: int) -> None:
+        for number in range(200):
+            logger.error("{} {}", name, number)
+
+    workers = [threading.Thread(target=work, args=(name,)) for name in range(3)]
+    for each in workers:
+        each.start()
+    for _ in range(30):
+        logs.set_level("debug")
+        logs.set_level("error")
+    for each in workers:
+        each.join()
+    logs.flush(1.0)
+    assert sorted(line["message"] for line in lines()) == sorted(f"{a} {b}" for a in range(3) for b in range(200))
+
+
+# Records of others
+
+
+def test_loguru_records(make: Callable[..., Logs], lines: Lines) -> None:
+    """Each level of loguru has one of the contract; bound values are fields; exceptions show no variables."""
+    make(log_level="debug")
+    hidden = "hunter2"
+    logger.trace("a")
+    logger.success("b")
+    logger.bind(x=1).critical("c {} {name}", 1, name="n")
+    try:
+        fail()
+    except ValueError:
+        logger.exception("d")
+    told = lines()
+    assert [(line["level"], line["message"]) for line in told] == [
+        ("debug", "a"),
+        ("info", "b"),
+        ("fatal", "c 1 n"),
+        ("error", "d"),
+    ]
+    assert told[2]["fields"] == {"x": 1, "name": "n"}
+    assert told[3]["exception"]["type"] == "ValueError"
+    assert hidden not in json.dumps(told)
+
+
+def test_standard_library_records(make: Callable[..., Logs], lines: Lines) -> None:
+    """Each level of logging has one of the contract; `extra` values are fields."""
+    make(log_level="debug")
+    std = logging.getLogger("app.orders")
+    std.debug("a")
+    std.info("b %s", 1, extra={"order_id": 7, "service": "mine"})
+    std.warning("c", stack_info=True)
+    try:
+        fail()
+    except ValueError:
+        std.exception("d")
+    std.critical("e", exc_info=True)
+    told = lines()
+    assert [(line["level"], line["message"]) for line in told] == [
+        ("debug", "a"),
+        ("info", "b 1"),
+        ("warn", "c"),
+        ("error", "d"),
+        ("fatal", "e"),
+    ]
+    assert told[1]["fields"] == {"order_id": 7, "service": "mine"}
+    assert (told[1]["service"], told[1]["logger"]) == ("shop", "app.orders")
+    assert "Stack (most recent call last)" in told[2]["fields"]["stack_info"]
+    assert told[3]["exception"]["type"] == "ValueError"
+    assert "exception" not in told[4]
+
+
+def test_arguments_that_do_not_fit_the_message(
+    make: Callable[..., Logs], lines: Lines, bare_root: Callable[[], None]
+) -> None:
+    """A logging call with wrong arguments gives its message and its arguments."""
+    bare_root()
+    make()
+    logging.getLogger("x").error("%d and %d", "one")
+    logging.getLogger("x").error(Unprintable())
+    first, second = lines()
+    assert (first["message"], first["fields"]) == ("%d and %d", {"args": ["one"]})
+    assert second["message"] == "<unprintable Unprintable>"
+
+
+def test_a_record_made_by_hand(make: Callable[..., Logs], lines: Lines, bare_root: Callable[[], None]) -> None:
+    """A record with odd parts is written as well."""
+    bare_root()
+    make()
+    odd: dict[str, Any] = {"name": 7, "levelno": 35, "msg": "x", "exc_info": "odd"}
+    logging.getLogger("x").handle(logging.makeLogRecord(odd))
+    (line,) = (each for each in lines() if each["message"] == "x")
+    assert (line["level"], line["logger"]) == ("warn", "7")
+
+
+def test_an_object_that_logs_itself(make: Callable[..., Logs], lines: Lines, bare_root: Callable[[], None]) -> None:
+    """What logs while it is turned into text does not recurse for ever."""
+    bare_root()
+    make()
+
+    class Chatty:
+        def __str__(self) -> str:
+            logging.getLogger("x").error("std %s", self)
+            logger.error("loguru", x=self)
+            return "chatty"
+
+    logging.getLogger("x").error("outer", extra={"x": Chatty()})
+    told = lines()
+    assert told[-1]["fields"] == {"x": "chatty"}
+    assert len(told) < 20
+
+
+def test_a_fault_while_writing_a_line_stays_ours(
+    make: Callable[..., Logs], lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When our own code raises, the caller sees nothing and the fault is counted."""
+    logs = make()
+    monkeypatch.setattr(logs, "take_loguru", lambda record: fail())
+    logger.error("x")
+    assert logs.faults.counts == {"logs.line": 1}
+    assert lines()[0]["message"].startswith("fastapi-observe failed at logs.line")
+
+
+# Ids
+
+
+def test_ids_of_the_request_and_its_span(make: Callable[..., Logs], lines: Lines) -> None:
+    """A line has the ids of the current span, else those of its request; the request id in both cases."""
+    make()
+    logger.error("outside")
+    with inside(exchange_of()):
+        logger.error("request")
+    with inside(exchange_of(), span=True):
+        logging.getLogger("x").error("span")
+    with inside(exchange_of(trace_id="", span_id="", request_id="r")):
+        logger.error("no tracing")
+    ids = [(line.get("trace_id"), line.get("span_id"), line.get("request_id")) for line in lines()]
+    assert ids == [
+        (None, None, None),
+        (TRACE, SPAN, "request-1"),
+        (TRACE, "0" * 15 + "1", "request-1"),
+        (None, None, "r"),
+    ]
+
+
+def marked() -> ValueError:
+    """Build an exception that left the app through the door."""
+    exc = ValueError("x")
+    exc.__observe_ids__ = (TRACE, SPAN, "request-1")  # type: ignore[attr-defined]
+    return exc
+
+
+def test_an_exception_brings_the_ids_of_its_request(make: Callable[..., Logs], lines: Lines) -> None:
+    """A server's crash log, written after the request is over, has the ids; a current span stands first."""
+    make()
+    crashes = [marked(), RuntimeError("linked"), BaseExceptionGroup("group", [KeyError(), marked()])]
+    crashes[1].__context__ = marked()
+    for exc in crashes:
+        logging.getLogger("uvicorn.error").error("Exception in ASGI application\n", exc_info=exc)
+    logger.opt(exception=marked()).error("loguru")
+    span = NonRecordingSpan(SpanContext(1, 1, is_remote=False))
+    with trace.use_span(span):
+        logging.getLogger("x").error("span", exc_info=marked())
+    logging.getLogger("x").error("none", exc_info=ValueError())
+    told = [(line.get("trace_id"), line.get("span_id"), line.get("request_id")) for line in lines()]
+    assert told == [
+        *[(TRACE, SPAN, "request-1")] * 4,
+        ("0" * 31 + "1", "0" * 15 + "1", "request-1"),
+        (None, None, None),
+    ]
+
+
+def test_the_search_for_ids_ends() -> None:
+    """Rings and endless chains of exceptions are searched for a while."""
+    first, second = ValueError(), KeyError()
+    first.__context__, second.__cause__ = second, first
+    assert ids_of(first) == ("", "", "")
+    chain: BaseException = marked()
+    for _ in range(MOST_LINKED):
+        outer = ValueError()
+        outer.__cause__ = chain
+        chain = outer
+    assert ids_of(chain) == ("", "", "")
+
+
+@pytest.mark.parametrize(("number", "level"), [(0, "debug"), (25, "info"), (39, "warn"), (40, "error"), (99, "fatal")])
+def test_levels_between(number: int, level: str) -> None:
+    """A level between two of the contract's is the lower one."""
+    assert level_of(number) == level
+
+
+# Several installs
+
+
+def test_several_installs_write_a_line_once(make: Callable[..., Logs], lines: Lines) -> None:
+    """Inside a request its own install writes the line, outside the first one that is open; one thread for all."""
+    made = [make(service_name=f"app{number}") for number in range(5)]
+    made[0].start()
+
+    def service_of(exchange: Exchange | None) -> str:
+        if exchange is None:
+            logger.error("x")
+        else:
+            with inside(exchange):
+                logger.error("x")
+        (line,) = lines()
+        service: str = line["service"]
+        return service
+
+    assert service_of(None) == "app0"
+    assert service_of(exchange_of(observability=Installed(made[3]))) == "app3"
+    assert service_of(exchange_of(observability=Installed(None))) == "app0"
+    assert service_of(exchange_of()) == "app0"
+    made[0].close()
+    made[0].close()
+    made[3].close()
+    assert service_of(None) == "app1"
+    assert service_of(exchange_of(observability=Installed(made[3]))) == "app1"
+    assert sum(thread.name == "fastapi-observe-log-writer" for thread in threading.enumerate()) <= 1
+
+
+def test_each_install_has_its_level(make: Callable[..., Logs], lines: Lines) -> None:
+    """The level of the install that writes the line decides."""
+    quiet, loud = make(service_name="quiet", log_level="error"), make(service_name="loud", log_level="debug")
+    for observability in (Installed(quiet), Installed(loud)):
+        with inside(exchange_of(observability=observability)):
+            logger.debug("x")
+            logging.getLogger("x").debug("x")
+    loud.flush(1.0)
+    assert [line["service"] for line in lines()] == ["loud", "loud"]
+
+
+def test_an_install_may_leave_logging_alone(make: Callable[..., Logs], lines: Lines) -> None:
+    """Without `capture_logging` records of the standard library are not touched, those of loguru are lines."""
+    before = list(logging.root.handlers)
+    alone = make(capture_logging=False)
+    assert logging.root.handlers == before
+    capturing = make()
+    with inside(exchange_of(observability=Installed(alone))):
+        logging.getLogger("x").error("not written")
+    capturing.close()
+    logger.error("written")
+    assert [line["message"] for line in lines()] == ["written"]
+    assert logging.root.handlers == before
+
+
+# Taking over and giving back
+
+
+def test_everything_is_given_back(make: Callable[..., Logs], lines: Lines) -> None:
+    """After the last close handlers, levels, filters and threads are as before."""
+    own, plain = logging.NullHandler(), logging.StreamHandler(sys.stdout)
+    root = logging.root
+    root.addHandler(plain)
+    root.addHandler(own)
+    try:
+        before = (set(root.handlers), root.level, logging.getLogger("httpx").level, threading.active_count())
+        logs = make()
+        assert plain not in root.handlers
+        assert own in root.handlers
+        logging.getLogger("httpx").info("quiet")
+        logging.getLogger("httpx").warning("heard")
+        logging.getLogger("x").info("once")
+        logs.close()
+        assert [line["message"] for line in lines()] == ["heard", "once"]
+        assert (set(root.handlers), root.level, logging.getLogger("httpx").level, threading.active_count()) == before
+        assert all(not logging.getLogger(name).filters for name in SERVER_LOGGERS)
+    finally:
+        root.removeHandler(plain)
+        root.removeHandler(own)
+
+
+def test_the_users_levels_are_respected(make: Callable[..., Logs]) -> None:
+    """A root level below ours stays, one set in the meantime is kept, a stricter quiet logger stays strict."""
+    root, quiet = logging.root, logging.getLogger("strict")
+    before = root.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        root.setLevel(5)
+        logs = make(quiet_loggers=("strict",))
+        assert (root.level, quiet.level) == (5, logging.ERROR)
+        root.setLevel(logging.ERROR)
+        logs.start()
+        assert root.level == logging.INFO
+        root.setLevel(logging.CRITICAL)
+        logs.close()
+        assert root.level == logging.CRITICAL
+    finally:
+        root.setLevel(before)
+        quiet.setLevel(logging.NOTSET)
+
+
+def restore_uvicorn() -> None:
+    """Leave uvicorn's loggers as a process that never served has them."""
+    for name in SERVER_LOGGERS:
+        found = logging.getLogger(name)
+        found.handlers, found.propagate = [], True
+        found.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def uvicorn_logging() -> Iterator[Callable[[], None]]:
+    """Return a function that configures logging as uvicorn does before it imports the app."""
+    yield lambda: logging.config.dictConfig(LOGGING_CONFIG)
+    restore_uvicorn()
+
+
+@pytest.fixture
+def bare_root(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return a function that leaves the root logger without pytest's handlers: they raise on odd records."""
+    return lambda: monkeypatch.setattr(logging.root, "handlers", [])
+
+
+def test_a_servers_loggers_are_taken_over(
+    make: Callable[..., Logs], lines: Lines, uvicorn_logging: Callable[[], None]
+) -> None:
+    """uvicorn's lines become ours, its access line gives way to the request line; both return at the end."""
+    uvicorn_logging()
+    names = ("uvicorn", "uvicorn.access")
+    before = [(logging.getLogger(name).handlers[:], logging.getLogger(name).propagate) for name in names]
+    logs = make()
+    logging.getLogger("uvicorn.error").info("started", extra={"color_message": "\x1b[1mstarted"})
+    access = logging.getLogger("uvicorn.access")
+    assert not access.hasHandlers()
+    access.info('%s - "%s %s HTTP/%s" %d', "127.0.0.1:1", "GET", "/", "1.1", 200)
+    (line,) = lines()
+    assert (line["message"], line["logger"], line["fields"]) == ("started", "uvicorn.error", {})
+    logs.close()
+    assert [(logging.getLogger(name).handlers, logging.getLogger(name).propagate) for name in names] == before
+
+
+def test_access_lines_join_without_request_lines(
+    make: Callable[..., Logs], lines: Lines, uvicorn_logging: Callable[[], None]
+) -> None:
+    """Without our request line uvicorn's access line is written, unless that was switched off."""
+    uvicorn_logging()
+    both = make(log_requests=True)
+    logs = make(log_requests=False)
+    both.close()
+    access = logging.getLogger("uvicorn.access")
+    access.info('%s "%s"', "127.0.0.1:1", "GET")
+    logs.start()
+    logs.flush(1.0)
+    assert [line["message"] for line in lines()] == ['127.0.0.1:1 "GET"']
+    logs.close()
+    access.handlers, access.propagate = [], False
+    make(log_requests=False)
+    assert not access.propagate
+
+
+def test_a_server_that_configures_logging_later(
+    make: Callable[..., Logs], lines: Lines, uvicorn_logging: Callable[[], None]
+) -> None:
+    """`uvicorn.run(app)` replaces handlers after install: its first line already is ours again."""
+    logs = make()
+    uvicorn_logging()
+    access = logging.getLogger("uvicorn.access")
+    before = access.handlers[:]
+    access.info("not written")
+    logging.getLogger("uvicorn.error").info("started")
+    assert [line["message"] for line in lines()] == ["started"]
+    logs.close()
+    assert access.handlers == before
+
+
+def test_handlers_of_a_users_own_stay(make: Callable[..., Logs], lines: Lines) -> None:
+    """Only handlers for standard output and error are taken away: files and own classes keep getting records."""
+
+    class Own(logging.StreamHandler[io.StringIO]):
+        pass
+
+    kept = [logging.StreamHandler(io.StringIO()), Own(io.StringIO())]
+    server = logging.getLogger("uvicorn.error")
+    for handler in kept:
+        server.addHandler(handler)
+    try:
+        make()
+        server.error("x")
+        assert len(lines()) == 1
+        assert [handler.stream.getvalue() for handler in kept] == ["x\n", "x\n"]
+    finally:
+        restore_uvicorn()
+
+
+def test_logging_that_goes_to_loguru_already(make: Callable[..., Logs], lines: Lines) -> None:
+    """With loguru's `InterceptHandler` recipe on the root logger a record is still one line."""
+
+    class InterceptHandler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            logger.opt(depth=6, exception=record.exc_info).log(record.levelname, record.getMessage())
+
+    handler = InterceptHandler()
+    logging.root.addHandler(handler)
+    try:
+        make()
+        logging.getLogger("x").error("once")
+        assert [line["message"] for line in lines()] == ["once"]
+    finally:
+        logging.root.removeHandler(handler)
+
+
+def test_logurus_own_handler(capsys: pytest.CaptureFixture[str]) -> None:
+    """loguru's default handler is away while installed and back afterwards; `remove()` by the user is survived."""
+    script = """
+        import sys
+        from loguru import logger
+        from fastapi_observe.records.faults import Faults
+        from fastapi_observe.settings import ObserveSettings
+        from fastapi_observe.signals.logs import Logs
+        for _ in range(2):
+            logs = Logs(ObserveSettings(), Faults())
+            logs.start()
+            logger.error("ours")
+            logger.remove()
+            logs.set_level("info")
+            logger.error("ours again")
+            logs.start()
+            logs.close()
+            logger.error("plain")
+        logs = Logs(ObserveSettings(), Faults())
+        logger.remove()
+        logs.start()
+        logs.close()
+        logger.error("nobody listens")
+    """
+    done = subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert [json.loads(row)["message"] for row in done.stdout.splitlines()] == ["ours", "ours again"] * 2
+    assert [row.split(" - ")[-1] for row in done.stderr.splitlines()] == ["plain", "plain"]
+
+
+def test_loguru_without_a_handler_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With LOGURU_AUTOINIT off, handler 0 is the user's and stays; without standard error nothing is put back."""
+    monkeypatch.setenv("LOGURU_AUTOINIT", "0")
+    capture = LogCapture()
+    assert capture._loguru_default is None
+    logs = Logs(ObserveSettings(), Faults())
+    capture.open(logs)
+    capture._loguru_default_removed = True
+    monkeypatch.setattr(sys, "stderr", None)
+    capture.close(logs)
+    assert capture._loguru_default is None
+    with capture._lock:
+        capture._renew_lock()
+        assert capture._lock.acquire(blocking=False)
+
+
+def test_a_loguru_of_another_build(make: Callable[..., Logs], lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where loguru's inside is not as known, lines are written all the same."""
+    logs = make()
+    monkeypatch.setattr(log_capture, "logger", Stranger())
+    logs.start()
+    monkeypatch.undo()
+    logs.log.error("x")
+    logs.log._logger = Stranger()
+    logs.log.error("y")
+    assert [line["message"] for line in lines()] == ["x", "y"]
+
+
+class Stranger:
+    """Delegates to loguru's logger, without its private parts."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(logger, name)
+
+
+# Formats, files and counts
+
+
+def test_text_for_a_developer(make: Callable[..., Logs], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The text format is for the terminal; the file has JSON in any case."""
+    logs = make(log_format="text", log_file=str(tmp_path / "app.log"), log_compression=None)
+    logs.close_exchange(exchange_of())
+    logs.log.error("x", order_id=7)
+    logs.close()
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[0].endswith("✓ GET /orders/{order_id}  200  12 ms  0af76519")
+    assert rows[1].endswith("ERROR x  order_id=7")
+    (path,) = tmp_path.iterdir()
+    assert [json.loads(row)["message"] for row in path.read_text().splitlines()] == ["HTTP request completed", "x"]
+    make(log_format="text").log.error("y")
+    assert capsys.readouterr().out.endswith("ERROR y\n")
+
+
+def test_auto_is_text_on_a_terminal_in_development(
+    make: Callable[..., Logs], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text needs both: a terminal and the development environment."""
+    make(environment="development").log.error("x")
+    assert capsys.readouterr().out.startswith("{")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    make(environment="production").log.error("x")
+    assert capsys.readouterr().out.startswith("{")
+
+
+def test_auto_on_a_real_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In development a terminal gets text."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert Logs(ObserveSettings(environment="development"), Faults())._text is not None
+    monkeypatch.setattr(sys, "stdout", None)
+    assert Logs(ObserveSettings(environment="development"), Faults())._text is None
+
+
+def test_counts(make: Callable[..., Logs], lines: Lines, tmp_path: Path) -> None:
+    """What was written, lost and still waits is known, file and all."""
+    logs = make()
+    before = (logs.written, logs.dropped)
+    logs.log.info("x")
+    assert logs.written - before[0] + logs.queued == 1
+    logs.flush(1.0)
+    assert (logs.written - before[0], logs.dropped - before[1], logs.queued) == (1, 0, 0)
+    (tmp_path / "blocked").write_text("")
+    failing = make(log_file=str(tmp_path / "blocked" / "app.log"))
+    with inside(exchange_of(observability=Installed(failing))):
+        failing.log.error("y")
+    assert failing.dropped - before[1] >= 1
+    assert failing.faults.counts == {"logs.file": 1}
+
+
+def test_wrong_file_settings_stop_the_start() -> None:
+    """A rotation or retention that cannot be read is an error that names it."""
+    with pytest.raises(ValueError, match="log_rotation: got 'often'"):
+        Logs(ObserveSettings(log_rotation="often"), Faults())
+    with pytest.raises(ValueError, match="log_retention: got 'some'"):
+        Logs(ObserveSettings(log_retention="some"), Faults())
+
+
+# A real server
+
+APP = """
+    import asyncio, json, logging, sys
+    import uvicorn
+    from loguru import logger
+    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.signals.logs import Logs
+
+    logs = Logs(ObserveSettings(service_name="shop"), Faults())
+    logs.start()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "lifespan":
+            await receive()
+            logging.getLogger("app").info("from logging")
+            logger.info("from loguru")
+            logs.log.info("from the logger")
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            logs.flush(1.0)
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        if scope["path"] == "/crash":
+            exc = RuntimeError("crashed")
+            exc.__observe_ids__ = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", "request-1")
+            raise exc
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    if __name__ == "__main__":
+        uvicorn.run(app, port=0)
+"""
+
+
+@pytest.mark.parametrize("how", ["command line", "uvicorn.run"])
+def test_a_real_uvicorn_writes_nothing_but_our_lines(tmp_path: Path, how: str) -> None:
+    """From the first to the last line of a served app, everything is one JSON object a line on standard output."""
+    import httpx  # noqa: PLC0415 - only this test needs it
+
+    (tmp_path / "served.py").write_text(textwrap.dedent(APP))
+    by_command = [sys.executable, "-m", "uvicorn", "served:app", "--port", "0"]
+    command = by_command if how == "command line" else [sys.executable, "served.py"]
+    path = os.pathsep.join([each for each in (os.environ.get("PYTHONPATH", ""), *sys.path[:1]) if each])
+    with subprocess.Popen(  # noqa: S603 - our own script
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    ) as server:
+        assert server.stdout is not None
+        assert server.stderr is not None
+        told: list[dict[str, Any]] = []
+        for row in server.stdout:
+            told.append(json.loads(row))
+            if told[-1]["message"].startswith("Uvicorn running on"):
+                break
+        address = told[-1]["message"].split()[3]
+        assert httpx.get(f"{address}/", trust_env=False).status_code == 200
+        assert httpx.get(f"{address}/crash", trust_env=False).status_code == 500
+        server.send_signal(signal.SIGTERM)
+        rest, errors = server.communicate(timeout=30)
+    told += [json.loads(row) for row in rest.splitlines()]
+    assert errors == ""
+    messages = [line["message"] for line in told]
+    assert {"from logging", "from loguru", "from the logger", "Application startup complete."} <= set(messages)
+    assert messages[-1].startswith("Finished server process")
+    assert len(messages) == len(set(messages))
+    (crash,) = (line for line in told if "exception" in line)
+    assert crash["message"] == "Exception in ASGI application\n"
+    assert (crash["trace_id"], crash["span_id"], crash["request_id"]) == (TRACE, SPAN, "request-1")
+    assert crash["exception"]["type"] == "RuntimeError"
+    assert not any("HTTP/1.1" in message for message in messages)

@@ -1,0 +1,196 @@
+"""The machine's readings, within the limits of the container."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+from prometheus_client import CollectorRegistry
+
+from fastapi_observe.records.faults import Faults
+from fastapi_observe.runtime.system import (
+    Cgroup,
+    CpuMeter,
+    CpuUse,
+    SystemCollector,
+    machine_cpu,
+    register_system_metrics,
+)
+from fastapi_observe.settings import ObserveSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MACHINE = 16e9
+
+
+def _cgroup(root: Path, membership: str, files: dict[str, str]) -> Cgroup:
+    for name, text in files.items():
+        path = root / "fs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (root / "membership").write_text(membership)
+    return Cgroup(root / "fs", root / "membership")
+
+
+V2 = {
+    "memory.max": "1000000\n",
+    "memory.current": "600000\n",
+    "memory.stat": "anon 400000\ninactive_file 150000\nactive_file 50000\n",
+    "cpu.max": "150000 100000\n",
+    "cpu.stat": "usage_usec 2500000\nuser_usec 2000000\n",
+}
+V1 = {
+    "memory/memory.limit_in_bytes": "1000000\n",
+    "memory/memory.usage_in_bytes": "600000\n",
+    "memory/memory.stat": "cache 1\ninactive_file 1\ntotal_inactive_file 150000\n",
+    "cpu/cpu.cfs_quota_us": "150000\n",
+    "cpu/cpu.cfs_period_us": "100000\n",
+    "cpuacct/cpuacct.usage": "2500000000\n",
+}
+V1_MEMBERSHIP = "5:cpu,cpuacct:/\n4:memory:/\n1:name=systemd:/\n0::/\n"
+
+
+@pytest.mark.parametrize(("files", "membership"), [(V2, "0::/\n"), (V1, V1_MEMBERSHIP)])
+def test_a_limited_container_is_read(tmp_path: Path, files: dict[str, str], membership: str) -> None:
+    """Memory is the working set, use less inactive file pages; CPU is the group's use and its quota in cores."""
+    cgroup = _cgroup(tmp_path, membership, files)
+    assert cgroup.memory(MACHINE) == 450_000
+    assert cgroup.cpu() == CpuUse(used=2.5, cores=1.5)
+
+
+@pytest.mark.parametrize(
+    ("files", "membership"),
+    [
+        ({}, ""),
+        ({**V2, "memory.max": "max\n", "cpu.max": "max 100000\n"}, "0::/\n"),
+        ({"memory/memory.limit_in_bytes": "9223372036854771712\n", "cpu/cpu.cfs_quota_us": "-1\n"}, V1_MEMBERSHIP),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, V1_MEMBERSHIP),
+        ({"memory.max": "garbage", "cpu.max": "garbage"}, "0::/\n"),
+        ({"memory.max": "", "cpu.max": "1 0"}, "0::/\n"),
+    ],
+)
+def test_without_a_limit_the_machine_counts(tmp_path: Path, files: dict[str, str], membership: str) -> None:
+    """No files, no limit, one beyond the machine's memory, or unreadable ones: None."""
+    cgroup = _cgroup(tmp_path, membership, files)
+    assert cgroup.memory(MACHINE) is None
+    assert cgroup.cpu() is None
+
+
+@pytest.mark.parametrize(
+    ("files", "membership"),
+    [
+        ({"memory.max": "1000000", "cpu.max": "1 1", "cpu.stat": "broken"}, "0::/\n"),
+        (
+            {
+                "memory/memory.limit_in_bytes": "1000000",
+                "cpu/cpu.cfs_quota_us": "1",
+                "cpu/cpu.cfs_period_us": "1",
+            },
+            V1_MEMBERSHIP,
+        ),
+        (
+            {
+                "memory/memory.limit_in_bytes": "1000000",
+                "cpu/cpu.cfs_quota_us": "1",
+                "cpu/cpu.cfs_period_us": "1",
+                "cpuacct/tasks": "",
+            },
+            V1_MEMBERSHIP,
+        ),
+    ],
+)
+def test_a_limit_without_a_use_is_no_reading(tmp_path: Path, files: dict[str, str], membership: str) -> None:
+    """When the use of the limited group cannot be read, the machine's is shown."""
+    cgroup = _cgroup(tmp_path, membership, files)
+    assert cgroup.memory(MACHINE) is None
+    assert cgroup.cpu() is None
+
+
+def test_the_lowest_limit_on_the_way_up_counts(tmp_path: Path) -> None:
+    """A limit may stand at a parent; then the use of the parent is measured against it."""
+    files = {f"slice/app/{name}": text for name, text in V2.items()}
+    files |= {
+        "slice/memory.max": "700000",
+        "slice/memory.current": "650000",
+        "slice/cpu.max": "50000 100000",
+        "slice/cpu.stat": "usage_usec 9000000",
+    }
+    cgroup = _cgroup(tmp_path, "0::/slice/app\n", files)
+    assert cgroup.memory(MACHINE) == 650_000
+    assert cgroup.cpu() == CpuUse(used=9.0, cores=0.5)
+
+
+def test_a_path_of_the_host_means_the_root(tmp_path: Path) -> None:
+    """A version 1 path that the container does not see was written by the host: the root is the container's group."""
+    membership = V1_MEMBERSHIP.replace(":/\n", ":/docker/0123abc\n")
+    cgroup = _cgroup(tmp_path, membership, V1)
+    assert cgroup.memory(MACHINE) == 450_000
+    assert cgroup.cpu() == CpuUse(used=2.5, cores=1.5)
+
+
+def test_a_machine_without_cgroups_has_no_limits(tmp_path: Path) -> None:
+    """Without the membership file nothing is limited."""
+    cgroup = Cgroup(tmp_path, tmp_path / "missing")
+    assert cgroup.memory(MACHINE) is None
+    assert cgroup.cpu() is None
+
+
+def test_cpu_is_a_share_of_what_is_allowed() -> None:
+    """Half a second of CPU time in two seconds on half a core is 50 percent, whatever the machine has."""
+    now, used = [0.0], [10.0]
+    meter = CpuMeter(lambda: CpuUse(used[0], 0.5), lambda: now[0])
+    now[0], used[0] = 2.0, 10.5
+    assert meter.percent() == 50
+    now[0], used[0] = 2.05, 11.0
+    assert meter.percent() == 50, "too soon for a new reading"
+    now[0] = 3.0
+    assert meter.percent() == 100, "two cores' worth in a burst is still all that is allowed"
+    now[0], used[0] = 4.0, 0.0
+    assert meter.percent() == 0, "a counter that went back"
+
+
+def test_the_machines_cpu_is_that_of_our_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the CPUs that this process may run on are counted, and all of them where there is no affinity."""
+    use = machine_cpu()
+    assert use.cores == len(os.sched_getaffinity(0))
+    assert use.used > 0
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert machine_cpu().cores == psutil.cpu_count()
+
+
+def _read(registry: CollectorRegistry, name: str, **labels: str) -> Any:
+    return registry.get_sample_value(name, labels)
+
+
+def test_a_scrape_reads_the_system(tmp_path: Path) -> None:
+    """Memory, CPU and disks are real readings of now, with prometheus_client's process metrics beside them."""
+    registry = CollectorRegistry()
+    settings = ObserveSettings(disk_paths=(str(tmp_path),))
+    collector = register_system_metrics(registry, settings, Faults())
+    collector.update()
+    assert 0 < _read(registry, "memory_usage_bytes") < psutil.virtual_memory().total
+    assert 0 <= _read(registry, "cpu_usage_percent") <= 100
+    assert _read(registry, "disk_usage_bytes", path=str(tmp_path)) > 0
+    assert _read(registry, "process_resident_memory_bytes") > 0
+
+
+def test_a_container_is_read_instead_of_the_machine(tmp_path: Path) -> None:
+    """Where a cgroup limits memory and CPU, the gauges are the container's."""
+    registry = CollectorRegistry()
+    cgroup = _cgroup(tmp_path, "0::/\n", V2)
+    registry.register(SystemCollector(ObserveSettings(), Faults(), cgroup))
+    assert _read(registry, "memory_usage_bytes") == 450_000
+    assert _read(registry, "cpu_usage_percent") == 0
+
+
+def test_a_path_that_cannot_be_read_is_skipped_and_counted(tmp_path: Path) -> None:
+    """A missing disk path costs its own sample only."""
+    registry, faults = CollectorRegistry(), Faults()
+    missing = str(tmp_path / "missing")
+    register_system_metrics(registry, ObserveSettings(disk_paths=(missing, str(tmp_path))), faults)
+    assert _read(registry, "disk_usage_bytes", path=missing) is None
+    assert _read(registry, "disk_usage_bytes", path=str(tmp_path)) > 0
+    assert faults.counts == {"disk_usage": 2}
