@@ -7,6 +7,7 @@ import inspect
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+import anyio
 import anyio.to_thread
 from opentelemetry import context as otel_context
 
@@ -99,11 +100,21 @@ class Door:
 
     async def _answer_metrics(self, scope: Scope, send: Send) -> None:
         """Answer with the metrics, rendered in a worker thread."""
-        headers = {name: value.decode("latin-1") for name, value in scope.get("headers") or ()}
-        head, body = await anyio.to_thread.run_sync(
-            self._observability.metrics.render, headers.get(b"accept", ""), headers.get(b"accept-encoding", "")
-        )
-        await send({"type": "http.response.start", "status": 200, "headers": head})
+        observability = self._observability
+        status = 200
+        try:
+            observability.started()
+            headers = {name: value.decode("latin-1") for name, value in scope.get("headers") or ()}
+            head, body = await anyio.to_thread.run_sync(
+                observability.metrics.render,
+                headers.get(b"accept", ""),
+                headers.get(b"accept-encoding", ""),
+                limiter=anyio.CapacityLimiter(1),  # the app's own threads may all be busy; that is what a scrape tells
+            )
+        except Exception as exc:  # noqa: BLE001 - a scrape that fails says so in HTTP, not by a broken connection
+            observability.faults("metrics.render", exc)
+            status, head, body = 500, [(b"content-type", b"text/plain; charset=utf-8")], b"The metrics cannot be shown."
+        await send({"type": "http.response.start", "status": status, "headers": head})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:

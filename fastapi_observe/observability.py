@@ -22,7 +22,7 @@ from fastapi_observe.records.routing import Routes
 from fastapi_observe.records.websocket import WebSocketExchange
 from fastapi_observe.runtime import background
 from fastapi_observe.runtime.saturation import Saturation
-from fastapi_observe.runtime.system import register_system_metrics
+from fastapi_observe.runtime.system import SystemCollector
 from fastapi_observe.signals.logs import Logs
 from fastapi_observe.signals.metrics import MetricsService
 from fastapi_observe.signals.tracing import TracingService
@@ -81,7 +81,7 @@ class Observability:
         self.logs = Logs(settings, self.faults)
         self.db = DatabaseClient(self)
         self.external = ExternalClient(self)
-        self.saturation = Saturation(self.metrics.registry)
+        self.saturation = Saturation()
         self._signals: tuple[tuple[str, int, Signal], ...] = tuple(
             (name, 1 << at, signal)
             for at, (name, signal, wanted) in enumerate(
@@ -99,7 +99,8 @@ class Observability:
         self._undo: list[Callable[[], None]] = []
         self._loop: Any = None
         self.closed = False
-        register_system_metrics(self.metrics.registry, settings, self.faults)
+        self.metrics.add_reader(SystemCollector(settings, self.faults))
+        self.metrics.add_reader(self.saturation)
         if settings.logs:
             self.logs.start()
         background.watch()

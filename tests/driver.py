@@ -129,9 +129,12 @@ async def ask(  # noqa: PLR0913 - what a request is
 
 
 async def converse(
-    app: App, path: str, *inbox: dict[str, Any], headers: dict[str, str] | None = None, **scope: Any
+    app: App, path: str, *inbox: dict[str, Any], deaf: bool = False, **scope: Any
 ) -> Answer:
-    """Open a WebSocket connection; `inbox` is what the client sends after it has connected."""
+    """Open a WebSocket connection; `inbox` is what the client sends after it has connected.
+
+    A `deaf` client has left once it is accepted, and the server tells it by `OSError`.
+    """
     answer = Answer()
     waiting = [{"type": "websocket.connect"}, *inbox]
 
@@ -141,9 +144,11 @@ async def converse(
 
     async def send(message: dict[str, Any]) -> None:
         await asyncio.sleep(0)
+        if deaf and answer.messages:
+            raise OSError("the client has left")
         answer.messages.append(message)
 
-    connection = {**http_scope(path, "GET", headers), "type": "websocket", "scheme": "ws", "subprotocols": [], **scope}
+    connection = {**http_scope(path), "type": "websocket", "scheme": "ws", "subprotocols": [], **scope}
     del connection["method"]
     return await _finish(asyncio.ensure_future(_run(app, connection, receive, send)), answer)
 

@@ -61,7 +61,7 @@ class BadClass:
     """An object that raises when it is asked for its class."""
 
     @property  # type: ignore[misc]
-    def __class__(self) -> NoReturn:
+    def __class__(self) -> NoReturn:  # type: ignore[override]
         raise RuntimeError("no class")
 
 
@@ -244,7 +244,7 @@ class BadError(Exception):
 
     @property
     def __cause__(self) -> NoReturn:  # type: ignore[override]
-        raise RuntimeError("no cause")
+        raise BadError
 
     def __str__(self) -> NoReturn:
         raise RuntimeError("no text")
@@ -254,7 +254,7 @@ def test_exceptions_are_described_whatever_they_are() -> None:
     """An exception that raises when it is looked at is described all the same."""
     described = describe_exception(BadError())
     assert described == {
-        "type": "BadError",
+        "type": f"{__name__}.BadError",
         "message": "<unprintable BadError>",
         "stacktrace": "<unprintable stacktrace>",
     }

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -255,62 +256,69 @@ def test_threads_and_urgent_lines_lose_nothing(writer: LineWriter, monkeypatch: 
         assert [number for who, number in rows if who == name] == list(range(200))
 
 
-PIPE_TEST = """
-    import os, sys
-    from fastapi_observe.signals.line_writer import LineWriter
+@contextmanager
+def pipe_as_standard_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Have a real pipe as the process's standard output; give the end to read from."""
     reading, writing = os.pipe()
-    keep = os.dup(1)
-    os.dup2(writing, 1)
-    writer = LineWriter()
-    {body}
-    os.dup2(keep, 1)
-"""
+    with os.fdopen(writing, "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "__stdout__", stream)
+        yield reading
+        monkeypatch.undo()
 
 
-def test_a_stopped_reader_does_not_stop_the_caller() -> None:
+def test_a_stopped_reader_does_not_stop_the_caller(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the pipe's reader stops, urgent lines return; when it reads again, every line arrives whole."""
-    done = run(
-        PIPE_TEST.format(
-            body="""
-    writer.open()
-    for number in range(100):
-        writer.write(b"%d " % number + b"x" * 2000 + b"\\n", urgent=True)
-    sys.stderr.write(f"{writer.flush(0.01)} ")
-    got = b""
-    while got.count(b"\\n") < 100:
-        got += os.read(reading, 65536)
-    while not writer.flush(1.0):
-        pass
-    rows = got.splitlines()
-    sys.stderr.write(f"{[int(row.split()[0]) for row in rows] == list(range(100))} ")
-    sys.stderr.write(f"{ {len(row.split()[1]) for row in rows} } {writer.dropped}")
-    """
-        )
-    )
-    assert done.stderr == "False True {2000} 0"
+    monkeypatch.setattr(line_writer, "PATIENCE", 0.01)
+    with pipe_as_standard_output(monkeypatch) as reading:
+        for number in range(100):
+            writer.write(b"%d " % number + b"x" * 2000 + b"\n", urgent=True)
+        assert not writer.flush(0.01)
+        got = b""
+        while got.count(b"\n") < 100:
+            got += os.read(reading, 65536)
+        until(lambda: writer.flush(1.0))
+        os.close(reading)
+    rows = [row.split() for row in got.splitlines()]
+    assert [int(number) for number, _ in rows] == list(range(100))
+    assert {len(rest) for _, rest in rows} == {2000}
+    assert (writer.written, writer.dropped) == (100, 0)
 
 
-def test_a_closed_pipe_is_counted() -> None:
+def test_what_was_left_is_written_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an impatient caller left is bounded and goes out before newer lines, by whoever comes next."""
+    writer = LineWriter()
+    with pipe_as_standard_output(monkeypatch) as reading:
+        monkeypatch.setattr(line_writer, "PATIENCE", 0.0)
+        writer.write(b"a" * 100_000 + b"\n")
+        writer.write(b"b\n")
+        assert len(writer) == 1
+        assert not writer.flush(0.0)
+        got = b""
+        while not got.endswith(b"\nb\n"):
+            got += os.read(reading, 65536)
+            writer.flush(0.0)
+        os.close(reading)
+    assert got == b"a" * 100_000 + b"\nb\n"
+
+
+def test_a_closed_pipe_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the pipe's reader is gone, lines are dropped and counted."""
-    done = run(
-        PIPE_TEST.format(
-            body="""
-    os.close(reading)
-    writer.write(b"x\\n")
-    sys.stderr.write(f"{writer.written} {writer.dropped}")
-    """
-        )
-    )
-    assert done.stderr == "0 1"
+    writer = LineWriter()
+    with pipe_as_standard_output(monkeypatch) as reading:
+        os.close(reading)
+        writer.write(b"x\n")
+    assert (writer.written, writer.dropped) == (0, 1)
 
 
-def test_standard_output_may_be_a_file(tmp_path: Path) -> None:
-    """A file as standard output is written without asking whether it is ready."""
-    target = tmp_path / "out"
-    with target.open("wb") as file:
-        run_to = "from fastapi_observe.signals.line_writer import LineWriter; LineWriter().write(b'x\\n')"
-        subprocess.run([sys.executable, "-c", run_to], stdout=file, timeout=30, check=True)  # noqa: S603 - our own
-    assert target.read_bytes() == b"x\n"
+def test_a_file_as_standard_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file as standard output is always ready."""
+    with (tmp_path / "out").open("w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "__stdout__", stream)
+        LineWriter().write(b"x\n")
+        assert (tmp_path / "out").read_bytes() == b"x\n"
+        monkeypatch.undo()
 
 
 def test_what_waits_is_written_at_exit() -> None:

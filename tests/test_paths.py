@@ -16,7 +16,7 @@ from opentelemetry import trace
 from starlette.applications import Starlette
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Mount, Route
-from zoo import BROKEN, ROWS, BaseMiddleware, BrokenError, Row, hostile_item, make_zoo
+from zoo import BROKEN, JSON, ROWS, BaseMiddleware, BrokenError, Row, hostile_item, make_zoo
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -54,7 +54,7 @@ async def test_one_after_another(observed: Callable[..., Seen]) -> None:
 async def test_hostile_keys_are_no_labels(observed: Callable[..., Seen]) -> None:
     """A 422 is counted by location and type in declared names; the keys that the client chose read `*`."""
     seen = observed(app := make_zoo())
-    await ask(app, "/item", "POST", body=hostile_item())
+    await ask(app, "/item", "POST", headers=JSON, body=hostile_item())
     await ask(app, "/validated/seven")
     assert_agreement(seen)
     assert by_labels(seen, "request_validation_errors_total", "endpoint", "field", "error_type") == {
@@ -243,6 +243,7 @@ async def test_responses_that_do_not_end(observed: Callable[..., Seen], messages
     assert_agreement(seen, Facts("/raw/{path}", status, "incomplete_response", "incomplete_response"))
 
 
+@pytest.mark.filterwarnings("ignore:The `root_path` parameter is deprecated")
 @pytest.mark.parametrize("server", ["", "/api"])
 @pytest.mark.parametrize("own", ["", "/api"])
 async def test_root_path(observed: Callable[..., Seen], server: str, own: str) -> None:
@@ -253,8 +254,9 @@ async def test_root_path(observed: Callable[..., Seen], server: str, own: str) -
     for each in (app, sub):
         each.get("/items/{item_id}")(lambda item_id: item_id)
     seen = observed(app)
-    for path in ("/items/1", "/sub/items/2"):
-        assert (await ask(app, server + path, root_path=server)).status == 200
+    # Starlette finds what is mounted under the full path only, once the app has a root path of its own.
+    for path in (f"{server}/items/1", f"{server or own}/sub/items/2"):
+        assert (await ask(app, path, root_path=server)).status == 200
     assert_agreement(seen, Facts("/items/{item_id}", 200), Facts("/sub/items/{item_id}", 200))
 
 

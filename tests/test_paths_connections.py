@@ -133,7 +133,6 @@ async def test_connections(  # noqa: PLR0913, PLR0917 - the columns of the table
 async def test_a_connection_that_the_app_forgets(observed: Callable[..., Seen]) -> None:
     """An app that returns without closing: the connection counts as incomplete, closed by 1006."""
     app = FastAPI()
-    app.websocket("/forget")(WebSocket.accept)
 
     @app.websocket("/forgotten")
     async def forgotten(websocket: WebSocket) -> None:
@@ -158,6 +157,27 @@ async def test_an_endpoint_that_passes_the_disconnect_on(observed: Callable[...,
     seen = observed(app)
     await converse(app, "/pass", leaving(1000))
     assert_websocket_agreement(seen, (Facts("/pass", 101), "1000"))
+
+
+@pytest.mark.parametrize("path", ["/sending", "/sending/raw"])
+async def test_the_client_leaves_while_the_app_sends(observed: Callable[..., Seen], path: str) -> None:
+    """A server that tells by `OSError` that the client has left (ASGI 2.4) does not make it a failure of the app."""
+    app = FastAPI()
+
+    @app.websocket("/sending")
+    async def sending(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.send_text("hello")
+
+    @app.websocket("/sending/raw")
+    async def sending_raw(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket._send({"type": "websocket.send", "text": "hello"})
+
+    seen = observed(app)
+    await converse(app, path, deaf=True)
+    left = Facts(path, 101, "client_disconnect", "client_disconnect")
+    assert_websocket_agreement(seen, (left, "1006"))
 
 
 def failing_lifespan(at: str) -> Callable[[FastAPI], Any]:

@@ -16,7 +16,6 @@ from fastapi_observe.runtime.system import (
     CpuUse,
     SystemCollector,
     machine_cpu,
-    register_system_metrics,
 )
 from fastapi_observe.settings import ObserveSettings
 
@@ -169,7 +168,8 @@ def test_a_scrape_reads_the_system(tmp_path: Path) -> None:
     """Memory, CPU and disks are real readings of now, with prometheus_client's process metrics beside them."""
     registry = CollectorRegistry()
     settings = ObserveSettings(disk_paths=(str(tmp_path),))
-    collector = register_system_metrics(registry, settings, Faults())
+    collector = SystemCollector(settings, Faults())
+    registry.register(collector)
     collector.update()
     assert 0 < _read(registry, "memory_usage_bytes") < psutil.virtual_memory().total
     assert 0 <= _read(registry, "cpu_usage_percent") <= 100
@@ -190,7 +190,7 @@ def test_a_path_that_cannot_be_read_is_skipped_and_counted(tmp_path: Path) -> No
     """A missing disk path costs its own sample only."""
     registry, faults = CollectorRegistry(), Faults()
     missing = str(tmp_path / "missing")
-    register_system_metrics(registry, ObserveSettings(disk_paths=(missing, str(tmp_path))), faults)
+    registry.register(SystemCollector(ObserveSettings(disk_paths=(missing, str(tmp_path))), faults))
     assert _read(registry, "disk_usage_bytes", path=missing) is None
     assert _read(registry, "disk_usage_bytes", path=str(tmp_path)) > 0
     assert faults.counts == {"disk_usage": 2}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 ASYNC_CHUNKS = 3
+JSON = {"content-type": "application/json"}
 
 
 class BrokenError(Exception):
@@ -94,7 +95,7 @@ ROWS = (
     row("/handled", "/handled", 409, "client_error"),
     row("/validated/7", "/validated/{number}", 200),
     row("/validated/seven", "/validated/{number}", 422, "client_error"),
-    row("/item", "/item", 422, "client_error", method="POST", body=hostile_item()),
+    row("/item", "/item", 422, "client_error", method="POST", headers=JSON, body=hostile_item()),
     row("/nowhere/at/all", "unmatched", 404, "client_error"),
     row("/sync", "/sync", 405, "client_error", method="DELETE"),
     row("/sync", "/sync", 405, "client_error", method="OPTIONS"),

@@ -9,7 +9,7 @@ LONGEST: Final = 2048
 """Characters of a statement that are looked at and shown."""
 
 STANDARD_QUOTES: Final = frozenset({"postgresql", "sqlite", "oracle.db", "microsoft.sql_server", "cockroachdb"})
-"""Systems (`db.system.name`) in which `"..."` is a name and `#` no comment; elsewhere a value is possible, and hidden."""
+"""Systems (`db.system.name`) where `"..."` is a name and `#` no comment; elsewhere it may be a value and is hidden."""
 
 # No repeat gives back what it took (`*+`) and each alternative ends at the latest with the text: the time is linear.
 # What systems read differently hides the whole rest: a backslash before the closing quote, a quote behind `#`,

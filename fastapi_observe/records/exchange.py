@@ -187,7 +187,11 @@ class Exchange:
                 self._closing = not (message.get("more_body", False) or self._trailers)
         except Exception as exc:  # noqa: BLE001 - whatever an app sends reaches the server
             self._faults("exchange.send", exc)
-        await self._send(message)
+        try:
+            await self._send(message)
+        except OSError:  # so a server tells that the client has left (ASGI 2.4)
+            self.disconnected = True
+            raise
         if self._closing:
             try:
                 self._end()
@@ -269,7 +273,9 @@ class Exchange:
         self.status_code = self.status_code or HTTPStatus.INTERNAL_SERVER_ERROR.value
         failed = self.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
         if raised is not None or failed:
-            self.exception = self.noted if raised is None else raised
+            self.exception = raised
+            if raised is None and not is_cancellation(self.noted):  # who cancels and then answers has its reasons
+                self.exception = self.noted
             self.outcome = "server_error"
             self.error_type = str(self.status_code) if self.exception is None else error_name(self.exception)
         else:

@@ -28,9 +28,9 @@ MOST_BAGGAGE: Final = 64
 MOST_STATES: Final = 32
 """Members of a `tracestate` header; one that has more is left away (W3C Trace Context)."""
 
-_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}"
+_KEY = r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}"
 _VALUE = r"[!#-+\--:<-\[\]-~]*"
-_BAGGAGE = re.compile(rf"[ \t]*{_TOKEN}[ \t]*=[ \t]*{_VALUE}[ \t]*")
+_BAGGAGE = re.compile(rf"[ \t]*{_KEY}[ \t]*=[ \t]*{_VALUE}[ \t]*")
 _STATE = re.compile(r"(?P<key>[a-z0-9][a-z0-9_*/@-]{0,255})=[ -+\--<>-~]{0,255}[!-+\--<>-~]")
 
 

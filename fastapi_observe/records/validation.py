@@ -51,6 +51,8 @@ def _from_dependant(dependant: Any, names: set[str], seen: dict[int, Any]) -> No
         for field in getattr(dependant, kind, ()):
             names.update({field.name, field.alias})
             _from_type(field.field_info.annotation, names, seen)
+            if kind == "header_params":  # the fields of a model are headers with hyphens
+                names.update([name.replace("_", "-") for name in names])
     for inner in getattr(dependant, "dependencies", ()):
         _from_dependant(inner, names, seen)
 

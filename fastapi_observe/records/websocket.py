@@ -97,7 +97,13 @@ class WebSocketExchange(Exchange):
                 self._close("denied")
         except Exception as exc:  # noqa: BLE001 - whatever an app sends reaches the server
             self._faults("exchange.send", exc)
-        await self._send(message)
+        try:
+            await self._send(message)
+        except OSError:  # so a server tells that the client has left (ASGI 2.4)
+            self.disconnected = True
+            if not self.close_code:
+                self._close("1006")
+            raise
 
     def _close(self, code: str) -> None:
         self.close_code = code
@@ -106,7 +112,8 @@ class WebSocketExchange(Exchange):
 
     def _judge(self, raised: BaseException | None) -> None:
         """Say how it ended, once, for every signal."""
-        if raised is not None and type(raised).__name__ == "WebSocketDisconnect":
+        left = self.disconnected and isinstance(raised, OSError)
+        if left or type(raised).__name__ == "WebSocketDisconnect":
             raised = None
         if raised is not None and not is_cancellation(raised):
             self.exception = raised

@@ -15,7 +15,6 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
     from fastapi_observe.records.faults import Faults
@@ -232,13 +231,6 @@ class SystemCollector:
                 yield path, float(shutil.disk_usage(path).used)
             except OSError as exc:
                 self._faults("disk_usage", exc)
-
-
-def register_system_metrics(registry: CollectorRegistry, settings: ObserveSettings, faults: Faults) -> SystemCollector:
-    """Put a `SystemCollector` into the registry and return it."""
-    collector = SystemCollector(settings, faults)
-    registry.register(collector)
-    return collector
 
 
 def _memory() -> GaugeMetricFamily:

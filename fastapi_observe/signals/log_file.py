@@ -301,7 +301,7 @@ def _open_append(path: Path, *, create: bool = True) -> int:
 def _locked(descriptor: int) -> bool:
     """Take the lock that says: this file is in use. It goes with the process."""
     try:
-        if fcntl is not None:
+        if fcntl is not None:  # pragma: no branch - Windows
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False

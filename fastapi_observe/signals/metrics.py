@@ -16,9 +16,10 @@ from fastapi_observe.signals.series import Counter, Gauge, Histogram, SeriesBudg
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from fastapi_observe.records.exchange import Exchange, WebSocketExchange
+    from fastapi_observe.records.exchange import Exchange
     from fastapi_observe.records.faults import Faults
     from fastapi_observe.records.operation import Operation
+    from fastapi_observe.records.websocket import WebSocketExchange
     from fastapi_observe.settings import ObserveSettings
 
 SIZE_BUCKETS: Final = tuple(100.0 * 10**power for power in range(8))

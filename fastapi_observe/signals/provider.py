@@ -12,9 +12,12 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider, sampling
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+from fastapi_observe.signals.span_processors import GuardedProcessor
+
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
+    from fastapi_observe.records.faults import Faults
     from fastapi_observe.settings import ObserveSettings
 
 LONGEST_VALUE = 2048
@@ -28,7 +31,7 @@ class ObserveTracerProvider(TracerProvider):
     """A tracer provider made by `install`, told apart from one that the user set."""
 
 
-def make_provider(settings: ObserveSettings) -> tuple[trace.TracerProvider, bool]:
+def make_provider(settings: ObserveSettings, faults: Faults) -> tuple[trace.TracerProvider, bool]:
     """Return the provider to use and whether it is ours to shut down.
 
     The user's own (given, or set globally) is joined; ours becomes the global one if none is set. With
@@ -36,10 +39,10 @@ def make_provider(settings: ObserveSettings) -> tuple[trace.TracerProvider, bool
     """
     if not settings.tracing:
         return trace.NoOpTracerProvider(), False
-    current = settings.tracer_provider or trace.get_tracer_provider()
+    current: Any = settings.tracer_provider or trace.get_tracer_provider()
     if settings.tracer_provider is not None or _is_foreign(current):
         for processor in settings.span_processors:
-            current.add_span_processor(processor)
+            current.add_span_processor(GuardedProcessor(processor, faults))
         return current, False
     provider = ObserveTracerProvider(
         sampler=make_sampler(settings),
@@ -48,23 +51,22 @@ def make_provider(settings: ObserveSettings) -> tuple[trace.TracerProvider, bool
         shutdown_on_exit=False,
     )
     for processor in settings.span_processors:
-        provider.add_span_processor(processor)
+        provider.add_span_processor(GuardedProcessor(processor, faults))
     exporter = make_exporter(settings)
     if exporter is not None:
-        provider.add_span_processor(
-            BatchSpanProcessor(
-                exporter,
-                max_queue_size=settings.queue_size,
-                schedule_delay_millis=settings.batch_delay * 1000,
-                max_export_batch_size=min(settings.batch_size, settings.queue_size),
-            )
+        batch = BatchSpanProcessor(
+            exporter,
+            max_queue_size=settings.queue_size,
+            schedule_delay_millis=settings.batch_delay * 1000,
+            max_export_batch_size=min(settings.batch_size, settings.queue_size),
         )
+        provider.add_span_processor(GuardedProcessor(batch, faults))
     if isinstance(current, trace.ProxyTracerProvider):
         trace.set_tracer_provider(provider)
     return provider, True
 
 
-def _is_foreign(provider: trace.TracerProvider) -> bool:
+def _is_foreign(provider: Any) -> bool:
     return isinstance(provider, TracerProvider) and not isinstance(provider, ObserveTracerProvider)
 
 
@@ -112,7 +114,7 @@ def make_exporter(settings: ObserveSettings) -> SpanExporter | None:
             raise RuntimeError(
                 "otlp_protocol='grpc' needs the extra: pip install 'fastapi-observe[grpc]', or use 'http/protobuf'"
             ) from exc
-        from grpc import Compression as GrpcCompression  # noqa: PLC0415 - comes with the extra
+        from grpc import Compression as GrpcCompression  # type: ignore[import-untyped]  # noqa: PLC0415 - as above
 
         return GrpcExporter(
             endpoint=url, headers=headers, timeout=settings.otlp_timeout, compression=GrpcCompression.Gzip

@@ -48,7 +48,7 @@ class TracingService:
         self._query_allow = frozenset(settings.query_allow)
         self._capture_request = HeaderCapture(settings.capture_request_headers, "request")
         self._capture_response = HeaderCapture(settings.capture_response_headers, "response")
-        self.provider, self._owned = make_provider(settings)
+        self.provider, self._owned = make_provider(settings, faults)
         self.tracer = self.provider.get_tracer("fastapi_observe", schema_url=SCHEMA_URL)
         self._drops_children = isinstance(self.provider, ObserveTracerProvider) and settings.sampler.startswith(
             "parentbased"

@@ -1,0 +1,60 @@
+"""Span processors of the user's, made harmless: what they raise is counted, and after the end they hear nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from opentelemetry.sdk.trace import SpanProcessor
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import ReadableSpan, Span
+
+    from fastapi_observe.records.faults import Faults
+
+
+class GuardedProcessor(SpanProcessor):
+    """Passes spans on to another processor until it is shut down.
+
+    OpenTelemetry lets an exception of a processor out of `start_span` and `end`, into the code that is measured. And
+    a provider that was shut down may still be the global one: its spans must not reach a processor that has ended.
+    """
+
+    def __init__(self, inner: SpanProcessor, faults: Faults) -> None:
+        self._inner = inner
+        self._faults = faults
+        self._ended = False
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Pass the start of a span on."""
+        if not self._ended:
+            try:
+                self._inner.on_start(span, parent_context=parent_context)
+            except Exception as exc:  # noqa: BLE001 - a user's processor raises what it likes
+                self._faults("span_processor.on_start", exc)
+
+    def _on_ending(self, span: Span) -> None:
+        """Pass on that a span is about to end (OpenTelemetry's experimental `OnEnding`)."""
+        if not self._ended:
+            try:
+                self._inner._on_ending(span)  # noqa: SLF001 - the SDK has no public name for it yet
+            except Exception as exc:  # noqa: BLE001 - as above
+                self._faults("span_processor.on_ending", exc)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Pass the end of a span on."""
+        if not self._ended:
+            try:
+                self._inner.on_end(span)
+            except Exception as exc:  # noqa: BLE001 - as above
+                self._faults("span_processor.on_end", exc)
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """Export what has ended; tell whether all of it went."""
+        return self._ended or self._inner.force_flush(timeout_millis)
+
+    def shutdown(self) -> None:
+        """Shut the other processor down; a second call does nothing."""
+        if not self._ended:
+            self._ended = True
+            self._inner.shutdown()

@@ -1,0 +1,422 @@
+"""An exchange measures itself from the messages that pass: status, outcome, sizes, durations."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry import context as otel_context
+
+from fastapi_observe.records.exchange import CONTEXT_KEY, Exchange, current_exchange
+from fastapi_observe.records.faults import Faults
+from fastapi_observe.records.websocket import WebSocketExchange
+
+if TYPE_CHECKING:
+    from starlette.types import Message
+
+START: Message = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
+TRAILED: Message = {"type": "http.response.start", "status": 200, "trailers": True}
+
+
+def body(data: bytes = b"", *, more: bool = False) -> Message:
+    """Build a body message."""
+    return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+class Played:
+    """An exchange, the messages it passed on, and how often it was reported."""
+
+    def __init__(self, kind: type[Exchange] = Exchange, **scope: Any) -> None:
+        self.sent: list[Message] = []
+        self.coming: list[Message] = []
+        self.reports = 0
+        self.faults = Faults()
+        self.send_raises: BaseException | None = None
+        self.exchange: Any = kind(
+            {"type": "http", "method": "GET", "path": "/", **scope}, self._receive, self._send, self.faults, self._end
+        )
+        self.exchange.stamps = [(b"x-request-id", b"mine")]
+
+    async def _receive(self) -> Message:
+        return self.coming.pop(0)
+
+    async def _send(self, message: Message) -> None:
+        self.sent.append(message)
+        if self.send_raises is not None:
+            raise self.send_raises
+
+    def _end(self, exchange: Exchange) -> None:
+        self.reports += 1
+
+    async def send(self, *messages: Message) -> Played:
+        """Send as the app does."""
+        for message in messages:
+            await self.exchange.send(message)
+        return self
+
+    async def receive(self, *messages: Message) -> Played:
+        """Receive as the app does."""
+        self.coming += messages
+        for message in messages:
+            assert await self.exchange.receive() is message
+        return self
+
+    def leave(self, exc: BaseException | None = None) -> Played:
+        """Return from the app, or raise."""
+        self.exchange.leave(exc)
+        return self
+
+    @property
+    def end(self) -> tuple[int, str, str | None]:
+        """Status, outcome and error type; reported exactly once, no fault of ours."""
+        assert self.reports == 1
+        assert self.faults.counts == {}
+        return self.exchange.status_code, self.exchange.outcome, self.exchange.error_type
+
+
+async def test_a_response_ends_with_its_last_message() -> None:
+    """It is reported when the body is complete; what comes after changes nothing."""
+    played = await Played().send(START, body(b"abc"))
+    assert played.end == (200, "ok", None)
+    duration = played.exchange.duration
+    await played.send(body(b"late"))
+    played.leave(ValueError("in a background task"))
+    assert played.end == (200, "ok", None)
+    assert (played.exchange.duration, played.exchange.response_size) == (duration, 3)
+    assert len(played.sent) == 3
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(204, "ok"), (302, "ok"), (404, "client_error"), (422, "client_error")])
+async def test_outcome_by_status(status: int, outcome: str) -> None:
+    """Below 400 is ok, below 500 the client's error; neither has an error type."""
+    assert (await Played().send({**START, "status": status}, body())).end == (status, outcome, None)
+
+
+async def test_a_server_error_waits_for_the_exception() -> None:
+    """A 5xx is reported when the app has returned, because only then it is known what raised."""
+    played = await Played().send({**START, "status": 500}, body(b"oops"))
+    assert played.reports == 0
+    duration = played.exchange.duration
+    assert played.leave(KeyError("x")).end == (500, "server_error", "KeyError")
+    assert played.exchange.duration == duration
+    handled = await Played().send({**START, "status": 503}, body())
+    assert handled.leave().end == (503, "server_error", "503")
+
+
+async def test_an_exception_that_was_noted_and_handled() -> None:
+    """A handled exception is told with a 5xx and is nothing beside a good status."""
+    noted = Played()
+    noted.exchange.noted = KeyError("x")
+    await noted.send({**START, "status": 500}, body())
+    assert noted.leave().end == (500, "server_error", "KeyError")
+    handled = Played()
+    handled.exchange.noted = KeyError("x")
+    await handled.send(START, body())
+    assert handled.reports == 0
+    assert handled.leave().end == (200, "ok", None)
+
+
+async def test_an_exception_that_is_falsy_is_told() -> None:
+    """An exception class may define its truth as it likes."""
+
+    class EmptyError(Exception):
+        def __len__(self) -> int:
+            return 0
+
+    assert Played().leave(EmptyError()).end == (500, "server_error", f"{__name__}.{EmptyError.__qualname__}")
+
+
+async def test_a_response_that_breaks() -> None:
+    """The status that was sent stays; the outcome tells that it broke."""
+    assert (await Played().send(START, body(b"a", more=True))).leave(OSError()).end == (200, "server_error", "OSError")
+    stopped = await Played().send(START, body(b"a", more=True))
+    assert stopped.leave().end == (200, "incomplete_response", "incomplete_response")
+    assert Played().leave().end == (500, "incomplete_response", "incomplete_response")
+    assert Played().leave(asyncio.CancelledError()).end == (500, "cancelled", "cancelled")
+    cancelled = await Played().send(START, body(b"a", more=True))
+    assert cancelled.leave(asyncio.CancelledError()).end == (200, "cancelled", "cancelled")
+
+
+@pytest.mark.parametrize(
+    ("kind", "start", "end"),
+    [
+        (Exchange, START, (200, "client_disconnect", "client_disconnect")),
+        (WebSocketExchange, {"type": "websocket.accept"}, (101, "client_disconnect", "client_disconnect")),
+    ],
+)
+async def test_a_server_that_cannot_send(kind: type[Exchange], start: Message, end: Any) -> None:
+    """An `OSError` of the server's send goes to the app; so a server tells that the client has left."""
+    for extra in (0, 1):
+        played = await Played(kind).send(start)
+        played.send_raises = OSError("gone")
+        for _ in range(1 + extra):
+            with pytest.raises(OSError, match="gone"):
+                await played.send({"type": "websocket.send", "body": b"a", "text": "a"})
+        assert played.leave(played.send_raises).end == end
+
+
+async def test_a_cancellation_that_was_answered() -> None:
+    """Who cancels and then answers has its reasons: the status tells what happened."""
+    played = Played()
+    played.exchange.noted = asyncio.CancelledError()
+    await played.send({**START, "status": 504}, body())
+    assert played.leave().end == (504, "server_error", "504")
+
+
+async def test_a_client_that_left() -> None:
+    """Gone before the response: 499, whatever the app then sends; gone during it: the status that was sent."""
+    gone: Message = {"type": "http.disconnect"}
+    assert (await Played().receive(gone)).leave().end == (499, "client_disconnect", "client_disconnect")
+    before = await Played().receive(gone)
+    assert (await before.send(START, body())).end == (499, "client_disconnect", "client_disconnect")
+    during = await Played().send(START, body(b"a", more=True))
+    assert (await during.receive(gone)).leave().end == (200, "client_disconnect", "client_disconnect")
+    after = await Played().send(START, body(b"a"))
+    assert (await after.receive(gone)).leave().end == (200, "ok", None)
+
+
+async def test_a_client_disconnect_that_the_framework_raises() -> None:
+    """Starlette's ClientDisconnect is the client's leaving, seen by its name."""
+
+    class ClientDisconnect(Exception):  # noqa: N818 - Starlette's name
+        pass
+
+    assert Played().leave(ClientDisconnect()).end == (499, "client_disconnect", "client_disconnect")
+
+
+async def test_bytes_are_counted_as_they_pass() -> None:
+    """The request's and the response's bodies are the bytes that really went through."""
+    played = await Played().receive(
+        {"type": "http.request", "body": b"12345", "more_body": True}, {"type": "http.request"}
+    )
+    await played.send(START, body(b"ab", more=True), body(b"c", more=True), body())
+    assert (played.exchange.request_size, played.exchange.response_size) == (5, 3)
+    head = await Played(method="HEAD").send(START, body(b"never sent"))
+    assert head.exchange.response_size == 0
+
+
+async def test_only_streams_have_a_time_to_first_byte() -> None:
+    """One chunk is no stream; two are, and server-sent events always."""
+    one = await Played().send(START, body(b"a", more=True), body())
+    assert one.exchange.ttfb is None
+    two = await Played().send(START, body(more=True), body(b"a", more=True), body(b"b"))
+    assert 0 < two.exchange.ttfb <= two.exchange.duration
+    event_stream = {**START, "headers": [(b"Content-Type", b"text/event-stream; charset=utf-8")]}
+    events = await Played().send(event_stream, body(b"data: 1\n\n", more=True), body())
+    assert 0 < events.exchange.ttfb <= events.exchange.duration
+
+
+async def test_trailers_end_a_response() -> None:
+    """With trailers announced the body is not the end."""
+    played = await Played().send(TRAILED, body(b"a"))
+    assert played.reports == 0
+    await played.send({"type": "http.response.trailers", "more_trailers": True})
+    assert played.reports == 0
+    assert (await played.send({"type": "http.response.trailers"})).end == (200, "ok", None)
+
+
+async def test_files_that_the_server_sends_itself() -> None:
+    """A path that the server sends counts as its content length, a zero copy as its count."""
+    length = {**START, "headers": [(b"content-length", b"77"), (b"content-length", b"x")]}
+    path = await Played().send(length, {"type": "http.response.pathsend", "path": "/f"})
+    assert (path.end, path.exchange.response_size) == ((200, "ok", None), 77)
+    trailed = await Played().send(TRAILED, {"type": "http.response.pathsend", "path": "/f"})
+    assert trailed.reports == 0
+    copy = await Played().send(length, {"type": "http.response.zerocopysend", "count": 5, "more_body": True})
+    assert copy.reports == 0
+    await copy.send({"type": "http.response.zerocopysend", "count": 6})
+    assert (copy.end, copy.exchange.response_size) == ((200, "ok", None), 11)
+    whole = await Played().send(length, {"type": "http.response.zerocopysend"})
+    assert whole.exchange.response_size == 77
+
+
+async def test_our_headers_replace_the_apps() -> None:
+    """A header of ours stands once, whatever case the app wrote it in; the app's message is left as it was."""
+    given = [(b"X-Request-Id", b"theirs"), (b"a", b"b")]
+    start = {**START, "headers": given}
+    played = await Played().send(start)
+    assert played.sent[0]["headers"] == [(b"a", b"b"), (b"x-request-id", b"mine")]
+    assert start["headers"] is given
+    assert len(given) == 2
+    without = await Played().send({"type": "http.response.start", "status": 200})
+    assert without.sent[0]["headers"] == [(b"x-request-id", b"mine")]
+
+
+async def test_headers_that_can_be_read_once() -> None:
+    """Headers may be any iterable, of the request and of the response: the app and the server read them still."""
+    pairs = [(b"a", b"1"), (b"a", b"2")]
+    played = Played(headers=iter(pairs))
+    assert played.exchange.headers == {b"a": b"2"}
+    assert played.exchange.scope["headers"] == pairs
+    await played.send({**START, "headers": iter(pairs)})
+    assert played.sent[0]["headers"] == [*pairs, (b"x-request-id", b"mine")]
+
+
+async def test_what_is_missing_has_a_default() -> None:
+    """A scope without method, path and headers is a request all the same; an unknown method is `_OTHER`."""
+    bare = Exchange({"type": "http"}, None, None, Faults(), lambda _: None)  # type: ignore[arg-type]
+    assert (bare.method, bare.path, bare.headers) == ("GET", "", {})
+    assert Played(method="BREW").exchange.method == "_OTHER"
+
+
+async def test_only_the_first_start_counts() -> None:
+    """A second start is passed on as it is: the server will say what it thinks of it."""
+    played = await Played().send(START, {**START, "status": 500})
+    assert played.exchange.status_code == 200
+    assert played.sent[1] == {**START, "status": 500}
+
+
+async def test_a_body_without_a_start_is_no_end() -> None:
+    """A body before any start is passed on and ends nothing."""
+    played = await Played().send(body(b"early"))
+    assert played.leave().end == (500, "incomplete_response", "incomplete_response")
+
+
+async def test_the_start_is_told_to_who_asked() -> None:
+    """`on_start` is called once, when the response begins and its status is known."""
+    seen: list[int] = []
+    for kind, start in ((Exchange, START), (WebSocketExchange, {"type": "websocket.accept"})):
+        played = Played(kind)
+        played.exchange.on_start = lambda exchange: seen.append(exchange.status_code)
+        await played.send(start, start)
+    assert seen == [200, 101]
+
+
+@pytest.mark.parametrize("message", [{}, {"type": "http.response.start", "status": "no"}, {"type": 7}])
+async def test_illegal_messages_pass_untouched(message: Message) -> None:
+    """What an app or a server sends wrongly reaches the other side as it is."""
+    for kind in (Exchange, WebSocketExchange):
+        played = await Played(kind).send(message)
+        assert played.sent == [message]
+        await played.receive(message)
+
+
+async def test_a_fault_of_ours_is_counted_and_passes_nothing_on() -> None:
+    """What fails while a request is reported neither reaches the app nor keeps the report back."""
+    played = Played()
+    played.exchange.on_start = lambda _: 1 / 0
+    await played.send(START)
+    assert played.sent == [START]
+    played.exchange._on_end = lambda _: 1 / 0
+    await played.send(body())
+    assert played.faults.counts == {"exchange.send": 1, "exchange.end": 1}
+    hostile = Played()
+    hostile.exchange.status_code = "no number"
+    hostile.leave(KeyError())
+    assert (hostile.reports, hostile.faults.counts) == (1, {"exchange.judge": 1})
+    assert hostile.exchange.outcome == "server_error"
+
+
+async def test_the_exchange_of_the_calling_code() -> None:
+    """`current_exchange` reads the context; anything else under the key, or nothing, is no exchange."""
+    assert current_exchange() is None
+    exchange = Played().exchange
+    for value, expected in ((exchange, exchange), ("else", None)):
+        token = otel_context.attach(otel_context.set_value(CONTEXT_KEY, value))
+        assert current_exchange() is expected
+        otel_context.detach(token)
+
+
+ACCEPT: Message = {"type": "websocket.accept"}
+
+
+def disconnect(code: Any = 1005) -> Message:
+    """Build a disconnect of the client."""
+    return {"type": "websocket.disconnect", "code": code}
+
+
+@pytest.mark.parametrize(
+    ("code", "told", "outcome", "error_type"),
+    [
+        (1000, "1000", "ok", None),
+        (1001, "1001", "ok", None),
+        (1005, "1005", "ok", None),
+        (None, "1005", "ok", None),
+        (1012, "1012", "ok", None),
+        (1006, "1006", "client_disconnect", "client_disconnect"),
+        (1009, "1009", "client_error", None),
+        (1011, "1011", "client_error", None),
+        (4321, "_other", "client_error", None),
+        (99999, "_other", "client_error", None),
+    ],
+)
+async def test_a_client_that_closes(code: Any, told: str, outcome: str, error_type: str | None) -> None:
+    """Its code is told as far as RFC 6455 names it; it cannot make the server look broken."""
+    played = await Played(WebSocketExchange).send(ACCEPT)
+    await played.receive(disconnect(code), disconnect(1000))
+    assert played.leave().end == (101, outcome, error_type)
+    assert played.exchange.close_code == told
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome", "error_type"), [(1000, "ok", None), (1011, "server_error", "1011"), (4001, "client_error", None)]
+)
+async def test_an_app_that_closes(code: int, outcome: str, error_type: str | None) -> None:
+    """The app's code is told as it is; 1011 is its own error."""
+    played = await Played(WebSocketExchange).send(ACCEPT, {"type": "websocket.close", "code": code})
+    await played.send({"type": "websocket.close", "code": 1000})
+    assert played.leave().end == (101, outcome, error_type)
+    assert played.exchange.close_code == str(code)
+
+
+async def test_a_refused_websocket() -> None:
+    """Closed before it was accepted is 403, a response of the app its own status; both are `denied`."""
+    closed = await Played(WebSocketExchange).send({"type": "websocket.close"})
+    assert closed.leave().end == (403, "client_error", None)
+    assert closed.exchange.close_code == "denied"
+    for status, end in ((401, (401, "client_error", None)), (503, (503, "server_error", "503"))):
+        played = await Played(WebSocketExchange).send(
+            {"type": "websocket.http.response.start", "status": status, "headers": [(b"a", b"b")]},
+            {"type": "websocket.http.response.body", "body": b"no"},
+        )
+        assert played.leave().end == end
+        assert played.sent[0]["headers"] == [(b"a", b"b"), (b"x-request-id", b"mine")]
+
+
+async def test_websocket_messages_are_counted() -> None:
+    """Texts count as their UTF-8 bytes, lone surrogates too; both directions apart."""
+    told: list[str] = []
+    played = Played(WebSocketExchange)
+    await played.send(ACCEPT, {"type": "websocket.send", "bytes": b"123", "text": None})
+    played.exchange.count_sent = lambda: told.append("sent")
+    played.exchange.count_received = lambda: told.append("received")
+    await played.send({"type": "websocket.send", "text": "ö"}, {"type": "websocket.other"})
+    await played.receive({"type": "websocket.connect"}, {"type": "websocket.receive", "text": "\ud800"})
+    played.exchange.count_received = None
+    await played.receive({"type": "websocket.receive"})
+    exchange = played.exchange
+    assert (exchange.messages_sent, exchange.messages_received) == (2, 2)
+    assert (exchange.response_size, exchange.request_size) == (5, 3)
+    assert told == ["sent", "received"]
+    assert played.sent[0]["headers"] == [(b"x-request-id", b"mine")]
+
+
+class WebSocketDisconnect(Exception):  # noqa: N818 - Starlette's name
+    """What Starlette raises when the client has gone."""
+
+
+@pytest.mark.parametrize(
+    ("messages", "raised", "end", "close_code"),
+    [
+        ((ACCEPT,), KeyError(), (101, "server_error", "KeyError"), "1011"),
+        ((), KeyError(), (500, "server_error", "KeyError"), "denied"),
+        ((ACCEPT,), asyncio.CancelledError(), (101, "cancelled", "cancelled"), "1006"),
+        ((ACCEPT,), None, (101, "incomplete_response", "incomplete_response"), "1006"),
+        ((), None, (500, "incomplete_response", "incomplete_response"), "1006"),
+        ((ACCEPT, {"type": "websocket.close"}), WebSocketDisconnect(), (101, "ok", None), "1000"),
+        ((ACCEPT, {"type": "websocket.close"}), KeyError(), (101, "server_error", "KeyError"), "1000"),
+    ],
+)
+async def test_a_websocket_that_breaks(
+    messages: tuple[Message, ...], raised: BaseException | None, end: Any, close_code: str
+) -> None:
+    """An exception, a cancellation and an app that just returns are told apart; the client's leaving is no error."""
+    played = (await Played(WebSocketExchange).send(*messages)).leave(raised)
+    assert (played.end, played.exchange.close_code) == (end, close_code)
+
+
+def test_slots_hold_everything() -> None:
+    """A record has no dictionary: a misspelt attribute is an error, and the record stays small."""
+    for kind in (Exchange, WebSocketExchange):
+        assert not hasattr(Played(kind).exchange, "__dict__")

@@ -1,0 +1,420 @@
+"""A failure of ours, or of an object that the user gave us, never reaches the request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from comparison import Answer, Server, ask, http_scope, websocket_scope
+from fastapi import BackgroundTasks, FastAPI, Request, WebSocket
+from fastapi.responses import StreamingResponse
+from opentelemetry import propagate
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import Sampler
+from prometheus_client import CollectorRegistry
+
+import fastapi_observe.install
+import fastapi_observe.records.validation
+from fastapi_observe.middleware import Door, Excluded
+from fastapi_observe.observability import Observability
+from fastapi_observe.records.exchange import Exchange
+from fastapi_observe.records.routing import Routes
+from fastapi_observe.records.websocket import WebSocketExchange
+from fastapi_observe.signals.tracing import TracingService
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from conftest import Seen
+
+    Patch = pytest.MonkeyPatch
+
+SIGNALS = ("tracing", "metrics", "logs")
+METHODS = ("open_exchange", "start_exchange", "close_exchange", "open_operation", "close_operation")
+
+
+def make_app() -> FastAPI:
+    """Make a small app in which everything that we measure happens."""
+    app = FastAPI()
+
+    @app.get("/ok")
+    async def ok() -> dict[str, bool]:
+        return {"ok": True}
+
+    @app.get("/error")
+    async def error() -> None:
+        raise ZeroDivisionError("by zero")
+
+    @app.get("/items/{item_id}")
+    async def item(item_id: int) -> int:
+        return item_id
+
+    @app.get("/stream")
+    async def stream() -> StreamingResponse:
+        async def parts() -> AsyncIterator[bytes]:
+            yield b"one"
+            yield b"two"
+
+        return StreamingResponse(parts())
+
+    @app.get("/work")
+    async def work(request: Request) -> list[int]:
+        observe: Observability | None = getattr(request.app.state, "observe", None)
+        nothing = contextlib.nullcontext()
+        with observe.db.query("SELECT", table="orders") if observe else nothing:
+            rows = [1, 2]
+        async with observe.external.call("billing", "get") if observe else nothing:
+            rows.append(3)
+        with observe.tracing.span("step") if observe else nothing:
+            rows.append(4)
+        return rows
+
+    @app.get("/failing-work")
+    async def failing_work(request: Request) -> None:
+        observe: Observability | None = getattr(request.app.state, "observe", None)
+        with observe.db.query("SELECT", table="orders") if observe else contextlib.nullcontext():
+            raise LookupError("no such row")
+
+    @app.get("/background")
+    async def background(tasks: BackgroundTasks) -> str:
+        tasks.add_task(len, "task")
+        return "queued"
+
+    @app.websocket("/ws")
+    async def websocket(ws: WebSocket) -> None:
+        await ws.accept()
+        await ws.send_text(await ws.receive_text())
+        await ws.close()
+
+    return app
+
+
+PATHS = ("/ok", "/none", "/error", "/items/x", "/items/7", "/stream", "/work", "/failing-work", "/background", "/ws")
+
+
+async def _suite(app: Any) -> list[Answer]:
+    answers = []
+    for path in (*PATHS, *PATHS):
+        messages: list[Any] = [{"type": "http.request", "body": b"", "more_body": False}]
+        headers = [(b"traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")]
+        scope = http_scope(path, headers=headers)
+        if path == "/ws":
+            scope = websocket_scope(headers=headers)
+            messages = [{"type": "websocket.connect"}, {"type": "websocket.receive", "text": "hello"}]
+        answers.append(await ask(app, scope, Server(messages, leaves=False), []))
+    return answers
+
+
+def assert_served(app: Any) -> None:
+    """Every request of the suite meets the answer, and the exception, of the bare app."""
+    assert asyncio.run(_suite(app)) == asyncio.run(_suite(make_app()))
+
+
+def fault_lines(seen: Seen) -> list[str]:
+    """Return what was told about our own failures, one text for each line."""
+    return [line["message"] for line in seen.lines if line["logger"] == "fastapi_observe"]
+
+
+def assert_told(seen: Seen, *sites: str) -> None:
+    """Each site was counted, and told once; no other failed."""
+    counts = seen.observe.faults.counts
+    assert set(counts) == set(sites)
+    assert all(counts.values())
+    told = fault_lines(seen)
+    assert sorted(line.split(" at ")[1].split(" ")[0] for line in told) == sorted(sites)
+
+
+def boom(*_: Any, **__: Any) -> Any:
+    """Fail as a bug of ours would."""
+    raise RuntimeError("a fault of ours")
+
+
+def test_the_suite_without_faults_has_none(observed: Callable[..., Seen]) -> None:
+    """The suite itself sets off no fault."""
+    app = make_app()
+    seen = observed(app)
+    assert_served(app)
+    assert_told(seen)
+    assert seen.sample("http_requests_in_progress") == 0
+    assert seen.total("http_requests_total") == 18
+    assert len(seen.server_spans) == len(seen.request_lines) == 20
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_a_signal_that_fails_spoils_nothing(
+    observed: Callable[..., Seen], monkeypatch: Patch, signal: str, method: str
+) -> None:
+    """Each method of each signal may raise: the request is served, the other signals report it."""
+    app = make_app()
+    seen = observed(app)
+    monkeypatch.setattr(getattr(seen.observe, signal), method, boom)
+    assert_served(app)
+    assert_told(seen, f"{signal}.{method}")
+    if signal != "tracing" or method not in {"open_exchange", "close_exchange"}:
+        assert len(seen.server_spans) == 20
+    if signal != "logs" or method not in {"open_exchange", "close_exchange"}:
+        assert len(seen.request_lines) == 20
+    if signal != "metrics" or method not in {"open_exchange", "close_exchange"}:
+        assert seen.sample("http_requests_in_progress") == 0
+        assert seen.total("http_requests_total") == 18
+
+
+INSIDE: list[tuple[Any, str, tuple[str, ...]]] = [
+    (Routes, "template", ("routing",)),
+    (Exchange, "__init__", ("open",)),
+    (Exchange, "_note_start", ("exchange.send",)),
+    (Exchange, "_note_body", ("exchange.send",)),
+    (Exchange, "_end", ("exchange.end",)),
+    (Exchange, "_judge", ("exchange.judge",)),
+    (WebSocketExchange, "_judge", ("exchange.judge",)),
+    (WebSocketExchange, "_close", ("exchange.send",)),
+    (Observability, "_stamp", ("stamp",)),
+    (Observability, "_start", ("exchange.send",)),
+    (Observability, "open", ("open",)),
+    (Observability, "started", ("open",)),
+    (Observability, "background", ("background",)),
+    (TracingService, "_parent", ("tracing.open_exchange",)),
+    (propagate, "extract", ("tracing.open_exchange",)),
+    (fastapi_observe.records.validation, "declared_errors", ("validation",)),
+    (fastapi_observe.install, "_mounted_apps", ("mounted",)),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "sites"), INSIDE)
+def test_a_fault_inside_the_machine_spoils_nothing(
+    observed: Callable[..., Seen], monkeypatch: Patch, owner: Any, name: str, sites: tuple[str, ...]
+) -> None:
+    """Whatever fails between the door and the signals, the request is served and the gauge returns to 0."""
+    app = make_app()
+    seen = observed(app)
+    monkeypatch.setattr(owner, name, boom)
+    assert_served(app)
+    assert_told(seen, *sites)
+    assert (seen.sample("http_requests_in_progress") or 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(Exchange, "_report"), (Exchange, "leave"), (Observability, "_report"), (Excluded, "match")]
+)
+def test_a_fault_at_the_end_of_a_request_spoils_nothing(
+    observed: Callable[..., Seen], monkeypatch: Patch, owner: Any, name: str
+) -> None:
+    """If the report itself fails the signals hear nothing, but the request is served."""
+    app = make_app()
+    seen = observed(app, exclude_paths=("/elsewhere",))
+    monkeypatch.setattr(owner, name, boom)
+    assert_served(app)
+    assert set(seen.observe.faults.counts) <= {"exchange.end", "leave", "open"}
+    assert seen.observe.faults.counts
+
+
+def test_metrics_that_cannot_be_rendered_are_a_plain_500(observed: Callable[..., Seen], monkeypatch: Patch) -> None:
+    """A fault while rendering is counted; the server sees no exception."""
+    app = make_app()
+    seen = observed(app)
+    with monkeypatch.context() as patch:
+        patch.setattr(seen.observe.metrics, "render", boom)
+        answer = asyncio.run(ask(app, http_scope("/metrics"), Server([]), []))
+    assert answer.raised is None
+    assert answer.messages[0]["status"] == 500
+    assert_told(seen, "metrics.render")
+
+
+def test_a_failing_start_and_stop_leave_the_lifespan_alone(observed: Callable[..., Seen], monkeypatch: Patch) -> None:
+    """The app starts and ends all the same."""
+    app = make_app()
+    seen = observed(app)
+    monkeypatch.setattr(Observability, "started", boom)
+    monkeypatch.setattr(Observability, "stop", boom)
+    events = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+    scope: dict[str, Any] = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
+    answer = asyncio.run(ask(app, scope, Server(events), []))
+    assert [message["type"] for message in answer.messages] == [
+        "lifespan.startup.complete",
+        "lifespan.shutdown.complete",
+    ]
+    assert_told(seen, "lifespan")
+
+
+@pytest.mark.parametrize("name", ["flush", "close"])
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_close_goes_on_where_a_signal_fails(
+    observed: Callable[..., Seen], monkeypatch: Patch, signal: str, name: str
+) -> None:
+    """One that cannot be flushed or closed does not keep the others from it; the app is bare again."""
+    app = make_app()
+    seen = observed(app)
+    closed: list[str] = []
+    for each in SIGNALS:
+        original = getattr(seen.observe, each).close
+        monkeypatch.setattr(
+            getattr(seen.observe, each), "close", lambda each=each, original=original: (closed.append(each), original())
+        )
+    if name == "close" or signal != "metrics":
+        monkeypatch.setattr(getattr(seen.observe, signal), name, boom)
+    seen.observe.close()
+    assert set(closed) >= set(SIGNALS) - ({signal} if name == "close" else set())
+    assert_served(app)
+    if name == "close" and signal == "logs":
+        monkeypatch.undo()
+        seen.observe.logs.close()
+
+
+# What users give us
+
+
+class HostileProcessor(SpanProcessor):
+    """A span processor that raises at one of its calls."""
+
+    def __init__(self, at: str) -> None:
+        setattr(self, at, boom)
+
+
+class HostileSampler(Sampler):
+    """A sampler that raises."""
+
+    def should_sample(self, *_: Any, **__: Any) -> Any:
+        """Decide nothing."""
+        raise RuntimeError("sampler")
+
+    def get_description(self) -> str:
+        """Return a name."""
+        return "hostile"
+
+
+class HostileExporter(SpanExporter):
+    """An exporter that raises."""
+
+    def export(self, spans: Any) -> Any:
+        """Export nothing."""
+        raise RuntimeError("exporter")
+
+
+@pytest.mark.parametrize("at", ["on_start", "_on_ending", "on_end"])
+@pytest.mark.parametrize("own", [True, False])
+def test_a_span_processor_that_raises_spoils_nothing(observed: Callable[..., Seen], at: str, *, own: bool) -> None:
+    """The user's span processor may raise, in our provider and in theirs; the other processors get every span."""
+    exporter = InMemorySpanExporter()
+    app = make_app()
+    seen = observed(
+        app,
+        span_processors=(HostileProcessor(at), SimpleSpanProcessor(exporter)),
+        tracer_provider=None if own else TracerProvider(),
+    )
+    assert_served(app)
+    assert_told(seen, f"span_processor.{at.removeprefix('_')}")
+    assert sum(span.kind.name == "SERVER" for span in exporter.get_finished_spans()) == 20
+    assert "step" in {span.name for span in exporter.get_finished_spans()}
+
+
+def test_a_sampler_that_raises_spoils_nothing(observed: Callable[..., Seen]) -> None:
+    """The sampler of the user's provider may raise: there are no spans, but metrics and lines."""
+    app = make_app()
+    seen = observed(app, tracer_provider=TracerProvider(sampler=HostileSampler()))
+    assert_served(app)
+    counts = seen.observe.faults.counts
+    assert set(counts) >= {"tracing.open_exchange", "tracing.open_operation"}
+    assert seen.sample("http_requests_in_progress") == 0
+    assert len(seen.request_lines) == 20
+
+
+def test_an_exporter_that_raises_spoils_nothing(observed: Callable[..., Seen]) -> None:
+    """The exporter's failure stays in the span processor."""
+    app = make_app()
+    seen = observed(app, span_processors=(SimpleSpanProcessor(HostileExporter()),))
+    assert_served(app)
+    assert_told(seen)
+    assert len(seen.request_lines) == 20
+
+
+def test_an_instrumentation_that_raises_spoils_nothing(observed: Callable[..., Seen]) -> None:
+    """One of the user's closures may raise; the next is called all the same."""
+    called: list[str] = []
+    app = make_app()
+    seen = observed(app, instrumentations=(boom, lambda info: called.append(info.modified_handler)))
+    assert_served(app)
+    assert_told(seen, "instrumentation")
+    assert len(called) == 18
+    assert "/items/{item_id}" in called
+
+
+def test_a_collector_that_raises_spoils_its_own_metrics_only(observed: Callable[..., Seen]) -> None:
+    """A collector in the user's registry may raise at a scrape: the rest is shown."""
+
+    class Hostile:
+        def describe(self) -> list[Any]:
+            return []
+
+        collect = boom
+
+    registry = CollectorRegistry()
+    registry.register(Hostile())  # type: ignore[arg-type]
+    app = make_app()
+    seen = observed(app, registry=registry, default_registry=False)
+    assert_served(app)
+    assert seen.total("http_requests_total") == 18
+    assert_told(seen, "collect")
+
+
+def test_a_background_function_that_hides_its_name_still_runs(observed: Callable[..., Seen]) -> None:
+    """A callable whose attributes raise is called as without us."""
+    called: list[str] = []
+
+    class Hidden:
+        def __call__(self, what: str) -> None:
+            called.append(what)
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "__qualname__":
+                raise RuntimeError("no name")
+            raise AttributeError(name)
+
+    app = FastAPI()
+
+    @app.get("/")
+    async def endpoint(tasks: BackgroundTasks) -> None:
+        tasks.add_task(Hidden(), "work")
+
+    seen = observed(app)
+    answer = asyncio.run(ask(app, http_scope(), Server([]), []))
+    assert answer.raised is None
+    assert called == ["work"]
+    assert_told(seen, "background")
+
+
+def test_a_fault_cannot_be_told_but_is_counted(observed: Callable[..., Seen], monkeypatch: Patch) -> None:
+    """If even the telling fails the request is served."""
+    app = make_app()
+    seen = observed(app)
+    monkeypatch.setattr(seen.observe.metrics, "close_exchange", boom)
+    monkeypatch.setattr("logging.Logger.error", boom)
+    answer = asyncio.run(ask(app, http_scope("/ok"), Server([]), []))
+    assert answer.messages[0]["status"] == 200
+    assert seen.observe.faults.counts == {"metrics.close_exchange": 1}
+
+
+async def test_a_context_left_from_another_task_is_left_alone(observed: Callable[..., Seen]) -> None:
+    """A server may close a request's coroutine from elsewhere: nothing is raised there."""
+
+    class Pause:
+        def __await__(self) -> Any:
+            yield
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await Pause()
+
+    seen = observed(FastAPI())
+    coroutine = Door(app, seen.observe)(http_scope(), Server([]).receive, Server([]).send)
+    coroutine.send(None)
+
+    async def elsewhere() -> None:
+        coroutine.close()
+
+    await asyncio.create_task(elsewhere())
+    assert seen.sample("http_requests_in_progress") == 0
+    assert len(seen.request_lines) == 1
