@@ -6,6 +6,7 @@ BIN = $(VENV)/bin
 UV = $(BIN)/uv
 READY = $(VENV)/.fastapi-observe-ready
 UV_READY = $(VENV)/.fastapi-observe-uv-ready
+BENCH_READY = $(VENV)/.fastapi-observe-bench-ready
 
 # Lists that can be given on the command line: make test-fastapi FASTAPI='0.136.* newest' TESTS=tests
 FASTAPI ?= 0.115.2 0.136.* 0.141.* 0.142.* newest
@@ -13,7 +14,7 @@ TESTS ?= tests/test_one_server_span.py tests/test_paths.py tests/test_transparen
 ARGS ?=
 SOAK ?= 20
 
-.PHONY: help setup run test test-lowest test-fastapi lint format bench soak clean
+.PHONY: help setup run test test-lowest test-fastapi lint format bench bench-check soak clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -67,8 +68,15 @@ format: $(READY)  ## Put the code into its form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(READY)  ## Measure what observing costs
+$(BENCH_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench,test]'
+	@touch $@
+
+bench: $(BENCH_READY)  ## Measure what observing costs, write benchmarks/RESULTS.md (ARGS='--quick', '--only peers')
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-check: $(BENCH_READY)  ## Compare a quick run with the committed results (for people; ARGS=--strict makes it a gate)
+	$(BIN)/python -m benchmarks check $(ARGS)
 
 soak: $(READY)  ## Run the tests SOAK times: what leaks or flickers shows
 	@set -e; for round in $$(seq $(SOAK)); do echo "== round $$round"; $(BIN)/python -m pytest -q $(ARGS); done

@@ -1,8 +1,12 @@
 """The measured apps: one FastAPI app in several variants, bare and under each tool."""
+# ruff: noqa: PLC0415 - a worker imports only the tools that it measures: each changes the process a little
 
 from __future__ import annotations
 
 import inspect
+import sys
+from importlib import import_module
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
 
 CHUNK = b"x" * 4096
 CHUNKS = 16
+BODY = b'{"name":"lamp","price":12.5,"tags":["a","b"]}'
 
 
 class Item(BaseModel):
@@ -33,7 +38,7 @@ def request(method: str, path: str, body: bytes = b"", **headers: str) -> dict[s
 
 REQUESTS: dict[str, dict[str, Any]] = {
     "trivial": request("GET", "/items/7"),
-    "body": request("POST", "/items", b'{"name":"lamp","price":12.5,"tags":["a","b"]}', **{"content-type": "application/json"}),
+    "body": request("POST", "/items", BODY, **{"content-type": "application/json"}),
     "routes-10": request("GET", "/r/9"),
     "routes-1000": request("GET", "/r/9"),
     "routes-1000-last": request("GET", "/r/999"),
@@ -41,11 +46,12 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "mount": request("GET", "/sub/items/7"),
     "404": request("GET", "/nothing/here"),
     "stream": request("GET", "/stream"),
-    "traceparent": request(
-        "GET", "/items/7", traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    ),
+    "traceparent": request("GET", "/items/7", traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
 }
 """The request of each variant."""
+
+VARIANTS = tuple(name for name in REQUESTS if not name.startswith("routes-"))
+"""Those that are measured by themselves; the others are measured against each other."""
 
 
 def plain_app(variant: str = "trivial", **options: Any) -> FastAPI:
@@ -86,7 +92,7 @@ def _endpoint(number: int) -> Callable[[], Any]:
     return numbered
 
 
-def _add_items(app: Any) -> None:
+def _add_items(app: FastAPI | APIRouter) -> None:
     @app.get("/items/{item_id}")
     async def read_item(item_id: str) -> dict[str, str]:
         return {"id": item_id}
@@ -94,6 +100,14 @@ def _add_items(app: Any) -> None:
     @app.post("/items")
     async def create_item(item: Item) -> dict[str, Any]:
         return {"name": item.name, "price": item.price}
+
+
+def refuse_telemetry(app: Any) -> None:
+    """Raise RuntimeError unless nothing observes the app: no middleware, FastAPI's native telemetry off."""
+    native = getattr(app, "_telemetry", None)
+    switches = [native.get(name) for name in ("tracing", "metrics", "logs")] if isinstance(native, dict) else []
+    if any(switches) or app.user_middleware or "build_middleware_stack" in vars(app):
+        raise RuntimeError(f"the bare app is not bare: {native}, {app.user_middleware}")
 
 
 def provider(ratio: float) -> TracerProvider:
@@ -107,6 +121,15 @@ def provider(ratio: float) -> TracerProvider:
 def bare(variant: str, ratio: float) -> Any:  # noqa: ARG001 - one signature for all
     """The app and nothing else."""
     return plain_app(variant)
+
+
+def nothing(variant: str, ratio: float) -> Any:  # noqa: ARG001
+    """An ASGI app that does nothing: what the driver itself costs."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        """Answer nothing."""
+
+    return app
 
 
 def ours(variant: str, ratio: float, **options: Any) -> Any:
@@ -125,7 +148,8 @@ def ours_exporting(variant: str, ratio: float) -> Any:
 
 def native(variant: str, ratio: float) -> Any:
     """FastAPI's native tracing without operation spans."""
-    return plain_app(variant, telemetry={"tracer_provider": provider(ratio), "metrics": False, "logs": False, "operation_spans": False})
+    telemetry = {"tracer_provider": provider(ratio), "metrics": False, "logs": False, "operation_spans": False}
+    return plain_app(variant, telemetry=telemetry)
 
 
 def native_operations(variant: str, ratio: float) -> Any:
@@ -134,7 +158,7 @@ def native_operations(variant: str, ratio: float) -> Any:
 
 
 def contrib_asgi(variant: str, ratio: float) -> Any:
-    """contrib's OpenTelemetryMiddleware as it comes."""
+    """Contrib's OpenTelemetryMiddleware as it comes."""
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
     app = plain_app(variant)
@@ -143,7 +167,7 @@ def contrib_asgi(variant: str, ratio: float) -> Any:
 
 
 def contrib_asgi_lean(variant: str, ratio: float) -> Any:
-    """contrib's OpenTelemetryMiddleware without receive and send spans."""
+    """Contrib's OpenTelemetryMiddleware without receive and send spans."""
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
     app = plain_app(variant)
@@ -152,7 +176,7 @@ def contrib_asgi_lean(variant: str, ratio: float) -> Any:
 
 
 def contrib_fastapi(variant: str, ratio: float) -> Any:
-    """contrib's FastAPI instrumentor as it comes."""
+    """Contrib's FastAPI instrumentor as it comes."""
     from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
     app = plain_app(variant)
@@ -162,10 +186,9 @@ def contrib_fastapi(variant: str, ratio: float) -> Any:
 
 def starlette_otel(variant: str, ratio: float) -> Any:
     """Starlette's own OpenTelemetry middleware."""
-    from starlette.middleware.opentelemetry import OpenTelemetryMiddleware
-
     app = plain_app(variant)
-    app.add_middleware(OpenTelemetryMiddleware, tracer_provider=provider(ratio))
+    middleware = import_module("starlette.middleware.opentelemetry").OpenTelemetryMiddleware
+    app.add_middleware(middleware, tracer_provider=provider(ratio))
     return app
 
 
@@ -181,25 +204,20 @@ def instrumentator(variant: str, ratio: float) -> Any:  # noqa: ARG001
 
 def starlette_exporter(variant: str, ratio: float) -> Any:  # noqa: ARG001
     """starlette_exporter as it comes."""
-    from starlette_exporter import PrometheusMiddleware
-
     app = plain_app(variant)
-    app.add_middleware(PrometheusMiddleware)
+    app.add_middleware(import_module("starlette_exporter").PrometheusMiddleware)
     return app
 
 
 def correlation_id(variant: str, ratio: float) -> Any:  # noqa: ARG001
     """asgi-correlation-id as it comes: an id for each request, no line."""
-    from asgi_correlation_id import CorrelationIdMiddleware
-
     app = plain_app(variant)
-    app.add_middleware(CorrelationIdMiddleware)
+    app.add_middleware(import_module("asgi_correlation_id").CorrelationIdMiddleware)
     return app
 
 
-def _json_sink() -> Any:
-    import sys
-
+def loguru_json() -> Any:
+    """Have loguru write JSON to standard output as it comes; return its logger."""
     from loguru import logger
 
     logger.remove()
@@ -209,9 +227,7 @@ def _json_sink() -> Any:
 
 def loguru_base(variant: str, ratio: float) -> Any:  # noqa: ARG001
     """A loguru line in a BaseHTTPMiddleware, `serialize=True`: what most tutorials show."""
-    from time import perf_counter
-
-    logger = _json_sink()
+    logger = loguru_json()
     app = plain_app(variant)
 
     @app.middleware("http")
@@ -231,9 +247,7 @@ def loguru_base(variant: str, ratio: float) -> Any:  # noqa: ARG001
 
 def loguru_asgi(variant: str, ratio: float) -> Any:  # noqa: ARG001
     """A loguru line in a pure ASGI middleware, `serialize=True`."""
-    from time import perf_counter
-
-    logger = _json_sink()
+    logger = loguru_json()
 
     class Log:
         def __init__(self, app: Any) -> None:
@@ -263,11 +277,9 @@ def loguru_asgi(variant: str, ratio: float) -> Any:  # noqa: ARG001
 
 def logfire(variant: str, ratio: float) -> Any:
     """Pydantic Logfire, sending nothing."""
-    import logfire as fire
-
-    fire.configure(
-        send_to_logfire=False, console=False, metrics=False, sampling=fire.SamplingOptions(head=ratio), inspect_arguments=False
-    )
+    fire = import_module("logfire")
+    sampling = fire.SamplingOptions(head=ratio)
+    fire.configure(send_to_logfire=False, console=False, metrics=False, sampling=sampling, inspect_arguments=False)
     app = plain_app(variant)
     fire.instrument_fastapi(app)
     return app
@@ -275,10 +287,10 @@ def logfire(variant: str, ratio: float) -> Any:
 
 def sentry(variant: str, ratio: float) -> Any:
     """sentry-sdk with tracing, its transport going nowhere."""
-    import sentry_sdk
-    from sentry_sdk.transport import Transport
+    sentry_sdk = import_module("sentry_sdk")
+    transport: Any = import_module("sentry_sdk.transport").Transport
 
-    class Nowhere(Transport):
+    class Nowhere(transport):  # type: ignore[misc]
         def capture_envelope(self, envelope: Any) -> None:
             """Drop it."""
 
@@ -317,6 +329,7 @@ PEERS: dict[str, tuple[Any, str, bool]] = {
 """Each peer: how to make it, what it gives, whether its cost depends on the sampling ratio."""
 
 MAKERS: dict[str, Callable[[str, float], Any]] = {
+    "nothing": nothing,
     "bare": bare,
     "ours": ours,
     "ours_exporting": ours_exporting,
@@ -324,3 +337,6 @@ MAKERS: dict[str, Callable[[str, float], Any]] = {
 }
 PROCESS_WIDE = frozenset({"logfire", "sentry"})
 """Peers that patch the whole process: their bare app lives in another one."""
+
+LINES = frozenset({"ours", "ours_exporting", "loguru_asgi", "loguru_base", "stack"})
+"""Who writes one line for each request to standard output."""

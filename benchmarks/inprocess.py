@@ -2,161 +2,145 @@
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
-import subprocess
+import random
 import sys
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.apps import PEERS, PROCESS_WIDE, REQUESTS
+from benchmarks.apps import LINES, PEERS, PROCESS_WIDE, VARIANTS
+from benchmarks.paired import Cost, ratio_of_added
+from benchmarks.process import Worker, ask
+from benchmarks.worker import WARM_UP
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
-ROOT = Path(__file__).parent.parent
-
-
-class Worker:
-    """A process of `benchmarks.worker`; its standard output is a real file."""
-
-    def __init__(self, variant: str, ratio: float, names: list[str], environment: dict[str, str] | None = None) -> None:
-        read, write = os.pipe()
-        self._lines = tempfile.NamedTemporaryFile(prefix="bench-", suffix=".log")  # noqa: SIM115 - closed in close()
-        self._process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "benchmarks.worker", variant, str(ratio), *names],
-            stdin=subprocess.PIPE,
-            stdout=self._lines,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(write,),
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, **(environment or {}), "BENCH_ANSWERS": str(write), "PYTHONHASHSEED": "0"},
-        )
-        os.close(write)
-        self._answers = os.fdopen(read)
-        self._read()
-
-    def _read(self) -> Any:
-        line = self._answers.readline()
-        if not line:
-            raise RuntimeError(f"the worker {self._process.args!r} ended; run it by hand to see why")
-        return json.loads(line)
-
-    def spend(self, name: str, times: int) -> float:
-        """Have the worker send requests; return the CPU seconds of one."""
-        assert self._process.stdin is not None  # noqa: S101 - it is a pipe
-        self._process.stdin.write(f"{name} {times}\n")
-        self._process.stdin.flush()
-        return float(self._read())
-
-    def lines(self) -> int:
-        """Count the lines that the worker has really written."""
-        return Path(self._lines.name).read_bytes().count(b"\n")
-
-    def close(self) -> None:
-        """End the worker."""
-        assert self._process.stdin is not None  # noqa: S101 - it is a pipe
-        self._process.stdin.close()
-        self._process.wait(20)
-        self._answers.close()
-        self._lines.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+RATIOS = (0.1, 1.0)
+TRIVIAL = "trivial"
 
 
-@dataclass(frozen=True)
-class Cost:
-    """CPU seconds of one request in each round, and of the bare app in the same rounds."""
+class Effort(NamedTuple):
+    """How much is measured."""
 
-    name: str
-    spent: list[float]
-    bare: list[float]
+    rounds: int
+    calls: int
 
-    @property
-    def ratio(self) -> float:
-        """Median of the paired ratios."""
-        return statistics.median(one / base for one, base in zip(self.spent, self.bare, strict=True))
 
-    @property
-    def spread(self) -> tuple[float, float]:
-        """First and third quartile of the paired ratios."""
-        quartiles = statistics.quantiles([one / base for one, base in zip(self.spent, self.bare, strict=True)], n=4)
-        return quartiles[0], quartiles[2]
-
-    @property
-    def added(self) -> float:
-        """Median of the CPU seconds that were added to the bare app's."""
-        return statistics.median(one - base for one, base in zip(self.spent, self.bare, strict=True))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return what the report needs."""
-        low, high = self.spread
-        return {
-            "ratio": self.ratio,
-            "low": low,
-            "high": high,
-            "added_us": self.added * 1e6,
-            "bare_us": statistics.median(self.bare) * 1e6,
-        }
+def progress(text: str) -> None:
+    """Tell the person at the terminal where we are."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - that is what it is for
 
 
 def measure(
-    variant: str,
-    ratio: float,
-    names: list[str],
-    *,
-    rounds: int,
-    calls: int,
-    environment: dict[str, str] | None = None,
-) -> dict[str, Cost]:
-    """Interleave `bare` and `names` in one process, round by round; what patches the process gets one of its own."""
-    together = ["bare", *(name for name in names if name not in PROCESS_WIDE)]
-    alone = [name for name in names if name in PROCESS_WIDE]
-    with Worker(variant, ratio, together, environment) as worker:
-        others = {name: Worker(variant, ratio, [name], environment) for name in alone}
-        try:
-            spent: dict[str, list[float]] = {name: [] for name in ("bare", *names)}
-            for number in range(rounds):
-                for name in _rotated([*together, *alone], number):
-                    spent[name].append(others.get(name, worker).spend(name, calls))
-        finally:
-            for other in others.values():
-                other.close()
-    return {name: Cost(name, spent[name], spent["bare"]) for name in names}
+    ratio: float, names: list[str], effort: Effort, *, extra: dict[str, str] | None = None, apart: Iterable[str] = ()
+) -> dict[str, list[float]]:
+    """Interleave the apps in one process, in another order in each round; return the CPU seconds of each round.
+
+    What patches the whole process, and what is named in `apart`, gets a process of its own; its rounds are
+    interleaved with the others all the same. Raises RuntimeError if a log line is missing at the end.
+    """
+    alone = [name for name in names if name in apart or name.partition("@")[0] in PROCESS_WIDE]
+    together = [name for name in names if name not in alone]
+    groups = [group for group in (together, *([name] for name in alone)) if group]
+    workers = [Worker("worker", str(ratio), *group, extra=extra) for group in groups]
+    try:
+        of = {name: worker for group, worker in zip(groups, workers, strict=True) for name in group}
+        spent: dict[str, list[float]] = {name: [] for name in names}
+        shuffled = random.Random(7)  # noqa: S311 - an order, the same in each run
+        for _ in range(effort.rounds):
+            for name in shuffled.sample(names, len(names)):
+                spent[name].append(of[name].ask(name, effort.calls))
+        each = WARM_UP + effort.rounds * effort.calls
+        for group, worker in zip(groups, workers, strict=True):
+            _check_lines(group, each, worker.end())
+    finally:
+        for worker in workers:
+            worker.close()
+    return spent
 
 
-def _rotated(names: list[str], by: int) -> Iterator[str]:
-    at = by % len(names)
-    yield from names[at:] + names[:at]
+def _check_lines(group: list[str], each: int, written: int) -> None:
+    """Raise RuntimeError unless every app that writes lines has really written one for each request."""
+    due = each * sum(name.partition("@")[0] in LINES for name in group)
+    if written != due:
+        raise RuntimeError(f"{group}: {due} lines were due, {written} stand in the file")
 
 
-def ours_in_every_variant(rounds: int, calls: int) -> dict[str, dict[str, Any]]:
-    """Measure ours in each variant at 10 % and 100 % sampling."""
-    found: dict[str, dict[str, Any]] = {}
-    for variant in REQUESTS:
-        for ratio in (0.1, 1.0):
-            costs = measure(variant, ratio, ["ours"], rounds=rounds, calls=calls)
-            found[f"{variant} {ratio:.0%}"] = costs["ours"].as_dict()
+def cost(spent: dict[str, list[float]], name: str, bare: str) -> Cost:
+    """Return what `name` costs beside `bare`."""
+    return Cost(spent[name], spent[bare])
+
+
+def run(effort: Effort, variants: Iterable[str] = VARIANTS) -> dict[str, Any]:
+    """Measure ours: in each variant, with 1,000 routes against 10, exporting, and beside a bare app far away."""
+    found: dict[str, Any] = {"bareness": ask("bareness"), "variants": {}, "apart": {}}
+    for ratio in RATIOS:
+        for variant in variants:
+            progress(f"in process: {variant}, {ratio:.0%} sampled")
+            bare, ours = f"bare@{variant}", f"ours@{variant}"
+            spent = measure(ratio, [bare, ours], effort)
+            found["variants"][f"{variant} {ratio:.0%}"] = cost(spent, ours, bare).as_dict()
+        progress(f"in process: exporting, {ratio:.0%} sampled")
+        found["variants"][f"exporting {ratio:.0%}"] = exporting(ratio, effort)
+        progress(f"in process: bare app in a process of its own, {ratio:.0%} sampled")
+        names = ["bare@trivial", "ours@trivial"]
+        spent = measure(ratio, names, effort, apart=names)
+        found["apart"][f"trivial {ratio:.0%}"] = cost(spent, names[1], names[0]).as_dict()
+    found["routes"] = routes(effort)
+    found["driver_us"] = _median_us(measure(0.1, ["nothing@trivial"], effort)["nothing@trivial"])
     return found
 
 
-def peers(rounds: int, calls: int) -> dict[str, dict[str, Any]]:
-    """Measure each peer beside ours on the trivial endpoint, each pair in one run."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, (_, _, sampled) in PEERS.items():
-        for ratio in (0.1, 1.0) if sampled else (0.1,):
-            costs = measure("trivial", ratio, ["ours", name], rounds=rounds, calls=calls)
+def _median_us(values: list[float]) -> float:
+    return Cost(values, values).as_dict()["bare_us"]  # type: ignore[no-any-return]
+
+
+def routes(effort: Effort) -> dict[str, Any]:
+    """Compare what ours adds to an app of 1,000 routes and to one of 10, all four in the same rounds."""
+    progress("in process: 1,000 routes against 10")
+    variants = ("routes-10", "routes-1000", "routes-1000-last")
+    spent = measure(0.1, [f"{app}@{variant}" for variant in variants for app in ("bare", "ours")], effort)
+    ten, first, last = (cost(spent, f"ours@{variant}", f"bare@{variant}") for variant in variants)
+    return {
+        "same position": ratio_of_added(first, ten),
+        "last route": ratio_of_added(last, ten),
+        **{variant: one.as_dict() for variant, one in zip(variants, (ten, first, last), strict=True)},
+    }
+
+
+def exporting(ratio: float, effort: Effort) -> dict[str, Any]:
+    """Measure ours with spans going to a real OTLP receiver in another process.
+
+    So many requests a round that about two full batches (of 256 spans) are exported in it, as under load.
+    """
+    effort = Effort(max(3, effort.rounds // 4), int(512 / ratio))
+    with Worker("receiver") as receiver:
+        extra = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.said}"}
+        spent = measure(ratio, ["bare@trivial", "ours_exporting@trivial"], effort, extra=extra)
+        received = receiver.ask("count")
+    requests = WARM_UP + effort.rounds * effort.calls
+    if not 0.8 * ratio * requests <= received <= min(requests, 1.2 * ratio * requests):
+        raise RuntimeError(f"the receiver got {received} spans of {requests} requests at a ratio of {ratio}")
+    one = cost(spent, "ours_exporting@trivial", "bare@trivial").as_dict()
+    return {**one, "requests": requests, "spans_received": received}
+
+
+def peers(effort: Effort, names: Iterable[str] = PEERS) -> dict[str, Any]:
+    """Measure each peer beside ours and bare on the trivial endpoint, the three in the same rounds."""
+    found: dict[str, Any] = {}
+    for name in names:
+        for ratio in RATIOS:
+            progress(f"peers: {name}, {ratio:.0%} sampled")
+            try:
+                spent = measure(ratio, ["bare@trivial", "ours@trivial", f"{name}@trivial"], effort)
+            except RuntimeError as problem:
+                progress(f"  skipped: {problem}")
+                found[f"{name} {ratio:.0%}"] = {"skipped": str(problem).strip().splitlines()[-1]}
+                continue
+            peer = cost(spent, f"{name}@trivial", "bare@trivial")
+            ours = cost(spent, "ours@trivial", "bare@trivial")
             found[f"{name} {ratio:.0%}"] = {
-                **costs[name].as_dict(),
-                "ours_ratio": costs["ours"].ratio,
-                "ours_added_us": costs["ours"].added * 1e6,
+                **peer.as_dict(),
+                "ours": ours.as_dict(),
+                "ours_added_part": ratio_of_added(ours, peer),
             }
     return found

@@ -1,20 +1,27 @@
-"""A process that holds some apps and spends CPU time on their requests when told to."""
+"""A process that holds some apps and spends CPU time on their requests when told to.
+
+Arguments: the sampling ratio, then `<app>@<variant>` for each app. Orders on standard input: `<app>@<variant> <times>`;
+the answer is the CPU seconds of one request.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.apps import MAKERS, REQUESTS
+from benchmarks.apps import MAKERS, REQUESTS, refuse_telemetry
+from benchmarks.process import answers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     Call = Callable[[], Awaitable[None]]
+
+WARM_UP = 300
+"""Requests to each app before the first measured one."""
 
 
 def caller(app: Any, request: dict[str, Any]) -> Call:
@@ -63,25 +70,44 @@ async def send(message: Any) -> None:
     """Take a message of the app, as a server does."""
 
 
-async def spend(call: Call, times: int) -> float:
-    """Return the CPU seconds of one call, those of all threads included."""
+async def spend(call: Call, times: int, flush: Callable[[], Any]) -> float:
+    """Return the CPU seconds of one call, those of all threads included, with what the app had put off until later."""
     before = time.process_time()
     for _ in range(times):
         await call()
+    flush()
+    await asyncio.sleep(0)
     return (time.process_time() - before) / times
 
 
+def flusher(app: Any) -> Callable[[], Any]:
+    """Return what makes the app do at once what it has put off: what is queued must not be charged to the next app."""
+    observe = getattr(getattr(app, "state", None), "observe", None)
+    return _nothing if observe is None else lambda: observe.flush(10.0)
+
+
+def _nothing() -> None:
+    """Nothing waits."""
+
+
 async def serve() -> None:
-    """Make the apps named in the arguments, then obey lines of standard input: `<app> <times>`."""
-    variant, ratio, names = sys.argv[1], float(sys.argv[2]), sys.argv[3:]
-    answers = os.fdopen(int(os.environ["BENCH_ANSWERS"]), "w", buffering=1)
-    calls = {name: caller(MAKERS[name](variant, ratio), REQUESTS[variant]) for name in names}
-    for call in calls.values():
-        await spend(call, 200)
-    answers.write(json.dumps("ready") + "\n")
+    """Make the apps named in the arguments, then obey."""
+    out = answers()
+    ratio, names = float(sys.argv[1]), sys.argv[2:]
+    calls: dict[str, tuple[Call, Callable[[], Any]]] = {}
+    for name in names:
+        maker, _, variant = name.partition("@")
+        app = MAKERS[maker](variant, ratio)
+        if maker == "bare":
+            refuse_telemetry(app)
+        calls[name] = (caller(app, REQUESTS[variant]), flusher(app))
+    for call, flush in calls.values():
+        await spend(call, WARM_UP, flush)
+    out.write(json.dumps("ready") + "\n")
     for line in sys.stdin:
         name, times = line.split()
-        answers.write(json.dumps(await spend(calls[name], int(times))) + "\n")
+        call, flush = calls[name]
+        out.write(json.dumps(await spend(call, int(times), flush)) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fastapi_observe.records.exchange import Exchange
 
 OBSERVE: Final = "fastapi_observe"
-"""Key of the `Observability` in the ASGI scope: that of the outermost installed app."""
+"""Key of the `Observability` in the ASGI scope: that of the outermost installed app that measures the request."""
 
 IDS: Final = "__observe_ids__"
 """Attribute that an exception takes along: (trace id, span id, request id), for the server's crash log."""
@@ -50,7 +50,7 @@ class Door:
             return
         try:
             observability.started()
-            scope.setdefault(OBSERVE, observability)
+            scope[OBSERVE] = observability
             # FastAPI's and Starlette's own telemetry inside (mounted apps, middleware) stand back when they see these.
             scope.setdefault("fastapi.telemetry", None)
             scope.setdefault("starlette.opentelemetry", True)

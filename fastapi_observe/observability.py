@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
+from contextlib import ExitStack
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 from weakref import WeakKeyDictionary, WeakSet
@@ -76,31 +77,30 @@ class Observability:
         self.settings = settings
         self.faults = Faults()
         self.routes = Routes(app)
-        self.tracing = TracingService(settings, self.faults)
-        self.metrics = MetricsService(settings, self.faults)
-        self.logs = Logs(settings, self.faults)
+        with ExitStack() as undo:  # what cannot be installed leaves nothing behind
+            self.metrics = MetricsService(settings, self.faults)
+            undo.callback(self.metrics.close)
+            self.saturation = Saturation()
+            self.metrics.add_reader(SystemCollector(settings, self.faults))
+            self.metrics.add_reader(self.saturation)
+            self.logs = Logs(settings, self.faults)
+            undo.callback(self.logs.close)
+            self.tracing = TracingService(settings, self.faults)  # last: a global provider cannot be taken back
+            undo.pop_all()
         self.db = DatabaseClient(self)
         self.external = ExternalClient(self)
-        self.saturation = Saturation()
-        self._signals: tuple[tuple[str, int, Signal], ...] = tuple(
-            (name, 1 << at, signal)
-            for at, (name, signal, wanted) in enumerate(
-                (
-                    ("tracing", self.tracing, settings.tracing),
-                    ("metrics", self.metrics, settings.metrics),
-                    ("logs", self.logs, settings.logs),
-                )
-            )
-            if wanted
+        signals: tuple[tuple[str, Signal, bool], ...] = (
+            ("tracing", self.tracing, settings.tracing),
+            ("metrics", self.metrics, settings.metrics),
+            ("logs", self.logs, settings.logs),
         )
+        self._signals = tuple((name, 1 << at, signal) for at, (name, signal, wanted) in enumerate(signals) if wanted)
         self._request_id_header = settings.request_id_header.lower().encode()
         self._clients: WeakKeyDictionary[Any, httpx.AsyncClient] = WeakKeyDictionary()
         self._more_clients: WeakSet[httpx.AsyncClient] = WeakSet()
         self._undo: list[Callable[[], None]] = []
         self._loop: Any = None
         self.closed = False
-        self.metrics.add_reader(SystemCollector(settings, self.faults))
-        self.metrics.add_reader(self.saturation)
         if settings.logs:
             self.logs.start()
         background.watch()
@@ -314,6 +314,8 @@ def traced(function: Any = None, /, **attributes: Any) -> Any:
     if there is none or several, to the global tracer provider.
     """
     named = function is None or isinstance(function, str)
+    if not (named or callable(function) or isinstance(function, classmethod)):
+        raise TypeError(f"@traced needs a function or a name for its spans, got {function!r:.80}")
     decorate = traced_with(_current_tracer, function if named else None, attributes)
     return decorate if named else decorate(function)
 

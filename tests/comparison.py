@@ -11,6 +11,16 @@ from fastapi_observe.middleware import IDS
 OURS = (b"x-request-id", b"traceresponse")
 
 
+def bare(app: Any) -> Any:
+    """Return an app as it is in a process without install: FastAPI's native telemetry is off.
+
+    It wakes up in every app of the process once there is a global tracer provider, which install sets.
+    """
+    telemetry = getattr(app, "_telemetry", {})
+    telemetry.update({name: False for name in ("tracing", "metrics", "logs") if name in telemetry})
+    return app
+
+
 class Answer(NamedTuple):
     """What a server saw of one call of an app."""
 
@@ -55,6 +65,8 @@ def normalised(message: Any) -> Any:
     if not isinstance(message, dict):
         return message
     shown = dict(message)
+    if hasattr(shown.get("headers"), "__next__"):
+        shown["headers"] = list(shown["headers"])
     if shown.get("type") in {"http.response.start", "websocket.accept", "websocket.http.response.start"}:
         headers = shown.get("headers", ())
         try:

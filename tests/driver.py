@@ -128,9 +128,7 @@ async def ask(  # noqa: PLR0913 - what a request is
     return await _finish(task, client.answer)
 
 
-async def converse(
-    app: App, path: str, *inbox: dict[str, Any], deaf: bool = False, **scope: Any
-) -> Answer:
+async def converse(app: App, path: str, *inbox: dict[str, Any], deaf: bool = False, **scope: Any) -> Answer:
     """Open a WebSocket connection; `inbox` is what the client sends after it has connected.
 
     A `deaf` client has left once it is accepted, and the server tells it by `OSError`.
@@ -161,7 +159,7 @@ async def live(app: App, *kinds: str) -> Answer:
     async def receive() -> dict[str, Any]:
         return waiting.pop(0)
 
-    async def send(message: dict[str, Any]) -> None:  # noqa: RUF029 - ASGI asks for a coroutine function
+    async def send(message: dict[str, Any]) -> None:
         answer.messages.append(message)
 
     scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}

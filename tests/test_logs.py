@@ -563,6 +563,15 @@ def test_an_exception_brings_the_ids_of_its_request(make: Callable[..., Logs], l
     ]
 
 
+def test_a_crash_logged_inside_an_earlier_request(make: Callable[..., Logs], lines: Lines) -> None:
+    """A server that logs a crash in the context of an earlier request of the connection names the crashed one."""
+    make()
+    with inside(exchange_of(request_id="earlier", complete=True), span=True):
+        logging.getLogger("uvicorn.error").error("crash", exc_info=marked())
+    (line,) = lines()
+    assert (line["trace_id"], line["span_id"], line["request_id"]) == (TRACE, SPAN, "request-1")
+
+
 def test_the_search_for_ids_ends() -> None:
     """Rings and endless chains of exceptions are searched for a while."""
     first, second = ValueError(), KeyError()

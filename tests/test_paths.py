@@ -23,30 +23,31 @@ if TYPE_CHECKING:
 
     from conftest import Seen
 
+# BaseHTTPMiddleware of old Starlette leaves a stream open when the app fails.
+pytestmark = pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
+
 
 @pytest.mark.parametrize(("row", "base"), [(row, base) for row in ROWS for base in (False, True)], ids=str)
 async def test_the_zoo(observed: Callable[..., Seen], row: Row, base: bool) -> None:  # noqa: FBT001 - a parameter
     """Whatever kind of request it is: span, count, sample and line say the same, and the gauge is back at 0."""
-    app = make_zoo(base=base)
-    seen = observed(app)
-    method = "BREW" if row.facts.method == "_OTHER" else row.facts.method
-    answer = await ask(app, row.path, method, headers=row.headers, body=row.body)
-    (line,) = assert_agreement(seen, row.facts)
+    bare = await ask(make_zoo(base=base), row.path, row.method, headers=row.headers, body=row.body)
+    seen = observed(app := make_zoo(base=base))
+    answer = await ask(app, row.path, row.method, headers=row.headers, body=row.body)
+    facts = row.facts
+    if isinstance(bare.raised, ExceptionGroup):  # old Starlette's streams raise one
+        facts = facts._replace(error_type="ExceptionGroup")
+    (line,) = assert_agreement(seen, facts)
     assert answer.status == row.facts.status
     assert answer.headers["x-request-id"] == line["request_id"]
-    assert line["fields"]["response_size"] == (0 if method == "HEAD" else len(answer.body))
+    assert line["fields"]["response_size"] == (0 if row.method == "HEAD" else len(answer.body))
     assert line["fields"]["request_size"] == len(row.body)
-    assert (answer.raised is not None) == row.raises
+    assert type(answer.raised) is type(bare.raised)
 
 
 async def test_one_after_another(observed: Callable[..., Seen]) -> None:
     """All kinds of requests through one app add up: no request leaves anything behind for the next."""
     seen = observed(app := make_zoo())
-    answers = [
-        await ask(app, row.path, "BREW" if row.facts.method == "_OTHER" else row.facts.method, headers=row.headers)
-        for row in ROWS
-        if not row.body
-    ]
+    answers = [await ask(app, row.path, row.method, headers=row.headers) for row in ROWS if not row.body]
     lines = assert_agreement(seen, *(row.facts for row in ROWS if not row.body))
     assert [line["request_id"] for line in lines] == [answer.headers["x-request-id"] for answer in answers]
 
@@ -150,9 +151,9 @@ async def test_middleware_that_fails_after_the_answer(observed: Callable[..., Se
     """What fails after the last message does not change a request that has been answered."""
     app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("ok"))])
 
-    def failing(inner: Any) -> Any:
+    def failing(app: Any) -> Any:
         async def middleware(scope: Any, receive: Any, send: Any) -> None:
-            await inner(scope, receive, send)
+            await app(scope, receive, send)
             raise BrokenError
 
         return middleware
@@ -177,9 +178,7 @@ async def test_dependencies_that_fail_when_they_are_left(observed: Callable[...,
     assert isinstance(answer.raised, BrokenError)
     # FastAPI from 0.106 to 0.117 leaves dependencies before it sends the response.
     assert answer.status in {200, 500}
-    assert_agreement(
-        seen, Facts("/left", 200) if answer.status == 200 else Facts("/left", 500, "server_error", BROKEN)
-    )
+    assert_agreement(seen, Facts("/left", 200) if answer.status == 200 else Facts("/left", 500, "server_error", BROKEN))
 
 
 async def test_compressed_sizes(observed: Callable[..., Seen]) -> None:
@@ -200,9 +199,11 @@ async def test_files_that_the_server_sends(observed: Callable[..., Seen]) -> Non
     app.get("/file")(lambda: FileResponse(__file__))
     seen = observed(app)
     answer = await ask(app, "/file", extensions={"http.response.pathsend": {}})
+    if answer.messages[1]["type"] == "http.response.body":
+        pytest.skip("this Starlette does not know the extension")
     assert [message["type"] for message in answer.messages] == ["http.response.start", "http.response.pathsend"]
     (line,) = assert_agreement(seen, Facts("/file", 200))
-    assert line["fields"]["response_size"] == Path(__file__).stat().st_size
+    assert line["fields"]["response_size"] == Path(__file__).stat().st_size  # noqa: ASYNC240 - a test
 
 
 async def test_trailers_end_the_request(observed: Callable[..., Seen]) -> None:
@@ -285,6 +286,4 @@ async def test_base_middleware_that_fails(observed: Callable[..., Seen]) -> None
     seen = observed(app)
     await ask(app, "/sync?before")
     await ask(app, "/sync?after")
-    assert_agreement(
-        seen, Facts("unmatched", 500, "server_error", BROKEN), Facts("/sync", 500, "server_error", BROKEN)
-    )
+    assert_agreement(seen, Facts("unmatched", 500, "server_error", BROKEN), Facts("/sync", 500, "server_error", BROKEN))

@@ -66,6 +66,7 @@ class Named:
             self.last = self.routes.template(scope, status)
 
     def __call__(self, path: str, method: str = "GET", **options: Any) -> str:
+        """Name a request."""
         self.client.request(method, path, **options)
         return self.last
 
@@ -209,7 +210,9 @@ def test_an_included_router_that_contains_a_mount() -> None:
     app.include_router(router, prefix="/v1")
     template = Named(app)
     assert template("/v1/x") == "/v1/{name}"
-    if any(hasattr(route, "effective_route_contexts") for route in app.routes):  # FastAPI 0.137 and later include mounts
+    if any(
+        hasattr(route, "effective_route_contexts") for route in app.routes
+    ):  # FastAPI 0.137 and later include mounts
         assert template("/v1/sub/items/3") == "/v1/sub/items/{id}"
         assert template("/v1/sub/openapi.json") == "/v1/sub/openapi.json"
         assert template("/v1/sub/nothing") == "/v1/sub/{path}"
@@ -387,7 +390,7 @@ def test_a_template_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def counting(base: type[Any], calls: list[str]) -> type[Any]:
     """Derive a route class that notes each time it is asked whether it matches."""
 
-    class Counting(base):
+    class Counting(base):  # type: ignore[misc]  # it is one of several
         def matches(self, scope: Scope) -> Any:
             calls.append(self.path)
             return super().matches(scope)

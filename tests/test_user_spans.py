@@ -11,23 +11,29 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from enum import IntEnum, StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 import pytest
+from driver import ask
 from fastapi import BackgroundTasks, Depends, FastAPI
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import Sampler
 from opentelemetry.trace import StatusCode
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from fastapi_observe import ObserveSettings, TracingDep, traced
 from fastapi_observe.records.faults import Faults
 from fastapi_observe.signals.tracing import TracingService
-from fastapi_observe.signals.user_spans import LONGEST_MESSAGE, LONGEST_STACK, ContextScope
+from fastapi_observe.signals.user_spans import LONGEST_MESSAGE, LONGEST_STACK, ContextScope, SpanScope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
@@ -74,7 +80,7 @@ def parent_of(span: ReadableSpan) -> int | None:
 def id_of(span: ReadableSpan) -> int:
     """Return the id of a span."""
     assert span.context is not None
-    return span.context.span_id
+    return int(span.context.span_id)
 
 
 # Blocks
@@ -159,10 +165,14 @@ def test_success_leaves_the_status_unset(spans: Spans) -> None:
 
 async def test_span_works_with_async_with(spans: Spans) -> None:
     """`async with tracing.span(...)` is the same as `with`."""
-    with pytest.raises(KeyError):
+
+    async def work() -> None:
         async with spans.tracing.span("s") as span:
             assert trace.get_current_span() is span
             raise KeyError(7)
+
+    with pytest.raises(KeyError):
+        await work()
     assert (spans.one().attributes or {})["error.type"] == "KeyError"
 
 
@@ -233,10 +243,7 @@ def test_event_and_attributes_go_to_the_current_span(spans: Spans) -> None:
 def test_record_error_marks_the_current_span(spans: Spans) -> None:
     """A handled exception can be recorded."""
     with spans.tracing.span("s"):
-        try:
-            raise TimeoutError("too slow")
-        except TimeoutError as exc:
-            spans.tracing.record_error(exc)
+        spans.tracing.record_error(TimeoutError("too slow"))
     span = spans.one()
     assert (span.status.status_code, (span.attributes or {})["error.type"]) == (StatusCode.ERROR, "TimeoutError")
 
@@ -248,6 +255,72 @@ def test_scope_left_in_another_context_is_harmless(spans: Spans) -> None:
     scope.__exit__(None, None, None)
     assert spans.one().name == "s"
     assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+class Hidden(type):
+    """A metaclass that forbids to look."""
+
+    @property
+    def __qualname__(cls) -> str:  # type: ignore[override]
+        raise RuntimeError("hidden")
+
+
+class HiddenError(Exception, metaclass=Hidden):
+    """An exception whose stack trace cannot be made."""
+
+
+def test_exception_without_a_stack_trace_goes_on(spans: Spans) -> None:
+    """An exception that Python cannot format is recorded without its stack trace."""
+    with pytest.raises(HiddenError), spans.tracing.span("s"):
+        raise HiddenError
+    seen = dict(spans.one().events[0].attributes or {})
+    assert seen["exception.stacktrace"] == "<unprintable stacktrace>"
+    assert str(seen["exception.type"]).endswith("HiddenError")
+
+
+class BrokenSampler(Sampler):
+    """A sampler that raises."""
+
+    def should_sample(self, *_: Any, **__: Any) -> Any:
+        """Raise."""
+        raise RuntimeError("broken")
+
+    def get_description(self) -> str:
+        """Name it."""
+        return "broken"
+
+
+class BrokenProcessor(SpanProcessor):
+    """A span processor that raises at the end of a span."""
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Raise."""
+        raise RuntimeError("broken")
+
+
+@pytest.mark.parametrize("where", ["in a request", "outside"])
+async def test_a_broken_sampler_or_processor_never_reaches_the_block(
+    observed: Callable[..., Seen], caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    """What a sampler or processor of the user's raises is counted and told; the block runs, ids flow on."""
+    start, end = TracerProvider(sampler=BrokenSampler()), TracerProvider()
+    end.add_span_processor(BrokenProcessor())
+    ran: list[bool] = []
+
+    async def endpoint(request: Request) -> Response:
+        for provider in (start, end):
+            with SpanScope(provider.get_tracer("t"), "s", {}) as span:
+                ran.append(span.is_recording())
+        return Response()
+
+    seen = observed(Starlette(routes=[Route("/", endpoint)]), capture_logging=False)
+    if where == "outside":
+        await endpoint(Request({"type": "http"}))
+        assert "span.start" in caplog.text
+    else:
+        await ask(seen.observe.routes.app, "/")
+        assert seen.observe.faults.counts == {"span.start": 1, "span.end": 1}
+    assert ran == [False, True]
 
 
 # Decorated functions
@@ -283,7 +356,7 @@ class Work:
         return cls(factor)
 
 
-class Callable1:
+class Adder:
     """A callable object."""
 
     def __call__(self, number: int) -> int:
@@ -358,16 +431,16 @@ async def test_traced_callables_of_every_kind(spans: Spans) -> None:
     assert inspect.iscoroutinefunction(awaited)
     assert await added() == 3
     assert await awaited() == "AsyncCallable"
-    assert deco(Callable1())(1) == 2
-    assert deco(functools.partial(Callable1(), 4))() == 5
+    assert deco(Adder())(1) == 2
+    assert deco(functools.partial(Adder(), 4))() == 5
     assert deco(Work)(3).factor == 3
     assert deco(len)([1]) == 1
     assert deco(functools.lru_cache(Work().method))(4) == 8
     assert [span.name for span in spans.ended] == [
         "test_traced_callables_of_every_kind.<locals>.add",
         "AsyncCallable",
-        "Callable1",
-        "Callable1",
+        "Adder",
+        "Adder",
         "Work",
         "len",
         "Work.method",
@@ -451,13 +524,13 @@ def test_traced_generator_can_be_closed(spans: Spans) -> None:
 
     generator = tidy()
     assert next(generator) == 1
-    generator.close()  # type: ignore[attr-defined]
+    generator.close()
     assert cleaned == ["tidy"]
     refusing = stubborn()
     assert next(refusing) == 1
     with pytest.raises(RuntimeError, match="ignored GeneratorExit"):
-        refusing.close()  # type: ignore[attr-defined]
-    refusing.close()  # type: ignore[attr-defined]
+        refusing.close()
+    refusing.close()
     assert {span.status.status_code for span in spans.ended} == {StatusCode.UNSET}
     assert [span.name for span in spans.ended] == ["tidy", "stubborn"]
 
@@ -612,10 +685,10 @@ def test_traced_dependency_with_yield(observed: Callable[..., Seen], kind: str) 
             torn_down.append(repr(exc))
             raise
 
+    dependency = Depends(sync if kind == "sync" else asynchronous)
+
     @app.get("/{fail}")
-    async def endpoint(
-        fail: int, session: Annotated[str, Depends(sync if kind == "sync" else asynchronous)], tracing: TracingDep
-    ) -> str:
+    async def endpoint(fail: int, tracing: TracingDep, session: str = dependency) -> str:
         with tracing.span("in endpoint"):
             if fail:
                 raise KeyError("gone")

@@ -121,6 +121,7 @@ class Caught:
         return PlainTextResponse("wrong", 422)
 
     def __call__(self, path: str = "/", **options: Any) -> set[str]:
+        """Send a wrong request; return the names of its fields."""
         self.errors = []
         assert self.client.post(path, **options).status_code == 422
         return {field for field, _ in self.errors}
@@ -154,7 +155,7 @@ async def takes_options(body: Options) -> None:
     """Take a TypedDict."""
 
 
-async def takes_ids(body: Ids) -> None:
+async def takes_ids(body: Annotated[Ids, Body()]) -> None:
     """Take a named type."""
 
 
@@ -203,7 +204,7 @@ def test_forms_are_named_by_their_fields() -> None:
 def test_parameters() -> None:
     """Path, query, header and cookie parameters, aliases and those of dependencies have names."""
 
-    async def endpoint(  # noqa: PLR0913, PLR0917 - one of each kind
+    async def endpoint(
         number: int,
         depth: Annotated[int, Query(alias="Depth-Of")],
         x_token: Annotated[int, Header()],
@@ -272,8 +273,10 @@ def test_errors_and_depth_are_bounded() -> None:
 
 JSON = st.recursive(
     st.none() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(max_size=8) | st.sampled_from(["items", "by_name", "price"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=8) | st.sampled_from(["items", "by_name", "price"]), inner, max_size=3)
+    ),
     max_leaves=10,
 )
 STRICT = Caught(takes_strict)

@@ -110,7 +110,10 @@ class Operation:
 def error_name(exc: BaseException) -> str:
     """Return the `error_type` of an exception: its class name, with its module unless built in."""
     kind = type(exc)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    try:
+        return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    except Exception:  # noqa: BLE001 - a metaclass may override anything
+        return str(type.__dict__["__qualname__"].__get__(kind))
 
 
 def is_cancellation(exc: BaseException | None) -> bool:

@@ -174,22 +174,23 @@ class LineWriter:
         if self._owner == threading.get_ident():  # inside our own write: its loop, or the thread, comes to this line
             self._wake_thread()
             return False
+        deadline = None if patience is None else monotonic() + patience
         if not self._lock.acquire(timeout=-1 if patience is None else patience):
             self._stuck = True
             self._wake_thread()
             return False
         try:
             self._owner = threading.get_ident()
-            while self._queue and not (self._rest and patience is not None and self._stuck):
-                self._write_batch(patience)
             if self._rest:
-                self._put(b"", 0, patience)
+                self._put(b"", 0, deadline)
+            while self._queue and (deadline is None or not self._rest):
+                self._write_batch(deadline)
         finally:
             self._owner = 0
             self._lock.release()
         return True
 
-    def _write_batch(self, patience: float | None) -> None:
+    def _write_batch(self, deadline: float | None) -> None:
         queue = self._queue
         lines: list[bytes] = []
         files: dict[LogFile, list[bytes]] = {}
@@ -202,16 +203,16 @@ class LineWriter:
             if file.write(copies):
                 self._busy_files[file] = None
                 self._wake_thread()
-        self._put(b"".join(lines), len(lines), patience)
+        self._put(b"".join(lines), len(lines), deadline)
 
-    def _put(self, data: bytes, count: int, patience: float | None) -> None:
+    def _put(self, data: bytes, count: int, deadline: float | None) -> None:
         """Write `data`, after what an impatient caller had to leave."""
         data, self._rest = self._rest + data, b""
         stream: Any = sys.stdout
         try:
-            pipe = None if patience is None else _pipe_of(stream)
-            if pipe is not None and patience is not None:
-                self._rest = _write_while_ready(pipe, data, patience)
+            pipe = None if deadline is None else _pipe_of(stream)
+            if pipe is not None and deadline is not None:
+                self._rest = _write_while_ready(pipe, data, deadline)
                 self._stuck = bool(self._rest)
                 if self._stuck:
                     self._wake_thread()
@@ -238,9 +239,8 @@ def _pipe_of(stream: Any) -> int | None:
     return None if stat.S_ISREG(os.fstat(descriptor).st_mode) else descriptor
 
 
-def _write_while_ready(descriptor: int, data: bytes, patience: float) -> bytes:
-    """Write `data` piece by piece for at most `patience` seconds; return what is left."""
-    deadline = monotonic() + patience
+def _write_while_ready(descriptor: int, data: bytes, deadline: float) -> bytes:
+    """Write `data` piece by piece until `deadline` (monotonic); return what is left."""
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     while data and poll.poll(max(0.0, deadline - monotonic()) * 1000):

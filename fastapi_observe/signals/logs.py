@@ -263,17 +263,20 @@ class Logs:
 
     def _add_ids(self, line: dict[str, Any], exc: BaseException | None) -> None:
         """Add the ids of the current span and request, else those that the exception brought along."""
-        trace_id = span_id = request_id = ""
+        trace_id = span_id = ""
         exchange = current_exchange()
         context = get_current_span().get_span_context()
-        if context.is_valid:
+        brought = ("", "", "") if exc is None else ids_of(exc)
+        if exchange is not None and exchange.complete and brought[2] not in {"", exchange.request_id}:
+            # A server may log a crash in the context of an earlier request of the connection.
+            trace_id, span_id, exchange = brought[0], brought[1], None
+        elif context.is_valid:
             trace_id, span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
         elif exchange is not None:
             trace_id, span_id = exchange.trace_id, exchange.span_id
         if exchange is not None:
             request_id = exchange.request_id
-        elif exc is not None:
-            brought = ids_of(exc)
+        else:
             if not trace_id:
                 trace_id, span_id = brought[0], brought[1]
             request_id = brought[2]

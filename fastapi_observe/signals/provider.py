@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -85,18 +83,17 @@ def make_sampler(settings: ObserveSettings) -> sampling.Sampler:
 def make_resource(settings: ObserveSettings) -> Resource:
     """Describe this service (OpenTelemetry resource conventions).
 
-    `OTEL_RESOURCE_ATTRIBUTES` adds to it, and may name the instance.
+    `OTEL_RESOURCE_ATTRIBUTES` adds to it. The SDK names the instance, anew after a fork.
     """
-    told: dict[str, Any] = {
+    attributes: dict[str, Any] = {
         "service.name": settings.service_name,
         "deployment.environment.name": settings.environment,
         "telemetry.distro.name": "fastapi-observe",
         "telemetry.distro.version": version("fastapi-observe"),
     }
     if settings.service_version:
-        told["service.version"] = settings.service_version
-    guessed = Resource({"service.instance.id": str(uuid.uuid4()), "process.pid": os.getpid()})
-    return guessed.merge(Resource.create(told))
+        attributes["service.version"] = settings.service_version
+    return Resource.create(attributes)
 
 
 def make_exporter(settings: ObserveSettings) -> SpanExporter | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import propagate, trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanKind, StatusCode
 
+from fastapi_observe.records.exchange import current_exchange
 from fastapi_observe.records.trace_context import TraceContext, well_formed_headers
 from fastapi_observe.signals.provider import ObserveTracerProvider, make_provider
 from fastapi_observe.signals.server_span import HeaderCapture, request_attributes, response_attributes, span_name
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from concurrent.futures import Executor
 
-    from opentelemetry.context import Context
     from opentelemetry.trace import Span
 
     from fastapi_observe.records.exchange import Exchange
@@ -60,12 +61,15 @@ class TracingService:
     def open_exchange(self, exchange: Exchange) -> None:
         """Adopt the server span that is already open, else start one; give the exchange its ids."""
         current = trace.get_current_span()
+        around: Context | None = None
+        if current is not trace.INVALID_SPAN and is_left_over(current):
+            current, around = trace.INVALID_SPAN, Context()
         if current is not trace.INVALID_SPAN and is_server_span(current):
             span = current
             exchange.adopted = True
             parent = None
         else:
-            parent = self._parent(exchange)
+            parent = self._parent(exchange, around)
             span = self.tracer.start_span(
                 exchange.method, context=parent, kind=SpanKind.SERVER, start_time=exchange.started_ns
             )
@@ -80,11 +84,11 @@ class TracingService:
             if self._capture_request:
                 span.set_attributes(self._capture_request.read(exchange.scope.get("headers") or ()))
 
-    def _parent(self, exchange: Exchange) -> Context | None:
-        """Read the context that came with the request; None: that of the calling code."""
+    def _parent(self, exchange: Exchange, around: Context | None) -> Context | None:
+        """Read the context that came with the request, into `around`; None: that of the calling code."""
         headers = exchange.headers
         if not any(name in headers for name in self._carriers):
-            return None
+            return around
         carrier: dict[str, list[str]] = {}
         for name, value in exchange.scope["headers"]:
             wanted = self._carriers.get(name)
@@ -92,7 +96,8 @@ class TracingService:
                 carrier.setdefault(wanted, []).append(value.decode("latin-1"))
         if len(carrier.get("traceparent", ())) > 1:  # W3C Trace Context: a duplicated header restarts the trace
             del carrier["traceparent"]
-        return propagate.extract(well_formed_headers({name: ",".join(values) for name, values in carrier.items()}))
+        received = well_formed_headers({name: ",".join(values) for name, values in carrier.items()})
+        return propagate.extract(received, around)
 
     def start_exchange(self, exchange: Exchange) -> None:
         """Tell an adopted span the route and the status before its owner ends it."""
@@ -221,4 +226,18 @@ def is_server_span(span: Span) -> bool:
     at = span.get_span_context()
     if not at.is_valid or at.is_remote:
         return False
-    return not span.is_recording() or getattr(span, "kind", None) is SpanKind.SERVER
+    if span.is_recording():
+        return getattr(span, "kind", None) is SpanKind.SERVER
+    return getattr(span, "end_time", None) is None
+
+
+def is_left_over(span: Span) -> bool:
+    """Tell whether a current span belongs to a request that is over.
+
+    asyncio lets a context out of its task (python/cpython#140947): after a pipelined request, or a response without a
+    body, uvicorn starts the next request of the connection in the context of the one before.
+    """
+    before = current_exchange()
+    if before is None or not before.complete or (span.is_recording() and is_server_span(span)):
+        return False
+    return format(span.get_span_context().trace_id, "032x") == before.trace_id

@@ -13,6 +13,8 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
+from fastapi_observe.records.exchange import current_exchange
+from fastapi_observe.records.faults import Faults
 from fastapi_observe.records.operation import error_name
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ LONGEST_MESSAGE = 1024
 LONGEST_STACK = 8192
 
 _PLAIN = (str, bool, int, float)
-_INT64 = range(-(2**63), 2**63)
+_LARGEST = 2**63
 
 
 def note_exception(span: Span, exc: BaseException) -> None:
@@ -41,7 +43,7 @@ def note_exception(span: Span, exc: BaseException) -> None:
         {
             "exception.type": name,
             "exception.message": safe_text(exc)[:LONGEST_MESSAGE],
-            "exception.stacktrace": well_formed("".join(traceback.format_exception(exc))[-LONGEST_STACK:]),
+            "exception.stacktrace": well_formed(safe_stack(exc)[-LONGEST_STACK:]),
         },
     )
     span.set_attribute("error.type", name)
@@ -58,7 +60,7 @@ def _plain_value(value: Any) -> Any:
         return well_formed(value)
     if isinstance(value, list | tuple) and len({type(item) for item in value}) == 1 and isinstance(value[0], _PLAIN):
         return [_plain_value(item) for item in value]
-    if isinstance(value, float) or (isinstance(value, int) and value in _INT64):
+    if isinstance(value, float) or (isinstance(value, int) and -_LARGEST <= value < _LARGEST):
         return value
     return safe_text(value)
 
@@ -74,6 +76,14 @@ def safe_text(value: Any) -> str:
 def well_formed(text: str) -> str:
     """Escape lone surrogates: one name that has no UTF-8 form would lose the whole batch of spans."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def safe_stack(exc: BaseException) -> str:
+    """Return the stack trace of an exception, or a stand-in if its class cannot be shown."""
+    try:
+        return "".join(traceback.format_exception(exc))
+    except Exception:  # noqa: BLE001 - exception classes may override anything
+        return "<unprintable stacktrace>"
 
 
 class ContextScope:
@@ -105,8 +115,16 @@ class SpanScope:
         self._attributes = attributes
 
     def start(self) -> tuple[Span, Context]:
-        """Start the span; return it with the context in which it is the current one."""
-        span = self._tracer.start_span(well_formed(self._name), attributes=plain(self._attributes))
+        """Start the span; return it with the context in which it is the current one.
+
+        Where a sampler or span processor of the user's raises, a span that records nothing stands for it.
+        """
+        span: Span
+        try:
+            span = self._tracer.start_span(well_formed(self._name), attributes=plain(self._attributes))
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+            _tell("span.start", exc)
+            span = trace.NonRecordingSpan(trace.get_current_span().get_span_context())
         return span, trace.set_span_in_context(span)
 
     def __enter__(self) -> Span:
@@ -132,9 +150,18 @@ class SpanScope:
 
 def finish(span: Span, exc: BaseException | None) -> None:
     """End a span; an exception that left its block is recorded and makes it an error."""
-    if exc is not None and not isinstance(exc, GeneratorExit) and span.is_recording():
-        note_exception(span, exc)
-    span.end()
+    try:
+        if exc is not None and not isinstance(exc, GeneratorExit) and span.is_recording():
+            note_exception(span, exc)
+        span.end()
+    except Exception as fault:  # noqa: BLE001 - a fault of ours never reaches the user's code
+        _tell("span.end", fault)
+
+
+def _tell(site: str, exc: Exception) -> None:
+    exchange = current_exchange()
+    faults = Faults() if exchange is None else exchange.observability.faults
+    faults(site, exc)
 
 
 def traced_with(tracer: Callable[[], Tracer], name: str | None, attributes: dict[str, Any]) -> Callable[[Any], Any]:

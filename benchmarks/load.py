@@ -1,0 +1,97 @@
+"""An open-loop load generator: requests are due at given moments, however slow the answers are.
+
+A latency is counted from the moment a request was due, so that a server that stalls cannot hide it (coordinated
+omission). It spins on a core of its own; that is what gives it microseconds. Arguments: port, requests a second,
+seconds, connections, `even` or `poisson`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import select
+import socket
+import sys
+from collections import deque
+from time import perf_counter
+
+from benchmarks.paired import percentile
+
+REQUEST = b"GET /items/7 HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: benchmark/1.0\r\nAccept: */*\r\n\r\n"
+PATIENCE = 5.0
+"""Seconds to wait for the last answers."""
+
+
+class Load:
+    """Some connections, and the requests that wait for a free one."""
+
+    def __init__(self, port: int, connections: int) -> None:
+        self._poll = select.epoll()
+        self._sockets: dict[int, socket.socket] = {}
+        for _ in range(connections):
+            opened = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._poll.register(opened.fileno(), select.EPOLLIN)
+            self._sockets[opened.fileno()] = opened
+        self._free = deque(self._sockets)
+        self._due: dict[int, float] = {}
+        self._received: dict[int, bytes] = dict.fromkeys(self._sockets, b"")
+        self.latencies: list[float] = []
+
+    def run(self, moments: list[float]) -> None:
+        """Send a request at each moment (seconds from now) and take the answers."""
+        waiting: deque[float] = deque()
+        coming = deque(moments)
+        start = perf_counter()
+        end = start + moments[-1] + PATIENCE
+        while (coming or waiting or self._due) and perf_counter() < end:
+            now = perf_counter() - start
+            while coming and coming[0] <= now:
+                waiting.append(coming.popleft())
+            while waiting and self._free:
+                connection = self._free.popleft()
+                self._due[connection] = start + waiting.popleft()
+                self._sockets[connection].sendall(REQUEST)
+            for connection, _ in self._poll.poll(0):
+                self._take(connection)
+
+    def _take(self, connection: int) -> None:
+        """Take what has come; a whole answer frees the connection."""
+        data = self._received[connection] + self._sockets[connection].recv(65536)
+        head, found, body = data.partition(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0]) if found else 0
+        if not found or len(body) < length:
+            self._received[connection] = data
+            return
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(head.decode("latin-1"))
+        self._received[connection] = b""
+        self.latencies.append(perf_counter() - self._due.pop(connection))
+        self._free.append(connection)
+
+
+def moments_of(rate: float, seconds: float, arrivals: str) -> list[float]:
+    """Return when requests are due: evenly, or at random as independent users come."""
+    if arrivals == "even":
+        return [number / rate for number in range(1, int(rate * seconds) + 1)]
+    chance, moments, now = random.Random(7), [], 0.0  # noqa: S311 - the same moments in each run
+    while now < seconds:
+        now += chance.expovariate(rate)
+        moments.append(now)
+    return moments
+
+
+def main() -> None:
+    """Run and print the latencies in seconds."""
+    port, rate, seconds, connections, arrivals = sys.argv[1:]
+    load = Load(int(port), int(connections))
+    moments = moments_of(float(rate), float(seconds), arrivals)
+    load.run(moments)
+    shown: dict[str, float] = {"due": len(moments), "answered": len(load.latencies)}
+    if load.latencies:
+        shown |= {"p50": percentile(load.latencies, 0.5), "p99": percentile(load.latencies, 0.99)}
+    print(json.dumps(shown))  # noqa: T201 - read by the parent
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""A process that answers many requests and watches its own memory: `python -m benchmarks.memory <app> <requests>`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from benchmarks.apps import BODY, MAKERS, request
+from benchmarks.process import answers
+from benchmarks.worker import WARM_UP, caller, flusher
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SAMPLES = 40
+"""How often the memory is read."""
+
+
+def mixed(count: int) -> Iterator[dict[str, Any]]:
+    """Yield requests of all kinds; ids and unknown paths never come twice, as clients will have it."""
+    kinds = (
+        lambda n: request("GET", f"/items/{n}"),
+        lambda _: request("POST", "/items", BODY, **{"content-type": "application/json"}),
+        lambda n: request("GET", f"/a/b/c/items/{n}"),
+        lambda n: request("GET", f"/sub/items/{n}"),
+        lambda n: request("GET", f"/nothing/{n}"),
+        lambda n: request("GET", f"/r/{n % 50}"),
+        lambda n: request("GET", f"/items/{n}", traceparent=f"00-{n + 1:032x}-{n + 1:016x}-00"),
+        lambda _: request("POST", "/items", b'{"name": 1}', **{"content-type": "application/json"}),
+    )
+    for number in range(count):
+        if number % 1000 == 999:  # noqa: PLR2004 - a scrape now and then
+            yield request("GET", "/metrics")
+        elif number % 100 == 99:  # noqa: PLR2004 - a stream now and then
+            yield request("GET", "/stream")
+        else:
+            yield kinds[number % len(kinds)](number)
+
+
+async def main() -> None:
+    """Say the memory (bytes, resident) before the first request, after some, and over all of them."""
+    name, count = sys.argv[1], int(sys.argv[2])
+    process = psutil.Process()
+    app = MAKERS[name]("routes-50", 0.1)
+    flush = flusher(app)
+    rest = process.memory_info().rss
+    for one in mixed(WARM_UP):
+        await caller(app, one)()
+    await asyncio.sleep(0.05)
+    warm = process.memory_info().rss
+    points: list[tuple[int, int]] = []
+    for number, one in enumerate(mixed(count), start=1):
+        await caller(app, one)()
+        if number % 50 == 0:
+            await asyncio.sleep(0)
+        if number % (count // SAMPLES) == 0:
+            flush()
+            points.append((number, process.memory_info().rss))
+    observe = getattr(app.state, "observe", None)
+    dropped = None if observe is None else observe.logs.dropped
+    faults = None if observe is None else dict(observe.faults.counts)
+    found = {"rest": rest, "warm": warm, "points": points, "dropped_lines": dropped, "faults": faults}
+    answers().write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

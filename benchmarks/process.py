@@ -1,0 +1,126 @@
+"""The other processes of a measurement: workers that take orders, and where they may run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO, Any, Self
+
+ROOT = Path(__file__).parent.parent
+
+QUIET = {
+    "PYTHONHASHSEED": "0",
+    "PYTHONPATH": str(ROOT),
+    "OTEL_SDK_DISABLED": "",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "",
+    "OBSERVE_ENV": "",
+}
+"""The environment of every measured process: one order of dicts, this source tree, no settings of the developer's."""
+
+
+def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
+    """Return the environment of a measured process: without the developer's own settings of ours and OpenTelemetry."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OBSERVE_"))}
+    return {**kept, **{name: value for name, value in QUIET.items() if value}, **(extra or {})}
+
+
+def cores() -> list[int]:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def pinned(command: list[str], on: list[int] | None) -> list[str]:
+    """Return the command that runs `command` on these cores only; unchanged where there is no taskset."""
+    taskset = shutil.which("taskset")
+    return command if taskset is None or not on else [taskset, "-c", ",".join(map(str, on)), *command]
+
+
+def ask(module: str, *arguments: str, extra: dict[str, str] | None = None, on: list[int] | None = None) -> Any:
+    """Run a module of ours in a fresh process whose standard output is a file; return the JSON that it answers."""
+    with Worker(module, *arguments, extra=extra, on=on, wait=False) as worker:
+        return worker.read()
+
+
+class Worker:
+    """A process of one of our modules; its standard output is a real file, its answers come by a pipe."""
+
+    def __init__(
+        self,
+        module: str,
+        *arguments: str,
+        extra: dict[str, str] | None = None,
+        on: list[int] | None = None,
+        wait: bool = True,
+    ) -> None:
+        read, write = os.pipe()
+        self._lines: IO[bytes] = tempfile.NamedTemporaryFile(prefix="bench-", suffix=".log")  # noqa: SIM115 - close()
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as above
+        self._command = pinned([sys.executable, "-m", f"benchmarks.{module}", *arguments], on)
+        self._process = subprocess.Popen(  # noqa: S603 - our own module
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=self._lines,
+            stderr=self._errors,
+            pass_fds=(write,),
+            text=True,
+            cwd=ROOT,
+            env=environment({**(extra or {}), "BENCH_ANSWERS": str(write)}),
+        )
+        os.close(write)
+        self._answers = os.fdopen(read)
+        self.said = self.read() if wait else None
+
+    def read(self) -> Any:
+        """Return the next answer."""
+        line = self._answers.readline()
+        if not line:
+            self._process.wait(30)
+            self._errors.seek(0)
+            said = self._errors.read().decode(errors="replace")[-3000:]
+            raise RuntimeError(f"{' '.join(self._command)} ended:\n{said}")
+        return json.loads(line)
+
+    def ask(self, *words: object) -> Any:
+        """Give an order; return its answer."""
+        stdin = self._process.stdin
+        if stdin is None:
+            raise RuntimeError("the worker has no standard input")
+        stdin.write(" ".join(map(str, words)) + "\n")
+        stdin.flush()
+        return self.read()
+
+    def end(self) -> int:
+        """End the worker; return how many lines it has really written to its standard output."""
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            self._process.stdin.close()
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(10)
+        return Path(self._lines.name).read_bytes().count(b"\n")
+
+    def close(self) -> None:
+        """End the worker and remove what it wrote."""
+        self.end()
+        self._answers.close()
+        self._lines.close()
+        self._errors.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def answers() -> IO[str]:
+    """Return where a worker writes its answers."""
+    return os.fdopen(int(os.environ["BENCH_ANSWERS"]), "w", buffering=1)

@@ -1,0 +1,214 @@
+"""The same apps behind uvicorn: requests a second and latencies, bare, ours and the stack in turn on the same core."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from benchmarks.inprocess import progress
+from benchmarks.paired import paired
+from benchmarks.process import ROOT, cores, environment, pinned
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+APPS = ("bare", "ours", "stack")
+RATIO = "0.1"
+CONNECTIONS = 32
+UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+
+
+class Effort(NamedTuple):
+    """How much is measured."""
+
+    rounds: int
+    seconds: float
+
+
+class Server:
+    """A running server; it stands still while another one is measured."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+        self.port = port
+        self._group = process.pid
+
+    @contextmanager
+    def awake(self) -> Iterator[int]:
+        """Let it run for the length of a `with` block."""
+        os.killpg(self._group, signal.SIGCONT)
+        try:
+            yield self.port
+        finally:
+            os.killpg(self._group, signal.SIGSTOP)
+
+
+@contextmanager
+def serving(name: str, workers: int, on: list[int]) -> Iterator[Server]:
+    """Start a server of the app on these cores, its standard output in a real file."""
+    port = _free_port()
+    command = [sys.executable, "-m", "benchmarks.served_app", name, RATIO, str(port), str(workers)]
+    with tempfile.TemporaryFile() as lines, tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(  # noqa: S603 - our own module
+            pinned(command, on), stdout=lines, stderr=errors, cwd=ROOT, env=environment(), start_new_session=True
+        )
+        try:
+            _wait_for(port, process, errors)
+            server = Server(process, port)
+            os.killpg(process.pid, signal.SIGSTOP)
+            yield server
+        finally:
+            os.killpg(process.pid, signal.SIGCONT)
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(10)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes], errors: Any) -> None:
+    """Wait until the server answers. Raises RuntimeError if it ends, or does not within 30 seconds."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with socket.create_connection(("127.0.0.1", port), 1) as opened:
+                opened.sendall(b"GET /items/7 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                if opened.recv(100).startswith(b"HTTP/1.1 200"):
+                    return
+        except OSError:
+            time.sleep(0.1)
+    errors.seek(0)
+    raise RuntimeError(f"the server does not answer: {errors.read().decode(errors='replace')[-2000:]}")
+
+
+def wrk(port: int, seconds: float, on: list[int]) -> dict[str, float]:
+    """Load the server as much as it takes; return requests a second and latencies in seconds."""
+    threads = min(2, max(1, len(on)))
+    command = [
+        shutil.which("wrk") or "wrk",
+        *(f"-t{threads}", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "--latency"),
+        f"http://127.0.0.1:{port}/items/7",
+    ]
+    found = subprocess.run(pinned(command, on), capture_output=True, text=True, check=True)  # noqa: S603 - see above
+    return read_wrk(found.stdout)
+
+
+def read_wrk(text: str) -> dict[str, float]:
+    """Read what wrk prints. Raises RuntimeError if a request failed."""
+    if "Non-2xx" in text or "Socket errors" in text:
+        raise RuntimeError(f"requests failed under load:\n{text}")
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", text)
+    if rate is None:
+        raise RuntimeError(f"wrk has found nothing:\n{text}")
+    latencies = {
+        f"p{part}": float(value) * UNITS[unit]
+        for part, value, unit in re.findall(r"(50|99)%\s+([\d.]+)(us|ms|s)", text)
+    }
+    return {"rps": float(rate[1]), **latencies}
+
+
+def paced(port: int, rate: float, seconds: float, on: list[int], arrivals: str) -> dict[str, float]:
+    """Load the server at a fixed rate; return latencies in seconds."""
+    command = [sys.executable, "-m", "benchmarks.load", str(port), str(rate), str(seconds), str(CONNECTIONS), arrivals]
+    found = subprocess.run(  # noqa: S603 - our own module
+        pinned(command, on), capture_output=True, text=True, check=True, cwd=ROOT, env=environment()
+    )
+    shown: dict[str, float] = json.loads(found.stdout)
+    if shown["answered"] < shown["due"]:
+        raise RuntimeError(f"only {shown['answered']} of {shown['due']} requests were answered")
+    return shown
+
+
+def run(effort: Effort, workers: tuple[int, ...] = (1, 2, 4)) -> dict[str, Any]:
+    """Measure with each number of workers; the latencies at half of bare's peak with one worker only."""
+    if shutil.which("wrk") is None:
+        return {"skipped": "wrk is not installed (Debian and Ubuntu: apt install wrk)"}
+    return {str(number): _with_workers(number, effort) for number in workers}
+
+
+def places(number: int, available: list[int]) -> tuple[list[int], list[int]]:
+    """Divide the cores between `number` workers and the load; where they are too few, they share."""
+    if len(available) > number:
+        return available[:number], available[number:]
+    return available[:number], available[-2:]
+
+
+def _with_workers(number: int, effort: Effort) -> dict[str, Any]:
+    server_cores, load_cores = places(number, cores())
+    shared = bool(set(server_cores) & set(load_cores)) or shutil.which("taskset") is None
+    found: dict[str, Any] = {"server_cores": server_cores, "load_cores": load_cores, "shared": shared}
+    with ExitStack() as stack:
+        servers = {name: stack.enter_context(serving(name, number, server_cores)) for name in APPS}
+        for server in servers.values():
+            with server.awake() as port:
+                wrk(port, 1, load_cores)
+        taken: dict[str, list[dict[str, float]]] = {name: [] for name in APPS}
+        for at in range(effort.rounds):
+            progress(f"served: {number} worker(s), round {at + 1} of {effort.rounds}")
+            for name in _turned(at):
+                with servers[name].awake() as port:
+                    taken[name].append(wrk(port, effort.seconds, load_cores))
+        found["peak"] = _beside_bare(taken, ("rps", "p50", "p99"))
+        if number == 1:
+            rate = found["peak"]["bare"]["rps"] / 2
+            found["half"] = {arrivals: _at_rate(servers, rate, effort, load_cores, arrivals) for arrivals in ARRIVALS}
+            found["half_rate"] = rate
+    return found
+
+
+ARRIVALS = ("even", "poisson")
+
+
+def _turned(by: int) -> tuple[str, ...]:
+    at = by % len(APPS)
+    return APPS[at:] + APPS[:at]
+
+
+def _at_rate(
+    servers: dict[str, Server], rate: float, effort: Effort, load_cores: list[int], arrivals: str
+) -> dict[str, Any]:
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in APPS}
+    late: dict[str, str] = {}
+    for at in range(effort.rounds):
+        progress(f"served: {rate:.0f} requests a second, {arrivals}, round {at + 1} of {effort.rounds}")
+        for name in (name for name in _turned(at) if name not in late):
+            with servers[name].awake() as port:
+                try:
+                    taken[name].append(paced(port, rate, effort.seconds, load_cores[-1:], arrivals))
+                except RuntimeError as problem:  # slower than the rate: there is no latency to speak of
+                    late[name] = str(problem)
+    return {
+        **_beside_bare({name: found for name, found in taken.items() if name not in late}, ("p50", "p99")),
+        **{name: {"skipped": why} for name, why in late.items()},
+    }
+
+
+def _beside_bare(taken: dict[str, list[dict[str, float]]], names: tuple[str, ...]) -> dict[str, Any]:
+    """Return each app's medians and its paired ratios to bare."""
+    return {
+        app: {
+            **{name: statistics.median(one[name] for one in rounds) for name in names},
+            **{
+                f"{name}_ratio": paired([one[name] for one in rounds], [one[name] for one in taken["bare"]])
+                for name in names
+            },
+        }
+        for app, rounds in taken.items()
+    }

@@ -1,0 +1,322 @@
+"""Facts about the benchmarks' arithmetic and writing; no time is measured here."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from typing import Any
+
+import pytest
+
+from benchmarks import check, costs, paired, picture, process, report, served
+from benchmarks.__main__ import main
+from benchmarks.apps import MAKERS, PEERS, REQUESTS, VARIANTS, plain_app, refuse_telemetry
+from benchmarks.figures import figures
+from benchmarks.load import moments_of
+from benchmarks.memory import mixed
+from benchmarks.scrape import series, stock_registry
+from fastapi_observe import install
+
+MADE = {
+    "date": "2030-01-01 00:00 UTC",
+    "cpu": "A Processor",
+    "cores": 4,
+    "system": "Linux x86_64",
+    "python": "CPython 3.11",
+    "load_at_end": 0.1,
+    "versions": {"fastapi": "0.1", "starlette": "0.2"},
+    "quick": False,
+}
+
+
+def part(ratio: float, **more: Any) -> dict[str, Any]:
+    """Build one measured ratio as the results hold it."""
+    return {"ratio": ratio, "low": ratio * 0.9, "high": ratio * 1.1, "rounds": 5, **more}
+
+
+def cost(ratio: float) -> dict[str, Any]:
+    """Build one measured cost as the results hold it."""
+    return part(ratio, added_us=50 * (ratio - 1), bare_us=50.0)
+
+
+def peer(ratio: float, ours: float) -> dict[str, Any]:
+    """Build one peer as the results hold it."""
+    return {**cost(ratio), "ours": cost(ours), "ours_added_part": part((ours - 1) / (ratio - 1))}
+
+
+def server(rps: float, p99: float) -> dict[str, Any]:
+    """Build one served app as the results hold it."""
+    ratios = {"rps_ratio": part(rps), "p50_ratio": part(1.0), "p99_ratio": part(p99)}
+    return {"rps": 9000 * rps, "p50": 0.001, "p99": 0.002, **ratios}
+
+
+def some_results() -> dict[str, Any]:
+    """Build the results of a run in which single things are met, missed or skipped."""
+    steps = {"db.query", "request line", "span alone"}
+    step = {"thread": part(0.1, ours_us=3.0, stock_us=30.0), "process": part(0.1, ours_us=4.0, stock_us=30.0)}
+    memory = {"rest": 2**26, "warm": 2**26, "end": 2**26, "dropped_lines": 0, "faults": {}, "second_half_growth": 0.0}
+    start = {name: part(0.2) for name in ("import", "import_install_first_request", "whole")}
+    names = ("fastapi", "package", "build", "install", "first_request")
+    milliseconds = {app: dict.fromkeys(names, 1.0) for app in ("bare", "ours")}
+    half = {"bare": server(1, 1), "ours": server(0.8, 1.07), "stack": {"skipped": "too slow"}}
+    one = {
+        "server_cores": [0],
+        "load_cores": [1],
+        "shared": False,
+        "peak": {"bare": server(1, 1), "ours": server(0.85, 2)},
+    }
+    return {
+        "inprocess": {
+            "made": MADE,
+            "variants": {f"{name} {at}": cost(1.3) for name in ("trivial", "stream") for at in ("10%", "100%")},
+            "apart": {"trivial 10%": cost(1.31)},
+            "routes": {
+                **{name: cost(1.3) for name in ("routes-10", "routes-1000", "routes-1000-last")},
+                "same position": part(1.2),
+                "last route": part(1.4),
+            },
+            "driver_us": 1.5,
+        },
+        "peers": {
+            "made": MADE,
+            "stack 10%": peer(6.9, 1.3),
+            "native 10%": peer(1.68, 1.3),
+            "native 100%": peer(2.18, 1.3),
+            "instrumentator 10%": peer(1.2, 1.3),
+            "correlation_id 10%": peer(1.1, 1.3),
+            "logfire 10%": {"skipped": "not installed"},
+        },
+        "served": {"made": MADE, "1": {**one, "half": {"even": half, "poisson": half}, "half_rate": 4500.0}},
+        "costs": {
+            "made": MADE,
+            "start": {**start, "modules": 100, "milliseconds": milliseconds},
+            "memory": {"requests": 100_000, "bare": memory, "ours": memory},
+            "scrape": {"500": part(0.3, ours_ms=3.0, stock_ms=10.0, series=100, bytes=1000)},
+            "steps": {"100%": dict.fromkeys(sorted(steps), step)},
+        },
+    }
+
+
+# Arithmetic
+
+
+def test_ratio_is_the_median_of_the_rounds() -> None:
+    """One disturbed round, of either side, changes neither ratio nor added cost."""
+    one = paired.Cost([2e-6, 2e-6, 2e-6, 9e-6, 2e-6], [1e-6, 1e-6, 1e-6, 1e-6, 8e-6])
+    assert one.ratio == pytest.approx(2)
+    assert one.added == pytest.approx(1e-6)
+    assert one.as_dict()["rounds"] == 5
+
+
+def test_ratios_are_paired_within_a_round() -> None:
+    """A machine that becomes three times slower halfway does not change the ratio or its spread."""
+    found = paired.paired([2, 2, 2, 6, 6, 6], [1, 1, 1, 3, 3, 3])
+    assert (found["ratio"], found["low"], found["high"]) == (2, 2, 2)
+
+
+def test_spread_is_the_quartiles() -> None:
+    """The spread leaves out the outer quarters; a single value is its own spread."""
+    assert paired.quartiles([1, 2, 3, 4, 5]) == (2, 4)
+    assert paired.quartiles([7]) == (7, 7)
+
+
+def test_added_costs_are_compared_by_medians() -> None:
+    """Half the added cost is half, and the halves of the run show how sure that is."""
+    first = paired.Cost([1.5, 1.5, 1.4, 1.6], [1, 1, 1, 1])
+    second = paired.Cost([2, 2, 2, 2], [1, 1, 1, 1])
+    found = paired.ratio_of_added(first, second)
+    assert found["ratio"] == pytest.approx(0.5)
+    assert found["low"] <= found["ratio"] <= found["high"]
+    assert paired.ratio_of_added(paired.Cost([2], [1]), paired.Cost([3], [1]))["ratio"] == pytest.approx(0.5)
+
+
+def test_percentiles_and_slopes() -> None:
+    """A percentile is a value that was seen; the slope of a line is its slope."""
+    assert paired.percentile(list(range(100)), 0.99) == 99
+    assert paired.percentile([3], 0.5) == 3
+    assert paired.slope([(0, 1), (10, 21), (20, 41)]) == pytest.approx(2)
+
+
+def test_memory_growth_is_that_of_the_second_half() -> None:
+    """What a process takes while it warms up is no growth."""
+    points = [(at, 1000 * min(at, 5)) for at in range(1, 11)]
+    found = costs.read_memory({"points": points, "rest": 0, "warm": 0, "dropped_lines": None, "faults": None})
+    assert found["second_half_growth"] == pytest.approx(0)
+    assert found["end"] == 5000
+
+
+def test_starts_are_compared_with_the_import_of_fastapi() -> None:
+    """What is put off until install and the first request is counted in a figure of its own."""
+    bare = {"fastapi": 1.0, "package": 0.0, "build": 0.0, "install": 0.0, "first_request": 0.1, "modules": 0}
+    ours = {"fastapi": 1.0, "package": 0.2, "build": 0.0, "install": 0.1, "first_request": 0.2, "modules": 9}
+    found = costs.read_starts({"bare": [bare], "ours": [ours]})
+    assert found["import"]["ratio"] == pytest.approx(0.2)
+    assert found["import_install_first_request"]["ratio"] == pytest.approx(0.4)
+    assert found["whole"]["ratio"] == pytest.approx(1.5 / 1.1)
+
+
+# What is measured
+
+
+def test_the_bare_app_is_bare() -> None:
+    """An app that is observed in any way is refused as bare."""
+    app = plain_app()
+    refuse_telemetry(app)
+    observe = install(app)
+    with pytest.raises(RuntimeError, match="not bare"):
+        refuse_telemetry(app)
+    observe.close()
+
+
+def test_every_variant_and_peer_can_be_made() -> None:
+    """Each variant has a request, each peer a maker."""
+    assert set(VARIANTS) < set(REQUESTS)
+    assert set(PEERS) < set(MAKERS)
+
+
+def test_stock_registry_shows_the_same_series() -> None:
+    """The registry that a scrape is compared with has the same families, labels and buckets."""
+    import prometheus_client  # noqa: PLC0415 - here only
+
+    app = plain_app()
+    observe = install(app)
+    observe.metrics.record_http_request("GET", '/a"b\\c', 200, 0.1, 1, 2)
+    shown = observe.metrics.render("", "")[1].decode()
+    observe.close()
+    same = prometheus_client.generate_latest(stock_registry(shown)).decode()
+    created = {line for line in series(same) if "_created" in line}
+    assert series(same) - created == series(shown)
+
+
+def test_mixed_requests_do_not_repeat_ids() -> None:
+    """Ids and unknown paths are new each time; there are scrapes and streams among them."""
+    paths = [one["path"] for one in mixed(2000)]
+    assert paths.count("/metrics") == 2
+    assert paths.count("/stream") == 18
+    unknown = [path for path in paths if path.startswith("/nothing")]
+    assert len(unknown) == len(set(unknown))
+
+
+def test_wrk_is_read() -> None:
+    """Requests a second and latencies are read in their units; failed requests are an error."""
+    text = "  Latency Distribution\n 50%  823.00us\n 75% 1.00ms\n 99%  2.50ms\nRequests/sec:   9716.50\n"
+    assert served.read_wrk(text) == {"rps": 9716.5, "p50": pytest.approx(823e-6), "p99": pytest.approx(2.5e-3)}
+    with pytest.raises(RuntimeError, match="failed"):
+        served.read_wrk(text + "  Non-2xx or 3xx responses: 3\n")
+    with pytest.raises(RuntimeError, match="nothing"):
+        served.read_wrk("")
+
+
+def test_server_and_load_have_cores_of_their_own() -> None:
+    """While there are enough cores, nobody shares one."""
+    assert served.places(1, [0, 1, 2, 3]) == ([0], [1, 2, 3])
+    assert served.places(4, [0, 1, 2, 3]) == ([0, 1, 2, 3], [2, 3])
+    assert process.pinned(["wrk"], None) == ["wrk"]
+
+
+def test_arrivals() -> None:
+    """Both kinds of arrivals keep the rate; even ones come at equal distances."""
+    assert moments_of(4, 1, "even") == [0.25, 0.5, 0.75, 1.0]
+    poisson = moments_of(1000, 10, "poisson")
+    assert len(poisson) == pytest.approx(10_000, rel=0.05)
+    assert poisson == sorted(poisson)
+
+
+# What is written
+
+
+def test_figures_are_judged() -> None:
+    """Met, met better, missed and not measured are told apart, at-least goals too."""
+    verdicts = {one.title: one.verdict for one in figures(some_results())}
+    assert verdicts["trivial endpoint, all signals, 10 %"] == "met"
+    assert verdicts["the same, 100 % sampled"] == "met, and the better one"
+    assert verdicts["cost added, 1,000 routes against 10"] == "MISSED"
+    assert verdicts["served, one worker, requests a second against bare"] == "met"
+    assert verdicts["p99 at half of bare's peak load"] == "met"
+    assert verdicts["memory growth over the second half of the requests, KiB"] == "met"
+    assert {one.verdict for one in figures({})} == {"not measured"}
+    assert len(verdicts) == 11
+
+
+def test_a_cheaper_peer_is_named() -> None:
+    """A single peer that costs less than ours misses the figure and is named; skipped ones are too."""
+    (row,) = [one for one in figures(some_results()) if one.title.startswith("single peers")]
+    assert (row.reached, row.verdict) == (1, "MISSED")
+    assert row.remark == "instrumentator 10%; skipped: logfire 10%"
+
+
+def test_memory_that_grows_is_missed() -> None:
+    """Growth beyond bare's and the noise of pages is no flat memory."""
+    results = some_results()
+    results["costs"]["memory"]["ours"] = {**results["costs"]["memory"]["ours"], "second_half_growth": 2.0**20}
+    (row,) = [one for one in figures(results) if one.title.startswith("memory")]
+    assert (row.reached, row.verdict) == (1024, "MISSED")
+
+
+def test_report_holds_the_results() -> None:
+    """The report shows figures, peers sorted by cost, what is skipped, the picture in words and the method."""
+    text = report.write(some_results())
+    for expected in ("| trivial endpoint, all signals, 10 % | <= 1.40 | <= 1.25 | **1.30** |", "A Processor", "MISSED"):
+        assert expected in text
+    assert text.index("| correlation_id | an id |") < text.index("| native | traces |") < text.index("| stack | all")
+    assert "logfire was skipped: not installed" in text
+    assert "does not keep up" in text
+    assert "](results.svg)" in text
+    assert "How it was measured" in text
+    assert "quick run" not in text
+
+
+def test_report_of_a_part_says_so() -> None:
+    """A quick run is called one; without wrk the report says what is missing; nothing else is needed."""
+    text = report.write({"served": {"skipped": "wrk is not installed", "made": {**MADE, "quick": True}}})
+    assert "quick run" in text
+    assert "Skipped: wrk is not installed" in text
+    assert "not measured" in text
+
+
+def test_picture_is_well_formed() -> None:
+    """The SVG parses, has a bar for each ratio, and its title is the finding."""
+    svg = picture.draw(some_results())
+    root = ET.fromstring(svg)  # noqa: S314 - our own text
+    space = "{http://www.w3.org/2000/svg}"
+    title = root.find(f"{space}title")
+    assert title is not None
+    assert (
+        title.text == "All three signals of fastapi-observe: 1.30 times a bare request's CPU time; wired by hand: 6.9"
+    )
+    assert len(root.findall(f"{space}rect")) == 7
+    assert "prefers-color-scheme: dark" in svg
+
+
+def test_check_compares_ratios() -> None:
+    """Within the margin a figure is the same; beyond it is worse or better, whichever way its goal points."""
+    before, now = some_results(), some_results()
+    now["inprocess"]["variants"]["trivial 10%"] = cost(1.3 * 1.3)
+    now["inprocess"]["variants"]["trivial 100%"] = cost(1.3 * 1.2)
+    now["served"]["1"]["peak"]["ours"] = server(0.5, 1)
+    now["costs"]["scrape"]["500"]["ratio"] = 0.1
+    rows = {row[0]: row for row in check.compare(before, now)}
+    assert rows["trivial endpoint, all signals, 10 %"][1:] == ("1.300", "1.690", "+30%", "worse")
+    assert rows["the same, 100 % sampled"][-1] == "same"
+    assert rows["served, one worker, requests a second against bare"][-1] == "worse"
+    assert rows["one `/metrics` scrape at 500 routes against stock"][-1] == "better"
+    assert "worse" in check.table(list(rows.values()))
+
+
+def test_check_leaves_out_what_was_not_measured() -> None:
+    """A run of some sections is compared in these alone."""
+    assert {row[0] for row in check.compare(some_results(), {"costs": some_results()["costs"]})} == {
+        "import beyond FastAPI's own, against importing FastAPI",
+        "one request line, caller's thread, against loguru `serialize=True`",
+        "one `/metrics` scrape at 500 routes against stock",
+    }
+
+
+def test_report_is_written_anew_without_measuring(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--draw` turns a results.json into report and picture."""
+    import json  # noqa: PLC0415 - here only
+
+    (tmp_path / "results.json").write_text(json.dumps(some_results()))
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--draw", "--output", str(tmp_path)])
+    assert main() == 0
+    assert (tmp_path / "RESULTS.md").read_text() == report.write(some_results())
+    ET.fromstring((tmp_path / "results.svg").read_text())  # noqa: S314 - our own text

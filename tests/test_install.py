@@ -1,0 +1,465 @@
+"""`install` wraps an app from outside, whatever is added to it before or after, and `close` takes it all back."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.applications import Starlette
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+from starlette.testclient import TestClient
+
+from fastapi_observe import SettingsError, current, install
+from fastapi_observe.middleware import IDS, Door, Excluded, Seam
+from fastapi_observe.records.exchange import EXCHANGE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import Seen
+    from starlette.types import Receive, Scope, Send
+
+
+async def page(request: Any) -> PlainTextResponse:
+    """Answer any Starlette request."""
+    return PlainTextResponse("page")
+
+
+async def fails(request: Any) -> PlainTextResponse:
+    """Raise what no handler expects."""
+    raise KeyError("secret")
+
+
+def served(seen: Seen) -> dict[str, float]:
+    """Count the requests of each endpoint."""
+    return {dict(labels)["endpoint"]: n for labels, n in seen.samples("http_requests_total").items()}
+
+
+@pytest.mark.parametrize("wrong", [None, object(), GZipMiddleware(FastAPI()), "app"])
+def test_only_an_app_can_be_installed_on(wrong: Any) -> None:
+    """Anything else is an error that says what to give."""
+    with pytest.raises(TypeError, match="give it the app itself"):
+        install(wrong)
+
+
+def test_a_second_install_is_an_error(observed: Callable[..., Seen]) -> None:
+    """It says so, and changes nothing."""
+    app = FastAPI()
+    first = observed(app)
+    with pytest.raises(RuntimeError, match="called twice on the same app"):
+        install(app)
+    assert app.state.observe is first.observe
+
+
+def test_after_the_first_request_is_too_late() -> None:
+    """It says where to call it."""
+    app = FastAPI()
+    TestClient(app).get("/")
+    with pytest.raises(RuntimeError, match="after the first request; call it where the app is created"):
+        install(app)
+
+
+def test_an_app_that_another_instrumentation_has_built(observed: Callable[..., Seen]) -> None:
+    """Its FastAPI instrumentor builds the stack early and marks the app: that is no first request."""
+    app: Any = FastAPI()
+    app.add_route("/x", page)
+    app.middleware_stack = app.build_middleware_stack()
+    app._is_instrumented_by_opentelemetry = True
+    seen = observed(app)
+    TestClient(app).get("/x")
+    assert served(seen) == {"/x": 1}
+
+
+def test_wrong_settings_leave_the_app_alone() -> None:
+    """A settings error comes before anything is touched."""
+    app = FastAPI()
+    before = dict(vars(app))
+    with pytest.raises(SettingsError):
+        install(app, sample_ratio=7)
+    assert vars(app) == before
+    with pytest.raises(RuntimeError, match="not installed"):
+        current()
+
+
+def test_the_title_is_the_service(observed: Callable[..., Seen]) -> None:
+    """Without a service name the app's title is it, unless it is FastAPI's own default."""
+    assert observed(FastAPI(title="shop")).observe.settings.service_name == "shop"
+    assert observed(FastAPI(title="shop"), service_name="given").observe.settings.service_name == "given"
+    assert observed(FastAPI()).observe.settings.service_name != "FastAPI"
+    assert observed(Starlette()).observe.settings.service_name
+
+
+def test_the_order_of_writing_does_not_matter(observed: Callable[..., Seen]) -> None:
+    """What is added after `install` stands inside the door like what was added before."""
+    app = FastAPI()
+    seen = observed(app)
+    app.add_middleware(GZipMiddleware)
+    app.add_exception_handler(KeyError, lambda _, exc: PlainTextResponse("handled", 418))
+    app.add_route("/fails", fails)
+    sub = FastAPI()
+    sub.add_route("/page", page)
+    app.mount("/sub", sub)
+    client = TestClient(app)
+    assert client.get("/fails").status_code == 418
+    assert client.get("/sub/page").text == "page"
+    assert served(seen) == {"/fails": 1, "/sub/page": 1}
+    assert seen.sample("http_requests_total", method="GET", endpoint="/fails", status_code="418") == 1
+
+
+def test_the_app_shows_nothing_of_it(observed: Callable[..., Seen]) -> None:
+    """Routes, user middleware and handlers are the user's alone, before and after the stack is built."""
+    app = FastAPI()
+    app.add_middleware(GZipMiddleware)
+    before = ([*app.routes], [*app.user_middleware], dict(app.exception_handlers))
+    observed(app)
+    TestClient(app).get("/")
+    assert ([*app.routes], [*app.user_middleware], dict(app.exception_handlers)) == before
+
+
+def test_the_app_is_itself_again_when_its_stack_cannot_be_built(observed: Callable[..., Seen]) -> None:
+    """A middleware that raises when it is made raises as it would; what we lent the app is taken back."""
+
+    class Broken:
+        def __init__(self, app: Any) -> None:
+            raise ValueError("no")
+
+    app: Any = FastAPI()
+    app.add_middleware(Broken)
+    observed(app)
+    with pytest.raises(ValueError, match="no"):
+        TestClient(app).get("/")
+    assert [middleware.cls for middleware in app.user_middleware] == [Broken]
+
+
+def test_an_installed_app_in_an_installed_app(observed: Callable[..., Seen]) -> None:
+    """The outermost measures: one span, one count, one line; the inner one reports what does not come through it."""
+    inner_app, outer_app = FastAPI(), FastAPI()
+    inner_app.add_route("/x", page)
+    inner, outer = observed(inner_app), observed(outer_app)
+    outer_app.mount("/inner", inner_app)
+    TestClient(outer_app).get("/inner/x")
+    assert (served(outer), served(inner)) == ({"/inner/x": 1}, {})
+    assert (len(outer.server_spans), len(inner.server_spans)) == (1, 0)
+    assert len(outer.request_lines) == 1
+    TestClient(inner_app).get("/x")
+    assert (served(outer), served(inner)) == ({"/inner/x": 1}, {"/x": 1})
+
+
+def test_every_mounted_app_tells_its_exceptions(observed: Callable[..., Seen]) -> None:
+    """A mounted app answers 500 itself before it raises; its own seam tells what was raised."""
+    sub, below, included = FastAPI(), Starlette(routes=[Route("/fails", fails)]), FastAPI()
+    sub.mount("/below", below)
+    included.add_route("/fails", fails)
+    router = APIRouter()
+    router.mount("/included", included)
+    app = FastAPI()
+    app.mount("/sub", GZipMiddleware(sub))
+    app.include_router(router)
+    app.mount("/self", app)
+    seen = observed(app)
+    client = TestClient(app, raise_server_exceptions=False)
+    for path in ("/sub/below/fails", "/included/fails"):
+        client.get(path)
+    errors = {dict(labels)["error_type"] for labels in seen.samples("http_request_errors_total")}
+    assert errors <= {"KeyError"}
+    assert vars(below)["__observe_seamed__"]
+
+
+def test_routes_that_cannot_be_walked(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mounted apps without a seam are served all the same; the fault is counted."""
+    monkeypatch.setattr(sys.modules["fastapi_observe.install"], "mounted_apps", lambda app: 1 / 0)
+    app = Starlette(routes=[Mount("/sub", Starlette(routes=[Route("/x", page)]))])
+    seen = observed(app)
+    assert TestClient(app).get("/sub/x").status_code == 200
+    assert seen.observe.faults.counts == {"mounted": 1}
+
+
+def test_close_takes_everything_back(observed: Callable[..., Seen]) -> None:
+    """The app is as it was and can be installed on again; closing twice is nothing; a subclass's builder stays."""
+
+    class Own(FastAPI):
+        pass
+
+    sub = FastAPI()
+    app: Any = Own()
+    app.mount("/sub", sub)
+    built: list[str] = []
+    original = app.build_middleware_stack
+
+    def build() -> Any:
+        built.append("own")
+        return original()
+
+    app.build_middleware_stack = build
+    for _ in range(2):
+        seen = observed(app)
+        TestClient(app).get("/sub/x")
+        assert type(app.middleware_stack) is Door
+        seen.observe.close()
+        seen.observe.close()
+        assert app.build_middleware_stack is build
+        assert "build_middleware_stack" not in vars(sub)
+        assert not hasattr(app.state, "observe")
+        assert app.middleware_stack is None
+    assert built == ["own", "own"]
+    TestClient(app).get("/sub/x")
+    assert built == ["own"] * 3
+
+
+def test_what_close_cannot_take_back(observed: Callable[..., Seen]) -> None:
+    """One thing that cannot be undone does not keep the others."""
+    app = FastAPI()
+    seen = observed(app)
+    del app.state.observe
+    seen.observe.close()
+    assert seen.observe.faults.counts == {"close": 1}
+    assert "build_middleware_stack" not in vars(app)
+
+
+@pytest.mark.skipif(not hasattr(FastAPI(), "_telemetry"), reason="FastAPI has telemetry of its own since 0.142")
+def test_native_telemetry_is_taken_over_and_given_back(observed: Callable[..., Seen]) -> None:
+    """It is off while we are installed, unless it is to be ridden on."""
+    app: Any = FastAPI()
+    before = dict(app._telemetry)
+    seen = observed(app)
+    assert {app._telemetry[name] for name in ("tracing", "metrics", "logs") if name in before} == {False}
+    seen.observe.close()
+    assert app._telemetry == before
+    observed(app, native="ride")
+    assert app._telemetry == before
+
+
+class Calls:
+    """A handler that is an object."""
+
+    async def __call__(self, request: Any, exc: Any) -> PlainTextResponse:
+        """Answer like a function."""
+        return PlainTextResponse("object", 422)
+
+
+async def handles(prefix: str, request: Any, exc: Any) -> PlainTextResponse:
+    """Answer as a coroutine function."""
+    return PlainTextResponse(prefix, 422)
+
+
+def handles_sync(request: Any, exc: Any) -> PlainTextResponse:
+    """Answer as a plain function."""
+    return PlainTextResponse("sync", 422)
+
+
+@pytest.mark.parametrize(
+    ("handler", "text"),
+    [
+        (functools.partial(handles, "partial"), "partial"),
+        (handles_sync, "sync"),
+        (Calls(), "object"),
+        (functools.partial(Calls()), "object"),
+    ],
+)
+def test_handlers_of_validation_errors_work_as_before(observed: Callable[..., Seen], handler: Any, text: str) -> None:
+    """A handler of any kind answers, and the errors are counted."""
+
+    async def endpoint(number: int) -> None:
+        """Take a number."""
+
+    app = FastAPI()
+    app.get("/{number}")(endpoint)
+    app.exception_handler(RequestValidationError)(handler)
+    seen = observed(app, exclude_paths=("/silent",))
+    client = TestClient(app)
+    assert client.get("/x").text == text
+    assert client.get("/silent").text == text
+    assert seen.total("request_validation_errors_total") == 1
+
+
+def test_validation_errors_that_tell_nothing(observed: Callable[..., Seen]) -> None:
+    """An error that the user made up without locations is answered; that we could not read it is counted."""
+
+    async def endpoint() -> None:
+        raise RequestValidationError([{"msg": "no location"}])
+
+    app = FastAPI()
+    app.get("/")(endpoint)
+    app.exception_handler(RequestValidationError)(handles_sync)
+    seen = observed(app)
+    assert TestClient(app).get("/").text == "sync"
+    assert seen.observe.faults.counts == {"validation": 1}
+
+
+def test_without_fastapi_there_are_no_validation_errors(
+    observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plain Starlette app is served in a process that never imported FastAPI."""
+    monkeypatch.setitem(sys.modules, "fastapi.exceptions", None)
+    app = Starlette(routes=[Route("/x", page)], exception_handlers={KeyError: handles_sync})
+    seen = observed(app)
+    assert TestClient(app).get("/x").text == "page"
+    assert served(seen) == {"/x": 1}
+
+
+# The door
+
+
+@pytest.mark.parametrize(
+    ("paths", "patterns", "out", "reported"),
+    [
+        ((), (), (), ("/a",)),
+        (("/a", "/b/*"), (), ("/a", "/b/", "/b/c"), ("/a/", "/b", "/c")),
+        ((), ("^/v[0-9]+/health$",), ("/v1/health",), ("/v/health", "/v1/health/x")),
+    ],
+)
+def test_excluded(paths: Any, patterns: Any, out: Any, reported: Any) -> None:
+    """Paths are exact or end with `*`; patterns are searched for."""
+    excluded = Excluded(paths, patterns)
+    assert bool(excluded) is bool(paths or patterns)
+    assert all(excluded.match(path) for path in out)
+    assert not any(excluded.match(path) for path in reported)
+
+
+def test_metrics_are_answered_by_the_door(observed: Callable[..., Seen]) -> None:
+    """GET and HEAD of the metrics path; other methods, other paths and a switched-off path are the app's."""
+    app = FastAPI()
+    observed(app)
+    client = TestClient(app)
+    assert "fastapi_observe_info" in client.get("/metrics").text
+    head = client.head("/metrics")
+    assert (head.status_code, head.content) == (200, b"")
+    assert client.post("/metrics").status_code == 404
+    assert "/metrics" not in {getattr(route, "path", "") for route in app.routes}
+    below = TestClient(app, root_path="/api")
+    assert below.get("/api/metrics").status_code == 200
+    assert below.get("/api/other").status_code == 404
+    off = FastAPI()
+    observed(off, metrics=False)
+    assert TestClient(off).get("/metrics").status_code == 404
+
+
+def test_excluded_paths_are_served_and_not_reported(observed: Callable[..., Seen]) -> None:
+    """They reach the app as they are, exceptions too."""
+    app = FastAPI()
+    app.add_route("/health", page)
+    app.add_route("/fails", fails)
+    seen = observed(app, exclude_paths=("/health", "/fails"))
+    client = TestClient(app)
+    assert client.get("/health").text == "page"
+    with pytest.raises(KeyError):
+        client.get("/fails")
+    assert (served(seen), seen.spans, seen.request_lines) == ({}, [], [])
+
+
+async def test_an_unknown_kind_of_scope_is_the_apps(observed: Callable[..., Seen]) -> None:
+    """What is neither a request nor a connection nor the lifespan goes straight through."""
+    app = FastAPI()
+    seen = observed(app)
+    scopes: list[Any] = []
+
+    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+        scopes.append(scope)
+
+    scope = {"type": "tcp"}
+    await Door(inner, seen.observe)(scope, None, None)  # type: ignore[arg-type]
+    assert scopes == [{"type": "tcp"}]
+
+
+async def test_an_exception_takes_the_ids_along_if_it_can(observed: Callable[..., Seen]) -> None:
+    """The ids stand on the exception for the server's crash log; one that forbids attributes goes as it is."""
+
+    class Closed(Exception):  # noqa: N818 - it is about attributes
+        def __setattr__(self, name: str, value: Any) -> None:
+            raise AttributeError(name)
+
+    app = Starlette()
+    seen = observed(app)
+
+    async def raising(scope: Scope, receive: Receive, send: Send) -> None:
+        raise scope["error"]
+
+    door = Door(raising, seen.observe)
+    for error in (KeyError("x"), Closed()):
+        with pytest.raises(type(error)) as caught:
+            await door({"type": "http", "path": "/", "error": error}, None, None)  # type: ignore[arg-type]
+        assert caught.value is error
+        assert hasattr(error, IDS) is isinstance(error, KeyError)
+
+
+async def test_faults_at_the_door_are_counted(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request is served though we cannot begin it or end it; a lifespan begins though we cannot."""
+    app = Starlette(routes=[Route("/x", page)])
+    seen = observed(app)
+    client = TestClient(app)
+    with monkeypatch.context() as broken:
+        broken.setattr(seen.observe, "open", lambda *_: 1 / 0)
+        assert client.get("/x").text == "page"
+        broken.setattr(seen.observe, "started", lambda: 1 / 0)
+        with client:
+            assert client.get("/x").text == "page"
+    assert seen.observe.faults.counts == {"open": 2, "lifespan": 1}
+    monkeypatch.setattr("fastapi_observe.records.exchange.Exchange.leave", lambda *_: 1 / 0)
+    assert client.get("/x").text == "page"
+    assert seen.observe.faults.counts["leave"] == 1
+
+
+def test_metrics_that_cannot_be_shown(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scrape that fails is a 500 that says so, and the fault is counted."""
+    app = FastAPI()
+    seen = observed(app)
+    monkeypatch.setattr(seen.observe.metrics, "render", lambda *_: 1 / 0)
+    answer = TestClient(app).get("/metrics")
+    assert (answer.status_code, answer.text) == (500, "The metrics cannot be shown.")
+    assert seen.observe.faults.counts == {"metrics.render": 1}
+
+
+def test_a_lifespan_that_fails(observed: Callable[..., Seen]) -> None:
+    """An app that cannot start says so as it would without us."""
+
+    class Lifespan:
+        def __init__(self, app: Any) -> None:
+            """Take the app as Starlette gives it."""
+
+        async def __aenter__(self) -> None:
+            raise ValueError("no database")
+
+        async def __aexit__(self, *_: object) -> None:
+            """Do nothing."""
+
+    seen = observed(Starlette(lifespan=Lifespan))
+    with pytest.raises(ValueError, match="no database"):
+        TestClient(seen.observe.routes._app).__enter__()
+    assert seen.observe.faults.counts == {}
+
+
+async def test_a_request_that_ends_in_another_context(observed: Callable[..., Seen]) -> None:
+    """Closed from another task, as a server does at shutdown, it leaves no error behind."""
+    seen = observed(Starlette())
+
+    class Waits:
+        def __await__(self) -> Any:
+            yield
+
+    async def waiting(scope: Scope, receive: Receive, send: Send) -> None:
+        await Waits()
+
+    served_by = Door(waiting, seen.observe)({"type": "http", "path": "/"}, None, None)  # type: ignore[arg-type]
+    contextvars.copy_context().run(served_by.send, None)
+    with pytest.raises(StopIteration):
+        served_by.send(None)
+    assert seen.observe.faults.counts == {}
+
+
+async def test_the_seam_is_open_to_what_is_not_measured() -> None:
+    """Without an exchange it passes a request on and notes nothing."""
+    scopes: list[Any] = []
+
+    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+        scopes.append(scope)
+
+    await Seam(inner)({"type": "http"}, None, None)  # type: ignore[arg-type]
+    assert scopes == [{"type": "http"}]
+    assert EXCHANGE not in scopes[0]

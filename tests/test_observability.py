@@ -1,0 +1,392 @@
+"""`Observability` tells each signal of each thing, lends clients, and ends in time, whatever one of its parts does."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import httpx
+import pytest
+from fastapi import FastAPI
+from opentelemetry import trace
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.testclient import TestClient
+
+from fastapi_observe import current, install, observability, traced
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import Seen
+    from starlette.websockets import WebSocket
+
+    from fastapi_observe.observability import Observability, Signal
+
+
+async def page(request: Any) -> PlainTextResponse:
+    """Answer any Starlette request."""
+    return PlainTextResponse("page")
+
+
+async def talk(websocket: WebSocket) -> None:
+    """Accept and close."""
+    await websocket.accept()
+    await websocket.close()
+
+
+def app() -> Starlette:
+    """Build an app with a page and a WebSocket."""
+    return Starlette(routes=[Route("/x/{y}", page), WebSocketRoute("/talk/{name}", talk)])
+
+
+class Told:
+    """A signal that keeps what it is told; with `broken` it then raises."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.calls: list[str] = []
+        self._broken = broken
+
+    def _note(self, call: str) -> None:
+        self.calls.append(call)
+        if self._broken:
+            raise ZeroDivisionError
+
+    def open_exchange(self, exchange: Any) -> None:
+        """Keep it."""
+        self._note("open_exchange")
+
+    def start_exchange(self, exchange: Any) -> None:
+        """Keep it, with the endpoint that is known by now."""
+        self._note(f"start_exchange {exchange.endpoint}")
+
+    def close_exchange(self, exchange: Any) -> None:
+        """Keep it, with how it ended."""
+        self._note(f"close_exchange {exchange.endpoint} {exchange.outcome}")
+
+    def open_operation(self, operation: Any) -> None:
+        """Keep it."""
+        self._note("open_operation")
+
+    def close_operation(self, operation: Any) -> None:
+        """Keep it, with how it ended."""
+        self._note(f"close_operation {operation.outcome}")
+
+
+def add(seen: Seen, signal: Signal, name: str = "fourth") -> None:
+    """Add a signal as a new one would be."""
+    signals = seen.observe._signals
+    seen.observe._signals = (*signals, (name, 1 << len(signals), signal))
+
+
+async def use(seen: Seen) -> None:
+    """Send a request, open a WebSocket and make a query."""
+    client = TestClient(seen.observe.routes._app)
+    assert client.get("/x/1").text == "page"
+    with client.websocket_connect("/talk/ann"):
+        pass
+    async with seen.observe.db.query("SELECT", table="orders"):
+        pass
+
+
+EVERYTHING = [
+    "open_exchange",
+    "close_exchange /x/{y} ok",
+    "open_exchange",
+    "start_exchange /talk/{name}",
+    "close_exchange /talk/{name} ok",
+    "open_operation",
+    "close_operation ok",
+]
+
+
+async def test_a_fourth_signal_is_told_everything(observed: Callable[..., Seen]) -> None:
+    """Five methods are all that a signal is."""
+    seen, fourth = observed(app()), Told()
+    add(seen, fourth)
+    await use(seen)
+    assert fourth.calls == EVERYTHING
+    assert seen.observe.faults.counts == {}
+
+
+async def test_a_broken_signal_is_alone(observed: Callable[..., Seen]) -> None:
+    """What one signal raises is counted by its name; the others are told; what it never opened it need not close."""
+    seen, broken, last = observed(app()), Told(broken=True), Told()
+    add(seen, broken, "broken")
+    add(seen, last, "last")
+    await use(seen)
+    assert last.calls == EVERYTHING
+    assert broken.calls == ["open_exchange", "open_exchange", "open_operation", "close_operation ok"]
+    assert seen.observe.faults.counts == {
+        "broken.open_exchange": 2,
+        "broken.open_operation": 1,
+        "broken.close_operation": 1,
+    }
+    broken.__dict__["open_exchange"] = lambda _: None
+    await use(seen)
+    assert {site for site in seen.observe.faults.counts if site.startswith("broken.")} == {
+        f"broken.{name}"
+        for name in ("open_exchange", "start_exchange", "close_exchange", "open_operation", "close_operation")
+    }
+
+
+@pytest.mark.parametrize("off", ["tracing", "metrics", "logs"])
+async def test_a_signal_that_is_switched_off(observed: Callable[..., Seen], off: str) -> None:
+    """The other two work as before."""
+    seen = observed(app(), **{off: False})
+    await use(seen)
+    assert bool(seen.server_spans) is (off != "tracing")
+    assert bool(seen.samples("http_requests_total")) is (off != "metrics")
+    assert bool(seen.request_lines) is (off != "logs")
+    assert seen.observe.faults.counts == {}
+
+
+def test_a_route_that_cannot_be_named(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request is reported as unmatched; the fault is counted."""
+    seen = observed(app())
+    monkeypatch.setattr("fastapi_observe.records.routing.Routes.template", lambda *_: 1 / 0)
+    TestClient(seen.observe.routes._app).get("/x/1")
+    assert seen.sample("http_requests_total", method="GET", endpoint="unmatched", status_code="200") == 1
+    assert seen.observe.faults.counts == {"routing": 1}
+
+
+# Request ids and trace headers
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("order-7.retry_2", True),
+        ("a" * 64, True),
+        ("short", False),
+        ("a" * 65, False),
+        ("-starts-wrong", False),
+        ("has space", False),
+        ("ünïcödé-id", False),
+        ("line\tbreak--", False),
+    ],
+)
+def test_the_callers_request_id(observed: Callable[..., Seen], given: str, *, taken: bool) -> None:
+    """It is taken over if it is well formed; else the request id is the trace id."""
+    seen = observed(app())
+    answer = TestClient(seen.observe.routes._app).get("/x/1", headers={b"x-request-id": given.encode()})
+    trace_id = seen.request_lines[0]["trace_id"]
+    assert answer.headers["x-request-id"] == (given if taken else trace_id)
+    assert seen.request_lines[0]["request_id"] == answer.headers["x-request-id"]
+
+
+def test_without_tracing_a_request_still_has_an_id(observed: Callable[..., Seen]) -> None:
+    """Then it is a random one, under the header that the settings name."""
+    seen = observed(app(), tracing=False, request_id_header="X-Correlation-Id")
+    client = TestClient(seen.observe.routes._app)
+    ids = {client.get("/x/1").headers["x-correlation-id"] for _ in range(3)}
+    assert len(ids) == 3
+    assert {len(one) for one in ids} == {32}
+
+
+def test_a_fault_at_the_stamp(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request without our headers is reported all the same."""
+    seen = observed(app())
+    monkeypatch.setattr(seen.observe, "_stamp", lambda _: 1 / 0)
+    assert "x-request-id" not in TestClient(seen.observe.routes._app).get("/x/1").headers
+    assert (len(seen.request_lines), seen.observe.faults.counts) == (1, {"stamp": 1})
+
+
+@pytest.mark.parametrize(("ratio", "wanted", "told"), [(1.0, True, True), (1.0, False, False), (0.0, True, False)])
+def test_the_trace_is_told_to_the_caller(
+    observed: Callable[..., Seen], ratio: float, *, wanted: bool, told: bool
+) -> None:
+    """`traceresponse` stands on the response of a sampled request, unless it is switched off."""
+    seen = observed(app(), sample_ratio=ratio, response_trace_header=wanted)
+    answer = TestClient(seen.observe.routes._app).get("/x/1")
+    line = seen.request_lines[0]
+    expected = f"00-{line['trace_id']}-{line.get('span_id')}-01" if told else None
+    assert answer.headers.get("traceresponse") == expected
+
+
+# Clients
+
+
+async def test_the_shared_client(observed: Callable[..., Seen]) -> None:
+    """Each event loop has one; closed by hand it is made anew; `stop` closes it."""
+    observe = observed(FastAPI()).observe
+    first = observe.http
+    assert observe.http is first
+    await first.aclose()
+    second = observe.http
+    assert second is not first
+    elsewhere = await asyncio.to_thread(lambda: observe.http)
+    assert elsewhere is not second
+    await observe.stop()
+    assert second.is_closed
+    assert elsewhere.is_closed
+    assert observe.http is not second
+    await observe.stop()
+
+
+async def test_clients_of_the_users_own(observed: Callable[..., Seen]) -> None:
+    """`http_client` takes httpx's options; what is still open is closed at shutdown, what is forgotten is let go."""
+    observe = observed(FastAPI()).observe
+    client = observe.http_client("billing", base_url="http://127.0.0.1:9", timeout=3)
+    assert isinstance(client, httpx.AsyncClient)
+    assert (str(client.base_url), client.timeout.read) == ("http://127.0.0.1:9", 3)
+    await observe.http_client().aclose()
+    gc.collect()
+    await observe.stop()
+    assert client.is_closed
+
+
+async def test_a_client_that_cannot_be_closed(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps no other from being closed."""
+    observe = observed(FastAPI()).observe
+    one, two = observe.http, observe.http_client()
+    monkeypatch.setattr(one, "aclose", lambda: 1 / 0)
+    await observe.stop()
+    assert two.is_closed
+    assert observe.faults.counts == {"http.close": 1}
+
+
+# Lifetime
+
+
+async def test_started_begins_once_for_each_loop(
+    observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second request starts nothing; a restart in the same or another loop does."""
+    observe = observed(FastAPI()).observe
+    loops: list[Any] = []
+    monkeypatch.setattr(observe.saturation, "start", loops.append)
+    observe.started()
+    observe.started()
+    assert len(loops) == 1
+    await observe.stop()
+    observe.started()
+    await asyncio.to_thread(lambda: asyncio.run(_started(observe)))
+    assert len(set(map(id, loops))) == 2
+    await asyncio.to_thread(observe.started)
+    assert len(loops) == 3
+
+
+async def _started(observe: Observability) -> None:
+    observe.started()
+
+
+def test_on_trio_there_is_no_loop_to_watch(observed: Callable[..., Seen]) -> None:
+    """An app on trio is served, lent clients and stopped."""
+    seen = observed(app())
+
+    async def main() -> None:
+        seen.observe.started()
+        transport = httpx.ASGITransport(seen.observe.routes._app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            assert (await client.get("/x/1")).text == "page"
+        assert seen.observe.http is seen.observe.http
+        await seen.observe.stop()
+
+    anyio.run(main, backend="trio")
+    assert len(seen.request_lines) == 1
+
+
+async def test_stop_waits_no_longer_than_its_budget(
+    observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export that hangs does not keep the app from ending."""
+    observe = observed(FastAPI()).observe
+    hangs = threading.Event()
+    monkeypatch.setattr(observability, "SHUTDOWN_BUDGET", 0.03)
+    monkeypatch.setattr(observe, "flush", lambda: hangs.wait(10))
+    before = monotonic()
+    await observe.stop()
+    assert monotonic() - before < 5
+    hangs.set()
+
+
+def test_flush_reaches_every_signal(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that cannot be flushed keeps no other from it."""
+    observe = observed(FastAPI()).observe
+    flushed: list[float] = []
+    with monkeypatch.context() as broken:
+        broken.setattr(observe.logs, "flush", lambda _: 1 / 0)
+        broken.setattr(observe.tracing, "flush", flushed.append)
+        observe.flush(0.5)
+    assert (flushed, observe.faults.counts) == ([0.5], {"logs.flush": 1})
+
+
+def test_close_ends_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that cannot be closed keeps no other from it; what was to be undone is undone, last first."""
+    observe = install(FastAPI())
+    undone: list[int] = []
+    observe.on_close(lambda: undone.append(1))
+    observe.on_close(lambda: undone.append(2))
+    closed: list[str] = []
+    original = observe.logs.close
+    monkeypatch.setattr(observe.tracing, "close", lambda: 1 / 0)
+    monkeypatch.setattr(observe.logs, "close", lambda: closed.append("logs") or original())  # type: ignore[func-returns-value]
+    observe.close()
+    assert observe.closed
+    assert (undone, closed, observe.faults.counts) == ([2, 1], ["logs"], {"close": 1})
+
+
+# For code far from a request
+
+
+def test_current_in_a_request_is_that_of_its_app(observed: Callable[..., Seen]) -> None:
+    """Of several installed apps the one that serves is meant."""
+    given: list[Observability] = []
+
+    async def endpoint(request: Any) -> PlainTextResponse:
+        given.append(current())
+        return PlainTextResponse("")
+
+    apps = [Starlette(routes=[Route("/", endpoint)]) for _ in range(2)]
+    seen = [observed(one) for one in apps]
+    for one in apps:
+        TestClient(one).get("/")
+    assert given == [one.observe for one in seen]
+
+
+def test_where_decorated_functions_report(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a request to its app; elsewhere to the only installed app; else to the global provider."""
+
+    @traced
+    def bare() -> int:
+        return 1
+
+    @traced("price order", tier="gold")
+    def named() -> int:
+        return 2
+
+    @traced()
+    def called() -> int:
+        return 3
+
+    tracers: list[str] = []
+    monkeypatch.setattr(trace, "get_tracer", lambda name: tracers.append(name) or trace.NoOpTracer())  # type: ignore[func-returns-value]
+    assert bare() == 1
+    assert tracers == ["fastapi_observe"]
+
+    async def endpoint(request: Any) -> PlainTextResponse:
+        return PlainTextResponse(str(named()))
+
+    first = observed(Starlette(routes=[Route("/", endpoint)]))
+    assert called() == 3
+    assert first.spans[0].name.endswith("called")
+    second = observed(FastAPI())
+    assert TestClient(first.observe.routes._app).get("/").text == "2"
+    span = next(span for span in first.spans if span.name == "price order")
+    assert (span.attributes or {})["tier"] == "gold"
+    assert second.spans == []
+    assert tracers == ["fastapi_observe"]
+    bare()
+    assert len(tracers) == 2
+
+
+def test_only_functions_can_be_traced() -> None:
+    """`@traced(7)` is an error where it is written, not at the first call."""
+    with pytest.raises(TypeError, match="needs a function or a name for its spans, got 7"):
+        traced(7)  # type: ignore[call-overload]

@@ -1,0 +1,60 @@
+"""Exactly one server span for each request, whatever other telemetry stands around or inside the app."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
+from span_cases import CASES, FIRST
+
+HERE = Path(__file__).parent
+RATIOS = (0.0, 0.2, 1.0)
+MODES = [("user", case.__name__) for case in CASES] + [(mode, case.__name__) for mode, case in FIRST.items()]
+
+
+@functools.cache
+def results(mode: str, ratio: float) -> dict[str, Any]:
+    """Run the cases of a mode in a fresh process, once for all tests."""
+    done = subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, HERE / "span_cases.py", mode, str(ratio)],
+        capture_output=True,
+        text=True,
+        cwd=HERE.parent,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize(("mode", "case"), MODES)
+def test_one_server_span(mode: str, case: str, ratio: float) -> None:
+    """Each sampled request has one server span, named after its route, and each request one line and one count.
+
+    Which requests are sampled is the sampler's decision about their trace ids, made once for each request.
+    """
+    found = results(mode, ratio)[case]
+    if found is None:
+        pytest.skip("starlette.middleware.opentelemetry came with Starlette 1.10")
+    sampler = TraceIdRatioBased(ratio)
+    sampled = {
+        trace_id
+        for trace_id in found["lines"]
+        if sampler.should_sample(None, int(trace_id, 16), "").decision is Decision.RECORD_AND_SAMPLE
+    }
+    assert len(found["lines"]) == len(set(found["lines"])) == found["requests"]
+    assert found["counted"] == found["requests"]
+    assert sorted(found["server"]) == sorted(sampled)
+    template = "/sub/items/{item_id}" if "mounted" in case or case == "installed_twice" else "/items/{item_id}"
+    assert found["endpoints"] == [template]
+    if sampled:
+        assert found["names"] == [f"GET {template}"]
+    assert found["faults"] == []

@@ -1,0 +1,202 @@
+"""`Operation` and `Faults`: what a piece of work says about itself, and what our own failures do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+
+import pytest
+import trio
+
+from fastapi_observe.records import faults as faults_module
+from fastapi_observe.records.faults import Faults
+from fastapi_observe.records.operation import Operation, error_name, is_cancellation, outcome_of
+
+
+class Reporter:
+    """Notes what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+
+    def open_operation(self, operation: Operation, /) -> None:
+        """Note the beginning."""
+        self.told.append(("open", operation.outcome))
+
+    def close_operation(self, operation: Operation, /) -> None:
+        """Note the end."""
+        self.told.append(("close", operation.outcome))
+
+
+def operation(reporter: Reporter) -> Operation:
+    """Make one."""
+    return Operation(reporter, "database", "SELECT orders", {"operation": "SELECT", "table": "orders"})
+
+
+def test_success() -> None:
+    """Work that ends well is `ok`, has a duration and no error; the reporter is told its beginning and its end."""
+    reporter = Reporter()
+    with operation(reporter) as work:
+        work.detail(rows=3)
+        assert (work.duration, work.started_ns > 0) == (0.0, True)
+    assert reporter.told == [("open", ""), ("close", "ok")]
+    assert work.details == {"rows": 3}
+    assert (work.error_type, work.exception, work.duration > 0) == (None, None, True)
+
+
+@pytest.mark.parametrize(
+    ("exc", "outcome", "error_type"),
+    [
+        (ValueError("no"), "error", "ValueError"),
+        (TimeoutError(), "timeout", "TimeoutError"),
+        (asyncio.CancelledError(), "cancelled", "asyncio.exceptions.CancelledError"),
+        (KeyboardInterrupt(), "error", "KeyboardInterrupt"),
+    ],
+)
+async def test_failure(exc: BaseException, outcome: str, error_type: str) -> None:
+    """An exception is kept and named, decides the outcome and goes on as the same object."""
+
+    async def in_async_with(work: Operation) -> None:
+        async with work:
+            raise exc
+
+    async def in_with(work: Operation) -> None:
+        with work:
+            raise exc
+
+    for use in (in_async_with, in_with):
+        reporter = Reporter()
+        work = operation(reporter)
+        with pytest.raises(type(exc)) as caught:
+            await use(work)
+        assert caught.value is exc
+        assert (work.outcome, work.error_type, work.exception) == (outcome, error_type, exc)
+        assert reporter.told[-1] == ("close", outcome)
+
+
+def test_closed_generator_is_no_failure() -> None:
+    """A generator whose consumer had enough ends its operation as `ok`."""
+    reporter = Reporter()
+    work = operation(reporter)
+
+    def rows() -> object:
+        with work:
+            yield 1
+
+    generator = rows()
+    next(generator)  # type: ignore[call-overload]
+    generator.close()  # type: ignore[attr-defined]
+    assert (work.outcome, work.error_type, work.exception) == ("ok", None, None)
+
+
+def test_outcome_that_was_set_stays() -> None:
+    """A client of the kind may say the outcome itself."""
+    with operation(Reporter()) as work:
+        work.outcome = "not_found"
+    assert work.outcome == "not_found"
+
+
+def test_start_that_was_given_stays() -> None:
+    """An operation that began earlier keeps its start."""
+    work = operation(Reporter())
+    work.started_ns = 5
+    with work:
+        pass
+    assert work.started_ns == 5
+
+
+def test_cancellation_of_trio() -> None:
+    """A cancellation of trio is one too."""
+    seen: list[BaseException] = []
+
+    async def main() -> None:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            try:
+                await trio.lowlevel.checkpoint()
+            except BaseException as exc:
+                seen.append(exc)
+                raise
+
+    trio.run(main)
+    assert is_cancellation(seen[0])
+    assert outcome_of(seen[0]) == "cancelled"
+    assert not is_cancellation(None)
+
+
+def test_error_names_carry_their_module() -> None:
+    """Only built-in exceptions go by their bare name."""
+
+    class OwnError(Exception):
+        """One of ours."""
+
+    assert error_name(KeyError()) == "KeyError"
+    assert error_name(OwnError()).endswith("test_error_names_carry_their_module.<locals>.OwnError")
+    assert error_name(OwnError()) != "OwnError"
+
+
+def test_error_name_of_a_class_that_hides_it() -> None:
+    """A metaclass may forbid to ask for the module; the name is found all the same."""
+
+    class Hidden(type):
+        @property
+        def __module__(cls) -> str:  # type: ignore[override]
+            raise RuntimeError("hidden")
+
+    class HiddenError(Exception, metaclass=Hidden):
+        """Hides where it comes from."""
+
+    assert error_name(HiddenError()).endswith("HiddenError")
+
+
+# Faults
+
+
+def test_faults_are_counted_and_told_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each failure counts; the same site is told once a minute, another one at once, and never the message."""
+    now = [5.0]
+    monkeypatch.setattr(faults_module, "monotonic", lambda: now[0])
+    faults = Faults()
+    for _ in range(3):
+        faults("tracing.open_exchange", ValueError("secret"))
+    faults("routing", KeyError("secret"))
+    now[0] += faults_module.REPEAT_AFTER
+    faults("routing", KeyError("secret"))
+    assert faults.counts == {"tracing.open_exchange": 3, "routing": 2}
+    messages = [record.getMessage() for record in caplog.records if record.name == "fastapi_observe"]
+    assert len(messages) == 3
+    assert "tracing.open_exchange with ValueError" in messages[0]
+    assert "secret" not in "".join(messages)
+
+
+def test_faults_survive_a_broken_log() -> None:
+    """A logging handler that raises is no further failure."""
+
+    class Broken(logging.Handler):
+        def handle(self, record: logging.LogRecord) -> bool:
+            raise RuntimeError("no disk")
+
+    logger, handler, faults = logging.getLogger("fastapi_observe"), Broken(), Faults()
+    logger.addHandler(handler)
+    try:
+        faults("site", ValueError())
+    finally:
+        logger.removeHandler(handler)
+    assert faults.counts == {"site": 1}
+
+
+def test_faults_count_in_threads() -> None:
+    """No count is lost between threads."""
+    faults = Faults()
+
+    def fail() -> None:
+        for _ in range(500):
+            faults("site", ValueError())
+
+    threads = [threading.Thread(target=fail) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults.counts == {"site": 4000}

@@ -1,0 +1,389 @@
+"""The provider: joined or made, its sampler and resource, and export to a real receiver."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import grpc  # type: ignore[import-untyped]
+import pytest
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    TraceServiceServicer,
+    add_TraceServiceServicer_to_server,
+)
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from pydantic import SecretStr
+
+from fastapi_observe import ObserveSettings, TraceContext
+from fastapi_observe.records.faults import Faults
+from fastapi_observe.signals.provider import ObserveTracerProvider, make_exporter, make_provider, make_resource
+from fastapi_observe.signals.tracing import TracingService
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test starts without a variable that could say something."""
+    for name in list(os.environ):
+        if name.startswith(("OBSERVE_", "OTEL_")):
+            monkeypatch.delenv(name)
+
+
+def run(code: str, **variables: str) -> Any:
+    """Run code in a process of its own; return what it prints as JSON."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OBSERVE_"))}
+    head = "import json\nfrom opentelemetry import trace\nfrom starlette.applications import Starlette\n"
+    head += "from fastapi_observe import install, traced, current\n"
+    done = subprocess.run(  # noqa: S603 - our own code
+        [sys.executable, "-c", head + code], env={**kept, **variables}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+class Receiver:
+    """An OTLP/HTTP receiver on a free port of this machine."""
+
+    def __init__(self) -> None:
+        self.requests: list[ExportTraceServiceRequest] = []
+        self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                outer.headers.append({name.lower(): value for name, value in self.headers.items()})
+                outer.paths.append(self.path)
+                outer.requests.append(ExportTraceServiceRequest.FromString(gzip.decompress(body)))
+                answer = ExportTraceServiceResponse().SerializeToString()
+                self.send_response(200)
+                self.send_header("content-type", "application/x-protobuf")
+                self.send_header("content-length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    def stop(self) -> None:
+        """End it."""
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """Run a receiver for one test."""
+    one = Receiver()
+    yield one
+    one.stop()
+
+
+def resource_of(spans: ResourceSpans) -> dict[str, Any]:
+    """Return the resource attributes of an export."""
+    return {pair.key: pair.value.string_value or pair.value.int_value for pair in spans.resource.attributes}
+
+
+# Joined or made
+
+
+def test_becomes_the_global_provider_if_none_is_set() -> None:
+    """Without a global provider ours becomes it; a second app gets one of its own and leaves the global one."""
+    assert run(
+        """
+first, second = install(Starlette(), logs=False), install(Starlette(), logs=False)
+print(json.dumps([trace.get_tracer_provider() is first.tracing.provider,
+                  second.tracing.provider is not first.tracing.provider,
+                  type(second.tracing.provider).__name__]))
+"""
+    ) == [True, True, "ObserveTracerProvider"]
+
+
+def test_joins_the_global_provider_of_the_user() -> None:
+    """A global provider of the user is used as it is, with our processors; `close` does not shut it down."""
+    assert run(
+        """
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+mine, exporter = TracerProvider(), InMemorySpanExporter()
+trace.set_tracer_provider(mine)
+observe = install(Starlette(), logs=False, span_processors=[SimpleSpanProcessor(exporter)])
+observe.close()
+with trace.get_tracer("mine").start_as_current_span("still works"): pass
+print(json.dumps([observe.tracing.provider is mine, [span.name for span in exporter.get_finished_spans()]]))
+"""
+    ) == [True, ["still works"]]
+
+
+def test_joins_the_provider_that_is_given() -> None:
+    """`tracer_provider` is used whatever is global, with our processors, and is not ours to shut down."""
+    exporter, given = InMemorySpanExporter(), TracerProvider()
+    settings = ObserveSettings(tracer_provider=given, span_processors=(SimpleSpanProcessor(exporter),))
+    assert make_provider(settings, Faults()) == (given, False)
+    tracing = TracingService(settings, Faults())
+    tracing.close()
+    with tracing.span("s"):
+        pass
+    assert len(exporter.get_finished_spans()) == 2  # the processor was added twice
+
+
+def test_sdk_disabled_makes_no_spans() -> None:
+    """With OTEL_SDK_DISABLED no span is made, no thread runs and nothing global is touched."""
+    assert run(
+        """
+import threading
+observe = install(Starlette(), logs=False, otlp_endpoint="http://127.0.0.1:9")
+with observe.tracing.span("s") as span:
+    @traced
+    def work(): return trace.get_current_span().is_recording()
+    recording = [span.is_recording(), work()]
+print(json.dumps([recording, type(trace.get_tracer_provider()).__name__,
+                  [t.name for t in threading.enumerate() if "Span" in t.name], observe.tracing.flush(1)]))
+observe.close()
+""",
+        OTEL_SDK_DISABLED="true",
+    ) == [[False, False], "ProxyTracerProvider", [], True]
+
+
+def test_traced_outside_a_request() -> None:
+    """Outside requests `@traced` goes where the only app's spans go; with none or several to the global provider."""
+    assert run(
+        """
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+exporters = [InMemorySpanExporter() for _ in range(3)]
+providers = []
+for exporter in exporters:
+    providers.append(TracerProvider())
+    providers[-1].add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(providers[0])
+@traced
+def work(): ...
+work()
+one = install(Starlette(), logs=False, tracer_provider=providers[1])
+work()
+two = install(Starlette(), logs=False, tracer_provider=providers[2])
+work()
+one.close()
+work()
+print(json.dumps([len(exporter.get_finished_spans()) for exporter in exporters]))
+"""
+    ) == [2, 1, 1]
+
+
+def test_without_tracing_there_is_no_provider() -> None:
+    """`tracing=False` gives spans that record nothing, even with processors."""
+    exporter = InMemorySpanExporter()
+    settings = ObserveSettings(tracing=False, span_processors=(SimpleSpanProcessor(exporter),))
+    tracing = TracingService(settings, Faults())
+    with tracing.span("s") as span:
+        assert not span.is_recording()
+    assert exporter.get_finished_spans() == ()
+    tracing.close()
+
+
+# Sampler and ids
+
+
+@pytest.mark.parametrize(
+    ("sampler", "root", "remote_sampled", "remote_unsampled"),
+    [
+        ("parentbased_traceidratio", False, True, False),
+        ("parentbased_always_on", True, True, False),
+        ("parentbased_always_off", False, True, False),
+        ("traceidratio", False, False, False),
+        ("always_on", True, True, True),
+        ("always_off", False, False, False),
+    ],
+)
+def test_every_sampler(sampler: Any, root: bool, remote_sampled: bool, remote_unsampled: bool) -> None:  # noqa: FBT001
+    """Each sampler decides for a new trace, and below a sampled and an unsampled remote parent, as it is named."""
+    tracing = TracingService(ObserveSettings(sampler=sampler, sample_ratio=0), Faults())
+    parents = [None, *(TraceContext("a" * 32, "b" * 16, sampled=sampled) for sampled in (True, False))]
+    seen = []
+    for parent in parents:
+        context = None if parent is None else parent.to_context()
+        seen.append(tracing.tracer.start_span("s", context).get_span_context().trace_flags.sampled)
+    assert seen == [root, remote_sampled, remote_unsampled]
+    tracing.close()
+
+
+def test_ratio_keeps_its_part() -> None:
+    """A ratio of 0.2 keeps a fifth of new traces, and whole traces."""
+    tracing = TracingService(ObserveSettings(sample_ratio=0.2), Faults())
+    kept = 0
+    for _ in range(4000):
+        with tracing.span("root") as root, tracing.span("child") as child:
+            assert root.is_recording() == child.is_recording()
+            kept += root.is_recording()
+    assert 650 < kept < 950  # within six standard deviations of 800
+    tracing.close()
+
+
+def test_trace_ids_say_that_they_are_random() -> None:
+    """New trace ids carry the random flag of W3C Trace Context Level 2, and it travels on."""
+    tracing = TracingService(ObserveSettings(sample_ratio=1.0), Faults())
+    with tracing.span("s") as span:
+        assert span.get_span_context().trace_flags == 3
+        here = tracing.current()
+        assert here is not None
+        assert here.random
+        assert here.to_headers()["traceparent"] == tracing.inject({})["traceparent"]
+    tracing.close()
+
+
+# Resource
+
+
+def test_resource_describes_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Name, version, environment and instance; `OTEL_RESOURCE_ATTRIBUTES` adds to it and may name the instance."""
+    settings = ObserveSettings(service_name="shop", service_version="1.2", environment="staging")
+    attributes = make_resource(settings).attributes
+    assert attributes["service.name"] == "shop"
+    assert attributes["service.version"] == "1.2"
+    assert attributes["deployment.environment.name"] == "staging"
+    assert attributes["telemetry.sdk.language"] == "python"
+    assert attributes["telemetry.distro.name"] == "fastapi-observe"
+    assert uuid.UUID(str(attributes["service.instance.id"])).version == 4
+    assert "service.version" not in make_resource(ObserveSettings()).attributes
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.instance.id=pod-7,cloud.region=eu,service.name=other")
+    attributes = make_resource(settings).attributes
+    assert (attributes["service.instance.id"], attributes["cloud.region"]) == ("pod-7", "eu")
+    assert attributes["service.name"] == "shop"
+
+
+# Export
+
+
+def test_exports_over_http(receiver: Receiver) -> None:
+    """Spans arrive gzipped at /v1/traces with the configured headers, the resource and every attribute type."""
+    settings = ObserveSettings(
+        sample_ratio=1.0,
+        service_name="shop",
+        otlp_endpoint=receiver.url,
+        otlp_headers={"x-tenant": SecretStr("acme")},
+    )
+    tracing = TracingService(settings, Faults())
+    with tracing.span("file \udce4", text="ä", number=3, ratio=0.5, yes=True, names=["a"]):
+        tracing.event("read", line="\udce4")
+    assert tracing.flush(5)
+    tracing.close()
+    assert receiver.paths == ["/v1/traces"]
+    headers = receiver.headers[0]
+    assert (headers["content-encoding"], headers["x-tenant"]) == ("gzip", "acme")
+    (resource_spans,) = receiver.requests[0].resource_spans
+    assert resource_of(resource_spans)["service.name"] == "shop"
+    (scope_spans,) = resource_spans.scope_spans
+    assert scope_spans.scope.name == "fastapi_observe"
+    (span,) = scope_spans.spans
+    values = {pair.key: pair.value for pair in span.attributes}
+    assert span.name == "file \\udce4"
+    assert (values["text"].string_value, values["number"].int_value, values["ratio"].double_value) == ("ä", 3, 0.5)
+    assert values["yes"].bool_value
+    assert values["names"].array_value.values[0].string_value == "a"
+
+
+def test_spans_arrive_without_a_flush(receiver: Receiver) -> None:
+    """`close` exports what is waiting."""
+    tracing = TracingService(
+        ObserveSettings(sample_ratio=1.0, otlp_endpoint=receiver.url, batch_delay=60, queue_size=10), Faults()
+    )
+    for _ in range(3):
+        with tracing.span("s"):
+            pass
+    tracing.close()
+    assert sum(len(scope.spans) for each in receiver.requests for scope in each.resource_spans[0].scope_spans) == 3
+
+
+def test_no_endpoint_means_nothing() -> None:
+    """Without an endpoint there is no exporter, no processor and no thread."""
+    before = set(threading.enumerate())
+    provider, owned = make_provider(ObserveSettings(), Faults())
+    assert make_exporter(ObserveSettings()) is None
+    assert isinstance(provider, ObserveTracerProvider)
+    assert owned
+    assert set(threading.enumerate()) <= before
+    assert provider._active_span_processor._span_processors == ()
+    provider.shutdown()
+
+
+class Collector(TraceServiceServicer):  # type: ignore[misc]
+    """An OTLP/gRPC receiver."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.metadata: list[dict[str, str]] = []
+
+    def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 - the name in the protocol
+        """Note what arrives."""
+        self.metadata.append(dict(context.invocation_metadata()))
+        for each in request.resource_spans:
+            self.names += [span.name for scope in each.scope_spans for span in scope.spans]
+        return ExportTraceServiceResponse()
+
+
+def test_exports_over_grpc() -> None:
+    """With the extra, spans travel over gRPC, with the configured headers."""
+    collector = Collector()
+    with ThreadPoolExecutor(2) as pool:
+        server = grpc.server(pool)
+        add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        settings = ObserveSettings(
+            sample_ratio=1.0,
+            otlp_protocol="grpc",
+            otlp_endpoint=f"http://127.0.0.1:{port}",
+            otlp_headers={"X-Tenant": SecretStr("acme")},
+        )
+        assert isinstance(make_exporter(settings), GrpcExporter)
+        tracing = TracingService(settings, Faults())
+        with tracing.span("over grpc"):
+            pass
+        assert tracing.flush(5)
+        tracing.close()
+        server.stop(None).wait()
+    assert collector.names == ["over grpc"]
+    assert collector.metadata[0]["x-tenant"] == "acme"
+
+
+def test_grpc_without_the_extra_tells_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the extra is missing the error says what to install."""
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc.trace_exporter", None)
+    with pytest.raises(RuntimeError, match=r"pip install 'fastapi-observe\[grpc\]'"):
+        make_exporter(ObserveSettings(otlp_protocol="grpc", otlp_endpoint="http://127.0.0.1:9"))
+
+
+def test_a_provider_without_flush_is_flushed_at_once() -> None:
+    """A provider of the API alone has nothing to flush."""
+    tracing = TracingService(ObserveSettings(tracer_provider=trace.NoOpTracerProvider()), Faults())
+    assert tracing.flush(1)
+    tracing.close()

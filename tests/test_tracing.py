@@ -1,0 +1,365 @@
+"""The tracing service: what came with a request is continued, contexts are attached and carried, spans are adopted."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from driver import ask, http_scope
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from opentelemetry import baggage, trace
+from opentelemetry import context as otel_context
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import SpanKind, StatusCode
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.testclient import TestClient
+
+from fastapi_observe import ObserveSettings, TraceContext, current, traced
+from fastapi_observe.records.faults import Faults
+from fastapi_observe.records.operation import Operation
+from fastapi_observe.signals.tracing import TracingService, is_server_span
+from fastapi_observe.signals.user_spans import ContextScope
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import Seen
+    from opentelemetry.sdk.trace import ReadableSpan
+    from starlette.requests import Request
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+REMOTE = f"00-{TRACE}-{SPAN}-01"
+
+
+def make_app() -> Starlette:
+    """Make an app that says where it stands."""
+
+    async def endpoint(request: Request) -> Response:
+        here = TraceContext.current()
+        return JSONResponse(None if here is None else here.to_dict())
+
+    return Starlette(routes=[Route("/", endpoint)])
+
+
+def trace_of(span: ReadableSpan) -> str:
+    """Return the trace id of a span."""
+    assert span.context is not None
+    return format(span.context.trace_id, "032x")
+
+
+def ask_with(app: Starlette, *headers: tuple[str, str]) -> dict[str, Any]:
+    """Send a request with headers, duplicates too."""
+    got: dict[str, Any] = TestClient(app).get("/", headers=list(headers)).json()
+    return got
+
+
+# What came with a request
+
+
+def test_a_remote_trace_is_continued(observed: Callable[..., Seen]) -> None:
+    """The server span is a child of the caller's; baggage and tracestate are there, baggage of several headers too."""
+    app = make_app()
+    seen = observed(app)
+    here = ask_with(
+        app, ("traceparent", REMOTE), ("baggage", "a=1;p=2"), ("baggage", "b=%C3%A9,bad"), ("tracestate", "v=1")
+    )
+    (span,) = seen.server_spans
+    assert trace_of(span) == here["trace_id"] == TRACE
+    assert span.parent is not None
+    assert (format(span.parent.span_id, "016x"), span.parent.is_remote) == (SPAN, True)
+    assert (here["baggage"], here["trace_state"]) == ({"a": "1", "b": "é"}, "v=1")
+
+
+def test_an_unsampled_remote_trace_has_ids(observed: Callable[..., Seen]) -> None:
+    """The caller's decision not to sample holds; its trace id is on the line all the same."""
+    app = make_app()
+    seen = observed(app)
+    assert ask_with(app, ("traceparent", f"00-{TRACE}-{SPAN}-00"))["trace_id"] == TRACE
+    assert seen.spans == []
+    assert seen.request_lines[0]["trace_id"] == TRACE
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "",
+        "nonsense",
+        f"00-{'0' * 32}-{SPAN}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"ff-{TRACE}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}",
+        f"00-{TRACE}-{SPAN}-01-more",
+        f"00-{TRACE.upper()}-{SPAN}-01",
+        "00-" + "a" * 65_000,
+        "\xff\xfe",
+    ],
+)
+def test_a_wrong_traceparent_begins_a_new_trace(observed: Callable[..., Seen], wrong: str) -> None:
+    """A malformed `traceparent` is left alone."""
+    app = make_app()
+    seen = observed(app)
+    here = TestClient(app).get("/", headers=[(b"traceparent", wrong.encode("latin-1"))]).json()
+    (span,) = seen.server_spans
+    assert span.parent is None
+    assert here["trace_id"] not in {TRACE, "0" * 32}
+
+
+def test_a_duplicated_traceparent_begins_a_new_trace(observed: Callable[..., Seen]) -> None:
+    """W3C Trace Context: two `traceparent` headers are as none."""
+    app = make_app()
+    seen = observed(app)
+    ask_with(app, ("traceparent", REMOTE), ("traceparent", REMOTE))
+    assert seen.server_spans[0].parent is None
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@given(
+    values=st.lists(
+        st.tuples(
+            st.sampled_from([b"traceparent", b"tracestate", b"baggage"]),
+            st.binary(max_size=80) | st.sampled_from([REMOTE.encode(), b"a=1", b"a,b", b"=;,"]),
+        ),
+        max_size=5,
+    )
+)
+async def test_headers_of_any_bytes(
+    observed: Callable[..., Seen], caplog: pytest.LogCaptureFixture, values: list[tuple[bytes, bytes]]
+) -> None:
+    """Whatever bytes the propagation headers have, the request is served, nothing fails and nothing is logged of it."""
+    caplog.clear()
+    app = make_app()
+    seen = observed(app, logs=False)
+    assert await _ask_raw(app, values) == 200
+    assert len(seen.observe.faults.counts) == 0
+    assert [record.name for record in caplog.records if record.name.startswith("opentelemetry")] == []
+    assert logging.getLogger("opentelemetry").isEnabledFor(logging.WARNING)
+    seen.observe.close()
+
+
+async def _ask_raw(app: Starlette, values: list[tuple[bytes, bytes]]) -> int:
+    statuses: list[int] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    scope = http_scope("/")
+    scope["headers"] += values
+    await app(scope, receive, send)
+    return statuses[0]
+
+
+# Attach, inject, extract
+
+
+def test_attach_continues_a_remote_trace(observed: Callable[..., Seen]) -> None:
+    """Spans inside `attach` are children of the remote span; baggage is there inside, and all is restored after."""
+    seen = observed(Starlette())
+    tracing = seen.observe.tracing
+    remote = TraceContext("a" * 32, "b" * 16, baggage={"tenant": "acme"})
+    with tracing.span("outer"), tracing.attach(remote), tracing.span("job"):
+        assert baggage.get_baggage("tenant") == "acme"
+        here = tracing.current()
+        assert here is not None
+        assert (here.trace_id, dict(here.baggage)) == ("a" * 32, {"tenant": "acme"})
+    assert baggage.get_baggage("tenant") is None
+    assert tracing.current() is None
+    job, outer = seen.spans
+    assert job.parent is not None
+    assert (trace_of(job), format(job.parent.span_id, "016x"), job.parent.is_remote) == ("a" * 32, "b" * 16, True)
+    assert trace_of(outer) != "a" * 32
+
+
+def test_inject_and_extract(observed: Callable[..., Seen]) -> None:
+    """What `inject` wrote, `extract` reads: the same point with its baggage."""
+    tracing = observed(Starlette()).observe.tracing
+    assert tracing.inject({}) == {}
+    assert tracing.extract({}) is None
+    with tracing.span("s"), tracing.attach(TraceContext(TRACE, SPAN, baggage={"a": "ü 1"})):
+        headers = tracing.inject({"x": "y"})
+        assert tracing.extract(headers) == tracing.current()
+    assert headers["x"] == "y"
+
+
+# Adopted spans
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.0])
+async def test_a_server_span_around_is_adopted(observed: Callable[..., Seen], ratio: float) -> None:
+    """A server span that is already open is told route, status and error; its owner ends it. Unsampled ones count."""
+    app = make_app()
+    provider = TracerProvider()
+    seen = observed(app, tracer_provider=provider, sample_ratio=ratio)
+    tracer = provider.get_tracer("agent")
+    parent = None
+    if not ratio:
+        parent = TraceContext(TRACE, SPAN, sampled=False).to_context()
+    with tracer.start_as_current_span("raw", parent, kind=SpanKind.SERVER) as span:
+        answer = await ask(app, "/")
+        assert (answer.status, span.is_recording()) == (200, bool(ratio))
+        assert seen.spans == []
+    ids = format(span.get_span_context().span_id, "016x")
+    assert seen.request_lines[0]["span_id"] == ids
+    if ratio:
+        (ended,) = seen.spans
+        assert ended.name == "GET /"
+        assert (ended.attributes or {})["http.route"] == "/"
+
+
+async def test_an_adopted_span_that_ended_before_is_left_alone(observed: Callable[..., Seen]) -> None:
+    """An owner that ended its span before the response began is not told any more."""
+    app = make_app()
+    provider = TracerProvider()
+    seen = observed(app, tracer_provider=provider)
+    with trace.use_span(provider.get_tracer("agent").start_span("raw", kind=SpanKind.SERVER)) as span:
+
+        async def endpoint(request: Request) -> Response:
+            span.end()
+            return Response()
+
+        app.router.routes.append(Route("/end", endpoint))
+        assert (await ask(app, "/end")).status == 200
+    assert [span.name for span in seen.spans] == ["raw"]
+    assert seen.observe.faults.counts == {}
+
+
+async def test_a_client_span_around_is_the_parent(observed: Callable[..., Seen]) -> None:
+    """A span of another kind around the app is the server span's parent, not its stand-in."""
+    app = make_app()
+    seen = observed(app)
+    with seen.observe.tracing.tracer.start_as_current_span("call", kind=SpanKind.CLIENT) as span:
+        await ask(app, "/")
+    (server,) = seen.server_spans
+    assert server.parent is not None
+    assert server.parent.span_id == span.get_span_context().span_id
+
+
+def test_what_is_a_server_span() -> None:
+    """A remote span and no span at all are none."""
+    assert not is_server_span(trace.INVALID_SPAN)
+    remote = TraceContext(TRACE, SPAN).to_context()
+    assert not is_server_span(trace.get_current_span(remote))
+    ended = TracerProvider().get_tracer("t").start_span("s", kind=SpanKind.SERVER)
+    assert is_server_span(ended)
+    ended.end()
+    assert not is_server_span(ended)
+
+
+async def test_a_context_left_over_from_the_request_before(observed: Callable[..., Seen]) -> None:
+    """A request that is started in the context of one that is over begins a trace of its own, or the caller's."""
+    app = make_app()
+    seen = observed(app)
+    contexts = []
+
+    async def keeping(scope: Any, receive: Any, send: Any) -> None:
+        contexts.append(otel_context.get_current())
+        await Response()(scope, receive, send)
+
+    app.router.routes.append(Mount("/keep", keeping))
+    await ask(app, "/keep")
+    for headers in ({}, {"traceparent": REMOTE}):
+        with ContextScope(contexts[0]):
+            await ask(app, "/", headers=headers)
+    first, second, third = seen.server_spans
+    assert second.parent is None
+    assert third.parent is not None
+    assert (trace_of(second) != trace_of(first), trace_of(third)) == (True, TRACE)
+
+
+def test_an_exchange_without_a_span_can_be_closed() -> None:
+    """Should the span be missing, closing does nothing."""
+
+    class Exchange:
+        span = None
+        adopted = True
+
+    tracing = TracingService(ObserveSettings(), Faults())
+    tracing.start_exchange(Exchange())  # type: ignore[arg-type]
+    tracing.close_exchange(Exchange())  # type: ignore[arg-type]
+    tracing.close()
+
+
+# Operations, and the module's own functions
+
+
+def test_operations_of_another_kind_are_internal(observed: Callable[..., Seen]) -> None:
+    """An operation that is no call is an internal span; an error without exception is an error of the span."""
+    seen = observed(Starlette())
+    with Operation(seen.observe, "background", "background job", {"endpoint": "/"}, {"size": {1}}) as work:
+        work.error_type = "gone"
+    (span,) = seen.spans
+    assert (span.kind, span.status.status_code) == (SpanKind.INTERNAL, StatusCode.ERROR)
+    assert span.attributes == {"size": "{1}", "error.type": "gone"}
+
+
+def test_operations_of_an_unsampled_trace_of_another_provider(observed: Callable[..., Seen]) -> None:
+    """With a provider of the user's every operation asks its sampler, and records nothing where it says no."""
+    seen = observed(Starlette(), tracer_provider=TracerProvider())
+    tracing = seen.observe.tracing
+    with tracing.attach(TraceContext(TRACE, SPAN, sampled=False)), seen.observe.db.query("SELECT") as query:
+        pass
+    assert (query.trace_id, seen.spans) == (TRACE, [])
+    assert query.span_id != SPAN
+
+
+def test_traced_inside_a_request_uses_its_app(observed: Callable[..., Seen]) -> None:
+    """With two apps installed, `@traced` and `current()` find the app whose request is served, background tasks too."""
+
+    @traced("work")
+    def work() -> Any:
+        return current()
+
+    apps, found = [], []
+    for _ in range(2):
+
+        async def endpoint(request: Request) -> Response:
+            found.append(work())
+            return Response(background=BackgroundTask(lambda: found.append(work())))
+
+        apps.append(Starlette(routes=[Route("/", endpoint)]))
+    seens = [observed(app) for app in apps]
+    for app in apps:
+        TestClient(app).get("/")
+    first, second = (seen.observe for seen in seens)
+    assert found == [first, first, second, second]
+    assert [[span.name for span in seen.spans].count("work") for seen in seens] == [2, 2]
+    with pytest.raises(RuntimeError, match=r"2 apps are installed.*app\.state\.observe"):
+        current()
+    second.close()
+    assert current() is first
+    first.close()
+    with pytest.raises(RuntimeError, match=r"call install\(app\)"):
+        current()
+
+
+def test_traced_in_every_spelling(observed: Callable[..., Seen]) -> None:
+    """`@traced`, `@traced()`, `@traced("name")` and `@traced("name", key=value)`."""
+    seen = observed(Starlette())
+
+    @traced
+    def bare() -> None: ...
+
+    @traced()
+    def called() -> None: ...
+
+    @traced("named", tier="gold")
+    def named() -> None: ...
+
+    @traced(tier="gold")
+    def attributed() -> None: ...
+
+    for function in (bare, called, named, attributed):
+        function()
+    prefix = "test_traced_in_every_spelling.<locals>."
+    assert [span.name.removeprefix(prefix) for span in seen.spans] == ["bare", "called", "named", "attributed"]
+    assert [dict(span.attributes or {}) for span in seen.spans] == [{}, {}, {"tier": "gold"}, {"tier": "gold"}]
+    with pytest.raises(TypeError, match="needs a function or a name"):
+        traced(7)  # type: ignore[call-overload]
