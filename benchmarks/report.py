@@ -45,7 +45,7 @@ METHOD = """\
   all others for about a millisecond, which empties the processor's caches: whatever runs after it is slower, the
   stack's code too.
 - **Served.** uvicorn without access log for all three; the server's workers are pinned to cores of their own, the load
-  to the others, as far as there are enough. The servers that do not take part in a round are stopped. Peak: wrk with
+  to the others, as far as there are enough. With one worker, the servers that do not take part in a round are stopped. Peak: wrk with
   32 connections. Half of bare's peak: an open-loop generator of ours (`load.py`) that counts a latency from the moment
   a request was due. `even` sends at equal distances, as rate-limited load generators do; `poisson` as independent users
   come, which is harder. Latencies at peak compare servers under different load, each its own most.
