@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.inprocess import progress
@@ -75,7 +75,8 @@ def serving(name: str, workers: int, on: list[int]) -> Iterator[Server]:
             _wait_for(port, process, errors)
             yield Server(process, port, stops=workers == 1)
         finally:
-            os.killpg(process.pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.killpg(process.pid, signal.SIGCONT)
             process.terminate()
             try:
                 process.wait(10)
