@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any, NamedTuple
 
-from benchmarks.inprocess import progress
+from benchmarks.inprocess import MiscountError, progress
 from benchmarks.paired import paired, slope, summary
 from benchmarks.process import Worker, ask
 from benchmarks.steps import STEPS
@@ -123,7 +123,7 @@ def steps(ratio: float, effort: Effort) -> dict[str, Any]:
         for side, worker, lines in (("ours", ours, due + orders), ("stock", stock, due)):
             written = worker.end()
             if written != lines:
-                raise RuntimeError(f"{side}: {lines} lines were due, {written} stand in the file")
+                raise MiscountError(f"{side}: {lines} lines were due, {written} stand in the file")
     return found
 
 

@@ -26,6 +26,10 @@ class Effort(NamedTuple):
     processes: int
 
 
+class MiscountError(Exception):
+    """Not as many lines or spans came out as requests went in: the numbers would not mean what they say."""
+
+
 def progress(text: str) -> None:
     """Tell the person at the terminal where we are."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201 - that is what it is for
@@ -40,7 +44,7 @@ def measure(
     rounds are interleaved with the others all the same. All of it is done in several processes one after another: how
     a process lies in memory, and the order of its hashes, make a difference of some percent.
 
-    Raises RuntimeError if a log line is missing at the end.
+    Raises MiscountError if a log line is missing at the end.
     """
     alone = [name for name in names if name in apart or name.partition("@")[0] in PROCESS_WIDE]
     together = [name for name in names if name not in alone]
@@ -73,10 +77,10 @@ def _measure_once(
 
 
 def _check_lines(group: list[str], each: int, written: int) -> None:
-    """Raise RuntimeError unless every app that writes lines has really written one for each request."""
+    """Raise MiscountError unless every app that writes lines has really written one for each request."""
     due = each * sum(name.partition("@")[0] in LINES for name in group)
     if written != due:
-        raise RuntimeError(f"{group}: {due} lines were due, {written} stand in the file")
+        raise MiscountError(f"{group}: {due} lines were due, {written} stand in the file")
 
 
 def cost(spent: dict[str, list[float]], name: str, bare: str) -> Cost:
@@ -145,7 +149,7 @@ def exporting(ratio: float, effort: Effort) -> dict[str, Any]:
         received = receiver.ask("count")
     requests = effort.processes * (WARM_UP + effort.rounds * effort.calls)
     if not 0.8 * ratio * requests <= received <= min(requests, 1.2 * ratio * requests):
-        raise RuntimeError(f"the receiver got {received} spans of {requests} requests at a ratio of {ratio}")
+        raise MiscountError(f"the receiver got {received} spans of {requests} requests at a ratio of {ratio}")
     one = cost(spent, "ours_exporting@trivial", "bare@trivial").as_dict()
     return {**one, "requests": requests, "spans_received": received}
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks.process import cores
 
@@ -35,14 +36,14 @@ PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-    """Return date, machine and versions."""
+    """Return date, machine, versions, and for how many percent others keep the processor busy while we do nothing."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
         "cores": len(cores()),
-        "load_at_start": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "busy": psutil.cpu_percent(2.0),
         "switch_interval": sys.getswitchinterval(),
         "versions": {name: _version(name) for name in PACKAGES},
     }

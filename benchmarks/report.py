@@ -58,6 +58,9 @@ METHOD = """\
   of prometheus_client's own metrics that shows exactly the same series (checked), the process's collectors included.
 """
 
+MOST_BUSY = 10
+"""Percent of the processor that others may take before the report says so."""
+
 HEAD = "| | ratio to bare | spread | added, us | bare, us | rounds |\n|---|---|---|---|---|---|"
 
 
@@ -86,14 +89,14 @@ def _made(results: dict[str, Any]) -> Iterator[str]:
     if any(one["quick"] for one in made.values()):
         yield "**Of a quick run, at least in part: few rounds. For orientation only.**"
     for name, one in made.items():
-        if one["load_at_start"] is not None and one["load_at_start"] > one["cores"] / 4:
+        if one["busy"] > MOST_BUSY:
             yield (
-                f"**The machine was busy when `{name}` began (load average {one['load_at_start']}): what the clock "
+                f"**Others kept the processor busy for {one['busy']:.0f} % when `{name}` began: what the clock "
                 "measures there, latencies above all, is not to be trusted.**"
             )
     for name, one in made.items():
         cpu = f"{one['cpu']}, {one['cores']} cores, {one['system']}, {one['python']}"
-        yield f"- {name}: {one['date']}; {cpu}; load average at its start {one['load_at_start']}"
+        yield f"- {name}: {one['date']}; {cpu}; others kept {one['busy']:.0f} % of it busy at the start"
     for one in list(made.values())[-1:]:
         yield "Versions: " + ", ".join(f"{name} {version}" for name, version in one["versions"].items()) + "."
 

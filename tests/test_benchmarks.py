@@ -22,7 +22,7 @@ MADE = {
     "cores": 4,
     "system": "Linux x86_64",
     "python": "CPython 3.11",
-    "load_at_start": 0.1,
+    "busy": 1.0,
     "versions": {"fastapi": "0.1", "starlette": "0.2"},
     "quick": False,
 }
@@ -261,16 +261,14 @@ def test_report_holds_the_results() -> None:
     assert "](results.svg)" in text
     assert "How it was measured" in text
     assert "quick run" not in text
-    assert "busy" not in text
+    assert "busy for" not in text
 
 
 def test_report_of_a_part_says_so() -> None:
     """A quick run is called one; without wrk the report says what is missing; nothing else is needed."""
-    text = report.write(
-        {"served": {"skipped": "wrk is not installed", "made": {**MADE, "quick": True, "load_at_start": 9.0}}}
-    )
+    text = report.write({"served": {"skipped": "wrk is not installed", "made": {**MADE, "quick": True, "busy": 50.0}}})
     assert "quick run" in text
-    assert "The machine was busy" in text
+    assert "busy for 50 %" in text
     assert "Skipped: wrk is not installed" in text
     assert "not measured" in text
 

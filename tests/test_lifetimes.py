@@ -24,6 +24,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
+from tools import HOST_WARNINGS
 
 import fastapi_observe
 from fastapi_observe import ObserveSettings, SettingsError, current, install
@@ -342,8 +343,9 @@ def test_settings_may_be_shared_by_many_installs() -> None:
 def run(code: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run code in a new interpreter that turns warnings into errors."""
     root = str(Path(__file__).parents[1])
+    warns = [f"-W{line}" for line in ("error", *HOST_WARNINGS)]
     return subprocess.run(  # noqa: S603 - our own interpreter and our own code
-        [sys.executable, "-X", "dev", "-W", "error", *flags, "-c", textwrap.dedent(code)],
+        [sys.executable, "-X", "dev", *warns, *flags, "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
         timeout=120,

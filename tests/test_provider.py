@@ -248,6 +248,7 @@ def test_ratio_keeps_its_part() -> None:
     tracing.close()
 
 
+@pytest.mark.skipif(not hasattr(TraceFlags, "RANDOM_TRACE_ID"), reason="older OpenTelemetry has no random flag")
 def test_trace_ids_say_that_they_are_random() -> None:
     """New trace ids carry the random flag of W3C Trace Context Level 2, and it travels on."""
     tracing = TracingService(ObserveSettings(sample_ratio=1.0), Faults())
@@ -264,7 +265,7 @@ def test_trace_ids_say_that_they_are_random() -> None:
 
 
 def test_resource_describes_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Name, version, environment and instance; `OTEL_RESOURCE_ATTRIBUTES` adds to it and may name the instance."""
+    """Name, version and environment; `OTEL_RESOURCE_ATTRIBUTES` adds to it and may name the instance."""
     settings = ObserveSettings(service_name="shop", service_version="1.2", environment="staging")
     attributes = make_resource(settings).attributes
     assert attributes["service.name"] == "shop"
@@ -272,12 +273,19 @@ def test_resource_describes_the_service(monkeypatch: pytest.MonkeyPatch) -> None
     assert attributes["deployment.environment.name"] == "staging"
     assert attributes["telemetry.sdk.language"] == "python"
     assert attributes["telemetry.distro.name"] == "fastapi-observe"
-    assert uuid.UUID(str(attributes["service.instance.id"])).version == 4
     assert "service.version" not in make_resource(ObserveSettings()).attributes
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.instance.id=pod-7,cloud.region=eu,service.name=other")
     attributes = make_resource(settings).attributes
     assert (attributes["service.instance.id"], attributes["cloud.region"]) == ("pod-7", "eu")
     assert attributes["service.name"] == "shop"
+
+
+@pytest.mark.skipif(
+    "service.instance.id" not in Resource.create().attributes, reason="older OpenTelemetry names no instance by itself"
+)
+def test_resource_names_the_instance() -> None:
+    """Each process is an instance of its service with a random name."""
+    assert uuid.UUID(str(make_resource(ObserveSettings()).attributes["service.instance.id"])).version == 4
 
 
 # Export

@@ -1,4 +1,4 @@
-"""The one place that decides what happens where a program or package that a test needs is missing."""
+"""What the tests ask of the machine: programs and packages, and the age of the hosts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,22 @@ import shutil
 from importlib.util import find_spec
 
 import pytest
+import starlette
+
+HOST_WARNINGS: tuple[str, ...] = (
+    # It imports `multipart`, which python-multipart has renamed since.
+    "ignore:Please use `import python_multipart` instead.:PendingDeprecationWarning",
+    # Its test client names a class of anyio's by an alias that newer anyio deprecates.
+    "ignore:The anyio.abc.BlockingPortal alias:DeprecationWarning",
+    # Its BaseHTTPMiddleware and its test client leave the ends of their streams open, and generators half read.
+    "ignore:Unclosed <MemoryObject:ResourceWarning",
+    "ignore:Async generator ':ResourceWarning",
+    # FastAPI of that time hands whole fields to pydantic, newer versions of which find options without effect in them.
+    "ignore:The 'validation_alias' attribute with value:UserWarning",
+)
+if int(starlette.__version__.partition(".")[0]) >= 1:
+    HOST_WARNINGS = ()
+"""Warnings of the hosts about themselves where they are older than Starlette 1.0; every other warning is an error."""
 
 
 def needs(program: str) -> str:

@@ -47,7 +47,8 @@ def well_formed_headers(carrier: dict[str, str]) -> dict[str, str]:
     """
     if "baggage" in carrier:
         members = carrier["baggage"][:LONGEST_BAGGAGE].split(",")[:MOST_BAGGAGE]
-        kept = [member.partition(";")[0] for member in members]
+        # Stripped: OpenTelemetry before 1.45 takes a blank behind "name=" for a wrong value.
+        kept = [member.partition(";")[0].strip(" \t") for member in members]
         carrier["baggage"] = ",".join(member for member in kept if _BAGGAGE.fullmatch(member))
     if "tracestate" in carrier:
         members = [member.strip(" \t") for member in carrier["tracestate"].split(",", MOST_STATES)]
@@ -55,6 +56,8 @@ def well_formed_headers(carrier: dict[str, str]) -> dict[str, str]:
         keys = {match["key"] for match in matches if match}
         if len(members) > MOST_STATES or len(keys) < len(matches):
             del carrier["tracestate"]
+        else:  # blank members are legal; OpenTelemetry before 1.45.2 warns about them
+            carrier["tracestate"] = ",".join(filter(None, members))
     return carrier
 
 
