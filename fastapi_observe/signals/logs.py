@@ -21,6 +21,7 @@ from fastapi_observe.signals.line_format import (
     encode_line,
     text_of,
 )
+from fastapi_observe.signals.line_request import RequestLines
 from fastapi_observe.signals.log_capture import SERVER_LOGGERS, LogCapture
 from fastapi_observe.signals.log_file import LogFile, parse_retention, parse_rotation
 
@@ -49,6 +50,10 @@ OUTCOME_LEVELS: Final = {
     "cancelled": "error",
     "incomplete_response": "error",
 }
+
+REQUEST_MESSAGE: Final = "HTTP request completed"
+REQUEST_LOGGER: Final = "fastapi_observe.request"
+"""Message and logger of the request line."""
 
 OPERATION_NAMES: Final = {"database": "database query", "external": "external call", "background": "background task"}
 
@@ -86,9 +91,12 @@ class Logs:
         self.quiet_loggers = settings.quiet_loggers
         self.log = ObserveLogger(loguru_logger.opt(depth=2), self.set_level, faults)
         self._allow = frozenset(settings.query_allow)
-        self._service = text_of(settings.service_name, 256)
-        self._environment = text_of(settings.environment, 256)
-        self._version = text_of(settings.service_version, 256)
+        self._resource = {
+            "service": text_of(settings.service_name, 256),
+            "environment": text_of(settings.environment, 256),
+            "version": text_of(settings.service_version, 256),
+        }
+        self._request_lines = RequestLines(self._head(REQUEST_MESSAGE, REQUEST_LOGGER))
         self._timestamps = Timestamps()
         self._writer = _CAPTURE.writer
         self._file: LogFile | None = None
@@ -149,15 +157,25 @@ class Logs:
         level = OUTCOME_LEVELS.get(exchange.outcome, "error")
         if not self.logs_requests or LEVELS[level] < self.threshold:
             return
-        scope = exchange.scope
         url = exchange.path
-        query = scope.get("query_string")
+        query = exchange.scope.get("query_string")
         if len(url) > LONGEST_PATH:
             url = cut(url, LONGEST_PATH)
         if query:
             url = f"{url}?{redact_query(query, self._allow)}"
-        agent = exchange.headers.get(b"user-agent")
-        client = scope.get("client")
+        sent = exchange.headers.get(b"user-agent")
+        agent = None if sent is None else sent[:LONGEST_AGENT].decode("latin-1")
+        now = self._timestamps(time_ns())
+        if self._text is None and exchange.error_type is None and exchange.ttfb is None and exchange.trace_id:
+            line = self._request_lines.encode(exchange, level, now, url, agent)
+            if line is not None:
+                self._writer.write(line, file=self._file, copy=line)
+                return
+        self._write_request(exchange, level, now, url, agent)
+
+    def _write_request(self, exchange: Exchange, level: str, now: str, url: str, agent: str | None) -> None:
+        """Write a request line that has more to say than most."""
+        client = exchange.scope.get("client")
         fields: dict[str, Any] = {
             "method": exchange.method,
             "url": url,
@@ -167,20 +185,20 @@ class Logs:
             "duration_ms": round(exchange.duration * 1000, 3),
             "request_size": exchange.request_size,
             "response_size": exchange.response_size,
-            "user_agent": None if agent is None else agent[:LONGEST_AGENT].decode("latin-1"),
+            "user_agent": agent,
             "remote_addr": client[0] if client else None,
         }
         if exchange.ttfb is not None:
             fields["ttfb_ms"] = round(exchange.ttfb * 1000, 3)
         if exchange.error_type is not None:
             fields["error_type"] = exchange.error_type
-        message = "HTTP request completed"
+        message = REQUEST_MESSAGE
         if exchange.websocket:
             message = "WebSocket connection closed"
             fields["close_code"] = exchange.close_code  # type: ignore[attr-defined]
             fields["messages_received"] = exchange.messages_received  # type: ignore[attr-defined]
             fields["messages_sent"] = exchange.messages_sent  # type: ignore[attr-defined]
-        line = self._line(level, message, "fastapi_observe.request")
+        line = self._line(level, message, REQUEST_LOGGER, now)
         if exchange.trace_id:
             line["trace_id"] = exchange.trace_id
             line["span_id"] = exchange.span_id
@@ -241,16 +259,15 @@ class Logs:
         last = record.name in SERVER_LOGGERS
         self._finish(line, fields, exc if isinstance(exc, BaseException) else None, urgent=last)
 
-    def _line(self, level: str, message: str, logger: str) -> dict[str, Any]:
+    def _line(self, level: str, message: str, logger: str, now: str | None = None) -> dict[str, Any]:
         return {
-            "timestamp": self._timestamps(time_ns()),
+            "timestamp": now or self._timestamps(time_ns()),
             "level": level,
-            "message": message,
-            "logger": logger,
-            "service": self._service,
-            "environment": self._environment,
-            "version": self._version,
+            **self._head(message, logger),
         }
+
+    def _head(self, message: str, logger: str) -> dict[str, str]:
+        return {"message": message, "logger": logger, **self._resource}
 
     def _finish(
         self, line: dict[str, Any], fields: dict[str, Any], exc: BaseException | None, *, urgent: bool = False

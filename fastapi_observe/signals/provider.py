@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider, sampling
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from fastapi_observe.signals.span_processors import GuardedProcessor
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from fastapi_observe.records.faults import Faults
     from fastapi_observe.settings import ObserveSettings
 
+TRACE_ID_LIMIT: Final = sampling.TraceIdRatioBased.TRACE_ID_LIMIT
+"""The bits of a trace id that decide whether a ratio keeps it."""
+
 LONGEST_VALUE = 2048
 """Characters of a span's string attribute; the rest is cut."""
 
@@ -25,8 +29,40 @@ LONGEST_EVENT_VALUE = 8192
 """Characters of a string attribute of an event: room for a stack trace."""
 
 
+class TraceIds(RandomIdGenerator):
+    """Random ids; a trace id that was decided on beforehand is handed out first."""
+
+    def __init__(self) -> None:
+        self._decided: list[int] = []
+
+    def decide(self, trace_id: int) -> None:
+        """Give the next new trace this id."""
+        self._decided.append(trace_id)
+
+    def generate_trace_id(self) -> int:
+        """Return the id of a new trace."""
+        try:
+            return self._decided.pop()
+        except IndexError:
+            return super().generate_trace_id()
+
+
 class ObserveTracerProvider(TracerProvider):
-    """A tracer provider made by `install`, told apart from one that the user set."""
+    """A tracer provider made by `install`, told apart from one that the user set.
+
+    `bound` says what its sampler does with a new trace: one whose lowest 64 bits are below it is kept.
+    """
+
+    def __init__(self, settings: ObserveSettings) -> None:
+        self.ids = TraceIds()
+        self.bound = make_bound(settings)
+        super().__init__(
+            sampler=make_sampler(settings),
+            resource=make_resource(settings),
+            span_limits=SpanLimits(max_span_attribute_length=LONGEST_VALUE, max_attribute_length=LONGEST_EVENT_VALUE),
+            shutdown_on_exit=False,
+            id_generator=self.ids,
+        )
 
 
 def make_provider(settings: ObserveSettings, faults: Faults) -> tuple[trace.TracerProvider, bool]:
@@ -42,12 +78,7 @@ def make_provider(settings: ObserveSettings, faults: Faults) -> tuple[trace.Trac
         for processor in settings.span_processors:
             current.add_span_processor(GuardedProcessor(processor, faults))
         return current, False
-    provider = ObserveTracerProvider(
-        sampler=make_sampler(settings),
-        resource=make_resource(settings),
-        span_limits=SpanLimits(max_span_attribute_length=LONGEST_VALUE, max_attribute_length=LONGEST_EVENT_VALUE),
-        shutdown_on_exit=False,
-    )
+    provider = ObserveTracerProvider(settings)
     for processor in settings.span_processors:
         provider.add_span_processor(GuardedProcessor(processor, faults))
     exporter = make_exporter(settings)
@@ -66,6 +97,15 @@ def make_provider(settings: ObserveSettings, faults: Faults) -> tuple[trace.Trac
 
 def _is_foreign(provider: Any) -> bool:
     return isinstance(provider, TracerProvider) and not isinstance(provider, ObserveTracerProvider)
+
+
+def make_bound(settings: ObserveSettings) -> int:
+    """Return below which value of its lowest 64 bits a new trace id is sampled."""
+    if settings.sampler.endswith("always_on"):
+        return TRACE_ID_LIMIT + 1
+    if settings.sampler.endswith("always_off"):
+        return 0
+    return sampling.TraceIdRatioBased(settings.sample_ratio).bound
 
 
 def make_sampler(settings: ObserveSettings) -> sampling.Sampler:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from random import getrandbits
 from typing import TYPE_CHECKING, Any, Final
 
+from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
-from fastapi_observe.records.exchange import current_exchange
+from fastapi_observe.records.exchange import CONTEXT_KEY, Exchange
 from fastapi_observe.records.trace_context import TraceContext, well_formed_headers
-from fastapi_observe.signals.provider import ObserveTracerProvider, make_provider
+from fastapi_observe.signals.provider import TRACE_ID_LIMIT, ObserveTracerProvider, make_provider
 from fastapi_observe.signals.server_span import HeaderCapture, request_attributes, response_attributes, span_name
 from fastapi_observe.signals.user_spans import (
     ContextScope,
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import Span
 
-    from fastapi_observe.records.exchange import Exchange
     from fastapi_observe.records.faults import Faults
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.settings import ObserveSettings
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
 
 _FAILED: Final = frozenset({"server_error", "cancelled", "incomplete_response"})
+_DROPPED: Final = TraceFlags(TraceFlags.RANDOM_TRACE_ID)
+(_SPAN_KEY,) = trace.set_span_in_context(trace.INVALID_SPAN, Context())
+"""Flags of a trace that is not kept; the key of the current span in a context."""
+
 _KINDS: Final = {"database": SpanKind.CLIENT, "external": SpanKind.CLIENT}
 
 
@@ -54,40 +59,71 @@ class TracingService:
         self._drops_children = isinstance(self.provider, ObserveTracerProvider) and settings.sampler.startswith(
             "parentbased"
         )
+        own = self.provider if isinstance(self.provider, ObserveTracerProvider) else None
+        self._ids = None if own is None else own.ids
+        self._bound = 0 if own is None else own.bound
         self._carriers = {name.lower().encode("latin-1"): name for name in propagate.get_global_textmap().fields}
 
     # The signal: what the door and the clients call
 
     def open_exchange(self, exchange: Exchange) -> None:
         """Adopt the server span that is already open, else start one; give the exchange its ids."""
-        current = trace.get_current_span()
-        around: Context | None = None
-        if current is not trace.INVALID_SPAN and is_left_over(current):
-            current, around = trace.INVALID_SPAN, Context()
-        if current is not trace.INVALID_SPAN and is_server_span(current):
-            span = current
-            exchange.adopted = True
-            parent = None
+        around = otel_context.get_current()
+        if around and is_left_over(around):
+            around = Context()
+        ids = self._ids
+        if ids is None or around or not self._carriers.keys().isdisjoint(exchange.headers):
+            self._open_within(exchange, around)
+            return
+        # The root of a new trace. What the sampler would drop needs no span of the SDK, only ids.
+        trace_id = getrandbits(128)
+        if trace_id & TRACE_ID_LIMIT < self._bound:
+            ids.decide(trace_id)
+            span = self._start(exchange, around)
         else:
-            parent = self._parent(exchange, around)
-            span = self.tracer.start_span(
-                exchange.method, context=parent, kind=SpanKind.SERVER, start_time=exchange.started_ns
-            )
-        exchange.span = span
-        exchange.context = trace.set_span_in_context(span, parent)
-        at = span.get_span_context()
-        exchange.trace_id = format(at.trace_id, "032x")
-        exchange.span_id = format(at.span_id, "016x")
-        exchange.sampled = at.trace_flags.sampled
-        if span.is_recording():
-            span.set_attributes(request_attributes(exchange, self._query_allow))
-            if self._capture_request:
-                span.set_attributes(self._capture_request.read(exchange.scope.get("headers") or ()))
+            span = NonRecordingSpan(SpanContext(trace_id, getrandbits(64), is_remote=False, trace_flags=_DROPPED))
+        self._give(exchange, span, around)
 
-    def _parent(self, exchange: Exchange, around: Context | None) -> Context | None:
-        """Read the context that came with the request, into `around`; None: that of the calling code."""
+    def _open_within(self, exchange: Exchange, around: Context) -> None:
+        """Open where something is current already or came with the request."""
+        current = trace.get_current_span(around)
+        if is_server_span(current):
+            exchange.adopted = True
+            self._give(exchange, current, around)
+            if current.is_recording():
+                current.set_attributes(self._request_attributes(exchange))
+            return
+        parent = self._parent(exchange, around)
+        self._give(exchange, self._start(exchange, parent), parent)
+
+    def _start(self, exchange: Exchange, parent: Context) -> Span:
+        """Start the server span; only one that records is told what was asked for."""
+        span = self.tracer.start_span(
+            exchange.method, context=parent, kind=SpanKind.SERVER, start_time=exchange.started_ns
+        )
+        if span.is_recording():
+            span.set_attributes(self._request_attributes(exchange))
+        return span
+
+    def _request_attributes(self, exchange: Exchange) -> dict[str, Any]:
+        attributes = request_attributes(exchange, self._query_allow)
+        if self._capture_request:
+            attributes.update(self._capture_request.read(exchange.scope.get("headers") or ()))
+        return attributes
+
+    def _give(self, exchange: Exchange, span: Span, context: Context) -> None:
+        """Give the exchange its span, its ids and the context in which its app runs."""
+        exchange.span = span
+        exchange.context = Context({**context, _SPAN_KEY: span, CONTEXT_KEY: exchange})
+        at = span.get_span_context()
+        exchange.trace_id = f"{at.trace_id:032x}"
+        exchange.span_id = f"{at.span_id:016x}"
+        exchange.sampled = at.trace_flags.sampled
+
+    def _parent(self, exchange: Exchange, around: Context) -> Context:
+        """Read the context that came with the request, into that of the calling code."""
         headers = exchange.headers
-        if not any(name in headers for name in self._carriers):
+        if self._carriers.keys().isdisjoint(headers):
             return around
         carrier: dict[str, list[str]] = {}
         for name, value in exchange.scope["headers"]:
@@ -231,13 +267,16 @@ def is_server_span(span: Span) -> bool:
     return getattr(span, "end_time", None) is None
 
 
-def is_left_over(span: Span) -> bool:
-    """Tell whether a current span belongs to a request that is over.
+def is_left_over(context: Context) -> bool:
+    """Tell whether a current context belongs to a request that is over.
 
     asyncio lets a context out of its task (python/cpython#140947): after a pipelined request, or a response without a
     body, uvicorn starts the next request of the connection in the context of the one before.
     """
-    before = current_exchange()
-    if before is None or not before.complete or (span.is_recording() and is_server_span(span)):
+    before = context.get(CONTEXT_KEY)
+    if not isinstance(before, Exchange) or not before.complete:
         return False
-    return format(span.get_span_context().trace_id, "032x") == before.trace_id
+    span = trace.get_current_span(context)
+    if span.is_recording() and is_server_span(span):
+        return False
+    return span is before.span or f"{span.get_span_context().trace_id:032x}" == before.trace_id
