@@ -36,7 +36,7 @@ class Door:
         self._observability = observability
         self._metrics_path = settings.metrics_path if settings.metrics else None
         excluded = Excluded(settings.exclude_paths, settings.exclude_urls)
-        self._excluded = excluded if excluded else None
+        self._excluded = excluded or None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, measured once."""

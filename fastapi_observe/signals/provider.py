@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider, sampling
-from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from fastapi_observe.signals.span_processors import GuardedProcessor
@@ -29,39 +28,22 @@ LONGEST_EVENT_VALUE = 8192
 """Characters of a string attribute of an event: room for a stack trace."""
 
 
-class TraceIds(RandomIdGenerator):
-    """Random ids; a trace id that was decided on beforehand is handed out first."""
-
-    def __init__(self) -> None:
-        self._decided: list[int] = []
-
-    def decide(self, trace_id: int) -> None:
-        """Give the next new trace this id."""
-        self._decided.append(trace_id)
-
-    def generate_trace_id(self) -> int:
-        """Return the id of a new trace."""
-        try:
-            return self._decided.pop()
-        except IndexError:
-            return super().generate_trace_id()
-
-
 class ObserveTracerProvider(TracerProvider):
     """A tracer provider made by `install`, told apart from one that the user set.
 
-    `bound` says what its sampler does with a new trace: one whose lowest 64 bits are below it is kept.
+    `bound` and `parent_decides` say what its sampler does, for who needs not ask it: a trace whose lowest 64 bits are
+    below the bound is kept, unless a parent has decided.
     """
 
     def __init__(self, settings: ObserveSettings) -> None:
-        self.ids = TraceIds()
         self.bound = make_bound(settings)
+        self.parent_decides = settings.sampler.startswith("parentbased")
+        self.limits = SpanLimits(max_span_attribute_length=LONGEST_VALUE, max_attribute_length=LONGEST_EVENT_VALUE)
         super().__init__(
             sampler=make_sampler(settings),
             resource=make_resource(settings),
-            span_limits=SpanLimits(max_span_attribute_length=LONGEST_VALUE, max_attribute_length=LONGEST_EVENT_VALUE),
+            span_limits=self.limits,
             shutdown_on_exit=False,
-            id_generator=self.ids,
         )
 
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import Tracer, TracerProvider
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
 from fastapi_observe.records.exchange import CONTEXT_KEY, Exchange
 from fastapi_observe.records.trace_context import TraceContext, well_formed_headers
 from fastapi_observe.signals.provider import TRACE_ID_LIMIT, ObserveTracerProvider, make_provider
+from fastapi_observe.signals.recorded_span import RecordedSpan, SpanFactory, fits
 from fastapi_observe.signals.server_span import HeaderCapture, request_attributes, response_attributes, span_name
 from fastapi_observe.signals.user_spans import (
     ContextScope,
@@ -38,9 +40,9 @@ if TYPE_CHECKING:
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
 
 _FAILED: Final = frozenset({"server_error", "cancelled", "incomplete_response"})
-_DROPPED: Final = TraceFlags(TraceFlags.RANDOM_TRACE_ID)
+_FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
 (_SPAN_KEY,) = trace.set_span_in_context(trace.INVALID_SPAN, Context())
-"""Flags of a trace that is not kept; the key of the current span in a context."""
+"""Every combination of trace flags; the key of the current span in a context."""
 
 _KINDS: Final = {"database": SpanKind.CLIENT, "external": SpanKind.CLIENT}
 
@@ -56,13 +58,16 @@ class TracingService:
         self._capture_response = HeaderCapture(settings.capture_response_headers, "response")
         self.provider, self._owned = make_provider(settings, faults)
         self.tracer = self.provider.get_tracer("fastapi_observe", schema_url=SCHEMA_URL)
-        self._drops_children = isinstance(self.provider, ObserveTracerProvider) and settings.sampler.startswith(
-            "parentbased"
-        )
         own = self.provider if isinstance(self.provider, ObserveTracerProvider) else None
-        self._ids = None if own is None else own.ids
         self._bound = 0 if own is None else own.bound
+        self._parent_decides = own is not None and own.parent_decides
+        self._factory = None if own is None else self._make_factory(own)
         self._carriers = {name.lower().encode("latin-1"): name for name in propagate.get_global_textmap().fields}
+
+    def _make_factory(self, provider: ObserveTracerProvider) -> SpanFactory | None:
+        scope = InstrumentationScope("fastapi_observe", schema_url=SCHEMA_URL)
+        factory = SpanFactory(self.tracer, scope, provider.limits) if isinstance(self.tracer, Tracer) else None
+        return factory if factory is not None and fits(factory) else None
 
     # The signal: what the door and the clients call
 
@@ -71,39 +76,50 @@ class TracingService:
         around = otel_context.get_current()
         if around and is_left_over(around):
             around = Context()
-        ids = self._ids
-        if ids is None or around or not self._carriers.keys().isdisjoint(exchange.headers):
-            self._open_within(exchange, around)
-            return
-        # The root of a new trace. What the sampler would drop needs no span of the SDK, only ids.
-        trace_id = getrandbits(128)
-        if trace_id & TRACE_ID_LIMIT < self._bound:
-            ids.decide(trace_id)
-            span = self._start(exchange, around)
+        if around or not self._carriers.keys().isdisjoint(exchange.headers):
+            current = trace.get_current_span(around)
+            if is_server_span(current):
+                self._adopt(exchange, current, around)
+                return
+            around = self._parent(exchange, around)
+        if self._factory is None:
+            span = self.tracer.start_span(
+                exchange.method, context=around, kind=SpanKind.SERVER, start_time=exchange.started_ns
+            )
+            if span.is_recording():
+                span.set_attributes(self._request_attributes(exchange))
         else:
-            span = NonRecordingSpan(SpanContext(trace_id, getrandbits(64), is_remote=False, trace_flags=_DROPPED))
+            span = self._start(exchange, around)
         self._give(exchange, span, around)
 
-    def _open_within(self, exchange: Exchange, around: Context) -> None:
-        """Open where something is current already or came with the request."""
-        current = trace.get_current_span(around)
-        if is_server_span(current):
-            exchange.adopted = True
-            self._give(exchange, current, around)
-            if current.is_recording():
-                current.set_attributes(self._request_attributes(exchange))
-            return
-        parent = self._parent(exchange, around)
-        self._give(exchange, self._start(exchange, parent), parent)
+    def _adopt(self, exchange: Exchange, current: Span, around: Context) -> None:
+        exchange.adopted = True
+        self._give(exchange, current, around)
+        if current.is_recording():
+            current.set_attributes(self._request_attributes(exchange))
 
-    def _start(self, exchange: Exchange, parent: Context) -> Span:
-        """Start the server span; only one that records is told what was asked for."""
-        span = self.tracer.start_span(
-            exchange.method, context=parent, kind=SpanKind.SERVER, start_time=exchange.started_ns
+    def _start(self, exchange: Exchange, around: Context) -> Span:
+        """Start a span as our own provider would: decide as its sampler does, record only what is kept."""
+        parent = trace.get_current_span(around).get_span_context() if around else None
+        if parent is not None and parent.is_valid:
+            trace_id, state = parent.trace_id, parent.trace_state
+            random = parent.trace_flags & TraceFlags.RANDOM_TRACE_ID
+            kept = parent.trace_flags.sampled if self._parent_decides else trace_id & TRACE_ID_LIMIT < self._bound
+        else:
+            parent, trace_id, state = None, getrandbits(128), None
+            random = TraceFlags.RANDOM_TRACE_ID
+            kept = trace_id & TRACE_ID_LIMIT < self._bound
+        context = SpanContext(
+            trace_id,
+            getrandbits(64),
+            False,
+            _FLAGS[random | kept],
+            state,
         )
-        if span.is_recording():
-            span.set_attributes(self._request_attributes(exchange))
-        return span
+        if not kept:
+            return NonRecordingSpan(context)
+        attributes = self._request_attributes(exchange)
+        return self._factory.start(exchange.method, context, parent, around, attributes, exchange.started_ns)
 
     def _request_attributes(self, exchange: Exchange) -> dict[str, Any]:
         attributes = request_attributes(exchange, self._query_allow)
@@ -148,22 +164,28 @@ class TracingService:
         span = exchange.span
         if span is None or not span.is_recording():
             return
-        span.set_attributes(response_attributes(exchange))
+        attributes = response_attributes(exchange)
         if self._capture_response:
-            span.set_attributes(self._capture_response.read(exchange.response_headers))
-        span.update_name(span_name(exchange))
+            attributes.update(self._capture_response.read(exchange.response_headers))
         if exchange.outcome in _FAILED:
             if exchange.exception is not None:
                 note_exception(span, exchange.exception)
             span.set_status(StatusCode.ERROR)
+        ended = exchange.started_ns + int(exchange.duration * 1e9)
+        if isinstance(span, RecordedSpan):
+            span.know(attributes)
+            span.finish(span_name(exchange), ended)
+            return
+        span.set_attributes(attributes)
+        span.update_name(span_name(exchange))
         if not exchange.adopted:
-            span.end(exchange.started_ns + int(exchange.duration * 1e9))
+            span.end(ended)
 
     def open_operation(self, operation: Operation) -> None:
         """Start the span of an operation and make it the current one."""
         current = trace.get_current_span()
         at = current.get_span_context()
-        if self._drops_children and at.is_valid and not at.trace_flags.sampled:
+        if self._parent_decides and at.is_valid and not at.trace_flags.sampled:
             operation.trace_id, operation.span_id = format(at.trace_id, "032x"), format(at.span_id, "016x")
             return
         span = self.tracer.start_span(operation.name, kind=_KINDS.get(operation.kind, SpanKind.INTERNAL))
