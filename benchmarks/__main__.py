@@ -22,16 +22,16 @@ CHECKED = ("inprocess", "costs")
 def measure(section: str, *, quick: bool) -> dict[str, Any]:
     """Measure one section."""
     if section in {"inprocess", "peers"}:
-        effort = inprocess.Effort(8, 200) if quick else inprocess.Effort(40, 400)
+        effort = inprocess.Effort(5, 200, 2) if quick else inprocess.Effort(12, 400, 4)
         return inprocess.run(effort) if section == "inprocess" else inprocess.peers(effort)
     if section == "served":
-        return served.run(served.Effort(2, 2) if quick else served.Effort(7, 5))
+        return served.run(served.Effort(2, 2) if quick else served.Effort(5, 4))
     return costs.run(costs.Effort(3, 10_000, 10, 5, 500) if quick else costs.Effort(15, 100_000, 30, 15, 2000))
 
 
 def run(sections: tuple[str, ...], *, quick: bool) -> dict[str, Any]:
     """Measure the sections, each with the date and the machine."""
-    return {name: {**measure(name, quick=quick), "made": {**describe(), "quick": quick}} for name in sections}
+    return {name: {"made": {**describe(), "quick": quick}, **measure(name, quick=quick)} for name in sections}
 
 
 def main() -> int:

@@ -331,6 +331,7 @@ PEERS: dict[str, tuple[Any, str, bool]] = {
 MAKERS: dict[str, Callable[[str, float], Any]] = {
     "nothing": nothing,
     "bare": bare,
+    "bare_again": bare,
     "ours": ours,
     "ours_exporting": ours_exporting,
     **{name: maker for name, (maker, _, _) in PEERS.items()},

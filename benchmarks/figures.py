@@ -66,7 +66,7 @@ def figures(results: dict[str, Any]) -> list[Figure]:
         _figure("the same, 100 % sampled", _at(variants, "trivial 100%"), 1.90, 1.60),
         _figure(
             "cost added, 1,000 routes against 10",
-            _at(results, "inprocess", "routes", "same position"),
+            _at(results, "inprocess", "routes", "ours", "same position"),
             1.05,
             1.0,
             remark=_last_route(results),
@@ -100,7 +100,7 @@ def figures(results: dict[str, Any]) -> list[Figure]:
 
 
 def _last_route(results: dict[str, Any]) -> str:
-    last = _at(results, "inprocess", "routes", "last route")
+    last = _at(results, "inprocess", "routes", "ours", "last route")
     return f"the last-registered of 1,000: {last['ratio']:.2f}" if last else ""
 
 

@@ -19,10 +19,11 @@ TRIVIAL = "trivial"
 
 
 class Effort(NamedTuple):
-    """How much is measured."""
+    """How much is measured: requests to each app in a round, rounds in a process, processes one after another."""
 
     rounds: int
     calls: int
+    processes: int
 
 
 def progress(text: str) -> None:
@@ -33,19 +34,33 @@ def progress(text: str) -> None:
 def measure(
     ratio: float, names: list[str], effort: Effort, *, extra: dict[str, str] | None = None, apart: Iterable[str] = ()
 ) -> dict[str, list[float]]:
-    """Interleave the apps in one process, in another order in each round; return the CPU seconds of each round.
+    """Interleave the apps, round by round in another order; return the CPU seconds of one request in each round.
 
-    What patches the whole process, and what is named in `apart`, gets a process of its own; its rounds are
-    interleaved with the others all the same. Raises RuntimeError if a log line is missing at the end.
+    They share a process. What patches the whole process, and what is named in `apart`, gets one of its own; its
+    rounds are interleaved with the others all the same. All of it is done in several processes one after another: how
+    a process lies in memory, and the order of its hashes, make a difference of some percent.
+
+    Raises RuntimeError if a log line is missing at the end.
     """
     alone = [name for name in names if name in apart or name.partition("@")[0] in PROCESS_WIDE]
     together = [name for name in names if name not in alone]
     groups = [group for group in (together, *([name] for name in alone)) if group]
-    workers = [Worker("worker", str(ratio), *group, extra=extra) for group in groups]
+    spent: dict[str, list[float]] = {name: [] for name in names}
+    for seed in range(effort.processes):
+        _measure_once(ratio, groups, effort, spent, {**(extra or {}), "PYTHONHASHSEED": str(seed)})
+    return spent
+
+
+def _measure_once(
+    ratio: float, groups: list[list[str]], effort: Effort, spent: dict[str, list[float]], extra: dict[str, str]
+) -> None:
+    """Add the rounds of one process for each group to `spent`."""
+    workers: list[Worker] = []
+    names = list(spent)
     try:
+        workers += (Worker("worker", str(ratio), *group, extra=extra) for group in groups)
         of = {name: worker for group, worker in zip(groups, workers, strict=True) for name in group}
-        spent: dict[str, list[float]] = {name: [] for name in names}
-        shuffled = random.Random(7)  # noqa: S311 - an order, the same in each run
+        shuffled = random.Random(extra["PYTHONHASHSEED"])  # noqa: S311 - an order, the same in each run
         for _ in range(effort.rounds):
             for name in shuffled.sample(names, len(names)):
                 spent[name].append(of[name].ask(name, effort.calls))
@@ -55,7 +70,6 @@ def measure(
     finally:
         for worker in workers:
             worker.close()
-    return spent
 
 
 def _check_lines(group: list[str], each: int, written: int) -> None:
@@ -86,6 +100,7 @@ def run(effort: Effort, variants: Iterable[str] = VARIANTS) -> dict[str, Any]:
         spent = measure(ratio, names, effort, apart=names)
         found["apart"][f"trivial {ratio:.0%}"] = cost(spent, names[1], names[0]).as_dict()
     found["routes"] = routes(effort)
+    found["noise"] = {variant: noise(variant, effort) for variant in ("trivial", "routes-1000-last")}
     found["driver_us"] = _median_us(measure(0.1, ["nothing@trivial"], effort)["nothing@trivial"])
     return found
 
@@ -94,17 +109,28 @@ def _median_us(values: list[float]) -> float:
     return Cost(values, values).as_dict()["bare_us"]  # type: ignore[no-any-return]
 
 
+def noise(variant: str, effort: Effort) -> dict[str, Any]:
+    """Measure two bare apps against each other: what the method finds where there is nothing to find."""
+    progress(f"in process: bare against bare, {variant}")
+    bare, again = f"bare@{variant}", f"bare_again@{variant}"
+    return cost(measure(0.1, [bare, again], effort), again, bare).as_dict()
+
+
 def routes(effort: Effort) -> dict[str, Any]:
-    """Compare what ours adds to an app of 1,000 routes and to one of 10, all four in the same rounds."""
+    """Compare what ours adds to an app of 1,000 routes and to one of 10, all in the same rounds; the stack likewise."""
     progress("in process: 1,000 routes against 10")
     variants = ("routes-10", "routes-1000", "routes-1000-last")
-    spent = measure(0.1, [f"{app}@{variant}" for variant in variants for app in ("bare", "ours")], effort)
-    ten, first, last = (cost(spent, f"ours@{variant}", f"bare@{variant}") for variant in variants)
-    return {
-        "same position": ratio_of_added(first, ten),
-        "last route": ratio_of_added(last, ten),
-        **{variant: one.as_dict() for variant, one in zip(variants, (ten, first, last), strict=True)},
-    }
+    apps = ("bare", "ours", "stack")
+    spent = measure(0.1, [f"{app}@{variant}" for variant in variants for app in apps], effort)
+    found: dict[str, Any] = {}
+    for app in apps[1:]:
+        costs = [cost(spent, f"{app}@{variant}", f"bare@{variant}") for variant in variants]
+        found[app] = {
+            "same position": ratio_of_added(costs[1], costs[0], effort.processes),
+            "last route": ratio_of_added(costs[2], costs[0], effort.processes),
+            **{variant: one.as_dict() for variant, one in zip(variants, costs, strict=True)},
+        }
+    return found
 
 
 def exporting(ratio: float, effort: Effort) -> dict[str, Any]:
@@ -112,12 +138,12 @@ def exporting(ratio: float, effort: Effort) -> dict[str, Any]:
 
     So many requests a round that about two full batches (of 256 spans) are exported in it, as under load.
     """
-    effort = Effort(max(3, effort.rounds // 4), int(512 / ratio))
+    effort = Effort(max(3, effort.rounds // 3), int(512 / ratio), effort.processes)
     with Worker("receiver") as receiver:
         extra = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.said}"}
         spent = measure(ratio, ["bare@trivial", "ours_exporting@trivial"], effort, extra=extra)
         received = receiver.ask("count")
-    requests = WARM_UP + effort.rounds * effort.calls
+    requests = effort.processes * (WARM_UP + effort.rounds * effort.calls)
     if not 0.8 * ratio * requests <= received <= min(requests, 1.2 * ratio * requests):
         raise RuntimeError(f"the receiver got {received} spans of {requests} requests at a ratio of {ratio}")
     one = cost(spent, "ours_exporting@trivial", "bare@trivial").as_dict()
@@ -141,6 +167,6 @@ def peers(effort: Effort, names: Iterable[str] = PEERS) -> dict[str, Any]:
             found[f"{name} {ratio:.0%}"] = {
                 **peer.as_dict(),
                 "ours": ours.as_dict(),
-                "ours_added_part": ratio_of_added(ours, peer),
+                "ours_added_part": ratio_of_added(ours, peer, effort.processes),
             }
     return found

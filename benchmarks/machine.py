@@ -42,7 +42,7 @@ def describe() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
         "cores": len(cores()),
-        "load_at_end": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "load_at_start": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "switch_interval": sys.getswitchinterval(),
         "versions": {name: _version(name) for name in PACKAGES},
     }

@@ -64,21 +64,19 @@ def paired(first: Sequence[float], second: Sequence[float]) -> dict[str, float]:
     return summary([one / other for one, other in zip(first, second, strict=True)])
 
 
-def ratio_of_added(first: Cost, second: Cost) -> dict[str, float]:
+def ratio_of_added(first: Cost, second: Cost, parts: int) -> dict[str, float]:
     """Compare what two apps add, each to its own bare one.
 
     `ratio` is that of the medians: differences of single rounds are too small to divide by each other. `low` and
-    `high` come from the halves of the run, to show how far it can be trusted.
+    `high` are the least and the most that one of the equal `parts` of the run gives, to show how far it can be trusted.
     """
-    half = len(first.bare) // 2
-    parts = [(first, second)]
-    if half:
-        parts += [
-            (Cost(first.spent[at], first.bare[at]), Cost(second.spent[at], second.bare[at]))
-            for at in (slice(half), slice(half, None))
-        ]
-    ratios = [one.added / other.added for one, other in parts]
-    return {"ratio": ratios[0], "low": min(ratios), "high": max(ratios), "rounds": len(first.bare)}
+    size = len(first.bare) // parts
+    slices = [slice(size * part, size * (part + 1)) for part in range(parts)]
+    ratios = [
+        Cost(first.spent[at], first.bare[at]).added / Cost(second.spent[at], second.bare[at]).added for at in slices
+    ]
+    ratio = first.added / second.added
+    return {"ratio": ratio, "low": min(ratio, *ratios), "high": max(ratio, *ratios), "rounds": len(first.bare)}
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from xml.sax.saxutils import escape
 
-WIDTH, LEFT, RIGHT, ROW, TOP = 860, 250, 70, 24, 66
+WIDTH, LEFT, RIGHT, ROW, TOP = 860, 220, 110, 24, 66
 """Pixels: the picture, the names before the bars, the room for numbers behind, the height of a row, the head."""
 
 CAPTION = "CPU time of one trivial request, bare FastAPI = 1; upper bar at 10 % sampling, lower and paler at 100 %"

@@ -19,8 +19,9 @@ METHOD = """\
 - **In process.** The apps stand in one process and are called as an ASGI server calls them, without a socket. A round
   sends the same number of requests to each app, in a random order that is the same in every run; the CPU time of a
   round (`time.process_time`: all threads) is divided by that of the bare app *in the same round*. A figure is the
-  median of these paired ratios; the spread is their first and third quartile. What ours has put off (the queue of its
-  log lines, spans to export) is done within the time that is charged to it.
+  median of these paired ratios; the spread is their first and third quartile. All of it is repeated in several
+  processes with other hash seeds, since two equal processes differ by some percent. What ours has put off (the queue
+  of its log lines, spans to export) is done within the time that is charged to it.
 - **Bare** is the same FastAPI app with FastAPI's native telemetry switched off and no middleware. Before each run it is
   shown that with ours installed in the same process, and every trace sampled, its requests start no span.
 - **Ours** is `install(app)` at its defaults but for the sampling ratio. Its lines, and those of the loguru peers, go
@@ -33,12 +34,16 @@ METHOD = """\
   request line, asgi-correlation-id gives an id and no signal, sentry-sdk and logfire are made for their own back ends.
   Ratios hold for an endpoint that does nothing; one that does real work has the same microseconds added and a smaller
   ratio. The driver's own cost is in all apps alike and makes every ratio a little smaller.
+- **Noise.** The rows `bare against bare` compare two bare apps in the same way. What they differ from 1 is the error of
+  the method: two equal apps lie differently in memory, the more so with 1,000 routes.
 - **One process or two.** A few things that ours does belong to the process (a callback of the garbage collector) and
   are paid by the bare app beside it too. The rows `apart` measure ours and bare in a process each, rounds interleaved.
 - **`traceparent`** says that the parent is sampled, so both ratios sample all of it. **`exporting`** sends to a
   receiver in another process, whose own cost is not counted, and checks how many spans came.
-- **Added cost** is the median of the paired differences. Where two added costs are divided, the spread shows
-  the two halves of the run.
+- **Added cost** is the median of the paired differences. Where two added costs are divided, the spread is the least
+  and the most that one of the processes gave. Before the last-registered of 1,000 routes the framework walks through
+  all others for about a millisecond, which empties the processor's caches: whatever runs after it is slower, the
+  stack's code too.
 - **Served.** uvicorn without access log for all three; the server's workers are pinned to cores of their own, the load
   to the others, as far as there are enough. The servers that do not take part in a round are stopped. Peak: wrk with
   32 connections. Half of bare's peak: an open-loop generator of ours (`load.py`) that counts a latency from the moment
@@ -81,8 +86,14 @@ def _made(results: dict[str, Any]) -> Iterator[str]:
     if any(one["quick"] for one in made.values()):
         yield "**Of a quick run, at least in part: few rounds. For orientation only.**"
     for name, one in made.items():
+        if one["load_at_start"] is not None and one["load_at_start"] > one["cores"] / 4:
+            yield (
+                f"**The machine was busy when `{name}` began (load average {one['load_at_start']}): what the clock "
+                "measures there, latencies above all, is not to be trusted.**"
+            )
+    for name, one in made.items():
         cpu = f"{one['cpu']}, {one['cores']} cores, {one['system']}, {one['python']}"
-        yield f"- {name}: {one['date']}; {cpu}; load average at its end {one['load_at_end']}"
+        yield f"- {name}: {one['date']}; {cpu}; load average at its start {one['load_at_start']}"
     for one in list(made.values())[-1:]:
         yield "Versions: " + ", ".join(f"{name} {version}" for name, version in one["versions"].items()) + "."
 
@@ -120,16 +131,23 @@ def _inprocess(found: dict[str, Any]) -> Iterator[str]:
     yield "## Ours in process, by kind of request"
     rows = [_row(name, one) for name, one in found["variants"].items()]
     rows += [_row(f"{name}, apart", one) for name, one in found["apart"].items()]
+    rows += [_row(f"bare against bare, {name}", one) for name, one in found["noise"].items()]
     yield "\n".join([HEAD, *rows])
     yield f"The driver itself is {found['driver_us']:.1f} us of each request, bare's included."
     yield "### 1,000 routes against 10 (10 % sampled)"
-    routes = found["routes"]
-    yield "\n".join([HEAD, *(_row(name, routes[name]) for name in ("routes-10", "routes-1000", "routes-1000-last"))])
-    same, last = routes["same position"], routes["last route"]
-    yield (
-        f"Added cost, 1,000 routes against 10: {_number(same['ratio'])} ({_spread(same)}) on the same route; "
-        f"{_number(last['ratio'])} ({_spread(last)}) on the last-registered of 1,000."
-    )
+    rows = [
+        _row(f"{app}, {variant}", one)
+        for app, parts in found["routes"].items()
+        for variant, one in parts.items()
+        if "bare_us" in one
+    ]
+    yield "\n".join([HEAD, *rows])
+    for app, parts in found["routes"].items():
+        same, last = parts["same position"], parts["last route"]
+        yield (
+            f"Added cost of {app}, 1,000 routes against 10: {_number(same['ratio'])} ({_spread(same)}) on the same "
+            f"route; {_number(last['ratio'])} ({_spread(last)}) on the last-registered of 1,000."
+        )
 
 
 def _peers(results: dict[str, Any]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from fastapi_observe import Observability
+
+
+@pytest.fixture(autouse=True)
+def _server_loggers() -> Iterator[None]:
+    """Put uvicorn's loggers back: each `uvicorn.Config` gives them handlers, on the standard error of its test."""
+    loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error", "uvicorn.access")]
+    before = [(one, one.handlers[:], one.level, one.propagate) for one in loggers]
+    yield
+    for one, handlers, level, propagate in before:
+        one.handlers, one.propagate = handlers, propagate
+        one.setLevel(level)
 
 
 class Seen:

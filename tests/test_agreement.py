@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+import starlette
 import websockets
 from agreement import Facts, assert_agreement, assert_websocket_agreement, http_lines
 from driver import ask
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 ROUNDS = 3
+# BaseHTTPMiddleware before Starlette 1 may lose an exception that comes after the last message.
+MAYBE_LOST = {"/sub/broken", "/star/broken"} if starlette.__version__.startswith("0.") else set()
 LEFT = ("client_disconnect", "client_disconnect")
 # uvicorn below 0.36 speaks WebSocket through a part of websockets that is deprecated; BaseHTTPMiddleware of old
 # Starlette leaves a stream open when the app fails.
@@ -174,6 +177,8 @@ def test_three_clients_at_once(observed: Callable[..., Seen]) -> None:
     crashes = [request_id for caller in callers for request_id in caller.crashes]
     if "/upload" in crashing:
         crashes += [line["request_id"] for line in lines if line["fields"]["endpoint"] == "/upload"]
+    told = {line.get("request_id") for line in seen.lines if line["logger"] == "uvicorn.error"}
+    crashes = [each for each in crashes if each in told or by_id[each]["fields"]["url"] not in MAYBE_LOST]
     assert_crashes_told(seen.lines, crashes, by_id)
     assert [line for line in seen.lines if line["logger"] == "uvicorn.access"] == []
 

@@ -22,7 +22,7 @@ MADE = {
     "cores": 4,
     "system": "Linux x86_64",
     "python": "CPython 3.11",
-    "load_at_end": 0.1,
+    "load_at_start": 0.1,
     "versions": {"fastapi": "0.1", "starlette": "0.2"},
     "quick": False,
 }
@@ -70,10 +70,9 @@ def some_results() -> dict[str, Any]:
             "variants": {f"{name} {at}": cost(1.3) for name in ("trivial", "stream") for at in ("10%", "100%")},
             "apart": {"trivial 10%": cost(1.31)},
             "routes": {
-                **{name: cost(1.3) for name in ("routes-10", "routes-1000", "routes-1000-last")},
-                "same position": part(1.2),
-                "last route": part(1.4),
+                "ours": {"routes-10": cost(1.3), "same position": part(1.2), "last route": part(1.4)},
             },
+            "noise": {"trivial": cost(1.01)},
             "driver_us": 1.5,
         },
         "peers": {
@@ -120,13 +119,12 @@ def test_spread_is_the_quartiles() -> None:
 
 
 def test_added_costs_are_compared_by_medians() -> None:
-    """Half the added cost is half, and the halves of the run show how sure that is."""
+    """Half the added cost is half; the least and the most of the run's parts show how sure that is."""
     first = paired.Cost([1.5, 1.5, 1.4, 1.6], [1, 1, 1, 1])
     second = paired.Cost([2, 2, 2, 2], [1, 1, 1, 1])
-    found = paired.ratio_of_added(first, second)
-    assert found["ratio"] == pytest.approx(0.5)
-    assert found["low"] <= found["ratio"] <= found["high"]
-    assert paired.ratio_of_added(paired.Cost([2], [1]), paired.Cost([3], [1]))["ratio"] == pytest.approx(0.5)
+    assert paired.ratio_of_added(first, second, 1)["ratio"] == pytest.approx(0.5)
+    found = paired.ratio_of_added(first, second, 4)
+    assert [found["low"], found["ratio"], found["high"]] == pytest.approx([0.4, 0.5, 0.6])
 
 
 def test_percentiles_and_slopes() -> None:
@@ -263,12 +261,16 @@ def test_report_holds_the_results() -> None:
     assert "](results.svg)" in text
     assert "How it was measured" in text
     assert "quick run" not in text
+    assert "busy" not in text
 
 
 def test_report_of_a_part_says_so() -> None:
     """A quick run is called one; without wrk the report says what is missing; nothing else is needed."""
-    text = report.write({"served": {"skipped": "wrk is not installed", "made": {**MADE, "quick": True}}})
+    text = report.write(
+        {"served": {"skipped": "wrk is not installed", "made": {**MADE, "quick": True, "load_at_start": 9.0}}}
+    )
     assert "quick run" in text
+    assert "The machine was busy" in text
     assert "Skipped: wrk is not installed" in text
     assert "not measured" in text
 

@@ -183,6 +183,13 @@ async def test_the_client_leaves_while_the_app_sends(observed: Callable[..., See
     assert_websocket_agreement(seen, (left, "1006"))
 
 
+async def test_the_client_leaves_while_the_app_closes(observed: Callable[..., Seen]) -> None:
+    """An app that closes a connection has closed it with its code, even if the client has left already."""
+    seen = observed(app := make_sockets())
+    await converse(app, "/close/1000", deaf=True)
+    assert_websocket_agreement(seen, (Facts("/close/{code}", 101), "1000"))
+
+
 def failing_lifespan(at: str) -> Callable[[FastAPI], Any]:
     """Return a lifespan that fails at startup or at shutdown, or never."""
 

@@ -335,7 +335,7 @@ def test_no_endpoint_means_nothing() -> None:
     provider.shutdown()
 
 
-class Collector(TraceServiceServicer):  # type: ignore[misc]
+class Collector(TraceServiceServicer):
     """An OTLP/gRPC receiver."""
 
     def __init__(self) -> None:

@@ -264,7 +264,7 @@ async def test_a_context_left_over_from_the_request_before(observed: Callable[..
         await Response()(scope, receive, send)
 
     app.router.routes.append(Mount("/keep", keeping))
-    await ask(app, "/keep")
+    await ask(app, "/keep/")
     for headers in ({}, {"traceparent": REMOTE}):
         with ContextScope(contexts[0]):
             await ask(app, "/", headers=headers)

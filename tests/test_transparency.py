@@ -163,6 +163,12 @@ odd_scopes = st.fixed_dictionaries(
 )
 missing = st.sets(st.sampled_from(["headers", "client", "server", "http_version", "scheme", "query_string"]))
 
+COMPLETE: list[tuple[str, Any]] = [
+    ("send", {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}),
+    ("send", {"type": "http.response.body", "body": b"all"}),
+]
+"""A response that has ended: what follows comes too late."""
+
 
 class Script(NamedTuple):
     """What an app does, what its client sends, and where its server fails."""
@@ -180,7 +186,7 @@ class Script(NamedTuple):
 scripts = st.builds(
     Script,
     st.sampled_from(["/route", "/mount/deep", "/middleware", "/ws", "/raw", "/nowhere"]),
-    st.lists(steps, max_size=7),
+    st.one_of(st.lists(steps, max_size=7), st.lists(steps, max_size=4).map(lambda more: [*COMPLETE, *more])),
     st.booleans(),
     incoming,
     st.one_of(st.none(), st.integers(0, 4)),

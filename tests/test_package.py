@@ -1,0 +1,126 @@
+"""What is published: the wheel and the source distribution, and the wheel's use without anything of this folder."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+FASTAPI_APP = """
+from fastapi import FastAPI
+from fastapi_observe import install
+
+app = FastAPI()
+
+@app.get("/items/{item_id}")
+def read_item(item_id: int) -> int:
+    return item_id
+"""
+
+STARLETTE_APP = """
+import sys
+sys.modules["fastapi"] = None  # as where it is not installed
+from fastapi_observe import install
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+async def read_item(request):
+    return JSONResponse(request.path_params["item_id"])
+
+app = Starlette(routes=[Route("/items/{item_id:int}", read_item)])
+"""
+
+SERVED = """
+import socket
+import sys
+import threading
+import urllib.request
+
+import fastapi_observe
+import uvicorn
+
+assert fastapi_observe.__file__.startswith(sys.argv[1]), fastapi_observe.__file__
+install(app)
+listener = socket.create_server(("127.0.0.1", 0))
+server = uvicorn.Server(uvicorn.Config(app))
+thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+thread.start()
+
+def get(path):
+    # The listener is open: a request waits until the server takes it.
+    with urllib.request.urlopen(f"http://127.0.0.1:{listener.getsockname()[1]}{path}", timeout=60) as answer:
+        return answer.read().decode()
+
+assert get("/items/7") == "7"
+metrics = get("/metrics")
+server.should_exit = True
+thread.join()
+(sample,) = (line for line in metrics.splitlines() if line.startswith("http_requests_total{"))
+print(sample)
+"""
+
+
+@pytest.fixture(scope="session")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Build the wheel and the source distribution, with the installed hatchling and without a network."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "hatchling", "build", "-d", str(folder)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
+    assert built.returncode == 0, built.stderr
+    (wheel,) = folder.glob("*.whl")
+    (source,) = folder.glob("*.tar.gz")
+    return wheel, source
+
+
+def test_the_wheel_is_the_package(distributions: tuple[Path, Path]) -> None:
+    """The wheel holds each file of the package, py.typed among them, and its own description; nothing else."""
+    with zipfile.ZipFile(distributions[0]) as wheel:
+        names = set(wheel.namelist())
+    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fastapi_observe").rglob("*") if path.is_file()}
+    assert {name for name in names if ".dist-info/" not in name} == {
+        name for name in package if "__pycache__" not in name
+    }
+    assert "fastapi_observe/py.typed" in names
+
+
+def test_the_source_distribution_can_be_tested(distributions: tuple[Path, Path]) -> None:
+    """The source distribution brings the tests and whatever they read."""
+    with tarfile.open(distributions[1]) as source:
+        names = {name.partition("/")[2] for name in source.getnames()}
+    wanted = ["fastapi_observe/py.typed", "tests/conftest.py", "example_app/__main__.py", "benchmarks/__main__.py"]
+    assert {*wanted, "docs/design.md", "README.md", "CHANGELOG.md", "LICENSE", "Makefile", ".ci/run"} <= names
+
+
+@pytest.mark.parametrize("app", [pytest.param(FASTAPI_APP, id="fastapi"), pytest.param(STARLETTE_APP, id="starlette")])
+def test_the_wheel_serves(app: str, distributions: tuple[Path, Path], tmp_path: Path) -> None:
+    """The unpacked wheel observes an app under a real uvicorn; Starlette alone is enough."""
+    shutil.unpack_archive(distributions[0], tmp_path / "site", "zip")
+    script = tmp_path / "served.py"
+    script.write_text(f"import sys\nsys.path.insert(0, sys.argv[1])\n{app}{SERVED}", encoding="utf-8")
+    command = [sys.executable, str(script), str(tmp_path / "site")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)  # noqa: S603 - our own script
+    assert done.returncode == 0, done.stderr
+    sample = done.stdout.splitlines()[-1]
+    assert sample == 'http_requests_total{method="GET",endpoint="/items/{item_id}",status_code="200"} 1'
+
+
+def test_the_extras_allow_no_less_than_the_dependencies() -> None:
+    """A distribution that stands in several lists of pyproject.toml has one lower bound for its users."""
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    bounds: dict[str, set[str]] = {}
+    for requirement in [*project["dependencies"], *extras["fastapi"], *extras["grpc"], *extras["example"]]:
+        name, _, bound = requirement.partition(">=")
+        assert bound, requirement
+        bounds.setdefault(name, set()).add(bound)
+    assert {name: found for name, found in bounds.items() if len(found) > 1} == {}
