@@ -166,7 +166,7 @@ class Exchange:
             self._faults("exchange.receive", exc)
         return message
 
-    async def send(self, message: Message) -> None:  # noqa: C901 - one branch for each kind of message
+    async def send(self, message: Message) -> None:
         """Hand a message of the app to the server; note the status, the bytes and the end."""
         if self._closing:
             await self._send(message)
@@ -174,17 +174,19 @@ class Exchange:
         try:
             kind = message["type"]
             if kind == "http.response.body":
-                self._note_body(message)
+                if self._chunks or message.get("more_body", False):
+                    self._note_chunk(message)
+                else:
+                    if not self._head:
+                        self.response_size += len(message.get("body", b""))
+                    self._closing = self.status_code != 0 and not self._trailers
             elif kind == "http.response.start":
-                message = self._note_start(_rereadable(message))
-            elif kind == "http.response.trailers":
-                self._closing = not message.get("more_trailers", False)
-            elif kind == "http.response.pathsend":
-                self.response_size = self._content_length()
-                self._closing = not self._trailers
-            elif kind == "http.response.zerocopysend":
-                self.response_size += message.get("count") or self._content_length()
-                self._closing = not (message.get("more_body", False) or self._trailers)
+                if not self.status_code:
+                    if type(message.get("headers")) is not list:
+                        message = _rereadable(message)
+                    message = self._note_start(message)
+            else:
+                self._note_other(kind, message)
         except Exception as exc:  # noqa: BLE001 - whatever an app sends reaches the server
             self._faults("exchange.send", exc)
         try:
@@ -199,17 +201,39 @@ class Exchange:
                 self._faults("exchange.end", exc)
 
     def _note_start(self, message: Message) -> Message:
-        if self.status_code:
-            return message
+        """Note the status; return the message with our headers, the app's own is left as it is."""
         self.status_code = CLIENT_CLOSED_REQUEST if self.disconnected else int(message["status"])
-        self._trailers = bool(message.get("trailers", False))
-        self.response_headers = headers = message.get("headers", ())
-        kept = headers
+        if "trailers" in message:
+            self._trailers = bool(message["trailers"])
+        self.response_headers = kept = message.get("headers", ())
         for own, _ in self.stamps:
             kept = [header for header in kept if header[0].lower() != own]
         if self.on_start is not None:
             self.on_start(self)
         return {**message, "headers": [*kept, *self.stamps]}
+
+    def _note_chunk(self, message: Message) -> None:
+        """Note a body that comes in several messages."""
+        size = len(message.get("body", b""))
+        more = message.get("more_body", False)
+        if not self._head:
+            self.response_size += size
+        if size:
+            self._chunks += 1
+        if self._chunks == 1 and self.ttfb is None:
+            self.ttfb = perf_counter() - self.started
+        self._closing = not (more or self._trailers) and self.status_code != 0
+
+    def _note_other(self, kind: str, message: Message) -> None:
+        """Note the messages that few servers know."""
+        if kind == "http.response.trailers":
+            self._closing = not message.get("more_trailers", False)
+        elif kind == "http.response.pathsend":
+            self.response_size = self._content_length()
+            self._closing = not self._trailers
+        elif kind == "http.response.zerocopysend":
+            self.response_size += message.get("count") or self._content_length()
+            self._closing = not (message.get("more_body", False) or self._trailers)
 
     def _response_header(self, wanted: bytes) -> bytes:
         return next((value for name, value in self.response_headers if name.lower() == wanted), b"")
@@ -217,18 +241,6 @@ class Exchange:
     def _content_length(self) -> int:
         given = self._response_header(b"content-length")
         return int(given) if given.isdigit() else 0
-
-    def _note_body(self, message: Message) -> None:
-        size = len(message.get("body", b""))
-        more = message.get("more_body", False)
-        if size and not self._head:
-            self.response_size += size
-        if more or self._chunks:
-            if size:
-                self._chunks += 1
-            if self._chunks == 1 and self.ttfb is None:
-                self.ttfb = perf_counter() - self.started
-        self._closing = not (more or self._trailers) and self.status_code != 0
 
     def _end(self) -> None:
         """The last message has been sent: the request is over, background tasks are not part of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -157,25 +158,27 @@ class Logs:
         level = OUTCOME_LEVELS.get(exchange.outcome, "error")
         if not self.logs_requests or LEVELS[level] < self.threshold:
             return
-        url = exchange.path
-        query = exchange.scope.get("query_string")
-        if len(url) > LONGEST_PATH:
-            url = cut(url, LONGEST_PATH)
+        scope = exchange.scope
+        client, query = scope.get("client"), scope.get("query_string")
+        now = time_ns()
+        if self._text is None and exchange.error_type is None and exchange.ttfb is None and not exchange.websocket:
+            self._writer.write_later(partial(self._encode_request, exchange, level, now, client, query), self._file)
+            return
+        line = self._request_line(exchange, level, now, client, query)
+        if exchange.exception is not None:
+            line["exception"] = describe_exception(exchange.exception)
+        self._write(line, request=True)
+
+    def _encode_request(self, exchange: Exchange, level: str, now: int, client: Any, query: Any) -> bytes:
+        """Encode a request line, in the writer's thread."""
+        line = None if query else self._request_lines.encode(exchange, level, self._timestamps(now), client)
+        return line or encode_line(self._request_line(exchange, level, now, client, query))
+
+    def _request_line(self, exchange: Exchange, level: str, now: int, client: Any, query: Any) -> dict[str, Any]:
+        url = cut(exchange.path, LONGEST_PATH)
         if query:
             url = f"{url}?{redact_query(query, self._allow)}"
-        sent = exchange.headers.get(b"user-agent")
-        agent = None if sent is None else sent[:LONGEST_AGENT].decode("latin-1")
-        now = self._timestamps(time_ns())
-        if self._text is None and exchange.error_type is None and exchange.ttfb is None and exchange.trace_id:
-            line = self._request_lines.encode(exchange, level, now, url, agent)
-            if line is not None:
-                self._writer.write(line, file=self._file, copy=line)
-                return
-        self._write_request(exchange, level, now, url, agent)
-
-    def _write_request(self, exchange: Exchange, level: str, now: str, url: str, agent: str | None) -> None:
-        """Write a request line that has more to say than most."""
-        client = exchange.scope.get("client")
+        agent = exchange.headers.get(b"user-agent")
         fields: dict[str, Any] = {
             "method": exchange.method,
             "url": url,
@@ -185,7 +188,7 @@ class Logs:
             "duration_ms": round(exchange.duration * 1000, 3),
             "request_size": exchange.request_size,
             "response_size": exchange.response_size,
-            "user_agent": agent,
+            "user_agent": None if agent is None else agent[:LONGEST_AGENT].decode("latin-1"),
             "remote_addr": client[0] if client else None,
         }
         if exchange.ttfb is not None:
@@ -198,16 +201,14 @@ class Logs:
             fields["close_code"] = exchange.close_code  # type: ignore[attr-defined]
             fields["messages_received"] = exchange.messages_received  # type: ignore[attr-defined]
             fields["messages_sent"] = exchange.messages_sent  # type: ignore[attr-defined]
-        line = self._line(level, message, REQUEST_LOGGER, now)
+        line = self._line(level, message, REQUEST_LOGGER, self._timestamps(now))
         if exchange.trace_id:
             line["trace_id"] = exchange.trace_id
             line["span_id"] = exchange.span_id
         if exchange.request_id:
             line["request_id"] = exchange.request_id
         line["fields"] = fields
-        if exchange.exception is not None:
-            line["exception"] = describe_exception(exchange.exception)
-        self._write(line, request=True)
+        return line
 
     def open_operation(self, operation: Operation) -> None:
         """A piece of work begins: nothing to write yet."""
