@@ -45,10 +45,10 @@ METHOD = """\
   all others for about a millisecond, which empties the processor's caches: whatever runs after it is slower, the
   stack's code too.
 - **Served.** uvicorn without access log for all three; the server's workers are pinned to cores of their own, the load
-  to the others, as far as there are enough. The servers that do not take part in a round are stopped. Peak: wrk with
-  32 connections. Half of bare's peak: an open-loop generator of ours (`load.py`) that counts a latency from the moment
-  a request was due. `even` sends at equal distances, as rate-limited load generators do; `poisson` as independent users
-  come, which is harder. Latencies at peak compare servers under different load, each its own most.
+  to the others, as far as there are enough. With one worker, the servers that do not take part in a round are stopped.
+  Peak: wrk with 32 connections. Half of bare's peak: an open-loop generator of ours (`load.py`) that counts a latency
+  from the moment a request was due. `even` sends at equal distances, as rate-limited load generators do; `poisson` as
+  independent users come, which is harder. Latencies at peak compare servers under different load, each its own most.
 - **Start** is measured in fresh processes, in turn, after one that fills the file cache. `import_install_first_request`
   counts what ours puts off until `install` and the first request.
 - **Memory** is the resident set of a process that answers mixed requests (ids and unknown paths never repeated,

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.inprocess import progress
@@ -37,20 +37,29 @@ class Effort(NamedTuple):
 
 
 class Server:
-    """A running server; it stands still while another one is measured."""
+    """A running server; with one worker it stands still while another one is measured.
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+    Several workers are left alone: their parent takes one that stood still for dead and replaces it.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, *, stops: bool) -> None:
         self.port = port
         self._group = process.pid
+        self._stops = stops
+        self._signal(signal.SIGSTOP)
+
+    def _signal(self, what: signal.Signals) -> None:
+        if self._stops:
+            os.killpg(self._group, what)
 
     @contextmanager
     def awake(self) -> Iterator[int]:
         """Let it run for the length of a `with` block."""
-        os.killpg(self._group, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
         try:
             yield self.port
         finally:
-            os.killpg(self._group, signal.SIGSTOP)
+            self._signal(signal.SIGSTOP)
 
 
 @contextmanager
@@ -64,11 +73,10 @@ def serving(name: str, workers: int, on: list[int]) -> Iterator[Server]:
         )
         try:
             _wait_for(port, process, errors)
-            server = Server(process, port)
-            os.killpg(process.pid, signal.SIGSTOP)
-            yield server
+            yield Server(process, port, stops=workers == 1)
         finally:
-            os.killpg(process.pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.killpg(process.pid, signal.SIGCONT)
             process.terminate()
             try:
                 process.wait(10)

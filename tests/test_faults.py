@@ -21,8 +21,10 @@ import fastapi_observe.records.validation
 from fastapi_observe.middleware import Door, Excluded
 from fastapi_observe.observability import Observability
 from fastapi_observe.records.exchange import Exchange
+from fastapi_observe.records.faults import Faults
 from fastapi_observe.records.routing import Routes
 from fastapi_observe.records.websocket import WebSocketExchange
+from fastapi_observe.signals.span_processors import GuardedProcessor
 from fastapi_observe.signals.tracing import TracingService
 from fastapi_observe.signals.user_spans import SpanScope
 
@@ -317,6 +319,22 @@ def test_a_span_processor_that_raises_spoils_nothing(observed: Callable[..., See
     assert_told(seen, f"span_processor.{at.removeprefix('_')}")
     assert sum(span.kind.name == "SERVER" for span in exporter.get_finished_spans()) == 20
     assert "step" in {span.name for span in exporter.get_finished_spans()}
+
+
+def test_a_span_processor_hears_nothing_after_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    """A provider that was shut down may stay the global one: its spans go nowhere, and no one warns of them."""
+    exporter, faults = InMemorySpanExporter(), Faults()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(GuardedProcessor(SimpleSpanProcessor(exporter), faults))
+    tracer = provider.get_tracer("test")
+    tracer.start_span("before").end()
+    for _ in range(2):
+        provider.shutdown()
+        assert provider.force_flush()
+    tracer.start_span("after").end()
+    assert [span.name for span in exporter.get_finished_spans()] == ["before"]
+    assert faults.counts == {}
+    assert caplog.records == []
 
 
 def test_a_sampler_that_raises_spoils_nothing(observed: Callable[..., Seen]) -> None:

@@ -275,12 +275,14 @@ JSON = st.recursive(
     st.none() | st.integers() | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.text(max_size=8) | st.sampled_from(["items", "by_name", "price"]), inner, max_size=3)
+        | st.dictionaries(
+            st.text(max_size=8) | st.sampled_from(["items", "by_name", "price", "path"]), inner, max_size=3
+        )
     ),
     max_leaves=10,
 )
 STRICT = Caught(takes_strict)
-STRICT_PARTS = {"body", "items", "by_name", "price", "wide", "Wide", "*", "[]"}
+STRICT_PARTS = {"body", "query", "path", "header", "cookie", "items", "by_name", "price", "wide", "Wide", "*", "[]"}
 
 
 @given(body=JSON)
