@@ -166,7 +166,7 @@ class Exchange:
             self._faults("exchange.receive", exc)
         return message
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: Message) -> None:  # noqa: C901, PLR0912 - the hot path: what is usual is inline
         """Hand a message of the app to the server; note the status, the bytes and the end."""
         if self._closing:
             await self._send(message)

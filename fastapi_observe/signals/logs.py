@@ -12,7 +12,6 @@ from loguru import logger as loguru_logger
 from opentelemetry.trace import get_current_span
 
 from fastapi_observe.records.exchange import current_exchange
-from fastapi_observe.records.redaction import redact_query
 from fastapi_observe.signals.line_format import (
     MAX_MESSAGE,
     TextFormat,
@@ -52,10 +51,6 @@ OUTCOME_LEVELS: Final = {
     "incomplete_response": "error",
 }
 
-REQUEST_MESSAGE: Final = "HTTP request completed"
-REQUEST_LOGGER: Final = "fastapi_observe.request"
-"""Message and logger of the request line."""
-
 OPERATION_NAMES: Final = {"database": "database query", "external": "external call", "background": "background task"}
 
 RECORD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {
@@ -65,10 +60,6 @@ RECORD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {
     "taskName",
 }
 """What every record of the standard library has, and uvicorn's coloured copy; anything else is a user's field."""
-
-LONGEST_PATH: Final = 1024
-LONGEST_AGENT: Final = 256
-"""Most characters of a path and of a user agent."""
 
 MOST_LINKED: Final = 32
 """Most exceptions that are searched for the ids of their request."""
@@ -91,13 +82,12 @@ class Logs:
         self.logs_requests = settings.log_requests
         self.quiet_loggers = settings.quiet_loggers
         self.log = ObserveLogger(loguru_logger.opt(depth=2), self.set_level, faults)
-        self._allow = frozenset(settings.query_allow)
         self._resource = {
             "service": text_of(settings.service_name, 256),
             "environment": text_of(settings.environment, 256),
             "version": text_of(settings.service_version, 256),
         }
-        self._request_lines = RequestLines(self._head(REQUEST_MESSAGE, REQUEST_LOGGER))
+        self._request_lines = RequestLines(self._resource, frozenset(settings.query_allow), self._timestamps)
         self._timestamps = Timestamps()
         self._writer = _CAPTURE.writer
         self._file: LogFile | None = None
@@ -160,55 +150,11 @@ class Logs:
             return
         scope = exchange.scope
         client, query = scope.get("client"), scope.get("query_string")
-        now = time_ns()
+        lines, now = self._request_lines, time_ns()
         if self._text is None and exchange.error_type is None and exchange.ttfb is None and not exchange.websocket:
-            self._writer.write_later(partial(self._encode_request, exchange, level, now, client, query), self._file)
-            return
-        line = self._request_line(exchange, level, now, client, query)
-        if exchange.exception is not None:
-            line["exception"] = describe_exception(exchange.exception)
-        self._write(line, request=True)
-
-    def _encode_request(self, exchange: Exchange, level: str, now: int, client: Any, query: Any) -> bytes:
-        """Encode a request line, in the writer's thread."""
-        line = None if query else self._request_lines.encode(exchange, level, self._timestamps(now), client)
-        return line or encode_line(self._request_line(exchange, level, now, client, query))
-
-    def _request_line(self, exchange: Exchange, level: str, now: int, client: Any, query: Any) -> dict[str, Any]:
-        url = cut(exchange.path, LONGEST_PATH)
-        if query:
-            url = f"{url}?{redact_query(query, self._allow)}"
-        agent = exchange.headers.get(b"user-agent")
-        fields: dict[str, Any] = {
-            "method": exchange.method,
-            "url": url,
-            "endpoint": exchange.endpoint,
-            "status_code": exchange.status_code,
-            "outcome": exchange.outcome,
-            "duration_ms": round(exchange.duration * 1000, 3),
-            "request_size": exchange.request_size,
-            "response_size": exchange.response_size,
-            "user_agent": None if agent is None else agent[:LONGEST_AGENT].decode("latin-1"),
-            "remote_addr": client[0] if client else None,
-        }
-        if exchange.ttfb is not None:
-            fields["ttfb_ms"] = round(exchange.ttfb * 1000, 3)
-        if exchange.error_type is not None:
-            fields["error_type"] = exchange.error_type
-        message = REQUEST_MESSAGE
-        if exchange.websocket:
-            message = "WebSocket connection closed"
-            fields["close_code"] = exchange.close_code  # type: ignore[attr-defined]
-            fields["messages_received"] = exchange.messages_received  # type: ignore[attr-defined]
-            fields["messages_sent"] = exchange.messages_sent  # type: ignore[attr-defined]
-        line = self._line(level, message, REQUEST_LOGGER, self._timestamps(now))
-        if exchange.trace_id:
-            line["trace_id"] = exchange.trace_id
-            line["span_id"] = exchange.span_id
-        if exchange.request_id:
-            line["request_id"] = exchange.request_id
-        line["fields"] = fields
-        return line
+            self._writer.write_later(partial(lines.encode, exchange, level, now, client, query), self._file)
+        else:
+            self._write(lines.build(exchange, level, now, client, query), request=True)
 
     def open_operation(self, operation: Operation) -> None:
         """A piece of work begins: nothing to write yet."""
@@ -260,15 +206,14 @@ class Logs:
         last = record.name in SERVER_LOGGERS
         self._finish(line, fields, exc if isinstance(exc, BaseException) else None, urgent=last)
 
-    def _line(self, level: str, message: str, logger: str, now: str | None = None) -> dict[str, Any]:
+    def _line(self, level: str, message: str, logger: str) -> dict[str, Any]:
         return {
-            "timestamp": now or self._timestamps(time_ns()),
+            "timestamp": self._timestamps(time_ns()),
             "level": level,
-            **self._head(message, logger),
+            "message": message,
+            "logger": logger,
+            **self._resource,
         }
-
-    def _head(self, message: str, logger: str) -> dict[str, str]:
-        return {"message": message, "logger": logger, **self._resource}
 
     def _finish(
         self, line: dict[str, Any], fields: dict[str, Any], exc: BaseException | None, *, urgent: bool = False

@@ -41,7 +41,7 @@ SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
 
 _FAILED: Final = frozenset({"server_error", "cancelled", "incomplete_response"})
 _FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
-(_SPAN_KEY,) = trace.set_span_in_context(trace.INVALID_SPAN, Context())
+_SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
 """Every combination of trace flags; the key of the current span in a context."""
 
 _KINDS: Final = {"database": SpanKind.CLIENT, "external": SpanKind.CLIENT}
