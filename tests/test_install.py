@@ -392,8 +392,7 @@ async def test_an_exception_takes_the_ids_along_if_it_can(observed: Callable[...
 async def test_faults_at_the_door_are_counted(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
     """A request is served though we cannot begin it or end it; a lifespan begins though we cannot."""
 
-
-    async def busy(_: Request) -> Response:
+    async def busy(_: Any) -> PlainTextResponse:
         return PlainTextResponse("busy", 503)
 
     app = Starlette(routes=[Route("/x", page), Route("/busy", busy)])

@@ -67,14 +67,16 @@ class RequestLines:
             fields["close_code"] = exchange.close_code  # type: ignore[attr-defined]
             fields["messages_received"] = exchange.messages_received  # type: ignore[attr-defined]
             fields["messages_sent"] = exchange.messages_sent  # type: ignore[attr-defined]
-        ids = {"trace_id": exchange.trace_id, "span_id": exchange.span_id, "request_id": exchange.request_id}
+        ids = {"trace_id": exchange.trace_id, "span_id": exchange.span_id} if exchange.trace_id else {}
+        if exchange.request_id:
+            ids["request_id"] = exchange.request_id
         line: dict[str, Any] = {
             "timestamp": self._timestamps(now),
             "level": level,
             "message": WEBSOCKET_MESSAGE if exchange.websocket else REQUEST_MESSAGE,
             "logger": REQUEST_LOGGER,
             **self._resource,
-            **{name: value for name, value in ids.items() if value},
+            **ids,
             "fields": fields,
         }
         if exchange.exception is not None:

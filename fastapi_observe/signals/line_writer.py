@@ -209,7 +209,11 @@ class LineWriter:
         for _ in range(len(queue)):
             line, file, copy = queue.popleft()
             if not isinstance(line, bytes):
-                line = copy = line()
+                try:
+                    line = copy = line()
+                except Exception:  # noqa: BLE001 - one line that cannot be made must not end the thread
+                    self.dropped += 1
+                    continue
             lines.append(line)
             if file is not None:
                 files.setdefault(file, []).append(copy)

@@ -87,8 +87,8 @@ class Logs:
             "environment": text_of(settings.environment, 256),
             "version": text_of(settings.service_version, 256),
         }
-        self._request_lines = RequestLines(self._resource, frozenset(settings.query_allow), self._timestamps)
         self._timestamps = Timestamps()
+        self._request_lines = RequestLines(self._resource, frozenset(settings.query_allow), self._timestamps)
         self._writer = _CAPTURE.writer
         self._file: LogFile | None = None
         rotation, retention = parse_rotation(settings.log_rotation), parse_retention(settings.log_retention)

@@ -81,12 +81,13 @@ class RecordedSpan(Span):
         self._span_processor = factory.processor
         self._limits = factory.limits
         self._lock = threading.Lock()
-        self._attributes = BoundedAttributes(factory.width, immutable=False, max_value_len=factory.length)
-        self._attributes._dict = attributes
+        self._own = BoundedAttributes(factory.width, immutable=False, max_value_len=factory.length)
+        self._own._dict = attributes
+        self._attributes = self._own
 
     def know(self, attributes: Mapping[str, Any]) -> None:
         """Set attributes of our own, which need no check."""
-        self._attributes._dict.update(attributes)
+        self._own._dict.update(attributes)
 
     def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
         """Add an event."""
@@ -107,7 +108,7 @@ class RecordedSpan(Span):
         with self._lock:
             self._name = name
             self._end_time = end_time
-            self._attributes._immutable = True
+            self._own._immutable = True
         self._span_processor._on_ending(self)
         self._span_processor.on_end(self)
 

@@ -89,7 +89,7 @@ class TracingService:
             if span.is_recording():
                 span.set_attributes(self._request_attributes(exchange))
         else:
-            span = self._start(exchange, around)
+            span = self._start(self._factory, exchange, around)
         self._give(exchange, span, around)
 
     def _adopt(self, exchange: Exchange, current: Span, around: Context) -> None:
@@ -98,7 +98,7 @@ class TracingService:
         if current.is_recording():
             current.set_attributes(self._request_attributes(exchange))
 
-    def _start(self, exchange: Exchange, around: Context) -> Span:
+    def _start(self, factory: SpanFactory, exchange: Exchange, around: Context) -> Span:
         """Start a span as our own provider would: decide as its sampler does, record only what is kept."""
         parent = trace.get_current_span(around).get_span_context() if around else None
         if parent is not None and parent.is_valid:
@@ -109,17 +109,12 @@ class TracingService:
             parent, trace_id, state = None, getrandbits(128), None
             random = TraceFlags.RANDOM_TRACE_ID
             kept = trace_id & TRACE_ID_LIMIT < self._bound
-        context = SpanContext(
-            trace_id,
-            getrandbits(64),
-            False,
-            _FLAGS[random | kept],
-            state,
-        )
+        flags = _FLAGS[random | kept]
+        context = SpanContext(trace_id, getrandbits(64), is_remote=False, trace_flags=flags, trace_state=state)
         if not kept:
             return NonRecordingSpan(context)
         attributes = self._request_attributes(exchange)
-        return self._factory.start(exchange.method, context, parent, around, attributes, exchange.started_ns)
+        return factory.start(exchange.method, context, parent, around, attributes, exchange.started_ns)
 
     def _request_attributes(self, exchange: Exchange) -> dict[str, Any]:
         attributes = request_attributes(exchange, self._query_allow)
