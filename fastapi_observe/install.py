@@ -97,7 +97,8 @@ def _no_door(stack: ASGIApp) -> ASGIApp:
 def _build_with_seam(app: Starlette, original: Callable[[], ASGIApp]) -> ASGIApp:
     """Build the stack with the seam innermost and the handlers of validation errors wrapped; leave the app as it is."""
     middleware, handlers = app.user_middleware, app.exception_handlers
-    app.user_middleware = [*middleware, Middleware(Seam)]
+    if middleware or any(kind in handlers for kind in (Exception, 500)):
+        app.user_middleware = [*middleware, Middleware(Seam)]
     app.exception_handlers = {
         kind: observing_handler(handler) if kind in _validation_errors() else handler
         for kind, handler in handlers.items()

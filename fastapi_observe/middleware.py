@@ -35,7 +35,8 @@ class Door:
         self.app = app
         self._observability = observability
         self._metrics_path = settings.metrics_path if settings.metrics else None
-        self._excluded = Excluded(settings.exclude_paths, settings.exclude_urls)
+        excluded = Excluded(settings.exclude_paths, settings.exclude_urls)
+        self._excluded = excluded or None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, measured once."""
@@ -43,49 +44,56 @@ class Door:
         if (kind != "http" and kind != "websocket") or EXCHANGE in scope:  # noqa: PLR1714 - this is the hot path
             await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
             return
-        observability = self._observability
         path = scope.get("path", "")
         if (path == self._metrics_path or scope.get("root_path")) and self._asks_for_metrics(scope):
             await self._answer_metrics(scope, send)
             return
-        try:
-            observability.started()
-            scope[OBSERVE] = observability
-            # FastAPI's and Starlette's own telemetry inside (mounted apps, middleware) stand back when they see these.
-            scope.setdefault("fastapi.telemetry", None)
-            scope.setdefault("starlette.opentelemetry", True)
-            if self._excluded and self._excluded.match(path):
-                exchange = None
-            else:
-                exchange = observability.open(scope, receive, send)
-        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
-            observability.faults("open", exc)
-            exchange = None
+        exchange = self._open(scope, receive, send, path)
         if exchange is None:
             await self.app(scope, receive, send)
             return
         scope[EXCHANGE] = exchange
-        await self._through(exchange, scope)
-
-    async def _through(self, exchange: Exchange, scope: Scope) -> None:
         token = otel_context.attach(exchange.context)  # type: ignore[arg-type]
-        raised: BaseException | None = None
         try:
             await self.app(scope, exchange.receive, exchange.send)
         except BaseException as exc:
-            raised = exc
+            self._leave(exchange, exc)
             self._give_ids(exc, exchange)
             raise
+        else:
+            if not exchange.reported:
+                self._leave(exchange, None)
         finally:
-            try:
-                exchange.leave(raised)
-            except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
-                self._observability.faults("leave", exc)
-            raised = None
+            exchange.let_go()
             try:  # noqa: SIM105 - suppress() costs more
                 token.var.reset(token)
             except ValueError:  # closed from another task: there is nothing to restore there
                 pass
+
+    def _open(self, scope: Scope, receive: Receive, send: Send, path: str) -> Exchange | None:
+        """Begin the record; None if no signal reports this request, or if we fail."""
+        observability = self._observability
+        try:
+            if observability.loop is None:
+                observability.started()
+            scope[OBSERVE] = observability
+            # FastAPI's and Starlette's own telemetry inside (mounted apps, middleware) stand back when they see these.
+            if "fastapi.telemetry" not in scope:
+                scope["fastapi.telemetry"] = None
+            if "starlette.opentelemetry" not in scope:
+                scope["starlette.opentelemetry"] = True
+            if self._excluded is not None and self._excluded.match(path):
+                return None
+            return observability.open(scope, receive, send)
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
+            observability.faults("open", exc)
+            return None
+
+    def _leave(self, exchange: Exchange, raised: BaseException | None) -> None:
+        try:
+            exchange.leave(raised)
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
+            self._observability.faults("leave", exc)
 
     def _give_ids(self, exc: BaseException, exchange: Exchange) -> None:
         try:

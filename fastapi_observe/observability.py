@@ -99,7 +99,7 @@ class Observability:
         self._clients: WeakKeyDictionary[Any, httpx.AsyncClient] = WeakKeyDictionary()
         self._more_clients: WeakSet[httpx.AsyncClient] = WeakSet()
         self._undo: list[Callable[[], None]] = []
-        self._loop: Any = None
+        self.loop: Any = None
         self.closed = False
         if settings.logs:
             self.logs.start()
@@ -130,8 +130,8 @@ class Observability:
             self.faults("stamp", exc)
         if exchange.websocket or exchange.adopted:
             exchange.on_start = self._start
-        base = exchange.context
-        exchange.context = otel_context.set_value(CONTEXT_KEY, exchange, base)
+        if exchange.context is None:
+            exchange.context = otel_context.set_value(CONTEXT_KEY, exchange)
         return exchange
 
     def _stamp(self, exchange: Exchange) -> None:
@@ -227,14 +227,14 @@ class Observability:
     def started(self) -> None:
         """Begin what needs the running event loop; again after a restart in another loop."""
         loop = _running_loop()
-        if loop is not None and loop is not self._loop:
-            self._loop = loop
+        if loop is not None and loop is not self.loop:
+            self.loop = loop
             self.saturation.start(loop)
 
     async def stop(self) -> None:
         """Close the clients and flush every signal, within two seconds; what was installed stays installed."""
         self.saturation.stop()
-        self._loop = None
+        self.loop = None
         clients = [*self._clients.values(), *self._more_clients]
         self._clients.clear()
         self._more_clients.clear()

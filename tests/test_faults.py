@@ -170,7 +170,7 @@ INSIDE: list[tuple[Any, str, tuple[str, ...]]] = [
     (Routes, "template", ("routing",)),
     (Exchange, "__init__", ("open",)),
     (Exchange, "_note_start", ("exchange.send",)),
-    (Exchange, "_note_body", ("exchange.send",)),
+    (Exchange, "_note_chunk", ("exchange.send",)),
     (Exchange, "_end", ("exchange.end",)),
     (Exchange, "_judge", ("exchange.judge",)),
     (WebSocketExchange, "_judge", ("exchange.judge",)),

@@ -391,7 +391,11 @@ async def test_an_exception_takes_the_ids_along_if_it_can(observed: Callable[...
 
 async def test_faults_at_the_door_are_counted(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
     """A request is served though we cannot begin it or end it; a lifespan begins though we cannot."""
-    app = Starlette(routes=[Route("/x", page)])
+
+    async def busy(_: Any) -> PlainTextResponse:
+        return PlainTextResponse("busy", 503)
+
+    app = Starlette(routes=[Route("/x", page), Route("/busy", busy)])
     seen = observed(app)
     client = TestClient(app)
     with monkeypatch.context() as broken:
@@ -402,7 +406,7 @@ async def test_faults_at_the_door_are_counted(observed: Callable[..., Seen], mon
             assert client.get("/x").text == "page"
     assert seen.observe.faults.counts == {"open": 2, "lifespan": 1}
     monkeypatch.setattr("fastapi_observe.records.exchange.Exchange.leave", lambda *_: 1 / 0)
-    assert client.get("/x").text == "page"
+    assert client.get("/busy").text == "busy"
     assert seen.observe.faults.counts["leave"] == 1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from http import HTTPStatus
 from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,6 +37,12 @@ REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_.-]{7,63}")
 """What a request id from outside must look like to be taken over."""
 
 
+_CLIENT_ERROR: Final = 400
+_SERVER_ERROR: Final = 500
+_OVER: Final[dict[str, Any]] = {"type": "http", "path": ""}
+"""Stands for the scope of a request that is over."""
+
+
 def current_exchange() -> Exchange | None:
     """Return the exchange that the calling code works for, or None outside any request."""
     exchange = otel_context.get_value(CONTEXT_KEY)
@@ -58,8 +63,6 @@ class Exchange:
     __slots__ = (
         "_chunks",
         "_closing",
-        "_content_length",
-        "_event_stream",
         "_faults",
         "_head",
         "_on_end",
@@ -148,8 +151,6 @@ class Exchange:
         self.reported = False
         self._closing = False
         self._trailers = False
-        self._event_stream = False
-        self._content_length = 0
         self._chunks = 0
 
     async def receive(self) -> Message:
@@ -165,7 +166,7 @@ class Exchange:
             self._faults("exchange.receive", exc)
         return message
 
-    async def send(self, message: Message) -> None:  # noqa: C901 - one branch for each kind of message
+    async def send(self, message: Message) -> None:  # noqa: C901, PLR0912 - the hot path: what is usual is inline
         """Hand a message of the app to the server; note the status, the bytes and the end."""
         if self._closing:
             await self._send(message)
@@ -173,18 +174,19 @@ class Exchange:
         try:
             kind = message["type"]
             if kind == "http.response.body":
-                self._note_body(message)
+                if self._chunks or message.get("more_body", False):
+                    self._note_chunk(message)
+                else:
+                    if not self._head:
+                        self.response_size += len(message.get("body", b""))
+                    self._closing = self.status_code != 0 and not self._trailers
             elif kind == "http.response.start":
-                message = _rereadable(message)
-                message = self._note_start(message)
-            elif kind == "http.response.trailers":
-                self._closing = not message.get("more_trailers", False)
-            elif kind == "http.response.pathsend":
-                self.response_size = self._content_length
-                self._closing = not self._trailers
-            elif kind == "http.response.zerocopysend":
-                self.response_size += message.get("count") or self._content_length
-                self._closing = not (message.get("more_body", False) or self._trailers)
+                if not self.status_code:
+                    if type(message.get("headers")) is not list:
+                        message = _rereadable(message)
+                    message = self._note_start(message)
+            else:
+                self._note_other(kind, message)
         except Exception as exc:  # noqa: BLE001 - whatever an app sends reaches the server
             self._faults("exchange.send", exc)
         try:
@@ -199,43 +201,52 @@ class Exchange:
                 self._faults("exchange.end", exc)
 
     def _note_start(self, message: Message) -> Message:
-        if self.status_code:
-            return message
+        """Note the status; return the message with our headers, the app's own is left as it is."""
         self.status_code = CLIENT_CLOSED_REQUEST if self.disconnected else int(message["status"])
-        self._trailers = bool(message.get("trailers", False))
-        headers = list(message.get("headers", ()))
-        self.response_headers = headers
-        own = {name for name, _ in self.stamps}
-        kept = []
-        for header in headers:
-            name = header[0].lower()
-            if name == b"content-length" and header[1].isdigit():
-                self._content_length = int(header[1])
-            elif name == b"content-type":
-                self._event_stream = header[1].startswith(b"text/event-stream")
-            if name not in own:
-                kept.append(header)
+        if "trailers" in message:
+            self._trailers = bool(message["trailers"])
+        self.response_headers = kept = message.get("headers", ())
+        for own, _ in self.stamps:
+            kept = [header for header in kept if header[0].lower() != own]
         if self.on_start is not None:
             self.on_start(self)
-        return {**message, "headers": kept + self.stamps}
+        return {**message, "headers": [*kept, *self.stamps]}
 
-    def _note_body(self, message: Message) -> None:
+    def _note_chunk(self, message: Message) -> None:
+        """Note a body that comes in several messages."""
         size = len(message.get("body", b""))
         more = message.get("more_body", False)
-        if size and not self._head:
+        if not self._head:
             self.response_size += size
-        if more or self._chunks:
-            if size:
-                self._chunks += 1
-            if self._chunks == 1 and self.ttfb is None:
-                self.ttfb = perf_counter() - self.started
+        if size:
+            self._chunks += 1
+        if self._chunks == 1 and self.ttfb is None:
+            self.ttfb = perf_counter() - self.started
         self._closing = not (more or self._trailers) and self.status_code != 0
+
+    def _note_other(self, kind: str, message: Message) -> None:
+        """Note the messages that few servers know."""
+        if kind == "http.response.trailers":
+            self._closing = not message.get("more_trailers", False)
+        elif kind == "http.response.pathsend":
+            self.response_size = self._content_length()
+            self._closing = not self._trailers
+        elif kind == "http.response.zerocopysend":
+            self.response_size += message.get("count") or self._content_length()
+            self._closing = not (message.get("more_body", False) or self._trailers)
+
+    def _response_header(self, wanted: bytes) -> bytes:
+        return next((value for name, value in self.response_headers if name.lower() == wanted), b"")
+
+    def _content_length(self) -> int:
+        given = self._response_header(b"content-length")
+        return int(given) if given.isdigit() else 0
 
     def _end(self) -> None:
         """The last message has been sent: the request is over, background tasks are not part of it."""
         self.duration = perf_counter() - self.started
         self.complete = True
-        if self.noted is None and self.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
+        if self.noted is None and self.status_code < _SERVER_ERROR:
             self._report(None)
 
     def leave(self, exc: BaseException | None) -> None:
@@ -247,7 +258,7 @@ class Exchange:
 
     def _report(self, raised: BaseException | None) -> None:
         self.reported = True
-        if self._chunks < 2 and not self._event_stream:  # noqa: PLR2004 - one chunk is no stream
+        if self.ttfb is not None and self._chunks < 2 and not self._is_event_stream():  # noqa: PLR2004 - one is no stream
             self.ttfb = None
         try:
             self._judge(raised)
@@ -256,22 +267,33 @@ class Exchange:
             self.outcome, self.status_code = "server_error", self.status_code or 500
         self._on_end(self)
 
+    def _is_event_stream(self) -> bool:
+        return self._response_header(b"content-type").startswith(b"text/event-stream")
+
+    def let_go(self) -> None:
+        """Forget what leads back here, so that no cycle is left for the garbage collector to find."""
+        self.scope = _OVER
+        self.noted = self.exception = self.context = None
+
     def _judge(self, raised: BaseException | None) -> None:
         """Say how it ended, once, for every signal."""
+        if raised is None and self.complete and not self.disconnected and self.status_code < _CLIENT_ERROR:
+            self.outcome = "ok"
+            return
         if self.disconnected or type(raised).__name__ == "ClientDisconnect":
             self.outcome = self.error_type = "client_disconnect"
             self.status_code = self.status_code or CLIENT_CLOSED_REQUEST
             return
         if raised is not None and is_cancellation(raised):
             self.outcome = self.error_type = "cancelled"
-            self.status_code = self.status_code or HTTPStatus.INTERNAL_SERVER_ERROR.value
+            self.status_code = self.status_code or _SERVER_ERROR
             return
         if raised is None and not self.complete:
             self.outcome = self.error_type = "incomplete_response"
-            self.status_code = self.status_code or HTTPStatus.INTERNAL_SERVER_ERROR.value
+            self.status_code = self.status_code or _SERVER_ERROR
             return
-        self.status_code = self.status_code or HTTPStatus.INTERNAL_SERVER_ERROR.value
-        failed = self.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
+        self.status_code = self.status_code or _SERVER_ERROR
+        failed = self.status_code >= _SERVER_ERROR
         if raised is not None or failed:
             self.exception = raised
             if raised is None and not is_cancellation(self.noted):  # who cancels and then answers has its reasons
@@ -279,7 +301,7 @@ class Exchange:
             self.outcome = "server_error"
             self.error_type = str(self.status_code) if self.exception is None else error_name(self.exception)
         else:
-            self.outcome = "client_error" if self.status_code >= HTTPStatus.BAD_REQUEST else "ok"
+            self.outcome = "client_error" if self.status_code >= _CLIENT_ERROR else "ok"
 
 
 def _rereadable(message: Message) -> Message:

@@ -55,7 +55,7 @@ class LineWriter:
         self._hold_at_fork()
 
     def _renew(self) -> None:
-        self._queue: deque[tuple[bytes, LogFile | None, bytes]] = deque()
+        self._queue: deque[tuple[bytes | Callable[[], bytes], LogFile | None, bytes]] = deque()
         self._lock = threading.Lock()
         self._lifetime = threading.RLock()
         self._owner = 0
@@ -98,6 +98,18 @@ class LineWriter:
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    def write_later(self, encode: Callable[[], bytes], file: LogFile | None = None) -> None:
+        """Write what `encode` returns, to standard output and to `file`; it is called when the line's turn comes."""
+        queue = self._queue
+        if len(queue) >= self._limit:
+            self.dropped += 1
+            return
+        queue.append((encode, file, b""))
+        if self._direct:
+            self._drain(0.0 if self._stuck else PATIENCE)
+        elif not self._awake:
+            self._wake_thread()
 
     def write(self, line: bytes, *, urgent: bool = False, file: LogFile | None = None, copy: bytes = b"") -> None:
         """Write `line` to standard output and `copy` to `file`. Never raises, never blocks for longer than 0.05 s."""
@@ -196,6 +208,12 @@ class LineWriter:
         files: dict[LogFile, list[bytes]] = {}
         for _ in range(len(queue)):
             line, file, copy = queue.popleft()
+            if not isinstance(line, bytes):
+                try:
+                    line = copy = line()
+                except Exception:  # noqa: BLE001 - one line that cannot be made must not end the thread
+                    self.dropped += 1
+                    continue
             lines.append(line)
             if file is not None:
                 files.setdefault(file, []).append(copy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +12,6 @@ from loguru import logger as loguru_logger
 from opentelemetry.trace import get_current_span
 
 from fastapi_observe.records.exchange import current_exchange
-from fastapi_observe.records.redaction import redact_query
 from fastapi_observe.signals.line_format import (
     MAX_MESSAGE,
     TextFormat,
@@ -21,6 +21,7 @@ from fastapi_observe.signals.line_format import (
     encode_line,
     text_of,
 )
+from fastapi_observe.signals.line_request import RequestLines
 from fastapi_observe.signals.log_capture import SERVER_LOGGERS, LogCapture
 from fastapi_observe.signals.log_file import LogFile, parse_retention, parse_rotation
 
@@ -60,10 +61,6 @@ RECORD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {
 }
 """What every record of the standard library has, and uvicorn's coloured copy; anything else is a user's field."""
 
-LONGEST_PATH: Final = 1024
-LONGEST_AGENT: Final = 256
-"""Most characters of a path and of a user agent."""
-
 MOST_LINKED: Final = 32
 """Most exceptions that are searched for the ids of their request."""
 
@@ -85,11 +82,13 @@ class Logs:
         self.logs_requests = settings.log_requests
         self.quiet_loggers = settings.quiet_loggers
         self.log = ObserveLogger(loguru_logger.opt(depth=2), self.set_level, faults)
-        self._allow = frozenset(settings.query_allow)
-        self._service = text_of(settings.service_name, 256)
-        self._environment = text_of(settings.environment, 256)
-        self._version = text_of(settings.service_version, 256)
+        self._resource = {
+            "service": text_of(settings.service_name, 256),
+            "environment": text_of(settings.environment, 256),
+            "version": text_of(settings.service_version, 256),
+        }
         self._timestamps = Timestamps()
+        self._request_lines = RequestLines(self._resource, frozenset(settings.query_allow), self._timestamps)
         self._writer = _CAPTURE.writer
         self._file: LogFile | None = None
         rotation, retention = parse_rotation(settings.log_rotation), parse_retention(settings.log_retention)
@@ -150,46 +149,12 @@ class Logs:
         if not self.logs_requests or LEVELS[level] < self.threshold:
             return
         scope = exchange.scope
-        url = exchange.path
-        query = scope.get("query_string")
-        if len(url) > LONGEST_PATH:
-            url = cut(url, LONGEST_PATH)
-        if query:
-            url = f"{url}?{redact_query(query, self._allow)}"
-        agent = exchange.headers.get(b"user-agent")
-        client = scope.get("client")
-        fields: dict[str, Any] = {
-            "method": exchange.method,
-            "url": url,
-            "endpoint": exchange.endpoint,
-            "status_code": exchange.status_code,
-            "outcome": exchange.outcome,
-            "duration_ms": round(exchange.duration * 1000, 3),
-            "request_size": exchange.request_size,
-            "response_size": exchange.response_size,
-            "user_agent": None if agent is None else agent[:LONGEST_AGENT].decode("latin-1"),
-            "remote_addr": client[0] if client else None,
-        }
-        if exchange.ttfb is not None:
-            fields["ttfb_ms"] = round(exchange.ttfb * 1000, 3)
-        if exchange.error_type is not None:
-            fields["error_type"] = exchange.error_type
-        message = "HTTP request completed"
-        if exchange.websocket:
-            message = "WebSocket connection closed"
-            fields["close_code"] = exchange.close_code  # type: ignore[attr-defined]
-            fields["messages_received"] = exchange.messages_received  # type: ignore[attr-defined]
-            fields["messages_sent"] = exchange.messages_sent  # type: ignore[attr-defined]
-        line = self._line(level, message, "fastapi_observe.request")
-        if exchange.trace_id:
-            line["trace_id"] = exchange.trace_id
-            line["span_id"] = exchange.span_id
-        if exchange.request_id:
-            line["request_id"] = exchange.request_id
-        line["fields"] = fields
-        if exchange.exception is not None:
-            line["exception"] = describe_exception(exchange.exception)
-        self._write(line, request=True)
+        client, query = scope.get("client"), scope.get("query_string")
+        lines, now = self._request_lines, time_ns()
+        if self._text is None and exchange.error_type is None and exchange.ttfb is None and not exchange.websocket:
+            self._writer.write_later(partial(lines.encode, exchange, level, now, client, query), self._file)
+        else:
+            self._write(lines.build(exchange, level, now, client, query), request=True)
 
     def open_operation(self, operation: Operation) -> None:
         """A piece of work begins: nothing to write yet."""
@@ -247,9 +212,7 @@ class Logs:
             "level": level,
             "message": message,
             "logger": logger,
-            "service": self._service,
-            "environment": self._environment,
-            "version": self._version,
+            **self._resource,
         }
 
     def _finish(

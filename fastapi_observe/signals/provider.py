@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from fastapi_observe.records.faults import Faults
     from fastapi_observe.settings import ObserveSettings
 
+TRACE_ID_LIMIT: Final = sampling.TraceIdRatioBased.TRACE_ID_LIMIT
+"""The bits of a trace id that decide whether a ratio keeps it."""
+
 LONGEST_VALUE = 2048
 """Characters of a span's string attribute; the rest is cut."""
 
@@ -26,7 +29,22 @@ LONGEST_EVENT_VALUE = 8192
 
 
 class ObserveTracerProvider(TracerProvider):
-    """A tracer provider made by `install`, told apart from one that the user set."""
+    """A tracer provider made by `install`, told apart from one that the user set.
+
+    `bound` and `parent_decides` say what its sampler does, for who needs not ask it: a trace whose lowest 64 bits are
+    below the bound is kept, unless a parent has decided.
+    """
+
+    def __init__(self, settings: ObserveSettings) -> None:
+        self.bound = make_bound(settings)
+        self.parent_decides = settings.sampler.startswith("parentbased")
+        self.limits = SpanLimits(max_span_attribute_length=LONGEST_VALUE, max_attribute_length=LONGEST_EVENT_VALUE)
+        super().__init__(
+            sampler=make_sampler(settings),
+            resource=make_resource(settings),
+            span_limits=self.limits,
+            shutdown_on_exit=False,
+        )
 
 
 def make_provider(settings: ObserveSettings, faults: Faults) -> tuple[trace.TracerProvider, bool]:
@@ -42,12 +60,7 @@ def make_provider(settings: ObserveSettings, faults: Faults) -> tuple[trace.Trac
         for processor in settings.span_processors:
             current.add_span_processor(GuardedProcessor(processor, faults))
         return current, False
-    provider = ObserveTracerProvider(
-        sampler=make_sampler(settings),
-        resource=make_resource(settings),
-        span_limits=SpanLimits(max_span_attribute_length=LONGEST_VALUE, max_attribute_length=LONGEST_EVENT_VALUE),
-        shutdown_on_exit=False,
-    )
+    provider = ObserveTracerProvider(settings)
     for processor in settings.span_processors:
         provider.add_span_processor(GuardedProcessor(processor, faults))
     exporter = make_exporter(settings)
@@ -66,6 +79,15 @@ def make_provider(settings: ObserveSettings, faults: Faults) -> tuple[trace.Trac
 
 def _is_foreign(provider: Any) -> bool:
     return isinstance(provider, TracerProvider) and not isinstance(provider, ObserveTracerProvider)
+
+
+def make_bound(settings: ObserveSettings) -> int:
+    """Return below which value of its lowest 64 bits a new trace id is sampled."""
+    if settings.sampler.endswith("always_on"):
+        return TRACE_ID_LIMIT + 1
+    if settings.sampler.endswith("always_off"):
+        return 0
+    return sampling.TraceIdRatioBased(settings.sample_ratio).bound
 
 
 def make_sampler(settings: ObserveSettings) -> sampling.Sampler:

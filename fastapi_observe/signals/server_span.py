@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 LONGEST_PATH: Final = 512
 LONGEST_AGENT: Final = 256
 LONGEST_METHOD: Final = 32
+LONGEST_HEADER: Final = 1024
 LARGEST_PORT: Final = 65535
 
 _PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
@@ -124,11 +125,12 @@ class HeaderCapture:
     def __bool__(self) -> bool:
         return bool(self._wanted)
 
-    def read(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, list[str]]:
+    def read(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, tuple[str, ...]]:
         """Return the attributes; a header that was sent twice has two values."""
-        found: dict[str, list[str]] = {}
+        found: dict[str, tuple[str, ...]] = {}
         for name, value in headers:
             wanted = self._wanted.get(name.lower())
             if wanted is not None:
-                found.setdefault(wanted[0], []).append("[REDACTED]" if wanted[1] else value.decode("latin-1"))
+                shown = "[REDACTED]" if wanted[1] else value.decode("latin-1")[:LONGEST_HEADER]
+                found[wanted[0]] = (*found.get(wanted[0], ()), shown)
         return found

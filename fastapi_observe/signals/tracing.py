@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from random import getrandbits
 from typing import TYPE_CHECKING, Any, Final
 
+from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.sdk.trace import Tracer, TracerProvider
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
-from fastapi_observe.records.exchange import current_exchange
+from fastapi_observe.records.exchange import CONTEXT_KEY, Exchange
 from fastapi_observe.records.trace_context import TraceContext, well_formed_headers
-from fastapi_observe.signals.provider import ObserveTracerProvider, make_provider
+from fastapi_observe.signals.provider import TRACE_ID_LIMIT, ObserveTracerProvider, make_provider
+from fastapi_observe.signals.recorded_span import RecordedSpan, SpanFactory, fits
 from fastapi_observe.signals.server_span import HeaderCapture, request_attributes, response_attributes, span_name
 from fastapi_observe.signals.user_spans import (
     ContextScope,
@@ -29,7 +33,6 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import Span
 
-    from fastapi_observe.records.exchange import Exchange
     from fastapi_observe.records.faults import Faults
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.settings import ObserveSettings
@@ -37,6 +40,10 @@ if TYPE_CHECKING:
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
 
 _FAILED: Final = frozenset({"server_error", "cancelled", "incomplete_response"})
+_FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
+_SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
+"""Every combination of trace flags; the key of the current span in a context."""
+
 _KINDS: Final = {"database": SpanKind.CLIENT, "external": SpanKind.CLIENT}
 
 
@@ -51,43 +58,83 @@ class TracingService:
         self._capture_response = HeaderCapture(settings.capture_response_headers, "response")
         self.provider, self._owned = make_provider(settings, faults)
         self.tracer = self.provider.get_tracer("fastapi_observe", schema_url=SCHEMA_URL)
-        self._drops_children = isinstance(self.provider, ObserveTracerProvider) and settings.sampler.startswith(
-            "parentbased"
-        )
+        own = self.provider if isinstance(self.provider, ObserveTracerProvider) else None
+        self._bound = 0 if own is None else own.bound
+        self._parent_decides = own is not None and own.parent_decides
+        self._factory = None if own is None else self._make_factory(own)
         self._carriers = {name.lower().encode("latin-1"): name for name in propagate.get_global_textmap().fields}
+
+    def _make_factory(self, provider: ObserveTracerProvider) -> SpanFactory | None:
+        scope = InstrumentationScope("fastapi_observe", schema_url=SCHEMA_URL)
+        factory = SpanFactory(self.tracer, scope, provider.limits) if isinstance(self.tracer, Tracer) else None
+        return factory if factory is not None and fits(factory) else None
 
     # The signal: what the door and the clients call
 
     def open_exchange(self, exchange: Exchange) -> None:
         """Adopt the server span that is already open, else start one; give the exchange its ids."""
-        current = trace.get_current_span()
-        around: Context | None = None
-        if current is not trace.INVALID_SPAN and is_left_over(current):
-            current, around = trace.INVALID_SPAN, Context()
-        if current is not trace.INVALID_SPAN and is_server_span(current):
-            span = current
-            exchange.adopted = True
-            parent = None
-        else:
-            parent = self._parent(exchange, around)
+        around = otel_context.get_current()
+        if around and is_left_over(around):
+            around = Context()
+        if around or not self._carriers.keys().isdisjoint(exchange.headers):
+            current = trace.get_current_span(around)
+            if is_server_span(current):
+                self._adopt(exchange, current, around)
+                return
+            around = self._parent(exchange, around)
+        if self._factory is None:
             span = self.tracer.start_span(
-                exchange.method, context=parent, kind=SpanKind.SERVER, start_time=exchange.started_ns
+                exchange.method, context=around, kind=SpanKind.SERVER, start_time=exchange.started_ns
             )
-        exchange.span = span
-        exchange.context = trace.set_span_in_context(span, parent)
-        at = span.get_span_context()
-        exchange.trace_id = format(at.trace_id, "032x")
-        exchange.span_id = format(at.span_id, "016x")
-        exchange.sampled = at.trace_flags.sampled
-        if span.is_recording():
-            span.set_attributes(request_attributes(exchange, self._query_allow))
-            if self._capture_request:
-                span.set_attributes(self._capture_request.read(exchange.scope.get("headers") or ()))
+            if span.is_recording():
+                span.set_attributes(self._request_attributes(exchange))
+        else:
+            span = self._start(self._factory, exchange, around)
+        self._give(exchange, span, around)
 
-    def _parent(self, exchange: Exchange, around: Context | None) -> Context | None:
-        """Read the context that came with the request, into `around`; None: that of the calling code."""
+    def _adopt(self, exchange: Exchange, current: Span, around: Context) -> None:
+        exchange.adopted = True
+        self._give(exchange, current, around)
+        if current.is_recording():
+            current.set_attributes(self._request_attributes(exchange))
+
+    def _start(self, factory: SpanFactory, exchange: Exchange, around: Context) -> Span:
+        """Start a span as our own provider would: decide as its sampler does, record only what is kept."""
+        parent = trace.get_current_span(around).get_span_context() if around else None
+        if parent is not None and parent.is_valid:
+            trace_id, state = parent.trace_id, parent.trace_state
+            random = parent.trace_flags & TraceFlags.RANDOM_TRACE_ID
+            kept = parent.trace_flags.sampled if self._parent_decides else trace_id & TRACE_ID_LIMIT < self._bound
+        else:
+            parent, trace_id, state = None, getrandbits(128), None
+            random = TraceFlags.RANDOM_TRACE_ID
+            kept = trace_id & TRACE_ID_LIMIT < self._bound
+        flags = _FLAGS[random | kept]
+        context = SpanContext(trace_id, getrandbits(64), is_remote=False, trace_flags=flags, trace_state=state)
+        if not kept:
+            return NonRecordingSpan(context)
+        attributes = self._request_attributes(exchange)
+        return factory.start(exchange.method, context, parent, around, attributes, exchange.started_ns)
+
+    def _request_attributes(self, exchange: Exchange) -> dict[str, Any]:
+        attributes = request_attributes(exchange, self._query_allow)
+        if self._capture_request:
+            attributes.update(self._capture_request.read(exchange.scope.get("headers") or ()))
+        return attributes
+
+    def _give(self, exchange: Exchange, span: Span, context: Context) -> None:
+        """Give the exchange its span, its ids and the context in which its app runs."""
+        exchange.span = span
+        exchange.context = Context({**context, _SPAN_KEY: span, CONTEXT_KEY: exchange})
+        at = span.get_span_context()
+        exchange.trace_id = f"{at.trace_id:032x}"
+        exchange.span_id = f"{at.span_id:016x}"
+        exchange.sampled = at.trace_flags.sampled
+
+    def _parent(self, exchange: Exchange, around: Context) -> Context:
+        """Read the context that came with the request, into that of the calling code."""
         headers = exchange.headers
-        if not any(name in headers for name in self._carriers):
+        if self._carriers.keys().isdisjoint(headers):
             return around
         carrier: dict[str, list[str]] = {}
         for name, value in exchange.scope["headers"]:
@@ -112,22 +159,28 @@ class TracingService:
         span = exchange.span
         if span is None or not span.is_recording():
             return
-        span.set_attributes(response_attributes(exchange))
+        attributes = response_attributes(exchange)
         if self._capture_response:
-            span.set_attributes(self._capture_response.read(exchange.response_headers))
-        span.update_name(span_name(exchange))
+            attributes.update(self._capture_response.read(exchange.response_headers))
         if exchange.outcome in _FAILED:
             if exchange.exception is not None:
                 note_exception(span, exchange.exception)
             span.set_status(StatusCode.ERROR)
+        ended = exchange.started_ns + int(exchange.duration * 1e9)
+        if isinstance(span, RecordedSpan):
+            span.know(attributes)
+            span.finish(span_name(exchange), ended)
+            return
+        span.set_attributes(attributes)
+        span.update_name(span_name(exchange))
         if not exchange.adopted:
-            span.end(exchange.started_ns + int(exchange.duration * 1e9))
+            span.end(ended)
 
     def open_operation(self, operation: Operation) -> None:
         """Start the span of an operation and make it the current one."""
         current = trace.get_current_span()
         at = current.get_span_context()
-        if self._drops_children and at.is_valid and not at.trace_flags.sampled:
+        if self._parent_decides and at.is_valid and not at.trace_flags.sampled:
             operation.trace_id, operation.span_id = format(at.trace_id, "032x"), format(at.span_id, "016x")
             return
         span = self.tracer.start_span(operation.name, kind=_KINDS.get(operation.kind, SpanKind.INTERNAL))
@@ -231,13 +284,16 @@ def is_server_span(span: Span) -> bool:
     return getattr(span, "end_time", None) is None
 
 
-def is_left_over(span: Span) -> bool:
-    """Tell whether a current span belongs to a request that is over.
+def is_left_over(context: Context) -> bool:
+    """Tell whether a current context belongs to a request that is over.
 
     asyncio lets a context out of its task (python/cpython#140947): after a pipelined request, or a response without a
     body, uvicorn starts the next request of the connection in the context of the one before.
     """
-    before = current_exchange()
-    if before is None or not before.complete or (span.is_recording() and is_server_span(span)):
+    before = context.get(CONTEXT_KEY)
+    if not isinstance(before, Exchange) or not before.complete:
         return False
-    return format(span.get_span_context().trace_id, "032x") == before.trace_id
+    span = trace.get_current_span(context)
+    if span.is_recording() and is_server_span(span):
+        return False
+    return span is before.span or f"{span.get_span_context().trace_id:032x}" == before.trace_id
