@@ -8,10 +8,12 @@ READY = $(VENV)/.fastapi-observe-ready
 UV_READY = $(VENV)/.fastapi-observe-uv-ready
 BENCH_READY = $(VENV)/.fastapi-observe-bench-ready
 
-# Lists that can be given on the command line: make test-fastapi FASTAPI='0.136.* newest' TESTS=tests
+# Lists that can be given on the command line: make test-fastapi FASTAPI='0.136.* newest' TESTS=tests/test_paths.py
 FASTAPI ?= 0.115.2 0.136.* 0.141.* 0.142.* newest
-TESTS ?= tests/test_one_server_span.py tests/test_paths.py tests/test_transparency.py
+TESTS ?= tests
 ARGS ?=
+WORKERS ?= 2
+PYTEST = python -m pytest --numprocesses $(WORKERS) $(ARGS)
 SOAK ?= 20
 
 .PHONY: help setup run test test-lowest test-fastapi lint format bench bench-check soak clean
@@ -36,16 +38,16 @@ $(UV_READY): $(READY)
 run: $(READY)  ## Start the example shop, show one request in all three signals (ARGS='--shop-port 0')
 	@exec $(BIN)/python -m example_app $(ARGS)
 
-test: lint  ## Check style and types, run the tests, hold branch coverage at 100 %
+test: lint  ## Check style and types, run the tests (in WORKERS processes), hold branch coverage at 100 %
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest $(ARGS)
+	$(BIN)/python -m coverage run -m pytest --numprocesses $(WORKERS) $(ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
-test-lowest: $(UV_READY)  ## Run the tests on the lowest versions that pyproject.toml allows
+test-lowest: $(UV_READY)  ## Run TESTS on the lowest versions that pyproject.toml allows
 	test -x .venv-lowest/bin/python || $(UV) venv --quiet --python $(BIN)/python .venv-lowest
 	$(UV) pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[test]'
-	.venv-lowest/bin/python -m pytest $(ARGS)
+	.venv-lowest/bin/$(PYTEST) $(TESTS)
 
 test-fastapi: $(UV_READY)  ## Run TESTS on each version of FASTAPI
 	@failed=''; for version in $(FASTAPI); do \
@@ -54,7 +56,7 @@ test-fastapi: $(UV_READY)  ## Run TESTS on each version of FASTAPI
 	  wanted="fastapi==$$version"; test "$$version" != newest || wanted=fastapi; \
 	  { test -x "$$folder/bin/python" || $(UV) venv --quiet --python $(BIN)/python "$$folder"; } && \
 	  $(UV) pip install --quiet --python "$$folder/bin/python" --upgrade-package fastapi --editable '.[test]' "$$wanted" && \
-	  "$$folder/bin/python" -m pytest $(TESTS) $(ARGS) || failed="$$failed $$version"; \
+	  "$$folder/bin"/$(PYTEST) $(TESTS) || failed="$$failed $$version"; \
 	done; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 

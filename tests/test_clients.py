@@ -190,7 +190,7 @@ def test_only_the_first_2048_characters_are_read(part: str) -> None:
 
 @pytest.mark.parametrize(
     ("status", "outcome", "error_type"),
-    [(200, "ok", None), (302, "ok", None), (404, "client_error", "404"), (503, "server_error", "503")],
+    [(200, "ok", None), (302, "ok", None), (404, "client_error", None), (503, "server_error", "503")],
 )
 async def test_call_gives_three_signals(seen: Seen, status: int, outcome: str, error_type: str | None) -> None:
     """A call is a client span, two samples and a line; the status decides the outcome."""

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastapi_observe.records.operation import error_name
 from fastapi_observe.records.redaction import LONGEST_QUERY, redact_query
 from fastapi_observe.signals.line_format import (
     MAX_LINE,
@@ -254,7 +255,7 @@ def test_exceptions_are_described_whatever_they_are() -> None:
     """An exception that raises when it is looked at is described all the same."""
     described = describe_exception(BadError())
     assert described == {
-        "type": "BadError",
+        "type": error_name(BadError()),
         "message": "<unprintable BadError>",
         "stacktrace": "<unprintable stacktrace>",
     }

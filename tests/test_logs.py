@@ -1012,7 +1012,7 @@ def test_a_real_uvicorn_writes_nothing_but_our_lines(tmp_path: Path, how: str) -
     assert messages[-1].startswith("Finished server process")
     assert len(messages) == len(set(messages))
     (crash,) = (line for line in told if "exception" in line)
-    assert crash["message"] == "Exception in ASGI application\n"
+    assert crash["message"] == "Exception in ASGI application"
     assert (crash["trace_id"], crash["span_id"], crash["request_id"]) == (TRACE, SPAN, "request-1")
     assert crash["exception"]["type"] == "RuntimeError"
     assert not any("HTTP/1.1" in message for message in messages)

@@ -116,7 +116,7 @@ async def test_a_handler_of_every_exception(observed: Callable[..., Seen], statu
     assert isinstance(answer.raised, BrokenError)
     assert answer.status == handled
     (line,) = assert_agreement(seen, Facts("/broken", handled, "server_error", BROKEN))
-    assert line["exception"]["type"] == "BrokenError"
+    assert line["exception"]["type"] == BROKEN
     assert answer.headers["x-request-id"] == line["request_id"]
 
 

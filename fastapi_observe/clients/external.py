@@ -25,14 +25,14 @@ class ExternalCall(Operation):
     def status(self, status_code: int) -> None:
         """Note the HTTP status of the answer; 4xx is outcome `client_error`, 5xx `server_error`.
 
-        Both are an error of the span: the caller did not get what it asked for (HTTP semantic conventions). Of
-        several answers the last one counts.
+        Only 5xx is an error of the span: a callee that refuses does its work. Of several answers the last one counts.
         """
         self.details["http.response.status_code"] = status_code
         self.outcome, self.error_type = "", None
-        if status_code >= HTTPStatus.BAD_REQUEST:
-            server = status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
-            self.outcome, self.error_type = "server_error" if server else "client_error", str(status_code)
+        if status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            self.outcome, self.error_type = "server_error", str(status_code)
+        elif status_code >= HTTPStatus.BAD_REQUEST:
+            self.outcome = "client_error"
 
     def judge(self, exc: BaseException | None) -> str:
         """Tell time-outs and failed connections apart, those of httpx and requests too."""

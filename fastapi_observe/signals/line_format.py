@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
 
 import orjson
 
+from fastapi_observe.records.operation import error_name
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -93,7 +95,7 @@ def describe_exception(exc: BaseException) -> dict[str, str]:
         stacktrace = "<unprintable stacktrace>"
     if len(stacktrace) > MAX_STACKTRACE:  # the end tells what happened
         stacktrace = "…" + stacktrace[1 - MAX_STACKTRACE :]
-    return {"type": type(exc).__qualname__, "message": text_of(exc), "stacktrace": stacktrace}
+    return {"type": error_name(exc), "message": text_of(exc), "stacktrace": stacktrace}
 
 
 def text_of(value: object, limit: int = MAX_VALUE) -> str:

@@ -160,9 +160,9 @@ class Logs:
         """A piece of work begins: nothing to write yet."""
 
     def close_operation(self, operation: Operation) -> None:
-        """Write an error line if the work failed; a debug line otherwise, if someone wants it."""
+        """Write a line if the work failed, `warn` if the other side refused it; else a debug line, if it is wanted."""
         ok = operation.outcome == "ok"
-        level = "debug" if ok else "error"
+        level = "debug" if ok else "warn" if operation.outcome == "client_error" else "error"
         if LEVELS[level] < self.threshold:
             return
         name = OPERATION_NAMES.get(operation.kind, operation.kind)
@@ -193,7 +193,7 @@ class Logs:
         """Write a record of the standard library."""
         fields = {key: value for key, value in record.__dict__.items() if key not in RECORD_ATTRIBUTES}
         try:
-            message = cut(str(record.getMessage()), MAX_MESSAGE)
+            message = cut(str(record.getMessage()).rstrip("\n"), MAX_MESSAGE)
         except Exception:  # noqa: BLE001 - arguments that do not fit the message, or cannot be turned into text
             message = text_of(record.msg, MAX_MESSAGE)
             fields["args"] = record.args
