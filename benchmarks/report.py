@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 METHOD = """\
 ## How it was measured, and what it does not show
 
-- **In process.** The apps stand in one process and are called as an ASGI server calls them, without a socket. A round
+- **In process.** The apps stand in one process and are called as an ASGI server calls them, without a socket (`receive`
+  and `send` are held as uvicorn holds them, so what an app leaves to the garbage collector is charged to it). A round
   sends the same number of requests to each app, in a random order that is the same in every run; the CPU time of a
   round (`time.process_time`: all threads) is divided by that of the bare app *in the same round*. A figure is the
   median of these paired ratios; the spread is their first and third quartile. All of it is repeated in several

@@ -52,22 +52,33 @@ def caller(app: Any, request: dict[str, Any]) -> Call:
     message = {"type": "http.request", "body": body, "more_body": False}
 
     async def call() -> None:
-        given = False
-
-        async def receive() -> Any:
-            nonlocal given
-            if given:
-                await asyncio.Event().wait()
-            given = True
-            return message
-
-        await app({**scope, "headers": list(headers), "state": {}}, receive, send)
+        cycle = Cycle({**scope, "headers": list(headers), "state": {}}, message)
+        await app(cycle.scope, cycle.receive, cycle.send)
 
     return call
 
 
-async def send(message: Any) -> None:
-    """Take a message of the app, as a server does."""
+class Cycle:
+    """One request and its response, as uvicorn keeps them: whoever holds `send` holds the scope too.
+
+    So an app that puts something into the scope that holds `send` leaves a reference cycle for the garbage collector.
+    """
+
+    __slots__ = ("_message", "scope")
+
+    def __init__(self, scope: dict[str, Any], message: dict[str, Any]) -> None:
+        self.scope = scope
+        self._message: dict[str, Any] | None = message
+
+    async def receive(self) -> Any:
+        """Give the request's body, then nothing more."""
+        message, self._message = self._message, None
+        if message is None:
+            await asyncio.Event().wait()
+        return message
+
+    async def send(self, message: Any) -> None:
+        """Take a message of the app."""
 
 
 async def spend(call: Call, times: int, flush: Callable[[], Any]) -> float:

@@ -57,10 +57,10 @@ def _nothing() -> None:
 
 
 def _wrap_builder(app: Starlette, door: Callable[[ASGIApp], ASGIApp], observability: Observability) -> None:
-    """Have the app build its stack inside `door`, with the seam in it, whenever that happens.
+    """Have the app build its stack inside `door`, with a seam if it needs one, whenever that happens.
 
     The stack is built at the first request: everything the user adds until then stands inside the door. Apps mounted
-    below get a seam of their own. `close` undoes it.
+    below likewise, without a door. `close` undoes it.
     """
     original = app.build_middleware_stack
     was_own = vars(app).get(_BUILDER)
@@ -95,7 +95,11 @@ def _no_door(stack: ASGIApp) -> ASGIApp:
 
 
 def _build_with_seam(app: Starlette, original: Callable[[], ASGIApp]) -> ASGIApp:
-    """Build the stack with the seam innermost and the handlers of validation errors wrapped; leave the app as it is."""
+    """Build the stack with the seam innermost and the handlers of validation errors wrapped; leave the app as it is.
+
+    Without middleware and without a handler of `Exception` there is no seam: the router fills the door's own scope, and
+    what is raised was answered with 500, after which the exchange waits for the exception.
+    """
     middleware, handlers = app.user_middleware, app.exception_handlers
     if middleware or any(kind in handlers for kind in (Exception, 500)):
         app.user_middleware = [*middleware, Middleware(Seam)]

@@ -1,4 +1,4 @@
-"""The door that every request goes through, and the two seams inside the app that tell it what happened."""
+"""The door that every request goes through, and what tells it from inside the app: the seam, the observing handlers."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class Excluded:
 
 
 class Seam:
-    """Stands inside all user middleware: notes the scope that the router fills, and exceptions not yet handled."""
+    """Stands inside all user middleware, if there is any: notes the scope that the router fills and what it raises."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -44,7 +44,7 @@ SHUTDOWN_BUDGET: Final = 2.0
 """Seconds that flushing may take at shutdown, for all signals together."""
 
 _open: list[Observability] = []
-"""What is installed in this process and not closed; read by `current()` alone."""
+"""What is installed in this process and not closed; read by `current()` and `@traced`."""
 
 
 class Signal(Protocol):

@@ -1,4 +1,4 @@
-"""`external.call(...)`: one call to another service is one operation; an httpx client that does it by itself."""
+"""`external.call(...)`: a call to another service is one operation with a span, a count, a duration and a log line."""
 
 from __future__ import annotations
 

@@ -43,7 +43,8 @@ class LineWriter:
 
     `write` costs the caller an append; a daemon thread, started with the first line, writes in batches. Urgent lines
     are written before `write` returns. `written` counts lines that standard output took, `dropped` those that it
-    refused or that found the queue full. After `close` every line is written at once, until `open`.
+    refused, that found the queue full or that could not be encoded. After `close` every line is written at once,
+    until `open`.
     """
 
     def __init__(self, limit: int = QUEUE_LINES) -> None:
@@ -100,7 +101,7 @@ class LineWriter:
         return len(self._queue)
 
     def write_later(self, encode: Callable[[], bytes], file: LogFile | None = None) -> None:
-        """Write what `encode` returns, to standard output and to `file`; it is called when the line's turn comes."""
+        """Write what `encode` returns, to standard output and to `file`; most often the thread calls it."""
         queue = self._queue
         if len(queue) >= self._limit:
             self.dropped += 1

@@ -31,8 +31,8 @@ LONGEST_EVENT_VALUE = 8192
 class ObserveTracerProvider(TracerProvider):
     """A tracer provider made by `install`, told apart from one that the user set.
 
-    `bound` and `parent_decides` say what its sampler does, for who needs not ask it: a trace whose lowest 64 bits are
-    below the bound is kept, unless a parent has decided.
+    `bound` and `parent_decides` say what its sampler does, so that it need not be asked: a trace whose lowest 64 bits
+    are below the bound is kept; with `parent_decides` a parent's decision comes first.
     """
 
     def __init__(self, settings: ObserveSettings) -> None:

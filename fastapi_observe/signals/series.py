@@ -113,8 +113,9 @@ def _escape(text: str) -> str:
 class Bounded(MetricWrapperBase):
     """What the metrics of this module share: bounded `labels`, values in `cells`, a fast `text`.
 
-    This module is the one place that reaches into prometheus_client: `_metric_init` and `_child_samples` (which its
-    base class asks subclasses to define), `_name`, `_labelnames`, `_labelvalues`, `_metrics` and `_upper_bounds`.
+    Of what is private in prometheus_client this module knows `_metric_init` and `_child_samples` (which its base class
+    asks subclasses to define), `_type`, `_name`, `_documentation`, `_labelnames`, `_labelvalues`, `_lock`, `_metrics`
+    and `_upper_bounds`; only `collectors` in `exposition.py` knows more.
     `_created` series are not made: they would double the number of counters.
     """
 

@@ -1,4 +1,4 @@
-"""Span processors of the user's, made harmless: what they raise is counted, and after the end they hear nothing."""
+"""Span processors made harmless: what they raise is counted, and once shut down they are left alone."""
 
 from __future__ import annotations
 
