@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from fastapi_observe.records.package import version_of
 from fastapi_observe.settings import ObserveSettings, SettingsError
 from fastapi_observe.settings_sources import accepted, mask, variables
 
@@ -23,19 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fastapi_observe", description="Traces, metrics and logs for FastAPI and Starlette."
     )
-    parser.add_argument("--version", action="version", version=f"fastapi-observe {version()}")
+    parser.add_argument("--version", action="version", version=f"fastapi-observe {version_of('fastapi-observe')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_settings(commands)
     chosen = parser.parse_args(arguments)
     return int(chosen.run(chosen))
-
-
-def version() -> str:
-    """Return the installed version; `unknown` when the package is run from its source without being installed."""
-    try:
-        return metadata.version("fastapi-observe")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def add_settings(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

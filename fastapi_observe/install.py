@@ -73,7 +73,7 @@ def _wrap_builder(app: Starlette, door: Callable[[ASGIApp], ASGIApp], observabil
                     _wrap_builder(mounted, _no_door, observability)
         except Exception as exc:  # noqa: BLE001 - routes may be of any class; a mounted app works without a seam
             observability.faults("mounted", exc)
-        return door(_build_with_seam(app, original))
+        return door(_build_with_seam(app, original, always=door is _no_door))
 
     def undo() -> None:
         delattr(app, _SEAMED)
@@ -94,14 +94,15 @@ def _no_door(stack: ASGIApp) -> ASGIApp:
     return stack
 
 
-def _build_with_seam(app: Starlette, original: Callable[[], ASGIApp]) -> ASGIApp:
+def _build_with_seam(app: Starlette, original: Callable[[], ASGIApp], *, always: bool) -> ASGIApp:
     """Build the stack with the seam innermost and the handlers of validation errors wrapped; leave the app as it is.
 
     Without middleware and without a handler of `Exception` there is no seam: the router fills the door's own scope, and
-    what is raised was answered with 500, after which the exchange waits for the exception.
+    what is raised was answered with 500, after which the exchange waits for the exception. A mounted app `always` has
+    one: it may stand in middleware that wraps it by hand.
     """
     middleware, handlers = app.user_middleware, app.exception_handlers
-    if middleware or any(kind in handlers for kind in (Exception, 500)):
+    if always or middleware or any(kind in handlers for kind in (Exception, 500)):
         app.user_middleware = [*middleware, Middleware(Seam)]
     app.exception_handlers = {
         kind: observing_handler(handler) if kind in _validation_errors() else handler

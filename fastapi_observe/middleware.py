@@ -65,6 +65,7 @@ class Door:
                 self._leave(exchange, None)
         finally:
             exchange.let_go()
+            scope.pop(EXCHANGE, None)
             try:  # noqa: SIM105 - suppress() costs more
                 token.var.reset(token)
             except ValueError:  # closed from another task: there is nothing to restore there

@@ -10,7 +10,8 @@ from importlib import metadata
 
 import pytest
 
-from fastapi_observe.cli import main, options_table, version
+from fastapi_observe.cli import main, options_table
+from fastapi_observe.records.package import version_of
 from fastapi_observe.settings import ObserveSettings
 
 
@@ -96,4 +97,4 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str], monk
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", missing)
-    assert version() == "unknown"
+    assert version_of("fastapi-observe") == "unknown"

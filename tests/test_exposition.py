@@ -19,10 +19,11 @@ from tools import needs
 from fastapi_observe.records.exchange import Exchange
 from fastapi_observe.records.faults import Faults
 from fastapi_observe.records.operation import Operation
+from fastapi_observe.records.package import version_of
 from fastapi_observe.runtime.saturation import Saturation
 from fastapi_observe.runtime.system import SystemCollector
 from fastapi_observe.settings import ObserveSettings
-from fastapi_observe.signals.exposition import OPENMETRICS, TEXT, accepts_gzip, prefers_openmetrics, render, version_of
+from fastapi_observe.signals.exposition import OPENMETRICS, TEXT, accepts_gzip, prefers_openmetrics, render
 from fastapi_observe.signals.metrics import MetricsService
 
 OPEN = "application/openmetrics-text"

@@ -158,7 +158,7 @@ class Exchange:
         message = await self._receive()
         try:
             kind = message["type"]
-            if kind == "http.request":
+            if kind == "http.request" and not self._closing:
                 self.request_size += len(message.get("body", b""))
             elif kind == "http.disconnect" and not self._closing:
                 self.disconnected = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 LONGEST_QUERY: Final = 1024
-"""Bytes of a query string that are looked at; the rest is left away."""
+"""Bytes of a query string that are looked at, and characters that are shown; the rest is left away."""
 
 REDACTED: Final = "REDACTED"
 
@@ -17,7 +17,7 @@ def redact_query(query: bytes | str, allow: frozenset[str]) -> str:
     """
     query = query[:LONGEST_QUERY]
     text = query if isinstance(query, str) else query.decode("latin-1")
-    return "&".join([_redact_part(part, allow) for part in text.replace(";", "&").split("&")])
+    return "&".join([_redact_part(part, allow) for part in text.replace(";", "&").split("&")])[:LONGEST_QUERY]
 
 
 def _redact_part(part: str, allow: frozenset[str]) -> str:

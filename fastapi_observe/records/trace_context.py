@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _TRACE_ID_LENGTH = 32
 _SPAN_ID_LENGTH = 16
-_RANDOM = 2
+RANDOM: Final = 2
 """The random flag of W3C Trace Context Level 2; OpenTelemetry has no name for it in all versions supported."""
 
 LONGEST_BAGGAGE: Final = 8192
@@ -30,7 +30,7 @@ MOST_STATES: Final = 32
 
 _KEY = r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}"
 _VALUE = r"[!#-+\--:<-\[\]-~]*"
-_BAGGAGE = re.compile(rf"[ \t]*{_KEY}[ \t]*=[ \t]*{_VALUE}[ \t]*")
+_BAGGAGE = re.compile(rf"[ \t]*(?P<key>{_KEY})[ \t]*=[ \t]*(?P<value>{_VALUE})[ \t]*")
 _STATE = re.compile(r"(?P<key>[a-z0-9][a-z0-9_*/@-]{0,255})=[ -+\--<>-~]{0,255}[!-+\--<>-~]")
 
 
@@ -47,9 +47,9 @@ def well_formed_headers(carrier: dict[str, str]) -> dict[str, str]:
     """
     if "baggage" in carrier:
         members = carrier["baggage"][:LONGEST_BAGGAGE].split(",")[:MOST_BAGGAGE]
-        # Stripped: OpenTelemetry before 1.45 takes a blank behind "name=" for a wrong value.
-        kept = [member.partition(";")[0].strip(" \t") for member in members]
-        carrier["baggage"] = ",".join(member for member in kept if _BAGGAGE.fullmatch(member))
+        matches = [_BAGGAGE.fullmatch(member.partition(";")[0]) for member in members]
+        # Without the blanks that the specification allows: OpenTelemetry before 1.45 takes them for wrong.
+        carrier["baggage"] = ",".join(f"{match['key']}={match['value']}" for match in matches if match)
     if "tracestate" in carrier:
         members = [member.strip(" \t") for member in carrier["tracestate"].split(",", MOST_STATES)]
         matches = [_STATE.fullmatch(member) for member in members if member]
@@ -105,7 +105,7 @@ class TraceContext:
             sampled=at.trace_flags.sampled,
             baggage={name: str(value) for name, value in baggage.get_all(context).items()},
             trace_state=at.trace_state.to_header(),
-            random=bool(at.trace_flags & _RANDOM),
+            random=bool(at.trace_flags & RANDOM),
         )
 
     @classmethod
@@ -148,7 +148,7 @@ class TraceContext:
             trace_id=int(self.trace_id, 16),
             span_id=int(self.span_id, 16),
             is_remote=True,
-            trace_flags=TraceFlags(self.sampled * TraceFlags.SAMPLED + self.random * _RANDOM),
+            trace_flags=TraceFlags(self.sampled * TraceFlags.SAMPLED + self.random * RANDOM),
             trace_state=TraceState.from_header([self.trace_state]) if self.trace_state else None,
         )
         return trace.set_span_in_context(NonRecordingSpan(at), context)

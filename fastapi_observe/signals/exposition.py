@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from copy import copy
-from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import exposition as stock
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.openmetrics import exposition as stock_openmetrics
 
+from fastapi_observe.records.package import version_of
 from fastapi_observe.signals.series import Bounded
 
 if TYPE_CHECKING:
@@ -154,6 +154,7 @@ class SelfCollector:
     def __init__(self, budget: SeriesBudget, faults: Faults) -> None:
         self._budget = budget
         self._faults = faults
+        self._version = ""
 
     def describe(self) -> list[Metric]:
         """Name what `collect` yields."""
@@ -161,7 +162,8 @@ class SelfCollector:
 
     def collect(self) -> Iterator[Metric]:
         """Read everything."""
-        info = {"version": version_of("fastapi-observe")}
+        self._version = self._version or version_of("fastapi-observe")
+        info = {"version": self._version}
         yield InfoMetricFamily("fastapi_observe", "The installed version of fastapi-observe.", value=info)
         series = self._budget.count()
         yield GaugeMetricFamily("fastapi_observe_series", "Label sets that are kept, of all metrics.", value=series)
@@ -179,14 +181,3 @@ class SelfCollector:
         for site, count in self._faults.counts.copy().items():
             errors.add_metric([site], count)
         yield errors
-
-
-@cache
-def version_of(distribution: str) -> str:
-    """Return the installed version of a distribution, `unknown` if it is run from a source tree."""
-    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow to import
-
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "unknown"

@@ -87,6 +87,11 @@ def encode_line(line: dict[str, Any]) -> bytes:
     return data if len(data) <= MAX_LINE else _encode_safely(line)
 
 
+def encode_text(text: str) -> str:
+    """Encode one text as JSON, whatever is in it."""
+    return _escape_separators(orjson.dumps(_legible(text, MAX_VALUE))).decode()
+
+
 def describe_exception(exc: BaseException) -> dict[str, str]:
     """Describe `exc` as the contract's `exception` object; no variable values are shown."""
     try:

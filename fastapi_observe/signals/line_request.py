@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from fastapi_observe.records.redaction import redact_query
-from fastapi_observe.signals.line_format import cut, describe_exception, encode_line
+from fastapi_observe.signals.line_format import cut, describe_exception, encode_text
 
 if TYPE_CHECKING:
     from fastapi_observe.records.exchange import Exchange
@@ -26,12 +26,13 @@ MOST_KEPT: Final = 2048
 """Most routes with a prepared line; then all are made anew."""
 
 
-class RequestLines:
-    """Makes request lines; `resource` are the keys that say who writes them.
+Route = tuple[str, str, int, str]
+RequestRecord = tuple[Route, str, int, str, bytes | None, str | None, str, str, str, float, int, int]
+"""Method, endpoint, status and outcome; then level, time, path, user agent, client, the three ids, duration, sizes."""
 
-    `client` and `query` are those of the ASGI scope, which is gone when a line is encoded late; `now` is in
-    nanoseconds since the epoch.
-    """
+
+class RequestLines:
+    """Makes request lines; `resource` are the keys that say who writes them, `now` is in nanoseconds."""
 
     def __init__(self, resource: dict[str, str], query_allow: frozenset[str], timestamps: Timestamps) -> None:
         self._resource = resource
@@ -39,10 +40,12 @@ class RequestLines:
         self._timestamps = timestamps
         head = {"message": REQUEST_MESSAGE, "logger": REQUEST_LOGGER, **resource}
         self._head = orjson.dumps(head)[1:-1].decode()
-        self._routes: dict[tuple[str, str, int, str], tuple[str, str]] = {}
+        self._routes: dict[Route, tuple[str, str]] = {}
 
-    def build(self, exchange: Exchange, level: str, now: int, client: Any, query: Any) -> dict[str, Any]:
+    def build(self, exchange: Exchange, level: str, now: int) -> dict[str, Any]:
         """Return the line with whatever this exchange has to say."""
+        scope = exchange.scope
+        client, query = scope.get("client"), scope.get("query_string")
         url = cut(exchange.path, LONGEST_PATH)
         if query:
             url = f"{url}?{redact_query(query, self._allow)}"
@@ -83,27 +86,57 @@ class RequestLines:
             line["exception"] = describe_exception(exchange.exception)
         return line
 
-    def encode(self, exchange: Exchange, level: str, now: int, client: Any, query: Any) -> bytes:
-        """Return the line of an exchange without error, stream or exception as bytes, its newline included."""
-        path = exchange.path
-        agent = exchange.headers.get(b"user-agent", b"").decode("latin-1")
-        address = client[0] if client else ""
-        short = len(path) + len(agent) <= LONGEST_AGENT
-        if query or not exchange.trace_id or not (short and is_plain(path) and is_plain(agent) and is_plain(address)):
-            return encode_line(self.build(exchange, level, now, client, query))
-        route = exchange.method, exchange.endpoint, exchange.status_code, exchange.outcome
-        before, between = self._routes.get(route) or self._prepare(route, level)
-        shown_agent = f'"{agent}"' if agent else "null"
-        shown_address = f'"{address}"' if address else "null"
+    def note(self, exchange: Exchange, level: str, now: int) -> RequestRecord | None:
+        """Take down all that the line of this exchange will say; None if it is not one of the usual ones.
+
+        Values only: what waits in the queue must neither change nor keep the request alive.
+        """
+        scope = exchange.scope
+        client = scope.get("client")
+        if (
+            exchange.error_type is not None
+            or exchange.ttfb is not None
+            or exchange.websocket
+            or scope.get("query_string")
+        ):
+            return None
         return (
-            f'{{"timestamp":"{self._timestamps(now)}",{before}"trace_id":"{exchange.trace_id}",'
-            f'"span_id":"{exchange.span_id}","request_id":"{exchange.request_id}",'
-            f'"fields":{{"method":"{exchange.method}","url":"{path}",{between}'
-            f'"duration_ms":{exchange.duration * 1000:.3f},"request_size":{exchange.request_size},'
-            f'"response_size":{exchange.response_size},"user_agent":{shown_agent},"remote_addr":{shown_address}}}}}\n'
+            (exchange.method, exchange.endpoint, exchange.status_code, exchange.outcome),
+            level,
+            now,
+            exchange.path,
+            exchange.headers.get(b"user-agent"),
+            client[0] if client else None,
+            exchange.trace_id,
+            exchange.span_id,
+            exchange.request_id,
+            exchange.duration,
+            exchange.request_size,
+            exchange.response_size,
+        )
+
+    def encode(self, record: RequestRecord) -> bytes:
+        """Return the line that was taken down as bytes, its newline included."""
+        route, level, now, path, agent, address, trace_id, span_id, request_id, duration, received, sent = record
+        before, between = self._routes.get(route) or self._prepare(route, level)
+        shown = [
+            "null" if text is None else f'"{text}"' if is_plain(text) else encode_text(text)
+            for text in (
+                cut(path, LONGEST_PATH),
+                None if agent is None else agent[:LONGEST_AGENT].decode("latin-1"),
+                address,
+            )
+        ]
+        ids = f'"trace_id":"{trace_id}","span_id":"{span_id}",' if trace_id else ""
+        asked = f'"request_id":"{request_id}",' if request_id else ""
+        return (
+            f'{{"timestamp":"{self._timestamps(now)}",{before}{ids}{asked}'
+            f'"fields":{{"method":"{route[0]}","url":{shown[0]},{between}'
+            f'"duration_ms":{duration * 1000:.3f},"request_size":{received},'
+            f'"response_size":{sent},"user_agent":{shown[1]},"remote_addr":{shown[2]}}}}}\n'
         ).encode()
 
-    def _prepare(self, route: tuple[str, str, int, str], level: str) -> tuple[str, str]:
+    def _prepare(self, route: Route, level: str) -> tuple[str, str]:
         """Keep what is the same in all lines of a route that end alike."""
         if len(self._routes) >= MOST_KEPT:
             self._routes.clear()

@@ -56,7 +56,7 @@ class LineWriter:
         self._hold_at_fork()
 
     def _renew(self) -> None:
-        self._queue: deque[tuple[bytes | Callable[[], bytes], LogFile | None, bytes]] = deque()
+        self._queue: deque[tuple[Any, LogFile | None, bytes | Callable[[Any], bytes]]] = deque()
         self._lock = threading.Lock()
         self._lifetime = threading.RLock()
         self._owner = 0
@@ -100,13 +100,13 @@ class LineWriter:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def write_later(self, encode: Callable[[], bytes], file: LogFile | None = None) -> None:
-        """Write what `encode` returns, to standard output and to `file`; most often the thread calls it."""
+    def write_later(self, record: Any, encode: Callable[[Any], bytes], file: LogFile | None = None) -> None:
+        """Write what `encode(record)` returns, to standard output and to `file`; most often the thread calls it."""
         queue = self._queue
         if len(queue) >= self._limit:
             self.dropped += 1
             return
-        queue.append((encode, file, b""))
+        queue.append((record, file, encode))
         if self._direct:
             self._drain(0.0 if self._stuck else PATIENCE)
         elif not self._awake:
@@ -209,12 +209,8 @@ class LineWriter:
         files: dict[LogFile, list[bytes]] = {}
         for _ in range(len(queue)):
             line, file, copy = queue.popleft()
-            if not isinstance(line, bytes):
-                try:
-                    line = copy = line()
-                except Exception:  # noqa: BLE001 - one line that cannot be made must not end the thread
-                    self.dropped += 1
-                    continue
+            if not isinstance(copy, bytes):
+                line = copy = copy(line)
             lines.append(line)
             if file is not None:
                 files.setdefault(file, []).append(copy)

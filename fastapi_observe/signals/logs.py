@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from functools import partial
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,14 +20,13 @@ from fastapi_observe.signals.line_format import (
     encode_line,
     text_of,
 )
-from fastapi_observe.signals.line_request import RequestLines
+from fastapi_observe.signals.line_request import REQUEST_LOGGER, REQUEST_MESSAGE, RequestLines
 from fastapi_observe.signals.log_capture import SERVER_LOGGERS, LogCapture
 from fastapi_observe.signals.log_file import LogFile, parse_retention, parse_rotation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
-    from types import TracebackType
 
     from loguru import Record
 
@@ -36,8 +34,8 @@ if TYPE_CHECKING:
     from fastapi_observe.records.faults import Faults
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.signals.line_request import RequestRecord
 
-    ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
 LEVELS: Final = {"debug": 0, "info": 20, "warn": 30, "error": 40, "fatal": 50}
 """The contract's levels and where each begins in the numbers of `logging` and loguru."""
@@ -148,13 +146,20 @@ class Logs:
         level = OUTCOME_LEVELS.get(exchange.outcome, "error")
         if not self.logs_requests or LEVELS[level] < self.threshold:
             return
-        scope = exchange.scope
-        client, query = scope.get("client"), scope.get("query_string")
         lines, now = self._request_lines, time_ns()
-        if self._text is None and exchange.error_type is None and exchange.ttfb is None and not exchange.websocket:
-            self._writer.write_later(partial(lines.encode, exchange, level, now, client, query), self._file)
+        record = lines.note(exchange, level, now) if self._text is None else None
+        if record is None:
+            self._write(lines.build(exchange, level, now), request=True)
         else:
-            self._write(lines.build(exchange, level, now, client, query), request=True)
+            self._writer.write_later(record, self._encode_request, self._file)
+
+    def _encode_request(self, record: RequestRecord) -> bytes:
+        """Encode a request line when its turn has come; a fault must not end the writer's thread."""
+        try:
+            return self._request_lines.encode(record)
+        except Exception as exc:  # noqa: BLE001 - a server may name its client as it likes
+            self.faults("logs.request_line", exc)
+            return encode_line({**self._line("error", REQUEST_MESSAGE, REQUEST_LOGGER), "fields": {"url": record[3]}})
 
     def open_operation(self, operation: Operation) -> None:
         """A piece of work begins: nothing to write yet."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
@@ -10,6 +9,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider, sampling
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+from fastapi_observe.records.package import version_of
 from fastapi_observe.signals.span_processors import GuardedProcessor
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def make_resource(settings: ObserveSettings) -> Resource:
         "service.name": settings.service_name,
         "deployment.environment.name": settings.environment,
         "telemetry.distro.name": "fastapi-observe",
-        "telemetry.distro.version": version("fastapi-observe"),
+        "telemetry.distro.version": version_of("fastapi-observe"),
     }
     if settings.service_version:
         attributes["service.version"] = settings.service_version

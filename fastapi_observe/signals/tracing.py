@@ -13,7 +13,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
 from fastapi_observe.records.exchange import CONTEXT_KEY, Exchange
-from fastapi_observe.records.trace_context import TraceContext, well_formed_headers
+from fastapi_observe.records.trace_context import RANDOM, TraceContext, well_formed_headers
 from fastapi_observe.signals.provider import TRACE_ID_LIMIT, ObserveTracerProvider, make_provider
 from fastapi_observe.signals.recorded_span import RecordedSpan, SpanFactory, fits
 from fastapi_observe.signals.server_span import HeaderCapture, request_attributes, response_attributes, span_name
@@ -103,11 +103,11 @@ class TracingService:
         parent = trace.get_current_span(around).get_span_context() if around else None
         if parent is not None and parent.is_valid:
             trace_id, state = parent.trace_id, parent.trace_state
-            random = parent.trace_flags & TraceFlags.RANDOM_TRACE_ID
+            random = parent.trace_flags & RANDOM
             kept = parent.trace_flags.sampled if self._parent_decides else trace_id & TRACE_ID_LIMIT < self._bound
         else:
             parent, trace_id, state = None, getrandbits(128), None
-            random = TraceFlags.RANDOM_TRACE_ID
+            random = RANDOM
             kept = trace_id & TRACE_ID_LIMIT < self._bound
         flags = _FLAGS[random | kept]
         context = SpanContext(trace_id, getrandbits(64), is_remote=False, trace_flags=flags, trace_state=state)

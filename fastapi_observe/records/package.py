@@ -1,0 +1,13 @@
+"""What is installed: the version of this package."""
+
+from __future__ import annotations
+
+
+def version_of(distribution: str) -> str:
+    """Return the installed version of a distribution, `unknown` if it is run from a source tree."""
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow to import
+
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "unknown"
