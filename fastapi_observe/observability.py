@@ -95,6 +95,7 @@ class Observability:
             ("logs", self.logs, settings.logs),
         )
         self._signals = tuple((name, 1 << at, signal) for at, (name, signal, wanted) in enumerate(signals) if wanted)
+        self._sends_trace = settings.response_trace_header
         self._request_id_header = settings.request_id_header.lower().encode()
         self._clients: WeakKeyDictionary[Any, httpx.AsyncClient] = WeakKeyDictionary()
         self._more_clients: WeakSet[httpx.AsyncClient] = WeakSet()
@@ -142,7 +143,7 @@ class Observability:
         else:
             exchange.request_id = exchange.trace_id or uuid.uuid4().hex
         exchange.stamps.append((self._request_id_header, exchange.request_id.encode()))
-        if exchange.sampled and self.settings.response_trace_header:
+        if exchange.sampled and self._sends_trace:
             exchange.stamps.append((b"traceresponse", f"00-{exchange.trace_id}-{exchange.span_id}-01".encode()))
 
     def _start(self, exchange: Exchange) -> None:
@@ -156,7 +157,10 @@ class Observability:
 
     def _report(self, exchange: Exchange) -> None:
         """Tell every signal that was opened how the request ended."""
-        self._find_endpoint(exchange)
+        try:
+            exchange.endpoint = self.routes.template(exchange.scope, exchange.status_code)
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
+            self.faults("routing", exc)
         for name, bit, signal in self._signals:
             if exchange.opened & bit:
                 try:

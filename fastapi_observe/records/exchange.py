@@ -64,7 +64,6 @@ class Exchange:
         "_chunks",
         "_closing",
         "_faults",
-        "_head",
         "_on_end",
         "_receive",
         "_send",
@@ -117,7 +116,6 @@ class Exchange:
         self._on_end = on_end
         method = scope.get("method", "GET")
         self.method: str = method if method in KNOWN_METHODS else "_OTHER"
-        self._head = method == "HEAD"
         self.path: str = scope.get("path", "")
         headers = scope.get("headers") or ()
         if not isinstance(headers, list | tuple):  # any iterable is allowed; one that ends is the app's to read
@@ -177,7 +175,7 @@ class Exchange:
                 if self._chunks or message.get("more_body", False):
                     self._note_chunk(message)
                 else:
-                    if not self._head:
+                    if self.method != "HEAD":
                         self.response_size += len(message.get("body", b""))
                     self._closing = self.status_code != 0 and not self._trailers
             elif kind == "http.response.start":
@@ -216,7 +214,7 @@ class Exchange:
         """Note a body that comes in several messages."""
         size = len(message.get("body", b""))
         more = message.get("more_body", False)
-        if not self._head:
+        if self.method != "HEAD":
             self.response_size += size
         if size:
             self._chunks += 1
@@ -246,8 +244,13 @@ class Exchange:
         """The last message has been sent: the request is over, background tasks are not part of it."""
         self.duration = perf_counter() - self.started
         self.complete = True
-        if self.noted is None and self.status_code < _SERVER_ERROR:
-            self._report(None)
+        if self.noted is None:
+            if self.status_code < _CLIENT_ERROR and self.ttfb is None and not self.disconnected:
+                self.reported = True
+                self.outcome = "ok"
+                self._on_end(self)
+            elif self.status_code < _SERVER_ERROR:
+                self._report(None)
 
     def leave(self, exc: BaseException | None) -> None:
         """The app has returned, or raised `exc`: report what is not reported yet."""
@@ -277,9 +280,6 @@ class Exchange:
 
     def _judge(self, raised: BaseException | None) -> None:
         """Say how it ended, once, for every signal."""
-        if raised is None and self.complete and not self.disconnected and self.status_code < _CLIENT_ERROR:
-            self.outcome = "ok"
-            return
         if self.disconnected or type(raised).__name__ == "ClientDisconnect":
             self.outcome = self.error_type = "client_disconnect"
             self.status_code = self.status_code or CLIENT_CLOSED_REQUEST

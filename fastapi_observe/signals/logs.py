@@ -146,7 +146,7 @@ class Logs:
         level = OUTCOME_LEVELS.get(exchange.outcome, "error")
         if not self.logs_requests or LEVELS[level] < self.threshold:
             return
-        lines, now = self._request_lines, time_ns()
+        lines, now = self._request_lines, exchange.started_ns + int(exchange.duration * 1e9)
         record = lines.note(exchange, level, now) if self._text is None else None
         if record is None:
             self._write(lines.build(exchange, level, now), request=True)
