@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,8 @@ def _wrap_builder(app: Starlette, door: Callable[[ASGIApp], ASGIApp], observabil
                     _wrap_builder(mounted, _no_door, observability)
         except Exception as exc:  # noqa: BLE001 - routes may be of any class; a mounted app works without a seam
             observability.faults("mounted", exc)
+        if door is not _no_door:
+            _warn_of_hidden_route(app, observability.settings)
         return door(_build_with_seam(app, original, always=door is _no_door))
 
     def undo() -> None:
@@ -87,6 +90,17 @@ def _wrap_builder(app: Starlette, door: Callable[[ASGIApp], ASGIApp], observabil
     setattr(app, _SEAMED, True)
     app.middleware_stack = None
     observability.on_close(undo)
+
+
+def _warn_of_hidden_route(app: Starlette, settings: ObserveSettings) -> None:
+    """Say that a route of the app's own is never reached, because the door answers its path."""
+    path = settings.metrics_path
+    if settings.metrics and any(getattr(route, "path", None) == path for route in app.routes):
+        logging.getLogger("fastapi_observe").warning(
+            "the app's own route %s is hidden: fastapi-observe answers there; install it with another metrics_path, "
+            "or remove the route",
+            path,
+        )
 
 
 def _no_door(stack: ASGIApp) -> ASGIApp:

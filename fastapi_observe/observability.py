@@ -234,6 +234,8 @@ class Observability:
         if loop is not None and loop is not self.loop:
             self.loop = loop
             self.saturation.start(loop)
+            if self.settings.logs:
+                self.logs.start()  # whatever was configured since `install` is taken over now
 
     async def stop(self) -> None:
         """Close the clients and flush every signal, within two seconds; what was installed stays installed."""
@@ -266,18 +268,33 @@ class Observability:
         self._undo.append(undo)
 
     def close(self) -> None:
-        """Uninstall: the app is as it was, our threads have ended. A second call does nothing."""
+        """Uninstall: the app is as it was, our threads have ended. A second call does nothing.
+
+        Spans that a collector does not take within two seconds are given up.
+        """
         if self.closed:
             return
         self.closed = True
         _open.remove(self)
         background.unwatch()
-        closes = (self.saturation.close, self.flush, self.tracing.close, self.metrics.close, self.logs.close)
+        closes = (self.saturation.close, self._end_within_budget, self.metrics.close, self.logs.close)
         for undo in (*reversed(self._undo), *closes):
             try:
                 undo()
             except Exception as exc:  # noqa: BLE001 - the others are closed all the same
                 self.faults("close", exc)
+
+    def _end_within_budget(self) -> None:
+        def end() -> None:
+            self.flush()
+            try:
+                self.tracing.close()
+            except Exception as exc:  # noqa: BLE001 - the others are closed all the same
+                self.faults("close", exc)
+
+        thread = threading.Thread(target=end, name="fastapi-observe-close", daemon=True)
+        thread.start()
+        thread.join(SHUTDOWN_BUDGET)
 
 
 def current() -> Observability:

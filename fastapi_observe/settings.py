@@ -248,7 +248,7 @@ class ObserveSettings(BaseSettings):
     log_requests: bool = option(True, "Write one line for each request.")
     capture_logging: bool = option(True, "Write records of the standard library's logging and of uvicorn too.")
     quiet_loggers: Names = option(
-        ("httpx", "httpcore", "httpx2", "httpcore2"), "Standard library loggers heard from `warn` on only."
+        ("httpx", "httpcore", "httpx2", "httpcore2", "aiosqlite"), "Standard library loggers heard from `warn` on only."
     )
     log_file: str | None = option(
         None, "Also write to this file; `{pid}` in it makes one file for each process.", min_length=1
@@ -325,7 +325,8 @@ class ObserveSettings(BaseSettings):
             return None
         if self.otlp_protocol == "grpc" or self._sources.get("otlp_endpoint") == TRACES_ENDPOINT:
             return self.otlp_endpoint
-        return self.otlp_endpoint.removesuffix("/").removesuffix(TRACES_PATH).removesuffix("/") + TRACES_PATH
+        base, mark, query = self.otlp_endpoint.partition("?")
+        return base.removesuffix("/").removesuffix(TRACES_PATH).removesuffix("/") + TRACES_PATH + mark + query
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         yield from self.masked().items()

@@ -185,11 +185,12 @@ def _range(field: FieldInfo) -> str:
 
 
 def mask(name: str, value: Any) -> Any:
-    """Return the option's value with its secrets hidden: header values, the user part of the endpoint."""
+    """Return the option's value with its secrets hidden: header values, user and query of the endpoint."""
     if name == "otlp_headers" and isinstance(value, Mapping):
         return dict.fromkeys(value, MASK)
     if name == "otlp_endpoint" and isinstance(value, str):
-        return re.sub(r"^([a-z][a-z0-9+.-]*://)?.*@", rf"\1{MASK}@", value, flags=re.IGNORECASE | re.DOTALL)
+        shown = re.sub(r"^([a-z][a-z0-9+.-]*://)?.*@", rf"\1{MASK}@", value, flags=re.IGNORECASE | re.DOTALL)
+        return re.sub(r"\?.*", f"?{MASK}", shown, flags=re.DOTALL)
     return MASK if name in SECRET and value is not None else value
 
 

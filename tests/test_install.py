@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -467,3 +468,34 @@ async def test_the_seam_is_open_to_what_is_not_measured() -> None:
     await Seam(inner)({"type": "http"}, None, None)  # type: ignore[arg-type]
     assert scopes == [{"type": "http"}]
     assert EXCHANGE not in scopes[0]
+
+
+def test_a_hidden_route_is_told(observed: Callable[..., Seen]) -> None:
+    """An app with a route of its own at the metrics' path is told once that the door answers there."""
+    app = FastAPI()
+
+    @app.get("/metrics")
+    def own() -> str:
+        return "mine"
+
+    seen = observed(app)
+    client = TestClient(app)
+    assert "http_requests_in_progress" in client.get("/metrics").text
+    client.get("/metrics")
+    (line,) = [line for line in seen.lines if line["logger"] == "fastapi_observe"]
+    assert "own route /metrics is hidden" in line["message"]
+
+
+def test_close_keeps_its_budget(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collector that takes nothing holds `close` up for no longer than the budget; a failing end is counted."""
+    monkeypatch.setattr("fastapi_observe.observability.SHUTDOWN_BUDGET", 0.05)
+    seen = observed(Starlette())
+    held = threading.Event()
+    monkeypatch.setattr(seen.observe.tracing, "close", lambda: held.wait(20) and 1 / 0)
+    seen.observe.close()
+    assert not held.is_set()
+    held.set()
+    ended = [thread for thread in threading.enumerate() if thread.name == "fastapi-observe-close"]
+    for thread in ended:
+        thread.join(5)
+    assert seen.observe.faults.counts == {"close": 1}

@@ -424,3 +424,10 @@ def test_the_documentation_has_every_option() -> None:
     text = CONFIGURATION.read_text(encoding="utf-8")
     table = text.partition("<!-- options -->\n")[2].partition("<!-- /options -->")[0]
     assert table == options_table(), "run `python -m fastapi_observe settings --markdown` and put its output there"
+
+
+def test_an_endpoint_may_have_a_query() -> None:
+    """The path is put before the query, and the query, where some collectors want a key, is never shown."""
+    settings = ObserveSettings(otlp_endpoint="http://127.0.0.1:4318/?api_key=hunter2")
+    assert settings.traces_url == "http://127.0.0.1:4318/v1/traces?api_key=hunter2"
+    assert "hunter2" not in repr(settings)

@@ -27,6 +27,7 @@ class ExternalCall(Operation):
 
         Only 5xx is an error of the span: a callee that refuses does its work. Of several answers the last one counts.
         """
+        status_code = int(status_code)
         self.details["http.response.status_code"] = status_code
         self.outcome, self.error_type = "", None
         if status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:

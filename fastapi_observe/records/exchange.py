@@ -283,6 +283,8 @@ class Exchange:
         if self.disconnected or type(raised).__name__ == "ClientDisconnect":
             self.outcome = self.error_type = "client_disconnect"
             self.status_code = self.status_code or CLIENT_CLOSED_REQUEST
+            if self.status_code == CLIENT_CLOSED_REQUEST:  # nobody was there to read it
+                self.response_size = 0
             return
         if raised is not None and is_cancellation(raised):
             self.outcome = self.error_type = "cancelled"

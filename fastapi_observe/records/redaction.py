@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 LONGEST_QUERY: Final = 1024
@@ -22,4 +23,25 @@ def redact_query(query: bytes | str, allow: frozenset[str]) -> str:
 
 def _redact_part(part: str, allow: frozenset[str]) -> str:
     key, equals, value = part.partition("=")
-    return part if not (equals and value) or key in allow else f"{key}={REDACTED}"
+    if not equals:  # a value without a name, as some send their token
+        return part if not part or part in allow else REDACTED
+    return part if not value or key in allow else f"{key}={REDACTED}"
+
+
+def redact_text(text: str) -> str:
+    """Return free text (of an exception) without what libraries are known to put into it.
+
+    Hidden are user and password of a URL, the values of its query, SQLAlchemy's `[parameters: ...]` and pydantic's
+    `input_value=...`. The time is linear in the text.
+    """
+    for pattern, instead in _KNOWN:
+        text = pattern.sub(instead, text)
+    return text
+
+
+_KNOWN: Final = (
+    (re.compile(r"(?<=://)[^\s/@:'\"]{0,256}:[^\s/@'\"]{0,256}@"), f"{REDACTED}:{REDACTED}@"),
+    (re.compile(r"(https?://[^\s'\"?]{1,1024})\?[^\s'\"]+"), rf"\1?{REDACTED}"),
+    (re.compile(r"\[parameters: [^\n]*"), f"[parameters: {REDACTED}]"),
+    (re.compile(r"input_value=[^\n]*?(?=, input_type=|$)", re.MULTILINE), f"input_value={REDACTED}"),
+)

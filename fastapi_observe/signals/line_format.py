@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
 import orjson
 
 from fastapi_observe.records.operation import error_name
+from fastapi_observe.records.redaction import redact_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -100,7 +101,7 @@ def describe_exception(exc: BaseException) -> dict[str, str]:
         stacktrace = "<unprintable stacktrace>"
     if len(stacktrace) > MAX_STACKTRACE:  # the end tells what happened
         stacktrace = "…" + stacktrace[1 - MAX_STACKTRACE :]
-    return {"type": error_name(exc), "message": text_of(exc), "stacktrace": stacktrace}
+    return {"type": error_name(exc), "message": redact_text(text_of(exc)), "stacktrace": redact_text(stacktrace)}
 
 
 def text_of(value: object, limit: int = MAX_VALUE) -> str:

@@ -16,6 +16,7 @@ from opentelemetry.trace import StatusCode
 from fastapi_observe.records.exchange import current_exchange
 from fastapi_observe.records.faults import Faults
 from fastapi_observe.records.operation import error_name
+from fastapi_observe.records.redaction import redact_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 LONGEST_MESSAGE = 1024
 LONGEST_STACK = 8192
+LONGEST_VALUE = 2048
 
 _PLAIN = (str, bool, int, float)
 _LARGEST = 2**63
@@ -42,8 +44,8 @@ def note_exception(span: Span, exc: BaseException) -> None:
         "exception",
         {
             "exception.type": name,
-            "exception.message": safe_text(exc)[:LONGEST_MESSAGE],
-            "exception.stacktrace": well_formed(safe_stack(exc)[-LONGEST_STACK:]),
+            "exception.message": redact_text(safe_text(exc)[:LONGEST_MESSAGE]),
+            "exception.stacktrace": redact_text(well_formed(safe_stack(exc)[-LONGEST_STACK:])),
         },
     )
     span.set_attribute("error.type", name)
@@ -57,7 +59,7 @@ def plain(attributes: dict[str, Any]) -> dict[str, Any]:
 
 def _plain_value(value: Any) -> Any:
     if isinstance(value, str):
-        return well_formed(value)
+        return well_formed(value[:LONGEST_VALUE])
     if isinstance(value, list | tuple) and len({type(item) for item in value}) == 1 and isinstance(value[0], _PLAIN):
         return [_plain_value(item) for item in value]
     if isinstance(value, float) or (isinstance(value, int) and -_LARGEST <= value < _LARGEST):
