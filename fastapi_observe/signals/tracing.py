@@ -65,7 +65,7 @@ class TracingService:
         self._carriers = {name.lower().encode("latin-1"): name for name in propagate.get_global_textmap().fields}
 
     def _make_factory(self, provider: ObserveTracerProvider) -> SpanFactory | None:
-        scope = InstrumentationScope("fastapi_observe", schema_url=SCHEMA_URL)
+        scope = InstrumentationScope("fastapi_observe", "", SCHEMA_URL)
         factory = SpanFactory(self.tracer, scope, provider.limits) if isinstance(self.tracer, Tracer) else None
         return factory if factory is not None and fits(factory) else None
 
