@@ -141,8 +141,10 @@ class RequestLines:
         if len(self._routes) >= MOST_KEPT:
             self._routes.clear()
         _, endpoint, status_code, outcome = route
-        fields = {"endpoint": endpoint, "status_code": status_code, "outcome": outcome}
-        kept = f'"level":"{level}",{self._head},', f"{orjson.dumps(fields)[1:-1].decode()},"
+        kept = (
+            f'"level":"{level}",{self._head},',
+            f'"endpoint":{encode_text(endpoint)},"status_code":{status_code},"outcome":"{outcome}",',
+        )
         self._routes[route] = kept
         return kept
 

@@ -1,0 +1,75 @@
+"""The request line: encoded from what was taken down, it is the line that would have been built."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastapi_observe.records.exchange import Exchange
+from fastapi_observe.records.faults import Faults
+from fastapi_observe.signals.line_format import Timestamps, encode_line
+from fastapi_observe.signals.line_request import MOST_KEPT, RequestLines
+
+LINES = RequestLines({"service": 'a "shop"', "environment": "production", "version": ""}, frozenset(), Timestamps())
+
+
+def exchange_of(**facts: Any) -> Exchange:
+    """Build the record of a request that has ended well."""
+    scope = {"type": "http", "path": "/", "headers": [], **facts.pop("scope", {})}
+    exchange = Exchange(scope, None, None, Faults(), lambda _: None)  # type: ignore[arg-type]
+    exchange.status_code, exchange.outcome, exchange.duration = 200, "ok", 0.0015
+    for name, value in facts.items():
+        setattr(exchange, name, value)
+    return exchange
+
+
+@given(
+    path=st.text(max_size=1200),
+    agent=st.none() | st.binary(max_size=300),
+    client=st.none() | st.tuples(st.text(max_size=20) | st.none(), st.integers(0, 65535)),
+    endpoint=st.text(max_size=40),
+    ids=st.sampled_from([("", ""), ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331")]),
+    request_id=st.sampled_from(["", "request-1"]),
+)
+def test_what_was_taken_down_is_what_would_be_built(  # noqa: PLR0913, PLR0917 - what differs between requests
+    path: str, agent: bytes | None, client: Any, endpoint: str, ids: tuple[str, str], request_id: str
+) -> None:
+    """Both ways give the same object, whatever a client sends, and one line each."""
+    headers = [] if agent is None else [(b"user-agent", agent)]
+    exchange = exchange_of(
+        scope={"path": path, "headers": headers, "client": client},
+        endpoint=endpoint,
+        trace_id=ids[0],
+        span_id=ids[1],
+        request_id=request_id,
+    )
+    record = LINES.note(exchange, "info", 1_700_000_000_123_456_789)
+    assert record is not None
+    fast, built = LINES.encode(record), encode_line(LINES.build(exchange, "info", 1_700_000_000_123_456_789))
+    assert json.loads(fast) == json.loads(built)
+    assert fast.count(b"\n") == 1
+    assert fast.endswith(b"}\n")
+    assert len(fast) <= 16_384
+
+
+def test_more_than_the_usual_is_not_taken_down() -> None:
+    """A query, an error and a stream need more care: their lines are built at once."""
+    unusual: list[dict[str, Any]] = [
+        {"scope": {"query_string": b"q=1"}},
+        {"error_type": "ValueError"},
+        {"ttfb": 0.1},
+    ]
+    assert [LINES.note(exchange_of(**facts), "info", 0) for facts in unusual] == [None, None, None]
+
+
+def test_few_routes_are_remembered() -> None:
+    """However many route templates there are, the prepared pieces of a bounded number are kept."""
+    lines = RequestLines({}, frozenset(), Timestamps())
+    for number in range(MOST_KEPT + 2):
+        record = lines.note(exchange_of(endpoint=f"/{number}"), "info", 0)
+        assert record is not None
+        assert json.loads(lines.encode(record))["fields"]["endpoint"] == f"/{number}"
+    assert len(lines._routes) == 2
