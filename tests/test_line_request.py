@@ -73,3 +73,14 @@ def test_few_routes_are_remembered() -> None:
         assert record is not None
         assert json.loads(lines.encode(record))["fields"]["endpoint"] == f"/{number}"
     assert len(lines._routes) == 2
+
+
+def test_few_clients_are_remembered() -> None:
+    """However many user agents come, a bounded number of short ones is kept."""
+    lines = RequestLines({}, frozenset(), Timestamps())
+    agents = [b"x" * 2000, *(b"agent %d" % number for number in range(MOST_KEPT + 2))]
+    for agent in agents:
+        record = lines.note(exchange_of(scope={"headers": [(b"user-agent", agent)]}), "info", 0)
+        assert record is not None
+        assert json.loads(lines.encode(record))["fields"]["user_agent"] == agent[:256].decode()
+    assert len(lines._askers) == 2

@@ -114,6 +114,19 @@ def test_flush_and_close(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) ->
     assert threads() == 1
 
 
+def test_a_line_may_be_encoded_later(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record is encoded by the thread, or at once where lines are written at once; a full queue drops it."""
+    stream = standard_output(monkeypatch)
+    writer.write_later("gathered", lambda record: f"{record}\n".encode())
+    writer.write_later("too", lambda record: f"{record}\n".encode())
+    writer.close()
+    writer.write_later("direct", lambda record: f"{record}\n".encode())
+    assert stream.text() == "gathered\ntoo\ndirect\n"
+    full = LineWriter(0)
+    full.write_later("lost", lambda _: b"")
+    assert (full.dropped, full.written) == (1, 0)
+
+
 def test_a_full_queue_drops_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """What finds the queue full is dropped; every line is either written or counted."""
     standard_output(monkeypatch)
@@ -361,6 +374,32 @@ def test_fork() -> None:
     )
     rows = done.stdout.splitlines()
     assert sorted(rows) == sorted(f"{who} {number}" for who in ("parent", "child") for number in range(20))
+
+
+def test_a_forked_child_writes_at_once() -> None:
+    """A child that ends with `os._exit`, as those of multiprocessing do, loses nothing; `open` lets it gather again."""
+    done = run(
+        """
+        import os, threading
+        from fastapi_observe.signals.line_writer import LineWriter
+        writer = LineWriter()
+        writer.open()
+        child = os.fork()
+        if not child:
+            writer.write(b"child\\n")
+            assert threading.active_count() == 1
+            writer._wake_thread()  # a file has work for the thread, which there is not
+            for _ in range(2):
+                writer.open()
+                writer.write(b"worker\\n")
+            assert threading.active_count() == 2
+            assert writer.flush(1.0)
+            os._exit(0)
+        os.waitpid(child, 0)
+        """
+    )
+    assert done.stdout == "child\nworker\nworker\n"
+    assert done.stderr == ""
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

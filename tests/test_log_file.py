@@ -6,6 +6,7 @@ import errno
 import fcntl
 import gzip
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -269,8 +270,8 @@ def test_a_file_that_was_moved_away_is_made_anew(tmp_path: Path, monkeypatch: py
 def test_a_disk_that_refuses_is_counted_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines that the disk does not take are counted, told of and no reason to raise; later lines are written again."""
     blocked = tmp_path / "blocked"
-    blocked.write_bytes(b"")
     file, faulty = log_at(blocked / "app.log")
+    blocked.write_bytes(b"")
     file.write([b"a\n", b"b\n"])
     file.write([b"c\n"])
     assert file.dropped == 3
@@ -279,6 +280,32 @@ def test_a_disk_that_refuses_is_counted_and_tried_again(tmp_path: Path, monkeypa
     monkeypatch.setattr(log_file, "monotonic", lambda: time.monotonic() + 2)
     file.write([b"d\n"])
     assert contents(blocked) == b"d\n"
+
+
+def test_a_file_that_cannot_be_written_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong path is an error that says why and what to do; looking leaves no trace."""
+    own = tmp_path / f"own.{os.getpid()}.log"
+    own.mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    wrong = {
+        tmp_path: f"{tmp_path} is a folder",
+        tmp_path / "own.{pid}.log": f"{own} is a folder",
+        tmp_path / "file" / "deep" / "app.log": f"{tmp_path / 'file'} is not a folder",
+        tmp_path / ("x" * 300): "File name too long",
+    }
+    for path, reason in wrong.items():
+        with pytest.raises(ValueError, match=re.escape(f"log_file: {str(path)!r} cannot be written: ")) as caught:
+            log_at(path)
+        assert reason in str(caught.value)
+        assert str(caught.value).endswith("name a file in a folder that exists and that this process may write to")
+    mine = tmp_path / f"app.{os.getpid()}.log"
+    mine.write_bytes(b"")
+    log_at(tmp_path / "app.log")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for path, reason in ((tmp_path / "app.log", str(mine)), (tmp_path / "new" / "x.log", f"in {tmp_path}")):
+        with pytest.raises(ValueError, match=re.escape(f"no permission to write {reason};")):
+            log_at(path)
+    assert names(tmp_path) == sorted([mine.name, own.name, "file"])
 
 
 def test_a_torn_line_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

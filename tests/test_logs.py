@@ -28,8 +28,8 @@ from fastapi_observe.records.faults import Faults
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.websocket import WebSocketExchange
 from fastapi_observe.settings import ObserveSettings
-from fastapi_observe.signals import log_capture
-from fastapi_observe.signals.log_capture import SERVER_LOGGERS, LogCapture
+from fastapi_observe.signals import log_loguru
+from fastapi_observe.signals.log_capture import SERVER_LOGGERS
 from fastapi_observe.signals.logs import _CAPTURE, MOST_LINKED, Logs, ids_of, level_of
 
 if TYPE_CHECKING:
@@ -801,67 +801,20 @@ def test_logging_that_goes_to_loguru_already(make: Callable[..., Logs], lines: L
         logging.root.removeHandler(handler)
 
 
-def test_logurus_own_handler() -> None:
-    """The default handler of loguru is away while installed and back afterwards; `remove()` by the user is survived."""
-    script = """
-        import sys
-        from loguru import logger
-        from fastapi_observe.records.faults import Faults
-        from fastapi_observe.settings import ObserveSettings
-        from fastapi_observe.signals.logs import Logs
-        for _ in range(2):
-            logs = Logs(ObserveSettings(), Faults())
-            logs.start()
-            logger.error("ours")
-            logger.remove()
-            logs.set_level("info")
-            logger.error("ours again")
-            logs.start()
-            logs.close()
-            logger.error("plain")
-        logs = Logs(ObserveSettings(), Faults())
-        logger.remove()
-        logs.start()
-        logs.close()
-        logger.error("nobody listens")
-    """
-    done = subprocess.run(  # noqa: S603 - our own script
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=30, check=True
-    )
-    assert [json.loads(row)["message"] for row in done.stdout.splitlines()] == ["ours", "ours again"] * 2
-    assert [row.split(" - ")[-1] for row in done.stderr.splitlines()] == ["plain", "plain"]
-
-
 def test_a_handler_that_the_user_removed_is_made_anew(make: Callable[..., Logs], lines: Lines) -> None:
     """`logger.remove()` after install takes our handlers too; the next start brings them back, once."""
     logs = make()
-    logger.remove(_CAPTURE._bands[40])
+    logger.remove(_CAPTURE.loguru._bands[40])
     logger.error("lost")
     logs.start()
     logger.error("found")
     assert [line["message"] for line in lines()] == ["found"]
 
 
-def test_loguru_without_a_handler_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With LOGURU_AUTOINIT off, handler 0 is the user's and stays; without standard error nothing is put back."""
-    monkeypatch.setenv("LOGURU_AUTOINIT", "0")
-    capture = LogCapture()
-    assert capture._loguru_default is None
-    logs = Logs(ObserveSettings(), Faults())
-    capture.open(logs)
-    capture._loguru_default_removed = True
-    monkeypatch.setattr(sys, "stderr", None)
-    capture.close(logs)
-    assert capture._loguru_default is None
-    with capture._lock:
-        capture._renew_lock()
-        assert capture._lock.acquire(blocking=False)
-
-
 def test_a_loguru_of_another_build(make: Callable[..., Logs], lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where loguru's inside is not as known, lines are written all the same."""
     logs = make()
-    monkeypatch.setattr(log_capture, "logger", Stranger())
+    monkeypatch.setattr(log_loguru, "logger", Stranger())
     logs.start()
     monkeypatch.undo()
     logs.log.error("x")
@@ -924,8 +877,8 @@ def test_counts(make: Callable[..., Logs], lines: Lines, tmp_path: Path) -> None
     assert logs.written - before[0] + logs.queued == 1
     logs.flush(1.0)
     assert (logs.written - before[0], logs.dropped - before[1], logs.queued) == (1, 0, 0)
-    (tmp_path / "blocked").write_text("")
     failing = make(log_file=str(tmp_path / "blocked" / "app.log"))
+    (tmp_path / "blocked").write_text("")
     with inside(exchange_of(observability=Installed(failing))):
         failing.log.error("y")
     assert failing.dropped - before[1] >= 1

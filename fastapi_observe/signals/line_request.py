@@ -22,8 +22,11 @@ LONGEST_PATH: Final = 1024
 LONGEST_AGENT: Final = 256
 """Most characters of a path and of a user agent."""
 
-MOST_KEPT: Final = 2048
-"""Most routes with a prepared line; then all are made anew."""
+MOST_KEPT: Final = 1024
+"""Most routes, and most clients, with a prepared piece of their lines; then all are made anew."""
+
+LONGEST_KEPT: Final = 512
+"""Most bytes of a user agent that is kept for the next line: a client chooses it."""
 
 
 Route = tuple[str, str, int, str]
@@ -41,6 +44,7 @@ class RequestLines:
         head = {"message": REQUEST_MESSAGE, "logger": REQUEST_LOGGER, **resource}
         self._head = orjson.dumps(head)[1:-1].decode()
         self._routes: dict[Route, tuple[str, str]] = {}
+        self._askers: dict[tuple[bytes | None, str | None], str] = {}
 
     def build(self, exchange: Exchange, level: str, now: int) -> dict[str, Any]:
         """Return the line with whatever this exchange has to say."""
@@ -119,22 +123,28 @@ class RequestLines:
         """Return the line that was taken down as bytes, its newline included."""
         route, level, now, path, agent, address, trace_id, span_id, request_id, duration, received, sent = record
         before, between = self._routes.get(route) or self._prepare(route, level)
-        shown = [
-            "null" if text is None else f'"{text}"' if is_plain(text) else encode_text(text)
-            for text in (
-                cut(path, LONGEST_PATH),
-                None if agent is None else agent[:LONGEST_AGENT].decode("latin-1"),
-                address,
-            )
-        ]
+        asker = self._askers.get((agent, address)) or self._prepare_asker(agent, address)
+        url = f'"{path}"' if len(path) <= LONGEST_PATH and is_plain(path) else encode_text(cut(path, LONGEST_PATH))
         ids = f'"trace_id":"{trace_id}","span_id":"{span_id}",' if trace_id else ""
         asked = f'"request_id":"{request_id}",' if request_id else ""
         return (
-            f'{{"timestamp":"{self._timestamps(now)}",{before}{ids}{asked}'
-            f'"fields":{{"method":"{route[0]}","url":{shown[0]},{between}'
-            f'"duration_ms":{duration * 1000:.3f},"request_size":{received},'
-            f'"response_size":{sent},"user_agent":{shown[1]},"remote_addr":{shown[2]}}}}}\n'
+            f'{{"timestamp":"{self._timestamps(now)}",{before}{ids}{asked}"fields":{{"method":"{route[0]}",'
+            f'"url":{url},{between}"duration_ms":{duration * 1000:.3f},"request_size":{received},'
+            f'"response_size":{sent},{asker}}}}}\n'
         ).encode()
+
+    def _prepare_asker(self, agent: bytes | None, address: str | None) -> str:
+        """Keep what is the same in all lines about one client."""
+        if len(self._askers) >= MOST_KEPT:
+            self._askers.clear()
+        shown = [
+            "null" if text is None else encode_text(text)
+            for text in (None if agent is None else agent[:LONGEST_AGENT].decode("latin-1"), address)
+        ]
+        kept = f'"user_agent":{shown[0]},"remote_addr":{shown[1]}'
+        if len(agent or b"") <= LONGEST_KEPT:
+            self._askers[agent, address] = kept
+        return kept
 
     def _prepare(self, route: Route, level: str) -> tuple[str, str]:
         """Keep what is the same in all lines of a route that end alike."""

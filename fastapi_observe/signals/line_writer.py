@@ -43,8 +43,8 @@ class LineWriter:
 
     `write` costs the caller an append; a daemon thread, started with the first line, writes in batches. Urgent lines
     are written before `write` returns. `written` counts lines that standard output took, `dropped` those that it
-    refused, that found the queue full or that could not be encoded. After `close` every line is written at once,
-    until `open`.
+    refused, that found the queue full or that could not be encoded. After `close`, and in a forked child, every line is
+    written at once, until `open`.
     """
 
     def __init__(self, limit: int = QUEUE_LINES) -> None:
@@ -86,8 +86,13 @@ class LineWriter:
         os.register_at_fork(
             before=call(LineWriter._before_fork),
             after_in_parent=call(LineWriter._after_fork),
-            after_in_child=call(LineWriter._renew),
+            after_in_child=call(LineWriter._begin_as_child),
         )
+
+    def _begin_as_child(self) -> None:
+        """Write at once until `open`: a child that ends with `os._exit` flushes nothing."""
+        self._renew()
+        self._direct = True
 
     def _before_fork(self) -> None:
         self._forking = self._owner != threading.get_ident() and self._lock.acquire(timeout=1.0)
@@ -127,7 +132,8 @@ class LineWriter:
     def open(self) -> None:
         """Let lines gather for the thread from now on."""
         if self._direct:
-            self._direct = False
+            self._direct = self._awake = False
+            atexit.unregister(self.close)  # a forked child has its parent's
             atexit.register(self.close)
 
     def flush(self, timeout: float) -> bool:

@@ -5,26 +5,22 @@ loguru and `logging` belong to the whole process, so this is done once for all i
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import threading
-from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
-
-from loguru import logger
 
 from fastapi_observe.records.exchange import current_exchange
 from fastapi_observe.signals.line_writer import LineWriter
+from fastapi_observe.signals.log_loguru import LoguruHandlers
+from fastapi_observe.signals.log_message import ACCESS_LOGGERS, is_access
 
 if TYPE_CHECKING:
-    from loguru import Message, Record
+    from loguru import Record
 
     from fastapi_observe.records.faults import Faults
-
-BANDS: Final = {0: 20, 20: 30, 30: 40, 40: 50, 50: sys.maxsize}
-"""Where each level begins and ends, debug to fatal; loguru and the standard library number alike."""
 
 SERVER_LOGGERS: Final = (
     "uvicorn",
@@ -37,8 +33,6 @@ SERVER_LOGGERS: Final = (
     "hypercorn.access",
 )
 """Loggers that servers give their own handlers and cut off from the root."""
-
-ACCESS_LOGGERS: Final = frozenset({"uvicorn.access", "gunicorn.access", "hypercorn.access"})
 
 DEEPEST: Final = 3
 """How often writing a line may itself write a line (an object that logs while it is turned into text)."""
@@ -67,18 +61,25 @@ class Saved(NamedTuple):
     propagate: bool
 
 
+class OfThread(threading.local):
+    """What a thread is in the middle of: how many lines inside each other, and whose logger was called."""
+
+    depth = 0
+    speaker: Destination | None = None
+
+
 class LogCapture:
-    """Gives each record of the process to one destination: that of the current request, else the first one open."""
+    """Gives each record of the process to one destination.
+
+    That is the one whose logger was called, else that of the current request, else the first one open.
+    """
 
     def __init__(self) -> None:
         self.writer = LineWriter()
         self._open: tuple[Destination, ...] = ()
         self._lock = threading.RLock()
-        self._nested = threading.local()
-        self._bands: dict[int, int] = {}
-        automatic = os.environ.get("LOGURU_AUTOINIT", "1").lower() in {"1", "true", "yes", "y", "ok", "on"}
-        self._loguru_default: int | None = 0 if automatic else None
-        self._loguru_default_removed = False
+        self.thread = OfThread()
+        self.loguru = LoguruHandlers(self._take_loguru)
         self._handler = RootHandler(self)
         self._filter = ServerFilter(self)
         self._root_removed: list[logging.Handler] = []
@@ -97,7 +98,7 @@ class LogCapture:
             self.writer.open()
             if destination not in self._open:
                 self._open = (*self._open, destination)
-            self._remove_loguru_default()
+            self.loguru.mute_default()
             self.refresh()
 
     def close(self, destination: Destination) -> None:
@@ -108,16 +109,13 @@ class LogCapture:
             self._open = tuple(each for each in self._open if each is not destination)
             self.refresh()
             if not self._open:
-                if self._loguru_default_removed and sys.stderr is not None:
-                    self._loguru_default = logger.add(sys.stderr)
-                self._loguru_default_removed = False
+                self.loguru.give_default_back()
                 self.writer.close()
 
     def refresh(self) -> None:
         """Listen at the lowest level that someone open wants."""
         with self._lock:
-            lowest = min((each.threshold for each in self._open), default=sys.maxsize)
-            self._listen_to_loguru(lowest)
+            self.loguru.listen(self._lowest())
             capturing = [each for each in self._open if each.captures_logging]
             if capturing:
                 self._take_root(min(each.threshold for each in capturing))
@@ -128,34 +126,13 @@ class LogCapture:
 
     # loguru
 
-    def _remove_loguru_default(self) -> None:
-        if self._loguru_default is not None:
-            with suppress(ValueError):  # the user removed it
-                logger.remove(self._loguru_default)
-                self._loguru_default_removed = True
-            self._loguru_default = None
+    def restore_loguru(self) -> None:
+        """Put our handlers back: `logger.remove()` and `logger.configure(handlers=...)` take them as well."""
+        with self._lock:
+            self.loguru.listen(self._lowest())
 
-    def _listen_to_loguru(self, lowest: int) -> None:
-        """Keep one handler for each level from `lowest` up.
-
-        Each takes the records of its own level only, so that a change of the level neither doubles nor loses a line.
-        The work is done by the filter, which then says no: loguru would format the line (and a stack trace with the
-        values of variables) and refuse to be called inside a sink.
-        """
-        known = getattr(getattr(logger, "_core", None), "handlers", None)
-        for low, high in BANDS.items():
-            number = self._bands.get(low)
-            if number is not None and known is not None and number not in known:
-                del self._bands[low]  # the user called logger.remove()
-            if low < lowest:
-                number = self._bands.pop(low, None)
-                if number is not None:
-                    with suppress(ValueError):
-                        logger.remove(number)
-            elif low not in self._bands:
-                self._bands[low] = logger.add(
-                    _nowhere, level=low, format="", filter=partial(self._take_loguru, high), catch=False
-                )
+    def _lowest(self) -> int:
+        return min((each.threshold for each in self._open), default=sys.maxsize)
 
     def _take_loguru(self, high: int, record: Record) -> bool:
         if record["level"].no < high:
@@ -177,7 +154,9 @@ class LogCapture:
 
     def _take_root(self, lowest: int) -> None:
         root = logging.root
-        plain = [handler for handler in root.handlers if _is_plain(handler)]
+        if self._handler not in root.handlers:
+            self._root_removed = []  # whoever configured the root anew would have removed these too
+        plain = [handler for handler in root.handlers if _is_plain(handler) and not handler.filters]
         for handler in plain:
             root.removeHandler(handler)
         self._root_removed += plain
@@ -221,7 +200,7 @@ class LogCapture:
 
     def wants(self, record: logging.LogRecord) -> bool:
         """Tell whether a server's record is written: the request line stands for its access line."""
-        return record.name not in ACCESS_LOGGERS or not any(each.logs_requests for each in self._open)
+        return not is_access(record) or not any(each.logs_requests for each in self._open)
 
     def _give_back(self) -> None:
         root = logging.root
@@ -249,6 +228,9 @@ class LogCapture:
     def _responsible(self) -> Destination | None:
         opened = self._open
         if len(opened) > 1:
+            speaker = self.thread.speaker
+            if speaker in opened:
+                return speaker
             exchange = current_exchange()
             if exchange is not None:
                 own: Any = getattr(exchange.observability, "logs", None)
@@ -258,16 +240,23 @@ class LogCapture:
 
     def _hand_over(self, destination: Destination, take: Any, record: Any) -> None:
         """Guard the call: here the caller is any line of any library, not our door."""
-        depth = getattr(self._nested, "depth", 0)
+        depth = self.thread.depth
         if depth >= DEEPEST:
             return
-        self._nested.depth = depth + 1
+        self.thread.depth = depth + 1
         try:
             take(record)
         except Exception as exc:  # noqa: BLE001 - a log call never raises
             destination.faults("logs.line", exc)
         finally:
-            self._nested.depth = depth
+            self.thread.depth = depth
+
+
+class NoLock(contextlib.nullcontext[None]):
+    """Is no lock to `Handler.acquire`, and can be entered: Python 3.13's `Handler.handle` does not ask."""
+
+    def __bool__(self) -> bool:
+        return False
 
 
 class RootHandler(logging.Handler):
@@ -279,7 +268,7 @@ class RootHandler(logging.Handler):
 
     def createLock(self) -> None:  # noqa: N802 - logging's name
         """Have no lock: the writer has its own."""
-        self.lock = None
+        self.lock = NoLock()  # type: ignore[assignment]
 
     def emit(self, record: logging.LogRecord) -> None:
         """Pass the record on."""
@@ -297,10 +286,6 @@ class ServerFilter(logging.Filter):
         """Tell whether the record is written."""
         self._capture.take_servers()
         return self._capture.wants(record)
-
-
-def _nowhere(message: Message) -> None:
-    """Receive nothing: the filter has done the work."""
 
 
 def _is_plain(handler: logging.Handler) -> bool:

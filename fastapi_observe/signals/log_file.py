@@ -87,8 +87,8 @@ class LogFile:
     """Appends lines to `path` (its `{pid}` filled in), rotates it, compresses and removes what was rotated.
 
     Only files of exactly the names that it gives itself are touched. A file whose process is dead counts as rotated:
-    the living hold a lock on theirs. Nothing raises: `dropped` counts the lines that the disk did not take, and
-    `on_fault` is told why.
+    the living hold a lock on theirs. Raises `ValueError` for a path that cannot be written; later nothing raises:
+    `dropped` counts the lines that the disk did not take, and `on_fault` is told why.
     """
 
     def __init__(
@@ -121,6 +121,12 @@ class LogFile:
         self._look_again = 0.0
         self._work: Iterator[None] | None = None
         self._more_work = False
+        reason = _why_not(template, Path(self._fill(os.getpid())))
+        if reason:
+            raise ValueError(
+                f"log_file: {path!r} cannot be written: {reason}; "
+                "name a file in a folder that exists and that this process may write to"
+            )
 
     def write(self, lines: list[bytes]) -> bool:
         """Append `lines`; tell whether there is work for `tend`."""
@@ -291,6 +297,22 @@ class LogFile:
             too_old = retention.age is not None and time() - changed > retention.age
             if too_many or too_old:
                 each.unlink(missing_ok=True)
+
+
+def _why_not(template: Path, path: Path) -> str:
+    """Tell why the file `path` cannot be written, leaving no trace; empty if it can. Missing folders will be made."""
+    try:
+        for each in (template, path):
+            if each.is_dir():
+                return f"{each} is a folder"
+        if path.exists():
+            return "" if os.access(path, os.W_OK) else f"no permission to write {path}"
+        folder = next(each for each in path.absolute().parents if each.exists())
+    except OSError as exc:
+        return str(exc)
+    if not folder.is_dir():
+        return f"{folder} is not a folder"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else f"no permission to write in {folder}"
 
 
 def _open_append(path: Path, *, create: bool = True) -> int:

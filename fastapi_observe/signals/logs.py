@@ -23,9 +23,9 @@ from fastapi_observe.signals.line_format import (
 from fastapi_observe.signals.line_request import REQUEST_LOGGER, REQUEST_MESSAGE, RequestLines
 from fastapi_observe.signals.log_capture import SERVER_LOGGERS, LogCapture
 from fastapi_observe.signals.log_file import LogFile, parse_retention, parse_rotation
+from fastapi_observe.signals.log_message import TRACEBACK, is_access, redact_access, traceback_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from loguru import Record
@@ -79,14 +79,15 @@ class Logs:
         self.captures_logging = settings.capture_logging
         self.logs_requests = settings.log_requests
         self.quiet_loggers = settings.quiet_loggers
-        self.log = ObserveLogger(loguru_logger.opt(depth=2), self.set_level, faults)
+        self.log = ObserveLogger(loguru_logger.opt(depth=2), self)
         self._resource = {
             "service": text_of(settings.service_name, 256),
             "environment": text_of(settings.environment, 256),
             "version": text_of(settings.service_version, 256),
         }
         self._timestamps = Timestamps()
-        self._request_lines = RequestLines(self._resource, frozenset(settings.query_allow), self._timestamps)
+        self._query_allow = frozenset(settings.query_allow)
+        self._request_lines = RequestLines(self._resource, self._query_allow, self._timestamps)
         self._writer = _CAPTURE.writer
         self._file: LogFile | None = None
         rotation, retention = parse_rotation(settings.log_rotation), parse_retention(settings.log_retention)
@@ -190,26 +191,36 @@ class Logs:
         """Write a record of loguru."""
         raised = record["exception"]
         exc = None if raised is None else raised.value
-        level = level_of(record["level"].no)
-        line = self._line(level, cut(record["message"], MAX_MESSAGE), record["name"] or "")
+        line = self._line_of(record["level"].no, record["message"], record["name"] or "", exc)
         self._finish(line, record["extra"], exc)
 
     def take_logging(self, record: logging.LogRecord) -> None:
         """Write a record of the standard library."""
         fields = {key: value for key, value in record.__dict__.items() if key not in RECORD_ATTRIBUTES}
         try:
-            message = cut(str(record.getMessage()).rstrip("\n"), MAX_MESSAGE)
+            message = str(record.getMessage()).rstrip("\n")
+            if is_access(record):
+                message = redact_access(message, self._query_allow)
         except Exception:  # noqa: BLE001 - arguments that do not fit the message, or cannot be turned into text
             message = text_of(record.msg, MAX_MESSAGE)
             fields["args"] = record.args
         if record.stack_info:
             fields["stack_info"] = record.stack_info
         raised = record.exc_info
-        exc = raised[1] if isinstance(raised, tuple) else raised
-        line = self._line(level_of(record.levelno), message, text_of(record.name, 256))
+        found = raised[1] if isinstance(raised, tuple) else raised
+        exc = found if isinstance(found, BaseException) else None
+        line = self._line_of(record.levelno, message, text_of(record.name, 256), exc)
         # A server's last lines come after the last flush, right before the process ends.
         last = record.name in SERVER_LOGGERS
-        self._finish(line, fields, exc if isinstance(exc, BaseException) else None, urgent=last)
+        self._finish(line, fields, exc, urgent=last)
+
+    def _line_of(self, number: int, text: str, logger: str, exc: BaseException | None) -> dict[str, Any]:
+        """Begin the line of a record; a message that is a traceback becomes its last words and an exception."""
+        told = traceback_in(text) if exc is None else None
+        if told is None:
+            return self._line(level_of(number), cut(text, MAX_MESSAGE), logger)
+        message = f"{told['type']}: {told['message']}" if told["message"] else told["type"]
+        return {**self._line(level_of(number), message, logger), "exception": told}
 
     def _line(self, level: str, message: str, logger: str) -> dict[str, Any]:
         return {
@@ -271,12 +282,11 @@ class ObserveLogger:
     It goes through loguru, so that sinks of the user's own see the lines too.
     """
 
-    __slots__ = ("_faults", "_logger", "_set_level")
+    __slots__ = ("_logger", "_owner")
 
-    def __init__(self, logger: Any, set_level: Callable[[str], None], faults: Faults) -> None:
+    def __init__(self, logger: Any, owner: Logs) -> None:
         self._logger = logger
-        self._set_level = set_level
-        self._faults = faults
+        self._owner = owner
 
     def debug(self, message: object, /, *, exception: BaseException | None = None, **fields: Any) -> None:
         """Write a line for those who look for a fault."""
@@ -308,7 +318,7 @@ class ObserveLogger:
 
     def with_fields(self, **fields: Any) -> ObserveLogger:
         """Return a logger that adds `fields` to each of its lines."""
-        return ObserveLogger(self._logger.bind(**fields), self._set_level, self._faults)
+        return ObserveLogger(self._logger.bind(**fields), self._owner)
 
     def contextualize(self, **fields: Any) -> AbstractContextManager[None]:
         """Add `fields` to every line, whoever writes it, within a `with` block."""
@@ -316,23 +326,31 @@ class ObserveLogger:
 
     def set_level(self, level: str) -> None:
         """Write `level` (debug, info, warn, error, fatal) and above from now on. Raises `ValueError` for another."""
-        self._set_level(level)
+        self._owner.set_level(level)
 
     def _emit(
         self, level: str, number: int, message: object, exception: BaseException | None, fields: dict[str, Any]
     ) -> None:
         logger = self._logger
+        core = getattr(logger, "_core", None)
+        if getattr(core, "handlers", None) is not _CAPTURE.loguru.known:
+            _CAPTURE.restore_loguru()
         # loguru asks this too, but only after its options were built: that would be most of an unwanted line's cost.
-        if number < getattr(getattr(logger, "_core", None), "min_level", 0):
+        if number < getattr(core, "min_level", 0):
             return
+        thread = _CAPTURE.thread
+        before, thread.speaker = thread.speaker, self._owner
         try:
             if fields:
                 logger = logger.bind(**fields)
             if exception is not None:
                 logger = logger.opt(depth=2, exception=exception)
-            logger.log(level, text_of(message, MAX_MESSAGE))
+            whole = isinstance(message, str) and message.startswith(TRACEBACK)
+            logger.log(level, message if whole else text_of(message, MAX_MESSAGE))
         except Exception as exc:  # noqa: BLE001 - a patcher or sink of the user's may raise; a log call never does
-            self._faults("logs.call", exc)
+            self._owner.faults("logs.call", exc)
+        finally:
+            thread.speaker = before
 
 
 def level_of(number: int) -> str:

@@ -1,0 +1,53 @@
+"""What is done to the text of a message that others wrote: a traceback in it, the queries of an access line."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from fastapi_observe.records.redaction import redact_query, redact_text
+from fastapi_observe.signals.line_format import MAX_STACKTRACE, MAX_VALUE, cut
+
+if TYPE_CHECKING:
+    import logging
+
+TRACEBACK: Final = "Traceback (most recent call last):"
+
+ACCESS_LOGGERS: Final = frozenset({"uvicorn.access", "gunicorn.access", "hypercorn.access"})
+
+WEBSOCKET_ACCESS: Final = '%s - "WebSocket %s"'
+"""How uvicorn's access lines of WebSockets begin: they come from `uvicorn.error`."""
+
+QUERY: Final = re.compile(r"\?(\S*?)(?=\"?(?:\s|$))")
+"""A query in a line of text: up to white space, without the quotation mark before it."""
+
+
+def is_access(record: logging.LogRecord) -> bool:
+    """Tell whether a server writes `record` for each request or WebSocket."""
+    if record.name in ACCESS_LOGGERS:
+        return True
+    return record.name == "uvicorn.error" and isinstance(record.msg, str) and record.msg.startswith(WEBSOCKET_ACCESS)
+
+
+def redact_access(text: str, allow: frozenset[str]) -> str:
+    """Return an access line whose queries show the values of the keys in `allow` only."""
+    return QUERY.sub(lambda found: f"?{redact_query(found[1], allow)}", text)
+
+
+def traceback_in(text: str) -> dict[str, str] | None:
+    """Describe a message that is a traceback as the contract's `exception` object; None if it is none.
+
+    uvicorn logs a failed startup like this. The end of the stack trace is kept: it tells what happened.
+    """
+    if not text.startswith(TRACEBACK):
+        return None
+    rows = text[text.rindex(TRACEBACK) :].rstrip().split("\n")
+    first = next((at for at, row in enumerate(rows) if at and not row.startswith(" ")), len(rows) - 1)
+    reason = "\n".join(rows[first:])
+    kind, _, message = reason.partition(": ")
+    stacktrace = text if len(text) <= MAX_STACKTRACE else "…" + text[1 - MAX_STACKTRACE :]
+    return {
+        "type": cut(kind.rpartition(".")[2], 256),
+        "message": redact_text(cut(message, MAX_VALUE)),
+        "stacktrace": redact_text(stacktrace),
+    }

@@ -1,0 +1,375 @@
+"""What others do to loguru and `logging` after install: forks, handlers removed, logging configured anew."""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.config
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import test_logs
+from loguru import logger
+from test_logs import Installed, Lines, exchange_of, inside, restore_uvicorn
+
+from fastapi_observe.records.faults import Faults
+from fastapi_observe.settings import ObserveSettings
+from fastapi_observe.signals.log_capture import LogCapture
+from fastapi_observe.signals.log_message import traceback_in
+from fastapi_observe.signals.logs import Logs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Make = Callable[..., Logs]
+lines, make = test_logs.lines, test_logs.make
+
+BEGIN = """
+import os, sys, logging, threading
+from loguru import logger
+from fastapi_observe.records.faults import Faults
+from fastapi_observe.settings import ObserveSettings
+from fastapi_observe.signals.logs import Logs
+logs = Logs(ObserveSettings(), Faults())
+"""
+
+
+def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `script` after `BEGIN` in a process of its own."""
+    return subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, "-c", BEGIN + textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+        env={**os.environ, **environment},
+    )
+
+
+def messages(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Read the messages of the lines on standard output."""
+    return [json.loads(row)["message"] for row in done.stdout.splitlines()]
+
+
+def shown(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Read the messages that loguru's default handler wrote."""
+    return [row.split(" - ")[-1] for row in done.stderr.splitlines()]
+
+
+@pytest.fixture
+def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Return a function that gives the root logger exactly some handlers; all is as before at the end."""
+    level = logging.root.level
+    yield lambda *handlers: monkeypatch.setattr(logging.root, "handlers", list(handlers))
+    logging.root.setLevel(level)
+
+
+# Forks
+
+
+def test_the_children_of_multiprocessing_lose_nothing() -> None:
+    """Forked processes and pools end with `os._exit`: all their lines are written, by loguru, logging and ours."""
+    done = run(
+        """
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+
+        def work(name):
+            logs.log.info(f"ours {name}")
+            logger.info(f"loguru {name}")
+            logging.getLogger("x").warning(f"logging {name}")
+
+        logs.start()
+        logs.log.info("parent")
+        fork = multiprocessing.get_context("fork")
+        child = fork.Process(target=work, args=("process",))
+        child.start()
+        child.join()
+        with ProcessPoolExecutor(1, fork) as pool:
+            pool.submit(work, "pool").result()
+        """
+    )
+    wanted = [f"{how} {who}" for who in ("process", "pool") for how in ("ours", "loguru", "logging")]
+    assert sorted(messages(done)) == sorted(["parent", *wanted])
+
+
+def test_a_forked_server_worker_gathers_again() -> None:
+    """A worker forked from a process that had installed (gunicorn --preload) has its thread after `start`."""
+    done = run(
+        """
+        logs.start()
+        child = os.fork()
+        if not child:
+            logs.start()
+            logs.start()
+            logs.log.info("gathered")
+            assert logs.queued
+            assert threading.active_count() == 2
+            logs.close()
+            os._exit(0)
+        sys.exit(os.waitpid(child, 0)[1])
+        """
+    )
+    assert messages(done) == ["gathered"]
+
+
+# loguru
+
+
+def test_the_default_handler_is_silent_while_installed() -> None:
+    """The handler of loguru says nothing between start and close, however often, and is heard afterwards."""
+    done = run(
+        """
+        for _ in range(2):
+            logs.start()
+            logs.start()
+            assert logger._core.min_level == 20
+            logger.error("ours")
+            logs.close()
+            logger.debug("plain")
+        """
+    )
+    assert messages(done) == ["ours"] * 2
+    assert shown(done) == ["plain"] * 2
+
+
+@pytest.mark.parametrize("remove", ["logger.remove(0)", "logger.remove()"])
+def test_a_user_may_remove_the_default_handler(remove: str) -> None:
+    """Programs that begin like loguru's manual run on, before and after install; what they removed stays away."""
+    after = run(f"logs.start(); {remove}; logs.log.error('ours'); logs.close(); logger.error('nobody listens')")
+    before = run(f"{remove}; logs.start(); logger.error('ours'); logs.close(); logger.error('nobody listens')")
+    for done in (after, before):
+        assert messages(done) == ["ours"]
+        assert done.stderr == ""
+    again = run(f"logs.start(); {remove}; logs.close(); logs.start(); logs.log.error('ours')")
+    assert (messages(again), again.stderr) == (["ours"], "")
+
+
+@pytest.mark.parametrize(
+    "configure",
+    [
+        "logger.remove(); logger.add(sys.stderr, format='{message}')",
+        "logger.configure(handlers=[{'sink': sys.stderr, 'format': '{message}'}])",
+    ],
+)
+def test_our_handlers_come_back(configure: str) -> None:
+    """Whoever sets loguru up after install has his handlers and our lines: from our logger's next call or the start."""
+    script = f"logs.start(); {configure}; %s; logger.info('loguru'); logs.log.debug('unwanted'); logs.flush(1)"
+    by_call, by_start = run(script % "logs.log.info('ours')"), run(script % "logs.start()")
+    assert messages(by_call) == ["ours", "loguru"]
+    assert by_call.stderr.splitlines() == ["ours", "loguru", "unwanted"]
+    assert messages(by_start) == ["loguru"]
+    closed = run(f"logs.start(); logs.close(); {configure}; logs.log.info('theirs')")
+    assert (closed.stdout, closed.stderr) == ("", "theirs\n")
+
+
+def test_a_loguru_whose_handlers_cannot_be_muted() -> None:
+    """Where loguru's inside is not as known, the default handler is removed and added anew."""
+    done = run(
+        """
+        import types
+        from fastapi_observe.signals import log_loguru
+        class Stranger:
+            def __getattr__(self, name):
+                if name == "_core":
+                    raise AttributeError(name)
+                return getattr(logger, name)
+        log_loguru.logger = Stranger()
+        for _ in range(2):
+            logs.start()
+            logger.error("ours")
+            logs.close()
+            logger.error("plain")
+        logs.start()
+        sys.stderr = None
+        logs.close()
+        logger.error("nobody listens")
+        """
+    )
+    assert messages(done) == ["ours"] * 2
+    assert shown(done) == ["plain"] * 2
+
+
+def test_handler_0_may_be_the_users_own() -> None:
+    """With LOGURU_AUTOINIT off there is no default handler: handler 0 keeps talking."""
+    done = run(
+        "logger.add(sys.stderr); logs.start(); logger.error('both'); logs.close(); logger.error('theirs')",
+        LOGURU_AUTOINIT="0",
+    )
+    assert (messages(done), shown(done)) == (["both"], ["both", "theirs"])
+
+
+def test_a_childs_lock_is_its_own() -> None:
+    """A fork while another thread holds the capture's lock leaves a lock that can be taken."""
+    capture = LogCapture()
+    with capture._lock:
+        capture._renew_lock()
+        assert capture._lock.acquire(blocking=False)
+
+
+# Tracebacks in messages
+
+
+def deep_traceback(reason: str, frames: int = 200) -> str:
+    """Write a traceback as uvicorn logs it when a startup fails."""
+    frame = '  File "/srv/app/main.py", line 7, in start\n    await connect()\n'
+    return f"Traceback (most recent call last):\n{frame * frames}{reason}\n"
+
+
+@pytest.mark.parametrize("how", ["logging", "loguru", "ours"])
+def test_a_message_that_is_a_traceback_keeps_its_end(
+    make: Make, lines: Lines, root: Callable[..., None], how: str
+) -> None:
+    """The reason at the end of a long traceback is the message; the stack trace is where stack traces are."""
+    root()
+    logs = make()
+    text = deep_traceback("shop.db.NoDatabase: no route to host\nfirst: look\n  at the cable")
+    assert len(text) > 8192
+    write: dict[str, Callable[[str], None]] = {
+        "logging": logging.getLogger("uvicorn.error").error,
+        "loguru": logger.error,
+        "ours": logs.log.error,
+    }
+    write[how](text)
+    (line,) = lines()
+    assert line["message"] == "NoDatabase: no route to host\nfirst: look\n  at the cable"
+    assert line["exception"]["type"] == "NoDatabase"
+    assert line["exception"]["message"] == "no route to host\nfirst: look\n  at the cable"
+    assert line["exception"]["stacktrace"].startswith("…")
+    assert line["exception"]["stacktrace"].rstrip().endswith("at the cable")
+    assert len(line["exception"]["stacktrace"]) <= 8192
+
+
+def test_odd_tracebacks_in_messages(make: Make, lines: Lines, root: Callable[..., None]) -> None:
+    """Chained, torn and short ones are understood; beside a real exception the text stays a message."""
+    root()
+    make()
+    chained = deep_traceback("KeyError: 1", 1) + "\nDuring handling of it:\n\n" + deep_traceback("Stop", 1)
+    log = logging.getLogger("x")
+    for text in (chained, "Traceback (most recent call last):", deep_traceback("", 1).rstrip()):
+        log.error(text)
+    log.error(chained, exc_info=ValueError("real"))
+    told = lines()
+    assert [line["message"] for line in told] == [
+        "Stop",
+        "Traceback (most recent call last):",
+        "    await connect()",
+        chained.rstrip(),
+    ]
+    assert told[0]["exception"] == {"type": "Stop", "message": "", "stacktrace": chained.rstrip()}
+    assert told[3]["exception"]["message"] == "real"
+    assert traceback_in("Traceback? No.") is None
+
+
+# Access lines
+
+
+UVICORN_LINES: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
+    ("uvicorn.error", '%s - "WebSocket %s" [accepted]', ("127.0.0.1:5", "/ws?token=hunter2&page=1")),
+    ("uvicorn.error", '%s - "WebSocket %s" 403', ("127.0.0.1:5", '/ws?a=hunter2"quoted')),
+    ("uvicorn.access", '%s - "%s %s HTTP/%s" %d', ("127.0.0.1:5", "GET", "/x?hunter2", "1.1", 200)),
+)
+
+
+@pytest.fixture
+def served() -> Iterator[None]:
+    """Leave uvicorn's loggers as they were."""
+    yield
+    restore_uvicorn()
+
+
+@pytest.mark.usefixtures("served")
+def test_websocket_access_lines_give_way_to_ours(make: Make, lines: Lines) -> None:
+    """The lines of uvicorn about an accepted or refused WebSocket are left out like its access lines."""
+    make()
+    for name, message, args in UVICORN_LINES:
+        logging.getLogger(name).info(message, *args)
+    logging.getLogger("uvicorn.error").error({"not": "text"})
+    assert [line["message"] for line in lines()] == ["{'not': 'text'}"]
+
+
+@pytest.mark.usefixtures("served")
+def test_access_lines_show_no_query_values(make: Make, lines: Lines) -> None:
+    """Where access lines are written, their queries are redacted as in ours."""
+    logs = make(log_requests=False, query_allow=("page",))
+    for name, message, args in UVICORN_LINES:
+        logging.getLogger(name).info(message, *args)
+    logs.flush(1.0)
+    assert [line["message"] for line in lines()] == [
+        '127.0.0.1:5 - "WebSocket /ws?token=REDACTED&page=1" [accepted]',
+        '127.0.0.1:5 - "WebSocket /ws?a=REDACTED" 403',
+        '127.0.0.1:5 - "GET /x?REDACTED HTTP/1.1" 200',
+    ]
+
+
+def test_a_request_line_that_cannot_be_built_is_one_all_the_same(make: Make, lines: Lines) -> None:
+    """A fault in the writer's thread is counted and leaves a line with the URL."""
+    logs = make()
+    record: Any = ("odd", None, None, "/orders/7")
+    line = json.loads(logs._encode_request(record))
+    assert (line["message"], line["fields"]) == ("HTTP request completed", {"url": "/orders/7"})
+    assert logs.faults.counts == {"logs.request_line": 1}
+    assert lines()[0]["message"].startswith("fastapi-observe failed at logs.request_line")
+
+
+# The root logger
+
+
+def test_logging_configured_after_install(make: Make, lines: Lines, root: Callable[..., None]) -> None:
+    """After `dictConfig` or `basicConfig(force=True)` start takes the root over again; close gives the new one back."""
+    first = logging.StreamHandler(sys.stderr)
+    root(first)
+    logs = make()
+    assert first not in logging.root.handlers
+    config = {"version": 1, "disable_existing_loggers": False, "handlers": {"h": {"class": "logging.StreamHandler"}}}
+    for again in (False, True):
+        if again:
+            logging.basicConfig(force=True, level="WARNING")
+        else:
+            logging.config.dictConfig({**config, "root": {"level": "WARNING", "handlers": ["h"]}})
+        (second,) = logging.root.handlers
+        logs.start()
+        logging.getLogger("x").info("once")
+        logs.flush(1.0)
+        assert [line["message"] for line in lines()] == ["once"]
+    logs.close()
+    assert logging.root.handlers == [second]
+    assert logging.root.level == logging.WARNING
+
+
+def test_a_handler_with_filters_stays(make: Make, root: Callable[..., None]) -> None:
+    """A stream handler that was given filters is someone's own work, not the plain one of `basicConfig`."""
+    filtered, plain = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stdout)
+    filtered.addFilter(lambda record: False)
+    root(filtered, plain)
+    make()
+    assert filtered in logging.root.handlers
+    assert plain not in logging.root.handlers
+
+
+# Several installs
+
+
+def test_each_apps_logger_writes_as_its_app(make: Make, lines: Lines) -> None:
+    """A line of an app's own logger is that app's, at its level, wherever it is called; closed, another's."""
+    quiet, loud = make(service_name="quiet", log_level="error"), make(service_name="loud", log_level="debug")
+    loud.log.with_fields(x=1).debug("outside")
+    quiet.log.info("unwanted")
+    with inside(exchange_of(observability=Installed(quiet))):
+        loud.log.info("inside the other's request")
+        logger.info("unwanted too")
+    logger.error("the first one open")
+    loud.flush(1.0)
+    assert [(line["service"], line["message"]) for line in lines()] == [
+        ("loud", "outside"),
+        ("loud", "inside the other's request"),
+        ("quiet", "the first one open"),
+    ]
+    third = Logs(ObserveSettings(service_name="never started"), Faults())
+    third.log.error("x")
+    assert [line["service"] for line in lines()] == ["quiet"]
