@@ -132,7 +132,7 @@ class Observability:
         if exchange.websocket or exchange.adopted:
             exchange.on_start = self._start
         if exchange.context is None:
-            exchange.context = otel_context.set_value(CONTEXT_KEY, exchange)
+            exchange.context = otel_context.set_value(CONTEXT_KEY, exchange.current)
         return exchange
 
     def _stamp(self, exchange: Exchange) -> None:

@@ -189,7 +189,7 @@ def mask(name: str, value: Any) -> Any:
     if name == "otlp_headers" and isinstance(value, Mapping):
         return dict.fromkeys(value, MASK)
     if name == "otlp_endpoint" and isinstance(value, str):
-        shown = re.sub(r"^([a-z][a-z0-9+.-]*://)?.*@", rf"\1{MASK}@", value, flags=re.IGNORECASE | re.DOTALL)
+        shown = re.sub(r"^(https?://)?.*@", rf"\1{MASK}@", value, flags=re.IGNORECASE | re.DOTALL)
         return re.sub(r"\?.*", f"?{MASK}", shown, flags=re.DOTALL)
     return MASK if name in SECRET and value is not None else value
 

@@ -313,8 +313,9 @@ async def test_a_fault_of_ours_is_counted_and_passes_nothing_on() -> None:
 async def test_the_exchange_of_the_calling_code() -> None:
     """`current_exchange` reads the context; anything else under the key, or nothing, is no exchange."""
     assert current_exchange() is None
-    exchange = Played().exchange
-    for value, expected in ((exchange, exchange), ("else", None)):
+    exchange, over = Played().exchange, Played().exchange
+    over.let_go()
+    for value, expected in ((exchange.current, exchange), (over.current, None), ("else", None)):
         token = otel_context.attach(otel_context.set_value(CONTEXT_KEY, value))
         assert current_exchange() is expected
         otel_context.detach(token)

@@ -112,7 +112,7 @@ class Installed:
 @contextmanager
 def inside(exchange: Exchange, span: bool = False) -> Iterator[None]:  # noqa: FBT001, FBT002 - read at the call
     """Be inside a request, perhaps with a span."""
-    context = otel_context.set_value(CONTEXT_KEY, exchange)
+    context = otel_context.set_value(CONTEXT_KEY, exchange.current)
     if span:
         ids = SpanContext(int(TRACE, 16), int("1", 16), is_remote=False, trace_flags=TraceFlags(0))
         context = trace.set_span_in_context(NonRecordingSpan(ids), context)

@@ -45,8 +45,20 @@ _OVER: Final[dict[str, Any]] = {"type": "http", "path": ""}
 
 def current_exchange() -> Exchange | None:
     """Return the exchange that the calling code works for, or None outside any request."""
-    exchange = otel_context.get_value(CONTEXT_KEY)
-    return exchange if isinstance(exchange, Exchange) else None
+    current = otel_context.get_value(CONTEXT_KEY)
+    return current.exchange if isinstance(current, Current) else None
+
+
+class Current:
+    """What a context holds of an exchange: the exchange, for as long as it lasts.
+
+    Contexts outlive requests: asyncio keeps the one in which a server set the timer of an idle connection.
+    """
+
+    __slots__ = ("exchange",)
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange: Exchange | None = exchange
 
 
 class Exchange:
@@ -71,6 +83,7 @@ class Exchange:
         "adopted",
         "complete",
         "context",
+        "current",
         "disconnected",
         "duration",
         "endpoint",
@@ -141,6 +154,7 @@ class Exchange:
         self.sampled = False
         self.span: Span | None = None
         self.context: Context | None = None
+        self.current = Current(self)
         self.adopted = False
         self.stamps: list[tuple[bytes, bytes]] = []
         self.on_start: Callable[[Exchange], None] | None = None
@@ -274,7 +288,8 @@ class Exchange:
         return self._response_header(b"content-type").startswith(b"text/event-stream")
 
     def let_go(self) -> None:
-        """Forget what leads back here, so that no cycle is left for the garbage collector to find."""
+        """Forget what leads back here, and be forgotten by contexts: nothing is left to the garbage collector."""
+        self.current.exchange = None
         self.scope = _OVER
         self.noted = self.exception = self.context = None
 

@@ -8,9 +8,10 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from loguru import logger as loguru_logger
+from opentelemetry import context as otel_context
 from opentelemetry.trace import get_current_span
 
-from fastapi_observe.records.exchange import current_exchange
+from fastapi_observe.records.exchange import CONTEXT_KEY, current_exchange
 from fastapi_observe.signals.line_format import (
     MAX_MESSAGE,
     TextFormat,
@@ -246,8 +247,11 @@ class Logs:
         exchange = current_exchange()
         context = get_current_span().get_span_context()
         brought = ("", "", "") if exc is None else ids_of(exc)
-        if exchange is not None and exchange.complete and brought[2] not in {"", exchange.request_id}:
-            # A server may log a crash in the context of an earlier request of the connection.
+        if exchange is None:
+            over = otel_context.get_value(CONTEXT_KEY) is not None
+        else:
+            over = exchange.complete and brought[2] != exchange.request_id
+        if brought[2] and over:  # a server may log a crash in the context of an earlier request of the connection
             trace_id, span_id, exchange = brought[0], brought[1], None
         elif context.is_valid:
             trace_id, span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"

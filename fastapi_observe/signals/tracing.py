@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import Tracer, TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
-from fastapi_observe.records.exchange import CONTEXT_KEY, Exchange
+from fastapi_observe.records.exchange import CONTEXT_KEY, Current
 from fastapi_observe.records.trace_context import RANDOM, TraceContext, well_formed_headers
 from fastapi_observe.signals.provider import TRACE_ID_LIMIT, ObserveTracerProvider, make_provider
 from fastapi_observe.signals.recorded_span import RecordedSpan, SpanFactory, fits
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import Span
 
+    from fastapi_observe.records.exchange import Exchange
     from fastapi_observe.records.faults import Faults
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.settings import ObserveSettings
@@ -125,7 +126,7 @@ class TracingService:
     def _give(self, exchange: Exchange, span: Span, context: Context) -> None:
         """Give the exchange its span, its ids and the context in which its app runs."""
         exchange.span = span
-        exchange.context = Context({**context, _SPAN_KEY: span, CONTEXT_KEY: exchange})
+        exchange.context = Context({**context, _SPAN_KEY: span, CONTEXT_KEY: exchange.current})
         at = span.get_span_context()
         exchange.trace_id = f"{at.trace_id:032x}"
         exchange.span_id = f"{at.span_id:016x}"
@@ -290,10 +291,11 @@ def is_left_over(context: Context) -> bool:
     asyncio lets a context out of its task (python/cpython#140947): after a pipelined request, or a response without a
     body, uvicorn starts the next request of the connection in the context of the one before.
     """
-    before = context.get(CONTEXT_KEY)
-    if not isinstance(before, Exchange) or not before.complete:
+    current = context.get(CONTEXT_KEY)
+    before = current.exchange if isinstance(current, Current) else None
+    if current is None or (before is not None and not before.complete):
         return False
     span = trace.get_current_span(context)
     if span.is_recording() and is_server_span(span):
         return False
-    return span is before.span or f"{span.get_span_context().trace_id:032x}" == before.trace_id
+    return before is None or span is before.span or f"{span.get_span_context().trace_id:032x}" == before.trace_id
