@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
@@ -22,6 +24,13 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from fastapi_observe import Observability
+
+
+# A busy machine makes slow examples, not wrong ones. In CI the examples are the same in every run.
+settings.register_profile(
+    "observe", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
+settings.load_profile("observe")
 
 
 def pytest_configure(config: pytest.Config) -> None:

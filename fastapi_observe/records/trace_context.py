@@ -31,7 +31,7 @@ MOST_STATES: Final = 32
 _KEY = r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}"
 _VALUE = r"[!#-+\--:<-\[\]-~]*"
 _BAGGAGE = re.compile(rf"[ \t]*(?P<key>{_KEY})[ \t]*=[ \t]*(?P<value>{_VALUE})[ \t]*")
-_STATE = re.compile(r"(?P<key>[a-z0-9][a-z0-9_*/@-]{0,255})=[ -+\--<>-~]{0,255}[!-+\--<>-~]")
+_STATE = re.compile(r"(?P<key>[a-z][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13})=[ -+\--<>-~]{0,255}[!-+\--<>-~]")
 
 
 def _is_id(text: object, length: int) -> bool:
