@@ -31,7 +31,8 @@ MOST_STATES: Final = 32
 _KEY = r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}"
 _VALUE = r"[!#-+\--:<-\[\]-~]*"
 _BAGGAGE = re.compile(rf"[ \t]*(?P<key>{_KEY})[ \t]*=[ \t]*(?P<value>{_VALUE})[ \t]*")
-_STATE = re.compile(r"(?P<key>[a-z][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13})=[ -+\--<>-~]{0,255}[!-+\--<>-~]")
+_STATE_KEY = r"[a-z][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13}"
+_STATE = re.compile(rf"(?P<key>{_STATE_KEY})=[ -+\--<>-~]{{0,255}}[!-+\--<>-~]")
 
 
 def _is_id(text: object, length: int) -> bool:
