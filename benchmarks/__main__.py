@@ -22,10 +22,10 @@ CHECKED = ("inprocess", "costs")
 def measure(section: str, *, quick: bool) -> dict[str, Any]:
     """Measure one section."""
     if section in {"inprocess", "peers"}:
-        effort = inprocess.Effort(5, 200, 2) if quick else inprocess.Effort(12, 400, 4)
+        effort = inprocess.Effort(5, 200, 2) if quick else inprocess.Effort(8, 300, 3)
         return inprocess.run(effort) if section == "inprocess" else inprocess.peers(effort)
     if section == "served":
-        return served.run(served.Effort(2, 2) if quick else served.Effort(5, 4))
+        return served.run(served.Effort(2, 2) if quick else served.Effort(4, 4))
     return costs.run(costs.Effort(3, 10_000, 10, 5, 500) if quick else costs.Effort(15, 100_000, 30, 15, 2000))
 
 
@@ -49,18 +49,24 @@ def main() -> int:
     committed: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     if told.command == "check":
         return _check(committed, tuple(told.only or CHECKED), strict=told.strict)
-    found = {} if told.draw else run(tuple(told.only or SECTIONS), quick=told.quick)
     if told.quick and told.output is None:
-        sys.stdout.write(write(found))
+        sys.stdout.write(write(run(tuple(told.only or SECTIONS), quick=True)))
         return 0
-    results = {name: one for name, one in {**committed, **found}.items() if name in SECTIONS}
+    results = {name: one for name, one in committed.items() if name in SECTIONS}
     folder.mkdir(parents=True, exist_ok=True)
+    for section in () if told.draw else told.only or SECTIONS:  # each is kept when it is done: a run can be cut off
+        results |= run((section,), quick=told.quick)
+        _keep(results, folder)
+    _keep(results, folder)
+    return 0
+
+
+def _keep(results: dict[str, Any], folder: Path) -> None:
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / "RESULTS.md").write_text(write(results))
     if "inprocess" in results:
         (folder / "results.svg").write_text(draw(results))
     inprocess.progress(f"written: {folder / 'RESULTS.md'}")
-    return 0
 
 
 def _check(committed: dict[str, Any], sections: tuple[str, ...], *, strict: bool) -> int:
