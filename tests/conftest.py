@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tools import HOST_WARNINGS
 
 from fastapi_observe import install
+from fastapi_observe.signals.log_capture import SERVER_LOGGERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,12 +42,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _server_loggers() -> Iterator[None]:
-    """Put uvicorn's loggers back: each `uvicorn.Config` gives them handlers, on the standard error of its test."""
-    loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error", "uvicorn.access")]
-    before = [(one, one.handlers[:], one.level, one.propagate) for one in loggers]
+    """Put servers' loggers back: each `uvicorn.Config` gives them handlers, on the standard error of its test."""
+    loggers = [logging.getLogger(name) for name in SERVER_LOGGERS]
+    before = [(one, one.handlers[:], one.filters[:], one.level, one.propagate) for one in loggers]
     yield
-    for one, handlers, level, propagate in before:
-        one.handlers, one.propagate = handlers, propagate
+    for one, handlers, filters, level, propagate in before:
+        one.handlers, one.filters, one.propagate = handlers, filters, propagate
         one.setLevel(level)
 
 
