@@ -406,3 +406,24 @@ def test_a_forked_child_opens_its_own(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "app.log")], timeout=30, check=True)  # noqa: S603
     assert sorted(each.read_bytes() for each in tmp_path.iterdir()) == [b"child\n", b"parent\nafter\n"]
+
+
+def test_a_file_that_was_renamed_before_the_lock_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening and locking another process may rename a file, or put a new one there: neither is touched."""
+    locked = log_file._locked
+
+    def renamed_meanwhile(descriptor: int) -> bool:
+        for each in tmp_path.glob("app.*.log"):
+            each.rename(each.with_suffix(".elsewhere"))
+        monkeypatch.setattr(log_file, "_locked", locked)
+        return locked(descriptor)
+
+    monkeypatch.setattr(log_file, "_locked", renamed_meanwhile)
+    file, _ = log_at(tmp_path / "app.log")
+    file.write([b"line\n"])
+    assert b"line\n" in {each.read_bytes() for each in tmp_path.glob("app.*.log")}
+    other = tmp_path / "app.9.log"
+    other.write_bytes(b"new")
+    monkeypatch.setattr(log_file, "_stands_at", lambda *_: False)
+    file._adopt(other)
+    assert other.read_bytes() == b"new"

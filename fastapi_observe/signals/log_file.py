@@ -186,12 +186,7 @@ class LogFile:
 
     def _is_there(self) -> bool:
         """Tell whether the open file still has its name: another program may have moved it away."""
-        try:
-            named = (self.path or Path()).stat()
-        except FileNotFoundError:
-            return False
-        opened = os.fstat(self._descriptor)
-        return (named.st_ino, named.st_dev) == (opened.st_ino, opened.st_dev)
+        return self.path is not None and _stands_at(self._descriptor, self.path)
 
     def _open(self) -> None:
         pid = os.getpid()
@@ -200,7 +195,7 @@ class LogFile:
         for again in range(MOST_NAMES):
             path = Path(self._fill(f"{pid}_{again}" if again else pid))
             descriptor = _open_append(path)
-            if _locked(descriptor):
+            if _locked(descriptor) and _stands_at(descriptor, path):
                 break
             os.close(descriptor)
         else:
@@ -274,7 +269,7 @@ class LogFile:
         descriptor = -1
         try:
             descriptor = _open_append(path, create=False)
-            if fcntl is not None and _locked(descriptor):
+            if fcntl is not None and _locked(descriptor) and _stands_at(descriptor, path):
                 path.rename(self._rotated(path, os.fstat(descriptor).st_mtime))
         except FileNotFoundError:  # another process was quicker
             pass
@@ -328,6 +323,14 @@ def _locked(descriptor: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _stands_at(descriptor: int, path: Path) -> bool:
+    """Tell whether the open file is still the one at `path`: another process may have renamed it before the lock."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _compress(path: Path) -> Iterator[None]:
