@@ -11,7 +11,7 @@ import anyio
 import anyio.to_thread
 from opentelemetry import context as otel_context
 
-from fastapi_observe.records.exchange import EXCHANGE
+from fastapi_observe.records.exchange import EXCHANGE, IDS
 from fastapi_observe.records.routing import answering_route
 
 if TYPE_CHECKING:
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 OBSERVE: Final = "fastapi_observe"
 """Key of the `Observability` in the ASGI scope: that of the outermost installed app that measures the request."""
-
-IDS: Final = "__observe_ids__"
-"""Attribute that an exception takes along: (trace id, span id, request id), for the server's crash log."""
 
 
 class Door:

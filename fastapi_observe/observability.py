@@ -157,10 +157,7 @@ class Observability:
 
     def _report(self, exchange: Exchange) -> None:
         """Tell every signal that was opened how the request ended."""
-        try:
-            exchange.endpoint = self.routes.template(exchange.scope, exchange.status_code)
-        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
-            self.faults("routing", exc)
+        self._find_endpoint(exchange)
         for name, bit, signal in self._signals:
             if exchange.opened & bit:
                 try:

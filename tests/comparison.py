@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import anyio
 
-from fastapi_observe.middleware import IDS
+from fastapi_observe.records.exchange import IDS
 
 OURS = (b"x-request-id", b"traceresponse")
 

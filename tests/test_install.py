@@ -18,8 +18,8 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from fastapi_observe import SettingsError, current, install
-from fastapi_observe.middleware import IDS, Door, Excluded, Seam
-from fastapi_observe.records.exchange import EXCHANGE
+from fastapi_observe.middleware import Door, Excluded, Seam
+from fastapi_observe.records.exchange import EXCHANGE, IDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,7 +23,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 
-from fastapi_observe.middleware import IDS, Door
+from fastapi_observe.middleware import Door
+from fastapi_observe.records.exchange import IDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import context as otel_context
 
 from fastapi_observe.records.operation import error_name, is_cancellation
+from fastapi_observe.records.routing import UNMATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,9 @@ EXCHANGE: Final = "fastapi_observe.exchange"
 
 CONTEXT_KEY: Final = otel_context.create_key("fastapi_observe.exchange")
 """Key of the exchange in the OpenTelemetry context."""
+
+IDS: Final = "__observe_ids__"
+"""Attribute that an exception takes along: (trace id, span id, request id), for the server's crash log."""
 
 CLIENT_CLOSED_REQUEST: Final = 499
 """Status of a request whose client left before the response began (nginx's number; no client ever reads it)."""
@@ -136,7 +140,7 @@ class Exchange:
         self.headers: dict[bytes, bytes] = dict(headers)
         self.observability: Any = None
         self.opened = 0
-        self.endpoint = "unmatched"
+        self.endpoint = UNMATCHED
         self.status_code = 0
         self.outcome = ""
         self.error_type: str | None = None

@@ -21,6 +21,7 @@ import orjson
 
 from fastapi_observe.records.operation import error_name
 from fastapi_observe.records.redaction import redact_text
+from fastapi_observe.records.routing import UNMATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -251,7 +252,7 @@ class TextFormat:
         """Write a request line: time, mark, method, endpoint, status, duration, short trace id."""
         fields = line["fields"]
         what = f"{fields['method']} {legible_text(fields['endpoint'])}"
-        if fields["endpoint"] == "unmatched":
+        if fields["endpoint"] == UNMATCHED:
             what = f"{fields['method']} {legible_text(fields['url'])}"
         head = self._head(line["level"], self._marks[line["level"]])
         status = f"closed {fields['close_code']}" if "close_code" in fields else str(fields["status_code"])

@@ -11,7 +11,7 @@ from loguru import logger as loguru_logger
 from opentelemetry import context as otel_context
 from opentelemetry.trace import get_current_span
 
-from fastapi_observe.records.exchange import CONTEXT_KEY, current_exchange
+from fastapi_observe.records.exchange import CONTEXT_KEY, IDS, current_exchange
 from fastapi_observe.signals.line_format import (
     MAX_MESSAGE,
     TextFormat,
@@ -377,7 +377,7 @@ def ids_of(exc: BaseException) -> tuple[str, str, str]:
         if id(each) in seen:
             continue
         seen.add(id(each))
-        found = getattr(each, "__observe_ids__", None)
+        found = getattr(each, IDS, None)
         if found is not None:
             trace_id, span_id, request_id = found
             return trace_id, span_id, request_id

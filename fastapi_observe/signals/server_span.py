@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.records.redaction import redact_query
+from fastapi_observe.records.routing import REDIRECT, UNMATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +23,7 @@ LARGEST_PORT: Final = 65535
 
 _PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _AUTHORITY: Final = re.compile(r"(?P<host>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::(?P<port>\d{1,5}))?")
-_NO_ROUTE: Final = frozenset({"unmatched", "redirect"})
+_NO_ROUTE: Final = frozenset({UNMATCHED, REDIRECT})
 
 
 def span_name(exchange: Exchange) -> str:
