@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import anyio.to_thread
-from opentelemetry import context as otel_context
 
-from fastapi_observe.records.exchange import EXCHANGE, IDS
+from fastapi_observe.records.exchange import CURRENT_CONTEXT, EXCHANGE, IDS
 from fastapi_observe.records.routing import answering_route
 
 if TYPE_CHECKING:
@@ -35,7 +34,9 @@ class Door:
         excluded = Excluded(settings.exclude_paths, settings.exclude_urls)
         self._excluded = excluded or None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(  # noqa: C901, PLR0912 - the hot path: what is usual is inline
+        self, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """Let a request through, measured once."""
         kind = scope["type"]
         if (kind != "http" and kind != "websocket") or EXCHANGE in scope:  # noqa: PLR1714 - this is the hot path
@@ -45,12 +46,25 @@ class Door:
         if (path == self._metrics_path or scope.get("root_path")) and self._asks_for_metrics(scope):
             await self._answer_metrics(scope, send)
             return
-        exchange = self._open(scope, receive, send, path)
-        if exchange is None:
+        observability, exchange = self._observability, None
+        try:
+            if observability.loop is None:
+                observability.started()
+            scope[OBSERVE] = observability
+            # FastAPI's and Starlette's own telemetry inside (mounted apps, middleware) stand back when they see these.
+            if "fastapi.telemetry" not in scope:
+                scope["fastapi.telemetry"] = None
+            if "starlette.opentelemetry" not in scope:
+                scope["starlette.opentelemetry"] = True
+            if self._excluded is None or not self._excluded.match(path):
+                exchange = observability.open(scope, receive, send)
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
+            observability.faults("open", exc)
+        if exchange is None:  # excluded, or we failed
             await self.app(scope, receive, send)
             return
         scope[EXCHANGE] = exchange
-        token = otel_context.attach(exchange.context)  # type: ignore[arg-type]
+        token = CURRENT_CONTEXT.set(exchange.context)  # type: ignore[arg-type]  # `open` made it
         try:
             await self.app(scope, exchange.receive, exchange.send)
         except BaseException as exc:
@@ -64,28 +78,9 @@ class Door:
             exchange.let_go()
             scope.pop(EXCHANGE, None)
             try:  # noqa: SIM105 - suppress() costs more
-                token.var.reset(token)
+                CURRENT_CONTEXT.reset(token)
             except ValueError:  # closed from another task: there is nothing to restore there
                 pass
-
-    def _open(self, scope: Scope, receive: Receive, send: Send, path: str) -> Exchange | None:
-        """Begin the record; None if no signal reports this request, or if we fail."""
-        observability = self._observability
-        try:
-            if observability.loop is None:
-                observability.started()
-            scope[OBSERVE] = observability
-            # FastAPI's and Starlette's own telemetry inside (mounted apps, middleware) stand back when they see these.
-            if "fastapi.telemetry" not in scope:
-                scope["fastapi.telemetry"] = None
-            if "starlette.opentelemetry" not in scope:
-                scope["starlette.opentelemetry"] = True
-            if self._excluded is not None and self._excluded.match(path):
-                return None
-            return observability.open(scope, receive, send)
-        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
-            observability.faults("open", exc)
-            return None
 
     def _leave(self, exchange: Exchange, raised: BaseException | None) -> None:
         try:

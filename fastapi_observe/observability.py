@@ -142,9 +142,9 @@ class Observability:
             exchange.request_id = given.decode("ascii")
         else:
             exchange.request_id = exchange.trace_id or uuid.uuid4().hex
-        exchange.stamps.append((self._request_id_header, exchange.request_id.encode()))
+        exchange.stamps[self._request_id_header] = exchange.request_id.encode()
         if exchange.sampled and self._sends_trace:
-            exchange.stamps.append((b"traceresponse", f"00-{exchange.trace_id}-{exchange.span_id}-01".encode()))
+            exchange.stamps[b"traceresponse"] = f"00-{exchange.trace_id}-{exchange.span_id}-01".encode()
 
     def _start(self, exchange: Exchange) -> None:
         self._find_endpoint(exchange)
@@ -157,7 +157,10 @@ class Observability:
 
     def _report(self, exchange: Exchange) -> None:
         """Tell every signal that was opened how the request ended."""
-        self._find_endpoint(exchange)
+        try:
+            exchange.endpoint = self.routes.template(exchange.scope, exchange.status_code)
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
+            self.faults("routing", exc)
         for name, bit, signal in self._signals:
             if exchange.opened & bit:
                 try:

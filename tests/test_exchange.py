@@ -36,7 +36,7 @@ class Played:
         self.exchange: Any = kind(
             {"type": "http", "method": "GET", "path": "/", **scope}, self._receive, self._send, self.faults, self._end
         )
-        self.exchange.stamps = [(b"x-request-id", b"mine")]
+        self.exchange.stamps = {b"x-request-id": b"mine"}
 
     async def _receive(self) -> Message:
         return self.coming.pop(0)

@@ -310,7 +310,7 @@ def test_access_lines_show_no_query_values(make: Make, lines: Lines) -> None:
 def test_a_request_line_that_cannot_be_built_is_one_all_the_same(make: Make, lines: Lines) -> None:
     """A fault in the writer's thread is counted and leaves a line with the URL."""
     logs = make()
-    record: Any = ("odd", None, None, "/orders/7")
+    record: Any = ("odd", None, "/orders/7")
     line = json.loads(logs._encode_request(record))
     assert (line["message"], line["fields"]) == ("HTTP request completed", {"url": "/orders/7"})
     assert logs.faults.counts == {"logs.request_line": 1}

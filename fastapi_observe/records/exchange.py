@@ -13,6 +13,7 @@ from fastapi_observe.records.routing import UNMATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import ContextVar
 
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
@@ -25,6 +26,17 @@ EXCHANGE: Final = "fastapi_observe.exchange"
 
 CONTEXT_KEY: Final = otel_context.create_key("fastapi_observe.exchange")
 """Key of the exchange in the OpenTelemetry context."""
+
+
+def _variable() -> ContextVar[Context]:
+    """Return the variable that holds the current OpenTelemetry context: going through its functions costs more."""
+    token = otel_context.attach(otel_context.get_current())
+    otel_context.detach(token)
+    return token.var
+
+
+CURRENT_CONTEXT: Final = _variable()
+"""The current OpenTelemetry context."""
 
 IDS: Final = "__observe_ids__"
 """Attribute that an exception takes along: (trace id, span id, request id), for the server's crash log."""
@@ -135,7 +147,9 @@ class Exchange:
         self.method: str = method if method in KNOWN_METHODS else "_OTHER"
         self.path: str = scope.get("path", "")
         headers = scope.get("headers") or ()
-        if not isinstance(headers, list | tuple):  # any iterable is allowed; one that ends is the app's to read
+        if (
+            type(headers) is not list and type(headers) is not tuple
+        ):  # any iterable is allowed; one that ends is the app's to read
             headers = scope["headers"] = list(headers)
         self.headers: dict[bytes, bytes] = dict(headers)
         self.observability: Any = None
@@ -160,7 +174,7 @@ class Exchange:
         self.context: Context | None = None
         self.current = Current(self)
         self.adopted = False
-        self.stamps: list[tuple[bytes, bytes]] = []
+        self.stamps: dict[bytes, bytes] = {}
         self.on_start: Callable[[Exchange], None] | None = None
         self.complete = False
         self.disconnected = False
@@ -190,7 +204,7 @@ class Exchange:
         try:
             kind = message["type"]
             if kind == "http.response.body":
-                if self._chunks or message.get("more_body", False):
+                if self._chunks or message.get("more_body"):
                     self._note_chunk(message)
                 else:
                     if self.method != "HEAD":
@@ -222,11 +236,14 @@ class Exchange:
         if "trailers" in message:
             self._trailers = bool(message["trailers"])
         self.response_headers = kept = message.get("headers", ())
-        for own, _ in self.stamps:
-            kept = [header for header in kept if header[0].lower() != own]
+        stamps = self.stamps
+        for header in kept:
+            if header[0].lower() in stamps:
+                kept = [other for other in kept if other[0].lower() not in stamps]
+                break
         if self.on_start is not None:
             self.on_start(self)
-        return {**message, "headers": [*kept, *self.stamps]}
+        return {**message, "headers": [*kept, *stamps.items()]}
 
     def _note_chunk(self, message: Message) -> None:
         """Note a body that comes in several messages."""

@@ -53,7 +53,8 @@ class Routes:
             return _without_endpoint(scope, fastapi_scope, status_code)
         route = scope.get("route")
         context = fastapi_scope.get("effective_route_context") if fastapi_scope else None
-        mounted = _mounted_part(scope)
+        outer = scope.get("app_root_path")  # what the mounts in between added: their concrete path
+        mounted = "" if outer is None else scope.get("root_path", "").removeprefix(outer)
         key = (id(endpoint), id(route), id(context), mounted)
         found = self._remembered.get(key)
         if found is not None:
@@ -122,15 +123,6 @@ def _without_endpoint(scope: Scope, fastapi_scope: Any, status_code: int) -> str
         path = _path_below_root(scope)
         return path[: len(path) - len(frontend)].rstrip("/") + REST
     return REDIRECT if 300 <= status_code < 400 else UNMATCHED  # noqa: PLR2004 - 3xx
-
-
-def _mounted_part(scope: Scope) -> str:
-    """Return the concrete path of all mounts in between: what they added to `root_path`."""
-    outer = scope.get("app_root_path")
-    if outer is None:
-        return ""
-    root: str = scope.get("root_path", "")
-    return root.removeprefix(outer)
 
 
 def _path_below_root(scope: Scope) -> str:

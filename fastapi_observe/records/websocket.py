@@ -81,7 +81,7 @@ class WebSocketExchange(Exchange):
             elif kind == "websocket.accept" and not self.accepted:
                 self.accepted = True
                 self.status_code = HTTPStatus.SWITCHING_PROTOCOLS.value
-                message = {**message, "headers": [*message.get("headers", ()), *self.stamps]}
+                message = {**message, "headers": [*message.get("headers", ()), *self.stamps.items()]}
                 if self.on_start is not None:
                     self.on_start(self)
             elif kind == "websocket.close" and not self.close_code:
@@ -93,7 +93,7 @@ class WebSocketExchange(Exchange):
                     self._close("denied")
             elif kind == "websocket.http.response.start" and not self.close_code:
                 self.status_code = int(message["status"])
-                message = {**message, "headers": [*message.get("headers", ()), *self.stamps]}
+                message = {**message, "headers": [*message.get("headers", ()), *self.stamps.items()]}
                 self._close("denied")
         except Exception as exc:  # noqa: BLE001 - whatever an app sends reaches the server
             self._faults("exchange.send", exc)

@@ -30,8 +30,8 @@ LONGEST_KEPT: Final = 512
 
 
 Route = tuple[str, str, int, str]
-RequestRecord = tuple[Route, str, int, str, bytes | None, str | None, str, str, str, float, int, int]
-"""Method, endpoint, status and outcome; then level, time, path, user agent, client, the three ids, duration, sizes."""
+RequestRecord = tuple[Route, str, str, bytes | None, str | None, str, str, str, int, float, int, int]
+"""Method, endpoint, status and outcome; then level, path, user agent, client, the three ids, start, duration, sizes."""
 
 
 class RequestLines:
@@ -90,13 +90,12 @@ class RequestLines:
             line["exception"] = describe_exception(exchange.exception)
         return line
 
-    def note(self, exchange: Exchange, level: str, now: int) -> RequestRecord | None:
+    def note(self, exchange: Exchange, level: str) -> RequestRecord | None:
         """Take down all that the line of this exchange will say; None if it is not one of the usual ones.
 
         Values only: what waits in the queue must neither change nor keep the request alive.
         """
         scope = exchange.scope
-        client = scope.get("client")
         if (
             exchange.error_type is not None
             or exchange.ttfb is not None
@@ -104,16 +103,17 @@ class RequestLines:
             or scope.get("query_string")
         ):
             return None
+        client = scope.get("client")
         return (
             (exchange.method, exchange.endpoint, exchange.status_code, exchange.outcome),
             level,
-            now,
             exchange.path,
             exchange.headers.get(b"user-agent"),
             client[0] if client else None,
             exchange.trace_id,
             exchange.span_id,
             exchange.request_id,
+            exchange.started_ns,
             exchange.duration,
             exchange.request_size,
             exchange.response_size,
@@ -121,16 +121,17 @@ class RequestLines:
 
     def encode(self, record: RequestRecord) -> bytes:
         """Return the line that was taken down as bytes, its newline included."""
-        route, level, now, path, agent, address, trace_id, span_id, request_id, duration, received, sent = record
+        route, level, path, agent, address, trace_id, span_id, request_id, started, duration, received, sent = record
         before, between = self._routes.get(route) or self._prepare(route, level)
         asker = self._askers.get((agent, address)) or self._prepare_asker(agent, address)
-        url = f'"{path}"' if len(path) <= LONGEST_PATH and is_plain(path) else encode_text(cut(path, LONGEST_PATH))
+        plain = path.isascii() and path.isprintable() and '"' not in path and "\\" not in path
+        url = f'"{path}"' if plain and len(path) <= LONGEST_PATH else encode_text(cut(path, LONGEST_PATH))
         ids = f'"trace_id":"{trace_id}","span_id":"{span_id}",' if trace_id else ""
         asked = f'"request_id":"{request_id}",' if request_id else ""
         return (
-            f'{{"timestamp":"{self._timestamps(now)}",{before}{ids}{asked}"fields":{{"method":"{route[0]}",'
-            f'"url":{url},{between}"duration_ms":{duration * 1000:.3f},"request_size":{received},'
-            f'"response_size":{sent},{asker}}}}}\n'
+            f'{{"timestamp":"{self._timestamps(started + int(duration * 1e9))}",{before}{ids}{asked}"fields":{{'
+            f'"method":"{route[0]}","url":{url},{between}"duration_ms":{duration * 1000:.3f},'
+            f'"request_size":{received},"response_size":{sent},{asker}}}}}\n'
         ).encode()
 
     def _prepare_asker(self, agent: bytes | None, address: str | None) -> str:
@@ -157,8 +158,3 @@ class RequestLines:
         )
         self._routes[route] = kept
         return kept
-
-
-def is_plain(text: str) -> bool:
-    """Tell whether `text` is the same in JSON: printable ASCII without quotes and backslashes."""
-    return text.isascii() and text.isprintable() and '"' not in text and "\\" not in text

@@ -148,12 +148,12 @@ class Logs:
         level = OUTCOME_LEVELS.get(exchange.outcome, "error")
         if not self.logs_requests or LEVELS[level] < self.threshold:
             return
-        lines, now = self._request_lines, exchange.started_ns + int(exchange.duration * 1e9)
-        record = lines.note(exchange, level, now) if self._text is None else None
-        if record is None:
-            self._write(lines.build(exchange, level, now), request=True)
-        else:
+        record = self._request_lines.note(exchange, level) if self._text is None else None
+        if record is not None:
             self._writer.write_later(record, self._encode_request, self._file)
+            return
+        ended = exchange.started_ns + int(exchange.duration * 1e9)
+        self._write(self._request_lines.build(exchange, level, ended), request=True)
 
     def _encode_request(self, record: RequestRecord) -> bytes:
         """Encode a request line when its turn has come; a fault must not end the writer's thread."""
@@ -161,7 +161,7 @@ class Logs:
             return self._request_lines.encode(record)
         except Exception as exc:  # noqa: BLE001 - a server may name its client as it likes
             self.faults("logs.request_line", exc)
-            return encode_line({**self._line("error", REQUEST_MESSAGE, REQUEST_LOGGER), "fields": {"url": record[3]}})
+            return encode_line({**self._line("error", REQUEST_MESSAGE, REQUEST_LOGGER), "fields": {"url": record[2]}})
 
     def open_operation(self, operation: Operation) -> None:
         """A piece of work begins: nothing to write yet."""

@@ -95,7 +95,6 @@ class MetricsService:
             self._response_size = own(
                 Histogram, "http_response_size_bytes", "Sent body bytes.", route, buckets=SIZE_BUCKETS
             )
-        self._size_bounds = [*SIZE_BUCKETS, float("inf")]
         self._active = own(Gauge, "http_requests_in_progress", "HTTP requests that have no complete response yet.")
         self._errors = own(Counter, "http_request_errors_total", "HTTP requests that failed.", (*route, "error_type"))
         self._ttfb = own(
@@ -172,26 +171,31 @@ class MetricsService:
         if ex.websocket:
             self._close_websocket(ex)  # type: ignore[arg-type]  # `websocket` says so
             return
-        lock = self._lock
-        with lock:
-            self._active.cells[0] -= 1
-        kept = self._http.get((ex.method, ex.endpoint, ex.status_code)) or self._keep(ex)
+        try:
+            kept = self._http.get((ex.method, ex.endpoint, ex.status_code)) or self._keep(ex)
+        except Exception:
+            with self._lock:
+                self._active.cells[0] -= 1
+            raise
         duration = ex.duration
         cell = bisect_left(self._bounds, duration)
-        with lock:
+        received, sent = ex.request_size, ex.response_size
+        with self._lock:
+            self._active.cells[0] -= 1
             kept.count[0] += 1
             cells = kept.duration
             cells[cell] += 1
             cells[-1] += duration
             if self._sizes:
-                size = ex.request_size
                 cells = kept.request_size
-                cells[bisect_left(self._size_bounds, size)] += 1
-                cells[-1] += size
-                size = ex.response_size
+                if received:
+                    cells[bisect_left(SIZE_BUCKETS, received)] += 1
+                    cells[-1] += received
+                else:
+                    cells[0] += 1
                 cells = kept.response_size
-                cells[bisect_left(self._size_bounds, size)] += 1
-                cells[-1] += size
+                cells[bisect_left(SIZE_BUCKETS, sent)] += 1
+                cells[-1] += sent
         if ex.sampled and self._exemplars:
             ids = {"trace_id": ex.trace_id, "span_id": ex.span_id}
             ended = ex.started_ns / 1e9 + duration

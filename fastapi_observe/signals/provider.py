@@ -90,6 +90,11 @@ def make_bound(settings: ObserveSettings) -> int:
     return sampling.TraceIdRatioBased(settings.sample_ratio).bound
 
 
+def threshold(bound: int) -> str:
+    """Return the text below which, as texts are compared, the last 16 digits of a sampled trace id are."""
+    return f"{bound:016x}" if bound <= TRACE_ID_LIMIT else "g"
+
+
 def make_sampler(settings: ObserveSettings) -> sampling.Sampler:
     """Return the sampler that `settings.sampler` names."""
     root: sampling.Sampler

@@ -10,13 +10,14 @@ SDK's span is built; `fits` tells whether the installed SDK still is so.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, Tracer
 from opentelemetry.sdk.util import BoundedList
-from opentelemetry.trace import SpanContext, SpanKind, StatusCode
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags, TraceState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +25,24 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.util.types import Attributes
+
+
+FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
+"""Every combination of the flags that are known: sampled, and random (W3C Trace Context, Level 2)."""
+
+
+class DroppedSpan(NonRecordingSpan):
+    """The server span of a request that is not sampled: ids, and a context made when somebody asks for it."""
+
+    def __init__(self, trace_id: str, span_id: str, random: int, state: TraceState | None) -> None:
+        self._parts = trace_id, span_id, random, state
+
+    @cached_property
+    def _context(self) -> SpanContext:  # type: ignore[override]
+        trace_id, span_id, random, state = self._parts
+        return SpanContext(
+            int(trace_id, 16), int(span_id, 16), is_remote=False, trace_flags=FLAGS[random], trace_state=state
+        )
 
 
 class SpanFactory:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from random import getrandbits
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Tracer, TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
+from opentelemetry.trace import SpanContext, SpanKind, StatusCode, TraceFlags
 
-from fastapi_observe.records.exchange import CONTEXT_KEY, Current
+from fastapi_observe.records.exchange import CONTEXT_KEY, CURRENT_CONTEXT, Current
+from fastapi_observe.records.ids import NEW_IDS
 from fastapi_observe.records.trace_context import RANDOM, TraceContext, well_formed_headers
-from fastapi_observe.signals.provider import TRACE_ID_LIMIT, ObserveTracerProvider, make_provider
-from fastapi_observe.signals.recorded_span import RecordedSpan, SpanFactory, fits
+from fastapi_observe.signals.provider import ObserveTracerProvider, make_provider, threshold
+from fastapi_observe.signals.recorded_span import FLAGS, DroppedSpan, RecordedSpan, SpanFactory, fits
 from fastapi_observe.signals.server_span import HeaderCapture, request_attributes, response_attributes, span_name
 from fastapi_observe.signals.user_spans import (
     ContextScope,
@@ -41,9 +42,12 @@ if TYPE_CHECKING:
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
 
 _FAILED: Final = frozenset({"server_error", "cancelled", "incomplete_response"})
-_FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
 _SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
-"""Every combination of trace flags; the key of the current span in a context."""
+"""The key of the current span in a context."""
+
+_TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+_W3C: Final = frozenset({"traceparent", "tracestate", "baggage"})
+"""A header of the only version there is; the fields of the propagators that are set unless a user says otherwise."""
 
 _KINDS: Final = {"database": SpanKind.CLIENT, "external": SpanKind.CLIENT}
 
@@ -60,10 +64,12 @@ class TracingService:
         self.provider, self._owned = make_provider(settings, faults)
         self.tracer = self.provider.get_tracer("fastapi_observe", schema_url=SCHEMA_URL)
         own = self.provider if isinstance(self.provider, ObserveTracerProvider) else None
-        self._bound = 0 if own is None else own.bound
+        self._threshold = "" if own is None else threshold(own.bound)
         self._parent_decides = own is not None and own.parent_decides
         self._factory = None if own is None else self._make_factory(own)
-        self._carriers = {name.lower().encode("latin-1"): name for name in propagate.get_global_textmap().fields}
+        fields = propagate.get_global_textmap().fields
+        self._carriers = {name.lower().encode("latin-1"): name for name in fields}
+        self._reads_plain = self._factory is not None and fields <= _W3C and "traceparent" in fields
 
     def _make_factory(self, provider: ObserveTracerProvider) -> SpanFactory | None:
         scope = InstrumentationScope("fastapi_observe", "", SCHEMA_URL)
@@ -74,24 +80,33 @@ class TracingService:
 
     def open_exchange(self, exchange: Exchange) -> None:
         """Adopt the server span that is already open, else start one; give the exchange its ids."""
-        around = otel_context.get_current()
+        around, headers, parent = CURRENT_CONTEXT.get(), exchange.headers, None
         if around and is_left_over(around):
             around = Context()
-        if around or not self._carriers.keys().isdisjoint(exchange.headers):
+        for name in self._carriers:
+            if name in headers:
+                carried = True
+                break
+        else:
+            carried = False
+        if around or carried:
             current = trace.get_current_span(around)
             if is_server_span(current):
                 self._adopt(exchange, current, around)
                 return
-            around = self._parent(exchange, around)
+            if carried:
+                around, parent = self._parent(exchange, around)
+            else:
+                parent = current.get_span_context()
         if self._factory is None:
             span = self.tracer.start_span(
                 exchange.method, context=around, kind=SpanKind.SERVER, start_time=exchange.started_ns
             )
             if span.is_recording():
                 span.set_attributes(self._request_attributes(exchange))
+            self._give(exchange, span, around)
         else:
-            span = self._start(self._factory, exchange, around)
-        self._give(exchange, span, around)
+            self._start(self._factory, exchange, around, parent)
 
     def _adopt(self, exchange: Exchange, current: Span, around: Context) -> None:
         exchange.adopted = True
@@ -99,23 +114,28 @@ class TracingService:
         if current.is_recording():
             current.set_attributes(self._request_attributes(exchange))
 
-    def _start(self, factory: SpanFactory, exchange: Exchange, around: Context) -> Span:
+    def _start(self, factory: SpanFactory, exchange: Exchange, around: Context, parent: SpanContext | None) -> None:
         """Start a span as our own provider would: decide as its sampler does, record only what is kept."""
-        parent = trace.get_current_span(around).get_span_context() if around else None
-        if parent is not None and parent.is_valid:
-            trace_id, state = parent.trace_id, parent.trace_state
-            random = parent.trace_flags & RANDOM
-            kept = parent.trace_flags.sampled if self._parent_decides else trace_id & TRACE_ID_LIMIT < self._bound
-        else:
-            parent, trace_id, state = None, getrandbits(128), None
+        if parent is None or not parent.is_valid:
+            parent = state = None
+            exchange.trace_id, exchange.span_id = next(NEW_IDS.pairs, None) or NEW_IDS.draw()
             random = RANDOM
-            kept = trace_id & TRACE_ID_LIMIT < self._bound
-        flags = _FLAGS[random | kept]
-        context = SpanContext(trace_id, getrandbits(64), is_remote=False, trace_flags=flags, trace_state=state)
-        if not kept:
-            return NonRecordingSpan(context)
-        attributes = self._request_attributes(exchange)
-        return factory.start(exchange.method, context, parent, around, attributes, exchange.started_ns)
+            kept = exchange.trace_id[16:] < self._threshold
+        else:
+            state, random = parent.trace_state, parent.trace_flags & RANDOM
+            exchange.trace_id, exchange.span_id = f"{parent.trace_id:032x}", f"{getrandbits(64):016x}"
+            kept = parent.trace_flags.sampled if self._parent_decides else exchange.trace_id[16:] < self._threshold
+        span: Span
+        if kept:
+            at = int(exchange.trace_id, 16), int(exchange.span_id, 16)
+            context = SpanContext(*at, is_remote=False, trace_flags=FLAGS[random | 1], trace_state=state)
+            attributes = self._request_attributes(exchange)
+            span = factory.start(exchange.method, context, parent, around, attributes, exchange.started_ns)
+            exchange.sampled = True
+        else:
+            span = DroppedSpan(exchange.trace_id, exchange.span_id, random, state)
+        exchange.span = span
+        exchange.context = Context({**around, _SPAN_KEY: span, CONTEXT_KEY: exchange.current})
 
     def _request_attributes(self, exchange: Exchange) -> dict[str, Any]:
         attributes = request_attributes(exchange, self._query_allow)
@@ -132,11 +152,12 @@ class TracingService:
         exchange.span_id = f"{at.span_id:016x}"
         exchange.sampled = at.trace_flags.sampled
 
-    def _parent(self, exchange: Exchange, around: Context) -> Context:
-        """Read the context that came with the request, into that of the calling code."""
-        headers = exchange.headers
-        if self._carriers.keys().isdisjoint(headers):
-            return around
+    def _parent(self, exchange: Exchange, around: Context) -> tuple[Context, SpanContext]:
+        """Read the context that came with the request, into that of the calling code; return the parent with it."""
+        if not around and self._reads_plain:
+            parent = plain_parent(exchange)
+            if parent is not None:
+                return around, parent
         carrier: dict[str, list[str]] = {}
         for name, value in exchange.scope["headers"]:
             wanted = self._carriers.get(name)
@@ -145,7 +166,8 @@ class TracingService:
         if len(carrier.get("traceparent", ())) > 1:  # W3C Trace Context: a duplicated header restarts the trace
             del carrier["traceparent"]
         received = well_formed_headers({name: ",".join(values) for name, values in carrier.items()})
-        return propagate.extract(received, around)
+        around = propagate.extract(received, around)
+        return around, trace.get_current_span(around).get_span_context()
 
     def start_exchange(self, exchange: Exchange) -> None:
         """Tell an adopted span the route and the status before its owner ends it."""
@@ -270,6 +292,19 @@ class TracingService:
         """Shut down the provider if it is ours."""
         if self._owned and isinstance(self.provider, TracerProvider):
             self.provider.shutdown()
+
+
+def plain_parent(exchange: Exchange) -> SpanContext | None:
+    """Read a `traceparent` that came alone, as most do; None for what OpenTelemetry's reader must judge."""
+    headers = exchange.headers
+    match = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
+    if match is None or b"baggage" in headers or b"tracestate" in headers:
+        return None
+    if len(headers) != len(exchange.scope["headers"]):  # one came twice
+        return None
+    trace_id, span_id, flags = match.groups()
+    context = SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
+    return context if context.is_valid else None
 
 
 def is_server_span(span: Span) -> bool:
