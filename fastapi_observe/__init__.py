@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastapi_observe.install import install
-from fastapi_observe.observability import Observability, current, traced
+from fastapi_observe.installed import current, traced
+from fastapi_observe.observability import Observability
 from fastapi_observe.records.trace_context import TraceContext
 from fastapi_observe.settings import ObserveSettings, SettingsError
 

@@ -7,43 +7,43 @@ import threading
 import uuid
 from contextlib import ExitStack
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 import anyio
 from opentelemetry import context as otel_context
-from opentelemetry import trace
 
 from fastapi_observe.clients.database import DatabaseClient
 from fastapi_observe.clients.external import ExternalClient
-from fastapi_observe.records.exchange import CONTEXT_KEY, REQUEST_ID, Exchange, current_exchange
+from fastapi_observe.records.exchange import CONTEXT_KEY, CURRENT_CONTEXT, REQUEST_ID, Exchange
 from fastapi_observe.records.faults import Faults
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.routing import Routes
 from fastapi_observe.records.websocket import WebSocketExchange
+from fastapi_observe.records.work import COUNTED, Work
 from fastapi_observe.runtime import background
 from fastapi_observe.runtime.saturation import Saturation
 from fastapi_observe.runtime.system import SystemCollector
 from fastapi_observe.signals.logs import Logs
 from fastapi_observe.signals.metrics import MetricsService
 from fastapi_observe.signals.tracing import TracingService
-from fastapi_observe.signals.user_spans import traced_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import httpx
-    from opentelemetry.trace import Tracer
     from starlette.applications import Starlette
     from starlette.types import Receive, Scope, Send
 
+    from fastapi_observe.records.pool import PoolState
     from fastapi_observe.settings import ObserveSettings
     from fastapi_observe.signals.logs import ObserveLogger
 
 SHUTDOWN_BUDGET: Final = 2.0
 """Seconds that flushing may take at shutdown, for all signals together."""
 
-_open: list[Observability] = []
+
+OPEN: list[Observability] = []
 """What is installed in this process and not closed; read by `current()` and `@traced`."""
 
 
@@ -99,13 +99,14 @@ class Observability:
         self._request_id_header = settings.request_id_header.lower().encode()
         self._clients: WeakKeyDictionary[Any, httpx.AsyncClient] = WeakKeyDictionary()
         self._more_clients: WeakSet[httpx.AsyncClient] = WeakSet()
+        self._lock = threading.Lock()
         self._undo: list[Callable[[], None]] = []
         self.loop: Any = None
         self.closed = False
         if settings.logs:
             self.logs.start()
         background.watch()
-        _open.append(self)
+        OPEN.append(self)
 
     @property
     def log(self) -> ObserveLogger:
@@ -159,6 +160,8 @@ class Observability:
         """Tell every signal that was opened how the request ended."""
         try:
             exchange.endpoint = self.routes.template(exchange.scope, exchange.status_code)
+            if exchange.work is not None:
+                exchange.work.sum_up()
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
             self.faults("routing", exc)
         for name, bit, signal in self._signals:
@@ -178,6 +181,9 @@ class Observability:
 
     def open_operation(self, operation: Operation) -> None:
         """Tell every signal that a piece of work begins."""
+        current = CURRENT_CONTEXT.get().get(CONTEXT_KEY)
+        if current is not None:
+            operation.exchange = current.exchange  # type: ignore[attr-defined]
         for name, _, signal in self._signals:
             try:
                 signal.open_operation(operation)
@@ -185,12 +191,36 @@ class Observability:
                 self.faults(f"{name}.open_operation", exc)
 
     def close_operation(self, operation: Operation) -> None:
-        """Tell every signal how a piece of work ended; the span's context is left last."""
+        """Tell every signal how a piece of work ended."""
+        exchange = operation.exchange
+        if exchange is not None and operation.kind in COUNTED and not exchange.complete:
+            try:
+                work = exchange.work or self._new_work(exchange)
+                work.add((operation.kind, operation.started, operation.started + operation.duration, operation.repeats))
+            except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+                self.faults("work", exc)
         for name, _, signal in reversed(self._signals):
             try:
                 signal.close_operation(operation)
             except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
                 self.faults(f"{name}.close_operation", exc)
+
+    def _new_work(self, exchange: Exchange) -> Work:
+        with self._lock:  # two threads may end the first work of a request
+            exchange.work = exchange.work or Work()
+        return exchange.work
+
+    def add_pool(self, name: str, read: Callable[[], PoolState]) -> Callable[[], None]:
+        """Show a pool of database connections, read at each scrape; call the result to show it no more."""
+        return self.metrics.add_pool(name, read)
+
+    def waited_for_connection(self, pool: str, seconds: float) -> None:
+        """Take down how long somebody waited for a connection of `pool`."""
+        self.metrics.waited_for_connection(pool, seconds)
+
+    def connection_event(self, pool: str, event: str) -> None:
+        """Count what happened on a connection of `pool` besides statements: `begin`, `commit`, `rollback`, `ping`."""
+        self.metrics.connection_event(pool, event)
 
     def background(self, exchange: Exchange, function: Any) -> Operation:
         """Measure one background task of a request."""
@@ -202,6 +232,20 @@ class Observability:
         )
 
     # What users call
+
+    def operation(self, name: str, /, **details: Any) -> Operation:
+        """Measure a piece of the user's own work: `with observe.operation("charge card", provider="acme") as op:`.
+
+        Also `async with`, and as a decorator. `name` is the metric label (`operations_total`,
+        `operation_duration_seconds`) and the span's name, so it must be one of few; `details`, and what
+        `op.detail(...)` adds, go to the span and to the line of a failure only. Raises `ValueError` for an empty name,
+        `TypeError` for one that is no text.
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"operation() needs a name for the work, got {type(name).__name__}: give it a short text")
+        if not name.strip():
+            raise ValueError(f"operation() needs a name for the work, got {name!r}: give it a short text")
+        return Operation(self, "operation", name, {"operation": name}, details)
 
     @property
     def http(self) -> httpx.AsyncClient:
@@ -275,7 +319,7 @@ class Observability:
         if self.closed:
             return
         self.closed = True
-        _open.remove(self)
+        OPEN.remove(self)
         background.unwatch()
         closes = (self.saturation.close, self._end_within_budget, self.metrics.close, self.logs.close)
         for undo in (*reversed(self._undo), *closes):
@@ -295,58 +339,6 @@ class Observability:
         thread = threading.Thread(target=end, name="fastapi-observe-close", daemon=True)
         thread.start()
         thread.join(SHUTDOWN_BUDGET)
-
-
-def current() -> Observability:
-    """Return what is installed, for code far from any request object.
-
-    Inside a request: that of its app. Outside: the only installed one; `RuntimeError` if there is none or several.
-    """
-    exchange = current_exchange()
-    if exchange is not None:
-        found: Observability = exchange.observability
-        return found
-    if len(_open) == 1:
-        return _open[0]
-    if not _open:
-        raise RuntimeError("fastapi-observe is not installed: call install(app) where the app is created")
-    raise RuntimeError(
-        f"{len(_open)} apps are installed in this process and no request is being served: "
-        "use app.state.observe of the one you mean"
-    )
-
-
-F = TypeVar("F", bound="Callable[..., Any]")
-
-
-@overload
-def traced(function: F, /) -> F: ...
-
-
-@overload
-def traced(name: str | None = None, /, **attributes: Any) -> Callable[[F], F]: ...
-
-
-def traced(function: Any = None, /, **attributes: Any) -> Any:
-    """Decorate a function, coroutine function, generator or async generator: each call is a span.
-
-    `@traced`, `@traced("price order")` or `@traced("price order", tier="gold")`; the name is the function's own unless
-    given. Inside a request the spans go where its app's spans go, elsewhere where those of the only installed app go;
-    if there is none or several, to the global tracer provider.
-    """
-    named = function is None or isinstance(function, str)
-    if not (named or callable(function) or isinstance(function, classmethod)):
-        raise TypeError(f"@traced needs a function or a name for its spans, got {function!r:.80}")
-    decorate = traced_with(_current_tracer, function if named else None, attributes)
-    return decorate if named else decorate(function)
-
-
-def _current_tracer() -> Tracer:
-    exchange = current_exchange()
-    if exchange is not None:
-        tracer: Tracer = exchange.observability.tracing.tracer
-        return tracer
-    return _open[0].tracing.tracer if len(_open) == 1 else trace.get_tracer("fastapi_observe")
 
 
 def _running_loop() -> Any:

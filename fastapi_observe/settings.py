@@ -267,6 +267,16 @@ class ObserveSettings(BaseSettings):
     )
     log_compression: Literal["gz"] | None = option("gz", "How rotated files are compressed.")
 
+    # Databases and other services
+    slow_query: float = option(0.5, "Seconds from which on a query is told as slow, on a line of level `warn`.", gt=0)
+    repeated_queries: int = option(
+        10, "How often one request may send the same statement before it is told (N+1).", ge=1
+    )
+    propagate_to: Names = option(
+        (), "Hosts beyond private ones that get `traceparent`: exact, or `*.example.com`; `*` stands for all."
+    )
+    propagate_baggage: Names = option((), "Keys of baggage that go along to those hosts; `*` stands for all.")
+
     # The door
     exclude_paths: Paths = option(
         (),

@@ -24,6 +24,7 @@ STOREYS = (
     ("records", "settings"),
     ("signals", "clients", "runtime"),
     ("observability",),
+    ("installed",),
     ("edges",),
     ("install",),
     ("__init__", "__main__"),

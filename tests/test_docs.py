@@ -18,7 +18,8 @@ from prometheus_client import REGISTRY, CollectorRegistry, GCCollector, Platform
 from prometheus_client.parser import text_string_to_metric_families
 from tools import needs
 
-from fastapi_observe import DatabaseDep, ExternalDep, MetricsDep, observability
+from fastapi_observe import DatabaseDep, ExternalDep, MetricsDep, installed, observability
+from fastapi_observe.records.pool import PoolState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,9 +60,9 @@ EXAMPLES = [example for page in PAGES for example in examples(page)]
 @pytest.fixture
 def _uninstall() -> Iterator[None]:
     """Whatever an example installs is closed after it; what it put into the default registry is taken out."""
-    before, registered = list(observability._open), set(REGISTRY._collector_to_names)
+    before, registered = list(observability.OPEN), set(REGISTRY._collector_to_names)
     yield
-    for one in reversed([each for each in observability._open if each not in before]):
+    for one in reversed([each for each in observability.OPEN if each not in before]):
         one.close()
     for collector in set(REGISTRY._collector_to_names) - registered:
         REGISTRY.unregister(collector)
@@ -147,7 +148,13 @@ def add_orders(app: FastAPI) -> None:
         metrics: MetricsDep,
         limit: Annotated[int, Query(gt=0)] = 1,
     ) -> int:
-        async with db.query("SELECT", table="orders"), external.call("billing", "get_invoice"):
+        for _ in range(2):
+            async with db.query("SELECT", table="orders"), external.call("billing", "get_invoice"):
+                pass
+        db.add_pool("main", lambda: PoolState(active=1, overflow=0))
+        db.waited("main", 0.1)
+        db.event("main", "begin")
+        with installed.current().operation("charge card"):
             pass
         with pytest.raises(LookupError), db.query("DELETE", table="orders"):
             raise LookupError
@@ -200,6 +207,7 @@ def everything(observed: Callable[..., Seen]) -> Everything:
         app,
         registry=registry,
         default_registry=False,
+        repeated_queries=1,
         series_per_metric=20,
         capture_request_headers=["x-tenant"],
         capture_response_headers=["content-type"],

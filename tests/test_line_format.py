@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastapi_observe.records.operation import error_name
+from fastapi_observe.records.outcomes import error_name
 from fastapi_observe.records.redaction import LONGEST_QUERY, redact_query
 from fastapi_observe.signals.line_format import (
     MAX_LINE,

@@ -243,8 +243,9 @@ def test_a_failed_operation_is_an_error_line(make: Callable[..., Logs], lines: L
     logs = make()
     logs.open_operation(operation_of(logs))
     logs.close_operation(operation_of(logs))
+    at = SpanContext(int(TRACE, 16), int(SPAN, 16), is_remote=False)
     failed = operation_of(
-        logs, outcome="error", error_type="ValueError", exception=ValueError("x"), trace_id=TRACE, span_id=SPAN
+        logs, outcome="error", error_type="ValueError", exception=ValueError("x"), span=NonRecordingSpan(at)
     )
     with inside(exchange_of(trace_id="f" * 32)):
         logs.close_operation(failed)

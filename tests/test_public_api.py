@@ -35,7 +35,7 @@ PUBLIC = [
     "install",
     "traced",
 ]
-MUTABLE = {"observability._open"}
+MUTABLE = {"observability.OPEN"}
 """Module-level state: what is installed in this process."""
 
 

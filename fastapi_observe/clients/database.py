@@ -2,51 +2,185 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from fastapi_observe.clients.statements import sanitise
-from fastapi_observe.records.operation import Operation
+from fastapi_observe.clients.statements import Statements
+from fastapi_observe.records.operation import OPERATION, Operation, OperationReporter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Sized
 
-    from fastapi_observe.records.operation import OperationReporter
+    from fastapi_observe.clients.statements import Statement
+    from fastapi_observe.records.pool import PoolState
+
+UNKNOWN: Final = "unknown"
+"""Label of the table of a statement that names none."""
+
+OTHER: Final = "other"
+"""Label of the tables beyond `MOST_TABLES`."""
+
+MOST_TABLES: Final = 300
+"""Different tables that become a label of their own."""
+
+
+class DatabaseReporter(OperationReporter, Protocol):
+    """Who is told about queries and connection pools."""
+
+    def add_pool(self, name: str, read: Callable[[], PoolState]) -> Callable[[], None]:
+        """Show a pool."""
+
+    def waited_for_connection(self, pool: str, seconds: float) -> None:
+        """Take down how long somebody waited for a connection."""
+
+    def connection_event(self, pool: str, event: str) -> None:
+        """Count what happened on a connection."""
+
+
+Facts = tuple[str, "str | None", "Statement | None", "int | None", "dict[str, Any] | None"]
+"""System, table, statement, number of parameters, further span attributes."""
+
+
+class Query(Operation):
+    """One query. `rows` notes how many rows it returned or changed."""
+
+    __slots__ = ("facts",)
+
+    def __init__(self, reporter: OperationReporter, name: str, labels: dict[str, str], facts: Facts) -> None:
+        Operation.__init__(self, reporter, "database", name, labels)
+        self.facts = facts
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What the span and a line say, put together when they want it."""
+        given = self._given
+        if given is None:
+            system, table, statement, parameters, more = self.facts
+            given = self._given = {
+                "db.system.name": system,
+                "db.operation.name": self.labels["operation"],
+                "db.collection.name": table,
+            }
+            if statement is not None:
+                given["db.query.text"] = statement.text
+            if parameters is not None:
+                given["db.query.parameter_count"] = parameters
+            if more:
+                given.update(more)
+        return given
+
+    @property
+    def repeats(self) -> str:
+        """The statement without values, else operation and table."""
+        statement = self.facts[2]
+        return self.name if statement is None else statement.text or self.name
+
+    def learn(self, statement: Statement, system: str) -> None:
+        """Take over what an instrumented engine inside sends, if nothing was said."""
+        known, table, told, parameters, more = self.facts
+        if told is None:
+            self.facts = (system if known == "other_sql" else known), table, statement, parameters, more
+            if self._given is not None:
+                self._given.update({"db.system.name": self.facts[0], "db.query.text": statement.text})
+
+    def rows(self, count: int) -> None:
+        """Note how many rows came back, or were changed; a negative number stands for unknown."""
+        if count >= 0:
+            self.details["db.response.returned_rows"] = count
+
+    def again(self) -> Query:
+        """Return a query like this one, which has not begun."""
+        return Query(self._reporter, self.name, self.labels, self.facts)
 
 
 class DatabaseClient:
-    """Measures database queries."""
+    """Measures database queries and shows pools of connections."""
 
-    __slots__ = ("_reporter",)
-
-    def __init__(self, reporter: OperationReporter) -> None:
+    def __init__(self, reporter: DatabaseReporter) -> None:
         self._reporter = reporter
+        self._statements = Statements()
+        self._tables: set[str] = {UNKNOWN}
+        self._labels: dict[tuple[str, str | None], tuple[str, dict[str, str]]] = {}
 
-    def query(
+    def query(  # noqa: PLR0913 - what there is to say about a query
         self,
-        operation: str,
+        operation: str | None = None,
         *,
         table: str | None = None,
         statement: object = None,
-        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        parameters: Sized | None = None,
         system: str = "other_sql",
-    ) -> Operation:
+        pool: str | None = None,
+    ) -> Query:
         """Measure one query: `async with db.query("SELECT", table="orders", statement=sql):`, or plain `with`.
 
         `operation` and `table` become metric labels (`db_queries_total`, `db_query_duration_seconds`,
-        `db_query_errors_total`) and the span's name. `statement` (text, or what becomes text, as SQLAlchemy's
-        constructs do) is shown with `?` for every literal; of `parameters` only the number is. `system` is the
-        `db.system.name` of the semantic conventions.
+        `db_query_errors_total`) and the span's name; what is not given is read from the statement. `statement` (text,
+        bytes, or what becomes text, as SQLAlchemy's constructs do) is shown with `?` for every literal; of `parameters`
+        only the number is. `system` is the `db.system.name` of the semantic conventions, `pool` the name of the
+        connection pool. What an instrumented engine or pool sends inside is part of this query, not one more.
         """
-        name = f"{operation} {table}" if table else operation
-        details: dict[str, Any] = {
-            "db.system.name": system,
-            "db.operation.name": operation,
-            "db.collection.name": table,
-        }
-        if statement is not None:
-            details["db.query.text"] = sanitise(str(statement), system)
-        if parameters is not None:
-            details["db.query.parameter_count"] = len(parameters)
-        return Operation(
-            self._reporter, "database", name, {"operation": operation, "table": table or "unknown"}, details
-        )
+        described = None if statement is None else self._statements.describe(statement, system)
+        if described is not None:
+            operation, table = operation or described.operation, table or described.table
+        count = None if parameters is None else len(parameters)
+        facts = None if pool is None else {"db.client.connection.pool.name": pool}
+        return self._make(operation or "OTHER", table, described, system, count, facts)
+
+    def statement(
+        self, statement: object, *, system: str, batch: int | None = None, facts: dict[str, Any] | None = None
+    ) -> Query | None:
+        """Begin to measure what an instrumented engine or pool sends; None if that is part of a query already.
+
+        The outer query learns the statement, if it was told none. `batch` is the number of parameter sets of one
+        `executemany`; `facts` are further span attributes. Not opened yet.
+        """
+        outer = OPERATION.get()
+        while outer is not None and not outer.ended:
+            if isinstance(outer, Query):
+                outer.learn(self._statements.describe(statement, system), system)
+                return None
+            outer = outer.outer
+        described = self._statements.describe(statement, system)
+        query = self._make(described.operation, described.table, described, system, None, facts)
+        if batch is not None:
+            query.detail(**{"db.operation.batch.size": batch})
+        return query
+
+    def _make(  # noqa: PLR0913, PLR0917 - what a query is made of
+        self,
+        operation: str,
+        table: str | None,
+        statement: Statement | None,
+        system: str,
+        parameters: int | None,
+        facts: dict[str, Any] | None,
+    ) -> Query:
+        known = self._labels.get((operation, table))
+        if known is None:
+            known = self._name(operation, table)
+        return Query(self._reporter, known[0], known[1], (system, table, statement, parameters, facts))
+
+    def _name(self, operation: str, table: str | None) -> tuple[str, dict[str, str]]:
+        """Return the span's name and the labels; as many tables as there are names for are told apart."""
+        label = table or UNKNOWN
+        if label not in self._tables:
+            if len(self._tables) < MOST_TABLES:
+                self._tables.add(label)
+            else:
+                label = OTHER
+        named = f"{operation} {table}" if table else operation, {"operation": operation, "table": label}
+        if len(self._labels) < 4 * MOST_TABLES:
+            self._labels[operation, table] = named
+        return named
+
+    def add_pool(self, name: str, read: Callable[[], PoolState]) -> Callable[[], None]:
+        """Show a pool of connections (`db_connections_*{pool}`), read at each scrape; the result takes it away."""
+        return self._reporter.add_pool(name, read)
+
+    def waited(self, pool: str, seconds: float) -> None:
+        """Take down how long a caller waited for a connection (`db_connection_wait_seconds{pool}`)."""
+        self._reporter.waited_for_connection(pool, seconds)
+
+    def event(self, pool: str, event: str) -> None:
+        """Count `begin`, `commit`, `rollback` or `ping` on a connection (`db_connection_events_total{pool,event}`)."""
+        self._reporter.connection_event(pool, event)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from fastapi_observe.records.operation import Operation, outcome_of
+from fastapi_observe.clients.propagation import Propagation
+from fastapi_observe.records.operation import Operation
+from fastapi_observe.records.outcomes import outcome_of
 
 if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
     from fastapi_observe.records.operation import OperationReporter
+
+H = TypeVar("H", bound="MutableMapping[str, str]")
 
 MOST_SERVICES: Final = 100
 """Different hosts that become a `service` label of their own; the others are called `other`."""
+
+LONGEST_SERVICE: Final = 253
+"""Characters of a host that may become a label: what is longer is no DNS name."""
 
 
 class ExternalCall(Operation):
@@ -20,7 +30,19 @@ class ExternalCall(Operation):
     `outcome` is `ok`, `client_error`, `server_error`, `timeout`, `connect_error`, `cancelled` or `error`.
     """
 
-    __slots__ = ()
+    __slots__ = ("_propagation",)
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what a call begins with
+        self,
+        reporter: OperationReporter,
+        kind: str,
+        name: str,
+        labels: dict[str, str],
+        details: dict[str, Any] | None = None,
+        propagation: Propagation | None = None,
+    ) -> None:
+        Operation.__init__(self, reporter, kind, name, labels, details)
+        self._propagation = propagation
 
     def status(self, status_code: int) -> None:
         """Note the HTTP status of the answer; 4xx is outcome `client_error`, 5xx `server_error`.
@@ -29,14 +51,32 @@ class ExternalCall(Operation):
         """
         status_code = int(status_code)
         self.details["http.response.status_code"] = status_code
+        self.judge_status(status_code)
+
+    def judge_status(self, status_code: int) -> None:
+        """Name the outcome of an answer with this status."""
         self.outcome, self.error_type = "", None
         if status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
             self.outcome, self.error_type = "server_error", str(status_code)
         elif status_code >= HTTPStatus.BAD_REQUEST:
             self.outcome = "client_error"
 
-    def judge(self, exc: BaseException | None) -> str:
-        """Tell time-outs and failed connections apart, those of httpx and requests too."""
+    def inject(self, headers: H, host: str | None = None) -> H:
+        """Add the headers that let the callee continue this trace, and return them; call it inside the block.
+
+        For whatever carries text by name: gRPC metadata, attributes of a message (Kafka, SQS), a job's headers. Redis
+        or boto3 have no place for them and need no call. With `host` the rule of the httpx clients holds: only private
+        hosts and those of `propagate_to` get any, others lose what came along; without it the callee is trusted. Of
+        baggage the keys of `propagate_baggage` go along.
+
+            async with external.call("billing", "GetInvoice") as call:
+                await stub.GetInvoice(request, metadata=tuple(call.inject({}).items()))
+        """
+        (self._propagation or Propagation()).inject(host, headers)
+        return headers
+
+    def judge(self, exc: BaseException) -> str:
+        """Tell time-outs and failed connections apart, those of httpx, requests, gRPC and redis too."""
         names = {kind.__name__ for kind in type(exc).__mro__}
         if names & {"TimeoutException", "TimeoutError", "Timeout"}:
             return "timeout"
@@ -44,35 +84,48 @@ class ExternalCall(Operation):
             return "connect_error"
         return outcome_of(exc)
 
+    def again(self) -> Operation:
+        """Return a call like this one, which has not begun."""
+        again = super().again()
+        if isinstance(again, ExternalCall):
+            again._propagation = self._propagation  # noqa: SLF001 - our own
+        return again
+
 
 class ExternalClient:
     """Measures calls to other services."""
 
-    __slots__ = ("_hosts", "_reporter")
+    __slots__ = ("_hosts", "_lock", "propagation", "reporter")
 
-    def __init__(self, reporter: OperationReporter) -> None:
-        self._reporter = reporter
+    def __init__(self, reporter: OperationReporter, propagation: Propagation | None = None) -> None:
+        self.reporter = reporter
+        self.propagation = propagation or Propagation()
         self._hosts: set[str] = set()
+        self._lock = threading.Lock()
 
     def service_of(self, host: str) -> str:
         """Return the `service` label of a host: its name, `other` once there are too many."""
-        if host not in self._hosts and len(self._hosts) >= MOST_SERVICES:
-            return "other"
-        self._hosts.add(host)
+        if host in self._hosts:
+            return host
+        with self._lock:
+            if len(self._hosts) >= MOST_SERVICES or len(host) > LONGEST_SERVICE:
+                return "other"
+            self._hosts.add(host)
         return host
 
     def call(self, service: str, operation: str, /, **details: Any) -> ExternalCall:
         """Measure one call: `async with external.call("billing", "get_invoice") as call:`, or plain `with`.
 
         `service` and `operation` become metric labels (`external_requests_total`,
-        `external_request_duration_seconds`) and the span's name; `details` go to the span and the log line only. Tell
-        the answer's HTTP status with `call.status(...)`; take headers that carry the trace on from
-        `tracing.inject({})`.
+        `external_request_duration_seconds`) and the span's name, so they must be few; `details` go to the span and the
+        log line only. Tell the answer's HTTP status with `call.status(...)`; `call.inject(...)` adds the headers that
+        carry the trace on. httpx clients do all of this by themselves: `observe.instrument_client`.
         """
         return ExternalCall(
-            self._reporter,
+            self.reporter,
             "external",
             f"{operation} {service}",
             {"service": service, "operation": operation},
             {"peer.service": service, **details},
+            self.propagation,
         )

@@ -1,45 +1,330 @@
-"""SQL text without values: what a span may show of a statement."""
+"""SQL text without values, and what it does to which table: all that spans, lines and metrics show of a statement."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from threading import Lock
 from typing import Final
 
 LONGEST: Final = 2048
-"""Characters of a statement that are looked at and shown."""
+"""Characters of a statement that are shown."""
 
-STANDARD_QUOTES: Final = frozenset({"postgresql", "sqlite", "oracle.db", "microsoft.sql_server", "cockroachdb"})
-"""Systems (`db.system.name`) where `"..."` is a name and `#` no comment; elsewhere it may be a value and is hidden."""
+FARTHEST: Final = 8192
+"""Characters of a statement that are looked at for its table: an ORM's list of columns is long."""
 
-# No repeat gives back what it took (`*+`) and each alternative ends at the latest with the text: the time is linear.
-# What systems read differently hides the whole rest: a backslash before the closing quote, a quote behind `#`,
-# a comment in a comment, Oracle's q'[...]'.
-_TOKENS: Final = r"""
-      (?P<value>
-          (?<![\w$])[nN]?[qQ]'.*
-        | '(?:[^'\\]|\\[^']|'')*+(?:'|\\.*|$)
-        | (?<![\w$])\$(?P<tag>(?:[^\W\d]\w{0,62})?)\$.*?(?:\$(?P=tag)\$|$)
-        | (?<![\w$])\d[\w.]*+
-      )
-    | (?P<comment> --[^\n]*+ | /\*(?:[^*/]|\*(?!/)|/(?!\*))*+(?:\*/|.*) )
-    | (?P<name> "[^"'\\]*+" | `[^`'"]*+` )
-    | (?P<other> "(?:[^"\\]|\\[^"]|"")*+(?:"|\\.*|$) | `[^`]*+(?:`|$) )
-"""
-_HASH_COMMENT: Final = r"| (?P<hash> \#(?:[^\n'\"]*+(?=\n|$)|.*) )"
-_STANDARD: Final = re.compile(_TOKENS, re.DOTALL | re.VERBOSE)
-_ANY: Final = re.compile(_TOKENS + _HASH_COMMENT, re.DOTALL | re.VERBOSE)
+MOST_STATEMENTS: Final = 1024
+"""Statements that `Statements` remembers."""
+
+LONGEST_TABLE: Final = 63
+"""Characters of a table's name, with its schema; a longer one is none."""
+
+# The tokens of SQL. What systems, or settings of one system, read differently hides the whole rest (`.*`): a backslash
+# before a closing quote, a quote behind `#`, a comment in a comment, Oracle's q'[...]'. No repeat gives back what it
+# took (`*+`), and no two tokens read the same text but for a bounded number of characters: the time is linear.
+_PLAIN: Final = r"""(?P<kept>(?:
+      [^\W\d][\w$]*+(?!&?')
+    | [\s,()=<>*+;!|~^%&@{}\]:]
+    | \.(?!\d)
+    | \?(?:\d{1,5}(?![\w.$]))?
+    | PARAMETER
+    )++ | NAME )"""
+_TAG: Final = r"(?:[A-Za-z_\x80-\U0010ffff][0-9A-Za-z_\x80-\U0010ffff]{0,62})?"
+_REST: Final = r"[nN]?[qQ]'.* | \$[A-Za-z_\x80-\U0010ffff][0-9A-Za-z_\x80-\U0010ffff]{63}.*"
+_THRICE: Final = r"'''.*"
+_NUMBER: Final = r"\$?\.?\d(?:[\w.]|(?<=[eE])[-+](?=\d))*+(?:\$.*)?"
+_PREFIX: Final = r"(?:[nNxXbBrReE]|[rR][bB]|[bB][rR]|[uU]&)?"
+_STRING: Final = _PREFIX + r"'(?:[^'\\]|\\[^']|'')*+(?:'|.*)"
+_STRING_WITHOUT_ESCAPES: Final = _PREFIX + r"'(?:[^']|'')*+(?:'|.*)"
+_STRING_WITH_ESCAPES: Final = r"[eE]'(?:[^'\\]|\\.|'')*+(?:'|.*)"
+_DOLLARS: Final = rf"\$(?P<tag>{_TAG})\$.*?(?:\$(?P=tag)\$|\Z)"
+_DOLLARS_OR_NAMES: Final = rf"\$(?P<tag>{_TAG})\$(?:[^'\"`\\\#\[/$-]*+\$(?P=tag)\$|.*)"
+_WORD: Final = r"(?P<word>[^\W\d][\w$]*+)"
+
+_LINE: Final = r"--[^\n\r]*+(?:\r(?!\n)(?:[^\n'\"`$\[/]*+(?:\n|\Z)|.*))?"
+_LINE_OR_CODE: Final = r"(?:--|\#|//)(?:(?:[^\n'\"`$\[/]|/(?!\*))*+(?:\n|\Z)|.*)"
+_BLOCK: Final = r"/\*(?:[^*/]|\*(?!/)|/(?!\*))*+(?:\*/|.*)"
+_BLOCK_OR_CODE: Final = r"/\*M?!(?:[^*/'\"`\#-]|\*(?!/)|/(?!\*)|-(?!-))*+(?:\*/|.*)"
+
+_QUOTED: Final = r"""  "[^"'`\\]*+"(?!")  """
+_TICKED: Final = r"`(?:[^`'\"\\/\#-]|-(?!-)|/(?![*/]))*+`(?!`)"
+_BRACKETED: Final = r"\[[\w .$\#@-]*+\](?!\])"
+_DOUBLE: Final = r'"(?:[^"]|"")*+(?:"|.*)'
+_DOUBLE_MAYBE_STRING: Final = r'"(?:"".*|(?:[^"\\]|\\[^"]|"")*+(?:"|.*))'
+_BRACKETS: Final = r"\[(?:[^\]]|\]\])*+(?:\]|.*)"
+_BRACKETS_OR_LIST: Final = (
+    r"\[(?!(?:[^'\"`\[\]\\/\#$-]|-(?!-)|/(?![*/])|\$(?=\d)|'[^'\\\[\]]*+')*+[\[\]]).*"  # both must end at one place
+)
+_TICKS: Final = "`.*"
+_NUMBERED: Final = r"\$\d{1,5}(?![\w.$])"
+_NUMBERED_ANYHOW: Final = r"[:$]\d{1,5}(?![\w.$])"
+_TCL_VARIABLE: Final = r"[$@:\#][\w$:]++\(.*"  # SQLite: `$name(any text at all)`
+
+
+def _grammar(*, parameter: str, names: str, gaps: str, values: str) -> re.Pattern[str]:
+    kept = _PLAIN.replace("PARAMETER", parameter).replace("NAME", names)
+    return re.compile(
+        rf"{kept} | (?P<gap>{gaps}) | {_REST} | {values} | {_NUMBER} | {_TICKS} | {_WORD}", re.DOTALL | re.VERBOSE
+    )
+
+
+_POSTGRESQL: Final = _grammar(
+    parameter=_NUMBERED,
+    names=f"{_QUOTED} | {_TICKED}",
+    gaps=f"{_LINE} | {_BLOCK}",
+    values=f"{_STRING_WITH_ESCAPES} | {_STRING} | {_DOUBLE} | {_DOLLARS}",
+)
+_ORACLE: Final = _grammar(
+    parameter=_NUMBERED_ANYHOW,
+    names=_QUOTED,
+    gaps=f"{_LINE} | {_BLOCK}",
+    values=f"{_STRING_WITHOUT_ESCAPES} | {_DOUBLE}",
+)
+_SQLITE: Final = _grammar(
+    parameter=_NUMBERED_ANYHOW,
+    names=f"{_QUOTED} | {_TICKED} | {_BRACKETED}",
+    gaps=f"{_LINE} | {_BLOCK}",
+    values=f"{_TCL_VARIABLE} | {_STRING_WITHOUT_ESCAPES} | {_DOUBLE} | {_BRACKETS}",
+)
+_SQL_SERVER: Final = _grammar(
+    parameter=r"(?!)",  # `$1` is an amount of money
+    names=_BRACKETED,
+    gaps=f"{_LINE} | {_BLOCK}",
+    values=f"{_STRING_WITHOUT_ESCAPES} | {_DOUBLE} | {_BRACKETS}",
+)
+_ANY: Final = _grammar(
+    parameter=_NUMBERED,
+    names=_TICKED,
+    gaps=f"{_LINE_OR_CODE} | {_BLOCK_OR_CODE} | {_BLOCK}",
+    values=f"{_THRICE} | {_STRING} | {_DOUBLE_MAYBE_STRING} | {_BRACKETS_OR_LIST} | {_DOLLARS_OR_NAMES}",
+)
+
+_GRAMMARS: Final = {
+    "postgresql": _POSTGRESQL,
+    "cockroachdb": _POSTGRESQL,
+    "aws.redshift": _POSTGRESQL,
+    "oracle.db": _ORACLE,
+    "sqlite": _SQLITE,
+    "microsoft.sql_server": _SQL_SERVER,
+}
+"""What a system (`db.system.name`) certainly reads as a name and a comment; for every other one what any may read."""
+
+# From here on the text has neither literals nor comments, and one space at most.
+_ITEM: Final = r"(?:\?\d*+|[$:@]\w++|%s|%\(\w++\)s)(?:::[\w ]++(?:\[\])?)?"
+_ROW: Final = r"\((?:[^()]|\((?:[^()]|\([^()]*+\))*+\))*+\)"
+_SIGN: Final = re.compile(
+    r"""((?:[(,=<>+*/%|&^~\[-] | \b(?:
+        SELECT|DISTINCT|ALL|AND|OR|NOT|BETWEEN|WHEN|THEN|ELSE|CASE|WHERE|ON|HAVING|BY|IN|LIKE|IS|LIMIT|OFFSET|VALUES|SET
+        |RETURN|RETURNING|DEFAULT|WITH|START|INCREMENT|MINVALUE|MAXVALUE
+    ))\ ?)(?:[-+]\ ?)+(?=\?)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_MANY: Final = re.compile(
+    rf"""(?P<name>"[^"]*+"|`[^`]*+`|\[[\w .$\#@-]*+\])
+    | (?P<list>(?:\bIN\ ?\(|\[){_ITEM})(?:,\ ?{_ITEM}(?![\w(]))++(?:,[^()\[\]]*\Z)?
+    | (?P<rows>\bVALUES\ ?{_ROW})(?:,\ ?{_ROW})*+(?:,(?:\ ?\([^)]*+)?\Z)?
+    | (?P<secret>\bIDENTIFIED\ BY\b|\bPRAGMA\ [\w.]*key\b).*
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+# SQLite takes "text" for a string where no column has that name, but never here.
+_SURE_NAME: Final = re.compile(
+    r"""((?:\b(?:(?<!\bDISTINCT\ )FROM|INTO|UPDATE|JOIN|TABLE|AS)\ |\.)"[^"]*+"|"[^"]*+"(?=\.))|"[^"]*+\"""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def _show(match: re.Match[str]) -> str:
+    kind = match.lastgroup
+    if kind in {"kept", "word"}:
+        return match[0]
+    return " " if kind == "gap" else "?"
+
+
+def _show_one(match: re.Match[str]) -> str:
+    kind = match.lastgroup or ""
+    return f"{match[kind]} ?" if kind == "secret" else match[kind]
+
+
+def _show_sure_name(match: re.Match[str]) -> str:
+    return match[1] or "?"
+
+
+def _without_values(text: str, system: str) -> str:
+    if not text.isascii():
+        text = text.encode("utf-8", "replace").decode()  # a lone surrogate would lose the whole batch of spans
+    text = " ".join(_GRAMMARS.get(system, _ANY).sub(_show, text).split())
+    if system == "sqlite" and '"' in text:
+        text = _SURE_NAME.sub(_show_sure_name, text)
+    if "-" in text or "+" in text:
+        text = _SIGN.sub(r"\1", text)
+    return _MANY.sub(_show_one, text)
 
 
 def sanitise(statement: str, system: str = "other_sql") -> str:
-    """Return the statement with every literal as `?` and without comments, at most 2,048 characters.
+    """Return the first 2,048 characters of a statement with `?` for every literal, on one line, without comments.
 
     Where systems read the same text differently (`system` is the `db.system.name`) it hides too much, never too little.
+    Of the placeholders of an `IN` list and of the rows of `VALUES` the first is shown, so that texts stay few.
     """
-    standard = system in STANDARD_QUOTES
+    return _without_values(statement[:LONGEST], system)[:LONGEST]
 
-    def replace(match: re.Match[str]) -> str:
-        if match.lastgroup in {"comment", "hash"}:
-            return " "
-        return match[0] if match.lastgroup == "name" and (standard or match[0][0] == "`") else "?"
 
-    return (_STANDARD if standard else _ANY).sub(replace, statement[:LONGEST]).strip()[:LONGEST]
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What may be shown of a statement.
+
+    `text` is the statement without its literals. `operation` is the keyword that says what it does, `WITH`'s being
+    that of the statement behind it, or `OTHER`: one of some sixty. `table` is the first table that it acts upon, as it
+    is written, with its schema but without quotes (as the semantic conventions have it: no change of case), or None.
+    """
+
+    text: str
+    operation: str
+    table: str | None
+
+
+def describe(statement: object, system: str = "other_sql") -> Statement:
+    """Read a statement: text, bytes, or what becomes text, as SQLAlchemy's constructs do.
+
+    2,048 characters are read, and 8,192 to find the table of a longer statement. It raises nothing: what has no text
+    has the text "".
+    """
+    return _read(_text_of(statement), system)
+
+
+class Statements:
+    """Remembers what the last 1,024 statements say: a statement that comes again costs a look into a dict."""
+
+    __slots__ = ("_filling", "_known")
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str | int, str], Statement] = {}
+        self._filling = Lock()
+
+    def describe(self, statement: object, system: str = "other_sql") -> Statement:
+        """Read a statement as `describe` does, once."""
+        text = statement[:FARTHEST] if type(statement) is str else _text_of(statement)
+        # A long text is known by its hash: nothing holds it, and what a false friend shows is without values too.
+        key = (text if len(text) <= LONGEST else hash(text), system)
+        known = self._known.get(key)
+        if known is None:
+            known = _read(text, system)
+            with self._filling:
+                if len(self._known) >= MOST_STATEMENTS:
+                    del self._known[next(iter(self._known))]
+                self._known[key] = known
+        return known
+
+
+def _text_of(statement: object) -> str:
+    try:
+        if isinstance(statement, (bytes, bytearray, memoryview)):
+            return bytes(statement[: 4 * FARTHEST]).decode("utf-8", "replace")[:FARTHEST]
+        return str.__getitem__(str(statement), slice(FARTHEST))
+    except Exception:  # noqa: BLE001 - `__str__` may do anything; a query does not fail for its description
+        return ""
+
+
+def _read(text: str, system: str) -> Statement:
+    shown = sanitise(text, system)
+    operation, table = _named(shown)
+    if table is None and len(text) > LONGEST:
+        operation, table = _named(_without_values(text, system))
+    return Statement(shown, operation, table)
+
+
+_OPERATIONS_ON_TABLES: Final = frozenset(
+    """SELECT INSERT UPDATE DELETE MERGE UPSERT REPLACE CREATE ALTER DROP TRUNCATE EXPLAIN DECLARE COPY LOCK VACUUM
+    ANALYZE DESCRIBE DESC TABLE VALUES WITH""".split()
+)
+_OPERATIONS: Final = _OPERATIONS_ON_TABLES | frozenset(
+    """CALL EXEC EXECUTE BEGIN START COMMIT END ROLLBACK ABORT SAVEPOINT RELEASE SET RESET SHOW PRAGMA GRANT REVOKE
+    UNLOCK USE FETCH MOVE CLOSE OPEN PREPARE DEALLOCATE LISTEN NOTIFY UNLISTEN ATTACH DETACH REINDEX CLUSTER REFRESH
+    COMMENT RENAME OPTIMIZE CHECKPOINT DISCARD DO IMPORT LOAD KILL""".split()
+)
+_TABLE_FIRST: Final = frozenset({"COPY", "LOCK", "VACUUM", "ANALYZE", "TRUNCATE", "DESCRIBE", "DESC"})
+"""Operations that name their table first."""
+
+_NO_TABLES: Final = frozenset(
+    """SELECT VALUES WITH SET ON OF IN WHERE USING AS DEFAULT OUTFILE DUMPFILE STDIN STDOUT FUNCTION SKIP NOWAIT ONLY
+    TABLE LATERAL FROM INTO RETURNING""".split()
+)
+"""Words that stand where a table might and are none unless quoted."""
+
+_FIRST: Final = re.compile(r"[\s({;]*+([A-Za-z]+)(?![\w$.])")
+_MARK: Final = re.compile(
+    rf""""[^"]*+" | `[^`]*+` | \[[\w .$\#@-]*+\] | (?P<open>\() | (?P<close>\)) | (?<![\w$.:@])(?:
+      (?P<read>SELECT|DELETE|VALUES)
+    | (?P<source>(?<!\bDISTINCT\ )FROM|JOIN)
+    | (?P<target>(?:INSERT|MERGE|UPSERT|(?<!\bOR\ )REPLACE|(?<!\bFOR\ )(?<!\bDO\ )(?<!\bKEY\ )(?<!\bON\ )UPDATE|TABLES?))
+    )(?![\w$.])""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_PART: Final = r"""(?:[^\W\d][\w$]*+|"[^"]*+"|`[^`]*+`|\[[\w .$\#@-]*+\])"""
+_TABLE: Final = re.compile(
+    rf"""(?P<parens>[ (]*+)
+    (?:(?:
+        INTO|ONLY|LATERAL|TABLES?|IF\ NOT\ EXISTS|IF\ EXISTS|OR\ (?:ABORT|FAIL|IGNORE|REPLACE|ROLLBACK)|IGNORE|ALL|FIRST
+        |TOP\ ?\(\?\)|LOW_PRIORITY|HIGH_PRIORITY|DELAYED|OVERWRITE|QUICK|FULL|FREEZE|VERBOSE|ANALYZE|FROM
+    )\ \(?)*+
+    (?P<name>{_PART}(?:\.\.?{_PART})*+)(?=[\s,;()]|\Z)(?P<call>\()?""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_COMMON_TABLE: Final = re.compile(
+    rf"(?:\bWITH|\bRECURSIVE|,)\ ?({_PART})(?:\ ?\([^()]*+\))?\ ?AS\ (?:NOT\ )?(?:MATERIALIZED\ )?\(", re.IGNORECASE
+)
+_UNQUOTED: Final = str.maketrans("", "", '"`[]')
+_TABLE_NAME: Final = re.compile(rf"[\w$][\w$.]{{0,{LONGEST_TABLE - 1}}}")
+
+
+def _named(text: str) -> tuple[str, str | None]:
+    first = _FIRST.match(text)
+    operation = first[1].upper() if first else ""
+    if first is None or operation not in _OPERATIONS_ON_TABLES:
+        return (operation if operation in _OPERATIONS else "OTHER"), None
+    table = _table(text, first.end(), operation) if operation in _TABLE_FIRST else None
+    if table:
+        return operation, table
+    return _searched(text, first.start(1), operation)
+
+
+def _searched(text: str, start: int, operation: str) -> tuple[str, str | None]:
+    # The outermost table counts, so that `SELECT (SELECT max(a) FROM b) FROM c` reads c, and `WITH a AS (SELECT ...
+    # FROM b) INSERT INTO c` writes c. A parenthesis without a SELECT is a function's, as in `EXTRACT(day FROM a)`.
+    common = {_bare(name).lower() for name in _COMMON_TABLE.findall(text)} if operation == "WITH" else ()
+    reads, inside, nested = [True], False, None
+    for mark in _MARK.finditer(text, start):
+        kind = mark.lastgroup
+        if kind == "open":
+            reads.append(False)
+            continue
+        if kind == "close":
+            del reads[max(1, len(reads) - 1) :]
+            continue
+        if kind in {"read", "target"} and operation == "WITH" and len(reads) == 1:
+            operation = mark[0].upper()
+        if kind == "read":
+            reads[-1] = True
+        elif kind == "target" or (kind == "source" and reads[-1]):
+            table = _table(text, mark.end(), of_a_read=kind == "source")
+            if table is None:
+                inside = inside or len(reads) == 1
+            elif table.lower() not in common:
+                if inside or len(reads) == 1:
+                    return operation, table
+                nested = nested or table
+    named = _table(text, start + len(operation)) if operation == "DELETE" else None
+    return operation, named or nested
+
+
+def _table(text: str, at: int, *, of_a_read: bool = False) -> str | None:
+    match = _TABLE.match(text, at)
+    if match is None or (match["call"] if of_a_read else "(" in match["parens"]):
+        return None
+    name = _bare(match["name"])
+    return name if match["name"].upper() not in _NO_TABLES and _TABLE_NAME.fullmatch(name) else None
+
+
+def _bare(name: str) -> str:
+    return name.translate(_UNQUOTED)

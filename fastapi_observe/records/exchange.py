@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
 
-from fastapi_observe.records.operation import error_name, is_cancellation
+from fastapi_observe.records.outcomes import error_name, is_cancellation
 from fastapi_observe.records.routing import UNMATCHED
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
     from fastapi_observe.records.faults import Faults
+    from fastapi_observe.records.work import Work
 
 EXCHANGE: Final = "fastapi_observe.exchange"
 """Key of the exchange in the ASGI scope."""
@@ -129,6 +130,7 @@ class Exchange:
         "trace_id",
         "ttfb",
         "validation_errors",
+        "work",
     )
 
     websocket = False
@@ -161,6 +163,7 @@ class Exchange:
         self.exception: BaseException | None = None
         self.noted: BaseException | None = None
         self.validation_errors: list[tuple[str, str]] | None = None
+        self.work: Work | None = None
         self.duration = 0.0
         self.ttfb: float | None = None
         self.request_size = 0

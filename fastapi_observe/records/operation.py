@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-from time import perf_counter, time_ns
-from typing import TYPE_CHECKING, Any, Protocol
+from contextvars import ContextVar
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
+
+from fastapi_observe.records.outcomes import error_name, outcome_of
+from fastapi_observe.records.wrapping import wrapped
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextvars import Token
     from types import TracebackType
     from typing import Self
+
+    from fastapi_observe.records.exchange import Exchange
+    from fastapi_observe.records.wrapping import Scope
+
+F = TypeVar("F", bound="Callable[..., Any]")
 
 
 class OperationReporter(Protocol):
@@ -22,29 +32,34 @@ class OperationReporter(Protocol):
 
 
 class Operation:
-    """One piece of work, usable as `with` and as `async with`.
+    """One piece of work, usable as `with`, as `async with` and as a decorator.
 
-    `kind` is `database`, `external` or `background`. `labels` are low-cardinality names: they may become metric
-    labels. `details` are high-cardinality facts: they go to the span and the log line only. `duration` is in seconds.
-    `outcome` is `ok`, `error`, `cancelled`, `timeout` or what the client of the kind sets.
+    `kind` is `database`, `external`, `background` or `operation` (the user's own). `labels` are low-cardinality names:
+    they may become metric labels. `details` are high-cardinality facts: they go to the span and the log line only.
+    `duration` is in seconds. `outcome` is `ok`, `error`, `cancelled`, `timeout` or what the client of the kind sets.
+    `outer` is the operation inside which this one began, if it has not ended; `exchange` is the request that it works
+    for. `started` is a time of `perf_counter`.
+
+    Where a block does not fit: `open`, then `suspend` and `resume` around what is not part of it, `close` at the end.
     """
 
     __slots__ = (
+        "_given",
         "_reporter",
-        "_started",
-        "details",
+        "_token",
         "duration",
+        "ended",
         "error_type",
         "exception",
+        "exchange",
         "kind",
         "labels",
         "name",
         "outcome",
+        "outer",
         "scope",
         "span",
-        "span_id",
-        "started_ns",
-        "trace_id",
+        "started",
     )
 
     def __init__(
@@ -56,75 +71,112 @@ class Operation:
         details: dict[str, Any] | None = None,
     ) -> None:
         self._reporter = reporter
+        self._given = details
         self.kind = kind
         self.name = name
         self.labels = labels
-        self.details: dict[str, Any] = {} if details is None else details
         self.outcome = ""
         self.error_type: str | None = None
         self.exception: BaseException | None = None
         self.duration = 0.0
-        self.started_ns = 0
-        self._started = 0.0
-        self.trace_id = ""
-        self.span_id = ""
         self.span: Any = None
-        self.scope: Any = None
+        self.scope: Scope | None = None
+        self.outer: Operation | None = None
+        self.exchange: Exchange | None = None
+        self.ended = False
+        self._token: Token[Operation | None] | None = None
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """The high-cardinality facts, put together when a signal wants them."""
+        given = self._given
+        if given is None:
+            given = self._given = {}
+        return given
+
+    @property
+    def repeats(self) -> str:
+        """What operations have in common that do the same."""
+        return self.name
 
     def detail(self, **details: Any) -> None:
         """Add high-cardinality facts: they go to the span and the log line, never to a metric label."""
         self.details.update(details)
 
-    def __enter__(self) -> Self:
+    def open(self) -> Self:
+        """Begin; what is opened until `close` or `suspend` is inside."""
+        outer = OPERATION.get()
+        if outer is not None and not outer.ended:
+            self.outer = outer
+        self._token = OPERATION.set(self)
         self._reporter.open_operation(self)
-        self.started_ns = self.started_ns or time_ns()
-        self._started = perf_counter()
+        self.started = perf_counter()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.duration = perf_counter() - self._started
+    def suspend(self) -> None:
+        """Stand aside: what was current before is current again, the operation goes on."""
+        token, self._token = self._token, None
+        if token is not None:
+            try:  # noqa: SIM105 - suppress() costs more
+                OPERATION.reset(token)
+            except ValueError:  # left from another task: there is nothing to restore there
+                pass
+            if self.scope is not None:
+                self.scope.suspend()
+
+    def resume(self) -> None:
+        """Be the current operation again."""
+        self._token = OPERATION.set(self)
+        if self.scope is not None:
+            self.scope.resume()
+
+    def close(self, exc: BaseException | None = None) -> None:
+        """End, with what was raised; a second call does nothing."""
+        if self.ended:
+            return
+        self.duration = perf_counter() - self.started
+        self.ended = True
         if isinstance(exc, GeneratorExit):  # the consumer of a generator had enough: nothing failed
             exc = None
         if exc is not None:
             self.exception = exc
             self.error_type = error_name(exc)
         if not self.outcome:
-            self.outcome = self.judge(exc)
+            self.outcome = "ok" if exc is None else self.judge(exc)
+        if self._token is not None:
+            self.suspend()
         self._reporter.close_operation(self)
+        self.outer = None
 
-    def judge(self, exc: BaseException | None) -> str:
+    def judge(self, exc: BaseException) -> str:
         """Name the outcome of work that ended with `exc`; clients of a kind know more."""
         return outcome_of(exc)
 
+    def again(self) -> Operation:
+        """Return an operation like this one, which has not begun: one for each call of a decorated function."""
+        details = None if self._given is None else dict(self._given)
+        return type(self)(self._reporter, self.kind, self.name, self.labels, details)
+
+    def __call__(self, function: F) -> F:
+        """Decorate a function, coroutine function, generator or async generator: each call is one operation."""
+        return cast("F", wrapped(function, self.again))
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(exc)
+
     async def __aenter__(self) -> Self:
-        return self.__enter__()
+        return self.open()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.__exit__(kind, exc, traceback)
+        self.close(exc)
 
 
-def error_name(exc: BaseException) -> str:
-    """Return the `error_type` of an exception: its class name, with its module unless built in."""
-    kind = type(exc)
-    try:
-        return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    except Exception:  # noqa: BLE001 - a metaclass may override anything
-        return str(type.__dict__["__qualname__"].__get__(kind))
-
-
-def is_cancellation(exc: BaseException | None) -> bool:
-    """Tell whether `exc` is a cancellation of asyncio or of trio."""
-    return isinstance(exc, asyncio.CancelledError) or type(exc).__name__ == "Cancelled"
-
-
-def outcome_of(exc: BaseException | None) -> str:
-    """Name the outcome of work that ended with `exc`: `ok`, `cancelled`, `timeout` or `error`."""
-    if exc is None:
-        return "ok"
-    if is_cancellation(exc):
-        return "cancelled"
-    return "timeout" if isinstance(exc, TimeoutError) else "error"
+OPERATION: Final[ContextVar[Operation | None]] = ContextVar("fastapi_observe.operation", default=None)
+"""The operation that the calling code is part of; it may have ended."""

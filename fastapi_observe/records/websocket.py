@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.records.exchange import Exchange
-from fastapi_observe.records.operation import error_name, is_cancellation
+from fastapi_observe.records.outcomes import error_name, is_cancellation
 
 if TYPE_CHECKING:
     from collections.abc import Callable

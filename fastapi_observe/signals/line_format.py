@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
 
 import orjson
 
-from fastapi_observe.records.operation import error_name
+from fastapi_observe.records.outcomes import error_name
 from fastapi_observe.records.redaction import redact_text
 from fastapi_observe.records.routing import UNMATCHED
 

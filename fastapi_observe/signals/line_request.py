@@ -11,6 +11,7 @@ from fastapi_observe.signals.line_format import cut, describe_exception, encode_
 
 if TYPE_CHECKING:
     from fastapi_observe.records.exchange import Exchange
+    from fastapi_observe.records.work import Work
     from fastapi_observe.signals.line_format import Timestamps
 
 REQUEST_MESSAGE: Final = "HTTP request completed"
@@ -29,9 +30,13 @@ LONGEST_KEPT: Final = 512
 """Most bytes of a user agent that is kept for the next line: a client chooses it."""
 
 
+SHORT: Final = {"database": "db", "external": "external"}
+"""What kinds of operations are called in the request line."""
+
 Route = tuple[str, str, int, str]
-RequestRecord = tuple[Route, str, str, bytes | None, str | None, str, str, str, int, float, int, int]
-"""Method, endpoint, status and outcome; then level, path, user agent, client, the three ids, start, duration, sizes."""
+RequestRecord = tuple[Route, str, str, bytes | None, str | None, str, str, str, int, float, int, int, str]
+"""Method, endpoint, status and outcome; then level, path, user agent, client, the three ids, start, duration, sizes,
+and where the time went."""
 
 
 class RequestLines:
@@ -66,6 +71,8 @@ class RequestLines:
             "user_agent": None if agent is None else agent[:LONGEST_AGENT].decode("latin-1"),
             "remote_addr": client[0] if client else None,
         }
+        if exchange.work is not None:
+            fields.update(fields_of_work(exchange.work, exchange.duration))
         if exchange.ttfb is not None:
             fields["ttfb_ms"] = round(exchange.ttfb * 1000, 3)
         if exchange.error_type is not None:
@@ -117,11 +124,14 @@ class RequestLines:
             exchange.duration,
             exchange.request_size,
             exchange.response_size,
+            "" if exchange.work is None else text_of_work(exchange.work, exchange.duration),
         )
 
     def encode(self, record: RequestRecord) -> bytes:
         """Return the line that was taken down as bytes, its newline included."""
-        route, level, path, agent, address, trace_id, span_id, request_id, started, duration, received, sent = record
+        route, level, path, agent, address, trace_id, span_id, request_id, started, duration, received, sent, work = (
+            record
+        )
         before, between = self._routes.get(route) or self._prepare(route, level)
         asker = self._askers.get((agent, address)) or self._prepare_asker(agent, address)
         plain = path.isascii() and path.isprintable() and '"' not in path and "\\" not in path
@@ -131,7 +141,7 @@ class RequestLines:
         return (
             f'{{"timestamp":"{self._timestamps(started + int(duration * 1e9))}",{before}{ids}{asked}"fields":{{'
             f'"method":"{route[0]}","url":{url},{between}"duration_ms":{duration * 1000:.3f},'
-            f'"request_size":{received},"response_size":{sent},{asker}}}}}\n'
+            f'"request_size":{received},"response_size":{sent},{asker}{work}}}}}\n'
         ).encode()
 
     def _prepare_asker(self, agent: bytes | None, address: str | None) -> str:
@@ -158,3 +168,18 @@ class RequestLines:
         )
         self._routes[route] = kept
         return kept
+
+
+def fields_of_work(work: Work, duration: float) -> dict[str, Any]:
+    """Return where the time of a request went: milliseconds and numbers of what it waited for, and its own time."""
+    fields: dict[str, Any] = {}
+    for kind, name in SHORT.items():
+        if work.counts[kind]:
+            fields[f"{name}_ms"] = round(work.seconds[kind] * 1000, 3)
+            fields[f"{name}_count"] = work.counts[kind]
+    return {**fields, "own_ms": round(work.own(duration) * 1000, 3)}
+
+
+def text_of_work(work: Work, duration: float) -> str:
+    """Return `fields_of_work` as it follows other fields of a line."""
+    return "".join(f',"{name}":{value}' for name, value in fields_of_work(work, duration).items())

@@ -21,6 +21,13 @@ from fastapi_observe.signals.line_format import (
     encode_line,
     text_of,
 )
+from fastapi_observe.signals.line_operation import (
+    OPERATION_LOGGER,
+    fields_of_operation,
+    fields_of_repeated,
+    level_of_operation,
+    message_of_operation,
+)
 from fastapi_observe.signals.line_request import REQUEST_LOGGER, REQUEST_MESSAGE, RequestLines
 from fastapi_observe.signals.log_capture import SERVER_LOGGERS, LogCapture
 from fastapi_observe.signals.log_file import LogFile, parse_retention, parse_rotation
@@ -34,6 +41,7 @@ if TYPE_CHECKING:
     from fastapi_observe.records.exchange import Exchange
     from fastapi_observe.records.faults import Faults
     from fastapi_observe.records.operation import Operation
+    from fastapi_observe.records.work import Work
     from fastapi_observe.settings import ObserveSettings
     from fastapi_observe.signals.line_request import RequestRecord
 
@@ -49,8 +57,6 @@ OUTCOME_LEVELS: Final = {
     "cancelled": "error",
     "incomplete_response": "error",
 }
-
-OPERATION_NAMES: Final = {"database": "database query", "external": "external call", "background": "background task"}
 
 RECORD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {
     "asctime",
@@ -87,6 +93,8 @@ class Logs:
             "version": text_of(settings.service_version, 256),
         }
         self._timestamps = Timestamps()
+        self._slow_query = settings.slow_query
+        self._repeat_limit = settings.repeated_queries
         self._query_allow = frozenset(settings.query_allow)
         self._request_lines = RequestLines(self._resource, self._query_allow, self._timestamps)
         self._writer = _CAPTURE.writer
@@ -144,7 +152,9 @@ class Logs:
         """A response begins: nothing to write yet."""
 
     def close_exchange(self, exchange: Exchange) -> None:
-        """Write the request line."""
+        """Write the request line, and before it what the request repeated."""
+        if exchange.work is not None:
+            self._tell_repeated(exchange, exchange.work)
         level = OUTCOME_LEVELS.get(exchange.outcome, "error")
         if not self.logs_requests or LEVELS[level] < self.threshold:
             return
@@ -167,26 +177,27 @@ class Logs:
         """A piece of work begins: nothing to write yet."""
 
     def close_operation(self, operation: Operation) -> None:
-        """Write a line if the work failed, `warn` if the other side refused it; else a debug line, if it is wanted."""
-        ok = operation.outcome == "ok"
-        level = "debug" if ok else "warn" if operation.outcome == "client_error" else "error"
+        """Write a line if the work failed, was refused or was slow; else a debug line, if it is wanted."""
+        level = level_of_operation(operation, self._slow_query)
         if LEVELS[level] < self.threshold:
             return
-        name = OPERATION_NAMES.get(operation.kind, operation.kind)
-        fields: dict[str, Any] = {
-            **operation.details,
-            **operation.labels,
-            "outcome": operation.outcome,
-            "duration_ms": round(operation.duration * 1000, 3),
-        }
-        if operation.error_type is not None:
-            fields["error_type"] = operation.error_type
-        message = f"{name} {'completed' if ok else 'failed'}"
-        line = self._line(level, message, "fastapi_observe.operation")
-        if operation.trace_id:
-            line["trace_id"] = operation.trace_id
-            line["span_id"] = operation.span_id
-        self._finish(line, fields, operation.exception)
+        line = self._line(level, message_of_operation(operation, level), OPERATION_LOGGER)
+        if operation.span is not None:
+            at = operation.span.get_span_context()
+            line["trace_id"], line["span_id"] = f"{at.trace_id:032x}", f"{at.span_id:016x}"
+        self._finish(line, fields_of_operation(operation), operation.exception)
+
+    def _tell_repeated(self, exchange: Exchange, work: Work) -> None:
+        """Write a line for each statement that a request sent too often."""
+        if LEVELS["warn"] < self.threshold:
+            return
+        for repeated in work.repeated(self._repeat_limit):
+            line = self._line("warn", "database query repeated in one request", OPERATION_LOGGER)
+            if exchange.trace_id:
+                line["trace_id"], line["span_id"] = exchange.trace_id, exchange.span_id
+            line["request_id"] = exchange.request_id
+            line["fields"] = fields_of_repeated(repeated, exchange)
+            self._write(line)
 
     def take_loguru(self, record: Record) -> None:
         """Write a record of loguru."""

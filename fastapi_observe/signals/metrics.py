@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from fastapi_observe.records.exchange import KNOWN_METHODS
 from fastapi_observe.signals.business import Business, Catalogue
 from fastapi_observe.signals.exposition import SelfCollector, collectors, render
+from fastapi_observe.signals.metrics_operations import OperationMetrics
 from fastapi_observe.signals.series import Counter, Gauge, Histogram, SeriesBudget
 
 if TYPE_CHECKING:
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
     from fastapi_observe.records.exchange import Exchange
     from fastapi_observe.records.faults import Faults
     from fastapi_observe.records.operation import Operation
+    from fastapi_observe.records.pool import PoolState
     from fastapi_observe.records.websocket import WebSocketExchange
     from fastapi_observe.settings import ObserveSettings
 
 SIZE_BUCKETS: Final = tuple(100.0 * 10**power for power in range(8))
-QUERY_BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 CONNECTION_BUCKETS: Final = (0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
-"""Bucket bounds: bytes, seconds, seconds."""
+"""Bucket bounds: bytes, seconds."""
 
 
 class HttpSeries:
@@ -59,6 +60,7 @@ class MetricsService:
         self._catalogue = Catalogue(self.registry, self._budget)
         self.business = Business(self._catalogue)
         self._exemplars = settings.exemplars
+        self._repeat_limit = settings.repeated_queries
         self._sizes = settings.size_histograms
         self._closures = _checked(settings.instrumentations)
         self._lock = self._budget.lock
@@ -66,9 +68,7 @@ class MetricsService:
         try:
             self._make_http(settings.duration_buckets)
             self._make_websocket()
-            self._make_background()
-            self._make_database()
-            self._make_external()
+            self._operations = OperationMetrics(self._catalogue, self._lock, faults)
             self.add_reader(SelfCollector(self._budget, faults))
         except ValueError:  # the user's registry is left as it was
             self.close()
@@ -125,39 +125,6 @@ class MetricsService:
             buckets=CONNECTION_BUCKETS,
         )
 
-    def _make_background(self) -> None:
-        own = self._catalogue.own
-        labels = ("endpoint", "outcome")
-        self._tasks = own(Counter, "background_tasks_total", "Background tasks that have ended.", labels)
-        self._task_duration = own(
-            Histogram, "background_task_duration_seconds", "Time of background tasks, in seconds.", labels
-        )
-
-    def _make_database(self) -> None:
-        own = self._catalogue.own
-        labels = ("operation", "table")
-        self._queries = own(Counter, "db_queries_total", "Database queries.", labels)
-        self._query_duration = own(
-            Histogram, "db_query_duration_seconds", "Time of queries, in seconds.", labels, buckets=QUERY_BUCKETS
-        )
-        self._query_errors = own(
-            Counter, "db_query_errors_total", "Database queries that failed.", (*labels, "error_type")
-        )
-        self._pool = {
-            "active": own(Gauge, "db_connections_active", "Connections in use.", ("pool",)),
-            "idle": own(Gauge, "db_connections_idle", "Connections that wait in the pool.", ("pool",)),
-            "max": own(Gauge, "db_connections_max", "Most connections there may be.", ("pool",)),
-            "waiting": own(Gauge, "db_connections_waiting", "Callers that wait for a connection.", ("pool",)),
-        }
-
-    def _make_external(self) -> None:
-        own = self._catalogue.own
-        labels = ("service", "operation")
-        self._calls = own(Counter, "external_requests_total", "Calls to other services.", (*labels, "outcome"))
-        self._call_duration = own(
-            Histogram, "external_request_duration_seconds", "Time of calls to other services, in seconds.", labels
-        )
-
     # The signal
 
     def open_exchange(self, ex: Exchange) -> None:
@@ -201,7 +168,7 @@ class MetricsService:
             ended = ex.started_ns / 1e9 + duration
             kept.count_exemplars[0] = (ids, 1.0, ended)
             kept.duration_exemplars[cell] = (ids, duration, ended)
-        if ex.error_type is not None or ex.ttfb is not None or ex.validation_errors:
+        if ex.error_type is not None or ex.ttfb is not None or ex.validation_errors or ex.work is not None:
             self._close_unusual(ex)
         if self._closures:
             self._call_closures(ex)
@@ -230,6 +197,9 @@ class MetricsService:
             self._ttfb.labels(ex.method, ex.endpoint).observe(ex.ttfb)
         for field, error_type in ex.validation_errors or ():
             self._validation.labels(ex.endpoint, field, error_type).inc()
+        if ex.work is not None:
+            for _ in ex.work.repeated(self._repeat_limit):
+                self._operations.repeated.labels(ex.endpoint).inc()
 
     def start_exchange(self, ex: Exchange) -> None:
         """Count an accepted WebSocket connection; nothing to do for the response of a request."""
@@ -254,17 +224,8 @@ class MetricsService:
         """Do nothing: an operation is counted when it ends."""
 
     def close_operation(self, op: Operation) -> None:
-        """Take the samples of a query, a call or a background task; other kinds have no metrics."""
-        labels = op.labels
-        if op.kind == "database":
-            self.record_database_query(labels["operation"], labels["table"], op.duration, op.error_type)
-        elif op.kind == "external":
-            service, operation = labels["service"], labels["operation"]
-            self._calls.labels(service, operation, op.outcome).inc()
-            self._call_duration.labels(service, operation).observe(op.duration)
-        elif op.kind == "background":
-            self._tasks.labels(labels["endpoint"], op.outcome).inc()
-            self._task_duration.labels(labels["endpoint"], op.outcome).observe(op.duration)
+        """Take the samples of a piece of work."""
+        self._operations.close(op)
 
     def close(self) -> None:
         """Take everything out of a registry that the user gave; one of our own stays readable."""
@@ -326,10 +287,7 @@ class MetricsService:
 
     def record_database_query(self, operation: str, table: str, duration: float, error_type: str | None = None) -> None:
         """Take the samples of a query; `duration` is in seconds, `error_type` the class of what it raised."""
-        self._queries.labels(operation, table).inc()
-        self._query_duration.labels(operation, table).observe(duration)
-        if error_type is not None:
-            self._query_errors.labels(operation, table, error_type).inc()
+        self._operations.query(operation, table, duration, error_type)
 
     def set_database_connections(
         self,
@@ -341,9 +299,20 @@ class MetricsService:
         waiting: float | None = None,
     ) -> None:
         """Set the state of a connection pool; what is None stays as it is."""
-        for name, value in {"active": active, "idle": idle, "max": max, "waiting": waiting}.items():
-            if value is not None:
-                self._pool[name].labels(pool).set(value)
+        values = {"active": active, "idle": idle, "max": max, "waiting": waiting}
+        self._operations.set_connections(pool, values)
+
+    def add_pool(self, name: str, read: Callable[[], PoolState]) -> Callable[[], None]:
+        """Show a pool of connections, read at each scrape; call the result to show it no more."""
+        return self._operations.add_pool(name, read)
+
+    def waited_for_connection(self, pool: str, seconds: float) -> None:
+        """Take the time until `pool` gave a connection, in seconds."""
+        self._operations.waited(pool, seconds)
+
+    def connection_event(self, pool: str, event: str) -> None:
+        """Count what happened on a connection besides statements: `begin`, `commit`, `rollback` or `ping`."""
+        self._operations.event(pool, event)
 
     def update_system_metrics(self) -> None:
         """Take a reading of the system now; each scrape takes one by itself."""

@@ -1,4 +1,4 @@
-"""The server span of a sampled request: the SDK's span, made and ended at a fraction of its cost.
+"""The span of a sampled request or operation: the SDK's span, made and ended at a fraction of its cost.
 
 The SDK asks the sampler, checks every attribute and copies the span at its end. Here the decision is made already, the
 attributes are our own, and nobody can change the span once it has ended. This is the one place that relies on how the
@@ -46,7 +46,7 @@ class DroppedSpan(NonRecordingSpan):
 
 
 class SpanFactory:
-    """What all server spans of one tracer share."""
+    """What all our spans of one tracer share."""
 
     __slots__ = ("length", "limits", "processor", "resource", "scope", "width")
 
@@ -66,15 +66,16 @@ class SpanFactory:
         around: Context,
         attributes: dict[str, Any],
         start_time: int,
+        kind: SpanKind = SpanKind.SERVER,
     ) -> RecordedSpan:
-        """Start a server span. `attributes` are of OpenTelemetry's types and short; `start_time` is in nanoseconds."""
-        span = RecordedSpan(self, name, context, parent, attributes, start_time)
+        """Start a span. `attributes` are of OpenTelemetry's types and short; `start_time` is in nanoseconds."""
+        span = RecordedSpan(self, name, context, parent, attributes, start_time, kind)
         self.processor.on_start(span, parent_context=around)
         return span
 
 
 class RecordedSpan(Span):
-    """A server span that is being recorded."""
+    """A span that is being recorded."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a span is made of
         self,
@@ -84,6 +85,7 @@ class RecordedSpan(Span):
         parent: SpanContext | None,
         attributes: dict[str, Any],
         start_time: int,
+        kind: SpanKind,
     ) -> None:
         ReadableSpan.__init__(
             self,
@@ -91,7 +93,7 @@ class RecordedSpan(Span):
             context,
             parent,
             factory.resource,
-            kind=SpanKind.SERVER,
+            kind=kind,
             start_time=start_time,
             instrumentation_scope=factory.scope,
         )
@@ -105,7 +107,7 @@ class RecordedSpan(Span):
         self._attributes = self._own
 
     def know(self, attributes: Mapping[str, Any]) -> None:
-        """Set attributes of our own, which need no check."""
+        """Set attributes that need no check: of OpenTelemetry's types, short and few."""
         self._own._dict.update(attributes)
 
     def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
@@ -133,9 +135,9 @@ class RecordedSpan(Span):
 
 
 def fits(factory: SpanFactory) -> bool:
-    """Tell whether a server span can be made, changed and ended with the installed SDK."""
+    """Tell whether a span can be made, changed and ended with the installed SDK."""
     try:
-        span = RecordedSpan(factory, "GET", trace.INVALID_SPAN_CONTEXT, None, {"a": 1}, 1)
+        span = RecordedSpan(factory, "GET", trace.INVALID_SPAN_CONTEXT, None, {"a": 1}, 1, SpanKind.SERVER)
         span._span_processor = type(factory.processor)()
         span.set_attribute("b", 2)
         span.know({"c": 3})

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from fastapi_observe.records.exchange import Exchange
+    from fastapi_observe.records.work import Work
 
 LONGEST_PATH: Final = 512
 LONGEST_AGENT: Final = 256
@@ -81,7 +82,7 @@ def server_address(scope: Scope, headers: dict[bytes, bytes], scheme: str) -> tu
     return (server[0], server[1]) if server else (None, None)
 
 
-def response_attributes(exchange: Exchange) -> dict[str, Any]:
+def response_attributes(exchange: Exchange, repeat_limit: int) -> dict[str, Any]:
     """Return what is known when the response has ended."""
     attributes: dict[str, Any] = {
         "http.response.status_code": exchange.status_code,
@@ -92,6 +93,22 @@ def response_attributes(exchange: Exchange) -> dict[str, Any]:
         attributes["http.route"] = exchange.endpoint
     if exchange.error_type is not None:
         attributes["error.type"] = exchange.error_type
+    if exchange.work is not None:
+        attributes.update(work_attributes(exchange.work, exchange.duration, repeat_limit))
+    return attributes
+
+
+def work_attributes(work: Work, duration: float, repeat_limit: int) -> dict[str, Any]:
+    """Return where the time of a request went, in milliseconds, and the statements that it repeated."""
+    attributes: dict[str, Any] = {}
+    for kind, name in (("database", "db"), ("external", "external")):
+        if work.counts[kind]:
+            attributes[f"fastapi_observe.{name}_ms"] = round(work.seconds[kind] * 1000, 3)
+            attributes[f"fastapi_observe.{name}_count"] = work.counts[kind]
+    attributes["fastapi_observe.own_ms"] = round(work.own(duration) * 1000, 3)
+    repeated = work.repeated(repeat_limit)
+    if repeated:
+        attributes["fastapi_observe.repeated_queries"] = tuple(each.statement for each in repeated)
     return attributes
 
 

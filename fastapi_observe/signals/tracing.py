@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from random import getrandbits
+from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Tracer, TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind, StatusCode, TraceFlags
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
 from fastapi_observe.records.exchange import CONTEXT_KEY, CURRENT_CONTEXT, Current
 from fastapi_observe.records.ids import NEW_IDS
@@ -48,6 +49,9 @@ _SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Conte
 _TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _W3C: Final = frozenset({"traceparent", "tracestate", "baggage"})
 """A header of the only version there is; the fields of the propagators that are set unless a user says otherwise."""
+
+MOST_DETAILS: Final = 64
+"""Details of an operation that are put on its span without asking for its limits."""
 
 _KINDS: Final = {"database": SpanKind.CLIENT, "external": SpanKind.CLIENT}
 
@@ -174,7 +178,7 @@ class TracingService:
         span = exchange.span
         if exchange.adopted and span is not None and span.is_recording():
             span.update_name(span_name(exchange))
-            attributes = response_attributes(exchange)
+            attributes = response_attributes(exchange, self._settings.repeated_queries)
             span.set_attributes({name: value for name, value in attributes.items() if "body.size" not in name})
 
     def close_exchange(self, exchange: Exchange) -> None:
@@ -182,7 +186,7 @@ class TracingService:
         span = exchange.span
         if span is None or not span.is_recording():
             return
-        attributes = response_attributes(exchange)
+        attributes = response_attributes(exchange, self._settings.repeated_queries)
         if self._capture_response:
             attributes.update(self._capture_response.read(exchange.response_headers))
         if exchange.outcome in _FAILED:
@@ -200,33 +204,46 @@ class TracingService:
             span.end(ended)
 
     def open_operation(self, operation: Operation) -> None:
-        """Start the span of an operation and make it the current one."""
-        current = trace.get_current_span()
-        at = current.get_span_context()
-        if self._parent_decides and at.is_valid and not at.trace_flags.sampled:
-            operation.trace_id, operation.span_id = format(at.trace_id, "032x"), format(at.span_id, "016x")
-            return
-        span = self.tracer.start_span(operation.name, kind=_KINDS.get(operation.kind, SpanKind.INTERNAL))
-        at = span.get_span_context()
+        """Start the span of an operation and make it the current one; none inside a span that is not sampled."""
+        around = CURRENT_CONTEXT.get()
+        current = around.get(_SPAN_KEY)
+        if self._parent_decides and isinstance(current, NonRecordingSpan):
+            at = current.get_span_context() if type(current) is not DroppedSpan else None
+            if at is None or (at.is_valid and not at.trace_flags.sampled):
+                operation.span = current
+                return
+        kind = _KINDS.get(operation.kind, SpanKind.INTERNAL)
+        span: Span
+        if isinstance(current, RecordedSpan) and self._factory is not None:
+            parent = current.get_span_context()
+            flags, state = parent.trace_flags, parent.trace_state
+            at = SpanContext(parent.trace_id, getrandbits(64), is_remote=False, trace_flags=flags, trace_state=state)
+            span = self._factory.start(operation.name, at, parent, around, {}, time_ns(), kind)
+        else:
+            span = self.tracer.start_span(well_formed(operation.name), kind=kind)
         operation.span = span
-        operation.trace_id, operation.span_id = format(at.trace_id, "032x"), format(at.span_id, "016x")
-        operation.scope = ContextScope(trace.set_span_in_context(span))
-        operation.scope.__enter__()
+        operation.scope = scope = ContextScope(Context({**around, _SPAN_KEY: span}))
+        scope.open()
 
     def close_operation(self, operation: Operation) -> None:
-        """End the span of an operation; what was current before is current again."""
+        """End the span of an operation."""
         span = operation.span
-        if operation.scope is not None:
-            operation.scope.__exit__()
-        if span is None or not span.is_recording():
+        if span is None or operation.scope is None or not span.is_recording():
             return
-        span.set_attributes(plain(operation.details))
+        details = plain(operation.details)
+        if isinstance(span, RecordedSpan) and len(details) < MOST_DETAILS:
+            span.know(details)
+        else:
+            span.set_attributes(details)
         if operation.exception is not None:
             note_exception(span, operation.exception)
         elif operation.error_type is not None:
             span.set_attribute("error.type", operation.error_type)
             span.set_status(StatusCode.ERROR)
-        span.end()
+        if isinstance(span, RecordedSpan):
+            span.finish(well_formed(operation.name), time_ns())
+        else:
+            span.end()
 
     # What users call
 

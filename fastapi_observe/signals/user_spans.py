@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import inspect
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
-from fastapi_observe.records.exchange import current_exchange
+from fastapi_observe.records.exchange import CURRENT_CONTEXT, current_exchange
 from fastapi_observe.records.faults import Faults
-from fastapi_observe.records.operation import error_name
+from fastapi_observe.records.outcomes import error_name
 from fastapi_observe.records.redaction import redact_text
+from fastapi_observe.records.wrapping import name_of, wrapped
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import Callable
     from concurrent.futures import Executor
+    from contextvars import Token
     from types import TracebackType
 
     from opentelemetry.context import Context
@@ -95,15 +95,35 @@ class ContextScope:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._token: Token[Context] | None = None
 
     def __enter__(self) -> None:
-        self._token = otel_context.attach(self._context)
+        self._token = CURRENT_CONTEXT.set(self._context)
 
     def __exit__(self, *_: object) -> None:
-        try:
-            self._token.var.reset(self._token)
-        except ValueError:  # left from another task: there is nothing to restore there
-            return
+        token, self._token = self._token, None
+        if token is not None:
+            try:
+                CURRENT_CONTEXT.reset(token)
+            except ValueError:  # left from another task: there is nothing to restore there
+                return
+
+    def open(self) -> None:
+        """Make the context the current one."""
+        self.__enter__()
+
+    def suspend(self) -> None:
+        """Leave the context; `resume` comes back to what was current: spans may be open inside."""
+        self._context = CURRENT_CONTEXT.get()
+        self.__exit__()
+
+    def resume(self) -> None:
+        """Come back to the context."""
+        self.__enter__()
+
+    def close(self, exc: BaseException | None = None) -> None:  # noqa: ARG002 - as every scope
+        """Leave the context, if that has not happened."""
+        self.__exit__()
 
 
 class SpanScope:
@@ -116,8 +136,8 @@ class SpanScope:
         self._name = name
         self._attributes = attributes
 
-    def start(self) -> tuple[Span, Context]:
-        """Start the span; return it with the context in which it is the current one.
+    def open(self) -> Span:
+        """Start the span and make it the current one.
 
         Where a sampler or span processor of the user's raises, a span that records nothing stands for it.
         """
@@ -127,27 +147,39 @@ class SpanScope:
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
             _tell("span.start", exc)
             span = trace.NonRecordingSpan(trace.get_current_span().get_span_context())
-        return span, trace.set_span_in_context(span)
+        self._span = span
+        self._scope = ContextScope(trace.set_span_in_context(span))
+        self._scope.open()
+        return span
+
+    def suspend(self) -> None:
+        """Let what was current before be current again."""
+        self._scope.suspend()
+
+    def resume(self) -> None:
+        """Be the current span again."""
+        self._scope.resume()
+
+    def close(self, exc: BaseException | None = None) -> None:
+        """End the span with what was raised."""
+        self._scope.close()
+        finish(self._span, exc)
 
     def __enter__(self) -> Span:
-        self._span, context = self.start()
-        self._scope = ContextScope(context)
-        self._scope.__enter__()
-        return self._span
+        return self.open()
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace_back: TracebackType | None
     ) -> None:
-        self._scope.__exit__()
-        finish(self._span, exc)
+        self.close(exc)
 
     async def __aenter__(self) -> Span:
-        return self.__enter__()
+        return self.open()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace_back: TracebackType | None
     ) -> None:
-        self.__exit__(kind, exc, trace_back)
+        self.close(exc)
 
 
 def finish(span: Span, exc: BaseException | None) -> None:
@@ -170,106 +202,10 @@ def traced_with(tracer: Callable[[], Tracer], name: str | None, attributes: dict
     """Return the decorator behind `@traced`; `tracer` is asked at each call."""
 
     def decorate(function: Any) -> Any:
-        if isinstance(function, staticmethod | classmethod):
-            return type(function)(decorate(function.__func__))
-        label, code = _describe(function)
-        wrap = (
-            _traced_async_generator
-            if inspect.isasyncgenfunction(code)
-            else _traced_generator
-            if inspect.isgeneratorfunction(code)
-            else _traced_coroutine
-            if inspect.iscoroutinefunction(code)
-            else _traced_call
-        )
-        return wrap(function, lambda: SpanScope(tracer(), name or label, attributes))
+        label = name or name_of(getattr(function, "__func__", function))
+        return wrapped(function, lambda: SpanScope(tracer(), label, attributes))
 
     return decorate
-
-
-def _describe(function: Any) -> tuple[str, Any]:
-    """Return the name of a callable and the function that tells its kind, through partials and `__call__`."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    label = getattr(function, "__qualname__", type(function).__name__)
-    return label, function if inspect.isroutine(function) or isinstance(function, type) else type(function).__call__
-
-
-def _traced_call(function: Any, scope: Callable[[], SpanScope]) -> Any:
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with scope():
-            return function(*args, **kwargs)
-
-    return call
-
-
-def _traced_coroutine(function: Any, scope: Callable[[], SpanScope]) -> Any:
-    @functools.wraps(function)
-    async def coroutine(*args: Any, **kwargs: Any) -> Any:
-        with scope():
-            return await function(*args, **kwargs)
-
-    return coroutine
-
-
-def _traced_generator(function: Any, scope: Callable[[], SpanScope]) -> Any:
-    """Run a generator step by step inside its span; between the steps the caller's context is the current one."""
-
-    @functools.wraps(function)
-    def generator(*args: Any, **kwargs: Any) -> Any:
-        inner = function(*args, **kwargs)
-        span, context = scope().start()
-        sent = thrown = None
-        try:
-            while True:
-                with ContextScope(context):
-                    item = inner.send(sent) if thrown is None else inner.throw(thrown)
-                    context = otel_context.get_current()  # the generator may hold spans of its own across a yield
-                sent = thrown = None
-                try:
-                    sent = yield item
-                except BaseException as exc:  # noqa: BLE001 - GeneratorExit too: it is the generator's to answer
-                    thrown = exc
-        except StopIteration as stop:
-            finish(span, None)
-            return stop.value
-        except BaseException as exc:
-            finish(span, exc)
-            raise
-        finally:
-            thrown = None  # else the exception and this frame would hold each other
-
-    return generator
-
-
-def _traced_async_generator(function: Any, scope: Callable[[], SpanScope]) -> Any:
-    """Do for an async generator what `_traced_generator` does for a plain one."""
-
-    @functools.wraps(function)
-    async def async_generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        inner = function(*args, **kwargs)
-        span, context = scope().start()
-        sent = thrown = None
-        try:
-            while True:
-                with ContextScope(context):
-                    item = await (inner.asend(sent) if thrown is None else inner.athrow(thrown))
-                    context = otel_context.get_current()
-                sent = thrown = None
-                try:
-                    sent = yield item
-                except BaseException as exc:  # noqa: BLE001 - as above
-                    thrown = exc
-        except StopAsyncIteration:
-            finish(span, None)
-        except BaseException as exc:
-            finish(span, exc)
-            raise
-        finally:
-            thrown = None
-
-    return async_generator
 
 
 async def run_in_executor(executor: Executor | None, function: Callable[..., Any], /, *args: Any) -> Any:

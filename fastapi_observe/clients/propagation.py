@@ -1,0 +1,129 @@
+"""`Propagation`: which hosts are told the trace they are part of, and the headers that tell them."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import baggage, propagate
+
+from fastapi_observe.records.exchange import CURRENT_CONTEXT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, MutableMapping
+    from ipaddress import IPv4Address
+
+    from opentelemetry.context import Context
+
+MOST_HOSTS: Final = 1024
+"""Hosts whose answer is remembered; of further ones it is worked out each time."""
+
+LONGEST_HOST: Final = 253
+"""Characters of a DNS name (RFC 1035); what is longer is nobody of ours."""
+
+_W3C: Final = frozenset({"traceparent", "tracestate", "baggage"})
+_PRIVATE_NETWORKS: Final = tuple(
+    ip_network(each)
+    for each in (
+        "127.0.0.0/8",
+        "::1/128",
+        "0.0.0.0/32",  # connects to this machine
+        "::/128",
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "100.64.0.0/10",
+        "169.254.0.0/16",
+        "fc00::/7",
+        "fe80::/10",
+    )
+)
+_SINGLE_LABEL: Final = re.compile(r"[a-z0-9_-]+")
+_PRIVATE_SUFFIX: Final = re.compile(r"[a-z0-9_.-]+\.(?:local|internal|svc|localhost|lan|test)")
+_NUMBER: Final = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
+"""Names that resolvers read as an IPv4 address (WHATWG URL, "ends in a number"), as 134744072 for 8.8.8.8."""
+
+
+class Propagation:
+    """Decides by the name of a host alone, never by looking it up.
+
+    Private hosts are told: addresses of this machine and of private, link-local and shared (RFC 6598) networks, names
+    of one label (`payments`), and those under `.local`, `.internal`, `.svc`, `.localhost`, `.lan` and `.test`. `hosts`
+    are told too: exact, `*.example.com` (what is below it), `*` (all). Of baggage only the `keys` go along; `*` stands
+    for all.
+    """
+
+    def __init__(self, hosts: Iterable[str] = (), keys: Iterable[str] = ()) -> None:
+        named = [_plain(host) for host in hosts]
+        self._all = "*" in named
+        self._exact = frozenset(named)
+        self._below = tuple(host[1:] for host in named if host.startswith("*."))
+        self._keys = frozenset(keys)
+        self._known: dict[str, bool] = {}
+        self._propagator: Any = None
+        self._fields = _W3C
+
+    def allows(self, host: str) -> bool:
+        """Tell whether `host` may know the trace."""
+        known = self._known.get(host)
+        if known is None:
+            known = self._judge(_plain(host))
+            if len(self._known) < MOST_HOSTS and len(host) <= LONGEST_HOST:
+                self._known[host] = known
+        return known
+
+    def _judge(self, host: str) -> bool:
+        if not host or len(host) > LONGEST_HOST:
+            return False
+        return self._all or host in self._exact or host.endswith(self._below) or _is_private(host)
+
+    def inject(self, host: str | None, headers: MutableMapping[str, str], *, allowed: bool | None = None) -> None:
+        """Write the headers of the current trace for `host` (None: for one that is trusted) into `headers`.
+
+        A host that is not allowed gets none, and loses those that came along: redirects copy headers. `allowed`
+        decides without looking at the host.
+        """
+        propagator = propagate.get_global_textmap()
+        if propagator is not self._propagator:
+            self._fields = _W3C | propagator.fields
+            self._propagator = propagator
+        if allowed is None:
+            allowed = host is None or self.allows(host)
+        if not allowed:
+            for name in self._fields:
+                headers.pop(name, None)
+            return
+        carrier: dict[str, str] = {}
+        propagator.inject(carrier, self._visible(CURRENT_CONTEXT.get()))
+        for name, value in carrier.items():
+            headers[name] = value
+
+    def _visible(self, context: Context) -> Context:
+        """Leave only the baggage in `context` that goes along."""
+        carried = baggage.get_all(context)
+        if not carried or "*" in self._keys:
+            return context
+        for key in carried:
+            if key not in self._keys:
+                context = baggage.remove_baggage(key, context)
+        return context
+
+
+def _plain(host: str) -> str:
+    return host.lower().strip("[]").removesuffix(".")
+
+
+def _is_private(host: str) -> bool:
+    if ":" in host or _NUMBER.fullmatch(host):
+        address = _address(host)
+        return address is not None and any(address in network for network in _PRIVATE_NETWORKS)
+    return bool(_SINGLE_LABEL.fullmatch(host) or _PRIVATE_SUFFIX.fullmatch(host))
+
+
+def _address(host: str) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address

@@ -1,0 +1,70 @@
+"""What is installed, for code far from the app: `current()` and `@traced`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from opentelemetry import trace
+
+from fastapi_observe.observability import OPEN
+from fastapi_observe.records.exchange import current_exchange
+from fastapi_observe.signals.user_spans import traced_with
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opentelemetry.trace import Tracer
+
+    from fastapi_observe.observability import Observability
+
+
+def current() -> Observability:
+    """Return what is installed, for code far from any request object.
+
+    Inside a request: that of its app. Outside: the only installed one; `RuntimeError` if there is none or several.
+    """
+    exchange = current_exchange()
+    if exchange is not None:
+        found: Observability = exchange.observability
+        return found
+    if len(OPEN) == 1:
+        return OPEN[0]
+    if not OPEN:
+        raise RuntimeError("fastapi-observe is not installed: call install(app) where the app is created")
+    raise RuntimeError(
+        f"{len(OPEN)} apps are installed in this process and no request is being served: "
+        "use app.state.observe of the one you mean"
+    )
+
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+
+@overload
+def traced(function: F, /) -> F: ...
+
+
+@overload
+def traced(name: str | None = None, /, **attributes: Any) -> Callable[[F], F]: ...
+
+
+def traced(function: Any = None, /, **attributes: Any) -> Any:
+    """Decorate a function, coroutine function, generator or async generator: each call is a span.
+
+    `@traced`, `@traced("price order")` or `@traced("price order", tier="gold")`; the name is the function's own unless
+    given. Inside a request the spans go where its app's spans go, elsewhere where those of the only installed app go;
+    if there is none or several, to the global tracer provider.
+    """
+    named = function is None or isinstance(function, str)
+    if not (named or callable(function) or isinstance(function, classmethod)):
+        raise TypeError(f"@traced needs a function or a name for its spans, got {function!r:.80}")
+    decorate = traced_with(_current_tracer, function if named else None, attributes)
+    return decorate if named else decorate(function)
+
+
+def _current_tracer() -> Tracer:
+    exchange = current_exchange()
+    if exchange is not None:
+        tracer: Tracer = exchange.observability.tracing.tracer
+        return tracer
+    return OPEN[0].tracing.tracer if len(OPEN) == 1 else trace.get_tracer("fastapi_observe")

@@ -1,0 +1,28 @@
+"""How an exception is named, and the outcome of what it ended."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+def error_name(exc: BaseException) -> str:
+    """Return the `error_type` of an exception: its class name, with its module unless built in."""
+    kind = type(exc)
+    try:
+        return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    except Exception:  # noqa: BLE001 - a metaclass may override anything
+        return str(type.__dict__["__qualname__"].__get__(kind))
+
+
+def is_cancellation(exc: BaseException | None) -> bool:
+    """Tell whether `exc` is a cancellation of asyncio or of trio."""
+    return isinstance(exc, asyncio.CancelledError) or type(exc).__name__ == "Cancelled"
+
+
+def outcome_of(exc: BaseException | None) -> str:
+    """Name the outcome of work that ended with `exc`: `ok`, `cancelled`, `timeout` or `error`."""
+    if exc is None:
+        return "ok"
+    if is_cancellation(exc):
+        return "cancelled"
+    return "timeout" if isinstance(exc, TimeoutError) else "error"

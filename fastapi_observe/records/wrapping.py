@@ -1,0 +1,157 @@
+"""What every decorator of ours does: run a function, coroutine or generator inside a scope of its own for each call."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+
+class Scope(Protocol):
+    """What a call runs in: a span, an operation."""
+
+    def open(self) -> object:
+        """Begin, and be what is current."""
+
+    def suspend(self) -> None:
+        """Stand aside: what was current before is current again."""
+
+    def resume(self) -> None:
+        """Be what is current again."""
+
+    def close(self, exc: BaseException | None = None) -> None:
+        """Stand aside and end, with what was raised."""
+
+
+def wrapped(function: Any, scope: Callable[[], Scope]) -> Any:
+    """Return `function` with each call inside `scope()`: a function, coroutine function, generator or async generator.
+
+    Between the steps of a generator its caller's context is the current one.
+    """
+    if isinstance(function, staticmethod | classmethod):
+        return type(function)(wrapped(function.__func__, scope))
+    code = code_of(function)
+    wrap = (
+        _async_generator
+        if inspect.isasyncgenfunction(code)
+        else _generator
+        if inspect.isgeneratorfunction(code)
+        else _coroutine
+        if inspect.iscoroutinefunction(code)
+        else _call
+    )
+    return wrap(function, scope)
+
+
+def name_of(function: Any) -> str:
+    """Return the name of a callable, through partials."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__qualname__", type(function).__name__)
+
+
+def code_of(function: Any) -> Any:
+    """Return the function that tells the kind of a callable, through partials and `__call__`."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function if inspect.isroutine(function) or isinstance(function, type) else type(function).__call__
+
+
+def _call(function: Any, scope: Callable[[], Scope]) -> Any:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        inside = scope()
+        inside.open()
+        try:
+            result = function(*args, **kwargs)
+        except BaseException as exc:
+            inside.close(exc)
+            raise
+        inside.close()
+        return result
+
+    return call
+
+
+def _coroutine(function: Any, scope: Callable[[], Scope]) -> Any:
+    @functools.wraps(function)
+    async def coroutine(*args: Any, **kwargs: Any) -> Any:
+        inside = scope()
+        inside.open()
+        try:
+            result = await function(*args, **kwargs)
+        except BaseException as exc:
+            inside.close(exc)
+            raise
+        inside.close()
+        return result
+
+    return coroutine
+
+
+def _generator(function: Any, scope: Callable[[], Scope]) -> Any:
+    @functools.wraps(function)
+    def generator(*args: Any, **kwargs: Any) -> Any:
+        inner = function(*args, **kwargs)
+        inside = scope()
+        inside.open()
+        inside.suspend()
+        sent = thrown = None
+        try:
+            while True:
+                inside.resume()
+                try:
+                    item = inner.send(sent) if thrown is None else inner.throw(thrown)
+                finally:
+                    inside.suspend()
+                sent = thrown = None
+                try:
+                    sent = yield item
+                except BaseException as exc:  # noqa: BLE001 - GeneratorExit too: it is the generator's to answer
+                    thrown = exc
+        except StopIteration as stop:
+            inside.close()
+            return stop.value
+        except BaseException as exc:
+            inside.close(exc)
+            raise
+        finally:
+            thrown = None  # else the exception and this frame would hold each other
+
+    return generator
+
+
+def _async_generator(function: Any, scope: Callable[[], Scope]) -> Any:
+    """Do for an async generator what `_generator` does for a plain one."""
+
+    @functools.wraps(function)
+    async def async_generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        inner = function(*args, **kwargs)
+        inside = scope()
+        inside.open()
+        inside.suspend()
+        sent = thrown = None
+        try:
+            while True:
+                inside.resume()
+                try:
+                    item = await (inner.asend(sent) if thrown is None else inner.athrow(thrown))
+                finally:
+                    inside.suspend()
+                sent = thrown = None
+                try:
+                    sent = yield item
+                except BaseException as exc:  # noqa: BLE001 - as above
+                    thrown = exc
+        except StopAsyncIteration:
+            inside.close()
+        except BaseException as exc:
+            inside.close(exc)
+            raise
+        finally:
+            thrown = None
+
+    return async_generator

@@ -1,0 +1,184 @@
+"""What the metrics signal counts of operations: queries, calls, background tasks, the user's own work, and pools."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from functools import partial
+from math import nan
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi_observe.signals.series import Counter, Gauge, Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.records.operation import Operation
+    from fastapi_observe.records.pool import PoolState
+    from fastapi_observe.signals.business import Catalogue
+
+QUERY_BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
+"""Bucket bounds in seconds."""
+
+MOST_REMEMBERED: Final = 1024
+"""Label sets whose series are found without asking prometheus_client."""
+
+
+class OperationMetrics:
+    """The families about operations; all labels are names that the code gives, each family is bounded."""
+
+    def __init__(self, catalogue: Catalogue, lock: AbstractContextManager[Any], faults: Faults) -> None:
+        self._lock = lock
+        self._faults = faults
+        self._own = catalogue.own
+        self._kept: dict[tuple[str, ...], tuple[list[float], list[float], list[float]]] = {}
+        self._make_work()
+        self._make_database()
+        self._make_pools()
+        self._make_external()
+
+    def _make_work(self) -> None:
+        own = self._own
+        labels = ("endpoint", "outcome")
+        self._tasks = own(Counter, "background_tasks_total", "Background tasks that have ended.", labels)
+        self._task_duration = own(
+            Histogram, "background_task_duration_seconds", "Time of background tasks, in seconds.", labels
+        )
+        self._operations = own(Counter, "operations_total", "Pieces of work that have ended.", ("operation", "outcome"))
+        self._operation_duration = own(
+            Histogram, "operation_duration_seconds", "Time of pieces of work, in seconds.", ("operation",)
+        )
+
+    def _make_database(self) -> None:
+        own = self._own
+        labels = ("operation", "table")
+        self._queries = own(Counter, "db_queries_total", "Database queries.", labels)
+        self._query_duration = own(
+            Histogram, "db_query_duration_seconds", "Time of queries, in seconds.", labels, buckets=QUERY_BUCKETS
+        )
+        self._query_errors = own(
+            Counter, "db_query_errors_total", "Database queries that failed.", (*labels, "error_type")
+        )
+        self.repeated = own(
+            Counter,
+            "db_repeated_queries_total",
+            "Statements that one request sent more often than `repeated_queries` (N+1).",
+            ("endpoint",),
+        )
+
+    def _make_pools(self) -> None:
+        own = self._own
+        self._pool = {
+            "active": own(Gauge, "db_connections_active", "Connections in use.", ("pool",)),
+            "idle": own(Gauge, "db_connections_idle", "Connections that wait in the pool.", ("pool",)),
+            "max": own(Gauge, "db_connections_max", "Most connections there may be.", ("pool",)),
+            "overflow": own(Gauge, "db_connections_overflow", "Connections beyond the pool's own size.", ("pool",)),
+            "waiting": own(Gauge, "db_connections_waiting", "Callers that wait for a connection.", ("pool",)),
+        }
+        self._wait = own(
+            Histogram,
+            "db_connection_wait_seconds",
+            "Time until the pool gave a connection, in seconds.",
+            ("pool",),
+            buckets=QUERY_BUCKETS,
+        )
+        self._events = own(
+            Counter,
+            "db_connection_events_total",
+            "What happened on connections besides statements: begin, commit, rollback, ping.",
+            ("pool", "event"),
+        )
+
+    def _make_external(self) -> None:
+        own = self._own
+        labels = ("service", "operation")
+        self._calls = own(Counter, "external_requests_total", "Calls to other services.", (*labels, "outcome"))
+        self._call_duration = own(
+            Histogram, "external_request_duration_seconds", "Time of calls to other services, in seconds.", labels
+        )
+
+    def close(self, op: Operation) -> None:
+        """Take the samples of an operation that has ended."""
+        labels = op.labels
+        if op.kind == "database":
+            self.query(labels["operation"], labels["table"], op.duration, op.error_type)
+        elif op.kind == "external":
+            names = labels["service"], labels["operation"]
+            self._count((op.kind, *names, op.outcome), op.duration, self._calls, self._call_duration, names)
+        elif op.kind == "background":
+            names = labels["endpoint"], op.outcome
+            self._tasks.labels(*names).inc()
+            self._task_duration.labels(*names).observe(op.duration)
+        elif op.kind == "operation":
+            name = (labels["operation"],)
+            self._count((op.kind, *name, op.outcome), op.duration, self._operations, self._operation_duration, name)
+
+    def _count(
+        self,
+        key: tuple[str, ...],
+        duration: float,
+        counter: Counter,
+        histogram: Histogram,
+        names: tuple[str, ...],
+    ) -> None:
+        """Count under the labels in `key` behind its kind, take the time under `names`."""
+        kept = self._kept.get(key)
+        if kept is None:
+            child, spread = counter.labels(*key[1:]), histogram.labels(*names)
+            kept = child.cells, spread.cells, spread.bounds()
+            if len(self._kept) < MOST_REMEMBERED:
+                self._kept[key] = kept
+        count, cells, bounds = kept
+        cell = bisect_left(bounds, duration)
+        with self._lock:
+            count[0] += 1
+            cells[cell] += 1
+            cells[-1] += duration
+
+    def query(self, operation: str, table: str, duration: float, error_type: str | None = None) -> None:
+        """Take the samples of a query; `duration` is in seconds."""
+        names = operation, table
+        self._count(("database", *names), duration, self._queries, self._query_duration, names)
+        if error_type is not None:
+            self._query_errors.labels(operation, table, error_type).inc()
+
+    # Pools
+
+    def add_pool(self, name: str, read: Callable[[], PoolState]) -> Callable[[], None]:
+        """Ask `read` at each scrape for what the pool `name` tells; the result takes the pool away again."""
+        state = read()
+        removed: list[tuple[Any, str]] = []
+        for fact in state._fields:
+            if getattr(state, fact) is not None:
+                gauge = self._pool[fact]
+                gauge.labels(name).set_function(partial(self._read, read, fact))
+                removed.append((gauge, name))
+
+        def remove() -> None:
+            for gauge, label in removed:
+                gauge.remove(label)
+
+        return remove
+
+    def _read(self, read: Callable[[], PoolState], fact: str) -> float:
+        """Return what a pool tells; NaN, as Prometheus writes what is not known, where it cannot."""
+        try:
+            return float(getattr(read(), fact))
+        except Exception as exc:  # noqa: BLE001 - a pool that was closed must not spoil the scrape
+            self._faults("pool", exc)
+            return nan
+
+    def set_connections(self, pool: str, values: dict[str, float | None]) -> None:
+        """Set what a pool told; what is None stays as it is."""
+        for name, value in values.items():
+            if value is not None:
+                self._pool[name].labels(pool).set(value)
+
+    def waited(self, pool: str, seconds: float) -> None:
+        """Take the time until the pool gave a connection."""
+        self._wait.labels(pool).observe(seconds)
+
+    def event(self, pool: str, event: str) -> None:
+        """Count what happened on a connection."""
+        self._events.labels(pool, event).inc()

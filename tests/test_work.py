@@ -1,0 +1,358 @@
+"""`observe.operation`, and what the operations of a request come to: where its time went, what it repeated."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fastapi import BackgroundTasks, FastAPI
+from opentelemetry import trace
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from fastapi_observe.records.operation import OPERATION
+from fastapi_observe.records.pool import PoolState
+from fastapi_observe.records.work import GATHERED, MOST_STATEMENTS, Work
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from conftest import Seen
+
+STATEMENT = "SELECT * FROM lines WHERE id = ?"
+
+# The user's own work
+
+
+def charge_samples(seen: Seen) -> dict[str, float]:
+    """Return `operations_total{operation="charge card"}` by outcome."""
+    found = seen.samples("operations_total").items()
+    return {dict(labels)["outcome"]: value for labels, value in found if dict(labels)["operation"] == "charge card"}
+
+
+async def test_work_is_a_count_a_time_and_a_span(observed: Callable[..., Seen]) -> None:
+    """The name is the label; what else is said goes to the span only."""
+    seen = observed(Starlette())
+    with seen.observe.operation("charge card", provider="acme") as op:
+        op.detail(order_id=7)
+    async with seen.observe.operation("charge card"):
+        pass
+    assert charge_samples(seen) == {"ok": 2}
+    assert seen.sample("operation_duration_seconds_count", operation="charge card") == 2
+    span = seen.spans[0]
+    assert (span.name, span.kind.name, dict(span.attributes or {})) == (
+        "charge card",
+        "INTERNAL",
+        {"provider": "acme", "order_id": 7},
+    )
+    assert "acme" not in seen.text
+    assert [line["level"] for line in seen.lines] == ["debug", "debug"]
+
+
+async def test_each_end_has_its_outcome(observed: Callable[..., Seen]) -> None:
+    """Errors, time-outs and cancellations are told apart, and go on as the same object."""
+    seen = observed(Starlette())
+    raised: list[BaseException] = [ValueError("no"), TimeoutError(), asyncio.CancelledError()]
+    for exc in raised:
+        with pytest.raises(type(exc)) as caught, seen.observe.operation("charge card"):
+            raise exc
+        assert caught.value is exc
+    assert charge_samples(seen) == {"error": 1, "timeout": 1, "cancelled": 1}
+    assert [line["fields"]["outcome"] for line in seen.lines] == ["error", "timeout", "cancelled"]
+    assert [line["span_id"] for line in seen.lines] == [f"{span.context.span_id:016x}" for span in seen.spans]
+    assert {span.status.status_code.name for span in seen.spans} == {"ERROR"}
+
+
+async def test_as_a_decorator(observed: Callable[..., Seen]) -> None:
+    """Functions, coroutines and both kinds of generators: each call is an operation of its own."""
+    seen = observed(Starlette())
+    measured = seen.observe.operation("charge card", provider="acme")
+
+    @measured
+    def plain(number: int) -> int:
+        return number
+
+    @measured
+    async def coroutine(number: int) -> int:
+        await asyncio.sleep(0)
+        return number
+
+    @measured
+    def generator() -> Iterator[Any]:
+        yield OPERATION.get()
+
+    @measured
+    async def async_generator() -> AsyncIterator[Any]:
+        yield OPERATION.get()
+
+    @measured
+    def broken() -> None:
+        raise KeyError
+
+    assert plain(3) == 3
+    assert await asyncio.gather(*(coroutine(number) for number in range(3))) == [0, 1, 2]
+    for inside in generator():
+        assert (inside.name, OPERATION.get()) == ("charge card", None)
+    async for inside in async_generator():
+        assert (inside.name, OPERATION.get()) == ("charge card", None)
+    with pytest.raises(KeyError):
+        broken()
+    assert charge_samples(seen) == {"ok": 6, "error": 1}
+    assert {dict(span.attributes or {})["provider"] for span in seen.spans} == {"acme"}
+
+
+async def test_nested_and_side_by_side(observed: Callable[..., Seen]) -> None:
+    """Spans nest as the blocks do: in tasks, in task groups and in threads."""
+    seen = observed(Starlette())
+    operation = seen.observe.operation
+
+    async def step(name: str) -> None:
+        async with operation(name):
+            await asyncio.sleep(0)
+
+    with operation("whole"):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(step("a"))
+            group.create_task(step("b"))
+        await asyncio.gather(step("c"), asyncio.to_thread(lambda: operation("d").open().close()))
+    parents = {span.name: span.parent.span_id if span.parent else None for span in seen.spans}
+    whole = next(span for span in seen.spans if span.name == "whole").context.span_id
+    assert parents == {"a": whole, "b": whole, "c": whole, "d": whole, "whole": None}
+
+
+def test_in_a_thread_of_its_own(observed: Callable[..., Seen]) -> None:
+    """Outside any request and any loop it works the same."""
+    seen = observed(Starlette())
+
+    def work() -> None:
+        with seen.observe.operation("charge card"):
+            pass
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert charge_samples(seen) == {"ok": 1}
+
+
+def test_without_a_name(observed: Callable[..., Seen]) -> None:
+    """What is no name is refused where it is written."""
+    operation = observed(Starlette()).observe.operation
+    with pytest.raises(ValueError, match="needs a name for the work, got ' '"):
+        operation(" ")
+    with pytest.raises(TypeError, match="needs a name for the work, got function: give it a short text"):
+        operation(lambda: None)  # type: ignore[arg-type]
+
+
+def test_an_end_comes_once(observed: Callable[..., Seen]) -> None:
+    """A second `close` changes nothing; what stands aside lets the outer one be current."""
+    seen = observed(Starlette())
+    outer, inner = seen.observe.operation("outer"), seen.observe.operation("inner")
+    with outer:
+        inner.open()
+        assert inner.outer is outer
+        inner.suspend()
+        inner.suspend()
+        assert OPERATION.get() is outer
+        assert trace.get_current_span() is outer.span
+        inner.resume()
+        assert trace.get_current_span() is inner.span
+        inner.close(ValueError())
+        inner.close()
+        assert OPERATION.get() is outer
+    assert seen.sample("operations_total", operation="inner", outcome="error") == 1
+    assert seen.total("operations_total") == 2
+
+
+def test_what_began_inside_something_over(observed: Callable[..., Seen]) -> None:
+    """A task that outlives the block in which it was started is inside nothing."""
+    observe = observed(Starlette()).observe
+
+    async def late() -> object:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        with observe.operation("late") as op:
+            return op.outer
+
+    async def run() -> object:
+        with observe.operation("early"):
+            task = asyncio.create_task(late())
+            await asyncio.sleep(0)
+        return await task
+
+    assert asyncio.run(run()) is None
+
+
+# Where the time went
+
+
+def shop(seen_app: FastAPI, observe: Callable[[], Any]) -> None:
+    """Add routes that query and call."""
+
+    @seen_app.get("/orders/{order_id}")
+    async def order(order_id: int) -> int:
+        with observe().db.query("SELECT", table="orders"):
+            pass
+        async with observe().external.call("billing", "get"):
+            pass
+        return order_id
+
+    @seen_app.get("/many")
+    async def many() -> None:
+        for number in range(12):
+            with observe().db.query("SELECT", table="lines", statement=STATEMENT.replace("?", str(number))):
+                pass
+
+    @seen_app.get("/later")
+    async def later(tasks: BackgroundTasks) -> None:
+        def work() -> None:
+            with observe().db.query("DELETE", table="orders"):
+                pass
+
+        tasks.add_task(work)
+
+    @seen_app.get("/nothing")
+    async def nothing() -> None:
+        """Ask nobody."""
+
+
+def test_where_the_time_went(observed: Callable[..., Seen]) -> None:
+    """Line and span carry number and time of queries and calls, and the rest as own time; others carry nothing."""
+    app = FastAPI()
+    seen = observed(app)
+    shop(app, lambda: seen.observe)
+    client = TestClient(app)
+    for path in ("/orders/7", "/later", "/nothing"):
+        client.get(path)
+    fields, later, nothing = (line["fields"] for line in seen.request_lines)
+    span = dict(seen.server_spans[0].attributes or {})
+    for name in ("db_ms", "db_count", "external_ms", "external_count", "own_ms"):
+        assert span[f"fastapi_observe.{name}"] == fields[name]
+        assert name not in later
+        assert name not in nothing
+    assert (fields["db_count"], fields["external_count"]) == (1, 1)
+    waited = fields["db_ms"] + fields["external_ms"]
+    assert fields["own_ms"] == pytest.approx(fields["duration_ms"] - waited, abs=0.01)
+
+
+def test_the_time_of_what_runs_side_by_side_is_waited_for_once() -> None:
+    """Sums add everything up; the own time is what is left of the time in which nothing was running."""
+    work = Work()
+    for began, ended in ((0.0, 1.0), (0.5, 2.0), (0.6, 0.7), (3.0, 4.0)):
+        work.add(("database", began, ended, "q"))
+    work.sum_up()
+    work.add(("external", 3.5, 5.0, ""))
+    work.sum_up()
+    assert work.seconds == pytest.approx({"database": 3.6, "external": 1.5})
+    assert work.counts == {"database": 4, "external": 1}
+    assert work.busy == pytest.approx(4.0)
+    assert (work.own(4.5), work.own(1.0)) == (pytest.approx(0.5), 0.0)
+
+
+def test_much_work_stays_small() -> None:
+    """However many operations a request has, few are kept one by one, and few statements are told apart."""
+    work = Work()
+    for number in range(2 * GATHERED + 5):
+        work.add(("database", number, number + 0.5, f"q {number}"))
+    assert len(work.done) == 5
+    work.sum_up()
+    assert len(work.statements) == MOST_STATEMENTS
+    assert work.counts["database"] == 2 * GATHERED + 5
+
+
+# N+1
+
+
+def test_a_repeated_statement_is_told(observed: Callable[..., Seen]) -> None:
+    """The same statement more than ten times in one request: one line, an attribute, a count of its endpoint."""
+    app = FastAPI()
+    seen = observed(app)
+    shop(app, lambda: seen.observe)
+    client = TestClient(app)
+    client.get("/many")
+    client.get("/orders/7")
+    (line,) = [line for line in seen.lines if line["level"] == "warn"]
+    assert line["message"] == "database query repeated in one request"
+    assert line["fields"].pop("duration_ms") >= 0
+    assert line["fields"] == {"endpoint": "/many", "db.query.text": STATEMENT, "count": 12}
+    request = seen.request_lines[0]
+    assert [line[key] for key in ("trace_id", "span_id", "request_id")] == [
+        request[key] for key in ("trace_id", "span_id", "request_id")
+    ]
+    attributes = dict(seen.server_spans[0].attributes or {})
+    assert attributes["fastapi_observe.repeated_queries"] == (STATEMENT,)
+    assert seen.samples("db_repeated_queries_total") == {(("endpoint", "/many"),): 1}
+
+
+def test_as_many_as_allowed_are_not_told(observed: Callable[..., Seen]) -> None:
+    """The limit is a setting; at `error` no line is written, the count stays."""
+    app = FastAPI()
+    seen = observed(app, repeated_queries=12, tracing=False)
+    shop(app, lambda: seen.observe)
+    TestClient(app).get("/many")
+    assert seen.samples("db_repeated_queries_total") == {}
+    quiet = FastAPI()
+    silent = observed(quiet, log_level="error", tracing=False)
+    shop(quiet, lambda: silent.observe)
+    TestClient(quiet).get("/many")
+    assert [line for line in silent.lines if line["level"] == "warn"] == []
+    assert silent.total("db_repeated_queries_total") == 1
+    untraced = FastAPI()
+    plain = observed(untraced, tracing=False, repeated_queries=1)
+    shop(untraced, lambda: plain.observe)
+    TestClient(untraced).get("/many")
+    (line,) = [line for line in plain.lines if line["level"] == "warn"]
+    assert "trace_id" not in line
+
+
+def test_a_slow_query_is_told(observed: Callable[..., Seen]) -> None:
+    """From `slow_query` seconds on a query that worked has a line with its statement; other work never has."""
+    seen = observed(Starlette(), slow_query=0.000001)
+    with seen.observe.db.query(statement="SELECT secret FROM orders WHERE id = 12345"):
+        pass
+    with seen.observe.operation("slow too"):
+        pass
+    line, other = seen.lines
+    assert (line["level"], other["level"]) == ("warn", "debug")
+    assert line["message"] == "slow database query"
+    assert line["fields"]["db.query.text"] == "SELECT secret FROM orders WHERE id = ?"
+
+
+def test_work_of_a_request_that_fails_to_add_up(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of ours there is counted; the query has its signals."""
+    app = FastAPI()
+    seen = observed(app)
+    shop(app, lambda: seen.observe)
+    monkeypatch.setattr(Work, "add", lambda *_: 1 / 0)
+    assert TestClient(app).get("/orders/7").json() == 7
+    assert seen.observe.faults.counts == {"work": 2}
+    assert seen.total("db_queries_total") == 1
+
+
+# Pools
+
+
+def test_pools_are_read_at_scrape(observed: Callable[..., Seen]) -> None:
+    """What a pool tells is shown under its name, as it is then; what it does not know is not there; until removed."""
+    seen = observed(Starlette())
+    states = [PoolState(active=3, idle=1, max=5), PoolState(active=4, idle=0, max=5)]
+    remove = seen.observe.db.add_pool("main", lambda: states[0])
+    assert seen.sample("db_connections_active", pool="main") == 3
+    states.pop(0)
+    assert seen.sample("db_connections_active", pool="main") == 4
+    assert seen.samples("db_connections_waiting") == {}
+    states.clear()
+    assert str(seen.sample("db_connections_idle", pool="main")) == "nan"
+    assert seen.observe.faults.counts == {"pool": 3 * 1}
+    remove()
+    assert seen.samples("db_connections_active") == {}
+
+
+def test_waits_and_events_of_connections(observed: Callable[..., Seen]) -> None:
+    """Time until a connection was there, and what happens on it besides statements."""
+    seen = observed(Starlette())
+    seen.observe.db.waited("main", 0.002)
+    seen.observe.db.event("main", "commit")
+    assert seen.sample("db_connection_wait_seconds_count", pool="main") == 1
+    assert seen.sample("db_connection_events_total", pool="main", event="commit") == 1
