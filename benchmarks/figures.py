@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.apps import PEERS
+from benchmarks.operations import worst
 
 NOT_A_SIGNAL = frozenset({"correlation_id", "stack"})
 """Peers that "below each single peer that does one signal" does not mean."""
+
+CONTRIB = ("engine", "client")
+"""What contrib has an instrumentor for."""
 
 PAGE_NOISE = 256 * 1024
 """Bytes by which the memory of any Python process drifts: growth below that (or bare's) is called none."""
@@ -96,7 +100,51 @@ def figures(results: dict[str, Any]) -> list[Figure]:
             1 / 8,
         ),
         _figure("one `/metrics` scrape at 500 routes against stock", _at(results, "costs", "scrape", "500"), 0.7, 0.4),
+        *_operations(_at(results, "operations")),
     ]
+
+
+WANTED = (
+    ("query", "`db.query` around nothing, against the SDK's own span", 0.4, 1.2),
+    ("engine_ours", "`SELECT 1` through SQLAlchemy on SQLite, against a bare engine", 1.25, 1.75),
+    ("client_ours", "call of an httpx client to a local uvicorn, against a bare client", 1.05, 1.10),
+)
+"""Step, what it is, and what it may cost in a request that is not sampled, and in one that is."""
+
+
+def _operations(found: dict[str, Any]) -> list[Figure]:
+    rows = []
+    for step, title, *wanted in WANTED:
+        for sampled, most in zip(("unsampled", "sampled"), wanted, strict=True):
+            rows.append(_figure(f"{title}, {sampled}", _at(found, sampled, step), most, remark=_error(found, step)))
+    hostile = _at(found, "statements", "hostile")
+    name, growth = worst(hostile, -1) if hostile else ("", {})
+    shorter, more = worst(hostile, 0) if hostile else ("", {"ratio": 0.0})
+    return [
+        *rows,
+        _contrib(_at(found, "contrib")),
+        _figure("reading a known statement, against executing it on SQLite", _at(found, "statements", "same"), 0.1),
+        _figure("reading 8 KB of hostile text against 2 KB (linear: 4)", more if hostile else {}, 5, remark=shorter),
+        _figure("reading 64 KB of hostile text against 8 KB (linear: 8)", growth, 8, 1.25, remark=name),
+    ]
+
+
+def _error(found: dict[str, Any], step: str) -> str:
+    """Say how far two bare ones were apart: the error of the method."""
+    again = [_at(found, sampled, step.replace("_ours", "_again")) for sampled in ("unsampled", "sampled")]
+    if step == "query" or not all(again):
+        return ""
+    return "bare against bare: " + " and ".join(f"{one['ratio']:.2f}" for one in again)
+
+
+def _contrib(found: dict[str, Any]) -> Figure:
+    """Count the instrumentors of contrib's that cost no more than ours did in the same rounds."""
+    pairs = {f"{kind}, {name}": _at(found, name, kind) for name in ("unsampled", "sampled") for kind in CONTRIB}
+    measured = {title: one["ours_added_part"]["ratio"] for title, one in pairs.items() if one}
+    cheaper = [title for title, ratio in measured.items() if ratio >= 1]
+    title = f"contrib's instrumentors that cost less than ours, of {len(measured)} pairs"
+    remark = ", ".join(cheaper) or str(found.get("skipped", ""))
+    return Figure(title, float(len(cheaper)) if measured else None, 0, remark=remark, plain=True)
 
 
 def _last_route(results: dict[str, Any]) -> str:

@@ -13,6 +13,9 @@ import psutil
 
 from benchmarks.process import cores
 
+MISSING = "not installed"
+"""Said of a package instead of its version."""
+
 PACKAGES = (
     "fastapi-observe",
     "fastapi",
@@ -24,6 +27,8 @@ PACKAGES = (
     "opentelemetry-sdk",
     "opentelemetry-instrumentation-asgi",
     "opentelemetry-instrumentation-fastapi",
+    "opentelemetry-instrumentation-httpx",
+    "opentelemetry-instrumentation-sqlalchemy",
     "prometheus-client",
     "prometheus-fastapi-instrumentator",
     "starlette-exporter",
@@ -32,6 +37,8 @@ PACKAGES = (
     "logfire",
     "sentry-sdk",
     "orjson",
+    "httpx",
+    "sqlalchemy",
 )
 
 
@@ -45,8 +52,13 @@ def describe() -> dict[str, Any]:
         "cores": len(cores()),
         "busy": psutil.cpu_percent(2.0),
         "switch_interval": sys.getswitchinterval(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the version of each package that matters, in the environment of this process."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _cpu() -> str:
@@ -61,4 +73,4 @@ def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return "not installed"
+        return MISSING

@@ -49,7 +49,10 @@ def ask(module: str, *arguments: str, extra: dict[str, str] | None = None, on: l
 
 
 class Worker:
-    """A process of one of our modules; its standard output is a real file, its answers come by a pipe."""
+    """A process of one of our modules; its standard output is a real file, its answers come by a pipe.
+
+    `python` may be that of another environment.
+    """
 
     def __init__(
         self,
@@ -58,11 +61,12 @@ class Worker:
         extra: dict[str, str] | None = None,
         on: list[int] | None = None,
         wait: bool = True,
+        python: str = sys.executable,
     ) -> None:
         read, write = os.pipe()
         self._lines: IO[bytes] = tempfile.NamedTemporaryFile(prefix="bench-", suffix=".log")  # noqa: SIM115 - close()
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as above
-        self._command = pinned([sys.executable, "-m", f"benchmarks.{module}", *arguments], on)
+        self._command = pinned([python, "-m", f"benchmarks.{module}", *arguments], on)
         self._process = subprocess.Popen(  # noqa: S603 - our own module
             self._command,
             stdin=subprocess.PIPE,
@@ -75,7 +79,7 @@ class Worker:
         )
         os.close(write)
         self._answers = os.fdopen(read)
-        self.said = self.read() if wait else None
+        self.said: Any = self.read() if wait else None
 
     def read(self) -> Any:
         """Return the next answer."""

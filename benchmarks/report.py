@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.apps import PEERS
 from benchmarks.figures import figures
-from benchmarks.picture import alt_of, rows_of
+from benchmarks.machine import MISSING
+from benchmarks.picture import alt_of
+from benchmarks.report_operations import operations
+from benchmarks.report_text import HEAD, number, row, spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -57,12 +60,21 @@ METHOD = """\
   length.
 - **Scrape** is the CPU time of a whole `GET /metrics` through the door, against `generate_latest` alone on a registry
   of prometheus_client's own metrics that shows exactly the same series (checked), the process's collectors included.
+- **Queries and calls** run inside a request of an app with ours, all three signals on, at a ratio of 0 (unsampled) and
+  of 1. Each step is repeated in a request of its own (1,000 queries, 500 statements, 20 calls), the steps of a round in
+  random order; what ours leaves until the request's end is done within the time. Queries and statements count CPU time
+  of the caller's thread. Calls count the clock: one after another over a kept connection, the callee (the bare app
+  under uvicorn) in a process on a core of its own; the CPU time stands beside it. The SDK's span has the same
+  attributes, its provider no processor, and the request's span is its parent. Ours has no exporter either.
+- **Contrib's instrumentors** stand beside ours and bare ones in a process of their own, of another environment where
+  they do not install with the newest SDK or SQLAlchemy (its versions are given).
+- **Statements.** SQLite in memory selects one of 1,000 rows by its key. `same` is one statement with a placeholder,
+  which our cache and that of Python's `sqlite3` know; `new` has another literal each time, which neither knows. Hostile
+  texts repeat what makes a reader slow, read by the rules of three systems, without a cache.
 """
 
 MOST_BUSY = 10
 """Percent of the processor that others may take before the report says so."""
-
-HEAD = "| | ratio to bare | spread | added, us | bare, us | rounds |\n|---|---|---|---|---|---|"
 
 
 def write(results: dict[str, Any]) -> str:
@@ -74,14 +86,15 @@ def write(results: dict[str, Any]) -> str:
     ]
     parts += ["## Figures to reach", "\n".join(_figures(figures(results)))]
     if "inprocess" in results:
-        rows = rows_of(results)
-        parts += [f"![{alt_of(rows)}](results.svg)", *_inprocess(results["inprocess"])]
+        parts += [f"![{alt_of(results)}](results.svg)", *_inprocess(results["inprocess"])]
     if "peers" in results:
         parts += ["## Peers, trivial endpoint", *_peers(results)]
     if "served" in results:
         parts += ["## Served by uvicorn, 10 % sampled", *_served(results["served"])]
     if "costs" in results:
         parts += ["## Costs elsewhere", *_costs(results["costs"])]
+    if "operations" in results:
+        parts += ["## Queries and calls", *operations(results["operations"])]
     return "\n\n".join([*parts, METHOD])
 
 
@@ -98,49 +111,37 @@ def _made(results: dict[str, Any]) -> Iterator[str]:
     for name, one in made.items():
         cpu = f"{one['cpu']}, {one['cores']} cores, {one['system']}, {one['python']}"
         yield f"- {name}: {one['date']}; {cpu}; others kept {one['busy']:.0f} % of it busy at the start"
-    for one in list(made.values())[-1:]:
-        yield "Versions: " + ", ".join(f"{name} {version}" for name, version in one["versions"].items()) + "."
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}" if value >= 0.3 else f"{value:.3f}"  # noqa: PLR2004 - small ratios need a digit more
-
-
-def _spread(found: dict[str, Any]) -> str:
-    return f"{_number(found['low'])} to {_number(found['high'])}"
+    versions: dict[str, str] = {}
+    for one in made.values():  # sections may be measured in environments of their own
+        versions |= {name: version for name, version in one["versions"].items() if version != MISSING}
+    if versions:
+        yield "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."
 
 
 def _figures(rows: Iterable[Figure]) -> Iterator[str]:
     yield "| | to reach | better still | reached | spread | | remark |\n|---|---|---|---|---|---|---|"
     for one in rows:
         sign = ">=" if one.at_least else "<="
-        show = (lambda value: f"{value:.0f}") if one.plain else _number
+        show = (lambda value: f"{value:.0f}") if one.plain else number
         better = "" if one.better is None else f"{sign} {show(one.better)}"
         reached = "" if one.reached is None else f"**{show(one.reached)}**"
-        spread = "" if one.low is None or one.high is None else f"{show(one.low)} to {show(one.high)}"
+        found = "" if one.low is None or one.high is None else f"{show(one.low)} to {show(one.high)}"
         yield (
-            f"| {one.title} | {sign} {show(one.wanted)} | {better} | {reached} | {spread} | {one.verdict} "
+            f"| {one.title} | {sign} {show(one.wanted)} | {better} | {reached} | {found} | {one.verdict} "
             f"| {one.remark} |"
         )
 
 
-def _row(name: str, one: dict[str, Any]) -> str:
-    return (
-        f"| {name} | {_number(one['ratio'])} | {_spread(one)} | {one['added_us']:.1f} | {one['bare_us']:.1f} "
-        f"| {one['rounds']} |"
-    )
-
-
 def _inprocess(found: dict[str, Any]) -> Iterator[str]:
     yield "## Ours in process, by kind of request"
-    rows = [_row(name, one) for name, one in found["variants"].items()]
-    rows += [_row(f"{name}, apart", one) for name, one in found["apart"].items()]
-    rows += [_row(f"bare against bare, {name}", one) for name, one in found["noise"].items()]
+    rows = [row(name, one) for name, one in found["variants"].items()]
+    rows += [row(f"{name}, apart", one) for name, one in found["apart"].items()]
+    rows += [row(f"bare against bare, {name}", one) for name, one in found["noise"].items()]
     yield "\n".join([HEAD, *rows])
     yield f"The driver itself is {found['driver_us']:.1f} us of each request, bare's included."
     yield "### 1,000 routes against 10 (10 % sampled)"
     rows = [
-        _row(f"{app}, {variant}", one)
+        row(f"{app}, {variant}", one)
         for app, parts in found["routes"].items()
         for variant, one in parts.items()
         if "bare_us" in one
@@ -149,8 +150,8 @@ def _inprocess(found: dict[str, Any]) -> Iterator[str]:
     for app, parts in found["routes"].items():
         same, last = parts["same position"], parts["last route"]
         yield (
-            f"Added cost of {app}, 1,000 routes against 10: {_number(same['ratio'])} ({_spread(same)}) on the same "
-            f"route; {_number(last['ratio'])} ({_spread(last)}) on the last-registered of 1,000."
+            f"Added cost of {app}, 1,000 routes against 10: {number(same['ratio'])} ({spread(same)}) on the same "
+            f"route; {number(last['ratio'])} ({spread(last)}) on the last-registered of 1,000."
         )
 
 
@@ -159,8 +160,8 @@ def _peers(results: dict[str, Any]) -> Iterator[str]:
         found = {key.rpartition(" ")[0]: one for key, one in results["peers"].items() if key.endswith(f" {part}")}
         measured = {name: one for name, one in found.items() if "ratio" in one}
         rows = [
-            f"| {name} | {PEERS[name][1]} | {_number(one['ratio'])} | {_spread(one)} | {one['added_us']:.1f} "
-            f"| {_number(one['ours']['ratio'])} | {_number(one['ours_added_part']['ratio'])} |"
+            f"| {name} | {PEERS[name][1]} | {number(one['ratio'])} | {spread(one)} | {one['added_us']:.1f} "
+            f"| {number(one['ours']['ratio'])} | {number(one['ours_added_part']['ratio'])} |"
             for name, one in sorted(measured.items(), key=lambda pair: pair[1]["ratio"])
         ]
         head = "| | gives | ratio to bare | spread | added, us | ours beside it | ours' added cost against its |"
@@ -175,11 +176,11 @@ def _served(found: dict[str, Any]) -> Iterator[str]:
         yield f"Skipped: {found['skipped']}"
         return
     head = "| | requests/s | against bare | spread | p50, ms | p99, ms | p99 against bare | spread |"
-    for number, one in found.items():
-        if not number.isdigit():
+    for workers, one in found.items():
+        if not workers.isdigit():
             continue
         note = " **They share cores: there are too few.**" if one["shared"] else ""
-        lines = [f"### {number} worker{'s' * (number != '1')}, as much as they take", ""]
+        lines = [f"### {workers} worker{'s' * (workers != '1')}, as much as they take", ""]
         lines += [f"Server on cores {one['server_cores']}, load on {one['load_cores']}.{note}", ""]
         lines += [head, "|---" * 8 + "|", *_peak(one["peak"])]
         yield "\n".join(lines)
@@ -192,8 +193,8 @@ def _peak(found: dict[str, Any]) -> Iterator[str]:
     for name, one in found.items():
         rps, p99 = one["rps_ratio"], one["p99_ratio"]
         yield (
-            f"| {name} | {one['rps']:.0f} | {_number(rps['ratio'])} | {_spread(rps)} | {one['p50'] * 1000:.2f} "
-            f"| {one['p99'] * 1000:.2f} | {_number(p99['ratio'])} | {_spread(p99)} |"
+            f"| {name} | {one['rps']:.0f} | {number(rps['ratio'])} | {spread(rps)} | {one['p50'] * 1000:.2f} "
+            f"| {one['p99'] * 1000:.2f} | {number(p99['ratio'])} | {spread(p99)} |"
         )
 
 
@@ -204,7 +205,7 @@ def _half(found: dict[str, Any]) -> Iterator[str]:
             continue
         p99 = one["p99_ratio"]
         yield (
-            f"| {name} | {one['p50'] * 1000:.3f} | {one['p99'] * 1000:.3f} | {_number(p99['ratio'])} | {_spread(p99)} |"
+            f"| {name} | {one['p50'] * 1000:.3f} | {one['p99'] * 1000:.3f} | {number(p99['ratio'])} | {spread(p99)} |"
         )
 
 
@@ -228,7 +229,7 @@ def _start(found: dict[str, Any]) -> Iterator[str]:
         ("import_install_first_request", "The same with `install` and what the first request adds"),
         ("whole", "The whole start, against bare"),
     ):
-        yield f"- {said}: {_number(found[name]['ratio'])} ({_spread(found[name])})"
+        yield f"- {said}: {number(found[name]['ratio'])} ({spread(found[name])})"
     yield f"- Modules that the package imports beyond FastAPI's: {found['modules']}"
 
 
@@ -250,8 +251,8 @@ def _scrapes(found: dict[str, Any]) -> Iterator[str]:
     yield "| routes | series | ours | stock `generate_latest` | ratio | spread |\n" + "|---" * 6 + "|"
     for routes, one in found.items():
         yield (
-            f"| {routes} | {one['series']} | {one['ours_ms']:.1f} | {one['stock_ms']:.1f} | {_number(one['ratio'])} "
-            f"| {_spread(one)} |"
+            f"| {routes} | {one['series']} | {one['ours_ms']:.1f} | {one['stock_ms']:.1f} | {number(one['ratio'])} "
+            f"| {spread(one)} |"
         )
 
 
@@ -262,8 +263,8 @@ def _steps(sampled: str, steps: dict[str, Any]) -> Iterator[str]:
         thread, process = one["thread"], one["process"]
         title = "`db.query` beside `start_as_current_span` alone" if name == "span alone" else f"`{name}`"
         yield (
-            f"| {title} | {thread['ours_us']:.2f} | {thread['stock_us']:.2f} | {_number(thread['ratio'])} "
-            f"| {_spread(thread)} | {process['ours_us']:.2f} |"
+            f"| {title} | {thread['ours_us']:.2f} | {thread['stock_us']:.2f} | {number(thread['ratio'])} "
+            f"| {spread(thread)} | {process['ours_us']:.2f} |"
         )
     yield ""
     yield (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from example_app.services import say, started
-from example_app.tour import show_checkout, show_where_to_look
+from example_app.tour import show_checkout, show_findings, show_where_to_look
 from example_app.traffic import send_traffic
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ async def run(chosen: argparse.Namespace, directory: Path) -> None:
         await shop.ready()
         told = await send_traffic(shop.url)
         await show_checkout(told, shop, payments, directory)
+        await show_findings(told, shop, directory)
         if chosen.once:
             return
         show_where_to_look(told, shop, payments, directory)

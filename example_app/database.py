@@ -1,17 +1,23 @@
-"""The tables of both services, and `open_database`: SQLite files unless DATABASE_URL names a PostgreSQL."""
+"""The tables of both services, and their engines: SQLite files unless DATABASE_URL names a PostgreSQL."""
 
 import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends
 from sqlalchemy import ForeignKey, func, select
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from starlette.requests import HTTPConnection
+
+PAST_CUSTOMERS = (
+    *("Ada", "Alan", "Barbara", "Donald", "Dorothy", "Edsger"),
+    *("Frances", "Grace", "Katherine", "Ken", "Margaret", "Niklaus"),
+)
+"""More of them than `repeated_queries` (default: 10): a query for each is told as N+1."""
 
 
 class ShopTables(DeclarativeBase):
@@ -91,11 +97,17 @@ def database_url(name: str) -> str:
     return f"sqlite+aiosqlite:///{Path(os.environ.get('EXAMPLE_DIR', tempfile.gettempdir())) / name}.sqlite"
 
 
-@asynccontextmanager
-async def open_database(name: str, tables: type[DeclarativeBase]) -> AsyncIterator[async_sessionmaker[AsyncSession]]:
-    """Connect, create missing tables, yield the session factory, disconnect."""
+def make_engine(name: str, **options: Any) -> AsyncEngine:
+    """Return the engine of one service; it connects when it is first asked something."""
     # Without hide_parameters an IntegrityError's text shows addresses and hashes, and errors are logged.
-    engine = create_async_engine(database_url(name), hide_parameters=True)
+    return create_async_engine(database_url(name), hide_parameters=True, **options)
+
+
+@asynccontextmanager
+async def open_database(
+    engine: AsyncEngine, tables: type[DeclarativeBase]
+) -> AsyncIterator[async_sessionmaker[AsyncSession]]:
+    """Create missing tables, yield the session factory, disconnect."""
     try:
         async with engine.begin() as connection:
             await connection.run_sync(tables.metadata.create_all)
@@ -126,10 +138,7 @@ async def seed(sessions: async_sessionmaker[AsyncSession]) -> None:
                 Product(name="The last cup", price_cents=500, stock=0),
             ]
         )
-        past = [
-            Customer(email=f"{name.lower()}@example.com", name=name, password_hash="")
-            for name in ("Grace", "Alan", "Edsger", "Barbara")
-        ]
+        past = [Customer(email=f"{name.lower()}@example.com", name=name, password_hash="") for name in PAST_CUSTOMERS]
         session.add_all(past)
         await session.flush()
         session.add_all([Order(customer_id=customer.id, status="paid", total_cents=1250) for customer in past])

@@ -11,7 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import select
 
 from example_app.database import Customer, SessionDep, Token
-from fastapi_observe import DatabaseDep, traced
+from fastapi_observe import traced
 
 
 @traced("hash password")
@@ -38,12 +38,11 @@ def digest_of(token: str) -> str:
 
 
 async def signed_in(
-    session: SessionDep, db: DatabaseDep, bearer: Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]
+    session: SessionDep, bearer: Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]
 ) -> Customer:
     """Return the customer whose token came in `Authorization: Bearer`, else answer 401."""
     statement = select(Customer).join(Token).where(Token.digest == digest_of(bearer.credentials))
-    async with db.query("SELECT", table="customers", statement=str(statement)):
-        customer = await session.scalar(statement)
+    customer = await session.scalar(statement)
     if customer is None:
         raise HTTPException(status.HTTP_401_UNAUTHORIZED, "log in first: POST /login")
     return customer

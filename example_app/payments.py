@@ -8,9 +8,9 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, status
 from pydantic import BaseModel, Field
 
-from example_app.database import Charge, PaymentTables, SessionDep, open_database
+from example_app.database import Charge, PaymentTables, SessionDep, make_engine, open_database
 from example_app.spans import span_file
-from fastapi_observe import DatabaseDep, LogDep, MetricsDep, TracingDep, install
+from fastapi_observe import LogDep, MetricsDep, install
 
 LIMIT_CENTS = 100_000
 """More than that is declined."""
@@ -24,10 +24,11 @@ SLOW_SECONDS = 0.4
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     """Open the database; what is yielded here is every request's `request.state`."""
-    async with open_database("payments", PaymentTables) as sessions:
+    async with open_database(engine, PaymentTables) as sessions:
         yield {"sessions": sessions}
 
 
+engine = make_engine("payments", pool_logging_name="payments")
 app = FastAPI(title="Payments", lifespan=lifespan)
 observe = install(
     app,
@@ -35,6 +36,7 @@ observe = install(
     environment="development",
     sample_ratio=1.0,
     exclude_paths=("/healthz",),
+    engines=(engine,),
     span_processors=span_file("payments"),
 )
 declined = observe.metrics.counter("payments_declined_total", "Charges that were declined.", ("reason",))
@@ -54,19 +56,27 @@ class ChargeView(BaseModel):
     charge_id: int
 
 
-@app.post("/charge")
-async def charge(  # noqa: PLR0913, PLR0917 - FastAPI hands in what a path operation names
-    body: ChargeRequest, session: SessionDep, db: DatabaseDep, tracing: TracingDep, metrics: MetricsDep, log: LogDep
-) -> ChargeView:
+class ChargeRecord(ChargeRequest, from_attributes=True):
+    """What was asked for once, and whether it was taken."""
+
+    accepted: bool
+
+
+@observe.operation("ask the card network")
+async def ask_card_network(amount_cents: int) -> bool:
+    """Tell whether the card has so much; each call is counted, timed and a span."""
+    if amount_cents % 100 == SLOW_CENTS:
+        await asyncio.sleep(SLOW_SECONDS)
+    return amount_cents <= LIMIT_CENTS
+
+
+@app.post("/charges")
+async def charge(body: ChargeRequest, session: SessionDep, metrics: MetricsDep, log: LogDep) -> ChargeView:
     """Charge a card; 402 above the limit."""
-    if body.amount_cents % 100 == SLOW_CENTS:
-        async with tracing.span("ask the card network", attempts=3):
-            await asyncio.sleep(SLOW_SECONDS)
-    accepted = body.amount_cents <= LIMIT_CENTS
+    accepted = await ask_card_network(body.amount_cents)
     record = Charge(**body.model_dump(), accepted=accepted)
     session.add(record)
-    async with db.query("INSERT", table="charges"):
-        await session.commit()
+    await session.commit()
     metrics.histogram("charge_amount_cents", "Amounts asked for.", buckets=(1e3, 1e4, 1e5)).observe(body.amount_cents)
     if not accepted:
         declined.labels(reason="limit").inc()
@@ -74,6 +84,15 @@ async def charge(  # noqa: PLR0913, PLR0917 - FastAPI hands in what a path opera
         raise HTTPException(status.HTTP_402_PAYMENT_REQUIRED, "over the limit")
     log.info("card charged", order_id=body.order_id, amount_cents=body.amount_cents)
     return ChargeView(charge_id=record.id)
+
+
+@app.get("/charges/{charge_id}")
+async def show_charge(charge_id: int, session: SessionDep) -> ChargeRecord:
+    """Show one charge."""
+    found = await session.get(Charge, charge_id)
+    if found is None:
+        raise HTTPException(status.HTTP_404_NOT_FOUND, "no such charge")
+    return ChargeRecord.model_validate(found)
 
 
 @app.get("/healthz", include_in_schema=False)

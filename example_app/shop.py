@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
-from example_app.database import ShopTables, open_database, seed
+from example_app.database import ShopTables, make_engine, open_database, seed
 from example_app.errors import ShopError, refuse
 from example_app.events import OrderEvents
 from example_app.routers import customers, orders, products, reports
@@ -23,17 +24,23 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 PAYMENTS_URL = os.environ.get("PAYMENTS_URL", "http://127.0.0.1:8001")
+PAYMENTS_TEMPLATES = ("/charges", "/charges/{charge_id}")
+"""What calls to payments are named by: the ids in their paths are no metric labels."""
 
 
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-    """Open the database; what is yielded here is every request's `request.state`."""
+    """Open the database and the clients; what is yielded here is every request's `request.state`."""
     async with (
-        open_database("shop", ShopTables) as sessions,
-        observe.http_client(base_url=PAYMENTS_URL, service="payments") as payments,
+        open_database(engine, ShopTables) as sessions,
+        observe.http_client(service="payments", base_url=PAYMENTS_URL, templates=PAYMENTS_TEMPLATES) as payments,
     ):
-        await seed(sessions)
-        yield {"sessions": sessions, "payments": payments}
+        with observe.operation("seed the shop"):
+            await seed(sessions)
+        # A client that somebody else made, and a sync one at that.
+        client = httpx.Client(base_url=PAYMENTS_URL)
+        with observe.instrument_client(client, service="payments", templates=PAYMENTS_TEMPLATES) as ledger:
+            yield {"sessions": sessions, "payments": payments, "ledger": ledger}
 
 
 app = FastAPI(title="Shop", lifespan=lifespan)
@@ -43,8 +50,11 @@ observe = install(
     environment="development",
     sample_ratio=1.0,  # a demonstration keeps every trace; the default keeps one of ten
     exclude_paths=("/healthz",),
+    slow_query=0.1,
     span_processors=span_file("shop"),
 )
+engine = make_engine("shop")
+observe.instrument_engine(engine, pool="shop")
 app.state.events = OrderEvents()
 app.add_exception_handler(ShopError, refuse)
 app.include_router(products.router)

@@ -36,6 +36,7 @@ class SpanFile(SpanExporter):
                         "kind": span.kind.name,
                         "start": span.start_time,
                         "end": span.end_time,
+                        "attributes": dict(span.attributes or {}),
                     }
                 )
                 + "\n"

@@ -1,4 +1,4 @@
-"""What the start shows: one checkout in all three signals, and where to look further."""
+"""What the start shows: one checkout in all three signals, what was found unasked, and where to look further."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from example_app.services import Service
     from example_app.traffic import Told
 
-SHOWN_METRICS = (
+CHECKOUT_METRICS = (
     'http_requests_total{method="POST",endpoint="/orders/{order_id}/checkout"',
+    "operations_total",
     "orders_created_total",
     "revenue_generated_total",
     "cart_size_sum",
     'db_queries_total{operation="UPDATE"',
+    "db_connection_events_total",
+    "db_connections_",
     "external_requests_total",
     "background_tasks_total",
 )
@@ -32,18 +35,43 @@ async def show_checkout(told: Told, shop: Service, payments: Service, directory:
     say(f"\nTrace {told.trace_id}: two processes")
     for line in tree(spans_of(told.trace_id, directory)):
         say(f"  {line}")
-    say("\nLog: every line of that trace")
+    say("\nLog: every line of that trace; its own lines say where the time went: db_ms, external_ms, own_ms")
     for service in (shop, payments):
-        for line in service.lines:
-            if told.trace_id in line:
-                say(f"  {service.name:<8} {line}")
+        show_lines(service, told.trace_id)
     say("\nMetrics: a few lines of /metrics")
-    async with httpx.AsyncClient(trust_env=False) as client:
-        text = (await client.get(f"{shop.url}/metrics")).text
-    for line in text.splitlines():
-        if line.startswith(SHOWN_METRICS):
-            say(f"  {line}")
+    await show_metrics(shop, CHECKOUT_METRICS)
     say(f"\nThe WebSocket /ws/orders pushed {json.dumps(told.event)}")
+
+
+async def show_findings(told: Told, shop: Service, directory: Path) -> None:
+    """Print what nobody asked for: an N+1 query, a slow query, calls that were refused."""
+    say("\nFound unasked: GET /reports/customers-slow sends one query for each customer")
+    for span in spans_of(told.repeating_trace_id, directory):
+        if span["kind"] == "SERVER":
+            for name, value in span["attributes"].items():
+                if name.startswith("fastapi_observe."):
+                    say(f"  span     {name} = {json.dumps(value)}")
+    await show_metrics(shop, ("db_repeated_queries_total",))
+    show_lines(shop, "database query repeated in one request")
+    say("\nFound unasked: queries that took longer than slow_query, calls that another service refused")
+    show_lines(shop, "slow database query")
+    show_lines(shop, "external call failed")
+
+
+def show_lines(service: Service, text: str) -> None:
+    """Print the log lines in which `text` stands."""
+    for line in service.lines:
+        if text in line:
+            say(f"  {service.name:<8} {line}")
+
+
+async def show_metrics(service: Service, wanted: tuple[str, ...]) -> None:
+    """Print the lines of /metrics that begin so."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        text = (await client.get(f"{service.url}/metrics")).text
+    for line in text.splitlines():
+        if line.startswith(wanted):
+            say(f"  {line}")
 
 
 def show_where_to_look(told: Told, shop: Service, payments: Service, directory: Path) -> None:
@@ -57,7 +85,8 @@ Where to look
 Try
   curl -i {shop.url}/products                       # see x-request-id and traceresponse
   curl -s {shop.url}/orders/export                  # a stream
-  curl -s {shop.url}/reports/customers              # N+1 queries: count the spans and lines
+  curl -s {shop.url}/reports/customers-slow         # N+1 queries: a line warns of them
+  curl -s {shop.url}/reports/customers              # the same in one query
   curl -s {shop.url}/reports/broken                 # an unhandled exception, with its trace in the log
   curl -s {shop.url}/metrics | grep db_queries_total
   grep {told.trace_id} {directory}/*.log"""

@@ -20,17 +20,18 @@ class Told:
 
     order_id: int
     trace_id: str
+    repeating_trace_id: str
     event: dict[str, object]
 
 
 async def send_traffic(url: str) -> Told:
-    """Visit the shop at `url` as a new customer; return the facts of the one checkout that was paid."""
+    """Visit the shop at `url` as a new customer; return what is worth a look."""
     async with httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client:
         await browse(client)
         await sign_up(client)
-        told = await buy(client, url)
-        await report(client)
-    return told
+        order_id, trace_id, event = await buy(client, url)
+        repeating_trace_id = await report(client)
+    return Told(order_id, trace_id, repeating_trace_id, event)
 
 
 async def browse(client: httpx.AsyncClient) -> None:
@@ -55,8 +56,11 @@ async def sign_up(client: httpx.AsyncClient) -> None:
     client.headers["authorization"] = f"Bearer {answer.json()['token']}"
 
 
-async def buy(client: httpx.AsyncClient, url: str) -> Told:
-    """Pay one order while a WebSocket watches, have a dear one declined, and find one product sold out."""
+async def buy(client: httpx.AsyncClient, url: str) -> tuple[int, str, dict[str, object]]:
+    """Pay one order while a WebSocket watches, have a dear one declined, and find one product sold out.
+
+    Return the order that was paid, the trace in which it was, and what the WebSocket heard.
+    """
     paid = await order(client, {COFFEE: 2, SLOW_COFFEE: 1})
     dear = await order(client, {MACHINE: 1})
     await client.post("/orders", json={"lines": [{"product_id": LAST_CUP, "quantity": 1}]})
@@ -74,8 +78,14 @@ async def buy(client: httpx.AsyncClient, url: str) -> Told:
     async with client.stream("GET", "/orders/export") as export:
         async for _line in export.aiter_lines():
             pass
+    await client.get(f"/admin/charges/{receipt.json()['charge_id']}")
+    return paid, trace_id_of(receipt), event
+
+
+def trace_id_of(answer: httpx.Response) -> str:
+    """Return the trace of a request, from its answer."""
     # W3C Trace Context Level 2: <version>-<trace id>-<span id>-<flags>
-    return Told(paid, receipt.headers["traceresponse"].split("-")[1], event)
+    return str(answer.headers["traceresponse"].split("-")[1])
 
 
 async def order(client: httpx.AsyncClient, cart: dict[int, int]) -> int:
@@ -86,8 +96,12 @@ async def order(client: httpx.AsyncClient, cart: dict[int, int]) -> int:
     return int(answer.json()["id"])
 
 
-async def report(client: httpx.AsyncClient) -> None:
-    """Ask for each report, and for the back office."""
-    # The broken one comes last: uvicorn closes the connection after an unhandled exception.
-    for path in ("/reports/customers", "/reports/slow", "/admin/stats", "/admin/payments", "/docs", "/reports/broken"):
+async def report(client: httpx.AsyncClient) -> str:
+    """Ask for each report, and for the back office; return the trace of the report that repeats its queries."""
+    repeating = await client.get("/reports/customers-slow")
+    for path in ("/reports/customers", "/reports/slow-query", "/reports/slow", "/admin/stats", "/admin/payments"):
         await client.get(path)
+    await client.get("/docs")
+    # The broken one comes last: uvicorn closes the connection after an unhandled exception.
+    await client.get("/reports/broken")
+    return trace_id_of(repeating)

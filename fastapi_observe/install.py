@@ -30,8 +30,8 @@ def install(app: Starlette, settings: ObserveSettings | None = None, **overrides
     Call it where the app is created, before or after routes, middleware and exception handlers are added. `overrides`
     are fields of `ObserveSettings`. The result stands in `app.state.observe` too; its `close()` uninstalls.
 
-    Raises `SettingsError` (a `ValueError`) for wrong settings, `TypeError` for what is no app, `RuntimeError` for a
-    second `install` and after the first request.
+    Raises `SettingsError` (a `ValueError`) for wrong settings, `TypeError` for what is no app or no engine,
+    `RuntimeError` for a second `install` and after the first request.
     """
     if not isinstance(app, Starlette):
         raise TypeError(
@@ -46,6 +46,12 @@ def install(app: Starlette, settings: ObserveSettings | None = None, **overrides
     if "service_name" not in loaded.model_fields_set and getattr(app, "title", "FastAPI") != "FastAPI":
         loaded = loaded.model_copy(update={"service_name": app.title})  # type: ignore[attr-defined]
     observability = Observability(app, loaded)
+    try:
+        for engine in loaded.engines:
+            observability.instrument_engine(engine)
+    except BaseException:  # what cannot be installed leaves nothing behind
+        observability.close()
+        raise
     observability.on_close(_take_over_native(app) if loaded.native == "own" else _nothing)
     _wrap_builder(app, functools.partial(Door, observability=observability), observability)
     app.state.observe = observability

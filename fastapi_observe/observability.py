@@ -7,16 +7,19 @@ import threading
 import uuid
 from contextlib import ExitStack
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol
-from weakref import WeakKeyDictionary, WeakSet
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import anyio
 from opentelemetry import context as otel_context
 
 from fastapi_observe.clients.database import DatabaseClient
+from fastapi_observe.clients.drivers import instrument_pool
 from fastapi_observe.clients.external import ExternalClient
+from fastapi_observe.clients.httpx import HttpClients
+from fastapi_observe.clients.propagation import Propagation
 from fastapi_observe.records.exchange import CONTEXT_KEY, CURRENT_CONTEXT, REQUEST_ID, Exchange
 from fastapi_observe.records.faults import Faults
+from fastapi_observe.records.nothing import does_something
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.routing import Routes
 from fastapi_observe.records.websocket import WebSocketExchange
@@ -29,7 +32,7 @@ from fastapi_observe.signals.metrics import MetricsService
 from fastapi_observe.signals.tracing import TracingService
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import httpx
     from starlette.applications import Starlette
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     from fastapi_observe.records.pool import PoolState
     from fastapi_observe.settings import ObserveSettings
     from fastapi_observe.signals.logs import ObserveLogger
+
+C = TypeVar("C")
 
 SHUTDOWN_BUDGET: Final = 2.0
 """Seconds that flushing may take at shutdown, for all signals together."""
@@ -66,6 +71,10 @@ class Signal(Protocol):
         """A piece of work has ended."""
 
 
+Told = tuple[tuple[str, int, Signal], ...]
+"""Signals with their names, each with a bit of its own."""
+
+
 class Observability:
     """Everything that `install` gave an app.
 
@@ -88,17 +97,17 @@ class Observability:
             self.tracing = TracingService(settings, self.faults)  # last: a global provider cannot be taken back
             undo.pop_all()
         self.db = DatabaseClient(self)
-        self.external = ExternalClient(self)
+        self.external = ExternalClient(self, Propagation(settings.propagate_to, settings.propagate_baggage))
+        self.clients = HttpClients(self.external, self.faults, settings.query_allow)
         signals: tuple[tuple[str, Signal, bool], ...] = (
             ("tracing", self.tracing, settings.tracing),
             ("metrics", self.metrics, settings.metrics),
             ("logs", self.logs, settings.logs),
         )
         self._signals = tuple((name, 1 << at, signal) for at, (name, signal, wanted) in enumerate(signals) if wanted)
+        self._tells: tuple[Told, Told] | None = None
         self._sends_trace = settings.response_trace_header
         self._request_id_header = settings.request_id_header.lower().encode()
-        self._clients: WeakKeyDictionary[Any, httpx.AsyncClient] = WeakKeyDictionary()
-        self._more_clients: WeakSet[httpx.AsyncClient] = WeakSet()
         self._lock = threading.Lock()
         self._undo: list[Callable[[], None]] = []
         self.loop: Any = None
@@ -120,11 +129,11 @@ class Observability:
         kind = WebSocketExchange if scope["type"] == "websocket" else Exchange
         exchange = kind(scope, receive, send, self.faults, self._report)
         exchange.observability = self
-        for name, bit, signal in self._signals:
+        for name, bit, signal in self._tells[0] if self._tells else self._find_who_begins()[0]:
             try:
                 signal.open_exchange(exchange)
-                exchange.opened |= bit
             except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
+                exchange.unopened |= bit
                 self.faults(f"{name}.open_exchange", exc)
         try:
             self._stamp(exchange)
@@ -135,6 +144,14 @@ class Observability:
         if exchange.context is None:
             exchange.context = otel_context.set_value(CONTEXT_KEY, exchange.current)
         return exchange
+
+    def _find_who_begins(self) -> tuple[Told, Told]:
+        """Find which signals have something to do when a request begins, and when a piece of work begins."""
+        self._tells = (
+            tuple(told for told in self._signals if does_something(told[2].open_exchange)),
+            tuple(told for told in self._signals if does_something(told[2].open_operation)),
+        )
+        return self._tells
 
     def _stamp(self, exchange: Exchange) -> None:
         """Choose the request id and the headers that every response carries."""
@@ -150,7 +167,7 @@ class Observability:
     def _start(self, exchange: Exchange) -> None:
         self._find_endpoint(exchange)
         for name, bit, signal in self._signals:
-            if exchange.opened & bit:
+            if not exchange.unopened & bit:
                 try:
                     signal.start_exchange(exchange)
                 except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
@@ -165,7 +182,7 @@ class Observability:
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
             self.faults("routing", exc)
         for name, bit, signal in self._signals:
-            if exchange.opened & bit:
+            if not exchange.unopened & bit:
                 try:
                     signal.close_exchange(exchange)
                 except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
@@ -184,7 +201,7 @@ class Observability:
         current = CURRENT_CONTEXT.get().get(CONTEXT_KEY)
         if current is not None:
             operation.exchange = current.exchange  # type: ignore[attr-defined]
-        for name, _, signal in self._signals:
+        for name, _, signal in self._tells[1] if self._tells else self._find_who_begins()[1]:
             try:
                 signal.open_operation(operation)
             except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
@@ -193,7 +210,7 @@ class Observability:
     def close_operation(self, operation: Operation) -> None:
         """Tell every signal how a piece of work ended."""
         exchange = operation.exchange
-        if exchange is not None and operation.kind in COUNTED and not exchange.complete:
+        if exchange is not None and operation.kind in COUNTED and not exchange.complete and not operation.is_part():
             try:
                 work = exchange.work or self._new_work(exchange)
                 work.add((operation.kind, operation.started, operation.started + operation.duration, operation.repeats))
@@ -216,11 +233,13 @@ class Observability:
 
     def waited_for_connection(self, pool: str, seconds: float) -> None:
         """Take down how long somebody waited for a connection of `pool`."""
-        self.metrics.waited_for_connection(pool, seconds)
+        if self.settings.metrics:
+            self.metrics.waited_for_connection(pool, seconds)
 
     def connection_event(self, pool: str, event: str) -> None:
         """Count what happened on a connection of `pool` besides statements: `begin`, `commit`, `rollback`, `ping`."""
-        self.metrics.connection_event(pool, event)
+        if self.settings.metrics:
+            self.metrics.connection_event(pool, event)
 
     def background(self, exchange: Exchange, function: Any) -> Operation:
         """Measure one background task of a request."""
@@ -250,25 +269,49 @@ class Observability:
     @property
     def http(self) -> httpx.AsyncClient:
         """An `httpx.AsyncClient`, one for each event loop, closed at shutdown: calls are measured and traced."""
-        key = _running_loop() or self
-        client = self._clients.get(key)
-        if client is None or client.is_closed:
-            client = self._clients[key] = self._new_client(None)
-        return client
+        return self.clients.shared(_running_loop())
 
-    def http_client(self, service: str | None = None, **options: Any) -> httpx.AsyncClient:
+    def http_client(
+        self,
+        service: str | None = None,
+        templates: Iterable[str] = (),
+        *,
+        propagate: bool | None = None,
+        **options: Any,
+    ) -> httpx.AsyncClient:
         """Return a new observed `httpx.AsyncClient`; closed at shutdown unless you close it before.
 
-        `service` is the metric label and the span's `peer.service` (default: the host); `options` are httpx's own.
+        `service`, `templates` and `propagate` as in `instrument_client`; `options` are httpx's own.
         """
-        client = self._new_client(service, **options)
-        self._more_clients.add(client)
-        return client
+        return self.clients.new(service, templates, propagate=propagate, **options)
 
-    def _new_client(self, service: str | None, **options: Any) -> httpx.AsyncClient:
-        from fastapi_observe.clients.httpx import ObservedClient  # noqa: PLC0415 - httpx is slow to import
+    def instrument_client(
+        self, client: C, service: str | None = None, templates: Iterable[str] = (), *, propagate: bool | None = None
+    ) -> C:
+        """Measure every call of an `httpx` or `httpx2` client, sync or async, until `close`; return the client.
 
-        return ObservedClient(self.external, service, **options)
+        `service` is the metric label and the span's `peer.service` (default: the host). `templates`
+        (`["/invoices/{id}"]`) name calls by their path; `extensions={"template": "/invoices/{id}"}` names one call.
+        `propagate` says whether its hosts may know the trace (default: private ones and those of `propagate_to`).
+        Raises `TypeError` for what is no such client, `ValueError` for what is no template.
+        """
+        return self.clients.instrument(client, service, templates, propagate=propagate)
+
+    def instrument_engine(self, engine: Any, *, pool: str | None = None) -> None:
+        """Measure every statement of an SQLAlchemy engine, sync or async, and show its pool, until `close`.
+
+        `pool` is the label of the pool. Again for the same engine does nothing. Raises `TypeError` for what is none.
+        """
+        from fastapi_observe.clients.sqlalchemy import instrument_engine  # noqa: PLC0415 - SQLAlchemy is an extra
+
+        self.on_close(instrument_engine(self.db, engine, pool=pool, faults=self.faults))
+
+    def instrument_pool(self, pool: Any, *, name: str | None = None) -> None:
+        """Measure every query of an `asyncpg` or `psycopg_pool` pool, and show the pool, until `close`.
+
+        `name` is the label of the pool. Again for the same pool does nothing. Raises `TypeError` for what is none.
+        """
+        self.on_close(instrument_pool(self.db, pool, name=name, faults=self.faults))
 
     # Lifetime
 
@@ -285,14 +328,7 @@ class Observability:
         """Close the clients and flush every signal, within two seconds; what was installed stays installed."""
         self.saturation.stop()
         self.loop = None
-        clients = [*self._clients.values(), *self._more_clients]
-        self._clients.clear()
-        self._more_clients.clear()
-        for client in clients:
-            try:
-                await client.aclose()
-            except Exception as exc:  # noqa: BLE001 - a client of another loop cannot be closed here
-                self.faults("http.close", exc)
+        await self.clients.close()
         deadline = monotonic() + SHUTDOWN_BUDGET
         thread = threading.Thread(target=self.flush, name="fastapi-observe-flush", daemon=True)
         thread.start()
@@ -321,7 +357,13 @@ class Observability:
         self.closed = True
         OPEN.remove(self)
         background.unwatch()
-        closes = (self.saturation.close, self._end_within_budget, self.metrics.close, self.logs.close)
+        closes = (
+            self.clients.restore,
+            self.saturation.close,
+            self._end_within_budget,
+            self.metrics.close,
+            self.logs.close,
+        )
         for undo in (*reversed(self._undo), *closes):
             try:
                 undo()

@@ -3,19 +3,10 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, cast
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
     PrivateAttr,
-    SecretStr,
-    StringConstraints,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -31,9 +22,17 @@ from fastapi_observe.settings_sources import (
     VariablesSource,
     given_of,
     mask,
-    pairs,
     problem,
-    split,
+)
+from fastapi_observe.settings_types import (
+    Bounds,
+    HeaderNames,
+    Headers,
+    Names,
+    Paths,
+    Regexes,
+    is_endpoint,
+    option,
 )
 
 if TYPE_CHECKING:
@@ -45,77 +44,6 @@ __all__ = ["ObserveSettings", "SettingsError"]
 
 TRACES_ENDPOINT: Final = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 TRACES_PATH: Final = "/v1/traces"
-
-
-def _headers(value: Any) -> Any:
-    if isinstance(value, str):
-        value = json.loads(value) if value.startswith("{") else pairs(value)
-    # gRPC refuses header names that are not lower case
-    return {str(name).lower(): text for name, text in value.items()} if isinstance(value, Mapping) else value
-
-
-def _one_line(value: SecretStr) -> SecretStr:
-    if re.search(r"[\r\n]", value.get_secret_value()):
-        raise ValueError("a header is one line")
-    return value
-
-
-def _regex(value: str) -> str:
-    try:
-        re.compile(value)
-    except re.error:
-        raise ValueError("not a regular expression") from None
-    return value
-
-
-def _ascending(value: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(sorted(set(value)))
-
-
-HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
-Names = Annotated[tuple[str, ...], BeforeValidator(split)]
-"""Several strings; in the environment separated by commas."""
-HeaderNames = Annotated[tuple[HeaderName, ...], BeforeValidator(split)]
-Paths = Annotated[tuple[Annotated[str, StringConstraints(pattern=r"^/[^*]*\*?$")], ...], BeforeValidator(split)]
-Regexes = Annotated[tuple[Annotated[str, AfterValidator(_regex)], ...], BeforeValidator(split)]
-Bounds = Annotated[
-    tuple[Annotated[float, Field(gt=0)], ...],
-    BeforeValidator(split),
-    AfterValidator(_ascending),
-]
-Headers = Annotated[dict[HeaderName, Annotated[SecretStr, AfterValidator(_one_line)]], BeforeValidator(_headers)]
-
-
-def _is_endpoint(value: str, *, grpc: bool) -> bool:
-    if not value or re.search(r"\s", value):
-        return False
-    if grpc and not value.startswith(("http://", "https://")):
-        return True
-    try:
-        url = urlsplit(value)
-        return url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
-    except ValueError:
-        return False
-
-
-def option(  # noqa: PLR0913 - each is one thing to say about an option
-    default: Any,
-    doc: str,
-    *,
-    otel: tuple[str, ...] = (),
-    also: tuple[str, ...] = (),
-    accepts: str = "",
-    code_only: bool = False,
-    **limits: Any,
-) -> Any:
-    """Describe one option: its default, its line of documentation and the `OTEL_*` variables it honours.
-
-    A variable written `OTEL_X:key` is the pair `key` in the list that `OTEL_X` holds. `also` are further variables that
-    rank between `OBSERVE_*` and `otel`. `accepts` says in words what the type does not; `code_only` options have no
-    variable.
-    """
-    extra = {"otel": list(otel), "also": list(also), "accepts": accepts, "code_only": code_only}
-    return Field(default, description=doc, json_schema_extra=cast("Any", extra), **limits)
 
 
 class ObserveSettings(BaseSettings):
@@ -198,8 +126,18 @@ class ObserveSettings(BaseSettings):
     )
     batch_size: int = option(256, "Most spans in one export.", otel=("OTEL_BSP_MAX_EXPORT_BATCH_SIZE",), ge=1)
     queue_size: int = option(
-        4096, "Most finished spans waiting for export; more are dropped.", otel=("OTEL_BSP_MAX_QUEUE_SIZE",), ge=1
+        4096,
+        "Most finished spans waiting for export; the oldest are dropped.",
+        otel=("OTEL_BSP_MAX_QUEUE_SIZE",),
+        ge=1,
     )
+    queue_bytes: int = option(8_388_608, "Most bytes of what waits for export, of each signal.", ge=65_536)
+    otlp_logs: bool = option(False, "Also send log lines to the OTLP endpoint.")
+    otlp_metrics: bool = option(False, "Also send metrics to the OTLP endpoint, every `otlp_metrics_interval`.")
+    otlp_metrics_interval: float = option(
+        60.0, "Seconds between two exports of metrics.", otel=("OTEL_METRIC_EXPORT_INTERVAL",), gt=0
+    )
+    shutdown_timeout: float = option(2.0, "Seconds that flushing may take at shutdown, all signals together.", gt=0)
     span_processors: tuple[Any, ...] = option((), "Further OpenTelemetry span processors.", code_only=True)
     tracer_provider: Any = option(
         None, "Use this OpenTelemetry tracer provider; None: the global one, else our own.", code_only=True
@@ -227,6 +165,12 @@ class ObserveSettings(BaseSettings):
     )
     registry: Any = option(None, "Prometheus registry to fill; None: one of our own.", code_only=True)
     default_registry: bool = option(True, "Also show what stands in prometheus_client's default registry.")
+    workers: Literal["auto", "off"] = option(
+        "auto", "Show one sum for all worker processes of a server; off: each process for itself."
+    )
+    workers_directory: str | None = option(
+        None, "Where worker processes share their metrics; None: /dev/shm, else the temporary directory.", min_length=1
+    )
     duration_buckets: Bounds = option(
         (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
         "Bucket bounds of request durations, in seconds.",
@@ -268,6 +212,7 @@ class ObserveSettings(BaseSettings):
     log_compression: Literal["gz"] | None = option("gz", "How rotated files are compressed.")
 
     # Databases and other services
+    engines: tuple[Any, ...] = option((), "SQLAlchemy engines to measure, sync or async.", code_only=True)
     slow_query: float = option(0.5, "Seconds from which on a query is told as slow, on a line of level `warn`.", gt=0)
     repeated_queries: int = option(
         10, "How often one request may send the same statement before it is told (N+1).", ge=1
@@ -353,7 +298,7 @@ class ObserveSettings(BaseSettings):
     @field_validator("otlp_endpoint")
     @classmethod
     def _check_endpoint(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None and not _is_endpoint(value, grpc=info.data.get("otlp_protocol") == "grpc"):
+        if value is not None and not is_endpoint(value, grpc=info.data.get("otlp_protocol") == "grpc"):
             raise ValueError("not a URL")
         return value
 

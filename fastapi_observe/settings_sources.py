@@ -133,6 +133,7 @@ _SPECIAL: Final[dict[tuple[str, str], Callable[[str], Any]]] = {
         UNSAID if any(name.startswith("otlp") for name in split(text)) else None
     ),
     ("batch_delay", "OTEL_BSP_SCHEDULE_DELAY"): lambda text: float(text) / 1000,
+    ("otlp_metrics_interval", "OTEL_METRIC_EXPORT_INTERVAL"): lambda text: float(text) / 1000,
 }
 """Variables that say it in another unit or another way than the option does."""
 

@@ -24,14 +24,20 @@ STOREYS = (
     ("records", "settings"),
     ("signals", "clients", "runtime"),
     ("observability",),
-    ("installed",),
     ("edges",),
     ("install",),
     ("__init__", "__main__"),
 )
 """The rooms of the house, from the ground up: who imports whom is who stands above whom."""
 
-ROOMS = {"middleware": "edges", "dependencies": "edges", "cli": "edges", "settings_sources": "settings"}
+ROOMS = {
+    "middleware": "edges",
+    "dependencies": "edges",
+    "installed": "edges",
+    "cli": "edges",
+    "settings_sources": "settings",
+    "settings_types": "settings",
+}
 """Modules outside a folder that share a room; every other one is a room of its own."""
 
 

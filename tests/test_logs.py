@@ -23,6 +23,7 @@ from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from uvicorn.config import LOGGING_CONFIG
 
+from fastapi_observe.records.exceptions import MOST_LINKED
 from fastapi_observe.records.exchange import CONTEXT_KEY, Exchange
 from fastapi_observe.records.faults import Faults
 from fastapi_observe.records.operation import Operation
@@ -30,7 +31,8 @@ from fastapi_observe.records.websocket import WebSocketExchange
 from fastapi_observe.settings import ObserveSettings
 from fastapi_observe.signals import log_loguru
 from fastapi_observe.signals.log_capture import SERVER_LOGGERS
-from fastapi_observe.signals.logs import _CAPTURE, MOST_LINKED, Logs, ids_of, level_of
+from fastapi_observe.signals.log_message import ids_of
+from fastapi_observe.signals.logs import _CAPTURE, Logs, level_of
 
 if TYPE_CHECKING:
     from pathlib import Path

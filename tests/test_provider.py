@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import subprocess
@@ -10,17 +9,13 @@ import sys
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import grpc  # type: ignore[import-untyped]
 import pytest
+from collectors import Collector as Receiver
 from opentelemetry import trace
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-    ExportTraceServiceResponse,
-)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     TraceServiceServicer,
     add_TraceServiceServicer_to_server,
@@ -34,7 +29,7 @@ from pydantic import SecretStr
 
 from fastapi_observe import ObserveSettings, TraceContext
 from fastapi_observe.records.faults import Faults
-from fastapi_observe.signals.provider import ObserveTracerProvider, make_exporter, make_provider, make_resource
+from fastapi_observe.signals.provider import ObserveTracerProvider, make_provider, make_resource, make_transport
 from fastapi_observe.signals.tracing import TracingService
 
 if TYPE_CHECKING:
@@ -63,48 +58,11 @@ def run(code: str, **variables: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-class Receiver:
-    """An OTLP/HTTP receiver on a free port of this machine."""
-
-    def __init__(self) -> None:
-        self.requests: list[ExportTraceServiceRequest] = []
-        self.headers: list[dict[str, str]] = []
-        self.paths: list[str] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                outer.headers.append({name.lower(): value for name, value in self.headers.items()})
-                outer.paths.append(self.path)
-                outer.requests.append(ExportTraceServiceRequest.FromString(gzip.decompress(body)))
-                answer = ExportTraceServiceResponse().SerializeToString()
-                self.send_response(200)
-                self.send_header("content-type", "application/x-protobuf")
-                self.send_header("content-length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer)
-
-            def log_message(self, *_: object) -> None: ...
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-
-    def stop(self) -> None:
-        """End it."""
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     """Run a receiver for one test."""
-    one = Receiver()
-    yield one
-    one.stop()
+    with Receiver() as one:
+        yield one
 
 
 def resource_of(spans: ResourceSpans) -> dict[str, Any]:
@@ -302,7 +260,7 @@ def test_exports_over_http(receiver: Receiver) -> None:
         otlp_headers={"x-tenant": SecretStr("acme")},
     )
     tracing = TracingService(settings, Faults())
-    with tracing.span("file \udce4", text="ä", number=3, ratio=0.5, yes=True, names=["a"]):
+    with tracing.span("file \udce4", text="ä", long="x" * 2000, number=3, ratio=0.5, yes=True, names=["a"]):
         tracing.event("read", line="\udce4")
     assert tracing.flush(5)
     tracing.close()
@@ -337,8 +295,8 @@ def test_no_endpoint_means_nothing() -> None:
     """Without an endpoint there is no exporter, no processor and no thread."""
     before = set(threading.enumerate())
     provider, owned = make_provider(ObserveSettings(), Faults())
-    assert make_exporter(ObserveSettings()) is None
     assert isinstance(provider, ObserveTracerProvider)
+    assert provider.queue is None
     assert owned
     assert set(threading.enumerate()) <= before
     assert provider._active_span_processor._span_processors == ()
@@ -374,7 +332,6 @@ def test_exports_over_grpc() -> None:
             otlp_endpoint=f"http://127.0.0.1:{port}",
             otlp_headers={"X-Tenant": SecretStr("acme")},
         )
-        assert isinstance(make_exporter(settings), GrpcExporter)
         tracing = TracingService(settings, Faults())
         with tracing.span("over grpc"):
             pass
@@ -387,9 +344,9 @@ def test_exports_over_grpc() -> None:
 
 def test_grpc_without_the_extra_tells_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the extra is missing the error says what to install."""
-    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc.trace_exporter", None)
+    monkeypatch.setitem(sys.modules, "grpc", None)
     with pytest.raises(RuntimeError, match=r"pip install 'fastapi-observe\[grpc\]'"):
-        make_exporter(ObserveSettings(otlp_protocol="grpc", otlp_endpoint="http://127.0.0.1:9"))
+        make_transport(ObserveSettings(otlp_protocol="grpc"), "http://127.0.0.1:9", "traces")
 
 
 def test_a_provider_without_flush_is_flushed_at_once() -> None:

@@ -236,6 +236,23 @@ def test_where_the_time_went(observed: Callable[..., Seen]) -> None:
     assert fields["own_ms"] == pytest.approx(fields["duration_ms"] - waited, abs=0.01)
 
 
+def test_a_part_is_not_waited_for_twice(observed: Callable[..., Seen]) -> None:
+    """A call inside a call of ours has its own span and count; the request waited for the outer one."""
+    app = FastAPI()
+    seen = observed(app)
+
+    @app.get("/")
+    async def nested() -> None:
+        with seen.observe.external.call("billing", "get"), seen.observe.operation("retry"):
+            for _ in range(2):
+                with seen.observe.external.call("billing", "try"):
+                    pass
+
+    TestClient(app).get("/")
+    assert seen.request_lines[0]["fields"]["external_count"] == 1
+    assert seen.total("external_requests_total") == 3
+
+
 def test_the_time_of_what_runs_side_by_side_is_waited_for_once() -> None:
     """Sums add everything up; the own time is what is left of the time in which nothing was running."""
     work = Work()

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from example_app.database import Customer, SessionDep, Token
 from example_app.identity import digest_of, hash_password, is_password
-from fastapi_observe import DatabaseDep, LogDep, MetricsDep
+from fastapi_observe import LogDep, MetricsDep
 
 router = APIRouter(tags=["customers"])
 
@@ -50,21 +50,17 @@ class LoginView(BaseModel):
 
 
 @router.post("/customers", status_code=status.HTTP_201_CREATED)
-async def register(
-    body: Registration, session: SessionDep, db: DatabaseDep, metrics: MetricsDep, log: LogDep
-) -> CustomerView:
+async def register(body: Registration, session: SessionDep, metrics: MetricsDep, log: LogDep) -> CustomerView:
     """Register a customer; 409 if the address is taken."""
     statement = select(Customer.id).where(Customer.email == body.email)
-    async with db.query("SELECT", table="customers", statement=str(statement)):
-        taken = await session.scalar(statement)
+    taken = await session.scalar(statement)
     if taken is not None:
         raise HTTPException(status.HTTP_409_CONFLICT, ADDRESS_TAKEN)
     password_hash = await hash_password(body.password.get_secret_value())
     customer = Customer(email=body.email, name=body.name, password_hash=password_hash)
     session.add(customer)
     try:
-        async with db.query("INSERT", table="customers"):
-            await session.commit()
+        await session.commit()
     except IntegrityError:  # somebody was faster since the look
         raise HTTPException(status.HTTP_409_CONFLICT, ADDRESS_TAKEN) from None
     metrics.business.user_registered()
@@ -73,19 +69,17 @@ async def register(
 
 
 @router.post("/login")
-async def log_in(body: Login, session: SessionDep, db: DatabaseDep, metrics: MetricsDep, log: LogDep) -> LoginView:
+async def log_in(body: Login, session: SessionDep, metrics: MetricsDep, log: LogDep) -> LoginView:
     """Give a token for the right password; 401 does not tell which of the two was wrong."""
     statement = select(Customer).where(Customer.email == body.email)
-    async with db.query("SELECT", table="customers", statement=str(statement)):
-        customer = await session.scalar(statement)
+    customer = await session.scalar(statement)
     fits = await is_password(body.password.get_secret_value(), customer.password_hash if customer else "")
     if customer is None or not fits:
         log.warn("login refused")  # noqa: G010 - no stdlib logger
         raise HTTPException(status.HTTP_401_UNAUTHORIZED, "wrong address or password")
     token = secrets.token_urlsafe(32)
     session.add(Token(digest=digest_of(token), customer_id=customer.id))
-    async with db.query("INSERT", table="tokens"):
-        await session.commit()
+    await session.commit()
     metrics.business.user_logged_in()
     log.info("customer logged in", customer_id=customer.id)
     return LoginView(token=token)

@@ -15,7 +15,7 @@ from example_app.database import Order, OrderLine, Product, SessionDep
 from example_app.errors import OutOfStockError
 from example_app.identity import CustomerDep
 from example_app.routers import checkout
-from fastapi_observe import DatabaseDep, LogDep, MetricsDep, SpanDep, TracingDep
+from fastapi_observe import LogDep, MetricsDep, SpanDep, TracingDep
 
 router = APIRouter(prefix="/orders", tags=["orders"])
 live = APIRouter(prefix="/ws")
@@ -47,7 +47,6 @@ async def create_order(
     cart: Cart,
     customer: CustomerDep,
     session: SessionDep,
-    db: DatabaseDep,
     tracing: TracingDep,
     metrics: MetricsDep,
     log: LogDep,
@@ -56,66 +55,52 @@ async def create_order(
     for line in cart.lines:
         reserve = update(Product).where(Product.id == line.product_id, Product.stock >= line.quantity)
         reserve = reserve.values(stock=Product.stock - line.quantity).returning(Product.id)
-        async with db.query("UPDATE", table="products", statement=str(reserve)):
-            reserved = await session.scalar(reserve)
-        if reserved is None:
+        if await session.scalar(reserve) is None:
             raise OutOfStockError(f"product {line.product_id} is not in stock")
 
     async with tracing.span("price order", lines=len(cart.lines)) as span:
         statement = select(Product.id, Product.price_cents).where(Product.id.in_({x.product_id for x in cart.lines}))
-        async with db.query("SELECT", table="products", statement=str(statement)):
-            prices = dict((await session.execute(statement)).tuples().all())
+        prices = dict((await session.execute(statement)).tuples().all())
         total_cents = sum(prices[line.product_id] * line.quantity for line in cart.lines)
         span.set_attribute("shop.total_cents", total_cents)
 
     order = Order(customer_id=customer.id, status="open", total_cents=total_cents)
     session.add(order)
-    async with db.query("INSERT", table="orders"):
-        await session.flush()
+    await session.flush()
     session.add_all(
         OrderLine(order_id=order.id, price_cents=prices[line.product_id], **line.model_dump()) for line in cart.lines
     )
-    async with db.query("INSERT", table="order_lines"):
-        await session.commit()
+    await session.commit()
     metrics.histogram("cart_size", "Pieces in one order.").observe(sum(line.quantity for line in cart.lines))
     log.info("order created", order_id=order.id, total_cents=total_cents)
     return OrderView.model_validate(order)
 
 
 @router.get("")
-async def list_orders(customer: CustomerDep, session: SessionDep, db: DatabaseDep) -> list[OrderView]:
+async def list_orders(customer: CustomerDep, session: SessionDep) -> list[OrderView]:
     """List the caller's own orders."""
-    statement = select(Order).where(Order.customer_id == customer.id).order_by(Order.id)
-    async with db.query("SELECT", table="orders", statement=str(statement)):
-        orders = await session.scalars(statement)
+    orders = await session.scalars(select(Order).where(Order.customer_id == customer.id).order_by(Order.id))
     return [OrderView.model_validate(order) for order in orders]
 
 
 @router.get("/export")
-async def export_orders(request: Request, db: DatabaseDep) -> StreamingResponse:
+async def export_orders(request: Request) -> StreamingResponse:
     """Stream all orders, without names, as JSON lines: its time to first byte is a metric of its own."""
 
     async def lines() -> AsyncIterator[str]:
         # A session of its own: FastAPI closes the injected one when the endpoint returns, before the stream begins.
-        statement = select(Order).order_by(Order.id)
         async with request.state.sessions() as session:
-            async with db.query("SELECT", table="orders", statement=str(statement)):
-                orders = await session.stream_scalars(statement)
-            async for order in orders:
+            async for order in await session.stream_scalars(select(Order).order_by(Order.id)):
                 yield json.dumps(OrderView.model_validate(order).model_dump()) + "\n"
 
     return StreamingResponse(lines(), media_type="application/x-ndjson")
 
 
 @router.get("/{order_id}")
-async def get_order(
-    order_id: int, customer: CustomerDep, session: SessionDep, db: DatabaseDep, span: SpanDep
-) -> OrderView:
+async def get_order(order_id: int, customer: CustomerDep, session: SessionDep, span: SpanDep) -> OrderView:
     """Show one of the caller's orders; its id goes onto the server span, never into a label."""
     span.set_attribute("shop.order_id", order_id)
-    statement = select(Order).where(Order.id == order_id, Order.customer_id == customer.id)
-    async with db.query("SELECT", table="orders", statement=str(statement)):
-        order = await session.scalar(statement)
+    order = await session.scalar(select(Order).where(Order.id == order_id, Order.customer_id == customer.id))
     if order is None:
         raise HTTPException(status.HTTP_404_NOT_FOUND, "no such order")
     return OrderView.model_validate(order)

@@ -5,7 +5,6 @@ from pydantic import BaseModel
 from sqlalchemy import select
 
 from example_app.database import Product, SessionDep
-from fastapi_observe import DatabaseDep
 
 router = APIRouter(prefix="/products", tags=["products"])
 
@@ -20,19 +19,16 @@ class ProductView(BaseModel, from_attributes=True):
 
 
 @router.get("")
-async def list_products(session: SessionDep, db: DatabaseDep) -> list[ProductView]:
+async def list_products(session: SessionDep) -> list[ProductView]:
     """List all products."""
-    statement = select(Product).order_by(Product.id)
-    async with db.query("SELECT", table="products", statement=str(statement)):
-        products = await session.scalars(statement)
+    products = await session.scalars(select(Product).order_by(Product.id))
     return [ProductView.model_validate(product) for product in products]
 
 
 @router.get("/{product_id}")
-async def get_product(product_id: int, session: SessionDep, db: DatabaseDep) -> ProductView:
+async def get_product(product_id: int, session: SessionDep) -> ProductView:
     """Show one product."""
-    async with db.query("SELECT", table="products", statement="SELECT ... FROM products WHERE id = ?"):
-        product = await session.get(Product, product_id)
+    product = await session.get(Product, product_id)
     if product is None:
         raise HTTPException(status.HTTP_404_NOT_FOUND, "no such product")
     return ProductView.model_validate(product)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from fastapi_observe.clients.statements import Statements
+from fastapi_observe.clients.statements import LONGEST, Statements
 from fastapi_observe.records.operation import OPERATION, Operation, OperationReporter
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ UNKNOWN: Final = "unknown"
 
 OTHER: Final = "other"
 """Label of the tables beyond `MOST_TABLES`."""
+
+MOST_PREPARED: Final = 1024
+"""Statements of instrumented engines and pools that are kept prepared."""
 
 MOST_TABLES: Final = 300
 """Different tables that become a label of their own."""
@@ -40,47 +43,47 @@ Facts = tuple[str, "str | None", "Statement | None", "int | None", "dict[str, An
 """System, table, statement, number of parameters, further span attributes."""
 
 
+Prepared = tuple[str, dict[str, str], Facts]
+"""Name and labels of a query, and its facts."""
+
+
 class Query(Operation):
     """One query. `rows` notes how many rows it returned or changed."""
 
-    __slots__ = ("facts",)
+    __slots__ = ("_built",)
 
-    def __init__(self, reporter: OperationReporter, name: str, labels: dict[str, str], facts: Facts) -> None:
-        Operation.__init__(self, reporter, "database", name, labels)
-        self.facts = facts
+    _built: dict[str, Any]
+    _given: Facts
 
     @property
     def details(self) -> dict[str, Any]:
         """What the span and a line say, put together when they want it."""
-        given = self._given
-        if given is None:
-            system, table, statement, parameters, more = self.facts
-            given = self._given = {
+        try:
+            return self._built
+        except AttributeError:
+            system, table, statement, parameters, more = self._given
+            self._built = built = {
                 "db.system.name": system,
                 "db.operation.name": self.labels["operation"],
                 "db.collection.name": table,
+                "db.query.text": None if statement is None else statement.text,
+                "db.query.parameter_count": parameters,
+                **(more or {}),
             }
-            if statement is not None:
-                given["db.query.text"] = statement.text
-            if parameters is not None:
-                given["db.query.parameter_count"] = parameters
-            if more:
-                given.update(more)
-        return given
+            return built
 
     @property
     def repeats(self) -> str:
         """The statement without values, else operation and table."""
-        statement = self.facts[2]
+        statement = self._given[2]
         return self.name if statement is None else statement.text or self.name
 
     def learn(self, statement: Statement, system: str) -> None:
         """Take over what an instrumented engine inside sends, if nothing was said."""
-        known, table, told, parameters, more = self.facts
+        known, table, told, parameters, more = self._given
         if told is None:
-            self.facts = (system if known == "other_sql" else known), table, statement, parameters, more
-            if self._given is not None:
-                self._given.update({"db.system.name": self.facts[0], "db.query.text": statement.text})
+            self._given = (system if known == "other_sql" else known), table, statement, parameters, more
+            self.details.update({"db.system.name": self._given[0], "db.query.text": statement.text})
 
     def rows(self, count: int) -> None:
         """Note how many rows came back, or were changed; a negative number stands for unknown."""
@@ -89,7 +92,24 @@ class Query(Operation):
 
     def again(self) -> Query:
         """Return a query like this one, which has not begun."""
-        return Query(self._reporter, self.name, self.labels, self.facts)
+        return Query(self._reporter, "database", self.name, self.labels, self._given)
+
+
+class SentQuery(Query):
+    """A query that an instrumented engine or pool sends: its facts are put together once for each statement."""
+
+    __slots__ = ()
+
+    is_plain = True
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What the span and a line say."""
+        try:
+            return self._built
+        except AttributeError:
+            self._built = built = dict(self._given[4] or ())
+            return built
 
 
 class DatabaseClient:
@@ -99,6 +119,8 @@ class DatabaseClient:
         self._reporter = reporter
         self._statements = Statements()
         self._tables: set[str] = {UNKNOWN}
+        self._prepared: dict[tuple[str, str, int], Prepared] = {}
+        self._facts: dict[int, dict[str, Any] | None] = {}  # held, so that no id is used again
         self._labels: dict[tuple[str, str | None], tuple[str, dict[str, str]]] = {}
 
     def query(  # noqa: PLR0913 - what there is to say about a query
@@ -132,7 +154,8 @@ class DatabaseClient:
         """Begin to measure what an instrumented engine or pool sends; None if that is part of a query already.
 
         The outer query learns the statement, if it was told none. `batch` is the number of parameter sets of one
-        `executemany`; `facts` are further span attributes. Not opened yet.
+        `executemany`; `facts` are further span attributes, the same object each time and of OpenTelemetry's types. Not
+        opened yet.
         """
         outer = OPERATION.get()
         while outer is not None and not outer.ended:
@@ -140,11 +163,36 @@ class DatabaseClient:
                 outer.learn(self._statements.describe(statement, system), system)
                 return None
             outer = outer.outer
-        described = self._statements.describe(statement, system)
-        query = self._make(described.operation, described.table, described, system, None, facts)
+        if type(statement) is str and len(statement) <= LONGEST:
+            key = statement, system, id(facts)
+            prepared = self._prepared.get(key) or self._remember(key, facts)
+        else:  # nothing long is held
+            prepared = self._prepare(statement, system, facts)
+        query = SentQuery(self._reporter, "database", *prepared)
         if batch is not None:
             query.detail(**{"db.operation.batch.size": batch})
         return query
+
+    def _remember(self, key: tuple[str, str, int], facts: dict[str, Any] | None) -> Prepared:
+        prepared = self._prepare(key[0], key[1], facts)
+        self._facts[key[2]] = facts
+        if len(self._prepared) >= MOST_PREPARED:
+            self._prepared.clear()
+            self._facts = {key[2]: facts}
+        self._prepared[key] = prepared
+        return prepared
+
+    def _prepare(self, statement: object, system: str, facts: dict[str, Any] | None) -> Prepared:
+        """Return name, labels and facts of a statement."""
+        described = self._statements.describe(statement, system)
+        name, labels = self._name(described.operation, described.table)
+        text = described.text.encode("utf-8", "backslashreplace").decode()  # spans have no lone surrogates
+        ready: dict[str, Any] = {"db.system.name": system, "db.operation.name": labels["operation"]}
+        if described.table is not None:
+            ready["db.collection.name"] = described.table
+        ready["db.query.text"] = text
+        ready.update((fact, value) for fact, value in (facts or {}).items() if value is not None)
+        return name, labels, (system, described.table, described, None, ready)
 
     def _make(  # noqa: PLR0913, PLR0917 - what a query is made of
         self,
@@ -155,10 +203,8 @@ class DatabaseClient:
         parameters: int | None,
         facts: dict[str, Any] | None,
     ) -> Query:
-        known = self._labels.get((operation, table))
-        if known is None:
-            known = self._name(operation, table)
-        return Query(self._reporter, known[0], known[1], (system, table, statement, parameters, facts))
+        name, labels = self._labels.get((operation, table)) or self._name(operation, table)
+        return Query(self._reporter, "database", name, labels, (system, table, statement, parameters, facts))
 
     def _name(self, operation: str, table: str | None) -> tuple[str, dict[str, str]]:
         """Return the span's name and the labels; as many tables as there are names for are told apart."""

@@ -84,12 +84,10 @@ class ExternalCall(Operation):
             return "connect_error"
         return outcome_of(exc)
 
-    def again(self) -> Operation:
+    def again(self) -> ExternalCall:
         """Return a call like this one, which has not begun."""
-        again = super().again()
-        if isinstance(again, ExternalCall):
-            again._propagation = self._propagation  # noqa: SLF001 - our own
-        return again
+        details = None if self._given is None else dict(self._given)
+        return ExternalCall(self._reporter, self.kind, self.name, self.labels, details, self._propagation)
 
 
 class ExternalClient:

@@ -28,6 +28,7 @@ class Body:
         self._body = body
         self._call = call
         self._forgotten = forgotten
+        self._received = 0
 
     def __getattr__(self, name: str) -> Any:
         if name == "_body":  # asked for before it is there: by copy, by pickle
@@ -44,7 +45,7 @@ class Body:
             self._call.close(exc)
 
     def _complete(self) -> None:
-        self._call.complete = True
+        self._call.received = self._received
         self._call.close()
 
 
@@ -55,7 +56,7 @@ class AsyncBody(Body):
         parts = self._body.__aiter__()
         try:
             async for part in parts:
-                self._call.received += len(part)
+                self._received += len(part)
                 yield part
         except BaseException as exc:
             self._failed(exc)
@@ -66,6 +67,7 @@ class AsyncBody(Body):
         self._complete()
 
     async def aclose(self) -> None:
+        """Close the body, and with it the call."""
         cancelled = sys.exception()  # of the code that was reading, between two parts
         try:
             await self._body.aclose()
@@ -81,7 +83,7 @@ class SyncBody(Body):
     def __iter__(self) -> Iterator[bytes]:
         try:
             for part in self._body:
-                self._call.received += len(part)
+                self._received += len(part)
                 yield part
         except BaseException as exc:
             self._failed(exc)
@@ -89,6 +91,7 @@ class SyncBody(Body):
         self._complete()
 
     def close(self) -> None:
+        """Close the body, and with it the call."""
         try:
             self._body.close()
         except BaseException as exc:

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 from fastapi_observe.clients.external import ExternalCall
 from fastapi_observe.records.exchange import KNOWN_METHODS
+from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.redaction import redact_query
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ LONGEST_PATH: Final = 1024
 """Characters of a path that are shown, and that a template is looked for in."""
 
 LONGEST_METHOD: Final = 32
+_NONE: Final[dict[str, Any]] = {}
 _PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
@@ -101,7 +103,8 @@ class Templates:
 def _pattern(template: str) -> str:
     parts = re.split(r"(\{[^{}/]*\})", template)
     return "".join(
-        re.escape(part) if at % 2 == 0 else ".+" if part.endswith(":path}") else "[^/]+" for at, part in enumerate(parts)
+        re.escape(part) if at % 2 == 0 else ".+" if part.endswith(":path}") else "[^/]+"
+        for at, part in enumerate(parts)
     )
 
 
@@ -112,39 +115,39 @@ class Named(NamedTuple):
     labels: dict[str, str]
     method: str
     template: str | None
+    query_allow: frozenset[str]
 
 
 class HttpCall(ExternalCall):
     """One logical call: redirects and what an `auth` sends again are part of it.
 
-    `request` is what was sent last, `sends` how often something was sent; `complete` tells that the body was read to
-    its end, `received` how many bytes it had on the wire.
+    `request` is what was sent last, `sends` how often something was sent, `host` the one that was asked first.
+    `received` is how many bytes the body had on the wire; None if it was not read to its end. `extensions` are those
+    of the answer. `target` is the client's, as one app observes it.
     """
 
-    __slots__ = ("_named", "_query_allow", "complete", "host", "received", "request", "sends", "status_code", "version")
+    __slots__ = ("_named", "extensions", "host", "received", "request", "sends", "status_code", "target")
 
-    def __init__(
-        self, reporter: OperationReporter, named: Named, request: Request, host: str, query_allow: frozenset[str]
-    ) -> None:
-        ExternalCall.__init__(self, reporter, "external", named.name, named.labels)
+    def __init__(self, reporter: OperationReporter, target: object, named: Named, request: Request, host: str) -> None:
+        Operation.__init__(self, reporter, "external", named.name, named.labels)
+        self._propagation = None
         self._named = named
-        self._query_allow = query_allow
+        self.target = target
         self.request: Request | None = request
         self.host = host
         self.sends = 0
         self.status_code = 0
-        self.version = b""
-        self.received = 0
-        self.complete = False
+        self.received: int | None = None
+        self.extensions: dict[str, Any] = _NONE
 
     @property
     def details(self) -> dict[str, Any]:
         """What the span and a line say, put together when they want it."""
-        if self._given is None:
-            self._given = {}
+        given: dict[str, Any] = self._given or {}
         if self.request is not None:
-            self._given.update(self._facts(self.request))
-        return self._given
+            given.update(self._facts(self.request))
+        self._given = given
+        return given
 
     def _facts(self, request: Request) -> dict[str, Any]:
         url, named = request.url, self._named
@@ -153,7 +156,7 @@ class HttpCall(ExternalCall):
             "http.request.method": named.method,
             "server.address": url.host,
             "server.port": url.port or _PORTS.get(url.scheme),
-            "url.full": shown(url, self._query_allow),
+            "url.full": shown(url, named.query_allow),
         }
         if named.method not in KNOWN_METHODS:
             facts["http.request.method_original"] = str(request.method)[:LONGEST_METHOD]
@@ -166,18 +169,22 @@ class HttpCall(ExternalCall):
             facts["http.request.body.size"] = int(size)
         if self.status_code:
             facts["http.response.status_code"] = self.status_code
-            facts["network.protocol.version"] = self.version.decode("latin-1").removeprefix("HTTP/")
-            if self.complete:
-                facts["http.response.body.size"] = self.received
+        version = self.extensions.get("http_version", b"")
+        if version:
+            facts["network.protocol.version"] = version.decode("latin-1").removeprefix("HTTP/")
+        if self.received is not None:
+            facts["http.response.body.size"] = self.received
         return facts
 
     def close(self, exc: BaseException | None = None) -> None:
         """End; let go of the request."""
-        if not self.ended:
-            if exc is not None:
-                self.outcome, self.error_type = "", None  # a status that came before is not how it ended
-            super().close(exc)
-            self.request = None
+        if self.ended:
+            return
+        if exc is not None:
+            self.outcome, self.error_type = "", None  # a status that came before is not how it ended
+        Operation.close(self, exc)
+        self.request = None
+        self.extensions = _NONE
 
 
 def shown(url: Url, query_allow: frozenset[str]) -> str:

@@ -1,58 +1,206 @@
-"""An httpx client that measures each call and passes the trace on."""
+"""`HttpClients`: clients of httpx and httpx2, sync and async, that measure each call and pass the trace on."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+import functools
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+from weakref import WeakKeyDictionary, WeakSet
 
-import httpx
-from opentelemetry import propagate
-
-from fastapi_observe.records.exchange import KNOWN_METHODS
-from fastapi_observe.records.redaction import redact_query
+from fastapi_observe.clients.http_body import bodies
+from fastapi_observe.clients.http_calls import HttpCalls, Target
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import httpx
+
     from fastapi_observe.clients.external import ExternalClient
 
-_NOTHING: Final[frozenset[str]] = frozenset()
-_PORTS: Final = {"http": 80, "https": 443}
+C = TypeVar("C")
+
+_MODULES = ("httpx", "httpx2")
 
 
-class ObservedClient(httpx.AsyncClient):
-    """An `httpx.AsyncClient`: each request is one external call and carries `traceparent` and `baggage`.
+class HttpClients:
+    """The clients of one observability: those it makes, which it closes, and those it was given.
 
-    A call lasts until its answer is read, of a streamed one until its headers are there; redirects are part of it.
+    Nothing of httpx is replaced: the client's own `send`, through which `get`, `stream` and all others go, is wrapped
+    on the instance, and one request hook sees each request that it sends, redirects too. Both are public, so proxies
+    of the environment, transports, mounts, `auth` and subclasses work as before. A transport of ours would not do:
+    given one, httpx ignores the proxies of the environment. What a transport repeats by itself
+    (`AsyncHTTPTransport(retries=2)`) is not seen.
     """
 
-    # Not a transport: given one, httpx would ignore the proxies of the environment, and those it has would not be seen.
+    def __init__(
+        self,
+        external: ExternalClient,
+        faults: Callable[[str, BaseException], None],
+        query_allow: Iterable[str] = (),
+    ) -> None:
+        self._calls = HttpCalls(external, faults, frozenset(query_allow))
+        self._faults = faults
+        self._observed: WeakKeyDictionary[Any, Target] = WeakKeyDictionary()
+        self._shared: WeakKeyDictionary[Any, httpx.AsyncClient] = WeakKeyDictionary()
+        self._made: WeakSet[httpx.AsyncClient | httpx.Client] = WeakSet()
+        self._lock = threading.RLock()
 
-    def __init__(self, external: ExternalClient, service: str | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        self._external = external
-        self._service = service
+    def shared(self, loop: Any = None) -> httpx.AsyncClient:
+        """Return the client of an event loop (None: of code outside asyncio), made when it is first asked for."""
+        key = self if loop is None else loop
+        client = self._shared.get(key)
+        if client is None or client.is_closed:
+            client = self._shared[key] = self.new()
+        return client
 
-    async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
-        """Send a request, measured."""
-        url = request.url
-        method = request.method if request.method in KNOWN_METHODS else "_OTHER"
-        with self._external.call(
-            self._service or self._external.service_of(url.host),
-            method,
-            **{
-                "http.request.method": method,
-                "server.address": url.host,
-                "server.port": url.port or _PORTS.get(url.scheme),
-                "url.full": _shown(url),
-            },
-        ) as call:
-            carrier: dict[str, str] = {}
-            propagate.inject(carrier)
-            request.headers.update(carrier)
-            response = await super().send(request, **options)
-            call.status(response.status_code)
-            return response
+    def new(
+        self,
+        service: str | None = None,
+        templates: Iterable[str] = (),
+        *,
+        propagate: bool | None = None,
+        **options: Any,
+    ) -> httpx.AsyncClient:
+        """Return a new `httpx.AsyncClient`, observed, closed at shutdown; `options` are its own, the rest as below."""
+        import httpx  # noqa: PLC0415 - slow to import
+
+        client = self.instrument(httpx.AsyncClient(**options), service, templates, propagate=propagate)
+        self._made.add(client)
+        return client
+
+    def new_sync(
+        self,
+        service: str | None = None,
+        templates: Iterable[str] = (),
+        *,
+        propagate: bool | None = None,
+        **options: Any,
+    ) -> httpx.Client:
+        """Return a new `httpx.Client`, as `new` does."""
+        import httpx  # noqa: PLC0415 - slow to import
+
+        client = self.instrument(httpx.Client(**options), service, templates, propagate=propagate)
+        self._made.add(client)
+        return client
+
+    def instrument(
+        self, client: C, service: str | None = None, templates: Iterable[str] = (), *, propagate: bool | None = None
+    ) -> C:
+        """Measure every call of an `httpx` or `httpx2` client, sync or async, and return it. Twice does no more.
+
+        `service` is the metric label and the span's `peer.service` (default: the host). `templates`
+        (`["/invoices/{id}"]`) name calls by their path; `extensions={"template": "/invoices/{id}"}` names one call.
+        `propagate` says whether the hosts that are asked may know the trace (default: private ones and those of
+        `propagate_to`); where a redirect leads to another host, the default holds. Raises `TypeError` for what is no
+        such client, `ValueError` for what is no template.
+        """
+        module = _module_of(client)
+        observed = cast("Any", client)
+        target = Target(service, templates, observed.base_url.path, propagate=propagate)
+        with self._lock:
+            if observed not in self._observed:
+                wrap = _observe_async if isinstance(client, module.AsyncClient) else _observe_sync
+                wrap(observed, target, self._calls, module.__name__)
+                self._observed[observed] = target
+        return client
+
+    def restore(self) -> None:
+        """Let every client be what it was; none is closed."""
+        with self._lock:
+            for client, target in list(self._observed.items()):
+                _restore(client, target)
+            self._observed.clear()
+        self._calls.report_forgotten()
+
+    async def close(self) -> None:
+        """Close every client that was made here and is not closed; those that were given stay open."""
+        clients: set[Any] = {*self._shared.values(), *self._made}
+        self._shared.clear()
+        self._made.clear()
+        for client in clients:
+            try:
+                closing = client.aclose() if hasattr(client, "aclose") else client.close()
+                if closing is not None:
+                    await closing
+            except Exception as exc:  # noqa: BLE001 - a client of another loop cannot be closed here
+                self._faults("http.close", exc)
+        self._calls.report_forgotten()
 
 
-def _shown(url: httpx.URL) -> str:
-    """Return a URL without user, password and fragment, every value of its query redacted."""
-    query = f"?{redact_query(url.query, _NOTHING)}" if url.query else ""
-    return f"{url.scheme}://{url.netloc.decode('ascii')}{url.path}{query}"
+def _module_of(client: Any) -> Any:
+    """Return `httpx` or `httpx2`, whichever `client` is of."""
+    for name in _MODULES:
+        module = sys.modules.get(name)
+        if module is not None and isinstance(client, module.AsyncClient | module.Client):
+            return module
+    kind = client if isinstance(client, type) else type(client)
+    raise TypeError(
+        f"{kind.__module__}.{kind.__qualname__} is no client that can be observed: pass a Client or AsyncClient of "
+        "httpx or httpx2 (not its class); calls of others are measured by external.call(service, operation)"
+    )
+
+
+def _observe_async(client: Any, target: Target, calls: HttpCalls, module: str) -> None:
+    plain = client.send
+    body = bodies(module)[0]
+
+    async def sending(request: Any) -> None:
+        calls.sending(target, request)
+
+    @functools.wraps(plain)
+    async def send(request: Any, *args: Any, **options: Any) -> Any:
+        call = calls.begin(target, client, request)
+        if call is None:
+            return await plain(request, *args, **options)
+        try:
+            response = await plain(request, *args, **options)
+        except BaseException as exc:
+            call.close(exc)
+            raise
+        calls.answered(call, response, body if options.get("stream") else None)
+        return response
+
+    _wrap(client, target, send, sending)
+
+
+def _observe_sync(client: Any, target: Target, calls: HttpCalls, module: str) -> None:
+    plain = client.send
+    body = bodies(module)[1]
+
+    def sending(request: Any) -> None:
+        calls.sending(target, request)
+
+    @functools.wraps(plain)
+    def send(request: Any, *args: Any, **options: Any) -> Any:
+        call = calls.begin(target, client, request)
+        if call is None:
+            return plain(request, *args, **options)
+        try:
+            response = plain(request, *args, **options)
+        except BaseException as exc:
+            call.close(exc)
+            raise
+        calls.answered(call, response, body if options.get("stream") else None)
+        return response
+
+    _wrap(client, target, send, sending)
+
+
+def _wrap(client: Any, target: Target, send: Any, hook: Callable[[Any], Any]) -> None:
+    send.observed = target, client.__dict__.get("send")
+    client.send = send
+    target.hook = hook
+    target.keep_hook(client)
+
+
+def _restore(client: Any, target: Target) -> None:
+    target.active = False  # enough where somebody has wrapped `send` since
+    hooks = client.event_hooks["request"]
+    client.event_hooks["request"] = [hook for hook in hooks if hook is not target.hook]
+    of, before = getattr(client.__dict__.get("send"), "observed", (None, None))
+    if of is target:
+        if before is None:
+            del client.send
+        else:
+            client.send = before

@@ -6,7 +6,7 @@ import re
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry import baggage, propagate
+from opentelemetry import baggage, propagate, trace
 
 from fastapi_observe.records.exchange import CURRENT_CONTEXT
 
@@ -63,6 +63,7 @@ class Propagation:
         self._known: dict[str, bool] = {}
         self._propagator: Any = None
         self._fields = _W3C
+        self._plain = False
 
     def allows(self, host: str) -> bool:
         """Tell whether `host` may know the trace."""
@@ -86,18 +87,31 @@ class Propagation:
         """
         propagator = propagate.get_global_textmap()
         if propagator is not self._propagator:
-            self._fields = _W3C | propagator.fields
-            self._propagator = propagator
+            self._take(propagator)
         if allowed is None:
             allowed = host is None or self.allows(host)
         if not allowed:
             for name in self._fields:
                 headers.pop(name, None)
             return
+        context = CURRENT_CONTEXT.get()
+        if self._plain:
+            at = trace.get_current_span(context).get_span_context()
+            trace_id, span_id, _, flags, state, valid = at  # its properties cost more than all the rest
+            if valid and not state and not baggage.get_all(context):
+                headers["traceparent"] = f"00-{trace_id:032x}-{span_id:016x}-{flags:02x}"
+                return
         carrier: dict[str, str] = {}
-        propagator.inject(carrier, self._visible(CURRENT_CONTEXT.get()))
+        propagator.inject(carrier, self._visible(context))
         for name, value in carrier.items():
             headers[name] = value
+
+    def _take(self, propagator: Any) -> None:
+        """Learn what the global propagator writes: the user may set another one at any time."""
+        fields = propagator.fields
+        self._fields = _W3C | fields
+        self._plain = fields <= _W3C and "traceparent" in fields
+        self._propagator = propagator
 
     def _visible(self, context: Context) -> Context:
         """Leave only the baggage in `context` that goes along."""

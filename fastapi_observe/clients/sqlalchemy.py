@@ -1,37 +1,41 @@
 """SQLAlchemy engines that measure themselves: `instrument_engine`.
 
-What one operation is:
+An operation is one statement on its way through the driver, from just before `cursor.execute` to just after it. Rows
+that are fetched later (`stream()`, `yield_per`, server-side cursors) are no part of it. Statements that never reached
+the driver are none, nor are those that SQLAlchemy sends to prepare a new connection: they are part of the wait for it.
+`executemany` is one, with the number of parameter sets as `db.operation.batch.size`; so is an INSERT of many rows that
+SQLAlchemy sends as several statements ("insertmanyvalues"), shown as it is before it is multiplied. An error is the
+driver's own: `psycopg.errors.UniqueViolation`, not the `sqlalchemy.exc.IntegrityError` around it, whose text repeats
+statement and parameters; the caller gets what it would get without us.
 
-- One statement on its way through the driver, from just before `cursor.execute` to just after it. Rows that are fetched
-  later (`stream()`, `yield_per`, server-side cursors) are no part of it. Statements that never reached the driver (they
-  did not compile, no connection was to be had) are none, nor are those that SQLAlchemy sends to prepare a new
-  connection: they are part of the wait for it.
-- `executemany` is one, with the number of parameter sets as `db.operation.batch.size`. So is an INSERT of many rows
-  that SQLAlchemy sends as several statements ("insertmanyvalues"): its text is the one before they are multiplied.
-- An error is the driver's own: `psycopg.errors.UniqueViolation`, not the `sqlalchemy.exc.IntegrityError` around it,
-  whose text repeats statement and parameters. The caller gets what it would get without us.
+BEGIN, COMMIT, ROLLBACK, savepoints and pings are counts: each transaction has one `begin` and one `commit` or
+`rollback`, or is lost with its connection; what the pool rolls back where there is none is not counted. The wait for a
+connection lasts from asking the pool for one until it gives one: to check an idle one and to open a new one are part of
+it, to wait for nothing counts too. A wait that the pool gave up is the event `timeout`.
 
-BEGIN, COMMIT, ROLLBACK, savepoints and pings are counts. The wait for a connection begins when one is asked of the pool
-and ends when it is given: checking an idle one and opening a new one are part of it, nothing to wait for counts as well.
-A wait that the pool gave up is the event `timeout`.
+No listener is put on the engine: a single one, for whatever event, adds a third to the time of a short statement and
+half to that of a short transaction, and the events around a statement leave an operation open where an error does not
+reach the event of errors (another listener raises first, or `skip_user_error_events` is on). Methods of the dialect and
+of the pool are wrapped instead, on the instance.
 """
 
 from __future__ import annotations
 
 import re
+import sys
+from asyncio import CancelledError
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.pool import QueuePool, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import QueuePool
 
 from fastapi_observe.records.exchange import current_exchange
 from fastapi_observe.records.pool import PoolState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sized
 
     from sqlalchemy.engine import URL
     from sqlalchemy.pool import Pool
@@ -41,36 +45,24 @@ if TYPE_CHECKING:
     Faults = Callable[[str, BaseException], None]
 
 SYSTEMS: Final = {
-    "postgresql": "postgresql",
-    "mysql": "mysql",
-    "mariadb": "mariadb",
-    "sqlite": "sqlite",
+    **{name: name for name in ("postgresql", "mysql", "mariadb", "sqlite")},
     "oracle": "oracle.db",
     "mssql": "microsoft.sql_server",
 }
 """`db.system.name` of the semantic conventions by the name of the dialect; `other_sql` for all others."""
 
 MARK: Final = "_fastapi_observe"
-"""Attribute of an engine that is instrumented, and of an execution that consists of several statements."""
+"""Attribute of an instrumented engine, of a connection in a transaction, of an execution of several statements."""
 
-EVENTS: Final = {
-    "begin": "begin",
-    "commit": "commit",
-    "rollback": "rollback",
-    "begin_twophase": "begin",
-    "commit_twophase": "commit",
-    "rollback_twophase": "rollback",
-}
-"""What is counted, by SQLAlchemy's name of the event."""
+DELIVER: Final = "_deliver_insertmanyvalues_batches"
+"""The dialect's method that turns one INSERT of many rows into several statements."""
 
 CONTROL_STARTS: Final = frozenset({"BEG", "STA", "COM", "ROL", "SAV", "REL"})
 LONGEST_CONTROL: Final = 200
-
 CONTROL: Final = re.compile(
     r"""(?:
-      (?P<begin> (?:BEGIN|START\s++TRANSACTION)
-        (?:[\s,]++(?:WORK|TRAN|TRANSACTION|DEFERRED|IMMEDIATE|EXCLUSIVE|CONCURRENT|ISOLATION|LEVEL|SERIALIZABLE
-          |REPEATABLE|READ|COMMITTED|UNCOMMITTED|ONLY|WRITE|NOT|DEFERRABLE|WITH|CONSISTENT|SNAPSHOT)\b)*+ )
+      (?P<begin> (?:BEGIN|START\s++TRANSACTION) (?:[\s,]++(?:WORK|TRAN|TRANSACTION|DEFERRED|IMMEDIATE|EXCLUSIVE
+          |ISOLATION|LEVEL|SERIALIZABLE|REPEATABLE|READ|COMMITTED|UNCOMMITTED|ONLY|WRITE|NOT|DEFERRABLE)\b)*+ )
     | (?P<commit> COMMIT (?:\s++(?:WORK|TRANSACTION|TRAN)\b)?+ )
     | (?P<rollback> ROLLBACK (?:\s++(?:WORK|TRANSACTION|TRAN)\b)?+ )
     | (?P<savepoint> (?:SAVEPOINT|SAVE\s++TRAN(?:SACTION)?) \s++[^\s;]++ )
@@ -83,7 +75,7 @@ CONTROL: Final = re.compile(
 """A statement that only moves a transaction; not Oracle's `BEGIN work(); END;`, not `COMMIT PREPARED`."""
 
 QUERY_CANCELED: Final = "57014"
-"""SQLSTATE of a statement that PostgreSQL gave up: it took too long, or somebody asked for it."""
+"""SQLSTATE of what PostgreSQL gave up: it took too long, or somebody asked for it."""
 
 
 def instrument_engine(
@@ -93,8 +85,8 @@ def instrument_engine(
 
     `pool` is the label of its pool; default: the engine's `pool_logging_name` or `logging_name`, else host, port and
     database. An engine made by `execution_options()` is measured with the one that it came from. Again for the same
-    engine and `db` does nothing. Where several apps share an engine, a statement is reported to the one whose request it
-    is part of, else to the first. Raises `TypeError` for what is no engine.
+    engine and `db` does nothing. Where several apps share an engine, a statement is reported to the app whose request
+    it is part of, else to the first. Raises `TypeError` for what is no engine.
     """
     engine = _engine_of(engine)
     found = vars(engine).get(MARK)
@@ -104,7 +96,8 @@ def instrument_engine(
 
 def _engine_of(engine: object) -> Engine:
     """Return the engine that does the work."""
-    inner = getattr(engine, "sync_engine", engine) if type(engine).__name__.endswith("Engine") else engine
+    module = sys.modules.get("sqlalchemy.ext.asyncio")  # whoever has such an engine has imported it
+    inner = engine.sync_engine if module is not None and isinstance(engine, module.AsyncEngine) else engine
     if not isinstance(inner, Engine):
         raise TypeError(
             f"cannot instrument a {type(engine).__name__}; pass the Engine of sqlalchemy.create_engine() or the"
@@ -144,84 +137,103 @@ def _name_of(engine: Engine, facts: dict[str, Any]) -> str | None:
     return "/".join(str(part) for part in (server, namespace) if part) or None
 
 
-class _Instrumented:
-    """What was put around an engine, and who is told.
+class _Step:
+    """One of the statements of an operation that sends several."""
 
-    The three ways in which a dialect executes are wrapped, on the instance: SQLAlchemy's events tell neither that an
-    execution was given up nor every error, and would leave operations open.
-    """
+    __slots__ = ("outcome", "whole")
+
+    def __init__(self, whole: Query) -> None:
+        self.whole = whole
+        self.outcome = ""
+        whole.resume()
+
+    def rows(self, count: int) -> None:
+        """Add to the rows of the whole."""
+        if count > 0:
+            self.whole.rows(self.whole.details.get("db.response.returned_rows", 0) + count)
+
+    def close(self, exc: BaseException | None = None) -> None:
+        """Let the whole go on, or fail."""
+        if exc is None:
+            self.whole.suspend()
+        else:
+            self.whole.outcome = self.outcome
+            self.whole.close(exc)
+
+
+class _Instrumented:
+    """What was put around an engine, and who is told."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._observers: tuple[_Observer, ...] = ()
-        self._waiting: list[None] = []
+        self._only: _Observer | None = None
+        self._waiting: list[None] = []  # append and pop need no lock
         self._undo: list[Callable[[], None]] = []
-
-    # Who is told
+        self._unwatch: tuple[Callable[[], None], ...] = ()
 
     def add(self, observer: _Observer) -> Callable[[], None]:
         """Tell one more, unless it is told already; the result stops that."""
         if any(known.db is observer.db for known in self._observers):
             return lambda: None
         remove_pool = observer.db.add_pool(observer.pool, self._state)
-        if not self._observers:
+        self._faults = observer.faults
+        self._tell((*self._observers, observer))
+        if not self._undo:
             self._install()
-        self._observers = (*self._observers, observer)
 
         def remove() -> None:
             if observer in self._observers:
-                self._observers = tuple(other for other in self._observers if other is not observer)
+                self._tell(tuple(other for other in self._observers if other is not observer))
                 remove_pool()
                 if not self._observers:
                     self._restore()
 
         return remove
 
+    def _tell(self, observers: tuple[_Observer, ...]) -> None:
+        self._observers, self._only = observers, observers[0] if len(observers) == 1 else None
+
     def _observer(self) -> _Observer | None:
-        """Return whom to tell now."""
-        observers = self._observers
-        if len(observers) == 1:
-            return observers[0]
+        """Return whom to tell now, where `_only` does not say it."""
         exchange = current_exchange()
-        if exchange is not None:
-            for observer in observers:
-                if observer.db is exchange.observability.db:
-                    return observer
-        return observers[0] if observers else None
+        db = None if exchange is None else exchange.observability.db
+        mine = (observer for observer in self._observers if observer.db is db)
+        return next(mine, None) or next(iter(self._observers), None)
 
     def _install(self) -> None:
-        engine, dialect = self._engine, self._engine.dialect
-        setattr(engine, MARK, self)
-        self._undo = [
-            _replace(dialect, "do_execute", self._observed(dialect.do_execute)),
-            _replace(dialect, "do_execute_no_params", self._observed(dialect.do_execute_no_params)),
-            _replace(dialect, "do_executemany", self._observed(dialect.do_executemany, many=True)),
-            _replace(dialect, "do_ping", self._counted(dialect.do_ping)),
-            self._watch_pool(engine),
-            _listen(engine, "engine_disposed", self._watch_pool),
-        ]
-        batches = getattr(dialect, "_deliver_insertmanyvalues_batches", None)
-        if batches is not None:
-            self._undo.append(_replace(dialect, "_deliver_insertmanyvalues_batches", self._whole(batches)))
-        for name, counted in EVENTS.items():
-            self._undo.append(_listen(engine, name, self._counter(counted)))
+        dialect = self._engine.dialect
+        plain = dialect.do_execute_no_params
+        observed = self._observed(lambda cursor, statement, _, context: plain(cursor, statement, context))
+        setattr(self._engine, MARK, self)
+        for name, wrapper in (
+            ("do_execute", self._observed(dialect.do_execute)),
+            ("do_execute_no_params", lambda cursor, text, context=None: observed(cursor, text, None, context)),
+            ("do_executemany", self._observed(dialect.do_executemany, many=True)),
+            (DELIVER, self._joined(getattr(dialect, DELIVER))),
+            ("do_begin", self._counting("begin", dialect.do_begin)),
+            ("do_commit", self._counting("commit", dialect.do_commit)),
+            ("do_rollback", self._counting("rollback", dialect.do_rollback)),
+            ("do_ping", self._counting("ping", dialect.do_ping)),
+        ):
+            self._undo.append(_replace(dialect, name, wrapper))
+        self._watch(self._engine.pool)
 
     def _restore(self) -> None:
-        for undo in reversed(self._undo):
+        for undo in (*self._undo, *self._unwatch):
             undo()
-        vars(self._engine).pop("")
-
-    # Statements
+        self._undo = []
+        vars(self._engine).pop(MARK, None)
 
     def _observed(self, execute: Callable[..., Any], *, many: bool = False) -> Callable[..., Any]:
-        """Wrap one of the dialect's ways to execute: `(cursor, statement[, parameters], context)`."""
+        """Wrap one of the ways to execute."""
 
-        def observed(cursor: Any, statement: Any, *rest: Any) -> Any:
-            query = self._begin(statement, rest, many)
+        def observed(cursor: Any, statement: str, parameters: Any, context: Any = None) -> Any:
+            query = self._begin(statement, context, parameters if many else None)
             if query is None:
-                return execute(cursor, statement, *rest)
+                return execute(cursor, statement, parameters, context)
             try:
-                result = execute(cursor, statement, *rest)
+                result = execute(cursor, statement, parameters, context)
             except BaseException as exc:
                 self._end(query, cursor, exc)
                 raise
@@ -229,3 +241,160 @@ class _Instrumented:
             return result
 
         return observed
+
+    def _joined(self, deliver: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+        """Wrap what makes the statements of one INSERT; the last argument is the context, in every SQLAlchemy."""
+
+        def joined(*args: Any) -> Iterator[Any]:
+            context = args[-1]
+            query = self._begin(context.statement, None, context.parameters)
+            if query is None:
+                yield from deliver(*args)
+                return
+            query.suspend()  # it is current while one of its statements executes, at no other time
+            setattr(context, MARK, query)
+            try:
+                yield from deliver(*args)
+            except BaseException as exc:
+                self._end(query, None, exc)
+                raise
+            self._end(query, None, None)
+
+        return joined
+
+    def _begin(self, statement: str, context: Any, batch: Sized | None) -> Any:
+        """Open the operation of a statement; None if there is none to open. `batch` are its sets of parameters."""
+        observer = self._only or self._observer()
+        if observer is None:
+            return None
+        query = None
+        try:
+            whole = getattr(context, MARK, None)
+            if whole is not None and not whole.ended:
+                return _Step(whole)
+            if not getattr(getattr(context, "root_connection", None), "_allow_autobegin", True):
+                return None  # SQLAlchemy prepares a new connection
+            if statement[:3].upper() in CONTROL_STARTS and self._controls(statement):
+                return None
+            sets = None if batch is None else len(batch)
+            query = observer.db.statement(statement, system=observer.system, batch=sets, facts=observer.facts)
+            if query is not None:
+                query.open()
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's query
+            if query is not None:
+                query.suspend()
+            self._faults("sqlalchemy", exc)
+            return None
+        return query
+
+    def _controls(self, statement: str) -> bool:
+        """Tell whether a statement only moves a transaction; count it."""
+        match = None if len(statement) > LONGEST_CONTROL else CONTROL.fullmatch(statement)
+        if match is None:
+            return False
+        if match.lastgroup != "begin":  # counted already: SQLAlchemy begins before any statement
+            self._count(str(match.lastgroup))
+        return True
+
+    def _end(self, query: Query | _Step, cursor: Any, exc: BaseException | None) -> None:
+        """Close the operation of a statement."""
+        try:
+            try:
+                if exc is not None:
+                    exc = _error_of_driver(exc)
+                    query.outcome = _outcome_of(exc)
+                elif cursor is not None:
+                    query.rows(cursor.rowcount)
+            finally:
+                query.close(exc)
+        except Exception as fault:  # noqa: BLE001 - a fault of ours never reaches the user's query
+            self._faults("sqlalchemy", fault)
+
+    def _counting(self, counted: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Wrap what the dialect does with a connection."""
+
+        def counting(connection: Any) -> Any:
+            self._count(counted, None if counted == "ping" else connection)
+            return function(connection)
+
+        return counting
+
+    def _count(self, counted: str, connection: Any = None) -> None:
+        """Count an event; each transaction of a connection begins once and ends once."""
+        observer = self._only or self._observer()
+        if observer is None:
+            return
+        try:
+            if connection is not None:
+                begins = counted == "begin"
+                if getattr(connection, MARK, False) is begins:
+                    return
+                setattr(connection, MARK, begins)
+            observer.db.event(observer.pool, counted)
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's query
+            self._faults("sqlalchemy", exc)
+
+    def _watch(self, pool: Pool) -> Pool:
+        """Measure the wait for connections of a pool, and of the one that `dispose` makes of it."""
+        connect, recreate = pool.connect, pool.recreate
+
+        def timed() -> Any:
+            self._waiting.append(None)
+            asked = perf_counter()
+            try:
+                connection = connect()
+            except PoolTimeoutError:
+                self._count("timeout")
+                raise
+            finally:
+                self._waiting.pop()
+            observer = self._only or self._observer()
+            if observer is not None:
+                try:
+                    observer.db.waited(observer.pool, perf_counter() - asked)
+                except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's query
+                    self._faults("sqlalchemy", exc)
+            return connection
+
+        again = _replace(pool, "recreate", lambda: self._watch(recreate()))
+        self._unwatch = _replace(pool, "connect", timed), again
+        return pool
+
+    def _state(self) -> PoolState:
+        """Return what the engine's pool tells now; `waiting` are those who open a new connection, too."""
+        pool, waiting = self._engine.pool, len(self._waiting)
+        if isinstance(pool, QueuePool):
+            size, beyond = pool.size(), getattr(pool, "_max_overflow", -1)
+            most = size + beyond if size and beyond >= 0 else None
+            return PoolState(pool.checkedout(), pool.checkedin(), most, max(0, pool.overflow()), waiting)
+        return PoolState(waiting=waiting)
+
+
+def _outcome_of(exc: BaseException) -> str:
+    """Name the outcome where the class of an error does not tell it, else nothing."""
+    if getattr(exc, "sqlstate", None) != QUERY_CANCELED:
+        return ""
+    return "timeout" if "timeout" in str(exc) else "cancelled"
+
+
+def _error_of_driver(exc: BaseException) -> BaseException:
+    """Return the driver's own error where SQLAlchemy's adapter of an async driver raised one of its own."""
+    if isinstance(exc, GeneratorExit):  # nobody awaits the statement any more
+        return CancelledError().with_traceback(exc.__traceback__)
+    cause = exc.__cause__
+    return exc if cause is None or not type(exc).__module__.startswith("sqlalchemy.") else cause
+
+
+def _replace(owner: object, name: str, function: Callable[..., Any]) -> Callable[[], None]:
+    """Put a function in the place of a method of one object; the result puts it back, unless it was replaced again."""
+    before = vars(owner).get(name)
+    setattr(owner, name, function)
+
+    def undo() -> None:
+        if vars(owner).get(name) is function:
+            if before is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, before)
+
+    return undo

@@ -24,7 +24,8 @@ LONGEST_TABLE: Final = 63
 # took (`*+`), and no two tokens read the same text but for a bounded number of characters: the time is linear.
 _PLAIN: Final = r"""(?P<kept>(?:
       [^\W\d][\w$]*+(?!&?')
-    | [\s,()=<>*+;!|~^%&@{}\]:]
+    | [\s,()=<>*+;!|~^%&{}]
+    | \](?!\])
     | \.(?!\d)
     | \?(?:\d{1,5}(?![\w.$]))?
     | PARAMETER
@@ -41,8 +42,9 @@ _DOLLARS: Final = rf"\$(?P<tag>{_TAG})\$.*?(?:\$(?P=tag)\$|\Z)"
 _DOLLARS_OR_NAMES: Final = rf"\$(?P<tag>{_TAG})\$(?:[^'\"`\\\#\[/$-]*+\$(?P=tag)\$|.*)"
 _WORD: Final = r"(?P<word>[^\W\d][\w$]*+)"
 
-_LINE: Final = r"--[^\n\r]*+(?:\r(?!\n)(?:[^\n'\"`$\[/]*+(?:\n|\Z)|.*))?"
-_LINE_OR_CODE: Final = r"(?:--|\#|//)(?:(?:[^\n'\"`$\[/]|/(?!\*))*+(?:\n|\Z)|.*)"
+_LINE_END: Final = r"[^\n\r]*+(?:\r(?!\n)(?:[^\n'\"`$\[/]*+(?:\n|\Z)|.*))?"
+_LINE: Final = "--" + _LINE_END
+_LINE_OR_CODE: Final = rf"--(?=\s){_LINE_END}|(?:--|\#|//)(?:(?:[^\n'\"`$\[/]|/(?!\*))*+(?:\n|\Z)|.*)"
 _BLOCK: Final = r"/\*(?:[^*/]|\*(?!/)|/(?!\*))*+(?:\*/|.*)"
 _BLOCK_OR_CODE: Final = r"/\*M?!(?:[^*/'\"`\#-]|\*(?!/)|/(?!\*)|-(?!-))*+(?:\*/|.*)"
 
@@ -50,15 +52,18 @@ _QUOTED: Final = r"""  "[^"'`\\]*+"(?!")  """
 _TICKED: Final = r"`(?:[^`'\"\\/\#-]|-(?!-)|/(?![*/]))*+`(?!`)"
 _BRACKETED: Final = r"\[[\w .$\#@-]*+\](?!\])"
 _DOUBLE: Final = r'"(?:[^"]|"")*+(?:"|.*)'
-_DOUBLE_MAYBE_STRING: Final = r'"(?:"".*|(?:[^"\\]|\\[^"]|"")*+(?:"|.*))'
+_DOUBLE_ANYHOW: Final = r'"(?:"".*|(?:[^"\\]|\\[^"]|"")*+(?:"|.*))'
 _BRACKETS: Final = r"\[(?:[^\]]|\]\])*+(?:\]|.*)"
-_BRACKETS_OR_LIST: Final = (
-    r"\[(?!(?:[^'\"`\[\]\\/\#$-]|-(?!-)|/(?![*/])|\$(?=\d)|'[^'\\\[\]]*+')*+[\[\]]).*"  # both must end at one place
+_BRACKETS_OR_LIST: Final = (  # the name and the list must end at one place, with no literal left open
+    r"(?:\[|\]\])(?!(?:[^'\"`\[\]\\/\#$-]|-(?!-)|/(?![*/])|\$(?=\d)|'[^'\\\[\]]*+')*+(?:[\[\]]|\Z)).*"
 )
 _TICKS: Final = "`.*"
-_NUMBERED: Final = r"\$\d{1,5}(?![\w.$])"
-_NUMBERED_ANYHOW: Final = r"[:$]\d{1,5}(?![\w.$])"
-_TCL_VARIABLE: Final = r"[$@:\#][\w$:]++\(.*"  # SQLite: `$name(any text at all)`
+_NAMED: Final = "[:@]"
+_NUMBERED: Final = rf"\$\d{{1,5}}(?![\w.$]) | {_NAMED}"
+_NUMBERED_ANYHOW: Final = rf"[:$]\d{{1,5}}(?![\w.$]) | {_NAMED}"
+_TCL_VARIABLE: Final = r"[$@:\#][\w$:]++(?<!\d{6})(?!\()"
+_TCL_TEXT: Final = r"[$@:\#][\w$:]++\(.*"  # `$name(any text at all)`
+_VARIABLE_TEXT: Final = r"\$[^\W\d][\w:]*+\(.*"
 
 
 def _grammar(*, parameter: str, names: str, gaps: str, values: str) -> re.Pattern[str]:
@@ -81,13 +86,13 @@ _ORACLE: Final = _grammar(
     values=f"{_STRING_WITHOUT_ESCAPES} | {_DOUBLE}",
 )
 _SQLITE: Final = _grammar(
-    parameter=_NUMBERED_ANYHOW,
+    parameter=_TCL_VARIABLE,
     names=f"{_QUOTED} | {_TICKED} | {_BRACKETED}",
     gaps=f"{_LINE} | {_BLOCK}",
-    values=f"{_TCL_VARIABLE} | {_STRING_WITHOUT_ESCAPES} | {_DOUBLE} | {_BRACKETS}",
+    values=f"{_TCL_TEXT} | {_STRING_WITHOUT_ESCAPES} | {_DOUBLE} | {_BRACKETS}",
 )
 _SQL_SERVER: Final = _grammar(
-    parameter=r"(?!)",  # `$1` is an amount of money
+    parameter=_NAMED,  # `$1` is an amount of money
     names=_BRACKETED,
     gaps=f"{_LINE} | {_BLOCK}",
     values=f"{_STRING_WITHOUT_ESCAPES} | {_DOUBLE} | {_BRACKETS}",
@@ -96,7 +101,7 @@ _ANY: Final = _grammar(
     parameter=_NUMBERED,
     names=_TICKED,
     gaps=f"{_LINE_OR_CODE} | {_BLOCK_OR_CODE} | {_BLOCK}",
-    values=f"{_THRICE} | {_STRING} | {_DOUBLE_MAYBE_STRING} | {_BRACKETS_OR_LIST} | {_DOLLARS_OR_NAMES}",
+    values=f"{_THRICE} | {_STRING} | {_DOUBLE_ANYHOW} | {_BRACKETS_OR_LIST} | {_DOLLARS_OR_NAMES} | {_VARIABLE_TEXT}",
 )
 
 _GRAMMARS: Final = {
@@ -112,21 +117,29 @@ _GRAMMARS: Final = {
 # From here on the text has neither literals nor comments, and one space at most.
 _ITEM: Final = r"(?:\?\d*+|[$:@]\w++|%s|%\(\w++\)s)(?:::[\w ]++(?:\[\])?)?"
 _ROW: Final = r"\((?:[^()]|\((?:[^()]|\([^()]*+\))*+\))*+\)"
-_SIGN: Final = re.compile(
-    r"""((?:[(,=<>+*/%|&^~\[-] | \b(?:
-        SELECT|DISTINCT|ALL|AND|OR|NOT|BETWEEN|WHEN|THEN|ELSE|CASE|WHERE|ON|HAVING|BY|IN|LIKE|IS|LIMIT|OFFSET|VALUES|SET
-        |RETURN|RETURNING|DEFAULT|WITH|START|INCREMENT|MINVALUE|MAXVALUE
-    ))\ ?)(?:[-+]\ ?)+(?=\?)""",
-    re.IGNORECASE | re.VERBOSE,
+_SIGNS: Final = re.compile(r"[-+](?<![-+].)(?<![-+] .)[-+ ]*+(?=\?)")
+_LAST_WORD: Final = re.compile(r"[\w$]*\Z")
+_BEFORE_A_SIGN: Final = frozenset(
+    """SELECT DISTINCT ALL AND OR NOT BETWEEN WHEN THEN ELSE CASE WHERE ON HAVING BY IN LIKE IS LIMIT OFFSET VALUES SET
+    RETURN RETURNING DEFAULT WITH START INCREMENT MINVALUE MAXVALUE""".split()  # noqa: SIM905 - a list would be a page
 )
+_BEFORE_A_BARE_VALUE: Final = r"""
+    \ASET\ [\w.@$]+(?:\ [\w.@$]+)?\ ?(?:=|TO\b)
+    | \A(?:CREATE|ALTER)\ (?:USER|ROLE|LOGIN)\b(?:"[^"]*+"|`[^`]*+`|[^"`])*?\bPASSWORD\b
+    | IDENTIFIED\ BY\b | PRAGMA\ [\w.]*key\b
+"""
 _MANY: Final = re.compile(
-    rf"""(?P<name>"[^"]*+"|`[^`]*+`|\[[\w .$\#@-]*+\])
-    | (?P<list>(?:\bIN\ ?\(|\[){_ITEM})(?:,\ ?{_ITEM}(?![\w(]))++(?:,[^()\[\]]*\Z)?
-    | (?P<rows>\bVALUES\ ?{_ROW})(?:,\ ?{_ROW})*+(?:,(?:\ ?\([^)]*+)?\Z)?
-    | (?P<secret>\bIDENTIFIED\ BY\b|\bPRAGMA\ [\w.]*key\b).*
+    rf"""(?P<secret>{_BEFORE_A_BARE_VALUE}).*
+    | (?P<plain>(?:(?!(?:IN|VALUES|IDENTIFIED|PRAGMA)\b)\w++|[^\w"`\[]++)++)
+    | (?P<name>"[^"]*+"|`[^`]*+`|\[[\w .$\#@-]*+\])
+    | (?P<list>(?:IN\ ?\(|\[){_ITEM})(?:,\ ?{_ITEM}(?![\w(]))++(?:,[^()\[\]]*\Z)?
+    | (?P<rows>VALUES\ ?{_ROW})(?:,\ ?{_ROW})*+(?:,(?:\ ?\([^)]*+)?\Z)?
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+_MANY_WORDS: Final = ("IN (", "IN(", "VALUES", "[", "IDENTIFIED BY", "PRAGMA")
+"""What that pattern may find: a look for it costs a tenth."""
+
 # SQLite takes "text" for a string where no column has that name, but never here.
 _SURE_NAME: Final = re.compile(
     r"""((?:\b(?:(?<!\bDISTINCT\ )FROM|INTO|UPDATE|JOIN|TABLE|AS)\ |\.)"[^"]*+"|"[^"]*+"(?=\.))|"[^"]*+\"""",
@@ -146,6 +159,14 @@ def _show_one(match: re.Match[str]) -> str:
     return f"{match[kind]} ?" if kind == "secret" else match[kind]
 
 
+def _show_binary(match: re.Match[str]) -> str:
+    before = match.string[max(0, match.start() - 11) : match.start()].rstrip()
+    word = _LAST_WORD.findall(before)[0]
+    if word.upper() in _BEFORE_A_SIGN or not (word or before[-1:] in {")", "]", "?", '"', "`"}):
+        return ""
+    return match[0][0] + " " * (len(match[0]) > 1)
+
+
 def _show_sure_name(match: re.Match[str]) -> str:
     return match[1] or "?"
 
@@ -157,8 +178,11 @@ def _without_values(text: str, system: str) -> str:
     if system == "sqlite" and '"' in text:
         text = _SURE_NAME.sub(_show_sure_name, text)
     if "-" in text or "+" in text:
-        text = _SIGN.sub(r"\1", text)
-    return _MANY.sub(_show_one, text)
+        text = _SIGNS.sub(_show_binary, text)
+    folded = text.upper()
+    if folded.startswith(("SET ", "CREATE ", "ALTER ")) or any(word in folded for word in _MANY_WORDS):
+        text = _MANY.sub(_show_one, text)
+    return text
 
 
 def sanitise(statement: str, system: str = "other_sql") -> str:
@@ -204,7 +228,7 @@ class Statements:
 
     def describe(self, statement: object, system: str = "other_sql") -> Statement:
         """Read a statement as `describe` does, once."""
-        text = statement[:FARTHEST] if type(statement) is str else _text_of(statement)
+        text = statement if type(statement) is str and len(statement) <= LONGEST else _text_of(statement)
         # A long text is known by its hash: nothing holds it, and what a false friend shows is without values too.
         key = (text if len(text) <= LONGEST else hash(text), system)
         known = self._known.get(key)
@@ -236,29 +260,30 @@ def _read(text: str, system: str) -> Statement:
 
 _OPERATIONS_ON_TABLES: Final = frozenset(
     """SELECT INSERT UPDATE DELETE MERGE UPSERT REPLACE CREATE ALTER DROP TRUNCATE EXPLAIN DECLARE COPY LOCK VACUUM
-    ANALYZE DESCRIBE DESC TABLE VALUES WITH""".split()
+    ANALYZE DESCRIBE DESC TABLE VALUES WITH""".split()  # noqa: SIM905 - a list would be a page long
 )
 _OPERATIONS: Final = _OPERATIONS_ON_TABLES | frozenset(
     """CALL EXEC EXECUTE BEGIN START COMMIT END ROLLBACK ABORT SAVEPOINT RELEASE SET RESET SHOW PRAGMA GRANT REVOKE
     UNLOCK USE FETCH MOVE CLOSE OPEN PREPARE DEALLOCATE LISTEN NOTIFY UNLISTEN ATTACH DETACH REINDEX CLUSTER REFRESH
-    COMMENT RENAME OPTIMIZE CHECKPOINT DISCARD DO IMPORT LOAD KILL""".split()
+    COMMENT RENAME OPTIMIZE CHECKPOINT DISCARD DO IMPORT LOAD KILL""".split()  # noqa: SIM905
 )
 _TABLE_FIRST: Final = frozenset({"COPY", "LOCK", "VACUUM", "ANALYZE", "TRUNCATE", "DESCRIBE", "DESC"})
 """Operations that name their table first."""
 
 _NO_TABLES: Final = frozenset(
     """SELECT VALUES WITH SET ON OF IN WHERE USING AS DEFAULT OUTFILE DUMPFILE STDIN STDOUT FUNCTION SKIP NOWAIT ONLY
-    TABLE LATERAL FROM INTO RETURNING""".split()
+    TABLE LATERAL FROM INTO RETURNING""".split()  # noqa: SIM905
 )
 """Words that stand where a table might and are none unless quoted."""
 
 _FIRST: Final = re.compile(r"[\s({;]*+([A-Za-z]+)(?![\w$.])")
+_READ: Final = "SELECT|DELETE|VALUES"
+_SOURCE: Final = r"(?<!\bDISTINCT\ )FROM|JOIN"
+_TARGET: Final = r"INSERT|MERGE|UPSERT|TABLES?|(?<!\bOR\ )REPLACE|(?<!\bFOR\ )(?<!\bDO\ )(?<!\bKEY\ )(?<!\bON\ )UPDATE"
 _MARK: Final = re.compile(
-    rf""""[^"]*+" | `[^`]*+` | \[[\w .$\#@-]*+\] | (?P<open>\() | (?P<close>\)) | (?<![\w$.:@])(?:
-      (?P<read>SELECT|DELETE|VALUES)
-    | (?P<source>(?<!\bDISTINCT\ )FROM|JOIN)
-    | (?P<target>(?:INSERT|MERGE|UPSERT|(?<!\bOR\ )REPLACE|(?<!\bFOR\ )(?<!\bDO\ )(?<!\bKEY\ )(?<!\bON\ )UPDATE|TABLES?))
-    )(?![\w$.])""",
+    rf"""(?:(?!(?:{_READ}|{_SOURCE}|{_TARGET})(?![\w$.]))[\w$.:@]++|[^\w$.:@()"`\[]++)++
+    | "[^"]*+" | `[^`]*+` | \[[\w .$\#@-]*+\] | (?P<open>\() | (?P<close>\))
+    | (?P<read>{_READ}) | (?P<source>{_SOURCE}) | (?P<target>{_TARGET})""",
     re.IGNORECASE | re.VERBOSE,
 )
 _PART: Final = r"""(?:[^\W\d][\w$]*+|"[^"]*+"|`[^`]*+`|\[[\w .$\#@-]*+\])"""
@@ -267,7 +292,7 @@ _TABLE: Final = re.compile(
     (?:(?:
         INTO|ONLY|LATERAL|TABLES?|IF\ NOT\ EXISTS|IF\ EXISTS|OR\ (?:ABORT|FAIL|IGNORE|REPLACE|ROLLBACK)|IGNORE|ALL|FIRST
         |TOP\ ?\(\?\)|LOW_PRIORITY|HIGH_PRIORITY|DELAYED|OVERWRITE|QUICK|FULL|FREEZE|VERBOSE|ANALYZE|FROM
-    )\ \(?)*+
+    )\ \(?){{0,5}}+
     (?P<name>{_PART}(?:\.\.?{_PART})*+)(?=[\s,;()]|\Z)(?P<call>\()?""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -283,7 +308,7 @@ def _named(text: str) -> tuple[str, str | None]:
     operation = first[1].upper() if first else ""
     if first is None or operation not in _OPERATIONS_ON_TABLES:
         return (operation if operation in _OPERATIONS else "OTHER"), None
-    table = _table(text, first.end(), operation) if operation in _TABLE_FIRST else None
+    table = _table(text, first.end()) if operation in _TABLE_FIRST else None
     if table:
         return operation, table
     return _searched(text, first.start(1), operation)

@@ -111,7 +111,6 @@ class Exchange:
         "noted",
         "observability",
         "on_start",
-        "opened",
         "outcome",
         "path",
         "reported",
@@ -129,6 +128,7 @@ class Exchange:
         "status_code",
         "trace_id",
         "ttfb",
+        "unopened",
         "validation_errors",
         "work",
     )
@@ -155,7 +155,7 @@ class Exchange:
             headers = scope["headers"] = list(headers)
         self.headers: dict[bytes, bytes] = dict(headers)
         self.observability: Any = None
-        self.opened = 0
+        self.unopened = 0
         self.endpoint = UNMATCHED
         self.status_code = 0
         self.outcome = ""

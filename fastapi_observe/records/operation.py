@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar, cast
 
 from fastapi_observe.records.outcomes import error_name, outcome_of
 from fastapi_observe.records.wrapping import wrapped
@@ -62,16 +62,19 @@ class Operation:
         "started",
     )
 
+    is_plain: ClassVar = False
+    """Whether all details are short and of OpenTelemetry's types."""
+
     def __init__(
         self,
         reporter: OperationReporter,
         kind: str,
         name: str,
         labels: dict[str, str],
-        details: dict[str, Any] | None = None,
+        details: Any = None,
     ) -> None:
         self._reporter = reporter
-        self._given = details
+        self._given: Any = details  # a dict; clients of a kind keep what they make it of
         self.kind = kind
         self.name = name
         self.labels = labels
@@ -89,7 +92,7 @@ class Operation:
     @property
     def details(self) -> dict[str, Any]:
         """The high-cardinality facts, put together when a signal wants them."""
-        given = self._given
+        given: dict[str, Any] | None = self._given
         if given is None:
             given = self._given = {}
         return given
@@ -136,21 +139,35 @@ class Operation:
             return
         self.duration = perf_counter() - self.started
         self.ended = True
-        if isinstance(exc, GeneratorExit):  # the consumer of a generator had enough: nothing failed
-            exc = None
-        if exc is not None:
-            self.exception = exc
-            self.error_type = error_name(exc)
-        if not self.outcome:
-            self.outcome = "ok" if exc is None else self.judge(exc)
+        if exc is None:
+            self.outcome = self.outcome or "ok"
+        else:
+            self._fail(exc)
         if self._token is not None:
             self.suspend()
         self._reporter.close_operation(self)
         self.outer = None
 
+    def _fail(self, exc: BaseException) -> None:
+        if isinstance(exc, GeneratorExit):  # the consumer of a generator had enough: nothing failed
+            self.outcome = self.outcome or "ok"
+            return
+        self.exception = exc
+        self.error_type = error_name(exc)
+        self.outcome = self.outcome or self.judge(exc)
+
     def judge(self, exc: BaseException) -> str:
         """Name the outcome of work that ended with `exc`; clients of a kind know more."""
         return outcome_of(exc)
+
+    def is_part(self) -> bool:
+        """Tell whether this is part of an operation of the same kind, whose time and number include it."""
+        outer = self.outer
+        while outer is not None and not outer.ended:
+            if outer.kind == self.kind:
+                return True
+            outer = outer.outer
+        return False
 
     def again(self) -> Operation:
         """Return an operation like this one, which has not begun: one for each call of a decorated function."""
@@ -161,8 +178,7 @@ class Operation:
         """Decorate a function, coroutine function, generator or async generator: each call is one operation."""
         return cast("F", wrapped(function, self.again))
 
-    def __enter__(self) -> Self:
-        return self.open()
+    __enter__ = open  # noqa: A003 - our own, not the built-in
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

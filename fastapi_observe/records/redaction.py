@@ -31,17 +31,29 @@ def _redact_part(part: str, allow: frozenset[str]) -> str:
 def redact_text(text: str) -> str:
     """Return free text (of an exception) without what libraries are known to put into it.
 
-    Hidden are user and password of a URL, the values of its query, SQLAlchemy's `[parameters: ...]` and pydantic's
-    `input_value=...`. The time is linear in the text.
+    Hidden are user and password of a URL, the values of its query, SQLAlchemy's `[parameters: ...]`, pydantic's
+    `input_value=...` and what PostgreSQL repeats of values and statements. The time is linear in the text.
     """
     for pattern, instead in _KNOWN:
         text = pattern.sub(instead, text)
     return text
 
 
+_TO_THE_END: Final = r".*?(?=\n\n(?:During handling|The above exception)|\Z)"  # of this exception: values have any form
+
 _KNOWN: Final = (
     (re.compile(r"(?<=://)[^\s/@:'\"]{0,256}:[^\s/@'\"]{0,256}@"), f"{REDACTED}:{REDACTED}@"),
     (re.compile(r"(https?://[^\s'\"?]{1,1024})\?[^\s'\"]+"), rf"\1?{REDACTED}"),
     (re.compile(r"\[parameters: [^\n]*"), f"[parameters: {REDACTED}]"),
+    (
+        re.compile(
+            r"(\n(?:(?:DETAIL|CONTEXT|QUERY): |LINE \d{1,9}:)|invalid input (?:syntax|value) for [^\n:]{1,256}:"
+            r"|invalid input for query argument [^\n:]{1,128}:|malformed \w{1,64} literal:|field value out of range:) "
+            + _TO_THE_END,
+            re.DOTALL,
+        ),
+        rf"\1 {REDACTED}",
+    ),
+    (re.compile(r"(?<=value )\"[^\"]{0,1024}\"(?= is out of range)"), REDACTED),
     (re.compile(r"input_value=[^\n]*?(?=, input_type=|$)", re.MULTILINE), f"input_value={REDACTED}"),
 )

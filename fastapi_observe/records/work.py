@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 COUNTED: Final = frozenset({"database", "external"})
@@ -57,7 +58,7 @@ class Work:
         """Add up what was gathered."""
         with self._lock:
             gathered, self.done = self.done, []
-            for kind, began, ended, repeats in sorted(gathered, key=_beginning):
+            for kind, began, ended, repeats in sorted(gathered, key=itemgetter(1)):
                 self.counts[kind] += 1
                 self.seconds[kind] += ended - began
                 if ended > self._until:
@@ -84,7 +85,3 @@ class Work:
             Repeated(text, int(many), seconds) for text, (many, seconds) in self.statements.items() if many > limit
         ]
         return sorted(found, key=lambda each: -each.times)[:MOST_REPEATED]
-
-
-def _beginning(done: Done) -> float:
-    return done[1]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 from copy import copy
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import exposition as stock
@@ -11,6 +13,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.openmetrics import exposition as stock_openmetrics
 
 from fastapi_observe.records.package import version_of
+from fastapi_observe.signals.cells_view import Given, MergedText, SharedRegistry
 from fastapi_observe.signals.series import Bounded
 
 if TYPE_CHECKING:
@@ -21,8 +24,23 @@ if TYPE_CHECKING:
     from fastapi_observe.records.faults import Faults
     from fastapi_observe.signals.series import SeriesBudget
 
+Answer = tuple[list[tuple[bytes, bytes]], bytes]
+"""Headers and body."""
+
 TEXT: Final = b"text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+MOST_BYTES: Final = 16_777_216
+"""Most bytes of one answer; families that do not fit are left out."""
+
+CACHED: Final = 1.0
+"""Seconds for which an answer may be given again, once answering has taken more than its share of the time."""
+
+SHARE: Final = 0.05
+"""Part of the time that answering may take before answers are given again."""
+
+BURST: Final = 0.25
+"""Seconds of answering that are free before that."""
 
 QUALITY: Final = re.compile(r"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)")
 """RFC 9110, 12.4.2."""
@@ -40,23 +58,28 @@ SUFFIXES: Final = {
 """What the sample names of a family add to its name, by type."""
 
 
-def render(
-    registries: Iterable[Any], accept: str, accept_encoding: str, faults: Faults
-) -> tuple[list[tuple[bytes, bytes]], bytes]:
+def render(registries: Iterable[Any], accept: str, accept_encoding: str, faults: Faults) -> Answer:
     """Return the headers and the body that show the registries.
 
     A family whose name an earlier one has taken is left out; a collector that raises is left out and counted.
     """
     openmetrics = prefers_openmetrics(accept)
     parts: list[str] = []
+    size = 0
     taken: set[str] = set()
     for registry in registries:
         for collector in collectors(registry):
             try:
                 for names, text in _families(collector, openmetrics=openmetrics):
-                    if taken.isdisjoint(names):
-                        taken.update(names)
-                        parts.append(text)
+                    if not taken.isdisjoint(names):
+                        continue
+                    taken.update(names)
+                    if size + len(text) > MOST_BYTES:
+                        raise OverflowError(f"{names[0]} does not fit")  # noqa: TRY301 - counted and told below
+                    size += len(text)
+                    parts.append(text)
+            except OverflowError as exc:
+                faults("metrics.too_large", exc)
             except Exception as exc:  # noqa: BLE001 - a user's collector raises what it likes
                 faults("collect", exc)
     if openmetrics:
@@ -70,6 +93,44 @@ def render(
         headers.append((b"content-encoding", b"gzip"))
     headers.append((b"content-length", str(len(body)).encode()))
     return headers, body
+
+
+class Scrapes:
+    """Answers scrapes one at a time; who waited for the one before gets the same answer.
+
+    As long as answering takes a small share of the time, each answer is of the moment it was asked for; beyond that it
+    may be a second old.
+    """
+
+    def __init__(self, render: Callable[[str, str], Answer]) -> None:
+        self._render = render
+        self._lock = threading.Lock()
+        self._last: dict[tuple[bool, bool], tuple[float, Answer]] = {}
+        self._spent = 0.0
+        self._ended = monotonic()
+
+    def __call__(self, accept: str, accept_encoding: str) -> Answer:
+        """Return headers and body."""
+        key = (prefers_openmetrics(accept), accepts_gzip(accept_encoding))
+        asked = monotonic()
+        with self._lock:
+            began = monotonic()
+            self._spent = max(0.0, self._spent - SHARE * (began - self._ended))
+            self._ended = began
+            if key in self._last:
+                since, answer = self._last[key]
+                if since >= asked or (self._spent > BURST and began - since < CACHED):
+                    return answer
+            answer = self._render(accept, accept_encoding)
+            self._ended = monotonic()
+            self._spent += self._ended - began
+            self._last = {**self._last, key: (began, answer)}
+            return answer
+
+    def forked(self) -> None:
+        """Begin anew in a forked child."""
+        self._lock = threading.Lock()
+        self._last = {}
 
 
 def prefers_openmetrics(accept: str) -> bool:
@@ -113,26 +174,16 @@ def collectors(registry: Any) -> list[Any]:
     The registry keeps them in a private dict (since prometheus_client 0.4); another kind of registry is collected as
     a whole.
     """
+    if isinstance(registry, SharedRegistry):
+        return list(registry.shown())
     collectors = list(getattr(registry, "_collector_to_names", (registry,)))
     target = getattr(registry, "get_target_info", lambda: None)()
-    return (
-        [_Given([InfoMetricFamily("target", "Target metadata", value=target)]), *collectors] if target else collectors
-    )
-
-
-class _Given:
-    """A collector of families that are there already."""
-
-    def __init__(self, families: list[Metric]) -> None:
-        self.families = families
-
-    def collect(self) -> list[Metric]:
-        return self.families
+    return [Given([InfoMetricFamily("target", "Target metadata", value=target)]), *collectors] if target else collectors
 
 
 def _families(collector: Any, *, openmetrics: bool) -> Iterable[tuple[list[str], str]]:
     """Yield each family of a collector: the sample names it takes, and its text."""
-    if isinstance(collector, Bounded):
+    if isinstance(collector, (Bounded, MergedText)):
         yield _names(*collector.family()), collector.text(openmetrics=openmetrics)
         return
     encode: Callable[[Any], bytes] = stock_openmetrics.generate_latest if openmetrics else stock.generate_latest
@@ -141,7 +192,7 @@ def _families(collector: Any, *, openmetrics: bool) -> Iterable[tuple[list[str],
         shown = copy(family)
         shown.samples = [sample for sample in family.samples if sample.name != created]
         if shown.samples:
-            yield _names(family.name, family.type), encode(_Given([shown])).decode().removesuffix("# EOF\n")
+            yield _names(family.name, family.type), encode(Given([shown])).decode().removesuffix("# EOF\n")
 
 
 def _names(name: str, kind: str) -> list[str]:

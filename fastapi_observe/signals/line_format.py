@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import traceback
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
 
 import orjson
 
+from fastapi_observe.records.exceptions import message_of, stack_of
 from fastapi_observe.records.outcomes import error_name
-from fastapi_observe.records.redaction import redact_text
 from fastapi_observe.records.routing import UNMATCHED
 
 if TYPE_CHECKING:
@@ -96,13 +95,10 @@ def encode_text(text: str) -> str:
 
 def describe_exception(exc: BaseException) -> dict[str, str]:
     """Describe `exc` as the contract's `exception` object; no variable values are shown."""
-    try:
-        stacktrace = "".join(traceback.format_exception(exc))
-    except Exception:  # noqa: BLE001 - exception classes may override anything
-        stacktrace = "<unprintable stacktrace>"
+    stacktrace = stack_of(exc)
     if len(stacktrace) > MAX_STACKTRACE:  # the end tells what happened
         stacktrace = "…" + stacktrace[1 - MAX_STACKTRACE :]
-    return {"type": error_name(exc), "message": redact_text(text_of(exc)), "stacktrace": redact_text(stacktrace)}
+    return {"type": error_name(exc), "message": cut(message_of(exc), MAX_VALUE), "stacktrace": stacktrace}
 
 
 def text_of(value: object, limit: int = MAX_VALUE) -> str:

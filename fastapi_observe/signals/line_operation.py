@@ -38,7 +38,7 @@ def message_of_operation(operation: Operation, level: str) -> str:
 def fields_of_operation(operation: Operation) -> dict[str, Any]:
     """Return everything that is known of an operation."""
     fields: dict[str, Any] = {
-        **operation.details,
+        **{name: value for name, value in operation.details.items() if value is not None},
         **operation.labels,
         "outcome": operation.outcome,
         "duration_ms": round(operation.duration * 1000, 3),

@@ -1,10 +1,12 @@
-"""What is done to the text of a message that others wrote: a traceback in it, the queries of an access line."""
+"""What is done with what others wrote: a traceback in a message, the queries of an access line, an exception's ids."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Final
 
+from fastapi_observe.records.exceptions import linked
+from fastapi_observe.records.exchange import IDS
 from fastapi_observe.records.redaction import redact_query, redact_text
 from fastapi_observe.signals.line_format import MAX_STACKTRACE, MAX_VALUE, cut
 
@@ -51,3 +53,13 @@ def traceback_in(text: str) -> dict[str, str] | None:
         "message": redact_text(cut(message, MAX_VALUE)),
         "stacktrace": redact_text(stacktrace),
     }
+
+
+def ids_of(exc: BaseException) -> tuple[str, str, str]:
+    """Find the ids that the door gave to `exc` or to one it stands for; empty if there are none."""
+    for each in linked(exc):
+        found = getattr(each, IDS, None)
+        if found is not None:
+            trace_id, span_id, request_id = found
+            return trace_id, span_id, request_id
+    return "", "", ""

@@ -11,7 +11,8 @@ from loguru import logger as loguru_logger
 from opentelemetry import context as otel_context
 from opentelemetry.trace import get_current_span
 
-from fastapi_observe.records.exchange import CONTEXT_KEY, IDS, current_exchange
+from fastapi_observe.records.exchange import CONTEXT_KEY, current_exchange
+from fastapi_observe.records.nothing import nothing
 from fastapi_observe.signals.line_format import (
     MAX_MESSAGE,
     TextFormat,
@@ -31,7 +32,7 @@ from fastapi_observe.signals.line_operation import (
 from fastapi_observe.signals.line_request import REQUEST_LOGGER, REQUEST_MESSAGE, RequestLines
 from fastapi_observe.signals.log_capture import SERVER_LOGGERS, LogCapture
 from fastapi_observe.signals.log_file import LogFile, parse_retention, parse_rotation
-from fastapi_observe.signals.log_message import TRACEBACK, is_access, redact_access, traceback_in
+from fastapi_observe.signals.log_message import TRACEBACK, ids_of, is_access, redact_access, traceback_in
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -65,9 +66,6 @@ RECORD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {
     "taskName",
 }
 """What every record of the standard library has, and uvicorn's coloured copy; anything else is a user's field."""
-
-MOST_LINKED: Final = 32
-"""Most exceptions that are searched for the ids of their request."""
 
 _CAPTURE: Final = LogCapture()
 """loguru, the root logger and standard output belong to the process, so what is open on them is known in one place."""
@@ -145,9 +143,11 @@ class Logs:
         self.threshold = LEVELS[level]
         _CAPTURE.refresh()
 
+    @nothing
     def open_exchange(self, exchange: Exchange) -> None:
         """A request arrives: nothing to write yet."""
 
+    @nothing
     def start_exchange(self, exchange: Exchange) -> None:
         """A response begins: nothing to write yet."""
 
@@ -173,11 +173,14 @@ class Logs:
             self.faults("logs.request_line", exc)
             return encode_line({**self._line("error", REQUEST_MESSAGE, REQUEST_LOGGER), "fields": {"url": record[2]}})
 
+    @nothing
     def open_operation(self, operation: Operation) -> None:
         """A piece of work begins: nothing to write yet."""
 
     def close_operation(self, operation: Operation) -> None:
         """Write a line if the work failed, was refused or was slow; else a debug line, if it is wanted."""
+        if self.threshold and operation.outcome == "ok" and operation.duration < self._slow_query:
+            return  # the usual
         level = level_of_operation(operation, self._slow_query)
         if LEVELS[level] < self.threshold:
             return
@@ -377,22 +380,3 @@ def level_of(number: int) -> str:
     if number < 40:  # noqa: PLR2004
         return "warn"
     return "error" if number < 50 else "fatal"  # noqa: PLR2004
-
-
-def ids_of(exc: BaseException) -> tuple[str, str, str]:
-    """Find the ids that the door gave to `exc` or to one it stands for; empty if there are none."""
-    waiting: list[BaseException] = [exc]
-    seen: set[int] = set()
-    while waiting and len(seen) < MOST_LINKED:
-        each = waiting.pop()
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        found = getattr(each, IDS, None)
-        if found is not None:
-            trace_id, span_id, request_id = found
-            return trace_id, span_id, request_id
-        waiting += [linked for linked in (each.__context__, each.__cause__) if linked is not None]
-        if isinstance(each, BaseExceptionGroup):
-            waiting += each.exceptions
-    return "", "", ""

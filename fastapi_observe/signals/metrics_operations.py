@@ -24,6 +24,9 @@ QUERY_BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 MOST_REMEMBERED: Final = 1024
 """Label sets whose series are found without asking prometheus_client."""
 
+Cells = tuple[list[float], list[float], list[float]]
+"""Cells of a counter, cells of a histogram, the histogram's bounds."""
+
 
 class OperationMetrics:
     """The families about operations; all labels are names that the code gives, each family is bounded."""
@@ -32,11 +35,19 @@ class OperationMetrics:
         self._lock = lock
         self._faults = faults
         self._own = catalogue.own
-        self._kept: dict[tuple[str, ...], tuple[list[float], list[float], list[float]]] = {}
         self._make_work()
         self._make_database()
         self._make_pools()
         self._make_external()
+        self._waits: dict[str, tuple[list[float], list[float]]] = {}
+        self._event_cells: dict[tuple[str, str], list[float]] = {}
+        self._families: dict[str, tuple[Counter, Histogram]] = {
+            "background": (self._tasks, self._task_duration),
+            "operation": (self._operations, self._operation_duration),
+            "database": (self._queries, self._query_duration),
+            "external": (self._calls, self._call_duration),
+        }
+        self._kept: dict[str, dict[tuple[str, ...], Cells]] = {kind: {} for kind in self._families}
 
     def _make_work(self) -> None:
         own = self._own
@@ -100,36 +111,18 @@ class OperationMetrics:
 
     def close(self, op: Operation) -> None:
         """Take the samples of an operation that has ended."""
-        labels = op.labels
-        if op.kind == "database":
-            self.query(labels["operation"], labels["table"], op.duration, op.error_type)
-        elif op.kind == "external":
-            names = labels["service"], labels["operation"]
-            self._count((op.kind, *names, op.outcome), op.duration, self._calls, self._call_duration, names)
-        elif op.kind == "background":
-            names = labels["endpoint"], op.outcome
-            self._tasks.labels(*names).inc()
-            self._task_duration.labels(*names).observe(op.duration)
-        elif op.kind == "operation":
-            name = (labels["operation"],)
-            self._count((op.kind, *name, op.outcome), op.duration, self._operations, self._operation_duration, name)
-
-    def _count(
-        self,
-        key: tuple[str, ...],
-        duration: float,
-        counter: Counter,
-        histogram: Histogram,
-        names: tuple[str, ...],
-    ) -> None:
-        """Count under the labels in `key` behind its kind, take the time under `names`."""
-        kept = self._kept.get(key)
-        if kept is None:
-            child, spread = counter.labels(*key[1:]), histogram.labels(*names)
-            kept = child.cells, spread.cells, spread.bounds()
-            if len(self._kept) < MOST_REMEMBERED:
-                self._kept[key] = kept
-        count, cells, bounds = kept
+        kind, labels, duration = op.kind, op.labels, op.duration
+        kept = self._kept.get(kind)
+        if kept is None:  # kinds of others are no metrics of ours
+            return
+        key: tuple[str, ...]
+        if kind == "database":
+            key = labels["operation"], labels["table"]
+            if op.error_type is not None:
+                self._query_errors.labels(*key, op.error_type).inc()
+        else:
+            key = (*labels.values(), op.outcome)
+        count, cells, bounds = kept.get(key) or self._keep(op, key)
         cell = bisect_left(bounds, duration)
         with self._lock:
             count[0] += 1
@@ -138,10 +131,33 @@ class OperationMetrics:
 
     def query(self, operation: str, table: str, duration: float, error_type: str | None = None) -> None:
         """Take the samples of a query; `duration` is in seconds."""
-        names = operation, table
-        self._count(("database", *names), duration, self._queries, self._query_duration, names)
+        self._queries.labels(operation, table).inc()
+        self._query_duration.labels(operation, table).observe(duration)
         if error_type is not None:
             self._query_errors.labels(operation, table, error_type).inc()
+
+    def _keep(self, op: Operation, key: tuple[str, ...]) -> Cells:
+        """Find the cells that operations with these labels and this outcome write."""
+        counter, histogram = self._families[op.kind]
+        values = {**op.labels, "outcome": op.outcome}
+        child = counter.labels(*(values[name] for name in counter.label_names()))
+        spread = histogram.labels(*(values[name] for name in histogram.label_names()))
+        cells = child.cells, spread.cells, spread.bounds()
+        if len(self._kept[op.kind]) < MOST_REMEMBERED:
+            self._kept[op.kind][key] = cells
+        return cells
+
+    def forget(self) -> None:
+        """Look up every cell again: they have moved."""
+        self._waits.clear()
+        self._event_cells.clear()
+        for kept in self._kept.values():
+            kept.clear()
+
+    def forget_cells(self) -> None:
+        """Look for cells anew: they stand elsewhere now."""
+        for kept in self._kept.values():
+            kept.clear()
 
     # Pools
 
@@ -177,8 +193,20 @@ class OperationMetrics:
 
     def waited(self, pool: str, seconds: float) -> None:
         """Take the time until the pool gave a connection."""
-        self._wait.labels(pool).observe(seconds)
+        kept = self._waits.get(pool)
+        if kept is None:
+            child = self._wait.labels(pool)
+            kept = self._waits[pool] = child.cells, child.bounds()
+        cells, bounds = kept
+        cell = bisect_left(bounds, seconds)
+        with self._lock:
+            cells[cell] += 1
+            cells[-1] += seconds
 
     def event(self, pool: str, event: str) -> None:
         """Count what happened on a connection."""
-        self._events.labels(pool, event).inc()
+        cells = self._event_cells.get((pool, event))
+        if cells is None:
+            cells = self._event_cells[pool, event] = self._events.labels(pool, event).cells
+        with self._lock:
+            cells[0] += 1

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider, sampling
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from fastapi_observe.records.package import version_of
-from fastapi_observe.signals.span_processors import GuardedProcessor
+from fastapi_observe.signals.export_queue import ExportQueue
+from fastapi_observe.signals.export_store import Limits
+from fastapi_observe.signals.otlp_spans import SpanEncoder
+from fastapi_observe.signals.span_processors import ExportProcessor, GuardedProcessor
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace.export import SpanExporter
-
     from fastapi_observe.records.faults import Faults
     from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.signals.export_transport import Transport
 
 TRACE_ID_LIMIT: Final = sampling.TraceIdRatioBased.TRACE_ID_LIMIT
 """The bits of a trace id that decide whether a ratio keeps it."""
@@ -45,6 +46,15 @@ class ObserveTracerProvider(TracerProvider):
             span_limits=self.limits,
             shutdown_on_exit=False,
         )
+        self.queue: ExportQueue | None = None
+
+    def export_to(self, settings: ObserveSettings, faults: Faults) -> None:
+        """Send what ends to the endpoint of the settings; without one nothing is sent and nothing waits."""
+        if settings.traces_url is not None:
+            transport = make_transport(settings, settings.traces_url, "traces")
+            encoder = SpanEncoder(lambda: self.resource)
+            self.queue = ExportQueue("spans", encoder, transport, limits_of(settings), faults)
+            self.add_span_processor(ExportProcessor(self.queue))
 
 
 def make_provider(settings: ObserveSettings, faults: Faults) -> tuple[trace.TracerProvider, bool]:
@@ -63,15 +73,7 @@ def make_provider(settings: ObserveSettings, faults: Faults) -> tuple[trace.Trac
     provider = ObserveTracerProvider(settings)
     for processor in settings.span_processors:
         provider.add_span_processor(GuardedProcessor(processor, faults))
-    exporter = make_exporter(settings)
-    if exporter is not None:
-        batch = BatchSpanProcessor(
-            exporter,
-            max_queue_size=settings.queue_size,
-            schedule_delay_millis=settings.batch_delay * 1000,
-            max_export_batch_size=min(settings.batch_size, settings.queue_size),
-        )
-        provider.add_span_processor(GuardedProcessor(batch, faults))
+    provider.export_to(settings, faults)
     if isinstance(current, trace.ProxyTracerProvider):
         trace.set_tracer_provider(provider)
     return provider, True
@@ -123,27 +125,25 @@ def make_resource(settings: ObserveSettings) -> Resource:
     return Resource.create(attributes)
 
 
-def make_exporter(settings: ObserveSettings) -> SpanExporter | None:
-    """Return an OTLP exporter if an endpoint is configured; without one nothing is sent and nothing waits."""
-    url = settings.traces_url
-    if url is None:
-        return None
+def limits_of(settings: ObserveSettings) -> Limits:
+    """Return what the export queue of a signal may hold, and how long things may take."""
+    return Limits(
+        items=settings.queue_size,
+        bytes=settings.queue_bytes,
+        batch=min(settings.batch_size, settings.queue_size),
+        delay=settings.batch_delay,
+        timeout=settings.otlp_timeout,
+        shutdown=settings.shutdown_timeout,
+    )
+
+
+def make_transport(settings: ObserveSettings, url: str, signal: str) -> Transport:
+    """Return what carries `signal` (`traces`, `logs`, `metrics`) to `url`."""
     headers = {name: value.get_secret_value() for name, value in settings.otlp_headers.items()}
     if settings.otlp_protocol == "grpc":
-        try:
-            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415 - an extra
-                OTLPSpanExporter as GrpcExporter,
-            )
-        except ImportError as exc:
-            raise RuntimeError(
-                "otlp_protocol='grpc' needs the extra: pip install 'fastapi-observe[grpc]', or use 'http/protobuf'"
-            ) from exc
-        from grpc import Compression as GrpcCompression  # type: ignore[import-untyped]  # noqa: PLC0415 - as above
+        from fastapi_observe.signals.export_grpc import GrpcTransport  # noqa: PLC0415 - slow to import, rarely used
 
-        return GrpcExporter(
-            endpoint=url, headers=headers, timeout=settings.otlp_timeout, compression=GrpcCompression.Gzip
-        )
-    from opentelemetry.exporter.otlp.proto.http import Compression  # noqa: PLC0415 - slow to import, not always used
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - as above
+        return GrpcTransport(url, headers, signal)
+    from fastapi_observe.signals.export_http import HttpTransport  # noqa: PLC0415 - not used without an endpoint
 
-    return OTLPSpanExporter(endpoint=url, headers=headers, timeout=settings.otlp_timeout, compression=Compression.Gzip)
+    return HttpTransport(url, headers, signal)

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from itertools import accumulate
 from math import isfinite
 from time import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import prometheus_client
 from prometheus_client.metrics import MetricWrapperBase
@@ -38,15 +38,36 @@ Kept = tuple[dict[str, str], float, float]
 """Exemplar as it is kept: labels, value, timestamp in seconds."""
 
 
+class Series(Protocol):
+    """What one line, or one set of buckets, is made of."""
+
+    pairs: str
+    braced: str
+    exemplars: dict[int, Kept]
+
+    def read(self) -> Sequence[float]:
+        """Return the values of the cells, as of one moment."""
+
+
+class Store(Protocol):
+    """Where cells stand that other processes see."""
+
+    def bind(self, child: Bounded) -> None:
+        """Give a new series its cells."""
+
+    def release(self, child: Bounded) -> None:
+        """Give up a series that was removed."""
+
+
 class SeriesBudget:
     """How many label sets there may be, and what came beyond.
 
     `overflows` counts by metric how often a label set was refused. `lock` guards every value of the install: one
     lock lets a request write all its samples in one go. It is reentrant because a finalizer that runs while it is
-    held may count something itself.
+    held may count something itself. `store` gives cells that other processes see; None: they are lists.
     """
 
-    __slots__ = ("families", "lock", "overflows", "per_metric", "total")
+    __slots__ = ("families", "lock", "overflows", "per_metric", "store", "total")
 
     def __init__(self, per_metric: int, total: int = SERIES_PER_PROCESS) -> None:
         self.per_metric = per_metric
@@ -54,6 +75,7 @@ class SeriesBudget:
         self.lock = threading.RLock()
         self.families: list[Bounded] = []
         self.overflows: dict[str, int] = {}
+        self.store: Store | None = None
 
     def count(self) -> int:
         """Return the number of label sets that are kept."""
@@ -102,11 +124,12 @@ def _number(value: float) -> str | float:
 def exemplar_text(kept: Kept) -> str:
     """Return an exemplar as OpenMetrics writes it behind a sample."""
     labels, value, timestamp = kept
-    pairs = ",".join(f'{name}="{_escape(text)}"' for name, text in labels.items())
+    pairs = ",".join(f'{name}="{escape(text)}"' for name, text in labels.items())
     return f" # {{{pairs}}} {go_float(value)} {timestamp:.3f}"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Write a label value as the text format wants it."""
     return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
@@ -135,11 +158,14 @@ class Bounded(MetricWrapperBase):
         self.options = options
         super().__init__(name, documentation, labelnames, registry=None, _labelvalues=values, **options)
         self.pairs = ",".join(
-            f'{label}="{_escape(text)}"' for label, text in zip(self._labelnames, values, strict=False)
+            f'{label}="{escape(text)}"' for label, text in zip(self._labelnames, values, strict=False)
         )
         self.braced = f"{{{self.pairs}}}" if self.pairs else ""
         if labelnames and not values:
             self._lock = budget.lock  # type: ignore[assignment]  # used in `with` only
+        elif budget.store is not None:
+            with self.guard:
+                budget.store.bind(self)
 
     def labels(self, *labelvalues: object, **labelkwargs: object) -> Self:
         """Return the child of these label values, or the overflow child when the bound is reached."""
@@ -181,9 +207,25 @@ class Bounded(MetricWrapperBase):
         if not self.cells:
             raise ValueError(f"{self.shown_name()} has the labels {self.label_names()}: call .labels(...) first")
 
+    def remove(self, *labelvalues: Any) -> None:
+        """Show a series no longer; in several workers that is so for gauges, totals stay."""
+        store = self.budget.store
+        child = self.children().get(tuple(str(value) for value in labelvalues)) if store and self._labelnames else None
+        super().remove(*labelvalues)
+        if store is not None and child is not None:
+            store.release(child)
+
     def children(self) -> dict[Sequence[str], Any]:
         """Return the children by their label values."""
         return self._metrics
+
+    def documentation(self) -> str:
+        """Return what the metric says of itself."""
+        return self._documentation
+
+    def label_values(self) -> tuple[str, ...]:
+        """Return the label values of a child; empty for a metric without labels."""
+        return tuple(self._labelvalues)
 
     def label_names(self) -> tuple[str, ...]:
         """Return the names of the labels, in the order that `labels` takes their values."""
@@ -213,7 +255,10 @@ class Bounded(MetricWrapperBase):
 
     def text(self, *, openmetrics: bool) -> str:
         """Return the metric in the text format, or in OpenMetrics with exemplars; empty without a series."""
-        series: list[Bounded] = [self] if self.cells else list(self.children().copy().values())
+        return self.text_of([self] if self.cells else list(self.children().copy().values()), openmetrics=openmetrics)
+
+    def text_of(self, series: Sequence[Series], *, openmetrics: bool) -> str:
+        """Return the text of this metric with these series."""
         if not series:
             return ""
         name = self._name if openmetrics else self.shown_name()
@@ -223,18 +268,11 @@ class Bounded(MetricWrapperBase):
         parts = [f"# HELP {name} {documentation}\n# TYPE {name} {self._type}\n"]
         template = self.template()
         for child in series:
-            lines = template % child.arguments()
+            lines = template % self.arguments(child)
             if openmetrics and child.exemplars:
-                lines = child.with_exemplars(lines)
+                lines = with_exemplars(lines, child.exemplars.copy())
             parts.append(lines)
         return "".join(parts)
-
-    def with_exemplars(self, lines: str) -> str:
-        """Put each exemplar behind the line of its cell."""
-        split = lines.split("\n")
-        for cell, kept in self.exemplars.copy().items():
-            split[cell] += exemplar_text(kept)
-        return "\n".join(split)
 
     def kept_exemplar(self, cell: int) -> Exemplar | None:
         """Return the exemplar of a cell in prometheus_client's form."""
@@ -245,9 +283,21 @@ class Bounded(MetricWrapperBase):
         """Return the lines of one series, to be filled with `arguments`."""
         return f"{self.shown_name()}%s %s\n"
 
-    def arguments(self) -> tuple[object, ...]:
+    def arguments(self, series: Series) -> tuple[object, ...]:
         """Return what fills `template`."""
-        return self.braced, _number(self.cells[0])
+        return series.braced, _number(series.read()[0])
+
+    def read(self) -> Sequence[float]:
+        """Return the values of the cells, as of one moment."""
+        return self.cells
+
+
+def with_exemplars(lines: str, exemplars: dict[int, Kept]) -> str:
+    """Put each exemplar behind the line of its cell."""
+    split = lines.split("\n")
+    for cell, kept in exemplars.items():
+        split[cell] += exemplar_text(kept)
+    return "\n".join(split)
 
 
 class Counter(Bounded, prometheus_client.Counter):
@@ -277,7 +327,12 @@ class Counter(Bounded, prometheus_client.Counter):
 
 
 class Gauge(Bounded, prometheus_client.Gauge):
-    """A prometheus_client gauge with a bounded number of label sets."""
+    """A prometheus_client gauge with a bounded number of label sets.
+
+    `mode` is how several workers show it: `sum`, `max` or `min` of those that live, or `pid`, each with its pid.
+    """
+
+    mode: str = "sum"
 
     def _metric_init(self) -> None:
         self.cells = [0]
@@ -309,9 +364,9 @@ class Gauge(Bounded, prometheus_client.Gauge):
         """Return the value now."""
         return self.cells[0] if self.function is None else float(self.function())
 
-    def arguments(self) -> tuple[object, ...]:
-        """Return what fills `template`."""
-        return self.braced, _number(self.value())
+    def read(self) -> Sequence[float]:
+        """Return the value now."""
+        return (self.value(),)
 
     def _child_samples(self) -> Iterable[Sample]:
         return (Sample("", {}, self.value(), None, None),)
@@ -348,10 +403,13 @@ class Histogram(Bounded, prometheus_client.Histogram):
 
     def snapshot(self) -> tuple[list[float], float]:
         """Return the cumulated buckets and the sum, as of one moment."""
+        *counts, total = self.read()
+        return list(accumulate(counts)), total
+
+    def read(self) -> Sequence[float]:
+        """Return the buckets, each with what is in it alone, and the sum, as of one moment."""
         with self.guard:
-            cells = self.cells.copy()
-        total = cells.pop()
-        return list(accumulate(cells)), total
+            return [*self.cells]
 
     def template(self) -> str:
         """Return the lines of one series, to be filled with `arguments`."""
@@ -359,12 +417,13 @@ class Histogram(Bounded, prometheus_client.Histogram):
         buckets = "".join(f'{name}_bucket{{%sle="{go_float(bound)}"}} %s\n' for bound in self._upper_bounds)
         return f"{buckets}{name}_count%s %s\n{name}_sum%s %s\n" if self.summed() else buckets
 
-    def arguments(self) -> tuple[object, ...]:
+    def arguments(self, series: Series) -> tuple[object, ...]:
         """Return what fills `template`."""
-        counts, total = self.snapshot()
-        filled: list[object] = [f"{self.pairs}," if self.pairs else ""] * (2 * len(counts))
+        *alone, total = series.read()
+        counts = list(accumulate(alone))
+        filled: list[object] = [f"{series.pairs}," if series.pairs else ""] * (2 * len(counts))
         filled[1::2] = counts
-        return (*filled, self.braced, counts[-1], self.braced, _number(total)) if self.summed() else tuple(filled)
+        return (*filled, series.braced, counts[-1], series.braced, _number(total)) if self.summed() else tuple(filled)
 
     def _child_samples(self) -> Iterable[Sample]:
         counts, total = self.snapshot()

@@ -1,4 +1,4 @@
-"""Span processors made harmless: what they raise is counted, and once shut down they are left alone."""
+"""Span processors: the one that exports, and those of others made harmless."""
 
 from __future__ import annotations
 
@@ -11,6 +11,28 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan, Span
 
     from fastapi_observe.records.faults import Faults
+    from fastapi_observe.signals.export_queue import ExportQueue
+
+
+class ExportProcessor(SpanProcessor):
+    """Puts sampled spans into the export queue when they end. Never raises, never waits."""
+
+    def __init__(self, queue: ExportQueue) -> None:
+        self._queue = queue
+        self._put = queue.put
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Take a span, if it is sampled."""
+        if span.context.trace_flags & 1:
+            self._put(span)
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """Export what has ended; tell whether all of it went."""
+        return self._queue.flush(timeout_millis / 1000)
+
+    def shutdown(self) -> None:
+        """Flush within `shutdown_timeout`, and end; what is left is counted as dropped."""
+        self._queue.close()
 
 
 class GuardedProcessor(SpanProcessor):

@@ -207,11 +207,9 @@ class TracingService:
         """Start the span of an operation and make it the current one; none inside a span that is not sampled."""
         around = CURRENT_CONTEXT.get()
         current = around.get(_SPAN_KEY)
-        if self._parent_decides and isinstance(current, NonRecordingSpan):
-            at = current.get_span_context() if type(current) is not DroppedSpan else None
-            if at is None or (at.is_valid and not at.trace_flags.sampled):
-                operation.span = current
-                return
+        if self._parent_decides and (type(current) is DroppedSpan or _is_dropped(current)):
+            operation.span = current
+            return
         kind = _KINDS.get(operation.kind, SpanKind.INTERNAL)
         span: Span
         if isinstance(current, RecordedSpan) and self._factory is not None:
@@ -230,7 +228,7 @@ class TracingService:
         span = operation.span
         if span is None or operation.scope is None or not span.is_recording():
             return
-        details = plain(operation.details)
+        details = operation.details if operation.is_plain else plain(operation.details)
         if isinstance(span, RecordedSpan) and len(details) < MOST_DETAILS:
             span.know(details)
         else:
@@ -322,6 +320,14 @@ def plain_parent(exchange: Exchange) -> SpanContext | None:
     trace_id, span_id, flags = match.groups()
     context = SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
     return context if context.is_valid else None
+
+
+def _is_dropped(span: object) -> bool:
+    """Tell whether somebody decided against a trace."""
+    if not isinstance(span, NonRecordingSpan):
+        return False
+    at = span.get_span_context()
+    return at.is_valid and not at.trace_flags.sampled
 
 
 def is_server_span(span: Span) -> bool:

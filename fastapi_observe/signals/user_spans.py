@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import traceback
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
+from fastapi_observe.records.exceptions import message_of, stack_of
 from fastapi_observe.records.exchange import CURRENT_CONTEXT, current_exchange
 from fastapi_observe.records.faults import Faults
 from fastapi_observe.records.outcomes import error_name
-from fastapi_observe.records.redaction import redact_text
 from fastapi_observe.records.wrapping import name_of, wrapped
 
 if TYPE_CHECKING:
@@ -44,8 +43,8 @@ def note_exception(span: Span, exc: BaseException) -> None:
         "exception",
         {
             "exception.type": name,
-            "exception.message": redact_text(safe_text(exc)[:LONGEST_MESSAGE]),
-            "exception.stacktrace": redact_text(well_formed(safe_stack(exc)[-LONGEST_STACK:])),
+            "exception.message": well_formed(message_of(exc)[:LONGEST_MESSAGE]),
+            "exception.stacktrace": well_formed(stack_of(exc)[-LONGEST_STACK:]),
         },
     )
     span.set_attribute("error.type", name)
@@ -54,7 +53,12 @@ def note_exception(span: Span, exc: BaseException) -> None:
 
 def plain(attributes: dict[str, Any]) -> dict[str, Any]:
     """Keep what OTLP has a type for; leave None out; turn the rest into text."""
-    return {name: _plain_value(value) for name, value in attributes.items() if value is not None}
+    return {
+        # what is usual is not asked twice
+        name: value if type(value) is str and len(value) <= LONGEST_VALUE and value.isascii() else _plain_value(value)
+        for name, value in attributes.items()
+        if value is not None
+    }
 
 
 def _plain_value(value: Any) -> Any:
@@ -78,14 +82,6 @@ def safe_text(value: Any) -> str:
 def well_formed(text: str) -> str:
     """Escape lone surrogates: one name that has no UTF-8 form would lose the whole batch of spans."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
-
-
-def safe_stack(exc: BaseException) -> str:
-    """Return the stack trace of an exception, or a stand-in if its class cannot be shown."""
-    try:
-        return "".join(traceback.format_exception(exc))
-    except Exception:  # noqa: BLE001 - exception classes may override anything
-        return "<unprintable stacktrace>"
 
 
 class ContextScope:

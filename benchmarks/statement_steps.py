@@ -1,0 +1,119 @@
+"""A process that reads SQL statements and executes them in turn: `python -m benchmarks.statement_steps <rounds>`.
+
+The second argument is the number of calls in a round. It answers the CPU seconds of each, round by round: of our
+reader, and of SQLite in memory that selects one row by its key. `same` is one statement again and again, known to our
+cache and to that of Python's `sqlite3`; `new` has another literal each time, which neither knows. `hostile` are texts
+made to be slow to read, of several lengths.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+from itertools import count
+from time import process_time
+from typing import TYPE_CHECKING
+
+from benchmarks.operation_steps import STATEMENT
+from benchmarks.process import answers
+from fastapi_observe.clients.statements import Statements, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SIZES = (2_100, 8_192, 65_536)
+"""Characters: just over what is shown, all that is read, far beyond."""
+
+ROWS = 1000
+
+HOSTILE: dict[str, str] = {
+    "quotes": "'",
+    "doubled quotes": "''",
+    "escaped quotes": "\\'",
+    "quotation marks": '"',
+    "ticks": "`",
+    "dollars": "$$",
+    "dollar tags": "$a$b",
+    "open comments": "/*",
+    "comment ends": "*/",
+    "minus signs": "-",
+    "signs": "- +",
+    "parentheses": "(",
+    "pairs of parentheses": "()",
+    "brackets": "[",
+    "numbers": "1e1.",
+    "words": "a",
+    "select": "SELECT ",
+    "from": "FROM (",
+    "with": "WITH a AS (",
+    "in lists": "IN (?,",
+    "rows": "VALUES (?),",
+    "commas": "?,",
+    "spaces": " ",
+    "unicode": "\u00e9'",
+}
+"""What is repeated to make each text."""
+
+SYSTEMS = ("other_sql", "postgresql", "sqlite")
+
+
+def hostile(part: str, size: int) -> str:
+    """Return a text of this length that no cache knows: the reader is asked without one."""
+    return ("SELECT " + part * (size // len(part) + 1))[:size]
+
+
+def spend(function: Callable[[], object], calls: int) -> float:
+    """Return the CPU seconds of one call."""
+    before = process_time()
+    for _ in range(calls):
+        function()
+    return (process_time() - before) / calls
+
+
+def steps() -> dict[str, Callable[[], object]]:
+    """Return what is compared on typical statements."""
+    database = sqlite3.connect(":memory:")
+    database.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY, customer TEXT, status TEXT, total REAL)")
+    rows = [(number, f"customer {number}", "open", number / 2) for number in range(ROWS)]
+    database.executemany("INSERT INTO orders VALUES (?, ?, ?, ?)", rows)
+    statements, keys, literals = Statements(), count(), count()
+    other = STATEMENT.replace("?", "{}")
+    return {
+        "same read": lambda: statements.describe(STATEMENT, "sqlite"),
+        "same executed": lambda: database.execute(STATEMENT, (next(keys) % ROWS,)).fetchone(),
+        "uncached read": lambda: describe(STATEMENT, "sqlite"),
+        "new read": lambda: statements.describe(other.format(next(literals)), "sqlite"),
+        "new executed": lambda: database.execute(other.format(next(keys) % ROWS)).fetchone(),
+    }
+
+
+def main() -> None:
+    """Measure and answer."""
+    rounds, calls = int(sys.argv[1]), int(sys.argv[2])
+    compared = steps()
+    texts = {
+        f"{name}, {system}": [hostile(part, size) for size in SIZES]
+        for name, part in HOSTILE.items()
+        for system in SYSTEMS
+    }
+    found: dict[str, list[float]] = {name: [] for name in compared}
+    slow: dict[str, list[list[float]]] = {name: [] for name in texts}
+    for number in range(rounds + 1):
+        taken = {name: spend(step, calls) for name, step in compared.items()}
+        read = {name: [spend(_reader(name, text), 3) for text in sizes] for name, sizes in texts.items()}
+        if number:  # the first one warms up
+            for name, seconds in taken.items():
+                found[name].append(seconds)
+            for name, each in read.items():
+                slow[name].append(each)
+    answers().write(json.dumps({"typical": found, "hostile": slow}) + "\n")
+
+
+def _reader(name: str, text: str) -> Callable[[], object]:
+    system = name.rpartition(", ")[2]
+    return lambda: describe(text, system)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The archive: one file that keeps what the workers that have ended had counted."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from array import array
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from fastapi_observe.runtime.worker_files import DOUBLE, HEADER, NEW_FILE, READ, Reading
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+NAME: Final = "archive"
+
+
+class Archive:
+    """The archive of a directory.
+
+    It names the files that are folded into it: whoever finds one of them still there must not count it again. It is
+    replaced as a whole, so a reader sees it before or after a fold, never in between.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.reading = Reading(Path(NAME), 0)
+        self.reading.living = False
+        self.folded: frozenset[str] = frozenset()
+        self.identity: tuple[int, int] | None = None
+        self._path = directory / NAME
+
+    def changed(self) -> bool:
+        """Tell whether another archive stands there than was read."""
+        return self.identity != _identity(self._path)
+
+    def read(self) -> None:
+        """Read the file, if there is one; an unreadable one counts as empty."""
+        self.identity = _identity(self._path)
+        self.reading = Reading(Path(NAME), 0)
+        self.reading.living = False
+        self.folded = frozenset()
+        if self.identity is None:
+            return
+        try:
+            with os.fdopen(os.open(self._path, READ), "rb") as file:
+                self._parse(file.read())
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError):
+            self.reading.unreadable = True
+
+    def _parse(self, data: bytes) -> None:
+        first, _, body = data.partition(b"\n")
+        head = orjson.loads(first)
+        if zlib.crc32(body) != head["crc"]:
+            raise ValueError("damaged")
+        split = head["keys"]
+        self.folded = frozenset(head["folded"])
+        values = body[split:]
+        self.reading.parse(body[:split], len(values) // DOUBLE)
+        self.reading.fill(values)
+
+    def fold(self, dead: Iterable[Reading], still_there: frozenset[str]) -> None:
+        """Add up what the dead have left, and replace the file. The caller holds the lock of the directory.
+
+        `still_there` are the names of files that an earlier fold has counted and not removed. Raises OSError.
+        """
+        dead = list(dead)
+        merged: dict[tuple[bytes, tuple[str, ...]], list[float]] = {}
+        for reading in (self.reading, *dead):
+            _merge(merged, reading)
+        keys, values = _written(merged)
+        body = keys + values
+        folded = [*sorted(self.folded & still_there), *(reading.name for reading in dead)]
+        head = orjson.dumps({"folded": folded, "keys": len(keys), "crc": zlib.crc32(body)})
+        temporary = self._path.with_suffix(".new")
+        temporary.unlink(missing_ok=True)
+        with os.fdopen(os.open(temporary, NEW_FILE, 0o600), "wb") as file:
+            file.write(head + b"\n" + body)
+        temporary.replace(self._path)
+        self.read()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _merge(merged: dict[tuple[bytes, tuple[str, ...]], list[float]], reading: Reading) -> None:
+    described = [(orjson.dumps(family), str(family.get("fold"))) for family in reading.families]
+    for number, labels, at, count in reading.series:
+        family, how = described[number]
+        if how == "drop":
+            continue
+        cells: list[float] = reading.values[at : at + count].tolist()
+        before = merged.get((family, labels))
+        if before is None or len(before) != len(cells):
+            merged[family, labels] = cells
+        else:
+            merged[family, labels] = FOLDS.get(how, _sum)(before, cells)
+
+
+def _sum(before: list[float], cells: list[float]) -> list[float]:
+    return [one + other for one, other in zip(before, cells, strict=True)]
+
+
+FOLDS: Final[dict[str, Any]] = {
+    "sum": _sum,
+    # A value, and when it was set (0: it never was).
+    "max": lambda before, cells: max((before, cells), key=lambda pair: (pair[1] > 0, pair[0])),
+    "min": lambda before, cells: min((before, cells), key=lambda pair: (pair[1] <= 0, pair[0])),
+    "latest": lambda before, cells: max((before, cells), key=lambda pair: pair[1]),
+}
+"""How the cells of two processes become one, by the `fold` of their family; `drop` keeps none."""
+
+
+def _written(merged: dict[tuple[bytes, tuple[str, ...]], list[float]]) -> tuple[bytes, bytes]:
+    numbers: dict[bytes, int] = {}
+    lines: list[bytes] = []
+    values = array("d", [0.0] * HEADER)
+    for (family, labels), cells in merged.items():
+        if family not in numbers:
+            numbers[family] = len(numbers)
+            lines.append(b"[%d,%b]\n" % (numbers[family], family))
+        lines.append(orjson.dumps((numbers[family], labels, len(values), len(cells))) + b"\n")
+        values.extend(cells)
+    return b"".join(lines), values.tobytes()

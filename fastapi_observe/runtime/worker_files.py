@@ -1,0 +1,207 @@
+"""The files of one worker process: its values, doubles in shared memory, and the keys that say what they are."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+STEP: Final = 65_536
+"""Bytes that a file of values begins with; it then doubles, by `MOST_AT_ONCE` at most."""
+
+MOST_AT_ONCE: Final = 1_048_576
+
+MOST_RECORDS: Final = 100_000
+"""Most records of one process: label sets that come and go must not fill the memory."""
+
+HEADER: Final = 8
+"""Doubles at the beginning of a file that belong to no record; the first counts the answers of the worker."""
+
+DOUBLE: Final = 8
+"""Bytes of a value."""
+
+NEW_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+READ: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+Series = tuple[int, tuple[str, ...], int, int]
+"""A record: the number of its family, its label values, where it begins and how many doubles it has."""
+
+
+class OwnFiles:
+    """What this process writes. The space is allocated before it is used, so that a full disk is an `OSError` here.
+
+    A line of keys is written when the values it names are there already; a line that the disk did not take as a whole
+    is taken back.
+    """
+
+    def __init__(self, stem: Path) -> None:
+        self.stem = stem
+        self._size = 0
+        self._free: memoryview[float] = memoryview(b"").cast("d")
+        self._free_at = 0
+        self._families: dict[bytes, int] = {}
+        self._records: dict[tuple[int, tuple[str, ...]], tuple[int, memoryview[float]]] = {}
+        self._values = os.open(stem.with_suffix(".values"), NEW_FILE, 0o600)
+        try:
+            self._keys = os.open(stem.with_suffix(".keys"), NEW_FILE | os.O_APPEND, 0o600)
+            try:
+                self._grow(STEP)
+            except OSError:
+                os.close(self._keys)
+                raise
+        except OSError:
+            os.close(self._values)
+            raise
+        self.header = self._take(HEADER)[1]
+        self._taken(HEADER)
+
+    def _grow(self, least: int) -> None:
+        size = max(STEP, min(self._size, MOST_AT_ONCE), -(-least // STEP) * STEP)
+        os.posix_fallocate(self._values, self._size, size)
+        mapped = mmap.mmap(self._values, size, offset=self._size)
+        self._free, self._free_at = memoryview(mapped).cast("d"), self._size // DOUBLE
+        self._size += size
+
+    def _take(self, count: int) -> tuple[int, memoryview[float]]:
+        """Return where the next `count` doubles stand, and the doubles."""
+        if len(self._free) < count:
+            self._grow(count * DOUBLE)
+        return self._free_at, self._free[:count]
+
+    def _taken(self, count: int) -> None:
+        self._free, self._free_at = self._free[count:], self._free_at + count
+
+    def allocate(self, family: bytes, labels: tuple[str, ...], initial: Sequence[float]) -> list[float]:
+        """Return the cells of a record, made now or before; `family` is the JSON that describes its family.
+
+        What is made now begins with `initial`. Raises OSError when there is no space.
+        """
+        number = self._families.get(family, len(self._families))
+        found = self._records.get((number, labels))
+        if found is None:
+            if len(self._records) >= MOST_RECORDS:
+                raise OSError(f"there are {MOST_RECORDS} label sets already")
+            at, record = self._take(len(initial))
+            for index, value in enumerate(initial):
+                record[index] = value
+            line = orjson.dumps((number, labels, at, len(initial))) + b"\n"
+            if number == len(self._families):
+                line = b"[%d,%b]\n%b" % (number, family, line)
+            try:
+                self._write(line)
+            except OSError:
+                record[:] = memoryview(bytes(DOUBLE * len(initial))).cast("d")
+                raise
+            self._taken(len(initial))
+            self._families[family] = number
+            found = self._records[number, labels] = at, record
+        return cast("list[float]", found[1])
+
+    def where(self, family: bytes, labels: tuple[str, ...]) -> int:
+        """Return where the cells of a record begin. Raises KeyError when there is no such record."""
+        return self._records[self._families[family], labels][0]
+
+    def _write(self, line: bytes) -> None:
+        before = os.fstat(self._keys).st_size
+        try:
+            if os.write(self._keys, line) == len(line):
+                return
+        except OSError:
+            os.ftruncate(self._keys, before)
+            raise
+        os.ftruncate(self._keys, before)
+        raise OSError(f"no space for {len(line)} bytes of keys")
+
+    def close(self) -> None:
+        """Close the files; the cells stay usable."""
+        os.close(self._keys)
+        os.close(self._values)
+
+
+class Reading:
+    """What the files of one process say, read again at each `refresh`; parsed keys are kept.
+
+    `unreadable` is set when something in the files made no sense; the rest is used all the same.
+    """
+
+    def __init__(self, stem: Path, pid: int) -> None:
+        self.stem = stem
+        self.pid = pid
+        self.living = True
+        self.own = False
+        self.unreadable = False
+        self.families: list[dict[str, Any]] = []
+        self.series: list[Series] = []
+        self.values: memoryview[float] = memoryview(b"").cast("d")
+        self._at = 0
+        self._extent = 0
+
+    @property
+    def name(self) -> str:
+        """The name that the files share."""
+        return self.stem.name
+
+    def refresh(self) -> None:
+        """Read what has been added, and all values. Raises FileNotFoundError when the files are gone."""
+        # First the keys: what they name is there, in a file that only grows.
+        added = _read(self.stem.with_suffix(".keys"), self._at)
+        complete = added[: added.rfind(b"\n") + 1]
+        size = self.stem.with_suffix(".values").lstat().st_size // DOUBLE
+        self.parse(complete, size)
+        self._at += len(complete)
+        self.fill(_read(self.stem.with_suffix(".values"), 0, self._extent * DOUBLE))
+
+    def parse(self, lines: bytes, size: int) -> None:
+        """Take lines of keys for a file of `size` doubles."""
+        for line in lines.splitlines():
+            try:
+                self._take(orjson.loads(line), size)
+            except (ValueError, TypeError, IndexError):
+                self.unreadable = True
+
+    def _take(self, entry: Any, size: int) -> None:
+        if len(entry) == 2:  # noqa: PLR2004 - number and description
+            number, family = entry
+            if number != len(self.families) or not isinstance(family, dict):
+                raise ValueError
+            self.families.append(family)
+            return
+        number, labels, at, count = entry
+        if not (0 <= number < len(self.families) and HEADER <= at <= at + count <= size and count > 0):
+            raise ValueError
+        self.series.append((number, tuple([str(label) for label in labels]), at, count))
+        self._extent = max(self._extent, at + count)
+
+    def fill(self, data: bytes) -> None:
+        """Take the bytes of the values; what is missing of them counts as 0."""
+        missing = self._extent * DOUBLE - len(data)
+        if missing > 0:
+            self.unreadable = True
+            data += bytes(missing)
+        self.values = memoryview(data).cast("d")
+
+    def answers(self) -> float:
+        """Return how often the process has answered."""
+        data = _read(self.stem.with_suffix(".values"), 0, DOUBLE)
+        return float(memoryview(data).cast("d")[0]) if len(data) == DOUBLE else 0.0
+
+
+def _read(path: Path, start: int, count: int | None = None) -> bytes:
+    """Read `count` bytes, or all, from `start` on."""
+    descriptor = os.open(path, READ)
+    try:
+        wanted = max(0, os.fstat(descriptor).st_size - start) if count is None else count
+        parts: list[bytes] = []
+        while wanted > 0 and (part := os.pread(descriptor, wanted, start)):
+            parts.append(part)
+            wanted -= len(part)
+            start += len(part)
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,85 @@
+"""The types of options, and `option`, which describes one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, cast
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, StringConstraints
+
+from fastapi_observe.settings_sources import pairs, split
+
+
+def _headers(value: Any) -> Any:
+    if isinstance(value, str):
+        value = json.loads(value) if value.startswith("{") else pairs(value)
+    # gRPC refuses header names that are not lower case
+    return {str(name).lower(): text for name, text in value.items()} if isinstance(value, Mapping) else value
+
+
+def _one_line(value: SecretStr) -> SecretStr:
+    if re.search(r"[\r\n]", value.get_secret_value()):
+        raise ValueError("a header is one line")
+    return value
+
+
+def _regex(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error:
+        raise ValueError("not a regular expression") from None
+    return value
+
+
+def _ascending(value: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(sorted(set(value)))
+
+
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
+Names = Annotated[tuple[str, ...], BeforeValidator(split)]
+"""Several strings; in the environment separated by commas."""
+HeaderNames = Annotated[tuple[HeaderName, ...], BeforeValidator(split)]
+Paths = Annotated[tuple[Annotated[str, StringConstraints(pattern=r"^/[^*]*\*?$")], ...], BeforeValidator(split)]
+Regexes = Annotated[tuple[Annotated[str, AfterValidator(_regex)], ...], BeforeValidator(split)]
+Bounds = Annotated[
+    tuple[Annotated[float, Field(gt=0)], ...],
+    BeforeValidator(split),
+    AfterValidator(_ascending),
+]
+Headers = Annotated[dict[HeaderName, Annotated[SecretStr, AfterValidator(_one_line)]], BeforeValidator(_headers)]
+
+
+def is_endpoint(value: str, *, grpc: bool) -> bool:
+    """Tell whether spans can be sent to `value`."""
+    if not value or re.search(r"\s", value):
+        return False
+    if grpc and not value.startswith(("http://", "https://")):
+        return True
+    try:
+        url = urlsplit(value)
+        return url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
+    except ValueError:
+        return False
+
+
+def option(  # noqa: PLR0913 - each is one thing to say about an option
+    default: Any,
+    doc: str,
+    *,
+    otel: tuple[str, ...] = (),
+    also: tuple[str, ...] = (),
+    accepts: str = "",
+    code_only: bool = False,
+    **limits: Any,
+) -> Any:
+    """Describe one option: its default, its line of documentation and the `OTEL_*` variables it honours.
+
+    A variable written `OTEL_X:key` is the pair `key` in the list that `OTEL_X` holds. `also` are further variables that
+    rank between `OBSERVE_*` and `otel`. `accepts` says in words what the type does not; `code_only` options have no
+    variable.
+    """
+    extra = {"otel": list(otel), "also": list(also), "accepts": accepts, "code_only": code_only}
+    return Field(default, description=doc, json_schema_extra=cast("Any", extra), **limits)

@@ -1,0 +1,255 @@
+"""Cells that all workers of a server see: binds the metrics of one install to the files of its worker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import orjson
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+
+from fastapi_observe.signals.series import Bounded, Counter, Gauge, Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from prometheus_client.metrics_core import Metric
+
+    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.signals.series import SeriesBudget
+
+Answer = list[tuple[int, int, dict[str, str], float, float]]
+"""Exemplars: where the record begins, its cell, then labels, value and time in seconds."""
+
+
+class Reading(Protocol):
+    """What one worker, or the archive of those that have ended, has counted."""
+
+    pid: int
+    living: bool
+    own: bool
+    families: list[dict[str, Any]]
+    series: list[tuple[int, tuple[str, ...], int, int]]
+    values: memoryview[float]
+
+    @property
+    def name(self) -> str:
+        """Tells it from others."""
+
+
+class Worker(Protocol):
+    """This process among the workers of its server."""
+
+    degraded: bool
+    living: int
+    attached: dict[str, Any]
+    answerers: list[Callable[[bool], Answer]]
+    exemplars: dict[str, list[Any]]
+
+    @property
+    def unreadable(self) -> int:
+        """How many files made no sense."""
+
+    def allocate(self, family: bytes, labels: tuple[str, ...], initial: list[float]) -> list[float] | None:
+        """Return the cells of a record, made now or before; None: there is no space."""
+
+    def where(self, family: bytes, labels: tuple[str, ...]) -> int:
+        """Return where the cells of a record begin."""
+
+    def read(self) -> tuple[object, list[Any]]:
+        """Return what everybody has counted, and a token that changes when the list does."""
+
+    def ask(self, *, exemplars: bool) -> None:
+        """Have every worker read what is only read at scrape."""
+
+
+def kind_of(metric: Bounded) -> str:
+    """Return what a metric is called in the files."""
+    return "gauge" if isinstance(metric, Gauge) else "histogram" if isinstance(metric, Histogram) else "counter"
+
+
+def describe(scope: str, metric: Bounded) -> dict[str, Any]:
+    """Return what the others must know of a metric to show it, even if they have none of that name."""
+    name, _ = metric.family()
+    gauge = isinstance(metric, Gauge)
+    return {
+        "scope": scope,
+        "name": name,
+        "kind": kind_of(metric),
+        "doc": metric.documentation(),
+        "labels": metric.label_names(),
+        "bounds": [str(bound) for bound in metric.bounds()] if isinstance(metric, Histogram) else None,
+        "mode": metric.mode if gauge else "sum",
+        "fold": "drop" if gauge else "sum",
+    }
+
+
+class SharedCells:
+    """The metrics of one install in a worker.
+
+    What finds no space keeps its values in this process and is shown by it alone, until there is space.
+    """
+
+    def __init__(
+        self, worker: Worker, budget: SeriesBudget, scope: str, metrics: Callable[[], Iterable[Bounded]], faults: Faults
+    ) -> None:
+        self.worker = worker
+        self.scope = scope
+        self.alone: list[Bounded] = []
+        self._metrics = metrics
+        self._faults = faults
+        self._lock = budget.lock
+        self._described: dict[tuple[str, str], bytes] = {}
+        self._late: list[tuple[list[float], Bounded]] = []
+
+    def bind_all(self) -> None:
+        """Move what has been counted so far, each number once: what a thread adds meanwhile follows at `settle`."""
+        with self._lock:
+            for child in self.children():
+                self._move(child)
+
+    def children(self) -> Iterator[Bounded]:
+        """Yield whatever has cells."""
+        return series_of(self._metrics())
+
+    def bind(self, child: Bounded) -> None:
+        """Give a new series its cells in the file."""
+        cells = self._allocate(child)
+        if cells is None:
+            self.alone.append(child)
+        else:
+            child.cells = cells
+
+    def _move(self, child: Bounded) -> None:
+        before = child.cells
+        cells = self._allocate(child)
+        if cells is None:
+            self.alone.append(child)
+            return
+        child.cells = cells
+        if not isinstance(child, Gauge):
+            before[:] = [0] * len(before)
+            self._late.append((before, child))
+
+    def _allocate(self, child: Bounded) -> list[float] | None:
+        """Return cells that hold what the child had; a gauge has a second one, that says it is there."""
+        gauge = isinstance(child, Gauge)
+        values = [float(cell) for cell in child.cells]
+        size = len(values)
+        cells = self.worker.allocate(self.described(child), child.label_values(), [0.0] * (size + gauge))
+        if cells is None:
+            return None
+        for at, value in enumerate(values):
+            cells[at] = value if gauge else cells[at] + value
+        if gauge:
+            cells[1] = 1.0
+        return cells
+
+    def described(self, child: Bounded) -> bytes:
+        """Return what describes the family of a child, as JSON."""
+        key = (child.family()[0], kind_of(child))
+        found = self._described.get(key)
+        if found is None:
+            found = self._described[key] = orjson.dumps(describe(self.scope, child))
+        return found
+
+    def release(self, child: Bounded) -> None:
+        """Show a gauge that was removed no longer; what was counted stays in the total."""
+        if child in self.alone:
+            self.alone.remove(child)
+        if isinstance(child, Gauge) and len(child.cells) > 1:
+            child.cells[1] = 0.0
+
+    def settle(self) -> None:
+        """Move what threads have added to old cells, and try again to find space for what has none."""
+        with self._lock:
+            for before, child in self._late:
+                if any(before):
+                    for at, value in enumerate(before):
+                        child.cells[at] += value
+                    before[:] = [0] * len(before)
+            waiting, self.alone = self.alone, []
+            for child in waiting:
+                self._move(child)
+
+    def answer(self, exemplars: bool) -> Answer:  # noqa: FBT001 - as runtime calls it
+        """Read what is only read at scrape; return the exemplars if they are wanted."""
+        self.settle()
+        for metric in list(self._metrics()):
+            if isinstance(metric, Gauge):
+                for child in [metric] if metric.cells else list(metric.children().values()):
+                    self._read_function(child)
+        return self._exemplars() if exemplars else []
+
+    def _read_function(self, child: Gauge) -> None:
+        if child.function is not None:
+            try:
+                child.cells[0] = child.value()
+            except Exception as exc:  # noqa: BLE001 - a user's function raises what it likes
+                self._faults("collect", exc)
+
+    def _exemplars(self) -> Answer:
+        found: Answer = []
+        for child in self.children():
+            if child.exemplars and child not in self.alone:
+                at = self.worker.where(self.described(child), child.label_values())
+                found.extend((at, cell, *kept) for cell, kept in child.exemplars.copy().items())
+        return found
+
+    def detach(self) -> None:
+        """Take every series back into this process: gauges as they are, the rest from zero."""
+        with self._lock:
+            detach(self.children())
+
+
+def series_of(metrics: Iterable[Bounded]) -> Iterator[Bounded]:
+    """Yield whatever has cells."""
+    for metric in metrics:
+        if metric.cells:
+            yield metric
+        else:
+            yield from list(metric.children().values())
+
+
+def detach(children: Iterable[Bounded]) -> None:
+    """Give series cells of this process; what is no gauge begins at zero."""
+    for child in children:
+        child.cells = [child.cells[0]] if isinstance(child, Gauge) else [0] * (len(child.cells) - 1) + [0.0]
+        if isinstance(child, Counter):
+            child.cells[0] = 0
+
+
+class WorkersCollector:
+    """What the metrics of many workers say about themselves; nothing in a single process."""
+
+    def __init__(self) -> None:
+        self.worker: Worker | None = None
+        self.apart = False
+
+    def describe(self) -> list[Metric]:
+        """Name what `collect` yields."""
+        return list(self._families())
+
+    def collect(self) -> Iterator[Metric]:
+        """Read everything."""
+        if self.worker is not None or self.apart:
+            yield from self._families()
+
+    def _families(self) -> Sequence[Metric]:
+        degraded = self.apart or (self.worker is not None and self.worker.degraded)
+        return (
+            GaugeMetricFamily(
+                "fastapi_observe_metrics_degraded",
+                "1 when worker processes are counted apart, in whole or for lack of space in part.",
+                value=float(degraded),
+            ),
+            CounterMetricFamily(
+                "fastapi_observe_worker_files_unreadable",
+                "Files of workers that made no sense and were left out.",
+                value=0 if self.worker is None else self.worker.unreadable,
+            ),
+            GaugeMetricFamily(
+                "fastapi_observe_workers",
+                "Worker processes that are counted together.",
+                value=1 if self.worker is None else self.worker.living,
+            ),
+        )

@@ -1,0 +1,100 @@
+"""Collectors that read their values at scrape: each worker writes what its own say, when a scrape asks for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+from prometheus_client.metrics import MetricWrapperBase
+
+from fastapi_observe.signals.cells_client import is_stock
+from fastapi_observe.signals.cells_samples import describe, record_labels
+from fastapi_observe.signals.series import Bounded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from prometheus_client.metrics_core import Metric
+
+    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.signals.cells import Worker
+
+OURS: Final = "fastapi_observe"
+
+OF_THE_MACHINE: Final = frozenset({"memory_usage_bytes", "cpu_usage_percent", "disk_usage_bytes"})
+"""The same from whichever process it is read."""
+
+LATEST_OR_WORST: Final = ("_timestamp_seconds", "_degraded", "fastapi_observe_series", "fastapi_observe_workers")
+"""Endings of gauges of ours that are not added up."""
+
+
+def mode_of(name: str, kind: str) -> str:
+    """Return how a family of several workers is shown: `once`, `sum`, `max`, or `pid`, each process for itself.
+
+    What another's collector reads may be the process's or the whole world's: it is not added up.
+    """
+    if kind in {"info", "stateset", "unknown"} or name in OF_THE_MACHINE or name.startswith("python_info"):
+        return "once"
+    if not name.startswith(OURS):
+        return "pid"
+    return "max" if kind == "gauge" and name.endswith(LATEST_OR_WORST) else "sum"
+
+
+def is_reader(collector: object) -> bool:
+    """Tell whether a collector is read at scrape only."""
+    return not isinstance(collector, Bounded) and not is_stock(collector)
+
+
+class Readers:
+    """The collectors of one registry that are read at scrape; `once` is what this process alone shows of them."""
+
+    def __init__(self, worker: Worker, scope: str, collectors: Callable[[], Iterable[Any]], faults: Faults) -> None:
+        self.once: list[Metric] = []
+        self._worker = worker
+        self._scope = scope
+        self._collectors = collectors
+        self._faults = faults
+        self._described: dict[str, tuple[bytes, str]] = {}
+        self._cells: dict[tuple[bytes, tuple[str, ...]], list[float] | None] = {}
+
+    def answer(self) -> None:
+        """Read everything, into the files of this worker."""
+        once: list[Metric] = []
+        seen: set[tuple[bytes, tuple[str, ...]]] = set()
+        for collector in self._collectors():
+            if not is_reader(collector):
+                continue
+            try:
+                for family in collector.collect():
+                    if isinstance(collector, MetricWrapperBase) or mode_of(family.name, family.type) == "once":
+                        once.append(family)
+                    else:
+                        self._write(family, seen)
+            except Exception as exc:  # noqa: BLE001 - a user's collector raises what it likes
+                self._faults("collect", exc)
+        for key in self._cells.keys() - seen:
+            self._clear(key)
+        self.once = once
+
+    def _write(self, family: Metric, seen: set[tuple[bytes, tuple[str, ...]]]) -> None:
+        found = self._described.get(family.name)
+        if found is None:
+            mode = mode_of(family.name, family.type)
+            described = describe(self._scope, family.name, family.type, family.documentation, mode, cumulated=True)
+            found = self._described[family.name] = orjson.dumps(described), f"{family.name}_created"
+        described_as, created = found
+        for sample in family.samples:
+            if sample.name == created:
+                continue
+            key = described_as, record_labels(sample.name, sample.labels.items())
+            seen.add(key)
+            cells = self._cells.get(key)
+            if cells is None:
+                cells = self._cells[key] = self._worker.allocate(*key, [0.0, 0.0])
+            if cells is not None:
+                cells[0], cells[1] = sample.value, 1.0
+
+    def _clear(self, key: tuple[bytes, tuple[str, ...]]) -> None:
+        cells = self._cells[key]
+        if cells is not None:
+            cells[1] = 0.0

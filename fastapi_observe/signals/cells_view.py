@@ -1,0 +1,180 @@
+"""`/metrics` of many workers: what one install shows when any of them is asked."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from fastapi_observe.signals.cells import SharedCells
+from fastapi_observe.signals.cells_client import ClientCells, honours_directory, is_stock
+from fastapi_observe.signals.cells_merged import Exemplars, Index, Merged
+from fastapi_observe.signals.cells_readers import Readers
+from fastapi_observe.signals.cells_samples import Samples
+from fastapi_observe.signals.series import Bounded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from prometheus_client.metrics_core import Metric
+
+    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.signals.cells import Answer, Worker, WorkersCollector
+    from fastapi_observe.signals.series import SeriesBudget
+
+
+class SharedView:
+    """The metrics of one install among the workers: its own are shared from here on, and those of its registries."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what an install shows
+        self,
+        worker: Worker,
+        scope: str,
+        budget: SeriesBudget,
+        metrics: Callable[[], Iterable[Bounded]],
+        registries: Sequence[CollectorRegistry],
+        faults: Faults,
+        collectors: Callable[[Any], list[Any]],
+        about: WorkersCollector,
+    ) -> None:
+        self.worker = worker
+        self.cells = SharedCells(worker, budget, scope, metrics, faults)
+        self._faults = faults
+        self._collectors = collectors
+        self._about = about
+        self._index = Index()
+        self._registries = {registry: "default" if registry is REGISTRY else scope for registry in registries}
+        self._readers = {
+            registry: Readers(worker, f"{name}/read", lambda registry=registry: collectors(registry), faults)  # type: ignore[misc]
+            for registry, name in self._registries.items()
+        }
+        self._client: ClientCells | None = None
+        if not honours_directory():
+            self._client = worker.attached.setdefault("client", ClientCells(worker))
+            for registry, name in self._registries.items():
+                if type(registry) is CollectorRegistry:
+                    self._client.open(registry, f"{name}/client")
+        about.worker = worker
+        worker.answerers.append(self._answer)
+
+    def close(self) -> None:
+        """Read everything a last time; the caller then takes the cells back, as in a fork."""
+        self._answer(exemplars=False)
+        self.worker.answerers.remove(self._answer)
+        if self._client is not None:
+            for registry in self._registries:
+                if type(registry) is CollectorRegistry:
+                    self._client.close(registry)
+
+    def forked(self) -> None:
+        """Have cells of this process again, in a forked child."""
+        self.cells.detach()
+        self._about.worker = None
+
+    def forget_client(self) -> None:
+        """Do the same for prometheus_client's own metrics, once for all installs of this process."""
+        client = self.worker.attached.pop("client", None)
+        if client is not None:
+            client.forked()
+
+    def _answer(self, exemplars: bool) -> Answer:  # noqa: FBT001 - as runtime calls it
+        found: Answer = []
+        for part in (self.cells, self._client):
+            if part is not None:
+                found.extend(part.answer(exemplars))
+        for readers in self._readers.values():
+            readers.answer()
+        return found
+
+    def scrape(self, *, openmetrics: bool) -> list[SharedRegistry]:
+        """Read what all workers have counted; return the registries with it."""
+        self.worker.ask(exemplars=openmetrics)
+        token, readings = self.worker.read()
+        before = len(self._index.strange)
+        self._index.update(token, readings)
+        if len(self._index.strange) > before:
+            self._faults("workers.shape", ValueError("a worker has another metric of the same name"))
+        exemplars: Exemplars = {}
+        for name, entries in self.worker.exemplars.items() if openmetrics else ():
+            for at, cell, labels, value, timestamp in entries:
+                exemplars.setdefault((name, at), {})[cell] = (labels, value, timestamp)
+        return [SharedRegistry(self, registry, name, exemplars) for registry, name in self._registries.items()]
+
+    def shown(self, registry: CollectorRegistry, name: str, exemplars: Exemplars) -> Iterator[Any]:
+        """Yield what a registry shows: our own families, prometheus_client's, and what collectors read."""
+        families = self._index.families
+        shown: set[str] = set()
+        for collector in self._collectors(registry):
+            if isinstance(collector, Bounded):
+                family = families.get((self.cells.scope, collector.family()[0]))
+                shown.add(collector.family()[0])
+                yield MergedText(family, exemplars, self._alone(collector)) if isinstance(family, Merged) else collector
+        if registry is next(iter(self._registries)):  # ours stand in the first one; another worker may have made more
+            for (scope, family_name), family in families.items():
+                if scope == self.cells.scope and family_name not in shown and isinstance(family, Merged):
+                    yield MergedText(family, exemplars, [])
+        for (scope, _), family in families.items():
+            if scope in {f"{name}/client", f"{name}/read"} and isinstance(family, Samples):
+                yield Given([family.metric(self._alone_client(family, scope))])
+        yield Given(self._readers[registry].once)
+        if self._client is None and os.path.isdir(os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")):  # noqa: PTH112
+            yield from self._of_directory(registry)
+
+    def _alone(self, metric: Bounded) -> list[Bounded]:
+        return [child for child in self.cells.alone if child.family() == metric.family()]
+
+    def _alone_client(self, family: Samples, scope: str) -> list[tuple[tuple[str, ...], float, float]]:
+        return [
+            (value.labels, value.cells[0], value.cells[1])
+            for value in (() if self._client is None else self._client.alone)
+            if self._client is not None and self._client.is_of(value, scope, family.name)
+        ]
+
+    def _of_directory(self, registry: CollectorRegistry) -> Iterator[Any]:
+        """Yield what prometheus_client's own multiprocess mode shows, in the registry that has such metrics."""
+        from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415 - only where it was wanted
+
+        if registry is REGISTRY or any(is_stock(collector) for collector in self._collectors(registry)):
+            yield MultiProcessCollector(None)  # type: ignore[no-untyped-call]
+
+
+class SharedRegistry:
+    """A registry as all workers have it."""
+
+    def __init__(self, view: SharedView, registry: CollectorRegistry, name: str, exemplars: Exemplars) -> None:
+        self._view = view
+        self._of = registry, name, exemplars
+
+    def shown(self) -> Iterator[Any]:
+        """Yield the collectors."""
+        return self._view.shown(*self._of)
+
+
+class Given:
+    """A collector of families that are there already."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self.families = families
+
+    def collect(self) -> list[Metric]:
+        """Return them."""
+        return self.families
+
+
+class MergedText:
+    """A merged family, ready to be written."""
+
+    def __init__(self, merged: Merged, exemplars: Exemplars, alone: list[Bounded]) -> None:
+        self._merged = merged
+        self._exemplars = exemplars
+        self._alone = alone
+
+    def family(self) -> tuple[str, str]:
+        """Return the name of the family, without the ending of counters, and its type."""
+        return self._merged.family()
+
+    def text(self, *, openmetrics: bool) -> str:
+        """Return the family in the text format, or in OpenMetrics with exemplars; empty without a series."""
+        series = self._merged.series_of_all(self._exemplars, self._alone)
+        return self._merged.shape.text_of(series, openmetrics=openmetrics)

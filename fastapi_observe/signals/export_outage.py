@@ -1,0 +1,85 @@
+"""A collector that fails: when it is tried again, and what is told about it."""
+
+from __future__ import annotations
+
+import logging
+import random
+from contextlib import suppress
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from fastapi_observe.signals.export_transport import Answer
+
+OPEN_AFTER: Final = 3
+"""Failures in a row after which the collector is only probed."""
+
+PROBE_EVERY: Final = 5.0
+"""Seconds between two probes."""
+
+FIRST_WAIT: Final = 1.0
+"""Seconds until the second try, doubled for the third."""
+
+JITTER: Final = 0.2
+"""How far a wait is moved at random, so that many processes do not come back as one."""
+
+REPEAT_AFTER: Final = 60.0
+"""Seconds until the same cause is told again."""
+
+
+class Outage:
+    """Whether exports of one signal fail at the moment, and since when."""
+
+    def __init__(self, items: str, target: str) -> None:
+        self.failures = 0
+        self.retry_at = 0.0
+        self.strict = False  # the collector itself has said when to come again
+        self.probes = False  # only probe it
+        self.items = items
+        self.target = target
+        self._since = 0.0
+        self._lost_before = 0
+        self._told: dict[str, float] = {}
+
+    def failed(self, answer: Answer, lost: int, *, probing: bool = False) -> None:
+        """Note a failure. `lost` is how many items had been dropped before it."""
+        if probing and answer.reason == "http_4xx":  # it is there, and dislikes an empty request
+            self.answered()
+            return
+        now = monotonic()
+        if not self.failures:
+            self._since, self._lost_before = now, lost
+        self.failures += 1
+        self.probes = self.failures >= OPEN_AFTER
+        wait = PROBE_EVERY if self.probes else FIRST_WAIT * 2 ** (self.failures - 1)
+        wait *= random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - no secret
+        self.strict = answer.retry_after is not None
+        self.retry_at = now + max(wait, answer.retry_after or 0.0)
+        kept = "they are kept, the newest at most" if answer.retry else "they are lost"
+        self.tell(answer.reason, f"cannot export {self.items} to {self.target}: {answer.told}; {kept}")
+
+    def answered(self) -> None:
+        """Note that a probe was answered: the next request carries items."""
+        self.probes, self.retry_at, self.strict = False, 0.0, False
+
+    def succeeded(self, lost: int) -> None:
+        """Note a success; tell the end of an outage. `lost` is how many items have been dropped so far."""
+        if not self.failures:
+            return
+        self.answered()
+        self.failures = 0
+        self._told.clear()
+        seconds, lost = monotonic() - self._since, lost - self._lost_before
+        _log(f"exports {self.items} to {self.target} again after {seconds:.0f} s; {lost} were lost")
+
+    def tell(self, cause: str, text: str) -> None:
+        """Log a warning, at most once a minute for each cause."""
+        now = monotonic()
+        if now - self._told.get(cause, -REPEAT_AFTER) >= REPEAT_AFTER:
+            self._told[cause] = now
+            _log(f"{text} (told once a minute)")
+
+
+def _log(text: str) -> None:
+    with suppress(Exception):  # telling is best effort: a handler of the user's raises what it likes
+        logging.getLogger("fastapi_observe").warning("fastapi-observe %s", text)

@@ -1,0 +1,195 @@
+"""What waits for export, and the count of what became of everything else; exact, whoever asks and when."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from time import time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from fastapi_observe.signals.export_counts import Counts, Durations
+
+if TYPE_CHECKING:
+    from fastapi_observe.signals.export_transport import Answer
+
+SLICE: Final = 32
+"""Items that are encoded in one go."""
+
+LARGEST_BODY: Final = 4_194_304
+"""Bytes of one request before compression: what gRPC and collectors take without being told to."""
+
+MOST_ATTEMPTS: Final = 2
+"""Requests that an item may be part of: one that breaks the collector must not block the others."""
+
+Entry = tuple[Any, bytes, int]
+"""The group of an encoded item, its bytes, and how many requests it was part of."""
+
+
+class Limits(NamedTuple):
+    """What a queue may hold and how long things may take: items, bytes, seconds."""
+
+    items: int
+    bytes: int
+    batch: int
+    delay: float
+    timeout: float
+    shutdown: float
+
+
+class Store:
+    """Items on their way: raw, encoded, being sent. The oldest are dropped where a limit is passed.
+
+    `raw` may be appended to by anyone at any time; all else is done under `changed`, whose holder may take it again: an
+    item may come from `__del__` in the middle of ourselves.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.changed = threading.Condition(threading.RLock())
+        self.raw: deque[Any] = deque()
+        self.ready: deque[Entry] = deque()
+        self.sending: list[Entry] = []
+        self.released = 0  # how many of `ready` are due
+        self.closed = False
+        self.abandoned = False
+        self.dropped: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
+        self.durations = Durations()
+        self._largest = min(LARGEST_BODY, limits.bytes // 8)
+        self._taken = self._encoding = self._bytes = self._exported = 0
+        self._last_success: float | None = None
+
+    def counts(self) -> Counts:
+        """Read every count."""
+        with self.changed:
+            self.shed()
+            raw = len(self.raw)
+            return Counts(
+                produced=self._taken + raw,
+                exported=self._exported,
+                dropped=dict(self.dropped),
+                queued=raw + self._encoding + len(self.ready) + len(self.sending),
+                queued_bytes=self._bytes,
+                failures=dict(self.failures),
+                durations=(self.durations.cumulative(), self.durations.total),
+                last_success=self._last_success,
+            )
+
+    def produced(self) -> int:
+        """Count what was ever put."""
+        return self._taken + len(self.raw)
+
+    def settled(self) -> int:
+        """Count what was exported or dropped."""
+        return self._exported + self.dropped.total()
+
+    def lost(self) -> int:
+        """Count what was dropped."""
+        return self.dropped.total()
+
+    def shed(self) -> None:
+        """Drop the oldest until the limits hold."""
+        with self.changed:
+            excess = len(self.raw) + len(self.ready) - self.limits.items
+            while self.ready and (excess > 0 or self._bytes > self.limits.bytes):
+                self._bytes -= len(self.ready.popleft()[1])
+                self.dropped["queue_full" if excess > 0 else "bytes"] += 1
+                self.released = max(0, self.released - 1)
+                excess -= 1
+            for _ in range(min(excess, len(self.raw))):
+                self.raw.popleft()
+                self._taken += 1
+                self.dropped["queue_full"] += 1
+
+    def take_slice(self) -> list[Any]:
+        """Take raw items to encode."""
+        with self.changed:
+            self.shed()
+            items = [self.raw.popleft() for _ in range(min(SLICE, len(self.raw)))]
+            self._taken += len(items)
+            self._encoding = len(items)
+            return items
+
+    def add(self, entries: list[Entry]) -> None:
+        """Add what became of the items taken last; those that are missing could not be encoded."""
+        with self.changed:
+            if self.abandoned:
+                return
+            fit = [entry for entry in entries if len(entry[1]) <= self._largest]
+            self._drop("internal_error", self._encoding - len(entries))
+            self._drop("too_large", len(entries) - len(fit))
+            self._encoding = 0
+            self.ready.extend(fit)
+            self._bytes += sum(len(entry[1]) for entry in fit)
+            self.shed()
+
+    def take_batch(self) -> list[Entry]:
+        """Take the oldest encoded items, as many as one request may carry."""
+        with self.changed:
+            size = 0
+            while self.ready and len(self.sending) < self.limits.batch:
+                size += len(self.ready[0][1])
+                if size > LARGEST_BODY and self.sending:
+                    break
+                self.sending.append(self.ready.popleft())
+            self.released = max(0, self.released - len(self.sending))
+            return [*self.sending]
+
+    def settle(self, answer: Answer) -> None:
+        """Count what became of the batch taken last, or put it back."""
+        with self.changed:
+            if self.abandoned:
+                return
+            batch, self.sending = self.sending, []
+            again: list[Entry] = []
+            if answer.reason:
+                self.failures[answer.reason] += 1
+                again = self._failed(batch, answer)
+            elif batch:
+                rejected = min(answer.rejected, len(batch))
+                self._exported += len(batch) - rejected
+                self._drop("rejected", rejected)
+                self._last_success = time()
+            self.ready.extendleft(reversed(again))
+            self.released += len(again)
+            self._bytes += sum(len(entry[1]) for entry in again) - sum(len(entry[1]) for entry in batch)
+            self.shed()
+            self.changed.notify_all()
+
+    def _failed(self, batch: list[Entry], answer: Answer) -> list[Entry]:
+        """Drop what may not be sent again; return what may."""
+        if self.closed:
+            self._drop("shutdown", len(batch))
+            return []
+        if not answer.retry:
+            self._drop("internal_error" if answer.reason == "internal" else "rejected", len(batch))
+            return []
+        if not answer.reached:
+            return batch
+        again = [(group, data, tries + 1) for group, data, tries in batch if tries + 1 < MOST_ATTEMPTS]
+        self._drop("export_failed", len(batch) - len(again))
+        return again
+
+    def _drop(self, reason: str, number: int) -> None:
+        if number:
+            self.dropped[reason] += number
+
+    def refuse_raw(self) -> None:
+        """Drop what was put after the end."""
+        with self.changed:
+            number = len(self.raw)
+            for _ in range(number):
+                self.raw.popleft()
+            self._taken += number
+            self._drop("shutdown", number)
+
+    def abandon(self) -> None:
+        """Drop everything that is left, and count nothing from now on but what is put."""
+        with self.changed:
+            self.abandoned = True
+            self.refuse_raw()
+            self._drop("shutdown", self._encoding + len(self.ready) + len(self.sending))
+            self.ready.clear()
+            self.sending.clear()
+            self._encoding = self._bytes = self.released = 0
+            self.changed.notify_all()

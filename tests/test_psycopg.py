@@ -1,0 +1,652 @@
+"""Instrumented psycopg pools, sync and async, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from fastapi import FastAPI
+from opentelemetry.trace import StatusCode
+from pools import PASSWORD, SECRET, Broken, Told, running_postgresql, tcp_to
+from psycopg import sql
+from psycopg.pq import TransactionStatus
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, NullConnectionPool, PoolTimeout
+from starlette.testclient import TestClient
+
+from fastapi_observe.clients import pools
+from fastapi_observe.clients.psycopg import instrument_pool
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from conftest import Seen
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """Yield the URL of a real PostgreSQL."""
+    with running_postgresql() as found:
+        yield found
+
+
+@pytest.fixture
+def told(observed: Callable[..., Seen]) -> Told:
+    """Install on an app."""
+    return Told(observed)
+
+
+@pytest.fixture
+def table(url: str) -> None:
+    """Make a table without rows."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP TABLE IF EXISTS people")
+        connection.execute("CREATE TABLE people (id int, email text UNIQUE)")
+
+
+@pytest.fixture
+def pool(url: str, told: Told, table: None) -> Iterator[ConnectionPool]:
+    """Yield a pool that was instrumented before it was opened."""
+    pool = ConnectionPool(url, min_size=1, max_size=2, open=False, name="main", kwargs={"autocommit": True})
+    instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+    with pool:
+        yield pool
+
+
+@pytest.fixture
+async def async_pool(url: str, told: Told, table: None) -> AsyncIterator[AsyncConnectionPool]:
+    """Yield an async pool that was instrumented before it was opened."""
+    pool = AsyncConnectionPool(url, min_size=1, max_size=2, open=False, name="main", kwargs={"autocommit": True})
+    instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+    async with pool:
+        yield pool
+
+
+FILL = "INSERT INTO people SELECT n, n::text FROM generate_series(0, 119) AS n"
+DIVIDE = "SELECT 1 / (3 - n) FROM generate_series(1, 9) AS n"
+EACH_METHOD = (
+    ["INSERT people", "UPDATE people", "SELECT people", "INSERT people", "SELECT people", "COPY people", "COPY people"],
+    [2, 2, 2, 3, 5, 2, 7],
+)
+
+
+# What is measured
+
+
+def test_each_method_is_one_query(pool: ConnectionPool, told: Told) -> None:
+    """Every method of connection and cursor that sends a statement is a span, a count, a duration and a line."""
+    with pool.connection() as connection:
+        connection.execute("INSERT INTO people VALUES (1, 'a'), (2, 'b')")
+        with connection.cursor() as cursor:
+            assert cursor.execute(b"UPDATE people SET id = id + %s", (0,), prepare=True) is cursor
+            assert len(cursor.execute("SELECT * FROM people").fetchall()) == 2
+            cursor.executemany("INSERT INTO people VALUES (%s, %s)", [(3, "c"), (4, "d"), (5, "e")])
+            assert len(list(cursor.stream("SELECT * FROM people WHERE id > %s", (0,)))) == 5
+            with cursor.copy("COPY people FROM STDIN") as copy:
+                copy.write_row((6, "f"))
+                assert pool.get_stats()["requests_waiting"] == 0
+                copy.write_row((7, "g"))
+            with cursor.copy("COPY people TO STDOUT") as copy:
+                assert len(list(copy.rows())) == 7
+    assert (told.names, told.rows) == EACH_METHOD
+    assert [(span.attributes or {}).get("db.operation.batch.size") for span in told.spans][3] == 3
+    told.agree()
+
+
+async def test_each_async_method_is_one_query(async_pool: AsyncConnectionPool, told: Told) -> None:
+    """So it is for an async pool."""
+    async with async_pool.connection() as connection:
+        await connection.execute("INSERT INTO people VALUES (1, 'a'), (2, 'b')")
+        async with connection.cursor() as cursor:
+            assert await cursor.execute(b"UPDATE people SET id = id + %s", (0,), prepare=True) is cursor
+            assert len(await (await cursor.execute("SELECT * FROM people")).fetchall()) == 2
+            await cursor.executemany("INSERT INTO people VALUES (%s, %s)", [(3, "c"), (4, "d"), (5, "e")])
+            assert len([row async for row in cursor.stream("SELECT * FROM people WHERE id > %s", (0,))]) == 5
+            async with cursor.copy("COPY people FROM STDIN") as copy:
+                await copy.write_row((6, "f"))
+                await copy.write_row((7, "g"))
+            async with cursor.copy("COPY people TO STDOUT") as copy:
+                assert len([row async for row in copy.rows()]) == 7
+    assert (told.names, told.rows) == EACH_METHOD
+    told.agree()
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+def test_facts(url: str, told: Told, *, tcp: bool) -> None:
+    """A span says which server, database and pool it was, and never as whom."""
+    with tcp_to(url) as over_tcp, ConnectionPool(over_tcp if tcp else url, min_size=1, open=True) as pool:
+        instrument_pool(told.observe.db, pool, name="people", faults=told.observe.faults)
+        with pool.connection() as connection:
+            connection.execute("SELECT 1 WHERE 'a' <> %s", (SECRET,))
+    (span,) = told.spans
+    where: dict[str, Any] = {"server.address": url.rpartition("host=")[2]}
+    if tcp:
+        where = {"server.address": "127.0.0.1", "server.port": int(over_tcp.rpartition(":")[2].partition("/")[0])}
+    assert span.attributes == {
+        "db.system.name": "postgresql",
+        "db.operation.name": "SELECT",
+        "db.query.text": "SELECT ? WHERE ? <> %s",
+        "db.namespace": "postgres",
+        "db.client.connection.pool.name": "people",
+        "db.response.returned_rows": 1,
+        **where,
+    }
+    everything = told.everything()
+    assert SECRET not in everything
+    assert PASSWORD not in everything
+
+
+def test_composed_statements(pool: ConnectionPool, told: Told) -> None:
+    """Statements that psycopg composes are shown without their values."""
+    query = sql.SQL("SELECT {} FROM {} WHERE email = {}").format(
+        sql.Identifier("id"), sql.Identifier("people"), sql.Literal(SECRET)
+    )
+    with pool.connection() as connection:
+        connection.execute(query)
+    assert told.names == ["SELECT people"]
+    assert (told.spans[0].attributes or {})["db.query.text"] == 'SELECT "id" FROM "people" WHERE email = ?'
+    assert SECRET not in told.everything()
+
+
+def test_text_of_statements() -> None:
+    """A template string is shown with placeholders; anything else is what it is as text."""
+
+    class Template:
+        strings = ("SELECT ", " FROM people WHERE id = ", "")
+        interpolations = (1, SECRET)
+
+    assert pools.text_of(Template()) == "SELECT %s FROM people WHERE id = %s"
+    assert pools.text_of(5) == "5"
+
+
+def test_part_of_a_request(pool: ConnectionPool, told: Told, observed: Callable[..., Seen]) -> None:
+    """Queries of a sync endpoint are children of its server span, and count in its line."""
+    app = FastAPI()
+    mine = Told(lambda _: observed(app))
+    instrument_pool(mine.observe.db, pool, faults=mine.observe.faults)
+
+    @app.get("/")
+    def endpoint() -> None:
+        with pool.connection() as connection:
+            connection.execute("SELECT 1")
+            connection.execute("SELECT 2")
+
+    with TestClient(app) as client:
+        client.get("/")
+    (server,) = mine.seen.server_spans
+    assert server.context is not None
+    assert [span.parent.span_id for span in mine.spans if span.parent] == [server.context.span_id] * 2
+    (line,) = mine.seen.request_lines
+    assert line["fields"]["db_count"] == 2
+    assert told.queries == 0
+
+
+def test_one_span_inside_a_query(pool: ConnectionPool, told: Told) -> None:
+    """What is sent inside `db.query` is part of it: one span, which learns the statement."""
+    with told.observe.db.query("SELECT", table="people"), pool.connection() as connection:
+        connection.execute("SELECT * FROM people WHERE id = 7")
+        with connection.transaction(), connection.cursor() as cursor:
+            assert list(cursor.stream("SELECT 1")) == [(1,)]
+            with cursor.copy("COPY people TO STDOUT") as copy:
+                assert list(copy) == []
+            with connection.cursor(name="here") as server:
+                assert server.execute("SELECT 1").fetchall() == [(1,)]
+    (span,) = told.spans
+    assert (span.attributes or {})["db.query.text"] == "SELECT * FROM people WHERE id = ?"
+    assert told.events("main") == {"begin": 1, "commit": 1}
+    told.agree()
+
+
+# What fails
+
+
+@pytest.mark.parametrize(
+    ("statement", "parameters"),
+    [
+        ("INSERT INTO people VALUES (1, %s)", (SECRET,)),
+        (f"INSERT INTO people VALUES (1, '{SECRET}')", None),  # noqa: S608 - it is refused
+        ("SELECT %s::int", (SECRET,)),
+        (f"SELECT '{SECRET}'::int", None),
+    ],
+)
+def test_errors(pool: ConnectionPool, told: Told, statement: str, parameters: tuple[str, ...] | None) -> None:
+    """An error reaches the caller as psycopg made it; what it tells of values is in no span, line or metric."""
+    with pool.connection() as connection:
+        connection.execute("INSERT INTO people VALUES (1, %s)", (SECRET,))
+        with pytest.raises(psycopg.Error) as caught:
+            connection.execute(statement.encode(), parameters)
+    assert SECRET in str(caught.value)
+    span = told.spans[-1]
+    name = f"{type(caught.value).__module__}.{type(caught.value).__qualname__}"
+    assert (span.status.status_code, (span.attributes or {})["error.type"]) == (StatusCode.ERROR, name)
+    assert SECRET not in told.everything()
+    told.agree()
+
+
+async def test_async_errors(async_pool: AsyncConnectionPool, told: Told) -> None:
+    """So it is for an async pool."""
+    async with async_pool.connection() as connection:
+        await connection.execute("INSERT INTO people VALUES (1, %s)", (SECRET,))
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            await connection.execute("INSERT INTO people VALUES (1, %s)", (SECRET,))
+    assert SECRET not in told.everything()
+    told.agree()
+
+
+def test_timeouts(pool: ConnectionPool, told: Told) -> None:
+    """A query that the server gave up has the outcome `timeout`, one that somebody stopped `cancelled`."""
+    stop = "SELECT pg_cancel_backend(pg_backend_pid())"
+    with pool.connection() as connection:
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            connection.execute(stop)
+        connection.execute("SET statement_timeout = 20")
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            connection.execute("SELECT pg_sleep(5)")
+    lines = [line for line in told.seen.lines if line["logger"] == "fastapi_observe.operation"]
+    assert [line["fields"]["outcome"] for line in lines] == ["cancelled", "ok", "timeout"]
+    told.agree()
+
+
+async def test_cancellation(async_pool: AsyncConnectionPool, told: Told) -> None:
+    """A cancelled query has the outcome `cancelled`; its task is cancelled, its connection goes back."""
+
+    async def work() -> None:
+        async with async_pool.connection() as connection:
+            await connection.execute("SELECT pg_sleep(5)")
+
+    task = asyncio.create_task(work())
+    count = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(5)'"
+    async with asyncio.timeout(5), async_pool.connection() as other:
+        while await (await other.execute(count)).fetchone() == (0,):
+            pass
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    lines = [line for line in told.seen.lines if line["logger"] == "fastapi_observe.operation"]
+    assert [line["fields"]["outcome"] for line in lines if line["fields"]["outcome"] != "ok"] == ["cancelled"]
+    told.agree()
+
+
+def test_failures_of_streams_and_copies(pool: ConnectionPool, told: Told) -> None:
+    """A stream or copy that fails is a failed query, wherever it fails; the exception is the same object."""
+    mine = LookupError("mine")
+
+    def copy_badly(cursor: psycopg.Cursor) -> None:
+        with cursor.copy("COPY people FROM STDIN") as copy:
+            copy.write_row((1, "a"))
+            raise mine
+
+    with pool.connection() as connection, connection.cursor() as cursor:
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            list(cursor.stream(DIVIDE))
+        with pytest.raises(psycopg.errors.SyntaxError), cursor.copy("COPY nonsense"):
+            pass
+        with pytest.raises(LookupError) as caught:
+            copy_badly(cursor)
+    assert caught.value is mine
+    assert [span.status.status_code.name for span in told.spans] == ["ERROR"] * 3
+    assert [(span.attributes or {})["error.type"] for span in told.spans][2] == "LookupError"
+    told.agree()
+
+
+def test_misuse(pool: ConnectionPool, url: str) -> None:
+    """What psycopg refuses it refuses as before."""
+    connection = pool.getconn()
+    pool.putconn(connection)
+    with pytest.raises(ValueError, match="doesn't come from any pool"):
+        pool.putconn(connection)
+    with psycopg.connect(url) as foreign, pytest.raises(ValueError, match="doesn't come from any pool"):
+        pool.putconn(foreign)
+    with pool.connection() as connection, pytest.raises(TypeError):
+        connection.cursor().execute()  # type: ignore[call-overload]
+
+
+def test_our_faults_reach_nobody(url: str) -> None:
+    """Where all that we do fails, queries work, and each fault is counted."""
+    broken = Broken()
+    with ConnectionPool(url, min_size=1, open=True) as pool:
+        instrument_pool(broken, pool, faults=broken.note)  # type: ignore[arg-type]
+        with pool.connection() as connection, connection.cursor(name="here") as cursor:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+            assert cursor.execute("SELECT 1").fetchall() == [(1,)]
+    assert set(broken.faults) == {"pool.waited", "pool.begin", "pool.event"}
+
+
+# Transactions and cursors
+
+
+def test_transactions_are_counts(url: str, told: Told) -> None:
+    """Commands about transactions are counts, those that psycopg sends by itself too; so is the pool's rollback."""
+    with ConnectionPool(url, min_size=1, max_size=1, open=True, name="main") as pool:
+        instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        with pool.connection() as connection:
+            connection.execute("SELECT 1")
+        with suppress(ZeroDivisionError), pool.connection() as connection:
+            connection.execute("SELECT 2")
+            raise ZeroDivisionError
+        with pool.connection() as connection, connection.transaction():
+            with connection.transaction():
+                connection.execute("SELECT 3")
+            with suppress(ZeroDivisionError), connection.transaction():
+                raise ZeroDivisionError
+        with pool.connection() as connection:
+            connection.autocommit = True
+            connection.execute("start transaction")
+            connection.execute("ROLLBACK")
+            connection.autocommit = False
+        connection = pool.getconn()
+        connection.execute("SELECT 4")
+        pool.putconn(connection)
+        connection = pool.getconn()
+        connection.close()
+        pool.putconn(connection)
+    assert told.events("main") == {
+        "begin": 5,
+        "commit": 2,
+        "rollback": 3,
+        "savepoint": 2,
+        "release_savepoint": 2,
+        "rollback_savepoint": 1,
+    }
+    assert [(span.attributes or {})["db.query.text"] for span in told.spans] == ["SELECT ?"] * 4
+    told.agree()
+
+
+async def test_async_transactions_are_counts(url: str, told: Told) -> None:
+    """So it is for an async pool."""
+    async with AsyncConnectionPool(url, min_size=1, max_size=1, open=False, name="main") as pool:
+        instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        async with pool.connection() as connection:
+            await connection.execute("SELECT 1")
+        async with pool.connection() as connection:
+            await connection.set_autocommit(True)
+            await connection.execute("BEGIN")
+            await connection.execute("ABORT")
+    assert told.events("main") == {"begin": 2, "commit": 1, "rollback": 1}
+    told.agree()
+
+
+def test_what_the_pool_does_is_not_measured(url: str, told: Told) -> None:
+    """Queries of `configure`, `check` and `reset` are no queries of the user's."""
+    done: list[str] = []
+
+    def step(name: str) -> Callable[[Any], None]:
+        def call(connection: Any) -> None:
+            done.append(name)
+            connection.execute("SELECT 1")
+            connection.commit()
+            if name == "reset":
+                back.set()
+
+        return call
+
+    back = threading.Event()
+    steps: dict[str, Any] = {"configure": step("configure"), "check": step("check"), "reset": step("reset")}
+    with ConnectionPool(url, min_size=1, max_size=1, open=False, **steps) as pool:
+        instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        for number in range(2):
+            with pool.connection() as connection:
+                connection.execute(f"SELECT {number} AS n{number}".encode())
+            assert back.wait(5)
+            back.clear()
+        pool.check()
+    assert done == ["configure", "check", "reset", "check", "reset"]
+    assert len(told.spans) == 2
+    assert told.events(pool.name) == {"begin": 2, "commit": 2}
+    told.agree()
+
+
+def test_server_side_cursors_are_one_query(pool: ConnectionPool, told: Told) -> None:
+    """A server-side cursor is one query, however it is read; what its user does meanwhile is not inside it."""
+    with pool.connection() as connection, connection.transaction():
+        connection.execute(FILL)
+        with connection.cursor(name="here") as cursor:
+            cursor.itersize = 7
+            for (number,) in cursor.execute("SELECT id FROM people ORDER BY id"):
+                if number == 60:
+                    connection.execute("SELECT 1")
+            cursor.execute("SELECT id FROM people WHERE id < %s ORDER BY id", (20,))
+            assert cursor.fetchone() == (0,)
+            assert len(cursor.fetchmany(5)) == 5
+            assert len(cursor.fetchmany()) == 1
+            assert len(cursor.fetchall()) == 13
+            assert cursor.fetchone() is None
+            cursor.execute("SELECT email FROM people").fetchmany(3)
+            cursor.execute("SELECT email FROM people WHERE id = 5").fetchone()
+        with pytest.raises(psycopg.InterfaceError, match="the cursor is closed"):
+            cursor.fetchone()
+    assert told.names == ["INSERT people", "SELECT", *["SELECT people"] * 4]
+    assert told.rows == [120, 1, 120, 20, 3, 1]
+    assert {span.parent for span in told.spans} == {None}
+    told.agree()
+
+
+async def test_async_server_side_cursors_are_one_query(async_pool: AsyncConnectionPool, told: Told) -> None:
+    """So it is for an async pool."""
+    async with async_pool.connection() as connection, connection.transaction():
+        await connection.execute(FILL)
+        async with connection.cursor(name="here") as cursor:
+            await cursor.execute("SELECT id FROM people ORDER BY id")
+            assert [row async for row in cursor][-1] == (119,)
+            await cursor.execute("SELECT id FROM people WHERE id < %s ORDER BY id", (20,))
+            assert await cursor.fetchone() == (0,)
+            assert len(await cursor.fetchmany(5)) == 5
+            assert len(await cursor.fetchall()) == 14
+            assert await cursor.fetchone() is None
+    assert told.names == ["INSERT people", "SELECT people", "SELECT people"]
+    assert told.rows == [120, 120, 20]
+    told.agree()
+
+
+def test_cursors_that_are_left(pool: ConnectionPool, told: Told) -> None:
+    """What is not read to its end is over with its transaction, its generator, or when its connection goes back."""
+    with pool.connection() as connection:
+        with connection.transaction():
+            connection.execute(FILL)
+            left = connection.cursor(name="one").execute("SELECT id FROM people")
+            rows_left = iter(left)
+            next(rows_left)
+            assert len(told.spans) == 1
+        assert told.rows == [120, 1]
+        left.close()
+        with closing(connection.cursor().stream("SELECT id FROM people")) as rows:  # type: ignore[type-var]
+            next(rows)
+            assert connection.pgconn.transaction_status == TransactionStatus.ACTIVE
+        assert told.rows == [120, 1, 1]
+        held = connection.cursor(name="two", withhold=True).execute("SELECT id FROM people")
+    assert told.rows == [120, 1, 1, 0]
+    held.close()
+    told.agree()
+
+
+async def test_async_streams_that_are_left(async_pool: AsyncConnectionPool, told: Told) -> None:
+    """So it is for a stream of an async pool."""
+    async with async_pool.connection() as connection:
+        rows = connection.cursor().stream("SELECT generate_series(1, 9)")
+        assert await anext(rows) == (1,)
+        await rows.aclose()  # type: ignore[attr-defined]
+    assert told.rows == [1]
+    told.agree()
+
+
+def test_server_side_cursors_that_fail(pool: ConnectionPool, told: Told) -> None:
+    """A server-side cursor that fails, at its beginning or later, is a failed query."""
+    with pool.connection() as connection:
+        with connection.cursor(name="one") as cursor, pytest.raises(psycopg.errors.SyntaxError):
+            cursor.execute("nonsense")
+        two = connection.cursor(name="two")
+        with pytest.raises(psycopg.errors.DivisionByZero), connection.transaction():
+            two.execute(DIVIDE).fetchall()
+        two.close()
+    assert [span.status.status_code.name for span in told.spans] == ["ERROR"] * 2
+    told.agree()
+
+
+def test_pipelines(pool: ConnectionPool, told: Told) -> None:
+    """In a pipeline each statement is one query, too."""
+    with pool.connection() as connection, connection.pipeline():
+        cursors = [connection.execute("SELECT 1"), connection.execute("SELECT 2")]
+        assert [cursor.fetchone() for cursor in cursors] == [(1,), (2,)]
+    assert told.queries == 2
+    told.agree()
+
+
+def test_cursors_of_the_user(pool: ConnectionPool, told: Told) -> None:
+    """A cursor class of the user's stays one; what is no cursor of psycopg's is left alone."""
+
+    class Own(psycopg.ClientCursor[Any]):
+        """A cursor with attributes of its own."""
+
+        mine = 7
+
+    class Strange:
+        """No cursor."""
+
+        def __init__(self, *_: object, **__: object) -> None:
+            """Take anything."""
+
+    with pool.connection() as connection:
+        connection.cursor_factory = Own
+        cursor = connection.execute("SELECT %s", [1])
+        assert (isinstance(cursor, Own), getattr(cursor, "mine", 0), cursor.fetchone()) == (True, 7, (1,))
+        vars(connection)["cursor_factory"] = Strange
+        strange: object = connection.cursor()
+        assert type(strange) is Strange
+    assert told.queries == 1
+
+
+# Pools
+
+
+def gauges(told: Told) -> dict[str, float | None]:
+    """Read what is shown of the pool `main`."""
+    names = ("active", "idle", "max", "waiting")
+    return {name: told.seen.sample(f"db_connections_{name}", pool="main") for name in names}
+
+
+def test_pool_gauges_and_waits(pool: ConnectionPool, told: Told) -> None:
+    """What the pool is doing is read at the scrape; each wait for a connection is a sample."""
+    pool.wait(5)
+    assert gauges(told) == {"active": 0, "idle": 1, "max": 2, "waiting": 0}
+    with ThreadPoolExecutor(1) as executor:
+        with pool.connection(), pool.connection():
+            waiter = executor.submit(pool.getconn)
+            while not pool.get_stats()["requests_waiting"]:
+                pass
+            assert gauges(told) == {"active": 2, "idle": 0, "max": 2, "waiting": 1}
+            with pytest.raises(PoolTimeout):
+                pool.getconn(timeout=0.01)
+        pool.putconn(waiter.result())
+    assert gauges(told) == {"active": 0, "idle": 2, "max": 2, "waiting": 0}
+    assert told.seen.sample("db_connection_wait_seconds_count", pool="main") == 3
+    assert told.events("main") == {"timeout": 1}
+    told.agree()
+
+
+async def test_async_pool_gauges_and_waits(async_pool: AsyncConnectionPool, told: Told) -> None:
+    """So it is for an async pool."""
+    await async_pool.wait(5)
+    async with async_pool.connection(), async_pool.connection():
+        assert gauges(told) == {"active": 2, "idle": 0, "max": 2, "waiting": 0}
+        with pytest.raises(PoolTimeout):
+            await async_pool.getconn(timeout=0.01)
+    assert told.seen.sample("db_connection_wait_seconds_count", pool="main") == 2
+    assert told.events("main") == {"timeout": 1}
+
+
+def test_pool_that_keeps_nothing(url: str, told: Told) -> None:
+    """A `NullConnectionPool` is a pool like any other; without a limit its most is infinite."""
+    with NullConnectionPool(url, open=True, name="main") as pool:
+        instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        with pool.connection() as connection:
+            connection.execute("SELECT 1")
+            assert gauges(told) == {"active": 1, "idle": 0, "max": float("inf"), "waiting": 0}
+    assert told.queries == 1
+
+
+def test_many_threads(url: str, told: Told) -> None:
+    """Queries of many threads each have their own caller's span as parent."""
+    with ConnectionPool(url, min_size=4, max_size=4, open=True, name="main") as pool:
+        instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+
+        def work(number: int) -> tuple[int, int]:
+            with told.observe.tracing.span(f"caller {number}") as span, pool.connection() as connection:
+                connection.execute(f"SELECT {number} AS n{number}".encode())
+                with connection.cursor(name="here") as cursor:
+                    assert list(cursor.execute("SELECT 1 WHERE 1 = 1")) == [(1,)]
+                return number, span.get_span_context().span_id
+
+        with ThreadPoolExecutor(8) as executor:
+            callers = dict(executor.map(work, range(40)))
+    parents = {
+        (span.attributes or {})["db.query.text"]: span.parent.span_id
+        for span in told.spans
+        if span.parent and "WHERE" not in str(span.attributes)
+    }
+    assert parents == {f"SELECT ? AS n{number}": span for number, span in callers.items()}
+    assert (told.queries, told.events("main")) == (80, {"begin": 40, "commit": 40})
+    told.agree()
+
+
+async def test_many_tasks(url: str, told: Told) -> None:
+    """So it is for the tasks of an async pool."""
+    async with AsyncConnectionPool(url, min_size=1, max_size=20, open=False) as pool:
+        instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+
+        async def work(number: int) -> tuple[int, int]:
+            with told.observe.tracing.span(f"caller {number}") as span:
+                async with pool.connection() as connection:
+                    await connection.execute(f"SELECT {number} AS n{number}".encode())
+                return number, span.get_span_context().span_id
+
+        callers = dict(await asyncio.gather(*(work(number) for number in range(20))))
+    parents = {(span.attributes or {})["db.query.text"]: span.parent.span_id for span in told.spans if span.parent}
+    assert parents == {f"SELECT ? AS n{number}": span for number, span in callers.items()}
+    told.agree()
+
+
+def test_running_pool_and_undo(url: str, told: Told) -> None:
+    """A running pool is instrumented once; undone, pool and connections are what they were, also those in use."""
+
+    class Own(psycopg.Connection[Any]):
+        """A connection of the user's."""
+
+    with ConnectionPool(url, min_size=2, max_size=2, open=True, connection_class=Own, name="main") as pool:
+        look = repr(pool)
+        undo = instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        again = instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        assert (repr(pool), isinstance(pool, ConnectionPool), type(pool) is ConnectionPool) == (look, True, False)
+        with pool.connection() as connection:
+            assert isinstance(connection, Own)
+            connection.execute("SELECT 1")
+            again()
+            connection.execute("SELECT 1")
+            undo()
+            undo()
+            connection.execute("SELECT 1")
+            assert list(connection.cursor().stream("SELECT 1")) == [(1,)]
+        assert type(pool) is ConnectionPool
+        with pool.connection() as one, pool.connection() as two:
+            one.execute("SELECT 1")
+            two.execute("SELECT 1")
+        assert (told.queries, told.events("main")) == (2, {"begin": 1})
+        assert told.seen.samples("db_connections_max") == {}
+        instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        with pool.connection() as one, pool.connection() as two:
+            one.execute("SELECT 1")
+            two.execute("SELECT 1")
+            assert type(one).__mro__.count(Own) == 1
+        assert {type(connection) for connection in pool._pool} == {Own}
+        assert told.queries == 4
+    told.agree()
+
+
+@pytest.mark.parametrize("value", [None, "postgresql://", 5, ConnectionPool])
+def test_what_is_no_pool(value: object, told: Told) -> None:
+    """Anything else is refused by one sentence that says what to pass."""
+    with pytest.raises(TypeError, match=r"cannot instrument a \w+; pass a psycopg_pool.ConnectionPool or AsyncConn"):
+        instrument_pool(told.observe.db, value, faults=told.observe.faults)
