@@ -210,10 +210,11 @@ class Observability:
     def close_operation(self, operation: Operation) -> None:
         """Tell every signal how a piece of work ended."""
         exchange = operation.exchange
-        if exchange is not None and operation.kind in COUNTED and not exchange.complete and not operation.is_part():
+        if exchange is not None and operation.kind in COUNTED and not exchange.complete:
             try:
-                work = exchange.work or self._new_work(exchange)
-                work.add((operation.kind, operation.started, operation.started + operation.duration, operation.repeats))
+                if operation.outer is None or not operation.is_part():
+                    began, work = operation.started, exchange.work or self._new_work(exchange)
+                    work.add((operation.kind, began, began + operation.duration, operation.repeats))
             except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
                 self.faults("work", exc)
         for name, _, signal in reversed(self._signals):

@@ -13,7 +13,7 @@ from fastapi_observe.records.faults import Faults
 from fastapi_observe.settings import ObserveSettings
 from fastapi_observe.signals.business import Business, Catalogue
 from fastapi_observe.signals.metrics import MetricsService
-from fastapi_observe.signals.series import SeriesBudget
+from fastapi_observe.signals.series_budget import SeriesBudget
 
 
 def _metrics(**settings: Any) -> MetricsService:

@@ -1,11 +1,10 @@
-"""The database client: one query is one span, one sample and one line; statements without values."""
+"""The database client: one query is one span, one sample and one line."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import strategies as st
 from opentelemetry.trace import SpanKind, StatusCode
 from starlette.applications import Starlette
 

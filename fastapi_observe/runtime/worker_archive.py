@@ -98,7 +98,7 @@ def _merge(merged: dict[tuple[bytes, tuple[str, ...]], list[float]], reading: Re
         family, how = described[number]
         if how == "drop":
             continue
-        cells: list[float] = reading.values[at : at + count].tolist()
+        cells = list(reading.values[at : at + count])
         before = merged.get((family, labels))
         if before is None or len(before) != len(cells):
             merged[family, labels] = cells
@@ -123,7 +123,7 @@ FOLDS: Final[dict[str, Any]] = {
 def _written(merged: dict[tuple[bytes, tuple[str, ...]], list[float]]) -> tuple[bytes, bytes]:
     numbers: dict[bytes, int] = {}
     lines: list[bytes] = []
-    values = array("d", [0.0] * HEADER)
+    values = array("d", bytes(DOUBLE * HEADER))
     for (family, labels), cells in merged.items():
         if family not in numbers:
             numbers[family] = len(numbers)

@@ -54,6 +54,7 @@ class Worker:
         self._readings: dict[str, Reading] = {}
         self._reading = threading.Lock()
         self._answering = threading.Lock()
+        self._writing = threading.RLock()
         self._join()
         self._thread: threading.Thread | None = threading.Thread(
             target=self._listen, name="fastapi-observe-worker", daemon=True
@@ -109,7 +110,8 @@ class Worker:
     def allocate(self, family: bytes, labels: tuple[str, ...], initial: list[float]) -> list[float] | None:
         """Return the cells of a record, or None when there is no space."""
         try:
-            return self._own.allocate(family, labels, initial)
+            with self._writing:
+                return self._own.allocate(family, labels, initial)
         except OSError:
             self.degraded = True
             return None

@@ -8,12 +8,14 @@ from math import isfinite
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from fastapi_observe.signals.series import Bounded, Counter, Histogram, SeriesBudget
+from fastapi_observe.signals.series import Bounded, Counter, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from prometheus_client import CollectorRegistry
+
+    from fastapi_observe.signals.series_budget import SeriesBudget
 
 M = TypeVar("M", bound=Bounded)
 

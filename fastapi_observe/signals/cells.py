@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from fastapi_observe.records.faults import Faults
-    from fastapi_observe.signals.series import SeriesBudget
+    from fastapi_observe.signals.series_budget import SeriesBudget
 
 Answer = list[tuple[int, int, dict[str, str], float, float]]
 """Exemplars: where the record begins, its cell, then labels, value and time in seconds."""
@@ -37,7 +37,7 @@ class Reading(Protocol):
 
 
 class Worker(Protocol):
-    """This process among the workers of its server."""
+    """A process among the workers of its server."""
 
     degraded: bool
     living: int
@@ -78,7 +78,7 @@ def describe(scope: str, metric: Bounded) -> dict[str, Any]:
         "doc": metric.documentation(),
         "labels": metric.label_names(),
         "bounds": [str(bound) for bound in metric.bounds()] if isinstance(metric, Histogram) else None,
-        "mode": metric.mode if gauge else "sum",
+        "mode": metric.mode if isinstance(metric, Gauge) else "sum",
         "fold": "drop" if gauge else "sum",
     }
 
@@ -194,11 +194,6 @@ class SharedCells:
                 at = self.worker.where(self.described(child), child.label_values())
                 found.extend((at, cell, *kept) for cell, kept in child.exemplars.copy().items())
         return found
-
-    def detach(self) -> None:
-        """Take every series back into this process: gauges as they are, the rest from zero."""
-        with self._lock:
-            detach(self.children())
 
 
 def series_of(metrics: Iterable[Bounded]) -> Iterator[Bounded]:

@@ -10,13 +10,12 @@ from weakref import WeakSet
 import orjson
 from prometheus_client import values as stock
 from prometheus_client.metrics import Counter, Gauge, Histogram, MetricWrapperBase, Summary
-from prometheus_client.utils import floatToGoString
 
 from fastapi_observe.signals.cells_samples import describe, record_labels
-from fastapi_observe.signals.series import Bounded
+from fastapi_observe.signals.series import Bounded, go_float
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from prometheus_client import CollectorRegistry
     from prometheus_client.samples import Exemplar
@@ -90,26 +89,26 @@ class ClientCells:
         self._before: Callable[..., Any] = stock.ValueClass
         self._described: dict[tuple[str, str], bytes] = {}
 
-    def open(self, registry: CollectorRegistry, scope: str) -> None:
-        """Share the values of a registry."""
+    def open(self, registry: CollectorRegistry, scope: str, inherited: dict[int, float]) -> None:
+        """Share the values of a registry, without what they had been `inherited` with, by identity."""
         self._uses[registry] = self._uses.get(registry, 0) + 1
         if self._uses[registry] > 1:
             return
         if not self._scopes:
             self._before = stock.ValueClass
-            stock.ValueClass = self._make  # type: ignore[misc,assignment]
+            stock.ValueClass = self._make
         self._scopes[registry] = scope
         original = registry.register
 
         def register(collector: Any) -> None:
             original(collector)
             if is_stock(collector):
-                self._move(collector, scope)
+                self._move(collector, scope, {})
 
         registry.register = register  # type: ignore[method-assign]
         for collector in list(registry._collector_to_names):  # noqa: SLF001 - as `collectors` in exposition.py
             if is_stock(collector):
-                self._move(collector, scope)
+                self._move(collector, scope, inherited)
 
     def close(self, registry: CollectorRegistry) -> None:
         """Give up one use of a registry; the last one leaves prometheus_client as it was."""
@@ -117,9 +116,9 @@ class ClientCells:
         if self._uses[registry]:
             return
         del self._uses[registry], self._scopes[registry]
-        del registry.register  # type: ignore[method-assign]
+        del registry.register
         if not self._scopes:
-            stock.ValueClass = self._before  # type: ignore[misc,assignment]
+            stock.ValueClass = self._before
             self.detach()
 
     def detach(self) -> None:
@@ -195,15 +194,17 @@ class ClientCells:
         cells[1] = value.cells[1]
         value.cells = cells
 
-    def _move(self, metric: Any, scope: str) -> None:
+    def _move(self, metric: Any, scope: str, inherited: dict[int, float]) -> None:
         """Put numbers that were made before into the files."""
-        for child in [metric] if not metric._labelnames else list(metric._metrics.values()):  # noqa: SLF001
+        for child in _children(metric):
             family = (metric._type, metric._name, metric._documentation, _mode(metric))  # noqa: SLF001
             labels = [*zip(child._labelnames, child._labelvalues, strict=False)]  # noqa: SLF001
             for place, at, name, more in _numbers(child):
                 before = place[at]
                 if not isinstance(before, CellValue) or before not in self.values:
-                    after = self._value(scope, family, name, [*labels, *more], before.get())
+                    after = self._value(
+                        scope, family, name, [*labels, *more], before.get() - inherited.get(id(before), 0.0)
+                    )
                     exemplar = before.get_exemplar()
                     if exemplar is not None:
                         after.set_exemplar(exemplar)
@@ -232,8 +233,27 @@ class ClientCells:
             kept = value.get_exemplar()
             if kept is not None and value not in self.alone:
                 at = self._worker.where(value.family, value.labels)
-                found.append((at, 0, dict(kept.labels), kept.value, kept.timestamp or 0.0))
+                found.append((at, 0, dict(kept.labels), kept.value, float(kept.timestamp or 0.0)))
         return found
+
+
+def inherited(registries: Iterable[Any]) -> dict[int, float]:
+    """Return what counters had when this process was forked: it is the parent's, not counted here.
+
+    Read without the locks, which another thread of the parent may have held.
+    """
+    return {
+        id(place[at]): getattr(place[at], "_value", 0.0)
+        for registry in registries
+        for metric in list(getattr(registry, "_collector_to_names", ()))
+        if is_stock(metric) and not isinstance(metric, Gauge)
+        for child in _children(metric)
+        for place, at, _, _ in _numbers(child)
+    }
+
+
+def _children(metric: Any) -> list[Any]:
+    return list(metric._metrics.values()) if metric._labelnames else [metric]  # noqa: SLF001 - there is no other way
 
 
 def _mode(metric: MetricWrapperBase) -> str:
@@ -248,11 +268,11 @@ def _numbers(child: Any) -> Iterator[tuple[Any, Any, str, list[tuple[str, str]]]
         if attribute in vars(child):
             yield vars(child), attribute, child._name + end, []  # noqa: SLF001
     for at, bound in enumerate(getattr(child, "_upper_bounds", ())):
-        yield child._buckets, at, f"{child._name}_bucket", [("le", floatToGoString(bound))]  # noqa: SLF001
+        yield child._buckets, at, f"{child._name}_bucket", [("le", go_float(bound))]  # noqa: SLF001
 
 
 def _read_functions(metric: Any) -> None:
-    for child in [metric] if not metric._labelnames else list(metric._metrics.values()):  # noqa: SLF001
+    for child in _children(metric):
         if "_child_samples" in vars(child):  # set_function
             with suppress(Exception):  # a user's function raises what it likes; the value stays as it was
                 for sample in child._child_samples():  # noqa: SLF001

@@ -6,13 +6,14 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.signals.cells_samples import Samples
-from fastapi_observe.signals.series import Bounded, Counter, Gauge, Histogram, SeriesBudget, escape
+from fastapi_observe.signals.series import Bounded, Counter, Gauge, Histogram, escape
+from fastapi_observe.signals.series_budget import SeriesBudget
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from fastapi_observe.signals.cells import Reading
-    from fastapi_observe.signals.series import Kept
+    from fastapi_observe.signals.series_budget import Kept
 
 Refs = list[tuple["Reading", int]]
 """Where the cells of one series stand: in whose values, and from where on."""

@@ -1,4 +1,4 @@
-"""Samples of metrics that are not ours, one record each: prometheus_client's own, and what collectors read at scrape."""
+"""Samples of metrics that are not ours, a record each: prometheus_client's own, and what collectors read at scrape."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client.metrics_core import Metric
-from prometheus_client.utils import floatToGoString
+
+from fastapi_observe.signals.series import go_float
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,7 +28,7 @@ def _text(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
-def describe(  # noqa: PLR0913, PLR0917 - what a family is
+def describe(  # noqa: PLR0913 - what a family is
     scope: str, name: str, kind: str, documentation: str, mode: str, *, cumulated: bool = False
 ) -> dict[str, Any]:
     """Return what the others must know of a family; `mode` says how the samples of several workers become one."""
@@ -66,12 +67,12 @@ class Samples:
     def metric(self, alone: Iterable[tuple[tuple[str, ...], float, float]]) -> Metric:
         """Return the family as it is now; `alone` are record labels, values and stamps that could not be shared."""
         found: dict[Key, list[tuple[float, float, int]]] = defaultdict(list)
-        for labels, refs in self.records.items():
+        for record, refs in self.records.items():
             for reading, at in refs:
                 if reading.values[at + 1] and (reading.living or not self.dropped):
-                    found[_key(labels)].append((reading.values[at], reading.values[at + 1], reading.pid))
-        for labels, value, stamp in alone:
-            found[_key(labels)].append((value, stamp, 0))
+                    found[_key(record)].append((reading.values[at], reading.values[at + 1], reading.pid))
+        for record, value, stamp in alone:
+            found[_key(record)].append((value, stamp, 0))
         metric = Metric(self.name, self.documentation, self.type)
         if self.type == "histogram" and not self.cumulated:
             self._add_buckets(metric, found)
@@ -93,16 +94,16 @@ class Samples:
         sums: dict[Labels, float] = {}
         for (_, labels), values in found.items():
             total = sum(value for value, _, _ in values)
-            bound = dict(labels).get("le")
-            if bound is None:
+            le = dict(labels).get("le")
+            if le is None:
                 sums[labels] = total
             else:
-                buckets[tuple(pair for pair in labels if pair[0] != "le")][float(bound)] = total
+                buckets[tuple(pair for pair in labels if pair[0] != "le")][float(le)] = total
         for labels, counts in buckets.items():
             count = 0.0
             for bound, alone in sorted(counts.items()):
                 count += alone
-                metric.add_sample(f"{self.name}_bucket", {**dict(labels), "le": floatToGoString(bound)}, count)
+                metric.add_sample(f"{self.name}_bucket", {**dict(labels), "le": go_float(bound)}, count)
             metric.add_sample(f"{self.name}_count", dict(labels), count)
             if labels in sums and min(counts) >= 0:
                 metric.add_sample(f"{self.name}_sum", dict(labels), sums[labels])

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from fastapi_observe.records.faults import Faults
-    from fastapi_observe.signals.cells import Answer, Worker, WorkersCollector
-    from fastapi_observe.signals.series import SeriesBudget
+    from fastapi_observe.signals.cells import Answer, Worker
+    from fastapi_observe.signals.series_budget import SeriesBudget
 
 
 class SharedView:
@@ -36,13 +36,11 @@ class SharedView:
         registries: Sequence[CollectorRegistry],
         faults: Faults,
         collectors: Callable[[Any], list[Any]],
-        about: WorkersCollector,
     ) -> None:
         self.worker = worker
         self.cells = SharedCells(worker, budget, scope, metrics, faults)
         self._faults = faults
         self._collectors = collectors
-        self._about = about
         self._index = Index()
         self._registries = {registry: "default" if registry is REGISTRY else scope for registry in registries}
         self._readers = {
@@ -50,30 +48,27 @@ class SharedView:
             for registry, name in self._registries.items()
         }
         self._client: ClientCells | None = None
+
+    def open(self, inherited: dict[int, float]) -> None:
+        """Share prometheus_client's metrics too, and answer the others; `inherited` is what a fork brought along."""
         if not honours_directory():
-            self._client = worker.attached.setdefault("client", ClientCells(worker))
+            self._client = self.worker.attached.setdefault("client", ClientCells(self.worker))
             for registry, name in self._registries.items():
                 if type(registry) is CollectorRegistry:
-                    self._client.open(registry, f"{name}/client")
-        about.worker = worker
-        worker.answerers.append(self._answer)
+                    self._client.open(registry, f"{name}/client", inherited)
+        self.worker.answerers.append(self._answer)
 
     def close(self) -> None:
-        """Read everything a last time; the caller then takes the cells back, as in a fork."""
-        self._answer(exemplars=False)
+        """Read everything a last time; the caller then takes the cells back."""
+        self._answer(False)  # noqa: FBT003 - as the worker calls it
         self.worker.answerers.remove(self._answer)
         if self._client is not None:
             for registry in self._registries:
                 if type(registry) is CollectorRegistry:
                     self._client.close(registry)
 
-    def forked(self) -> None:
-        """Have cells of this process again, in a forked child."""
-        self.cells.detach()
-        self._about.worker = None
-
     def forget_client(self) -> None:
-        """Do the same for prometheus_client's own metrics, once for all installs of this process."""
+        """Leave prometheus_client as it was, in a forked child, once for all installs of this process."""
         client = self.worker.attached.pop("client", None)
         if client is not None:
             client.forked()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from fastapi_observe.records.faults import Faults
-    from fastapi_observe.signals.series import SeriesBudget
+    from fastapi_observe.signals.series_budget import SeriesBudget
 
 Answer = tuple[list[tuple[bytes, bytes]], bytes]
 """Headers and body."""

@@ -11,23 +11,22 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from fastapi_observe.records.exchange import KNOWN_METHODS
 from fastapi_observe.records.nothing import nothing
 from fastapi_observe.signals.business import Business, Catalogue
-from fastapi_observe.signals.cells import WorkersCollector, detach, series_of
-from fastapi_observe.signals.cells_view import SharedView
+from fastapi_observe.signals.cells_sharing import Sharing
 from fastapi_observe.signals.exposition import Scrapes, SelfCollector, collectors, prefers_openmetrics, render
 from fastapi_observe.signals.metrics_operations import OperationMetrics
-from fastapi_observe.signals.series import Bounded, Counter, Gauge, Histogram, SeriesBudget
+from fastapi_observe.signals.series import Counter, Gauge, Histogram
+from fastapi_observe.signals.series_budget import SeriesBudget
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from fastapi_observe.records.exchange import Exchange
     from fastapi_observe.records.faults import Faults
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.pool import PoolState
     from fastapi_observe.records.websocket import WebSocketExchange
-    from fastapi_observe.signals.cells import Worker
-    from fastapi_observe.signals.exposition import Answer
     from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.signals.exposition import Answer
 
 SIZE_BUCKETS: Final = tuple(100.0 * 10**power for power in range(8))
 CONNECTION_BUCKETS: Final = (0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
@@ -59,7 +58,7 @@ class MetricsService:
     def __init__(self, settings: ObserveSettings, faults: Faults) -> None:
         self.registry: CollectorRegistry = settings.registry or CollectorRegistry()
         self._shared = settings.registry is not None
-        self._show_default = settings.default_registry and self.registry is not REGISTRY
+        show_default = settings.default_registry and self.registry is not REGISTRY
         self._faults = faults
         self._budget = SeriesBudget(settings.series_per_metric)
         self._catalogue = Catalogue(self.registry, self._budget)
@@ -70,15 +69,15 @@ class MetricsService:
         self._closures = _checked(settings.instrumentations)
         self._lock = self._budget.lock
         self._http: dict[tuple[str, str, int], HttpSeries] = {}
-        self._view: SharedView | None = None
-        self._about_workers = WorkersCollector()
-        self.render = Scrapes(self._render)
+        self._scrapes = Scrapes(self._render)
+        registries = (self.registry, REGISTRY) if show_default else (self.registry,)
+        self.sharing = Sharing(registries, self._catalogue, faults, self._forget_cells, self._scrapes.forked)
         try:
             self._make_http(settings.duration_buckets)
             self._make_websocket()
             self._operations = OperationMetrics(self._catalogue, self._lock, faults)
             self.add_reader(SelfCollector(self._budget, faults))
-            self.add_reader(self._about_workers)
+            self.add_reader(self.sharing.about)
         except ValueError:  # the user's registry is left as it was
             self.close()
             raise
@@ -334,63 +333,16 @@ class MetricsService:
         """Show a collector that reads its values at scrape; one with `update` takes part in `update_system_metrics`."""
         self._catalogue.register(collector)
 
+    def render(self, accept: str, accept_encoding: str) -> Answer:
+        """Return headers and body for `/metrics`; it takes milliseconds, so call it in a worker thread."""
+        return self._scrapes(accept, accept_encoding)
+
     def _render(self, accept: str, accept_encoding: str) -> Answer:
-        view = self._view
-        shown: Iterable[Any] = self._registries()
-        if view is not None:
-            shown = view.scrape(openmetrics=prefers_openmetrics(accept))
-        return render(shown, accept, accept_encoding, self._faults)
-
-    def _registries(self) -> tuple[CollectorRegistry, ...]:
-        return (self.registry, REGISTRY) if self._show_default else (self.registry,)
-
-    # Many workers
-
-    def share(self, worker: Worker, scope: str) -> None:
-        """Put all values where the other workers see them; `scope` tells the installs of one process apart."""
-        with self._lock:
-            self._view = SharedView(
-                worker,
-                scope,
-                self._budget,
-                self._own,
-                self._registries(),
-                self._faults,
-                collectors,
-                self._about_workers,
-            )
-            self._budget.store = self._view.cells
-            self._view.cells.bind_all()
-            self._forget_cells()
-
-    def unshare(self) -> None:
-        """Take the values back into this process, counters from zero: what was counted stays with the workers."""
-        if self._view is not None:
-            self._view.close()
-            with self._lock:
-                self._view.forked()
-                self._budget.store = self._view = None
-                self._forget_cells()
-
-    def degrade(self) -> None:
-        """Show that this process is one of several, and counted apart."""
-        self._about_workers.apart = True
-
-    def forked(self) -> None:
-        """Begin at zero in a forked child, where nobody holds a lock."""
-        self._lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 - as the threading module does
-        self.render.forked()
-        if self._view is not None:
-            self._view.forked()
-            self._view.forget_client()
-        detach(series_of(self._own()))
-        self._budget.store = self._view = None
-        self._forget_cells()
-
-    def _own(self) -> list[Bounded]:
-        return [metric for metric in self._catalogue.registered if isinstance(metric, Bounded)]
+        registries = self.sharing.registries(openmetrics=prefers_openmetrics(accept))
+        return render(registries, accept, accept_encoding, self._faults)
 
     def _forget_cells(self) -> None:
+        """Look for cells anew: they stand elsewhere now."""
         self._http.clear()
         self._operations.forget_cells()
 

@@ -1,0 +1,92 @@
+"""Moves the metrics of one install to where all workers see them, and back: `Sharing`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi_observe.signals.cells import WorkersCollector, detach, series_of
+from fastapi_observe.signals.cells_client import inherited
+from fastapi_observe.signals.cells_view import SharedView
+from fastapi_observe.signals.exposition import collectors
+from fastapi_observe.signals.series import Bounded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from prometheus_client import CollectorRegistry
+
+    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.signals.business import Catalogue
+    from fastapi_observe.signals.cells import Worker
+
+
+class Sharing:
+    """Whether the metrics of one install are shared with other processes; at first they are not.
+
+    `forget` drops whatever remembers cells; `renew` makes the locks of scrapes anew in a forked child.
+    """
+
+    def __init__(
+        self,
+        registries: Sequence[CollectorRegistry],
+        catalogue: Catalogue,
+        faults: Faults,
+        forget: Callable[[], None],
+        renew: Callable[[], None],
+    ) -> None:
+        self.about = WorkersCollector()
+        self._registries = registries
+        self._catalogue = catalogue
+        self._budget = catalogue.budget
+        self._faults = faults
+        self._forget = forget
+        self._renew = renew
+        self._view: SharedView | None = None
+        self._inherited: dict[int, float] = {}
+
+    def registries(self, *, openmetrics: bool) -> Sequence[Any]:
+        """Return the registries to show, of all workers if there are others."""
+        view = self._view
+        return self._registries if view is None else view.scrape(openmetrics=openmetrics)
+
+    def share(self, worker: Worker, scope: str) -> None:
+        """Put all values where the other workers see them; `scope` tells the installs of one process apart."""
+        view = SharedView(worker, scope, self._budget, self._metrics, self._registries, self._faults, collectors)
+        with self._budget.lock:
+            self._budget.store = view.cells
+            view.cells.bind_all()
+            self._forget()
+        view.open(self._inherited)
+        self.about.worker = worker
+        self._view = view
+
+    def unshare(self) -> None:
+        """Take the values back into this process, counters from zero: what was counted stays with the workers."""
+        view, self._view = self._view, None
+        if view is not None:
+            view.close()
+            self._take_back()
+
+    def degrade(self) -> None:
+        """Show that this process is one of several, and counted apart."""
+        self.about.apart = True
+
+    def forked(self) -> None:
+        """Begin at zero in a forked child, where nobody holds a lock."""
+        self._budget.lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 - as the threading module does
+        self._renew()
+        view, self._view = self._view, None
+        if view is not None:
+            view.forget_client()
+        self._take_back()
+        self._inherited = inherited(self._registries)
+
+    def _take_back(self) -> None:
+        with self._budget.lock:
+            self._budget.store = self.about.worker = None
+            detach(series_of(self._metrics()))
+            self._forget()
+
+    def _metrics(self) -> list[Bounded]:
+        return [metric for metric in self._catalogue.registered if isinstance(metric, Bounded)]
