@@ -37,6 +37,7 @@ ATTRIBUTES: dict[str, str] = {
     "db.system.name": "sqlite",
     "db.operation.name": "SELECT",
     "db.collection.name": "orders",
+    "db.query.summary": "SELECT orders",
     "db.query.text": STATEMENT,
 }
 """What the span of `db.query` says: the SDK's span is given the same."""
@@ -70,6 +71,7 @@ def query_steps(observe: Observability, ratio: float) -> dict[str, Step]:
                     "db.system.name": "sqlite",
                     "db.operation.name": "SELECT",
                     "db.collection.name": "orders",
+                    "db.query.summary": "SELECT orders",
                     "db.query.text": STATEMENT,
                 },
             ):

@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from fastapi_observe import install
 from fastapi_observe.clients import pools
 from fastapi_observe.clients.asyncpg import instrument_pool
+from fastapi_observe.clients.transactions import event_of
 from fastapi_observe.records.exchange import CURRENT_CONTEXT
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ async def test_facts(url: str, told: Told, *, tcp: bool) -> None:
     assert span.attributes == {
         "db.system.name": "postgresql",
         "db.operation.name": "SELECT",
+        "db.query.summary": "SELECT",
         "db.query.text": "SELECT ? WHERE ? <> $1",
         "db.namespace": "postgres",
         "db.client.connection.pool.name": "asyncpg",
@@ -340,7 +342,7 @@ async def test_transactions_are_counts(pool: asyncpg.Pool, told: Told) -> None:
 )
 def test_commands(statement: object, event: str | None) -> None:
     """Only what does nothing but move a transaction is such a command."""
-    assert pools.event_of(statement) == event
+    assert event_of(statement) == event
 
 
 async def test_failed_commit_is_no_commit(pool: asyncpg.Pool, told: Told) -> None:

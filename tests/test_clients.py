@@ -38,6 +38,7 @@ async def test_query_gives_three_signals(seen: Seen) -> None:
         "db.system.name": "postgresql",
         "db.operation.name": "SELECT",
         "db.collection.name": "orders",
+        "db.query.summary": "SELECT orders",
         "db.query.text": "SELECT * FROM orders WHERE id = ? AND name = ?",
         "db.query.parameter_count": 2,
         "db.response.returned_rows": 3,

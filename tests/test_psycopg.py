@@ -129,6 +129,7 @@ def test_facts(url: str, told: Told, *, tcp: bool) -> None:
     assert span.attributes == {
         "db.system.name": "postgresql",
         "db.operation.name": "SELECT",
+        "db.query.summary": "SELECT",
         "db.query.text": "SELECT ? WHERE ? <> %s",
         "db.namespace": "postgres",
         "db.client.connection.pool.name": "people",

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg  # type: ignore[import-untyped]
 
-from fastapi_observe.clients.pools import PoolWatch, Target, event_of, install, size_of
+from fastapi_observe.clients.pools import PoolWatch, Target, install, size_of
+from fastapi_observe.clients.transactions import event_of
 from fastapi_observe.records.pool import PoolState
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fastapi_observe.clients.statements import LONGEST, Statements
 from fastapi_observe.records.operation import OPERATION, Operation, OperationReporter
+from fastapi_observe.records.outcomes import outcome_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sized
@@ -18,6 +19,9 @@ UNKNOWN: Final = "unknown"
 
 OTHER: Final = "other"
 """Label of the tables beyond `MOST_TABLES`."""
+
+QUERY_CANCELED: Final = "57014"
+"""SQLSTATE of a statement that PostgreSQL gave up."""
 
 MOST_PREPARED: Final = 1024
 """Statements of instrumented engines and pools that are kept prepared."""
@@ -66,6 +70,7 @@ class Query(Operation):
                 "db.system.name": system,
                 "db.operation.name": self.labels["operation"],
                 "db.collection.name": table,
+                "db.query.summary": None if statement is None else self.name,
                 "db.query.text": None if statement is None else statement.text,
                 "db.query.parameter_count": parameters,
                 **(more or {}),
@@ -83,12 +88,20 @@ class Query(Operation):
         known, table, told, parameters, more = self._given
         if told is None:
             self._given = (system if known == "other_sql" else known), table, statement, parameters, more
-            self.details.update({"db.system.name": self._given[0], "db.query.text": statement.text})
+            self.details.update(
+                {"db.system.name": self._given[0], "db.query.summary": self.name, "db.query.text": statement.text}
+            )
 
     def rows(self, count: int) -> None:
         """Note how many rows came back, or were changed; a negative number stands for unknown."""
         if count >= 0:
             self.details["db.response.returned_rows"] = count
+
+    def judge(self, exc: BaseException) -> str:
+        """Tell apart what PostgreSQL reports as one: it took too long, or somebody asked for it."""
+        if getattr(exc, "sqlstate", None) == QUERY_CANCELED:
+            return "timeout" if "timeout" in str(exc) else "cancelled"
+        return outcome_of(exc)
 
     def again(self) -> Query:
         """Return a query like this one, which has not begun."""
@@ -190,6 +203,7 @@ class DatabaseClient:
         ready: dict[str, Any] = {"db.system.name": system, "db.operation.name": labels["operation"]}
         if described.table is not None:
             ready["db.collection.name"] = described.table
+        ready["db.query.summary"] = name
         ready["db.query.text"] = text
         ready.update((fact, value) for fact, value in (facts or {}).items() if value is not None)
         return name, labels, (system, described.table, described, None, ready)

@@ -7,7 +7,6 @@ accord (connect, check, reset) is not taken for the user's queries.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -26,35 +25,8 @@ if TYPE_CHECKING:
 SYSTEM: Final = "postgresql"
 """`db.system.name` of what these drivers speak to."""
 
-LONGEST_COMMAND: Final = 256
-"""Characters that a command about transactions may have; what is longer is a query."""
-
-QUERY_CANCELED: Final = "57014"
-"""SQLSTATE of a statement that the server gave up: it took too long, or somebody asked for it."""
-
 MOST_TARGETS: Final = 256
 """Addresses of one pool that are told apart; later ones are not told."""
-
-_FIRST: Final = frozenset({"BEG", "STA", "COM", "END", "ROL", "ABO", "SAV", "REL"})
-_COMMAND: Final = re.compile(
-    r"\s*+(?:(?P<begin>BEGIN|START\s++TRANSACTION)|(?P<commit>(?:COMMIT|END)(?!\s++PREPARED))"
-    r"|(?P<rollback_savepoint>ROLLBACK(?:\s++(?:WORK|TRANSACTION))?\s++TO)"
-    r"|(?P<rollback>(?:ROLLBACK|ABORT)(?!\s++PREPARED))|(?P<savepoint>SAVEPOINT)|(?P<release_savepoint>RELEASE))"
-    r"\b[^;]*+;?\s*+\Z",
-    re.IGNORECASE,
-)
-
-
-def event_of(statement: object) -> str | None:
-    """Name what a command does to a transaction: `begin`, `commit`, `rollback` ...; None for a query."""
-    if isinstance(statement, bytes):
-        statement = statement[: LONGEST_COMMAND + 1].decode("latin-1")
-    if not isinstance(statement, str) or len(statement) > LONGEST_COMMAND:
-        return None
-    if statement[:3].upper() not in _FIRST and not statement[:1].isspace():  # nearly every query ends here
-        return None
-    found = _COMMAND.match(statement)
-    return None if found is None else found.lastgroup
 
 
 def size_of(values: Any) -> int | None:
@@ -122,8 +94,6 @@ class Target:
             try:
                 if rows is not None and (count := rows(result)) is not None:
                     query.rows(count)
-                if getattr(exc, "sqlstate", None) == QUERY_CANCELED:
-                    query.outcome = "timeout" if "timeout" in str(exc) else "cancelled"
             finally:
                 query.close(exc)
         except Exception as fault:  # noqa: BLE001 - as above

@@ -20,8 +20,9 @@ import psycopg
 import psycopg_pool
 from psycopg.pq import TransactionStatus
 
-from fastapi_observe.clients.pools import PoolWatch, Target, event_of, install, size_of
+from fastapi_observe.clients.pools import PoolWatch, Target, install, size_of
 from fastapi_observe.clients.streams import each, each_async
+from fastapi_observe.clients.transactions import event_of
 from fastapi_observe.records.pool import PoolState
 
 if TYPE_CHECKING:

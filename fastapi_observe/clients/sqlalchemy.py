@@ -21,7 +21,6 @@ of the pool are wrapped instead, on the instance.
 
 from __future__ import annotations
 
-import re
 import sys
 from asyncio import CancelledError
 from time import perf_counter
@@ -31,6 +30,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import QueuePool
 
+from fastapi_observe.clients.transactions import event_of
 from fastapi_observe.records.exchange import current_exchange
 from fastapi_observe.records.pool import PoolState
 
@@ -56,26 +56,6 @@ MARK: Final = "_fastapi_observe"
 
 DELIVER: Final = "_deliver_insertmanyvalues_batches"
 """The dialect's method that turns one INSERT of many rows into several statements."""
-
-CONTROL_STARTS: Final = frozenset({"BEG", "STA", "COM", "ROL", "SAV", "REL"})
-LONGEST_CONTROL: Final = 200
-CONTROL: Final = re.compile(
-    r"""(?:
-      (?P<begin> (?:BEGIN|START\s++TRANSACTION) (?:[\s,]++(?:WORK|TRAN|TRANSACTION|DEFERRED|IMMEDIATE|EXCLUSIVE
-          |ISOLATION|LEVEL|SERIALIZABLE|REPEATABLE|READ|COMMITTED|UNCOMMITTED|ONLY|WRITE|NOT|DEFERRABLE)\b)*+ )
-    | (?P<commit> COMMIT (?:\s++(?:WORK|TRANSACTION|TRAN)\b)?+ )
-    | (?P<rollback> ROLLBACK (?:\s++(?:WORK|TRANSACTION|TRAN)\b)?+ )
-    | (?P<savepoint> (?:SAVEPOINT|SAVE\s++TRAN(?:SACTION)?) \s++[^\s;]++ )
-    | (?P<rollback_savepoint> ROLLBACK\s++
-        (?:(?:(?:WORK|TRANSACTION)\s++)?TO\s++(?:SAVEPOINT\s++)?|TRAN(?:SACTION)?\s++) [^\s;]++ )
-    | (?P<release_savepoint> RELEASE\s++(?:SAVEPOINT\s++)?[^\s;]++ )
-    )\s*+;?\s*+""",
-    re.IGNORECASE | re.VERBOSE,
-)
-"""A statement that only moves a transaction; not Oracle's `BEGIN work(); END;`, not `COMMIT PREPARED`."""
-
-QUERY_CANCELED: Final = "57014"
-"""SQLSTATE of what PostgreSQL gave up: it took too long, or somebody asked for it."""
 
 
 def instrument_engine(
@@ -140,11 +120,10 @@ def _name_of(engine: Engine, facts: dict[str, Any]) -> str | None:
 class _Step:
     """One of the statements of an operation that sends several."""
 
-    __slots__ = ("outcome", "whole")
+    __slots__ = ("whole",)
 
     def __init__(self, whole: Query) -> None:
         self.whole = whole
-        self.outcome = ""
         whole.resume()
 
     def rows(self, count: int) -> None:
@@ -157,7 +136,6 @@ class _Step:
         if exc is None:
             self.whole.suspend()
         else:
-            self.whole.outcome = self.outcome
             self.whole.close(exc)
 
 
@@ -274,7 +252,9 @@ class _Instrumented:
                 return _Step(whole)
             if not getattr(getattr(context, "root_connection", None), "_allow_autobegin", True):
                 return None  # SQLAlchemy prepares a new connection
-            if statement[:3].upper() in CONTROL_STARTS and self._controls(statement):
+            if (event := event_of(statement)) is not None:
+                if event != "begin":  # counted already: SQLAlchemy begins before any statement
+                    self._count(event)
                 return None
             sets = None if batch is None else len(batch)
             query = observer.db.statement(statement, system=observer.system, batch=sets, facts=observer.facts)
@@ -287,22 +267,12 @@ class _Instrumented:
             return None
         return query
 
-    def _controls(self, statement: str) -> bool:
-        """Tell whether a statement only moves a transaction; count it."""
-        match = None if len(statement) > LONGEST_CONTROL else CONTROL.fullmatch(statement)
-        if match is None:
-            return False
-        if match.lastgroup != "begin":  # counted already: SQLAlchemy begins before any statement
-            self._count(str(match.lastgroup))
-        return True
-
     def _end(self, query: Query | _Step, cursor: Any, exc: BaseException | None) -> None:
         """Close the operation of a statement."""
         try:
             try:
                 if exc is not None:
                     exc = _error_of_driver(exc)
-                    query.outcome = _outcome_of(exc)
                 elif cursor is not None:
                     query.rows(cursor.rowcount)
             finally:
@@ -368,13 +338,6 @@ class _Instrumented:
             most = size + beyond if size and beyond >= 0 else None
             return PoolState(pool.checkedout(), pool.checkedin(), most, max(0, pool.overflow()), waiting)
         return PoolState(waiting=waiting)
-
-
-def _outcome_of(exc: BaseException) -> str:
-    """Name the outcome where the class of an error does not tell it, else nothing."""
-    if getattr(exc, "sqlstate", None) != QUERY_CANCELED:
-        return ""
-    return "timeout" if "timeout" in str(exc) else "cancelled"
 
 
 def _error_of_driver(exc: BaseException) -> BaseException:

@@ -160,6 +160,8 @@ class ExportQueue:
         while not store.closed:
             try:
                 self._sleep()
+                if self._raw and self._due is None:
+                    self._due = monotonic() + self._limits.delay
                 while self._raw and not store.closed:
                     self._encode_slice()
                     if self._raw and not self._sender.flushing:
@@ -171,8 +173,6 @@ class ExportQueue:
 
     def _sleep(self) -> None:
         """Wait for a slice's worth of items, or until those that wait are due; without any, for the first."""
-        if self._due is None and self._raw:
-            self._due = monotonic() + self._limits.delay
         wanted = 1 if self._due is None else SLICE
         self._asleep = True
         self._wake_at = wanted

@@ -1,0 +1,201 @@
+"""Spans in OTLP: byte for byte what OpenTelemetry's own encoder gives, and bounded where that is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceState,
+    set_span_in_context,
+)
+
+from fastapi_observe.signals.otlp_spans import LONGEST_NAME, SpanEncoder
+from fastapi_observe.signals.otlp_wire import (
+    DEEPEST,
+    MOST_CACHED,
+    MOST_VALUES,
+    Attributes,
+    any_value,
+    key_value,
+    varint,
+)
+
+RESOURCE = Resource({"service.name": "shop", "service.instance.id": "1"}, "https://example.com/schema")
+
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=300)
+INTEGERS = st.integers(-(2**63), 2**63 - 1)
+SCALARS = st.one_of(TEXTS, st.booleans(), INTEGERS, st.floats(allow_nan=False))
+VALUES = st.one_of(
+    SCALARS,
+    st.lists(TEXTS, max_size=5),
+    st.lists(st.booleans(), max_size=5),
+    st.lists(INTEGERS, max_size=5),
+    st.lists(st.floats(allow_nan=False), max_size=5),
+)
+ATTRIBUTES = st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1, max_size=150), VALUES, max_size=8)
+TRACE_IDS, SPAN_IDS = st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1)
+CONTEXTS = st.builds(
+    SpanContext,
+    TRACE_IDS,
+    SPAN_IDS,
+    is_remote=st.booleans(),
+    trace_state=st.sampled_from([None, TraceState([("vendor", "1"), ("other", "a b")])]),
+)
+TIMES = st.integers(0, 2**63)
+STATUSES = st.sampled_from([Status(), Status(StatusCode.OK), Status(StatusCode.ERROR), Status(StatusCode.ERROR, "no")])
+
+
+def own(spans: list[ReadableSpan]) -> bytes:
+    """Encode a request as the export queue does."""
+    encoder = SpanEncoder(lambda: spans[0].resource)
+    return encoder.request([(*encoder.encode(span), 0) for span in spans])
+
+
+def ended(provider: TracerProvider) -> InMemorySpanExporter:
+    """Catch what ends."""
+    exporter = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return exporter
+
+
+@given(
+    names=st.lists(TEXTS, min_size=1, max_size=4),
+    kind=st.sampled_from(SpanKind),
+    parent=st.none() | CONTEXTS,
+    attributes=ATTRIBUTES,
+    events=st.lists(st.tuples(TEXTS, ATTRIBUTES, TIMES), max_size=3),
+    links=st.lists(st.tuples(CONTEXTS, ATTRIBUTES), max_size=3),
+    status=STATUSES,
+    times=st.tuples(TIMES, TIMES),
+    most=st.integers(1, 4),
+)
+def test_the_bytes_are_those_of_the_stock_encoder(
+    names: list[str],
+    kind: SpanKind,
+    parent: SpanContext | None,
+    attributes: dict[str, Any],
+    events: list[tuple[str, dict[str, Any], int]],
+    links: list[tuple[SpanContext, dict[str, Any]]],
+    status: Status,
+    times: tuple[int, int],
+    most: int,
+) -> None:
+    """Names, ids, flags, times, attributes of every type, events, links, states and counts of what was dropped."""
+    limits = SpanLimits(max_span_attributes=most, max_events=most, max_links=most)
+    provider = TracerProvider(resource=RESOURCE, span_limits=limits)
+    exporter = ended(provider)
+    context = None if parent is None else set_span_in_context(NonRecordingSpan(parent))
+    for name in names:
+        tracer = provider.get_tracer("scope", "1.0", "https://example.com/scope", {"a": 1})
+        span = tracer.start_span(
+            name, context, kind, attributes, [Link(at, known) for at, known in links], start_time=times[0]
+        )
+        for event, known, at in events:
+            span.add_event(event, known, at)
+        span.set_status(status)
+        span.end(times[1])
+    spans = [*exporter.get_finished_spans()]
+    if spans:  # an unsampled parent leaves none
+        assert own(spans) == encode_spans(spans).SerializeToString()
+
+
+def test_scopes_are_kept_apart() -> None:
+    """Spans of several tracers, one without a scope, in one request: each scope stands once, with its own spans."""
+    provider = TracerProvider(resource=Resource({}))
+    exporter = ended(provider)
+    for name in ("a", "b", "a"):
+        provider.get_tracer(name).start_span(name).end()
+    spans = [*exporter.get_finished_spans(), ReadableSpan("bare", spans_context(), resource=Resource({}))]
+    request = ExportTraceServiceRequest.FromString(own(spans))
+    found = {scope.scope.name: [span.name for span in scope.spans] for scope in request.resource_spans[0].scope_spans}
+    assert found == {"a": ["a", "a"], "b": ["b"], "": ["bare"]}
+
+
+def spans_context() -> SpanContext:
+    """Make ids."""
+    return SpanContext(1, 2, is_remote=False)
+
+
+def test_requests_may_be_joined() -> None:
+    """Two requests one after the other are one request of both: bytes of slices are simply put together."""
+    spans = [ReadableSpan(name, spans_context()) for name in ("a", "b")]
+    joined = ExportTraceServiceRequest.FromString(own(spans[:1]) + own(spans[1:]))
+    assert [each.scope_spans[0].spans[0].name for each in joined.resource_spans] == ["a", "b"]
+
+
+def test_what_no_limit_of_the_sdk_cuts_is_cut() -> None:
+    """Names, event names and status texts are cut; OpenTelemetry's limits are about attributes only."""
+    provider = TracerProvider()
+    exporter = ended(provider)
+    span = provider.get_tracer("t").start_span("n" * 100_000)
+    span.add_event("e" * 100_000)
+    span.set_status(StatusCode.ERROR, "s" * 100_000)
+    span.end()
+    message = SpanMessage.FromString(SpanEncoder(lambda: RESOURCE).body(exporter.get_finished_spans()[0]))
+    sizes = len(message.name), len(message.events[0].name), len(message.status.message)
+    assert sizes == (LONGEST_NAME,) * 3
+
+
+def message_of(value: Any) -> Any:
+    """Encode a value and read it back."""
+    message = SpanMessage.FromString(b"\x4a" + varint(len(pair := key_value("k", value))) + pair)
+    return message.attributes[0].value
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "seen"),
+    [
+        (2**63, "string_value", str(2**63)),
+        (-(2**63), "int_value", -(2**63)),
+        ("\udce4", "string_value", "\\udce4"),
+        (b"\x00\xff", "bytes_value", b"\x00\xff"),
+        ({1}, "string_value", "{1}"),
+        (None, None, None),
+    ],
+)
+def test_odd_values(value: Any, kind: str | None, seen: Any) -> None:
+    """What OTLP has no type for, and half a surrogate pair, arrive as text; nothing is left out."""
+    message = message_of(value)
+    assert message.WhichOneof("value") == kind
+    assert kind is None or getattr(message, kind) == seen
+
+
+def test_long_and_deep_values_end() -> None:
+    """A list of a million ids is cut, and a value that contains itself ends."""
+    assert len(message_of(list(range(100_000))).array_value.values) == MOST_VALUES
+    assert len(message_of(dict.fromkeys(map(str, range(100_000)))).kvlist_value.values) == MOST_VALUES
+    loop: list[Any] = []
+    loop.append(loop)
+    assert len(any_value(loop)) < 100
+    deep: Any = "x"
+    for _ in range(DEEPEST + 1):
+        deep = {"k": deep}
+    assert b"{'k': 'x'}" in any_value(deep)
+
+
+def test_the_memory_of_bytes_is_bounded() -> None:
+    """However many keys and texts come, only so many are remembered, and they are right afterwards too."""
+    attributes = Attributes()
+    for number in range(3 * MOST_CACHED):
+        attributes.encode(b"\x4a", {f"k{number}": f"v{number}", "n": True})
+    assert len(attributes._keys) <= MOST_CACHED
+    assert len(attributes._pairs) <= MOST_CACHED
+    encoded = attributes.encode(b"\x4a", {"k1": "v1", "n": 1})
+    assert [pair.key for pair in SpanMessage.FromString(encoded).attributes] == ["k1", "n"]
+    assert not SpanMessage.FromString(encoded).attributes[1].value.bool_value

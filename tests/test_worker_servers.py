@@ -1,0 +1,187 @@
+"""Several worker processes of real servers, one `/metrics`."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import os
+import signal
+import threading
+from pathlib import Path
+from time import monotonic, sleep
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from servers_of_workers import COMMANDS, Server, serving_workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="workers are counted apart here")
+
+SOAK = "OBSERVE_SOAK" in os.environ
+NEEDS = {"uvicorn": ("uvicorn",), "hypercorn": ("hypercorn",), "granian": ("granian",)}
+
+
+def _needed(name: str) -> None:
+    for module in NEEDS.get(name, ("gunicorn", "uvicorn_worker")):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = monotonic() + 20
+    while not condition():
+        assert monotonic() < deadline
+        sleep(0.02)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_any_worker_shows_the_total_of_all(name: str, tmp_path: Path) -> None:
+    """Requests spread over three workers are counted exactly, whichever answers; nothing is left at the end."""
+    _needed(name)
+    with serving_workers(name, tmp_path) as server:
+        sent = server.spread(3)
+        for _ in range(8):
+            samples = server.samples()
+            (requests,) = samples["http_requests_total"].values()
+            assert requests == sent
+            assert samples["user_before_total"] == {(("kind", "early"),): sent}
+            assert samples["user_after_total"] == {(): sent}
+            assert samples["user_seconds_bucket"][("le", "0.25"),] == sent
+            assert samples["user_seconds_bucket"][("le", "0.1"),] == 0
+            assert samples["user_seconds_count"] == {(): sent}
+            assert sum(samples["late_total"].values()) == sent
+            assert samples["level"] == {(): 3}
+            assert samples["user_gauge"] == {(): 3}
+            assert len(samples["user_each"]) == 3
+            assert samples["http_requests_in_progress"] == {(): 0}
+            assert len(samples["process_resident_memory_bytes"]) == 3
+            assert len({dict(labels)["pid"] for labels in samples["python_gc_collections_total"]}) == 3
+            assert len(samples["asyncio_tasks"]) == 3
+            assert len(samples["memory_usage_bytes"]) == 1
+            assert samples["fastapi_observe_workers"] == {(): 3}
+            assert samples["fastapi_observe_metrics_degraded"] == {(): 0}
+    assert not list(tmp_path.glob("fastapi-observe-*/*"))
+
+
+class Load:
+    """Threads that send requests, each on a connection of its own, and count what came of them."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._stopped = False
+        self.received = [0] * 6
+        self.failed = [0] * 6
+        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(6)]
+
+    def _run(self, number: int) -> None:
+        while not self._stopped:
+            try:
+                status, _ = self._server.get("/count/1")
+                assert status == 200
+                self.received[number] += 1
+            except (OSError, http.client.HTTPException):
+                self.failed[number] += 1
+                sleep(0.01)
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped = True
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("name", ["uvicorn", "gunicorn --preload", "granian"] if SOAK else ["uvicorn"])
+def test_a_killed_worker_loses_nothing(name: str, tmp_path: Path) -> None:
+    """Workers are killed under load: the totals never go back, and are what was answered, to the request cut off."""
+    _needed(name)
+    kills = 20 if SOAK else 3
+    with serving_workers(name, tmp_path) as server:
+        with Load(server) as load:
+            shown = 0.0
+            for _ in range(kills):
+                before = sum(load.received)
+                _until(lambda before=before: sum(load.received) > before + 30)  # type: ignore[misc]
+                pid = next(int(path.name.split("-")[0]) for path in tmp_path.glob("fastapi-observe-*/*/*.lock"))
+                os.kill(pid, signal.SIGKILL)
+                for _ in range(5):
+                    now = _scraped(server)
+                    assert now >= shown
+                    shown = now
+                _until(lambda: len(list(tmp_path.glob("fastapi-observe-*/*/*.lock"))) >= 3 or _scraped(server) < 0)
+        total = server.total("http_requests_total")
+        # Cut off by a kill: answered and not counted yet, or counted and not answered; at most one a connection.
+        assert abs(total - sum(load.received)) <= 6 * kills
+        assert total >= sum(load.received) - kills
+        (directory,) = tmp_path.glob("fastapi-observe-*/*")
+        server.total("http_requests_total")
+        assert len(list(directory.glob("*.keys"))) <= 3
+        assert sum(path.stat().st_size for path in directory.iterdir()) < 1_000_000
+
+
+def _scraped(server: Server) -> float:
+    """Scrape until it succeeds: a connection may have been given to the worker that was killed."""
+    while True:
+        try:
+            return server.total("http_requests_total")
+        except (OSError, http.client.HTTPException):
+            sleep(0.01)
+
+
+def test_exemplars_of_every_worker_are_shown(tmp_path: Path) -> None:
+    """OpenMetrics shows the last exemplar of each bucket, whichever worker it is of; two workers agree."""
+    with serving_workers("uvicorn", tmp_path) as server:
+        server.spread(3)
+        seen = set()
+        for _ in range(6):
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+            connection.request("GET", "/metrics", headers={"accept": "application/openmetrics-text"})
+            text = connection.getresponse().read().decode()
+            connection.close()
+            families = {family.name: family for family in text_string_to_metric_families(text)}
+            (sample,) = [one for one in families["http_requests"].samples if one.name == "http_requests_total"]
+            assert sample.exemplar is not None
+            seen.add(sample.exemplar.labels["trace_id"])
+            samples = families["http_request_duration_seconds"].samples
+            assert any(one.exemplar for one in samples if one.name.endswith("_bucket"))
+        assert len(seen) == 1
+
+
+def test_the_users_own_directory_is_honoured(tmp_path: Path) -> None:
+    """With PROMETHEUS_MULTIPROC_DIR set, prometheus_client's metrics are in its files, ours in ours; one scrape."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    with serving_workers("uvicorn", tmp_path, PROMETHEUS_MULTIPROC_DIR=str(theirs)) as server:
+        sent = server.spread(3)
+        samples = server.samples()
+        assert sum(samples["http_requests_total"].values()) == sent
+        assert samples["user_before_total"] == {(("kind", "early"),): sent}
+        assert samples["user_after_total"] == {(): sent}
+        assert samples["user_gauge"] == {(): 3}
+        assert list(theirs.glob("*.db"))
+        assert len(samples["process_resident_memory_bytes"]) == 3
+
+
+def test_many_scrapers_share_their_answers(tmp_path: Path) -> None:
+    """Fifty scrapers at once all get an answer, and requests are answered meanwhile."""
+    with serving_workers("uvicorn", tmp_path, workers=2) as server:
+        server.count(10)
+        answers: list[int] = []
+
+        def scrape() -> None:
+            answers.append(server.get("/metrics")[0])
+
+        threads = [threading.Thread(target=scrape) for _ in range(50)]
+        for thread in threads:
+            thread.start()
+        server.count(10)
+        for thread in threads:
+            thread.join()
+        assert answers == [200] * 50
+        assert server.total("http_requests_total") >= 10

@@ -1,0 +1,74 @@
+"""An app for servers with several workers: its metrics before and after `install`, and who answered."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import prometheus_client
+from fastapi import FastAPI
+
+from fastapi_observe import install
+from fastapi_observe.runtime.workers import Workers
+
+if TYPE_CHECKING:
+    from fastapi_observe import Observability
+
+
+def wired(observe: Observability) -> Workers:
+    """Return what shares the metrics with other workers, started and stopped with the app."""
+    if hasattr(observe, "workers"):
+        return observe.workers  # type: ignore[no-any-return]
+    workers = Workers(observe.settings, observe.faults, observe.metrics.sharing)
+    started, stop = observe.started, observe.stop
+
+    def start() -> None:
+        workers.start()
+        started()
+
+    async def stopped() -> None:
+        await stop()
+        workers.stop()
+
+    observe.started, observe.stop = start, stopped  # type: ignore[method-assign]
+    observe.on_close(workers.stop)
+    return workers
+
+
+def make() -> FastAPI:
+    """Make the app."""
+    before = prometheus_client.Counter("user_before_total", "Made before install.", ["kind"])
+    kept = before.labels("early")
+    spread = prometheus_client.Histogram("user_seconds", "Made before install.")
+    app = FastAPI()
+    observe = install(
+        app, workers_directory=os.environ["WORKERS_DIRECTORY"], log_level="fatal", sample_ratio=1.0, otlp_endpoint=None
+    )
+    wired(observe)
+    after = prometheus_client.Counter("user_after_total", "Made after install.")
+    gauge = prometheus_client.Gauge("user_gauge", "The pid.", multiprocess_mode="livesum")
+    each = prometheus_client.Gauge("user_each", "One.")
+
+    @app.get("/count/{number}")
+    async def count(number: int) -> dict[str, Any]:
+        kept.inc()
+        after.inc()
+        spread.observe(0.2)
+        gauge.set(1)
+        each.set(1)
+        observe.metrics.counter("late_total", "Made in a request.", ["parity"]).labels(number % 2).inc()
+        observe.metrics.gauge("level", "Set by each worker.").set(1)
+        return {"pid": os.getpid()}
+
+    @app.get("/slow")
+    async def slow() -> dict[str, Any]:
+        await asyncio.sleep(30)
+        return {}
+
+    return app
+
+
+if "pytest" not in sys.modules:
+    app = make()
