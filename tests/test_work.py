@@ -366,6 +366,19 @@ def test_pools_are_read_at_scrape(observed: Callable[..., Seen]) -> None:
     assert seen.samples("db_connections_active") == {}
 
 
+def test_two_pools_of_one_name(observed: Callable[..., Seen]) -> None:
+    """Each has gauges of its own; one that goes takes its own away, once."""
+    seen = observed(Starlette())
+    first = seen.observe.db.add_pool("main", lambda: PoolState(active=1))
+    second = seen.observe.db.add_pool("main", lambda: PoolState(active=2))
+    assert seen.sample("db_connections_active", pool="main") == 1
+    assert seen.sample("db_connections_active", pool="main-2") == 2
+    first()
+    first()
+    assert seen.samples("db_connections_active") == {(("pool", "main-2"),): 2}
+    second()
+
+
 def test_waits_and_events_of_connections(observed: Callable[..., Seen]) -> None:
     """Time until a connection was there, and what happens on it besides statements."""
     seen = observed(Starlette())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from copy import copy
-from time import monotonic
+from time import monotonic, sleep, thread_time
 from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import exposition as stock
@@ -33,11 +33,11 @@ OPENMETRICS: Final = b"application/openmetrics-text; version=1.0.0; charset=utf-
 MOST_BYTES: Final = 16_777_216
 """Most bytes of one answer; families that do not fit are left out."""
 
-CACHED: Final = 1.0
-"""Seconds for which an answer may be given again, once answering has taken more than its share of the time."""
+LONGEST_WAIT: Final = 1.0
+"""Seconds that a scrape waits at most when there are too many of them."""
 
 SHARE: Final = 0.05
-"""Part of the time that answering may take before answers are given again."""
+"""Part of one core that answering may take before scrapes wait."""
 
 BURST: Final = 0.25
 """Seconds of answering that are free before that."""
@@ -96,10 +96,10 @@ def render(registries: Iterable[Any], accept: str, accept_encoding: str, faults:
 
 
 class Scrapes:
-    """Answers scrapes one at a time; who waited for the one before gets the same answer.
+    """Answers scrapes one at a time; who waits for the one before gets the answer of the next, together with others.
 
-    As long as answering takes a small share of the time, each answer is of the moment it was asked for; beyond that it
-    may be a second old.
+    Each answer is of a moment after it was asked for: a total that one worker has shown is never shown lower by
+    another. Once answering takes more than its share of the time, scrapes wait, a second at most.
     """
 
     def __init__(self, render: Callable[[str, str], Answer]) -> None:
@@ -114,18 +114,22 @@ class Scrapes:
         key = (prefers_openmetrics(accept), accepts_gzip(accept_encoding))
         asked = monotonic()
         with self._lock:
-            began = monotonic()
-            self._spent = max(0.0, self._spent - SHARE * (began - self._ended))
-            self._ended = began
-            if key in self._last:
-                since, answer = self._last[key]
-                if since >= asked or (self._spent > BURST and began - since < CACHED):
-                    return answer
+            since, answer = self._last.get(key, (0.0, None))
+            if answer is not None and since >= asked:
+                return answer
+            self._wait()
+            began, cost = monotonic(), thread_time()
             answer = self._render(accept, accept_encoding)
-            self._ended = monotonic()
-            self._spent += self._ended - began
-            self._last = {**self._last, key: (began, answer)}
+            self._spent += thread_time() - cost
+            self._last[key] = began, answer
             return answer
+
+    def _wait(self) -> None:
+        now = monotonic()
+        self._spent = max(0.0, self._spent - SHARE * (now - self._ended))
+        self._ended = now
+        if self._spent > BURST:
+            sleep(min(LONGEST_WAIT, (self._spent - BURST) / SHARE))
 
     def forked(self) -> None:
         """Begin anew in a forked child."""
