@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastapi_observe.install import install
-from fastapi_observe.installed import current, traced
+from fastapi_observe.installed import current, operation, traced
 from fastapi_observe.observability import Observability
 from fastapi_observe.records.trace_context import TraceContext
 from fastapi_observe.settings import ObserveSettings, SettingsError
@@ -37,6 +37,7 @@ __all__ = [
     "TracingDep",
     "current",
     "install",
+    "operation",
     "traced",
 ]
 

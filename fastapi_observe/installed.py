@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from opentelemetry import trace
 
 from fastapi_observe.observability import OPEN
 from fastapi_observe.records.exchange import current_exchange
+from fastapi_observe.records.operation import new_operation
 from fastapi_observe.signals.user_spans import traced_with
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
     from fastapi_observe.observability import Observability
+    from fastapi_observe.records.operation import Operation
 
 
 def current() -> Observability:
@@ -68,3 +70,30 @@ def _current_tracer() -> Tracer:
         tracer: Tracer = exchange.observability.tracing.tracer
         return tracer
     return OPEN[0].tracing.tracer if len(OPEN) == 1 else trace.get_tracer("fastapi_observe")
+
+
+def operation(name: str, /, **details: Any) -> Operation:
+    """Measure a piece of work, as `Observability.operation` does, from a module that is imported before `install`.
+
+    `@operation("price order")` or `with operation("price order"):`. It is told to the app whose request is served when
+    it opens, elsewhere to the only installed one; if there is none or several, to nobody.
+    """
+    return new_operation(_INSTALLED, name, details)
+
+
+class _Installed:
+    """Stands for what is installed when an operation opens."""
+
+    def open_operation(self, operation: Operation, /) -> None:
+        """Hand the operation over."""
+        exchange = current_exchange()
+        if exchange is not None:
+            exchange.observability.adopt(operation)
+        elif len(OPEN) == 1:
+            OPEN[0].adopt(operation)
+
+    def close_operation(self, operation: Operation, /) -> None:
+        """Tell nobody: nothing was installed."""
+
+
+_INSTALLED: Final = _Installed()

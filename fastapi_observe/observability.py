@@ -6,8 +6,8 @@ import asyncio
 import threading
 import uuid
 from contextlib import ExitStack
-from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 from opentelemetry import context as otel_context
@@ -20,10 +20,11 @@ from fastapi_observe.clients.propagation import Propagation
 from fastapi_observe.records.exchange import CONTEXT_KEY, CURRENT_CONTEXT, REQUEST_ID, Exchange
 from fastapi_observe.records.faults import Faults
 from fastapi_observe.records.nothing import does_something
-from fastapi_observe.records.operation import Operation
+from fastapi_observe.records.operation import Operation, new_operation
 from fastapi_observe.records.routing import Routes
 from fastapi_observe.records.websocket import WebSocketExchange
-from fastapi_observe.records.work import COUNTED, Work
+from fastapi_observe.records.work import COUNTED, SHORTEST_WAIT, Work
+from fastapi_observe.records.wrapping import name_of
 from fastapi_observe.runtime import background
 from fastapi_observe.runtime.saturation import Saturation
 from fastapi_observe.runtime.system import SystemCollector
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from fastapi_observe.records.pool import PoolState
     from fastapi_observe.settings import ObserveSettings
     from fastapi_observe.signals.logs import ObserveLogger
+    from fastapi_observe.signals.signal import Signal, Told
 
 C = TypeVar("C")
 
@@ -50,29 +52,6 @@ SHUTDOWN_BUDGET: Final = 2.0
 
 OPEN: list[Observability] = []
 """What is installed in this process and not closed; read by `current()` and `@traced`."""
-
-
-class Signal(Protocol):
-    """Who reports exchanges and operations. A new signal is one class like this and one line in `Observability`."""
-
-    def open_exchange(self, exchange: Exchange, /) -> None:
-        """A request arrives."""
-
-    def start_exchange(self, exchange: Exchange, /) -> None:
-        """A WebSocket was accepted, or the response of an adopted span begins; the endpoint is known."""
-
-    def close_exchange(self, exchange: Exchange, /) -> None:
-        """A request has ended; everything about it is known."""
-
-    def open_operation(self, operation: Operation, /) -> None:
-        """A piece of work begins."""
-
-    def close_operation(self, operation: Operation, /) -> None:
-        """A piece of work has ended."""
-
-
-Told = tuple[tuple[str, int, Signal], ...]
-"""Signals with their names, each with a bit of its own."""
 
 
 class Observability:
@@ -233,12 +212,17 @@ class Observability:
         return self.metrics.add_pool(name, read)
 
     def waited_for_connection(self, pool: str, seconds: float) -> None:
-        """Take down how long somebody waited for a connection of `pool`."""
+        """Take down how long somebody waited for a connection of `pool`; a request that did says so."""
+        current = CURRENT_CONTEXT.get().get(CONTEXT_KEY) if seconds >= SHORTEST_WAIT else None
+        exchange: Exchange | None = None if current is None else current.exchange  # type: ignore[attr-defined]
+        if exchange is not None and not exchange.complete:
+            now = perf_counter()
+            (exchange.work or self._new_work(exchange)).add(("pool", now - seconds, now, ""))
         if self.settings.metrics:
             self.metrics.waited_for_connection(pool, seconds)
 
     def connection_event(self, pool: str, event: str) -> None:
-        """Count what happened on a connection of `pool` besides statements: `begin`, `commit`, `rollback`, `ping`."""
+        """Count what happened with a connection of `pool` besides statements: `begin`, `commit`, `timeout` ..."""
         if self.settings.metrics:
             self.metrics.connection_event(pool, event)
 
@@ -246,7 +230,7 @@ class Observability:
         """Measure one background task of a request."""
         if not exchange.reported:
             self._find_endpoint(exchange)
-        name = getattr(function, "__qualname__", type(function).__name__)
+        name = name_of(function)
         return Operation(
             self, "background", f"background {name}", {"endpoint": exchange.endpoint}, {"code.function.name": name}
         )
@@ -261,11 +245,12 @@ class Observability:
         `op.detail(...)` adds, go to the span and to the line of a failure only. Raises `ValueError` for an empty name,
         `TypeError` for one that is no text.
         """
-        if not isinstance(name, str):
-            raise TypeError(f"operation() needs a name for the work, got {type(name).__name__}: give it a short text")
-        if not name.strip():
-            raise ValueError(f"operation() needs a name for the work, got {name!r}: give it a short text")
-        return Operation(self, "operation", name, {"operation": name}, details)
+        return new_operation(self, name, details)
+
+    def adopt(self, operation: Operation) -> None:
+        """Report an operation that was made before anything was installed."""
+        operation.reporter = self
+        self.open_operation(operation)
 
     @property
     def http(self) -> httpx.AsyncClient:

@@ -152,7 +152,7 @@ def add_orders(app: FastAPI) -> None:
             async with db.query("SELECT", table="orders"), external.call("billing", "get_invoice"):
                 pass
         db.add_pool("main", lambda: PoolState(active=1, overflow=0))
-        db.waited("main", 0.1)
+        db.waited("main", 0.001)
         db.event("main", "begin")
         with installed.current().operation("charge card"):
             pass

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from conftest import Seen
     from starlette.websockets import WebSocket
 
-    from fastapi_observe.observability import Observability, Signal
+    from fastapi_observe.observability import Observability
+    from fastapi_observe.signals.signal import Signal
 
 
 async def page(request: Any) -> PlainTextResponse:

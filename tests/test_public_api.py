@@ -33,6 +33,7 @@ PUBLIC = [
     "TracingDep",
     "current",
     "install",
+    "operation",
     "traced",
 ]
 MUTABLE = {"observability.OPEN"}

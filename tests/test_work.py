@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,7 @@ from opentelemetry import trace
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from fastapi_observe import operation
 from fastapi_observe.records.operation import OPERATION
 from fastapi_observe.records.pool import PoolState
 from fastapi_observe.records.work import GATHERED, MOST_STATEMENTS, Work
@@ -106,17 +108,17 @@ async def test_as_a_decorator(observed: Callable[..., Seen]) -> None:
 async def test_nested_and_side_by_side(observed: Callable[..., Seen]) -> None:
     """Spans nest as the blocks do: in tasks, in task groups and in threads."""
     seen = observed(Starlette())
-    operation = seen.observe.operation
+    work = seen.observe.operation
 
     async def step(name: str) -> None:
-        async with operation(name):
+        async with work(name):
             await asyncio.sleep(0)
 
-    with operation("whole"):
+    with work("whole"):
         async with asyncio.TaskGroup() as group:
             group.create_task(step("a"))
             group.create_task(step("b"))
-        await asyncio.gather(step("c"), asyncio.to_thread(lambda: operation("d").open().close()))
+        await asyncio.gather(step("c"), asyncio.to_thread(lambda: work("d").open().close()))
     parents = {span.name: span.parent.span_id if span.parent else None for span in seen.spans}
     whole = next(span for span in seen.spans if span.name == "whole").context.span_id
     assert parents == {"a": whole, "b": whole, "c": whole, "d": whole, "whole": None}
@@ -136,13 +138,34 @@ def test_in_a_thread_of_its_own(observed: Callable[..., Seen]) -> None:
     assert charge_samples(seen) == {"ok": 1}
 
 
+def test_before_anything_is_installed(observed: Callable[..., Seen]) -> None:
+    """A module may decorate before `install`; each call is told to what is installed then, or to nobody."""
+
+    @operation("charge card", provider="acme")
+    def charge() -> int:
+        return 7
+
+    assert charge() == 7
+    app = Starlette()
+    seen = observed(app)
+    assert charge() == 7
+    assert charge_samples(seen) == {"ok": 1}
+    other = FastAPI()
+    told = observed(other)
+    assert charge() == 7
+    other.get("/")(charge)
+    assert TestClient(other).get("/").json() == 7
+    assert (charge_samples(seen), charge_samples(told)) == ({"ok": 1}, {"ok": 1})
+    assert told.spans[0].name == "charge card"
+
+
 def test_without_a_name(observed: Callable[..., Seen]) -> None:
     """What is no name is refused where it is written."""
-    operation = observed(Starlette()).observe.operation
+    observe = observed(Starlette()).observe
     with pytest.raises(ValueError, match="needs a name for the work, got ' '"):
-        operation(" ")
+        observe.operation(" ")
     with pytest.raises(TypeError, match="needs a name for the work, got function: give it a short text"):
-        operation(lambda: None)  # type: ignore[arg-type]
+        observe.operation(lambda: None)  # type: ignore[arg-type]
 
 
 def test_an_end_comes_once(observed: Callable[..., Seen]) -> None:
@@ -261,8 +284,8 @@ def test_the_time_of_what_runs_side_by_side_is_waited_for_once() -> None:
     work.sum_up()
     work.add(("external", 3.5, 5.0, ""))
     work.sum_up()
-    assert work.seconds == pytest.approx({"database": 3.6, "external": 1.5})
-    assert work.counts == {"database": 4, "external": 1}
+    assert work.seconds == pytest.approx({"database": 3.6, "external": 1.5, "pool": 0})
+    assert work.counts == {"database": 4, "external": 1, "pool": 0}
     assert work.busy == pytest.approx(4.0)
     assert (work.own(4.5), work.own(1.0)) == (pytest.approx(0.5), 0.0)
 
@@ -363,20 +386,29 @@ def test_pools_are_read_at_scrape(observed: Callable[..., Seen]) -> None:
     assert str(seen.sample("db_connections_idle", pool="main")) == "nan"
     assert seen.observe.faults.counts == {"pool": 3 * 1}
     remove()
+    remove()
     assert seen.samples("db_connections_active") == {}
 
 
-def test_two_pools_of_one_name(observed: Callable[..., Seen]) -> None:
-    """Each has gauges of its own; one that goes takes its own away, once."""
-    seen = observed(Starlette())
-    first = seen.observe.db.add_pool("main", lambda: PoolState(active=1))
-    second = seen.observe.db.add_pool("main", lambda: PoolState(active=2))
-    assert seen.sample("db_connections_active", pool="main") == 1
-    assert seen.sample("db_connections_active", pool="main-2") == 2
-    first()
-    first()
-    assert seen.samples("db_connections_active") == {(("pool", "main-2"),): 2}
-    second()
+def test_a_wait_for_a_connection_is_no_own_time(observed: Callable[..., Seen]) -> None:
+    """A request that waited for its pool says so; a wait that is none is not told."""
+    app = FastAPI()
+    seen = observed(app)
+
+    @app.get("/{seconds}")
+    def wait(seconds: float) -> None:
+        time.sleep(seconds)
+        seen.observe.db.waited("main", max(seconds, 0.0001))
+
+    client = TestClient(app)
+    client.get("/0.02")
+    client.get("/0")
+    waited, other = (line["fields"] for line in seen.request_lines)
+    assert (waited["pool_count"], waited["pool_ms"]) == (1, 20.0)
+    assert waited["own_ms"] == pytest.approx(waited["duration_ms"] - 20, abs=0.01)
+    assert "pool_ms" not in other
+    assert dict(seen.server_spans[0].attributes or {})["fastapi_observe.pool_ms"] == 20.0
+    assert seen.total("db_connection_wait_seconds_count") == 2
 
 
 def test_waits_and_events_of_connections(observed: Callable[..., Seen]) -> None:

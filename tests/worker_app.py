@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 import prometheus_client
@@ -70,5 +69,5 @@ def make() -> FastAPI:
     return app
 
 
-if "pytest" not in sys.modules:
+if "WORKERS_DIRECTORY" in os.environ:
     app = make()

@@ -105,7 +105,7 @@ class Query(Operation):
 
     def again(self) -> Query:
         """Return a query like this one, which has not begun."""
-        return Query(self._reporter, "database", self.name, self.labels, self._given)
+        return Query(self.reporter, "database", self.name, self.labels, self._given)
 
 
 class SentQuery(Query):

@@ -87,7 +87,7 @@ class ExternalCall(Operation):
     def again(self) -> ExternalCall:
         """Return a call like this one, which has not begun."""
         details = None if self._given is None else dict(self._given)
-        return ExternalCall(self._reporter, self.kind, self.name, self.labels, details, self._propagation)
+        return ExternalCall(self.reporter, self.kind, self.name, self.labels, details, self._propagation)
 
 
 class ExternalClient:

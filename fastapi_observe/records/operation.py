@@ -45,7 +45,6 @@ class Operation:
 
     __slots__ = (
         "_given",
-        "_reporter",
         "_token",
         "duration",
         "ended",
@@ -57,6 +56,7 @@ class Operation:
         "name",
         "outcome",
         "outer",
+        "reporter",
         "scope",
         "span",
         "started",
@@ -73,7 +73,7 @@ class Operation:
         labels: dict[str, str],
         details: Any = None,
     ) -> None:
-        self._reporter = reporter
+        self.reporter = reporter
         self._given: Any = details  # a dict; clients of a kind keep what they make it of
         self.kind = kind
         self.name = name
@@ -112,7 +112,7 @@ class Operation:
         if outer is not None and not outer.ended:
             self.outer = outer
         self._token = OPERATION.set(self)
-        self._reporter.open_operation(self)
+        self.reporter.open_operation(self)
         self.started = perf_counter()
         return self
 
@@ -145,7 +145,7 @@ class Operation:
             self._fail(exc)
         if self._token is not None:
             self.suspend()
-        self._reporter.close_operation(self)
+        self.reporter.close_operation(self)
         self.outer = None
 
     def _fail(self, exc: BaseException) -> None:
@@ -172,7 +172,7 @@ class Operation:
     def again(self) -> Operation:
         """Return an operation like this one, which has not begun: one for each call of a decorated function."""
         details = None if self._given is None else dict(self._given)
-        return type(self)(self._reporter, self.kind, self.name, self.labels, details)
+        return type(self)(self.reporter, self.kind, self.name, self.labels, details)
 
     def __call__(self, function: F) -> F:
         """Decorate a function, coroutine function, generator or async generator: each call is one operation."""
@@ -192,6 +192,15 @@ class Operation:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close(exc)
+
+
+def new_operation(reporter: OperationReporter, name: str, details: dict[str, Any]) -> Operation:
+    """Return an operation of the user's own; raises as `Observability.operation` says."""
+    if not isinstance(name, str):
+        raise TypeError(f"operation() needs a name for the work, got {type(name).__name__}: give it a short text")
+    if not name.strip():
+        raise ValueError(f"operation() needs a name for the work, got {name!r}: give it a short text")
+    return Operation(reporter, "operation", name, {"operation": name}, details)
 
 
 OPERATION: Final[ContextVar[Operation | None]] = ContextVar("fastapi_observe.operation", default=None)

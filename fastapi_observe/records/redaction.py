@@ -1,4 +1,4 @@
-"""What of a query string may be shown: its keys, and the values that the settings allow."""
+"""What may be shown of a query string and of free text: keys, and the values that the settings allow."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def _redact_part(part: str, allow: frozenset[str]) -> str:
 def redact_text(text: str) -> str:
     """Return free text (of an exception) without what libraries are known to put into it.
 
-    Hidden are user and password of a URL, the values of its query, SQLAlchemy's `[parameters: ...]`, pydantic's
-    `input_value=...` and what PostgreSQL repeats of values and statements. The time is linear in the text.
+    Hidden are user and password of a URL, the values of its query, SQLAlchemy's `[SQL: ...]` and `[parameters: ...]`,
+    pydantic's `input_value=...` and what PostgreSQL repeats of values and statements. The time is linear in the text.
     """
     for pattern, instead in _KNOWN:
         text = pattern.sub(instead, text)
@@ -44,6 +44,7 @@ _TO_THE_END: Final = r".*?(?=\n\n(?:During handling|The above exception)|\Z)"  #
 _KNOWN: Final = (
     (re.compile(r"(?<=://)[^\s/@:'\"]{0,256}:[^\s/@'\"]{0,256}@"), f"{REDACTED}:{REDACTED}@"),
     (re.compile(r"(https?://[^\s'\"?]{1,1024})\?[^\s'\"]+"), rf"\1?{REDACTED}"),
+    (re.compile(r"\[SQL: (?:.*?\](?=\n\[parameters: |\n\(Background|\n?\Z|\n\n)|.*)", re.DOTALL), f"[SQL: {REDACTED}]"),
     (re.compile(r"\[parameters: [^\n]*"), f"[parameters: {REDACTED}]"),
     (
         re.compile(

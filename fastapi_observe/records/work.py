@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import threading
 from operator import itemgetter
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 COUNTED: Final = frozenset({"database", "external"})
 """Kinds of operations that a request waits for."""
+
+NAMES: Final = {"pool": "pool", "database": "db", "external": "external"}
+"""What a request waits for, the connections of a pool too, and how it is called where that is told."""
+
+SHORTEST_WAIT: Final = 0.001
+"""Seconds from which on the wait for a connection is told of a request."""
 
 MOST_STATEMENTS: Final = 256
 """Different statements of one request that are told apart."""
@@ -44,8 +50,8 @@ class Work:
         self._until = 0.0
         self.done: list[Done] = []
         self.busy = 0.0
-        self.counts = dict.fromkeys(COUNTED, 0)
-        self.seconds = dict.fromkeys(COUNTED, 0.0)
+        self.counts = dict.fromkeys(NAMES, 0)
+        self.seconds = dict.fromkeys(NAMES, 0.0)
         self.statements: dict[str, list[float]] = {}
 
     def add(self, done: Done) -> None:
@@ -78,6 +84,16 @@ class Work:
     def own(self, duration: float) -> float:
         """Return the seconds of a request of `duration` in which it waited for nothing that was measured."""
         return max(0.0, duration - self.busy)
+
+    def facts(self, duration: float) -> dict[str, Any]:
+        """Return where the time of a request went: milliseconds and number of what it waited for, and its own time."""
+        facts: dict[str, Any] = {}
+        for kind, name in NAMES.items():
+            if self.counts[kind]:
+                facts[f"{name}_ms"] = round(self.seconds[kind] * 1000, 3)
+                facts[f"{name}_count"] = self.counts[kind]
+        facts["own_ms"] = round(self.own(duration) * 1000, 3)
+        return facts
 
     def repeated(self, limit: int) -> list[Repeated]:
         """Return the statements that were sent more than `limit` times, the most frequent first."""

@@ -138,16 +138,15 @@ class Worker:
                 self._fold()
                 kept = self._readings.items()
                 self._readings = {name: reading for name, reading in kept if name not in self._archive.folded}
-            readings = [*self._readings.values(), self._archive.reading]
-            for reading in readings:
-                if reading.unreadable:
-                    self._counted.add(self._archive.identity if reading is self._archive.reading else reading.name)
-            return (frozenset(self._readings), self._archive.identity), readings
+            token = frozenset(self._readings), self._archive.identity
+            return token, [*self._readings.values(), self._archive.reading]
 
     def _refresh(self) -> None:
         for _ in range(5):  # another worker may fold at the same time: then what is there has changed
             if self._archive.changed():
                 self._archive.read()
+                if self._archive.reading.unreadable:
+                    self._counted.add(self._archive.identity)
             self._readings = {name: self._readings.get(name) or self._new_reading(name) for name in self._names()}
             complete = not [1 for reading in list(self._readings.values()) if not self._refresh_one(reading)]
             if complete and not self._archive.changed():
@@ -178,6 +177,8 @@ class Worker:
             return False
         except OSError:
             reading.unreadable = True
+        if reading.unreadable:
+            self._counted.add(reading.name)
         return True
 
     def _fold(self) -> None:

@@ -212,10 +212,6 @@ class ClientCells:
 
     # Reading
 
-    def is_of(self, value: CellValue, scope: str, name: str) -> bool:
-        """Tell whether a number belongs to a family."""
-        return value.family == self._described.get((scope, name))
-
     def answer(self, exemplars: bool) -> Answer:  # noqa: FBT001 - as runtime calls it
         """Ask the functions of gauges; return the exemplars if they are wanted."""
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
@@ -68,7 +69,7 @@ class Merged:
                 if reading.living and reading.values[at + 1]
             ]
             if labels in here:
-                values.append((0, here[labels].read()[0]))
+                values.append((os.getpid(), here[labels].read()[0]))
             if self.mode == "pid":
                 for pid, value in values:
                     pairs = f'{series.pairs}{"," if series.pairs else ""}pid="{pid}"'

@@ -46,20 +46,25 @@ def is_reader(collector: object) -> bool:
 
 
 class Readers:
-    """The collectors of one registry that are read at scrape; `once` is what this process alone shows of them."""
+    """The collectors of one registry that are read at scrape; `once` is what this process alone shows of them.
+
+    `alone` are samples that found no space: description of the family, record labels, value.
+    """
 
     def __init__(self, worker: Worker, scope: str, collectors: Callable[[], Iterable[Any]], faults: Faults) -> None:
         self.once: list[Metric] = []
+        self.alone: list[tuple[bytes, tuple[str, ...], float]] = []
         self._worker = worker
         self._scope = scope
         self._collectors = collectors
         self._faults = faults
         self._described: dict[str, tuple[bytes, str]] = {}
-        self._cells: dict[tuple[bytes, tuple[str, ...]], list[float] | None] = {}
+        self._cells: dict[tuple[bytes, tuple[str, ...]], list[float]] = {}
 
     def answer(self) -> None:
         """Read everything, into the files of this worker."""
         once: list[Metric] = []
+        self.alone = []
         seen: set[tuple[bytes, tuple[str, ...]]] = set()
         for collector in self._collectors():
             if not is_reader(collector):
@@ -73,7 +78,7 @@ class Readers:
             except Exception as exc:  # noqa: BLE001 - a user's collector raises what it likes
                 self._faults("collect", exc)
         for key in self._cells.keys() - seen:
-            self._clear(key)
+            self._cells[key][1] = 0.0
         self.once = once
 
     def _write(self, family: Metric, seen: set[tuple[bytes, tuple[str, ...]]]) -> None:
@@ -87,14 +92,10 @@ class Readers:
             if sample.name == created:
                 continue
             key = described_as, record_labels(sample.name, sample.labels.items())
-            seen.add(key)
-            cells = self._cells.get(key)
+            cells = self._cells.get(key) or self._worker.allocate(*key, [0.0, 0.0])
             if cells is None:
-                cells = self._cells[key] = self._worker.allocate(*key, [0.0, 0.0])
-            if cells is not None:
+                self.alone.append((*key, sample.value))
+            else:
+                seen.add(key)
+                self._cells[key] = cells
                 cells[0], cells[1] = sample.value, 1.0
-
-    def _clear(self, key: tuple[bytes, tuple[str, ...]]) -> None:
-        cells = self._cells[key]
-        if cells is not None:
-            cells[1] = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,11 +13,17 @@ from fastapi_observe.signals.series import go_float
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from prometheus_client.samples import Sample
+
     from fastapi_observe.signals.cells import Reading
 
 Labels = tuple[tuple[str, str], ...]
 Key = tuple[str, Labels]
 """Name and labels of a sample."""
+
+
+Alone = tuple[tuple[str, ...], float, float]
+"""A sample that one worker could not share: labels of its record, value, and when it was set."""
 
 
 def record_labels(name: str, labels: Iterable[tuple[str, str]]) -> tuple[str, ...]:
@@ -64,21 +71,22 @@ class Samples:
         """Take note of a sample of one worker."""
         self.records.setdefault(labels, []).append((reading, at))
 
-    def metric(self, alone: Iterable[tuple[tuple[str, ...], float, float]]) -> Metric:
-        """Return the family as it is now; `alone` are record labels, values and stamps that could not be shared."""
+    def metric(self, alone: Iterable[Alone]) -> Metric:
+        """Return the family as it is now; `alone` are samples of this worker only."""
         found: dict[Key, list[tuple[float, float, int]]] = defaultdict(list)
         for record, refs in self.records.items():
             for reading, at in refs:
                 if reading.values[at + 1] and (reading.living or not self.dropped):
                     found[_key(record)].append((reading.values[at], reading.values[at + 1], reading.pid))
         for record, value, stamp in alone:
-            found[_key(record)].append((value, stamp, 0))
+            found[_key(record)].append((value, stamp, os.getpid()))
         metric = Metric(self.name, self.documentation, self.type)
         if self.type == "histogram" and not self.cumulated:
             self._add_buckets(metric, found)
             return metric
         for (name, labels), values in found.items():
             self._add(metric, name, labels, values)
+        metric.samples.sort(key=_group)
         return metric
 
     def _add(self, metric: Metric, name: str, labels: Labels, values: list[tuple[float, float, int]]) -> None:
@@ -115,6 +123,11 @@ MODES: Final[dict[str, Any]] = {
     "min": lambda values: min(value for value, _, _ in values),
     "mostrecent": lambda values: max(values, key=lambda one: one[1])[0],
 }
+
+
+def _group(sample: Sample) -> list[tuple[str, str]]:
+    """Return the labels of a series: OpenMetrics wants its samples together."""
+    return sorted(pair for pair in sample.labels.items() if pair[0] not in {"le", "quantile"})
 
 
 def _key(labels: tuple[str, ...]) -> Key:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from fastapi_observe.signals.cells import SharedCells
 from fastapi_observe.signals.cells_client import ClientCells, honours_directory, is_stock
 from fastapi_observe.signals.cells_merged import Exemplars, Index, Merged
 from fastapi_observe.signals.cells_readers import Readers
-from fastapi_observe.signals.cells_samples import Samples
+from fastapi_observe.signals.cells_samples import Alone, Samples
 from fastapi_observe.signals.series import Bounded
 
 if TYPE_CHECKING:
@@ -109,9 +110,12 @@ class SharedView:
             for (scope, family_name), family in families.items():
                 if scope == self.cells.scope and family_name not in shown and isinstance(family, Merged):
                     yield MergedText(family, exemplars, [])
-        for (scope, _), family in families.items():
+        alone = self._alone_samples(registry)
+        for (scope, family_name), family in families.items():
             if scope in {f"{name}/client", f"{name}/read"} and isinstance(family, Samples):
-                yield Given([family.metric(self._alone_client(family, scope))])
+                yield Given([family.metric(alone.pop((scope, family_name), (None, ()))[1])])
+        for described, samples in alone.values():
+            yield Given([Samples(described).metric(samples)])
         yield Given(self._readers[registry].once)
         if self._client is None and os.path.isdir(os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")):  # noqa: PTH112
             yield from self._of_directory(registry)
@@ -119,12 +123,18 @@ class SharedView:
     def _alone(self, metric: Bounded) -> list[Bounded]:
         return [child for child in self.cells.alone if child.family() == metric.family()]
 
-    def _alone_client(self, family: Samples, scope: str) -> list[tuple[tuple[str, ...], float, float]]:
-        return [
-            (value.labels, value.cells[0], value.cells[1])
-            for value in (() if self._client is None else self._client.alone)
-            if self._client is not None and self._client.is_of(value, scope, family.name)
-        ]
+    def _alone_samples(self, registry: CollectorRegistry) -> dict[tuple[str, str], tuple[Any, Sequence[Alone]]]:
+        """Return what found no space and is shown by this worker only: description and samples, by scope and name."""
+        found: dict[tuple[str, str], tuple[Any, list[Alone]]] = {}
+        unshared = [(family, (labels, value, 1.0)) for family, labels, value in self._readers[registry].alone]
+        for one in [] if self._client is None else self._client.alone:
+            unshared.append((one.family, (one.labels, one.cells[0], one.cells[1])))
+        for family, sample in unshared:
+            described = orjson.loads(family)
+            if described["scope"].startswith(f"{self._registries[registry]}/") and sample[2]:
+                key = described["scope"], described["name"]
+                found.setdefault(key, (described, []))[1].append(sample)
+        return dict(found)
 
     def _of_directory(self, registry: CollectorRegistry) -> Iterator[Any]:
         """Yield what prometheus_client's own multiprocess mode shows, in the registry that has such metrics."""

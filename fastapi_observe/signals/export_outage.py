@@ -41,14 +41,14 @@ class Outage:
         self._lost_before = 0
         self._told: dict[str, float] = {}
 
-    def failed(self, answer: Answer, lost: int, *, probing: bool = False) -> None:
-        """Note a failure. `lost` is how many items had been dropped before it."""
+    def failed(self, answer: Answer, *, probing: bool) -> None:
+        """Note a failure, of a request with items or of a probe."""
         if probing and answer.reason == "http_4xx":  # it is there, and dislikes an empty request
             self.answered()
             return
         now = monotonic()
         if not self.failures:
-            self._since, self._lost_before = now, lost
+            self._since = now
         self.failures += 1
         self.probes = self.failures >= OPEN_AFTER
         wait = PROBE_EVERY if self.probes else FIRST_WAIT * 2 ** (self.failures - 1)
@@ -64,13 +64,13 @@ class Outage:
 
     def succeeded(self, lost: int) -> None:
         """Note a success; tell the end of an outage. `lost` is how many items have been dropped so far."""
-        if not self.failures:
-            return
-        self.answered()
-        self.failures = 0
-        self._told.clear()
-        seconds, lost = monotonic() - self._since, lost - self._lost_before
-        _log(f"exports {self.items} to {self.target} again after {seconds:.0f} s; {lost} were lost")
+        if self.failures:
+            self.answered()
+            self.failures = 0
+            self._told.clear()
+            seconds, since = monotonic() - self._since, lost - self._lost_before
+            _log(f"exports {self.items} to {self.target} again after {seconds:.0f} s; {since} were lost")
+        self._lost_before = lost
 
     def tell(self, cause: str, text: str) -> None:
         """Log a warning, at most once a minute for each cause."""

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 GAP: Final = 0.0005
 """Seconds of sleep between two slices, in which other threads get the interpreter."""
 
+MOST_RAW: Final = 3 * SLICE
+"""Items that wait for the thread that encodes; who adds more encodes a slice: their bytes are not known yet."""
+
 PARTING: Final = 0.2
 """Seconds that threads which were told to end may take for it."""
 
@@ -73,7 +76,7 @@ class ExportQueue:
         self._renew()
 
     def put(self, item: Any) -> None:
-        """Take an item. Costs an append, and never waits."""
+        """Take an item. Costs an append, and never waits for anybody."""
         raw = self._raw
         raw.append(item)
         if len(raw) >= self._wake_at:
@@ -134,8 +137,8 @@ class ExportQueue:
             if self._asleep:
                 self._asleep = False
                 self._wake.put(None)
-            if len(self._raw) + len(store.ready) > self._limits.items + SLICE:
-                store.shed()
+            if len(self._raw) >= MOST_RAW:
+                self._encode_slice()
         except Exception as exc:  # noqa: BLE001 - no thread starts while the interpreter ends
             self._faults("export.put", exc)
 
@@ -181,7 +184,7 @@ class ExportQueue:
             with suppress(Empty):
                 self._wake.get(timeout=left)
         self._asleep = False
-        self._wake_at = 0 if self._store.closed else self._limits.items + SLICE
+        self._wake_at = 0 if self._store.closed else MOST_RAW
 
     def _encode_slice(self) -> None:
         store = self._store
@@ -193,7 +196,7 @@ class ExportQueue:
             except Exception as exc:  # noqa: BLE001 - the others are sent all the same
                 self._faults("export.encode", exc)
         before = store.lost()
-        store.add(entries)
+        store.add(entries, len(items))
         if store.lost() > before:
             self._tell_lost()
         if len(store.ready) >= self._limits.batch or self._sender.flushing:

@@ -95,7 +95,6 @@ class Sender:
             # An empty request is valid and must be answered like any other: no items are spent on a dead collector.
             probing = outage.probes and not self._flushes
             batch = [] if probing else store.take_batch()
-            lost = store.lost()
         try:
             answer = self._transport.send(self._requests.request(batch) if batch else b"", deadline)
         except Exception as exc:  # noqa: BLE001 - the thread must live on
@@ -109,7 +108,7 @@ class Sender:
         if store.closed:
             return
         if answer.reason:
-            outage.failed(answer, lost, probing=probing)
+            outage.failed(answer, probing=probing)
         elif probing:
             outage.answered()
         else:

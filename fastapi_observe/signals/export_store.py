@@ -107,18 +107,18 @@ class Store:
             self.shed()
             items = [self.raw.popleft() for _ in range(min(SLICE, len(self.raw)))]
             self._taken += len(items)
-            self._encoding = len(items)
+            self._encoding += len(items)
             return items
 
-    def add(self, entries: list[Entry]) -> None:
-        """Add what became of the items taken last; those that are missing could not be encoded."""
+    def add(self, entries: list[Entry], number: int) -> None:
+        """Add what became of a slice of `number` items; those that are missing could not be encoded."""
         with self.changed:
             if self.abandoned:
                 return
             fit = [entry for entry in entries if len(entry[1]) <= self._largest]
-            self._drop("internal_error", self._encoding - len(entries))
+            self._drop("internal_error", number - len(entries))
             self._drop("too_large", len(entries) - len(fit))
-            self._encoding = 0
+            self._encoding -= number
             self.ready.extend(fit)
             self._bytes += sum(len(entry[1]) for entry in fit)
             self.shed()

@@ -30,9 +30,6 @@ LONGEST_KEPT: Final = 512
 """Most bytes of a user agent that is kept for the next line: a client chooses it."""
 
 
-SHORT: Final = {"database": "db", "external": "external"}
-"""What kinds of operations are called in the request line."""
-
 Route = tuple[str, str, int, str]
 RequestRecord = tuple[Route, str, str, bytes | None, str | None, str, str, str, int, float, int, int, str]
 """Method, endpoint, status and outcome; then level, path, user agent, client, the three ids, start, duration, sizes,
@@ -72,7 +69,7 @@ class RequestLines:
             "remote_addr": client[0] if client else None,
         }
         if exchange.work is not None:
-            fields.update(fields_of_work(exchange.work, exchange.duration))
+            fields.update(exchange.work.facts(exchange.duration))
         if exchange.ttfb is not None:
             fields["ttfb_ms"] = round(exchange.ttfb * 1000, 3)
         if exchange.error_type is not None:
@@ -170,16 +167,6 @@ class RequestLines:
         return kept
 
 
-def fields_of_work(work: Work, duration: float) -> dict[str, Any]:
-    """Return where the time of a request went: milliseconds and numbers of what it waited for, and its own time."""
-    fields: dict[str, Any] = {}
-    for kind, name in SHORT.items():
-        if work.counts[kind]:
-            fields[f"{name}_ms"] = round(work.seconds[kind] * 1000, 3)
-            fields[f"{name}_count"] = work.counts[kind]
-    return {**fields, "own_ms": round(work.own(duration) * 1000, 3)}
-
-
 def text_of_work(work: Work, duration: float) -> str:
-    """Return `fields_of_work` as it follows other fields of a line."""
-    return "".join(f',"{name}":{value}' for name, value in fields_of_work(work, duration).items())
+    """Return where the time of a request went, as it follows other fields of a line."""
+    return "".join(f',"{name}":{value}' for name, value in work.facts(duration).items())

@@ -39,7 +39,6 @@ class OperationMetrics:
         self._make_database()
         self._make_pools()
         self._make_external()
-        self._pool_names: set[str] = set()
         self._waits: dict[str, tuple[list[float], list[float]]] = {}
         self._event_cells: dict[tuple[str, str], list[float]] = {}
         self._families: dict[str, tuple[Counter, Histogram]] = {
@@ -163,25 +162,15 @@ class OperationMetrics:
     # Pools
 
     def add_pool(self, name: str, read: Callable[[], PoolState]) -> Callable[[], None]:
-        """Ask `read` at each scrape for what the pool `name` tells; the result takes the pool away again.
-
-        A second pool of that name is called `name-2`.
-        """
+        """Ask `read` at each scrape for what the pool `name` tells; the result takes the pool away again."""
         state = read()
-        label, number = name, 1
-        while label in self._pool_names:  # two pools, each with its own
-            number += 1
-            label = f"{name}-{number}"
-        self._pool_names.add(label)
-        gauges = [(fact, self._pool[fact]) for fact in state._fields if getattr(state, fact) is not None]
-        for fact, gauge in gauges:
-            gauge.labels(label).set_function(partial(self._read, read, fact))
+        told = [(fact, self._pool[fact]) for fact in state._fields if getattr(state, fact) is not None]
+        for fact, gauge in told:
+            gauge.labels(name).set_function(partial(self._read, read, fact))
 
         def remove() -> None:
-            if label in self._pool_names:
-                self._pool_names.remove(label)
-                for _, gauge in gauges:
-                    gauge.remove(label)
+            while told:
+                told.pop()[1].remove(name)
 
         return remove
 

@@ -91,8 +91,7 @@ class SpanEncoder(RequestEncoder):
 
     def _event(self, event: Event) -> bytes:
         return (
-            b"\x09"
-            + FIXED64(event.timestamp)
+            (b"\x09" + FIXED64(event.timestamp) if event.timestamp else b"")
             + (b"\x12" + sized(text(event.name[:LONGEST_NAME])) if event.name else b"")
             + self.attributes.encode(b"\x1a", plain(event.attributes or {}))
             + _count(b"\x20", event.dropped_attributes)

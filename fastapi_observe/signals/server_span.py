@@ -100,12 +100,7 @@ def response_attributes(exchange: Exchange, repeat_limit: int) -> dict[str, Any]
 
 def work_attributes(work: Work, duration: float, repeat_limit: int) -> dict[str, Any]:
     """Return where the time of a request went, in milliseconds, and the statements that it repeated."""
-    attributes: dict[str, Any] = {}
-    for kind, name in (("database", "db"), ("external", "external")):
-        if work.counts[kind]:
-            attributes[f"fastapi_observe.{name}_ms"] = round(work.seconds[kind] * 1000, 3)
-            attributes[f"fastapi_observe.{name}_count"] = work.counts[kind]
-    attributes["fastapi_observe.own_ms"] = round(work.own(duration) * 1000, 3)
+    attributes: dict[str, Any] = {f"fastapi_observe.{name}": value for name, value in work.facts(duration).items()}
     repeated = work.repeated(repeat_limit)
     if repeated:
         attributes["fastapi_observe.repeated_queries"] = tuple(each.statement for each in repeated)

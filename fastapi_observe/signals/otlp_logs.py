@@ -1,0 +1,76 @@
+"""Log lines as OTLP: each JSON line, as it was written, becomes a LogRecord with the ids of its span."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+from fastapi_observe.signals.otlp_wire import FIXED64, RequestEncoder, any_value, sized, text, varint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opentelemetry.sdk.resources import Resource
+
+SEVERITIES: Final = {"debug": 5, "info": 9, "warn": 13, "error": 17, "fatal": 21}
+"""The contract's levels as SeverityNumber."""
+
+MOST_SCOPES: Final = 256
+"""Names of loggers that are told apart; further ones share the scope without a name."""
+
+
+class LogEncoder(RequestEncoder):
+    """Encodes lines of the log contract.
+
+    The logger's name is the scope; service, environment and version are left to the resource.
+    """
+
+    def __init__(self, resource: Callable[[], Resource]) -> None:
+        super().__init__(resource)
+        self._named: dict[str, InstrumentationScope] = {}
+
+    def encode(self, line: bytes) -> tuple[InstrumentationScope, bytes]:
+        """Return the scope of a JSON line, and the line as a field of ScopeLogs."""
+        record: dict[str, Any] = orjson.loads(line)
+        level = record.get("level", "")
+        parts = [
+            b"\x09" + FIXED64(nanoseconds(record["timestamp"])),
+            b"\x10" + varint(SEVERITIES.get(level, 0)),
+            b"\x1a" + sized(text(level)),
+            b"\x2a" + sized(any_value(record.get("message", ""))),
+            self.attributes.encode(b"\x32", attributes_of(record)),
+        ]
+        trace_id, span_id = record.get("trace_id"), record.get("span_id")
+        if trace_id:
+            parts += (b"\x4a\x10", bytes.fromhex(trace_id))
+        if span_id:
+            parts += (b"\x52\x08", bytes.fromhex(span_id))
+        return self._scope(record.get("logger", "")), b"\x12" + sized(b"".join(parts))
+
+    def _scope(self, name: str) -> InstrumentationScope:
+        scope = self._named.get(name)
+        if scope is None:
+            if len(self._named) >= MOST_SCOPES:
+                name = ""
+            scope = self._named.setdefault(name, InstrumentationScope(name))
+        return scope
+
+
+def nanoseconds(timestamp: str) -> int:
+    """Return the nanoseconds since 1970 of an RFC 3339 time with microseconds."""
+    at = datetime.fromisoformat(timestamp)
+    whole = int(at.replace(microsecond=0).timestamp())
+    return whole * 1_000_000_000 + at.microsecond * 1000
+
+
+def attributes_of(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what a line says besides its message: its fields, the request's id, the exception."""
+    attributes = dict(record.get("fields") or {})
+    if "request_id" in record:
+        attributes["request_id"] = record["request_id"]
+    for name, value in (record.get("exception") or {}).items():
+        attributes[f"exception.{name}"] = value
+    return attributes

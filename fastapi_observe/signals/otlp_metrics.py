@@ -1,0 +1,147 @@
+"""Prometheus metrics as OTLP: cumulative sums, gauges, histograms with their exemplars, and summaries."""
+
+from __future__ import annotations
+
+import math
+from time import time_ns
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from fastapi_observe.signals.otlp_wire import DOUBLE, FIXED64, RequestEncoder, sized, text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from opentelemetry.sdk.resources import Resource
+    from prometheus_client.metrics_core import Metric
+    from prometheus_client.samples import Exemplar, Sample
+
+CUMULATIVE: Final = b"\x10\x02"
+MONOTONIC: Final = b"\x18\x01"
+
+GAUGE, SUM, HISTOGRAM, SUMMARY = b"\x2a", b"\x3a", b"\x4a", b"\x5a"
+"""The fields of a Metric that hold its data."""
+
+
+class Family(NamedTuple):
+    """A family of samples, as it was read at `at`, in nanoseconds."""
+
+    metric: Metric
+    at: int
+
+
+class MetricEncoder(RequestEncoder):
+    """Encodes families. Counters and histograms began when this was made, unless they say otherwise (`_created`)."""
+
+    def __init__(self, resource: Callable[[], Resource]) -> None:
+        super().__init__(resource)
+        self._start = time_ns()
+
+    def encode(self, family: Family) -> tuple[None, bytes]:
+        """Return a family as fields of ScopeMetrics: one Metric for each of its names."""
+        metric, at = family
+        shown = [self._points(metric, at)] if metric.type in {"histogram", "summary"} else self._numbers(metric, at)
+        return None, b"".join(b"\x12" + sized(one) for one in shown)
+
+    def _numbers(self, metric: Metric, at: int) -> list[bytes]:
+        """Encode counters as sums under the family's name, all else as gauges under the samples' names."""
+        points: dict[str, list[bytes]] = {}
+        created = {_key(sample.labels): sample.value for sample in metric.samples if _is_created(metric, sample)}
+        counter = metric.type == "counter"
+        for sample in metric.samples:
+            if _is_created(metric, sample):
+                continue
+            point = b"\x19" + FIXED64(at) + b"\x21" + DOUBLE(sample.value)
+            if counter:
+                point = b"\x11" + FIXED64(self._began(created, sample.labels)) + point + _exemplar(b"\x2a", sample, at)
+            point += self.attributes.encode(b"\x3a", sample.labels)
+            points.setdefault(metric.name if counter else sample.name, []).append(b"\x0a" + sized(point))
+        tag, kind = (SUM, CUMULATIVE + MONOTONIC) if counter else (GAUGE, b"")
+        return [_metric(metric, name, tag, b"".join(data) + kind) for name, data in points.items()]
+
+    def _points(self, metric: Metric, at: int) -> bytes:
+        """Encode a histogram or a summary: the samples of one label set are one point."""
+        sets: dict[tuple[Any, ...], list[Sample]] = {}
+        created: dict[tuple[Any, ...], float] = {}
+        for sample in metric.samples:
+            key = _key(sample.labels)
+            if _is_created(metric, sample):
+                created[key] = sample.value
+            else:
+                sets.setdefault(key, []).append(sample)
+        summary = metric.type == "summary"
+        body = b""
+        for key, samples in sets.items():
+            labels = dict(key)
+            point = b"\x11" + FIXED64(self._began(created, labels)) + b"\x19" + FIXED64(at)
+            point += _quantiles(metric, samples) if summary else _buckets(metric, samples, at)
+            point += self.attributes.encode(b"\x3a" if summary else b"\x4a", labels)
+            body += b"\x0a" + sized(point)
+        return _metric(metric, metric.name, SUMMARY if summary else HISTOGRAM, body + (b"" if summary else CUMULATIVE))
+
+    def _began(self, created: dict[tuple[Any, ...], float], labels: dict[str, str]) -> int:
+        seconds = created.get(_key(labels))
+        return self._start if seconds is None else int(seconds * 1e9)
+
+
+def read(metrics: Iterable[Metric]) -> list[Family]:
+    """Read families now."""
+    at = time_ns()
+    return [Family(metric, at) for metric in metrics if metric.samples]
+
+
+def _key(labels: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(pair for pair in labels.items() if pair[0] not in {"le", "quantile"})
+
+
+def _is_created(metric: Metric, sample: Sample) -> bool:
+    return sample.name == f"{metric.name}_created"
+
+
+def _metric(metric: Metric, name: str, tag: bytes, data: bytes) -> bytes:
+    head = b"\x0a" + sized(text(name)) + b"\x12" + sized(text(metric.documentation))
+    if metric.unit:
+        head += b"\x1a" + sized(text(metric.unit))
+    return head + tag + sized(data)
+
+
+def _buckets(metric: Metric, samples: list[Sample], at: int) -> bytes:
+    """Encode count, sum, bounds and counts; Prometheus' buckets hold what is in lower ones too."""
+    total, count, before = 0.0, 0, 0
+    counts, bounds, exemplars = [], [], []
+    for sample in samples:
+        if sample.name == f"{metric.name}_bucket":
+            bound, count = float(sample.labels["le"]), int(sample.value)
+            counts.append(FIXED64(count - before))
+            before = count
+            if not math.isinf(bound):
+                bounds.append(DOUBLE(bound))
+            exemplars.append(_exemplar(b"\x42", sample, at))
+        elif sample.name == f"{metric.name}_sum":
+            total = sample.value
+    packed = b"\x32" + sized(b"".join(counts)) + b"\x3a" + sized(b"".join(bounds))
+    return b"\x21" + FIXED64(count) + b"\x29" + DOUBLE(total) + packed + b"".join(exemplars)
+
+
+def _quantiles(metric: Metric, samples: list[Sample]) -> bytes:
+    values = b""
+    for sample in samples:
+        if sample.name == f"{metric.name}_count":
+            values += b"\x21" + FIXED64(int(sample.value))
+        elif sample.name == f"{metric.name}_sum":
+            values += b"\x29" + DOUBLE(sample.value)
+        else:
+            quantile = b"\x09" + DOUBLE(float(sample.labels["quantile"])) + b"\x11" + DOUBLE(sample.value)
+            values += b"\x32" + sized(quantile)
+    return values
+
+
+def _exemplar(tag: bytes, sample: Sample, at: int) -> bytes:
+    found: Exemplar | None = sample.exemplar
+    if found is None:
+        return b""
+    time = at if found.timestamp is None else int(float(found.timestamp) * 1e9)
+    body = b"\x11" + FIXED64(time) + b"\x19" + DOUBLE(found.value)
+    span_id, trace_id = found.labels.get("span_id"), found.labels.get("trace_id")
+    if span_id and trace_id:
+        body += b"\x22\x08" + bytes.fromhex(span_id) + b"\x2a\x10" + bytes.fromhex(trace_id)
+    return tag + sized(body)

@@ -1,0 +1,57 @@
+"""Members of a server's workers, made in the test process: one lives, the others have ended as by kill -9."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from fastapi_observe.records.faults import Faults
+from fastapi_observe.runtime.worker_meeting import QUIT, Worker
+from fastapi_observe.settings import ObserveSettings
+from fastapi_observe.signals.metrics import MetricsService
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
+
+NAME = "0-1-1"
+"""A directory as the workers of some server would have it."""
+
+
+class Member:
+    """The metrics of one worker process."""
+
+    def __init__(self, root: Path, scope: str = "0", **settings: Any) -> None:
+        self.faults = Faults()
+        self.metrics = MetricsService(ObserveSettings(**{"default_registry": False, **settings}), self.faults)
+        self.worker = Worker(root / NAME)
+        self.metrics.sharing.share(self.worker, scope)
+
+    def text(self, accept: str = "") -> str:
+        """What a scrape of this worker shows."""
+        headers, body = self.metrics.render(accept, "")
+        return (gzip.decompress(body) if b"content-encoding" in dict(headers) else body).decode()
+
+    def samples(self) -> Samples:
+        """What a scrape of this worker shows: samples by name and sorted labels."""
+        found: Samples = {}
+        for family in text_string_to_metric_families(self.text()):
+            for sample in family.samples:
+                found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+        return found
+
+    def die(self) -> None:
+        """Leave what kill -9 leaves: files without a lock on them."""
+        os.write(self.worker._ask, QUIT)
+        assert self.worker._thread is not None
+        self.worker._thread.join()
+        self.worker.forget()
+
+    def leave(self) -> None:
+        """End in order."""
+        self.metrics.sharing.unshare()
+        self.worker.leave()

@@ -1,0 +1,391 @@
+"""The life of an export queue: threads only where spans are, forks, flushes, ends, and the ends of real servers."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+from contextlib import suppress
+from http.client import HTTPConnection
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+from collectors import Collector, Mode
+from prometheus_client import CollectorRegistry, generate_latest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+from tools import needs_package
+
+from fastapi_observe import ObserveSettings, install
+from fastapi_observe.records.faults import Faults
+from fastapi_observe.signals.export_counts import ExportCollector, LogCounts
+from fastapi_observe.signals.export_queue import ExportQueue
+from fastapi_observe.signals.provider import ObserveTracerProvider
+from fastapi_observe.signals.tracing import TracingService
+
+ROOT = str(Path(__file__).parents[1])
+
+
+def exporting(collector: Collector, **options: Any) -> tuple[TracingService, ExportQueue]:
+    """Return a tracing service and its queue."""
+    defaults = {"otlp_endpoint": collector.url, "sampler": "always_on", "batch_delay": 0.02}
+    tracing = TracingService(ObserveSettings(**{**defaults, **options}), Faults())
+    assert isinstance(tracing.provider, ObserveTracerProvider)
+    assert tracing.provider.queue is not None
+    return tracing, tracing.provider.queue
+
+
+def spans(tracing: TracingService, name: str, number: int = 25) -> None:
+    """Make spans."""
+    for at in range(number):
+        with tracing.span(f"{name}-{at}"):
+            pass
+
+
+def ours() -> set[threading.Thread]:
+    """Return the threads of export queues."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("fastapi-observe-e")}
+
+
+# Threads
+
+
+def test_threads_come_with_the_first_span_and_go_with_the_end() -> None:
+    """Installed and silent: none. After `close`: none, and the queue can be collected."""
+    before = ours()
+    with Collector() as collector:
+        tracing, queue = exporting(collector)
+        assert tracing.flush(1)
+        assert ours() == before
+        spans(tracing, "a")
+        assert len(ours() - before) == 2
+        tracing.close()
+        assert ours() == before
+        assert len(collector.spans) == 25
+    reference = weakref.ref(queue)
+    del tracing, queue
+    gc.collect()
+    assert reference() is None
+
+
+def test_spans_after_the_end_are_counted_as_lost() -> None:
+    """The provider may still be the global one; nothing starts again."""
+    with Collector() as collector:
+        tracing, queue = exporting(collector)
+        spans(tracing, "before", 2)
+        tracing.close()
+        queue.close()
+        spans(tracing, "after", 3)
+        counts = queue.counts()
+    assert (counts.produced, counts.exported, counts.dropped, counts.queued) == (5, 2, {"shutdown": 3}, 0)
+
+
+def test_restarts_leave_nothing_behind() -> None:
+    """After 50 installs with a collector that hangs, and their ends, there are as many threads and files as before."""
+    with Collector() as collector:
+
+        def once() -> None:
+            app = Starlette()
+            observe = install(app, otlp_endpoint=collector.url, sampler="always_on", logs=False)
+            with TestClient(app) as client:
+                client.get("/")
+            observe.close()
+
+        once()
+        threads, files = threading.active_count(), _open_files()
+        for _ in range(50):
+            once()
+        end = monotonic() + 5
+        while (threading.active_count(), _open_files()) > (threads, files) and monotonic() < end:
+            collector.drop_connections()
+            sleep(0.01)
+        assert threading.active_count() <= threads
+        assert _open_files() <= files
+        assert len(collector.spans) == 51
+
+
+def _open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
+
+
+# Flush and close
+
+
+@pytest.mark.parametrize("mode", ["hang", "drip", "refused"])
+def test_flush_and_close_share_one_budget(mode: Any) -> None:
+    """A flush that found no collector is not repeated by `close`: what waits is given up and counted."""
+    with Collector("ok" if mode == "refused" else mode, listens=mode != "refused") as collector:
+        tracing, queue = exporting(collector, shutdown_timeout=0.5)
+        spans(tracing, "s", 10)
+        started = monotonic()
+        assert not tracing.flush(0.5)
+        tracing.close()
+        assert monotonic() - started < 1.2
+    counts = queue.counts()
+    assert (counts.produced, counts.dropped, counts.queued) == (10, {"shutdown": 10}, 0)
+
+
+def test_flushes_of_several_threads() -> None:
+    """Each waits for what was there when it was called."""
+    with Collector() as collector:
+        tracing, queue = exporting(collector, batch_delay=60)
+        results: list[bool] = []
+
+        def work(name: str) -> None:
+            spans(tracing, name)
+            results.append(tracing.flush(5))
+
+        threads = [threading.Thread(target=work, args=(name,)) for name in "abcdef"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert results == [True] * 6
+        assert queue.counts().exported == 150
+        tracing.close()
+
+
+def test_close_while_a_request_is_under_way() -> None:
+    """What is under way counts as dropped, once, even if its thread cannot be ended."""
+    with Collector("hang") as collector:
+        tracing, queue = exporting(collector, batch_delay=0.01)
+        spans(tracing, "s", 10)
+        while not collector.connections:
+            sleep(0.001)
+        queue.close(0)
+        counts = queue.counts()
+        assert (counts.produced, counts.dropped, counts.queued) == (10, {"shutdown": 10}, 0)
+        tracing.close()
+
+
+def test_the_interpreter_ends_with_everything_sent() -> None:
+    """Without a lifespan the end of the interpreter flushes; a collector that is dead costs no second wait."""
+    code = f"""
+import sys; sys.path.insert(0, {ROOT!r})
+from fastapi_observe import ObserveSettings
+from fastapi_observe.records.faults import Faults
+from fastapi_observe.signals.tracing import TracingService
+tracing = TracingService(ObserveSettings(sampler="always_on", batch_delay=60), Faults())
+for at in range(10):
+    with tracing.span(str(at)): pass
+"""
+    with Collector() as collector:
+        environment = {**os.environ, "OBSERVE_OTLP_ENDPOINT": collector.url}
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)  # noqa: S603 - our own code
+        assert len(collector.spans) == 10
+    environment["OBSERVE_OTLP_ENDPOINT"] = Collector(listens=False).url
+    started = monotonic()
+    ended = subprocess.run(  # noqa: S603 - our own code
+        [sys.executable, "-c", code + "tracing.flush(2)"], env=environment, check=True, capture_output=True
+    )
+    assert monotonic() - started < 6
+    assert b"Traceback" not in ended.stderr
+
+
+# Fork
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_neither_loses_nor_repeats() -> None:
+    """Forked with a warm connection and spans waiting: every span arrives once, each process under its own id."""
+    for run in range(int(os.environ.get("OBSERVE_FORKS", "5"))):
+        with Collector() as collector:
+            tracing, queue = exporting(collector)
+            spans(tracing, "warm")
+            assert tracing.flush(5)
+            spans(tracing, "waiting")
+            children = []
+            for number in range(4):
+                child = os.fork()
+                if not child:
+                    os._exit(_be_a_child(tracing, queue, number))
+                children.append(child)
+                spans(tracing, f"parent-{number}")
+            assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4, run
+            assert tracing.flush(5)
+            assert set(collector.names.values()) == {1}
+            assert len(collector.names) == 25 * (2 + 4 + 3)
+            instances = {
+                pair.value.string_value
+                for each in collector.resources
+                for pair in each.resource.attributes
+                if pair.key == "service.instance.id"
+            }
+            assert len(instances) in {0, 4}  # older OpenTelemetry names none
+            tracing.close()
+
+
+def _be_a_child(tracing: TracingService, queue: ExportQueue, number: int) -> int:
+    """Emit spans, but for the last child, which emits none and starts nothing; return 0 if all is well."""
+    fine = queue.counts().produced == 0 and threading.active_count() == 1
+    if number < 3:
+        spans(tracing, f"child-{number}")
+        fine = fine and tracing.flush(5) and queue.counts().exported == 25
+    else:
+        fine = fine and tracing.flush(5) and threading.active_count() == 1
+    return 0 if fine else 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_while_the_lock_is_held() -> None:
+    """By a thread that does not exist in the child: the child has locks of its own."""
+    with Collector() as collector:
+        tracing, queue = exporting(collector)
+        spans(tracing, "warm", 1)
+        held, release = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with queue._store.changed:
+                held.set()
+                release.wait()
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait()
+        child = os.fork()
+        if not child:
+            spans(tracing, "child", 200)
+            os._exit(0 if tracing.flush(5) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        release.set()
+        thread.join()
+        tracing.close()
+        assert len(collector.names) == 201
+
+
+# What /metrics says
+
+
+class Lines:
+    """Counts of a log signal."""
+
+    written, dropped, queued = 7, 2, 1
+
+
+def test_metrics_show_the_identity() -> None:
+    """Produced = exported + dropped + queued, by signal, with the reasons and durations."""
+    with Collector() as collector:
+        tracing, queue = exporting(collector)
+        registry = CollectorRegistry()
+        registry.register(ExportCollector([("traces", queue), ("logs", LogCounts(Lines()))]))
+        assert 'fastapi_observe_produced_total{signal="traces"} 0.0' in generate_latest(registry).decode()
+        spans(tracing, "s", 3)
+        assert tracing.flush(5)
+        collector.mode = "400"
+        spans(tracing, "s", 2)
+        assert not tracing.flush(5)
+        tracing.close()
+        shown = generate_latest(registry).decode().splitlines()
+    for line in (
+        'fastapi_observe_produced_total{signal="traces"} 5.0',
+        'fastapi_observe_exported_total{signal="traces"} 3.0',
+        'fastapi_observe_dropped_total{reason="rejected",signal="traces"} 2.0',
+        'fastapi_observe_queue_items{signal="traces"} 0.0',
+        'fastapi_observe_queue_bytes{signal="traces"} 0.0',
+        'fastapi_observe_export_failures_total{reason="http_4xx",signal="traces"} 1.0',
+        'fastapi_observe_export_duration_seconds_count{signal="traces"} 2.0',
+        'fastapi_observe_produced_total{signal="logs"} 10.0',
+        'fastapi_observe_exported_total{signal="logs"} 7.0',
+        'fastapi_observe_dropped_total{reason="write",signal="logs"} 2.0',
+        'fastapi_observe_queue_items{signal="logs"} 1.0',
+    ):
+        assert line in shown
+    assert any(line.startswith("fastapi_observe_last_export_success_timestamp_seconds{") for line in shown)
+
+
+# Real servers
+
+
+APP = """
+import os
+from fastapi import FastAPI
+app = FastAPI()
+
+@app.get("/x/{number}")
+async def x(number: int) -> int:
+    return number
+
+if os.environ["OBSERVED"] == "1":
+    from fastapi_observe import install
+    install(app, sampler="always_on", log_requests=False)
+"""
+
+WORKERS = ("--workers", "2")
+SERVERS: dict[str, tuple[str, ...]] = {
+    "uvicorn": ("uvicorn", "--port", "{port}"),
+    "uvicorn --workers": ("uvicorn", "--port", "{port}", *WORKERS),
+    "gunicorn": ("gunicorn", "-b", "127.0.0.1:{port}", "-k", "uvicorn_worker.UvicornWorker", *WORKERS),
+    "gunicorn --preload": (
+        "gunicorn", "--preload", "-b", "127.0.0.1:{port}", "-k", "uvicorn_worker.UvicornWorker", *WORKERS,
+    ),
+    "hypercorn": ("hypercorn", "-b", "127.0.0.1:{port}", *WORKERS),
+    "granian": ("granian", "--interface", "asgi", "--port", "{port}", *WORKERS),
+}  # fmt: skip
+
+
+def serve(folder: Path, server: str, collector: Collector, *, observed: bool) -> float:
+    """Run a server, send 200 requests, then SIGTERM at once; return the seconds until it has ended."""
+    name = SERVERS[server][0]
+    needs_package("uvicorn_worker" if name == "gunicorn" else name)
+    needs_package(name)
+    (folder / "served_by.py").write_text(APP)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}",
+        "OBSERVE_OTLP_ENDPOINT": collector.url,
+        "OBSERVED": str(int(observed)),
+    }
+    command = [sys.executable, "-m", *(word.format(port=port) for word in SERVERS[server]), "served_by:app"]
+    process = subprocess.Popen(  # noqa: S603 - our own words
+        command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        end = monotonic() + 20
+        while monotonic() < end:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
+                break
+            sleep(0.02)
+        for number in range(200):
+            client = HTTPConnection("127.0.0.1", port, timeout=10)
+            client.request("GET", f"/x/{number}")
+            assert client.getresponse().read() == str(number).encode()
+            client.close()
+        started = monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=20)
+        assert b"Traceback" not in errors, errors.decode()
+        return monotonic() - started
+    finally:
+        process.kill()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
+@pytest.mark.parametrize("server", SERVERS)
+def test_no_span_is_lost_when_a_server_is_terminated(server: str, tmp_path: Path) -> None:
+    """200 requests, then SIGTERM at once: a healthy collector has 200 spans, each once."""
+    with Collector() as collector:
+        serve(tmp_path, server, collector, observed=True)
+        paths = [pair.value.string_value for span in collector.spans for pair in span.attributes
+                 if pair.key == "url.path"]  # fmt: skip
+    assert len(paths) == 200
+    assert len(set(paths)) == 200
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
+@pytest.mark.parametrize(("server", "mode"), [("uvicorn", "hang"), ("gunicorn --preload", "hang"), ("uvicorn", "drip")])
+def test_a_server_ends_in_time(server: str, mode: Mode, tmp_path: Path) -> None:
+    """With a collector that does not answer, at most 2.5 seconds later than without us."""
+    with Collector(mode) as collector:
+        bare = serve(tmp_path, server, collector, observed=False)
+        assert serve(tmp_path, server, collector, observed=True) < bare + 2.5

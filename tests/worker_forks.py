@@ -1,0 +1,221 @@
+"""What happens to workers that are forked, stopped and killed: `python worker_forks.py SCRIPT DIRECTORY` prints it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from random import Random
+from time import sleep
+from typing import TYPE_CHECKING, Any
+
+import prometheus_client
+from fastapi import FastAPI
+from members import Samples
+from prometheus_client.parser import text_string_to_metric_families
+from worker_app import wired
+
+from fastapi_observe import install
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastapi_observe import Observability
+    from fastapi_observe.runtime.workers import Workers
+
+
+def made(directory: str) -> tuple[Observability, Workers]:
+    """Install on an app of this process."""
+    observe = install(FastAPI(), workers_directory=directory, log_level="fatal", otlp_endpoint=None)
+    return observe, wired(observe)
+
+
+def samples(observe: Observability) -> Samples:
+    """Scrape."""
+    _, body = observe.metrics.render("", "")
+    found: Samples = {}
+    for family in text_string_to_metric_families(body.decode()):
+        for sample in family.samples:
+            found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+    return found
+
+
+def total(observe: Observability, name: str) -> float:
+    """Scrape: the sum of one series name."""
+    return sum(samples(observe).get(name, {}).values())
+
+
+class Child:
+    """A forked process that does what it is told, a word at a time."""
+
+    def __init__(self, act: Callable[[str], Any]) -> None:
+        told, tell = os.pipe()
+        hear, heard = os.pipe()
+        self.pid = os.fork()
+        if self.pid:
+            os.close(told)
+            os.close(heard)
+            self._tell, self._hear = tell, hear
+            return
+        try:
+            while word := os.read(told, 100).decode():
+                os.write(heard, json.dumps(act(word)).encode() + b"\n")
+        finally:
+            os._exit(0)
+
+    def tell(self, word: str) -> Any:
+        """Return what the child answers."""
+        os.write(self._tell, word.encode())
+        answer = b""
+        while not answer.endswith(b"\n"):
+            answer += os.read(self._hear, 65536)
+        return json.loads(answer)
+
+    def end(self, number: int = signal.SIGKILL) -> None:
+        """Kill it."""
+        os.kill(self.pid, number)
+        os.waitpid(self.pid, 0)
+        os.close(self._tell)
+        os.close(self._hear)
+
+
+def preload(directory: str) -> dict[str, float]:
+    """Two children of a process that has counted already."""
+    observe, workers = made(directory)
+    ours = observe.metrics.counter("ours_total", "Ours.")
+    theirs = prometheus_client.Counter("theirs", "Theirs.")
+    gauge = observe.metrics.gauge("gauge", "Gauge.")
+    ours.inc(100)
+    theirs.inc(100)
+    gauge.set(5)
+
+    def act(word: str) -> float:
+        before = ours.cells[0]
+        if word == "count":
+            ours.inc()
+            theirs.inc()
+            workers.start()
+        elif word == "scrape":
+            return {name: total(observe, f"{name}") for name in ("ours_total", "theirs_total", "gauge")}  # type: ignore[return-value]
+        return before
+
+    children = [Child(act), Child(act)]
+    before = sum(child.tell("count") for child in children)
+    found = children[1].tell("scrape")
+    for child in children:
+        child.end()
+    return {"ours": found["ours_total"], "theirs": found["theirs_total"], "gauge": found["gauge"], "before": before}
+
+
+def fork(directory: str) -> dict[str, float]:
+    """A child that a worker forks."""
+    os.environ["SERVER_SOFTWARE"] = "gunicorn"
+    observe, workers = made(directory)
+    workers.start()
+    ours = observe.metrics.counter("ours_total", "Ours.")
+    theirs = prometheus_client.Counter("theirs", "Theirs.")
+    ours.inc()
+    theirs.inc()
+
+    def act(word: str) -> float:
+        if word == "open":
+            links = [os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if os.path.exists(entry.path)]  # noqa: PTH110
+            return sum(directory in link for link in links)
+        if word == "join":
+            workers.start()
+        ours.inc(5 if word == "count" else 3)
+        theirs.inc()
+        return total(observe, "ours_total")
+
+    child = Child(act)
+    opened = child.tell("open")
+    counted = child.tell("count")
+    alone = total(observe, "ours_total")
+    assert total(observe, "theirs_total") == 1
+    joined = child.tell("join")
+    child.end()
+    observe.close()
+    return {"parent": alone, "child": counted, "open": opened, "joined": joined}
+
+
+def kills(directory: str, times: str) -> dict[str, float]:
+    """Children that count until they are killed, and two that scrape."""
+    observe, workers = made(directory)
+    random = Random(5)  # noqa: S311 - when to kill
+
+    def scrape(word: str) -> float:
+        workers.start()
+        return total(observe, word)
+
+    scrapers = [Child(scrape), Child(scrape)]
+    reading, writing = os.pipe()
+    counted, shown, backwards, known = 0, 0.0, 0, 0
+    for number in range(int(times)):
+        pid = os.fork()
+        if not pid:
+            workers.start()
+            steady = observe.metrics.counter("steady_total", "Steady.", ["kind"])
+            steady.labels(number % 5).inc(number)
+            observe.metrics.gauge("living", "Living.").set(1)
+            while True:
+                observe.metrics.business.user_registered()
+                os.write(writing, b"x")
+        known += number
+        counted += len(os.read(reading, 1))
+        sleep(random.random() * 0.01)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.set_blocking(reading, False)
+        try:
+            while part := os.read(reading, 65536):
+                counted += len(part)
+        except BlockingIOError:
+            os.set_blocking(reading, True)
+        now = scrapers[number % 2].tell("user_registrations_total")
+        backwards += now < shown
+        shown = now
+    exact = scrapers[0].tell("steady_total")
+    assert scrapers[1].tell("steady_total") == exact
+    assert scrapers[0].tell("living") == 0
+    (place,) = Path(directory).glob("*/*")
+    files = list(place.iterdir())
+    found = {
+        "kills": int(times), "counted": counted, "total": shown, "backwards": backwards, "exact": exact, "known": known,
+        "files": len(files), "bytes": sum(path.stat().st_size for path in files),
+    }  # fmt: skip
+    for scraper in scrapers:
+        scraper.end()
+    return found
+
+
+def stopped(directory: str) -> dict[str, float]:
+    """A worker that has been stopped, asked by another."""
+    import threading  # noqa: PLC0415 - the children's
+
+    observe, workers = made(directory)
+    counter = observe.metrics.counter("jobs_total", "Jobs.")
+    observe.metrics.gauge("asked", "Asked.").set_function(lambda: 1)
+
+    def act(word: str) -> Any:
+        workers.start()
+        if word == "count":
+            counter.inc(3)
+            return total(observe, "asked")
+        gauge = sum(value for value in samples(observe)["asked"].values())
+        return {"total": total(observe, "jobs_total"), "gauge": gauge - 1, "threads": threading.active_count()}
+
+    children = [Child(act), Child(act)]
+    children[0].tell("count")
+    os.kill(children[0].pid, signal.SIGSTOP)
+    found: dict[str, float] = children[1].tell("scrape")
+    for child in children:
+        child.end()
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])))  # noqa: T201 - this is the answer
+    sys.stdout.flush()
+    os._exit(0)
