@@ -3,6 +3,7 @@
 `python -m benchmarks.workers` prints it. Both sides run in this run, in processes of their own: WORKERS processes make
 the series of so many routes as a request does, and stay; then one of them is scraped.
 """
+# ruff: noqa: PLC0415, T201 - each side imports what it measures, after its environment; printing is what it is for
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import IO, cast
 
 WORKERS = 4
 SCRAPES = 7
@@ -46,7 +48,7 @@ class Ours:
         self.metrics = MetricsService(ObserveSettings(default_registry=False, series_per_metric=5000), Faults())
         self.worker = None
         if not single:
-            self.worker = Worker(Path(directory) / "0-1-1")
+            self.worker = Worker(Path(directory) / "0-1-1", Faults())
             self.metrics.sharing.share(self.worker, "0")
 
     def fill(self, routes: int) -> None:
@@ -105,7 +107,8 @@ class Stock:
         self.requests = client.Counter("http_requests_total", "x", [*route, "status_code"])
         self.duration = client.Histogram("http_request_duration_seconds", "x", route, buckets=buckets)
         self.sizes = [
-            client.Histogram(name, "x", route, buckets=SIZE_BUCKETS) for name in ("http_request_size", "http_response_size")
+            client.Histogram(name, "x", route, buckets=SIZE_BUCKETS)
+            for name in ("http_request_size", "http_response_size")
         ]
 
     def fill(self, routes: int) -> None:
@@ -144,7 +147,7 @@ class Client(Stock):
         from fastapi_observe.signals.metrics import MetricsService
 
         self.metrics = MetricsService(ObserveSettings(), Faults())
-        self.worker = Worker(Path(directory) / "0-1-1")
+        self.worker = Worker(Path(directory) / "0-1-1", Faults())
         self.metrics.sharing.share(self.worker, "0")
         super().__init__(directory)
 
@@ -184,18 +187,16 @@ def scrape(side: str, routes: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=base) as directory:
         command = [sys.executable, "-m", "benchmarks.workers", "--child", side, directory, str(routes)]
         children = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(WORKERS)
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603 - ourselves
+            for _ in range(WORKERS)
         ]
         try:
             for child in children:
-                assert child.stdout is not None
-                child.stdout.readline()
-            first = children[0]
-            assert first.stdin is not None
-            assert first.stdout is not None
-            first.stdin.write("scrape\n")
-            first.stdin.flush()
-            found: dict[str, float] = json.loads(first.stdout.readline())
+                cast("IO[str]", child.stdout).readline()
+            asked, answers = cast("IO[str]", children[0].stdin), cast("IO[str]", children[0].stdout)
+            asked.write("scrape\n")
+            asked.flush()
+            found: dict[str, float] = json.loads(answers.readline())
             return found
         finally:
             for child in children:
@@ -205,7 +206,8 @@ def scrape(side: str, routes: int) -> dict[str, float]:
 def observe(side: str) -> dict[str, float]:
     """Return the time of one observation in a worker, in seconds; of ours also that of a request, alone and in it."""
     code = f"from benchmarks.workers import _observe; _observe({side!r})"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - ourselves
     found: dict[str, float] = json.loads(answer.stdout)
     return found
 

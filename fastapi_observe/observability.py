@@ -177,23 +177,26 @@ class Observability:
 
     def open_operation(self, operation: Operation) -> None:
         """Tell every signal that a piece of work begins."""
-        current = CURRENT_CONTEXT.get().get(CONTEXT_KEY)
-        if current is not None:
-            operation.exchange = current.exchange  # type: ignore[attr-defined]
+        if operation.kind in COUNTED and (operation.outer is None or not operation.is_part()):
+            current = CURRENT_CONTEXT.get().get(CONTEXT_KEY)
+            exchange: Exchange | None = None if current is None else current.exchange  # type: ignore[attr-defined]
+            if exchange is not None and not exchange.complete:
+                operation.work = exchange.work or self._new_work(exchange)
         for name, _, signal in self._tells[1] if self._tells else self._find_who_begins()[1]:
             try:
                 signal.open_operation(operation)
             except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
                 self.faults(f"{name}.open_operation", exc)
+        if operation.work is not None:
+            operation.work.begin(perf_counter())
 
     def close_operation(self, operation: Operation) -> None:
         """Tell every signal how a piece of work ended."""
-        exchange = operation.exchange
-        if exchange is not None and operation.kind in COUNTED and not exchange.complete:
+        work = operation.work
+        if work is not None:
             try:
-                if operation.outer is None or not operation.is_part():
-                    began, work = operation.started, exchange.work or self._new_work(exchange)
-                    work.add((operation.kind, began, began + operation.duration, operation.repeats))
+                duration = operation.duration
+                work.end(operation.started + duration, operation.kind, duration, operation.repeats)
             except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
                 self.faults("work", exc)
         for name, _, signal in reversed(self._signals):
@@ -203,7 +206,7 @@ class Observability:
                 self.faults(f"{name}.close_operation", exc)
 
     def _new_work(self, exchange: Exchange) -> Work:
-        with self._lock:  # two threads may end the first work of a request
+        with self._lock:  # two threads may begin the first work of a request
             exchange.work = exchange.work or Work()
         return exchange.work
 
@@ -216,8 +219,7 @@ class Observability:
         current = CURRENT_CONTEXT.get().get(CONTEXT_KEY) if seconds >= SHORTEST_WAIT else None
         exchange: Exchange | None = None if current is None else current.exchange  # type: ignore[attr-defined]
         if exchange is not None and not exchange.complete:
-            now = perf_counter()
-            (exchange.work or self._new_work(exchange)).add(("pool", now - seconds, now, ""))
+            (exchange.work or self._new_work(exchange)).waited(perf_counter(), seconds)
         if self.settings.metrics:
             self.metrics.waited_for_connection(pool, seconds)
 

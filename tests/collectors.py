@@ -49,9 +49,9 @@ class Collector:
 
     `ok` and `partial` (which refuses `rejected` spans of each request) answer as a collector should; `hang` never
     answers; `drip` sends its status line a byte at a time, `drip_body` its body; `503` and `429` ask to come again in
-    `retry_after` seconds; `302` redirects to itself; `huge` answers with 300 MB; `reset` breaks the connection before
-    the status, `reset_body` in the body; `close` closes without an answer; `garbage` does not speak HTTP. With
-    `listens=False` there is nobody at the port.
+    `retry_after` seconds (unless empty); `302` redirects to itself; `huge` answers with 300 MB; `reset` breaks the
+    connection before the status, `reset_body` in the body; `close` closes without an answer; `garbage` does not speak
+    HTTP. With `listens=False` there is nobody at the port.
     """
 
     def __init__(self, mode: Mode = "ok", *, listens: bool = True) -> None:
@@ -166,7 +166,8 @@ class Collector:
             refused = ExportTracePartialSuccess(rejected_spans=self.rejected, error_message="no room")
             _send(sock, "200 OK", ExportTraceServiceResponse(partial_success=refused).SerializeToString())
         elif self.mode in STATUSES:
-            _send(sock, STATUSES[self.mode], b"", f"retry-after: {self.retry_after}", f"location: {self.url}/v1/traces")
+            later = [f"retry-after: {self.retry_after}"] if self.retry_after else []
+            _send(sock, STATUSES[self.mode], b"", f"location: {self.url}/v1/traces", *later)
         else:
             self._misbehave(sock)
             return False

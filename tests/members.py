@@ -28,7 +28,7 @@ class Member:
     def __init__(self, root: Path, scope: str = "0", **settings: Any) -> None:
         self.faults = Faults()
         self.metrics = MetricsService(ObserveSettings(**{"default_registry": False, **settings}), self.faults)
-        self.worker = Worker(root / NAME)
+        self.worker = Worker(root / NAME, self.faults)
         self.metrics.sharing.share(self.worker, scope)
 
     def text(self, accept: str = "") -> str:
@@ -46,6 +46,7 @@ class Member:
 
     def die(self) -> None:
         """Leave what kill -9 leaves: files without a lock on them."""
+        self.metrics.sharing.unshare()
         os.write(self.worker._ask, QUIT)
         assert self.worker._thread is not None
         self.worker._thread.join()

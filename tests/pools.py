@@ -37,6 +37,12 @@ def running_postgresql() -> Iterator[str]:
         server.cleanup()
 
 
+def unused_address() -> str:
+    """Return an address of this machine at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
 class Told:
     """What one app was told by its pools."""
 
@@ -94,6 +100,10 @@ class Broken:
         """Note a fault."""
         assert isinstance(exc, LookupError)
         self.faults.append(site)
+
+    def claim_pool(self, name: str) -> str:
+        """Name a pool."""
+        return name
 
     def add_pool(self, name: str, read: Callable[[], object]) -> Callable[[], None]:
         """Take a pool."""

@@ -98,7 +98,7 @@ def serving_workers(name: str, directory: Path, workers: int = 3, **environment:
         **os.environ, "PYTHONPATH": paths, "WORKERS_DIRECTORY": str(directory), "HOME": str(directory), **environment
     }  # fmt: skip
     executable = Path(sys.executable).parent / command[0]
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603 - a server of our own environment
         [executable, *command[1:]], env=variables, start_new_session=True, stdout=subprocess.DEVNULL, cwd=directory
     )
     server = Server(process, port, directory)

@@ -10,7 +10,7 @@ import asyncpg  # type: ignore[import-untyped]
 import pytest
 from fastapi import FastAPI
 from opentelemetry.trace import StatusCode
-from pools import PASSWORD, SECRET, Broken, Told, running_postgresql, tcp_to
+from pools import PASSWORD, SECRET, Broken, Told, running_postgresql, tcp_to, unused_address
 from starlette.testclient import TestClient
 
 from fastapi_observe import install
@@ -42,7 +42,7 @@ def told(observed: Callable[..., Seen]) -> Told:
 async def pool(url: str, told: Told) -> AsyncIterator[asyncpg.Pool]:
     """Yield a pool that was instrumented before it was started, and a table without rows."""
     pool = asyncpg.create_pool(url, min_size=0, max_size=2)
-    instrument_pool(told.observe.db, pool, name="main", faults=told.observe.faults)
+    instrument_pool(told.observe.db, pool, pool_name="main", faults=told.observe.faults)
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as bare:
         await bare.execute("DROP TABLE IF EXISTS people; CREATE TABLE people (id int, email text UNIQUE)")
     async with pool:
@@ -457,9 +457,49 @@ async def test_pool_gauges_and_waits(pool: asyncpg.Pool, told: Told) -> None:
                 pass
     assert await task == 1
     assert gauges() == {"active": 0, "idle": 2, "max": 2, "waiting": 0}
-    assert told.seen.sample("db_connection_wait_seconds_count", pool="main") == 3
+    assert told.seen.sample("db_connection_wait_seconds_count", pool="main") == 4  # the one in vain, too
     assert told.seen.samples("db_connections_overflow") == {}
     assert told.events("main") == {"timeout": 1}
+    told.agree()
+
+
+async def test_a_database_that_is_down(told: Told) -> None:
+    """Who is given no connection waited, and is the event `error`; who was cancelled was refused nothing."""
+    async with asyncpg.create_pool(f"postgresql://ann@{unused_address()}/shop", min_size=0, max_size=1) as pool:
+        instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        with pytest.raises(ConnectionRefusedError):
+            await pool.fetch("SELECT 1")
+        task = asyncio.create_task(pool.fetch("SELECT 1"))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert told.events("asyncpg") == {"error": 1}
+    assert told.seen.sample("db_connection_wait_seconds_count", pool="asyncpg") == 1
+    assert told.seen.sample("db_connections_waiting", pool="asyncpg") == 0
+    assert told.spans == []
+
+
+async def test_pools_of_one_name(url: str, told: Told) -> None:
+    """Two pools of one name have labels of their own, the same on gauges, waits, events and spans."""
+    sizes = {"asyncpg": 1, "asyncpg-2": 2}
+    async with (
+        asyncpg.create_pool(url, min_size=1, max_size=1) as one,
+        asyncpg.create_pool(url, min_size=1, max_size=2) as two,
+    ):
+        undo = [instrument_pool(told.observe.db, pool, faults=told.observe.faults) for pool in (one, two)]
+        async with one.acquire() as connection, connection.transaction():
+            await connection.execute("SELECT 1")
+        async with two.acquire() as connection, connection.transaction():
+            await two.execute("SELECT 1")
+        for name, size in sizes.items():
+            assert told.seen.sample("db_connections_max", pool=name) == size
+            assert told.seen.sample("db_connection_wait_seconds_count", pool=name) == size
+            assert told.events(name) == {"begin": 1, "commit": 1}
+        assert [(span.attributes or {})["db.client.connection.pool.name"] for span in told.spans] == list(sizes)
+        undo[1]()
+        instrument_pool(told.observe.db, two, pool_name="asyncpg", faults=told.observe.faults)
+        assert told.seen.samples("db_connections_max") == {(("pool", name),): size for name, size in sizes.items()}
     told.agree()
 
 
@@ -563,11 +603,11 @@ async def test_undone_while_a_query_runs(url: str, told: Told, monkeypatch: pyte
 
 
 async def test_two_apps_on_one_pool(url: str, observed: Callable[..., Seen]) -> None:
-    """A query is told to the app whose request it is part of, else to the app that was first."""
+    """A query is told to the app whose request it is part of, else to the app that was first, each by its own name."""
     apps = FastAPI(), FastAPI()
     first, second = (Told(lambda _, app=app: observed(app)) for app in apps)
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
-        undo = instrument_pool(first.observe.db, pool, name="shared", faults=first.observe.faults)
+        undo = instrument_pool(first.observe.db, pool, pool_name="shared", faults=first.observe.faults)
         instrument_pool(second.observe.db, pool, faults=second.observe.faults)
 
         async def in_request_of(told: Told, app: FastAPI, statement: str) -> None:
@@ -592,10 +632,12 @@ async def test_two_apps_on_one_pool(url: str, observed: Callable[..., Seen]) -> 
         third = FastAPI()
         await in_request_of(Told(lambda _: observed(third)), third, "SELECT 1")
         assert (first.queries, second.queries) == (3, 1)
+        for mine, name in ((first, "shared"), (second, "asyncpg")):
+            assert {(span.attributes or {})["db.client.connection.pool.name"] for span in mine.spans} == {name}
         undo()
         await pool.execute("SELECT 1")
         assert (first.queries, second.queries) == (3, 2)
-        assert second.seen.sample("db_connections_max", pool="shared") == 1
+        assert second.seen.sample("db_connections_max", pool="asyncpg") == 1
 
 
 @pytest.mark.parametrize("value", [None, "postgresql://", 5, install])
@@ -607,7 +649,7 @@ def test_what_is_no_pool(value: object, told: Told) -> None:
 
 async def test_few_addresses_are_told_apart(url: str, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool that connects to ever new addresses names the first ones only."""
-    monkeypatch.setattr(pools, "MOST_TARGETS", 0)
+    monkeypatch.setattr(pools, "MOST_DATABASES", 0)
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
         instrument_pool(told.observe.db, pool, faults=told.observe.faults)
         await pool.execute("SELECT 1")

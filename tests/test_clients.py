@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from opentelemetry.trace import SpanKind, StatusCode
+from sqlalchemy.exc import NoSuchColumnError, StatementError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.applications import Starlette
 
 from fastapi_observe import TraceContext
+from fastapi_observe.records.pool import PoolState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,6 +91,58 @@ def test_statement_may_be_an_object(seen: Seen) -> None:
     with seen.observe.db.query("DELETE", table="orders", statement=Text()):
         pass
     assert (seen.spans[0].attributes or {})["db.query.text"] == "DELETE FROM orders WHERE id = ?"
+
+
+def test_an_error_around_the_drivers(seen: Seen) -> None:
+    """The driver's own error is told where SQLAlchemy raises one around it; another error keeps its name."""
+
+    class Hostile(Exception):  # noqa: N818 - as the users of libraries name theirs
+        """An error that cannot be looked into."""
+
+        __module__ = "sqlalchemy.mine"
+
+        @property
+        def orig(self) -> BaseException:
+            """The error inside."""
+            raise LookupError
+
+    inner = LookupError("mine")
+    around = StatementError("hidden", "SELECT 1", {}, inner)
+    around.__cause__ = inner
+    column = NoSuchColumnError("there is none")
+    column.__cause__ = KeyError("name")
+    errors = [around, column, PoolTimeoutError(), Hostile()]
+    for exc in errors:
+        with pytest.raises(type(exc)) as caught, seen.observe.db.query("SELECT", table="orders"):
+            raise exc
+        assert caught.value is exc
+    assert [(span.attributes or {})["error.type"] for span in seen.spans] == [
+        "LookupError",
+        "sqlalchemy.exc.NoSuchColumnError",
+        "sqlalchemy.exc.TimeoutError",
+        f"sqlalchemy.mine.{Hostile.__qualname__}",
+    ]
+    lines = [line["fields"]["outcome"] for line in seen.lines if line["logger"] == "fastapi_observe.operation"]
+    assert lines == ["error", "error", "timeout", "error"]
+
+
+def test_names_of_pools(seen: Seen) -> None:
+    """A pool's name is claimed once, free again when the pool is gone, and given back where it cannot be shown."""
+    db = seen.observe.db
+    assert [db.claim_pool("shop") for _ in range(3)] == ["shop", "shop-2", "shop-3"]
+    remove = db.add_pool("shop-2", lambda: PoolState(active=5))
+    assert seen.samples("db_connections_active") == {(("pool", "shop-2"),): 5}
+    remove()
+    assert db.claim_pool("shop") == "shop-2"
+    remove()
+    assert db.claim_pool("shop") == "shop-4"
+
+    def fail() -> PoolState:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        db.add_pool(db.claim_pool("other"), fail)
+    assert db.claim_pool("other") == "other"
 
 
 # Where they stand

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sqlite3
+
+import pytest
 
 from fastapi_observe.records.exceptions import (
     LONGEST_TEXT,
@@ -12,9 +14,6 @@ from fastapi_observe.records.exceptions import (
     message_of,
     stack_of,
 )
-
-if TYPE_CHECKING:
-    import pytest
 
 HIDDEN = "hunter2"
 
@@ -54,8 +53,74 @@ def test_causes_and_groups() -> None:
     assert {type(each) for each in linked(exc)} == {ExceptionGroup, ValueError, KeyError, OSError}
 
 
+def test_a_group_of_database_errors() -> None:
+    """What a driver repeats is hidden in the members of a group too, whose lines begin with bars."""
+    detail = f"duplicate key\nDETAIL:  Key (name)=({HIDDEN}) already exists."
+    group = raised(
+        ExceptionGroup("two", [raised(ValueError(detail)), raised(sqlite3.OperationalError(f'near "{HIDDEN}"'))])
+    )
+    assert HIDDEN not in stack_of(group)
+    assert 'near "REDACTED"' in stack_of(group)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql://app:hun@ter2@db/shop",
+        "postgresql://app:a/hunter2@db/shop",
+        "https://hunter2@github.com/x",
+        "host=db password=hunter2 dbname=x",
+        "postgresql://db/x?password=hunter2",
+        "wss://x.example/?token=hunter2",
+        "/login?token=hunter2",
+        "https://x.example/#access_token=hunter2",
+        "DRIVER={x};PWD=hunter2;UID=y",
+        "{'Authorization': 'Bearer hunter2hunter2'}",
+        "sent Bearer hunter2hunter2",
+        'api_key: "hunter2"',
+        "client_secret=hunter2&x=1",
+        "https://" + "a" * 2000 + "?q=hunter2",
+        "postgresql://app:" + "hunter2" * 100 + "@db",
+        "(x) [SQL: select 'hunter2']\n[parameters: {'a': 'hunter2'}]",
+        "[SQL: select 'hunter2' and what follows",
+    ],
+)
+def test_secrets_in_a_text(text: str) -> None:
+    """What is known to carry a secret is hidden, however it is written."""
+    assert "ter2" not in message_of(ValueError(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'near "hunter2": syntax error',
+        "no such column: hunter2",
+        "unrecognized token: \"'hunter2",
+        'relation "hunter2" does not exist',
+        'invalid value for parameter "work_mem": "hunter2"',
+        "unterminated quoted string at or near \"'hunter2",
+    ],
+)
+def test_what_databases_quote(text: str) -> None:
+    """Quoted parts of a driver's errors are hidden, those of other exceptions are not."""
+    assert HIDDEN not in message_of(sqlite3.OperationalError(text))
+    assert message_of(KeyError("don't")) == '"don\'t"'
+    assert message_of(sqlite3.OperationalError("can't open")) == "can't open"
+
+
+@pytest.mark.parametrize(
+    "unit", ["https://", "http://a", "://", "password=", "[SQL: ", "?a=", "Bearer ", "'", '"', "\nDETAIL: "]
+)
+def test_a_long_text_takes_no_time(unit: str) -> None:
+    """Each pattern keeps what it has read: a megabyte of what it begins with ends at once."""
+    assert message_of(ValueError(unit * 200_000))
+    stack_of(raised(ExceptionGroup("many", [ValueError(unit * 20_000) for _ in range(30)])))
+
+
 def test_few_are_looked_at() -> None:
     """A chain that never ends, or ends in itself, is bounded."""
+    many = raised(ExceptionGroup("many", [ValueError(f"number {number}") for number in range(2 * MOST_LINKED)]))
+    assert stack_of(many).count("ValueError: number") <= MOST_LINKED
     first = last = ValueError()
     for _ in range(MOST_LINKED + 5):
         last.__context__ = after = ValueError()
@@ -82,5 +147,5 @@ def test_exceptions_that_cannot_be_shown() -> None:
 
 def test_a_stack_that_cannot_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception class may override anything."""
-    monkeypatch.setattr("traceback.format_exception", lambda _: 1 / 0)
+    monkeypatch.setattr("traceback.TracebackException.format", lambda *_, **__: 1 / 0)
     assert stack_of(ValueError()) == UNPRINTABLE_STACK

@@ -73,16 +73,18 @@ def test_large_requests_are_compressed() -> None:
         ("3", 3, 3),
         ("1e9", None, None),
         ("999999", LONGEST_RETRY_AFTER, LONGEST_RETRY_AFTER),
-        (formatdate(time() + 20, usegmt=True), 15, 20),
+        ("in 20 seconds", 15, 20),
         (formatdate(0, usegmt=True), 0, 0),
         ("soon", None, None),
+        ("", None, None),
         ("Mon, 99 Jan 99999999999999 00:00:00 GMT", None, None),
     ],
 )
 def test_retry_after(given: str, low: float | None, high: float | None) -> None:
     """Seconds or a date, at most 30 seconds; what is neither says nothing."""
     with Collector("503") as collector:
-        collector.retry_after = given
+        in_20_seconds = formatdate(time() + 20, usegmt=True)
+        collector.retry_after = in_20_seconds if given == "in 20 seconds" else given
         answer = send(collector.url)
     assert (answer.reason, answer.retry) == ("http_5xx", True)
     assert (answer.retry_after is None) == (low is None)
@@ -148,6 +150,25 @@ def test_abort_ends_a_request_of_another_thread() -> None:
             thread.join(0.01)
         transport.abort()
     assert answers[0].reason == "broken"
+
+
+def test_a_kept_connection_may_end_at_any_time() -> None:
+    """It is replaced, once, where the collector closes it just as it is used again; a child forgets its parent's."""
+    with Collector() as collector:
+        transport = HttpTransport(collector.url, {}, "traces")
+        assert not transport.send(b"x", monotonic() + 5).reason
+        collector.mode = "close"
+        assert transport.send(b"x", monotonic() + 5).reason == "broken"
+        assert collector.connections == 2
+        collector.mode = "ok"
+        assert not transport.send(b"x", monotonic() + 5).reason
+        transport.forget()
+        assert not transport.send(b"x", monotonic() + 5).reason
+        assert collector.connections == 4
+        assert transport._wire is not None
+        transport._wire.sock.close()
+        transport.abort()
+        transport.close()
 
 
 def test_nobody_is_reached() -> None:

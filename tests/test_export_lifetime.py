@@ -14,7 +14,7 @@ from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from collectors import Collector, Mode
@@ -26,9 +26,14 @@ from tools import needs_package
 from fastapi_observe import ObserveSettings, install
 from fastapi_observe.records.faults import Faults
 from fastapi_observe.signals.export_counts import ExportCollector, LogCounts
-from fastapi_observe.signals.export_queue import ExportQueue
+from fastapi_observe.signals.export_lifetime import weakly
+from fastapi_observe.signals.export_store import Limits, Store
+from fastapi_observe.signals.export_transport import Answer
 from fastapi_observe.signals.provider import ObserveTracerProvider
 from fastapi_observe.signals.tracing import TracingService
+
+if TYPE_CHECKING:
+    from fastapi_observe.signals.export_queue import ExportQueue
 
 ROOT = str(Path(__file__).parents[1])
 
@@ -61,10 +66,12 @@ def test_threads_come_with_the_first_span_and_go_with_the_end() -> None:
     """Installed and silent: none. After `close`: none, and the queue can be collected."""
     before = ours()
     with Collector() as collector:
+        TracingService(ObserveSettings(), Faults())  # the first provider of a process becomes the global one and stays
         tracing, queue = exporting(collector)
         assert tracing.flush(1)
         assert ours() == before
         spans(tracing, "a")
+        queue._start()
         assert len(ours() - before) == 2
         tracing.close()
         assert ours() == before
@@ -260,6 +267,50 @@ def test_a_fork_while_the_lock_is_held() -> None:
         thread.join()
         tracing.close()
         assert len(collector.names) == 201
+
+
+def test_a_child_begins_with_nothing() -> None:
+    """What the parent counted, queued and closed is the parent's."""
+    with Collector() as collector:
+        tracing, queue = exporting(collector)
+        spans(tracing, "parent", 2)
+        queue.close()
+        queue._begin_as_child()
+        assert queue.counts().produced == 0
+        spans(tracing, "child", 3)
+        assert queue.flush(5)
+        assert queue.counts().exported == 3
+        queue.close()
+
+
+def test_what_comes_too_late_counts_nothing() -> None:
+    """A thread that outlives the end of its queue finds everything settled."""
+    store = Store(Limits(10, 65_536, 5, 1.0, 1.0, 1.0))
+    store.raw.extend("abcd")
+    assert store.take_slice() == [*"abcd"]
+    store.add([(None, b"a", 0), (None, b"b", 0)], 2)
+    assert store.take_batch() == [(None, b"a", 0), (None, b"b", 0)]
+    store.abandon()
+    store.add([(None, b"c", 0), (None, b"d", 0)], 2)
+    store.settle(Answer())
+    counts = store.counts()
+    assert (counts.produced, counts.exported, counts.dropped, counts.queued) == (4, 0, {"shutdown": 4}, 0)
+
+
+def test_what_is_gone_is_not_called() -> None:
+    """The end of the process keeps no queue alive."""
+    called: list[str] = []
+
+    class Owner:
+        def end(self) -> None:
+            called.append("ended")
+
+    owner = Owner()
+    call = weakly(owner, Owner.end)
+    call()
+    del owner
+    call()
+    assert called == ["ended"]
 
 
 # What /metrics says

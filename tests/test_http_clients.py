@@ -25,10 +25,10 @@ from starlette.testclient import TestClient
 
 from fastapi_observe import HttpClientDep  # noqa: TC001 - FastAPI reads the annotation
 from fastapi_observe.clients.external import ExternalCall, ExternalClient
-from fastapi_observe.clients.http_call import LONGEST_PATH, Templates
 from fastapi_observe.clients.http_calls import MOST_NAMES, MOST_TEMPLATES
 from fastapi_observe.clients.httpx import HttpClients
 from fastapi_observe.clients.propagation import Propagation
+from fastapi_observe.clients.templates import LONGEST_PATH, Templates
 from fastapi_observe.records.exchange import KNOWN_METHODS
 from fastapi_observe.records.operation import OPERATION
 
@@ -529,7 +529,7 @@ async def test_an_operation_that_has_ended_lets_go(calls: Calls) -> None:
         return httpx.Response(200)
 
     transport = httpx.MockTransport(answer)
-    with calls.clients.new_sync(transport=transport) as one:
+    with calls.clients.instrument(httpx.Client(transport=transport)) as one:
         one.get("http://pay/")
     (call,) = held
     call.detail(more=1)
@@ -696,6 +696,37 @@ async def test_auth_that_sends_again(calls: Calls, client: Callable[..., Any4], 
     assert "secret-token" not in str(calls.lines) + str(calls.span) + calls.seen.text
 
 
+@pytest.mark.parametrize(("module", "kind"), KINDS)
+@pytest.mark.parametrize("way", ["auth", "hook"])
+async def test_a_request_that_is_sent_elsewhere(
+    observed: Callable[..., Seen], port: int, module: Any, kind: str, way: str
+) -> None:
+    """Where an `auth` or a hook of the user's turns a request to another host, that host's rule holds."""
+    calls = Calls(observed(Starlette()))
+
+    class Auth(module.Auth):  # type: ignore[misc]
+        def auth_flow(self, request: Any) -> Any:
+            turn(request)
+            yield request
+
+    def turn(request: Any) -> None:
+        request.url = request.url.copy_with(host="api.foreign.example")
+
+    async def turn_later(request: Any) -> None:
+        turn(request)
+
+    options: dict[str, Any] = {"transport": foreign(module, kind, port)}
+    if way == "auth":
+        options["auth"] = Auth()
+    else:
+        options["event_hooks"] = {"request": [turn_later if kind == "AsyncClient" else turn]}
+    one = Any4(calls.clients, module, kind, options, {})
+    answer = await one.request("GET", "http://payments/echo")
+    await one.close()
+    assert "traceparent" not in answer.json()
+    assert calls.outcomes == {("payments", "GET", "ok"): 1}
+
+
 async def test_secrets_are_nowhere(calls: Calls, client: Callable[..., Any4]) -> None:
     """User, password, query values and headers of a call that fails are in no span, line or sample."""
     one = client()
@@ -767,7 +798,7 @@ async def test_templates_name_calls(calls: Calls, client: Callable[..., Any4], p
 )
 def test_the_first_template_that_fits(templates: list[str], path: str, found: str | None) -> None:
     """`{name}` is one segment, `{name:path}` many; behind the base URL's path they fit too."""
-    assert Templates(templates, "/v1/").find(httpx.URL(f"http://pay{path}")) == found
+    assert Templates(templates, "/v1/").find(httpx.URL(f"http://pay{path}").raw_path) == found
 
 
 def test_what_is_no_template() -> None:
@@ -781,7 +812,7 @@ def test_what_is_no_template() -> None:
 def test_names_are_bounded(calls: Calls) -> None:
     """Thousands of hosts and templates give a hundred services and two hundred templates, and little is kept."""
     transport = httpx.MockTransport(lambda _: httpx.Response(200))
-    with calls.clients.new_sync(transport=transport) as one:
+    with calls.clients.instrument(httpx.Client(transport=transport)) as one:
         for number in range(3_000):
             one.get(f"http://host{number}.example/", extensions={"template": f"/x{number}"})
         one.get("http://host1.example/", extensions={"template": "/" + "x" * 300})
@@ -793,7 +824,7 @@ def test_names_are_bounded(calls: Calls) -> None:
 
 def test_a_url_without_a_host(calls: Calls) -> None:
     """It fails as httpx fails."""
-    with calls.clients.new_sync() as one, pytest.raises(httpx.UnsupportedProtocol):
+    with calls.clients.instrument(httpx.Client()) as one, pytest.raises(httpx.UnsupportedProtocol):
         one.get("/x")
     assert calls.outcomes == {("unknown", "GET", "error"): 1}
 
@@ -986,14 +1017,14 @@ async def test_a_fault_of_ours_never_reaches_the_call(
     def fail(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError
 
-    for where, name, site in (
-        (calls.external, "service_of", "http.begin"),
-        (calls.external.propagation, "inject", "http.sending"),
+    for where, name, site, times in (
+        (calls.external, "service_of", "http.begin", 1),
+        (calls.external.propagation, "inject", "http.sending", 2),  # tried again by the hook
     ):
         with monkeypatch.context() as patch:
             patch.setattr(type(where), name, fail)
             assert (await one.request("GET", url)).status_code == 200
-        assert calls.seen.observe.faults.counts.pop(site) == 1
+        assert calls.seen.observe.faults.counts.pop(site) == times
     calls.clients._calls._forgotten = None  # type: ignore[assignment]
     with monkeypatch.context() as patch:
         patch.setattr("fastapi_observe.clients.http_body.Body.__init__", fail)
@@ -1010,14 +1041,14 @@ async def test_clients_are_closed(calls: Calls) -> None:
     """Clients that were made are closed, given ones are not; one that cannot be closed keeps no other from it."""
     clients = calls.clients
     loop = asyncio.get_running_loop()
-    shared, outside, own, sync = clients.shared(loop), clients.shared(), clients.new("a"), clients.new_sync("b")
+    shared, outside, own = clients.shared(loop), clients.shared(), clients.new("a")
     assert clients.shared(loop) is shared
     assert shared is not outside
     async with clients.instrument(httpx.AsyncClient()) as given:
         stuck: Any = clients.new("c")
         stuck.aclose = lambda: 1 / 0
         await clients.close()
-        assert [each.is_closed for each in (shared, outside, own, sync, given)] == [True] * 4 + [False]
+        assert [each.is_closed for each in (shared, outside, own, given)] == [True] * 3 + [False]
     assert clients.shared(loop) is not shared
     await clients.shared(loop).aclose()
     assert not clients.shared(loop).is_closed
@@ -1027,7 +1058,6 @@ async def test_clients_are_closed(calls: Calls) -> None:
 
 def test_a_client_that_is_let_go_is_collected(calls: Calls) -> None:
     """Nothing here keeps a client alive."""
-    calls.clients.new_sync().close()
     calls.clients.instrument(httpx.Client()).close()
     gc.collect()
     assert (list(calls.clients._observed), list(calls.clients._made)) == ([], [])

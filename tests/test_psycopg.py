@@ -12,14 +12,13 @@ import psycopg
 import pytest
 from fastapi import FastAPI
 from opentelemetry.trace import StatusCode
-from pools import PASSWORD, SECRET, Broken, Told, running_postgresql, tcp_to
+from pools import PASSWORD, SECRET, Broken, Told, running_postgresql, tcp_to, unused_address
 from psycopg import sql
 from psycopg.pq import TransactionStatus
-from psycopg_pool import AsyncConnectionPool, ConnectionPool, NullConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, NullConnectionPool, PoolClosed, PoolTimeout
 from starlette.testclient import TestClient
 
-from fastapi_observe.clients import pools
-from fastapi_observe.clients.psycopg import instrument_pool
+from fastapi_observe.clients.psycopg import instrument_pool, text_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -119,7 +118,7 @@ async def test_each_async_method_is_one_query(async_pool: AsyncConnectionPool, t
 def test_facts(url: str, told: Told, *, tcp: bool) -> None:
     """A span says which server, database and pool it was, and never as whom."""
     with tcp_to(url) as over_tcp, ConnectionPool(over_tcp if tcp else url, min_size=1, open=True) as pool:
-        instrument_pool(told.observe.db, pool, name="people", faults=told.observe.faults)
+        instrument_pool(told.observe.db, pool, pool_name="people", faults=told.observe.faults)
         with pool.connection() as connection:
             connection.execute("SELECT 1 WHERE 'a' <> %s", (SECRET,))
     (span,) = told.spans
@@ -160,8 +159,8 @@ def test_text_of_statements() -> None:
         strings = ("SELECT ", " FROM people WHERE id = ", "")
         interpolations = (1, SECRET)
 
-    assert pools.text_of(Template()) == "SELECT %s FROM people WHERE id = %s"
-    assert pools.text_of(5) == "5"
+    assert text_of(Template()) == "SELECT %s FROM people WHERE id = %s"
+    assert text_of(5) == "5"
 
 
 def test_part_of_a_request(pool: ConnectionPool, told: Told, observed: Callable[..., Seen]) -> None:
@@ -543,7 +542,7 @@ def test_pool_gauges_and_waits(pool: ConnectionPool, told: Told) -> None:
                 pool.getconn(timeout=0.01)
         pool.putconn(waiter.result())
     assert gauges(told) == {"active": 0, "idle": 2, "max": 2, "waiting": 0}
-    assert told.seen.sample("db_connection_wait_seconds_count", pool="main") == 3
+    assert told.seen.sample("db_connection_wait_seconds_count", pool="main") == 4  # the one in vain, too
     assert told.events("main") == {"timeout": 1}
     told.agree()
 
@@ -555,8 +554,44 @@ async def test_async_pool_gauges_and_waits(async_pool: AsyncConnectionPool, told
         assert gauges(told) == {"active": 2, "idle": 0, "max": 2, "waiting": 0}
         with pytest.raises(PoolTimeout):
             await async_pool.getconn(timeout=0.01)
-    assert told.seen.sample("db_connection_wait_seconds_count", pool="main") == 2
+    assert told.seen.sample("db_connection_wait_seconds_count", pool="main") == 3
     assert told.events("main") == {"timeout": 1}
+
+
+def test_a_database_that_is_down(told: Told) -> None:
+    """Who is given no connection waited, and is the event `timeout` or `error`; no connection is in use."""
+    url = f"postgresql://ann@{unused_address()}/shop"
+    pool = ConnectionPool(url, min_size=2, open=False, name="main", reconnect_timeout=0)
+    instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+    assert gauges(told) == {"active": 0, "idle": 0, "max": 2, "waiting": 0}
+    with pytest.raises(PoolClosed):
+        pool.getconn()
+    with pool, pytest.raises(PoolTimeout):
+        pool.getconn(timeout=0.02)
+    assert gauges(told) == {"active": 0, "idle": 0, "max": 2, "waiting": 0}
+    assert told.events("main") == {"error": 1, "timeout": 1}
+    with NullConnectionPool(url, open=True, name="null") as null:
+        instrument_pool(told.observe.db, null, faults=told.observe.faults)
+        with pytest.raises(psycopg.OperationalError, match="refused"):
+            null.getconn()
+    assert told.events("null") == {"error": 1}
+    waits = told.seen.samples("db_connection_wait_seconds_count")
+    assert waits == {(("pool", "main"),): 2, (("pool", "null"),): 1}
+    assert told.spans == []
+
+
+async def test_an_async_pool_whose_database_is_down(told: Told) -> None:
+    """So it is for an async pool."""
+    pool = AsyncConnectionPool(f"postgresql://ann@{unused_address()}/shop", min_size=2, open=False, name="main")
+    instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+    with pytest.raises(PoolClosed):
+        await pool.getconn()
+    async with pool:
+        with pytest.raises(PoolTimeout):
+            await pool.getconn(timeout=0.02)
+    assert gauges(told) == {"active": 0, "idle": 0, "max": 2, "waiting": 0}
+    assert told.events("main") == {"error": 1, "timeout": 1}
+    assert told.seen.sample("db_connection_wait_seconds_count", pool="main") == 2
 
 
 def test_pool_that_keeps_nothing(url: str, told: Told) -> None:

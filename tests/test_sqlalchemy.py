@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
 from opentelemetry.trace import StatusCode
+from pools import unused_address
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -88,7 +89,7 @@ async def make(request: pytest.FixtureRequest, seen: Seen, tmp_path: Path) -> As
             options.setdefault("poolclass", AsyncAdaptedQueuePool)  # SQLAlchemy 2.0 has none there
         engine = create_async_engine(url, **options) if driver in ASYNC else sa.create_engine(url, **options)
         made.append(engine)
-        instrument(seen, engine, pool=pool)
+        instrument(seen, engine, pool_name=pool)
         return engine
 
     yield create
@@ -524,6 +525,29 @@ async def test_timeout_of_the_server(seen: Seen, make: Callable[..., AnyEngine],
 
 
 @pytest.mark.parametrize("driver", POSTGRESQL)
+async def test_one_error_has_one_name(seen: Seen, make: Callable[..., AnyEngine], driver: str) -> None:
+    """An error has the same outcome and type alone and inside `db.query`; what the caller catches is SQLAlchemy's."""
+    engine = make(driver)
+
+    def wait(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 20")
+        connection.exec_driver_sql("SELECT pg_sleep(30)")
+
+    since = Since(seen)
+    with pytest.raises(DBAPIError):
+        await run(engine, wait)
+    alone = since.outcome
+    since = Since(seen)
+    with pytest.raises(DBAPIError) as caught:
+        async with seen.observe.db.query("SELECT", table="orders"):
+            await run(engine, wait)
+    names = {"psycopg": "psycopg.errors.QueryCanceled", "asyncpg": "asyncpg.exceptions.QueryCanceledError"}
+    assert since.outcome == alone == (names[driver], "timeout")
+    assert caught.value.__cause__ is caught.value.orig
+    assert type(caught.value).__module__ == "sqlalchemy.exc"
+
+
+@pytest.mark.parametrize("driver", POSTGRESQL)
 async def test_a_broken_connection(seen: Seen, make: Callable[..., AnyEngine], driver: str) -> None:
     """A connection that breaks under a statement is an error; the next statement has a new one."""
     engine = make(driver)
@@ -714,7 +738,51 @@ async def test_waiting_in_vain(seen: Seen, make: Callable[..., AnyEngine], drive
     assert since.events == {"timeout": 1}
     assert since.spans == []
     assert seen.sample("db_connections_waiting", pool="shop") == 0
+    assert seen.sample("db_connection_wait_seconds_count", pool="shop") == 2
+
+
+@pytest.mark.parametrize("driver", POSTGRESQL)
+async def test_a_database_that_is_down(seen: Seen, driver: str) -> None:
+    """Who is given no connection waited and is the event `error`, the only sign of a database that is not there."""
+    needs_package(driver)
+    url = sa.make_url(f"postgresql+{driver}://ann@{unused_address()}/shop")
+    engine = create_async_engine(url) if driver in ASYNC else sa.create_engine(url)
+    instrument(seen, engine, pool_name="shop")
+    since = Since(seen)
+    with pytest.raises((sa.exc.OperationalError, ConnectionRefusedError)):
+        await run(engine, lambda connection: connection.execute(sa.text("SELECT 1")))
+    assert since.events == {"error": 1}
+    assert since.spans == []
     assert seen.sample("db_connection_wait_seconds_count", pool="shop") == 1
+    assert seen.sample("db_connections_waiting", pool="shop") == 0
+
+
+def test_pools_of_one_name(seen: Seen, tmp_path: Path) -> None:
+    """Two pools of one name have labels of their own, the same on gauges, waits, events and spans."""
+    engines = [sa.create_engine(f"sqlite:///{tmp_path}/shop.db") for _ in range(2)]
+    first, second = [instrument(seen, engine, pool_name="shop") for engine in engines]
+    held = [engine.connect() for engine in (engines[0], engines[1], engines[1])]
+    for connection in held:
+        connection.execute(sa.text("SELECT 1"))
+    labels = [facts(span)["db.client.connection.pool.name"] for span in seen.spans]
+    assert labels == ["shop", "shop-2", "shop-2"]
+    for name in ("db_connections_active", "db_connection_wait_seconds_count"):
+        assert seen.samples(name) == {(("pool", "shop"),): 1, (("pool", "shop-2"),): 2}
+    assert [seen.sample("db_connection_events_total", pool=name, event="begin") for name in ("shop", "shop-2")] == [
+        1,
+        2,
+    ]
+    first()
+    first()
+    assert seen.samples("db_connections_active") == {(("pool", "shop-2"),): 2}
+    again = instrument(seen, engines[0], pool_name="shop")
+    assert seen.samples("db_connections_active") == {(("pool", "shop"),): 1, (("pool", "shop-2"),): 2}
+    for undo in (again, second):
+        undo()
+    for connection in held:
+        connection.close()
+    for engine in engines:
+        engine.dispose()
 
 
 @pytest.mark.parametrize(
@@ -746,8 +814,7 @@ def test_name_of_the_pool(seen: Seen, url: str, options: dict[str, str], name: s
     engine = sa.create_engine(url, **options)
     instrument(seen, engine)
     assert seen.sample("db_connections_waiting", pool=name) == 0
-    (observer,) = vars(engine)[MARK]._observers
-    assert observer.facts == {**where, "db.client.connection.pool.name": name}
+    assert vars(engine)[MARK].observer().facts == {**where, "db.client.connection.pool.name": name}
     assert "hunter" not in seen.text
 
 
@@ -775,7 +842,7 @@ def test_undo(seen: Seen, tmp_path: Path) -> None:
     with engine.connect():
         pass
     before = untouched(engine)
-    undo = instrument(seen, engine, pool="shop")
+    undo = instrument(seen, engine, pool_name="shop")
     assert untouched(engine) != before
     undo()
     undo()
@@ -817,8 +884,8 @@ def test_undo_below_somebody_else(seen: Seen, monkeypatch: pytest.MonkeyPatch) -
 def test_instrumenting_again(seen: Seen) -> None:
     """A second call for an engine changes nothing, nor does its undo; with other options it is the same engine."""
     engine = sa.create_engine("sqlite://")
-    undo = instrument(seen, engine, pool="one")
-    again = instrument(seen, engine, pool="two")
+    undo = instrument(seen, engine, pool_name="one")
+    again = instrument(seen, engine, pool_name="two")
     child = engine.execution_options(isolation_level="AUTOCOMMIT")
     instrument(seen, child)()
     again()
@@ -856,6 +923,29 @@ def test_an_engine_of_two_apps(observed: Callable[..., Seen]) -> None:
     undo[1]()
     answer()
     assert [one.total("db_queries_total") for one in (first, second)] == [2, 2]
+
+
+def test_what_each_app_is_told(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each app has a name of its own for what it shares, and is told of the faults in its own requests."""
+    engine = sa.create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+
+    def answer() -> int:
+        with engine.connect() as connection:
+            return len(connection.execute(sa.text("SELECT 1")).all())
+
+    apps = [FastAPI(), FastAPI()]
+    first, second = [observed(app) for app in apps]
+    for one, name in ((first, "one"), (second, "two")):
+        instrument(one, engine, pool_name=name)
+    for app, one, name in zip(apps, (first, second), ("one", "two"), strict=True):
+        app.get("/")(answer)
+        TestClient(app).get("/")
+        assert [facts(span).get("db.client.connection.pool.name") for span in one.spans] == [name, None]
+        assert one.samples("db_connections_waiting") == {(("pool", name),): 0}
+        assert one.samples("db_connection_wait_seconds_count") == {(("pool", name),): 1}
+        monkeypatch.setattr(one.observe.db, "statement", None)
+        TestClient(app).get("/")
+        assert one.observe.faults.counts == {"sqlalchemy": 1}
 
 
 @pytest.mark.parametrize("wrong", ["postgresql://ann:hunter2@db.example/shop", None, sa.create_engine, object()])
@@ -905,8 +995,30 @@ def test_faults_of_ours(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(owner, name, fail)
             assert answer() == 7
             assert OPERATION.get() is None
-    # one each for the statement; begin and rollback; the wait
-    assert seen.observe.faults.counts == {"sqlalchemy": 1 + 1 + 1 + 2 + 1}
+    assert seen.observe.faults.counts == {"sqlalchemy": 3, "pool.event": 2, "pool.waited": 1}
+
+
+def test_a_connection_that_takes_no_mark(seen: Seen) -> None:
+    """A connection that cannot be marked is used as it is; what happens on it is not counted."""
+    engine = sa.create_engine("sqlite://")
+    instrument(seen, engine)
+    engine.dialect.do_begin(object())  # type: ignore[arg-type]
+    assert seen.observe.faults.counts == {"sqlalchemy": 1}
+    assert seen.samples("db_connection_events_total") == {}
+
+
+def test_a_dialect_that_cannot_be_wrapped(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be instrumented leaves nothing behind, and its name is free."""
+    engine = sa.create_engine("sqlite://")
+    with monkeypatch.context() as patch:
+        patch.setattr(sa.engine.default.DefaultDialect, "do_ping", property(lambda _: 1 // 0))
+        with pytest.raises(ZeroDivisionError):
+            instrument(seen, engine)
+    assert MARK not in vars(engine)
+    assert "do_execute" not in vars(engine.dialect)
+    assert seen.samples("db_connections_waiting") == {}
+    instrument(seen, engine)
+    assert seen.sample("db_connections_waiting", pool="sqlite") == 0
 
 
 def test_a_cursor_that_does_not_count(seen: Seen) -> None:

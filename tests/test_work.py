@@ -188,6 +188,77 @@ def test_an_end_comes_once(observed: Callable[..., Seen]) -> None:
     assert seen.total("operations_total") == 2
 
 
+async def test_an_object_that_is_used_again(observed: Callable[..., Seen]) -> None:
+    """Each block is an operation of its own: one after the other, inside itself and side by side."""
+    seen = observed(Starlette())
+    charge = seen.observe.operation("charge card", provider="acme")
+    with charge as first:
+        first.detail(order_id=1)
+        with charge as second, pytest.raises(ValueError, match="no"):
+            async with charge:
+                raise ValueError("no")
+    assert second is not first
+
+    async def one() -> None:
+        async with charge:
+            await asyncio.sleep(0)
+
+    await asyncio.gather(one(), one())
+    assert OPERATION.get() is None
+    assert not trace.get_current_span().get_span_context().is_valid
+    assert charge_samples(seen) == {"ok": 4, "error": 1}
+    assert [dict(span.attributes or {}).get("order_id") for span in seen.spans] == [None, None, 1, None, None]
+    with pytest.raises(RuntimeError, match="'charge card' has begun already"):
+        charge.open()
+
+
+def test_what_is_no_function(observed: Callable[..., Seen]) -> None:
+    """A property cannot be measured; a function that makes a coroutine is measured to its end."""
+    work = observed(Starlette()).observe.operation("charge card")
+    with pytest.raises(TypeError, match="cannot measure calls of a property"):
+        work(property(lambda _: None))  # type: ignore[type-var]
+    with pytest.raises(TypeError, match="cannot measure calls of a int"):
+        work(7)  # type: ignore[type-var]
+
+
+async def test_a_function_that_makes_a_coroutine(observed: Callable[..., Seen]) -> None:
+    """It is measured until the coroutine has ended, or nobody awaits it any more."""
+    seen = observed(Starlette())
+
+    async def inner(exc: Exception | None) -> int:
+        await asyncio.sleep(0)
+        if exc is not None:
+            raise exc
+        return 7
+
+    def plain(exc: Exception | None) -> Any:
+        return inner(exc)
+
+    make = seen.observe.operation("charge card")(plain)
+    assert await make(None) == 7
+    with pytest.raises(KeyError):
+        await make(KeyError())
+    for started in (make(None), seen.observe.operation("charge card")(inner)(None)):
+        started.send(None)
+        started.close()
+    assert charge_samples(seen) == {"ok": 1, "error": 1, "cancelled": 2}
+    assert OPERATION.get() is None
+
+
+def test_an_outcome_of_ones_own(observed: Callable[..., Seen]) -> None:
+    """Whatever is not ok, or the caller's fault, is an error of the span as it is of the line."""
+    seen = observed(Starlette())
+    with seen.observe.operation("charge card") as op:
+        op.outcome = "declined"
+    call = seen.observe.external.call("billing", "get").open()
+    call.status(404)
+    call.close(KeyError())
+    declined, refused = seen.spans
+    assert (declined.status.status_code.name, (declined.attributes or {})["error.type"]) == ("ERROR", "declined")
+    assert refused.status.status_code.name == "UNSET"
+    assert [line["level"] for line in seen.lines] == ["error", "warn"]
+
+
 def test_what_began_inside_something_over(observed: Callable[..., Seen]) -> None:
     """A task that outlives the block in which it was started is inside nothing."""
     observe = observed(Starlette()).observe
@@ -277,28 +348,46 @@ def test_a_part_is_not_waited_for_twice(observed: Callable[..., Seen]) -> None:
 
 
 def test_the_time_of_what_runs_side_by_side_is_waited_for_once() -> None:
-    """Sums add everything up; the own time is what is left of the time in which nothing was running."""
+    """Sums add everything up; the own time is that in which nothing was running, however often it is added up."""
     work = Work()
-    for began, ended in ((0.0, 1.0), (0.5, 2.0), (0.6, 0.7), (3.0, 4.0)):
-        work.add(("database", began, ended, "q"))
-    work.sum_up()
-    work.add(("external", 3.5, 5.0, ""))
-    work.sum_up()
+    steps = [(0.0, 1.0), (0.5, 2.0), (0.6, 0.7), (3.0, 4.0), (3.5, 5.0)]
+    for now, way, seconds in sorted(
+        [(began, 1, 0.0) for began, _ in steps] + [(end, -1, end - began) for began, end in steps]
+    ):
+        if way > 0:
+            work.begin(now)
+        else:
+            work.end(now, "external" if now == 5.0 else "database", seconds, "q")
+        work.sum_up()
     assert work.seconds == pytest.approx({"database": 3.6, "external": 1.5, "pool": 0})
     assert work.counts == {"database": 4, "external": 1, "pool": 0}
     assert work.busy == pytest.approx(4.0)
-    assert (work.own(4.5), work.own(1.0)) == (pytest.approx(0.5), 0.0)
+    assert (work.own(0.0, 4.5), work.own(0.0, 1.0)) == (pytest.approx(0.5), 0.0)
+    work.begin(6.0)
+    work.sum_up()
+    assert work.own(0.0, 7.0) == pytest.approx(2.0)
 
 
 def test_much_work_stays_small() -> None:
     """However many operations a request has, few are kept one by one, and few statements are told apart."""
     work = Work()
-    for number in range(2 * GATHERED + 5):
-        work.add(("database", number, number + 0.5, f"q {number}"))
-    assert len(work.done) == 5
+    for number in range(GATHERED):
+        work.begin(number)
+        work.end(number + 0.5, "database", 0.5, f"q {number}")
+    assert work.steps == []
+    assert len(work.statements) <= MOST_STATEMENTS
+    for number in range(20):
+        work.begin(2000 + number)
+        work.end(2000.5 + number, "database", 0.5, "again")
+    work.sum_up()
+    assert work.counts["database"] == GATHERED + 20
+    assert [(each.statement, each.times) for each in work.repeated(10)] == [("again", 20)]
+    for number in range(MOST_STATEMENTS + 1):
+        for _ in range(2):
+            work.begin(3000)
+            work.end(3000, "database", 0.0, f"twice {number}")
     work.sum_up()
     assert len(work.statements) == MOST_STATEMENTS
-    assert work.counts["database"] == 2 * GATHERED + 5
 
 
 # N+1
@@ -364,7 +453,7 @@ def test_work_of_a_request_that_fails_to_add_up(observed: Callable[..., Seen], m
     app = FastAPI()
     seen = observed(app)
     shop(app, lambda: seen.observe)
-    monkeypatch.setattr(Work, "add", lambda *_: 1 / 0)
+    monkeypatch.setattr(Work, "end", lambda *_: 1 / 0)
     assert TestClient(app).get("/orders/7").json() == 7
     assert seen.observe.faults.counts == {"work": 2}
     assert seen.total("db_queries_total") == 1

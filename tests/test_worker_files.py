@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 
 pytest.importorskip("fcntl")
 
-from members import NAME, Member  # noqa: E402 - needs fcntl
+from members import NAME, Member
 
-from fastapi_observe.runtime import worker_archive, worker_files, worker_meeting  # noqa: E402 - as above
-from fastapi_observe.runtime.worker_archive import Archive  # noqa: E402 - as above
-from fastapi_observe.runtime.worker_files import HEADER, OwnFiles, Reading  # noqa: E402 - as above
-from fastapi_observe.runtime.worker_meeting import Worker  # noqa: E402 - as above
+from fastapi_observe.records.faults import Faults
+from fastapi_observe.runtime import worker_archive, worker_files, worker_meeting
+from fastapi_observe.runtime.worker_archive import Archive
+from fastapi_observe.runtime.worker_files import HEADER, OwnFiles, Reading
+from fastapi_observe.runtime.worker_meeting import Worker
+from fastapi_observe.runtime.worker_place import is_locked
 
 SOAK = "OBSERVE_SOAK" in os.environ
 SUM = orjson.dumps(
@@ -99,11 +101,11 @@ def test_files_that_cannot_be_made_leave_nothing(failing: str, tmp_path: Path, m
         return real(*arguments, **options)
 
     monkeypatch.setattr(os, failing, fail)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(OSError, match="No space"):
-        Worker(tmp_path / NAME)
+        Worker(tmp_path / NAME, Faults())
     assert [path.name for path in (tmp_path / NAME).iterdir()] == ["lock"]
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_the_dead_are_folded(tmp_path: Path) -> None:
@@ -184,12 +186,39 @@ def test_a_busy_directory_is_folded_by_the_other(tmp_path: Path, monkeypatch: py
     assert member.samples()["jobs_total"] == {(): 4}
     assert dead.worker.stem.with_suffix(".keys").exists()
     with pytest.raises(OSError, match="does not go on"):
-        Worker(tmp_path / NAME)
+        Worker(tmp_path / NAME, Faults())
     member.leave()
     monkeypatch.undo()
     after = Member(tmp_path)
     assert after.samples()["jobs_total"] == {(): 4}
     after.leave()
+
+
+def test_an_archive_that_is_replaced_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that go while others fold are looked for again; one that is half gone is counted as unreadable."""
+    dead = Member(tmp_path)
+    dead.metrics.counter("jobs_total", "Jobs.").inc(3)
+    dead.die()
+    member = Member(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Archive, "changed", lambda _: True)
+        assert member.samples()["jobs_total"] == {(): 3}
+        patch.setattr(Reading, "refresh", lambda _: (_ for _ in ()).throw(FileNotFoundError()))
+        member.worker._refresh()
+        assert member.worker._readings == {}
+        assert not member.worker.unreadable
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_archive, "_identity", lambda _: (1, 1))
+        (tmp_path / NAME / "archive").rename(tmp_path / "kept")
+        archive = Archive(tmp_path / NAME)
+        archive.read()
+        assert not archive.reading.unreadable
+        (tmp_path / "kept").rename(tmp_path / NAME / "archive")
+    assert member.samples()["jobs_total"] == {(): 3}
+    assert not is_locked(tmp_path / "missing.lock")
+    member.leave()
 
 
 def test_gauges_fold_as_they_say() -> None:
@@ -255,7 +284,7 @@ def test_damage_spoils_no_scrape(data: st.DataObject) -> None:
 
 
 def test_unreadable_files_are_counted_once(tmp_path: Path) -> None:
-    """An empty file of values, keys that are no JSON and a damaged archive are each counted, and what is whole is shown."""
+    """An empty file of values, keys that are no JSON, a damaged archive: each is counted, what is whole is shown."""
     first = Member(tmp_path)
     first.metrics.counter("jobs_total", "Jobs.").inc(3)
     first.die()
@@ -301,12 +330,11 @@ def test_numbers_that_are_none_are_folded(value: float, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_no_end(tmp_path: Path) -> None:
-    """On a file system of 256 KiB: no signal, every number is shown by its own worker, and shared once there is space."""
+    """On a full file system of 256 KiB no number is lost: its own worker shows it, all do once there is space."""
     place = tmp_path / "small"
     place.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], check=False, capture_output=True
-    ).returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:  # noqa: S603 - our own words
         pytest.skip("only root may mount a small file system")
     try:
         member = Member(place)
@@ -331,4 +359,4 @@ def test_a_full_disk_is_no_end(tmp_path: Path) -> None:
         assert sum(after["jobs_total"].values()) == sum(range(1500)) + 1500
         member.leave()
     finally:
-        subprocess.run(["umount", "-l", place], check=True)
+        subprocess.run(["umount", "-l", str(place)], check=True)  # noqa: S603, S607 - as above

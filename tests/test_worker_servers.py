@@ -7,7 +7,6 @@ import importlib.util
 import os
 import signal
 import threading
-from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,8 @@ from servers_of_workers import COMMANDS, Server, serving_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
+    from typing import Self
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="workers are counted apart here")
 
@@ -86,7 +87,7 @@ class Load:
                 self.failed[number] += 1
                 sleep(0.01)
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -144,7 +145,7 @@ def test_exemplars_of_every_worker_are_shown(tmp_path: Path) -> None:
             connection.request("GET", "/metrics", headers={"accept": "application/openmetrics-text"})
             text = connection.getresponse().read().decode()
             connection.close()
-            families = {family.name: family for family in text_string_to_metric_families(text)}
+            families = {family.name: family for family in text_string_to_metric_families(text)}  # type: ignore[no-untyped-call]
             (sample,) = [one for one in families["http_requests"].samples if one.name == "http_requests_total"]
             assert sample.exemplar is not None
             seen.add(sample.exemplar.labels["trace_id"])

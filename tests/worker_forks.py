@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import prometheus_client
 from fastapi import FastAPI
-from members import Samples
 from prometheus_client.parser import text_string_to_metric_families
 from worker_app import wired
 
@@ -21,6 +20,8 @@ from fastapi_observe import install
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from members import Samples
 
     from fastapi_observe import Observability
     from fastapi_observe.runtime.workers import Workers
@@ -60,9 +61,10 @@ class Child:
             self._tell, self._hear = tell, hear
             return
         try:
-            while word := os.read(told, 100).decode():
+            while (word := os.read(told, 100).decode()) not in {"", "end"}:
                 os.write(heard, json.dumps(act(word)).encode() + b"\n")
         finally:
+            _save_coverage()
             os._exit(0)
 
     def tell(self, word: str) -> Any:
@@ -73,12 +75,29 @@ class Child:
             answer += os.read(self._hear, 65536)
         return json.loads(answer)
 
-    def end(self, number: int = signal.SIGKILL) -> None:
+    def end(self) -> None:
         """Kill it."""
-        os.kill(self.pid, number)
+        os.kill(self.pid, signal.SIGKILL)
+        self._close()
+
+    def finish(self) -> None:
+        """Let it end."""
+        os.write(self._tell, b"end")
+        self._close()
+
+    def _close(self) -> None:
         os.waitpid(self.pid, 0)
         os.close(self._tell)
         os.close(self._hear)
+
+
+def _save_coverage() -> None:
+    """Write down what was run, if that is measured: a forked child leaves without a word."""
+    coverage = sys.modules.get("coverage")
+    current = coverage.Coverage.current() if coverage is not None else None
+    if current is not None:
+        current.stop()
+        current.save()
 
 
 def preload(directory: str) -> dict[str, float]:
@@ -105,7 +124,7 @@ def preload(directory: str) -> dict[str, float]:
     before = sum(child.tell("count") for child in children)
     found = children[1].tell("scrape")
     for child in children:
-        child.end()
+        child.finish()
     return {"ours": found["ours_total"], "theirs": found["theirs_total"], "gauge": found["gauge"], "before": before}
 
 
@@ -121,7 +140,7 @@ def fork(directory: str) -> dict[str, float]:
 
     def act(word: str) -> float:
         if word == "open":
-            links = [os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if os.path.exists(entry.path)]  # noqa: PTH110
+            links = [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.exists()]
             return sum(directory in link for link in links)
         if word == "join":
             workers.start()
@@ -135,7 +154,7 @@ def fork(directory: str) -> dict[str, float]:
     alone = total(observe, "ours_total")
     assert total(observe, "theirs_total") == 1
     joined = child.tell("join")
-    child.end()
+    child.finish()
     observe.close()
     return {"parent": alone, "child": counted, "open": opened, "joined": joined}
 
@@ -210,12 +229,36 @@ def stopped(directory: str) -> dict[str, float]:
     children[0].tell("count")
     os.kill(children[0].pid, signal.SIGSTOP)
     found: dict[str, float] = children[1].tell("scrape")
+    children[0].end()
+    children[1].finish()
+    return found
+
+
+def leaves(directory: str) -> dict[str, float]:
+    """Two workers count; one leaves in order."""
+    observe, workers = made(directory)
+    counter = observe.metrics.counter("jobs_total", "Jobs.")
+    observe.metrics.gauge("level", "Level.").set(1)
+
+    def act(word: str) -> float:
+        if word == "leave":
+            workers.stop()
+            return 0
+        workers.start()
+        counter.inc(3)
+        return total(observe, word)
+
+    children = [Child(act), Child(act)]
     for child in children:
-        child.end()
+        child.tell("jobs_total")
+    both = children[1].tell("level")
+    children[0].tell("leave")
+    found = {"both": both, "level": children[1].tell("level"), "jobs": children[1].tell("jobs_total")}
+    found["files"] = len(list(Path(directory).glob("*/*/*.keys")))
+    for child in children:
+        child.finish()
     return found
 
 
 if __name__ == "__main__":
     print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])))  # noqa: T201 - this is the answer
-    sys.stdout.flush()
-    os._exit(0)

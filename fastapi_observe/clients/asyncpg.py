@@ -13,29 +13,31 @@ a connection that is out of the pool, in a subclass.
 
 from __future__ import annotations
 
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import asyncpg  # type: ignore[import-untyped]
 
-from fastapi_observe.clients.pools import PoolWatch, Target, install, size_of
+from fastapi_observe.clients.pools import Database, PoolWatch, size_of, watch_pool
 from fastapi_observe.clients.transactions import event_of
 from fastapi_observe.records.pool import PoolState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
+    from fastapi_observe.clients.cursors import Stream
     from fastapi_observe.clients.database import DatabaseClient
-    from fastapi_observe.clients.pools import Address, Faults
-    from fastapi_observe.clients.streams import Stream
+    from fastapi_observe.clients.pools import Address
+    from fastapi_observe.clients.watch import Faults
 
 
-def instrument_pool(db: DatabaseClient, pool: object, *, name: str | None = None, faults: Faults) -> Callable[[], None]:
+def instrument_pool(
+    db: DatabaseClient, pool: object, *, pool_name: str | None = None, faults: Faults
+) -> Callable[[], None]:
     """Measure every query, transaction and wait of an `asyncpg.Pool`, started or not; the result undoes it.
 
-    `name` is the label of the pool; default: `asyncpg`. Again for the same pool and `db` does nothing. Where several
-    apps share a pool, a query is reported to the one whose request it is part of, else to the first. Raises `TypeError`
-    for what is no pool.
+    `pool_name` is the label of the pool; default: `asyncpg`. Again for the same pool and `db` does nothing. Where
+    several apps share a pool, a query is reported to the one whose request it is part of, else to the first. Raises
+    `TypeError` for what is no pool.
     """
     if not isinstance(pool, asyncpg.Pool):
         raise TypeError(
@@ -43,12 +45,11 @@ def instrument_pool(db: DatabaseClient, pool: object, *, name: str | None = None
             " not (a connection that belongs to no pool is not instrumented)"
         )
 
-    def read() -> PoolState:
+    def read(watch: PoolWatch) -> PoolState:
         size, idle = pool.get_size(), pool.get_idle_size()
-        watch = getattr(type(pool), "_observed_by", None)
-        return PoolState(size - idle, idle, pool.get_max_size(), None, 0 if watch is None else watch.waiting)
+        return PoolState(size - idle, idle, pool.get_max_size(), None, len(watch.waiting))
 
-    return install(db, pool, _Pool, read, name or "asyncpg", faults)
+    return watch_pool(db, pool, _Pool, read, pool_name or "asyncpg", faults)
 
 
 def _address(connection: Any) -> Address:
@@ -87,16 +88,7 @@ class _Pool:
 
     async def _acquire(self, timeout: float | None) -> Any:  # noqa: ASYNC109 - asyncpg's own
         watch, call = self._observed_by, self._unobserved._acquire  # noqa: SLF001 - what is overridden
-        began = perf_counter()
-        watch.waiting += 1
-        try:
-            proxy = await call(self, timeout)
-        except TimeoutError:
-            watch.event("timeout")
-            raise
-        finally:
-            watch.waiting -= 1
-        watch.waited(perf_counter() - began)
+        proxy = await watch.ask_async(call, self, timeout)
         watch.lend(proxy._con, _address, _Connection)  # noqa: SLF001 - the connection behind the proxy
         return proxy
 
@@ -111,16 +103,16 @@ class _Connection:
 
     __slots__ = ()
     _unobserved: Any
-    _observed_by: Target
+    _observed_by: Database
 
     async def execute(self, query: Any, *args: Any, **options: Any) -> Any:
         event = event_of(query)
         if event is None:
             return await self._observed_by.run(self._unobserved.execute, (self, query, *args), options, query, _rows)
-        target, call = self._observed_by, self._unobserved.execute
-        target.ends(event, self)
+        database, call = self._observed_by, self._unobserved.execute
+        database.ends(event, self)
         status = await call(self, query, *args, **options)
-        target.watch.event(event)
+        database.watch.event(event)
         return status
 
     async def executemany(self, command: Any, args: Any, **options: Any) -> Any:
@@ -168,9 +160,9 @@ class _Connection:
         )
 
     async def prepare(self, query: Any, **options: Any) -> Any:
-        target = self._observed_by
-        prepared = await target.run(self._unobserved.prepare, (self, query), options, f"PREPARE statement AS {query}")
-        return target.observe(prepared, _Statement)
+        database = self._observed_by
+        prepared = await database.run(self._unobserved.prepare, (self, query), options, f"PREPARE statement AS {query}")
+        return database.observe(prepared, _Statement)
 
     def cursor(self, query: Any, *args: Any, **options: Any) -> Any:
         return _CursorFactory(self._unobserved.cursor(self, query, *args, **options), self, query, self._observed_by)
@@ -181,7 +173,7 @@ class _Statement:
 
     __slots__ = ()
     _unobserved: Any
-    _observed_by: Target
+    _observed_by: Database
     _connection: Any
     _query: str
 
@@ -213,21 +205,21 @@ class _Statement:
 class _CursorFactory:
     """What `cursor()` returns: to be awaited or iterated over."""
 
-    def __init__(self, factory: Any, connection: Any, query: Any, target: Target) -> None:
+    def __init__(self, factory: Any, connection: Any, query: Any, database: Database) -> None:
         self._factory = factory
         self._connection = connection
         self._query = query
-        self._target = target
+        self._database = database
 
     def __aiter__(self) -> _Rows:
         rows = self._factory.__aiter__()
-        return _Rows(rows, self._target.stream(self._query, self._connection))
+        return _Rows(rows, self._database.stream(self._query, self._connection))
 
     def __await__(self) -> Generator[Any, Any, _Cursor]:
         return self._open().__await__()
 
     async def _open(self) -> _Cursor:
-        with self._target.stream(self._query, self._connection) as stream:
+        with self._database.stream(self._query, self._connection) as stream:
             return _Cursor(await self._factory, stream)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from fastapi_observe.clients.errors import error_of_driver, outcome_of_query
 from fastapi_observe.clients.statements import LONGEST, Statements
 from fastapi_observe.records.operation import OPERATION, Operation, OperationReporter
-from fastapi_observe.records.outcomes import outcome_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sized
@@ -19,9 +21,6 @@ UNKNOWN: Final = "unknown"
 
 OTHER: Final = "other"
 """Label of the tables beyond `MOST_TABLES`."""
-
-QUERY_CANCELED: Final = "57014"
-"""SQLSTATE of a statement that PostgreSQL gave up."""
 
 MOST_PREPARED: Final = 1024
 """Statements of instrumented engines and pools that are kept prepared."""
@@ -97,11 +96,12 @@ class Query(Operation):
         if count >= 0:
             self.details["db.response.returned_rows"] = count
 
+    def _fail(self, exc: BaseException) -> None:
+        Operation._fail(self, error_of_driver(exc))  # noqa: SLF001 - what is overridden
+
     def judge(self, exc: BaseException) -> str:
-        """Tell apart what PostgreSQL reports as one: it took too long, or somebody asked for it."""
-        if getattr(exc, "sqlstate", None) == QUERY_CANCELED:
-            return "timeout" if "timeout" in str(exc) else "cancelled"
-        return outcome_of(exc)
+        """Name the outcome of a query that ended with `exc`."""
+        return outcome_of_query(exc)
 
     def again(self) -> Query:
         """Return a query like this one, which has not begun."""
@@ -132,6 +132,8 @@ class DatabaseClient:
         self._reporter = reporter
         self._statements = Statements()
         self._tables: set[str] = {UNKNOWN}
+        self._pools: set[str] = set()
+        self._claiming = Lock()
         self._prepared: dict[tuple[str, str, int], Prepared] = {}
         self._facts: dict[int, dict[str, Any] | None] = {}  # held, so that no id is used again
         self._labels: dict[tuple[str, str | None], tuple[str, dict[str, str]]] = {}
@@ -233,14 +235,31 @@ class DatabaseClient:
             self._labels[operation, table] = named
         return named
 
+    def claim_pool(self, name: str) -> str:
+        """Return a label for a pool that no other pool has, `name` or `name-2`; `add_pool` takes it from there."""
+        with self._claiming:
+            label, number = name, 1
+            while label in self._pools:
+                number += 1
+                label = f"{name}-{number}"
+            self._pools.add(label)
+        return label
+
     def add_pool(self, name: str, read: Callable[[], PoolState]) -> Callable[[], None]:
-        """Show a pool of connections (`db_connections_*{pool}`), read at each scrape; the result takes it away."""
-        return self._reporter.add_pool(name, read)
+        """Show a pool of connections (`db_connections_*{pool}`), read at each scrape.
+
+        The result takes it away; its name is free then.
+        """
+        self._pools.add(name)
+        with ExitStack() as undo:
+            undo.callback(self._pools.discard, name)
+            undo.callback(self._reporter.add_pool(name, read))
+            return undo.pop_all().close
 
     def waited(self, pool: str, seconds: float) -> None:
         """Take down how long a caller waited for a connection (`db_connection_wait_seconds{pool}`)."""
         self._reporter.waited_for_connection(pool, seconds)
 
     def event(self, pool: str, event: str) -> None:
-        """Count `begin`, `commit`, `rollback` or `ping` on a connection (`db_connection_events_total{pool,event}`)."""
+        """Count what happens on a connection, or that there was none: `db_connection_events_total{pool,event}`."""
         self._reporter.connection_event(pool, event)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import AsyncIterator, Iterator
 
-    from fastapi_observe.clients.http_call import HttpCall
+    from fastapi_observe.clients.http_record import HttpCall
 
 
 class Body:

@@ -6,7 +6,8 @@ from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.clients.http_call import HttpCall, Named, Templates
+from fastapi_observe.clients.http_record import HttpCall, Named
+from fastapi_observe.clients.templates import Templates
 from fastapi_observe.records.exchange import KNOWN_METHODS
 from fastapi_observe.records.operation import OPERATION
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from fastapi_observe.clients.external import ExternalClient
     from fastapi_observe.clients.http_body import Body
-    from fastapi_observe.clients.http_call import Request
+    from fastapi_observe.clients.http_record import Request
 
 MOST_TEMPLATES: Final = 200
 """Different path templates that become part of an `operation` label; with further ones it is the method alone."""
@@ -28,7 +29,7 @@ MOST_NAMES: Final = 1024
 """Names of calls that are kept rather than made anew."""
 
 
-class Target:
+class ObservedClient:
     """What is known of one client before it calls: the user's names for what it calls, and who may know the trace."""
 
     __slots__ = ("active", "hook", "propagate", "service", "templates")
@@ -40,11 +41,12 @@ class Target:
         self.active = True
         self.hook: Callable[[Any], Any] | None = None
 
-    def keep_hook(self, client: Any) -> None:
-        """Have our hook be one of the client's: the user may have set others since."""
+    def keep_hook(self, client: Any) -> bool:
+        """Have our hook be one of the client's, which the user may have set since; tell whether it is the only one."""
         hooks = client.event_hooks["request"]
         if self.hook not in hooks:
-            client.event_hooks["request"] = [*hooks, self.hook]
+            client.event_hooks["request"] = hooks = [*hooks, self.hook]
+        return len(hooks) == 1
 
 
 class HttpCalls:
@@ -60,26 +62,39 @@ class HttpCalls:
         self._names: dict[tuple[str, str, str | None], Named] = {}
         self._forgotten: deque[tuple[HttpCall, float]] = deque()
 
-    def begin(self, target: Target, client: Any, request: Request) -> HttpCall | None:
+    def begin(self, observed: ObservedClient, client: Any, request: Request) -> HttpCall | None:
         """Open the call that begins with `request`; None if there is nothing to measure."""
         try:
             if self._forgotten:
                 self.report_forgotten()
             current = OPERATION.get()
-            if not target.active or (isinstance(current, HttpCall) and current.request is request):
+            if not observed.active or (isinstance(current, HttpCall) and current.request is request):
                 return None  # the client is observed for two apps: the one around this is measuring
-            target.keep_hook(client)
+            alone = observed.keep_hook(client)
             url = request.url
             host = url.host
             template = request.extensions.get("template")
             if not isinstance(template, str):
-                template = target.templates.find(url)
-            service = target.service or self._external.service_of(host or "unknown")
+                template = observed.templates.find(url.raw_path)
+            service = observed.service or self._external.service_of(host or "unknown")
             named = self._name(service, request.method if request.method in KNOWN_METHODS else "_OTHER", template)
-            return HttpCall(self._external.reporter, target, named, request, host).open()
+            call = HttpCall(self._external.reporter, observed, named, request, host).open()
         except Exception as exc:  # noqa: BLE001 - the call goes on without us
             self._faults("http.begin", exc)
             return None
+        if alone:  # else a hook of the user's comes first, and may change the request
+            self._tell_early(observed, call, request)
+        return call
+
+    def _tell_early(self, observed: ObservedClient, call: HttpCall, request: Request) -> None:
+        """Tell the trace to a host that may know it, so that the hook has nothing to do for the first request."""
+        try:
+            propagation = self._external.propagation
+            if observed.propagate or (observed.propagate is None and propagation.allows(call.host)):
+                propagation.inject(call.host, request.headers, allowed=True)
+                call.ready = request.url
+        except Exception as exc:  # noqa: BLE001 - the hook tries once more
+            self._faults("http.sending", exc)
 
     def _name(self, service: str, method: str, template: str | None) -> Named:
         key = service, method, template
@@ -103,17 +118,21 @@ class HttpCalls:
         self._templates.add(template)
         return True
 
-    def sending(self, target: Target, request: Request) -> None:
+    def sending(self, observed: ObservedClient, request: Request) -> None:
         """Note that `request` goes out, the first one or a further one; tell its host the trace, or hide it."""
         try:
-            if not target.active:
-                return
             call = OPERATION.get()
+            if type(call) is HttpCall and call.ready is request.url and call.request is request:
+                if call.client is observed:
+                    call.sends += 1
+                return
+            if not observed.active:
+                return
             while call is not None and not isinstance(call, HttpCall):
                 call = call.outer
-            host, allowed = request.url.host, target.propagate
+            host, allowed = request.url.host, observed.propagate
             if call is not None:
-                if call.target is not target:
+                if call.client is not observed:
                     return  # measured for another app, whose rule holds; or a hook that was copied to another client
                 call.sends += 1
                 call.request = request

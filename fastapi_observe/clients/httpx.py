@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary, WeakSet
 
 from fastapi_observe.clients.http_body import bodies
-from fastapi_observe.clients.http_calls import HttpCalls, Target
+from fastapi_observe.clients.http_calls import HttpCalls, ObservedClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -41,9 +41,9 @@ class HttpClients:
     ) -> None:
         self._calls = HttpCalls(external, faults, frozenset(query_allow))
         self._faults = faults
-        self._observed: WeakKeyDictionary[Any, Target] = WeakKeyDictionary()
+        self._observed: WeakKeyDictionary[Any, ObservedClient] = WeakKeyDictionary()
         self._shared: WeakKeyDictionary[Any, httpx.AsyncClient] = WeakKeyDictionary()
-        self._made: WeakSet[httpx.AsyncClient | httpx.Client] = WeakSet()
+        self._made: WeakSet[httpx.AsyncClient] = WeakSet()
         self._lock = threading.RLock()
 
     def shared(self, loop: Any = None) -> httpx.AsyncClient:
@@ -69,21 +69,6 @@ class HttpClients:
         self._made.add(client)
         return client
 
-    def new_sync(
-        self,
-        service: str | None = None,
-        templates: Iterable[str] = (),
-        *,
-        propagate: bool | None = None,
-        **options: Any,
-    ) -> httpx.Client:
-        """Return a new `httpx.Client`, as `new` does."""
-        import httpx  # noqa: PLC0415 - slow to import
-
-        client = self.instrument(httpx.Client(**options), service, templates, propagate=propagate)
-        self._made.add(client)
-        return client
-
     def instrument(
         self, client: C, service: str | None = None, templates: Iterable[str] = (), *, propagate: bool | None = None
     ) -> C:
@@ -96,20 +81,20 @@ class HttpClients:
         such client, `ValueError` for what is no template.
         """
         module = _module_of(client)
-        observed = cast("Any", client)
-        target = Target(service, templates, observed.base_url.path, propagate=propagate)
+        given = cast("Any", client)
+        observed = ObservedClient(service, templates, given.base_url.path, propagate=propagate)
         with self._lock:
-            if observed not in self._observed:
+            if given not in self._observed:
                 wrap = _observe_async if isinstance(client, module.AsyncClient) else _observe_sync
-                wrap(observed, target, self._calls, module.__name__)
-                self._observed[observed] = target
+                wrap(given, observed, self._calls, module.__name__)
+                self._observed[given] = observed
         return client
 
     def restore(self) -> None:
         """Let every client be what it was; none is closed."""
         with self._lock:
-            for client, target in list(self._observed.items()):
-                _restore(client, target)
+            for client, observed in list(self._observed.items()):
+                _restore(client, observed)
             self._observed.clear()
         self._calls.report_forgotten()
 
@@ -120,9 +105,7 @@ class HttpClients:
         self._made.clear()
         for client in clients:
             try:
-                closing = client.aclose() if hasattr(client, "aclose") else client.close()
-                if closing is not None:
-                    await closing
+                await client.aclose()
             except Exception as exc:  # noqa: BLE001 - a client of another loop cannot be closed here
                 self._faults("http.close", exc)
         self._calls.report_forgotten()
@@ -141,16 +124,16 @@ def _module_of(client: Any) -> Any:
     )
 
 
-def _observe_async(client: Any, target: Target, calls: HttpCalls, module: str) -> None:
+def _observe_async(client: Any, observed: ObservedClient, calls: HttpCalls, module: str) -> None:
     plain = client.send
     body = bodies(module)[0]
 
     async def sending(request: Any) -> None:
-        calls.sending(target, request)
+        calls.sending(observed, request)
 
     @functools.wraps(plain)
     async def send(request: Any, *args: Any, **options: Any) -> Any:
-        call = calls.begin(target, client, request)
+        call = calls.begin(observed, client, request)
         if call is None:
             return await plain(request, *args, **options)
         try:
@@ -161,19 +144,19 @@ def _observe_async(client: Any, target: Target, calls: HttpCalls, module: str) -
         calls.answered(call, response, body if options.get("stream") else None)
         return response
 
-    _wrap(client, target, send, sending)
+    _wrap(client, observed, send, sending)
 
 
-def _observe_sync(client: Any, target: Target, calls: HttpCalls, module: str) -> None:
+def _observe_sync(client: Any, observed: ObservedClient, calls: HttpCalls, module: str) -> None:
     plain = client.send
     body = bodies(module)[1]
 
     def sending(request: Any) -> None:
-        calls.sending(target, request)
+        calls.sending(observed, request)
 
     @functools.wraps(plain)
     def send(request: Any, *args: Any, **options: Any) -> Any:
-        call = calls.begin(target, client, request)
+        call = calls.begin(observed, client, request)
         if call is None:
             return plain(request, *args, **options)
         try:
@@ -184,22 +167,22 @@ def _observe_sync(client: Any, target: Target, calls: HttpCalls, module: str) ->
         calls.answered(call, response, body if options.get("stream") else None)
         return response
 
-    _wrap(client, target, send, sending)
+    _wrap(client, observed, send, sending)
 
 
-def _wrap(client: Any, target: Target, send: Any, hook: Callable[[Any], Any]) -> None:
-    send.observed = target, client.__dict__.get("send")
+def _wrap(client: Any, observed: ObservedClient, send: Any, hook: Callable[[Any], Any]) -> None:
+    send.observed = observed, client.__dict__.get("send")
     client.send = send
-    target.hook = hook
-    target.keep_hook(client)
+    observed.hook = hook
+    observed.keep_hook(client)
 
 
-def _restore(client: Any, target: Target) -> None:
-    target.active = False  # enough where somebody has wrapped `send` since
+def _restore(client: Any, observed: ObservedClient) -> None:
+    observed.active = False  # enough where somebody has wrapped `send` since
     hooks = client.event_hooks["request"]
-    client.event_hooks["request"] = [hook for hook in hooks if hook is not target.hook]
+    client.event_hooks["request"] = [hook for hook in hooks if hook is not observed.hook]
     of, before = getattr(client.__dict__.get("send"), "observed", (None, None))
-    if of is target:
+    if of is observed:
         if before is None:
             del client.send
         else:

@@ -7,25 +7,25 @@ accord (connect, check, reset) is not taken for the user's queries.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
-from fastapi_observe.clients.streams import Stream
-from fastapi_observe.records.exchange import current_exchange
+from fastapi_observe.clients.cursors import Stream
+from fastapi_observe.clients.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from fastapi_observe.clients.database import DatabaseClient, Query
+    from fastapi_observe.clients.watch import Faults
     from fastapi_observe.records.pool import PoolState
 
-    Faults = Callable[[str, BaseException], None]
     Address = tuple[str | None, int | None, str | None]
 
 SYSTEM: Final = "postgresql"
 """`db.system.name` of what these drivers speak to."""
 
-MOST_TARGETS: Final = 256
+MOST_DATABASES: Final = 256
 """Addresses of one pool that are told apart; later ones are not told."""
 
 
@@ -37,32 +37,23 @@ def size_of(values: Any) -> int | None:
         return None
 
 
-def text_of(statement: Any) -> str:
-    """Return the text of what psycopg composes, placeholders for the values of a template string."""
-    if hasattr(statement, "as_string"):
-        return str(statement.as_string(None))
-    if hasattr(statement, "interpolations"):
-        return "%s".join(statement.strings)
-    return str(statement)
-
-
-class Target:
+class Database:
     """One database on one server, as a pool sees it: what its connections report to.
 
     No fault of ours leaves it.
     """
 
-    __slots__ = ("_classes", "_cursors", "_facts", "_streams", "watch")
+    __slots__ = ("_classes", "_cursors", "_facts", "_streams", "_where", "watch")
 
     def __init__(self, watch: PoolWatch, address: Address) -> None:
         host, port, database = address
-        facts = {
+        where = {
             "server.address": host,
             "server.port": None if host is None or host.startswith("/") else port,  # a socket's file has no port
             "db.namespace": database,
-            "db.client.connection.pool.name": watch.name,
         }
-        self._facts = {key: value for key, value in facts.items() if value is not None}
+        self._where = {key: value for key, value in where.items() if value is not None}
+        self._facts: dict[str, dict[str, Any]] = {}
         self._classes: dict[tuple[type, type], type] = {}
         self._cursors: WeakKeyDictionary[Any, Stream] = WeakKeyDictionary()
         self._streams: WeakKeyDictionary[Any, list[Stream]] = WeakKeyDictionary()
@@ -74,9 +65,12 @@ class Target:
         if observer is None:
             return None
         try:
+            facts = self._facts.get(observer.pool)
+            if facts is None:
+                facts = self._facts.setdefault(observer.pool, {**self._where, **observer.facts})
             if not isinstance(statement, str | bytes):
-                statement = text_of(statement)
-            query = observer.db.statement(statement, system=SYSTEM, batch=batch, facts=self._facts)
+                statement = self.watch.text_of(statement)
+            query = observer.db.statement(statement, system=SYSTEM, batch=batch, facts=facts)
             return None if query is None else query.open()
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's query
             observer.faults("pool.begin", exc)
@@ -97,12 +91,7 @@ class Target:
             finally:
                 query.close(exc)
         except Exception as fault:  # noqa: BLE001 - as above
-            self._fault("pool.end", fault)
-
-    def _fault(self, site: str, exc: BaseException) -> None:
-        observer = self.watch.observer()
-        if observer is not None:
-            observer.faults(site, exc)
+            self.watch.fault("pool.end", fault)
 
     async def run(  # noqa: PLR0913, PLR0917 - a call and what is told of it
         self,
@@ -181,84 +170,70 @@ class Target:
                 observed = self._classes[kind, mixin] = subclass(kind, mixin, self)
             instance.__class__ = observed
         except Exception as exc:  # noqa: BLE001 - as above
-            self._fault("pool.observe", exc)
+            self.watch.fault("pool.observe", exc)
         return instance
 
 
-class Observer(NamedTuple):
-    """An app that is told about a pool."""
+class PoolWatch(Watch):
+    """Who is told about one instrumented pool, and which of its connections are out.
 
-    db: DatabaseClient
-    faults: Faults
+    `mixin` is what the pool does differently, `text_of` reads a statement that is no text.
+    """
 
+    __slots__ = ("_databases", "_known", "_lent", "_mixin", "_pool", "text_of")
 
-class PoolWatch:
-    """Who is told about one instrumented pool."""
+    def __init__(self, pool: Any, mixin: type, text_of: Callable[[Any], str]) -> None:
+        Watch.__init__(self)
+        self._pool = pool
+        self._mixin = mixin
+        self.text_of = text_of
+        self._known: WeakKeyDictionary[Any, Database] = WeakKeyDictionary()
+        self._databases: dict[Address, Database] = {}
+        self._lent: dict[int, None] = {}  # by id: to add and to take away need no lock
 
-    __slots__ = ("_known", "_targets", "name", "observers", "waiting")
+    @property
+    def active(self) -> int:
+        """How many connections are out, of those that were lent since the pool is watched."""
+        return len(self._lent)
 
-    def __init__(self, name: str) -> None:
-        self._known: WeakKeyDictionary[Any, Target] = WeakKeyDictionary()
-        self._targets: dict[Address, Target] = {}
-        self.name = name
-        self.observers: tuple[Observer, ...] = ()
-        self.waiting = 0
+    def begin(self) -> None:
+        """Give the pool a class that reports."""
+        self._pool.__class__ = subclass(type(self._pool), self._mixin, self)
 
-    def observer(self) -> Observer | None:
-        """Return whom to tell now: the app whose request this is part of, else the first."""
-        observers = self.observers
-        if len(observers) > 1 and (exchange := current_exchange()) is not None:
-            for observer in observers:
-                if observer.db is exchange.observability.db:
-                    return observer
-        return observers[0] if observers else None
-
-    def waited(self, seconds: float) -> None:
-        """Take down how long a caller waited for a connection."""
-        observer = self.observer()
-        if observer is not None:
-            try:
-                observer.db.waited(self.name, seconds)
-            except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's query
-                observer.faults("pool.waited", exc)
-
-    def event(self, event: str) -> None:
-        """Count what happened on a connection."""
-        observer = self.observer()
-        if observer is not None:
-            try:
-                observer.db.event(self.name, event)
-            except Exception as exc:  # noqa: BLE001 - as above
-                observer.faults("pool.event", exc)
+    def end(self) -> None:
+        """Give the pool its own class again."""
+        self._pool.__class__ = original_of(self._pool)
 
     def lend(self, connection: Any, address: Callable[[Any], Address], mixin: type) -> None:
         """Have a connection report while it is out of the pool."""
         observer = self.observer()
         if observer is None:
             return
+        self._lent[id(connection)] = None
         try:
-            target = self._known.get(connection)
-            if target is None:
-                target = self._known[connection] = self._target(address(connection))
-            target.observe(connection, mixin)
-        except Exception as exc:  # noqa: BLE001 - as above
+            database = self._known.get(connection)
+            if database is None:
+                database = self._known[connection] = self._database(address(connection))
+            database.observe(connection, mixin)
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's query
             observer.faults("pool.lend", exc)
 
-    def _target(self, at: Address) -> Target:
-        if at not in self._targets and len(self._targets) >= MOST_TARGETS:
+    def _database(self, at: Address) -> Database:
+        if at not in self._databases and len(self._databases) >= MOST_DATABASES:
             at = (None, None, None)
-        return self._targets.get(at) or self._targets.setdefault(at, Target(self, at))
+        return self._databases.get(at) or self._databases.setdefault(at, Database(self, at))
 
     def take_back(self, connection: Any, in_transaction: Callable[[Any], bool]) -> None:
         """Have a connection be what it was; count the rollback that its pool does where a transaction is open."""
-        observer, target = self.observer(), getattr(type(connection), "_observed_by", None)
-        if observer is None or not isinstance(target, Target) or target.watch is not self:
+        self._lent.pop(id(connection), None)
+        observer, database = self.observer(), getattr(type(connection), "_observed_by", None)
+        if observer is None or not isinstance(database, Database) or database.watch is not self:
             return
         try:
             try:
-                target.finish(connection)
+                database.finish(connection)
                 if in_transaction(connection):
-                    self.event("rollback")
+                    observer.event("rollback")
             finally:
                 connection.__class__ = original_of(connection)
         except Exception as exc:  # noqa: BLE001 - as above
@@ -288,34 +263,26 @@ class _Nothing:
 def original_of(instance: Any) -> type:
     """Return the class that an object had before it was observed."""
     kind = type(instance)
-    if isinstance(kind.__dict__.get("_observed_by"), Target | PoolWatch):
+    if isinstance(kind.__dict__.get("_observed_by"), Database | PoolWatch):
         return kind.__bases__[0]
     return kind
 
 
-def install(  # noqa: PLR0913, PLR0917 - what instrumenting a pool takes
-    db: DatabaseClient, pool: Any, mixin: type, read: Callable[[], PoolState], name: str, faults: Faults
+def watch_pool(  # noqa: PLR0913, PLR0917 - what instrumenting a pool takes
+    db: DatabaseClient,
+    pool: Any,
+    mixin: type,
+    read: Callable[[PoolWatch], PoolState],
+    pool_name: str,
+    faults: Faults,
+    text_of: Callable[[Any], str] = str,
 ) -> Callable[[], None]:
     """Have a pool report to `db`, unless it does; the result undoes that.
 
-    The pool keeps the name that it got first. Its connections that are out then work on, and report nothing.
+    Its connections that are out then work on, and report nothing.
     """
     watch = getattr(type(pool), "_observed_by", None)
     if not isinstance(watch, PoolWatch):
-        watch = PoolWatch(name)
-    elif any(observer.db is db for observer in watch.observers):
-        return lambda: None
-    remove_pool = db.add_pool(watch.name, read)
-    observer = Observer(db, faults)
-    watch.observers = (*watch.observers, observer)
-    if len(watch.observers) == 1:
-        pool.__class__ = subclass(type(pool), mixin, watch)
-
-    def undo() -> None:
-        if observer in watch.observers:
-            watch.observers = tuple(other for other in watch.observers if other is not observer)
-            remove_pool()
-            if not watch.observers:
-                pool.__class__ = original_of(pool)
-
-    return undo
+        watch = PoolWatch(pool, mixin, text_of)
+    known: PoolWatch = watch
+    return known.add(db, faults, pool_name, lambda: read(known))

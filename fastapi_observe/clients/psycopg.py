@@ -13,15 +13,14 @@ connection.
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, contextmanager
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 import psycopg_pool
 from psycopg.pq import TransactionStatus
 
-from fastapi_observe.clients.pools import PoolWatch, Target, install, size_of
-from fastapi_observe.clients.streams import each, each_async
+from fastapi_observe.clients.cursors import each, each_async
+from fastapi_observe.clients.pools import Database, PoolWatch, size_of, watch_pool
 from fastapi_observe.clients.transactions import event_of
 from fastapi_observe.records.pool import PoolState
 
@@ -29,18 +28,21 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
     from fastapi_observe.clients.database import DatabaseClient
-    from fastapi_observe.clients.pools import Address, Faults
+    from fastapi_observe.clients.pools import Address
+    from fastapi_observe.clients.watch import Faults
 
 
 _OPEN: Final = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 
 
-def instrument_pool(db: DatabaseClient, pool: object, *, name: str | None = None, faults: Faults) -> Callable[[], None]:
+def instrument_pool(
+    db: DatabaseClient, pool: object, *, pool_name: str | None = None, faults: Faults
+) -> Callable[[], None]:
     """Measure every query, transaction and wait of a sync or async psycopg pool, open or not; the result undoes it.
 
-    `name` is the label of the pool; default: its own name. Again for the same pool and `db` does nothing. Where several
-    apps share a pool, a query is reported to the one whose request it is part of, else to the first. Raises `TypeError`
-    for what is no pool.
+    `pool_name` is the label of the pool; default: its own name. Again for the same pool and `db` does nothing. Where
+    several apps share a pool, a query is reported to the one whose request it is part of, else to the first. Raises
+    `TypeError` for what is no pool.
     """
     if not isinstance(pool, psycopg_pool.ConnectionPool | psycopg_pool.AsyncConnectionPool):
         raise TypeError(
@@ -48,14 +50,22 @@ def instrument_pool(db: DatabaseClient, pool: object, *, name: str | None = None
             " connection that belongs to no pool is not instrumented)"
         )
 
-    def read() -> PoolState:
-        stats = pool.get_stats()
-        size, idle = stats["pool_size"], stats["pool_available"]
+    def read(watch: PoolWatch) -> PoolState:
+        stats = pool.get_stats()  # its `pool_size` counts connections that are not there yet
         most = stats["pool_max"] or float("inf")  # a NullConnectionPool may have no limit
-        return PoolState(size - idle, idle, most, None, stats.get("requests_waiting", 0))
+        return PoolState(watch.active, stats["pool_available"], most, None, stats.get("requests_waiting", 0))
 
     mixin: type = _Pool if isinstance(pool, psycopg_pool.ConnectionPool) else _AsyncPool
-    return install(db, pool, mixin, read, name or pool.name, faults)
+    return watch_pool(db, pool, mixin, read, pool_name or pool.name, faults, text_of)
+
+
+def text_of(statement: Any) -> str:
+    """Return the text of what psycopg composes, placeholders for the values of a template string."""
+    if hasattr(statement, "as_string"):
+        return str(statement.as_string(None))
+    if hasattr(statement, "interpolations"):
+        return "%s".join(statement.strings)
+    return str(statement)
 
 
 def _address(connection: Any) -> Address:
@@ -80,13 +90,7 @@ class _Pool:
 
     def getconn(self, timeout: float | None = None) -> Any:
         watch, call = self._observed_by, self._unobserved.getconn
-        began = perf_counter()
-        try:
-            connection = call(self, timeout)
-        except psycopg_pool.PoolTimeout:
-            watch.event("timeout")
-            raise
-        watch.waited(perf_counter() - began)
+        connection = watch.ask(call, self, timeout)
         watch.lend(connection, _address, _Connection)
         return connection
 
@@ -105,13 +109,7 @@ class _AsyncPool:
 
     async def getconn(self, timeout: float | None = None) -> Any:  # noqa: ASYNC109 - psycopg's own
         watch, call = self._observed_by, self._unobserved.getconn
-        began = perf_counter()
-        try:
-            connection = await call(self, timeout)
-        except psycopg_pool.PoolTimeout:
-            watch.event("timeout")
-            raise
-        watch.waited(perf_counter() - began)
+        connection = await watch.ask_async(call, self, timeout)
         watch.lend(connection, _address, _Connection)
         return connection
 
@@ -126,7 +124,7 @@ class _Connection:
 
     __slots__ = ()
     _unobserved: Any
-    _observed_by: Target
+    _observed_by: Database
 
     def cursor(self, *args: Any, **options: Any) -> Any:
         cursor = self._unobserved.cursor(self, *args, **options)
@@ -137,12 +135,12 @@ class _Connection:
 
     def _exec_command(self, command: Any, *args: Any, **options: Any) -> Generator[Any, Any, Any]:
         # Not public, but the one way of what psycopg sends by itself: nothing public tells of BEGIN.
-        event, target = event_of(command), self._observed_by
-        target.ends(event, self)
+        event, database = event_of(command), self._observed_by
+        database.ends(event, self)
         call = self._unobserved._exec_command  # noqa: SLF001 - what is overridden
         result = yield from call(self, command, *args, **options)
         if event is not None:
-            target.watch.event(event)
+            database.watch.event(event)
         return result
 
 
@@ -151,17 +149,17 @@ class _Cursor:
 
     __slots__ = ()
     _unobserved: Any
-    _observed_by: Target
+    _observed_by: Database
     connection: Any
 
     def execute(self, query: Any, *args: Any, **options: Any) -> Any:
         event = event_of(query)
         if event is None:
             return self._observed_by.run_sync(self._unobserved.execute, (self, query, *args), options, query, _rows)
-        target, call = self._observed_by, self._unobserved.execute
-        target.ends(event, self.connection)
+        database, call = self._observed_by, self._unobserved.execute
+        database.ends(event, self.connection)
         result = call(self, query, *args, **options)
-        target.watch.event(event)
+        database.watch.event(event)
         return result
 
     def executemany(self, query: Any, params_seq: Any, **options: Any) -> Any:
@@ -186,17 +184,17 @@ class _AsyncCursor:
 
     __slots__ = ()
     _unobserved: Any
-    _observed_by: Target
+    _observed_by: Database
     connection: Any
 
     async def execute(self, query: Any, *args: Any, **options: Any) -> Any:
         event = event_of(query)
         if event is None:
             return await self._observed_by.run(self._unobserved.execute, (self, query, *args), options, query, _rows)
-        target, call = self._observed_by, self._unobserved.execute
-        target.ends(event, self.connection)
+        database, call = self._observed_by, self._unobserved.execute
+        database.ends(event, self.connection)
         result = await call(self, query, *args, **options)
-        target.watch.event(event)
+        database.watch.event(event)
         return result
 
     async def executemany(self, query: Any, params_seq: Any, **options: Any) -> Any:
@@ -222,7 +220,7 @@ class _ServerCursor:
 
     __slots__ = ()
     _unobserved: Any
-    _observed_by: Target
+    _observed_by: Database
     arraysize: int
     connection: Any
 
@@ -271,7 +269,7 @@ class _AsyncServerCursor:
 
     __slots__ = ()
     _unobserved: Any
-    _observed_by: Target
+    _observed_by: Database
     arraysize: int
     connection: Any
 

@@ -11,7 +11,8 @@ statement and parameters; the caller gets what it would get without us.
 BEGIN, COMMIT, ROLLBACK, savepoints and pings are counts: each transaction has one `begin` and one `commit` or
 `rollback`, or is lost with its connection; what the pool rolls back where there is none is not counted. The wait for a
 connection lasts from asking the pool for one until it gives one: to check an idle one and to open a new one are part of
-it, to wait for nothing counts too. A wait that the pool gave up is the event `timeout`.
+it, to wait for nothing counts too. Who is given none waited too, and is the event `timeout` or `error`: that is how a
+database that is down is seen, to which no statement was sent.
 
 No listener is put on the engine: a single one, for whatever event, adds a third to the time of a short statement and
 half to that of a short transaction, and the events around a statement leave an operation open where an error does not
@@ -23,15 +24,13 @@ from __future__ import annotations
 
 import sys
 from asyncio import CancelledError
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import QueuePool
 
 from fastapi_observe.clients.transactions import event_of
-from fastapi_observe.records.exchange import current_exchange
+from fastapi_observe.clients.watch import Watch
 from fastapi_observe.records.pool import PoolState
 
 if TYPE_CHECKING:
@@ -41,8 +40,7 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import Pool
 
     from fastapi_observe.clients.database import DatabaseClient, Query
-
-    Faults = Callable[[str, BaseException], None]
+    from fastapi_observe.clients.watch import Faults, Observer
 
 SYSTEMS: Final = {
     **{name: name for name in ("postgresql", "mysql", "mariadb", "sqlite")},
@@ -59,19 +57,21 @@ DELIVER: Final = "_deliver_insertmanyvalues_batches"
 
 
 def instrument_engine(
-    db: DatabaseClient, engine: object, *, pool: str | None = None, faults: Faults
+    db: DatabaseClient, engine: object, *, pool_name: str | None = None, faults: Faults, pool: str | None = None
 ) -> Callable[[], None]:
     """Measure every statement, transaction and wait of a sync or async engine; the result undoes it.
 
-    `pool` is the label of its pool; default: the engine's `pool_logging_name` or `logging_name`, else host, port and
-    database. An engine made by `execution_options()` is measured with the one that it came from. Again for the same
+    `pool_name` is the label of its pool; default: the engine's `pool_logging_name` or `logging_name`, else host, port
+    and database. An engine made by `execution_options()` is measured with the one that it came from. Again for the same
     engine and `db` does nothing. Where several apps share an engine, a statement is reported to the app whose request
     it is part of, else to the first. Raises `TypeError` for what is no engine.
     """
+    pool_name = pool_name or pool
     engine = _engine_of(engine)
     found = vars(engine).get(MARK)
-    instrumented = _Instrumented(engine) if found is None else found
-    return instrumented.add(_Observer(db, engine, pool, faults))
+    watch = EngineWatch(engine) if found is None else found
+    facts = _facts_of(engine.url)
+    return watch.add(db, faults, pool_name or _name_of(engine, facts) or watch.system, watch.state, facts)
 
 
 def _engine_of(engine: object) -> Engine:
@@ -86,18 +86,6 @@ def _engine_of(engine: object) -> Engine:
     while (proxied := getattr(inner, "_proxied", None)) is not None:
         inner = proxied
     return inner
-
-
-class _Observer:
-    """One app's view of an engine."""
-
-    def __init__(self, db: DatabaseClient, engine: Engine, pool: str | None, faults: Faults) -> None:
-        self.db = db
-        self.faults = faults
-        self.system = SYSTEMS.get(engine.dialect.name, "other_sql")
-        self.facts = _facts_of(engine.url)
-        self.pool = pool or _name_of(engine, self.facts) or self.system
-        self.facts["db.client.connection.pool.name"] = self.pool
 
 
 def _facts_of(url: URL) -> dict[str, Any]:
@@ -139,47 +127,18 @@ class _Step:
             self.whole.close(exc)
 
 
-class _Instrumented:
+class EngineWatch(Watch):
     """What was put around an engine, and who is told."""
 
     def __init__(self, engine: Engine) -> None:
+        Watch.__init__(self)
         self._engine = engine
-        self._observers: tuple[_Observer, ...] = ()
-        self._only: _Observer | None = None
-        self._waiting: list[None] = []  # append and pop need no lock
         self._undo: list[Callable[[], None]] = []
         self._unwatch: tuple[Callable[[], None], ...] = ()
+        self.system = SYSTEMS.get(engine.dialect.name, "other_sql")
 
-    def add(self, observer: _Observer) -> Callable[[], None]:
-        """Tell one more, unless it is told already; the result stops that."""
-        if any(known.db is observer.db for known in self._observers):
-            return lambda: None
-        remove_pool = observer.db.add_pool(observer.pool, self._state)
-        self._faults = observer.faults
-        self._tell((*self._observers, observer))
-        if not self._undo:
-            self._install()
-
-        def remove() -> None:
-            if observer in self._observers:
-                self._tell(tuple(other for other in self._observers if other is not observer))
-                remove_pool()
-                if not self._observers:
-                    self._restore()
-
-        return remove
-
-    def _tell(self, observers: tuple[_Observer, ...]) -> None:
-        self._observers, self._only = observers, observers[0] if len(observers) == 1 else None
-
-    def _observer(self) -> _Observer | None:
-        """Return whom to tell now, where `_only` does not say it."""
-        exchange = current_exchange()
-        db = None if exchange is None else exchange.observability.db
-        mine = (observer for observer in self._observers if observer.db is db)
-        return next(mine, None) or next(iter(self._observers), None)
-
-    def _install(self) -> None:
+    def begin(self) -> None:
+        """Wrap what dialect and pool do."""
         dialect = self._engine.dialect
         plain = dialect.do_execute_no_params
         observed = self._observed(lambda cursor, statement, _, context: plain(cursor, statement, context))
@@ -197,7 +156,8 @@ class _Instrumented:
             self._undo.append(_replace(dialect, name, wrapper))
         self._watch(self._engine.pool)
 
-    def _restore(self) -> None:
+    def end(self) -> None:
+        """Let dialect and pool be what they were."""
         for undo in (*self._undo, *self._unwatch):
             undo()
         self._undo = []
@@ -242,7 +202,7 @@ class _Instrumented:
 
     def _begin(self, statement: str, context: Any, batch: Sized | None) -> Any:
         """Open the operation of a statement; None if there is none to open. `batch` are its sets of parameters."""
-        observer = self._only or self._observer()
+        observer = self.observer()
         if observer is None:
             return None
         query = None
@@ -254,16 +214,16 @@ class _Instrumented:
                 return None  # SQLAlchemy prepares a new connection
             if (event := event_of(statement)) is not None:
                 if event != "begin":  # counted already: SQLAlchemy begins before any statement
-                    self._count(event)
+                    observer.event(event)
                 return None
             sets = None if batch is None else len(batch)
-            query = observer.db.statement(statement, system=observer.system, batch=sets, facts=observer.facts)
+            query = observer.db.statement(statement, system=self.system, batch=sets, facts=observer.facts)
             if query is not None:
                 query.open()
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's query
             if query is not None:
                 query.suspend()
-            self._faults("sqlalchemy", exc)
+            observer.faults("sqlalchemy", exc)
             return None
         return query
 
@@ -271,81 +231,54 @@ class _Instrumented:
         """Close the operation of a statement."""
         try:
             try:
-                if exc is not None:
-                    exc = _error_of_driver(exc)
-                elif cursor is not None:
+                if isinstance(exc, GeneratorExit):  # nobody awaits the statement any more
+                    exc = CancelledError().with_traceback(exc.__traceback__)
+                elif exc is None and cursor is not None:
                     query.rows(cursor.rowcount)
             finally:
                 query.close(exc)
         except Exception as fault:  # noqa: BLE001 - a fault of ours never reaches the user's query
-            self._faults("sqlalchemy", fault)
+            self.fault("sqlalchemy", fault)
 
     def _counting(self, counted: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Wrap what the dialect does with a connection."""
 
         def counting(connection: Any) -> Any:
-            self._count(counted, None if counted == "ping" else connection)
+            observer = self.observer()
+            if observer is not None and (counted == "ping" or self._moves(observer, connection, counted)):
+                observer.event(counted)
             return function(connection)
 
         return counting
 
-    def _count(self, counted: str, connection: Any = None) -> None:
-        """Count an event; each transaction of a connection begins once and ends once."""
-        observer = self._only or self._observer()
-        if observer is None:
-            return
+    @staticmethod
+    def _moves(observer: Observer, connection: Any, counted: str) -> bool:
+        """Tell whether a connection begins or ends a transaction: each begins once and ends once."""
+        begins = counted == "begin"
         try:
-            if connection is not None:
-                begins = counted == "begin"
-                if getattr(connection, MARK, False) is begins:
-                    return
-                setattr(connection, MARK, begins)
-            observer.db.event(observer.pool, counted)
+            if getattr(connection, MARK, False) is begins:
+                return False
+            setattr(connection, MARK, begins)
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's query
-            self._faults("sqlalchemy", exc)
+            observer.faults("sqlalchemy", exc)
+            return False
+        return True
 
     def _watch(self, pool: Pool) -> Pool:
         """Measure the wait for connections of a pool, and of the one that `dispose` makes of it."""
         connect, recreate = pool.connect, pool.recreate
-
-        def timed() -> Any:
-            self._waiting.append(None)
-            asked = perf_counter()
-            try:
-                connection = connect()
-            except PoolTimeoutError:
-                self._count("timeout")
-                raise
-            finally:
-                self._waiting.pop()
-            observer = self._only or self._observer()
-            if observer is not None:
-                try:
-                    observer.db.waited(observer.pool, perf_counter() - asked)
-                except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's query
-                    self._faults("sqlalchemy", exc)
-            return connection
-
         again = _replace(pool, "recreate", lambda: self._watch(recreate()))
-        self._unwatch = _replace(pool, "connect", timed), again
+        self._unwatch = _replace(pool, "connect", lambda: self.ask(connect)), again
         return pool
 
-    def _state(self) -> PoolState:
+    def state(self) -> PoolState:
         """Return what the engine's pool tells now; `waiting` are those who open a new connection, too."""
-        pool, waiting = self._engine.pool, len(self._waiting)
+        pool, waiting = self._engine.pool, len(self.waiting)
         if isinstance(pool, QueuePool):
             size, beyond = pool.size(), getattr(pool, "_max_overflow", -1)
             most = size + beyond if size and beyond >= 0 else None
             return PoolState(pool.checkedout(), pool.checkedin(), most, max(0, pool.overflow()), waiting)
         return PoolState(waiting=waiting)
-
-
-def _error_of_driver(exc: BaseException) -> BaseException:
-    """Return the driver's own error where SQLAlchemy's adapter of an async driver raised one of its own."""
-    if isinstance(exc, GeneratorExit):  # nobody awaits the statement any more
-        return CancelledError().with_traceback(exc.__traceback__)
-    cause = exc.__cause__
-    return exc if cause is None or not type(exc).__module__.startswith("sqlalchemy.") else cause
 
 
 def _replace(owner: object, name: str, function: Callable[..., Any]) -> Callable[[], None]:

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from fastapi_observe.records.exchange import Exchange
+    from fastapi_observe.records.work import Work
     from fastapi_observe.records.wrapping import Scope
 
 F = TypeVar("F", bound="Callable[..., Any]")
+
+
+LONGEST_NAME: Final = 256
+"""Characters of the name of an operation."""
 
 
 class OperationReporter(Protocol):
@@ -37,20 +41,22 @@ class Operation:
     `kind` is `database`, `external`, `background` or `operation` (the user's own). `labels` are low-cardinality names:
     they may become metric labels. `details` are high-cardinality facts: they go to the span and the log line only.
     `duration` is in seconds. `outcome` is `ok`, `error`, `cancelled`, `timeout` or what the client of the kind sets.
-    `outer` is the operation inside which this one began, if it has not ended; `exchange` is the request that it works
-    for. `started` is a time of `perf_counter`.
+    `outer` is the operation inside which this one began, if it has not ended; `work` is where the request counts what
+    it waits for. `started` is a time of `perf_counter`, 0 before the beginning.
 
-    Where a block does not fit: `open`, then `suspend` and `resume` around what is not part of it, `close` at the end.
+    One object may be used again, and inside itself: each `with` after the first is an operation of its own. Where a
+    block does not fit: `open`, then `suspend` and `resume` around what is not part of it, `close` at the end.
     """
 
     __slots__ = (
+        "_built",
         "_given",
+        "_origin",
         "_token",
         "duration",
         "ended",
         "error_type",
         "exception",
-        "exchange",
         "kind",
         "labels",
         "name",
@@ -60,7 +66,11 @@ class Operation:
         "scope",
         "span",
         "started",
+        "work",
     )
+
+    _built: dict[str, Any]
+    _origin: Operation
 
     is_plain: ClassVar = False
     """Whether all details are short and of OpenTelemetry's types."""
@@ -74,7 +84,7 @@ class Operation:
         details: Any = None,
     ) -> None:
         self.reporter = reporter
-        self._given: Any = details  # a dict; clients of a kind keep what they make it of
+        self._given: Any = details  # a dict, never changed; clients of a kind keep what they make it of
         self.kind = kind
         self.name = name
         self.labels = labels
@@ -85,17 +95,19 @@ class Operation:
         self.span: Any = None
         self.scope: Scope | None = None
         self.outer: Operation | None = None
-        self.exchange: Exchange | None = None
+        self.work: Work | None = None
+        self.started = 0.0
         self.ended = False
         self._token: Token[Operation | None] | None = None
 
     @property
     def details(self) -> dict[str, Any]:
         """The high-cardinality facts, put together when a signal wants them."""
-        given: dict[str, Any] | None = self._given
-        if given is None:
-            given = self._given = {}
-        return given
+        try:
+            return self._built
+        except AttributeError:
+            self._built = built = dict(self._given or ())
+            return built
 
     @property
     def repeats(self) -> str:
@@ -107,7 +119,9 @@ class Operation:
         self.details.update(details)
 
     def open(self) -> Self:
-        """Begin; what is opened until `close` or `suspend` is inside."""
+        """Begin; what is opened until `close` or `suspend` is inside. Raises `RuntimeError` the second time."""
+        if self.started:
+            raise RuntimeError(f"the operation {self.name!r:.80} has begun already: take again(), or use it as `with`")
         outer = OPERATION.get()
         if outer is not None and not outer.ended:
             self.outer = outer
@@ -171,27 +185,35 @@ class Operation:
 
     def again(self) -> Operation:
         """Return an operation like this one, which has not begun: one for each call of a decorated function."""
-        details = None if self._given is None else dict(self._given)
-        return type(self)(self.reporter, self.kind, self.name, self.labels, details)
+        return type(self)(self.reporter, self.kind, self.name, self.labels, self._given)
 
     def __call__(self, function: F) -> F:
         """Decorate a function, coroutine function, generator or async generator: each call is one operation."""
         return cast("F", wrapped(function, self.again))
 
-    __enter__ = open  # noqa: A003 - our own, not the built-in
+    def __enter__(self) -> Self:
+        if not self.started:
+            return self.open()
+        again = cast("Self", self.again())
+        again._origin = self  # noqa: SLF001 - one of our own
+        return again.open()
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close(exc)
+        current = OPERATION.get()
+        if current is not self and getattr(current, "_origin", None) is self:  # used again: close the one of this block
+            current.close(exc)  # type: ignore[union-attr]
+        else:
+            self.close(exc)
 
     async def __aenter__(self) -> Self:
-        return self.open()
+        return self.__enter__()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close(exc)
+        self.__exit__(kind, exc, traceback)
 
 
 def new_operation(reporter: OperationReporter, name: str, details: dict[str, Any]) -> Operation:
@@ -200,6 +222,7 @@ def new_operation(reporter: OperationReporter, name: str, details: dict[str, Any
         raise TypeError(f"operation() needs a name for the work, got {type(name).__name__}: give it a short text")
     if not name.strip():
         raise ValueError(f"operation() needs a name for the work, got {name!r}: give it a short text")
+    name = name[:LONGEST_NAME]
     return Operation(reporter, "operation", name, {"operation": name}, details)
 
 

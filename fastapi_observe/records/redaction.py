@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LONGEST_QUERY: Final = 1024
 """Bytes of a query string that are looked at, and characters that are shown; the rest is left away."""
@@ -31,19 +34,56 @@ def _redact_part(part: str, allow: frozenset[str]) -> str:
 def redact_text(text: str) -> str:
     """Return free text (of an exception) without what libraries are known to put into it.
 
-    Hidden are user and password of a URL, the values of its query, SQLAlchemy's `[SQL: ...]` and `[parameters: ...]`,
-    pydantic's `input_value=...` and what PostgreSQL repeats of values and statements. The time is linear in the text.
+    Hidden are user and password, query and fragment of a URL, the query of a path, what follows a name such as
+    `password` or `token`, SQLAlchemy's `[SQL: ...]` and `[parameters: ...]`, pydantic's `input_value=...` and what
+    PostgreSQL repeats of values and statements. The time is linear in the text: whatever a pattern begins to read it
+    keeps.
     """
     for pattern, instead in _KNOWN:
         text = pattern.sub(instead, text)
     return text
 
 
+def redact_quoted(text: str) -> str:
+    """Return the text of a database's error without what it quotes: statements, values, names."""
+    return _QUOTED.sub(_hide_quoted, _NEAR.sub(rf"\g<1>{REDACTED}", text))
+
+
+def _hide_quoted(match: re.Match[str]) -> str:
+    return f"{match[0][0]}{REDACTED}{match[0][0]}"
+
+
+_QUOTED: Final = re.compile(r"""(?<![A-Za-z])"[^"]*+(?:"|\Z)|(?<![A-Za-z])'[^']*+(?:'|\Z)""")
+_NEAR: Final = re.compile(r"(no such (?:column|function|collation sequence|module): |unrecognized token: )[^\n]*+")
+"""Quoted parts, apostrophes of words aside; what SQLite repeats without quotes."""
+
 _TO_THE_END: Final = r".*?(?=\n\n(?:During handling|The above exception)|\Z)"  # of this exception: values have any form
 
-_KNOWN: Final = (
-    (re.compile(r"(?<=://)[^\s/@:'\"]{0,256}:[^\s/@'\"]{0,256}@"), f"{REDACTED}:{REDACTED}@"),
-    (re.compile(r"(https?://[^\s'\"?]{1,1024})\?[^\s'\"]+"), rf"\1?{REDACTED}"),
+
+def _hide_in_url(match: re.Match[str]) -> str:
+    """Hide whatever stands before the last `@` of a URL, and behind its first `?` or `#`."""
+    rest = match[1]
+    before, at, after = rest.rpartition("@")
+    shown = f"{REDACTED}:{REDACTED}@" if at and (before or after) else ""
+    path = after if at else rest
+    ends = [path.find(mark) for mark in "?#" if mark in path]
+    if not ends:
+        return f"://{shown}{path}"
+    return f"://{shown}{path[: min(ends) + 1]}{REDACTED}"
+
+
+_KNOWN: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]] = (
+    (re.compile(r"://([^\s'\"<>]++)"), _hide_in_url),
+    (re.compile(r"(?<=[\w/])\?(?=[^\s'\"=&]{1,64}=)[^\s'\"]*+"), f"?{REDACTED}"),
+    (
+        re.compile(
+            r"((?:password|passwd|pwd|secret|token|api[-_]?key|authorization|credential)[\w-]{0,32}['\"]?\s{0,4}[=:]\s{0,4})"
+            r"(?:(?:bearer|basic|digest|token)\s++)?(?:'[^'\n]*+'?|\"[^\"\n]*+\"?|[^\s,;&'\")\]}]++)",
+            re.IGNORECASE,
+        ),
+        rf"\1{REDACTED}",
+    ),
+    (re.compile(r"\b(Bearer|Basic)\s{1,4}(?!REDACTED)[\w.~+/=-]{8,}+", re.IGNORECASE), rf"\1 {REDACTED}"),
     (re.compile(r"\[SQL: (?:.*?\](?=\n\[parameters: |\n\(Background|\n?\Z|\n\n)|.*)", re.DOTALL), f"[SQL: {REDACTED}]"),
     (re.compile(r"\[parameters: [^\n]*"), f"[parameters: {REDACTED}]"),
     (

@@ -22,10 +22,10 @@ MOST_REPEATED: Final = 5
 """Repeated statements of one request that are told, the most frequent ones."""
 
 GATHERED: Final = 1000
-"""Operations that are gathered before they are added up."""
+"""Beginnings and ends that are gathered before they are added up."""
 
-Done = tuple[str, float, float, str]
-"""An operation that has ended: its kind, when it began and ended (`perf_counter`), what repeats it."""
+Step = tuple[float, int, str, float, str]
+"""When (`perf_counter`) something began (1) or ended (-1); of an end its kind, its seconds and what repeats it."""
 
 
 class Repeated(NamedTuple):
@@ -37,67 +37,87 @@ class Repeated(NamedTuple):
 
 
 class Work:
-    """What the queries and calls of one request came to; they are gathered as they end and added up when asked.
+    """What the queries and calls of one request came to; gathered as they begin and end, added up when asked.
 
     `seconds` and `counts` add up by kind, those side by side too; `busy` are the seconds in which at least one was
     running.
     """
 
-    __slots__ = ("_lock", "_until", "busy", "counts", "done", "seconds", "statements")
+    __slots__ = ("_lock", "_running", "_since", "busy", "counts", "seconds", "statements", "steps")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._until = 0.0
-        self.done: list[Done] = []
+        self._running = 0
+        self._since = 0.0
+        self.steps: list[Step] = []
         self.busy = 0.0
         self.counts = dict.fromkeys(NAMES, 0)
         self.seconds = dict.fromkeys(NAMES, 0.0)
         self.statements: dict[str, list[float]] = {}
 
-    def add(self, done: Done) -> None:
-        """Note an operation that has ended."""
-        self.done.append(done)
-        if len(self.done) >= GATHERED:
+    def begin(self, now: float) -> None:
+        """Note that something begins."""
+        self.steps.append((now, 1, "", 0.0, ""))
+
+    def end(self, now: float, kind: str, seconds: float, repeats: str) -> None:
+        """Note that it has ended."""
+        self.steps.append((now, -1, kind, seconds, repeats))
+        if len(self.steps) >= GATHERED:
             self.sum_up()
+
+    def waited(self, now: float, seconds: float) -> None:
+        """Note a wait for a connection, which has ended."""
+        self.begin(now - seconds)
+        self.end(now, "pool", seconds, "")
 
     def sum_up(self) -> None:
         """Add up what was gathered."""
         with self._lock:
-            gathered, self.done = self.done, []
-            for kind, began, ended, repeats in sorted(gathered, key=itemgetter(1)):
+            gathered, self.steps = self.steps, []
+            gathered.sort(key=itemgetter(0))
+            for now, way, kind, seconds, repeats in gathered:
+                if way > 0:
+                    if not self._running:
+                        self._since = now
+                    self._running += 1
+                    continue
+                self._running -= 1
+                if not self._running:
+                    self.busy += now - self._since
                 self.counts[kind] += 1
-                self.seconds[kind] += ended - began
-                if ended > self._until:
-                    self.busy += ended - max(began, self._until)
-                    self._until = ended
+                self.seconds[kind] += seconds
                 if kind == "database":
-                    self._note(repeats, ended - began)
+                    self._note(repeats, seconds)
 
     def _note(self, statement: str, seconds: float) -> None:
         found = self.statements.get(statement)
         if found is not None:
             found[0] += 1
             found[1] += seconds
-        elif len(self.statements) < MOST_STATEMENTS:
+            return
+        if len(self.statements) >= MOST_STATEMENTS:  # what came once makes room
+            self.statements = {text: sums for text, sums in self.statements.items() if sums[0] > 1}
+        if len(self.statements) < MOST_STATEMENTS:
             self.statements[statement] = [1, seconds]
 
-    def own(self, duration: float) -> float:
-        """Return the seconds of a request of `duration` in which it waited for nothing that was measured."""
-        return max(0.0, duration - self.busy)
+    def own(self, began: float, duration: float) -> float:
+        """Return the seconds of a request in which nothing was running; `began` is a time of `perf_counter`."""
+        busy = self.busy + (max(0.0, began + duration - self._since) if self._running else 0.0)
+        return max(0.0, duration - busy)
 
-    def facts(self, duration: float) -> dict[str, Any]:
+    def facts(self, began: float, duration: float) -> dict[str, Any]:
         """Return where the time of a request went: milliseconds and number of what it waited for, and its own time."""
         facts: dict[str, Any] = {}
         for kind, name in NAMES.items():
             if self.counts[kind]:
                 facts[f"{name}_ms"] = round(self.seconds[kind] * 1000, 3)
                 facts[f"{name}_count"] = self.counts[kind]
-        facts["own_ms"] = round(self.own(duration) * 1000, 3)
+        if facts:
+            facts["own_ms"] = round(self.own(began, duration) * 1000, 3)
         return facts
 
     def repeated(self, limit: int) -> list[Repeated]:
         """Return the statements that were sent more than `limit` times, the most frequent first."""
-        found = [
-            Repeated(text, int(many), seconds) for text, (many, seconds) in self.statements.items() if many > limit
-        ]
+        sums = self.statements.items()
+        found = [Repeated(text, int(many), seconds) for text, (many, seconds) in sums if many > limit]
         return sorted(found, key=lambda each: -each.times)[:MOST_REPEATED]

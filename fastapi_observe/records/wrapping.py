@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,12 +27,22 @@ class Scope(Protocol):
         """Stand aside and end, with what was raised."""
 
 
+_METHODS = (staticmethod, classmethod)
+_NO_FUNCTIONS = (property, functools.cached_property, functools.partialmethod)
+
+
 def wrapped(function: Any, scope: Callable[[], Scope]) -> Any:
     """Return `function` with each call inside `scope()`: a function, coroutine function, generator or async generator.
 
-    Between the steps of a generator its caller's context is the current one.
+    Between the steps of a generator its caller's context is the current one. Raises `TypeError` for a property and what
+    else is no function.
     """
-    if isinstance(function, staticmethod | classmethod):
+    if isinstance(function, _NO_FUNCTIONS) or not (callable(function) or isinstance(function, _METHODS)):
+        raise TypeError(
+            f"cannot measure calls of a {type(function).__name__}; decorate the function itself: put the decorator "
+            "below @property and the like, and on the methods of a class"
+        )
+    if isinstance(function, _METHODS):
         return type(function)(wrapped(function.__func__, scope))
     code = code_of(function)
     wrap = (
@@ -67,11 +78,17 @@ def _call(function: Any, scope: Callable[[], Scope]) -> Any:
         inside.open()
         try:
             result = function(*args, **kwargs)
+            if inspect.iscoroutine(result):  # a plain function that makes one: the work is in there
+                inside.suspend()
+                return _awaited(result, inside)
         except BaseException as exc:
             inside.close(exc)
             raise
-        inside.close()
-        return result
+        else:
+            inside.close()
+            return result
+        finally:
+            del inside  # else the exception and this frame would hold each other
 
     return call
 
@@ -83,13 +100,37 @@ def _coroutine(function: Any, scope: Callable[[], Scope]) -> Any:
         inside.open()
         try:
             result = await function(*args, **kwargs)
+        except GeneratorExit:  # nobody awaits it any more
+            inside.close(asyncio.CancelledError())
+            raise
         except BaseException as exc:
             inside.close(exc)
             raise
-        inside.close()
-        return result
+        else:
+            inside.close()
+            return result
+        finally:
+            del inside  # as above
 
     return coroutine
+
+
+async def _awaited(result: Any, inside: Scope) -> Any:
+    """Await what a function returned, inside the scope in which it was made."""
+    inside.resume()
+    try:
+        value = await result
+    except GeneratorExit:
+        inside.close(asyncio.CancelledError())
+        raise
+    except BaseException as exc:
+        inside.close(exc)
+        raise
+    else:
+        inside.close()
+        return value
+    finally:
+        del inside
 
 
 def _generator(function: Any, scope: Callable[[], Scope]) -> Any:
@@ -120,6 +161,7 @@ def _generator(function: Any, scope: Callable[[], Scope]) -> Any:
             raise
         finally:
             thrown = None  # else the exception and this frame would hold each other
+            del inside
 
     return generator
 
@@ -153,5 +195,6 @@ def _async_generator(function: Any, scope: Callable[[], Scope]) -> Any:
             raise
         finally:
             thrown = None
+            del inside
 
     return async_generator

@@ -119,7 +119,9 @@ class OwnFiles:
         raise OSError(f"no space for {len(line)} bytes of keys")
 
     def close(self) -> None:
-        """Close the files; the cells stay usable."""
+        """Close the files; cells that somebody still has stay usable, and hold a descriptor until then (mmap)."""
+        self._free = self.header = memoryview(bytes(DOUBLE)).cast("d")
+        self._records = {}
         os.close(self._keys)
         os.close(self._values)
 

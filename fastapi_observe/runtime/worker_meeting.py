@@ -41,7 +41,7 @@ class Worker:
     of this process share.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, fault: Callable[[str, BaseException], None]) -> None:
         self.directory = directory
         self.stem = directory / f"{os.getpid()}-{monotonic_ns()}"
         self.degraded = False
@@ -53,6 +53,7 @@ class Worker:
         self._archive = Archive(directory)
         self._readings: dict[str, Reading] = {}
         self._reading = threading.Lock()
+        self._fault = fault
         self._answering = threading.Lock()
         self._writing = threading.RLock()
         self._join()
@@ -229,7 +230,12 @@ class Worker:
     def answer(self, *, exemplars: bool) -> None:
         """Read what is only read at scrape, into our own files."""
         with self._answering:
-            found = [one for answerer in list(self.answerers) for one in answerer(exemplars)]
+            found: Answer = []
+            for answerer in list(self.answerers):
+                try:
+                    found.extend(answerer(exemplars))
+                except Exception as exc:  # noqa: BLE001 - whoever waits for the answer must get one
+                    self._fault("workers.answer", exc)
             try:
                 if exemplars:
                     temporary = self.stem.with_suffix(".new")
@@ -252,7 +258,7 @@ class Worker:
         """Put our counts into the archive and go; the last one removes the directory. The cells stay usable."""
         if self._thread is not None:
             os.write(self._ask, QUIT)
-            self._thread.join(PATIENCE)
+            self._thread.join(PATIENCE / 4)
             self._thread = None
         with self._reading, suppress(OSError), self._locked(PATIENCE / 4) as got:
             if got:
@@ -267,6 +273,8 @@ class Worker:
 
     def forget(self) -> None:
         """Close everything without a word: in a forked child nothing of this is ours."""
+        self.answerers.clear()
+        self.attached.clear()
         self._own.close()
         for descriptor in (self._lock, self._ask):
             os.close(descriptor)

@@ -61,8 +61,7 @@ class Workers:
         self._scope = str(next(ORDINALS))
         self._settled = False
         self._at: Path | None = None
-        if hasattr(os, "register_at_fork"):
-            ALL.add(self)
+        ALL.add(self)
 
     def start(self) -> None:
         """Join the other workers of this server, if there are any; never raises."""
@@ -91,7 +90,7 @@ class Workers:
         with LOCK:
             at = root / name
             if at not in JOINED:
-                JOINED[at] = (Worker(at), [])
+                JOINED[at] = (Worker(at, self._faults), [])
                 sweep(root, name)
             worker, users = JOINED[at]
             users.append(self)
@@ -128,5 +127,5 @@ def _after_fork() -> None:
     JOINED.clear()
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows does not fork
     os.register_at_fork(after_in_child=_after_fork)

@@ -74,6 +74,7 @@ class Catalogue:
         documentation: str,
         labels: Sequence[str],
         buckets: Sequence[float] | None = None,
+        **options: Any,
     ) -> M:
         """Return the metric `name`, made now or before.
 
@@ -85,7 +86,7 @@ class Catalogue:
             with self._lock:
                 found = self._made.get(name) or self._made.get(_plain(name))
                 if found is None:
-                    found = self._make(kind, name, documentation, labels, buckets)
+                    found = self._make(kind, name, documentation, labels, {**options, "buckets": buckets})
                 self._made[name] = found
         if type(found) is kind and found.label_names() == tuple(labels) and _same_buckets(found, buckets):
             return found
@@ -101,10 +102,12 @@ class Catalogue:
         name: str,
         documentation: str,
         labels: Sequence[str],
-        buckets: Sequence[float] | None,
+        options: dict[str, Any],
     ) -> M:
         self._check(kind, name, labels)
-        options: dict[str, Any] = {} if buckets is None else {"buckets": tuple(_bounds(buckets))}
+        buckets = options.pop("buckets")
+        if buckets is not None:
+            options["buckets"] = tuple(_bounds(buckets))
         metric = self._add(kind(name, documentation or name, tuple(labels), self.budget, **options))
         self._made[_plain(name)] = metric
         return metric

@@ -149,15 +149,16 @@ class ClientCells:
         labelnames: Any,
         labelvalues: Any,
         help_text: str,
-        multiprocess_mode: str = "",
         **options: Any,
     ) -> Any:
         if labelvalues:
             for registry, scope in self._scopes.items():
                 if metric_name in registry._names_to_collectors:  # noqa: SLF001 - as above
                     pairs = [*zip(labelnames, labelvalues, strict=True)]
-                    return self._value(scope, (typ, metric_name, help_text, multiprocess_mode), name, pairs)
-        return self._before(typ, metric_name, name, labelnames, labelvalues, help_text, multiprocess_mode, **options)
+                    return self._value(
+                        scope, (typ, metric_name, help_text, options.get("multiprocess_mode", "")), name, pairs
+                    )
+        return self._before(typ, metric_name, name, labelnames, labelvalues, help_text, **options)
 
     def _value(
         self,

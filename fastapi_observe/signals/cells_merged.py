@@ -6,7 +6,7 @@ import os
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.signals.cells_samples import Samples
+from fastapi_observe.signals.cells_samples import Exemplars, Samples
 from fastapi_observe.signals.series import Bounded, Counter, Gauge, Histogram, escape
 from fastapi_observe.signals.series_budget import SeriesBudget
 
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 Refs = list[tuple["Reading", int]]
 """Where the cells of one series stand: in whose values, and from where on."""
 
-Exemplars = dict[tuple[str, int], dict[int, "Kept"]]
-"""Exemplars by the same, then by cell."""
-
 UNBOUNDED: Final = 1 << 60
 """The bound has been kept where the series were made."""
 
@@ -33,6 +30,8 @@ class Merged:
         self.shape = shape
         self.mode = mode
         self.series: dict[tuple[str, ...], MergedSeries] = {}
+        self.width = len(shape.bounds()) + 1 if isinstance(shape, Histogram) else 2 if isinstance(shape, Gauge) else 1
+        self._with_exemplars = False
 
     def add(self, labels: tuple[str, ...], reading: Reading, at: int) -> None:
         """Take note of a series of one worker."""
@@ -52,12 +51,12 @@ class Merged:
             self.series[labels] = _new_series(self.shape, labels)
         if isinstance(self.shape, Gauge):
             return self._gauges(here)
-        if exemplars:
+        if exemplars or self._with_exemplars:
             for series in self.series.values():
                 series.find_exemplars(exemplars)
-        width = len(self.shape.bounds()) + 1 if isinstance(self.shape, Histogram) else 1
+            self._with_exemplars = bool(exemplars)
         for labels, series in self.series.items():
-            series.add_up(width, here.get(labels))
+            series.add_up(self.width, here.get(labels))
         return list(self.series.values())
 
     def _gauges(self, here: dict[tuple[str, ...], Bounded]) -> Sequence[MergedSeries]:
@@ -154,10 +153,13 @@ class Index:
             for described in reading.families[len(numbers) :]:
                 numbers.append(self._find(described))
             taken = self._taken.get(reading.name, 0)
-            for number, labels, at, _ in reading.series[taken:]:
+            for number, labels, at, count in reading.series[taken:]:
                 family = numbers[number]
-                if family is not None:
-                    family.add(labels, reading, at)
+                if family is not None and family.width == count:
+                    try:
+                        family.add(labels, reading, at)
+                    except ValueError:  # other labels than the family has
+                        self.strange.add((reading.name, str(number)))
             self._taken[reading.name] = len(reading.series)
 
     def _find(self, described: dict[str, Any]) -> Merged | Samples | None:

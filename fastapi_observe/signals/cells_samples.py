@@ -7,6 +7,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client.metrics_core import Metric
+from prometheus_client.samples import Exemplar
 
 from fastapi_observe.signals.series import go_float
 
@@ -16,11 +17,15 @@ if TYPE_CHECKING:
     from prometheus_client.samples import Sample
 
     from fastapi_observe.signals.cells import Reading
+    from fastapi_observe.signals.series_budget import Kept
 
 Labels = tuple[tuple[str, str], ...]
 Key = tuple[str, Labels]
 """Name and labels of a sample."""
 
+
+Exemplars = dict[tuple[str, int], dict[int, "Kept"]]
+"""Exemplars by the name of whose they are and where its record begins, then by cell."""
 
 Alone = tuple[tuple[str, ...], float, float]
 """A sample that one worker could not share: labels of its record, value, and when it was set."""
@@ -58,6 +63,8 @@ FOLDS: Final = {"sum": "sum", "min": "min", "max": "max", "mostrecent": "latest"
 class Samples:
     """A family with the samples of all workers. Each record is a value, and when it was set (0: it is not there)."""
 
+    width = 2
+
     def __init__(self, described: dict[str, Any]) -> None:
         self.name = str(described["name"])
         self.type = str(described["type"])
@@ -65,56 +72,70 @@ class Samples:
         self.mode = str(described["mode"]).removeprefix("live")
         self.dropped = described["fold"] == "drop"
         self.cumulated = bool(described["cumulated"])
-        self.records: dict[tuple[str, ...], list[tuple[Reading, int]]] = {}
+        self.records: dict[Key, list[tuple[Reading, int]]] = {}
 
     def add(self, labels: tuple[str, ...], reading: Reading, at: int) -> None:
         """Take note of a sample of one worker."""
-        self.records.setdefault(labels, []).append((reading, at))
+        self.records.setdefault(_key(labels), []).append((reading, at))
 
-    def metric(self, alone: Iterable[Alone]) -> Metric:
+    def metric(self, alone: Iterable[Alone], exemplars: Exemplars) -> Metric:
         """Return the family as it is now; `alone` are samples of this worker only."""
         found: dict[Key, list[tuple[float, float, int]]] = defaultdict(list)
-        for record, refs in self.records.items():
+        kept: dict[Key, Kept] = {}
+        for key, refs in self.records.items():
             for reading, at in refs:
                 if reading.values[at + 1] and (reading.living or not self.dropped):
-                    found[_key(record)].append((reading.values[at], reading.values[at + 1], reading.pid))
+                    found[key].append((reading.values[at], reading.values[at + 1], reading.pid))
+                exemplar = exemplars.get((reading.name, at), {}).get(0) if exemplars else None
+                if exemplar is not None and (key not in kept or kept[key][2] < exemplar[2]):
+                    kept[key] = exemplar
         for record, value, stamp in alone:
             found[_key(record)].append((value, stamp, os.getpid()))
         metric = Metric(self.name, self.documentation, self.type)
         if self.type == "histogram" and not self.cumulated:
-            self._add_buckets(metric, found)
+            self._add_buckets(metric, found, kept)
             return metric
-        for (name, labels), values in found.items():
-            self._add(metric, name, labels, values)
+        for key, values in found.items():
+            self._add(metric, key, values, _exemplar(kept.get(key)))
         metric.samples.sort(key=_group)
         return metric
 
-    def _add(self, metric: Metric, name: str, labels: Labels, values: list[tuple[float, float, int]]) -> None:
+    def _add(self, metric: Metric, key: Key, values: list[tuple[float, float, int]], exemplar: Exemplar | None) -> None:
+        name, labels = key
         if self.mode in {"all", "pid"}:
             for value, _, pid in values:
                 metric.add_sample(name, {**dict(labels), "pid": str(pid)}, value)
             return
-        metric.add_sample(name, dict(labels), MODES[self.mode](values))
+        metric.add_sample(name, dict(labels), MODES[self.mode](values), None, exemplar)
 
-    def _add_buckets(self, metric: Metric, found: dict[Key, list[tuple[float, float, int]]]) -> None:
+    def _add_buckets(
+        self, metric: Metric, found: dict[Key, list[tuple[float, float, int]]], kept: dict[Key, Kept]
+    ) -> None:
         """Cumulate buckets that hold each what is in it alone, as prometheus_client keeps them."""
-        buckets: dict[Labels, dict[float, float]] = defaultdict(dict)
+        buckets: dict[Labels, list[tuple[float, float, Exemplar | None]]] = defaultdict(list)
         sums: dict[Labels, float] = {}
-        for (_, labels), values in found.items():
+        for key, values in found.items():
+            labels = key[1]
             total = sum(value for value, _, _ in values)
             le = dict(labels).get("le")
             if le is None:
                 sums[labels] = total
             else:
-                buckets[tuple(pair for pair in labels if pair[0] != "le")][float(le)] = total
+                others = tuple(pair for pair in labels if pair[0] != "le")
+                buckets[others].append((float(le), total, _exemplar(kept.get(key))))
         for labels, counts in buckets.items():
             count = 0.0
-            for bound, alone in sorted(counts.items()):
+            counts.sort(key=lambda one: one[0])
+            for bound, alone, exemplar in counts:
                 count += alone
-                metric.add_sample(f"{self.name}_bucket", {**dict(labels), "le": go_float(bound)}, count)
+                metric.add_sample(f"{self.name}_bucket", {**dict(labels), "le": go_float(bound)}, count, None, exemplar)
             metric.add_sample(f"{self.name}_count", dict(labels), count)
-            if labels in sums and min(counts) >= 0:
+            if labels in sums and counts[0][0] >= 0:
                 metric.add_sample(f"{self.name}_sum", dict(labels), sums[labels])
+
+
+def _exemplar(kept: Kept | None) -> Exemplar | None:
+    return None if kept is None else Exemplar(*kept)
 
 
 MODES: Final[dict[str, Any]] = {

@@ -10,9 +10,9 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from fastapi_observe.signals.cells import SharedCells
 from fastapi_observe.signals.cells_client import ClientCells, honours_directory, is_stock
-from fastapi_observe.signals.cells_merged import Exemplars, Index, Merged
+from fastapi_observe.signals.cells_merged import Index, Merged
 from fastapi_observe.signals.cells_readers import Readers
-from fastapi_observe.signals.cells_samples import Alone, Samples
+from fastapi_observe.signals.cells_samples import Alone, Exemplars, Samples
 from fastapi_observe.signals.series import Bounded
 
 if TYPE_CHECKING:
@@ -113,9 +113,9 @@ class SharedView:
         alone = self._alone_samples(registry)
         for (scope, family_name), family in families.items():
             if scope in {f"{name}/client", f"{name}/read"} and isinstance(family, Samples):
-                yield Given([family.metric(alone.pop((scope, family_name), (None, ()))[1])])
+                yield SamplesNow(family, alone.pop((scope, family_name), (None, ()))[1], exemplars)
         for described, samples in alone.values():
-            yield Given([Samples(described).metric(samples)])
+            yield SamplesNow(Samples(described), samples, {})
         yield Given(self._readers[registry].once)
         if self._client is None and os.path.isdir(os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")):  # noqa: PTH112
             yield from self._of_directory(registry)
@@ -127,8 +127,8 @@ class SharedView:
         """Return what found no space and is shown by this worker only: description and samples, by scope and name."""
         found: dict[tuple[str, str], tuple[Any, list[Alone]]] = {}
         unshared = [(family, (labels, value, 1.0)) for family, labels, value in self._readers[registry].alone]
-        for one in [] if self._client is None else self._client.alone:
-            unshared.append((one.family, (one.labels, one.cells[0], one.cells[1])))
+        values = [] if self._client is None else self._client.alone
+        unshared.extend((one.family, (one.labels, one.cells[0], one.cells[1])) for one in values)
         for family, sample in unshared:
             described = orjson.loads(family)
             if described["scope"].startswith(f"{self._registries[registry]}/") and sample[2]:
@@ -165,6 +165,18 @@ class Given:
     def collect(self) -> list[Metric]:
         """Return them."""
         return self.families
+
+
+class SamplesNow:
+    """A collector of the samples of all workers."""
+
+    def __init__(self, samples: Samples, alone: Sequence[Alone], exemplars: Exemplars) -> None:
+        self._samples = samples
+        self._with = alone, exemplars
+
+    def collect(self) -> list[Metric]:
+        """Add them up."""
+        return [self._samples.metric(*self._with)]
 
 
 class MergedText:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 def at_exit(owner: T, method: Callable[[T], None]) -> Callable[[], None]:
     """Have `method(owner)` called when the interpreter ends; call the result to take that back."""
-    call = _weakly(owner, method)
+    call = weakly(owner, method)
     atexit.register(call)
     return lambda: atexit.unregister(call)
 
@@ -23,10 +23,11 @@ def at_exit(owner: T, method: Callable[[T], None]) -> Callable[[], None]:
 def at_fork(owner: T, method: Callable[[T], None]) -> None:
     """Have `method(owner)` called in every forked child, before anything else runs there."""
     if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows cannot fork
-        os.register_at_fork(after_in_child=_weakly(owner, method))
+        os.register_at_fork(after_in_child=weakly(owner, method))
 
 
-def _weakly(owner: T, method: Callable[[T], None]) -> Callable[[], None]:
+def weakly(owner: T, method: Callable[[T], None]) -> Callable[[], None]:
+    """Return what calls `method(owner)` as long as the owner is there."""
     reference = weakref.ref(owner)
 
     def call() -> None:

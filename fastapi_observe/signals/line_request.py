@@ -69,7 +69,7 @@ class RequestLines:
             "remote_addr": client[0] if client else None,
         }
         if exchange.work is not None:
-            fields.update(exchange.work.facts(exchange.duration))
+            fields.update(exchange.work.facts(exchange.started, exchange.duration))
         if exchange.ttfb is not None:
             fields["ttfb_ms"] = round(exchange.ttfb * 1000, 3)
         if exchange.error_type is not None:
@@ -121,7 +121,7 @@ class RequestLines:
             exchange.duration,
             exchange.request_size,
             exchange.response_size,
-            "" if exchange.work is None else text_of_work(exchange.work, exchange.duration),
+            "" if exchange.work is None else text_of_work(exchange, exchange.work),
         )
 
     def encode(self, record: RequestRecord) -> bytes:
@@ -167,6 +167,6 @@ class RequestLines:
         return kept
 
 
-def text_of_work(work: Work, duration: float) -> str:
+def text_of_work(exchange: Exchange, work: Work) -> str:
     """Return where the time of a request went, as it follows other fields of a line."""
-    return "".join(f',"{name}":{value}' for name, value in work.facts(duration).items())
+    return "".join(f',"{name}":{value}' for name, value in work.facts(exchange.started, exchange.duration).items())

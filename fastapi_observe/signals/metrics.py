@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -258,9 +258,20 @@ class MetricsService:
         """
         return self._catalogue.get(Counter, name, help, labels)
 
-    def gauge(self, name: str, help: str, labels: Sequence[str] = ()) -> Gauge:  # noqa: A002 - Prometheus' word
-        """Return the gauge of this name, as `counter` does."""
-        return self._catalogue.get(Gauge, name, help, labels)
+    def gauge(
+        self,
+        name: str,
+        help: str,  # noqa: A002 - Prometheus' word
+        labels: Sequence[str] = (),
+        *,
+        mode: Literal["sum", "max", "min", "pid"] = "sum",
+    ) -> Gauge:
+        """Return the gauge of this name, as `counter` does.
+
+        `mode` is what several worker processes show: `sum`, `max` or `min` of those that live, or `pid`, each with its
+        pid as a label; the first call decides.
+        """
+        return self._catalogue.get(Gauge, name, help, labels, mode=mode)
 
     def histogram(
         self,

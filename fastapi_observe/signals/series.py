@@ -84,7 +84,8 @@ class Bounded(MetricWrapperBase):
         self.cells: list[float] = []
         self.exemplars: dict[int, Kept] = {}
         self.options = options
-        super().__init__(name, documentation, labelnames, registry=None, _labelvalues=values, **options)
+        given = {key: value for key, value in options.items() if key != "mode"}
+        super().__init__(name, documentation, labelnames, registry=None, _labelvalues=values, **given)
         self.pairs = ",".join(
             f'{label}="{escape(text)}"' for label, text in zip(self._labelnames, values, strict=False)
         )
@@ -260,7 +261,11 @@ class Gauge(Bounded, prometheus_client.Gauge):
     `mode` is how several workers show it: `sum`, `max` or `min` of those that live, or `pid`, each with its pid.
     """
 
-    mode: str = "sum"
+    @property
+    def mode(self) -> str:
+        """How several workers show it."""
+        mode: str = self.options.get("mode", "sum")
+        return mode
 
     def _metric_init(self) -> None:
         self.cells = [0]

@@ -94,13 +94,15 @@ def response_attributes(exchange: Exchange, repeat_limit: int) -> dict[str, Any]
     if exchange.error_type is not None:
         attributes["error.type"] = exchange.error_type
     if exchange.work is not None:
-        attributes.update(work_attributes(exchange.work, exchange.duration, repeat_limit))
+        attributes.update(work_attributes(exchange, exchange.work, repeat_limit))
     return attributes
 
 
-def work_attributes(work: Work, duration: float, repeat_limit: int) -> dict[str, Any]:
+def work_attributes(exchange: Exchange, work: Work, repeat_limit: int) -> dict[str, Any]:
     """Return where the time of a request went, in milliseconds, and the statements that it repeated."""
-    attributes: dict[str, Any] = {f"fastapi_observe.{name}": value for name, value in work.facts(duration).items()}
+    attributes: dict[str, Any] = {
+        f"fastapi_observe.{name}": value for name, value in work.facts(exchange.started, exchange.duration).items()
+    }
     repeated = work.repeated(repeat_limit)
     if repeated:
         attributes["fastapi_observe.repeated_queries"] = tuple(each.statement for each in repeated)

@@ -233,11 +233,13 @@ class TracingService:
             span.know(details)
         else:
             span.set_attributes(details)
-        if operation.exception is not None:
+        refused = operation.outcome == "client_error"
+        if operation.exception is not None and not refused:
             note_exception(span, operation.exception)
-        elif operation.error_type is not None:
-            span.set_attribute("error.type", operation.error_type)
-            span.set_status(StatusCode.ERROR)
+        elif operation.error_type is not None or not (refused or operation.outcome == "ok"):
+            span.set_attribute("error.type", operation.error_type or operation.outcome)
+            if not refused:
+                span.set_status(StatusCode.ERROR)
         if isinstance(span, RecordedSpan):
             span.finish(well_formed(operation.name), time_ns())
         else:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 LONGEST_MESSAGE = 1024
 LONGEST_STACK = 8192
 LONGEST_VALUE = 2048
+LONGEST_KEY = 256
+LONGEST_NAME = 256
+MOST_ITEMS = 128
 
 _PLAIN = (str, bool, int, float)
 _LARGEST = 2**63
@@ -53,19 +56,16 @@ def note_exception(span: Span, exc: BaseException) -> None:
 
 def plain(attributes: dict[str, Any]) -> dict[str, Any]:
     """Keep what OTLP has a type for; leave None out; turn the rest into text."""
-    return {
-        # what is usual is not asked twice
-        name: value if type(value) is str and len(value) <= LONGEST_VALUE and value.isascii() else _plain_value(value)
-        for name, value in attributes.items()
-        if value is not None
-    }
+    return {name[:LONGEST_KEY]: _plain_value(value) for name, value in attributes.items() if value is not None}
 
 
 def _plain_value(value: Any) -> Any:
+    if type(value) is str and len(value) <= LONGEST_VALUE and value.isascii():  # the usual
+        return value
     if isinstance(value, str):
         return well_formed(value[:LONGEST_VALUE])
     if isinstance(value, list | tuple) and len({type(item) for item in value}) == 1 and isinstance(value[0], _PLAIN):
-        return [_plain_value(item) for item in value]
+        return [_plain_value(item) for item in value[:MOST_ITEMS]]
     if isinstance(value, float) or (isinstance(value, int) and -_LARGEST <= value < _LARGEST):
         return value
     return safe_text(value)
@@ -139,7 +139,7 @@ class SpanScope:
         """
         span: Span
         try:
-            span = self._tracer.start_span(well_formed(self._name), attributes=plain(self._attributes))
+            span = self._tracer.start_span(well_formed(self._name[:LONGEST_NAME]), attributes=plain(self._attributes))
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
             _tell("span.start", exc)
             span = trace.NonRecordingSpan(trace.get_current_span().get_span_context())

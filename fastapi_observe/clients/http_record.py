@@ -1,23 +1,19 @@
-"""`HttpCall`: one call by an httpx client, and what the calls of one client have in common."""
+"""`HttpCall`: the record of one call by an httpx client."""
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
-from urllib.parse import unquote
 
 from fastapi_observe.clients.external import ExternalCall
+from fastapi_observe.clients.templates import LONGEST_PATH
 from fastapi_observe.records.exchange import KNOWN_METHODS
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.redaction import redact_query
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, MutableMapping
+    from collections.abc import MutableMapping
 
     from fastapi_observe.records.operation import OperationReporter
-
-LONGEST_PATH: Final = 1024
-"""Characters of a path that are shown, and that a template is looked for in."""
 
 LONGEST_METHOD: Final = 32
 _NONE: Final[dict[str, Any]] = {}
@@ -70,44 +66,6 @@ class Request(Protocol):
         """A mapping; `template` of it is ours."""
 
 
-class Templates:
-    """The path templates of one client; the first that fits names a call.
-
-    `{name}` stands for one segment, `{name:path}` for any number of them. `prefix` is the path of the client's base
-    URL: templates fit behind it too.
-    """
-
-    def __init__(self, templates: Iterable[str], prefix: str = "") -> None:
-        if isinstance(templates, str):
-            raise TypeError(f'templates is a str; pass a list of them: templates=["{templates}"]')
-        self._templates = tuple(templates)
-        for template in self._templates:
-            if not isinstance(template, str) or not template.startswith("/"):
-                raise ValueError(f"{template!r:.80} is no path template; write it like /invoices/{{id}}")
-        choices = "|".join(f"({_pattern(template)})" for template in self._templates)
-        self._pattern = re.compile(f"(?:{re.escape(prefix.rstrip('/'))})?(?:{choices})")
-
-    def find(self, url: Url) -> str | None:
-        """Return the template of a URL's path, or None."""
-        if not self._templates:
-            return None
-        path = url.raw_path.partition(b"?")[0].decode("latin-1")
-        if "%" in path:  # an encoded slash is part of its segment
-            path = unquote(path.replace("%2F", "%252F").replace("%2f", "%252F"))
-        if len(path) > LONGEST_PATH:
-            return None
-        match = self._pattern.fullmatch(path)
-        return None if match is None or match.lastindex is None else self._templates[match.lastindex - 1]
-
-
-def _pattern(template: str) -> str:
-    parts = re.split(r"(\{[^{}/]*\})", template)
-    return "".join(
-        re.escape(part) if at % 2 == 0 else ".+" if part.endswith(":path}") else "[^/]+"
-        for at, part in enumerate(parts)
-    )
-
-
 class Named(NamedTuple):
     """How a call is called."""
 
@@ -123,17 +81,19 @@ class HttpCall(ExternalCall):
 
     `request` is what was sent last, `sends` how often something was sent, `host` the one that was asked first.
     `received` is how many bytes the body had on the wire; None if it was not read to its end. `extensions` are those
-    of the answer. `target` is the client's, as one app observes it.
+    of the answer. `client` is the client, as one app observes it. `ready` is the URL whose host was told the trace
+    before the hook; None if that is left to the hook.
     """
 
-    __slots__ = ("_named", "extensions", "host", "received", "request", "sends", "status_code", "target")
+    __slots__ = ("_named", "client", "extensions", "host", "ready", "received", "request", "sends", "status_code")
 
-    def __init__(self, reporter: OperationReporter, target: object, named: Named, request: Request, host: str) -> None:
+    def __init__(self, reporter: OperationReporter, client: object, named: Named, request: Request, host: str) -> None:
         Operation.__init__(self, reporter, "external", named.name, named.labels)
         self._propagation = None
         self._named = named
-        self.target = target
+        self.client = client
         self.request: Request | None = request
+        self.ready: Url | None = None
         self.host = host
         self.sends = 0
         self.status_code = 0
@@ -183,7 +143,7 @@ class HttpCall(ExternalCall):
         if exc is not None:
             self.outcome, self.error_type = "", None  # a status that came before is not how it ended
         Operation.close(self, exc)
-        self.request = None
+        self.request = self.ready = None
         self.extensions = _NONE
 
 

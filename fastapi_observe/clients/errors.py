@@ -1,0 +1,47 @@
+"""What an exception says of a query: the driver's own error behind SQLAlchemy's, and the outcome."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fastapi_observe.records.outcomes import outcome_of
+
+QUERY_CANCELED: Final = "57014"
+"""SQLSTATE of a statement that PostgreSQL gave up."""
+
+MOST_AROUND: Final = 4
+"""Errors that are looked through; SQLAlchemy and its adapter of an async driver make two."""
+
+_ADAPTERS: Final = ("sqlalchemy.dialects.", "sqlalchemy.connectors.")
+_TIMEOUTS: Final = frozenset({"TimeoutError", "PoolTimeout", "ConnectionTimeout"})
+"""Also those of SQLAlchemy, psycopg_pool and psycopg, which are no `TimeoutError` of Python's."""
+
+
+def error_of_driver(exc: BaseException) -> BaseException:
+    """Return the driver's own error where SQLAlchemy, or its adapter of an async driver, raised one around it."""
+    try:
+        for _ in range(MOST_AROUND):
+            module = type(exc).__module__
+            if not module.startswith("sqlalchemy."):
+                break
+            inner = getattr(exc, "orig", None)
+            if inner is None and module.startswith(_ADAPTERS):
+                inner = exc.__cause__
+            if not isinstance(inner, BaseException):
+                break
+            exc = inner
+    except Exception:  # noqa: BLE001 - exception classes may override anything
+        return exc
+    return exc
+
+
+def is_timeout(exc: BaseException) -> bool:
+    """Tell whether somebody gave up waiting: for a pool, for a connection, for an answer."""
+    return not _TIMEOUTS.isdisjoint([kind.__name__ for kind in type(exc).__mro__])
+
+
+def outcome_of_query(exc: BaseException) -> str:
+    """Name the outcome; what PostgreSQL reports as one is told apart: it took too long, or somebody asked for it."""
+    if getattr(exc, "sqlstate", None) == QUERY_CANCELED:
+        return "timeout" if "timeout" in str(exc) else "cancelled"
+    return "timeout" if is_timeout(exc) else outcome_of(exc)

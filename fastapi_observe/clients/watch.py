@@ -1,0 +1,170 @@
+"""`Watch`: which apps are told about an instrumented engine or pool, each under its own name of the pool."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from fastapi_observe.clients.errors import is_timeout
+from fastapi_observe.records.exchange import current_exchange
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from fastapi_observe.clients.database import DatabaseClient
+    from fastapi_observe.records.pool import PoolState
+
+    Faults = Callable[[str, BaseException], None]
+
+
+class Observer:
+    """One app that is told: `pool` is the label of the pool there, `facts` are what every span of it says.
+
+    No fault of ours leaves it.
+    """
+
+    __slots__ = ("db", "facts", "faults", "pool")
+
+    def __init__(self, db: DatabaseClient, faults: Faults, pool: str, facts: Mapping[str, Any]) -> None:
+        self.db = db
+        self.faults = faults
+        self.pool = pool
+        self.facts: dict[str, Any] = {**facts, "db.client.connection.pool.name": pool}
+
+    def waited(self, seconds: float) -> None:
+        """Take down how long a caller waited for a connection, or for the refusal of one."""
+        try:
+            self.db.waited(self.pool, seconds)
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's query
+            self.faults("pool.waited", exc)
+
+    def event(self, event: str) -> None:
+        """Count what happened on a connection."""
+        try:
+            self.db.event(self.pool, event)
+        except Exception as exc:  # noqa: BLE001 - as above
+            self.faults("pool.event", exc)
+
+
+class Watch:
+    """Those who are told about one engine or pool, and those who wait for a connection of it.
+
+    `waiting` has one item for each: `append` and `pop` need no lock.
+    """
+
+    __slots__ = ("_observers", "_only", "waiting")
+
+    def __init__(self) -> None:
+        self._observers: tuple[Observer, ...] = ()
+        self._only: Observer | None = None
+        self.waiting: list[None] = []
+
+    def begin(self) -> None:
+        """Put what measures around the engine or pool: somebody is told now."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Take away what `begin` put there, as far as it came: nobody is told any more."""
+        raise NotImplementedError
+
+    def add(
+        self,
+        db: DatabaseClient,
+        faults: Faults,
+        name: str,
+        read: Callable[[], PoolState],
+        facts: Mapping[str, Any] | None = None,
+    ) -> Callable[[], None]:
+        """Tell one more app, unless it is told already; the result stops that. `name` becomes the label if it is free.
+
+        What cannot be instrumented leaves nothing behind.
+        """
+        if any(known.db is db for known in self._observers):
+            return _nothing
+        label = db.claim_pool(name)
+        remove_pool = db.add_pool(label, read)
+        observer = Observer(db, faults, label, facts or {})
+        self._tell((*self._observers, observer))
+
+        def remove() -> None:
+            if observer in self._observers:
+                self._tell(tuple(other for other in self._observers if other is not observer))
+                remove_pool()
+                if not self._observers:
+                    self.end()
+
+        if self._only is not None:
+            try:
+                self.begin()
+            except BaseException:
+                remove()
+                raise
+        return remove
+
+    def _tell(self, observers: tuple[Observer, ...]) -> None:
+        self._observers, self._only = observers, observers[0] if len(observers) == 1 else None
+
+    def observer(self) -> Observer | None:
+        """Return whom to tell now: the app whose request this is part of, else the first; None if nobody is left."""
+        if self._only is not None:
+            return self._only
+        observers = self._observers
+        if observers and (exchange := current_exchange()) is not None:
+            for observer in observers:
+                if observer.db is exchange.observability.db:
+                    return observer
+        return observers[0] if observers else None
+
+    def fault(self, site: str, exc: BaseException) -> None:
+        """Tell a fault of ours to the app that is told of the rest."""
+        observer = self.observer()
+        if observer is not None:
+            observer.faults(site, exc)
+
+    def event(self, event: str) -> None:
+        """Count what happened on a connection."""
+        observer = self.observer()
+        if observer is not None:
+            observer.event(event)
+
+    def ask(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Ask for a connection; measure how long that takes, and count a refusal: `timeout` or `error`."""
+        self.waiting.append(None)
+        began = perf_counter()
+        try:
+            connection = call(*args)
+        except Exception as exc:  # a cancellation is none: nobody refused anything
+            self._refused(perf_counter() - began, exc)
+            raise
+        finally:
+            self.waiting.pop()
+        observer = self.observer()
+        if observer is not None:
+            observer.waited(perf_counter() - began)
+        return connection
+
+    async def ask_async(self, call: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        """Do with `await` what `ask` does."""
+        self.waiting.append(None)
+        began = perf_counter()
+        try:
+            connection = await call(*args)
+        except Exception as exc:
+            self._refused(perf_counter() - began, exc)
+            raise
+        finally:
+            self.waiting.pop()
+        observer = self.observer()
+        if observer is not None:
+            observer.waited(perf_counter() - began)
+        return connection
+
+    def _refused(self, seconds: float, exc: Exception) -> None:
+        observer = self.observer()
+        if observer is not None:
+            observer.waited(seconds)
+            observer.event("timeout" if is_timeout(exc) else "error")
+
+
+def _nothing() -> None:
+    """Undo nothing."""
