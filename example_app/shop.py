@@ -54,7 +54,7 @@ observe = install(
     span_processors=span_file("shop"),
 )
 engine = make_engine("shop")
-observe.instrument_engine(engine, pool="shop")
+observe.instrument_engine(engine, pool_name="shop")
 app.state.events = OrderEvents()
 app.add_exception_handler(ShopError, refuse)
 app.include_router(products.router)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 OBSERVE: Final = "fastapi_observe"
 """Key of the `Observability` in the ASGI scope: that of the outermost installed app that measures the request."""
 
+MOST_SCRAPES: Final = 32
+"""Threads in which scrapes are answered at one time; who comes later waits for the next answer."""
+
 
 class Door:
     """Stands outside the whole app: makes the record, opens the signals, calls the app."""
@@ -31,6 +34,7 @@ class Door:
         self.app = app
         self._observability = observability
         self._metrics_path = settings.metrics_path if settings.metrics else None
+        self._scrapers: tuple[Any, anyio.CapacityLimiter] | None = None
         excluded = Excluded(settings.exclude_paths, settings.exclude_urls)
         self._excluded = excluded or None
 
@@ -110,13 +114,20 @@ class Door:
                 observability.metrics.render,
                 headers.get(b"accept", ""),
                 headers.get(b"accept-encoding", ""),
-                limiter=anyio.CapacityLimiter(1),  # the app's own threads may all be busy; that is what a scrape tells
+                limiter=self._scrapes(),
             )
         except Exception as exc:  # noqa: BLE001 - a scrape that fails says so in HTTP, not by a broken connection
             observability.faults("metrics.render", exc)
             status, head, body = 500, [(b"content-type", b"text/plain; charset=utf-8")], b"The metrics cannot be shown."
         await send({"type": "http.response.start", "status": status, "headers": head})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    def _scrapes(self) -> anyio.CapacityLimiter:
+        """Return what scrapes wait for: the app's own threads may all be busy, that is what a scrape tells."""
+        loop = self._observability.loop
+        if self._scrapers is None or self._scrapers[0] is not loop:
+            self._scrapers = loop, anyio.CapacityLimiter(MOST_SCRAPES)
+        return self._scrapers[1]
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start with the app and flush when it has shut down."""

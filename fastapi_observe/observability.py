@@ -28,6 +28,7 @@ from fastapi_observe.records.wrapping import name_of
 from fastapi_observe.runtime import background
 from fastapi_observe.runtime.saturation import Saturation
 from fastapi_observe.runtime.system import SystemCollector
+from fastapi_observe.runtime.workers import Workers
 from fastapi_observe.signals.logs import Logs
 from fastapi_observe.signals.metrics import MetricsService
 from fastapi_observe.signals.tracing import TracingService
@@ -40,9 +41,9 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from fastapi_observe.records.pool import PoolState
+    from fastapi_observe.records.signal import Signal, Told
     from fastapi_observe.settings import ObserveSettings
     from fastapi_observe.signals.logs import ObserveLogger
-    from fastapi_observe.signals.signal import Signal, Told
 
 C = TypeVar("C")
 
@@ -91,6 +92,7 @@ class Observability:
         self._undo: list[Callable[[], None]] = []
         self.loop: Any = None
         self.closed = False
+        self.workers = Workers(settings, self.faults, self.metrics.sharing)
         if settings.logs:
             self.logs.start()
         background.watch()
@@ -285,26 +287,28 @@ class Observability:
         """
         return self.clients.instrument(client, service, templates, propagate=propagate)
 
-    def instrument_engine(self, engine: Any, *, pool: str | None = None) -> None:
+    def instrument_engine(self, engine: Any, *, pool_name: str | None = None) -> None:
         """Measure every statement of an SQLAlchemy engine, sync or async, and show its pool, until `close`.
 
-        `pool` is the label of the pool. Again for the same engine does nothing. Raises `TypeError` for what is none.
+        `pool_name` is the label of the pool. Again for the same engine does nothing. Raises `TypeError` for what is no
+        engine.
         """
         from fastapi_observe.clients.sqlalchemy import instrument_engine  # noqa: PLC0415 - SQLAlchemy is an extra
 
-        self.on_close(instrument_engine(self.db, engine, pool=pool, faults=self.faults))
+        self.on_close(instrument_engine(self.db, engine, pool_name=pool_name, faults=self.faults))
 
-    def instrument_pool(self, pool: Any, *, name: str | None = None) -> None:
+    def instrument_pool(self, pool: Any, *, pool_name: str | None = None) -> None:
         """Measure every query of an `asyncpg` or `psycopg_pool` pool, and show the pool, until `close`.
 
-        `name` is the label of the pool. Again for the same pool does nothing. Raises `TypeError` for what is none.
+        `pool_name` is the label of the pool. Again for the same pool does nothing. Raises `TypeError` for what is none.
         """
-        self.on_close(instrument_pool(self.db, pool, name=name, faults=self.faults))
+        self.on_close(instrument_pool(self.db, pool, pool_name=pool_name, faults=self.faults))
 
     # Lifetime
 
     def started(self) -> None:
         """Begin what needs the running event loop; again after a restart in another loop."""
+        self.workers.start()
         loop = _running_loop()
         if loop is not None and loop is not self.loop:
             self.loop = loop
@@ -322,6 +326,7 @@ class Observability:
         thread.start()
         while thread.is_alive() and monotonic() < deadline:  # noqa: ASYNC110 - a thread sets no event of a loop
             await anyio.sleep(0.005)
+        self.workers.stop()
 
     def flush(self, timeout: float = SHUTDOWN_BUDGET) -> None:
         """Write and export what is waiting, for about `timeout` seconds."""
@@ -349,6 +354,7 @@ class Observability:
             self.clients.restore,
             self.saturation.close,
             self._end_within_budget,
+            self.workers.stop,
             self.metrics.close,
             self.logs.close,
         )

@@ -578,6 +578,18 @@ async def test_undone_while_somebody_waits(url: str, told: Told) -> None:
     assert told.spans == []
 
 
+async def test_undone_while_somebody_is_refused(told: Told) -> None:
+    """Who is refused a connection after all was undone is told to nobody."""
+    async with asyncpg.create_pool(f"postgresql://ann@{unused_address()}/shop", min_size=0, max_size=1) as pool:
+        undo = instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        task = asyncio.create_task(pool.fetchval("SELECT 1"))
+        await asyncio.sleep(0)
+        undo()
+        with pytest.raises(ConnectionRefusedError):
+            await task
+    assert (told.events("asyncpg"), told.observe.faults.counts) == ({}, {})
+
+
 async def test_undone_while_a_query_runs(url: str, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     """A query that runs while all is undone ends as it began; who is not told any more is not told of faults either."""
 

@@ -11,6 +11,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.applications import Starlette
 
 from fastapi_observe import TraceContext
+from fastapi_observe.clients.database import MOST_PREPARED, MOST_TABLES, OTHER
+from fastapi_observe.clients.errors import error_of_driver
 from fastapi_observe.records.pool import PoolState
 
 if TYPE_CHECKING:
@@ -126,6 +128,24 @@ def test_an_error_around_the_drivers(seen: Seen) -> None:
     assert lines == ["error", "error", "timeout", "error"]
 
 
+def test_errors_within_errors() -> None:
+    """An adapter's error stands for its cause; only a few errors are looked through."""
+
+    class Adapted(Exception):  # noqa: N818 - as its module names it
+        """What SQLAlchemy 2.0 makes of an async driver's error."""
+
+        __module__ = "sqlalchemy.dialects.postgresql.asyncpg"
+
+    adapted, inner = Adapted(), LookupError("mine")
+    assert error_of_driver(adapted) is adapted
+    adapted.__cause__ = inner
+    assert error_of_driver(StatementError("", "SELECT 1", {}, adapted)) is inner
+    endless: BaseException = inner
+    for _ in range(9):
+        endless = StatementError("", "SELECT 1", {}, endless)
+    assert type(error_of_driver(endless)) is StatementError
+
+
 def test_names_of_pools(seen: Seen) -> None:
     """A pool's name is claimed once, free again when the pool is gone, and given back where it cannot be shown."""
     db = seen.observe.db
@@ -143,6 +163,36 @@ def test_names_of_pools(seen: Seen) -> None:
     with pytest.raises(LookupError):
         db.add_pool(db.claim_pool("other"), fail)
     assert db.claim_pool("other") == "other"
+
+
+# Many of them
+
+
+def test_a_decorated_query(seen: Seen) -> None:
+    """As a decorator, each call is a query of its own."""
+
+    @seen.observe.db.query("SELECT", table="orders")
+    def read() -> int:
+        return 7
+
+    assert [read(), read()] == [7, 7]
+    assert [span.name for span in seen.spans] == ["SELECT orders"] * 2
+
+
+def test_many_tables_and_statements(observed: Callable[..., Seen]) -> None:
+    """Tables are told apart up to a number, and statements are kept up to a number; all are counted."""
+    seen = observed(Starlette(), sample_ratio=0.0, logs=False)
+    db, count = seen.observe.db, max(4 * MOST_TABLES, MOST_PREPARED) + 1
+    facts = {"db.namespace": "shop"}
+    for number in range(count):
+        query = db.statement(f"SELECT * FROM t{number}", system="sqlite", facts=facts)  # noqa: S608 - sent nowhere
+        assert query is not None
+        with query:
+            pass
+        assert len(db._prepared) <= MOST_PREPARED
+    found = seen.samples("db_queries_total")
+    assert len(found) == MOST_TABLES
+    assert found[("operation", "SELECT"), ("table", OTHER)] == count - (MOST_TABLES - 1)
 
 
 # Where they stand

@@ -19,6 +19,7 @@ from fastapi_observe import ObserveSettings, install
 from fastapi_observe.records.faults import Faults
 from fastapi_observe.signals import export_outage
 from fastapi_observe.signals.export_queue import ExportQueue
+from fastapi_observe.signals.export_sender import Sender
 from fastapi_observe.signals.export_store import SLICE, Limits
 from fastapi_observe.signals.provider import ObserveTracerProvider
 from fastapi_observe.signals.tracing import TracingService
@@ -431,19 +432,19 @@ def test_a_thread_that_cannot_start_harms_nobody(
         assert one.tracing.flush(5)
 
 
-def test_a_fault_of_the_encoding_thread_does_not_end_it(
+def test_a_fault_of_the_thread_does_not_end_it(
     exporting: Callable[..., Exporting], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is counted, and the thread goes on."""
     with Collector() as collector:
         one = exporting(collector)
         with monkeypatch.context() as patch:
-            patch.setattr(ExportQueue, "_release", lambda _: (_ for _ in ()).throw(RuntimeError("ours")))
+            patch.setattr(Sender, "_gather", lambda _: (_ for _ in ()).throw(RuntimeError("ours")))
             one.spans(1)
             while not one.faults.counts:
                 sleep(0.001)
         assert one.tracing.flush(5)
-        assert set(one.faults.counts) == {"export.encode"}
+        assert set(one.faults.counts) == {"export.run"}
 
 
 def test_a_log_handler_that_raises_does_not_stop_the_export(exporting: Callable[..., Exporting]) -> None:

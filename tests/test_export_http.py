@@ -310,7 +310,8 @@ def test_tls(secure: tuple[str, list[Any]], certificate: tuple[Path, Path], monk
     transport = HttpTransport(url, {}, "traces")
     for _ in range(2):
         assert not transport.send(b"x", monotonic() + 5).reason
-    transport.close()
+        assert not transport.send(b"x", monotonic() + 5).reason
+        transport.close()
     assert seen[0]["subject"]
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere.pem")
     assert send(url).reason == "tls"

@@ -1017,14 +1017,14 @@ async def test_a_fault_of_ours_never_reaches_the_call(
     def fail(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError
 
-    for where, name, site, times in (
-        (calls.external, "service_of", "http.begin", 1),
-        (calls.external.propagation, "inject", "http.sending", 2),  # tried again by the hook
+    for where, name, site in (
+        (calls.external, "service_of", "http.begin"),
+        (calls.external.propagation, "inject", "http.sending"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(type(where), name, fail)
             assert (await one.request("GET", url)).status_code == 200
-        assert calls.seen.observe.faults.counts.pop(site) == times
+        assert calls.seen.observe.faults.counts.pop(site) == 1
     calls.clients._calls._forgotten = None  # type: ignore[assignment]
     with monkeypatch.context() as patch:
         patch.setattr("fastapi_observe.clients.http_body.Body.__init__", fail)

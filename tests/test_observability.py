@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from starlette.websockets import WebSocket
 
     from fastapi_observe.observability import Observability
-    from fastapi_observe.signals.signal import Signal
+    from fastapi_observe.records.signal import Signal
 
 
 async def page(request: Any) -> PlainTextResponse:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,22 @@ from hypothesis import strategies as st
 from sqlalchemy import Column, Integer, MetaData, String, Table, insert, select, tuple_
 
 from fastapi_observe.clients import statements
-from fastapi_observe.clients.statements import LONGEST, Statement, Statements, describe, sanitise
+from fastapi_observe.clients.statements import (
+    FARTHEST,
+    LONGEST,
+    Statement,
+    Statements,
+    describe,
+    is_name,
+    is_operation,
+    sanitise,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SYSTEMS = ("other_sql", "postgresql", "sqlite", "microsoft.sql_server", "oracle.db", "mysql")
+SYSTEMS = ("other_sql", "postgresql", "sqlite", "microsoft.sql_server", "oracle.db", "mysql", "redis")
+SQL = SYSTEMS[:6]
 
 
 # What is shown
@@ -137,6 +148,148 @@ def test_a_parameterised_statement_stays(statement: str) -> None:
 def test_what_systems_read_differently(system: str, statement: str, shown: str) -> None:
     """Where only a system's grammar decides, an unknown one hides the rest, and a known one what may be a value."""
     assert sanitise(statement, system) == shown
+
+
+@pytest.mark.parametrize(
+    ("statement", "shown"),
+    [
+        ("SELECT a FROM t WHERE b = 'O'Brien secret'", "SELECT a FROM t WHERE b = ?"),
+        ("SELECT a FROM t WHERE b = 'O'Brien secret' AND c = 'x'", "SELECT a FROM t WHERE b = ?"),
+        ("SELECT 1, 'x' FROM t WHERE b = 'O' Brien secret'", "SELECT ?, ?"),
+        ("SELECT 1, 'x' FROM t WHERE b = '5'' secret", "SELECT ?, ?"),
+        ("INSERT INTO t VALUES ('x', 'O' secret', '%O' secret')", "INSERT INTO t VALUES (?"),
+        ("UPDATE t SET a = N'6' secret', b = 7secret'", "UPDATE t SET a = ?"),
+        ("SELECT 'x'$secret", "SELECT ?"),
+        (r"SELECT 'x'\secret", "SELECT ?"),
+        ("SELECT '\N{LATIN SMALL LETTER E WITH ACUTE}'\N{LATIN SMALL LETTER E WITH ACUTE}secret", "SELECT ?"),
+        ("SELECT 'a' /* it's */ 'secret", "SELECT ?"),
+        ("SELECT /* it's */ a, 'b'c", "SELECT a, ?"),
+        ("SELECT 'a' 'b', 'c'::int, f('d'), ('e'), 'f', a->>'g'->'h', 'i'||'j', k='l';", None),
+        ("SELECT DATE'2024-01-01', time'10:00', _utf8'a', timestamp 'a', interval'1 day', a&'b'", None),
+        ("CREATE USER 'a'@'b'", None),
+    ],
+)
+def test_wrong_quotes_hide_from_the_first_on(statement: str, shown: str | None) -> None:
+    """Where a word touches a quote, or the last does not end, what looks like code may be the value."""
+    for system in SQL:
+        expected = re.sub("'[^']*'", "?", statement) if shown is None else shown
+        assert sanitise(statement, system) == expected
+
+
+@pytest.mark.parametrize(
+    ("system", "statement", "shown"),
+    [
+        ("sqlite", 'SELECT "t"."a" FROM "t" WHERE a = "O"Brien secret"', "SELECT ?"),
+        ("sqlite", 'SELECT a FROM t WHERE a = "5" tall secret" AND b = 1', "SELECT a FROM t WHERE a = ?"),
+        ("mysql", 'SELECT a FROM t WHERE a = "O"Brien secret"', "SELECT a FROM t WHERE a = ?"),
+        ("microsoft.sql_server", 'SELECT a FROM t WHERE a = "O"Brien secret"', "SELECT a FROM t WHERE a = ?"),
+        ("postgresql", """SELECT "a" FROM "t" WHERE b = 'O'Brien secret'""", 'SELECT "a" FROM "t" WHERE b = ?'),
+        ("oracle.db", """SELECT "a" FROM "t" WHERE b = 'O' secret'""", 'SELECT "a" FROM "t" WHERE b = ?'),
+        ("postgresql", r"SELECT 'a', E'it\'s'secret", "SELECT ?"),
+        ("mysql", "SELECT `a`, 'x'secret", "SELECT `a`, ?"),
+        ("mysql", r"SELECT a, 'b', 'C:\', c", "SELECT a, ?, ?"),
+    ],
+)
+def test_wrong_quotes_by_system(system: str, statement: str, shown: str) -> None:
+    """Names in double quotes stay where only single quotes are wrong; a backslash hides the rest alone."""
+    assert sanitise(statement, system) == shown
+
+
+def test_a_literal_that_is_cut() -> None:
+    """A literal that only our own cut leaves open hides itself; one that never ends hides all from the first quote."""
+    start = "SELECT 'x' AS a FROM t WHERE b = '"
+    good = start + "y" * LONGEST + "' AND c = 'z'"
+    for system in SQL:
+        assert sanitise(good, system) == "SELECT ? AS a FROM t WHERE b = ?"
+        for bad in (good + "secret", good + " '", good[:-15]):
+            assert sanitise(bad, system) == "SELECT ?"
+        assert sanitise(start + "y" * FARTHEST + "' '", system) == "SELECT ? AS a FROM t WHERE b = ?"
+        assert describe(start + "y" * FARTHEST, system).table == "t"
+    names = ", ".join(f'"t"."column_{number}"' for number in range(200))
+    for system in ("postgresql", "oracle.db"):
+        assert sanitise(f'SELECT {names} FROM "t"', system).startswith('SELECT "t"."column_0", "t"."column_1"')
+
+
+@pytest.mark.parametrize(
+    ("statement", "shown"),
+    [
+        ("SELECT 1; SET app.token = secret", "SELECT ?; SET app.token = ?"),
+        ("BEGIN; set local app.token to secret; COMMIT", "BEGIN; set local app.token to ?"),
+        ("DISCARD ALL;SET a=secret", "DISCARD ALL;SET a= ?"),
+        ("SELECT 1; SET @a := secret", "SELECT ?; SET @a := ?"),
+        ("(SET app.a = secret)", "(SET app.a = ?"),
+        ("ALTER ROLE a SET b.c = secret", "ALTER ROLE a SET b.c = ?"),
+        ("ALTER ROLE a IN DATABASE d SET b.c TO secret", "ALTER ROLE a IN DATABASE d SET b.c TO ?"),
+        ("ALTER DATABASE a SET b.c TO DEFAULT, secret", "ALTER DATABASE a SET b.c TO ?"),
+        ("SELECT 1; ALTER SYSTEM SET a = secret", "SELECT ?; ALTER SYSTEM SET a = ?"),
+        ("ALTER SESSION SET a = secret b = secret", "ALTER SESSION SET a = ?"),
+        ("SELECT 1; ALTER USER a WITH PASSWORD secret", "SELECT ?; ALTER USER a WITH PASSWORD ?"),
+        ("COPY t (a) FROM STDIN;\nsecret\t1\n\\.", "COPY t (a) FROM STDIN; ?"),
+        (
+            "SELECT 1; COPY t FROM STDIN WITH (FORMAT csv);\nit's secret",
+            "SELECT ?; COPY t FROM STDIN WITH (FORMAT csv); ?",
+        ),
+        ("COPY t (a) FROM STDIN;", None),
+        ("COPY t FROM STDIN", None),
+        ("COPY t TO STDOUT; SELECT a FROM t", None),
+        ("UPDATE t SET a = b", None),
+        ("BEGIN; UPDATE t SET a = b, c = d; COMMIT;", None),
+        ("INSERT INTO t (a) VALUES (?) ON CONFLICT (a) DO UPDATE SET a = excluded.a; SELECT b FROM t", None),
+        ("ALTER TABLE t ALTER a SET DEFAULT b; SELECT a FROM t", None),
+        ("ALTER TABLE t ADD FOREIGN KEY (a) REFERENCES u ON DELETE SET NULL; UPDATE t SET a = b", None),
+    ],
+)
+def test_values_without_quotes(statement: str, shown: str | None) -> None:
+    """What a setting is set to and what is copied in is hidden wherever its statement stands; columns stay."""
+    for system in SQL:
+        read = sanitise(statement, system)
+        assert read == (statement if shown is None else shown)
+        assert sanitise(read, system) == read
+
+
+def test_quoted_settings() -> None:
+    """A setting's name may be quoted; a name that reads like a statement is a name."""
+    assert sanitise('SELECT 1; SET "app"."a" = secret', "postgresql") == 'SELECT ?; SET "app"."a" = ?'
+    assert sanitise("ALTER ROLE `a;b` SET `c` = secret", "mysql") == "ALTER ROLE `a;b` SET `c` = ?"
+    name = 'SELECT "a; SET b = c" FROM t; SELECT d'
+    assert sanitise(name, "postgresql") == name
+
+
+@pytest.mark.parametrize(
+    ("statement", "shown"),
+    [
+        ("AUTH secret", "AUTH ?"),
+        ("HSET key secret", "HSET ?"),
+        (" set\nkey secret", "set ?"),
+        ("JSON.SET key secret", "JSON.SET ?"),
+        ("PING", "PING"),
+        ('{"find": "users", "filter": {"a": "secret"}}', "?"),
+        ("db.users.find({a: 'secret'})", "?"),
+        ("secret:1", "?"),
+        ("s\N{LATIN SMALL LETTER E WITH ACUTE}cret", "?"),
+        ("x" * 3_000, "?"),
+        ("GET " + "x" * 3_000, "GET ?"),
+        (" ", ""),
+    ],
+)
+def test_what_is_not_sql(statement: str, shown: str) -> None:
+    """Of a command of Redis, MongoDB and the like the first word is shown, and no table read."""
+    for system in ("redis", "mongodb", "memcached", "elasticsearch", "aws.dynamodb"):
+        read = describe(statement, system)
+        assert (read.text, read.table) == (shown, None)
+        assert sanitise(shown, system) == shown
+    assert describe("SELECT a FROM t WHERE b = 'secret'", "cassandra").text == "SELECT a FROM t WHERE b = ?"
+
+
+def test_names_and_operations() -> None:
+    """A plain table name and a few plain words are told from a statement."""
+    assert all(map(is_name, ("t", "public.orders", "a$1", "9", "t\N{LATIN SMALL LETTER E WITH ACUTE}l", "t" * 63)))
+    assert not any(map(is_name, ("", ".t", "a b", "t\n", "t;", "'t'", '"t"', "a-b", "t" * 64)))
+    assert all(map(is_operation, ("SELECT", "get_all", "INSERT INTO", "x" * 32)))
+    assert not any(map(is_operation, ("", " a", "_a", "SELECT 1", "a\n", "a=b", "SELECT *", "x" * 33)))
+    for statement in ("SELECT a FROM t WHERE b = 'secret'", "AUTH secret-1"):
+        assert not is_name(statement)
+        assert not is_operation(statement)
 
 
 # No literal is ever shown
@@ -312,6 +465,20 @@ PARTS += [
     "é",
     " ",
 ]
+PARTS += [
+    "'a",
+    "a'",
+    "a&",
+    '"a"b',
+    "SET ",
+    "SET@",
+    'SET"a"',
+    "ALTER SET a ",
+    "; SET `a` ",
+    ";",
+    "FROM STDIN ",
+    "PASSWORD ;",
+]
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -319,9 +486,9 @@ def test_time_is_linear(part: str) -> None:
     """64 KB of the same few characters are read in no time (squared they would take minutes), and 2 KB of it shown."""
     long = part * (65_536 // len(part))
     for system in SYSTEMS:
-        for start in ("", "SELECT ", "WITH a AS ("):
+        for start in ("", "SELECT ", "WITH a AS (", "ALTER ", "COPY ", "CREATE USER "):
             statements._named(statements._without_values(start + long, system))
-        assert sanitise(long * 16, system) == sanitise(long[:LONGEST], system)
+        assert sanitise(long * 16, system) == sanitise(long[:FARTHEST], system)
 
 
 # Operation and table

@@ -41,12 +41,11 @@ class ObservedClient:
         self.active = True
         self.hook: Callable[[Any], Any] | None = None
 
-    def keep_hook(self, client: Any) -> bool:
-        """Have our hook be one of the client's, which the user may have set since; tell whether it is the only one."""
+    def keep_hook(self, client: Any) -> None:
+        """Have our hook be one of the client's: the user may have set others since."""
         hooks = client.event_hooks["request"]
         if self.hook not in hooks:
-            client.event_hooks["request"] = hooks = [*hooks, self.hook]
-        return len(hooks) == 1
+            client.event_hooks["request"] = [*hooks, self.hook]
 
 
 class HttpCalls:
@@ -70,7 +69,7 @@ class HttpCalls:
             current = OPERATION.get()
             if not observed.active or (isinstance(current, HttpCall) and current.request is request):
                 return None  # the client is observed for two apps: the one around this is measuring
-            alone = observed.keep_hook(client)
+            observed.keep_hook(client)
             url = request.url
             host = url.host
             template = request.extensions.get("template")
@@ -78,23 +77,10 @@ class HttpCalls:
                 template = observed.templates.find(url.raw_path)
             service = observed.service or self._external.service_of(host or "unknown")
             named = self._name(service, request.method if request.method in KNOWN_METHODS else "_OTHER", template)
-            call = HttpCall(self._external.reporter, observed, named, request, host).open()
+            return HttpCall(self._external.reporter, observed, named, request, host).open()
         except Exception as exc:  # noqa: BLE001 - the call goes on without us
             self._faults("http.begin", exc)
             return None
-        if alone:  # else a hook of the user's comes first, and may change the request
-            self._tell_early(observed, call, request)
-        return call
-
-    def _tell_early(self, observed: ObservedClient, call: HttpCall, request: Request) -> None:
-        """Tell the trace to a host that may know it, so that the hook has nothing to do for the first request."""
-        try:
-            propagation = self._external.propagation
-            if observed.propagate or (observed.propagate is None and propagation.allows(call.host)):
-                propagation.inject(call.host, request.headers, allowed=True)
-                call.ready = request.url
-        except Exception as exc:  # noqa: BLE001 - the hook tries once more
-            self._faults("http.sending", exc)
 
     def _name(self, service: str, method: str, template: str | None) -> Named:
         key = service, method, template
@@ -121,13 +107,9 @@ class HttpCalls:
     def sending(self, observed: ObservedClient, request: Request) -> None:
         """Note that `request` goes out, the first one or a further one; tell its host the trace, or hide it."""
         try:
-            call = OPERATION.get()
-            if type(call) is HttpCall and call.ready is request.url and call.request is request:
-                if call.client is observed:
-                    call.sends += 1
-                return
             if not observed.active:
                 return
+            call = OPERATION.get()
             while call is not None and not isinstance(call, HttpCall):
                 call = call.outer
             host, allowed = request.url.host, observed.propagate

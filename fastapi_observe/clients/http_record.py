@@ -81,11 +81,10 @@ class HttpCall(ExternalCall):
 
     `request` is what was sent last, `sends` how often something was sent, `host` the one that was asked first.
     `received` is how many bytes the body had on the wire; None if it was not read to its end. `extensions` are those
-    of the answer. `client` is the client, as one app observes it. `ready` is the URL whose host was told the trace
-    before the hook; None if that is left to the hook.
+    of the answer. `client` is the client, as one app observes it.
     """
 
-    __slots__ = ("_named", "client", "extensions", "host", "ready", "received", "request", "sends", "status_code")
+    __slots__ = ("_named", "client", "extensions", "host", "received", "request", "sends", "status_code")
 
     def __init__(self, reporter: OperationReporter, client: object, named: Named, request: Request, host: str) -> None:
         Operation.__init__(self, reporter, "external", named.name, named.labels)
@@ -93,7 +92,6 @@ class HttpCall(ExternalCall):
         self._named = named
         self.client = client
         self.request: Request | None = request
-        self.ready: Url | None = None
         self.host = host
         self.sends = 0
         self.status_code = 0
@@ -143,7 +141,7 @@ class HttpCall(ExternalCall):
         if exc is not None:
             self.outcome, self.error_type = "", None  # a status that came before is not how it ended
         Operation.close(self, exc)
-        self.request = self.ready = None
+        self.request = None
         self.extensions = _NONE
 
 

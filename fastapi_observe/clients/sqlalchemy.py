@@ -57,7 +57,7 @@ DELIVER: Final = "_deliver_insertmanyvalues_batches"
 
 
 def instrument_engine(
-    db: DatabaseClient, engine: object, *, pool_name: str | None = None, faults: Faults, pool: str | None = None
+    db: DatabaseClient, engine: object, *, pool_name: str | None = None, faults: Faults
 ) -> Callable[[], None]:
     """Measure every statement, transaction and wait of a sync or async engine; the result undoes it.
 
@@ -66,7 +66,6 @@ def instrument_engine(
     engine and `db` does nothing. Where several apps share an engine, a statement is reported to the app whose request
     it is part of, else to the first. Raises `TypeError` for what is no engine.
     """
-    pool_name = pool_name or pool
     engine = _engine_of(engine)
     found = vars(engine).get(MARK)
     watch = EngineWatch(engine) if found is None else found

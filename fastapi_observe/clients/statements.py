@@ -32,15 +32,17 @@ _PLAIN: Final = r"""(?P<kept>(?:
     )++ | NAME )"""
 _TAG: Final = r"(?:[A-Za-z_\x80-\U0010ffff][0-9A-Za-z_\x80-\U0010ffff]{0,62})?"
 _REST: Final = r"[nN]?[qQ]'.* | \$[A-Za-z_\x80-\U0010ffff][0-9A-Za-z_\x80-\U0010ffff]{63}.*"
-_THRICE: Final = r"'''.*"
+_THRICE: Final = r"'''.*|\"\"\".*"
 _NUMBER: Final = r"\$?\.?\d(?:[\w.]|(?<=[eE])[-+](?=\d))*+(?:\$.*)?"
 _PREFIX: Final = r"(?:[nNxXbBrReE]|[rR][bB]|[bB][rR]|[uU]&)?"
-_STRING: Final = _PREFIX + r"'(?:[^'\\]|\\[^']|'')*+(?:'|.*)"
-_STRING_WITHOUT_ESCAPES: Final = _PREFIX + r"'(?:[^']|'')*+(?:'|.*)"
-_STRING_WITH_ESCAPES: Final = r"[eE]'(?:[^'\\]|\\.|'')*+(?:'|.*)"
+_STRING: Final = _PREFIX + r"'(?:[^'\\]|\\[^']|'')*+"
+_STRING_WITHOUT_ESCAPES: Final = _PREFIX + r"'(?:[^']|'')*+"
+_STRING_WITH_ESCAPES: Final = r"[eE]'(?:[^'\\]|\\.|'')*+"
 _DOLLARS: Final = rf"\$(?P<tag>{_TAG})\$.*?(?:\$(?P=tag)\$|\Z)"
 _DOLLARS_OR_NAMES: Final = rf"\$(?P<tag>{_TAG})\$(?:[^'\"`\\\#\[/$-]*+\$(?P=tag)\$|.*)"
-_WORD: Final = r"(?P<word>[^\W\d][\w$]*+)"
+_WORD: Final = r"""
+    (?P<word>(?:_|(?i:DATE|TIME|TIMESTAMP|INTERVAL)(?=[&']))[\w$]*+| [^\W\d][\w$]*+(?=&))|(?P<before>[^\W\d][\w$]*+'.*)
+"""
 
 _LINE_END: Final = r"[^\n\r]*+(?:\r(?!\n)(?:[^\n'\"`$\[/]*+(?:\n|\Z)|.*))?"
 _LINE: Final = "--" + _LINE_END
@@ -48,11 +50,12 @@ _LINE_OR_CODE: Final = rf"--(?=\s){_LINE_END}|(?:--|\#|//)(?:(?:[^\n'\"`$\[/]|/(
 _BLOCK: Final = r"/\*(?:[^*/]|\*(?!/)|/(?!\*))*+(?:\*/|.*)"
 _BLOCK_OR_CODE: Final = r"/\*M?!(?:[^*/'\"`\#-]|\*(?!/)|/(?!\*)|-(?!-))*+(?:\*/|.*)"
 
-_QUOTED: Final = r"""  "[^"'`\\]*+"(?!")  """
+_QUOTED: Final = r"""  "[^"'`\\]*+"(?!["\w$\\])  """
 _TICKED: Final = r"`(?:[^`'\"\\/\#-]|-(?!-)|/(?![*/]))*+`(?!`)"
 _BRACKETED: Final = r"\[[\w .$\#@-]*+\](?!\])"
-_DOUBLE: Final = r'"(?:[^"]|"")*+(?:"|.*)'
-_DOUBLE_ANYHOW: Final = r'"(?:"".*|(?:[^"\\]|\\[^"]|"")*+(?:"|.*))'
+_DOUBLE: Final = r'"(?:[^"]|"")*+'
+_DOUBLE_ANYHOW: Final = r'"(?:[^"\\]|\\[^"]|"")*+'
+_END: Final = r"""(?:['"](?![\w$\\])|(?P<after>['"].*)|(?P<open>\\?\Z)|.*)"""
 _BRACKETS: Final = r"\[(?:[^\]]|\]\])*+(?:\]|.*)"
 _BRACKETS_OR_LIST: Final = (  # the name and the list must end at one place, with no literal left open
     r"(?:\[|\]\])(?!(?:[^'\"`\[\]\\/\#$-]|-(?!-)|/(?![*/])|\$(?=\d)|'[^'\\\[\]]*+')*+(?:[\[\]]|\Z)).*"
@@ -77,34 +80,36 @@ _POSTGRESQL: Final = _grammar(
     parameter=_NUMBERED,
     names=f"{_QUOTED} | {_TICKED}",
     gaps=f"{_LINE} | {_BLOCK}",
-    values=f"{_STRING_WITH_ESCAPES} | {_STRING} | {_DOUBLE} | {_DOLLARS}",
+    values=f"(?:{_STRING_WITH_ESCAPES}|{_STRING}|{_DOUBLE}){_END} | {_DOLLARS}",
 )
 _ORACLE: Final = _grammar(
     parameter=_NUMBERED_ANYHOW,
     names=_QUOTED,
     gaps=f"{_LINE} | {_BLOCK}",
-    values=f"{_STRING_WITHOUT_ESCAPES} | {_DOUBLE}",
+    values=f"(?:{_STRING_WITHOUT_ESCAPES}|{_DOUBLE}){_END}",
 )
 _SQLITE: Final = _grammar(
     parameter=_TCL_VARIABLE,
     names=f"{_QUOTED} | {_TICKED} | {_BRACKETED}",
     gaps=f"{_LINE} | {_BLOCK}",
-    values=f"{_TCL_TEXT} | {_STRING_WITHOUT_ESCAPES} | {_DOUBLE} | {_BRACKETS}",
+    values=f"{_TCL_TEXT} | (?:{_STRING_WITHOUT_ESCAPES}|{_DOUBLE}){_END} | {_BRACKETS}",
 )
 _SQL_SERVER: Final = _grammar(
     parameter=_NAMED,  # `$1` is an amount of money
     names=_BRACKETED,
     gaps=f"{_LINE} | {_BLOCK}",
-    values=f"{_STRING_WITHOUT_ESCAPES} | {_DOUBLE} | {_BRACKETS}",
+    values=f"(?:{_STRING_WITHOUT_ESCAPES}|{_DOUBLE}){_END} | {_BRACKETS}",
 )
 _ANY: Final = _grammar(
     parameter=_NUMBERED,
     names=_TICKED,
     gaps=f"{_LINE_OR_CODE} | {_BLOCK_OR_CODE} | {_BLOCK}",
-    values=f"{_THRICE} | {_STRING} | {_DOUBLE_ANYHOW} | {_BRACKETS_OR_LIST} | {_DOLLARS_OR_NAMES} | {_VARIABLE_TEXT}",
+    values=f"{_THRICE}|(?:{_STRING}|{_DOUBLE_ANYHOW}){_END}|{_BRACKETS_OR_LIST}|{_DOLLARS_OR_NAMES}|{_VARIABLE_TEXT}",
 )
 
-_GRAMMARS: Final = {
+_NOT_SQL: Final = "redis valkey memcached mongodb elasticsearch opensearch dynamodb aws.dynamodb couchdb geode hbase"
+_GRAMMARS: Final[dict[str, re.Pattern[str] | None]] = {
+    **dict.fromkeys(_NOT_SQL.split()),
     "postgresql": _POSTGRESQL,
     "cockroachdb": _POSTGRESQL,
     "aws.redshift": _POSTGRESQL,
@@ -123,20 +128,27 @@ _BEFORE_A_SIGN: Final = frozenset(
     """SELECT DISTINCT ALL AND OR NOT BETWEEN WHEN THEN ELSE CASE WHERE ON HAVING BY IN LIKE IS LIMIT OFFSET VALUES SET
     RETURN RETURNING DEFAULT WITH START INCREMENT MINVALUE MAXVALUE""".split()  # noqa: SIM905 - a list would be a page
 )
-_BEFORE_A_BARE_VALUE: Final = r"""
-    \ASET\ [\w.@$]+(?:\ [\w.@$]+)?\ ?(?:=|TO\b)
-    | \A(?:CREATE|ALTER)\ (?:USER|ROLE|LOGIN)\b(?:"[^"]*+"|`[^`]*+`|[^"`])*?\bPASSWORD\b
+_SETTING: Final = r"""(?<![\w.@$"`])SET\b(?:\ ?(?:[\w.@$]|"[^"]*+"|`[^`]*+`)++){1,2}\ ?(?::?=|TO\b)"""
+_WITHIN: Final = r"""(?:"[^"]*+"|`[^`]*+`|[^"`;])"""
+_BEFORE_A_BARE_VALUE: Final = rf"""
+    (?:\A|;)[\ (\{{]*+(?:
+        {_SETTING}
+        | ALTER\b{_WITHIN}*?{_SETTING}
+        | (?:CREATE|ALTER)\ (?:USER|ROLE|LOGIN)\b{_WITHIN}*?\bPASSWORD\b
+        | COPY\b(?>{_WITHIN}*?\bFROM\ STDIN\b){_WITHIN}*+;(?=.)
+    )
     | IDENTIFIED\ BY\b | PRAGMA\ [\w.]*key\b
 """
 _MANY: Final = re.compile(
     rf"""(?P<secret>{_BEFORE_A_BARE_VALUE}).*
-    | (?P<plain>(?:(?!(?:IN|VALUES|IDENTIFIED|PRAGMA)\b)\w++|[^\w"`\[]++)++)
+    | (?P<plain>(?:(?!(?:IN|VALUES|IDENTIFIED|PRAGMA)\b)\w++|[^\w"`\[;]++)++)
     | (?P<name>"[^"]*+"|`[^`]*+`|\[[\w .$\#@-]*+\])
     | (?P<list>(?:IN\ ?\(|\[){_ITEM})(?:,\ ?{_ITEM}(?![\w(]))++(?:,[^()\[\]]*\Z)?
     | (?P<rows>VALUES\ ?{_ROW})(?:,\ ?{_ROW})*+(?:,(?:\ ?\([^)]*+)?\Z)?
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+_MANY_STARTS: Final = ("SET", "CREATE ", "ALTER ", "(", "{")
 _MANY_WORDS: Final = ("IN (", "IN(", "VALUES", "[", "IDENTIFIED BY", "PRAGMA")
 """What that pattern may find: a look for it costs a tenth."""
 
@@ -146,12 +158,32 @@ _SURE_NAME: Final = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 
+_COMMAND: Final = re.compile(r"(?:[A-Za-z][A-Za-z_.]{0,31})?")
+_BROKEN: Final = "\ud800"
+_OPEN: Final = "\ud801"
+"""What stands, last, for the rest of a text whose quotes are wrong or do not end: no text has it when it is read."""
+_SHOWN: Final = {"gap": " ", "before": _BROKEN, "after": _BROKEN, "open": _OPEN}
+
 
 def _show(match: re.Match[str]) -> str:
-    kind = match.lastgroup
-    if kind in {"kept", "word"}:
-        return match[0]
-    return " " if kind == "gap" else "?"
+    kind = match.lastgroup or ""
+    return match[0] if kind in {"kept", "word"} else _SHOWN.get(kind, "?")
+
+
+def _without_literals(text: str, whole: str, grammar: re.Pattern[str]) -> str:
+    shown = grammar.sub(_show, text)
+    end = shown[-1:]
+    if end not in {_BROKEN, _OPEN}:
+        return shown
+    if end == _OPEN and len(text) < len(whole):
+        end = grammar.sub(_show, whole)[-1:]
+    if end != _BROKEN and (end != _OPEN or len(whole) >= FARTHEST):  # it was open where it was cut
+        return shown[:-1] + "?"
+    # What looks like code may be a value: nothing from the first quote on is sure.
+    quoted = [match for match in grammar.finditer(text) if match.lastgroup != "gap" and {*"'\""} & {*match[0]}]
+    names_too = quoted[-1][0][0] == '"'
+    first = next(match.start() for match in quoted if names_too or match.lastgroup != "kept")
+    return grammar.sub(_show, text[:first]) + "?"
 
 
 def _show_one(match: re.Match[str]) -> str:
@@ -167,20 +199,20 @@ def _show_binary(match: re.Match[str]) -> str:
     return match[0][0] + " " * (len(match[0]) > 1)
 
 
-def _show_sure_name(match: re.Match[str]) -> str:
-    return match[1] or "?"
-
-
-def _without_values(text: str, system: str) -> str:
+def _without_values(text: str, system: str, whole: str = "") -> str:
+    grammar = _GRAMMARS.get(system, _ANY)
+    if grammar is None:  # not SQL: of a command its first word is sure
+        first, *more = text.split(None, 1) or [""]
+        return first + " ?" * len(more) if _COMMAND.fullmatch(first) else "?"
     if not text.isascii():
         text = text.encode("utf-8", "replace").decode()  # a lone surrogate would lose the whole batch of spans
-    text = " ".join(_GRAMMARS.get(system, _ANY).sub(_show, text).split())
+    text = " ".join(_without_literals(text, whole or text, grammar).split())
     if system == "sqlite" and '"' in text:
-        text = _SURE_NAME.sub(_show_sure_name, text)
+        text = _SURE_NAME.sub(lambda name: name[1] or "?", text)
     if "-" in text or "+" in text:
         text = _SIGNS.sub(_show_binary, text)
     folded = text.upper()
-    if folded.startswith(("SET ", "CREATE ", "ALTER ")) or any(word in folded for word in _MANY_WORDS):
+    if folded.startswith(_MANY_STARTS) or ";" in folded[:-1] or any(word in folded for word in _MANY_WORDS):
         text = _MANY.sub(_show_one, text)
     return text
 
@@ -189,9 +221,10 @@ def sanitise(statement: str, system: str = "other_sql") -> str:
     """Return the first 2,048 characters of a statement with `?` for every literal, on one line, without comments.
 
     Where systems read the same text differently (`system` is the `db.system.name`) it hides too much, never too little.
-    Of the placeholders of an `IN` list and of the rows of `VALUES` the first is shown, so that texts stay few.
+    If quotes are wrong, it shows nothing from the first on; of what is not SQL (Redis, MongoDB), the first word. Of the
+    placeholders of an `IN` list and of the rows of `VALUES` the first is shown, so that texts stay few.
     """
-    return _without_values(statement[:LONGEST], system)[:LONGEST]
+    return _without_values(statement[:LONGEST], system, statement[:FARTHEST])[:LONGEST]
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +334,17 @@ _COMMON_TABLE: Final = re.compile(
 )
 _UNQUOTED: Final = str.maketrans("", "", '"`[]')
 _TABLE_NAME: Final = re.compile(rf"[\w$][\w$.]{{0,{LONGEST_TABLE - 1}}}")
+_OPERATION_NAME: Final = re.compile("[A-Za-z][A-Za-z_ ]{0,31}")
+
+
+def is_name(text: str) -> bool:
+    """Tell whether a text is a plain table name, with or without its schema: no statement."""
+    return _TABLE_NAME.fullmatch(text) is not None
+
+
+def is_operation(text: str) -> bool:
+    """Tell whether a text can name an operation: at most 32 letters, underscores and spaces."""
+    return _OPERATION_NAME.fullmatch(text) is not None
 
 
 def _named(text: str) -> tuple[str, str | None]:
@@ -348,7 +392,7 @@ def _table(text: str, at: int, *, of_a_read: bool = False) -> str | None:
     if match is None or (match["call"] if of_a_read else "(" in match["parens"]):
         return None
     name = _bare(match["name"])
-    return name if match["name"].upper() not in _NO_TABLES and _TABLE_NAME.fullmatch(name) else None
+    return name if match["name"].upper() not in _NO_TABLES and is_name(name) else None
 
 
 def _bare(name: str) -> str:

@@ -61,11 +61,9 @@ class Watch:
 
     def begin(self) -> None:
         """Put what measures around the engine or pool: somebody is told now."""
-        raise NotImplementedError
 
     def end(self) -> None:
         """Take away what `begin` put there, as far as it came: nobody is told any more."""
-        raise NotImplementedError
 
     def add(
         self,

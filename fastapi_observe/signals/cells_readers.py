@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import sleep
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -69,6 +70,7 @@ class Readers:
         for collector in self._collectors():
             if not is_reader(collector):
                 continue
+            sleep(0)  # as in `text_of`
             try:
                 for family in collector.collect():
                     if isinstance(collector, MetricWrapperBase) or mode_of(family.name, family.type) == "once":

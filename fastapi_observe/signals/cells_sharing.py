@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastapi_observe.signals.cells import WorkersCollector, detach, series_of
-from fastapi_observe.signals.cells_client import inherited
-from fastapi_observe.signals.cells_view import SharedView
 from fastapi_observe.signals.exposition import collectors
 from fastapi_observe.signals.series import Bounded
 
@@ -19,6 +17,7 @@ if TYPE_CHECKING:
     from fastapi_observe.records.faults import Faults
     from fastapi_observe.signals.business import Catalogue
     from fastapi_observe.signals.cells import Worker
+    from fastapi_observe.signals.cells_view import SharedView
 
 
 class Sharing:
@@ -52,6 +51,8 @@ class Sharing:
 
     def share(self, worker: Worker, scope: str) -> None:
         """Put all values where the other workers see them; `scope` tells the installs of one process apart."""
+        from fastapi_observe.signals.cells_view import SharedView  # noqa: PLC0415 - a single process needs none of it
+
         view = SharedView(worker, scope, self._budget, self._metrics, self._registries, self._faults, collectors)
         with self._budget.lock:
             self._budget.store = view.cells
@@ -74,6 +75,8 @@ class Sharing:
 
     def forked(self) -> None:
         """Begin at zero in a forked child, where nobody holds a lock."""
+        from fastapi_observe.signals.cells_client import inherited  # noqa: PLC0415 - as above
+
         self._budget.lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 - as the threading module does
         self._renew()
         view, self._view = self._view, None

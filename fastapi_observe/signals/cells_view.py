@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -13,12 +14,11 @@ from fastapi_observe.signals.cells_client import ClientCells, honours_directory,
 from fastapi_observe.signals.cells_merged import Index, Merged
 from fastapi_observe.signals.cells_readers import Readers
 from fastapi_observe.signals.cells_samples import Alone, Exemplars, Samples
+from fastapi_observe.signals.cells_shown import Given, MergedText, SamplesNow, SharedRegistry
 from fastapi_observe.signals.series import Bounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-
-    from prometheus_client.metrics_core import Metric
 
     from fastapi_observe.records.faults import Faults
     from fastapi_observe.signals.cells import Answer, Worker
@@ -95,7 +95,10 @@ class SharedView:
         for name, entries in self.worker.exemplars.items() if openmetrics else ():
             for at, cell, labels, value, timestamp in entries:
                 exemplars.setdefault((name, at), {})[cell] = (labels, value, timestamp)
-        return [SharedRegistry(self, registry, name, exemplars) for registry, name in self._registries.items()]
+        return [
+            SharedRegistry(partial(self.shown, registry, name, exemplars))
+            for registry, name in self._registries.items()
+        ]
 
     def shown(self, registry: CollectorRegistry, name: str, exemplars: Exemplars) -> Iterator[Any]:
         """Yield what a registry shows: our own families, prometheus_client's, and what collectors read."""
@@ -142,56 +145,3 @@ class SharedView:
 
         if registry is REGISTRY or any(is_stock(collector) for collector in self._collectors(registry)):
             yield MultiProcessCollector(None)  # type: ignore[no-untyped-call]
-
-
-class SharedRegistry:
-    """A registry as all workers have it."""
-
-    def __init__(self, view: SharedView, registry: CollectorRegistry, name: str, exemplars: Exemplars) -> None:
-        self._view = view
-        self._of = registry, name, exemplars
-
-    def shown(self) -> Iterator[Any]:
-        """Yield the collectors."""
-        return self._view.shown(*self._of)
-
-
-class Given:
-    """A collector of families that are there already."""
-
-    def __init__(self, families: list[Metric]) -> None:
-        self.families = families
-
-    def collect(self) -> list[Metric]:
-        """Return them."""
-        return self.families
-
-
-class SamplesNow:
-    """A collector of the samples of all workers."""
-
-    def __init__(self, samples: Samples, alone: Sequence[Alone], exemplars: Exemplars) -> None:
-        self._samples = samples
-        self._with = alone, exemplars
-
-    def collect(self) -> list[Metric]:
-        """Add them up."""
-        return [self._samples.metric(*self._with)]
-
-
-class MergedText:
-    """A merged family, ready to be written."""
-
-    def __init__(self, merged: Merged, exemplars: Exemplars, alone: list[Bounded]) -> None:
-        self._merged = merged
-        self._exemplars = exemplars
-        self._alone = alone
-
-    def family(self) -> tuple[str, str]:
-        """Return the name of the family, without the ending of counters, and its type."""
-        return self._merged.family()
-
-    def text(self, *, openmetrics: bool) -> str:
-        """Return the family in the text format, or in OpenMetrics with exemplars; empty without a series."""
-        series = self._merged.series_of_all(self._exemplars, self._alone)
-        return self._merged.shape.text_of(series, openmetrics=openmetrics)

@@ -1,15 +1,14 @@
-"""The queue between a signal and its collector, and the two threads behind it: one encodes, one sends.
+"""The queue between a signal and its collector: many threads put items in, one thread of ours sends them.
 
-The caller's part is one append. What was appended is encoded at once, a few items at a time, so that it is small, its
-bytes are known and nobody waits long for the interpreter; so a collector that hangs holds up the sending alone.
+Whoever fills a slice encodes it, right there: encoding in a thread of its own costs half as much again, for it makes
+two threads take turns with the interpreter. So what waits is small, its bytes are known, and a collector that hangs
+holds up nothing but the thread that sends.
 """
 
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
-from queue import Empty, SimpleQueue
-from time import monotonic, sleep
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fastapi_observe.signals.export_lifetime import at_exit, at_fork
@@ -24,14 +23,8 @@ if TYPE_CHECKING:
     from fastapi_observe.signals.export_counts import Counts
     from fastapi_observe.signals.export_transport import Transport
 
-GAP: Final = 0.0005
-"""Seconds of sleep between two slices, in which other threads get the interpreter."""
-
-MOST_RAW: Final = 3 * SLICE
-"""Items that wait for the thread that encodes; who adds more encodes a slice: their bytes are not known yet."""
-
 PARTING: Final = 0.2
-"""Seconds that threads which were told to end may take for it."""
+"""Seconds that a thread which was told to end may take for it."""
 
 
 class Encoder(Requests, Protocol):
@@ -44,7 +37,7 @@ class Encoder(Requests, Protocol):
 class ExportQueue:
     """Takes items of one signal, encodes them and sends them to a collector; keeps the newest, counts the others.
 
-    Threads start with the first item, in a forked child with the child's first item. Every count is exact at every
+    The thread starts with the first item, in a forked child with the child's first item. Every count is exact at every
     moment: produced = exported + dropped + queued.
     """
 
@@ -59,15 +52,11 @@ class ExportQueue:
 
     def _renew(self) -> None:
         self._store = Store(self._limits)
-        self._raw = self._store.raw
         self._outage = Outage(self.name, self._transport.target)
-        self._sender = Sender(self._store, self._encoder, self._transport, self._outage, self._faults)
-        # The one queue of the standard library that `__del__` may use in the middle of itself.
-        self._wake: SimpleQueue[None] = SimpleQueue()
-        self._wake_at = 1
-        self._asleep = False
-        self._due: float | None = None
-        self._threads: tuple[threading.Thread, ...] = ()
+        self._sender = Sender(
+            self._store, self._encoder, self._transport, self._outage, self._encode_slice, self._faults
+        )
+        self._thread: threading.Thread | None = None
         self._undo_exit: Callable[[], None] | None = None
 
     def _begin_as_child(self) -> None:
@@ -76,11 +65,12 @@ class ExportQueue:
         self._renew()
 
     def put(self, item: Any) -> None:
-        """Take an item. Costs an append, and never waits for anybody."""
-        raw = self._raw
+        """Take an item. Costs an append, for one item in SLICE the encoding of a slice; never waits for anybody."""
+        store = self._store
+        raw = store.raw
         raw.append(item)
-        if len(raw) >= self._wake_at:
-            self._rouse()
+        if len(raw) >= store.wake_at:
+            self._react()
 
     def counts(self) -> Counts:
         """Read every count."""
@@ -98,8 +88,8 @@ class ExportQueue:
             goal, lost = store.produced(), store.lost()
             if store.settled() >= goal:
                 return True
-        self._rouse()
-        self._wake.put(None)
+        if self._thread is None:
+            self._react()
         return self._sender.flush(goal, deadline) and store.lost() == lost
 
     def close(self, timeout: float | None = None) -> None:
@@ -116,75 +106,35 @@ class ExportQueue:
                 return
             store.closed = True
             store.changed.notify_all()
-        self._wake.put(None)
         self._transport.abort()
-        end = min(max(deadline, monotonic() + PARTING / 2), monotonic() + PARTING)
-        for thread in self._threads:
-            thread.join(max(0.0, end - monotonic()))
-        self._wake_at = 0
+        if self._thread is not None:
+            self._thread.join(PARTING)
         store.abandon()
         if self._undo_exit is not None:
             self._undo_exit()
 
-    def _rouse(self) -> None:
+    def _react(self) -> None:
+        """Do what a new item calls for: start the thread, tell it that its pause has ended, or encode a slice."""
         store = self._store
         try:
             if store.closed:
                 store.refuse_raw()
-                return
-            if not self._threads:
-                self._start()
-            if self._asleep:
-                self._asleep = False
-                self._wake.put(None)
-            if len(self._raw) >= MOST_RAW:
+            elif len(store.raw) >= SLICE:
                 self._encode_slice()
+            else:
+                store.begin()
+            if self._thread is None and not store.closed:
+                self._start()
         except Exception as exc:  # noqa: BLE001 - no thread starts while the interpreter ends
             self._faults("export.put", exc)
 
     def _start(self) -> None:
         with self._store.changed:
-            if self._threads:
-                return
-            self._undo_exit = at_exit(self, ExportQueue.close)
-            loops = (("encode", self._encode), ("export", self._sender.run))
-            threads = tuple(
-                threading.Thread(target=loop, name=f"fastapi-observe-{verb}-{self.name}", daemon=True)
-                for verb, loop in loops
-            )
-            for thread in threads:
+            if self._thread is None:
+                thread = threading.Thread(target=self._sender.run, name=f"fastapi-observe-{self.name}", daemon=True)
                 thread.start()
-            self._threads = threads
-
-    # The thread that encodes
-
-    def _encode(self) -> None:
-        store = self._store
-        while not store.closed:
-            try:
-                self._sleep()
-                if self._raw and self._due is None:
-                    self._due = monotonic() + self._limits.delay
-                while self._raw and not store.closed:
-                    self._encode_slice()
-                    if self._raw and not self._sender.flushing:
-                        sleep(GAP)
-                self._release()
-            except Exception as exc:  # noqa: BLE001 - the thread must live on
-                self._faults("export.encode", exc)
-                sleep(GAP)
-
-    def _sleep(self) -> None:
-        """Wait for a slice's worth of items, or until those that wait are due; without any, for the first."""
-        wanted = 1 if self._due is None else SLICE
-        self._asleep = True
-        self._wake_at = wanted
-        if len(self._raw) < wanted:
-            left = None if self._due is None else max(0.0, self._due - monotonic())
-            with suppress(Empty):
-                self._wake.get(timeout=left)
-        self._asleep = False
-        self._wake_at = 0 if self._store.closed else MOST_RAW
+                self._thread = thread
+                self._undo_exit = at_exit(self, ExportQueue.close)
 
     def _encode_slice(self) -> None:
         store = self._store
@@ -195,24 +145,4 @@ class ExportQueue:
                 entries.append((*self._encoder.encode(item), 0))
             except Exception as exc:  # noqa: BLE001 - the others are sent all the same
                 self._faults("export.encode", exc)
-        before = store.lost()
         store.add(entries, len(items))
-        if store.lost() > before:
-            self._tell_lost()
-        if len(store.ready) >= self._limits.batch or self._sender.flushing:
-            with store.changed:
-                store.changed.notify_all()
-
-    def _tell_lost(self) -> None:
-        for reason in ("queue_full", "bytes", "too_large", "internal_error"):
-            if number := self._store.dropped[reason]:
-                self._outage.tell(reason, f"has dropped {number} {self.name} so far: {reason}")
-
-    def _release(self) -> None:
-        """Have everything sent once the oldest item is due."""
-        store = self._store
-        if self._due is not None and (self._sender.flushing or monotonic() >= self._due):
-            self._due = None
-            with store.changed:
-                store.released = len(store.ready)
-                store.changed.notify_all()

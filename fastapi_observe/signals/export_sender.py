@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from collections import Counter
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Final, Protocol
 
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
 
+from fastapi_observe.signals.export_store import SLICE
 from fastapi_observe.signals.export_transport import Answer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fastapi_observe.records.faults import Faults
     from fastapi_observe.signals.export_outage import Outage
     from fastapi_observe.signals.export_store import Entry, Store
     from fastapi_observe.signals.export_transport import Transport
+
+
+RECOVERY: Final = 0.05
+"""Seconds of sleep after a fault of ours, so that one that repeats keeps no processor busy."""
 
 
 class Requests(Protocol):
@@ -26,20 +34,25 @@ class Requests(Protocol):
 class Sender:
     """Sends what is in a store, oldest first, until it is closed; then closes the connection."""
 
-    def __init__(self, store: Store, requests: Requests, transport: Transport, outage: Outage, faults: Faults) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 - whom it brings together
+        self,
+        store: Store,
+        requests: Requests,
+        transport: Transport,
+        outage: Outage,
+        encode_slice: Callable[[], None],
+        faults: Faults,
+    ) -> None:
         self.hopeless = False  # a flush need not wait any longer
         self._store = store
         self._requests = requests
         self._transport = transport
         self._outage = outage
+        self._encode_slice = encode_slice
         self._faults = faults
         self._flushes: list[float] = []
         self._tried = False
-
-    @property
-    def flushing(self) -> bool:
-        """Whether somebody waits for a flush."""
-        return bool(self._flushes)
+        self._told_lost: Counter[str] = Counter()
 
     def flush(self, goal: int, deadline: float) -> bool:
         """Wait until `goal` items are settled, but not longer than it may help; tell whether they are."""
@@ -62,27 +75,70 @@ class Sender:
     def run(self) -> None:
         """Be the thread."""
         attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))  # noqa: FBT003 - what we send is not traced
-        try:
-            while self._wait():
-                self._send()
-        finally:
-            self._transport.close()
+        while not self._store.closed:
+            try:
+                if self._wait():
+                    self._work()
+            except Exception as exc:  # noqa: BLE001 - the thread must live on
+                self._faults("export.run", exc)
+                sleep(RECOVERY)
+        self._transport.close()
+
+    def _work(self) -> None:
+        if self._is_due(monotonic()):
+            self._gather()
+        if self._pause() == 0:
+            self._send()
 
     def _wait(self) -> bool:
-        """Wait until something is to be sent; tell whether the queue goes on."""
-        store, outage = self._store, self._outage
+        """Wait until something is to be done; tell whether there is, or whether the queue has ended."""
+        store = self._store
         with store.changed:
             while not store.closed:
-                wait: float | None = None
-                if store.ready and (store.released or self._flushes or len(store.ready) >= store.limits.batch):
-                    wait = outage.retry_at - monotonic()
-                    if wait <= 0 or (self._flushes and not self._tried and not outage.strict):
-                        return True
-                    if self._flushes and outage.retry_at >= max(self._flushes):
-                        self.hopeless = True
-                        store.changed.notify_all()
-                store.changed.wait(wait)
+                now = monotonic()
+                pause = self._pause()
+                if self._is_due(now) or pause == 0:
+                    return True
+                if pause is not None and self._flushes and now + pause >= max(self._flushes):
+                    self.hopeless = True
+                    store.changed.notify_all()
+                if store.due is None:
+                    store.wake_at = 1
+                    if store.raw:  # put before that was known
+                        store.begin()
+                        continue
+                else:
+                    pause = min(store.due - now, store.due - now if pause is None else pause)
+                store.changed.wait(pause)
         return False
+
+    def _is_due(self, now: float) -> bool:
+        """Tell whether everything that was put is to be sent now."""
+        due = self._store.due
+        return (due is not None and now >= due) or bool(self._flushes and self._store.raw)
+
+    def _gather(self) -> None:
+        """Encode what no full slice was made of, and have everything sent."""
+        for _ in range(0, len(self._store.raw), SLICE):
+            self._encode_slice()
+        self._store.release()
+        self._tell_lost()
+
+    def _tell_lost(self) -> None:
+        lost = self._store.dropped
+        for reason in ("queue_full", "bytes", "too_large", "internal_error"):
+            if lost[reason] > self._told_lost[reason]:
+                self._outage.tell(reason, f"has dropped {lost[reason]} {self._outage.items} so far: {reason}")
+        self._told_lost = lost.copy()
+
+    def _pause(self) -> float | None:
+        """Return in how many seconds a request may be sent: 0 for now, None if there is nothing to send."""
+        store, outage = self._store, self._outage
+        if not store.ready or not (store.released or self._flushes or len(store.ready) >= store.limits.batch):
+            return None
+        if self._flushes and not self._tried and not outage.strict:
+            return 0
+        return max(0, outage.retry_at - monotonic())
 
     def _send(self) -> None:
         store, outage = self._store, self._outage

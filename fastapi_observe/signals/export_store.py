@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from time import time
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.signals.export_counts import Counts, Durations
@@ -12,8 +12,8 @@ from fastapi_observe.signals.export_counts import Counts, Durations
 if TYPE_CHECKING:
     from fastapi_observe.signals.export_transport import Answer
 
-SLICE: Final = 32
-"""Items that are encoded in one go."""
+SLICE: Final = 16
+"""Items that are encoded in one go: enough to be cheap, few enough that nobody waits for it."""
 
 LARGEST_BODY: Final = 4_194_304
 """Bytes of one request before compression: what gRPC and collectors take without being told to."""
@@ -49,7 +49,9 @@ class Store:
         self.raw: deque[Any] = deque()
         self.ready: deque[Entry] = deque()
         self.sending: list[Entry] = []
+        self.due: float | None = None  # when everything is to be sent
         self.released = 0  # how many of `ready` are due
+        self.wake_at = 1  # how many of `raw` call for a reaction
         self.closed = False
         self.abandoned = False
         self.dropped: Counter[str] = Counter()
@@ -101,6 +103,22 @@ class Store:
                 self._taken += 1
                 self.dropped["queue_full"] += 1
 
+    def begin(self) -> None:
+        """After a pause: what is put from now on is due together."""
+        with self.changed:
+            if self.abandoned:
+                return
+            self.wake_at = SLICE
+            if self.due is None:
+                self.due = monotonic() + self.limits.delay
+                self.changed.notify_all()
+
+    def release(self) -> None:
+        """Have everything sent."""
+        with self.changed:
+            self.due = None
+            self.released = len(self.ready)
+
     def take_slice(self) -> list[Any]:
         """Take raw items to encode."""
         with self.changed:
@@ -122,6 +140,10 @@ class Store:
             self.ready.extend(fit)
             self._bytes += sum(len(entry[1]) for entry in fit)
             self.shed()
+            if self.due is None:
+                self.begin()
+            if len(self.ready) - len(fit) < self.limits.batch <= len(self.ready):
+                self.changed.notify_all()
 
     def take_batch(self) -> list[Entry]:
         """Take the oldest encoded items, as many as one request may carry."""
@@ -187,6 +209,7 @@ class Store:
         """Drop everything that is left, and count nothing from now on but what is put."""
         with self.changed:
             self.abandoned = True
+            self.wake_at = 0
             self.refuse_raw()
             self._drop("shutdown", self._encoding + len(self.ready) + len(self.sending))
             self.ready.clear()

@@ -13,7 +13,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.openmetrics import exposition as stock_openmetrics
 
 from fastapi_observe.records.package import version_of
-from fastapi_observe.signals.cells_view import Given, MergedText, SharedRegistry
+from fastapi_observe.signals.cells_shown import Given, MergedText, SharedRegistry
 from fastapi_observe.signals.series import Bounded
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def render(registries: Iterable[Any], accept: str, accept_encoding: str, faults:
     taken: set[str] = set()
     for registry in registries:
         for collector in collectors(registry):
+            sleep(0)  # gives the interpreter to the event loop
             try:
                 for names, text in _families(collector, openmetrics=openmetrics):
                     if not taken.isdisjoint(names):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from itertools import accumulate
 from math import isfinite
-from time import time
+from time import sleep, time
 from typing import TYPE_CHECKING, Any, Final
 
 import prometheus_client
@@ -26,6 +26,9 @@ LABEL_LENGTH: Final = 1024
 
 EXEMPLAR_LENGTH: Final = 128
 """Longest label set of an exemplar, in characters (OpenMetrics 1.0, "Exemplars")."""
+
+AT_ONCE: Final = 32
+"""Series that are written before other threads may go on."""
 
 go_float: Callable[[float], str] = floatToGoString
 """How Prometheus writes a number."""
@@ -196,7 +199,9 @@ class Bounded(MetricWrapperBase):
             documentation = documentation.replace('"', r"\"")
         parts = [f"# HELP {name} {documentation}\n# TYPE {name} {self._type}\n"]
         template = self.template()
-        for child in series:
+        for number, child in enumerate(series):
+            if number % AT_ONCE == 0:
+                sleep(0)  # gives the interpreter to the event loop, which would wait 5 ms for it
             lines = template % self.arguments(child)
             if openmetrics and child.exemplars:
                 lines = with_exemplars(lines, child.exemplars.copy())

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from fastapi_observe.signals.series import Bounded
 
 OVERFLOW: Final = "__overflow__"
 """Every label value of the series that takes what is beyond the bound."""
@@ -32,13 +30,26 @@ class Series(Protocol):
         """Return the values of the cells, as of one moment."""
 
 
+class Family(Protocol):
+    """A metric with label sets."""
+
+    def children(self) -> dict[Sequence[str], Any]:
+        """Return the children by their label values."""
+
+    def shown_name(self) -> str:
+        """Return the name under which the text format shows the metric."""
+
+    def widest_label(self) -> str:
+        """Return the name of the label that has the most values."""
+
+
 class Store(Protocol):
     """Where cells stand that other processes see."""
 
-    def bind(self, child: Bounded) -> None:
+    def bind(self, child: Any) -> None:
         """Give a new series its cells."""
 
-    def release(self, child: Bounded) -> None:
+    def release(self, child: Any) -> None:
         """Give up a series that was removed."""
 
 
@@ -56,7 +67,7 @@ class SeriesBudget:
         self.per_metric = per_metric
         self.total = total
         self.lock = threading.RLock()
-        self.families: list[Bounded] = []
+        self.families: list[Family] = []
         self.overflows: dict[str, int] = {}
         self.store: Store | None = None
 
@@ -64,11 +75,11 @@ class SeriesBudget:
         """Return the number of label sets that are kept."""
         return sum(len(family.children()) for family in self.families)
 
-    def full(self, family: Bounded) -> bool:
+    def full(self, family: Family) -> bool:
         """Tell whether `family` may get no further label set."""
         return len(family.children()) >= self.per_metric or self.count() >= self.total
 
-    def refuse(self, family: Bounded) -> None:
+    def refuse(self, family: Family) -> None:
         """Count a label set that found no place; warn at the first one of the metric."""
         name = family.shown_name()
         with self.lock:

@@ -1,0 +1,63 @@
+"""What a scrape of many workers shows, as collectors; light, since the single process imports it too."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any
+
+    from prometheus_client.metrics_core import Metric
+
+    from fastapi_observe.signals.cells_merged import Merged
+    from fastapi_observe.signals.cells_samples import Alone, Exemplars, Samples
+    from fastapi_observe.signals.series import Bounded
+
+
+class SharedRegistry:
+    """A registry as all workers have it; `shown` yields its collectors."""
+
+    def __init__(self, shown: Callable[[], Iterator[Any]]) -> None:
+        self.shown = shown
+
+
+class Given:
+    """A collector of families that are there already."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self.families = families
+
+    def collect(self) -> list[Metric]:
+        """Return them."""
+        return self.families
+
+
+class SamplesNow:
+    """A collector of the samples of all workers."""
+
+    def __init__(self, samples: Samples, alone: Sequence[Alone], exemplars: Exemplars) -> None:
+        self._samples = samples
+        self._with = alone, exemplars
+
+    def collect(self) -> list[Metric]:
+        """Add them up."""
+        return [self._samples.metric(*self._with)]
+
+
+class MergedText:
+    """A merged family, ready to be written."""
+
+    def __init__(self, merged: Merged, exemplars: Exemplars, alone: list[Bounded]) -> None:
+        self._merged = merged
+        self._exemplars = exemplars
+        self._alone = alone
+
+    def family(self) -> tuple[str, str]:
+        """Return the name of the family, without the ending of counters, and its type."""
+        return self._merged.family()
+
+    def text(self, *, openmetrics: bool) -> str:
+        """Return the family in the text format, or in OpenMetrics with exemplars; empty without a series."""
+        series = self._merged.series_of_all(self._exemplars, self._alone)
+        return self._merged.shape.text_of(series, openmetrics=openmetrics)
