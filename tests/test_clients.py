@@ -212,3 +212,20 @@ def test_unsampled_parent(observed: Callable[..., Seen]) -> None:
     assert seen.total("db_queries_total") == 1
     (line,) = [line for line in seen.lines if line["logger"] == "fastapi_observe.operation"]
     assert (line["trace_id"], line["span_id"]) == ("a" * 32, "b" * 16)
+
+
+async def test_what_is_no_operation_and_no_table(observed: Callable[..., Seen]) -> None:
+    """A statement given as operation or table becomes neither label nor name; odd arguments raise nothing."""
+    told = observed(Starlette())
+    db = told.observe.db
+    odd = ["x"]
+    for query in (
+        db.query("SELECT * FROM users WHERE token = 'hunter2'"),
+        db.query("SELECT", table="users where a = 'hunter2'"),
+        db.query(odd, table=odd, parameters=iter(odd)),  # type: ignore[arg-type]
+    ):
+        with query:
+            query.rows("x")  # type: ignore[arg-type]
+    assert [span.name for span in told.spans] == ["SELECT users", "SELECT", "OTHER"]
+    assert "hunter2" not in told.text + str([dict(span.attributes or {}) for span in told.spans])
+    assert told.observe.faults.counts == {}

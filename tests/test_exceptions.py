@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from typing import TypeVar
 
 import pytest
 
@@ -16,14 +17,15 @@ from fastapi_observe.records.exceptions import (
 )
 
 HIDDEN = "hunter2"
+E = TypeVar("E", bound=BaseException)
 
 
-def raised(exc: BaseException, cause: BaseException | None = None) -> BaseException:
+def raised(exc: E, cause: BaseException | None = None) -> E:
     """Return an exception that has been raised."""
     try:
         raise exc from cause  # noqa: TRY301 - it needs a traceback
-    except BaseException as caught:  # noqa: BLE001 - any kind is given
-        return caught
+    except BaseException:  # noqa: BLE001 - any kind is given
+        return exc
 
 
 def test_a_secret_whose_name_would_be_cut_off() -> None:

@@ -29,9 +29,8 @@ from fastapi_observe import (
     install,
     traced,
 )
-from fastapi_observe.clients.database import DatabaseClient
+from fastapi_observe.clients.database import DatabaseClient, Query
 from fastapi_observe.clients.external import ExternalCall, ExternalClient
-from fastapi_observe.records.operation import Operation
 from fastapi_observe.signals.logs import ObserveLogger
 from fastapi_observe.signals.metrics import MetricsService
 from fastapi_observe.signals.series import Counter, Gauge, Histogram
@@ -108,7 +107,7 @@ def test_what_is_called_on_it() -> None:
     assert_type(observe.metrics.gauge("carts_open", "Open carts."), Gauge)
     assert_type(observe.metrics.histogram("cart_items", "Items in a cart."), Histogram)
     with observe.db.query("SELECT", table="orders") as query:
-        assert_type(query, Operation)
+        assert_type(query, Query)
     with observe.external.call("billing", "get_invoice") as call:
         assert_type(call, ExternalCall)
     observe.close()
@@ -138,7 +137,7 @@ def test_aliases_are_what_they_give() -> None:
         assert_type(span, Span)
         assert_type(observe, Observability)
         async with db.query("SELECT", table="orders") as query, external.call("billing", "get") as call:
-            assert_type(query, Operation)
+            assert_type(query, Query)
             assert_type(call, ExternalCall)
         with tracing.span("price order") as inner:
             assert_type(inner, Span)

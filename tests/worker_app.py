@@ -10,30 +10,15 @@ import prometheus_client
 from fastapi import FastAPI
 
 from fastapi_observe import install
-from fastapi_observe.runtime.workers import Workers
 
 if TYPE_CHECKING:
     from fastapi_observe import Observability
+    from fastapi_observe.runtime.workers import Workers
 
 
 def wired(observe: Observability) -> Workers:
-    """Return what shares the metrics with other workers, started and stopped with the app."""
-    if hasattr(observe, "workers"):
-        return observe.workers  # type: ignore[no-any-return]
-    workers = Workers(observe.settings, observe.faults, observe.metrics.sharing)
-    started, stop = observe.started, observe.stop
-
-    def start() -> None:
-        workers.start()
-        started()
-
-    async def stopped() -> None:
-        await stop()
-        workers.stop()
-
-    observe.started, observe.stop = start, stopped  # type: ignore[method-assign]
-    observe.on_close(workers.stop)
-    return workers
+    """Return what shares the metrics with other workers."""
+    return observe.workers
 
 
 def make() -> FastAPI:

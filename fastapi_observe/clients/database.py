@@ -7,7 +7,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fastapi_observe.clients.errors import error_of_driver, outcome_of_query
-from fastapi_observe.clients.statements import LONGEST, Statements
+from fastapi_observe.clients.statements import LONGEST, Statements, is_name, is_operation
 from fastapi_observe.records.operation import OPERATION, Operation, OperationReporter
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Query(Operation):
 
     def rows(self, count: int) -> None:
         """Note how many rows came back, or were changed; a negative number stands for unknown."""
-        if count >= 0:
+        if isinstance(count, int) and count >= 0:
             self.details["db.response.returned_rows"] = count
 
     def _fail(self, exc: BaseException) -> None:
@@ -151,15 +151,22 @@ class DatabaseClient:
         """Measure one query: `async with db.query("SELECT", table="orders", statement=sql):`, or plain `with`.
 
         `operation` and `table` become metric labels (`db_queries_total`, `db_query_duration_seconds`,
-        `db_query_errors_total`) and the span's name; what is not given is read from the statement. `statement` (text,
-        bytes, or what becomes text, as SQLAlchemy's constructs do) is shown with `?` for every literal; of `parameters`
-        only the number is. `system` is the `db.system.name` of the semantic conventions, `pool` the name of the
-        connection pool. What an instrumented engine or pool sends inside is part of this query, not one more.
+        `db_query_errors_total`) and the span's name; what is not given, or is no word or no name (a whole statement,
+        say), is read from the statement. `statement` (text, bytes, or what becomes text, as SQLAlchemy's constructs do)
+        is shown with `?` for every literal; of `parameters` only the number is. `system` is the `db.system.name` of the
+        semantic conventions, `pool` the name of the connection pool. What an instrumented engine or pool sends inside
+        is part of this query, not one more.
         """
+        try:
+            new = (operation, table) not in self._labels
+        except TypeError:
+            new = True
+        if new:  # never seen: they may be anything
+            statement, operation, table = _sorted_out(statement, operation, table)
         described = None if statement is None else self._statements.describe(statement, system)
         if described is not None:
             operation, table = operation or described.operation, table or described.table
-        count = None if parameters is None else len(parameters)
+        count = _length(parameters)
         facts = None if pool is None else {"db.client.connection.pool.name": pool}
         return self._make(operation or "OTHER", table, described, system, count, facts)
 
@@ -263,3 +270,18 @@ class DatabaseClient:
     def event(self, pool: str, event: str) -> None:
         """Count what happens on a connection, or that there was none: `db_connection_events_total{pool,event}`."""
         self._reporter.connection_event(pool, event)
+
+
+def _sorted_out(statement: object, operation: object, table: object) -> tuple[object, str | None, str | None]:
+    """Return statement, operation and table; a statement given as the operation is taken as what it is."""
+    if operation is not None and not (isinstance(operation, str) and is_operation(operation)):
+        statement, operation = statement or operation, None
+    return statement, operation, table if isinstance(table, str) and is_name(table) else None
+
+
+def _length(parameters: object) -> int | None:
+    """Return how many parameters there are; None where nothing tells."""
+    try:
+        return None if parameters is None else len(parameters)  # type: ignore[arg-type]
+    except TypeError:
+        return None
