@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     from fastapi_observe.records.pool import PoolState
     from fastapi_observe.records.signal import Signal, Told
     from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.signals.export_queue import ExportQueue
     from fastapi_observe.signals.logs import ObserveLogger
+    from fastapi_observe.signals.otlp_push import MetricsPush
 
 C = TypeVar("C")
 
@@ -93,6 +95,11 @@ class Observability:
         self.loop: Any = None
         self.closed = False
         self.workers = Workers(settings, self.faults, self.metrics.sharing)
+        self._pushes: list[ExportQueue | MetricsPush] = []
+        if settings.otlp_logs or settings.otlp_metrics:
+            from fastapi_observe.signals.export_pushes import open_pushes  # noqa: PLC0415 - seldom wanted
+
+            self._pushes = open_pushes(settings, self.tracing, self.metrics.registry, self.logs, self.faults)
         if settings.logs:
             self.logs.start()
         background.watch()
@@ -309,6 +316,9 @@ class Observability:
     def started(self) -> None:
         """Begin what needs the running event loop; again after a restart in another loop."""
         self.workers.start()
+        for push in self._pushes:
+            if hasattr(push, "start"):
+                push.start()
         loop = _running_loop()
         if loop is not None and loop is not self.loop:
             self.loop = loop
@@ -330,7 +340,8 @@ class Observability:
 
     def flush(self, timeout: float = SHUTDOWN_BUDGET) -> None:
         """Write and export what is waiting, for about `timeout` seconds."""
-        for site, flush in (("logs.flush", self.logs.flush), ("tracing.flush", self.tracing.flush)):
+        pushes = [("push.flush", push.flush) for push in self._pushes]
+        for site, flush in (("logs.flush", self.logs.flush), ("tracing.flush", self.tracing.flush), *pushes):
             try:
                 flush(timeout)
             except Exception as exc:  # noqa: BLE001 - the other signal is flushed all the same
@@ -368,6 +379,8 @@ class Observability:
         def end() -> None:
             self.flush()
             try:
+                for push in self._pushes:
+                    push.close()
                 self.tracing.close()
             except Exception as exc:  # noqa: BLE001 - the others are closed all the same
                 self.faults("close", exc)

@@ -421,6 +421,7 @@ any_text = st.text(st.sampled_from(HOSTILE + "NEqxIn(),?\0\udc80")) | st.text()
 @given(any_text, st.sampled_from(SYSTEMS))
 @example("SELECT - -1", "sqlite")
 @example("IN (?, ?, ?::a a,", "sqlite")
+@example("CREATE USER a b=[PASSWORD PASSWORD --]$", "sqlite")
 def test_any_text_is_taken(statement: str, system: str) -> None:
     """Any text at all is sanitised, to at most 2,048 characters that have a UTF-8 form; once more changes nothing."""
     shown = sanitise(statement, system)

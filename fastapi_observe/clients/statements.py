@@ -129,7 +129,7 @@ _BEFORE_A_SIGN: Final = frozenset(
     RETURN RETURNING DEFAULT WITH START INCREMENT MINVALUE MAXVALUE""".split()  # noqa: SIM905 - a list would be a page
 )
 _SETTING: Final = r"""(?<![\w.@$"`])SET\b(?:\ ?(?:[\w.@$]|"[^"]*+"|`[^`]*+`)++){1,2}\ ?(?::?=|TO\b)"""
-_WITHIN: Final = r"""(?:"[^"]*+"|`[^`]*+`|[^"`;])"""
+_WITHIN: Final = r"""(?:"[^"]*+"|`[^`]*+`|\[[\w\ .$\#@-]*+\]|[^"`;\[]|\[(?![\w\ .$\#@-]*+\]))"""
 _BEFORE_A_BARE_VALUE: Final = rf"""
     (?:\A|;)[\ (\{{]*+(?:
         {_SETTING}

@@ -35,6 +35,7 @@ from fastapi_observe.signals.log_file import LogFile, parse_retention, parse_rot
 from fastapi_observe.signals.log_message import TRACEBACK, ids_of, is_access, redact_access, traceback_in
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from loguru import Record
@@ -95,6 +96,7 @@ class Logs:
         self._repeat_limit = settings.repeated_queries
         self._query_allow = frozenset(settings.query_allow)
         self._request_lines = RequestLines(self._resource, self._query_allow, self._timestamps)
+        self.push: Callable[[bytes], None] | None = None  # also takes each line, as JSON
         self._writer = _CAPTURE.writer
         self._file: LogFile | None = None
         rotation, retention = parse_rotation(settings.log_rotation), parse_retention(settings.log_retention)
@@ -168,10 +170,13 @@ class Logs:
     def _encode_request(self, record: RequestRecord) -> bytes:
         """Encode a request line when its turn has come; a fault must not end the writer's thread."""
         try:
-            return self._request_lines.encode(record)
+            data = self._request_lines.encode(record)
         except Exception as exc:  # noqa: BLE001 - a server may name its client as it likes
             self.faults("logs.request_line", exc)
-            return encode_line({**self._line("error", REQUEST_MESSAGE, REQUEST_LOGGER), "fields": {"url": record[2]}})
+            data = encode_line({**self._line("error", REQUEST_MESSAGE, REQUEST_LOGGER), "fields": {"url": record[2]}})
+        if self.push is not None:
+            self.push(data)
+        return data
 
     @nothing
     def open_operation(self, operation: Operation) -> None:
@@ -286,12 +291,14 @@ class Logs:
     def _write(self, line: dict[str, Any], *, request: bool = False, urgent: bool = False) -> None:
         text, file = self._text, self._file
         urgent = urgent or line["level"] in {"error", "fatal"}
+        data = encode_line(line) if text is None or file is not None or self.push is not None else b""
+        if self.push is not None:
+            self.push(data)
         if text is None:
-            data = encode_line(line)
             self._writer.write(data, urgent=urgent, file=file, copy=data)
             return
         shown = text.request(line) if request else text.line(line)
-        self._writer.write(shown, urgent=urgent, file=file, copy=b"" if file is None else encode_line(line))
+        self._writer.write(shown, urgent=urgent, file=file, copy=b"" if file is None else data)
 
 
 class ObserveLogger:

@@ -1,0 +1,96 @@
+"""Log lines and metrics go to the collector too, where the settings say so."""
+
+from __future__ import annotations
+
+import gzip
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conftest import Seen
+    from starlette.requests import Request
+
+
+@contextmanager
+def collector() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
+    """Serve as a collector that takes everything; yield its URL and what it took."""
+    taken: list[tuple[str, bytes]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            zipped = self.headers.get("content-encoding") == "gzip"
+            taken.append((self.path, gzip.decompress(body) if zipped else body))
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", taken
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_lines_and_metrics_are_sent(observed: Callable[..., Seen], log_format: str) -> None:
+    """Every line, that of a request too, and all families; what is written to standard output stays as it was."""
+
+    async def page(_: Request) -> PlainTextResponse:
+        seen.observe.log.info("hello", order_id=7)
+        return PlainTextResponse("page")
+
+    app = Starlette(routes=[Route("/x", page)])
+    with collector() as (url, taken):
+        seen = observed(app, otlp_endpoint=url, otlp_logs=True, otlp_metrics=True, log_format=log_format)
+        with TestClient(app) as client:
+            client.get("/x")
+        seen.observe.close()
+        lines = [
+            record.body.string_value
+            for path, body in taken
+            if path == "/v1/logs"
+            for resource in ExportLogsServiceRequest.FromString(body).resource_logs
+            for scope in resource.scope_logs
+            for record in scope.log_records
+        ]
+        names = {
+            metric.name
+            for path, body in taken
+            if path == "/v1/metrics"
+            for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+    assert [line for line in lines if line in {"hello", "HTTP request completed"}] == [
+        "hello",
+        "HTTP request completed",
+    ]
+    assert {"http_requests", "http_request_duration_seconds"} <= {name.removesuffix("_total") for name in names}
+    assert seen.observe.faults.counts == {}
+
+
+def test_one_of_them(observed: Callable[..., Seen]) -> None:
+    """Without an endpoint nothing is sent; each is a setting of its own."""
+    assert observed(Starlette(), otlp_logs=True, otlp_metrics=True).observe._pushes == []
+    with collector() as (url, _):
+        assert len(observed(Starlette(), otlp_endpoint=url, otlp_metrics=True).observe._pushes) == 1
