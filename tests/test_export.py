@@ -158,8 +158,8 @@ def test_nobody_listens_and_then_somebody_does(
     with collector:
         assert set(collector.names) == {f"s{at}" for at in range(30, 80)}
     told = warnings_of(caplog)
-    assert [line for line in told if "cannot export" in line] == [told[0]]
-    assert "Connection refused" in told[0]
+    assert ["Connection refused" in line for line in told if "cannot export" in line] == [True]
+    assert len([line for line in told if "has dropped 30 spans" in line]) <= 1
     assert told[-1].endswith("30 were lost")
     assert one.counts.last_success
 
@@ -279,13 +279,13 @@ def export_queue_status() -> Any:
 
 
 def test_the_queue_is_bounded_at_every_moment(exporting: Callable[..., Exporting]) -> None:
-    """No more than `queue_size` spans wait, the newest, however many threads make them."""
-    one = exporting(Collector(listens=False), queue_size=100, batch_delay=60)
+    """No more than `queue_size` spans wait, the newest, however many threads make them; a batch may be under way."""
+    one = exporting(Collector(listens=False), queue_size=100, batch_size=10, batch_delay=60)
     threads = [threading.Thread(target=one.spans, args=(500, f"{name}-")) for name in "abcd"]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        assert one.counts.queued <= 100 + 5 * SLICE  # what is just being encoded
+        assert one.counts.queued <= 100 + 10 + 5 * SLICE  # beside those that wait: being sent, being encoded
     for thread in threads:
         thread.join()
     counts = one.until(lambda counts: counts.queued == 100)

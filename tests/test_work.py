@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from fastapi_observe import operation
 from fastapi_observe.records.operation import OPERATION
 from fastapi_observe.records.pool import PoolState
 from fastapi_observe.records.work import GATHERED, MOST_STATEMENTS, Work
+from fastapi_observe.signals import metrics_operations
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -508,3 +510,27 @@ def test_waits_and_events_of_connections(observed: Callable[..., Seen]) -> None:
     seen.observe.db.event("main", "commit")
     assert seen.sample("db_connection_wait_seconds_count", pool="main") == 1
     assert seen.sample("db_connection_events_total", pool="main", event="commit") == 1
+
+
+def test_few_label_sets_are_remembered(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What finds no place is looked up each time, and counted all the same."""
+    monkeypatch.setattr(metrics_operations, "MOST_REMEMBERED", 1)
+    seen = observed(Starlette())
+    for name in ("a", "b", "b"):
+        with seen.observe.operation(name):
+            pass
+    assert seen.sample("operations_total", operation="b", outcome="ok") == 2
+
+
+def test_left_from_elsewhere(observed: Callable[..., Seen]) -> None:
+    """An operation that is closed in another context ends; one without a span of its own stands aside as well."""
+    seen = observed(Starlette(), tracing=False)
+    op = seen.observe.operation("charge card").open()
+    contextvars.Context().run(op.close)
+    assert charge_samples(seen) == {"ok": 1}
+    again = op.again().open()
+    again.suspend()
+    again.resume()
+    assert OPERATION.get() is again
+    again.close()
+    assert charge_samples(seen) == {"ok": 2}

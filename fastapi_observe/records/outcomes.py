@@ -19,10 +19,8 @@ def is_cancellation(exc: BaseException | None) -> bool:
     return isinstance(exc, asyncio.CancelledError) or type(exc).__name__ == "Cancelled"
 
 
-def outcome_of(exc: BaseException | None) -> str:
-    """Name the outcome of work that ended with `exc`: `ok`, `cancelled`, `timeout` or `error`."""
-    if exc is None:
-        return "ok"
+def outcome_of(exc: BaseException) -> str:
+    """Name the outcome of work that ended with `exc`: `cancelled`, `timeout` or `error`."""
     if is_cancellation(exc):
         return "cancelled"
     return "timeout" if isinstance(exc, TimeoutError) else "error"

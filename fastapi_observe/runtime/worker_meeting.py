@@ -261,7 +261,7 @@ class Worker:
             self._thread.join(PATIENCE / 4)
             self._thread = None
         with self._reading, suppress(OSError), self._locked(PATIENCE / 4) as got:
-            if got:
+            if got:  # pragma: no branch - somebody else may hold it, for a moment
                 self._refresh()
                 own = [reading for reading in self._readings.values() if reading.own]
                 others = any(reading.living and not reading.own for reading in self._readings.values())

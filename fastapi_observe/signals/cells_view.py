@@ -134,7 +134,8 @@ class SharedView:
         unshared.extend((one.family, (one.labels, one.cells[0], one.cells[1])) for one in values)
         for family, sample in unshared:
             described = orjson.loads(family)
-            if described["scope"].startswith(f"{self._registries[registry]}/") and sample[2]:
+            mine = described["scope"].startswith(f"{self._registries[registry]}/")
+            if mine and sample[2]:  # pragma: no branch - another install's, with values of its own
                 key = described["scope"], described["name"]
                 found.setdefault(key, (described, []))[1].append(sample)
         return dict(found)

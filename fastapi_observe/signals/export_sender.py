@@ -104,7 +104,7 @@ class Sender:
                     store.changed.notify_all()
                 if store.due is None:
                     store.wake_at = 1
-                    if store.raw:  # put before that was known
+                    if store.raw:  # pragma: no cover - put in the moment before that was known
                         store.begin()
                         continue
                 else:

@@ -147,15 +147,10 @@ class OperationMetrics:
             self._kept[op.kind][key] = cells
         return cells
 
-    def forget(self) -> None:
-        """Look up every cell again: they have moved."""
-        self._waits.clear()
-        self._event_cells.clear()
-        for kept in self._kept.values():
-            kept.clear()
-
     def forget_cells(self) -> None:
         """Look for cells anew: they stand elsewhere now."""
+        self._waits.clear()
+        self._event_cells.clear()
         for kept in self._kept.values():
             kept.clear()
 
