@@ -7,7 +7,7 @@ import threading
 import uuid
 from contextlib import ExitStack
 from time import monotonic, perf_counter
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 from opentelemetry import context as otel_context
@@ -29,6 +29,7 @@ from fastapi_observe.runtime import background
 from fastapi_observe.runtime.saturation import Saturation
 from fastapi_observe.runtime.system import SystemCollector
 from fastapi_observe.runtime.workers import Workers
+from fastapi_observe.signals.export_counts import ExportCollector, counted
 from fastapi_observe.signals.logs import Logs
 from fastapi_observe.signals.metrics import MetricsService
 from fastapi_observe.signals.tracing import TracingService
@@ -48,10 +49,6 @@ if TYPE_CHECKING:
     from fastapi_observe.signals.otlp_push import MetricsPush
 
 C = TypeVar("C")
-
-SHUTDOWN_BUDGET: Final = 2.0
-"""Seconds that flushing may take at shutdown, for all signals together."""
-
 
 OPEN: list[Observability] = []
 """What is installed in this process and not closed; read by `current()` and `@traced`."""
@@ -100,6 +97,7 @@ class Observability:
             from fastapi_observe.signals.export_pushes import open_pushes  # noqa: PLC0415 - seldom wanted
 
             self._pushes = open_pushes(settings, self.tracing, self.metrics.registry, self.logs, self.faults)
+        self.metrics.add_reader(ExportCollector(counted(self.logs, self.tracing.provider, self._pushes)))
         if settings.logs:
             self.logs.start()
         background.watch()
@@ -331,19 +329,20 @@ class Observability:
         self.saturation.stop()
         self.loop = None
         await self.clients.close()
-        deadline = monotonic() + SHUTDOWN_BUDGET
+        deadline = monotonic() + self.settings.shutdown_timeout
         thread = threading.Thread(target=self.flush, name="fastapi-observe-flush", daemon=True)
         thread.start()
         while thread.is_alive() and monotonic() < deadline:  # noqa: ASYNC110 - a thread sets no event of a loop
             await anyio.sleep(0.005)
         self.workers.stop()
 
-    def flush(self, timeout: float = SHUTDOWN_BUDGET) -> None:
-        """Write and export what is waiting, for about `timeout` seconds."""
+    def flush(self, timeout: float | None = None) -> None:
+        """Write and export what is waiting, for at most `timeout` seconds in all (default: `shutdown_timeout`)."""
+        deadline = monotonic() + (self.settings.shutdown_timeout if timeout is None else timeout)
         pushes = [("push.flush", push.flush) for push in self._pushes]
         for site, flush in (("logs.flush", self.logs.flush), ("tracing.flush", self.tracing.flush), *pushes):
             try:
-                flush(timeout)
+                flush(max(0.0, deadline - monotonic()))
             except Exception as exc:  # noqa: BLE001 - the other signal is flushed all the same
                 self.faults(site, exc)
 
@@ -376,18 +375,20 @@ class Observability:
                 self.faults("close", exc)
 
     def _end_within_budget(self) -> None:
+        deadline = monotonic() + self.settings.shutdown_timeout
+
         def end() -> None:
             self.flush()
             try:
                 for push in self._pushes:
-                    push.close()
+                    push.close(max(0.0, deadline - monotonic()))
                 self.tracing.close()
             except Exception as exc:  # noqa: BLE001 - the others are closed all the same
                 self.faults("close", exc)
 
         thread = threading.Thread(target=end, name="fastapi-observe-close", daemon=True)
         thread.start()
-        thread.join(SHUTDOWN_BUDGET)
+        thread.join(self.settings.shutdown_timeout)
 
 
 def _running_loop() -> Any:

@@ -488,8 +488,7 @@ def test_a_hidden_route_is_told(observed: Callable[..., Seen]) -> None:
 
 def test_close_keeps_its_budget(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
     """A collector that takes nothing holds `close` up for no longer than the budget; a failing end is counted."""
-    monkeypatch.setattr("fastapi_observe.observability.SHUTDOWN_BUDGET", 0.05)
-    seen = observed(Starlette())
+    seen = observed(Starlette(), shutdown_timeout=0.05)
     held = threading.Event()
     monkeypatch.setattr(seen.observe.tracing, "close", lambda: held.wait(20) and 1 / 0)
     seen.observe.close()

@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 
-from fastapi_observe import current, install, observability, traced
+from fastapi_observe import current, install, traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -297,9 +297,8 @@ async def test_stop_waits_no_longer_than_its_budget(
     observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An export that hangs does not keep the app from ending."""
-    observe = observed(FastAPI()).observe
+    observe = observed(FastAPI(), shutdown_timeout=0.03).observe
     hangs = threading.Event()
-    monkeypatch.setattr(observability, "SHUTDOWN_BUDGET", 0.03)
     monkeypatch.setattr(observe, "flush", lambda: hangs.wait(10))
     before = monotonic()
     await observe.stop()
@@ -315,7 +314,8 @@ def test_flush_reaches_every_signal(observed: Callable[..., Seen], monkeypatch: 
         broken.setattr(observe.logs, "flush", lambda _: 1 / 0)
         broken.setattr(observe.tracing, "flush", flushed.append)
         observe.flush(0.5)
-    assert (flushed, observe.faults.counts) == ([0.5], {"logs.flush": 1})
+    assert observe.faults.counts == {"logs.flush": 1}
+    assert 0 < flushed[0] <= 0.5
 
 
 def test_close_ends_every_part(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,16 @@ class ExportCollector:
                 families["seconds"].add_metric([signal], *counts.durations)
             if counts.last_success is not None:
                 families["success"].add_metric([signal], counts.last_success)
-        yield from families.values()
+        yield from (family for family in families.values() if family.samples)
+
+
+def counted(logs: LogLines, provider: Any, pushes: Iterable[Counted]) -> list[tuple[str, Counted]]:
+    """Return what an install exports, by signal."""
+    queue = getattr(provider, "queue", None)
+    signals: list[tuple[str, Counted]] = [("logs", LogCounts(logs))]
+    if queue is not None:
+        signals.append(("traces", queue))
+    return [*signals, *(("otlp_metrics" if hasattr(push, "push") else "otlp_logs", push) for push in pushes)]
 
 
 def _families() -> dict[str, Any]:
