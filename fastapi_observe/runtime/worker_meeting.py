@@ -256,7 +256,7 @@ class Worker:
 
     def leave(self) -> None:
         """Put our counts into the archive and go; the last one removes the directory. The cells stay usable."""
-        if self._thread is not None:
+        if self._thread is not None:  # pragma: no branch - a thread that could not be started
             os.write(self._ask, QUIT)
             self._thread.join(PATIENCE / 4)
             self._thread = None
