@@ -85,15 +85,26 @@ class _Installed:
     """Stands for what is installed when an operation opens."""
 
     def open_operation(self, operation: Operation, /) -> None:
-        """Hand the operation over."""
+        """Hand the operation over to whoever it is told to; one like it looks anew."""
         exchange = current_exchange()
-        if exchange is not None:
-            exchange.observability.adopt(operation)
-        elif len(OPEN) == 1:
-            OPEN[0].adopt(operation)
+        found = exchange.observability if exchange is not None else OPEN[0] if len(OPEN) == 1 else None
+        operation.reporter = _INSTALLED if found is None else _Found(found)
+        if found is not None:
+            found.open_operation(operation)
 
     def close_operation(self, operation: Operation, /) -> None:
         """Tell nobody: nothing was installed."""
+
+
+class _Found(_Installed):
+    """What was installed when one operation opened."""
+
+    def __init__(self, found: Observability) -> None:
+        self.found = found
+
+    def close_operation(self, operation: Operation, /) -> None:
+        """Tell who was told of the beginning."""
+        self.found.close_operation(operation)
 
 
 _INSTALLED: Final = _Installed()

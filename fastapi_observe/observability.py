@@ -256,11 +256,6 @@ class Observability:
         """
         return new_operation(self, name, details)
 
-    def adopt(self, operation: Operation) -> None:
-        """Report an operation that was made before anything was installed."""
-        operation.reporter = self
-        self.open_operation(operation)
-
     @property
     def http(self) -> httpx.AsyncClient:
         """An `httpx.AsyncClient`, one for each event loop, closed at shutdown: calls are measured and traced."""

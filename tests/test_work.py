@@ -161,6 +161,26 @@ def test_before_anything_is_installed(observed: Callable[..., Seen]) -> None:
     assert told.spans[0].name == "charge card"
 
 
+def test_an_object_of_a_module_looks_anew_each_time(observed: Callable[..., Seen]) -> None:
+    """Used again, it is told to whoever serves the request then, not to who was told first."""
+    charge = operation("charge card")
+    first, second = FastAPI(), FastAPI()
+    seen, told = observed(first), observed(second)
+
+    def page() -> None:
+        with charge:
+            pass
+
+    for app in (first, second, second):
+        app.router.routes.clear()
+        app.get("/")(page)
+        TestClient(app).get("/")
+    assert (charge_samples(seen), charge_samples(told)) == ({"ok": 1}, {"ok": 2})
+    with charge:
+        pass
+    assert (charge_samples(seen), charge_samples(told)) == ({"ok": 1}, {"ok": 2})
+
+
 def test_without_a_name(observed: Callable[..., Seen]) -> None:
     """What is no name is refused where it is written."""
     observe = observed(Starlette()).observe
