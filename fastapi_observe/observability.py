@@ -22,6 +22,7 @@ from fastapi_observe.records.faults import Faults
 from fastapi_observe.records.nothing import does_something
 from fastapi_observe.records.operation import Operation, new_operation
 from fastapi_observe.records.routing import Routes
+from fastapi_observe.records.trust import Trust
 from fastapi_observe.records.websocket import WebSocketExchange
 from fastapi_observe.records.work import COUNTED, SHORTEST_WAIT, Work
 from fastapi_observe.records.wrapping import name_of
@@ -87,6 +88,7 @@ class Observability:
         self._tells: tuple[Told, Told] | None = None
         self._sends_trace = settings.response_trace_header
         self._request_id_header = settings.request_id_header.lower().encode()
+        self._trust = Trust(settings.trust_incoming)
         self._lock = threading.Lock()
         self._undo: list[Callable[[], None]] = []
         self.loop: Any = None
@@ -97,6 +99,7 @@ class Observability:
             from fastapi_observe.signals.export_pushes import open_pushes  # noqa: PLC0415 - seldom wanted
 
             self._pushes = open_pushes(settings, self.tracing, self.metrics.registry, self.logs, self.faults)
+        self.metrics.add_reader(self.tracing.quota)
         self.metrics.add_reader(ExportCollector(counted(self.logs, self.tracing.provider, self._pushes)))
         if settings.logs:
             self.logs.start()
@@ -142,7 +145,7 @@ class Observability:
     def _stamp(self, exchange: Exchange) -> None:
         """Choose the request id and the headers that every response carries."""
         given = exchange.headers.get(self._request_id_header)
-        if given is not None and REQUEST_ID.fullmatch(given):
+        if given is not None and REQUEST_ID.fullmatch(given) and self._trust.of(exchange):
             exchange.request_id = given.decode("ascii")
         else:
             exchange.request_id = exchange.trace_id or uuid.uuid4().hex

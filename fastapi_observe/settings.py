@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from pydantic import (
     PrivateAttr,
+    SecretStr,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -30,6 +31,7 @@ from fastapi_observe.settings_types import (
     Headers,
     Names,
     Paths,
+    Peers,
     Regexes,
     is_endpoint,
     option,
@@ -44,6 +46,7 @@ __all__ = ["ObserveSettings", "SettingsError"]
 
 TRACES_ENDPOINT: Final = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 TRACES_PATH: Final = "/v1/traces"
+PEERS: Final = "private, always, never, or networks such as 203.0.113.0/24, separated by commas; in code a function too"
 
 
 class ObserveSettings(BaseSettings):
@@ -138,6 +141,7 @@ class ObserveSettings(BaseSettings):
         60.0, "Seconds between two exports of metrics.", otel=("OTEL_METRIC_EXPORT_INTERVAL",), gt=0
     )
     shutdown_timeout: float = option(2.0, "Seconds that flushing may take at shutdown, all signals together.", gt=0)
+    insecure: bool = option(False, "Send `otlp_headers` and passwords over plain http to a public host too.")
     span_processors: tuple[Any, ...] = option((), "Further OpenTelemetry span processors.", code_only=True)
     tracer_provider: Any = option(
         None, "Use this OpenTelemetry tracer provider; None: the global one, else our own.", code_only=True
@@ -156,13 +160,54 @@ class ObserveSettings(BaseSettings):
         otel=("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_RESPONSE",),
         accepts="header names, separated by commas; patterns are not supported",
     )
+
+    # What may come in and what may be shown
+    trust_incoming: Peers = option(
+        "private",
+        "Whose `traceparent`, `baggage` and request id are taken over; a trace of others is linked.",
+        accepts=PEERS,
+    )
+    max_traces_per_second: float | None = option(
+        100.0,
+        "Most traces that a worker keeps in one second, whoever decided so; None: no bound.",
+        accepts="a number above 0, or None",
+        gt=0,
+    )
     query_allow: Names = option((), "Query parameters whose values may be shown; all others read REDACTED.")
+    capture_pii: bool = option(False, "Show client addresses whole; else their network (/24, /48) only.")
+    redact_names: Names = option((), "Further names whose values are secret: of parameters, fields, headers, columns.")
+    redact_patterns: Regexes = option(
+        (),
+        "Further regular expressions: what they find in any text is redacted.",
+        accepts="regular expressions, separated by commas",
+    )
+    redact: Any = option(None, "Function that is given each text after all else and returns it.", code_only=True)
 
     # Metrics
     metrics: bool = option(True, "Take measurements and answer `metrics_path`.")
     metrics_path: str = option(
         "/metrics", "Path that the door answers with the metrics.", pattern=r"^/.+", accepts="a path such as /metrics"
     )
+    metrics_access: Peers = option(
+        "private", "Who may read `metrics_path`; others are answered with 404.", accepts=PEERS
+    )
+    metrics_token: SecretStr | None = option(
+        None,
+        "Bearer token that `metrics_path` asks for, instead of looking at the address.",
+        accepts="a text of at least 8 characters, or None",
+        min_length=8,
+    )
+    metrics_dependency: Any = option(
+        None, "FastAPI dependency that guards `metrics_path`, instead of the address.", code_only=True
+    )
+    metrics_port: int | None = option(
+        None,
+        "Answer on this port of `metrics_host` instead of the app's; 0: any free one.",
+        accepts="a port from 0 to 65535, or None",
+        ge=0,
+        le=65_535,
+    )
+    metrics_host: str = option("127.0.0.1", "Address that `metrics_port` is opened on.", min_length=1)
     registry: Any = option(None, "Prometheus registry to fill; None: one of our own.", code_only=True)
     default_registry: bool = option(True, "Also show what stands in prometheus_client's default registry.")
     workers: Literal["auto", "off"] = option(
@@ -180,6 +225,10 @@ class ObserveSettings(BaseSettings):
     size_histograms: bool = option(True, "Measure request and response sizes.")
     exemplars: bool = option(True, "Put the ids of sampled traces on samples (OpenMetrics only).")
     series_per_metric: int = option(2000, "Most label sets of one metric; more share one overflow series.", ge=1)
+    series_per_process: int = option(20_000, "Most label sets of all metrics together.", ge=1)
+    values_per_label: int = option(
+        500, "Most values of one label of one metric, `endpoint` aside; more are shown as one.", ge=1
+    )
     disk_paths: Names = option(("/",), "Paths whose file systems `disk_usage_bytes` measures.")
     instrumentations: tuple[Any, ...] = option(
         (), "prometheus-fastapi-instrumentator closures: called with `Info`.", code_only=True

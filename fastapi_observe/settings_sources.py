@@ -24,7 +24,7 @@ RESOURCE_ATTRIBUTES: Final = "OTEL_RESOURCE_ATTRIBUTES"
 LONGEST_SHOWN: Final = 100
 """Characters of a wrong value that an error repeats."""
 MASK: Final = "**********"
-SECRET: Final = frozenset({"otlp_headers", "otlp_endpoint"})
+SECRET: Final = frozenset({"otlp_headers", "otlp_endpoint", "metrics_token"})
 """Options that may hold a password."""
 TYPO: Final = 0.85
 """How like an option an unknown `OBSERVE_*` variable must be to be an error: other tools use the prefix too."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from ipaddress import ip_network
 from typing import Annotated, Any, cast
 from urllib.parse import urlsplit
 
@@ -38,6 +39,22 @@ def _ascending(value: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(sorted(set(value)))
 
 
+def _peers(value: Any) -> Any:
+    """Check who is trusted: a word, a function, or networks, among which `private` may stand."""
+    if callable(value):
+        return value
+    given = split(value)
+    if not isinstance(given, tuple | list) or not given:
+        raise ValueError("neither a word nor networks")
+    names = tuple(str(each).strip().lower() for each in given)
+    if len(names) == 1 and names[0] in {"private", "always", "never"}:
+        return names[0]
+    for name in names:
+        if name != "private":
+            ip_network(name, strict=False)
+    return names
+
+
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
 Names = Annotated[tuple[str, ...], BeforeValidator(split)]
 """Several strings; in the environment separated by commas."""
@@ -49,6 +66,8 @@ Bounds = Annotated[
     BeforeValidator(split),
     AfterValidator(_ascending),
 ]
+Peers = Annotated[Any, BeforeValidator(_peers)]
+"""Who is trusted: `private`, `always`, `never`, networks, or a function of the ASGI scope."""
 Headers = Annotated[dict[HeaderName, Annotated[SecretStr, AfterValidator(_one_line)]], BeforeValidator(_headers)]
 
 

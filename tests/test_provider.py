@@ -198,7 +198,7 @@ def test_every_sampler(sampler: Any, root: bool, remote_sampled: bool, remote_un
 
 def test_ratio_keeps_its_part() -> None:
     """A ratio of 0.2 keeps a fifth of new traces, and whole traces."""
-    tracing = TracingService(ObserveSettings(sample_ratio=0.2), Faults())
+    tracing = TracingService(ObserveSettings(sample_ratio=0.2, max_traces_per_second=None), Faults())
     kept = 0
     for _ in range(4000):
         with tracing.span("root") as root, tracing.span("child") as child:

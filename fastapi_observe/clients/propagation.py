@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import baggage, propagate, trace
 
 from fastapi_observe.records.exchange import CURRENT_CONTEXT
+from fastapi_observe.records.networks import PRIVATE_NETWORKS, is_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, MutableMapping
-    from ipaddress import IPv4Address
 
     from opentelemetry.context import Context
 
@@ -23,22 +22,6 @@ LONGEST_HOST: Final = 253
 """Characters of a DNS name (RFC 1035); what is longer is nobody of ours."""
 
 _W3C: Final = frozenset({"traceparent", "tracestate", "baggage"})
-_PRIVATE_NETWORKS: Final = tuple(
-    ip_network(each)
-    for each in (
-        "127.0.0.0/8",
-        "::1/128",
-        "0.0.0.0/32",  # connects to this machine
-        "::/128",
-        "10.0.0.0/8",
-        "172.16.0.0/12",
-        "192.168.0.0/16",
-        "100.64.0.0/10",
-        "169.254.0.0/16",
-        "fc00::/7",
-        "fe80::/10",
-    )
-)
 _SINGLE_LABEL: Final = re.compile(r"[a-z0-9_-]+")
 _PRIVATE_SUFFIX: Final = re.compile(r"[a-z0-9_.-]+\.(?:local|internal|svc|localhost|lan|test)")
 _NUMBER: Final = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
@@ -130,14 +113,5 @@ def _plain(host: str) -> str:
 
 def _is_private(host: str) -> bool:
     if ":" in host or _NUMBER.fullmatch(host):
-        address = _address(host)
-        return address is not None and any(address in network for network in _PRIVATE_NETWORKS)
+        return is_in(host, PRIVATE_NETWORKS)
     return bool(_SINGLE_LABEL.fullmatch(host) or _PRIVATE_SUFFIX.fullmatch(host))
-
-
-def _address(host: str) -> IPv4Address | IPv6Address | None:
-    try:
-        address = ip_address(host.partition("%")[0])
-    except ValueError:
-        return None
-    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address

@@ -127,6 +127,7 @@ class Exchange:
         "started_ns",
         "status_code",
         "trace_id",
+        "trusted",
         "ttfb",
         "unopened",
         "validation_errors",
@@ -173,6 +174,7 @@ class Exchange:
         self.trace_id = ""
         self.span_id = ""
         self.sampled = False
+        self.trusted: bool | None = None
         self.span: Span | None = None
         self.context: Context | None = None
         self.current = Current(self)

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanLimits, TracerProvider, sampling
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 
 from fastapi_observe.records.package import version_of
 from fastapi_observe.signals.export_queue import ExportQueue
 from fastapi_observe.signals.export_store import Limits
 from fastapi_observe.signals.otlp_spans import SpanEncoder
+from fastapi_observe.signals.sampling import LimitedSampler, Quota, make_bound, make_sampler
 from fastapi_observe.signals.span_processors import ExportProcessor, GuardedProcessor
 
 if TYPE_CHECKING:
     from fastapi_observe.records.faults import Faults
     from fastapi_observe.settings import ObserveSettings
     from fastapi_observe.signals.export_transport import Transport
-
-TRACE_ID_LIMIT: Final = sampling.TraceIdRatioBased.TRACE_ID_LIMIT
-"""The bits of a trace id that decide whether a ratio keeps it."""
 
 LONGEST_VALUE = 2048
 """Characters of a span's string attribute; the rest is cut."""
@@ -33,15 +31,16 @@ class ObserveTracerProvider(TracerProvider):
     """A tracer provider made by `install`, told apart from one that the user set.
 
     `bound` and `parent_decides` say what its sampler does, so that it need not be asked: a trace whose lowest 64 bits
-    are below the bound is kept; with `parent_decides` a parent's decision comes first.
+    are below the bound is kept; with `parent_decides` a parent's decision comes first. `quota` bounds what is kept.
     """
 
     def __init__(self, settings: ObserveSettings) -> None:
         self.bound = make_bound(settings)
         self.parent_decides = settings.sampler.startswith("parentbased")
+        self.quota = Quota(settings.max_traces_per_second)
         self.limits = SpanLimits(max_span_attribute_length=LONGEST_VALUE, max_attribute_length=LONGEST_EVENT_VALUE)
         super().__init__(
-            sampler=make_sampler(settings),
+            sampler=LimitedSampler(make_sampler(settings), self.quota),
             resource=make_resource(settings),
             span_limits=self.limits,
             shutdown_on_exit=False,
@@ -81,32 +80,6 @@ def make_provider(settings: ObserveSettings, faults: Faults) -> tuple[trace.Trac
 
 def _is_foreign(provider: Any) -> bool:
     return isinstance(provider, TracerProvider) and not isinstance(provider, ObserveTracerProvider)
-
-
-def make_bound(settings: ObserveSettings) -> int:
-    """Return below which value of its lowest 64 bits a new trace id is sampled."""
-    if settings.sampler.endswith("always_on"):
-        return TRACE_ID_LIMIT + 1
-    if settings.sampler.endswith("always_off"):
-        return 0
-    return sampling.TraceIdRatioBased(settings.sample_ratio).bound
-
-
-def threshold(bound: int) -> str:
-    """Return the text below which, as texts are compared, the last 16 digits of a sampled trace id are."""
-    return f"{bound:016x}" if bound <= TRACE_ID_LIMIT else "g"
-
-
-def make_sampler(settings: ObserveSettings) -> sampling.Sampler:
-    """Return the sampler that `settings.sampler` names."""
-    root: sampling.Sampler
-    if settings.sampler.endswith("always_on"):
-        root = sampling.ALWAYS_ON
-    elif settings.sampler.endswith("always_off"):
-        root = sampling.ALWAYS_OFF
-    else:
-        root = sampling.TraceIdRatioBased(settings.sample_ratio)
-    return sampling.ParentBased(root) if settings.sampler.startswith("parentbased") else root
 
 
 def make_resource(settings: ObserveSettings) -> Resource:

@@ -11,13 +11,15 @@ from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Tracer, TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
 from fastapi_observe.records.exchange import CONTEXT_KEY, CURRENT_CONTEXT, Current
 from fastapi_observe.records.ids import NEW_IDS
 from fastapi_observe.records.trace_context import RANDOM, TraceContext, well_formed_headers
-from fastapi_observe.signals.provider import ObserveTracerProvider, make_provider, threshold
+from fastapi_observe.records.trust import Trust
+from fastapi_observe.signals.provider import ObserveTracerProvider, make_provider
 from fastapi_observe.signals.recorded_span import FLAGS, DroppedSpan, RecordedSpan, SpanFactory, fits
+from fastapi_observe.signals.sampling import Quota, threshold
 from fastapi_observe.signals.server_span import HeaderCapture, request_attributes, response_attributes, span_name
 from fastapi_observe.signals.user_spans import (
     ContextScope,
@@ -70,6 +72,8 @@ class TracingService:
         own = self.provider if isinstance(self.provider, ObserveTracerProvider) else None
         self._threshold = "" if own is None else threshold(own.bound)
         self._parent_decides = own is not None and own.parent_decides
+        self.quota = Quota(None) if own is None else own.quota
+        self._trust = Trust(settings.trust_incoming)
         self._factory = None if own is None else self._make_factory(own)
         fields = propagate.get_global_textmap().fields
         self._carriers = {name.lower().encode("latin-1"): name for name in fields}
@@ -85,6 +89,7 @@ class TracingService:
     def open_exchange(self, exchange: Exchange) -> None:
         """Adopt the server span that is already open, else start one; give the exchange its ids."""
         around, headers, parent = CURRENT_CONTEXT.get(), exchange.headers, None
+        links: tuple[Link, ...] = ()
         if around and is_left_over(around):
             around = Context()
         for name in self._carriers:
@@ -98,19 +103,20 @@ class TracingService:
             if is_server_span(current):
                 self._adopt(exchange, current, around)
                 return
-            if carried:
+            parent = current.get_span_context()
+            if carried and self._trust.of(exchange):
                 around, parent = self._parent(exchange, around)
-            else:
-                parent = current.get_span_context()
-        if self._factory is None:
-            span = self.tracer.start_span(
-                exchange.method, context=around, kind=SpanKind.SERVER, start_time=exchange.started_ns
-            )
-            if span.is_recording():
-                span.set_attributes(self._request_attributes(exchange))
-            self._give(exchange, span, around)
-        else:
-            self._start(self._factory, exchange, around, parent)
+            elif carried:
+                links = self._links(exchange)
+        if self._factory is not None:
+            self._start(self._factory, exchange, around, parent, links)
+            return
+        span = self.tracer.start_span(
+            exchange.method, context=around, kind=SpanKind.SERVER, links=links, start_time=exchange.started_ns
+        )
+        if span.is_recording():
+            span.set_attributes(self._request_attributes(exchange))
+        self._give(exchange, span, around)
 
     def _adopt(self, exchange: Exchange, current: Span, around: Context) -> None:
         exchange.adopted = True
@@ -118,7 +124,14 @@ class TracingService:
         if current.is_recording():
             current.set_attributes(self._request_attributes(exchange))
 
-    def _start(self, factory: SpanFactory, exchange: Exchange, around: Context, parent: SpanContext | None) -> None:
+    def _start(
+        self,
+        factory: SpanFactory,
+        exchange: Exchange,
+        around: Context,
+        parent: SpanContext | None,
+        links: tuple[Link, ...],
+    ) -> None:
         """Start a span as our own provider would: decide as its sampler does, record only what is kept."""
         if parent is None or not parent.is_valid:
             parent = state = None
@@ -130,12 +143,14 @@ class TracingService:
             exchange.trace_id, exchange.span_id = f"{parent.trace_id:032x}", f"{getrandbits(64):016x}"
             kept = parent.trace_flags.sampled if self._parent_decides else exchange.trace_id[16:] < self._threshold
         span: Span
-        if kept:
+        if kept and self.quota.take():
             at = int(exchange.trace_id, 16), int(exchange.span_id, 16)
             context = SpanContext(*at, is_remote=False, trace_flags=FLAGS[random | 1], trace_state=state)
             attributes = self._request_attributes(exchange)
             span = factory.start(exchange.method, context, parent, around, attributes, exchange.started_ns)
             exchange.sampled = True
+            for link in links:
+                span.add_link(link.context)
         else:
             span = DroppedSpan(exchange.trace_id, exchange.span_id, random, state)
         exchange.span = span
@@ -172,6 +187,13 @@ class TracingService:
         received = well_formed_headers({name: ",".join(values) for name, values in carrier.items()})
         around = propagate.extract(received, around)
         return around, trace.get_current_span(around).get_span_context()
+
+    def _links(self, exchange: Exchange) -> tuple[Link, ...]:
+        """Return what points to the trace that somebody named who is not believed: its ids, no more."""
+        named = self._parent(exchange, Context())[1]
+        if not named.is_valid:
+            return ()
+        return (Link(SpanContext(named.trace_id, named.span_id, is_remote=True, trace_flags=named.trace_flags)),)
 
     def start_exchange(self, exchange: Exchange) -> None:
         """Tell an adopted span the route and the status before its owner ends it."""

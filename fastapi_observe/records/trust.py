@@ -1,0 +1,118 @@
+"""`Trust`: whether who sent a request is believed, judged by the address of the TCP peer."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_network
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi_observe.records.networks import PRIVATE_NETWORKS, is_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from starlette.types import Scope
+
+    from fastapi_observe.records.exchange import Exchange
+    from fastapi_observe.records.networks import Network
+
+MOST_PEERS: Final = 1024
+"""Addresses whose answer is remembered; of further ones it is worked out each time."""
+
+LONGEST_ADDRESS: Final = 64
+"""Characters of an address that is remembered (an IPv6 one has at most 45, and a zone)."""
+
+MOST_HOPS: Final = 16
+"""Addresses of one forwarding header that are looked at; a longer list is nobody of ours."""
+
+IN_PROCESS: Final = frozenset({"testclient"})
+"""What test clients call themselves: no peer of a network has a name."""
+
+_FORWARDED_FOR: Final = re.compile(r'for="?\[?([^;,"\]]+)', re.IGNORECASE)
+_FORWARDING: Final = frozenset({b"x-forwarded-for", b"x-real-ip", b"forwarded"})
+_PORT: Final = re.compile(r"(\d+\.\d+\.\d+\.\d+):\d+")
+
+
+class Trust:
+    """Who is believed: `always`, `never`, what a function of the scope says, or the peers in some networks.
+
+    The word `private` stands for `PRIVATE_NETWORKS`; a UNIX socket, which has no address, and Starlette's test client
+    are private too. What a proxy says of whom it speaks for (`X-Forwarded-For`, `Forwarded`, `X-Real-IP`, or an address
+    that the server has taken from there) never wins trust, since clients can write it; it takes trust away: every
+    address it names must be in the networks too. So what a private proxy passes on from the Internet is not private.
+    """
+
+    __slots__ = ("_function", "_known", "_networks", "_unix", "always")
+
+    def __init__(self, who: str | Iterable[str] | Callable[[Any], object]) -> None:
+        self._function = who if callable(who) else None
+        self.always = who == "always"
+        words = () if callable(who) or who == "never" else (who,) if isinstance(who, str) else tuple(who)
+        networks: list[Network] = []
+        for word in words:
+            if word == "private":
+                networks += PRIVATE_NETWORKS
+            elif word != "always":
+                networks.append(ip_network(word, strict=False))
+        self._networks = tuple(networks)
+        self._unix = "private" in words
+        self._known: dict[str, bool] = {}
+
+    def of(self, exchange: Exchange) -> bool:
+        """Tell whether the peer of this request is believed; worked out once."""
+        trusted = exchange.trusted
+        if trusted is None:
+            exchange.trusted = False  # a function that raises is not asked again
+            exchange.trusted = trusted = self.trusts(exchange.scope, exchange.headers)
+        return trusted
+
+    def trusts(self, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
+        """Tell whether the peer of a request is believed; `headers` have lower-case names, and the last value of each.
+
+        What the user's function raises goes to the caller.
+        """
+        if self.always:
+            return True
+        if self._function is not None:
+            return bool(self._function(scope))
+        client = scope.get("client")
+        if client and client[0]:
+            believed = self._has(client[0]) or (self._unix and client[0] in IN_PROCESS)
+        else:
+            believed = self._unix
+        if not believed:
+            return False
+        given = scope.get("headers") or ()
+        if b"x-forwarded-for" in headers or b"forwarded" in headers or b"x-real-ip" in headers:
+            return all(self._has(address) for address in _spoken_for(given))
+        return True
+
+    def _has(self, address: str) -> bool:
+        known = self._known.get(address)
+        if known is None:
+            known = is_in(address, self._networks)
+            if len(self._known) < MOST_PEERS and len(address) <= LONGEST_ADDRESS:
+                self._known[address] = known
+        return known
+
+
+def _spoken_for(headers: Iterable[tuple[bytes, bytes]]) -> list[str]:
+    """Return the addresses for which proxies say they speak; what is none stays as it is, and is in no network."""
+    found: list[str] = []
+    for name, value in headers:
+        if name not in _FORWARDING:
+            continue
+        parts = value.decode("latin-1").split(",", MOST_HOPS)
+        if len(parts) > MOST_HOPS:
+            return [""]
+        if name == b"forwarded":
+            parts = [each for part in parts for each in _FORWARDED_FOR.findall(part)] or [""]
+        found += [_without_port(part.strip()) for part in parts]
+    return found
+
+
+def _without_port(text: str) -> str:
+    match = _PORT.fullmatch(text)
+    if match:
+        return match[1]
+    return text[1:].partition("]")[0] if text.startswith("[") else text
