@@ -118,6 +118,7 @@ def observed(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Seen]
         exporter = InMemorySpanExporter()
         options: dict[str, Any] = {
             "sample_ratio": 1.0,
+            "max_traces_per_second": None,
             "span_processors": (SimpleSpanProcessor(exporter),),
             "log_level": "debug",
             **overrides,
