@@ -7,11 +7,9 @@ import inspect
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-import anyio
-import anyio.to_thread
-
 from fastapi_observe.records.exchange import CURRENT_CONTEXT, EXCHANGE, IDS
 from fastapi_observe.records.routing import answering_route
+from fastapi_observe.scraping import Scraping
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,9 +20,6 @@ if TYPE_CHECKING:
 OBSERVE: Final = "fastapi_observe"
 """Key of the `Observability` in the ASGI scope: that of the outermost installed app that measures the request."""
 
-MOST_SCRAPES: Final = 32
-"""Threads in which scrapes are answered at one time; who comes later waits for the next answer."""
-
 
 class Door:
     """Stands outside the whole app: makes the record, opens the signals, calls the app."""
@@ -33,8 +28,8 @@ class Door:
         settings = observability.settings
         self.app = app
         self._observability = observability
-        self._metrics_path = settings.metrics_path if settings.metrics else None
-        self._scrapers: tuple[Any, anyio.CapacityLimiter] | None = None
+        self._scraping = Scraping(observability)
+        self._metrics_path = self._scraping.path
         excluded = Excluded(settings.exclude_paths, settings.exclude_urls)
         self._excluded = excluded or None
 
@@ -47,8 +42,8 @@ class Door:
             await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
             return
         path = scope.get("path", "")
-        if (path == self._metrics_path or scope.get("root_path")) and self._asks_for_metrics(scope):
-            await self._answer_metrics(scope, send)
+        if (path == self._metrics_path or scope.get("root_path")) and self._scraping.is_asked(scope):
+            await self._scraping(scope, receive, send)
             return
         observability, exchange = self._observability, None
         try:
@@ -97,37 +92,6 @@ class Door:
             setattr(exc, IDS, (exchange.trace_id, exchange.span_id, exchange.request_id))
         except Exception:  # noqa: BLE001 - an exception may forbid attributes; then the crash log has no ids
             return
-
-    def _asks_for_metrics(self, scope: Scope) -> bool:
-        asked = scope["type"] == "http" and scope.get("method") in {"GET", "HEAD"}
-        path = scope.get("path", "")
-        return asked and path.removeprefix(scope.get("root_path", "")) == self._metrics_path
-
-    async def _answer_metrics(self, scope: Scope, send: Send) -> None:
-        """Answer with the metrics, rendered in a worker thread."""
-        observability = self._observability
-        status = 200
-        try:
-            observability.started()
-            headers = {name: value.decode("latin-1") for name, value in scope.get("headers") or ()}
-            head, body = await anyio.to_thread.run_sync(
-                observability.metrics.render,
-                headers.get(b"accept", ""),
-                headers.get(b"accept-encoding", ""),
-                limiter=self._scrapes(),
-            )
-        except Exception as exc:  # noqa: BLE001 - a scrape that fails says so in HTTP, not by a broken connection
-            observability.faults("metrics.render", exc)
-            status, head, body = 500, [(b"content-type", b"text/plain; charset=utf-8")], b"The metrics cannot be shown."
-        await send({"type": "http.response.start", "status": status, "headers": head})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-
-    def _scrapes(self) -> anyio.CapacityLimiter:
-        """Return what scrapes wait for: the app's own threads may all be busy, that is what a scrape tells."""
-        loop = self._observability.loop
-        if self._scrapers is None or self._scrapers[0] is not loop:
-            self._scrapers = loop, anyio.CapacityLimiter(MOST_SCRAPES)
-        return self._scrapers[1]
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start with the app and flush when it has shut down."""

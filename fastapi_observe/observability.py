@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import uuid
 from contextlib import ExitStack
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,16 +16,18 @@ from fastapi_observe.clients.drivers import instrument_pool
 from fastapi_observe.clients.external import ExternalClient
 from fastapi_observe.clients.httpx import HttpClients
 from fastapi_observe.clients.propagation import Propagation
-from fastapi_observe.records.exchange import CONTEXT_KEY, CURRENT_CONTEXT, REQUEST_ID, Exchange
+from fastapi_observe.records.exchange import CONTEXT_KEY, CURRENT_CONTEXT, Exchange
 from fastapi_observe.records.faults import Faults
 from fastapi_observe.records.nothing import does_something
 from fastapi_observe.records.operation import Operation, new_operation
 from fastapi_observe.records.routing import Routes
+from fastapi_observe.records.stamps import Stamps
 from fastapi_observe.records.trust import Trust
 from fastapi_observe.records.websocket import WebSocketExchange
 from fastapi_observe.records.work import COUNTED, SHORTEST_WAIT, Work
 from fastapi_observe.records.wrapping import name_of
 from fastapi_observe.runtime import background
+from fastapi_observe.runtime.metrics_server import MetricsServer
 from fastapi_observe.runtime.saturation import Saturation
 from fastapi_observe.runtime.system import SystemCollector
 from fastapi_observe.runtime.workers import Workers
@@ -63,6 +64,7 @@ class Observability:
     """
 
     def __init__(self, app: Starlette, settings: ObserveSettings) -> None:
+        self.app = app
         self.settings = settings
         self.faults = Faults()
         self.routes = Routes(app)
@@ -86,14 +88,15 @@ class Observability:
         )
         self._signals = tuple((name, 1 << at, signal) for at, (name, signal, wanted) in enumerate(signals) if wanted)
         self._tells: tuple[Told, Told] | None = None
-        self._sends_trace = settings.response_trace_header
-        self._request_id_header = settings.request_id_header.lower().encode()
-        self._trust = Trust(settings.trust_incoming)
+        self._stamps = Stamps(
+            settings.request_id_header, Trust(settings.trust_incoming), sends_trace=settings.response_trace_header
+        )
         self._lock = threading.Lock()
         self._undo: list[Callable[[], None]] = []
         self.loop: Any = None
         self.closed = False
         self.workers = Workers(settings, self.faults, self.metrics.sharing)
+        self.metrics_server = MetricsServer(settings, self.metrics.render, self.faults)
         self._pushes: list[ExportQueue | MetricsPush] = []
         if settings.otlp_logs or settings.otlp_metrics:
             from fastapi_observe.signals.export_pushes import open_pushes  # noqa: PLC0415 - seldom wanted
@@ -125,7 +128,7 @@ class Observability:
                 exchange.unopened |= bit
                 self.faults(f"{name}.open_exchange", exc)
         try:
-            self._stamp(exchange)
+            self._stamps.put(exchange)
         except Exception as exc:  # noqa: BLE001 - what was opened must be closed
             self.faults("stamp", exc)
         if exchange.websocket or exchange.adopted:
@@ -141,17 +144,6 @@ class Observability:
             tuple(told for told in self._signals if does_something(told[2].open_operation)),
         )
         return self._tells
-
-    def _stamp(self, exchange: Exchange) -> None:
-        """Choose the request id and the headers that every response carries."""
-        given = exchange.headers.get(self._request_id_header)
-        if given is not None and REQUEST_ID.fullmatch(given) and self._trust.of(exchange):
-            exchange.request_id = given.decode("ascii")
-        else:
-            exchange.request_id = exchange.trace_id or uuid.uuid4().hex
-        exchange.stamps[self._request_id_header] = exchange.request_id.encode()
-        if exchange.sampled and self._sends_trace:
-            exchange.stamps[b"traceresponse"] = f"00-{exchange.trace_id}-{exchange.span_id}-01".encode()
 
     def _start(self, exchange: Exchange) -> None:
         self._find_endpoint(exchange)
@@ -312,6 +304,7 @@ class Observability:
     def started(self) -> None:
         """Begin what needs the running event loop; again after a restart in another loop."""
         self.workers.start()
+        self.metrics_server.start(shared=self.workers.are_several)
         for push in self._pushes:
             if hasattr(push, "start"):
                 push.start()
@@ -332,6 +325,7 @@ class Observability:
         thread.start()
         while thread.is_alive() and monotonic() < deadline:  # noqa: ASYNC110 - a thread sets no event of a loop
             await anyio.sleep(0.005)
+        self.metrics_server.stop()
         self.workers.stop()
 
     def flush(self, timeout: float | None = None) -> None:
@@ -362,6 +356,7 @@ class Observability:
             self.clients.restore,
             self.saturation.close,
             self._end_within_budget,
+            self.metrics_server.stop,
             self.workers.stop,
             self.metrics.close,
             self.logs.close,

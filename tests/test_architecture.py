@@ -32,6 +32,7 @@ STOREYS = (
 
 ROOMS = {
     "middleware": "edges",
+    "scraping": "edges",
     "dependencies": "edges",
     "installed": "edges",
     "cli": "edges",

@@ -23,6 +23,7 @@ from fastapi_observe.observability import Observability
 from fastapi_observe.records.exchange import Exchange
 from fastapi_observe.records.faults import Faults
 from fastapi_observe.records.routing import Routes
+from fastapi_observe.records.stamps import Stamps
 from fastapi_observe.records.websocket import WebSocketExchange
 from fastapi_observe.signals.span_processors import GuardedProcessor
 from fastapi_observe.signals.tracing import TracingService
@@ -175,7 +176,7 @@ INSIDE: list[tuple[Any, str, tuple[str, ...]]] = [
     (Exchange, "_judge", ("exchange.judge",)),
     (WebSocketExchange, "_judge", ("exchange.judge",)),
     (WebSocketExchange, "_close", ("exchange.send",)),
-    (Observability, "_stamp", ("stamp",)),
+    (Stamps, "put", ("stamp",)),
     (Observability, "_start", ("exchange.send",)),
     (Observability, "open", ("open",)),
     (Observability, "started", ("open",)),

@@ -19,6 +19,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 
 from fastapi_observe import current, install, traced
+from fastapi_observe.records.stamps import Stamps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -193,7 +194,7 @@ def test_without_tracing_a_request_still_has_an_id(observed: Callable[..., Seen]
 def test_a_fault_at_the_stamp(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
     """A request without our headers is reported all the same."""
     seen = observed(app())
-    monkeypatch.setattr(seen.observe, "_stamp", lambda _: 1 / 0)
+    monkeypatch.setattr(Stamps, "put", lambda *_: 1 / 0)
     assert "x-request-id" not in TestClient(seen.observe.routes._app).get("/x/1").headers
     assert (len(seen.request_lines), seen.observe.faults.counts) == (1, {"stamp": 1})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,10 +48,6 @@ KNOWN_METHODS: Final = frozenset(
     {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"}
 )
 """RFC 9110 with PATCH and QUERY; any other method is reported as `_OTHER`."""
-
-REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_.-]{7,63}")
-"""What a request id from outside must look like to be taken over."""
-
 
 _CLIENT_ERROR: Final = 400
 _SERVER_ERROR: Final = 500

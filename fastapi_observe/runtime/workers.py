@@ -63,6 +63,11 @@ class Workers:
         self._at: Path | None = None
         ALL.add(self)
 
+    @property
+    def are_several(self) -> bool:
+        """Whether this is a process that a supervisor started, most often beside others."""
+        return supervisor(self._installed_in) is not None
+
     def start(self) -> None:
         """Join the other workers of this server, if there are any; never raises."""
         if self._settled:

@@ -1,0 +1,36 @@
+"""`Stamps`: the request id, and the headers that every response carries."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from fastapi_observe.records.exchange import Exchange
+    from fastapi_observe.records.trust import Trust
+
+REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_.-]{7,63}")
+"""What a request id from outside must look like to be taken over."""
+
+
+class Stamps:
+    """Puts our headers on the responses: the request id, and `traceresponse` where the trace is kept."""
+
+    __slots__ = ("_header", "_sends_trace", "_trust")
+
+    def __init__(self, header: str, trust: Trust, *, sends_trace: bool) -> None:
+        self._header = header.lower().encode()
+        self._trust = trust
+        self._sends_trace = sends_trace
+
+    def put(self, exchange: Exchange) -> None:
+        """Choose the request id: the caller's, if it is believed and well formed, else the trace id."""
+        given = exchange.headers.get(self._header)
+        if given is not None and REQUEST_ID.fullmatch(given) and self._trust.of(exchange):
+            exchange.request_id = given.decode("ascii")
+        else:
+            exchange.request_id = exchange.trace_id or uuid.uuid4().hex
+        exchange.stamps[self._header] = exchange.request_id.encode()
+        if exchange.sampled and self._sends_trace:
+            exchange.stamps[b"traceresponse"] = f"00-{exchange.trace_id}-{exchange.span_id}-01".encode()

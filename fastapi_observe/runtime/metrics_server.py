@@ -1,0 +1,163 @@
+"""The own port of the metrics: a small HTTP server in threads, away from the app's port and its clients."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from contextlib import suppress
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi_observe.records.access import CHALLENGE, Access
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.settings import ObserveSettings
+
+    Render = Callable[[str, str], tuple[list[tuple[bytes, bytes]], bytes]]
+
+MOST_CONNECTIONS: Final = 16
+"""Connections that are served at one time; further ones wait in the system's queue."""
+
+PATIENCE: Final = 5.0
+"""Seconds that a connection may say nothing."""
+
+
+class MetricsServer:
+    """Answers `metrics_path` on `metrics_host`:`metrics_port`.
+
+    Worker processes of one server share the port (`SO_REUSEPORT`): whichever the system chooses answers for all. A
+    port that cannot be opened is told in one line, and the app goes on.
+    """
+
+    def __init__(self, settings: ObserveSettings, render: Render, faults: Faults) -> None:
+        self._settings = settings
+        self._render = render
+        self._faults = faults
+        self._pid = 0
+        self._server: _Server | None = None
+
+    @property
+    def port(self) -> int | None:
+        """The port that is open in this process; None if none is."""
+        return self._server.server_address[1] if self._server is not None and self._pid == os.getpid() else None
+
+    def start(self, *, shared: bool) -> None:
+        """Open the port, unless this process has opened it, or failed to; `shared`: others of this server do too."""
+        settings = self._settings
+        if not settings.metrics or settings.metrics_port is None or self._pid == os.getpid():
+            return
+        self._pid = os.getpid()
+        self._server = None  # what a forked child has of its parent's is not its own
+        try:
+            self._server = _Server(settings, self._render, self._faults, shared=shared)
+        except OSError as exc:
+            logging.getLogger("fastapi_observe").error(  # noqa: TRY400 - the reason is all there is to say
+                "metrics_port %d of %s cannot be opened: %s; nobody can read the metrics: "
+                "choose another port, or end what uses it",
+                settings.metrics_port,
+                settings.metrics_host,
+                exc.strerror or exc,
+            )
+            return
+        threading.Thread(target=self._server.serve_forever, name="fastapi-observe-metrics", daemon=True).start()
+
+    def stop(self) -> None:
+        """Close the port; `start` opens it again."""
+        server, self._server = self._server, None
+        if server is not None and self._pid == os.getpid():
+            server.shutdown()
+            server.server_close()
+        self._pid = 0
+
+
+class _Server(ThreadingMixIn, HTTPServer):
+    """A server whose threads end with the process."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, settings: ObserveSettings, render: Render, faults: Faults, *, shared: bool) -> None:
+        host = settings.metrics_host
+        self.path = settings.metrics_path
+        token = settings.metrics_token
+        self.access = Access(settings.metrics_access, None if token is None else token.get_secret_value())
+        self.render = render
+        self.faults = faults
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.allow_reuse_port = shared and hasattr(socket, "SO_REUSEPORT")
+        self._room = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        super().__init__((host, settings.metrics_port or 0), _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in a thread of its own, or close it if there are too many."""
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve a connection, then make room for the next."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a connection that broke."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers one connection."""
+
+    timeout = PATIENCE
+    server_version = "fastapi-observe"
+    sys_version = ""
+    server: _Server
+
+    def do_GET(self) -> None:
+        """Answer with the metrics, or say why not."""
+        server = self.server
+        try:
+            if self.path.partition("?")[0] != server.path:
+                status, head, body = _plain(HTTPStatus.NOT_FOUND)
+            elif not self._is_allowed():
+                status, head, body = _plain(
+                    HTTPStatus.UNAUTHORIZED if server.access.asks_for_token else HTTPStatus.NOT_FOUND
+                )
+            else:
+                status = HTTPStatus.OK
+                head, body = server.render(self.headers.get("accept", ""), self.headers.get("accept-encoding", ""))
+        except Exception as exc:  # noqa: BLE001 - a scrape that fails says so in HTTP
+            server.faults("metrics.render", exc)
+            status, head, body = _plain(HTTPStatus.INTERNAL_SERVER_ERROR)
+        with suppress(OSError):  # who does not wait for the answer does not get it
+            self.send_response(status)
+            for name, value in head:
+                if name != b"content-length":
+                    self.send_header(name.decode(), value.decode())
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+    do_HEAD = do_GET  # noqa: N815 - the name that the standard library calls
+
+    def _is_allowed(self) -> bool:
+        headers = {name.lower().encode("latin-1"): value.encode("latin-1") for name, value in self.headers.items()}
+        scope = {"type": "http", "client": self.client_address, "headers": [*headers.items()]}
+        return self.server.access.allows(scope, headers)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing: a scrape is in no log."""
+
+
+def _plain(status: HTTPStatus) -> tuple[HTTPStatus, list[tuple[bytes, bytes]], bytes]:
+    more = [CHALLENGE] if status is HTTPStatus.UNAUTHORIZED else []
+    return status, [(b"content-type", b"text/plain; charset=utf-8"), *more], status.phrase.encode()

@@ -1,0 +1,120 @@
+"""How `/metrics` is answered on the app's own port: who may read it, and the answer, rendered in a worker thread."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import anyio.to_thread
+
+from fastapi_observe.records.access import CHALLENGE, Access
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from fastapi_observe.observability import Observability
+
+MOST_SCRAPES: Final = 32
+"""Threads in which scrapes are answered at one time; who comes later waits for the next answer."""
+
+TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
+
+
+class Scraping:
+    """Answers requests for the metrics of one installed app."""
+
+    def __init__(self, observability: Observability) -> None:
+        settings = observability.settings
+        token = settings.metrics_token
+        self._observability = observability
+        here = settings.metrics and settings.metrics_port is None
+        self.path = settings.metrics_path if here else None
+        self._access = Access(settings.metrics_access, None if token is None else token.get_secret_value())
+        self._limiter: tuple[Any, anyio.CapacityLimiter] | None = None
+        self._guarded: ASGIApp | None = None
+        if here and settings.metrics_dependency is not None:
+            self._guarded = guarded(settings.metrics_dependency, settings.metrics_path, self.answer, observability.app)
+
+    def is_asked(self, scope: Scope) -> bool:
+        """Tell whether a request is a scrape that is answered here; who may not read is the app's to answer.
+
+        With a token or a dependency to ask for, whoever comes is answered here.
+        """
+        if scope["type"] != "http" or scope.get("method") not in {"GET", "HEAD"}:
+            return False
+        if scope.get("path", "").removeprefix(scope.get("root_path", "")) != self.path:
+            return False
+        if self._guarded is not None or self._access.asks_for_token:
+            return True
+        try:
+            return self._access.allows(scope, dict(scope.get("headers") or ()))
+        except Exception as exc:  # noqa: BLE001 - the user's function: who is not let in by it stays outside
+            self._observability.faults("metrics.access", exc)
+            return False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a scrape."""
+        if self._guarded is not None:
+            scope["fastapi.telemetry"] = None
+            await self._guarded({**scope, "path": self.path, "root_path": ""}, receive, send)
+        elif self._access.asks_for_token and not self._access.allows(scope, dict(scope.get("headers") or ())):
+            await send({"type": "http.response.start", "status": 401, "headers": [TEXT, CHALLENGE]})
+            await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else b"Unauthorized"})
+        else:
+            await self.answer(scope, send)
+
+    async def answer(self, scope: Scope, send: Send) -> None:
+        """Answer with the metrics, rendered in a worker thread."""
+        observability = self._observability
+        status = 200
+        try:
+            observability.started()
+            headers = {name: value.decode("latin-1") for name, value in scope.get("headers") or ()}
+            head, body = await anyio.to_thread.run_sync(
+                observability.metrics.render,
+                headers.get(b"accept", ""),
+                headers.get(b"accept-encoding", ""),
+                limiter=self._scrapes(),
+            )
+        except Exception as exc:  # noqa: BLE001 - a scrape that fails says so in HTTP, not by a broken connection
+            observability.faults("metrics.render", exc)
+            status, head, body = 500, [TEXT], b"The metrics cannot be shown."
+        await send({"type": "http.response.start", "status": status, "headers": head})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    def _scrapes(self) -> anyio.CapacityLimiter:
+        """Return what scrapes wait for: the app's own threads may all be busy, that is what a scrape tells."""
+        loop = self._observability.loop
+        if self._limiter is None or self._limiter[0] is not loop:
+            self._limiter = loop, anyio.CapacityLimiter(MOST_SCRAPES)
+        return self._limiter[1]
+
+
+def guarded(dependency: Any, path: str, answer: Any, app: Any) -> ASGIApp:
+    """Return an app that answers `path` for whom the FastAPI dependency lets in.
+
+    It is told as it is in the user's app: with its state, its overrides of dependencies and its exception handlers.
+    Raises `TypeError` without FastAPI.
+    """
+    try:
+        from fastapi import Depends, FastAPI, Response  # noqa: PLC0415 - Starlette alone is enough for the rest
+        from fastapi.params import Depends as Given  # noqa: PLC0415
+    except ImportError:
+        raise TypeError("metrics_dependency needs FastAPI: install fastapi, or use metrics_token") from None
+
+    class Answered(Response):
+        """The metrics as a response of FastAPI's."""
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's order
+            await answer(scope, send)
+
+    def metrics() -> Response:
+        return Answered()
+
+    given = dependency if isinstance(dependency, Given) else Depends(dependency)
+    inner = FastAPI(openapi_url=None, dependencies=[given])
+    inner.state = app.state
+    inner.exception_handlers = app.exception_handlers
+    inner.dependency_overrides = getattr(app, "dependency_overrides", {})
+    inner.add_api_route(path, metrics, methods=["GET", "HEAD"])
+    return inner

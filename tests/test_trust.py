@@ -1,0 +1,351 @@
+"""Whose trace context, baggage and request id are believed, and how many traces are kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from comparison import Server, ask, http_scope, websocket_scope
+from fastapi import FastAPI, Request
+from opentelemetry import baggage, trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, SamplingResult
+from opentelemetry.trace import SpanKind
+from prometheus_client import CollectorRegistry, generate_latest
+
+from fastapi_observe import ObserveSettings, SettingsError
+from fastapi_observe.records.networks import address_of
+from fastapi_observe.records.trust import MOST_HOPS, MOST_PEERS, Trust
+from fastapi_observe.signals import sampling
+from fastapi_observe.signals.sampling import LimitedSampler, Quota
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from conftest import Seen
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+PARENT = (b"traceparent", f"00-{TRACE}-{SPAN}-01".encode())
+PRIVATE = ("10.1.2.3", 50000)
+NOTHING: dict[str, Any] = {}
+PUBLIC = ("203.0.113.9", 50000)
+
+
+def make_app() -> FastAPI:
+    """Make an app that says what it was given."""
+    app = FastAPI()
+
+    @app.get("/")
+    async def root(request: Request) -> dict[str, Any]:
+        at = trace.get_current_span().get_span_context()
+        return {
+            "trace": f"{at.trace_id:032x}",
+            "state": at.trace_state.to_header(),
+            "baggage": dict(baggage.get_all()),
+            "header": request.headers.get("traceparent"),
+        }
+
+    @app.websocket("/ws")
+    async def ws(websocket: Any) -> None:
+        await websocket.accept()
+        await websocket.close()
+
+    return app
+
+
+def call(app: FastAPI, client: Any, *headers: tuple[bytes, bytes], times: int = 1) -> list[dict[bytes, bytes]]:
+    """Send requests from `client`; return the headers of the answers."""
+
+    async def run() -> list[dict[bytes, bytes]]:
+        found = []
+        for _ in range(times):
+            scope = http_scope("/", client=client, headers=[(b"host", b"shop.example"), *headers])
+            server = Raw([{"type": "http.request", "body": b"", "more_body": False}])
+            await app(scope, server.receive, server.send)
+            found.append(dict(server.headers))
+        return found
+
+    return asyncio.run(run())
+
+
+class Raw(Server):
+    """Keeps the headers of the answer as they were sent."""
+
+    headers: Iterable[tuple[bytes, bytes]] = ()
+
+    async def send(self, message: Any) -> None:
+        """Take a message of the app."""
+        if message["type"] == "http.response.start":
+            self.headers = message["headers"]
+        await super().send(message)
+
+
+# Who is trusted
+
+
+@pytest.mark.parametrize(
+    ("client", "headers", "trusted"),
+    [
+        (("127.0.0.1", 1), {}, True),
+        (("127.8.9.1", 1), {}, True),
+        (("::1", 1), {}, True),
+        (("10.255.0.1", 1), {}, True),
+        (("172.16.0.1", 1), {}, True),
+        (("172.32.0.1", 1), {}, False),
+        (("192.168.3.4", 1), {}, True),
+        (("100.64.0.1", 1), {}, True),
+        (("100.128.0.1", 1), {}, False),
+        (("fc00::1", 1), {}, True),
+        (("fe80::1%eth0", 1), {}, True),
+        (("::ffff:10.0.0.1", 1), {}, True),
+        (("::ffff:8.8.8.8", 1), {}, False),
+        (("8.8.8.8", 1), {}, False),
+        (("2001:db8::1", 1), {}, False),
+        (None, {}, True),
+        (("", 0), {}, True),
+        (("testclient", 50000), {}, True),
+        (("localhost", 1), {}, False),
+        (("2130706433", 1), {}, False),
+        (("127.0.0.1" + " " * 100, 1), {}, False),
+        (("8.8.8.8", 1), {b"x-forwarded-for": b"127.0.0.1"}, False),
+        (("8.8.8.8", 1), {b"forwarded": b"for=127.0.0.1"}, False),
+        (("10.0.0.1", 1), {b"x-forwarded-for": b"8.8.8.8"}, False),
+        (("10.0.0.1", 1), {b"x-forwarded-for": b"10.0.0.2, 8.8.8.8"}, False),
+        (("10.0.0.1", 1), {b"x-forwarded-for": b"10.0.0.2, 8.8.8.8, 10.0.0.3"}, False),
+        (("10.0.0.1", 1), {b"x-forwarded-for": b"10.0.0.2:4711, 192.168.0.1"}, True),
+        (("10.0.0.1", 1), {b"x-forwarded-for": b"[fc00::1]:4711"}, True),
+        (("10.0.0.1", 1), {b"x-forwarded-for": b""}, False),
+        (("10.0.0.1", 1), {b"x-forwarded-for": b"\xff\xfe"}, False),
+        (("10.0.0.1", 1), {b"x-forwarded-for": b"10.0.0.2," * MOST_HOPS + b"10.0.0.2"}, False),
+        (("10.0.0.1", 1), {b"x-real-ip": b"8.8.8.8"}, False),
+        (("10.0.0.1", 1), {b"x-real-ip": b"10.0.0.8"}, True),
+        (("10.0.0.1", 1), {b"forwarded": b'for="[2001:db8::1]:4711";proto=http'}, False),
+        (("10.0.0.1", 1), {b"forwarded": b'For="[fc00::1]:4711";by=10.0.0.1, for=10.0.0.2;host=x'}, True),
+        (("10.0.0.1", 1), {b"forwarded": b"for=10.0.0.2, for=unknown"}, False),
+        (("10.0.0.1", 1), {b"forwarded": b"for=_hidden"}, False),
+        (("10.0.0.1", 1), {b"forwarded": b"proto=http"}, False),
+        (("testclient", 1), {b"x-forwarded-for": b"testclient"}, False),
+    ],
+)
+def test_who_is_private(client: Any, headers: dict[bytes, bytes], *, trusted: bool) -> None:
+    """The TCP peer decides; what a proxy says of others can only take trust away."""
+    trust = Trust("private")
+    for _ in range(2):  # the second answer is the remembered one
+        assert trust.trusts({"client": client, "headers": [*headers.items()]}, headers) is trusted
+
+
+def test_a_header_that_came_twice_is_read_twice() -> None:
+    """The first one is no less than the last."""
+    headers = [(b"x-forwarded-for", b"8.8.8.8"), (b"x-forwarded-for", b"10.0.0.1")]
+    assert not Trust("private").trusts({"client": PRIVATE, "headers": headers}, dict(headers))
+
+
+@pytest.mark.parametrize(
+    ("who", "private", "public", "unix"),
+    [
+        ("private", True, False, True),
+        ("always", True, True, True),
+        ("never", False, False, False),
+        (("203.0.113.0/24",), False, True, False),
+        (("private", "203.0.113.9"), True, True, True),
+        (lambda scope: scope["client"] == PUBLIC, False, True, False),
+    ],
+)
+def test_who_else_may_be_trusted(who: Any, *, private: bool, public: bool, unix: bool) -> None:
+    """All, nobody, networks, or whom a function lets in."""
+    trust = Trust(who)
+    assert trust.trusts({"client": PRIVATE}, {}) is private
+    assert trust.trusts({"client": PUBLIC}, {}) is public
+    assert trust.trusts({"client": None}, {}) is unix
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """A client that comes from everywhere does not make the memory of peers grow."""
+    trust = Trust("private")
+    for number in range(2 * MOST_PEERS):
+        assert not trust.trusts({"client": (f"2001:db8::{number:x}", 1)}, {})
+    assert len(trust._known) == MOST_PEERS
+    assert address_of("10.0.0.1") is not None
+
+
+@pytest.mark.parametrize("option", ["trust_incoming", "metrics_access"])
+def test_the_setting_is_checked(option: str) -> None:
+    """A misspelt word, a wrong network and nothing at all are told, with what is accepted."""
+    for wrong in ("privat", "10.0.0.0/33", "", (), 7, ("private", "always")):
+        with pytest.raises(SettingsError, match=rf"{option}: got .* accepts private, always, never, or networks"):
+            ObserveSettings(**{**NOTHING, option: wrong})
+    settings = ObserveSettings(**{**NOTHING, option: "Private, 203.0.113.0/24"})
+    assert getattr(settings, option) == ("private", "203.0.113.0/24")
+
+
+# What is believed
+
+
+def test_a_private_peer_continues_its_trace(observed: Callable[..., Seen]) -> None:
+    """Parent, state, baggage and request id are taken over."""
+    seen = observed(app := make_app(), query_allow=())
+    headers = (PARENT, (b"tracestate", b"a=1"), (b"baggage", b"user=admin"), (b"x-request-id", b"abcdefgh-1"))
+    (answer,) = call(app, PRIVATE, *headers)
+    (span,) = seen.server_spans
+    assert span.context is not None
+    assert span.parent is not None
+    assert f"{span.context.trace_id:032x}" == TRACE
+    assert f"{span.parent.span_id:016x}" == SPAN
+    assert not span.links
+    assert answer[b"x-request-id"] == b"abcdefgh-1"
+
+
+@pytest.mark.parametrize("extra", [(), ((b"tracestate", b"a=1"), (b"baggage", b"user=admin"))])
+@pytest.mark.parametrize("own", [True, False])
+def test_a_public_peer_is_linked(observed: Callable[..., Seen], extra: Any, *, own: bool) -> None:
+    """A new root with a link; neither state nor baggage nor request id is taken over."""
+    options: dict[str, Any] = {} if own else {"tracer_provider": TracerProvider()}
+    seen = observed(app := make_app(), **options)
+    (answer,) = call(app, PUBLIC, PARENT, *extra, (b"x-request-id", b"abcdefgh-1"))
+    (span,) = seen.server_spans
+    assert span.parent is None
+    assert span.kind is SpanKind.SERVER
+    (link,) = span.links
+    assert f"{link.context.trace_id:032x}-{link.context.span_id:016x}" == f"{TRACE}-{SPAN}"
+    assert not link.context.trace_state
+    assert span.context is not None
+    assert not span.context.trace_state
+    assert f"{span.context.trace_id:032x}" != TRACE
+    assert answer[b"x-request-id"].decode() == f"{span.context.trace_id:032x}"
+
+
+def test_what_a_public_peer_names_wrongly_is_not_linked(observed: Callable[..., Seen]) -> None:
+    """Nothing comes of a traceparent that is none."""
+    seen = observed(app := make_app())
+    call(app, PUBLIC, (b"traceparent", b"00-nonsense-01"))
+    (span,) = seen.server_spans
+    assert (span.parent, [*span.links]) == (None, [])
+
+
+def test_the_app_sees_its_own_headers(observed: Callable[..., Seen]) -> None:
+    """What is not believed is still delivered; baggage is not."""
+    observed(app := make_app())
+    scope = http_scope("/", client=PUBLIC, headers=[PARENT, (b"baggage", b"user=admin"), (b"tracestate", b"a=1")])
+    server = Server([{"type": "http.request", "body": b"", "more_body": False}])
+    answer = asyncio.run(ask(app, scope, server, []))
+    body = answer.messages[1]["body"].decode()
+    assert f'"header":"00-{TRACE}-{SPAN}-01"' in body
+    assert '"baggage":{}' in body
+    assert '"state":""' in body
+
+
+def test_a_websocket_is_judged_alike(observed: Callable[..., Seen]) -> None:
+    """A connection of a public peer begins a trace of its own."""
+    seen = observed(app := make_app())
+    scope = websocket_scope("/none", client=PUBLIC, headers=[PARENT])
+    asyncio.run(ask(app, scope, Server([{"type": "websocket.connect"}], leaves=False), []))
+    (span,) = seen.server_spans
+    assert (span.parent, len(span.links)) == (None, 1)
+
+
+def test_two_thousand_sampled_parents_buy_nothing(observed: Callable[..., Seen]) -> None:
+    """The sampler's rate holds for public peers, each in a trace of its own, whatever their flags say."""
+    seen = observed(app := make_app(), sample_ratio=0.05, log_level="fatal")
+    answers = call(app, PUBLIC, PARENT, times=2000)
+    kept = [span.context.trace_id for span in seen.server_spans if span.context is not None]
+    assert 40 < len(kept) < 160  # within six standard deviations of 100
+    assert len({answer[b"x-request-id"] for answer in answers}) == 2000
+    assert len(set(kept)) == len(kept)
+
+
+def test_a_function_that_fails_trusts_nobody(observed: Callable[..., Seen]) -> None:
+    """It is asked once for a request, and its failure is counted."""
+    asked: Counter[str] = Counter()
+
+    def who(scope: Any) -> bool:
+        asked[scope["path"]] += 1
+        raise LookupError("no such peer")
+
+    seen = observed(app := make_app(), trust_incoming=who)
+    (answer,) = call(app, PRIVATE, PARENT, (b"x-request-id", b"abcdefgh-1"))
+    assert asked["/"] == 1
+    assert answer[b"x-request-id"] != b"abcdefgh-1"
+    assert sum(seen.observe.faults.counts.values()) == 1
+
+
+# How many are kept
+
+
+class Clock:
+    """A clock that goes when it is told to."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        """Read it."""
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the quota."""
+    made = Clock()
+    monkeypatch.setattr(sampling, "monotonic", made)
+    return made
+
+
+def test_the_quota_is_for_each_second(clock: Clock) -> None:
+    """So many a second, then none until the next one; what found no place is counted."""
+    quota = Quota(3)
+    assert [quota.take() for _ in range(5)] == [True, True, True, False, False]
+    clock.now += 1
+    assert [quota.take() for _ in range(4)] == [True, True, True, False]
+    assert quota.refused == 3
+
+
+def test_less_than_one_a_second(clock: Clock) -> None:
+    """A quota of 0.25 is one trace in four seconds; without a number there is no bound."""
+    quota = Quota(0.25)
+    taken = []
+    for _ in range(8):
+        taken.append(quota.take())
+        clock.now += 1
+    assert taken == [True, False, False, False, True, False, False, False]
+    assert all(Quota(None).take() for _ in range(1000))
+
+
+def test_no_peer_keeps_more_traces_than_the_quota(observed: Callable[..., Seen], clock: Clock) -> None:
+    """Not by its sampled flag either; a trace without a place is not sampled, for its operations too."""
+    seen = observed(app := make_app(), max_traces_per_second=5)
+    answers = call(app, PRIVATE, PARENT, times=20)
+    assert len(seen.server_spans) == 5
+    assert sum(b"traceresponse" in answer for answer in answers) == 5
+    clock.now += 1
+    call(app, PRIVATE, times=20)
+    assert len(seen.server_spans) == 10
+    assert seen.sample("fastapi_observe_traces_refused_total") == 30
+
+
+def test_spans_of_the_users_own_are_within_the_quota(observed: Callable[..., Seen], clock: Clock) -> None:
+    """What begins a trace needs a place; what is inside a kept one has it."""
+    clock.now += 1
+    seen = observed(make_app(), max_traces_per_second=2)
+    for _ in range(5):
+        with seen.observe.tracing.span("root"), seen.observe.tracing.span("child"):
+            pass
+    assert Counter(span.name for span in seen.spans) == {"root": 2, "child": 2}
+
+
+def test_the_sampler_within_the_quota() -> None:
+    """What the sampler drops needs no place, and its name stays."""
+    quota = Quota(1)
+    off, on = LimitedSampler(ALWAYS_OFF, quota), LimitedSampler(ALWAYS_ON, quota)
+
+    def ask_it(sampler: LimitedSampler) -> SamplingResult:
+        return sampler.should_sample(Context(), 1, "name")
+
+    assert not any(ask_it(off).decision.value for _ in range(3))
+    assert quota.refused == 0
+    assert off.get_description() == ALWAYS_OFF.get_description()
+    assert ask_it(on).decision.value
+    registry = CollectorRegistry()
+    registry.register(quota)
+    assert b"fastapi_observe_traces_refused_total 0.0" in generate_latest(registry)
