@@ -1,0 +1,304 @@
+"""Who may read the metrics: by address, by token, by dependency, on a port of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING, Annotated, Any
+
+import pytest
+from comparison import Server, ask, http_scope
+from fastapi import Depends, FastAPI, Header, HTTPException, Request
+from fastapi.responses import JSONResponse
+from servers import serving
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from fastapi_observe import install
+from fastapi_observe.runtime import metrics_server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import Seen
+
+TOKEN = "correct-horse-battery"  # noqa: S105 - of a test
+BEARER = (b"authorization", f"Bearer {TOKEN}".encode())
+LOCAL, PRIVATE, PUBLIC = ("127.0.0.1", 5000), ("10.1.2.3", 5000), ("203.0.113.9", 5000)
+
+
+def make_app() -> FastAPI:
+    """Make an app with one path."""
+    app = FastAPI()
+
+    @app.get("/items")
+    async def items() -> str:
+        return "items"
+
+    return app
+
+
+def get(app: Any, client: Any, *headers: tuple[bytes, bytes], path: str = "/metrics", method: str = "GET") -> Any:
+    """Ask as `client`; return the status, the headers and the body."""
+    scope = http_scope(path, method, client=client, headers=[(b"host", b"shop.example"), *headers])
+    server = Server([{"type": "http.request", "body": b"", "more_body": False}])
+    answer = asyncio.run(ask(app, scope, server, []))
+    start = answer.messages[0]
+    body = b"".join(message.get("body", b"") for message in answer.messages[1:])
+    return start["status"], dict(start["headers"]), body
+
+
+# By address
+
+
+@pytest.mark.parametrize(
+    ("client", "headers", "status"),
+    [
+        (LOCAL, (), 200),
+        (PRIVATE, (), 200),
+        (None, (), 200),
+        (PUBLIC, (), 404),
+        (PUBLIC, ((b"x-forwarded-for", b"127.0.0.1"),), 404),
+        (PUBLIC, ((b"forwarded", b"for=127.0.0.1"),), 404),
+        (PUBLIC, ((b"x-real-ip", b"10.0.0.1"),), 404),
+        (PUBLIC, (BEARER,), 404),
+        (PRIVATE, ((b"x-forwarded-for", b"203.0.113.9"),), 404),
+        (PRIVATE, ((b"x-forwarded-for", b"10.9.9.9"),), 200),
+    ],
+)
+def test_by_default_private_peers_read(observed: Callable[..., Seen], client: Any, headers: Any, status: int) -> None:
+    """Others get what the app says to any path that it does not know, and are counted like that."""
+    seen = observed(app := make_app())
+    got, _, body = get(app, client, *headers)
+    assert got == status
+    assert (b"http_requests_in_progress" in body) is (status == 200)
+    if status == 404:
+        assert body == get(app, PUBLIC, path="/nothing")[2]
+        assert [line["fields"]["endpoint"] for line in seen.request_lines] == ["unmatched"] * 2
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "BREW"])
+def test_only_get_and_head_read(observed: Callable[..., Seen], method: str) -> None:
+    """Every other method is the app's to answer; HEAD has no body."""
+    observed(app := make_app())
+    assert get(app, LOCAL, method=method)[0] == 404
+    status, _, body = get(app, LOCAL, method="HEAD")
+    assert (status, body) == (200, b"")
+
+
+def test_the_users_function_decides(observed: Callable[..., Seen]) -> None:
+    """One that fails lets nobody in and is counted."""
+    observed(app := make_app(), metrics_access=lambda scope: scope["client"] == PUBLIC)
+    assert [get(app, client)[0] for client in (PUBLIC, PRIVATE)] == [200, 404]
+    seen = observed(failing := make_app(), metrics_access=lambda scope: scope["nothing"])
+    assert get(failing, LOCAL)[0] == 404
+    assert seen.observe.faults.counts == {"metrics.access": 1}
+
+
+# By token
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (None, 401),
+        (BEARER, 200),
+        ((b"authorization", b"bearer " + TOKEN.encode()), 200),
+        ((b"authorization", b"Bearer " + TOKEN.encode() + b"x"), 401),
+        ((b"authorization", b"Bearer " + TOKEN.encode()[:-1]), 401),
+        ((b"authorization", b"Bearer "), 401),
+        ((b"authorization", b"Basic " + TOKEN.encode()), 401),
+        ((b"authorization", TOKEN.encode()), 401),
+        ((b"authorization", b"Bearer \xff\xfe"), 401),
+    ],
+)
+@pytest.mark.parametrize("client", [LOCAL, PUBLIC])
+def test_the_token_is_asked_for(observed: Callable[..., Seen], header: Any, status: int, client: Any) -> None:
+    """From wherever somebody asks; who has no right one is told by 401, and nothing else."""
+    seen = observed(app := make_app(), metrics_token=TOKEN)
+    got, headers, body = get(app, client, *([header] if header else []))
+    assert got == status
+    assert (b"http_requests_in_progress" in body) is (status == 200)
+    if status == 401:
+        assert (headers[b"www-authenticate"], body) == (b"Bearer", b"Unauthorized")
+        assert get(app, client, method="HEAD")[2] == b""
+    assert seen.request_lines == []
+    assert TOKEN not in repr(seen.observe.settings)
+
+
+# By dependency
+
+
+class Refused(Exception):  # noqa: N818 - of the user's own
+    """An exception that the app has a handler for."""
+
+
+async def check(request: Request, x_key: Annotated[str, Header()] = "") -> None:
+    """Let in who has the key that the app's state names."""
+    if x_key == "raise":
+        raise Refused
+    if x_key != request.app.state.key:
+        raise HTTPException(403, "no")
+
+
+@pytest.mark.parametrize("given", [check, Depends(check)])
+def test_a_dependency_guards(observed: Callable[..., Seen], given: Any) -> None:
+    """It is solved as in the app: its state, its exception handlers, its overrides."""
+    app = make_app()
+    app.state.key = "open"
+
+    @app.exception_handler(Refused)
+    async def refuse(_: Request, __: Refused) -> JSONResponse:
+        return JSONResponse({"refused": True}, 418)
+
+    seen = observed(app, metrics_dependency=given)
+    assert get(app, PUBLIC)[0] == 403
+    assert get(app, LOCAL)[0] == 403
+    assert get(app, LOCAL, (b"x-key", b"raise"))[0] == 418
+    status, headers, body = get(app, PUBLIC, (b"x-key", b"open"), (b"accept", b"text/plain"))
+    assert (status, b"http_requests_in_progress" in body) == (200, True)
+    assert headers[b"content-type"].startswith(b"text/plain; version=")
+    assert get(app, LOCAL, (b"x-key", b"open"), method="HEAD")[2] == b""
+    app.dependency_overrides[check] = lambda: None
+    assert get(app, PUBLIC)[0] == 200
+    assert seen.request_lines == []
+    assert seen.spans == []
+    assert "/metrics" not in TestClient(app).get("/openapi.json").text
+
+
+def test_a_dependency_needs_fastapi(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is not installed this is said at the start."""
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("x"))])
+    observe = install(app, metrics_dependency=check)
+    try:
+        with pytest.raises(TypeError, match="metrics_dependency needs FastAPI"):
+            TestClient(app).get("/")
+    finally:
+        observe.close()
+
+
+# On a port of their own
+
+
+def ask_port(port: int, path: str = "/metrics", method: str = "GET", **headers: str) -> tuple[int, bytes]:
+    """Ask the metrics' own port."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request(method, path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def test_the_metrics_have_their_own_port(observed: Callable[..., Seen]) -> None:
+    """Open while the app runs, and only then; the app's port shows nothing."""
+    seen = observed(app := make_app(), metrics_port=0)
+    server = seen.observe.metrics_server
+    with serving(app) as app_port:
+        port = server.port
+        assert port is not None
+        assert ask_port(app_port, "/items")[0] == 200
+        assert ask_port(app_port)[0] == 404
+        status, body = ask_port(port)
+        assert status == 200
+        assert b'http_requests_total{method="GET",endpoint="/items",status_code="200"} 1\n' in body
+        assert ask_port(port, "/metrics?name=x")[0] == 200
+        assert ask_port(port, method="HEAD") == (200, b"")
+        assert ask_port(port, "/")[0] == 404
+        assert ask_port(port, method="POST")[0] == 501
+        assert ask_port(port, **{"X-Forwarded-For": "8.8.8.8"})[0] == 404
+    assert server.port is None
+    with pytest.raises(OSError, match="refused"):
+        ask_port(port)
+    assert "fastapi-observe-metrics" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_the_own_port_asks_for_the_token(observed: Callable[..., Seen]) -> None:
+    """As the app's port does; a failure while rendering is a 500."""
+    seen = observed(app := make_app(), metrics_port=0, metrics_token=TOKEN)
+    with serving(app):
+        port = seen.observe.metrics_server.port
+        assert port is not None
+        assert ask_port(port)[0] == 401
+        assert ask_port(port, Authorization=f"Bearer {TOKEN}")[0] == 200
+        seen.observe.metrics_server._server.render = lambda *_: 1 / 0  # type: ignore[union-attr]
+        assert ask_port(port, Authorization=f"Bearer {TOKEN}")[0] == 500
+    assert seen.observe.faults.counts == {"metrics.render": 1}
+
+
+def test_a_port_that_is_taken_is_told(observed: Callable[..., Seen]) -> None:
+    """In one line, with the next step; the app serves."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        seen = observed(app := make_app(), metrics_port=number)
+        with TestClient(app) as client:
+            assert client.get("/items").status_code == 200
+            assert client.get("/items").status_code == 200
+    told = [line["message"] for line in seen.lines if "metrics_port" in line["message"]]
+    assert len(told) == 1
+    assert f"metrics_port {number} of 127.0.0.1 cannot be opened" in told[0]
+
+
+def test_connections_that_say_nothing_are_bounded(
+    observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the bound they are closed at once; the others are served when there is room."""
+    monkeypatch.setattr(metrics_server, "MOST_CONNECTIONS", 2)
+    seen = observed(app := make_app(), metrics_port=0)
+    with serving(app):
+        port = seen.observe.metrics_server.port
+        assert port is not None
+        silent = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(2)]
+        with socket.create_connection(("127.0.0.1", port), 5) as refused:
+            assert refused.recv(10) == b""
+        for each in silent:
+            each.close()
+        for _ in range(100):
+            try:
+                status = ask_port(port)[0]
+            except (OSError, http.client.HTTPException):
+                continue
+            break
+        assert status == 200
+
+
+def test_a_scraper_that_breaks_off_is_no_news(
+    observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half a request and half an answer leave no line and no traceback."""
+    seen = observed(app := make_app(), metrics_port=0)
+    with serving(app, log_level="error"):
+        port = seen.observe.metrics_server.port
+        assert port is not None
+        with socket.create_connection(("127.0.0.1", port), 5) as half:
+            half.sendall(b"GET /metrics HTTP/1.1\r\nHost:")
+        with socket.create_connection(("127.0.0.1", port), 5) as gone:
+            gone.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+        assert ask_port(port)[0] == 200
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_forked_child_opens_its_own(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the parent has open is not the child's, and is not closed by it."""
+    seen = observed(app := make_app(), metrics_port=0)
+    with serving(app):
+        server = seen.observe.metrics_server
+        before, parents = server.port or 0, server._server
+        with monkeypatch.context() as child:
+            child.setattr("os.getpid", lambda: -1)
+            assert not server.port
+            server.start(shared=True)
+            assert server.port != before
+            server.stop()
+        assert ask_port(before)[0] == 200
+        assert parents is not None
+        parents.shutdown()
+        parents.server_close()
