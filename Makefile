@@ -15,8 +15,10 @@ ARGS ?=
 WORKERS ?= 2
 PYTEST = python -m pytest --numprocesses $(WORKERS) $(ARGS)
 SOAK ?= 20
+LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+  --no-annotate --custom-compile-command 'make lock' $(ARGS)
 
-.PHONY: help setup run test test-lowest test-fastapi lint format bench bench-check soak clean
+.PHONY: help setup run test test-lowest test-fastapi lint format bench bench-check soak lock sbom clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -25,10 +27,11 @@ help:  ## Show this list
 
 setup: $(READY)  ## Make the virtual environment with everything in it (once)
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml requirements/test.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/test.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@
 
 $(UV_READY): $(READY)
@@ -83,6 +86,18 @@ bench-check: $(BENCH_READY)  ## Compare a quick run with the committed results (
 soak: $(READY)  ## Run the tests SOAK times: what leaks or flickers shows
 	@set -e; for round in $$(seq $(SOAK)); do echo "== round $$round"; $(BIN)/python -m pytest -q $(ARGS); done
 
+lock: $(UV_READY)  ## Pin and hash what pyproject.toml asks for, in requirements/ (ARGS=--upgrade: to the newest)
+	$(LOCK) --output-file requirements/runtime.txt
+	$(LOCK) --extra test --output-file requirements/test.txt
+
+sbom: $(UV_READY)  ## Write what an installed fastapi-observe consists of, as CycloneDX: dist/fastapi-observe.cdx.json
+	test -x .venv-sbom/bin/python || $(UV) venv --quiet --python $(BIN)/python .venv-sbom
+	$(UV) pip sync --quiet --python .venv-sbom/bin/python --require-hashes requirements/runtime.txt
+	$(UV) pip install --quiet --python .venv-sbom/bin/python --no-deps .
+	@mkdir -p dist
+	$(BIN)/python -m cyclonedx_py environment --pyproject pyproject.toml --mc-type library --output-reproducible \
+	  --output-file dist/fastapi-observe.cdx.json .venv-sbom/bin/python
+
 clean:  ## Remove what these targets made
-	rm -rf .venv .venv-lowest .venv-matrix .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-lowest .venv-matrix .venv-sbom .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
