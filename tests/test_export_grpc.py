@@ -191,7 +191,7 @@ def test_who_is_trusted(url: str, variable: str | None, insecure: bool, monkeypa
     if variable is not None:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_INSECURE", variable)
     transport = GrpcTransport(url, {}, "traces")
-    assert (transport._insecure, transport._address) == (insecure, "host:4317")
+    assert (not transport.encrypted, transport._address) == (insecure, "host:4317")
 
 
 def test_certificates_that_are_none(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

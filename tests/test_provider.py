@@ -27,7 +27,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import TraceFlags
 from pydantic import SecretStr
 
-from fastapi_observe import ObserveSettings, TraceContext
+from fastapi_observe import ObserveSettings, SettingsError, TraceContext
 from fastapi_observe.records.faults import Faults
 from fastapi_observe.signals.provider import ObserveTracerProvider, make_provider, make_resource, make_transport
 from fastapi_observe.signals.tracing import TracingService
@@ -354,3 +354,34 @@ def test_a_provider_without_flush_is_flushed_at_once() -> None:
     tracing = TracingService(ObserveSettings(tracer_provider=trace.NoOpTracerProvider()), Faults())
     assert tracing.flush(1)
     tracing.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"otlp_endpoint": "http://collector.example.com", "otlp_headers": "authorization=secret-words"}, True),
+        ({"otlp_endpoint": "http://user:secret-words@collector.example.com"}, True),
+        ({"otlp_endpoint": "http://8.8.8.8:4318", "otlp_headers": "authorization=secret-words"}, True),
+        ({"otlp_endpoint": "http://134744072", "otlp_headers": "authorization=secret-words"}, True),
+        ({"otlp_endpoint": "http://c.example.com", "otlp_headers": "a=secret-words", "insecure": True}, False),
+        ({"otlp_endpoint": "https://c.example.com", "otlp_headers": "authorization=secret-words"}, False),
+        ({"otlp_endpoint": "http://c.example.com"}, False),
+        ({"otlp_endpoint": "http://collector:4318", "otlp_headers": "authorization=secret-words"}, False),
+        ({"otlp_endpoint": "http://10.0.0.1:4318", "otlp_headers": "authorization=secret-words"}, False),
+        ({"otlp_endpoint": "http://[::1]:4318", "otlp_headers": "authorization=secret-words"}, False),
+        ({"otlp_endpoint": "c.example.com:4317", "otlp_headers": "a=secret-words", "otlp_protocol": "grpc"}, False),
+        (
+            {"otlp_endpoint": "http://c.example.com:4317", "otlp_headers": "a=secret-words", "otlp_protocol": "grpc"},
+            True,
+        ),
+    ],
+)
+def test_credentials_do_not_travel_readable(options: dict[str, Any], *, refused: bool) -> None:
+    """Over plain http to a public host they are refused, with the next step and without the credentials."""
+    settings = ObserveSettings(**options)
+    if not refused:
+        TracingService(settings, Faults()).close()
+        return
+    with pytest.raises(SettingsError, match=r"no private host.* use https://, or insecure=True") as told:
+        TracingService(settings, Faults())
+    assert "secret-words" not in str(told.value)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import baggage, propagate, trace
 
 from fastapi_observe.records.exchange import CURRENT_CONTEXT
-from fastapi_observe.records.networks import PRIVATE_NETWORKS, is_in
+from fastapi_observe.records.networks import is_private_host, plain_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, MutableMapping
@@ -22,10 +21,6 @@ LONGEST_HOST: Final = 253
 """Characters of a DNS name (RFC 1035); what is longer is nobody of ours."""
 
 _W3C: Final = frozenset({"traceparent", "tracestate", "baggage"})
-_SINGLE_LABEL: Final = re.compile(r"[a-z0-9_-]+")
-_PRIVATE_SUFFIX: Final = re.compile(r"[a-z0-9_.-]+\.(?:local|internal|svc|localhost|lan|test)")
-_NUMBER: Final = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
-"""Names that resolvers read as an IPv4 address (WHATWG URL, "ends in a number"), as 134744072 for 8.8.8.8."""
 
 
 class Propagation:
@@ -38,7 +33,7 @@ class Propagation:
     """
 
     def __init__(self, hosts: Iterable[str] = (), keys: Iterable[str] = ()) -> None:
-        named = [_plain(host) for host in hosts]
+        named = [plain_host(host) for host in hosts]
         self._all = "*" in named
         self._exact = frozenset(named)
         self._below = tuple(host[1:] for host in named if host.startswith("*."))
@@ -52,7 +47,7 @@ class Propagation:
         """Tell whether `host` may know the trace."""
         known = self._known.get(host)
         if known is None:
-            known = self._judge(_plain(host))
+            known = self._judge(plain_host(host))
             if len(self._known) < MOST_HOSTS and len(host) <= LONGEST_HOST:
                 self._known[host] = known
         return known
@@ -60,7 +55,7 @@ class Propagation:
     def _judge(self, host: str) -> bool:
         if not host or len(host) > LONGEST_HOST:
             return False
-        return self._all or host in self._exact or host.endswith(self._below) or _is_private(host)
+        return self._all or host in self._exact or host.endswith(self._below) or is_private_host(host)
 
     def inject(self, host: str | None, headers: MutableMapping[str, str], *, allowed: bool | None = None) -> None:
         """Write the headers of the current trace for `host` (None: for one that is trusted) into `headers`.
@@ -105,13 +100,3 @@ class Propagation:
             if key not in self._keys:
                 context = baggage.remove_baggage(key, context)
         return context
-
-
-def _plain(host: str) -> str:
-    return host.lower().strip("[]").removesuffix(".")
-
-
-def _is_private(host: str) -> bool:
-    if ":" in host or _NUMBER.fullmatch(host):
-        return is_in(host, PRIVATE_NETWORKS)
-    return bool(_SINGLE_LABEL.fullmatch(host) or _PRIVATE_SUFFIX.fullmatch(host))

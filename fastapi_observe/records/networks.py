@@ -1,7 +1,8 @@
-"""Which addresses are private: those that no host of the public Internet can have."""
+"""Which addresses and hosts are private: those that no host of the public Internet can have."""
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +30,12 @@ PRIVATE_NETWORKS: Final = tuple(
 """This machine, private (RFC 1918, RFC 4193), shared (RFC 6598) and link-local networks."""
 
 
+_SINGLE_LABEL: Final = re.compile(r"[a-z0-9_-]+")
+_PRIVATE_SUFFIX: Final = re.compile(r"[a-z0-9_.-]+\.(?:local|internal|svc|localhost|lan|test)")
+_NUMBER: Final = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
+"""Names that resolvers read as an IPv4 address (WHATWG URL, "ends in a number"), as 134744072 for 8.8.8.8."""
+
+
 def address_of(text: str) -> IPv4Address | IPv6Address | None:
     """Read an address, an IPv4 one in IPv6 form as what it is; None for anything else."""
     try:
@@ -42,3 +49,20 @@ def is_in(text: str, networks: tuple[Network, ...]) -> bool:
     """Tell whether `text` is an address of one of the networks."""
     address = address_of(text)
     return address is not None and any(address in network for network in networks)
+
+
+def plain_host(host: str) -> str:
+    """Return a host name as it is compared: lower case, without brackets and final dot."""
+    return host.lower().strip("[]").removesuffix(".")
+
+
+def is_private_host(host: str) -> bool:
+    """Tell by its name alone whether a host is of a private network; it is never looked up.
+
+    Private are addresses of `PRIVATE_NETWORKS`, names of one label (`payments`), and those under `.local`, `.internal`,
+    `.svc`, `.localhost`, `.lan` and `.test`.
+    """
+    host = plain_host(host)
+    if ":" in host or _NUMBER.fullmatch(host):
+        return is_in(host, PRIVATE_NETWORKS)
+    return bool(_SINGLE_LABEL.fullmatch(host) or _PRIVATE_SUFFIX.fullmatch(host))

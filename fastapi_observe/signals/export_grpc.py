@@ -54,7 +54,7 @@ class GrpcTransport:
         said = os.environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_INSECURE") or os.environ.get(
             "OTEL_EXPORTER_OTLP_INSECURE", ""
         )
-        self._insecure = parts.scheme == "http" or (parts.scheme != "https" and said.lower() == "true")
+        self.encrypted = parts.scheme == "https" or (parts.scheme != "http" and said.lower() != "true")
         self._certificates = Certificates.of(signal)
         self._method = f"/opentelemetry.proto.collector.{SERVICES[signal]}/Export"
         self._metadata = tuple((name.lower(), value) for name, value in headers.items())
@@ -86,7 +86,7 @@ class GrpcTransport:
 
     def _open(self) -> Any:
         grpc = self._grpc
-        if self._insecure:
+        if not self.encrypted:
             return grpc.insecure_channel(self._address, OPTIONS)
         files = (None if name is None else _read(name) for name in self._certificates)
         authorities, certificate, key = files

@@ -99,9 +99,9 @@ class HttpTransport:
     def __init__(self, url: str, headers: Mapping[str, str], signal: str) -> None:
         parts = urlsplit(url)
         self.target = shown(url)
-        self._secure = parts.scheme == "https"
+        self.encrypted = parts.scheme == "https"
         self._host = parts.hostname or ""
-        self._port = parts.port or (443 if self._secure else 80)
+        self._port = parts.port or (443 if self.encrypted else 80)
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._certificates = Certificates.of(signal)
         self._headers: dict[str, bytes] = {
@@ -172,7 +172,7 @@ class HttpTransport:
                 sock.settimeout(seconds)
                 sock.connect(address)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if not self._secure:
+                if not self.encrypted:
                     return sock
                 sock.settimeout(max(deadline - monotonic(), 0.001))
                 return self._tls().wrap_socket(sock, server_hostname=self._host)

@@ -32,6 +32,8 @@ class Transport(Protocol):
     """Carries encoded requests to a collector; used by one thread, but for `abort` and `forget`."""
 
     target: str
+    encrypted: bool
+    """Whether nobody can read on the way what is sent, its headers included."""
 
     def send(self, body: bytes, deadline: float) -> Answer:
         """Send one request; return when it was answered, has failed, or at `deadline` (`time.monotonic`)."""

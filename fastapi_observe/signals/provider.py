@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 
+from fastapi_observe.records.networks import is_private_host
 from fastapi_observe.records.package import version_of
+from fastapi_observe.settings import SettingsError
 from fastapi_observe.signals.export_queue import ExportQueue
 from fastapi_observe.signals.export_store import Limits
 from fastapi_observe.signals.otlp_spans import SpanEncoder
@@ -111,12 +114,31 @@ def limits_of(settings: ObserveSettings) -> Limits:
 
 
 def make_transport(settings: ObserveSettings, url: str, signal: str) -> Transport:
-    """Return what carries `signal` (`traces`, `logs`, `metrics`) to `url`."""
+    """Return what carries `signal` (`traces`, `logs`, `metrics`) to `url`.
+
+    Raises `SettingsError` where credentials would travel readable.
+    """
     headers = {name: value.get_secret_value() for name, value in settings.otlp_headers.items()}
+    transport: Transport
     if settings.otlp_protocol == "grpc":
         from fastapi_observe.signals.export_grpc import GrpcTransport  # noqa: PLC0415 - slow to import, rarely used
 
-        return GrpcTransport(url, headers, signal)
-    from fastapi_observe.signals.export_http import HttpTransport  # noqa: PLC0415 - not used without an endpoint
+        transport = GrpcTransport(url, headers, signal)
+    else:
+        from fastapi_observe.signals.export_http import HttpTransport  # noqa: PLC0415 - not used without an endpoint
 
-    return HttpTransport(url, headers, signal)
+        transport = HttpTransport(url, headers, signal)
+    if not transport.encrypted and not settings.insecure:
+        _refuse_readable(url, headers)
+    return transport
+
+
+def _refuse_readable(url: str, headers: dict[str, str]) -> None:
+    """Refuse to send credentials over a connection that is not encrypted to a public host."""
+    target = urlsplit(url if "://" in url else f"//{url}")
+    if (headers or "@" in target.netloc) and not is_private_host(target.hostname or ""):
+        told = (
+            f"otlp_endpoint: {target.hostname} is no private host, and the credentials (otlp_headers or URL) "
+            "would travel readable over plain http; use https://, or insecure=True if that is wanted"
+        )
+        raise SettingsError([told])
