@@ -271,6 +271,12 @@ class ObserveSettings(BaseSettings):
     )
     propagate_baggage: Names = option((), "Keys of baggage that go along to those hosts; `*` stands for all.")
 
+    # Objectives
+    slos: tuple[Any, ...] = option(
+        (), "What the service promises: `Availability(...)`, `Latency(...)`.", code_only=True
+    )
+    slo_options: Any = option(None, "How rules and alerts are made from them: `SLOOptions(...)`.", code_only=True)
+
     # The door
     exclude_paths: Paths = option(
         (),

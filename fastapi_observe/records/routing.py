@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.routing import compile_path
@@ -96,6 +96,47 @@ def answering_route(scope: Scope) -> Any:
         if getattr(route, "endpoint", None) is endpoint:
             return route
     return None
+
+
+class Endpoint(NamedTuple):
+    """A route as it is reported: its full template, and what is declared with it.
+
+    `methods` are empty for a WebSocket and for a mounted app that does not tell its routes.
+    """
+
+    template: str
+    methods: tuple[str, ...]
+    tags: tuple[str, ...]
+    function: Any
+    websocket: bool
+
+
+def endpoints_of(app: Any) -> list[Endpoint]:
+    """List all routes of an app, those of included routers and mounted apps too, in their order.
+
+    `template` is what `Routes.template` returns for a request that the route answers.
+    """
+    found: list[Endpoint] = []
+    _collect_endpoints(_routes_of(app), "", found, 0)
+    return found
+
+
+def _collect_endpoints(routes: Any, prefix: str, found: list[Endpoint], depth: int) -> None:
+    for route in _flat(routes):
+        if hasattr(route, "routes") and depth < MOST_LAYERS:  # a mount, or a Host, which adds nothing to the path
+            template = (_format_of(route) or "").removesuffix(REST)
+            inner = _inner_routes(route)
+            if inner:
+                _collect_endpoints(inner, prefix + template, found, depth + 1)
+            else:
+                found.append(Endpoint(prefix + template + REST, (), (), None, websocket=False))
+            continue
+        path = _format_of(route)
+        if path is not None:
+            methods = tuple(sorted(getattr(route, "methods", None) or ()))
+            tags = tuple(str(getattr(tag, "value", tag)) for tag in getattr(route, "tags", None) or ())
+            websocket = not hasattr(route, "methods")
+            found.append(Endpoint(prefix + path, methods, tags, getattr(route, "endpoint", None), websocket))
 
 
 def mounted_apps(app: Any) -> list[Starlette]:

@@ -1,0 +1,102 @@
+"""Objectives: what a service promises, as settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping  # noqa: TC003 - a dataclass field
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Final
+
+NAME: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+"""What an objective may be called: its name becomes a label value, a file name and an anchor."""
+
+DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h|d|w)")
+SECONDS: Final = {
+    "ms": Decimal("0.001"),
+    "s": Decimal(1),
+    "m": Decimal(60),
+    "h": Decimal(3600),
+    "d": Decimal(86400),
+    "w": Decimal(604800),
+}
+
+
+def seconds(text: str) -> Decimal:
+    """Read `300ms`, `1.5s`, `30m`, `6h`, `30d`, `4w`. Raises `ValueError` for anything else."""
+    match = DURATION.fullmatch(text.strip())
+    if match is None or not Decimal(match[1]):
+        raise ValueError(
+            f"{text!r} is no duration; accepts a number with its unit, such as 300ms, 1.5s, 30m, 6h or 30d"
+        )
+    return Decimal(match[1]) * SECONDS[match[2]]
+
+
+def percent(value: float | str | Decimal) -> Decimal:
+    """Read a percentage exactly as it was written. Raises `ValueError` for what is no number."""
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        raise ValueError(f"{value!r} is no percentage") from None
+    if not number.is_finite():
+        raise ValueError(f"{value!r} is no percentage")
+    return number
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """So many percent of requests are answered without failing.
+
+    `routes`: exact templates (`/orders/{id}`), with a method (`POST /orders`), globs (`/admin/*`), `tag:public`; none: all
+    that are measured. `bad`: status codes (`429`) and classes (`5xx`). An alert needs `min_bad_events` failures in its
+    long window. `sla` is what was promised to customers, in percent; `expected_rpm` requests a minute, to judge alerts.
+    """
+
+    name: str
+    objective: float
+    routes: tuple[str, ...] | list[str] = ()
+    bad: tuple[str, ...] | list[str] = ("5xx",)
+    min_bad_events: int = 5
+    sla: float | None = None
+    expected_rpm: float | None = None
+    kind = "availability"
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """So many percent of requests are answered within a time (`within="300ms"`); the rest as in `Availability`."""
+
+    name: str
+    objective: float
+    within: str
+    routes: tuple[str, ...] | list[str] = ()
+    min_bad_events: int = 5
+    sla: float | None = None
+    expected_rpm: float | None = None
+    kind = "latency"
+
+    @property
+    def threshold(self) -> float:
+        """The time in seconds: a bucket bound of `http_request_duration_seconds`."""
+        return float(seconds(self.within))
+
+
+Objective = Availability | Latency
+
+
+@dataclass(frozen=True, slots=True)
+class SLOOptions:
+    """How rules, alerts and dashboards are made from the objectives.
+
+    `period`: of the error budgets. `scrape_interval`: of the Prometheus that scrapes this service. `selector`: labels by
+    which it finds this service (default: `job` is the service name). `runbook_url`, `dashboard_url`: where alerts point,
+    `{alert}` and `{slo}` filled in. `team`: a label of alerts. `keep_firing`: use `keep_firing_for` (Prometheus 2.42).
+    """
+
+    period: str = "30d"
+    scrape_interval: str = "15s"
+    selector: Mapping[str, str] | None = None
+    runbook_url: str = "runbooks/{alert}.md#{slo}"
+    dashboard_url: str | None = None
+    team: str | None = None
+    keep_firing: bool = True

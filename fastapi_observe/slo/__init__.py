@@ -1,0 +1,1 @@
+"""From objectives to rules, tests of the rules, alerts, dashboards and runbooks."""
