@@ -18,7 +18,7 @@ from example_app.events import OrderEvents
 from example_app.routers import customers, orders, products, reports
 from example_app.routers.admin import admin
 from example_app.spans import span_file
-from fastapi_observe import install
+from fastapi_observe import Availability, Latency, install
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -52,6 +52,10 @@ observe = install(
     exclude_paths=("/healthz",),
     slow_query=0.1,
     span_processors=span_file("shop"),
+    slos=[
+        Availability("checkout", 99.9, routes=["POST /orders", "POST /orders/{order_id}/checkout"], sla=99),
+        Latency("browsing", 95, within="300ms", routes=["GET /products", "GET /products/{product_id}"]),
+    ],
 )
 engine = make_engine("shop")
 observe.instrument_engine(engine, pool_name="shop")

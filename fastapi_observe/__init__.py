@@ -9,6 +9,10 @@ from fastapi_observe.installed import current, operation, traced
 from fastapi_observe.observability import Observability
 from fastapi_observe.records.trace_context import TraceContext
 from fastapi_observe.settings import ObserveSettings, SettingsError
+from fastapi_observe.settings_objectives import Availability, Latency, SLOOptions
+
+# The package of that name is imported before its function takes the name over, so that it cannot take it back.
+from fastapi_observe.slo.annotation import slo
 
 if TYPE_CHECKING:
     from fastapi_observe.dependencies import (
@@ -21,29 +25,39 @@ if TYPE_CHECKING:
         SpanDep,
         TracingDep,
     )
+    from fastapi_observe.slo.rules import generate_rules
 
 __all__ = [
+    "Availability",
     "DatabaseDep",
     "ExternalDep",
     "HttpClientDep",
+    "Latency",
     "LogDep",
     "MetricsDep",
     "Observability",
     "ObservabilityDep",
     "ObserveSettings",
+    "SLOOptions",
     "SettingsError",
     "SpanDep",
     "TraceContext",
     "TracingDep",
     "current",
+    "generate_rules",
     "install",
     "operation",
+    "slo",
     "traced",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the `...Dep` aliases when they are asked for: plain Starlette has no FastAPI to import."""
+    """Import the `...Dep` aliases when they are asked for: plain Starlette has no FastAPI to import. Rules likewise."""
+    if name == "generate_rules":
+        from fastapi_observe.slo.rules import generate_rules  # noqa: PLC0415 - people make rules, servers do not
+
+        return generate_rules
     if name in __all__:
         from fastapi_observe import dependencies  # noqa: PLC0415 - see above
 

@@ -7,6 +7,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from fastapi_observe.cli_bundle import add_bundle
+from fastapi_observe.cli_slo import add_slo
 from fastapi_observe.records.package import version_of
 from fastapi_observe.settings import ObserveSettings, SettingsError
 from fastapi_observe.settings_sources import accepted, mask, variables
@@ -26,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"fastapi-observe {version_of('fastapi-observe')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_settings(commands)
+    add_slo(commands)
+    add_bundle(commands)
     chosen = parser.parse_args(arguments)
     return int(chosen.run(chosen))
 

@@ -16,6 +16,7 @@ from fastapi_observe.clients.drivers import instrument_pool
 from fastapi_observe.clients.external import ExternalClient
 from fastapi_observe.clients.httpx import HttpClients
 from fastapi_observe.clients.propagation import Propagation
+from fastapi_observe.objectives import Objectives
 from fastapi_observe.records.exchange import CONTEXT_KEY, CURRENT_CONTEXT, Exchange
 from fastapi_observe.records.faults import Faults
 from fastapi_observe.records.nothing import does_something
@@ -68,6 +69,7 @@ class Observability:
         self.settings = settings
         self.faults = Faults()
         self.routes = Routes(app)
+        self.objectives = Objectives(app, settings, self.faults)
         with ExitStack() as undo:  # what cannot be installed leaves nothing behind
             self.metrics = MetricsService(settings, self.faults)
             undo.callback(self.metrics.close)
@@ -303,6 +305,7 @@ class Observability:
 
     def started(self) -> None:
         """Begin what needs the running event loop; again after a restart in another loop."""
+        self.objectives.start(self.metrics)
         self.workers.start()
         self.metrics_server.start(shared=self.workers.are_several)
         for push in self._pushes:
@@ -318,6 +321,7 @@ class Observability:
     async def stop(self) -> None:
         """Close the clients and flush every signal, within two seconds; what was installed stays installed."""
         self.saturation.stop()
+        self.objectives.stop()
         self.loop = None
         await self.clients.close()
         deadline = monotonic() + self.settings.shutdown_timeout
@@ -353,6 +357,7 @@ class Observability:
         OPEN.remove(self)
         background.unwatch()
         closes = (
+            self.objectives.stop,
             self.clients.restore,
             self.saturation.close,
             self._end_within_budget,

@@ -30,6 +30,8 @@ from fastapi_observe.settings_types import (
     HeaderNames,
     Headers,
     Names,
+    ObjectiveOptions,
+    Objectives,
     Paths,
     Peers,
     Regexes,
@@ -272,10 +274,18 @@ class ObserveSettings(BaseSettings):
     propagate_baggage: Names = option((), "Keys of baggage that go along to those hosts; `*` stands for all.")
 
     # Objectives
-    slos: tuple[Any, ...] = option(
-        (), "What the service promises: `Availability(...)`, `Latency(...)`.", code_only=True
+    slos: Objectives = option(
+        (),
+        "What the service promises: `Availability(...)`, `Latency(...)`.",
+        code_only=True,
+        accepts="a list of `Availability(...)` and `Latency(...)`, in code only",
     )
-    slo_options: Any = option(None, "How rules and alerts are made from them: `SLOOptions(...)`.", code_only=True)
+    slo_options: ObjectiveOptions = option(
+        None,
+        "How rules and alerts are made from them: `SLOOptions(...)`.",
+        code_only=True,
+        accepts="`SLOOptions(...)` or None, in code only",
+    )
 
     # The door
     exclude_paths: Paths = option(

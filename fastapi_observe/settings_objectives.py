@@ -24,7 +24,7 @@ SECONDS: Final = {
 
 def seconds(text: str) -> Decimal:
     """Read `300ms`, `1.5s`, `30m`, `6h`, `30d`, `4w`. Raises `ValueError` for anything else."""
-    match = DURATION.fullmatch(text.strip())
+    match = DURATION.fullmatch(str(text).strip())  # a number alone has no unit
     if match is None or not Decimal(match[1]):
         raise ValueError(
             f"{text!r} is no duration; accepts a number with its unit, such as 300ms, 1.5s, 30m, 6h or 30d"
@@ -43,13 +43,21 @@ def percent(value: float | str | Decimal) -> Decimal:
     return number
 
 
+def _make_tuples(objective: object, *names: str) -> None:
+    """Keep lists as tuples, so that an objective can be compared and hashed; one text is a tuple of it."""
+    for name in names:
+        value = getattr(objective, name)
+        object.__setattr__(objective, name, (value,) if isinstance(value, str) else tuple(value))
+
+
 @dataclass(frozen=True, slots=True)
 class Availability:
     """So many percent of requests are answered without failing.
 
-    `routes`: exact templates (`/orders/{id}`), with a method (`POST /orders`), globs (`/admin/*`), `tag:public`; none: all
-    that are measured. `bad`: status codes (`429`) and classes (`5xx`). An alert needs `min_bad_events` failures in its
-    long window. `sla` is what was promised to customers, in percent; `expected_rpm` requests a minute, to judge alerts.
+    `routes`: exact templates (`/orders/{id}`), with a method (`POST /orders`), globs (`/admin/*`), `tag:public`; none:
+    all that are measured. `bad`: status codes (`429`) and classes (`5xx`). An alert needs `min_bad_events` failures in
+    its long window. `sla` is what was promised to customers, in percent; `expected_rpm` requests a minute, to judge
+    alerts.
     """
 
     name: str
@@ -60,6 +68,9 @@ class Availability:
     sla: float | None = None
     expected_rpm: float | None = None
     kind = "availability"
+
+    def __post_init__(self) -> None:
+        _make_tuples(self, "routes", "bad")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +86,9 @@ class Latency:
     expected_rpm: float | None = None
     kind = "latency"
 
+    def __post_init__(self) -> None:
+        _make_tuples(self, "routes")
+
     @property
     def threshold(self) -> float:
         """The time in seconds: a bucket bound of `http_request_duration_seconds`."""
@@ -88,9 +102,10 @@ Objective = Availability | Latency
 class SLOOptions:
     """How rules, alerts and dashboards are made from the objectives.
 
-    `period`: of the error budgets. `scrape_interval`: of the Prometheus that scrapes this service. `selector`: labels by
-    which it finds this service (default: `job` is the service name). `runbook_url`, `dashboard_url`: where alerts point,
-    `{alert}` and `{slo}` filled in. `team`: a label of alerts. `keep_firing`: use `keep_firing_for` (Prometheus 2.42).
+    `period`: of the error budgets. `scrape_interval`: of the Prometheus that scrapes this service. `selector`: labels
+    by which it finds this service (default: `job` is the service name). `runbook_url`, `dashboard_url`: where alerts
+    point, `{alert}` and `{slo}` filled in. `team`: a label of alerts. `keep_firing`: use `keep_firing_for` (Prometheus
+    2.42).
     """
 
     period: str = "30d"

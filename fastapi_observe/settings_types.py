@@ -55,6 +55,22 @@ def _peers(value: Any) -> Any:
     return names
 
 
+def _objectives(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    from fastapi_observe.settings_objectives import Availability, Latency  # noqa: PLC0415 - few apps have any
+
+    if not all(isinstance(each, Availability | Latency) for each in value):
+        raise ValueError("no objectives")
+    return value
+
+
+def _objective_options(value: Any) -> Any:
+    from fastapi_observe.settings_objectives import SLOOptions  # noqa: PLC0415 - as above
+
+    if not isinstance(value, SLOOptions | None):
+        raise ValueError("no SLOOptions")  # noqa: TRY004 - pydantic tells a ValueError
+    return value
+
+
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
 Names = Annotated[tuple[str, ...], BeforeValidator(split)]
 """Several strings; in the environment separated by commas."""
@@ -68,6 +84,8 @@ Bounds = Annotated[
 ]
 Peers = Annotated[Any, BeforeValidator(_peers)]
 """Who is trusted: `private`, `always`, `never`, networks, or a function of the ASGI scope."""
+Objectives = Annotated[tuple[Any, ...], AfterValidator(_objectives)]
+ObjectiveOptions = Annotated[Any, AfterValidator(_objective_options)]
 Headers = Annotated[dict[HeaderName, Annotated[SecretStr, AfterValidator(_one_line)]], BeforeValidator(_headers)]
 
 

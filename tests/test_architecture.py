@@ -22,7 +22,7 @@ LONGEST_FILE = 400
 
 STOREYS = (
     ("records", "settings"),
-    ("signals", "clients", "runtime"),
+    ("signals", "clients", "runtime", "slo"),
     ("observability",),
     ("edges",),
     ("install",),
@@ -36,6 +36,11 @@ ROOMS = {
     "dependencies": "edges",
     "installed": "edges",
     "cli": "edges",
+    "cli_bundle": "edges",
+    "cli_scrape": "edges",
+    "cli_slo": "edges",
+    "objectives": "observability",
+    "settings_objectives": "settings",
     "settings_sources": "settings",
     "settings_types": "settings",
 }

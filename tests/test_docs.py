@@ -20,6 +20,7 @@ from tools import needs
 
 from fastapi_observe import DatabaseDep, ExternalDep, MetricsDep, installed, observability
 from fastapi_observe.records.pool import PoolState
+from fastapi_observe.settings_objectives import Availability
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -208,6 +209,7 @@ def everything(observed: Callable[..., Seen]) -> Everything:
         registry=registry,
         default_registry=False,
         repeated_queries=1,
+        slos=[Availability("orders", 99.9, routes=["/orders/{order_id}"])],
         series_per_metric=20,
         capture_request_headers=["x-tenant"],
         capture_response_headers=["content-type"],

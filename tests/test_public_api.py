@@ -19,21 +19,26 @@ from fastapi_observe import ObserveSettings
 
 PACKAGE = Path(fastapi_observe.__file__).parent
 PUBLIC = [
+    "Availability",
     "DatabaseDep",
     "ExternalDep",
     "HttpClientDep",
+    "Latency",
     "LogDep",
     "MetricsDep",
     "Observability",
     "ObservabilityDep",
     "ObserveSettings",
+    "SLOOptions",
     "SettingsError",
     "SpanDep",
     "TraceContext",
     "TracingDep",
     "current",
+    "generate_rules",
     "install",
     "operation",
+    "slo",
     "traced",
 ]
 MUTABLE = {"observability.OPEN"}

@@ -143,6 +143,7 @@ class Reading:
         self.values: memoryview[float] = memoryview(b"").cast("d")
         self._at = 0
         self._extent = 0
+        self._added: list[Series] = []
 
     @property
     def name(self) -> str:
@@ -177,16 +178,21 @@ class Reading:
         number, labels, at, count = entry
         if not (0 <= number < len(self.families) and HEADER <= at <= at + count <= size and count > 0):
             raise ValueError
-        self.series.append((number, tuple([str(label) for label in labels]), at, count))
+        self._added.append((number, tuple([str(label) for label in labels]), at, count))
         self._extent = max(self._extent, at + count)
 
     def fill(self, data: bytes) -> None:
-        """Take the bytes of the values; what is missing of them counts as 0."""
+        """Take the bytes of the values; what is missing of them counts as 0.
+
+        Only now what `parse` has found is shown: whoever reads meanwhile finds the values of every series.
+        """
         missing = self._extent * DOUBLE - len(data)
         if missing > 0:
             self.unreadable = True
             data += bytes(missing)
         self.values = memoryview(data).cast("d")
+        self.series += self._added
+        self._added = []
 
     def answers(self) -> float:
         """Return how often the process has answered."""

@@ -42,8 +42,13 @@ def mode_of(name: str, kind: str) -> str:
 
 
 def is_reader(collector: object) -> bool:
-    """Tell whether a collector is read at scrape only."""
-    return not isinstance(collector, Bounded) and not is_stock(collector)
+    """Tell whether a collector is read at scrape only, by each worker for itself."""
+    return not isinstance(collector, Bounded) and not is_stock(collector) and not is_of_all(collector)
+
+
+def is_of_all(collector: object) -> bool:
+    """Tell whether a collector of ours shows what all workers have counted, whoever is asked."""
+    return getattr(collector, "of_all_workers", False) is True
 
 
 class Readers:

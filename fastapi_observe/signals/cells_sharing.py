@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from fastapi_observe.records.faults import Faults
     from fastapi_observe.signals.business import Catalogue
-    from fastapi_observe.signals.cells import Worker
+    from fastapi_observe.signals.cells import Reading, Worker
     from fastapi_observe.signals.cells_view import SharedView
 
 
@@ -61,6 +61,11 @@ class Sharing:
         view.open(self._inherited)
         self.about.worker = worker
         self._view = view
+
+    def read(self) -> tuple[str, list[Reading], list[Bounded]] | None:
+        """Return our scope, what each worker has counted, and what we could not share; None: there are no others."""
+        view = self._view
+        return None if view is None else (view.cells.scope, view.worker.read()[1], view.cells.alone)
 
     def unshare(self) -> None:
         """Take the values back into this process, counters from zero: what was counted stays with the workers."""

@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from fastapi_observe.signals.cells import SharedCells
 from fastapi_observe.signals.cells_client import ClientCells, honours_directory, is_stock
 from fastapi_observe.signals.cells_merged import Index, Merged
-from fastapi_observe.signals.cells_readers import Readers
+from fastapi_observe.signals.cells_readers import Readers, is_of_all
 from fastapi_observe.signals.cells_samples import Alone, Exemplars, Samples
 from fastapi_observe.signals.cells_shown import Given, MergedText, SamplesNow, SharedRegistry
 from fastapi_observe.signals.series import Bounded
@@ -103,12 +103,10 @@ class SharedView:
     def shown(self, registry: CollectorRegistry, name: str, exemplars: Exemplars) -> Iterator[Any]:
         """Yield what a registry shows: our own families, prometheus_client's, and what collectors read."""
         families = self._index.families
-        shown: set[str] = set()
-        for collector in self._collectors(registry):
-            if isinstance(collector, Bounded):
-                family = families.get((self.cells.scope, collector.family()[0]))
-                shown.add(collector.family()[0])
-                yield MergedText(family, exemplars, self._alone(collector)) if isinstance(family, Merged) else collector
+        own = [each for each in self._collectors(registry) if isinstance(each, Bounded)]
+        shown = {collector.family()[0] for collector in own}
+        yield from (self._merged(collector, exemplars) for collector in own)
+        yield from filter(is_of_all, self._collectors(registry))
         if registry is next(iter(self._registries)):  # ours stand in the first one; another worker may have made more
             for (scope, family_name), family in families.items():
                 if scope == self.cells.scope and family_name not in shown and isinstance(family, Merged):
@@ -122,6 +120,10 @@ class SharedView:
         yield Given(self._readers[registry].once)
         if self._client is None and os.path.isdir(os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")):  # noqa: PTH112
             yield from self._of_directory(registry)
+
+    def _merged(self, metric: Bounded, exemplars: Exemplars) -> Any:
+        family = self._index.families.get((self.cells.scope, metric.family()[0]))
+        return MergedText(family, exemplars, self._alone(metric)) if isinstance(family, Merged) else metric
 
     def _alone(self, metric: Bounded) -> list[Bounded]:
         return [child for child in self.cells.alone if child.family() == metric.family()]

@@ -18,7 +18,7 @@ from fastapi_observe.signals.series import Counter, Gauge, Histogram
 from fastapi_observe.signals.series_budget import SeriesBudget
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from fastapi_observe.records.exchange import Exchange
     from fastapi_observe.records.faults import Faults
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fastapi_observe.records.websocket import WebSocketExchange
     from fastapi_observe.settings import ObserveSettings
     from fastapi_observe.signals.exposition import Answer
+    from fastapi_observe.signals.metrics_objectives import Counted, Tally
 
 SIZE_BUCKETS: Final = tuple(100.0 * 10**power for power in range(8))
 CONNECTION_BUCKETS: Final = (0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
@@ -73,7 +74,9 @@ class MetricsService:
         registries = (self.registry, REGISTRY) if show_default else (self.registry,)
         self.sharing = Sharing(registries, self._catalogue, faults, self._forget_cells, self._scrapes.forked)
         try:
-            self._make_http(settings.duration_buckets)
+            self._make_http(
+                settings.duration_buckets, [slo.threshold for slo in settings.slos if slo.kind == "latency"]
+            )
             self._make_websocket()
             self._operations = OperationMetrics(self._catalogue, self._lock, faults)
             self.add_reader(SelfCollector(self._budget, faults))
@@ -84,7 +87,7 @@ class MetricsService:
 
     # The metrics
 
-    def _make_http(self, buckets: tuple[float, ...]) -> None:
+    def _make_http(self, buckets: tuple[float, ...], thresholds: Iterable[float]) -> None:
         own = self._catalogue.own
         route = ("method", "endpoint")
         self._requests = own(Counter, "http_requests_total", "HTTP requests.", (*route, "status_code"))
@@ -93,7 +96,7 @@ class MetricsService:
             "http_request_duration_seconds",
             "Time from the first byte of the request to the last of the response, in seconds.",
             route,
-            buckets=buckets,
+            buckets=sorted({*buckets, *thresholds}),
         )
         self._bounds = self._duration.bounds()
         if self._sizes:
@@ -321,6 +324,12 @@ class MetricsService:
         """Set the state of a connection pool; what is None stays as it is."""
         values = {"active": active, "idle": idle, "max": max, "waiting": waiting}
         self._operations.set_connections(pool, values)
+
+    def tally(self, wanted: Sequence[Counted]) -> Tally:
+        """Begin the series of objectives at 0 and return what counts for them; call it before the first request."""
+        from fastapi_observe.signals.metrics_objectives import Tally  # noqa: PLC0415 - only who promises something
+
+        return Tally(self._requests, self._duration, self.sharing, wanted)
 
     def add_pool(self, name: str, read: Callable[[], PoolState]) -> Callable[[], None]:
         """Show a pool of connections, read at each scrape; call the result to show it no more."""

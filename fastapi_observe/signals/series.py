@@ -323,6 +323,20 @@ class Histogram(Bounded, prometheus_client.Histogram):
         """Return the upper bounds of the buckets, the last one infinite."""
         return self._upper_bounds
 
+    def add_bounds(self, bounds: Iterable[float]) -> None:
+        """Add upper bounds of buckets, while the cells are this process's own; earlier samples stay above them."""
+        for bound in bounds:
+            with self.guard:
+                at = bisect_left(self._upper_bounds, bound)
+                if self._upper_bounds[at] == bound:
+                    continue
+                for one in (self, *self.children().values()):
+                    one.bounds().insert(at, bound)
+                    one.exemplars = {cell + (cell >= at): kept for cell, kept in one.exemplars.items()}
+                    if one.cells:
+                        one.cells.insert(at, 0)
+                self.options["buckets"] = tuple(self._upper_bounds)
+
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
         """Take a sample; NaN is left out, since it would make the sum NaN for ever."""
         self._raise_if_not_observable()

@@ -5,14 +5,14 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Final, NamedTuple
 
-from fastapi_observe.settings_objectives import seconds
+from fastapi_observe.settings_objectives import SECONDS, seconds
 
 EVALUATION: Final = 30
 """Seconds between two evaluations of the rules of one objective."""
 
 
 class Window(NamedTuple):
-    """A pair of windows: the alert fires where both burn too fast. `spent` is the part of the budget it costs."""
+    """A pair of windows: the alert fires where both burn too fast. `spent` is the part of 30 days' budget it costs."""
 
     severity: str
     long: str
@@ -35,8 +35,16 @@ def budget(objective: Decimal) -> Decimal:
 
 
 def factor(window: Window, period: Decimal) -> Decimal:
-    """Return how many times faster than allowed the budget burns when the alert fires; `period` in seconds."""
-    return window.spent * period / seconds(window.long)
+    """Return how many times faster than allowed the budget burns when the alert fires; `period` in seconds.
+
+    Never less than once, which short periods would come to: who burns slower than that keeps the promise.
+    """
+    return max(Decimal(1), window.spent * period / seconds(window.long))
+
+
+def spent(window: Window, period: Decimal) -> Decimal:
+    """Return the part of the budget that is gone when the alert fires at a steady rate."""
+    return factor(window, period) * seconds(window.long) / period
 
 
 def threshold(window: Window, objective: Decimal, period: Decimal) -> Decimal:
@@ -47,3 +55,9 @@ def threshold(window: Window, objective: Decimal, period: Decimal) -> Decimal:
 def text(number: Decimal) -> str:
     """Write a number as PromQL reads it, without an exponent and without noise."""
     return format(number.normalize(), "f")
+
+
+def duration(seconds: Decimal) -> str:
+    """Write seconds as PromQL reads them, in the largest unit that gives a whole number: `30d`, `90s`."""
+    unit = next((unit for unit in ("d", "h", "m", "s") if not seconds % SECONDS[unit]), "ms")
+    return f"{int(seconds / SECONDS[unit])}{unit}"

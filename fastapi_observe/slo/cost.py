@@ -1,0 +1,218 @@
+"""What observing an app costs, told from one scrape of it: by metric, by route, and what can be switched off."""
+
+from __future__ import annotations
+
+import re
+from time import time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from prometheus_client.metrics_core import Metric
+
+DAY: Final = 86_400
+MONTH: Final = 30 * DAY
+SHOWN: Final = 15
+"""Most metrics and routes that are told one by one."""
+
+SIZES: Final = ("http_request_size_bytes", "http_response_size_bytes")
+DURATION: Final = "http_request_duration_seconds"
+OF_PROCESS: Final = ("python_info", "python_gc_collections_total", "python_gc_objects_collected_total",
+                     "python_gc_objects_uncollectable_total")  # fmt: skip
+PROBE: Final = re.compile(r"/(health|live|ready|ping|status|heartbeat)(z|check|ness|y)?$")
+"""Routes that are asked by machines only, as they are usually called."""
+
+SHORTEST: Final = 1.0
+"""Seconds that a process is taken to run at least, so that rates stay numbers."""
+
+
+class Prices(NamedTuple):
+    """What a million samples, log lines and spans cost; 0: not told."""
+
+    samples: float = 0.0
+    lines: float = 0.0
+    spans: float = 0.0
+
+
+class Tally:
+    """What one scrape shows: its size, series by metric and route, what was written and sent since the start."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.series: dict[str, int] = {}
+        self.routes: dict[str, int] = {}
+        self.buckets: dict[str, int] = {}
+        self.written: dict[str, float] = {}
+        self.requests = 0.0
+        self.started: float | None = None
+
+    def counted(self, lines: Iterable[str]) -> Iterator[str]:
+        """Pass lines on, and add up their bytes."""
+        for line in lines:
+            self.bytes += len(line.encode()) + 1
+            yield line
+
+    def add(self, family: Metric) -> None:
+        """Take note of a metric, or of a further part of it."""
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        self.series[name] = self.series.get(name, 0) + len(family.samples)
+        for sample in family.samples:
+            route = sample.labels.get("endpoint")
+            if route is not None:
+                self.routes[route] = self.routes.get(route, 0) + 1
+            if "le" in sample.labels:
+                self.buckets[name] = self.buckets.get(name, 0) + 1
+            if name == "fastapi_observe_exported_total":
+                signal = sample.labels.get("signal", "")
+                self.written[signal] = self.written.get(signal, 0.0) + sample.value
+            elif name == "http_requests_total":
+                self.requests += sample.value
+            elif name == "process_start_time_seconds":
+                self.started = min(sample.value, self.started or sample.value)
+
+
+def bill(
+    tally: Tally, interval: float, prices: Prices, *, bytes_per_line: float, now: float | None = None
+) -> dict[str, Any]:
+    """Return what it costs: `interval` is that of the scrapes, in seconds; money is that of a month of 30 days."""
+    total = sum(tally.series.values())
+    daily = DAY / interval
+    elapsed = None if tally.started is None else max((time() if now is None else now) - tally.started, SHORTEST)
+    lines = None if elapsed is None else tally.written.get("logs", 0.0) * DAY / elapsed
+    spans = None if elapsed is None else tally.written.get("traces", 0.0) * DAY / elapsed
+    requests = None if elapsed is None else tally.requests * DAY / elapsed
+    return {
+        "series": total,
+        "scrape_interval_seconds": interval,
+        "scrape_bytes": tally.bytes,
+        "samples_per_day": round(total * daily),
+        "scrape_bytes_per_day": round(tally.bytes * daily),
+        "running_for_seconds": None if elapsed is None else round(elapsed),
+        "requests_per_day": _rounded(requests),
+        "log_lines_per_day": _rounded(lines),
+        "log_bytes_per_day_estimated": _rounded(None if lines is None else lines * bytes_per_line),
+        "spans_per_day": _rounded(spans),
+        "price_per_month": {
+            "samples": _money(total * daily, prices.samples),
+            "lines": _money(lines, prices.lines),
+            "spans": _money(spans, prices.spans),
+        },
+        "metrics": _parts(tally.series, total, daily, prices),
+        "routes": _parts(tally.routes, total, daily, prices),
+        "savings": [*_savings(tally, total, daily, lines, requests, spans)],
+    }
+
+
+def _parts(series: dict[str, int], total: int, daily: float, prices: Prices) -> list[dict[str, Any]]:
+    largest = sorted(series.items(), key=lambda each: (-each[1], each[0]))
+    return [
+        {
+            "name": name,
+            "series": count,
+            "share": round(count / total, 4),
+            "samples_per_day": round(count * daily),
+            "price_per_month": _money(count * daily, prices.samples),
+        }
+        for name, count in largest
+    ]
+
+
+def _savings(  # noqa: PLR0913, PLR0917 - all that was told is looked at
+    tally: Tally, total: int, daily: float, lines: float | None, requests: float | None, spans: float | None
+) -> Iterator[dict[str, Any]]:
+    """Say what can be switched off and what that saves; the largest first among the series."""
+    found: list[dict[str, Any]] = []
+
+    def series(what: str, count: int, cost: str) -> None:
+        if count:
+            share = round(count / total, 4)
+            saves = {"series": count, "share": share, "samples_per_day": round(count * daily)}
+            found.append({"what": what, "loses": cost, **saves})
+
+    series(
+        "size_histograms=False",
+        sum(tally.series.get(name, 0) for name in SIZES),
+        "the sizes of requests and responses; spans and log lines still tell them",
+    )
+    bounds = tally.buckets.get(DURATION, 0)
+    series(
+        "duration_buckets with half the bounds",
+        bounds // 2,
+        "precision of quantiles; the thresholds of objectives stay",
+    )
+    series(
+        "default_registry=False",
+        sum(tally.series.get(name, 0) for name in OF_PROCESS),
+        "python_info, python_gc_*, and your own metrics in prometheus_client's default registry",
+    )
+    for route, count in tally.routes.items():
+        if PROBE.search(route):
+            series(f"exclude_paths={[route]}", count, "everything about it; probes are no requests of users")
+    found.sort(key=lambda each: -int(each["series"]))
+    yield from found
+    if lines and requests:
+        count = round(min(lines, requests))
+        loses = "the line of each request; warnings and errors of your own code stay"
+        yield {"what": "log_requests=False", "loses": loses, "lines_per_day": count}
+    if spans:
+        loses = "half of the traces"
+        yield {"what": "half the sample_ratio", "loses": loses, "spans_per_day": round(spans / 2)}
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """Write a bill for people."""
+    each, daily = f"{found['scrape_interval_seconds']:g} s", _size(found["scrape_bytes_per_day"])
+    lines = [
+        f"{found['series']:,} series, {found['samples_per_day']:,} samples a day at a scrape each {each}",
+        f"{found['scrape_bytes']:,} bytes a scrape before compression, {daily} a day",
+    ]
+    if found["running_for_seconds"] is None:
+        lines.append("How long the process runs is not shown, so lines and spans a day are unknown")
+    else:
+        lines.append(
+            f"{found['log_lines_per_day']:,} log lines a day, about {_size(found['log_bytes_per_day_estimated'])}; "
+            f"{found['spans_per_day']:,} spans a day (as in the {found['running_for_seconds']:,} s since the start)"
+        )
+    money = {what: price for what, price in found["price_per_month"].items() if price is not None}
+    if money:
+        lines.append("A month: " + ", ".join(f"{price:,.2f} for {what}" for what, price in money.items()))
+    for heading, key in (("metric", "metrics"), ("route", "routes")):
+        parts = found[key]
+        width = max([len(heading), *(len(each["name"]) for each in parts[:SHOWN])])
+        priced = "samples" in money
+        lines += ["", f"{heading:<{width}}  {'series':>8}  {'share':>6}  {'samples a day':>14}" + "   a month" * priced]
+        lines += [
+            f"{each['name']:<{width}}  {each['series']:>8,}  {each['share']:>6.1%}  {each['samples_per_day']:>14,}"
+            + (f"  {each['price_per_month']:>8,.2f}" if priced else "")
+            for each in parts[:SHOWN]
+        ]
+        if len(parts) > SHOWN:
+            rest = sum(each["series"] for each in parts[SHOWN:])
+            lines.append(f"and {len(parts) - SHOWN} more with {rest:,} series")
+    lines += ["", "What can be switched off" if found["savings"] else "Nothing can be switched off"]
+    lines += [f"  {each['what']} saves {_saved(each)}; it loses {each['loses']}" for each in found["savings"]]
+    return "\n".join(lines) + "\n"
+
+
+def _saved(each: dict[str, Any]) -> str:
+    if "series" in each:
+        return f"{each['series']:,} series ({each['share']:.0%}), {each['samples_per_day']:,} samples a day"
+    what = "lines" if "lines_per_day" in each else "spans"
+    return f"about {each[f'{what}_per_day']:,} {what} a day"
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:  # noqa: PLR2004 - SI units
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def _rounded(number: float | None) -> int | None:
+    return None if number is None else round(number)
+
+
+def _money(daily: float | None, price: float) -> float | None:
+    return None if daily is None or not price else round(daily * 30 / 1e6 * price, 2)

@@ -1,0 +1,67 @@
+"""The app that a command names, with its settings and its plan."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi_observe.settings_sources import SettingsError
+from fastapi_observe.slo.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from fastapi_observe.settings import ObserveSettings
+
+
+class LoadError(Exception):
+    """The app that was named cannot be had; the text says why and what to do."""
+
+
+def load(target: str) -> tuple[Any, ObserveSettings, Plan]:
+    """Import `module:attribute` (attributes may be dotted), with the current directory first on the path.
+
+    Raises `LoadError` if module, attribute or `install` is missing, or importing it fails.
+    """
+    app = app_of(target)
+    return (app, *plan_of(app, target))
+
+
+def plan_of(app: Any, name: str = "the app") -> tuple[ObserveSettings, Plan]:
+    """Return the settings and the plan of an installed app. Raises `LoadError` if it is not installed."""
+    observe = getattr(getattr(app, "state", None), "observe", None)
+    if observe is None:
+        raise LoadError(f"{name} has no fastapi-observe: call install(app) where the app is created")
+    return observe.settings, make_plan(app, observe.settings)
+
+
+def app_of(target: str) -> Any:
+    """Import an app as `load` does."""
+    module, separator, attribute = target.partition(":")
+    if not separator or not module or not attribute:
+        raise LoadError(f"{target!r} names no app: write module:attribute, such as shop.main:app")
+    here = str(Path.cwd())
+    if sys.path[:1] != [here]:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and (module == error.name or module.startswith(f"{error.name}.")):
+            raise LoadError(f"there is no module {module!r} in {here} or on PYTHONPATH") from None
+        raise LoadError(f"importing {module} failed: {error}") from error
+    except SettingsError as error:  # it says in its own words what to mend
+        raise LoadError(str(error)) from error
+    except Exception as error:
+        raise LoadError(f"importing {module} failed: {type(error).__name__}: {error}") from error
+    for name in attribute.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            apps = [
+                each
+                for each, value in vars(sys.modules[module]).items()
+                if hasattr(value, "routes") and not isinstance(value, type)
+            ]
+            hint = f"; did you mean {module}:{apps[0]}?" if apps else ""
+            raise LoadError(f"{module} has no attribute {attribute!r}{hint}") from None
+    return found

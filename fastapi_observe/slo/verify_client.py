@@ -1,0 +1,59 @@
+"""What `verify` asks of a Prometheus: its HTTP API, read with bounds."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from typing import Any, Final
+from urllib.parse import urlencode, urlsplit
+
+PATIENCE: Final = 10.0
+"""Seconds that Prometheus may be silent."""
+
+MOST_BYTES: Final = 32 * 1_048_576
+
+
+class UnreachableError(Exception):
+    """Prometheus cannot be asked; says the URL, the reason and the next step."""
+
+
+class Prometheus:
+    """The API of one Prometheus; no proxy of the environment is used. Every method raises `UnreachableError`."""
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+            raise UnreachableError(f"{url!r:.200} is no URL of a Prometheus; give one such as http://127.0.0.1:9090")
+        self.url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
+
+    def get(self, path: str, **parameters: str) -> Any:
+        """Return the `data` of an answer of `/api/v1/<path>`."""
+        query = f"?{urlencode(parameters)}" if parameters else ""
+        request = urllib.request.Request(f"{self.url}/api/v1/{path}{query}", headers=self._headers)  # noqa: S310 - checked above
+        try:
+            with self._opener.open(request, timeout=PATIENCE) as answer:
+                body = answer.read(MOST_BYTES + 1)
+            return json.loads(body[:MOST_BYTES])["data"]  # longer answers are cut, and so no JSON
+        except urllib.error.HTTPError as error:
+            step = "give --token" if error.code in {401, 403} else "give the URL that /api/v1 stands below"
+            raise UnreachableError(f"{self.url} answers {error.code} to {path}: {step}") from None
+        except (OSError, urllib.error.URLError) as error:
+            reason = getattr(error, "reason", error)
+            raise UnreachableError(f"cannot reach {self.url}: {reason}; start Prometheus, or correct the URL") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UnreachableError(f"{self.url} is no Prometheus ({error!s:.200}); correct the URL") from None
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """Return the vector that an expression has now."""
+        result: list[dict[str, Any]] = self.get("query", query=expression)["result"]
+        return result
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Redirects would take the token along."""
+
+    def redirect_request(self, *_args: Any, **_kwargs: Any) -> None:
+        return None

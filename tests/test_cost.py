@@ -1,0 +1,188 @@
+"""`cost`: what is told of a running app is what a scrape of it shows, and what can be switched off really goes."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from fastapi import FastAPI
+from monitored import free_port
+from servers import serving
+
+from fastapi_observe.cli import main
+from fastapi_observe.cli_scrape import families
+from fastapi_observe.slo.cost import Prices, Tally, as_text, bill
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+    from conftest import Seen
+
+
+def shop() -> FastAPI:
+    """Make an app with a few routes."""
+    app = FastAPI()
+    for name in ("orders", "products", "customers"):
+        app.get(f"/{name}/{{{name}_id}}")(lambda: None)
+    return app
+
+
+def told(app: FastAPI, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[str, dict[str, Any]]:
+    """Run `cost --json`; log lines of the app stand beside it."""
+    with serving(app) as port:
+        url = f"http://127.0.0.1:{port}"
+        for name in ("orders", "products", "customers", "orders"):
+            httpx.get(f"{url}/{name}/7", trust_env=False)
+        scrape = httpx.get(f"{url}/metrics", trust_env=False).text
+        capsys.readouterr()
+        assert main(["cost", f"{url}/metrics", "--json", *options]) == 0
+        printed = capsys.readouterr().out
+    return scrape, json.loads(printed[printed.index("{\n") : printed.rindex("\n}") + 2])
+
+
+def samples(scrape: str) -> list[str]:
+    """Return the lines that Prometheus stores."""
+    return [line for line in scrape.splitlines() if line and not line.startswith("#")]
+
+
+def test_it_counts_what_is_stored(observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str]) -> None:
+    """Series, samples a day and bytes are those of the scrape; metrics and routes add up."""
+    app = shop()
+    observed(app, default_registry=False)
+    scrape, found = told(app, capsys, "--scrape-interval", "30s")
+    assert found["series"] == len(samples(scrape))
+    assert found["samples_per_day"] == found["series"] * 2880
+    assert abs(found["scrape_bytes"] - len(scrape.encode())) < 200  # numbers move on
+    assert sum(each["series"] for each in found["metrics"]) == found["series"]
+    assert found["metrics"][0]["name"] == "http_request_duration_seconds"
+    routes = {each["name"]: each["series"] for each in found["routes"]}
+    assert routes["/orders/{orders_id}"] == sum('endpoint="/orders/{orders_id}"' in each for each in samples(scrape))
+    assert found["price_per_month"] == {"samples": None, "lines": None, "spans": None}
+
+
+def test_prices(observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str]) -> None:
+    """A million samples, lines and spans have their prices; a month has thirty days."""
+    app = shop()
+    observed(app)
+    prices = [f"--price-per-million-{what}={price}" for what, price in (("samples", 0.5), ("lines", 1), ("spans", 2))]
+    _, found = told(app, capsys, *prices)
+    assert found["price_per_month"]["samples"] == round(found["series"] * 5760 * 30 / 1e6 * 0.5, 2)
+    assert found["price_per_month"]["lines"] > 0
+    assert found["price_per_month"]["spans"] == 0
+
+
+def test_switching_off_saves_what_was_said(observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str]) -> None:
+    """`size_histograms=False` saves exactly the series that were promised."""
+    series = {}
+    for sizes in (True, False):
+        app = shop()
+        observed(app, size_histograms=sizes, default_registry=False)
+        _, found = told(app, capsys)
+        series[sizes] = (found["series"], {each["what"]: each.get("series") for each in found["savings"]})
+    promised = series[True][1]["size_histograms=False"]
+    assert series[True][0] - series[False][0] == promised
+    assert promised == 3 * 2 * 11
+    assert "size_histograms=False" not in series[False][1]
+
+
+SHOWN = """\
+# TYPE http_requests_total counter
+http_requests_total{method="GET",endpoint="/a",status_code="200"} 1000
+# TYPE http_request_duration_seconds histogram
+http_request_duration_seconds_bucket{method="GET",endpoint="/a",le="0.1"} 900
+http_request_duration_seconds_bucket{method="GET",endpoint="/a",le="+Inf"} 1000
+http_request_duration_seconds_count{method="GET",endpoint="/a"} 1000
+http_request_duration_seconds_sum{method="GET",endpoint="/a"} 50
+# TYPE process_start_time_seconds gauge
+process_start_time_seconds{pid="2"} 2000
+process_start_time_seconds{pid="1"} 1000
+# TYPE fastapi_observe_exported_total counter
+fastapi_observe_exported_total{signal="logs"} 1500
+fastapi_observe_exported_total{signal="traces"} 300
+"""
+
+
+def tally(text: str) -> Tally:
+    """Read a scrape."""
+    made = Tally()
+    for family in families("here", made.counted(text.splitlines())):
+        made.add(family)
+    return made
+
+
+def test_lines_and_spans_of_a_day() -> None:
+    """What was written since the oldest process started is a day's worth in proportion."""
+    found = bill(tally(SHOWN), 15, Prices(1, 1, 1), bytes_per_line=500, now=1000 + 8640)
+    assert found["running_for_seconds"] == 8640
+    assert found["log_lines_per_day"] == 15_000
+    assert found["log_bytes_per_day_estimated"] == 7_500_000
+    assert found["spans_per_day"] == 3000
+    assert found["requests_per_day"] == 10_000
+    assert found["price_per_month"] == {"samples": 1.56, "lines": 0.45, "spans": 0.09}
+    savings = {each["what"]: each for each in found["savings"]}
+    assert savings["log_requests=False"]["lines_per_day"] == 10_000
+    assert savings["half the sample_ratio"]["spans_per_day"] == 1500
+    text = as_text(found)
+    assert "9 series, 51,840 samples a day at a scrape each 15 s" in text
+    assert "15,000 log lines a day, about 7.5 MB; 3,000 spans a day (as in the 8,640 s since the start)" in text
+    assert "A month: 1.56 for samples, 0.45 for lines, 0.09 for spans" in text
+    assert re.search(r"^http_request_duration_seconds +4 +44.4% +23,040 +0.69$", text, re.MULTILINE)
+    assert "log_requests=False saves about 10,000 lines a day" in text
+    assert "half the sample_ratio saves about 1,500 spans a day" in text
+
+
+def test_without_a_start_nothing_is_said_of_lines() -> None:
+    """Where the process does not tell when it started (not on Linux), rates are unknown, not zero."""
+    found = bill(tally("# TYPE up gauge\nup 1\n"), 15, Prices(), bytes_per_line=500)
+    assert found["log_lines_per_day"] is found["spans_per_day"] is None
+    assert "unknown" in as_text(found)
+    assert "Nothing can be switched off" in as_text(found)
+
+
+def test_probes_are_found() -> None:
+    """A route that only machines ask is named: excluded, it costs nothing."""
+    found = bill(tally(SHOWN.replace('"/a"', '"/api/healthz"')), 15, Prices(), bytes_per_line=500)
+    savings = {each["what"]: each["series"] for each in found["savings"] if "series" in each}
+    assert savings["exclude_paths=['/api/healthz']"] == 5
+    assert not [
+        each for each in bill(tally(SHOWN), 15, Prices(), bytes_per_line=1)["savings"] if "exclude" in each["what"]
+    ]
+
+
+def test_a_young_process_has_run_a_second() -> None:
+    """A clock that is behind gives no negative rates."""
+    assert bill(tally(SHOWN), 15, Prices(), bytes_per_line=1, now=0)["running_for_seconds"] == 1
+
+
+def test_the_largest_are_shown() -> None:
+    """Of many metrics fifteen are told one by one, the others together; sizes have units."""
+    text = "".join(f'# TYPE m{at} gauge\nm{at}{{endpoint="/{at}"}} 1\n' for at in range(40))
+    shown = as_text(bill(tally(text), 0.001, Prices(), bytes_per_line=500))
+    assert shown.count("and 25 more with 25 series") == 2
+    assert re.search(r"bytes a scrape before compression, \d+\.\d GB a day", shown)
+    assert "TB a day" in as_text(bill(tally(text), 0.00001, Prices(), bytes_per_line=500))
+
+
+def test_text(observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str]) -> None:
+    """The text names metrics and routes with their share."""
+    app = shop()
+    observed(app)
+    with serving(app) as port:
+        httpx.get(f"http://127.0.0.1:{port}/orders/7", trust_env=False)
+        assert main(["cost", f"http://127.0.0.1:{port}/metrics"]) == 0
+    printed = capsys.readouterr().out
+    assert "bytes a scrape before compression" in printed
+    assert re.search(r"^/orders/\{orders_id\} +\d+ +\d+\.\d% +[\d,]+$", printed, re.MULTILINE)
+    assert "size_histograms=False saves 22 series" in printed
+    assert "default_registry=False saves" in printed
+
+
+def test_what_cannot_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    """No server, and an interval that is none: one message, status 2."""
+    assert main(["cost", f"http://127.0.0.1:{free_port()}/metrics"]) == 2
+    assert "start the server, or correct host and port" in capsys.readouterr().err
+    assert main(["cost", "http://127.0.0.1/metrics", "--scrape-interval", "often"]) == 2
+    assert "'often' is no duration" in capsys.readouterr().err

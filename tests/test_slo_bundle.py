@@ -1,0 +1,485 @@
+"""The bundle: every file is one that its reader accepts, made again the same, with what people wrote kept."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fastapi import FastAPI
+from monitored import ROOT, command, serving
+from tools import needs
+
+from fastapi_observe import Availability, Latency, SLOOptions
+from fastapi_observe.cli import main
+from fastapi_observe.slo import yaml
+from fastapi_observe.slo.alertmanager import make_alertmanager
+from fastapi_observe.slo.bundle import ForeignError, compare, fit, make_bundle, write
+from fastapi_observe.slo.dashboard_features import features_of
+from fastapi_observe.slo.datasources import make_datasources
+from fastapi_observe.slo.loading import plan_of
+from fastapi_observe.slo.rules import rules_of
+from fastapi_observe.slo.runbook_guides import GUIDES
+from fastapi_observe.slo.runbooks import MarkerError, keep_written, make_runbooks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from conftest import Seen
+    from monitored import Asked
+
+    from fastapi_observe.slo.plan import Plan
+
+SHOP = ROOT / "example_app" / "observability"
+SLOS = (
+    Availability("availability", 99.9, sla=99.5),
+    Availability("checkout", 99.95, routes=["POST /orders"], bad=["5xx", "429"], min_bad_events=1),
+    Latency("latency", 95, within="300ms", routes=["/orders/{order_id}"]),
+)
+
+
+def shop(routes: int = 0) -> FastAPI:
+    """Make an app, with further routes."""
+    app = FastAPI()
+
+    @app.post("/orders")
+    async def order() -> None: ...
+
+    @app.get("/orders/{order_id}")
+    async def read_order(order_id: int) -> None: ...
+
+    for at in range(routes):
+        app.get(f"/things{at:04}/{{thing_id}}")(read_order)
+    return app
+
+
+@pytest.fixture
+def made(observed: Callable[..., Seen]) -> Callable[..., tuple[Plan, dict[str, str]]]:
+    """Make bundles."""
+
+    def make(app: FastAPI | None = None, **settings: Any) -> tuple[Plan, dict[str, str]]:
+        app = app or shop()
+        observed(app, **{"service_name": "shop", "slos": SLOS, **settings})
+        own, plan = plan_of(app)
+        return plan, make_bundle(plan, own, features_of(app, own))
+
+    return make
+
+
+def checked(*arguments: str | Path) -> str:
+    """Run a checker and return what it says."""
+    program = needs(str(arguments[0]))
+    done = subprocess.run([program, *arguments[1:]], capture_output=True, check=False, text=True)  # noqa: S603
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_its_readers_accept_every_file(made: Callable[..., tuple[Plan, dict[str, str]]], tmp_path: Path) -> None:
+    """Promtool and amtool accept rules, scrape configuration and routing; JSON is JSON."""
+    _, files = made(metrics_token="a" * 20, slo_options=SLOOptions(selector={"job": "web", "app": "shop"}))
+    write(files, tmp_path)
+    assert "SUCCESS" in checked("promtool", "check", "rules", tmp_path / "rules.yml")
+    assert "SUCCESS" in checked("promtool", "check", "config", "--syntax-only", tmp_path / "prometheus.yml")
+    assert "job_name: web" in files["prometheus.yml"]
+    assert "app: shop" in files["prometheus.yml"]
+    assert "credentials_file" in files["prometheus.yml"]
+    assert "SUCCESS" in checked("amtool", "check-config", tmp_path / "alertmanager.yml")
+    assert json.loads(files["dashboard.json"])["schemaVersion"] == 39
+    assert [*files][:7] == [
+        "rules.yml",
+        "rules_test.yml",
+        "dashboard.json",
+        "alertmanager.yml",
+        "datasources.yml",
+        "prometheus.yml",
+        "RETENTION.md",
+    ]
+
+
+def test_the_prometheus_configuration_finds_the_rules(tmp_path: Path) -> None:
+    """The shop's own bundle is a configuration that Prometheus can start with."""
+    for name in ("rules.yml", "prometheus.yml"):
+        (tmp_path / name).write_text((SHOP / name).read_text("utf-8"), "utf-8")
+    assert "1 rule files found" in checked("promtool", "check", "config", tmp_path / "prometheus.yml")
+
+
+def test_the_same_app_gives_the_same_files(observed: Callable[..., Seen]) -> None:
+    """Two apps that are written alike have equal bundles, byte for byte."""
+    bundles = []
+    for _ in range(2):
+        app = shop(5)
+        observed(app, service_name="shop", slos=SLOS)
+        settings, plan = plan_of(app)
+        bundles.append(make_bundle(plan, settings, features_of(app, settings)))
+    assert bundles[0] == bundles[1]
+    assert [*bundles[0]] == [*bundles[1]]
+
+
+def test_it_grows_with_the_routes_and_no_faster(made: Callable[..., tuple[Plan, dict[str, str]]]) -> None:
+    """Each further route adds the same few bytes; where all routes count it adds none to rules and dashboard."""
+    sizes = []
+    for routes in (100, 200, 400):
+        named = Availability("all", 99.9, routes=["/things*"])
+        _, files = made(shop(routes), slos=[named])
+        sizes.append(sum(map(len, files.values())))
+    first, second = sizes[1] - sizes[0], sizes[2] - sizes[1]
+    assert abs(second - 2 * first) < 100  # numbers have more digits
+    _, few = made(shop(10), slos=[Availability("all", 99.9)])
+    _, many = made(shop(400), slos=[Availability("all", 99.9)])
+    assert len(few["dashboard.json"]) == len(many["dashboard.json"])
+    assert few["rules.yml"].count("\n") == many["rules.yml"].count("\n")
+
+
+def test_without_objectives_there_is_still_a_bundle(made: Callable[..., tuple[Plan, dict[str, str]]]) -> None:
+    """The alerts of the service, their runbooks and the dashboard need no objective; nor need signals that are off."""
+    _, files = made(slos=(), tracing=False, logs=False)
+    assert "ServiceDown" in files["rules.yml"]
+    assert "runbooks/ServiceDown.md" in files
+    assert "runbooks/ErrorBudgetBurn.md" not in files
+    assert "Tempo" not in files["datasources.yml"]
+    assert "exemplar" not in files["prometheus.yml"]
+    assert "derivedFields" not in made(slos=(), tracing=False)[1]["datasources.yml"]
+    assert "tracesToLogsV2" not in made(slos=(), logs=False)[1]["datasources.yml"]
+
+
+def test_data_sources_lead_to_each_other(observed: Callable[..., Seen]) -> None:
+    """Exemplars lead to Tempo, its spans to Loki, lines back to Tempo; no dollar is left to the environment."""
+    app = shop()
+    observed(app, service_name="shop")
+    settings, plan = plan_of(app)
+    sources = make_datasources(plan, features_of(app, settings))["datasources"]
+    assert {source["uid"] for source in sources} == {"prometheus", "tempo", "loki"}
+    text = json.dumps(sources)
+    assert re.findall(r'"datasourceUid": "(\w+)"', text) == ["tempo", "loki", "tempo"]
+    assert text.count("$") == 2 * text.count("$${__")
+
+
+def test_retention_holds_the_period(made: Callable[..., tuple[Plan, dict[str, str]]]) -> None:
+    """Prometheus is told to keep five days more than the period, and how many series are for ever."""
+    _, files = made(slo_options=SLOOptions(period="28d", scrape_interval="30s"))
+    assert "--storage.tsdb.retention.time=33d" in files["prometheus.yml"]
+    assert "3 objectives: 37 recorded series" in files["RETENTION.md"]
+    assert "2,880 samples a day" in files["RETENTION.md"]
+    assert "timeInterval: 30s" in files["datasources.yml"]
+
+
+# Runbooks
+
+
+def anchors(page: str) -> set[str]:
+    """Return the anchors of a page's headings, as code hosts make them."""
+    heads = [line.lstrip("#").strip() for line in page.splitlines() if line.startswith("#")]
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def test_each_alert_has_its_runbook(made: Callable[..., tuple[Plan, dict[str, str]]]) -> None:
+    """Every runbook_url leads to a file of the bundle, and its anchor to a heading; no guide is for nothing."""
+    plan, files = made()
+    alerts = [rule for group in rules_of(plan)["groups"] for rule in group["rules"] if "alert" in rule]
+    for rule in alerts:
+        name, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+        assert name in files
+        assert not anchor or anchor in anchors(files[name])
+        assert anchor == rule["labels"].get("slo", "")
+    assert {rule["alert"] for rule in alerts} == set(GUIDES)
+
+
+def test_each_objective_has_its_section(made: Callable[..., tuple[Plan, dict[str, str]]]) -> None:
+    """A section has the objective's own numbers: thresholds, times, what the budget is worth."""
+    _, files = made()
+    page = files["runbooks/ErrorBudgetBurn.md"]
+    checkout = page.partition("\n## checkout\n")[2].partition("\n## ")[0]
+    assert "99.95 % of requests succeed (bad: 5xx, 429) over 30d." in checkout
+    assert "`POST /orders`" in checkout
+    assert "| 1h and 5m | page | 0.72 % (14.4 times as fast as allowed) | 26 s | 4 min | 43 min | 2 % |" in checkout
+    assert "at least 1 bad request in" in checkout
+    assert "the whole budget is gone in 21.6 minutes" in checkout
+    availability = page.partition("\n## availability\n")[2].partition("\n## ")[0]
+    assert "99.5 % are promised to customers" in availability
+    assert "all measured routes, 2 as of now" in availability
+    assert "answered within 300ms" in page
+
+
+def test_many_routes_are_counted_not_listed(made: Callable[..., tuple[Plan, dict[str, str]]]) -> None:
+    """A section names ten routes at most."""
+    _, files = made(shop(30), slos=[Availability("things", 99.9, routes=["/things*"])])
+    assert "and 20 more." in files["runbooks/ErrorBudgetBurn.md"]
+
+
+def test_a_dashboard_url_is_linked(made: Callable[..., tuple[Plan, dict[str, str]]]) -> None:
+    """Runbooks link to the dashboard where its address is known."""
+    _, files = made(slo_options=SLOOptions(dashboard_url="https://grafana.example/d/shop?slo={slo}"))
+    assert "(https://grafana.example/d/shop?slo=)" in files["runbooks/ServiceDown.md"]
+
+
+def test_every_query_of_the_runbooks_is_promql(
+    made: Callable[..., tuple[Plan, dict[str, str]]], tmp_path: Path
+) -> None:
+    """Promtool parses each query that a runbook offers."""
+    _, files = made()
+    found = [
+        query for name, page in files.items() if name.startswith("runbooks/")
+        for query in re.findall(r"```promql\n(.*?)\n```", page, re.DOTALL)
+    ]  # fmt: skip
+    rules = [{"record": f"query:{at}", "expr": query} for at, query in enumerate(dict.fromkeys(found))]
+    (tmp_path / "queries.yml").write_text(yaml.dump({"groups": [{"name": "runbooks", "rules": rules}]}), "utf-8")
+    assert f"{len(rules)} rules found" in checked("promtool", "check", "rules", tmp_path / "queries.yml")
+    assert len(rules) > 30
+    assert not [query for query in found if "{of" in query]
+
+
+def test_what_people_wrote_is_kept(made: Callable[..., tuple[Plan, dict[str, str]]], tmp_path: Path) -> None:
+    """Between keep markers a page is the team's; around them it is made again."""
+    plan, files = made()
+    write(files, tmp_path)
+    page = tmp_path / "runbooks" / "ErrorBudgetBurn.md"
+    text = page.read_text("utf-8").replace("TODO what is particular about checkout", "Call Ada: checkout")
+    page.write_text(text.replace("# ErrorBudgetBurn", "# changed by hand"), "utf-8")
+    fitted = fit(files, tmp_path)
+    assert compare(fitted, tmp_path).different == ("runbooks/ErrorBudgetBurn.md",)
+    write(fitted, tmp_path)
+    assert "Call Ada: checkout" in page.read_text("utf-8")
+    assert "changed by hand" not in page.read_text("utf-8")
+    assert compare(fit(files, tmp_path), tmp_path).same
+    fewer = make_runbooks(plan._replace(slos=plan.slos[:1]))
+    kept = keep_written(fewer["ErrorBudgetBurn.md"], page.read_text("utf-8"))
+    assert kept.count("Call Ada: checkout") == 1
+    assert "## Kept from before" in kept
+    assert "notes on latency" not in kept
+    assert keep_written(fewer["ErrorBudgetBurn.md"], kept) == kept
+    assert keep_written(files["runbooks/ErrorBudgetBurn.md"], kept).count("Call Ada: checkout") == 1
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "<!-- keep one -->\ntext\n",
+        "text\n<!-- /keep -->\n",
+        "<!-- keep -->\ntext\n<!-- /keep -->\n",
+        "<!-- keep one -->\n<!-- keep two -->\ntext\n<!-- /keep -->\n",
+        "<!-- keep one -->\na\n<!-- /keep -->\n<!-- keep one -->\nb\n<!-- /keep -->\n",
+    ],
+)
+def test_markers_that_do_not_pair_stop_everything(broken: str) -> None:
+    """Where it is not clear what people wrote, nothing is overwritten."""
+    with pytest.raises(MarkerError, match="keep marker"):
+        keep_written("made\n", broken)
+
+
+# Files
+
+
+def test_nothing_foreign_is_touched(made: Callable[..., tuple[Plan, dict[str, str]]], tmp_path: Path) -> None:
+    """A file that we did not make stops the writing of all; what stands beside ours stays as it is."""
+    _, files = made()
+    (tmp_path / "prometheus.yml").write_text("scrape_configs: []\n", "utf-8")
+    with pytest.raises(ForeignError, match=r"prometheus\.yml was not made by fastapi-observe"):
+        fit(files, tmp_path)
+    (tmp_path / "prometheus.yml").unlink()
+    (tmp_path / "runbooks").mkdir()
+    (tmp_path / "runbooks" / "ServiceDown.md").write_text(
+        files["runbooks/ServiceDown.md"] + "<!-- keep x -->\n", "utf-8"
+    )
+    with pytest.raises(ForeignError, match=r"ServiceDown\.md: a keep marker"):
+        fit(files, tmp_path)
+    (tmp_path / "runbooks" / "ServiceDown.md").unlink()
+    (tmp_path / "runbooks" / "Own.md").write_text("# Own\n", "utf-8")
+    (tmp_path / "notes.txt").write_text("mine", "utf-8")
+    write(fit(files, tmp_path), tmp_path)
+    assert (tmp_path / "runbooks" / "Own.md").read_text("utf-8") == "# Own\n"
+    assert compare(files, tmp_path).same
+
+
+def test_what_is_no_more_made_is_named(made: Callable[..., tuple[Plan, dict[str, str]]], tmp_path: Path) -> None:
+    """A runbook whose alert is gone is left over: named, and not deleted."""
+    _, files = made()
+    write(files, tmp_path)
+    _, fewer = made(slos=())
+    assert write(fewer, tmp_path).left_over == (
+        "runbooks/ErrorBudgetBurn.md",
+        "runbooks/ErrorBudgetLow.md",
+        "runbooks/SLODataMissing.md",
+    )
+    assert (tmp_path / "runbooks" / "ErrorBudgetLow.md").exists()
+
+
+def test_another_version_is_no_difference(made: Callable[..., tuple[Plan, dict[str, str]]], tmp_path: Path) -> None:
+    """An update of fastapi-observe that changes nothing but its number is no drift."""
+    _, files = made()
+    older = {
+        name: re.sub(r"(Made by fastapi-observe) \S+ from", r"\1 0.0.1 from", text) for name, text in files.items()
+    }
+    assert older != files
+    write(older, tmp_path)
+    assert compare(files, tmp_path).same
+
+
+APP = """
+from fastapi import FastAPI
+from fastapi_observe import Availability, install
+app = FastAPI()
+app.get("/orders")(lambda: None)
+install(app, service_name="tiny", slos=[Availability("all", 99.9, routes={routes})])
+bare = FastAPI()
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """Write a module with an app; close what it installs."""
+    from fastapi_observe.observability import OPEN  # noqa: PLC0415 - what the module leaves open
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = [*OPEN]
+
+    def make(name: str, *routes: str) -> str:
+        (tmp_path / f"{name}.py").write_text(APP.format(routes=routes), "utf-8")
+        return f"{name}:app"
+
+    yield make
+    for observe in [each for each in OPEN if each not in before]:
+        observe.close()
+
+
+def test_bundle_and_check(tiny: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`bundle` writes, then finds nothing to do; `--check` names what differs, with status 1, and writes nothing."""
+    target = tiny("tiny_one")
+    assert main(["bundle", target, "--check"]) == 1
+    assert "missing   observability/rules.yml" in capsys.readouterr().out
+    assert not (tmp_path / "observability").exists()
+    assert main(["bundle", target]) == 0
+    printed = capsys.readouterr()
+    assert "new       observability/runbooks/ServiceDown.md" in printed.out
+    assert (
+        "not seen to use it: database, external, business, background, streams; if it does, say --with" in printed.err
+    )
+    assert main(["bundle", target]) == 0
+    assert "17 files" not in capsys.readouterr().err
+    assert main(["bundle", target, "--check"]) == 0
+    assert "files in observability are as they should be" in capsys.readouterr().out
+    rules = tmp_path / "observability" / "rules.yml"
+    rules.write_text(rules.read_text("utf-8").replace("0.0144", "0.144"), "utf-8")
+    assert main(["bundle", target, "--check"]) == 1
+    assert capsys.readouterr().out == "differs   observability/rules.yml\n"
+    assert main(["bundle", target, "--with", "database"]) == 0
+    assert capsys.readouterr().out.split() == [
+        "changed",
+        "observability/rules.yml",
+        "changed",
+        "observability/dashboard.json",
+    ]
+
+
+def test_single_files(tiny: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`dashboard`, `alertmanager` and `runbooks` make their part of the bundle alone."""
+    target = tiny("tiny_two")
+    for part in ("dashboard", "alertmanager", "runbooks"):
+        assert main([part, target, "-o", "all"]) == 0
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == [
+        "alertmanager.yml",
+        "dashboard.json",
+        "runbooks",
+    ]
+    (tmp_path / "all" / "runbooks" / "Old.md").write_text("<!-- Made by fastapi-observe -->\n", "utf-8")
+    capsys.readouterr()
+    assert main(["runbooks", target, "-o", "all", "--check"]) == 1
+    assert capsys.readouterr().out.startswith("left over all/runbooks/Old.md: its alert is gone")
+
+
+def test_what_cannot_be_made(tiny: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No app, no `install`, a wrong objective, a foreign file: one message, status 2, nothing written."""
+    assert main(["bundle", "no.such:app"]) == 2
+    assert "no module" in capsys.readouterr().err
+    wrong = tiny("tiny_wrong", "/order")
+    assert main(["bundle", wrong]) == main(["verify", wrong, "--prometheus", "http://127.0.0.1:9"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+    assert not (tmp_path / "observability").exists()
+    target = tiny("tiny_three")
+    assert main(["bundle", target.replace(":app", ":bare")]) == 2
+    assert "call install(app)" in capsys.readouterr().err
+    (tmp_path / "observability").mkdir()
+    (tmp_path / "observability" / "rules.yml").write_text("groups: []\n", "utf-8")
+    assert main(["bundle", target]) == 2
+    assert "was not made by fastapi-observe" in capsys.readouterr().err
+
+
+def test_the_shop_has_its_bundle(tmp_path: Path) -> None:
+    """example_app/observability is what `bundle --check` wants, from a process of its own."""
+    done = command(
+        "bundle", "example_app.shop:app", "-o", "example_app/observability", "--check", EXAMPLE_DIR=str(tmp_path)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# Alertmanager
+
+
+@pytest.mark.parametrize(
+    ("labels", "receiver"),
+    [
+        ({"severity": "page", "service": "shop", "slo": "checkout"}, "pager"),
+        ({"severity": "ticket", "service": "shop"}, "tickets"),
+        ({"severity": "info", "service": "shop"}, "nobody"),
+        ({"alertname": "Foreign"}, "tickets"),
+    ],
+)
+def test_routes(labels: dict[str, str], receiver: str, tmp_path: Path) -> None:
+    """Pages go to the pager, tickets and what nobody has thought of to the tickets, the rest to nobody."""
+    file = tmp_path / "alertmanager.yml"
+    file.write_text(yaml.dump(make_alertmanager()), "utf-8")
+    given = [f"{name}={value}" for name, value in labels.items()]
+    assert checked("amtool", "config", "routes", "test", f"--config.file={file}", *given).strip() == receiver
+
+
+def alert(name: str, severity: str, slo: str = "", service: str = "shop") -> dict[str, Any]:
+    """Return an alert that fires now."""
+    labels = {"alertname": name, "severity": severity, "service": service, "slo": slo}
+    return {
+        "labels": {key: value for key, value in labels.items() if value},
+        "startsAt": datetime.now(UTC).isoformat(),
+        "endsAt": (datetime.now(UTC) + timedelta(minutes=5)).isoformat(),
+    }
+
+
+async def silent(alertmanager: Asked, alerts: list[dict[str, Any]]) -> set[tuple[str, str]]:
+    """Send alerts, wait until all are known, return (name, slo) of those that are inhibited."""
+    answer = await alertmanager.client.post(f"{alertmanager.url}/api/v2/alerts", json=alerts)
+    assert answer.is_success, answer.text
+    while True:
+        known = await alertmanager.get("v2/alerts")
+        await asyncio.sleep(0.02)
+        if len(known) >= len(alerts) and all(each["status"]["state"] != "unprocessed" for each in known):
+            break
+    return {
+        (each["labels"]["alertname"], each["labels"].get("slo", "")) for each in known if each["status"]["inhibitedBy"]
+    }
+
+
+async def test_inhibition(tmp_path: Path) -> None:
+    """A page silences tickets of its objective alone and all infos; a service that is down silences all its own."""
+    file = tmp_path / "alertmanager.yml"
+    file.write_text(yaml.dump(make_alertmanager()), "utf-8")
+    options = (f"--storage.path={tmp_path}/state", "--cluster.listen-address=")
+    alerts = [
+        alert("ErrorBudgetBurn", "page", "checkout"),
+        alert("ErrorBudgetLow", "ticket", "checkout"),
+        alert("ErrorBudgetLow", "ticket", "latency"),
+        alert("InstanceDown", "ticket"),
+        alert("TelemetryLogsDropped", "info"),
+        alert("TelemetryLogsDropped", "info", service="payments"),
+    ]
+    async with serving("prometheus-alertmanager", tmp_path, file, *options) as alertmanager:
+        await silent(alertmanager, alerts[:1])  # what silences must be known first
+        assert await silent(alertmanager, alerts) == {("ErrorBudgetLow", "checkout"), ("TelemetryLogsDropped", "")}
+        other = [each for each in await alertmanager.get("v2/alerts") if each["labels"]["service"] == "payments"]
+        assert [each["status"]["state"] for each in other] == ["active"]
+        down = alert("ServiceDown", "page")
+        await silent(alertmanager, [down])
+        known = {name for name, _ in await silent(alertmanager, [*alerts, down])}
+        assert known == {"ErrorBudgetBurn", "ErrorBudgetLow", "InstanceDown", "TelemetryLogsDropped"}

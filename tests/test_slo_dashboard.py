@@ -1,0 +1,366 @@
+"""The dashboard: what stands on it, that Grafana reads all of it, that every query finds data."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import warnings
+from functools import partial
+from time import time
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import unquote
+
+import pytest
+from fastapi import BackgroundTasks, Depends, FastAPI
+from fastapi.responses import StreamingResponse
+from monitored import ROOT, monitored_shop
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from tools import needs, needs_package
+
+from fastapi_observe import Availability, DatabaseDep, ExternalDep, Latency, MetricsDep
+from fastapi_observe.slo import yaml
+from fastapi_observe.slo.dashboard import make_dashboard, uid_of
+from fastapi_observe.slo.dashboard_features import CHOICES, Features, features_of
+from fastapi_observe.slo.dashboard_parts import everything
+from fastapi_observe.slo.loading import plan_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from conftest import Seen
+
+ALL_ROWS = [
+    "At a glance",
+    "Golden signals",
+    "SLO and error budget",
+    "Database",
+    "External services",
+    "Runtime and saturation",
+    "Business",
+    "Cost of observing",
+]
+SLOS = [Availability("availability", 99.9, sla=99.5), Latency("latency", 95, within="300ms")]
+
+
+class Asked:
+    """Depends on ours, and is depended on itself."""
+
+    def __init__(self, repository: DatabaseDep, tasks: BackgroundTasks) -> None: ...
+
+
+def asked(shared: Annotated[Asked, Depends()]) -> None:
+    """Depend on a class."""
+
+
+class AskedByDefault:
+    """Depends on calls to other services, as an object."""
+
+    def __call__(self, external: ExternalDep) -> None:
+        """Do nothing."""
+
+
+asked_by_default = AskedByDefault()
+
+
+def large_app() -> FastAPI:
+    """Make an app that uses every part."""
+    app = FastAPI(title="shop")
+
+    @app.get("/orders/{order_id}")
+    async def read_order(
+        order_id: int,
+        metrics: MetricsDep,
+        given: Annotated[None, Depends(asked)],
+        default: None = Depends(asked_by_default),  # noqa: FAST002 - the older way
+    ) -> StreamingResponse:
+        return StreamingResponse(iter(()))
+
+    @app.websocket("/ws")
+    async def talk() -> None: ...
+
+    return app
+
+
+@pytest.fixture
+def dashboard(observed: Callable[..., Seen]) -> dict[str, Any]:
+    """Make the dashboard of an app that uses every part."""
+    app = large_app()
+    observed(app, service_name="shop", slos=SLOS)
+    settings, plan = plan_of(app)
+    return make_dashboard(plan, features_of(app, settings, more=["database"]))
+
+
+def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return all panels without the rows."""
+    return [panel for panel in everything(dashboard["panels"]) if panel["type"] != "row"]
+
+
+def rows(dashboard: dict[str, Any]) -> list[str]:
+    """Return the headlines."""
+    return [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"]
+
+
+def queries(dashboard: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each query with the title of its panel, variables filled in as Grafana does."""
+    for panel in panels(dashboard):
+        for target in panel["targets"]:
+            yield panel["title"], filled(target["expr"])
+    for annotation in dashboard["annotations"]["list"]:
+        yield f"annotation {annotation['name']}", filled(annotation["expr"])
+
+
+def filled(expression: str) -> str:
+    """Fill Grafana's variables in."""
+    for name, value in (
+        ("$__rate_interval", "1m"),
+        ("$__range", "5m"),
+        ("$instance", ".*"),
+        ("$endpoint", ".*"),
+        ("$slo", ".*"),
+        ("$price_million_samples", "1"),
+        ("$price_million_lines", "1"),
+        ("$price_million_spans", "1"),
+    ):
+        expression = expression.replace(name, value)
+    assert "$" not in expression, expression
+    return expression
+
+
+def test_every_row_is_there(dashboard: dict[str, Any]) -> None:
+    """The rows stand in the order of questions: is it well, what do users see, why, what does it cost."""
+    assert rows(dashboard) == ALL_ROWS
+    assert [panel["collapsed"] for panel in dashboard["panels"] if panel["type"] == "row"] == [False] * 3 + [True] * 5
+
+
+def test_the_page_describes_the_rows() -> None:
+    """docs/dashboard.md names exactly the rows that there are, in their order."""
+    page = (ROOT / "docs" / "dashboard.md").read_text("utf-8").partition("## The dashboard")[2].partition("\n## ")[0]
+    lines = [line.split(" | ")[0].strip("| ") for line in page.splitlines() if line.startswith("| ")]
+    assert lines[1:] == ALL_ROWS
+
+
+def test_rows_of_what_is_off_are_left_out(observed: Callable[..., Seen]) -> None:
+    """Without objectives, database, other services and business there are no rows of them, nor variables and links."""
+    app = FastAPI()
+    observed(app, tracing=False, logs=False, size_histograms=False)
+    settings, plan = plan_of(app)
+    features = features_of(app, settings)
+    assert features.left_out == CHOICES
+    made = make_dashboard(plan, features)
+    assert rows(made) == ["At a glance", "Golden signals", "Runtime and saturation", "Cost of observing"]
+    names = [variable["name"] for variable in made["templating"]["list"]]
+    assert names[:3] == ["datasource", "instance", "endpoint"]
+    text = json.dumps(made)
+    for absent in ("slo:", "size_bytes", "db_", "external_", "websocket_", "/explore", "background_", "first_byte"):
+        assert absent not in text, absent
+    assert not any(target["exemplar"] for panel in panels(made) for target in panel["targets"])
+
+
+def test_features_are_seen(observed: Callable[..., Seen]) -> None:
+    """What path operations and their dependencies ask for is on; a person may know better."""
+    app = large_app()
+    seen = observed(app)
+    found = features_of(app, seen.observe.settings)
+    assert found == Features(**{**dict.fromkeys(Features._fields, True), "pools": False})
+    assert features_of(app, seen.observe.settings, more=["database"]).pools
+    assert not features_of(app, seen.observe.settings, less=["database"]).database
+    assert found.left_out == ()
+
+
+def test_odd_dependencies_are_no_obstacle(observed: Callable[..., Seen]) -> None:
+    """A dependency without a function, and one that depends on itself, are passed over."""
+
+    def own(again: Any, nothing: Any, number: int = 3, *, last: Any = None) -> None: ...
+
+    own.__defaults__ = (Depends(own), Depends(), 3)
+    app = FastAPI()
+    seen = observed(app)
+    own.__kwdefaults__ = {"last": Depends(partial(own))}
+    app.router.routes += [Route("/own", own), Mount("/files", StaticFiles(directory=ROOT))]
+    found = features_of(app, seen.observe.settings)
+    assert found.left_out == CHOICES
+
+
+def test_a_database_without_pools(observed: Callable[..., Seen]) -> None:
+    """Where queries are measured by hand and no pool is known, the panels about connections are left out."""
+    app = large_app()
+    seen = observed(app)
+    _, plan = plan_of(app)
+    made = make_dashboard(plan, features_of(app, seen.observe.settings))
+    assert "Database" in rows(made)
+    assert "db_connections_active" not in json.dumps(made)
+
+
+def test_names_for_type_checkers_are_no_obstacle(observed: Callable[..., Seen]) -> None:
+    """Where annotations cannot be evaluated, what they say is believed; a dependency that is its own ends."""
+    app = FastAPI()
+
+    async def read() -> None: ...
+
+    app.add_api_route("/read", read)
+    read.__annotations__["tasks"] = "unknown.BackgroundTasks"
+    seen = observed(app)
+    assert features_of(app, seen.observe.settings).background
+
+
+def test_every_query_is_promql(dashboard: dict[str, Any], tmp_path: Path) -> None:
+    """Promtool parses every query of every panel and annotation."""
+    rules = [{"record": f"query:{at}", "expr": expr} for at, (_, expr) in enumerate(queries(dashboard))]
+    file = tmp_path / "queries.yml"
+    file.write_text(yaml.dump({"groups": [{"name": "dashboard", "rules": rules}]}), "utf-8")
+    checked = subprocess.run([needs("promtool"), "check", "rules", file], capture_output=True, check=False, text=True)  # noqa: S603
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert f"{len(rules)} rules found" in checked.stdout
+    assert len(rules) > 60
+
+
+def test_every_panel_says_what_it_shows(dashboard: dict[str, Any]) -> None:
+    """Every panel has a unit and a description of one sentence; titles are unique within a row."""
+    titles = [panel["title"] for panel in panels(dashboard)]
+    assert len(titles) == len(set(titles))
+    for panel in panels(dashboard):
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+        description = panel["description"]
+        assert description.endswith(".")
+        assert description[0].isupper()
+        assert 10 < len(description) < 130
+        assert panel["targets"]
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+
+
+def test_windows_follow_the_resolution(dashboard: dict[str, Any]) -> None:
+    """Every rate is over `$__rate_interval`, or over the time shown; recorded series have their own windows."""
+    for panel in panels(dashboard):
+        for target in panel["targets"]:
+            for window in target["expr"].split("[")[1:]:
+                assert window.startswith(("$__rate_interval]", "$__range]")), target["expr"]
+
+
+def test_lines_are_bounded(dashboard: dict[str, Any]) -> None:
+    """Where labels of the app make the lines, the largest are shown."""
+    grow = {"endpoint", "table", "operation", "error_type", "field", "__name__"}
+    for panel in panels(dashboard):
+        for target in panel["targets"]:
+            if panel["type"] == "timeseries" and any(f"{{{{{label}}}}}" in target["legendFormat"] for label in grow):
+                assert "topk(" in target["expr"], panel["title"]
+
+
+def test_places_do_not_overlap(dashboard: dict[str, Any]) -> None:
+    """Ids are unique, panels stand within the grid and beside each other, inside closed rows too."""
+    ids = [panel["id"] for panel in everything(dashboard["panels"])]
+    assert ids == list(range(1, len(ids) + 1))
+    closed = [panel["panels"] for panel in dashboard["panels"] if panel["type"] == "row"]
+    for group in (dashboard["panels"], *closed):
+        taken: set[tuple[int, int]] = set()
+        for panel in group:
+            place = panel["gridPos"]
+            assert place["x"] + place["w"] <= 24
+            cells = {
+                (x, y)
+                for x in range(place["x"], place["x"] + place["w"])
+                for y in range(place["y"], place["y"] + place["h"])
+            }
+            assert not cells & taken, panel["title"]
+            taken |= cells
+
+
+def test_links_lead_to_traces_and_lines(dashboard: dict[str, Any]) -> None:
+    """From an endpoint one comes to its traces by `span.http.route` and to its log lines."""
+    (traffic,) = [panel for panel in panels(dashboard) if panel["title"] == "Traffic"]
+    traces, lines = (unquote(link["url"]) for link in traffic["fieldConfig"]["defaults"]["links"])
+    panes = json.loads(traces.partition("panes=")[2])
+    (query,) = panes["a"]["queries"]
+    assert query["query"] == '{resource.service.name="shop" && span.http.route="${__field.labels.endpoint}"}'
+    assert panes["a"]["datasource"] == "${tempo}"
+    (query,) = json.loads(lines.partition("panes=")[2])["a"]["queries"]
+    assert query["expr"] == '{service_name="shop"} | json | fields_endpoint="${__field.labels.endpoint}"'
+    table = next(panel for panel in panels(dashboard) if panel["title"] == "Endpoints")
+    assert "__data.fields.endpoint" in json.dumps(table)
+
+
+def test_latency_has_exemplars(dashboard: dict[str, Any]) -> None:
+    """The quantiles of latency ask for exemplars."""
+    (latency,) = [panel for panel in panels(dashboard) if panel["title"] == "Latency"]
+    assert [target["exemplar"] for target in latency["targets"]] == [True] * 3
+
+
+def test_each_service_has_a_dashboard_of_its_own(dashboard: dict[str, Any]) -> None:
+    """The uid depends on the service alone, so making it again replaces it."""
+    assert dashboard["uid"] == uid_of("shop") != uid_of("shop2")
+    assert len(uid_of("x" * 300)) <= 40
+
+
+def lost(given: Any, back: Any, path: str = "") -> Iterator[str]:
+    """Yield the paths of what did not come back."""
+    if isinstance(given, dict) and isinstance(back, dict):
+        for key, value in given.items():
+            yield from lost(value, back[key], f"{path}.{key}") if key in back else [f"{path}.{key}"]
+    elif isinstance(given, list) and isinstance(back, list) and len(given) == len(back):
+        for at, (one, other) in enumerate(zip(given, back, strict=True)):
+            yield from lost(one, other, f"{path}.{at}")
+    elif given != back:
+        yield path
+
+
+def read_by_grafana(dashboard: dict[str, Any]) -> Any:
+    """Have Grafana's own library read a dashboard and write it again."""
+    needs_package("grafana_foundation_sdk")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the model that every Grafana reads
+        from grafana_foundation_sdk.cog.encoder import JSONEncoder  # noqa: PLC0415 - only if it is installed
+        from grafana_foundation_sdk.cog.plugins import register_default_plugins  # noqa: PLC0415
+        from grafana_foundation_sdk.models.dashboard import Dashboard  # noqa: PLC0415
+
+        register_default_plugins()
+        return json.loads(JSONEncoder().encode(Dashboard.from_json(copy.deepcopy(dashboard))))
+
+
+def test_grafana_reads_all_of_it(dashboard: dict[str, Any]) -> None:
+    """Nothing that we write is unknown to Grafana's own model."""
+    assert [*lost(dashboard, read_by_grafana(dashboard))] == []
+
+
+@pytest.mark.parametrize(
+    ("where", "right", "wrong"),
+    [
+        ("fieldConfig.defaults", "unit", "units"),
+        ("options.legend", "placement", "placment"),
+        ("targets.0", "legendFormat", "legend"),
+        ("", "refresh", "refesh"),
+    ],
+)
+def test_typos_are_found(dashboard: dict[str, Any], where: str, right: str, wrong: str) -> None:
+    """The comparison with Grafana's model finds what is misspelt, so it is worth something."""
+    place: Any = dashboard
+    if where:
+        (place,) = [panel for panel in panels(dashboard) if panel["title"] == "Latency"]
+    for step in where.split(".") if where else ():
+        place = place[int(step)] if step.isdecimal() else place[step]
+    place[wrong] = place.pop(right)
+    assert [path.rpartition(".")[2] for path in lost(dashboard, read_by_grafana(dashboard))] == [wrong]
+
+
+async def test_every_query_finds_data(tmp_path: Path) -> None:
+    """With the shop under traffic every query of its dashboard has data, and latency leads to traces."""
+    bundle = ROOT / "example_app" / "observability"
+    made = json.loads((bundle / "dashboard.json").read_text("utf-8"))
+    assert rows(made) == ALL_ROWS
+    async with monitored_shop(tmp_path, bundle) as (prometheus, _):
+        await prometheus.until("slo:error_budget_remaining:ratio")
+        await prometheus.until('rate(http_requests_total{endpoint="/reports/broken"}[1m]) > 0')
+        await prometheus.until("http_time_to_first_byte_seconds_bucket offset 3s")
+        empty = []
+        for title, expression in queries(made):
+            if not title.startswith("annotation Pages") and not await prometheus.query(expression):
+                empty.append(f"{title}: {expression}")
+        assert empty == []
+        (latency,) = [panel for panel in panels(made) if panel["title"] == "Latency"]
+        for target in latency["targets"]:
+            span = {"start": str(time() - 300), "end": str(time() + 60)}
+            answer = await prometheus.get("v1/query_exemplars", query=filled(target["expr"]), **span)
+            found = [exemplar for series in answer["data"] for exemplar in series["exemplars"]]
+            assert found
+            assert all(len(exemplar["labels"]["trace_id"]) == 32 for exemplar in found)

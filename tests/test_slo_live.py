@@ -1,0 +1,490 @@
+"""Objectives in the running app: checked at install, resolved at the start, counted live; of all workers together."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fastapi import APIRouter, FastAPI, HTTPException
+from fastapi.testclient import TestClient
+from members import Member
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
+from prometheus_client.parser import text_string_to_metric_families
+
+from fastapi_observe import ObserveSettings, SettingsError, install
+from fastapi_observe.records.faults import Faults
+from fastapi_observe.runtime import error_budgets
+from fastapi_observe.runtime.error_budgets import COARSE, INTERVAL, ErrorBudgets, Promise
+from fastapi_observe.runtime.worker_files import Reading
+from fastapi_observe.settings_objectives import Availability, Latency, SLOOptions
+from fastapi_observe.signals.metrics import MetricsService
+from fastapi_observe.signals.metrics_objectives import Counted
+from fastapi_observe.slo import plan as plans
+from fastapi_observe.slo.decorator import slo
+from fastapi_observe.slo.plan import make_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from conftest import Seen
+
+DAY = 86_400.0
+MONTH = 30 * DAY
+
+
+async def answer() -> None:
+    """Answer with nothing."""
+
+
+def make_app() -> FastAPI:
+    """Make an app with a route that answers with whatever status is asked for."""
+    app = FastAPI()
+
+    @app.post("/orders")
+    async def order(code: int = 200) -> None:
+        if code != 200:
+            raise HTTPException(code)
+
+    @app.get("/products")
+    async def products() -> None: ...
+
+    return app
+
+
+# At install
+
+
+def test_every_wrong_objective_is_told_at_install() -> None:
+    """Whatever is wrong without looking at routes is one SettingsError with a line each, and nothing is installed."""
+    app = FastAPI()
+    wrong: list[Any] = [
+        Availability("full", 100),
+        Availability("ratio", 0.999),
+        Availability("sla", 99, sla=99.5),
+        Availability("sla", 99),
+        Availability("A B", 99),
+        Latency("slow", 95, within="soon"),
+        Latency("number", 95, within=300),  # type: ignore[arg-type]  # on purpose
+        Availability(["list"], 99),  # type: ignore[arg-type]  # on purpose
+    ]
+    with pytest.raises(SettingsError) as caught:
+        install(app, slos=wrong, slo_options=SLOOptions(period="month", scrape_interval="often"))
+    told = [line.split(":")[:2] for line in caught.value.problems]
+    assert [code.strip() for _, code in told] == [
+        *("SLO10 all", "SLO10 all", "SLO05 full", "SLO05 ratio", "SLO07 sla", "SLO09 sla", "SLO09 A B"),
+        *("SLO04 slow", "SLO04 number", "SLO09 ['list']"),
+    ]
+    assert {name for name, _ in told} == {"slos", "slo_options"}
+    assert "did you mean 99.9?" in str(caught.value)
+    assert not hasattr(app.state, "observe")
+
+
+@pytest.mark.parametrize("given", [{"slos": ["checkout"]}, {"slo_options": {"period": "30d"}}])
+def test_what_is_no_objective_is_told(given: dict[str, Any]) -> None:
+    """An object of another class is a wrong setting as any other."""
+    with pytest.raises(SettingsError, match=f"{next(iter(given))}: got .* accepts .*`; pass another|in code only"):
+        ObserveSettings(**given)
+
+
+def test_warnings_do_not_stop_the_install(observed: Callable[..., Seen]) -> None:
+    """What only may be wrong is told at the start; the options alone are checked too."""
+    observed(make_app(), slos=[Latency("slow", 95, within="30s")], slo_options=SLOOptions())
+    observed(make_app(), slo_options=SLOOptions())
+
+
+def test_thresholds_become_buckets(observed: Callable[..., Seen]) -> None:
+    """The threshold of each objective of latency is a bound of the request durations, beside those of the settings."""
+    seen = observed(make_app(), slos=[Latency("a", 95, within="300ms"), Latency("b", 90, within="1s")])
+    seen.observe.metrics.record_http_request("GET", "/products", 200, 0.2)
+    bounds = [dict(labels)["le"] for labels in seen.samples("http_request_duration_seconds_bucket")]
+    assert bounds[6:9] == ["0.25", "0.3", "0.5"]
+    assert len(bounds) == 16
+
+
+def test_without_objectives_nothing_is_imported() -> None:
+    """An app without objectives imports nothing of them, neither at install nor at the start."""
+    code = """
+import sys
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+from fastapi_observe import install
+app = Starlette()
+install(app, logs=False)
+with TestClient(app) as client:
+    client.get("/")
+    client.get("/metrics")
+print(sorted(name for name in sys.modules if any(part in name for part in ("observe.slo.", "objectives", "budget"))))
+"""
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, check=True, text=True)  # noqa: S603
+    imported = set(json.loads(run.stdout.replace("'", '"')))
+    assert imported <= {
+        "fastapi_observe.objectives",
+        "fastapi_observe.settings_objectives",
+        "fastapi_observe.signals.series_budget",
+        "fastapi_observe.slo.annotation",
+    }
+
+
+# At the start
+
+
+def test_series_begin_at_zero(observed: Callable[..., Seen]) -> None:
+    """Before the first request there are the series of 200, 500 and each named code, and the durations; no others."""
+    seen = observed(make_app(), slos=[Availability("orders", 99.9, routes=["/orders"], bad=["5xx", "429"])])
+    with TestClient(seen.observe.app):
+        requests = seen.samples("http_requests_total")
+        assert {dict(labels)["status_code"] for labels in requests} == {"200", "429", "500"}
+        assert set(requests.values()) == {0}
+        assert list(seen.samples("http_request_duration_seconds_count").values()) == [0]
+
+
+def test_series_that_begin_at_zero_leave_room(observed: Callable[..., Seen]) -> None:
+    """They take half of the bound of a metric at most: what really comes finds a place."""
+    app = FastAPI()
+    for number in range(30):
+        app.add_api_route(f"/{number}", answer, methods=["GET"])
+    seen = observed(app, series_per_metric=20, slos=[Availability("all", 99)])
+    with TestClient(app) as client:
+        assert len(seen.samples("http_requests_total")) == 10
+        client.get("/29")
+        assert seen.sample("http_requests_total", method="GET", endpoint="/29", status_code="200") == 1
+    assert seen.samples("fastapi_observe_series_overflow_total") == {}
+
+
+def test_the_hash_of_the_objectives_is_shown(observed: Callable[..., Seen]) -> None:
+    """What the running app promises can be compared with what the rules were made from."""
+    seen = observed(make_app(), slos=[Availability("all", 99)])
+    with TestClient(seen.observe.app):
+        plan = make_plan(seen.observe.app, seen.observe.settings)
+        assert seen.sample("fastapi_observe_slo_config_info", hash=plan.hash) == 1
+
+
+def test_wrong_routes_are_told_once_and_stop_nothing(observed: Callable[..., Seen]) -> None:
+    """One line names everything that is wrong with routes; the other objectives count, and the app answers."""
+    seen = observed(
+        make_app(),
+        slos=[
+            Availability("typo", 99, routes=["/order"]),
+            Availability("more", 99, routes=["/product"]),
+            Availability("good", 99, routes=["/orders"]),
+            Availability("low", 90, routes=["/orders"]),
+        ],
+    )
+    with TestClient(seen.observe.app) as client:
+        assert client.post("/orders").status_code == 200
+    with TestClient(seen.observe.app):
+        assert {dict(labels)["slo"] for labels in seen.samples("slo_error_budget_remaining_ratio")} == {"good", "low"}
+    (error,) = [line for line in seen.lines if line["level"] == "error"]
+    assert error["message"].count("SLO01") == 2
+    assert "did you mean '/orders'" in error["message"]
+    (warning,) = [line for line in seen.lines if line["level"] == "warn"]
+    assert "SLO06 low" in warning["message"]
+
+
+def test_nothing_counts_where_all_are_wrong(observed: Callable[..., Seen]) -> None:
+    """Where no objective has a route there are no budgets."""
+    seen = observed(make_app(), slos=[Availability("typo", 99, routes=["/order"])])
+    with TestClient(seen.observe.app):
+        assert seen.observe.objectives.budgets is None
+        assert "slo_" not in seen.text
+
+
+def test_a_fault_stops_nothing(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fails while objectives are resolved is counted, and the app goes on."""
+    seen = observed(make_app(), slos=[Availability("all", 99)])
+    monkeypatch.setattr(plans, "make_plan", lambda *_: 1 / 0)
+    with TestClient(seen.observe.app) as client:
+        assert client.get("/products").status_code == 200
+    assert seen.observe.faults.counts == {"objectives": 1}
+
+
+def test_objectives_of_path_operations_count(observed: Callable[..., Seen]) -> None:
+    """`@slo` needs nothing at install: series and buckets are there before the first request."""
+    router = APIRouter()
+
+    @router.get("/reports/{name}")
+    @slo(Latency("reports", 95, within="60ms"), Availability("reports-up", 99))
+    async def report(name: str) -> str:
+        return name
+
+    app = FastAPI()
+    seen = observed(app)
+    app.include_router(router, prefix="/v1")
+    seen.observe.metrics.record_http_request("GET", "/early", 200, 0.06)  # taken before the bound is known
+    seen.observe.metrics._duration.labels("GET", "/early").observe(3, {"trace_id": "abc"})
+    with TestClient(app) as client:
+        client.get("/v1/reports/7")
+        assert seen.sample("slo_error_budget_remaining_ratio", slo="reports") == 1
+        kept = {"method": "GET", "endpoint": "/v1/reports/{name}"}
+        assert seen.sample("http_request_duration_seconds_bucket", le="0.06", **kept) == 1
+        early = {"method": "GET", "endpoint": "/early"}
+        assert seen.sample("http_request_duration_seconds_bucket", le="0.06", **early) == 0
+        assert seen.sample("http_request_duration_seconds_bucket", le="0.075", **early) == 1
+        assert seen.sample("http_request_duration_seconds_count", **early) == 2
+        text = client.get("/metrics", headers={"accept": "application/openmetrics-text"}).text
+        (line,) = [each for each in text.splitlines() if "abc" in each]
+        assert 'le="5.0"} 2 #' in line
+
+
+# Live
+
+
+def test_failures_spend_the_budget(observed: Callable[..., Seen]) -> None:
+    """Remaining is 1 less the failures over those allowed; the burn rate is their share over the share allowed."""
+    seen = observed(
+        make_app(),
+        slos=[
+            Availability("all", 90),
+            Availability("orders", 90, routes=["POST /orders"], bad=["5xx", "429"]),
+            Latency("slow", 90, within="300ms"),
+        ],
+    )
+    with TestClient(seen.observe.app) as client:
+        for code in (200, 200, 200, 200, 200, 200, 200, 404, 429, 503):
+            client.post("/orders", params={"code": code})
+        for _ in range(10):
+            client.get("/products")
+        for path in ("/nowhere", "/docs"):
+            client.get(path)
+        seen.observe.metrics.record_http_request("GET", "/products", 200, 2)
+        seen.observe.metrics.record_http_request("GET", "unmatched", 500, 0.1)  # a middleware before the router
+        left = {
+            dict(labels)["slo"]: value for labels, value in seen.samples("slo_error_budget_remaining_ratio").items()
+        }
+        burn = {
+            (dict(labels)["slo"], dict(labels)["window"]): value
+            for labels, value in seen.samples("slo_burn_rate").items()
+        }
+    assert left["orders"] == pytest.approx(1 - 2 / 10 / 0.1)
+    assert left["all"] == pytest.approx(1 - 2 / 22 / 0.1)
+    assert left["slow"] == pytest.approx(1 - 1 / 21 / 0.1)
+    assert burn["orders", "5m"] == burn["orders", "1h"] == pytest.approx(2)
+    assert set(burn) == {(name, window) for name in left for window in ("5m", "1h")}
+
+
+class Times:
+    """Error budgets of one objective that allows one failure in a hundred, with a clock and counts of our own."""
+
+    def __init__(self, period: float = MONTH) -> None:
+        self.now = 1000.0
+        self.events = self.bad = 0.0
+        self.faults = Faults()
+        self.budgets = ErrorBudgets(
+            [Promise("all", 0.01)], period, "abc", lambda: ((self.events, self.bad),), self.faults, lambda: self.now
+        )
+
+    def play(self, seconds: float, events: float, bad: float, step: float = INTERVAL) -> None:
+        """Let time pass at so many events and bad events a second, with a snapshot at each step."""
+        for _ in range(int(seconds / step)):
+            self.now += step
+            self.events += events * step
+            self.bad += bad * step
+            self.budgets.now()
+
+    def burn(self, window: str) -> float:
+        """Burn rate of a window now."""
+        return self.budgets.now()[0].burn[window]
+
+
+def test_windows_forget_what_is_older() -> None:
+    """A burst of failures is gone from a window when it is older than that, and stays in the budget."""
+    times = Times()
+    times.play(600, 10, 0)
+    times.play(60, 10, 10)
+    assert times.burn("5m") == pytest.approx(20)
+    assert times.burn("1h") == pytest.approx(60 / 645 * 100, rel=0.01)  # as far as it has lived
+    times.play(300, 10, 0)
+    assert times.burn("5m") == 0
+    times.play(3600, 10, 0)
+    assert times.burn("1h") == 0
+    (budget,) = times.budgets.now()
+    assert budget.bad == 600
+    assert budget.remaining == pytest.approx(1 - 600 / 45600 / 0.01)
+
+
+def test_the_period_forgets_too() -> None:
+    """After a period the budget is whole again, to a hundredth of the period."""
+    times = Times(period=DAY)
+    times.play(3600, 1, 1, step=60)
+    times.play(DAY - 3600, 1, 0, step=60)
+    assert times.budgets.now()[0].bad == pytest.approx(3600, rel=0.3)
+    times.play(3600 + DAY / COARSE, 1, 0, step=60)
+    (budget,) = times.budgets.now()
+    assert budget.bad == 0
+    assert budget.remaining == 1
+    assert budget.events == pytest.approx(DAY, rel=2 / COARSE)
+
+
+def test_a_night_without_requests_burns_nothing() -> None:
+    """Without events the burn rate is 0 and the budget what it was."""
+    times = Times()
+    times.play(600, 10, 0.05)
+    before = times.budgets.now()[0].remaining
+    times.play(8 * 3600, 0, 0)
+    assert times.burn("5m") == times.burn("1h") == 0
+    assert times.budgets.now()[0].remaining == before
+
+
+def test_counts_that_went_back_begin_anew() -> None:
+    """Where a process takes its counters back from the others it starts at 0, and so do its windows."""
+    times = Times()
+    times.play(600, 10, 5)
+    times.events = times.bad = 0
+    assert times.burn("5m") == 0
+    times.play(60, 10, 0.1)
+    assert times.burn("5m") == pytest.approx(1)
+
+
+def test_what_is_kept_is_bounded() -> None:
+    """A year of snapshots is no more than an hour's and a hundred."""
+    times = Times()
+    times.play(400 * DAY, 1, 0, step=3600)
+    times.play(7200, 1, 0, step=1)
+    assert len(times.budgets._snapshots._fine) == 3600 / INTERVAL + 2
+    assert len(times.budgets._snapshots._coarse) == COARSE + 2
+
+
+def test_snapshots_are_taken_by_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From `start` to `stop` a thread takes them; what fails there is counted, and the next one may succeed."""
+    monkeypatch.setattr(error_budgets, "INTERVAL", 0.001)
+    calls, enough = [0], threading.Event()
+
+    def read() -> list[tuple[float, float]]:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise OSError
+        if calls[0] == 5:
+            enough.set()
+        return [(1.0, 0.0)]
+
+    faults = Faults()
+    budgets = ErrorBudgets([Promise("all", 0.1)], MONTH, "abc", read, faults)
+    budgets.stop()
+    budgets.start()
+    budgets.start()
+    assert len([each for each in threading.enumerate() if each.name == "fastapi-observe-budgets"]) == 1
+    assert enough.wait(10)
+    budgets.stop()
+    assert not [each for each in threading.enumerate() if each.name == "fastapi-observe-budgets"]
+    assert faults.counts == {"objectives.sample": 1}
+
+
+def test_a_restart_goes_on(observed: Callable[..., Seen]) -> None:
+    """A second life of the app, in another loop, takes snapshots again; between them no thread is left."""
+    seen = observed(make_app(), slos=[Availability("all", 90)])
+    for _ in range(2):
+        with TestClient(seen.observe.app) as client:
+            client.post("/orders?code=500")
+            assert [each for each in threading.enumerate() if each.name == "fastapi-observe-budgets"]
+        assert not [each for each in threading.enumerate() if each.name == "fastapi-observe-budgets"]
+    assert seen.sample("slo_error_budget_remaining_ratio", slo="all") == pytest.approx(-9)
+
+
+# Many workers
+
+FAILED = re.compile(r"5\d\d")
+ALL = Counted((), frozenset(), None, 0.3, (("GET", "/a"),), ("200", "500"))
+
+
+def add_budgets(member: Member, threshold: float = 0.3) -> None:
+    """Have a worker promise that nine of ten requests take no longer than a third of a second."""
+    tally = member.metrics.tally([ALL._replace(threshold=threshold)])
+    member.metrics.add_reader(ErrorBudgets([Promise("fast", 0.1)], MONTH, "abc", tally, member.faults))
+
+
+def test_any_worker_shows_the_budget_of_all(tmp_path: Path) -> None:
+    """Whichever worker is asked adds up what all have counted, also those that have ended; once, without a pid."""
+    settings: dict[str, Any] = {"duration_buckets": (0.1, 0.3, 1.0), "series_per_metric": 10}
+    dead = Member(tmp_path, **settings)
+    add_budgets(dead)
+    for _ in range(10):
+        dead.metrics.record_http_request("GET", "/a", 200, 2)
+    assert dead.samples()["slo_error_budget_remaining_ratio"] == {(("slo", "fast"),): pytest.approx(-9)}
+    dead.die()
+    living = Member(tmp_path, **settings)
+    try:
+        add_budgets(living)
+        other = MetricsService(ObserveSettings(default_registry=False), Faults())
+        other.sharing.share(living.worker, "1")
+        other.record_http_request("GET", "/a", 200, 2)  # of another install: not ours
+        for _ in range(30):
+            living.metrics.record_http_request("GET", "/a", 200, 0.2)
+        found = living.samples()
+        assert found["slo_error_budget_remaining_ratio"] == {(("slo", "fast"),): pytest.approx(1 - 0.25 / 0.1)}
+        assert {*found["slo_burn_rate"]} == {(("slo", "fast"), ("window", window)) for window in ("5m", "1h")}
+        assert list(found["fastapi_observe_slo_config_info"].values()) == [1]
+        other.sharing.unshare()
+    finally:
+        living.leave()
+
+
+def test_workers_without_the_bound_are_left_out(tmp_path: Path) -> None:
+    """During a deploy that adds a bound, what older workers counted is no event: nobody knows whether it was fast."""
+    dead = Member(tmp_path, duration_buckets=(0.1, 1.0))
+    for _ in range(10):
+        dead.metrics.record_http_request("GET", "/a", 200, 0.2)
+    dead.die()
+    living = Member(tmp_path, duration_buckets=(0.1, 0.3, 1.0))
+    try:
+        add_budgets(living)
+        living.metrics.record_http_request("GET", "/a", 200, 0.2)
+        assert living.metrics.tally([ALL])() == ((1.0, 0.0),)
+    finally:
+        living.leave()
+
+
+def test_what_could_not_be_shared_counts(tmp_path: Path) -> None:
+    """A series for which the disk had no space counts in the worker that has it."""
+    living = Member(tmp_path, duration_buckets=(0.1, 0.3, 1.0))
+    try:
+        living.worker.allocate = lambda *_: None  # type: ignore[method-assign]  # a full disk
+        add_budgets(living)
+        living.metrics.record_http_request("GET", "/a", 200, 0.2)
+        living.metrics.record_http_request("GET", "/a", 200, 2)
+        living.metrics.counter("others", "Nobody's.", ["name"]).labels("a").inc()
+        assert living.metrics.tally([ALL])() == ((2.0, 1.0),)
+        failed = ALL._replace(groups=((("GET",), ("/a",)),), bad=FAILED)
+        assert living.metrics.tally([failed])() == ((2.0, 0.0),)
+    finally:
+        living.leave()
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Label sets come and go: beyond the bound all is looked up anew, and the sums stay right."""
+    monkeypatch.setattr("fastapi_observe.signals.metrics_objectives.MOST_REMEMBERED", 3)
+    metrics = MetricsService(ObserveSettings(default_registry=False), Faults())
+    tally = metrics.tally([ALL._replace(bad=FAILED)])
+    for number in range(10):
+        metrics.record_http_request("GET", f"/{number}", 500, 0.1)
+    assert tally() == tally() == ((10.0, 10.0),)
+    assert len(tally._events) <= 3
+
+
+def test_new_series_are_shown_with_their_values(tmp_path: Path) -> None:
+    """Who reads the series of a worker while another thread refreshes them finds a value for each."""
+    reading = Reading(tmp_path / "1-1", 1)
+    reading.parse(b'[0,{"name":"a"}]\n[0,["x"],8,2]\n', 10)
+    assert reading.series == []
+    reading.fill(bytes(80))
+    assert reading.series == [(0, ("x",), 8, 2)]
+    assert len(reading.values) == 10
+
+
+@pytest.mark.parametrize("openmetrics", [False, True])
+def test_prometheus_reads_it(observed: Callable[..., Seen], *, openmetrics: bool) -> None:
+    """The families are well formed in both formats."""
+    app = make_app()
+    observed(app, slos=[Availability("all", 99)])
+    with TestClient(app) as client:
+        accept = "application/openmetrics-text" if openmetrics else ""
+        text = client.get("/metrics", headers={"accept": accept}).text
+    assert "slo_burn_rate{" in text
+    assert text.count("# TYPE slo_burn_rate gauge") == 1
+    parse = openmetrics_families if openmetrics else text_string_to_metric_families
+    assert {"slo_burn_rate", "slo_error_budget_remaining_ratio"} <= {family.name for family in parse(text)}

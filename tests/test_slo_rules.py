@@ -1,0 +1,462 @@
+"""The rule file: what is in it, that Prometheus takes it, what it costs, and the commands that write and check it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml as stock
+from fastapi import FastAPI
+from tools import needs
+
+from fastapi_observe import Availability, Latency, ObserveSettings, SLOOptions, generate_rules, install
+from fastapi_observe.cli import main
+from fastapi_observe.slo import yaml
+from fastapi_observe.slo.loading import LoadError
+from fastapi_observe.slo.plan import Plan, make_plan
+from fastapi_observe.slo.report import report_rows, span
+from fastapi_observe.slo.rules import operator_format, rule_file, rules_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SOAK = os.environ.get("OBSERVE_SOAK") == "1"
+DOCS = Path(__file__).parents[1] / "docs" / "metrics.md"
+APP = """
+from fastapi import FastAPI
+from fastapi_observe import Availability, Latency, SLOOptions, install
+app = FastAPI(title="shop")
+install(app, logs=False, slos=({slos}), slo_options=SLOOptions(runbook_url="https://r/{{alert}}#{{slo}}", team="shop"))
+@app.get("/orders")
+async def orders() -> str:
+    return "ok"
+"""
+
+
+async def answer() -> str:
+    """Answer."""
+    return "ok"
+
+
+def shop(*paths: str) -> FastAPI:
+    """Build an app."""
+    app = FastAPI(title="shop")
+    for path in paths or ("/orders", "/orders/{order_id}", '/quo"te\\{id}', "/käse`"):
+        app.get(path)(answer)
+        app.post(path)(answer)
+    return app
+
+
+def plan(*objectives: Any, app: Any = None, service: str = "shop", **options: Any) -> Plan:
+    """Resolve objectives against the app."""
+    settings = ObserveSettings(service_name=service, slos=objectives, slo_options=SLOOptions(**options))
+    return make_plan(app or shop(), settings)
+
+
+OBJECTIVES = (
+    Availability("availability", 99.9, sla=99.5),
+    Availability("checkout", 99.95, ["POST /orders", '/quo"te\\{id}', "/käse`"], bad=["5xx", "429"], min_bad_events=3),
+    Latency("latency", 95, within="300ms"),
+)
+
+
+def lint(folder: Path, rules: str) -> subprocess.CompletedProcess[str]:
+    """Let promtool look at a rule file, with all it has to find."""
+    (folder / "linted.yml").write_text(rules, "utf-8")
+    command = [needs("promtool"), "check", "rules", "--lint=all", "--lint-fatal", "linted.yml"]
+    return subprocess.run(command, cwd=folder, capture_output=True, check=False, encoding="utf-8")  # noqa: S603
+
+
+def alerts(made: Plan) -> list[dict[str, Any]]:
+    """Return all alerts."""
+    return [rule for group in rules_of(made)["groups"] for rule in group["rules"] if "alert" in rule]
+
+
+@pytest.mark.parametrize("service", ["shop", 'sh"op\\ {{ .x }} käse', "yes", "a: b #c"])
+@pytest.mark.parametrize("objectives", [OBJECTIVES, ()], ids=["objectives", "none"])
+def test_prometheus_takes_the_rules(objectives: Any, service: str, tmp_path: Path) -> None:
+    """`promtool check rules` finds nothing, whatever service and routes are called, and without objectives too."""
+    checked = lint(tmp_path, rule_file(plan(*objectives, service=service, dashboard_url="https://g/d?a={slo}")))
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert not checked.stderr
+
+
+def test_the_rules_of_an_objective() -> None:
+    """Two groups: what changes fast every 30 s, with the pages; windows of days, budgets, tickets every two minutes."""
+    made = plan(Availability("availability", 99.9, sla=99.5))
+    fast, slow, service = rules_of(made)["groups"]
+    assert [fast["name"], fast["interval"]] == ["fastapi-observe:shop:slo:availability", "30s"]
+    assert [slow["name"], slow["interval"]] == ["fastapi-observe:shop:slo:availability:slow", "120s"]
+    assert service["name"] == "fastapi-observe:shop:service"
+    assert [rule.get("record", rule.get("alert")) for rule in fast["rules"]] == [
+        "slo:events:rate1m", "slo:bad_events:rate1m", "slo:error_ratio:rate5m", "slo:error_ratio:rate30m",
+        "slo:error_ratio:rate1h", "slo:error_ratio:rate6h", "ErrorBudgetBurn", "ErrorBudgetBurn", "SLODataMissing",
+    ]  # fmt: skip
+    assert [rule.get("record", rule.get("alert")) for rule in slow["rules"]] == [
+        "slo:error_ratio:rate2h", "slo:error_ratio:rate1d", "slo:error_ratio:rate3d", "slo:error_ratio:rate30d",
+        "slo:objective:ratio", "slo:error_budget_remaining:ratio", "slo:sla_budget_remaining:ratio",
+        "ErrorBudgetBurn", "ErrorBudgetBurn", "ErrorBudgetLow",
+    ]  # fmt: skip
+    series = '{service="shop",slo="availability"}'
+    by_name = {rule["record"]: rule["expr"] for rule in slow["rules"] if "record" in rule}
+    assert by_name["slo:error_ratio:rate30d"] == (
+        f"sum_over_time(slo:bad_events:rate1m{series}[30d])\n/ (sum_over_time(slo:events:rate1m{series}[30d]) > 0)"
+    )
+    assert by_name["slo:objective:ratio"] == "vector(0.999)"
+    assert by_name["slo:sla_budget_remaining:ratio"] == f"1 - slo:error_ratio:rate30d{series} / 0.005"
+    page = fast["rules"][6]
+    assert page["expr"] == (
+        f"slo:error_ratio:rate1h{series} > 0.0144\nand slo:error_ratio:rate5m{series} > 0.0144\n"
+        f"and round(sum_over_time(slo:bad_events:rate1m{series}[1h]) * 30) >= 5"
+    )
+    assert page["labels"] == {"service": "shop", "slo": "availability", "window": "1h", "severity": "page"}
+
+
+def test_each_alert_says_what_where_and_what_to_do() -> None:
+    """Every alert has a severity, a summary, a description and a runbook; only two of them page."""
+    found = alerts(plan(*OBJECTIVES, team="shop-backend", runbook_url="https://r/{alert}.md#{slo}"))
+    for alert in found:
+        assert alert["labels"]["severity"] in {"page", "ticket", "info"}
+        assert alert["labels"]["service"] == "shop"
+        assert alert["labels"]["team"] == "shop-backend"
+        assert alert["annotations"].keys() == {"summary", "description", "runbook_url"}
+        assert alert["annotations"]["runbook_url"].startswith(f"https://r/{alert['alert']}.md")
+        assert alert["annotations"]["runbook_url"].endswith(
+            f"#{alert['labels']['slo']}" if "slo" in alert["labels"] else "d"
+        )
+        assert "{{ range query" in alert["annotations"]["summary"] or not alert["alert"].startswith("ErrorBudget")
+    assert {alert["alert"] for alert in found if alert["labels"]["severity"] == "page"} == {
+        "ErrorBudgetBurn",
+        "ServiceDown",
+    }
+    assert {alert["alert"] for alert in found} == {
+        "ErrorBudgetBurn", "ErrorBudgetLow", "SLODataMissing", "ServiceDown", "InstanceDown", "InstanceRestarting",
+        "EventLoopLagHigh", "DBPoolNearlyExhausted", "FileDescriptorsNearlyExhausted", "TelemetrySpansDropped",
+        "TelemetryLogsDropped", "TelemetrySeriesLimit", "SLORulesOutdated",
+    }  # fmt: skip
+
+
+def test_the_rules_ask_for_metrics_that_there_are() -> None:
+    """Every metric that a rule names is one of docs/metrics.md, of Prometheus itself, or recorded by a rule."""
+    documented = set(re.findall(r"^\| `(\w+)`", DOCS.read_text("utf-8"), re.MULTILINE))
+    made = plan(*OBJECTIVES)
+    recorded = {rule["record"] for group in rules_of(made)["groups"] for rule in group["rules"] if "record" in rule}
+    for group in rules_of(made)["groups"]:
+        for rule in group["rules"]:
+            for name in re.findall(r"([a-z_][a-z0-9_:]*)\{", rule["expr"], re.IGNORECASE):
+                known = name.removesuffix("_bucket") in documented | {"up", "fastapi_observe_slo_config_info"}
+                assert known or name in recorded, name
+
+
+def test_a_slower_scrape_has_a_longer_base() -> None:
+    """Rates are taken over four scrapes; the names stay."""
+    first = rules_of(plan(Availability("a", 99), scrape_interval="30s"))["groups"][0]["rules"][0]
+    assert first["record"] == "slo:events:rate1m"
+    assert "[2m]" in first["expr"]
+
+
+def test_keep_firing_can_be_left_out(tmp_path: Path) -> None:
+    """`keep_firing=False`, of the options or of the call, leaves `keep_firing_for` out: for older readers of rules."""
+    app = shop()
+    install(app, slos=OBJECTIVES, logs=False)
+    assert "keep_firing_for" in yaml.dump(generate_rules(app))
+    assert "keep_firing_for" not in yaml.dump(generate_rules(app, keep_firing=False))
+    assert "keep_firing_for" not in rule_file(plan(*OBJECTIVES, keep_firing=False))
+    app.state.observe.close()
+
+
+def test_wrong_objectives_make_no_rules() -> None:
+    """What is wrong is raised in whole; an app without `install` is told so."""
+    with pytest.raises(ValueError, match=r"SLO01 a: .*\nSLO01 b: "):
+        rules_of(plan(Availability("a", 99, ["/x"]), Availability("b", 99, ["/y"])))
+    with pytest.raises(LoadError, match=r"the app has no fastapi-observe: call install\(app\)"):
+        generate_rules(shop())
+
+
+def test_the_operator_gets_the_same_rules() -> None:
+    """A `PrometheusRule` has the groups in its spec, and a name that Kubernetes takes."""
+    made = plan(*OBJECTIVES, service="Shop & Söhne")
+    resource = stock.safe_load(rule_file(made, form="operator"))
+    assert resource["kind"] == "PrometheusRule"
+    assert resource["metadata"]["name"] == "fastapi-observe-shop-s-hne"
+    assert resource["spec"] == stock.safe_load(rule_file(made))
+    assert operator_format({}, plan(service="!"))["metadata"]["name"] == "fastapi-observe-service"
+
+
+def test_the_same_file_each_time() -> None:
+    """Rules do not depend on the order of routes or on hashes; the head names version and configuration."""
+    first = rule_file(plan(*OBJECTIVES))
+    assert first == rule_file(plan(*OBJECTIVES, app=shop("/käse`", '/quo"te\\{id}', "/orders/{order_id}", "/orders")))
+    assert re.match(r"# Made by fastapi-observe \S+ from the objectives of shop; do not edit, make it again.\n"
+                    rf"# Configuration: {plan(*OBJECTIVES).hash}\n", first)  # fmt: skip
+    assert rule_file(plan(service="a\nb")).startswith("# Made by fastapi-observe 0")
+    assert rule_file(plan(service="a\nb")).splitlines()[2] == "groups:"
+
+
+RUNS_OUT = [
+    "DBPoolNearlyExhausted", "EventLoopLagHigh", "FileDescriptorsNearlyExhausted", "InstanceDown", "InstanceRestarting",
+    "SLORulesOutdated", "TelemetryLogsDropped", "TelemetrySeriesLimit", "TelemetrySpansDropped",
+]  # fmt: skip
+
+
+def exhausted(made: Plan) -> list[dict[str, str]]:
+    """Return series of promtool's in which everything that can run out runs out."""
+
+    def series(name: str, values: str, **labels: str) -> dict[str, str]:
+        every = {"job": "shop", "instance": "a", **labels}
+        return {
+            "series": f"{name}{{{','.join(f'{key}={json.dumps(value)}' for key, value in every.items())}}}",
+            "values": values,
+        }
+
+    return [
+        series("up", "1x120"),
+        series("up", "0x120", instance="b"),
+        series("process_start_time_seconds", "1 1 1 1 2 2 2 3 3 3 4+0x110"),
+        series("process_open_fds", "90x120", pid="7"),
+        series("process_max_fds", "100x120", pid="7"),
+        series("db_connections_active", "19x120", pool="main"),
+        series("db_connections_max", "20x120", pool="main"),
+        series("fastapi_observe_dropped_total", "0+1x120", signal="traces", reason="queue"),
+        series("fastapi_observe_dropped_total", "0+1x120", signal="otlp_logs", reason="queue"),
+        series("fastapi_observe_series_overflow_total", "_x20 1+0x120", metric="db_queries_total"),
+        series("fastapi_observe_slo_config_info", "1x120", hash="other"),
+        series("fastapi_observe_slo_config_info", "1x120", hash=made.hash, instance="c"),
+        series("asyncio_event_loop_lag_seconds_bucket", "0+15x120", le="0.25"),
+        series("asyncio_event_loop_lag_seconds_bucket", "0+30x120", le="0.5"),
+        series("asyncio_event_loop_lag_seconds_bucket", "0+30x120", le="+Inf"),
+    ]
+
+
+def test_what_runs_out_is_told(tmp_path: Path) -> None:
+    """Instances, event loop, pools, files, lost telemetry and outdated rules each have an alert that fires."""
+    made = plan(Availability("a", 99))
+    count = 'count by (alertname) (ALERTS{alertstate="firing",slo=""})'
+    samples = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in RUNS_OUT]
+    seen = {"expr": f"count_over_time(({count})[80m:1m]) > bool 0", "eval_time": "80m", "exp_samples": samples}
+    test = {"interval": "1m", "input_series": exhausted(made), "promql_expr_test": [seen]}
+    whole = {"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": [test]}
+    (tmp_path / "rules.yml").write_text(rule_file(made), "utf-8")
+    (tmp_path / "tests.yml").write_text(yaml.dump(whole), "utf-8")
+    command = [needs("promtool"), "test", "rules", "tests.yml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False, encoding="utf-8")  # noqa: S603
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_report() -> None:
+    """Thresholds, failures needed, times to detection and budget spent, of the SRE Workbook; with known traffic too."""
+    rows = report_rows(plan(Availability("a", 99.9), Latency("b", 95, within="1s", expected_rpm=2)))
+    assert rows[0] == (
+        "objective", "alert", "fires above", "burn", "failures needed", "at 100%", "at 10%", "at 1%", "budget spent",
+    )  # fmt: skip
+    assert rows[1] == ("a", "page 1h/5m", "1.44%", "14.4x", "5, and 1.44% of 1h", "52s", "8m 39s", "never", "2%")
+    assert rows[3][5:] == ("4m 20s", "43m 12s", "7h 12m", "10%")
+    assert rows[5] == ("b", "page 1h/5m", "72%", "14.4x", "87", "43m 12s", "never", "never", "2%")
+    thin = report_rows(plan(Availability("a", 99.9, expected_rpm=0.05)))
+    assert thin[1][4:8] == ("5", "never", "never", "never")
+    assert thin[4][4:8] == ("5", "1h 40m", "16h 40m", "never")
+    assert span(Decimal(0)) == "0s"
+
+
+# --- the commands
+
+
+@pytest.fixture
+def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Write an app whose objectives are given, and stand beside it; return how to name it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    written: list[str] = []
+
+    def write(slos: str) -> str:
+        name = f"shop_{tmp_path.name.replace('-', '_')}_{len(written)}"
+        (tmp_path / f"{name}.py").write_text(APP.format(slos=slos), "utf-8")
+        written.append(name)
+        return f"{name}:app"
+
+    yield write
+    for name in written:
+        module = sys.modules.pop(name, None)
+        if module is not None:
+            module.app.state.observe.close()
+
+
+GOOD = 'Availability("api", 99.9, ["/orders"]), Latency("fast", 95, within="300ms")'
+
+
+def test_rules_are_printed_written_and_checked(target: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`rules` prints; `-o` and `--tests` write; `--check` is silent while they are current and shows what is not."""
+    app = target(GOOD)
+    assert main(["rules", app]) == 0
+    printed, told = capsys.readouterr()
+    assert printed.startswith("# Made by fastapi-observe")
+    assert told == "info: SLO03 fast: 300ms is no bucket bound; added: ... 0.25, 0.3, 0.5 ... (+1 series per route)\n"
+    files = ["-o", "prom/rules.yml", "--tests", "prom/tests/slo.yml"]
+    assert main(["rules", app, *files, "--check"]) == 1
+    assert "prom/rules.yml is missing\nprom/tests/slo.yml is missing\n" in capsys.readouterr().err
+    assert main(["rules", app, *files]) == 0
+    assert (tmp_path / "prom/rules.yml").read_text("utf-8") == printed
+    assert stock.safe_load((tmp_path / "prom/tests/slo.yml").read_text("utf-8"))["rule_files"] == ["../rules.yml"]
+    assert main(["rules", app, *files, "--check"]) == 0
+    assert main(["rules", app, "--check"]) == 1
+    assert "--check needs -o" in capsys.readouterr().err
+    (tmp_path / "prom/rules.yml").write_text(printed.replace("> 0.0144", "> 0.144"), "utf-8")
+    assert main(["rules", app, *files, "--check"]) == 1
+    shown = capsys.readouterr().err
+    assert '-          slo:error_ratio:rate1h{service="shop",slo="api"} > 0.144\n' in shown
+    assert '+          slo:error_ratio:rate1h{service="shop",slo="api"} > 0.0144\n' in shown
+    assert "prom/rules.yml is not current: make it again without --check\n" in shown
+
+
+def test_forms_of_the_rules(target: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The operator's format, and rules without `keep_firing_for`, whose tests expect no such time."""
+    app = target(GOOD)
+    assert main(["rules", app, "--format", "operator"]) == 0
+    assert stock.safe_load(capsys.readouterr().out)["kind"] == "PrometheusRule"
+    assert main(["rules", app, "--no-keep-firing"]) == 0
+    assert "keep_firing_for" not in capsys.readouterr().out
+    assert main(["rules", app, "--tests", "t.yml"]) == 2
+    assert main(["rules", app, "-o", "r.yml", "--format", "operator", "--tests", "t.yml"]) == 2
+    assert "--tests needs -o and the format prometheus" in capsys.readouterr().err
+
+
+def test_check_and_report(target: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """`slo check` shows what each objective counts, `slo report` what its alerts need."""
+    app = target(GOOD)
+    assert main(["slo", "check", app]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split() == ["objective", "promise", "counts", "alerts"]
+    assert shown[1].split("  ")[0] == "api"
+    assert "99.9% without 5xx" in shown[1]
+    assert "GET /orders" in shown[1]
+    assert "95% within 300ms" in shown[2]
+    assert "all 1 measured: GET /orders" in shown[2]
+    assert main(["slo", "report", app]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 9
+
+
+def test_wrong_objectives_fail_the_commands(target: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each command says what is wrong and exits with 1; an app that cannot be had exits with 2."""
+    app = target('Availability("api", 99.9, ["/order"]), Availability("other", 99.9, ["/item"])')
+    for command in (["slo", "check"], ["slo", "report"], ["rules"], ["simulate"]):
+        assert main([*command, app]) == 1
+        told = capsys.readouterr().err
+        assert "error: SLO01 api: '/order' matches no route; did you mean '/orders'? Routes: GET /orders" in told
+        assert "error: SLO01 other: '/item' matches no route" in told
+    assert main(["rules", "no_such_module:app"]) == 2
+    assert "there is no module 'no_such_module'" in capsys.readouterr().err
+    assert main(["slo", "check", target('Availability("api", 100), Availability("x", 99), Availability("x", 99)')]) == 2
+    told = capsys.readouterr().err
+    assert "slos: SLO05 api: 100 leaves no budget" in told
+    assert "slos: SLO09 x: the name 'x' is used twice" in told
+
+
+def test_an_incident_is_played(target: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """`simulate` prints when each alert fires and clears; it says which objectives there are, what an incident is."""
+    needs("promtool")
+    app = target(GOOD)
+    assert main(["simulate", app, "--slo", "api", "--incident", "30m ok, 10m 100%, 20m ok", "--rps", "2"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split() == ["alert", "severity", "window", "fired", "cleared", "lasted"]
+    assert re.fullmatch(
+        r"ErrorBudgetBurn +page +1h +\d+(m|m30s|s) after the beginning +1\dm(30s)? after the end +\w+", shown[1]
+    )
+    assert "not yet" in shown[2]
+    assert main(["simulate", app]) == 2
+    assert "--slo has to name one objective; this app has: api, fast" in capsys.readouterr().err
+    assert main(["simulate", app, "--slo", "api", "--incident", "soon"]) == 2
+    assert "'soon' is no phase" in capsys.readouterr().err
+
+
+# --- what the rules cost on a real Prometheus
+
+
+@pytest.fixture
+def prometheus(tmp_path: Path) -> Iterator[Any]:
+    """Start Prometheus on samples that are given as OpenMetrics; return how to ask it for (value, samples read)."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(text: str) -> Any:
+        (tmp_path / "samples").write_text(text, "utf-8")
+        (tmp_path / "prometheus.yml").write_text("{}", "utf-8")
+        backfill = [needs("promtool"), "tsdb", "create-blocks-from", "openmetrics", "samples", "data"]
+        subprocess.run(backfill, cwd=tmp_path, check=True, capture_output=True)  # noqa: S603
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        command = [
+            needs("prometheus"), "--config.file=prometheus.yml", "--storage.tsdb.path=data",
+            f"--web.listen-address={address}", "--log.level=error", "--query.lookback-delta=5m",
+        ]  # fmt: skip
+        started.append(subprocess.Popen(command, cwd=tmp_path))  # noqa: S603
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"http://{address}/-/ready", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.1)  # until it listens
+
+        def ask(query: str, at: int) -> tuple[list[Any], int]:
+            asked = urllib.parse.urlencode({"query": query, "time": at, "stats": "all"})
+            with urllib.request.urlopen(f"http://{address}/api/v1/query?{asked}", timeout=60) as answered:
+                data = json.load(answered)["data"]
+            return data["result"], data["stats"]["samples"]["totalQueryableSamples"]
+
+        return ask
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.wait(30)
+
+
+def backfilled(routes: list[str], begin: int, end: int) -> Iterator[str]:
+    """Yield samples every 15 s of four statuses of each route, and what the rules record of them every 30 s."""
+    yield "# TYPE http_requests counter"
+    for route in routes:
+        for status in ("200", "302", "404", "500"):
+            for at in range(begin, end + 1, 15):
+                count = (at - begin) * (1 if status == "500" else 9)
+                yield (f'http_requests_total{{job="shop",instance="a",method="GET",endpoint="{route}",'
+                       f'status_code="{status}"}} {count} {at}')  # fmt: skip
+    for name, rate in (("events", 28 * len(routes)), ("bad_events", len(routes))):
+        yield f"# TYPE slo:{name}:rate1m gauge"
+        for at in range(begin + 60, end + 1, 30):
+            yield f'slo:{name}:rate1m{{service="shop",slo="api"}} {rate} {at}'
+    yield "# EOF"
+
+
+def test_recorded_windows_cost_a_twentieth(prometheus: Any) -> None:
+    """All rules of one objective over 50 routes read at most 1/20 of the samples of the same windows on raw series."""
+    needs("prometheus")
+    routes = [f"/r{at}" for at in range(50)]
+    made = plan(Availability("api", 99.9, ["/r*"]), app=shop(*routes))
+    end = int(time.time()) // 60 * 60 - 3600
+    ask = prometheus("\n".join(backfilled(routes, end - (12 if SOAK else 3) * 3600, end)) + "\n")
+    rules = [rule for group in rules_of(made)["groups"][:2] for rule in group["rules"]]
+    ours = sum(ask(rule["expr"], end)[1] for rule in rules)
+    raw = 0
+    recorded = {rule["record"]: rule["expr"] for rule in rules if "record" in rule}
+    for name, expression in recorded.items():
+        if name.startswith("slo:error_ratio:"):
+            window = name.rpartition("rate")[2]
+            bad, every = (
+                recorded[f"slo:{each}:rate1m"].replace("[1m]", f"[{window}]") for each in ("bad_events", "events")
+            )
+            value, samples = ask(f"({bad.partition(' or 0')[0].partition(chr(10))[0]}) / ({every})", end)
+            raw += samples
+            derived = ask(expression, end)[0]
+            assert float(derived[0]["value"][1]) == pytest.approx(1 / 28, rel=1e-3)
+            assert float(value[0]["value"][1]) == pytest.approx(1 / 28, rel=1e-2)
+    assert ours * 20 <= raw, f"{ours} samples against {raw}"

@@ -1,0 +1,228 @@
+"""`verify`: what a real Prometheus lacks is named with the next step, and what it has is well."""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fastapi import FastAPI
+from monitored import command, free_port, hurried, monitored_shop, prometheus, scraping
+from servers import serving
+
+from fastapi_observe import Availability, Latency, SLOOptions
+from fastapi_observe.slo.loading import plan_of
+from fastapi_observe.slo.rules import rule_file
+from fastapi_observe.slo.verify import Finding, UnreachableError, verify
+from fastapi_observe.slo.verify_client import Prometheus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conftest import Seen
+
+    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.slo.plan import Plan
+
+SHOP = Path(__file__).parents[1] / "example_app" / "observability"
+Of = tuple["ObserveSettings", "Plan"]
+
+
+@pytest.fixture
+def tiny(observed: Callable[..., Seen]) -> Callable[..., tuple[FastAPI, Of]]:
+    """Make an app with objectives."""
+
+    def make(**settings: Any) -> tuple[FastAPI, Of]:
+        app = FastAPI()
+
+        @app.get("/orders")
+        async def list_orders() -> None: ...
+
+        slos = [Availability("all", 99.9), Latency("fast", 95, within="300ms", routes=["GET /orders"])]
+        observed(app, **{"service_name": "tiny", "slos": slos, **settings})
+        return app, plan_of(app)
+
+    return make
+
+
+def by_name(found: list[Finding]) -> dict[str, Finding]:
+    """Return findings by what was checked."""
+    return {each.what: each for each in found}
+
+
+def problems(found: list[Finding]) -> set[str]:
+    """Return what is not well; each of it comes with a next step."""
+    assert all(bool(each.step) == (each.state == "problem") for each in found)
+    return {each.what for each in found if each.state == "problem"}
+
+
+async def test_a_prometheus_as_it_should_be(tmp_path: Path) -> None:
+    """With the shop's bundle everything is well: the table says so, and the status is 0."""
+    async with monitored_shop(tmp_path, SHOP) as (asked, _):
+        for name in ("checkout", "browsing"):
+            await asked.until(f'slo:events:rate1m{{slo="{name}"}}')
+        done = command("verify", "example_app.shop:app", "--prometheus", asked.url, EXAMPLE_DIR=str(tmp_path))
+        as_json = command(
+            "verify", "example_app.shop:app", "--prometheus", asked.url, "--json", EXAMPLE_DIR=str(tmp_path)
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert all(line.startswith("ok ") for line in lines)
+    for text in ('job="shop": 1 up', "35d; budgets look back 30d", "objective checkout", "exemplars", "groups with"):
+        assert text in done.stdout
+    assert {each["state"] for each in json.loads(as_json.stdout)} == {"ok"}
+
+
+async def test_a_prometheus_that_knows_nothing(tiny: Callable[..., tuple[FastAPI, Of]], tmp_path: Path) -> None:
+    """Another job, no rules, fifteen days, no exemplars, nobody to tell: each is said with what to do."""
+    _, (settings, plan) = tiny()
+    config = scraping(f"127.0.0.1:{free_port()}", job="web")
+    del config["alerting"]
+    async with prometheus(tmp_path, config) as asked:
+        await asked.until("up")
+        found = verify(plan, settings, asked.url)
+    assert problems(found) == {
+        "rules", "targets", "running app", "objective all", "objective fast", "retention", "exemplars", "alertmanager",
+    }  # fmt: skip
+    named = by_name(found)
+    assert named["targets"].text == 'job="tiny" matches nothing; jobs seen: web'
+    assert named["retention"].text == "samples are kept 15d, budgets look back 30d"
+    assert "--storage.tsdb.retention.time=35d" in named["retention"].step
+    assert named["running app"].text == "the running app tells no configuration of objectives"
+    assert named["version"].state == "ok"
+
+
+async def test_rules_and_app_of_other_versions(tiny: Callable[..., tuple[FastAPI, Of]], tmp_path: Path) -> None:
+    """Old rules, an app with another configuration, a scrape that is too rare: the hashes and numbers are told."""
+    app, (settings, plan) = tiny(tracing=False)
+    older = plan._replace(slos=plan.slos[:1], hash="000000000000")
+    (tmp_path / "rules.yml").write_text(hurried(rule_file(older)), "utf-8")
+    with serving(app) as port:
+        config = scraping(f"127.0.0.1:{port}", job="tiny", rules=["rules.yml"])
+        async with prometheus(tmp_path, config, "--storage.tsdb.retention.size=1GB") as asked:
+            await asked.until("slo:events:rate1m")
+            other = plan._replace(hash="ffffffffffff", base="1s")
+            found = by_name(verify(other, settings, asked.url))
+            same = by_name(verify(plan, settings, asked.url))
+            unseen = plan.slos[1]._replace(endpoints=(("GET", "/gone"),))
+            renamed = by_name(verify(plan._replace(slos=(plan.slos[0], unseen)), settings, asked.url))
+    assert "fastapi-observe:tiny:slo:fast" in found["rules"].text
+    assert found["rules hash"].text == "the rules are of configuration 000000000000, the app makes ffffffffffff"
+    assert found["running app"].text == f"the running app has configuration {plan.hash}, this code ffffffffffff"
+    assert found["scrape interval"].text == "scraped each 1s: the base window of 1s holds fewer than 4 scrapes"
+    assert 'SLOOptions(scrape_interval="1s")' in found["scrape interval"].step
+    assert found["retention"].text == "by size alone: see that it holds the period of the budgets"
+    assert "exemplars" not in found
+    assert same["running app"].state == same["scrape interval"].state == same["objective all"].state == "ok"
+    assert same["objective fast"].text == "its series are there, but are not recorded"
+    assert renamed["objective fast"].text.endswith('le="0.3"} matches nothing for GET /gone')
+
+
+async def test_targets_that_are_down(tiny: Callable[..., tuple[FastAPI, Of]], tmp_path: Path) -> None:
+    """A target that cannot be scraped is told with its error; an app without objectives is asked for no hash."""
+    _, (settings, plan) = tiny(slos=())
+    port = free_port()
+    (tmp_path / "rules.yml").write_text(hurried(rule_file(plan)), "utf-8")
+    async with prometheus(tmp_path, scraping(f"127.0.0.1:{port}", job="tiny", rules=["rules.yml"])) as asked:
+        await asked.until("up == 0")
+        found = by_name(verify(plan, settings, asked.url))
+    assert found["targets"].text.startswith('1 of 1 targets of job="tiny" cannot be scraped: 127.0.0.1:')
+    assert "connection refused" in found["targets"].text
+    assert found["rules"].state == "ok"
+    assert "running app" not in found
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Answers by path, as some Prometheus that cannot be run here would."""
+
+    answers: dict[str, Any]
+
+    def do_GET(self) -> None:
+        """Answer."""
+        path = self.path.partition("?")[0].removeprefix("/api/v1/")
+        status, body = self.answers.get(path, (404, b"not found"))
+        self.send_response(status)
+        if status == 302:
+            self.send_header("location", "http://127.0.0.1:9/")
+        self.end_headers()
+        self.wfile.write(body if isinstance(body, bytes) else json.dumps({"status": "success", "data": body}).encode())
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def answering(**answers: Any) -> Iterator[str]:
+    """Answer like a Prometheus that says what is given."""
+    handler = type("Given", (Answers,), {"answers": {name.replace("__", "/"): each for name, each in answers.items()}})
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(5)
+
+
+def test_what_old_and_slow_ones_say(tiny: Callable[..., tuple[FastAPI, Of]]) -> None:
+    """A version without keep_firing_for, a rule that fails, a group that takes too long, rules that nobody makes."""
+    _, (settings, plan) = tiny(slos=())
+    rule = {"name": "ServiceDown", "query": "up", "health": "err", "lastError": "many-to-many"}
+    group = {"name": "fastapi-observe:tiny:service", "rules": [rule], "evaluationTime": 61.0, "interval": 30}
+    old = {**group, "name": "fastapi-observe:tiny:slo:gone", "rules": [], "evaluationTime": 0}
+    with answering(
+        status__flags=(200, {"storage.tsdb.retention.time": "1y2w", "enable-feature": "exemplar-storage"}),
+        status__buildinfo=(200, {"version": "2.40.1"}),
+        rules=(200, {"groups": [group, old]}),
+        targets=(200, {"activeTargets": []}),
+        label__job__values=(200, []),
+        alertmanagers=(200, {"activeAlertmanagers": [{"url": f"http://{at}"} for at in range(12)]}),
+    ) as url:
+        found = verify(plan, settings, url, token="secret")  # noqa: S106 - of this test
+        keeps = verify(plan._replace(options=SLOOptions(keep_firing=False)), settings, url)
+    evaluation = [each.text for each in found if each.what == "evaluation"]
+    named = by_name(found)
+    assert named["version"].text == "Prometheus 2.40.1 does not know keep_firing_for"
+    assert by_name(keeps)["version"].state == "ok"
+    assert evaluation[0] == "ServiceDown in fastapi-observe:tiny:service: many-to-many"
+    assert evaluation[1] == "fastapi-observe:tiny:service takes 61.0 s, more than its interval"
+    assert "fastapi-observe:tiny:slo:gone" in named["rules"].text
+    assert named["rules hash"].text.startswith("the rules are of configuration unknown")
+    assert named["targets"].text.endswith("jobs seen: none")
+    assert named["retention"].text == "379d; budgets look back 30d"
+    assert named["alertmanager"].text.endswith("http://9 and 2 more")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((401, b""), "answers 401 to status/flags: give --token"),
+        ((503, b""), "answers 503"),
+        ((302, b""), "answers 302"),
+        ((200, b"<html>"), "is no Prometheus"),
+        ((200, b"[]"), "is no Prometheus"),
+    ],
+)
+def test_what_is_no_prometheus(answer: tuple[int, bytes], said: str) -> None:
+    """Whatever else answers is told with the next step; no redirect is followed."""
+    with answering(status__flags=answer) as url, pytest.raises(UnreachableError, match=said):
+        Prometheus(url).get("status/flags")
+
+
+def test_nobody_is_there(tmp_path: Path) -> None:
+    """The status is 2 if Prometheus, or the app, cannot be asked."""
+    done = command(
+        "verify", "example_app.shop:app", "--prometheus", f"http://127.0.0.1:{free_port()}", EXAMPLE_DIR=str(tmp_path)
+    )
+    assert done.returncode == 2
+    assert "Connection refused; start Prometheus, or correct the URL" in done.stderr
+    assert command("verify", "no.such:app", "--prometheus", "http://127.0.0.1:9090").returncode == 2
+    for wrong in ("127.0.0.1:9090", "http://me:secret@127.0.0.1", "http://"):
+        with pytest.raises(UnreachableError, match="no URL of a Prometheus"):
+            Prometheus(wrong)
