@@ -36,6 +36,9 @@ ROOMS = {
     "dependencies": "edges",
     "installed": "edges",
     "cli": "edges",
+    "cli_settings": "edges",
+    "cli_cardinality": "edges",
+    "cli_scrape": "edges",
     "settings_sources": "settings",
     "settings_types": "settings",
 }

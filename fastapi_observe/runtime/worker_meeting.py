@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from fastapi_observe.runtime.worker_archive import Archive
+from fastapi_observe.runtime.worker_archive import MOST_LABEL_SETS, Archive
 from fastapi_observe.runtime.worker_files import NEW_FILE, READ, OwnFiles, Reading
 from fastapi_observe.runtime.worker_place import check, is_locked, lock, remove
 
@@ -38,10 +38,12 @@ class Worker:
 
     The files are there from the beginning; the lock on one of them is held until the process ends, and the kernel
     gives it up however that happens. `degraded` is set once something found no space; `attached` is what the installs
-    of this process share.
+    of this process share. `most` is how many label sets of one metric are kept of workers that have ended.
     """
 
-    def __init__(self, directory: Path, fault: Callable[[str, BaseException], None]) -> None:
+    def __init__(
+        self, directory: Path, fault: Callable[[str, BaseException], None], most: int = MOST_LABEL_SETS
+    ) -> None:
         self.directory = directory
         self.stem = directory / f"{os.getpid()}-{monotonic_ns()}"
         self.degraded = False
@@ -50,7 +52,7 @@ class Worker:
         self.attached: dict[str, Any] = {}
         self.exemplars: dict[str, list[Any]] = {}
         self._counted: set[object] = set()
-        self._archive = Archive(directory)
+        self._archive = Archive(directory, most)
         self._readings: dict[str, Reading] = {}
         self._reading = threading.Lock()
         self._fault = fault

@@ -9,6 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from fastapi_observe.signals.series import Bounded, Counter, Histogram
+from fastapi_observe.signals.series_budget import LISTED, LabelValues
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +42,10 @@ class Catalogue:
     def own(self, kind: type[M], name: str, documentation: str, labels: Sequence[str] = (), **options: Any) -> M:
         """Make a metric of the library; its name is not free for others any more."""
         self._reserved.add(_plain(name))
-        return self._add(kind(name, documentation, tuple(labels), self.budget, **options))
+        metric = self._add(kind(name, documentation, tuple(labels), self.budget, **options))
+        if labels:
+            metric.values = LabelValues(labels, LISTED)
+        return metric
 
     def _add(self, metric: M) -> M:
         self.register(metric)

@@ -10,12 +10,13 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from fastapi_observe.records.exchange import KNOWN_METHODS
 from fastapi_observe.records.nothing import nothing
+from fastapi_observe.records.outcomes import status_name
 from fastapi_observe.signals.business import Business, Catalogue
 from fastapi_observe.signals.cells_sharing import Sharing
 from fastapi_observe.signals.exposition import Scrapes, SelfCollector, collectors, prefers_openmetrics, render
 from fastapi_observe.signals.metrics_operations import OperationMetrics
 from fastapi_observe.signals.series import Counter, Gauge, Histogram
-from fastapi_observe.signals.series_budget import SeriesBudget
+from fastapi_observe.signals.series_budget import BoundsCollector, SeriesBudget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,16 +52,18 @@ class MetricsService:
     """Takes the measurements of one install and shows them; `business` counts what the business does.
 
     `registry` is `settings.registry`, or one of our own. All labels are bounded: `endpoint` is a route template,
-    `method` a known one or `_OTHER`, `status_code` is 100 to 599 or `_other`, and each metric keeps at most
-    `settings.series_per_metric` label sets.
+    `method` a known one or `_OTHER`, `status_code` is 100 to 599 or `_other`, every other label has at most
+    `settings.values_per_label` values, and each metric at most `settings.series_per_metric` label sets. `redact` takes
+    out of a label value what a warning must not tell.
     """
 
-    def __init__(self, settings: ObserveSettings, faults: Faults) -> None:
+    def __init__(self, settings: ObserveSettings, faults: Faults, redact: Callable[[str], str] = str) -> None:
         self.registry: CollectorRegistry = settings.registry or CollectorRegistry()
         self._shared = settings.registry is not None
         show_default = settings.default_registry and self.registry is not REGISTRY
         self._faults = faults
-        self._budget = SeriesBudget(settings.series_per_metric)
+        bounds = settings.series_per_metric, settings.series_per_process, settings.values_per_label
+        self._budget = SeriesBudget(*bounds, redact)
         self._catalogue = Catalogue(self.registry, self._budget)
         self.business = Business(self._catalogue)
         self._exemplars = settings.exemplars
@@ -77,6 +80,7 @@ class MetricsService:
             self._make_websocket()
             self._operations = OperationMetrics(self._catalogue, self._lock, faults)
             self.add_reader(SelfCollector(self._budget, faults))
+            self.add_reader(BoundsCollector(self._budget))
             self.add_reader(self.sharing.about)
         except ValueError:  # the user's registry is left as it was
             self.close()
@@ -193,10 +197,8 @@ class MetricsService:
         sizes = None
         if self._sizes:
             sizes = self._request_size.labels(method, endpoint), self._response_size.labels(method, endpoint)
-        status = str(status_code) if 100 <= status_code <= 599 else "_other"  # noqa: PLR2004 - RFC 9110, 15
-        return HttpSeries(
-            self._requests.labels(method, endpoint, status), self._duration.labels(method, endpoint), sizes
-        )
+        count = self._requests.labels(method, endpoint, status_name(status_code))
+        return HttpSeries(count, self._duration.labels(method, endpoint), sizes)
 
     def _close_unusual(self, ex: Exchange) -> None:
         if ex.error_type is not None:
@@ -297,8 +299,7 @@ class MetricsService:
         `endpoint` is a route template, never a concrete path; `duration` is in seconds, sizes are in bytes.
         """
         method = method if method in KNOWN_METHODS else "_OTHER"
-        status = str(status_code) if 100 <= status_code <= 599 else "_other"  # noqa: PLR2004 - RFC 9110, 15
-        self._requests.labels(method, endpoint, status).inc()
+        self._requests.labels(method, endpoint, status_name(status_code)).inc()
         self._duration.labels(method, endpoint).observe(duration)
         if self._sizes and request_size is not None:
             self._request_size.labels(method, endpoint).observe(request_size)

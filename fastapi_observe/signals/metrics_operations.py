@@ -8,6 +8,7 @@ from math import nan
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.signals.series import Counter, Gauge, Histogram
+from fastapi_observe.signals.series_budget import OVERFLOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,7 +144,8 @@ class OperationMetrics:
         child = counter.labels(*(values[name] for name in counter.label_names()))
         spread = histogram.labels(*(values[name] for name in histogram.label_names()))
         cells = child.cells, spread.cells, spread.bounds()
-        if len(self._kept[op.kind]) < MOST_REMEMBERED:
+        refused = OVERFLOW in child.label_values() or OVERFLOW in spread.label_values()
+        if not refused and len(self._kept[op.kind]) < MOST_REMEMBERED:
             self._kept[op.kind][key] = cells
         return cells
 
@@ -188,7 +190,9 @@ class OperationMetrics:
         kept = self._waits.get(pool)
         if kept is None:
             child = self._wait.labels(pool)
-            kept = self._waits[pool] = child.cells, child.bounds()
+            kept = child.cells, child.bounds()
+            if len(self._waits) < MOST_REMEMBERED:
+                self._waits[pool] = kept
         cells, bounds = kept
         cell = bisect_left(bounds, seconds)
         with self._lock:
@@ -199,6 +203,8 @@ class OperationMetrics:
         """Count what happened on a connection."""
         cells = self._event_cells.get((pool, event))
         if cells is None:
-            cells = self._event_cells[pool, event] = self._events.labels(pool, event).cells
+            cells = self._events.labels(pool, event).cells
+            if len(self._event_cells) < MOST_REMEMBERED:
+                self._event_cells[pool, event] = cells
         with self._lock:
             cells[0] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from functools import partial
 from itertools import accumulate
 from math import isfinite
 from time import sleep, time
@@ -13,7 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
-from fastapi_observe.signals.series_budget import OVERFLOW, Kept, SeriesBudget
+from fastapi_observe.signals.series_budget import OVERFLOW, Kept, LabelValues, SeriesBudget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -95,12 +96,13 @@ class Bounded(MetricWrapperBase):
         self.braced = f"{{{self.pairs}}}" if self.pairs else ""
         if labelnames and not values:
             self._lock = budget.lock  # type: ignore[assignment]  # used in `with` only
+            self.values = LabelValues(labelnames)
         elif budget.store is not None:
             with self.guard:
                 budget.store.bind(self)
 
     def labels(self, *labelvalues: object, **labelkwargs: object) -> Self:
-        """Return the child of these label values, or the overflow child when the bound is reached."""
+        """Return the child of these label values, or an overflow child when a bound is reached."""
         if labelkwargs or self._labelvalues or len(labelvalues) != len(self._labelnames) or not labelvalues:
             labelvalues = self._ordered(labelvalues, labelkwargs)
         values = tuple([text if type(text) is str else label_text(text) for text in labelvalues])
@@ -117,22 +119,20 @@ class Bounded(MetricWrapperBase):
         return values or tuple(named[name] for name in self._labelnames)
 
     def _new_child(self, values: tuple[str, ...]) -> Self:
-        values = tuple([_printable(text) for text in values])
+        asked = tuple([_printable(text) for text in values])
         with self.guard:
-            child: Self | None = self.children().get(values)
-            if child is not None:
-                return child
-            full = self.budget.full(self)
-            if full:
-                values = (OVERFLOW,) * len(values)
-                child = self.children().get(values)
+            spent = ""
+            kept = self.values.within(asked, self.budget.per_label)
+            child: Self | None = self.children().get(kept)
+            if child is None and (spent := self.budget.spent(self)):
+                kept = (OVERFLOW,) * len(asked)
+                child = self.children().get(kept)
             if child is None:
-                child = type(self)(
-                    self._name, self._documentation, self._labelnames, self.budget, values, **self.options
-                )
-                self.children()[values] = child
-        if full:
-            self.budget.refuse(self)
+                child = type(self)(self._name, self._documentation, self._labelnames, self.budget, kept, **self.options)
+                self.children()[kept] = child
+                self.values.add(kept)
+        if kept != asked:
+            self.budget.refuse(self, asked, kept, spent)
         return child
 
     def _raise_if_not_observable(self) -> None:
@@ -141,11 +141,33 @@ class Bounded(MetricWrapperBase):
 
     def remove(self, *labelvalues: Any) -> None:
         """Show a series no longer; in several workers that is so for gauges, totals stay."""
-        store = self.budget.store
-        child = self.children().get(tuple(str(value) for value in labelvalues)) if store and self._labelnames else None
-        super().remove(*labelvalues)
-        if store is not None and child is not None:
-            store.release(child)
+        with self.guard:
+            values = tuple([str(value) for value in labelvalues])
+            child = self.children().get(values) if self._labelnames else None
+            super().remove(*labelvalues)
+            if child is not None:
+                self.values.remove(values)
+        if child is not None and self.budget.store is not None:
+            self.budget.store.release(child)
+
+    def remove_by_labels(self, labels: dict[str, str]) -> None:
+        """Show the series that have these labels no longer, as `remove` does."""
+        self._remove_many(partial(super().remove_by_labels, labels))
+
+    def clear(self) -> None:
+        """Show no series any longer, as `remove` does."""
+        self._remove_many(super().clear)
+
+    def _remove_many(self, remove: Callable[[], None]) -> None:
+        with self.guard:
+            before = dict(self.children()) if self._labelnames else {}
+            remove()
+            gone = [child for values, child in before.items() if values not in self.children()]
+            for child in gone:
+                self.values.remove(child.label_values())
+        if (store := self.budget.store) is not None:
+            for child in gone:
+                store.release(child)
 
     def children(self) -> dict[Sequence[str], Any]:
         """Return the children by their label values."""
