@@ -20,6 +20,7 @@ from fastapi_observe.records.exchange import CONTEXT_KEY, CURRENT_CONTEXT, Excha
 from fastapi_observe.records.faults import Faults
 from fastapi_observe.records.nothing import does_something
 from fastapi_observe.records.operation import Operation, new_operation
+from fastapi_observe.records.redaction import Redactor
 from fastapi_observe.records.routing import Routes
 from fastapi_observe.records.stamps import Stamps
 from fastapi_observe.records.trust import Trust
@@ -67,20 +68,23 @@ class Observability:
         self.app = app
         self.settings = settings
         self.faults = Faults()
+        self.redactor = Redactor.of(settings, self.faults)
         self.routes = Routes(app)
         with ExitStack() as undo:  # what cannot be installed leaves nothing behind
-            self.metrics = MetricsService(settings, self.faults)
+            self.metrics = MetricsService(settings, self.faults, self.redactor.text)
             undo.callback(self.metrics.close)
             self.saturation = Saturation()
             self.metrics.add_reader(SystemCollector(settings, self.faults))
             self.metrics.add_reader(self.saturation)
-            self.logs = Logs(settings, self.faults)
+            self.logs = Logs(settings, self.faults, self.redactor)
             undo.callback(self.logs.close)
-            self.tracing = TracingService(settings, self.faults)  # last: a global provider cannot be taken back
+            self.tracing = TracingService(
+                settings, self.faults, self.redactor
+            )  # last: a global provider cannot be taken back
             undo.pop_all()
-        self.db = DatabaseClient(self)
+        self.db = DatabaseClient(self, self.redactor)
         self.external = ExternalClient(self, Propagation(settings.propagate_to, settings.propagate_baggage))
-        self.clients = HttpClients(self.external, self.faults, settings.query_allow)
+        self.clients = HttpClients(self.external, self.faults, self.redactor)
         signals: tuple[tuple[str, Signal, bool], ...] = (
             ("tracing", self.tracing, settings.tracing),
             ("metrics", self.metrics, settings.metrics),

@@ -36,6 +36,7 @@ ROOMS = {
     "dependencies": "edges",
     "installed": "edges",
     "cli": "edges",
+    "testing": "edges",
     "cli_settings": "edges",
     "cli_cardinality": "edges",
     "cli_scrape": "edges",

@@ -166,7 +166,7 @@ def test_the_request_line(make: Callable[..., Logs], lines: Lines) -> None:
             "request_size": 3,
             "response_size": 42,
             "user_agent": "café/1",
-            "remote_addr": "192.0.2.1",
+            "remote_addr": "192.0.2.0/24",
         },
     }
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from fastapi_observe.clients.errors import error_of_driver, outcome_of_query
 from fastapi_observe.clients.statements import LONGEST, Statements, is_name, is_operation
 from fastapi_observe.records.operation import OPERATION, Operation, OperationReporter
+from fastapi_observe.records.redaction import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sized
 
     from fastapi_observe.clients.statements import Statement
     from fastapi_observe.records.pool import PoolState
+    from fastapi_observe.records.redaction import Redactor
 
 UNKNOWN: Final = "unknown"
 """Label of the table of a statement that names none."""
@@ -128,9 +130,9 @@ class SentQuery(Query):
 class DatabaseClient:
     """Measures database queries and shows pools of connections."""
 
-    def __init__(self, reporter: DatabaseReporter) -> None:
+    def __init__(self, reporter: DatabaseReporter, redactor: Redactor = PLAIN) -> None:
         self._reporter = reporter
-        self._statements = Statements()
+        self._statements = Statements(redactor.text)
         self._tables: set[str] = {UNKNOWN}
         self._pools: set[str] = set()
         self._claiming = Lock()

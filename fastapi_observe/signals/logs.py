@@ -13,6 +13,7 @@ from opentelemetry.trace import get_current_span
 
 from fastapi_observe.records.exchange import CONTEXT_KEY, current_exchange
 from fastapi_observe.records.nothing import nothing
+from fastapi_observe.records.redaction import Redactor
 from fastapi_observe.signals.line_format import (
     MAX_MESSAGE,
     TextFormat,
@@ -79,7 +80,7 @@ class Logs:
     `close` puts everything back. `written`, `dropped` and `queued` count lines of the whole process.
     """
 
-    def __init__(self, settings: ObserveSettings, faults: Faults) -> None:
+    def __init__(self, settings: ObserveSettings, faults: Faults, redactor: Redactor | None = None) -> None:
         self.faults = faults
         self.threshold = LEVELS[settings.log_level]
         self.captures_logging = settings.capture_logging
@@ -94,8 +95,8 @@ class Logs:
         self._timestamps = Timestamps()
         self._slow_query = settings.slow_query
         self._repeat_limit = settings.repeated_queries
-        self._query_allow = frozenset(settings.query_allow)
-        self._request_lines = RequestLines(self._resource, self._query_allow, self._timestamps)
+        self._redactor = redactor or Redactor.of(settings, faults)
+        self._request_lines = RequestLines(self._resource, self._redactor, self._timestamps)
         self.push: Callable[[bytes], None] | None = None  # also takes each line, as JSON
         self._writer = _CAPTURE.writer
         self._file: LogFile | None = None
@@ -173,7 +174,8 @@ class Logs:
             data = self._request_lines.encode(record)
         except Exception as exc:  # noqa: BLE001 - a server may name its client as it likes
             self.faults("logs.request_line", exc)
-            data = encode_line({**self._line("error", REQUEST_MESSAGE, REQUEST_LOGGER), "fields": {"url": record[2]}})
+            line = self._line("error", REQUEST_MESSAGE, REQUEST_LOGGER)
+            data = encode_line({**line, "fields": {"url": self._redactor.path(record[2])}})
         if self.push is not None:
             self.push(data)
         return data
@@ -220,7 +222,7 @@ class Logs:
         try:
             message = str(record.getMessage()).rstrip("\n")
             if is_access(record):
-                message = redact_access(message, self._query_allow)
+                message = redact_access(message, self._redactor)
         except Exception:  # noqa: BLE001 - arguments that do not fit the message, or cannot be turned into text
             message = text_of(record.msg, MAX_MESSAGE)
             fields["args"] = record.args
@@ -236,9 +238,9 @@ class Logs:
 
     def _line_of(self, number: int, text: str, logger: str, exc: BaseException | None) -> dict[str, Any]:
         """Begin the line of a record; a message that is a traceback becomes its last words and an exception."""
-        told = traceback_in(text) if exc is None else None
+        told = traceback_in(text, self._redactor) if exc is None else None
         if told is None:
-            return self._line(level_of(number), cut(text, MAX_MESSAGE), logger)
+            return self._line(level_of(number), cut(self._redactor.text(text), MAX_MESSAGE), logger)
         message = f"{told['type']}: {told['message']}" if told["message"] else told["type"]
         return {**self._line(level_of(number), message, logger), "exception": told}
 
@@ -255,9 +257,9 @@ class Logs:
         self, line: dict[str, Any], fields: dict[str, Any], exc: BaseException | None, *, urgent: bool = False
     ) -> None:
         self._add_ids(line, exc)
-        line["fields"] = fields
+        line["fields"] = self._redactor.fields(fields)
         if exc is not None:
-            line["exception"] = describe_exception(exc)
+            line["exception"] = describe_exception(exc, self._redactor)
         self._write(line, urgent=urgent)
 
     def _add_ids(self, line: dict[str, Any], exc: BaseException | None) -> None:

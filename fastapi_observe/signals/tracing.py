@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Tracer, TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
 from fastapi_observe.records.exchange import CONTEXT_KEY, CURRENT_CONTEXT, Current
 from fastapi_observe.records.ids import NEW_IDS
+from fastapi_observe.records.redaction import Redactor
 from fastapi_observe.records.trace_context import RANDOM, TraceContext, well_formed_headers
 from fastapi_observe.records.trust import Trust
 from fastapi_observe.signals.provider import ObserveTracerProvider, make_provider
@@ -61,12 +63,12 @@ _KINDS: Final = {"database": SpanKind.CLIENT, "external": SpanKind.CLIENT}
 class TracingService:
     """Makes spans and carries trace context; built by `install` from the settings."""
 
-    def __init__(self, settings: ObserveSettings, faults: Faults) -> None:
+    def __init__(self, settings: ObserveSettings, faults: Faults, redactor: Redactor | None = None) -> None:
         self._settings = settings
         self._faults = faults
-        self._query_allow = frozenset(settings.query_allow)
-        self._capture_request = HeaderCapture(settings.capture_request_headers, "request")
-        self._capture_response = HeaderCapture(settings.capture_response_headers, "response")
+        self._redactor = redactor or Redactor.of(settings, faults)
+        self._capture_request = HeaderCapture(settings.capture_request_headers, "request", self._redactor)
+        self._capture_response = HeaderCapture(settings.capture_response_headers, "response", self._redactor)
         self.provider, self._owned = make_provider(settings, faults)
         self.tracer = self.provider.get_tracer("fastapi_observe", schema_url=SCHEMA_URL)
         own = self.provider if isinstance(self.provider, ObserveTracerProvider) else None
@@ -157,7 +159,7 @@ class TracingService:
         exchange.context = Context({**around, _SPAN_KEY: span, CONTEXT_KEY: exchange.current})
 
     def _request_attributes(self, exchange: Exchange) -> dict[str, Any]:
-        attributes = request_attributes(exchange, self._query_allow)
+        attributes = request_attributes(exchange, self._redactor)
         if self._capture_request:
             attributes.update(self._capture_request.read(exchange.scope.get("headers") or ()))
         return attributes
@@ -200,7 +202,7 @@ class TracingService:
         span = exchange.span
         if exchange.adopted and span is not None and span.is_recording():
             span.update_name(span_name(exchange))
-            attributes = response_attributes(exchange, self._settings.repeated_queries)
+            attributes = response_attributes(exchange, self._settings.repeated_queries, self._redactor)
             span.set_attributes({name: value for name, value in attributes.items() if "body.size" not in name})
 
     def close_exchange(self, exchange: Exchange) -> None:
@@ -208,12 +210,12 @@ class TracingService:
         span = exchange.span
         if span is None or not span.is_recording():
             return
-        attributes = response_attributes(exchange, self._settings.repeated_queries)
+        attributes = response_attributes(exchange, self._settings.repeated_queries, self._redactor)
         if self._capture_response:
             attributes.update(self._capture_response.read(exchange.response_headers))
         if exchange.outcome in _FAILED:
             if exchange.exception is not None:
-                note_exception(span, exchange.exception)
+                note_exception(span, exchange.exception, self._redactor)
             span.set_status(StatusCode.ERROR)
         ended = exchange.started_ns + int(exchange.duration * 1e9)
         if isinstance(span, RecordedSpan):
@@ -250,14 +252,14 @@ class TracingService:
         span = operation.span
         if span is None or operation.scope is None or not span.is_recording():
             return
-        details = operation.details if operation.is_plain else plain(operation.details)
+        details = operation.details if operation.is_plain else plain(operation.details, self._redactor)
         if isinstance(span, RecordedSpan) and len(details) < MOST_DETAILS:
             span.know(details)
         else:
             span.set_attributes(details)
         refused = operation.outcome == "client_error"
         if operation.exception is not None and not refused:
-            note_exception(span, operation.exception)
+            note_exception(span, operation.exception, self._redactor)
         elif operation.error_type is not None or not (refused or operation.outcome == "ok"):
             span.set_attribute("error.type", operation.error_type or operation.outcome)
             if not refused:
@@ -275,29 +277,29 @@ class TracingService:
         An exception is recorded, sets status ERROR and `error.type`, and goes on unchanged; success leaves the status
         unset. Attribute types are kept; a value that OpenTelemetry has no type for becomes its text.
         """
-        return SpanScope(self.tracer, name, attributes)
+        return SpanScope(self.tracer, name, attributes, self._redactor)
 
     def traced(self, name: str | None = None, /, **attributes: Any) -> Callable[[Any], Any]:
         """Decorate a function, coroutine function, generator or async generator: each call is a span."""
-        return traced_with(lambda: self.tracer, name, attributes)
+        return traced_with(lambda: (self.tracer, self._redactor), name, attributes)
 
     def event(self, name: str, /, **attributes: Any) -> None:
         """Note something that happened, on the current span."""
         span = trace.get_current_span()
         if span.is_recording():
-            span.add_event(well_formed(name), plain(attributes))
+            span.add_event(well_formed(self._redactor.text(name)), plain(attributes, self._redactor))
 
     def set_attributes(self, **attributes: Any) -> None:
         """Add facts to the current span."""
         span = trace.get_current_span()
         if span.is_recording():
-            span.set_attributes(plain(attributes))
+            span.set_attributes(plain(attributes, self._redactor))
 
     def record_error(self, exc: BaseException) -> None:
         """Mark the current span as failed by an exception that was handled."""
         span = trace.get_current_span()
         if span.is_recording():
-            note_exception(span, exc)
+            note_exception(span, exc, self._redactor)
 
     def current(self) -> TraceContext | None:
         """Return where the calling code stands, or None outside any trace."""
@@ -321,6 +323,18 @@ class TracingService:
         return await run_in_executor(executor, function, *args)
 
     # Lifetime
+
+    def keep_all(self) -> Callable[[], None]:
+        """Keep every trace from now on; call the result to go back. For tests."""
+        tracer: Any = self.tracer
+        before = self._threshold, self._parent_decides, self.quota, getattr(tracer, "sampler", None)
+
+        def back() -> None:
+            self._threshold, self._parent_decides, self.quota, tracer.sampler = before
+
+        self._threshold, self._parent_decides, self.quota = "g", False, Quota(None)  # no digit is beyond f
+        tracer.sampler = ALWAYS_ON
+        return back
 
     def flush(self, timeout: float) -> bool:
         """Export what has ended, for at most `timeout` seconds; tell whether all of it went."""
