@@ -7,11 +7,9 @@ import inspect
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-import anyio
-import anyio.to_thread
-
 from fastapi_observe.records.exchange import CURRENT_CONTEXT, EXCHANGE, IDS
 from fastapi_observe.records.routing import answering_route
+from fastapi_observe.signals.scrapes import Waiting, send_body
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,9 +20,6 @@ if TYPE_CHECKING:
 OBSERVE: Final = "fastapi_observe"
 """Key of the `Observability` in the ASGI scope: that of the outermost installed app that measures the request."""
 
-MOST_SCRAPES: Final = 32
-"""Threads in which scrapes are answered at one time; who comes later waits for the next answer."""
-
 
 class Door:
     """Stands outside the whole app: makes the record, opens the signals, calls the app."""
@@ -34,7 +29,7 @@ class Door:
         self.app = app
         self._observability = observability
         self._metrics_path = settings.metrics_path if settings.metrics else None
-        self._scrapers: tuple[Any, anyio.CapacityLimiter] | None = None
+        self._waiting: tuple[Any, Waiting] | None = None
         excluded = Excluded(settings.exclude_paths, settings.exclude_urls)
         self._excluded = excluded or None
 
@@ -52,9 +47,9 @@ class Door:
             return
         observability, exchange = self._observability, None
         try:
+            scope[OBSERVE] = observability
             if observability.loop is None:
                 observability.started()
-            scope[OBSERVE] = observability
             # FastAPI's and Starlette's own telemetry inside (mounted apps, middleware) stand back when they see these.
             if "fastapi.telemetry" not in scope:
                 scope["fastapi.telemetry"] = None
@@ -79,7 +74,10 @@ class Door:
             if not exchange.reported:
                 self._leave(exchange, None)
         finally:
-            exchange.let_go()
+            try:
+                exchange.let_go()
+            except Exception as exc:  # noqa: BLE001 - as above
+                observability.faults("leave", exc)
             scope.pop(EXCHANGE, None)
             try:  # noqa: SIM105 - suppress() costs more
                 CURRENT_CONTEXT.reset(token)
@@ -110,24 +108,21 @@ class Door:
         try:
             observability.started()
             headers = {name: value.decode("latin-1") for name, value in scope.get("headers") or ()}
-            head, body = await anyio.to_thread.run_sync(
-                observability.metrics.render,
-                headers.get(b"accept", ""),
-                headers.get(b"accept-encoding", ""),
-                limiter=self._scrapes(),
+            head, body = await self._scrapes()(
+                observability.metrics.render, headers.get(b"accept", ""), headers.get(b"accept-encoding", "")
             )
         except Exception as exc:  # noqa: BLE001 - a scrape that fails says so in HTTP, not by a broken connection
             observability.faults("metrics.render", exc)
             status, head, body = 500, [(b"content-type", b"text/plain; charset=utf-8")], b"The metrics cannot be shown."
         await send({"type": "http.response.start", "status": status, "headers": head})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+        await send_body(send, b"" if scope["method"] == "HEAD" else body)
 
-    def _scrapes(self) -> anyio.CapacityLimiter:
-        """Return what scrapes wait for: the app's own threads may all be busy, that is what a scrape tells."""
+    def _scrapes(self) -> Waiting:
+        """Return those who wait for an answer in this event loop."""
         loop = self._observability.loop
-        if self._scrapers is None or self._scrapers[0] is not loop:
-            self._scrapers = loop, anyio.CapacityLimiter(MOST_SCRAPES)
-        return self._scrapers[1]
+        if self._waiting is None or self._waiting[0] is not loop:
+            self._waiting = loop, Waiting(self._observability.metrics.scrapes)
+        return self._waiting[1]
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start with the app and flush when it has shut down."""
