@@ -110,18 +110,23 @@ async def open_database(
 ) -> AsyncIterator[async_sessionmaker[AsyncSession]]:
     """Create missing tables, yield the session factory, disconnect."""
     try:
-        try:
-            await _create(engine, tables)
-        except DBAPIError:  # another worker made them at the same moment
-            await _create(engine, tables)
+        await _create(engine, tables)
         yield async_sessionmaker(engine, expire_on_commit=False)
     finally:
         await engine.dispose()
 
 
 async def _create(engine: AsyncEngine, tables: type[DeclarativeBase]) -> None:
-    async with engine.begin() as connection:
-        await connection.run_sync(tables.metadata.create_all)
+    """Create missing tables; other workers may be at it at the same moment, so look again where one was quicker."""
+    for left in reversed(range(len(tables.metadata.tables) + 1)):
+        try:
+            async with engine.begin() as connection:
+                await connection.run_sync(tables.metadata.create_all)
+        except DBAPIError:
+            if not left:
+                raise
+        else:
+            return
 
 
 async def open_session(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
