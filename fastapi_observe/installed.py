@@ -8,6 +8,7 @@ from opentelemetry import trace
 
 from fastapi_observe.observability import OPEN
 from fastapi_observe.records.exchange import current_exchange
+from fastapi_observe.records.guard import USERS, guarded, stand_in, tell
 from fastapi_observe.records.operation import new_operation
 from fastapi_observe.signals.user_spans import traced_with
 
@@ -25,7 +26,11 @@ def current() -> Observability:
 
     Inside a request: that of its app. Outside: the only installed one; `RuntimeError` if there is none or several.
     """
-    exchange = current_exchange()
+    try:
+        exchange = current_exchange()
+    except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+        tell("current", exc)
+        exchange = None
     if exchange is not None:
         found: Observability = exchange.observability
         return found
@@ -72,6 +77,7 @@ def _current_tracer() -> Tracer:
     return OPEN[0].tracing.tracer if len(OPEN) == 1 else trace.get_tracer("fastapi_observe")
 
 
+@guarded("operation", stand_in, USERS)
 def operation(name: str, /, **details: Any) -> Operation:
     """Measure a piece of work, as `Observability.operation` does, from a module that is imported before `install`.
 

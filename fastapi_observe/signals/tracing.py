@@ -14,8 +14,10 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
 from fastapi_observe.records.exchange import CONTEXT_KEY, CURRENT_CONTEXT, Current
+from fastapi_observe.records.guard import guarded, stand_in
 from fastapi_observe.records.ids import NEW_IDS
 from fastapi_observe.records.trace_context import RANDOM, TraceContext, well_formed_headers
+from fastapi_observe.signals.attribute_warnings import bound_warnings
 from fastapi_observe.signals.provider import ObserveTracerProvider, make_provider, threshold
 from fastapi_observe.signals.recorded_span import FLAGS, DroppedSpan, RecordedSpan, SpanFactory, fits
 from fastapi_observe.signals.server_span import HeaderCapture, request_attributes, response_attributes, span_name
@@ -66,6 +68,7 @@ class TracingService:
         self._capture_request = HeaderCapture(settings.capture_request_headers, "request")
         self._capture_response = HeaderCapture(settings.capture_response_headers, "response")
         self.provider, self._owned = make_provider(settings, faults)
+        self._end_bound = bound_warnings()
         self.tracer = self.provider.get_tracer("fastapi_observe", schema_url=SCHEMA_URL)
         own = self.provider if isinstance(self.provider, ObserveTracerProvider) else None
         self._threshold = "" if own is None else threshold(own.bound)
@@ -77,7 +80,7 @@ class TracingService:
 
     def _make_factory(self, provider: ObserveTracerProvider) -> SpanFactory | None:
         scope = InstrumentationScope("fastapi_observe", "", SCHEMA_URL)
-        factory = SpanFactory(self.tracer, scope, provider.limits) if isinstance(self.tracer, Tracer) else None
+        factory = SpanFactory(self.tracer, scope, provider) if isinstance(self.tracer, Tracer) else None
         return factory if factory is not None and fits(factory) else None
 
     # The signal: what the door and the clients call
@@ -240,13 +243,16 @@ class TracingService:
             span.set_attribute("error.type", operation.error_type or operation.outcome)
             if not refused:
                 span.set_status(StatusCode.ERROR)
+        began = getattr(span, "start_time", None)
+        ended = time_ns() if began is None else began + int(operation.duration * 1e9)  # the wall clock may have jumped
         if isinstance(span, RecordedSpan):
-            span.finish(well_formed(operation.name), time_ns())
+            span.finish(well_formed(operation.name), ended)
         else:
-            span.end()
+            span.end(ended)
 
     # What users call
 
+    @guarded("tracing.call", stand_in)
     def span(self, name: str, /, **attributes: Any) -> SpanScope:
         """Open a span around a block: `with tracing.span("price order", items=3) as span:`, or `async with`.
 
@@ -255,41 +261,49 @@ class TracingService:
         """
         return SpanScope(self.tracer, name, attributes)
 
+    @guarded("tracing.call", stand_in)
     def traced(self, name: str | None = None, /, **attributes: Any) -> Callable[[Any], Any]:
         """Decorate a function, coroutine function, generator or async generator: each call is a span."""
         return traced_with(lambda: self.tracer, name, attributes)
 
+    @guarded("tracing.call")
     def event(self, name: str, /, **attributes: Any) -> None:
         """Note something that happened, on the current span."""
         span = trace.get_current_span()
         if span.is_recording():
             span.add_event(well_formed(name), plain(attributes))
 
-    def set_attributes(self, **attributes: Any) -> None:
+    @guarded("tracing.call")
+    def set_attributes(self, /, **attributes: Any) -> None:
         """Add facts to the current span."""
         span = trace.get_current_span()
         if span.is_recording():
             span.set_attributes(plain(attributes))
 
+    @guarded("tracing.call")
     def record_error(self, exc: BaseException) -> None:
         """Mark the current span as failed by an exception that was handled."""
         span = trace.get_current_span()
         if span.is_recording():
             note_exception(span, exc)
 
+    @guarded("tracing.call")
     def current(self) -> TraceContext | None:
         """Return where the calling code stands, or None outside any trace."""
         return TraceContext.current()
 
+    @guarded("tracing.call", stand_in)
     def attach(self, trace_context: TraceContext) -> ContextScope:
         """Continue a trace from elsewhere: `with tracing.attach(trace_context):`, spans inside are its children."""
         return ContextScope(trace_context.to_context())
 
+    @guarded("tracing.call", otherwise=lambda _, headers: headers)
     def inject(self, headers: dict[str, str]) -> dict[str, str]:
         """Add the headers that carry the current trace to `headers`, and return them."""
         propagate.inject(headers)
         return headers
 
+    @guarded("tracing.call")
     def extract(self, headers: Mapping[str, str]) -> TraceContext | None:
         """Read the trace context of received headers; None if they carry no valid one."""
         return TraceContext.from_headers(headers)
@@ -307,6 +321,7 @@ class TracingService:
 
     def close(self) -> None:
         """Shut down the provider if it is ours."""
+        self._end_bound()
         if self._owned and isinstance(self.provider, TracerProvider):
             self.provider.shutdown()
 
