@@ -93,11 +93,11 @@ PLAIN: Final = frozenset(
 
 LOGGING: Final = frozenset(
     """
-    signals.log_capture:RootHandler.emit signals.log_capture:LogCapture.take_logging signals.log_capture:NoLock.__bool__
-    signals.log_capture:LogCapture._hand_over signals.log_capture:LogCapture._responsible
+    signals.log_capture:RootHandler.emit signals.log_capture:NoLock.__bool__
+    signals.log_capture:LogCapture._hand_over
     """.split()  # noqa: SIM905 - as above
 )
-"""What the standard library's logging calls: above `_hand_over`, which is a guard, a fault reaches who logs."""
+"""What the standard library's logging calls: guards, and a lock that is none."""
 
 OUTERMOST: Final = CARRIERS | GUARDS | PLAIN | LOGGING
 
