@@ -8,6 +8,7 @@ from opentelemetry import trace
 
 from fastapi_observe.observability import OPEN
 from fastapi_observe.records.exchange import current_exchange
+from fastapi_observe.records.guard import USERS, guarded, stand_in, tell
 from fastapi_observe.records.operation import new_operation
 from fastapi_observe.records.redaction import PLAIN
 from fastapi_observe.signals.user_spans import traced_with
@@ -27,7 +28,11 @@ def current() -> Observability:
 
     Inside a request: that of its app. Outside: the only installed one; `RuntimeError` if there is none or several.
     """
-    exchange = current_exchange()
+    try:
+        exchange = current_exchange()
+    except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+        tell("current", exc)
+        exchange = None
     if exchange is not None:
         found: Observability = exchange.observability
         return found
@@ -78,6 +83,7 @@ def _current_owner() -> tuple[Tracer, Redactor]:
     return found.tracing.tracer, found.redactor
 
 
+@guarded("operation", stand_in, USERS)
 def operation(name: str, /, **details: Any) -> Operation:
     """Measure a piece of work, as `Observability.operation` does, from a module that is imported before `install`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import ExitStack
+from functools import partial
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,12 +19,12 @@ from fastapi_observe.clients.httpx import HttpClients
 from fastapi_observe.clients.propagation import Propagation
 from fastapi_observe.records.exchange import CONTEXT_KEY, CURRENT_CONTEXT, Exchange
 from fastapi_observe.records.faults import Faults
+from fastapi_observe.records.guard import USERS, guarded, stand_in
 from fastapi_observe.records.nothing import does_something
 from fastapi_observe.records.operation import Operation, new_operation
 from fastapi_observe.records.redaction import Redactor
 from fastapi_observe.records.routing import Routes
 from fastapi_observe.records.stamps import Stamps
-from fastapi_observe.records.trust import Trust
 from fastapi_observe.records.websocket import WebSocketExchange
 from fastapi_observe.records.work import COUNTED, SHORTEST_WAIT, Work
 from fastapi_observe.records.wrapping import name_of
@@ -33,6 +34,7 @@ from fastapi_observe.runtime.saturation import Saturation
 from fastapi_observe.runtime.system import SystemCollector
 from fastapi_observe.runtime.workers import Workers
 from fastapi_observe.signals.export_counts import ExportCollector, counted
+from fastapi_observe.signals.export_lifetime import shared_budget
 from fastapi_observe.signals.logs import Logs
 from fastapi_observe.signals.metrics import MetricsService
 from fastapi_observe.signals.tracing import TracingService
@@ -52,6 +54,9 @@ if TYPE_CHECKING:
     from fastapi_observe.signals.otlp_push import MetricsPush
 
 C = TypeVar("C")
+
+LAST_WORDS = 0.1
+"""Seconds for the lines that flushing itself has written."""
 
 OPEN: list[Observability] = []
 """What is installed in this process and not closed; read by `current()` and `@traced`."""
@@ -78,9 +83,8 @@ class Observability:
             self.metrics.add_reader(self.saturation)
             self.logs = Logs(settings, self.faults, self.redactor)
             undo.callback(self.logs.close)
-            self.tracing = TracingService(
-                settings, self.faults, self.redactor
-            )  # last: a global provider cannot be taken back
+            # last: a global provider cannot be taken back
+            self.tracing = TracingService(settings, self.faults, self.redactor)
             undo.pop_all()
         self.db = DatabaseClient(self, self.redactor)
         self.external = ExternalClient(self, Propagation(settings.propagate_to, settings.propagate_baggage))
@@ -92,9 +96,7 @@ class Observability:
         )
         self._signals = tuple((name, 1 << at, signal) for at, (name, signal, wanted) in enumerate(signals) if wanted)
         self._tells: tuple[Told, Told] | None = None
-        self._stamps = Stamps(
-            settings.request_id_header, Trust(settings.trust_incoming), sends_trace=settings.response_trace_header
-        )
+        self._stamps = Stamps(settings)
         self._lock = threading.Lock()
         self._undo: list[Callable[[], None]] = []
         self.loop: Any = None
@@ -105,9 +107,10 @@ class Observability:
         if settings.otlp_logs or settings.otlp_metrics:
             from fastapi_observe.signals.export_pushes import open_pushes  # noqa: PLC0415 - seldom wanted
 
-            self._pushes = open_pushes(settings, self.tracing, self.metrics.registry, self.logs, self.faults)
+            self._pushes = open_pushes(settings, self.tracing, self.metrics.sharing, self.logs, self.faults)
         self.metrics.add_reader(self.tracing.quota)
         self.metrics.add_reader(ExportCollector(counted(self.logs, self.tracing.provider, self._pushes)))
+        self._budget = shared_budget(self.tracing.provider, *self._pushes)
         if settings.logs:
             self.logs.start()
         background.watch()
@@ -183,11 +186,14 @@ class Observability:
 
     def open_operation(self, operation: Operation) -> None:
         """Tell every signal that a piece of work begins."""
-        if operation.kind in COUNTED and (operation.outer is None or not operation.is_part()):
-            current = CURRENT_CONTEXT.get().get(CONTEXT_KEY)
-            exchange: Exchange | None = None if current is None else current.exchange  # type: ignore[attr-defined]
-            if exchange is not None and not exchange.complete:
-                operation.work = exchange.work or self._new_work(exchange)
+        try:
+            if operation.kind in COUNTED and (operation.outer is None or not operation.is_part()):
+                current = CURRENT_CONTEXT.get().get(CONTEXT_KEY)
+                exchange: Exchange | None = None if current is None else current.exchange  # type: ignore[attr-defined]
+                if exchange is not None and not exchange.complete:
+                    operation.work = exchange.work or self._new_work(exchange)
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+            self.faults("work", exc)
         for name, _, signal in self._tells[1] if self._tells else self._find_who_begins()[1]:
             try:
                 signal.open_operation(operation)
@@ -245,6 +251,7 @@ class Observability:
 
     # What users call
 
+    @guarded("operation", stand_in, USERS)
     def operation(self, name: str, /, **details: Any) -> Operation:
         """Measure a piece of the user's own work: `with observe.operation("charge card", provider="acme") as op:`.
 
@@ -307,29 +314,37 @@ class Observability:
 
     def started(self) -> None:
         """Begin what needs the running event loop; again after a restart in another loop."""
-        self.workers.start()
-        self.metrics_server.start(shared=self.workers.are_several)
-        for push in self._pushes:
-            if hasattr(push, "start"):
-                push.start()
+        self._budget.renew()
+        steps: list[Callable[[], object]] = [
+            self.workers.start,
+            partial(self.metrics_server.start, shared=self.workers.are_several),
+        ]
+        steps += [push.start for push in self._pushes if hasattr(push, "start")]
         loop = _running_loop()
         if loop is not None and loop is not self.loop:
             self.loop = loop
-            self.saturation.start(loop)
+            steps.append(partial(self.saturation.start, loop))
             if self.settings.logs:
-                self.logs.start()  # whatever was configured since `install` is taken over now
+                steps.append(self.logs.start)  # whatever was configured since `install` is taken over now
+        self.faults.each("start", *steps)
 
     async def stop(self) -> None:
         """Close the clients and flush every signal, within two seconds; what was installed stays installed."""
-        self.saturation.stop()
+        self.faults.each("stop", self.saturation.stop)
         self.loop = None
-        await self.clients.close()
-        deadline = monotonic() + self.settings.shutdown_timeout
+        try:
+            await self.clients.close()
+        except Exception as exc:  # noqa: BLE001 - as above
+            self.faults("stop", exc)
+        deadline = monotonic() + self._budget.begin(self.settings.shutdown_timeout)
         thread = threading.Thread(target=self.flush, name="fastapi-observe-flush", daemon=True)
         thread.start()
         while thread.is_alive() and monotonic() < deadline:  # noqa: ASYNC110 - a thread sets no event of a loop
             await anyio.sleep(0.005)
-        self.metrics_server.stop()
+        self.faults.each("stop", self.metrics_server.stop, partial(self.logs.flush, LAST_WORDS))
+        for push in self._pushes:
+            if hasattr(push, "pause"):
+                push.pause()
         self.workers.stop()
 
     def flush(self, timeout: float | None = None) -> None:
@@ -337,10 +352,7 @@ class Observability:
         deadline = monotonic() + (self.settings.shutdown_timeout if timeout is None else timeout)
         pushes = [("push.flush", push.flush) for push in self._pushes]
         for site, flush in (("logs.flush", self.logs.flush), ("tracing.flush", self.tracing.flush), *pushes):
-            try:
-                flush(max(0.0, deadline - monotonic()))
-            except Exception as exc:  # noqa: BLE001 - the other signal is flushed all the same
-                self.faults(site, exc)
+            self.faults.each(site, partial(flush, max(0.0, deadline - monotonic())))
 
     def on_close(self, undo: Callable[[], None]) -> None:
         """Have `undo` called by `close`."""
@@ -365,23 +377,16 @@ class Observability:
             self.metrics.close,
             self.logs.close,
         )
-        for undo in (*reversed(self._undo), *closes):
-            try:
-                undo()
-            except Exception as exc:  # noqa: BLE001 - the others are closed all the same
-                self.faults("close", exc)
+        self.faults.each("close", *reversed(self._undo), *closes)
 
     def _end_within_budget(self) -> None:
         deadline = monotonic() + self.settings.shutdown_timeout
 
         def end() -> None:
             self.flush()
-            try:
-                for push in self._pushes:
-                    push.close(max(0.0, deadline - monotonic()))
-                self.tracing.close()
-            except Exception as exc:  # noqa: BLE001 - the others are closed all the same
-                self.faults("close", exc)
+            for push in self._pushes:
+                self.faults.each("close", partial(push.close, max(0.0, deadline - monotonic())))
+            self.faults.each("close", self.tracing.close)
 
         thread = threading.Thread(target=end, name="fastapi-observe-close", daemon=True)
         thread.start()

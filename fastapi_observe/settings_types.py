@@ -55,6 +55,8 @@ def _peers(value: Any) -> Any:
     return names
 
 
+KEPT = r"[1-9][0-9]{0,8} (files?|seconds?|minutes?|hours?|days?|weeks?|B|KB|MB|GB)"
+"""One limit of `log_retention`."""
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
 Names = Annotated[tuple[str, ...], BeforeValidator(split)]
 """Several strings; in the environment separated by commas."""

@@ -885,7 +885,8 @@ def test_counts(make: Callable[..., Logs], lines: Lines, tmp_path: Path) -> None
     with inside(exchange_of(observability=Installed(failing))):
         failing.log.error("y")
     assert failing.dropped - before[1] >= 1
-    assert failing.faults.counts == {"logs.file": 1}
+    assert failing.file_tally() == (0, {"queue_full": 0, "disk": 2, "internal": 0}, 0)
+    assert failing.faults.counts == {}
 
 
 def test_wrong_file_settings_stop_the_start() -> None:

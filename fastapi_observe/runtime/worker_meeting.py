@@ -13,7 +13,7 @@ import orjson
 
 from fastapi_observe.runtime.worker_archive import MOST_LABEL_SETS, Archive
 from fastapi_observe.runtime.worker_files import NEW_FILE, READ, OwnFiles, Reading
-from fastapi_observe.runtime.worker_place import check, is_locked, lock, remove
+from fastapi_observe.runtime.worker_place import check, is_locked, is_supervised, lock, remove
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -257,7 +257,11 @@ class Worker:
     # Leaving
 
     def leave(self) -> None:
-        """Put our counts into the archive and go; the last one removes the directory. The cells stay usable."""
+        """Put our counts into the archive and go. The cells stay usable.
+
+        The last one removes the directory if the supervisor is gone; else a next worker may go on with the totals, and
+        what is left is for `sweep`.
+        """
         if self._thread is not None:  # pragma: no branch - a thread that could not be started
             os.write(self._ask, QUIT)
             self._thread.join(PATIENCE / 4)
@@ -265,10 +269,9 @@ class Worker:
         with self._reading, suppress(OSError), self._locked(PATIENCE / 4) as got:
             if got:  # pragma: no branch - somebody else may hold it, for a moment
                 self._refresh()
-                own = [reading for reading in self._readings.values() if reading.own]
-                others = any(reading.living and not reading.own for reading in self._readings.values())
-                if others:
-                    self._fold_in(own)
+                readings = self._readings.values()
+                if any(one.living and not one.own for one in readings) or is_supervised(self.directory):
+                    self._fold_in([one for one in readings if one.own or not one.living])
                 else:
                     remove(self.directory)
         self.forget()

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from fastapi_observe.records.exchange import KNOWN_METHODS
+from fastapi_observe.records.guard import USERS, guarded, stand_in
 from fastapi_observe.records.nothing import nothing
 from fastapi_observe.records.outcomes import status_name
 from fastapi_observe.signals.business import Business, Catalogue
 from fastapi_observe.signals.cells_sharing import Sharing
-from fastapi_observe.signals.exposition import Scrapes, SelfCollector, collectors, prefers_openmetrics, render
+from fastapi_observe.signals.exposition import SelfCollector, collectors, prefers_openmetrics, render
 from fastapi_observe.signals.metrics_operations import OperationMetrics
+from fastapi_observe.signals.scrapes import Scrapes
 from fastapi_observe.signals.series import Counter, Gauge, Histogram
 from fastapi_observe.signals.series_budget import BoundsCollector, SeriesBudget
 
@@ -72,9 +74,9 @@ class MetricsService:
         self._closures = _checked(settings.instrumentations)
         self._lock = self._budget.lock
         self._http: dict[tuple[str, str, int], HttpSeries] = {}
-        self._scrapes = Scrapes(self._render)
+        self.scrapes = Scrapes(self._render)
         registries = (self.registry, REGISTRY) if show_default else (self.registry,)
-        self.sharing = Sharing(registries, self._catalogue, faults, self._forget_cells, self._scrapes.forked)
+        self.sharing = Sharing(registries, self._catalogue, faults, self._forget_cells, self.scrapes.forked)
         try:
             self._make_http(settings.duration_buckets)
             self._make_websocket()
@@ -196,20 +198,20 @@ class MetricsService:
     def _series(self, method: str, endpoint: str, status_code: int) -> HttpSeries:
         sizes = None
         if self._sizes:
-            sizes = self._request_size.labels(method, endpoint), self._response_size.labels(method, endpoint)
-        count = self._requests.labels(method, endpoint, status_name(status_code))
-        return HttpSeries(count, self._duration.labels(method, endpoint), sizes)
+            sizes = self._request_size.child(method, endpoint), self._response_size.child(method, endpoint)
+        count = self._requests.child(method, endpoint, status_name(status_code))
+        return HttpSeries(count, self._duration.child(method, endpoint), sizes)
 
     def _close_unusual(self, ex: Exchange) -> None:
         if ex.error_type is not None:
-            self._errors.labels(ex.method, ex.endpoint, ex.error_type).inc()
+            self._errors.child(ex.method, ex.endpoint, ex.error_type).inc()
         if ex.ttfb is not None:
-            self._ttfb.labels(ex.method, ex.endpoint).observe(ex.ttfb)
+            self._ttfb.child(ex.method, ex.endpoint).observe(ex.ttfb)
         for field, error_type in ex.validation_errors or ():
-            self._validation.labels(ex.endpoint, field, error_type).inc()
+            self._validation.child(ex.endpoint, field, error_type).inc()
         if ex.work is not None:
             for _ in ex.work.repeated(self._repeat_limit):
-                self._operations.repeated.labels(ex.endpoint).inc()
+                self._operations.repeated.child(ex.endpoint).inc()
 
     def start_exchange(self, ex: Exchange) -> None:
         """Count an accepted WebSocket connection; nothing to do for the response of a request."""
@@ -218,17 +220,17 @@ class MetricsService:
 
     def accept_websocket(self, ex: WebSocketExchange) -> None:
         """Count a connection as open, and its messages from now on."""
-        received = self._messages.labels(ex.endpoint, "received").inc
-        sent = self._messages.labels(ex.endpoint, "sent").inc
-        self._connections.labels(ex.endpoint).inc()
+        received = self._messages.child(ex.endpoint, "received").inc
+        sent = self._messages.child(ex.endpoint, "sent").inc
+        self._connections.child(ex.endpoint).inc()
         ex.count_received, ex.count_sent = received, sent
 
     def _close_websocket(self, ex: WebSocketExchange) -> None:
         # Only what was counted as open may be counted as closed.
         if ex.count_received is not None:
             ex.count_received = ex.count_sent = None
-            self._connections.labels(ex.endpoint).dec()
-        self._connection_duration.labels(ex.endpoint, ex.close_code).observe(ex.duration)
+            self._connections.child(ex.endpoint).dec()
+        self._connection_duration.child(ex.endpoint, ex.close_code).observe(ex.duration)
 
     @nothing
     def open_operation(self, op: Operation) -> None:
@@ -253,6 +255,7 @@ class MetricsService:
 
     # What users call
 
+    @guarded("metrics.call", stand_in, USERS)
     def counter(self, name: str, help: str, labels: Sequence[str] = ()) -> Counter:  # noqa: A002 - Prometheus' word
         """Return the counter of this name, made now or before.
 
@@ -260,6 +263,7 @@ class MetricsService:
         """
         return self._catalogue.get(Counter, name, help, labels)
 
+    @guarded("metrics.call", stand_in, USERS)
     def gauge(
         self,
         name: str,
@@ -275,6 +279,7 @@ class MetricsService:
         """
         return self._catalogue.get(Gauge, name, help, labels, mode=mode)
 
+    @guarded("metrics.call", stand_in, USERS)
     def histogram(
         self,
         name: str,
@@ -285,6 +290,7 @@ class MetricsService:
         """Return the histogram of this name, as `counter` does; `buckets` are upper bounds, ascending."""
         return self._catalogue.get(Histogram, name, help, labels, buckets)
 
+    @guarded("metrics.call", passes=USERS)
     def record_http_request(  # noqa: PLR0913, PLR0917 - what a request is
         self,
         method: str,
@@ -299,17 +305,19 @@ class MetricsService:
         `endpoint` is a route template, never a concrete path; `duration` is in seconds, sizes are in bytes.
         """
         method = method if method in KNOWN_METHODS else "_OTHER"
-        self._requests.labels(method, endpoint, status_name(status_code)).inc()
-        self._duration.labels(method, endpoint).observe(duration)
+        self._requests.child(method, endpoint, status_name(status_code)).inc()
+        self._duration.child(method, endpoint).observe(duration)
         if self._sizes and request_size is not None:
-            self._request_size.labels(method, endpoint).observe(request_size)
+            self._request_size.child(method, endpoint).observe(request_size)
         if self._sizes and response_size is not None:
-            self._response_size.labels(method, endpoint).observe(response_size)
+            self._response_size.child(method, endpoint).observe(response_size)
 
+    @guarded("metrics.call", passes=USERS)
     def record_database_query(self, operation: str, table: str, duration: float, error_type: str | None = None) -> None:
         """Take the samples of a query; `duration` is in seconds, `error_type` the class of what it raised."""
         self._operations.query(operation, table, duration, error_type)
 
+    @guarded("metrics.call", passes=USERS)
     def set_database_connections(
         self,
         *,
@@ -335,6 +343,7 @@ class MetricsService:
         """Count what happened on a connection besides statements: `begin`, `commit`, `rollback` or `ping`."""
         self._operations.event(pool, event)
 
+    @guarded("metrics.call")
     def update_system_metrics(self) -> None:
         """Take a reading of the system now; each scrape takes one by itself."""
         for reader in collectors(self.registry):
@@ -347,7 +356,7 @@ class MetricsService:
 
     def render(self, accept: str, accept_encoding: str) -> Answer:
         """Return headers and body for `/metrics`; it takes milliseconds, so call it in a worker thread."""
-        return self._scrapes(accept, accept_encoding)
+        return self.scrapes(accept, accept_encoding)
 
     def _render(self, accept: str, accept_encoding: str) -> Answer:
         registries = self.sharing.registries(openmetrics=prefers_openmetrics(accept))

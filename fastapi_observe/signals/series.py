@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from functools import partial
 from itertools import accumulate
 from math import isfinite
 from time import sleep, time
 from typing import TYPE_CHECKING, Any, Final
 
 import prometheus_client
-from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
+from fastapi_observe.records.guard import STAND_IN, USERS, tell
 from fastapi_observe.signals.series_budget import OVERFLOW, Kept, LabelValues, SeriesBudget
+from fastapi_observe.signals.series_removal import Removable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -30,6 +30,10 @@ EXEMPLAR_LENGTH: Final = 128
 
 AT_ONCE: Final = 32
 """Series that are written before other threads may go on."""
+
+NAP: Final = 0.00002
+"""Seconds for which they may. With 0, who rests takes the interpreter back before anyone who waits for it has woken up:
+the event loop would wait the 5 ms after which the interpreter insists."""
 
 go_float: Callable[[float], str] = floatToGoString
 """How Prometheus writes a number."""
@@ -65,7 +69,7 @@ def escape(text: str) -> str:
     return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
-class Bounded(MetricWrapperBase):
+class Bounded(Removable):
     """What the metrics of this module share: bounded `labels`, values in `cells`, a fast `text`.
 
     Of what is private in prometheus_client this module knows `_metric_init` and `_child_samples` (which its base class
@@ -103,6 +107,16 @@ class Bounded(MetricWrapperBase):
 
     def labels(self, *labelvalues: object, **labelkwargs: object) -> Self:
         """Return the child of these label values, or an overflow child when a bound is reached."""
+        try:
+            return self.child(*labelvalues, **labelkwargs)
+        except USERS:
+            raise
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+            tell("metrics.labels", exc)
+            return STAND_IN  # type: ignore[no-any-return]
+
+    def child(self, *labelvalues: object, **labelkwargs: object) -> Self:
+        """Return what `labels` does; a fault raises."""
         if labelkwargs or self._labelvalues or len(labelvalues) != len(self._labelnames) or not labelvalues:
             labelvalues = self._ordered(labelvalues, labelkwargs)
         values = tuple([text if type(text) is str else label_text(text) for text in labelvalues])
@@ -138,36 +152,6 @@ class Bounded(MetricWrapperBase):
     def _raise_if_not_observable(self) -> None:
         if not self.cells:
             raise ValueError(f"{self.shown_name()} has the labels {self.label_names()}: call .labels(...) first")
-
-    def remove(self, *labelvalues: Any) -> None:
-        """Show a series no longer; in several workers that is so for gauges, totals stay."""
-        with self.guard:
-            values = tuple([str(value) for value in labelvalues])
-            child = self.children().get(values) if self._labelnames else None
-            super().remove(*labelvalues)
-            if child is not None:
-                self.values.remove(values)
-        if child is not None and self.budget.store is not None:
-            self.budget.store.release(child)
-
-    def remove_by_labels(self, labels: dict[str, str]) -> None:
-        """Show the series that have these labels no longer, as `remove` does."""
-        self._remove_many(partial(super().remove_by_labels, labels))
-
-    def clear(self) -> None:
-        """Show no series any longer, as `remove` does."""
-        self._remove_many(super().clear)
-
-    def _remove_many(self, remove: Callable[[], None]) -> None:
-        with self.guard:
-            before = dict(self.children()) if self._labelnames else {}
-            remove()
-            gone = [child for values, child in before.items() if values not in self.children()]
-            for child in gone:
-                self.values.remove(child.label_values())
-        if (store := self.budget.store) is not None:
-            for child in gone:
-                store.release(child)
 
     def children(self) -> dict[Sequence[str], Any]:
         """Return the children by their label values."""
@@ -223,7 +207,7 @@ class Bounded(MetricWrapperBase):
         template = self.template()
         for number, child in enumerate(series):
             if number % AT_ONCE == 0:
-                sleep(0)  # gives the interpreter to the event loop, which would wait 5 ms for it
+                sleep(NAP)
             lines = template % self.arguments(child)
             if openmetrics and child.exemplars:
                 lines = with_exemplars(lines, child.exemplars.copy())
@@ -264,13 +248,18 @@ class Counter(Bounded, prometheus_client.Counter):
 
     def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
         """Add `amount`, which may not be negative."""
-        self._raise_if_not_observable()
         if amount < 0:
             raise ValueError(f"{self.shown_name()} is a counter: it cannot go down by {amount}; use a gauge")
-        with self.guard:
-            self.cells[0] += amount
-        if exemplar:
-            self.keep_exemplar(0, exemplar, amount)
+        try:
+            self._raise_if_not_observable()
+            with self.guard:
+                self.cells[0] += amount
+            if exemplar:
+                self.keep_exemplar(0, exemplar, amount)
+        except USERS:
+            raise
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+            tell("metrics.sample", exc)
 
     def reset(self) -> None:
         """Set the counter to 0."""
@@ -300,9 +289,14 @@ class Gauge(Bounded, prometheus_client.Gauge):
 
     def inc(self, amount: float = 1) -> None:
         """Add `amount`."""
-        self._raise_if_not_observable()
-        with self.guard:
-            self.cells[0] += amount
+        try:
+            self._raise_if_not_observable()
+            with self.guard:
+                self.cells[0] += amount
+        except USERS:
+            raise
+        except Exception as exc:  # noqa: BLE001 - as above
+            tell("metrics.sample", exc)
 
     def dec(self, amount: float = 1) -> None:
         """Take `amount` away."""
@@ -310,10 +304,15 @@ class Gauge(Bounded, prometheus_client.Gauge):
 
     def set(self, value: float) -> None:
         """Set the gauge to `value`."""
-        self._raise_if_not_observable()
-        number = float(value)
-        with self.guard:
-            self.cells[0] = number
+        try:
+            self._raise_if_not_observable()
+            number = float(value)
+            with self.guard:
+                self.cells[0] = number
+        except USERS:
+            raise
+        except Exception as exc:  # noqa: BLE001 - as above
+            tell("metrics.sample", exc)
 
     def set_function(self, f: Callable[[], float]) -> None:
         """Ask `f` for the value at each scrape."""
@@ -347,15 +346,20 @@ class Histogram(Bounded, prometheus_client.Histogram):
 
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
         """Take a sample; NaN is left out, since it would make the sum NaN for ever."""
-        self._raise_if_not_observable()
-        if amount != amount:  # noqa: PLR0124 - true for NaN only, and cheaper than isnan
-            return
-        cell = bisect_left(self._upper_bounds, amount)
-        with self.guard:
-            self.cells[cell] += 1
-            self.cells[-1] += amount
-        if exemplar:
-            self.keep_exemplar(cell, exemplar, amount)
+        try:
+            self._raise_if_not_observable()
+            if amount != amount:  # noqa: PLR0124 - true for NaN only, and cheaper than isnan
+                return
+            cell = bisect_left(self._upper_bounds, amount)
+            with self.guard:
+                self.cells[cell] += 1
+                self.cells[-1] += amount
+            if exemplar:
+                self.keep_exemplar(cell, exemplar, amount)
+        except USERS:
+            raise
+        except Exception as exc:  # noqa: BLE001 - as above
+            tell("metrics.sample", exc)
 
     def summed(self) -> bool:
         """Tell whether sum and count are shown: a sum of negative samples is no counter (OpenMetrics, "Histogram")."""

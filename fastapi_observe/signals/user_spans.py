@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
 from fastapi_observe.records.exceptions import message_of, stack_of
-from fastapi_observe.records.exchange import CURRENT_CONTEXT, current_exchange
-from fastapi_observe.records.faults import Faults
+from fastapi_observe.records.exchange import CURRENT_CONTEXT
+from fastapi_observe.records.guard import STAND_IN, tell
 from fastapi_observe.records.outcomes import error_name
 from fastapi_observe.records.redaction import PLAIN
 from fastapi_observe.records.wrapping import name_of, wrapped
@@ -129,7 +130,7 @@ class ContextScope:
 class SpanScope:
     """A span around a block, for `with` and `async with`."""
 
-    __slots__ = ("_attributes", "_name", "_redactor", "_scope", "_span", "_tracer")
+    __slots__ = ("_attributes", "_began", "_name", "_redactor", "_scope", "_span", "_tracer")
 
     def __init__(self, tracer: Tracer, name: str, attributes: dict[str, Any], redactor: Redactor = PLAIN) -> None:
         self._tracer = tracer
@@ -143,29 +144,43 @@ class SpanScope:
         Where a sampler or span processor of the user's raises, a span that records nothing stands for it.
         """
         span: Span
+        self._began = perf_counter()
         try:
             name = self._redactor.text(self._name)[:LONGEST_NAME]
             span = self._tracer.start_span(well_formed(name), attributes=plain(self._attributes, self._redactor))
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
-            _tell("span.start", exc)
+            tell("span.start", exc)
             span = trace.NonRecordingSpan(trace.get_current_span().get_span_context())
         self._span = span
-        self._scope = ContextScope(trace.set_span_in_context(span))
-        self._scope.open()
+        self._scope = STAND_IN
+        try:
+            self._scope = ContextScope(trace.set_span_in_context(span))
+            self._scope.open()
+        except Exception as exc:  # noqa: BLE001 - as above
+            tell("span.start", exc)
         return span
 
     def suspend(self) -> None:
         """Let what was current before be current again."""
-        self._scope.suspend()
+        try:
+            self._scope.suspend()
+        except Exception as exc:  # noqa: BLE001 - as above
+            tell("span.suspend", exc)
 
     def resume(self) -> None:
         """Be the current span again."""
-        self._scope.resume()
+        try:
+            self._scope.resume()
+        except Exception as exc:  # noqa: BLE001 - as above
+            tell("span.resume", exc)
 
     def close(self, exc: BaseException | None = None) -> None:
         """End the span with what was raised."""
-        self._scope.close()
-        finish(self._span, exc, self._redactor)
+        try:
+            self._scope.close()
+        except Exception as fault:  # noqa: BLE001 - as above
+            tell("span.end", fault)
+        finish(self._span, exc, perf_counter() - self._began, self._redactor)
 
     def __enter__(self) -> Span:
         return self.open()
@@ -184,20 +199,22 @@ class SpanScope:
         self.close(exc)
 
 
-def finish(span: Span, exc: BaseException | None, redactor: Redactor = PLAIN) -> None:
-    """End a span; an exception that left its block is recorded and makes it an error."""
+def finish(span: Span, exc: BaseException | None, seconds: float, redactor: Redactor = PLAIN) -> None:
+    """End a span after `seconds`; an exception that left its block is recorded and makes it an error."""
     try:
         if exc is not None and not isinstance(exc, GeneratorExit) and span.is_recording():
             note_exception(span, exc, redactor)
-        span.end()
     except Exception as fault:  # noqa: BLE001 - a fault of ours never reaches the user's code
-        _tell("span.end", fault)
+        tell("span.exception", fault)
+    try:
+        began = getattr(span, "start_time", None)
+        span.end(None if began is None else began + int(seconds * 1e9))  # the wall clock may have jumped
+    except Exception as fault:  # noqa: BLE001 - as above
+        tell("span.end", fault)
 
 
-def _tell(site: str, exc: Exception) -> None:
-    exchange = current_exchange()
-    faults = Faults() if exchange is None else exchange.observability.faults
-    faults(site, exc)
+def _scope_of(tracer: Tracer, redactor: Redactor, name: str, attributes: dict[str, Any]) -> SpanScope:
+    return SpanScope(tracer, name, attributes, redactor)
 
 
 def traced_with(
@@ -206,13 +223,14 @@ def traced_with(
     """Return the decorator behind `@traced`; `owner` is asked at each call."""
 
     def decorate(function: Any) -> Any:
-        label = name or name_of(getattr(function, "__func__", function))
-
-        def scope() -> SpanScope:
-            tracer, redactor = owner()
-            return SpanScope(tracer, label, attributes, redactor)
-
-        return wrapped(function, scope)
+        try:
+            label = name or name_of(getattr(function, "__func__", function))
+            return wrapped(function, lambda: _scope_of(*owner(), label, attributes))
+        except TypeError:  # it cannot be decorated
+            raise
+        except Exception as exc:  # noqa: BLE001 - as above
+            tell("traced", exc)
+            return function
 
     return decorate
 
