@@ -14,11 +14,11 @@ TESTS ?= tests
 ARGS ?=
 WORKERS ?= 2
 PYTEST = python -m pytest --numprocesses $(WORKERS) $(ARGS)
-SOAK ?= 20
+ROUNDS ?= 20
 LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-annotate --custom-compile-command 'make lock' $(ARGS)
 
-.PHONY: help setup run test test-lowest test-fastapi lint format bench bench-check soak lock sbom clean
+.PHONY: help setup run test test-lowest test-fastapi lint format bench bench-check chaos soak repeat lock sbom clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -83,8 +83,14 @@ bench: $(BENCH_READY)  ## Measure what observing costs, write benchmarks/RESULTS
 bench-check: $(BENCH_READY)  ## Compare a quick run with the committed results (for people; ARGS=--strict makes it a gate)
 	$(BIN)/python -m benchmarks check $(ARGS)
 
-soak: $(READY)  ## Run the tests SOAK times: what leaks or flickers shows
-	@set -e; for round in $$(seq $(SOAK)); do echo "== round $$round"; $(BIN)/python -m pytest -q $(ARGS); done
+chaos: $(READY)  ## Run each server with each way a collector fails and each way to end (in WORKERS processes)
+	OBSERVE_CHAOS=1 $(BIN)/$(PYTEST) tests/test_chaos.py
+
+soak: $(READY)  ## Run all tests that have a long form in it, make chaos among them
+	OBSERVE_SOAK=1 $(BIN)/$(PYTEST) --durations=20 $$(grep --files-with-matches OBSERVE_SOAK tests/test_*.py)
+
+repeat: $(READY)  ## Run the tests ROUNDS times: what leaks or flickers shows
+	@set -e; for round in $$(seq $(ROUNDS)); do echo "== round $$round"; $(BIN)/python -m pytest -q $(ARGS); done
 
 lock: $(UV_READY)  ## Pin and hash what pyproject.toml asks for, in requirements/ (ARGS=--upgrade: to the newest)
 	$(LOCK) --output-file requirements/runtime.txt

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import check, costs, inprocess, operations, served
+from benchmarks import check, costs, inprocess, operations, production, served
 from benchmarks.machine import describe
 from benchmarks.picture import draw
 from benchmarks.report import write
 
 FOLDER = Path(__file__).parent
-SECTIONS = ("inprocess", "peers", "served", "costs", "operations")
+SECTIONS = ("inprocess", "peers", "served", "costs", "operations", "production")
 CHECKED = ("inprocess", "costs")
 """What a check measures anew, unless told: the rest takes too long for CI."""
 
@@ -28,6 +28,8 @@ def measure(section: str, *, quick: bool) -> dict[str, Any]:
         return served.run(served.Effort(2, 2) if quick else served.Effort(4, 4))
     if section == "operations":
         return operations.run(operations.Effort(30, 5, 1) if quick else operations.Effort(100, 15, 3))
+    if section == "production":
+        return production.run(production.Effort(2, 2) if quick else production.Effort(7, 3), 2 if quick else 3)
     return costs.run(costs.Effort(3, 10_000, 10, 5, 500) if quick else costs.Effort(15, 100_000, 30, 15, 2000))
 
 

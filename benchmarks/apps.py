@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import sys
 from importlib import import_module
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +145,25 @@ def ours(variant: str, ratio: float, **options: Any) -> Any:
 def ours_exporting(variant: str, ratio: float) -> Any:
     """fastapi-observe that sends its spans to a receiver: `OTEL_EXPORTER_OTLP_ENDPOINT` names it."""
     return ours(variant, ratio)
+
+
+def ours_worker(variant: str, ratio: float) -> Any:
+    """fastapi-observe in one of several workers: its counters stand in a file that the others read."""
+    import tempfile
+
+    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.runtime.worker_meeting import Worker
+
+    app = ours(variant, ratio)
+    app.state.directory = tempfile.TemporaryDirectory(dir=shared_memory())  # removed when the process ends
+    worker = Worker(Path(app.state.directory.name) / "0-1-1", Faults())
+    app.state.observe.metrics.sharing.share(worker, "0")
+    return app
+
+
+def shared_memory() -> str | None:
+    """Return where workers meet on Linux; None for the usual place of temporary files."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - a directory of its own is made there
 
 
 def native(variant: str, ratio: float) -> Any:
@@ -333,7 +353,9 @@ MAKERS: dict[str, Callable[[str, float], Any]] = {
     "bare": bare,
     "bare_again": bare,
     "ours": ours,
+    "ours_again": ours,
     "ours_exporting": ours_exporting,
+    "ours_worker": ours_worker,
     **{name: maker for name, (maker, _, _) in PEERS.items()},
 }
 PROCESS_WIDE = frozenset({"logfire", "sentry"})

@@ -16,7 +16,7 @@ MARGIN = 0.25
 def compare(committed: dict[str, Any], now: dict[str, Any], margin: float = MARGIN) -> Iterator[tuple[str, ...]]:
     """Yield for each figure: its title, the committed value, the value now, the change, and what to think of it."""
     for before, after in zip(figures(committed), figures(now), strict=True):
-        if before.plain or before.reached is None or after.reached is None:
+        if before.plain or before.difference or before.reached is None or after.reached is None:
             continue
         change = after.reached / before.reached - 1
         worse = -change if before.at_least else change

@@ -14,6 +14,10 @@ NOT_A_SIGNAL = frozenset({"correlation_id", "stack"})
 CONTRIB = ("engine", "client")
 """What contrib has an instrumentor for."""
 
+ADDED_MS = 0.2
+ADDED_PART = 0.05
+"""What exporting may add to p99: milliseconds, or a part of it if that is more."""
+
 PAGE_NOISE = 256 * 1024
 """Bytes by which the memory of any Python process drifts: growth below that (or bare's) is called none."""
 
@@ -31,6 +35,7 @@ class Figure:
     high: float | None = None
     remark: str = ""
     plain: bool = False
+    difference: bool = False
 
     @property
     def verdict(self) -> str:
@@ -101,7 +106,60 @@ def figures(results: dict[str, Any]) -> list[Figure]:
         ),
         _figure("one `/metrics` scrape at 500 routes against stock", _at(results, "costs", "scrape", "500"), 0.7, 0.4),
         *_operations(_at(results, "operations")),
+        *_production(_at(results, "production")),
     ]
+
+
+def _production(found: dict[str, Any]) -> list[Figure]:
+    scrapers, collectors = _at(found, "scrapers"), _at(found, "collectors")
+    rows = []
+    for name, plain, said in (
+        ("scraped", "plain", "each once a second"),
+        ("flooded", "plain flood", "without a pause"),
+    ):
+        one = _at(scrapers, name, "p99_ratio")
+        beside = {"as many plain answers": plain, "nobody again": "again"}
+        remark = _others({text: _at(scrapers, other, "p99_ratio") for text, other in beside.items()}, "ratio")
+        rows.append(_figure(f"p99 beside 50 scrapers, {said}, against none", one, 1.10, remark=remark))
+    for name, said in (("ok", "takes spans"), ("refused", "is not there"), ("hang", "hangs")):
+        title, one = f"p99 added by a collector that {said}, ms", _at(collectors, name)
+        off = _at(collectors, "off").get("p99", 0.0) * 1e3
+        remark = _others({"no export again": _at(collectors, "again")}, "p99_more", 1e3)
+        wanted = max(ADDED_MS, ADDED_PART * off)
+        rows.append(Figure(title, _times(one, "p99_more"), wanted, remark=remark, difference=True))
+    lag, workers = _at(found, "lag"), _at(found, "workers")
+    others = {"the SDK's processor": _at(lag, "stock"), "bare again": _at(lag, "again")}
+    low, high = _times(_at(lag, "ours"), "low"), _times(_at(lag, "ours"), "high")
+    rows.append(
+        Figure(
+            "event loop's lag p99.9 above bare's, 3,000 spans a second, ms",
+            *(_times(_at(lag, "ours"), "more"), 1.0),
+            low=low,
+            high=high,
+            remark=_others(others, "more", 1e3),
+            difference=True,
+        )
+    )
+    noise = _others({"single against single": _at(workers, "request", "noise")}, "ratio")
+    return [
+        *rows,
+        *(
+            _figure(f"scrape, 4 workers x {routes} routes, against stock", _at(workers, "scrape", number), 0.28)
+            for number, routes in (("200", "200"), ("2000", "2,000"))
+        ),
+        _figure("`observe` in a worker, against stock", _at(workers, "observe"), 0.5),
+        _figure("a request in a worker, against a single process", _at(workers, "request"), 1.05, remark=noise),
+    ]
+
+
+def _times(found: dict[str, Any], name: str) -> float | None:
+    """Return seconds as milliseconds; None if they were not measured."""
+    return found[name] * 1e3 if name in found else None
+
+
+def _others(found: dict[str, dict[str, Any]], name: str, scale: float = 1.0) -> str:
+    """Say what others came to in the same rounds."""
+    return "; ".join(f"{text}: {one[name] * scale:.2f}" for text, one in found.items() if one)
 
 
 WANTED = (

@@ -1,8 +1,9 @@
 """An open-loop load generator: requests are due at given moments, however slow the answers are.
 
 A latency is counted from the moment a request was due, so that a server that stalls cannot hide it (coordinated
-omission). It spins on a core of its own; that is what gives it microseconds. Arguments: port, requests a second,
-seconds, connections, `even` or `poisson`.
+omission). It spins on a core of its own while an answer is outstanding or a request soon due; that is what gives it
+microseconds. Arguments: port, requests a second, seconds, connections, `even` or `poisson`; then, if it is another one,
+the path.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from time import perf_counter
 
 from benchmarks.paired import percentile
 
-REQUEST = b"GET /items/7 HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: benchmark/1.0\r\nAccept: */*\r\n\r\n"
+PATH = "/items/7"
+REQUEST = "GET {} HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: benchmark/1.0\r\nAccept: */*\r\n\r\n"
+SPIN = 0.0015
+"""Seconds before the next request is due in which it does not sleep: sleeping is not that exact."""
+
 PATIENCE = 5.0
 """Seconds to wait for the last answers."""
 
@@ -25,7 +30,8 @@ PATIENCE = 5.0
 class Load:
     """Some connections, and the requests that wait for a free one."""
 
-    def __init__(self, port: int, connections: int) -> None:
+    def __init__(self, port: int, connections: int, path: str = PATH) -> None:
+        self._request = REQUEST.format(path).encode()
         self._poll = select.epoll()
         self._sockets: dict[int, socket.socket] = {}
         for _ in range(connections):
@@ -51,8 +57,10 @@ class Load:
             while waiting and self._free:
                 connection = self._free.popleft()
                 self._due[connection] = start + waiting.popleft()
-                self._sockets[connection].sendall(REQUEST)
-            for connection, _ in self._poll.poll(0):
+                self._sockets[connection].sendall(self._request)
+            idle = coming and not self._due and not waiting
+            pause = start + coming[0] - perf_counter() - SPIN if idle else 0
+            for connection, _ in self._poll.poll(max(0, pause)):
                 self._take(connection)
 
     def _take(self, connection: int) -> None:
@@ -83,8 +91,8 @@ def moments_of(rate: float, seconds: float, arrivals: str) -> list[float]:
 
 def main() -> None:
     """Run and print the latencies in seconds."""
-    port, rate, seconds, connections, arrivals = sys.argv[1:]
-    load = Load(int(port), int(connections))
+    port, rate, seconds, connections, arrivals, *path = sys.argv[1:]
+    load = Load(int(port), int(connections), *path)
     moments = moments_of(float(rate), float(seconds), arrivals)
     load.run(moments)
     shown: dict[str, float] = {"due": len(moments), "answered": len(load.latencies)}

@@ -8,8 +8,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,6 +44,23 @@ def pinned(command: list[str], on: list[int] | None) -> list[str]:
     """Return the command that runs `command` on these cores only; unchanged where there is no taskset."""
     taskset = shutil.which("taskset")
     return command if taskset is None or not on else [taskset, "-c", ",".join(map(str, on)), *command]
+
+
+@contextmanager
+def urgent() -> Iterator[bool]:
+    """Have what is started in a `with` block run before everything else on its cores; tell whether that is allowed.
+
+    Threads of one urgent process take turns only where one of them waits: that is harder for it than the usual way.
+    """
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except (AttributeError, PermissionError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def ask(module: str, *arguments: str, extra: dict[str, str] | None = None, on: list[int] | None = None) -> Any:

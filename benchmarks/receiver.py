@@ -1,4 +1,4 @@
-"""A real OTLP/HTTP receiver in a process of its own: it unpacks what comes and counts the spans."""
+"""A real OTLP/HTTP receiver in a process of its own: it unpacks what comes and counts the spans; `hang` is silent."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from benchmarks.process import answers
 
 received: list[int] = []
+HANGS = sys.argv[1:] == ["hang"]
 
 
 class Receiver(BaseHTTPRequestHandler):
@@ -22,6 +23,8 @@ class Receiver(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Count the spans of one export."""
+        if HANGS:
+            threading.Event().wait()
         body = self.rfile.read(int(self.headers["content-length"]))
         if self.headers.get("content-encoding") == "gzip":
             body = gzip.decompress(body)

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.inprocess import progress
+from benchmarks.load import PATH
 from benchmarks.paired import paired
 from benchmarks.process import ROOT, cores, environment, pinned
 
@@ -63,13 +64,21 @@ class Server:
 
 
 @contextmanager
-def serving(name: str, workers: int, on: list[int]) -> Iterator[Server]:
-    """Start a server of the app on these cores, its standard output in a real file."""
-    port = _free_port()
-    command = [sys.executable, "-m", "benchmarks.served_app", name, RATIO, str(port), str(workers)]
+def serving(  # noqa: PLR0913 - what a server is
+    name: str,
+    workers: int,
+    on: list[int],
+    *,
+    ratio: str = RATIO,
+    variant: str = "trivial",
+    extra: dict[str, str] | None = None,
+) -> Iterator[Server]:
+    """Start a server of the app on these cores, its standard output in a real file; `extra` is of its environment."""
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.served_app", name, ratio, str(port), str(workers), variant]
     with tempfile.TemporaryFile() as lines, tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(  # noqa: S603 - our own module
-            pinned(command, on), stdout=lines, stderr=errors, cwd=ROOT, env=environment(), start_new_session=True
+            pinned(command, on), stdout=lines, stderr=errors, cwd=ROOT, env=environment(extra), start_new_session=True
         )
         try:
             _wait_for(port, process, errors)
@@ -85,7 +94,8 @@ def serving(name: str, workers: int, on: list[int]) -> Iterator[Server]:
                 process.wait(10)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -132,9 +142,12 @@ def read_wrk(text: str) -> dict[str, float]:
     return {"rps": float(rate[1]), **latencies}
 
 
-def paced(port: int, rate: float, seconds: float, on: list[int], arrivals: str) -> dict[str, float]:
+def paced(  # noqa: PLR0913, PLR0917 - what a load is
+    port: int, rate: float, seconds: float, on: list[int], arrivals: str, path: str = PATH
+) -> dict[str, float]:
     """Load the server at a fixed rate; return latencies in seconds."""
-    command = [sys.executable, "-m", "benchmarks.load", str(port), str(rate), str(seconds), str(CONNECTIONS), arrivals]
+    numbers = [str(number) for number in (port, rate, seconds, CONNECTIONS)]
+    command = [sys.executable, "-m", "benchmarks.load", *numbers, arrivals, path]
     found = subprocess.run(  # noqa: S603 - our own module
         pinned(command, on), capture_output=True, text=True, check=True, cwd=ROOT, env=environment()
     )

@@ -1,4 +1,4 @@
-"""A uvicorn server with one of the measured apps: `python -m benchmarks.served_app <app> <ratio> <port> <workers>`."""
+"""A uvicorn server with a measured app; arguments: app, sampling ratio, port, workers, variant (`trivial`)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,33 @@ def create() -> Any:
     """Make the app that the environment names; each worker calls it."""
     from benchmarks.apps import MAKERS, refuse_telemetry  # noqa: PLC0415 - the parent of several workers needs it not
 
-    app = MAKERS[os.environ["BENCH_APP"]]("trivial", float(os.environ["BENCH_RATIO"]))
+    variant = os.environ["BENCH_VARIANT"]
+    app = MAKERS[os.environ["BENCH_APP"]](variant, float(os.environ["BENCH_RATIO"]))
     if os.environ["BENCH_APP"] == "bare":
         refuse_telemetry(app)
+    if variant != "trivial":
+        _add_plain(app)
     return app
+
+
+def _add_plain(app: Any) -> None:
+    """Add a route that answers with as many bytes as it is asked for: what a scrape is compared with."""
+    from starlette.responses import PlainTextResponse  # noqa: PLC0415 - as above
+
+    async def plain(size: int) -> PlainTextResponse:
+        return PlainTextResponse(b"x" * size)
+
+    app.get("/plain/{size}")(plain)
+    app.router.routes.insert(0, app.router.routes.pop())  # it shall be found at once, as `/metrics` is
 
 
 def main() -> None:
     """Serve, without an access log: none of the three apps shall write uvicorn's line."""
     import uvicorn  # noqa: PLC0415 - workers import it by themselves
 
-    name, ratio, port, workers = sys.argv[1:]
+    name, ratio, port, workers, *rest = sys.argv[1:]
     os.environ["BENCH_APP"], os.environ["BENCH_RATIO"] = name, ratio
+    os.environ["BENCH_VARIANT"] = rest[0] if rest else "trivial"
     uvicorn.run(
         "benchmarks.served_app:create",
         factory=True,

@@ -1,13 +1,12 @@
-"""Many workers, one `/metrics`: what a scrape and an observation cost, beside prometheus_client's multiprocess mode.
+"""Many workers, one `/metrics`: what a scrape, an observation and a request cost there.
 
-`python -m benchmarks.workers` prints it. Both sides run in this run, in processes of their own: WORKERS processes make
-the series of so many routes as a request does, and stay; then one of them is scraped.
+Scrape and observation stand beside prometheus_client's multiprocess mode, in processes of their own: WORKERS processes
+make the series of so many routes as a request does, and stay; then one of them is scraped.
 """
-# ruff: noqa: PLC0415, T201 - each side imports what it measures, after its environment; printing is what it is for
+# ruff: noqa: PLC0415, T201 - each side imports what it measures, after its environment; the parent reads what is printed
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -16,13 +15,21 @@ import tempfile
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import IO, cast
+from typing import IO, Any, cast
+
+from benchmarks import process
+from benchmarks.apps import shared_memory
+from benchmarks.inprocess import progress
+from benchmarks.paired import Cost, paired
 
 WORKERS = 4
 SCRAPES = 7
 OBSERVATIONS = 100_000
-REQUESTS = 20_000
 ROUNDS = 9
+ROUTES = (200, 2000)
+TURNS = 30
+REQUESTS = 300
+"""Requests of one turn; each of the three apps has TURNS turns in each process."""
 
 
 def _time(function: object, count: int) -> float:
@@ -37,19 +44,17 @@ def _time(function: object, count: int) -> float:
 
 
 class Ours:
-    """fastapi-observe, in a worker or (`single`) alone."""
+    """fastapi-observe in a worker."""
 
-    def __init__(self, directory: str, *, single: bool = False) -> None:
+    def __init__(self, directory: str) -> None:
         from fastapi_observe.records.faults import Faults
         from fastapi_observe.runtime.worker_meeting import Worker
         from fastapi_observe.settings import ObserveSettings
         from fastapi_observe.signals.metrics import MetricsService
 
         self.metrics = MetricsService(ObserveSettings(default_registry=False, series_per_metric=5000), Faults())
-        self.worker = None
-        if not single:
-            self.worker = Worker(Path(directory) / "0-1-1", Faults())
-            self.metrics.sharing.share(self.worker, "0")
+        self.worker = Worker(Path(directory) / "0-1-1", Faults())
+        self.metrics.sharing.share(self.worker, "0")
 
     def fill(self, routes: int) -> None:
         """Count a request on each route."""
@@ -65,30 +70,14 @@ class Ours:
         histogram = self.metrics.histogram("observed_seconds", "x", ["route"]).labels("/a")
         return lambda: histogram.observe(0.0123)
 
-    def exchange(self) -> object:
-        """Return what the signal does for one request."""
-        from fastapi_observe.records.exchange import Exchange
-        from fastapi_observe.records.faults import Faults
-
-        scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-        exchange = Exchange(scope, None, None, Faults(), lambda _: None)  # type: ignore[arg-type]
-        exchange.endpoint, exchange.status_code, exchange.duration = "/a", 200, 0.0123
-
-        def one() -> None:
-            self.metrics.open_exchange(exchange)
-            self.metrics.close_exchange(exchange)
-
-        return one
-
     def scrape(self) -> int:
         """Return the bytes of what is shown."""
         return len(self.metrics._render("", "")[1])  # noqa: SLF001 - the cache would answer
 
     def close(self) -> None:
         """Leave the others."""
-        if self.worker is not None:
-            self.metrics.sharing.unshare()
-            self.worker.leave()
+        self.metrics.sharing.unshare()
+        self.worker.leave()
 
 
 class Stock:
@@ -161,7 +150,7 @@ class Client(Stock):
         self.worker.leave()
 
 
-SIDES = {"ours": Ours, "stock": Stock, "client": Client}
+SIDES: dict[str, Any] = {"ours": Ours, "stock": Stock, "client": Client}
 
 
 def _child(side: str, directory: str, routes: int) -> None:
@@ -183,8 +172,7 @@ def _child(side: str, directory: str, routes: int) -> None:
 
 def scrape(side: str, routes: int) -> dict[str, float]:
     """Return the times of a scrape with WORKERS workers, in seconds."""
-    base = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - a directory of its own is made there
-    with tempfile.TemporaryDirectory(dir=base) as directory:
+    with tempfile.TemporaryDirectory(dir=shared_memory()) as directory:
         command = [sys.executable, "-m", "benchmarks.workers", "--child", side, directory, str(routes)]
         children = [
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603 - ourselves
@@ -204,7 +192,7 @@ def scrape(side: str, routes: int) -> dict[str, float]:
 
 
 def observe(side: str) -> dict[str, float]:
-    """Return the time of one observation in a worker, in seconds; of ours also that of a request, alone and in it."""
+    """Return the time of one observation in a worker, in seconds."""
     code = f"from benchmarks.workers import _observe; _observe({side!r})"
     command = [sys.executable, "-c", code]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - ourselves
@@ -216,49 +204,59 @@ def _observe(side: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
         one = SIDES[side](directory)
         found = {"observe": _time(one.observation(), OBSERVATIONS)}
-        if isinstance(one, Ours):
-            alone = Ours(directory, single=True)
-            shared, single = one.exchange(), alone.exchange()
-            ratios = []
-            for _ in range(5):
-                found["single"], found["worker"] = _time(single, REQUESTS), _time(shared, REQUESTS)
-                ratios.append(found["worker"] - found["single"])
-            found["more"] = median(ratios)
         one.close()
         print(json.dumps(found))
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--child", nargs=3, metavar=("SIDE", "DIRECTORY", "ROUTES"))
-    arguments = parser.parse_args()
-    if arguments.child:
-        side, directory, routes = arguments.child
-        _child(side, directory, int(routes))
-        return
-    for routes in (200, 2000):
-        stock = scrape("stock", routes)
-        for side in ("ours", "client"):
-            found = scrape(side, routes)
-            print(
-                f"scrape, {WORKERS} workers x {routes} routes: {side} {found['median'] * 1e3:.1f} ms "
-                f"(first {found['first'] * 1e3:.1f}), stock {stock['median'] * 1e3:.1f} ms, "
-                f"ratio {found['median'] / stock['median']:.3f}"
-            )
-    stock = observe("stock")
-    for side in ("ours", "client"):
-        found = observe(side)
-        print(
-            f"observe in a worker: {side} {found['observe'] * 1e6:.2f} us, stock {stock['observe'] * 1e6:.2f} us, "
-            f"ratio {found['observe'] / stock['observe']:.2f}"
-        )
-        if "more" in found:
-            print(
-                f"metrics signal, one request: single {found['single'] * 1e6:.2f} us, "
-                f"worker {found['worker'] * 1e6:.2f} us, {found['more'] * 1e6:+.2f} us"
-            )
+def run(rounds: int) -> dict[str, Any]:
+    """Measure everything, ours and stock in turn."""
+    return {
+        "scrape": {str(routes): _scrapes(routes, rounds) for routes in ROUTES},
+        "observe": _observations(rounds),
+        "request": _requests(rounds),
+    }
+
+
+def _scrapes(routes: int, rounds: int) -> dict[str, Any]:
+    found: dict[str, list[float]] = {"ours": [], "client": [], "stock": []}
+    for at in range(rounds):
+        progress(f"workers: scrape of {WORKERS} x {routes} routes, round {at + 1} of {rounds}")
+        for side, times in found.items():
+            times.append(scrape(side, routes)["median"])
+    return _beside_stock(found, 1e3, "ms")
+
+
+def _observations(rounds: int) -> dict[str, Any]:
+    found: dict[str, list[float]] = {"ours": [], "client": [], "stock": []}
+    for at in range(rounds):
+        progress(f"workers: observations, round {at + 1} of {rounds}")
+        for side, times in found.items():
+            times.append(observe(side)["observe"])
+    return _beside_stock(found, 1e6, "us")
+
+
+def _beside_stock(found: dict[str, list[float]], scale: float, unit: str) -> dict[str, Any]:
+    return {
+        **paired(found["ours"], found["stock"]),
+        "client": paired(found["client"], found["stock"]),
+        unit: {side: median(times) * scale for side, times in found.items()},
+    }
+
+
+def _requests(processes: int) -> dict[str, Any]:
+    """Compare a whole request in a worker with one in a single process; `noise` compares two single ones."""
+    names = [f"{name}@trivial" for name in ("ours", "ours_worker", "ours_again")]
+    spent: dict[str, list[float]] = {name: [] for name in names}
+    for at in range(processes):
+        progress(f"workers: requests, process {at + 1} of {processes}")
+        with process.Worker("worker", "0.1", *names[:: 1 if at % 2 else -1], extra={"PYTHONHASHSEED": str(at)}) as one:
+            for turn in range(TURNS):
+                for name in names[turn % 3 :] + names[: turn % 3]:
+                    spent[name].append(one.ask(name, REQUESTS))
+    single, worker, again = spent.values()
+    return {**Cost(worker, single).as_dict(), "noise": Cost(again, single).as_dict()}
 
 
 if __name__ == "__main__":
-    main()
+    side, directory, routes = sys.argv[2:]
+    _child(side, directory, int(routes))

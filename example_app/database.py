@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends
 from sqlalchemy import ForeignKey, func, select
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from starlette.requests import HTTPConnection
@@ -109,11 +110,23 @@ async def open_database(
 ) -> AsyncIterator[async_sessionmaker[AsyncSession]]:
     """Create missing tables, yield the session factory, disconnect."""
     try:
-        async with engine.begin() as connection:
-            await connection.run_sync(tables.metadata.create_all)
+        await _create(engine, tables)
         yield async_sessionmaker(engine, expire_on_commit=False)
     finally:
         await engine.dispose()
+
+
+async def _create(engine: AsyncEngine, tables: type[DeclarativeBase]) -> None:
+    """Create missing tables; other workers may be at it at the same moment, so look again where one was quicker."""
+    for left in reversed(range(len(tables.metadata.tables) + 1)):
+        try:
+            async with engine.begin() as connection:
+                await connection.run_sync(tables.metadata.create_all)
+        except DBAPIError:
+            if not left:
+                raise
+        else:
+            return
 
 
 async def open_session(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
@@ -140,6 +153,10 @@ async def seed(sessions: async_sessionmaker[AsyncSession]) -> None:
         )
         past = [Customer(email=f"{name.lower()}@example.com", name=name, password_hash="") for name in PAST_CUSTOMERS]
         session.add_all(past)
-        await session.flush()
+        try:
+            await session.flush()
+        except IntegrityError:  # another worker has filled it at the same moment
+            await session.rollback()
+            return
         session.add_all([Order(customer_id=customer.id, status="paid", total_cents=1250) for customer in past])
         await session.commit()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -16,7 +17,7 @@ from fastapi_observe.records.routing import mounted_apps
 from fastapi_observe.settings import ObserveSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from starlette.types import ASGIApp
 
@@ -80,9 +81,15 @@ def _wrap_builder(app: Starlette, door: Callable[[ASGIApp], ASGIApp], observabil
                     _wrap_builder(mounted, _no_door, observability)
         except Exception as exc:  # noqa: BLE001 - routes may be of any class; a mounted app works without a seam
             observability.faults("mounted", exc)
-        if door is not _no_door:
-            _warn_of_hidden_route(app, observability.settings)
-        return door(_build_with_seam(app, original, always=door is _no_door))
+        with _seamed(app, observability, always=door is _no_door):
+            stack = original()
+        try:
+            if door is not _no_door:
+                _warn_of_hidden_route(app, observability.settings)
+            return door(stack)
+        except Exception as exc:  # noqa: BLE001 - without a door the app works, unseen
+            observability.faults("door", exc)
+            return stack
 
     def undo() -> None:
         delattr(app, _SEAMED)
@@ -114,22 +121,27 @@ def _no_door(stack: ASGIApp) -> ASGIApp:
     return stack
 
 
-def _build_with_seam(app: Starlette, original: Callable[[], ASGIApp], *, always: bool) -> ASGIApp:
-    """Build the stack with the seam innermost and the handlers of validation errors wrapped; leave the app as it is.
+@contextmanager
+def _seamed(app: Starlette, observability: Observability, *, always: bool) -> Iterator[None]:
+    """Have the stack built with the seam innermost and the handlers of validation errors wrapped, then undo it.
 
     Without middleware and without a handler of `Exception` there is no seam: the router fills the door's own scope, and
     what is raised was answered with 500, after which the exchange waits for the exception. A mounted app `always` has
     one: it may stand in middleware that wraps it by hand.
     """
     middleware, handlers = app.user_middleware, app.exception_handlers
-    if always or middleware or any(kind in handlers for kind in (Exception, 500)):
-        app.user_middleware = [*middleware, Middleware(Seam)]
-    app.exception_handlers = {
-        kind: observing_handler(handler) if kind in _validation_errors() else handler
-        for kind, handler in handlers.items()
-    }
     try:
-        return original()
+        observed = {
+            kind: observing_handler(handler) if kind in _validation_errors() else handler
+            for kind, handler in handlers.items()
+        }
+        if always or middleware or any(kind in handlers for kind in (Exception, 500)):
+            app.user_middleware = [*middleware, Middleware(Seam)]
+        app.exception_handlers = observed
+    except Exception as exc:  # noqa: BLE001 - as above
+        observability.faults("seam", exc)
+    try:
+        yield
     finally:
         app.user_middleware, app.exception_handlers = middleware, handlers
 

@@ -8,7 +8,9 @@ from opentelemetry import trace
 
 from fastapi_observe.observability import OPEN
 from fastapi_observe.records.exchange import current_exchange
+from fastapi_observe.records.guard import USERS, guarded, stand_in, tell
 from fastapi_observe.records.operation import new_operation
+from fastapi_observe.records.redaction import PLAIN
 from fastapi_observe.signals.user_spans import traced_with
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from fastapi_observe.observability import Observability
     from fastapi_observe.records.operation import Operation
+    from fastapi_observe.records.redaction import Redactor
 
 
 def current() -> Observability:
@@ -25,7 +28,11 @@ def current() -> Observability:
 
     Inside a request: that of its app. Outside: the only installed one; `RuntimeError` if there is none or several.
     """
-    exchange = current_exchange()
+    try:
+        exchange = current_exchange()
+    except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+        tell("current", exc)
+        exchange = None
     if exchange is not None:
         found: Observability = exchange.observability
         return found
@@ -60,18 +67,23 @@ def traced(function: Any = None, /, **attributes: Any) -> Any:
     named = function is None or isinstance(function, str)
     if not (named or callable(function) or isinstance(function, classmethod)):
         raise TypeError(f"@traced needs a function or a name for its spans, got {function!r:.80}")
-    decorate = traced_with(_current_tracer, function if named else None, attributes)
+    decorate = traced_with(_current_owner, function if named else None, attributes)
     return decorate if named else decorate(function)
 
 
-def _current_tracer() -> Tracer:
+def _current_owner() -> tuple[Tracer, Redactor]:
     exchange = current_exchange()
+    found: Observability | None = None
     if exchange is not None:
-        tracer: Tracer = exchange.observability.tracing.tracer
-        return tracer
-    return OPEN[0].tracing.tracer if len(OPEN) == 1 else trace.get_tracer("fastapi_observe")
+        found = exchange.observability
+    elif len(OPEN) == 1:
+        found = OPEN[0]
+    if found is None:
+        return trace.get_tracer("fastapi_observe"), PLAIN
+    return found.tracing.tracer, found.redactor
 
 
+@guarded("operation", stand_in, USERS)
 def operation(name: str, /, **details: Any) -> Operation:
     """Measure a piece of work, as `Observability.operation` does, from a module that is imported before `install`.
 

@@ -47,9 +47,9 @@ class Door:
             return
         observability, exchange = self._observability, None
         try:
+            scope[OBSERVE] = observability
             if observability.loop is None:
                 observability.started()
-            scope[OBSERVE] = observability
             # FastAPI's and Starlette's own telemetry inside (mounted apps, middleware) stand back when they see these.
             if "fastapi.telemetry" not in scope:
                 scope["fastapi.telemetry"] = None
@@ -74,7 +74,10 @@ class Door:
             if not exchange.reported:
                 self._leave(exchange, None)
         finally:
-            exchange.let_go()
+            try:
+                exchange.let_go()
+            except Exception as exc:  # noqa: BLE001 - as above
+                observability.faults("leave", exc)
             scope.pop(EXCHANGE, None)
             try:  # noqa: SIM105 - suppress() costs more
                 CURRENT_CONTEXT.reset(token)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import ExitStack
+from functools import partial
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,11 +20,12 @@ from fastapi_observe.clients.propagation import Propagation
 from fastapi_observe.objectives import Objectives
 from fastapi_observe.records.exchange import CONTEXT_KEY, CURRENT_CONTEXT, Exchange
 from fastapi_observe.records.faults import Faults
+from fastapi_observe.records.guard import USERS, guarded, stand_in
 from fastapi_observe.records.nothing import does_something
 from fastapi_observe.records.operation import Operation, new_operation
+from fastapi_observe.records.redaction import Redactor
 from fastapi_observe.records.routing import Routes
 from fastapi_observe.records.stamps import Stamps
-from fastapi_observe.records.trust import Trust
 from fastapi_observe.records.websocket import WebSocketExchange
 from fastapi_observe.records.work import COUNTED, SHORTEST_WAIT, Work
 from fastapi_observe.records.wrapping import name_of
@@ -33,6 +35,7 @@ from fastapi_observe.runtime.saturation import Saturation
 from fastapi_observe.runtime.system import SystemCollector
 from fastapi_observe.runtime.workers import Workers
 from fastapi_observe.signals.export_counts import ExportCollector, counted
+from fastapi_observe.signals.export_lifetime import LAST_WORDS, shared_budget
 from fastapi_observe.signals.logs import Logs
 from fastapi_observe.signals.metrics import MetricsService
 from fastapi_observe.signals.tracing import TracingService
@@ -68,21 +71,23 @@ class Observability:
         self.app = app
         self.settings = settings
         self.faults = Faults()
+        self.redactor = Redactor.of(settings, self.faults)
         self.routes = Routes(app)
         self.objectives = Objectives(app, settings, self.faults)
         with ExitStack() as undo:  # what cannot be installed leaves nothing behind
-            self.metrics = MetricsService(settings, self.faults)
+            self.metrics = MetricsService(settings, self.faults, self.redactor.text)
             undo.callback(self.metrics.close)
             self.saturation = Saturation()
             self.metrics.add_reader(SystemCollector(settings, self.faults))
             self.metrics.add_reader(self.saturation)
-            self.logs = Logs(settings, self.faults)
+            self.logs = Logs(settings, self.faults, self.redactor)
             undo.callback(self.logs.close)
-            self.tracing = TracingService(settings, self.faults)  # last: a global provider cannot be taken back
+            # last: a global provider cannot be taken back
+            self.tracing = TracingService(settings, self.faults, self.redactor)
             undo.pop_all()
-        self.db = DatabaseClient(self)
+        self.db = DatabaseClient(self, self.redactor)
         self.external = ExternalClient(self, Propagation(settings.propagate_to, settings.propagate_baggage))
-        self.clients = HttpClients(self.external, self.faults, settings.query_allow)
+        self.clients = HttpClients(self.external, self.faults, self.redactor)
         signals: tuple[tuple[str, Signal, bool], ...] = (
             ("tracing", self.tracing, settings.tracing),
             ("metrics", self.metrics, settings.metrics),
@@ -90,9 +95,7 @@ class Observability:
         )
         self._signals = tuple((name, 1 << at, signal) for at, (name, signal, wanted) in enumerate(signals) if wanted)
         self._tells: tuple[Told, Told] | None = None
-        self._stamps = Stamps(
-            settings.request_id_header, Trust(settings.trust_incoming), sends_trace=settings.response_trace_header
-        )
+        self._stamps = Stamps(settings)
         self._lock = threading.Lock()
         self._undo: list[Callable[[], None]] = []
         self.loop: Any = None
@@ -103,9 +106,10 @@ class Observability:
         if settings.otlp_logs or settings.otlp_metrics:
             from fastapi_observe.signals.export_pushes import open_pushes  # noqa: PLC0415 - seldom wanted
 
-            self._pushes = open_pushes(settings, self.tracing, self.metrics.registry, self.logs, self.faults)
+            self._pushes = open_pushes(settings, self.tracing, self.metrics.sharing, self.logs, self.faults)
         self.metrics.add_reader(self.tracing.quota)
         self.metrics.add_reader(ExportCollector(counted(self.logs, self.tracing.provider, self._pushes)))
+        self._budget = shared_budget(self.tracing.provider, *self._pushes)
         if settings.logs:
             self.logs.start()
         background.watch()
@@ -181,11 +185,14 @@ class Observability:
 
     def open_operation(self, operation: Operation) -> None:
         """Tell every signal that a piece of work begins."""
-        if operation.kind in COUNTED and (operation.outer is None or not operation.is_part()):
-            current = CURRENT_CONTEXT.get().get(CONTEXT_KEY)
-            exchange: Exchange | None = None if current is None else current.exchange  # type: ignore[attr-defined]
-            if exchange is not None and not exchange.complete:
-                operation.work = exchange.work or self._new_work(exchange)
+        try:
+            if operation.kind in COUNTED and (operation.outer is None or not operation.is_part()):
+                current = CURRENT_CONTEXT.get().get(CONTEXT_KEY)
+                exchange: Exchange | None = None if current is None else current.exchange  # type: ignore[attr-defined]
+                if exchange is not None and not exchange.complete:
+                    operation.work = exchange.work or self._new_work(exchange)
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+            self.faults("work", exc)
         for name, _, signal in self._tells[1] if self._tells else self._find_who_begins()[1]:
             try:
                 signal.open_operation(operation)
@@ -243,6 +250,7 @@ class Observability:
 
     # What users call
 
+    @guarded("operation", stand_in, USERS)
     def operation(self, name: str, /, **details: Any) -> Operation:
         """Measure a piece of the user's own work: `with observe.operation("charge card", provider="acme") as op:`.
 
@@ -305,42 +313,45 @@ class Observability:
 
     def started(self) -> None:
         """Begin what needs the running event loop; again after a restart in another loop."""
-        self.objectives.start(self.metrics)
-        self.workers.start()
-        self.metrics_server.start(shared=self.workers.are_several)
-        for push in self._pushes:
-            if hasattr(push, "start"):
-                push.start()
+        self._budget.renew()
+        open_port = partial(self.metrics_server.start, shared=self.workers.are_several)
+        steps: list[Callable[[], object]] = [
+            partial(self.objectives.start, self.metrics),
+            self.workers.start,
+            open_port,
+        ]
+        steps += [push.start for push in self._pushes if hasattr(push, "start")]
         loop = _running_loop()
         if loop is not None and loop is not self.loop:
             self.loop = loop
-            self.saturation.start(loop)
+            steps.append(partial(self.saturation.start, loop))
             if self.settings.logs:
-                self.logs.start()  # whatever was configured since `install` is taken over now
+                steps.append(self.logs.start)  # whatever was configured since `install` is taken over now
+        self.faults.each("start", *steps)
 
     async def stop(self) -> None:
         """Close the clients and flush every signal, within two seconds; what was installed stays installed."""
-        self.saturation.stop()
-        self.objectives.stop()
+        self.faults.each("stop", self.saturation.stop, self.objectives.stop)
         self.loop = None
-        await self.clients.close()
-        deadline = monotonic() + self.settings.shutdown_timeout
+        try:
+            await self.clients.close()
+        except Exception as exc:  # noqa: BLE001 - as above
+            self.faults("stop", exc)
+        deadline = monotonic() + self._budget.begin(self.settings.shutdown_timeout)
         thread = threading.Thread(target=self.flush, name="fastapi-observe-flush", daemon=True)
         thread.start()
         while thread.is_alive() and monotonic() < deadline:  # noqa: ASYNC110 - a thread sets no event of a loop
             await anyio.sleep(0.005)
-        self.metrics_server.stop()
-        self.workers.stop()
+        self.faults.each("stop", self.metrics_server.stop, partial(self.logs.flush, LAST_WORDS))
+        pauses = [push.pause for push in self._pushes if hasattr(push, "pause")]
+        self.faults.each("stop", *pauses, self.workers.stop)
 
     def flush(self, timeout: float | None = None) -> None:
         """Write and export what is waiting, for at most `timeout` seconds in all (default: `shutdown_timeout`)."""
         deadline = monotonic() + (self.settings.shutdown_timeout if timeout is None else timeout)
         pushes = [("push.flush", push.flush) for push in self._pushes]
         for site, flush in (("logs.flush", self.logs.flush), ("tracing.flush", self.tracing.flush), *pushes):
-            try:
-                flush(max(0.0, deadline - monotonic()))
-            except Exception as exc:  # noqa: BLE001 - the other signal is flushed all the same
-                self.faults(site, exc)
+            self.faults.each(site, partial(flush, max(0.0, deadline - monotonic())))
 
     def on_close(self, undo: Callable[[], None]) -> None:
         """Have `undo` called by `close`."""
@@ -366,23 +377,16 @@ class Observability:
             self.metrics.close,
             self.logs.close,
         )
-        for undo in (*reversed(self._undo), *closes):
-            try:
-                undo()
-            except Exception as exc:  # noqa: BLE001 - the others are closed all the same
-                self.faults("close", exc)
+        self.faults.each("close", *reversed(self._undo), *closes)
 
     def _end_within_budget(self) -> None:
         deadline = monotonic() + self.settings.shutdown_timeout
 
         def end() -> None:
             self.flush()
-            try:
-                for push in self._pushes:
-                    push.close(max(0.0, deadline - monotonic()))
-                self.tracing.close()
-            except Exception as exc:  # noqa: BLE001 - the others are closed all the same
-                self.faults("close", exc)
+            for push in self._pushes:
+                self.faults.each("close", partial(push.close, max(0.0, deadline - monotonic())))
+            self.faults.each("close", self.tracing.close)
 
         thread = threading.Thread(target=end, name="fastapi-observe-close", daemon=True)
         thread.start()

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-import anyio
-import anyio.to_thread
-
 from fastapi_observe.records.access import CHALLENGE, Access
+from fastapi_observe.signals.scrapes import Waiting, send_body
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from fastapi_observe.observability import Observability
-
-MOST_SCRAPES: Final = 32
-"""Threads in which scrapes are answered at one time; who comes later waits for the next answer."""
 
 TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 
@@ -30,7 +25,7 @@ class Scraping:
         here = settings.metrics and settings.metrics_port is None
         self.path = settings.metrics_path if here else None
         self._access = Access(settings.metrics_access, None if token is None else token.get_secret_value())
-        self._limiter: tuple[Any, anyio.CapacityLimiter] | None = None
+        self._waiting: tuple[Any, Waiting] | None = None
         self._guarded: ASGIApp | None = None
         if here and settings.metrics_dependency is not None:
             self._guarded = guarded(settings.metrics_dependency, settings.metrics_path, self.answer, observability.app)
@@ -70,24 +65,21 @@ class Scraping:
         try:
             observability.started()
             headers = {name: value.decode("latin-1") for name, value in scope.get("headers") or ()}
-            head, body = await anyio.to_thread.run_sync(
-                observability.metrics.render,
-                headers.get(b"accept", ""),
-                headers.get(b"accept-encoding", ""),
-                limiter=self._scrapes(),
+            head, body = await self._scrapes()(
+                observability.metrics.render, headers.get(b"accept", ""), headers.get(b"accept-encoding", "")
             )
         except Exception as exc:  # noqa: BLE001 - a scrape that fails says so in HTTP, not by a broken connection
             observability.faults("metrics.render", exc)
             status, head, body = 500, [TEXT], b"The metrics cannot be shown."
         await send({"type": "http.response.start", "status": status, "headers": head})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+        await send_body(send, b"" if scope["method"] == "HEAD" else body)
 
-    def _scrapes(self) -> anyio.CapacityLimiter:
-        """Return what scrapes wait for: the app's own threads may all be busy, that is what a scrape tells."""
+    def _scrapes(self) -> Waiting:
+        """Return those who wait for an answer in this event loop."""
         loop = self._observability.loop
-        if self._limiter is None or self._limiter[0] is not loop:
-            self._limiter = loop, anyio.CapacityLimiter(MOST_SCRAPES)
-        return self._limiter[1]
+        if self._waiting is None or self._waiting[0] is not loop:
+            self._waiting = loop, Waiting(self._observability.metrics.scrapes)
+        return self._waiting[1]
 
 
 def guarded(dependency: Any, path: str, answer: Any, app: Any) -> ASGIApp:

@@ -5,14 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from pydantic import (
-    PrivateAttr,
-    SecretStr,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import PrivateAttr, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from fastapi_observe.settings_sources import (
@@ -26,6 +19,8 @@ from fastapi_observe.settings_sources import (
     problem,
 )
 from fastapi_observe.settings_types import (
+    KEPT,
+    PEERS,
     Bounds,
     HeaderNames,
     Headers,
@@ -48,7 +43,6 @@ __all__ = ["ObserveSettings", "SettingsError"]
 
 TRACES_ENDPOINT: Final = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 TRACES_PATH: Final = "/v1/traces"
-PEERS: Final = "private, always, never, or networks such as 203.0.113.0/24, separated by commas; in code a function too"
 
 
 class ObserveSettings(BaseSettings):
@@ -120,6 +114,7 @@ class ObserveSettings(BaseSettings):
         10.0,
         "Longest time one export may take, in seconds.",
         otel=("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"),
+        accepts="a number of seconds above 0",
         gt=0,
     )
     batch_delay: float = option(
@@ -140,7 +135,11 @@ class ObserveSettings(BaseSettings):
     otlp_logs: bool = option(False, "Also send log lines to the OTLP endpoint.")
     otlp_metrics: bool = option(False, "Also send metrics to the OTLP endpoint, every `otlp_metrics_interval`.")
     otlp_metrics_interval: float = option(
-        60.0, "Seconds between two exports of metrics.", otel=("OTEL_METRIC_EXPORT_INTERVAL",), gt=0
+        60.0,
+        "Seconds between two exports of metrics.",
+        otel=("OTEL_METRIC_EXPORT_INTERVAL",),
+        accepts="a number of seconds above 0 (OTEL_METRIC_EXPORT_INTERVAL: of milliseconds)",
+        gt=0,
     )
     shutdown_timeout: float = option(2.0, "Seconds that flushing may take at shutdown, all signals together.", gt=0)
     insecure: bool = option(False, "Send `otlp_headers` and passwords over plain http to a public host too.")
@@ -246,7 +245,9 @@ class ObserveSettings(BaseSettings):
         ("httpx", "httpcore", "httpx2", "httpcore2", "aiosqlite"), "Standard library loggers heard from `warn` on only."
     )
     log_file: str | None = option(
-        None, "Also write to this file; `{pid}` in it makes one file for each process.", min_length=1
+        None,
+        "Also write to this file, which all worker processes share; `{pid}` in it makes one file for each.",
+        min_length=1,
     )
     log_rotation: str | None = option(
         "100 MB",
@@ -255,10 +256,10 @@ class ObserveSettings(BaseSettings):
         accepts="a size or an age, such as 500 KB, 100 MB, 12 hours or 1 day, or None",
     )
     log_retention: str | None = option(
-        "10 files",
-        "Keep so many rotated files (`10 files`) or so long (`7 days`).",
-        pattern=r"^[1-9][0-9]{0,8} (files?|seconds?|minutes?|hours?|days?|weeks?)$",
-        accepts="a number of files or an age, such as 10 files, 12 hours or 7 days, or None",
+        "10 files, 7 days, 1 GB",
+        "Keep so many rotated files, so long, so much with the file that is written: all that are named hold.",
+        pattern=rf"^{KEPT}(, ?{KEPT}){{0,2}}$",
+        accepts="a number of files, an age, a total size or several, such as 10 files, 7 days, 1 GB, or None",
     )
     log_compression: Literal["gz"] | None = option("gz", "How rotated files are compressed.")
 
@@ -282,9 +283,9 @@ class ObserveSettings(BaseSettings):
     )
     slo_options: ObjectiveOptions = option(
         None,
-        "How rules and alerts are made from them: `SLOOptions(...)`.",
+        "How rules and alerts are made from them.",
         code_only=True,
-        accepts="`SLOOptions(...)` or None, in code only",
+        accepts="an SLOOptions(...) or None, in code",
     )
 
     # The door

@@ -71,6 +71,8 @@ def _objective_options(value: Any) -> Any:
     return value
 
 
+KEPT = r"[1-9][0-9]{0,8} (files?|seconds?|minutes?|hours?|days?|weeks?|B|KB|MB|GB)"
+"""One limit of `log_retention`."""
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
 Names = Annotated[tuple[str, ...], BeforeValidator(split)]
 """Several strings; in the environment separated by commas."""
@@ -82,6 +84,8 @@ Bounds = Annotated[
     BeforeValidator(split),
     AfterValidator(_ascending),
 ]
+PEERS = "private, always, never, or networks such as 203.0.113.0/24, separated by commas; in code a function too"
+"""What says who is trusted."""
 Peers = Annotated[Any, BeforeValidator(_peers)]
 """Who is trusted: `private`, `always`, `never`, networks, or a function of the ASGI scope."""
 Objectives = Annotated[tuple[Any, ...], AfterValidator(_objectives)]

@@ -20,7 +20,9 @@ from fastapi_observe.signals.log_capture import SERVER_LOGGERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
+    from members import Member
     from opentelemetry.sdk.trace import ReadableSpan
     from starlette.applications import Starlette
 
@@ -130,3 +132,26 @@ def observed(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Seen]
     yield make
     for one in reversed(seen):
         one.observe.close()
+
+
+@pytest.fixture
+def gunicorn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this process look like a worker of gunicorn."""
+    monkeypatch.setenv("SERVER_SOFTWARE", "gunicorn/27.0.1")
+
+
+@pytest.fixture
+def member(tmp_path: Path) -> Iterator[Callable[..., Member]]:
+    """Make members of a server's workers that leave after the test."""
+    from members import Member  # noqa: PLC0415 - not on Windows
+
+    made: list[Member] = []
+
+    def make(**settings: Any) -> Member:
+        made.append(Member(tmp_path, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        if one.metrics.sharing._view is not None and one.worker._thread is not None and one.worker._thread.is_alive():
+            one.leave()

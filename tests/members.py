@@ -6,6 +6,7 @@ import gzip
 import os
 from typing import TYPE_CHECKING, Any
 
+from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from fastapi_observe.records.faults import Faults
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
+
+
+def items_app() -> FastAPI:
+    """Make an app with one route."""
+    app = FastAPI()
+
+    @app.get("/items/{item_id}")
+    async def item(item_id: int) -> int:
+        return item_id
+
+    return app
+
 
 NAME = "0-1-1"
 """A directory as the workers of some server would have it."""

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def serving(app: Any, **options: Any) -> Iterator[int]:
     """Serve an app on a free port, which is yielded; at the end everything has been answered and shut down."""
     # h11 because httptools answers methods that it does not know by itself.
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, http="h11", timeout_graceful_shutdown=5, **options)
+    options = {"http": "h11", "timeout_graceful_shutdown": 5, **options}
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, **options)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="uvicorn")
     thread.start()

@@ -14,24 +14,34 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from prometheus_client.parser import text_string_to_metric_families
+from tools import needs_package
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HERE = Path(__file__).parent
 
-COMMANDS = {
-    "uvicorn": ("uvicorn", "worker_app:app", "--workers", "{workers}", "--port", "{port}", "--log-level", "error"),
-    "gunicorn": ("gunicorn", "-w", "{workers}", "-k", "uvicorn_worker.UvicornWorker", "-b", "127.0.0.1:{port}",
-                 "--log-level", "error", "worker_app:app"),
-    "gunicorn --preload": ("gunicorn", "--preload", "-w", "{workers}", "-k", "uvicorn_worker.UvicornWorker", "-b",
-                           "127.0.0.1:{port}", "--log-level", "error", "worker_app:app"),
-    "hypercorn": ("hypercorn", "-w", "{workers}", "-b", "127.0.0.1:{port}", "--log-level", "error", "worker_app:app"),
+WORKERS = 3
+UVICORN = ("uvicorn", "{app}", "--port", "{port}")
+GUNICORN = ("gunicorn", "-w", "{workers}", "-k", "uvicorn_worker.UvicornWorker", "-b", "127.0.0.1:{port}", "{app}")
+SERVERS: dict[str, tuple[str, ...]] = {
+    "uvicorn": UVICORN,
+    "uvicorn --workers": (*UVICORN, "--workers", "{workers}"),
+    "gunicorn": GUNICORN,
+    "gunicorn --preload": (*GUNICORN, "--preload"),
+    "hypercorn": ("hypercorn", "-w", "{workers}", "-b", "127.0.0.1:{port}", "{app}"),
     "granian": ("granian", "--interface", "asgi", "--workers", "{workers}", "--host", "127.0.0.1", "--port", "{port}",
-                "--respawn-failed-workers", "--log-level", "error", "worker_app:app"),
+                "--respawn-failed-workers", "{app}"),
 }  # fmt: skip
-"""How each server is told to run so many workers."""
+"""How each server is told to run an app, all but the first in WORKERS processes."""
+
+COMMANDS = {
+    name: (*(part.replace("{app}", "worker_app:app") for part in SERVERS[server]), "--log-level", "error")
+    for name, server in (("uvicorn", "uvicorn --workers"), *((name, name) for name in [*SERVERS][2:]))
+}
+"""How each server is told to run `worker_app` in so many workers."""
 
 
 class Server:
@@ -119,3 +129,81 @@ def serving_workers(name: str, directory: Path, workers: int = 3, **environment:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+class Crew(Server):
+    """A server of `chaos_app` with all its processes, and the requests that it has answered."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, directory: Path, name: str) -> None:
+        super().__init__(process, port, directory)
+        self.name = name
+        self.workers = WORKERS if "{workers}" in SERVERS[name] else 1
+        self.answered = 0
+        self.pids: set[int] = set()
+
+    @property
+    def errors(self) -> str:
+        """What has come out on stderr."""
+        return (self.directory / "stderr").read_text("utf-8", "replace")
+
+    def members(self) -> list[psutil.Process]:
+        """Return the processes of the session that have not ended."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                if os.getsid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def meet(self) -> None:
+        """Send requests until every worker has answered: one that just starts may miss a signal, and serve for ever."""
+        self.pids = set()
+        deadline = monotonic() + 60
+        while len(self.pids) < self.workers:
+            assert monotonic() < deadline, self.errors
+            assert self.process.poll() is None, self.errors
+            try:
+                status, body = self.get("/pid", 60)  # who gives up may be answered, and counted, all the same
+            except (OSError, http.client.HTTPException):
+                sleep(0.01)
+                continue
+            assert status == 200
+            self.answered += 1
+            self.pids.add(int(body))
+
+    def ended(self, within: float) -> float:
+        """Wait until no process of it is left; return how long that took."""
+        began = monotonic()
+        self.process.wait(within)
+        while left := self.members():
+            assert monotonic() < began + within, left
+            sleep(0.005)
+        return monotonic() - began
+
+
+@contextmanager
+def crew(name: str, directory: Path, *, observed: bool, **environment: str) -> Iterator[Crew]:
+    """Run `chaos_app` in a server until the block ends, in a session of its own that is then killed, if it still runs.
+
+    Skips the test where the server is not installed. The directory is its home and takes what it prints on stderr.
+    """
+    for needed in {"gunicorn": ("gunicorn", "uvicorn_worker")}.get(SERVERS[name][0], SERVERS[name][:1]):
+        needs_package(needed)
+    port = free_port()
+    command = [part.format(app="chaos_app:app", port=port, workers=WORKERS) for part in SERVERS[name]]
+    paths = os.pathsep.join([str(HERE), str(HERE.parent)])
+    variables = {**os.environ, "PYTHONPATH": paths, "HOME": str(directory), "OBSERVED": str(int(observed)),
+                 "OBSERVE_WORKERS_DIRECTORY": str(directory), **environment}  # fmt: skip
+    with (directory / "stderr").open("wb") as errors:
+        process = subprocess.Popen(  # noqa: S603 - a server of our own environment
+            [sys.executable, "-m", *command],
+            env=variables, cwd=directory, start_new_session=True, stdout=subprocess.DEVNULL, stderr=errors,
+        )  # fmt: skip
+    try:
+        server = Crew(process, port, directory, name)
+        server.meet()
+        yield server
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import xml.etree.ElementTree as ET
+from time import perf_counter
 from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from benchmarks import check, costs, operations, paired, picture, process, report, served
+from benchmarks import check, costs, lag, operations, paired, picture, process, production, report, served
 from benchmarks.__main__ import main
 from benchmarks.apps import MAKERS, PEERS, REQUESTS, VARIANTS, plain_app, refuse_telemetry
 from benchmarks.figures import figures
@@ -18,6 +20,7 @@ from benchmarks.memory import mixed
 from benchmarks.operation_steps import ATTRIBUTES, put_off, query_steps
 from benchmarks.report_operations import TITLES
 from benchmarks.scrape import series, stock_registry
+from benchmarks.scrapers import Clients
 from benchmarks.statement_steps import HOSTILE, SIZES, hostile
 from benchmarks.worker import caller
 from fastapi_observe import install
@@ -76,6 +79,35 @@ def some_operations() -> dict[str, Any]:
     }
 
 
+def some_production() -> dict[str, Any]:
+    """Build the results of production: without a pause the scrapers trouble the requests, one collector slows them."""
+    beside = {"p50": 0.0003, "p99": 0.0005, "p99_ratio": part(1.0), "p99_more": 0.0}
+    asked = {**beside, "others": {"rate": 50.0, "size": 80_000.0, "p50": 0.17, "longest": 0.4}}
+    late = {"p99_ratio": part(1.2), "p99_more": 0.0003}
+    quick, slow = (
+        {"p50": 0.0001, "p99": 0.001, "p99.9": lag, "more": lag, "low": lag, "high": lag} for lag in (0, 0.01)
+    )
+    return {
+        "made": MADE,
+        "urgent": False,
+        "scrapers": {
+            **dict.fromkeys(("alone", "again"), beside),
+            **dict.fromkeys(("scraped", "plain", "plain flood"), asked),
+            "flooded": {**asked, **late},
+        },
+        "collectors": {**dict.fromkeys(("off", "again", "ok", "refused"), beside), "hang": {**beside, **late}},
+        "lag": {"bare": quick, "again": quick, "ours": quick, "stock": slow},
+        "workers": {
+            "scrape": {
+                routes: part(0.05, client=part(0.3), ms={"ours": 10.0, "client": 60.0, "stock": 200.0})
+                for routes in ("200", "2000")
+            },
+            "observe": part(0.3, client=part(0.5), us={"ours": 0.5, "client": 0.8, "stock": 1.6}),
+            "request": {**cost(1.01), "noise": cost(1.0)},
+        },
+    }
+
+
 def some_results() -> dict[str, Any]:
     """Build the results of a run in which single things are met, missed or skipped."""
     steps = {"db.query", "request line", "span alone"}
@@ -120,6 +152,7 @@ def some_results() -> dict[str, Any]:
             "steps": {"100%": dict.fromkeys(sorted(steps), step)},
         },
         "operations": some_operations(),
+        "production": some_production(),
     }
 
 
@@ -325,7 +358,7 @@ def test_figures_are_judged() -> None:
     assert verdicts["`SELECT 1` through SQLAlchemy on SQLite, against a bare engine, sampled"] == "MISSED"
     assert verdicts["contrib's instrumentors that cost less than ours, of 4 pairs"] == "met"
     assert verdicts["reading 64 KB of hostile text against 8 KB (linear: 8)"] == "met, and the better one"
-    assert len(verdicts) == 21
+    assert len(verdicts) == 31
 
 
 def test_a_cheaper_instrumentor_is_named() -> None:
@@ -345,6 +378,67 @@ def test_a_cheaper_peer_is_named() -> None:
     (row,) = [one for one in figures(some_results()) if one.title.startswith("single peers")]
     assert (row.reached, row.verdict) == (1, "MISSED")
     assert row.remark == "instrumentator 10%; skipped: logfire 10%"
+
+
+def test_figures_of_production_are_judged() -> None:
+    """Scrapers and collectors are judged by what they do to p99, beside what others did in the same rounds."""
+    rows = {row.title: row for row in figures({"production": some_production()}) if row.reached is not None}
+    verdicts = {title: row.verdict for title, row in rows.items()}
+    assert len(verdicts) == 10
+    assert {title for title, verdict in verdicts.items() if verdict != "met"} == {
+        "p99 beside 50 scrapers, without a pause, against none",
+        "p99 added by a collector that hangs, ms",
+    }
+    assert rows["p99 beside 50 scrapers, each once a second, against none"].remark.startswith(
+        "as many plain answers: 1"
+    )
+    assert rows["event loop's lag p99.9 above bare's, 3,000 spans a second, ms"].remark == (
+        "the SDK's processor: 10.00; bare again: 0.00"
+    )
+
+
+def test_what_a_collector_adds_is_paired() -> None:
+    """What is added to p99 is the median of the differences of each round; so is what a loop is late."""
+    rounds = [{"p50": 1.0, "p99": p99, "others": {}} for p99 in (2.0, 4.0, 7.0)]
+    alone = [{"p50": 1.0, "p99": p99, "others": {}} for p99 in (1.0, 2.0, 4.0)]
+    found = production.summary(rounds, alone)
+    assert (found["p99_ratio"]["ratio"], found["p99_more"]) == (2.0, 2.0)
+    assert "others" not in found
+    assert production.lag_summary([{"p99.9": 3.0}], [{"p99.9": 1.0}])["more"] == 2.0
+
+
+def test_everybody_has_a_core_where_there_are_enough() -> None:
+    """Server, clients and load stand on cores of their own; with few they share."""
+    assert production.Places.of([0, 1, 2, 3]) == ([0], [1, 2], [3])
+    assert production.Places.of([0, 1]) == ([0], [1], [1])
+    assert production.Places.of([5]) == ([5], [5], [5])
+
+
+def test_clients_ask_again_and_again() -> None:
+    """The clients of the load take whole answers, each as often as it is told to, and say how big they were."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+
+    async def main() -> Clients:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        clients = Clients(server.sockets[0].getsockname()[1], "/metrics")
+        now = perf_counter()
+        await asyncio.gather(*(clients.ask(now, 1.0, now + 0.01) for _ in range(3)))
+        server.close()
+        return clients
+
+    clients = asyncio.run(main())
+    assert (len(clients.took), clients.size) == (3, 5)
+
+
+@pytest.mark.parametrize("side", ["bare", "ours", "stock"])
+def test_spans_are_made_while_the_loop_is_watched(side: str) -> None:
+    """Each side makes the spans that it is told to make, at the rate it is told."""
+    made = lag.provider(side, "http://127.0.0.1:9")
+    assert asyncio.run(lag.make(made.get_tracer("x"), 1000, 0.01)) in range(11)
+    made.shutdown()
 
 
 def test_memory_that_grows_is_missed() -> None:
@@ -370,6 +464,12 @@ def test_report_holds_the_results() -> None:
     assert "How it was measured" in text
     assert "quick run" not in text
     assert "busy for" not in text
+    assert "had no precedence" in text
+    assert "| 50 scrapers, each without a pause | 0.300 | 0.500 | 1.20 |" in text
+    assert "| a collector that never answers | 0.300 | 0.500 | 1.20 | 1.08 to 1.32 | +0.300 |" in text
+    assert "| exported by the SDK's `BatchSpanProcessor` | 0.10 | 1.00 | 10.00 | +10.00 | +10.00 to +10.00 |" in text
+    assert "| scrape, 4 x 2000 routes, ms | 10.00 | 60.00 | 200.00 | 0.050 |" in text
+    assert "| a request in a worker, CPU | 1.01 |" in text
 
 
 def test_report_of_a_part_says_so() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -18,9 +19,12 @@ import httpx
 import psutil
 import pytest
 from pools import running_postgresql
+from sqlalchemy import func, select
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.sync.client import connect
+
+from example_app import database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -269,3 +273,18 @@ def test_the_same_on_postgresql(start: Callable[..., Example], postgresql: str) 
         code, output = start("--once", DATABASE_URL=postgresql).wait()
         assert code == 0, output
         assert_shows_both(output)
+
+
+async def test_workers_make_and_fill_the_database_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes second finds the tables, and the shop filled once."""
+    monkeypatch.setenv("EXAMPLE_DIR", str(tmp_path))
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+
+    async def worker() -> int:
+        engine = database.make_engine("shop")
+        async with database.open_database(engine, database.ShopTables) as sessions:
+            await database.seed(sessions)
+            async with sessions() as session:
+                return await session.scalar(select(func.count()).select_from(database.Product)) or 0
+
+    assert await asyncio.gather(*(worker() for _ in range(6))) == [4] * 6

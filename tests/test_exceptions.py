@@ -8,13 +8,14 @@ from typing import TypeVar
 import pytest
 
 from fastapi_observe.records.exceptions import (
-    LONGEST_TEXT,
     MOST_LINKED,
     UNPRINTABLE_STACK,
     linked,
     message_of,
     stack_of,
 )
+from fastapi_observe.records.redaction_text import LONGEST_TEXT
+from fastapi_observe.records.redaction_values import is_of_database
 
 HIDDEN = "hunter2"
 E = TypeVar("E", bound=BaseException)
@@ -132,6 +133,49 @@ def test_few_are_looked_at() -> None:
     other = ValueError()
     loop.__context__, other.__context__ = other, loop
     assert len(linked(loop)) == 2
+
+
+def test_groups_in_groups() -> None:
+    """Beyond the bound the members of a group are left away."""
+    groups = [ExceptionGroup("inner", [ValueError(f"number {number}")]) for number in range(2 * MOST_LINKED)]
+    assert stack_of(raised(ExceptionGroup("outer", groups))).count("ValueError: number") < MOST_LINKED
+
+
+def test_notes() -> None:
+    """What was added to an exception is redacted like its text; few notes are looked at."""
+    exc = raised(ValueError("wrong"))
+    exc.add_note(f"password={HIDDEN}")
+    for number in range(2 * MOST_LINKED):
+        exc.add_note(f"note {number}")
+    assert HIDDEN not in stack_of(exc)
+    assert "password=REDACTED" in stack_of(exc)
+    assert stack_of(exc).count("note ") == MOST_LINKED - 1
+
+
+def test_a_stack_that_is_long_shows_its_last_lines() -> None:
+    """Whole lines are left away at the beginning: none is cut in its middle."""
+    exc = raised(ValueError("the end"), raised(KeyError("x" * 7000), raised(KeyError("y" * 7000))))
+    assert len(stack_of(exc)) <= LONGEST_TEXT
+    assert stack_of(exc).startswith("…\n")
+    assert stack_of(exc).endswith("ValueError: the end\n")
+
+
+class OddMeta(type):
+    """Makes classes that do not tell where they come from."""
+
+    @property
+    def __mro__(cls) -> tuple[type, ...]:
+        raise LookupError
+
+
+def test_a_class_that_tells_nothing() -> None:
+    """A class that raises when it is asked for its bases is no database's."""
+
+    class OddError(Exception, metaclass=OddMeta):
+        pass
+
+    assert not is_of_database(OddError)
+    assert is_of_database(sqlite3.Error)
 
 
 class UnprintableError(Exception):

@@ -466,3 +466,17 @@ def test_a_log_handler_that_raises_does_not_stop_the_export(exporting: Callable[
             one.until(lambda counts: counts.exported == 1)
     finally:
         logging.getLogger("fastapi_observe").removeHandler(handler)
+
+
+def test_what_a_flush_leaves_behind_is_told(
+    exporting: Callable[..., Exporting], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The process may end next, and its counters with it: how many spans wait, and for whom; once."""
+    with Collector("hang") as collector:
+        exporter = exporting(collector, otlp_timeout=5)
+        exporter.spans(7)
+        assert not exporter.tracing.flush(0.1)
+        assert not exporter.tracing.flush(0.1)
+        told = [text for text in warnings_of(caplog) if "could not send" in text]
+        assert len(told) == 1
+        assert f"could not send 7 spans to {collector.url}/v1/traces in time" in told[0]

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
 import threading
 import weakref
-from contextlib import suppress
-from http.client import HTTPConnection
 from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
@@ -20,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from collectors import Collector, Mode
 from prometheus_client import CollectorRegistry, generate_latest
+from servers_of_workers import SERVERS, crew
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
-from tools import needs_package
 
 from fastapi_observe import ObserveSettings, install
 from fastapi_observe.records.faults import Faults
 from fastapi_observe.signals.export_counts import ExportCollector, LogCounts
-from fastapi_observe.signals.export_lifetime import weakly
+from fastapi_observe.signals.export_lifetime import SUPERVISING, Budget, weakly
 from fastapi_observe.signals.export_store import Limits, Store
 from fastapi_observe.signals.export_transport import Answer
 from fastapi_observe.signals.provider import ObserveTracerProvider
@@ -197,7 +192,48 @@ for at in range(10):
     assert b"Traceback" not in ended.stderr
 
 
+def test_all_exports_of_an_install_end_within_one_budget() -> None:
+    """Spans, log lines and metrics have the same seconds at the end, which begin once and are given anew by a start."""
+    app = Starlette()
+    with Collector("hang") as collector:
+        observe = install(app, otlp_endpoint=collector.url, otlp_logs=True, otlp_metrics=True, sampler="always_on")
+        assert isinstance(observe.tracing.provider, ObserveTracerProvider)
+        queue = observe.tracing.provider.queue
+        assert queue is not None
+        exporting: list[Any] = [queue, *(getattr(push, "queue", push) for push in observe._pushes)]
+        budgets = [one.budget for one in exporting]
+        assert budgets == [budgets[0]] * 3
+        with TestClient(app):
+            budgets[0].begin(0)
+            assert budgets[0].begin(2) == 0
+        with TestClient(app):
+            assert budgets[0].begin(2) > 1
+        budgets[0].renew()
+        budgets[0].begin(0)
+        spans(observe.tracing, "late", 10)
+        began = monotonic()
+        queue._close_at_exit()
+        assert monotonic() - began < 1.5
+        counts = queue.counts()
+        assert (counts.produced, counts.dropped, counts.queued) == (10, {"shutdown": 10}, 0)
+        observe.close()
+
+
 # Fork
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_who_only_supervises_ends_soon() -> None:
+    """A process that forked and serves nothing has little time at its end; its children, and who serves, have all."""
+    budget = Budget()
+    child = os.fork()
+    if not child:
+        os._exit(int(budget.begin(2) < 1))
+    assert os.waitpid(child, 0)[1] == 0
+    assert 0 < budget.begin(2) < SUPERVISING + 0.1
+    budget.renew()
+    assert budget.begin(2) > 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")
@@ -321,7 +357,9 @@ def test_what_is_gone_is_not_called() -> None:
 class Lines:
     """Counts of a log signal."""
 
-    written, dropped, queued = 7, 2, 1
+    def tally(self) -> tuple[int, dict[str, int], int]:
+        """Count them."""
+        return 7, {"write": 2}, 1
 
 
 def test_metrics_show_the_identity() -> None:
@@ -329,7 +367,7 @@ def test_metrics_show_the_identity() -> None:
     with Collector() as collector:
         tracing, queue = exporting(collector)
         registry = CollectorRegistry()
-        registry.register(ExportCollector([("traces", queue), ("logs", LogCounts(Lines()))]))
+        registry.register(ExportCollector([("traces", queue), ("logs", LogCounts(Lines().tally))]))
         assert 'fastapi_observe_produced_total{signal="traces"} 0.0' in generate_latest(registry).decode()
         spans(tracing, "s", 3)
         assert tracing.flush(5)
@@ -358,88 +396,21 @@ def test_metrics_show_the_identity() -> None:
 # Real servers
 
 
-APP = """
-import os
-from contextlib import asynccontextmanager
-from pathlib import Path
-from fastapi import FastAPI
-
-@asynccontextmanager
-async def lifespan(app: FastAPI):
-    Path("started", str(os.getpid())).touch()
-    yield
-
-app = FastAPI(lifespan=lifespan)
-
-@app.get("/x/{number}")
-async def x(number: int) -> int:
-    return number
-
-if os.environ["OBSERVED"] == "1":
-    from fastapi_observe import install
-    install(app, sampler="always_on", log_requests=False)
-"""
-
-WORKERS = ("--workers", "2")
-SERVERS: dict[str, tuple[str, ...]] = {
-    "uvicorn": ("uvicorn", "--port", "{port}"),
-    "uvicorn --workers": ("uvicorn", "--port", "{port}", *WORKERS),
-    "gunicorn": ("gunicorn", "-b", "127.0.0.1:{port}", "-k", "uvicorn_worker.UvicornWorker", *WORKERS),
-    "gunicorn --preload": (
-        "gunicorn", "--preload", "-b", "127.0.0.1:{port}", "-k", "uvicorn_worker.UvicornWorker", *WORKERS,
-    ),
-    "hypercorn": ("hypercorn", "-b", "127.0.0.1:{port}", *WORKERS),
-    "granian": ("granian", "--interface", "asgi", "--port", "{port}", *WORKERS),
-}  # fmt: skip
-
-
 def serve(folder: Path, server: str, collector: Collector, *, observed: bool) -> float:
     """Run a server, send 200 requests, then SIGTERM at once; return the seconds until it has ended."""
-    name = SERVERS[server][0]
-    needs_package("uvicorn_worker" if name == "gunicorn" else name)
-    needs_package(name)
-    (folder / "served_by.py").write_text(APP)
-    shutil.rmtree(folder / "started", ignore_errors=True)
-    (folder / "started").mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}",
+    settings = {
         "OBSERVE_OTLP_ENDPOINT": collector.url,
-        "OBSERVED": str(int(observed)),
+        "OBSERVE_SAMPLER": "always_on",
+        "OBSERVE_LOG_REQUESTS": "false",
+        "OBSERVE_SHUTDOWN_TIMEOUT": "2" if collector.mode == "ok" else "1",
     }
-    command = [sys.executable, "-m", *(word.format(port=port) for word in SERVERS[server]), "served_by:app"]
-    process = subprocess.Popen(  # noqa: S603 - our own words
-        command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-    )
-    try:
-        # A worker that is just being started may miss the signal of its server, and serve for ever (granian's did).
-        _wait_for_workers(folder / "started", 2 if "--workers" in command else 1, port)
+    with crew(server, folder, observed=observed, **settings) as running:
         for number in range(200):
-            client = HTTPConnection("127.0.0.1", port, timeout=10)
-            client.request("GET", f"/x/{number}")
-            assert client.getresponse().read() == str(number).encode()
-            client.close()
-        started = monotonic()
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=20)
-        assert b"Traceback" not in errors, errors.decode()
-        return monotonic() - started
-    finally:
-        with suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def _wait_for_workers(started: Path, number: int, port: int) -> None:
-    end = monotonic() + 30
-    while monotonic() < end:
-        if len([*started.iterdir()]) == number:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
-                sleep(0.2)
-                return
-        sleep(0.02)
-    pytest.fail("the server did not start")
+            assert running.get(f"/thread/{number}") == (200, str(number).encode())
+        running.process.terminate()
+        seconds = running.ended(20)
+        assert "Traceback" not in running.errors, running.errors
+        return seconds
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
@@ -449,7 +420,7 @@ def test_no_span_is_lost_when_a_server_is_terminated(server: str, tmp_path: Path
     with Collector() as collector:
         serve(tmp_path, server, collector, observed=True)
         paths = [pair.value.string_value for span in collector.spans for pair in span.attributes
-                 if pair.key == "url.path"]  # fmt: skip
+                 if pair.key == "url.path" and pair.value.string_value.startswith("/thread/")]  # fmt: skip
     assert len(paths) == 200
     assert len(set(paths)) == 200
 

@@ -23,7 +23,15 @@ from fastapi_observe.records.package import version_of
 from fastapi_observe.runtime.saturation import Saturation
 from fastapi_observe.runtime.system import SystemCollector
 from fastapi_observe.settings import ObserveSettings
-from fastapi_observe.signals.exposition import OPENMETRICS, TEXT, accepts_gzip, prefers_openmetrics, render
+from fastapi_observe.signals.exposition import (
+    OPENMETRICS,
+    PIECE,
+    TEXT,
+    Body,
+    accepts_gzip,
+    prefers_openmetrics,
+    render,
+)
 from fastapi_observe.signals.metrics import MetricsService
 
 OPEN = "application/openmetrics-text"
@@ -186,6 +194,18 @@ def test_headers_describe_the_body() -> None:
     assert described[b"content-encoding"] == b"gzip"
     assert described[b"content-length"] == str(len(packed)).encode()
     assert gzip.decompress(packed) == metrics.render(OPEN, "")[1]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_long_text_is_encoded_piece_by_piece(packed: bool) -> None:  # noqa: FBT001 - a table
+    """Wherever a piece ends, the body is the whole text, with escapes for what is no UTF-8."""
+    text = ("é\ud800" + "x" * 7) * PIECE
+    body = Body(gzip=packed)
+    body.add(text[:3])
+    body.add(text[3:])
+    found = body.end()
+    assert (gzip.decompress(found) if packed else found) == text.encode("utf-8", "backslashreplace")
+    assert body.size == len(text)
 
 
 def test_created_series_are_left_out() -> None:

@@ -363,6 +363,25 @@ def test_an_exporter_that_raises_spoils_nothing(observed: Callable[..., Seen]) -
     assert len(seen.request_lines) == 20
 
 
+def test_what_fails_always_is_told_once_a_minute(observed: Callable[..., Seen]) -> None:
+    """Hooks of the user's that fail with each of 200 requests are counted each time, and told in one line each."""
+    app = make_app()
+    seen = observed(
+        app,
+        span_processors=(HostileProcessor("on_end"),),
+        instrumentations=(boom,),
+        tracer_provider=TracerProvider(),
+    )
+
+    async def ask_often() -> None:
+        for _ in range(200):
+            await ask(app, http_scope("/ok"), Server([]), [])
+
+    asyncio.run(ask_often())
+    assert seen.observe.faults.counts == {"span_processor.on_end": 200, "instrumentation": 200}
+    assert len(fault_lines(seen)) == 2
+
+
 def test_an_instrumentation_that_raises_spoils_nothing(observed: Callable[..., Seen]) -> None:
     """One of the user's closures may raise; the next is called all the same."""
     called: list[str] = []

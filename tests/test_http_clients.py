@@ -31,6 +31,7 @@ from fastapi_observe.clients.propagation import Propagation
 from fastapi_observe.clients.templates import LONGEST_PATH, Templates
 from fastapi_observe.records.exchange import KNOWN_METHODS
 from fastapi_observe.records.operation import OPERATION
+from fastapi_observe.records.redaction import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -158,7 +159,7 @@ class Calls:
         self.seen = seen
         observe = seen.observe
         self.external = ExternalClient(observe, Propagation(hosts, baggage))
-        self.clients = HttpClients(self.external, observe.faults, ["page"])
+        self.clients = HttpClients(self.external, observe.faults, Redactor(query_allow=["page"]))
 
     @property
     def span(self) -> dict[str, Any]:
@@ -185,7 +186,7 @@ class Calls:
 @pytest.fixture
 def calls(observed: Callable[..., Seen]) -> Iterator[Calls]:
     """Install on an app without routes."""
-    made = Calls(observed(Starlette()))
+    made = Calls(observed(Starlette(), query_allow=["page"]))
     yield made
     made.clients.restore()
     assert made.seen.observe.faults.counts == {}

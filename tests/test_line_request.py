@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from fastapi_observe.records.exchange import Exchange
 from fastapi_observe.records.faults import Faults
+from fastapi_observe.records.redaction import PLAIN
 from fastapi_observe.signals.line_format import Timestamps, encode_line
 from fastapi_observe.signals.line_request import MOST_KEPT, RequestLines
 
-LINES = RequestLines({"service": 'a "shop"', "environment": "production", "version": ""}, frozenset(), Timestamps())
+LINES = RequestLines({"service": 'a "shop"', "environment": "production", "version": ""}, PLAIN, Timestamps())
 
 STARTED = 1_700_000_000_123_456_789
 
@@ -73,7 +74,7 @@ def test_more_than_the_usual_is_not_taken_down() -> None:
 
 def test_few_routes_are_remembered() -> None:
     """However many route templates there are, the prepared pieces of a bounded number are kept."""
-    lines = RequestLines({}, frozenset(), Timestamps())
+    lines = RequestLines({}, PLAIN, Timestamps())
     for number in range(MOST_KEPT + 2):
         record = lines.note(exchange_of(endpoint=f"/{number}"), "info")
         assert record is not None
@@ -83,7 +84,7 @@ def test_few_routes_are_remembered() -> None:
 
 def test_few_clients_are_remembered() -> None:
     """However many user agents come, a bounded number of short ones is kept."""
-    lines = RequestLines({}, frozenset(), Timestamps())
+    lines = RequestLines({}, PLAIN, Timestamps())
     agents = [b"x" * 2000, *(b"agent %d" % number for number in range(MOST_KEPT + 2))]
     for agent in agents:
         record = lines.note(exchange_of(scope={"headers": [(b"user-agent", agent)]}), "info")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import io
 import os
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
+import tty
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +19,9 @@ import pytest
 
 from fastapi_observe.signals import line_writer
 from fastapi_observe.signals.line_writer import LineWriter
+from fastapi_observe.signals.log_backlog import Backlog
+from fastapi_observe.signals.log_file import LogFile
+from fastapi_observe.signals.log_stdout import StandardOutput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -228,7 +235,10 @@ class Log:
         self.lines: list[bytes] = []
         self.work = 0
 
-    def write(self, lines: list[bytes]) -> bool:
+    def __len__(self) -> int:
+        return 0
+
+    def write(self, lines: list[bytes], patience: float | None) -> bool:
         """Keep lines; there is work."""
         self.lines += lines
         self.work = 3
@@ -300,6 +310,24 @@ def test_a_stopped_reader_does_not_stop_the_caller(writer: LineWriter, monkeypat
     assert (writer.written, writer.dropped) == (100, 0)
 
 
+def test_lines_that_wait_go_to_what_is_standard_output_then(
+    writer: LineWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the user puts a stream in the place of a pipe that is full, the thread goes on with that."""
+    monkeypatch.setattr(line_writer, "PATIENCE", 0.0)
+    with pipe_as_standard_output(monkeypatch) as reading:
+        writer.write(b"a" * 70_000 + b"\n", urgent=True)
+        writer.write(b"b\n", urgent=True)
+        os.read(reading, 1)
+        os.close(reading)
+    stream = standard_output(monkeypatch)
+    assert writer._output.wait(0.0)
+    writer.write(b"c\n")
+    until(lambda: "c\n" in stream.text())
+    assert writer.flush(1.0)
+    assert writer.written + writer.dropped == 3
+
+
 def test_what_was_left_is_written_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an impatient caller left is bounded and goes out before newer lines, by whoever comes next."""
     writer = LineWriter()
@@ -307,7 +335,7 @@ def test_what_was_left_is_written_first(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(line_writer, "PATIENCE", 0.0)
         writer.write(b"a" * 100_000 + b"\n")
         writer.write(b"b\n")
-        assert len(writer) == 1
+        assert len(writer) == 2
         assert not writer.flush(0.0)
         got = b""
         while not got.endswith(b"\nb\n"):
@@ -315,6 +343,206 @@ def test_what_was_left_is_written_first(monkeypatch: pytest.MonkeyPatch) -> None
             writer.flush(0.0)
         os.close(reading)
     assert got == b"a" * 100_000 + b"\nb\n"
+
+
+def test_the_lowest_levels_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the reader has stopped, what waits is bounded in lines and bytes, and what is important stays, in order."""
+    monkeypatch.setattr(line_writer, "PATIENCE", 0.0)
+    writer = LineWriter()
+    writer._backlog = Backlog(lines=6, size=960)
+    with pipe_as_standard_output(monkeypatch) as reading:
+        writer.write(b"a" * 70_000 + b"\n")
+        for number in range(4):
+            writer.write(b"debug %d\n" % number, level=10)
+            writer.write(b"info %d\n" % number, level=20)
+        writer.write(b"debug 4\n", level=10)
+        writer.write(b"e" * 950 + b"\n", level=40)
+        writer.write(b"error\n", level=40)
+        assert writer.tally() == (0, {"queue_full": 9, "write": 0, "internal": 0}, 3)
+        assert writer.dropped == 9
+        got = b""
+        while not got.endswith(b"\nerror\n"):
+            got += os.read(reading, 65536)
+            writer.flush(0.0)
+        os.close(reading)
+    assert [line[:7] for line in got.splitlines()[1:]] == [b"e" * 7, b"error"]
+    assert (writer.written, len(writer)) == (3, 0)
+
+
+def test_a_reader_that_goes_away_in_the_middle_of_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of the line is lost with those that wait, and counted once."""
+    monkeypatch.setattr(line_writer, "PATIENCE", 0.0)
+    writer = LineWriter()
+    with pipe_as_standard_output(monkeypatch) as reading:
+        writer.write(b"a" * 100_000 + b"\n")
+        writer.write(b"b\n")
+        assert (len(writer), writer.dropped) == (2, 0)
+        os.close(reading)
+        assert writer.flush(0.0)
+    assert (writer.written, writer.dropped, len(writer)) == (0, 2, 0)
+
+
+def test_a_standard_output_without_room_completes_its_line_later(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What a full disk refuses is lost, but for the rest of a line that has begun: it is ended when there is room."""
+    writer = LineWriter()
+    with (tmp_path / "out").open("w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "__stdout__", stream)
+        real, room = os.write, [3]
+
+        def full(descriptor: int, data: bytes) -> int:
+            if not room[0]:
+                raise OSError(errno.ENOSPC, "full")
+            taken = real(descriptor, data[: room[0]])
+            room[0] -= taken
+            return taken
+
+        monkeypatch.setattr(line_writer, "PATIENCE", 0.0)
+        monkeypatch.setattr(os, "write", full)
+        writer.write(b"abcdef\n")
+        writer.write(b"lost\n")
+        assert (writer.written, writer.dropped, len(writer)) == (0, 1, 1)
+        monkeypatch.setattr(os, "write", real)
+        writer.write(b"next\n")
+        assert (tmp_path / "out").read_bytes() == b"abcdef\nnext\n"
+        monkeypatch.undo()
+    assert (writer.written, writer.dropped, len(writer)) == (2, 1, 0)
+
+
+def test_what_is_taken_in_part_is_counted_by_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whole lines are done, the one in the middle of which it stopped is left to be ended, the others to be offered."""
+    output = StandardOutput()
+    with (tmp_path / "out").open("w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "__stdout__", stream)
+        real = os.write
+        for room, count, rest in ((5, 2, b"ef\n"), (3, 0, b""), (3, 1, b"")):
+            monkeypatch.setattr(os, "write", lambda descriptor, data, room=room: real(descriptor, data[:room]))
+            lines = [b"ab\n", b"cdef\n", b"g\n"] if not output.taken else [b"g\n"]
+            if room == 3 and output.rest:
+                monkeypatch.setattr(
+                    os, "write", lambda descriptor, data: real(descriptor, data) if data != b"g\n" else 0
+                )
+            assert (output.offer(lines), output.rest) == (count, rest)
+        monkeypatch.undo()
+    assert ((tmp_path / "out").read_bytes(), output.taken) == (b"ab\ncdef\ng\n", 3)
+
+
+@pytest.mark.parametrize("kind", ["another user's pipe", "socket", "terminal"])
+def test_other_kinds_of_standard_output(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Pipes that cannot be opened again, sockets and terminals take what they can, and block nobody."""
+    monkeypatch.setattr(line_writer, "PATIENCE", 0.01)
+    lines = [b"%d " % number + b"x" * 5000 + b"\n" for number in range(300)]
+    if kind == "socket":
+        one, other = socket.socketpair()
+        reading, writing = one.detach(), other.detach()
+    else:
+        reading, writing = os.openpty() if kind == "terminal" else os.pipe()
+    if kind == "terminal":
+        tty.setraw(writing)
+    if kind == "another user's pipe":
+        real = os.open
+
+        def refuse(path: Any, flags: int) -> int:
+            raise PermissionError(path, real, flags)
+
+        monkeypatch.setattr(os, "open", refuse)
+    writer = LineWriter()
+    with os.fdopen(writing, "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "__stdout__", stream)
+        for line in lines:
+            writer.write(line)
+        assert len(writer) > 10
+        got = b""
+        while got.count(b"\n") < 300:
+            writer.flush(0.0)
+            got += os.read(reading, 65536)
+        writer.flush(0.0)
+        os.close(reading)
+        monkeypatch.undo()
+    assert got == b"".join(lines)
+    assert (writer.written, writer.dropped, len(writer)) == (300, 0, 0)
+
+
+def test_a_line_that_cannot_be_encoded_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is counted, for standard output and for its file."""
+    stream = standard_output(monkeypatch)
+    file = LogFile(str(tmp_path / "app.log"), None, None, False, print)  # noqa: FBT003 - no compression
+    writer = LineWriter()
+    with writer._lock:
+        writer.open()
+        writer.write_later(1, str.encode, file)
+        writer.write_later(1, str.encode)
+        writer.write_later("x", str.encode, file)
+    writer.close()
+    assert stream.text() == "x"
+    assert writer.tally() == (1, {"queue_full": 0, "write": 0, "internal": 2}, 0)
+    assert writer.tally_of(file) == (1, {"queue_full": 0, "disk": 0, "internal": 1}, 0)
+
+
+def test_errors_have_room_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A queue that nobody empties is full for errors last; what it refuses is counted for the file too."""
+    standard_output(monkeypatch)
+    file = LogFile(str(tmp_path / "app.log"), None, None, False, print)  # noqa: FBT003 - no compression
+    writer = LineWriter(limit=10)
+    writer.open()
+    with writer._lock:
+        for _ in range(12):
+            writer.write(b"x\n", file=file, copy=b"x\n", level=20)
+        for _ in range(3):
+            writer.write(b"e\n", file=file, copy=b"e\n", level=40)
+        writer.write_later("y", str.encode, file)
+        assert len(writer) == 11
+        monkeypatch.setattr(line_writer, "COUNT_PATIENCE", 0.0)
+        assert writer.tally_of(file) == (0, {"queue_full": 5, "disk": 0, "internal": 0}, 11)
+    writer.close()
+    assert (writer.written, writer.dropped) == (11, 5)
+    writer.open()
+    with writer._lock:
+        for _ in range(5):
+            writer.write(b"x" * (3 << 20))
+        assert len(writer) == 3
+    writer.close()
+    assert (writer.written, writer.dropped) == (14, 7)
+
+
+def test_a_line_waits_for_a_file_that_another_process_writes_to(
+    writer: LineWriter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The caller leaves after its patience; the thread writes the line when the lock is free, though no other comes."""
+    standard_output(monkeypatch)
+    monkeypatch.setattr(line_writer, "PATIENCE", 0.005)
+    file = LogFile(str(tmp_path / "app.log"), None, None, False, print)  # noqa: FBT003 - no compression
+    writer.write(b"a\n", file=file, copy=b"a\n", urgent=True)
+    with (tmp_path / "app.log").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        writer.write(b"b\n", file=file, copy=b"b\n", urgent=True)
+        assert not writer.flush(0.005)
+        assert (tmp_path / "app.log").read_bytes() == b"a\n"
+    until(lambda: (tmp_path / "app.log").read_bytes() == b"a\nb\n")
+    until(lambda: not writer._files)
+    writer.write(b"c\n", file=file, copy=b"c\n", urgent=True)
+    assert writer.tally_of(file)[0] == 3
+
+
+def test_a_closing_writer_leaves_work_on_files(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread does not begin another piece when it is to end."""
+    standard_output(monkeypatch)
+
+    class Endless(Log):
+        def tend(self) -> bool:
+            """Never be done."""
+            self.work += 1
+            return True
+
+    log: Any = Endless()
+    writer.write(b"x\n", file=log, copy=b"x\n", urgent=True)
+    until(lambda: log.work > 5)
+    writer.close()
+    assert threads() == 0
 
 
 def test_a_closed_pipe_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

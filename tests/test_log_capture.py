@@ -18,6 +18,7 @@ from loguru import logger
 from test_logs import Installed, Lines, exchange_of, inside, restore_uvicorn
 
 from fastapi_observe.records.faults import Faults
+from fastapi_observe.records.redaction import PLAIN
 from fastapi_observe.settings import ObserveSettings
 from fastapi_observe.signals.log_capture import LogCapture
 from fastapi_observe.signals.log_message import traceback_in
@@ -33,6 +34,7 @@ BEGIN = """
 import os, sys, logging, threading
 from loguru import logger
 from fastapi_observe.records.faults import Faults
+from fastapi_observe.records.redaction import PLAIN
 from fastapi_observe.settings import ObserveSettings
 from fastapi_observe.signals.logs import Logs
 logs = Logs(ObserveSettings(), Faults())
@@ -263,7 +265,7 @@ def test_odd_tracebacks_in_messages(make: Make, lines: Lines, root: Callable[...
     ]
     assert told[0]["exception"] == {"type": "Stop", "message": "", "stacktrace": chained.rstrip()}
     assert told[3]["exception"]["message"] == "real"
-    assert traceback_in("Traceback? No.") is None
+    assert traceback_in("Traceback? No.", PLAIN) is None
 
 
 # Access lines

@@ -166,7 +166,7 @@ def test_the_request_line(make: Callable[..., Logs], lines: Lines) -> None:
             "request_size": 3,
             "response_size": 42,
             "user_agent": "café/1",
-            "remote_addr": "192.0.2.1",
+            "remote_addr": "192.0.2.0/24",
         },
     }
 
@@ -885,7 +885,8 @@ def test_counts(make: Callable[..., Logs], lines: Lines, tmp_path: Path) -> None
     with inside(exchange_of(observability=Installed(failing))):
         failing.log.error("y")
     assert failing.dropped - before[1] >= 1
-    assert failing.faults.counts == {"logs.file": 1}
+    assert failing.file_tally() == (0, {"queue_full": 0, "disk": 2, "internal": 0}, 0)
+    assert failing.faults.counts == {}
 
 
 def test_wrong_file_settings_stop_the_start() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from time import sleep, time
+from time import sleep, time, time_ns
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,18 +15,27 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, Summary
-from prometheus_client.metrics_core import HistogramMetricFamily, SummaryMetricFamily, UnknownMetricFamily
+from prometheus_client.metrics_core import (
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    SummaryMetricFamily,
+    UnknownMetricFamily,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from fastapi_observe import ObserveSettings
 from fastapi_observe.records.faults import Faults
+from fastapi_observe.signals.cells_shown import Given
 from fastapi_observe.signals.otlp_logs import MOST_SCOPES, LogEncoder, nanoseconds
-from fastapi_observe.signals.otlp_metrics import MetricEncoder, read
-from fastapi_observe.signals.otlp_push import make_log_queue, make_metrics_push, resource_of, url_of
+from fastapi_observe.signals.otlp_metrics import Family, MetricEncoder, read
+from fastapi_observe.signals.otlp_push import ProcessResource, make_log_queue, make_metrics_push, url_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from prometheus_client.metrics_core import Metric
+    from prometheus_client.registry import Collector as Readable
 
 LINE: dict[str, Any] = {
     "timestamp": "2026-03-01T10:00:00.123456Z",
@@ -132,9 +142,14 @@ def test_times_are_exact() -> None:
 def encoded(metrics: Iterable[Metric]) -> dict[str, Any]:
     """Encode families and read them back, by name."""
     encoder = MetricEncoder(resource)
-    body = encoder.request([(*encoder.encode(family), 0) for family in read(metrics)])
+    body = encoder.request([(*encoder.encode(family), 0) for family in read(Given([*metrics]), set())])
     (resource_metrics,) = ExportMetricsServiceRequest.FromString(body).resource_metrics
     return {metric.name: metric for scope in resource_metrics.scope_metrics for metric in scope.metrics}
+
+
+def each_of(registry: CollectorRegistry) -> Callable[[], list[Readable]]:
+    """Return what yields the collectors of a registry."""
+    return lambda: list(registry._collector_to_names)
 
 
 def labels(point: Any) -> dict[str, str]:
@@ -207,13 +222,39 @@ def test_summaries() -> None:
     assert (point.quantile_values[0].quantile, point.quantile_values[0].value) == (0.5, 1.5)
 
 
+def test_a_stream_begins_when_it_was_set_to_zero() -> None:
+    """Who adds up differences takes a lower value for a loss unless the stream began anew."""
+    registry = CollectorRegistry()
+    Counter("orders", "Orders.", registry=registry)
+    (metric,) = registry.collect()
+    for zeroed, expected in ((0, metric.samples[1].value), (time_ns(), None)):
+        encoder = MetricEncoder(resource, lambda zeroed=zeroed: zeroed)  # type: ignore[misc]
+        body = encoder.request([(*encoder.encode(Family(metric, time_ns())), 0)])
+        (point,) = (
+            ExportMetricsServiceRequest.FromString(body).resource_metrics[0].scope_metrics[0].metrics[0].sum.data_points
+        )
+        assert point.start_time_unix_nano == (zeroed if expected is None else int(expected * 1e9))
+
+
+def test_what_is_no_value_of_this_process_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Sums of many processes would be counted once for each; a name is sent once; the resource says the target."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    registry = CollectorRegistry(target_info={"region": "north"})
+    Counter("orders", "Orders.", registry=registry)
+    taken = {"taken"}
+    assert read(MultiProcessCollector(registry), taken) == []  # type: ignore[no-untyped-call]
+    metrics = [*registry.collect(), GaugeMetricFamily("taken", "Taken.", value=1), GaugeMetricFamily("empty", "None.")]
+    assert [family.metric.name for family in read(Given(metrics), taken)] == ["orders"]
+    assert taken == {"taken", "orders"}
+
+
 def test_metrics_are_pushed_by_the_clock() -> None:
-    """Every interval once started, and a last time at the end; a collector that raises is counted and skipped."""
+    """Every interval once started, and a last time at the end; a collector that raises is counted and left out."""
     registry = CollectorRegistry()
     counter = Counter("orders", "Orders.", registry=registry)
     faults = Faults()
     with Collector() as collector:
-        push = make_metrics_push(settings(collector, otlp_metrics_interval=0.02), resource, registry.collect, faults)
+        push = make_metrics_push(settings(collector, otlp_metrics_interval=0.02), resource, each_of(registry), faults)
         assert push is not None
         assert push.flush(1)
         assert collector.paths == []
@@ -232,15 +273,52 @@ def test_metrics_are_pushed_by_the_clock() -> None:
     assert points[0].as_double == 1.0
     counts = push.counts()
     assert counts.produced == counts.exported + sum(counts.dropped.values())
-    push._families = lambda: 1 / 0  # type: ignore[assignment,return-value]
+    registry.register(Failing())
+    Counter("more", "More.", registry=registry)
+    taken: list[str] = []
+    push.queue.put = lambda item: taken.append(item.metric.name)  # type: ignore[method-assign]
+    push._paused.clear()
     push.push()
     assert faults.counts == {"metrics.push": 1}
+    assert taken == ["orders", "more"]
+    push.pause()
+    push.push()
+    assert taken == ["orders", "more"]
+
+
+class Failing:
+    """A collector that raises."""
+
+    def describe(self) -> list[Metric]:
+        """Say nothing."""
+        return []
+
+    def collect(self) -> list[Metric]:
+        """Raise."""
+        raise RuntimeError
+
+
+def test_nothing_is_sent_between_pause_and_start() -> None:
+    """What a worker has after it left the others are zeros; then it goes on."""
+    registry = CollectorRegistry()
+    with Collector() as collector:
+        push = make_metrics_push(settings(collector), resource, each_of(registry), Faults())
+        assert push is not None
+        push.start()
+        push.pause()
+        Counter("orders", "Orders.", registry=registry)
+        assert push.flush(5)
+        assert collector.paths == []
+        push.start()
+        assert push.flush(5)
+        assert collector.paths == ["/v1/metrics"]
+        push.close()
 
 
 def test_closed_before_it_was_started() -> None:
     """Nothing is sent."""
     with Collector() as collector:
-        push = make_metrics_push(settings(collector), resource, CollectorRegistry().collect, Faults())
+        push = make_metrics_push(settings(collector), resource, each_of(CollectorRegistry()), Faults())
         assert push is not None
         push.close()
         assert collector.connections == 0
@@ -251,7 +329,7 @@ def test_closed_before_it_was_started() -> None:
 def test_a_forked_child_sends_nothing_by_itself() -> None:
     """Until it starts its own clock."""
     with Collector() as collector:
-        push = make_metrics_push(settings(collector), resource, CollectorRegistry().collect, Faults())
+        push = make_metrics_push(settings(collector), resource, each_of(CollectorRegistry()), Faults())
         assert push is not None
         push.start()
         child = os.fork()
@@ -291,7 +369,17 @@ def test_off_means_nothing() -> None:
 
 
 def test_whose_resource_it_is() -> None:
-    """That of the tracer provider, the user's too; without one what the settings say."""
+    """That of the tracer provider, the user's too; without one what the settings say. The instance has a name."""
     provider = TracerProvider(resource=Resource({"service.name": "theirs"}))
-    assert resource_of(ObserveSettings(), provider)().attributes["service.name"] == "theirs"
-    assert resource_of(ObserveSettings(service_name="ours"), None)().attributes["service.name"] == "ours"
+    theirs = ProcessResource(ObserveSettings(), provider)
+    assert theirs().attributes["service.name"] == "theirs"
+    assert theirs() is theirs()
+    assert theirs().attributes["service.instance.id"] == theirs().attributes["service.instance.id"]
+    named = Resource({"service.instance.id": "pod-7"})
+    assert ProcessResource(ObserveSettings(), SimpleNamespace(resource=named))() is named
+    ours = ProcessResource(ObserveSettings(service_name="ours"), None)
+    assert ours().attributes["service.name"] == "ours"
+    before = ours()
+    assert ours() is before
+    ours._forget()  # as in a forked child
+    assert ours() is not before

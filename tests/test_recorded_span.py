@@ -5,18 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from collectors import Collector
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import Span, SpanProcessor, Tracer, TracerProvider
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from fastapi_observe import ObserveSettings
 from fastapi_observe.records.exchange import CONTEXT_KEY
+from fastapi_observe.records.faults import Faults
 from fastapi_observe.signals import recorded_span
-from fastapi_observe.signals.tracing import is_left_over
+from fastapi_observe.signals.incoming import is_left_over
+from fastapi_observe.signals.provider import ObserveTracerProvider
+from fastapi_observe.signals.span_processors import GuardedProcessor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,6 +99,48 @@ def test_who_ends_it_first_wins(observed: Callable[..., Seen]) -> None:
     seen = observed(Starlette(routes=[Route("/", ending)]))
     TestClient(seen.observe.routes._app).get("/")
     assert [span.name for span in seen.server_spans] == ["mine"]
+
+
+class Careless(SpanProcessor):
+    """A user's span processor that does not keep to the interface."""
+
+    def __init__(self, answer: Callable[[], Any]) -> None:
+        self._answer = answer
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """Answer anything, or raise."""
+        answer: bool = self._answer()
+        return answer
+
+
+def test_a_careless_processor_does_not_keep_spans_from_being_flushed() -> None:
+    """One that says nothing (as OpenTelemetry's own base class once did) or raises comes before our export."""
+    with Collector() as collector:
+        faults = Faults()
+        settings = ObserveSettings(otlp_endpoint=collector.url, sample_ratio=1.0, batch_delay=60.0)
+        provider = ObserveTracerProvider(settings)
+        provider.add_span_processor(GuardedProcessor(Careless(lambda: None), faults))
+        provider.export_to(settings, faults)
+        provider.add_span_processor(GuardedProcessor(Careless(lambda: 1 / 0), faults))
+        provider.get_tracer("theirs").start_span("waiting").end()
+        assert not provider.force_flush(5000)
+        assert set(collector.names) == {"waiting"}
+        assert faults.counts == {"span_processor.force_flush": 1}
+        provider.shutdown()
+
+
+def test_spans_of_a_child_are_about_the_child(observed: Callable[..., Seen]) -> None:
+    """What the provider says after a fork is what spans say; `test_worker_pushes.py` forks really."""
+    tracing = observed(Starlette()).observe.tracing
+    assert isinstance(tracing.provider, ObserveTracerProvider)
+    before = tracing.provider.resource
+    tracing.provider._name_anew()
+    if tracing._factory is not None:
+        tracing._factory._renew()
+        assert tracing._factory.resource is tracing.provider.resource
+    assert isinstance(tracing.tracer, Tracer)
+    assert tracing.tracer.resource.attributes == tracing.provider.resource.attributes
+    assert before is not tracing.provider.resource
 
 
 @made_here

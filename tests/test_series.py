@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from fastapi_observe.signals.series import LABEL_LENGTH, Bounded, Counter, Gauge, Histogram
-from fastapi_observe.signals.series_budget import OVERFLOW, SeriesBudget
+from fastapi_observe.signals.series_budget import LISTED, OVERFLOW, LabelValues, SeriesBudget
 
 
 def _counter(budget: SeriesBudget, *labels: str) -> Counter:
@@ -28,6 +28,11 @@ def _samples(metric: Bounded) -> dict[tuple[str, ...], float]:
     families = text_string_to_metric_families(metric.text(openmetrics=False))
     samples = [sample for family in families for sample in family.samples]
     return {tuple(sample.labels.values()): sample.value for sample in samples}
+
+
+def _told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what was warned of."""
+    return [record.getMessage() for record in caplog.records]
 
 
 class Unprintable:
@@ -117,6 +122,35 @@ def test_a_metric_with_labels_needs_them_first() -> None:
             call()
 
 
+def test_a_label_beyond_its_bound_is_one_value(caplog: pytest.LogCaptureFixture) -> None:
+    """The third and all further values of a label are shown as `__overflow__`, the other labels keep theirs."""
+    budget = SeriesBudget(100, per_label=2)
+    counter = _counter(budget, "shop", "user")
+    with caplog.at_level(logging.WARNING, logger="fastapi_observe"):
+        for user in range(5):
+            for shop in ("north", "south"):
+                counter.labels(shop, user).inc()
+        counter.labels("north", 1).inc()
+    assert _samples(counter) == {
+        ("north", "0"): 1,
+        ("south", "0"): 1,
+        ("north", "1"): 2,
+        ("south", "1"): 1,
+        ("north", OVERFLOW): 3,
+        ("south", OVERFLOW): 3,
+    }
+    assert budget.overflows == {"jobs_total": 6}
+    (told,) = _told(caplog)
+    assert told == (
+        "label user of metric jobs_total has reached its bound of values (2); further ones are shown as __overflow__, "
+        "the first of them was '2': give it few values, none that a client chooses, or raise values_per_label"
+    )
+    with caplog.at_level(logging.WARNING, logger="fastapi_observe"):
+        counter.labels("west", "y").inc()
+    assert _samples(counter)[OVERFLOW, OVERFLOW] == 1
+    assert "label shop of metric jobs_total" in _told(caplog)[1]
+
+
 def test_beyond_the_bound_there_is_one_series_and_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     """The third and all further label sets share `__overflow__`; refusals are counted, the first one is told."""
     budget = SeriesBudget(2)
@@ -127,30 +161,146 @@ def test_beyond_the_bound_there_is_one_series_and_one_warning(caplog: pytest.Log
     assert _samples(counter) == {("north", "0"): 1, ("north", "1"): 1, (OVERFLOW, OVERFLOW): 8}
     assert budget.overflows == {"jobs_total": 8}
     assert budget.count() == 3
-    (told,) = [record.getMessage() for record in caplog.records]
-    assert "jobs_total" in told
-    assert "Its label user has the most values" in told
+    (told,) = _told(caplog)
+    assert told == (
+        "metric jobs_total has reached its bound of label sets (2); further ones share the series __overflow__. "
+        "Its label user has the most values, the first refused was '2': "
+        "use one with few values, none that a client chooses, or raise series_per_metric"
+    )
 
 
-def test_all_metrics_together_are_bounded_too() -> None:
-    """When the install's total is reached, a metric that has room of its own overflows as well."""
+def test_all_metrics_together_are_bounded_too(caplog: pytest.LogCaptureFixture) -> None:
+    """At the install's total a metric that has room of its own overflows as well; the largest one is named, once."""
     budget = SeriesBudget(10, total=3)
     first, second = _counter(budget, "kind"), _counter(budget, "kind")
+    second._name = "late"
     for number in range(3):
         first.labels(number).inc()
-    second.labels("late").inc()
+    with caplog.at_level(logging.WARNING, logger="fastapi_observe"):
+        second.labels("late").inc()
+        first.labels("late").inc()
     assert list(second.children()) == [(OVERFLOW,)]
+    (told,) = _told(caplog)
+    assert told == (
+        "all metrics together have reached their bound of label sets (3); further ones share the series __overflow__. "
+        "Metric jobs_total has the most, and of its labels kind has the most values: "
+        "use one with few values, none that a client chooses, or raise series_per_process"
+    )
 
 
-def test_a_removed_label_set_makes_room() -> None:
-    """`remove` and `clear` are prometheus_client's, and what they free may be used again."""
-    counter = _counter(SeriesBudget(1), "kind")
-    counter.labels("a").inc()
-    counter.remove("a")
-    counter.labels("b").inc()
-    assert _samples(counter) == {("b",): 1}
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("user-17", "'user-17'"),
+        ("a\nlevel=error \x1b[2J\u202e\u2028", r"'a\nlevel=error \x1b[2J\u202e\u2028'"),
+        ("GET /orders/81734", "'GET /orders/81734'"),
+        ("3f2b8a1e-0c77-4c4e-9d6f-5b3f7e6a1c20", "'3f2b...'"),
+        ("anna.smith@example.org", "'...@example.org'"),
+        ("sk_live_4eC39HqLyjWDarjtT1zdp7dc and more", "'sk_l... and more'"),
+        ("\u00fc " * 500, "'" + "\\xfc " * 20 + "'"),
+        ("word " * 50, "'" + "word " * 8 + "'"),
+    ],
+)
+def test_a_refused_value_is_told_without_harm(value: str, shown: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The example forges no line, and shows no token, id or address as a whole."""
+    counter = _counter(SeriesBudget(10, per_label=1), "kind")
+    with caplog.at_level(logging.WARNING, logger="fastapi_observe"):
+        counter.labels("a").inc()
+        counter.labels(value).inc()
+    (told,) = _told(caplog)
+    assert f"the first of them was {shown}: give it" in told
+
+
+def test_what_the_budget_is_told_to_hide_is_hidden(caplog: pytest.LogCaptureFixture) -> None:
+    """The example goes through `redact` first."""
+    counter = _counter(SeriesBudget(10, per_label=1, redact=lambda text: text.replace("hush", "REDACTED")), "kind")
+    with caplog.at_level(logging.WARNING, logger="fastapi_observe"):
+        counter.labels("a").inc()
+        counter.labels("pass hush").inc()
+    assert "'pass REDACTED'" in _told(caplog)[0]
+
+
+def test_a_label_set_that_stays_is_never_refused() -> None:
+    """What was there before a bound was reached goes on being counted; a value called `__overflow__` is that series."""
+    budget = SeriesBudget(3, per_label=2)
+    counter = _counter(budget, "kind")
+    for value in ("a", "b", OVERFLOW, "c", "a", OVERFLOW):
+        counter.labels(value).inc()
+    assert _samples(counter) == {("a",): 2, ("b",): 1, (OVERFLOW,): 3}
+    assert budget.overflows == {"jobs_total": 1}
+
+
+class Places:
+    """Where cells stand, as far as it matters here."""
+
+    def __init__(self) -> None:
+        self.held: list[tuple[str, ...]] = []
+
+    def bind(self, child: Bounded) -> None:
+        """Hold a place."""
+        self.held.append(child.label_values())
+
+    def release(self, child: Bounded) -> None:
+        """Give it up."""
+        self.held.remove(child.label_values())
+
+
+@pytest.mark.parametrize("budget", [SeriesBudget(2), SeriesBudget(10, per_label=2), SeriesBudget(10, total=2)])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_removed_label_set_makes_room(budget: SeriesBudget, *, shared: bool) -> None:
+    """What `remove`, `remove_by_labels` and `clear` free may be used again, under each bound; elsewhere too."""
+    budget.families.clear()
+    counter = _counter(budget, "shop", "user")
+    places = Places()
+    budget.store = places if shared else None
+    counter.labels("n", "a").inc()
+    counter.labels("n", "b").inc()
+    counter.remove("n", "a")
+    counter.remove("n", "never")
+    counter.labels("n", "c").inc()
+    assert _samples(counter) == {("n", "b"): 1, ("n", "c"): 1}
+    counter.remove_by_labels({"user": "b"})
+    counter.labels("n", "d").inc()
+    assert _samples(counter) == {("n", "c"): 1, ("n", "d"): 1}
+    assert places.held == ([("n", "c"), ("n", "d")] if shared else [])
     counter.clear()
     assert counter.text(openmetrics=False) == ""
+    assert places.held == []
+    counter.labels("n", "e").inc()
+    counter.labels("n", "f").inc()
+    assert _samples(counter) == {("n", "e"): 1, ("n", "f"): 1}
+    assert budget.overflows == {}
+    plain = _counter(budget)
+    plain.clear()
+    with pytest.raises(ValueError, match="No label names"):
+        plain.remove("a")
+
+
+def test_labels_from_a_list_have_no_bound_of_values() -> None:
+    """What the library takes from a list of its own is held by the bound of label sets alone."""
+    counter = _counter(SeriesBudget(4, per_label=1), "endpoint", "kind")
+    counter.values = LabelValues(counter.label_names(), LISTED)
+    for number in range(3):
+        counter.labels(f"/r{number}", number).inc()
+    counter.remove("/r0", "0")
+    counter.labels("/r0", "b").inc()
+    assert [*counter.children()] == [("/r1", OVERFLOW), ("/r2", OVERFLOW), ("/r0", "b")]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xyz"), st.booleans())))
+def test_label_values_are_counted_right(steps: list[tuple[str, str, bool]]) -> None:
+    """Whatever is added and removed: the values that count are those of the label sets that are there."""
+    counter = _counter(SeriesBudget(6, per_label=2), "first", "second")
+    for first, second, add in steps:
+        if add:
+            counter.labels(first, second).inc()
+        else:
+            counter.remove(first, second)
+        for at, counts in enumerate(counter.values.counts):
+            assert counts is not None
+            there = {values[at] for values in counter.children()} - {OVERFLOW}
+            assert set(counts) == there
+            assert len(there) <= 2
 
 
 def test_counters_only_go_up() -> None:

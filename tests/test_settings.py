@@ -14,7 +14,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector
 from opentelemetry.util.re import parse_env_headers
 from pydantic import SecretStr, ValidationError
 
-from fastapi_observe.cli import options_table
+from fastapi_observe.cli_settings import options_table
 from fastapi_observe.settings import ObserveSettings, SettingsError
 from fastapi_observe.settings_sources import spec
 
@@ -81,6 +81,7 @@ def test_sources_name_every_option() -> None:
         ("OTEL_EXPORTER_OTLP_TIMEOUT", "2.5", "otlp_timeout", 2.5),
         ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "3", "otlp_timeout", 3.0),
         ("OTEL_BSP_SCHEDULE_DELAY", "250", "batch_delay", 0.25),
+        ("OTEL_METRIC_EXPORT_INTERVAL", "15000", "otlp_metrics_interval", 15.0),
         ("OTEL_BSP_MAX_QUEUE_SIZE", "9", "queue_size", 9),
         ("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST", "a, b-c", "capture_request_headers", ("a", "b-c")),
         ("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_RESPONSE", "x", "capture_response_headers", ("x",)),
@@ -267,6 +268,24 @@ def test_a_wrong_variable_is_named(assignment: str, monkeypatch: pytest.MonkeyPa
     variable, _, text = assignment.partition("=")
     monkeypatch.setenv(variable, text)
     assert all(f"correct or unset {variable}" in line for line in problems())
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-5", "nan", "1 s"])
+@pytest.mark.parametrize(
+    ("variable", "accepts"),
+    [
+        ("OTEL_METRIC_EXPORT_INTERVAL", "(OTEL_METRIC_EXPORT_INTERVAL: of milliseconds)"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "(OTEL_BSP_SCHEDULE_DELAY: of milliseconds)"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "a number of seconds above 0;"),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "a number of seconds above 0;"),
+    ],
+)
+def test_a_wrong_time_is_told_its_unit(variable: str, accepts: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenTelemetry's variables are not all in seconds, as our options are."""
+    monkeypatch.setenv(variable, text)
+    (line,) = problems()
+    assert f"got {text!r} from {variable}; accepts a number of seconds above 0" in line
+    assert accepts in line
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from starlette.testclient import TestClient
 from fastapi_observe import ObserveSettings, TraceContext, current, traced
 from fastapi_observe.records.faults import Faults
 from fastapi_observe.records.operation import Operation
-from fastapi_observe.signals.tracing import TracingService, is_server_span
+from fastapi_observe.signals.incoming import is_server_span
+from fastapi_observe.signals.tracing import TracingService
 from fastapi_observe.signals.user_spans import ContextScope
 
 if TYPE_CHECKING:

@@ -553,4 +553,5 @@ def test_left_from_elsewhere(observed: Callable[..., Seen]) -> None:
     again.resume()
     assert OPERATION.get() is again
     again.close()
+    OPERATION.set(None)  # the first one was left from elsewhere
     assert charge_samples(seen) == {"ok": 2}

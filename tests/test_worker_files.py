@@ -25,6 +25,7 @@ from fastapi_observe.runtime.worker_archive import Archive
 from fastapi_observe.runtime.worker_files import HEADER, OwnFiles, Reading
 from fastapi_observe.runtime.worker_meeting import Worker
 from fastapi_observe.runtime.worker_place import is_locked
+from fastapi_observe.signals.series_budget import OVERFLOW
 
 SOAK = "OBSERVE_SOAK" in os.environ
 SUM = orjson.dumps(
@@ -133,6 +134,25 @@ def test_the_dead_are_folded(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in (tmp_path / NAME).iterdir()) < 300_000
     last.leave()
     assert not (tmp_path / NAME).exists()
+
+
+def test_label_sets_of_the_dead_are_bounded(tmp_path: Path) -> None:
+    """Workers that end leave a bounded number of label sets; the sum stays right, and what was there goes on."""
+    archive = Archive(tmp_path, 5)
+    other = orjson.dumps({**orjson.loads(SUM), "name": "free", "kind": "samples"})
+    for number in range(4):
+        files = OwnFiles(tmp_path / f"{number}-1")
+        for label in (*range(10 * number, 10 * number + 4), 0):
+            files.allocate(SUM, (str(label),), [0.0])[0] += 1
+            files.allocate(other, ("free", "a", str(label)), [0.0])[0] += 1
+        archive.fold([_reading(files.stem)], frozenset())
+        files.close()
+    kept: dict[str, dict[str, float]] = {"n": {}, "free": {}}
+    for number, labels, at, _ in archive.reading.series:
+        kept[archive.reading.families[number]["name"]][labels[-1]] = archive.reading.values[at]
+    assert kept["n"] == {"0": 5, "1": 1, "2": 1, "3": 1, "10": 1, OVERFLOW: 11}
+    assert OVERFLOW == worker_archive.OVERFLOW
+    assert len(kept["free"]) == 16  # those are no label sets of ours
 
 
 def test_a_fold_that_was_broken_off_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,7 +357,7 @@ def test_a_full_disk_is_no_end(tmp_path: Path) -> None:
     if subprocess.run(mount, check=False, capture_output=True).returncode:  # noqa: S603 - our own words
         pytest.skip("only root may mount a small file system")
     try:
-        member = Member(place)
+        member = Member(place, values_per_label=1500)
         ballast = place / "ballast"
         with suppress(OSError), ballast.open("wb") as file:
             for _ in range(100):

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+import pytest
 
 from fastapi_observe.records.faults import Faults
 from fastapi_observe.settings import ObserveSettings
-from fastapi_observe.signals import exposition
-from fastapi_observe.signals.exposition import Scrapes
+from fastapi_observe.signals import exposition, scrapes
 from fastapi_observe.signals.metrics import MetricsService
+from fastapi_observe.signals.scrapes import PIECE, Scrapes, Waiting, send_body
 
 if TYPE_CHECKING:
-    import pytest
-
     from fastapi_observe.signals.exposition import Answer
 
 
@@ -29,14 +32,14 @@ def test_who_waits_shares_the_next_answer() -> None:
         go_on.wait(10)
         return [], str(len(rendered)).encode()
 
-    scrapes = Scrapes(render)
+    share = Scrapes(render)
     answers: list[tuple[float, bytes]] = []
     arrived = threading.Semaphore(0)
 
     def scrape() -> None:
         asked = monotonic()
         arrived.release()
-        answers.append((asked, scrapes("", "")[1]))
+        answers.append((asked, share("", "")[1]))
 
     first = threading.Thread(target=scrape)
     first.start()
@@ -57,12 +60,117 @@ def test_who_waits_shares_the_next_answer() -> None:
 def test_too_many_scrapes_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond its share of the time a scrape waits, a second at most."""
     waited: list[float] = []
-    monkeypatch.setattr(exposition, "sleep", waited.append)
-    monkeypatch.setattr(exposition, "BURST", -1.0)
-    scrapes = Scrapes(lambda *_: ([], b""))
-    scrapes("", "")
-    scrapes("", "")
-    assert waited == [exposition.LONGEST_WAIT] * 2
+    monkeypatch.setattr(scrapes, "sleep", waited.append)
+    monkeypatch.setattr(scrapes, "BURST", -1.0)
+    share = Scrapes(lambda *_: ([], b""))
+    share("", "")
+    share("", "")
+    assert waited == [scrapes.LONGEST_WAIT] * 2
+
+
+class Rendering:
+    """A renderer that waits to be let go on, and counts; `failing` times it raises."""
+
+    def __init__(self, failing: int = 0) -> None:
+        self.begun = threading.Semaphore(0)
+        self.go_on = threading.Event()
+        self.times = 0
+        self.threads: set[int] = set()
+        self.most_at_once = 0
+        self._at_once = 0
+        self._failing = failing
+
+    def __call__(self, accept: str, accept_encoding: str) -> Answer:
+        """Answer with the number of this answer."""
+        self.times += 1
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
+        self.begun.release()
+        self.go_on.wait(10)
+        self._at_once -= 1
+        if self.times <= self._failing:
+            raise RuntimeError("this one fails")
+        return [], str(self.times).encode()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_one_thread_answers_all_who_wait(backend: str) -> None:
+    """Of fifty scrapes in one loop one is rendered for the first and one for all others, in one thread at a time."""
+    rendering = Rendering()
+    share = Scrapes(rendering)
+    answers: list[bytes] = []
+
+    async def main() -> None:
+        waiting = Waiting(share)
+
+        async def scrape() -> None:
+            answers.append((await waiting(share, "", ""))[1])
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(scrape)
+            await anyio.to_thread.run_sync(rendering.begun.acquire)
+            for _ in range(49):
+                tasks.start_soon(scrape)
+            await anyio.wait_all_tasks_blocked()
+            rendering.go_on.set()
+
+    anyio.run(main, backend=backend)
+    assert answers == [b"1"] + [b"2"] * 49
+    assert rendering.most_at_once == 1
+
+
+async def test_who_waits_takes_over_from_one_that_fails_or_leaves() -> None:
+    """A failure is the failure of one; one that is cancelled leaves its answer to the others."""
+    rendering = Rendering(failing=1)
+    share = Scrapes(rendering)
+    waiting = Waiting(share)
+    tasks = [asyncio.create_task(waiting(share, "", "")) for _ in range(3)]
+    await anyio.to_thread.run_sync(rendering.begun.acquire)
+    rendering.go_on.set()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(found[0], RuntimeError)
+    assert found[1:] == [([], b"2")] * 2
+    rendering.go_on.clear()
+    leaving, *staying = (asyncio.create_task(waiting(share, "", "")) for _ in range(3))
+    for _ in range(2):  # the second one had begun too
+        await anyio.to_thread.run_sync(rendering.begun.acquire)
+    leaving.cancel()
+    rendering.go_on.set()
+    answers = {body for _, body in await asyncio.gather(*staying)}
+    assert answers <= {b"3", b"4"}  # the thread may have begun before they asked
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+
+
+def test_an_answer_that_fails_takes_its_share_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time spent on what fails counts: a broken renderer keeps no processor busy."""
+    times = iter([0.0, 3.0, 3.0, 3.0])
+    monkeypatch.setattr(scrapes, "thread_time", lambda: next(times))
+    waited: list[float] = []
+    monkeypatch.setattr(scrapes, "sleep", waited.append)
+    rendering = Rendering(failing=1)
+    rendering.go_on.set()
+    share = Scrapes(rendering)
+    with pytest.raises(RuntimeError):
+        share("", "")
+    assert share("", "")[1] == b"2"
+    assert waited == [scrapes.LONGEST_WAIT]
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE, 3 * PIECE + 5])
+async def test_a_body_is_sent_in_pieces(size: int) -> None:
+    """What is sent is the body; only the last message is the end of it, and none is longer than a piece."""
+    body = bytes(range(256)) * (size // 256 + 1)
+    messages: list[Any] = []
+
+    async def send(message: Any) -> None:
+        messages.append(message)
+
+    await send_body(send, body[:size])
+    assert b"".join(message["body"] for message in messages) == body[:size]
+    assert [message.get("more_body", False) for message in messages] == [True] * (len(messages) - 1) + [False]
+    assert max(len(message["body"]) for message in messages) <= PIECE
+    assert len(messages) == max(1, -(-size // PIECE))
 
 
 def test_an_answer_is_cut_at_whole_families(monkeypatch: pytest.MonkeyPatch) -> None:

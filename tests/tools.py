@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import pytest
 import starlette
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 HOST_WARNINGS: tuple[str, ...] = (
     # It imports `multipart`, which python-multipart has renamed since.
@@ -39,3 +46,16 @@ def _missing(reason: str) -> str:
     if os.environ.get("OBSERVE_REQUIRE_ALL") == "1":
         pytest.fail(f"OBSERVE_REQUIRE_ALL=1, but {reason}")
     pytest.skip(reason)
+
+
+@contextmanager
+def tmpfs(folder: Path, options: str) -> Iterator[Path]:
+    """Have a small file system of its own at `folder`; where the user may not mount one, skip the test."""
+    folder.mkdir()
+    mount = [needs("mount"), "-t", "tmpfs", "-o", options, "none", str(folder)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:  # noqa: S603 - arguments of ours
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run([needs("umount"), "-l", str(folder)], check=True)  # noqa: S603

@@ -28,12 +28,17 @@ def make() -> FastAPI:
     spread = prometheus_client.Histogram("user_seconds", "Made before install.")
     app = FastAPI()
     observe = install(
-        app, workers_directory=os.environ["WORKERS_DIRECTORY"], log_level="fatal", sample_ratio=1.0, otlp_endpoint=None
+        app,
+        workers_directory=os.environ["WORKERS_DIRECTORY"],
+        log_level="fatal",
+        sample_ratio=1.0,
+        otlp_endpoint=os.environ.get("WORKERS_COLLECTOR"),
     )
     wired(observe)
     after = prometheus_client.Counter("user_after_total", "Made after install.")
     gauge = prometheus_client.Gauge("user_gauge", "The pid.", multiprocess_mode="livesum")
     each = prometheus_client.Gauge("user_each", "One.")
+    size = prometheus_client.Summary("user_parcel", "Size.", ["kind"], unit="bytes")
 
     @app.get("/count/{number}")
     async def count(number: int) -> dict[str, Any]:
@@ -42,6 +47,7 @@ def make() -> FastAPI:
         spread.observe(0.2)
         gauge.set(1)
         each.set(1)
+        size.labels("big").observe(7)
         observe.metrics.counter("late_total", "Made in a request.", ["parity"]).labels(number % 2).inc()
         observe.metrics.gauge("level", "Set by each worker.").set(1)
         return {"pid": os.getpid()}

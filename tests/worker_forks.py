@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from random import Random
@@ -13,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import prometheus_client
 from fastapi import FastAPI
+from opentelemetry import trace
+from opentelemetry.sdk.trace import SpanProcessor
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
 from worker_app import wired
 
 from fastapi_observe import install
@@ -22,9 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from members import Samples
+    from opentelemetry.sdk.trace import ReadableSpan
 
     from fastapi_observe import Observability
     from fastapi_observe.runtime.workers import Workers
+
+HERE = Path(__file__).parent
 
 
 def made(directory: str) -> tuple[Observability, Workers]:
@@ -98,6 +105,51 @@ def _save_coverage() -> None:
     if current is not None:
         current.stop()
         current.save()
+
+
+def run(script: str, *arguments: object) -> Any:
+    """Run a script in a process of its own, since tests have threads; return what it found."""
+    paths = os.pathsep.join([str(HERE), str(HERE.parent)])
+    process = subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, __file__, script, *map(str, arguments)],
+        capture_output=True, text=True, check=False, timeout=60, env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def instance(url: str, times: str) -> dict[str, Any]:
+    """Children of a process that has answered already; each answers a request and sends everything to `url`."""
+    ended: list[str] = []
+
+    class Noting(SpanProcessor):
+        def on_end(self, span: ReadableSpan) -> None:
+            ended.append(str(span.resource.attributes["service.instance.id"]))
+
+    app = FastAPI()
+
+    @app.get("/")
+    async def page() -> int:
+        with trace.get_tracer("theirs").start_as_current_span("theirs"):
+            return os.getpid()
+
+    install(
+        app, otlp_endpoint=url, otlp_logs=True, otlp_metrics=True, sample_ratio=1.0, workers="off",
+        span_processors=(Noting(),),
+    )  # fmt: skip
+
+    def act(_: str) -> list[str]:
+        ended.clear()
+        with TestClient(app) as client:
+            client.get("/")
+        return ended
+
+    before = [*act("")]
+    children = [Child(act) for _ in range(int(times))]
+    found = [child.tell("request") for child in children]
+    for child in children:
+        child.finish()
+    return {"parent": before, "children": found}
 
 
 def preload(directory: str) -> dict[str, float]:

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fastapi_observe.clients.errors import error_of_driver, outcome_of_query
 from fastapi_observe.clients.statements import LONGEST, Statements, is_name, is_operation
+from fastapi_observe.records.guard import STAND_IN, guarded, stand_in, tell
 from fastapi_observe.records.operation import OPERATION, Operation, OperationReporter
+from fastapi_observe.records.redaction import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sized
 
     from fastapi_observe.clients.statements import Statement
     from fastapi_observe.records.pool import PoolState
+    from fastapi_observe.records.redaction import Redactor
 
 UNKNOWN: Final = "unknown"
 """Label of the table of a statement that names none."""
@@ -94,7 +97,10 @@ class Query(Operation):
     def rows(self, count: int) -> None:
         """Note how many rows came back, or were changed; a negative number stands for unknown."""
         if isinstance(count, int) and count >= 0:
-            self.details["db.response.returned_rows"] = count
+            try:
+                self.details["db.response.returned_rows"] = count
+            except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+                tell("operation.detail", exc, self.reporter)
 
     def _fail(self, exc: BaseException) -> None:
         Operation._fail(self, error_of_driver(exc))  # noqa: SLF001 - what is overridden
@@ -103,6 +109,7 @@ class Query(Operation):
         """Name the outcome of a query that ended with `exc`."""
         return outcome_of_query(exc)
 
+    @guarded("operation.again", stand_in)
     def again(self) -> Query:
         """Return a query like this one, which has not begun."""
         return Query(self.reporter, "database", self.name, self.labels, self._given)
@@ -128,9 +135,9 @@ class SentQuery(Query):
 class DatabaseClient:
     """Measures database queries and shows pools of connections."""
 
-    def __init__(self, reporter: DatabaseReporter) -> None:
+    def __init__(self, reporter: DatabaseReporter, redactor: Redactor = PLAIN) -> None:
         self._reporter = reporter
-        self._statements = Statements()
+        self._statements = Statements(redactor.text)
         self._tables: set[str] = {UNKNOWN}
         self._pools: set[str] = set()
         self._claiming = Lock()
@@ -158,17 +165,21 @@ class DatabaseClient:
         is part of this query, not one more.
         """
         try:
-            new = (operation, table) not in self._labels
-        except TypeError:
-            new = True
-        if new:  # never seen: they may be anything
-            statement, operation, table = _sorted_out(statement, operation, table)
-        described = None if statement is None else self._statements.describe(statement, system)
-        if described is not None:
-            operation, table = operation or described.operation, table or described.table
-        count = _length(parameters)
-        facts = None if pool is None else {"db.client.connection.pool.name": pool}
-        return self._make(operation or "OTHER", table, described, system, count, facts)
+            try:
+                new = (operation, table) not in self._labels
+            except TypeError:
+                new = True
+            if new:  # never seen: they may be anything
+                statement, operation, table = _sorted_out(statement, operation, table)
+            described = None if statement is None else self._statements.describe(statement, system)
+            if described is not None:
+                operation, table = operation or described.operation, table or described.table
+            count = _length(parameters)
+            facts = None if pool is None else {"db.client.connection.pool.name": pool}
+            return self._make(operation or "OTHER", table, described, system, count, facts)
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+            tell("db.query", exc, self._reporter)
+            return STAND_IN  # type: ignore[no-any-return]
 
     def statement(
         self, statement: object, *, system: str, batch: int | None = None, facts: dict[str, Any] | None = None

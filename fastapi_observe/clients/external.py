@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from fastapi_observe.clients.propagation import Propagation
+from fastapi_observe.records.guard import STAND_IN, USERS, guarded, stand_in, tell
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.outcomes import outcome_of
 
@@ -44,6 +45,7 @@ class ExternalCall(Operation):
         Operation.__init__(self, reporter, kind, name, labels, details)
         self._propagation = propagation
 
+    @guarded("external.status", passes=USERS)
     def status(self, status_code: int) -> None:
         """Note the HTTP status of the answer; 4xx is outcome `client_error`, 5xx `server_error`.
 
@@ -61,6 +63,7 @@ class ExternalCall(Operation):
         elif status_code >= HTTPStatus.BAD_REQUEST:
             self.outcome = "client_error"
 
+    @guarded("external.inject", otherwise=lambda _, headers, *__, **___: headers)
     def inject(self, headers: H, host: str | None = None) -> H:
         """Add the headers that let the callee continue this trace, and return them; call it inside the block.
 
@@ -84,6 +87,7 @@ class ExternalCall(Operation):
             return "connect_error"
         return outcome_of(exc)
 
+    @guarded("operation.again", stand_in)
     def again(self) -> ExternalCall:
         """Return a call like this one, which has not begun."""
         details = None if self._given is None else dict(self._given)
@@ -119,11 +123,15 @@ class ExternalClient:
         log line only. Tell the answer's HTTP status with `call.status(...)`; `call.inject(...)` adds the headers that
         carry the trace on. httpx clients do all of this by themselves: `observe.instrument_client`.
         """
-        return ExternalCall(
-            self.reporter,
-            "external",
-            f"{operation} {service}",
-            {"service": service, "operation": operation},
-            {"peer.service": service, **details},
-            self.propagation,
-        )
+        try:
+            return ExternalCall(
+                self.reporter,
+                "external",
+                f"{operation} {service}",
+                {"service": service, "operation": operation},
+                {"peer.service": service, **details},
+                self.propagation,
+            )
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+            tell("external.call", exc, self.reporter)
+            return STAND_IN  # type: ignore[no-any-return]

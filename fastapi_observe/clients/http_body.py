@@ -8,6 +8,7 @@ from functools import cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from fastapi_observe.records.guard import guarded
 from fastapi_observe.records.outcomes import is_cancellation
 
 if TYPE_CHECKING:
@@ -39,14 +40,21 @@ class Body:
         if "_call" in self.__dict__ and not self._call.ended:
             self._forgotten.append((self._call, perf_counter()))
 
+    @guarded("http.body")
     def _failed(self, exc: BaseException | None) -> None:
         """End the call with what broke the body; one who has read enough breaks nothing."""
         if exc is not None and not isinstance(exc, GeneratorExit):
             self._call.close(exc)
 
+    @guarded("http.body")
     def _complete(self) -> None:
         self._call.received = self._received
         self._call.close()
+
+    @guarded("http.body")
+    def _closed(self, exc: BaseException | None = None) -> None:
+        """End the call of a body that was closed, perhaps because of a cancellation."""
+        self._call.close(exc if is_cancellation(exc) else None)
 
 
 class AsyncBody(Body):
@@ -74,7 +82,7 @@ class AsyncBody(Body):
         except BaseException as exc:
             self._failed(exc)
             raise
-        self._call.close(cancelled if is_cancellation(cancelled) else None)
+        self._closed(cancelled)
 
 
 class SyncBody(Body):
@@ -97,7 +105,7 @@ class SyncBody(Body):
         except BaseException as exc:
             self._failed(exc)
             raise
-        self._call.close()
+        self._closed()
 
 
 @cache

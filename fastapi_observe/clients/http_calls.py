@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastapi_observe.clients.external import ExternalClient
     from fastapi_observe.clients.http_body import Body
     from fastapi_observe.clients.http_record import Request
+    from fastapi_observe.records.redaction import Redactor
 
 MOST_TEMPLATES: Final = 200
 """Different path templates that become part of an `operation` label; with further ones it is the method alone."""
@@ -52,11 +53,11 @@ class HttpCalls:
     """Shared by all clients. Each of the three moments is guarded: a fault of ours never reaches the call."""
 
     def __init__(
-        self, external: ExternalClient, faults: Callable[[str, BaseException], None], query_allow: frozenset[str]
+        self, external: ExternalClient, faults: Callable[[str, BaseException], None], redactor: Redactor
     ) -> None:
         self._external = external
         self._faults = faults
-        self._query_allow = query_allow
+        self._redactor = redactor
         self._templates: set[str] = set()
         self._names: dict[tuple[str, str, str | None], Named] = {}
         self._forgotten: deque[tuple[HttpCall, float]] = deque()
@@ -90,7 +91,7 @@ class HttpCalls:
                 template = None
             operation = method if template is None else f"{method} {template}"
             name, labels = f"{operation} {service}", {"service": service, "operation": operation}
-            named = Named(name, labels, method, template, self._query_allow)
+            named = Named(name, labels, method, template, self._redactor)
             if len(self._names) < MOST_NAMES:
                 self._names[key] = named
         return named

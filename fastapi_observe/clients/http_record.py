@@ -8,12 +8,12 @@ from fastapi_observe.clients.external import ExternalCall
 from fastapi_observe.clients.templates import LONGEST_PATH
 from fastapi_observe.records.exchange import KNOWN_METHODS
 from fastapi_observe.records.operation import Operation
-from fastapi_observe.records.redaction import redact_query
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
     from fastapi_observe.records.operation import OperationReporter
+    from fastapi_observe.records.redaction import Redactor
 
 LONGEST_METHOD: Final = 32
 _NONE: Final[dict[str, Any]] = {}
@@ -73,7 +73,7 @@ class Named(NamedTuple):
     labels: dict[str, str]
     method: str
     template: str | None
-    query_allow: frozenset[str]
+    redactor: Redactor
 
 
 class HttpCall(ExternalCall):
@@ -114,7 +114,7 @@ class HttpCall(ExternalCall):
             "http.request.method": named.method,
             "server.address": url.host,
             "server.port": url.port or _PORTS.get(url.scheme),
-            "url.full": shown(url, named.query_allow),
+            "url.full": shown(url, named.redactor),
         }
         if named.method not in KNOWN_METHODS:
             facts["http.request.method_original"] = str(request.method)[:LONGEST_METHOD]
@@ -145,8 +145,8 @@ class HttpCall(ExternalCall):
         self.extensions = _NONE
 
 
-def shown(url: Url, query_allow: frozenset[str]) -> str:
-    """Return a URL without user, password and fragment, its path cut, the values of its query redacted."""
-    path = url.raw_path.partition(b"?")[0][:LONGEST_PATH].decode("latin-1")
-    query = f"?{redact_query(url.query, query_allow)}" if url.query else ""
+def shown(url: Url, redactor: Redactor) -> str:
+    """Return a URL without user, password and fragment, its path cut and redacted, its query redacted."""
+    path = redactor.raw_path(url.raw_path.partition(b"?")[0].decode("latin-1"))[:LONGEST_PATH]
+    query = f"?{redactor.query(url.query)}" if url.query else ""
     return f"{url.scheme}://{url.netloc.decode('latin-1')}{path}{query}"

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from fastapi_observe.clients.http_body import bodies
 from fastapi_observe.clients.http_calls import HttpCalls, ObservedClient
+from fastapi_observe.records.redaction import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import httpx
 
     from fastapi_observe.clients.external import ExternalClient
+    from fastapi_observe.records.redaction import Redactor
 
 C = TypeVar("C")
 
@@ -37,9 +39,9 @@ class HttpClients:
         self,
         external: ExternalClient,
         faults: Callable[[str, BaseException], None],
-        query_allow: Iterable[str] = (),
+        redactor: Redactor = PLAIN,
     ) -> None:
-        self._calls = HttpCalls(external, faults, frozenset(query_allow))
+        self._calls = HttpCalls(external, faults, redactor)
         self._faults = faults
         self._observed: WeakKeyDictionary[Any, ObservedClient] = WeakKeyDictionary()
         self._shared: WeakKeyDictionary[Any, httpx.AsyncClient] = WeakKeyDictionary()

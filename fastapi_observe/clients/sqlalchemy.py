@@ -266,9 +266,16 @@ class EngineWatch(Watch):
     def _watch(self, pool: Pool) -> Pool:
         """Measure the wait for connections of a pool, and of the one that `dispose` makes of it."""
         connect, recreate = pool.connect, pool.recreate
-        again = _replace(pool, "recreate", lambda: self._watch(recreate()))
+        again = _replace(pool, "recreate", lambda: self._watch_again(recreate()))
         self._unwatch = _replace(pool, "connect", lambda: self.ask(connect)), again
         return pool
+
+    def _watch_again(self, pool: Pool) -> Pool:
+        try:
+            return self._watch(pool)
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches `dispose`
+            self.fault("sqlalchemy", exc)
+            return pool
 
     def state(self) -> PoolState:
         """Return what the engine's pool tells now; `waiting` are those who open a new connection, too."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from threading import Lock
-from typing import Final
+from typing import Any, Final
 
 LONGEST: Final = 2048
 """Characters of a statement that are shown."""
@@ -251,11 +251,12 @@ def describe(statement: object, system: str = "other_sql") -> Statement:
 
 
 class Statements:
-    """Remembers what the last 1,024 statements say: a statement that comes again costs a look into a dict."""
+    """Remembers what the last 1,024 statements say, redacted: one that comes again costs a look into a dict."""
 
-    __slots__ = ("_filling", "_known")
+    __slots__ = ("_filling", "_known", "_redact")
 
-    def __init__(self) -> None:
+    def __init__(self, redact: Any = str) -> None:
+        self._redact = redact
         self._known: dict[tuple[str | int, str], Statement] = {}
         self._filling = Lock()
 
@@ -266,7 +267,7 @@ class Statements:
         key = (text if len(text) <= LONGEST else hash(text), system)
         known = self._known.get(key)
         if known is None:
-            known = _read(text, system)
+            known = _read(text, system, self._redact)
             with self._filling:
                 if len(self._known) >= MOST_STATEMENTS:
                     del self._known[next(iter(self._known))]
@@ -283,12 +284,12 @@ def _text_of(statement: object) -> str:
         return ""
 
 
-def _read(text: str, system: str) -> Statement:
+def _read(text: str, system: str, redact: Any = str) -> Statement:
     shown = sanitise(text, system)
     operation, table = _named(shown)
     if table is None and len(text) > LONGEST:
         operation, table = _named(_without_values(text, system))
-    return Statement(shown, operation, table)
+    return Statement(redact(shown), operation, table)
 
 
 _OPERATIONS_ON_TABLES: Final = frozenset(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi_observe.clients.errors import is_timeout
 from fastapi_observe.records.exchange import current_exchange
+from fastapi_observe.records.guard import tell
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -107,10 +108,13 @@ class Watch:
         if self._only is not None:
             return self._only
         observers = self._observers
-        if observers and (exchange := current_exchange()) is not None:
-            for observer in observers:
-                if observer.db is exchange.observability.db:
-                    return observer
+        try:
+            if observers and (exchange := current_exchange()) is not None:
+                for observer in observers:
+                    if observer.db is exchange.observability.db:
+                        return observer
+        except Exception as exc:  # noqa: BLE001 - as above
+            tell("pool.observer", exc)
         return observers[0] if observers else None
 
     def fault(self, site: str, exc: BaseException) -> None:

@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import traceback
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.records.redaction import redact_quoted, redact_text
+from fastapi_observe.records.redaction import PLAIN
+from fastapi_observe.records.redaction_text import LONGEST_TEXT
+from fastapi_observe.records.redaction_values import is_of_database
 
-LONGEST_TEXT: Final = 65_536
-"""Characters of an exception's text that are looked at: what stands behind them is shown nowhere."""
+if TYPE_CHECKING:
+    from fastapi_observe.records.redaction import Redactor
 
-LONGEST_TEXTS: Final = 262_144
-"""Characters that are looked at in all texts of one chain or group together."""
+LONGEST_TEXTS: Final = 32_768
+"""Characters that are looked at in all texts of one chain or group together: four times what is shown of a stack."""
 
 MOST_LINKED: Final = 32
 """Exceptions of one chain or group whose texts are looked at and shown."""
 
 UNPRINTABLE_STACK: Final = "<unprintable stacktrace>"
 
-DATABASES: Final = frozenset(
-    """sqlite3 aiosqlite psycopg psycopg2 psycopg_pool asyncpg pymysql MySQLdb mysql aiomysql asyncmy mariadb oracledb
-    cx_Oracle pyodbc pymssql sqlalchemy duckdb""".split()  # noqa: SIM905 - a list would be a page long
-)
-"""Packages whose errors quote statements and values."""
 
-
-def message_of(exc: BaseException) -> str:
+def message_of(exc: BaseException, redactor: Redactor = PLAIN) -> str:
     """Return the text of an exception, or a stand-in if it has none."""
-    return _shown(_text_of(exc), type(exc))
+    return _shown(_text_of(exc), type(exc), redactor)
 
 
-def stack_of(exc: BaseException) -> str:
-    """Return the stack trace of an exception and of those it stands for; no values of variables.
+def stack_of(exc: BaseException, redactor: Redactor = PLAIN) -> str:
+    """Return the end of the stack trace of an exception and of those it stands for; no values of variables.
 
-    The text of each is redacted before anything is put around it or cut, so that nothing hides what tells a secret.
+    The text of each is redacted before anything is put around it or cut, so that nothing hides what tells a secret; in
+    the end all is, at most 8,192 characters, since lines of source may hold secrets too.
     """
     try:
         whole = traceback.TracebackException(type(exc), exc, exc.__traceback__, compact=True)
@@ -41,12 +38,24 @@ def stack_of(exc: BaseException) -> str:
         for told, kind in _told(whole, exc):
             # The only place where the text can be changed.
             text = str(told._str)  # type: ignore[attr-defined]  # noqa: SLF001
-            told._str = _shown(text[:left], kind)  # type: ignore[attr-defined]  # noqa: SLF001
-            told.__notes__ = [redact_text(str(note)[:left]) for note in told.__notes__ or ()]
+            told._str = _shown(text[:left], kind, redactor)  # type: ignore[attr-defined]  # noqa: SLF001
             left = max(0, left - len(text))
-        return redact_text("".join(whole.format()))
+            notes = []
+            for note in list(told.__notes__ or ())[:MOST_LINKED]:
+                notes.append(redactor.text(str(note)[:left]))
+                left = max(0, left - len(str(note)))
+            told.__notes__ = notes
+        return redactor.text(end_of("".join(whole.format())))
     except Exception:  # noqa: BLE001 - exception classes may override anything
         return UNPRINTABLE_STACK
+
+
+def end_of(text: str) -> str:
+    """Return the last lines of a text, as much of it as is looked at."""
+    if len(text) <= LONGEST_TEXT:
+        return text
+    end = text[2 - LONGEST_TEXT :]
+    return "…\n" + (end.partition("\n")[2] or end)
 
 
 def linked(exc: BaseException) -> list[BaseException]:
@@ -86,21 +95,13 @@ def _told(
     return found
 
 
-def _shown(text: str, kind: type[BaseException]) -> str:
-    text = redact_text(text[:LONGEST_TEXT])
-    return redact_quoted(text) if is_of_database(kind) else text
-
-
-def is_of_database(kind: type[BaseException]) -> bool:
-    """Tell whether an exception class is a database driver's."""
-    try:
-        return any(base.__module__.partition(".")[0] in DATABASES for base in kind.__mro__)
-    except Exception:  # noqa: BLE001 - as above
-        return False
+def _shown(text: str, kind: type[BaseException], redactor: Redactor) -> str:
+    text = redactor.text(text)
+    return redactor.quoted(text) if is_of_database(kind) else text
 
 
 def _text_of(exc: BaseException) -> str:
     try:
         return str(exc)
-    except Exception:  # noqa: BLE001 - as above
+    except Exception:  # noqa: BLE001 - exception classes may override anything
         return f"<unprintable {type.__dict__['__name__'].__get__(type(exc))}>"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
 
-from fastapi_observe.records.outcomes import error_name, is_cancellation
+from fastapi_observe.records.outcomes import error_name, is_cancellation, status_name
 from fastapi_observe.records.routing import UNMATCHED
 
 if TYPE_CHECKING:
@@ -337,7 +337,7 @@ class Exchange:
             if raised is None and not is_cancellation(self.noted):  # who cancels and then answers has its reasons
                 self.exception = self.noted
             self.outcome = "server_error"
-            self.error_type = str(self.status_code) if self.exception is None else error_name(self.exception)
+            self.error_type = status_name(self.status_code) if self.exception is None else error_name(self.exception)
         else:
             self.outcome = "client_error" if self.status_code >= _CLIENT_ERROR else "ok"
 

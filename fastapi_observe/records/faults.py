@@ -6,6 +6,10 @@ import contextlib
 import logging
 import threading
 from time import monotonic
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 REPEAT_AFTER = 60.0
 """Seconds until the same site is told again."""
@@ -20,6 +24,14 @@ class Faults:
         self.counts: dict[str, int] = {}
         self._told: dict[str, float] = {}
         self._lock = threading.Lock()
+
+    def each(self, site: str, *steps: Callable[[], object]) -> None:
+        """Take all steps, whichever fails."""
+        for step in steps:
+            try:
+                step()
+            except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the app
+                self(site, exc)
 
     def __call__(self, site: str, exc: BaseException) -> None:
         """Count a failure at `site` (a fixed name: it becomes a label); tell it at most once a minute.

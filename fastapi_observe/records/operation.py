@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar, cast
 
+from fastapi_observe.records.guard import guarded, stand_in, tell
 from fastapi_observe.records.outcomes import error_name, outcome_of
 from fastapi_observe.records.wrapping import wrapped
 
@@ -114,7 +115,8 @@ class Operation:
         """What operations have in common that do the same."""
         return self.name
 
-    def detail(self, **details: Any) -> None:
+    @guarded("operation.detail")
+    def detail(self, /, **details: Any) -> None:
         """Add high-cardinality facts: they go to the span and the log line, never to a metric label."""
         self.details.update(details)
 
@@ -126,7 +128,10 @@ class Operation:
         if outer is not None and not outer.ended:
             self.outer = outer
         self._token = OPERATION.set(self)
-        self.reporter.open_operation(self)
+        try:
+            self.reporter.open_operation(self)
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+            tell("operation.open", exc, self.reporter)
         self.started = perf_counter()
         return self
 
@@ -139,13 +144,19 @@ class Operation:
             except ValueError:  # left from another task: there is nothing to restore there
                 pass
             if self.scope is not None:
-                self.scope.suspend()
+                try:
+                    self.scope.suspend()
+                except Exception as exc:  # noqa: BLE001 - as above
+                    tell("operation.suspend", exc, self.reporter)
 
     def resume(self) -> None:
         """Be the current operation again."""
         self._token = OPERATION.set(self)
         if self.scope is not None:
-            self.scope.resume()
+            try:
+                self.scope.resume()
+            except Exception as exc:  # noqa: BLE001 - as above
+                tell("operation.resume", exc, self.reporter)
 
     def close(self, exc: BaseException | None = None) -> None:
         """End, with what was raised; a second call does nothing."""
@@ -153,13 +164,20 @@ class Operation:
             return
         self.duration = perf_counter() - self.started
         self.ended = True
-        if exc is None:
-            self.outcome = self.outcome or "ok"
-        else:
-            self._fail(exc)
+        try:
+            if exc is None:
+                self.outcome = self.outcome or "ok"
+            else:
+                self._fail(exc)
+        except Exception as fault:  # noqa: BLE001 - as above
+            self.outcome = self.outcome or "error"
+            tell("operation.judge", fault, self.reporter)
         if self._token is not None:
             self.suspend()
-        self.reporter.close_operation(self)
+        try:
+            self.reporter.close_operation(self)
+        except Exception as fault:  # noqa: BLE001 - as above
+            tell("operation.close", fault, self.reporter)
         self.outer = None
 
     def _fail(self, exc: BaseException) -> None:
@@ -183,19 +201,30 @@ class Operation:
             outer = outer.outer
         return False
 
+    @guarded("operation.again", stand_in)
     def again(self) -> Operation:
         """Return an operation like this one, which has not begun: one for each call of a decorated function."""
         return type(self)(self.reporter, self.kind, self.name, self.labels, self._given)
 
     def __call__(self, function: F) -> F:
         """Decorate a function, coroutine function, generator or async generator: each call is one operation."""
-        return cast("F", wrapped(function, self.again))
+        try:
+            return cast("F", wrapped(function, self.again))
+        except TypeError:  # it cannot be decorated
+            raise
+        except Exception as exc:  # noqa: BLE001 - as above
+            tell("operation.decorate", exc, self.reporter)
+            return function
 
     def __enter__(self) -> Self:
         if not self.started:
             return self.open()
-        again = cast("Self", self.again())
-        again._origin = self  # noqa: SLF001 - one of our own
+        try:
+            again = cast("Self", self.again())
+            again._origin = self  # noqa: SLF001 - one of our own
+        except Exception as exc:  # noqa: BLE001 - as above
+            tell("operation.again", exc, self.reporter)
+            return self
         return again.open()
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""How an exception is named, and the outcome of what it ended."""
+"""How exceptions and statuses are named, and the outcome of what an exception ended."""
 
 from __future__ import annotations
 
@@ -24,3 +24,8 @@ def outcome_of(exc: BaseException) -> str:
     if is_cancellation(exc):
         return "cancelled"
     return "timeout" if isinstance(exc, TimeoutError) else "error"
+
+
+def status_name(status_code: int) -> str:
+    """Return a status as text that may be a label: 100 to 599 (RFC 9110, 15), or `_other`."""
+    return str(status_code) if 100 <= status_code <= 599 else "_other"  # noqa: PLR2004 - as above

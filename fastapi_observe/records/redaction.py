@@ -1,100 +1,263 @@
-"""What may be shown of a query string and of free text: keys, and the values that the settings allow."""
+"""`Redactor`: what may be shown of texts, queries, paths, headers, addresses, and of whatever is logged."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
+
+from fastapi_observe.records.redaction_names import SecretNames
+from fastapi_observe.records.redaction_network import (
+    ADDRESS_HEADERS,
+    AUTHORITY,
+    DENIED_HEADERS,
+    IN_DENIED_HEADERS,
+    LARGEST_PORT,
+    network_of,
+)
+from fastapi_observe.records.redaction_patterns import PLAIN_PATH, REDACTED
+from fastapi_observe.records.redaction_text import MARGIN, FreeText
+from fastapi_observe.records.redaction_values import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-LONGEST_QUERY: Final = 1024
-"""Bytes of a query string that are looked at, and characters that are shown; the rest is left away."""
+LONGEST_PATH: Final = 1024
+LONGEST_AGENT: Final = 256
+"""Characters of a path and of a user agent that are shown anywhere."""
 
-REDACTED: Final = "REDACTED"
+MOST_KEPT: Final = 1024
+LONGEST_KEPT: Final = 256
+"""Texts of clients (paths, user agents, addresses) whose answer is remembered, and the characters of one."""
+
+_PLAIN_PATH: Final = PLAIN_PATH.fullmatch
+_UNKNOWN: Final = ("", None)
+_PARAMETER: Final = re.compile(r"\{([^{}:]+)[^{}]*\}")
+_PII: Final = frozenset({"user.email", "enduser.id"})
+_ADDRESSES: Final = frozenset({"client.address", *ADDRESS_HEADERS})
 
 
-def redact_query(query: bytes | str, allow: frozenset[str]) -> str:
-    """Return `query` with every value replaced by `REDACTED` whose key is not in `allow`.
+class Redactor(FreeText):
+    """Made once from the settings, and given to every place that shows a text.
 
-    Keys are compared as they were sent. `;` separates like `&`: some parsers read it so.
+    Every option of the settings that says what may be shown ends here. Answers about short texts of clients that come
+    again and again are remembered, so that a request with nothing to hide costs a look into a dict or two.
     """
-    query = query[:LONGEST_QUERY]
-    text = query if isinstance(query, str) else query.decode("latin-1")
-    return "&".join([_redact_part(part, allow) for part in text.replace(";", "&").split("&")])[:LONGEST_QUERY]
+
+    __slots__ = (
+        "_addresses",
+        "_agents",
+        "_hosts",
+        "_is_quick",
+        "_paths",
+        "_plain_paths",
+        "_routes",
+        "_special",
+        "capture_pii",
+    )
+
+    def __init__(  # noqa: PLR0913 - one for each option
+        self,
+        *,
+        query_allow: Iterable[str] = (),
+        capture_pii: bool = False,
+        names: Iterable[str] = (),
+        patterns: Iterable[str] = (),
+        function: Callable[[str], Any] | None = None,
+        faults: Callable[[str, BaseException], None] | None = None,
+    ) -> None:
+        super().__init__(SecretNames(names), query_allow, patterns, function, faults)
+        self._is_quick = not (self._patterns or self._function or self._names.more)
+        self.capture_pii = capture_pii
+        self._paths: dict[str, str] = {}
+        self._plain_paths: set[str] = set()
+        self._agents: dict[bytes, str] = {}
+        self._addresses: dict[str, str] = {}
+        self._hosts: dict[bytes, tuple[str, int | None] | None] = {}
+        self._routes: dict[str, tuple[int, ...]] = {}
+        self._special = frozenset() if capture_pii else _PII | _ADDRESSES
+
+    @classmethod
+    def of(cls, settings: Any, faults: Callable[[str, BaseException], None] | None = None) -> Redactor:
+        """Make the redactor of the options of `ObserveSettings`."""
+        return cls(
+            query_allow=settings.query_allow,
+            capture_pii=settings.capture_pii,
+            names=settings.redact_names,
+            patterns=settings.redact_patterns,
+            function=settings.redact,
+            faults=faults,
+        )
+
+    # What is logged
+
+    def hides(self, name: str) -> bool:
+        """Tell whether what stands under this name is secret."""
+        return self._names.hides(name)
+
+    def by_name(self, name: str, value: Any) -> Any:
+        """Return what stands for a value because of its name; the value itself if the name says nothing against it."""
+        if self._names.hides(name):
+            return value if value is None or value is True or value is False or value == "" else REDACTED
+        if self._special and name.lower().replace("_", "-") in self._special and isinstance(value, str):
+            if name.lower() in _PII:
+                return REDACTED
+            return self.address(value) if name.lower() == "client.address" else self.header(name, value)
+        return value
+
+    def value(self, value: Any) -> Any:
+        """Return a copy of any object that may be shown: names in it count, and texts in it."""
+        kind = type(value)
+        if kind is str:
+            return self.text(value)
+        if kind is float or kind is bool or value is None or (kind is int and value < 10**12):
+            return value
+        return shown(self, value)
+
+    def fields(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return fields that may be shown: the same dict if there is nothing to hide."""
+        kept = fields
+        for name, value in fields.items():
+            label = name if type(name) is str else str(name)
+            wanted = self.by_name(label, value)
+            if wanted is value:
+                wanted = self.value(value)
+            if wanted is not value:
+                if kept is fields:
+                    kept = dict(fields)
+                kept[name] = wanted
+        return kept
+
+    # What requests are made of
+
+    def host(self, authority: bytes) -> tuple[str, int | None] | None:
+        """Read the `Host` of a request; None if it is no plain host and port, or if there is something to hide."""
+        known = self._hosts.get(authority, _UNKNOWN)
+        if known is _UNKNOWN:
+            match = AUTHORITY.fullmatch(authority.decode("latin-1"))
+            known = None
+            if match is not None and self.text(match["host"]) == match["host"]:
+                port = int(match["port"]) if match["port"] else None
+                if port is None or port <= LARGEST_PORT:
+                    known = match["host"].strip("[]"), port
+            if len(authority) <= LONGEST_KEPT:
+                if len(self._hosts) >= MOST_KEPT:
+                    self._hosts.clear()
+                self._hosts[authority] = known
+        return known
+
+    def is_plain_path(self, path: str) -> bool:
+        """Tell, at once, that a path has nothing to hide, nor anything but small letters, digits and `/._~-`."""
+        if path in self._plain_paths:
+            return True
+        if not self._is_quick or _PLAIN_PATH(path) is None:
+            return False
+        if "token" in path or "pass" in path or "secret" in path or "key" in path or "otp" in path or "jwt" in path:
+            return False
+        if len(self._plain_paths) < MOST_KEPT and len(path) <= LONGEST_KEPT:
+            self._plain_paths.add(path)  # the first ones stay: paths with ids would only push each other out
+        return True
+
+    def path(self, path: str) -> str:
+        """Return a path that may be shown: decoded, as it stands in the ASGI scope; at most 1,152 characters."""
+        if self.is_plain_path(path):
+            return path[: LONGEST_PATH + MARGIN]
+        known = self._paths.get(path)
+        if known is None:
+            known = self.text(self.segments(path[: LONGEST_PATH + MARGIN]))
+            if len(path) <= LONGEST_KEPT:
+                if len(self._paths) >= MOST_KEPT:
+                    self._paths.clear()
+                self._paths[path] = known
+        return known
+
+    def raw_path(self, path: str) -> str:
+        """Return a percent-encoded path that may be shown."""
+        shown = self.path(path)
+        if "%" in path:
+            plain = unquote(path[: LONGEST_PATH + MARGIN], "latin-1")
+            decoded = self.path(plain)
+            if decoded != plain:
+                return decoded
+        return shown
+
+    def route_path(self, path: str, endpoint: str) -> str:
+        """Return the path of a request that a route template answered: parameters with secret names are hidden too."""
+        hidden = self._routes.get(endpoint)
+        if hidden is None:
+            hidden = self._find_secret(endpoint)
+        return self._hide_parameters(path, endpoint, hidden) if hidden else self.path(path)
+
+    def has_secret(self, endpoint: str) -> bool:
+        """Tell whether a route template has a parameter with a secret name."""
+        hidden = self._routes.get(endpoint)
+        return bool(self._find_secret(endpoint) if hidden is None else hidden)
+
+    def _find_secret(self, endpoint: str) -> tuple[int, ...]:
+        """Return which segments of a template hold a parameter with a secret name, counted from the start."""
+        found = tuple(
+            at
+            for at, segment in enumerate(endpoint.split("/"))
+            if any(self._names.hides_in_text(name) for name in _PARAMETER.findall(segment))
+        )
+        if len(self._routes) >= MOST_KEPT:
+            self._routes.clear()
+        self._routes[endpoint] = found
+        return found
+
+    def _hide_parameters(self, path: str, endpoint: str, hidden: tuple[int, ...]) -> str:
+        template, segments = endpoint.split("/"), path.split("/")
+        more = len(segments) - len(template)
+        for start in (0, more):  # a server may keep a prefix for itself, or the last parameter take several segments
+            aligned = zip(template[1:], segments[start + 1 :], strict=False)
+            if more >= 0 and all("{" in named or named == segment for named, segment in aligned):
+                for at in hidden:
+                    last = at == len(template) - 1
+                    segments[start + at : len(segments) if last else start + at + 1] = [REDACTED]
+                return self.path("/".join(segments))
+        return f"/{REDACTED}"
+
+    def agent(self, agent: bytes) -> str:
+        """Return a user agent that may be shown, at most 256 characters."""
+        known = self._agents.get(agent)
+        if known is None:
+            known = self.text(agent[: LONGEST_AGENT + MARGIN].decode("latin-1"))[:LONGEST_AGENT]
+            if len(agent) <= LONGEST_KEPT:
+                if len(self._agents) >= MOST_KEPT:
+                    self._agents.clear()
+                self._agents[agent] = known
+        return known
+
+    def address(self, address: Any) -> str | None:
+        """Return the network of a client's address (/24, /48), or the address if `capture_pii` is set."""
+        known = self._addresses.get(address)
+        if known is None:
+            if not isinstance(address, str):  # a server may name its client as it likes
+                return None if address is None else REDACTED
+            known = self.text(address[:LONGEST_KEPT]) if self.capture_pii else network_of(address)
+            if len(address) <= LONGEST_KEPT:
+                if len(self._addresses) >= MOST_KEPT:
+                    self._addresses.clear()
+                self._addresses[address] = known
+        return known
+
+    def header(self, name: str, value: str) -> str:
+        """Return the value of a header that may be shown; `name` in any case, `_` like `-`."""
+        name = name.lower().replace("_", "-")
+        if name in DENIED_HEADERS or self._names.hides(name) or any(part in name for part in IN_DENIED_HEADERS):
+            return REDACTED
+        if name in ADDRESS_HEADERS and not self.capture_pii:
+            return ", ".join(self._forwarded(part.strip()) for part in value.split(",")[:16])
+        return self.text(value)
+
+    def _forwarded(self, part: str) -> str:
+        """Show the addresses of one part of `X-Forwarded-For`, `Forwarded` or `X-Real-IP` as their networks."""
+        if "=" not in part:
+            return str(self.address(part))
+        pairs = [pair.partition("=") for pair in part.split(";")[:8]]
+        named = [(name.strip().lower(), value.strip(' "')) for name, _, value in pairs]
+        return ";".join(f"{name}={self.address(value)}" for name, value in named if name in {"for", "by"})
 
 
-def _redact_part(part: str, allow: frozenset[str]) -> str:
-    key, equals, value = part.partition("=")
-    if not equals:  # a value without a name, as some send their token
-        return part if not part or part in allow else REDACTED
-    return part if not value or key in allow else f"{key}={REDACTED}"
-
-
-def redact_text(text: str) -> str:
-    """Return free text (of an exception) without what libraries are known to put into it.
-
-    Hidden are user and password, query and fragment of a URL, the query of a path, what follows a name such as
-    `password` or `token`, SQLAlchemy's `[SQL: ...]` and `[parameters: ...]`, pydantic's `input_value=...` and what
-    PostgreSQL repeats of values and statements. The time is linear in the text: whatever a pattern begins to read it
-    keeps.
-    """
-    for pattern, instead in _KNOWN:
-        text = pattern.sub(instead, text)
-    return text
-
-
-def redact_quoted(text: str) -> str:
-    """Return the text of a database's error without what it quotes: statements, values, names."""
-    return _QUOTED.sub(_hide_quoted, _NEAR.sub(rf"\g<1>{REDACTED}", text))
-
-
-def _hide_quoted(match: re.Match[str]) -> str:
-    return f"{match[0][0]}{REDACTED}{match[0][0]}"
-
-
-_QUOTED: Final = re.compile(r"""(?<![A-Za-z])"[^"]*+(?:"|\Z)|(?<![A-Za-z])'[^']*+(?:'|\Z)""")
-_NEAR: Final = re.compile(r"(no such (?:column|function|collation sequence|module): |unrecognized token: )[^\n]*+")
-"""Quoted parts, apostrophes of words aside; what SQLite repeats without quotes."""
-
-_TO_THE_END: Final = r".*?(?=\n\n(?:During handling|The above exception)|\Z)"  # of this exception: values have any form
-
-
-def _hide_in_url(match: re.Match[str]) -> str:
-    """Hide whatever stands before the last `@` of a URL, and behind its first `?` or `#`."""
-    rest = match[1]
-    before, at, after = rest.rpartition("@")
-    shown = f"{REDACTED}:{REDACTED}@" if at and (before or after) else ""
-    path = after if at else rest
-    ends = [path.find(mark) for mark in "?#" if mark in path]
-    if not ends:
-        return f"://{shown}{path}"
-    return f"://{shown}{path[: min(ends) + 1]}{REDACTED}"
-
-
-_KNOWN: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]] = (
-    (re.compile(r"://([^\s'\"<>]++)"), _hide_in_url),
-    (re.compile(r"(?<=[\w/])\?(?=[^\s'\"=&]{1,64}=)[^\s'\"]*+"), f"?{REDACTED}"),
-    (
-        re.compile(
-            r"((?:password|passwd|pwd|secret|token|api[-_]?key|authorization|credential)[\w-]{0,32}['\"]?\s{0,4}[=:]\s{0,4})"
-            r"(?:(?:bearer|basic|digest|token)\s++)?(?:'[^'\n]*+'?|\"[^\"\n]*+\"?|[^\s,;&'\")\]}]++)",
-            re.IGNORECASE,
-        ),
-        rf"\1{REDACTED}",
-    ),
-    (re.compile(r"\b(Bearer|Basic)\s{1,4}(?!REDACTED)[\w.~+/=-]{8,}+", re.IGNORECASE), rf"\1 {REDACTED}"),
-    (re.compile(r"\[SQL: (?:.*?\](?=\n\[parameters: |\n\(Background|\n?\Z|\n\n)|.*)", re.DOTALL), f"[SQL: {REDACTED}]"),
-    (re.compile(r"\[parameters: [^\n]*"), f"[parameters: {REDACTED}]"),
-    (
-        re.compile(
-            r"(\n(?:(?:DETAIL|CONTEXT|QUERY): |LINE \d{1,9}:)|invalid input (?:syntax|value) for [^\n:]{1,256}:"
-            r"|invalid input for query argument [^\n:]{1,128}:|malformed \w{1,64} literal:|field value out of range:) "
-            + _TO_THE_END,
-            re.DOTALL,
-        ),
-        rf"\1 {REDACTED}",
-    ),
-    (re.compile(r"(?<=value )\"[^\"]{0,1024}\"(?= is out of range)"), REDACTED),
-    (re.compile(r"input_value=[^\n]*?(?=, input_type=|$)", re.MULTILINE), f"input_value={REDACTED}"),
-)
+PLAIN: Final = Redactor()
+"""What holds where no app is installed."""

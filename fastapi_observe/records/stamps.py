@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import uuid
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi_observe.records.trust import Trust
 
 if TYPE_CHECKING:
     from fastapi_observe.records.exchange import Exchange
-    from fastapi_observe.records.trust import Trust
 
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_.-]{7,63}")
 """What a request id from outside must look like to be taken over."""
@@ -19,10 +20,10 @@ class Stamps:
 
     __slots__ = ("_header", "_sends_trace", "_trust")
 
-    def __init__(self, header: str, trust: Trust, *, sends_trace: bool) -> None:
-        self._header = header.lower().encode()
-        self._trust = trust
-        self._sends_trace = sends_trace
+    def __init__(self, settings: Any) -> None:
+        self._header = settings.request_id_header.lower().encode()
+        self._trust = Trust(settings.trust_incoming)
+        self._sends_trace = settings.response_trace_header
 
     def put(self, exchange: Exchange) -> None:
         """Choose the request id: the caller's, if it is believed and well formed, else the trace id."""

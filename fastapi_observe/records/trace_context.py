@@ -13,6 +13,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from fastapi_observe.records.guard import guarded
+
 if TYPE_CHECKING:
     from typing import Self
 
@@ -110,6 +112,7 @@ class TraceContext:
         )
 
     @classmethod
+    @guarded("trace_context")
     def from_headers(cls, headers: Mapping[str, str]) -> Self | None:
         """Read `traceparent`, `tracestate` and `baggage`; names in any case. None if there is no valid trace."""
         carrier = well_formed_headers({name.lower(): value for name, value in headers.items()})
@@ -124,6 +127,7 @@ class TraceContext:
         except TypeError as exc:
             raise ValueError(f"not a trace context: {exc}; give a mapping made by TraceContext.to_dict()") from exc
 
+    @guarded("trace_context", otherwise=lambda _: {})
     def to_headers(self) -> dict[str, str]:
         """Return `traceparent`, and `tracestate` and `baggage` if there are any."""
         carrier: dict[str, str] = {}

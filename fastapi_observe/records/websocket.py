@@ -24,8 +24,8 @@ class WebSocketExchange(Exchange):
     """One WebSocket connection, from the handshake to its close.
 
     `close_code` is the code (RFC 6455) that ended it: `denied` before it was accepted, `_other` for a code beyond
-    1000 to 1015 that the *client* chose. `status_code` is 101 once accepted, else that of the refusal. Sizes are the
-    bytes of all messages.
+    1000 to 1015 that the *client* chose, or beyond 1000 to 4999 that the app did. `status_code` is 101 once accepted,
+    else that of the refusal. Sizes are the bytes of all messages.
     """
 
     __slots__ = (
@@ -87,7 +87,8 @@ class WebSocketExchange(Exchange):
             elif kind == "websocket.close" and not self.close_code:
                 if self.accepted:
                     self.closed_by_app = True
-                    self._close(str(message.get("code", 1000)))
+                    code = message.get("code", 1000)
+                    self._close(f"{code:d}" if isinstance(code, int) and 1000 <= code <= 4999 else "_other")  # noqa: PLR2004 - RFC 6455, 7.4.2
                 else:
                     self.status_code = HTTPStatus.FORBIDDEN.value
                     self._close("denied")

@@ -7,6 +7,8 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fastapi_observe.records.guard import STAND_IN, tell
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
@@ -71,11 +73,21 @@ def code_of(function: Any) -> Any:
     return function if inspect.isroutine(function) or isinstance(function, type) else type(function).__call__
 
 
+def _begun(scope: Callable[[], Scope]) -> Any:
+    """Open a scope; where that fails, one that does nothing stands for it."""
+    try:
+        inside = scope()
+        inside.open()
+    except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+        tell("wrapping", exc)
+        return STAND_IN
+    return inside
+
+
 def _call(function: Any, scope: Callable[[], Scope]) -> Any:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        inside = scope()
-        inside.open()
+        inside = _begun(scope)
         try:
             result = function(*args, **kwargs)
             if inspect.iscoroutine(result):  # a plain function that makes one: the work is in there
@@ -96,8 +108,7 @@ def _call(function: Any, scope: Callable[[], Scope]) -> Any:
 def _coroutine(function: Any, scope: Callable[[], Scope]) -> Any:
     @functools.wraps(function)
     async def coroutine(*args: Any, **kwargs: Any) -> Any:
-        inside = scope()
-        inside.open()
+        inside = _begun(scope)
         try:
             result = await function(*args, **kwargs)
         except GeneratorExit:  # nobody awaits it any more
@@ -137,8 +148,7 @@ def _generator(function: Any, scope: Callable[[], Scope]) -> Any:
     @functools.wraps(function)
     def generator(*args: Any, **kwargs: Any) -> Any:
         inner = function(*args, **kwargs)
-        inside = scope()
-        inside.open()
+        inside = _begun(scope)
         inside.suspend()
         sent = thrown = None
         try:
@@ -172,8 +182,7 @@ def _async_generator(function: Any, scope: Callable[[], Scope]) -> Any:
     @functools.wraps(function)
     async def async_generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         inner = function(*args, **kwargs)
-        inside = scope()
-        inside.open()
+        inside = _begun(scope)
         inside.suspend()
         sent = thrown = None
         try:

@@ -8,6 +8,7 @@ from typing import Any
 from starlette.background import BackgroundTask
 
 from fastapi_observe.records.exchange import current_exchange
+from fastapi_observe.records.guard import tell
 
 _USERS = "__observe_users__"
 
@@ -36,15 +37,14 @@ def unwatch() -> None:
 def _measured(original: Any) -> Any:
     @functools.wraps(original)
     async def call(task: BackgroundTask) -> None:
-        exchange = current_exchange()
-        if exchange is None:
-            await original(task)
-            return
-        observability = exchange.observability
+        operation = None
         try:
-            operation = observability.background(exchange, task.func)
+            exchange = current_exchange()
+            if exchange is not None:
+                operation = exchange.observability.background(exchange, task.func)
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the task
-            observability.faults("background", exc)
+            tell("background", exc)
+        if operation is None:
             await original(task)
             return
         with operation:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 from anyio.to_thread import current_default_thread_limiter
 from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily
 
+from fastapi_observe.records.guard import tell
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -134,7 +136,10 @@ class Saturation:
         self._timer = loop.call_at(self._due, self._sample, loop)
 
     def _sample(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._lag.observe(max(0.0, loop.time() - self._due))
+        try:
+            self._lag.observe(max(0.0, loop.time() - self._due))
+        except Exception as exc:  # noqa: BLE001 - the loop's exception handler is the app's
+            tell("saturation", exc)
         self._wait(loop)
 
     def describe(self) -> list[Metric]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from array import array
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,15 +18,23 @@ if TYPE_CHECKING:
 
 NAME: Final = "archive"
 
+MOST_LABEL_SETS: Final = 2000
+"""Label sets of one metric that are kept of those who have ended, unless the settings say another number."""
+
+OVERFLOW: Final = "__overflow__"
+"""Every label value of the series that takes what is beyond."""
+
 
 class Archive:
     """The archive of a directory.
 
     It names the files that are folded into it: whoever finds one of them still there must not count it again. It is
-    replaced as a whole, so a reader sees it before or after a fold, never in between.
+    replaced as a whole, so a reader sees it before or after a fold, never in between. Of one metric it keeps `most`
+    label sets: workers come and go for ever, each with label sets of its own.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, most: int = MOST_LABEL_SETS) -> None:
+        self._most = most
         self.reading = Reading(Path(NAME), 0)
         self.reading.living = False
         self.folded: frozenset[str] = frozenset()
@@ -71,7 +80,7 @@ class Archive:
         dead = list(dead)
         merged: dict[tuple[bytes, tuple[str, ...]], list[float]] = {}
         for reading in (self.reading, *dead):
-            _merge(merged, reading)
+            _merge(merged, reading, self._most)
         keys, values = _written(merged)
         body = keys + values
         folded = [*sorted(self.folded & still_there), *(reading.name for reading in dead)]
@@ -92,14 +101,21 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _merge(merged: dict[tuple[bytes, tuple[str, ...]], list[float]], reading: Reading) -> None:
+def _merge(merged: dict[tuple[bytes, tuple[str, ...]], list[float]], reading: Reading, most: int) -> None:
     described = [(orjson.dumps(family), str(family.get("fold"))) for family in reading.families]
+    # Samples of other collectors are several records of one label set: they are not ours to bound.
+    bounded = [family.get("kind") != "samples" for family in reading.families]
+    kept = Counter(family for family, _ in merged)
     for number, labels, at, count in reading.series:
         family, how = described[number]
         if how == "drop":
             continue
+        if bounded[number] and kept[family] >= most and (family, labels) not in merged:
+            labels = (OVERFLOW,) * len(labels)  # noqa: PLW2901 - it is counted there
         cells = list(reading.values[at : at + count])
         before = merged.get((family, labels))
+        if before is None:
+            kept[family] += 1
         if before is None or len(before) != len(cells):
             merged[family, labels] = cells
         else:

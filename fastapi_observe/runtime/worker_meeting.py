@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from fastapi_observe.runtime.worker_archive import Archive
+from fastapi_observe.runtime.worker_archive import MOST_LABEL_SETS, Archive
 from fastapi_observe.runtime.worker_files import NEW_FILE, READ, OwnFiles, Reading
-from fastapi_observe.runtime.worker_place import check, is_locked, lock, remove
+from fastapi_observe.runtime.worker_place import check, is_locked, is_supervised, lock, remove
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,10 +38,12 @@ class Worker:
 
     The files are there from the beginning; the lock on one of them is held until the process ends, and the kernel
     gives it up however that happens. `degraded` is set once something found no space; `attached` is what the installs
-    of this process share.
+    of this process share. `most` is how many label sets of one metric are kept of workers that have ended.
     """
 
-    def __init__(self, directory: Path, fault: Callable[[str, BaseException], None]) -> None:
+    def __init__(
+        self, directory: Path, fault: Callable[[str, BaseException], None], most: int = MOST_LABEL_SETS
+    ) -> None:
         self.directory = directory
         self.stem = directory / f"{os.getpid()}-{monotonic_ns()}"
         self.degraded = False
@@ -50,7 +52,7 @@ class Worker:
         self.attached: dict[str, Any] = {}
         self.exemplars: dict[str, list[Any]] = {}
         self._counted: set[object] = set()
-        self._archive = Archive(directory)
+        self._archive = Archive(directory, most)
         self._readings: dict[str, Reading] = {}
         self._reading = threading.Lock()
         self._fault = fault
@@ -255,7 +257,11 @@ class Worker:
     # Leaving
 
     def leave(self) -> None:
-        """Put our counts into the archive and go; the last one removes the directory. The cells stay usable."""
+        """Put our counts into the archive and go. The cells stay usable.
+
+        The last one removes the directory if the supervisor is gone; else a next worker may go on with the totals, and
+        what is left is for `sweep`.
+        """
         if self._thread is not None:  # pragma: no branch - a thread that could not be started
             os.write(self._ask, QUIT)
             self._thread.join(PATIENCE / 4)
@@ -263,10 +269,9 @@ class Worker:
         with self._reading, suppress(OSError), self._locked(PATIENCE / 4) as got:
             if got:  # pragma: no branch - somebody else may hold it, for a moment
                 self._refresh()
-                own = [reading for reading in self._readings.values() if reading.own]
-                others = any(reading.living and not reading.own for reading in self._readings.values())
-                if others:
-                    self._fold_in(own)
+                readings = self._readings.values()
+                if any(one.living and not one.own for one in readings) or is_supervised(self.directory):
+                    self._fold_in([one for one in readings if one.own or not one.living])
                 else:
                     remove(self.directory)
         self.forget()

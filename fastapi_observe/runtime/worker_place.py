@@ -152,6 +152,12 @@ def _directories(root: Path) -> Iterator[Path]:
             yield root / entry.name
 
 
+def is_supervised(directory: Path) -> bool:
+    """Tell whether the supervisor that a directory of ours is named after still lives: more workers may come."""
+    _, pid, started = (int(number) for number in directory.name.split("-"))
+    return _started(pid) == started
+
+
 def _is_stale(directory: Path) -> bool:
     namespace, pid, started = (int(number) for number in directory.name.split("-"))
     if namespace != _namespace():

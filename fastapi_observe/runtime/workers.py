@@ -55,6 +55,7 @@ class Workers:
     def __init__(self, settings: ObserveSettings, faults: Faults, metrics: Sharing) -> None:
         self._wanted = settings.metrics and settings.workers == "auto"
         self._directory = settings.workers_directory
+        self._most = settings.series_per_metric
         self._faults = faults
         self._metrics = metrics
         self._installed_in = os.getpid()
@@ -95,7 +96,7 @@ class Workers:
         with LOCK:
             at = root / name
             if at not in JOINED:
-                JOINED[at] = (Worker(at, self._faults), [])
+                JOINED[at] = (Worker(at, self._faults, self._most), [])
                 sweep(root, name)
             worker, users = JOINED[at]
             users.append(self)

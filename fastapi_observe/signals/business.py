@@ -8,7 +8,9 @@ from math import isfinite
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from fastapi_observe.records.guard import USERS, guarded
 from fastapi_observe.signals.series import Bounded, Counter, Histogram
+from fastapi_observe.signals.series_budget import LISTED, LabelValues
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,11 +43,15 @@ class Catalogue:
     def own(self, kind: type[M], name: str, documentation: str, labels: Sequence[str] = (), **options: Any) -> M:
         """Make a metric of the library; its name is not free for others any more."""
         self._reserved.add(_plain(name))
-        return self._add(kind(name, documentation, tuple(labels), self.budget, **options))
+        metric = self._add(kind(name, documentation, tuple(labels), self.budget, **options))
+        if labels:
+            metric.values = LabelValues(labels, LISTED)
+        return metric
 
     def _add(self, metric: M) -> M:
+        labelled = bool(metric.label_names())
         self.register(metric)
-        if metric.label_names():
+        if labelled:
             self.budget.families.append(metric)
         return metric
 
@@ -166,18 +172,22 @@ class Business:
             "user_registrations_total", "user_logins_total", "orders_created_total", "revenue_generated_total"
         )
 
+    @guarded("metrics.call", passes=USERS)
     def user_registered(self) -> None:
         """Count a user who has registered."""
         self._counter("user_registrations_total", "Users who have registered.").inc()
 
+    @guarded("metrics.call", passes=USERS)
     def user_logged_in(self) -> None:
         """Count a successful login."""
         self._counter("user_logins_total", "Successful logins.").inc()
 
+    @guarded("metrics.call", passes=USERS)
     def order_created(self) -> None:
         """Count an order."""
         self._counter("orders_created_total", "Orders that were created.").inc()
 
+    @guarded("metrics.call", passes=USERS)
     def revenue(self, amount: Decimal | float, currency: str) -> None:
         """Add `amount`, in units of `currency` (three letters, as in ISO 4217).
 
@@ -187,7 +197,7 @@ class Business:
         if not isinstance(currency, str) or not CURRENCY.fullmatch(currency):
             raise ValueError(f"currency {currency!r} is not a code of three letters (ISO 4217), for example EUR")
         total = self._counter("revenue_generated_total", "Revenue, in units of the currency.", ("currency",))
-        total.labels(currency.upper()).inc(value)
+        total.child(currency.upper()).inc(value)
 
     def _counter(self, name: str, documentation: str, labels: tuple[str, ...] = ()) -> Counter:
         found = self._made.get(name)

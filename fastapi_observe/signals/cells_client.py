@@ -63,6 +63,11 @@ class CellValue:
         """Return the number as this process has it."""
         return self.cells[0]
 
+    def __del__(self) -> None:
+        # A gauge that was removed is shown no longer; what was counted stays in the total.
+        if b'"type":"gauge"' in self.family:
+            self.cells[1] = 0.0
+
     def set_exemplar(self, exemplar: Exemplar) -> None:
         """Keep an exemplar."""
         self._exemplar = exemplar
@@ -171,8 +176,10 @@ class ClientCells:
         typ, metric_name, documentation, mode = family
         key = (scope, metric_name)
         if key not in self._described:
-            described = describe(scope, metric_name, typ, documentation, mode or "sum")
-            self._described[key] = orjson.dumps(described)
+            unit = self._unit(scope, metric_name)
+            self._described[key] = orjson.dumps(
+                describe(scope, metric_name, typ, documentation, mode or "sum", unit=unit)
+            )
         recent = mode.removeprefix("live") == "mostrecent"
         value = CellValue(
             self._lock, self._described[key], record_labels(name, labels), 0.0 if recent and not initial else 1.0
@@ -182,6 +189,10 @@ class ClientCells:
             self.values.add(value)
             self._bind(value)
         return value
+
+    def _unit(self, scope: str, metric_name: str) -> str:
+        registry = next(one for one, name in self._scopes.items() if name == scope)
+        return str(getattr(registry._names_to_collectors.get(metric_name), "_unit", ""))  # noqa: SLF001 - as above
 
     def _bind(self, value: CellValue) -> None:
         cells = self._worker.allocate(value.family, value.labels, [0.0, 0.0])

@@ -8,7 +8,7 @@ from time import sleep
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.signals.cells_samples import Exemplars, Samples
-from fastapi_observe.signals.series import AT_ONCE, Bounded, Counter, Gauge, Histogram, escape
+from fastapi_observe.signals.series import AT_ONCE, NAP, Bounded, Counter, Gauge, Histogram, escape
 from fastapi_observe.signals.series_budget import SeriesBudget
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Merged:
             self._with_exemplars = bool(exemplars)
         for number, (labels, series) in enumerate(self.series.items()):
             if number % AT_ONCE == 0:
-                sleep(0)  # as in `text_of`
+                sleep(NAP)  # as in `text_of`
             series.add_up(self.width, here.get(labels))
         return list(self.series.values())
 

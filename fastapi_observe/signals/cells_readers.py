@@ -10,7 +10,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from fastapi_observe.signals.cells_client import is_stock
 from fastapi_observe.signals.cells_samples import describe, record_labels
-from fastapi_observe.signals.series import Bounded
+from fastapi_observe.signals.series import NAP, Bounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -75,7 +75,7 @@ class Readers:
         for collector in self._collectors():
             if not is_reader(collector):
                 continue
-            sleep(0)  # as in `text_of`
+            sleep(NAP)  # as in `text_of`
             try:
                 for family in collector.collect():
                     if isinstance(collector, MetricWrapperBase) or mode_of(family.name, family.type) == "once":
@@ -92,7 +92,9 @@ class Readers:
         found = self._described.get(family.name)
         if found is None:
             mode = mode_of(family.name, family.type)
-            described = describe(self._scope, family.name, family.type, family.documentation, mode, cumulated=True)
+            described = describe(
+                self._scope, family.name, family.type, family.documentation, mode, unit=family.unit, cumulated=True
+            )
             found = self._described[family.name] = orjson.dumps(described), f"{family.name}_created"
         described_as, created = found
         for sample in family.samples:

@@ -41,7 +41,7 @@ def _text(text: str) -> str:
 
 
 def describe(  # noqa: PLR0913 - what a family is
-    scope: str, name: str, kind: str, documentation: str, mode: str, *, cumulated: bool = False
+    scope: str, name: str, kind: str, documentation: str, mode: str, *, unit: str = "", cumulated: bool = False
 ) -> dict[str, Any]:
     """Return what the others must know of a family; `mode` says how the samples of several workers become one."""
     return {
@@ -50,6 +50,7 @@ def describe(  # noqa: PLR0913 - what a family is
         "kind": "samples",
         "type": kind,
         "doc": _text(documentation),
+        "unit": unit,
         "mode": mode,
         "fold": FOLDS.get(mode, "drop"),
         "cumulated": cumulated,
@@ -69,6 +70,7 @@ class Samples:
         self.name = str(described["name"])
         self.type = str(described["type"])
         self.documentation = str(described["doc"])
+        self.unit = str(described["unit"])
         self.mode = str(described["mode"]).removeprefix("live")
         self.dropped = described["fold"] == "drop"
         self.cumulated = bool(described["cumulated"])
@@ -91,7 +93,7 @@ class Samples:
                     kept[key] = exemplar
         for record, value, stamp in alone:
             found[_key(record)].append((value, stamp, os.getpid()))
-        metric = Metric(self.name, self.documentation, self.type)
+        metric = Metric(self.name, self.documentation, self.type, self.unit)
         if self.type == "histogram" and not self.cumulated:
             self._add_buckets(metric, found, kept)
             return metric

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import time_ns
 from typing import TYPE_CHECKING
 
 from fastapi_observe.signals.cells import WorkersCollector, detach, series_of
@@ -43,11 +44,21 @@ class Sharing:
         self._renew = renew
         self._view: SharedView | None = None
         self._inherited: dict[int, float] = {}
+        self._zeroed = 0
 
     def registries(self, *, openmetrics: bool) -> Sequence[Any]:
         """Return the registries to show, of all workers if there are others."""
         view = self._view
         return self._registries if view is None else view.scrape(openmetrics=openmetrics)
+
+    def of_this_process(self) -> list[Any]:
+        """Return the collectors that show what this process alone has counted, of all registries."""
+        found = [collector for registry in self._registries for collector in collectors(registry)]
+        return [collector for collector in found if collector is not self.about]
+
+    def zeroed(self) -> int:
+        """Return when the counters of this process were last set to zero, in nanoseconds; 0: they never were."""
+        return self._zeroed
 
     def share(self, worker: Worker, scope: str) -> None:
         """Put all values where the other workers see them; `scope` tells the installs of one process apart."""
@@ -92,6 +103,7 @@ class Sharing:
 
     def _take_back(self) -> None:
         with self._budget.lock:
+            self._zeroed = time_ns()
             self._budget.store = self.about.worker = None
             detach(series_of(self._metrics()))
             self._forget()

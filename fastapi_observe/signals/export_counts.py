@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from prometheus_client.metrics_core import Metric
 
@@ -59,37 +59,34 @@ class Counted(Protocol):
         """Read every count."""
 
 
+Tally = tuple[int, "Mapping[str, int]", int]
+"""Lines that were written, that were lost, by reason, and that wait, at one moment."""
+
+
 class LogLines(Protocol):
-    """The counts of the log signal (`Logs`)."""
+    """What the log signal (`Logs`) counts."""
 
-    @property
-    def written(self) -> int:
-        """Lines that went out."""
+    def tally(self) -> Tally:
+        """Count the lines for standard output."""
 
-    @property
-    def dropped(self) -> int:
-        """Lines that were lost."""
-
-    @property
-    def queued(self) -> int:
-        """Lines that wait."""
+    def file_tally(self) -> Tally | None:
+        """Count the lines for the log file; None if there is none."""
 
 
 class LogCounts:
-    """Shows the counts of the log signal as those of an export."""
+    """Shows the counts of the log signal as those of an export: for standard output, or for the log file."""
 
-    def __init__(self, logs: LogLines) -> None:
-        self._logs = logs
+    def __init__(self, tally: Callable[[], Tally | None]) -> None:
+        self._tally = tally
 
     def counts(self) -> Counts:
         """Read every count. A line is produced when it is written, dropped or queued."""
-        logs = self._logs
-        queued, written, dropped = logs.queued, logs.written, logs.dropped
-        return Counts(queued + written + dropped, written, {"write": dropped}, queued)
+        written, dropped, queued = self._tally() or (0, {}, 0)
+        return Counts(queued + written + sum(dropped.values()), written, dropped, queued)
 
 
 class ExportCollector:
-    """Shows in `/metrics` what was exported and lost, by signal: `traces`, `logs`, `otlp_logs`, `otlp_metrics`."""
+    """Shows in `/metrics` what was exported and lost, by signal: `traces`, `logs`, `log_file` and so on."""
 
     def __init__(self, signals: Iterable[tuple[str, Counted]]) -> None:
         self._signals = [*signals]
@@ -122,7 +119,9 @@ class ExportCollector:
 def counted(logs: LogLines, provider: Any, pushes: Iterable[Counted]) -> list[tuple[str, Counted]]:
     """Return what an install exports, by signal."""
     queue = getattr(provider, "queue", None)
-    signals: list[tuple[str, Counted]] = [("logs", LogCounts(logs))]
+    signals: list[tuple[str, Counted]] = [("logs", LogCounts(logs.tally))]
+    if logs.file_tally() is not None:
+        signals.append(("log_file", LogCounts(logs.file_tally)))
     if queue is not None:
         signals.append(("traces", queue))
     return [*signals, *(("otlp_metrics" if hasattr(push, "push") else "otlp_logs", push) for push in pushes)]

@@ -5,12 +5,60 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
-from typing import TYPE_CHECKING, TypeVar
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+
+LAST_WORDS: Final = 0.1
+"""Seconds for the lines that flushing itself has written."""
+
+SUPERVISING: Final = 0.1
+"""Seconds for the last items of a process whose children have served."""
+
+
+class Budget:
+    """The time that all exports of an install have together, once, when the app or the interpreter ends.
+
+    A process that forked and serves nothing itself (gunicorn's master with `--preload`) ends after its children, who
+    have taken theirs: it has SUPERVISING seconds.
+    """
+
+    def __init__(self) -> None:
+        self._begin_as_child()
+        at_fork(self, Budget._begin_as_child, Budget._note_child)
+
+    def _begin_as_child(self) -> None:
+        self._deadline: float | None = None
+        self._has_children = self._serves = False
+
+    def _note_child(self) -> None:
+        self._has_children = True
+
+    def begin(self, seconds: float) -> float:
+        """Return how much is left; where nobody has begun yet, it is so many seconds from now on."""
+        now = monotonic()
+        if self._deadline is None:
+            self._deadline = now + (min(seconds, SUPERVISING) if self._has_children and not self._serves else seconds)
+        return max(0.0, self._deadline - now)
+
+    def renew(self) -> None:
+        """Have as much time again: the app goes on."""
+        self._serves = True
+        self._deadline = None
+
+
+def shared_budget(*exporting: Any) -> Budget:
+    """Give queues, and what has a `queue`, one budget together; anything else has none."""
+    budget = Budget()
+    for one in exporting:
+        queue = getattr(one, "queue", one)
+        if hasattr(queue, "budget"):
+            queue.budget = budget
+    return budget
 
 
 def at_exit(owner: T, method: Callable[[T], None]) -> Callable[[], None]:
@@ -20,10 +68,10 @@ def at_exit(owner: T, method: Callable[[T], None]) -> Callable[[], None]:
     return lambda: atexit.unregister(call)
 
 
-def at_fork(owner: T, method: Callable[[T], None]) -> None:
-    """Have `method(owner)` called in every forked child, before anything else runs there."""
+def at_fork(owner: T, in_child: Callable[[T], None], in_parent: Callable[[T], None] = lambda _: None) -> None:
+    """Have `in_child(owner)` called in every forked child, and `in_parent(owner)` here, before anything else runs."""
     if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows cannot fork
-        os.register_at_fork(after_in_child=weakly(owner, method))
+        os.register_at_fork(after_in_child=weakly(owner, in_child), after_in_parent=weakly(owner, in_parent))
 
 
 def weakly(owner: T, method: Callable[[T], None]) -> Callable[[], None]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from fastapi_observe.signals.otlp_push import MetricsPush, make_log_queue, make_metrics_push, resource_of
+from fastapi_observe.signals.otlp_push import MetricsPush, ProcessResource, make_log_queue, make_metrics_push
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from prometheus_client import CollectorRegistry
+    from prometheus_client.registry import Collector
 
     from fastapi_observe.records.faults import Faults
     from fastapi_observe.settings import ObserveSettings
@@ -23,13 +23,26 @@ class Lines(Protocol):
     push: Callable[[bytes], None] | None
 
 
+class Metrics(Protocol):
+    """Who has the metrics (`Sharing`)."""
+
+    def of_this_process(self) -> Iterable[Collector]:
+        """Return what shows the values of this process alone."""
+
+    def zeroed(self) -> int:
+        """Return when counters were last set to zero, in nanoseconds; 0: they never were."""
+
+
 def open_pushes(
-    settings: ObserveSettings, tracing: TracingService, registry: CollectorRegistry, logs: Lines, faults: Faults
+    settings: ObserveSettings, tracing: TracingService, metrics: Metrics, logs: Lines, faults: Faults
 ) -> list[ExportQueue | MetricsPush]:
-    """Return what sends lines and metrics; each has `flush(timeout)` and `close()`."""
-    resource = resource_of(settings, tracing.provider)
+    """Return what sends lines and metrics; each has `flush(timeout)` and `close()`.
+
+    Each worker process sends its own, under an instance id of its own: who receives them adds them up.
+    """
+    resource = ProcessResource(settings, tracing.provider)
     lines = make_log_queue(settings, resource, faults)
-    metrics = make_metrics_push(settings, resource, registry.collect, faults)
+    numbers = make_metrics_push(settings, resource, metrics.of_this_process, faults, metrics.zeroed)
     if lines is not None:
         logs.push = lines.put
-    return [push for push in (lines, metrics) if push is not None]
+    return [push for push in (lines, numbers) if push is not None]

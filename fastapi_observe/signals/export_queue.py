@@ -11,7 +11,7 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from fastapi_observe.signals.export_lifetime import at_exit, at_fork
+from fastapi_observe.signals.export_lifetime import Budget, at_exit, at_fork
 from fastapi_observe.signals.export_outage import Outage
 from fastapi_observe.signals.export_sender import Requests, Sender
 from fastapi_observe.signals.export_store import SLICE, Limits, Store
@@ -38,7 +38,7 @@ class ExportQueue:
     """Takes items of one signal, encodes them and sends them to a collector; keeps the newest, counts the others.
 
     The thread starts with the first item, in a forked child with the child's first item. Every count is exact at every
-    moment: produced = exported + dropped + queued.
+    moment: produced = exported + dropped + queued. `budget` may be shared with other queues.
     """
 
     def __init__(self, name: str, encoder: Encoder, transport: Transport, limits: Limits, faults: Faults) -> None:
@@ -47,6 +47,7 @@ class ExportQueue:
         self._transport = transport
         self._limits = limits
         self._faults = faults
+        self.budget = Budget()
         self._renew()
         at_fork(self, ExportQueue._begin_as_child)
 
@@ -90,7 +91,15 @@ class ExportQueue:
                 return True
         if self._thread is None:
             self._react()
-        return self._sender.flush(goal, deadline) and store.lost() == lost
+        sent = self._sender.flush(goal, deadline) and store.lost() == lost
+        left = goal - store.settled()
+        if left > 0:
+            self._outage.tell(
+                "flush",
+                f"could not send {left} {self.name} to {self._transport.target} in time; "
+                "they are lost if the process ends now",
+            )
+        return sent
 
     def close(self, timeout: float | None = None) -> None:
         """Flush, for at most `timeout` seconds (None: as the settings say), then end; what is left counts as dropped.
@@ -113,6 +122,10 @@ class ExportQueue:
         if self._undo_exit is not None:
             self._undo_exit()
 
+    def _close_at_exit(self) -> None:
+        """Close within what the end of the app, and other queues, have left of the time."""
+        self.close(self.budget.begin(self._limits.shutdown))
+
     def _react(self) -> None:
         """Do what a new item calls for: start the thread, tell it that its pause has ended, or encode a slice."""
         store = self._store
@@ -134,7 +147,7 @@ class ExportQueue:
                 thread = threading.Thread(target=self._sender.run, name=f"fastapi-observe-{self.name}", daemon=True)
                 thread.start()
                 self._thread = thread
-                self._undo_exit = at_exit(self, ExportQueue.close)
+                self._undo_exit = at_exit(self, ExportQueue._close_at_exit)
 
     def _encode_slice(self) -> None:
         store = self._store

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-import threading
 from copy import copy
-from time import monotonic, sleep, thread_time
+from time import sleep
 from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import exposition as stock
@@ -14,7 +13,7 @@ from prometheus_client.openmetrics import exposition as stock_openmetrics
 
 from fastapi_observe.records.package import version_of
 from fastapi_observe.signals.cells_shown import Given, MergedText, SharedRegistry
-from fastapi_observe.signals.series import Bounded
+from fastapi_observe.signals.series import NAP, Bounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -33,14 +32,8 @@ OPENMETRICS: Final = b"application/openmetrics-text; version=1.0.0; charset=utf-
 MOST_BYTES: Final = 16_777_216
 """Most bytes of one answer; families that do not fit are left out."""
 
-LONGEST_WAIT: Final = 1.0
-"""Seconds that a scrape waits at most when there are too many of them."""
-
-SHARE: Final = 0.05
-"""Part of one core that answering may take before scrapes wait."""
-
-BURST: Final = 0.25
-"""Seconds of answering that are free before that."""
+PIECE: Final = 65_536
+"""Characters that are encoded at one time."""
 
 QUALITY: Final = re.compile(r"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)")
 """RFC 9110, 12.4.2."""
@@ -63,79 +56,59 @@ def render(registries: Iterable[Any], accept: str, accept_encoding: str, faults:
 
     A family whose name an earlier one has taken is left out; a collector that raises is left out and counted.
     """
-    openmetrics = prefers_openmetrics(accept)
-    parts: list[str] = []
-    size = 0
+    openmetrics, gzip = prefers_openmetrics(accept), accepts_gzip(accept_encoding)
+    body = Body(gzip=gzip)
     taken: set[str] = set()
     for registry in registries:
         for collector in collectors(registry):
-            sleep(0)  # gives the interpreter to the event loop
+            sleep(NAP)
             try:
                 for names, text in _families(collector, openmetrics=openmetrics):
                     if not taken.isdisjoint(names):
                         continue
                     taken.update(names)
-                    if size + len(text) > MOST_BYTES:
+                    if body.size + len(text) > MOST_BYTES:
                         raise OverflowError(f"{names[0]} does not fit")  # noqa: TRY301 - counted and told below
-                    size += len(text)
-                    parts.append(text)
+                    body.add(text)
             except OverflowError as exc:
                 faults("metrics.too_large", exc)
             except Exception as exc:  # noqa: BLE001 - a user's collector raises what it likes
                 faults("collect", exc)
     if openmetrics:
-        parts.append("# EOF\n")
-    body = "".join(parts).encode("utf-8", "backslashreplace")
+        body.add("# EOF\n")
+    content = body.end()
     headers = [(b"content-type", OPENMETRICS if openmetrics else TEXT), (b"vary", b"accept, accept-encoding")]
-    if accepts_gzip(accept_encoding):
-        import zlib  # noqa: PLC0415 - needed by scrapes only
-
-        body = zlib.compress(body, GZIP_LEVEL, wbits=31)
+    if gzip:
         headers.append((b"content-encoding", b"gzip"))
-    headers.append((b"content-length", str(len(body)).encode()))
-    return headers, body
+    headers.append((b"content-length", str(len(content)).encode()))
+    return headers, content
 
 
-class Scrapes:
-    """Answers scrapes one at a time; who waits for the one before gets the answer of the next, together with others.
+class Body:
+    """The body of an answer, encoded and compressed piece by piece: a whole one would hold the interpreter too long."""
 
-    Each answer is of a moment after it was asked for: a total that one worker has shown is never shown lower by
-    another. Once answering takes more than its share of the time, scrapes wait, a second at most.
-    """
+    def __init__(self, *, gzip: bool) -> None:
+        self.size = 0  # characters so far
+        self._parts: list[bytes] = []
+        self._compress: Any = None
+        if gzip:
+            import zlib  # noqa: PLC0415 - needed by scrapes only
 
-    def __init__(self, render: Callable[[str, str], Answer]) -> None:
-        self._render = render
-        self._lock = threading.Lock()
-        self._last: dict[tuple[bool, bool], tuple[float, Answer]] = {}
-        self._spent = 0.0
-        self._ended = monotonic()
+            self._compress = zlib.compressobj(GZIP_LEVEL, wbits=31)
 
-    def __call__(self, accept: str, accept_encoding: str) -> Answer:
-        """Return headers and body."""
-        key = (prefers_openmetrics(accept), accepts_gzip(accept_encoding))
-        asked = monotonic()
-        with self._lock:
-            since, answer = self._last.get(key, (0.0, None))
-            if answer is not None and since >= asked:
-                return answer
-            self._wait()
-            began, cost = monotonic(), thread_time()
-            answer = self._render(accept, accept_encoding)
-            self._spent += thread_time() - cost
-            self._last[key] = began, answer
-            return answer
+    def add(self, text: str) -> None:
+        """Add a text; what is no UTF-8 is written as its escape."""
+        self.size += len(text)
+        for at in range(0, len(text), PIECE):
+            sleep(NAP)
+            data = text[at : at + PIECE].encode("utf-8", "backslashreplace")
+            self._parts.append(data if self._compress is None else self._compress.compress(data))
 
-    def _wait(self) -> None:
-        now = monotonic()
-        self._spent = max(0.0, self._spent - SHARE * (now - self._ended))
-        self._ended = now
-        if self._spent > BURST:
-            sleep(min(LONGEST_WAIT, (self._spent - BURST) / SHARE))
-
-    def forked(self) -> None:
-        """Begin anew in a forked child."""
-        self._lock = threading.Lock()
-        self._last = {}
+    def end(self) -> bytes:
+        """Return all of it."""
+        if self._compress is not None:
+            self._parts.append(self._compress.flush())
+        return b"".join(self._parts)
 
 
 def prefers_openmetrics(accept: str) -> bool:

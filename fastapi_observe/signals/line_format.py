@@ -20,10 +20,13 @@ import orjson
 
 from fastapi_observe.records.exceptions import message_of, stack_of
 from fastapi_observe.records.outcomes import error_name
+from fastapi_observe.records.redaction import PLAIN
 from fastapi_observe.records.routing import UNMATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from fastapi_observe.records.redaction import Redactor
 
 MAX_LINE: Final = 16_384
 """Most bytes of one JSON line, its newline included."""
@@ -93,12 +96,12 @@ def encode_text(text: str) -> str:
     return _escape_separators(orjson.dumps(_legible(text, MAX_VALUE))).decode()
 
 
-def describe_exception(exc: BaseException) -> dict[str, str]:
+def describe_exception(exc: BaseException, redactor: Redactor = PLAIN) -> dict[str, str]:
     """Describe `exc` as the contract's `exception` object; no variable values are shown."""
-    stacktrace = stack_of(exc)
+    stacktrace = stack_of(exc, redactor)
     if len(stacktrace) > MAX_STACKTRACE:  # the end tells what happened
         stacktrace = "…" + stacktrace[1 - MAX_STACKTRACE :]
-    return {"type": error_name(exc), "message": cut(message_of(exc), MAX_VALUE), "stacktrace": stacktrace}
+    return {"type": error_name(exc), "message": cut(message_of(exc, redactor), MAX_VALUE), "stacktrace": stacktrace}
 
 
 def text_of(value: object, limit: int = MAX_VALUE) -> str:

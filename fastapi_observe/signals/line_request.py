@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from fastapi_observe.records.redaction import redact_query
 from fastapi_observe.signals.line_format import cut, describe_exception, encode_text
 
 if TYPE_CHECKING:
     from fastapi_observe.records.exchange import Exchange
+    from fastapi_observe.records.redaction import Redactor
     from fastapi_observe.records.work import Work
     from fastapi_observe.signals.line_format import Timestamps
 
@@ -20,8 +20,7 @@ REQUEST_LOGGER: Final = "fastapi_observe.request"
 """Messages and logger of the request line."""
 
 LONGEST_PATH: Final = 1024
-LONGEST_AGENT: Final = 256
-"""Most characters of a path and of a user agent."""
+"""Most characters of a path."""
 
 MOST_KEPT: Final = 1024
 """Most routes, and most clients, with a prepared piece of their lines; then all are made anew."""
@@ -39,22 +38,23 @@ and where the time went."""
 class RequestLines:
     """Makes request lines; `resource` are the keys that say who writes them, `now` is in nanoseconds."""
 
-    def __init__(self, resource: dict[str, str], query_allow: frozenset[str], timestamps: Timestamps) -> None:
+    def __init__(self, resource: dict[str, str], redactor: Redactor, timestamps: Timestamps) -> None:
         self._resource = resource
-        self._allow = query_allow
+        self._redactor = redactor
         self._timestamps = timestamps
         head = {"message": REQUEST_MESSAGE, "logger": REQUEST_LOGGER, **resource}
         self._head = orjson.dumps(head)[1:-1].decode()
-        self._routes: dict[Route, tuple[str, str]] = {}
+        self._routes: dict[Route, tuple[str, str, bool]] = {}
         self._askers: dict[tuple[bytes | None, str | None], str] = {}
 
     def build(self, exchange: Exchange, level: str, now: int) -> dict[str, Any]:
         """Return the line with whatever this exchange has to say."""
         scope = exchange.scope
         client, query = scope.get("client"), scope.get("query_string")
-        url = cut(exchange.path, LONGEST_PATH)
+        redactor = self._redactor
+        url = cut(redactor.route_path(exchange.path, exchange.endpoint), LONGEST_PATH)
         if query:
-            url = f"{url}?{redact_query(query, self._allow)}"
+            url = f"{url}?{redactor.query(query)}"
         agent = exchange.headers.get(b"user-agent")
         fields: dict[str, Any] = {
             "method": exchange.method,
@@ -65,8 +65,8 @@ class RequestLines:
             "duration_ms": round(exchange.duration * 1000, 3),
             "request_size": exchange.request_size,
             "response_size": exchange.response_size,
-            "user_agent": None if agent is None else agent[:LONGEST_AGENT].decode("latin-1"),
-            "remote_addr": client[0] if client else None,
+            "user_agent": None if agent is None else redactor.agent(agent),
+            "remote_addr": redactor.address(client[0]) if client else None,
         }
         if exchange.work is not None:
             fields.update(exchange.work.facts(exchange.started, exchange.duration))
@@ -91,7 +91,7 @@ class RequestLines:
             "fields": fields,
         }
         if exchange.exception is not None:
-            line["exception"] = describe_exception(exchange.exception)
+            line["exception"] = describe_exception(exchange.exception, redactor)
         return line
 
     def note(self, exchange: Exchange, level: str) -> RequestRecord | None:
@@ -129,10 +129,12 @@ class RequestLines:
         route, level, path, agent, address, trace_id, span_id, request_id, started, duration, received, sent, work = (
             record
         )
-        before, between = self._routes.get(route) or self._prepare(route, level)
+        before, between, has_secret = self._routes.get(route) or self._prepare(route, level)
         asker = self._askers.get((agent, address)) or self._prepare_asker(agent, address)
-        plain = path.isascii() and path.isprintable() and '"' not in path and "\\" not in path
-        url = f'"{path}"' if plain and len(path) <= LONGEST_PATH else encode_text(cut(path, LONGEST_PATH))
+        if not has_secret and len(path) <= LONGEST_PATH and self._redactor.is_plain_path(path):
+            url = f'"{path}"'
+        else:
+            url = encode_text(cut(self._redactor.route_path(path, route[1]), LONGEST_PATH))
         ids = f'"trace_id":"{trace_id}","span_id":"{span_id}",' if trace_id else ""
         asked = f'"request_id":"{request_id}",' if request_id else ""
         return (
@@ -147,14 +149,17 @@ class RequestLines:
             self._askers.clear()
         shown = [
             "null" if text is None else encode_text(text)
-            for text in (None if agent is None else agent[:LONGEST_AGENT].decode("latin-1"), address)
+            for text in (
+                None if agent is None else self._redactor.agent(agent),
+                None if address is None else self._redactor.address(address),
+            )
         ]
         kept = f'"user_agent":{shown[0]},"remote_addr":{shown[1]}'
         if len(agent or b"") <= LONGEST_KEPT:
             self._askers[agent, address] = kept
         return kept
 
-    def _prepare(self, route: Route, level: str) -> tuple[str, str]:
+    def _prepare(self, route: Route, level: str) -> tuple[str, str, bool]:
         """Keep what is the same in all lines of a route that end alike."""
         if len(self._routes) >= MOST_KEPT:
             self._routes.clear()
@@ -162,6 +167,7 @@ class RequestLines:
         kept = (
             f'"level":"{level}",{self._head},',
             f'"endpoint":{encode_text(endpoint)},"status_code":{status_code},"outcome":"{outcome}",',
+            self._redactor.has_secret(endpoint),
         )
         self._routes[route] = kept
         return kept

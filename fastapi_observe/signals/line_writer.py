@@ -1,37 +1,46 @@
-"""The queue of finished log lines and the thread that writes them to standard output and to files."""
+"""The queue of log lines and the thread that writes them to standard output and to files."""
 
 from __future__ import annotations
 
 import atexit
 import os
-import select
-import stat
-import sys
 import threading
 import weakref
 from collections import deque
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from fastapi_observe.signals.log_backlog import SIZE, Backlog
+from fastapi_observe.signals.log_stdout import StandardOutput
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from fastapi_observe.signals.log_file import LogFile
 
 QUEUE_LINES: Final = 10_000
-"""Most lines that wait; more are dropped and counted."""
+"""Most lines that wait for the thread; more are dropped and counted, those of level error a tenth later."""
 
 BATCH_DELAY: Final = 0.025
 """Seconds that the thread lets lines gather before it writes them."""
 
+HELD_PAUSE: Final = 0.005
+"""Seconds between two offers to a standard output that is slow."""
+
 PATIENCE: Final = 0.05
-"""Seconds that an urgent line may wait for a standard output that takes nothing."""
+"""Seconds that an urgent line may wait for a standard output that takes nothing, or for a file that others write to."""
 
-PIPE_PIECE: Final = 4096
-"""Bytes that a pipe takes without blocking once it says that it is ready (PIPE_BUF on Linux)."""
+PIECE: Final = 1 << 16
+"""Bytes that are taken at once from what waits for standard output."""
 
+COUNT_PATIENCE: Final = 0.1
+"""Seconds that a count waits for a write to end."""
+
+INFO: Final = 20
+ERROR: Final = 40
+"""Numbers of levels, as those of `logging`."""
 
 WRITE: Final = "write"
 END: Final = "end"
@@ -41,30 +50,34 @@ END: Final = "end"
 class LineWriter:
     """Writes lines to `sys.stdout`, as it is at that moment, and to log files, in the order of the calls.
 
-    `write` costs the caller an append; a daemon thread, started with the first line, writes in batches. Urgent lines
-    are written before `write` returns. `written` counts lines that standard output took, `dropped` those that it
-    refused, that found the queue full or that could not be encoded. After `close`, and in a forked child, every line is
-    written at once, until `open`.
+    `write` costs the caller an append; a daemon thread, started with the first line, writes in batches. Lines go to
+    their files first; those that standard output does not take at once wait in the `Backlog`, and neither thread nor
+    caller is blocked. Urgent lines are written before `write` returns. `written` counts lines that standard output
+    took, `lost` by reason those that it did not. After `close`, and in a forked child, every line is written at once,
+    until `open`.
     """
 
     def __init__(self, limit: int = QUEUE_LINES) -> None:
         self.written = 0
-        self.dropped = 0
+        self.lost = {"queue_full": 0, "write": 0, "internal": 0}
         self._limit = limit
         self._direct = True
         self._renew()
         self._hold_at_fork()
 
     def _renew(self) -> None:
-        self._queue: deque[tuple[Any, LogFile | None, bytes | Callable[[Any], bytes]]] = deque()
+        self._queue: deque[tuple[Any, LogFile | None, bytes | Callable[[Any], bytes], int]] = deque()
+        self._bytes = 0
+        self._backlog = Backlog()
+        self._output = StandardOutput()
         self._lock = threading.Lock()
+        self._counting = threading.RLock()
         self._lifetime = threading.RLock()
         self._owner = 0
         self._forking = False
-        self._rest = b""
-        self._stuck = False
+        self._stuck = self._late = False
         self._awake = False
-        self._busy_files: dict[LogFile, None] = {}
+        self._files: dict[LogFile, None] = {}
         self._thread: threading.Thread | None = None
         # The one queue of the standard library that a signal handler or `__del__` may use in the middle of itself.
         self._wake: SimpleQueue[str] = SimpleQueue()
@@ -103,31 +116,73 @@ class LineWriter:
             self._lock.release()
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self._queue) + len(self._backlog) + bool(self._output.rest)
 
-    def write_later(self, record: Any, encode: Callable[[Any], bytes], file: LogFile | None = None) -> None:
+    @property
+    def dropped(self) -> int:
+        """Lines that standard output did not get."""
+        return sum(self.lost.values()) + self._backlog.shed
+
+    def tally(self) -> tuple[int, dict[str, int], int]:
+        """Return at one moment how many lines standard output took, lost (by reason) and waits for."""
+        with self._standing_still():
+            lost = {**self.lost, "queue_full": self.lost["queue_full"] + self._backlog.shed}
+            return self.written, lost, len(self)
+
+    def tally_of(self, file: LogFile) -> tuple[int, dict[str, int], int]:
+        """Return the same of a file."""
+        with self._standing_still():
+            waiting = sum(item[1] is file for item in self._queue.copy())
+            return file.written, {**file.dropped}, waiting + len(file)
+
+    @contextmanager
+    def _standing_still(self) -> Iterator[None]:
+        """Count between two writes, unless one takes long."""
+        held = self._owner != threading.get_ident() and self._lock.acquire(timeout=COUNT_PATIENCE)
+        try:
+            yield
+        finally:
+            if held:
+                self._lock.release()
+
+    def write_later(
+        self, record: Any, encode: Callable[[Any], bytes], file: LogFile | None = None, level: int = INFO
+    ) -> None:
         """Write what `encode(record)` returns, to standard output and to `file`; most often the thread calls it."""
         queue = self._queue
         if len(queue) >= self._limit:
-            self.dropped += 1
+            self._refuse(file)
             return
-        queue.append((record, file, encode))
+        queue.append((record, file, encode, level))
         if self._direct:
-            self._drain(0.0 if self._stuck else PATIENCE)
+            self._drain(PATIENCE)
         elif not self._awake:
             self._wake_thread()
 
-    def write(self, line: bytes, *, urgent: bool = False, file: LogFile | None = None, copy: bytes = b"") -> None:
+    def write(
+        self, line: bytes, *, urgent: bool = False, file: LogFile | None = None, copy: bytes = b"", level: int = INFO
+    ) -> None:
         """Write `line` to standard output and `copy` to `file`. Never raises, never blocks for longer than 0.05 s."""
         queue = self._queue
-        if len(queue) >= self._limit:
-            self.dropped += 1
+        if (self._bytes > SIZE or len(queue) >= self._limit) and not self._has_room_for(level):
+            self._refuse(file)
             return
-        queue.append((line, file, copy))
+        self._bytes += len(line)
+        queue.append((line, file, copy, level))
         if urgent or self._direct:
-            self._drain(0.0 if self._stuck else PATIENCE)
+            self._drain(PATIENCE)
         elif not self._awake:
             self._wake_thread()
+
+    def _has_room_for(self, level: int) -> bool:
+        """Tell whether a line has room in a full queue: errors have some of their own."""
+        return level >= ERROR and len(self._queue) < self._limit * 1.1 and self._bytes <= SIZE * 1.1
+
+    def _refuse(self, file: LogFile | None) -> None:
+        with self._counting:
+            self.lost["queue_full"] += 1
+            if file is not None:
+                file.dropped["queue_full"] += 1
 
     def open(self) -> None:
         """Let lines gather for the thread from now on."""
@@ -138,7 +193,8 @@ class LineWriter:
 
     def flush(self, timeout: float) -> bool:
         """Write what waits, for at most about `timeout` seconds; tell whether nothing is left."""
-        return self._drain(timeout) and not self._queue and not self._rest
+        self._stuck = self._late = False
+        return self._drain(timeout) and not len(self) and not any(map(len, self._files))
 
     def close(self, timeout: float = 1.0) -> None:
         """Write what waits and end the thread; lines that still come are written at once."""
@@ -149,11 +205,13 @@ class LineWriter:
         if thread is not None:
             self._wake.put(END)
             thread.join(timeout)
-        self._drain(timeout)
+        self.flush(timeout)
 
     def _wake_thread(self) -> None:
+        if self._direct:
+            return
         self._awake = True
-        if self._thread is None and not self._direct:
+        if self._thread is None:
             self._start_thread()
         self._wake.put(WRITE)
 
@@ -175,35 +233,80 @@ class LineWriter:
     def _run(self, wake: SimpleQueue[str]) -> None:
         going = True
         while going:
-            going = wake.get() is WRITE
-            with suppress(Empty):
-                going = going and wake.get(timeout=BATCH_DELAY) is WRITE
+            if self._is_held_back():
+                self._output.wait(BATCH_DELAY)
+                going = self._woken(wake, HELD_PAUSE)
+            else:
+                going = wake.get() is WRITE and self._woken(wake, BATCH_DELAY)
             self._awake = False
             self._drain(None)
-            for file in list(self._busy_files):
-                while file.tend():
-                    self._drain(None)
-                self._busy_files.pop(file, None)
+            for file in list(self._files):
+                going = going and self._tend(file, wake)
+
+    def _woken(self, wake: SimpleQueue[str], seconds: float) -> bool:
+        """Let lines gather; tell whether the thread goes on."""
+        until = monotonic() + seconds
+        with suppress(Empty):
+            while wake.get(timeout=max(0.0, until - monotonic())) is WRITE:
+                pass
+            return False
+        return True
+
+    def _tend(self, file: LogFile, wake: SimpleQueue[str]) -> bool:
+        """Do the work on rotated files half of the time; write what comes meanwhile."""
+        while True:
+            begun = monotonic()
+            if not file.tend():
+                break
+            going = self._woken(wake, min(monotonic() - begun, BATCH_DELAY))
+            self._awake = False
+            self._drain(None)
+            if not going:
+                return False
+        if not len(file):  # pragma: no branch - a caller in a hurry may have left lines to us meanwhile
+            self._files.pop(file, None)
+        return True
+
+    def _is_held_back(self) -> bool:
+        """Tell whether something waits for standard output, or for the lock of a file."""
+        return bool(len(self._backlog) or self._output.rest or any(map(len, self._files)))
 
     def _drain(self, patience: float | None) -> bool:
         """Write everything that waits; tell whether it was our turn.
 
-        Only the writer's thread, without `patience`, may block on standard output.
+        The writer's thread, without `patience`, waits for locks only; others for `patience` seconds in all.
         """
         if self._owner == threading.get_ident():  # inside our own write: its loop, or the thread, comes to this line
             self._wake_thread()
             return False
         deadline = None if patience is None else monotonic() + patience
-        if not self._lock.acquire(timeout=-1 if patience is None else patience):
-            self._stuck = True
-            self._wake_thread()
+        while True:
+            if not self._take_turn(deadline):
+                self._wake_thread()
+                return False
+            if deadline is None or not (len(self._backlog) or self._output.rest):
+                return True
+            left = deadline - monotonic()
+            if self._stuck or left <= 0:
+                self._stuck = True
+                self._wake_thread()
+                return True
+            self._output.wait(left)
+
+    def _take_turn(self, deadline: float | None) -> bool:
+        """Write what can be written without waiting for standard output; tell whether it was our turn."""
+        left = -1.0 if deadline is None else 0.0 if self._late else max(0.0, deadline - monotonic())
+        if not self._lock.acquire(timeout=left):
+            self._late = True  # who comes next does not wait as long once more
             return False
         try:
             self._owner = threading.get_ident()
-            if self._rest:
-                self._put(b"", 0, deadline)
-            while self._queue and (deadline is None or not self._rest):
+            self._late = False
+            self._pump()
+            while self._queue:
                 self._write_batch(deadline)
+            if self._files:
+                self._write_files({}, deadline)
         finally:
             self._owner = 0
             self._lock.release()
@@ -212,58 +315,70 @@ class LineWriter:
     def _write_batch(self, deadline: float | None) -> None:
         queue = self._queue
         lines: list[bytes] = []
+        levels: list[int] = []
         files: dict[LogFile, list[bytes]] = {}
         for _ in range(len(queue)):
-            line, file, copy = queue.popleft()
+            line, file, copy, level = queue.popleft()
             if not isinstance(copy, bytes):
-                line = copy = copy(line)
+                try:
+                    line = copy = copy(line)
+                except Exception:  # noqa: BLE001 - one line that cannot be encoded must not take the others with it
+                    self._lose_one(file)
+                    continue
             lines.append(line)
+            levels.append(level)
             if file is not None:
                 files.setdefault(file, []).append(copy)
-        for file, copies in files.items():
-            if file.write(copies):
-                self._busy_files[file] = None
+        self._bytes = 0
+        if files:
+            self._write_files(files, deadline)
+        self._put(lines, levels)
+
+    def _lose_one(self, file: LogFile | None) -> None:
+        self.lost["internal"] += 1
+        if file is not None:
+            file.dropped["internal"] += 1
+
+    def _write_files(self, files: dict[LogFile, list[bytes]], deadline: float | None) -> None:
+        for file in self._files.keys() - files.keys():
+            if len(file):
+                files[file] = []
+        for file, lines in files.items():
+            if file.write(lines, None if deadline is None else max(0.0, deadline - monotonic())):
+                self._files[file] = None
                 self._wake_thread()
-        self._put(b"".join(lines), len(lines), deadline)
 
-    def _put(self, data: bytes, count: int, deadline: float | None) -> None:
-        """Write `data`, after what an impatient caller had to leave."""
-        data, self._rest = self._rest + data, b""
-        stream: Any = sys.stdout
+    def _put(self, lines: list[bytes], levels: list[int]) -> None:
+        """Offer lines to standard output; let those wait that it does not take."""
+        if not len(self._backlog):
+            count = self._offer(lines)
+            if count == len(lines):
+                return
+            lines, levels = lines[count:], levels[count:]
+        for line, level in zip(lines, levels, strict=True):
+            self._backlog.add(line, level)
+        self._pump()
+
+    def _pump(self) -> None:
+        """Offer what waits for standard output."""
+        while len(self._backlog) or self._output.rest:
+            if not self._output.wait(0.0):
+                return
+            waiting = self._backlog.take(PIECE)
+            count = self._offer([line for _, _, line in waiting])
+            if count < len(waiting) or (self._output.rest and not waiting):
+                self._backlog.give_back(waiting[count:])
+                return
+        self._stuck = False
+
+    def _offer(self, lines: list[bytes]) -> int:
+        """Offer lines to standard output; return how many are no longer ours to write: taken or lost."""
+        output = self._output
+        before, offered = output.taken, len(lines) + bool(output.rest)
         try:
-            pipe = None if deadline is None else _pipe_of(stream)
-            if pipe is not None and deadline is not None:
-                self._rest = _write_while_ready(pipe, data, deadline)
-                self._stuck = bool(self._rest)
-                if self._stuck:
-                    self._wake_thread()
-            else:
-                binary = getattr(stream, "buffer", None)
-                if binary is None:
-                    stream.write(data.decode("utf-8", "replace"))
-                    stream.flush()
-                else:
-                    binary.write(data)
-                    binary.flush()
-                self._stuck = False
+            return output.offer(lines)
         except Exception:  # noqa: BLE001 - a broken, closed or missing standard output is no reason to fail a caller
-            self.dropped += count
-        else:
-            self.written += count
-
-
-def _pipe_of(stream: Any) -> int | None:
-    """Return the file descriptor of a standard output that could block for ever; None for files and replacements."""
-    if sys.__stdout__ is None or stream is not sys.__stdout__ or not hasattr(select, "poll"):
-        return None
-    descriptor = sys.__stdout__.fileno()
-    return None if stat.S_ISREG(os.fstat(descriptor).st_mode) else descriptor
-
-
-def _write_while_ready(descriptor: int, data: bytes, deadline: float) -> bytes:
-    """Write `data` piece by piece until `deadline` (monotonic); return what is left."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLOUT)
-    while data and poll.poll(max(0.0, deadline - monotonic()) * 1000):
-        data = data[os.write(descriptor, data[:PIPE_PIECE]) :]
-    return data
+            self.lost["write"] += offered - (output.taken - before) - bool(output.rest)
+            return len(lines)
+        finally:
+            self.written += output.taken - before

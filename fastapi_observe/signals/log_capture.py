@@ -13,6 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from fastapi_observe.records.exchange import current_exchange
+from fastapi_observe.records.guard import guarded
 from fastapi_observe.signals.line_writer import LineWriter
 from fastapi_observe.signals.log_loguru import LoguruHandlers
 from fastapi_observe.signals.log_message import ACCESS_LOGGERS, is_access
@@ -126,6 +127,7 @@ class LogCapture:
 
     # loguru
 
+    @guarded("logs.capture")
     def restore_loguru(self) -> None:
         """Put our handlers back: `logger.remove()` and `logger.configure(handlers=...)` take them as well."""
         with self._lock:
@@ -270,6 +272,7 @@ class RootHandler(logging.Handler):
         """Have no lock: the writer has its own."""
         self.lock = NoLock()  # type: ignore[assignment]
 
+    @guarded("logs.capture")
     def emit(self, record: logging.LogRecord) -> None:
         """Pass the record on."""
         self._capture.take_logging(record)

@@ -1,94 +1,47 @@
-"""The rotating log file: one for each process, compressed and cleaned up piece by piece in the writer's thread."""
+"""The rotating log file, shared by all processes of an app, or one for each."""
 
 from __future__ import annotations
 
+import errno
 import os
-import re
+import stat
+from bisect import bisect_right
 from contextlib import suppress
-from datetime import UTC, datetime
-from pathlib import Path
+from itertools import accumulate
 from time import monotonic, time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - Windows: files of dead processes are left as they are
-    fcntl = None  # type: ignore[assignment]
+from fastapi_observe.signals.log_open import OpenFile
+from fastapi_observe.signals.log_outage import FileOutage
+from fastapi_observe.signals.log_retention import Keeper, Retention
+from fastapi_observe.signals.log_rotation import Names, Rotation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-MODE: Final = 0o640
-RETRY_AFTER: Final = 1.0
-"""Seconds until a file that could not be written is tried again, and between looks whether it was moved away."""
+RETRY_AFTER: Final = 0.5
+"""Seconds until a file that could not be written, or not be rotated, is tried again."""
 
-PIECE: Final = 1 << 18
-"""Bytes that are compressed between two batches of lines."""
+LOOK_AFTER: Final = 600.0
+"""Seconds until old files are looked for where nothing was rotated."""
 
-MOST_NAMES: Final = 100
-"""Most files of processes with the same id (several containers, one volume)."""
+MEASURE_AFTER: Final = 1.0
+"""Seconds until it is looked again how much other processes have written to files of their own."""
 
-SIZES: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-AGES: Final = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400, "week": 604_800}
-AMOUNT: Final = re.compile(r"\s*(\d{1,9}(?:\.\d{1,6})?)\s*([a-zA-Z]{1,7})\s*", re.ASCII)
+KEPT_LINES: Final = 10_000
+"""Most lines that wait for the lock; more are dropped and counted."""
 
-
-class Rotation(NamedTuple):
-    """When a new file begins: at `size` bytes or after `age` seconds, whichever is set."""
-
-    size: int | None
-    age: float | None
-
-
-class Retention(NamedTuple):
-    """What is kept of rotated files: the newest `files`, or those younger than `age` seconds."""
-
-    files: int | None
-    age: float | None
-
-
-def parse_rotation(text: str | None) -> Rotation | None:
-    """Read `100 MB`, `1 GB`, `500 KB`, `1 day`, `12 hours`; None: never. Raises `ValueError` for anything else."""
-    if text is None:
-        return None
-    number, unit = _amount(text)
-    if number > 0 and unit.upper() in SIZES:
-        return Rotation(max(1, int(number * SIZES[unit.upper()])), None)
-    if number > 0 and _age_unit(unit) in AGES:
-        return Rotation(None, number * AGES[_age_unit(unit)])
-    raise ValueError(
-        f"log_rotation: got {text!r}, accepts a size such as '500 KB', '100 MB' or '1 GB', "
-        "or an age such as '12 hours' or '1 day'"
-    )
-
-
-def parse_retention(text: str | None) -> Retention | None:
-    """Read `10 files`, `7 days`, `12 hours`; None: keep all. Raises `ValueError` for anything else."""
-    if text is None:
-        return None
-    number, unit = _amount(text)
-    if number == int(number) and unit.lower() in {"file", "files"}:
-        return Retention(int(number), None)
-    if number > 0 and _age_unit(unit) in AGES:
-        return Retention(None, number * AGES[_age_unit(unit)])
-    raise ValueError(f"log_retention: got {text!r}, accepts a number such as '10 files' or an age such as '7 days'")
-
-
-def _amount(text: str) -> tuple[float, str]:
-    match = AMOUNT.fullmatch(text)
-    return (float(match[1]), match[2]) if match else (0.5, "")
-
-
-def _age_unit(unit: str) -> str:
-    return unit.lower().removesuffix("s")
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class LogFile:
-    """Appends lines to `path` (its `{pid}` filled in), rotates it, compresses and removes what was rotated.
+    """Appends lines to `path`, rotates it, compresses and removes what was rotated.
 
-    Only files of exactly the names that it gives itself are touched. A file whose process is dead counts as rotated:
-    the living hold a lock on theirs. Raises `ValueError` for a path that cannot be written; later nothing raises:
-    `dropped` counts the lines that the disk did not take, and `on_fault` is told why.
+    Without `{pid}` in `path` all processes write to that one file, batches of whole lines, each under the lock of the
+    file; with it each process has a file of its own, and one whose process is dead counts as rotated. Raises
+    `ValueError` for a path that cannot be written; later nothing raises. `written` counts lines, `dropped` those that
+    were lost, by reason; `on_fault` is told of failures other than the disk's.
     """
 
     def __init__(
@@ -99,53 +52,69 @@ class LogFile:
         compress: bool,  # noqa: FBT001 - named at its one call
         on_fault: Callable[[str, BaseException], None],
     ) -> None:
-        template = Path(path)
-        name = template.name if "{pid}" in template.name else f"{template.stem}.{{pid}}{template.suffix}"
-        self._template = str(template.with_name(name))
-        self._suffix = Path(name).suffix
-        process = r"\d+(?:_\d+)?"
-        stem = process.join(re.escape(part) for part in name.removesuffix(self._suffix).split("{pid}"))
-        suffix = re.escape(self._suffix)
-        self._active_name = re.compile(stem + suffix)
-        self._rotated_name = re.compile(rf"{stem}\.\d{{8}}T\d{{6}}\.\d{{6}}{suffix}(\.gz)?")
-        self._rotation = rotation
-        self._retention = retention
-        self._compress = compress
+        names = Names(path)
+        self.written = 0
+        self.dropped = {"queue_full": 0, "disk": 0, "internal": 0}
+        self._alone = not names.shared
+        self._file = OpenFile(names)
+        self._keeper = Keeper(names, retention, compress)
+        sizes = (rotation.size if rotation else None, self._keeper.largest)
+        self._largest = min((size for size in sizes if size is not None), default=None)
+        self._oldest = rotation.age if rotation else None
         self._on_fault = on_fault
-        self.dropped = 0
-        self.path: Path | None = None
-        self._descriptor = -1
-        self._pid = 0
-        self._size = 0
-        self._since = 0.0
-        self._look_again = 0.0
+        self._outage = FileOutage(path)
+        self._waiting: list[bytes] = []
+        self._pid = os.getpid()
+        self._opened = 0
+        self._try_again = self._rotate_again = self._look_again = self._measure_again = 0.0
         self._work: Iterator[None] | None = None
         self._more_work = False
-        reason = _why_not(template, Path(self._fill(os.getpid())))
+        reason = _why_not(names.template, self.path)
         if reason:
             raise ValueError(
                 f"log_file: {path!r} cannot be written: {reason}; "
                 "name a file in a folder that exists and that this process may write to"
             )
 
-    def write(self, lines: list[bytes]) -> bool:
-        """Append `lines`; tell whether there is work for `tend`."""
+    @property
+    def path(self) -> Path:
+        """The file that this process writes to."""
+        return self._file.path
+
+    def __len__(self) -> int:
+        """Count the lines that wait for the lock."""
+        return len(self._waiting)
+
+    def write(self, lines: list[bytes], patience: float | None = None) -> bool:
+        """Append `lines`; tell whether there is more to do: lines that wait, or work for `tend`.
+
+        Where another process has the lock for longer than `patience` (seconds) they wait for the next call; without
+        `patience` a process that does not give it back is stepped around.
+        """
+        waiting = self._waiting
+        if self._pid != os.getpid():  # a forked child: the rest is its parent's
+            self._pid, self._work = os.getpid(), None
+            waiting.clear()
+        fits = len(lines) if not waiting else max(0, KEPT_LINES - len(waiting))
+        self.dropped["queue_full"] += len(lines) - min(fits, len(lines))
+        waiting += lines[:fits]
         try:
-            self._prepare()
+            self._write_waiting(patience)
         except OSError as exc:
-            self._fail(exc)
-        batch = b"".join(lines)
-        for piece in lines if self._is_too_big(len(batch)) else [batch]:
-            count = 1 if piece is not batch else len(lines)
-            if self._descriptor < 0:
-                self.dropped += count
-                continue
-            try:
-                self._append(piece)
-            except OSError as exc:
-                self.dropped += count
-                self._fail(exc)
-        return self._work is not None
+            self._lose("disk")
+            self._try_again = monotonic() + RETRY_AFTER
+            with suppress(OSError):
+                self._file.let_go()
+            self._outage.begin(exc)
+        except Exception as exc:  # noqa: BLE001 - a fault of ours must not end the writer's thread
+            self._lose("internal")
+            self._file.let_go()
+            self._on_fault("logs.file", exc)
+        else:
+            self._file.release()
+            if self._outage.lost and monotonic() >= self._try_again:
+                self._outage.end()
+        return bool(waiting) or self._work is not None
 
     def tend(self) -> bool:
         """Do one piece of the work on rotated files; tell whether there is more."""
@@ -155,201 +124,149 @@ class LogFile:
         try:
             next(work)
         except StopIteration:
-            self._work = self._housekeeping() if self._more_work else None
-            self._more_work = False
-            return self._work is not None
+            again, self._more_work = self._more_work, False
+            self._work = self._keeper.work(self.path) if again else None
+            return again
         except OSError as exc:
             self._work = None
-            self._on_fault("logs.file", exc)
+            self._outage.neglect(exc)
             return False
         return True
 
     def close(self) -> None:
-        """Close the file; a later `write` opens it again."""
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
-            self._look_again = 0.0
-            os.close(descriptor)
+        """Close the file; a later `write` opens it again. Work that is not done is left to who comes next."""
+        self._work = None
+        self._look_again = 0.0
+        self._file.let_go()
 
-    def _prepare(self) -> None:
-        """Have the file of this process open, unless it failed a moment ago."""
+    def _write_waiting(self, patience: float | None) -> None:
         now = monotonic()
-        if self._pid != os.getpid():
-            self.close()
-        if now < self._look_again:
+        if now < self._try_again:
+            self._lose("disk")
+        while self._waiting and self._hold(patience):
+            if now >= self._look_again:
+                self._begin_work()
+            size = self._file.size()
+            if not (size and self._is_over(size) and self._rotate()):
+                self._put(size)
+
+    def _hold(self, patience: float | None) -> bool:
+        """Have the file open and locked; where there is no room for it, instead of the oldest that was rotated."""
+        while True:
+            try:
+                held = self._file.hold(patience)
+            except OSError as exc:
+                if exc.errno in FULL and self._keeper.remove_oldest(self.path.parent):
+                    continue
+                raise
+            if self._file.opened != self._opened:
+                self._opened = self._file.opened
+                self._keeper.measure(self.path)
+            return held
+
+    def _is_over(self, size: int) -> bool:
+        """Tell whether the next line belongs into a new file."""
+        if self._oldest is not None and time() - self._file.begun >= self._oldest:
+            return True
+        return self._largest is not None and size + len(self._waiting[0]) > self._largest
+
+    def _rotate(self) -> bool:
+        """Begin a new file; where that cannot be, this one is written on."""
+        if monotonic() < self._rotate_again:
+            return False
+        try:
+            if _is_out_of_files(self.path.parent) and not self._keeper.remove_oldest(self.path.parent):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 - as the call would
+            self._file.rename()
+        except FileNotFoundError:  # another process has renamed or removed it
+            self._file.let_go()
+        except OSError as exc:
+            self._rotate_again = monotonic() + RETRY_AFTER
+            self._outage.neglect(exc)
+            return False
+        self._look_again = 0.0
+        return True
+
+    def _put(self, size: int) -> None:
+        """Append as many of the waiting lines as belong into this file."""
+        data, count = self._next(size)
+        if self._alone and monotonic() >= self._measure_again:
+            self._measure_again = monotonic() + MEASURE_AFTER
+            self._keeper.measure(self.path)
+        if not self._keeper.make_room(self.path, size + len(data)):
+            if size and self._rotate():
+                return
+            raise OSError(errno.EDQUOT, "log_retention leaves no room")
+        taken, failure = self._file.append(data, size)
+        if self._file.is_removed():
+            self._file.let_go()
             return
-        self._look_again = now + RETRY_AFTER
-        if self._descriptor >= 0 and not self._is_there():
-            self.close()
-        if self._descriptor < 0:
-            self._open()
+        if failure is not None:
+            whole, count = _whole_lines(self._waiting, taken)
+            size += whole
+            self._file.cut(size)
+        del self._waiting[:count]
+        self.written += count
+        if failure is not None:
+            self._get_over(failure, size)
 
-    def _is_there(self) -> bool:
-        """Tell whether the open file still has its name: another program may have moved it away."""
-        return self.path is not None and _stands_at(self._descriptor, self.path)
+    def _next(self, size: int) -> tuple[bytes, int]:
+        """Return what is written at once, and the number of its lines: at least one."""
+        lines = self._waiting
+        data = b"".join(lines)
+        if self._largest is None or size + len(data) <= self._largest or monotonic() < self._rotate_again:
+            return data, len(lines)
+        whole, count = _whole_lines(lines, self._largest - size)
+        return (data[:whole], count) if count else (lines[0], 1)
 
-    def _open(self) -> None:
-        pid = os.getpid()
-        if self.path is None or self._pid != pid:
-            Path(self._fill(pid)).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        for again in range(MOST_NAMES):
-            path = Path(self._fill(f"{pid}_{again}" if again else pid))
-            descriptor = _open_append(path)
-            if _locked(descriptor) and _stands_at(descriptor, path):
-                break
-            os.close(descriptor)
-        else:
-            raise FileExistsError(f"{MOST_NAMES} processes hold files named like {self._fill(pid)}")
-        self.path = path
-        self._pid = pid
-        self._descriptor = descriptor
-        self._size = os.fstat(descriptor).st_size
-        self._since = monotonic()
+    def _get_over(self, failure: OSError, size: int) -> None:
+        """Make it possible to try again at once, or raise `failure`."""
+        if failure.errno == errno.EFBIG and size and self._largest is not None and self._rotate():
+            return
+        if failure.errno not in FULL or not self._keeper.remove_oldest(self.path.parent):
+            raise failure
+
+    def _lose(self, reason: str) -> None:
+        self._outage.lost += len(self._waiting)
+        self.dropped[reason] += len(self._waiting)
+        self._waiting.clear()
+
+    def _begin_work(self) -> None:
+        self._look_again = monotonic() + LOOK_AFTER
         if self._work is None:
-            self._work = self._housekeeping()
+            self._work = self._keeper.work(self.path)
         else:
             self._more_work = True
 
-    def _fill(self, pid: int | str) -> str:
-        return self._template.replace("{pid}", str(pid))
 
-    def _append(self, line: bytes) -> None:
-        rotation = self._rotation
-        if rotation is not None and self._size:
-            too_old = rotation.age is not None and monotonic() - self._since >= rotation.age
-            if too_old or self._is_too_big(len(line)):
-                self._rotate()
-        written = os.write(self._descriptor, line)
-        if written < len(line):  # the disk is full: take back the torn line
-            os.ftruncate(self._descriptor, self._size)
-            raise OSError("the disk took only part of a line")
-        self._size += written
+def _whole_lines(lines: list[bytes], limit: int) -> tuple[int, int]:
+    """Return how many bytes of whole lines are within `limit`, and how many lines that are."""
+    ends = list(accumulate(map(len, lines)))
+    count = bisect_right(ends, limit)
+    return ends[count - 1] if count else 0, count
 
-    def _is_too_big(self, more: int) -> bool:
-        size = None if self._rotation is None else self._rotation.size
-        return size is not None and self._size + more > size
 
-    def _rotate(self) -> None:
-        path = self.path
-        if path is not None and self._is_there():
-            path.rename(self._rotated(path, time()))
-        self.close()
-        self._open()
-
-    def _rotated(self, path: Path, moment: float) -> Path:
-        stamp = datetime.fromtimestamp(moment, UTC).strftime("%Y%m%dT%H%M%S.%f")
-        return path.with_name(f"{path.name.removesuffix(self._suffix)}.{stamp}{self._suffix}")
-
-    def _fail(self, exc: OSError) -> None:
-        with suppress(OSError):
-            self.close()
-        self._look_again = monotonic() + RETRY_AFTER
-        self._on_fault("logs.file", exc)
-
-    def _housekeeping(self) -> Iterator[None]:
-        """Adopt the files of the dead, compress, remove what is too old or too many; piece by piece."""
-        path = self.path
-        if path is None:  # pragma: no cover - only an open file is tended
-            return
-        folder = path.parent
-        for each in sorted(folder.iterdir()):
-            if each != path and self._active_name.fullmatch(each.name):
-                self._adopt(each)
-                yield
-        if self._compress:
-            for each in sorted(folder.iterdir()):
-                match = self._rotated_name.fullmatch(each.name)
-                if match and not match[1]:
-                    yield from _compress(each)
-        yield
-        self._remove_old(folder)
-
-    def _adopt(self, path: Path) -> None:
-        """Rename a file that no living process holds, so that it is kept and removed like any rotated one."""
-        descriptor = -1
-        try:
-            descriptor = _open_append(path, create=False)
-            if fcntl is not None and _locked(descriptor) and _stands_at(descriptor, path):
-                path.rename(self._rotated(path, os.fstat(descriptor).st_mtime))
-        except FileNotFoundError:  # another process was quicker
-            pass
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
-
-    def _remove_old(self, folder: Path) -> None:
-        retention = self._retention
-        if retention is None:
-            return
-        found: list[tuple[float, Path]] = []
-        for each in folder.iterdir():
-            if self._rotated_name.fullmatch(each.name):
-                with suppress(FileNotFoundError):
-                    found.append((each.stat().st_mtime, each))
-        found.sort(reverse=True)
-        for rank, (changed, each) in enumerate(found):
-            too_many = retention.files is not None and rank >= retention.files
-            too_old = retention.age is not None and time() - changed > retention.age
-            if too_many or too_old:
-                each.unlink(missing_ok=True)
+def _is_out_of_files(folder: Path) -> bool:
+    """Tell whether the file system has a number of files, and no new one can be made."""
+    if not hasattr(os, "statvfs"):  # pragma: no cover - Windows
+        return False
+    found = os.statvfs(folder)
+    return found.f_files > 0 and found.f_favail == 0
 
 
 def _why_not(template: Path, path: Path) -> str:
     """Tell why the file `path` cannot be written, leaving no trace; empty if it can. Missing folders will be made."""
     try:
-        for each in (template, path):
+        for each in {template, path}:
             if each.is_dir():
                 return f"{each} is a folder"
-        if path.exists():
-            return "" if os.access(path, os.W_OK) else f"no permission to write {path}"
+        if os.path.lexists(path):
+            if not stat.S_ISREG(path.lstat().st_mode):
+                return f"{path} is not a plain file"
+            return "" if os.access(path, os.R_OK | os.W_OK) else f"no permission to read and write {path}"
         folder = next(each for each in path.absolute().parents if each.exists())
     except OSError as exc:
         return str(exc)
     if not folder.is_dir():
         return f"{folder} is not a folder"
     return "" if os.access(folder, os.W_OK | os.X_OK) else f"no permission to write in {folder}"
-
-
-def _open_append(path: Path, *, create: bool = True) -> int:
-    flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-    return os.open(path, flags | (os.O_CREAT if create else 0), MODE)
-
-
-def _locked(descriptor: int) -> bool:
-    """Take the lock that says: this file is in use. It goes with the process."""
-    try:
-        if fcntl is not None:  # pragma: no branch - Windows
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _stands_at(descriptor: int, path: Path) -> bool:
-    """Tell whether the open file is still the one at `path`: another process may have renamed it before the lock."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _compress(path: Path) -> Iterator[None]:
-    """Replace `path` by `path`.gz, keeping its time; another process may be at it already."""
-    import gzip  # noqa: PLC0415 - only where files are rotated
-
-    part = path.with_name(f"{path.name}.gz.part")
-    try:
-        with path.open("rb") as plain:
-            if not _locked(plain.fileno()):
-                return
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), MODE)
-            with os.fdopen(descriptor, "wb") as raw, gzip.GzipFile("", "wb", 1, raw) as packed:
-                while piece := plain.read(PIECE):
-                    packed.write(piece)
-                    yield
-            info = os.fstat(plain.fileno())
-            os.utime(part, ns=(info.st_atime_ns, info.st_mtime_ns))
-            part.rename(path.with_name(f"{path.name}.gz"))
-            path.unlink()
-    except FileNotFoundError:  # another process was quicker
-        return

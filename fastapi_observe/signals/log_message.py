@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.records.exceptions import linked
+from fastapi_observe.records.exceptions import end_of, linked
 from fastapi_observe.records.exchange import IDS
-from fastapi_observe.records.redaction import redact_query, redact_text
 from fastapi_observe.signals.line_format import MAX_STACKTRACE, MAX_VALUE, cut
 
 if TYPE_CHECKING:
     import logging
+
+    from fastapi_observe.records.redaction import Redactor
 
 TRACEBACK: Final = "Traceback (most recent call last):"
 
@@ -23,6 +24,9 @@ WEBSOCKET_ACCESS: Final = '%s - "WebSocket %s"'
 QUERY: Final = re.compile(r"\?(\S*?)(?=\"?(?:\s|$))")
 """A query in a line of text: up to white space, without the quotation mark before it."""
 
+PATH: Final = re.compile(r"(?<=[ \"])/[^\s?\"]*+")
+"""The path that was asked for."""
+
 
 def is_access(record: logging.LogRecord) -> bool:
     """Tell whether a server writes `record` for each request or WebSocket."""
@@ -31,12 +35,14 @@ def is_access(record: logging.LogRecord) -> bool:
     return record.name == "uvicorn.error" and isinstance(record.msg, str) and record.msg.startswith(WEBSOCKET_ACCESS)
 
 
-def redact_access(text: str, allow: frozenset[str]) -> str:
-    """Return an access line whose queries show the values of the keys in `allow` only."""
-    return QUERY.sub(lambda found: f"?{redact_query(found[1], allow)}", text)
+def redact_access(text: str, redactor: Redactor) -> str:
+    """Return an access line with the network of the client, and with queries and paths as spans show them."""
+    address, blank, rest = text.partition(" ")
+    rest = QUERY.sub(lambda found: f"?{redactor.query(found[1])}", rest)
+    return str(redactor.address(address)) + blank + PATH.sub(lambda found: redactor.raw_path(found[0]), rest)
 
 
-def traceback_in(text: str) -> dict[str, str] | None:
+def traceback_in(text: str, redactor: Redactor) -> dict[str, str] | None:
     """Describe a message that is a traceback as the contract's `exception` object; None if it is none.
 
     uvicorn logs a failed startup like this. The end of the stack trace is kept: it tells what happened.
@@ -47,11 +53,11 @@ def traceback_in(text: str) -> dict[str, str] | None:
     first = next((at for at, row in enumerate(rows) if at and not row.startswith(" ")), len(rows) - 1)
     reason = "\n".join(rows[first:])
     kind, _, message = reason.partition(": ")
-    stacktrace = text if len(text) <= MAX_STACKTRACE else "…" + text[1 - MAX_STACKTRACE :]
+    stacktrace = redactor.text(end_of(text))
     return {
-        "type": cut(kind.rpartition(".")[2], 256),
-        "message": redact_text(cut(message, MAX_VALUE)),
-        "stacktrace": redact_text(stacktrace),
+        "type": cut(redactor.text(kind.rpartition(".")[2]), 256),
+        "message": cut(redactor.text(message), MAX_VALUE),
+        "stacktrace": stacktrace if len(stacktrace) <= MAX_STACKTRACE else "…" + stacktrace[1 - MAX_STACKTRACE :],
     }
 
 

@@ -13,6 +13,7 @@ from opentelemetry.trace import get_current_span
 
 from fastapi_observe.records.exchange import CONTEXT_KEY, current_exchange
 from fastapi_observe.records.nothing import nothing
+from fastapi_observe.records.redaction import Redactor
 from fastapi_observe.signals.line_format import (
     MAX_MESSAGE,
     TextFormat,
@@ -31,11 +32,13 @@ from fastapi_observe.signals.line_operation import (
 )
 from fastapi_observe.signals.line_request import REQUEST_LOGGER, REQUEST_MESSAGE, RequestLines
 from fastapi_observe.signals.log_capture import SERVER_LOGGERS, LogCapture
-from fastapi_observe.signals.log_file import LogFile, parse_retention, parse_rotation
+from fastapi_observe.signals.log_file import LogFile
 from fastapi_observe.signals.log_message import TRACEBACK, ids_of, is_access, redact_access, traceback_in
+from fastapi_observe.signals.log_retention import parse_retention
+from fastapi_observe.signals.log_rotation import parse_rotation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
     from loguru import Record
@@ -46,7 +49,6 @@ if TYPE_CHECKING:
     from fastapi_observe.records.work import Work
     from fastapi_observe.settings import ObserveSettings
     from fastapi_observe.signals.line_request import RequestRecord
-
 
 LEVELS: Final = {"debug": 0, "info": 20, "warn": 30, "error": 40, "fatal": 50}
 """The contract's levels and where each begins in the numbers of `logging` and loguru."""
@@ -76,33 +78,29 @@ class Logs:
     """Writes the contract's log lines to standard output and to the log file.
 
     `start` begins to take loguru's and the standard library's records too (again: takes over what was changed since),
-    `close` puts everything back. `written`, `dropped` and `queued` count lines of the whole process.
+    `close` puts everything back. Lines on standard output are counted for the whole process.
     """
 
-    def __init__(self, settings: ObserveSettings, faults: Faults) -> None:
+    def __init__(self, settings: ObserveSettings, faults: Faults, redactor: Redactor | None = None) -> None:
         self.faults = faults
         self.threshold = LEVELS[settings.log_level]
         self.captures_logging = settings.capture_logging
         self.logs_requests = settings.log_requests
         self.quiet_loggers = settings.quiet_loggers
         self.log = ObserveLogger(loguru_logger.opt(depth=2), self)
-        self._resource = {
-            "service": text_of(settings.service_name, 256),
-            "environment": text_of(settings.environment, 256),
-            "version": text_of(settings.service_version, 256),
-        }
+        who = ("service", settings.service_name), ("environment", settings.environment)
+        self._resource = {key: text_of(value, 256) for key, value in (*who, ("version", settings.service_version))}
         self._timestamps = Timestamps()
         self._slow_query = settings.slow_query
         self._repeat_limit = settings.repeated_queries
-        self._query_allow = frozenset(settings.query_allow)
-        self._request_lines = RequestLines(self._resource, self._query_allow, self._timestamps)
+        self._redactor = redactor or Redactor.of(settings, faults)
+        self._request_lines = RequestLines(self._resource, self._redactor, self._timestamps)
         self.push: Callable[[bytes], None] | None = None  # also takes each line, as JSON
         self._writer = _CAPTURE.writer
         self._file: LogFile | None = None
-        rotation, retention = parse_rotation(settings.log_rotation), parse_retention(settings.log_retention)
+        limits = parse_rotation(settings.log_rotation), parse_retention(settings.log_retention)
         if settings.log_file is not None:
-            compress = settings.log_compression is not None
-            self._file = LogFile(settings.log_file, rotation, retention, compress, faults)
+            self._file = LogFile(settings.log_file, *limits, settings.log_compression is not None, faults)
         stream = sys.stdout
         terminal = settings.environment == "development" and stream is not None and stream.isatty()
         readable = settings.log_format == "text" or (settings.log_format == "auto" and terminal)
@@ -115,13 +113,21 @@ class Logs:
 
     @property
     def dropped(self) -> int:
-        """Lines that were lost: the queue was full, or standard output or the log file refused them."""
-        return self._writer.dropped + (0 if self._file is None else self._file.dropped)
+        """Lines that were lost: there was no room for them, or standard output or the log file refused them."""
+        return self._writer.dropped + (0 if self._file is None else sum(self._file.dropped.values()))
 
     @property
     def queued(self) -> int:
         """Lines that wait to be written."""
         return len(self._writer)
+
+    def tally(self) -> tuple[int, Mapping[str, int], int]:
+        """Return at one moment how many lines standard output took, lost (by reason) and waits for."""
+        return self._writer.tally()
+
+    def file_tally(self) -> tuple[int, Mapping[str, int], int] | None:
+        """Return the same of the log file, if there is one."""
+        return None if self._file is None else self._writer.tally_of(self._file)
 
     def start(self) -> None:
         """Begin to take the records of loguru, the standard library and the server."""
@@ -158,11 +164,12 @@ class Logs:
         if exchange.work is not None:
             self._tell_repeated(exchange, exchange.work)
         level = OUTCOME_LEVELS.get(exchange.outcome, "error")
-        if not self.logs_requests or LEVELS[level] < self.threshold:
+        number = LEVELS[level]
+        if not self.logs_requests or number < self.threshold:
             return
         record = self._request_lines.note(exchange, level) if self._text is None else None
         if record is not None:
-            self._writer.write_later(record, self._encode_request, self._file)
+            self._writer.write_later(record, self._encode_request, self._file, number)
             return
         ended = exchange.started_ns + int(exchange.duration * 1e9)
         self._write(self._request_lines.build(exchange, level, ended), request=True)
@@ -173,7 +180,8 @@ class Logs:
             data = self._request_lines.encode(record)
         except Exception as exc:  # noqa: BLE001 - a server may name its client as it likes
             self.faults("logs.request_line", exc)
-            data = encode_line({**self._line("error", REQUEST_MESSAGE, REQUEST_LOGGER), "fields": {"url": record[2]}})
+            line = self._line("error", REQUEST_MESSAGE, REQUEST_LOGGER)
+            data = encode_line({**line, "fields": {"url": self._redactor.path(record[2])}})
         if self.push is not None:
             self.push(data)
         return data
@@ -220,7 +228,7 @@ class Logs:
         try:
             message = str(record.getMessage()).rstrip("\n")
             if is_access(record):
-                message = redact_access(message, self._query_allow)
+                message = redact_access(message, self._redactor)
         except Exception:  # noqa: BLE001 - arguments that do not fit the message, or cannot be turned into text
             message = text_of(record.msg, MAX_MESSAGE)
             fields["args"] = record.args
@@ -236,9 +244,9 @@ class Logs:
 
     def _line_of(self, number: int, text: str, logger: str, exc: BaseException | None) -> dict[str, Any]:
         """Begin the line of a record; a message that is a traceback becomes its last words and an exception."""
-        told = traceback_in(text) if exc is None else None
+        told = traceback_in(text, self._redactor) if exc is None else None
         if told is None:
-            return self._line(level_of(number), cut(text, MAX_MESSAGE), logger)
+            return self._line(level_of(number), cut(self._redactor.text(text), MAX_MESSAGE), logger)
         message = f"{told['type']}: {told['message']}" if told["message"] else told["type"]
         return {**self._line(level_of(number), message, logger), "exception": told}
 
@@ -255,9 +263,9 @@ class Logs:
         self, line: dict[str, Any], fields: dict[str, Any], exc: BaseException | None, *, urgent: bool = False
     ) -> None:
         self._add_ids(line, exc)
-        line["fields"] = fields
+        line["fields"] = self._redactor.fields(fields)
         if exc is not None:
-            line["exception"] = describe_exception(exc)
+            line["exception"] = describe_exception(exc, self._redactor)
         self._write(line, urgent=urgent)
 
     def _add_ids(self, line: dict[str, Any], exc: BaseException | None) -> None:
@@ -290,15 +298,16 @@ class Logs:
 
     def _write(self, line: dict[str, Any], *, request: bool = False, urgent: bool = False) -> None:
         text, file = self._text, self._file
-        urgent = urgent or line["level"] in {"error", "fatal"}
+        level = LEVELS[line["level"]]
+        urgent = urgent or level >= 40  # noqa: PLR2004 - see LEVELS
         data = encode_line(line) if text is None or file is not None or self.push is not None else b""
         if self.push is not None:
             self.push(data)
         if text is None:
-            self._writer.write(data, urgent=urgent, file=file, copy=data)
+            self._writer.write(data, urgent=urgent, file=file, copy=data, level=level)
             return
         shown = text.request(line) if request else text.line(line)
-        self._writer.write(shown, urgent=urgent, file=file, copy=b"" if file is None else data)
+        self._writer.write(shown, urgent=urgent, file=file, copy=b"" if file is None else data, level=level)
 
 
 class ObserveLogger:

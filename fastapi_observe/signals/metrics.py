@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from fastapi_observe.records.exchange import KNOWN_METHODS
+from fastapi_observe.records.guard import USERS, guarded, stand_in
 from fastapi_observe.records.nothing import nothing
+from fastapi_observe.records.outcomes import status_name
 from fastapi_observe.signals.business import Business, Catalogue
 from fastapi_observe.signals.cells_sharing import Sharing
-from fastapi_observe.signals.exposition import Scrapes, SelfCollector, collectors, prefers_openmetrics, render
+from fastapi_observe.signals.exposition import SelfCollector, collectors, prefers_openmetrics, render
+from fastapi_observe.signals.metrics_closures import checked, info_of
 from fastapi_observe.signals.metrics_operations import OperationMetrics
+from fastapi_observe.signals.scrapes import Scrapes
 from fastapi_observe.signals.series import Counter, Gauge, Histogram
-from fastapi_observe.signals.series_budget import SeriesBudget
+from fastapi_observe.signals.series_budget import BoundsCollector, SeriesBudget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -52,27 +55,29 @@ class MetricsService:
     """Takes the measurements of one install and shows them; `business` counts what the business does.
 
     `registry` is `settings.registry`, or one of our own. All labels are bounded: `endpoint` is a route template,
-    `method` a known one or `_OTHER`, `status_code` is 100 to 599 or `_other`, and each metric keeps at most
-    `settings.series_per_metric` label sets.
+    `method` a known one or `_OTHER`, `status_code` is 100 to 599 or `_other`, every other label has at most
+    `settings.values_per_label` values, and each metric at most `settings.series_per_metric` label sets. `redact` takes
+    out of a label value what a warning must not tell.
     """
 
-    def __init__(self, settings: ObserveSettings, faults: Faults) -> None:
+    def __init__(self, settings: ObserveSettings, faults: Faults, redact: Callable[[str], str] = str) -> None:
         self.registry: CollectorRegistry = settings.registry or CollectorRegistry()
         self._shared = settings.registry is not None
         show_default = settings.default_registry and self.registry is not REGISTRY
         self._faults = faults
-        self._budget = SeriesBudget(settings.series_per_metric)
+        bounds = settings.series_per_metric, settings.series_per_process, settings.values_per_label
+        self._budget = SeriesBudget(*bounds, redact)
         self._catalogue = Catalogue(self.registry, self._budget)
         self.business = Business(self._catalogue)
         self._exemplars = settings.exemplars
         self._repeat_limit = settings.repeated_queries
         self._sizes = settings.size_histograms
-        self._closures = _checked(settings.instrumentations)
+        self._closures = checked(settings.instrumentations)
         self._lock = self._budget.lock
         self._http: dict[tuple[str, str, int], HttpSeries] = {}
-        self._scrapes = Scrapes(self._render)
+        self.scrapes = Scrapes(self._render)
         registries = (self.registry, REGISTRY) if show_default else (self.registry,)
-        self.sharing = Sharing(registries, self._catalogue, faults, self._forget_cells, self._scrapes.forked)
+        self.sharing = Sharing(registries, self._catalogue, faults, self._forget_cells, self.scrapes.forked)
         try:
             self._make_http(
                 settings.duration_buckets, [slo.threshold for slo in settings.slos if slo.kind == "latency"]
@@ -80,6 +85,7 @@ class MetricsService:
             self._make_websocket()
             self._operations = OperationMetrics(self._catalogue, self._lock, faults)
             self.add_reader(SelfCollector(self._budget, faults))
+            self.add_reader(BoundsCollector(self._budget))
             self.add_reader(self.sharing.about)
         except ValueError:  # the user's registry is left as it was
             self.close()
@@ -195,22 +201,20 @@ class MetricsService:
     def _series(self, method: str, endpoint: str, status_code: int) -> HttpSeries:
         sizes = None
         if self._sizes:
-            sizes = self._request_size.labels(method, endpoint), self._response_size.labels(method, endpoint)
-        status = str(status_code) if 100 <= status_code <= 599 else "_other"  # noqa: PLR2004 - RFC 9110, 15
-        return HttpSeries(
-            self._requests.labels(method, endpoint, status), self._duration.labels(method, endpoint), sizes
-        )
+            sizes = self._request_size.child(method, endpoint), self._response_size.child(method, endpoint)
+        count = self._requests.child(method, endpoint, status_name(status_code))
+        return HttpSeries(count, self._duration.child(method, endpoint), sizes)
 
     def _close_unusual(self, ex: Exchange) -> None:
         if ex.error_type is not None:
-            self._errors.labels(ex.method, ex.endpoint, ex.error_type).inc()
+            self._errors.child(ex.method, ex.endpoint, ex.error_type).inc()
         if ex.ttfb is not None:
-            self._ttfb.labels(ex.method, ex.endpoint).observe(ex.ttfb)
+            self._ttfb.child(ex.method, ex.endpoint).observe(ex.ttfb)
         for field, error_type in ex.validation_errors or ():
-            self._validation.labels(ex.endpoint, field, error_type).inc()
+            self._validation.child(ex.endpoint, field, error_type).inc()
         if ex.work is not None:
             for _ in ex.work.repeated(self._repeat_limit):
-                self._operations.repeated.labels(ex.endpoint).inc()
+                self._operations.repeated.child(ex.endpoint).inc()
 
     def start_exchange(self, ex: Exchange) -> None:
         """Count an accepted WebSocket connection; nothing to do for the response of a request."""
@@ -219,17 +223,17 @@ class MetricsService:
 
     def accept_websocket(self, ex: WebSocketExchange) -> None:
         """Count a connection as open, and its messages from now on."""
-        received = self._messages.labels(ex.endpoint, "received").inc
-        sent = self._messages.labels(ex.endpoint, "sent").inc
-        self._connections.labels(ex.endpoint).inc()
+        received = self._messages.child(ex.endpoint, "received").inc
+        sent = self._messages.child(ex.endpoint, "sent").inc
+        self._connections.child(ex.endpoint).inc()
         ex.count_received, ex.count_sent = received, sent
 
     def _close_websocket(self, ex: WebSocketExchange) -> None:
         # Only what was counted as open may be counted as closed.
         if ex.count_received is not None:
             ex.count_received = ex.count_sent = None
-            self._connections.labels(ex.endpoint).dec()
-        self._connection_duration.labels(ex.endpoint, ex.close_code).observe(ex.duration)
+            self._connections.child(ex.endpoint).dec()
+        self._connection_duration.child(ex.endpoint, ex.close_code).observe(ex.duration)
 
     @nothing
     def open_operation(self, op: Operation) -> None:
@@ -245,7 +249,7 @@ class MetricsService:
             self.registry.unregister(self._catalogue.registered.pop())
 
     def _call_closures(self, ex: Exchange) -> None:
-        info = _info(ex)
+        info = info_of(ex)
         for closure in self._closures:
             try:
                 closure(info)
@@ -254,6 +258,7 @@ class MetricsService:
 
     # What users call
 
+    @guarded("metrics.call", stand_in, USERS)
     def counter(self, name: str, help: str, labels: Sequence[str] = ()) -> Counter:  # noqa: A002 - Prometheus' word
         """Return the counter of this name, made now or before.
 
@@ -261,6 +266,7 @@ class MetricsService:
         """
         return self._catalogue.get(Counter, name, help, labels)
 
+    @guarded("metrics.call", stand_in, USERS)
     def gauge(
         self,
         name: str,
@@ -276,6 +282,7 @@ class MetricsService:
         """
         return self._catalogue.get(Gauge, name, help, labels, mode=mode)
 
+    @guarded("metrics.call", stand_in, USERS)
     def histogram(
         self,
         name: str,
@@ -286,6 +293,7 @@ class MetricsService:
         """Return the histogram of this name, as `counter` does; `buckets` are upper bounds, ascending."""
         return self._catalogue.get(Histogram, name, help, labels, buckets)
 
+    @guarded("metrics.call", passes=USERS)
     def record_http_request(  # noqa: PLR0913, PLR0917 - what a request is
         self,
         method: str,
@@ -300,18 +308,19 @@ class MetricsService:
         `endpoint` is a route template, never a concrete path; `duration` is in seconds, sizes are in bytes.
         """
         method = method if method in KNOWN_METHODS else "_OTHER"
-        status = str(status_code) if 100 <= status_code <= 599 else "_other"  # noqa: PLR2004 - RFC 9110, 15
-        self._requests.labels(method, endpoint, status).inc()
-        self._duration.labels(method, endpoint).observe(duration)
+        self._requests.child(method, endpoint, status_name(status_code)).inc()
+        self._duration.child(method, endpoint).observe(duration)
         if self._sizes and request_size is not None:
-            self._request_size.labels(method, endpoint).observe(request_size)
+            self._request_size.child(method, endpoint).observe(request_size)
         if self._sizes and response_size is not None:
-            self._response_size.labels(method, endpoint).observe(response_size)
+            self._response_size.child(method, endpoint).observe(response_size)
 
+    @guarded("metrics.call", passes=USERS)
     def record_database_query(self, operation: str, table: str, duration: float, error_type: str | None = None) -> None:
         """Take the samples of a query; `duration` is in seconds, `error_type` the class of what it raised."""
         self._operations.query(operation, table, duration, error_type)
 
+    @guarded("metrics.call", passes=USERS)
     def set_database_connections(
         self,
         *,
@@ -343,6 +352,7 @@ class MetricsService:
         """Count what happened on a connection besides statements: `begin`, `commit`, `rollback` or `ping`."""
         self._operations.event(pool, event)
 
+    @guarded("metrics.call")
     def update_system_metrics(self) -> None:
         """Take a reading of the system now; each scrape takes one by itself."""
         for reader in collectors(self.registry):
@@ -355,7 +365,7 @@ class MetricsService:
 
     def render(self, accept: str, accept_encoding: str) -> Answer:
         """Return headers and body for `/metrics`; it takes milliseconds, so call it in a worker thread."""
-        return self._scrapes(accept, accept_encoding)
+        return self.scrapes(accept, accept_encoding)
 
     def _render(self, accept: str, accept_encoding: str) -> Answer:
         registries = self.sharing.registries(openmetrics=prefers_openmetrics(accept))
@@ -365,33 +375,3 @@ class MetricsService:
         """Look for cells anew: they stand elsewhere now."""
         self._http.clear()
         self._operations.forget_cells()
-
-
-def _checked(closures: Sequence[Any]) -> tuple[Callable[[Any], None], ...]:
-    """Return the closures without None, which the instrumentator's factories give for a metric that exists already."""
-    for closure in closures:
-        if iscoroutinefunction(closure):
-            raise ValueError(
-                f"instrumentation {closure!r} is a coroutine function: the samples of a request are taken "
-                "at once, so give a plain function"
-            )
-    return tuple(closure for closure in closures if closure is not None)
-
-
-def _info(ex: Exchange) -> Any:
-    """Return a request as prometheus_fastapi_instrumentator's closures expect it."""
-    from prometheus_fastapi_instrumentator.metrics import Info  # noqa: PLC0415 - only who uses closures pays for it
-    from starlette.requests import Request  # noqa: PLC0415 - as above
-    from starlette.responses import Response  # noqa: PLC0415 - as above
-
-    response = Response(status_code=ex.status_code)
-    response.raw_headers = [(name.lower(), value) for name, value in ex.response_headers]
-    return Info(
-        request=Request(ex.scope),
-        response=response,
-        method=ex.method,
-        modified_handler=ex.endpoint,
-        modified_status=str(ex.status_code),
-        modified_duration=ex.duration,
-        modified_duration_without_streaming=ex.duration if ex.ttfb is None else ex.ttfb,
-    )

@@ -9,7 +9,7 @@ from fastapi_observe.records.routing import UNMATCHED
 
 if TYPE_CHECKING:
     import re
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from fastapi_observe.signals.cells_sharing import Sharing
     from fastapi_observe.signals.series import Bounded, Counter, Histogram
@@ -66,7 +66,7 @@ class Tally:
         self._wanted = tuple(wanted)
         self._events: dict[tuple[str, ...], tuple[tuple[int, bool], ...]] = {}
         self._timed: dict[tuple[str, ...], tuple[int, ...]] = {}
-        duration.add_bounds(each.threshold for each in wanted if each.bad is None)
+        add_bounds(duration, (each.threshold for each in wanted if each.bad is None))
         for each in wanted:
             self._make_series(each)
 
@@ -138,3 +138,18 @@ def _remember(kept: dict[tuple[str, ...], V], key: tuple[str, ...], value: V) ->
         kept.clear()
     kept[key] = value
     return value
+
+
+def add_bounds(histogram: Histogram, bounds: Iterable[float]) -> None:
+    """Add upper bounds of buckets, while the cells are this process's own; earlier samples stay above them."""
+    for bound in bounds:
+        with histogram.guard:
+            at = bisect_left(histogram.bounds(), bound)
+            if histogram.bounds()[at] == bound:
+                continue
+            for one in (histogram, *histogram.children().values()):
+                one.bounds().insert(at, bound)
+                one.exemplars = {cell + (cell >= at): kept for cell, kept in one.exemplars.items()}
+                if one.cells:
+                    one.cells.insert(at, 0)
+            histogram.options["buckets"] = tuple(histogram.bounds())

@@ -8,6 +8,7 @@ from math import nan
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.signals.series import Counter, Gauge, Histogram
+from fastapi_observe.signals.series_budget import OVERFLOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,7 +120,7 @@ class OperationMetrics:
         if kind == "database":
             key = labels["operation"], labels["table"]
             if op.error_type is not None:
-                self._query_errors.labels(*key, op.error_type).inc()
+                self._query_errors.child(*key, op.error_type).inc()
         else:
             key = (*labels.values(), op.outcome)
         count, cells, bounds = kept.get(key) or self._keep(op, key)
@@ -131,19 +132,20 @@ class OperationMetrics:
 
     def query(self, operation: str, table: str, duration: float, error_type: str | None = None) -> None:
         """Take the samples of a query; `duration` is in seconds."""
-        self._queries.labels(operation, table).inc()
-        self._query_duration.labels(operation, table).observe(duration)
+        self._queries.child(operation, table).inc()
+        self._query_duration.child(operation, table).observe(duration)
         if error_type is not None:
-            self._query_errors.labels(operation, table, error_type).inc()
+            self._query_errors.child(operation, table, error_type).inc()
 
     def _keep(self, op: Operation, key: tuple[str, ...]) -> Cells:
         """Find the cells that operations with these labels and this outcome write."""
         counter, histogram = self._families[op.kind]
         values = {**op.labels, "outcome": op.outcome}
-        child = counter.labels(*(values[name] for name in counter.label_names()))
-        spread = histogram.labels(*(values[name] for name in histogram.label_names()))
+        child = counter.child(*(values[name] for name in counter.label_names()))
+        spread = histogram.child(*(values[name] for name in histogram.label_names()))
         cells = child.cells, spread.cells, spread.bounds()
-        if len(self._kept[op.kind]) < MOST_REMEMBERED:
+        refused = OVERFLOW in child.label_values() or OVERFLOW in spread.label_values()
+        if not refused and len(self._kept[op.kind]) < MOST_REMEMBERED:
             self._kept[op.kind][key] = cells
         return cells
 
@@ -161,7 +163,7 @@ class OperationMetrics:
         state = read()
         told = [(fact, self._pool[fact]) for fact in state._fields if getattr(state, fact) is not None]
         for fact, gauge in told:
-            gauge.labels(name).set_function(partial(self._read, read, fact))
+            gauge.child(name).set_function(partial(self._read, read, fact))
 
         def remove() -> None:
             while told:
@@ -181,14 +183,16 @@ class OperationMetrics:
         """Set what a pool told; what is None stays as it is."""
         for name, value in values.items():
             if value is not None:
-                self._pool[name].labels(pool).set(value)
+                self._pool[name].child(pool).set(value)
 
     def waited(self, pool: str, seconds: float) -> None:
         """Take the time until the pool gave a connection."""
         kept = self._waits.get(pool)
         if kept is None:
-            child = self._wait.labels(pool)
-            kept = self._waits[pool] = child.cells, child.bounds()
+            child = self._wait.child(pool)
+            kept = child.cells, child.bounds()
+            if len(self._waits) < MOST_REMEMBERED:
+                self._waits[pool] = kept
         cells, bounds = kept
         cell = bisect_left(bounds, seconds)
         with self._lock:
@@ -199,6 +203,8 @@ class OperationMetrics:
         """Count what happened on a connection."""
         cells = self._event_cells.get((pool, event))
         if cells is None:
-            cells = self._event_cells[pool, event] = self._events.labels(pool, event).cells
+            cells = self._events.child(pool, event).cells
+            if len(self._event_cells) < MOST_REMEMBERED:
+                self._event_cells[pool, event] = cells
         with self._lock:
             cells[0] += 1

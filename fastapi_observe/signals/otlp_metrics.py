@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import sys
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.signals.otlp_wire import DOUBLE, FIXED64, RequestEncoder, sized, text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from opentelemetry.sdk.resources import Resource
     from prometheus_client.metrics_core import Metric
+    from prometheus_client.registry import Collector
     from prometheus_client.samples import Exemplar, Sample
 
 CUMULATIVE: Final = b"\x10\x02"
@@ -30,11 +32,16 @@ class Family(NamedTuple):
 
 
 class MetricEncoder(RequestEncoder):
-    """Encodes families. Counters and histograms began when this was made, unless they say otherwise (`_created`)."""
+    """Encodes families of this process.
 
-    def __init__(self, resource: Callable[[], Resource]) -> None:
+    Counters and histograms began when this was made, or when they say (`_created`); if they were set to zero since,
+    they began then: `zeroed` returns when that was, in nanoseconds.
+    """
+
+    def __init__(self, resource: Callable[[], Resource], zeroed: Callable[[], int] = int) -> None:
         super().__init__(resource)
         self._start = time_ns()
+        self._zeroed = zeroed
 
     def encode(self, family: Family) -> tuple[None, bytes]:
         """Return a family as fields of ScopeMetrics: one Metric for each of its names."""
@@ -80,13 +87,22 @@ class MetricEncoder(RequestEncoder):
 
     def _began(self, created: dict[tuple[Any, ...], float], labels: dict[str, str]) -> int:
         seconds = created.get(_key(labels))
-        return self._start if seconds is None else int(seconds * 1e9)
+        return max(self._start if seconds is None else int(seconds * 1e9), self._zeroed())
 
 
-def read(metrics: Iterable[Metric]) -> list[Family]:
-    """Read families now."""
+def read(collector: Collector, taken: set[str]) -> list[Family]:
+    """Read the families of a collector now, but those whose names are `taken`; note the names.
+
+    What several processes have counted is left out, and so is what the resource says (`target_info`): one who adds up
+    the streams of all processes would count it once for each.
+    """
+    multiprocess = sys.modules.get("prometheus_client.multiprocess")
+    if multiprocess is not None and isinstance(collector, multiprocess.MultiProcessCollector):
+        return []
     at = time_ns()
-    return [Family(metric, at) for metric in metrics if metric.samples]
+    found = [Family(one, at) for one in collector.collect() if one.samples and one.name not in {*taken, "target"}]
+    taken.update(family.metric.name for family in found)
+    return found
 
 
 def _key(labels: dict[str, str]) -> tuple[tuple[str, str], ...]:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import threading
-from time import monotonic
-from typing import TYPE_CHECKING, Final
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.signals.export_lifetime import at_fork
 from fastapi_observe.signals.export_queue import ExportQueue
 from fastapi_observe.signals.otlp_logs import LogEncoder
 from fastapi_observe.signals.otlp_metrics import MetricEncoder, read
-from fastapi_observe.signals.provider import limits_of, make_resource, make_transport
+from fastapi_observe.signals.provider import limits_of, make_resource, make_transport, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from opentelemetry.sdk.resources import Resource
-    from prometheus_client.metrics_core import Metric
+    from prometheus_client.registry import Collector
 
     from fastapi_observe.records.faults import Faults
     from fastapi_observe.settings import ObserveSettings
@@ -34,12 +34,27 @@ def url_of(settings: ObserveSettings, signal: str) -> str | None:
     return f"{base.removesuffix('/').removesuffix(TRACES_PATH).removesuffix('/')}/v1/{signal}{mark}{query}"
 
 
-def resource_of(settings: ObserveSettings, provider: object) -> Callable[[], Resource]:
-    """Return how to read the resource: that of the tracer provider, else one made of the settings."""
-    if hasattr(provider, "resource"):
-        return lambda: provider.resource
-    made = make_resource(settings)
-    return lambda: made
+class ProcessResource:
+    """Reads who this process is: the resource of the tracer provider, else one made of the settings.
+
+    It names the instance even where the provider's does not: each process writes streams of its own.
+    """
+
+    def __init__(self, settings: ObserveSettings, provider: Any) -> None:
+        self._settings = settings
+        self._provider = provider
+        self._forget()
+        at_fork(self, ProcessResource._forget)
+
+    def _forget(self) -> None:
+        self._kept: tuple[Resource | None, Resource] | None = None
+
+    def __call__(self) -> Resource:
+        """Return the same object as long as nothing changes."""
+        found: Resource | None = getattr(self._provider, "resource", None)
+        if self._kept is None or self._kept[0] is not found:
+            self._kept = found, make_resource(self._settings) if found is None else named(found)
+        return self._kept[1]
 
 
 def make_log_queue(settings: ObserveSettings, resource: Callable[[], Resource], faults: Faults) -> ExportQueue | None:
@@ -54,29 +69,33 @@ def make_log_queue(settings: ObserveSettings, resource: Callable[[], Resource], 
 def make_metrics_push(
     settings: ObserveSettings,
     resource: Callable[[], Resource],
-    families: Callable[[], Iterable[Metric]],
+    collectors: Callable[[], Iterable[Collector]],
     faults: Faults,
+    zeroed: Callable[[], int] = int,
 ) -> MetricsPush | None:
-    """Return what sends `families()`; None where `otlp_metrics` is off or there is no endpoint."""
+    """Return what sends what `collectors()` read; None where `otlp_metrics` is off or there is no endpoint.
+
+    `zeroed` returns when counters were last set to zero, in nanoseconds.
+    """
     url = url_of(settings, "metrics")
     if not settings.otlp_metrics or url is None:
         return None
     transport = make_transport(settings, url, "metrics")
-    queue = ExportQueue("metrics", MetricEncoder(resource), transport, limits_of(settings), faults)
-    return MetricsPush(queue, families, settings.otlp_metrics_interval, faults)
+    queue = ExportQueue("metrics", MetricEncoder(resource, zeroed), transport, limits_of(settings), faults)
+    return MetricsPush(queue, collectors, settings.otlp_metrics_interval, faults)
 
 
 class MetricsPush:
-    """Reads all metrics every `interval` seconds, once it was started, and puts them into a queue.
+    """Reads all metrics of this process every `interval` seconds, once it was started, and puts them into a queue.
 
     A forked child sends nothing until it starts its own.
     """
 
     def __init__(
-        self, queue: ExportQueue, families: Callable[[], Iterable[Metric]], interval: float, faults: Faults
+        self, queue: ExportQueue, collectors: Callable[[], Iterable[Collector]], interval: float, faults: Faults
     ) -> None:
         self.queue = queue
-        self._families = families
+        self._collectors = collectors
         self._interval = interval
         self._faults = faults
         self._renew()
@@ -84,29 +103,42 @@ class MetricsPush:
 
     def _renew(self) -> None:
         self._lock = threading.Lock()
-        self._ended = threading.Event()
+        self._closed = False
+        self._paused = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin, in this process; again does nothing."""
         with self._lock:
-            if self._thread is None and not self._ended.is_set():
-                self._thread = threading.Thread(target=self._run, name="fastapi-observe-metrics", daemon=True)
+            if self._thread is None and not self._closed:
+                paused = self._paused = threading.Event()
+                self._thread = threading.Thread(
+                    target=self._run, args=(paused,), name="fastapi-observe-metrics", daemon=True
+                )
                 self._thread.start()
 
-    def _run(self) -> None:
+    def pause(self) -> None:
+        """Read nothing until the next start: a worker that leaves the others sets its counters to zero."""
+        self._paused.set()
+        self._thread = None
+
+    def _run(self, paused: threading.Event) -> None:
         due = monotonic() + self._interval
-        while not self._ended.wait(max(0.0, due - monotonic())):
+        while not paused.wait(max(0.0, due - monotonic())):
             self.push()
             due = max(due + self._interval, monotonic())
 
     def push(self) -> None:
-        """Read all metrics and put them into the queue, now."""
-        try:
-            for family in read(self._families()):
-                self.queue.put(family)
-        except Exception as exc:  # noqa: BLE001 - a user's collector raises what it likes
-            self._faults("metrics.push", exc)
+        """Read all metrics and put them into the queue, now; a collector that raises is left out and counted."""
+        paused, taken = self._paused, set[str]()
+        for collector in self._collectors():
+            sleep(0)  # gives the interpreter to the event loop
+            try:
+                for family in read(collector, taken):
+                    if not paused.is_set():  # else it may have been read after it was set to zero
+                        self.queue.put(family)
+            except Exception as exc:  # noqa: BLE001 - a user's collector raises what it likes
+                self._faults("metrics.push", exc)
 
     def counts(self) -> Counts:
         """Read every count of the queue, in families."""
@@ -120,8 +152,9 @@ class MetricsPush:
 
     def close(self, timeout: float | None = None) -> None:
         """Send the metrics a last time and end. A second call does nothing."""
-        if not self._ended.is_set():
-            self._ended.set()
+        if not self._closed:
+            self._closed = True
             if self._thread is not None:
                 self.push()
+            self.pause()
             self.queue.close(timeout)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import uuid
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from opentelemetry import trace
@@ -12,6 +13,7 @@ from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from fastapi_observe.records.networks import is_private_host
 from fastapi_observe.records.package import version_of
 from fastapi_observe.settings import SettingsError
+from fastapi_observe.signals.export_lifetime import at_fork
 from fastapi_observe.signals.export_queue import ExportQueue
 from fastapi_observe.signals.export_store import Limits
 from fastapi_observe.signals.otlp_spans import SpanEncoder
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 LONGEST_VALUE = 2048
 """Characters of a span's string attribute; the rest is cut."""
+
+INSTANCE: Final = "service.instance.id"
 
 LONGEST_EVENT_VALUE = 8192
 """Characters of a string attribute of an event: room for a stack trace."""
@@ -49,6 +53,14 @@ class ObserveTracerProvider(TracerProvider):
             shutdown_on_exit=False,
         )
         self.queue: ExportQueue | None = None
+        if not hasattr(TracerProvider, "_handle_fork"):  # pragma: no cover - older OpenTelemetry
+            at_fork(self, ObserveTracerProvider._name_anew)
+
+    def _name_anew(self) -> None:
+        """Name a forked child, as a newer SDK does by itself; tracers have the resource that they were made with."""
+        fresh = named(self._resource, anew=True)
+        self._resource._attributes = fresh._attributes  # noqa: SLF001 - as above
+        self._resource = fresh
 
     def export_to(self, settings: ObserveSettings, faults: Faults) -> None:
         """Send what ends to the endpoint of the settings; without one nothing is sent and nothing waits."""
@@ -88,7 +100,7 @@ def _is_foreign(provider: Any) -> bool:
 def make_resource(settings: ObserveSettings) -> Resource:
     """Describe this service (OpenTelemetry resource conventions).
 
-    `OTEL_RESOURCE_ATTRIBUTES` adds to it. The SDK names the instance, anew after a fork.
+    `OTEL_RESOURCE_ATTRIBUTES` adds to it. Every process has an instance id of its own, a fork too.
     """
     attributes: dict[str, Any] = {
         "service.name": settings.service_name,
@@ -98,7 +110,17 @@ def make_resource(settings: ObserveSettings) -> Resource:
     }
     if settings.service_version:
         attributes["service.version"] = settings.service_version
-    return Resource.create(attributes)
+    return named(Resource.create(attributes))
+
+
+def named(resource: Resource, *, anew: bool = False) -> Resource:
+    """Return a resource that names the instance; newer SDKs do so by themselves.
+
+    The streams of two processes that have one name would be taken for one (OpenTelemetry, "Single-Writer").
+    """
+    if INSTANCE in resource.attributes and not anew:
+        return resource
+    return resource.merge(Resource({INSTANCE: str(uuid.uuid4())}))
 
 
 def limits_of(settings: ObserveSettings) -> Limits:

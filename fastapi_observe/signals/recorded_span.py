@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
 from opentelemetry.attributes import BoundedAttributes
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, Tracer
+from opentelemetry.sdk.trace import ReadableSpan, Span, Tracer
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags, TraceState
+
+from fastapi_observe.signals.export_lifetime import at_fork
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.util.types import Attributes
 
+    from fastapi_observe.signals.provider import ObserveTracerProvider
 
 FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
 """Every combination of the flags that are known: sampled, and random (W3C Trace Context, Level 2)."""
@@ -48,15 +51,20 @@ class DroppedSpan(NonRecordingSpan):
 class SpanFactory:
     """What all our spans of one tracer share."""
 
-    __slots__ = ("length", "limits", "processor", "resource", "scope", "width")
+    __slots__ = ("__weakref__", "_provider", "length", "limits", "processor", "resource", "scope", "width")
 
-    def __init__(self, tracer: Tracer, scope: InstrumentationScope, limits: SpanLimits) -> None:
+    def __init__(self, tracer: Tracer, scope: InstrumentationScope, provider: ObserveTracerProvider) -> None:
+        self._provider = provider
         self.processor = tracer.span_processor
-        self.resource = tracer.resource
+        self.resource = provider.resource
         self.scope = scope
-        self.limits = limits
+        self.limits = limits = provider.limits
         self.width = limits.max_span_attributes
         self.length = limits.max_span_attribute_length
+        at_fork(self, SpanFactory._renew)  # after the provider, which names the child first
+
+    def _renew(self) -> None:
+        self.resource = self._provider.resource
 
     def start(  # noqa: PLR0913, PLR0917 - what a span begins with
         self,

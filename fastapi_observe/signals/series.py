@@ -9,11 +9,12 @@ from time import sleep, time
 from typing import TYPE_CHECKING, Any, Final
 
 import prometheus_client
-from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
-from fastapi_observe.signals.series_budget import OVERFLOW, Kept, SeriesBudget
+from fastapi_observe.records.guard import STAND_IN, USERS, tell
+from fastapi_observe.signals.series_budget import OVERFLOW, Kept, LabelValues, SeriesBudget
+from fastapi_observe.signals.series_removal import Removable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +30,10 @@ EXEMPLAR_LENGTH: Final = 128
 
 AT_ONCE: Final = 32
 """Series that are written before other threads may go on."""
+
+NAP: Final = 0.00002
+"""Seconds for which they may. With 0, who rests takes the interpreter back before anyone who waits for it has woken up:
+the event loop would wait the 5 ms after which the interpreter insists."""
 
 go_float: Callable[[float], str] = floatToGoString
 """How Prometheus writes a number."""
@@ -64,7 +69,7 @@ def escape(text: str) -> str:
     return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
-class Bounded(MetricWrapperBase):
+class Bounded(Removable):
     """What the metrics of this module share: bounded `labels`, values in `cells`, a fast `text`.
 
     Of what is private in prometheus_client this module knows `_metric_init` and `_child_samples` (which its base class
@@ -95,12 +100,23 @@ class Bounded(MetricWrapperBase):
         self.braced = f"{{{self.pairs}}}" if self.pairs else ""
         if labelnames and not values:
             self._lock = budget.lock  # type: ignore[assignment]  # used in `with` only
+            self.values = LabelValues(labelnames)
         elif budget.store is not None:
             with self.guard:
                 budget.store.bind(self)
 
     def labels(self, *labelvalues: object, **labelkwargs: object) -> Self:
-        """Return the child of these label values, or the overflow child when the bound is reached."""
+        """Return the child of these label values, or an overflow child when a bound is reached."""
+        try:
+            return self.child(*labelvalues, **labelkwargs)
+        except USERS:
+            raise
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+            tell("metrics.labels", exc)
+            return STAND_IN  # type: ignore[no-any-return]
+
+    def child(self, *labelvalues: object, **labelkwargs: object) -> Self:
+        """Return what `labels` does; a fault raises."""
         if labelkwargs or self._labelvalues or len(labelvalues) != len(self._labelnames) or not labelvalues:
             labelvalues = self._ordered(labelvalues, labelkwargs)
         values = tuple([text if type(text) is str else label_text(text) for text in labelvalues])
@@ -117,35 +133,25 @@ class Bounded(MetricWrapperBase):
         return values or tuple(named[name] for name in self._labelnames)
 
     def _new_child(self, values: tuple[str, ...]) -> Self:
-        values = tuple([_printable(text) for text in values])
+        asked = tuple([_printable(text) for text in values])
         with self.guard:
-            child: Self | None = self.children().get(values)
-            if child is not None:
-                return child
-            full = self.budget.full(self)
-            if full:
-                values = (OVERFLOW,) * len(values)
-                child = self.children().get(values)
+            spent = ""
+            kept = self.values.within(asked, self.budget.per_label)
+            child: Self | None = self.children().get(kept)
+            if child is None and (spent := self.budget.spent(self)):
+                kept = (OVERFLOW,) * len(asked)
+                child = self.children().get(kept)
             if child is None:
-                child = type(self)(
-                    self._name, self._documentation, self._labelnames, self.budget, values, **self.options
-                )
-                self.children()[values] = child
-        if full:
-            self.budget.refuse(self)
+                child = type(self)(self._name, self._documentation, self._labelnames, self.budget, kept, **self.options)
+                self.children()[kept] = child
+                self.values.add(kept)
+        if kept != asked:
+            self.budget.refuse(self, asked, kept, spent)
         return child
 
     def _raise_if_not_observable(self) -> None:
         if not self.cells:
             raise ValueError(f"{self.shown_name()} has the labels {self.label_names()}: call .labels(...) first")
-
-    def remove(self, *labelvalues: Any) -> None:
-        """Show a series no longer; in several workers that is so for gauges, totals stay."""
-        store = self.budget.store
-        child = self.children().get(tuple(str(value) for value in labelvalues)) if store and self._labelnames else None
-        super().remove(*labelvalues)
-        if store is not None and child is not None:
-            store.release(child)
 
     def children(self) -> dict[Sequence[str], Any]:
         """Return the children by their label values."""
@@ -201,7 +207,7 @@ class Bounded(MetricWrapperBase):
         template = self.template()
         for number, child in enumerate(series):
             if number % AT_ONCE == 0:
-                sleep(0)  # gives the interpreter to the event loop, which would wait 5 ms for it
+                sleep(NAP)
             lines = template % self.arguments(child)
             if openmetrics and child.exemplars:
                 lines = with_exemplars(lines, child.exemplars.copy())
@@ -242,13 +248,18 @@ class Counter(Bounded, prometheus_client.Counter):
 
     def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
         """Add `amount`, which may not be negative."""
-        self._raise_if_not_observable()
         if amount < 0:
             raise ValueError(f"{self.shown_name()} is a counter: it cannot go down by {amount}; use a gauge")
-        with self.guard:
-            self.cells[0] += amount
-        if exemplar:
-            self.keep_exemplar(0, exemplar, amount)
+        try:
+            self._raise_if_not_observable()
+            with self.guard:
+                self.cells[0] += amount
+            if exemplar:
+                self.keep_exemplar(0, exemplar, amount)
+        except USERS:
+            raise
+        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+            tell("metrics.sample", exc)
 
     def reset(self) -> None:
         """Set the counter to 0."""
@@ -278,9 +289,14 @@ class Gauge(Bounded, prometheus_client.Gauge):
 
     def inc(self, amount: float = 1) -> None:
         """Add `amount`."""
-        self._raise_if_not_observable()
-        with self.guard:
-            self.cells[0] += amount
+        try:
+            self._raise_if_not_observable()
+            with self.guard:
+                self.cells[0] += amount
+        except USERS:
+            raise
+        except Exception as exc:  # noqa: BLE001 - as above
+            tell("metrics.sample", exc)
 
     def dec(self, amount: float = 1) -> None:
         """Take `amount` away."""
@@ -288,10 +304,15 @@ class Gauge(Bounded, prometheus_client.Gauge):
 
     def set(self, value: float) -> None:
         """Set the gauge to `value`."""
-        self._raise_if_not_observable()
-        number = float(value)
-        with self.guard:
-            self.cells[0] = number
+        try:
+            self._raise_if_not_observable()
+            number = float(value)
+            with self.guard:
+                self.cells[0] = number
+        except USERS:
+            raise
+        except Exception as exc:  # noqa: BLE001 - as above
+            tell("metrics.sample", exc)
 
     def set_function(self, f: Callable[[], float]) -> None:
         """Ask `f` for the value at each scrape."""
@@ -323,31 +344,22 @@ class Histogram(Bounded, prometheus_client.Histogram):
         """Return the upper bounds of the buckets, the last one infinite."""
         return self._upper_bounds
 
-    def add_bounds(self, bounds: Iterable[float]) -> None:
-        """Add upper bounds of buckets, while the cells are this process's own; earlier samples stay above them."""
-        for bound in bounds:
-            with self.guard:
-                at = bisect_left(self._upper_bounds, bound)
-                if self._upper_bounds[at] == bound:
-                    continue
-                for one in (self, *self.children().values()):
-                    one.bounds().insert(at, bound)
-                    one.exemplars = {cell + (cell >= at): kept for cell, kept in one.exemplars.items()}
-                    if one.cells:
-                        one.cells.insert(at, 0)
-                self.options["buckets"] = tuple(self._upper_bounds)
-
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
         """Take a sample; NaN is left out, since it would make the sum NaN for ever."""
-        self._raise_if_not_observable()
-        if amount != amount:  # noqa: PLR0124 - true for NaN only, and cheaper than isnan
-            return
-        cell = bisect_left(self._upper_bounds, amount)
-        with self.guard:
-            self.cells[cell] += 1
-            self.cells[-1] += amount
-        if exemplar:
-            self.keep_exemplar(cell, exemplar, amount)
+        try:
+            self._raise_if_not_observable()
+            if amount != amount:  # noqa: PLR0124 - true for NaN only, and cheaper than isnan
+                return
+            cell = bisect_left(self._upper_bounds, amount)
+            with self.guard:
+                self.cells[cell] += 1
+                self.cells[-1] += amount
+            if exemplar:
+                self.keep_exemplar(cell, exemplar, amount)
+        except USERS:
+            raise
+        except Exception as exc:  # noqa: BLE001 - as above
+            tell("metrics.sample", exc)
 
     def summed(self) -> bool:
         """Tell whether sum and count are shown: a sum of negative samples is no counter (OpenMetrics, "Histogram")."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.records.redaction import redact_query
+from fastapi_observe.records.redaction import PLAIN
+from fastapi_observe.records.redaction_patterns import REDACTED
+from fastapi_observe.records.redaction_text import MARGIN
 from fastapi_observe.records.routing import REDIRECT, UNMATCHED
 
 if TYPE_CHECKING:
@@ -14,16 +15,14 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from fastapi_observe.records.exchange import Exchange
+    from fastapi_observe.records.redaction import Redactor
     from fastapi_observe.records.work import Work
 
 LONGEST_PATH: Final = 512
-LONGEST_AGENT: Final = 256
 LONGEST_METHOD: Final = 32
 LONGEST_HEADER: Final = 1024
-LARGEST_PORT: Final = 65535
 
 _PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
-_AUTHORITY: Final = re.compile(r"(?P<host>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::(?P<port>\d{1,5}))?")
 _NO_ROUTE: Final = frozenset({UNMATCHED, REDIRECT})
 
 
@@ -33,33 +32,33 @@ def span_name(exchange: Exchange) -> str:
     return method if exchange.endpoint in _NO_ROUTE else f"{method} {exchange.endpoint}"
 
 
-def request_attributes(exchange: Exchange, query_allow: frozenset[str]) -> dict[str, Any]:
+def request_attributes(exchange: Exchange, redactor: Redactor) -> dict[str, Any]:
     """Return what is known when the request arrives."""
     scope = exchange.scope
     scheme = scope.get("scheme") or ("ws" if exchange.websocket else "http")
     attributes: dict[str, Any] = {
         "http.request.method": exchange.method,
         "url.scheme": scheme,
-        "url.path": exchange.path[:LONGEST_PATH],
+        "url.path": redactor.path(exchange.path)[:LONGEST_PATH],
     }
     if exchange.method == "_OTHER":
-        attributes["http.request.method_original"] = str(scope.get("method"))[:LONGEST_METHOD]
+        attributes["http.request.method_original"] = redactor.text(str(scope.get("method")))[:LONGEST_METHOD]
     query = scope.get("query_string")
     if query:
-        attributes["url.query"] = redact_query(query, query_allow)
-    address, port = server_address(scope, exchange.headers, scheme)
+        attributes["url.query"] = redactor.query(query)
+    address, port = server_address(scope, exchange.headers, scheme, redactor)
     if address is not None:
         attributes["server.address"] = address
         if port is not None:
             attributes["server.port"] = port
     client = scope.get("client")
     if client:
-        attributes["client.address"] = client[0]
+        attributes["client.address"] = redactor.address(client[0])
         if client[1]:
             attributes["client.port"] = client[1]
     agent = exchange.headers.get(b"user-agent")
     if agent:
-        attributes["user_agent.original"] = agent[:LONGEST_AGENT].decode("latin-1")
+        attributes["user_agent.original"] = redactor.agent(agent)
     http_version = scope.get("http_version")
     if http_version:
         attributes["network.protocol.version"] = http_version
@@ -68,21 +67,21 @@ def request_attributes(exchange: Exchange, query_allow: frozenset[str]) -> dict[
     return attributes
 
 
-def server_address(scope: Scope, headers: dict[bytes, bytes], scheme: str) -> tuple[str | None, int | None]:
+def server_address(
+    scope: Scope, headers: dict[bytes, bytes], scheme: str, redactor: Redactor = PLAIN
+) -> tuple[str | None, int | None]:
     """Return host and port as the client named them (`Host`), else those of the socket.
 
-    A `Host` that is not a plain host and port (user and password, say) is not believed.
+    A `Host` that is not a plain host and port (user and password, say), or looks like a secret, is not believed.
     """
-    match = _AUTHORITY.fullmatch(headers.get(b"host", b"").decode("latin-1"))
-    if match is not None:
-        port = int(match["port"]) if match["port"] else _PORTS.get(scheme)
-        if port is None or port <= LARGEST_PORT:
-            return match["host"].strip("[]"), port
+    named = redactor.host(headers.get(b"host", b""))
+    if named is not None:
+        return named[0], named[1] or _PORTS.get(scheme)
     server = scope.get("server")
     return (server[0], server[1]) if server else (None, None)
 
 
-def response_attributes(exchange: Exchange, repeat_limit: int) -> dict[str, Any]:
+def response_attributes(exchange: Exchange, repeat_limit: int, redactor: Redactor = PLAIN) -> dict[str, Any]:
     """Return what is known when the response has ended."""
     attributes: dict[str, Any] = {
         "http.response.status_code": exchange.status_code,
@@ -91,6 +90,8 @@ def response_attributes(exchange: Exchange, repeat_limit: int) -> dict[str, Any]
     }
     if exchange.endpoint not in _NO_ROUTE:
         attributes["http.route"] = exchange.endpoint
+        if redactor.has_secret(exchange.endpoint):
+            attributes["url.path"] = redactor.route_path(exchange.path, exchange.endpoint)[:LONGEST_PATH]
     if exchange.error_type is not None:
         attributes["error.type"] = exchange.error_type
     if exchange.work is not None:
@@ -109,21 +110,18 @@ def work_attributes(exchange: Exchange, work: Work, repeat_limit: int) -> dict[s
     return attributes
 
 
-ALWAYS_SECRET: Final = ("auth", "cookie", "api[-_]?key", "token", "secret", "password", "session", "signature", "csrf")
-"""Headers whose values are never shown, even if they are asked for: expressions that are searched in the name."""
-
-
 class HeaderCapture:
     """Reads the wanted headers as `http.{side}.header.{name}`; false if none is wanted.
 
     `names` are exact names in any case; `side` is `request` or `response`. The values of secret headers, and of those
-    that `OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS` names, read `[REDACTED]`.
+    that `OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS` names, read `REDACTED`; the others are redacted.
     """
 
-    __slots__ = ("_wanted",)
+    __slots__ = ("_redactor", "_wanted")
 
-    def __init__(self, names: tuple[str, ...], side: str) -> None:
-        self._wanted: dict[bytes, tuple[str, bool]] = {}
+    def __init__(self, names: tuple[str, ...], side: str, redactor: Redactor = PLAIN) -> None:
+        self._redactor = redactor
+        self._wanted: dict[bytes, tuple[str, str]] = {}
         if not names:
             return
         from opentelemetry.util.http import (  # noqa: PLC0415 - slow to import, seldom used
@@ -133,9 +131,10 @@ class HeaderCapture:
         )
 
         more = get_custom_headers(OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS)
-        sanitise = SanitizeValue([*more, *ALWAYS_SECRET]).sanitize_header_value
+        sanitise = SanitizeValue(more).sanitize_header_value
         for name in map(str.lower, names):
-            self._wanted[name.encode()] = (f"http.{side}.header.{name}", sanitise(name, "") != "")
+            secret = bool(more) and bool(sanitise(name, ""))
+            self._wanted[name.encode()] = (f"http.{side}.header.{name}", "" if secret else name)
 
     def __bool__(self) -> bool:
         return bool(self._wanted)
@@ -146,6 +145,8 @@ class HeaderCapture:
         for name, value in headers:
             wanted = self._wanted.get(name.lower())
             if wanted is not None:
-                shown = "[REDACTED]" if wanted[1] else value.decode("latin-1")[:LONGEST_HEADER]
-                found[wanted[0]] = (*found.get(wanted[0], ()), shown)
+                key, secret = wanted[0], not wanted[1]
+                text = value[: LONGEST_HEADER + MARGIN].decode("latin-1")
+                shown = REDACTED if secret else self._redactor.header(wanted[1], text)[:LONGEST_HEADER]
+                found[key] = (*found.get(key, ()), shown)
         return found

@@ -72,8 +72,12 @@ class GuardedProcessor(SpanProcessor):
                 self._faults("span_processor.on_end", exc)
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Export what has ended; tell whether all of it went."""
-        return self._ended or self._inner.force_flush(timeout_millis)
+        """Export what has ended; tell whether all of it went. What raises or says nothing holds up no other."""
+        try:
+            return self._ended or self._inner.force_flush(timeout_millis) is not False
+        except Exception as exc:  # noqa: BLE001 - as above
+            self._faults("span_processor.force_flush", exc)
+            return False
 
     def shutdown(self) -> None:
         """Shut the other processor down; a second call does nothing."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from random import getrandbits
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
@@ -10,13 +9,18 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Tracer, TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, StatusCode
 
-from fastapi_observe.records.exchange import CONTEXT_KEY, CURRENT_CONTEXT, Current
+from fastapi_observe.records.exchange import CONTEXT_KEY, CURRENT_CONTEXT
+from fastapi_observe.records.guard import guarded, stand_in
 from fastapi_observe.records.ids import NEW_IDS
+from fastapi_observe.records.redaction import Redactor
 from fastapi_observe.records.trace_context import RANDOM, TraceContext, well_formed_headers
 from fastapi_observe.records.trust import Trust
+from fastapi_observe.signals.attribute_warnings import bound_warnings
+from fastapi_observe.signals.incoming import is_left_over, is_server_span, plain_parent
 from fastapi_observe.signals.provider import ObserveTracerProvider, make_provider
 from fastapi_observe.signals.recorded_span import FLAGS, DroppedSpan, RecordedSpan, SpanFactory, fits
 from fastapi_observe.signals.sampling import Quota, threshold
@@ -48,9 +52,8 @@ _FAILED: Final = frozenset({"server_error", "cancelled", "incomplete_response"})
 _SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
 """The key of the current span in a context."""
 
-_TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _W3C: Final = frozenset({"traceparent", "tracestate", "baggage"})
-"""A header of the only version there is; the fields of the propagators that are set unless a user says otherwise."""
+"""The fields of the propagators that are set unless a user says otherwise."""
 
 MOST_DETAILS: Final = 64
 """Details of an operation that are put on its span without asking for its limits."""
@@ -61,13 +64,14 @@ _KINDS: Final = {"database": SpanKind.CLIENT, "external": SpanKind.CLIENT}
 class TracingService:
     """Makes spans and carries trace context; built by `install` from the settings."""
 
-    def __init__(self, settings: ObserveSettings, faults: Faults) -> None:
+    def __init__(self, settings: ObserveSettings, faults: Faults, redactor: Redactor | None = None) -> None:
         self._settings = settings
         self._faults = faults
-        self._query_allow = frozenset(settings.query_allow)
-        self._capture_request = HeaderCapture(settings.capture_request_headers, "request")
-        self._capture_response = HeaderCapture(settings.capture_response_headers, "response")
+        self._redactor = redactor or Redactor.of(settings, faults)
+        self._capture_request = HeaderCapture(settings.capture_request_headers, "request", self._redactor)
+        self._capture_response = HeaderCapture(settings.capture_response_headers, "response", self._redactor)
         self.provider, self._owned = make_provider(settings, faults)
+        self._end_bound = bound_warnings()
         self.tracer = self.provider.get_tracer("fastapi_observe", schema_url=SCHEMA_URL)
         own = self.provider if isinstance(self.provider, ObserveTracerProvider) else None
         self._threshold = "" if own is None else threshold(own.bound)
@@ -81,7 +85,7 @@ class TracingService:
 
     def _make_factory(self, provider: ObserveTracerProvider) -> SpanFactory | None:
         scope = InstrumentationScope("fastapi_observe", "", SCHEMA_URL)
-        factory = SpanFactory(self.tracer, scope, provider.limits) if isinstance(self.tracer, Tracer) else None
+        factory = SpanFactory(self.tracer, scope, provider) if isinstance(self.tracer, Tracer) else None
         return factory if factory is not None and fits(factory) else None
 
     # The signal: what the door and the clients call
@@ -157,7 +161,7 @@ class TracingService:
         exchange.context = Context({**around, _SPAN_KEY: span, CONTEXT_KEY: exchange.current})
 
     def _request_attributes(self, exchange: Exchange) -> dict[str, Any]:
-        attributes = request_attributes(exchange, self._query_allow)
+        attributes = request_attributes(exchange, self._redactor)
         if self._capture_request:
             attributes.update(self._capture_request.read(exchange.scope.get("headers") or ()))
         return attributes
@@ -200,7 +204,7 @@ class TracingService:
         span = exchange.span
         if exchange.adopted and span is not None and span.is_recording():
             span.update_name(span_name(exchange))
-            attributes = response_attributes(exchange, self._settings.repeated_queries)
+            attributes = response_attributes(exchange, self._settings.repeated_queries, self._redactor)
             span.set_attributes({name: value for name, value in attributes.items() if "body.size" not in name})
 
     def close_exchange(self, exchange: Exchange) -> None:
@@ -208,12 +212,12 @@ class TracingService:
         span = exchange.span
         if span is None or not span.is_recording():
             return
-        attributes = response_attributes(exchange, self._settings.repeated_queries)
+        attributes = response_attributes(exchange, self._settings.repeated_queries, self._redactor)
         if self._capture_response:
             attributes.update(self._capture_response.read(exchange.response_headers))
         if exchange.outcome in _FAILED:
             if exchange.exception is not None:
-                note_exception(span, exchange.exception)
+                note_exception(span, exchange.exception, self._redactor)
             span.set_status(StatusCode.ERROR)
         ended = exchange.started_ns + int(exchange.duration * 1e9)
         if isinstance(span, RecordedSpan):
@@ -250,68 +254,79 @@ class TracingService:
         span = operation.span
         if span is None or operation.scope is None or not span.is_recording():
             return
-        details = operation.details if operation.is_plain else plain(operation.details)
+        details = operation.details if operation.is_plain else plain(operation.details, self._redactor)
         if isinstance(span, RecordedSpan) and len(details) < MOST_DETAILS:
             span.know(details)
         else:
             span.set_attributes(details)
         refused = operation.outcome == "client_error"
         if operation.exception is not None and not refused:
-            note_exception(span, operation.exception)
+            note_exception(span, operation.exception, self._redactor)
         elif operation.error_type is not None or not (refused or operation.outcome == "ok"):
             span.set_attribute("error.type", operation.error_type or operation.outcome)
             if not refused:
                 span.set_status(StatusCode.ERROR)
+        began = getattr(span, "start_time", None)
+        ended = time_ns() if began is None else began + int(operation.duration * 1e9)  # the wall clock may have jumped
         if isinstance(span, RecordedSpan):
-            span.finish(well_formed(operation.name), time_ns())
+            span.finish(well_formed(operation.name), ended)
         else:
-            span.end()
+            span.end(ended)
 
     # What users call
 
+    @guarded("tracing.call", stand_in)
     def span(self, name: str, /, **attributes: Any) -> SpanScope:
         """Open a span around a block: `with tracing.span("price order", items=3) as span:`, or `async with`.
 
         An exception is recorded, sets status ERROR and `error.type`, and goes on unchanged; success leaves the status
         unset. Attribute types are kept; a value that OpenTelemetry has no type for becomes its text.
         """
-        return SpanScope(self.tracer, name, attributes)
+        return SpanScope(self.tracer, name, attributes, self._redactor)
 
+    @guarded("tracing.call", stand_in)
     def traced(self, name: str | None = None, /, **attributes: Any) -> Callable[[Any], Any]:
         """Decorate a function, coroutine function, generator or async generator: each call is a span."""
-        return traced_with(lambda: self.tracer, name, attributes)
+        return traced_with(lambda: (self.tracer, self._redactor), name, attributes)
 
+    @guarded("tracing.call")
     def event(self, name: str, /, **attributes: Any) -> None:
         """Note something that happened, on the current span."""
         span = trace.get_current_span()
         if span.is_recording():
-            span.add_event(well_formed(name), plain(attributes))
+            span.add_event(well_formed(self._redactor.text(name)), plain(attributes, self._redactor))
 
-    def set_attributes(self, **attributes: Any) -> None:
+    @guarded("tracing.call")
+    def set_attributes(self, /, **attributes: Any) -> None:
         """Add facts to the current span."""
         span = trace.get_current_span()
         if span.is_recording():
-            span.set_attributes(plain(attributes))
+            span.set_attributes(plain(attributes, self._redactor))
 
+    @guarded("tracing.call")
     def record_error(self, exc: BaseException) -> None:
         """Mark the current span as failed by an exception that was handled."""
         span = trace.get_current_span()
         if span.is_recording():
-            note_exception(span, exc)
+            note_exception(span, exc, self._redactor)
 
+    @guarded("tracing.call")
     def current(self) -> TraceContext | None:
         """Return where the calling code stands, or None outside any trace."""
         return TraceContext.current()
 
+    @guarded("tracing.call", stand_in)
     def attach(self, trace_context: TraceContext) -> ContextScope:
         """Continue a trace from elsewhere: `with tracing.attach(trace_context):`, spans inside are its children."""
         return ContextScope(trace_context.to_context())
 
+    @guarded("tracing.call", otherwise=lambda _, headers: headers)
     def inject(self, headers: dict[str, str]) -> dict[str, str]:
         """Add the headers that carry the current trace to `headers`, and return them."""
         propagate.inject(headers)
         return headers
 
+    @guarded("tracing.call")
     def extract(self, headers: Mapping[str, str]) -> TraceContext | None:
         """Read the trace context of received headers; None if they carry no valid one."""
         return TraceContext.from_headers(headers)
@@ -322,6 +337,18 @@ class TracingService:
 
     # Lifetime
 
+    def keep_all(self) -> Callable[[], None]:
+        """Keep every trace from now on; call the result to go back. For tests."""
+        tracer: Any = self.tracer
+        before = self._threshold, self._parent_decides, self.quota, getattr(tracer, "sampler", None)
+
+        def back() -> None:
+            self._threshold, self._parent_decides, self.quota, tracer.sampler = before
+
+        self._threshold, self._parent_decides, self.quota = "g", False, Quota(None)  # no digit is beyond f
+        tracer.sampler = ALWAYS_ON
+        return back
+
     def flush(self, timeout: float) -> bool:
         """Export what has ended, for at most `timeout` seconds; tell whether all of it went."""
         flush = getattr(self.provider, "force_flush", None)
@@ -329,21 +356,9 @@ class TracingService:
 
     def close(self) -> None:
         """Shut down the provider if it is ours."""
+        self._end_bound()
         if self._owned and isinstance(self.provider, TracerProvider):
             self.provider.shutdown()
-
-
-def plain_parent(exchange: Exchange) -> SpanContext | None:
-    """Read a `traceparent` that came alone, as most do; None for what OpenTelemetry's reader must judge."""
-    headers = exchange.headers
-    match = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
-    if match is None or b"baggage" in headers or b"tracestate" in headers:
-        return None
-    if len(headers) != len(exchange.scope["headers"]):  # one came twice
-        return None
-    trace_id, span_id, flags = match.groups()
-    context = SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
-    return context if context.is_valid else None
 
 
 def _is_dropped(span: object) -> bool:
@@ -352,32 +367,3 @@ def _is_dropped(span: object) -> bool:
         return False
     at = span.get_span_context()
     return at.is_valid and not at.trace_flags.sampled
-
-
-def is_server_span(span: Span) -> bool:
-    """Tell whether a server span of this process is open.
-
-    An unsampled span does not say its kind, and counts: its decision is made, a second span would break the ratio.
-    """
-    at = span.get_span_context()
-    if not at.is_valid or at.is_remote:
-        return False
-    if span.is_recording():
-        return getattr(span, "kind", None) is SpanKind.SERVER
-    return getattr(span, "end_time", None) is None
-
-
-def is_left_over(context: Context) -> bool:
-    """Tell whether a current context belongs to a request that is over.
-
-    asyncio lets a context out of its task (python/cpython#140947): after a pipelined request, or a response without a
-    body, uvicorn starts the next request of the connection in the context of the one before.
-    """
-    current = context.get(CONTEXT_KEY)
-    before = current.exchange if isinstance(current, Current) else None
-    if current is None or (before is not None and not before.complete):
-        return False
-    span = trace.get_current_span(context)
-    if span.is_recording() and is_server_span(span):
-        return False
-    return before is None or span is before.span or f"{span.get_span_context().trace_id:032x}" == before.trace_id

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
 from fastapi_observe.records.exceptions import message_of, stack_of
-from fastapi_observe.records.exchange import CURRENT_CONTEXT, current_exchange
-from fastapi_observe.records.faults import Faults
+from fastapi_observe.records.exchange import CURRENT_CONTEXT
+from fastapi_observe.records.guard import STAND_IN, tell
 from fastapi_observe.records.outcomes import error_name
+from fastapi_observe.records.redaction import PLAIN
 from fastapi_observe.records.wrapping import name_of, wrapped
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, Tracer
+
+    from fastapi_observe.records.redaction import Redactor
 
 LONGEST_MESSAGE = 1024
 LONGEST_STACK = 8192
@@ -36,7 +40,7 @@ _PLAIN = (str, bool, int, float)
 _LARGEST = 2**63
 
 
-def note_exception(span: Span, exc: BaseException) -> None:
+def note_exception(span: Span, exc: BaseException, redactor: Redactor = PLAIN) -> None:
     """Record an exception on a span: event `exception`, `error.type`, status ERROR.
 
     The message is cut at 1,024 characters, the stack trace at its last 8,192.
@@ -46,17 +50,18 @@ def note_exception(span: Span, exc: BaseException) -> None:
         "exception",
         {
             "exception.type": name,
-            "exception.message": well_formed(message_of(exc)[:LONGEST_MESSAGE]),
-            "exception.stacktrace": well_formed(stack_of(exc)[-LONGEST_STACK:]),
+            "exception.message": well_formed(message_of(exc, redactor)[:LONGEST_MESSAGE]),
+            "exception.stacktrace": well_formed(stack_of(exc, redactor)[-LONGEST_STACK:]),
         },
     )
     span.set_attribute("error.type", name)
     span.set_status(StatusCode.ERROR)
 
 
-def plain(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Keep what OTLP has a type for; leave None out; turn the rest into text."""
-    return {name[:LONGEST_KEY]: _plain_value(value) for name, value in attributes.items() if value is not None}
+def plain(attributes: dict[str, Any], redactor: Redactor = PLAIN) -> dict[str, Any]:
+    """Keep what OTLP has a type for, redacted; leave None out; turn the rest into text."""
+    shown = redactor.fields(attributes)
+    return {name[:LONGEST_KEY]: _plain_value(value) for name, value in shown.items() if value is not None}
 
 
 def _plain_value(value: Any) -> Any:
@@ -125,10 +130,11 @@ class ContextScope:
 class SpanScope:
     """A span around a block, for `with` and `async with`."""
 
-    __slots__ = ("_attributes", "_name", "_scope", "_span", "_tracer")
+    __slots__ = ("_attributes", "_began", "_name", "_redactor", "_scope", "_span", "_tracer")
 
-    def __init__(self, tracer: Tracer, name: str, attributes: dict[str, Any]) -> None:
+    def __init__(self, tracer: Tracer, name: str, attributes: dict[str, Any], redactor: Redactor = PLAIN) -> None:
         self._tracer = tracer
+        self._redactor = redactor
         self._name = name
         self._attributes = attributes
 
@@ -138,28 +144,43 @@ class SpanScope:
         Where a sampler or span processor of the user's raises, a span that records nothing stands for it.
         """
         span: Span
+        self._began = perf_counter()
         try:
-            span = self._tracer.start_span(well_formed(self._name[:LONGEST_NAME]), attributes=plain(self._attributes))
+            name = self._redactor.text(self._name)[:LONGEST_NAME]
+            span = self._tracer.start_span(well_formed(name), attributes=plain(self._attributes, self._redactor))
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
-            _tell("span.start", exc)
+            tell("span.start", exc)
             span = trace.NonRecordingSpan(trace.get_current_span().get_span_context())
         self._span = span
-        self._scope = ContextScope(trace.set_span_in_context(span))
-        self._scope.open()
+        self._scope = STAND_IN
+        try:
+            self._scope = ContextScope(trace.set_span_in_context(span))
+            self._scope.open()
+        except Exception as exc:  # noqa: BLE001 - as above
+            tell("span.start", exc)
         return span
 
     def suspend(self) -> None:
         """Let what was current before be current again."""
-        self._scope.suspend()
+        try:
+            self._scope.suspend()
+        except Exception as exc:  # noqa: BLE001 - as above
+            tell("span.suspend", exc)
 
     def resume(self) -> None:
         """Be the current span again."""
-        self._scope.resume()
+        try:
+            self._scope.resume()
+        except Exception as exc:  # noqa: BLE001 - as above
+            tell("span.resume", exc)
 
     def close(self, exc: BaseException | None = None) -> None:
         """End the span with what was raised."""
-        self._scope.close()
-        finish(self._span, exc)
+        try:
+            self._scope.close()
+        except Exception as fault:  # noqa: BLE001 - as above
+            tell("span.end", fault)
+        finish(self._span, exc, perf_counter() - self._began, self._redactor)
 
     def __enter__(self) -> Span:
         return self.open()
@@ -178,28 +199,38 @@ class SpanScope:
         self.close(exc)
 
 
-def finish(span: Span, exc: BaseException | None) -> None:
-    """End a span; an exception that left its block is recorded and makes it an error."""
+def finish(span: Span, exc: BaseException | None, seconds: float, redactor: Redactor = PLAIN) -> None:
+    """End a span after `seconds`; an exception that left its block is recorded and makes it an error."""
     try:
         if exc is not None and not isinstance(exc, GeneratorExit) and span.is_recording():
-            note_exception(span, exc)
-        span.end()
+            note_exception(span, exc, redactor)
     except Exception as fault:  # noqa: BLE001 - a fault of ours never reaches the user's code
-        _tell("span.end", fault)
+        tell("span.exception", fault)
+    try:
+        began = getattr(span, "start_time", None)
+        span.end(None if began is None else began + int(seconds * 1e9))  # the wall clock may have jumped
+    except Exception as fault:  # noqa: BLE001 - as above
+        tell("span.end", fault)
 
 
-def _tell(site: str, exc: Exception) -> None:
-    exchange = current_exchange()
-    faults = Faults() if exchange is None else exchange.observability.faults
-    faults(site, exc)
+def _scope_of(tracer: Tracer, redactor: Redactor, name: str, attributes: dict[str, Any]) -> SpanScope:
+    return SpanScope(tracer, name, attributes, redactor)
 
 
-def traced_with(tracer: Callable[[], Tracer], name: str | None, attributes: dict[str, Any]) -> Callable[[Any], Any]:
-    """Return the decorator behind `@traced`; `tracer` is asked at each call."""
+def traced_with(
+    owner: Callable[[], tuple[Tracer, Redactor]], name: str | None, attributes: dict[str, Any]
+) -> Callable[[Any], Any]:
+    """Return the decorator behind `@traced`; `owner` is asked at each call."""
 
     def decorate(function: Any) -> Any:
-        label = name or name_of(getattr(function, "__func__", function))
-        return wrapped(function, lambda: SpanScope(tracer(), label, attributes))
+        try:
+            label = name or name_of(getattr(function, "__func__", function))
+            return wrapped(function, lambda: _scope_of(*owner(), label, attributes))
+        except TypeError:  # it cannot be decorated
+            raise
+        except Exception as exc:  # noqa: BLE001 - as above
+            tell("traced", exc)
+            return function
 
     return decorate
 

@@ -1,0 +1,183 @@
+"""What production asks for: scrapers and collectors that trouble no request, a free loop, workers that agree."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from benchmarks import workers
+from benchmarks.inprocess import progress
+from benchmarks.load import PATH
+from benchmarks.paired import paired, quartiles
+from benchmarks.process import ROOT, Worker, ask, cores, environment, pinned, urgent
+from benchmarks.served import free_port, paced, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RATE = 400.0
+"""Requests a second: a worker with a tenth of its time taken."""
+
+SPANS = 3000
+"""Spans a second while the lag of the loop is measured."""
+
+ROUTES = 500
+SCRAPERS = 50
+FEW_ROUTES_ON = "/r/9"
+"""One of the first of many routes: the last one's price is the framework's search for it."""
+
+ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+
+EVERY = 1.0
+"""Seconds between two scrapes of one scraper."""
+
+WARM = 1.5
+"""Seconds that the scrapers run before the requests are timed: what is free at first is used up."""
+
+
+class Effort(NamedTuple):
+    """How much is measured."""
+
+    rounds: int
+    seconds: float
+
+
+class Places(NamedTuple):
+    """The cores of the server, of the clients that trouble it, and of the load."""
+
+    server: list[int]
+    others: list[int]
+    load: list[int]
+
+    @classmethod
+    def of(cls, available: list[int]) -> Places:
+        """Give each cores of its own, as far as there are enough."""
+        return cls(available[:1], available[1:-1] or available[-1:], available[-1:])
+
+
+@contextmanager
+def scrapers(port: int, path: str, every: float, seconds: float, on: list[int]) -> Iterator[dict[str, float]]:
+    """Have SCRAPERS clients ask for a path during a `with` block; what they found stands in the dict after it."""
+    found: dict[str, float] = {}
+    command = [sys.executable, "-m", "benchmarks.scrapers", str(port), path, str(SCRAPERS), str(every), str(seconds)]
+    with subprocess.Popen(  # noqa: S603 - our own module
+        pinned(command, on), stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
+    ) as process:
+        yield found
+        found.update(json.loads(process.communicate(timeout=60)[0]))
+
+
+def scraped(effort: Effort, places: Places) -> dict[str, Any]:
+    """Measure requests while nobody scrapes, while many do, and while as many ask for a plain body of that size."""
+    found: dict[str, list[dict[str, float]]] = {}
+    names = ("alone", "again", "scraped", "plain", "flooded", "plain flood")
+    with serving("ours", 1, places.server, variant=f"routes-{ROUTES}") as server, server.awake() as port:
+        for route in range(ROUTES):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/r/{route}") as answer:
+                answer.read()
+        size, flood = 100_000, 200.0
+        for at in range(effort.rounds + 1):  # the first one warms up
+            progress(f"production: scrapers, round {at} of {effort.rounds}")
+            for name in names if at % 2 else names[:2][::-1] + names[2:]:
+                path = "/metrics" if name in {"scraped", "flooded"} else f"/plain/{size:.0f}"
+                every = {"scraped": EVERY, "plain": EVERY, "flooded": 0.0, "plain flood": SCRAPERS / flood}.get(name)
+                others = None if every is None else (path, every)
+                one = _beside(port, FEW_ROUTES_ON, effort.seconds, places, others)
+                if name in {"scraped", "flooded"}:
+                    size = one["others"]["size"]
+                if name == "flooded":
+                    flood = one["others"]["rate"]
+                if at:
+                    found.setdefault(name, []).append(one)
+    return {name: summary(rounds, found["alone"]) for name, rounds in found.items()}
+
+
+def _beside(
+    port: int, path: str, seconds: float, places: Places, others: tuple[str, float] | None = None
+) -> dict[str, Any]:
+    """Time requests at a fixed rate; `others` says what the clients beside them ask for, and each how often."""
+    if others is None:
+        time.sleep(0.3)
+        return {**paced(port, RATE, seconds, places.load, "even", path), "others": {}}
+    with scrapers(port, *others, seconds + WARM + 0.5, places.others) as found:
+        time.sleep(WARM)
+        one = paced(port, RATE, seconds, places.load, "even", path)
+    return {**one, "others": found}
+
+
+def exporting(effort: Effort, places: Places) -> dict[str, Any]:
+    """Measure requests, all of them sampled, without export and with collectors that take it, refuse it, or hang."""
+    with ExitStack() as stack:
+        ports = {"ok": _collector(stack, places), "hang": _collector(stack, places, "hang"), "refused": free_port()}
+        endpoints = {name: {ENDPOINT: f"http://127.0.0.1:{port}"} for name, port in ports.items()}
+        servers = {
+            name: stack.enter_context(serving("ours", 1, places.server, ratio="1.0", extra=endpoints.get(name)))
+            for name in ("off", "again", *ports)
+        }
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in servers}
+        for at in range(effort.rounds + 1):  # the first one warms up
+            progress(f"production: collectors, round {at} of {effort.rounds}")
+            for name, server in list(servers.items())[:: 1 if at % 2 else -1]:
+                with server.awake() as port:
+                    one = _beside(port, PATH, effort.seconds, places)
+                if at:
+                    found[name].append(one)
+    return {name: summary(rounds, found["off"]) for name, rounds in found.items()}
+
+
+def _collector(stack: ExitStack, places: Places, *arguments: str) -> int:
+    port: int = stack.enter_context(Worker("receiver", *arguments, on=places.others)).said
+    return port
+
+
+def summary(rounds: list[dict[str, Any]], alone: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the medians of some rounds, and their p99 beside that of the rounds in which nobody was in the way."""
+    shown: dict[str, Any] = {name: statistics.median(one[name] for one in rounds) for name in ("p50", "p99")}
+    shown["p99_ratio"] = paired([one["p99"] for one in rounds], [one["p99"] for one in alone])
+    shown["p99_more"] = statistics.median(one["p99"] - other["p99"] for one, other in zip(rounds, alone, strict=True))
+    if rounds[0]["others"]:
+        names = ("rate", "size", "p50", "longest")
+        shown["others"] = {name: statistics.median(one["others"][name] for one in rounds) for name in names}
+    return shown
+
+
+def lags(effort: Effort, places: Places, available: list[int]) -> dict[str, Any]:
+    """Measure how late an event loop is in which spans are made: exported not at all, by ours, by the SDK."""
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in ("bare", "again", "ours", "stock")}
+    with ExitStack() as stack:
+        endpoint = f"http://127.0.0.1:{_collector(stack, places)}"
+        for at in range(effort.rounds):
+            progress(f"production: lag of the event loop, round {at + 1} of {effort.rounds}")
+            for name, rounds in list(found.items())[:: 1 if at % 2 else -1]:
+                side = "bare" if name == "again" else name
+                # two cores: the threads of one process shall be held up by the interpreter alone
+                rounds.append(ask("lag", side, endpoint, str(SPANS), str(effort.seconds), on=available[:2]))
+    return {name: lag_summary(rounds, found["bare"]) for name, rounds in found.items()}
+
+
+def lag_summary(rounds: list[dict[str, float]], bare: list[dict[str, float]]) -> dict[str, Any]:
+    """Return the medians of some rounds in seconds, and how much later than bare the loop was in the same round."""
+    more = [one["p99.9"] - other["p99.9"] for one, other in zip(rounds, bare, strict=True)]
+    low, high = quartiles(more)
+    shown = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+    return {**shown, "more": statistics.median(more), "low": low, "high": high}
+
+
+def run(effort: Effort, workers_rounds: int) -> dict[str, Any]:
+    """Measure all of it."""
+    available = cores()
+    places = Places.of(available)
+    with urgent() as alone:
+        found = {
+            "scrapers": scraped(effort, places),
+            "collectors": exporting(effort, places),
+            "lag": lags(effort, places, available),
+            "workers": workers.run(workers_rounds),
+        }
+    return {**found, "urgent": alone, "cores": places._asdict()}

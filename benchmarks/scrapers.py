@@ -1,0 +1,63 @@
+"""Clients that ask for one path again and again. Arguments: port, path, clients, `every`, seconds.
+
+Each asks once in `every` seconds, at moments of its own; with 0 it asks again as soon as it has the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+from time import perf_counter
+
+from benchmarks.paired import percentile
+
+ACCEPT = (
+    "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2\r\nAccept-Encoding: gzip"
+)
+"""What a Prometheus server sends."""
+
+
+class Clients:
+    """What all of them found."""
+
+    def __init__(self, port: int, path: str) -> None:
+        self.took: list[float] = []
+        self.size = 0
+        self._port = port
+        self._request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: {ACCEPT}\r\n\r\n".encode()
+
+    async def ask(self, first: float, every: float, end: float) -> None:
+        """Be one of them until `end`; the first request is due at `first`."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=2**24)
+        due = first
+        while due < end:
+            await asyncio.sleep(due - perf_counter())
+            began = perf_counter()
+            writer.write(self._request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            if not head.startswith(b"HTTP/1.1 200"):
+                raise RuntimeError(head.decode("latin-1"))
+            self.size = int(head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0])
+            await reader.readexactly(self.size)
+            self.took.append(perf_counter() - began)
+            due = max(due + every, perf_counter())
+        writer.close()
+
+
+async def main() -> None:
+    """Run and print how many answers there were in a second, and how long they took."""
+    port, path, clients, every, seconds = sys.argv[1:]
+    found = Clients(int(port), path)
+    chance = random.Random(7)  # noqa: S311 - the same moments in each run
+    start = perf_counter() + 0.1
+    moments = [start + chance.uniform(0, max(float(every), 0.01)) for _ in range(int(clients))]
+    await asyncio.gather(*(found.ask(first, float(every), start + float(seconds)) for first in moments))
+    took = perf_counter() - start
+    shown = {"rate": len(found.took) / took, "size": found.size}
+    print(json.dumps(shown | {"p50": percentile(found.took, 0.5), "longest": max(found.took)}))  # noqa: T201 - the parent reads it
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,176 @@
+"""What is kept of rotated log files: number, age and total size; and the work on them, piece by piece."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from time import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from fastapi_observe.signals.log_compression import compress
+from fastapi_observe.signals.log_lock import LOCKS, mend, open_append, stands_at, try_lock
+from fastapi_observe.signals.log_rotation import AGES, SIZES, amount
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from fastapi_observe.signals.log_rotation import Names
+
+SHARE: Final = 4
+"""A file is rotated at the latest when it has this part of the total size, so that others can be removed instead."""
+
+
+class Retention(NamedTuple):
+    """What is kept: the newest `files`, those younger than `age` seconds, `size` bytes in all, all at once."""
+
+    files: int | None = None
+    age: float | None = None
+    size: int | None = None
+
+
+def parse_retention(text: str | None) -> Retention | None:
+    """Read `10 files`, `7 days`, `1 GB` or several with commas; None: keep all. Raises `ValueError` for others."""
+    if text is None:
+        return None
+    found: dict[str, float] = {}
+    for each in text.split(","):
+        number, unit = amount(each)
+        if unit in {"file", "files"} and number == int(number):
+            kind, value = "files", number
+        elif unit in AGES and number > 0:
+            kind, value = "age", number * AGES[unit]
+        elif unit in SIZES and number > 0:
+            kind, value = "size", number * SIZES[unit]
+        else:
+            kind, value = "", 0.0
+        if not kind or kind in found:
+            raise ValueError(
+                f"log_retention: got {text!r}, accepts a number such as '10 files', an age such as '7 days', "
+                "a size such as '1 GB', or several with commas, each once"
+            )
+        found[kind] = value
+    files, size = found.get("files"), found.get("size")
+    return Retention(None if files is None else int(files), found.get("age"), None if size is None else int(size))
+
+
+class Kept(NamedTuple):
+    """A rotated file."""
+
+    stamp: str
+    path: Path
+    packed: bool
+    size: int
+    changed: float
+
+
+class Keeper:
+    """Keeps the rotated files of one log: removes, compresses, adopts those of dead processes.
+
+    Several processes may do so at once: whoever is second finds nothing to do.
+    """
+
+    def __init__(self, names: Names, retention: Retention | None, compresses: bool) -> None:  # noqa: FBT001 - its one call names it
+        self._names = names
+        self._retention = retention or Retention()
+        self._compresses = compresses and LOCKS  # Windows renames no file that is open
+        self._others = 0
+
+    @property
+    def largest(self) -> int | None:
+        """Bytes at which a file is rotated whatever the settings say about rotation."""
+        size = self._retention.size
+        return None if size is None else max(1, size // SHARE)
+
+    def measure(self, active: Path) -> None:
+        """Take in how much there is beside the file that is written to, and what compression may need meanwhile."""
+        if self._retention.size is not None:
+            self._others = self._bytes_beside(active)
+
+    def make_room(self, active: Path, needed: int) -> bool:
+        """Remove the oldest files until `needed` bytes in `active` are within the total size; tell whether they are."""
+        limit = self._retention.size
+        if limit is None or self._others + needed <= limit:
+            return True
+        self.measure(active)
+        while self._others + needed > limit and self.remove_oldest(active.parent):
+            self.measure(active)
+        return self._others + needed <= limit
+
+    def remove_oldest(self, folder: Path) -> bool:
+        """Remove the oldest rotated file; tell whether there was one."""
+        for each in self._rotated(folder):
+            with suppress(OSError):
+                each.path.unlink()
+                return True
+        return False
+
+    def work(self, active: Path) -> Iterator[None]:
+        """Do everything there is to do, in pieces."""
+        folder = active.parent
+        if not self._names.shared:
+            for path in sorted(folder.iterdir()):
+                if path != active and self._names.is_active(path.name):
+                    self._adopt(path)
+                    yield
+        self._remove_old(folder)
+        if self._compresses:
+            for each in self._rotated(folder):
+                if not each.packed:
+                    yield from compress(each.path, self._names.part(folder))
+        yield
+        self._remove_old(folder)
+
+    def _rotated(self, folder: Path) -> list[Kept]:
+        """List the rotated files, oldest first."""
+        found = []
+        for path in folder.iterdir():
+            name = self._names.rotated(path.name)
+            if name is not None:
+                with suppress(FileNotFoundError):
+                    info = path.stat(follow_symlinks=False)
+                    if stat.S_ISREG(info.st_mode):
+                        found.append(Kept(name[0], path, name[1], info.st_size, info.st_mtime))
+        return sorted(found)
+
+    def _bytes_beside(self, active: Path) -> int:
+        folder = active.parent
+        rotated = self._rotated(folder)
+        others = [path for path in folder.iterdir() if path != active and self._names.is_active(path.name)]
+        # While a file is compressed it is there twice.
+        soon = max((each.size for each in rotated if not each.packed), default=0) if self._compresses else 0
+        being = _size(self._names.part(folder))
+        return sum(each.size for each in rotated) + sum(_size(path) for path in others) + max(soon, being)
+
+    def _remove_old(self, folder: Path) -> None:
+        files, age, _ = self._retention
+        if files is None and age is None:
+            return
+        for rank, each in enumerate(reversed(self._rotated(folder))):
+            too_many = files is not None and rank >= files
+            too_old = age is not None and time() - each.changed > age
+            if too_many or too_old:
+                each.path.unlink(missing_ok=True)
+
+    def _adopt(self, path: Path) -> None:
+        """Rename a file that no living process holds, so that it is kept and removed like any rotated one."""
+        descriptor = -1
+        try:
+            descriptor = open_append(path, create=False)
+            if try_lock(descriptor) and stands_at(descriptor, path):
+                info = os.fstat(descriptor)
+                mend(descriptor, info.st_size)
+                path.rename(self._names.next_rotated(path, info.st_mtime))
+        except FileNotFoundError:  # another process was quicker
+            pass
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat(follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,202 @@
+"""Faults put into the package one by one: which functions there are, which of them run, and one made to fail."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import sys
+import threading
+from time import sleep
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import fastapi_observe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType, ModuleType
+    from typing import Self
+
+PACKAGE: Final = fastapi_observe.__name__
+NO_REQUEST: Final = ("cli", "__main__")
+"""Modules that no request ever comes to."""
+
+
+class OurFaultError(RuntimeError):
+    """A fault of ours."""
+
+
+class Site(NamedTuple):
+    """One function of the package: `function` holds its code, or that of the function around it (`inner`)."""
+
+    function: FunctionType
+    inner: CodeType | None = None
+
+    @property
+    def code(self) -> CodeType:
+        """What runs."""
+        return self.inner or self.function.__code__
+
+
+def modules() -> Iterator[ModuleType]:
+    """Import every module of the package whose own needs are installed."""
+    for found in pkgutil.walk_packages(fastapi_observe.__path__, f"{PACKAGE}."):
+        if found.name.removeprefix(f"{PACKAGE}.") not in NO_REQUEST:
+            try:
+                yield importlib.import_module(found.name)
+            except ImportError:
+                continue
+
+
+def sites() -> dict[str, Site]:
+    """Return every function and method of the package by name, functions inside functions too."""
+    found: dict[str, Site] = {}
+    for module in modules():
+        for function in _functions_of(module, module.__name__):
+            name = f"{module.__name__.removeprefix(f'{PACKAGE}.')}:{function.__qualname__}"
+            found[name] = Site(function)
+            for inner in _codes_in(function.__code__):
+                found[f"{name.partition(':')[0]}:{inner.co_qualname}"] = Site(function, inner)
+    return found
+
+
+def _functions_of(owner: Any, module: str) -> Iterator[FunctionType]:
+    for value in list(vars(owner).values()):
+        if isinstance(value, type) and value.__module__ == module and value is not owner:
+            yield from _functions_of(value, module)
+            continue
+        for each in (value.fget, value.fset) if isinstance(value, property) else (value,):
+            made = getattr(each, "__func__", each)
+            function = inspect.unwrap(made) if callable(made) else None
+            if isinstance(function, FunctionType) and function.__module__ == module and "<" not in function.__name__:
+                yield function
+
+
+def _codes_in(code: CodeType) -> Iterator[CodeType]:
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            if "<" not in constant.co_name and constant.co_flags & inspect.CO_NEWLOCALS:
+                yield constant
+            yield from _codes_in(constant)
+
+
+class Watched:
+    """Notes which code runs inside the `with` block, and in which threads: those that begin inside it, and this one."""
+
+    def __init__(self) -> None:
+        self.called: dict[CodeType, set[str]] = {}
+
+    def _note(self, frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            self.called.setdefault(frame.f_code, set()).add(threading.current_thread().name)
+
+    def __enter__(self) -> Self:
+        threading.setprofile(self._note)
+        sys.setprofile(self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+        threading.setprofile(None)
+
+
+# What stands in a function's place: of the same kind, so that it fails when it is called, awaited or iterated.
+
+
+def _plain(*args: Any, **kwargs: Any) -> Any:
+    fault: Any = "FAULT"
+    return fault(*args, **kwargs)
+
+
+def _generator(*args: Any, **kwargs: Any) -> Any:
+    fault: Any = "FAULT"
+    return (yield from fault(*args, **kwargs))
+
+
+async def _coroutine(*args: Any, **kwargs: Any) -> Any:
+    fault: Any = "FAULT"
+    return await fault(*args, **kwargs)
+
+
+async def _async_generator(*args: Any, **kwargs: Any) -> Any:
+    fault: Any = "FAULT"
+    async for item in fault(*args, **kwargs):
+        yield item
+
+
+def _instead(code: CodeType, fault: Callable[..., Any]) -> CodeType:
+    template = _plain
+    if code.co_flags & inspect.CO_ASYNC_GENERATOR:
+        template = _async_generator
+    elif code.co_flags & inspect.CO_COROUTINE:
+        template = _coroutine
+    elif code.co_flags & inspect.CO_GENERATOR:
+        template = _generator
+    made = template.__code__
+    constants = tuple(fault if constant == "FAULT" else constant for constant in made.co_consts)
+    return made.replace(co_consts=constants, co_freevars=code.co_freevars, co_name=code.co_name)
+
+
+def _replaced(code: CodeType, old: CodeType, new: CodeType) -> CodeType:
+    constants = tuple(
+        new if each is old else _replaced(each, old, new) if isinstance(each, CodeType) else each
+        for each in code.co_consts
+    )
+    return code.replace(co_consts=constants)
+
+
+class Injected:
+    """Has the calls of a site go to `fault(original, *args, **kwargs)` inside the `with` block.
+
+    The code is exchanged, so whoever holds the function, by whatever name, gets it. `original` is None for a function
+    inside another one.
+    """
+
+    def __init__(self, site: Site, fault: Callable[..., Any]) -> None:
+        function: Any = site.function  # else its class binds it, for mypy
+        self.calls = 0
+        self._inside = 0
+        self._function = function
+        self._before = function.__code__
+        original: FunctionType | None = None
+        if site.inner is None:
+            original = FunctionType(
+                function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+            )
+            original.__kwdefaults__ = function.__kwdefaults__
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            return fault(original, *args, **kwargs)
+
+        made = _instead(site.code, call)
+        self._after = made if site.inner is None else _replaced(function.__code__, site.inner, made)
+
+    def __enter__(self) -> Self:
+        self._inside += 1
+        self._function.__code__ = self._after
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._inside -= 1
+        if not self._inside:
+            self._function.__code__ = self._before
+
+
+def raises(*_: Any, **__: Any) -> Any:
+    """Fail at once."""
+    raise OurFaultError
+
+
+def slow(original: Any, *args: Any, **kwargs: Any) -> Any:
+    """Take a while."""
+    sleep(0.002)
+    return original(*args, **kwargs)
+
+
+def raises_late(original: Any, *args: Any, **kwargs: Any) -> Any:
+    """Do the work of a plain function, then fail."""
+    if original is not None:
+        original(*args, **kwargs)
+    raise OurFaultError

@@ -1,0 +1,369 @@
+"""`python -m fastapi_observe cardinality`: what it counts, what it says, and how it ends where nothing can be read."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import TYPE_CHECKING, Any
+
+import prometheus_client
+import pytest
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from servers import serving
+
+from fastapi_observe import Observability, cli_scrape, install
+from fastapi_observe.cli import main
+from fastapi_observe.cli_cardinality import Report
+from fastapi_observe.cli_scrape import Scraped, UnreadableError, families, printable, scrape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TOKEN = "open-sesame"  # noqa: S105 - opens nothing
+
+
+def shop(**options: Any) -> tuple[FastAPI, Observability]:
+    """Return an app with a metric whose label a client chooses."""
+    app = FastAPI()
+    observe = install(
+        app, logs=False, tracing=False, default_registry=False, registry=CollectorRegistry(), workers="off", **options
+    )
+    visits = observe.metrics.counter("visits_total", "Visits.", ["shop", "user"])
+
+    @app.get("/visits/{user}")
+    async def visit(user: str) -> None:
+        visits.labels("north", user).inc()
+
+    return app, observe
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Return how the command ended, and what it wrote."""
+    status = main(["cardinality", *arguments])
+    written = capsys.readouterr()
+    return status, written.out, written.err
+
+
+def as_json(capsys: pytest.CaptureFixture[str], url: str, *arguments: str) -> tuple[int, dict[str, Any]]:
+    """Return how the command ended, and its JSON with the metrics by name."""
+    status, out, _ = printed(capsys, url, "--json", *arguments)
+    document = json.loads(out)
+    document["metrics"] = {metric["name"]: metric for metric in document["metrics"]}
+    return status, document
+
+
+@contextmanager
+def answering(body: bytes, status: int = 200, **headers: str) -> Iterator[str]:
+    """Serve one answer to every request; `_` in the names of headers is `-`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            for name, value in {"content_type": "text/plain", **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/metrics"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_real_app_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """Label sets, series and values of each label are those of the app; the growing label comes first."""
+    app, observe = shop()
+    for user in range(30):
+        observe.metrics.counter("visits_total", "", ["shop", "user"]).labels("north", user).inc()
+    observe.metrics.histogram("wait_seconds", "Waits.", ["desk"], buckets=[1, 2]).labels("a").observe(1)
+    with serving(app, log_level="error") as port:
+        status, found = as_json(capsys, f"http://127.0.0.1:{port}")  # the path is /metrics
+        status_of_text, text, _ = printed(capsys, f"http://127.0.0.1:{port}/metrics", "--top", "1")
+    assert status == status_of_text == 0
+    visits, waits = found["metrics"]["visits_total"], found["metrics"]["wait_seconds"]
+    assert (visits["label_sets"], visits["series"], visits["percent_of_bound"]) == (30, 30, 6.0)
+    assert visits["labels"] == {"shop": {"values": 1, "new": 0}, "user": {"values": 30, "new": 0}}
+    assert visits["growing_label"] == "user"
+    assert (waits["label_sets"], waits["series"]) == (1, 5)
+    assert found["bounds"] == {
+        "series_per_metric": 2000,
+        "series_per_process": 20000,
+        "values_per_label": 500,
+        "told_by_server": True,
+    }
+    assert (found["at_bound"], found["seconds_between"]) == ([], None)
+    assert "39           3        1%  python_gc_pause_seconds  generation 3\n... and " in text
+    assert text.endswith("Next: Nothing: no metric is near its bound.\n")
+
+
+def test_a_full_label_ends_with_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """A label with more values than its bound is named, with what to do, and the exit status is 1."""
+    app, observe = shop(values_per_label=5)
+    for user in range(7):
+        observe.metrics.counter("visits_total", "", ["shop", "user"]).labels("north", user).inc()
+    with serving(app, log_level="error") as port:
+        status, text, _ = printed(capsys, f"http://127.0.0.1:{port}/metrics")
+    assert status == 1
+    assert "full  visits_total" in text
+    assert "Next: label user of visits_total is at its bound: give it few values, none that a client chooses" in text
+
+
+def test_all_metrics_together_can_be_full(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where no metric is at its bound but all together are, that is said, and the exit status is 1."""
+    app, observe = shop(series_per_process=4)
+    for user in range(4):
+        observe.metrics.counter("visits_total", "", ["shop", "user"]).labels("north", user).inc()
+    with serving(app, log_level="error") as port:
+        status, text, _ = printed(capsys, f"http://127.0.0.1:{port}/metrics")
+    assert status == 1
+    assert "Next: All metrics together are at their bound" in text
+
+
+def test_watching_tells_which_label_grows(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--watch` reads twice; what is new is shown, by metric and by label, and how long that can go on."""
+    app, observe = shop()
+    visits = observe.metrics.counter("visits_total", "", ["shop", "user"])
+    for place in range(20):
+        visits.labels(place, "one").inc()
+
+    def grow() -> None:
+        for user in range(10):
+            visits.labels("0", f"u{user}").inc()
+
+    with serving(app, log_level="error") as port, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastapi_observe.cli_cardinality.sleep", lambda _: grow())
+        url = f"http://127.0.0.1:{port}/metrics"
+        status, found = as_json(capsys, url, "--watch", "2")
+        grow = visits.clear
+        _, text, _ = printed(capsys, url, "--watch", "0.5")
+    grown = found["metrics"]["visits_total"]
+    assert (status, grown["new_label_sets"], grown["growing_label"]) == (0, 10, "user")
+    assert grown["labels"] == {"shop": {"values": 20, "new": 0}, "user": {"values": 11, "new": 10}}
+    assert next(iter(found["metrics"])) == "visits_total"
+    assert found["next_step"].startswith("Label user of visits_total grows: at this rate it is full in ")
+    assert " new " in text
+    assert "Nothing" in text
+
+
+def report_of(text: str, before: str | None = None, seconds: float = 10.0) -> Report:
+    """Return the report of a text, parsed as if it had been scraped."""
+
+    def read(one: str) -> Scraped:
+        scraped = Scraped()
+        for family in families("http://there", one.splitlines()):
+            scraped.add(family)
+        return scraped
+
+    return Report(read(text), None if before is None else read(before), seconds)
+
+
+def many(number: int, first: int = 0) -> str:
+    """Return the text of a gauge with so many values of one label."""
+    return "# TYPE g gauge\n" + "".join(f'g{{a="{value}"}} 1\n' for value in range(first, first + number))
+
+
+def test_a_metric_that_nothing_holds_is_told() -> None:
+    """A metric beyond the bounds is not one of `observe.metrics`: it is said how to bound it."""
+    registry = CollectorRegistry()
+    free = prometheus_client.Counter("free_total", "Made with prometheus_client.", ["user"], registry=registry)
+    for user in range(2100):
+        free.labels(user).inc()
+    report = report_of(prometheus_client.generate_latest(registry).decode())
+    (row,) = report.full
+    assert row.series == 2 * 2100  # with those that say since when
+    assert (row.name, row.label_sets, row.label, row.unbounded) == ("free_total", 2100, "user", True)
+    assert report.next_step().startswith("label user of free_total is beyond the bounds and nothing holds it")
+    assert not report.bounds.told
+    assert "(the defaults: the server tells none)" in report.as_text("http://there", 5)
+
+
+def test_workers_keep_to_the_bounds_each() -> None:
+    """With three workers a label may have four times its values: those of each, and of what ended ones left."""
+    workers = "# TYPE fastapi_observe_workers gauge\nfastapi_observe_workers 3\n"
+    assert report_of(many(1900) + workers).full == []
+    assert [row.name for row in report_of(many(2001) + workers).full] == ["g"]
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "step"),
+    [
+        (many(450), None, "Look at label a of g: it will be at its bound soon."),
+        (many(450), many(400), "Label a of g grows: at this rate it is full in 10 s."),
+        (many(100), many(99), "Label a of g grows: at this rate it is full in 67 minutes."),
+        (many(100, 50), many(100), "Label a of g grows: at this rate it is full in 80 s."),
+        (
+            "# TYPE g gauge\ng 1\n",
+            "# TYPE h gauge\nh 1\n",
+            "Label (none) of g grows: at this rate it is full in 6 hours.",
+        ),
+    ],
+)
+def test_the_next_step_fits(now: str, before: str | None, step: str) -> None:
+    """What to do next follows from what is full, what grows and what is nearly full."""
+    assert report_of(now, before).next_step() == step
+
+
+def test_a_metric_without_labels_can_be_full() -> None:
+    """A bound of 0 or 1 is no reason to stumble over a metric without labels."""
+    text = '# TYPE fastapi_observe_bounds_info gauge\nfastapi_observe_bounds_info{series_per_metric="1"} 1\n'
+    assert "is at its bound" in report_of(text + "# TYPE g gauge\ng 1\n").next_step()
+
+
+def test_large_metrics_are_parsed_in_parts() -> None:
+    """A family of more lines than are parsed together is counted whole; comments, and what follows the end, are not."""
+    text = "# HELP g Great.\n# a comment\n" + many(4500) + "# TYPE c counter\nc_total 1\n# EOF\nc_total 3"
+    parts = list(families("http://there", text.splitlines()))
+    assert [len(part.samples) for part in parts if part.name == "g"] == [1000, 1000, 1000, 1000, 500]
+    report = report_of(text)
+    assert {row.name: (row.label_sets, row.series) for row in report.rows} == {"g": (4500, 4500), "c_total": (1, 1)}
+
+
+def test_what_is_shown_moves_no_cursor() -> None:
+    """Names that a server chose are escaped: ESC, line breaks, bidirectional marks."""
+    assert printable("a\x1b[2J\n\u202eb\u2028") == r"a\x1b[2J\n\u202eb\u2028"
+    report = report_of('# TYPE "g\x1b[2J" gauge\n{"g\x1b[2J",a="1"} 1\n')
+    assert r"g\x1b[2J" in report.as_text("http://there", 5)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "words"),
+    [
+        (401, {}, b"", "it answers 401; give the token with --token"),
+        (404, {}, b"", "it answers 404; correct the path"),
+        (500, {}, b"", "it answers 500; look into the server's log"),
+        (
+            302,
+            {"location": "http://me:hush@elsewhere/x?key=hush"},
+            b"",
+            "it redirects to http://elsewhere/x; redirects are not followed",
+        ),
+        (301, {}, b"", "it redirects to elsewhere; redirects"),
+        (200, {"content_type": "text/html"}, b"<html>", "the answer is no Prometheus text, but 'text/html'"),
+        (200, {"content_encoding": "gzip"}, b"x", "the answer is no Prometheus text"),
+        (200, {}, b"", "there are no metrics; give the URL"),
+        (200, {}, b"hello\x1b world\n", r"there is no Prometheus text near 'hello\x1b world'"),
+        (200, {"content_length": "100"}, b"up 1\n", "the answer broke off after 5 bytes; try again"),
+        (200, {"transfer_encoding": "chunked"}, b"zz\r\n", "broken answer (IncompleteRead)"),
+        (200, {}, b"x" * 70_000, "the answer has lines without an end"),
+    ],
+)
+def test_what_is_no_metrics_ends_with_two(
+    capsys: pytest.CaptureFixture[str], status: int, headers: dict[str, str], body: bytes, words: str
+) -> None:
+    """One line on stderr names the URL, the reason and the next step; nothing is printed; the exit status is 2."""
+    with answering(body, status, **headers) as url:
+        ended, out, err = printed(capsys, url)
+    assert (ended, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"cannot read {url}: ")
+    assert words in err
+    assert "hush" not in err
+
+
+def test_a_large_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond 64 MiB reading stops."""
+    monkeypatch.setattr(cli_scrape, "MOST_BYTES", 2 * 1_048_576)
+    with answering(b"up 1\n" * 450_000) as url, pytest.raises(UnreadableError, match="more than 2 MiB"):
+        scrape(url)
+
+
+def test_a_server_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence ends after a time, and so does an answer that drips."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/metrics"
+        monkeypatch.setattr(cli_scrape, "SILENCE", 0.05)
+        with pytest.raises(UnreadableError, match="no answer in time"):
+            scrape(url)
+        monkeypatch.setattr(cli_scrape, "SILENCE", 10.0)
+        monkeypatch.setattr(cli_scrape, "LONGEST", 0.05)
+        with pytest.raises(UnreadableError, match="no answer in time"):
+            scrape(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("ftp://host/metrics", "cannot read ftp://host/metrics: it is no http or https URL; give one such as http://"),
+        ("metrics", "cannot read metrics: it is no http"),
+        ("http://", "cannot read http://: it is no http"),
+        ("http://host:99999/", "it is no http"),
+        ("http://host/a b", "it is no http"),
+        ("http://host/\x1b", r"cannot read http://host/\x1b: it is no http"),
+        ("http://me:hush@host/metrics?key=hush", "cannot read http://host/metrics: user and password are not sent"),
+        ("http://" + "a" * 70 + "/", "start the server, or correct host and port"),
+        ("http://127.0.0.1:1/metrics", "Connection refused; start the server"),
+    ],
+)
+def test_a_wrong_url_ends_with_two(capsys: pytest.CaptureFixture[str], url: str, words: str) -> None:
+    """What is wrong with a URL is told without what may be secret in it."""
+    ended, out, err = printed(capsys, url)
+    assert (ended, out) == (2, "")
+    assert words in err
+    assert "hush" not in err
+
+
+def test_tls_that_fails_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """A server that speaks no TLS on an https URL is named as that."""
+    with answering(b"up 1\n") as url:
+        ended, _, err = printed(capsys, url.replace("http:", "https:"))
+    assert ended == 2
+    assert "TLS failed" in err
+
+
+def test_the_token_is_sent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token opens what is closed, given as an argument or on standard input; a wrong one does not."""
+    app, _ = shop(metrics_token=TOKEN)
+    with serving(app, log_level="error") as port:
+        url = f"http://127.0.0.1:{port}/metrics"
+        assert printed(capsys, url)[0] == 2
+        ended, _, err = printed(capsys, url, "--token", "wrong-token")
+        assert (ended, "check the token" in err, "wrong-token" in err) == (2, True, False)
+        assert printed(capsys, url, "--token", TOKEN)[0] == 0
+        monkeypatch.setattr(sys, "stdin", io.StringIO(f"{TOKEN}\n"))
+        assert printed(capsys, url, "--token", "-")[0] == 0
+        for wrong in ("", "two words", "a\nb", "\u00e4"):
+            assert "the token is no ASCII word" in printed(capsys, url, "--token", wrong)[2]
+
+
+def test_the_token_goes_over_http_to_private_hosts_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a public address it is not sent without TLS, unless `--insecure` says so."""
+    monkeypatch.setattr(cli_scrape, "PRIVATE_NETWORKS", ())
+    with answering(b"up 1\n") as url:
+        with pytest.raises(UnreadableError, match="over plain http to a public address; use https"):
+            scrape(url, TOKEN)
+        assert list(scrape(url, TOKEN, insecure=True).metrics) == ["up"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--top", "0"], ["--top", "x"], ["--watch", "0"], ["--watch", "x"], ["--watch", "nan"]]
+)
+def test_wrong_arguments_are_told(capsys: pytest.CaptureFixture[str], wrong: list[str]) -> None:
+    """Numbers that make no sense end with 2 and say what is wanted."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["cardinality", "http://127.0.0.1:1", *wrong])
+    assert ": give " in capsys.readouterr().err
+
+
+def test_the_command_stands_alone() -> None:
+    """As a process it ends with the status too, and a variable that names a proxy changes nothing."""
+    variables = {**os.environ, "http_proxy": "http://127.0.0.1:1", "all_proxy": "http://127.0.0.1:1"}
+    with answering(many(501).encode()) as url:
+        command = [sys.executable, "-m", "fastapi_observe", "cardinality", url]
+        done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)  # noqa: S603 - ours
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "full  g" in done.stdout

@@ -1,0 +1,313 @@
+"""Every function of ours that runs while an app is served fails, is slow or hangs in turn: the app does not feel it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Final
+from zlib import crc32
+
+import pytest
+from comparison import Server, ask, bare, http_scope
+from injection import Injected, OurFaultError, Watched, raises, raises_late, sites, slow
+from inside_app import PATHS, Parts, live, make_app
+
+from fastapi_observe import install
+from fastapi_observe.records.guard import ELSEWHERE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from comparison import Answer
+    from injection import Site
+
+    from fastapi_observe import Observability
+
+# A fault in a callback of the garbage collector, or in a thread of ours, is told by the interpreter.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+]
+
+SOAK = "OBSERVE_SOAK" in os.environ
+TIMES = 2 if SOAK else 1
+PARTS: Final = 16
+OURS: Final = "fastapi-observe"
+
+CARRIERS: Final = frozenset(
+    """
+    clients.http_body:AsyncBody.__aiter__ clients.http_body:AsyncBody.aclose clients.http_body:SyncBody.__iter__
+    clients.http_body:SyncBody.close clients.httpx:_observe_async.<locals>.send
+    clients.httpx:_observe_async.<locals>.sending clients.httpx:_observe_sync.<locals>.send
+    clients.httpx:_observe_sync.<locals>.sending clients.sqlalchemy:EngineWatch._counting.<locals>.counting
+    clients.sqlalchemy:EngineWatch._observed.<locals>.observed clients.watch:Watch.ask clients.watch:Watch.ask_async
+    install:_seamed install:_wrap_builder.<locals>.build middleware:Door.__call__ middleware:Door._lifespan
+    middleware:Door._lifespan.<locals>.watched middleware:Seam.__call__ middleware:Seam.__init__
+    middleware:observing_handler.<locals>.observing_async middleware:observing_handler.<locals>.observing
+    records.exchange:Exchange.receive records.exchange:Exchange.send records.websocket:WebSocketExchange.receive
+    records.websocket:WebSocketExchange.send records.wrapping:_async_generator.<locals>.async_generator
+    records.wrapping:_awaited records.wrapping:_call.<locals>.call records.wrapping:_coroutine.<locals>.coroutine
+    records.wrapping:_generator.<locals>.generator runtime.background:_measured.<locals>.call
+    signals.tracing:TracingService.run_in_executor signals.user_spans:run_in_executor
+    """.split()  # noqa: SIM905 - a list would be two pages long
+)
+"""What hands on a call of the app, a library or the user: nothing of ours stands above it, what it asks is guarded."""
+
+GUARDS: Final = frozenset(
+    """
+    clients.database:DatabaseClient.query clients.database:Query.rows clients.external:ExternalClient.call
+    clients.http_calls:HttpCalls.answered clients.http_calls:HttpCalls.begin clients.http_calls:HttpCalls.sending
+    clients.sqlalchemy:EngineWatch._begin clients.sqlalchemy:EngineWatch._end clients.sqlalchemy:EngineWatch._moves
+    clients.sqlalchemy:EngineWatch._watch_again clients.watch:Observer.event clients.watch:Observer.waited
+    clients.watch:Watch.observer installed:current middleware:Door._give_ids middleware:Door._leave
+    middleware:observing_handler.<locals>.note records.guard:guarded.<locals>.decorate.<locals>.call
+    records.operation:Operation.__call__ records.operation:Operation.__enter__ records.operation:Operation.close
+    records.operation:Operation.open records.operation:Operation.resume records.operation:Operation.suspend
+    records.wrapping:_begun signals.series:Bounded.labels signals.series:Counter.inc signals.series:Gauge.inc
+    signals.series:Gauge.set signals.series:Histogram.observe signals.user_spans:SpanScope.close
+    signals.user_spans:SpanScope.open signals.user_spans:SpanScope.resume signals.user_spans:SpanScope.suspend
+    signals.user_spans:finish signals.user_spans:traced_with.<locals>.decorate signals.logs:ObserveLogger._emit
+    """.split()  # noqa: SIM905 - as above
+)
+"""What does its work in a `try` of its own, because a frame above it would cost the hot path a call."""
+
+PLAIN: Final = frozenset(
+    """
+    clients.http_record:HttpCall.close dependencies:observability_of installed:traced observability:Observability.log
+    records.operation:Operation.__aenter__ records.operation:Operation.__aexit__ records.operation:Operation.__exit__
+    signals.logs:ObserveLogger.__init__ signals.logs:ObserveLogger.contextualize signals.logs:ObserveLogger.debug
+    signals.logs:ObserveLogger.error signals.logs:ObserveLogger.exception signals.logs:ObserveLogger.fatal
+    signals.logs:ObserveLogger.info signals.logs:ObserveLogger.warn signals.logs:ObserveLogger.with_fields
+    signals.series:Gauge.dec signals.user_spans:ContextScope.__enter__ signals.user_spans:ContextScope.__exit__
+    signals.user_spans:SpanScope.__aenter__ signals.user_spans:SpanScope.__aexit__
+    signals.user_spans:SpanScope.__enter__ signals.user_spans:SpanScope.__exit__ signals.user_spans:traced_with
+    """.split()  # noqa: SIM905 - as above
+)
+"""What users call and what calls one of the guards, or keeps what it is given, and does nothing else."""
+
+LOGGING: Final = frozenset(
+    """
+    signals.log_capture:RootHandler.emit signals.log_capture:NoLock.__bool__
+    signals.log_capture:LogCapture._hand_over
+    """.split()  # noqa: SIM905 - as above
+)
+"""What the standard library's logging calls: guards, and a lock that is none."""
+
+OUTERMOST: Final = CARRIERS | GUARDS | PLAIN | LOGGING
+
+UNCOUNTED: Final = {
+    "runtime.saturation:GcPauses.__call__": "a callback of the garbage collector may take no lock",
+    "runtime.saturation:Samples.observe": "as above",
+    "clients.http_body:Body.__del__": "a finalizer runs inside any lock",
+    "records.exceptions:_told": "the line itself says that the stack trace cannot be shown",
+    "signals.log_message:is_access": "the line shows the message as it was given",
+    "observability:Observability.flush": "the beginning of a thread: what it calls is guarded",
+    "observability:Observability._end_within_budget.<locals>.end": "as above",
+    "signals.export_sender:Sender.run": "as above",
+    "signals.line_writer:LineWriter._run": "as above",
+}
+"""What fails without being counted, and why."""
+
+COUNTED_ELSEWHERE: Final = ("signals.export_", "signals.line_", "signals.log", "signals.otlp_")
+"""What loses spans or lines counts them as dropped."""
+
+UNDER_LOCK: Final = (
+    "signals.export_store:",
+    "signals.export_counts:",
+    "signals.export_sender:Sender._is_due",
+    "signals.export_sender:Sender._pause",
+)
+"""What looks at the queue while it holds the lock that `put` needs too: arithmetic, which nothing can block."""
+
+MADE_TWICE: Final = frozenset(f"signals.business:Catalogue.{name}" for name in ("_add", "own", "register"))
+"""If it fails after its work is done, the metric's name is taken: the next call says so, with `ValueError`."""
+
+
+@cache
+def every_site() -> dict[str, Site]:
+    """Return every function of the package."""
+    return sites()
+
+
+@contextlib.contextmanager
+def installed(log_file: Path, **options: Any) -> Iterator[tuple[Any, Observability]]:
+    """Yield an app that is installed on, with everything switched on, and the collector away."""
+    parts = Parts()
+    app = make_app(parts)
+    observe = install(
+        app,
+        sample_ratio=1.0,
+        log_level="debug",
+        log_file=str(log_file),
+        otlp_endpoint="http://127.0.0.1:9",
+        shutdown_timeout=0.2,
+        **options,
+    )
+    parts.observe(observe)
+    try:
+        yield app, observe
+    finally:
+        asyncio.run(parts.close())
+        observe.close()
+
+
+@cache
+def expected(times: int) -> list[Answer]:
+    """Return what the bare app answers."""
+    parts = Parts()
+    try:
+        return asyncio.run(live(bare(make_app(parts)), times))
+    finally:
+        asyncio.run(parts.close())
+
+
+@cache
+def called() -> dict[str, set[str]]:
+    """Return what runs on behalf of requests, and in which threads."""
+    with TemporaryDirectory() as directory:
+        with installed(Path(directory) / "first.log") as (app, _):  # what runs once in a process
+            asyncio.run(live(app))
+        with Watched() as watched, installed(Path(directory) / "app.log") as (app, _):
+            watched.called.clear()
+            asyncio.run(live(app, TIMES))
+    return {name: watched.called[site.code] for name, site in every_site().items() if site.code in watched.called}
+
+
+def differences(answers: list[Answer], times: int) -> dict[str, Any]:
+    """Return by path what the app answered otherwise than the bare one."""
+    paths = (*(PATHS * times), "lifespan")
+    pairs = zip(paths, answers, expected(times), strict=True)
+    return {path: answer.raised or answer.messages for path, answer, wanted in pairs if answer != wanted}
+
+
+def broken(name: str, fault: Callable[..., Any], directory: Path) -> dict[str, Any]:
+    """Serve the app while a function fails; return what that changed."""
+    site = every_site()[name]
+    injected = Injected(site, fault)
+    ELSEWHERE.counts.clear()
+    with contextlib.ExitStack() as stack:
+        if site.inner is not None:  # it is made anew when the function around it runs
+            stack.enter_context(injected)
+        app, observe = stack.enter_context(installed(directory / "app.log"))
+        try:
+            with injected:
+                answers = asyncio.run(live(app, TIMES))
+        except (OurFaultError, TimeoutError) as exc:  # it reached the event loop, or nothing goes on
+            return {"raised": exc}
+    changed = differences(answers, TIMES)
+    counted = bool(observe.faults.counts or ELSEWHERE.counts or name.startswith(COUNTED_ELSEWHERE))
+    if fault is raises and injected.calls and not counted and name not in UNCOUNTED:
+        changed["counted"] = False
+    return changed
+
+
+def of_part(names: Iterator[str], part: int) -> list[str]:
+    """Return the share of a part."""
+    return sorted(name for name in names if crc32(name.encode()) % PARTS == part)
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("fault", [raises, raises_late, slow] if SOAK else [raises])
+def test_whatever_fails_the_app_answers_as_without_us(
+    tmp_path: Path, fault: Callable[..., Any], part: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each function that runs on behalf of a request fails in turn: same messages, same exceptions; it is counted."""
+    spared = OUTERMOST if fault is not slow else frozenset()
+    if fault is raises_late:
+        spared |= MADE_TWICE
+    changed = {}
+    for name in of_part(iter(called()), part):
+        if name not in spared and (fault is not slow or every_site()[name].inner is None):
+            changed[name] = broken(name, fault, tmp_path)
+            capsys.readouterr()
+    assert {name: found for name, found in changed.items() if found} == {}
+    assert len(changed) >= 10
+
+
+def test_what_is_spared_exists() -> None:
+    """The lists of what cannot fail in this way name functions of ours, and are far shorter than the rest."""
+    assert OUTERMOST | UNCOUNTED.keys() | MADE_TWICE <= every_site().keys()
+    assert len(OUTERMOST) == sum(map(len, (CARRIERS, GUARDS, PLAIN, LOGGING)))
+    assert len(called()) > 4 * len(OUTERMOST)
+
+
+# Threads
+
+
+class Hanging:
+    """Has the threads of ours wait, from the first call on until it is let go."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.over = threading.Event()
+
+    def __call__(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """Wait in a thread of ours, do the work in any other."""
+        if threading.current_thread().name.startswith(OURS):
+            self.reached.set()
+            self.over.wait(20)
+        return original(*args, **kwargs)
+
+
+class HangsError(BaseException):
+    """A block takes too long; no guard may catch it."""
+
+
+@contextlib.contextmanager
+def no_longer_than(seconds: float) -> Iterator[None]:
+    """Raise in the main thread where the block takes longer."""
+
+    def give_up(*_: object) -> None:
+        raise HangsError(seconds)
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+async def _live_and_scrape(app: Any) -> tuple[list[Answer], int]:
+    answers = await live(app)
+    scraped = await ask(app, http_scope("/metrics"), Server([]), [])
+    return answers, scraped.messages[0]["status"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="no alarm here")
+@pytest.mark.parametrize("part", range(PARTS if SOAK else PARTS // 4))
+def test_whatever_hangs_in_our_threads_the_app_is_served(
+    tmp_path: Path, part: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each function that runs in a thread of ours hangs there: requests, scrape and shutdown are as without."""
+    ours = {name for name, threads in called().items() if any(each.startswith(OURS) for each in threads)}
+    names = [name for name in of_part(iter(ours), part) if not name.startswith(UNDER_LOCK)]
+    names = [name for name in names if every_site()[name].inner is None]
+    found = {}
+    for name in names:
+        found[name] = hanging(name, tmp_path)
+        capsys.readouterr()
+    assert {name: changed for name, changed in found.items() if changed} == {}
+
+
+def hanging(name: str, directory: Path) -> dict[str, Any]:
+    """Serve the app while a function hangs in our threads; return what that changed."""
+    hang = Hanging()
+    with Injected(every_site()[name], hang), contextlib.ExitStack() as stack:
+        app, _ = stack.enter_context(installed(directory / "app.log"))
+        stack.callback(hang.over.set)
+        try:
+            with no_longer_than(5):
+                answers, status = asyncio.run(_live_and_scrape(app))
+        except HangsError as exc:
+            return {"served": exc}
+        finally:
+            hang.over.set()
+        return differences(answers, 1) | ({} if status == 200 else {"/metrics": status})

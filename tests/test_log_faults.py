@@ -1,0 +1,276 @@
+"""Disks that are full, gone or read-only, and a standard output that nobody reads: the app goes on, all is counted."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tools import needs, tmpfs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+APP = """
+    import json, os, resource, shutil, sys, threading, time
+    from pathlib import Path
+    from fastapi import FastAPI
+    from fastapi_observe import install
+    from prometheus_client import generate_latest
+
+    path, shown = Path(sys.argv[1]), Path(sys.argv[2])
+    app = FastAPI()
+    observe = install(app, service_name="shop", log_file=str(path), log_level="debug", **json.loads(sys.argv[3]))
+    log = observe.log
+
+    def fail(begin, lines):
+        for number in range(begin, begin + lines):
+            log.error("secret", number=number)
+
+    def counts(signal):
+        found = {}
+        for row in generate_latest(observe.metrics.registry).decode().splitlines():
+            name, _, value = row.partition(" ")
+            kind = name.partition("{")[0].removeprefix("fastapi_observe_")
+            reason = name.partition('reason="')[2].partition('"')[0]
+            if f'signal="{signal}"' in name and not kind.endswith("_created"):
+                found[reason or kind] = int(float(value))
+        return found
+
+    def resumes(number):
+        '''Log until a line is written; return the next number.'''
+        until, before = time.monotonic() + 1.0, counts("log_file")["exported_total"]
+        while counts("log_file")["exported_total"] == before:
+            assert time.monotonic() < until, "not within a second"
+            time.sleep(0.02)
+            fail(number, 1)
+            number += 1
+        return number
+
+    def end():
+        observe.logs.flush(5.0)
+        shown.write_text(json.dumps({name: counts(name) for name in ("logs", "log_file")}))
+        observe.close()
+"""
+
+
+def run(script: str, path: Path, shown: Path, stdout: Any = subprocess.PIPE, **options: str | None) -> tuple[Any, str]:
+    """Run an app that logs to `path`; return its counts by signal, and standard output."""
+    command = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(APP) + textwrap.dedent(script),
+        str(path),
+        str(shown),
+        json.dumps(options),
+    ]
+    done = subprocess.run(  # noqa: S603 - our own script
+        command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    counts = json.loads(shown.read_text())
+    for each in counts.values():
+        reasons = {"queue_full", "write", "disk", "internal"} & each.keys()
+        dropped = sum(each[reason] for reason in reasons)
+        assert each["produced_total"] == each["exported_total"] + dropped + each["queue_items"]
+    return counts, done.stdout or ""
+
+
+def found_in(folder: Path) -> list[dict[str, Any]]:
+    """Read every line of every log file in `folder`: whole, valid, once."""
+    lines = []
+    for each in sorted(folder.glob("*.log*")):
+        data = gzip.decompress(each.read_bytes()) if each.suffix == ".gz" else each.read_bytes()
+        assert not data or data.endswith(b"\n")
+        lines += [json.loads(line) for line in data.splitlines()]
+    numbers = [line["fields"]["number"] for line in lines if "number" in line["fields"]]
+    assert len(numbers) == len(set(numbers))
+    return lines
+
+
+def check(counts: Any, folder: Path, standard_output: str) -> list[dict[str, Any]]:
+    """Check that what is in the files was counted, all else as dropped, and that this was told without contents."""
+    lines = found_in(folder)
+    assert counts["log_file"]["exported_total"] == len(lines)
+    rows = [json.loads(row) for row in standard_output.splitlines()]
+    assert counts["logs"]["exported_total"] == counts["log_file"]["produced_total"] == len(rows)
+    told = [row["message"] for row in rows if row["message"] != "secret"]
+    assert 1 <= len(told) <= 2
+    assert not any("secret" in each for each in told)
+    return lines
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """Lines that find no room are counted, nothing is torn; within a second of there being room lines are written."""
+    with tmpfs(tmp_path / "disk", "size=2m") as disk:
+        script = """
+            filler = path.parent / "filler"
+            fail(0, 50)
+            with filler.open("wb") as stream, __import__("contextlib").suppress(OSError):
+                while True:
+                    os.write(stream.fileno(), b"x" * 1000)
+            fail(50, 200)
+            assert counts("log_file")["disk"] > 100, counts("log_file")
+            filler.unlink()
+            resumes(250)
+            end()
+        """
+        counts, shown = run(script, disk / "app.log", tmp_path / "shown")
+        lines = check(counts, disk, shown)
+    assert "No space left on device" in shown
+    assert counts["log_file"]["disk"] > 100
+    assert lines[-1]["fields"]["number"] >= 250
+
+
+def test_a_full_disk_takes_the_oldest_files(tmp_path: Path) -> None:
+    """Where older files of the log can make room, they go and no line is lost."""
+    with tmpfs(tmp_path / "disk", "size=400k") as disk:
+        script = """
+            fail(0, 5000)
+            end()
+        """
+        counts, shown = run(script, disk / "app.log", tmp_path / "shown", log_rotation="50 KB")
+        lines = found_in(disk)
+    assert counts["log_file"]["disk"] == 0
+    assert lines[-1]["fields"]["number"] == 4999
+    assert counts["logs"]["exported_total"] == len(shown.splitlines())
+
+
+def test_a_limit_of_file_size(tmp_path: Path) -> None:
+    """Where the system lets no file grow, the part of a line that it took is taken back, and a new file begun."""
+    script = """
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, -1))
+        fail(0, 300)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, -1))
+        fail(300, 10)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, -1))
+        resumes(310)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+        end()
+    """
+    counts, shown = run(script, tmp_path / "app.log", tmp_path / "shown", log_compression=None)
+    lines = check(counts, tmp_path, shown)
+    assert {line["fields"].get("number") for line in lines} >= {*range(300)}
+    assert counts["log_file"]["disk"] >= 10
+
+
+@pytest.mark.parametrize("name", ["app.log", "app.{pid}.log"])
+def test_a_file_system_that_becomes_read_only(tmp_path: Path, name: str) -> None:
+    """While nothing can be written all is counted; when it can be again, within a second it is."""
+    with tmpfs(tmp_path / "disk", "size=2m") as disk:
+        script = f"""
+            fail(0, 20)
+            observe.logs._file.close()
+            assert os.system("{needs("mount")} -o remount,ro " + str(path.parent)) == 0
+            fail(20, 20)
+            assert counts("log_file")["disk"] >= 20
+            assert os.system("{needs("mount")} -o remount,rw " + str(path.parent)) == 0
+            resumes(40)
+            end()
+        """
+        counts, shown = run(script, disk / name, tmp_path / "shown")
+        check(counts, disk, shown)
+    assert "Read-only file system" in shown
+
+
+def test_a_folder_that_is_removed(tmp_path: Path) -> None:
+    """The folder is made again; where it cannot be, lines are counted until it can."""
+    script = """
+        fail(0, 20)
+        shutil.rmtree(path.parent)
+        fail(20, 20)
+        shutil.rmtree(path.parent)
+        path.parent.touch()
+        fail(40, 20)
+        assert counts("log_file")["disk"] >= 20
+        path.parent.unlink()
+        resumes(60)
+        end()
+    """
+    folder = tmp_path / "logs"
+    counts, shown = run(script, folder / "app.log", tmp_path / "shown")
+    assert found_in(folder)[-1]["fields"]["number"] >= 60
+    assert counts["log_file"]["exported_total"] == 40 + len(found_in(folder))
+    assert shown.count("loses lines: Not a directory") == 1
+
+
+def test_a_file_system_without_room_for_names(tmp_path: Path) -> None:
+    """Where no new file can be made, the oldest goes; where there is none, the file that is there is written on."""
+    with tmpfs(tmp_path / "disk", "size=2m,nr_inodes=5") as disk:
+        script = """
+            fail(0, 200)
+            for each in path.parent.glob("app.2*"):
+                each.unlink()
+            for number in range(9):
+                try:
+                    (path.parent / f"filler {number}").touch()
+                except OSError:
+                    break
+            fail(200, 200)
+            end()
+        """
+        counts, shown = run(
+            script,
+            disk / "app.log",
+            tmp_path / "shown",
+            log_rotation="10 KB",
+            log_compression=None,
+            log_retention="9 files",
+        )
+        lines = found_in(disk)
+    assert counts["log_file"]["disk"] == 0
+    assert [line["fields"]["number"] for line in lines if "number" in line["fields"]][-200:] == [*range(200, 400)]
+    assert shown.count("cannot be rotated or tidied up: No space left on device") == 1
+
+
+def test_a_standard_output_that_nobody_reads(tmp_path: Path) -> None:
+    """The loop goes on, errors are in the file before the call returns, what is lost has the lowest levels."""
+    script = """
+        import asyncio, logging
+        logging.getLogger("asyncio").setLevel("WARNING")
+        os.dup2(os.pipe()[1], 1)
+
+        async def main():
+            for number in range(12_000):
+                log.debug("d", number=number)
+                if number % 100 == 0:
+                    await asyncio.sleep(0)
+            for number in range(12_000, 18_000):
+                log.info("i", number=number)
+            for number in range(18_000, 18_100):
+                log.error("e", number=number)
+                assert b'"number":%d}' % number in path.read_bytes()[-400:], number
+
+        asyncio.run(main())
+        observe.logs.flush(0.1)
+        backlog = observe.logs._writer._backlog
+        waiting = [json.loads(line) for _, _, line in backlog.take(1 << 30)]
+        backlog.give_back([(0, 20, json.dumps(each).encode()) for each in waiting])
+        levels = [each["level"] for each in waiting]
+        assert {level: levels.count(level) for level in levels}["error"] == 100, levels[-1]
+        assert levels.count("info") == 6000
+        assert 3000 < levels.count("debug") <= 3900
+        assert [each["fields"]["number"] for each in waiting] == sorted(each["fields"]["number"] for each in waiting)
+        end()
+        os._exit(0)
+    """
+    counts, _ = run(script, tmp_path / "app.log", tmp_path / "shown", log_compression=None)
+    assert counts["log_file"]["exported_total"] == 18_100 == len(found_in(tmp_path))
+    assert counts["logs"]["produced_total"] == 18_100
+    assert counts["logs"]["queue_full"] > 7000
+
+
+def test_a_standard_output_on_a_full_disk(tmp_path: Path) -> None:
+    """What standard output refuses is counted there, and is in the file."""
+    script = """
+        fail(0, 50)
+        end()
+    """
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        counts, _ = run(script, tmp_path / "app.log", tmp_path / "shown", stdout=full)
+    assert counts["logs"]["write"] == 50
+    assert counts["log_file"]["exported_total"] == 50 == len(found_in(tmp_path))

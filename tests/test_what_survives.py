@@ -1,0 +1,328 @@
+"""docs/production.md promises what survives what; here one served app goes through each event with all its signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager, suppress
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from collectors import Collector
+from prometheus_client.parser import text_string_to_metric_families
+from servers_of_workers import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="Linux")
+
+ROOT = Path(__file__).parents[1]
+APP = """
+import os
+import time
+
+JUMP = [0.0]
+now, now_ns = time.time, time.time_ns
+time.time = lambda: now() + JUMP[0]
+time.time_ns = lambda: now_ns() + int(JUMP[0] * 1e9)
+
+from fastapi import FastAPI
+
+from fastapi_observe import LogDep, install
+
+app = FastAPI()
+install(app, sampler="always_on", exclude_paths=("/quiet/*",))
+
+
+@app.get("/x/{number}")
+async def x(number: int) -> int:
+    return os.getpid()
+
+
+@app.get("/wrong/{number}")
+async def wrong(number: int, log: LogDep) -> int:
+    log.error("it is wrong", number=number)
+    return os.getpid()
+
+
+@app.get("/quiet/jump/{seconds}")
+async def jump(seconds: float) -> float:
+    JUMP[0] = seconds
+    return seconds
+"""
+
+
+class Served:
+    """The app behind uvicorn, what it writes to standard output, and what its collector has."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, collector: Collector, *, reads: bool) -> None:
+        self.process = process
+        self.port = port
+        self.collector = collector
+        self._output: list[bytes] = []
+        self._reader = threading.Thread(target=self._read if reads else process.poll)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._output.append(line)
+
+    def get(self, path: str) -> bytes:
+        """Ask on a connection of its own; the answer is always 200."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            assert response.status == 200
+            return response.read()
+        finally:
+            connection.close()
+
+    def send(self, numbers: range) -> list[int]:
+        """Send numbered requests; return the pids that answered."""
+        return [int(self.get(f"/x/{number}")) for number in numbers]
+
+    def samples(self) -> dict[str, float]:
+        """Scrape: sums by sample name."""
+        found: dict[str, float] = {}
+        for family in text_string_to_metric_families(self.get("/metrics").decode()):
+            for sample in family.samples:
+                found[sample.name] = found.get(sample.name, 0) + sample.value
+        return found
+
+    def counted(self) -> float:
+        """Scrape: the requests that were counted."""
+        return self.samples()["http_requests_total"]
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the lines on standard output; each is JSON."""
+        return [json.loads(line) for line in self._output]
+
+    def logged(self) -> list[int]:
+        """Return the numbers of the requests that have a line."""
+        urls = [line["fields"]["url"] for line in self.lines() if line["logger"] == "fastapi_observe.request"]
+        return sorted(int(url.rpartition("/")[2]) for url in urls)
+
+    def traced(self) -> list[int]:
+        """Return the numbers of the requests whose span the collector has."""
+        paths = [pair.value.string_value for span in self.collector.spans for pair in span.attributes
+                 if pair.key == "url.path"]  # fmt: skip
+        return sorted(int(path.rpartition("/")[2]) for path in paths)
+
+    def stop(self) -> int:
+        """Send SIGTERM and wait for the end."""
+        self.process.terminate()
+        return self.ended()
+
+    def ended(self) -> int:
+        """Wait for the end, and for what it had written."""
+        self._reader.join(20)
+        return self.process.wait(20)
+
+
+LIMITED = (
+    "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1)); os.execv(sys.argv[1], sys.argv[1:])"
+)
+"""Runs a program that can write to no file, as on a full disk, but to pipes and sockets."""
+
+
+@contextmanager
+def served(
+    folder: Path, *options: str, listens: bool = True, reads: bool = True, limited: bool = False, **environment: str
+) -> Iterator[Served]:
+    """Serve the app with uvicorn while the block runs; with `reads=False` nobody reads its standard output."""
+    (folder / "surviving.py").write_text(APP)
+    port = free_port()
+    variables = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OBSERVE_WORKERS_DIRECTORY": str(folder),
+        **environment,
+    }
+    command = [sys.executable, "-m", "uvicorn", "surviving:app", "--port", str(port), "--log-level", "error", *options]
+    if limited:
+        command = [sys.executable, "-c", LIMITED, *command]
+    with Collector(listens=listens) as collector:
+        variables["OBSERVE_OTLP_ENDPOINT"] = collector.url
+        process = subprocess.Popen(  # noqa: S603 - our own words
+            command, env=variables, cwd=folder, stdout=subprocess.PIPE, start_new_session=True
+        )
+        server = Served(process, port, collector, reads=reads)
+        try:
+            until(lambda: _answers(server))
+            yield server
+        finally:
+            with suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            server.ended()
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+def _answers(server: Served) -> bool:
+    assert server.process.poll() is None
+    with suppress(OSError, HTTPException):
+        return bool(server.get("/metrics"))
+    return False
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for something that comes."""
+    end = monotonic() + 30
+    while not condition():
+        assert monotonic() < end
+        sleep(0.02)
+
+
+SENT = range(40)
+ALL = list(SENT)
+
+
+def test_sigterm(tmp_path: Path) -> None:
+    """With a healthy collector every request is counted to the end, has its line, and its span arrives."""
+    with served(tmp_path) as server:
+        server.send(SENT)
+        assert server.counted() == 40
+        server.stop()
+        assert server.logged() == ALL
+        assert server.traced() == ALL
+
+
+@pytest.mark.parametrize("mode", ["refused", "hang"])
+def test_sigterm_without_a_collector(mode: str, tmp_path: Path) -> None:
+    """Every request is counted and has its line, though the spans find nobody."""
+    with served(tmp_path, listens=mode != "refused", OBSERVE_SHUTDOWN_TIMEOUT="0.5") as server:
+        server.collector.mode = "hang"
+        server.send(SENT)
+        assert server.counted() == 40
+        server.stop()
+        assert server.logged() == ALL
+        assert server.traced() == []
+
+
+def test_kill(tmp_path: Path) -> None:
+    """A line of level error is there before the call returns; spans had gone by themselves in about a second."""
+    with served(tmp_path) as server:
+        server.send(SENT)
+        until(lambda: len(server.traced()) == 40)
+        until(lambda: len(server.logged()) == 40)
+        server.get("/wrong/40")
+        server.process.kill()
+        server.ended()
+        assert [line["fields"]["number"] for line in server.lines() if line["level"] == "error"] == [40]
+        assert server.logged()[:40] == ALL
+        assert server.traced()[:40] == ALL
+
+
+def test_an_outage(tmp_path: Path) -> None:
+    """While nobody listens, requests are counted and have lines; the spans arrive when somebody does."""
+    with served(tmp_path, listens=False) as server:
+        server.send(SENT)
+        assert server.counted() == 40
+        until(lambda: server.logged() == ALL)
+        server.collector.listen()
+        until(lambda: server.traced() == ALL)
+
+
+def test_a_recycled_worker(tmp_path: Path) -> None:
+    """A worker ends in order and is replaced while another lives: the total, all lines and all spans are there."""
+    with served(tmp_path, "--workers", "2") as server:
+        until(lambda: len(set(server.send(range(10)))) == 2)
+        before = int(server.counted())
+        pid = server.send(SENT)[0]
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: _is_gone(pid))
+        assert server.counted() == before + 40
+        server.stop()
+        assert len(server.logged()) == len(server.traced()) == before + 40
+
+
+def _is_gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
+def test_standard_output_that_nobody_reads(tmp_path: Path) -> None:
+    """The pipe is full: requests are answered and counted, and their spans arrive."""
+    with served(tmp_path, reads=False) as server:
+        server.send(range(400))
+        assert server.counted() == 400
+        until(lambda: server.traced() == list(range(400)))
+
+
+@pytest.mark.parametrize("event", ["full", "removed"])
+def test_a_log_file_that_cannot_be_written(event: str, tmp_path: Path) -> None:
+    """A full disk, or a folder that is gone: requests are counted, have their lines on standard output, and spans."""
+    import resource  # noqa: PLC0415 - Windows has none
+
+    folder = tmp_path / "logs"
+    with served(tmp_path, OBSERVE_LOG_FILE=str(folder / "app.log")) as server:
+        server.send(range(10))
+        until(lambda: list(folder.glob("*.log")))
+        (file,) = folder.glob("*.log")
+        if event == "removed":
+            shutil.rmtree(folder)
+        else:  # a limit on the size of its files does what a full disk does; a pipe has none
+            resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (1, 1))
+        server.send(range(10, 40))
+        assert server.counted() == 40
+        until(lambda: server.logged() == ALL)
+        until(lambda: server.traced() == ALL)
+        assert event == "removed" or len(file.read_bytes().splitlines()) < 40
+
+
+def test_shared_memory_that_is_full(tmp_path: Path) -> None:
+    """Workers that can share nothing say so, each for itself; all lines and all spans are there."""
+    with served(tmp_path, "--workers", "2", limited=True) as server:
+        server.send(SENT)
+        until(lambda: server.logged() == ALL)
+        until(lambda: server.traced() == ALL)
+        samples = server.samples()
+        assert samples["fastapi_observe_metrics_degraded"] == 1
+        assert samples.get("http_requests_total", 0) <= 40  # of whichever worker was asked
+
+
+def test_a_clock_that_jumps(tmp_path: Path) -> None:
+    """An hour ahead, an hour back: every request is in all three, durations are what they were, nothing waits."""
+    with served(tmp_path) as server:
+        for at, seconds in ((0, 3600), (10, -3600), (20, 0)):
+            server.send(range(at, at + 10))
+            server.get(f"/quiet/jump/{seconds}")
+        samples = server.samples()
+        assert samples["http_requests_total"] == 30
+        assert 0 < samples["http_request_duration_seconds_sum"] < 30
+        until(lambda: server.logged() == list(range(30)))
+        until(lambda: server.traced() == list(range(30)))
+        assert all(span.start_time_unix_nano <= span.end_time_unix_nano for span in server.collector.spans)
+        assert all(line["fields"]["duration_ms"] >= 0 for line in server.lines() if "duration_ms" in line["fields"])
+
+
+def test_a_flood_of_scrapes(tmp_path: Path) -> None:
+    """Scrapes by many at once: requests are answered and all in all three; no scrape is in any."""
+    with served(tmp_path) as server:
+        ended = threading.Event()
+
+        def scrape() -> None:
+            while not ended.is_set():
+                server.get("/metrics")
+
+        threads = [threading.Thread(target=scrape) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        server.send(SENT)
+        ended.set()
+        for thread in threads:
+            thread.join()
+        assert server.counted() == 40
+        until(lambda: server.logged() == ALL)
+        until(lambda: server.traced() == ALL)

@@ -1,0 +1,162 @@
+"""Which process supervises us, and the safe place that the workers of one supervisor meet in."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing.process
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+from starlette.testclient import TestClient
+
+pytest.importorskip("fcntl")
+
+from members import NAME, Member, items_app
+from worker_app import wired
+
+from fastapi_observe.runtime import worker_meeting, worker_place
+from fastapi_observe.runtime.worker_place import UnsafeDirectoryError, open_root, supervisor, sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import Seen
+
+
+# Who supervises us
+
+
+def test_a_single_process_is_alone() -> None:
+    """Neither forked, nor a child of multiprocessing, nor of gunicorn: there are no others."""
+    assert supervisor(os.getpid()) is None
+
+
+def test_the_supervisor_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a fork it is who called `install`; else multiprocessing's parent; else gunicorn's master."""
+    monkeypatch.setenv("SERVER_SOFTWARE", "gunicorn/27.0.1")
+    assert supervisor(os.getpid()) == os.getppid()
+    monkeypatch.setattr(multiprocessing.process, "parent_process", lambda: SimpleNamespace(pid=7))
+    assert supervisor(os.getpid()) == 7
+    assert supervisor(1) == 1
+    monkeypatch.setenv("SERVER_SOFTWARE", "other/1")
+    monkeypatch.delitem(sys.modules, "multiprocessing.process")
+    assert supervisor(os.getpid()) is None
+
+
+# A safe place
+
+
+def _hostile(kind: str, root: Path) -> None:
+    ours = root / f"fastapi-observe-{os.geteuid()}"
+    if kind == "symlink":
+        (root / "elsewhere").mkdir()
+        ours.symlink_to(root / "elsewhere")
+    elif kind == "file":
+        ours.touch()
+    else:
+        ours.mkdir(0o700)
+        if kind == "writable":
+            ours.chmod(0o777)
+        elif os.geteuid() != 0:
+            pytest.skip("only root can give a directory away")
+        else:
+            os.chown(ours, 12345, -1)
+
+
+@pytest.mark.usefixtures("gunicorn")
+@pytest.mark.parametrize("kind", ["symlink", "file", "writable", "foreign"])
+def test_a_hostile_directory_is_refused(
+    kind: str, observed: Callable[..., Seen], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A directory that somebody else made or may write in is not used: counted apart, shown, said once."""
+    _hostile(kind, tmp_path)
+    app = items_app()
+    seen = observed(app, workers_directory=str(tmp_path), capture_logging=False)
+    wired(seen.observe)
+    with caplog.at_level(logging.WARNING, "fastapi_observe"), TestClient(app) as client:
+        client.get("/items/1")
+        client.get("/items/1")
+        assert seen.sample("fastapi_observe_metrics_degraded") == 1
+        assert seen.total("http_requests_total") == 2
+    assert len([record for record in caplog.records if "counted apart" in record.message]) == 1
+    assert not seen.observe.faults.counts
+
+
+def test_the_first_place_that_can_be_written_in_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without shared memory it is the temporary directory; a hostile directory in the first place is an error."""
+    monkeypatch.setattr(worker_place, "SHARED_MEMORY", tmp_path / "missing")
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    assert open_root(None).parent == tmp_path
+    monkeypatch.setattr(worker_place, "SHARED_MEMORY", tmp_path)
+    next(tmp_path.glob("fastapi-observe-*")).chmod(0o770)
+    with pytest.raises(UnsafeDirectoryError):
+        open_root(None)
+    with pytest.raises(FileNotFoundError):
+        open_root(str(tmp_path / "missing"))
+
+
+def test_directories_of_gone_servers_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory goes when its supervisor has and nobody in it lives; one of another namespace after an hour."""
+    namespace = worker_place._namespace()
+    alive = f"{namespace}-{os.getpid()}-{worker_place._started(os.getpid())}"
+    names = {
+        "gone": f"{namespace}-4194305-1",
+        "reused": f"{namespace}-{os.getpid()}-1",
+        "alive": alive,
+        "foreign": "1-2-3",
+        "foreign old": "1-2-4",
+        "held": f"{namespace}-4194305-2",
+        "ours": f"{namespace}-4194305-3",
+        "no": "something-else",
+    }
+    for name in names.values():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1-1.lock").touch()
+    (tmp_path / f"{namespace}-4194305-9").touch()
+    os.utime(tmp_path / names["foreign old"], (1, 1))
+    held = "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    holder = subprocess.Popen(  # noqa: S603 - our own code
+        [sys.executable, "-c", held, str(tmp_path / names["held"] / "1-1.lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    sweep(tmp_path, names["ours"])
+    left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert left == {names[name] for name in ("alive", "foreign", "held", "ours", "no")}
+    holder.communicate(b"\n")
+    monkeypatch.setattr(worker_place, "remove", lambda _: (_ for _ in ()).throw(OSError("busy")))
+    sweep(tmp_path, names["ours"])
+
+
+def test_where_there_is_no_proc_psutil_knows_when_a_process_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MacOS has no /proc: the start of a process comes from psutil, and there are no namespaces."""
+    monkeypatch.setattr(worker_place, "Path", lambda *_: Path("/nowhere/at/all"))
+    assert worker_place._started(os.getpid()) > 0
+    assert worker_place._started(4194305) == 0
+    assert worker_place._namespace() == 0
+
+
+def test_a_directory_that_was_removed_meanwhile_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for the lock of a directory that the last one out removes begins a new one."""
+    real = worker_place.lock
+    removed: list[int] = []
+
+    def lock_and_lose(descriptor: int) -> None:
+        real(descriptor)
+        if not removed:
+            removed.append(descriptor)
+            worker_place.remove(tmp_path / NAME)
+
+    monkeypatch.setattr(worker_meeting, "lock", lock_and_lose)
+    one = Member(tmp_path)
+    one.metrics.counter("jobs_total", "Jobs.").inc()
+    assert one.samples()["jobs_total"] == {(): 1}
+    one.leave()

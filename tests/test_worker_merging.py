@@ -1,0 +1,197 @@
+"""What a scrape of several workers shows: series added up, gauges by mode, exemplars, whatever others have written."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import orjson
+import prometheus_client
+import pytest
+
+pytest.importorskip("fcntl")
+
+from members import Member
+
+from fastapi_observe.runtime.worker_files import Reading
+from fastapi_observe.signals.cells_merged import MergedSeries
+from fastapi_observe.signals.cells_readers import mode_of
+from fastapi_observe.signals.cells_samples import Samples, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def test_gauges_by_mode(tmp_path: Path, member: Callable[..., Member]) -> None:
+    """`sum` adds up those that live, `max` and `min` choose, `pid` shows each with its pid; functions are asked."""
+    one = member()
+    modes: tuple[Literal["sum", "max", "min", "pid"], ...] = ("sum", "max", "min", "pid")
+    for mode in modes:
+        one.metrics.gauge(f"{mode}_level", "Level.", ["kind"], mode=mode).labels("a").set(3)
+    one.metrics.gauge("asked", "Asked.").set_function(lambda: 7)
+    one.metrics.gauge("failing", "Failing.").set_function(lambda: 1 / 0)
+    samples = one.samples()
+    for mode in ("sum", "max", "min"):
+        assert samples[f"{mode}_level"] == {(("kind", "a"),): 3}
+    assert samples["pid_level"] == {(("kind", "a"), ("pid", str(os.getpid()))): 3}
+    assert samples["asked"] == {(): 7}
+    assert one.faults.counts["collect"] >= 1
+    gauge = one.metrics.gauge("sum_level", "Level.", ["kind"])
+    gauge.remove("a")
+    gauge.remove("a")
+    assert "sum_level" not in one.samples()
+    gauge.labels("a").inc()
+    assert one.samples()["sum_level"] == {(("kind", "a"),): 1}
+    counter = one.metrics.counter("kept_total", "Kept.", ["kind"])
+    counter.labels("a").inc(2)
+    counter.remove("a")
+    assert one.samples()["kept_total"] == {(("kind", "a"),): 2}
+
+
+def test_gauges_that_were_removed_are_gone(tmp_path: Path, member: Callable[..., Member]) -> None:
+    """One by one, by one of their labels, or all; what was counted stays."""
+    one = member()
+    gauge = one.metrics.gauge("level", "Level.", ["kind", "place"])
+    counter = one.metrics.counter("jobs_total", "Jobs.", ["kind"])
+    counter.labels("a").inc()
+    for kind in "abc":
+        for place in "xy":
+            gauge.labels(kind, place).set(1)
+    assert len(one.samples()["level"]) == 6
+    gauge.remove("a", "x")
+    assert len(one.samples()["level"]) == 5
+    if hasattr(prometheus_client.Gauge, "remove_by_labels"):
+        gauge.remove_by_labels({"kind": "b"})
+        assert len(one.samples()["level"]) == 3
+    gauge.clear()
+    counter.clear()
+    one.metrics.gauge("empty", "Empty.", ["kind"]).clear()
+    assert "level" not in one.samples()
+    assert one.samples()["jobs_total"] == {(("kind", "a"),): 1}
+
+
+def test_metrics_that_only_others_have_are_shown(tmp_path: Path, member: Callable[..., Member]) -> None:
+    """A metric made in a request stands in one worker; the scrape of another shows it all the same."""
+    other = Member(tmp_path)
+    other.metrics.counter("theirs_total", "Theirs.", ["kind"]).labels('a"b').inc()
+    other.metrics.histogram("their_seconds", "Theirs.", buckets=[1.0, 2.0]).observe(1.5)
+    other.die()
+    samples = member().samples()
+    assert samples["theirs_total"] == {(("kind", 'a"b'),): 1}
+    assert samples["their_seconds_bucket"][("le", "2.0"),] == 1
+
+
+def test_a_metric_of_another_shape_is_left_out(tmp_path: Path, member: Callable[..., Member]) -> None:
+    """After an update a metric may have other buckets or labels: then ours are shown, and a fault is counted."""
+    other = Member(tmp_path)
+    other.metrics.histogram("seconds", "Time.", buckets=[1.0]).observe(0.5)
+    other.metrics.counter("jobs_total", "Jobs.", ["kind"]).labels("a").inc()
+    other.die()
+    one = member()
+    one.metrics.histogram("seconds", "Time.", buckets=[2.0]).observe(0.5)
+    one.metrics.counter("jobs_total", "Jobs.").inc()
+    samples = one.samples()
+    assert samples["seconds_count"] == {(): 1}
+    assert samples["jobs_total"] == {(): 1}
+    one.samples()
+    assert one.faults.counts == {"workers.shape": 1}
+
+
+def test_what_threads_count_while_joining_is_not_lost(tmp_path: Path, member: Callable[..., Member]) -> None:
+    """Cells that were remembered before a worker joined are still added up."""
+    one = member()
+    one.metrics.sharing.unshare()
+    counter = one.metrics.counter("jobs_total", "Jobs.")
+    before = counter.cells
+    counter.inc(2)
+    one.metrics.sharing.share(one.worker, "0")
+    before[0] += 3
+    assert one.samples()["jobs_total"] == {(): 5}
+    assert one.samples()["jobs_total"] == {(): 5}
+
+
+def test_how_families_of_readers_are_shown() -> None:
+    """Ours are added up, but times and states; what belongs to the process has its pid, the machine's stands once."""
+    assert mode_of("fastapi_observe_exported", "counter") == "sum"
+    assert mode_of("fastapi_observe_queue_bytes", "gauge") == "sum"
+    assert mode_of("fastapi_observe_last_export_success_timestamp_seconds", "gauge") == "max"
+    assert mode_of("process_cpu_seconds", "counter") == "pid"
+    assert mode_of("cpu_usage_percent", "gauge") == "once"
+    assert mode_of("python_info", "gauge") == "once"
+
+
+def test_exemplars_that_cannot_be_written_are_left_out(
+    tmp_path: Path, member: Callable[..., Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk without space for exemplars shows the samples without them; damaged ones likewise."""
+    one = member()
+    one.metrics.counter("jobs_total", "Jobs.").inc(exemplar={"trace_id": "x"})
+    assert 'trace_id="x"' in one.text("application/openmetrics-text")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        assert 'trace_id="x"' in one.text("application/openmetrics-text")
+    assert one.worker.degraded
+    with monkeypatch.context() as patch:
+        patch.setattr(one.worker, "answer", lambda **_: None)
+        path = one.worker.stem.with_suffix(".exemplars")
+        for content in (b"", b"[1", b"{}"):
+            path.write_bytes(content)
+            assert "trace_id" not in one.text("application/openmetrics-text")
+
+
+def test_an_answer_that_fails_is_counted(tmp_path: Path, member: Callable[..., Member]) -> None:
+    """A fault of ours while a worker reads for a scrape is counted, and the scrape goes on."""
+    one = member()
+    one.worker.answerers.insert(0, lambda _: 1 / 0)  # type: ignore[arg-type,return-value]
+    assert one.samples()["http_requests_in_progress"] == {(): 0}
+    assert one.faults.counts == {"workers.answer": 1}
+
+
+def test_the_latest_exemplar_counts() -> None:
+    """Of two workers' exemplars of a cell the later one is shown."""
+    early, late = {0: ({"a": "1"}, 1.0, 5.0)}, {0: ({"a": "2"}, 1.0, 6.0)}
+    readings = [Reading(Path(name), 1) for name in "abc"]
+    series = MergedSeries("")
+    series.refs = [(reading, 8) for reading in readings]
+    series.find_exemplars({("a", 8): early, ("b", 8): late, ("c", 8): early})
+    assert series.exemplars == late
+    samples = Samples(describe("0", "n", "counter", "", "sum"))
+    for reading in readings:
+        reading.values = memoryview(array("d", [0.0] * 8 + [1.0, 1.0]))
+        samples.add(("n_total",), reading, 8)
+    (sample,) = samples.metric((), {("a", 8): early, ("b", 8): late, ("c", 8): early}).samples
+    assert sample.value == 3
+    assert sample.exemplar is not None
+    assert sample.exemplar.timestamp == 6
+
+
+def test_nonsense_in_the_keys_of_others_is_left_out(tmp_path: Path, member: Callable[..., Member]) -> None:
+    """Families of no kind, series with other labels or of another size: the rest is shown."""
+    dead = Member(tmp_path)
+    counter = orjson.dumps({**_COUNTER, "kind": "counter"})
+    dead.worker.allocate(orjson.dumps({**_COUNTER, "kind": "nonsense"}), ("a",), [1.0])
+    dead.worker.allocate(counter, ("a",), [1.0])
+    dead.worker.allocate(counter, ("a", "b"), [1.0])
+    dead.worker.allocate(counter, ("c",), [1.0, 2.0])
+    dead.worker.allocate(
+        orjson.dumps(describe("0/client", "h", "histogram", "", "sum")), ("h_bucket", "le", "x"), [1, 1]
+    )
+    dead.die()
+    one = member()
+    samples = one.samples()
+    assert samples["odd_total"] == {(("kind", "a"),): 1}
+    assert samples["http_requests_in_progress"] == {(): 0}
+    assert one.faults.counts.keys() == {"workers.shape", "collect"}
+
+
+_COUNTER = {
+    "scope": "0",
+    "name": "odd",
+    "doc": "Odd.",
+    "labels": ["kind"],
+    "bounds": None,
+    "mode": "sum",
+    "fold": "sum",
+}

@@ -1,0 +1,76 @@
+"""Workers that a server replaces by itself: the totals go on as long as the supervisor lives."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import os
+from time import sleep
+from typing import TYPE_CHECKING
+
+import pytest
+from servers_of_workers import serving_workers
+
+from fastapi_observe.runtime.worker_place import sweep
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from servers_of_workers import Server
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="workers are counted apart here")
+
+SOAK = "OBSERVE_SOAK" in os.environ
+
+RECYCLED = {
+    "gunicorn": {"GUNICORN_CMD_ARGS": "--max-requests 50"},
+    "gunicorn --preload": {"GUNICORN_CMD_ARGS": "--max-requests 50"},
+    "uvicorn": {"UVICORN_LIMIT_MAX_REQUESTS": "50"},
+}
+"""How each server is told to replace a worker after 50 requests."""
+
+
+CASES = [(name, workers) for name in RECYCLED for workers in (1, 2) if (name, workers) != ("uvicorn", 1)]
+"""uvicorn with one worker replaces nothing: it ends."""
+
+
+@pytest.mark.parametrize(("name", "workers"), CASES if SOAK else [("gunicorn", 1), ("uvicorn", 2)])
+def test_totals_survive_the_last_worker(name: str, workers: int, tmp_path: Path) -> None:
+    """Also where the worker that is replaced is the only one: totals never go back, and are what was answered."""
+    if name.startswith("gunicorn") and not importlib.util.find_spec("uvicorn_worker"):
+        pytest.skip("uvicorn_worker is not installed")
+    pids: set[int] = set()
+    answered, shown = 0, 0.0
+    with serving_workers(name, tmp_path, workers, **RECYCLED[name]) as server:
+        while len(pids) < workers + 3:
+            for _ in range(10):
+                answered += _answered(server, pids)
+            now = _scraped(server, "http_requests_total")
+            assert shown <= now
+            shown = now
+        total = _scraped(server, "http_requests_total")
+        assert total >= answered
+        assert total - answered <= len(pids) * 2  # answered, and the connection was cut off
+        assert _scraped(server, "user_before_total") == _scraped(server, "user_after_total") == total
+        while _scraped(server, "fastapi_observe_workers") < workers:  # one that just starts may miss the signal to end
+            sleep(0.02)
+    (directory,) = tmp_path.glob("fastapi-observe-*/*")
+    assert {path.name for path in directory.iterdir()} <= {"archive", "lock"}
+    sweep(directory.parent, "")  # as the next server does when it starts
+    assert not directory.exists()
+
+
+def _answered(server: Server, pids: set[int]) -> bool:
+    try:
+        pids.update(server.count(1))
+    except (OSError, http.client.HTTPException):  # the connection was in the backlog of a worker that ended
+        return False
+    return True
+
+
+def _scraped(server: Server, name: str) -> float:
+    while True:
+        try:
+            return server.total(name)
+        except (OSError, http.client.HTTPException):
+            continue
