@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 from fastapi_observe.middleware import Door, Seam, observing_handler
 from fastapi_observe.observability import Observability
 from fastapi_observe.records.routing import mounted_apps
+from fastapi_observe.scraping import check_dependency
 from fastapi_observe.settings import ObserveSettings
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def install(app: Starlette, settings: ObserveSettings | None = None, **overrides
     loaded = ObserveSettings.load(settings, **overrides)
     if "service_name" not in loaded.model_fields_set and getattr(app, "title", "FastAPI") != "FastAPI":
         loaded = loaded.model_copy(update={"service_name": app.title})  # type: ignore[attr-defined]
+    if loaded.metrics_dependency is not None:
+        check_dependency()
     observability = Observability(app, loaded)
     try:
         for engine in loaded.engines:

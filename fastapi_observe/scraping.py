@@ -82,17 +82,21 @@ class Scraping:
         return self._waiting[1]
 
 
+def check_dependency() -> None:
+    """Raise `TypeError` where there is no FastAPI to solve a `metrics_dependency`."""
+    try:
+        import fastapi  # noqa: F401, PLC0415 - Starlette alone is enough for the rest
+    except ImportError:
+        raise TypeError("metrics_dependency needs FastAPI: install fastapi, or use metrics_token") from None
+
+
 def guarded(dependency: Any, path: str, answer: Any, app: Any) -> ASGIApp:
     """Return an app that answers `path` for whom the FastAPI dependency lets in.
 
     It is told as it is in the user's app: with its state, its overrides of dependencies and its exception handlers.
-    Raises `TypeError` without FastAPI.
     """
-    try:
-        from fastapi import Depends, FastAPI, Response  # noqa: PLC0415 - Starlette alone is enough for the rest
-        from fastapi.params import Depends as Given  # noqa: PLC0415
-    except ImportError:
-        raise TypeError("metrics_dependency needs FastAPI: install fastapi, or use metrics_token") from None
+    from fastapi import Depends, FastAPI, Response  # noqa: PLC0415 - Starlette alone is enough for the rest
+    from fastapi.params import Depends as Given  # noqa: PLC0415 - as above
 
     class Answered(Response):
         """The metrics as a response of FastAPI's."""

@@ -283,9 +283,9 @@ class ObserveSettings(BaseSettings):
     )
     slo_options: ObjectiveOptions = option(
         None,
-        "How rules and alerts are made from them.",
+        "How rules and alerts are made of them.",
         code_only=True,
-        accepts="an SLOOptions(...) or None, in code",
+        accepts="`SLOOptions(...)` or None, in code only",
     )
 
     # The door

@@ -386,7 +386,7 @@ async def test_prometheus_scrapes_the_shop(tmp_path: Path) -> None:
                 "payments": "up",
                 "otel-collector": "down",
             }
-            count = 'http_requests_total{job="shop",endpoint="/products"}'
+            count = 'http_requests_total{job="shop",endpoint="/products",status_code="200"}'
             (series,) = (await server.until("query", lambda found: found["result"], query=count))["result"]
             assert series["value"][1] == "3"
             assert series["metric"]["instance"] == shop.url.removeprefix("http://")

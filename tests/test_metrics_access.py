@@ -175,12 +175,8 @@ def test_a_dependency_needs_fastapi(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it is not installed this is said at the start."""
     monkeypatch.setitem(sys.modules, "fastapi", None)
     app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("x"))])
-    observe = install(app, metrics_dependency=check)
-    try:
-        with pytest.raises(TypeError, match="metrics_dependency needs FastAPI"):
-            TestClient(app).get("/")
-    finally:
-        observe.close()
+    with pytest.raises(TypeError, match="metrics_dependency needs FastAPI"):
+        install(app, metrics_dependency=check)
 
 
 # On a port of their own
