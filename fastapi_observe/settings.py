@@ -164,9 +164,7 @@ class ObserveSettings(BaseSettings):
 
     # What may come in and what may be shown
     trust_incoming: Peers = option(
-        "private",
-        "Whose `traceparent`, `baggage` and request id are taken over; a trace of others is linked.",
-        accepts=PEERS,
+        "private", "Whose trace, baggage and request id are taken over; a trace of others is linked.", accepts=PEERS
     )
     max_traces_per_second: float | None = option(
         100.0,
