@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tools import HOST_WARNINGS
 
 from fastapi_observe import install
+from fastapi_observe.observability import OPEN
 from fastapi_observe.signals.log_capture import SERVER_LOGGERS
 
 if TYPE_CHECKING:
@@ -110,6 +112,19 @@ class Seen:
     def total(self, name: str) -> float:
         """Sum of all samples of one series name."""
         return sum(self.samples(name).values())
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    """Close what a test installed and left open: `current()` of the next one would not know whom to take.
+
+    The example is imported once and stays installed.
+    """
+    before = {id(one) for one in OPEN}
+    yield
+    kept = {id(getattr(module, "app", None)) for name, module in sys.modules.items() if name.startswith("example_app")}
+    for one in [each for each in OPEN if id(each) not in before and id(each.app) not in kept]:
+        one.close()
 
 
 @pytest.fixture
