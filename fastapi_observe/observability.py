@@ -100,7 +100,7 @@ class Observability:
         self._undo: list[Callable[[], None]] = []
         self.loop: Any = None
         self.closed = False
-        self.workers = Workers(settings, self.faults, self.metrics.sharing)
+        self.workers = Workers(settings, self.faults, self.metrics.sharing, getattr(app, "title", ""))
         self.metrics_server = MetricsServer(settings, self.metrics.render, self.faults)
         self._pushes: list[ExportQueue | MetricsPush] = []
         if settings.otlp_logs or settings.otlp_metrics:

@@ -246,6 +246,7 @@ class ObserveSettings(BaseSettings):
         None,
         "Also write to this file, which all worker processes share; `{pid}` in it makes one file for each.",
         min_length=1,
+        accepts="the path of a file, such as logs/app.log, or None",
     )
     log_rotation: str | None = option(
         "100 MB",

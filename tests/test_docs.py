@@ -21,6 +21,8 @@ from tools import needs
 from fastapi_observe import DatabaseDep, ExternalDep, MetricsDep, installed, observability
 from fastapi_observe.records.pool import PoolState
 from fastapi_observe.settings_objectives import Availability
+from fastapi_observe.signals.cells import WorkersCollector
+from fastapi_observe.signals.export_counts import ExportCollector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -237,6 +239,10 @@ def test_every_metric_is_described(everything: Everything) -> None:
         name = f"{family.name}_total" if family.type == "counter" else family.name
         shown[name] = (family.type, labels)
     del shown["many_total"]
+    for collector in (ExportCollector(()), WorkersCollector()):  # these are shown with a collector, with workers
+        for family in collector.describe():
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            shown[name] = (family.type, {*vars(family)["_labelnames"]})
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     described = {
         name: (kind, set(re.findall(r"`(\w+)`", labels)))

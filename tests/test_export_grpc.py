@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
@@ -133,6 +134,7 @@ def test_codes(  # noqa: PLR0913, PLR0917 - a row of the table
     answer = transport.send(b"", monotonic() + 5)
     transport.close()
     assert (answer.reason, answer.retry, answer.reached, answer.retry_after) == (reason, retry, True, retry_after)
+    assert answer.later == retry
 
 
 def test_a_deadline_holds(server: Server) -> None:
@@ -152,6 +154,26 @@ def test_a_deadline_holds(server: Server) -> None:
     assert answers[0].reason == "broken"
     transport.close()
     transport.close()
+
+
+def test_a_connection_that_ends_under_a_call_is_no_answer() -> None:
+    """The collector may have taken the spans, or broken on them: they are not sent again for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            sock, _ = listening.accept()
+            with sock:
+                sock.sendall(b"\0\0\0\4\0\0\0\0\0")  # empty SETTINGS
+                while b"Export" not in sock.recv(65_536):
+                    pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        transport = GrpcTransport(f"http://127.0.0.1:{listening.getsockname()[1]}", {}, "traces")
+        answer = transport.send(b"x", monotonic() + 5)
+        thread.join()
+        transport.close()
+    assert (answer.reason, answer.retry, answer.reached, answer.later) == ("connect", True, True, False)
 
 
 def test_nobody_listens() -> None:

@@ -47,7 +47,7 @@ def test_what_is_sent() -> None:
     """Type, agent and the user's headers, which win; a user and password of the URL; the query stays."""
     with Collector() as collector:
         url = f"http://me:p%40ss@127.0.0.1:{collector.port}/v1/traces?key=1"
-        assert send(url, headers={"X-Tenant": "ä", "User-Agent": "mine"}) == ("", "", False, True, None, 0)
+        assert send(url, headers={"X-Tenant": "ä", "User-Agent": "mine"}) == ("", "", False, True, None, 0, False)
         headers = collector.headers[0]
         assert collector.paths == ["/v1/traces?key=1"]
     assert headers["content-type"] == "application/x-protobuf"
@@ -86,7 +86,7 @@ def test_retry_after(given: str, low: float | None, high: float | None) -> None:
         in_20_seconds = formatdate(time() + 20, usegmt=True)
         collector.retry_after = in_20_seconds if given == "in 20 seconds" else given
         answer = send(collector.url)
-    assert (answer.reason, answer.retry) == ("http_5xx", True)
+    assert (answer.reason, answer.retry, answer.later) == ("http_5xx", True, True)
     assert (answer.retry_after is None) == (low is None)
     if low is not None and high is not None and answer.retry_after is not None:
         assert low <= answer.retry_after <= high
@@ -236,6 +236,41 @@ def test_an_answer_of_another_type_is_not_read() -> None:
     assert send(f"http://127.0.0.1:{server.getsockname()[1]}").rejected == 0
     thread.join()
     server.close()
+
+
+def answering(response: bytes) -> Answer:
+    """Send one request to somebody who answers with these bytes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            sock, _ = server.accept()
+            with sock:
+                sock.recv(1000)
+                sock.sendall(response)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        answer = send(f"http://127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
+        return answer
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [b"-5\r\nabc\r\n", b"ZZZZ\r\n", b"", b"F" * 20 + b"\r\nabc", b"\xff\r\n"],
+    ids=["negative", "no number", "none", "endless", "no text"],
+)
+def test_the_status_of_a_success_is_enough(rest: bytes) -> None:
+    """Items of a 200 were taken, whatever its body is."""
+    answer = answering(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + rest)
+    assert answer == ("", "", False, True, None, 0, False)
+
+
+@pytest.mark.parametrize("status", [101, 300, 404, 500, 501, 999])
+def test_any_other_status_is_a_refusal(status: int) -> None:
+    """Only 2xx is success, and only 429, 502, 503 and 504 ask for the same again."""
+    answer = answering(b"HTTP/1.1 %d x\r\ncontent-length: 0\r\n\r\n" % status)
+    assert (answer.reason, answer.retry, answer.later) == (f"http_{status // 100}xx", False, False)
 
 
 @pytest.mark.parametrize(

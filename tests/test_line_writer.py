@@ -554,6 +554,95 @@ def test_a_closed_pipe_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (writer.written, writer.dropped) == (0, 1)
 
 
+def test_a_standard_output_that_is_closed_while_lines_wait(tmp_path: Path) -> None:
+    """The lines that wait are counted as lost; the thread and the log file go on, and the exit is silent."""
+    done = run(
+        f"""
+        import os, sys, threading, time
+        from fastapi_observe.signals.line_writer import LineWriter
+        from fastapi_observe.signals.log_file import LogFile
+        reading, writing = os.pipe()
+        os.dup2(writing, 1)
+        writer, path = LineWriter(), {str(tmp_path / "app.log")!r}
+        writer.open()
+        file = LogFile(path, None, None, False, print)
+        line = b"x" * 99 + b"\\n"
+        for _ in range(2000):
+            writer.write(line, file=file, copy=line)
+        writer.flush(0.05)
+        assert len(writer)
+        sys.stdout.close()
+        writer.write(b"later\\n", file=file, copy=b"later\\n")
+        until = time.monotonic() + 20
+        while len(writer) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert writer.dropped and writer.written + writer.dropped == 2001, (writer.written, writer.lost)
+        assert open(path, "rb").read() == line * 2000 + b"later\\n"
+        assert any(thread.name == "fastapi-observe-log-writer" for thread in threading.enumerate())
+        """
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_standard_output_without_a_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was put in the place of the process's own is a stream like any other."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "__stdout__", stream)
+    LineWriter().write(b"x\n")
+    assert stream.getvalue() == "x\n"
+
+
+@pytest.mark.parametrize("step", ["_pump", "_write_batch", "_write_files", "_tend", "_is_held_back"])
+def test_a_fault_of_ours_ends_neither_thread_nor_caller(
+    writer: LineWriter, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Whatever raises inside the writer is counted; later lines are written."""
+    stream = standard_output(monkeypatch)
+    told: list[str] = []
+    writer.on_fault = lambda site, _: told.append(site)
+    log: Any = Log()
+    real = getattr(writer, step)
+
+    def fail(*_given: Any) -> Any:
+        monkeypatch.setattr(writer, step, real)
+        raise RuntimeError(step)
+
+    writer.write(b"x\n", file=log)
+    monkeypatch.setattr(writer, step, fail)
+    writer.write(b"y\n", file=log)
+    until(lambda: told)
+    writer.write(b"z\n", urgent=True, file=log)
+    until(lambda: stream.text().endswith("z\n"))
+    assert told == ["logs.writer"]
+    assert threads() == 1
+
+
+def test_a_thread_that_has_died_is_started_anew(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next line starts another."""
+    stream = standard_output(monkeypatch)
+    monkeypatch.setattr(threading, "excepthook", lambda _found: None)
+
+    def leave(_line: bytes) -> bytes:
+        raise SystemExit
+
+    writer.write_later(b"", leave)
+    until(lambda: writer._thread is not None and not writer._thread.is_alive())
+    writer.write(b"x\n")
+    until(lambda: stream.text() == "x\n")
+    assert threads() == 1
+
+
+def test_the_exit_is_silent(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault in the last moment is counted, not raised at the interpreter."""
+    told: list[str] = []
+    writer.on_fault = lambda site, _: told.append(site)
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, "flush", lambda _timeout: 1 / 0)
+        writer._close_at_exit()
+    assert told == ["logs.writer"]
+
+
 def test_a_file_as_standard_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file as standard output is always ready."""
     with (tmp_path / "out").open("w") as stream:

@@ -11,7 +11,8 @@ import stat
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,9 +20,6 @@ from fastapi_observe.signals import log_compression, log_file, log_lock, log_ope
 from fastapi_observe.signals.log_file import LogFile
 from fastapi_observe.signals.log_retention import Retention, parse_retention
 from fastapi_observe.signals.log_rotation import Rotation, parse_rotation
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class Faulty:
@@ -47,6 +45,17 @@ def tend(file: LogFile) -> None:
     """Do all of the work."""
     while file.tend():
         pass
+
+
+FIRST = b'{"timestamp":"2026-01-01T00:00:00.000000Z","level":"info"}\n'
+"""How a file of ours begins."""
+
+
+def dead_process() -> int:
+    """Return the id of a process that has ended."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
 
 
 def names(folder: Path) -> list[str]:
@@ -240,21 +249,22 @@ def test_retention_by_size_holds_at_every_moment(
     """All files together never have more than the total size, though rotation is off."""
     monkeypatch.setattr(log_compression, "PIECE", 64)
     monkeypatch.setattr(log_file, "MEASURE_AFTER", 0.0)
-    (tmp_path / "app.7.log").write_bytes(b"x" * 300)
+    left = tmp_path / f"app.{dead_process()}.log"
+    left.write_bytes(FIRST + b"x" * 240)
     file, faulty = log_at(tmp_path / name, None, "2 KB", compress=compress)
     for number in range(300):
         file.write([b"line %03d %s\n" % (number, os.urandom(20).hex().encode())])
         file.tend()
-        ours = [each for each in tmp_path.iterdir() if each.name != "app.7.log" or "{pid}" in name]
+        ours = [each for each in tmp_path.iterdir() if each != left or "{pid}" in name]
         assert sum(each.stat().st_size for each in ours) <= 2000
     assert sum(each.stat().st_size for each in tmp_path.iterdir()) > 1000
-    assert (tmp_path / "app.7.log").exists() == ("{pid}" not in name)
+    assert left.exists() == ("{pid}" not in name)
     assert (file.written, sum(file.dropped.values()), faulty.told) == (300, 0, [])
 
 
 def test_the_files_of_others_leave_less_room(tmp_path: Path) -> None:
     """Where the living processes' files leave no room for one's own to grow, it is begun anew; their files stay."""
-    (tmp_path / "app.7.log").write_bytes(b"x" * 850)
+    (tmp_path / "app.7.log").write_bytes(FIRST + b"x" * 790)
     with (tmp_path / "app.7.log").open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         file, _ = log_at(tmp_path / "app.{pid}.log", None, "1000 B")
@@ -286,19 +296,73 @@ def test_a_line_that_is_larger_than_everything_is_dropped(tmp_path: Path) -> Non
 
 
 def test_files_of_dead_processes_are_adopted(tmp_path: Path) -> None:
-    """What a dead process left counts as rotated; what a living one holds is left alone."""
-    (tmp_path / "app.7.log").write_bytes(b"left behind\n")
-    with (tmp_path / "app.8.log").open("wb") as held:
+    """What a dead process left counts as rotated; what a living one has, locked or not, is left alone."""
+    dead, held_by = dead_process(), dead_process()
+    alive = (f"app.{os.getppid()}.log", "app.1.log")
+    for name in (f"app.{dead}_1.log", *alive):
+        (tmp_path / name).write_bytes(FIRST)
+    with (tmp_path / f"app.{held_by}.log").open("wb") as held:
+        held.write(FIRST)
+        held.flush()
         fcntl.flock(held, fcntl.LOCK_EX)
         file, faulty = log_at(tmp_path / "app.{pid}.log", compress=True)
         file.write([b"a\n"])
         tend(file)
-        left = set(names(tmp_path)) - {"app.8.log", file.path.name}
+        left = set(names(tmp_path)) - {f"app.{held_by}.log", file.path.name, *alive}
     assert len(left) == 1
     adopted = left.pop()
-    assert adopted.startswith("app.7.2")
+    assert adopted.startswith(f"app.{dead}_1.2")
     assert adopted.endswith(".log.gz")
     assert not faulty.told
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number in a name makes no log file of ours: it begins with a line of ours, and processes have such ids."""
+    monkeypatch.setattr(log_file, "MEASURE_AFTER", 0.0)
+    dead = dead_process()
+    others = {f"app.{dead}.log": b"of another program\n" * 99, "app.20261122.log": FIRST, f"app.0{dead}.log": FIRST}
+    for name, text in others.items():
+        (tmp_path / name).write_bytes(text)
+        os.utime(tmp_path / name, (1, 1))
+    (tmp_path / f"app.{dead}_1.log").mkdir()
+    (tmp_path / f"app.{dead}_2.log").symlink_to(tmp_path / "app.20261122.log")
+    file, faulty = log_at(tmp_path / "app.{pid}.log", "100 B", "1 files, 1 day, 1 KB", compress=True)
+    for _ in range(20):
+        file.write([FIRST])
+        tend(file)
+    assert {name: (tmp_path / name).read_bytes() for name in others} == others
+    assert (file.written, sum(file.dropped.values()), faulty.told) == (20, 0, [])
+    assert len(names(tmp_path)) == len(others) + 4
+
+
+def test_a_name_may_have_the_process_id_twice(tmp_path: Path) -> None:
+    """Where the id is in the folder, or twice in the name, it is the same everywhere."""
+    dead = dead_process()
+    (tmp_path / f"{dead}-{dead}.log").write_bytes(FIRST)
+    (tmp_path / f"{dead}-{dead}7.log").write_bytes(FIRST)
+    for name in ("{pid}-{pid}.log", "of-{pid}/app.log"):
+        file, _ = log_at(tmp_path / name)
+        file.write([FIRST])
+        tend(file)
+    found = set(names(tmp_path)) - {f"{os.getpid()}-{os.getpid()}.log", f"of-{os.getpid()}", f"{dead}-{dead}7.log"}
+    assert [each.startswith(f"{dead}-{dead}.2") for each in found] == [True]
+
+
+def test_a_relative_path_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that changes its folder takes the file not along; `~` is the user's own folder."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    files = [log_at(Path(name))[0] for name in ("logs/app.log", "~/app.log")]
+    for folder in ("one", "two"):
+        os.chdir(tmp_path / folder)
+        for file in files:
+            file.write([b"a\n"])
+    for path in (tmp_path / "one" / "logs" / "app.log", tmp_path / "home" / "app.log"):
+        assert path.read_bytes() == b"a\na\n"
+    assert names(tmp_path / "one") == ["logs"]
+    assert names(tmp_path / "two") == []
 
 
 def test_two_files_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,6 +485,17 @@ def test_a_file_that_cannot_be_written_is_named_at_once(tmp_path: Path, monkeypa
             log_at(path)
         assert reason in str(caught.value)
         assert str(caught.value).endswith("name a file in a folder that exists and that this process may write to")
+    for given, why in {
+        "a\0b": "no file has a null character in its name",
+        "~nobody-of-this-name/app.log": "home directory",
+        "/proc/app.log": "in /proc",
+    }.items():
+        with pytest.raises(ValueError, match=re.escape(f"log_file: {given!r} cannot be written: ")) as caught:
+            log_at(Path(given))
+        assert why in str(caught.value)
+    for given in ("/dev/stdout", "-"):
+        with pytest.raises(ValueError, match="lines are written to standard output anyway: leave log_file away"):
+            log_at(Path(given))
     mine = tmp_path / "app.log"
     mine.write_bytes(b"")
     log_at(mine)

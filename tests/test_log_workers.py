@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 SOAK = "OBSERVE_SOAK" in os.environ
 
 HERD = """
+    BEGIN = b'{"timestamp":"2026-01-01T00:00:00.000000Z","level":"info",'  # only files that begin so are adopted
     import os, random, signal, sys, time
     from pathlib import Path
     from fastapi_observe.signals.line_writer import LineWriter
@@ -45,7 +46,7 @@ HERD = """
         while True:
             for _ in range(STEP):
                 number += 1
-                line = b'{"who":"%s","number":%d,"text":"%s"}\\n' % (name.encode(), number, b"x" * (number % 40))
+                line = BEGIN + b'"who":"%s","number":%d,"text":"%s"}\\n' % (name.encode(), number, b"x" * (number % 40))
                 writer.write(line, file=file, copy=line, urgent=number % STEP == 0)
             while len(writer) or len(file):
                 writer.flush(1.0)
@@ -85,7 +86,7 @@ HERD = """
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     last = LogFile(path, parse_rotation(rotation), None, True, print)
-    last.write([b'{"who":"last","number":1}\\n'])
+    last.write([BEGIN + b'"who":"last","number":1}\\n'])
     while last.tend():
         pass
     print(kills, sum(last.dropped.values()))
@@ -134,6 +135,7 @@ def test_no_acknowledged_line_is_lost(tmp_path: Path, name: str) -> None:
 
 
 STEPS = """
+    BEGIN = b'{"timestamp":"2026-01-01T00:00:00.000000Z","level":"info",'
     import itertools, os, sys
     from fastapi_observe.signals.log_file import LogFile
     from fastapi_observe.signals.log_rotation import parse_rotation
@@ -141,7 +143,7 @@ STEPS = """
     path, taken = sys.argv[1], {}
 
     def log_file():
-        return LogFile(path, parse_rotation("200 B"), None, True, print)
+        return LogFile(path, parse_rotation("400 B"), None, True, print)
 
     def die_at(last):
         steps, write = itertools.count(1), os.write
@@ -163,7 +165,7 @@ STEPS = """
         die_at(step)
         file = log_file()
         for number in range(12):
-            file.write([b'{"who":%d,"number":%d,"text":"%s"}\\n' % (step, number, b"x" * 30)])
+            file.write([BEGIN + b'"who":%d,"number":%d,"text":"%s"}\\n' % (step, number, b"x" * 30)])
             tell(told, b"%d %d\\n" % (step, number))
             file.tend()
         while file.tend():
@@ -180,7 +182,7 @@ STEPS = """
             break
         assert code == 9, code
     last = log_file()
-    last.write([b'{"who":0,"number":0}\\n'])
+    last.write([BEGIN + b'"who":0,"number":0}\\n'])
     while last.tend():
         pass
     print(step)

@@ -8,7 +8,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+import test_chaos
 import yaml
+from servers_of_workers import SERVERS
 
 from fastapi_observe.cli import main
 from fastapi_observe.settings import ObserveSettings
@@ -75,7 +77,7 @@ def test_blocks_of_yaml_are_read() -> None:
 
 def test_options_and_metrics_that_are_named_exist() -> None:
     """Each `OBSERVE_*` variable and each metric of ours."""
-    fields = {f"OBSERVE_{name.upper()}" for name in ObserveSettings.model_fields}
+    fields = {f"OBSERVE_{name.upper()}" for name in ObserveSettings.model_fields} | {"OBSERVE_FORKS"}
     assert set(re.findall(r"OBSERVE_[A-Z_]+", TEXT)) <= fields
     described = (ROOT / "docs/metrics.md").read_text("utf-8")
     for name in set(re.findall(r"\bfastapi_observe_\w+", TEXT)):
@@ -93,6 +95,13 @@ def test_bounds_are_those_of_the_code() -> None:
     assert defaults.log_rotation == "100 MB"
     assert "1 GB" in str(defaults.log_retention)
     assert "fastapi_observe_metrics_degraded".endswith(cells_readers.LATEST_OR_WORST)
+
+
+def test_numbers_of_runs_are_those_of_the_tests() -> None:
+    """How much of a matrix is run, and when."""
+    whole = len(SERVERS) * len(test_chaos.MODES) * len(test_chaos.ENDS)
+    assert f"holds {len(test_chaos.FEW)} combinations of server, collector and end, and all {whole} there" in TEXT
+    assert '"OBSERVE_FORKS", "5"' in (ROOT / "tests/test_export_lifetime.py").read_text("utf-8")
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)]+)\)", TEXT))))

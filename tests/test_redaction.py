@@ -9,7 +9,7 @@ import re
 import sqlite3
 import string
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import pytest
@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from fastapi_observe.records.redaction import LONGEST_PATH, MOST_KEPT, PLAIN, Redactor
+from fastapi_observe.records.redaction import LONGEST_FIELD, LONGEST_PATH, MOST_KEPT, PLAIN, Redactor
 from fastapi_observe.records.redaction_names import (
     ALONE,
     AS_PREFIX_OR_SUFFIX,
@@ -28,7 +28,13 @@ from fastapi_observe.records.redaction_names import (
 )
 from fastapi_observe.records.redaction_patterns import is_card_number
 from fastapi_observe.records.redaction_text import LONGEST_FOR_USER, LONGEST_QUERY, LONGEST_TEXT, MARGIN
-from fastapi_observe.records.redaction_values import DEEPEST, MOST_MEMBERS
+from fastapi_observe.records.redaction_values import (
+    DEEPEST,
+    MOST_CHARACTERS,
+    MOST_MEMBERS,
+    MOST_OF_LARGE,
+    MUCH,
+)
 from fastapi_observe.settings import ObserveSettings
 from fastapi_observe.signals.log_message import redact_access
 
@@ -556,8 +562,53 @@ def test_objects_that_are_no_tree() -> None:
     for _ in range(DEEPEST + 5):
         deep = [deep]
     assert "<too deep>" in str(PLAIN.value(deep))
-    assert len(PLAIN.value(list(range(MOST_MEMBERS + 5)))) == MOST_MEMBERS
+    assert len(PLAIN.value(list(range(MOST_MEMBERS + 5)))) == MOST_OF_LARGE
     assert PLAIN.value(Odd()) == "<unprintable Odd>"
+
+
+class Pair(NamedTuple):
+    """A tuple with a text of its own."""
+
+    first: Any
+    second: Any
+
+
+def test_what_is_too_much_for_a_line() -> None:
+    """Parts that are shared count wherever they stand; all values of a line share members and characters."""
+    shared: Any = "x" * 100
+    for _ in range(5):
+        shared = [shared] * 20
+    shown = PLAIN.fields({"a": shared, "b": shared, "c": [1], "d": {"e": 1}, "f": [], "g": 7, "h": "text"})
+    assert len(repr(shown)) < 200_000
+    assert repr(shown).count("'<too large>'") > 3
+    assert [shown[name] for name in "cdfgh"] == ["<too large>", "<too large>", [], 7, "text"]
+    assert len(PLAIN.value(list(range(MOST_MEMBERS)))) == MOST_MEMBERS
+    big = "y" * 1_000_000
+    texts = PLAIN.value([big] * 50)
+    assert texts[-1] == MUCH
+    assert sum(map(len, texts)) < 2 * MOST_CHARACTERS
+    assert PLAIN.fields({f"n{number}": big for number in range(20)})["n19"] == MUCH
+    many = PLAIN.fields({f"n{number}": number for number in range(MOST_MEMBERS + 1)})
+    assert len(many) == MOST_OF_LARGE
+    assert PLAIN.fields({"n" * 1000: 1, "m": 2}) == {"n" * LONGEST_FIELD: 1, "m": 2}
+    assert len(PLAIN.value(b"z" * 1_000_000)) == LONGEST_TEXT
+    assert PLAIN.value(Pair(shared, {1: b"x"})) == "<too large Pair>"
+    assert PLAIN.value(ValueError(shared, 1)) == "<too large ValueError>"
+    small = Pair(1, {1: b"x"})
+    assert PLAIN.value(small) is small
+
+
+def test_what_a_data_class_has_beside_its_fields() -> None:
+    """Only its fields are shown: nobody declared the rest."""
+
+    @dataclass
+    class Point:
+        x: int
+
+    point: Any = Point(1)
+    assert PLAIN.value(point) is point
+    point.password = "hunter" + "2"
+    assert PLAIN.value(point) == {"x": 1}
 
 
 def test_personal_data() -> None:

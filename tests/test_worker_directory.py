@@ -20,7 +20,7 @@ pytest.importorskip("fcntl")
 from members import NAME, Member, items_app
 from worker_app import wired
 
-from fastapi_observe.runtime import worker_meeting, worker_place
+from fastapi_observe.runtime import worker_place, worker_standing
 from fastapi_observe.runtime.worker_place import UnsafeDirectoryError, open_root, supervisor, sweep
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def test_a_directory_that_was_removed_meanwhile_is_made_again(tmp_path: Path, mo
             removed.append(descriptor)
             worker_place.remove(tmp_path / NAME)
 
-    monkeypatch.setattr(worker_meeting, "lock", lock_and_lose)
+    monkeypatch.setattr(worker_standing, "lock", lock_and_lose)
     one = Member(tmp_path)
     one.metrics.counter("jobs_total", "Jobs.").inc()
     assert one.samples()["jobs_total"] == {(): 1}

@@ -20,7 +20,7 @@ pytest.importorskip("fcntl")
 from members import NAME, Member
 
 from fastapi_observe.records.faults import Faults
-from fastapi_observe.runtime import worker_archive, worker_files, worker_meeting
+from fastapi_observe.runtime import worker_archive, worker_files, worker_standing
 from fastapi_observe.runtime.worker_archive import Archive
 from fastapi_observe.runtime.worker_files import HEADER, OwnFiles, Reading
 from fastapi_observe.runtime.worker_meeting import Worker
@@ -201,8 +201,8 @@ def test_a_busy_directory_is_folded_by_the_other(tmp_path: Path, monkeypatch: py
     def refuse(_: int) -> None:
         raise BlockingIOError
 
-    monkeypatch.setattr(worker_meeting, "lock", refuse)
-    monkeypatch.setattr(worker_meeting, "PATIENCE", 0.02)
+    monkeypatch.setattr(worker_standing, "lock", refuse)
+    monkeypatch.setattr(worker_standing, "PATIENCE", 0.02)
     assert member.samples()["jobs_total"] == {(): 4}
     assert dead.worker.stem.with_suffix(".keys").exists()
     with pytest.raises(OSError, match="does not go on"):

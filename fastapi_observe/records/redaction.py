@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
@@ -16,8 +17,16 @@ from fastapi_observe.records.redaction_network import (
     network_of,
 )
 from fastapi_observe.records.redaction_patterns import PLAIN_PATH, REDACTED
-from fastapi_observe.records.redaction_text import MARGIN, FreeText
-from fastapi_observe.records.redaction_values import shown
+from fastapi_observe.records.redaction_text import LONGEST_TEXT, MARGIN, FreeText
+from fastapi_observe.records.redaction_values import (
+    MOST_CHARACTERS,
+    MOST_MEMBERS,
+    MOST_OF_LARGE,
+    MUCH,
+    SMALLEST_CARD,
+    Walk,
+    shown,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -25,6 +34,9 @@ if TYPE_CHECKING:
 LONGEST_PATH: Final = 1024
 LONGEST_AGENT: Final = 256
 """Characters of a path and of a user agent that are shown anywhere."""
+
+LONGEST_FIELD: Final = 256
+"""Characters of the name of a field."""
 
 MOST_KEPT: Final = 1024
 LONGEST_KEPT: Final = 256
@@ -99,7 +111,7 @@ class Redactor(FreeText):
         """Return what stands for a value because of its name; the value itself if the name says nothing against it."""
         if self._names.hides(name):
             return value if value is None or value is True or value is False or value == "" else REDACTED
-        if self._special and name.lower().replace("_", "-") in self._special and isinstance(value, str):
+        if self._special and isinstance(value, str) and name.lower().replace("_", "-") in self._special:
             if name.lower() in _PII:
                 return REDACTED
             return self.address(value) if name.lower() == "client.address" else self.header(name, value)
@@ -115,18 +127,29 @@ class Redactor(FreeText):
         return shown(self, value)
 
     def fields(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Return fields that may be shown: the same dict if there is nothing to hide."""
+        """Return fields that may be shown: the same dict if there is nothing to hide, and not too much of it."""
+        if len(fields) > MOST_MEMBERS:
+            fields = dict(islice(fields.items(), MOST_OF_LARGE))
         kept = fields
+        left, walk, has_long = MOST_CHARACTERS, None, False
         for name, value in fields.items():
             label = name if type(name) is str else str(name)
+            if len(label) > LONGEST_FIELD:
+                has_long = True
             wanted = self.by_name(label, value)
             if wanted is value:
-                wanted = self.value(value)
+                kind = type(value)
+                if kind is str:
+                    wanted = self.text(value) if left > 0 else MUCH
+                    left -= min(len(value), LONGEST_TEXT)
+                elif not (kind is float or kind is bool or value is None or (kind is int and value < SMALLEST_CARD)):
+                    walk = walk or Walk(self)
+                    wanted = walk.shown(value)
             if wanted is not value:
                 if kept is fields:
                     kept = dict(fields)
                 kept[name] = wanted
-        return kept
+        return {str(name)[:LONGEST_FIELD]: value for name, value in kept.items()} if has_long else kept
 
     # What requests are made of
 

@@ -8,21 +8,40 @@ from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
 from datetime import date, time
 from enum import Enum
+from itertools import chain, islice
 from operator import is_
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from uuid import UUID
 
 from fastapi_observe.records.redaction_patterns import REDACTED, is_card_number
 from fastapi_observe.records.redaction_text import LONGEST_TEXT
 
-MOST_MEMBERS: Final = 10_000
-"""Members of one value that are looked at, however deep they are; the others are not shown."""
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MOST_MEMBERS: Final = 1000
+"""Members of all values of one line that are looked at, however deep they are: a part counts wherever it stands."""
+
+MOST_OF_LARGE: Final = 64
+"""Members that are shown of a container that has more than are left."""
+
+MOST_CHARACTERS: Final = 65_536
+"""Characters of all texts of one line or span that are looked at."""
+
+TOO_LARGE: Final = "<too large>"
+MUCH: Final = "…"
+"""Stand for a container and a text for which there is no room: a part of it might not be known as a secret."""
 
 DEEPEST: Final = 32
 """How deep containers may stand in containers."""
 
 SMALLEST_CARD: Final = 10**12
 LARGEST_CARD: Final = 10**19
+
+_PLAIN: Final = (bool, float, date, time, UUID)
+_BYTES: Final = (bytes, bytearray, memoryview)
+_LISTS: Final = (list, set, frozenset, deque)
+_MEMBER: Final = 64  # characters: what a member counts for at least
 
 DATABASES: Final = frozenset(
     """sqlite3 aiosqlite psycopg psycopg2 psycopg_pool asyncpg pymysql MySQLdb mysql aiomysql asyncmy mariadb oracledb
@@ -53,17 +72,27 @@ class Judge(Protocol):
 
 
 class Walk:
-    """Goes through one value; what has nothing to hide stays the object it is."""
+    """Goes through the values of one line or span; what has nothing to hide, and is not too much, stays what it is."""
 
-    __slots__ = ("_left", "_redactor")
+    __slots__ = ("_characters", "_left", "_redactor")
 
     def __init__(self, redactor: Judge) -> None:
         self._redactor = redactor
         self._left = MOST_MEMBERS
+        self._characters = MOST_CHARACTERS
+
+    def shown(self, value: Any) -> Any:
+        """Return what may be shown of any object; one that is read wrong (its class raises) is not shown."""
+        try:
+            return self.show(value)
+        except Exception:  # noqa: BLE001 - any object may come
+            return f"<unprintable {_name_of(value)}>"
 
     def show(self, value: Any, above: tuple[int, ...] = ()) -> Any:  # noqa: PLR0911 - one for each kind of value
         """Return what may be shown of `value`; `above` are the ids of what it is in."""
-        if value is None or isinstance(value, bool | float | date | time | UUID):
+        if isinstance(value, str):
+            return self._text(str.__str__(value), value)
+        if value is None or isinstance(value, _PLAIN):
             return value
         if isinstance(value, Enum):
             wanted = self.show(value.value, above)
@@ -71,48 +100,68 @@ class Walk:
         if isinstance(value, int):
             hidden = SMALLEST_CARD <= value < LARGEST_CARD and is_card_number(str(int(value)))
             return REDACTED if hidden else value
-        if isinstance(value, str):
-            return self._text(str.__str__(value), value)
-        if isinstance(value, bytes | bytearray | memoryview):
-            return self._text(bytes(value[:LONGEST_TEXT]).decode("latin-1"), value)
+        if isinstance(value, _BYTES):
+            text = bytes(value[:LONGEST_TEXT]).decode("latin-1")
+            return self._text(text, value if len(value) <= LONGEST_TEXT else text)
         if id(value) in above or len(above) >= DEEPEST:
             return "<cycle>" if id(value) in above else "<too deep>"
         return self._show_members(value, (*above, id(value)))
 
     def _text(self, text: str, of: Any) -> Any:
+        if self._characters <= 0:
+            return MUCH if text else of
+        self._characters -= min(len(text), LONGEST_TEXT)
         wanted = self._redactor.text(text)
         return of if wanted == text else wanted
 
-    def _show_members(self, value: Any, above: tuple[int, ...]) -> Any:
-        names: dict[Any, Any] | None = None
+    def _show_members(self, value: Any, above: tuple[int, ...]) -> Any:  # noqa: PLR0911 - one for each kind of value
+        if isinstance(value, dict):
+            return self._show_named(value, dict.__len__(value), dict.items(value), above)
         if isinstance(value, Mapping):
-            names = dict(dict.items(value)) if isinstance(value, dict) else dict(value)
-        elif is_dataclass(value) and not isinstance(value, type):
+            return self._show_named(value, len(value), ((name, value[name]) for name in value), above)
+        if is_dataclass(value) and not isinstance(value, type):
             kept = [field.name for field in dataclass_fields(value) if not field.name.startswith("_")]
-            names = {name: getattr(value, name) for name in kept}
-        if names is not None:
-            shown = {self._name(name): self._member(name, names[name], above) for name in self._some(names)}
-            same = len(shown) == len(names) and all(shown.get(name, self) is member for name, member in names.items())
-            return value if same else shown
-        if isinstance(value, list | set | frozenset | deque) or type(value) is tuple:
-            members = list(value)
-            copies = [self.show(member, above) for member in self._some(members)]
-            same = len(copies) == len(members) and all(map(is_, copies, members))
-            return value if same else copies
+            shown = self._show_named(value, len(kept), ((name, getattr(value, name)) for name in kept), above)
+            more = getattr(value, "__dict__", {}).keys() - kept
+            # Whoever writes it as JSON would write what it has beside its fields too.
+            return {name: getattr(value, name) for name in kept} if shown is value and more else shown
+        if isinstance(value, _LISTS) or type(value) is tuple:
+            return self._show_listed(value, above)
+        if not _is_soon_told(value):
+            return f"<too large {_name_of(value)}>"
         text = str.__str__(str(value))
         if isinstance(value, BaseException) and is_of_database(type(value)):
             return self._redactor.quoted(self._redactor.text(text))
         return self._text(text, value)
 
-    def _some(self, members: Any) -> Any:
-        for member in members:
-            self._left -= 1
-            if self._left < 0:
-                return
-            yield member
+    def _room(self, size: int) -> int:
+        """Return how many of so many members there is room for, and take it."""
+        count = size if size <= self._left else min(self._left, MOST_OF_LARGE)
+        self._left -= count
+        return count
 
-    def _name(self, name: Any) -> Any:
-        return self._redactor.text(name) if type(name) is str else name
+    def _show_named(self, value: Any, size: int, members: Iterable[tuple[Any, Any]], above: tuple[int, ...]) -> Any:
+        count = self._room(size)
+        if size and not count:
+            return TOO_LARGE
+        shown: dict[Any, Any] = {}
+        same = count == size
+        for name, member in list(islice(members, count)):
+            called = self._text(str.__str__(name), name) if isinstance(name, str) else name
+            wanted = self._member(name, member, above)
+            shown[called] = wanted
+            if called is not name or wanted is not member:
+                same = False
+        return value if same else shown
+
+    def _show_listed(self, value: Any, above: tuple[int, ...]) -> Any:
+        size = len(value)
+        count = self._room(size)
+        if size and not count:
+            return TOO_LARGE
+        members = list(islice(value, count))
+        copies = [self.show(member, above) for member in members]
+        return value if count == size and all(map(is_, copies, members)) else copies
 
     def _member(self, name: Any, value: Any, above: tuple[int, ...]) -> Any:
         shown = self._redactor.by_name(name if isinstance(name, str) else str(name), value)
@@ -121,7 +170,29 @@ class Walk:
 
 def shown(redactor: Judge, value: Any) -> Any:
     """Return what may be shown of any object; a value that is read wrong (its class raises) is not shown."""
-    try:
-        return Walk(redactor).show(value)
-    except Exception:  # noqa: BLE001 - any object may come
-        return f"<unprintable {type.__dict__['__name__'].__get__(type(value))}>"
+    return Walk(redactor).shown(value)
+
+
+def _is_soon_told(value: Any) -> bool:
+    """Tell whether an object's text is soon made: what its parts share is written wherever it stands."""
+    if isinstance(value, BaseException):
+        value = value.args
+        if len(value) == 1 and isinstance(value[0], str):
+            return True
+    if not isinstance(value, tuple):
+        return True
+    left, waiting = MOST_CHARACTERS, [value]
+    while waiting and left > 0:
+        each: Any = waiting.pop()
+        left -= _MEMBER
+        if isinstance(each, str | bytes | bytearray):
+            left -= len(each)
+        elif isinstance(each, dict):
+            waiting += islice(chain.from_iterable(dict.items(each)), MOST_MEMBERS)
+        elif isinstance(each, (*_LISTS, tuple)):
+            waiting += islice(each, MOST_MEMBERS)
+    return left > 0
+
+
+def _name_of(value: Any) -> str:
+    return str(type.__dict__["__name__"].__get__(type(value)))

@@ -7,6 +7,7 @@ import zlib
 from array import array
 from collections import Counter
 from pathlib import Path
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -30,7 +31,8 @@ class Archive:
 
     It names the files that are folded into it: whoever finds one of them still there must not count it again. It is
     replaced as a whole, so a reader sees it before or after a fold, never in between. Of one metric it keeps `most`
-    label sets: workers come and go for ever, each with label sets of its own.
+    label sets: workers come and go for ever, each with label sets of its own. A file that somebody else removes is
+    remembered; `born` are the files that its numbers began in, by which a memory of them is recognised.
     """
 
     def __init__(self, directory: Path, most: int = MOST_LABEL_SETS) -> None:
@@ -38,8 +40,14 @@ class Archive:
         self.reading = Reading(Path(NAME), 0)
         self.reading.living = False
         self.folded: frozenset[str] = frozenset()
+        self.born: frozenset[str] = frozenset()
         self.identity: tuple[int, int] | None = None
         self._path = directory / NAME
+
+    @property
+    def missing(self) -> bool:
+        """Whether there was a file that is gone."""
+        return self.identity is None and bool(self.born)
 
     def changed(self) -> bool:
         """Tell whether another archive stands there than was read."""
@@ -48,17 +56,21 @@ class Archive:
     def read(self) -> None:
         """Read the file, if there is one; an unreadable one counts as empty."""
         self.identity = _identity(self._path)
-        self.reading = Reading(Path(NAME), 0)
-        self.reading.living = False
-        self.folded = frozenset()
         if self.identity is None:
             return
         try:
             with os.fdopen(os.open(self._path, READ), "rb") as file:
-                self._parse(file.read())
+                data = file.read()
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError):
+        except OSError:
+            data = b""
+        self.reading = Reading(Path(NAME), 0)
+        self.reading.living = False
+        self.folded = self.born = frozenset()
+        try:
+            self._parse(data)
+        except (ValueError, KeyError, TypeError):
             self.reading.unreadable = True
 
     def _parse(self, data: bytes) -> None:
@@ -67,7 +79,7 @@ class Archive:
         if zlib.crc32(body) != head["crc"]:
             raise ValueError("damaged")
         split = head["keys"]
-        self.folded = frozenset(head["folded"])
+        self.folded, self.born = frozenset(head["folded"]), frozenset(head.get("born", ()))
         values = body[split:]
         self.reading.parse(body[:split], len(values) // DOUBLE)
         self.reading.fill(values)
@@ -84,7 +96,8 @@ class Archive:
         keys, values = _written(merged)
         body = keys + values
         folded = [*sorted(self.folded & still_there), *(reading.name for reading in dead)]
-        head = orjson.dumps({"folded": folded, "keys": len(keys), "crc": zlib.crc32(body)})
+        born = sorted(self.born) or [f"{os.getpid()}-{monotonic_ns()}"]
+        head = orjson.dumps({"folded": folded, "born": born, "keys": len(keys), "crc": zlib.crc32(body)})
         temporary = self._path.with_suffix(".new")
         temporary.unlink(missing_ok=True)
         with os.fdopen(os.open(temporary, NEW_FILE, 0o600), "wb") as file:
@@ -92,11 +105,23 @@ class Archive:
         temporary.replace(self._path)
         self.read()
 
+    def anew(self) -> Archive:
+        """Return what stands in the place of the archive now."""
+        archive = Archive(self._path.parent, self._most)
+        archive.read()
+        return archive
+
+    def carry(self, memory: Archive, still_there: frozenset[str]) -> None:
+        """Go on with what another archive was, unless somebody has brought it here already. As `fold`."""
+        if memory.born and not memory.born & self.born:
+            self.born |= memory.born
+            self.fold([memory.reading], still_there)
+
 
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
         found = path.lstat()
-    except FileNotFoundError:
+    except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
 

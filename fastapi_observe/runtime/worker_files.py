@@ -37,11 +37,12 @@ class OwnFiles:
     """What this process writes. The space is allocated before it is used, so that a full disk is an `OSError` here.
 
     A line of keys is written when the values it names are there already; a line that the disk did not take as a whole
-    is taken back.
+    is taken back. With files from `before`, the new ones begin with their records; nobody sees them until `publish`.
     """
 
-    def __init__(self, stem: Path) -> None:
+    def __init__(self, stem: Path, before: OwnFiles | None = None) -> None:
         self.stem = stem
+        self._hidden = before is not None
         self._size = 0
         self._free: memoryview[float] = memoryview(b"").cast("d")
         self._free_at = 0
@@ -49,17 +50,39 @@ class OwnFiles:
         self._records: dict[tuple[int, tuple[str, ...]], tuple[int, memoryview[float]]] = {}
         self._values = os.open(stem.with_suffix(".values"), NEW_FILE, 0o600)
         try:
-            self._keys = os.open(stem.with_suffix(".keys"), NEW_FILE | os.O_APPEND, 0o600)
+            keys = stem.with_suffix(".new" if self._hidden else ".keys")
+            self._keys = os.open(keys, NEW_FILE | os.O_APPEND, 0o600)
             try:
-                self._grow(STEP)
+                self._begin(before)
             except OSError:
                 os.close(self._keys)
                 raise
         except OSError:
             os.close(self._values)
             raise
+
+    def _begin(self, before: OwnFiles | None) -> None:
+        self._grow(STEP)
         self.header = self._take(HEADER)[1]
         self._taken(HEADER)
+        if before is not None:
+            for family, labels, record in before.records():
+                self.allocate(family, labels, record)
+
+    def records(self) -> list[tuple[bytes, tuple[str, ...], list[float]]]:
+        """Return all records as they are now: family, labels, values."""
+        families = list(self._families)
+        return [(families[number], labels, list(record)) for (number, labels), (_, record) in self._records.items()]
+
+    def publish(self) -> None:
+        """Have the others see what was copied. Raises OSError."""
+        if self._hidden:
+            self.stem.with_suffix(".new").rename(self.stem.with_suffix(".keys"))
+            self._hidden = False
+
+    def opened(self) -> list[tuple[int, Path]]:
+        """Return the open files, and where each was made."""
+        return [(self._keys, self.stem.with_suffix(".keys")), (self._values, self.stem.with_suffix(".values"))]
 
     def _grow(self, least: int) -> None:
         size = max(STEP, min(self._size, MOST_AT_ONCE), -(-least // STEP) * STEP)
@@ -129,14 +152,19 @@ class OwnFiles:
 class Reading:
     """What the files of one process say, read again at each `refresh`; parsed keys are kept.
 
-    `unreadable` is set when something in the files made no sense; the rest is used all the same.
+    `unreadable` is set when something in the files made no sense; the rest is used all the same. Our `own` are read
+    as they were opened, so that nobody can take them away.
     """
 
-    def __init__(self, stem: Path, pid: int) -> None:
+    def __init__(self, stem: Path, pid: int, own: OwnFiles | None = None) -> None:
         self.stem = stem
         self.pid = pid
         self.living = True
-        self.own = False
+        self.own = own is not None
+        self._keys: Path | int = stem.with_suffix(".keys")
+        self._values: Path | int = stem.with_suffix(".values")
+        if own is not None:
+            (self._keys, _), (self._values, _) = own.opened()
         self.unreadable = False
         self.families: list[dict[str, Any]] = []
         self.series: list[Series] = []
@@ -153,12 +181,12 @@ class Reading:
     def refresh(self) -> None:
         """Read what has been added, and all values. Raises FileNotFoundError when the files are gone."""
         # First the keys: what they name is there, in a file that only grows.
-        added = _read(self.stem.with_suffix(".keys"), self._at)
+        added = _read(self._keys, self._at)
         complete = added[: added.rfind(b"\n") + 1]
-        size = self.stem.with_suffix(".values").lstat().st_size // DOUBLE
+        size = _size(self._values) // DOUBLE
         self.parse(complete, size)
         self._at += len(complete)
-        self.fill(_read(self.stem.with_suffix(".values"), 0, self._extent * DOUBLE))
+        self.fill(_read(self._values, 0, self._extent * DOUBLE))
 
     def parse(self, lines: bytes, size: int) -> None:
         """Take lines of keys for a file of `size` doubles."""
@@ -196,13 +224,17 @@ class Reading:
 
     def answers(self) -> float:
         """Return how often the process has answered."""
-        data = _read(self.stem.with_suffix(".values"), 0, DOUBLE)
+        data = _read(self._values, 0, DOUBLE)
         return float(memoryview(data).cast("d")[0]) if len(data) == DOUBLE else 0.0
 
 
-def _read(path: Path, start: int, count: int | None = None) -> bytes:
+def _size(path: Path | int) -> int:
+    return os.fstat(path).st_size if isinstance(path, int) else path.lstat().st_size
+
+
+def _read(path: Path | int, start: int, count: int | None = None) -> bytes:
     """Read `count` bytes, or all, from `start` on."""
-    descriptor = os.open(path, READ)
+    descriptor = os.dup(path) if isinstance(path, int) else os.open(path, READ)
     try:
         wanted = max(0, os.fstat(descriptor).st_size - start) if count is None else count
         parts: list[bytes] = []

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import os
+import select
 import threading
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from time import monotonic, monotonic_ns, sleep
+from contextlib import suppress
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from fastapi_observe.runtime.worker_archive import MOST_LABEL_SETS, Archive
-from fastapi_observe.runtime.worker_files import NEW_FILE, READ, OwnFiles, Reading
-from fastapi_observe.runtime.worker_place import check, is_locked, is_supervised, lock, remove
+from fastapi_observe.runtime.worker_archive import MOST_LABEL_SETS
+from fastapi_observe.runtime.worker_files import READ, Reading
+from fastapi_observe.runtime.worker_place import is_locked, is_supervised, remove
+from fastapi_observe.runtime.worker_presence import runs
+from fastapi_observe.runtime.worker_standing import LOOK, PATIENCE, RETRY, Standing, pid_of, write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-PATIENCE: Final = 2.0
-"""Seconds until a worker gives up waiting for the others to let it join."""
+    from collections.abc import Callable
+    from pathlib import Path
 
 ANSWER_WITHIN: Final = 0.1
 """Seconds that a scrape waits for the other workers to read what is only read at scrape."""
+
+TICK: Final = 0.5
+"""Seconds until a worker that nobody asks looks whether its files still stand."""
 
 EXEMPLARS: Final = b"e"
 VALUES: Final = b"v"
@@ -33,80 +36,32 @@ Answer = list[tuple[int, int, dict[str, str], float, float]]
 """Exemplars: where the record begins, its cell, then labels, value and time in seconds."""
 
 
-class Worker:
+class Worker(Standing):
     """A process among its like.
 
-    The files are there from the beginning; the lock on one of them is held until the process ends, and the kernel
-    gives it up however that happens. `degraded` is set once something found no space; `attached` is what the installs
-    of this process share. `most` is how many label sets of one metric are kept of workers that have ended.
+    `attached` is what the installs of this process share. `most` is how many label sets of one metric are kept of
+    workers that have ended.
     """
 
     def __init__(
         self, directory: Path, fault: Callable[[str, BaseException], None], most: int = MOST_LABEL_SETS
     ) -> None:
-        self.directory = directory
-        self.stem = directory / f"{os.getpid()}-{monotonic_ns()}"
-        self.degraded = False
         self.living = 1
         self.answerers: list[Callable[[bool], Answer]] = []
         self.attached: dict[str, Any] = {}
         self.exemplars: dict[str, list[Any]] = {}
         self._counted: set[object] = set()
-        self._archive = Archive(directory, most)
-        self._readings: dict[str, Reading] = {}
-        self._reading = threading.Lock()
-        self._fault = fault
-        self._answering = threading.Lock()
-        self._writing = threading.RLock()
-        self._join()
+        self._short = self._failed = False
+        super().__init__(directory, fault, most)
         self._thread: threading.Thread | None = threading.Thread(
             target=self._listen, name="fastapi-observe-worker", daemon=True
         )
         self._thread.start()
 
-    def _join(self) -> None:
-        deadline = monotonic() + PATIENCE
-        while True:
-            with suppress(FileExistsError):
-                self.directory.mkdir(0o700)
-            check(self.directory)
-            # Under the lock, since files without a lock on them are those of the dead.
-            with self._locked(max(0.0, deadline - monotonic())) as got:
-                if got:
-                    self._make_files()
-                    return
-            if monotonic() >= deadline:
-                raise OSError(f"{self.directory} is locked by a process that does not go on")
-
-    def _make_files(self) -> None:
-        made: list[int] = []
-        try:
-            made.append(os.open(self.stem.with_suffix(".lock"), NEW_FILE, 0o600))
-            lock(made[0])
-            os.mkfifo(self.stem.with_suffix(".ask"), 0o600)
-            made.append(os.open(self.stem.with_suffix(".ask"), os.O_RDWR | os.O_CLOEXEC))
-            self._own = OwnFiles(self.stem)
-        except BaseException:
-            self._remove_files({self.stem.name})
-            for descriptor in made:
-                os.close(descriptor)
-            raise
-        self._lock, self._ask = made
-
-    @contextmanager
-    def _locked(self, patience: float) -> Iterator[bool]:
-        """Hold the lock of the directory; yields False when others hold it too long, or have removed the directory."""
-        path = self.directory / "lock"
-        deadline = monotonic() + patience
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except FileNotFoundError:
-            yield False
-            return
-        try:
-            yield _lock_within(descriptor, deadline) and _is_at(descriptor, path)
-        finally:
-            os.close(descriptor)
+    @property
+    def degraded(self) -> bool:
+        """Whether something is shown by this process alone, for lack of space or of a directory."""
+        return self._gone or self._short
 
     # Writing
 
@@ -116,7 +71,7 @@ class Worker:
             with self._writing:
                 return self._own.allocate(family, labels, initial)
         except OSError:
-            self.degraded = True
+            self._short = self._failed = True
             return None
 
     def where(self, family: bytes, labels: tuple[str, ...]) -> int:
@@ -137,14 +92,31 @@ class Worker:
         """
         with self._reading:
             self._refresh()
-            if any(not reading.living for reading in self._readings.values()):
+            if self._archive.missing or any(not reading.living for reading in self._readings.values()):
                 self._fold()
                 kept = self._readings.items()
                 self._readings = {name: reading for name, reading in kept if name not in self._archive.folded}
-            token = frozenset(self._readings), self._archive.identity
-            return token, [*self._readings.values(), self._archive.reading]
+            token = frozenset(self._readings), frozenset(self._kept), self._archive.identity
+            return token, [*self._readings.values(), *self._kept.values(), self._archive.reading]
 
     def _refresh(self) -> None:
+        known = {**self._readings, **self._kept}
+        self._refresh_all()
+        self._kept = {
+            name: one
+            for name, one in known.items()
+            if name not in self._readings and self._is_missed(one, removed=self._gone or name in self._kept)
+        }
+
+    def _is_missed(self, reading: Reading, *, removed: bool) -> bool:
+        """Tell whether a worker that has no files here lives, and will come."""
+        if reading.own or not reading.living or reading.name in self._archive.folded:
+            return False
+        if os.path.lexists(reading.stem.with_suffix(".moved")):
+            return False
+        return _is_held(reading) or (removed and runs(reading.pid))
+
+    def _refresh_all(self) -> None:
         for _ in range(5):  # another worker may fold at the same time: then what is there has changed
             if self._archive.changed():
                 self._archive.read()
@@ -155,21 +127,14 @@ class Worker:
             if complete and not self._archive.changed():
                 return
 
-    def _names(self) -> list[str]:
-        names = (entry.name for entry in os.scandir(self.directory) if entry.name.endswith(".keys"))
-        return sorted(
-            name for name in (name.removesuffix(".keys") for name in names) if name not in self._archive.folded
-        )
-
     def _new_reading(self, name: str) -> Reading:
-        pid = name.partition("-")[0]
-        reading = Reading(self.directory / name, int(pid) if pid.isdecimal() else 0)
-        reading.own = name == self.stem.name
-        return reading
+        return Reading(self.directory / name, pid_of(name), self._own if name == self.stem.name else None)
 
     def _refresh_one(self, reading: Reading) -> bool:
         # Whether it lives comes first: what the dead have left does not change any more.
-        reading.living = reading.own or is_locked(reading.stem.with_suffix(".lock"))
+        reading.living = reading.own or _is_held(reading)
+        if not reading.living and not os.path.lexists(reading.stem.with_suffix(".lock")):  # removed by others
+            reading.living = runs(reading.pid)
         try:
             reading.refresh()
         except FileNotFoundError:
@@ -195,28 +160,25 @@ class Worker:
             self._fold_in(dead)
 
     def _fold_in(self, dead: list[Reading]) -> None:
-        there = frozenset(Path(entry.name).stem for entry in os.scandir(self.directory))
-        self._archive.fold(dead, there)
+        self._archive.fold(dead, self._there())
         self._remove_files(self._archive.folded)
-
-    def _remove_files(self, names: frozenset[str] | set[str]) -> None:
-        for name in names:
-            for kind in (".keys", ".values", ".ask", ".exemplars", ".new", ".lock"):
-                (self.directory / (name + kind)).unlink(missing_ok=True)
 
     # Asking
 
     def ask(self, *, exemplars: bool) -> None:
         """Have every living worker read what is only read at scrape; who does not answer at once is not waited for."""
         waiting: list[tuple[Reading, float]] = []
+        self.recover()
+        self._await_peers()
         with self._reading:
             self._refresh()
             others = [reading for reading in self._readings.values() if reading.living and not reading.own]
-            self.living = len(others) + 1
+            self.living = len(others) + len(self._kept) + 1
+            self._look_around()
         for reading in others:
             with suppress(OSError):
                 before = reading.answers()
-                _write(reading.stem.with_suffix(".ask"), EXEMPLARS if exemplars else VALUES)
+                write(reading.stem.with_suffix(".ask"), EXEMPLARS if exemplars else VALUES)
                 waiting.append((reading, before))
         self.answer(exemplars=exemplars)
         deadline = monotonic() + ANSWER_WITHIN
@@ -233,6 +195,7 @@ class Worker:
         """Read what is only read at scrape, into our own files."""
         with self._answering:
             found: Answer = []
+            self._failed = False
             for answerer in list(self.answerers):
                 try:
                     found.extend(answerer(exemplars))
@@ -244,15 +207,46 @@ class Worker:
                     temporary.write_bytes(orjson.dumps(found))
                     temporary.replace(self.stem.with_suffix(".exemplars"))
             except OSError:
-                self.degraded = True
+                self._failed = True
+            self._short = self._failed  # everything that had no space was tried again
             self._own.header[0] += 1
 
     def _listen(self) -> None:
-        while True:
-            asked = os.read(self._ask, 4096)
-            if QUIT in asked:
+        watch = monotonic() + TICK
+        while not self._leaving:
+            here = self._here
+            while self._outdated:
+                self._outdated.pop().close()
+            poll = select.poll()
+            poll.register(here.ask, select.POLLIN)
+            if poll.poll(max(0.0, watch - monotonic()) * 1000):
+                try:
+                    asked = os.read(here.ask, 4096)
+                except OSError:  # pragma: no cover - it was closed by `leave`, which has waited long enough
+                    return
+                if QUIT in asked:
+                    return
+                if asked.strip(LOOK):
+                    self.answer(exemplars=EXEMPLARS in asked)
+                watch = watch if LOOK not in asked else 0.0
+            if monotonic() >= watch:
+                self._watch()
+                watch = monotonic() + TICK
+
+    def _watch(self) -> None:
+        """Look after what nobody has asked for: our files, who is there, and what found no space."""
+        try:
+            if not self.recover():
                 return
-            self.answer(exemplars=EXEMPLARS in asked)
+            with self._reading:
+                if self._archive.changed():  # what it says may be gone when we next look
+                    self._archive.read()
+                self._look_around()
+            if self._short and monotonic() >= self._again:
+                self._again = monotonic() + RETRY
+                self.answer(exemplars=False)
+        except Exception as exc:  # noqa: BLE001 - whoever listens must go on listening
+            self._fault("workers.watch", exc)
 
     # Leaving
 
@@ -262,10 +256,15 @@ class Worker:
         The last one removes the directory if the supervisor is gone; else a next worker may go on with the totals, and
         what is left is for `sweep`.
         """
+        self._leaving = True
+        stands = self.recover()
         if self._thread is not None:  # pragma: no branch - a thread that could not be started
             os.write(self._ask, QUIT)
             self._thread.join(PATIENCE / 4)
             self._thread = None
+        if not stands:
+            self.forget()
+            return
         with self._reading, suppress(OSError), self._locked(PATIENCE / 4) as got:
             if got:  # pragma: no branch - somebody else may hold it, for a moment
                 self._refresh()
@@ -279,38 +278,10 @@ class Worker:
     def forget(self) -> None:
         """Close everything without a word: in a forked child nothing of this is ours."""
         self.answerers.clear()
+        self.rebinders.clear()
         self.attached.clear()
-        self._own.close()
-        for descriptor in (self._lock, self._ask):
-            os.close(descriptor)
-
-
-def _lock_within(descriptor: int, deadline: float) -> bool:
-    while True:
-        try:
-            lock(descriptor)
-        except OSError:
-            if monotonic() >= deadline:
-                return False
-            sleep(0.005)
-        else:
-            return True
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Tell whether an open file still stands where it was opened."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
-    except FileNotFoundError:
-        return False
-
-
-def _write(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        os.write(descriptor, data)
-    finally:
-        os.close(descriptor)
+        for presence in (self._here, *self._outdated):
+            presence.close()
 
 
 def _read_exemplars(reading: Reading) -> list[Any]:
@@ -320,3 +291,11 @@ def _read_exemplars(reading: Reading) -> list[Any]:
     except (OSError, ValueError):
         return []
     return found if isinstance(found, list) else []
+
+
+def _is_held(reading: Reading) -> bool:
+    """Tell whether somebody holds the lock; who cannot be asked is taken to live, so that nothing is folded twice."""
+    try:
+        return is_locked(reading.stem.with_suffix(".lock"))
+    except OSError:
+        return True

@@ -7,6 +7,7 @@ import re
 import stat
 import sys
 import tempfile
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from time import time
@@ -19,12 +20,13 @@ except ImportError:  # pragma: no cover - Windows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - what stands in it is checked
 """Memory that processes share: values there cost no disk."""
 
-NAME: Final = re.compile(r"(\d+)-(\d+)-(\d+)")
-"""Name of a directory: namespace of process ids, supervisor, and when that was started."""
+NAME: Final = re.compile(r"(\d+)-(\d+)-(\d+)(?:-[0-9a-f]{8})?")
+"""Name of a directory: namespace of process ids, supervisor, when that was started, and which app it started."""
 
 FOREIGN_AGE: Final = 3600.0
 """Seconds for which a directory of another namespace, whose supervisor we cannot see, is left alone."""
@@ -50,9 +52,26 @@ def possible() -> bool:
     return fcntl is not None and hasattr(os, "posix_fallocate") and hasattr(os, "mkfifo")
 
 
-def directory_name(pid: int) -> str:
-    """Return the name that the workers of a supervisor find each other by; pids are used again, so it is not all."""
-    return f"{_namespace()}-{pid}-{_started(pid)}"
+def directory_name(pid: int, app: str) -> str:
+    """Return the name that the workers of a supervisor find each other by; pids are used again, so it is not all.
+
+    `app` tells apart what one launcher has started: eight hexadecimal digits.
+    """
+    return f"{_namespace()}-{pid}-{_started(pid)}-{app}"
+
+
+def identity(*names: str) -> str:
+    """Return what tells an app from another that the same process has started: of its names, and where it is made.
+
+    All workers of a server run the same code, so they agree on the file that `install` is called in. Nothing that
+    depends on the process belongs here (routes, variables), nor what a deployment changes (versions, lines).
+    """
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - as `inspect` does
+    ours = __name__.partition(".")[0]
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == ours:
+        frame = frame.f_back
+    where = "" if frame is None else frame.f_code.co_filename
+    return f"{zlib.crc32(repr((*names, where)).encode('utf-8', 'backslashreplace')):08x}"
 
 
 def _namespace() -> int:
@@ -118,6 +137,19 @@ def lock(descriptor: int) -> None:
     fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def make(directory: Path) -> None:
+    """Make a directory of ours, and the one it stands in, unless they are there. Raises OSError as `check` does."""
+    with suppress(FileExistsError):
+        try:
+            directory.mkdir(0o700)
+        except FileNotFoundError:
+            with suppress(FileExistsError):
+                directory.parent.mkdir(0o700)
+            check(directory.parent)
+            directory.mkdir(0o700)
+    check(directory)
+
+
 def is_locked(path: Path) -> bool:
     """Tell whether another process holds the lock of a file; one of our own must not be asked about.
 
@@ -125,7 +157,7 @@ def is_locked(path: Path) -> bool:
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         # Shared, so that two who ask do not take each other for the owner.
@@ -152,14 +184,19 @@ def _directories(root: Path) -> Iterator[Path]:
             yield root / entry.name
 
 
+def _parts(directory: Path) -> tuple[int, int, int]:
+    namespace, pid, started, *_ = directory.name.split("-")
+    return int(namespace), int(pid), int(started)
+
+
 def is_supervised(directory: Path) -> bool:
     """Tell whether the supervisor that a directory of ours is named after still lives: more workers may come."""
-    _, pid, started = (int(number) for number in directory.name.split("-"))
+    _, pid, started = _parts(directory)
     return _started(pid) == started
 
 
 def _is_stale(directory: Path) -> bool:
-    namespace, pid, started = (int(number) for number in directory.name.split("-"))
+    namespace, pid, started = _parts(directory)
     if namespace != _namespace():
         gone = time() - directory.stat().st_mtime > FOREIGN_AGE
     else:

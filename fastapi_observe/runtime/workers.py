@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import threading
 import weakref
+from collections import Counter
 from typing import TYPE_CHECKING, Final, Protocol
 
-from fastapi_observe.runtime.worker_place import directory_name, open_root, possible, supervisor, sweep
+from fastapi_observe.runtime.worker_place import directory_name, identity, open_root, possible, supervisor, sweep
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,10 +24,13 @@ ALL: Final[weakref.WeakSet[Workers]] = weakref.WeakSet()
 JOINED: Final[dict[Path, tuple[Worker, list[object]]]] = {}
 """The one worker of this process in a directory, and who uses it: a POSIX lock is the process's, not the opener's."""
 
-ORDINALS: Final = itertools.count()
-"""Tells the installs of one process apart; in every worker they come in the same order."""
+INSTALLS: Final[Counter[str]] = Counter()
+"""How often each app was installed in this process; in every worker those of the same name come in the same order."""
 
 LOCK: Final = threading.Lock()
+
+RETRY: Final = 1.0
+"""Seconds until a worker that could not join the others tries again."""
 
 
 class Sharing(Protocol):
@@ -49,19 +52,24 @@ class Sharing(Protocol):
 class Workers:
     """Decides, in the worker, whether the values of one install are shared with other processes.
 
-    `start` and `stop` may be called any number of times; in the single process they do nothing.
+    `start` and `stop` may be called any number of times; in the single process they do nothing. Where the others cannot
+    be joined it is tried again, in a thread, until they can. `title` is what the app calls itself.
     """
 
-    def __init__(self, settings: ObserveSettings, faults: Faults, metrics: Sharing) -> None:
+    def __init__(self, settings: ObserveSettings, faults: Faults, metrics: Sharing, title: str = "") -> None:
         self._wanted = settings.metrics and settings.workers == "auto"
         self._directory = settings.workers_directory
         self._most = settings.series_per_metric
         self._faults = faults
         self._metrics = metrics
         self._installed_in = os.getpid()
-        self._scope = str(next(ORDINALS))
+        self._app = identity(settings.service_name, title)
+        self._scope = f"{self._app}-{INSTALLS[self._app]}"
+        INSTALLS[self._app] += 1
         self._settled = False
         self._at: Path | None = None
+        self._turn = threading.Lock()
+        self._retry: tuple[threading.Thread, threading.Event] | None = None
         ALL.add(self)
 
     @property
@@ -80,20 +88,43 @@ class Workers:
         try:
             if not possible():
                 raise OSError("this system lacks the calls for it")  # noqa: TRY301 - said in one place
-            root = open_root(self._directory)
-            self._join(root, directory_name(pid))
+            self._join(pid)
         except OSError as exc:
             self._metrics.degrade()
             logging.getLogger("fastapi_observe").warning(
                 "worker processes are counted apart, each /metrics shows one of them: %s", exc
             )
+            if possible():
+                self._keep_trying(pid)
         except Exception as exc:  # noqa: BLE001 - a fault of ours never stops the app
             self._faults("workers.start", exc)
 
-    def _join(self, root: Path, name: str) -> None:
+    def _keep_trying(self, pid: int) -> None:
+        ended = threading.Event()
+
+        def run() -> None:
+            while not ended.wait(RETRY):
+                try:
+                    with self._turn:
+                        if not ended.is_set():
+                            self._join(pid)
+                except OSError:
+                    continue
+                except Exception as exc:  # noqa: BLE001 - as in `start`
+                    self._faults("workers.start", exc)
+                return
+
+        thread = threading.Thread(target=run, name="fastapi-observe-join", daemon=True)
+        self._retry = thread, ended
+        thread.start()
+
+    def _join(self, pid: int) -> None:
         from fastapi_observe.runtime.worker_meeting import Worker  # noqa: PLC0415 - a single process needs none of it
 
+        root = open_root(self._directory)
         with LOCK:
+            # All installs of a process meet the others in one place: they show the same default registry.
+            name = next((at.name for at in JOINED if at.parent == root), None) or directory_name(pid, self._app)
             at = root / name
             if at not in JOINED:
                 JOINED[at] = (Worker(at, self._faults, self._most), [])
@@ -106,21 +137,26 @@ class Workers:
     def stop(self) -> None:
         """Leave the others; what was counted stays in their totals."""
         self._settled = False
-        if self._at is None:
-            return
-        self._metrics.unshare()
-        with LOCK:
-            worker, users = JOINED[self._at]
-            users.remove(self)
-            if not users:
-                del JOINED[self._at]
-                worker.leave()
-            self._at = None
+        if self._retry is not None:
+            self._retry[1].set()
+            self._retry = None
+        with self._turn:
+            if self._at is None:
+                return
+            self._metrics.unshare()
+            with LOCK:
+                worker, users = JOINED[self._at]
+                users.remove(self)
+                if not users:
+                    del JOINED[self._at]
+                    worker.leave()
+                self._at = None
 
     def forked(self) -> None:
         """Forget the parent's files, in a child that was forked."""
         self._settled = False
-        self._at = None
+        self._at = self._retry = None
+        self._turn = threading.Lock()
         self._metrics.forked()
 
 

@@ -39,11 +39,15 @@ class Reading(Protocol):
 class Worker(Protocol):
     """A process among the workers of its server."""
 
-    degraded: bool
     living: int
     attached: dict[str, Any]
     answerers: list[Callable[[bool], Answer]]
+    rebinders: list[Callable[[], None]]
     exemplars: dict[str, list[Any]]
+
+    @property
+    def degraded(self) -> bool:
+        """Whether something is shown by this process alone."""
 
     @property
     def unreadable(self) -> int:
@@ -99,7 +103,7 @@ class SharedCells:
         self._faults = faults
         self._lock = budget.lock
         self._described: dict[tuple[str, str], bytes] = {}
-        self._late: list[tuple[list[float], Bounded]] = []
+        self._late: list[tuple[list[float], list[float], Bounded]] = []
 
     def bind_all(self) -> None:
         """Move what has been counted so far, each number once: what a thread adds meanwhile follows at `settle`."""
@@ -113,7 +117,7 @@ class SharedCells:
 
     def bind(self, child: Bounded) -> None:
         """Give a new series its cells in the file."""
-        cells = self._allocate(child)
+        cells = self._allocate(child, [float(cell) for cell in child.cells])
         if cells is None:
             self.alone.append(child)
         else:
@@ -121,19 +125,46 @@ class SharedCells:
 
     def _move(self, child: Bounded) -> None:
         before = child.cells
-        cells = self._allocate(child)
+        values = [float(cell) for cell in before]
+        cells = self._allocate(child, values)
         if cells is None:
             self.alone.append(child)
             return
         child.cells = cells
         if not isinstance(child, Gauge):
-            before[:] = [0] * len(before)
-            self._late.append((before, child))
+            self._late.append((before, values, child))
 
-    def _allocate(self, child: Bounded) -> list[float] | None:
-        """Return cells that hold what the child had; a gauge has a second one, that says it is there."""
+    def rebind(self) -> None:
+        """Go on in the new files of the worker, which hold what the ones before did."""
+        with self._lock:
+            self._take_late()
+            known = len(self._late)
+            alone = {id(child) for child in self.alone}
+            for child in self.children():
+                if id(child) not in alone:
+                    self._rebind(child)
+            if len(self._late) > known:  # the ones before are of files that nobody remembers any more
+                del self._late[:known]
+
+    def _rebind(self, child: Bounded) -> None:
+        before = child.cells
+        values = [float(cell) for cell in before]
+        cells = self.worker.allocate(self.described(child), child.label_values(), [0.0] * len(values))
+        if cells is None:  # a series that was new while the files were made
+            child.cells = values[:1] if isinstance(child, Gauge) else values
+            self.alone.append(child)
+            return
+        if cells is before:  # made there already
+            return
+        for at, value in enumerate(values):
+            cells[at] = value
+        child.cells = cells
+        if not isinstance(child, Gauge):
+            self._late.append((before, values, child))
+
+    def _allocate(self, child: Bounded, values: list[float]) -> list[float] | None:
+        """Return cells that hold the values of a child; a gauge has a second one, that says it is there."""
         gauge = isinstance(child, Gauge)
-        values = [float(cell) for cell in child.cells]
         size = len(values)
         cells = self.worker.allocate(self.described(child), child.label_values(), [0.0] * (size + gauge))
         if cells is None:
@@ -162,14 +193,17 @@ class SharedCells:
     def settle(self) -> None:
         """Move what threads have added to old cells, and try again to find space for what has none."""
         with self._lock:
-            for before, child in self._late:
-                if any(before):
-                    for at, value in enumerate(before):
-                        child.cells[at] += value
-                    before[:] = [0] * len(before)
+            self._take_late()
             waiting, self.alone = self.alone, []
             for child in waiting:
                 self._move(child)
+
+    def _take_late(self) -> None:
+        for before, seen, child in self._late:
+            for at, value in enumerate(before):
+                if value != seen[at]:
+                    child.cells[at] += value - seen[at]
+                    seen[at] = value
 
     def answer(self, exemplars: bool) -> Answer:  # noqa: FBT001 - as runtime calls it
         """Read what is only read at scrape; return the exemplars if they are wanted."""

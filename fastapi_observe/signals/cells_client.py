@@ -144,6 +144,21 @@ class ClientCells:
             self._uses[registry] = 1
             self.close(registry)
 
+    def rebind(self) -> None:
+        """Go on in the new files of the worker, which hold what the ones before did; again does nothing."""
+        with self._lock:
+            alone = {id(value) for value in self.alone}
+            for value in list(self.values):
+                if id(value) not in alone:
+                    before = list(value.cells)
+                    cells = self._worker.allocate(value.family, value.labels, [0.0, 0.0])
+                    if cells is None:  # one that was new while the files were made
+                        value.cells = before
+                        self.alone.append(value)
+                    else:
+                        cells[0], cells[1] = before
+                        value.cells = cells
+
     # Making
 
     def _make(  # noqa: PLR0913, PLR0917 - as prometheus_client calls it

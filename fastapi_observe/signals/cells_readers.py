@@ -88,6 +88,11 @@ class Readers:
             self._cells[key][1] = 0.0
         self.once = once
 
+    def rebind(self) -> None:
+        """Go on in the new files of the worker."""
+        found = {key: self._worker.allocate(*key, [0.0, 0.0]) for key in self._cells}
+        self._cells = {key: cells for key, cells in found.items() if cells is not None}
+
     def _write(self, family: Metric, seen: set[tuple[bytes, tuple[str, ...]]]) -> None:
         found = self._described.get(family.name)
         if found is None:

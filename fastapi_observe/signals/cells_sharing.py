@@ -70,8 +70,19 @@ class Sharing:
             view.cells.bind_all()
             self._forget()
         view.open(self._inherited)
-        self.about.worker = worker
+        self.about.worker, self.about.apart = worker, False
         self._view = view
+        worker.rebinders.append(self._rebind)
+        self._rebind()  # the files may have moved meanwhile
+
+    def _rebind(self) -> None:
+        """Go on where the worker has its files now."""
+        view = self._view
+        if view is not None:  # pragma: no branch - while it is closed
+            with self._budget.lock:
+                view.cells.rebind()
+                self._forget()
+            view.rebind()
 
     def read(self) -> tuple[str, list[Reading], list[Bounded]] | None:
         """Return our scope, what each worker has counted, and what we could not share; None: there are no others."""
@@ -82,6 +93,7 @@ class Sharing:
         """Take the values back into this process, counters from zero: what was counted stays with the workers."""
         view, self._view = self._view, None
         if view is not None:
+            view.worker.rebinders.remove(self._rebind)
             view.close()
             self._take_back()
 

@@ -68,6 +68,13 @@ class SharedView:
                 if type(registry) is CollectorRegistry:
                     self._client.close(registry)
 
+    def rebind(self) -> None:
+        """Go on in the new files of the worker, but for our own cells."""
+        if self._client is not None:
+            self._client.rebind()
+        for readers in self._readers.values():
+            readers.rebind()
+
     def forget_client(self) -> None:
         """Leave prometheus_client as it was, in a forked child, once for all installs of this process."""
         client = self.worker.attached.pop("client", None)

@@ -28,6 +28,9 @@ SERVICES: Final = {
 RETRYABLE: Final = frozenset({"CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS"})
 """OTLP/gRPC: what a client may retry; `RESOURCE_EXHAUSTED` only where the collector says when."""
 
+CUT: Final = ("Stream removed", "Socket closed", "Connection reset", "GOAWAY")
+"""What grpc's details say of a connection that ended under a call; any other status is the collector's answer."""
+
 OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.max_receive_message_length", 65_536),
@@ -123,9 +126,11 @@ def _failure(exc: Any) -> Answer:
         return Answer("timeout", told, retry=True)
     retry_after = _retry_after(exc)
     retry = code in RETRYABLE or (code == "RESOURCE_EXHAUSTED" and retry_after is not None)
+    later = retry and not any(words in details for words in CUT)
     if code == "UNAVAILABLE":
-        return Answer("connect", told, retry=True, reached="connect" not in details, retry_after=retry_after)
-    return Answer("http_5xx" if retry else "http_4xx", told, retry=retry, retry_after=retry_after)
+        reached = "connect" not in details
+        return Answer("connect", told, retry=True, reached=reached, retry_after=retry_after, later=later)
+    return Answer("http_5xx" if retry else "http_4xx", told, retry=retry, retry_after=retry_after, later=later)
 
 
 def _retry_after(exc: Any) -> float | None:

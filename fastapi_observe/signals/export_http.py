@@ -201,7 +201,7 @@ class HttpTransport:
         body = b""
         try:
             body = response.read(MOST_READ)
-        except (OSError, http.client.HTTPException):
+        except (OSError, ValueError, http.client.HTTPException):  # ValueError: the size of a chunk is negative
             self.close()
         else:
             if not response.isclosed() or response.will_close:
@@ -255,7 +255,8 @@ def _refusal(response: http.client.HTTPResponse) -> Answer:
     told = f"it answered {status}"
     if status in RETRYABLE:
         word = "http_429" if status == 429 else "http_5xx"  # noqa: PLR2004 - Too Many Requests
-        return Answer(word, told, retry=True, retry_after=_retry_after(response.headers.get("retry-after")))
+        retry_after = _retry_after(response.headers.get("retry-after"))
+        return Answer(word, told, retry=True, retry_after=retry_after, later=True)
     if 300 <= status < 400:  # noqa: PLR2004 - the statuses of redirection
         told += ", which is not followed: set the endpoint to the address itself"
     return Answer(f"http_{str(status)[0]}xx", told)

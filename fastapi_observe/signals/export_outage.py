@@ -55,8 +55,7 @@ class Outage:
         wait *= random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - no secret
         self.strict = answer.retry_after is not None
         self.retry_at = now + max(wait, answer.retry_after or 0.0)
-        kept = "they are kept, the newest at most" if answer.retry else "they are lost"
-        self.tell(answer.reason, f"cannot export {self.items} to {self.target}: {answer.told}; {kept}")
+        self.tell(answer.reason, f"cannot export {self.items} to {self.target}: {answer.told}; {_fate(answer)}")
 
     def answered(self) -> None:
         """Note that a probe was answered: the next request carries items."""
@@ -78,6 +77,14 @@ class Outage:
         if now - self._told.get(cause, -REPEAT_AFTER) >= REPEAT_AFTER:
             self._told[cause] = now
             _log(f"{text} (told once a minute)")
+
+
+def _fate(answer: Answer) -> str:
+    if not answer.retry:
+        return "they are lost"
+    if answer.reached and not answer.later:
+        return "they are sent once more, the newest of the others are kept"
+    return "the newest are kept"
 
 
 def _log(text: str) -> None:

@@ -19,10 +19,13 @@ LARGEST_BODY: Final = 4_194_304
 """Bytes of one request before compression: what gRPC and collectors take without being told to."""
 
 MOST_ATTEMPTS: Final = 2
-"""Requests that an item may be part of: one that breaks the collector must not block the others."""
+"""Requests without an answer that an item may be part of: one that breaks the collector must not block the others."""
+
+PUT_OFF_FOR: Final = 300.0
+"""Seconds for which a batch is sent again to a collector that asks for that each time, and takes no other."""
 
 Entry = tuple[Any, bytes, int]
-"""The group of an encoded item, its bytes, and how many requests it was part of."""
+"""The group of an encoded item, its bytes, and how many requests without an answer it was part of."""
 
 
 class Limits(NamedTuple):
@@ -60,6 +63,7 @@ class Store:
         self._largest = min(LARGEST_BODY, limits.bytes // 8)
         self._taken = self._encoding = self._bytes = self._exported = 0
         self._last_success: float | None = None
+        self._put_off: float | None = None  # since when the collector asks for the oldest batch later
 
     def counts(self) -> Counts:
         """Read every count."""
@@ -172,6 +176,7 @@ class Store:
                 self._exported += len(batch) - rejected
                 self._drop("rejected", rejected)
                 self._last_success = time()
+                self._put_off = None
             self.ready.extendleft(reversed(again))
             self.released += len(again)
             self._bytes += sum(len(entry[1]) for entry in again) - sum(len(entry[1]) for entry in batch)
@@ -186,11 +191,23 @@ class Store:
         if not answer.retry:
             self._drop("internal_error" if answer.reason == "internal" else "rejected", len(batch))
             return []
-        if not answer.reached:
+        if not answer.reached or not batch:
             return batch
+        if answer.later:
+            return self._later(batch)
         again = [(group, data, tries + 1) for group, data, tries in batch if tries + 1 < MOST_ATTEMPTS]
         self._drop("export_failed", len(batch) - len(again))
         return again
+
+    def _later(self, batch: list[Entry]) -> list[Entry]:
+        """Return a batch that the collector wants later, unless it has said so for PUT_OFF_FOR seconds."""
+        now = monotonic()
+        self._put_off = self._put_off or now
+        if now - self._put_off < PUT_OFF_FOR:
+            return batch
+        self._put_off = None
+        self._drop("export_failed", len(batch))
+        return []
 
     def _drop(self, reason: str, number: int) -> None:
         if number:

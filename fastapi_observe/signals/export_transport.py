@@ -17,7 +17,8 @@ class Answer(NamedTuple):
     """What came of one request.
 
     `reason` is empty for success, else a short fixed word: it becomes a label. `retry` says that the same items may be
-    sent again, `reached` that the collector may have seen them. `rejected` items of a success were not taken.
+    sent again, `reached` that the collector may have seen them, `later` that it has said itself that it took none and
+    wants them again. `rejected` items of a success were not taken.
     """
 
     reason: str = ""
@@ -26,6 +27,7 @@ class Answer(NamedTuple):
     reached: bool = True
     retry_after: float | None = None
     rejected: int = 0
+    later: bool = False
 
 
 class Transport(Protocol):

@@ -9,7 +9,7 @@ import weakref
 from collections import deque
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.signals.log_backlog import SIZE, Backlog
@@ -42,6 +42,7 @@ INFO: Final = 20
 ERROR: Final = 40
 """Numbers of levels, as those of `logging`."""
 
+NAME: Final = "fastapi-observe-log-writer"
 WRITE: Final = "write"
 END: Final = "end"
 """What the thread is woken up for."""
@@ -54,13 +55,14 @@ class LineWriter:
     their files first; those that standard output does not take at once wait in the `Backlog`, and neither thread nor
     caller is blocked. Urgent lines are written before `write` returns. `written` counts lines that standard output
     took, `lost` by reason those that it did not. After `close`, and in a forked child, every line is written at once,
-    until `open`.
+    until `open`. `on_fault` is told of faults of ours: neither the thread nor a caller ends by one.
     """
 
     def __init__(self, limit: int = QUEUE_LINES) -> None:
         self.written = 0
         self.lost = {"queue_full": 0, "write": 0, "internal": 0}
         self._limit = limit
+        self.on_fault: Callable[[str, BaseException], Any] = lambda _site, _exc: None
         self._direct = True
         self._renew()
         self._hold_at_fork()
@@ -89,12 +91,7 @@ class LineWriter:
         reference = weakref.ref(self)
 
         def call(method: Callable[[LineWriter], None]) -> Callable[[], None]:
-            def run() -> None:
-                writer = reference()
-                if writer is not None:
-                    method(writer)
-
-            return run
+            return lambda: None if (writer := reference()) is None else method(writer)
 
         os.register_at_fork(
             before=call(LineWriter._before_fork),
@@ -188,8 +185,8 @@ class LineWriter:
         """Let lines gather for the thread from now on."""
         if self._direct:
             self._direct = self._awake = False
-            atexit.unregister(self.close)  # a forked child has its parent's
-            atexit.register(self.close)
+            atexit.unregister(self._close_at_exit)  # a forked child has its parent's
+            atexit.register(self._close_at_exit)
 
     def flush(self, timeout: float) -> bool:
         """Write what waits, for at most about `timeout` seconds; tell whether nothing is left."""
@@ -200,28 +197,36 @@ class LineWriter:
         """Write what waits and end the thread; lines that still come are written at once."""
         with self._lifetime:
             self._direct = True
-            atexit.unregister(self.close)
+            atexit.unregister(self._close_at_exit)
             thread, self._thread = self._thread, None
         if thread is not None:
             self._wake.put(END)
             thread.join(timeout)
         self.flush(timeout)
 
+    def _close_at_exit(self) -> None:
+        self._safely(self.close)
+
+    def _safely(self, step: Callable[..., Any], *given: Any) -> Any:
+        """Take a step; None if it raised: a fault is counted, and what is next goes on."""
+        try:
+            return step(*given)
+        except Exception as exc:  # noqa: BLE001 - see above
+            return self.on_fault("logs.writer", exc)
+
     def _wake_thread(self) -> None:
         if self._direct:
             return
         self._awake = True
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():
             self._start_thread()
         self._wake.put(WRITE)
 
     def _start_thread(self) -> None:
         with self._lifetime:
-            if self._thread is not None or self._direct:
+            if self._direct or (self._thread is not None and self._thread.is_alive()):
                 return
-            thread = threading.Thread(
-                target=self._run, args=(self._wake,), name="fastapi-observe-log-writer", daemon=True
-            )
+            thread = threading.Thread(target=self._run, args=(self._wake,), name=NAME, daemon=True)
             try:
                 thread.start()
             except RuntimeError:  # no new threads: the interpreter ends, or the limit is reached
@@ -231,17 +236,26 @@ class LineWriter:
             self._thread = thread
 
     def _run(self, wake: SimpleQueue[str]) -> None:
-        going = True
-        while going:
-            if self._is_held_back():
-                self._output.wait(BATCH_DELAY)
-                going = self._woken(wake, HELD_PAUSE)
-            else:
-                going = wake.get() is WRITE and self._woken(wake, BATCH_DELAY)
+        try:
+            while (going := self._safely(self._turn, wake)) is not False:
+                if going is None:
+                    self._awake = False
+                    sleep(BATCH_DELAY)
+        finally:  # whatever ended us: the next line starts another
             self._awake = False
-            self._drain(None)
-            for file in list(self._files):
-                going = going and self._tend(file, wake)
+
+    def _turn(self, wake: SimpleQueue[str]) -> bool:
+        """Wait for lines and write them; tell whether the thread goes on."""
+        if self._is_held_back():
+            self._output.wait(BATCH_DELAY)
+            going = self._woken(wake, HELD_PAUSE)
+        else:
+            going = wake.get() is WRITE and self._woken(wake, BATCH_DELAY)
+        self._awake = False
+        self._drain(None)
+        for file in list(self._files):
+            going = going and self._safely(self._tend, file, wake) is not False
+        return going
 
     def _woken(self, wake: SimpleQueue[str], seconds: float) -> bool:
         """Let lines gather; tell whether the thread goes on."""
@@ -291,7 +305,7 @@ class LineWriter:
                 self._stuck = True
                 self._wake_thread()
                 return True
-            self._output.wait(left)
+            self._safely(self._output.wait, left)
 
     def _take_turn(self, deadline: float | None) -> bool:
         """Write what can be written without waiting for standard output; tell whether it was our turn."""
@@ -302,17 +316,17 @@ class LineWriter:
         try:
             self._owner = threading.get_ident()
             self._late = False
-            self._pump()
-            while self._queue:
-                self._write_batch(deadline)
+            self._safely(self._pump)
+            while self._queue and self._safely(self._write_batch, deadline):
+                pass
             if self._files:
-                self._write_files({}, deadline)
+                self._safely(self._write_files, {}, deadline)
         finally:
             self._owner = 0
             self._lock.release()
         return True
 
-    def _write_batch(self, deadline: float | None) -> None:
+    def _write_batch(self, deadline: float | None) -> bool:
         queue = self._queue
         lines: list[bytes] = []
         levels: list[int] = []
@@ -333,6 +347,7 @@ class LineWriter:
         if files:
             self._write_files(files, deadline)
         self._put(lines, levels)
+        return True
 
     def _lose_one(self, file: LogFile | None) -> None:
         self.lost["internal"] += 1

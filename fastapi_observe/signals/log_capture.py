@@ -77,6 +77,7 @@ class LogCapture:
 
     def __init__(self) -> None:
         self.writer = LineWriter()
+        self.writer.on_fault = self._count
         self._open: tuple[Destination, ...] = ()
         self._lock = threading.RLock()
         self.thread = OfThread()
@@ -89,6 +90,10 @@ class LogCapture:
         self._quiet: dict[str, int] = {}
         if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows cannot fork
             os.register_at_fork(after_in_child=self._renew_lock)
+
+    def _count(self, site: str, exc: BaseException) -> None:
+        for each in self._open[:1]:  # the writer is everyone's
+            each.faults(site, exc)
 
     def _renew_lock(self) -> None:
         self._lock = threading.RLock()

@@ -8,9 +8,11 @@ import stat
 from bisect import bisect_right
 from contextlib import suppress
 from itertools import accumulate
+from secrets import token_hex
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final
 
+from fastapi_observe.signals.log_lock import open_append
 from fastapi_observe.signals.log_open import OpenFile
 from fastapi_observe.signals.log_outage import FileOutage
 from fastapi_observe.signals.log_retention import Keeper, Retention
@@ -34,6 +36,10 @@ KEPT_LINES: Final = 10_000
 
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
+STANDARD: Final = frozenset(
+    {"-", "/dev/stdout", "/dev/stderr", "/dev/fd/1", "/dev/fd/2", "/proc/self/fd/1", "/proc/self/fd/2"}
+)
+
 
 class LogFile:
     """Appends lines to `path`, rotates it, compresses and removes what was rotated.
@@ -52,7 +58,7 @@ class LogFile:
         compress: bool,  # noqa: FBT001 - named at its one call
         on_fault: Callable[[str, BaseException], None],
     ) -> None:
-        names = Names(path)
+        names = _names_of(path)
         self.written = 0
         self.dropped = {"queue_full": 0, "disk": 0, "internal": 0}
         self._alone = not names.shared
@@ -62,7 +68,7 @@ class LogFile:
         self._largest = min((size for size in sizes if size is not None), default=None)
         self._oldest = rotation.age if rotation else None
         self._on_fault = on_fault
-        self._outage = FileOutage(path)
+        self._outage = FileOutage(str(names.template))
         self._waiting: list[bytes] = []
         self._pid = os.getpid()
         self._opened = 0
@@ -71,10 +77,7 @@ class LogFile:
         self._more_work = False
         reason = _why_not(names.template, self.path)
         if reason:
-            raise ValueError(
-                f"log_file: {path!r} cannot be written: {reason}; "
-                "name a file in a folder that exists and that this process may write to"
-            )
+            raise _refusal(path, reason)
 
     @property
     def path(self) -> Path:
@@ -108,7 +111,8 @@ class LogFile:
             self._outage.begin(exc)
         except Exception as exc:  # noqa: BLE001 - a fault of ours must not end the writer's thread
             self._lose("internal")
-            self._file.let_go()
+            with suppress(OSError):
+                self._file.let_go()
             self._on_fault("logs.file", exc)
         else:
             self._file.release()
@@ -254,7 +258,25 @@ def _is_out_of_files(folder: Path) -> bool:
     return found.f_files > 0 and found.f_favail == 0
 
 
-def _why_not(template: Path, path: Path) -> str:
+def _names_of(path: str) -> Names:
+    if "\0" in path:
+        raise _refusal(path, "no file has a null character in its name")
+    if path in STANDARD:
+        raise ValueError(f"log_file: got {path!r}; lines are written to standard output anyway: leave log_file away")
+    try:
+        return Names(path)
+    except (OSError, RuntimeError) as exc:  # no home, or the folder that the process is in is gone
+        raise _refusal(path, str(exc)) from None
+
+
+def _refusal(path: str, reason: str) -> ValueError:
+    return ValueError(
+        f"log_file: {path!r} cannot be written: {reason}; "
+        "name a file in a folder that exists and that this process may write to"
+    )
+
+
+def _why_not(template: Path, path: Path) -> str:  # noqa: PLR0911 - one for each reason
     """Tell why the file `path` cannot be written, leaving no trace; empty if it can. Missing folders will be made."""
     try:
         for each in {template, path}:
@@ -263,10 +285,24 @@ def _why_not(template: Path, path: Path) -> str:
         if os.path.lexists(path):
             if not stat.S_ISREG(path.lstat().st_mode):
                 return f"{path} is not a plain file"
-            return "" if os.access(path, os.R_OK | os.W_OK) else f"no permission to read and write {path}"
-        folder = next(each for each in path.absolute().parents if each.exists())
+            if not os.access(path, os.R_OK | os.W_OK):
+                return f"no permission to read and write {path}"
+            os.close(open_append(path, create=False))
+            return ""
+        folder = next(each for each in path.parents if each.exists())
     except OSError as exc:
         return str(exc)
     if not folder.is_dir():
         return f"{folder} is not a folder"
-    return "" if os.access(folder, os.W_OK | os.X_OK) else f"no permission to write in {folder}"
+    return _why_nothing_in(folder) if os.access(folder, os.W_OK | os.X_OK) else f"no permission to write in {folder}"
+
+
+def _why_nothing_in(folder: Path) -> str:
+    """Tell why no file can be made in a folder that permits it, as in `/proc`; a full disk may have room later."""
+    probe = folder / f".{token_hex(8)}.log"
+    try:
+        os.close(open_append(probe))
+        probe.unlink()
+    except OSError as exc:
+        return "" if exc.errno in FULL else f"no file can be made in {folder}: {exc.strerror}"
+    return ""

@@ -24,7 +24,7 @@ PAUSES: Final = (0.0002, 0.002)
 MOST_NAMES: Final = 100
 """Most files of processes with the same id (several containers, one volume), and most attempts to have one open."""
 
-FIRST_LINE: Final = re.compile(rb'\{"timestamp":"([0-9TZ:.+-]{20,32})"')
+FIRST_LINE: Final = re.compile(rb'\{"timestamp":"([0-9TZ:.+-]{20,32})","level":"')
 
 
 class OpenFile:

@@ -9,7 +9,8 @@ from time import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fastapi_observe.signals.log_compression import compress
-from fastapi_observe.signals.log_lock import LOCKS, mend, open_append, stands_at, try_lock
+from fastapi_observe.signals.log_lock import KIND, LOCKS, mend, open_append, stands_at, try_lock
+from fastapi_observe.signals.log_open import FIRST_LINE
 from fastapi_observe.signals.log_rotation import AGES, SIZES, amount
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 SHARE: Final = 4
 """A file is rotated at the latest when it has this part of the total size, so that others can be removed instead."""
+
+
+LARGEST_PROCESS: Final = 2**22
+"""The largest id of a process that Linux can be set to; other systems have smaller ones."""
 
 
 class Retention(NamedTuple):
@@ -110,8 +115,8 @@ class Keeper:
         """Do everything there is to do, in pieces."""
         folder = active.parent
         if not self._names.shared:
-            for path in sorted(folder.iterdir()):
-                if path != active and self._names.is_active(path.name):
+            for path, process in self._files_of_others(active):
+                if LOCKS and not _is_alive(process):
                     self._adopt(path)
                     yield
         self._remove_old(folder)
@@ -134,10 +139,18 @@ class Keeper:
                         found.append(Kept(name[0], path, name[1], info.st_size, info.st_mtime))
         return sorted(found)
 
+    def _files_of_others(self, active: Path) -> Iterator[tuple[Path, int]]:
+        """Find what other processes of ours write, or wrote, to: the name alone could be that of any file."""
+        largest = _largest_process()
+        for path in sorted(active.parent.iterdir()):
+            process = self._names.process_of(path.name)
+            if process is not None and process <= largest and path != active and _is_ours(path):
+                yield path, process
+
     def _bytes_beside(self, active: Path) -> int:
         folder = active.parent
         rotated = self._rotated(folder)
-        others = [path for path in folder.iterdir() if path != active and self._names.is_active(path.name)]
+        others = [path for path, _ in self._files_of_others(active)]
         # While a file is compressed it is there twice.
         soon = max((each.size for each in rotated if not each.packed), default=0) if self._compresses else 0
         being = _size(self._names.part(folder))
@@ -167,6 +180,37 @@ class Keeper:
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
+
+
+def _largest_process() -> int:
+    with suppress(OSError, ValueError), open("/proc/sys/kernel/pid_max", "rb") as file:  # noqa: PTH123 - no path of ours
+        return int(file.read())
+    return LARGEST_PROCESS  # pragma: no cover - not Linux
+
+
+def _is_alive(process: int) -> bool:
+    """Tell whether another process has this id; of our own what the lock says holds."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return process != os.getpid()
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell whether a file begins with a line of ours; one that cannot be read does not."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | KIND)
+    except OSError:
+        return False
+    try:
+        return FIRST_LINE.match(os.read(descriptor, 80)) is not None
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def _size(path: Path) -> int:

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 SIZES: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 AGES: Final = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400, "week": 604_800}
 AMOUNT: Final = re.compile(r"\s*(\d{1,9}(?:\.\d{1,6})?)\s*([a-zA-Z]{1,7})\s*", re.ASCII)
-STAMP: Final = r"(\d{8}T\d{6}\.\d{6})"
+STAMP: Final = r"\d{8}T\d{6}\.\d{6}"
 PROCESS: Final = "{pid}"
 
 
@@ -50,36 +50,41 @@ def amount(text: str) -> tuple[float, str]:
 class Names:
     """The names of the log files at `path`: one for all processes, or one for each where `{pid}` is in it.
 
-    Only files of exactly these names are touched.
+    `path` may begin with `~`; it is made absolute, so that it stays where it is when the process changes its folder.
+    Only files of exactly these names are touched. Raises `OSError` or `RuntimeError` where there is no such folder.
     """
 
     def __init__(self, path: str) -> None:
-        self.template = Path(path)
-        self.shared = PROCESS not in path
+        self.template = Path(path).expanduser().absolute()
         name = self.template.name
+        self.shared = PROCESS not in path
         suffix = self.template.suffix
         self._suffix = "" if PROCESS in suffix else suffix
-        stem = r"\d+(?:_\d+)?".join(re.escape(part) for part in name.removesuffix(self._suffix).split(PROCESS))
+        first, *more = (re.escape(part) for part in name.removesuffix(self._suffix).split(PROCESS))
+        stem = rf"{first}(?P<pid>[1-9]\d{{0,9}}(?:_\d+)?){'(?P=pid)'.join(more)}" if more else first
         self._active = re.compile(stem + re.escape(self._suffix))
-        self._rotated = re.compile(rf"{stem}\.{STAMP}{re.escape(self._suffix)}(\.gz)?")
+        self._rotated = re.compile(rf"{stem}\.(?P<stamp>{STAMP}){re.escape(self._suffix)}(?P<gz>\.gz)?")
         self.part_name = name.replace(PROCESS, "all") + ".gz.part"
 
     def path_of(self, pid: int, again: int = 0) -> Path:
         """Return the file of a process; `again` tells those of processes with the same id apart."""
+        if self.shared:
+            return self.template
         return Path(str(self.template).replace(PROCESS, f"{pid}_{again}" if again else str(pid)))
 
     def part(self, folder: Path) -> Path:
         """Return the file that is compressed into, the same for all processes."""
         return folder / self.part_name
 
-    def is_active(self, name: str) -> bool:
-        """Tell whether a process writes, or wrote, to a file of this name."""
-        return self._active.fullmatch(name) is not None
+    def process_of(self, name: str) -> int | None:
+        """Return the id of the process that writes, or wrote, to a file of this name; None for other files."""
+        match = self._active.fullmatch(name)
+        return int(match["pid"].partition("_")[0]) if match and match.groups() else None
 
     def rotated(self, name: str) -> tuple[str, bool] | None:
         """Return the moment in the name of a rotated file, and whether it is compressed; None for other files."""
         match = self._rotated.fullmatch(name)
-        return (match[1], match[2] is not None) if match else None
+        return (match["stamp"], match["gz"] is not None) if match else None
 
     def next_rotated(self, path: Path, seconds: float) -> Path:
         """Return the name under which `path` is rotated at a moment, or soon after: one that no file has."""

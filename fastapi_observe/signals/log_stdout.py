@@ -114,10 +114,13 @@ class StandardOutput:
 
 
 def _own_descriptor(stream: Any) -> int | None:
-    """Return the descriptor of the process's own standard output; None for what the user put in its place."""
+    """Return the descriptor of the process's own standard output; None if it is closed, or the user's instead of it."""
     if sys.__stdout__ is None or stream is not sys.__stdout__ or not hasattr(select, "poll"):
         return None
-    return sys.__stdout__.fileno()
+    try:
+        return sys.__stdout__.fileno()
+    except (OSError, ValueError):  # closed, detached, or nothing that has one: writing to it tells
+        return None
 
 
 def _write_stream(stream: Any, lines: list[bytes]) -> None:

@@ -1,0 +1,218 @@
+"""Where a worker stands: it joins the directory of all, and joins again where others have removed what it had there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Final
+
+from fastapi_observe.runtime.worker_archive import Archive
+from fastapi_observe.runtime.worker_place import lock, make
+from fastapi_observe.runtime.worker_presence import KINDS, Presence, is_at, runs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from fastapi_observe.runtime.worker_files import OwnFiles, Reading
+
+PATIENCE: Final = 2.0
+"""Seconds until a worker gives up waiting for the others to let it join."""
+
+COME_WITHIN: Final = 3.0
+"""Seconds that a scrape waits for the others to notice that the directory was removed; they do within a tick."""
+
+RETRY: Final = 2.0
+"""Seconds until what found no space is tried again."""
+
+LOOK: Final = b"l"
+"""What a worker is asked for when somebody has joined: to look who is there."""
+
+LOGGER: Final = logging.getLogger("fastapi_observe")
+
+
+class Standing:
+    """A worker in the directory of all.
+
+    The files are there from the beginning; the lock on one of them is held until the process ends, and the kernel
+    gives it up however that happens. Files that somebody else removes are made again, with what they held, and
+    `rebinders` are called: their cells stand in the new ones now.
+    """
+
+    def __init__(self, directory: Path, fault: Callable[[str, BaseException], None], most: int) -> None:
+        self.directory = directory
+        self.rebinders: list[Callable[[], None]] = []
+        self._archive = Archive(directory, most)
+        self._readings: dict[str, Reading] = {}
+        self._kept: dict[str, Reading] = {}  # whose files were removed while they live: as we knew them
+        self._peers: set[int] = set()
+        self._awaited = 0.0
+        self._reading = threading.Lock()
+        self._fault = fault
+        self._answering = threading.Lock()
+        self._writing = threading.RLock()
+        self._moving = threading.Lock()
+        self._gone = self._leaving = False
+        self._again = 0.0
+        self._outdated: list[Presence] = []
+        self._join(None)
+
+    @property
+    def stem(self) -> Path:
+        """What the names of our files begin with."""
+        return self._here.stem
+
+    @property
+    def _own(self) -> OwnFiles:
+        return self._here.files
+
+    @property
+    def _ask(self) -> int:
+        return self._here.ask
+
+    def _join(self, before: Presence | None) -> None:
+        deadline = monotonic() + PATIENCE
+        while True:
+            make(self.directory)
+            # Under the lock, since files without a lock on them are those of the dead.
+            with self._locked(max(0.0, deadline - monotonic())) as got:
+                if got:
+                    self._make_files(before)
+                    return
+            if monotonic() >= deadline:
+                raise OSError(f"{self.directory} is locked by a process that does not go on")
+
+    def _make_files(self, before: Presence | None) -> None:
+        if before is None:
+            self._here = Presence(self.directory, self._remove_files)
+            for name in self._names():  # they must know of us before they are asked
+                with suppress(OSError):
+                    write((self.directory / name).with_suffix(".ask"), LOOK)
+            return
+        with self._reading:
+            archive = self._archive.anew()
+            archive.carry(self._archive, self._there())
+            self._archive = archive
+        with self._writing:  # what is allocated from here on is allocated there
+            here = Presence(self.directory, self._remove_files, before)
+            try:
+                self._remove_files({before.stem.name})
+                before.stem.with_suffix(".moved").touch(0o600)
+                here.files.publish()
+            except OSError:
+                self._remove_files({here.stem.name})
+                here.close()
+                raise
+            self._here = here
+
+    def recover(self) -> bool:
+        """Make our files again if somebody has removed them; returns whether they stand. Never raises OSError."""
+        with self._moving:
+            if self._here.stands():
+                self._gone = False
+                return True
+            if monotonic() < self._again and not self._leaving:
+                return False
+            try:
+                self._move()
+            except OSError as exc:
+                self._again = monotonic() + RETRY
+                if not self._gone:
+                    LOGGER.warning("%s is gone and cannot be made again; counted apart until then: %s",
+                                   self.directory, exc)  # fmt: skip
+                self._gone = True
+            else:
+                LOGGER.warning("%s was removed, by a cleaner perhaps; made again, the totals go on", self.directory)
+                self._gone = False
+            return not self._gone
+
+    def _move(self) -> None:
+        before = self._here
+        with self._answering:
+            self._join(before)
+            for rebind in list(self.rebinders):
+                try:
+                    rebind()
+                except Exception as exc:  # noqa: BLE001 - the others' cells must not stay behind too
+                    self._fault("workers.rebind", exc)
+        with self._reading:
+            self._kept.update({name: one for name, one in self._readings.items() if one.living and not one.own})
+            self._readings = {}
+            self._awaited = monotonic() + COME_WITHIN
+        os.write(before.ask, LOOK)  # whoever listens there shall listen here
+        self._outdated.append(before)
+
+    def _look_around(self) -> None:
+        if self._here.stands() and monotonic() >= self._awaited:  # else others are still to come
+            self._peers = {pid_of(name) for name in self._names() if name != self.stem.name}
+
+    def _await_peers(self) -> None:
+        """After a move: wait for the others, who notice it within a tick."""
+        while monotonic() < self._awaited:
+            with self._reading:
+                here = {pid_of(name) for name in self._names()}
+            if not any(runs(pid) for pid in self._peers - here):
+                break
+            sleep(0.01)
+        self._awaited = 0.0
+
+    @contextmanager
+    def _locked(self, patience: float) -> Iterator[bool]:
+        """Hold the lock of the directory; yields False when others hold it too long, or have removed the directory."""
+        path = self.directory / "lock"
+        deadline = monotonic() + patience
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:
+            yield False
+            return
+        try:
+            yield _lock_within(descriptor, deadline) and is_at(descriptor, path)
+        finally:
+            os.close(descriptor)
+
+    def _names(self) -> list[str]:
+        names = {self.stem.name}
+        with suppress(OSError):  # the directory is gone
+            names.update(
+                entry.name.removesuffix(".keys") for entry in os.scandir(self.directory) if entry.name.endswith(".keys")
+            )
+        return sorted(names - self._archive.folded)
+
+    def _there(self) -> frozenset[str]:
+        return frozenset(Path(entry.name).stem for entry in os.scandir(self.directory))
+
+    def _remove_files(self, names: frozenset[str] | set[str]) -> None:
+        for name in names:
+            for kind in KINDS:
+                (self.directory / (name + kind)).unlink(missing_ok=True)
+
+
+def _lock_within(descriptor: int, deadline: float) -> bool:
+    while True:
+        try:
+            lock(descriptor)
+        except OSError:
+            if monotonic() >= deadline:
+                return False
+            sleep(0.005)
+        else:
+            return True
+
+
+def pid_of(name: str) -> int:
+    """Return the process that files are named after; 0 where the name is none of ours."""
+    pid = name.partition("-")[0]
+    return int(pid) if pid.isdecimal() else 0
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write to a pipe that somebody reads. Raises OSError where nobody does."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.write(descriptor, data)
+    finally:
+        os.close(descriptor)

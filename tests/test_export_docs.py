@@ -1,0 +1,84 @@
+"""docs/metrics.md tells each reason for which something is dropped or a request fails, and no other."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastapi_observe.signals import export_store
+from fastapi_observe.signals.export_counts import SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[1]
+SIGNALS = ROOT / "fastapi_observe/signals"
+TEXT = (ROOT / "docs/metrics.md").read_text("utf-8")
+DROPPED, FAILED = (
+    [[cell.strip().replace("`", "") for cell in line.strip("|").split(" | ")] for line in part.splitlines()
+     if line.startswith("| `") and not line.startswith("| `reason`")]
+    for part in TEXT.partition("\n## Export\n")[2].partition("\n**Metrics over OTLP**")[0].split("\nWhy a request")
+)  # fmt: skip
+OTLP = "export_*.py"
+LINES = "l*.py"
+
+
+def dropped_by(files: str) -> set[str]:
+    """Return the words under which these modules count what they drop."""
+    found = set[str]()
+    for node in nodes(files):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if node.func.attr in {"_drop", "_lose"} and node.args:
+                found |= words(node.args[0])
+        elif isinstance(node, ast.Subscript) and getattr(node.value, "attr", "") in {"dropped", "lost"}:
+            found |= words(node.slice)
+    return found
+
+
+def failures() -> set[str]:
+    """Return the words that the transports call failures by, in whole."""
+    found = set[str]()
+    for node in nodes(OTLP):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Answer" and node.args:
+            if not isinstance(node.args[0], ast.JoinedStr):
+                found |= words(node.args[0])
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.IfExp):
+            found |= {word for word in words(node.value.body) if word.startswith("http_")}
+    return found
+
+
+def nodes(files: str) -> Iterator[ast.AST]:
+    """Yield every node of some modules."""
+    for file in SIGNALS.glob(files):
+        yield from ast.walk(ast.parse(file.read_text("utf-8")))
+
+
+def words(node: ast.AST) -> set[str]:
+    """Return the texts that an expression may be, conditions left out."""
+    if isinstance(node, ast.IfExp):
+        return words(node.body) | words(node.orelse)
+    return {node.value} if isinstance(node, ast.Constant) and isinstance(node.value, str) else set()
+
+
+def test_every_reason_of_a_loss_is_described() -> None:
+    """Those of what goes to a collector, and those of lines; each with what it means and what to do."""
+    assert all(len(row) == 4 and all(row) for row in DROPPED)
+    assert {row[0] for row in DROPPED if row[1] in {"all", "OTLP"}} == dropped_by(OTLP)
+    assert {row[0] for row in DROPPED if row[1] != "OTLP"} == dropped_by(LINES)
+    assert len({row[0] for row in DROPPED}) == len(DROPPED)
+
+
+def test_every_reason_of_a_failure_is_described() -> None:
+    """By its word; a status by its first digit."""
+    described = {word for row in FAILED for word in row[0].removesuffix(" and so on").split(", ")}
+    assert described - {"http_1xx", "http_3xx", "http_9xx"} == failures()
+
+
+def test_bounds_are_described() -> None:
+    """Numbers that the page gives: change one, and change it there."""
+    assert export_store.PUT_OFF_FOR == 5 * 60
+    assert export_store.MOST_ATTEMPTS == 2
+    assert export_store.LARGEST_BODY == 4 * 1024 * 1024
+    bounds = ", ".join(f"{bound:g}" for bound in SECONDS)
+    assert f"| `fastapi_observe_export_duration_seconds` | {bounds} |" in TEXT
