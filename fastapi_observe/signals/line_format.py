@@ -99,8 +99,8 @@ def encode_text(text: str) -> str:
 def describe_exception(exc: BaseException, redactor: Redactor = PLAIN) -> dict[str, str]:
     """Describe `exc` as the contract's `exception` object; no variable values are shown."""
     stacktrace = stack_of(exc, redactor)
-    if len(stacktrace) > MAX_STACKTRACE:  # the end tells what happened
-        stacktrace = "…" + stacktrace[1 - MAX_STACKTRACE :]
+    # The end tells what happened.
+    stacktrace = stacktrace if len(stacktrace) <= MAX_STACKTRACE else "…" + stacktrace[1 - MAX_STACKTRACE :]
     return {"type": error_name(exc), "message": cut(message_of(exc, redactor), MAX_VALUE), "stacktrace": stacktrace}
 
 

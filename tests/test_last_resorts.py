@@ -1,0 +1,128 @@
+"""What catches what should not happen: the user's call goes on, the fault is counted or told."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from opentelemetry import trace
+
+from fastapi_observe.clients import watch
+from fastapi_observe.clients.database import DatabaseClient
+from fastapi_observe.clients.sqlalchemy import EngineWatch
+from fastapi_observe.records.guard import ELSEWHERE
+from fastapi_observe.records.redaction import PLAIN
+from fastapi_observe.records.routing import endpoints_of
+from fastapi_observe.runtime.saturation import Saturation
+from fastapi_observe.signals.user_spans import safe_text, traced_with
+from fastapi_observe.slo.yaml import dump
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conftest import Seen
+    from sqlalchemy import Engine
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    """An engine on SQLite in memory."""
+    made = sqlalchemy.create_engine("sqlite://")
+    yield made
+    made.dispose()
+
+
+def ask(engine: Engine) -> int:
+    """Send one statement."""
+    with engine.connect() as connection:
+        return int(connection.execute(sqlalchemy.text("SELECT 7")).scalar_one())
+
+
+def failing(*_: Any, **__: Any) -> Any:
+    """Fail as a bug of ours would."""
+    raise RuntimeError("a fault of ours")
+
+
+def test_a_query_that_cannot_be_opened(
+    observed: Callable[..., Seen], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its statement is sent all the same, and what was half open is put aside."""
+    seen = observed(FastAPI(), engines=[engine])
+    suspended: list[bool] = []
+    query = SimpleNamespace(open=failing, suspend=lambda: suspended.append(True))
+    monkeypatch.setattr(DatabaseClient, "statement", lambda *_, **__: query)
+    assert ask(engine) == 7
+    assert suspended == [True]
+    assert seen.observe.faults.counts == {"sqlalchemy": 1}
+
+
+def test_a_pool_that_cannot_be_watched_again(
+    observed: Callable[..., Seen], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`dispose` gives the engine a new pool, which serves unwatched."""
+    seen = observed(FastAPI(), engines=[engine])
+    monkeypatch.setattr(EngineWatch, "_watch", failing)
+    engine.dispose()
+    assert ask(engine) == 7
+    assert seen.observe.faults.counts == {"sqlalchemy": 1}
+
+
+def test_whose_query_it_is_cannot_be_told(
+    observed: Callable[..., Seen], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then it is that of the first app."""
+    app = FastAPI()
+
+    @app.get("/")
+    def root() -> int:
+        return ask(engine)
+
+    seen = observed(app, engines=[engine])
+    monkeypatch.setattr(watch, "current_exchange", failing)
+    assert TestClient(app).get("/").json() == 7
+    assert seen.total("db_queries_total") == 1
+
+
+async def test_a_sample_that_cannot_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lag of the loop is measured on."""
+    saturation = Saturation()
+    before = ELSEWHERE.counts.get("saturation", 0)
+    saturation.start(asyncio.get_running_loop())
+    monkeypatch.setattr(saturation, "_lag", SimpleNamespace(observe=failing))
+    saturation._sample(asyncio.get_running_loop())
+    assert saturation._timer is not None
+    assert ELSEWHERE.counts["saturation"] == before + 1
+    saturation.stop()
+    saturation.close()
+
+
+def test_a_text_that_cannot_be_read() -> None:
+    """An object whose text fails is named by its class."""
+
+    class Silent:
+        __str__ = failing
+
+    assert safe_text(Silent()) == "<unprintable Silent>"
+
+
+def test_what_cannot_be_decorated() -> None:
+    """Is the caller's error."""
+    decorate = traced_with(lambda: (trace.get_tracer("test"), PLAIN), None, {})
+    with pytest.raises(TypeError):
+        decorate(5)
+
+
+def test_what_yaml_has_no_form_for() -> None:
+    """Is named."""
+    with pytest.raises(TypeError, match="cannot be written as YAML"):
+        dump({"a": object()})
+
+
+def test_a_route_without_a_path() -> None:
+    """Is none that is reported."""
+    assert endpoints_of(SimpleNamespace(routes=[SimpleNamespace(endpoint=len)])) == []
