@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import ItemsView, Mapping, ValuesView
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
 from datetime import date, time
 from enum import Enum
 from operator import is_
+from types import SimpleNamespace
 from typing import Any, Final, Protocol
 from uuid import UUID
 
@@ -29,6 +30,15 @@ DATABASES: Final = frozenset(
     cx_Oracle pyodbc pymssql sqlalchemy duckdb""".split()  # noqa: SIM905 - a list would be a page long
 )
 """Packages whose errors quote statements and values."""
+
+
+PAIR: Final = 2
+OF_ERRORS: Final = frozenset({"input", "ctx"})
+"""What an error of pydantic repeats of the value that it refuses."""
+
+NAMES: Final = frozenset({"name", "key", "header", "field"})
+VALUES: Final = frozenset({"value", "values", "val"})
+"""Under which names lists keep names and their values."""
 
 
 def is_of_database(kind: type[BaseException]) -> bool:
@@ -84,20 +94,23 @@ class Walk:
         return of if wanted == text else wanted
 
     def _show_members(self, value: Any, above: tuple[int, ...]) -> Any:
-        names: dict[Any, Any] | None = None
-        if isinstance(value, Mapping):
-            names = dict(dict.items(value)) if isinstance(value, dict) else dict(value)
-        elif is_dataclass(value) and not isinstance(value, type):
-            kept = [field.name for field in dataclass_fields(value) if not field.name.startswith("_")]
-            names = {name: getattr(value, name) for name in kept}
+        names = _named(value)
         if names is not None:
-            shown = {self._name(name): self._member(name, names[name], above) for name in self._some(names)}
+            hidden = self._hidden_beside(names)
+            shown = {
+                self._name(name): REDACTED if name in hidden else self._member(name, names[name], above)
+                for name in self._some(names)
+            }
             same = len(shown) == len(names) and all(shown.get(name, self) is member for name, member in names.items())
+            if same and not isinstance(value, Mapping) and not is_dataclass(value):
+                return self._text(str.__str__(str(value)), value)
             return value if same else shown
-        if isinstance(value, list | set | frozenset | deque) or type(value) is tuple:
+        if isinstance(value, list | set | frozenset | deque | ItemsView | ValuesView) or type(value) is tuple:
             members = list(value)
+            if len(members) == PAIR and isinstance(value, list | tuple):
+                members[1] = self._behind(members[0], members[1])
             copies = [self.show(member, above) for member in self._some(members)]
-            same = len(copies) == len(members) and all(map(is_, copies, members))
+            same = len(copies) == len(value) and all(map(is_, copies, value))
             return value if same else copies
         text = str.__str__(str(value))
         if isinstance(value, BaseException) and is_of_database(type(value)):
@@ -111,12 +124,49 @@ class Walk:
                 return
             yield member
 
+    def _behind(self, name: Any, value: Any) -> Any:
+        """Return what stands for the second member of a pair whose first is a name, as in `headers.raw`."""
+        if isinstance(name, bytes):
+            name = name.decode("latin-1")
+        return self._redactor.by_name(name, value) if isinstance(name, str) else value
+
+    def _hidden_beside(self, names: dict[Any, Any]) -> set[Any]:
+        """Return the names whose values are hidden because of what stands beside them.
+
+        Those of an error of validation that repeat the body, and the value of `{"name": "password", "value": ...}`.
+        """
+        hidden: set[Any] = set()
+        if "loc" in names and ("type" in names or "msg" in names):
+            hidden |= OF_ERRORS & names.keys()
+        for value in VALUES & names.keys():
+            if any(self._behind(names[name], names[value]) is not names[value] for name in NAMES & names.keys()):
+                hidden.add(value)
+        return hidden
+
     def _name(self, name: Any) -> Any:
         return self._redactor.text(name) if type(name) is str else name
 
     def _member(self, name: Any, value: Any, above: tuple[int, ...]) -> Any:
         shown = self._redactor.by_name(name if isinstance(name, str) else str(name), value)
         return self.show(value, above) if shown is value else shown
+
+
+def _named(value: Any) -> dict[Any, Any] | None:
+    """Return the names in a value with what stands under them; None if it has none."""
+    if isinstance(value, Mapping):
+        return dict(dict.items(value)) if isinstance(value, dict) else dict(value)
+    kind = type(value)
+    if isinstance(value, type):
+        return None
+    if is_dataclass(value):
+        kept = [field.name for field in dataclass_fields(value) if not field.name.startswith("_")]
+        return {name: getattr(value, name) for name in kept}
+    if isinstance(value, tuple) and hasattr(kind, "_fields"):
+        return dict(zip(kind._fields, value, strict=False))
+    if isinstance(getattr(kind, "model_fields", None), dict):  # pydantic: a field that its text leaves out stays so
+        fields = {name: value.__dict__.get(name) for name, field in kind.model_fields.items() if field.repr}
+        return {**fields, **(value.__pydantic_extra__ or {})}
+    return dict(vars(value)) if isinstance(value, SimpleNamespace) else None
 
 
 def shown(redactor: Judge, value: Any) -> Any:
