@@ -71,8 +71,8 @@ class Observability:
         self.app = app
         self.settings = settings
         self.faults = Faults()
-        self.redactor = Redactor.of(settings, self.faults)
         self.routes = Routes(app)
+        self.redactor = Redactor.of(settings, self.faults, self.routes.templates)
         self.objectives = Objectives(app, settings, self.faults)
         with ExitStack() as undo:  # what cannot be installed leaves nothing behind
             self.metrics = MetricsService(settings, self.faults, self.redactor.text)

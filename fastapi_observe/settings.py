@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from pydantic import PrivateAttr, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from fastapi_observe.settings_sources import (
@@ -14,6 +14,7 @@ from fastapi_observe.settings_sources import (
     Given,
     SettingsError,
     VariablesSource,
+    check_together,
     given_of,
     mask,
     problem,
@@ -30,6 +31,7 @@ from fastapi_observe.settings_types import (
     Paths,
     Peers,
     Regexes,
+    Token,
     is_endpoint,
     option,
 )
@@ -126,10 +128,7 @@ class ObserveSettings(BaseSettings):
     )
     batch_size: int = option(256, "Most spans in one export.", otel=("OTEL_BSP_MAX_EXPORT_BATCH_SIZE",), ge=1)
     queue_size: int = option(
-        4096,
-        "Most finished spans waiting for export; the oldest are dropped.",
-        otel=("OTEL_BSP_MAX_QUEUE_SIZE",),
-        ge=1,
+        4096, "Most finished spans waiting for export; the oldest are dropped.", otel=("OTEL_BSP_MAX_QUEUE_SIZE",), ge=1
     )
     queue_bytes: int = option(8_388_608, "Most bytes of what waits for export, of each signal.", ge=65_536)
     otlp_logs: bool = option(False, "Also send log lines to the OTLP endpoint.")
@@ -190,11 +189,10 @@ class ObserveSettings(BaseSettings):
     metrics_access: Peers = option(
         "private", "Who may read `metrics_path`; others are answered with 404.", accepts=PEERS
     )
-    metrics_token: SecretStr | None = option(
+    metrics_token: Token | None = option(
         None,
         "Bearer token that `metrics_path` asks for, instead of looking at the address.",
-        accepts="a text of at least 8 characters, or None",
-        min_length=8,
+        accepts="at least 8 visible ASCII characters, or None",
     )
     metrics_dependency: Any = option(
         None, "FastAPI dependency that guards `metrics_path`, instead of the address.", code_only=True
@@ -382,6 +380,7 @@ class ObserveSettings(BaseSettings):
                 if len(found["loc"]) > 1:
                     items.append(found["input"])
             raise SettingsError([problem(cls, name, values[name], items) for name, items in wrong.items()]) from None
+        check_together(settings)
         if not settings._sources:  # noqa: SLF001 - model_validate passes here again after __init__, knowing less
             sources = {name: given_of(value).source for name, value in values.items()}
             settings._sources.update((name, source) for name, source in sources.items() if source != "default")  # noqa: SLF001

@@ -26,6 +26,8 @@ LONGEST_SHOWN: Final = 100
 MASK: Final = "**********"
 SECRET: Final = frozenset({"otlp_headers", "otlp_endpoint", "metrics_token"})
 """Options that may hold a password."""
+NEVER_EMPTY: Final = frozenset({"metrics_token"})
+"""Options that an empty variable does not switch off: a secret that did not arrive must not leave the door open."""
 TYPO: Final = 0.85
 """How like an option an unknown `OBSERVE_*` variable must be to be an error: other tools use the prefix too."""
 
@@ -113,7 +115,7 @@ def _convert(option_name: str, field: FieldInfo, variable: str, key: str, text: 
     except ValueError:
         return UNREADABLE
     kinds = (field.annotation, *get_args(field.annotation))
-    if not text and NoneType in kinds:
+    if not text and NoneType in kinds and option_name not in NEVER_EMPTY:
         return None
     return text.lower() if any(get_origin(kind) is Literal for kind in kinds) else text
 
@@ -186,12 +188,12 @@ def _range(field: FieldInfo) -> str:
 
 
 def mask(name: str, value: Any) -> Any:
-    """Return the option's value with its secrets hidden: header values, user and query of the endpoint."""
+    """Return the option's value with its secrets hidden: header values; user, query and fragment of the endpoint."""
     if name == "otlp_headers" and isinstance(value, Mapping):
         return dict.fromkeys(value, MASK)
     if name == "otlp_endpoint" and isinstance(value, str):
         shown = re.sub(r"^(https?://)?.*@", rf"\1{MASK}@", value, flags=re.IGNORECASE | re.DOTALL)
-        return re.sub(r"\?.*", f"?{MASK}", shown, flags=re.DOTALL)
+        return re.sub(r"([?#]).*", rf"\1{MASK}", shown, flags=re.DOTALL)
     return MASK if name in SECRET and value is not None else value
 
 
@@ -205,6 +207,29 @@ def _shown(name: str, value: Any) -> str:
     return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
 
 
+def _names(text: str) -> str:
+    """Return the names in `k=v,k2=v2`: the values may be of any kind, secrets too, and so may what has no name."""
+    items = [item.partition("=") for item in text.split(",") if item.strip()]
+    return _shown("", ",".join(f"{name}={MASK}" if separator else MASK for name, separator, _ in items))
+
+
+def check_together(values: Any) -> None:
+    """Raise `SettingsError` for options that cannot hold together: one would be ignored, unseen."""
+    found = []
+    if values.metrics_dependency is not None:
+        if values.metrics_port is not None:
+            found.append(
+                "metrics_dependency and metrics_port: a dependency guards the app's own port only; choose one of them "
+                "(metrics_token guards metrics_port)"
+            )
+        if values.metrics_token is not None:
+            found.append(
+                "metrics_dependency and metrics_token: each says alone who may read the metrics; choose one of them"
+            )
+    if found:
+        raise SettingsError(found)
+
+
 def problem(settings_cls: type[BaseSettings], name: str, value: Any, items: list[Any]) -> str:
     """Write the line about one wrong option: what it got, from where, what it accepts, what to do."""
     given, fields = given_of(value), settings_cls.model_fields
@@ -213,10 +238,11 @@ def problem(settings_cls: type[BaseSettings], name: str, value: Any, items: list
         near = [each if in_code else variable_of(each) for each in difflib.get_close_matches(name, fields, n=1)]
         step = f"did you mean {near[0]!r}?" if near else "see all with `python -m fastapi_observe settings`"
         return f"{name if in_code else given.source}: no such option; {step}"
-    got = _shown(name, given.value if given.text is None else given.text)
+    from_pairs = given.source == RESOURCE_ATTRIBUTES
+    got = _names(given.text or "") if from_pairs else _shown(name, given.value if given.text is None else given.text)
     if items and name not in SECRET:
         got += f" (wrong: {', '.join(_shown(name, item) for item in items[:3])})"
-    unpaired = given.value is UNREADABLE and given.source == RESOURCE_ATTRIBUTES
+    unpaired = given.value is UNREADABLE and from_pairs
     accepts = "name=value,name2=value2 (percent-encoded)" if unpaired else accepted(fields[name])
     origin, step = (
         ("an argument", f"pass another {name}") if in_code else (given.source, f"correct or unset {given.source}")

@@ -27,6 +27,12 @@ def _one_line(value: SecretStr) -> SecretStr:
     return value
 
 
+def _token(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]{8,}", value.get_secret_value()):
+        raise ValueError("no bearer token")
+    return value
+
+
 def _regex(value: str) -> str:
     try:
         re.compile(value)
@@ -89,6 +95,7 @@ PEERS = "private, always, never, or networks such as 203.0.113.0/24, separated b
 Peers = Annotated[Any, BeforeValidator(_peers)]
 """Who is trusted: `private`, `always`, `never`, networks, or a function of the ASGI scope."""
 Objectives = Annotated[tuple[Any, ...], AfterValidator(_objectives)]
+Token = Annotated[SecretStr, AfterValidator(_token)]
 ObjectiveOptions = Annotated[Any, AfterValidator(_objective_options)]
 Headers = Annotated[dict[HeaderName, Annotated[SecretStr, AfterValidator(_one_line)]], BeforeValidator(_headers)]
 

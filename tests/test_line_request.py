@@ -91,3 +91,18 @@ def test_few_clients_are_remembered() -> None:
         assert record is not None
         assert json.loads(lines.encode(record))["fields"]["user_agent"] == agent[:256].decode()
     assert len(lines._askers) == 2
+
+
+def test_what_is_kept_of_a_client_is_short() -> None:
+    """A proxy may pass on a megabyte as the address of a client: neither the queue nor the prepared pieces keep it."""
+    lines = RequestLines({}, PLAIN, Timestamps())
+    record = lines.note(
+        exchange_of(scope={"client": ("x" * 1_000_000, 0), "headers": [(b"user-agent", b"x" * 1_000_000)]}), "info"
+    )
+    assert record is not None
+    assert max(len(part) for part in record if isinstance(part, str | bytes)) < 1000
+    assert json.loads(lines.encode(record))["fields"]["remote_addr"] == "REDACTED"
+    record = lines.note(exchange_of(scope={"client": ("x" * 1_000_000, 0)}), "info")
+    assert record is not None
+    lines.encode(record)
+    assert lines._askers == {}

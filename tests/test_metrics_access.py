@@ -7,6 +7,7 @@ import http.client
 import socket
 import sys
 import threading
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pytest
@@ -242,27 +243,108 @@ def test_a_port_that_is_taken_is_told(observed: Callable[..., Seen]) -> None:
     assert f"metrics_port {number} of 127.0.0.1 cannot be opened" in told[0]
 
 
-def test_connections_that_say_nothing_are_bounded(
-    observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("said", [b"", b"GET /metrics HTTP/1.1\r\nHost: x\r\n"])
+def test_connections_that_do_not_ask_give_way(
+    observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
-    """Beyond the bound they are closed at once; the others are served when there is room."""
+    """Where there are too many, the oldest is closed: slow ones never keep a scraper out."""
     monkeypatch.setattr(metrics_server, "MOST_CONNECTIONS", 2)
+    seen = observed(app := make_app(), metrics_port=0)
+    with serving(app), ExitStack() as stack:
+        port = seen.observe.metrics_server.port
+        assert port is not None
+        first, second = (stack.enter_context(socket.create_connection(("127.0.0.1", port), 5)) for _ in range(2))
+        for each in (first, second):
+            each.sendall(said)
+        assert [ask_port(port)[0] for _ in range(3)] == [200] * 3
+        assert first.recv(10) == b""
+        second.sendall(b"Host: y\r\n")
+
+
+def test_a_connection_has_a_deadline(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it says a little: the time counts from the beginning."""
+    monkeypatch.setattr(metrics_server, "PATIENCE", 0.0)
     seen = observed(app := make_app(), metrics_port=0)
     with serving(app):
         port = seen.observe.metrics_server.port
         assert port is not None
-        silent = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(2)]
-        with socket.create_connection(("127.0.0.1", port), 5) as refused:
-            assert refused.recv(10) == b""
-        for each in silent:
-            each.close()
-        for _ in range(100):
-            try:
-                status = ask_port(port)[0]
-            except (OSError, http.client.HTTPException):
-                continue
-            break
-        assert status == 200
+        with socket.create_connection(("127.0.0.1", port), 3) as slow:  # before the connection's own patience ends
+            slow.sendall(b"GET /metrics HTTP/1.1\r\nHost:")
+            assert slow.recv(10) == b""
+
+
+def test_connections_that_are_answered_stay(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the bound a further one is closed at once; who was dropped in the last moment is not answered."""
+    monkeypatch.setattr(metrics_server, "MOST_CONNECTIONS", 1)
+    seen = observed(app := make_app(), metrics_port=0)
+    asked, go = threading.Event(), threading.Event()
+
+    def render(*_: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        asked.set()
+        assert go.wait(5)
+        return [], b"late"
+
+    with serving(app):
+        server = seen.observe.metrics_server._server
+        assert server is not None
+        server.render = render
+        port = server.server_address[1]
+        with socket.create_connection(("127.0.0.1", port), 5) as first:
+            first.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert asked.wait(5)
+            with socket.create_connection(("127.0.0.1", port), 5) as refused:
+                assert refused.recv(10) == b""
+            go.set()
+            assert first.makefile("rb").read().endswith(b"late")
+        monkeypatch.setattr(server, "has_asked", lambda _: False)
+        with pytest.raises(http.client.RemoteDisconnected):
+            ask_port(port)
+
+
+def raw(port: int, *lines: str) -> bytes:
+    """Send a request as it is; return the status line."""
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall("\r\n".join((*lines, "Host: x", "", "")).encode())
+        return connection.makefile("rb").readline().strip()
+
+
+def test_the_own_port_reads_as_the_apps_does(observed: Callable[..., Seen]) -> None:
+    """A header that came twice is read twice, and another path is another path."""
+    seen = observed(app := make_app(), metrics_port=0)
+    get_it = "GET /metrics HTTP/1.1"
+    with serving(app):
+        port = seen.observe.metrics_server.port
+        assert port is not None
+        assert raw(port, get_it).endswith(b"200 OK")
+        twice = ("X-Forwarded-For: 8.8.8.8", "X-Forwarded-For: 10.0.0.1")
+        assert raw(port, get_it, *twice).endswith(b"404 Not Found")
+        assert raw(port, get_it, *reversed(twice)).endswith(b"404 Not Found")
+        assert raw(port, "GET //metrics HTTP/1.1").endswith(b"404 Not Found")
+    seen = observed(app := make_app(), metrics_port=0, metrics_token=TOKEN)
+    with serving(app):
+        port = seen.observe.metrics_server.port
+        assert port is not None
+        right, wrong = f"Authorization: Bearer {TOKEN}", "Authorization: Bearer x"
+        assert raw(port, get_it, right).endswith(b"200 OK")
+        for given in ((right, wrong), (wrong, right), (right, right)):
+            assert raw(port, get_it, *given).endswith(b"401 Unauthorized")
+
+
+def test_two_tokens_are_none(observed: Callable[..., Seen]) -> None:
+    """On the app's port too: a proxy may have looked at the other one."""
+    observed(app := make_app(), metrics_token=TOKEN)
+    wrong = (b"authorization", b"Bearer x")
+    assert [get(app, LOCAL, *given)[0] for given in ((BEARER,), (BEARER, wrong), (wrong, BEARER))] == [200, 401, 401]
+
+
+@pytest.mark.parametrize("allowed", ["*", "127.0.0.1"])
+def test_a_server_that_believes_everybody_lets_nobody_in(observed: Callable[..., Seen], allowed: str) -> None:
+    """Uvicorn puts what X-Forwarded-For says, with its port, in the place of the peer; who asks is then not known."""
+    observed(app := make_app())
+    with serving(app, proxy_headers=True, forwarded_allow_ips=allowed) as port:
+        for forged in ("127.0.0.1", "10.0.0.1", "10.0.0.1:4711", "[::1]:4711", "::1", "10.0.0.1, 8.8.8.8"):
+            assert ask_port(port, **{"X-Forwarded-For": forged})[0] == 404, forged
+        assert ask_port(port)[0] == 200
 
 
 def test_a_scraper_that_breaks_off_is_no_news(

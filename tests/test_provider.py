@@ -361,6 +361,8 @@ def test_a_provider_without_flush_is_flushed_at_once() -> None:
     [
         ({"otlp_endpoint": "http://collector.example.com", "otlp_headers": "authorization=secret-words"}, True),
         ({"otlp_endpoint": "http://user:secret-words@collector.example.com"}, True),
+        ({"otlp_endpoint": "http://collector.example.com/?api_key=secret-words"}, True),
+        ({"otlp_endpoint": "http://collector:4318/?api_key=secret-words"}, False),
         ({"otlp_endpoint": "http://8.8.8.8:4318", "otlp_headers": "authorization=secret-words"}, True),
         ({"otlp_endpoint": "http://134744072", "otlp_headers": "authorization=secret-words"}, True),
         ({"otlp_endpoint": "http://c.example.com", "otlp_headers": "a=secret-words", "insecure": True}, False),

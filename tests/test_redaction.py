@@ -8,16 +8,21 @@ import json
 import re
 import sqlite3
 import string
+import types
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import pydantic
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from fastapi_observe import install
+from fastapi_observe.records.exceptions import message_of, stack_of
+from fastapi_observe.records.outcomes import error_name
 from fastapi_observe.records.redaction import LONGEST_FIELD, LONGEST_PATH, MOST_KEPT, PLAIN, Redactor
 from fastapi_observe.records.redaction_names import (
     ALONE,
@@ -26,6 +31,7 @@ from fastapi_observe.records.redaction_names import (
     MOST_NAMES,
     SecretNames,
 )
+from fastapi_observe.records.redaction_network import network_of
 from fastapi_observe.records.redaction_patterns import is_card_number
 from fastapi_observe.records.redaction_text import LONGEST_FOR_USER, LONGEST_QUERY, LONGEST_TEXT, MARGIN
 from fastapi_observe.records.redaction_values import (
@@ -37,6 +43,7 @@ from fastapi_observe.records.redaction_values import (
 )
 from fastapi_observe.settings import ObserveSettings
 from fastapi_observe.signals.log_message import redact_access
+from fastapi_observe.testing import watch
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl"
 CARD = "4111111111111111"
@@ -543,7 +550,7 @@ def test_objects_with_something_to_hide() -> None:
         "bytes": "REDACTED",
         "enum": "REDACTED",
         "account": {"name": "ann", "password": "REDACTED"},
-        "point": "Point(x=1, password=REDACTED)",
+        "point": {"x": 1, "password": "REDACTED"},
         "REDACTED": 1,
         7: {"token": "REDACTED"},
         "error": "password=REDACTED",
@@ -684,3 +691,192 @@ def test_a_secret_parameter_is_hidden_on_span_and_line(observed: Any) -> None:
         "/items/abc",
         '/items/a"b',
     ]
+
+
+# What a hostile reader found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "password == {}",
+        "password := {}",
+        "mysqldump --password {} db",
+        "Command '['mysql', '--password', '{}']' failed",
+        "<password>{}</password>",
+        "<wsse:Password Type='x'>{}</wsse:Password>",
+        '<input name="password" value="{}">',
+        '{{"name": "password", "value": "{}"}}',
+        "[(b'cookie', b'x={}'), (b'x-api-key', b'{}')]",
+        'Bearer "{}"',
+        "Bearer: {}",
+        "Bearer%20{}",
+        "password%3D{}",
+        '{{"pin": "{}"}}',
+        "{{'session': '{}'}}",
+        "AccountName=a;AccountKey={};End",
+        "hf_{}abcdefghijklmnopqrstuvwx",
+        "SG.{}abcdefghijklmnop.abcdefghijklmnopqrstuvwxyz",
+        "ya29.{}aaaaaaaaaaaaaaaaaaaaaaaaaa",
+        "whsec_{}aaaaaaaaaaaaaaaaaaaaaaaaa",
+        "shpat_{}aaaaaaaaaaaaaaaaaaaaaaa",
+        "xapp-1-{}aaaaaaaaaaaaaa",
+        "hvs.{}aaaaaaaaaaaaaaaaaaaaa",
+        "dop_v1_{}aaaaaaaaaaaaaaa",
+        "https://hooks.slack.com/services/T00000000/B00000000/{}abcdefghijklmnop",
+        "https://api.telegram.org/bot123456789:AAF{}abcdefghijklmnopqrstuvwx/send",
+        "db failed: (1062, \"Duplicate entry '{}' for key 'u'\")",
+        "db failed: Key (email)=({}) already exists.",
+        "db failed: no such table: {}",
+        "db failed: table u has no column named {}",
+        "db failed: no such index: {}",
+        "db failed: no such savepoint: {}",
+        "db failed: unable to open database: /{}",
+        'db failed: near "{}": syntax error',
+        "1 validation error:\n  {{'type': 'x', 'loc': ('body',), 'msg': 'm', 'input': {{'a': 'b\n{}'}}, 'url': 'u'}}\n",
+        "[{{'type': 'x', 'loc': ('body',), 'msg': 'm', 'ctx': {{'error': ValueError('{}')}}}}]",
+        '[{{"type":"x","loc":["body"],"msg":"m","input":"{}"}}]',
+        "[type=x, input_value={{'a': 'b, input_type=', 'c': '{}'}}, input_type=dict]",
+    ],
+)
+def test_what_a_text_may_hold_a_secret_in(text: str) -> None:
+    """Options, pairs, elements, driver's errors in others' texts, refused input, and tokens that tell what they are."""
+    assert "hunter2Zq" not in PLAIN.text(text.format(*["hunter2Zq"] * 2))
+    assert "hunter2Zq" not in PLAIN.text("x, " + text.format(*["hunter2Zq"] * 2))
+
+
+def test_other_keys_of_ordinary_names() -> None:
+    """Options, pairs, elements and quoted names that are not secret stay, beside a word that is."""
+    text = "passwords: 1 --port 80 ('a', 'b') <b>c</b> name='a' value=b 'x': 1 \"pins=2"
+    assert PLAIN.text(text) == text.replace("passwords: 1", "passwords: REDACTED")
+
+
+class _Model(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="allow")
+    user: str = "ann"
+    pin: str = "hunter2Zq"
+    quiet: str = pydantic.Field("unseen", repr=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ([(b"cookie", b"x"), (b"a", b"b")], [[b"cookie", "REDACTED"], (b"a", b"b")]),
+        (("password", ["x"]), ["password", "REDACTED"]),
+        ((1, 2), (1, 2)),
+        ({"password": "x"}.items(), [["password", "REDACTED"]]),
+        ({"name": "password", "value": "x"}, {"name": "password", "value": "REDACTED"}),
+        ({"key": "Authorization", "value": "x"}, {"key": "Authorization", "value": "REDACTED"}),
+        ({"name": "lamp", "value": "x"}, {"name": "lamp", "value": "x"}),
+        (
+            {"loc": ("a",), "msg": "m", "input": 1, "ctx": {"a": 1}},
+            {"loc": ("a",), "msg": "m"} | dict.fromkeys(("input", "ctx"), "REDACTED"),
+        ),
+        (_Model(session="x"), {"user": "ann", "pin": "REDACTED", "session": "REDACTED"}),
+        (types.SimpleNamespace(pin="x", a=1), {"pin": "REDACTED", "a": 1}),
+    ],
+)
+def test_names_beside_their_values(value: Any, shown: Any) -> None:
+    """Pairs, `name` and `value`, errors of validation, models and namespaces are judged by all names of the list."""
+    assert PLAIN.value(value) == shown
+
+
+def test_objects_with_nothing_to_hide_stay() -> None:
+    """A model, a named tuple, a namespace and a class of one stay what they are; their own text is judged too."""
+    for value in (types.SimpleNamespace(a=1), Point(1, None), _Model):
+        assert PLAIN.value(value) is value
+
+
+def test_errors_that_a_driver_led_to() -> None:
+    """The text of an exception that was raised from a driver's is shown without what it quotes."""
+    exc = RuntimeError('db failed: syntax error at or near "hunter2Zq"')
+    exc.__cause__ = sqlite3.OperationalError("x")
+    assert message_of(exc) == 'db failed: syntax error at or near "REDACTED"'
+    assert "hunter2Zq" not in stack_of(exc)
+
+
+def test_addresses_are_bounded() -> None:
+    """What a proxy passes on as an address may be long: 64 characters are looked at, and none of it is remembered."""
+    for redactor in (Redactor(), Redactor(capture_pii=True)):
+        for address in ("x" * 1_000_000, "::1%" + "x" * 1_000_000):
+            assert len(redactor.address(address) or "") <= 64
+        assert redactor._addresses == {}
+        assert len(redactor.header("x-forwarded-for", "x" * 1_000_000)) <= LONGEST_TEXT
+    assert network_of("::1%" + "x" * 100) == "REDACTED"
+    assert PLAIN.address(("a", 1)) == "REDACTED"
+
+
+def test_long_paths_cost_what_short_ones_do() -> None:
+    """Of a path 1,152 characters are judged, however long it is."""
+    redactor = Redactor()
+    assert redactor.is_plain_path("/a" * 576 + "/Password=1")
+    assert redactor.path("/a" * 30_000) == "/a" * 576
+
+
+ROUTES = ["/reset/{token}", "/reset/done", "/{tenant}/x/{secret}", "/f/{access_key}/y", "/p/{token:path}", "/a/{path}"]
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/reset/abc", "/reset/REDACTED"),
+        ("/reset/abc/", "/reset/REDACTED/"),
+        ("/reset/abc/def", "/reset/REDACTED/REDACTED"),
+        ("/api/reset/abc", "/api/reset/REDACTED"),
+        ("/reset", "/reset"),
+        ("/acme/x/abc", "/acme/x/REDACTED"),
+        ("/f/abc/z", "/f/REDACTED/z"),
+        ("/f/abc/y/z", "/f/REDACTED/y/z"),
+        ("/p/a/b", "/p/REDACTED/REDACTED"),
+        ("/other/abc", "/other/abc"),
+        ("/a" * 100, "/a" * 63 + "/REDACTED"),
+    ],
+)
+def test_paths_that_no_route_answered(path: str, shown: str) -> None:
+    """What stands where a template has a secret parameter is hidden, though no route answered."""
+    redactor = Redactor(templates=lambda: ROUTES)
+    for endpoint in ("unmatched", "redirect", "/a/{path}"):
+        assert redactor.has_secret(endpoint)
+        assert redactor.route_path(path, endpoint) == shown
+    assert redactor.raw_path(path, redactor.unrouted_path) == shown
+    assert redactor.route_path("/reset/done", "/reset/done") == "/reset/done"
+    assert not Redactor().has_secret("unmatched")
+    assert Redactor().unrouted_path(path) == path[:LONGEST_PATH]
+
+
+def test_secret_parameters_where_the_router_did_not_answer() -> None:
+    """A redirect, a 404 below, a middleware's own answer: neither the span nor the line shows the parameter."""
+    app = FastAPI()
+
+    @app.get("/reset/{token}")
+    def reset(token: str) -> str:
+        return token[:0]
+
+    @app.get("/reset/all")
+    def every() -> None: ...
+
+    @app.middleware("http")
+    async def refuse(request: Any, call_next: Any) -> Any:
+        return Response(status_code=401) if "no" in request.query_params else await call_next(request)
+
+    install(app)
+    with watch(app) as seen, TestClient(app, follow_redirects=False) as client:
+        for path in ("/reset/hunter2Zq/", "/reset/hunter2Zq/y", "/reset/hunter2Zq?no=1", "/reset/hunter2Zq"):
+            client.get(path)
+    seen.assert_no_leak("hunter2Zq")
+
+
+def test_names_of_operations_are_redacted_once() -> None:
+    """A name that looks like a secret is hidden in label and span name alike; long ones are not remembered."""
+    app = FastAPI()
+    observe = install(app)
+    with watch(app) as seen, observe.operation(f"job {JWT}"), observe.external.call(f"s {JWT}", f"o {JWT}"):
+        pass
+    observe.close()
+    seen.assert_no_leak(JWT)
+    redactor = Redactor()
+    for number in range(MOST_KEPT + 2):
+        redactor.name(f"name {number}")
+    assert redactor.name("x" * 1000) == "x" * 1000
+    assert len(redactor._shown_names) == 2
+    assert error_name(type(JWT.replace(".", "_"), (Exception,), {})()) != JWT

@@ -450,3 +450,56 @@ def test_an_endpoint_may_have_a_query() -> None:
     settings = ObserveSettings(otlp_endpoint="http://127.0.0.1:4318/?api_key=hunter2")
     assert settings.traces_url == "http://127.0.0.1:4318/v1/traces?api_key=hunter2"
     assert "hunter2" not in repr(settings)
+
+
+@pytest.mark.parametrize("end", ["?api_key=hunter2", "#hunter2", "/x?a#hunter2"])
+def test_the_end_of_an_endpoint_is_masked(end: str) -> None:
+    """Query and fragment, in a wrong one too."""
+    assert "hunter2" not in repr(ObserveSettings(otlp_endpoint=f"http://c:4318{end}"))
+    assert "hunter2" not in "".join(problems(otlp_endpoint=f"ftp://c{end}"))
+
+
+@pytest.mark.parametrize(
+    ("other", "named"), [({"metrics_port": 0}, "metrics_port"), ({"metrics_token": "a" * 20}, "metrics_token")]
+)
+def test_options_that_cannot_hold_together(other: dict[str, Any], named: str) -> None:
+    """None is ignored unseen: the error names both, and what to do."""
+    (line,) = problems(metrics_dependency=len, **other)
+    assert line.startswith(f"metrics_dependency and {named}: ")
+    assert "choose one of them" in line
+    assert len(problems(metrics_dependency=len, metrics_port=0, metrics_token="a" * 20)) == 2
+    ObserveSettings(metrics_dependency=len)
+    ObserveSettings(metrics_port=0, metrics_token="a" * 20)
+    with pytest.raises(SettingsError, match=f"metrics_dependency and {named}"):
+        ObserveSettings.load(ObserveSettings(**other), metrics_dependency=len)
+
+
+@pytest.mark.parametrize(
+    "token", ["", "short", " " * 20, "a" * 20 + "\n", "two words", "p\u00e4ssword", "a" * 7 + "\x00"]
+)
+def test_a_token_is_visible_text(token: str) -> None:
+    """What no header can carry is refused, and not repeated."""
+    assert problems(metrics_token=token) == (
+        (
+            "metrics_token: got '**********' from an argument; accepts at least 8 visible ASCII characters, or None; "
+            "pass another metrics_token"
+        ),
+    )
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_a_token_that_did_not_arrive_is_told(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty variable does not open the metrics; one that is not there is no token."""
+    monkeypatch.setenv("OBSERVE_METRICS_TOKEN", text)
+    (line,) = problems()
+    assert "from OBSERVE_METRICS_TOKEN" in line
+    monkeypatch.delenv("OBSERVE_METRICS_TOKEN")
+    assert ObserveSettings().metrics_token is None
+
+
+def test_a_wrong_list_of_pairs_shows_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its values may be secrets, and so may what has no name."""
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "api_key=hunter2,hunter3,service.name=hunter4")
+    lines = problems()
+    assert "service_name: got 'api_key=**********,**********,service.name=**********' from OTEL_" in lines[0]
+    assert "hunter" not in "".join(lines)

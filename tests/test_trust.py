@@ -128,6 +128,25 @@ class Raw(Server):
         (("10.0.0.1", 1), {b"forwarded": b"for=_hidden"}, False),
         (("10.0.0.1", 1), {b"forwarded": b"proto=http"}, False),
         (("testclient", 1), {b"x-forwarded-for": b"testclient"}, False),
+        # the server has replaced the peer by what a header says
+        (("10.0.0.1", 0), {}, False),
+        (("testclient", 0), {}, False),
+        (("10.0.0.1", 0), {b"x-forwarded-for": b"10.0.0.1"}, False),
+        (("10.0.0.1", 4711), {b"x-forwarded-for": b"10.0.0.1:4711"}, False),
+        (("10.0.0.1", 4711), {b"x-forwarded-for": b"10.0.0.2, 10.0.0.1"}, False),
+        (None, {b"x-forwarded-for": b"10.0.0.1"}, True),
+        (None, {b"x-forwarded-for": b"8.8.8.8"}, False),
+        # a proxy that shows itself
+        (("10.0.0.1", 1), {b"via": b"1.1 proxy"}, False),
+        (("10.0.0.1", 1), {b"x-forwarded-host": b"shop.example"}, False),
+        (("10.0.0.1", 1), {b"x-forwarded-proto": b"https"}, False),
+        (None, {b"x-forwarded-proto": b"https"}, False),
+        (("10.0.0.1", 1), {b"via": b"1.1 proxy", b"x-forwarded-for": b"10.0.0.2"}, True),
+        (("10.0.0.1", 1), {b"cf-connecting-ip": b"8.8.8.8"}, False),
+        (("10.0.0.1", 1), {b"cf-connecting-ip": b"8.8.8.8", b"x-forwarded-for": b"10.0.0.2"}, False),
+        (("10.0.0.1", 1), {b"true-client-ip": b"10.0.0.2"}, True),
+        (("10.0.0.1", 1), {b"x-client-ip": b"8.8.8.8"}, False),
+        (("8.8.8.8", 1), {b"x-client-ip": b"10.0.0.2"}, False),
     ],
 )
 def test_who_is_private(client: Any, headers: dict[bytes, bytes], *, trusted: bool) -> None:

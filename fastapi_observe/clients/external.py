@@ -10,9 +10,10 @@ from fastapi_observe.clients.propagation import Propagation
 from fastapi_observe.records.guard import STAND_IN, USERS, guarded, stand_in, tell
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.outcomes import outcome_of
+from fastapi_observe.records.redaction import PLAIN
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Callable, MutableMapping
 
     from fastapi_observe.records.operation import OperationReporter
 
@@ -97,10 +98,11 @@ class ExternalCall(Operation):
 class ExternalClient:
     """Measures calls to other services."""
 
-    __slots__ = ("_hosts", "_lock", "propagation", "reporter")
+    __slots__ = ("_hosts", "_lock", "_shown", "propagation", "reporter")
 
     def __init__(self, reporter: OperationReporter, propagation: Propagation | None = None) -> None:
         self.reporter = reporter
+        self._shown: Callable[[str], str] = getattr(reporter, "redactor", PLAIN).name
         self.propagation = propagation or Propagation()
         self._hosts: set[str] = set()
         self._lock = threading.Lock()
@@ -124,6 +126,7 @@ class ExternalClient:
         carry the trace on. httpx clients do all of this by themselves: `observe.instrument_client`.
         """
         try:
+            service, operation = self._shown(service), self._shown(operation)
             return ExternalCall(
                 self.reporter,
                 "external",

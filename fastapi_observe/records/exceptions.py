@@ -23,7 +23,7 @@ UNPRINTABLE_STACK: Final = "<unprintable stacktrace>"
 
 def message_of(exc: BaseException, redactor: Redactor = PLAIN) -> str:
     """Return the text of an exception, or a stand-in if it has none."""
-    return _shown(_text_of(exc), type(exc), redactor)
+    return _shown(_text_of(exc), exc, redactor)
 
 
 def stack_of(exc: BaseException, redactor: Redactor = PLAIN) -> str:
@@ -35,10 +35,10 @@ def stack_of(exc: BaseException, redactor: Redactor = PLAIN) -> str:
     try:
         whole = traceback.TracebackException(type(exc), exc, exc.__traceback__, compact=True)
         left = LONGEST_TEXTS
-        for told, kind in _told(whole, exc):
+        for told, of in _told(whole, exc):
             # The only place where the text can be changed.
             text = str(told._str)  # type: ignore[attr-defined]  # noqa: SLF001
-            told._str = _shown(text[:left], kind, redactor)  # type: ignore[attr-defined]  # noqa: SLF001
+            told._str = _shown(text[:left], of, redactor)  # type: ignore[attr-defined]  # noqa: SLF001
             left = max(0, left - len(text))
             notes = []
             for note in list(told.__notes__ or ())[:MOST_LINKED]:
@@ -77,13 +77,13 @@ def linked(exc: BaseException) -> list[BaseException]:
 
 def _told(
     whole: traceback.TracebackException, exc: BaseException
-) -> list[tuple[traceback.TracebackException, type[BaseException]]]:
-    """Return the parts of a stack trace, one for each exception, with its class; what is beyond the bound is cut."""
-    found: list[tuple[traceback.TracebackException, type[BaseException]]] = []
+) -> list[tuple[traceback.TracebackException, BaseException | None]]:
+    """Return the parts of a stack trace, one for each exception, with it; what is beyond the bound is cut."""
+    found: list[tuple[traceback.TracebackException, BaseException | None]] = []
     waiting: list[tuple[traceback.TracebackException, BaseException | None]] = [(whole, exc)]
     while waiting:
         told, of = waiting.pop()
-        found.append((told, BaseException if of is None else type(of)))
+        found.append((told, of))
         members = zip(told.exceptions or (), of.exceptions if isinstance(of, BaseExceptionGroup) else (), strict=False)
         parts = [(told.__cause__, of and of.__cause__), (told.__context__, of and of.__context__), *members]
         if len(found) + len(waiting) >= MOST_LINKED:
@@ -95,9 +95,18 @@ def _told(
     return found
 
 
-def _shown(text: str, kind: type[BaseException], redactor: Redactor) -> str:
+def _shown(text: str, exc: BaseException | None, redactor: Redactor) -> str:
+    """Redact the text of an exception; of one that a driver's error led to as if it were that: it may repeat it."""
     text = redactor.text(text)
-    return redactor.quoted(text) if is_of_database(kind) else text
+    return redactor.quoted(text) if exc is not None and _may_quote(exc) else text
+
+
+def _may_quote(exc: BaseException) -> bool:
+    """Tell whether the text of an exception may be, or repeat, that of a database's driver."""
+    try:
+        return any(is_of_database(type(each)) for each in linked(exc))
+    except Exception:  # noqa: BLE001 - exception classes may override anything; then nothing is sure
+        return True
 
 
 def _text_of(exc: BaseException) -> str:

@@ -251,7 +251,8 @@ def new_operation(reporter: OperationReporter, name: str, details: dict[str, Any
         raise TypeError(f"operation() needs a name for the work, got {type(name).__name__}: give it a short text")
     if not name.strip():
         raise ValueError(f"operation() needs a name for the work, got {name!r}: give it a short text")
-    name = name[:LONGEST_NAME]
+    redactor = getattr(reporter, "redactor", None)  # where no app is installed nothing is shown
+    name = (name if redactor is None else redactor.name(name))[:LONGEST_NAME]
     return Operation(reporter, "operation", name, {"operation": name}, details)
 
 

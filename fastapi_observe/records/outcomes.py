@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
+from fastapi_observe.records.redaction import PLAIN
+
 
 def error_name(exc: BaseException) -> str:
     """Return the `error_type` of an exception: its class name, with its module unless built in."""
     kind = type(exc)
     try:
-        return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        return PLAIN.name(name)
     except Exception:  # noqa: BLE001 - a metaclass may override anything
         return str(type.__dict__["__qualname__"].__get__(kind))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
@@ -14,9 +13,11 @@ from fastapi_observe.records.redaction_network import (
     DENIED_HEADERS,
     IN_DENIED_HEADERS,
     LARGEST_PORT,
+    LONGEST_ADDRESS,
     network_of,
 )
 from fastapi_observe.records.redaction_patterns import PLAIN_PATH, REDACTED
+from fastapi_observe.records.redaction_routes import SecretRoutes, secret_segments
 from fastapi_observe.records.redaction_text import LONGEST_TEXT, MARGIN, FreeText
 from fastapi_observe.records.redaction_values import (
     MOST_CHARACTERS,
@@ -38,13 +39,16 @@ LONGEST_AGENT: Final = 256
 LONGEST_FIELD: Final = 256
 """Characters of the name of a field."""
 
+_LONGEST_SEEN: Final = LONGEST_PATH + MARGIN
 MOST_KEPT: Final = 1024
 LONGEST_KEPT: Final = 256
 """Texts of clients (paths, user agents, addresses) whose answer is remembered, and the characters of one."""
 
 _PLAIN_PATH: Final = PLAIN_PATH.fullmatch
 _UNKNOWN: Final = ("", None)
-_PARAMETER: Final = re.compile(r"\{([^{}:]+)[^{}]*\}")
+_UNROUTED: Final = frozenset({"unmatched", "redirect"})
+_REST: Final = "/{path}"
+_ASKS_ROUTES: Final = (-1,)
 _PII: Final = frozenset({"user.email", "enduser.id"})
 _ADDRESSES: Final = frozenset({"client.address", *ADDRESS_HEADERS})
 
@@ -53,7 +57,8 @@ class Redactor(FreeText):
     """Made once from the settings, and given to every place that shows a text.
 
     Every option of the settings that says what may be shown ends here. Answers about short texts of clients that come
-    again and again are remembered, so that a request with nothing to hide costs a look into a dict or two.
+    again and again are remembered, so that a request with nothing to hide costs a look into a dict or two. `templates`
+    lists those of the app; it is asked once, at the first request.
     """
 
     __slots__ = (
@@ -64,7 +69,10 @@ class Redactor(FreeText):
         "_paths",
         "_plain_paths",
         "_routes",
+        "_secret_routes",
+        "_shown_names",
         "_special",
+        "_templates",
         "capture_pii",
     )
 
@@ -77,6 +85,7 @@ class Redactor(FreeText):
         patterns: Iterable[str] = (),
         function: Callable[[str], Any] | None = None,
         faults: Callable[[str, BaseException], None] | None = None,
+        templates: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         super().__init__(SecretNames(names), query_allow, patterns, function, faults)
         self._is_quick = not (self._patterns or self._function or self._names.more)
@@ -87,12 +96,21 @@ class Redactor(FreeText):
         self._addresses: dict[str, str] = {}
         self._hosts: dict[bytes, tuple[str, int | None] | None] = {}
         self._routes: dict[str, tuple[int, ...]] = {}
+        self._templates = templates
+        self._shown_names: dict[str, str] = {}
+        self._secret_routes: SecretRoutes | None = None
         self._special = frozenset() if capture_pii else _PII | _ADDRESSES
 
     @classmethod
-    def of(cls, settings: Any, faults: Callable[[str, BaseException], None] | None = None) -> Redactor:
+    def of(
+        cls,
+        settings: Any,
+        faults: Callable[[str, BaseException], None] | None = None,
+        templates: Callable[[], Iterable[str]] = tuple,
+    ) -> Redactor:
         """Make the redactor of the options of `ObserveSettings`."""
         return cls(
+            templates=templates,
             query_allow=settings.query_allow,
             capture_pii=settings.capture_pii,
             names=settings.redact_names,
@@ -100,6 +118,17 @@ class Redactor(FreeText):
             function=settings.redact,
             faults=faults,
         )
+
+    def name(self, name: str) -> str:
+        """Return the name of an operation, a service or an exception class that may be shown and be a label."""
+        known = self._shown_names.get(name)
+        if known is None:
+            known = self.text(name)
+            if len(name) <= LONGEST_KEPT:
+                if len(self._shown_names) >= MOST_KEPT:
+                    self._shown_names.clear()
+                self._shown_names[name] = known
+        return known
 
     # What is logged
 
@@ -171,6 +200,8 @@ class Redactor(FreeText):
 
     def is_plain_path(self, path: str) -> bool:
         """Tell, at once, that a path has nothing to hide, nor anything but small letters, digits and `/._~-`."""
+        if len(path) > _LONGEST_SEEN:
+            path = path[:_LONGEST_SEEN]
         if path in self._plain_paths:
             return True
         if not self._is_quick or _PLAIN_PATH(path) is None:
@@ -183,23 +214,26 @@ class Redactor(FreeText):
 
     def path(self, path: str) -> str:
         """Return a path that may be shown: decoded, as it stands in the ASGI scope; at most 1,152 characters."""
+        if len(path) > _LONGEST_SEEN:
+            path = path[:_LONGEST_SEEN]
         if self.is_plain_path(path):
-            return path[: LONGEST_PATH + MARGIN]
+            return path
         known = self._paths.get(path)
         if known is None:
-            known = self.text(self.segments(path[: LONGEST_PATH + MARGIN]))
+            known = self.text(self.segments(path))
             if len(path) <= LONGEST_KEPT:
                 if len(self._paths) >= MOST_KEPT:
                     self._paths.clear()
                 self._paths[path] = known
         return known
 
-    def raw_path(self, path: str) -> str:
-        """Return a percent-encoded path that may be shown."""
-        shown = self.path(path)
+    def raw_path(self, path: str, judge: Callable[[str], str] | None = None) -> str:
+        """Return a percent-encoded path that may be shown; `judge` is `path` unless another is given."""
+        judge = judge or self.path
+        shown = judge(path)
         if "%" in path:
-            plain = unquote(path[: LONGEST_PATH + MARGIN], "latin-1")
-            decoded = self.path(plain)
+            plain = unquote(path[:_LONGEST_SEEN], "latin-1")
+            decoded = judge(plain)
             if decoded != plain:
                 return decoded
         return shown
@@ -209,6 +243,8 @@ class Redactor(FreeText):
         hidden = self._routes.get(endpoint)
         if hidden is None:
             hidden = self._find_secret(endpoint)
+        if hidden is _ASKS_ROUTES:
+            return self.unrouted_path(path)
         return self._hide_parameters(path, endpoint, hidden) if hidden else self.path(path)
 
     def has_secret(self, endpoint: str) -> bool:
@@ -216,13 +252,32 @@ class Redactor(FreeText):
         hidden = self._routes.get(endpoint)
         return bool(self._find_secret(endpoint) if hidden is None else hidden)
 
+    def unrouted_path(self, path: str) -> str:
+        """Return the path of a request that no route has answered, yet or at all.
+
+        Hidden is what stands where a template of the app has a secret parameter: a router that redirects, or a
+        middleware that answers itself, has seen the secret too.
+        """
+        secret = self._secret_routes
+        if secret is None:
+            secret = self._find_secret_routes()
+        return self.path(secret.hide(path[:_LONGEST_SEEN])) if secret else self.path(path)
+
+    def has_secret_routes(self) -> bool:
+        """Tell whether `unrouted_path` may hide what a route that answers would not."""
+        return bool(self._find_secret_routes() if self._secret_routes is None else self._secret_routes)
+
+    def _find_secret_routes(self) -> SecretRoutes:
+        self._secret_routes = SecretRoutes(self._templates(), self._names.hides_in_text)
+        return self._secret_routes
+
     def _find_secret(self, endpoint: str) -> tuple[int, ...]:
-        """Return which segments of a template hold a parameter with a secret name, counted from the start."""
-        found = tuple(
-            at
-            for at, segment in enumerate(endpoint.split("/"))
-            if any(self._names.hides_in_text(name) for name in _PARAMETER.findall(segment))
-        )
+        """Return which segments of a template are secret; `_ASKS_ROUTES` if no route answered, or a mount's own 404."""
+        found: tuple[int, ...]
+        if endpoint in _UNROUTED or endpoint.endswith(_REST):
+            found = _ASKS_ROUTES if self.has_secret_routes() else ()
+        else:
+            found = secret_segments(endpoint, self._names.hides_in_text)
         if len(self._routes) >= MOST_KEPT:
             self._routes.clear()
         self._routes[endpoint] = found
@@ -252,16 +307,20 @@ class Redactor(FreeText):
         return known
 
     def address(self, address: Any) -> str | None:
-        """Return the network of a client's address (/24, /48), or the address if `capture_pii` is set."""
+        """Return the network of a client's address (/24, /48), or the address if `capture_pii` is set.
+
+        At most 64 characters.
+        """
+        if not isinstance(address, str):  # a server may name its client as it likes
+            return None if address is None else REDACTED
+        if len(address) > LONGEST_ADDRESS:  # a proxy may pass on whatever a client writes
+            return self.text(address[: LONGEST_ADDRESS + MARGIN])[:LONGEST_ADDRESS] if self.capture_pii else REDACTED
         known = self._addresses.get(address)
         if known is None:
-            if not isinstance(address, str):  # a server may name its client as it likes
-                return None if address is None else REDACTED
-            known = self.text(address[:LONGEST_KEPT]) if self.capture_pii else network_of(address)
-            if len(address) <= LONGEST_KEPT:
-                if len(self._addresses) >= MOST_KEPT:
-                    self._addresses.clear()
-                self._addresses[address] = known
+            known = self.text(address)[:LONGEST_ADDRESS] if self.capture_pii else network_of(address)
+            if len(self._addresses) >= MOST_KEPT:
+                self._addresses.clear()
+            self._addresses[address] = known
         return known
 
     def header(self, name: str, value: str) -> str:
@@ -269,6 +328,7 @@ class Redactor(FreeText):
         name = name.lower().replace("_", "-")
         if name in DENIED_HEADERS or self._names.hides(name) or any(part in name for part in IN_DENIED_HEADERS):
             return REDACTED
+        value = value[:LONGEST_TEXT]
         if name in ADDRESS_HEADERS and not self.capture_pii:
             return ", ".join(self._forwarded(part.strip()) for part in value.split(",")[:16])
         return self.text(value)

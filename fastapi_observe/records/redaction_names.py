@@ -20,7 +20,8 @@ AS_PREFIX_OR_SUFFIX: Final = frozenset(
     access_key secret_key private_key app_key application_key signing_key encryption_key session session_id sid
     phpsessid jsessionid connect_sid user_session jwt bearer assertion saml saml_response code_verifier otp totp mfa cvv
     cvc card_number iban ssn signature sig hmac mysql_pwd pgpassword passwords secrets aws_secret_access_key dsn
-    connection_string consumer_key consumer_secret oauth_token webhook_secret""".split()  # noqa: SIM905 - a list would be a page long
+    connection_string consumer_key consumer_secret oauth_token webhook_secret account_key
+    shared_access_key""".split()  # noqa: SIM905 - a list would be a page long
 )
 """Secret as a whole name and as its first or last words: `user_password`, `password_hash`, `userPassword`."""
 

@@ -34,7 +34,8 @@ LARGEST_PORT: Final = 65535
 _WITH_PORT: Final = re.compile(
     r"(?P<v4>\d{1,3}(?:\.\d{1,3}){3}):\d{1,5}|\[(?P<v6>[0-9A-Fa-f:.%\w]{2,64})\](?::\d{1,5})?"
 )
-LONGEST_ADDRESS: Final = 96
+LONGEST_ADDRESS: Final = 64
+"""Characters of an address with its port and zone that are looked at, shown and remembered."""
 
 
 def network_of(address: str) -> str:
@@ -44,7 +45,9 @@ def network_of(address: str) -> str:
     """
     if address in KEPT:
         return address
-    with_port = _WITH_PORT.fullmatch(address[:LONGEST_ADDRESS])
+    if len(address) > LONGEST_ADDRESS:
+        return REDACTED
+    with_port = _WITH_PORT.fullmatch(address)
     found = address_of((with_port["v4"] or with_port["v6"]) if with_port else address)
     if found is None:
         return REDACTED

@@ -43,20 +43,33 @@ WITH_HYPHEN: Final = (
     re.compile(r"pypi-[\w-]{16,}+"),
     re.compile(r"sk-(?<![0-9A-Za-z]sk-)[\w-]{16,}+"),
     re.compile(r"xox[abeprs]-[\w-]{10,}+"),
+    re.compile(r"xapp-[\w-]{10,}+"),
 )
 WITH_UNDERSCORE: Final = (
     re.compile(r"gh[opurs]_[0-9A-Za-z]{16,}+"),
     re.compile(r"github_pat_\w{16,}+"),
     re.compile(r"[rs]k_(?:live|test)_\w{10,}+"),
     re.compile(r"npm_[0-9A-Za-z]{20,}+"),
+    re.compile(r"hf_(?<![0-9A-Za-z]hf_)[0-9A-Za-z]{20,}+"),
+    re.compile(r"whsec_[\w+/=]{16,}+"),
+    re.compile(r"shp(?:at|ca|pa|ss)_[0-9A-Za-z]{16,}+"),
+    re.compile(r"dop_v1_\w{16,}+"),
 )
+WITH_DOT: Final = (
+    re.compile(r"SG\.[\w-]{10,64}+\.[\w-]{10,}+"),
+    re.compile(r"ya29\.[\w.-]{10,}+"),
+    re.compile(r"hvs\.[\w-]{16,}+"),
+    re.compile(r"(?<=hooks\.slack\.com/)[^\s'\"<>]++"),
+)
+WITH_COLON: Final = (re.compile(r"(?<![0-9])[0-9]{6,12}+:AA[\w-]{20,}+"),)
 WITH_A: Final = (re.compile(r"A(?:KI|SI)A[0-9A-Z]{16,}+"), re.compile(r"AIza[\w-]{35,}+"))
 WITH_J: Final = (re.compile(r"eyJ[\w-]{10,}+(?:\.[\w-]++){0,4}+"),)
-"""Credentials that tell what they are, by a character that each has; the last is a JWT, or other JSON in base64."""
+"""Credentials that tell what they are, by a character that each has; `J` is of a JWT, or of other JSON in
+base64, the colon of a Telegram bot's token."""
 
 _CREDENTIAL: Final = r"(?=[A-Z.~+/=_-]{0,64}+[0-9]|[\w.~+/=-]{24})[\w.~+/=-]{8,}+"
 SCHEMES: Final = (
-    ("bearer", re.compile(r"(b(?<![A-Z0-9_]b)earer)\s{1,4}(?!REDACTED)[\w.~+/=-]{8,}+", re.IGNORECASE)),
+    ("bearer", re.compile(r"(b(?<![A-Z0-9_]b)earer)(?:%20|[\s:\"']){1,5}(?!REDACTED)[\w.~+/=-]{8,}+", re.IGNORECASE)),
     *(
         (word, re.compile(rf"({word})(?<![A-Z0-9_]{word})\s{{1,4}}{_CREDENTIAL}", re.IGNORECASE))
         for word in ("basic", "token", "digest")
@@ -66,7 +79,19 @@ SCHEMES: Final = (
 
 _TO_THE_END: Final = r".*?(?=\n\n(?:During handling|The above exception)|\Z)"  # of this exception: values have any form
 
+NEAR: Final = re.compile(
+    r"(no such (?:column|table|index|savepoint|function|collation sequence|module): |unrecognized token: "
+    r"|has no column named |unable to open database: )[^\n]*+"
+)
+"""What SQLite repeats without quotes."""
+
 OF_LIBRARIES: Final = (
+    (("no such ", "unrecognized token: ", "has no column", "unable to open"), NEAR, rf"\g<1>{REDACTED}"),
+    (
+        ('near "',),
+        re.compile(r"(?:(?<=at or )near \"[^\"\n]*+|near \"[^\"\n]{0,256}+(?=\": syntax))"),
+        f'near "{REDACTED}',
+    ),
     (
         ("[SQL: ",),
         re.compile(r"\[SQL: (?:.*?\](?=\n\[parameters: |\n\(Background|\n?\Z|\n\n)|.*)", re.DOTALL),
@@ -84,12 +109,33 @@ OF_LIBRARIES: Final = (
         rf"\1 {REDACTED}",
     ),
     (('value "',), re.compile(r"value \"[^\"]{0,1024}+\"(?= is out of range)"), f"value {REDACTED}"),
-    (("input_value=",), re.compile(r"input_value=[^\n]*?(?=, input_type=|\n|\Z)"), f"input_value={REDACTED}"),
+    (
+        ("input_value=",),
+        re.compile(r"input_value=(?:[^\n]*(?=, input_type=)|[^\n]*+)"),
+        f"input_value={REDACTED}",
+    ),
+    (
+        ("loc': ", 'loc": ', 'loc":', "loc\\': ", 'loc\\":'),
+        re.compile(
+            r"(['\"](?:input|ctx)\\?['\"]): ?.*?"
+            r"(?=\n {0,8}+\{\\?['\"](?:type|loc)|\n\n {0,8}+File \"|\n\n(?:During handling|The above exception)|\Z)",
+            re.DOTALL,
+        ),
+        rf"\1: {REDACTED}",
+    ),
+    (("Duplicate entry ",), re.compile(r"Duplicate entry [^\n]*?(?= for key |\n|\Z)"), f"Duplicate entry {REDACTED}"),
+    (
+        ("Key (",),
+        re.compile(
+            r"(Key \([^\n()]{1,256}+\)=)\([^\n]*?(?: already exists| is (?:not present|still referenced)|\n|\Z)"
+        ),
+        rf"\1{REDACTED} ",
+    ),
 )
 """SQLAlchemy's statements and parameters, what PostgreSQL repeats of values and statements, pydantic's input: words of
 which one is in the text, the pattern, and what stands instead."""
 
-MARKS: Final = re.compile(r"[JA_\-:=?@ \"]")
+MARKS: Final = re.compile(r"[JA_\-:=?@ \"<%.,]")
 """A text without any of these characters has none of all this, but perhaps a card's number."""
 
 URL_PART: Final = re.compile(r"://([^\s'\"<>]++)")
@@ -102,9 +148,27 @@ PLAIN_ACCOUNT: Final = re.compile(r"(?<![\w/.:+-])[\w.+-]{1,64}+:[^\s@:/'\"]{1,1
 """User and password of an address without a scheme: `app:hunter2@db:5432`."""
 
 KEY: Final = re.compile(
-    r"(?<![\w.-])(?:(?P<before>[A-Za-z]{1,16}) )?(?P<name>[\w.-]{1,128}+)[\]'\"\\]{0,4}+\s{0,8}+(?:=>|[=:])\s{0,16}+"
+    r"(?<![\w.-])(?:(?P<before>[A-Za-z]{1,16}) )?(?P<name>[\w.-]{1,128}+)[\]'\"\\]{0,4}+\s{0,8}+"
+    r"(?:=>|:=|={1,3}+|:|%3[Dd])\s{0,16}+"
 )
 """A word, perhaps with one before it, that `=` or `:` follows, and the blanks up to the value."""
+
+OTHER_KEYS: Final = (
+    ("--", re.compile(r"(?<![\w-])--(?P<name>[\w-]{1,64}+)(?:['\"]?,\s?|\s{1,4})(?=['\"]?[^\s'\"-])")),
+    (",", re.compile(r"[(\[]b?\\?['\"](?P<name>[\w.-]{1,128}+)\\?['\"],\s{0,4}+")),
+    (
+        "value",
+        re.compile(
+            r"\b(?:name|key|header|field)\\?['\"]?\s?[:=]\s?\\?['\"](?P<name>[\w.-]{1,128}+)\\?['\"],?\s{0,4}"
+            r"\\?['\"]?value\\?['\"]?\s?[:=]\s?"
+        ),
+    ),
+)
+"""A name before its value as an option, in a pair, under `name` and `value`: what is in the text, and the pattern."""
+
+ELEMENT: Final = re.compile(r"<(?:\w{1,32}:)?(?P<name>[\w.-]{1,128}+)(?:\s[^<>]{0,256}+)?>(?=[^<\s])")
+OF_ELEMENT: Final = re.compile(r"[^<]*+")
+"""The beginning of an element of XML, and what is in it."""
 
 _QUOTED_VALUE: Final = r"""
     \\++["'](?:[^"'\\\n]|\\(?!["']))*+(?:\\++["'])?
@@ -122,15 +186,14 @@ HEADER_VALUE: Final = re.compile(rf"(?-i:REDACTED) | {_QUOTED_VALUE} | [^\n]*+",
 """The value of a header, to the end of its line: of `Authorization` and `Cookie`."""
 
 QUOTED: Final = re.compile(r"""(?<![A-Za-z])"[^"]*+(?:"|\Z)|(?<![A-Za-z])'[^']*+(?:'|\Z)""")
-NEAR: Final = re.compile(r"(no such (?:column|function|collation sequence|module): |unrecognized token: )[^\n]*+")
-"""Quoted parts, apostrophes of words aside; what SQLite repeats without quotes."""
+"""Quoted parts, apostrophes of words aside."""
 
 PLACEHOLDER: Final = re.compile(
     r"(?:\?|\$[0-9]{1,5}|%s|%\([A-Za-z_]\w{0,62}\)s|[:@][A-Za-z_]\w{0,62}|NULL|None|null)[,;)]{0,8}+"
 )
 """What stands for a value in SQL, and what is none: `WHERE password = ?`."""
 
-_PLAIN_WORD: Final = r"(?!sk|rk|npm|pypi|glpat|gh|github|xox)[a-z]{1,24}+"
+_PLAIN_WORD: Final = r"(?!sk|rk|npm|pypi|glpat|gh|github|xox|xapp|hf|whsec|shp|dop)[a-z]{1,24}+"
 _HEX: Final = "[0-9a-f]{4}"
 _UUID: Final = rf"{_HEX}{_HEX}-{_HEX}-{_HEX}-{_HEX}-{_HEX}{_HEX}{_HEX}"
 _ENDS: Final = r"(?=/|\Z)"

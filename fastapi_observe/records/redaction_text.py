@@ -8,11 +8,14 @@ from urllib.parse import unquote_plus
 
 from fastapi_observe.records.redaction_patterns import (
     CARD,
+    ELEMENT,
     HEADER_VALUE,
     KEY,
     MARKS,
     NEAR,
+    OF_ELEMENT,
     OF_LIBRARIES,
+    OTHER_KEYS,
     PLACEHOLDER,
     PLAIN_ACCOUNT,
     QUERY_OF_PATH,
@@ -22,6 +25,8 @@ from fastapi_observe.records.redaction_patterns import (
     URL_PART,
     VALUE,
     WITH_A,
+    WITH_COLON,
+    WITH_DOT,
     WITH_HYPHEN,
     WITH_J,
     WITH_UNDERSCORE,
@@ -48,6 +53,7 @@ MARGIN: Final = 128
 _SHORTEST_CARD: Final = 13
 _DIGITS: Final = re.compile(r"[2-6][0-9 -]{12}").search
 _MARKS: Final = MARKS.search
+_QUOTES: Final = frozenset({"'", '"', "\\"})
 _HEADERS: Final = ("authorization", "cookie")
 
 
@@ -88,14 +94,14 @@ class FreeText:
     def _plain(self, text: str) -> str:
         if _MARKS(text) is not None:
             text = self._hide_keys(text)
-            if ":" in text or "=" in text or '"' in text:
+            if ":" in text or "=" in text or '"' in text or "'" in text or "--" in text or "<" in text or "%3" in text:
                 for words, pattern, instead in OF_LIBRARIES:
                     if any(word in text for word in words):
                         text = pattern.sub(instead, text)
                 text = self._hide_named(self._hide_accounts(text))
             if "?" in text:
                 text = QUERY_OF_PATH.sub(lambda found: f"?{self.query(found[0][1:])}", text)
-            if " " in text:
+            if " " in text or "%20" in text:
                 text = _hide_after_scheme(text)
         if len(text) >= _SHORTEST_CARD and _DIGITS(text) is not None:
             text = CARD.sub(hide_card, text)
@@ -106,17 +112,34 @@ class FreeText:
         """Hide credentials that tell what they are."""
         patterns: tuple[re.Pattern[str], ...] = ()
         if "-" in text and (
-            "sk-" in text or "xox" in text or "pypi-" in text or "glpat-" in text or "-----BEGIN " in text
+            "sk-" in text
+            or "xox" in text
+            or "pypi-" in text
+            or "glpat-" in text
+            or "-----BEGIN " in text
+            or "xapp-" in text
         ):
             patterns += WITH_HYPHEN
         if "_" in text and (
-            "gh" in text or "github_pat_" in text or "k_live_" in text or "k_test_" in text or "npm_" in text
+            "gh" in text
+            or "github_" in text
+            or "k_live_" in text
+            or "k_test_" in text
+            or "npm_" in text
+            or "hf_" in text
+            or "whsec_" in text
+            or "shp" in text
+            or "dop_v1_" in text
         ):
             patterns += WITH_UNDERSCORE
         if "A" in text and ("AKIA" in text or "ASIA" in text or "AIza" in text):
             patterns += WITH_A
         if "J" in text and "eyJ" in text:
             patterns += WITH_J
+        if "." in text and ("SG." in text or "ya29." in text or "hvs." in text or "hooks.slack.com/" in text):
+            patterns += WITH_DOT
+        if ":AA" in text:
+            patterns += WITH_COLON
         for pattern in patterns:
             text = pattern.sub(REDACTED, text)
         return text
@@ -129,25 +152,31 @@ class FreeText:
 
     def _hide_named(self, text: str) -> str:
         """Hide what follows a secret name and `=` or `:`."""
-        names, lower = self._names, text.lower()
-        for stem in names.stems:
-            if stem in lower:
-                break
-        else:
-            return text
-        parts: list[str] = []
-        done = at = 0
-        while (found := KEY.search(text, at)) is not None:
-            at = found.end()
-            name = found["name"]
-            if not names.hides_in_text(name) and not (found["before"] and names.is_pair(found["before"], name)):
-                continue
-            pattern = HEADER_VALUE if name.lower().endswith(_HEADERS) else VALUE
-            end = pattern.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing at least
-            if end > at and not PLACEHOLDER.fullmatch(text, at, end):
-                parts += [text[done:at], REDACTED]
-                done = at = end
-        return "".join([*parts, text[done:]]) if parts else text
+        names = self._names
+        quoted = "':" in text or '":' in text or '"=' in text or "'=" in text
+        if not quoted:
+            lower = text.lower()
+            for stem in names.stems:
+                if stem in lower:
+                    break
+            else:
+                return text
+        for mark, pattern in OTHER_KEYS:
+            if mark in text:
+                text = _hide_behind(text, pattern, lambda found: VALUE if names.hides(found["name"]) else None)
+        if "</" in text:
+            text = _hide_behind(text, ELEMENT, lambda found: OF_ELEMENT if names.hides(found["name"]) else None)
+        return _hide_behind(text, KEY, self._value_behind)
+
+    def _value_behind(self, found: re.Match[str]) -> re.Pattern[str] | None:
+        """Return what the value is like that follows a name and `=` or `:`; None if it is not secret."""
+        names, name = self._names, found["name"]
+        if not names.hides_in_text(name) and not (found["before"] and names.is_pair(found["before"], name)):
+            whole, start, end = found.string, found.start("name"), found.end("name")
+            quote = whole[end : end + 1]
+            if quote not in _QUOTES or whole[start - 1 : start] != quote or not names.hides(name):
+                return None
+        return HEADER_VALUE if name.lower().endswith(_HEADERS) else VALUE
 
     def _hide_in_url(self, match: re.Match[str]) -> str:
         """Hide whatever stands before the last `@` of a URL, and behind its first `?` or `#`."""
@@ -221,6 +250,22 @@ class FreeText:
         """Tell whether a part of a query or path has nothing to hide, decoded or not."""
         plain = unquote_plus(text) if "%" in text or "+" in text else text
         return self.text(plain) == plain and (plain is text or self.text(text) == text)
+
+
+def _hide_behind(text: str, key: re.Pattern[str], value_of: Callable[[re.Match[str]], re.Pattern[str] | None]) -> str:
+    """Hide the values that follow keys; `value_of` tells what they are like."""
+    parts: list[str] = []
+    done = at = 0
+    while (found := key.search(text, at)) is not None:
+        at = found.end()
+        pattern = value_of(found)
+        if pattern is None:
+            continue
+        end = pattern.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing at least
+        if end > at and not PLACEHOLDER.fullmatch(text, at, end):
+            parts += [text[done:at], REDACTED]
+            done = at = end
+    return "".join([*parts, text[done:]]) if parts else text
 
 
 def _hide_after_scheme(text: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import ItemsView, Mapping, ValuesView
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
 from datetime import date, time
 from enum import Enum
 from itertools import chain, islice
 from operator import is_
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from uuid import UUID
 
@@ -40,7 +41,7 @@ LARGEST_CARD: Final = 10**19
 
 _PLAIN: Final = (bool, float, date, time, UUID)
 _BYTES: Final = (bytes, bytearray, memoryview)
-_LISTS: Final = (list, set, frozenset, deque)
+_LISTS: Final = (list, set, frozenset, deque, ItemsView, ValuesView)
 _MEMBER: Final = 64  # characters: what a member counts for at least
 
 DATABASES: Final = frozenset(
@@ -48,6 +49,14 @@ DATABASES: Final = frozenset(
     cx_Oracle pyodbc pymssql sqlalchemy duckdb""".split()  # noqa: SIM905 - a list would be a page long
 )
 """Packages whose errors quote statements and values."""
+
+PAIR: Final = 2
+OF_ERRORS: Final = frozenset({"input", "ctx"})
+"""What an error of pydantic repeats of the value that it refuses."""
+
+NAMES: Final = frozenset({"name", "key", "header", "field"})
+VALUES: Final = frozenset({"value", "values", "val"})
+"""Under which names lists keep names and their values."""
 
 
 def is_of_database(kind: type[BaseException]) -> bool:
@@ -114,18 +123,18 @@ class Walk:
         wanted = self._redactor.text(text)
         return of if wanted == text else wanted
 
-    def _show_members(self, value: Any, above: tuple[int, ...]) -> Any:  # noqa: PLR0911 - one for each kind of value
-        if isinstance(value, dict):
-            return self._show_named(value, dict.__len__(value), dict.items(value), above)
-        if isinstance(value, Mapping):
-            return self._show_named(value, len(value), ((name, value[name]) for name in value), above)
-        if is_dataclass(value) and not isinstance(value, type):
-            kept = [field.name for field in dataclass_fields(value) if not field.name.startswith("_")]
-            shown = self._show_named(value, len(kept), ((name, getattr(value, name)) for name in kept), above)
-            more = getattr(value, "__dict__", {}).keys() - kept
-            # Whoever writes it as JSON would write what it has beside its fields too.
-            return {name: getattr(value, name) for name in kept} if shown is value and more else shown
-        if isinstance(value, _LISTS) or type(value) is tuple:
+    def _show_members(self, value: Any, above: tuple[int, ...]) -> Any:
+        named = _named(value)
+        if named is not None and not (isinstance(value, tuple) and not _is_soon_told(value)):
+            shown = self._show_named(value, *named, above)
+            if shown is not value or isinstance(value, Mapping):
+                return shown
+            if is_dataclass(value):
+                kept = _fields_of(value)
+                more = getattr(value, "__dict__", {}).keys() - kept
+                # Whoever writes it as JSON would write what it has beside its fields too.
+                return {name: getattr(value, name) for name in kept} if more else value
+        elif named is None and (isinstance(value, _LISTS) or type(value) is tuple):
             return self._show_listed(value, above)
         if not _is_soon_told(value):
             return f"<too large {_name_of(value)}>"
@@ -144,11 +153,13 @@ class Walk:
         count = self._room(size)
         if size and not count:
             return TOO_LARGE
+        names = dict(islice(members, count))
+        hidden = self._hidden_beside(names)
         shown: dict[Any, Any] = {}
         same = count == size
-        for name, member in list(islice(members, count)):
+        for name, member in names.items():
             called = self._text(str.__str__(name), name) if isinstance(name, str) else name
-            wanted = self._member(name, member, above)
+            wanted = REDACTED if name in hidden else self._member(name, member, above)
             shown[called] = wanted
             if called is not name or wanted is not member:
                 same = False
@@ -160,12 +171,61 @@ class Walk:
         if size and not count:
             return TOO_LARGE
         members = list(islice(value, count))
-        copies = [self.show(member, above) for member in members]
+        judged = members
+        if len(members) == PAIR and isinstance(value, list | tuple):
+            judged = [members[0], self._behind(*members)]
+        copies = [self.show(member, above) for member in judged]
         return value if count == size and all(map(is_, copies, members)) else copies
+
+    def _behind(self, name: Any, value: Any) -> Any:
+        """Return what stands for the second member of a pair whose first is a name, as in `headers.raw`."""
+        if isinstance(name, bytes):
+            name = name.decode("latin-1")
+        return self._redactor.by_name(name, value) if isinstance(name, str) else value
+
+    def _hidden_beside(self, names: dict[Any, Any]) -> set[Any]:
+        """Return the names whose values are hidden because of what stands beside them.
+
+        Those of an error of validation that repeat the body, and the value of `{"name": "password", "value": ...}`.
+        """
+        hidden: set[Any] = set()
+        if "loc" in names and ("type" in names or "msg" in names):
+            hidden |= OF_ERRORS & names.keys()
+        for value in VALUES & names.keys():
+            if any(self._behind(names[name], names[value]) is not names[value] for name in NAMES & names.keys()):
+                hidden.add(value)
+        return hidden
 
     def _member(self, name: Any, value: Any, above: tuple[int, ...]) -> Any:
         shown = self._redactor.by_name(name if isinstance(name, str) else str(name), value)
         return self.show(value, above) if shown is value else shown
+
+
+def _named(value: Any) -> tuple[int, Iterable[tuple[Any, Any]]] | None:
+    """Return how many names are in a value, and the names with what stands under them; None if it has none."""
+    kind = type(value)
+    if isinstance(value, dict):
+        return dict.__len__(value), dict.items(value)
+    if isinstance(value, Mapping):
+        return len(value), ((name, value[name]) for name in value)
+    if isinstance(value, type):
+        return None
+    found: dict[Any, Any] | None = None
+    if is_dataclass(value):
+        found = {name: getattr(value, name) for name in _fields_of(value)}
+    elif isinstance(value, tuple) and hasattr(kind, "_fields"):
+        found = dict(zip(kind._fields, value, strict=False))
+    elif isinstance(getattr(kind, "model_fields", None), dict):  # pydantic: a field that its text leaves out stays so
+        found = {name: value.__dict__.get(name) for name, field in kind.model_fields.items() if field.repr}
+        found.update(value.__pydantic_extra__ or {})
+    elif isinstance(value, SimpleNamespace):
+        found = dict(vars(value))
+    return None if found is None else (len(found), found.items())
+
+
+def _fields_of(value: Any) -> list[str]:
+    """Return the names of a data class's fields that are not private."""
+    return [field.name for field in dataclass_fields(value) if not field.name.startswith("_")]
 
 
 def shown(redactor: Judge, value: Any) -> Any:

@@ -67,6 +67,10 @@ class Routes:
                 self._remembered[key] = (answer, (endpoint, route, context))
         return answer if isinstance(answer, str) else _fitting(answer, scope)
 
+    def templates(self) -> list[str]:
+        """List the templates of all routes, as they are now."""
+        return [each.template for each in endpoints_of(self._app)]
+
     def _work_out(self, scope: Scope, endpoint: Any, mounted: str) -> _Answer:
         prefix, inner = _mount_templates(_routes_of(self._app), mounted)
         own = _format_of(answering_route(scope))

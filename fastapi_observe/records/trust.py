@@ -29,7 +29,21 @@ IN_PROCESS: Final = frozenset({"testclient"})
 """What test clients call themselves: no peer of a network has a name."""
 
 _FORWARDED_FOR: Final = re.compile(r'for="?\[?([^;,"\]]+)', re.IGNORECASE)
-_FORWARDING: Final = frozenset({b"x-forwarded-for", b"x-real-ip", b"forwarded"})
+_NAMING: Final = frozenset(
+    {
+        b"x-forwarded-for",
+        b"x-real-ip",
+        b"forwarded",
+        b"cf-connecting-ip",
+        b"true-client-ip",
+        b"x-client-ip",
+        b"x-cluster-client-ip",
+        b"fastly-client-ip",
+    }
+)
+"""Headers in which proxies name for whom they speak."""
+_FORWARDING: Final = _NAMING | {b"via", b"x-forwarded-host", b"x-forwarded-proto"}
+"""Headers by which a proxy shows itself."""
 _PORT: Final = re.compile(r"(\d+\.\d+\.\d+\.\d+):\d+")
 
 
@@ -37,9 +51,11 @@ class Trust:
     """Who is believed: `always`, `never`, what a function of the scope says, or the peers in some networks.
 
     The word `private` stands for `PRIVATE_NETWORKS`; a UNIX socket, which has no address, and Starlette's test client
-    are private too. What a proxy says of whom it speaks for (`X-Forwarded-For`, `Forwarded`, `X-Real-IP`, or an address
-    that the server has taken from there) never wins trust, since clients can write it; it takes trust away: every
-    address it names must be in the networks too. So what a private proxy passes on from the Internet is not private.
+    are private too. What a proxy says of whom it speaks for (`X-Forwarded-For`, `Forwarded`, `X-Real-IP`, their like)
+    never wins trust, since clients can write it; it takes trust away: every address it names must be in the networks
+    too, and a proxy that names none is not believed. So what a private proxy passes on from the Internet is not
+    private. Where the server has put an address from there in the place of its peer's, nobody knows the peer, and it is
+    in no network.
     """
 
     __slots__ = ("_function", "_known", "_networks", "_unix", "always")
@@ -77,15 +93,17 @@ class Trust:
             return bool(self._function(scope))
         client = scope.get("client")
         if client and client[0]:
-            believed = self._has(client[0]) or (self._unix and client[0] in IN_PROCESS)
+            peer = client[0]
+            # no peer of a network has port 0: servers leave it where they have replaced the address
+            believed = client[1] != 0 and (self._has(peer) or (self._unix and peer in IN_PROCESS))
         else:
+            peer = None
             believed = self._unix
-        if not believed:
-            return False
-        given = scope.get("headers") or ()
-        if b"x-forwarded-for" in headers or b"forwarded" in headers or b"x-real-ip" in headers:
-            return all(self._has(address) for address in _spoken_for(given))
-        return True
+        if not believed or _FORWARDING.isdisjoint(headers):
+            return believed
+        named = _spoken_for(scope.get("headers") or ())
+        # uvicorn takes the port from the header too, so that a replaced address is known only by being named there
+        return bool(named) and peer not in named and all(self._has(address) for address in named)
 
     def _has(self, address: str) -> bool:
         known = self._known.get(address)
@@ -100,7 +118,7 @@ def _spoken_for(headers: Iterable[tuple[bytes, bytes]]) -> list[str]:
     """Return the addresses for which proxies say they speak; what is none stays as it is, and is in no network."""
     found: list[str] = []
     for name, value in headers:
-        if name not in _FORWARDING:
+        if name not in _NAMING:
             continue
         parts = value.decode("latin-1").split(",", MOST_HOPS)
         if len(parts) > MOST_HOPS:

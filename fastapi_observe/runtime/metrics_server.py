@@ -10,6 +10,7 @@ from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import ThreadingMixIn
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.records.access import CHALLENGE, Access
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
     Render = Callable[[str, str], tuple[list[tuple[bytes, bytes]], bytes]]
 
 MOST_CONNECTIONS: Final = 16
-"""Connections that are served at one time; further ones wait in the system's queue."""
+"""Connections that are served at one time."""
 
 PATIENCE: Final = 5.0
-"""Seconds that a connection may say nothing."""
+"""Seconds that a connection may take to ask, and then to read the answer."""
 
 
 class MetricsServer:
@@ -92,22 +93,56 @@ class _Server(ThreadingMixIn, HTTPServer):
         self.faults = faults
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.allow_reuse_port = shared and hasattr(socket, "SO_REUSEPORT")
-        self._room = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        self._lock = threading.Lock()
+        self._asking: dict[Any, float] = {}  # since when, the oldest first
+        self._answered: set[Any] = set()
         super().__init__((host, settings.metrics_port or 0), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve a connection in a thread of its own, or close it if there are too many."""
-        if self._room.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+        """Serve a connection in a thread of its own.
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve a connection, then make room for the next."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._room.release()
+        Where there are too many, the one that has been asking longest gives way: a scraper asks at once. All being
+        answered already, the new one is closed.
+        """
+        with self._lock:
+            is_full = len(self._asking) + len(self._answered) >= MOST_CONNECTIONS
+            if is_full and self._asking:
+                self._drop(next(iter(self._asking)))
+                is_full = False
+            if not is_full:
+                self._asking[request] = monotonic()
+        if is_full:
+            self.shutdown_request(request)
+        else:
+            super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Break off those that take too long to ask; called at least twice a second."""
+        with self._lock:
+            late = monotonic() - PATIENCE
+            for request in [request for request, since in self._asking.items() if since < late]:
+                self._drop(request)
+
+    def has_asked(self, request: Any) -> bool:
+        """Note that a connection has sent its request; tell whether it was there in time."""
+        with self._lock:
+            in_time = self._asking.pop(request, None) is not None
+            if in_time:
+                self._answered.add(request)
+            return in_time
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection, and make room for the next."""
+        with self._lock:
+            self._asking.pop(request, None)
+            self._answered.discard(request)
+        super().shutdown_request(request)
+
+    def _drop(self, request: Any) -> None:
+        """Break off what is still asking; its thread then closes it."""
+        del self._asking[request]
+        with suppress(OSError):
+            request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of a connection that broke."""
@@ -124,8 +159,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer with the metrics, or say why not."""
         server = self.server
+        if not server.has_asked(self.connection):
+            return
         try:
-            if self.path.partition("?")[0] != server.path:
+            # self.path has another number of slashes than what was asked for
+            if self.requestline.split()[1].partition("?")[0] != server.path:
                 status, head, body = _plain(HTTPStatus.NOT_FOUND)
             elif not self._is_allowed():
                 status, head, body = _plain(
@@ -150,9 +188,9 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815 - the name that the standard library calls
 
     def _is_allowed(self) -> bool:
-        headers = {name.lower().encode("latin-1"): value.encode("latin-1") for name, value in self.headers.items()}
-        scope = {"type": "http", "client": self.client_address, "headers": [*headers.items()]}
-        return self.server.access.allows(scope, headers)
+        headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in self.headers.items()]
+        scope = {"type": "http", "client": self.client_address, "headers": headers}
+        return self.server.access.allows(scope, dict(headers))
 
     def log_message(self, *_: Any) -> None:
         """Say nothing: a scrape is in no log."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from fastapi_observe.records.redaction_network import LONGEST_ADDRESS
 from fastapi_observe.signals.line_format import cut, describe_exception, encode_text
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ MOST_KEPT: Final = 1024
 """Most routes, and most clients, with a prepared piece of their lines; then all are made anew."""
 
 LONGEST_KEPT: Final = 512
-"""Most bytes of a user agent that is kept for the next line: a client chooses it."""
+"""Most bytes of a user agent that is kept for the next line: a client chooses it, and the address behind a proxy."""
 
 
 Route = tuple[str, str, int, str]
@@ -107,13 +108,18 @@ class RequestLines:
             or scope.get("query_string")
         ):
             return None
-        client = scope.get("client")
+        client, agent = scope.get("client"), exchange.headers.get(b"user-agent")
+        address = client[0] if client else None
+        if type(address) is str and len(address) > LONGEST_ADDRESS:
+            address = address[: LONGEST_ADDRESS + 1]  # one more: it is seen to be too long, so not kept
+        if agent is not None and len(agent) > LONGEST_KEPT:
+            agent = agent[: LONGEST_KEPT + 1]
         return (
             (exchange.method, exchange.endpoint, exchange.status_code, exchange.outcome),
             level,
             exchange.path,
-            exchange.headers.get(b"user-agent"),
-            client[0] if client else None,
+            agent,
+            address,
             exchange.trace_id,
             exchange.span_id,
             exchange.request_id,
@@ -155,7 +161,7 @@ class RequestLines:
             )
         ]
         kept = f'"user_agent":{shown[0]},"remote_addr":{shown[1]}'
-        if len(agent or b"") <= LONGEST_KEPT:
+        if len(agent or b"") <= LONGEST_KEPT and len(str(address)) <= LONGEST_ADDRESS:
             self._askers[agent, address] = kept
         return kept
 

@@ -39,7 +39,11 @@ def redact_access(text: str, redactor: Redactor) -> str:
     """Return an access line with the network of the client, and with queries and paths as spans show them."""
     address, blank, rest = text.partition(" ")
     rest = QUERY.sub(lambda found: f"?{redactor.query(found[1])}", rest)
-    return str(redactor.address(address)) + blank + PATH.sub(lambda found: redactor.raw_path(found[0]), rest)
+    return (
+        str(redactor.address(address))
+        + blank
+        + PATH.sub(lambda found: redactor.raw_path(found[0], redactor.unrouted_path), rest)
+    )
 
 
 def traceback_in(text: str, redactor: Redactor) -> dict[str, str] | None:

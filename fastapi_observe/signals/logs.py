@@ -181,7 +181,7 @@ class Logs:
         except Exception as exc:  # noqa: BLE001 - a server may name its client as it likes
             self.faults("logs.request_line", exc)
             line = self._line("error", REQUEST_MESSAGE, REQUEST_LOGGER)
-            data = encode_line({**line, "fields": {"url": self._redactor.path(record[2])}})
+            data = encode_line({**line, "fields": {"url": self._redactor.unrouted_path(record[2])}})
         if self.push is not None:
             self.push(data)
         return data

@@ -158,9 +158,9 @@ def make_transport(settings: ObserveSettings, url: str, signal: str) -> Transpor
 def _refuse_readable(url: str, headers: dict[str, str]) -> None:
     """Refuse to send credentials over a connection that is not encrypted to a public host."""
     target = urlsplit(url if "://" in url else f"//{url}")
-    if (headers or "@" in target.netloc) and not is_private_host(target.hostname or ""):
+    if (headers or "@" in target.netloc or target.query) and not is_private_host(target.hostname or ""):
         told = (
-            f"otlp_endpoint: {target.hostname} is no private host, and the credentials (otlp_headers or URL) "
-            "would travel readable over plain http; use https://, or insecure=True if that is wanted"
+            f"otlp_endpoint: {target.hostname} is no private host, and the credentials (otlp_headers, or user or "
+            "query of the URL) would travel readable over plain http; use https://, or insecure=True if that is wanted"
         )
         raise SettingsError([told])

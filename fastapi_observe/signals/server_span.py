@@ -39,7 +39,7 @@ def request_attributes(exchange: Exchange, redactor: Redactor) -> dict[str, Any]
     attributes: dict[str, Any] = {
         "http.request.method": exchange.method,
         "url.scheme": scheme,
-        "url.path": redactor.path(exchange.path)[:LONGEST_PATH],
+        "url.path": redactor.unrouted_path(exchange.path)[:LONGEST_PATH],
     }
     if exchange.method == "_OTHER":
         attributes["http.request.method_original"] = redactor.text(str(scope.get("method")))[:LONGEST_METHOD]
@@ -90,7 +90,7 @@ def response_attributes(exchange: Exchange, repeat_limit: int, redactor: Redacto
     }
     if exchange.endpoint not in _NO_ROUTE:
         attributes["http.route"] = exchange.endpoint
-        if redactor.has_secret(exchange.endpoint):
+        if redactor.has_secret_routes() or redactor.has_secret(exchange.endpoint):
             attributes["url.path"] = redactor.route_path(exchange.path, exchange.endpoint)[:LONGEST_PATH]
     if exchange.error_type is not None:
         attributes["error.type"] = exchange.error_type
