@@ -23,6 +23,7 @@ FIRST_WAIT: Final = 1.0
 JITTER: Final = 0.2
 """How far a wait is moved at random, so that many processes do not come back as one."""
 
+_RANDOM: Final = random.Random()  # noqa: S311 - no secret; of our own: the user's draws stay as they would be
 REPEAT_AFTER: Final = 60.0
 """Seconds until the same cause is told again."""
 
@@ -52,7 +53,7 @@ class Outage:
         self.failures += 1
         self.probes = self.failures >= OPEN_AFTER
         wait = PROBE_EVERY if self.probes else FIRST_WAIT * 2 ** (self.failures - 1)
-        wait *= random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - no secret
+        wait *= _RANDOM.uniform(1 - JITTER, 1 + JITTER)
         self.strict = answer.retry_after is not None
         self.retry_at = now + max(wait, answer.retry_after or 0.0)
         self.tell(answer.reason, f"cannot export {self.items} to {self.target}: {answer.told}; {_fate(answer)}")
