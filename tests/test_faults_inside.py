@@ -111,6 +111,7 @@ UNCOUNTED: Final = {
     "records.redaction_values:Walk.show": "as above",
     "records.redaction_values:Walk._show_members": "as above",
     "records.redaction_values:Walk._text": "as above",
+    "records.redaction_values:_named": "as above",
     "signals.log_message:is_access": "the line shows the message as it was given",
     "observability:Observability.flush": "the beginning of a thread: what it calls is guarded",
     "observability:Observability._end_within_budget.<locals>.end": "as above",
