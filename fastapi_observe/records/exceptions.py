@@ -104,9 +104,10 @@ def _shown(text: str, exc: BaseException | None, redactor: Redactor) -> str:
 def _may_quote(exc: BaseException) -> bool:
     """Tell whether the text of an exception may be, or repeat, that of a database's driver."""
     try:
-        return any(is_of_database(type(each)) for each in linked(exc))
+        found = linked(exc)
     except Exception:  # noqa: BLE001 - exception classes may override anything; then nothing is sure
         return True
+    return any(is_of_database(type(each)) for each in found)
 
 
 def _text_of(exc: BaseException) -> str:
