@@ -142,4 +142,4 @@ def test_no_group_is_repeated_possessively(module: str, capsys: pytest.CaptureFi
         for pattern in value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else [value]:
             if isinstance(pattern, re.Pattern):
                 re.compile(pattern.pattern, pattern.flags | re.DEBUG)
-    assert not re.search(r"\d\. +POSSESSIVE_REPEAT ", capsys.readouterr().out)
+    assert not re.search(r"\d[.:] +POSSESSIVE_REPEAT ", capsys.readouterr().out)
