@@ -19,25 +19,25 @@ MOST_STATEMENTS: Final = 1024
 LONGEST_TABLE: Final = 63
 """Characters of a table's name, with its schema; a longer one is none."""
 
-# The tokens of SQL. What systems, or settings of one system, read differently hides the whole rest (`.*`): a backslash
-# before a closing quote, a quote behind `#`, a comment in a comment, Oracle's q'[...]'. No repeat gives back what it
-# took (`*+`), and no two tokens read the same text but for a bounded number of characters: the time is linear.
-_PLAIN: Final = r"""(?P<kept>(?:
+# The tokens of SQL. What systems read differently hides the whole rest (`.*`): a backslash before a closing quote, a
+# quote behind `#`, a comment in a comment, Oracle's q'[...]'. Time is linear: no repeat gives back what it took (`*+`, of
+# groups `(?>(?:...)*)` as Python 3.11.2 misreads `(?:...)*+`), two tokens read the same few characters at most.
+_PLAIN: Final = r"""(?P<kept>(?>(?:
       [^\W\d][\w$]*+(?!&?')
     | [\s,()=<>*+;!|~^%&{}]
     | \](?!\])
     | \.(?!\d)
     | \?(?:\d{1,5}(?![\w.$]))?
     | PARAMETER
-    )++ | NAME )"""
+    )+) | NAME )"""
 _TAG: Final = r"(?:[A-Za-z_\x80-\U0010ffff][0-9A-Za-z_\x80-\U0010ffff]{0,62})?"
 _REST: Final = r"[nN]?[qQ]'.* | \$[A-Za-z_\x80-\U0010ffff][0-9A-Za-z_\x80-\U0010ffff]{63}.*"
 _THRICE: Final = r"'''.*|\"\"\".*"
-_NUMBER: Final = r"\$?\.?\d(?:[\w.]|(?<=[eE])[-+](?=\d))*+(?:\$.*)?"
+_NUMBER: Final = r"\$?\.?\d(?>(?:[\w.]|(?<=[eE])[-+](?=\d))*)(?:\$.*)?"
 _PREFIX: Final = r"(?:[nNxXbBrReE]|[rR][bB]|[bB][rR]|[uU]&)?"
-_STRING: Final = _PREFIX + r"'(?:[^'\\]|\\[^']|'')*+"
-_STRING_WITHOUT_ESCAPES: Final = _PREFIX + r"'(?:[^']|'')*+"
-_STRING_WITH_ESCAPES: Final = r"[eE]'(?:[^'\\]|\\.|'')*+"
+_STRING: Final = _PREFIX + r"'(?>(?:[^'\\]|\\[^']|'')*)"
+_STRING_WITHOUT_ESCAPES: Final = _PREFIX + r"'(?>(?:[^']|'')*)"
+_STRING_WITH_ESCAPES: Final = r"[eE]'(?>(?:[^'\\]|\\.|'')*)"
 _DOLLARS: Final = rf"\$(?P<tag>{_TAG})\$.*?(?:\$(?P=tag)\$|\Z)"
 _DOLLARS_OR_NAMES: Final = rf"\$(?P<tag>{_TAG})\$(?:[^'\"`\\\#\[/$-]*+\$(?P=tag)\$|.*)"
 _WORD: Final = r"""
@@ -46,19 +46,19 @@ _WORD: Final = r"""
 
 _LINE_END: Final = r"[^\n\r]*+(?:\r(?!\n)(?:[^\n'\"`$\[/]*+(?:\n|\Z)|.*))?"
 _LINE: Final = "--" + _LINE_END
-_LINE_OR_CODE: Final = rf"--(?=\s){_LINE_END}|(?:--|\#|//)(?:(?:[^\n'\"`$\[/]|/(?!\*))*+(?:\n|\Z)|.*)"
-_BLOCK: Final = r"/\*(?:[^*/]|\*(?!/)|/(?!\*))*+(?:\*/|.*)"
-_BLOCK_OR_CODE: Final = r"/\*M?!(?:[^*/'\"`\#-]|\*(?!/)|/(?!\*)|-(?!-))*+(?:\*/|.*)"
+_LINE_OR_CODE: Final = rf"--(?=\s){_LINE_END}|(?:--|\#|//)(?:(?>(?:[^\n'\"`$\[/]|/(?!\*))*)(?:\n|\Z)|.*)"
+_BLOCK: Final = r"/\*(?>(?:[^*/]|\*(?!/)|/(?!\*))*)(?:\*/|.*)"
+_BLOCK_OR_CODE: Final = r"/\*M?!(?>(?:[^*/'\"`\#-]|\*(?!/)|/(?!\*)|-(?!-))*)(?:\*/|.*)"
 
 _QUOTED: Final = r"""  "[^"'`\\]*+"(?!["\w$\\])  """
-_TICKED: Final = r"`(?:[^`'\"\\/\#-]|-(?!-)|/(?![*/]))*+`(?!`)"
+_TICKED: Final = r"`(?>(?:[^`'\"\\/\#-]|-(?!-)|/(?![*/]))*)`(?!`)"
 _BRACKETED: Final = r"\[[\w .$\#@-]*+\](?!\])"
-_DOUBLE: Final = r'"(?:[^"]|"")*+'
-_DOUBLE_ANYHOW: Final = r'"(?:[^"\\]|\\[^"]|"")*+'
+_DOUBLE: Final = r'"(?>(?:[^"]|"")*)'
+_DOUBLE_ANYHOW: Final = r'"(?>(?:[^"\\]|\\[^"]|"")*)'
 _END: Final = r"""(?:['"](?![\w$\\])|(?P<after>['"].*)|(?P<open>\\?\Z)|.*)"""
-_BRACKETS: Final = r"\[(?:[^\]]|\]\])*+(?:\]|.*)"
+_BRACKETS: Final = r"\[(?>(?:[^\]]|\]\])*)(?:\]|.*)"
 _BRACKETS_OR_LIST: Final = (  # the name and the list must end at one place, with no literal left open
-    r"(?:\[|\]\])(?!(?:[^'\"`\[\]\\/\#$-]|-(?!-)|/(?![*/])|\$(?=\d)|'[^'\\\[\]]*+')*+(?:[\[\]]|\Z)).*"
+    r"(?:\[|\]\])(?!(?>(?:[^'\"`\[\]\\/\#$-]|-(?!-)|/(?![*/])|\$(?=\d)|'[^'\\\[\]]*+')*)(?:[\[\]]|\Z)).*"
 )
 _TICKS: Final = "`.*"
 _NAMED: Final = "[:@]"
@@ -121,30 +121,30 @@ _GRAMMARS: Final[dict[str, re.Pattern[str] | None]] = {
 
 # From here on the text has neither literals nor comments, and one space at most.
 _ITEM: Final = r"(?:\?\d*+|[$:@]\w++|%s|%\(\w++\)s)(?:::[\w ]++(?:\[\])?)?"
-_ROW: Final = r"\((?:[^()]|\((?:[^()]|\([^()]*+\))*+\))*+\)"
+_ROW: Final = r"\((?>(?:[^()]|\((?>(?:[^()]|\([^()]*+\))*)\))*)\)"
 _SIGNS: Final = re.compile(r"[-+](?<![-+].)(?<![-+] .)[-+ ]*+(?=\?)")
 _LAST_WORD: Final = re.compile(r"[\w$]*\Z")
 _BEFORE_A_SIGN: Final = frozenset(
     """SELECT DISTINCT ALL AND OR NOT BETWEEN WHEN THEN ELSE CASE WHERE ON HAVING BY IN LIKE IS LIMIT OFFSET VALUES SET
     RETURN RETURNING DEFAULT WITH START INCREMENT MINVALUE MAXVALUE""".split()  # noqa: SIM905 - a list would be a page
 )
-_SETTING: Final = r"""(?<![\w.@$"`])SET\b(?:\ ?(?:[\w.@$]|"[^"]*+"|`[^`]*+`)++){1,2}\ ?(?::?=|TO\b)"""
+_SETTING: Final = r"""(?<![\w.@$"`])SET\b(?:\ ?(?>(?:[\w.@$]|"[^"]*+"|`[^`]*+`)+)){1,2}\ ?(?::?=|TO\b)"""
 _WITHIN: Final = r"""(?:"[^"]*+"|`[^`]*+`|\[[\w\ .$\#@-]*+\]|[^"`;\[]|\[(?![\w\ .$\#@-]*+\]))"""
 _BEFORE_A_BARE_VALUE: Final = rf"""
     (?:\A|;)[\ (\{{]*+(?:
         {_SETTING}
         | ALTER\b{_WITHIN}*?{_SETTING}
         | (?:CREATE|ALTER)\ (?:USER|ROLE|LOGIN)\b{_WITHIN}*?\bPASSWORD\b
-        | COPY\b(?>{_WITHIN}*?\bFROM\ STDIN\b){_WITHIN}*+;(?=.)
+        | COPY\b(?>{_WITHIN}*?\bFROM\ STDIN\b)(?>{_WITHIN}*);(?=.)
     )
     | IDENTIFIED\ BY\b | PRAGMA\ [\w.]*key\b
 """
 _MANY: Final = re.compile(
     rf"""(?P<secret>{_BEFORE_A_BARE_VALUE}).*
-    | (?P<plain>(?:(?!(?:IN|VALUES|IDENTIFIED|PRAGMA)\b)\w++|[^\w"`\[;]++)++)
+    | (?P<plain>(?>(?:(?!(?:IN|VALUES|IDENTIFIED|PRAGMA)\b)\w++|[^\w"`\[;]++)+))
     | (?P<name>"[^"]*+"|`[^`]*+`|\[[\w .$\#@-]*+\])
-    | (?P<list>(?:IN\ ?\(|\[){_ITEM})(?:,\ ?{_ITEM}(?![\w(]))++(?:,[^()\[\]]*\Z)?
-    | (?P<rows>VALUES\ ?{_ROW})(?:,\ ?{_ROW})*+(?:,(?:\ ?\([^)]*+)?\Z)?
+    | (?P<list>(?:IN\ ?\(|\[){_ITEM})(?>(?:,\ ?{_ITEM}(?![\w(]))+)(?:,[^()\[\]]*\Z)?
+    | (?P<rows>VALUES\ ?{_ROW})(?>(?:,\ ?{_ROW})*)(?:,(?:\ ?\([^)]*+)?\Z)?
     """,
     re.IGNORECASE | re.VERBOSE,
 )
@@ -315,7 +315,7 @@ _READ: Final = "SELECT|DELETE|VALUES"
 _SOURCE: Final = r"(?<!\bDISTINCT\ )FROM|JOIN"
 _TARGET: Final = r"INSERT|MERGE|UPSERT|TABLES?|(?<!\bOR\ )REPLACE|(?<!\bFOR\ )(?<!\bDO\ )(?<!\bKEY\ )(?<!\bON\ )UPDATE"
 _MARK: Final = re.compile(
-    rf"""(?:(?!(?:{_READ}|{_SOURCE}|{_TARGET})(?![\w$.]))[\w$.:@]++|[^\w$.:@()"`\[]++)++
+    rf"""(?>(?:(?!(?:{_READ}|{_SOURCE}|{_TARGET})(?![\w$.]))[\w$.:@]++|[^\w$.:@()"`\[]++)+)
     | "[^"]*+" | `[^`]*+` | \[[\w .$\#@-]*+\] | (?P<open>\() | (?P<close>\))
     | (?P<read>{_READ}) | (?P<source>{_SOURCE}) | (?P<target>{_TARGET})""",
     re.IGNORECASE | re.VERBOSE,
@@ -323,11 +323,11 @@ _MARK: Final = re.compile(
 _PART: Final = r"""(?:[^\W\d][\w$]*+|"[^"]*+"|`[^`]*+`|\[[\w .$\#@-]*+\])"""
 _TABLE: Final = re.compile(
     rf"""(?P<parens>[ (]*+)
-    (?:(?:
+    (?>(?:(?:
         INTO|ONLY|LATERAL|TABLES?|IF\ NOT\ EXISTS|IF\ EXISTS|OR\ (?:ABORT|FAIL|IGNORE|REPLACE|ROLLBACK)|IGNORE|ALL|FIRST
         |TOP\ ?\(\?\)|LOW_PRIORITY|HIGH_PRIORITY|DELAYED|OVERWRITE|QUICK|FULL|FREEZE|VERBOSE|ANALYZE|FROM
-    )\ \(?){{0,5}}+
-    (?P<name>{_PART}(?:\.\.?{_PART})*+)(?=[\s,;()]|\Z)(?P<call>\()?""",
+    )\ \(?){{0,5}})
+    (?P<name>{_PART}(?>(?:\.\.?{_PART})*))(?=[\s,;()]|\Z)(?P<call>\()?""",
     re.IGNORECASE | re.VERBOSE,
 )
 _COMMON_TABLE: Final = re.compile(

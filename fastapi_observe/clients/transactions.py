@@ -11,10 +11,10 @@ LONGEST: Final = 256
 _STARTS: Final = frozenset({"BEG", "STA", "COM", "END", "ROL", "ABO", "SAV", "REL"})
 _COMMAND: Final = re.compile(
     r"""\s*+(?:
-      (?P<begin> (?:BEGIN|START\s++TRANSACTION) (?:[\s,]++(?:WORK|TRAN|TRANSACTION|DEFERRED|IMMEDIATE|EXCLUSIVE
-          |ISOLATION|LEVEL|SERIALIZABLE|REPEATABLE|READ|COMMITTED|UNCOMMITTED|ONLY|WRITE|NOT|DEFERRABLE)\b)*+ )
-    | (?P<commit> (?:COMMIT|END) (?:\s++(?:WORK|TRANSACTION|TRAN)\b)?+ )
-    | (?P<rollback> (?:ROLLBACK|ABORT) (?:\s++(?:WORK|TRANSACTION|TRAN)\b)?+ )
+      (?P<begin> (?:BEGIN|START\s++TRANSACTION) (?>(?:[\s,]++(?:WORK|TRAN|TRANSACTION|DEFERRED|IMMEDIATE|EXCLUSIVE
+          |ISOLATION|LEVEL|SERIALIZABLE|REPEATABLE|READ|COMMITTED|UNCOMMITTED|ONLY|WRITE|NOT|DEFERRABLE)\b)*) )
+    | (?P<commit> (?:COMMIT|END) (?>(?:\s++(?:WORK|TRANSACTION|TRAN)\b)?) )
+    | (?P<rollback> (?:ROLLBACK|ABORT) (?>(?:\s++(?:WORK|TRANSACTION|TRAN)\b)?) )
     | (?P<savepoint> (?:SAVEPOINT|SAVE\s++TRAN(?:SACTION)?) \s++[^\s;]++ )
     | (?P<rollback_savepoint> ROLLBACK\s++
         (?:(?:(?:WORK|TRANSACTION)\s++)?TO\s++(?:SAVEPOINT\s++)?|TRAN(?:SACTION)?\s++) [^\s;]++ )

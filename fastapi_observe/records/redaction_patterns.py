@@ -63,7 +63,7 @@ WITH_DOT: Final = (
 )
 WITH_COLON: Final = (re.compile(r"(?<![0-9])[0-9]{6,12}+:AA[\w-]{20,}+"),)
 WITH_A: Final = (re.compile(r"A(?:KI|SI)A[0-9A-Z]{16,}+"), re.compile(r"AIza[\w-]{35,}+"))
-WITH_J: Final = (re.compile(r"eyJ[\w-]{10,}+(?:\.[\w-]++){0,4}+"),)
+WITH_J: Final = (re.compile(r"eyJ[\w-]{10,}+(?>(?:\.[\w-]++){0,4})"),)
 """Credentials that tell what they are, by a character that each has; `J` is of a JWT, or of other JSON in
 base64, the colon of a Telegram bot's token."""
 
@@ -171,9 +171,9 @@ OF_ELEMENT: Final = re.compile(r"[^<]*+")
 """The beginning of an element of XML, and what is in it."""
 
 _QUOTED_VALUE: Final = r"""
-    \\++["'](?:[^"'\\\n]|\\(?!["']))*+(?:\\++["'])?
-    | [bfru]{0,2}"(?:[^"\\\n]|\\.)*+"?
-    | [bfru]{0,2}'(?:[^'\\\n]|\\.)*+'?
+    \\++["'](?>(?:[^"'\\\n]|\\(?!["']))*)(?:\\++["'])?
+    | [bfru]{0,2}"(?>(?:[^"\\\n]|\\.)*)"?
+    | [bfru]{0,2}'(?>(?:[^'\\\n]|\\.)*)'?
 """
 VALUE: Final = re.compile(
     rf"""(?-i:REDACTED)|(?:(?:bearer|basic|token)\s++)?(?:{_QUOTED_VALUE}
@@ -198,7 +198,7 @@ _HEX: Final = "[0-9a-f]{4}"
 _UUID: Final = rf"{_HEX}{_HEX}-{_HEX}-{_HEX}-{_HEX}-{_HEX}{_HEX}{_HEX}"
 _ENDS: Final = r"(?=/|\Z)"
 PLAIN_PATH: Final = re.compile(
-    rf"(?:/(?:[0-9a-z._~-]{{0,12}}+{_ENDS}|{_UUID}{_ENDS}"
-    rf"|[0-9a-f]{{20,64}}+{_ENDS}|{_PLAIN_WORD}(?:[-_]{_PLAIN_WORD})*+{_ENDS}))*+"
+    rf"(?>(?:/(?:[0-9a-z._~-]{{0,12}}+{_ENDS}|{_UUID}{_ENDS}"
+    rf"|[0-9a-f]{{20,64}}+{_ENDS}|{_PLAIN_WORD}(?>(?:[-_]{_PLAIN_WORD})*){_ENDS}))*)"
 )
 """A path of short segments, UUIDs, long hexadecimal numbers and words: nothing in it looks like a secret."""
