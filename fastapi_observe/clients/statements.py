@@ -20,8 +20,8 @@ LONGEST_TABLE: Final = 63
 """Characters of a table's name, with its schema; a longer one is none."""
 
 # The tokens of SQL. What systems read differently hides the whole rest (`.*`): a backslash before a closing quote, a
-# quote behind `#`, a comment in a comment, Oracle's q'[...]'. Time is linear: no repeat gives back what it took (`*+`, of
-# groups `(?>(?:...)*)` as Python 3.11.2 misreads `(?:...)*+`), two tokens read the same few characters at most.
+# quote behind `#`, a comment in a comment, Oracle's q'[...]'. It is linear: no repeat gives back what it took (`*+`;
+# of groups `(?>(?:...)*)`: Python 3.11.2 misreads `(?:...)*+`), two tokens read the same few characters at most.
 _PLAIN: Final = r"""(?P<kept>(?>(?:
       [^\W\d][\w$]*+(?!&?')
     | [\s,()=<>*+;!|~^%&{}]
