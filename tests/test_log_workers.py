@@ -33,7 +33,7 @@ HERD = """
 
     path, acks, lines, rotation = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     pause = float(sys.argv[5])
-    WORKERS, STEP = 4, 20
+    WORKERS, STEP, parent = 4, 20, os.getpid()
     draw = random.Random()
 
     def work(name):
@@ -43,7 +43,7 @@ HERD = """
         writer.open()
         told = os.open(acks / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         number = 0
-        while True:
+        while os.getppid() == parent:  # who is left alone ends
             for _ in range(STEP):
                 number += 1
                 line = BEGIN + b'"who":"%s","number":%d,"text":"%s"}\\n' % (name.encode(), number, b"x" * (number % 40))

@@ -193,7 +193,7 @@ class Worker(Standing):
 
     def answer(self, *, exemplars: bool) -> None:
         """Read what is only read at scrape, into our own files."""
-        with self._answering:
+        with self.answering:
             found: Answer = []
             self._failed = False
             for answerer in list(self.answerers):

@@ -8,7 +8,7 @@ import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.runtime.worker_archive import Archive
 from fastapi_observe.runtime.worker_place import lock, make
@@ -16,6 +16,7 @@ from fastapi_observe.runtime.worker_presence import KINDS, Presence, is_at, runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from fastapi_observe.runtime.worker_files import OwnFiles, Reading
 
@@ -39,7 +40,7 @@ class Standing:
 
     The files are there from the beginning; the lock on one of them is held until the process ends, and the kernel
     gives it up however that happens. Files that somebody else removes are made again, with what they held, and
-    `rebinders` are called: their cells stand in the new ones now.
+    `rebinders` are called: their cells stand in the new ones now. `answering` is held while numbers move into files.
     """
 
     def __init__(self, directory: Path, fault: Callable[[str, BaseException], None], most: int) -> None:
@@ -52,7 +53,7 @@ class Standing:
         self._awaited = 0.0
         self._reading = threading.Lock()
         self._fault = fault
-        self._answering = threading.Lock()
+        self.answering: AbstractContextManager[Any] = threading.Lock()
         self._writing = threading.RLock()
         self._moving = threading.Lock()
         self._gone = self._leaving = False
@@ -131,7 +132,7 @@ class Standing:
 
     def _move(self) -> None:
         before = self._here
-        with self._answering:
+        with self.answering:
             self._join(before)
             for rebind in list(self.rebinders):
                 try:

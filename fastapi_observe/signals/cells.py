@@ -11,6 +11,7 @@ from fastapi_observe.signals.series import Bounded, Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from prometheus_client.metrics_core import Metric
 
@@ -40,6 +41,7 @@ class Worker(Protocol):
     """A process among the workers of its server."""
 
     living: int
+    answering: AbstractContextManager[Any]
     attached: dict[str, Any]
     answerers: list[Callable[[bool], Answer]]
     rebinders: list[Callable[[], None]]
@@ -108,8 +110,7 @@ class SharedCells:
     def bind_all(self) -> None:
         """Move what has been counted so far, each number once: what a thread adds meanwhile follows at `settle`."""
         with self._lock:
-            for child in self.children():
-                self._move(child)
+            self.alone.extend(child for child in self.children() if not self._move(child))
 
     def children(self) -> Iterator[Bounded]:
         """Yield whatever has cells."""
@@ -123,16 +124,16 @@ class SharedCells:
         else:
             child.cells = cells
 
-    def _move(self, child: Bounded) -> None:
+    def _move(self, child: Bounded) -> bool:
         before = child.cells
         values = [float(cell) for cell in before]
         cells = self._allocate(child, values)
         if cells is None:
-            self.alone.append(child)
-            return
+            return False
         child.cells = cells
         if not isinstance(child, Gauge):
             self._late.append((before, values, child))
+        return True
 
     def rebind(self) -> None:
         """Go on in the new files of the worker, which hold what the ones before did."""
@@ -194,9 +195,7 @@ class SharedCells:
         """Move what threads have added to old cells, and try again to find space for what has none."""
         with self._lock:
             self._take_late()
-            waiting, self.alone = self.alone, []
-            for child in waiting:
-                self._move(child)
+            self.alone = [child for child in self.alone if not self._move(child)]
 
     def _take_late(self) -> None:
         for before, seen, child in self._late:

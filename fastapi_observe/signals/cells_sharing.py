@@ -87,7 +87,10 @@ class Sharing:
     def read(self) -> tuple[str, list[Reading], list[Bounded]] | None:
         """Return our scope, what each worker has counted, and what we could not share; None: there are no others."""
         view = self._view
-        return None if view is None else (view.cells.scope, view.worker.read()[1], view.cells.alone)
+        if view is None:
+            return None
+        with view.worker.answering:  # else what finds space at last would be here and there, or nowhere
+            return view.cells.scope, view.worker.read()[1], [*view.cells.alone]
 
     def unshare(self) -> None:
         """Take the values back into this process, counters from zero: what was counted stays with the workers."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from fastapi_observe.signals.cells import Answer, Worker
     from fastapi_observe.signals.series_budget import SeriesBudget
 
+    AloneSamples = dict[tuple[str, str], tuple[Any, Sequence[Alone]]]
+
 
 class SharedView:
     """The metrics of one install among the workers: its own are shared from here on, and those of its registries."""
@@ -43,6 +45,8 @@ class SharedView:
         self._faults = faults
         self._collectors = collectors
         self._index = Index()
+        self._alone: list[Bounded] = []
+        self._alone_samples: dict[CollectorRegistry, AloneSamples] = {}
         self._registries = {registry: "default" if registry is REGISTRY else scope for registry in registries}
         self._readers = {
             registry: Readers(worker, f"{name}/read", lambda registry=registry: collectors(registry), faults)  # type: ignore[misc]
@@ -93,9 +97,11 @@ class SharedView:
     def scrape(self, *, openmetrics: bool) -> list[SharedRegistry]:
         """Read what all workers have counted; return the registries with it."""
         self.worker.ask(exemplars=openmetrics)
-        token, readings = self.worker.read()
         before = len(self._index.strange)
-        self._index.update(token, readings)
+        with self.worker.answering:  # else what finds space at last would be here and there, or nowhere
+            self._index.update(*self.worker.read())
+            self._alone = [*self.cells.alone]
+            self._alone_samples = {registry: self._without_space(registry) for registry in self._registries}
         if len(self._index.strange) > before:
             self._faults("workers.shape", ValueError("a worker has another metric of the same name"))
         exemplars: Exemplars = {}
@@ -118,7 +124,7 @@ class SharedView:
             for (scope, family_name), family in families.items():
                 if scope == self.cells.scope and family_name not in shown and isinstance(family, Merged):
                     yield MergedText(family, exemplars, [])
-        alone = self._alone_samples(registry)
+        alone = self._alone_samples[registry].copy()
         for (scope, family_name), family in families.items():
             if scope in {f"{name}/client", f"{name}/read"} and isinstance(family, Samples):
                 yield SamplesNow(family, alone.pop((scope, family_name), (None, ()))[1], exemplars)
@@ -130,12 +136,10 @@ class SharedView:
 
     def _merged(self, metric: Bounded, exemplars: Exemplars) -> Any:
         family = self._index.families.get((self.cells.scope, metric.family()[0]))
-        return MergedText(family, exemplars, self._alone(metric)) if isinstance(family, Merged) else metric
+        alone = [child for child in self._alone if child.family() == metric.family()]
+        return MergedText(family, exemplars, alone) if isinstance(family, Merged) else metric
 
-    def _alone(self, metric: Bounded) -> list[Bounded]:
-        return [child for child in self.cells.alone if child.family() == metric.family()]
-
-    def _alone_samples(self, registry: CollectorRegistry) -> dict[tuple[str, str], tuple[Any, Sequence[Alone]]]:
+    def _without_space(self, registry: CollectorRegistry) -> AloneSamples:
         """Return what found no space and is shown by this worker only: description and samples, by scope and name."""
         found: dict[tuple[str, str], tuple[Any, list[Alone]]] = {}
         unshared = [(family, (labels, value, 1.0)) for family, labels, value in self._readers[registry].alone]
