@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import xml.etree.ElementTree as ET
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
@@ -418,8 +419,11 @@ def test_clients_ask_again_and_again() -> None:
     """The clients of the load take whole answers, each as often as it is told to, and say how big they were."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.readuntil(b"\r\n\r\n"):
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+        with suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+        writer.close()
+        await writer.wait_closed()
 
     async def main() -> Clients:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -427,6 +431,7 @@ def test_clients_ask_again_and_again() -> None:
         now = perf_counter()
         await asyncio.gather(*(clients.ask(now, 1.0, now + 0.01) for _ in range(3)))
         server.close()
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
         return clients
 
     clients = asyncio.run(main())

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -188,7 +189,10 @@ def test_a_hundred_lifespans_keep_threads_and_files_constant(observed: Callable[
     before = open_things()
     for _ in range(100):
         use(app)
-    assert open_things() == before
+    deadline = monotonic() + 10  # what a thread of the last lifespan closes, it may close a moment later
+    while open_things() != before:
+        assert monotonic() < deadline, (open_things(), before)
+        sleep(0.05)
     assert seen.total("http_requests_total") == 206
     assert len(seen.server_spans) == 206
 

@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 from worker_app import wired
 
 from fastapi_observe import install
+from fastapi_observe.runtime.workers import JOINED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -200,7 +201,9 @@ def fork(directory: str) -> dict[str, float]:
         theirs.inc()
         return total(observe, "ours_total")
 
-    child = Child(act)
+    ((worker, _),) = JOINED.values()
+    with worker._reading:  # a fork would copy what the worker's thread has open just then, to look who is there
+        child = Child(act)
     opened = child.tell("open")
     counted = child.tell("count")
     alone = total(observe, "ours_total")
