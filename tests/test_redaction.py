@@ -311,7 +311,9 @@ def test_made_from_the_settings() -> None:
         ("/token/abc", "/token/REDACTED"),
         ("/token/refresh", "/token/refresh"),
         ("/verify-token/abc/", "/verify-token/REDACTED/"),
-        ("/reset-password//abc", "/reset-password//abc"),
+        ("/reset-password//abc", "/reset-password//REDACTED"),
+        ("//token/.//./abc//x", "//token/.//./REDACTED//x"),
+        ("/token//refresh", "/token//refresh"),
         ("/tokens/abc/keys/x", "/tokens/abc/keys/x"),
         (f"/x/{JWT}/y", "/x/REDACTED/y"),
         (f"/cards/{CARD}", "/cards/REDACTED"),
@@ -832,6 +834,11 @@ ROUTES = ["/reset/{token}", "/reset/done", "/{tenant}/x/{secret}", "/f/{access_k
         ("/p/a/b", "/p/REDACTED/REDACTED"),
         ("/other/abc", "/other/abc"),
         ("/a" * 100, "/a" * 63 + "/REDACTED"),
+        ("/reset//abc", "/reset//REDACTED"),
+        ("/f//abc/z", "/f//REDACTED/z"),
+        ("/f/./abc/z", "/f/REDACTED/REDACTED/z"),
+        ("//f/.//abc//z", "//f/REDACTED//REDACTED//z"),
+        ("/other//abc/.", "/other//abc/."),
     ],
 )
 def test_paths_that_no_route_answered(path: str, shown: str) -> None:
