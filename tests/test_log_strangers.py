@@ -141,6 +141,8 @@ def test_links_that_lead_nowhere(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Too many") as caught:
         log_folder.open_folder(tmp_path / "round")
     assert caught.value.errno == errno.ELOOP
+    with pytest.raises(FileNotFoundError):
+        log_folder.open_folder(tmp_path / "missing" / "one")
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(NotADirectoryError):
         log_folder.open_file(tmp_path / "file" / "app.log", os.O_RDWR | os.O_CREAT, make=True)
