@@ -239,7 +239,7 @@ async def test_names_of_queries_that_hold_a_secret(observed: Callable[..., Seen]
     for query in (
         db.query("hunter two", table="orders"),
         db.query("SELECT", table=key),
-        db.query(statement=f"SELECT a FROM {key}"),
+        db.query(statement=f"SELECT a FROM {key}"),  # noqa: S608 - that is the point
         db.query("SELECT", table="orders"),
     ):
         for again in (query, query.again()):
