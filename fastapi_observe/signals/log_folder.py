@@ -106,8 +106,11 @@ def _reversed_parts(path: Path) -> list[str]:
 
 
 def _open_entry(name: str, folder: int, *, make: bool) -> int:
+    """Open a folder, or a link, in a folder."""
     flags = _PATH | KIND
     try:
+        return os.open(name, flags | os.O_DIRECTORY, dir_fd=folder)  # it has what is mounted on demand mounted
+    except NotADirectoryError:
         return os.open(name, flags, dir_fd=folder)
     except FileNotFoundError:
         if not make:
