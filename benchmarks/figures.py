@@ -121,6 +121,11 @@ def _production(found: dict[str, Any]) -> list[Figure]:
         beside = {"as many plain answers": plain, "nobody again": "again"}
         remark = _others({text: _at(scrapers, other, "p99_ratio") for text, other in beside.items()}, "ratio")
         rows.append(_figure(f"p99 beside 50 scrapers, {said}, against none", one, 1.10, remark=remark))
+    guesses = _at(found, "guesses")
+    beside = {"as many 404s of the bare app": "bare nothing", "nobody again": "again"}
+    remark = _others({text: _at(guesses, other, "p99_ratio") for text, other in beside.items()}, "ratio")
+    one = _at(guesses, "guessed", "p99_ratio")
+    rows.append(_figure("p99 beside 1,000 wrong tokens a second, against none", one, 1.05, remark=remark))
     for name, said in (("ok", "takes spans"), ("refused", "is not there"), ("hang", "hangs")):
         title, one = f"p99 added by a collector that {said}, ms", _at(collectors, name)
         off = _at(collectors, "off").get("p99", 0.0) * 1e3

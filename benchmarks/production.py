@@ -37,6 +37,11 @@ ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 EVERY = 1.0
 """Seconds between two scrapes of one scraper."""
 
+GUESSES = 1000
+"""Wrong tokens a second."""
+
+TOKENS = {"OBSERVE_METRICS_TOKEN": "the-right-one"}
+
 WARM = 1.5
 """Seconds that the scrapers run before the requests are timed: what is free at first is used up."""
 
@@ -46,6 +51,15 @@ class Effort(NamedTuple):
 
     rounds: int
     seconds: float
+
+
+class Others(NamedTuple):
+    """What the clients beside the requests ask for, each how often, and how they are answered."""
+
+    path: str
+    every: float
+    status: int = 200
+    token: str = ""
 
 
 class Places(NamedTuple):
@@ -62,10 +76,12 @@ class Places(NamedTuple):
 
 
 @contextmanager
-def scrapers(port: int, path: str, every: float, seconds: float, on: list[int]) -> Iterator[dict[str, float]]:
+def scrapers(port: int, others: Others, seconds: float, on: list[int]) -> Iterator[dict[str, float]]:
     """Have SCRAPERS clients ask for a path during a `with` block; what they found stands in the dict after it."""
     found: dict[str, float] = {}
-    command = [sys.executable, "-m", "benchmarks.scrapers", str(port), path, str(SCRAPERS), str(every), str(seconds)]
+    path, every, status, token = others
+    words = (port, path, SCRAPERS, every, seconds, status, token)
+    command = [sys.executable, "-m", "benchmarks.scrapers", *map(str, words)]
     with subprocess.Popen(  # noqa: S603 - our own module
         pinned(command, on), stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
     ) as process:
@@ -87,7 +103,7 @@ def scraped(effort: Effort, places: Places) -> dict[str, Any]:
             for name in names if at % 2 else names[:2][::-1] + names[2:]:
                 path = "/metrics" if name in {"scraped", "flooded"} else f"/plain/{size:.0f}"
                 every = {"scraped": EVERY, "plain": EVERY, "flooded": 0.0, "plain flood": SCRAPERS / flood}.get(name)
-                others = None if every is None else (path, every)
+                others = None if every is None else Others(path, every)
                 one = _beside(port, FEW_ROUTES_ON, effort.seconds, places, others)
                 if name in {"scraped", "flooded"}:
                     size = one["others"]["size"]
@@ -98,14 +114,42 @@ def scraped(effort: Effort, places: Places) -> dict[str, Any]:
     return {name: summary(rounds, found["alone"]) for name, rounds in found.items()}
 
 
-def _beside(
-    port: int, path: str, seconds: float, places: Places, others: tuple[str, float] | None = None
-) -> dict[str, Any]:
-    """Time requests at a fixed rate; `others` says what the clients beside them ask for, and each how often."""
+def guessed(effort: Effort, places: Places) -> dict[str, Any]:
+    """Measure requests while somebody tries tokens at `/metrics`, and while as many ask for what there is not."""
+    every = SCRAPERS / GUESSES
+    nothing = Others("/nothing/here", every, 404)
+    cases = {
+        "alone": ("ours", None),
+        "again": ("ours", None),
+        "guessed": ("ours", Others("/metrics", every, 401, "the-wrong-one")),
+        "bare alone": ("bare", None),
+        "bare nothing": ("bare", nothing),
+    }
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in cases}
+    with ExitStack() as stack:
+        servers = {
+            app: stack.enter_context(serving(app, 1, places.server, extra=TOKENS if app == "ours" else None))
+            for app in ("ours", "bare")
+        }
+        for at in range(effort.rounds + 1):  # the first one warms up
+            progress(f"production: wrong tokens, round {at} of {effort.rounds}")
+            for name, (app, others) in list(cases.items())[:: 1 if at % 2 else -1]:
+                with servers[app].awake() as port:
+                    one = _beside(port, PATH, effort.seconds, places, others)
+                if at:
+                    found[name].append(one)
+    return {
+        name: summary(rounds, found["bare alone" if cases[name][0] == "bare" else "alone"])
+        for name, rounds in found.items()
+    }
+
+
+def _beside(port: int, path: str, seconds: float, places: Places, others: Others | None = None) -> dict[str, Any]:
+    """Time requests at a fixed rate; `others` says what the clients beside them ask for."""
     if others is None:
         time.sleep(0.3)
         return {**paced(port, RATE, seconds, places.load, "even", path), "others": {}}
-    with scrapers(port, *others, seconds + WARM + 0.5, places.others) as found:
+    with scrapers(port, others, seconds + WARM + 0.5, places.others) as found:
         time.sleep(WARM)
         one = paced(port, RATE, seconds, places.load, "even", path)
     return {**one, "others": found}
@@ -176,6 +220,7 @@ def run(effort: Effort, workers_rounds: int) -> dict[str, Any]:
     with urgent() as alone:
         found = {
             "scrapers": scraped(effort, places),
+            "guesses": guessed(effort, places),
             "collectors": exporting(effort, places),
             "lag": lags(effort, places, available),
             "workers": workers.run(workers_rounds),

@@ -79,7 +79,8 @@ METHOD = """\
   Where it is allowed, server, clients and load run in the real-time class: other processes of the machine do not
   disturb them, but the server's threads do not take turns by themselves on its one core either, which is harder for
   it. Scrapes of one app are answered together and take at most a twentieth of a core, so 50 scrapers without a pause
-  wait for each other.
+  wait for each other. Wrong tokens come from 50 clients too, on average one in each millisecond, to a server with
+  `metrics_token`; beside a bare app as many requests for a path that it has not.
 - **Lag** is how much later than asked a loop comes back from sleeping a millisecond while spans of 12 attributes are
   made in it, 3,000 a second, sent to a receiver in another process; p99.9 of a round, the differences paired.
 - **Workers** stand beside prometheus_client's multiprocess mode with the same metrics, by the clock, in processes of

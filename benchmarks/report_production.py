@@ -18,6 +18,14 @@ SCRAPERS = {
     "plain flood": "50 clients of a plain route, as much as that",
 }
 
+GUESSES = {
+    "alone": "nobody guesses",
+    "again": "nobody guesses, again",
+    "guessed": "1,000 wrong tokens a second",
+    "bare alone": "the bare app alone",
+    "bare nothing": "the bare app, 1,000 answers of 404 a second",
+}
+
 COLLECTORS = {
     "off": "no export",
     "again": "no export, again",
@@ -39,6 +47,8 @@ def production(found: dict[str, Any]) -> Iterator[str]:
     if not found["urgent"]:
         yield "**Server and load had no precedence over the machine's other processes: p99 shows those too.**"
     yield "\n".join(_beside("### Requests while `/metrics` is scraped, 400 a second", found["scrapers"], SCRAPERS))
+    if "guesses" in found:
+        yield "\n".join(_beside("### Requests while tokens are tried at `/metrics`", found["guesses"], GUESSES))
     yield "\n".join(_beside("### Requests while spans are exported, all sampled", found["collectors"], COLLECTORS))
     yield "\n".join(_lags(found["lag"]))
     yield "\n".join(_workers(found["workers"]))

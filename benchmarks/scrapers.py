@@ -1,6 +1,7 @@
-"""Clients that ask for one path again and again. Arguments: port, path, clients, `every`, seconds.
+"""Clients that ask for one path again and again. Arguments: port, path, clients, `every`, seconds, status, token.
 
-Each asks once in `every` seconds, at moments of its own; with 0 it asks again as soon as it has the answer.
+Each asks once in `every` seconds, at moments of its own; with 0 it asks again as soon as it has the answer. The
+status is that of the answers; the token is sent unless it is empty.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ ACCEPT = (
 class Clients:
     """What all of them found."""
 
-    def __init__(self, port: int, path: str) -> None:
+    def __init__(self, port: int, path: str, status: str = "200", token: str = "") -> None:
         self.took: list[float] = []
         self.size = 0
         self._port = port
-        self._request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: {ACCEPT}\r\n\r\n".encode()
+        self._status = f"HTTP/1.1 {status} ".encode()
+        bearer = f"Authorization: Bearer {token}\r\n" if token else ""
+        self._request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: {ACCEPT}\r\n{bearer}\r\n".encode()
 
     async def ask(self, first: float, every: float, end: float) -> None:
         """Be one of them until `end`; the first request is due at `first`."""
@@ -37,7 +40,7 @@ class Clients:
             began = perf_counter()
             writer.write(self._request)
             head = await reader.readuntil(b"\r\n\r\n")
-            if not head.startswith(b"HTTP/1.1 200"):
+            if not head.startswith(self._status):
                 raise RuntimeError(head.decode("latin-1"))
             self.size = int(head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0])
             await reader.readexactly(self.size)
@@ -48,8 +51,8 @@ class Clients:
 
 async def main() -> None:
     """Run and print how many answers there were in a second, and how long they took."""
-    port, path, clients, every, seconds = sys.argv[1:]
-    found = Clients(int(port), path)
+    port, path, clients, every, seconds, status, token = sys.argv[1:]
+    found = Clients(int(port), path, status, token)
     chance = random.Random(7)  # noqa: S311 - the same moments in each run
     start = perf_counter() + 0.1
     moments = [start + chance.uniform(0, max(float(every), 0.01)) for _ in range(int(clients))]

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from fastapi_observe.observability import Observability
 
 TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
+REFUSED: Final = b"Unauthorized"
+REFUSAL: Final = (TEXT, (b"content-length", str(len(REFUSED)).encode()), CHALLENGE)
+"""Who guesses tokens is answered in one piece, at less than the app's own 404 costs."""
 
 
 class Scraping:
@@ -53,8 +56,8 @@ class Scraping:
             scope["fastapi.telemetry"] = None
             await self._guarded({**scope, "path": self.path, "root_path": ""}, receive, send)
         elif self._access.asks_for_token and not self._access.allows(scope, dict(scope.get("headers") or ())):
-            await send({"type": "http.response.start", "status": 401, "headers": [TEXT, CHALLENGE]})
-            await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else b"Unauthorized"})
+            await send({"type": "http.response.start", "status": 401, "headers": list(REFUSAL)})
+            await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else REFUSED})
         else:
             await self.answer(scope, send)
 

@@ -96,6 +96,10 @@ def some_production() -> dict[str, Any]:
             **dict.fromkeys(("scraped", "plain", "plain flood"), asked),
             "flooded": {**asked, **late},
         },
+        "guesses": {
+            **dict.fromkeys(("alone", "again", "bare alone"), beside),
+            **dict.fromkeys(("guessed", "bare nothing"), asked),
+        },
         "collectors": {**dict.fromkeys(("off", "again", "ok", "refused"), beside), "hang": {**beside, **late}},
         "lag": {"bare": quick, "again": quick, "ours": quick, "stock": slow},
         "workers": {
@@ -359,7 +363,7 @@ def test_figures_are_judged() -> None:
     assert verdicts["`SELECT 1` through SQLAlchemy on SQLite, against a bare engine, sampled"] == "MISSED"
     assert verdicts["contrib's instrumentors that cost less than ours, of 4 pairs"] == "met"
     assert verdicts["reading 64 KB of hostile text against 8 KB (linear: 8)"] == "met, and the better one"
-    assert len(verdicts) == 31
+    assert len(verdicts) == 32
 
 
 def test_a_cheaper_instrumentor_is_named() -> None:
@@ -385,7 +389,7 @@ def test_figures_of_production_are_judged() -> None:
     """Scrapers and collectors are judged by what they do to p99, beside what others did in the same rounds."""
     rows = {row.title: row for row in figures({"production": some_production()}) if row.reached is not None}
     verdicts = {title: row.verdict for title, row in rows.items()}
-    assert len(verdicts) == 10
+    assert len(verdicts) == 11
     assert {title for title, verdict in verdicts.items() if verdict != "met"} == {
         "p99 beside 50 scrapers, without a pause, against none",
         "p99 added by a collector that hangs, ms",
@@ -471,6 +475,7 @@ def test_report_holds_the_results() -> None:
     assert "busy for" not in text
     assert "had no precedence" in text
     assert "| 50 scrapers, each without a pause | 0.300 | 0.500 | 1.20 |" in text
+    assert "| 1,000 wrong tokens a second | 0.300 | 0.500 | 1.00 |" in text
     assert "| a collector that never answers | 0.300 | 0.500 | 1.20 | 1.08 to 1.32 | +0.300 |" in text
     assert "| exported by the SDK's `BatchSpanProcessor` | 0.10 | 1.00 | 10.00 | +10.00 | +10.00 to +10.00 |" in text
     assert "| scrape, 4 x 2000 routes, ms | 10.00 | 60.00 | 200.00 | 0.050 |" in text

@@ -229,3 +229,24 @@ async def test_what_is_no_operation_and_no_table(observed: Callable[..., Seen]) 
     assert [span.name for span in told.spans] == ["SELECT users", "SELECT", "OTHER"]
     assert "hunter2" not in told.text + str([dict(span.attributes or {}) for span in told.spans])
     assert told.observe.faults.counts == {}
+
+
+async def test_names_of_queries_that_hold_a_secret(observed: Callable[..., Seen]) -> None:
+    """What a client may have chosen is hidden as label, name and detail too, given or read from the statement."""
+    told = observed(Starlette(), redact_patterns=["hunter[a-z]*"])
+    db = told.observe.db
+    key = "sk_live_0123456789abcdef"
+    for query in (
+        db.query("hunter two", table="orders"),
+        db.query("SELECT", table=key),
+        db.query(statement=f"SELECT a FROM {key}"),  # noqa: S608 - that is the point
+        db.query("SELECT", table="orders"),
+    ):
+        for again in (query, query.again()):
+            with again:
+                pass
+    named = ["REDACTED two orders", "SELECT REDACTED", "SELECT REDACTED", "SELECT orders"]
+    assert [span.name for span in told.spans] == [name for name in named for _ in range(2)]
+    everything = told.text + str(told.lines) + str([dict(span.attributes or {}) for span in told.spans])
+    assert "hunter" not in everything
+    assert key not in everything

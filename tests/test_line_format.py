@@ -353,14 +353,20 @@ def test_fields_are_readable() -> None:
 
 
 def test_text_cannot_be_forged() -> None:
-    """Line ends, escape sequences and direction marks in what users send stand as escapes."""
+    """Line ends, escape sequences, direction marks and what nobody sees stand as escapes in what users send."""
+    for code in (*range(0x200B, 0x2010), *range(0x2060, 0x2065), *range(0x2066, 0x2070), 0xFEFF, 0xAD, 0x180E, 0xFFF9):
+        assert legible_text(chr(code)) == (f"\\u{code:04x}" if code > 0xFF else f"\\x{code:02x}")
+    assert legible_text("\U000e0041") == "\\U000e0041"
+    assert legible_text("café 漢字 שלום 👍") == "café 漢字 שלום 👍"
     assert legible_text("a\nb\x1b[31m\u202e\x9b\ud800") == "a\\x0ab\\x1b[31m\\u202e\\x9b\\ud800"
 
 
 def test_a_stack_trace_is_indented() -> None:
-    """The rows of a stack trace follow their line, indented, so that none passes for a line of its own."""
-    shown = TextFormat(None).line({**line(), "exception": {"stacktrace": "one\ntwo\x1b"}}).decode()
-    assert shown.endswith("m\n    one\n    two\\x1b\n")
+    """Each row of a stack trace has a mark that no line has; what else ends a row somewhere stands as an escape."""
+    forged = "one\n12:00:00.000 INFO  x\n\ntwo\x1b\r12\u2028\x85\x0b\x1c\n"
+    shown = TextFormat(None).line({**line(), "exception": {"stacktrace": forged}}).decode()
+    rows = ["one", "12:00:00.000 INFO  x", "", "two\\x1b\\x0d12\\u2028\\x85\\x0b\\x1c"]
+    assert shown.split("m\n", 1)[1] == "".join(f"    | {row}\n" for row in rows)
 
 
 @pytest.mark.parametrize(

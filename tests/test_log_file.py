@@ -755,10 +755,10 @@ def test_the_oldest_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     real_open, real_write = os.open, os.write
 
     def full(exc: int, left: int) -> Any:
-        def refuse(path: Any, *arguments: Any) -> int:
+        def refuse(path: Any, *arguments: Any, **more: Any) -> int:
             if len(names(tmp_path)) > left:
                 raise OSError(exc, os.strerror(exc))
-            return (real_write if isinstance(path, int) else real_open)(path, *arguments)
+            return (real_write if isinstance(path, int) else real_open)(path, *arguments, **more)
 
         return refuse
 

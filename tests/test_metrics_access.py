@@ -127,6 +127,7 @@ def test_the_token_is_asked_for(observed: Callable[..., Seen], header: Any, stat
     assert (b"http_requests_in_progress" in body) is (status == 200)
     if status == 401:
         assert (headers[b"www-authenticate"], body) == (b"Bearer", b"Unauthorized")
+        assert headers[b"content-length"] == b"12"
         assert get(app, client, method="HEAD")[2] == b""
     assert seen.request_lines == []
     assert TOKEN not in repr(seen.observe.settings)

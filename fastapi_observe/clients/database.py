@@ -138,6 +138,7 @@ class DatabaseClient:
     def __init__(self, reporter: DatabaseReporter, redactor: Redactor = PLAIN) -> None:
         self._reporter = reporter
         self._statements = Statements(redactor.text)
+        self._shown = redactor.name
         self._tables: set[str] = {UNKNOWN}
         self._pools: set[str] = set()
         self._claiming = Lock()
@@ -171,6 +172,7 @@ class DatabaseClient:
                 new = True
             if new:  # never seen: they may be anything
                 statement, operation, table = _sorted_out(statement, operation, table)
+                operation, table = operation and self._shown(operation), table and self._shown(table)
             described = None if statement is None else self._statements.describe(statement, system)
             if described is not None:
                 operation, table = operation or described.operation, table or described.table

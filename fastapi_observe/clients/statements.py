@@ -289,7 +289,7 @@ def _read(text: str, system: str, redact: Any = str) -> Statement:
     operation, table = _named(shown)
     if table is None and len(text) > LONGEST:
         operation, table = _named(_without_values(text, system))
-    return Statement(redact(shown), operation, table)
+    return Statement(redact(shown), operation, table and redact(table))
 
 
 _OPERATIONS_ON_TABLES: Final = frozenset(

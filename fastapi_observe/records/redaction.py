@@ -16,7 +16,7 @@ from fastapi_observe.records.redaction_network import (
     LONGEST_ADDRESS,
     network_of,
 )
-from fastapi_observe.records.redaction_patterns import PLAIN_PATH, REDACTED
+from fastapi_observe.records.redaction_patterns import PLAIN_ID, PLAIN_PATH, REDACTED
 from fastapi_observe.records.redaction_routes import SecretRoutes, secret_segments
 from fastapi_observe.records.redaction_text import LONGEST_TEXT, MARGIN, FreeText
 from fastapi_observe.records.redaction_values import (
@@ -45,6 +45,7 @@ LONGEST_KEPT: Final = 256
 """Texts of clients (paths, user agents, addresses) whose answer is remembered, and the characters of one."""
 
 _PLAIN_PATH: Final = PLAIN_PATH.fullmatch
+_PLAIN_ID: Final = PLAIN_ID.fullmatch
 _UNKNOWN: Final = ("", None)
 _UNROUTED: Final = frozenset({"unmatched", "redirect"})
 _REST: Final = "/{path}"
@@ -67,6 +68,7 @@ class Redactor(FreeText):
         "_hosts",
         "_is_quick",
         "_paths",
+        "_plain_heads",
         "_plain_paths",
         "_routes",
         "_secret_routes",
@@ -92,6 +94,7 @@ class Redactor(FreeText):
         self.capture_pii = capture_pii
         self._paths: dict[str, str] = {}
         self._plain_paths: set[str] = set()
+        self._plain_heads: set[str] = set()  # what stands before an id, with its `/`
         self._agents: dict[bytes, str] = {}
         self._addresses: dict[str, str] = {}
         self._hosts: dict[bytes, tuple[str, int | None] | None] = {}
@@ -204,12 +207,18 @@ class Redactor(FreeText):
             path = path[:_LONGEST_SEEN]
         if path in self._plain_paths:
             return True
+        last = path.rfind("/") + 1
+        if path[:last] in self._plain_heads and _PLAIN_ID(path, last) is not None:
+            return True
         if not self._is_quick or _PLAIN_PATH(path) is None:
             return False
         if "token" in path or "pass" in path or "secret" in path or "key" in path or "otp" in path or "jwt" in path:
             return False
-        if len(self._plain_paths) < MOST_KEPT and len(path) <= LONGEST_KEPT:
-            self._plain_paths.add(path)  # the first ones stay: paths with ids would only push each other out
+        if len(path) <= LONGEST_KEPT:  # the first ones stay: a client's inventions would only push each other out
+            if last and len(self._plain_heads) < MOST_KEPT and _PLAIN_ID(path, last) is not None:
+                self._plain_heads.add(path[:last])
+            if len(self._plain_paths) < MOST_KEPT:
+                self._plain_paths.add(path)
         return True
 
     def path(self, path: str) -> str:

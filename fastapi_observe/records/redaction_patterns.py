@@ -202,3 +202,6 @@ PLAIN_PATH: Final = re.compile(
     rf"|[0-9a-f]{{20,64}}+{_ENDS}|{_PLAIN_WORD}(?>(?:[-_]{_PLAIN_WORD})*){_ENDS}))*)"
 )
 """A path of short segments, UUIDs, long hexadecimal numbers and words: nothing in it looks like a secret."""
+
+PLAIN_ID: Final = re.compile("[0-9]{1,12}+|[0-9a-f]{8}+-[0-9a-f]{4}+-[0-9a-f]{4}+-[0-9a-f]{4}+-[0-9a-f]{12}+")
+"""A number or a UUID, as `PLAIN_PATH` has them: none of the letters of a secret word is in it."""

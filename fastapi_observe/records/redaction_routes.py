@@ -55,14 +55,22 @@ class SecretRoutes:
         """
         segments = path.split("/", MOST_SEGMENTS)
         hidden: set[int] = {MOST_SEGMENTS} if len(segments) > MOST_SEGMENTS else set()
-        for template in self._first:
-            hidden |= _found(template, segments, 1)
-        for start in range(1, len(segments)):
-            for template in self._by_word.get(segments[start], ()):
-                hidden |= _found(template, segments, start)
+        hidden |= self._secret_of(segments)
+        if "" in segments[1:] or "." in segments:  # the app, or a server before it, may take these for nothing
+            kept = [at for at, segment in enumerate(segments) if not at or segment not in {"", "."}]
+            hidden.update(kept[at] for at in self._secret_of([segments[at] for at in kept]))
         for at in hidden:
             segments[at] = segments[at] and REDACTED
         return "/".join(segments) if hidden else path
+
+    def _secret_of(self, segments: list[str]) -> set[int]:
+        found: set[int] = set()
+        for template in self._first:
+            found |= _found(template, segments, 1)
+        for start in range(1, len(segments)):
+            for template in self._by_word.get(segments[start], ()):
+                found |= _found(template, segments, start)
+        return found
 
 
 _Template = tuple[list[str], tuple[int, ...]]

@@ -219,9 +219,13 @@ class FreeText:
         if not (known or self._names.more):
             return path
         segments = path.split("/")
+        before = segments[0]
         for at in range(1, len(segments)):
-            if segments[at] and self._names.hides_after(segments[at - 1], segments[at]):
-                segments[at] = REDACTED
+            segment = segments[at]
+            if segment and segment != ".":  # servers and apps may take `/token//abc` for `/token/abc`
+                if self._names.hides_after(before, segment):
+                    segments[at] = REDACTED
+                before = segment
         return "/".join(segments)
 
     def query(self, query: bytes | str) -> str:

@@ -56,8 +56,14 @@ LIMITS: Final = (
 SMALLEST: Final = Limits(0, 0, 0, 200, 400, 100)
 """Fits whatever the text is: a character takes at most seven bytes."""
 
-CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What could move a terminal's cursor, break a line or turn the reading direction."""
+CONTROL: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
+"""What could move a terminal's cursor, break a line or turn the reading direction, and what nobody sees."""
+
+OF_STACK: Final = "    | "
+"""What each row of a stack trace begins with, and no line does."""
 
 LEVEL_COLOURS: Final = {"debug": "\x1b[2m", "info": "\x1b[32m", "warn": "\x1b[33m", "error": "\x1b[31m"}
 RESET: Final = "\x1b[0m"
@@ -267,8 +273,8 @@ class TextFormat:
     def _finish(self, line: dict[str, Any], parts: Iterable[str]) -> bytes:
         text = "  ".join(part for part in [*parts, line.get("trace_id", "")[:8]] if part) + "\n"
         if "exception" in line:
-            for row in line["exception"]["stacktrace"].splitlines():
-                text += f"    {legible_text(row)}\n"
+            for row in line["exception"]["stacktrace"].removesuffix("\n").split("\n"):  # other ends are escaped
+                text += f"{OF_STACK}{legible_text(row)}\n"
         return text.encode(self._encoding, "backslashreplace")
 
 
@@ -279,7 +285,7 @@ def legible_text(value: object) -> str:
 
 def _escape_character(match: re.Match[str]) -> str:
     code = ord(match.group())
-    return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}"  # noqa: PLR2004 - one byte
+    return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"  # noqa: PLR2004 - 1, 2 bytes
 
 
 def _readable(value: Any) -> str:

@@ -7,7 +7,8 @@ import zlib
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.signals.log_lock import KIND, MODE, mend, stands_at, try_lock
+from fastapi_observe.signals.log_folder import open_file
+from fastapi_observe.signals.log_lock import mend, stands_at, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +62,7 @@ def _locked(path: Path, flags: int) -> Iterator[int]:
 
     There is no buffer that a forked child, which has the descriptor too, could write once more.
     """
-    descriptor = os.open(path, flags | KIND | getattr(os, "O_BINARY", 0), MODE)
+    descriptor = open_file(path, flags)
     try:
         yield descriptor if try_lock(descriptor) is not False and stands_at(descriptor, path) else -1
     finally:

@@ -291,7 +291,7 @@ def _why_not(template: Path, path: Path) -> str:  # noqa: PLR0911 - one for each
             return ""
         folder = next(each for each in path.parents if each.exists())
     except OSError as exc:
-        return str(exc)
+        return str(exc.strerror if exc.errno == errno.EPERM else exc)
     if not folder.is_dir():
         return f"{folder} is not a folder"
     return _why_nothing_in(folder) if os.access(folder, os.W_OK | os.X_OK) else f"no permission to write in {folder}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from fastapi_observe.signals.log_folder import open_file
+
 try:
     import fcntl
 except ImportError:  # pragma: no cover - Windows: there a file that someone has open cannot be renamed
@@ -13,10 +15,6 @@ except ImportError:  # pragma: no cover - Windows: there a file that someone has
 if TYPE_CHECKING:
     from pathlib import Path
 
-MODE: Final = 0o640
-KIND: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-"""No link is followed, no program that is started gets the descriptor."""
-
 LOCKS: Final = fcntl is not None
 
 TORN: Final = 1 << 16
@@ -24,8 +22,8 @@ TORN: Final = 1 << 16
 
 
 def open_append(path: Path, *, create: bool = True) -> int:
-    """Open `path` to append to it and to read what others appended."""
-    return os.open(path, os.O_RDWR | os.O_APPEND | KIND | (os.O_CREAT if create else 0), MODE)
+    """Open `path` to append to it and to read what others appended; with `create` its folders are made too."""
+    return open_file(path, os.O_RDWR | os.O_APPEND | (os.O_CREAT if create else 0), make=create)
 
 
 def try_lock(descriptor: int) -> bool | None:

@@ -124,11 +124,7 @@ class OpenFile:
         self.let_go()
 
     def _open(self) -> None:
-        try:
-            self._descriptor = self._open_one()
-        except FileNotFoundError:
-            self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-            self._descriptor = self._open_one()
+        self._descriptor = self._open_one()
         self.opened += 1
         self._end = -1
         self.begun = _begun(self._descriptor)

@@ -9,7 +9,8 @@ from time import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fastapi_observe.signals.log_compression import compress
-from fastapi_observe.signals.log_lock import KIND, LOCKS, mend, open_append, stands_at, try_lock
+from fastapi_observe.signals.log_folder import open_file, why_unsafe
+from fastapi_observe.signals.log_lock import LOCKS, mend, open_append, stands_at, try_lock
 from fastapi_observe.signals.log_open import FIRST_LINE
 from fastapi_observe.signals.log_rotation import AGES, SIZES, amount
 
@@ -128,14 +129,15 @@ class Keeper:
         self._remove_old(folder)
 
     def _rotated(self, folder: Path) -> list[Kept]:
-        """List the rotated files, oldest first."""
+        """List the rotated files, oldest first; what a stranger may have put there is none of them."""
         found = []
+        home = folder.stat() if hasattr(os, "geteuid") else None
         for path in folder.iterdir():
             name = self._names.rotated(path.name)
             if name is not None:
                 with suppress(FileNotFoundError):
                     info = path.stat(follow_symlinks=False)
-                    if stat.S_ISREG(info.st_mode):
+                    if stat.S_ISREG(info.st_mode) and not why_unsafe(info, home):
                         found.append(Kept(name[0], path, name[1], info.st_size, info.st_mtime))
         return sorted(found)
 
@@ -200,9 +202,9 @@ def _is_alive(process: int) -> bool:
 
 
 def _is_ours(path: Path) -> bool:
-    """Tell whether a file begins with a line of ours; one that cannot be read does not."""
+    """Tell whether a file begins with a line of ours; one that cannot be read, or is a stranger's, does not."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | KIND)
+        descriptor = open_file(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except OSError:
         return False
     try:
