@@ -282,15 +282,15 @@ def _why_not(template: Path, path: Path) -> str:  # noqa: PLR0911 - one for each
         for each in {template, path}:
             if each.is_dir():
                 return f"{each} is a folder"
-        if os.path.lexists(path):
+        with suppress(FileNotFoundError, NotADirectoryError):  # another process may rotate it at this moment
             if not stat.S_ISREG(path.lstat().st_mode):
                 return f"{path} is not a plain file"
-            if not os.access(path, os.R_OK | os.W_OK):
-                return f"no permission to read and write {path}"
             os.close(open_append(path, create=False))
             return ""
         folder = next(each for each in path.parents if each.exists())
     except OSError as exc:
+        if exc.errno == errno.EACCES:
+            return f"no permission to read and write {path}"
         return str(exc.strerror if exc.errno == errno.EPERM else exc)
     if not folder.is_dir():
         return f"{folder} is not a folder"
