@@ -100,12 +100,13 @@ OBJECTIVES = [
     THREE_NINES,
     Availability("everything", 99.5, bad=["5xx", "429"], sla=99, min_bad_events=1),
     Availability("odd", 99.95, routes=['/quo"te', "/back\\slash", "/a.b", "/tick`y"], bad=["404"], min_bad_events=3),
+    Availability("clients", 99.9, bad=["4xx"]),
     Latency("latency", 95, within="300ms", routes=["/orders*"]),
     Latency("fast", 99.9, within="1s", min_bad_events=20),
 ]
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES if SOAK else OBJECTIVES[2:4], ids=lambda each: each.name)
+@pytest.mark.parametrize("objective", OBJECTIVES if SOAK else OBJECTIVES[2:5], ids=lambda each: each.name)
 def test_the_rules_do_what_their_tests_say(objective: Any, tmp_path: Path) -> None:
     """The generated tests pass for the generated rules, names with quotes, backslashes and umlauts included."""
     made = plan(objective)

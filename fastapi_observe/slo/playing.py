@@ -22,6 +22,9 @@ SAMPLE: Final = 15
 EXACT: Final = 256
 """Events in one sample are multiples of its inverse."""
 
+MOST: Final = 1_000_000
+"""Requests a second that can be played: sums of more would lose their last digits."""
+
 HALF: Final = Decimal("0.5")
 """Events are counted in whole numbers: what a rate says of single ones is a little more or less."""
 
@@ -45,6 +48,8 @@ def read_incident(described: str, rate: Decimal) -> tuple[Phase, ...]:
 
     `rate`: requests a second while there are any. Raises `ValueError` that says what is accepted.
     """
+    if not rate.is_finite() or not 0 < rate < MOST:
+        raise ValueError(f"{rate} requests a second: give a number above 0 and below a million")
     phases = []
     for part in described.split(","):
         match = PHASE.fullmatch(part.strip())
@@ -170,9 +175,9 @@ def _requests(  # noqa: PLR0913 - what a series is made of
             series(promql.DURATIONS, {"le": limit}, lambda phase: phase.rate * (1 - phase.failing) * share),
             series(promql.DURATIONS, {"le": "+Inf"}, lambda phase: phase.rate * share),
         ]
-    if not counted and labels["endpoint"] == UNMATCHED:  # those that failed do count
-        return [series(promql.REQUESTS, {"status_code": "404"}, lambda phase: phase.rate)]
     bad, good = statuses(slo.objective.bad)
+    if not counted and labels["endpoint"] == UNMATCHED:  # those that failed do count
+        return [series(promql.REQUESTS, {"status_code": good[-1]}, lambda phase: phase.rate)]
     failed = [series(promql.REQUESTS, {"status_code": each}, _part(share, bad, failing=True)) for each in bad]
     if not counted:
         return failed
