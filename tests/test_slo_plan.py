@@ -267,10 +267,12 @@ def test_everything_wrong_is_said_at_once() -> None:
         (Availability("a", 99.9, sla=0), {}, ["SLO07"]),
         (Availability("a", 99.9, bad=["5x"]), {}, ["SLO05"]),
         (Availability("a", 99.9, bad=[]), {}, ["SLO05"]),
+        (Availability("a", 99.9, bad=["1xx", "2XX", "3xx", "4xx", "5xx"]), {}, ["SLO05"]),
         (Availability("a", 99.9, bad=[429]), {}, ["SLO05"]),  # type: ignore[list-item]
         (Availability(None, 99.9), {}, ["SLO09"]),  # type: ignore[arg-type]
         (Availability("a", 99.9, min_bad_events=0), {}, ["SLO11"]),
         (Availability("a", 99.9, expected_rpm=-1), {}, ["SLO11"]),
+        (Availability("a", 99.9, expected_rpm=float("inf")), {}, ["SLO11"]),
         (Availability("a", 99.9, expected_rpm=1000), {}, []),
         (Availability("a", 99.9, expected_rpm="many"), {}, ["SLO11"]),  # type: ignore[arg-type]
         (Availability("a", 99.9), {"metrics": False}, ["SLO02"]),
