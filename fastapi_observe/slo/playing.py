@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from fastapi_observe.records.routing import UNMATCHED
 from fastapi_observe.settings_objectives import Latency, seconds
 from fastapi_observe.slo import promql
-from fastapi_observe.slo.burn import EVALUATION, Window, text
+from fastapi_observe.slo.burn import EVALUATION, Window, budget, proof, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,6 +80,7 @@ def expected(plan: Plan, slo: Resolved, phases: tuple[Phase, ...], window: Windo
         short_bad, short_all = (_sum(each, at, window.short) for each in (bad, every))
         burns = long_bad > limit * long_all and short_bad > limit * short_all
         firing = bool(found) and len(found[-1]) == 1
+        burns = burns and not _is_over(slo, window, limit, bad, every, at)
         if burns and long_bad * EVALUATION + HALF >= slo.objective.min_bad_events:
             cleared = None
             if not firing:
@@ -90,6 +91,17 @@ def expected(plan: Plan, slo: Resolved, phases: tuple[Phase, ...], window: Windo
                 found[-1].append(at * EVALUATION)
                 cleared = None
     return found
+
+
+def _is_over(  # noqa: PLR0913, PLR0917 - both sums at a time
+    slo: Resolved, window: Window, limit: Decimal, bad: list[Decimal], every: list[Decimal], at: int
+) -> bool:
+    """Say whether enough requests came lately without more failures than the budget allows."""
+    if not window.over:
+        return False
+    events = _sum(every, at, window.over)
+    allowed = budget(slo.percent) * events
+    return events * EVALUATION >= proof(limit) and _sum(bad, at, window.over) <= allowed
 
 
 def _recorded(phases: tuple[Phase, ...], plan: Plan, flow: Callable[[Phase], Decimal]) -> list[Decimal]:
