@@ -101,7 +101,7 @@ def check_bad(objective: Objective, tell: Findings) -> None:
         if wrong or not objective.bad:
             shown = ", ".join(map(repr, wrong)) or "nothing"
             tell("SLO05", f"bad={shown} is no status: no request would ever fail; use codes such as 429 and 5xx")
-        elif CLASSES <= {each.lower() for each in objective.bad}:
+        elif {each.lower() for each in objective.bad} >= CLASSES:
             tell("SLO05", "bad names every class: every request would fail; leave those out that are well")
 
 
