@@ -168,7 +168,7 @@ def run_verify(chosen: argparse.Namespace) -> int:
 
 def run_cost(chosen: argparse.Namespace) -> int:
     """Print what observing costs."""
-    from fastapi_observe.cli_scrape import UnreadableError, families, lines  # noqa: PLC0415
+    from fastapi_observe.cli_scrape import EXAMPLE, UnreadableError, families, lines  # noqa: PLC0415
     from fastapi_observe.settings_objectives import seconds  # noqa: PLC0415
     from fastapi_observe.slo.cost import Prices, Tally, as_text, bill  # noqa: PLC0415
 
@@ -179,6 +179,10 @@ def run_cost(chosen: argparse.Namespace) -> int:
             tally.add(family)
     except (ValueError, UnreadableError) as error:
         sys.stderr.write(f"{error}\n")
+        return WRONG
+    if not tally.series:
+        nothing = UnreadableError(chosen.url, "there are no metrics", f"give the URL of the metrics, such as {EXAMPLE}")
+        sys.stderr.write(f"{nothing}\n")
         return WRONG
     prices = Prices(chosen.samples, chosen.lines, chosen.spans)
     found = bill(tally, interval, prices, bytes_per_line=chosen.bytes_per_line)

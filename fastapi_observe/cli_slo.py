@@ -91,6 +91,9 @@ def write_rules(chosen: argparse.Namespace, plan: Plan) -> int:
     if chosen.tests and (chosen.output is None or chosen.form == "operator"):
         sys.stderr.write("--tests needs -o and the format prometheus: promtool reads no other\n")
         return WRONG
+    if chosen.tests and chosen.tests.resolve() == chosen.output.resolve():
+        sys.stderr.write("--tests and -o are the same file: give each its own\n")
+        return WRONG
     if chosen.no_keep_firing:
         from dataclasses import replace  # noqa: PLC0415 - one option only
 
@@ -98,13 +101,22 @@ def write_rules(chosen: argparse.Namespace, plan: Plan) -> int:
     files = {chosen.output: rule_file(plan, form=chosen.form)}
     if chosen.tests:
         files[chosen.tests] = test_file(plan, _seen_from(chosen.tests, chosen.output))
-    if chosen.check:
+    if chosen.output is None and not chosen.check:
+        sys.stdout.write(files[None])
+        return 0
+    try:
+        return _write_or_check(files, check=chosen.check)
+    except (OSError, UnicodeDecodeError) as error:
+        sys.stderr.write(f"{error}\n")
+        return WRONG
+
+
+def _write_or_check(files: dict[Path | None, str], *, check: bool) -> int:
+    if check:
         found = [path for path, text in files.items() if differs(path, text)]
         return FAILED if found else 0
     for path, text in files.items():
-        if path is None:
-            sys.stdout.write(text)
-        else:
+        if path is not None:  # pragma: no branch - that one is printed
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, "utf-8")
     return 0

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from fastapi_observe.slo.plan import Plan, Resolved
 
 
+USUAL: Final = {"5xx": ("500", "503"), "4xx": ("400", "404", "422")}
+"""Codes of a class that begin at 0: all hundred would be more than the rest of the metric."""
+
 DECORATOR: Final = "fastapi_observe.slo.decorator"
 """The module behind `@slo`: where nobody has used that, it is not imported and no path operation has objectives."""
 
@@ -47,11 +50,14 @@ class Objectives:
                     self._begin(metrics)
             except Exception as exc:  # noqa: BLE001 - a fault of ours never stops the app
                 self._faults("objectives", exc)
+
+    def watch(self) -> None:
+        """Take snapshots from now on; after the workers share their cells, else what others counted would be new."""
         if self.budgets is not None:
             self.budgets.start()
 
     def stop(self) -> None:
-        """End what `start` began to run."""
+        """End what `watch` began to run."""
         if self.budgets is not None:
             self.budgets.stop()
 
@@ -97,6 +103,7 @@ def _counted(slo: Resolved, plan: Plan) -> Counted:
     objective = slo.objective
     if isinstance(objective, Latency):
         return Counted(slo.groups, frozenset(plan.aside), None, objective.threshold, slo.endpoints, ("200", "500"))
-    codes = sorted({"200", "500", *(code for code in objective.bad if code.isdecimal())})
+    codes = sorted({"200", "500", *(code for bad in objective.bad for code in USUAL.get(bad.lower(), (bad,)))})
+    codes = [code for code in codes if code.isdecimal()]
     bad = re.compile("|".join(code.lower().replace("x", r"\d") for code in objective.bad))
     return Counted(slo.groups, frozenset(plan.aside), bad, 0.0, slo.endpoints, tuple(codes))

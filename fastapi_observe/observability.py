@@ -315,11 +315,8 @@ class Observability:
         """Begin what needs the running event loop; again after a restart in another loop."""
         self._budget.renew()
         open_port = partial(self.metrics_server.start, shared=self.workers.are_several)
-        steps: list[Callable[[], object]] = [
-            partial(self.objectives.start, self.metrics),
-            self.workers.start,
-            open_port,
-        ]
+        resolve = partial(self.objectives.start, self.metrics)
+        steps: list[Callable[[], object]] = [resolve, self.workers.start, self.objectives.watch, open_port]
         steps += [push.start for push in self._pushes if hasattr(push, "start")]
         loop = _running_loop()
         if loop is not None and loop is not self.loop:

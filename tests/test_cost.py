@@ -142,6 +142,13 @@ def test_without_a_start_nothing_is_said_of_lines() -> None:
     assert "Nothing can be switched off" in as_text(found)
 
 
+def test_what_is_no_number_is_not_counted() -> None:
+    """A gauge may be NaN, and a foreign counter too: it is a series, and adds up to nothing."""
+    odd = 'process_start_time_seconds NaN\nhttp_requests_total NaN\nhttp_requests_total{endpoint="/a"} +Inf\n'
+    found = bill(tally(odd), 15, Prices(), bytes_per_line=500)
+    assert (found["series"], found["requests_per_day"]) == (3, None)
+
+
 def test_probes_are_found() -> None:
     """A route that only machines ask is named: excluded, it costs nothing."""
     found = bill(tally(SHOWN.replace('"/a"', '"/api/healthz"')), 15, Prices(), bytes_per_line=500)
@@ -180,9 +187,12 @@ def test_text(observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str])
     assert "default_registry=False saves" in printed
 
 
-def test_what_cannot_be_read(capsys: pytest.CaptureFixture[str]) -> None:
-    """No server, and an interval that is none: one message, status 2."""
+def test_what_cannot_be_read(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No server, an interval that is none, a page without metrics: one message, status 2."""
     assert main(["cost", f"http://127.0.0.1:{free_port()}/metrics"]) == 2
     assert "start the server, or correct host and port" in capsys.readouterr().err
     assert main(["cost", "http://127.0.0.1/metrics", "--scrape-interval", "often"]) == 2
     assert "'often' is no duration" in capsys.readouterr().err
+    monkeypatch.setattr("fastapi_observe.cli_scrape.lines", lambda *_, **__: iter(["# nothing", ""]))
+    assert main(["cost", "http://127.0.0.1/metrics"]) == 2
+    assert "there are no metrics; give the URL of the metrics" in capsys.readouterr().err

@@ -168,6 +168,16 @@ def test_retention_holds_the_period(made: Callable[..., tuple[Plan, dict[str, st
     assert "timeInterval: 30s" in files["datasources.yml"]
 
 
+def test_prometheus_reads_the_interval_of_scrapes(
+    made: Callable[..., tuple[Plan, dict[str, str]]], tmp_path: Path
+) -> None:
+    """It reads no fractions: an interval with one is written in milliseconds."""
+    _, files = made(slo_options=SLOOptions(scrape_interval="7.5s"))
+    write(files, tmp_path)
+    assert "scrape_interval: 7500ms" in files["prometheus.yml"]
+    checked("promtool", "check", "config", tmp_path / "prometheus.yml")
+
+
 # Runbooks
 
 
@@ -255,6 +265,21 @@ def test_what_people_wrote_is_kept(made: Callable[..., tuple[Plan, dict[str, str
     assert keep_written(files["runbooks/ErrorBudgetBurn.md"], kept).count("Call Ada: checkout") == 1
 
 
+def test_notes_below_the_placeholder_outlive_their_objective(
+    made: Callable[..., tuple[Plan, dict[str, str]]],
+) -> None:
+    """Only what nobody has touched goes with its objective; a line left standing above a note does not drop it."""
+    plan, files = made()
+    page = files["runbooks/ErrorBudgetBurn.md"]
+    todo = "TODO what is particular about latency: owners, dependencies, known causes.\n"
+    noted = page.replace(todo, f"{todo}Call Ada\n")
+    fewer = make_runbooks(plan._replace(slos=plan.slos[:1]))["ErrorBudgetBurn.md"]
+    kept = keep_written(fewer, noted)
+    assert kept.count("Call Ada") == 1
+    assert "notes on checkout" not in kept
+    assert keep_written(page, kept) == noted
+
+
 @pytest.mark.parametrize(
     "broken",
     [
@@ -286,6 +311,11 @@ def test_nothing_foreign_is_touched(made: Callable[..., tuple[Plan, dict[str, st
         files["runbooks/ServiceDown.md"] + "<!-- keep x -->\n", "utf-8"
     )
     with pytest.raises(ForeignError, match=r"ServiceDown\.md: a keep marker"):
+        fit(files, tmp_path)
+    (tmp_path / "runbooks" / "ServiceDown.md").write_bytes(
+        files["runbooks/ServiceDown.md"].replace("what it was", "M\xfcller").encode("latin-1")
+    )
+    with pytest.raises(ForeignError, match=r"ServiceDown\.md is not UTF-8"):
         fit(files, tmp_path)
     (tmp_path / "runbooks" / "ServiceDown.md").unlink()
     (tmp_path / "runbooks" / "Own.md").write_text("# Own\n", "utf-8")
@@ -483,3 +513,14 @@ async def test_inhibition(tmp_path: Path) -> None:
         await silent(alertmanager, [down])
         known = {name for name, _ in await silent(alertmanager, [*alerts, down])}
         assert known == {"ErrorBudgetBurn", "ErrorBudgetLow", "InstanceDown", "TelemetryLogsDropped"}
+
+
+async def test_a_foreign_service_down_silences_nothing(tmp_path: Path) -> None:
+    """Alerts of others carry no label `service`; two labels that are missing are equal, and must not count."""
+    file = tmp_path / "alertmanager.yml"
+    file.write_text(yaml.dump(make_alertmanager()), "utf-8")
+    options = (f"--storage.path={tmp_path}/state", "--cluster.listen-address=")
+    foreign = [alert("ServiceDown", "page", service=""), alert("DiskFull", "ticket", service="")]
+    async with serving("prometheus-alertmanager", tmp_path, file, *options) as alertmanager:
+        await silent(alertmanager, foreign[:1])
+        assert await silent(alertmanager, foreign) == set()

@@ -135,13 +135,35 @@ print(sorted(name for name in sys.modules if any(part in name for part in ("obse
 
 
 def test_series_begin_at_zero(observed: Callable[..., Seen]) -> None:
-    """Before the first request there are the series of 200, 500 and each named code, and the durations; no others."""
+    """Before the first request there are 200, the usual codes of failures and each named one, and the durations."""
     seen = observed(make_app(), slos=[Availability("orders", 99.9, routes=["/orders"], bad=["5xx", "429"])])
     with TestClient(seen.observe.app):
         requests = seen.samples("http_requests_total")
-        assert {dict(labels)["status_code"] for labels in requests} == {"200", "429", "500"}
+        assert {dict(labels)["status_code"] for labels in requests} == {"200", "429", "500", "503"}
         assert set(requests.values()) == {0}
         assert list(seen.samples("http_request_duration_seconds_count").values()) == [0]
+
+
+def test_failures_of_clients_begin_at_zero_where_they_count(observed: Callable[..., Seen]) -> None:
+    """Where 4xx is bad, its usual codes are there from the start: the first failure must not be lost."""
+    seen = observed(make_app(), slos=[Availability("orders", 99.9, routes=["/orders"], bad=["4XX"])])
+    with TestClient(seen.observe.app):
+        shown = {dict(labels)["status_code"] for labels in seen.samples("http_requests_total")}
+        assert shown == {"200", "400", "404", "422", "500"}
+
+
+def test_methods_without_a_name_of_their_own_count(observed: Callable[..., Seen]) -> None:
+    """A method that metrics call `_OTHER` spends the budget of its route."""
+    app = FastAPI()
+
+    @app.api_route("/cache", methods=["PURGE"])
+    async def purge() -> None:
+        raise HTTPException(500)
+
+    seen = observed(app, slos=[Availability("cache", 90, routes=["PURGE /cache"])])
+    with TestClient(app) as client:
+        client.request("PURGE", "/cache")
+        assert seen.sample("slo_error_budget_remaining_ratio", slo="cache") == pytest.approx(-9)
 
 
 def test_series_that_begin_at_zero_leave_room(observed: Callable[..., Seen]) -> None:
@@ -384,6 +406,25 @@ def test_a_restart_goes_on(observed: Callable[..., Seen]) -> None:
             assert [each for each in threading.enumerate() if each.name == "fastapi-observe-budgets"]
         assert not [each for each in threading.enumerate() if each.name == "fastapi-observe-budgets"]
     assert seen.sample("slo_error_budget_remaining_ratio", slo="all") == pytest.approx(-9)
+
+
+def test_snapshots_begin_when_the_workers_share(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that replaces another one must not take what all have counted so far for its own last five minutes."""
+    seen = observed(make_app(), slos=[Availability("all", 90)])
+    start = seen.observe.workers.start
+    before: list[str] = []
+
+    def share() -> None:
+        before.extend(each.name for each in threading.enumerate() if each.name == "fastapi-observe-budgets")
+        start()
+        for _ in range(10):
+            seen.observe.metrics.record_http_request("POST", "/orders", 500, 0.1)  # of the others
+
+    monkeypatch.setattr(seen.observe.workers, "start", share)
+    with TestClient(seen.observe.app):
+        assert seen.sample("slo_error_budget_remaining_ratio", slo="all") == pytest.approx(-9)
+        assert seen.sample("slo_burn_rate", slo="all", window="5m") == 0
+    assert before == []
 
 
 # Many workers

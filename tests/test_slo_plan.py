@@ -205,6 +205,8 @@ def test_the_decorator_refuses_what_it_cannot_mean() -> None:
         slo("x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"leave out routes=\['/a'\]"):
         slo(Availability("x", 99, routes=["/a"]))
+    with pytest.raises(TypeError, match=r"the name of an objective is text, got \['x'\]"):
+        slo(Availability(["x"], 99))  # type: ignore[arg-type]  # on purpose
 
 
 def test_the_name_of_the_package_is_the_function() -> None:
@@ -265,10 +267,12 @@ def test_everything_wrong_is_said_at_once() -> None:
         (Availability("a", 99.9, sla=0), {}, ["SLO07"]),
         (Availability("a", 99.9, bad=["5x"]), {}, ["SLO05"]),
         (Availability("a", 99.9, bad=[]), {}, ["SLO05"]),
+        (Availability("a", 99.9, bad=["1xx", "2XX", "3xx", "4xx", "5xx"]), {}, ["SLO05"]),
         (Availability("a", 99.9, bad=[429]), {}, ["SLO05"]),  # type: ignore[list-item]
         (Availability(None, 99.9), {}, ["SLO09"]),  # type: ignore[arg-type]
         (Availability("a", 99.9, min_bad_events=0), {}, ["SLO11"]),
         (Availability("a", 99.9, expected_rpm=-1), {}, ["SLO11"]),
+        (Availability("a", 99.9, expected_rpm=float("inf")), {}, ["SLO11"]),
         (Availability("a", 99.9, expected_rpm=1000), {}, []),
         (Availability("a", 99.9, expected_rpm="many"), {}, ["SLO11"]),  # type: ignore[arg-type]
         (Availability("a", 99.9), {"metrics": False}, ["SLO02"]),
@@ -418,11 +422,12 @@ def test_apps_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """`module:attribute` is imported from the current directory; the app's own settings make the plan."""
     (tmp_path / "loaded_shop.py").write_text(
         "from fastapi import FastAPI\nfrom fastapi_observe import Availability, install\n"
-        "class Made:\n    app = FastAPI()\nbare = FastAPI()\n"
+        "class Made:\n    app = FastAPI()\nbare = FastAPI()\ndef make(): return bare\n"
         "observe = install(Made.app, service_name='loaded', slos=(Availability('all', 99),), logs=False)\n",
         "utf-8",
     )
     (tmp_path / "broken_shop.py").write_text("1 / 0\n", "utf-8")
+    (tmp_path / "ending_shop.py").write_text("raise SystemExit(0)\n", "utf-8")
     (tmp_path / "needing_shop.py").write_text("import module_that_is_not_there\n", "utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -438,9 +443,30 @@ def test_apps_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("loaded_shop:shop", "loaded_shop has no attribute 'shop'; did you mean loaded_shop:bare?"),
         ("json:app", "json has no attribute 'app'"),
         ("loaded_shop:bare", "loaded_shop:bare has no fastapi-observe: call install"),
+        ("loaded_shop:make", r"make is a function: name the app that it makes, such as app = make\(\)"),
+        ("ending_shop:app", "importing ending_shop failed: SystemExit: 0"),
     ):
         with pytest.raises(LoadError, match=message):
             load(target)
+
+
+def test_methods_are_those_that_metrics_name() -> None:
+    """A method that metrics do not know is chosen under the name they give it; a class has those of its functions."""
+
+    class Page(HTTPEndpoint):
+        async def get(self, _: Any) -> None: ...
+
+        async def post(self, _: Any) -> None: ...
+
+    app = FastAPI()
+    app.add_api_route("/cache", answer, methods=["GET", "PURGE", "BAN"])
+    app.router.routes.append(Route("/page", Page))
+    assert only(Availability("c", 99, routes=["/cache"]), app=app).endpoints == (
+        ("GET", "/cache"),
+        ("_OTHER", "/cache"),
+    )
+    assert only(Availability("c", 99, routes=["PURGE /cache"]), app=app).endpoints == (("_OTHER", "/cache"),)
+    assert only(Availability("p", 99, routes=["/page"]), app=app).endpoints == (("GET", "/page"), ("POST", "/page"))
 
 
 def test_mounts_and_websockets_of_starlette() -> None:
@@ -453,6 +479,7 @@ def test_mounts_and_websockets_of_starlette() -> None:
     )
     install(app, slos=(Availability("all", 99),), logs=False)
     _, made = plan_of(app)
-    assert made.slos[0].endpoints == (("GET", "/static/{path}"), ("GET", "/x"))
-    assert only(Availability("s", 99, routes=["/static/*"]), app=app).endpoints == (("GET", "/static/{path}"),)
+    any_of_them = tuple((method, "/static/{path}") for method in ("DELETE", "GET", "PATCH", "POST", "PUT"))
+    assert {*made.slos[0].endpoints} == {*any_of_them, ("GET", "/x")}
+    assert only(Availability("s", 99, routes=["/static/*"]), app=app).endpoints == any_of_them
     app.state.observe.close()

@@ -331,6 +331,22 @@ def test_forms_of_the_rules(target: Any, capsys: pytest.CaptureFixture[str]) -> 
     assert "--tests needs -o and the format prometheus" in capsys.readouterr().err
 
 
+def test_files_that_cannot_be_written_or_read(target: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Status 2 and a message: 1 would say that they differ."""
+    app = target(GOOD)
+    (tmp_path / "binary.yml").write_bytes(b"\xff\xfe")
+    assert main(["rules", app, "-o", str(tmp_path)]) == 2
+    assert "Is a directory" in capsys.readouterr().err
+    assert main(["rules", app, "-o", "binary.yml", "--check"]) == 2
+    assert "can't decode" in capsys.readouterr().err
+    assert main(["rules", app, "-o", "r.yml", "--tests", "./r.yml"]) == 2
+    assert "are the same file" in capsys.readouterr().err
+    assert not (tmp_path / "r.yml").exists()
+    for rate in ("nan", "inf", "-1", "0"):
+        assert main(["simulate", app, "--slo", "api", f"--rps={rate}"]) == 2
+        assert "give a number above 0" in capsys.readouterr().err
+
+
 def test_check_and_report(target: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """`slo check` shows what each objective counts, `slo report` what its alerts need."""
     app = target(GOOD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -213,6 +214,36 @@ def test_what_is_no_prometheus(answer: tuple[int, bytes], said: str) -> None:
     """Whatever else answers is told with the next step; no redirect is followed."""
     with answering(status__flags=answer) as url, pytest.raises(UnreachableError, match=said):
         Prometheus(url).get("status/flags")
+
+
+@pytest.mark.parametrize("data", [{}, [], "x", None, {"groups": [{"x": 1}], "version": 3}])
+def test_other_shapes_are_no_prometheus(data: Any, tiny: Callable[..., tuple[FastAPI, Of]]) -> None:
+    """JSON of another shape is told as what it is, wherever it is noticed."""
+    _, (settings, plan) = tiny()
+    paths = ("status__flags", "status__buildinfo", "rules", "targets", "query", "alertmanagers")
+    said = (200, json.dumps({"data": data}).encode())
+    with answering(**dict.fromkeys(paths, said)) as url, pytest.raises(UnreachableError, match=r"is no|answers other"):
+        verify(plan, settings, url)
+
+
+@pytest.mark.parametrize("said", [b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"])
+def test_what_is_no_http_server(said: bytes) -> None:
+    """A server of another protocol, and one that breaks its own, are told."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            peer, _ = server.accept()
+            with peer:
+                peer.recv(65_536)
+                peer.sendall(said)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(UnreachableError, match="is no HTTP server"):
+            Prometheus(f"http://127.0.0.1:{server.getsockname()[1]}").get("status/flags")
+        thread.join(5)
+    with pytest.raises(UnreachableError, match="nonnumeric port"):
+        Prometheus("http://127.0.0.1:port").get("status/flags")
 
 
 def test_nobody_is_there(tmp_path: Path) -> None:

@@ -49,10 +49,16 @@ KNOWN_METHODS: Final = frozenset(
 )
 """RFC 9110 with PATCH and QUERY; any other method is reported as `_OTHER`."""
 
+
 _CLIENT_ERROR: Final = 400
 _SERVER_ERROR: Final = 500
 _OVER: Final[dict[str, Any]] = {"type": "http", "path": ""}
 """Stands for the scope of a request that is over."""
+
+
+def known_method(method: str) -> str:
+    """Return a method as it is reported."""
+    return method if method in KNOWN_METHODS else "_OTHER"
 
 
 def current_exchange() -> Exchange | None:

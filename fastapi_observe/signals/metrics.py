@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from fastapi_observe.records.exchange import KNOWN_METHODS
+from fastapi_observe.records.exchange import known_method
 from fastapi_observe.records.guard import USERS, guarded, stand_in
 from fastapi_observe.records.nothing import nothing
 from fastapi_observe.records.outcomes import status_name
@@ -307,7 +307,7 @@ class MetricsService:
 
         `endpoint` is a route template, never a concrete path; `duration` is in seconds, sizes are in bytes.
         """
-        method = method if method in KNOWN_METHODS else "_OTHER"
+        method = known_method(method)
         self._requests.child(method, endpoint, status_name(status_code)).inc()
         self._duration.child(method, endpoint).observe(duration)
         if self._sizes and request_size is not None:

@@ -85,11 +85,13 @@ class Tally:
         events, bad = [0.0] * len(self._wanted), [0.0] * len(self._wanted)
         for labels, cells, bounds in self._series():
             if bounds is None:
-                for at, is_bad in self._events.get(labels) or self._find_events(labels):
+                known = self._events.get(labels)
+                for at, is_bad in self._find_events(labels) if known is None else known:
                     events[at] += cells[0]
                     bad[at] += cells[0] * is_bad
                 continue
-            for at in self._timed.get(labels) or self._find_timed(labels):
+            timed = self._timed.get(labels)
+            for at in self._find_timed(labels) if timed is None else timed:
                 cell = bisect_left(bounds, self._wanted[at].threshold)
                 if bounds[cell] == self._wanted[at].threshold:  # a worker of an earlier version may lack it
                     events[at] += sum(cells[:-1])

@@ -44,7 +44,7 @@ def make_alertmanager() -> dict[str, Any]:
         },
         "inhibit_rules": [
             {
-                "source_matchers": ['alertname="ServiceDown"'],
+                "source_matchers": ['alertname="ServiceDown"', 'service=~".+"'],
                 "target_matchers": ['alertname!="ServiceDown"', 'severity=~"page|ticket|info"'],
                 "equal": ["service"],
             },

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.settings_objectives import Latency
 from fastapi_observe.slo import promql
-from fastapi_observe.slo.burn import EVALUATION, Window, budget, text
+from fastapi_observe.slo.burn import EVALUATION, Window, budget, proof, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from decimal import Decimal
 
     from fastapi_observe.slo.plan import Plan, Resolved
 
@@ -76,7 +77,8 @@ def burn_alerts(plan: Plan, slo: Resolved) -> Iterator[Alert]:
             window.severity,
             f"slo:error_ratio:rate{window.long}{series} > {text(limit)}\n"
             f"and slo:error_ratio:rate{window.short}{series} > {text(limit)}\n"
-            f"and round(sum_over_time(slo:bad_events:rate1m{series}[{window.long}]) * {EVALUATION}) >= {needed}",
+            f"and round(sum_over_time(slo:bad_events:rate1m{series}[{window.long}]) * {EVALUATION}) >= {needed}"
+            + _over(series, slo, window, limit),
             f"{who}: {{{{ $value | humanizePercentage }}}} of requests {_failed(slo)} over {window.long} "
             f"(objective {text(slo.percent)}%)" + _worst(plan, slo, window),
             f"{{{{ range {gone} }}}}At this rate what is left of the {whole} error budget is gone in "
@@ -188,6 +190,16 @@ def _telemetry_alerts(plan: Plan, at: str, who: str, where: str) -> Iterator[Ale
         f"{who}: {{{{ $value }}}} instances have other objectives than these rules ({{{{ $labels.hash }}}})",
         f"The rules were made from configuration {plan.hash}. Make them again from what is deployed.", wait="1h",
     )  # fmt: skip
+
+
+def _over(series: str, slo: Resolved, window: Window, limit: Decimal) -> str:
+    """Write what ends an alert before its short window does."""
+    if not window.over:
+        return ""
+    return (
+        f"\nunless (slo:error_ratio:rate{window.over}{series} <= {text(budget(slo.percent))}\n"
+        f"and sum_over_time(slo:events:rate1m{series}[{window.over}]) * {EVALUATION} >= {proof(limit)})"
+    )
 
 
 def _failed(slo: Resolved) -> str:

@@ -34,6 +34,9 @@ OURS: Final = "Made by fastapi-observe"
 HEAD: Final = 1000
 """Characters of a file in which that stands."""
 
+REPLACED: Final = "\ufffd"
+"""What stands for bytes that are no text."""
+
 VERSION: Final = re.compile(r"(Made by fastapi-observe) \S+(?= from )")
 
 
@@ -84,6 +87,8 @@ def fit(files: Mapping[str, str], folder: Path) -> dict[str, str]:
             continue
         if not is_ours(existing):
             foreign.append(f"{folder / name} was not made by fastapi-observe: move it, or write elsewhere with -o")
+        elif REPLACED in existing:
+            foreign.append(f"{folder / name} is not UTF-8, what was written into it would be lost: save it as UTF-8")
         elif name.startswith(RUNBOOKS):
             try:
                 fitted[name] = keep_written(made, existing)

@@ -11,19 +11,28 @@ EVALUATION: Final = 30
 """Seconds between two evaluations of the rules of one objective."""
 
 
+PROOF: Final = 5
+"""Failures to be expected if the budget still burned at the limit of an alert: that none or few came is no chance."""
+
+
 class Window(NamedTuple):
-    """A pair of windows: the alert fires where both burn too fast. `spent` is the part of 30 days' budget it costs."""
+    """A pair of windows: the alert fires where both burn too fast. `spent` is the part of 30 days' budget it costs.
+
+    `over`: it is over at once when no more fails within that time than the budget allows, if there was enough traffic
+    to say so; with little the short window decides.
+    """
 
     severity: str
     long: str
     short: str
     spent: Decimal
     keep_firing: str
+    over: str = ""
 
 
 WINDOWS: Final = (
     Window("page", "1h", "5m", Decimal("0.02"), "5m"),
-    Window("page", "6h", "30m", Decimal("0.05"), "15m"),
+    Window("page", "6h", "30m", Decimal("0.05"), "8m", over="5m"),
     Window("ticket", "1d", "2h", Decimal("0.10"), "1h"),
     Window("ticket", "3d", "6h", Decimal("0.10"), "1h"),
 )
@@ -50,6 +59,11 @@ def spent(window: Window, period: Decimal) -> Decimal:
 def threshold(window: Window, objective: Decimal, period: Decimal) -> Decimal:
     """Return the ratio of failures above which the alert fires; one of 1 or more never does."""
     return (factor(window, period) * budget(objective)).normalize()
+
+
+def proof(limit: Decimal) -> int:
+    """Return how many events it takes to see that the budget burns no more at the limit of an alert."""
+    return int((PROOF / limit).to_integral_value("ROUND_CEILING"))
 
 
 def text(number: Decimal) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from math import inf
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.settings_objectives import (
@@ -28,6 +29,7 @@ SHORTEST: Final = "7d"
 """The shortest period: the longest window of an alert has to be a small part of it."""
 
 LABEL: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+CLASSES: Final = frozenset({"1xx", "2xx", "3xx", "4xx", "5xx"})
 STATUS: Final = re.compile(r"[1-5](?:xx|\d\d)", re.IGNORECASE)
 
 
@@ -99,6 +101,8 @@ def check_bad(objective: Objective, tell: Findings) -> None:
         if wrong or not objective.bad:
             shown = ", ".join(map(repr, wrong)) or "nothing"
             tell("SLO05", f"bad={shown} is no status: no request would ever fail; use codes such as 429 and 5xx")
+        elif {each.lower() for each in objective.bad} >= CLASSES:
+            tell("SLO05", "bad names every class: every request would fail; leave those out that are well")
 
 
 def windows_of(share: Decimal, period: Decimal, tell: Findings) -> tuple[tuple[Window, Decimal], ...]:
@@ -155,7 +159,7 @@ def check_traffic(objective: Objective, share: Decimal | None, tell: Findings) -
         return
     if share is None or objective.expected_rpm is None:
         return
-    if not isinstance(objective.expected_rpm, int | float | Decimal) or not objective.expected_rpm > 0:
+    if not isinstance(objective.expected_rpm, int | float | Decimal) or not 0 < objective.expected_rpm < inf:
         tell("SLO11", f"expected_rpm={objective.expected_rpm!r}: give requests a minute, above 0, or leave it out")
         return
     a_minute = Decimal(str(objective.expected_rpm))

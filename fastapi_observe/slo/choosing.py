@@ -7,6 +7,7 @@ import re
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from fastapi_observe.records.exchange import known_method
 from fastapi_observe.settings_objectives import Latency, Objective
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from fastapi_observe.slo.checks import Findings
 
 FRAMEWORK: Final = ("/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc")
+USUAL: Final = ("DELETE", "GET", "PATCH", "POST", "PUT")
+"""What a route may answer that names no methods."""
+
 MOST_SHOWN: Final = 20
 """Routes or tags that a message lists."""
 
@@ -101,9 +105,15 @@ def is_excluded(template: str, settings: ObserveSettings) -> bool:
 
 
 def _pairs(route: Endpoint) -> list[Pair]:
-    """Return the methods of a route; HEAD, which Starlette adds to each GET, does not count by itself."""
+    """Return the methods of a route as metrics name them.
+
+    HEAD, which Starlette adds to each GET, does not count by itself. A route that names no methods is a class with one
+    function for each, or a mounted app, which may answer any.
+    """
     methods = [method for method in route.methods if method != "HEAD" or "GET" not in route.methods]
-    return [Pair(method, route) for method in methods or ("GET",)]
+    if not methods and not route.websocket:
+        methods = [method for method in USUAL if hasattr(route.function, method.lower())] or [*USUAL]
+    return [Pair(method, route) for method in dict.fromkeys(map(known_method, methods or ("GET",)))]
 
 
 def _streams(route: Endpoint) -> bool:
@@ -119,7 +129,7 @@ def _fits(wanted: str, pair: Pair) -> bool:
     verb, separator, path = wanted.partition(" ")
     if not separator or not verb.isalpha():
         verb, path = "", wanted
-    if verb and (verb.upper() != pair.method or route.websocket):
+    if verb and (known_method(verb.upper()) != pair.method or route.websocket):
         return False
     path = path.strip()
     return path == route.template or ("*" in path and fnmatchcase(route.template, path.replace("[", "[[]")))

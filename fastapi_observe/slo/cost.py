@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import isfinite
 from time import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -63,6 +64,8 @@ class Tally:
                 self.routes[route] = self.routes.get(route, 0) + 1
             if "le" in sample.labels:
                 self.buckets[name] = self.buckets.get(name, 0) + 1
+            if not isfinite(sample.value):  # a gauge may be; of what is added up below it would leave no number
+                continue
             if name == "fastapi_observe_exported_total":
                 signal = sample.labels.get("signal", "")
                 self.written[signal] = self.written.get(signal, 0.0) + sample.value

@@ -24,6 +24,11 @@ def retention(plan: Plan) -> str:
     return duration(plan.period + SPARE)
 
 
+def interval(plan: Plan) -> str:
+    """Return how often Prometheus scrapes, as it reads durations: without a fraction."""
+    return duration(seconds(plan.options.scrape_interval))
+
+
 def make_datasources(plan: Plan, features: Features) -> dict[str, Any]:
     """Return a provisioning file of Grafana: exemplars lead to traces, traces to log lines and back.
 
@@ -39,7 +44,7 @@ def make_datasources(plan: Plan, features: Features) -> dict[str, Any]:
             "url": "http://prometheus:9090",
             "jsonData": {
                 "httpMethod": "POST",
-                "timeInterval": plan.options.scrape_interval,
+                "timeInterval": interval(plan),
                 **({"exemplarTraceIdDestinations": exemplars} if features.exemplars else {}),
             },
         }
@@ -71,7 +76,7 @@ def make_prometheus(plan: Plan, settings: ObserveSettings) -> dict[str, Any]:
     labels = dict(plan.selector)
     job: dict[str, Any] = {
         "job_name": labels.pop("job", plan.service),
-        "scrape_interval": plan.options.scrape_interval,
+        "scrape_interval": interval(plan),
         "metrics_path": settings.metrics_path,
     }
     if settings.metrics_token is not None:
@@ -109,7 +114,7 @@ def make_retention(plan: Plan) -> str:
     with_sla = sum(slo.objective.sla is not None for slo in plan.slos)
     total = each * len(plan.slos) + with_sla
     samples = Decimal(total) * DAY / 30
-    interval = int(DAY / seconds(plan.options.scrape_interval))
+    scrapes = int(DAY / seconds(plan.options.scrape_interval))
     return f"""\
 # How long to keep what
 
@@ -124,6 +129,6 @@ def make_retention(plan: Plan) -> str:
 - {plan.service} has {len(plan.slos)} {"objective" if len(plan.slos) == 1 else "objectives"}: {total} recorded series,
   at most {samples:,.0f} samples a day. That is all that a long-term store needs:
   `write_relabel_configs: [{{source_labels: [__name__], regex: "slo:.*", action: keep}}]` under `remote_write`.
-- Every other series has {interval:,} samples a day at a scrape interval of {plan.options.scrape_interval}.
+- Every other series has {scrapes:,} samples a day at a scrape interval of {plan.options.scrape_interval}.
   `python -m fastapi_observe cost http://127.0.0.1:8000/metrics` counts them and says what can be switched off.
 """

@@ -20,6 +20,8 @@ def slo(*objectives: Objective) -> Callable[[F], F]:
     for objective in objectives:
         if not isinstance(objective, Availability | Latency):
             raise TypeError(f"@slo needs Availability(...) or Latency(...), got {objective!r:.80}")
+        if not isinstance(objective.name, str):
+            raise TypeError(f"the name of an objective is text, got {objective.name!r:.80}")
         if objective.routes:
             raise ValueError(
                 f"@slo counts the path operation that it stands on: leave out routes={list(objective.routes)!r:.80}, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from inspect import isroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ def load(target: str) -> tuple[Any, ObserveSettings, Plan]:
 def plan_of(app: Any, name: str = "the app") -> tuple[ObserveSettings, Plan]:
     """Return the settings and the plan of an installed app. Raises `LoadError` if it is not installed."""
     observe = getattr(getattr(app, "state", None), "observe", None)
+    if observe is None and isroutine(app):
+        raise LoadError(f"{name} is a function: name the app that it makes, such as app = {app.__name__}() in a module")
     if observe is None:
         raise LoadError(f"{name} has no fastapi-observe: call install(app) where the app is created")
     return observe.settings, make_plan(app, observe.settings)
@@ -51,7 +54,7 @@ def app_of(target: str) -> Any:
         raise LoadError(f"importing {module} failed: {error}") from error
     except SettingsError as error:  # it says in its own words what to mend
         raise LoadError(str(error)) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LoadError(f"importing {module} failed: {type(error).__name__}: {error}") from error
     for name in attribute.split("."):
         try:

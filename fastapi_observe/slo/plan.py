@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fastapi_observe.settings import ObserveSettings
     from fastapi_observe.slo.burn import Window
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Goes up when other rules are made from the same plan."""
 
 Groups = tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]

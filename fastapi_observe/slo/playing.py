@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from fastapi_observe.records.routing import UNMATCHED
 from fastapi_observe.settings_objectives import Latency, seconds
 from fastapi_observe.slo import promql
-from fastapi_observe.slo.burn import EVALUATION, Window, text
+from fastapi_observe.slo.burn import EVALUATION, Window, budget, proof, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,6 +21,9 @@ SAMPLE: Final = 15
 
 EXACT: Final = 256
 """Events in one sample are multiples of its inverse."""
+
+MOST: Final = 1_000_000
+"""Requests a second that can be played: sums of more would lose their last digits."""
 
 HALF: Final = Decimal("0.5")
 """Events are counted in whole numbers: what a rate says of single ones is a little more or less."""
@@ -45,6 +48,8 @@ def read_incident(described: str, rate: Decimal) -> tuple[Phase, ...]:
 
     `rate`: requests a second while there are any. Raises `ValueError` that says what is accepted.
     """
+    if not rate.is_finite() or not 0 < rate < MOST:
+        raise ValueError(f"{rate} requests a second: give a number above 0 and below a million")
     phases = []
     for part in described.split(","):
         match = PHASE.fullmatch(part.strip())
@@ -75,6 +80,7 @@ def expected(plan: Plan, slo: Resolved, phases: tuple[Phase, ...], window: Windo
         short_bad, short_all = (_sum(each, at, window.short) for each in (bad, every))
         burns = long_bad > limit * long_all and short_bad > limit * short_all
         firing = bool(found) and len(found[-1]) == 1
+        burns = burns and not _is_over(slo, window, limit, bad, every, at)
         if burns and long_bad * EVALUATION + HALF >= slo.objective.min_bad_events:
             cleared = None
             if not firing:
@@ -85,6 +91,17 @@ def expected(plan: Plan, slo: Resolved, phases: tuple[Phase, ...], window: Windo
                 found[-1].append(at * EVALUATION)
                 cleared = None
     return found
+
+
+def _is_over(  # noqa: PLR0913, PLR0917 - both sums at a time
+    slo: Resolved, window: Window, limit: Decimal, bad: list[Decimal], every: list[Decimal], at: int
+) -> bool:
+    """Say whether enough requests came lately without more failures than the budget allows."""
+    if not window.over:
+        return False
+    events = _sum(every, at, window.over)
+    allowed = budget(slo.percent) * events
+    return events * EVALUATION >= proof(limit) and _sum(bad, at, window.over) <= allowed
 
 
 def _recorded(phases: tuple[Phase, ...], plan: Plan, flow: Callable[[Phase], Decimal]) -> list[Decimal]:
@@ -170,9 +187,9 @@ def _requests(  # noqa: PLR0913 - what a series is made of
             series(promql.DURATIONS, {"le": limit}, lambda phase: phase.rate * (1 - phase.failing) * share),
             series(promql.DURATIONS, {"le": "+Inf"}, lambda phase: phase.rate * share),
         ]
-    if not counted and labels["endpoint"] == UNMATCHED:  # those that failed do count
-        return [series(promql.REQUESTS, {"status_code": "404"}, lambda phase: phase.rate)]
     bad, good = statuses(slo.objective.bad)
+    if not counted and labels["endpoint"] == UNMATCHED:  # those that failed do count
+        return [series(promql.REQUESTS, {"status_code": good[-1]}, lambda phase: phase.rate)]
     failed = [series(promql.REQUESTS, {"status_code": each}, _part(share, bad, failing=True)) for each in bad]
     if not counted:
         return failed

@@ -22,6 +22,9 @@ KEPT: Final = re.compile(r"<!-- keep ([a-z0-9 -]+?) -->\n(.*?)<!-- /keep -->\n",
 OPENED: Final = re.compile(r"<!-- keep\b")
 CLOSED: Final = re.compile(r"<!-- /keep -->")
 
+NOTES: Final = "notes on "
+"""What the marker of an objective begins with."""
+
 RATIOS: Final = (Decimal(1), Decimal("0.1"), Decimal("0.01"))
 """Parts of failing requests for which it is said how soon an alert fires."""
 
@@ -57,7 +60,7 @@ def keep_written(made: str, existing: str) -> str:
 
     page = KEPT.sub(fill, made)
     asked_for = {match[1]: match[2] for match in KEPT.finditer(page)}
-    left = {name: body for name, body in written.items() if name not in asked_for and not body.startswith("TODO")}
+    left = {name: body for name, body in written.items() if name not in asked_for and body != _untouched(name)}
     if left:
         page += "\n## Kept from before\n"
         page += "".join(f"\n<!-- keep {name} -->\n{body}<!-- /keep -->\n" for name, body in left.items())
@@ -136,9 +139,7 @@ def _objective(plan: Plan, alert: str, slo: Resolved) -> Iterator[str]:
         yield from _step(plan, Step("At the rate of the last hour, when is it gone? In seconds:",
                                     f"{left}{promql.recorded(plan, slo)} / (slo:error_ratio:rate1h"
                                     f"{promql.recorded(plan, slo)} > 0)"))  # fmt: skip
-    yield from _kept(
-        f"notes on {slo.name}", f"what is particular about {slo.name}: owners, dependencies, known causes."
-    )
+    yield from _kept(f"{NOTES}{slo.name}", _particular(slo.name))
 
 
 def _numbers(plan: Plan, slo: Resolved) -> Iterator[str]:
@@ -193,6 +194,15 @@ def _step(plan: Plan, step: Step) -> Iterator[str]:
     failed = f'{of},outcome!="ok",outcome!="client_error"'
     query = step.query.replace("{of_not_ok}", f"{{{failed}}}").replace("{of}", f"{{{of}}}")
     yield from (step.question, "", "```promql", query, "```", "")
+
+
+def _particular(objective: str) -> str:
+    return f"what is particular about {objective}: owners, dependencies, known causes."
+
+
+def _untouched(marker: str) -> str:
+    """Return what stands between markers that leave with their objective, as long as nobody has written there."""
+    return f"TODO {_particular(marker.removeprefix(NOTES))}\n"
 
 
 def _kept(name: str, todo: str) -> Iterator[str]:

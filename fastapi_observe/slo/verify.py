@@ -48,6 +48,14 @@ class Finding(NamedTuple):
 def verify(plan: Plan, settings: ObserveSettings, url: str, *, token: str | None = None) -> list[Finding]:
     """Check a running Prometheus against an app; raises `UnreachableError`."""
     prometheus = Prometheus(url, token)
+    try:
+        return _findings(plan, settings, prometheus)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        text = f"{prometheus.url} answers other than Prometheus does ({error!s:.200}); correct the URL"
+        raise UnreachableError(text) from error
+
+
+def _findings(plan: Plan, settings: ObserveSettings, prometheus: Prometheus) -> list[Finding]:
     flags = prometheus.get("status/flags")
     return [
         *_version(plan, prometheus),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -43,7 +44,9 @@ class Prometheus:
         except (OSError, urllib.error.URLError) as error:
             reason = getattr(error, "reason", error)
             raise UnreachableError(f"cannot reach {self.url}: {reason}; start Prometheus, or correct the URL") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except http.client.HTTPException as error:
+            raise UnreachableError(f"{self.url} is no HTTP server ({error!s:.200}); correct the URL") from None
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UnreachableError(f"{self.url} is no Prometheus ({error!s:.200}); correct the URL") from None
 
     def query(self, expression: str) -> list[dict[str, Any]]:
