@@ -38,6 +38,9 @@ pytestmark = [
 SOAK = "OBSERVE_SOAK" in os.environ
 TIMES = 2 if SOAK else 1
 PARTS: Final = 16
+FEW: Final = PARTS if SOAK else PARTS // 4
+"""How many parts of all functions have their turn."""
+
 OURS: Final = "fastapi-observe"
 
 CARRIERS: Final = frozenset(
@@ -221,7 +224,7 @@ def of_part(names: Iterator[str], part: int) -> list[str]:
     return sorted(name for name in names if crc32(name.encode()) % PARTS == part)
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", range(FEW))
 @pytest.mark.parametrize("fault", [raises, raises_late, slow] if SOAK else [raises])
 def test_whatever_fails_the_app_answers_as_without_us(
     tmp_path: Path, fault: Callable[..., Any], part: int, capsys: pytest.CaptureFixture[str]
@@ -291,7 +294,7 @@ async def _live_and_scrape(app: Any) -> tuple[list[Answer], int]:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="no alarm here")
-@pytest.mark.parametrize("part", range(PARTS if SOAK else PARTS // 4))
+@pytest.mark.parametrize("part", range(FEW))
 def test_whatever_hangs_in_our_threads_the_app_is_served(
     tmp_path: Path, part: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -499,6 +499,14 @@ def test_a_file_that_cannot_be_written_is_named_at_once(tmp_path: Path, monkeypa
     mine = tmp_path / "app.log"
     mine.write_bytes(b"")
     log_at(mine)
+    real = os.open
+
+    def refusing(path: Any, *more: Any, **named: Any) -> int:
+        if os.fspath(path) == mine.name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, *more, **named)
+
+    monkeypatch.setattr(os, "open", refusing)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     for path, reason in ((mine, f"read and write {mine}"), (tmp_path / "new" / "x.log", f"write in {tmp_path}")):
         with pytest.raises(ValueError, match=re.escape(f"no permission to {reason};")):
