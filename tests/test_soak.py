@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fastapi_observe import Observability
 
 SOAK = "OBSERVE_SOAK" in os.environ
-REQUESTS: Final = 200_000 if SOAK else 4_000
+REQUESTS: Final = 200_000 if SOAK else 2_000
 CHUNKS: Final = 20
 SIDE_BY_SIDE: Final = 40
 STEEPEST: Final = 1.0
