@@ -38,7 +38,7 @@ pytestmark = [
 SOAK = "OBSERVE_SOAK" in os.environ
 TIMES = 2 if SOAK else 1
 PARTS: Final = 16
-FEW: Final = PARTS if SOAK else PARTS // 4
+FEW: Final = PARTS
 """How many parts of all functions have their turn."""
 
 OURS: Final = "fastapi-observe"

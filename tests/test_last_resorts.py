@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from opentelemetry import trace
 
+from fastapi_observe import installed
 from fastapi_observe.clients import watch
 from fastapi_observe.clients.database import DatabaseClient
 from fastapi_observe.clients.sqlalchemy import EngineWatch
@@ -19,6 +23,7 @@ from fastapi_observe.records.guard import ELSEWHERE
 from fastapi_observe.records.redaction import PLAIN
 from fastapi_observe.records.routing import endpoints_of
 from fastapi_observe.runtime.saturation import Saturation
+from fastapi_observe.signals import log_retention
 from fastapi_observe.signals.user_spans import safe_text, traced_with
 from fastapi_observe.slo.yaml import dump
 
@@ -83,6 +88,7 @@ def test_whose_query_it_is_cannot_be_told(
         return ask(engine)
 
     seen = observed(app, engines=[engine])
+    observed(FastAPI(), engines=[engine])
     monkeypatch.setattr(watch, "current_exchange", failing)
     assert TestClient(app).get("/").json() == 7
     assert seen.total("db_queries_total") == 1
@@ -121,6 +127,38 @@ def test_what_yaml_has_no_form_for() -> None:
     """Is named."""
     with pytest.raises(TypeError, match="cannot be written as YAML"):
         dump({"a": object()})
+
+
+def test_numbers_that_yaml_writes_its_own_way() -> None:
+    """As YAML has them, whatever a rule may hold."""
+    assert dump({"a": [float("nan"), float("inf"), float("-inf"), 1e30]}).split()[2::2] == [
+        ".nan",
+        ".inf",
+        "-.inf",
+        "1.0e+30",
+    ]
+
+
+def test_processes_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that we may not signal is there; a file that cannot be read is none of ours."""
+    monkeypatch.setattr(os, "kill", lambda *_: (_ for _ in ()).throw(PermissionError()))
+    assert log_retention._is_alive(1)
+    monkeypatch.undo()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "app.1.log"
+        path.write_bytes(b"{}")
+        monkeypatch.setattr(os, "read", lambda *_: (_ for _ in ()).throw(OSError()))
+        assert not log_retention._is_ours(path)
+        monkeypatch.undo()
+
+
+def test_what_is_installed_when_nobody_can_tell_whose_request_it_is(
+    observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only one that is installed."""
+    seen = observed(FastAPI())
+    monkeypatch.setattr(installed, "current_exchange", failing)
+    assert installed.current() is seen.observe
 
 
 def test_a_route_without_a_path() -> None:

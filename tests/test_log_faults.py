@@ -244,8 +244,10 @@ def test_a_standard_output_that_nobody_reads(tmp_path: Path) -> None:
             for number in range(12_000, 18_000):
                 log.info("i", number=number)
             for number in range(18_000, 18_100):
+                began = time.monotonic()
                 log.error("e", number=number)
-                assert b'"number":%d}' % number in path.read_bytes()[-400:], number
+                late = time.monotonic() - began  # it waits 0.05 seconds at most for the thread to be out of the file
+                assert late > 0.05 or b'"number":%d}' % number in path.read_bytes()[-400:], number
 
         asyncio.run(main())
         observe.logs.flush(0.1)
