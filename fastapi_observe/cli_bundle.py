@@ -41,6 +41,7 @@ def add_bundle(commands: Commands) -> None:
     verify.add_argument("app", metavar="MODULE:APP", help="such as shop.main:app")
     verify.add_argument("--prometheus", required=True, metavar="URL", help="such as http://127.0.0.1:9090")
     verify.add_argument("--token", help="bearer token for Prometheus")
+    verify.add_argument("--insecure", action="store_true", help="send the token over plain http to a public host too")
     verify.add_argument("--json", action="store_true", help="the same as JSON, for machines")
     verify.set_defaults(run=run_verify)
     cost = commands.add_parser(
@@ -152,7 +153,7 @@ def run_verify(chosen: argparse.Namespace) -> int:
 
     try:
         _, settings, plan = load(chosen.app)
-        found = verify(plan, settings, chosen.prometheus, token=chosen.token)
+        found = verify(plan, settings, chosen.prometheus, token=chosen.token, insecure=chosen.insecure)
     except (LoadError, UnreachableError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return WRONG

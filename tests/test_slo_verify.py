@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from time import sleep
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,7 @@ from monitored import command, free_port, hurried, monitored_shop, prometheus, s
 from servers import serving
 
 from fastapi_observe import Availability, Latency, SLOOptions
+from fastapi_observe.slo import verify_client
 from fastapi_observe.slo.loading import plan_of
 from fastapi_observe.slo.rules import rule_file
 from fastapi_observe.slo.verify import Finding, UnreachableError, verify
@@ -244,6 +246,38 @@ def test_what_is_no_http_server(said: bytes) -> None:
         thread.join(5)
     with pytest.raises(UnreachableError, match="nonnumeric port"):
         Prometheus("http://127.0.0.1:port").get("status/flags")
+
+
+def test_an_answer_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sends a byte now and then is given up."""
+    monkeypatch.setattr(verify_client, "LONGEST", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            peer, _ = server.accept()
+            with peer, suppress(OSError):
+                peer.recv(65_536)
+                peer.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                while True:
+                    peer.sendall(b" ")
+                    sleep(0.01)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(UnreachableError, match="its answer is not over after"):
+            Prometheus(f"http://127.0.0.1:{server.getsockname()[1]}").get("status/flags")
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+def test_a_token_goes_to_nobody_in_clear() -> None:
+    """Over plain http to a private host only, unless somebody insists."""
+    with pytest.raises(
+        UnreachableError, match=r"over plain http to prometheus\.example\.com: use https, or --insecure"
+    ):
+        Prometheus("http://prometheus.example.com", "secret")
+    for url, insecure in (("http://10.0.0.7:9090", False), ("https://a.example.com", False), ("http://a.org", True)):
+        assert Prometheus(url, "secret", insecure=insecure).url == url
 
 
 def test_nobody_is_there(tmp_path: Path) -> None:

@@ -45,9 +45,11 @@ class Finding(NamedTuple):
     step: str = ""
 
 
-def verify(plan: Plan, settings: ObserveSettings, url: str, *, token: str | None = None) -> list[Finding]:
+def verify(
+    plan: Plan, settings: ObserveSettings, url: str, *, token: str | None = None, insecure: bool = False
+) -> list[Finding]:
     """Check a running Prometheus against an app; raises `UnreachableError`."""
-    prometheus = Prometheus(url, token)
+    prometheus = Prometheus(url, token, insecure=insecure)
     try:
         return _findings(plan, settings, prometheus)
     except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -6,11 +6,17 @@ import http.client
 import json
 import urllib.error
 import urllib.request
+from time import monotonic
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
+from fastapi_observe.records.networks import is_private_host
+
 PATIENCE: Final = 10.0
 """Seconds that Prometheus may be silent."""
+
+LONGEST: Final = 60.0
+"""Seconds that one answer may take."""
 
 MOST_BYTES: Final = 32 * 1_048_576
 
@@ -20,12 +26,17 @@ class UnreachableError(Exception):
 
 
 class Prometheus:
-    """The API of one Prometheus; no proxy of the environment is used. Every method raises `UnreachableError`."""
+    """The API of one Prometheus; no proxy of the environment is used. Every method raises `UnreachableError`.
 
-    def __init__(self, url: str, token: str | None = None) -> None:
+    A token goes over plain http to a private host only, unless `insecure`.
+    """
+
+    def __init__(self, url: str, token: str | None = None, *, insecure: bool = False) -> None:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
             raise UnreachableError(f"{url!r:.200} is no URL of a Prometheus; give one such as http://127.0.0.1:9090")
+        if token and parts.scheme == "http" and not (insecure or is_private_host(parts.hostname)):
+            raise UnreachableError(f"the token would go over plain http to {parts.hostname}: use https, or --insecure")
         self.url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
@@ -36,7 +47,7 @@ class Prometheus:
         request = urllib.request.Request(f"{self.url}/api/v1/{path}{query}", headers=self._headers)  # noqa: S310 - checked above
         try:
             with self._opener.open(request, timeout=PATIENCE) as answer:
-                body = answer.read(MOST_BYTES + 1)
+                body = _body_of(answer)
             return json.loads(body[:MOST_BYTES])["data"]  # longer answers are cut, and so no JSON
         except urllib.error.HTTPError as error:
             step = "give --token" if error.code in {401, 403} else "give the URL that /api/v1 stands below"
@@ -53,6 +64,15 @@ class Prometheus:
         """Return the vector that an expression has now."""
         result: list[dict[str, Any]] = self.get("query", query=expression)["result"]
         return result
+
+
+def _body_of(answer: http.client.HTTPResponse) -> bytes:
+    until, body = monotonic() + LONGEST, bytearray()
+    while len(body) <= MOST_BYTES and (part := answer.read1(MOST_BYTES)):
+        body += part
+        if monotonic() > until:
+            raise TimeoutError(f"its answer is not over after {LONGEST:.0f} seconds")
+    return bytes(body)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
