@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import ssl
 import subprocess
+import sys
+import textwrap
 import threading
 from email.utils import formatdate
 from time import monotonic, time
@@ -177,6 +179,23 @@ def test_nobody_is_reached() -> None:
     for url in (collector.url, "http://nobody.invalid:4318"):
         answer = send(url)
         assert (answer.reason, answer.retry, answer.reached) == ("connect", True, False)
+
+
+def test_a_host_that_is_no_name() -> None:
+    """It is not found, like any other that does not exist."""
+    for host in ("x" * 64 + ".local", "ä" * 64):
+        assert send(f"http://{host}:4318/v1/traces").reason == "connect"
+
+
+def test_two_threads_may_look_up_their_first_host_at_once() -> None:
+    """The codec that Python asks for is there by then: what imports it second would get a LookupError."""
+    script = """
+        import sys
+        from fastapi_observe.signals.export_http import HttpTransport
+        HttpTransport("http://localhost:4318", {}, "traces")
+        assert "encodings.idna" in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=30)  # noqa: S603 - ours
 
 
 def test_the_second_address_is_tried() -> None:

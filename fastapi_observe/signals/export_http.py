@@ -97,6 +97,8 @@ class HttpTransport:
     """Posts to one URL over a connection that is kept."""
 
     def __init__(self, url: str, headers: Mapping[str, str], signal: str) -> None:
+        import encodings.idna  # noqa: F401, PLC0415 - else two threads that look up a host fail while they import it
+
         parts = urlsplit(url)
         self.target = shown(url)
         self.encrypted = parts.scheme == "https"
@@ -146,7 +148,7 @@ class HttpTransport:
         except TimeoutError:
             self.close()
             return Answer("timeout", "no answer in time", retry=True, reached=reached)
-        except (OSError, http.client.HTTPException) as exc:
+        except (OSError, UnicodeError, http.client.HTTPException) as exc:  # the second: of a host that is no name
             self.close()
             return _failure(exc, reached=reached)
 
