@@ -174,7 +174,7 @@ async def serve() -> None:
 
     ratio, url, beside = float(sys.argv[1]), sys.argv[2], sys.argv[3]
     app = plain_app()
-    observe = install(app, sample_ratio=ratio)
+    observe = install(app, sample_ratio=ratio, max_traces_per_second=None)
     steps = {**query_steps(observe, ratio), **work_steps(observe, ratio), **our_steps(observe, url)}
     if beside == "contrib":
         steps |= contrib_steps(ratio, url)
