@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +19,7 @@ import pytest
 from collectors import Collector
 from prometheus_client.parser import text_string_to_metric_families
 from servers_of_workers import free_port
-from tools import tmpfs
+from tools import remove_tree, tmpfs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -341,7 +340,7 @@ def test_a_log_file_that_cannot_be_written(event: str, tmp_path: Path) -> None:
         until(lambda: list(folder.glob("*.log")))
         (file,) = folder.glob("*.log")
         if event == "removed":
-            shutil.rmtree(folder)
+            remove_tree(folder)
         else:  # a limit on the size of its files does what a full disk does; a pipe has none
             resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (1, 1))
         server.send(range(10, 40))
@@ -392,7 +391,7 @@ def test_a_workers_directory_that_is_removed(tmp_path: Path) -> None:
             sent += 10
         assert server.counted() == sent
         (directory,) = tmp_path.glob("fastapi-observe-*/*")
-        shutil.rmtree(directory)
+        remove_tree(directory)
         server.send(range(sent, sent + 10))
         for _ in range(8):
             samples = server.samples()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ pytest.importorskip("fcntl")
 import prometheus_client
 from members import NAME, Member
 from prometheus_client import CollectorRegistry
+from tools import remove_tree
 
 from fastapi_observe.records.faults import Faults
 from fastapi_observe.runtime import worker_standing, workers
@@ -100,7 +100,7 @@ def test_what_cannot_be_made_again_is_not_tried_at_each_look(tmp_path: Path, mon
     place = tmp_path / "place"
     place.mkdir(0o700)
     member = Member(place)
-    shutil.rmtree(place)
+    remove_tree(place)
     place.touch()
     assert not member.worker.recover()
     place.unlink()
@@ -126,7 +126,7 @@ def test_a_scrape_waits_for_those_who_have_not_come_yet(member: Member) -> None:
 def test_a_directory_that_is_gone_cannot_be_locked(tmp_path: Path) -> None:
     """Who wants to is told so."""
     member = Member(tmp_path)
-    shutil.rmtree(tmp_path / NAME)
+    remove_tree(tmp_path / NAME)
     with member.worker._locked(0.0) as got:
         assert not got
     member.leave()
@@ -145,7 +145,7 @@ def test_series_that_find_no_space_in_the_new_files_stay_with_the_worker(
     for kind in "abc":
         jobs.labels(kind).inc()
         theirs.labels(kind).inc()
-    shutil.rmtree(tmp_path / NAME)
+    remove_tree(tmp_path / NAME)
     with monkeypatch.context() as patch:
         patch.setattr(OwnFiles, "records", lambda _: [])  # as if they had come while the new files were made
         patch.setattr(OwnFiles, "allocate", lambda *_: (_ for _ in ()).throw(OSError("no space")))

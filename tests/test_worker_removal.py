@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ pytest.importorskip("fcntl")
 from members import NAME, Member
 from prometheus_client import CollectorRegistry
 from servers_of_workers import serving_workers
-from tools import tmpfs
+from tools import remove_tree, tmpfs
 
 from fastapi_observe.records.faults import Faults
 from fastapi_observe.runtime import worker_meeting, worker_standing, workers
@@ -89,7 +88,7 @@ def test_a_removed_directory_is_made_again(tmp_path: Path, caplog: pytest.LogCap
     check(1)
     with caplog.at_level(logging.WARNING, "fastapi_observe"):
         for number, removed in enumerate((place / NAME, place)):
-            shutil.rmtree(removed)
+            remove_tree(removed)
             count()
             check(2 * number + 2)
             count()
@@ -128,7 +127,7 @@ def test_what_the_dead_have_left_is_remembered(tmp_path: Path) -> None:
         if removed == "archive":
             (tmp_path / NAME / removed).unlink()
         else:
-            shutil.rmtree(tmp_path / NAME)
+            remove_tree(tmp_path / NAME)
         count()
         assert living.samples()["jobs_total"] == {(("kind", "a"),): living.samples()["level"][()]}
         assert (tmp_path / NAME / "archive").exists()
@@ -143,7 +142,7 @@ def test_who_came_first_after_the_removal_had_an_archive_of_its_own(tmp_path: Pa
     dead.die()
     living = Member(tmp_path)
     assert living.samples()["jobs_total"] == {(): 3}
-    shutil.rmtree(tmp_path / NAME)
+    remove_tree(tmp_path / NAME)
     for number in (5, 7):
         fresh = Member(tmp_path)
         fresh.metrics.counter("jobs_total", "Jobs.").inc(number)
@@ -161,7 +160,7 @@ def test_who_leaves_takes_his_counts_along(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(worker_meeting, "is_supervised", lambda _: True)
     member, count, _ = _counting(tmp_path)
     count()
-    shutil.rmtree(tmp_path / NAME)
+    remove_tree(tmp_path / NAME)
     member.leave()
     other = Member(tmp_path)
     assert other.samples()["jobs_total"] == {(("kind", "a"),): 1}
@@ -179,7 +178,7 @@ def test_a_directory_that_cannot_be_made_again(
     member, count, check = _counting(place)
     count()
     check(1)
-    shutil.rmtree(place)
+    remove_tree(place)
     place.touch()
     with caplog.at_level(logging.WARNING, "fastapi_observe"):
         for times in (2, 3):
@@ -194,7 +193,7 @@ def test_a_directory_that_cannot_be_made_again(
     check(4)
     assert sum(member.samples()["late_total"].values()) == 2
     assert member.samples()["fastapi_observe_metrics_degraded"] == {(): 0}
-    shutil.rmtree(place)
+    remove_tree(place)
     place.touch()
     member.leave()
 
@@ -225,7 +224,7 @@ def test_a_move_that_is_broken_off_loses_nothing(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(worker_standing, "RETRY", 0.0)
     member, count, check = _counting(tmp_path)
     count()
-    shutil.rmtree(tmp_path / NAME)
+    remove_tree(tmp_path / NAME)
     with monkeypatch.context() as patch:
         patch.setattr(OwnFiles, "publish", lambda _: (_ for _ in ()).throw(OSError("no space")))
         count()
@@ -253,7 +252,7 @@ def test_a_worker_that_nobody_asks_looks_by_itself(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(worker_meeting.Worker, "recover", recover)
     _until(lambda: failed)
-    shutil.rmtree(tmp_path / NAME)
+    remove_tree(tmp_path / NAME)
     _until(lambda: list((tmp_path / NAME).glob("*.keys")))
     counter.inc()
     assert member.samples()["jobs_total"] == {(): 2}
@@ -265,7 +264,7 @@ def test_a_holder_of_cells_that_fails_to_follow_is_counted(tmp_path: Path) -> No
     """One that raises while it moves keeps the others from nothing."""
     member, count, _ = _counting(tmp_path)
     member.worker.rebinders.insert(0, lambda: 1 / 0)  # type: ignore[arg-type]
-    shutil.rmtree(tmp_path / NAME)
+    remove_tree(tmp_path / NAME)
     count()
     assert member.samples()["jobs_total"] == {(("kind", "a"),): 1}
     assert member.faults.counts == {"workers.rebind": 1}
@@ -330,7 +329,7 @@ def test_a_server_whose_directory_is_removed(ends: str, tmp_path: Path) -> None:
         assert server.total("http_requests_total") == sent
         (directory,) = tmp_path.glob("fastapi-observe-*/*")
         pids = {int(path.name.partition("-")[0]) for path in directory.glob("*.lock")}
-        shutil.rmtree(directory.parent if ends == "nobody" else directory)
+        remove_tree(directory.parent if ends == "nobody" else directory)
         if ends == "replaced":
             os.kill(min(pids), signal.SIGTERM)
             _until(lambda: not runs(min(pids)))

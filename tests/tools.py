@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from contextlib import contextmanager
 from importlib.util import find_spec
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import pytest
@@ -46,6 +47,19 @@ def _missing(reason: str) -> str:
     if os.environ.get("OBSERVE_REQUIRE_ALL") == "1":
         pytest.fail(f"OBSERVE_REQUIRE_ALL=1, but {reason}")
     pytest.skip(reason)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder that somebody may be writing in."""
+    until = monotonic() + 10
+    while True:
+        try:
+            shutil.rmtree(path)
+        except OSError:
+            if path.exists() and monotonic() < until:
+                continue
+            raise
+        return
 
 
 @contextmanager
