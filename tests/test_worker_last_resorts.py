@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from tools import remove_tree
 
 from fastapi_observe.records.faults import Faults
-from fastapi_observe.runtime import worker_standing, workers
+from fastapi_observe.runtime import worker_meeting, worker_standing, workers
 from fastapi_observe.runtime.worker_archive import Archive
 from fastapi_observe.runtime.worker_files import OwnFiles, Reading
 from fastapi_observe.runtime.worker_meeting import _is_held
@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 
 NOBODY = 4194305
 """No process has this id."""
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nobody look by himself: the tests say when."""
+    monkeypatch.setattr(worker_meeting, "TICK", 30.0)
 
 
 @pytest.fixture
