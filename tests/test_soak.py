@@ -209,6 +209,10 @@ async def _stay_flat(
             kept.clear()
         gc.collect()
         memory.append((chunk * REQUESTS / CHUNKS / 1e5, process.memory_info().rss / 1e6))
+    for _ in range(200):  # connections of clients that have left end a moment later
+        if process.num_fds() <= before[1] + 2:
+            break
+        await asyncio.sleep(0.05)
     after = threading.active_count(), process.num_fds()
     growth = slope(memory[CHUNKS // 4 :])
     told = f"{dict(load.counts)}, {growth:+.2f} MB per 100,000, threads and descriptors {before} {after}"
@@ -223,7 +227,7 @@ async def _stay_flat(
     assert spans.begun == spans.ended > REQUESTS
     assert not Counter(alive(Exchange, Operation, RecordedSpan)) - earlier
     assert load.counts["cancelled"] > REQUESTS / 20
-    assert abs(after[0] - before[0]) <= 1
-    assert abs(after[1] - before[1]) <= 2
+    assert after[0] <= before[0] + 1
+    assert after[1] <= before[1] + 2
     if SOAK:
         assert growth < STEEPEST

@@ -109,6 +109,7 @@ def test_what_cannot_be_made_again_is_not_tried_at_each_look(tmp_path: Path, mon
     remove_tree(place)
     place.touch()
     assert not member.worker.recover()
+    member.worker._watch()  # looks after nothing else meanwhile
     place.unlink()
     assert not member.worker.recover()
     monkeypatch.setattr(member.worker, "_again", 0.0)
