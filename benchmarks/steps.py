@@ -48,9 +48,8 @@ def our_steps(app: FastAPI, ratio: float) -> dict[str, Step]:
     """Return the steps with fastapi-observe."""
     from fastapi_observe import install
 
-    observe = install(
-        app, sample_ratio=ratio, max_traces_per_second=None, repeated_queries=10**9
-    )  # thousands are meant
+    # Thousands of queries in one request are meant.
+    observe = install(app, sample_ratio=ratio, max_traces_per_second=None, repeated_queries=10**9)
     bare = observe.metrics.counter("steps_total", "Steps.")
     labelled = observe.metrics.counter("labelled_steps_total", "Steps.", ["currency"])
     ended: list[Any] = []

@@ -14,7 +14,7 @@ import tempfile
 from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import psutil
@@ -23,9 +23,10 @@ from chaos_app import PLANNED
 from chaos_requests import Answer, ask_at_once, ask_everything
 from collectors import TAKES, Collector, Mode
 from servers_of_workers import SERVERS, Crew, crew
+from tools import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has none of these signals")
 
@@ -51,6 +52,8 @@ LATER: Final = 2.5
 
 LONGEST: Final = 30.0
 """Seconds until something is taken to hang."""
+
+_until = functools.partial(until, seconds=LONGEST)
 
 GROWTH: Final = 64 * 1024 * 1024
 """Bytes that a worker's peak may grow by: its first requests load a part of that; the answer of `huge` is 300 MB."""
@@ -153,13 +156,6 @@ def _by_signal(samples: dict[str, dict[tuple[tuple[str, str], ...], float]], nam
         signal_name = dict(labels)["signal"]
         found[signal_name] = found.get(signal_name, 0) + value
     return found
-
-
-def _until(condition: Callable[[], object]) -> None:
-    deadline = monotonic() + LONGEST
-    while not condition():
-        assert monotonic() < deadline
-        sleep(0.02)
 
 
 def _memory(pid: int, of: str) -> int:

@@ -20,7 +20,7 @@ from collectors import Collector
 from fastapi import FastAPI
 from servers_of_workers import free_port
 from starlette.testclient import TestClient
-from tools import needs_package
+from tools import needs_package, until
 
 from fastapi_observe import install
 
@@ -120,10 +120,8 @@ def test_each_reload_begins_anew(tmp_path: Path) -> None:
     assert len({(each["threads"], each["others"]) for each in found}) == 1
     sockets = [each["sockets"] for each in found]
     assert max(sockets) - min(sockets) <= 2, "that to the collector, and that of the last answer, may be open or not"
-    deadline = monotonic() + 10  # the resource tracker of multiprocessing ends last
-    while left := [each for each in psutil.process_iter() if _is_of_session(each, process.pid)]:
-        assert monotonic() < deadline, left
-        sleep(0.05)
+    # The resource tracker of multiprocessing ends last.
+    until(lambda: not [each for each in psutil.process_iter() if _is_of_session(each, process.pid)], 10)
     assert not list(tmp_path.glob("fastapi-observe-*/*"))
     sent = len((tmp_path / "app.log").read_text("utf-8").splitlines())
     assert collector.names["GET /"] == sum('"endpoint":"/"' in line for line in _lines(tmp_path)) > RELOADS, sent
@@ -160,10 +158,8 @@ def test_many_lifespans_in_one_process_leave_nothing() -> None:
     for _ in range(LIFESPANS):
         live()
     gc.collect()
-    deadline = monotonic() + 10  # what a thread of the last one closes, it may close a moment later
-    while threading.active_count() > before[0] or process.num_fds() > before[1]:
-        assert monotonic() < deadline, (threading.enumerate(), process.num_fds(), before)
-        sleep(0.05)
+    # What a thread of the last one closes, it may close a moment later.
+    until(lambda: threading.active_count() <= before[0] and process.num_fds() <= before[1], 10)
     assert process.memory_info().rss - memory < 8e6
     observe.close()
     collector.close()

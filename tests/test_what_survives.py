@@ -12,7 +12,6 @@ import threading
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,7 +21,7 @@ from servers_of_workers import free_port
 from tools import remove_tree, tmpfs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="Linux")
 
@@ -194,14 +193,6 @@ def _answers(server: Served) -> bool:
     with suppress(OSError, HTTPException):
         return bool(server.get("/metrics"))
     return False
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait for something that comes."""
-    end = monotonic() + 30
-    while not condition():
-        assert monotonic() < end
-        sleep(0.02)
 
 
 SENT = range(40)

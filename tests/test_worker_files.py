@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from math import inf, nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 import orjson
@@ -21,6 +20,7 @@ from hypothesis import strategies as st
 pytest.importorskip("fcntl")
 
 from members import NAME, Member
+from tools import until
 
 from fastapi_observe.records.faults import Faults
 from fastapi_observe.runtime import worker_archive, worker_files, worker_standing
@@ -112,10 +112,8 @@ def test_files_that_cannot_be_made_leave_nothing(failing: str, tmp_path: Path, m
     with pytest.raises(OSError, match="No space"):
         Worker(tmp_path / NAME, Faults())
     assert [path.name for path in (tmp_path / NAME).iterdir()] == ["lock"]
-    deadline = monotonic() + 10  # threads of other tests may have something open for a moment
-    while len(list(Path("/proc/self/fd").iterdir())) > before:
-        assert monotonic() < deadline
-        sleep(0.01)
+    # Threads of other tests may have something open for a moment.
+    until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before, 10)
 
 
 def test_the_dead_are_folded(tmp_path: Path) -> None:

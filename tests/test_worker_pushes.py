@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections import defaultdict
-from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +13,7 @@ from collectors import Collector
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from servers_of_workers import serving_workers
+from tools import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,14 +77,14 @@ def test_the_collector_s_sum_is_what_was_requested(name: str, tmp_path: Path) ->
         ) as server:
             sent = server.spread(3)
             assert server.total("http_requests_total") == sent  # the merged view of one is in no push
-            _until(lambda: total(collector, "http_requests") == sent)
+            until(lambda: total(collector, "http_requests") == sent)
             before = streams(collector, "http_requests")
             assert len(before) == 3
             (killed,) = set(server.count(1))
             sent += 1
-            _until(lambda: all(total(collector, counted) == sent for counted in COUNTED))  # they are read one by one
+            until(lambda: all(total(collector, counted) == sent for counted in COUNTED))  # they are read one by one
             os.kill(killed, signal.SIGKILL)
-            _until(lambda: _living(server) == 3)
+            until(lambda: _living(server) == 3)
             sent += len(server.count(60))
             assert server.total("http_requests_total") == sent
         for counted in COUNTED:
@@ -97,13 +97,6 @@ def test_the_collector_s_sum_is_what_was_requested(name: str, tmp_path: Path) ->
         sent_by = {metric.name for _, metric in metrics_of(collector)}
         assert "process_cpu_seconds" in sent_by
         assert not sent_by & {"fastapi_observe_workers", "fastapi_observe_metrics_degraded", "target_info"}
-
-
-def _until(condition: Any) -> None:
-    deadline = monotonic() + 20
-    while not condition():
-        assert monotonic() < deadline
-        sleep(0.02)
 
 
 def _living(server: Any) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 import prometheus_client
@@ -16,7 +15,7 @@ pytest.importorskip("fcntl")
 from members import NAME, Member
 from prometheus_client import CollectorRegistry
 from servers_of_workers import serving_workers
-from tools import remove_tree, tmpfs
+from tools import remove_tree, tmpfs, until
 
 from fastapi_observe.records.faults import Faults
 from fastapi_observe.runtime import worker_meeting, worker_standing, workers
@@ -38,13 +37,6 @@ KINDS = (".keys", ".values", ".lock", ".ask")
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have nobody look by himself: the tests say when."""
     monkeypatch.setattr(worker_meeting, "TICK", 30.0)
-
-
-def _until(condition: Callable[[], object]) -> None:
-    deadline = monotonic() + 20
-    while not condition():
-        assert monotonic() < deadline
-        sleep(0.02)
 
 
 def _counting(place: Path) -> tuple[Member, Callable[[], None], Callable[[float], None]]:
@@ -251,9 +243,9 @@ def test_a_worker_that_nobody_asks_looks_by_itself(tmp_path: Path, monkeypatch: 
         return real(worker)
 
     monkeypatch.setattr(worker_meeting.Worker, "recover", recover)
-    _until(lambda: failed)
+    until(lambda: failed)
     remove_tree(tmp_path / NAME)
-    _until(lambda: list((tmp_path / NAME).glob("*.keys")))
+    until(lambda: list((tmp_path / NAME).glob("*.keys")))
     counter.inc()
     assert member.samples()["jobs_total"] == {(): 2}
     assert member.faults.counts == {"workers.watch": 1}
@@ -291,7 +283,7 @@ def test_who_cannot_join_at_first_joins_later(
         if number == 1:
             one.stop()  # it was not to be
     place.mkdir(0o700)
-    _until(lambda: "fastapi_observe_metrics_degraded 0.0" in metrics.render("", "")[1].decode())
+    until(lambda: "fastapi_observe_metrics_degraded 0.0" in metrics.render("", "")[1].decode())
     counter.inc()
     assert "jobs_total 3" in metrics.render("", "")[1].decode()
     assert len(list(place.glob("fastapi-observe-*/*/*.keys"))) == 1
@@ -309,7 +301,7 @@ def test_a_fault_of_ours_ends_the_trying(tmp_path: Path, monkeypatch: pytest.Mon
     one = Workers(settings, faults, MetricsService(settings, faults).sharing)
     one.start()
     monkeypatch.setattr(workers, "open_root", lambda _: 1 / 0)
-    _until(lambda: faults.counts)
+    until(lambda: faults.counts)
     assert faults.counts == {"workers.start": 1}
     one.stop()
 
@@ -332,7 +324,7 @@ def test_a_server_whose_directory_is_removed(ends: str, tmp_path: Path) -> None:
         remove_tree(directory.parent if ends == "nobody" else directory)
         if ends == "replaced":
             os.kill(min(pids), signal.SIGTERM)
-            _until(lambda: not runs(min(pids)))
+            until(lambda: not runs(min(pids)))
         sent += len(server.count(6))
         for _ in range(8):
             samples = server.samples()
@@ -341,7 +333,7 @@ def test_a_server_whose_directory_is_removed(ends: str, tmp_path: Path) -> None:
             assert samples["fastapi_observe_metrics_degraded"] == {(): 0}
         if ends == "killed":  # all have come to the new directory
             os.kill(min(pids), signal.SIGKILL)
-            _until(lambda: not runs(min(pids)))
+            until(lambda: not runs(min(pids)))
         for _ in range(4):
             assert server.total("http_requests_total") == sent
         assert server.total("late_total") == sent

@@ -8,16 +8,15 @@ import os
 import signal
 import subprocess
 import threading
-from time import monotonic, sleep
+from time import sleep
 from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from servers_of_workers import COMMANDS, Server, serving_workers
-from tools import needs
+from tools import needs, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
     from typing import Self
 
@@ -31,13 +30,6 @@ def _needed(name: str) -> None:
     for module in NEEDS.get(name, ("gunicorn", "uvicorn_worker")):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed")
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = monotonic() + 20
-    while not condition():
-        assert monotonic() < deadline
-        sleep(0.02)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -110,14 +102,14 @@ def test_a_killed_worker_loses_nothing(name: str, tmp_path: Path) -> None:
             shown = 0.0
             for _ in range(kills):
                 before = sum(load.received)
-                _until(lambda before=before: sum(load.received) > before + 30)  # type: ignore[misc]
+                until(lambda before=before: sum(load.received) > before + 30)  # type: ignore[misc]
                 pid = next(int(path.name.split("-")[0]) for path in tmp_path.glob("fastapi-observe-*/*/*.lock"))
                 os.kill(pid, signal.SIGKILL)
                 for _ in range(5):
                     now = _scraped(server)
                     assert now >= shown
                     shown = now
-                _until(lambda: len(list(tmp_path.glob("fastapi-observe-*/*/*.lock"))) >= 3 or _scraped(server) < 0)
+                until(lambda: len(list(tmp_path.glob("fastapi-observe-*/*/*.lock"))) >= 3 or _scraped(server) < 0)
         total = server.total("http_requests_total")
         # Cut off by a kill: answered and not counted yet, or counted and not answered; at most one a connection.
         assert abs(total - sum(load.received)) <= 6 * kills

@@ -7,14 +7,14 @@ import shutil
 import subprocess
 from contextlib import contextmanager
 from importlib.util import find_spec
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 import pytest
 import starlette
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 HOST_WARNINGS: tuple[str, ...] = (
@@ -47,6 +47,14 @@ def _missing(reason: str) -> str:
     if os.environ.get("OBSERVE_REQUIRE_ALL") == "1":
         pytest.fail(f"OBSERVE_REQUIRE_ALL=1, but {reason}")
     pytest.skip(reason)
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait until `condition()` holds; fail the test when it does not within `seconds`."""
+    deadline = monotonic() + seconds
+    while not condition():
+        assert monotonic() < deadline
+        sleep(0.02)
 
 
 def remove_tree(path: Path) -> None:
