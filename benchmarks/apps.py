@@ -152,7 +152,7 @@ def ours_worker(variant: str, ratio: float) -> Any:
     """fastapi-observe in one of several workers: its counters stand in a file that the others read."""
     import tempfile
 
-    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.internal.errors import Faults
     from fastapi_observe.runtime.worker_meeting import Worker
 
     app = ours(variant, ratio)

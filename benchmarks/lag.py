@@ -48,7 +48,7 @@ def provider(side: str, endpoint: str) -> TracerProvider:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - here only
 
     from fastapi_observe import ObserveSettings  # noqa: PLC0415 - here only
-    from fastapi_observe.records.faults import Faults  # noqa: PLC0415 - here only
+    from fastapi_observe.internal.errors import Faults  # noqa: PLC0415 - here only
     from fastapi_observe.signals.provider import make_provider  # noqa: PLC0415 - here only
 
     exports: dict[str, Any] = {"otlp_endpoint": endpoint} if side == "ours" else {}

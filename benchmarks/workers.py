@@ -47,7 +47,7 @@ class Ours:
     """fastapi-observe in a worker."""
 
     def __init__(self, directory: str) -> None:
-        from fastapi_observe.records.faults import Faults
+        from fastapi_observe.internal.errors import Faults
         from fastapi_observe.runtime.worker_meeting import Worker
         from fastapi_observe.settings import ObserveSettings
         from fastapi_observe.signals.metrics import MetricsService
@@ -130,7 +130,7 @@ class Client(Stock):
     """prometheus_client's own metrics, in a worker of ours."""
 
     def __init__(self, directory: str) -> None:
-        from fastapi_observe.records.faults import Faults
+        from fastapi_observe.internal.errors import Faults
         from fastapi_observe.runtime.worker_meeting import Worker
         from fastapi_observe.settings import ObserveSettings
         from fastapi_observe.signals.metrics import MetricsService

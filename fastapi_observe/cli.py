@@ -9,7 +9,7 @@ from fastapi_observe.cli_bundle import add_bundle
 from fastapi_observe.cli_cardinality import add_cardinality
 from fastapi_observe.cli_settings import add_settings
 from fastapi_observe.cli_slo import add_slo
-from fastapi_observe.records.package import version_of
+from fastapi_observe.internal.version import version_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

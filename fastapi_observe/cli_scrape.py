@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from fastapi_observe.records.networks import PRIVATE_NETWORKS, is_in
+from fastapi_observe.internal.networks import PRIVATE_NETWORKS, is_in
 from fastapi_observe.signals.series_budget import OVERFLOW
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi_observe.settings_sources import SettingsError
 
 if TYPE_CHECKING:
-    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.internal.errors import Faults
     from fastapi_observe.runtime.error_budgets import ErrorBudgets
     from fastapi_observe.settings import ObserveSettings
     from fastapi_observe.signals.metrics import MetricsService

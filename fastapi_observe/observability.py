@@ -17,10 +17,11 @@ from fastapi_observe.clients.drivers import instrument_pool
 from fastapi_observe.clients.external import ExternalClient
 from fastapi_observe.clients.httpx import HttpClients
 from fastapi_observe.clients.propagation import Propagation
+from fastapi_observe.internal.errors import Faults
+from fastapi_observe.internal.forks import LAST_WORDS, shared_budget
+from fastapi_observe.internal.guard import USERS, guarded, stand_in
 from fastapi_observe.objectives import Objectives
 from fastapi_observe.records.exchange import CONTEXT_KEY, CURRENT_CONTEXT, Exchange
-from fastapi_observe.records.faults import Faults
-from fastapi_observe.records.guard import USERS, guarded, stand_in
 from fastapi_observe.records.nothing import does_something
 from fastapi_observe.records.operation import Operation, new_operation
 from fastapi_observe.records.redaction import Redactor
@@ -35,7 +36,6 @@ from fastapi_observe.runtime.saturation import Saturation
 from fastapi_observe.runtime.system import SystemCollector
 from fastapi_observe.runtime.workers import Workers
 from fastapi_observe.signals.export_counts import ExportCollector, counted
-from fastapi_observe.signals.export_lifetime import LAST_WORDS, shared_budget
 from fastapi_observe.signals.logs import Logs
 from fastapi_observe.signals.metrics import MetricsService
 from fastapi_observe.signals.tracing import TracingService

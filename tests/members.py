@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
-from fastapi_observe.records.faults import Faults
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.runtime.worker_meeting import QUIT, Worker
 from fastapi_observe.settings import ObserveSettings
 from fastapi_observe.signals.metrics import MetricsService

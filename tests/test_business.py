@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
-from fastapi_observe.records.faults import Faults
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.settings import ObserveSettings
 from fastapi_observe.signals.business import Business, Catalogue
 from fastapi_observe.signals.metrics import MetricsService

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from opentelemetry import context as otel_context
 
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.records.exchange import CONTEXT_KEY, Exchange, current_exchange
-from fastapi_observe.records.faults import Faults
 from fastapi_observe.records.websocket import WebSocketExchange
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from collectors import Collector, Mode
 from fastapi import FastAPI
 
 from fastapi_observe import ObserveSettings, install
-from fastapi_observe.records.faults import Faults
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.signals import export_outage, export_store
 from fastapi_observe.signals.export_queue import ExportQueue
 from fastapi_observe.signals.export_sender import Sender

@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from pydantic import SecretStr
 
 from fastapi_observe import ObserveSettings
-from fastapi_observe.records.faults import Faults
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.signals.export_grpc import GrpcTransport
 from fastapi_observe.signals.export_transport import LONGEST_RETRY_AFTER
 from fastapi_observe.signals.provider import ObserveTracerProvider

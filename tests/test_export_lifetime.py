@@ -20,9 +20,9 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from fastapi_observe import ObserveSettings, install
-from fastapi_observe.records.faults import Faults
+from fastapi_observe.internal.errors import Faults
+from fastapi_observe.internal.forks import SUPERVISING, Budget, weakly
 from fastapi_observe.signals.export_counts import ExportCollector, LogCounts
-from fastapi_observe.signals.export_lifetime import SUPERVISING, Budget, weakly
 from fastapi_observe.signals.export_store import Limits, Store
 from fastapi_observe.signals.export_transport import Answer
 from fastapi_observe.signals.provider import ObserveTracerProvider
@@ -173,7 +173,7 @@ def test_the_interpreter_ends_with_everything_sent() -> None:
     code = f"""
 import sys; sys.path.insert(0, {ROOT!r})
 from fastapi_observe import ObserveSettings
-from fastapi_observe.records.faults import Faults
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.signals.tracing import TracingService
 tracing = TracingService(ObserveSettings(sampler="always_on", batch_delay=60), Faults())
 for at in range(10):

@@ -16,10 +16,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from tools import needs
 
+from fastapi_observe.internal.errors import Faults
+from fastapi_observe.internal.version import version_of
 from fastapi_observe.records.exchange import Exchange
-from fastapi_observe.records.faults import Faults
 from fastapi_observe.records.operation import Operation
-from fastapi_observe.records.package import version_of
 from fastapi_observe.runtime.saturation import Saturation
 from fastapi_observe.runtime.system import SystemCollector
 from fastapi_observe.settings import ObserveSettings

@@ -18,10 +18,10 @@ from opentelemetry.sdk.trace.sampling import Sampler
 from prometheus_client import CollectorRegistry
 
 import fastapi_observe.records.validation
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.middleware import Door, Excluded
 from fastapi_observe.observability import Observability
 from fastapi_observe.records.exchange import Exchange
-from fastapi_observe.records.faults import Faults
 from fastapi_observe.records.routing import Routes
 from fastapi_observe.records.stamps import Stamps
 from fastapi_observe.records.websocket import WebSocketExchange

@@ -11,9 +11,9 @@ from fastapi import FastAPI
 
 import fastapi_observe
 from fastapi_observe.clients.database import Query
-from fastapi_observe.records import guard
-from fastapi_observe.records.faults import Faults
-from fastapi_observe.records.guard import ELSEWHERE, STAND_IN, guarded, tell
+from fastapi_observe.internal import guard as guard
+from fastapi_observe.internal.errors import Faults
+from fastapi_observe.internal.guard import ELSEWHERE, STAND_IN, guarded, tell
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.signals.metrics_operations import OperationMetrics
 from fastapi_observe.signals.series import Bounded

@@ -19,7 +19,7 @@ from fastapi_observe import installed
 from fastapi_observe.clients import watch
 from fastapi_observe.clients.database import DatabaseClient
 from fastapi_observe.clients.sqlalchemy import EngineWatch
-from fastapi_observe.records.guard import ELSEWHERE
+from fastapi_observe.internal.guard import ELSEWHERE
 from fastapi_observe.records.redaction import PLAIN
 from fastapi_observe.records.routing import endpoints_of
 from fastapi_observe.runtime.saturation import Saturation

@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.records.exchange import Exchange
-from fastapi_observe.records.faults import Faults
 from fastapi_observe.records.redaction import PLAIN
 from fastapi_observe.signals.line_format import Timestamps, encode_line
 from fastapi_observe.signals.line_request import MOST_KEPT, RequestLines

@@ -17,7 +17,7 @@ import test_logs
 from loguru import logger
 from test_logs import Installed, Lines, exchange_of, inside, restore_uvicorn
 
-from fastapi_observe.records.faults import Faults
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.records.redaction import PLAIN
 from fastapi_observe.settings import ObserveSettings
 from fastapi_observe.signals.log_capture import LogCapture
@@ -33,7 +33,7 @@ lines, make = test_logs.lines, test_logs.make
 BEGIN = """
 import os, sys, logging, threading
 from loguru import logger
-from fastapi_observe.records.faults import Faults
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.records.redaction import PLAIN
 from fastapi_observe.settings import ObserveSettings
 from fastapi_observe.signals.logs import Logs

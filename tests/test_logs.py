@@ -23,9 +23,9 @@ from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from uvicorn.config import LOGGING_CONFIG
 
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.records.exceptions import MOST_LINKED
 from fastapi_observe.records.exchange import CONTEXT_KEY, Exchange
-from fastapi_observe.records.faults import Faults
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.websocket import WebSocketExchange
 from fastapi_observe.settings import ObserveSettings
@@ -903,7 +903,7 @@ APP = """
     import asyncio, json, logging, sys
     import uvicorn
     from loguru import logger
-    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.internal.errors import Faults
     from fastapi_observe.settings import ObserveSettings
     from fastapi_observe.signals.logs import Logs
 

@@ -14,8 +14,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_fastapi_instrumentator import metrics as instrumentator
 from prometheus_fastapi_instrumentator.metrics import Info
 
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.records.exchange import Exchange
-from fastapi_observe.records.faults import Faults
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.websocket import WebSocketExchange
 from fastapi_observe.settings import ObserveSettings

@@ -9,8 +9,8 @@ import threading
 import pytest
 import trio
 
-from fastapi_observe.records import faults as faults_module
-from fastapi_observe.records.faults import Faults
+from fastapi_observe.internal import errors as faults_module
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.outcomes import error_name, is_cancellation, outcome_of
 

@@ -24,7 +24,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from fastapi_observe import ObserveSettings
-from fastapi_observe.records.faults import Faults
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.signals.cells_shown import Given
 from fastapi_observe.signals.otlp_logs import MOST_SCOPES, LogEncoder, nanoseconds
 from fastapi_observe.signals.otlp_metrics import Family, MetricEncoder, read

@@ -28,7 +28,7 @@ from opentelemetry.trace import TraceFlags
 from pydantic import SecretStr
 
 from fastapi_observe import ObserveSettings, SettingsError, TraceContext
-from fastapi_observe.records.faults import Faults
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.signals.provider import ObserveTracerProvider, make_provider, make_resource, make_transport
 from fastapi_observe.signals.tracing import TracingService
 

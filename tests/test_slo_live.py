@@ -17,7 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from fastapi_observe import ObserveSettings, SettingsError, install
-from fastapi_observe.records.faults import Faults
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.runtime import error_budgets
 from fastapi_observe.runtime.error_budgets import COARSE, INTERVAL, ErrorBudgets, Promise
 from fastapi_observe.runtime.worker_files import Reading

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from prometheus_client import CollectorRegistry
 
-from fastapi_observe.records.faults import Faults
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.runtime.system import (
     Cgroup,
     CpuMeter,

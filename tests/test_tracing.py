@@ -20,7 +20,7 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from fastapi_observe import ObserveSettings, TraceContext, current, traced
-from fastapi_observe.records.faults import Faults
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.signals.incoming import is_server_span
 from fastapi_observe.signals.tracing import TracingService

@@ -32,7 +32,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from fastapi_observe import ObserveSettings, TracingDep, traced
-from fastapi_observe.records.faults import Faults
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.signals.tracing import TracingService
 from fastapi_observe.signals.user_spans import LONGEST_MESSAGE, LONGEST_STACK, ContextScope, SpanScope
 

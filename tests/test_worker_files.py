@@ -22,7 +22,7 @@ pytest.importorskip("fcntl")
 from members import NAME, Member
 from tools import until
 
-from fastapi_observe.records.faults import Faults
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.runtime import worker_archive, worker_files, worker_standing
 from fastapi_observe.runtime.worker_archive import Archive
 from fastapi_observe.runtime.worker_files import HEADER, OwnFiles, Reading

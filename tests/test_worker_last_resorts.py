@@ -16,7 +16,7 @@ from members import NAME, Member
 from prometheus_client import CollectorRegistry
 from tools import remove_tree
 
-from fastapi_observe.records.faults import Faults
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.runtime import worker_meeting, worker_standing, workers
 from fastapi_observe.runtime.worker_archive import Archive
 from fastapi_observe.runtime.worker_files import OwnFiles, Reading

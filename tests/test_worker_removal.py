@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from servers_of_workers import serving_workers
 from tools import remove_tree, tmpfs, until
 
-from fastapi_observe.records.faults import Faults
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.runtime import worker_meeting, worker_standing, workers
 from fastapi_observe.runtime.worker_files import OwnFiles
 from fastapi_observe.runtime.worker_place import remove

@@ -11,7 +11,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from fastapi_observe.records.faults import Faults
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.settings import ObserveSettings
 from fastapi_observe.signals import exposition, scrapes
 from fastapi_observe.signals.metrics import MetricsService

@@ -17,7 +17,7 @@ pytest.importorskip("fcntl")
 from members import items_app
 from worker_app import wired
 
-from fastapi_observe.records.faults import Faults
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.runtime import worker_meeting, workers
 from fastapi_observe.runtime.workers import Workers
 from fastapi_observe.settings import ObserveSettings

@@ -8,7 +8,7 @@ from functools import cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from fastapi_observe.records.guard import guarded
+from fastapi_observe.internal.guard import guarded
 from fastapi_observe.records.outcomes import is_cancellation
 
 if TYPE_CHECKING:

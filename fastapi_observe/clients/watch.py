@@ -6,8 +6,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from fastapi_observe.clients.errors import is_timeout
+from fastapi_observe.internal.guard import tell
 from fastapi_observe.records.exchange import current_exchange
-from fastapi_observe.records.guard import tell
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
     from starlette.types import Message, Receive, Scope, Send
 
-    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.internal.errors import Faults
     from fastapi_observe.records.work import Work
 
 EXCHANGE: Final = "fastapi_observe.exchange"

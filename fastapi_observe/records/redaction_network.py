@@ -6,7 +6,7 @@ import re
 from ipaddress import IPv4Address, ip_network
 from typing import Final
 
-from fastapi_observe.records.networks import address_of
+from fastapi_observe.internal.networks import address_of
 from fastapi_observe.records.redaction_patterns import REDACTED
 
 DENIED_HEADERS: Final = frozenset(

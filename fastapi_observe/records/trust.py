@@ -6,15 +6,15 @@ import re
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.records.networks import PRIVATE_NETWORKS, is_in
+from fastapi_observe.internal.networks import PRIVATE_NETWORKS, is_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from starlette.types import Scope
 
+    from fastapi_observe.internal.networks import Network
     from fastapi_observe.records.exchange import Exchange
-    from fastapi_observe.records.networks import Network
 
 MOST_PEERS: Final = 1024
 """Addresses whose answer is remembered; of further ones it is worked out each time."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Message, Receive, Scope, Send
 
-    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.internal.errors import Faults
 
 GOOD_CLOSES: Final = frozenset({"1000", "1001", "1005", "1012"})
 """Close codes of a WebSocket that ended well: normal, going away, none given, a restart of the server."""

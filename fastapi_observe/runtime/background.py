@@ -7,8 +7,8 @@ from typing import Any
 
 from starlette.background import BackgroundTask
 
+from fastapi_observe.internal.guard import tell
 from fastapi_observe.records.exchange import current_exchange
-from fastapi_observe.records.guard import tell
 
 _USERS = "__observe_users__"
 

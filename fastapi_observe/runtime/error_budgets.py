@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.internal.errors import Faults
 
     Counts = Sequence[tuple[float, float]]
 

@@ -18,7 +18,7 @@ from fastapi_observe.records.access import CHALLENGE, Access
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.internal.errors import Faults
     from fastapi_observe.settings import ObserveSettings
 
     Render = Callable[[str, str], tuple[list[tuple[bytes, bytes]], bytes]]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.internal.errors import Faults
     from fastapi_observe.settings import ObserveSettings
 
 CGROUP_ROOT: Final = Path("/sys/fs/cgroup")

@@ -14,7 +14,7 @@ from fastapi_observe.runtime.worker_place import directory_name, identity, open_
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.internal.errors import Faults
     from fastapi_observe.runtime.worker_meeting import Worker
     from fastapi_observe.settings import ObserveSettings
 

@@ -8,7 +8,7 @@ from math import isfinite
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from fastapi_observe.records.guard import USERS, guarded
+from fastapi_observe.internal.guard import USERS, guarded
 from fastapi_observe.signals.series import Bounded, Counter, Histogram
 from fastapi_observe.signals.series_budget import LISTED, LabelValues
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
-    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.internal.errors import Faults
     from fastapi_observe.signals.business import Catalogue
     from fastapi_observe.signals.cells import Reading, Worker
     from fastapi_observe.signals.cells_view import SharedView

@@ -20,7 +20,7 @@ from fastapi_observe.signals.series import Bounded
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.internal.errors import Faults
     from fastapi_observe.signals.cells import Answer, Worker
     from fastapi_observe.signals.series_budget import SeriesBudget
 

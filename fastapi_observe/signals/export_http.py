@@ -12,7 +12,7 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
-from fastapi_observe.records.package import version_of
+from fastapi_observe.internal.version import version_of
 from fastapi_observe.signals.export_transport import (
     LONGEST_RETRY_AFTER,
     Answer,

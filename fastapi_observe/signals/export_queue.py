@@ -11,7 +11,7 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from fastapi_observe.signals.export_lifetime import Budget, at_exit, at_fork
+from fastapi_observe.internal.forks import Budget, at_exit, at_fork
 from fastapi_observe.signals.export_outage import Outage
 from fastapi_observe.signals.export_sender import Requests, Sender
 from fastapi_observe.signals.export_store import SLICE, Limits, Store
@@ -19,7 +19,7 @@ from fastapi_observe.signals.export_store import SLICE, Limits, Store
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.internal.errors import Faults
     from fastapi_observe.signals.export_counts import Counts
     from fastapi_observe.signals.export_transport import Transport
 

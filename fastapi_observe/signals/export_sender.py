@@ -14,7 +14,7 @@ from fastapi_observe.signals.export_transport import Answer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.internal.errors import Faults
     from fastapi_observe.signals.export_outage import Outage
     from fastapi_observe.signals.export_store import Entry, Store
     from fastapi_observe.signals.export_transport import Transport

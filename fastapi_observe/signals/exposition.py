@@ -11,7 +11,7 @@ from prometheus_client import exposition as stock
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.openmetrics import exposition as stock_openmetrics
 
-from fastapi_observe.records.package import version_of
+from fastapi_observe.internal.version import version_of
 from fastapi_observe.signals.cells_shown import Given, MergedText, SharedRegistry
 from fastapi_observe.signals.series import NAP, Bounded
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.internal.errors import Faults
     from fastapi_observe.signals.series_budget import SeriesBudget
 
 Answer = tuple[list[tuple[bytes, bytes]], bytes]

@@ -12,8 +12,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
+from fastapi_observe.internal.guard import guarded
 from fastapi_observe.records.exchange import current_exchange
-from fastapi_observe.records.guard import guarded
 from fastapi_observe.signals.line_writer import LineWriter
 from fastapi_observe.signals.log_loguru import LoguruHandlers
 from fastapi_observe.signals.log_message import ACCESS_LOGGERS, is_access
@@ -21,7 +21,7 @@ from fastapi_observe.signals.log_message import ACCESS_LOGGERS, is_access
 if TYPE_CHECKING:
     from loguru import Record
 
-    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.internal.errors import Faults
 
 SERVER_LOGGERS: Final = (
     "uvicorn",

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
     from loguru import Record
 
+    from fastapi_observe.internal.errors import Faults
     from fastapi_observe.records.exchange import Exchange
-    from fastapi_observe.records.faults import Faults
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.work import Work
     from fastapi_observe.settings import ObserveSettings

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from fastapi_observe.internal.guard import USERS, guarded, stand_in
 from fastapi_observe.records.exchange import known_method
-from fastapi_observe.records.guard import USERS, guarded, stand_in
 from fastapi_observe.records.nothing import nothing
 from fastapi_observe.records.outcomes import status_name
 from fastapi_observe.signals.business import Business, Catalogue
@@ -23,8 +23,8 @@ from fastapi_observe.signals.series_budget import BoundsCollector, SeriesBudget
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from fastapi_observe.internal.errors import Faults
     from fastapi_observe.records.exchange import Exchange
-    from fastapi_observe.records.faults import Faults
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.pool import PoolState
     from fastapi_observe.records.websocket import WebSocketExchange

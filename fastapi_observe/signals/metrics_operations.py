@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.internal.errors import Faults
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.pool import PoolState
     from fastapi_observe.signals.business import Catalogue

@@ -6,7 +6,7 @@ import threading
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.signals.export_lifetime import at_fork
+from fastapi_observe.internal.forks import at_fork
 from fastapi_observe.signals.export_queue import ExportQueue
 from fastapi_observe.signals.otlp_logs import LogEncoder
 from fastapi_observe.signals.otlp_metrics import MetricEncoder, read
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
     from prometheus_client.registry import Collector
 
-    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.internal.errors import Faults
     from fastapi_observe.settings import ObserveSettings
     from fastapi_observe.signals.export_counts import Counts
 

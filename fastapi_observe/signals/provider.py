@@ -10,10 +10,10 @@ from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 
-from fastapi_observe.records.networks import is_private_host
-from fastapi_observe.records.package import version_of
+from fastapi_observe.internal.forks import at_fork
+from fastapi_observe.internal.networks import is_private_host
+from fastapi_observe.internal.version import version_of
 from fastapi_observe.settings import SettingsError
-from fastapi_observe.signals.export_lifetime import at_fork
 from fastapi_observe.signals.export_queue import ExportQueue
 from fastapi_observe.signals.export_store import Limits
 from fastapi_observe.signals.otlp_spans import SpanEncoder
@@ -21,7 +21,7 @@ from fastapi_observe.signals.sampling import LimitedSampler, Quota, make_bound, 
 from fastapi_observe.signals.span_processors import ExportProcessor, GuardedProcessor
 
 if TYPE_CHECKING:
-    from fastapi_observe.records.faults import Faults
+    from fastapi_observe.internal.errors import Faults
     from fastapi_observe.settings import ObserveSettings
     from fastapi_observe.signals.export_transport import Transport
 

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, Tracer
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags, TraceState
 
-from fastapi_observe.signals.export_lifetime import at_fork
+from fastapi_observe.internal.forks import at_fork
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

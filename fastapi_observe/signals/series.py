@@ -12,7 +12,7 @@ import prometheus_client
 from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
-from fastapi_observe.records.guard import STAND_IN, USERS, tell
+from fastapi_observe.internal.guard import STAND_IN, USERS, tell
 from fastapi_observe.signals.series_budget import OVERFLOW, Kept, LabelValues, SeriesBudget
 from fastapi_observe.signals.series_removal import Removable
 

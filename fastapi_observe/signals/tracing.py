@@ -13,9 +13,9 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, StatusCode
 
+from fastapi_observe.internal.guard import guarded, stand_in
+from fastapi_observe.internal.ids import NEW_IDS
 from fastapi_observe.records.exchange import CONTEXT_KEY, CURRENT_CONTEXT
-from fastapi_observe.records.guard import guarded, stand_in
-from fastapi_observe.records.ids import NEW_IDS
 from fastapi_observe.records.redaction import Redactor
 from fastapi_observe.records.trace_context import RANDOM, TraceContext, well_formed_headers
 from fastapi_observe.records.trust import Trust
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import Span
 
+    from fastapi_observe.internal.errors import Faults
     from fastapi_observe.records.exchange import Exchange
-    from fastapi_observe.records.faults import Faults
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.settings import ObserveSettings
 

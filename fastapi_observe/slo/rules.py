@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.records.package import version_of
+from fastapi_observe.internal.version import version_of
 from fastapi_observe.settings_objectives import Latency, percent, seconds
 from fastapi_observe.slo import promql, yaml
 from fastapi_observe.slo.alerts import alert, budget_alerts, burn_alerts, missing_alert, service_alerts

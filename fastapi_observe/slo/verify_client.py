@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
-from fastapi_observe.records.networks import is_private_host
+from fastapi_observe.internal.networks import is_private_host
 
 PATIENCE: Final = 10.0
 """Seconds that Prometheus may be silent."""

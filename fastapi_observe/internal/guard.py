@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
+from fastapi_observe.internal.errors import Faults
 from fastapi_observe.records.exchange import current_exchange
-from fastapi_observe.records.faults import Faults
 
 if TYPE_CHECKING:
     from collections.abc import Callable
