@@ -49,7 +49,7 @@ class Ours:
     def __init__(self, directory: str) -> None:
         from fastapi_observe.internal.errors import Faults
         from fastapi_observe.runtime.worker_meeting import Worker
-        from fastapi_observe.settings import ObserveSettings
+        from fastapi_observe.settings.model import ObserveSettings
         from fastapi_observe.signals.metrics import MetricsService
 
         self.metrics = MetricsService(ObserveSettings(default_registry=False, series_per_metric=5000), Faults())
@@ -87,7 +87,7 @@ class Stock:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
         import prometheus_client as client
 
-        from fastapi_observe.settings import ObserveSettings
+        from fastapi_observe.settings.model import ObserveSettings
         from fastapi_observe.signals.metrics import SIZE_BUCKETS
 
         self.client = client
@@ -132,7 +132,7 @@ class Client(Stock):
     def __init__(self, directory: str) -> None:
         from fastapi_observe.internal.errors import Faults
         from fastapi_observe.runtime.worker_meeting import Worker
-        from fastapi_observe.settings import ObserveSettings
+        from fastapi_observe.settings.model import ObserveSettings
         from fastapi_observe.signals.metrics import MetricsService
 
         self.metrics = MetricsService(ObserveSettings(), Faults())

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.slo.dashboard_features import Features
     from fastapi_observe.slo.plan import Plan
 
@@ -170,7 +170,7 @@ def run_verify(chosen: argparse.Namespace) -> int:
 def run_cost(chosen: argparse.Namespace) -> int:
     """Print what observing costs."""
     from fastapi_observe.cli_scrape import EXAMPLE, UnreadableError, families, lines  # noqa: PLC0415
-    from fastapi_observe.settings_objectives import seconds  # noqa: PLC0415
+    from fastapi_observe.settings.objectives import seconds  # noqa: PLC0415
     from fastapi_observe.slo.cost import Prices, Tally, as_text, bill  # noqa: PLC0415
 
     try:

@@ -6,8 +6,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from fastapi_observe.settings import ObserveSettings, SettingsError
-from fastapi_observe.settings_sources import accepted, mask, variables
+from fastapi_observe.settings.model import ObserveSettings, SettingsError
+from fastapi_observe.settings.sources import accepted, mask, variables
 
 if TYPE_CHECKING:
     import argparse

@@ -15,7 +15,7 @@ from fastapi_observe.middleware import Door, Seam, observing_handler
 from fastapi_observe.observability import Observability
 from fastapi_observe.records.routing import mounted_apps
 from fastapi_observe.scraping import check_dependency
-from fastapi_observe.settings import ObserveSettings
+from fastapi_observe.settings.model import ObserveSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

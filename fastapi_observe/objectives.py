@@ -7,12 +7,12 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.settings_sources import SettingsError
+from fastapi_observe.settings.sources import SettingsError
 
 if TYPE_CHECKING:
     from fastapi_observe.internal.errors import Faults
     from fastapi_observe.runtime.error_budgets import ErrorBudgets
-    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.signals.metrics import MetricsService
     from fastapi_observe.signals.metrics_objectives import Counted
     from fastapi_observe.slo.plan import Plan, Resolved
@@ -97,7 +97,7 @@ def _tell(plan: Plan) -> None:
 
 
 def _counted(slo: Resolved, plan: Plan) -> Counted:
-    from fastapi_observe.settings_objectives import Latency  # noqa: PLC0415 - only who promises something
+    from fastapi_observe.settings.objectives import Latency  # noqa: PLC0415 - only who promises something
     from fastapi_observe.signals.metrics_objectives import Counted  # noqa: PLC0415
 
     objective = slo.objective

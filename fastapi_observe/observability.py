@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from fastapi_observe.records.pool import PoolState
     from fastapi_observe.records.signal import Signal, Told
-    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.signals.export_queue import ExportQueue
     from fastapi_observe.signals.logs import ObserveLogger
     from fastapi_observe.signals.otlp_push import MetricsPush

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.settings import ObserveSettings
+from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.signals.business import Business, Catalogue
 from fastapi_observe.signals.metrics import MetricsService
 from fastapi_observe.signals.series_budget import SeriesBudget

@@ -14,7 +14,7 @@ import pytest
 from fastapi_observe.cli import main
 from fastapi_observe.cli_settings import options_table
 from fastapi_observe.internal.version import version_of
-from fastapi_observe.settings import ObserveSettings
+from fastapi_observe.settings.model import ObserveSettings
 
 
 @pytest.fixture(autouse=True)

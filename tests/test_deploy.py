@@ -18,7 +18,7 @@ from servers_of_workers import free_port
 from tools import needs
 
 from example_app.services import started
-from fastapi_observe.settings import ObserveSettings
+from fastapi_observe.settings.model import ObserveSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -20,7 +20,7 @@ from tools import needs
 
 from fastapi_observe import DatabaseDep, ExternalDep, MetricsDep, installed, observability
 from fastapi_observe.records.pool import PoolState
-from fastapi_observe.settings_objectives import Availability
+from fastapi_observe.settings.objectives import Availability
 from fastapi_observe.signals.cells import WorkersCollector
 from fastapi_observe.signals.export_counts import ExportCollector
 

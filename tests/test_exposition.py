@@ -22,7 +22,7 @@ from fastapi_observe.records.exchange import Exchange
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.runtime.saturation import Saturation
 from fastapi_observe.runtime.system import SystemCollector
-from fastapi_observe.settings import ObserveSettings
+from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.signals.exposition import (
     OPENMETRICS,
     PIECE,

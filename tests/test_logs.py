@@ -28,7 +28,7 @@ from fastapi_observe.records.exceptions import MOST_LINKED
 from fastapi_observe.records.exchange import CONTEXT_KEY, Exchange
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.websocket import WebSocketExchange
-from fastapi_observe.settings import ObserveSettings
+from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.signals import log_loguru
 from fastapi_observe.signals.log_capture import SERVER_LOGGERS
 from fastapi_observe.signals.log_message import ids_of

@@ -18,7 +18,7 @@ from fastapi_observe.internal.errors import Faults
 from fastapi_observe.records.exchange import Exchange
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.websocket import WebSocketExchange
-from fastapi_observe.settings import ObserveSettings
+from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.signals.metrics import MetricsService
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import yaml
 from servers_of_workers import SERVERS
 
 from fastapi_observe.cli import main
-from fastapi_observe.settings import ObserveSettings
+from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.signals import cells_readers, exposition, line_format, line_writer, series_budget
 
 ROOT = Path(__file__).parents[1]

@@ -41,7 +41,7 @@ from fastapi_observe.records.redaction_values import (
     MOST_OF_LARGE,
     MUCH,
 )
-from fastapi_observe.settings import ObserveSettings
+from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.signals.log_message import redact_access
 from fastapi_observe.testing import watch
 

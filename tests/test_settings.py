@@ -15,8 +15,8 @@ from opentelemetry.util.re import parse_env_headers
 from pydantic import SecretStr, ValidationError
 
 from fastapi_observe.cli_settings import options_table
-from fastapi_observe.settings import ObserveSettings, SettingsError
-from fastapi_observe.settings_sources import spec
+from fastapi_observe.settings.model import ObserveSettings, SettingsError
+from fastapi_observe.settings.sources import spec
 
 CONFIGURATION = Path(__file__).parent.parent / "docs" / "configuration.md"
 

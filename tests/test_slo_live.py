@@ -21,7 +21,7 @@ from fastapi_observe.internal.errors import Faults
 from fastapi_observe.runtime import error_budgets
 from fastapi_observe.runtime.error_budgets import COARSE, INTERVAL, ErrorBudgets, Promise
 from fastapi_observe.runtime.worker_files import Reading
-from fastapi_observe.settings_objectives import Availability, Latency, SLOOptions
+from fastapi_observe.settings.objectives import Availability, Latency, SLOOptions
 from fastapi_observe.signals.metrics import MetricsService
 from fastapi_observe.signals.metrics_objectives import Counted
 from fastapi_observe.slo import plan as plans
@@ -125,7 +125,7 @@ print(sorted(name for name in sys.modules if any(part in name for part in ("obse
     imported = set(json.loads(run.stdout.replace("'", '"')))
     assert imported <= {
         "fastapi_observe.objectives",
-        "fastapi_observe.settings_objectives",
+        "fastapi_observe.settings.objectives",
         "fastapi_observe.signals.series_budget",
         "fastapi_observe.slo.annotation",
     }

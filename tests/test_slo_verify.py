@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from conftest import Seen
 
-    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.slo.plan import Plan
 
 SHOP = Path(__file__).parents[1] / "example_app" / "observability"

@@ -17,7 +17,7 @@ from fastapi_observe.runtime.system import (
     SystemCollector,
     machine_cpu,
 )
-from fastapi_observe.settings import ObserveSettings
+from fastapi_observe.settings.model import ObserveSettings
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -23,7 +23,7 @@ from fastapi_observe.runtime.worker_files import OwnFiles, Reading
 from fastapi_observe.runtime.worker_meeting import _is_held
 from fastapi_observe.runtime.worker_standing import COME_WITHIN
 from fastapi_observe.runtime.workers import Workers
-from fastapi_observe.settings import ObserveSettings
+from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.signals.metrics import MetricsService
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from fastapi_observe.runtime.worker_files import OwnFiles
 from fastapi_observe.runtime.worker_place import remove
 from fastapi_observe.runtime.worker_presence import runs
 from fastapi_observe.runtime.workers import Workers
-from fastapi_observe.settings import ObserveSettings
+from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.signals.metrics import MetricsService
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import anyio.to_thread
 import pytest
 
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.settings import ObserveSettings
+from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.signals import exposition, scrapes
 from fastapi_observe.signals.metrics import MetricsService
 from fastapi_observe.signals.scrapes import PIECE, Scrapes, Waiting, send_body

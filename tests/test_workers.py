@@ -20,7 +20,7 @@ from worker_app import wired
 from fastapi_observe.internal.errors import Faults
 from fastapi_observe.runtime import worker_meeting, workers
 from fastapi_observe.runtime.workers import Workers
-from fastapi_observe.settings import ObserveSettings
+from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.signals.metrics import MetricsService
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.settings.model import ObserveSettings
 
     Render = Callable[[str, str], tuple[list[tuple[bytes, bytes]], bytes]]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.settings.model import ObserveSettings
 
 CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 CGROUP_OF_PROCESS: Final = Path("/proc/self/cgroup")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from fastapi_observe.internal.errors import Faults
     from fastapi_observe.runtime.worker_meeting import Worker
-    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.settings.model import ObserveSettings
 
 ALL: Final[weakref.WeakSet[Workers]] = weakref.WeakSet()
 """What a fork must take apart in the child."""

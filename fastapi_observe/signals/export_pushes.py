@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
     from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.signals.export_queue import ExportQueue
     from fastapi_observe.signals.tracing import TracingService
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from fastapi_observe.records.exchange import Exchange
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.work import Work
-    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.signals.line_request import RequestRecord
 
 LEVELS: Final = {"debug": 0, "info": 20, "warn": 30, "error": 40, "fatal": 50}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.pool import PoolState
     from fastapi_observe.records.websocket import WebSocketExchange
-    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.signals.exposition import Answer
     from fastapi_observe.signals.metrics_objectives import Counted, Tally
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
     from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.signals.export_counts import Counts
 
 TRACES_PATH: Final = "/v1/traces"

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from fastapi_observe.internal.forks import at_fork
 from fastapi_observe.internal.networks import is_private_host
 from fastapi_observe.internal.version import version_of
-from fastapi_observe.settings import SettingsError
+from fastapi_observe.settings.model import SettingsError
 from fastapi_observe.signals.export_queue import ExportQueue
 from fastapi_observe.signals.export_store import Limits
 from fastapi_observe.signals.otlp_spans import SpanEncoder
@@ -22,7 +22,7 @@ from fastapi_observe.signals.span_processors import ExportProcessor, GuardedProc
 
 if TYPE_CHECKING:
     from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.signals.export_transport import Transport
 
 LONGEST_VALUE = 2048

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from fastapi_observe.internal.errors import Faults
     from fastapi_observe.records.exchange import Exchange
     from fastapi_observe.records.operation import Operation
-    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.settings.model import ObserveSettings
 
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from fastapi_observe.settings_objectives import Latency
+from fastapi_observe.settings.objectives import Latency
 from fastapi_observe.slo import promql
 from fastapi_observe.slo.burn import EVALUATION, Window, budget, proof, text
 

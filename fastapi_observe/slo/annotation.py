@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastapi_observe.settings_objectives import Objective
+    from fastapi_observe.settings.objectives import Objective
 
 F = TypeVar("F", bound="Callable[..., Any]")
 

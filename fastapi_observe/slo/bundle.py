@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.slo.dashboard_features import Features
     from fastapi_observe.slo.plan import Plan
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Final, NamedTuple
 
-from fastapi_observe.settings_objectives import SECONDS, seconds
+from fastapi_observe.settings.objectives import SECONDS, seconds
 
 EVALUATION: Final = 30
 """Seconds between two evaluations of the rules of one objective."""

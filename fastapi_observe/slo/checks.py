@@ -7,7 +7,7 @@ from decimal import Decimal
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from fastapi_observe.settings_objectives import (
+from fastapi_observe.settings.objectives import (
     NAME,
     Availability,
     Latency,
@@ -19,7 +19,7 @@ from fastapi_observe.settings_objectives import (
 from fastapi_observe.slo.burn import EVALUATION, WINDOWS, Window, factor, text, threshold
 
 if TYPE_CHECKING:
-    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.settings.model import ObserveSettings
 
 LARGEST: Final = Decimal("99.999")
 FASTEST: Final = Decimal(15)

@@ -8,13 +8,13 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.records.exchange import known_method
-from fastapi_observe.settings_objectives import Latency, Objective
+from fastapi_observe.settings.objectives import Latency, Objective
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from fastapi_observe.records.routing import Endpoint
-    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.slo.checks import Findings
 
 FRAMEWORK: Final = ("/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc")

@@ -11,7 +11,7 @@ from fastapi_observe.records.routing import endpoints_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.settings.model import ObserveSettings
 
 DEPENDENCIES: Final = "fastapi_observe.dependencies"
 ASKED_FOR: Final = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastapi_observe.settings_objectives import seconds
+from fastapi_observe.settings.objectives import seconds
 from fastapi_observe.slo.dashboard_parts import Query, Row, graph, number, or_none, top
 from fastapi_observe.slo.dashboard_rows import RATE, RED, quantile, rate
 

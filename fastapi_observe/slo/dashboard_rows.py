@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from fastapi_observe.settings_objectives import Availability
+from fastapi_observe.settings.objectives import Availability
 from fastapi_observe.slo.burn import WINDOWS, factor
 from fastapi_observe.slo.dashboard_parts import Panel, Query, Row, explore, graph, heatmap, number, or_none, table, top
 from fastapi_observe.slo.promql import bad, events, go_string, good, selector, target

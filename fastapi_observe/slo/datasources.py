@@ -5,12 +5,12 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.settings_objectives import seconds
+from fastapi_observe.settings.objectives import seconds
 from fastapi_observe.slo.burn import WINDOWS
 from fastapi_observe.slo.promql import duration
 
 if TYPE_CHECKING:
-    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.slo.dashboard_features import Features
     from fastapi_observe.slo.plan import Plan
 

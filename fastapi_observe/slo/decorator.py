@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from fastapi_observe.settings_objectives import Availability, Latency, Objective
+from fastapi_observe.settings.objectives import Availability, Latency, Objective
 
 if TYPE_CHECKING:
     from collections.abc import Callable

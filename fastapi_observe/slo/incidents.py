@@ -6,7 +6,7 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.settings_objectives import Availability, Latency
+from fastapi_observe.settings.objectives import Availability, Latency
 from fastapi_observe.slo import promql, yaml
 from fastapi_observe.slo.burn import EVALUATION, Window, budget, text
 from fastapi_observe.slo.playing import SAMPLE, Phase, expected, sample_pairs, series_of

@@ -8,11 +8,11 @@ from inspect import isroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastapi_observe.settings_sources import SettingsError
+from fastapi_observe.settings.sources import SettingsError
 from fastapi_observe.slo.plan import Plan, make_plan
 
 if TYPE_CHECKING:
-    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.settings.model import ObserveSettings
 
 
 class LoadError(Exception):

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.records.routing import REDIRECT, Endpoint, endpoints_of
-from fastapi_observe.settings_objectives import Objective, SLOOptions
+from fastapi_observe.settings.objectives import Objective, SLOOptions
 from fastapi_observe.slo.burn import duration
 from fastapi_observe.slo.checks import Findings, Problem, check_all, check_options
 from fastapi_observe.slo.choosing import choose, framework_templates, grouped, measured
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from decimal import Decimal
 
-    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.slo.burn import Window
 
 FORMAT: Final = 2

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.records.routing import UNMATCHED
-from fastapi_observe.settings_objectives import Latency, seconds
+from fastapi_observe.settings.objectives import Latency, seconds
 from fastapi_observe.slo import promql
 from fastapi_observe.slo.burn import EVALUATION, Window, budget, proof, text
 

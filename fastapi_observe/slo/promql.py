@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.records.routing import UNMATCHED
-from fastapi_observe.settings_objectives import Availability, Latency
+from fastapi_observe.settings.objectives import Availability, Latency
 from fastapi_observe.slo.burn import duration
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.settings_objectives import Latency, seconds
+from fastapi_observe.settings.objectives import Latency, seconds
 from fastapi_observe.slo.burn import factor, spent, text
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.internal.version import version_of
-from fastapi_observe.settings_objectives import Latency, percent, seconds
+from fastapi_observe.settings.objectives import Latency, percent, seconds
 from fastapi_observe.slo import promql, yaml
 from fastapi_observe.slo.alerts import alert, budget_alerts, burn_alerts, missing_alert, service_alerts
 from fastapi_observe.slo.burn import EVALUATION, WINDOWS, budget, text

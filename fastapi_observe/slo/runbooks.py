@@ -6,7 +6,7 @@ import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.settings_objectives import Availability, seconds
+from fastapi_observe.settings.objectives import Availability, seconds
 from fastapi_observe.slo import promql
 from fastapi_observe.slo.burn import budget, factor, spent, text
 from fastapi_observe.slo.rules import rules_of

@@ -6,7 +6,7 @@ import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from fastapi_observe.settings_objectives import Latency
+from fastapi_observe.settings.objectives import Latency
 from fastapi_observe.slo import promql
 from fastapi_observe.slo.datasources import retention
 from fastapi_observe.slo.rules import rules_of
@@ -15,7 +15,7 @@ from fastapi_observe.slo.verify_client import Prometheus, UnreachableError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fastapi_observe.settings import ObserveSettings
+    from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.slo.plan import Plan, Resolved
 
 __all__ = ["Finding", "UnreachableError", "verify"]

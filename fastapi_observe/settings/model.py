@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from pydantic import PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from fastapi_observe.settings_sources import (
+from fastapi_observe.settings.sources import (
     PREFIX,
     UNREADABLE,
     Given,
@@ -19,7 +19,7 @@ from fastapi_observe.settings_sources import (
     mask,
     problem,
 )
-from fastapi_observe.settings_types import (
+from fastapi_observe.settings.types import (
     KEPT,
     PEERS,
     Bounds,

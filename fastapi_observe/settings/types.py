@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, StringConstraints
 
-from fastapi_observe.settings_sources import pairs, split
+from fastapi_observe.settings.sources import pairs, split
 
 
 def _headers(value: Any) -> Any:
@@ -62,7 +62,7 @@ def _peers(value: Any) -> Any:
 
 
 def _objectives(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    from fastapi_observe.settings_objectives import Availability, Latency  # noqa: PLC0415 - few apps have any
+    from fastapi_observe.settings.objectives import Availability, Latency  # noqa: PLC0415 - few apps have any
 
     if not all(isinstance(each, Availability | Latency) for each in value):
         raise ValueError("no objectives")
@@ -70,7 +70,7 @@ def _objectives(value: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _objective_options(value: Any) -> Any:
-    from fastapi_observe.settings_objectives import SLOOptions  # noqa: PLC0415 - as above
+    from fastapi_observe.settings.objectives import SLOOptions  # noqa: PLC0415 - as above
 
     if not isinstance(value, SLOOptions | None):
         raise ValueError("no SLOOptions")  # noqa: TRY004 - pydantic tells a ValueError

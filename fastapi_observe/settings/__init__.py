@@ -1,0 +1,1 @@
+"""`ObserveSettings`: every option, its types, and the sources of its value."""
