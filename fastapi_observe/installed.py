@@ -10,7 +10,7 @@ from fastapi_observe.internal.guard import USERS, guarded, stand_in, tell
 from fastapi_observe.observability import OPEN
 from fastapi_observe.records.exchange import current_exchange
 from fastapi_observe.records.operation import new_operation
-from fastapi_observe.records.redaction import PLAIN
+from fastapi_observe.redaction.redactor import PLAIN
 from fastapi_observe.signals.user_spans import traced_with
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from fastapi_observe.observability import Observability
     from fastapi_observe.records.operation import Operation
-    from fastapi_observe.records.redaction import Redactor
+    from fastapi_observe.redaction.redactor import Redactor
 
 
 def current() -> Observability:

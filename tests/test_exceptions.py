@@ -14,8 +14,8 @@ from fastapi_observe.records.exceptions import (
     message_of,
     stack_of,
 )
-from fastapi_observe.records.redaction_text import LONGEST_TEXT
-from fastapi_observe.records.redaction_values import is_of_database
+from fastapi_observe.redaction.text import LONGEST_TEXT
+from fastapi_observe.redaction.values import is_of_database
 
 HIDDEN = "hunter2"
 E = TypeVar("E", bound=BaseException)

@@ -31,7 +31,7 @@ from fastapi_observe.clients.propagation import Propagation
 from fastapi_observe.clients.templates import LONGEST_PATH, Templates
 from fastapi_observe.records.exchange import KNOWN_METHODS
 from fastapi_observe.records.operation import OPERATION
-from fastapi_observe.records.redaction import Redactor
+from fastapi_observe.redaction.redactor import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastapi_observe.records.outcomes import error_name
-from fastapi_observe.records.redaction import PLAIN, Redactor
-from fastapi_observe.records.redaction_text import LONGEST_QUERY
+from fastapi_observe.redaction.redactor import PLAIN, Redactor
+from fastapi_observe.redaction.text import LONGEST_QUERY
 from fastapi_observe.signals.line_format import (
     MAX_LINE,
     MAX_STACKTRACE,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fastapi_observe.internal.errors import Faults
 from fastapi_observe.records.exchange import Exchange
-from fastapi_observe.records.redaction import PLAIN
+from fastapi_observe.redaction.redactor import PLAIN
 from fastapi_observe.signals.line_format import Timestamps, encode_line
 from fastapi_observe.signals.line_request import MOST_KEPT, RequestLines
 

@@ -18,7 +18,7 @@ from loguru import logger
 from test_logs import Installed, Lines, exchange_of, inside, restore_uvicorn
 
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.records.redaction import PLAIN
+from fastapi_observe.redaction.redactor import PLAIN
 from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.signals.log_capture import LogCapture
 from fastapi_observe.signals.log_message import traceback_in
@@ -34,7 +34,7 @@ BEGIN = """
 import os, sys, logging, threading
 from loguru import logger
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.records.redaction import PLAIN
+from fastapi_observe.redaction.redactor import PLAIN
 from fastapi_observe.settings import ObserveSettings
 from fastapi_observe.signals.logs import Logs
 logs = Logs(ObserveSettings(), Faults())

@@ -23,18 +23,18 @@ from starlette.testclient import TestClient
 from fastapi_observe import install
 from fastapi_observe.records.exceptions import message_of, stack_of
 from fastapi_observe.records.outcomes import error_name
-from fastapi_observe.records.redaction import LONGEST_FIELD, LONGEST_PATH, MOST_KEPT, PLAIN, Redactor
-from fastapi_observe.records.redaction_names import (
+from fastapi_observe.redaction.addresses import network_of
+from fastapi_observe.redaction.names import (
     ALONE,
     AS_PREFIX_OR_SUFFIX,
     AS_SUFFIX,
     MOST_NAMES,
     SecretNames,
 )
-from fastapi_observe.records.redaction_network import network_of
-from fastapi_observe.records.redaction_patterns import is_card_number
-from fastapi_observe.records.redaction_text import LONGEST_FOR_USER, LONGEST_QUERY, LONGEST_TEXT, MARGIN
-from fastapi_observe.records.redaction_values import (
+from fastapi_observe.redaction.patterns import is_card_number
+from fastapi_observe.redaction.redactor import LONGEST_FIELD, LONGEST_PATH, MOST_KEPT, PLAIN, Redactor
+from fastapi_observe.redaction.text import LONGEST_FOR_USER, LONGEST_QUERY, LONGEST_TEXT, MARGIN
+from fastapi_observe.redaction.values import (
     DEEPEST,
     MOST_CHARACTERS,
     MOST_MEMBERS,
@@ -247,7 +247,7 @@ def test_a_long_text_is_cut_before_it_is_looked_at(unit: str) -> None:
 
 def test_no_pattern_reads_anything_twice() -> None:
     """No repeat without a bound gives back what it took, but for one that ends where a fixed text begins."""
-    from fastapi_observe.records import redaction_patterns  # noqa: PLC0415 - all of it
+    from fastapi_observe.redaction import patterns as redaction_patterns  # noqa: PLC0415 - all of it
 
     patterns = [each for each in vars(redaction_patterns).values() if isinstance(each, re.Pattern)]
     assert len(patterns) > 5

@@ -18,7 +18,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from fastapi_observe.records.redaction import LONGEST_AGENT
+from fastapi_observe.redaction.redactor import LONGEST_AGENT
 from fastapi_observe.signals.server_span import (
     LONGEST_METHOD,
     LONGEST_PATH,

@@ -10,7 +10,7 @@ from fastapi_observe.clients.propagation import Propagation
 from fastapi_observe.internal.guard import STAND_IN, USERS, guarded, stand_in, tell
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.outcomes import outcome_of
-from fastapi_observe.records.redaction import PLAIN
+from fastapi_observe.redaction.redactor import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fastapi_observe.clients.external import ExternalClient
     from fastapi_observe.clients.http_body import Body
     from fastapi_observe.clients.http_record import Request
-    from fastapi_observe.records.redaction import Redactor
+    from fastapi_observe.redaction.redactor import Redactor
 
 MOST_TEMPLATES: Final = 200
 """Different path templates that become part of an `operation` label; with further ones it is the method alone."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
     from fastapi_observe.records.operation import OperationReporter
-    from fastapi_observe.records.redaction import Redactor
+    from fastapi_observe.redaction.redactor import Redactor
 
 LONGEST_METHOD: Final = 32
 _NONE: Final[dict[str, Any]] = {}

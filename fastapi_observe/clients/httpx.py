@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from fastapi_observe.clients.http_body import bodies
 from fastapi_observe.clients.http_calls import HttpCalls, ObservedClient
-from fastapi_observe.records.redaction import PLAIN
+from fastapi_observe.redaction.redactor import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import httpx
 
     from fastapi_observe.clients.external import ExternalClient
-    from fastapi_observe.records.redaction import Redactor
+    from fastapi_observe.redaction.redactor import Redactor
 
 C = TypeVar("C")
 

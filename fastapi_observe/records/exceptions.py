@@ -5,12 +5,12 @@ from __future__ import annotations
 import traceback
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.records.redaction import PLAIN
-from fastapi_observe.records.redaction_text import LONGEST_TEXT
-from fastapi_observe.records.redaction_values import is_of_database
+from fastapi_observe.redaction.redactor import PLAIN
+from fastapi_observe.redaction.text import LONGEST_TEXT
+from fastapi_observe.redaction.values import is_of_database
 
 if TYPE_CHECKING:
-    from fastapi_observe.records.redaction import Redactor
+    from fastapi_observe.redaction.redactor import Redactor
 
 LONGEST_TEXTS: Final = 32_768
 """Characters that are looked at in all texts of one chain or group together: four times what is shown of a stack."""

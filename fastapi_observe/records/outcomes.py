@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi_observe.records.redaction import PLAIN
+from fastapi_observe.redaction.redactor import PLAIN
 
 
 def error_name(exc: BaseException) -> str:

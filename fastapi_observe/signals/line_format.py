@@ -20,13 +20,13 @@ import orjson
 
 from fastapi_observe.records.exceptions import message_of, stack_of
 from fastapi_observe.records.outcomes import error_name
-from fastapi_observe.records.redaction import PLAIN
 from fastapi_observe.records.routing import UNMATCHED
+from fastapi_observe.redaction.redactor import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fastapi_observe.records.redaction import Redactor
+    from fastapi_observe.redaction.redactor import Redactor
 
 MAX_LINE: Final = 16_384
 """Most bytes of one JSON line, its newline included."""

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from fastapi_observe.records.redaction_network import LONGEST_ADDRESS
+from fastapi_observe.redaction.addresses import LONGEST_ADDRESS
 from fastapi_observe.signals.line_format import cut, describe_exception, encode_text
 
 if TYPE_CHECKING:
     from fastapi_observe.records.exchange import Exchange
-    from fastapi_observe.records.redaction import Redactor
     from fastapi_observe.records.work import Work
+    from fastapi_observe.redaction.redactor import Redactor
     from fastapi_observe.signals.line_format import Timestamps
 
 REQUEST_MESSAGE: Final = "HTTP request completed"

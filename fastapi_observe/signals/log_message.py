@@ -12,7 +12,7 @@ from fastapi_observe.signals.line_format import MAX_STACKTRACE, MAX_VALUE, cut
 if TYPE_CHECKING:
     import logging
 
-    from fastapi_observe.records.redaction import Redactor
+    from fastapi_observe.redaction.redactor import Redactor
 
 TRACEBACK: Final = "Traceback (most recent call last):"
 

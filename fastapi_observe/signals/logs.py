@@ -13,7 +13,7 @@ from opentelemetry.trace import get_current_span
 
 from fastapi_observe.records.exchange import CONTEXT_KEY, current_exchange
 from fastapi_observe.records.nothing import nothing
-from fastapi_observe.records.redaction import Redactor
+from fastapi_observe.redaction.redactor import Redactor
 from fastapi_observe.signals.line_format import (
     MAX_MESSAGE,
     TextFormat,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.records.redaction import PLAIN
-from fastapi_observe.records.redaction_patterns import REDACTED
-from fastapi_observe.records.redaction_text import MARGIN
 from fastapi_observe.records.routing import REDIRECT, UNMATCHED
+from fastapi_observe.redaction.patterns import REDACTED
+from fastapi_observe.redaction.redactor import PLAIN
+from fastapi_observe.redaction.text import MARGIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from fastapi_observe.records.exchange import Exchange
-    from fastapi_observe.records.redaction import Redactor
     from fastapi_observe.records.work import Work
+    from fastapi_observe.redaction.redactor import Redactor
 
 LONGEST_PATH: Final = 512
 LONGEST_METHOD: Final = 32

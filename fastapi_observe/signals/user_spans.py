@@ -15,8 +15,8 @@ from fastapi_observe.internal.guard import STAND_IN, tell
 from fastapi_observe.records.exceptions import message_of, stack_of
 from fastapi_observe.records.exchange import CURRENT_CONTEXT
 from fastapi_observe.records.outcomes import error_name
-from fastapi_observe.records.redaction import PLAIN
 from fastapi_observe.records.wrapping import name_of, wrapped
+from fastapi_observe.redaction.redactor import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, Tracer
 
-    from fastapi_observe.records.redaction import Redactor
+    from fastapi_observe.redaction.redactor import Redactor
 
 LONGEST_MESSAGE = 1024
 LONGEST_STACK = 8192

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_plus
 
-from fastapi_observe.records.redaction_patterns import (
+from fastapi_observe.redaction.patterns import (
     CARD,
     ELEMENT,
     HEADER_VALUE,
@@ -36,7 +36,7 @@ from fastapi_observe.records.redaction_patterns import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from fastapi_observe.records.redaction_names import SecretNames
+    from fastapi_observe.redaction.names import SecretNames
 
 LONGEST_TEXT: Final = 8192
 """Characters of a text that are looked at; what stands behind them is shown nowhere."""

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from uuid import UUID
 
-from fastapi_observe.records.redaction_patterns import REDACTED, is_card_number
-from fastapi_observe.records.redaction_text import LONGEST_TEXT
+from fastapi_observe.redaction.patterns import REDACTED, is_card_number
+from fastapi_observe.redaction.text import LONGEST_TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

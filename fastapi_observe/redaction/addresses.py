@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, ip_network
 from typing import Final
 
 from fastapi_observe.internal.networks import address_of
-from fastapi_observe.records.redaction_patterns import REDACTED
+from fastapi_observe.redaction.patterns import REDACTED
 
 DENIED_HEADERS: Final = frozenset(
     """authorization proxy-authorization cookie set-cookie x-api-key x-auth-token x-csrf-token x-xsrf-token

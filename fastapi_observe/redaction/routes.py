@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.records.redaction_patterns import REDACTED
+from fastapi_observe.redaction.patterns import REDACTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -6,8 +6,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
-from fastapi_observe.records.redaction_names import SecretNames
-from fastapi_observe.records.redaction_network import (
+from fastapi_observe.redaction.addresses import (
     ADDRESS_HEADERS,
     AUTHORITY,
     DENIED_HEADERS,
@@ -16,10 +15,11 @@ from fastapi_observe.records.redaction_network import (
     LONGEST_ADDRESS,
     network_of,
 )
-from fastapi_observe.records.redaction_patterns import PLAIN_ID, PLAIN_PATH, REDACTED
-from fastapi_observe.records.redaction_routes import SecretRoutes, secret_segments
-from fastapi_observe.records.redaction_text import LONGEST_TEXT, MARGIN, FreeText
-from fastapi_observe.records.redaction_values import (
+from fastapi_observe.redaction.names import SecretNames
+from fastapi_observe.redaction.patterns import PLAIN_ID, PLAIN_PATH, REDACTED
+from fastapi_observe.redaction.routes import SecretRoutes, secret_segments
+from fastapi_observe.redaction.text import LONGEST_TEXT, MARGIN, FreeText
+from fastapi_observe.redaction.values import (
     MOST_CHARACTERS,
     MOST_MEMBERS,
     MOST_OF_LARGE,

@@ -1,0 +1,1 @@
+"""Replaces secrets in names, text, values, addresses and paths."""
