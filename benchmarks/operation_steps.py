@@ -161,7 +161,7 @@ def contrib_steps(ratio: float, url: str) -> dict[str, Step]:
 
 def put_off() -> None:
     """Do at once what ours leaves until the end of the request: it is charged to those who caused it."""
-    from fastapi_observe.records.exchange import current_exchange
+    from fastapi_observe.records.request import current_exchange
 
     exchange = current_exchange()
     if exchange is not None and exchange.work is not None:

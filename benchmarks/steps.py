@@ -64,7 +64,7 @@ def our_steps(app: FastAPI, ratio: float) -> dict[str, Step]:
 
     def line() -> None:
         if not ended:
-            from fastapi_observe.records.exchange import current_exchange
+            from fastapi_observe.records.request import current_exchange
 
             exchange: Any = current_exchange()
             exchange.status_code, exchange.outcome, exchange.endpoint = 200, "ok", "/items/{item_id}"

@@ -12,7 +12,7 @@ from fastapi_observe.clients.database import DatabaseClient
 from fastapi_observe.clients.external import ExternalClient
 from fastapi_observe.middleware import OBSERVE
 from fastapi_observe.observability import Observability
-from fastapi_observe.records.exchange import EXCHANGE
+from fastapi_observe.records.request import EXCHANGE
 from fastapi_observe.signals.logs import ObserveLogger
 from fastapi_observe.signals.metrics import MetricsService
 from fastapi_observe.signals.tracing import TracingService

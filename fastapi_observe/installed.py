@@ -8,8 +8,8 @@ from opentelemetry import trace
 
 from fastapi_observe.internal.guard import USERS, guarded, stand_in, tell
 from fastapi_observe.observability import OPEN
-from fastapi_observe.records.exchange import current_exchange
 from fastapi_observe.records.operation import new_operation
+from fastapi_observe.records.request import current_exchange
 from fastapi_observe.redaction.redactor import PLAIN
 from fastapi_observe.signals.user_spans import traced_with
 

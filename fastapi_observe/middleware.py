@@ -7,7 +7,7 @@ import inspect
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.records.exchange import CURRENT_CONTEXT, EXCHANGE, IDS
+from fastapi_observe.records.request import CURRENT_CONTEXT, EXCHANGE, IDS
 from fastapi_observe.records.routing import answering_route
 from fastapi_observe.scraping import Scraping
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from fastapi_observe.observability import Observability
-    from fastapi_observe.records.exchange import Exchange
+    from fastapi_observe.records.request import Exchange
 
 OBSERVE: Final = "fastapi_observe"
 """Key of the `Observability` in the ASGI scope: that of the outermost installed app that measures the request."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import anyio
 
-from fastapi_observe.records.exchange import IDS
+from fastapi_observe.records.request import IDS
 
 OURS = (b"x-request-id", b"traceresponse")
 GZIP_MAGIC = b"\x1f\x8b\x08"

@@ -17,7 +17,7 @@ from fastapi_observe import install
 from fastapi_observe.clients import pools
 from fastapi_observe.clients.asyncpg import instrument_pool
 from fastapi_observe.clients.transactions import event_of
-from fastapi_observe.records.exchange import CURRENT_CONTEXT
+from fastapi_observe.records.request import CURRENT_CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

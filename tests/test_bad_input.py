@@ -20,7 +20,7 @@ from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import PlainTextResponse
 
 from fastapi_observe import LogDep  # noqa: TC001 - FastAPI reads the annotations
-from fastapi_observe.records.exchange import IDS
+from fastapi_observe.records.request import IDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

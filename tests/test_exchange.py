@@ -9,7 +9,7 @@ import pytest
 from opentelemetry import context as otel_context
 
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.records.exchange import CONTEXT_KEY, Exchange, current_exchange
+from fastapi_observe.records.request import CONTEXT_KEY, Exchange, current_exchange
 from fastapi_observe.records.websocket import WebSocketExchange
 
 if TYPE_CHECKING:

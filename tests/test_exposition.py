@@ -18,8 +18,8 @@ from tools import needs
 
 from fastapi_observe.internal.errors import Faults
 from fastapi_observe.internal.version import version_of
-from fastapi_observe.records.exchange import Exchange
 from fastapi_observe.records.operation import Operation
+from fastapi_observe.records.request import Exchange
 from fastapi_observe.runtime.saturation import Saturation
 from fastapi_observe.runtime.system import SystemCollector
 from fastapi_observe.settings.model import ObserveSettings

@@ -21,7 +21,7 @@ import fastapi_observe.records.validation
 from fastapi_observe.internal.errors import Faults
 from fastapi_observe.middleware import Door, Excluded
 from fastapi_observe.observability import Observability
-from fastapi_observe.records.exchange import Exchange
+from fastapi_observe.records.request import Exchange
 from fastapi_observe.records.routing import Routes
 from fastapi_observe.records.stamps import Stamps
 from fastapi_observe.records.websocket import WebSocketExchange

@@ -29,8 +29,8 @@ from fastapi_observe.clients.http_calls import MOST_NAMES, MOST_TEMPLATES
 from fastapi_observe.clients.httpx import HttpClients
 from fastapi_observe.clients.propagation import Propagation
 from fastapi_observe.clients.templates import LONGEST_PATH, Templates
-from fastapi_observe.records.exchange import KNOWN_METHODS
 from fastapi_observe.records.operation import OPERATION
+from fastapi_observe.records.request import KNOWN_METHODS
 from fastapi_observe.redaction.redactor import Redactor
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 
 from fastapi_observe import SettingsError, current, install
 from fastapi_observe.middleware import Door, Excluded, Seam
-from fastapi_observe.records.exchange import EXCHANGE, IDS
+from fastapi_observe.records.request import EXCHANGE, IDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -406,7 +406,7 @@ async def test_faults_at_the_door_are_counted(observed: Callable[..., Seen], mon
         with client:
             assert client.get("/x").text == "page"
     assert seen.observe.faults.counts == {"open": 2, "lifespan": 1}
-    monkeypatch.setattr("fastapi_observe.records.exchange.Exchange.leave", lambda *_: 1 / 0)
+    monkeypatch.setattr("fastapi_observe.records.request.Exchange.leave", lambda *_: 1 / 0)
     assert client.get("/busy").text == "busy"
     assert seen.observe.faults.counts["leave"] == 1
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.records.exchange import Exchange
+from fastapi_observe.records.request import Exchange
 from fastapi_observe.redaction.redactor import PLAIN
 from fastapi_observe.signals.line_format import Timestamps, encode_line
 from fastapi_observe.signals.line_request import MOST_KEPT, RequestLines

@@ -25,8 +25,8 @@ from uvicorn.config import LOGGING_CONFIG
 
 from fastapi_observe.internal.errors import Faults
 from fastapi_observe.records.exceptions import MOST_LINKED
-from fastapi_observe.records.exchange import CONTEXT_KEY, Exchange
 from fastapi_observe.records.operation import Operation
+from fastapi_observe.records.request import CONTEXT_KEY, Exchange
 from fastapi_observe.records.websocket import WebSocketExchange
 from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.signals import log_loguru

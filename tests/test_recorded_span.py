@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from fastapi_observe import ObserveSettings
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.records.exchange import CONTEXT_KEY
+from fastapi_observe.records.request import CONTEXT_KEY
 from fastapi_observe.signals import recorded_span
 from fastapi_observe.signals.incoming import is_left_over
 from fastapi_observe.signals.provider import ObserveTracerProvider

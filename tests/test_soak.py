@@ -23,8 +23,8 @@ from opentelemetry.sdk.trace import SpanProcessor
 from sqlalchemy.pool import StaticPool
 
 from fastapi_observe import install
-from fastapi_observe.records.exchange import Exchange
 from fastapi_observe.records.operation import Operation
+from fastapi_observe.records.request import Exchange
 from fastapi_observe.signals.recorded_span import RecordedSpan
 
 if TYPE_CHECKING:

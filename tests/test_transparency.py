@@ -24,7 +24,7 @@ from starlette.responses import FileResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Mount, Route, WebSocketRoute
 
 from fastapi_observe.middleware import Door
-from fastapi_observe.records.exchange import IDS
+from fastapi_observe.records.request import IDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

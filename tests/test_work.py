@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from fastapi_observe import operation
 from fastapi_observe.records.operation import OPERATION
 from fastapi_observe.records.pool import PoolState
-from fastapi_observe.records.work import GATHERED, MOST_STATEMENTS, Work
+from fastapi_observe.records.time_breakdown import GATHERED, MOST_STATEMENTS, Work
 from fastapi_observe.signals import metrics_operations
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.clients.http_record import HttpCall, Named
 from fastapi_observe.clients.templates import Templates
-from fastapi_observe.records.exchange import KNOWN_METHODS
 from fastapi_observe.records.operation import OPERATION
+from fastapi_observe.records.request import KNOWN_METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from fastapi_observe.clients.external import ExternalCall
 from fastapi_observe.clients.templates import LONGEST_PATH
-from fastapi_observe.records.exchange import KNOWN_METHODS
 from fastapi_observe.records.operation import Operation
+from fastapi_observe.records.request import KNOWN_METHODS
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi_observe.clients.errors import is_timeout
 from fastapi_observe.internal.guard import tell
-from fastapi_observe.records.exchange import current_exchange
+from fastapi_observe.records.request import current_exchange
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping

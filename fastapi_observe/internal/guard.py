@@ -6,7 +6,7 @@ import functools
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.records.exchange import current_exchange
+from fastapi_observe.records.request import current_exchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable

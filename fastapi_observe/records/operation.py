@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from fastapi_observe.records.work import Work
+    from fastapi_observe.records.time_breakdown import Work
     from fastapi_observe.records.wrapping import Scope
 
 F = TypeVar("F", bound="Callable[..., Any]")

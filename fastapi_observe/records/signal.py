@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from fastapi_observe.records.exchange import Exchange
     from fastapi_observe.records.operation import Operation
+    from fastapi_observe.records.request import Exchange
 
 
 class Signal(Protocol):

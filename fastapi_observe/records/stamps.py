@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi_observe.records.trust import Trust
 
 if TYPE_CHECKING:
-    from fastapi_observe.records.exchange import Exchange
+    from fastapi_observe.records.request import Exchange
 
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_.-]{7,63}")
 """What a request id from outside must look like to be taken over."""

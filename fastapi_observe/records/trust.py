@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from fastapi_observe.internal.networks import Network
-    from fastapi_observe.records.exchange import Exchange
+    from fastapi_observe.records.request import Exchange
 
 MOST_PEERS: Final = 1024
 """Addresses whose answer is remembered; of further ones it is worked out each time."""

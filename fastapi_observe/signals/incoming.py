@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Final
 from opentelemetry import trace
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 
-from fastapi_observe.records.exchange import CONTEXT_KEY, Current
+from fastapi_observe.records.request import CONTEXT_KEY, Current
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
 
-    from fastapi_observe.records.exchange import Exchange
+    from fastapi_observe.records.request import Exchange
 
 _TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 """A header of the only version there is."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from fastapi_observe.records.exchange import Exchange
     from fastapi_observe.records.operation import Operation
-    from fastapi_observe.records.work import Repeated
+    from fastapi_observe.records.request import Exchange
+    from fastapi_observe.records.time_breakdown import Repeated
 
 OPERATION_LOGGER: Final = "fastapi_observe.operation"
 """Logger of these lines."""

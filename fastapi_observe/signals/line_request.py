@@ -10,8 +10,8 @@ from fastapi_observe.redaction.addresses import LONGEST_ADDRESS
 from fastapi_observe.signals.line_format import cut, describe_exception, encode_text
 
 if TYPE_CHECKING:
-    from fastapi_observe.records.exchange import Exchange
-    from fastapi_observe.records.work import Work
+    from fastapi_observe.records.request import Exchange
+    from fastapi_observe.records.time_breakdown import Work
     from fastapi_observe.redaction.redactor import Redactor
     from fastapi_observe.signals.line_format import Timestamps
 

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.records.exceptions import end_of, linked
-from fastapi_observe.records.exchange import IDS
+from fastapi_observe.records.request import IDS
 from fastapi_observe.signals.line_format import MAX_STACKTRACE, MAX_VALUE, cut
 
 if TYPE_CHECKING:

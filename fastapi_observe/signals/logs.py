@@ -11,8 +11,8 @@ from loguru import logger as loguru_logger
 from opentelemetry import context as otel_context
 from opentelemetry.trace import get_current_span
 
-from fastapi_observe.records.exchange import CONTEXT_KEY, current_exchange
 from fastapi_observe.records.nothing import nothing
+from fastapi_observe.records.request import CONTEXT_KEY, current_exchange
 from fastapi_observe.redaction.redactor import Redactor
 from fastapi_observe.signals.line_format import (
     MAX_MESSAGE,
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from loguru import Record
 
     from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.records.exchange import Exchange
     from fastapi_observe.records.operation import Operation
-    from fastapi_observe.records.work import Work
+    from fastapi_observe.records.request import Exchange
+    from fastapi_observe.records.time_breakdown import Work
     from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.signals.line_request import RequestRecord
 

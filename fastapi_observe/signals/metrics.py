@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from fastapi_observe.internal.guard import USERS, guarded, stand_in
-from fastapi_observe.records.exchange import known_method
 from fastapi_observe.records.nothing import nothing
 from fastapi_observe.records.outcomes import status_name
+from fastapi_observe.records.request import known_method
 from fastapi_observe.signals.business import Business, Catalogue
 from fastapi_observe.signals.cells_sharing import Sharing
 from fastapi_observe.signals.exposition import SelfCollector, collectors, prefers_openmetrics, render
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.records.exchange import Exchange
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.pool import PoolState
+    from fastapi_observe.records.request import Exchange
     from fastapi_observe.records.websocket import WebSocketExchange
     from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.signals.exposition import Answer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from fastapi_observe.records.exchange import Exchange
+    from fastapi_observe.records.request import Exchange
 
 
 def checked(closures: Sequence[Any]) -> tuple[Callable[[Any], None], ...]:

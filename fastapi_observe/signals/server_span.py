@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
-    from fastapi_observe.records.exchange import Exchange
-    from fastapi_observe.records.work import Work
+    from fastapi_observe.records.request import Exchange
+    from fastapi_observe.records.time_breakdown import Work
     from fastapi_observe.redaction.redactor import Redactor
 
 LONGEST_PATH: Final = 512

@@ -15,7 +15,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, S
 
 from fastapi_observe.internal.guard import guarded, stand_in
 from fastapi_observe.internal.ids import NEW_IDS
-from fastapi_observe.records.exchange import CONTEXT_KEY, CURRENT_CONTEXT
+from fastapi_observe.records.request import CONTEXT_KEY, CURRENT_CONTEXT
 from fastapi_observe.records.trace_context import RANDOM, TraceContext, well_formed_headers
 from fastapi_observe.records.trust import Trust
 from fastapi_observe.redaction.redactor import Redactor
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
     from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.records.exchange import Exchange
     from fastapi_observe.records.operation import Operation
+    from fastapi_observe.records.request import Exchange
     from fastapi_observe.settings.model import ObserveSettings
 
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"

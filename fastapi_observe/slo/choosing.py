@@ -7,7 +7,7 @@ import re
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from fastapi_observe.records.exchange import known_method
+from fastapi_observe.records.request import known_method
 from fastapi_observe.settings.objectives import Latency, Objective
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
     from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.records.work import Work
+    from fastapi_observe.records.time_breakdown import Work
 
 EXCHANGE: Final = "fastapi_observe.exchange"
 """Key of the exchange in the ASGI scope."""
