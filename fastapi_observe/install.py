@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 
 from fastapi_observe.middleware import Door, Seam, observing_handler
 from fastapi_observe.observability import Observability
-from fastapi_observe.records.routing import mounted_apps
+from fastapi_observe.requests.routing import mounted_apps
 from fastapi_observe.scraping import check_dependency
 from fastapi_observe.settings.model import ObserveSettings
 

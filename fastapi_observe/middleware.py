@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.records.request import CURRENT_CONTEXT, EXCHANGE, IDS
-from fastapi_observe.records.routing import answering_route
+from fastapi_observe.requests.routing import answering_route
 from fastapi_observe.scraping import Scraping
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class Seam:
 
 def observing_handler(handler: Any) -> Any:
     """Wrap a handler of validation errors: the locations and types of the errors are noted for the exchange."""
-    from fastapi_observe.records.validation import declared_errors  # noqa: PLC0415 - only an app with validation
+    from fastapi_observe.requests.validation import declared_errors  # noqa: PLC0415 - only an app with validation
 
     def note(connection: Any, exc: Any) -> None:
         scope = connection.scope

@@ -24,12 +24,12 @@ from fastapi_observe.objectives import Objectives
 from fastapi_observe.records.nothing import does_something
 from fastapi_observe.records.operation import Operation, new_operation
 from fastapi_observe.records.request import CONTEXT_KEY, CURRENT_CONTEXT, Exchange
-from fastapi_observe.records.routing import Routes
-from fastapi_observe.records.stamps import Stamps
 from fastapi_observe.records.time_breakdown import COUNTED, SHORTEST_WAIT, Work
 from fastapi_observe.records.websocket import WebSocketExchange
 from fastapi_observe.records.wrapping import name_of
 from fastapi_observe.redaction.redactor import Redactor
+from fastapi_observe.requests.response_headers import Stamps
+from fastapi_observe.requests.routing import Routes
 from fastapi_observe.runtime import background
 from fastapi_observe.runtime.metrics_server import MetricsServer
 from fastapi_observe.runtime.saturation import Saturation

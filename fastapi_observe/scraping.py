@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.records.access import CHALLENGE, Access
+from fastapi_observe.requests.access import CHALLENGE, Access
 from fastapi_observe.signals.scrapes import Waiting, send_body
 
 if TYPE_CHECKING:

@@ -17,14 +17,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import Sampler
 from prometheus_client import CollectorRegistry
 
-import fastapi_observe.records.validation
+import fastapi_observe.requests.validation
 from fastapi_observe.internal.errors import Faults
 from fastapi_observe.middleware import Door, Excluded
 from fastapi_observe.observability import Observability
 from fastapi_observe.records.request import Exchange
-from fastapi_observe.records.routing import Routes
-from fastapi_observe.records.stamps import Stamps
 from fastapi_observe.records.websocket import WebSocketExchange
+from fastapi_observe.requests.response_headers import Stamps
+from fastapi_observe.requests.routing import Routes
 from fastapi_observe.signals.span_processors import GuardedProcessor
 from fastapi_observe.signals.tracing import TracingService
 from fastapi_observe.signals.user_spans import SpanScope
@@ -182,7 +182,7 @@ INSIDE: list[tuple[Any, str, tuple[str, ...]]] = [
     (Observability, "started", ("open",)),
     (Observability, "background", ("background",)),
     (TracingService, "_parent", ("tracing.open_exchange",)),
-    (fastapi_observe.records.validation, "declared_errors", ("validation",)),
+    (fastapi_observe.requests.validation, "declared_errors", ("validation",)),
     (importlib.import_module("fastapi_observe.install"), "mounted_apps", ("mounted",)),
 ]
 

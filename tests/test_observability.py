@@ -19,7 +19,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 
 from fastapi_observe import current, install, traced
-from fastapi_observe.records.stamps import Stamps
+from fastapi_observe.requests.response_headers import Stamps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,7 +151,7 @@ async def test_a_signal_that_is_switched_off(observed: Callable[..., Seen], off:
 def test_a_route_that_cannot_be_named(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
     """The request is reported as unmatched; the fault is counted."""
     seen = observed(app())
-    monkeypatch.setattr("fastapi_observe.records.routing.Routes.template", lambda *_: 1 / 0)
+    monkeypatch.setattr("fastapi_observe.requests.routing.Routes.template", lambda *_: 1 / 0)
     TestClient(seen.observe.routes._app).get("/x/1")
     assert seen.sample("http_requests_total", method="GET", endpoint="unmatched", status_code="200") == 1
     assert seen.observe.faults.counts == {"routing": 1}

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from fastapi_observe import ObserveSettings, SettingsError
 from fastapi_observe.internal.networks import address_of
-from fastapi_observe.records.trust import MOST_HOPS, MOST_PEERS, Trust
+from fastapi_observe.requests.trust import MOST_HOPS, MOST_PEERS, Trust
 from fastapi_observe.signals import sampling
 from fastapi_observe.signals.sampling import LimitedSampler, Quota
 

@@ -15,7 +15,7 @@ from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, Root
 from starlette.testclient import TestClient
 from typing_extensions import TypeAliasType, TypedDict
 
-from fastapi_observe.records.validation import DEEPEST, MOST_ERRORS, declared_errors, declared_names
+from fastapi_observe.requests.validation import DEEPEST, MOST_ERRORS, declared_errors, declared_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from socketserver import ThreadingMixIn
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.records.access import CHALLENGE, Access
+from fastapi_observe.requests.access import CHALLENGE, Access
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,8 +20,8 @@ import orjson
 
 from fastapi_observe.records.exceptions import message_of, stack_of
 from fastapi_observe.records.outcomes import error_name
-from fastapi_observe.records.routing import UNMATCHED
 from fastapi_observe.redaction.redactor import PLAIN
+from fastapi_observe.requests.routing import UNMATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

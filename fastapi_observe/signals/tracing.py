@@ -17,8 +17,8 @@ from fastapi_observe.internal.guard import guarded, stand_in
 from fastapi_observe.internal.ids import NEW_IDS
 from fastapi_observe.records.request import CONTEXT_KEY, CURRENT_CONTEXT
 from fastapi_observe.records.trace_context import RANDOM, TraceContext, well_formed_headers
-from fastapi_observe.records.trust import Trust
 from fastapi_observe.redaction.redactor import Redactor
+from fastapi_observe.requests.trust import Trust
 from fastapi_observe.signals.attribute_warnings import bound_warnings
 from fastapi_observe.signals.incoming import is_left_over, is_server_span, plain_parent
 from fastapi_observe.signals.provider import ObserveTracerProvider, make_provider

@@ -13,7 +13,7 @@ from fastapi_observe.settings.objectives import Latency, Objective
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fastapi_observe.records.routing import Endpoint
+    from fastapi_observe.requests.routing import Endpoint
     from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.slo.checks import Findings
 

@@ -6,7 +6,7 @@ import gzip
 from inspect import isclass, isroutine
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args, get_type_hints
 
-from fastapi_observe.records.routing import endpoints_of
+from fastapi_observe.requests.routing import endpoints_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -6,7 +6,7 @@ import re
 import uuid
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.records.trust import Trust
+from fastapi_observe.requests.trust import Trust
 
 if TYPE_CHECKING:
     from fastapi_observe.records.request import Exchange
