@@ -153,7 +153,7 @@ def ours_worker(variant: str, ratio: float) -> Any:
     import tempfile
 
     from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.runtime.worker_meeting import Worker
+    from fastapi_observe.workers.worker import Worker
 
     app = ours(variant, ratio)
     app.state.directory = tempfile.TemporaryDirectory(dir=shared_memory())  # removed when the process ends

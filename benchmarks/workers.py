@@ -48,9 +48,9 @@ class Ours:
 
     def __init__(self, directory: str) -> None:
         from fastapi_observe.internal.errors import Faults
-        from fastapi_observe.runtime.worker_meeting import Worker
         from fastapi_observe.settings.model import ObserveSettings
         from fastapi_observe.signals.metrics import MetricsService
+        from fastapi_observe.workers.worker import Worker
 
         self.metrics = MetricsService(ObserveSettings(default_registry=False, series_per_metric=5000), Faults())
         self.worker = Worker(Path(directory) / "0-1-1", Faults())
@@ -131,9 +131,9 @@ class Client(Stock):
 
     def __init__(self, directory: str) -> None:
         from fastapi_observe.internal.errors import Faults
-        from fastapi_observe.runtime.worker_meeting import Worker
         from fastapi_observe.settings.model import ObserveSettings
         from fastapi_observe.signals.metrics import MetricsService
+        from fastapi_observe.workers.worker import Worker
 
         self.metrics = MetricsService(ObserveSettings(), Faults())
         self.worker = Worker(Path(directory) / "0-1-1", Faults())

@@ -34,11 +34,11 @@ from fastapi_observe.runtime import background
 from fastapi_observe.runtime.metrics_server import MetricsServer
 from fastapi_observe.runtime.saturation import Saturation
 from fastapi_observe.runtime.system import SystemCollector
-from fastapi_observe.runtime.workers import Workers
 from fastapi_observe.signals.export_counts import ExportCollector, counted
 from fastapi_observe.signals.logs import Logs
 from fastapi_observe.signals.metrics import MetricsService
 from fastapi_observe.signals.tracing import TracingService
+from fastapi_observe.workers.join import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -10,9 +10,9 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.runtime.worker_meeting import QUIT, Worker
 from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.signals.metrics import MetricsService
+from fastapi_observe.workers.worker import QUIT, Worker
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,13 +20,13 @@ from fastapi_observe import ObserveSettings, SettingsError, install
 from fastapi_observe.internal.errors import Faults
 from fastapi_observe.runtime import error_budgets
 from fastapi_observe.runtime.error_budgets import COARSE, INTERVAL, ErrorBudgets, Promise
-from fastapi_observe.runtime.worker_files import Reading
 from fastapi_observe.settings.objectives import Availability, Latency, SLOOptions
 from fastapi_observe.signals.metrics import MetricsService
 from fastapi_observe.signals.metrics_objectives import Counted
 from fastapi_observe.slo import plan as plans
 from fastapi_observe.slo.decorator import slo
 from fastapi_observe.slo.plan import make_plan
+from fastapi_observe.workers.files import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable

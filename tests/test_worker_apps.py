@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("fcntl")
 
-from fastapi_observe.runtime.worker_place import identity
+from fastapi_observe.workers.directory import identity
 
 if TYPE_CHECKING:
     from types import FunctionType

@@ -20,8 +20,8 @@ pytest.importorskip("fcntl")
 from members import NAME, Member, items_app
 from worker_app import wired
 
-from fastapi_observe.runtime import worker_place, worker_standing
-from fastapi_observe.runtime.worker_place import UnsafeDirectoryError, open_root, supervisor, sweep
+from fastapi_observe.workers import directory, standing
+from fastapi_observe.workers.directory import UnsafeDirectoryError, open_root, supervisor, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,10 +90,10 @@ def test_a_hostile_directory_is_refused(
 
 def test_the_first_place_that_can_be_written_in_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without shared memory it is the temporary directory; a hostile directory in the first place is an error."""
-    monkeypatch.setattr(worker_place, "SHARED_MEMORY", tmp_path / "missing")
+    monkeypatch.setattr(directory, "SHARED_MEMORY", tmp_path / "missing")
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     assert open_root(None).parent == tmp_path
-    monkeypatch.setattr(worker_place, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(directory, "SHARED_MEMORY", tmp_path)
     next(tmp_path.glob("fastapi-observe-*")).chmod(0o770)
     with pytest.raises(UnsafeDirectoryError):
         open_root(None)
@@ -103,8 +103,8 @@ def test_the_first_place_that_can_be_written_in_is_taken(tmp_path: Path, monkeyp
 
 def test_directories_of_gone_servers_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory goes when its supervisor has and nobody in it lives; one of another namespace after an hour."""
-    namespace = worker_place._namespace()
-    alive = f"{namespace}-{os.getpid()}-{worker_place._started(os.getpid())}"
+    namespace = directory._namespace()
+    alive = f"{namespace}-{os.getpid()}-{directory._started(os.getpid())}"
     names = {
         "gone": f"{namespace}-4194305-1",
         "reused": f"{namespace}-{os.getpid()}-1",
@@ -132,30 +132,30 @@ def test_directories_of_gone_servers_are_swept(tmp_path: Path, monkeypatch: pyte
     left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
     assert left == {names[name] for name in ("alive", "foreign", "held", "ours", "no")}
     holder.communicate(b"\n")
-    monkeypatch.setattr(worker_place, "remove", lambda _: (_ for _ in ()).throw(OSError("busy")))
+    monkeypatch.setattr(directory, "remove", lambda _: (_ for _ in ()).throw(OSError("busy")))
     sweep(tmp_path, names["ours"])
 
 
 def test_where_there_is_no_proc_psutil_knows_when_a_process_began(monkeypatch: pytest.MonkeyPatch) -> None:
     """MacOS has no /proc: the start of a process comes from psutil, and there are no namespaces."""
-    monkeypatch.setattr(worker_place, "Path", lambda *_: Path("/nowhere/at/all"))
-    assert worker_place._started(os.getpid()) > 0
-    assert worker_place._started(4194305) == 0
-    assert worker_place._namespace() == 0
+    monkeypatch.setattr(directory, "Path", lambda *_: Path("/nowhere/at/all"))
+    assert directory._started(os.getpid()) > 0
+    assert directory._started(4194305) == 0
+    assert directory._namespace() == 0
 
 
 def test_a_directory_that_was_removed_meanwhile_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits for the lock of a directory that the last one out removes begins a new one."""
-    real = worker_place.lock
+    real = directory.lock
     removed: list[int] = []
 
     def lock_and_lose(descriptor: int) -> None:
         real(descriptor)
         if not removed:
             removed.append(descriptor)
-            worker_place.remove(tmp_path / NAME)
+            directory.remove(tmp_path / NAME)
 
-    monkeypatch.setattr(worker_standing, "lock", lock_and_lose)
+    monkeypatch.setattr(standing, "lock", lock_and_lose)
     one = Member(tmp_path)
     one.metrics.counter("jobs_total", "Jobs.").inc()
     assert one.samples()["jobs_total"] == {(): 1}

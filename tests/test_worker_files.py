@@ -23,12 +23,14 @@ from members import NAME, Member
 from tools import until
 
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.runtime import worker_archive, worker_files, worker_standing
-from fastapi_observe.runtime.worker_archive import Archive
-from fastapi_observe.runtime.worker_files import HEADER, OwnFiles, Reading
-from fastapi_observe.runtime.worker_meeting import Worker
-from fastapi_observe.runtime.worker_place import is_locked
 from fastapi_observe.signals.series_budget import OVERFLOW
+from fastapi_observe.workers import archive as worker_archive
+from fastapi_observe.workers import files as worker_files
+from fastapi_observe.workers import standing
+from fastapi_observe.workers.archive import Archive
+from fastapi_observe.workers.directory import is_locked
+from fastapi_observe.workers.files import HEADER, OwnFiles, Reading
+from fastapi_observe.workers.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -208,8 +210,8 @@ def test_a_busy_directory_is_folded_by_the_other(tmp_path: Path, monkeypatch: py
     def refuse(_: int) -> None:
         raise BlockingIOError
 
-    monkeypatch.setattr(worker_standing, "lock", refuse)
-    monkeypatch.setattr(worker_standing, "PATIENCE", 0.02)
+    monkeypatch.setattr(standing, "lock", refuse)
+    monkeypatch.setattr(standing, "PATIENCE", 0.02)
     assert member.samples()["jobs_total"] == {(): 4}
     assert dead.worker.stem.with_suffix(".keys").exists()
     with pytest.raises(OSError, match="does not go on"):

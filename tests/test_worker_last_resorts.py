@@ -17,14 +17,15 @@ from prometheus_client import CollectorRegistry
 from tools import remove_tree
 
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.runtime import worker_meeting, worker_standing, workers
-from fastapi_observe.runtime.worker_archive import Archive
-from fastapi_observe.runtime.worker_files import OwnFiles, Reading
-from fastapi_observe.runtime.worker_meeting import _is_held
-from fastapi_observe.runtime.worker_standing import COME_WITHIN
-from fastapi_observe.runtime.workers import Workers
 from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.signals.metrics import MetricsService
+from fastapi_observe.workers import join, standing
+from fastapi_observe.workers import worker as worker_meeting
+from fastapi_observe.workers.archive import Archive
+from fastapi_observe.workers.files import OwnFiles, Reading
+from fastapi_observe.workers.join import Workers
+from fastapi_observe.workers.standing import COME_WITHIN
+from fastapi_observe.workers.worker import _is_held
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -176,7 +177,7 @@ def test_series_that_find_no_space_in_the_new_files_stay_with_the_worker(
 def test_who_stops_while_it_waits_for_its_turn_does_not_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread that tries to join looks once more before it does."""
     monkeypatch.setenv("SERVER_SOFTWARE", "gunicorn")
-    monkeypatch.setattr(workers, "RETRY", 0.0)
+    monkeypatch.setattr(join, "RETRY", 0.0)
     faults = Faults()
     settings = ObserveSettings(workers_directory=str(tmp_path / "none"), default_registry=False)
     one = Workers(settings, faults, MetricsService(settings, faults).sharing)
@@ -203,8 +204,8 @@ def test_joining_is_tried_again_and_again(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError("no space")
 
     monkeypatch.setenv("SERVER_SOFTWARE", "gunicorn")
-    monkeypatch.setattr(workers, "RETRY", 0.001)
-    monkeypatch.setattr(workers, "open_root", refuse)
+    monkeypatch.setattr(join, "RETRY", 0.001)
+    monkeypatch.setattr(join, "open_root", refuse)
     faults = Faults()
     settings = ObserveSettings(workers_directory=str(tmp_path), default_registry=False)
     one = Workers(settings, faults, MetricsService(settings, faults).sharing)
@@ -223,7 +224,7 @@ def _waits(thread: threading.Thread) -> None:
 def test_peers_are_not_awaited_without_a_move(member: Member, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scrape of the usual kind waits for nobody."""
     naps: list[Any] = []
-    monkeypatch.setattr(worker_standing, "sleep", naps.append)
+    monkeypatch.setattr(standing, "sleep", naps.append)
     member.worker._peers = {os.getppid()}
     member.samples()
     assert naps == []

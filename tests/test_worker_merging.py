@@ -15,10 +15,10 @@ pytest.importorskip("fcntl")
 
 from members import Member
 
-from fastapi_observe.runtime.worker_files import Reading
 from fastapi_observe.signals.cells_merged import MergedSeries
 from fastapi_observe.signals.cells_readers import mode_of
 from fastapi_observe.signals.cells_samples import Samples, describe
+from fastapi_observe.workers.files import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable

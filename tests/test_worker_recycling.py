@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from servers_of_workers import serving_workers
 
-from fastapi_observe.runtime.worker_place import sweep
+from fastapi_observe.workers.directory import sweep
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,13 +18,14 @@ from servers_of_workers import serving_workers
 from tools import remove_tree, tmpfs, until
 
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.runtime import worker_meeting, worker_standing, workers
-from fastapi_observe.runtime.worker_files import OwnFiles
-from fastapi_observe.runtime.worker_place import remove
-from fastapi_observe.runtime.worker_presence import runs
-from fastapi_observe.runtime.workers import Workers
 from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.signals.metrics import MetricsService
+from fastapi_observe.workers import join, standing
+from fastapi_observe.workers import worker as worker_meeting
+from fastapi_observe.workers.directory import remove
+from fastapi_observe.workers.files import OwnFiles
+from fastapi_observe.workers.join import Workers
+from fastapi_observe.workers.presence import runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,7 +165,7 @@ def test_a_directory_that_cannot_be_made_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Said once and shown as degraded, every number there; made again once it can be; leaving needs none."""
-    monkeypatch.setattr(worker_standing, "RETRY", 0.0)
+    monkeypatch.setattr(standing, "RETRY", 0.0)
     place = tmp_path / "ours"
     place.mkdir(0o700)
     member, count, check = _counting(place)
@@ -192,7 +193,7 @@ def test_a_directory_that_cannot_be_made_again(
 
 def test_no_space_to_make_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no space the old numbers stay where they were, and move once there is some."""
-    monkeypatch.setattr(worker_standing, "RETRY", 0.0)
+    monkeypatch.setattr(standing, "RETRY", 0.0)
     with tmpfs(tmp_path / "small", "size=256k,mode=700") as place:
         member, count, check = _counting(place)
         count()
@@ -213,7 +214,7 @@ def test_no_space_to_make_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_move_that_is_broken_off_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails when the new files are all but there leaves nobody with half of them: the old ones go on."""
-    monkeypatch.setattr(worker_standing, "RETRY", 0.0)
+    monkeypatch.setattr(standing, "RETRY", 0.0)
     member, count, check = _counting(tmp_path)
     count()
     remove_tree(tmp_path / NAME)
@@ -268,7 +269,7 @@ def test_who_cannot_join_at_first_joins_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What hinders is told once and tried again, by itself: then all that was counted meanwhile is shared."""
-    monkeypatch.setattr(workers, "RETRY", 0.01)
+    monkeypatch.setattr(join, "RETRY", 0.01)
     place = tmp_path / "later"
     faults = Faults()
     settings = ObserveSettings(workers_directory=str(place), default_registry=False)
@@ -295,12 +296,12 @@ def test_who_cannot_join_at_first_joins_later(
 @pytest.mark.usefixtures("gunicorn")
 def test_a_fault_of_ours_ends_the_trying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else goes wrong while joining later is counted, and not tried for ever."""
-    monkeypatch.setattr(workers, "RETRY", 0.01)
+    monkeypatch.setattr(join, "RETRY", 0.01)
     faults = Faults()
     settings = ObserveSettings(workers_directory=str(tmp_path / "none"))
     one = Workers(settings, faults, MetricsService(settings, faults).sharing)
     one.start()
-    monkeypatch.setattr(workers, "open_root", lambda _: 1 / 0)
+    monkeypatch.setattr(join, "open_root", lambda _: 1 / 0)
     until(lambda: faults.counts)
     assert faults.counts == {"workers.start": 1}
     one.stop()

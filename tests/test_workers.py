@@ -18,10 +18,11 @@ from members import items_app
 from worker_app import wired
 
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.runtime import worker_meeting, workers
-from fastapi_observe.runtime.workers import Workers
 from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.signals.metrics import MetricsService
+from fastapi_observe.workers import join
+from fastapi_observe.workers import worker as worker_meeting
+from fastapi_observe.workers.join import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,7 +132,7 @@ def test_a_system_without_the_calls_says_so(
 @pytest.mark.usefixtures("gunicorn")
 def test_a_fault_of_ours_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else goes wrong while joining does not reach the app."""
-    monkeypatch.setattr(workers, "directory_name", lambda _: 1 / 0)
+    monkeypatch.setattr(join, "directory_name", lambda _: 1 / 0)
     faults = Faults()
     settings = ObserveSettings(workers_directory=str(tmp_path))
     Workers(settings, faults, MetricsService(settings, faults).sharing).start()
@@ -149,12 +150,12 @@ def test_a_fork_takes_everything_apart(observed: Callable[..., Seen], tmp_path: 
         counter = seen[0].observe.metrics.counter("jobs_total", "Jobs.")
         counter.inc(2)
         theirs.inc(3)
-        (worker, _) = next(iter(workers.JOINED.values()))
+        (worker, _) = next(iter(join.JOINED.values()))
         os.write(worker._ask, worker_meeting.QUIT)
         assert worker._thread is not None
         worker._thread.join()
-        workers._after_fork()
-        assert not workers.JOINED
+        join._after_fork()
+        assert not join.JOINED
         assert counter.cells == [0]
         assert theirs._value.get() == 0
         assert values.ValueClass is values.MutexValue

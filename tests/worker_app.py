@@ -13,7 +13,7 @@ from fastapi_observe import install
 
 if TYPE_CHECKING:
     from fastapi_observe import Observability
-    from fastapi_observe.runtime.workers import Workers
+    from fastapi_observe.workers.join import Workers
 
 
 def wired(observe: Observability) -> Workers:

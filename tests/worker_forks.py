@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 from worker_app import wired
 
 from fastapi_observe import install
-from fastapi_observe.runtime.workers import JOINED
+from fastapi_observe.workers.join import JOINED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
     from fastapi_observe import Observability
-    from fastapi_observe.runtime.workers import Workers
+    from fastapi_observe.workers.join import Workers
 
 HERE = Path(__file__).parent
 

@@ -6,8 +6,8 @@ import os
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.runtime.worker_files import NEW_FILE, OwnFiles
-from fastapi_observe.runtime.worker_place import lock
+from fastapi_observe.workers.directory import lock
+from fastapi_observe.workers.files import NEW_FILE, OwnFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from fastapi_observe.runtime.worker_archive import MOST_LABEL_SETS
-from fastapi_observe.runtime.worker_files import READ, Reading
-from fastapi_observe.runtime.worker_place import is_locked, is_supervised, remove
-from fastapi_observe.runtime.worker_presence import runs
-from fastapi_observe.runtime.worker_standing import LOOK, PATIENCE, RETRY, Standing, pid_of, write
+from fastapi_observe.workers.archive import MOST_LABEL_SETS
+from fastapi_observe.workers.directory import is_locked, is_supervised, remove
+from fastapi_observe.workers.files import READ, Reading
+from fastapi_observe.workers.presence import runs
+from fastapi_observe.workers.standing import LOOK, PATIENCE, RETRY, Standing, pid_of, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable

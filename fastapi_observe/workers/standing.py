@@ -10,15 +10,15 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.runtime.worker_archive import Archive
-from fastapi_observe.runtime.worker_place import lock, make
-from fastapi_observe.runtime.worker_presence import KINDS, Presence, is_at, runs
+from fastapi_observe.workers.archive import Archive
+from fastapi_observe.workers.directory import lock, make
+from fastapi_observe.workers.presence import KINDS, Presence, is_at, runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from fastapi_observe.runtime.worker_files import OwnFiles, Reading
+    from fastapi_observe.workers.files import OwnFiles, Reading
 
 PATIENCE: Final = 2.0
 """Seconds until a worker gives up waiting for the others to let it join."""

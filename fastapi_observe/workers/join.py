@@ -9,14 +9,14 @@ import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Final, Protocol
 
-from fastapi_observe.runtime.worker_place import directory_name, identity, open_root, possible, supervisor, sweep
+from fastapi_observe.workers.directory import directory_name, identity, open_root, possible, supervisor, sweep
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.runtime.worker_meeting import Worker
     from fastapi_observe.settings.model import ObserveSettings
+    from fastapi_observe.workers.worker import Worker
 
 ALL: Final[weakref.WeakSet[Workers]] = weakref.WeakSet()
 """What a fork must take apart in the child."""
@@ -119,7 +119,7 @@ class Workers:
         thread.start()
 
     def _join(self, pid: int) -> None:
-        from fastapi_observe.runtime.worker_meeting import Worker  # noqa: PLC0415 - a single process needs none of it
+        from fastapi_observe.workers.worker import Worker  # noqa: PLC0415 - a single process needs none of it
 
         root = open_root(self._directory)
         with LOCK:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from fastapi_observe.runtime.worker_files import DOUBLE, HEADER, NEW_FILE, READ, Reading
+from fastapi_observe.workers.files import DOUBLE, HEADER, NEW_FILE, READ, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -1,0 +1,1 @@
+"""How worker processes of one server find each other and share files."""
