@@ -17,6 +17,7 @@ from fastapi_observe.clients.drivers import instrument_pool
 from fastapi_observe.clients.external import ExternalClient
 from fastapi_observe.clients.httpx import HttpClients
 from fastapi_observe.clients.propagation import Propagation
+from fastapi_observe.export.counts import ExportCollector, counted
 from fastapi_observe.internal.errors import Faults
 from fastapi_observe.internal.forks import LAST_WORDS, shared_budget
 from fastapi_observe.internal.guard import USERS, guarded, stand_in
@@ -34,7 +35,6 @@ from fastapi_observe.runtime import background
 from fastapi_observe.runtime.metrics_server import MetricsServer
 from fastapi_observe.runtime.saturation import Saturation
 from fastapi_observe.runtime.system import SystemCollector
-from fastapi_observe.signals.export_counts import ExportCollector, counted
 from fastapi_observe.signals.logs import Logs
 from fastapi_observe.signals.metrics import MetricsService
 from fastapi_observe.signals.tracing import TracingService
@@ -47,12 +47,12 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.types import Receive, Scope, Send
 
+    from fastapi_observe.export.push import MetricsPush
+    from fastapi_observe.export.queue import ExportQueue
     from fastapi_observe.records.pool import PoolState
     from fastapi_observe.records.signal import Signal, Told
     from fastapi_observe.settings.model import ObserveSettings
-    from fastapi_observe.signals.export_queue import ExportQueue
     from fastapi_observe.signals.logs import ObserveLogger
-    from fastapi_observe.signals.otlp_push import MetricsPush
 
 C = TypeVar("C")
 
@@ -104,7 +104,7 @@ class Observability:
         self.metrics_server = MetricsServer(settings, self.metrics.render, self.faults)
         self._pushes: list[ExportQueue | MetricsPush] = []
         if settings.otlp_logs or settings.otlp_metrics:
-            from fastapi_observe.signals.export_pushes import open_pushes  # noqa: PLC0415 - seldom wanted
+            from fastapi_observe.export.pushes import open_pushes  # noqa: PLC0415 - seldom wanted
 
             self._pushes = open_pushes(settings, self.tracing, self.metrics.sharing, self.logs, self.faults)
         self.metrics.add_reader(self.tracing.quota)

@@ -19,10 +19,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from tools import needs
 
 from fastapi_observe import DatabaseDep, ExternalDep, MetricsDep, installed, observability
+from fastapi_observe.export.counts import ExportCollector
 from fastapi_observe.records.pool import PoolState
 from fastapi_observe.settings.objectives import Availability
 from fastapi_observe.signals.cells import WorkersCollector
-from fastapi_observe.signals.export_counts import ExportCollector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,19 +16,20 @@ from collectors import Collector, Mode
 from fastapi import FastAPI
 
 from fastapi_observe import ObserveSettings, install
+from fastapi_observe.export import outage
+from fastapi_observe.export import store as export_store
+from fastapi_observe.export.queue import ExportQueue
+from fastapi_observe.export.sender import Sender
+from fastapi_observe.export.store import SLICE, Limits, Store
+from fastapi_observe.export.transport import Answer
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.signals import export_outage, export_store
-from fastapi_observe.signals.export_queue import ExportQueue
-from fastapi_observe.signals.export_sender import Sender
-from fastapi_observe.signals.export_store import SLICE, Limits, Store
-from fastapi_observe.signals.export_transport import Answer
 from fastapi_observe.signals.provider import ObserveTracerProvider
 from fastapi_observe.signals.tracing import TracingService
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from fastapi_observe.signals.export_counts import Counts
+    from fastapi_observe.export.counts import Counts
 
 MEGABYTE = 1024 * 1024
 
@@ -36,8 +37,8 @@ MEGABYTE = 1024 * 1024
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a failing collector be tried again soon, so that the tests need not wait."""
-    monkeypatch.setattr(export_outage, "FIRST_WAIT", 0.02)
-    monkeypatch.setattr(export_outage, "PROBE_EVERY", 0.05)
+    monkeypatch.setattr(outage, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(outage, "PROBE_EVERY", 0.05)
 
 
 class Exporting:
@@ -120,7 +121,7 @@ def test_every_span_is_counted(
     mode: Mode, exporting: Callable[..., Exporting], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In every fault produced = exported + dropped + queued; what went is what the collector has; time is bounded."""
-    monkeypatch.setattr("fastapi_observe.signals.export_http.PATIENCE", 0.1)
+    monkeypatch.setattr("fastapi_observe.export.http.PATIENCE", 0.1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     exported, reason = FAULTS[mode]
     with Collector(mode) as collector:
@@ -396,7 +397,7 @@ def test_a_span_that_is_too_large_is_dropped(exporting: Callable[..., Exporting]
 
 def test_a_request_is_bounded(exporting: Callable[..., Exporting], monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch of large spans goes in several requests."""
-    monkeypatch.setattr("fastapi_observe.signals.export_store.LARGEST_BODY", 5000)
+    monkeypatch.setattr("fastapi_observe.export.store.LARGEST_BODY", 5000)
     with Collector() as collector:
         one = exporting(collector, batch_delay=60)
         one.spans(10, text="x" * 2000)
@@ -469,7 +470,7 @@ class Broken:
 
 def queue_of(collector: Collector, encoder: Any, faults: Faults) -> ExportQueue:
     """Make a queue of texts."""
-    from fastapi_observe.signals.export_http import HttpTransport  # noqa: PLC0415
+    from fastapi_observe.export.http import HttpTransport  # noqa: PLC0415
 
     transport = HttpTransport(f"{collector.url}/v1/texts", {}, "traces")
     return ExportQueue("texts", encoder, transport, Limits(10, 65_536, 5, 0.01, 1.0, 1.0), faults)

@@ -6,8 +6,8 @@ import ast
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastapi_observe.signals import export_store
-from fastapi_observe.signals.export_counts import SECONDS
+from fastapi_observe.export import store
+from fastapi_observe.export.counts import SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,8 +77,8 @@ def test_every_reason_of_a_failure_is_described() -> None:
 
 def test_bounds_are_described() -> None:
     """Numbers that the page gives: change one, and change it there."""
-    assert export_store.PUT_OFF_FOR == 5 * 60
-    assert export_store.MOST_ATTEMPTS == 2
-    assert export_store.LARGEST_BODY == 4 * 1024 * 1024
+    assert store.PUT_OFF_FOR == 5 * 60
+    assert store.MOST_ATTEMPTS == 2
+    assert store.LARGEST_BODY == 4 * 1024 * 1024
     bounds = ", ".join(f"{bound:g}" for bound in SECONDS)
     assert f"| `fastapi_observe_export_duration_seconds` | {bounds} |" in TEXT

@@ -17,9 +17,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from pydantic import SecretStr
 
 from fastapi_observe import ObserveSettings
+from fastapi_observe.export.grpc import GrpcTransport
+from fastapi_observe.export.transport import LONGEST_RETRY_AFTER
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.signals.export_grpc import GrpcTransport
-from fastapi_observe.signals.export_transport import LONGEST_RETRY_AFTER
 from fastapi_observe.signals.provider import ObserveTracerProvider
 from fastapi_observe.signals.tracing import TracingService
 

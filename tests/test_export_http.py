@@ -20,14 +20,14 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from tools import needs
 
-from fastapi_observe.signals.export_http import MOST_READ, HttpTransport
-from fastapi_observe.signals.export_transport import LONGEST_RETRY_AFTER, rejected_items, shown
+from fastapi_observe.export.http import MOST_READ, HttpTransport
+from fastapi_observe.export.transport import LONGEST_RETRY_AFTER, rejected_items, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from fastapi_observe.signals.export_transport import Answer
+    from fastapi_observe.export.transport import Answer
 
 
 @pytest.fixture(autouse=True)
@@ -191,7 +191,7 @@ def test_two_threads_may_look_up_their_first_host_at_once() -> None:
     """The codec that Python asks for is there by then: what imports it second would get a LookupError."""
     script = """
         import sys
-        from fastapi_observe.signals.export_http import HttpTransport
+        from fastapi_observe.export.http import HttpTransport
         HttpTransport("http://localhost:4318", {}, "traces")
         assert "encodings.idna" in sys.modules
     """

@@ -20,16 +20,16 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from fastapi_observe import ObserveSettings, install
+from fastapi_observe.export.counts import ExportCollector, LogCounts
+from fastapi_observe.export.store import Limits, Store
+from fastapi_observe.export.transport import Answer
 from fastapi_observe.internal.errors import Faults
 from fastapi_observe.internal.forks import SUPERVISING, Budget, weakly
-from fastapi_observe.signals.export_counts import ExportCollector, LogCounts
-from fastapi_observe.signals.export_store import Limits, Store
-from fastapi_observe.signals.export_transport import Answer
 from fastapi_observe.signals.provider import ObserveTracerProvider
 from fastapi_observe.signals.tracing import TracingService
 
 if TYPE_CHECKING:
-    from fastapi_observe.signals.export_queue import ExportQueue
+    from fastapi_observe.export.queue import ExportQueue
 
 ROOT = str(Path(__file__).parents[1])
 

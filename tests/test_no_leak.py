@@ -29,7 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.testclient import TestClient
 
 from fastapi_observe import install
-from fastapi_observe.signals.otlp_spans import SpanEncoder
+from fastapi_observe.export.otlp.spans import SpanEncoder
 from fastapi_observe.testing import assert_no_leak, watch
 
 if TYPE_CHECKING:

@@ -24,11 +24,11 @@ from prometheus_client.metrics_core import (
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from fastapi_observe import ObserveSettings
+from fastapi_observe.export.otlp.logs import MOST_SCOPES, LogEncoder, nanoseconds
+from fastapi_observe.export.otlp.metrics import Family, MetricEncoder, read
+from fastapi_observe.export.push import ProcessResource, make_log_queue, make_metrics_push, url_of
 from fastapi_observe.internal.errors import Faults
 from fastapi_observe.signals.cells_shown import Given
-from fastapi_observe.signals.otlp_logs import MOST_SCOPES, LogEncoder, nanoseconds
-from fastapi_observe.signals.otlp_metrics import Family, MetricEncoder, read
-from fastapi_observe.signals.otlp_push import ProcessResource, make_log_queue, make_metrics_push, url_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -26,8 +26,8 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from fastapi_observe.signals.otlp_spans import LONGEST_NAME, SpanEncoder
-from fastapi_observe.signals.otlp_wire import (
+from fastapi_observe.export.otlp.spans import LONGEST_NAME, SpanEncoder
+from fastapi_observe.export.otlp.wire import (
     DEEPEST,
     MOST_CACHED,
     MOST_VALUES,

@@ -10,20 +10,20 @@ from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 
+from fastapi_observe.export.otlp.spans import SpanEncoder
+from fastapi_observe.export.queue import ExportQueue
+from fastapi_observe.export.store import Limits
 from fastapi_observe.internal.forks import at_fork
 from fastapi_observe.internal.networks import is_private_host
 from fastapi_observe.internal.version import version_of
 from fastapi_observe.settings.model import SettingsError
-from fastapi_observe.signals.export_queue import ExportQueue
-from fastapi_observe.signals.export_store import Limits
-from fastapi_observe.signals.otlp_spans import SpanEncoder
 from fastapi_observe.signals.sampling import LimitedSampler, Quota, make_bound, make_sampler
 from fastapi_observe.signals.span_processors import ExportProcessor, GuardedProcessor
 
 if TYPE_CHECKING:
+    from fastapi_observe.export.transport import Transport
     from fastapi_observe.internal.errors import Faults
     from fastapi_observe.settings.model import ObserveSettings
-    from fastapi_observe.signals.export_transport import Transport
 
 LONGEST_VALUE = 2048
 """Characters of a span's string attribute; the rest is cut."""
@@ -143,11 +143,11 @@ def make_transport(settings: ObserveSettings, url: str, signal: str) -> Transpor
     headers = {name: value.get_secret_value() for name, value in settings.otlp_headers.items()}
     transport: Transport
     if settings.otlp_protocol == "grpc":
-        from fastapi_observe.signals.export_grpc import GrpcTransport  # noqa: PLC0415 - slow to import, rarely used
+        from fastapi_observe.export.grpc import GrpcTransport  # noqa: PLC0415 - slow to import, rarely used
 
         transport = GrpcTransport(url, headers, signal)
     else:
-        from fastapi_observe.signals.export_http import HttpTransport  # noqa: PLC0415 - not used without an endpoint
+        from fastapi_observe.export.http import HttpTransport  # noqa: PLC0415 - not used without an endpoint
 
         transport = HttpTransport(url, headers, signal)
     if not transport.encrypted and not settings.insecure:

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import ReadableSpan, Span
 
+    from fastapi_observe.export.queue import ExportQueue
     from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.signals.export_queue import ExportQueue
 
 
 class ExportProcessor(SpanProcessor):

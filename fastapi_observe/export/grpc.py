@@ -7,7 +7,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from fastapi_observe.signals.export_transport import (
+from fastapi_observe.export.transport import (
     LONGEST_RETRY_AFTER,
     Answer,
     Certificates,

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from fastapi_observe.signals.otlp_push import MetricsPush, ProcessResource, make_log_queue, make_metrics_push
+from fastapi_observe.export.push import MetricsPush, ProcessResource, make_log_queue, make_metrics_push
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from prometheus_client.registry import Collector
 
+    from fastapi_observe.export.queue import ExportQueue
     from fastapi_observe.internal.errors import Faults
     from fastapi_observe.settings.model import ObserveSettings
-    from fastapi_observe.signals.export_queue import ExportQueue
     from fastapi_observe.signals.tracing import TracingService
 
 

@@ -7,7 +7,7 @@ import sys
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from fastapi_observe.signals.otlp_wire import DOUBLE, FIXED64, RequestEncoder, sized, text
+from fastapi_observe.export.otlp.wire import DOUBLE, FIXED64, RequestEncoder, sized, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable

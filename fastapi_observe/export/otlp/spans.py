@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.trace import SpanKind, StatusCode
 
-from fastapi_observe.signals.otlp_wire import (
+from fastapi_observe.export.otlp.wire import (
     FIXED32,
     FIXED64,
     RequestEncoder,

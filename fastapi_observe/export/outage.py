@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from fastapi_observe.signals.export_transport import Answer
+    from fastapi_observe.export.transport import Answer
 
 OPEN_AFTER: Final = 3
 """Failures in a row after which the collector is only probed."""

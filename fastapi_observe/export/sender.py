@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
 
-from fastapi_observe.signals.export_store import SLICE
-from fastapi_observe.signals.export_transport import Answer
+from fastapi_observe.export.store import SLICE
+from fastapi_observe.export.transport import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fastapi_observe.export.outage import Outage
+    from fastapi_observe.export.store import Entry, Store
+    from fastapi_observe.export.transport import Transport
     from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.signals.export_outage import Outage
-    from fastapi_observe.signals.export_store import Entry, Store
-    from fastapi_observe.signals.export_transport import Transport
 
 
 RECOVERY: Final = 0.05

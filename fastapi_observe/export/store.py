@@ -7,10 +7,10 @@ from collections import Counter, deque
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from fastapi_observe.signals.export_counts import Counts, Durations
+from fastapi_observe.export.counts import Counts, Durations
 
 if TYPE_CHECKING:
-    from fastapi_observe.signals.export_transport import Answer
+    from fastapi_observe.export.transport import Answer
 
 SLICE: Final = 16
 """Items that are encoded in one go: enough to be cheap, few enough that nobody waits for it."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from fastapi_observe.signals.otlp_wire import FIXED64, RequestEncoder, any_value, sized, text, varint
+from fastapi_observe.export.otlp.wire import FIXED64, RequestEncoder, any_value, sized, text, varint
 
 if TYPE_CHECKING:
     from collections.abc import Callable

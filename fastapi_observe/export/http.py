@@ -12,14 +12,14 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
-from fastapi_observe.internal.version import version_of
-from fastapi_observe.signals.export_transport import (
+from fastapi_observe.export.transport import (
     LONGEST_RETRY_AFTER,
     Answer,
     Certificates,
     rejected_items,
     shown,
 )
+from fastapi_observe.internal.version import version_of
 
 if TYPE_CHECKING:
     import ssl

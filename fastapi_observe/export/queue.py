@@ -11,17 +11,17 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from fastapi_observe.export.outage import Outage
+from fastapi_observe.export.sender import Requests, Sender
+from fastapi_observe.export.store import SLICE, Limits, Store
 from fastapi_observe.internal.forks import Budget, at_exit, at_fork
-from fastapi_observe.signals.export_outage import Outage
-from fastapi_observe.signals.export_sender import Requests, Sender
-from fastapi_observe.signals.export_store import SLICE, Limits, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fastapi_observe.export.counts import Counts
+    from fastapi_observe.export.transport import Transport
     from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.signals.export_counts import Counts
-    from fastapi_observe.signals.export_transport import Transport
 
 PARTING: Final = 0.2
 """Seconds that a thread which was told to end may take for it."""

@@ -6,10 +6,10 @@ import threading
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
+from fastapi_observe.export.otlp.logs import LogEncoder
+from fastapi_observe.export.otlp.metrics import MetricEncoder, read
+from fastapi_observe.export.queue import ExportQueue
 from fastapi_observe.internal.forks import at_fork
-from fastapi_observe.signals.export_queue import ExportQueue
-from fastapi_observe.signals.otlp_logs import LogEncoder
-from fastapi_observe.signals.otlp_metrics import MetricEncoder, read
 from fastapi_observe.signals.provider import limits_of, make_resource, make_transport, named
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
     from prometheus_client.registry import Collector
 
+    from fastapi_observe.export.counts import Counts
     from fastapi_observe.internal.errors import Faults
     from fastapi_observe.settings.model import ObserveSettings
-    from fastapi_observe.signals.export_counts import Counts
 
 TRACES_PATH: Final = "/v1/traces"
 

@@ -1,0 +1,1 @@
+"""Queues, batches and sends telemetry over OTLP."""

@@ -1,0 +1,1 @@
+"""Encodes spans, log records and metrics as OTLP protobuf."""
