@@ -49,7 +49,7 @@ def provider(side: str, endpoint: str) -> TracerProvider:
 
     from fastapi_observe import ObserveSettings  # noqa: PLC0415 - here only
     from fastapi_observe.internal.errors import Faults  # noqa: PLC0415 - here only
-    from fastapi_observe.signals.provider import make_provider  # noqa: PLC0415 - here only
+    from fastapi_observe.traces.provider import make_provider  # noqa: PLC0415 - here only
 
     exports: dict[str, Any] = {"otlp_endpoint": endpoint} if side == "ours" else {}
     made: Any = make_provider(ObserveSettings(sampler="always_on", batch_delay=1, **exports), Faults())[0]

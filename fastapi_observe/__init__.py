@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from fastapi_observe.install import install
 from fastapi_observe.installed import current, operation, traced
 from fastapi_observe.observability import Observability
-from fastapi_observe.records.trace_context import TraceContext
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
 from fastapi_observe.settings.objectives import Availability, Latency, SLOOptions
 
 # The package of that name is imported before its function takes the name over, so that it cannot take it back.
 from fastapi_observe.slo.annotation import slo
+from fastapi_observe.traces.context import TraceContext
 
 if TYPE_CHECKING:
     from fastapi_observe.dependencies import (

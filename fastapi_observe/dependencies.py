@@ -15,7 +15,7 @@ from fastapi_observe.observability import Observability
 from fastapi_observe.records.request import EXCHANGE
 from fastapi_observe.signals.logs import ObserveLogger
 from fastapi_observe.signals.metrics import MetricsService
-from fastapi_observe.signals.tracing import TracingService
+from fastapi_observe.traces.service import TracingService
 
 if TYPE_CHECKING:
     import httpx

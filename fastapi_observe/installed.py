@@ -11,7 +11,7 @@ from fastapi_observe.observability import OPEN
 from fastapi_observe.records.operation import new_operation
 from fastapi_observe.records.request import current_exchange
 from fastapi_observe.redaction.redactor import PLAIN
-from fastapi_observe.signals.user_spans import traced_with
+from fastapi_observe.traces.user_spans import traced_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable

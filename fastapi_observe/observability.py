@@ -37,7 +37,7 @@ from fastapi_observe.runtime.saturation import Saturation
 from fastapi_observe.runtime.system import SystemCollector
 from fastapi_observe.signals.logs import Logs
 from fastapi_observe.signals.metrics import MetricsService
-from fastapi_observe.signals.tracing import TracingService
+from fastapi_observe.traces.service import TracingService
 from fastapi_observe.workers.join import Workers
 
 if TYPE_CHECKING:

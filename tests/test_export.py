@@ -23,8 +23,8 @@ from fastapi_observe.export.sender import Sender
 from fastapi_observe.export.store import SLICE, Limits, Store
 from fastapi_observe.export.transport import Answer
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.signals.provider import ObserveTracerProvider
-from fastapi_observe.signals.tracing import TracingService
+from fastapi_observe.traces.provider import ObserveTracerProvider
+from fastapi_observe.traces.service import TracingService
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

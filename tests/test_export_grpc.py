@@ -20,8 +20,8 @@ from fastapi_observe import ObserveSettings
 from fastapi_observe.export.grpc import GrpcTransport
 from fastapi_observe.export.transport import LONGEST_RETRY_AFTER
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.signals.provider import ObserveTracerProvider
-from fastapi_observe.signals.tracing import TracingService
+from fastapi_observe.traces.provider import ObserveTracerProvider
+from fastapi_observe.traces.service import TracingService
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

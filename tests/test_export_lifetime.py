@@ -25,8 +25,8 @@ from fastapi_observe.export.store import Limits, Store
 from fastapi_observe.export.transport import Answer
 from fastapi_observe.internal.errors import Faults
 from fastapi_observe.internal.forks import SUPERVISING, Budget, weakly
-from fastapi_observe.signals.provider import ObserveTracerProvider
-from fastapi_observe.signals.tracing import TracingService
+from fastapi_observe.traces.provider import ObserveTracerProvider
+from fastapi_observe.traces.service import TracingService
 
 if TYPE_CHECKING:
     from fastapi_observe.export.queue import ExportQueue
@@ -174,7 +174,7 @@ def test_the_interpreter_ends_with_everything_sent() -> None:
 import sys; sys.path.insert(0, {ROOT!r})
 from fastapi_observe import ObserveSettings
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.signals.tracing import TracingService
+from fastapi_observe.traces.service import TracingService
 tracing = TracingService(ObserveSettings(sampler="always_on", batch_delay=60), Faults())
 for at in range(10):
     with tracing.span(str(at)): pass

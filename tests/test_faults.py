@@ -25,9 +25,9 @@ from fastapi_observe.records.request import Exchange
 from fastapi_observe.records.websocket import WebSocketExchange
 from fastapi_observe.requests.response_headers import Stamps
 from fastapi_observe.requests.routing import Routes
-from fastapi_observe.signals.span_processors import GuardedProcessor
-from fastapi_observe.signals.tracing import TracingService
-from fastapi_observe.signals.user_spans import SpanScope
+from fastapi_observe.traces.processors import GuardedProcessor
+from fastapi_observe.traces.service import TracingService
+from fastapi_observe.traces.user_spans import SpanScope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

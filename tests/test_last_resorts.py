@@ -24,8 +24,8 @@ from fastapi_observe.redaction.redactor import PLAIN
 from fastapi_observe.requests.routing import endpoints_of
 from fastapi_observe.runtime.saturation import Saturation
 from fastapi_observe.signals import log_retention
-from fastapi_observe.signals.user_spans import safe_text, traced_with
 from fastapi_observe.slo.yaml import dump
+from fastapi_observe.traces.user_spans import safe_text, traced_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -29,8 +29,8 @@ from pydantic import SecretStr
 
 from fastapi_observe import ObserveSettings, SettingsError, TraceContext
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.signals.provider import ObserveTracerProvider, make_provider, make_resource, make_transport
-from fastapi_observe.signals.tracing import TracingService
+from fastapi_observe.traces.provider import ObserveTracerProvider, make_provider, make_resource, make_transport
+from fastapi_observe.traces.service import TracingService
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from fastapi_observe.redaction.redactor import LONGEST_AGENT
-from fastapi_observe.signals.server_span import (
+from fastapi_observe.traces.server_span import (
     LONGEST_METHOD,
     LONGEST_PATH,
     HeaderCapture,

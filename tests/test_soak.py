@@ -25,7 +25,7 @@ from sqlalchemy.pool import StaticPool
 from fastapi_observe import install
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.request import Exchange
-from fastapi_observe.signals.recorded_span import RecordedSpan
+from fastapi_observe.traces.recorded_span import RecordedSpan
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

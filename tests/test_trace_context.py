@@ -17,7 +17,7 @@ from opentelemetry.context import Context
 from opentelemetry.propagate import extract
 
 from fastapi_observe import TraceContext
-from fastapi_observe.records.trace_context import LONGEST_BAGGAGE, MOST_BAGGAGE, MOST_STATES, well_formed_headers
+from fastapi_observe.traces.context import LONGEST_BAGGAGE, MOST_BAGGAGE, MOST_STATES, well_formed_headers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

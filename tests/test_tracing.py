@@ -22,9 +22,9 @@ from starlette.testclient import TestClient
 from fastapi_observe import ObserveSettings, TraceContext, current, traced
 from fastapi_observe.internal.errors import Faults
 from fastapi_observe.records.operation import Operation
-from fastapi_observe.signals.incoming import is_server_span
-from fastapi_observe.signals.tracing import TracingService
-from fastapi_observe.signals.user_spans import ContextScope
+from fastapi_observe.traces.incoming import is_server_span
+from fastapi_observe.traces.service import TracingService
+from fastapi_observe.traces.user_spans import ContextScope
 
 if TYPE_CHECKING:
     from collections.abc import Callable

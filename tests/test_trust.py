@@ -19,8 +19,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from fastapi_observe import ObserveSettings, SettingsError
 from fastapi_observe.internal.networks import address_of
 from fastapi_observe.requests.trust import MOST_HOPS, MOST_PEERS, Trust
-from fastapi_observe.signals import sampling
-from fastapi_observe.signals.sampling import LimitedSampler, Quota
+from fastapi_observe.traces import sampling as sampling
+from fastapi_observe.traces.sampling import LimitedSampler, Quota
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

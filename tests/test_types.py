@@ -34,7 +34,7 @@ from fastapi_observe.clients.external import ExternalCall, ExternalClient
 from fastapi_observe.signals.logs import ObserveLogger
 from fastapi_observe.signals.metrics import MetricsService
 from fastapi_observe.signals.series import Counter, Gauge, Histogram
-from fastapi_observe.signals.tracing import TracingService
+from fastapi_observe.traces.service import TracingService
 
 
 @traced

@@ -33,8 +33,8 @@ from starlette.testclient import TestClient
 
 from fastapi_observe import ObserveSettings, TracingDep, traced
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.signals.tracing import TracingService
-from fastapi_observe.signals.user_spans import LONGEST_MESSAGE, LONGEST_STACK, ContextScope, SpanScope
+from fastapi_observe.traces.service import TracingService
+from fastapi_observe.traces.user_spans import LONGEST_MESSAGE, LONGEST_STACK, ContextScope, SpanScope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator

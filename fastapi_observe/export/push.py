@@ -10,7 +10,7 @@ from fastapi_observe.export.otlp.logs import LogEncoder
 from fastapi_observe.export.otlp.metrics import MetricEncoder, read
 from fastapi_observe.export.queue import ExportQueue
 from fastapi_observe.internal.forks import at_fork
-from fastapi_observe.signals.provider import limits_of, make_resource, make_transport, named
+from fastapi_observe.traces.provider import limits_of, make_resource, make_transport, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

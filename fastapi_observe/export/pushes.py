@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fastapi_observe.export.queue import ExportQueue
     from fastapi_observe.internal.errors import Faults
     from fastapi_observe.settings.model import ObserveSettings
-    from fastapi_observe.signals.tracing import TracingService
+    from fastapi_observe.traces.service import TracingService
 
 
 class Lines(Protocol):

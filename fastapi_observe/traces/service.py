@@ -16,16 +16,16 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, S
 from fastapi_observe.internal.guard import guarded, stand_in
 from fastapi_observe.internal.ids import NEW_IDS
 from fastapi_observe.records.request import CONTEXT_KEY, CURRENT_CONTEXT
-from fastapi_observe.records.trace_context import RANDOM, TraceContext, well_formed_headers
 from fastapi_observe.redaction.redactor import Redactor
 from fastapi_observe.requests.trust import Trust
-from fastapi_observe.signals.attribute_warnings import bound_warnings
-from fastapi_observe.signals.incoming import is_left_over, is_server_span, plain_parent
-from fastapi_observe.signals.provider import ObserveTracerProvider, make_provider
-from fastapi_observe.signals.recorded_span import FLAGS, DroppedSpan, RecordedSpan, SpanFactory, fits
-from fastapi_observe.signals.sampling import Quota, threshold
-from fastapi_observe.signals.server_span import HeaderCapture, request_attributes, response_attributes, span_name
-from fastapi_observe.signals.user_spans import (
+from fastapi_observe.traces.attribute_warnings import bound_warnings
+from fastapi_observe.traces.context import RANDOM, TraceContext, well_formed_headers
+from fastapi_observe.traces.incoming import is_left_over, is_server_span, plain_parent
+from fastapi_observe.traces.provider import ObserveTracerProvider, make_provider
+from fastapi_observe.traces.recorded_span import FLAGS, DroppedSpan, RecordedSpan, SpanFactory, fits
+from fastapi_observe.traces.sampling import Quota, threshold
+from fastapi_observe.traces.server_span import HeaderCapture, request_attributes, response_attributes, span_name
+from fastapi_observe.traces.user_spans import (
     ContextScope,
     SpanScope,
     note_exception,

@@ -17,8 +17,8 @@ from fastapi_observe.internal.forks import at_fork
 from fastapi_observe.internal.networks import is_private_host
 from fastapi_observe.internal.version import version_of
 from fastapi_observe.settings.model import SettingsError
-from fastapi_observe.signals.sampling import LimitedSampler, Quota, make_bound, make_sampler
-from fastapi_observe.signals.span_processors import ExportProcessor, GuardedProcessor
+from fastapi_observe.traces.processors import ExportProcessor, GuardedProcessor
+from fastapi_observe.traces.sampling import LimitedSampler, Quota, make_bound, make_sampler
 
 if TYPE_CHECKING:
     from fastapi_observe.export.transport import Transport

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.util.types import Attributes
 
-    from fastapi_observe.signals.provider import ObserveTracerProvider
+    from fastapi_observe.traces.provider import ObserveTracerProvider
 
 FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
 """Every combination of the flags that are known: sampled, and random (W3C Trace Context, Level 2)."""

@@ -1,0 +1,1 @@
+"""The traces signal: spans, sampling and trace context."""
