@@ -48,8 +48,8 @@ class Ours:
 
     def __init__(self, directory: str) -> None:
         from fastapi_observe.internal.errors import Faults
+        from fastapi_observe.metrics.service import MetricsService
         from fastapi_observe.settings.model import ObserveSettings
-        from fastapi_observe.signals.metrics import MetricsService
         from fastapi_observe.workers.worker import Worker
 
         self.metrics = MetricsService(ObserveSettings(default_registry=False, series_per_metric=5000), Faults())
@@ -87,8 +87,8 @@ class Stock:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
         import prometheus_client as client
 
+        from fastapi_observe.metrics.service import SIZE_BUCKETS
         from fastapi_observe.settings.model import ObserveSettings
-        from fastapi_observe.signals.metrics import SIZE_BUCKETS
 
         self.client = client
         route = ["method", "endpoint"]
@@ -131,8 +131,8 @@ class Client(Stock):
 
     def __init__(self, directory: str) -> None:
         from fastapi_observe.internal.errors import Faults
+        from fastapi_observe.metrics.service import MetricsService
         from fastapi_observe.settings.model import ObserveSettings
-        from fastapi_observe.signals.metrics import MetricsService
         from fastapi_observe.workers.worker import Worker
 
         self.metrics = MetricsService(ObserveSettings(), Faults())

@@ -10,7 +10,7 @@ from time import sleep
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.cli_scrape import Counted, UnreadableError, printable, scrape, shown
-from fastapi_observe.signals.series_budget import LISTED, OVERFLOW, SERIES_PER_PROCESS, VALUES_PER_LABEL
+from fastapi_observe.metrics.budget import LISTED, OVERFLOW, SERIES_PER_PROCESS, VALUES_PER_LABEL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

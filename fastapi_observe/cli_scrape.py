@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 from prometheus_client.parser import text_string_to_metric_families
 
 from fastapi_observe.internal.networks import PRIVATE_NETWORKS, is_in
-from fastapi_observe.signals.series_budget import OVERFLOW
+from fastapi_observe.metrics.budget import OVERFLOW
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -11,10 +11,10 @@ from fastapi_observe.settings.sources import SettingsError
 
 if TYPE_CHECKING:
     from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.runtime.error_budgets import ErrorBudgets
+    from fastapi_observe.metrics.error_budgets import ErrorBudgets
+    from fastapi_observe.metrics.objectives import Counted
+    from fastapi_observe.metrics.service import MetricsService
     from fastapi_observe.settings.model import ObserveSettings
-    from fastapi_observe.signals.metrics import MetricsService
-    from fastapi_observe.signals.metrics_objectives import Counted
     from fastapi_observe.slo.plan import Plan, Resolved
 
 
@@ -62,7 +62,7 @@ class Objectives:
             self.budgets.stop()
 
     def _begin(self, metrics: MetricsService) -> None:
-        from fastapi_observe.runtime.error_budgets import ErrorBudgets, Promise  # noqa: PLC0415 - see the class
+        from fastapi_observe.metrics.error_budgets import ErrorBudgets, Promise  # noqa: PLC0415 - see the class
         from fastapi_observe.slo.burn import budget  # noqa: PLC0415
         from fastapi_observe.slo.plan import make_plan  # noqa: PLC0415
 
@@ -97,8 +97,8 @@ def _tell(plan: Plan) -> None:
 
 
 def _counted(slo: Resolved, plan: Plan) -> Counted:
+    from fastapi_observe.metrics.objectives import Counted  # noqa: PLC0415
     from fastapi_observe.settings.objectives import Latency  # noqa: PLC0415 - only who promises something
-    from fastapi_observe.signals.metrics_objectives import Counted  # noqa: PLC0415
 
     objective = slo.objective
     if isinstance(objective, Latency):

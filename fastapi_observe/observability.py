@@ -21,6 +21,10 @@ from fastapi_observe.export.counts import ExportCollector, counted
 from fastapi_observe.internal.errors import Faults
 from fastapi_observe.internal.forks import LAST_WORDS, shared_budget
 from fastapi_observe.internal.guard import USERS, guarded, stand_in
+from fastapi_observe.metrics.saturation import Saturation
+from fastapi_observe.metrics.server import MetricsServer
+from fastapi_observe.metrics.service import MetricsService
+from fastapi_observe.metrics.system import SystemCollector
 from fastapi_observe.objectives import Objectives
 from fastapi_observe.records.nothing import does_something
 from fastapi_observe.records.operation import Operation, new_operation
@@ -32,11 +36,7 @@ from fastapi_observe.redaction.redactor import Redactor
 from fastapi_observe.requests.response_headers import Stamps
 from fastapi_observe.requests.routing import Routes
 from fastapi_observe.runtime import background
-from fastapi_observe.runtime.metrics_server import MetricsServer
-from fastapi_observe.runtime.saturation import Saturation
-from fastapi_observe.runtime.system import SystemCollector
 from fastapi_observe.signals.logs import Logs
-from fastapi_observe.signals.metrics import MetricsService
 from fastapi_observe.traces.service import TracingService
 from fastapi_observe.workers.join import Workers
 

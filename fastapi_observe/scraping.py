@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from fastapi_observe.metrics.scrapes import Waiting, send_body
 from fastapi_observe.requests.access import CHALLENGE, Access
-from fastapi_observe.signals.scrapes import Waiting, send_body
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send

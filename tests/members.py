@@ -10,8 +10,8 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from fastapi_observe.internal.errors import Faults
+from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.settings.model import ObserveSettings
-from fastapi_observe.signals.metrics import MetricsService
 from fastapi_observe.workers.worker import QUIT, Worker
 
 if TYPE_CHECKING:

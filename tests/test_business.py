@@ -10,10 +10,10 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
 from fastapi_observe.internal.errors import Faults
+from fastapi_observe.metrics.budget import SeriesBudget
+from fastapi_observe.metrics.catalogue import Business, Catalogue
+from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.settings.model import ObserveSettings
-from fastapi_observe.signals.business import Business, Catalogue
-from fastapi_observe.signals.metrics import MetricsService
-from fastapi_observe.signals.series_budget import SeriesBudget
 
 
 def _metrics(**settings: Any) -> MetricsService:

@@ -23,7 +23,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.testclient import TestClient
 
 from fastapi_observe import Observability, install
-from fastapi_observe.signals.series_budget import OVERFLOW
+from fastapi_observe.metrics.budget import OVERFLOW
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

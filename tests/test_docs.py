@@ -20,9 +20,9 @@ from tools import needs
 
 from fastapi_observe import DatabaseDep, ExternalDep, MetricsDep, installed, observability
 from fastapi_observe.export.counts import ExportCollector
+from fastapi_observe.metrics.shared.cells import WorkersCollector
 from fastapi_observe.records.pool import PoolState
 from fastapi_observe.settings.objectives import Availability
-from fastapi_observe.signals.cells import WorkersCollector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

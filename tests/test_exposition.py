@@ -18,12 +18,7 @@ from tools import needs
 
 from fastapi_observe.internal.errors import Faults
 from fastapi_observe.internal.version import version_of
-from fastapi_observe.records.operation import Operation
-from fastapi_observe.records.request import Exchange
-from fastapi_observe.runtime.saturation import Saturation
-from fastapi_observe.runtime.system import SystemCollector
-from fastapi_observe.settings.model import ObserveSettings
-from fastapi_observe.signals.exposition import (
+from fastapi_observe.metrics.exposition import (
     OPENMETRICS,
     PIECE,
     TEXT,
@@ -32,7 +27,12 @@ from fastapi_observe.signals.exposition import (
     prefers_openmetrics,
     render,
 )
-from fastapi_observe.signals.metrics import MetricsService
+from fastapi_observe.metrics.saturation import Saturation
+from fastapi_observe.metrics.service import MetricsService
+from fastapi_observe.metrics.system import SystemCollector
+from fastapi_observe.records.operation import Operation
+from fastapi_observe.records.request import Exchange
+from fastapi_observe.settings.model import ObserveSettings
 
 OPEN = "application/openmetrics-text"
 

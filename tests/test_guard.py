@@ -14,9 +14,9 @@ from fastapi_observe.clients.database import Query
 from fastapi_observe.internal import guard as guard
 from fastapi_observe.internal.errors import Faults
 from fastapi_observe.internal.guard import ELSEWHERE, STAND_IN, guarded, tell
+from fastapi_observe.metrics.operations import OperationMetrics
+from fastapi_observe.metrics.series import Bounded
 from fastapi_observe.records.operation import Operation
-from fastapi_observe.signals.metrics_operations import OperationMetrics
-from fastapi_observe.signals.series import Bounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

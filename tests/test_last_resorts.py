@@ -20,9 +20,9 @@ from fastapi_observe.clients import watch
 from fastapi_observe.clients.database import DatabaseClient
 from fastapi_observe.clients.sqlalchemy import EngineWatch
 from fastapi_observe.internal.guard import ELSEWHERE
+from fastapi_observe.metrics.saturation import Saturation
 from fastapi_observe.redaction.redactor import PLAIN
 from fastapi_observe.requests.routing import endpoints_of
-from fastapi_observe.runtime.saturation import Saturation
 from fastapi_observe.signals import log_retention
 from fastapi_observe.slo.yaml import dump
 from fastapi_observe.traces.user_spans import safe_text, traced_with

@@ -15,11 +15,11 @@ from prometheus_fastapi_instrumentator import metrics as instrumentator
 from prometheus_fastapi_instrumentator.metrics import Info
 
 from fastapi_observe.internal.errors import Faults
+from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.request import Exchange
 from fastapi_observe.records.websocket import WebSocketExchange
 from fastapi_observe.settings.model import ObserveSettings
-from fastapi_observe.signals.metrics import MetricsService
 
 if TYPE_CHECKING:
     from collections.abc import Callable

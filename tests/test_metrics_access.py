@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from fastapi_observe import install
-from fastapi_observe.runtime import metrics_server
+from fastapi_observe.metrics import server as metrics_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable

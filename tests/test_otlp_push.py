@@ -28,7 +28,7 @@ from fastapi_observe.export.otlp.logs import MOST_SCOPES, LogEncoder, nanosecond
 from fastapi_observe.export.otlp.metrics import Family, MetricEncoder, read
 from fastapi_observe.export.push import ProcessResource, make_log_queue, make_metrics_push, url_of
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.signals.cells_shown import Given
+from fastapi_observe.metrics.shared.shown import Given
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

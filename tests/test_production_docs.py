@@ -13,8 +13,11 @@ import yaml
 from servers_of_workers import SERVERS
 
 from fastapi_observe.cli import main
+from fastapi_observe.metrics import budget
+from fastapi_observe.metrics import exposition as exposition
+from fastapi_observe.metrics.shared import readers
 from fastapi_observe.settings.model import ObserveSettings
-from fastapi_observe.signals import cells_readers, exposition, line_format, line_writer, series_budget
+from fastapi_observe.signals import line_format, line_writer
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs/production.md").read_text("utf-8")
@@ -91,10 +94,10 @@ def test_bounds_are_those_of_the_code() -> None:
     assert (defaults.shutdown_timeout, defaults.batch_delay, defaults.series_per_metric) == (2.0, 1.0, 2000)
     assert (line_writer.QUEUE_LINES, line_writer.BATCH_DELAY, line_writer.PATIENCE) == (10_000, 0.025, 0.05)
     assert (line_format.MAX_LINE, exposition.MOST_BYTES) == (16 * 1024, 16 * 1024 * 1024)
-    assert series_budget.SERIES_PER_PROCESS == 20_000
+    assert budget.SERIES_PER_PROCESS == 20_000
     assert defaults.log_rotation == "100 MB"
     assert "1 GB" in str(defaults.log_retention)
-    assert "fastapi_observe_metrics_degraded".endswith(cells_readers.LATEST_OR_WORST)
+    assert "fastapi_observe_metrics_degraded".endswith(readers.LATEST_OR_WORST)
 
 
 def test_numbers_of_runs_are_those_of_the_tests() -> None:

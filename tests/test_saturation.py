@@ -13,7 +13,7 @@ import pytest
 import trio
 from prometheus_client import CollectorRegistry
 
-from fastapi_observe.runtime.saturation import GcPauses, Samples, Saturation
+from fastapi_observe.metrics.saturation import GcPauses, Samples, Saturation
 
 INTERVAL = 0.002
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from fastapi_observe.signals.series import LABEL_LENGTH, Bounded, Counter, Gauge, Histogram
-from fastapi_observe.signals.series_budget import LISTED, OVERFLOW, LabelValues, SeriesBudget
+from fastapi_observe.metrics.budget import LISTED, OVERFLOW, LabelValues, SeriesBudget
+from fastapi_observe.metrics.series import LABEL_LENGTH, Bounded, Counter, Gauge, Histogram
 
 
 def _counter(budget: SeriesBudget, *labels: str) -> Counter:

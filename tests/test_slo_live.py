@@ -18,11 +18,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fastapi_observe import ObserveSettings, SettingsError, install
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.runtime import error_budgets
-from fastapi_observe.runtime.error_budgets import COARSE, INTERVAL, ErrorBudgets, Promise
+from fastapi_observe.metrics import error_budgets as error_budgets
+from fastapi_observe.metrics.error_budgets import COARSE, INTERVAL, ErrorBudgets, Promise
+from fastapi_observe.metrics.objectives import Counted
+from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.settings.objectives import Availability, Latency, SLOOptions
-from fastapi_observe.signals.metrics import MetricsService
-from fastapi_observe.signals.metrics_objectives import Counted
 from fastapi_observe.slo import plan as plans
 from fastapi_observe.slo.decorator import slo
 from fastapi_observe.slo.plan import make_plan
@@ -126,7 +126,7 @@ print(sorted(name for name in sys.modules if any(part in name for part in ("obse
     assert imported <= {
         "fastapi_observe.objectives",
         "fastapi_observe.settings.objectives",
-        "fastapi_observe.signals.series_budget",
+        "fastapi_observe.metrics.budget",
         "fastapi_observe.slo.annotation",
     }
 
@@ -498,7 +498,7 @@ def test_what_could_not_be_shared_counts(tmp_path: Path) -> None:
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Label sets come and go: beyond the bound all is looked up anew, and the sums stay right."""
-    monkeypatch.setattr("fastapi_observe.signals.metrics_objectives.MOST_REMEMBERED", 3)
+    monkeypatch.setattr("fastapi_observe.metrics.objectives.MOST_REMEMBERED", 3)
     metrics = MetricsService(ObserveSettings(default_registry=False), Faults())
     tally = metrics.tally([ALL._replace(bad=FAILED)])
     for number in range(10):

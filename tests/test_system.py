@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.runtime.system import (
+from fastapi_observe.metrics.system import (
     Cgroup,
     CpuMeter,
     CpuUse,

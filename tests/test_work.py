@@ -15,10 +15,10 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from fastapi_observe import operation
+from fastapi_observe.metrics import operations
 from fastapi_observe.records.operation import OPERATION
 from fastapi_observe.records.pool import PoolState
 from fastapi_observe.records.time_breakdown import GATHERED, MOST_STATEMENTS, Work
-from fastapi_observe.signals import metrics_operations
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -534,7 +534,7 @@ def test_waits_and_events_of_connections(observed: Callable[..., Seen]) -> None:
 
 def test_few_label_sets_are_remembered(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
     """What finds no place is looked up each time, and counted all the same."""
-    monkeypatch.setattr(metrics_operations, "MOST_REMEMBERED", 1)
+    monkeypatch.setattr(operations, "MOST_REMEMBERED", 1)
     seen = observed(Starlette())
     for name in ("a", "b", "b"):
         with seen.observe.operation(name):

@@ -23,7 +23,7 @@ from members import NAME, Member
 from tools import until
 
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.signals.series_budget import OVERFLOW
+from fastapi_observe.metrics.budget import OVERFLOW
 from fastapi_observe.workers import archive as worker_archive
 from fastapi_observe.workers import files as worker_files
 from fastapi_observe.workers import standing

@@ -17,8 +17,8 @@ from prometheus_client import CollectorRegistry
 from tools import remove_tree
 
 from fastapi_observe.internal.errors import Faults
+from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.settings.model import ObserveSettings
-from fastapi_observe.signals.metrics import MetricsService
 from fastapi_observe.workers import join, standing
 from fastapi_observe.workers import worker as worker_meeting
 from fastapi_observe.workers.archive import Archive

@@ -15,9 +15,9 @@ pytest.importorskip("fcntl")
 
 from members import Member
 
-from fastapi_observe.signals.cells_merged import MergedSeries
-from fastapi_observe.signals.cells_readers import mode_of
-from fastapi_observe.signals.cells_samples import Samples, describe
+from fastapi_observe.metrics.shared.merged import MergedSeries
+from fastapi_observe.metrics.shared.readers import mode_of
+from fastapi_observe.metrics.shared.samples import Samples, describe
 from fastapi_observe.workers.files import Reading
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from servers_of_workers import serving_workers
 from tools import remove_tree, tmpfs, until
 
 from fastapi_observe.internal.errors import Faults
+from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.settings.model import ObserveSettings
-from fastapi_observe.signals.metrics import MetricsService
 from fastapi_observe.workers import join, standing
 from fastapi_observe.workers import worker as worker_meeting
 from fastapi_observe.workers.directory import remove

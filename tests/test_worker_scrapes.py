@@ -12,13 +12,14 @@ import anyio.to_thread
 import pytest
 
 from fastapi_observe.internal.errors import Faults
+from fastapi_observe.metrics import exposition as exposition
+from fastapi_observe.metrics import scrapes as scrapes
+from fastapi_observe.metrics.scrapes import PIECE, Scrapes, Waiting, send_body
+from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.settings.model import ObserveSettings
-from fastapi_observe.signals import exposition, scrapes
-from fastapi_observe.signals.metrics import MetricsService
-from fastapi_observe.signals.scrapes import PIECE, Scrapes, Waiting, send_body
 
 if TYPE_CHECKING:
-    from fastapi_observe.signals.exposition import Answer
+    from fastapi_observe.metrics.exposition import Answer
 
 
 def test_who_waits_shares_the_next_answer() -> None:

@@ -18,8 +18,8 @@ from members import items_app
 from worker_app import wired
 
 from fastapi_observe.internal.errors import Faults
+from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.settings.model import ObserveSettings
-from fastapi_observe.signals.metrics import MetricsService
 from fastapi_observe.workers import join
 from fastapi_observe.workers import worker as worker_meeting
 from fastapi_observe.workers.join import Workers

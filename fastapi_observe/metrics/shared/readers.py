@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 from prometheus_client.metrics import MetricWrapperBase
 
-from fastapi_observe.signals.cells_client import is_stock
-from fastapi_observe.signals.cells_samples import describe, record_labels
-from fastapi_observe.signals.series import NAP, Bounded
+from fastapi_observe.metrics.series import NAP, Bounded
+from fastapi_observe.metrics.shared.client import is_stock
+from fastapi_observe.metrics.shared.samples import describe, record_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.signals.cells import Worker
+    from fastapi_observe.metrics.shared.cells import Worker
 
 OURS: Final = "fastapi_observe"
 

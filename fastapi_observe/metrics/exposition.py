@@ -12,8 +12,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.openmetrics import exposition as stock_openmetrics
 
 from fastapi_observe.internal.version import version_of
-from fastapi_observe.signals.cells_shown import Given, MergedText, SharedRegistry
-from fastapi_observe.signals.series import NAP, Bounded
+from fastapi_observe.metrics.series import NAP, Bounded
+from fastapi_observe.metrics.shared.shown import Given, MergedText, SharedRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.signals.series_budget import SeriesBudget
+    from fastapi_observe.metrics.budget import SeriesBudget
 
 Answer = tuple[list[tuple[bytes, bytes]], bytes]
 """Headers and body."""

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import re
     from collections.abc import Iterable, Iterator, Sequence
 
-    from fastapi_observe.signals.cells_sharing import Sharing
-    from fastapi_observe.signals.series import Bounded, Counter, Histogram
+    from fastapi_observe.metrics.series import Bounded, Counter, Histogram
+    from fastapi_observe.metrics.shared.sharing import Sharing
 
 MOST_REMEMBERED: Final = 20_000
 """Label sets of which it is remembered who counts them."""

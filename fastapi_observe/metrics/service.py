@@ -8,29 +8,29 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from fastapi_observe.internal.guard import USERS, guarded, stand_in
+from fastapi_observe.metrics.budget import BoundsCollector, SeriesBudget
+from fastapi_observe.metrics.catalogue import Business, Catalogue
+from fastapi_observe.metrics.closures import checked, info_of
+from fastapi_observe.metrics.exposition import SelfCollector, collectors, prefers_openmetrics, render
+from fastapi_observe.metrics.operations import OperationMetrics
+from fastapi_observe.metrics.scrapes import Scrapes
+from fastapi_observe.metrics.series import Counter, Gauge, Histogram
+from fastapi_observe.metrics.shared.sharing import Sharing
 from fastapi_observe.records.nothing import nothing
 from fastapi_observe.records.outcomes import status_name
 from fastapi_observe.records.request import known_method
-from fastapi_observe.signals.business import Business, Catalogue
-from fastapi_observe.signals.cells_sharing import Sharing
-from fastapi_observe.signals.exposition import SelfCollector, collectors, prefers_openmetrics, render
-from fastapi_observe.signals.metrics_closures import checked, info_of
-from fastapi_observe.signals.metrics_operations import OperationMetrics
-from fastapi_observe.signals.scrapes import Scrapes
-from fastapi_observe.signals.series import Counter, Gauge, Histogram
-from fastapi_observe.signals.series_budget import BoundsCollector, SeriesBudget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from fastapi_observe.internal.errors import Faults
+    from fastapi_observe.metrics.exposition import Answer
+    from fastapi_observe.metrics.objectives import Counted, Tally
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.pool import PoolState
     from fastapi_observe.records.request import Exchange
     from fastapi_observe.records.websocket import WebSocketExchange
     from fastapi_observe.settings.model import ObserveSettings
-    from fastapi_observe.signals.exposition import Answer
-    from fastapi_observe.signals.metrics_objectives import Counted, Tally
 
 SIZE_BUCKETS: Final = tuple(100.0 * 10**power for power in range(8))
 CONNECTION_BUCKETS: Final = (0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
@@ -336,7 +336,7 @@ class MetricsService:
 
     def tally(self, wanted: Sequence[Counted]) -> Tally:
         """Begin the series of objectives at 0 and return what counts for them; call it before the first request."""
-        from fastapi_observe.signals.metrics_objectives import Tally  # noqa: PLC0415 - only who promises something
+        from fastapi_observe.metrics.objectives import Tally  # noqa: PLC0415 - only who promises something
 
         return Tally(self._requests, self._duration, self.sharing, wanted)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import orjson
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
-from fastapi_observe.signals.series import Bounded, Counter, Gauge, Histogram
+from fastapi_observe.metrics.series import Bounded, Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.signals.series_budget import SeriesBudget
+    from fastapi_observe.metrics.budget import SeriesBudget
 
 Answer = list[tuple[int, int, dict[str, str], float, float]]
 """Exemplars: where the record begins, its cell, then labels, value and time in seconds."""

@@ -7,17 +7,17 @@ from functools import partial
 from math import nan
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.signals.series import Counter, Gauge, Histogram
-from fastapi_observe.signals.series_budget import OVERFLOW
+from fastapi_observe.metrics.budget import OVERFLOW
+from fastapi_observe.metrics.series import Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from fastapi_observe.internal.errors import Faults
+    from fastapi_observe.metrics.catalogue import Catalogue
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.pool import PoolState
-    from fastapi_observe.signals.business import Catalogue
 
 QUERY_BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 """Bucket bounds in seconds."""

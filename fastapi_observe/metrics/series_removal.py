@@ -10,7 +10,7 @@ from prometheus_client.metrics import MetricWrapperBase
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fastapi_observe.signals.series_budget import SeriesBudget
+    from fastapi_observe.metrics.budget import SeriesBudget
 
 
 class Removable(MetricWrapperBase):

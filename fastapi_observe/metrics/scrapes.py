@@ -10,14 +10,14 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from fastapi_observe.signals.exposition import accepts_gzip, prefers_openmetrics
+from fastapi_observe.metrics.exposition import accepts_gzip, prefers_openmetrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from starlette.types import Send
 
-    from fastapi_observe.signals.exposition import Answer
+    from fastapi_observe.metrics.exposition import Answer
 
 KINDS: Final = 4
 """Kinds of answers: two formats, compressed or not."""

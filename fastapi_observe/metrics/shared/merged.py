@@ -7,15 +7,15 @@ from math import inf
 from time import sleep
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.signals.cells_samples import Exemplars, Samples
-from fastapi_observe.signals.series import AT_ONCE, NAP, Bounded, Counter, Gauge, Histogram, escape
-from fastapi_observe.signals.series_budget import SeriesBudget
+from fastapi_observe.metrics.budget import SeriesBudget
+from fastapi_observe.metrics.series import AT_ONCE, NAP, Bounded, Counter, Gauge, Histogram, escape
+from fastapi_observe.metrics.shared.samples import Exemplars, Samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from fastapi_observe.signals.cells import Reading
-    from fastapi_observe.signals.series_budget import Kept
+    from fastapi_observe.metrics.budget import Kept
+    from fastapi_observe.metrics.shared.cells import Reading
 
 Refs = list[tuple["Reading", int]]
 """Where the cells of one series stand: in whose values, and from where on."""

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Exemplar
 
-from fastapi_observe.signals.series import go_float
+from fastapi_observe.metrics.series import go_float
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from prometheus_client.samples import Sample
 
-    from fastapi_observe.signals.cells import Reading
-    from fastapi_observe.signals.series_budget import Kept
+    from fastapi_observe.metrics.budget import Kept
+    from fastapi_observe.metrics.shared.cells import Reading
 
 Labels = tuple[tuple[str, str], ...]
 Key = tuple[str, Labels]

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from fastapi_observe.signals.cells_merged import Merged
-    from fastapi_observe.signals.cells_samples import Alone, Exemplars, Samples
-    from fastapi_observe.signals.series import Bounded
+    from fastapi_observe.metrics.series import Bounded
+    from fastapi_observe.metrics.shared.merged import Merged
+    from fastapi_observe.metrics.shared.samples import Alone, Exemplars, Samples
 
 
 class SharedRegistry:

@@ -13,14 +13,14 @@ from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
 from fastapi_observe.internal.guard import STAND_IN, USERS, tell
-from fastapi_observe.signals.series_budget import OVERFLOW, Kept, LabelValues, SeriesBudget
-from fastapi_observe.signals.series_removal import Removable
+from fastapi_observe.metrics.budget import OVERFLOW, Kept, LabelValues, SeriesBudget
+from fastapi_observe.metrics.series_removal import Removable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Self
 
-    from fastapi_observe.signals.series_budget import Series
+    from fastapi_observe.metrics.budget import Series
 
 LABEL_LENGTH: Final = 1024
 """Longest label value, in characters; the rest is cut off."""

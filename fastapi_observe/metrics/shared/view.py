@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from fastapi_observe.signals.cells import SharedCells
-from fastapi_observe.signals.cells_client import ClientCells, honours_directory, is_stock
-from fastapi_observe.signals.cells_merged import Index, Merged
-from fastapi_observe.signals.cells_readers import Readers, is_of_all
-from fastapi_observe.signals.cells_samples import Alone, Exemplars, Samples
-from fastapi_observe.signals.cells_shown import Given, MergedText, SamplesNow, SharedRegistry
-from fastapi_observe.signals.series import Bounded
+from fastapi_observe.metrics.series import Bounded
+from fastapi_observe.metrics.shared.cells import SharedCells
+from fastapi_observe.metrics.shared.client import ClientCells, honours_directory, is_stock
+from fastapi_observe.metrics.shared.merged import Index, Merged
+from fastapi_observe.metrics.shared.readers import Readers, is_of_all
+from fastapi_observe.metrics.shared.samples import Alone, Exemplars, Samples
+from fastapi_observe.metrics.shared.shown import Given, MergedText, SamplesNow, SharedRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.signals.cells import Answer, Worker
-    from fastapi_observe.signals.series_budget import SeriesBudget
+    from fastapi_observe.metrics.budget import SeriesBudget
+    from fastapi_observe.metrics.shared.cells import Answer, Worker
 
     AloneSamples = dict[tuple[str, str], tuple[Any, Sequence[Alone]]]
 

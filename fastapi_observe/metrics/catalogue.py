@@ -9,15 +9,15 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from fastapi_observe.internal.guard import USERS, guarded
-from fastapi_observe.signals.series import Bounded, Counter, Histogram
-from fastapi_observe.signals.series_budget import LISTED, LabelValues
+from fastapi_observe.metrics.budget import LISTED, LabelValues
+from fastapi_observe.metrics.series import Bounded, Counter, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from prometheus_client import CollectorRegistry
 
-    from fastapi_observe.signals.series_budget import SeriesBudget
+    from fastapi_observe.metrics.budget import SeriesBudget
 
 M = TypeVar("M", bound=Bounded)
 

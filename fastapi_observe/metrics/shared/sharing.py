@@ -5,9 +5,9 @@ from __future__ import annotations
 from time import time_ns
 from typing import TYPE_CHECKING
 
-from fastapi_observe.signals.cells import WorkersCollector, detach, series_of
-from fastapi_observe.signals.exposition import collectors
-from fastapi_observe.signals.series import Bounded
+from fastapi_observe.metrics.exposition import collectors
+from fastapi_observe.metrics.series import Bounded
+from fastapi_observe.metrics.shared.cells import WorkersCollector, detach, series_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.signals.business import Catalogue
-    from fastapi_observe.signals.cells import Reading, Worker
-    from fastapi_observe.signals.cells_view import SharedView
+    from fastapi_observe.metrics.catalogue import Catalogue
+    from fastapi_observe.metrics.shared.cells import Reading, Worker
+    from fastapi_observe.metrics.shared.view import SharedView
 
 
 class Sharing:
@@ -62,7 +62,7 @@ class Sharing:
 
     def share(self, worker: Worker, scope: str) -> None:
         """Put all values where the other workers see them; `scope` tells the installs of one process apart."""
-        from fastapi_observe.signals.cells_view import SharedView  # noqa: PLC0415 - a single process needs none of it
+        from fastapi_observe.metrics.shared.view import SharedView  # noqa: PLC0415 - a single process needs none of it
 
         view = SharedView(worker, scope, self._budget, self._metrics, self._registries, self._faults, collectors)
         with self._budget.lock:
@@ -106,7 +106,7 @@ class Sharing:
 
     def forked(self) -> None:
         """Begin at zero in a forked child, where nobody holds a lock."""
-        from fastapi_observe.signals.cells_client import inherited  # noqa: PLC0415 - as above
+        from fastapi_observe.metrics.shared.client import inherited  # noqa: PLC0415 - as above
 
         self._budget.lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 - as the threading module does
         self._renew()

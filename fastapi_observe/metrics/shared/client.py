@@ -11,8 +11,8 @@ import orjson
 from prometheus_client import values as stock
 from prometheus_client.metrics import Counter, Gauge, Histogram, MetricWrapperBase, Summary
 
-from fastapi_observe.signals.cells_samples import describe, record_labels
-from fastapi_observe.signals.series import Bounded, go_float
+from fastapi_observe.metrics.series import Bounded, go_float
+from fastapi_observe.metrics.shared.samples import describe, record_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.samples import Exemplar
 
-    from fastapi_observe.signals.cells import Answer, Worker
+    from fastapi_observe.metrics.shared.cells import Answer, Worker
 
 SHARED = (Counter, Gauge, Histogram, Summary)
 """What has values; prometheus_client's Info and Enum keep something else, of this process."""

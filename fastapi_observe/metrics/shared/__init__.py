@@ -1,0 +1,1 @@
+"""One `/metrics` for several worker processes."""
