@@ -10,11 +10,11 @@ from starlette.requests import HTTPConnection  # noqa: TC002 - FastAPI reads the
 
 from fastapi_observe.clients.database import DatabaseClient
 from fastapi_observe.clients.external import ExternalClient
+from fastapi_observe.logs.service import ObserveLogger
 from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.middleware import OBSERVE
 from fastapi_observe.observability import Observability
 from fastapi_observe.records.request import EXCHANGE
-from fastapi_observe.signals.logs import ObserveLogger
 from fastapi_observe.traces.service import TracingService
 
 if TYPE_CHECKING:

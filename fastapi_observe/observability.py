@@ -21,6 +21,7 @@ from fastapi_observe.export.counts import ExportCollector, counted
 from fastapi_observe.internal.errors import Faults
 from fastapi_observe.internal.forks import LAST_WORDS, shared_budget
 from fastapi_observe.internal.guard import USERS, guarded, stand_in
+from fastapi_observe.logs.service import Logs
 from fastapi_observe.metrics.saturation import Saturation
 from fastapi_observe.metrics.server import MetricsServer
 from fastapi_observe.metrics.service import MetricsService
@@ -36,7 +37,6 @@ from fastapi_observe.redaction.redactor import Redactor
 from fastapi_observe.requests.response_headers import Stamps
 from fastapi_observe.requests.routing import Routes
 from fastapi_observe.runtime import background
-from fastapi_observe.signals.logs import Logs
 from fastapi_observe.traces.service import TracingService
 from fastapi_observe.workers.join import Workers
 
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
 
     from fastapi_observe.export.push import MetricsPush
     from fastapi_observe.export.queue import ExportQueue
+    from fastapi_observe.logs.service import ObserveLogger
     from fastapi_observe.records.pool import PoolState
     from fastapi_observe.records.signal import Signal, Told
     from fastapi_observe.settings.model import ObserveSettings
-    from fastapi_observe.signals.logs import ObserveLogger
 
 C = TypeVar("C")
 

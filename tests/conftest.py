@@ -17,8 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tools import HOST_WARNINGS
 
 from fastapi_observe import install
+from fastapi_observe.logs.capture import SERVER_LOGGERS
 from fastapi_observe.observability import OPEN
-from fastapi_observe.signals.log_capture import SERVER_LOGGERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -20,10 +20,10 @@ from fastapi_observe.clients import watch
 from fastapi_observe.clients.database import DatabaseClient
 from fastapi_observe.clients.sqlalchemy import EngineWatch
 from fastapi_observe.internal.guard import ELSEWHERE
+from fastapi_observe.logs.file import retention
 from fastapi_observe.metrics.saturation import Saturation
 from fastapi_observe.redaction.redactor import PLAIN
 from fastapi_observe.requests.routing import endpoints_of
-from fastapi_observe.signals import log_retention
 from fastapi_observe.slo.yaml import dump
 from fastapi_observe.traces.user_spans import safe_text, traced_with
 
@@ -142,13 +142,13 @@ def test_numbers_that_yaml_writes_its_own_way() -> None:
 def test_processes_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that we may not signal is there; a file that cannot be read is none of ours."""
     monkeypatch.setattr(os, "kill", lambda *_: (_ for _ in ()).throw(PermissionError()))
-    assert log_retention._is_alive(1)
+    assert retention._is_alive(1)
     monkeypatch.undo()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "app.1.log"
         path.write_bytes(b"{}")
         monkeypatch.setattr(os, "read", lambda *_: (_ for _ in ()).throw(OSError()))
-        assert not log_retention._is_ours(path)
+        assert not retention._is_ours(path)
         monkeypatch.undo()
 
 

@@ -18,10 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastapi_observe.records.outcomes import error_name
-from fastapi_observe.redaction.redactor import PLAIN, Redactor
-from fastapi_observe.redaction.text import LONGEST_QUERY
-from fastapi_observe.signals.line_format import (
+from fastapi_observe.logs.line import (
     MAX_LINE,
     MAX_STACKTRACE,
     TextFormat,
@@ -31,6 +28,9 @@ from fastapi_observe.signals.line_format import (
     legible_text,
     text_of,
 )
+from fastapi_observe.records.outcomes import error_name
+from fastapi_observe.redaction.redactor import PLAIN, Redactor
+from fastapi_observe.redaction.text import LONGEST_QUERY
 
 
 class Unprintable:

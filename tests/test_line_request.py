@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastapi_observe.internal.errors import Faults
+from fastapi_observe.logs.line import Timestamps, encode_line
+from fastapi_observe.logs.request_line import MOST_KEPT, RequestLines
 from fastapi_observe.records.request import Exchange
 from fastapi_observe.redaction.redactor import PLAIN
-from fastapi_observe.signals.line_format import Timestamps, encode_line
-from fastapi_observe.signals.line_request import MOST_KEPT, RequestLines
 
 LINES = RequestLines({"service": 'a "shop"', "environment": "production", "version": ""}, PLAIN, Timestamps())
 

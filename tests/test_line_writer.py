@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fastapi_observe.signals import line_writer
-from fastapi_observe.signals.line_writer import LineWriter
-from fastapi_observe.signals.log_backlog import Backlog
-from fastapi_observe.signals.log_file import LogFile
-from fastapi_observe.signals.log_stdout import StandardOutput
+from fastapi_observe.logs import writer as line_writer
+from fastapi_observe.logs.backlog import Backlog
+from fastapi_observe.logs.file.file import LogFile
+from fastapi_observe.logs.stdout import StandardOutput
+from fastapi_observe.logs.writer import LineWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -561,8 +561,8 @@ def test_a_standard_output_that_is_closed_while_lines_wait(tmp_path: Path) -> No
     done = run(
         f"""
         import os, sys, threading, time
-        from fastapi_observe.signals.line_writer import LineWriter
-        from fastapi_observe.signals.log_file import LogFile
+        from fastapi_observe.logs.writer import LineWriter
+        from fastapi_observe.logs.file.file import LogFile
         reading, writing = os.pipe()
         os.dup2(writing, 1)
         writer, path = LineWriter(), {str(tmp_path / "app.log")!r}
@@ -660,7 +660,7 @@ def test_what_waits_is_written_at_exit() -> None:
     done = run(
         """
         import atexit
-        from fastapi_observe.signals.line_writer import LineWriter
+        from fastapi_observe.logs.writer import LineWriter
         writer = LineWriter()
         atexit.register(lambda: writer.write(b"last\\n"))
         writer.open()
@@ -675,7 +675,7 @@ def test_fork() -> None:
     done = run(
         """
         import os
-        from fastapi_observe.signals.line_writer import LineWriter
+        from fastapi_observe.logs.writer import LineWriter
         gone = LineWriter()
         del gone
         writer = LineWriter()
@@ -700,7 +700,7 @@ def test_a_forked_child_writes_at_once() -> None:
     done = run(
         """
         import os, threading
-        from fastapi_observe.signals.line_writer import LineWriter
+        from fastapi_observe.logs.writer import LineWriter
         writer = LineWriter()
         writer.open()
         child = os.fork()

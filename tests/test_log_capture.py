@@ -18,11 +18,11 @@ from loguru import logger
 from test_logs import Installed, Lines, exchange_of, inside, restore_uvicorn
 
 from fastapi_observe.internal.errors import Faults
+from fastapi_observe.logs.capture import LogCapture
+from fastapi_observe.logs.messages import traceback_in
+from fastapi_observe.logs.service import Logs
 from fastapi_observe.redaction.redactor import PLAIN
 from fastapi_observe.settings.model import ObserveSettings
-from fastapi_observe.signals.log_capture import LogCapture
-from fastapi_observe.signals.log_message import traceback_in
-from fastapi_observe.signals.logs import Logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +36,7 @@ from loguru import logger
 from fastapi_observe.internal.errors import Faults
 from fastapi_observe.redaction.redactor import PLAIN
 from fastapi_observe.settings import ObserveSettings
-from fastapi_observe.signals.logs import Logs
+from fastapi_observe.logs.service import Logs
 logs = Logs(ObserveSettings(), Faults())
 """
 

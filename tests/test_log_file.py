@@ -16,10 +16,13 @@ from typing import Any
 
 import pytest
 
-from fastapi_observe.signals import log_compression, log_file, log_lock, log_open, log_outage, log_retention
-from fastapi_observe.signals.log_file import LogFile
-from fastapi_observe.signals.log_retention import Retention, parse_retention
-from fastapi_observe.signals.log_rotation import Rotation, parse_rotation
+from fastapi_observe.logs.file import compression, lock, opening
+from fastapi_observe.logs.file import file as log_file
+from fastapi_observe.logs.file import outage as log_outage
+from fastapi_observe.logs.file import retention as log_retention
+from fastapi_observe.logs.file.file import LogFile
+from fastapi_observe.logs.file.names import Rotation, parse_rotation
+from fastapi_observe.logs.file.retention import Retention, parse_retention
 
 
 class Faulty:
@@ -187,7 +190,7 @@ def test_rotation_by_age(tmp_path: Path) -> None:
 
 def test_compression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rotated files are compressed piece by piece, keep their time and can be read by nobody else."""
-    monkeypatch.setattr(log_compression, "PIECE", 16)
+    monkeypatch.setattr(compression, "PIECE", 16)
     file, faulty = log_at(tmp_path / "app.log", "100 B", compress=True)
     for number in range(30):
         file.write([b"line %02d\n" % number])
@@ -247,7 +250,7 @@ def test_retention_by_size_holds_at_every_moment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All files together never have more than the total size, though rotation is off."""
-    monkeypatch.setattr(log_compression, "PIECE", 64)
+    monkeypatch.setattr(compression, "PIECE", 64)
     monkeypatch.setattr(log_file, "MEASURE_AFTER", 0.0)
     left = tmp_path / f"app.{dead_process()}.log"
     left.write_bytes(FIRST + b"x" * 240)
@@ -280,7 +283,7 @@ def test_what_is_rotated_is_compressed_whole(tmp_path: Path) -> None:
     """A rotated file that ends in the middle of a line of another program is compressed from its beginning."""
     rotated = tmp_path / "app.20250101T000000.000000.log"
     rotated.write_bytes(b"first\nsecond")
-    assert list(log_compression.compress(rotated, tmp_path / "part"))
+    assert list(compression.compress(rotated, tmp_path / "part"))
     assert contents(tmp_path) == b"first\nsecond\n"
 
 
@@ -367,7 +370,7 @@ def test_a_relative_path_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.M
 
 def test_two_files_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two apps of one process, or two containers on one volume, write to two files; at last there are no names left."""
-    monkeypatch.setattr(log_open, "MOST_NAMES", 2)
+    monkeypatch.setattr(opening, "MOST_NAMES", 2)
     files = [log_at(tmp_path / "app.{pid}.log") for _ in range(3)]
     for file, _ in files:
         file.write([b"a\n"])
@@ -560,7 +563,7 @@ def test_tending_fails_quietly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise OSError(errno.ENOSPC, "no")
 
     with monkeypatch.context() as patch:
-        patch.setattr(log_compression, "_write", refuse)
+        patch.setattr(compression, "_write", refuse)
         tend(file)
     assert not file.tend()
     assert not faulty.told
@@ -590,10 +593,10 @@ def test_another_process_may_be_quicker(tmp_path: Path) -> None:
     for each in (rotated, part):
         with each.open("rb") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
-            assert list(log_compression.compress(rotated, part)) == []
+            assert list(compression.compress(rotated, part)) == []
     assert names(tmp_path) == [rotated.name, part.name]
-    assert list(log_compression.compress(tmp_path / "gone.log", part)) == []
-    work = log_compression.compress(rotated, part)
+    assert list(compression.compress(tmp_path / "gone.log", part)) == []
+    work = compression.compress(rotated, part)
     next(work)
     rotated.unlink()  # to make room
     assert list(work) == []
@@ -620,7 +623,7 @@ def test_what_a_killed_process_has_left_half_done_is_ended(tmp_path: Path) -> No
 
 def test_two_rotations_in_one_moment_have_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the clock stands still, or goes back, no rotated file takes the place of another."""
-    monkeypatch.setattr(log_open, "time", lambda: 1_750_000_000.0)
+    monkeypatch.setattr(opening, "time", lambda: 1_750_000_000.0)
     file, _ = log_at(tmp_path / "app.log", "10 B", compress=True)
     for number in range(6):
         file.write([b"line %d\n" % number])
@@ -632,8 +635,8 @@ def test_two_rotations_in_one_moment_have_two_names(tmp_path: Path, monkeypatch:
 def test_several_processes_lose_nothing(tmp_path: Path) -> None:
     """Four processes that rotate files of one pattern at the same time keep every line, whole."""
     script = (
-        "import sys; from fastapi_observe.signals.log_file import LogFile\n"
-        "from fastapi_observe.signals.log_rotation import parse_rotation\n"
+        "import sys; from fastapi_observe.logs.file.file import LogFile\n"
+        "from fastapi_observe.logs.file.names import parse_rotation\n"
         "file = LogFile(sys.argv[1], parse_rotation('20 KB'), None, True, lambda site, exc: sys.exit(str(exc)))\n"
         "for at in range(50):\n"
         "    file.write([b'%s %d %d\\n' % (sys.argv[2].encode(), at, each) for each in range(100)])\n"
@@ -653,7 +656,7 @@ def test_several_processes_lose_nothing(tmp_path: Path) -> None:
 def test_a_forked_child_opens_its_own(tmp_path: Path) -> None:
     """A child has a lock of its own, or a file; lines that wait and work that is not done stay its parent's."""
     script = (
-        "import os, sys; from fastapi_observe.signals.log_file import LogFile\n"
+        "import os, sys; from fastapi_observe.logs.file.file import LogFile\n"
         "file = LogFile(sys.argv[1], None, None, True, print)\n"
         "file.write([b'parent\\n'])\n"
         "file._waiting.append(b'waits\\n')\n"
@@ -674,15 +677,15 @@ def test_a_file_that_was_renamed_before_the_lock_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Between opening and locking another process may rename a file, or put a new one there: neither is touched."""
-    locked = log_lock.try_lock
+    locked = lock.try_lock
 
     def renamed_meanwhile(descriptor: int) -> bool | None:
         for each in tmp_path.glob("app*.log"):
             each.rename(each.with_suffix(".elsewhere"))
-        monkeypatch.setattr(log_open, "try_lock", locked)
+        monkeypatch.setattr(opening, "try_lock", locked)
         return locked(descriptor)
 
-    monkeypatch.setattr(log_open, "try_lock", renamed_meanwhile)
+    monkeypatch.setattr(opening, "try_lock", renamed_meanwhile)
     file, _ = log_at(tmp_path / name)
     file.write([b"line\n"])
     assert b"line\n" in {each.read_bytes() for each in tmp_path.glob("app*.log")}
@@ -695,7 +698,7 @@ def test_a_file_that_was_renamed_before_the_lock_is_not_used(
 
 def test_a_file_that_never_stays_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that takes the file away each time cannot keep the writer busy for ever."""
-    monkeypatch.setattr(log_open, "stands_at", lambda *_: False)
+    monkeypatch.setattr(opening, "stands_at", lambda *_: False)
     file, _ = log_at(tmp_path / "app.log")
     file.write([b"line\n"])
     assert file.dropped["disk"] == 1
@@ -719,7 +722,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_lock_that_is_not_given_back_is_stepped_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those in a hurry leave their lines to the next call; that call renames the file and goes on with a new one."""
-    monkeypatch.setattr(log_open, "HOLDER_PATIENCE", 0.01)
+    monkeypatch.setattr(opening, "HOLDER_PATIENCE", 0.01)
     file, faulty = log_at(tmp_path / "app.log")
     file.write([b"a\n"])
     held = os.open(tmp_path / "app.log", os.O_WRONLY | os.O_APPEND)
@@ -739,7 +742,7 @@ def test_a_lock_that_is_not_given_back_is_stepped_around(tmp_path: Path, monkeyp
 
 def test_a_lock_in_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the file cannot be renamed either, lines are lost and counted; where another was quicker, none is."""
-    monkeypatch.setattr(log_open, "HOLDER_PATIENCE", 0.01)
+    monkeypatch.setattr(opening, "HOLDER_PATIENCE", 0.01)
     for exc, lost in ((PermissionError(errno.EACCES, "no"), 1), (FileNotFoundError(errno.ENOENT, "no"), 0)):
         file, _ = log_at(tmp_path / "app.log")
         file.write([b"a\n"])

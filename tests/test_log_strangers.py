@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastapi_observe.signals import log_folder
-from fastapi_observe.signals.log_file import LogFile
-from fastapi_observe.signals.log_rotation import parse_rotation
+from fastapi_observe.logs.file import folder as log_folder
+from fastapi_observe.logs.file.file import LogFile
+from fastapi_observe.logs.file.names import parse_rotation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -26,10 +26,10 @@ HERD = """
     BEGIN = b'{"timestamp":"2026-01-01T00:00:00.000000Z","level":"info",'  # only files that begin so are adopted
     import os, random, signal, sys, time, traceback
     from pathlib import Path
-    from fastapi_observe.signals.line_writer import LineWriter
-    from fastapi_observe.signals.log_file import LogFile
-    from fastapi_observe.signals.log_retention import parse_retention
-    from fastapi_observe.signals.log_rotation import parse_rotation
+    from fastapi_observe.logs.writer import LineWriter
+    from fastapi_observe.logs.file.file import LogFile
+    from fastapi_observe.logs.file.retention import parse_retention
+    from fastapi_observe.logs.file.names import parse_rotation
 
     path, acks, lines, rotation = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     pause = float(sys.argv[5])
@@ -142,8 +142,8 @@ def test_no_acknowledged_line_is_lost(tmp_path: Path, name: str) -> None:
 STEPS = """
     BEGIN = b'{"timestamp":"2026-01-01T00:00:00.000000Z","level":"info",'
     import itertools, os, sys
-    from fastapi_observe.signals.log_file import LogFile
-    from fastapi_observe.signals.log_rotation import parse_rotation
+    from fastapi_observe.logs.file.file import LogFile
+    from fastapi_observe.logs.file.names import parse_rotation
 
     path, taken = sys.argv[1], {}
 

@@ -24,15 +24,15 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from uvicorn.config import LOGGING_CONFIG
 
 from fastapi_observe.internal.errors import Faults
+from fastapi_observe.logs import loguru as log_loguru
+from fastapi_observe.logs.capture import SERVER_LOGGERS
+from fastapi_observe.logs.messages import ids_of
+from fastapi_observe.logs.service import _CAPTURE, Logs, level_of
 from fastapi_observe.records.exceptions import MOST_LINKED
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.request import CONTEXT_KEY, Exchange
 from fastapi_observe.records.websocket import WebSocketExchange
 from fastapi_observe.settings.model import ObserveSettings
-from fastapi_observe.signals import log_loguru
-from fastapi_observe.signals.log_capture import SERVER_LOGGERS
-from fastapi_observe.signals.log_message import ids_of
-from fastapi_observe.signals.logs import _CAPTURE, Logs, level_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -905,7 +905,7 @@ APP = """
     from loguru import logger
     from fastapi_observe.internal.errors import Faults
     from fastapi_observe.settings import ObserveSettings
-    from fastapi_observe.signals.logs import Logs
+    from fastapi_observe.logs.service import Logs
 
     logs = Logs(ObserveSettings(service_name="shop"), Faults())
     logs.start()

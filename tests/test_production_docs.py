@@ -13,11 +13,12 @@ import yaml
 from servers_of_workers import SERVERS
 
 from fastapi_observe.cli import main
+from fastapi_observe.logs import line as line_format
+from fastapi_observe.logs import writer
 from fastapi_observe.metrics import budget
 from fastapi_observe.metrics import exposition as exposition
 from fastapi_observe.metrics.shared import readers
 from fastapi_observe.settings.model import ObserveSettings
-from fastapi_observe.signals import line_format, line_writer
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs/production.md").read_text("utf-8")
@@ -92,7 +93,7 @@ def test_bounds_are_those_of_the_code() -> None:
     defaults = ObserveSettings()
     assert (defaults.queue_size, defaults.queue_bytes, defaults.batch_size) == (4096, 8 * 1024 * 1024, 256)
     assert (defaults.shutdown_timeout, defaults.batch_delay, defaults.series_per_metric) == (2.0, 1.0, 2000)
-    assert (line_writer.QUEUE_LINES, line_writer.BATCH_DELAY, line_writer.PATIENCE) == (10_000, 0.025, 0.05)
+    assert (writer.QUEUE_LINES, writer.BATCH_DELAY, writer.PATIENCE) == (10_000, 0.025, 0.05)
     assert (line_format.MAX_LINE, exposition.MOST_BYTES) == (16 * 1024, 16 * 1024 * 1024)
     assert budget.SERIES_PER_PROCESS == 20_000
     assert defaults.log_rotation == "100 MB"

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from fastapi_observe import install
+from fastapi_observe.logs.messages import redact_access
 from fastapi_observe.records.exceptions import message_of, stack_of
 from fastapi_observe.records.outcomes import error_name
 from fastapi_observe.redaction.addresses import network_of
@@ -42,7 +43,6 @@ from fastapi_observe.redaction.values import (
     MUCH,
 )
 from fastapi_observe.settings.model import ObserveSettings
-from fastapi_observe.signals.log_message import redact_access
 from fastapi_observe.testing import watch
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl"

@@ -31,9 +31,9 @@ from fastapi_observe import (
 )
 from fastapi_observe.clients.database import DatabaseClient, Query
 from fastapi_observe.clients.external import ExternalCall, ExternalClient
+from fastapi_observe.logs.service import ObserveLogger
 from fastapi_observe.metrics.series import Counter, Gauge, Histogram
 from fastapi_observe.metrics.service import MetricsService
-from fastapi_observe.signals.logs import ObserveLogger
 from fastapi_observe.traces.service import TracingService
 
 

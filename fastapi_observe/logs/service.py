@@ -11,10 +11,11 @@ from loguru import logger as loguru_logger
 from opentelemetry import context as otel_context
 from opentelemetry.trace import get_current_span
 
-from fastapi_observe.records.nothing import nothing
-from fastapi_observe.records.request import CONTEXT_KEY, current_exchange
-from fastapi_observe.redaction.redactor import Redactor
-from fastapi_observe.signals.line_format import (
+from fastapi_observe.logs.capture import SERVER_LOGGERS, LogCapture
+from fastapi_observe.logs.file.file import LogFile
+from fastapi_observe.logs.file.names import parse_rotation
+from fastapi_observe.logs.file.retention import parse_retention
+from fastapi_observe.logs.line import (
     MAX_MESSAGE,
     TextFormat,
     Timestamps,
@@ -23,19 +24,18 @@ from fastapi_observe.signals.line_format import (
     encode_line,
     text_of,
 )
-from fastapi_observe.signals.line_operation import (
+from fastapi_observe.logs.messages import TRACEBACK, ids_of, is_access, redact_access, traceback_in
+from fastapi_observe.logs.operation_line import (
     OPERATION_LOGGER,
     fields_of_operation,
     fields_of_repeated,
     level_of_operation,
     message_of_operation,
 )
-from fastapi_observe.signals.line_request import REQUEST_LOGGER, REQUEST_MESSAGE, RequestLines
-from fastapi_observe.signals.log_capture import SERVER_LOGGERS, LogCapture
-from fastapi_observe.signals.log_file import LogFile
-from fastapi_observe.signals.log_message import TRACEBACK, ids_of, is_access, redact_access, traceback_in
-from fastapi_observe.signals.log_retention import parse_retention
-from fastapi_observe.signals.log_rotation import parse_rotation
+from fastapi_observe.logs.request_line import REQUEST_LOGGER, REQUEST_MESSAGE, RequestLines
+from fastapi_observe.records.nothing import nothing
+from fastapi_observe.records.request import CONTEXT_KEY, current_exchange
+from fastapi_observe.redaction.redactor import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,11 +44,11 @@ if TYPE_CHECKING:
     from loguru import Record
 
     from fastapi_observe.internal.errors import Faults
+    from fastapi_observe.logs.request_line import RequestRecord
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.request import Exchange
     from fastapi_observe.records.time_breakdown import Work
     from fastapi_observe.settings.model import ObserveSettings
-    from fastapi_observe.signals.line_request import RequestRecord
 
 LEVELS: Final = {"debug": 0, "info": 20, "warn": 30, "error": 40, "fatal": 50}
 """The contract's levels and where each begins in the numbers of `logging` and loguru."""

@@ -10,10 +10,10 @@ from datetime import datetime
 from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.signals.log_lock import LOCKS, mend, open_append, stands_at, try_lock, unlock
+from fastapi_observe.logs.file.lock import LOCKS, mend, open_append, stands_at, try_lock, unlock
 
 if TYPE_CHECKING:
-    from fastapi_observe.signals.log_rotation import Names
+    from fastapi_observe.logs.file.names import Names
 
 HOLDER_PATIENCE: Final = 1.0
 """Seconds after which a process that holds the lock counts as stopped."""

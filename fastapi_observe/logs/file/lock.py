@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.signals.log_folder import open_file
+from fastapi_observe.logs.file.folder import open_file
 
 try:
     import fcntl

@@ -7,8 +7,8 @@ import zlib
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.signals.log_folder import open_file
-from fastapi_observe.signals.log_lock import mend, stands_at, try_lock
+from fastapi_observe.logs.file.folder import open_file
+from fastapi_observe.logs.file.lock import mend, stands_at, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from fastapi_observe.logs.line import MAX_STACKTRACE, MAX_VALUE, cut
 from fastapi_observe.records.exceptions import end_of, linked
 from fastapi_observe.records.request import IDS
-from fastapi_observe.signals.line_format import MAX_STACKTRACE, MAX_VALUE, cut
 
 if TYPE_CHECKING:
     import logging

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from fastapi_observe.logs.line import cut, describe_exception, encode_text
 from fastapi_observe.redaction.addresses import LONGEST_ADDRESS
-from fastapi_observe.signals.line_format import cut, describe_exception, encode_text
 
 if TYPE_CHECKING:
+    from fastapi_observe.logs.line import Timestamps
     from fastapi_observe.records.request import Exchange
     from fastapi_observe.records.time_breakdown import Work
     from fastapi_observe.redaction.redactor import Redactor
-    from fastapi_observe.signals.line_format import Timestamps
 
 REQUEST_MESSAGE: Final = "HTTP request completed"
 WEBSOCKET_MESSAGE: Final = "WebSocket connection closed"

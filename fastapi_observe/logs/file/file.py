@@ -12,11 +12,11 @@ from secrets import token_hex
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.signals.log_lock import open_append
-from fastapi_observe.signals.log_open import OpenFile
-from fastapi_observe.signals.log_outage import FileOutage
-from fastapi_observe.signals.log_retention import Keeper, Retention
-from fastapi_observe.signals.log_rotation import Names, Rotation
+from fastapi_observe.logs.file.lock import open_append
+from fastapi_observe.logs.file.names import Names, Rotation
+from fastapi_observe.logs.file.opening import OpenFile
+from fastapi_observe.logs.file.outage import FileOutage
+from fastapi_observe.logs.file.retention import Keeper, Retention
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

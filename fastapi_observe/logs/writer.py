@@ -12,13 +12,13 @@ from queue import Empty, SimpleQueue
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.signals.log_backlog import SIZE, Backlog
-from fastapi_observe.signals.log_stdout import StandardOutput
+from fastapi_observe.logs.backlog import SIZE, Backlog
+from fastapi_observe.logs.stdout import StandardOutput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from fastapi_observe.signals.log_file import LogFile
+    from fastapi_observe.logs.file.file import LogFile
 
 QUEUE_LINES: Final = 10_000
 """Most lines that wait for the thread; more are dropped and counted, those of level error a tenth later."""

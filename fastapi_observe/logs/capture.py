@@ -13,10 +13,10 @@ import threading
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from fastapi_observe.internal.guard import guarded
+from fastapi_observe.logs.loguru import LoguruHandlers
+from fastapi_observe.logs.messages import ACCESS_LOGGERS, is_access
+from fastapi_observe.logs.writer import LineWriter
 from fastapi_observe.records.request import current_exchange
-from fastapi_observe.signals.line_writer import LineWriter
-from fastapi_observe.signals.log_loguru import LoguruHandlers
-from fastapi_observe.signals.log_message import ACCESS_LOGGERS, is_access
 
 if TYPE_CHECKING:
     from loguru import Record

@@ -8,17 +8,17 @@ from contextlib import suppress
 from time import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from fastapi_observe.signals.log_compression import compress
-from fastapi_observe.signals.log_folder import open_file, why_unsafe
-from fastapi_observe.signals.log_lock import LOCKS, mend, open_append, stands_at, try_lock
-from fastapi_observe.signals.log_open import FIRST_LINE
-from fastapi_observe.signals.log_rotation import AGES, SIZES, amount
+from fastapi_observe.logs.file.compression import compress
+from fastapi_observe.logs.file.folder import open_file, why_unsafe
+from fastapi_observe.logs.file.lock import LOCKS, mend, open_append, stands_at, try_lock
+from fastapi_observe.logs.file.names import AGES, SIZES, amount
+from fastapi_observe.logs.file.opening import FIRST_LINE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from fastapi_observe.signals.log_rotation import Names
+    from fastapi_observe.logs.file.names import Names
 
 SHARE: Final = 4
 """A file is rotated at the latest when it has this part of the total size, so that others can be removed instead."""

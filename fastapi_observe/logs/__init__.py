@@ -1,0 +1,1 @@
+"""The logs signal: log lines, what is captured, and the writer."""

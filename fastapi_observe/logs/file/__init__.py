@@ -1,0 +1,1 @@
+"""The log file, its rotation and its retention."""

@@ -1,1 +1,0 @@
-"""Who reports what was measured: tracing, metrics, logs. No signal imports another."""
