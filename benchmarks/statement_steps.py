@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.operation_steps import STATEMENT
 from benchmarks.process import answers
-from fastapi_observe.clients.statements import Statements, describe
+from fastapi_observe.clients.database.statements import Statements, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

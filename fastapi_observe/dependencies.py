@@ -8,8 +8,8 @@ from fastapi import Depends
 from opentelemetry.trace import INVALID_SPAN, Span
 from starlette.requests import HTTPConnection  # noqa: TC002 - FastAPI reads the annotations
 
-from fastapi_observe.clients.database import DatabaseClient
-from fastapi_observe.clients.external import ExternalClient
+from fastapi_observe.clients.database.client import DatabaseClient
+from fastapi_observe.clients.http.external import ExternalClient
 from fastapi_observe.logs.service import ObserveLogger
 from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.middleware import OBSERVE

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 from opentelemetry import context as otel_context
 
-from fastapi_observe.clients.database import DatabaseClient
-from fastapi_observe.clients.drivers import instrument_pool
-from fastapi_observe.clients.external import ExternalClient
-from fastapi_observe.clients.httpx import HttpClients
-from fastapi_observe.clients.propagation import Propagation
+from fastapi_observe.clients.database.client import DatabaseClient
+from fastapi_observe.clients.database.drivers import instrument_pool
+from fastapi_observe.clients.http.external import ExternalClient
+from fastapi_observe.clients.http.httpx import HttpClients
+from fastapi_observe.clients.http.propagation import Propagation
 from fastapi_observe.export.counts import ExportCollector, counted
 from fastapi_observe.internal.errors import Faults
 from fastapi_observe.internal.forks import LAST_WORDS, shared_budget
@@ -298,7 +298,7 @@ class Observability:
         `pool_name` is the label of the pool. Again for the same engine does nothing. Raises `TypeError` for what is no
         engine.
         """
-        from fastapi_observe.clients.sqlalchemy import instrument_engine  # noqa: PLC0415 - SQLAlchemy is an extra
+        from fastapi_observe.clients.database.sqlalchemy import instrument_engine  # noqa: PLC0415 - SQLAlchemy is an extra
 
         self.on_close(instrument_engine(self.db, engine, pool_name=pool_name, faults=self.faults))
 

@@ -14,9 +14,9 @@ from pools import PASSWORD, SECRET, Broken, Told, running_postgresql, tcp_to, un
 from starlette.testclient import TestClient
 
 from fastapi_observe import install
-from fastapi_observe.clients import pools
-from fastapi_observe.clients.asyncpg import instrument_pool
-from fastapi_observe.clients.transactions import event_of
+from fastapi_observe.clients.database import pools as pools
+from fastapi_observe.clients.database.asyncpg import instrument_pool
+from fastapi_observe.clients.database.transactions import event_of
 from fastapi_observe.records.request import CURRENT_CONTEXT
 
 if TYPE_CHECKING:
@@ -280,15 +280,15 @@ async def test_faults_around_connections(url: str, told: Told, monkeypatch: pyte
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
         instrument_pool(told.observe.db, pool, faults=lambda site, _: faults.append(site))
         with monkeypatch.context() as patch:
-            patch.setattr("fastapi_observe.clients.asyncpg._address", fail)
+            patch.setattr("fastapi_observe.clients.database.asyncpg._address", fail)
             assert await pool.fetchval("SELECT 1") == 1
         with monkeypatch.context() as patch:
             patch.setattr(pools, "subclass", fail)
             assert await pool.fetchval("SELECT 1") == 1
         with monkeypatch.context() as patch:
-            patch.setattr("fastapi_observe.clients.asyncpg._rows_of_one", fail)
+            patch.setattr("fastapi_observe.clients.database.asyncpg._rows_of_one", fail)
             assert await pool.fetchrow("SELECT 1") is not None
-            patch.setattr("fastapi_observe.clients.asyncpg._in_transaction", fail)
+            patch.setattr("fastapi_observe.clients.database.asyncpg._in_transaction", fail)
             assert await pool.fetchval("SELECT 1") == 1
     assert faults == ["pool.lend", "pool.observe", "pool.end", "pool.take_back"]
     assert [(span.attributes or {})["db.query.text"] for span in told.spans] == ["SELECT ?", "SELECT ?"]
@@ -606,7 +606,7 @@ async def test_undone_while_a_query_runs(url: str, told: Told, monkeypatch: pyte
             assert told.rows == [1]
             undo = instrument_pool(told.observe.db, pool, faults=told.observe.faults)
         async with pool.acquire() as connection:
-            monkeypatch.setattr("fastapi_observe.clients.asyncpg._rows_of_one", fail)
+            monkeypatch.setattr("fastapi_observe.clients.database.asyncpg._rows_of_one", fail)
             task = asyncio.create_task(connection.fetchrow("SELECT 1"))
             await asyncio.sleep(0)
             undo()

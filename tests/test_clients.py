@@ -11,8 +11,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.applications import Starlette
 
 from fastapi_observe import TraceContext
-from fastapi_observe.clients.database import MOST_PREPARED, MOST_TABLES, OTHER
-from fastapi_observe.clients.errors import error_of_driver
+from fastapi_observe.clients.database.client import MOST_PREPARED, MOST_TABLES, OTHER
+from fastapi_observe.clients.database.errors import error_of_driver
 from fastapi_observe.records.pool import PoolState
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from tools import needs_package
 
 from fastapi_observe import install
-from fastapi_observe.clients.sqlalchemy import MARK
+from fastapi_observe.clients.database.sqlalchemy import MARK
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

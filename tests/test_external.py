@@ -17,8 +17,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from starlette.applications import Starlette
 
 from fastapi_observe import TraceContext
-from fastapi_observe.clients.external import LONGEST_SERVICE, MOST_SERVICES, ExternalClient
-from fastapi_observe.clients.propagation import MOST_HOSTS, Propagation
+from fastapi_observe.clients.http.external import LONGEST_SERVICE, MOST_SERVICES, ExternalClient
+from fastapi_observe.clients.http.propagation import MOST_HOSTS, Propagation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

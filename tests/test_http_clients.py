@@ -24,11 +24,11 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from fastapi_observe import HttpClientDep  # noqa: TC001 - FastAPI reads the annotation
-from fastapi_observe.clients.external import ExternalCall, ExternalClient
-from fastapi_observe.clients.http_calls import MOST_NAMES, MOST_TEMPLATES
-from fastapi_observe.clients.httpx import HttpClients
-from fastapi_observe.clients.propagation import Propagation
-from fastapi_observe.clients.templates import LONGEST_PATH, Templates
+from fastapi_observe.clients.http.calls import MOST_NAMES, MOST_TEMPLATES
+from fastapi_observe.clients.http.external import ExternalCall, ExternalClient
+from fastapi_observe.clients.http.httpx import HttpClients
+from fastapi_observe.clients.http.propagation import Propagation
+from fastapi_observe.clients.http.templates import LONGEST_PATH, Templates
 from fastapi_observe.records.operation import OPERATION
 from fastapi_observe.records.request import KNOWN_METHODS
 from fastapi_observe.redaction.redactor import Redactor
@@ -1028,7 +1028,7 @@ async def test_a_fault_of_ours_never_reaches_the_call(
         assert calls.seen.observe.faults.counts.pop(site) == 1
     calls.clients._calls._forgotten = None  # type: ignore[assignment]
     with monkeypatch.context() as patch:
-        patch.setattr("fastapi_observe.clients.http_body.Body.__init__", fail)
+        patch.setattr("fastapi_observe.clients.http.body.Body.__init__", fail)
         assert (await one.stream(url)).status_code == 200
     assert calls.seen.observe.faults.counts == {"http.answered": 1}
     assert sum(calls.outcomes.values()) == 2

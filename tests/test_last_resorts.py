@@ -16,9 +16,9 @@ from fastapi.testclient import TestClient
 from opentelemetry import trace
 
 from fastapi_observe import installed
-from fastapi_observe.clients import watch
-from fastapi_observe.clients.database import DatabaseClient
-from fastapi_observe.clients.sqlalchemy import EngineWatch
+from fastapi_observe.clients.database import observers
+from fastapi_observe.clients.database.client import DatabaseClient
+from fastapi_observe.clients.database.sqlalchemy import EngineWatch
 from fastapi_observe.internal.guard import ELSEWHERE
 from fastapi_observe.logs.file import retention
 from fastapi_observe.metrics.saturation import Saturation
@@ -89,7 +89,7 @@ def test_whose_query_it_is_cannot_be_told(
 
     seen = observed(app, engines=[engine])
     observed(FastAPI(), engines=[engine])
-    monkeypatch.setattr(watch, "current_exchange", failing)
+    monkeypatch.setattr(observers, "current_exchange", failing)
     assert TestClient(app).get("/").json() == 7
     assert seen.total("db_queries_total") == 1
 

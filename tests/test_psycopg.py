@@ -18,7 +18,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, NullConnectionPool, PoolClosed, PoolTimeout
 from starlette.testclient import TestClient
 
-from fastapi_observe.clients.psycopg import instrument_pool, text_of
+from fastapi_observe.clients.database.psycopg import instrument_pool, text_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

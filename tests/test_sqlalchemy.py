@@ -25,8 +25,8 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 from tools import needs_package
 
-from fastapi_observe.clients.sqlalchemy import MARK, instrument_engine
-from fastapi_observe.clients.transactions import event_of
+from fastapi_observe.clients.database.sqlalchemy import MARK, instrument_engine
+from fastapi_observe.clients.database.transactions import event_of
 from fastapi_observe.records.operation import OPERATION
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ from fastapi_observe import (
     install,
     traced,
 )
-from fastapi_observe.clients.database import DatabaseClient, Query
-from fastapi_observe.clients.external import ExternalCall, ExternalClient
+from fastapi_observe.clients.database.client import DatabaseClient, Query
+from fastapi_observe.clients.http.external import ExternalCall, ExternalClient
 from fastapi_observe.logs.service import ObserveLogger
 from fastapi_observe.metrics.series import Counter, Gauge, Histogram
 from fastapi_observe.metrics.service import MetricsService

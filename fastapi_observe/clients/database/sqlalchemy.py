@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import QueuePool
 
-from fastapi_observe.clients.transactions import event_of
-from fastapi_observe.clients.watch import Watch
+from fastapi_observe.clients.database.observers import Watch
+from fastapi_observe.clients.database.transactions import event_of
 from fastapi_observe.records.pool import PoolState
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL
     from sqlalchemy.pool import Pool
 
-    from fastapi_observe.clients.database import DatabaseClient, Query
-    from fastapi_observe.clients.watch import Faults, Observer
+    from fastapi_observe.clients.database.client import DatabaseClient, Query
+    from fastapi_observe.clients.database.observers import Faults, Observer
 
 SYSTEMS: Final = {
     **{name: name for name in ("postgresql", "mysql", "mariadb", "sqlite")},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastapi_observe.clients.database import DatabaseClient
+    from fastapi_observe.clients.database.client import DatabaseClient
 
 DRIVERS: Final = {"asyncpg": "asyncpg", "psycopg_pool": "psycopg"}
 """Packages of pools, and our modules for them; imported only for who has such a pool."""

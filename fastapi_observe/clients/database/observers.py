@@ -5,14 +5,14 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from fastapi_observe.clients.errors import is_timeout
+from fastapi_observe.clients.database.errors import is_timeout
 from fastapi_observe.internal.guard import tell
 from fastapi_observe.records.request import current_exchange
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from fastapi_observe.clients.database import DatabaseClient
+    from fastapi_observe.clients.database.client import DatabaseClient
     from fastapi_observe.records.pool import PoolState
 
     Faults = Callable[[str, BaseException], None]

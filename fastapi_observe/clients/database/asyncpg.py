@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg  # type: ignore[import-untyped]
 
-from fastapi_observe.clients.pools import Database, PoolWatch, size_of, watch_pool
-from fastapi_observe.clients.transactions import event_of
+from fastapi_observe.clients.database.pools import Database, PoolWatch, size_of, watch_pool
+from fastapi_observe.clients.database.transactions import event_of
 from fastapi_observe.records.pool import PoolState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from fastapi_observe.clients.cursors import Stream
-    from fastapi_observe.clients.database import DatabaseClient
-    from fastapi_observe.clients.pools import Address
-    from fastapi_observe.clients.watch import Faults
+    from fastapi_observe.clients.database.client import DatabaseClient
+    from fastapi_observe.clients.database.cursors import Stream
+    from fastapi_observe.clients.database.observers import Faults
+    from fastapi_observe.clients.database.pools import Address
 
 
 def instrument_pool(

@@ -19,17 +19,17 @@ import psycopg
 import psycopg_pool
 from psycopg.pq import TransactionStatus
 
-from fastapi_observe.clients.cursors import each, each_async
-from fastapi_observe.clients.pools import Database, PoolWatch, size_of, watch_pool
-from fastapi_observe.clients.transactions import event_of
+from fastapi_observe.clients.database.cursors import each, each_async
+from fastapi_observe.clients.database.pools import Database, PoolWatch, size_of, watch_pool
+from fastapi_observe.clients.database.transactions import event_of
 from fastapi_observe.records.pool import PoolState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
-    from fastapi_observe.clients.database import DatabaseClient
-    from fastapi_observe.clients.pools import Address
-    from fastapi_observe.clients.watch import Faults
+    from fastapi_observe.clients.database.client import DatabaseClient
+    from fastapi_observe.clients.database.observers import Faults
+    from fastapi_observe.clients.database.pools import Address
 
 
 _OPEN: Final = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})

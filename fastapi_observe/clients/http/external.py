@@ -6,7 +6,7 @@ import threading
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from fastapi_observe.clients.propagation import Propagation
+from fastapi_observe.clients.http.propagation import Propagation
 from fastapi_observe.internal.guard import STAND_IN, USERS, guarded, stand_in, tell
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.outcomes import outcome_of

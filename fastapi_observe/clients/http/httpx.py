@@ -8,8 +8,8 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary, WeakSet
 
-from fastapi_observe.clients.http_body import bodies
-from fastapi_observe.clients.http_calls import HttpCalls, ObservedClient
+from fastapi_observe.clients.http.body import bodies
+from fastapi_observe.clients.http.calls import HttpCalls, ObservedClient
 from fastapi_observe.redaction.redactor import PLAIN
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from fastapi_observe.clients.external import ExternalClient
+    from fastapi_observe.clients.http.external import ExternalClient
     from fastapi_observe.redaction.redactor import Redactor
 
 C = TypeVar("C")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 
-    from fastapi_observe.clients.database import Query
+    from fastapi_observe.clients.database.client import Query
 
 _END: Final = object()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from fastapi_observe.clients.external import ExternalCall
-from fastapi_observe.clients.templates import LONGEST_PATH
+from fastapi_observe.clients.http.external import ExternalCall
+from fastapi_observe.clients.http.templates import LONGEST_PATH
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.request import KNOWN_METHODS
 

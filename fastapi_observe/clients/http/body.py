@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import AsyncIterator, Iterator
 
-    from fastapi_observe.clients.http_record import HttpCall
+    from fastapi_observe.clients.http.record import HttpCall
 
 
 class Body:

@@ -6,8 +6,8 @@ from contextlib import ExitStack
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from fastapi_observe.clients.errors import error_of_driver, outcome_of_query
-from fastapi_observe.clients.statements import LONGEST, Statements, is_name, is_operation
+from fastapi_observe.clients.database.errors import error_of_driver, outcome_of_query
+from fastapi_observe.clients.database.statements import LONGEST, Statements, is_name, is_operation
 from fastapi_observe.internal.guard import STAND_IN, guarded, stand_in, tell
 from fastapi_observe.records.operation import OPERATION, Operation, OperationReporter
 from fastapi_observe.redaction.redactor import PLAIN
@@ -15,7 +15,7 @@ from fastapi_observe.redaction.redactor import PLAIN
 if TYPE_CHECKING:
     from collections.abc import Callable, Sized
 
-    from fastapi_observe.clients.statements import Statement
+    from fastapi_observe.clients.database.statements import Statement
     from fastapi_observe.records.pool import PoolState
     from fastapi_observe.redaction.redactor import Redactor
 

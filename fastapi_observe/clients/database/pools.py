@@ -10,14 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
-from fastapi_observe.clients.cursors import Stream
-from fastapi_observe.clients.watch import Watch
+from fastapi_observe.clients.database.cursors import Stream
+from fastapi_observe.clients.database.observers import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from fastapi_observe.clients.database import DatabaseClient, Query
-    from fastapi_observe.clients.watch import Faults
+    from fastapi_observe.clients.database.client import DatabaseClient, Query
+    from fastapi_observe.clients.database.observers import Faults
     from fastapi_observe.records.pool import PoolState
 
     Address = tuple[str | None, int | None, str | None]

@@ -6,17 +6,17 @@ from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.clients.http_record import HttpCall, Named
-from fastapi_observe.clients.templates import Templates
+from fastapi_observe.clients.http.record import HttpCall, Named
+from fastapi_observe.clients.http.templates import Templates
 from fastapi_observe.records.operation import OPERATION
 from fastapi_observe.records.request import KNOWN_METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from fastapi_observe.clients.external import ExternalClient
-    from fastapi_observe.clients.http_body import Body
-    from fastapi_observe.clients.http_record import Request
+    from fastapi_observe.clients.http.body import Body
+    from fastapi_observe.clients.http.external import ExternalClient
+    from fastapi_observe.clients.http.record import Request
     from fastapi_observe.redaction.redactor import Redactor
 
 MOST_TEMPLATES: Final = 200

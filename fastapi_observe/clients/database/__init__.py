@@ -1,0 +1,1 @@
+"""Database clients: queries as operations, statements, pools and drivers."""

@@ -1,0 +1,1 @@
+"""HTTP clients: calls as operations, trace context propagation."""
