@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         SpanDep,
         TracingDep,
     )
-    from fastapi_observe.slo.rules import generate_rules
+    from fastapi_observe.slo.prometheus.rules import generate_rules
 
 __all__ = [
     "Availability",
@@ -55,7 +55,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import the `...Dep` aliases when they are asked for: plain Starlette has no FastAPI to import. Rules likewise."""
     if name == "generate_rules":
-        from fastapi_observe.slo.rules import generate_rules  # noqa: PLC0415 - people make rules, servers do not
+        from fastapi_observe.slo.prometheus.rules import generate_rules  # noqa: PLC0415 - people make rules, servers do not
 
         return generate_rules
     if name in __all__:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastapi_observe.settings.model import ObserveSettings
-    from fastapi_observe.slo.dashboard_features import Features
+    from fastapi_observe.slo.grafana.features import Features
     from fastapi_observe.slo.plan import Plan
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse has no public name for it
@@ -89,7 +89,7 @@ def _add_files(commands: Commands, name: str, text: str, make: Made) -> None:
 def run_files(chosen: argparse.Namespace) -> int:
     """Make the files of one subcommand, or compare them with those that are there."""
     from fastapi_observe.slo import bundle  # noqa: PLC0415 - these commands alone need it
-    from fastapi_observe.slo.dashboard_features import features_of  # noqa: PLC0415
+    from fastapi_observe.slo.grafana.features import features_of  # noqa: PLC0415
     from fastapi_observe.slo.loading import LoadError, load  # noqa: PLC0415
 
     folder = Path(chosen.output)
@@ -126,7 +126,7 @@ def _tell(found: Any, folder: Path, count: int, *, check: bool) -> int:
 
 
 def _dashboard(plan: Plan, _settings: ObserveSettings, features: Features) -> dict[str, str]:
-    from fastapi_observe.slo.dashboard import dashboard_text, make_dashboard  # noqa: PLC0415
+    from fastapi_observe.slo.grafana.dashboard import dashboard_text, make_dashboard  # noqa: PLC0415
 
     return {"dashboard.json": dashboard_text(make_dashboard(plan, features))}
 
@@ -149,7 +149,7 @@ def _bundle(plan: Plan, settings: ObserveSettings, features: Features) -> dict[s
 def run_verify(chosen: argparse.Namespace) -> int:
     """Print what is well and what is not."""
     from fastapi_observe.slo.loading import LoadError, load  # noqa: PLC0415
-    from fastapi_observe.slo.verify import UnreachableError, verify  # noqa: PLC0415
+    from fastapi_observe.slo.prometheus.verify import UnreachableError, verify  # noqa: PLC0415
 
     try:
         _, settings, plan = load(chosen.app)

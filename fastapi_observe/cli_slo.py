@@ -8,12 +8,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastapi_observe.slo.incidents import test_file
 from fastapi_observe.slo.loading import LoadError, load
-from fastapi_observe.slo.playing import read_incident
+from fastapi_observe.slo.prometheus.incident import read_incident
+from fastapi_observe.slo.prometheus.rule_tests import test_file
+from fastapi_observe.slo.prometheus.rules import rule_file
+from fastapi_observe.slo.prometheus.simulate import detection_table, simulate
 from fastapi_observe.slo.report import check_rows, report_rows
-from fastapi_observe.slo.rules import rule_file
-from fastapi_observe.slo.simulate import detection_table, simulate
 
 if TYPE_CHECKING:
     import argparse

@@ -26,7 +26,6 @@ from fastapi_observe.metrics.saturation import Saturation
 from fastapi_observe.metrics.server import MetricsServer
 from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.metrics.system import SystemCollector
-from fastapi_observe.objectives import Objectives
 from fastapi_observe.records.nothing import does_something
 from fastapi_observe.records.operation import Operation, new_operation
 from fastapi_observe.records.request import CONTEXT_KEY, CURRENT_CONTEXT, Exchange
@@ -37,6 +36,7 @@ from fastapi_observe.redaction.redactor import Redactor
 from fastapi_observe.requests.response_headers import Stamps
 from fastapi_observe.requests.routing import Routes
 from fastapi_observe.runtime import background
+from fastapi_observe.slo.live import Objectives
 from fastapi_observe.traces.service import TracingService
 from fastapi_observe.workers.join import Workers
 

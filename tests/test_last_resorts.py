@@ -24,7 +24,7 @@ from fastapi_observe.logs.file import retention
 from fastapi_observe.metrics.saturation import Saturation
 from fastapi_observe.redaction.redactor import PLAIN
 from fastapi_observe.requests.routing import endpoints_of
-from fastapi_observe.slo.yaml import dump
+from fastapi_observe.slo.prometheus.yaml import dump
 from fastapi_observe.traces.user_spans import safe_text, traced_with
 
 if TYPE_CHECKING:

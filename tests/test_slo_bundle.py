@@ -16,15 +16,15 @@ from tools import needs
 
 from fastapi_observe import Availability, Latency, SLOOptions
 from fastapi_observe.cli import main
-from fastapi_observe.slo import yaml
-from fastapi_observe.slo.alertmanager import make_alertmanager
 from fastapi_observe.slo.bundle import ForeignError, compare, fit, make_bundle, write
-from fastapi_observe.slo.dashboard_features import features_of
 from fastapi_observe.slo.datasources import make_datasources
+from fastapi_observe.slo.grafana.features import features_of
 from fastapi_observe.slo.loading import plan_of
-from fastapi_observe.slo.rules import rules_of
-from fastapi_observe.slo.runbook_guides import GUIDES
-from fastapi_observe.slo.runbooks import MarkerError, keep_written, make_runbooks
+from fastapi_observe.slo.prometheus import yaml as yaml
+from fastapi_observe.slo.prometheus.alertmanager import make_alertmanager
+from fastapi_observe.slo.prometheus.rules import rules_of
+from fastapi_observe.slo.runbooks.guides import GUIDES
+from fastapi_observe.slo.runbooks.pages import MarkerError, keep_written, make_runbooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

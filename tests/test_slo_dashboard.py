@@ -20,11 +20,11 @@ from starlette.staticfiles import StaticFiles
 from tools import needs, needs_package
 
 from fastapi_observe import Availability, DatabaseDep, ExternalDep, Latency, MetricsDep
-from fastapi_observe.slo import yaml
-from fastapi_observe.slo.dashboard import make_dashboard, uid_of
-from fastapi_observe.slo.dashboard_features import CHOICES, Features, features_of
-from fastapi_observe.slo.dashboard_parts import everything
+from fastapi_observe.slo.grafana.dashboard import make_dashboard, uid_of
+from fastapi_observe.slo.grafana.features import CHOICES, Features, features_of
+from fastapi_observe.slo.grafana.parts import everything
 from fastapi_observe.slo.loading import plan_of
+from fastapi_observe.slo.prometheus import yaml as yaml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -20,7 +20,7 @@ from collectors import Collector
 from tools import needs
 
 from example_app.services import started
-from fastapi_observe.slo.alertmanager import make_alertmanager
+from fastapi_observe.slo.prometheus.alertmanager import make_alertmanager
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

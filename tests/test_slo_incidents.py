@@ -14,12 +14,21 @@ from fastapi import FastAPI
 from tools import needs
 
 from fastapi_observe import Availability, Latency, ObserveSettings, SLOOptions
-from fastapi_observe.slo import incidents, yaml
-from fastapi_observe.slo.burn import WINDOWS
+from fastapi_observe.slo.burn_rates import WINDOWS
 from fastapi_observe.slo.plan import Plan, make_plan
-from fastapi_observe.slo.playing import Phase, expected, read_incident, sample_pairs, series_of, statuses, strangers
-from fastapi_observe.slo.rules import rule_file
-from fastapi_observe.slo.simulate import Detection, _samples, detection_table, simulate
+from fastapi_observe.slo.prometheus import rule_tests
+from fastapi_observe.slo.prometheus import yaml as yaml
+from fastapi_observe.slo.prometheus.incident import (
+    Phase,
+    expected,
+    read_incident,
+    sample_pairs,
+    series_of,
+    statuses,
+    strangers,
+)
+from fastapi_observe.slo.prometheus.rules import rule_file
+from fastapi_observe.slo.prometheus.simulate import Detection, _samples, detection_table, simulate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -73,7 +82,7 @@ def promtool(folder: Path, rules: str, tests: str | dict[str, Any]) -> tuple[boo
 
 def chosen(made: Plan, words: Iterable[str]) -> dict[str, Any]:
     """Return the generated tests whose name has one of the words."""
-    tests = incidents.tests_of(made, "rules.yml")
+    tests = rule_tests.tests_of(made, "rules.yml")
     tests["tests"] = [test for test in tests["tests"] if any(word in test["name"] for word in words)]
     assert tests["tests"]
     return tests
@@ -110,7 +119,7 @@ OBJECTIVES = [
 def test_the_rules_do_what_their_tests_say(objective: Any, tmp_path: Path) -> None:
     """The generated tests pass for the generated rules, names with quotes, backslashes and umlauts included."""
     made = plan(objective)
-    passed, shown = promtool(tmp_path, rule_file(made), incidents.test_file(made, "rules.yml"))
+    passed, shown = promtool(tmp_path, rule_file(made), rule_tests.test_file(made, "rules.yml"))
     assert passed, shown
 
 
@@ -122,7 +131,7 @@ def test_the_rules_do_what_their_tests_say(objective: Any, tmp_path: Path) -> No
 def test_the_tests_follow_the_options(options: dict[str, Any], tmp_path: Path) -> None:
     """Other periods, base windows and selectors, and rules without `keep_firing_for`, pass their tests too."""
     made = plan(THREE_NINES, **options)
-    passed, shown = promtool(tmp_path, rule_file(made), incidents.test_file(made, "rules.yml"))
+    passed, shown = promtool(tmp_path, rule_file(made), rule_tests.test_file(made, "rules.yml"))
     assert passed, shown
 
 
@@ -164,7 +173,7 @@ def test_a_harmless_change_passes(tmp_path: Path) -> None:
     rules = rule_file(made)
     damaged = rules.replace(" > 0)", ")")
     assert damaged != rules
-    tests = incidents.tests_of(made, "rules.yml") if SOAK else chosen(made, ["total outage", "night", "one request"])
+    tests = rule_tests.tests_of(made, "rules.yml") if SOAK else chosen(made, ["total outage", "night", "one request"])
     passed, shown = promtool(tmp_path, damaged, tests)
     assert passed, shown
 
@@ -233,7 +242,7 @@ def test_a_night_without_traffic_leaves_the_budget_exact(hours: int, tmp_path: P
     made = plan(Availability("api", 99.9, ["/käse"]))
     slo, day = made.slos[0], Phase(1800, Decimal(2000), Decimal("0.0002"))
     end = 3600 + hours * 3600
-    tests = incidents.tests_of(made, "rules.yml")
+    tests = rule_tests.tests_of(made, "rules.yml")
     left = 'slo:error_budget_remaining:ratio{slo="api"}'
     tests["tests"] = [{
         "interval": "15s",
@@ -358,8 +367,8 @@ def test_what_promtool_refuses_is_told(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_tests_are_the_same_each_time() -> None:
     """Two runs write the same file, which YAML reads without aliases."""
     made = plan(*OBJECTIVES)
-    first = incidents.test_file(made, "../rules.yml")
-    assert first == incidents.test_file(plan(*OBJECTIVES), "../rules.yml")
+    first = rule_tests.test_file(made, "../rules.yml")
+    assert first == rule_tests.test_file(plan(*OBJECTIVES), "../rules.yml")
     assert "&id" not in first
     read = stock.safe_load(first)
     assert read["rule_files"] == ["../rules.yml"]

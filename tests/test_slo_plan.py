@@ -19,11 +19,12 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 
 from fastapi_observe import Availability, Latency, ObserveSettings, SLOOptions, install, slo
-from fastapi_observe.slo import promql, yaml
-from fastapi_observe.slo.burn import WINDOWS, duration, factor, spent, text, threshold
-from fastapi_observe.slo.choosing import grouped
+from fastapi_observe.slo.burn_rates import WINDOWS, duration, factor, spent, text, threshold
 from fastapi_observe.slo.loading import LoadError, load, plan_of
 from fastapi_observe.slo.plan import Plan, Resolved, check_settings, make_plan
+from fastapi_observe.slo.prometheus import promql as promql
+from fastapi_observe.slo.prometheus import yaml as yaml
+from fastapi_observe.slo.route_selection import grouped
 
 if TYPE_CHECKING:
     from pathlib import Path

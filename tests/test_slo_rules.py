@@ -22,11 +22,11 @@ from tools import needs
 
 from fastapi_observe import Availability, Latency, ObserveSettings, SLOOptions, generate_rules, install
 from fastapi_observe.cli import main
-from fastapi_observe.slo import yaml
 from fastapi_observe.slo.loading import LoadError
 from fastapi_observe.slo.plan import Plan, make_plan
+from fastapi_observe.slo.prometheus import yaml as yaml
+from fastapi_observe.slo.prometheus.rules import operator_format, rule_file, rules_of
 from fastapi_observe.slo.report import report_rows, span
-from fastapi_observe.slo.rules import operator_format, rule_file, rules_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

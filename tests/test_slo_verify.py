@@ -17,11 +17,11 @@ from monitored import command, free_port, hurried, monitored_shop, prometheus, s
 from servers import serving
 
 from fastapi_observe import Availability, Latency, SLOOptions
-from fastapi_observe.slo import verify_client
 from fastapi_observe.slo.loading import plan_of
-from fastapi_observe.slo.rules import rule_file
-from fastapi_observe.slo.verify import Finding, UnreachableError, verify
-from fastapi_observe.slo.verify_client import Prometheus
+from fastapi_observe.slo.prometheus import api
+from fastapi_observe.slo.prometheus.api import Prometheus
+from fastapi_observe.slo.prometheus.rules import rule_file
+from fastapi_observe.slo.prometheus.verify import Finding, UnreachableError, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -250,7 +250,7 @@ def test_what_is_no_http_server(said: bytes) -> None:
 
 def test_an_answer_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that sends a byte now and then is given up."""
-    monkeypatch.setattr(verify_client, "LONGEST", 0.05)
+    monkeypatch.setattr(api, "LONGEST", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:

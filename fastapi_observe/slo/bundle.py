@@ -5,9 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from fastapi_observe.slo import yaml
-from fastapi_observe.slo.alertmanager import NOTES, make_alertmanager
-from fastapi_observe.slo.dashboard import dashboard_text, make_dashboard
 from fastapi_observe.slo.datasources import (
     SOURCES,
     make_datasources,
@@ -15,16 +12,19 @@ from fastapi_observe.slo.datasources import (
     make_retention,
     prometheus_notes,
 )
-from fastapi_observe.slo.incidents import test_file
-from fastapi_observe.slo.rules import header, rule_file
-from fastapi_observe.slo.runbooks import MADE, MarkerError, keep_written, make_runbooks
+from fastapi_observe.slo.grafana.dashboard import dashboard_text, make_dashboard
+from fastapi_observe.slo.prometheus import yaml as yaml
+from fastapi_observe.slo.prometheus.alertmanager import NOTES, make_alertmanager
+from fastapi_observe.slo.prometheus.rule_tests import test_file
+from fastapi_observe.slo.prometheus.rules import header, rule_file
+from fastapi_observe.slo.runbooks.pages import MADE, MarkerError, keep_written, make_runbooks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from fastapi_observe.settings.model import ObserveSettings
-    from fastapi_observe.slo.dashboard_features import Features
+    from fastapi_observe.slo.grafana.features import Features
     from fastapi_observe.slo.plan import Plan
 
 RUNBOOKS: Final = "runbooks/"

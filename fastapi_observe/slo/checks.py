@@ -16,7 +16,7 @@ from fastapi_observe.settings.objectives import (
     percent,
     seconds,
 )
-from fastapi_observe.slo.burn import EVALUATION, WINDOWS, Window, factor, text, threshold
+from fastapi_observe.slo.burn_rates import EVALUATION, WINDOWS, Window, factor, text, threshold
 
 if TYPE_CHECKING:
     from fastapi_observe.settings.model import ObserveSettings

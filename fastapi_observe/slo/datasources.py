@@ -6,12 +6,12 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.settings.objectives import seconds
-from fastapi_observe.slo.burn import WINDOWS
-from fastapi_observe.slo.promql import duration
+from fastapi_observe.slo.burn_rates import WINDOWS
+from fastapi_observe.slo.prometheus.promql import duration
 
 if TYPE_CHECKING:
     from fastapi_observe.settings.model import ObserveSettings
-    from fastapi_observe.slo.dashboard_features import Features
+    from fastapi_observe.slo.grafana.features import Features
     from fastapi_observe.slo.plan import Plan
 
 DAY: Final = Decimal(86_400)

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.requests.routing import REDIRECT, Endpoint, endpoints_of
 from fastapi_observe.settings.objectives import Objective, SLOOptions
-from fastapi_observe.slo.burn import duration
+from fastapi_observe.slo.burn_rates import duration
 from fastapi_observe.slo.checks import Findings, Problem, check_all, check_options
-from fastapi_observe.slo.choosing import choose, framework_templates, grouped, measured
 from fastapi_observe.slo.decorator import MARK
+from fastapi_observe.slo.route_selection import choose, framework_templates, grouped, measured
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from decimal import Decimal
 
     from fastapi_observe.settings.model import ObserveSettings
-    from fastapi_observe.slo.burn import Window
+    from fastapi_observe.slo.burn_rates import Window
 
 FORMAT: Final = 2
 """Goes up when other rules are made from the same plan."""

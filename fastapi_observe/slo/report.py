@@ -6,10 +6,10 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.settings.objectives import Latency, seconds
-from fastapi_observe.slo.burn import factor, spent, text
+from fastapi_observe.slo.burn_rates import factor, spent, text
 
 if TYPE_CHECKING:
-    from fastapi_observe.slo.burn import Window
+    from fastapi_observe.slo.burn_rates import Window
     from fastapi_observe.slo.plan import Plan, Resolved
 
 SHARES: Final = (Decimal(1), Decimal("0.1"), Decimal("0.01"))

@@ -7,10 +7,10 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from fastapi_observe.settings.objectives import Latency
-from fastapi_observe.slo import promql
 from fastapi_observe.slo.datasources import retention
-from fastapi_observe.slo.rules import rules_of
-from fastapi_observe.slo.verify_client import Prometheus, UnreachableError
+from fastapi_observe.slo.prometheus import promql as promql
+from fastapi_observe.slo.prometheus.api import Prometheus, UnreachableError
+from fastapi_observe.slo.prometheus.rules import rules_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

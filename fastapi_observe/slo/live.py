@@ -63,7 +63,7 @@ class Objectives:
 
     def _begin(self, metrics: MetricsService) -> None:
         from fastapi_observe.metrics.error_budgets import ErrorBudgets, Promise  # noqa: PLC0415 - see the class
-        from fastapi_observe.slo.burn import budget  # noqa: PLC0415
+        from fastapi_observe.slo.burn_rates import budget  # noqa: PLC0415
         from fastapi_observe.slo.plan import make_plan  # noqa: PLC0415
 
         plan = make_plan(self._app, self._settings)

@@ -6,16 +6,16 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.slo.dashboard_inside import business, cost, database, external, runtime
-from fastapi_observe.slo.dashboard_parts import PROMETHEUS, lay_out
-from fastapi_observe.slo.dashboard_rows import at_a_glance, golden_signals, objectives, scene
-from fastapi_observe.slo.promql import go_string, target
+from fastapi_observe.slo.grafana.parts import PROMETHEUS, lay_out
+from fastapi_observe.slo.grafana.resource_rows import business, cost, database, external, runtime
+from fastapi_observe.slo.grafana.service_rows import at_a_glance, golden_signals, objectives, scene
+from fastapi_observe.slo.prometheus.promql import go_string, target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fastapi_observe.slo.dashboard_features import Features
-    from fastapi_observe.slo.dashboard_rows import Scene
+    from fastapi_observe.slo.grafana.features import Features
+    from fastapi_observe.slo.grafana.service_rows import Scene
     from fastapi_observe.slo.plan import Plan
 
 SCHEMA: Final = 39

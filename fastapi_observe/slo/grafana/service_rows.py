@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.settings.objectives import Availability
-from fastapi_observe.slo.burn import WINDOWS, factor
-from fastapi_observe.slo.dashboard_parts import Panel, Query, Row, explore, graph, heatmap, number, or_none, table, top
-from fastapi_observe.slo.promql import bad, events, go_string, good, selector, target
+from fastapi_observe.slo.burn_rates import WINDOWS, factor
+from fastapi_observe.slo.grafana.parts import Panel, Query, Row, explore, graph, heatmap, number, or_none, table, top
+from fastapi_observe.slo.prometheus.promql import bad, events, go_string, good, selector, target
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
-    from fastapi_observe.slo.dashboard_features import Features
+    from fastapi_observe.slo.grafana.features import Features
     from fastapi_observe.slo.plan import Plan
 
 RATE: Final = "$__rate_interval"

@@ -10,16 +10,17 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from fastapi_observe.slo import promql, yaml
-from fastapi_observe.slo.burn import EVALUATION
-from fastapi_observe.slo.playing import SAMPLE, read_incident, series_of
-from fastapi_observe.slo.rules import rule_file
+from fastapi_observe.slo.burn_rates import EVALUATION
+from fastapi_observe.slo.prometheus import promql as promql
+from fastapi_observe.slo.prometheus import yaml as yaml
+from fastapi_observe.slo.prometheus.incident import SAMPLE, read_incident, series_of
+from fastapi_observe.slo.prometheus.rules import rule_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from fastapi_observe.slo.plan import Plan, Resolved
-    from fastapi_observe.slo.playing import Phase
+    from fastapi_observe.slo.prometheus.incident import Phase
 
 GOT: Final = re.compile(r'(\w+)=\\?"((?:[^"\\]|\\.)*?)\\?"')
 SAMPLES: Final = re.compile(r"^\s*got:\s*(.*)$", re.MULTILINE)

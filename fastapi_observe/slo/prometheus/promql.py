@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.requests.routing import UNMATCHED
 from fastapi_observe.settings.objectives import Availability, Latency
-from fastapi_observe.slo.burn import duration
+from fastapi_observe.slo.burn_rates import duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastapi_observe.settings.objectives import seconds
-from fastapi_observe.slo.dashboard_parts import Query, Row, graph, number, or_none, top
-from fastapi_observe.slo.dashboard_rows import RATE, RED, quantile, rate
+from fastapi_observe.slo.grafana.parts import Query, Row, graph, number, or_none, top
+from fastapi_observe.slo.grafana.service_rows import RATE, RED, quantile, rate
 
 if TYPE_CHECKING:
-    from fastapi_observe.slo.dashboard_parts import Panel
-    from fastapi_observe.slo.dashboard_rows import Scene
+    from fastapi_observe.slo.grafana.parts import Panel
+    from fastapi_observe.slo.grafana.service_rows import Scene
 
 DAY = 86_400
 MONTH = 30 * DAY

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.internal.version import version_of
 from fastapi_observe.settings.objectives import Latency, percent, seconds
-from fastapi_observe.slo import promql, yaml
-from fastapi_observe.slo.alerts import alert, budget_alerts, burn_alerts, missing_alert, service_alerts
-from fastapi_observe.slo.burn import EVALUATION, WINDOWS, budget, text
+from fastapi_observe.slo.burn_rates import EVALUATION, WINDOWS, budget, text
 from fastapi_observe.slo.loading import plan_of
+from fastapi_observe.slo.prometheus import promql as promql
+from fastapi_observe.slo.prometheus import yaml as yaml
+from fastapi_observe.slo.prometheus.alerts import alert, budget_alerts, burn_alerts, missing_alert, service_alerts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

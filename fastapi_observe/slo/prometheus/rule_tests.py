@@ -7,10 +7,11 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.settings.objectives import Availability, Latency
-from fastapi_observe.slo import promql, yaml
-from fastapi_observe.slo.burn import EVALUATION, Window, budget, text
-from fastapi_observe.slo.playing import SAMPLE, Phase, expected, sample_pairs, series_of
-from fastapi_observe.slo.rules import header
+from fastapi_observe.slo.burn_rates import EVALUATION, Window, budget, text
+from fastapi_observe.slo.prometheus import promql as promql
+from fastapi_observe.slo.prometheus import yaml as yaml
+from fastapi_observe.slo.prometheus.incident import SAMPLE, Phase, expected, sample_pairs, series_of
+from fastapi_observe.slo.prometheus.rules import header
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

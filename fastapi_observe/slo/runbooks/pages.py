@@ -7,10 +7,10 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.settings.objectives import Availability, seconds
-from fastapi_observe.slo import promql
-from fastapi_observe.slo.burn import budget, factor, spent, text
-from fastapi_observe.slo.rules import rules_of
-from fastapi_observe.slo.runbook_guides import GUIDES, Guide, Step
+from fastapi_observe.slo.burn_rates import budget, factor, spent, text
+from fastapi_observe.slo.prometheus import promql as promql
+from fastapi_observe.slo.prometheus.rules import rules_of
+from fastapi_observe.slo.runbooks.guides import GUIDES, Guide, Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

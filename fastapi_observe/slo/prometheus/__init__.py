@@ -1,0 +1,1 @@
+"""Prometheus rules, alerts, and their tests."""
