@@ -11,8 +11,8 @@ from importlib import metadata
 
 import pytest
 
-from fastapi_observe.cli import main
-from fastapi_observe.cli_settings import options_table
+from fastapi_observe.cli.main import main
+from fastapi_observe.cli.settings import options_table
 from fastapi_observe.internal.version import version_of
 from fastapi_observe.settings.model import ObserveSettings
 

@@ -19,10 +19,11 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from servers import serving
 
-from fastapi_observe import Observability, cli_scrape, install
-from fastapi_observe.cli import main
-from fastapi_observe.cli_cardinality import Report
-from fastapi_observe.cli_scrape import Scraped, UnreadableError, families, printable, scrape
+from fastapi_observe import Observability, install
+from fastapi_observe.cli import scrape as cli_scrape
+from fastapi_observe.cli.cardinality import Report
+from fastapi_observe.cli.main import main
+from fastapi_observe.cli.scrape import Scraped, UnreadableError, families, printable, scrape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -147,7 +148,7 @@ def test_watching_tells_which_label_grows(capsys: pytest.CaptureFixture[str]) ->
             visits.labels("0", f"u{user}").inc()
 
     with serving(app, log_level="error") as port, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastapi_observe.cli_cardinality.sleep", lambda _: grow())
+        patch.setattr("fastapi_observe.cli.cardinality.sleep", lambda _: grow())
         url = f"http://127.0.0.1:{port}/metrics"
         status, found = as_json(capsys, url, "--watch", "2")
         grow = visits.clear

@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from monitored import free_port
 from servers import serving
 
-from fastapi_observe.cli import main
-from fastapi_observe.cli_scrape import families
+from fastapi_observe.cli.main import main
+from fastapi_observe.cli.scrape import families
 from fastapi_observe.slo.cost import Prices, Tally, as_text, bill
 
 if TYPE_CHECKING:
@@ -193,6 +193,6 @@ def test_what_cannot_be_read(capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert "start the server, or correct host and port" in capsys.readouterr().err
     assert main(["cost", "http://127.0.0.1/metrics", "--scrape-interval", "often"]) == 2
     assert "'often' is no duration" in capsys.readouterr().err
-    monkeypatch.setattr("fastapi_observe.cli_scrape.lines", lambda *_, **__: iter(["# nothing", ""]))
+    monkeypatch.setattr("fastapi_observe.cli.scrape.lines", lambda *_, **__: iter(["# nothing", ""]))
     assert main(["cost", "http://127.0.0.1/metrics"]) == 2
     assert "there are no metrics; give the URL of the metrics" in capsys.readouterr().err

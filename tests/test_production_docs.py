@@ -12,7 +12,7 @@ import test_chaos
 import yaml
 from servers_of_workers import SERVERS
 
-from fastapi_observe.cli import main
+from fastapi_observe.cli.main import main
 from fastapi_observe.logs import line as line_format
 from fastapi_observe.logs import writer
 from fastapi_observe.metrics import budget

@@ -14,7 +14,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector
 from opentelemetry.util.re import parse_env_headers
 from pydantic import SecretStr, ValidationError
 
-from fastapi_observe.cli_settings import options_table
+from fastapi_observe.cli.settings import options_table
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
 from fastapi_observe.settings.sources import spec
 

@@ -15,7 +15,7 @@ from monitored import ROOT, command, serving
 from tools import needs
 
 from fastapi_observe import Availability, Latency, SLOOptions
-from fastapi_observe.cli import main
+from fastapi_observe.cli.main import main
 from fastapi_observe.slo.bundle import ForeignError, compare, fit, make_bundle, write
 from fastapi_observe.slo.datasources import make_datasources
 from fastapi_observe.slo.grafana.features import features_of

@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from tools import needs
 
 from fastapi_observe import Availability, Latency, ObserveSettings, SLOOptions, generate_rules, install
-from fastapi_observe.cli import main
+from fastapi_observe.cli.main import main
 from fastapi_observe.slo.loading import LoadError
 from fastapi_observe.slo.plan import Plan, make_plan
 from fastapi_observe.slo.prometheus import yaml as yaml

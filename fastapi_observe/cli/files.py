@@ -169,7 +169,7 @@ def run_verify(chosen: argparse.Namespace) -> int:
 
 def run_cost(chosen: argparse.Namespace) -> int:
     """Print what observing costs."""
-    from fastapi_observe.cli_scrape import EXAMPLE, UnreadableError, families, lines  # noqa: PLC0415
+    from fastapi_observe.cli.scrape import EXAMPLE, UnreadableError, families, lines  # noqa: PLC0415
     from fastapi_observe.settings.objectives import seconds  # noqa: PLC0415
     from fastapi_observe.slo.cost import Prices, Tally, as_text, bill  # noqa: PLC0415
 

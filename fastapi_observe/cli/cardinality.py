@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from time import sleep
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.cli_scrape import Counted, UnreadableError, printable, scrape, shown
+from fastapi_observe.cli.scrape import Counted, UnreadableError, printable, scrape, shown
 from fastapi_observe.metrics.budget import LISTED, OVERFLOW, SERIES_PER_PROCESS, VALUES_PER_LABEL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from fastapi_observe.cli_scrape import Scraped
+    from fastapi_observe.cli.scrape import Scraped
 
 FULL: Final = 1
 """Exit status when a metric is at its bound."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from fastapi_observe.cli_bundle import add_bundle
-from fastapi_observe.cli_cardinality import add_cardinality
-from fastapi_observe.cli_settings import add_settings
-from fastapi_observe.cli_slo import add_slo
+from fastapi_observe.cli.cardinality import add_cardinality
+from fastapi_observe.cli.files import add_bundle
+from fastapi_observe.cli.settings import add_settings
+from fastapi_observe.cli.slo import add_slo
 from fastapi_observe.internal.version import version_of
 
 if TYPE_CHECKING:
