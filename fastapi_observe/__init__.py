@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fastapi_observe.current import current, operation, traced
 from fastapi_observe.install import install
-from fastapi_observe.installed import current, operation, traced
 from fastapi_observe.observability import Observability
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
 from fastapi_observe.settings.objectives import Availability, Latency, SLOOptions

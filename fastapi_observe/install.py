@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
+from fastapi_observe.metrics_endpoint import check_dependency
 from fastapi_observe.middleware import Door, Seam, observing_handler
 from fastapi_observe.observability import Observability
 from fastapi_observe.requests.routing import mounted_apps
-from fastapi_observe.scraping import check_dependency
 from fastapi_observe.settings.model import ObserveSettings
 
 if TYPE_CHECKING:

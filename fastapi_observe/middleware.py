@@ -7,9 +7,9 @@ import inspect
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from fastapi_observe.metrics_endpoint import Scraping
 from fastapi_observe.records.request import CURRENT_CONTEXT, EXCHANGE, IDS
 from fastapi_observe.requests.routing import answering_route
-from fastapi_observe.scraping import Scraping
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 from opentelemetry import context as otel_context
 
+from fastapi_observe import background as background
 from fastapi_observe.clients.database.client import DatabaseClient
 from fastapi_observe.clients.database.drivers import instrument_pool
 from fastapi_observe.clients.http.external import ExternalClient
@@ -35,7 +36,6 @@ from fastapi_observe.records.wrapping import name_of
 from fastapi_observe.redaction.redactor import Redactor
 from fastapi_observe.requests.response_headers import Stamps
 from fastapi_observe.requests.routing import Routes
-from fastapi_observe.runtime import background
 from fastapi_observe.slo.live import Objectives
 from fastapi_observe.traces.service import TracingService
 from fastapi_observe.workers.join import Workers

@@ -12,7 +12,7 @@ from starlette.background import BackgroundTask
 from starlette.testclient import TestClient
 
 from fastapi_observe import TraceContext
-from fastapi_observe.runtime import background
+from fastapi_observe import background as background
 
 if TYPE_CHECKING:
     from collections.abc import Callable

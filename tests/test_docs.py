@@ -18,7 +18,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, GCCollector, Platform
 from prometheus_client.parser import text_string_to_metric_families
 from tools import needs
 
-from fastapi_observe import DatabaseDep, ExternalDep, MetricsDep, installed, observability
+from fastapi_observe import DatabaseDep, ExternalDep, MetricsDep, current, observability
 from fastapi_observe.export.counts import ExportCollector
 from fastapi_observe.metrics.shared.cells import WorkersCollector
 from fastapi_observe.records.pool import PoolState
@@ -157,7 +157,7 @@ def add_orders(app: FastAPI) -> None:
         db.add_pool("main", lambda: PoolState(active=1, overflow=0))
         db.waited("main", 0.001)
         db.event("main", "begin")
-        with installed.current().operation("charge card"):
+        with current.current().operation("charge card"):
             pass
         with pytest.raises(LookupError), db.query("DELETE", table="orders"):
             raise LookupError

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from opentelemetry import trace
 
-from fastapi_observe import installed
+from fastapi_observe import current
 from fastapi_observe.clients.database import observers
 from fastapi_observe.clients.database.client import DatabaseClient
 from fastapi_observe.clients.database.sqlalchemy import EngineWatch
@@ -157,8 +157,8 @@ def test_what_is_installed_when_nobody_can_tell_whose_request_it_is(
 ) -> None:
     """The only one that is installed."""
     seen = observed(FastAPI())
-    monkeypatch.setattr(installed, "current_exchange", failing)
-    assert installed.current() is seen.observe
+    monkeypatch.setattr(current, "current_exchange", failing)
+    assert current.current() is seen.observe
 
 
 def test_a_route_without_a_path() -> None:

@@ -1,1 +1,0 @@
-"""The process itself: its CPU, memory, disks, event loop and threads."""
