@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 from opentelemetry import context as otel_context
 
-from fastapi_observe import background as background
+from fastapi_observe import background
 from fastapi_observe.clients.database.client import DatabaseClient
 from fastapi_observe.clients.database.drivers import instrument_pool
 from fastapi_observe.clients.http.external import ExternalClient

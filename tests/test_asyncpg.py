@@ -14,7 +14,7 @@ from pools import PASSWORD, SECRET, Broken, Told, running_postgresql, tcp_to, un
 from starlette.testclient import TestClient
 
 from fastapi_observe import install
-from fastapi_observe.clients.database import pools as pools
+from fastapi_observe.clients.database import pools
 from fastapi_observe.clients.database.asyncpg import instrument_pool
 from fastapi_observe.clients.database.transactions import event_of
 from fastapi_observe.records.request import CURRENT_CONTEXT

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from opentelemetry import trace
 from starlette.testclient import TestClient
 
-from fastapi_observe.traces import attribute_warnings as attribute_warnings
+from fastapi_observe.traces import attribute_warnings
 from fastapi_observe.traces.attribute_warnings import LOGGER, MOST_TEXTS, OnceAMinute, bound_warnings
 
 if TYPE_CHECKING:

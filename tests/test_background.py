@@ -11,8 +11,7 @@ from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.testclient import TestClient
 
-from fastapi_observe import TraceContext
-from fastapi_observe import background as background
+from fastapi_observe import TraceContext, background
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,8 +15,7 @@ from servers_of_workers import SERVERS
 from fastapi_observe.cli.main import main
 from fastapi_observe.logs import line as line_format
 from fastapi_observe.logs import writer
-from fastapi_observe.metrics import budget
-from fastapi_observe.metrics import exposition as exposition
+from fastapi_observe.metrics import budget, exposition
 from fastapi_observe.metrics.shared import readers
 from fastapi_observe.settings.model import ObserveSettings
 

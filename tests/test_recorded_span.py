@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from fastapi_observe import ObserveSettings
 from fastapi_observe.internal.errors import Faults
 from fastapi_observe.records.request import CONTEXT_KEY
-from fastapi_observe.traces import recorded_span as recorded_span
+from fastapi_observe.traces import recorded_span
 from fastapi_observe.traces.incoming import is_left_over
 from fastapi_observe.traces.processors import GuardedProcessor
 from fastapi_observe.traces.provider import ObserveTracerProvider

@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRo
 from starlette.staticfiles import StaticFiles
 from starlette.testclient import TestClient
 
-from fastapi_observe.requests import routing as routing
+from fastapi_observe.requests import routing
 from fastapi_observe.requests.routing import MOST_REMEMBERED, Routes, answering_route, mounted_apps
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from fastapi_observe.slo.bundle import ForeignError, compare, fit, make_bundle, 
 from fastapi_observe.slo.datasources import make_datasources
 from fastapi_observe.slo.grafana.features import features_of
 from fastapi_observe.slo.loading import plan_of
-from fastapi_observe.slo.prometheus import yaml as yaml
+from fastapi_observe.slo.prometheus import yaml
 from fastapi_observe.slo.prometheus.alertmanager import make_alertmanager
 from fastapi_observe.slo.prometheus.rules import rules_of
 from fastapi_observe.slo.runbooks.guides import GUIDES

@@ -24,7 +24,7 @@ from fastapi_observe.slo.grafana.dashboard import make_dashboard, uid_of
 from fastapi_observe.slo.grafana.features import CHOICES, Features, features_of
 from fastapi_observe.slo.grafana.parts import everything
 from fastapi_observe.slo.loading import plan_of
-from fastapi_observe.slo.prometheus import yaml as yaml
+from fastapi_observe.slo.prometheus import yaml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,8 +16,7 @@ from tools import needs
 from fastapi_observe import Availability, Latency, ObserveSettings, SLOOptions
 from fastapi_observe.slo.burn_rates import WINDOWS
 from fastapi_observe.slo.plan import Plan, make_plan
-from fastapi_observe.slo.prometheus import rule_tests
-from fastapi_observe.slo.prometheus import yaml as yaml
+from fastapi_observe.slo.prometheus import rule_tests, yaml
 from fastapi_observe.slo.prometheus.incident import (
     Phase,
     expected,

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fastapi_observe import ObserveSettings, SettingsError, install
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.metrics import error_budgets as error_budgets
+from fastapi_observe.metrics import error_budgets
 from fastapi_observe.metrics.error_budgets import COARSE, INTERVAL, ErrorBudgets, Promise
 from fastapi_observe.metrics.objectives import Counted
 from fastapi_observe.metrics.service import MetricsService

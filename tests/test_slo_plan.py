@@ -22,8 +22,7 @@ from fastapi_observe import Availability, Latency, ObserveSettings, SLOOptions, 
 from fastapi_observe.slo.burn_rates import WINDOWS, duration, factor, spent, text, threshold
 from fastapi_observe.slo.loading import LoadError, load, plan_of
 from fastapi_observe.slo.plan import Plan, Resolved, check_settings, make_plan
-from fastapi_observe.slo.prometheus import promql as promql
-from fastapi_observe.slo.prometheus import yaml as yaml
+from fastapi_observe.slo.prometheus import promql, yaml
 from fastapi_observe.slo.route_selection import grouped
 
 if TYPE_CHECKING:

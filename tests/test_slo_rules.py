@@ -24,7 +24,7 @@ from fastapi_observe import Availability, Latency, ObserveSettings, SLOOptions, 
 from fastapi_observe.cli.main import main
 from fastapi_observe.slo.loading import LoadError
 from fastapi_observe.slo.plan import Plan, make_plan
-from fastapi_observe.slo.prometheus import yaml as yaml
+from fastapi_observe.slo.prometheus import yaml
 from fastapi_observe.slo.prometheus.rules import operator_format, rule_file, rules_of
 from fastapi_observe.slo.report import report_rows, span
 

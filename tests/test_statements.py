@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy import Column, Integer, MetaData, String, Table, insert, select, tuple_
 
-from fastapi_observe.clients.database import statements as statements
+from fastapi_observe.clients.database import statements
 from fastapi_observe.clients.database.statements import (
     FARTHEST,
     LONGEST,

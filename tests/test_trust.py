@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from fastapi_observe import ObserveSettings, SettingsError
 from fastapi_observe.internal.networks import address_of
 from fastapi_observe.requests.trust import MOST_HOPS, MOST_PEERS, Trust
-from fastapi_observe.traces import sampling as sampling
+from fastapi_observe.traces import sampling
 from fastapi_observe.traces.sampling import LimitedSampler, Quota
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import pytest
 from collectors import Collector
 from prometheus_client.parser import text_string_to_metric_families
 from servers_of_workers import free_port
-from tools import remove_tree, tmpfs
+from tools import remove_tree, tmpfs, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,8 +12,7 @@ import anyio.to_thread
 import pytest
 
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.metrics import exposition as exposition
-from fastapi_observe.metrics import scrapes as scrapes
+from fastapi_observe.metrics import exposition, scrapes
 from fastapi_observe.metrics.scrapes import PIECE, Scrapes, Waiting, send_body
 from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.settings.model import ObserveSettings

@@ -13,7 +13,7 @@ from fastapi_observe.slo.datasources import (
     prometheus_notes,
 )
 from fastapi_observe.slo.grafana.dashboard import dashboard_text, make_dashboard
-from fastapi_observe.slo.prometheus import yaml as yaml
+from fastapi_observe.slo.prometheus import yaml
 from fastapi_observe.slo.prometheus.alertmanager import NOTES, make_alertmanager
 from fastapi_observe.slo.prometheus.rule_tests import test_file
 from fastapi_observe.slo.prometheus.rules import header, rule_file

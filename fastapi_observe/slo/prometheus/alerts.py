@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.settings.objectives import Latency
 from fastapi_observe.slo.burn_rates import EVALUATION, Window, budget, proof, text
-from fastapi_observe.slo.prometheus import promql as promql
+from fastapi_observe.slo.prometheus import promql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

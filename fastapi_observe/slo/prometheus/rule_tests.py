@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.settings.objectives import Availability, Latency
 from fastapi_observe.slo.burn_rates import EVALUATION, Window, budget, text
-from fastapi_observe.slo.prometheus import promql as promql
-from fastapi_observe.slo.prometheus import yaml as yaml
+from fastapi_observe.slo.prometheus import promql, yaml
 from fastapi_observe.slo.prometheus.incident import SAMPLE, Phase, expected, sample_pairs, series_of
 from fastapi_observe.slo.prometheus.rules import header
 

@@ -9,8 +9,7 @@ from fastapi_observe.internal.version import version_of
 from fastapi_observe.settings.objectives import Latency, percent, seconds
 from fastapi_observe.slo.burn_rates import EVALUATION, WINDOWS, budget, text
 from fastapi_observe.slo.loading import plan_of
-from fastapi_observe.slo.prometheus import promql as promql
-from fastapi_observe.slo.prometheus import yaml as yaml
+from fastapi_observe.slo.prometheus import promql, yaml
 from fastapi_observe.slo.prometheus.alerts import alert, budget_alerts, burn_alerts, missing_alert, service_alerts
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.slo.burn_rates import EVALUATION
-from fastapi_observe.slo.prometheus import promql as promql
-from fastapi_observe.slo.prometheus import yaml as yaml
+from fastapi_observe.slo.prometheus import promql, yaml
 from fastapi_observe.slo.prometheus.incident import SAMPLE, read_incident, series_of
 from fastapi_observe.slo.prometheus.rules import rule_file
 

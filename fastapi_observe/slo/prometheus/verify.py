@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from fastapi_observe.settings.objectives import Latency
 from fastapi_observe.slo.datasources import retention
-from fastapi_observe.slo.prometheus import promql as promql
+from fastapi_observe.slo.prometheus import promql
 from fastapi_observe.slo.prometheus.api import Prometheus, UnreachableError
 from fastapi_observe.slo.prometheus.rules import rules_of
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.settings.objectives import Availability, seconds
 from fastapi_observe.slo.burn_rates import budget, factor, spent, text
-from fastapi_observe.slo.prometheus import promql as promql
+from fastapi_observe.slo.prometheus import promql
 from fastapi_observe.slo.prometheus.rules import rules_of
 from fastapi_observe.slo.runbooks.guides import GUIDES, Guide, Step
 
