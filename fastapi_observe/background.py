@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.background import BackgroundTask
 
-from fastapi_observe.internal.guard import tell
+from fastapi_observe.records.guard import tell
 from fastapi_observe.records.request import current_exchange
 
 _USERS = "__observe_users__"

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from opentelemetry import trace
 
-from fastapi_observe.internal.guard import USERS, guarded, stand_in, tell
 from fastapi_observe.observability import OPEN
+from fastapi_observe.records.guard import USERS, guarded, stand_in, tell
 from fastapi_observe.records.operation import new_operation
 from fastapi_observe.records.request import current_exchange
 from fastapi_observe.redaction.redactor import PLAIN

@@ -14,22 +14,22 @@ from opentelemetry import context as otel_context
 
 from fastapi_observe import background
 from fastapi_observe.clients.database.client import DatabaseClient
-from fastapi_observe.clients.database.drivers import instrument_pool
+from fastapi_observe.clients.database.pools import instrument_pool
 from fastapi_observe.clients.http.external import ExternalClient
 from fastapi_observe.clients.http.httpx import HttpClients
 from fastapi_observe.clients.http.propagation import Propagation
 from fastapi_observe.export.counts import ExportCollector, counted
 from fastapi_observe.internal.errors import Faults
 from fastapi_observe.internal.forks import LAST_WORDS, shared_budget
-from fastapi_observe.internal.guard import USERS, guarded, stand_in
 from fastapi_observe.logs.service import Logs
 from fastapi_observe.metrics.saturation import Saturation
 from fastapi_observe.metrics.server import MetricsServer
 from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.metrics.system import SystemCollector
-from fastapi_observe.records.nothing import does_something
+from fastapi_observe.records.guard import USERS, guarded, stand_in
 from fastapi_observe.records.operation import Operation, new_operation
 from fastapi_observe.records.request import CONTEXT_KEY, CURRENT_CONTEXT, Exchange
+from fastapi_observe.records.signal import does_something
 from fastapi_observe.records.time_breakdown import COUNTED, SHORTEST_WAIT, Work
 from fastapi_observe.records.websocket import WebSocketExchange
 from fastapi_observe.records.wrapping import name_of
@@ -104,7 +104,7 @@ class Observability:
         self.metrics_server = MetricsServer(settings, self.metrics.render, self.faults)
         self._pushes: list[ExportQueue | MetricsPush] = []
         if settings.otlp_logs or settings.otlp_metrics:
-            from fastapi_observe.export.pushes import open_pushes  # noqa: PLC0415 - seldom wanted
+            from fastapi_observe.export.push import open_pushes  # noqa: PLC0415 - seldom wanted
 
             self._pushes = open_pushes(settings, self.tracing, self.metrics.sharing, self.logs, self.faults)
         self.metrics.add_reader(self.tracing.quota)

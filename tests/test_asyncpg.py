@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from fastapi_observe import install
 from fastapi_observe.clients.database import pools
 from fastapi_observe.clients.database.asyncpg import instrument_pool
-from fastapi_observe.clients.database.transactions import event_of
+from fastapi_observe.clients.database.statements import event_of
 from fastapi_observe.records.request import CURRENT_CONTEXT
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from injection import Injected, OurFaultError, Watched, raises, raises_late, sit
 from inside_app import PATHS, Parts, live, make_app
 
 from fastapi_observe import install
-from fastapi_observe.internal.guard import ELSEWHERE
+from fastapi_observe.records.guard import ELSEWHERE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,11 +11,11 @@ from fastapi import FastAPI
 
 import fastapi_observe
 from fastapi_observe.clients.database.client import Query
-from fastapi_observe.internal import guard
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.internal.guard import ELSEWHERE, STAND_IN, guarded, tell
 from fastapi_observe.metrics.operations import OperationMetrics
 from fastapi_observe.metrics.series import Bounded
+from fastapi_observe.records import guard
+from fastapi_observe.records.guard import ELSEWHERE, STAND_IN, guarded, tell
 from fastapi_observe.records.operation import Operation
 
 if TYPE_CHECKING:

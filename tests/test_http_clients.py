@@ -28,7 +28,7 @@ from fastapi_observe.clients.http.calls import MOST_NAMES, MOST_TEMPLATES
 from fastapi_observe.clients.http.external import ExternalCall, ExternalClient
 from fastapi_observe.clients.http.httpx import HttpClients
 from fastapi_observe.clients.http.propagation import Propagation
-from fastapi_observe.clients.http.templates import LONGEST_PATH, Templates
+from fastapi_observe.clients.http.record import LONGEST_PATH, Templates
 from fastapi_observe.records.operation import OPERATION
 from fastapi_observe.records.request import KNOWN_METHODS
 from fastapi_observe.redaction.redactor import Redactor

@@ -19,9 +19,9 @@ from fastapi_observe import current
 from fastapi_observe.clients.database import observers
 from fastapi_observe.clients.database.client import DatabaseClient
 from fastapi_observe.clients.database.sqlalchemy import EngineWatch
-from fastapi_observe.internal.guard import ELSEWHERE
 from fastapi_observe.logs.file import retention
 from fastapi_observe.metrics.saturation import Saturation
+from fastapi_observe.records.guard import ELSEWHERE
 from fastapi_observe.redaction.redactor import PLAIN
 from fastapi_observe.requests.routing import endpoints_of
 from fastapi_observe.slo.prometheus.yaml import dump

@@ -28,7 +28,7 @@ from fastapi_observe.logs.line import (
     legible_text,
     text_of,
 )
-from fastapi_observe.records.outcomes import error_name
+from fastapi_observe.records.exceptions import error_name
 from fastapi_observe.redaction.redactor import PLAIN, Redactor
 from fastapi_observe.redaction.text import LONGEST_QUERY
 

@@ -11,8 +11,8 @@ import trio
 
 from fastapi_observe.internal import errors as faults_module
 from fastapi_observe.internal.errors import Faults
+from fastapi_observe.records.exceptions import error_name, is_cancellation, outcome_of
 from fastapi_observe.records.operation import Operation
-from fastapi_observe.records.outcomes import error_name, is_cancellation, outcome_of
 
 
 class Reporter:

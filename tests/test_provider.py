@@ -28,8 +28,9 @@ from opentelemetry.trace import TraceFlags
 from pydantic import SecretStr
 
 from fastapi_observe import ObserveSettings, SettingsError, TraceContext
+from fastapi_observe.export.setup import make_resource, make_transport
 from fastapi_observe.internal.errors import Faults
-from fastapi_observe.traces.provider import ObserveTracerProvider, make_provider, make_resource, make_transport
+from fastapi_observe.traces.provider import ObserveTracerProvider, make_provider
 from fastapi_observe.traces.service import TracingService
 
 if TYPE_CHECKING:

@@ -22,8 +22,7 @@ from starlette.testclient import TestClient
 
 from fastapi_observe import install
 from fastapi_observe.logs.messages import redact_access
-from fastapi_observe.records.exceptions import message_of, stack_of
-from fastapi_observe.records.outcomes import error_name
+from fastapi_observe.records.exceptions import error_name, message_of, stack_of
 from fastapi_observe.redaction.addresses import network_of
 from fastapi_observe.redaction.names import (
     ALONE,

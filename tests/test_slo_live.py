@@ -24,7 +24,7 @@ from fastapi_observe.metrics.objectives import Counted
 from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.settings.objectives import Availability, Latency, SLOOptions
 from fastapi_observe.slo import plan as plans
-from fastapi_observe.slo.decorator import slo
+from fastapi_observe.slo.annotation import slo
 from fastapi_observe.slo.plan import make_plan
 from fastapi_observe.workers.files import Reading
 
@@ -127,7 +127,7 @@ print(sorted(name for name in sys.modules if any(part in name for part in ("obse
         "fastapi_observe.objectives",
         "fastapi_observe.settings.objectives",
         "fastapi_observe.metrics.budget",
-        "fastapi_observe.slo.annotation",
+        "fastapi_observe.slo.decorator",
     }
 
 

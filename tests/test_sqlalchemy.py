@@ -26,7 +26,7 @@ from starlette.testclient import TestClient
 from tools import needs_package
 
 from fastapi_observe.clients.database.sqlalchemy import MARK, instrument_engine
-from fastapi_observe.clients.database.transactions import event_of
+from fastapi_observe.clients.database.statements import event_of
 from fastapi_observe.records.operation import OPERATION
 
 if TYPE_CHECKING:

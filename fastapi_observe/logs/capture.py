@@ -12,10 +12,10 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from fastapi_observe.internal.guard import guarded
 from fastapi_observe.logs.loguru import LoguruHandlers
 from fastapi_observe.logs.messages import ACCESS_LOGGERS, is_access
 from fastapi_observe.logs.writer import LineWriter
+from fastapi_observe.records.guard import guarded
 from fastapi_observe.records.request import current_exchange
 
 if TYPE_CHECKING:

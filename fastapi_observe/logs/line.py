@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
 
 import orjson
 
-from fastapi_observe.records.exceptions import message_of, stack_of
-from fastapi_observe.records.outcomes import error_name
+from fastapi_observe.records.endpoint import UNMATCHED
+from fastapi_observe.records.exceptions import error_name, message_of, stack_of
 from fastapi_observe.redaction.redactor import PLAIN
-from fastapi_observe.requests.routing import UNMATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

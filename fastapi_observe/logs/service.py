@@ -25,16 +25,18 @@ from fastapi_observe.logs.line import (
     text_of,
 )
 from fastapi_observe.logs.messages import TRACEBACK, ids_of, is_access, redact_access, traceback_in
-from fastapi_observe.logs.operation_line import (
+from fastapi_observe.logs.request_line import (
     OPERATION_LOGGER,
+    REQUEST_LOGGER,
+    REQUEST_MESSAGE,
+    RequestLines,
     fields_of_operation,
     fields_of_repeated,
     level_of_operation,
     message_of_operation,
 )
-from fastapi_observe.logs.request_line import REQUEST_LOGGER, REQUEST_MESSAGE, RequestLines
-from fastapi_observe.records.nothing import nothing
 from fastapi_observe.records.request import CONTEXT_KEY, current_exchange
+from fastapi_observe.records.signal import nothing
 from fastapi_observe.redaction.redactor import Redactor
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from math import isfinite
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from fastapi_observe.internal.guard import USERS, guarded
 from fastapi_observe.metrics.budget import LISTED, LabelValues
 from fastapi_observe.metrics.series import Bounded, Counter, Histogram
+from fastapi_observe.records.guard import USERS, guarded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from fastapi_observe.requests.routing import UNMATCHED
+from fastapi_observe.records.endpoint import UNMATCHED
 
 if TYPE_CHECKING:
     import re

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from anyio.to_thread import current_default_thread_limiter
 from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily
 
-from fastapi_observe.internal.guard import tell
+from fastapi_observe.records.guard import tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

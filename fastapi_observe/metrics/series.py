@@ -3,24 +3,62 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from contextlib import contextmanager
 from itertools import accumulate
 from math import isfinite
 from time import sleep, time
 from typing import TYPE_CHECKING, Any, Final
 
 import prometheus_client
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
-from fastapi_observe.internal.guard import STAND_IN, USERS, tell
 from fastapi_observe.metrics.budget import OVERFLOW, Kept, LabelValues, SeriesBudget
-from fastapi_observe.metrics.series_removal import Removable
+from fastapi_observe.records.guard import STAND_IN, USERS, tell
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Self
 
-    from fastapi_observe.metrics.budget import Series
+    from fastapi_observe.metrics.budget import Series, SeriesBudget
+
+
+class Removable(MetricWrapperBase):
+    """Shows series no longer that were removed; in several workers that is so for gauges, totals stay."""
+
+    budget: SeriesBudget
+    guard: Any
+    values: Any
+
+    def remove(self, *labelvalues: Any) -> None:
+        """Remove the series of these label values."""
+        with self._releasing():
+            super().remove(*labelvalues)
+
+    def remove_by_labels(self, labels: dict[str, str]) -> None:
+        """Remove every series that has these labels, by name."""
+        with self._releasing():
+            super().remove_by_labels(labels)
+
+    def clear(self) -> None:
+        """Remove every series."""
+        with self._releasing():
+            super().clear()
+
+    @contextmanager
+    def _releasing(self) -> Iterator[None]:
+        with self.guard:
+            before: dict[Any, Any] = dict(self._metrics) if self._labelnames and not self._labelvalues else {}
+            yield
+            gone = [child for values, child in before.items() if values not in self._metrics]
+            for child in gone:
+                self.values.remove(child.label_values())
+        store = self.budget.store
+        if store is not None:
+            for child in gone:
+                store.release(child)
+
 
 LABEL_LENGTH: Final = 1024
 """Longest label value, in characters; the rest is cut off."""

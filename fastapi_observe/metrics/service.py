@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from fastapi_observe.internal.guard import USERS, guarded, stand_in
 from fastapi_observe.metrics.budget import BoundsCollector, SeriesBudget
 from fastapi_observe.metrics.catalogue import Business, Catalogue
 from fastapi_observe.metrics.closures import checked, info_of
@@ -16,9 +15,10 @@ from fastapi_observe.metrics.operations import OperationMetrics
 from fastapi_observe.metrics.scrapes import Scrapes
 from fastapi_observe.metrics.series import Counter, Gauge, Histogram
 from fastapi_observe.metrics.shared.sharing import Sharing
-from fastapi_observe.records.nothing import nothing
-from fastapi_observe.records.outcomes import status_name
+from fastapi_observe.records.exceptions import status_name
+from fastapi_observe.records.guard import USERS, guarded, stand_in
 from fastapi_observe.records.request import known_method
+from fastapi_observe.records.signal import nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -6,8 +6,8 @@ from contextvars import ContextVar
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar, cast
 
-from fastapi_observe.internal.guard import guarded, stand_in, tell
-from fastapi_observe.records.outcomes import error_name, outcome_of
+from fastapi_observe.records.exceptions import error_name, outcome_of
+from fastapi_observe.records.guard import guarded, stand_in, tell
 from fastapi_observe.records.wrapping import wrapped
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
 
-from fastapi_observe.records.outcomes import error_name, is_cancellation, status_name
-from fastapi_observe.requests.routing import UNMATCHED
+from fastapi_observe.records.endpoint import UNMATCHED
+from fastapi_observe.records.exceptions import error_name, is_cancellation, status_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.request import Exchange
+
+F = TypeVar("F", bound="Callable[..., Any]")
+MARK = "__observe_nothing__"
+
+
+def nothing(method: F) -> F:
+    """Mark a method that does nothing."""
+    setattr(method, MARK, True)
+    return method
+
+
+def does_something(method: object) -> bool:
+    """Tell whether a method is worth a call."""
+    return not getattr(method, MARK, False)
 
 
 class Signal(Protocol):

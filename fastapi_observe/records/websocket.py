@@ -6,7 +6,7 @@ from http import HTTPStatus
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.records.outcomes import error_name, is_cancellation
+from fastapi_observe.records.exceptions import error_name, is_cancellation
 from fastapi_observe.records.request import Exchange
 
 if TYPE_CHECKING:

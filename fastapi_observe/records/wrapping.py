@@ -7,7 +7,7 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fastapi_observe.internal.guard import STAND_IN, tell
+from fastapi_observe.records.guard import STAND_IN, tell
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from starlette.applications import Starlette
 from starlette.routing import compile_path
 
+from fastapi_observe.records.endpoint import REDIRECT, UNMATCHED
+
 if TYPE_CHECKING:
     import re
     from collections.abc import Iterator
 
     from starlette.types import Scope
 
-UNMATCHED: Final = "unmatched"
-REDIRECT: Final = "redirect"
 REST: Final = "/{path}"
 """Stands for whatever a mounted app finds below its mount."""
 

@@ -6,7 +6,8 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from fastapi_observe.requests.routing import REDIRECT, Endpoint, endpoints_of
+from fastapi_observe.records.endpoint import REDIRECT
+from fastapi_observe.requests.routing import Endpoint, endpoints_of
 from fastapi_observe.settings.objectives import Objective, SLOOptions
 from fastapi_observe.slo.burn_rates import duration
 from fastapi_observe.slo.checks import Findings, Problem, check_all, check_options

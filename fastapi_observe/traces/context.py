@@ -13,7 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from fastapi_observe.internal.guard import guarded
+from fastapi_observe.records.guard import guarded
 
 if TYPE_CHECKING:
     from typing import Self

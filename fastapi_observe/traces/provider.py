@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import uuid
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 
 from fastapi_observe.export.otlp.spans import SpanEncoder
 from fastapi_observe.export.queue import ExportQueue
-from fastapi_observe.export.store import Limits
+from fastapi_observe.export.setup import limits_of, make_resource, make_transport, named
 from fastapi_observe.internal.forks import at_fork
-from fastapi_observe.internal.networks import is_private_host
-from fastapi_observe.internal.version import version_of
-from fastapi_observe.settings.model import SettingsError
 from fastapi_observe.traces.processors import ExportProcessor, GuardedProcessor
 from fastapi_observe.traces.sampling import LimitedSampler, Quota, make_bound, make_sampler
 
 if TYPE_CHECKING:
-    from fastapi_observe.export.transport import Transport
     from fastapi_observe.internal.errors import Faults
     from fastapi_observe.settings.model import ObserveSettings
 
 LONGEST_VALUE = 2048
 """Characters of a span's string attribute; the rest is cut."""
 
-INSTANCE: Final = "service.instance.id"
 
 LONGEST_EVENT_VALUE = 8192
 """Characters of a string attribute of an event: room for a stack trace."""
@@ -95,72 +87,3 @@ def make_provider(settings: ObserveSettings, faults: Faults) -> tuple[trace.Trac
 
 def _is_foreign(provider: Any) -> bool:
     return isinstance(provider, TracerProvider) and not isinstance(provider, ObserveTracerProvider)
-
-
-def make_resource(settings: ObserveSettings) -> Resource:
-    """Describe this service (OpenTelemetry resource conventions).
-
-    `OTEL_RESOURCE_ATTRIBUTES` adds to it. Every process has an instance id of its own, a fork too.
-    """
-    attributes: dict[str, Any] = {
-        "service.name": settings.service_name,
-        "deployment.environment.name": settings.environment,
-        "telemetry.distro.name": "fastapi-observe",
-        "telemetry.distro.version": version_of("fastapi-observe"),
-    }
-    if settings.service_version:
-        attributes["service.version"] = settings.service_version
-    return named(Resource.create(attributes))
-
-
-def named(resource: Resource, *, anew: bool = False) -> Resource:
-    """Return a resource that names the instance; newer SDKs do so by themselves.
-
-    The streams of two processes that have one name would be taken for one (OpenTelemetry, "Single-Writer").
-    """
-    if INSTANCE in resource.attributes and not anew:
-        return resource
-    return resource.merge(Resource({INSTANCE: str(uuid.uuid4())}))
-
-
-def limits_of(settings: ObserveSettings) -> Limits:
-    """Return what the export queue of a signal may hold, and how long things may take."""
-    return Limits(
-        items=settings.queue_size,
-        bytes=settings.queue_bytes,
-        batch=min(settings.batch_size, settings.queue_size),
-        delay=settings.batch_delay,
-        timeout=settings.otlp_timeout,
-        shutdown=settings.shutdown_timeout,
-    )
-
-
-def make_transport(settings: ObserveSettings, url: str, signal: str) -> Transport:
-    """Return what carries `signal` (`traces`, `logs`, `metrics`) to `url`.
-
-    Raises `SettingsError` where credentials would travel readable.
-    """
-    headers = {name: value.get_secret_value() for name, value in settings.otlp_headers.items()}
-    transport: Transport
-    if settings.otlp_protocol == "grpc":
-        from fastapi_observe.export.grpc import GrpcTransport  # noqa: PLC0415 - slow to import, rarely used
-
-        transport = GrpcTransport(url, headers, signal)
-    else:
-        from fastapi_observe.export.http import HttpTransport  # noqa: PLC0415 - not used without an endpoint
-
-        transport = HttpTransport(url, headers, signal)
-    if not transport.encrypted and not settings.insecure:
-        _refuse_readable(url, headers)
-    return transport
-
-
-def _refuse_readable(url: str, headers: dict[str, str]) -> None:
-    """Refuse to send credentials over a connection that is not encrypted to a public host."""
-    target = urlsplit(url if "://" in url else f"//{url}")
-    if (headers or "@" in target.netloc or target.query) and not is_private_host(target.hostname or ""):
-        told = (
-            f"otlp_endpoint: {target.hostname} is no private host, and the credentials (otlp_headers, or user or "
-            "query of the URL) would travel readable over plain http; use https://, or insecure=True if that is wanted"
-        )
-        raise SettingsError([told])

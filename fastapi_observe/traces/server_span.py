@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from fastapi_observe.records.endpoint import REDIRECT, UNMATCHED
 from fastapi_observe.redaction.patterns import REDACTED
 from fastapi_observe.redaction.redactor import PLAIN
 from fastapi_observe.redaction.text import MARGIN
-from fastapi_observe.requests.routing import REDIRECT, UNMATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

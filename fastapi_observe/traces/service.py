@@ -13,8 +13,8 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, StatusCode
 
-from fastapi_observe.internal.guard import guarded, stand_in
 from fastapi_observe.internal.ids import NEW_IDS
+from fastapi_observe.records.guard import guarded, stand_in
 from fastapi_observe.records.request import CONTEXT_KEY, CURRENT_CONTEXT
 from fastapi_observe.redaction.redactor import Redactor
 from fastapi_observe.requests.trust import Trust

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
-from fastapi_observe.internal.guard import STAND_IN, tell
-from fastapi_observe.records.exceptions import message_of, stack_of
-from fastapi_observe.records.outcomes import error_name
+from fastapi_observe.records.exceptions import error_name, message_of, stack_of
+from fastapi_observe.records.guard import STAND_IN, tell
 from fastapi_observe.records.request import CURRENT_CONTEXT
 from fastapi_observe.records.wrapping import name_of, wrapped
 from fastapi_observe.redaction.redactor import PLAIN

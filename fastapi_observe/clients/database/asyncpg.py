@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg  # type: ignore[import-untyped]
 
 from fastapi_observe.clients.database.pools import Database, PoolWatch, size_of, watch_pool
-from fastapi_observe.clients.database.transactions import event_of
+from fastapi_observe.clients.database.statements import event_of
 from fastapi_observe.records.pool import PoolState
 
 if TYPE_CHECKING:

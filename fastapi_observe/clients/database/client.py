@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fastapi_observe.clients.database.errors import error_of_driver, outcome_of_query
 from fastapi_observe.clients.database.statements import LONGEST, Statements, is_name, is_operation
-from fastapi_observe.internal.guard import STAND_IN, guarded, stand_in, tell
+from fastapi_observe.records.guard import STAND_IN, guarded, stand_in, tell
 from fastapi_observe.records.operation import OPERATION, Operation, OperationReporter
 from fastapi_observe.redaction.redactor import PLAIN
 

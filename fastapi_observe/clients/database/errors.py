@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fastapi_observe.records.outcomes import outcome_of
+from fastapi_observe.records.exceptions import outcome_of
 
 QUERY_CANCELED: Final = "57014"
 """SQLSTATE of a statement that PostgreSQL gave up."""

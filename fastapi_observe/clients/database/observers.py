@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from fastapi_observe.clients.database.errors import is_timeout
-from fastapi_observe.internal.guard import tell
+from fastapi_observe.records.guard import tell
 from fastapi_observe.records.request import current_exchange
 
 if TYPE_CHECKING:

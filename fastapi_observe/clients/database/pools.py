@@ -7,6 +7,7 @@ accord (connect, check, reset) is not taken for the user's queries.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
@@ -21,6 +22,26 @@ if TYPE_CHECKING:
     from fastapi_observe.records.pool import PoolState
 
     Address = tuple[str | None, int | None, str | None]
+
+
+DRIVERS: Final = {"asyncpg": "asyncpg", "psycopg_pool": "psycopg"}
+"""Packages of pools, and our modules for them; imported only for who has such a pool."""
+
+
+def instrument_pool(
+    db: DatabaseClient, pool: object, *, pool_name: str | None = None, faults: Callable[[str, BaseException], None]
+) -> Callable[[], None]:
+    """Measure every query, transaction and wait of a pool; the result undoes it. Raises `TypeError` for no pool."""
+    for kind in type(pool).__mro__:
+        module = DRIVERS.get(kind.__module__.partition(".")[0])
+        if module is not None:
+            instrument = import_module(f"fastapi_observe.clients.{module}").instrument_pool
+            return instrument(db, pool, pool_name=pool_name, faults=faults)  # type: ignore[no-any-return]
+    raise TypeError(
+        f"cannot instrument a {type(pool).__name__}; pass a pool of asyncpg (create_pool) or of psycopg_pool "
+        "(ConnectionPool, AsyncConnectionPool); an SQLAlchemy engine goes to instrument_engine"
+    )
+
 
 SYSTEM: Final = "postgresql"
 """`db.system.name` of what these drivers speak to."""

@@ -21,7 +21,7 @@ from psycopg.pq import TransactionStatus
 
 from fastapi_observe.clients.database.cursors import each, each_async
 from fastapi_observe.clients.database.pools import Database, PoolWatch, size_of, watch_pool
-from fastapi_observe.clients.database.transactions import event_of
+from fastapi_observe.clients.database.statements import event_of
 from fastapi_observe.records.pool import PoolState
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.pool import QueuePool
 
 from fastapi_observe.clients.database.observers import Watch
-from fastapi_observe.clients.database.transactions import event_of
+from fastapi_observe.clients.database.statements import event_of
 from fastapi_observe.records.pool import PoolState
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from functools import cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from fastapi_observe.internal.guard import guarded
-from fastapi_observe.records.outcomes import is_cancellation
+from fastapi_observe.records.exceptions import is_cancellation
+from fastapi_observe.records.guard import guarded
 
 if TYPE_CHECKING:
     from collections import deque

@@ -6,8 +6,7 @@ from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.clients.http.record import HttpCall, Named
-from fastapi_observe.clients.http.templates import Templates
+from fastapi_observe.clients.http.record import HttpCall, Named, Templates
 from fastapi_observe.records.operation import OPERATION
 from fastapi_observe.records.request import KNOWN_METHODS
 

@@ -7,9 +7,9 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from fastapi_observe.clients.http.propagation import Propagation
-from fastapi_observe.internal.guard import STAND_IN, USERS, guarded, stand_in, tell
+from fastapi_observe.records.exceptions import outcome_of
+from fastapi_observe.records.guard import STAND_IN, USERS, guarded, stand_in, tell
 from fastapi_observe.records.operation import Operation
-from fastapi_observe.records.outcomes import outcome_of
 from fastapi_observe.redaction.redactor import PLAIN
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from fastapi_observe.requests.routing import UNMATCHED
+from fastapi_observe.records.endpoint import UNMATCHED
 from fastapi_observe.settings.objectives import Latency, seconds
 from fastapi_observe.slo.burn_rates import EVALUATION, Window, budget, proof, text
 from fastapi_observe.slo.prometheus import promql

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.requests.routing import UNMATCHED
+from fastapi_observe.records.endpoint import UNMATCHED
 from fastapi_observe.settings.objectives import Availability, Latency
 from fastapi_observe.slo.burn_rates import duration
 
