@@ -152,12 +152,12 @@ def ours_worker(variant: str, ratio: float) -> Any:
     """fastapi-observe in one of several workers: its counters stand in a file that the others read."""
     import tempfile
 
-    from fastapi_observe.internal.errors import Faults
+    from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.workers.worker import Worker
 
     app = ours(variant, ratio)
     app.state.directory = tempfile.TemporaryDirectory(dir=shared_memory())  # removed when the process ends
-    worker = Worker(Path(app.state.directory.name) / "0-1-1", Faults())
+    worker = Worker(Path(app.state.directory.name) / "0-1-1", InternalErrors())
     app.state.observe.metrics.sharing.share(worker, "0")
     return app
 

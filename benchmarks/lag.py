@@ -48,11 +48,11 @@ def provider(side: str, endpoint: str) -> TracerProvider:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - here only
 
     from fastapi_observe import ObserveSettings  # noqa: PLC0415 - here only
-    from fastapi_observe.internal.errors import Faults  # noqa: PLC0415 - here only
+    from fastapi_observe.internal.errors import InternalErrors  # noqa: PLC0415 - here only
     from fastapi_observe.traces.provider import make_provider  # noqa: PLC0415 - here only
 
     exports: dict[str, Any] = {"otlp_endpoint": endpoint} if side == "ours" else {}
-    made: Any = make_provider(ObserveSettings(sampler="always_on", batch_delay=1, **exports), Faults())[0]
+    made: Any = make_provider(ObserveSettings(sampler="always_on", batch_delay=1, **exports), InternalErrors())[0]
     if side == "stock":
         exporter = OTLPSpanExporter(endpoint=f"{endpoint}/v1/traces", compression=Compression.Gzip)
         options: dict[str, Any] = {"max_queue_size": 4096, "schedule_delay_millis": 1000, "max_export_batch_size": 512}

@@ -161,11 +161,11 @@ def contrib_steps(ratio: float, url: str) -> dict[str, Step]:
 
 def put_off() -> None:
     """Do at once what ours leaves until the end of the request: it is charged to those who caused it."""
-    from fastapi_observe.records.request import current_exchange
+    from fastapi_observe.records.request import current_record
 
-    exchange = current_exchange()
+    exchange = current_record()
     if exchange is not None and exchange.work is not None:
-        exchange.work.sum_up()
+        exchange.work.aggregate()
 
 
 async def serve() -> None:
@@ -197,7 +197,7 @@ async def serve() -> None:
     out.write(json.dumps({"steps": list(steps), "versions": versions()}) + "\n")
     for order in sys.stdin:
         if order == "faults\n":
-            out.write(json.dumps(dict(observe.faults.counts)) + "\n")
+            out.write(json.dumps(dict(observe.internal_errors.counts)) + "\n")
             continue
         step, times = order.split()
         await caller(app, request("GET", f"/repeat/{step}/{int(times)}"))()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.operation_steps import STATEMENT
 from benchmarks.process import answers
-from fastapi_observe.clients.database.statements import Statements, describe
+from fastapi_observe.clients.database.statements import StatementCache, parse_statement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,13 +77,13 @@ def steps() -> dict[str, Callable[[], object]]:
     database.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY, customer TEXT, status TEXT, total REAL)")
     rows = [(number, f"customer {number}", "open", number / 2) for number in range(ROWS)]
     database.executemany("INSERT INTO orders VALUES (?, ?, ?, ?)", rows)
-    statements, keys, literals = Statements(), count(), count()
+    statements, keys, literals = StatementCache(), count(), count()
     other = STATEMENT.replace("?", "{}")
     return {
-        "same read": lambda: statements.describe(STATEMENT, "sqlite"),
+        "same read": lambda: statements.parse_statement(STATEMENT, "sqlite"),
         "same executed": lambda: database.execute(STATEMENT, (next(keys) % ROWS,)).fetchone(),
-        "uncached read": lambda: describe(STATEMENT, "sqlite"),
-        "new read": lambda: statements.describe(other.format(next(literals)), "sqlite"),
+        "uncached read": lambda: parse_statement(STATEMENT, "sqlite"),
+        "new read": lambda: statements.parse_statement(other.format(next(literals)), "sqlite"),
         "new executed": lambda: database.execute(other.format(next(keys) % ROWS)).fetchone(),
     }
 
@@ -112,7 +112,7 @@ def main() -> None:
 
 def _reader(name: str, text: str) -> Callable[[], object]:
     system = name.rpartition(", ")[2]
-    return lambda: describe(text, system)
+    return lambda: parse_statement(text, system)
 
 
 if __name__ == "__main__":

@@ -64,12 +64,12 @@ def our_steps(app: FastAPI, ratio: float) -> dict[str, Step]:
 
     def line() -> None:
         if not ended:
-            from fastapi_observe.records.request import current_exchange
+            from fastapi_observe.records.request import current_record
 
-            exchange: Any = current_exchange()
+            exchange: Any = current_record()
             exchange.status_code, exchange.outcome, exchange.endpoint = 200, "ok", "/items/{item_id}"
             ended.append(exchange)
-        observe.logs.close_exchange(ended[0])
+        observe.logs.on_request_end(ended[0])
 
     return {
         "db.query": query,

@@ -47,13 +47,15 @@ class Ours:
     """fastapi-observe in a worker."""
 
     def __init__(self, directory: str) -> None:
-        from fastapi_observe.internal.errors import Faults
+        from fastapi_observe.internal.errors import InternalErrors
         from fastapi_observe.metrics.service import MetricsService
         from fastapi_observe.settings.model import ObserveSettings
         from fastapi_observe.workers.worker import Worker
 
-        self.metrics = MetricsService(ObserveSettings(default_registry=False, series_per_metric=5000), Faults())
-        self.worker = Worker(Path(directory) / "0-1-1", Faults())
+        self.metrics = MetricsService(
+            ObserveSettings(include_default_registry=False, max_series_per_metric=5000), InternalErrors()
+        )
+        self.worker = Worker(Path(directory) / "0-1-1", InternalErrors())
         self.metrics.sharing.share(self.worker, "0")
 
     def fill(self, routes: int) -> None:
@@ -130,13 +132,13 @@ class Client(Stock):
     """prometheus_client's own metrics, in a worker of ours."""
 
     def __init__(self, directory: str) -> None:
-        from fastapi_observe.internal.errors import Faults
+        from fastapi_observe.internal.errors import InternalErrors
         from fastapi_observe.metrics.service import MetricsService
         from fastapi_observe.settings.model import ObserveSettings
         from fastapi_observe.workers.worker import Worker
 
-        self.metrics = MetricsService(ObserveSettings(), Faults())
-        self.worker = Worker(Path(directory) / "0-1-1", Faults())
+        self.metrics = MetricsService(ObserveSettings(), InternalErrors())
+        self.worker = Worker(Path(directory) / "0-1-1", InternalErrors())
         self.metrics.sharing.share(self.worker, "0")
         super().__init__(directory)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import Request, status
 from fastapi.responses import JSONResponse
 
-from fastapi_observe import current
+from fastapi_observe import get_observability
 
 
 class ShopError(Exception):
@@ -32,5 +32,5 @@ class PaymentsUnavailableError(ShopError):
 
 async def refuse(_request: Request, exc: Exception) -> JSONResponse:
     """Answer a `ShopError`; its line carries the ids of the request that failed."""
-    current().log.warn("refused", reason=type(exc).__name__)
+    get_observability().log.warn("refused", reason=type(exc).__name__)
     return JSONResponse({"detail": str(exc)}, getattr(exc, "status_code", status.HTTP_409_CONFLICT))

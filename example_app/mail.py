@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from fastapi_observe import current
+from fastapi_observe import get_observability
 
 if TYPE_CHECKING:
     from fastapi_observe import ExternalDep
@@ -30,7 +30,7 @@ async def send_confirmation(external: ExternalDep, order_id: int, address: str) 
             await asyncio.to_thread((outbox / f"order-{order_id}.eml").write_bytes, bytes(message))
     except OSError as exc:
         # The order is paid all the same, so the task's own span would never hear of it.
-        current().tracing.record_error(exc)
+        get_observability().tracing.record_error(exc)
         return
     # Plain loguru on purpose: lines that an app writes already get the ids too.
     logger.info("confirmation mail for order {} sent", order_id)

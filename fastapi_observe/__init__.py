@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastapi_observe.current import current, operation, traced
+from fastapi_observe.current import get_observability, operation, traced
 from fastapi_observe.install import install
 from fastapi_observe.observability import Observability
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
@@ -43,8 +43,8 @@ __all__ = [
     "SpanDep",
     "TraceContext",
     "TracingDep",
-    "current",
     "generate_rules",
+    "get_observability",
     "install",
     "operation",
     "slo",

@@ -7,13 +7,13 @@ from typing import Any
 
 from starlette.background import BackgroundTask
 
-from fastapi_observe.records.guard import tell
-from fastapi_observe.records.request import current_exchange
+from fastapi_observe.records.guard import report_error
+from fastapi_observe.records.request import current_record
 
 _USERS = "__observe_users__"
 
 
-def watch() -> None:
+def instrument() -> None:
     """Measure every background task that a request of an installed app leaves behind; call `unwatch` once for each.
 
     A task outside such a request runs as before.
@@ -25,7 +25,7 @@ def watch() -> None:
     setattr(current, _USERS, getattr(current, _USERS) + 1)
 
 
-def unwatch() -> None:
+def uninstrument() -> None:
     """Take back one `watch`; the last one leaves Starlette as it was."""
     current: Any = BackgroundTask.__call__
     if hasattr(current, _USERS):
@@ -39,11 +39,11 @@ def _measured(original: Any) -> Any:
     async def call(task: BackgroundTask) -> None:
         operation = None
         try:
-            exchange = current_exchange()
+            exchange = current_record()
             if exchange is not None:
                 operation = exchange.observability.background(exchange, task.func)
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the task
-            tell("background", exc)
+            report_error("background", exc)
         if operation is None:
             await original(task)
             return

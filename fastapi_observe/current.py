@@ -1,4 +1,4 @@
-"""What is installed, for code far from the app: `current()` and `@traced`."""
+"""What is installed, for code far from the app: `get_observability()` and `@traced`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from opentelemetry import trace
 
-from fastapi_observe.observability import OPEN
-from fastapi_observe.records.guard import USERS, guarded, stand_in, tell
+from fastapi_observe.observability import INSTALLED
+from fastapi_observe.records.guard import CALLER_ERRORS, fail_safe, report_error, return_no_op
 from fastapi_observe.records.operation import new_operation
-from fastapi_observe.records.request import current_exchange
-from fastapi_observe.redaction.redactor import PLAIN
-from fastapi_observe.traces.user_spans import traced_with
+from fastapi_observe.records.request import current_record
+from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
+from fastapi_observe.traces.user_spans import make_traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
     from fastapi_observe.redaction.redactor import Redactor
 
 
-def current() -> Observability:
+def get_observability() -> Observability:
     """Return what is installed, for code far from any request object.
 
     Inside a request: that of its app. Outside: the only installed one; `RuntimeError` if there is none or several.
     """
     try:
-        exchange = current_exchange()
+        exchange = current_record()
     except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
-        tell("current", exc)
+        report_error("get_observability", exc)
         exchange = None
     if exchange is not None:
         found: Observability = exchange.observability
         return found
-    if len(OPEN) == 1:
-        return OPEN[0]
-    if not OPEN:
+    if len(INSTALLED) == 1:
+        return INSTALLED[0]
+    if not INSTALLED:
         raise RuntimeError("fastapi-observe is not installed: call install(app) where the app is created")
     raise RuntimeError(
-        f"{len(OPEN)} apps are installed in this process and no request is being served: "
+        f"{len(INSTALLED)} apps are installed in this process and no request is being served: "
         "use app.state.observe of the one you mean"
     )
 
@@ -67,56 +67,56 @@ def traced(function: Any = None, /, **attributes: Any) -> Any:
     named = function is None or isinstance(function, str)
     if not (named or callable(function) or isinstance(function, classmethod)):
         raise TypeError(f"@traced needs a function or a name for its spans, got {function!r:.80}")
-    decorate = traced_with(_current_owner, function if named else None, attributes)
+    decorate = make_traced(_current_tracer, function if named else None, attributes)
     return decorate if named else decorate(function)
 
 
-def _current_owner() -> tuple[Tracer, Redactor]:
-    exchange = current_exchange()
+def _current_tracer() -> tuple[Tracer, Redactor]:
+    exchange = current_record()
     found: Observability | None = None
     if exchange is not None:
         found = exchange.observability
-    elif len(OPEN) == 1:
-        found = OPEN[0]
+    elif len(INSTALLED) == 1:
+        found = INSTALLED[0]
     if found is None:
-        return trace.get_tracer("fastapi_observe"), PLAIN
+        return trace.get_tracer("fastapi_observe"), DEFAULT_REDACTOR
     return found.tracing.tracer, found.redactor
 
 
-@guarded("operation", stand_in, USERS)
+@fail_safe("operation", return_no_op, CALLER_ERRORS)
 def operation(name: str, /, **details: Any) -> Operation:
     """Measure a piece of work, as `Observability.operation` does, from a module that is imported before `install`.
 
     `@operation("price order")` or `with operation("price order"):`. It is told to the app whose request is served when
     it opens, elsewhere to the only installed one; if there is none or several, to nobody.
     """
-    return new_operation(_INSTALLED, name, details)
+    return new_operation(_DEFERRED, name, details)
 
 
-class _Installed:
+class _DeferredReporter:
     """Stands for what is installed when an operation opens."""
 
-    def open_operation(self, operation: Operation, /) -> None:
+    def on_operation_start(self, operation: Operation, /) -> None:
         """Hand the operation over to whoever it is told to; one like it looks anew."""
-        exchange = current_exchange()
-        found = exchange.observability if exchange is not None else OPEN[0] if len(OPEN) == 1 else None
-        operation.reporter = _INSTALLED if found is None else _Found(found)
+        exchange = current_record()
+        found = exchange.observability if exchange is not None else INSTALLED[0] if len(INSTALLED) == 1 else None
+        operation.reporter = _DEFERRED if found is None else _BoundReporter(found)
         if found is not None:
-            found.open_operation(operation)
+            found.on_operation_start(operation)
 
-    def close_operation(self, operation: Operation, /) -> None:
+    def on_operation_end(self, operation: Operation, /) -> None:
         """Tell nobody: nothing was installed."""
 
 
-class _Found(_Installed):
+class _BoundReporter(_DeferredReporter):
     """What was installed when one operation opened."""
 
     def __init__(self, found: Observability) -> None:
         self.found = found
 
-    def close_operation(self, operation: Operation, /) -> None:
+    def on_operation_end(self, operation: Operation, /) -> None:
         """Tell who was told of the beginning."""
-        self.found.close_operation(operation)
+        self.found.on_operation_end(operation)
 
 
-_INSTALLED: Final = _Installed()
+_DEFERRED: Final = _DeferredReporter()

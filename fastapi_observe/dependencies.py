@@ -12,18 +12,18 @@ from fastapi_observe.clients.database.client import DatabaseClient
 from fastapi_observe.clients.http.external import ExternalClient
 from fastapi_observe.logs.service import ObserveLogger
 from fastapi_observe.metrics.service import MetricsService
-from fastapi_observe.middleware import OBSERVE
+from fastapi_observe.middleware import OBSERVABILITY_SCOPE_KEY
 from fastapi_observe.observability import Observability
-from fastapi_observe.records.request import EXCHANGE
+from fastapi_observe.records.request import RECORD_SCOPE_KEY
 from fastapi_observe.traces.service import TracingService
 
 if TYPE_CHECKING:
     import httpx
 
 
-def observability_of(connection: HTTPConnection) -> Observability:
+def get_request_observability(connection: HTTPConnection) -> Observability:
     """Return what is installed on the app that serves this connection; `RuntimeError` without `install`."""
-    found = connection.scope.get(OBSERVE)
+    found = connection.scope.get(OBSERVABILITY_SCOPE_KEY)
     if found is None:  # no door, or one that failed
         found = getattr(getattr(connection.scope.get("app"), "state", None), "observe", None)
     if found is None:
@@ -32,37 +32,37 @@ def observability_of(connection: HTTPConnection) -> Observability:
 
 
 async def _tracing(connection: HTTPConnection) -> TracingService:
-    return observability_of(connection).tracing
+    return get_request_observability(connection).tracing
 
 
 async def _metrics(connection: HTTPConnection) -> MetricsService:
-    return observability_of(connection).metrics
+    return get_request_observability(connection).metrics
 
 
 async def _log(connection: HTTPConnection) -> ObserveLogger:
-    return observability_of(connection).log
+    return get_request_observability(connection).log
 
 
 async def _database(connection: HTTPConnection) -> DatabaseClient:
-    return observability_of(connection).db
+    return get_request_observability(connection).db
 
 
 async def _external(connection: HTTPConnection) -> ExternalClient:
-    return observability_of(connection).external
+    return get_request_observability(connection).external
 
 
 async def _http(connection: HTTPConnection) -> httpx.AsyncClient:
-    return observability_of(connection).http
+    return get_request_observability(connection).http
 
 
 async def _span(connection: HTTPConnection) -> Span:
-    observability_of(connection)
-    exchange = connection.scope.get(EXCHANGE)
+    get_request_observability(connection)
+    exchange = connection.scope.get(RECORD_SCOPE_KEY)
     return INVALID_SPAN if exchange is None or exchange.span is None else exchange.span
 
 
 async def _observability(connection: HTTPConnection) -> Observability:
-    return observability_of(connection)
+    return get_request_observability(connection)
 
 
 TracingDep = Annotated[TracingService, Depends(_tracing)]

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from fastapi_observe.metrics_endpoint import check_dependency
-from fastapi_observe.middleware import Door, Seam, observing_handler
+from fastapi_observe.middleware import InnerMiddleware, ObserveMiddleware, wrap_validation_handler
 from fastapi_observe.observability import Observability
 from fastapi_observe.requests.routing import mounted_apps
 from fastapi_observe.settings.model import ObserveSettings
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 _BUILDER = "build_middleware_stack"
-_SEAMED = "__observe_seamed__"
+_WRAPPED = "__observe_seamed__"
 
 
 def install(app: Starlette, settings: ObserveSettings | None = None, **overrides: Any) -> Observability:
@@ -56,8 +56,8 @@ def install(app: Starlette, settings: ObserveSettings | None = None, **overrides
     except BaseException:  # what cannot be installed leaves nothing behind
         observability.close()
         raise
-    observability.on_close(_take_over_native(app) if loaded.native == "own" else _nothing)
-    _wrap_builder(app, functools.partial(Door, observability=observability), observability)
+    observability.on_close(_disable_native_telemetry(app) if loaded.native == "own" else _nothing)
+    _wrap_stack_builder(app, functools.partial(ObserveMiddleware, observability=observability), observability)
     app.state.observe = observability
     observability.on_close(functools.partial(delattr, app.state, "observe"))
     return observability
@@ -67,7 +67,7 @@ def _nothing() -> None:
     """Undo nothing."""
 
 
-def _wrap_builder(app: Starlette, door: Callable[[ASGIApp], ASGIApp], observability: Observability) -> None:
+def _wrap_stack_builder(app: Starlette, door: Callable[[ASGIApp], ASGIApp], observability: Observability) -> None:
     """Have the app build its stack inside `door`, with a seam if it needs one, whenever that happens.
 
     The stack is built at the first request: everything the user adds until then stands inside the door. Apps mounted
@@ -80,22 +80,22 @@ def _wrap_builder(app: Starlette, door: Callable[[ASGIApp], ASGIApp], observabil
     def build() -> ASGIApp:
         try:
             for mounted in mounted_apps(app):
-                if mounted.middleware_stack is None and _SEAMED not in vars(mounted):
-                    _wrap_builder(mounted, _no_door, observability)
+                if mounted.middleware_stack is None and _WRAPPED not in vars(mounted):
+                    _wrap_stack_builder(mounted, _pass_through, observability)
         except Exception as exc:  # noqa: BLE001 - routes may be of any class; a mounted app works without a seam
-            observability.faults("mounted", exc)
-        with _seamed(app, observability, always=door is _no_door):
+            observability.internal_errors("mounted", exc)
+        with _with_inner_middleware(app, observability, always=door is _pass_through):
             stack = original()
         try:
-            if door is not _no_door:
-                _warn_of_hidden_route(app, observability.settings)
+            if door is not _pass_through:
+                _warn_shadowed_route(app, observability.settings)
             return door(stack)
         except Exception as exc:  # noqa: BLE001 - without a door the app works, unseen
-            observability.faults("door", exc)
+            observability.internal_errors("door", exc)
             return stack
 
     def undo() -> None:
-        delattr(app, _SEAMED)
+        delattr(app, _WRAPPED)
         if was_own is None:
             delattr(app, _BUILDER)
         else:
@@ -103,12 +103,12 @@ def _wrap_builder(app: Starlette, door: Callable[[ASGIApp], ASGIApp], observabil
         app.middleware_stack = None
 
     setattr(app, _BUILDER, build)
-    setattr(app, _SEAMED, True)
+    setattr(app, _WRAPPED, True)
     app.middleware_stack = None
     observability.on_close(undo)
 
 
-def _warn_of_hidden_route(app: Starlette, settings: ObserveSettings) -> None:
+def _warn_shadowed_route(app: Starlette, settings: ObserveSettings) -> None:
     """Say that a route of the app's own is never reached, because the door answers its path."""
     path = settings.metrics_path
     if settings.metrics and any(getattr(route, "path", None) == path for route in app.routes):
@@ -119,13 +119,13 @@ def _warn_of_hidden_route(app: Starlette, settings: ObserveSettings) -> None:
         )
 
 
-def _no_door(stack: ASGIApp) -> ASGIApp:
+def _pass_through(stack: ASGIApp) -> ASGIApp:
     """A mounted app has no door of its own: its requests come through that of the outer app."""
     return stack
 
 
 @contextmanager
-def _seamed(app: Starlette, observability: Observability, *, always: bool) -> Iterator[None]:
+def _with_inner_middleware(app: Starlette, observability: Observability, *, always: bool) -> Iterator[None]:
     """Have the stack built with the seam innermost and the handlers of validation errors wrapped, then undo it.
 
     Without middleware and without a handler of `Exception` there is no seam: the router fills the door's own scope, and
@@ -135,14 +135,14 @@ def _seamed(app: Starlette, observability: Observability, *, always: bool) -> It
     middleware, handlers = app.user_middleware, app.exception_handlers
     try:
         observed = {
-            kind: observing_handler(handler) if kind in _validation_errors() else handler
+            kind: wrap_validation_handler(handler) if kind in _validation_errors() else handler
             for kind, handler in handlers.items()
         }
         if always or middleware or any(kind in handlers for kind in (Exception, 500)):
-            app.user_middleware = [*middleware, Middleware(Seam)]
+            app.user_middleware = [*middleware, Middleware(InnerMiddleware)]
         app.exception_handlers = observed
     except Exception as exc:  # noqa: BLE001 - as above
-        observability.faults("seam", exc)
+        observability.internal_errors("seam", exc)
     try:
         yield
     finally:
@@ -156,7 +156,7 @@ def _validation_errors() -> tuple[Any, ...]:
     return tuple(getattr(exceptions, name) for name in names if hasattr(exceptions, name))
 
 
-def _take_over_native(app: Any) -> Callable[[], None]:
+def _disable_native_telemetry(app: Any) -> Callable[[], None]:
     """Switch FastAPI's native telemetry (0.142 and later) off for this app; return the undo.
 
     Its configuration is a private dict, read at each request; where it is missing there is nothing to take over.

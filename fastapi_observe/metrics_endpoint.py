@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.metrics.scrapes import Waiting, send_body
-from fastapi_observe.requests.access import CHALLENGE, Access
+from fastapi_observe.metrics.scrapes import SharedScrapes, send_body
+from fastapi_observe.requests.access import CHALLENGE, MetricsAccess
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from fastapi_observe.observability import Observability
 
-TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
-REFUSED: Final = b"Unauthorized"
-REFUSAL: Final = (TEXT, (b"content-length", str(len(REFUSED)).encode()), CHALLENGE)
+TEXT_PLAIN: Final = (b"content-type", b"text/plain; charset=utf-8")
+UNAUTHORIZED_BODY: Final = b"Unauthorized"
+UNAUTHORIZED_HEADERS: Final = (TEXT_PLAIN, (b"content-length", str(len(UNAUTHORIZED_BODY)).encode()), CHALLENGE)
 """Who guesses tokens is answered in one piece, at less than the app's own 404 costs."""
 
 
-class Scraping:
+class MetricsEndpoint:
     """Answers requests for the metrics of one installed app."""
 
     def __init__(self, observability: Observability) -> None:
@@ -27,13 +27,15 @@ class Scraping:
         self._observability = observability
         here = settings.metrics and settings.metrics_port is None
         self.path = settings.metrics_path if here else None
-        self._access = Access(settings.metrics_access, None if token is None else token.get_secret_value())
-        self._waiting: tuple[Any, Waiting] | None = None
+        self._access = MetricsAccess(settings.metrics_access, None if token is None else token.get_secret_value())
+        self._waiting: tuple[Any, SharedScrapes] | None = None
         self._guarded: ASGIApp | None = None
         if here and settings.metrics_dependency is not None:
-            self._guarded = guarded(settings.metrics_dependency, settings.metrics_path, self.answer, observability.app)
+            self._guarded = dependency_app(
+                settings.metrics_dependency, settings.metrics_path, self.send_metrics, observability.app
+            )
 
-    def is_asked(self, scope: Scope) -> bool:
+    def handles(self, scope: Scope) -> bool:
         """Tell whether a request is a scrape that is answered here; who may not read is the app's to answer.
 
         With a token or a dependency to ask for, whoever comes is answered here.
@@ -42,12 +44,12 @@ class Scraping:
             return False
         if scope.get("path", "").removeprefix(scope.get("root_path", "")) != self.path:
             return False
-        if self._guarded is not None or self._access.asks_for_token:
+        if self._guarded is not None or self._access.requires_token:
             return True
         try:
             return self._access.allows(scope, dict(scope.get("headers") or ()))
         except Exception as exc:  # noqa: BLE001 - the user's function: who is not let in by it stays outside
-            self._observability.faults("metrics.access", exc)
+            self._observability.internal_errors("metrics.access", exc)
             return False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,33 +57,33 @@ class Scraping:
         if self._guarded is not None:
             scope["fastapi.telemetry"] = None
             await self._guarded({**scope, "path": self.path, "root_path": ""}, receive, send)
-        elif self._access.asks_for_token and not self._access.allows(scope, dict(scope.get("headers") or ())):
-            await send({"type": "http.response.start", "status": 401, "headers": list(REFUSAL)})
-            await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else REFUSED})
+        elif self._access.requires_token and not self._access.allows(scope, dict(scope.get("headers") or ())):
+            await send({"type": "http.response.start", "status": 401, "headers": list(UNAUTHORIZED_HEADERS)})
+            await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else UNAUTHORIZED_BODY})
         else:
-            await self.answer(scope, send)
+            await self.send_metrics(scope, send)
 
-    async def answer(self, scope: Scope, send: Send) -> None:
+    async def send_metrics(self, scope: Scope, send: Send) -> None:
         """Answer with the metrics, rendered in a worker thread."""
         observability = self._observability
         status = 200
         try:
-            observability.started()
+            observability.on_startup()
             headers = {name: value.decode("latin-1") for name, value in scope.get("headers") or ()}
             head, body = await self._scrapes()(
                 observability.metrics.render, headers.get(b"accept", ""), headers.get(b"accept-encoding", "")
             )
         except Exception as exc:  # noqa: BLE001 - a scrape that fails says so in HTTP, not by a broken connection
-            observability.faults("metrics.render", exc)
-            status, head, body = 500, [TEXT], b"The metrics cannot be shown."
+            observability.internal_errors("metrics.render", exc)
+            status, head, body = 500, [TEXT_PLAIN], b"The metrics cannot be shown."
         await send({"type": "http.response.start", "status": status, "headers": head})
         await send_body(send, b"" if scope["method"] == "HEAD" else body)
 
-    def _scrapes(self) -> Waiting:
+    def _scrapes(self) -> SharedScrapes:
         """Return those who wait for an answer in this event loop."""
         loop = self._observability.loop
         if self._waiting is None or self._waiting[0] is not loop:
-            self._waiting = loop, Waiting(self._observability.metrics.scrapes)
+            self._waiting = loop, SharedScrapes(self._observability.metrics.scrapes)
         return self._waiting[1]
 
 
@@ -93,7 +95,7 @@ def check_dependency() -> None:
         raise TypeError("metrics_dependency needs FastAPI: install fastapi, or use metrics_token") from None
 
 
-def guarded(dependency: Any, path: str, answer: Any, app: Any) -> ASGIApp:
+def dependency_app(dependency: Any, path: str, answer: Any, app: Any) -> ASGIApp:
     """Return an app that answers `path` for whom the FastAPI dependency lets in.
 
     It is told as it is in the user's app: with its state, its overrides of dependencies and its exception handlers.

@@ -7,30 +7,30 @@ import inspect
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.metrics_endpoint import Scraping
-from fastapi_observe.records.request import CURRENT_CONTEXT, EXCHANGE, IDS
-from fastapi_observe.requests.routing import answering_route
+from fastapi_observe.metrics_endpoint import MetricsEndpoint
+from fastapi_observe.records.request import EXCEPTION_IDS_ATTRIBUTE, OTEL_CONTEXT, RECORD_SCOPE_KEY
+from fastapi_observe.requests.routing import matched_route
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from fastapi_observe.observability import Observability
-    from fastapi_observe.records.request import Exchange
+    from fastapi_observe.records.request import RequestRecord
 
-OBSERVE: Final = "fastapi_observe"
+OBSERVABILITY_SCOPE_KEY: Final = "fastapi_observe"
 """Key of the `Observability` in the ASGI scope: that of the outermost installed app that measures the request."""
 
 
-class Door:
+class ObserveMiddleware:
     """Stands outside the whole app: makes the record, opens the signals, calls the app."""
 
     def __init__(self, app: ASGIApp, observability: Observability) -> None:
         settings = observability.settings
         self.app = app
         self._observability = observability
-        self._scraping = Scraping(observability)
+        self._scraping = MetricsEndpoint(observability)
         self._metrics_path = self._scraping.path
-        excluded = Excluded(settings.exclude_paths, settings.exclude_urls)
+        excluded = PathFilter(settings.exclude_paths, settings.exclude_urls)
         self._excluded = excluded or None
 
     async def __call__(  # noqa: C901, PLR0912 - the hot path: what is usual is inline
@@ -38,32 +38,32 @@ class Door:
     ) -> None:
         """Let a request through, measured once."""
         kind = scope["type"]
-        if (kind != "http" and kind != "websocket") or EXCHANGE in scope:  # noqa: PLR1714 - this is the hot path
+        if (kind != "http" and kind != "websocket") or RECORD_SCOPE_KEY in scope:  # noqa: PLR1714 - this is the hot path
             await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
             return
         path = scope.get("path", "")
-        if (path == self._metrics_path or scope.get("root_path")) and self._scraping.is_asked(scope):
+        if (path == self._metrics_path or scope.get("root_path")) and self._scraping.handles(scope):
             await self._scraping(scope, receive, send)
             return
         observability, exchange = self._observability, None
         try:
-            scope[OBSERVE] = observability
+            scope[OBSERVABILITY_SCOPE_KEY] = observability
             if observability.loop is None:
-                observability.started()
+                observability.on_startup()
             # FastAPI's and Starlette's own telemetry inside (mounted apps, middleware) stand back when they see these.
             if "fastapi.telemetry" not in scope:
                 scope["fastapi.telemetry"] = None
             if "starlette.opentelemetry" not in scope:
                 scope["starlette.opentelemetry"] = True
             if self._excluded is None or not self._excluded.match(path):
-                exchange = observability.open(scope, receive, send)
+                exchange = observability.start_request(scope, receive, send)
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
-            observability.faults("open", exc)
+            observability.internal_errors("open", exc)
         if exchange is None:  # excluded, or we failed
             await self.app(scope, receive, send)
             return
-        scope[EXCHANGE] = exchange
-        token = CURRENT_CONTEXT.set(exchange.context)  # type: ignore[arg-type]  # `open` made it
+        scope[RECORD_SCOPE_KEY] = exchange
+        token = OTEL_CONTEXT.set(exchange.context)  # type: ignore[arg-type]  # `open` made it
         try:
             await self.app(scope, exchange.receive, exchange.send)
         except BaseException as exc:
@@ -75,24 +75,24 @@ class Door:
                 self._leave(exchange, None)
         finally:
             try:
-                exchange.let_go()
+                exchange.release()
             except Exception as exc:  # noqa: BLE001 - as above
-                observability.faults("leave", exc)
-            scope.pop(EXCHANGE, None)
+                observability.internal_errors("leave", exc)
+            scope.pop(RECORD_SCOPE_KEY, None)
             try:  # noqa: SIM105 - suppress() costs more
-                CURRENT_CONTEXT.reset(token)
+                OTEL_CONTEXT.reset(token)
             except ValueError:  # closed from another task: there is nothing to restore there
                 pass
 
-    def _leave(self, exchange: Exchange, raised: BaseException | None) -> None:
+    def _leave(self, exchange: RequestRecord, raised: BaseException | None) -> None:
         try:
-            exchange.leave(raised)
+            exchange.finish(raised)
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
-            self._observability.faults("leave", exc)
+            self._observability.internal_errors("leave", exc)
 
-    def _give_ids(self, exc: BaseException, exchange: Exchange) -> None:
+    def _give_ids(self, exc: BaseException, exchange: RequestRecord) -> None:
         try:
-            setattr(exc, IDS, (exchange.trace_id, exchange.span_id, exchange.request_id))
+            setattr(exc, EXCEPTION_IDS_ATTRIBUTE, (exchange.trace_id, exchange.span_id, exchange.request_id))
         except Exception:  # noqa: BLE001 - an exception may forbid attributes; then the crash log has no ids
             return
 
@@ -103,17 +103,17 @@ class Door:
         async def watched(message: Message) -> None:
             try:
                 if message["type"] == "lifespan.startup.complete":
-                    observability.started()
+                    observability.on_startup()
                 elif message["type"].startswith("lifespan.shutdown."):
-                    await observability.stop()
+                    await observability.on_shutdown()
             except Exception as exc:  # noqa: BLE001 - a fault of ours never stops the app's start or end
-                observability.faults("lifespan", exc)
+                observability.internal_errors("lifespan", exc)
             await send(message)
 
         await self.app(scope, receive, watched)
 
 
-class Excluded:
+class PathFilter:
     """Paths that no signal reports."""
 
     def __init__(self, paths: tuple[str, ...], patterns: tuple[str, ...]) -> None:
@@ -134,7 +134,7 @@ class Excluded:
         )
 
 
-class Seam:
+class InnerMiddleware:
     """Stands inside all user middleware, if there is any: notes the scope that the router fills and what it raises."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -142,7 +142,7 @@ class Seam:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
-        exchange: Exchange | None = scope.get(EXCHANGE)
+        exchange: RequestRecord | None = scope.get(RECORD_SCOPE_KEY)
         if exchange is None:
             await self.app(scope, receive, send)
             return
@@ -150,21 +150,21 @@ class Seam:
         try:
             await self.app(scope, receive, send)
         except BaseException as exc:
-            exchange.noted = exc
+            exchange.inner_exception = exc
             raise
 
 
-def observing_handler(handler: Any) -> Any:
+def wrap_validation_handler(handler: Any) -> Any:
     """Wrap a handler of validation errors: the locations and types of the errors are noted for the exchange."""
-    from fastapi_observe.requests.validation import declared_errors  # noqa: PLC0415 - only an app with validation
+    from fastapi_observe.requests.validation import validation_error_locations  # noqa: PLC0415 - only an app with validation
 
     def note(connection: Any, exc: Any) -> None:
         scope = connection.scope
-        exchange: Exchange | None = scope.get(EXCHANGE)
+        exchange: RequestRecord | None = scope.get(RECORD_SCOPE_KEY)
         if exchange is None:
             return
         try:
-            exchange.validation_errors = declared_errors(exc.errors(), answering_route(scope))
+            exchange.validation_errors = validation_error_locations(exc.errors(), matched_route(scope))
         except Exception as fault:  # noqa: BLE001 - a fault of ours never reaches the request
             exchange.observability.faults("validation", fault)
 

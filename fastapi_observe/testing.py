@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from fastapi_observe.observability import Observability
 
-SHORTEST_SECRET: Final = 4
+MIN_SECRET_LENGTH: Final = 4
 """Characters of a secret that can be looked for: shorter ones are found anywhere."""
 
 
@@ -69,7 +69,7 @@ class Watch:
 
         Raises `ValueError` for a secret of fewer than four characters.
         """
-        if len(secret) < SHORTEST_SECRET:
+        if len(secret) < MIN_SECRET_LENGTH:
             raise ValueError(f"a secret of {len(secret)} characters is found anywhere: take one of four or more")
         forms = {secret, quote(secret), quote(secret, safe=""), quote_plus(secret), repr(secret)[1:-1]}
         forms |= {json.dumps(secret)[1:-1]}

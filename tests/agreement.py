@@ -60,7 +60,7 @@ def assert_agreement(seen: Seen, *expected: Facts) -> list[dict[str, Any]]:
     pair_up(lines, spans)
     assert_http_samples(seen, lines)
     assert seen.sample("http_requests_in_progress") == 0
-    assert seen.observe.faults.counts == {}
+    assert seen.observe.internal_errors.counts == {}
     return lines
 
 
@@ -86,7 +86,7 @@ def assert_websocket_agreement(seen: Seen, *expected: tuple[Facts, str]) -> list
     assert_sums(seen, name, labels, durations, 1000.0)
     assert by_labels(seen, "websocket_messages_total", "endpoint", "direction") == +messages
     assert seen.total("websocket_connections_active") == 0
-    assert seen.observe.faults.counts == {}
+    assert seen.observe.internal_errors.counts == {}
     return lines
 
 

@@ -18,7 +18,7 @@ from tools import HOST_WARNINGS
 
 from fastapi_observe import install
 from fastapi_observe.logs.capture import SERVER_LOGGERS
-from fastapi_observe.observability import OPEN
+from fastapi_observe.observability import INSTALLED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -116,14 +116,14 @@ class Seen:
 
 @pytest.fixture(autouse=True)
 def _closed() -> Iterator[None]:
-    """Close what a test installed and left open: `current()` of the next one would not know whom to take.
+    """Close what a test installed and left open: `get_observability()` of the next one would not know whom to take.
 
     The example is imported once and stays installed.
     """
-    before = {id(one) for one in OPEN}
+    before = {id(one) for one in INSTALLED}
     yield
     kept = {id(getattr(module, "app", None)) for name, module in sys.modules.items() if name.startswith("example_app")}
-    for one in [each for each in OPEN if id(each) not in before and id(each.app) not in kept]:
+    for one in [each for each in INSTALLED if id(each) not in before and id(each.app) not in kept]:
         one.close()
 
 

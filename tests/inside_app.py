@@ -17,8 +17,8 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
-from fastapi_observe import TraceContext, current, operation, traced
-from fastapi_observe.dependencies import observability_of
+from fastapi_observe import TraceContext, get_observability, operation, traced
+from fastapi_observe.dependencies import get_request_observability
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -95,7 +95,7 @@ def use_operation(observe: Observability) -> None:
     step = observe.operation("charge card", provider="acme")
     with step as op:
         op.detail(order_id=7)
-        with step, step.again():
+        with step, step.copy():
             pass
 
     @observe.operation("decorated")
@@ -108,7 +108,7 @@ def use_operation(observe: Observability) -> None:
 
     assert decorated(1) == 2
     assert list(counted()) == [1, 2, 3]
-    assert current() is observe
+    assert get_observability() is observe
 
 
 def use_tracing(observe: Observability) -> None:
@@ -296,7 +296,7 @@ def _add_helpers(app: FastAPI) -> None:  # noqa: C901 - a list of endpoints
 
     def depends(request: Request) -> None:
         if getattr(request.app.state, "observe", None) is not None:
-            observability_of(request)
+            get_request_observability(request)
 
     @app.get("/failing-helpers", dependencies=[Depends(depends)])
     async def failing_helpers(request: Request) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
-from fastapi_observe.internal.errors import Faults
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.settings.model import ObserveSettings
-from fastapi_observe.workers.worker import QUIT, Worker
+from fastapi_observe.workers.worker import MSG_QUIT, Worker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +39,7 @@ class Member:
     """The metrics of one worker process."""
 
     def __init__(self, root: Path, scope: str = "0", **settings: Any) -> None:
-        self.faults = Faults()
+        self.faults = InternalErrors()
         self.metrics = MetricsService(ObserveSettings(**{"default_registry": False, **settings}), self.faults)
         self.worker = Worker(root / NAME, self.faults)
         self.metrics.sharing.share(self.worker, scope)
@@ -60,10 +60,10 @@ class Member:
     def die(self) -> None:
         """Leave what kill -9 leaves: files without a lock on them."""
         self.metrics.sharing.unshare()
-        os.write(self.worker._ask, QUIT)
+        os.write(self.worker._ask, MSG_QUIT)
         assert self.worker._thread is not None
         self.worker._thread.join()
-        self.worker.forget()
+        self.worker.close()
 
     def leave(self) -> None:
         """End in order."""

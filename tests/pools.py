@@ -87,7 +87,7 @@ class Told:
         assert {span.context.span_id for span in self.spans if span.context} == {int(ln["span_id"], 16) for ln in lines}
         failed = sum(span.status.status_code.name == "ERROR" for span in self.spans)
         assert failed == sum(line["level"] == "error" for line in lines) == self.seen.total("db_query_errors_total")
-        assert self.observe.faults.counts == {}
+        assert self.observe.internal_errors.counts == {}
 
 
 class Broken:

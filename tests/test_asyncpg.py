@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 from fastapi_observe import install
 from fastapi_observe.clients.database import pools
 from fastapi_observe.clients.database.asyncpg import instrument_pool
-from fastapi_observe.clients.database.statements import event_of
-from fastapi_observe.records.request import CURRENT_CONTEXT
+from fastapi_observe.clients.database.statements import transaction_event
+from fastapi_observe.records.request import OTEL_CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -42,7 +42,7 @@ def told(observed: Callable[..., Seen]) -> Told:
 async def pool(url: str, told: Told) -> AsyncIterator[asyncpg.Pool]:
     """Yield a pool that was instrumented before it was started, and a table without rows."""
     pool = asyncpg.create_pool(url, min_size=0, max_size=2)
-    instrument_pool(told.observe.db, pool, pool_name="main", faults=told.observe.faults)
+    instrument_pool(told.observe.db, pool, pool_name="main", faults=told.observe.internal_errors)
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as bare:
         await bare.execute("DROP TABLE IF EXISTS people; CREATE TABLE people (id int, email text UNIQUE)")
     async with pool:
@@ -129,7 +129,7 @@ async def test_facts(url: str, told: Told, *, tcp: bool) -> None:
     with tcp_to(url) as over_tcp:
         address = over_tcp if tcp else url
         async with asyncpg.create_pool(address, min_size=1, max_size=1) as pool:
-            instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+            instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
             await pool.fetch("SELECT 1 WHERE 'a' <> $1", SECRET)
     (span,) = told.spans
     where: dict[str, Any] = {"server.address": url.rpartition("host=")[2]}
@@ -158,7 +158,7 @@ async def test_part_of_a_request(url: str, observed: Callable[..., Seen]) -> Non
     @app.get("/")
     async def endpoint() -> int:
         async with asyncpg.create_pool(url, min_size=0, max_size=1) as pool:
-            instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+            instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
             await pool.execute("SELECT 1")
             return int(await pool.fetchval("SELECT 2"))
 
@@ -342,7 +342,7 @@ async def test_transactions_are_counts(pool: asyncpg.Pool, told: Told) -> None:
 )
 def test_commands(statement: object, event: str | None) -> None:
     """Only what does nothing but move a transaction is such a command."""
-    assert event_of(statement) == event
+    assert transaction_event(statement) == event
 
 
 async def test_failed_commit_is_no_commit(pool: asyncpg.Pool, told: Told) -> None:
@@ -366,7 +366,7 @@ async def test_what_the_pool_does_is_not_measured(url: str, told: Told) -> None:
 
     options = {"init": step("init"), "setup": step("setup"), "reset": step("reset")}
     async with asyncpg.create_pool(url, min_size=1, max_size=1, **options) as pool:
-        instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
         await pool.execute("SELECT 2")
         await pool.execute("SELECT 3")
     assert done == ["init", "setup", "reset", "setup", "reset"]
@@ -466,7 +466,7 @@ async def test_pool_gauges_and_waits(pool: asyncpg.Pool, told: Told) -> None:
 async def test_a_database_that_is_down(told: Told) -> None:
     """Who is given no connection waited, and is the event `error`; who was cancelled was refused nothing."""
     async with asyncpg.create_pool(f"postgresql://ann@{unused_address()}/shop", min_size=0, max_size=1) as pool:
-        instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
         with pytest.raises(ConnectionRefusedError):
             await pool.fetch("SELECT 1")
         task = asyncio.create_task(pool.fetch("SELECT 1"))
@@ -487,7 +487,7 @@ async def test_pools_of_one_name(url: str, told: Told) -> None:
         asyncpg.create_pool(url, min_size=1, max_size=1) as one,
         asyncpg.create_pool(url, min_size=1, max_size=2) as two,
     ):
-        undo = [instrument_pool(told.observe.db, pool, faults=told.observe.faults) for pool in (one, two)]
+        undo = [instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors) for pool in (one, two)]
         async with one.acquire() as connection, connection.transaction():
             await connection.execute("SELECT 1")
         async with two.acquire() as connection, connection.transaction():
@@ -498,7 +498,7 @@ async def test_pools_of_one_name(url: str, told: Told) -> None:
             assert told.events(name) == {"begin": 1, "commit": 1}
         assert [(span.attributes or {})["db.client.connection.pool.name"] for span in told.spans] == list(sizes)
         undo[1]()
-        instrument_pool(told.observe.db, two, pool_name="asyncpg", faults=told.observe.faults)
+        instrument_pool(told.observe.db, two, pool_name="asyncpg", faults=told.observe.internal_errors)
         assert told.seen.samples("db_connections_max") == {(("pool", name),): size for name, size in sizes.items()}
     told.agree()
 
@@ -506,7 +506,7 @@ async def test_pools_of_one_name(url: str, told: Told) -> None:
 async def test_many_at_once(url: str, told: Told) -> None:
     """Queries side by side each have their own caller's span as parent."""
     async with asyncpg.create_pool(url, min_size=1, max_size=20) as pool:
-        instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
 
         async def work(number: int) -> tuple[int, int]:
             with told.observe.tracing.span(f"caller {number}") as span:
@@ -537,8 +537,8 @@ async def test_running_pool_and_undo(url: str, told: Told) -> None:
 
     async with asyncpg.create_pool(url, min_size=2, max_size=2, connection_class=Own) as pool:
         kind, look = type(pool), repr(type(pool))
-        undo = instrument_pool(told.observe.db, pool, faults=told.observe.faults)
-        again = instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        undo = instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+        again = instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
         assert (isinstance(pool, kind), repr(type(pool)), type(pool) is kind) == (True, look, False)
         async with pool.acquire() as connection:
             assert isinstance(connection._con, Own)
@@ -556,7 +556,7 @@ async def test_running_pool_and_undo(url: str, told: Told) -> None:
             assert await one.fetchval("SELECT 1") == await two.fetchval("SELECT 1")
         assert len(told.spans) == 2
         assert told.seen.samples("db_connections_max") == {}
-        undo = instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        undo = instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
         async with pool.acquire() as one, pool.acquire() as two:
             await one.execute("SELECT 1")
             await two.execute("SELECT 1")
@@ -569,7 +569,7 @@ async def test_running_pool_and_undo(url: str, told: Told) -> None:
 async def test_undone_while_somebody_waits(url: str, told: Told) -> None:
     """Who waits for a connection while all is undone gets it."""
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
-        undo = instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        undo = instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
         async with pool.acquire():
             task = asyncio.create_task(pool.fetchval("SELECT 1"))
             await asyncio.sleep(0)
@@ -581,13 +581,13 @@ async def test_undone_while_somebody_waits(url: str, told: Told) -> None:
 async def test_undone_while_somebody_is_refused(told: Told) -> None:
     """Who is refused a connection after all was undone is told to nobody."""
     async with asyncpg.create_pool(f"postgresql://ann@{unused_address()}/shop", min_size=0, max_size=1) as pool:
-        undo = instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        undo = instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
         task = asyncio.create_task(pool.fetchval("SELECT 1"))
         await asyncio.sleep(0)
         undo()
         with pytest.raises(ConnectionRefusedError):
             await task
-    assert (told.events("asyncpg"), told.observe.faults.counts) == ({}, {})
+    assert (told.events("asyncpg"), told.observe.internal_errors.counts) == ({}, {})
 
 
 async def test_undone_while_a_query_runs(url: str, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -597,21 +597,21 @@ async def test_undone_while_a_query_runs(url: str, told: Told, monkeypatch: pyte
         raise LookupError
 
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
-        undo = instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        undo = instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
         async with pool.acquire() as connection:
             task = asyncio.create_task(connection.fetch("SELECT 1"))
             await asyncio.sleep(0)
             undo()
             assert len(await task) == 1
             assert told.rows == [1]
-            undo = instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+            undo = instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
         async with pool.acquire() as connection:
             monkeypatch.setattr("fastapi_observe.clients.database.asyncpg._rows_of_one", fail)
             task = asyncio.create_task(connection.fetchrow("SELECT 1"))
             await asyncio.sleep(0)
             undo()
             assert await task is not None
-    assert told.observe.faults.counts == {}
+    assert told.observe.internal_errors.counts == {}
 
 
 async def test_two_apps_on_one_pool(url: str, observed: Callable[..., Seen]) -> None:
@@ -619,8 +619,8 @@ async def test_two_apps_on_one_pool(url: str, observed: Callable[..., Seen]) -> 
     apps = FastAPI(), FastAPI()
     first, second = (Told(lambda _, app=app: observed(app)) for app in apps)
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
-        undo = instrument_pool(first.observe.db, pool, pool_name="shared", faults=first.observe.faults)
-        instrument_pool(second.observe.db, pool, faults=second.observe.faults)
+        undo = instrument_pool(first.observe.db, pool, pool_name="shared", faults=first.observe.internal_errors)
+        instrument_pool(second.observe.db, pool, faults=second.observe.internal_errors)
 
         async def in_request_of(told: Told, app: FastAPI, statement: str) -> None:
             async def receive() -> Any:
@@ -630,13 +630,13 @@ async def test_two_apps_on_one_pool(url: str, observed: Callable[..., Seen]) -> 
                 pass
 
             scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": [], "app": app}
-            exchange = told.observe.open(scope, receive, send)
+            exchange = told.observe.start_request(scope, receive, send)
             assert exchange.context is not None
-            token = CURRENT_CONTEXT.set(exchange.context)
+            token = OTEL_CONTEXT.set(exchange.context)
             try:
                 await pool.execute(statement)
             finally:
-                CURRENT_CONTEXT.reset(token)
+                OTEL_CONTEXT.reset(token)
 
         await in_request_of(second, apps[1], "SELECT 1")
         await in_request_of(first, apps[0], "SELECT 1")
@@ -656,13 +656,13 @@ async def test_two_apps_on_one_pool(url: str, observed: Callable[..., Seen]) -> 
 def test_what_is_no_pool(value: object, told: Told) -> None:
     """Anything else is refused by one sentence that says what to pass."""
     with pytest.raises(TypeError, match=r"cannot instrument a \w+; pass the Pool that asyncpg.create_pool\(\) returns"):
-        instrument_pool(told.observe.db, value, faults=told.observe.faults)
+        instrument_pool(told.observe.db, value, faults=told.observe.internal_errors)
 
 
 async def test_few_addresses_are_told_apart(url: str, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool that connects to ever new addresses names the first ones only."""
-    monkeypatch.setattr(pools, "MOST_DATABASES", 0)
+    monkeypatch.setattr(pools, "MAX_DATABASES", 0)
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
-        instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
         await pool.execute("SELECT 1")
     assert "server.address" not in (told.spans[0].attributes or {})

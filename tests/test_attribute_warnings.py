@@ -10,7 +10,7 @@ from opentelemetry import trace
 from starlette.testclient import TestClient
 
 from fastapi_observe.traces import attribute_warnings
-from fastapi_observe.traces.attribute_warnings import LOGGER, MOST_TEXTS, OnceAMinute, bound_warnings
+from fastapi_observe.traces.attribute_warnings import LOGGER, MAX_TEXTS, LogThrottle, throttle_attribute_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +48,7 @@ def test_what_was_kept_back_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a minute the text is told again, with how often it was not; values do not make texts different."""
     now = 1000.0
     monkeypatch.setattr(attribute_warnings, "monotonic", lambda: now)
-    bound = OnceAMinute()
+    bound = LogThrottle()
     assert [bound.filter(_record("cut at %d", at)) for at in range(4)] == [True, False, False, False]
     assert bound.filter(_record("other"))
     now += 60
@@ -62,19 +62,19 @@ def test_what_was_kept_back_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_texts_are_bounded() -> None:
     """Whatever is logged under that name, only so many texts are remembered."""
-    bound = OnceAMinute()
-    for number in range(3 * MOST_TEXTS):
+    bound = LogThrottle()
+    for number in range(3 * MAX_TEXTS):
         assert bound.filter(_record(f"text {number}"))
-    assert len(bound._told) <= MOST_TEXTS
+    assert len(bound._told) <= MAX_TEXTS
 
 
 def test_it_ends_with_the_last_install() -> None:
     """Two installs share it; each ends its use once."""
     logger = logging.getLogger(LOGGER)
     before = [*logger.filters]
-    first, second = bound_warnings(), bound_warnings()
+    first, second = throttle_attribute_warnings(), throttle_attribute_warnings()
     first()
     first()
-    assert sum(isinstance(one, OnceAMinute) for one in logger.filters) == 1
+    assert sum(isinstance(one, LogThrottle) for one in logger.filters) == 1
     second()
     assert logger.filters == before

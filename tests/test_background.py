@@ -41,7 +41,7 @@ def test_unwatch_leaves_alone_what_is_not_ours(monkeypatch: pytest.MonkeyPatch) 
         """Do nothing."""
 
     monkeypatch.setattr(BackgroundTask, "__call__", theirs)
-    background.unwatch()
+    background.uninstrument()
     assert BackgroundTask.__call__ is theirs
 
 
@@ -104,10 +104,10 @@ def test_a_fault_of_ours_keeps_no_task_from_running(
     """The task runs unmeasured; the fault is counted."""
     ran: list[int] = []
     seen = observed(shop(lambda: ran.append(1)))
-    monkeypatch.setattr(seen.observe, "background", lambda *_: 1 / 0)
+    monkeypatch.setattr(seen.observe, "background_operation", lambda *_: 1 / 0)
     TestClient(seen_app(seen)).get("/items/7")
     assert ran == [1]
-    assert seen.observe.faults.counts == {"background": 1}
+    assert seen.observe.internal_errors.counts == {"background": 1}
 
 
 def test_a_task_of_a_failed_request_finds_its_endpoint(observed: Callable[..., Seen]) -> None:

@@ -20,7 +20,7 @@ from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import PlainTextResponse
 
 from fastapi_observe import LogDep  # noqa: TC001 - FastAPI reads the annotations
-from fastapi_observe.records.request import IDS
+from fastapi_observe.records.request import EXCEPTION_IDS_ATTRIBUTE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ PARENT = f"00-{TRACE}-00f067aa0ba902b7-01".encode()
 
 def assert_agreed(seen: Seen, count: int = 1) -> None:
     """Each request gave one span, one count and one line, and nothing of ours failed."""
-    assert seen.observe.faults.counts == {}
+    assert seen.observe.internal_errors.counts == {}
     assert len(seen.server_spans) == count
     assert len(seen.request_lines) == count
     assert seen.total("http_requests_total") == count
@@ -182,7 +182,7 @@ def test_whatever_a_handler_raises_goes_on_unchanged(observed: Callable[..., See
         ours = asyncio.run(ask(app, make(), Server(connect), []))
         alone = asyncio.run(ask(alone_app, make(), Server(connect), []))
         assert without_args(ours) == without_args(alone)
-    assert seen.observe.faults.counts == {}
+    assert seen.observe.internal_errors.counts == {}
     assert len(seen.server_spans) == len(seen.request_lines) == 2
     assert seen.total("http_requests_total") == 1
     assert seen.sample("http_requests_in_progress") == 0
@@ -207,7 +207,7 @@ def test_whatever_an_operation_raises_goes_on_unchanged(observed: Callable[..., 
         with pytest.raises(BaseException) as caught, scope:  # noqa: PT011 - any exception there is
             raise error
         assert caught.value is error
-    assert observe.faults.counts == {}
+    assert observe.internal_errors.counts == {}
     assert len(seen.spans) == 3
     assert seen.total("db_query_errors_total") == 1
 
@@ -220,7 +220,7 @@ def test_an_exception_that_takes_no_attribute_is_left_alone(observed: Callable[.
     with pytest.raises(WithSlots) as caught:
         asyncio.run(app(http_scope(), Server([]).receive, Server([]).send))
     assert caught.value is error
-    assert not hasattr(error, IDS)
+    assert not hasattr(error, EXCEPTION_IDS_ATTRIBUTE)
 
 
 # What clients send
@@ -493,7 +493,7 @@ def test_whatever_is_logged_is_one_valid_line(observed: Callable[..., Seen], nam
     assert max(len(line.encode()) for line in text.split("\n")) < LONGEST_LINE
     assert "\u2028" not in text
     assert lines[1]["fields"]["message"] == "mine"
-    assert seen.observe.faults.counts == {}
+    assert seen.observe.internal_errors.counts == {}
 
 
 @pytest.mark.parametrize("name", sorted(set(LOGGED) - {"socket"}))
@@ -586,7 +586,7 @@ def test_raw_requests_to_a_real_server_are_answered_as_without_install(observed:
         for name, data in RAW.items():
             if name not in hopeless:
                 assert raw(ours, data) == raw(alone, data), name
-    assert seen.observe.faults.counts == {}
+    assert seen.observe.internal_errors.counts == {}
     assert seen.sample("http_requests_in_progress") == 0
     assert seen.total("http_requests_total") == len(seen.request_lines)
 

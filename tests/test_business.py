@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
-from fastapi_observe.internal.errors import Faults
-from fastapi_observe.metrics.budget import SeriesBudget
-from fastapi_observe.metrics.catalogue import Business, Catalogue
+from fastapi_observe.internal.errors import InternalErrors
+from fastapi_observe.metrics.budget import SeriesLimiter
+from fastapi_observe.metrics.catalogue import BusinessMetrics, MetricFactory
 from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.settings.model import ObserveSettings
 
 
 def _metrics(**settings: Any) -> MetricsService:
-    return MetricsService(ObserveSettings(default_registry=False, **settings), Faults())
+    return MetricsService(ObserveSettings(include_default_registry=False, **settings), InternalErrors())
 
 
 def test_the_same_question_gives_the_same_metric() -> None:
@@ -190,8 +190,8 @@ def test_a_currency_has_three_letters(currency: Any) -> None:
 
 def test_a_metric_that_two_threads_ask_for_first_is_made_once() -> None:
     """Who waited for the lock finds what the other made."""
-    catalogue = Catalogue(CollectorRegistry(), SeriesBudget(10))
-    business = Business(catalogue)
+    catalogue = MetricFactory(CollectorRegistry(), SeriesLimiter(10))
+    business = BusinessMetrics(catalogue)
     with ThreadPoolExecutor(2) as pool:
         with business._lock:
             waiting = [pool.submit(business.order_created) for _ in range(2)]

@@ -298,9 +298,9 @@ async def flood(observe: Observability, words: Iterator[str]) -> None:
             pass
         async with observe.external.call(one, one):
             pass
-        observe.external.service_of(f"{one}.example.org")
-        observe.db.waited(one, 1.0)
-        observe.db.event(one, one)
+        observe.external.service_label(f"{one}.example.org")
+        observe.db.record_connection_wait(one, 1.0)
+        observe.db.record_connection_event(one, one)
         metrics.business.revenue(1, "".join(chr(ord("A") + int(digit)) for digit in one[-3:]))
         metrics.record_database_query(one, one, 0.1, one)
         metrics.set_database_connections(pool=one, active=1)
@@ -365,7 +365,7 @@ def test_a_flooded_label_costs_bounded_memory() -> None:
     assert grown <= 2_000_000
     assert peak <= 20_000_000
     assert len(metric.children()) == BOUND + 1
-    refused = {"metric": metric.shown_name()}
+    refused = {"metric": metric.exposition_name()}
     overflow = observe.metrics.registry.get_sample_value("fastapi_observe_series_overflow_total", refused)
     assert overflow == 100_000 - BOUND
 

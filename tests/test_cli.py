@@ -13,7 +13,7 @@ import pytest
 
 from fastapi_observe.cli.main import main
 from fastapi_observe.cli.settings import options_table
-from fastapi_observe.internal.version import version_of
+from fastapi_observe.internal.version import package_version
 from fastapi_observe.settings.model import ObserveSettings
 
 
@@ -100,4 +100,4 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str], monk
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", missing)
-    assert version_of("fastapi-observe") == "unknown"
+    assert package_version("fastapi-observe") == "unknown"

@@ -23,7 +23,7 @@ from fastapi_observe import Observability, install
 from fastapi_observe.cli import scrape as cli_scrape
 from fastapi_observe.cli.cardinality import Report
 from fastapi_observe.cli.main import main
-from fastapi_observe.cli.scrape import Scraped, UnreadableError, families, printable, scrape
+from fastapi_observe.cli.scrape import Scrape, ScrapeError, families, printable, scrape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,8 +165,8 @@ def test_watching_tells_which_label_grows(capsys: pytest.CaptureFixture[str]) ->
 def report_of(text: str, before: str | None = None, seconds: float = 10.0) -> Report:
     """Return the report of a text, parsed as if it had been scraped."""
 
-    def read(one: str) -> Scraped:
-        scraped = Scraped()
+    def read(one: str) -> Scrape:
+        scraped = Scrape()
         for family in families("http://there", one.splitlines()):
             scraped.add(family)
         return scraped
@@ -278,8 +278,8 @@ def test_what_is_no_metrics_ends_with_two(
 
 def test_a_large_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond 64 MiB reading stops."""
-    monkeypatch.setattr(cli_scrape, "MOST_BYTES", 2 * 1_048_576)
-    with answering(b"up 1\n" * 450_000) as url, pytest.raises(UnreadableError, match="more than 2 MiB"):
+    monkeypatch.setattr(cli_scrape, "MAX_RESPONSE_BYTES", 2 * 1_048_576)
+    with answering(b"up 1\n" * 450_000) as url, pytest.raises(ScrapeError, match="more than 2 MiB"):
         scrape(url)
 
 
@@ -287,12 +287,12 @@ def test_a_server_that_says_nothing_is_not_waited_for(monkeypatch: pytest.Monkey
     """Silence ends after a time, and so does an answer that drips."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/metrics"
-        monkeypatch.setattr(cli_scrape, "SILENCE", 0.05)
-        with pytest.raises(UnreadableError, match="no answer in time"):
+        monkeypatch.setattr(cli_scrape, "READ_TIMEOUT", 0.05)
+        with pytest.raises(ScrapeError, match="no answer in time"):
             scrape(url)
-        monkeypatch.setattr(cli_scrape, "SILENCE", 10.0)
+        monkeypatch.setattr(cli_scrape, "READ_TIMEOUT", 10.0)
         monkeypatch.setattr(cli_scrape, "LONGEST", 0.05)
-        with pytest.raises(UnreadableError, match="no answer in time"):
+        with pytest.raises(ScrapeError, match="no answer in time"):
             scrape(url)
 
 
@@ -345,7 +345,7 @@ def test_the_token_goes_over_http_to_private_hosts_only(monkeypatch: pytest.Monk
     """To a public address it is not sent without TLS, unless `--insecure` says so."""
     monkeypatch.setattr(cli_scrape, "PRIVATE_NETWORKS", ())
     with answering(b"up 1\n") as url:
-        with pytest.raises(UnreadableError, match="over plain http to a public address; use https"):
+        with pytest.raises(ScrapeError, match="over plain http to a public address; use https"):
             scrape(url, TOKEN)
         assert list(scrape(url, TOKEN, insecure=True).metrics) == ["up"]
 

@@ -11,8 +11,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.applications import Starlette
 
 from fastapi_observe import TraceContext
-from fastapi_observe.clients.database.client import MOST_PREPARED, MOST_TABLES, OTHER
-from fastapi_observe.clients.database.errors import error_of_driver
+from fastapi_observe.clients.database.client import MAX_PREPARED_QUERIES, MAX_TABLES, OTHER
+from fastapi_observe.clients.database.errors import driver_error
 from fastapi_observe.records.pool import PoolState
 
 if TYPE_CHECKING:
@@ -137,32 +137,32 @@ def test_errors_within_errors() -> None:
         __module__ = "sqlalchemy.dialects.postgresql.asyncpg"
 
     adapted, inner = Adapted(), LookupError("mine")
-    assert error_of_driver(adapted) is adapted
+    assert driver_error(adapted) is adapted
     adapted.__cause__ = inner
-    assert error_of_driver(StatementError("", "SELECT 1", {}, adapted)) is inner
+    assert driver_error(StatementError("", "SELECT 1", {}, adapted)) is inner
     endless: BaseException = inner
     for _ in range(9):
         endless = StatementError("", "SELECT 1", {}, endless)
-    assert type(error_of_driver(endless)) is StatementError
+    assert type(driver_error(endless)) is StatementError
 
 
 def test_names_of_pools(seen: Seen) -> None:
     """A pool's name is claimed once, free again when the pool is gone, and given back where it cannot be shown."""
     db = seen.observe.db
-    assert [db.claim_pool("shop") for _ in range(3)] == ["shop", "shop-2", "shop-3"]
+    assert [db.reserve_pool_name("shop") for _ in range(3)] == ["shop", "shop-2", "shop-3"]
     remove = db.add_pool("shop-2", lambda: PoolState(active=5))
     assert seen.samples("db_connections_active") == {(("pool", "shop-2"),): 5}
     remove()
-    assert db.claim_pool("shop") == "shop-2"
+    assert db.reserve_pool_name("shop") == "shop-2"
     remove()
-    assert db.claim_pool("shop") == "shop-4"
+    assert db.reserve_pool_name("shop") == "shop-4"
 
     def fail() -> PoolState:
         raise LookupError
 
     with pytest.raises(LookupError):
-        db.add_pool(db.claim_pool("other"), fail)
-    assert db.claim_pool("other") == "other"
+        db.add_pool(db.reserve_pool_name("other"), fail)
+    assert db.reserve_pool_name("other") == "other"
 
 
 # Many of them
@@ -182,17 +182,17 @@ def test_a_decorated_query(seen: Seen) -> None:
 def test_many_tables_and_statements(observed: Callable[..., Seen]) -> None:
     """Tables are told apart up to a number, and statements are kept up to a number; all are counted."""
     seen = observed(Starlette(), sample_ratio=0.0, logs=False)
-    db, count = seen.observe.db, max(4 * MOST_TABLES, MOST_PREPARED) + 1
+    db, count = seen.observe.db, max(4 * MAX_TABLES, MAX_PREPARED_QUERIES) + 1
     facts = {"db.namespace": "shop"}
     for number in range(count):
-        query = db.statement(f"SELECT * FROM t{number}", system="sqlite", facts=facts)  # noqa: S608 - sent nowhere
+        query = db.start_statement(f"SELECT * FROM t{number}", system="sqlite", attributes=facts)  # noqa: S608 - sent nowhere
         assert query is not None
         with query:
             pass
-        assert len(db._prepared) <= MOST_PREPARED
+        assert len(db._prepared) <= MAX_PREPARED_QUERIES
     found = seen.samples("db_queries_total")
-    assert len(found) == MOST_TABLES
-    assert found[("operation", "SELECT"), ("table", OTHER)] == count - (MOST_TABLES - 1)
+    assert len(found) == MAX_TABLES
+    assert found[("operation", "SELECT"), ("table", OTHER)] == count - (MAX_TABLES - 1)
 
 
 # Where they stand
@@ -228,7 +228,7 @@ async def test_what_is_no_operation_and_no_table(observed: Callable[..., Seen]) 
             query.rows("x")  # type: ignore[arg-type]
     assert [span.name for span in told.spans] == ["SELECT users", "SELECT", "OTHER"]
     assert "hunter2" not in told.text + str([dict(span.attributes or {}) for span in told.spans])
-    assert told.observe.faults.counts == {}
+    assert told.observe.internal_errors.counts == {}
 
 
 async def test_names_of_queries_that_hold_a_secret(observed: Callable[..., Seen]) -> None:

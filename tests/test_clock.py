@@ -63,7 +63,7 @@ def test_a_clock_that_jumps_disturbs_nothing(observed: Callable[..., Seen], mode
     began = time.monotonic()
     try:
         asyncio.run(live(app))
-        assert seen.observe.faults.counts == {}
+        assert seen.observe.internal_errors.counts == {}
         assert_durations(seen)
         seen.observe.close()
     finally:

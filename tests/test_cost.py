@@ -13,7 +13,7 @@ from servers import serving
 
 from fastapi_observe.cli.main import main
 from fastapi_observe.cli.scrape import families
-from fastapi_observe.slo.cost import Prices, Tally, as_text, bill
+from fastapi_observe.slo.cost import Prices, ScrapeTotals, as_text, estimate_cost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,9 +105,9 @@ fastapi_observe_exported_total{signal="traces"} 300
 """
 
 
-def tally(text: str) -> Tally:
+def tally(text: str) -> ScrapeTotals:
     """Read a scrape."""
-    made = Tally()
+    made = ScrapeTotals()
     for family in families("here", made.counted(text.splitlines())):
         made.add(family)
     return made
@@ -115,7 +115,7 @@ def tally(text: str) -> Tally:
 
 def test_lines_and_spans_of_a_day() -> None:
     """What was written since the oldest process started is a day's worth in proportion."""
-    found = bill(tally(SHOWN), 15, Prices(1, 1, 1), bytes_per_line=500, now=1000 + 8640)
+    found = estimate_cost(tally(SHOWN), 15, Prices(1, 1, 1), bytes_per_line=500, now=1000 + 8640)
     assert found["running_for_seconds"] == 8640
     assert found["log_lines_per_day"] == 15_000
     assert found["log_bytes_per_day_estimated"] == 7_500_000
@@ -136,7 +136,7 @@ def test_lines_and_spans_of_a_day() -> None:
 
 def test_without_a_start_nothing_is_said_of_lines() -> None:
     """Where the process does not tell when it started (not on Linux), rates are unknown, not zero."""
-    found = bill(tally("# TYPE up gauge\nup 1\n"), 15, Prices(), bytes_per_line=500)
+    found = estimate_cost(tally("# TYPE up gauge\nup 1\n"), 15, Prices(), bytes_per_line=500)
     assert found["log_lines_per_day"] is found["spans_per_day"] is None
     assert "unknown" in as_text(found)
     assert "Nothing can be switched off" in as_text(found)
@@ -145,32 +145,34 @@ def test_without_a_start_nothing_is_said_of_lines() -> None:
 def test_what_is_no_number_is_not_counted() -> None:
     """A gauge may be NaN, and a foreign counter too: it is a series, and adds up to nothing."""
     odd = 'process_start_time_seconds NaN\nhttp_requests_total NaN\nhttp_requests_total{endpoint="/a"} +Inf\n'
-    found = bill(tally(odd), 15, Prices(), bytes_per_line=500)
+    found = estimate_cost(tally(odd), 15, Prices(), bytes_per_line=500)
     assert (found["series"], found["requests_per_day"]) == (3, None)
 
 
 def test_probes_are_found() -> None:
     """A route that only machines ask is named: excluded, it costs nothing."""
-    found = bill(tally(SHOWN.replace('"/a"', '"/api/healthz"')), 15, Prices(), bytes_per_line=500)
+    found = estimate_cost(tally(SHOWN.replace('"/a"', '"/api/healthz"')), 15, Prices(), bytes_per_line=500)
     savings = {each["what"]: each["series"] for each in found["savings"] if "series" in each}
     assert savings["exclude_paths=['/api/healthz']"] == 5
     assert not [
-        each for each in bill(tally(SHOWN), 15, Prices(), bytes_per_line=1)["savings"] if "exclude" in each["what"]
+        each
+        for each in estimate_cost(tally(SHOWN), 15, Prices(), bytes_per_line=1)["savings"]
+        if "exclude" in each["what"]
     ]
 
 
 def test_a_young_process_has_run_a_second() -> None:
     """A clock that is behind gives no negative rates."""
-    assert bill(tally(SHOWN), 15, Prices(), bytes_per_line=1, now=0)["running_for_seconds"] == 1
+    assert estimate_cost(tally(SHOWN), 15, Prices(), bytes_per_line=1, now=0)["running_for_seconds"] == 1
 
 
 def test_the_largest_are_shown() -> None:
     """Of many metrics fifteen are told one by one, the others together; sizes have units."""
     text = "".join(f'# TYPE m{at} gauge\nm{at}{{endpoint="/{at}"}} 1\n' for at in range(40))
-    shown = as_text(bill(tally(text), 0.001, Prices(), bytes_per_line=500))
+    shown = as_text(estimate_cost(tally(text), 0.001, Prices(), bytes_per_line=500))
     assert shown.count("and 25 more with 25 series") == 2
     assert re.search(r"bytes a scrape before compression, \d+\.\d GB a day", shown)
-    assert "TB a day" in as_text(bill(tally(text), 0.00001, Prices(), bytes_per_line=500))
+    assert "TB a day" in as_text(estimate_cost(tally(text), 0.00001, Prices(), bytes_per_line=500))
 
 
 def test_text(observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,10 +24,10 @@ from fastapi_observe import (
     ObservabilityDep,
     SpanDep,
     TracingDep,
-    current,
     dependencies,
+    get_observability,
 )
-from fastapi_observe.dependencies import observability_of
+from fastapi_observe.dependencies import get_request_observability
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +86,7 @@ def router_for(given: Given) -> APIRouter:
         span: SpanDep,
         observe: ObservabilityDep,
     ) -> None:
-        given.all.append({**locals(), "current": current()})
+        given.all.append({**locals(), "current": get_observability()})
 
     @router.get("/sync/{name}")
     def is_sync(  # noqa: PLR0913, PLR0917 - one of each
@@ -100,7 +100,7 @@ def router_for(given: Given) -> APIRouter:
         span: SpanDep,
         observe: ObservabilityDep,
     ) -> None:
-        given.all.append({**locals(), "current": current()})
+        given.all.append({**locals(), "current": get_observability()})
 
     @router.websocket("/talk/{name}")
     async def talks(  # noqa: PLR0913, PLR0917 - one of each
@@ -115,7 +115,7 @@ def router_for(given: Given) -> APIRouter:
         span: SpanDep,
         observe: ObservabilityDep,
     ) -> None:
-        given.all.append({**locals(), "current": current()})
+        given.all.append({**locals(), "current": get_observability()})
         await websocket.accept()
         await websocket.close()
 
@@ -251,17 +251,17 @@ def test_without_install(name: str) -> None:
 
 
 def test_far_from_requests(observed: Callable[..., Seen]) -> None:
-    """`current()` is the only installed app's; with none, or with several, an error tells what to do."""
+    """`get_observability()` is the only installed app's; with none, or with several, an error tells what to do."""
     with pytest.raises(RuntimeError, match=r"call install\(app\) where the app is created"):
-        current()
+        get_observability()
     app = FastAPI()
     first = observed(app)
-    assert current() is first.observe is app.state.observe
+    assert get_observability() is first.observe is app.state.observe
     second = observed(FastAPI())
     with pytest.raises(RuntimeError, match=r"2 apps are installed .* use app.state.observe of the one you mean"):
-        current()
+        get_observability()
     second.observe.close()
-    assert current() is first.observe
+    assert get_observability() is first.observe
 
 
 def test_the_schema_knows_nothing_of_them() -> None:
@@ -281,7 +281,7 @@ def test_plain_starlette_asks_by_function(observed: Callable[..., Seen]) -> None
     given: list[Any] = []
 
     async def page(request: Request) -> PlainTextResponse:
-        given.append(observability_of(request))
+        given.append(get_request_observability(request))
         return PlainTextResponse("page")
 
     app = Starlette(routes=[Mount("/sub", Starlette(routes=[Route("/x", page)]))])

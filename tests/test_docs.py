@@ -63,9 +63,9 @@ EXAMPLES = [example for page in PAGES for example in examples(page)]
 @pytest.fixture
 def _uninstall() -> Iterator[None]:
     """Whatever an example installs is closed after it; what it put into the default registry is taken out."""
-    before, registered = list(observability.OPEN), set(REGISTRY._collector_to_names)
+    before, registered = list(observability.INSTALLED), set(REGISTRY._collector_to_names)
     yield
-    for one in reversed([each for each in observability.OPEN if each not in before]):
+    for one in reversed([each for each in observability.INSTALLED if each not in before]):
         one.close()
     for collector in set(REGISTRY._collector_to_names) - registered:
         REGISTRY.unregister(collector)
@@ -155,9 +155,9 @@ def add_orders(app: FastAPI) -> None:
             async with db.query("SELECT", table="orders"), external.call("billing", "get_invoice"):
                 pass
         db.add_pool("main", lambda: PoolState(active=1, overflow=0))
-        db.waited("main", 0.001)
-        db.event("main", "begin")
-        with current.current().operation("charge card"):
+        db.record_connection_wait("main", 0.001)
+        db.record_connection_event("main", "begin")
+        with current.get_observability().operation("charge card"):
             pass
         with pytest.raises(LookupError), db.query("DELETE", table="orders"):
             raise LookupError
@@ -226,7 +226,7 @@ def everything(observed: Callable[..., Seen]) -> Everything:
         with client.websocket_connect("/ws") as socket:
             socket.send_text("hello")
             socket.receive_text()
-        seen.observe.faults("example", LookupError())
+        seen.observe.internal_errors("example", LookupError())
         # here and not later: some metrics are there while the loop runs
         return Everything(client.get("/metrics").text, seen)
 

@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from tools import needs_package
 
 from fastapi_observe import install
-from fastapi_observe.clients.database.sqlalchemy import MARK
+from fastapi_observe.clients.database.sqlalchemy import OBSERVED_ATTRIBUTE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -114,7 +114,7 @@ async def test_every_kind_of_pool(observed: Callable[..., Seen], case: Case) -> 
     seen.observe.close()
     assert type(case.pool) is kind
     await case.send()
-    assert (len(seen.spans), seen.observe.faults.counts) == (1, {})
+    assert (len(seen.spans), seen.observe.internal_errors.counts) == (1, {})
 
 
 @pytest.mark.parametrize("wrong", [None, 5, "postgresql://ann:hunter2@db.example/shop", sa.create_engine, object()])
@@ -152,7 +152,7 @@ async def test_pools_without_a_signal(observed: Callable[..., Seen], case: Case,
     assert len(lines) == (off != "logs")
     if off != "metrics":
         assert (seen.total("db_queries_total"), seen.total(GIVEN)) == (1, 1)
-    assert seen.observe.faults.counts == {}
+    assert seen.observe.internal_errors.counts == {}
 
 
 # Engines
@@ -171,7 +171,7 @@ def test_engines_of_install(observed: Callable[..., Seen], engine: sa.Engine) ->
     seen.observe.close()
     for one in (engine, later):
         query(one)
-        assert MARK not in vars(one)
+        assert OBSERVED_ATTRIBUTE not in vars(one)
         assert "do_execute" not in vars(one.dialect)
     assert len(seen.spans) == 2
     later.dispose()
@@ -197,7 +197,7 @@ def test_a_wrong_engine_leaves_nothing_behind(observed: Callable[..., Seen], eng
         install(app, engines=[engine, wrong])
     assert not hasattr(app.state, "observe")
     assert set(threading.enumerate()) <= threads
-    assert MARK not in vars(engine)
+    assert OBSERVED_ATTRIBUTE not in vars(engine)
     seen = observed(app, engines=[engine])
     query(engine)
     assert app.state.observe is seen.observe
@@ -215,4 +215,4 @@ def test_engines_without_a_signal(observed: Callable[..., Seen], engine: sa.Engi
     assert len(lines) == (off != "logs")
     if off != "metrics":
         assert (seen.total("db_queries_total"), seen.total(GIVEN)) == (1, 1)
-    assert seen.observe.faults.counts == {}
+    assert seen.observe.internal_errors.counts == {}

@@ -8,13 +8,13 @@ from typing import TypeVar
 import pytest
 
 from fastapi_observe.records.exceptions import (
-    MOST_LINKED,
+    MAX_CHAIN_LENGTH,
     UNPRINTABLE_STACK,
-    linked,
-    message_of,
-    stack_of,
+    exception_chain,
+    exception_message,
+    exception_stacktrace,
 )
-from fastapi_observe.redaction.text import LONGEST_TEXT
+from fastapi_observe.redaction.text import MAX_TEXT_LENGTH
 from fastapi_observe.redaction.values import is_of_database
 
 HIDDEN = "hunter2"
@@ -33,17 +33,17 @@ def test_a_secret_whose_name_would_be_cut_off() -> None:
     """A value is hidden however long it is: what tells that it is one may be far before it."""
     detail = "duplicate key\nDETAIL:  Key (name)=(" + HIDDEN * 3000 + ") already exists."
     exc = raised(ValueError(detail))
-    for text in (message_of(exc), stack_of(exc)):
+    for text in (exception_message(exc), exception_stacktrace(exc)):
         assert HIDDEN not in text
         assert "DETAIL:  REDACTED" in text
-    assert "test_exceptions.py" in stack_of(exc)
+    assert "test_exceptions.py" in exception_stacktrace(exc)
 
 
 def test_what_stands_behind_the_bound_is_shown_nowhere() -> None:
     """Of a very long text only the beginning is shown, in the stack trace too."""
-    exc = raised(ValueError("x" * LONGEST_TEXT + HIDDEN))
-    assert HIDDEN not in message_of(exc) + stack_of(exc)
-    assert "x" * 100 in stack_of(exc)
+    exc = raised(ValueError("x" * MAX_TEXT_LENGTH + HIDDEN))
+    assert HIDDEN not in exception_message(exc) + exception_stacktrace(exc)
+    assert "x" * 100 in exception_stacktrace(exc)
 
 
 def test_causes_and_groups() -> None:
@@ -52,8 +52,8 @@ def test_causes_and_groups() -> None:
     exc = raised(
         ExceptionGroup("two", [raised(inner), raised(KeyError("x"), raised(OSError(f"https://x/?token={HIDDEN}")))])
     )
-    assert HIDDEN not in stack_of(exc)
-    assert {type(each) for each in linked(exc)} == {ExceptionGroup, ValueError, KeyError, OSError}
+    assert HIDDEN not in exception_stacktrace(exc)
+    assert {type(each) for each in exception_chain(exc)} == {ExceptionGroup, ValueError, KeyError, OSError}
 
 
 def test_a_group_of_database_errors() -> None:
@@ -62,8 +62,8 @@ def test_a_group_of_database_errors() -> None:
     group = raised(
         ExceptionGroup("two", [raised(ValueError(detail)), raised(sqlite3.OperationalError(f'near "{HIDDEN}"'))])
     )
-    assert HIDDEN not in stack_of(group)
-    assert 'near "REDACTED"' in stack_of(group)
+    assert HIDDEN not in exception_stacktrace(group)
+    assert 'near "REDACTED"' in exception_stacktrace(group)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_group_of_database_errors() -> None:
 )
 def test_secrets_in_a_text(text: str) -> None:
     """What is known to carry a secret is hidden, however it is written."""
-    assert "ter2" not in message_of(ValueError(text))
+    assert "ter2" not in exception_message(ValueError(text))
 
 
 @pytest.mark.parametrize(
@@ -106,9 +106,9 @@ def test_secrets_in_a_text(text: str) -> None:
 )
 def test_what_databases_quote(text: str) -> None:
     """Quoted parts of a driver's errors are hidden, those of other exceptions are not."""
-    assert HIDDEN not in message_of(sqlite3.OperationalError(text))
-    assert message_of(KeyError("don't")) == '"don\'t"'
-    assert message_of(sqlite3.OperationalError("can't open")) == "can't open"
+    assert HIDDEN not in exception_message(sqlite3.OperationalError(text))
+    assert exception_message(KeyError("don't")) == '"don\'t"'
+    assert exception_message(sqlite3.OperationalError("can't open")) == "can't open"
 
 
 @pytest.mark.parametrize(
@@ -116,48 +116,48 @@ def test_what_databases_quote(text: str) -> None:
 )
 def test_a_long_text_takes_no_time(unit: str) -> None:
     """Each pattern keeps what it has read: a megabyte of what it begins with ends at once."""
-    assert message_of(ValueError(unit * 200_000))
-    stack_of(raised(ExceptionGroup("many", [ValueError(unit * 20_000) for _ in range(30)])))
+    assert exception_message(ValueError(unit * 200_000))
+    exception_stacktrace(raised(ExceptionGroup("many", [ValueError(unit * 20_000) for _ in range(30)])))
 
 
 def test_few_are_looked_at() -> None:
     """A chain that never ends, or ends in itself, is bounded."""
-    many = raised(ExceptionGroup("many", [ValueError(f"number {number}") for number in range(2 * MOST_LINKED)]))
-    assert stack_of(many).count("ValueError: number") <= MOST_LINKED
+    many = raised(ExceptionGroup("many", [ValueError(f"number {number}") for number in range(2 * MAX_CHAIN_LENGTH)]))
+    assert exception_stacktrace(many).count("ValueError: number") <= MAX_CHAIN_LENGTH
     first = last = ValueError()
-    for _ in range(MOST_LINKED + 5):
+    for _ in range(MAX_CHAIN_LENGTH + 5):
         last.__context__ = after = ValueError()
         last = after
-    assert len(linked(first)) == MOST_LINKED
+    assert len(exception_chain(first)) == MAX_CHAIN_LENGTH
     loop = ValueError()
     other = ValueError()
     loop.__context__, other.__context__ = other, loop
-    assert len(linked(loop)) == 2
+    assert len(exception_chain(loop)) == 2
 
 
 def test_groups_in_groups() -> None:
     """Beyond the bound the members of a group are left away."""
-    groups = [ExceptionGroup("inner", [ValueError(f"number {number}")]) for number in range(2 * MOST_LINKED)]
-    assert stack_of(raised(ExceptionGroup("outer", groups))).count("ValueError: number") < MOST_LINKED
+    groups = [ExceptionGroup("inner", [ValueError(f"number {number}")]) for number in range(2 * MAX_CHAIN_LENGTH)]
+    assert exception_stacktrace(raised(ExceptionGroup("outer", groups))).count("ValueError: number") < MAX_CHAIN_LENGTH
 
 
 def test_notes() -> None:
     """What was added to an exception is redacted like its text; few notes are looked at."""
     exc = raised(ValueError("wrong"))
     exc.add_note(f"password={HIDDEN}")
-    for number in range(2 * MOST_LINKED):
+    for number in range(2 * MAX_CHAIN_LENGTH):
         exc.add_note(f"note {number}")
-    assert HIDDEN not in stack_of(exc)
-    assert "password=REDACTED" in stack_of(exc)
-    assert stack_of(exc).count("note ") == MOST_LINKED - 1
+    assert HIDDEN not in exception_stacktrace(exc)
+    assert "password=REDACTED" in exception_stacktrace(exc)
+    assert exception_stacktrace(exc).count("note ") == MAX_CHAIN_LENGTH - 1
 
 
 def test_a_stack_that_is_long_shows_its_last_lines() -> None:
     """Whole lines are left away at the beginning: none is cut in its middle."""
     exc = raised(ValueError("the end"), raised(KeyError("x" * 7000), raised(KeyError("y" * 7000))))
-    assert len(stack_of(exc)) <= LONGEST_TEXT
-    assert stack_of(exc).startswith("…\n")
-    assert stack_of(exc).endswith("ValueError: the end\n")
+    assert len(exception_stacktrace(exc)) <= MAX_TEXT_LENGTH
+    assert exception_stacktrace(exc).startswith("…\n")
+    assert exception_stacktrace(exc).endswith("ValueError: the end\n")
 
 
 class OddMeta(type):
@@ -187,11 +187,11 @@ class UnprintableError(Exception):
 
 def test_exceptions_that_cannot_be_shown() -> None:
     """A stand-in tells what it was."""
-    assert message_of(UnprintableError()) == "<unprintable UnprintableError>"
-    assert "UnprintableError" in stack_of(raised(UnprintableError()))
+    assert exception_message(UnprintableError()) == "<unprintable UnprintableError>"
+    assert "UnprintableError" in exception_stacktrace(raised(UnprintableError()))
 
 
 def test_a_stack_that_cannot_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception class may override anything."""
     monkeypatch.setattr("traceback.TracebackException.format", lambda *_, **__: 1 / 0)
-    assert stack_of(ValueError()) == UNPRINTABLE_STACK
+    assert exception_stacktrace(ValueError()) == UNPRINTABLE_STACK

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from opentelemetry import context as otel_context
 
-from fastapi_observe.internal.errors import Faults
-from fastapi_observe.records.request import CONTEXT_KEY, Exchange, current_exchange
-from fastapi_observe.records.websocket import WebSocketExchange
+from fastapi_observe.internal.errors import InternalErrors
+from fastapi_observe.records.request import CONTEXT_KEY, RequestRecord, current_record
+from fastapi_observe.records.websocket import WebSocketRecord
 
 if TYPE_CHECKING:
     from starlette.types import Message
@@ -27,16 +27,16 @@ def body(data: bytes = b"", *, more: bool = False) -> Message:
 class Played:
     """An exchange, the messages it passed on, and how often it was reported."""
 
-    def __init__(self, kind: type[Exchange] = Exchange, **scope: Any) -> None:
+    def __init__(self, kind: type[RequestRecord] = RequestRecord, **scope: Any) -> None:
         self.sent: list[Message] = []
         self.coming: list[Message] = []
         self.reports = 0
-        self.faults = Faults()
+        self.faults = InternalErrors()
         self.send_raises: BaseException | None = None
         self.exchange: Any = kind(
             {"type": "http", "method": "GET", "path": "/", **scope}, self._receive, self._send, self.faults, self._end
         )
-        self.exchange.stamps = {b"x-request-id": b"mine"}
+        self.exchange.extra_response_headers = {b"x-request-id": b"mine"}
 
     async def _receive(self) -> Message:
         return self.coming.pop(0)
@@ -46,7 +46,7 @@ class Played:
         if self.send_raises is not None:
             raise self.send_raises
 
-    def _end(self, exchange: Exchange) -> None:
+    def _end(self, exchange: RequestRecord) -> None:
         self.reports += 1
 
     async def send(self, *messages: Message) -> Played:
@@ -143,11 +143,11 @@ async def test_a_response_that_breaks() -> None:
 @pytest.mark.parametrize(
     ("kind", "start", "end"),
     [
-        (Exchange, START, (200, "client_disconnect", "client_disconnect")),
-        (WebSocketExchange, {"type": "websocket.accept"}, (101, "client_disconnect", "client_disconnect")),
+        (RequestRecord, START, (200, "client_disconnect", "client_disconnect")),
+        (WebSocketRecord, {"type": "websocket.accept"}, (101, "client_disconnect", "client_disconnect")),
     ],
 )
-async def test_a_server_that_cannot_send(kind: type[Exchange], start: Message, end: Any) -> None:
+async def test_a_server_that_cannot_send(kind: type[RequestRecord], start: Message, end: Any) -> None:
     """An `OSError` of the server's send goes to the app; so a server tells that the client has left."""
     for extra in (0, 1):
         played = await Played(kind).send(start)
@@ -257,7 +257,7 @@ async def test_headers_that_can_be_read_once() -> None:
 
 async def test_what_is_missing_has_a_default() -> None:
     """A scope without method, path and headers is a request all the same; an unknown method is `_OTHER`."""
-    bare = Exchange({"type": "http"}, None, None, Faults(), lambda _: None)  # type: ignore[arg-type]
+    bare = RequestRecord({"type": "http"}, None, None, InternalErrors(), lambda _: None)  # type: ignore[arg-type]
     assert (bare.method, bare.path, bare.headers) == ("GET", "", {})
     assert Played(method="BREW").exchange.method == "_OTHER"
 
@@ -278,7 +278,7 @@ async def test_a_body_without_a_start_is_no_end() -> None:
 async def test_the_start_is_told_to_who_asked() -> None:
     """`on_start` is called once, when the response begins and its status is known."""
     seen: list[int] = []
-    for kind, start in ((Exchange, START), (WebSocketExchange, {"type": "websocket.accept"})):
+    for kind, start in ((RequestRecord, START), (WebSocketRecord, {"type": "websocket.accept"})):
         played = Played(kind)
         played.exchange.on_start = lambda exchange: seen.append(exchange.status_code)
         await played.send(start, start)
@@ -288,7 +288,7 @@ async def test_the_start_is_told_to_who_asked() -> None:
 @pytest.mark.parametrize("message", [{}, {"type": "http.response.start", "status": "no"}, {"type": 7}])
 async def test_illegal_messages_pass_untouched(message: Message) -> None:
     """What an app or a server sends wrongly reaches the other side as it is."""
-    for kind in (Exchange, WebSocketExchange):
+    for kind in (RequestRecord, WebSocketRecord):
         played = await Played(kind).send(message)
         assert played.sent == [message]
         await played.receive(message)
@@ -312,12 +312,12 @@ async def test_a_fault_of_ours_is_counted_and_passes_nothing_on() -> None:
 
 async def test_the_exchange_of_the_calling_code() -> None:
     """`current_exchange` reads the context; anything else under the key, or nothing, is no exchange."""
-    assert current_exchange() is None
+    assert current_record() is None
     exchange, over = Played().exchange, Played().exchange
     over.let_go()
     for value, expected in ((exchange.current, exchange), (over.current, None), ("else", None)):
         token = otel_context.attach(otel_context.set_value(CONTEXT_KEY, value))
-        assert current_exchange() is expected
+        assert current_record() is expected
         otel_context.detach(token)
 
 
@@ -346,7 +346,7 @@ def disconnect(code: Any = 1005) -> Message:
 )
 async def test_a_client_that_closes(code: Any, told: str, outcome: str, error_type: str | None) -> None:
     """Its code is told as far as RFC 6455 names it; it cannot make the server look broken."""
-    played = await Played(WebSocketExchange).send(ACCEPT)
+    played = await Played(WebSocketRecord).send(ACCEPT)
     await played.receive(disconnect(code), disconnect(1000))
     assert played.leave().end == (101, outcome, error_type)
     assert played.exchange.close_code == told
@@ -358,7 +358,7 @@ async def test_a_client_that_closes(code: Any, told: str, outcome: str, error_ty
 )
 async def test_an_app_that_closes(code: int, outcome: str, error_type: str | None) -> None:
     """The app's code is told as it is; 1011 is its own error."""
-    played = await Played(WebSocketExchange).send(ACCEPT, {"type": "websocket.close", "code": code})
+    played = await Played(WebSocketRecord).send(ACCEPT, {"type": "websocket.close", "code": code})
     await played.send({"type": "websocket.close", "code": 1000})
     assert played.leave().end == (101, outcome, error_type)
     assert played.exchange.close_code == str(code)
@@ -366,11 +366,11 @@ async def test_an_app_that_closes(code: int, outcome: str, error_type: str | Non
 
 async def test_a_refused_websocket() -> None:
     """Closed before it was accepted is 403, a response of the app its own status; both are `denied`."""
-    closed = await Played(WebSocketExchange).send({"type": "websocket.close"})
+    closed = await Played(WebSocketRecord).send({"type": "websocket.close"})
     assert closed.leave().end == (403, "client_error", None)
     assert closed.exchange.close_code == "denied"
     for status, end in ((401, (401, "client_error", None)), (503, (503, "server_error", "503"))):
-        played = await Played(WebSocketExchange).send(
+        played = await Played(WebSocketRecord).send(
             {"type": "websocket.http.response.start", "status": status, "headers": [(b"a", b"b")]},
             {"type": "websocket.http.response.body", "body": b"no"},
         )
@@ -381,7 +381,7 @@ async def test_a_refused_websocket() -> None:
 async def test_websocket_messages_are_counted() -> None:
     """Texts count as their UTF-8 bytes, lone surrogates too; both directions apart."""
     told: list[str] = []
-    played = Played(WebSocketExchange)
+    played = Played(WebSocketRecord)
     await played.send(ACCEPT, {"type": "websocket.send", "bytes": b"123", "text": None})
     played.exchange.count_sent = lambda: told.append("sent")
     played.exchange.count_received = lambda: told.append("received")
@@ -416,11 +416,11 @@ async def test_a_websocket_that_breaks(
     messages: tuple[Message, ...], raised: BaseException | None, end: Any, close_code: str
 ) -> None:
     """An exception, a cancellation and an app that just returns are told apart; the client's leaving is no error."""
-    played = (await Played(WebSocketExchange).send(*messages)).leave(raised)
+    played = (await Played(WebSocketRecord).send(*messages)).leave(raised)
     assert (played.end, played.exchange.close_code) == (end, close_code)
 
 
 def test_slots_hold_everything() -> None:
     """A record has no dictionary: a misspelt attribute is an error, and the record stays small."""
-    for kind in (Exchange, WebSocketExchange):
+    for kind in (RequestRecord, WebSocketRecord):
         assert not hasattr(Played(kind).exchange, "__dict__")

@@ -20,9 +20,9 @@ from fastapi_observe.export import outage
 from fastapi_observe.export import store as export_store
 from fastapi_observe.export.queue import ExportQueue
 from fastapi_observe.export.sender import Sender
-from fastapi_observe.export.store import SLICE, Limits, Store
-from fastapi_observe.export.transport import Answer
-from fastapi_observe.internal.errors import Faults
+from fastapi_observe.export.store import ENCODE_BATCH, ExportBuffer, QueueLimits
+from fastapi_observe.export.transport import ExportResult
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.traces.provider import ObserveTracerProvider
 from fastapi_observe.traces.service import TracingService
 
@@ -37,15 +37,15 @@ MEGABYTE = 1024 * 1024
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a failing collector be tried again soon, so that the tests need not wait."""
-    monkeypatch.setattr(outage, "FIRST_WAIT", 0.02)
-    monkeypatch.setattr(outage, "PROBE_EVERY", 0.05)
+    monkeypatch.setattr(outage, "INITIAL_BACKOFF", 0.02)
+    monkeypatch.setattr(outage, "PROBE_INTERVAL", 0.05)
 
 
 class Exporting:
     """A tracing service that exports to a collector."""
 
     def __init__(self, collector: Collector, **options: Any) -> None:
-        self.faults = Faults()
+        self.faults = InternalErrors()
         defaults = {"otlp_endpoint": collector.url, "sampler": "always_on", "batch_delay": 0.01, "otlp_timeout": 0.3}
         self.tracing = TracingService(ObserveSettings(**{**defaults, **options}), self.faults)
         assert isinstance(self.tracing.provider, ObserveTracerProvider)
@@ -224,16 +224,16 @@ def test_a_batch_that_is_never_taken_goes_after_five_minutes(
     exporting: Callable[..., Exporting], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch that is put off for longer than PUT_OFF_FOR is dropped alone: it must not stop the others for ever."""
-    assert export_store.PUT_OFF_FOR == 300
+    assert export_store.MAX_DEFERRAL == 300
     with Choosy() as collector:
         collector.retry_after = ""
         one = exporting(collector, batch_size=10)
         one.spans(30)
         counts = one.until(lambda counts: (counts.failures or {}).get("http_5xx", 0) >= 6)
         assert (counts.dropped, one.counts.queued) == ({}, 30)
-        monkeypatch.setattr(export_store, "PUT_OFF_FOR", 0.0)
+        monkeypatch.setattr(export_store, "MAX_DEFERRAL", 0.0)
         one.until(lambda counts: counts.dropped)
-        monkeypatch.setattr(export_store, "PUT_OFF_FOR", 300.0)
+        monkeypatch.setattr(export_store, "MAX_DEFERRAL", 300.0)
         collector.busy = False
         counts = one.until(lambda counts: not counts.queued)
         assert counts.dropped["export_failed"] % 10 == 0
@@ -242,27 +242,27 @@ def test_a_batch_that_is_never_taken_goes_after_five_minutes(
 
 def test_each_batch_has_its_five_minutes() -> None:
     """They begin when a batch is first put off, and anew once something was taken or given up; a probe begins none."""
-    store = Store(Limits(10, 65_536, 1, 1.0, 1.0, 1.0))
-    later = Answer("http_5xx", retry=True, later=True)
-    store.settle(later)
+    store = ExportBuffer(QueueLimits(10, 65_536, 1, 1.0, 1.0, 1.0))
+    later = ExportResult("http_5xx", retry=True, retry_later=True)
+    store.apply_result(later)
     assert [store._put_off] == [None]
     store.raw.extend("ab")
     store.take_slice()
     store.add([(None, b"a", 0), (None, b"b", 0)], 2)
     store.take_batch()
-    store.settle(later)
+    store.apply_result(later)
     began = [store._put_off]
     store.take_batch()
-    store.settle(later)
+    store.apply_result(later)
     assert [store._put_off] == began != [None]
     store.take_batch()
-    store.settle(Answer())
+    store.apply_result(ExportResult())
     assert [store._put_off] == [None]
     store.take_batch()
-    store.settle(later)
+    store.apply_result(later)
     store._put_off = monotonic() - 301
     store.take_batch()
-    store.settle(later)
+    store.apply_result(later)
     assert [store._put_off] == [None]
     assert (store.counts().dropped, store.counts().queued) == ({"export_failed": 1}, 0)
 
@@ -376,7 +376,7 @@ def test_the_queue_is_bounded_at_every_moment(exporting: Callable[..., Exporting
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        assert one.counts.queued <= 100 + 10 + 5 * SLICE  # beside those that wait: being sent, being encoded
+        assert one.counts.queued <= 100 + 10 + 5 * ENCODE_BATCH  # beside those that wait: being sent, being encoded
     for thread in threads:
         thread.join()
     counts = one.until(lambda counts: counts.queued == 100)
@@ -468,17 +468,17 @@ class Broken:
         return b"".join(data for _, data, _ in entries)
 
 
-def queue_of(collector: Collector, encoder: Any, faults: Faults) -> ExportQueue:
+def queue_of(collector: Collector, encoder: Any, faults: InternalErrors) -> ExportQueue:
     """Make a queue of texts."""
     from fastapi_observe.export.http import HttpTransport  # noqa: PLC0415
 
     transport = HttpTransport(f"{collector.url}/v1/texts", {}, "traces")
-    return ExportQueue("texts", encoder, transport, Limits(10, 65_536, 5, 0.01, 1.0, 1.0), faults)
+    return ExportQueue("texts", encoder, transport, QueueLimits(10, 65_536, 5, 0.01, 1.0, 1.0), faults)
 
 
 def test_an_item_that_cannot_be_encoded_is_dropped_alone(caplog: pytest.LogCaptureFixture) -> None:
     """The others go; the fault is counted."""
-    faults = Faults()
+    faults = InternalErrors()
     with Collector() as collector:
         queue = queue_of(collector, Broken(on="b"), faults)
         for item in "abc":
@@ -493,7 +493,7 @@ def test_an_item_that_cannot_be_encoded_is_dropped_alone(caplog: pytest.LogCaptu
 
 def test_a_request_that_cannot_be_built_is_dropped() -> None:
     """And the thread lives on."""
-    faults = Faults()
+    faults = InternalErrors()
     with Collector() as collector:
         encoder = Broken(on="request")
         queue = queue_of(collector, encoder, faults)

@@ -77,8 +77,8 @@ def test_every_reason_of_a_failure_is_described() -> None:
 
 def test_bounds_are_described() -> None:
     """Numbers that the page gives: change one, and change it there."""
-    assert store.PUT_OFF_FOR == 5 * 60
-    assert store.MOST_ATTEMPTS == 2
-    assert store.LARGEST_BODY == 4 * 1024 * 1024
+    assert store.MAX_DEFERRAL == 5 * 60
+    assert store.MAX_ATTEMPTS == 2
+    assert store.MAX_BODY_BYTES == 4 * 1024 * 1024
     bounds = ", ".join(f"{bound:g}" for bound in SECONDS)
     assert f"| `fastapi_observe_export_duration_seconds` | {bounds} |" in TEXT

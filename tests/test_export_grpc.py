@@ -18,8 +18,8 @@ from pydantic import SecretStr
 
 from fastapi_observe import ObserveSettings
 from fastapi_observe.export.grpc import GrpcTransport
-from fastapi_observe.export.transport import LONGEST_RETRY_AFTER
-from fastapi_observe.internal.errors import Faults
+from fastapi_observe.export.transport import MAX_RETRY_AFTER
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.traces.provider import ObserveTracerProvider
 from fastapi_observe.traces.service import TracingService
 
@@ -90,7 +90,7 @@ def test_spans_arrive(server: Server) -> None:
         sampler="always_on",
         batch_delay=60,
     )
-    tracing = TracingService(settings, Faults())
+    tracing = TracingService(settings, InternalErrors())
     assert isinstance(tracing.provider, ObserveTracerProvider)
     queue = tracing.provider.queue
     assert queue is not None
@@ -114,7 +114,7 @@ def test_spans_arrive(server: Server) -> None:
         ("RESOURCE_EXHAUSTED", (), "http_4xx", False, None),
         ("RESOURCE_EXHAUSTED", (("other", b"x"), ("google.rpc.retryinfo-bin", RETRY_INFO)), "http_5xx", True, 3.0),
         ("ABORTED", (("google.rpc.retryinfo-bin", b"\x0a\x06\x08\xff\xff\xff\xff\x0f"),), "http_5xx", True,
-         LONGEST_RETRY_AFTER),
+         MAX_RETRY_AFTER),
         ("ABORTED", (("google.rpc.retryinfo-bin", b"\x08\x01"),), "http_5xx", True, None),
         ("ABORTED", (("google.rpc.retryinfo-bin", b"\x0a\x03\x0a\x01x"),), "http_5xx", True, None),
         ("INVALID_ARGUMENT", (), "http_4xx", False, None),
@@ -133,8 +133,13 @@ def test_codes(  # noqa: PLR0913, PLR0917 - a row of the table
     transport = transport_to(server)
     answer = transport.send(b"", monotonic() + 5)
     transport.close()
-    assert (answer.reason, answer.retry, answer.reached, answer.retry_after) == (reason, retry, True, retry_after)
-    assert answer.later == retry
+    assert (answer.reason, answer.retry, answer.maybe_received, answer.retry_after) == (
+        reason,
+        retry,
+        True,
+        retry_after,
+    )
+    assert answer.retry_later == retry
 
 
 def test_a_deadline_holds(server: Server) -> None:
@@ -173,7 +178,7 @@ def test_a_connection_that_ends_under_a_call_is_no_answer() -> None:
         answer = transport.send(b"x", monotonic() + 5)
         thread.join()
         transport.close()
-    assert (answer.reason, answer.retry, answer.reached, answer.later) == ("connect", True, True, False)
+    assert (answer.reason, answer.retry, answer.maybe_received, answer.retry_later) == ("connect", True, True, False)
 
 
 def test_nobody_listens() -> None:
@@ -182,17 +187,17 @@ def test_nobody_listens() -> None:
     gone.close()
     transport = transport_to(gone)
     answer = transport.send(b"", monotonic() + 5)
-    assert (answer.reason, answer.retry, answer.reached) == ("connect", True, False)
+    assert (answer.reason, answer.retry, answer.maybe_received) == ("connect", True, False)
     transport.close()
 
 
 def test_a_forked_child_opens_its_own(server: Server) -> None:
     """The parent's channel is let alone."""
     transport = transport_to(server)
-    transport.forget()
+    transport.detach_after_fork()
     assert not transport.send(b"", monotonic() + 5).reason
     parents = transport._channel
-    transport.forget()
+    transport.detach_after_fork()
     assert not transport.send(b"", monotonic() + 5).reason
     assert transport._channel is not parents
     transport.close()
@@ -223,6 +228,6 @@ def test_certificates_that_are_none(server: Server, monkeypatch: pytest.MonkeyPa
     assert answer.retry
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere.pem")
     answer = GrpcTransport(url, {}, "traces").send(b"", monotonic() + 5)
-    assert (answer.reason, answer.reached) == ("tls", False)
+    assert (answer.reason, answer.maybe_received) == ("tls", False)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", __file__)
     assert GrpcTransport(url, {}, "traces").send(b"", monotonic() + 5).retry

@@ -20,14 +20,14 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from tools import needs
 
-from fastapi_observe.export.http import MOST_READ, HttpTransport
-from fastapi_observe.export.transport import LONGEST_RETRY_AFTER, rejected_items, shown
+from fastapi_observe.export.http import MAX_RESPONSE_BYTES, HttpTransport
+from fastapi_observe.export.transport import MAX_RETRY_AFTER, redact_url, rejected_items
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from fastapi_observe.export.transport import Answer
+    from fastapi_observe.export.transport import ExportResult
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "http://127.0.0.1:9")
 
 
-def send(url: str, body: bytes = b"x", seconds: float = 5.0, headers: dict[str, str] | None = None) -> Answer:
+def send(url: str, body: bytes = b"x", seconds: float = 5.0, headers: dict[str, str] | None = None) -> ExportResult:
     """Send one request and close."""
     transport = HttpTransport(url, headers or {}, "traces")
     answer = transport.send(body, monotonic() + seconds)
@@ -74,7 +74,7 @@ def test_large_requests_are_compressed() -> None:
     [
         ("3", 3, 3),
         ("1e9", None, None),
-        ("999999", LONGEST_RETRY_AFTER, LONGEST_RETRY_AFTER),
+        ("999999", MAX_RETRY_AFTER, MAX_RETRY_AFTER),
         ("in 20 seconds", 15, 20),
         (formatdate(0, usegmt=True), 0, 0),
         ("soon", None, None),
@@ -88,7 +88,7 @@ def test_retry_after(given: str, low: float | None, high: float | None) -> None:
         in_20_seconds = formatdate(time() + 20, usegmt=True)
         collector.retry_after = in_20_seconds if given == "in 20 seconds" else given
         answer = send(collector.url)
-    assert (answer.reason, answer.retry, answer.later) == ("http_5xx", True, True)
+    assert (answer.reason, answer.retry, answer.retry_later) == ("http_5xx", True, True)
     assert (answer.retry_after is None) == (low is None)
     if low is not None and high is not None and answer.retry_after is not None:
         assert low <= answer.retry_after <= high
@@ -164,7 +164,7 @@ def test_a_kept_connection_may_end_at_any_time() -> None:
         assert collector.connections == 2
         collector.mode = "ok"
         assert not transport.send(b"x", monotonic() + 5).reason
-        transport.forget()
+        transport.detach_after_fork()
         assert not transport.send(b"x", monotonic() + 5).reason
         assert collector.connections == 4
         assert transport._wire is not None
@@ -178,7 +178,7 @@ def test_nobody_is_reached() -> None:
     collector = Collector(listens=False)
     for url in (collector.url, "http://nobody.invalid:4318"):
         answer = send(url)
-        assert (answer.reason, answer.retry, answer.reached) == ("connect", True, False)
+        assert (answer.reason, answer.retry, answer.maybe_received) == ("connect", True, False)
 
 
 def test_a_host_that_is_no_name() -> None:
@@ -257,7 +257,7 @@ def test_an_answer_of_another_type_is_not_read() -> None:
     server.close()
 
 
-def answering(response: bytes) -> Answer:
+def answering(response: bytes) -> ExportResult:
     """Send one request to somebody who answers with these bytes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -289,7 +289,7 @@ def test_the_status_of_a_success_is_enough(rest: bytes) -> None:
 def test_any_other_status_is_a_refusal(status: int) -> None:
     """Only 2xx is success, and only 429, 502, 503 and 504 ask for the same again."""
     answer = answering(b"HTTP/1.1 %d x\r\ncontent-length: 0\r\n\r\n" % status)
-    assert (answer.reason, answer.retry, answer.later) == (f"http_{status // 100}xx", False, False)
+    assert (answer.reason, answer.retry, answer.retry_later) == (f"http_{status // 100}xx", False, False)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_any_other_status_is_a_refusal(status: int) -> None:
 )
 def test_what_is_shown_of_a_url(url: str, seen: str) -> None:
     """Where it goes, and nothing secret."""
-    assert shown(url) == seen
+    assert redact_url(url) == seen
 
 
 # TLS
@@ -357,7 +357,7 @@ def test_tls(secure: tuple[str, list[Any]], certificate: tuple[Path, Path], monk
     """OpenTelemetry's variables name the files; without them the system's authorities decide."""
     url, seen = secure
     answer = send(url)
-    assert (answer.reason, answer.reached) == ("tls", False)
+    assert (answer.reason, answer.maybe_received) == ("tls", False)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(certificate[0]))
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE", str(certificate[0]))
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY", str(certificate[1]))
@@ -373,4 +373,4 @@ def test_tls(secure: tuple[str, list[Any]], certificate: tuple[Path, Path], monk
 
 def test_a_bound_is_smaller_than_it_could_hurt() -> None:
     """64 KiB."""
-    assert MOST_READ == 64 * 1024
+    assert MAX_RESPONSE_BYTES == 64 * 1024

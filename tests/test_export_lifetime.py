@@ -21,10 +21,10 @@ from starlette.testclient import TestClient
 
 from fastapi_observe import ObserveSettings, install
 from fastapi_observe.export.counts import ExportCollector, LogCounts
-from fastapi_observe.export.store import Limits, Store
-from fastapi_observe.export.transport import Answer
-from fastapi_observe.internal.errors import Faults
-from fastapi_observe.internal.forks import SUPERVISING, Budget, weakly
+from fastapi_observe.export.store import ExportBuffer, QueueLimits
+from fastapi_observe.export.transport import ExportResult
+from fastapi_observe.internal.errors import InternalErrors
+from fastapi_observe.internal.forks import SUPERVISOR_TIMEOUT, ShutdownDeadline, weak_callback
 from fastapi_observe.traces.provider import ObserveTracerProvider
 from fastapi_observe.traces.service import TracingService
 
@@ -37,7 +37,7 @@ ROOT = str(Path(__file__).parents[1])
 def exporting(collector: Collector, **options: Any) -> tuple[TracingService, ExportQueue]:
     """Return a tracing service and its queue."""
     defaults = {"otlp_endpoint": collector.url, "sampler": "always_on", "batch_delay": 0.02}
-    tracing = TracingService(ObserveSettings(**{**defaults, **options}), Faults())
+    tracing = TracingService(ObserveSettings(**{**defaults, **options}), InternalErrors())
     assert isinstance(tracing.provider, ObserveTracerProvider)
     assert tracing.provider.queue is not None
     return tracing, tracing.provider.queue
@@ -62,7 +62,9 @@ def test_the_thread_comes_with_the_first_span_and_goes_with_the_end() -> None:
     """Installed and silent: none. After `close`: none, and the queue can be collected."""
     before = ours()
     with Collector() as collector:
-        TracingService(ObserveSettings(), Faults())  # the first provider of a process becomes the global one and stays
+        TracingService(
+            ObserveSettings(), InternalErrors()
+        )  # the first provider of a process becomes the global one and stays
         tracing, queue = exporting(collector)
         assert tracing.flush(1)
         assert ours() == before
@@ -226,14 +228,14 @@ def test_all_exports_of_an_install_end_within_one_budget() -> None:
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_who_only_supervises_ends_soon() -> None:
     """A process that forked and serves nothing has little time at its end; its children, and who serves, have all."""
-    budget = Budget()
+    budget = ShutdownDeadline()
     child = os.fork()
     if not child:
-        os._exit(int(budget.begin(2) < 1))
+        os._exit(int(budget.remaining(2) < 1))
     assert os.waitpid(child, 0)[1] == 0
-    assert 0 < budget.begin(2) < SUPERVISING + 0.1
-    budget.renew()
-    assert budget.begin(2) > 1
+    assert 0 < budget.remaining(2) < SUPERVISOR_TIMEOUT + 0.1
+    budget.reset()
+    assert budget.remaining(2) > 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")
@@ -322,7 +324,7 @@ def test_a_child_begins_with_nothing() -> None:
 
 def test_what_comes_too_late_counts_nothing() -> None:
     """A thread that outlives the end of its queue finds everything settled."""
-    store = Store(Limits(10, 65_536, 5, 1.0, 1.0, 1.0))
+    store = ExportBuffer(QueueLimits(10, 65_536, 5, 1.0, 1.0, 1.0))
     store.raw.extend("abcd")
     assert store.take_slice() == [*"abcd"]
     store.add([(None, b"a", 0), (None, b"b", 0)], 2)
@@ -330,7 +332,7 @@ def test_what_comes_too_late_counts_nothing() -> None:
     store.abandon()
     store.begin()
     store.add([(None, b"c", 0), (None, b"d", 0)], 2)
-    store.settle(Answer())
+    store.apply_result(ExportResult())
     counts = store.counts()
     assert (counts.produced, counts.exported, counts.dropped, counts.queued) == (4, 0, {"shutdown": 4}, 0)
 
@@ -344,7 +346,7 @@ def test_what_is_gone_is_not_called() -> None:
             called.append("ended")
 
     owner = Owner()
-    call = weakly(owner, Owner.end)
+    call = weak_callback(owner, Owner.end)
     call()
     del owner
     call()

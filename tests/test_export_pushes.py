@@ -86,7 +86,7 @@ def test_lines_and_metrics_are_sent(observed: Callable[..., Seen], log_format: s
         "HTTP request completed",
     ]
     assert {"http_requests", "http_request_duration_seconds"} <= {name.removesuffix("_total") for name in names}
-    assert seen.observe.faults.counts == {}
+    assert seen.observe.internal_errors.counts == {}
 
 
 def test_one_of_them(observed: Callable[..., Seen]) -> None:

@@ -16,13 +16,13 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from tools import needs
 
-from fastapi_observe.internal.errors import Faults
-from fastapi_observe.internal.version import version_of
+from fastapi_observe.internal.errors import InternalErrors
+from fastapi_observe.internal.version import package_version
 from fastapi_observe.metrics.exposition import (
+    ENCODE_CHUNK_SIZE,
     OPENMETRICS,
-    PIECE,
     TEXT,
-    Body,
+    ResponseBody,
     accepts_gzip,
     prefers_openmetrics,
     render,
@@ -31,7 +31,7 @@ from fastapi_observe.metrics.saturation import Saturation
 from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.metrics.system import SystemCollector
 from fastapi_observe.records.operation import Operation
-from fastapi_observe.records.request import Exchange
+from fastapi_observe.records.request import RequestRecord
 from fastapi_observe.settings.model import ObserveSettings
 
 OPEN = "application/openmetrics-text"
@@ -45,24 +45,24 @@ def _used(**settings: Any) -> MetricsService:
     """Return a service each metric of which has been used."""
     settings = {"default_registry": False, "series_per_metric": 3, **settings}
     made = ObserveSettings(**settings)
-    faults = Faults()
+    faults = InternalErrors()
     metrics = MetricsService(made, faults)
     faults("somewhere", RuntimeError())
     for status in (200, 404, 503):
-        ex: Any = Exchange(
-            {"type": "http", "method": "GET", "path": "/"}, _nothing, _nothing, faults, metrics.close_exchange
+        ex: Any = RequestRecord(
+            {"type": "http", "method": "GET", "path": "/"}, _nothing, _nothing, faults, metrics.on_request_end
         )
         ex.endpoint, ex.status_code, ex.duration, ex.ttfb = '/o/{"id"}\\%s', status, 0.25, 0.1
         ex.error_type = "LookupError" if status == 503 else None
         ex.validation_errors = [("body.name", "missing")]
         ex.sampled, ex.trace_id, ex.span_id, ex.started_ns = True, "a" * 32, "b" * 16, 1_700_000_000_000_000_000
-        metrics.open_exchange(ex)
-        metrics.close_exchange(ex)
+        metrics.on_request_start(ex)
+        metrics.on_request_end(ex)
     ws: Any = type("WebSocket", (), {"websocket": True, "endpoint": "/ws", "close_code": "1000", "duration": 3.0})()
-    metrics.start_exchange(ws)
+    metrics.on_response_start(ws)
     ws.count_received()
     ws.count_sent()
-    metrics.close_exchange(ws)
+    metrics.on_request_end(ws)
     for kind, labels in (
         ("database", {"operation": "SELECT", "table": "orders"}),
         ("external", {"service": "payments", "operation": "charge"}),
@@ -199,8 +199,8 @@ def test_headers_describe_the_body() -> None:
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_long_text_is_encoded_piece_by_piece(packed: bool) -> None:  # noqa: FBT001 - a table
     """Wherever a piece ends, the body is the whole text, with escapes for what is no UTF-8."""
-    text = ("é\ud800" + "x" * 7) * PIECE
-    body = Body(gzip=packed)
+    text = ("é\ud800" + "x" * 7) * ENCODE_CHUNK_SIZE
+    body = ResponseBody(gzip=packed)
     body.add(text[:3])
     body.add(text[3:])
     found = body.end()
@@ -214,7 +214,7 @@ def test_created_series_are_left_out() -> None:
     StockCounter("elsewhere", "Of another library.", registry=registry).inc()
     stock = generate_latest(registry)
     assert b"elsewhere_created" in stock
-    _, body = render([registry, _used().registry], "", "", Faults())
+    _, body = render([registry, _used().registry], "", "", InternalErrors())
     assert b"elsewhere_total 1.0" in body
     assert b"_created " not in body
     assert b"_created{" not in body
@@ -231,7 +231,7 @@ def test_the_first_family_of_a_name_wins() -> None:
     Info("build", "Of another library.", registry=other).info({"commit": "abc"})
     metrics = _used()
     for accept in ("", OPEN):
-        _, body = render([metrics.registry, other], accept, "", Faults())
+        _, body = render([metrics.registry, other], accept, "", InternalErrors())
         assert b" 77" not in body
         assert b"waits_seconds_count 1.0" in body
         assert b'build_info{commit="abc"} 1.0' in body
@@ -242,8 +242,8 @@ def test_a_name_is_taken_before_its_first_sample() -> None:
     """A metric of ours that has no series yet keeps its name: another library's does not come and go."""
     other = CollectorRegistry()
     StockCounter("db_queries_total", "Of another library.", registry=other).inc(77)
-    metrics = MetricsService(ObserveSettings(default_registry=False), Faults())
-    assert b"db_queries" not in render([metrics.registry, other], "", "", Faults())[1]
+    metrics = MetricsService(ObserveSettings(include_default_registry=False), InternalErrors())
+    assert b"db_queries" not in render([metrics.registry, other], "", "", InternalErrors())[1]
 
 
 class _Breaks:
@@ -277,13 +277,13 @@ def test_a_collector_that_raises_is_left_out(accept: str) -> None:
 def test_target_info_is_shown() -> None:
     """A registry's target info comes first."""
     registry = CollectorRegistry(target_info={"region": "north"})
-    assert b'target_info{region="north"} 1.0' in render([registry], "", "", Faults())[1]
+    assert b'target_info{region="north"} 1.0' in render([registry], "", "", InternalErrors())[1]
 
 
 def test_another_kind_of_registry_is_collected_as_a_whole() -> None:
     """Whatever has `collect` can be shown, such as a part of a registry."""
     part = _used().registry.restricted_registry(["orders_created_total"])
-    body = render([part], "", "", Faults())[1]
+    body = render([part], "", "", InternalErrors())[1]
     assert b"orders_created_total 1.0" in body
     assert b"http_requests_total" not in body
 
@@ -292,9 +292,9 @@ async def test_promtool_finds_nothing() -> None:
     """`promtool check metrics` accepts the full output, every metric used, and has nothing to say about it."""
     promtool = needs("promtool")
     metrics = _used(default_registry=True)
-    metrics.add_reader(SystemCollector(ObserveSettings(), Faults()))
+    metrics.register_collector(SystemCollector(ObserveSettings(), InternalErrors()))
     saturation = Saturation()
-    metrics.add_reader(saturation)
+    metrics.register_collector(saturation)
     saturation.start()
     try:
         body = metrics.render("", "")[1]
@@ -320,9 +320,9 @@ fastapi_observe_series_overflow_total fastapi_observe_series fastapi_observe_inf
 async def test_every_name_of_the_contract_is_shown() -> None:
     """The families of docs/metrics.md that this signal and the runtime own are all there, and helped with words."""
     metrics = _used()
-    metrics.add_reader(SystemCollector(ObserveSettings(), Faults()))
+    metrics.register_collector(SystemCollector(ObserveSettings(), InternalErrors()))
     saturation = Saturation()
-    metrics.add_reader(saturation)
+    metrics.register_collector(saturation)
     saturation.start()
     try:
         body = _body(metrics)
@@ -334,5 +334,5 @@ async def test_every_name_of_the_contract_is_shown() -> None:
 
 def test_the_version_is_that_of_the_distribution() -> None:
     """A distribution that is not installed has no version, and no error either."""
-    assert version_of("prometheus-client")[0].isdigit()
-    assert version_of("no-such-distribution") == "unknown"
+    assert package_version("prometheus-client")[0].isdigit()
+    assert package_version("no-such-distribution") == "unknown"

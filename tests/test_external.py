@@ -17,8 +17,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from starlette.applications import Starlette
 
 from fastapi_observe import TraceContext
-from fastapi_observe.clients.http.external import LONGEST_SERVICE, MOST_SERVICES, ExternalClient
-from fastapi_observe.clients.http.propagation import MOST_HOSTS, Propagation
+from fastapi_observe.clients.http.external import MAX_SERVICE_NAME_LENGTH, MAX_SERVICES, ExternalClient
+from fastapi_observe.clients.http.propagation import MAX_HOSTS, PropagationPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -96,11 +96,11 @@ def test_last_status_counts(seen: Seen) -> None:
 def test_many_hosts_are_one_service(seen: Seen) -> None:
     """The first hundred hosts become labels, for all clients together; others, and what is no name, are `other`."""
     external = ExternalClient(seen.observe)
-    assert external.service_of("x" * (LONGEST_SERVICE + 1)) == "other"
-    services = {external.service_of(f"host{number}.example") for number in range(10_000)}
-    assert len(services) == MOST_SERVICES + 1
+    assert external.service_label("x" * (MAX_SERVICE_NAME_LENGTH + 1)) == "other"
+    services = {external.service_label(f"host{number}.example") for number in range(10_000)}
+    assert len(services) == MAX_SERVICES + 1
     assert "other" in services
-    assert external.service_of("host0.example") == "host0.example"
+    assert external.service_label("host0.example") == "host0.example"
 
 
 # Headers by hand
@@ -108,7 +108,7 @@ def test_many_hosts_are_one_service(seen: Seen) -> None:
 
 def test_inject_carries_the_call_on(seen: Seen) -> None:
     """`call.inject` gives any carrier of text the headers that make the callee a child of the call's span."""
-    external = ExternalClient(seen.observe, Propagation(keys=["tenant"]))
+    external = ExternalClient(seen.observe, PropagationPolicy(keys=["tenant"]))
     token = attach(baggage.set_baggage("tenant", "acme", baggage.set_baggage("card", "4111")))
     try:
         with external.call("billing", "GetInvoice") as call:
@@ -133,7 +133,7 @@ def test_inject_minds_a_host_that_is_named(seen: Seen) -> None:
 
 def test_a_decorated_call_can_inject(seen: Seen) -> None:
     """As a decorator each run is one call, with the same rule for headers."""
-    external = ExternalClient(seen.observe, Propagation(["api.example.com"]))
+    external = ExternalClient(seen.observe, PropagationPolicy(["api.example.com"]))
     call = external.call("billing", "get", invoice=7)
     again = call.again()
     with again:
@@ -185,14 +185,14 @@ FOREIGN = [
 @pytest.mark.parametrize("host", PRIVATE)
 def test_private_hosts_are_told(host: str) -> None:
     """Hosts that are private by their name or address know the trace without being listed."""
-    assert Propagation().allows(host)
+    assert PropagationPolicy().allows(host)
 
 
 @pytest.mark.parametrize("host", FOREIGN)
 def test_foreign_hosts_are_not_told(host: str) -> None:
     """All others do not, nor what only looks private; none raises."""
-    assert not Propagation().allows(host)
-    assert not Propagation().allows(host)
+    assert not PropagationPolicy().allows(host)
+    assert not PropagationPolicy().allows(host)
 
 
 @pytest.mark.parametrize(
@@ -213,22 +213,22 @@ def test_foreign_hosts_are_not_told(host: str) -> None:
 )
 def test_listed_hosts_are_told(listed: str, host: str, told: bool) -> None:  # noqa: FBT001 - a table
     """`propagate_to` adds hosts: exact ones, what is below a domain, or all."""
-    assert Propagation([listed]).allows(host) is told
+    assert PropagationPolicy([listed]).allows(host) is told
 
 
 @given(st.text() | st.text("0123456789abcdefx.:[]%*-_"))
 def test_no_host_raises(host: str) -> None:
     """Any text at all may stand where a host is expected, and is judged the same the second time."""
-    propagation = Propagation(["*.example.com"])
+    propagation = PropagationPolicy(["*.example.com"])
     assert propagation.allows(host) is propagation.allows(host)
 
 
 def test_what_is_remembered_of_hosts_is_bounded() -> None:
     """Ten thousand hosts are judged, some remembered."""
-    propagation = Propagation()
+    propagation = PropagationPolicy()
     for number in range(10_000):
         assert not propagation.allows(f"host{number}.example.com")
-    assert len(propagation._known) == MOST_HOSTS
+    assert len(propagation._known) == MAX_HOSTS
 
 
 # What they are told
@@ -254,7 +254,7 @@ def test_baggage_goes_along_by_key(within: Callable[..., None], keys: tuple[str,
     """Of baggage only the listed keys go along: none unless said otherwise, `*` stands for all."""
     within(TraceContext("a" * 32, "b" * 16, sampled=True, baggage={"tenant": "acme", "card": "4111"}).to_context())
     headers: dict[str, str] = {}
-    Propagation((), keys).inject("payments", headers)
+    PropagationPolicy((), keys).inject("payments", headers)
     assert headers.pop("traceparent") == f"00-{'a' * 32}-{'b' * 16}-01"
     assert headers.get("baggage") == carried
 
@@ -264,7 +264,7 @@ def test_trace_state_goes_along(within: Callable[..., None]) -> None:
     received = propagate.extract({"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "vendor=1"})
     within(received)
     headers: dict[str, str] = {}
-    Propagation().inject("payments", headers)
+    PropagationPolicy().inject("payments", headers)
     assert headers == {
         "traceparent": f"00-{'a' * 32}-{'b' * 16}-01",
         "tracestate": TraceState([("vendor", "1")]).to_header(),
@@ -274,7 +274,7 @@ def test_trace_state_goes_along(within: Callable[..., None]) -> None:
 def test_outside_a_trace_nothing_is_told() -> None:
     """Without a current trace there is nothing to say."""
     headers: dict[str, str] = {}
-    Propagation().inject("payments", headers)
+    PropagationPolicy().inject("payments", headers)
     assert headers == {}
 
 
@@ -298,7 +298,7 @@ class Other(TraceContextTextMapPropagator):
 def test_propagators_of_the_user_are_used(within: Callable[..., None]) -> None:
     """Whatever propagator is set globally, whenever it is set, writes to hosts that may know, and to no other."""
     within(TraceContext("a" * 32, "b" * 16, sampled=True).to_context())
-    propagation = Propagation()
+    propagation = PropagationPolicy()
     before = propagate.get_global_textmap()
     for propagator, expected in ((before, {"traceparent"}), (CompositePropagator([Other()]), {"x-other-id"})):
         try:

@@ -18,13 +18,13 @@ from opentelemetry.sdk.trace.sampling import Sampler
 from prometheus_client import CollectorRegistry
 
 import fastapi_observe.requests.validation
-from fastapi_observe.internal.errors import Faults
-from fastapi_observe.middleware import Door, Excluded
+from fastapi_observe.internal.errors import InternalErrors
+from fastapi_observe.middleware import ObserveMiddleware, PathFilter
 from fastapi_observe.observability import Observability
-from fastapi_observe.records.request import Exchange
-from fastapi_observe.records.websocket import WebSocketExchange
-from fastapi_observe.requests.response_headers import Stamps
-from fastapi_observe.requests.routing import Routes
+from fastapi_observe.records.request import RequestRecord
+from fastapi_observe.records.websocket import WebSocketRecord
+from fastapi_observe.requests.response_headers import ResponseHeaders
+from fastapi_observe.requests.routing import RouteTemplates
 from fastapi_observe.traces.processors import GuardedProcessor
 from fastapi_observe.traces.service import TracingService
 from fastapi_observe.traces.user_spans import SpanScope
@@ -124,7 +124,7 @@ def fault_lines(seen: Seen) -> list[str]:
 
 def assert_told(seen: Seen, *sites: str) -> None:
     """Each site was counted, and told once; no other failed."""
-    counts = seen.observe.faults.counts
+    counts = seen.observe.internal_errors.counts
     assert set(counts) == set(sites)
     assert all(counts.values())
     told = fault_lines(seen)
@@ -168,15 +168,15 @@ def test_a_signal_that_fails_spoils_nothing(
 
 
 INSIDE: list[tuple[Any, str, tuple[str, ...]]] = [
-    (Routes, "template", ("routing",)),
-    (Exchange, "__init__", ("open",)),
-    (Exchange, "_note_start", ("exchange.send",)),
-    (Exchange, "_note_chunk", ("exchange.send",)),
-    (Exchange, "_end", ("exchange.end",)),
-    (Exchange, "_judge", ("exchange.judge",)),
-    (WebSocketExchange, "_judge", ("exchange.judge",)),
-    (WebSocketExchange, "_close", ("exchange.send",)),
-    (Stamps, "put", ("stamp",)),
+    (RouteTemplates, "template", ("routing",)),
+    (RequestRecord, "__init__", ("open",)),
+    (RequestRecord, "_note_start", ("exchange.send",)),
+    (RequestRecord, "_note_chunk", ("exchange.send",)),
+    (RequestRecord, "_end", ("exchange.end",)),
+    (RequestRecord, "_judge", ("exchange.judge",)),
+    (WebSocketRecord, "_judge", ("exchange.judge",)),
+    (WebSocketRecord, "_close", ("exchange.send",)),
+    (ResponseHeaders, "put", ("stamp",)),
     (Observability, "_start", ("exchange.send",)),
     (Observability, "open", ("open",)),
     (Observability, "started", ("open",)),
@@ -201,7 +201,8 @@ def test_a_fault_inside_the_machine_spoils_nothing(
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(Exchange, "_report"), (Exchange, "leave"), (Observability, "_report"), (Excluded, "match")]
+    ("owner", "name"),
+    [(RequestRecord, "_report"), (RequestRecord, "leave"), (Observability, "_report"), (PathFilter, "match")],
 )
 def test_a_fault_at_the_end_of_a_request_spoils_nothing(
     observed: Callable[..., Seen], monkeypatch: Patch, owner: Any, name: str
@@ -211,8 +212,8 @@ def test_a_fault_at_the_end_of_a_request_spoils_nothing(
     seen = observed(app, exclude_paths=("/elsewhere",))
     monkeypatch.setattr(owner, name, boom)
     assert_served(app)
-    assert set(seen.observe.faults.counts) <= {"exchange.end", "leave", "open"}
-    assert seen.observe.faults.counts
+    assert set(seen.observe.internal_errors.counts) <= {"exchange.end", "leave", "open"}
+    assert seen.observe.internal_errors.counts
 
 
 def test_metrics_that_cannot_be_rendered_are_a_plain_500(observed: Callable[..., Seen], monkeypatch: Patch) -> None:
@@ -231,8 +232,8 @@ def test_a_failing_start_and_stop_leave_the_lifespan_alone(observed: Callable[..
     """The app starts and ends all the same."""
     app = make_app()
     seen = observed(app)
-    monkeypatch.setattr(Observability, "started", boom)
-    monkeypatch.setattr(Observability, "stop", boom)
+    monkeypatch.setattr(Observability, "on_startup", boom)
+    monkeypatch.setattr(Observability, "on_shutdown", boom)
     events = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
     scope: dict[str, Any] = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
     answer = asyncio.run(ask(app, scope, Server(events), []))
@@ -330,7 +331,7 @@ def test_a_span_processor_that_raises_spoils_nothing(observed: Callable[..., See
 
 def test_a_span_processor_hears_nothing_after_its_end(caplog: pytest.LogCaptureFixture) -> None:
     """A provider that was shut down may stay the global one: its spans go nowhere, and no one warns of them."""
-    exporter, faults = InMemorySpanExporter(), Faults()
+    exporter, faults = InMemorySpanExporter(), InternalErrors()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(GuardedProcessor(SimpleSpanProcessor(exporter), faults))
     tracer = provider.get_tracer("test")
@@ -378,7 +379,7 @@ def test_what_fails_always_is_told_once_a_minute(observed: Callable[..., Seen]) 
             await ask(app, http_scope("/ok"), Server([]), [])
 
     asyncio.run(ask_often())
-    assert seen.observe.faults.counts == {"span_processor.on_end": 200, "instrumentation": 200}
+    assert seen.observe.internal_errors.counts == {"span_processor.on_end": 200, "instrumentation": 200}
     assert len(fault_lines(seen)) == 2
 
 
@@ -441,11 +442,11 @@ def test_a_fault_cannot_be_told_but_is_counted(observed: Callable[..., Seen], mo
     """If even the telling fails the request is served."""
     app = make_app()
     seen = observed(app)
-    monkeypatch.setattr(seen.observe.metrics, "close_exchange", boom)
+    monkeypatch.setattr(seen.observe.metrics, "on_request_end", boom)
     monkeypatch.setattr("logging.Logger.error", boom)
     answer = asyncio.run(ask(app, http_scope("/ok"), Server([]), []))
     assert answer.messages[0]["status"] == 200
-    assert seen.observe.faults.counts == {"metrics.close_exchange": 1}
+    assert seen.observe.internal_errors.counts == {"metrics.close_exchange": 1}
 
 
 def test_a_span_outside_any_request_spoils_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -468,7 +469,7 @@ async def test_a_context_left_from_another_task_is_left_alone(observed: Callable
         await Pause()
 
     seen = observed(FastAPI())
-    coroutine = Door(app, seen.observe)(http_scope(), Server([]).receive, Server([]).send)
+    coroutine = ObserveMiddleware(app, seen.observe)(http_scope(), Server([]).receive, Server([]).send)
     coroutine.send(None)
 
     async def elsewhere() -> None:

@@ -19,7 +19,7 @@ from injection import Injected, OurFaultError, Watched, raises, raises_late, sit
 from inside_app import PATHS, Parts, live, make_app
 
 from fastapi_observe import install
-from fastapi_observe.records.guard import ELSEWHERE
+from fastapi_observe.records.guard import UNATTRIBUTED_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -202,7 +202,7 @@ def broken(name: str, fault: Callable[..., Any], directory: Path) -> dict[str, A
     """Serve the app while a function fails; return what that changed."""
     site = every_site()[name]
     injected = Injected(site, fault)
-    ELSEWHERE.counts.clear()
+    UNATTRIBUTED_ERRORS.counts.clear()
     with contextlib.ExitStack() as stack:
         if site.inner is not None:  # it is made anew when the function around it runs
             stack.enter_context(injected)
@@ -213,7 +213,7 @@ def broken(name: str, fault: Callable[..., Any], directory: Path) -> dict[str, A
         except (OurFaultError, TimeoutError) as exc:  # it reached the event loop, or nothing goes on
             return {"raised": exc}
     changed = differences(answers, TIMES)
-    counted = bool(observe.faults.counts or ELSEWHERE.counts or name.startswith(COUNTED_ELSEWHERE))
+    counted = bool(observe.internal_errors.counts or UNATTRIBUTED_ERRORS.counts or name.startswith(COUNTED_ELSEWHERE))
     if fault is raises and injected.calls and not counted and not (name in UNCOUNTED or name.startswith(SHOWN_SO)):
         changed["counted"] = False
     return changed

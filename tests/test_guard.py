@@ -11,11 +11,11 @@ from fastapi import FastAPI
 
 import fastapi_observe
 from fastapi_observe.clients.database.client import Query
-from fastapi_observe.internal.errors import Faults
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.metrics.operations import OperationMetrics
-from fastapi_observe.metrics.series import Bounded
+from fastapi_observe.metrics.series import BoundedMetric
 from fastapi_observe.records import guard
-from fastapi_observe.records.guard import ELSEWHERE, STAND_IN, guarded, tell
+from fastapi_observe.records.guard import NO_OP, UNATTRIBUTED_ERRORS, fail_safe, report_error
 from fastapi_observe.records.operation import Operation
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def _counted_here() -> Iterator[None]:
     """Count from 0 what nobody counts."""
-    ELSEWHERE.counts.clear()
+    UNATTRIBUTED_ERRORS.counts.clear()
     yield
-    ELSEWHERE.counts.clear()
+    UNATTRIBUTED_ERRORS.counts.clear()
 
 
 def boom(*_: Any, **__: Any) -> Any:
@@ -44,10 +44,10 @@ def boom(*_: Any, **__: Any) -> Any:
 class Tool:
     """Has methods that users call."""
 
-    def __init__(self, faults: Faults | None = None) -> None:
+    def __init__(self, faults: InternalErrors | None = None) -> None:
         self.faults = faults
 
-    @guarded("tool.use", otherwise=lambda _, number: -number, passes=(ValueError,))
+    @fail_safe("tool.use", otherwise=lambda _, number: -number, passes=(ValueError,))
     def use(self, number: int) -> int:
         """Fail in each way."""
         if number == 0:
@@ -59,7 +59,7 @@ class Tool:
 
 def test_a_guarded_method_returns_something_else_where_it_fails() -> None:
     """A fault is counted for the owner; what the caller did wrong is raised, a call that does not fit too."""
-    faults = Faults()
+    faults = InternalErrors()
     tool: Any = Tool(faults)
     assert tool.use(7) == 7
     assert tool.use(1) == -1
@@ -74,26 +74,26 @@ def test_a_guarded_method_returns_something_else_where_it_fails() -> None:
 def test_a_fault_outside_of_any_app_is_counted_elsewhere(monkeypatch: Patch) -> None:
     """Who has no faults of its own, outside any request, is counted for the process; so is it where that fails."""
     Tool().use(1)
-    monkeypatch.setattr(guard, "current_exchange", boom)
-    tell("tool.use", RuntimeError())
-    assert ELSEWHERE.counts == {"tool.use": 2}
+    monkeypatch.setattr(guard, "current_record", boom)
+    report_error("tool.use", RuntimeError())
+    assert UNATTRIBUTED_ERRORS.counts == {"tool.use": 2}
 
 
 def test_the_stand_in_takes_everything() -> None:
     """It is a block of both kinds, leaves what it decorates as it is, hands headers back, and has no dunder names."""
-    with STAND_IN as inside:
-        assert inside.rows(3).labels("x").inc() is STAND_IN
+    with NO_OP as inside:
+        assert inside.rows(3).labels("x").inc() is NO_OP
 
     async def use() -> None:
-        async with STAND_IN as inside:
+        async with NO_OP as inside:
             inside.status(200)
 
     asyncio.run(use())
-    assert STAND_IN(len) is len
-    assert STAND_IN("of no use") is STAND_IN
-    assert STAND_IN.inject({"a": "b"}) == {"a": "b"}
+    assert NO_OP(len) is len
+    assert NO_OP("of no use") is NO_OP
+    assert NO_OP.inject({"a": "b"}) == {"a": "b"}
     with pytest.raises(AttributeError):
-        STAND_IN.__len__()
+        NO_OP.__len__()
 
 
 def test_helpers_that_cannot_work_are_of_no_consequence(observed: Callable[..., Seen], monkeypatch: Patch) -> None:
@@ -108,10 +108,10 @@ def test_helpers_that_cannot_work_are_of_no_consequence(observed: Callable[..., 
     with pytest.raises(ZeroDivisionError), observe.external.call("billing", "get") as call:
         call.status(1 // 0)
     monkeypatch.undo()
-    monkeypatch.setattr(Bounded, "child", boom)
+    monkeypatch.setattr(BoundedMetric, "labels_or_raise", boom)
     observe.metrics.counter("carts_total", "Carts.", ["kind"]).labels("new").inc()
-    assert set(observe.faults.counts) == {"db.query", "operation", "external.call"}
-    assert ELSEWHERE.counts == {"metrics.labels": 1}
+    assert set(observe.internal_errors.counts) == {"db.query", "operation", "external.call"}
+    assert UNATTRIBUTED_ERRORS.counts == {"metrics.labels": 1}
     monkeypatch.undo()
 
 
@@ -141,7 +141,7 @@ def test_an_operation_survives_each_of_its_faults(observed: Callable[..., Seen],
         with observe.operation("step"):
             pass
     sites = {"operation.judge", "operation.suspend", "operation.resume", "operation.detail"}
-    assert set(observe.faults.counts) == {"metrics.close_operation", *sites}
+    assert set(observe.internal_errors.counts) == {"metrics.close_operation", *sites}
 
 
 def test_what_the_user_does_wrong_is_told(observed: Callable[..., Seen]) -> None:

@@ -24,12 +24,12 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from fastapi_observe import HttpClientDep  # noqa: TC001 - FastAPI reads the annotation
-from fastapi_observe.clients.http.calls import MOST_NAMES, MOST_TEMPLATES
+from fastapi_observe.clients.http.calls import MAX_CALL_NAMES, MAX_TEMPLATES
 from fastapi_observe.clients.http.external import ExternalCall, ExternalClient
 from fastapi_observe.clients.http.httpx import HttpClients
-from fastapi_observe.clients.http.propagation import Propagation
-from fastapi_observe.clients.http.record import LONGEST_PATH, Templates
-from fastapi_observe.records.operation import OPERATION
+from fastapi_observe.clients.http.propagation import PropagationPolicy
+from fastapi_observe.clients.http.record import MAX_PATH_LENGTH, PathTemplates
+from fastapi_observe.records.operation import CURRENT_OPERATION
 from fastapi_observe.records.request import KNOWN_METHODS
 from fastapi_observe.redaction.redactor import Redactor
 
@@ -158,8 +158,8 @@ class Calls:
     def __init__(self, seen: Seen, *hosts: str, baggage: tuple[str, ...] = ()) -> None:
         self.seen = seen
         observe = seen.observe
-        self.external = ExternalClient(observe, Propagation(hosts, baggage))
-        self.clients = HttpClients(self.external, observe.faults, Redactor(query_allow=["page"]))
+        self.external = ExternalClient(observe, PropagationPolicy(hosts, baggage))
+        self.clients = HttpClients(self.external, observe.internal_errors, Redactor(query_allow=["page"]))
 
     @property
     def span(self) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def calls(observed: Callable[..., Seen]) -> Iterator[Calls]:
     made = Calls(observed(Starlette(), query_allow=["page"]))
     yield made
     made.clients.restore()
-    assert made.seen.observe.faults.counts == {}
+    assert made.seen.observe.internal_errors.counts == {}
 
 
 class Any4:
@@ -211,7 +211,7 @@ class Any4:
         """Read a streamed answer, or so many parts of it; nothing of the call is current meanwhile."""
         if self.is_async:
             async with self.client.stream("GET", url, **options) as answer:
-                assert OPERATION.get() is None
+                assert CURRENT_OPERATION.get() is None
                 if take is None:
                     await answer.aread()
                 elif take:
@@ -221,7 +221,7 @@ class Any4:
                             break
             return answer
         with self.client.stream("GET", url, **options) as answer:
-            assert OPERATION.get() is None
+            assert CURRENT_OPERATION.get() is None
             if take is None:
                 answer.read()
             elif take:
@@ -280,7 +280,7 @@ async def test_a_call_gives_three_signals(calls: Calls, client: Callable[..., An
     assert calls.outcomes == {("127.0.0.1", "POST", "ok"): 1}
     (line,) = calls.lines
     assert (line["level"], line["span_id"]) == ("debug", f"{span.context.span_id:016x}")
-    assert OPERATION.get() is None
+    assert CURRENT_OPERATION.get() is None
 
 
 @pytest.mark.parametrize(("status", "told"), [(404, ("client_error", "warn")), (500, ("server_error", "error"))])
@@ -424,7 +424,7 @@ async def test_a_streamed_answer_is_not_read_ahead(calls: Calls, port: int, gate
         body = answer.aiter_bytes()
         assert await anext(body) == b"first"
         with tracing.span("own") as own:
-            assert OPERATION.get() is None
+            assert CURRENT_OPERATION.get() is None
             gate.open.set()
             assert await anext(body) == b"last"
             assert trace.get_current_span() is own
@@ -526,7 +526,7 @@ async def test_an_operation_that_has_ended_lets_go(calls: Calls) -> None:
     held: list[Any] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
-        held.append(OPERATION.get())
+        held.append(CURRENT_OPERATION.get())
         return httpx.Response(200)
 
     transport = httpx.MockTransport(answer)
@@ -792,22 +792,22 @@ async def test_templates_name_calls(calls: Calls, client: Callable[..., Any4], p
         (["/files/{path:path}"], "/files/a/b/c", "/files/{path:path}"),
         (["/a.b/{x}"], "/aXb/1", None),
         (["/größe/{x}"], "/gr%C3%B6%C3%9Fe/1", "/größe/{x}"),
-        (["/{x}"], "/" + "a" * LONGEST_PATH, None),
+        (["/{x}"], "/" + "a" * MAX_PATH_LENGTH, None),
         (["/"], "/", "/"),
         ([], "/", None),
     ],
 )
 def test_the_first_template_that_fits(templates: list[str], path: str, found: str | None) -> None:
     """`{name}` is one segment, `{name:path}` many; behind the base URL's path they fit too."""
-    assert Templates(templates, "/v1/").find(httpx.URL(f"http://pay{path}").raw_path) == found
+    assert PathTemplates(templates, "/v1/").find(httpx.URL(f"http://pay{path}").raw_path) == found
 
 
 def test_what_is_no_template() -> None:
     """It is refused when the client is made, and the error says how to write one."""
     with pytest.raises(ValueError, match=r"write it like /invoices/\{id\}"):
-        Templates(["invoices"])
+        PathTemplates(["invoices"])
     with pytest.raises(TypeError, match=r'templates=\["/a"\]'):
-        Templates("/a")
+        PathTemplates("/a")
 
 
 def test_names_are_bounded(calls: Calls) -> None:
@@ -819,8 +819,8 @@ def test_names_are_bounded(calls: Calls) -> None:
         one.get("http://host1.example/", extensions={"template": "/" + "x" * 300})
     found = calls.outcomes
     assert len({service for service, _, _ in found}) == 101
-    assert len({operation for _, operation, _ in found}) == MOST_TEMPLATES + 1
-    assert len(calls.clients._calls._names) == MOST_NAMES
+    assert len({operation for _, operation, _ in found}) == MAX_TEMPLATES + 1
+    assert len(calls.clients._calls._names) == MAX_CALL_NAMES
 
 
 def test_a_url_without_a_host(calls: Calls) -> None:
@@ -1025,12 +1025,12 @@ async def test_a_fault_of_ours_never_reaches_the_call(
         with monkeypatch.context() as patch:
             patch.setattr(type(where), name, fail)
             assert (await one.request("GET", url)).status_code == 200
-        assert calls.seen.observe.faults.counts.pop(site) == 1
+        assert calls.seen.observe.internal_errors.counts.pop(site) == 1
     calls.clients._calls._forgotten = None  # type: ignore[assignment]
     with monkeypatch.context() as patch:
         patch.setattr("fastapi_observe.clients.http.body.Body.__init__", fail)
         assert (await one.stream(url)).status_code == 200
-    assert calls.seen.observe.faults.counts == {"http.answered": 1}
+    assert calls.seen.observe.internal_errors.counts == {"http.answered": 1}
     assert sum(calls.outcomes.values()) == 2
     await one.close()
 
@@ -1054,7 +1054,7 @@ async def test_clients_are_closed(calls: Calls) -> None:
     await clients.shared(loop).aclose()
     assert not clients.shared(loop).is_closed
     await clients.close()
-    assert calls.seen.observe.faults.counts.pop("http.close") == 1
+    assert calls.seen.observe.internal_errors.counts.pop("http.close") == 1
 
 
 def test_a_client_that_is_let_go_is_collected(calls: Calls) -> None:

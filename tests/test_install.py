@@ -17,9 +17,9 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
-from fastapi_observe import SettingsError, current, install
-from fastapi_observe.middleware import Door, Excluded, Seam
-from fastapi_observe.records.request import EXCHANGE, IDS
+from fastapi_observe import SettingsError, get_observability, install
+from fastapi_observe.middleware import InnerMiddleware, ObserveMiddleware, PathFilter
+from fastapi_observe.records.request import EXCEPTION_IDS_ATTRIBUTE, RECORD_SCOPE_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +86,7 @@ def test_wrong_settings_leave_the_app_alone() -> None:
         install(app, sample_ratio=7)
     assert vars(app) == before
     with pytest.raises(RuntimeError, match="not installed"):
-        current()
+        get_observability()
 
 
 def test_the_title_is_the_service(observed: Callable[..., Seen]) -> None:
@@ -179,7 +179,7 @@ def test_routes_that_cannot_be_walked(observed: Callable[..., Seen], monkeypatch
     app = Starlette(routes=[Mount("/sub", Starlette(routes=[Route("/x", page)]))])
     seen = observed(app)
     assert TestClient(app).get("/sub/x").status_code == 200
-    assert seen.observe.faults.counts == {"mounted": 1}
+    assert seen.observe.internal_errors.counts == {"mounted": 1}
 
 
 def test_close_takes_everything_back(observed: Callable[..., Seen]) -> None:
@@ -202,7 +202,7 @@ def test_close_takes_everything_back(observed: Callable[..., Seen]) -> None:
     for _ in range(2):
         seen = observed(app)
         TestClient(app).get("/sub/x")
-        assert type(app.middleware_stack) is Door
+        assert type(app.middleware_stack) is ObserveMiddleware
         seen.observe.close()
         seen.observe.close()
         assert app.build_middleware_stack is build
@@ -220,7 +220,7 @@ def test_what_close_cannot_take_back(observed: Callable[..., Seen]) -> None:
     seen = observed(app)
     del app.state.observe
     seen.observe.close()
-    assert seen.observe.faults.counts == {"close": 1}
+    assert seen.observe.internal_errors.counts == {"close": 1}
     assert "build_middleware_stack" not in vars(app)
 
 
@@ -291,7 +291,7 @@ def test_validation_errors_that_tell_nothing(observed: Callable[..., Seen]) -> N
     app.exception_handler(RequestValidationError)(handles_sync)
     seen = observed(app)
     assert TestClient(app).get("/").text == "sync"
-    assert seen.observe.faults.counts == {"validation": 1}
+    assert seen.observe.internal_errors.counts == {"validation": 1}
 
 
 def test_without_fastapi_there_are_no_validation_errors(
@@ -318,7 +318,7 @@ def test_without_fastapi_there_are_no_validation_errors(
 )
 def test_excluded(paths: Any, patterns: Any, out: Any, reported: Any) -> None:
     """Paths are exact or end with `*`; patterns are searched for."""
-    excluded = Excluded(paths, patterns)
+    excluded = PathFilter(paths, patterns)
     assert bool(excluded) is bool(paths or patterns)
     assert all(excluded.match(path) for path in out)
     assert not any(excluded.match(path) for path in reported)
@@ -365,7 +365,7 @@ async def test_an_unknown_kind_of_scope_is_the_apps(observed: Callable[..., Seen
         scopes.append(scope)
 
     scope = {"type": "tcp"}
-    await Door(inner, seen.observe)(scope, None, None)  # type: ignore[arg-type]
+    await ObserveMiddleware(inner, seen.observe)(scope, None, None)  # type: ignore[arg-type]
     assert scopes == [{"type": "tcp"}]
 
 
@@ -382,12 +382,12 @@ async def test_an_exception_takes_the_ids_along_if_it_can(observed: Callable[...
     async def raising(scope: Scope, receive: Receive, send: Send) -> None:
         raise scope["error"]
 
-    door = Door(raising, seen.observe)
+    door = ObserveMiddleware(raising, seen.observe)
     for error in (KeyError("x"), Closed()):
         with pytest.raises(type(error)) as caught:
             await door({"type": "http", "path": "/", "error": error}, None, None)  # type: ignore[arg-type]
         assert caught.value is error
-        assert hasattr(error, IDS) is isinstance(error, KeyError)
+        assert hasattr(error, EXCEPTION_IDS_ATTRIBUTE) is isinstance(error, KeyError)
 
 
 async def test_faults_at_the_door_are_counted(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,15 +400,15 @@ async def test_faults_at_the_door_are_counted(observed: Callable[..., Seen], mon
     seen = observed(app)
     client = TestClient(app)
     with monkeypatch.context() as broken:
-        broken.setattr(seen.observe, "open", lambda *_: 1 / 0)
+        broken.setattr(seen.observe, "start_request", lambda *_: 1 / 0)
         assert client.get("/x").text == "page"
-        broken.setattr(seen.observe, "started", lambda: 1 / 0)
+        broken.setattr(seen.observe, "on_startup", lambda: 1 / 0)
         with client:
             assert client.get("/x").text == "page"
-    assert seen.observe.faults.counts == {"open": 2, "lifespan": 1}
+    assert seen.observe.internal_errors.counts == {"open": 2, "lifespan": 1}
     monkeypatch.setattr("fastapi_observe.records.request.Exchange.leave", lambda *_: 1 / 0)
     assert client.get("/busy").text == "busy"
-    assert seen.observe.faults.counts["leave"] == 1
+    assert seen.observe.internal_errors.counts["leave"] == 1
 
 
 def test_metrics_that_cannot_be_shown(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,7 +418,7 @@ def test_metrics_that_cannot_be_shown(observed: Callable[..., Seen], monkeypatch
     monkeypatch.setattr(seen.observe.metrics, "render", lambda *_: 1 / 0)
     answer = TestClient(app).get("/metrics")
     assert (answer.status_code, answer.text) == (500, "The metrics cannot be shown.")
-    assert seen.observe.faults.counts == {"metrics.render": 1}
+    assert seen.observe.internal_errors.counts == {"metrics.render": 1}
 
 
 def test_a_lifespan_that_fails(observed: Callable[..., Seen]) -> None:
@@ -437,7 +437,7 @@ def test_a_lifespan_that_fails(observed: Callable[..., Seen]) -> None:
     seen = observed(Starlette(lifespan=Lifespan))
     with pytest.raises(ValueError, match="no database"):
         TestClient(seen.observe.routes._app).__enter__()
-    assert seen.observe.faults.counts == {}
+    assert seen.observe.internal_errors.counts == {}
 
 
 async def test_a_request_that_ends_in_another_context(observed: Callable[..., Seen]) -> None:
@@ -451,11 +451,11 @@ async def test_a_request_that_ends_in_another_context(observed: Callable[..., Se
     async def waiting(scope: Scope, receive: Receive, send: Send) -> None:
         await Waits()
 
-    served_by = Door(waiting, seen.observe)({"type": "http", "path": "/"}, None, None)  # type: ignore[arg-type]
+    served_by = ObserveMiddleware(waiting, seen.observe)({"type": "http", "path": "/"}, None, None)  # type: ignore[arg-type]
     contextvars.copy_context().run(served_by.send, None)
     with pytest.raises(StopIteration):
         served_by.send(None)
-    assert seen.observe.faults.counts == {}
+    assert seen.observe.internal_errors.counts == {}
 
 
 async def test_the_seam_is_open_to_what_is_not_measured() -> None:
@@ -465,9 +465,9 @@ async def test_the_seam_is_open_to_what_is_not_measured() -> None:
     async def inner(scope: Scope, receive: Receive, send: Send) -> None:
         scopes.append(scope)
 
-    await Seam(inner)({"type": "http"}, None, None)  # type: ignore[arg-type]
+    await InnerMiddleware(inner)({"type": "http"}, None, None)  # type: ignore[arg-type]
     assert scopes == [{"type": "http"}]
-    assert EXCHANGE not in scopes[0]
+    assert RECORD_SCOPE_KEY not in scopes[0]
 
 
 def test_a_hidden_route_is_told(observed: Callable[..., Seen]) -> None:
@@ -497,4 +497,4 @@ def test_close_keeps_its_budget(observed: Callable[..., Seen], monkeypatch: pyte
     ended = [thread for thread in threading.enumerate() if thread.name == "fastapi-observe-close"]
     for thread in ended:
         thread.join(5)
-    assert seen.observe.faults.counts == {"close": 1}
+    assert seen.observe.internal_errors.counts == {"close": 1}

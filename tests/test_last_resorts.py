@@ -18,14 +18,14 @@ from opentelemetry import trace
 from fastapi_observe import current
 from fastapi_observe.clients.database import observers
 from fastapi_observe.clients.database.client import DatabaseClient
-from fastapi_observe.clients.database.sqlalchemy import EngineWatch
+from fastapi_observe.clients.database.sqlalchemy import ObservedEngine
 from fastapi_observe.logs.file import retention
 from fastapi_observe.metrics.saturation import Saturation
-from fastapi_observe.records.guard import ELSEWHERE
-from fastapi_observe.redaction.redactor import PLAIN
-from fastapi_observe.requests.routing import endpoints_of
+from fastapi_observe.records.guard import UNATTRIBUTED_ERRORS
+from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
+from fastapi_observe.requests.routing import list_endpoints
 from fastapi_observe.slo.prometheus.yaml import dump
-from fastapi_observe.traces.user_spans import safe_text, traced_with
+from fastapi_observe.traces.user_spans import make_traced, safe_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,10 +60,10 @@ def test_a_query_that_cannot_be_opened(
     seen = observed(FastAPI(), engines=[engine])
     suspended: list[bool] = []
     query = SimpleNamespace(open=failing, suspend=lambda: suspended.append(True))
-    monkeypatch.setattr(DatabaseClient, "statement", lambda *_, **__: query)
+    monkeypatch.setattr(DatabaseClient, "start_statement", lambda *_, **__: query)
     assert ask(engine) == 7
     assert suspended == [True]
-    assert seen.observe.faults.counts == {"sqlalchemy": 1}
+    assert seen.observe.internal_errors.counts == {"sqlalchemy": 1}
 
 
 def test_a_pool_that_cannot_be_watched_again(
@@ -71,10 +71,10 @@ def test_a_pool_that_cannot_be_watched_again(
 ) -> None:
     """`dispose` gives the engine a new pool, which serves unwatched."""
     seen = observed(FastAPI(), engines=[engine])
-    monkeypatch.setattr(EngineWatch, "_watch", failing)
+    monkeypatch.setattr(ObservedEngine, "_watch", failing)
     engine.dispose()
     assert ask(engine) == 7
-    assert seen.observe.faults.counts == {"sqlalchemy": 1}
+    assert seen.observe.internal_errors.counts == {"sqlalchemy": 1}
 
 
 def test_whose_query_it_is_cannot_be_told(
@@ -89,7 +89,7 @@ def test_whose_query_it_is_cannot_be_told(
 
     seen = observed(app, engines=[engine])
     observed(FastAPI(), engines=[engine])
-    monkeypatch.setattr(observers, "current_exchange", failing)
+    monkeypatch.setattr(observers, "current_record", failing)
     assert TestClient(app).get("/").json() == 7
     assert seen.total("db_queries_total") == 1
 
@@ -97,12 +97,12 @@ def test_whose_query_it_is_cannot_be_told(
 async def test_a_sample_that_cannot_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """The lag of the loop is measured on."""
     saturation = Saturation()
-    before = ELSEWHERE.counts.get("saturation", 0)
+    before = UNATTRIBUTED_ERRORS.counts.get("saturation", 0)
     saturation.start(asyncio.get_running_loop())
     monkeypatch.setattr(saturation, "_lag", SimpleNamespace(observe=failing))
     saturation._sample(asyncio.get_running_loop())
     assert saturation._timer is not None
-    assert ELSEWHERE.counts["saturation"] == before + 1
+    assert UNATTRIBUTED_ERRORS.counts["saturation"] == before + 1
     saturation.stop()
     saturation.close()
 
@@ -118,7 +118,7 @@ def test_a_text_that_cannot_be_read() -> None:
 
 def test_what_cannot_be_decorated() -> None:
     """Is the caller's error."""
-    decorate = traced_with(lambda: (trace.get_tracer("test"), PLAIN), None, {})
+    decorate = make_traced(lambda: (trace.get_tracer("test"), DEFAULT_REDACTOR), None, {})
     with pytest.raises(TypeError):
         decorate(5)
 
@@ -147,7 +147,7 @@ def test_processes_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "app.1.log"
         path.write_bytes(b"{}")
-        monkeypatch.setattr(os, "read", lambda *_: (_ for _ in ()).throw(OSError()))
+        monkeypatch.setattr(os, "read_families", lambda *_: (_ for _ in ()).throw(OSError()))
         assert not retention._is_ours(path)
         monkeypatch.undo()
 
@@ -157,10 +157,10 @@ def test_what_is_installed_when_nobody_can_tell_whose_request_it_is(
 ) -> None:
     """The only one that is installed."""
     seen = observed(FastAPI())
-    monkeypatch.setattr(current, "current_exchange", failing)
-    assert current.current() is seen.observe
+    monkeypatch.setattr(current, "current_record", failing)
+    assert current.get_observability() is seen.observe
 
 
 def test_a_route_without_a_path() -> None:
     """Is none that is reported."""
-    assert endpoints_of(SimpleNamespace(routes=[SimpleNamespace(endpoint=len)])) == []
+    assert list_endpoints(SimpleNamespace(routes=[SimpleNamespace(endpoint=len)])) == []

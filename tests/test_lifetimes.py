@@ -27,7 +27,7 @@ from starlette.testclient import TestClient
 from tools import HOST_WARNINGS, until
 
 import fastapi_observe
-from fastapi_observe import ObserveSettings, SettingsError, current, install
+from fastapi_observe import ObserveSettings, SettingsError, get_observability, install
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,7 +101,7 @@ def test_fifty_apps_in_one_process_know_nothing_of_each_other() -> None:
             assert (wanted in text) == (at > 0)
             assert text.count("# TYPE http_requests_total counter") <= 1
     with pytest.raises(RuntimeError, match="50 apps are installed"):
-        current()
+        get_observability()
     for observe in observed:
         observe.close()
     assert process() == before
@@ -127,7 +127,7 @@ def test_a_closed_app_is_bare_again(observed: Callable[..., Seen]) -> None:
             assert "x-request-id" not in client.get(path).headers
         assert client.get("/metrics").status_code == 404
     with pytest.raises(RuntimeError, match="not installed"):
-        current()
+        get_observability()
 
 
 def test_the_app_can_be_installed_again_after_close(observed: Callable[..., Seen]) -> None:
@@ -391,14 +391,14 @@ def test_plain_starlette_needs_no_fastapi() -> None:
         from starlette.responses import PlainTextResponse
         from starlette.routing import Route
         from starlette.testclient import TestClient
-        from fastapi_observe import current, install
+        from fastapi_observe import get_observability, install
 
         app = Starlette(routes=[Route("/orders/{order_id}", lambda request: PlainTextResponse("ok"))])
         observe = install(app, sample_ratio=1.0)
         with TestClient(app) as client:
             assert client.get("/orders/7").text == "ok"
             assert 'endpoint="/orders/{order_id}"' in client.get("/metrics").text
-        assert current() is observe
+        assert get_observability() is observe
         observe.close()
         assert not [name for name in sys.modules if name.startswith("fastapi.")]
     """)

@@ -26,11 +26,11 @@ from fastapi_observe.logs.line import (
     describe_exception,
     encode_line,
     legible_text,
-    text_of,
+    to_text,
 )
-from fastapi_observe.records.exceptions import error_name
-from fastapi_observe.redaction.redactor import PLAIN, Redactor
-from fastapi_observe.redaction.text import LONGEST_QUERY
+from fastapi_observe.records.exceptions import error_type_of
+from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR, Redactor
+from fastapi_observe.redaction.text import MAX_QUERY_BYTES
 
 
 class Unprintable:
@@ -256,7 +256,7 @@ def test_exceptions_are_described_whatever_they_are() -> None:
     """An exception that raises when it is looked at is described all the same."""
     described = describe_exception(BadError())
     assert described == {
-        "type": error_name(BadError()),
+        "type": error_type_of(BadError()),
         "message": "<unprintable BadError>",
         "stacktrace": "<unprintable stacktrace>",
     }
@@ -276,7 +276,7 @@ def test_a_stack_trace_shows_its_end_and_no_values() -> None:
 
 def test_text_of_cuts() -> None:
     """A long text is cut and shows it."""
-    assert text_of("abcdef", 4) == "abc…"
+    assert to_text("abcdef", 4) == "abc…"
 
 
 def test_timestamps_are_rfc_3339() -> None:
@@ -390,6 +390,6 @@ def test_query_values_are_redacted(query: bytes | str, shown: str) -> None:
 @given(st.binary(max_size=5000))
 def test_any_query_is_redacted(query: bytes) -> None:
     """Whatever bytes come, no value is longer than REDACTED and the work is bounded."""
-    shown = PLAIN.query(query)
-    assert len(shown) <= LONGEST_QUERY
+    shown = DEFAULT_REDACTOR.query(query)
+    assert len(shown) <= MAX_QUERY_BYTES
     assert all("REDACTED".startswith(part.partition("=")[2]) for part in shown.split("&"))

@@ -8,21 +8,23 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastapi_observe.internal.errors import Faults
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.logs.line import Timestamps, encode_line
-from fastapi_observe.logs.request_line import MOST_KEPT, RequestLines
-from fastapi_observe.records.request import Exchange
-from fastapi_observe.redaction.redactor import PLAIN
+from fastapi_observe.logs.request_line import MAX_CACHED_PARTS, RequestLineEncoder
+from fastapi_observe.records.request import RequestRecord
+from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 
-LINES = RequestLines({"service": 'a "shop"', "environment": "production", "version": ""}, PLAIN, Timestamps())
+LINES = RequestLineEncoder(
+    {"service": 'a "shop"', "environment": "production", "version": ""}, DEFAULT_REDACTOR, Timestamps()
+)
 
 STARTED = 1_700_000_000_123_456_789
 
 
-def exchange_of(**facts: Any) -> Exchange:
+def exchange_of(**facts: Any) -> RequestRecord:
     """Build the record of a request that has ended well."""
     scope = {"type": "http", "path": "/", "headers": [], **facts.pop("scope", {})}
-    exchange = Exchange(scope, None, None, Faults(), lambda _: None)  # type: ignore[arg-type]
+    exchange = RequestRecord(scope, None, None, InternalErrors(), lambda _: None)  # type: ignore[arg-type]
     exchange.status_code, exchange.outcome, exchange.duration = 200, "ok", 0.0015
     exchange.started_ns = STARTED
     for name, value in facts.items():
@@ -50,7 +52,7 @@ def test_what_was_taken_down_is_what_would_be_built(  # noqa: PLR0913, PLR0917 -
         span_id=ids[1],
         request_id=request_id,
     )
-    record = LINES.note(exchange, "info")
+    record = LINES.capture(exchange, "info")
     assert record is not None
     fast, built = (
         LINES.encode(record),
@@ -69,14 +71,14 @@ def test_more_than_the_usual_is_not_taken_down() -> None:
         {"error_type": "ValueError"},
         {"ttfb": 0.1},
     ]
-    assert [LINES.note(exchange_of(**facts), "info") for facts in unusual] == [None, None, None]
+    assert [LINES.capture(exchange_of(**facts), "info") for facts in unusual] == [None, None, None]
 
 
 def test_few_routes_are_remembered() -> None:
     """However many route templates there are, the prepared pieces of a bounded number are kept."""
-    lines = RequestLines({}, PLAIN, Timestamps())
-    for number in range(MOST_KEPT + 2):
-        record = lines.note(exchange_of(endpoint=f"/{number}"), "info")
+    lines = RequestLineEncoder({}, DEFAULT_REDACTOR, Timestamps())
+    for number in range(MAX_CACHED_PARTS + 2):
+        record = lines.capture(exchange_of(endpoint=f"/{number}"), "info")
         assert record is not None
         assert json.loads(lines.encode(record))["fields"]["endpoint"] == f"/{number}"
     assert len(lines._routes) == 2
@@ -84,25 +86,25 @@ def test_few_routes_are_remembered() -> None:
 
 def test_few_clients_are_remembered() -> None:
     """However many user agents come, a bounded number of short ones is kept."""
-    lines = RequestLines({}, PLAIN, Timestamps())
-    agents = [b"x" * 2000, *(b"agent %d" % number for number in range(MOST_KEPT + 2))]
+    lines = RequestLineEncoder({}, DEFAULT_REDACTOR, Timestamps())
+    agents = [b"x" * 2000, *(b"agent %d" % number for number in range(MAX_CACHED_PARTS + 2))]
     for agent in agents:
-        record = lines.note(exchange_of(scope={"headers": [(b"user-agent", agent)]}), "info")
+        record = lines.capture(exchange_of(scope={"headers": [(b"user-agent", agent)]}), "info")
         assert record is not None
         assert json.loads(lines.encode(record))["fields"]["user_agent"] == agent[:256].decode()
-    assert len(lines._askers) == 2
+    assert len(lines._client_parts) == 2
 
 
 def test_what_is_kept_of_a_client_is_short() -> None:
     """A proxy may pass on a megabyte as the address of a client: neither the queue nor the prepared pieces keep it."""
-    lines = RequestLines({}, PLAIN, Timestamps())
-    record = lines.note(
+    lines = RequestLineEncoder({}, DEFAULT_REDACTOR, Timestamps())
+    record = lines.capture(
         exchange_of(scope={"client": ("x" * 1_000_000, 0), "headers": [(b"user-agent", b"x" * 1_000_000)]}), "info"
     )
     assert record is not None
     assert max(len(part) for part in record if isinstance(part, str | bytes)) < 1000
     assert json.loads(lines.encode(record))["fields"]["remote_addr"] == "REDACTED"
-    record = lines.note(exchange_of(scope={"client": ("x" * 1_000_000, 0)}), "info")
+    record = lines.capture(exchange_of(scope={"client": ("x" * 1_000_000, 0)}), "info")
     assert record is not None
     lines.encode(record)
-    assert lines._askers == {}
+    assert lines._client_parts == {}

@@ -126,13 +126,13 @@ def test_flush_and_close(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_line_may_be_encoded_later(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     """A record is encoded by the thread, or at once where lines are written at once; a full queue drops it."""
     stream = standard_output(monkeypatch)
-    writer.write_later("gathered", lambda record: f"{record}\n".encode())
-    writer.write_later("too", lambda record: f"{record}\n".encode())
+    writer.enqueue("gathered", lambda record: f"{record}\n".encode())
+    writer.enqueue("too", lambda record: f"{record}\n".encode())
     writer.close()
-    writer.write_later("direct", lambda record: f"{record}\n".encode())
+    writer.enqueue("direct", lambda record: f"{record}\n".encode())
     assert stream.text() == "gathered\ntoo\ndirect\n"
     full = LineWriter(0)
-    full.write_later("lost", lambda _: b"")
+    full.enqueue("lost", lambda _: b"")
     assert (full.dropped, full.written) == (1, 0)
 
 
@@ -402,11 +402,11 @@ def test_a_standard_output_without_room_completes_its_line_later(
             return taken
 
         monkeypatch.setattr(line_writer, "PATIENCE", 0.0)
-        monkeypatch.setattr(os, "write", full)
+        monkeypatch.setattr(os, "write_pipe", full)
         writer.write(b"abcdef\n")
         writer.write(b"lost\n")
         assert (writer.written, writer.dropped, len(writer)) == (0, 1, 1)
-        monkeypatch.setattr(os, "write", real)
+        monkeypatch.setattr(os, "write_pipe", real)
         writer.write(b"next\n")
         assert (tmp_path / "out").read_bytes() == b"abcdef\nnext\n"
         monkeypatch.undo()
@@ -421,15 +421,15 @@ def test_what_is_taken_in_part_is_counted_by_line(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(sys, "__stdout__", stream)
         real = os.write
         for room, count, rest in ((5, 2, b"ef\n"), (3, 0, b""), (3, 1, b"")):
-            monkeypatch.setattr(os, "write", lambda descriptor, data, room=room: real(descriptor, data[:room]))
-            lines = [b"ab\n", b"cdef\n", b"g\n"] if not output.taken else [b"g\n"]
-            if room == 3 and output.rest:
+            monkeypatch.setattr(os, "write_pipe", lambda descriptor, data, room=room: real(descriptor, data[:room]))
+            lines = [b"ab\n", b"cdef\n", b"g\n"] if not output.lines_written else [b"g\n"]
+            if room == 3 and output.partial_line:
                 monkeypatch.setattr(
-                    os, "write", lambda descriptor, data: real(descriptor, data) if data != b"g\n" else 0
+                    os, "write_pipe", lambda descriptor, data: real(descriptor, data) if data != b"g\n" else 0
                 )
-            assert (output.offer(lines), output.rest) == (count, rest)
+            assert (output.offer(lines), output.partial_line) == (count, rest)
         monkeypatch.undo()
-    assert ((tmp_path / "out").read_bytes(), output.taken) == (b"ab\ncdef\ng\n", 3)
+    assert ((tmp_path / "out").read_bytes(), output.lines_written) == (b"ab\ncdef\ng\n", 3)
 
 
 @pytest.mark.parametrize("kind", ["another user's pipe", "socket", "terminal"])
@@ -450,7 +450,7 @@ def test_other_kinds_of_standard_output(monkeypatch: pytest.MonkeyPatch, kind: s
         def refuse(path: Any, flags: int) -> int:
             raise PermissionError(path, real, flags)
 
-        monkeypatch.setattr(os, "open", refuse)
+        monkeypatch.setattr(os, "start_request", refuse)
     writer = LineWriter()
     with os.fdopen(writing, "w", encoding="utf-8") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
@@ -476,13 +476,13 @@ def test_a_line_that_cannot_be_encoded_takes_no_other_with_it(monkeypatch: pytes
     writer = LineWriter()
     with writer._lock:
         writer.open()
-        writer.write_later(1, str.encode, file)
-        writer.write_later(1, str.encode)
-        writer.write_later("x", str.encode, file)
+        writer.enqueue(1, str.encode, file)
+        writer.enqueue(1, str.encode)
+        writer.enqueue("x", str.encode, file)
     writer.close()
     assert stream.text() == "x"
     assert writer.tally() == (1, {"queue_full": 0, "write": 0, "internal": 2}, 0)
-    assert writer.tally_of(file) == (1, {"queue_full": 0, "disk": 0, "internal": 1}, 0)
+    assert writer.line_tally(file) == (1, {"queue_full": 0, "disk": 0, "internal": 1}, 0)
 
 
 def test_errors_have_room_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -496,10 +496,10 @@ def test_errors_have_room_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path
             writer.write(b"x\n", file=file, copy=b"x\n", level=20)
         for _ in range(3):
             writer.write(b"e\n", file=file, copy=b"e\n", level=40)
-        writer.write_later("y", str.encode, file)
+        writer.enqueue("y", str.encode, file)
         assert len(writer) == 11
         monkeypatch.setattr(line_writer, "COUNT_PATIENCE", 0.0)
-        assert writer.tally_of(file) == (0, {"queue_full": 5, "disk": 0, "internal": 0}, 11)
+        assert writer.line_tally(file) == (0, {"queue_full": 5, "disk": 0, "internal": 0}, 11)
     writer.close()
     assert (writer.written, writer.dropped) == (11, 5)
     writer.open()
@@ -527,7 +527,7 @@ def test_a_line_waits_for_a_file_that_another_process_writes_to(
     until(lambda: (tmp_path / "app.log").read_bytes() == b"a\nb\n")
     until(lambda: not writer._files)
     writer.write(b"c\n", file=file, copy=b"c\n", urgent=True)
-    assert writer.tally_of(file)[0] == 3
+    assert writer.line_tally(file)[0] == 3
 
 
 def test_a_closing_writer_leaves_work_on_files(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -628,7 +628,7 @@ def test_a_thread_that_has_died_is_started_anew(writer: LineWriter, monkeypatch:
     def leave(_line: bytes) -> bytes:
         raise SystemExit
 
-    writer.write_later(b"", leave)
+    writer.enqueue(b"", leave)
     until(lambda: writer._thread is not None and not writer._thread.is_alive())
     writer.write(b"x\n")
     until(lambda: stream.text() == "x\n")

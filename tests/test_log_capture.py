@@ -17,17 +17,17 @@ import test_logs
 from loguru import logger
 from test_logs import Installed, Lines, exchange_of, inside, restore_uvicorn
 
-from fastapi_observe.internal.errors import Faults
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.logs.capture import LogCapture
-from fastapi_observe.logs.messages import traceback_in
-from fastapi_observe.logs.service import Logs
-from fastapi_observe.redaction.redactor import PLAIN
+from fastapi_observe.logs.messages import parse_traceback_message
+from fastapi_observe.logs.service import LogService
+from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 from fastapi_observe.settings.model import ObserveSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Make = Callable[..., Logs]
+Make = Callable[..., LogService]
 lines, make = test_logs.lines, test_logs.make
 
 BEGIN = """
@@ -265,7 +265,7 @@ def test_odd_tracebacks_in_messages(make: Make, lines: Lines, root: Callable[...
     ]
     assert told[0]["exception"] == {"type": "Stop", "message": "", "stacktrace": chained.rstrip()}
     assert told[3]["exception"]["message"] == "real"
-    assert traceback_in("Traceback? No.", PLAIN) is None
+    assert parse_traceback_message("Traceback? No.", DEFAULT_REDACTOR) is None
 
 
 # Access lines
@@ -372,6 +372,6 @@ def test_each_apps_logger_writes_as_its_app(make: Make, lines: Lines) -> None:
         ("loud", "inside the other's request"),
         ("quiet", "the first one open"),
     ]
-    third = Logs(ObserveSettings(service_name="never started"), Faults())
+    third = LogService(ObserveSettings(service_name="never started"), InternalErrors())
     third.log.error("x")
     assert [line["service"] for line in lines()] == ["quiet"]

@@ -46,7 +46,7 @@ def log_at(
 
 def tend(file: LogFile) -> None:
     """Do all of the work."""
-    while file.tend():
+    while file.run_maintenance():
         pass
 
 
@@ -251,13 +251,13 @@ def test_retention_by_size_holds_at_every_moment(
 ) -> None:
     """All files together never have more than the total size, though rotation is off."""
     monkeypatch.setattr(compression, "PIECE", 64)
-    monkeypatch.setattr(log_file, "MEASURE_AFTER", 0.0)
+    monkeypatch.setattr(log_file, "MEASURE_INTERVAL", 0.0)
     left = tmp_path / f"app.{dead_process()}.log"
     left.write_bytes(FIRST + b"x" * 240)
     file, faulty = log_at(tmp_path / name, None, "2 KB", compress=compress)
     for number in range(300):
         file.write([b"line %03d %s\n" % (number, os.urandom(20).hex().encode())])
-        file.tend()
+        file.run_maintenance()
         ours = [each for each in tmp_path.iterdir() if each != left or "{pid}" in name]
         assert sum(each.stat().st_size for each in ours) <= 2000
     assert sum(each.stat().st_size for each in tmp_path.iterdir()) > 1000
@@ -321,7 +321,7 @@ def test_files_of_dead_processes_are_adopted(tmp_path: Path) -> None:
 
 def test_files_of_others_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A number in a name makes no log file of ours: it begins with a line of ours, and processes have such ids."""
-    monkeypatch.setattr(log_file, "MEASURE_AFTER", 0.0)
+    monkeypatch.setattr(log_file, "MEASURE_INTERVAL", 0.0)
     dead = dead_process()
     others = {f"app.{dead}.log": b"of another program\n" * 99, "app.20261122.log": FIRST, f"app.0{dead}.log": FIRST}
     for name, text in others.items():
@@ -410,11 +410,11 @@ def test_a_file_that_is_removed_during_the_write_is_written_again(
     real = os.write
 
     def remove_first(descriptor: int, data: bytes) -> int:
-        monkeypatch.setattr(os, "write", real)
+        monkeypatch.setattr(os, "write_pipe", real)
         file.path.unlink()
         return real(descriptor, data)
 
-    monkeypatch.setattr(os, "write", remove_first)
+    monkeypatch.setattr(os, "write_pipe", remove_first)
     file.write([b"b\n"])
     assert (contents(tmp_path), file.written) == (b"b\n", 2)
 
@@ -509,7 +509,7 @@ def test_a_file_that_cannot_be_written_is_named_at_once(tmp_path: Path, monkeypa
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         return real(path, *more, **named)
 
-    monkeypatch.setattr(os, "open", refusing)
+    monkeypatch.setattr(os, "start_request", refusing)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     for path, reason in ((mine, f"read and write {mine}"), (tmp_path / "new" / "x.log", f"write in {tmp_path}")):
         with pytest.raises(ValueError, match=re.escape(f"no permission to {reason};")):
@@ -565,7 +565,7 @@ def test_tending_fails_quietly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with monkeypatch.context() as patch:
         patch.setattr(compression, "_write", refuse)
         tend(file)
-    assert not file.tend()
+    assert not file.run_maintenance()
     assert not faulty.told
     assert names(tmp_path) == ["app.20250101T000000.000000.log", "app.log"]
     file.close()
@@ -579,7 +579,7 @@ def test_a_rotation_during_the_work_begins_it_again(tmp_path: Path) -> None:
     file, _ = log_at(tmp_path / "app.log", "10 B", compress=True)
     file.write([b"line 1\n"])
     file.write([b"line 2\n"])
-    assert file.tend()
+    assert file.run_maintenance()
     file.write([b"line 3\n"])
     tend(file)
     assert [name.endswith(".gz") for name in names(tmp_path)].count(True) == 2
@@ -691,14 +691,14 @@ def test_a_file_that_was_renamed_before_the_lock_is_not_used(
     assert b"line\n" in {each.read_bytes() for each in tmp_path.glob("app*.log")}
     other = tmp_path / "app.9.log"
     other.write_bytes(b"new")
-    monkeypatch.setattr(log_retention, "stands_at", lambda *_: False)
+    monkeypatch.setattr(log_retention, "is_same_file", lambda *_: False)
     file._keeper._adopt(other)
     assert other.read_bytes() == b"new"
 
 
 def test_a_file_that_never_stays_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that takes the file away each time cannot keep the writer busy for ever."""
-    monkeypatch.setattr(opening, "stands_at", lambda *_: False)
+    monkeypatch.setattr(opening, "is_same_file", lambda *_: False)
     file, _ = log_at(tmp_path / "app.log")
     file.write([b"line\n"])
     assert file.dropped["disk"] == 1
@@ -773,18 +773,18 @@ def test_the_oldest_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
         return refuse
 
-    monkeypatch.setattr(os, "open", full(errno.ENOSPC, 4))
+    monkeypatch.setattr(os, "start_request", full(errno.ENOSPC, 4))
     file.write([b"line 1\n"])
     assert (file.written, len(names(tmp_path))) == (1, 5)
-    monkeypatch.setattr(os, "open", real_open)
-    monkeypatch.setattr(os, "write", full(errno.EDQUOT, 3))
+    monkeypatch.setattr(os, "start_request", real_open)
+    monkeypatch.setattr(os, "write_pipe", full(errno.EDQUOT, 3))
     file.write([b"line 2\n"])
     assert (file.written, len(names(tmp_path))) == (2, 3)
     monkeypatch.setattr(log_file, "_is_out_of_files", lambda folder: True)
-    monkeypatch.setattr(os, "write", real_write)
+    monkeypatch.setattr(os, "write_pipe", real_write)
     file.write([b"x" * 99 + b"\n"])
     assert (file.written, len(names(tmp_path))) == (3, 3)
-    monkeypatch.setattr(os, "write", full(errno.ENOSPC, 0))
+    monkeypatch.setattr(os, "write_pipe", full(errno.ENOSPC, 0))
     file.write([b"lost\n"])
     assert (names(tmp_path), file.written, file.dropped["disk"]) == (["app.log"], 3, 1)
 
@@ -817,7 +817,7 @@ def test_a_limit_of_file_size_begins_a_new_file(tmp_path: Path, monkeypatch: pyt
             raise OSError(errno.EFBIG, "too big")
         return real(descriptor, data[:room])
 
-    monkeypatch.setattr(os, "write", limited)
+    monkeypatch.setattr(os, "write_pipe", limited)
     lines = [b'{"n": %d}\n' % number for number in range(7)]
     file.write(lines)
     assert [each.read_bytes() for each in sorted(tmp_path.iterdir())] == [
@@ -832,18 +832,18 @@ def test_what_lasts_is_told_seldom(caplog: pytest.LogCaptureFixture, monkeypatch
     """No two lines come within ten seconds, none about the same within a minute, the end is told with the sum."""
     now = [1000.0]
     monkeypatch.setattr(log_outage, "monotonic", lambda: now[0])
-    outage = log_outage.FileOutage("app.log")
+    outage = log_outage.FileErrorLog("app.log")
     failure = OSError(errno.EIO, "it broke")
     for at in range(130):
         now[0] = 1000.0 + at
         outage.lost += 1
-        outage.begin(failure)
-        outage.neglect(failure)
-    outage.end()
-    outage.end()
-    outage.neglect(OSError())
+        outage.lines_lost(failure)
+        outage.maintenance_failed(failure)
+    outage.recovered()
+    outage.recovered()
+    outage.maintenance_failed(OSError())
     now[0] += 61
-    outage.neglect(OSError())
+    outage.maintenance_failed(OSError())
     assert [(row.message.split(" ", 4)[4].partition(" (")[0]) for row in caplog.records] == [
         "loses lines: it broke",
         "cannot be rotated or tidied up: it broke",

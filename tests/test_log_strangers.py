@@ -35,7 +35,7 @@ def log_at(path: Path, rotation: str | None = None, *, compress: bool = False) -
 
 def tend(file: LogFile) -> None:
     """Do all of the work."""
-    while file.tend():
+    while file.run_maintenance():
         pass
 
 
@@ -44,7 +44,7 @@ def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if os.geteuid() == 0:
         os.chown(path, STRANGER, STRANGER, follow_symlinks=False)
     else:
-        monkeypatch.setattr(log_folder, "_ours", lambda: (STRANGER, 0))
+        monkeypatch.setattr(log_folder, "_trusted_owners", lambda: (STRANGER, 0))
 
 
 @pytest.fixture
@@ -139,10 +139,10 @@ def test_links_that_lead_nowhere(tmp_path: Path) -> None:
     """A circle of links, and a file in the place of a folder, are refused like any wrong path."""
     (tmp_path / "round").symlink_to("round")
     with pytest.raises(OSError, match="Too many") as caught:
-        log_folder.open_folder(tmp_path / "round")
+        log_folder.open_directory(tmp_path / "round")
     assert caught.value.errno == errno.ELOOP
     with pytest.raises(FileNotFoundError):
-        log_folder.open_folder(tmp_path / "missing" / "one")
+        log_folder.open_directory(tmp_path / "missing" / "one")
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(NotADirectoryError):
         log_folder.open_file(tmp_path / "file" / "app.log", os.O_RDWR | os.O_CREAT, make=True)

@@ -23,15 +23,15 @@ from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from uvicorn.config import LOGGING_CONFIG
 
-from fastapi_observe.internal.errors import Faults
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.logs import loguru as log_loguru
 from fastapi_observe.logs.capture import SERVER_LOGGERS
-from fastapi_observe.logs.messages import ids_of
-from fastapi_observe.logs.service import _CAPTURE, Logs, level_of
-from fastapi_observe.records.exceptions import MOST_LINKED
+from fastapi_observe.logs.messages import ids_from_exception
+from fastapi_observe.logs.service import _CAPTURE, LogService, level_name
+from fastapi_observe.records.exceptions import MAX_CHAIN_LENGTH
 from fastapi_observe.records.operation import Operation
-from fastapi_observe.records.request import CONTEXT_KEY, Exchange
-from fastapi_observe.records.websocket import WebSocketExchange
+from fastapi_observe.records.request import CONTEXT_KEY, RequestRecord
+from fastapi_observe.records.websocket import WebSocketRecord
 from fastapi_observe.settings.model import ObserveSettings
 
 if TYPE_CHECKING:
@@ -56,12 +56,14 @@ def lines(capsys: pytest.CaptureFixture[str]) -> Lines:
 
 
 @pytest.fixture
-def make() -> Iterator[Callable[..., Logs]]:
+def make() -> Iterator[Callable[..., LogService]]:
     """Return a function that starts a log signal with the given settings; all are closed at the end."""
-    made: list[Logs] = []
+    made: list[LogService] = []
 
-    def build(**settings: Any) -> Logs:
-        logs = Logs(ObserveSettings(**{"service_name": "shop", "service_version": "1.2", **settings}), Faults())
+    def build(**settings: Any) -> LogService:
+        logs = LogService(
+            ObserveSettings(**{"service_name": "shop", "service_version": "1.2", **settings}), InternalErrors()
+        )
         logs.start()
         made.append(logs)
         return logs
@@ -76,7 +78,7 @@ async def nothing(*args: Any) -> Message:
     return {}
 
 
-def exchange_of(kind: type[Exchange] = Exchange, **facts: Any) -> Exchange:
+def exchange_of(kind: type[RequestRecord] = RequestRecord, **facts: Any) -> RequestRecord:
     """Build the record of a request that has ended."""
     scope = {
         "type": "http",
@@ -87,7 +89,7 @@ def exchange_of(kind: type[Exchange] = Exchange, **facts: Any) -> Exchange:
         "client": ("192.0.2.1", 4711),
         **facts.pop("scope", {}),
     }
-    exchange = kind(scope, nothing, nothing, Faults(), lambda _: None)  # type: ignore[arg-type]
+    exchange = kind(scope, nothing, nothing, InternalErrors(), lambda _: None)  # type: ignore[arg-type]
     known = {
         "endpoint": "/orders/{order_id}",
         "status_code": 200,
@@ -107,12 +109,12 @@ def exchange_of(kind: type[Exchange] = Exchange, **facts: Any) -> Exchange:
 class Installed:
     """Stands for `Observability`: has the log signal."""
 
-    def __init__(self, logs: Logs | None) -> None:
+    def __init__(self, logs: LogService | None) -> None:
         self.logs = logs
 
 
 @contextmanager
-def inside(exchange: Exchange, span: bool = False) -> Iterator[None]:  # noqa: FBT001, FBT002 - read at the call
+def inside(exchange: RequestRecord, span: bool = False) -> Iterator[None]:  # noqa: FBT001, FBT002 - read at the call
     """Be inside a request, perhaps with a span."""
     context = otel_context.set_value(CONTEXT_KEY, exchange.current)
     if span:
@@ -133,12 +135,12 @@ def fail() -> NoReturn:
 # The request line
 
 
-def test_the_request_line(make: Callable[..., Logs], lines: Lines) -> None:
+def test_the_request_line(make: Callable[..., LogService], lines: Lines) -> None:
     """One line per request says what the contract says, its query values redacted."""
     logs = make(query_allow=("page",))
-    logs.open_exchange(exchange_of())
-    logs.start_exchange(exchange_of())
-    logs.close_exchange(exchange_of())
+    logs.on_request_start(exchange_of())
+    logs.on_response_start(exchange_of())
+    logs.on_request_end(exchange_of())
     assert logs.flush(1.0)
     (line,) = lines()
     assert line.pop("timestamp").endswith("Z")
@@ -183,24 +185,24 @@ def test_the_request_line(make: Callable[..., Logs], lines: Lines) -> None:
         ("unheard of", "error"),
     ],
 )
-def test_the_outcome_decides_the_level(make: Callable[..., Logs], lines: Lines, outcome: str, level: str) -> None:
+def test_the_outcome_decides_the_level(make: Callable[..., LogService], lines: Lines, outcome: str, level: str) -> None:
     """Failures of ours are errors, those of clients warnings."""
     logs = make()
-    logs.close_exchange(exchange_of(outcome=outcome, error_type="X"))
+    logs.on_request_end(exchange_of(outcome=outcome, error_type="X"))
     logs.flush(1.0)
     (line,) = lines()
     assert (line["level"], line["fields"]["error_type"]) == (level, "X")
 
 
-def test_a_request_with_little_or_much_to_tell(make: Callable[..., Logs], lines: Lines) -> None:
+def test_a_request_with_little_or_much_to_tell(make: Callable[..., LogService], lines: Lines) -> None:
     """What is not known is null or missing; a stream has its first byte, a failure its exception."""
     logs = make()
     bare: dict[str, Any] = {"headers": [], "client": None, "query_string": b"", "path": "/" + "x" * 2000}
-    logs.close_exchange(exchange_of(scope=bare, trace_id="", request_id=""))
+    logs.on_request_end(exchange_of(scope=bare, trace_id="", request_id=""))
     try:
         fail()
     except ValueError as exc:
-        logs.close_exchange(exchange_of(outcome="server_error", exception=exc, ttfb=0.001))
+        logs.on_request_end(exchange_of(outcome="server_error", exception=exc, ttfb=0.001))
     first, second = lines()
     assert first["fields"]["user_agent"] is first["fields"]["remote_addr"] is None
     assert len(first["fields"]["url"]) == 1024
@@ -211,10 +213,10 @@ def test_a_request_with_little_or_much_to_tell(make: Callable[..., Logs], lines:
     assert "in fail" in second["exception"]["stacktrace"]
 
 
-def test_a_websocket_has_its_own_line(make: Callable[..., Logs], lines: Lines) -> None:
+def test_a_websocket_has_its_own_line(make: Callable[..., LogService], lines: Lines) -> None:
     """A connection tells its close code and its messages."""
     logs = make()
-    logs.close_exchange(exchange_of(WebSocketExchange, close_code="1000", messages_received=2, messages_sent=3))
+    logs.on_request_end(exchange_of(WebSocketRecord, close_code="1000", messages_received=2, messages_sent=3))
     logs.flush(1.0)
     (line,) = lines()
     assert line["message"] == "WebSocket connection closed"
@@ -222,17 +224,17 @@ def test_a_websocket_has_its_own_line(make: Callable[..., Logs], lines: Lines) -
     assert (fields["close_code"], fields["messages_received"], fields["messages_sent"]) == ("1000", 2, 3)
 
 
-def test_request_lines_can_be_switched_off(make: Callable[..., Logs], lines: Lines) -> None:
+def test_request_lines_can_be_switched_off(make: Callable[..., LogService], lines: Lines) -> None:
     """Neither a setting nor the level writes what is not wanted."""
-    make(log_requests=False).close_exchange(exchange_of(outcome="server_error"))
-    make(log_level="warn").close_exchange(exchange_of())
+    make(log_requests=False).on_request_end(exchange_of(outcome="server_error"))
+    make(log_level="warn").on_request_end(exchange_of())
     assert lines() == []
 
 
 # Operations
 
 
-def operation_of(logs: Logs, **facts: Any) -> Operation:
+def operation_of(logs: LogService, **facts: Any) -> Operation:
     """Build the record of a query that has ended."""
     operation = Operation(logs, "database", "SELECT orders", {"operation": "SELECT", "table": "orders"}, {"rows": 3})
     for name, value in {"outcome": "ok", "duration": 0.002, **facts}.items():
@@ -240,17 +242,17 @@ def operation_of(logs: Logs, **facts: Any) -> Operation:
     return operation
 
 
-def test_a_failed_operation_is_an_error_line(make: Callable[..., Logs], lines: Lines) -> None:
+def test_a_failed_operation_is_an_error_line(make: Callable[..., LogService], lines: Lines) -> None:
     """A query that fails tells its labels, details, ids and exception; one that works tells nothing."""
     logs = make()
-    logs.open_operation(operation_of(logs))
-    logs.close_operation(operation_of(logs))
+    logs.on_operation_start(operation_of(logs))
+    logs.on_operation_end(operation_of(logs))
     at = SpanContext(int(TRACE, 16), int(SPAN, 16), is_remote=False)
     failed = operation_of(
         logs, outcome="error", error_type="ValueError", exception=ValueError("x"), span=NonRecordingSpan(at)
     )
     with inside(exchange_of(trace_id="f" * 32)):
-        logs.close_operation(failed)
+        logs.on_operation_end(failed)
     (line,) = lines()
     assert (line["level"], line["message"]) == ("error", "database query failed")
     assert (line["trace_id"], line["span_id"], line["request_id"]) == (TRACE, SPAN, "request-1")
@@ -265,11 +267,11 @@ def test_a_failed_operation_is_an_error_line(make: Callable[..., Logs], lines: L
     }
 
 
-def test_a_good_operation_is_a_debug_line(make: Callable[..., Logs], lines: Lines) -> None:
+def test_a_good_operation_is_a_debug_line(make: Callable[..., LogService], lines: Lines) -> None:
     """With debug on, operations that work are told too."""
     logs = make(log_level="debug")
     for kind in ("database", "external", "background", "own"):
-        logs.close_operation(operation_of(logs, kind=kind))
+        logs.on_operation_end(operation_of(logs, kind=kind))
     logs.flush(1.0)
     told = lines()
     assert {line["level"] for line in told} == {"debug"}
@@ -284,7 +286,7 @@ def test_a_good_operation_is_a_debug_line(make: Callable[..., Logs], lines: Line
 # What users call
 
 
-def test_the_logger(make: Callable[..., Logs], lines: Lines) -> None:
+def test_the_logger(make: Callable[..., LogService], lines: Lines) -> None:
     """Every level has its method; fields go under `fields`, also those named like a reserved key."""
     log = make(log_level="debug").log
     log.debug("a", level="mine", message="mine", trace_id="mine")
@@ -302,7 +304,7 @@ def test_the_logger(make: Callable[..., Logs], lines: Lines) -> None:
     assert {line["logger"] for line in told} == {__name__}
 
 
-def test_an_exception_in_hand(make: Callable[..., Logs], lines: Lines) -> None:
+def test_an_exception_in_hand(make: Callable[..., LogService], lines: Lines) -> None:
     """`exception` adds what is being handled; outside a handler it is an error line."""
     log = make().log
     try:
@@ -315,7 +317,7 @@ def test_an_exception_in_hand(make: Callable[..., Logs], lines: Lines) -> None:
     assert "exception" not in second
 
 
-def test_bound_and_contextual_fields(make: Callable[..., Logs], lines: Lines) -> None:
+def test_bound_and_contextual_fields(make: Callable[..., LogService], lines: Lines) -> None:
     """`with_fields` adds to a logger, `contextualize` to every line inside."""
     log = make().log.with_fields(tenant="a")
     with log.contextualize(job=1):
@@ -339,14 +341,14 @@ class Unprintable:
 
 
 @pytest.mark.parametrize("message", ["{", "{}", "{0} {x} {x.__class__}", "%s", "\ud800", 7, Unprintable()], ids=type)
-def test_any_message_is_safe(make: Callable[..., Logs], lines: Lines, message: object) -> None:
+def test_any_message_is_safe(make: Callable[..., LogService], lines: Lines, message: object) -> None:
     """Braces, per cent signs and objects without text give a line."""
     make().log.error(message, x=Unprintable())
     (line,) = lines()
     assert line["fields"] == {"x": "<unprintable Unprintable>"}
 
 
-def test_sinks_of_the_users_own_see_the_lines_too(make: Callable[..., Logs], lines: Lines) -> None:
+def test_sinks_of_the_users_own_see_the_lines_too(make: Callable[..., LogService], lines: Lines) -> None:
     """The logger goes through loguru, with the caller's place; a sink that raises does not reach the caller."""
     logs = make()
     seen: list[Any] = []
@@ -369,7 +371,7 @@ def test_sinks_of_the_users_own_see_the_lines_too(make: Callable[..., Logs], lin
     assert lines()[0]["message"].startswith("fastapi-observe failed at logs.call with RuntimeError; ")
 
 
-def test_the_level_at_run_time(make: Callable[..., Logs], lines: Lines) -> None:
+def test_the_level_at_run_time(make: Callable[..., LogService], lines: Lines) -> None:
     """The level changes for loguru and the standard library, either way; a wrong one is an error."""
     log = make().log
     std = logging.getLogger("std")
@@ -392,7 +394,7 @@ def test_the_level_at_run_time(make: Callable[..., Logs], lines: Lines) -> None:
     }
 
 
-def test_changing_the_level_doubles_and_loses_nothing(make: Callable[..., Logs], lines: Lines) -> None:
+def test_changing_the_level_doubles_and_loses_nothing(make: Callable[..., LogService], lines: Lines) -> None:
     """While the level goes up and down, each error of other threads is written once."""
     logs = make()
 
@@ -415,7 +417,7 @@ def test_changing_the_level_doubles_and_loses_nothing(make: Callable[..., Logs],
 # Records of others
 
 
-def test_loguru_records(make: Callable[..., Logs], lines: Lines) -> None:
+def test_loguru_records(make: Callable[..., LogService], lines: Lines) -> None:
     """Each level of loguru has one of the contract; bound values are fields; exceptions show no variables."""
     make(log_level="debug")
     hidden = "hunter2"
@@ -438,7 +440,7 @@ def test_loguru_records(make: Callable[..., Logs], lines: Lines) -> None:
     assert hidden not in json.dumps(told)
 
 
-def test_standard_library_records(make: Callable[..., Logs], lines: Lines) -> None:
+def test_standard_library_records(make: Callable[..., LogService], lines: Lines) -> None:
     """Each level of logging has one of the contract; `extra` values are fields."""
     make(log_level="debug")
     std = logging.getLogger("app.orders")
@@ -466,7 +468,7 @@ def test_standard_library_records(make: Callable[..., Logs], lines: Lines) -> No
 
 
 def test_arguments_that_do_not_fit_the_message(
-    make: Callable[..., Logs], lines: Lines, bare_root: Callable[[], None]
+    make: Callable[..., LogService], lines: Lines, bare_root: Callable[[], None]
 ) -> None:
     """A logging call with wrong arguments gives its message and its arguments."""
     bare_root()
@@ -478,7 +480,7 @@ def test_arguments_that_do_not_fit_the_message(
     assert second["message"] == "<unprintable Unprintable>"
 
 
-def test_a_record_made_by_hand(make: Callable[..., Logs], lines: Lines, bare_root: Callable[[], None]) -> None:
+def test_a_record_made_by_hand(make: Callable[..., LogService], lines: Lines, bare_root: Callable[[], None]) -> None:
     """A record with odd parts is written as well."""
     bare_root()
     logs = make()
@@ -489,7 +491,9 @@ def test_a_record_made_by_hand(make: Callable[..., Logs], lines: Lines, bare_roo
     assert (line["level"], line["logger"]) == ("warn", "7")
 
 
-def test_an_object_that_logs_itself(make: Callable[..., Logs], lines: Lines, bare_root: Callable[[], None]) -> None:
+def test_an_object_that_logs_itself(
+    make: Callable[..., LogService], lines: Lines, bare_root: Callable[[], None]
+) -> None:
     """What logs while it is turned into text does not recurse for ever."""
     bare_root()
     make()
@@ -507,11 +511,11 @@ def test_an_object_that_logs_itself(make: Callable[..., Logs], lines: Lines, bar
 
 
 def test_a_fault_while_writing_a_line_stays_ours(
-    make: Callable[..., Logs], lines: Lines, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., LogService], lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When our own code raises, the caller sees nothing and the fault is counted."""
     logs = make()
-    monkeypatch.setattr(logs, "take_loguru", lambda record: fail())
+    monkeypatch.setattr(logs, "handle_loguru", lambda record: fail())
     logger.error("x")
     assert logs.faults.counts == {"logs.line": 1}
     assert lines()[0]["message"].startswith("fastapi-observe failed at logs.line")
@@ -520,7 +524,7 @@ def test_a_fault_while_writing_a_line_stays_ours(
 # Ids
 
 
-def test_ids_of_the_request_and_its_span(make: Callable[..., Logs], lines: Lines) -> None:
+def test_ids_of_the_request_and_its_span(make: Callable[..., LogService], lines: Lines) -> None:
     """A line has the ids of the current span, else those of its request; the request id in both cases."""
     make()
     logger.error("outside")
@@ -546,7 +550,7 @@ def marked() -> ValueError:
     return exc
 
 
-def test_an_exception_brings_the_ids_of_its_request(make: Callable[..., Logs], lines: Lines) -> None:
+def test_an_exception_brings_the_ids_of_its_request(make: Callable[..., LogService], lines: Lines) -> None:
     """A server's crash log, written after the request is over, has the ids; a current span stands first."""
     make()
     crashes = [marked(), RuntimeError("linked"), BaseExceptionGroup("group", [KeyError(), marked()])]
@@ -566,7 +570,7 @@ def test_an_exception_brings_the_ids_of_its_request(make: Callable[..., Logs], l
     ]
 
 
-def test_a_crash_logged_inside_an_earlier_request(make: Callable[..., Logs], lines: Lines) -> None:
+def test_a_crash_logged_inside_an_earlier_request(make: Callable[..., LogService], lines: Lines) -> None:
     """A server that logs a crash in the context of an earlier request of the connection names the crashed one."""
     make()
     with inside(exchange_of(request_id="earlier", complete=True), span=True):
@@ -579,30 +583,30 @@ def test_the_search_for_ids_ends() -> None:
     """Rings and endless chains of exceptions are searched for a while."""
     first, second = ValueError(), KeyError()
     first.__context__, second.__cause__ = second, first
-    assert ids_of(first) == ("", "", "")
+    assert ids_from_exception(first) == ("", "", "")
     chain: BaseException = marked()
-    for _ in range(MOST_LINKED):
+    for _ in range(MAX_CHAIN_LENGTH):
         outer = ValueError()
         outer.__cause__ = chain
         chain = outer
-    assert ids_of(chain) == ("", "", "")
+    assert ids_from_exception(chain) == ("", "", "")
 
 
 @pytest.mark.parametrize(("number", "level"), [(0, "debug"), (25, "info"), (39, "warn"), (40, "error"), (99, "fatal")])
 def test_levels_between(number: int, level: str) -> None:
     """A level between two of the contract's is the lower one."""
-    assert level_of(number) == level
+    assert level_name(number) == level
 
 
 # Several installs
 
 
-def test_several_installs_write_a_line_once(make: Callable[..., Logs], lines: Lines) -> None:
+def test_several_installs_write_a_line_once(make: Callable[..., LogService], lines: Lines) -> None:
     """Inside a request its own install writes the line, outside the first one that is open; one thread for all."""
     made = [make(service_name=f"app{number}") for number in range(5)]
     made[0].start()
 
-    def service_of(exchange: Exchange | None) -> str:
+    def service_of(exchange: RequestRecord | None) -> str:
         if exchange is None:
             logger.error("x")
         else:
@@ -624,7 +628,7 @@ def test_several_installs_write_a_line_once(make: Callable[..., Logs], lines: Li
     assert sum(thread.name == "fastapi-observe-log-writer" for thread in threading.enumerate()) <= 1
 
 
-def test_each_install_has_its_level(make: Callable[..., Logs], lines: Lines) -> None:
+def test_each_install_has_its_level(make: Callable[..., LogService], lines: Lines) -> None:
     """The level of the install that writes the line decides."""
     quiet, loud = make(service_name="quiet", log_level="error"), make(service_name="loud", log_level="debug")
     for observability in (Installed(quiet), Installed(loud)):
@@ -635,7 +639,7 @@ def test_each_install_has_its_level(make: Callable[..., Logs], lines: Lines) -> 
     assert [line["service"] for line in lines()] == ["loud", "loud"]
 
 
-def test_an_install_may_leave_logging_alone(make: Callable[..., Logs], lines: Lines) -> None:
+def test_an_install_may_leave_logging_alone(make: Callable[..., LogService], lines: Lines) -> None:
     """Without `capture_logging` records of the standard library are not touched, those of loguru are lines."""
     before = list(logging.root.handlers)
     alone = make(capture_logging=False)
@@ -652,7 +656,7 @@ def test_an_install_may_leave_logging_alone(make: Callable[..., Logs], lines: Li
 # Taking over and giving back
 
 
-def test_everything_is_given_back(make: Callable[..., Logs], lines: Lines) -> None:
+def test_everything_is_given_back(make: Callable[..., LogService], lines: Lines) -> None:
     """After the last close handlers, levels, filters and threads are as before."""
     own, plain = logging.NullHandler(), logging.StreamHandler(sys.stdout)
     root = logging.root
@@ -675,7 +679,7 @@ def test_everything_is_given_back(make: Callable[..., Logs], lines: Lines) -> No
         root.removeHandler(own)
 
 
-def test_the_users_levels_are_respected(make: Callable[..., Logs]) -> None:
+def test_the_users_levels_are_respected(make: Callable[..., LogService]) -> None:
     """A root level below ours stays, one set in the meantime is kept, a stricter quiet logger stays strict."""
     root, quiet = logging.root, logging.getLogger("strict")
     before = root.level
@@ -717,7 +721,7 @@ def bare_root(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 def test_a_servers_loggers_are_taken_over(
-    make: Callable[..., Logs], lines: Lines, uvicorn_logging: Callable[[], None]
+    make: Callable[..., LogService], lines: Lines, uvicorn_logging: Callable[[], None]
 ) -> None:
     """The lines of uvicorn become ours, its access line gives way to the request line; both return at the end."""
     uvicorn_logging()
@@ -735,7 +739,7 @@ def test_a_servers_loggers_are_taken_over(
 
 
 def test_access_lines_join_without_request_lines(
-    make: Callable[..., Logs], lines: Lines, uvicorn_logging: Callable[[], None]
+    make: Callable[..., LogService], lines: Lines, uvicorn_logging: Callable[[], None]
 ) -> None:
     """Without our request line uvicorn's access line is written, unless that was switched off."""
     uvicorn_logging()
@@ -754,7 +758,7 @@ def test_access_lines_join_without_request_lines(
 
 
 def test_a_server_that_configures_logging_later(
-    make: Callable[..., Logs], lines: Lines, uvicorn_logging: Callable[[], None]
+    make: Callable[..., LogService], lines: Lines, uvicorn_logging: Callable[[], None]
 ) -> None:
     """`uvicorn.run(app)` replaces handlers after install: its first line already is ours again."""
     logs = make()
@@ -768,7 +772,7 @@ def test_a_server_that_configures_logging_later(
     assert access.handlers == before
 
 
-def test_handlers_of_a_users_own_stay(make: Callable[..., Logs], lines: Lines) -> None:
+def test_handlers_of_a_users_own_stay(make: Callable[..., LogService], lines: Lines) -> None:
     """Only handlers for standard output and error are taken away: files and own classes keep getting records."""
 
     class Own(logging.StreamHandler[io.StringIO]):
@@ -787,7 +791,7 @@ def test_handlers_of_a_users_own_stay(make: Callable[..., Logs], lines: Lines) -
         restore_uvicorn()
 
 
-def test_logging_that_goes_to_loguru_already(make: Callable[..., Logs], lines: Lines) -> None:
+def test_logging_that_goes_to_loguru_already(make: Callable[..., LogService], lines: Lines) -> None:
     """With loguru's `InterceptHandler` recipe on the root logger a record is still one line."""
 
     class InterceptHandler(logging.Handler):
@@ -804,7 +808,7 @@ def test_logging_that_goes_to_loguru_already(make: Callable[..., Logs], lines: L
         logging.root.removeHandler(handler)
 
 
-def test_a_handler_that_the_user_removed_is_made_anew(make: Callable[..., Logs], lines: Lines) -> None:
+def test_a_handler_that_the_user_removed_is_made_anew(make: Callable[..., LogService], lines: Lines) -> None:
     """`logger.remove()` after install takes our handlers too; the next start brings them back, once."""
     logs = make()
     logger.remove(_CAPTURE.loguru._bands[40])
@@ -814,7 +818,9 @@ def test_a_handler_that_the_user_removed_is_made_anew(make: Callable[..., Logs],
     assert [line["message"] for line in lines()] == ["found"]
 
 
-def test_a_loguru_of_another_build(make: Callable[..., Logs], lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loguru_of_another_build(
+    make: Callable[..., LogService], lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where loguru's inside is not as known, lines are written all the same."""
     logs = make()
     monkeypatch.setattr(log_loguru, "logger", Stranger())
@@ -838,10 +844,12 @@ class Stranger:
 # Formats, files and counts
 
 
-def test_text_for_a_developer(make: Callable[..., Logs], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_text_for_a_developer(
+    make: Callable[..., LogService], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """The text format is for the terminal; the file has JSON in any case."""
     logs = make(log_format="text", log_file=str(tmp_path / "app.log"), log_compression=None)
-    logs.close_exchange(exchange_of())
+    logs.on_request_end(exchange_of())
     logs.log.error("x", order_id=7)
     logs.close()
     rows = capsys.readouterr().out.splitlines()
@@ -854,7 +862,7 @@ def test_text_for_a_developer(make: Callable[..., Logs], capsys: pytest.CaptureF
 
 
 def test_auto_is_text_on_a_terminal_in_development(
-    make: Callable[..., Logs], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., LogService], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Text needs both: a terminal and the development environment."""
     make(environment="development").log.error("x")
@@ -867,12 +875,12 @@ def test_auto_is_text_on_a_terminal_in_development(
 def test_auto_on_a_real_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """In development a terminal gets text."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert Logs(ObserveSettings(environment="development"), Faults())._text is not None
+    assert LogService(ObserveSettings(environment="development"), InternalErrors())._text is not None
     monkeypatch.setattr(sys, "stdout", None)
-    assert Logs(ObserveSettings(environment="development"), Faults())._text is None
+    assert LogService(ObserveSettings(environment="development"), InternalErrors())._text is None
 
 
-def test_counts(make: Callable[..., Logs], lines: Lines, tmp_path: Path) -> None:
+def test_counts(make: Callable[..., LogService], lines: Lines, tmp_path: Path) -> None:
     """What was written, lost and still waits is known, file and all."""
     logs = make()
     before = (logs.written, logs.dropped)
@@ -892,9 +900,9 @@ def test_counts(make: Callable[..., Logs], lines: Lines, tmp_path: Path) -> None
 def test_wrong_file_settings_stop_the_start() -> None:
     """A rotation or retention that cannot be read is an error that names it."""
     with pytest.raises(ValueError, match="log_rotation: got 'often'"):
-        Logs(ObserveSettings(log_rotation="often"), Faults())
+        LogService(ObserveSettings(log_rotation="often"), InternalErrors())
     with pytest.raises(ValueError, match="log_retention: got 'some'"):
-        Logs(ObserveSettings(log_retention="some"), Faults())
+        LogService(ObserveSettings(log_retention="some"), InternalErrors())
 
 
 # A real server

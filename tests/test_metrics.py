@@ -14,11 +14,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_fastapi_instrumentator import metrics as instrumentator
 from prometheus_fastapi_instrumentator.metrics import Info
 
-from fastapi_observe.internal.errors import Faults
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.records.operation import Operation
-from fastapi_observe.records.request import Exchange
-from fastapi_observe.records.websocket import WebSocketExchange
+from fastapi_observe.records.request import RequestRecord
+from fastapi_observe.records.websocket import WebSocketRecord
 from fastapi_observe.settings.model import ObserveSettings
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Service:
     """A metrics service alone, and exchanges that run through it."""
 
     def __init__(self, **settings: Any) -> None:
-        self.faults = Faults()
+        self.faults = InternalErrors()
         self.metrics = MetricsService(ObserveSettings(**{"default_registry": False, **settings}), self.faults)
 
     def value(self, name: str, **labels: str) -> float | None:
@@ -58,20 +58,20 @@ class Service:
         async def send(message: Message) -> None:
             return None
 
-        kind = WebSocketExchange if scope["type"] == "websocket" else Exchange
-        ex = kind(scope, receive, send, self.faults, self.metrics.close_exchange)
+        kind = WebSocketRecord if scope["type"] == "websocket" else RequestRecord
+        ex = kind(scope, receive, send, self.faults, self.metrics.on_request_end)
         ex.endpoint = endpoint
-        ex.on_start = self.metrics.start_exchange
-        self.metrics.open_exchange(ex)
+        ex.on_response_start = self.metrics.on_response_start
+        self.metrics.on_request_start(ex)
         prepare(ex)
 
         async def run() -> None:
             try:
                 await app(scope, ex.receive, ex.send)
             except Exception as exc:  # noqa: BLE001 - what the app raises is the test's business
-                ex.leave(exc)
+                ex.finish(exc)
             else:
-                ex.leave(None)
+                ex.finish(None)
 
         asyncio.run(run())
         return ex
@@ -136,10 +136,10 @@ def test_the_gauge_returns_to_0_when_taking_the_samples_fails() -> None:
     """A fault after the request has ended does not leave it in progress."""
     service = Service()
     ex = service.serve(answer(200))
-    service.metrics.open_exchange(ex)
+    service.metrics.on_request_start(ex)
     ex.endpoint = ["unhashable"]
     with pytest.raises(TypeError):
-        service.metrics.close_exchange(ex)
+        service.metrics.on_request_end(ex)
     assert service.value("http_requests_in_progress") == 0
 
 
@@ -164,7 +164,7 @@ def test_each_refused_field_is_counted() -> None:
     """A 422 counts every field that was refused, by location and type."""
     service = Service()
 
-    def prepare(ex: Exchange) -> None:
+    def prepare(ex: RequestRecord) -> None:
         ex.validation_errors = [("body.amount", "greater_than"), ("query.page", "int_parsing")]
 
     service.serve(answer(422), prepare=prepare)
@@ -189,7 +189,7 @@ def _exemplars(service: Service) -> dict[str, Any]:
     return {sample.name: sample.exemplar for sample in samples if sample.exemplar is not None}
 
 
-def _sample(ex: Exchange) -> None:
+def _sample(ex: RequestRecord) -> None:
     ex.sampled, ex.trace_id, ex.span_id = True, "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
@@ -240,7 +240,7 @@ async def talk(scope: Scope, receive: Receive, send: Send) -> None:
     await receive()
 
 
-def _websocket(service: Service, app: Callable[[Scope, Receive, Send], Any], *messages: Message) -> WebSocketExchange:
+def _websocket(service: Service, app: Callable[[Scope, Receive, Send], Any], *messages: Message) -> WebSocketRecord:
     scope = {"type": "websocket", "path": "/ws"}
     return service.serve(app, {"type": "websocket.connect"}, *messages, scope=scope, endpoint="/ws")  # type: ignore[no-any-return]
 
@@ -292,7 +292,7 @@ def test_the_start_of_a_response_is_no_websocket() -> None:
     service = Service()
     ex = service.serve(answer(200))
     before = service.metrics.render("", "")[1].count(b"websocket")
-    service.metrics.start_exchange(ex)
+    service.metrics.on_response_start(ex)
     assert service.metrics.render("", "")[1].count(b"websocket") == before
 
 
@@ -300,8 +300,8 @@ class Reporter:
     """Hands operations to the metrics alone."""
 
     def __init__(self, metrics: MetricsService) -> None:
-        self.open_operation = metrics.open_operation
-        self.close_operation = metrics.close_operation
+        self.on_operation_start = metrics.on_operation_start
+        self.on_operation_end = metrics.on_operation_end
 
 
 def test_operations_are_counted_by_kind() -> None:
@@ -397,7 +397,7 @@ def test_a_reader_is_asked_at_scrape_and_on_demand() -> None:
 
     service = Service()
     reader = Reader()
-    service.metrics.add_reader(reader)
+    service.metrics.register_collector(reader)
     service.metrics.update_system_metrics()
     assert reader.updates == 1
     assert b"reader_updates 1.0" in service.metrics.render("", "")[1]
@@ -447,8 +447,8 @@ def test_threads_lose_no_count() -> None:
 
     def work() -> None:
         for _ in range(500):
-            service.metrics.open_exchange(ex)
-            service.metrics.close_exchange(ex)
+            service.metrics.on_request_start(ex)
+            service.metrics.on_request_end(ex)
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:

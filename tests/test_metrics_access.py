@@ -98,7 +98,7 @@ def test_the_users_function_decides(observed: Callable[..., Seen]) -> None:
     assert [get(app, client)[0] for client in (PUBLIC, PRIVATE)] == [200, 404]
     seen = observed(failing := make_app(), metrics_access=lambda scope: scope["nothing"])
     assert get(failing, LOCAL)[0] == 404
-    assert seen.observe.faults.counts == {"metrics.access": 1}
+    assert seen.observe.internal_errors.counts == {"metrics.access": 1}
 
 
 # By token
@@ -228,7 +228,7 @@ def test_the_own_port_asks_for_the_token(observed: Callable[..., Seen]) -> None:
         assert ask_port(port, Authorization=f"Bearer {TOKEN}")[0] == 200
         seen.observe.metrics_server._server.render = lambda *_: 1 / 0  # type: ignore[union-attr]
         assert ask_port(port, Authorization=f"Bearer {TOKEN}")[0] == 500
-    assert seen.observe.faults.counts == {"metrics.render": 1}
+    assert seen.observe.internal_errors.counts == {"metrics.render": 1}
 
 
 def test_a_port_that_is_taken_is_told(observed: Callable[..., Seen]) -> None:
@@ -249,7 +249,7 @@ def test_connections_that_do_not_ask_give_way(
     observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
     """Where there are too many, the oldest is closed: slow ones never keep a scraper out."""
-    monkeypatch.setattr(metrics_server, "MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(metrics_server, "MAX_CONNECTIONS", 2)
     seen = observed(app := make_app(), metrics_port=0)
     with serving(app), ExitStack() as stack:
         port = seen.observe.metrics_server.port
@@ -276,7 +276,7 @@ def test_a_connection_has_a_deadline(observed: Callable[..., Seen], monkeypatch:
 
 def test_connections_that_are_answered_stay(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the bound a further one is closed at once; who was dropped in the last moment is not answered."""
-    monkeypatch.setattr(metrics_server, "MOST_CONNECTIONS", 1)
+    monkeypatch.setattr(metrics_server, "MAX_CONNECTIONS", 1)
     seen = observed(app := make_app(), metrics_port=0)
     asked, go = threading.Event(), threading.Event()
 
@@ -297,7 +297,7 @@ def test_connections_that_are_answered_stay(observed: Callable[..., Seen], monke
                 assert refused.recv(10) == b""
             go.set()
             assert first.makefile("rb").read().endswith(b"late")
-        monkeypatch.setattr(server, "has_asked", lambda _: False)
+        monkeypatch.setattr(server, "mark_request_read", lambda _: False)
         with pytest.raises(http.client.RemoteDisconnected):
             ask_port(port)
 

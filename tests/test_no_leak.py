@@ -255,7 +255,7 @@ async def test_two_thousand_four_hundred_placements(
     shown = seen.text
     found += [("/metrics", secret.core) for secret in tried if secret.core in shown]
     assert found == [], "\n".join(map(str, found))
-    assert seen.observe.faults.counts == {}
+    assert seen.observe.internal_errors.counts == {}
     await app.state.http.aclose()
 
 

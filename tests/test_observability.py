@@ -18,8 +18,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 
-from fastapi_observe import current, install, traced
-from fastapi_observe.requests.response_headers import Stamps
+from fastapi_observe import get_observability, install, traced
+from fastapi_observe.requests.response_headers import ResponseHeaders
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,23 +59,23 @@ class Told:
         if self._broken:
             raise ZeroDivisionError
 
-    def open_exchange(self, exchange: Any) -> None:
+    def on_request_start(self, exchange: Any) -> None:
         """Keep it."""
         self._note("open_exchange")
 
-    def start_exchange(self, exchange: Any) -> None:
+    def on_response_start(self, exchange: Any) -> None:
         """Keep it, with the endpoint that is known by now."""
         self._note(f"start_exchange {exchange.endpoint}")
 
-    def close_exchange(self, exchange: Any) -> None:
+    def on_request_end(self, exchange: Any) -> None:
         """Keep it, with how it ended."""
         self._note(f"close_exchange {exchange.endpoint} {exchange.outcome}")
 
-    def open_operation(self, operation: Any) -> None:
+    def on_operation_start(self, operation: Any) -> None:
         """Keep it."""
         self._note("open_operation")
 
-    def close_operation(self, operation: Any) -> None:
+    def on_operation_end(self, operation: Any) -> None:
         """Keep it, with how it ended."""
         self._note(f"close_operation {operation.outcome}")
 
@@ -113,7 +113,7 @@ async def test_a_fourth_signal_is_told_everything(observed: Callable[..., Seen])
     add(seen, fourth)
     await use(seen)
     assert fourth.calls == EVERYTHING
-    assert seen.observe.faults.counts == {}
+    assert seen.observe.internal_errors.counts == {}
 
 
 async def test_a_broken_signal_is_alone(observed: Callable[..., Seen]) -> None:
@@ -124,14 +124,14 @@ async def test_a_broken_signal_is_alone(observed: Callable[..., Seen]) -> None:
     await use(seen)
     assert last.calls == EVERYTHING
     assert broken.calls == ["open_exchange", "open_exchange", "open_operation", "close_operation ok"]
-    assert seen.observe.faults.counts == {
+    assert seen.observe.internal_errors.counts == {
         "broken.open_exchange": 2,
         "broken.open_operation": 1,
         "broken.close_operation": 1,
     }
     broken.__dict__["open_exchange"] = lambda _: None
     await use(seen)
-    assert {site for site in seen.observe.faults.counts if site.startswith("broken.")} == {
+    assert {site for site in seen.observe.internal_errors.counts if site.startswith("broken.")} == {
         f"broken.{name}"
         for name in ("open_exchange", "start_exchange", "close_exchange", "open_operation", "close_operation")
     }
@@ -145,7 +145,7 @@ async def test_a_signal_that_is_switched_off(observed: Callable[..., Seen], off:
     assert bool(seen.server_spans) is (off != "tracing")
     assert bool(seen.samples("http_requests_total")) is (off != "metrics")
     assert bool(seen.request_lines) is (off != "logs")
-    assert seen.observe.faults.counts == {}
+    assert seen.observe.internal_errors.counts == {}
 
 
 def test_a_route_that_cannot_be_named(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ def test_a_route_that_cannot_be_named(observed: Callable[..., Seen], monkeypatch
     monkeypatch.setattr("fastapi_observe.requests.routing.Routes.template", lambda *_: 1 / 0)
     TestClient(seen.observe.routes._app).get("/x/1")
     assert seen.sample("http_requests_total", method="GET", endpoint="unmatched", status_code="200") == 1
-    assert seen.observe.faults.counts == {"routing": 1}
+    assert seen.observe.internal_errors.counts == {"routing": 1}
 
 
 # Request ids and trace headers
@@ -194,9 +194,9 @@ def test_without_tracing_a_request_still_has_an_id(observed: Callable[..., Seen]
 def test_a_fault_at_the_stamp(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
     """A request without our headers is reported all the same."""
     seen = observed(app())
-    monkeypatch.setattr(Stamps, "put", lambda *_: 1 / 0)
+    monkeypatch.setattr(ResponseHeaders, "prepare", lambda *_: 1 / 0)
     assert "x-request-id" not in TestClient(seen.observe.routes._app).get("/x/1").headers
-    assert (len(seen.request_lines), seen.observe.faults.counts) == (1, {"stamp": 1})
+    assert (len(seen.request_lines), seen.observe.internal_errors.counts) == (1, {"stamp": 1})
 
 
 @pytest.mark.parametrize(("ratio", "wanted", "told"), [(1.0, True, True), (1.0, False, False), (0.0, True, False)])
@@ -224,11 +224,11 @@ async def test_the_shared_client(observed: Callable[..., Seen]) -> None:
     assert second is not first
     elsewhere = await asyncio.to_thread(lambda: observe.http)
     assert elsewhere is not second
-    await observe.stop()
+    await observe.on_shutdown()
     assert second.is_closed
     assert elsewhere.is_closed
     assert observe.http is not second
-    await observe.stop()
+    await observe.on_shutdown()
 
 
 async def test_clients_of_the_users_own(observed: Callable[..., Seen]) -> None:
@@ -239,7 +239,7 @@ async def test_clients_of_the_users_own(observed: Callable[..., Seen]) -> None:
     assert (str(client.base_url), client.timeout.read) == ("http://127.0.0.1:9", 3)
     await observe.http_client().aclose()
     gc.collect()
-    await observe.stop()
+    await observe.on_shutdown()
     assert client.is_closed
 
 
@@ -248,9 +248,9 @@ async def test_a_client_that_cannot_be_closed(observed: Callable[..., Seen], mon
     observe = observed(FastAPI()).observe
     one, two = observe.http, observe.http_client()
     monkeypatch.setattr(one, "aclose", lambda: 1 / 0)
-    await observe.stop()
+    await observe.on_shutdown()
     assert two.is_closed
-    assert observe.faults.counts == {"http.close": 1}
+    assert observe.internal_errors.counts == {"http.close": 1}
 
 
 # Lifetime
@@ -263,19 +263,19 @@ async def test_started_begins_once_for_each_loop(
     observe = observed(FastAPI()).observe
     loops: list[Any] = []
     monkeypatch.setattr(observe.saturation, "start", loops.append)
-    observe.started()
-    observe.started()
+    observe.on_startup()
+    observe.on_startup()
     assert len(loops) == 1
-    await observe.stop()
-    observe.started()
+    await observe.on_shutdown()
+    observe.on_startup()
     await asyncio.to_thread(lambda: asyncio.run(_started(observe)))
     assert len(set(map(id, loops))) == 2
-    await asyncio.to_thread(observe.started)
+    await asyncio.to_thread(observe.on_startup)
     assert len(loops) == 3
 
 
 async def _started(observe: Observability) -> None:
-    observe.started()
+    observe.on_startup()
 
 
 def test_on_trio_there_is_no_loop_to_watch(observed: Callable[..., Seen]) -> None:
@@ -283,12 +283,12 @@ def test_on_trio_there_is_no_loop_to_watch(observed: Callable[..., Seen]) -> Non
     seen = observed(app())
 
     async def main() -> None:
-        seen.observe.started()
+        seen.observe.on_startup()
         transport = httpx.ASGITransport(seen.observe.routes._app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             assert (await client.get("/x/1")).text == "page"
         assert seen.observe.http is seen.observe.http
-        await seen.observe.stop()
+        await seen.observe.on_shutdown()
 
     anyio.run(main, backend="trio")
     assert len(seen.request_lines) == 1
@@ -302,7 +302,7 @@ async def test_stop_waits_no_longer_than_its_budget(
     hangs = threading.Event()
     monkeypatch.setattr(observe, "flush", lambda: hangs.wait(10))
     before = monotonic()
-    await observe.stop()
+    await observe.on_shutdown()
     assert monotonic() - before < 5
     hangs.set()
 
@@ -315,7 +315,7 @@ def test_flush_reaches_every_signal(observed: Callable[..., Seen], monkeypatch: 
         broken.setattr(observe.logs, "flush", lambda _: 1 / 0)
         broken.setattr(observe.tracing, "flush", flushed.append)
         observe.flush(0.5)
-    assert observe.faults.counts == {"logs.flush": 1}
+    assert observe.internal_errors.counts == {"logs.flush": 1}
     assert 0 < flushed[0] <= 0.5
 
 
@@ -331,7 +331,7 @@ def test_close_ends_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(observe.logs, "close", lambda: closed.append("logs") or original())  # type: ignore[func-returns-value]
     observe.close()
     assert observe.closed
-    assert (undone, closed, observe.faults.counts) == ([2, 1], ["logs"], {"close": 1})
+    assert (undone, closed, observe.internal_errors.counts) == ([2, 1], ["logs"], {"close": 1})
 
 
 # For code far from a request
@@ -342,7 +342,7 @@ def test_current_in_a_request_is_that_of_its_app(observed: Callable[..., Seen]) 
     given: list[Observability] = []
 
     async def endpoint(request: Any) -> PlainTextResponse:
-        given.append(current())
+        given.append(get_observability())
         return PlainTextResponse("")
 
     apps = [Starlette(routes=[Route("/", endpoint)]) for _ in range(2)]

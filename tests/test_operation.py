@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from fastapi_observe.internal import errors as faults_module
-from fastapi_observe.internal.errors import Faults
-from fastapi_observe.records.exceptions import error_name, is_cancellation, outcome_of
+from fastapi_observe.internal.errors import InternalErrors
+from fastapi_observe.records.exceptions import error_type_of, exception_outcome, is_cancellation
 from fastapi_observe.records.operation import Operation
 
 
@@ -21,11 +21,11 @@ class Reporter:
     def __init__(self) -> None:
         self.told: list[tuple[str, str]] = []
 
-    def open_operation(self, operation: Operation, /) -> None:
+    def on_operation_start(self, operation: Operation, /) -> None:
         """Note the beginning."""
         self.told.append(("open", operation.outcome))
 
-    def close_operation(self, operation: Operation, /) -> None:
+    def on_operation_end(self, operation: Operation, /) -> None:
         """Note the end."""
         self.told.append(("close", operation.outcome))
 
@@ -113,7 +113,7 @@ def test_cancellation_of_trio() -> None:
 
     trio.run(main)
     assert is_cancellation(seen[0])
-    assert outcome_of(seen[0]) == "cancelled"
+    assert exception_outcome(seen[0]) == "cancelled"
     assert not is_cancellation(None)
 
 
@@ -123,9 +123,9 @@ def test_error_names_carry_their_module() -> None:
     class OwnError(Exception):
         """One of ours."""
 
-    assert error_name(KeyError()) == "KeyError"
-    assert error_name(OwnError()).endswith("test_error_names_carry_their_module.<locals>.OwnError")
-    assert error_name(OwnError()) != "OwnError"
+    assert error_type_of(KeyError()) == "KeyError"
+    assert error_type_of(OwnError()).endswith("test_error_names_carry_their_module.<locals>.OwnError")
+    assert error_type_of(OwnError()) != "OwnError"
 
 
 def test_error_name_of_a_class_that_hides_it() -> None:
@@ -139,7 +139,7 @@ def test_error_name_of_a_class_that_hides_it() -> None:
     class HiddenError(Exception, metaclass=Hidden):
         """Hides where it comes from."""
 
-    assert error_name(HiddenError()).endswith("HiddenError")
+    assert error_type_of(HiddenError()).endswith("HiddenError")
 
 
 # Faults
@@ -149,11 +149,11 @@ def test_faults_are_counted_and_told_once(caplog: pytest.LogCaptureFixture, monk
     """Each failure counts; the same site is told once a minute, another one at once, and never the message."""
     now = [5.0]
     monkeypatch.setattr(faults_module, "monotonic", lambda: now[0])
-    faults = Faults()
+    faults = InternalErrors()
     for _ in range(3):
         faults("tracing.open_exchange", ValueError("secret"))
     faults("routing", KeyError("secret"))
-    now[0] += faults_module.REPEAT_AFTER
+    now[0] += faults_module.LOG_INTERVAL
     faults("routing", KeyError("secret"))
     assert faults.counts == {"tracing.open_exchange": 3, "routing": 2}
     messages = [record.getMessage() for record in caplog.records if record.name == "fastapi_observe"]
@@ -169,7 +169,7 @@ def test_faults_survive_a_broken_log() -> None:
         def handle(self, record: logging.LogRecord) -> bool:
             raise RuntimeError("no disk")
 
-    logger, handler, faults = logging.getLogger("fastapi_observe"), Broken(), Faults()
+    logger, handler, faults = logging.getLogger("fastapi_observe"), Broken(), InternalErrors()
     logger.addHandler(handler)
     try:
         faults("site", ValueError())
@@ -180,7 +180,7 @@ def test_faults_survive_a_broken_log() -> None:
 
 def test_faults_count_in_threads() -> None:
     """No count is lost between threads."""
-    faults = Faults()
+    faults = InternalErrors()
 
     def fail() -> None:
         for _ in range(500):

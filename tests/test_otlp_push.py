@@ -24,11 +24,11 @@ from prometheus_client.metrics_core import (
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from fastapi_observe import ObserveSettings
-from fastapi_observe.export.otlp.logs import MOST_SCOPES, LogEncoder, nanoseconds
-from fastapi_observe.export.otlp.metrics import Family, MetricEncoder, read
-from fastapi_observe.export.push import ProcessResource, make_log_queue, make_metrics_push, url_of
-from fastapi_observe.internal.errors import Faults
-from fastapi_observe.metrics.shared.shown import Given
+from fastapi_observe.export.otlp.logs import MAX_SCOPES, LogEncoder, nanoseconds
+from fastapi_observe.export.otlp.metrics import MetricEncoder, TimedFamily, read_families
+from fastapi_observe.export.push import ProcessResource, make_log_queue, make_metrics_push, signal_url
+from fastapi_observe.internal.errors import InternalErrors
+from fastapi_observe.metrics.shared.shown import StaticCollector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -80,7 +80,7 @@ def plain(value: Any) -> Any:
 def test_lines_arrive() -> None:
     """Time, severity, message, ids, fields with their types, the exception; the logger is the scope."""
     with Collector() as collector:
-        queue = make_log_queue(settings(collector), resource, Faults())
+        queue = make_log_queue(settings(collector), resource, InternalErrors())
         assert queue is not None
         queue.put(json.dumps(LINE).encode() + b"\n")
         queue.put(b'{"timestamp": "2026-03-01T10:00:00Z", "level": "odd"}')
@@ -110,7 +110,7 @@ def test_lines_arrive() -> None:
 
 def test_a_line_that_is_none_is_dropped_alone() -> None:
     """And counted."""
-    faults = Faults()
+    faults = InternalErrors()
     with Collector() as collector:
         queue = make_log_queue(settings(collector), resource, faults)
         assert queue is not None
@@ -128,7 +128,7 @@ def test_names_of_loggers_are_bounded() -> None:
     encoder = LogEncoder(resource)
     scopes = {id(encoder.encode(json.dumps({**LINE, "logger": f"l{at}"}).encode())[0]) for at in range(1000)}
     assert encoder.encode(json.dumps({**LINE, "logger": "l1"}).encode())[0].name == "l1"
-    assert len(scopes) == MOST_SCOPES + 1
+    assert len(scopes) == MAX_SCOPES + 1
 
 
 def test_times_are_exact() -> None:
@@ -142,7 +142,9 @@ def test_times_are_exact() -> None:
 def encoded(metrics: Iterable[Metric]) -> dict[str, Any]:
     """Encode families and read them back, by name."""
     encoder = MetricEncoder(resource)
-    body = encoder.request([(*encoder.encode(family), 0) for family in read(Given([*metrics]), set())])
+    body = encoder.request(
+        [(*encoder.encode(family), 0) for family in read_families(StaticCollector([*metrics]), set())]
+    )
     (resource_metrics,) = ExportMetricsServiceRequest.FromString(body).resource_metrics
     return {metric.name: metric for scope in resource_metrics.scope_metrics for metric in scope.metrics}
 
@@ -229,7 +231,7 @@ def test_a_stream_begins_when_it_was_set_to_zero() -> None:
     (metric,) = registry.collect()
     for zeroed, expected in ((0, metric.samples[1].value), (time_ns(), None)):
         encoder = MetricEncoder(resource, lambda zeroed=zeroed: zeroed)  # type: ignore[misc]
-        body = encoder.request([(*encoder.encode(Family(metric, time_ns())), 0)])
+        body = encoder.request([(*encoder.encode(TimedFamily(metric, time_ns())), 0)])
         (point,) = (
             ExportMetricsServiceRequest.FromString(body).resource_metrics[0].scope_metrics[0].metrics[0].sum.data_points
         )
@@ -242,9 +244,9 @@ def test_what_is_no_value_of_this_process_is_left_out(monkeypatch: pytest.Monkey
     registry = CollectorRegistry(target_info={"region": "north"})
     Counter("orders", "Orders.", registry=registry)
     taken = {"taken"}
-    assert read(MultiProcessCollector(registry), taken) == []  # type: ignore[no-untyped-call]
+    assert read_families(MultiProcessCollector(registry), taken) == []  # type: ignore[no-untyped-call]
     metrics = [*registry.collect(), GaugeMetricFamily("taken", "Taken.", value=1), GaugeMetricFamily("empty", "None.")]
-    assert [family.metric.name for family in read(Given(metrics), taken)] == ["orders"]
+    assert [family.metric.name for family in read_families(StaticCollector(metrics), taken)] == ["orders"]
     assert taken == {"taken", "orders"}
 
 
@@ -252,7 +254,7 @@ def test_metrics_are_pushed_by_the_clock() -> None:
     """Every interval once started, and a last time at the end; a collector that raises is counted and left out."""
     registry = CollectorRegistry()
     counter = Counter("orders", "Orders.", registry=registry)
-    faults = Faults()
+    faults = InternalErrors()
     with Collector() as collector:
         push = make_metrics_push(settings(collector, otlp_metrics_interval=0.02), resource, each_of(registry), faults)
         assert push is not None
@@ -302,7 +304,7 @@ def test_nothing_is_sent_between_pause_and_start() -> None:
     """What a worker has after it left the others are zeros; then it goes on."""
     registry = CollectorRegistry()
     with Collector() as collector:
-        push = make_metrics_push(settings(collector), resource, each_of(registry), Faults())
+        push = make_metrics_push(settings(collector), resource, each_of(registry), InternalErrors())
         assert push is not None
         push.start()
         push.pause()
@@ -318,7 +320,7 @@ def test_nothing_is_sent_between_pause_and_start() -> None:
 def test_closed_before_it_was_started() -> None:
     """Nothing is sent."""
     with Collector() as collector:
-        push = make_metrics_push(settings(collector), resource, each_of(CollectorRegistry()), Faults())
+        push = make_metrics_push(settings(collector), resource, each_of(CollectorRegistry()), InternalErrors())
         assert push is not None
         push.close()
         assert collector.connections == 0
@@ -329,7 +331,7 @@ def test_closed_before_it_was_started() -> None:
 def test_a_forked_child_sends_nothing_by_itself() -> None:
     """Until it starts its own clock."""
     with Collector() as collector:
-        push = make_metrics_push(settings(collector), resource, each_of(CollectorRegistry()), Faults())
+        push = make_metrics_push(settings(collector), resource, each_of(CollectorRegistry()), InternalErrors())
         assert push is not None
         push.start()
         child = os.fork()
@@ -356,7 +358,7 @@ def test_a_forked_child_sends_nothing_by_itself() -> None:
 )
 def test_where_signals_go(endpoint: str | None, protocol: Any, url: str | None) -> None:
     """Beside the traces: another path over HTTP, the same address over gRPC."""
-    assert url_of(ObserveSettings(otlp_endpoint=endpoint, otlp_protocol=protocol), "logs") == url
+    assert signal_url(ObserveSettings(otlp_endpoint=endpoint, otlp_protocol=protocol), "logs") == url
 
 
 def test_off_means_nothing() -> None:
@@ -364,8 +366,8 @@ def test_off_means_nothing() -> None:
     with Collector() as collector:
         off = settings(collector, otlp_logs=False, otlp_metrics=False)
         for chosen in (off, settings()):
-            assert make_log_queue(chosen, resource, Faults()) is None
-            assert make_metrics_push(chosen, resource, list, Faults()) is None
+            assert make_log_queue(chosen, resource, InternalErrors()) is None
+            assert make_metrics_push(chosen, resource, list, InternalErrors()) is None
 
 
 def test_whose_resource_it_is() -> None:

@@ -26,13 +26,13 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from fastapi_observe.export.otlp.spans import LONGEST_NAME, SpanEncoder
+from fastapi_observe.export.otlp.spans import MAX_NAME_LENGTH, SpanEncoder
 from fastapi_observe.export.otlp.wire import (
-    DEEPEST,
-    MOST_CACHED,
-    MOST_VALUES,
+    MAX_CACHED_ITEMS,
+    MAX_DEPTH,
+    MAX_VALUES,
     Attributes,
-    any_value,
+    encode_any_value,
     key_value,
     varint,
 )
@@ -150,7 +150,7 @@ def test_what_no_limit_of_the_sdk_cuts_is_cut() -> None:
     span.end()
     message = SpanMessage.FromString(SpanEncoder(lambda: RESOURCE).body(exporter.get_finished_spans()[0]))
     sizes = len(message.name), len(message.events[0].name), len(message.status.message)
-    assert sizes == (LONGEST_NAME,) * 3
+    assert sizes == (MAX_NAME_LENGTH,) * 3
 
 
 def message_of(value: Any) -> Any:
@@ -179,24 +179,24 @@ def test_odd_values(value: Any, kind: str | None, seen: Any) -> None:
 
 def test_long_and_deep_values_end() -> None:
     """A list of a million ids is cut, and a value that contains itself ends."""
-    assert len(message_of(list(range(100_000))).array_value.values) == MOST_VALUES
-    assert len(message_of(dict.fromkeys(map(str, range(100_000)))).kvlist_value.values) == MOST_VALUES
+    assert len(message_of(list(range(100_000))).array_value.values) == MAX_VALUES
+    assert len(message_of(dict.fromkeys(map(str, range(100_000)))).kvlist_value.values) == MAX_VALUES
     loop: list[Any] = []
     loop.append(loop)
-    assert len(any_value(loop)) < 100
+    assert len(encode_any_value(loop)) < 100
     deep: Any = "x"
-    for _ in range(DEEPEST + 1):
+    for _ in range(MAX_DEPTH + 1):
         deep = {"k": deep}
-    assert b"{'k': 'x'}" in any_value(deep)
+    assert b"{'k': 'x'}" in encode_any_value(deep)
 
 
 def test_the_memory_of_bytes_is_bounded() -> None:
     """However many keys and texts come, only so many are remembered, and they are right afterwards too."""
     attributes = Attributes()
-    for number in range(3 * MOST_CACHED):
+    for number in range(3 * MAX_CACHED_ITEMS):
         attributes.encode(b"\x4a", {f"k{number}": f"v{number}", "n": True})
-    assert len(attributes._keys) <= MOST_CACHED
-    assert len(attributes._pairs) <= MOST_CACHED
+    assert len(attributes._keys) <= MAX_CACHED_ITEMS
+    assert len(attributes._pairs) <= MAX_CACHED_ITEMS
     encoded = attributes.encode(b"\x4a", {"k1": "v1", "n": 1})
     assert [pair.key for pair in SpanMessage.FromString(encoded).attributes] == ["k1", "n"]
     assert not SpanMessage.FromString(encoded).attributes[1].value.bool_value

@@ -91,13 +91,13 @@ def test_bounds_are_those_of_the_code() -> None:
     """Numbers that the page gives: change one, and change it there."""
     defaults = ObserveSettings()
     assert (defaults.queue_size, defaults.queue_bytes, defaults.batch_size) == (4096, 8 * 1024 * 1024, 256)
-    assert (defaults.shutdown_timeout, defaults.batch_delay, defaults.series_per_metric) == (2.0, 1.0, 2000)
-    assert (writer.QUEUE_LINES, writer.BATCH_DELAY, writer.PATIENCE) == (10_000, 0.025, 0.05)
-    assert (line_format.MAX_LINE, exposition.MOST_BYTES) == (16 * 1024, 16 * 1024 * 1024)
+    assert (defaults.shutdown_timeout, defaults.batch_delay, defaults.max_series_per_metric) == (2.0, 1.0, 2000)
+    assert (writer.QUEUE_LINES, writer.BATCH_DELAY, writer.MAX_BLOCK) == (10_000, 0.025, 0.05)
+    assert (line_format.MAX_LINE, exposition.MAX_RESPONSE_BYTES) == (16 * 1024, 16 * 1024 * 1024)
     assert budget.SERIES_PER_PROCESS == 20_000
     assert defaults.log_rotation == "100 MB"
     assert "1 GB" in str(defaults.log_retention)
-    assert "fastapi_observe_metrics_degraded".endswith(readers.LATEST_OR_WORST)
+    assert "fastapi_observe_metrics_degraded".endswith(readers.MAX_MERGED_SUFFIXES)
 
 
 def test_numbers_of_runs_are_those_of_the_tests() -> None:

@@ -29,7 +29,7 @@ from pydantic import SecretStr
 
 from fastapi_observe import ObserveSettings, SettingsError, TraceContext
 from fastapi_observe.export.setup import make_resource, make_transport
-from fastapi_observe.internal.errors import Faults
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.traces.provider import ObserveTracerProvider, make_provider
 from fastapi_observe.traces.service import TracingService
 
@@ -51,7 +51,7 @@ def run(code: str, **variables: str) -> Any:
     """Run code in a process of its own; return what it prints as JSON."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OBSERVE_"))}
     head = "import json\nfrom opentelemetry import trace\nfrom starlette.applications import Starlette\n"
-    head += "from fastapi_observe import install, traced, current\n"
+    head += "from fastapi_observe import install, traced, get_observability\n"
     done = subprocess.run(  # noqa: S603 - our own code
         [sys.executable, "-c", head + code], env={**kept, **variables}, capture_output=True, text=True, check=False
     )
@@ -107,8 +107,8 @@ def test_joins_the_provider_that_is_given() -> None:
     """`tracer_provider` is used whatever is global, with our processors, and is not ours to shut down."""
     exporter, given = InMemorySpanExporter(), TracerProvider()
     settings = ObserveSettings(tracer_provider=given, span_processors=(SimpleSpanProcessor(exporter),))
-    assert make_provider(settings, Faults()) == (given, False)
-    tracing = TracingService(settings, Faults())
+    assert make_provider(settings, InternalErrors()) == (given, False)
+    tracing = TracingService(settings, InternalErrors())
     tracing.close()
     with tracing.span("s"):
         pass
@@ -164,7 +164,7 @@ def test_without_tracing_there_is_no_provider() -> None:
     """`tracing=False` gives spans that record nothing, even with processors."""
     exporter = InMemorySpanExporter()
     settings = ObserveSettings(tracing=False, span_processors=(SimpleSpanProcessor(exporter),))
-    tracing = TracingService(settings, Faults())
+    tracing = TracingService(settings, InternalErrors())
     with tracing.span("s") as span:
         assert not span.is_recording()
     assert exporter.get_finished_spans() == ()
@@ -187,7 +187,7 @@ def test_without_tracing_there_is_no_provider() -> None:
 )
 def test_every_sampler(sampler: Any, root: bool, remote_sampled: bool, remote_unsampled: bool) -> None:  # noqa: FBT001
     """Each sampler decides for a new trace, and below a sampled and an unsampled remote parent, as it is named."""
-    tracing = TracingService(ObserveSettings(sampler=sampler, sample_ratio=0), Faults())
+    tracing = TracingService(ObserveSettings(sampler=sampler, sample_ratio=0), InternalErrors())
     parents = [None, *(TraceContext("a" * 32, "b" * 16, sampled=sampled) for sampled in (True, False))]
     seen = []
     for parent in parents:
@@ -199,7 +199,7 @@ def test_every_sampler(sampler: Any, root: bool, remote_sampled: bool, remote_un
 
 def test_ratio_keeps_its_part() -> None:
     """A ratio of 0.2 keeps a fifth of new traces, and whole traces."""
-    tracing = TracingService(ObserveSettings(sample_ratio=0.2, max_traces_per_second=None), Faults())
+    tracing = TracingService(ObserveSettings(sample_ratio=0.2, max_traces_per_second=None), InternalErrors())
     kept = 0
     for _ in range(4000):
         with tracing.span("root") as root, tracing.span("child") as child:
@@ -212,7 +212,7 @@ def test_ratio_keeps_its_part() -> None:
 @pytest.mark.skipif(not hasattr(TraceFlags, "RANDOM_TRACE_ID"), reason="older OpenTelemetry has no random flag")
 def test_trace_ids_say_that_they_are_random() -> None:
     """New trace ids carry the random flag of W3C Trace Context Level 2, and it travels on."""
-    tracing = TracingService(ObserveSettings(sample_ratio=1.0), Faults())
+    tracing = TracingService(ObserveSettings(sample_ratio=1.0), InternalErrors())
     with tracing.span("s") as span:
         assert span.get_span_context().trace_flags == 3
         here = tracing.current()
@@ -260,7 +260,7 @@ def test_exports_over_http(receiver: Receiver) -> None:
         otlp_endpoint=receiver.url,
         otlp_headers={"x-tenant": SecretStr("acme")},
     )
-    tracing = TracingService(settings, Faults())
+    tracing = TracingService(settings, InternalErrors())
     with tracing.span("file \udce4", text="ä", long="x" * 2000, number=3, ratio=0.5, yes=True, names=["a"]):
         tracing.event("read", line="\udce4")
     assert tracing.flush(5)
@@ -283,7 +283,7 @@ def test_exports_over_http(receiver: Receiver) -> None:
 def test_spans_arrive_without_a_flush(receiver: Receiver) -> None:
     """`close` exports what is waiting."""
     tracing = TracingService(
-        ObserveSettings(sample_ratio=1.0, otlp_endpoint=receiver.url, batch_delay=60, queue_size=10), Faults()
+        ObserveSettings(sample_ratio=1.0, otlp_endpoint=receiver.url, batch_delay=60, queue_size=10), InternalErrors()
     )
     for _ in range(3):
         with tracing.span("s"):
@@ -295,7 +295,7 @@ def test_spans_arrive_without_a_flush(receiver: Receiver) -> None:
 def test_no_endpoint_means_nothing() -> None:
     """Without an endpoint there is no exporter, no processor and no thread."""
     before = set(threading.enumerate())
-    provider, owned = make_provider(ObserveSettings(), Faults())
+    provider, owned = make_provider(ObserveSettings(), InternalErrors())
     assert isinstance(provider, ObserveTracerProvider)
     assert provider.queue is None
     assert owned
@@ -333,7 +333,7 @@ def test_exports_over_grpc() -> None:
             otlp_endpoint=f"http://127.0.0.1:{port}",
             otlp_headers={"X-Tenant": SecretStr("acme")},
         )
-        tracing = TracingService(settings, Faults())
+        tracing = TracingService(settings, InternalErrors())
         with tracing.span("over grpc"):
             pass
         assert tracing.flush(5)
@@ -352,7 +352,7 @@ def test_grpc_without_the_extra_tells_the_next_step(monkeypatch: pytest.MonkeyPa
 
 def test_a_provider_without_flush_is_flushed_at_once() -> None:
     """A provider of the API alone has nothing to flush."""
-    tracing = TracingService(ObserveSettings(tracer_provider=trace.NoOpTracerProvider()), Faults())
+    tracing = TracingService(ObserveSettings(tracer_provider=trace.NoOpTracerProvider()), InternalErrors())
     assert tracing.flush(1)
     tracing.close()
 
@@ -383,8 +383,8 @@ def test_credentials_do_not_travel_readable(options: dict[str, Any], *, refused:
     """Over plain http to a public host they are refused, with the next step and without the credentials."""
     settings = ObserveSettings(**options)
     if not refused:
-        TracingService(settings, Faults()).close()
+        TracingService(settings, InternalErrors()).close()
         return
     with pytest.raises(SettingsError, match=r"no private host.* use https://, or insecure=True") as told:
-        TracingService(settings, Faults())
+        TracingService(settings, InternalErrors())
     assert "secret-words" not in str(told.value)

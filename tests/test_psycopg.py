@@ -18,7 +18,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, NullConnectionPool, PoolClosed, PoolTimeout
 from starlette.testclient import TestClient
 
-from fastapi_observe.clients.database.psycopg import instrument_pool, text_of
+from fastapi_observe.clients.database.psycopg import instrument_pool, statement_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -51,7 +51,7 @@ def table(url: str) -> None:
 def pool(url: str, told: Told, table: None) -> Iterator[ConnectionPool]:
     """Yield a pool that was instrumented before it was opened."""
     pool = ConnectionPool(url, min_size=1, max_size=2, open=False, name="main", kwargs={"autocommit": True})
-    instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+    instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
     with pool:
         yield pool
 
@@ -60,7 +60,7 @@ def pool(url: str, told: Told, table: None) -> Iterator[ConnectionPool]:
 async def async_pool(url: str, told: Told, table: None) -> AsyncIterator[AsyncConnectionPool]:
     """Yield an async pool that was instrumented before it was opened."""
     pool = AsyncConnectionPool(url, min_size=1, max_size=2, open=False, name="main", kwargs={"autocommit": True})
-    instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+    instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
     async with pool:
         yield pool
 
@@ -118,7 +118,7 @@ async def test_each_async_method_is_one_query(async_pool: AsyncConnectionPool, t
 def test_facts(url: str, told: Told, *, tcp: bool) -> None:
     """A span says which server, database and pool it was, and never as whom."""
     with tcp_to(url) as over_tcp, ConnectionPool(over_tcp if tcp else url, min_size=1, open=True) as pool:
-        instrument_pool(told.observe.db, pool, pool_name="people", faults=told.observe.faults)
+        instrument_pool(told.observe.db, pool, pool_name="people", faults=told.observe.internal_errors)
         with pool.connection() as connection:
             connection.execute("SELECT 1 WHERE 'a' <> %s", (SECRET,))
     (span,) = told.spans
@@ -159,15 +159,15 @@ def test_text_of_statements() -> None:
         strings = ("SELECT ", " FROM people WHERE id = ", "")
         interpolations = (1, SECRET)
 
-    assert text_of(Template()) == "SELECT %s FROM people WHERE id = %s"
-    assert text_of(5) == "5"
+    assert statement_text(Template()) == "SELECT %s FROM people WHERE id = %s"
+    assert statement_text(5) == "5"
 
 
 def test_part_of_a_request(pool: ConnectionPool, told: Told, observed: Callable[..., Seen]) -> None:
     """Queries of a sync endpoint are children of its server span, and count in its line."""
     app = FastAPI()
     mine = Told(lambda _: observed(app))
-    instrument_pool(mine.observe.db, pool, faults=mine.observe.faults)
+    instrument_pool(mine.observe.db, pool, faults=mine.observe.internal_errors)
 
     @app.get("/")
     def endpoint() -> None:
@@ -322,7 +322,7 @@ def test_our_faults_reach_nobody(url: str) -> None:
 def test_transactions_are_counts(url: str, told: Told) -> None:
     """Commands about transactions are counts, those that psycopg sends by itself too; so is the pool's rollback."""
     with ConnectionPool(url, min_size=1, max_size=1, open=True, name="main") as pool:
-        instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
         with pool.connection() as connection:
             connection.execute("SELECT 1")
         with suppress(ZeroDivisionError), pool.connection() as connection:
@@ -359,7 +359,7 @@ def test_transactions_are_counts(url: str, told: Told) -> None:
 async def test_async_transactions_are_counts(url: str, told: Told) -> None:
     """So it is for an async pool."""
     async with AsyncConnectionPool(url, min_size=1, max_size=1, open=False, name="main") as pool:
-        instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
         async with pool.connection() as connection:
             await connection.execute("SELECT 1")
         async with pool.connection() as connection:
@@ -387,7 +387,7 @@ def test_what_the_pool_does_is_not_measured(url: str, told: Told) -> None:
     back = threading.Event()
     steps: dict[str, Any] = {"configure": step("configure"), "check": step("check"), "reset": step("reset")}
     with ConnectionPool(url, min_size=1, max_size=1, open=False, **steps) as pool:
-        instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
         for number in range(2):
             with pool.connection() as connection:
                 connection.execute(f"SELECT {number} AS n{number}".encode())
@@ -562,7 +562,7 @@ def test_a_database_that_is_down(told: Told) -> None:
     """Who is given no connection waited, and is the event `timeout` or `error`; no connection is in use."""
     url = f"postgresql://ann@{unused_address()}/shop"
     pool = ConnectionPool(url, min_size=2, open=False, name="main", reconnect_timeout=0)
-    instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+    instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
     assert gauges(told) == {"active": 0, "idle": 0, "max": 2, "waiting": 0}
     with pytest.raises(PoolClosed):
         pool.getconn()
@@ -571,7 +571,7 @@ def test_a_database_that_is_down(told: Told) -> None:
     assert gauges(told) == {"active": 0, "idle": 0, "max": 2, "waiting": 0}
     assert told.events("main") == {"error": 1, "timeout": 1}
     with NullConnectionPool(url, open=True, name="null") as null:
-        instrument_pool(told.observe.db, null, faults=told.observe.faults)
+        instrument_pool(told.observe.db, null, faults=told.observe.internal_errors)
         with pytest.raises(psycopg.OperationalError, match="refused"):
             null.getconn()
     assert told.events("null") == {"error": 1}
@@ -583,7 +583,7 @@ def test_a_database_that_is_down(told: Told) -> None:
 async def test_an_async_pool_whose_database_is_down(told: Told) -> None:
     """So it is for an async pool."""
     pool = AsyncConnectionPool(f"postgresql://ann@{unused_address()}/shop", min_size=2, open=False, name="main")
-    instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+    instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
     with pytest.raises(PoolClosed):
         await pool.getconn()
     async with pool:
@@ -597,7 +597,7 @@ async def test_an_async_pool_whose_database_is_down(told: Told) -> None:
 def test_pool_that_keeps_nothing(url: str, told: Told) -> None:
     """A `NullConnectionPool` is a pool like any other; without a limit its most is infinite."""
     with NullConnectionPool(url, open=True, name="main") as pool:
-        instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
         with pool.connection() as connection:
             connection.execute("SELECT 1")
             assert gauges(told) == {"active": 1, "idle": 0, "max": float("inf"), "waiting": 0}
@@ -607,7 +607,7 @@ def test_pool_that_keeps_nothing(url: str, told: Told) -> None:
 def test_many_threads(url: str, told: Told) -> None:
     """Queries of many threads each have their own caller's span as parent."""
     with ConnectionPool(url, min_size=4, max_size=4, open=True, name="main") as pool:
-        instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
 
         def work(number: int) -> tuple[int, int]:
             with told.observe.tracing.span(f"caller {number}") as span, pool.connection() as connection:
@@ -631,7 +631,7 @@ def test_many_threads(url: str, told: Told) -> None:
 async def test_many_tasks(url: str, told: Told) -> None:
     """So it is for the tasks of an async pool."""
     async with AsyncConnectionPool(url, min_size=1, max_size=20, open=False) as pool:
-        instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
 
         async def work(number: int) -> tuple[int, int]:
             with told.observe.tracing.span(f"caller {number}") as span:
@@ -653,8 +653,8 @@ def test_running_pool_and_undo(url: str, told: Told) -> None:
 
     with ConnectionPool(url, min_size=2, max_size=2, open=True, connection_class=Own, name="main") as pool:
         look = repr(pool)
-        undo = instrument_pool(told.observe.db, pool, faults=told.observe.faults)
-        again = instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        undo = instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+        again = instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
         assert (repr(pool), isinstance(pool, ConnectionPool), type(pool) is ConnectionPool) == (look, True, False)
         with pool.connection() as connection:
             assert isinstance(connection, Own)
@@ -671,7 +671,7 @@ def test_running_pool_and_undo(url: str, told: Told) -> None:
             two.execute("SELECT 1")
         assert (told.queries, told.events("main")) == (2, {"begin": 1})
         assert told.seen.samples("db_connections_max") == {}
-        instrument_pool(told.observe.db, pool, faults=told.observe.faults)
+        instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
         with pool.connection() as one, pool.connection() as two:
             one.execute("SELECT 1")
             two.execute("SELECT 1")
@@ -685,4 +685,4 @@ def test_running_pool_and_undo(url: str, told: Told) -> None:
 def test_what_is_no_pool(value: object, told: Told) -> None:
     """Anything else is refused by one sentence that says what to pass."""
     with pytest.raises(TypeError, match=r"cannot instrument a \w+; pass a psycopg_pool.ConnectionPool or AsyncConn"):
-        instrument_pool(told.observe.db, value, faults=told.observe.faults)
+        instrument_pool(told.observe.db, value, faults=told.observe.internal_errors)

@@ -34,7 +34,7 @@ PUBLIC = [
     "SpanDep",
     "TraceContext",
     "TracingDep",
-    "current",
+    "get_observability",
     "generate_rules",
     "install",
     "operation",

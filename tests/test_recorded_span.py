@@ -16,10 +16,10 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from fastapi_observe import ObserveSettings
-from fastapi_observe.internal.errors import Faults
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.records.request import CONTEXT_KEY
 from fastapi_observe.traces import recorded_span
-from fastapi_observe.traces.incoming import is_left_over
+from fastapi_observe.traces.incoming import is_stale_context
 from fastapi_observe.traces.processors import GuardedProcessor
 from fastapi_observe.traces.provider import ObserveTracerProvider
 
@@ -116,7 +116,7 @@ class Careless(SpanProcessor):
 def test_a_careless_processor_does_not_keep_spans_from_being_flushed() -> None:
     """One that says nothing (as OpenTelemetry's own base class once did) or raises comes before our export."""
     with Collector() as collector:
-        faults = Faults()
+        faults = InternalErrors()
         settings = ObserveSettings(otlp_endpoint=collector.url, sample_ratio=1.0, batch_delay=60.0)
         provider = ObserveTracerProvider(settings)
         provider.add_span_processor(GuardedProcessor(Careless(lambda: None), faults))
@@ -136,7 +136,7 @@ def test_spans_of_a_child_are_about_the_child(observed: Callable[..., Seen]) -> 
     before = tracing.provider.resource
     tracing.provider._name_anew()
     if tracing._factory is not None:
-        tracing._factory._renew()
+        tracing._factory._reset_after_fork()
         assert tracing._factory.resource is tracing.provider.resource
     assert isinstance(tracing.tracer, Tracer)
     assert tracing.tracer.resource.attributes == tracing.provider.resource.attributes
@@ -158,10 +158,10 @@ def test_finish_ends_once(observed: Callable[..., Seen]) -> None:
 def test_an_open_server_span_is_not_left_over(observed: Callable[..., Seen]) -> None:
     """A context of a request that is over counts as current while a server span in it is still being recorded."""
     seen = observed(Starlette())
-    exchange = seen.observe.open({"type": "http", "path": "/", "headers": []}, None, None)  # type: ignore[arg-type]
+    exchange = seen.observe.start_request({"type": "http", "path": "/", "headers": []}, None, None)  # type: ignore[arg-type]
     exchange.complete = True
     with TracerProvider().get_tracer("outer").start_as_current_span("outer", kind=SpanKind.SERVER) as span:
         around = trace.set_span_in_context(span, Context({CONTEXT_KEY: exchange.current}))
-        assert not is_left_over(around)
-    assert not is_left_over(around)
-    exchange.leave(None)
+        assert not is_stale_context(around)
+    assert not is_stale_context(around)
+    exchange.finish(None)

@@ -22,24 +22,30 @@ from starlette.testclient import TestClient
 
 from fastapi_observe import install
 from fastapi_observe.logs.messages import redact_access
-from fastapi_observe.records.exceptions import error_name, message_of, stack_of
-from fastapi_observe.redaction.addresses import network_of
+from fastapi_observe.records.exceptions import error_type_of, exception_message, exception_stacktrace
+from fastapi_observe.redaction.addresses import truncate_to_network
 from fastapi_observe.redaction.names import (
-    ALONE,
-    AS_PREFIX_OR_SUFFIX,
-    AS_SUFFIX,
-    MOST_NAMES,
+    MAX_CACHED_NAMES,
+    SECRET_AFFIXES,
+    SECRET_SUFFIXES,
+    SECRET_WHOLE_NAMES,
     SecretNames,
 )
 from fastapi_observe.redaction.patterns import is_card_number
-from fastapi_observe.redaction.redactor import LONGEST_FIELD, LONGEST_PATH, MOST_KEPT, PLAIN, Redactor
-from fastapi_observe.redaction.text import LONGEST_FOR_USER, LONGEST_QUERY, LONGEST_TEXT, MARGIN
+from fastapi_observe.redaction.redactor import (
+    DEFAULT_REDACTOR,
+    MAX_CACHED_TEXTS,
+    MAX_FIELD_NAME_LENGTH,
+    MAX_PATH_LENGTH,
+    Redactor,
+)
+from fastapi_observe.redaction.text import MARGIN, MAX_QUERY_BYTES, MAX_TEXT_LENGTH, MAX_USER_PATTERN_LENGTH
 from fastapi_observe.redaction.values import (
-    DEEPEST,
-    MOST_CHARACTERS,
-    MOST_MEMBERS,
-    MOST_OF_LARGE,
-    MUCH,
+    ELLIPSIS,
+    MAX_CHARACTERS,
+    MAX_DEPTH,
+    MAX_LARGE_CONTAINER_MEMBERS,
+    MAX_MEMBERS,
 )
 from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.testing import watch
@@ -50,13 +56,13 @@ CARD = "4111111111111111"
 # Names
 
 
-@pytest.mark.parametrize("name", sorted(AS_PREFIX_OR_SUFFIX | AS_SUFFIX | ALONE))
+@pytest.mark.parametrize("name", sorted(SECRET_AFFIXES | SECRET_SUFFIXES | SECRET_WHOLE_NAMES))
 def test_names_of_the_list_in_every_spelling(name: str) -> None:
     """Case does not count, nor whether words are divided by `-`, `_`, `.`, a blank or a capital."""
     words = name.split("_")
     camel = words[0] + "".join(word.title() for word in words[1:])
     for spelled in (name, name.upper(), *(name.replace("_", mark) for mark in "-. "), camel, f"{name}2"):
-        assert PLAIN.hides(spelled), spelled
+        assert DEFAULT_REDACTOR.is_secret_name(spelled), spelled
 
 
 @pytest.mark.parametrize(
@@ -67,7 +73,7 @@ def test_names_of_the_list_in_every_spelling(name: str) -> None:
 )
 def test_secret_words_at_either_end(name: str) -> None:
     """A name whose first or last words are a secret name is one."""
-    assert PLAIN.hides(name)
+    assert DEFAULT_REDACTOR.is_secret_name(name)
 
 
 @pytest.mark.parametrize(
@@ -79,15 +85,15 @@ def test_secret_words_at_either_end(name: str) -> None:
 )
 def test_ordinary_names(name: str) -> None:
     """A name that only resembles a secret one, or tells something about a secret, is none."""
-    assert not PLAIN.hides(name)
-    assert not PLAIN.hides("")
+    assert not DEFAULT_REDACTOR.is_secret_name(name)
+    assert not DEFAULT_REDACTOR.is_secret_name("")
 
 
 def test_names_of_the_user() -> None:
     """A user's names count everywhere, whatever the list says of them."""
     redactor = Redactor(names=["Tenant Name", "state", "token_count", "--"])
     for name in ("tenant_name", "tenantName", "old-tenant-name", "state", "tokenCount"):
-        assert redactor.hides(name)
+        assert redactor.is_secret_name(name)
     assert redactor.text("the tenant name: acme, state=7") == "the tenant name: REDACTED state=REDACTED"
     assert redactor.path("/tenant_name/acme/x") == "/tenant_name/REDACTED/x"
     assert redactor.query(b"state=1") == "state=REDACTED"
@@ -97,10 +103,10 @@ def test_names_of_the_user() -> None:
 def test_names_that_are_remembered_are_bounded() -> None:
     """However many names come, few are kept, and long ones never."""
     names = SecretNames()
-    for number in range(MOST_NAMES + 10):
+    for number in range(MAX_CACHED_NAMES + 10):
         assert not names.hides(f"name_{number}")
     names.hides("x" * 1000)
-    assert 0 < len(names._known) <= MOST_NAMES
+    assert 0 < len(names._known) <= MAX_CACHED_NAMES
     assert max(map(len, names._known)) < 1000
 
 
@@ -132,11 +138,11 @@ def test_values_are_hidden_unless_allowed(query: bytes, shown: str) -> None:
 @example(b"=" * 3000)
 def test_keys_are_kept_and_values_are_not(query: bytes) -> None:
     """Whatever bytes come: keys stay in their order, no value is shown, the length is bounded."""
-    shown = PLAIN.query(query)
-    assert len(shown) <= LONGEST_QUERY
+    shown = DEFAULT_REDACTOR.query(query)
+    assert len(shown) <= MAX_QUERY_BYTES
     for part, was in zip(shown.split("&"), query.decode("latin-1").replace(";", "&").split("&"), strict=False):
         key, equals, value = part.partition("=")
-        assert key in {was.partition("=")[0], "REDACTED", "REDACTED"[: len(key)]} or len(shown) == LONGEST_QUERY
+        assert key in {was.partition("=")[0], "REDACTED", "REDACTED"[: len(key)]} or len(shown) == MAX_QUERY_BYTES
         assert "REDACTED".startswith(value) or not equals
 
 
@@ -223,9 +229,9 @@ TEXTS = st.one_of(
 @given(TEXTS)
 def test_any_text(text: str) -> None:
     """Nothing raises, the length is bounded, and what was hidden is not hidden again in another way."""
-    for redactor in (PLAIN, Redactor(names=["x"], query_allow=["x"])):
+    for redactor in (DEFAULT_REDACTOR, Redactor(names=["x"], query_allow=["x"])):
         shown = redactor.text(text)
-        assert len(shown) <= LONGEST_TEXT
+        assert len(shown) <= MAX_TEXT_LENGTH
         assert redactor.text(shown) == shown
 
 
@@ -237,11 +243,11 @@ https://token/ /token/a % ab:cd_ 4""".split()  # noqa: SIM905 - a list would be 
 @pytest.mark.parametrize("unit", [each.replace("_", " ") for each in WORST])
 def test_a_long_text_is_cut_before_it_is_looked_at(unit: str) -> None:
     """64 KiB of the worst text give what its first 8 KiB give: no more was read."""
-    for redactor in (PLAIN, Redactor(patterns=["hunter2"])):
+    for redactor in (DEFAULT_REDACTOR, Redactor(patterns=["hunter2"])):
         long = unit * (65_536 // len(unit))
-        assert redactor.text(long) == redactor.text(long[:LONGEST_TEXT])
-        assert redactor.path(long) == redactor.path(long[: LONGEST_PATH + MARGIN])
-        assert redactor.query(long) == redactor.query(long[: LONGEST_QUERY + MARGIN])
+        assert redactor.text(long) == redactor.text(long[:MAX_TEXT_LENGTH])
+        assert redactor.path(long) == redactor.path(long[: MAX_PATH_LENGTH + MARGIN])
+        assert redactor.query(long) == redactor.query(long[: MAX_QUERY_BYTES + MARGIN])
 
 
 def test_no_pattern_reads_anything_twice() -> None:
@@ -264,7 +270,7 @@ def test_patterns_of_the_user() -> None:
     redactor = Redactor(patterns=[r"EMP-\d+", "x*"])
     assert redactor.text("by EMP-1234 for xx") == "by REDACTED for REDACTED"
     long = "\n".join(["a" * 3000, "EMP-1", "b" * 3000 + "EMP-2"])
-    assert redactor.text(long) == "\n".join(["a" * LONGEST_FOR_USER, "REDACTED", "b" * LONGEST_FOR_USER])
+    assert redactor.text(long) == "\n".join(["a" * MAX_USER_PATTERN_LENGTH, "REDACTED", "b" * MAX_USER_PATTERN_LENGTH])
     assert redactor.path("/EMP-7") == "/REDACTED"
 
 
@@ -287,13 +293,13 @@ def test_function_of_the_user() -> None:
 def test_made_from_the_settings() -> None:
     """Every option of the section is used."""
     settings = ObserveSettings(
-        query_allow=("page",),
+        capture_query_parameters=("page",),
         capture_pii=True,
         redact_names=("tenant",),
         redact_patterns=("EMP",),
         redact=lambda text: text.replace("blue", "B"),
     )
-    redactor = Redactor.of(settings)
+    redactor = Redactor.from_settings(settings)
     assert redactor.query("page=ab&page=blue") == "page=ab&page=REDACTED"  # what the function changes is not shown
     assert redactor.address("203.0.113.7") == "203.0.113.7"
     assert redactor.text("blue") == "B"
@@ -322,9 +328,9 @@ def test_made_from_the_settings() -> None:
 )
 def test_paths(path: str, shown: str) -> None:
     """What stands after a segment with a secret name is hidden, and what looks like a secret."""
-    assert PLAIN.path(path) == shown
-    assert PLAIN.path(path) == shown
-    assert PLAIN.raw_path(path) == shown
+    assert DEFAULT_REDACTOR.path(path) == shown
+    assert DEFAULT_REDACTOR.path(path) == shown
+    assert DEFAULT_REDACTOR.raw_path(path) == shown
 
 
 @given(
@@ -344,8 +350,8 @@ def test_paths(path: str, shown: str) -> None:
 def test_a_plain_path_is_plain(segments: list[str]) -> None:
     """What is told at once to have nothing to hide has nothing to hide, and needs no escapes in JSON."""
     path = "".join(f"/{segment}" for segment in segments)
-    if PLAIN.is_plain_path(path):
-        assert PLAIN.text(PLAIN.segments(path)) == path
+    if DEFAULT_REDACTOR.is_plain_path(path):
+        assert DEFAULT_REDACTOR.text(DEFAULT_REDACTOR.hide_secret_segments(path)) == path
         assert json.dumps(path) == f'"{path}"'
 
 
@@ -376,17 +382,17 @@ def test_a_path_with_an_id_is_judged_as_if_it_were_the_first(head: str, last: st
 def test_usual_paths_are_told_at_once() -> None:
     """Words, numbers, UUIDs and hexadecimal ids in a path cost no more than one look."""
     for path in ("/", "/items/7", f"/v1/orders/{UUID(int=7)}/lines/12", f"/x/{'a1' * 12}", "/payment-methods/7", ""):
-        assert PLAIN.is_plain_path(path)
-        assert PLAIN.path(path) == path
+        assert DEFAULT_REDACTOR.is_plain_path(path)
+        assert DEFAULT_REDACTOR.path(path) == path
     for path in ("/token/abc", "/Items", f"/{CARD}", "/sk-abcdefghijklmnop", "/a b"):
-        assert not PLAIN.is_plain_path(path)
+        assert not DEFAULT_REDACTOR.is_plain_path(path)
     assert not Redactor(patterns=["7"]).is_plain_path("/items/7")
 
 
 def test_encoded_paths() -> None:
     """A percent-encoded path is looked at decoded too; it is shown as it was unless something is hidden."""
-    assert PLAIN.raw_path("/a%20b/c") == "/a%20b/c"
-    assert PLAIN.raw_path("/%74oken/abc") == "/token/REDACTED"
+    assert DEFAULT_REDACTOR.raw_path("/a%20b/c") == "/a%20b/c"
+    assert DEFAULT_REDACTOR.raw_path("/%74oken/abc") == "/token/REDACTED"
 
 
 @pytest.mark.parametrize(
@@ -404,17 +410,17 @@ def test_encoded_paths() -> None:
 )
 def test_path_parameters_with_secret_names(path: str, endpoint: str, shown: str) -> None:
     """The value of a parameter with a secret name is hidden, wherever a server puts prefixes."""
-    assert PLAIN.route_path(path, endpoint) == shown
-    assert PLAIN.has_secret(endpoint) == (shown != path)
+    assert DEFAULT_REDACTOR.route_path(path, endpoint) == shown
+    assert DEFAULT_REDACTOR.has_secret_parameter(endpoint) == (shown != path)
 
 
 def test_what_is_remembered_of_clients_is_bounded() -> None:
     """Paths, user agents, addresses, hosts and routes are kept if they are short, and few of them."""
     redactor = Redactor()
-    for number in range(MOST_KEPT + 10):
+    for number in range(MAX_CACHED_TEXTS + 10):
         redactor.path(f"/É{number}")
         redactor.path(f"/{number}")
-        redactor.agent(b"%d" % number)
+        redactor.user_agent(b"%d" % number)
         redactor.address(f"10.0.{number // 256}.{number % 256}")
         redactor.host(b"h%d" % number)
         redactor.path(f"/h{number}/1")
@@ -422,12 +428,12 @@ def test_what_is_remembered_of_clients_is_bounded() -> None:
     Redactor().path("/x" * 2500)
     for long in ("/" + "x" * 5000, "y" * 5000, "/x" * 2500):
         redactor.path(long)
-        redactor.agent(long.encode())
+        redactor.user_agent(long.encode())
         redactor.address(long)
         redactor.host(long.encode())
     kept = (redactor._paths, redactor._plain_paths, redactor._agents, redactor._addresses, redactor._hosts)
     for each in (*kept, redactor._plain_heads, redactor._routes):
-        assert 0 < len(each) <= MOST_KEPT
+        assert 0 < len(each) <= MAX_CACHED_TEXTS
         assert all(len(key) < 5000 for key in each)
 
 
@@ -455,19 +461,19 @@ def test_what_is_remembered_of_clients_is_bounded() -> None:
 )
 def test_addresses(address: Any, shown: str | None) -> None:
     """Of a client's address its network is shown; what is no address is not shown at all."""
-    assert PLAIN.address(address) == shown
-    assert PLAIN.address(address) == shown
+    assert DEFAULT_REDACTOR.address(address) == shown
+    assert DEFAULT_REDACTOR.address(address) == shown
     if isinstance(address, str):
         assert Redactor(capture_pii=True).address(address) == address
 
 
 def test_hosts() -> None:
     """A host is believed if it is plain and does not look like a secret."""
-    assert PLAIN.host(b"shop.example:8443") == ("shop.example", 8443)
-    assert PLAIN.host(b"[::1]") == ("::1", None)
+    assert DEFAULT_REDACTOR.host(b"shop.example:8443") == ("shop.example", 8443)
+    assert DEFAULT_REDACTOR.host(b"[::1]") == ("::1", None)
     for wrong in (b"u:p@h", b"", b"h:99999", b"ghp_0123456789abcdefXYZ", JWT.encode()):
-        assert PLAIN.host(wrong) is None
-        assert PLAIN.host(wrong) is None
+        assert DEFAULT_REDACTOR.host(wrong) is None
+        assert DEFAULT_REDACTOR.host(wrong) is None
 
 
 @pytest.mark.parametrize(
@@ -490,7 +496,7 @@ def test_hosts() -> None:
 )
 def test_headers(name: str, value: str, shown: str) -> None:
     """Secret headers are never shown, forwarding ones show networks, the others pass as text."""
-    assert PLAIN.header(name, value) == shown
+    assert DEFAULT_REDACTOR.header(name, value) == shown
     whole = Redactor(capture_pii=True).header(name, value)
     assert whole == (value if "f" in name.lower()[:3] or "real" in name else shown) or name == "referer"
 
@@ -547,11 +553,11 @@ Point = collections.namedtuple("Point", "x password")  # noqa: PYI024 - the unty
 def test_objects_with_nothing_to_hide_stay_what_they_are() -> None:
     """The very object is handed on: nothing is copied, nothing turned into text."""
     for value in (1, 1.5, None, True, "x", b"x", [1, ["a"]], (1, 2), {"a": {"b": 1}}, {1, 2}, Colour.RED, UUID(int=1)):
-        assert PLAIN.value(value) is value
+        assert DEFAULT_REDACTOR.value(value) is value
     for odd in (object(), 10**15, 10**30, collections.deque([1]), collections.ChainMap({"a": 1}), KeyError("x")):
-        assert PLAIN.value(odd) is odd
+        assert DEFAULT_REDACTOR.value(odd) is odd
     fields = {"order_id": 7, "note": "x", "password": None, "token": True, "secret": ""}
-    assert PLAIN.fields(fields) is fields
+    assert DEFAULT_REDACTOR.fields(fields) is fields
 
 
 def test_objects_with_something_to_hide() -> None:
@@ -571,7 +577,7 @@ def test_objects_with_something_to_hide() -> None:
         "map": collections.ChainMap({"token": "x"}),
     }
     before = repr(value)
-    assert PLAIN.value(value) == {
+    assert DEFAULT_REDACTOR.value(value) == {
         "user": {"clientSecret": "REDACTED", "pin": "REDACTED", "names": ["ann"]},
         "texts": ["REDACTED", ["password=REDACTED"], ["REDACTED"], ["REDACTED"]],
         "card": "REDACTED",
@@ -592,13 +598,13 @@ def test_objects_that_are_no_tree() -> None:
     """Cycles, depths and crowds end; an object that raises is not shown."""
     cycle: list[Any] = [1]
     cycle.append(cycle)
-    assert PLAIN.value(cycle) == [1, "<cycle>"]
+    assert DEFAULT_REDACTOR.value(cycle) == [1, "<cycle>"]
     deep: list[Any] = []
-    for _ in range(DEEPEST + 5):
+    for _ in range(MAX_DEPTH + 5):
         deep = [deep]
-    assert "<too deep>" in str(PLAIN.value(deep))
-    assert len(PLAIN.value(list(range(MOST_MEMBERS + 5)))) == MOST_OF_LARGE
-    assert PLAIN.value(Odd()) == "<unprintable Odd>"
+    assert "<too deep>" in str(DEFAULT_REDACTOR.value(deep))
+    assert len(DEFAULT_REDACTOR.value(list(range(MAX_MEMBERS + 5)))) == MAX_LARGE_CONTAINER_MEMBERS
+    assert DEFAULT_REDACTOR.value(Odd()) == "<unprintable Odd>"
 
 
 class Pair(NamedTuple):
@@ -613,24 +619,24 @@ def test_what_is_too_much_for_a_line() -> None:
     shared: Any = "x" * 100
     for _ in range(5):
         shared = [shared] * 20
-    shown = PLAIN.fields({"a": shared, "b": shared, "c": [1], "d": {"e": 1}, "f": [], "g": 7, "h": "text"})
+    shown = DEFAULT_REDACTOR.fields({"a": shared, "b": shared, "c": [1], "d": {"e": 1}, "f": [], "g": 7, "h": "text"})
     assert len(repr(shown)) < 200_000
     assert repr(shown).count("'<too large>'") > 3
     assert [shown[name] for name in "cdfgh"] == ["<too large>", "<too large>", [], 7, "text"]
-    assert len(PLAIN.value(list(range(MOST_MEMBERS)))) == MOST_MEMBERS
+    assert len(DEFAULT_REDACTOR.value(list(range(MAX_MEMBERS)))) == MAX_MEMBERS
     big = "y" * 1_000_000
-    texts = PLAIN.value([big] * 50)
-    assert texts[-1] == MUCH
-    assert sum(map(len, texts)) < 2 * MOST_CHARACTERS
-    assert PLAIN.fields({f"n{number}": big for number in range(20)})["n19"] == MUCH
-    many = PLAIN.fields({f"n{number}": number for number in range(MOST_MEMBERS + 1)})
-    assert len(many) == MOST_OF_LARGE
-    assert PLAIN.fields({"n" * 1000: 1, "m": 2}) == {"n" * LONGEST_FIELD: 1, "m": 2}
-    assert len(PLAIN.value(b"z" * 1_000_000)) == LONGEST_TEXT
-    assert PLAIN.value(Pair(shared, {1: b"x"})) == "<too large Pair>"
-    assert PLAIN.value(ValueError(shared, 1)) == "<too large ValueError>"
+    texts = DEFAULT_REDACTOR.value([big] * 50)
+    assert texts[-1] == ELLIPSIS
+    assert sum(map(len, texts)) < 2 * MAX_CHARACTERS
+    assert DEFAULT_REDACTOR.fields({f"n{number}": big for number in range(20)})["n19"] == ELLIPSIS
+    many = DEFAULT_REDACTOR.fields({f"n{number}": number for number in range(MAX_MEMBERS + 1)})
+    assert len(many) == MAX_LARGE_CONTAINER_MEMBERS
+    assert DEFAULT_REDACTOR.fields({"n" * 1000: 1, "m": 2}) == {"n" * MAX_FIELD_NAME_LENGTH: 1, "m": 2}
+    assert len(DEFAULT_REDACTOR.value(b"z" * 1_000_000)) == MAX_TEXT_LENGTH
+    assert DEFAULT_REDACTOR.value(Pair(shared, {1: b"x"})) == "<too large Pair>"
+    assert DEFAULT_REDACTOR.value(ValueError(shared, 1)) == "<too large ValueError>"
     small = Pair(1, {1: b"x"})
-    assert PLAIN.value(small) is small
+    assert DEFAULT_REDACTOR.value(small) is small
 
 
 def test_what_a_data_class_has_beside_its_fields() -> None:
@@ -641,9 +647,9 @@ def test_what_a_data_class_has_beside_its_fields() -> None:
         x: int
 
     point: Any = Point(1)
-    assert PLAIN.value(point) is point
+    assert DEFAULT_REDACTOR.value(point) is point
     point.password = "hunter" + "2"
-    assert PLAIN.value(point) == {"x": 1}
+    assert DEFAULT_REDACTOR.value(point) == {"x": 1}
 
 
 def test_personal_data() -> None:
@@ -655,7 +661,7 @@ def test_personal_data() -> None:
         "x_forwarded_for": "203.0.113.7",
         "x-real-ip": 7,
     }
-    assert PLAIN.fields(fields) == {
+    assert DEFAULT_REDACTOR.fields(fields) == {
         "user.email": "REDACTED",
         "enduser.id": "REDACTED",
         "client.address": "203.0.113.0/24",
@@ -674,8 +680,8 @@ def test_personal_data() -> None:
 )
 def test_any_object(value: Any) -> None:
     """Nothing raises, and what may be shown may be shown again."""
-    shown = PLAIN.value(value)
-    assert PLAIN.value(shown) == shown
+    shown = DEFAULT_REDACTOR.value(value)
+    assert DEFAULT_REDACTOR.value(shown) == shown
 
 
 # In an app
@@ -769,14 +775,14 @@ def test_a_secret_parameter_is_hidden_on_span_and_line(observed: Any) -> None:
 )
 def test_what_a_text_may_hold_a_secret_in(text: str) -> None:
     """Options, pairs, elements, driver's errors in others' texts, refused input, and tokens that tell what they are."""
-    assert "hunter2Zq" not in PLAIN.text(text.format(*["hunter2Zq"] * 2))
-    assert "hunter2Zq" not in PLAIN.text("x, " + text.format(*["hunter2Zq"] * 2))
+    assert "hunter2Zq" not in DEFAULT_REDACTOR.text(text.format(*["hunter2Zq"] * 2))
+    assert "hunter2Zq" not in DEFAULT_REDACTOR.text("x, " + text.format(*["hunter2Zq"] * 2))
 
 
 def test_other_keys_of_ordinary_names() -> None:
     """Options, pairs, elements and quoted names that are not secret stay, beside a word that is."""
     text = "passwords: 1 --port 80 ('a', 'b') <b>c</b> name='a' value=b 'x': 1 \"pins=2"
-    assert PLAIN.text(text) == text.replace("passwords: 1", "passwords: REDACTED")
+    assert DEFAULT_REDACTOR.text(text) == text.replace("passwords: 1", "passwords: REDACTED")
 
 
 class _Model(pydantic.BaseModel):
@@ -806,21 +812,21 @@ class _Model(pydantic.BaseModel):
 )
 def test_names_beside_their_values(value: Any, shown: Any) -> None:
     """Pairs, `name` and `value`, errors of validation, models and namespaces are judged by all names of the list."""
-    assert PLAIN.value(value) == shown
+    assert DEFAULT_REDACTOR.value(value) == shown
 
 
 def test_objects_with_nothing_to_hide_stay() -> None:
     """A model, a named tuple, a namespace and a class of one stay what they are; their own text is judged too."""
     for value in (types.SimpleNamespace(a=1), Point(1, None), _Model):
-        assert PLAIN.value(value) is value
+        assert DEFAULT_REDACTOR.value(value) is value
 
 
 def test_errors_that_a_driver_led_to() -> None:
     """The text of an exception that was raised from a driver's is shown without what it quotes."""
     exc = RuntimeError('db failed: syntax error at or near "hunter2Zq"')
     exc.__cause__ = sqlite3.OperationalError("x")
-    assert message_of(exc) == 'db failed: syntax error at or near "REDACTED"'
-    assert "hunter2Zq" not in stack_of(exc)
+    assert exception_message(exc) == 'db failed: syntax error at or near "REDACTED"'
+    assert "hunter2Zq" not in exception_stacktrace(exc)
 
 
 def test_addresses_are_bounded() -> None:
@@ -829,9 +835,9 @@ def test_addresses_are_bounded() -> None:
         for address in ("x" * 1_000_000, "::1%" + "x" * 1_000_000):
             assert len(redactor.address(address) or "") <= 64
         assert redactor._addresses == {}
-        assert len(redactor.header("x-forwarded-for", "x" * 1_000_000)) <= LONGEST_TEXT
-    assert network_of("::1%" + "x" * 100) == "REDACTED"
-    assert PLAIN.address(("a", 1)) == "REDACTED"
+        assert len(redactor.header("x-forwarded-for", "x" * 1_000_000)) <= MAX_TEXT_LENGTH
+    assert truncate_to_network("::1%" + "x" * 100) == "REDACTED"
+    assert DEFAULT_REDACTOR.address(("a", 1)) == "REDACTED"
 
 
 def test_long_paths_cost_what_short_ones_do() -> None:
@@ -869,12 +875,12 @@ def test_paths_that_no_route_answered(path: str, shown: str) -> None:
     """What stands where a template has a secret parameter is hidden, though no route answered."""
     redactor = Redactor(templates=lambda: ROUTES)
     for endpoint in ("unmatched", "redirect", "/a/{path}"):
-        assert redactor.has_secret(endpoint)
+        assert redactor.has_secret_parameter(endpoint)
         assert redactor.route_path(path, endpoint) == shown
-    assert redactor.raw_path(path, redactor.unrouted_path) == shown
+    assert redactor.raw_path(path, redactor.unmatched_path) == shown
     assert redactor.route_path("/reset/done", "/reset/done") == "/reset/done"
-    assert not Redactor().has_secret("unmatched")
-    assert Redactor().unrouted_path(path) == path[:LONGEST_PATH]
+    assert not Redactor().has_secret_parameter("unmatched")
+    assert Redactor().unmatched_path(path) == path[:MAX_PATH_LENGTH]
 
 
 def test_secret_parameters_where_the_router_did_not_answer() -> None:
@@ -908,8 +914,8 @@ def test_names_of_operations_are_redacted_once() -> None:
     observe.close()
     seen.assert_no_leak(JWT)
     redactor = Redactor()
-    for number in range(MOST_KEPT + 2):
+    for number in range(MAX_CACHED_TEXTS + 2):
         redactor.name(f"name {number}")
     assert redactor.name("x" * 1000) == "x" * 1000
     assert len(redactor._shown_names) == 2
-    assert error_name(type(JWT.replace(".", "_"), (Exception,), {})()) != JWT
+    assert error_type_of(type(JWT.replace(".", "_"), (Exception,), {})()) != JWT

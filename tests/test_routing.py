@@ -18,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.testclient import TestClient
 
 from fastapi_observe.requests import routing
-from fastapi_observe.requests.routing import MOST_REMEMBERED, Routes, answering_route, mounted_apps
+from fastapi_observe.requests.routing import MAX_CACHED_TEMPLATES, RouteTemplates, matched_route, mounted_apps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +47,7 @@ class Named:
 
     def __init__(self, app: Starlette, root_path: str = "") -> None:
         self._app = app
-        self.routes = Routes(app)
+        self.routes = RouteTemplates(app)
         self.client = TestClient(self._serve, root_path=root_path, raise_server_exceptions=False)
         self.client.follow_redirects = False
         self.last = ""
@@ -370,7 +370,7 @@ def test_a_path_that_no_template_fits() -> None:
     app.add_route("/one", page)
     app.add_route("/two", page)
     scope = {"endpoint": page, "path": "/changed", "app": app}
-    assert Routes(app).template(scope, 200) == "/one"
+    assert RouteTemplates(app).template(scope, 200) == "/one"
 
 
 def test_a_template_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +383,7 @@ def test_a_template_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object) -> None:
         raise AssertionError("worked out again")
 
-    monkeypatch.setattr(Routes, "_work_out", forbidden)
+    monkeypatch.setattr(RouteTemplates, "_work_out", forbidden)
     assert [template("/v1/regions/x/shops/1/cases/2"), template("/sub/7"), template("/docs")] == first
 
 
@@ -418,14 +418,14 @@ def test_no_route_is_matched_a_second_time(target: str) -> None:
     TestClient(keeping).get(target)
     assert calls
     calls.clear()
-    assert Routes(app).template(scopes[0], 200) in {"/r199/{x}", "/m199/x/{y}", "unmatched"}
+    assert RouteTemplates(app).template(scopes[0], 200) in {"/r199/{x}", "/m199/x/{y}", "unmatched"}
     assert calls == []
 
 
 def test_what_is_remembered_is_bounded() -> None:
     """However many tenants a client makes up, a fixed number of entries is kept, and none of a very long one."""
     app = Starlette(routes=[Mount("/t/{tenant}", Router([Route("/x", page)]))])
-    routes = Routes(app)
+    routes = RouteTemplates(app)
     route = app.routes[0].app.routes[0]  # type: ignore[attr-defined]
 
     def scope(tenant: str) -> Scope:
@@ -437,7 +437,7 @@ def test_what_is_remembered_is_bounded() -> None:
             "route": route,
         }
 
-    for number in range(MOST_REMEMBERED + 10):
+    for number in range(MAX_CACHED_TEMPLATES + 10):
         assert routes.template(scope(str(number)), 200) == "/t/{tenant}/x"
     assert len(routes._remembered) == 10
     assert routes.template(scope("long" * 100), 200) == "/t/{tenant}/x"
@@ -447,9 +447,9 @@ def test_what_is_remembered_is_bounded() -> None:
 def test_a_route_left_over_from_an_outer_router_is_not_taken() -> None:
     """Only a route whose endpoint answered is the answer; without an endpoint there is none."""
     route = SimpleNamespace(endpoint=page)
-    assert answering_route({"endpoint": page, "route": route}) is route
-    assert answering_route({"endpoint": other, "route": route}) is None
-    assert answering_route({"route": route}) is None
+    assert matched_route({"endpoint": page, "route": route}) is route
+    assert matched_route({"endpoint": other, "route": route}) is None
+    assert matched_route({"route": route}) is None
 
 
 def test_mounted_apps_are_found_once() -> None:
@@ -488,7 +488,7 @@ def test_endless_middleware_is_no_trap() -> None:
 
 def test_older_starlette_leaves_no_route(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no router leaves a route, the function is looked for below mounts and hosts all the same."""
-    monkeypatch.setattr(routing, "answering_route", lambda scope: None)
+    monkeypatch.setattr(routing, "matched_route", lambda scope: None)
     inner = Router([Route("/x/{y}", page)])
     app = Starlette(
         routes=[Mount("/m", inner), Host("h.example.org", Router([Route("/h/{z}", other)])), Route("/o", item)]

@@ -13,7 +13,7 @@ import pytest
 import trio
 from prometheus_client import CollectorRegistry
 
-from fastapi_observe.metrics.saturation import GcPauses, Samples, Saturation
+from fastapi_observe.metrics.saturation import GcPauses, LocalHistogram, Saturation
 
 INTERVAL = 0.002
 
@@ -206,7 +206,7 @@ def test_an_install_that_nobody_closes_leaves_no_callback() -> None:
 @pytest.mark.parametrize(("seconds", "counts"), [(0.5, [1, 0, 0]), (1.0, [1, 0, 0]), (1.5, [0, 1, 0]), (9, [0, 0, 1])])
 def test_a_sample_stands_in_the_bucket_of_its_bound(seconds: float, counts: list[int]) -> None:
     """Bounds are inclusive; what is beyond them stands in the last bucket."""
-    samples = Samples((1.0, 2.0))
+    samples = LocalHistogram((1.0, 2.0))
     samples.observe(seconds)
     assert samples.counts == counts
     assert samples.buckets()[-1] == ("+Inf", 1.0)

@@ -13,19 +13,19 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from fastapi_observe.metrics.budget import LISTED, OVERFLOW, LabelValues, SeriesBudget
-from fastapi_observe.metrics.series import LABEL_LENGTH, Bounded, Counter, Gauge, Histogram
+from fastapi_observe.metrics.budget import OVERFLOW, STATIC_LABELS, LabelValues, SeriesLimiter
+from fastapi_observe.metrics.series import LABEL_LENGTH, BoundedMetric, Counter, Gauge, Histogram
 
 
-def _counter(budget: SeriesBudget, *labels: str) -> Counter:
+def _counter(budget: SeriesLimiter, *labels: str) -> Counter:
     counter = Counter("jobs_total", "Jobs.", labels, budget)
     budget.families.append(counter)
     return counter
 
 
-def _samples(metric: Bounded) -> dict[tuple[str, ...], float]:
+def _samples(metric: BoundedMetric) -> dict[tuple[str, ...], float]:
     """Return the first sample of each series as the text format shows it."""
-    families = text_string_to_metric_families(metric.text(openmetrics=False))
+    families = text_string_to_metric_families(metric.render(openmetrics=False))
     samples = [sample for family in families for sample in family.samples]
     return {tuple(sample.labels.values()): sample.value for sample in samples}
 
@@ -69,18 +69,18 @@ class Color(str, Enum):  # noqa: UP042 - a StrEnum prints as its value
 )
 def test_any_object_is_a_label_value(value: Any, text: str) -> None:
     """Whatever is given as label value is shown as text, the same each time, positional or by name."""
-    counter = _counter(SeriesBudget(10), "kind")
+    counter = _counter(SeriesLimiter(10), "kind")
     counter.labels(value).inc()
     counter.labels(kind=value).inc()
     assert list(counter.children()) == [(text,)]
     assert counter.labels(value).cells == [2]
-    counter.text(openmetrics=True).encode()
+    counter.render(openmetrics=True).encode()
 
 
 @given(st.text(), st.text())
 def test_label_values_come_back_from_the_text_format(first: str, second: str) -> None:
     """Any two texts as label values are read back by prometheus_client's own parser."""
-    counter = _counter(SeriesBudget(10), "first", "second")
+    counter = _counter(SeriesLimiter(10), "first", "second")
     counter.labels(first, second).inc(3)
     ((values, count),) = _samples(counter).items()
     assert values == next(iter(counter.children()))
@@ -89,7 +89,7 @@ def test_label_values_come_back_from_the_text_format(first: str, second: str) ->
 
 def test_wrong_labels_are_told_with_the_right_ones() -> None:
     """Too few, too many, unknown, doubly given or missing labels: ValueError with the names."""
-    counter = _counter(SeriesBudget(10), "first", "second")
+    counter = _counter(SeriesLimiter(10), "first", "second")
     for values, named in (
         (("a",), {}),
         (("a", "b", "c"), {}),
@@ -103,12 +103,12 @@ def test_wrong_labels_are_told_with_the_right_ones() -> None:
     with pytest.raises(ValueError, match="call its methods directly"):
         counter.labels("a", "b").labels("a", "b")
     with pytest.raises(ValueError, match="call its methods directly"):
-        _counter(SeriesBudget(10)).labels("a")
+        _counter(SeriesLimiter(10)).labels("a")
 
 
 def test_a_metric_with_labels_needs_them_first() -> None:
     """Counting on the metric itself instead of on a child is a clear error."""
-    budget = SeriesBudget(10)
+    budget = SeriesLimiter(10)
     metrics: tuple[Any, ...] = (
         _counter(budget, "kind").inc,
         _counter(budget, "kind").reset,
@@ -124,7 +124,7 @@ def test_a_metric_with_labels_needs_them_first() -> None:
 
 def test_a_label_beyond_its_bound_is_one_value(caplog: pytest.LogCaptureFixture) -> None:
     """The third and all further values of a label are shown as `__overflow__`, the other labels keep theirs."""
-    budget = SeriesBudget(100, per_label=2)
+    budget = SeriesLimiter(100, per_label=2)
     counter = _counter(budget, "shop", "user")
     with caplog.at_level(logging.WARNING, logger="fastapi_observe"):
         for user in range(5):
@@ -153,7 +153,7 @@ def test_a_label_beyond_its_bound_is_one_value(caplog: pytest.LogCaptureFixture)
 
 def test_beyond_the_bound_there_is_one_series_and_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     """The third and all further label sets share `__overflow__`; refusals are counted, the first one is told."""
-    budget = SeriesBudget(2)
+    budget = SeriesLimiter(2)
     counter = _counter(budget, "shop", "user")
     with caplog.at_level(logging.WARNING, logger="fastapi_observe"):
         for user in range(10):
@@ -171,7 +171,7 @@ def test_beyond_the_bound_there_is_one_series_and_one_warning(caplog: pytest.Log
 
 def test_all_metrics_together_are_bounded_too(caplog: pytest.LogCaptureFixture) -> None:
     """At the install's total a metric that has room of its own overflows as well; the largest one is named, once."""
-    budget = SeriesBudget(10, total=3)
+    budget = SeriesLimiter(10, total=3)
     first, second = _counter(budget, "kind"), _counter(budget, "kind")
     second._name = "late"
     for number in range(3):
@@ -203,7 +203,7 @@ def test_all_metrics_together_are_bounded_too(caplog: pytest.LogCaptureFixture) 
 )
 def test_a_refused_value_is_told_without_harm(value: str, shown: str, caplog: pytest.LogCaptureFixture) -> None:
     """The example forges no line, and shows no token, id or address as a whole."""
-    counter = _counter(SeriesBudget(10, per_label=1), "kind")
+    counter = _counter(SeriesLimiter(10, per_label=1), "kind")
     with caplog.at_level(logging.WARNING, logger="fastapi_observe"):
         counter.labels("a").inc()
         counter.labels(value).inc()
@@ -213,7 +213,7 @@ def test_a_refused_value_is_told_without_harm(value: str, shown: str, caplog: py
 
 def test_what_the_budget_is_told_to_hide_is_hidden(caplog: pytest.LogCaptureFixture) -> None:
     """The example goes through `redact` first."""
-    counter = _counter(SeriesBudget(10, per_label=1, redact=lambda text: text.replace("hush", "REDACTED")), "kind")
+    counter = _counter(SeriesLimiter(10, per_label=1, redact=lambda text: text.replace("hush", "REDACTED")), "kind")
     with caplog.at_level(logging.WARNING, logger="fastapi_observe"):
         counter.labels("a").inc()
         counter.labels("pass hush").inc()
@@ -222,7 +222,7 @@ def test_what_the_budget_is_told_to_hide_is_hidden(caplog: pytest.LogCaptureFixt
 
 def test_a_label_set_that_stays_is_never_refused() -> None:
     """What was there before a bound was reached goes on being counted; a value called `__overflow__` is that series."""
-    budget = SeriesBudget(3, per_label=2)
+    budget = SeriesLimiter(3, per_label=2)
     counter = _counter(budget, "kind")
     for value in ("a", "b", OVERFLOW, "c", "a", OVERFLOW):
         counter.labels(value).inc()
@@ -236,18 +236,18 @@ class Places:
     def __init__(self) -> None:
         self.held: list[tuple[str, ...]] = []
 
-    def bind(self, child: Bounded) -> None:
+    def bind(self, child: BoundedMetric) -> None:
         """Hold a place."""
         self.held.append(child.label_values())
 
-    def release(self, child: Bounded) -> None:
+    def release(self, child: BoundedMetric) -> None:
         """Give it up."""
         self.held.remove(child.label_values())
 
 
-@pytest.mark.parametrize("budget", [SeriesBudget(2), SeriesBudget(10, per_label=2), SeriesBudget(10, total=2)])
+@pytest.mark.parametrize("budget", [SeriesLimiter(2), SeriesLimiter(10, per_label=2), SeriesLimiter(10, total=2)])
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_removed_label_set_makes_room(budget: SeriesBudget, *, shared: bool) -> None:
+def test_a_removed_label_set_makes_room(budget: SeriesLimiter, *, shared: bool) -> None:
     """What `remove`, `remove_by_labels` and `clear` free may be used again, under each bound; elsewhere too."""
     budget.families.clear()
     counter = _counter(budget, "shop", "user")
@@ -264,7 +264,7 @@ def test_a_removed_label_set_makes_room(budget: SeriesBudget, *, shared: bool) -
     assert _samples(counter) == {("n", "c"): 1, ("n", "d"): 1}
     assert places.held == ([("n", "c"), ("n", "d")] if shared else [])
     counter.clear()
-    assert counter.text(openmetrics=False) == ""
+    assert counter.render(openmetrics=False) == ""
     assert places.held == []
     counter.labels("n", "e").inc()
     counter.labels("n", "f").inc()
@@ -278,8 +278,8 @@ def test_a_removed_label_set_makes_room(budget: SeriesBudget, *, shared: bool) -
 
 def test_labels_from_a_list_have_no_bound_of_values() -> None:
     """What the library takes from a list of its own is held by the bound of label sets alone."""
-    counter = _counter(SeriesBudget(4, per_label=1), "endpoint", "kind")
-    counter.values = LabelValues(counter.label_names(), LISTED)
+    counter = _counter(SeriesLimiter(4, per_label=1), "endpoint", "kind")
+    counter.values = LabelValues(counter.label_names(), STATIC_LABELS)
     for number in range(3):
         counter.labels(f"/r{number}", number).inc()
     counter.remove("/r0", "0")
@@ -290,7 +290,7 @@ def test_labels_from_a_list_have_no_bound_of_values() -> None:
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xyz"), st.booleans())))
 def test_label_values_are_counted_right(steps: list[tuple[str, str, bool]]) -> None:
     """Whatever is added and removed: the values that count are those of the label sets that are there."""
-    counter = _counter(SeriesBudget(6, per_label=2), "first", "second")
+    counter = _counter(SeriesLimiter(6, per_label=2), "first", "second")
     for first, second, add in steps:
         if add:
             counter.labels(first, second).inc()
@@ -305,7 +305,7 @@ def test_label_values_are_counted_right(steps: list[tuple[str, str, bool]]) -> N
 
 def test_counters_only_go_up() -> None:
     """A counter adds, refuses to go down, and can be reset; prometheus_client's helpers work on it."""
-    counter = _counter(SeriesBudget(10))
+    counter = _counter(SeriesLimiter(10))
     counter.inc()
     counter.inc(0.5)
     with pytest.raises(ValueError, match="use a gauge"):
@@ -319,7 +319,7 @@ def test_counters_only_go_up() -> None:
 
 def test_gauges_go_up_and_down_or_ask_a_function() -> None:
     """A gauge is set, moved, tracked, or read from a function at scrape."""
-    gauge = Gauge("g", "G.", (), SeriesBudget(10))
+    gauge = Gauge("g", "G.", (), SeriesLimiter(10))
     gauge.set(5)
     gauge.inc()
     gauge.dec(2)
@@ -334,7 +334,7 @@ def test_gauges_go_up_and_down_or_ask_a_function() -> None:
 
 def test_a_sample_stands_in_the_bucket_of_its_bound() -> None:
     """Bounds are inclusive, infinity is the last one, and NaN is left out."""
-    histogram = Histogram("h", "H.", (), SeriesBudget(10), buckets=(1, 2))
+    histogram = Histogram("h", "H.", (), SeriesLimiter(10), buckets=(1, 2))
     for amount in (0.5, 1, 1.5, 2, 3, float("nan")):
         histogram.observe(amount)
     with histogram.time():
@@ -349,9 +349,9 @@ def test_a_sample_stands_in_the_bucket_of_its_bound() -> None:
 
 def test_a_histogram_of_negative_samples_has_no_sum() -> None:
     """With a bound below 0 the sum is no counter: it is left out, and the count with it, as OpenMetrics asks."""
-    histogram = Histogram("h", "H.", (), SeriesBudget(10), buckets=(-1, 1))
+    histogram = Histogram("h", "H.", (), SeriesLimiter(10), buckets=(-1, 1))
     histogram.observe(-2)
-    lines = [line.partition(" ")[0] for line in histogram.text(openmetrics=True).splitlines()[2:]]
+    lines = [line.partition(" ")[0] for line in histogram.render(openmetrics=True).splitlines()[2:]]
     assert lines == ['h_bucket{le="-1.0"}', 'h_bucket{le="1.0"}', 'h_bucket{le="+Inf"}']
     assert {sample.name for sample in next(iter(histogram.collect())).samples} == {"h_bucket"}
 
@@ -359,26 +359,26 @@ def test_a_histogram_of_negative_samples_has_no_sum() -> None:
 @pytest.mark.parametrize(("value", "text"), [(float("inf"), "+Inf"), (float("-inf"), "-Inf"), (float("nan"), "NaN")])
 def test_numbers_that_are_not_finite_are_written_prometheus_way(value: float, text: str) -> None:
     """Infinity and NaN are values of a gauge."""
-    gauge = Gauge("g", "G.", (), SeriesBudget(10))
+    gauge = Gauge("g", "G.", (), SeriesLimiter(10))
     gauge.set(value)
-    assert f"\ng {text}\n" in gauge.text(openmetrics=False)
+    assert f"\ng {text}\n" in gauge.render(openmetrics=False)
 
 
 def test_exemplars_of_the_user_are_kept_if_they_fit() -> None:
     """An exemplar stands behind its sample in OpenMetrics; one that is too long is left out and raises nothing."""
-    counter = _counter(SeriesBudget(10))
+    counter = _counter(SeriesLimiter(10))
     counter.inc(1, {"order": 'a"b'})
     counter.inc(1, {"order": "x" * 200})
-    histogram = Histogram("h", "H.", (), SeriesBudget(10), buckets=(1, 2))
+    histogram = Histogram("h", "H.", (), SeriesLimiter(10), buckets=(1, 2))
     histogram.observe(1.5, {"order": "7"})
-    assert '# {order="a\\"b"} 1.0 ' in counter.text(openmetrics=True).splitlines()[2]
-    assert 'le="2.0"} 1 # {order="7"} 1.5 ' in histogram.text(openmetrics=True)
-    assert "order" not in counter.text(openmetrics=False) + histogram.text(openmetrics=False)
+    assert '# {order="a\\"b"} 1.0 ' in counter.render(openmetrics=True).splitlines()[2]
+    assert 'le="2.0"} 1 # {order="7"} 1.5 ' in histogram.render(openmetrics=True)
+    assert "order" not in counter.render(openmetrics=False) + histogram.render(openmetrics=False)
 
 
 def test_a_finalizer_may_count_while_the_lock_is_held() -> None:
     """The lock is reentrant: garbage that counts when it is collected cannot block the thread for ever."""
-    budget = SeriesBudget(10)
+    budget = SeriesLimiter(10)
     counter = _counter(budget)
 
     class Garbage:

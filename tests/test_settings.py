@@ -16,7 +16,7 @@ from pydantic import SecretStr, ValidationError
 
 from fastapi_observe.cli.settings import options_table
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
-from fastapi_observe.settings.sources import spec
+from fastapi_observe.settings.sources import option_metadata
 
 CONFIGURATION = Path(__file__).parent.parent / "docs" / "configuration.md"
 
@@ -136,7 +136,7 @@ def test_the_more_specific_variable_wins(winner: str, loser: str, name: str, mon
         {
             variable.partition(":")[0]
             for field in ObserveSettings.model_fields.values()
-            for variable in spec(field)["otel"]
+            for variable in option_metadata(field)["otel"]
         }
     ),
 )

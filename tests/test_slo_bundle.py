@@ -16,15 +16,15 @@ from tools import needs
 
 from fastapi_observe import Availability, Latency, SLOOptions
 from fastapi_observe.cli.main import main
-from fastapi_observe.slo.bundle import ForeignError, compare, fit, make_bundle, write
+from fastapi_observe.slo.bundle import UnmanagedFileError, compare, make_bundle, merge_user_edits, write
 from fastapi_observe.slo.datasources import make_datasources
-from fastapi_observe.slo.grafana.features import features_of
-from fastapi_observe.slo.loading import plan_of
+from fastapi_observe.slo.grafana.features import detect_features
+from fastapi_observe.slo.loading import get_plan
 from fastapi_observe.slo.prometheus import yaml
 from fastapi_observe.slo.prometheus.alertmanager import make_alertmanager
-from fastapi_observe.slo.prometheus.rules import rules_of
+from fastapi_observe.slo.prometheus.rules import make_rules
 from fastapi_observe.slo.runbooks.guides import GUIDES
-from fastapi_observe.slo.runbooks.pages import MarkerError, keep_written, make_runbooks
+from fastapi_observe.slo.runbooks.pages import MarkerError, keep_user_sections, make_runbooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from conftest import Seen
     from monitored import Asked
 
-    from fastapi_observe.slo.plan import Plan
+    from fastapi_observe.slo.plan import SLOPlan
 
 SHOP = ROOT / "example_app" / "observability"
 SLOS = (
@@ -59,14 +59,14 @@ def shop(routes: int = 0) -> FastAPI:
 
 
 @pytest.fixture
-def made(observed: Callable[..., Seen]) -> Callable[..., tuple[Plan, dict[str, str]]]:
+def made(observed: Callable[..., Seen]) -> Callable[..., tuple[SLOPlan, dict[str, str]]]:
     """Make bundles."""
 
-    def make(app: FastAPI | None = None, **settings: Any) -> tuple[Plan, dict[str, str]]:
+    def make(app: FastAPI | None = None, **settings: Any) -> tuple[SLOPlan, dict[str, str]]:
         app = app or shop()
         observed(app, **{"service_name": "shop", "slos": SLOS, **settings})
-        own, plan = plan_of(app)
-        return plan, make_bundle(plan, own, features_of(app, own))
+        own, plan = get_plan(app)
+        return plan, make_bundle(plan, own, detect_features(app, own))
 
     return make
 
@@ -79,7 +79,7 @@ def checked(*arguments: str | Path) -> str:
     return done.stdout
 
 
-def test_its_readers_accept_every_file(made: Callable[..., tuple[Plan, dict[str, str]]], tmp_path: Path) -> None:
+def test_its_readers_accept_every_file(made: Callable[..., tuple[SLOPlan, dict[str, str]]], tmp_path: Path) -> None:
     """Promtool and amtool accept rules, scrape configuration and routing; JSON is JSON."""
     _, files = made(metrics_token="a" * 20, slo_options=SLOOptions(selector={"job": "web", "app": "shop"}))
     write(files, tmp_path)
@@ -114,13 +114,13 @@ def test_the_same_app_gives_the_same_files(observed: Callable[..., Seen]) -> Non
     for _ in range(2):
         app = shop(5)
         observed(app, service_name="shop", slos=SLOS)
-        settings, plan = plan_of(app)
-        bundles.append(make_bundle(plan, settings, features_of(app, settings)))
+        settings, plan = get_plan(app)
+        bundles.append(make_bundle(plan, settings, detect_features(app, settings)))
     assert bundles[0] == bundles[1]
     assert [*bundles[0]] == [*bundles[1]]
 
 
-def test_it_grows_with_the_routes_and_no_faster(made: Callable[..., tuple[Plan, dict[str, str]]]) -> None:
+def test_it_grows_with_the_routes_and_no_faster(made: Callable[..., tuple[SLOPlan, dict[str, str]]]) -> None:
     """Each further route adds the same few bytes; where all routes count it adds none to rules and dashboard."""
     sizes = []
     for routes in (100, 200, 400):
@@ -135,7 +135,7 @@ def test_it_grows_with_the_routes_and_no_faster(made: Callable[..., tuple[Plan, 
     assert few["rules.yml"].count("\n") == many["rules.yml"].count("\n")
 
 
-def test_without_objectives_there_is_still_a_bundle(made: Callable[..., tuple[Plan, dict[str, str]]]) -> None:
+def test_without_objectives_there_is_still_a_bundle(made: Callable[..., tuple[SLOPlan, dict[str, str]]]) -> None:
     """The alerts of the service, their runbooks and the dashboard need no objective; nor need signals that are off."""
     _, files = made(slos=(), tracing=False, logs=False)
     assert "ServiceDown" in files["rules.yml"]
@@ -151,15 +151,15 @@ def test_data_sources_lead_to_each_other(observed: Callable[..., Seen]) -> None:
     """Exemplars lead to Tempo, its spans to Loki, lines back to Tempo; no dollar is left to the environment."""
     app = shop()
     observed(app, service_name="shop")
-    settings, plan = plan_of(app)
-    sources = make_datasources(plan, features_of(app, settings))["datasources"]
+    settings, plan = get_plan(app)
+    sources = make_datasources(plan, detect_features(app, settings))["datasources"]
     assert {source["uid"] for source in sources} == {"prometheus", "tempo", "loki"}
     text = json.dumps(sources)
     assert re.findall(r'"datasourceUid": "(\w+)"', text) == ["tempo", "loki", "tempo"]
     assert text.count("$") == 2 * text.count("$${__")
 
 
-def test_retention_holds_the_period(made: Callable[..., tuple[Plan, dict[str, str]]]) -> None:
+def test_retention_holds_the_period(made: Callable[..., tuple[SLOPlan, dict[str, str]]]) -> None:
     """Prometheus is told to keep five days more than the period, and how many series are for ever."""
     _, files = made(slo_options=SLOOptions(period="28d", scrape_interval="30s"))
     assert "--storage.tsdb.retention.time=33d" in files["prometheus.yml"]
@@ -169,7 +169,7 @@ def test_retention_holds_the_period(made: Callable[..., tuple[Plan, dict[str, st
 
 
 def test_prometheus_reads_the_interval_of_scrapes(
-    made: Callable[..., tuple[Plan, dict[str, str]]], tmp_path: Path
+    made: Callable[..., tuple[SLOPlan, dict[str, str]]], tmp_path: Path
 ) -> None:
     """It reads no fractions: an interval with one is written in milliseconds."""
     _, files = made(slo_options=SLOOptions(scrape_interval="7.5s"))
@@ -187,10 +187,10 @@ def anchors(page: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
-def test_each_alert_has_its_runbook(made: Callable[..., tuple[Plan, dict[str, str]]]) -> None:
+def test_each_alert_has_its_runbook(made: Callable[..., tuple[SLOPlan, dict[str, str]]]) -> None:
     """Every runbook_url leads to a file of the bundle, and its anchor to a heading; no guide is for nothing."""
     plan, files = made()
-    alerts = [rule for group in rules_of(plan)["groups"] for rule in group["rules"] if "alert" in rule]
+    alerts = [rule for group in make_rules(plan)["groups"] for rule in group["rules"] if "alert" in rule]
     for rule in alerts:
         name, _, anchor = rule["annotations"]["runbook_url"].partition("#")
         assert name in files
@@ -199,7 +199,7 @@ def test_each_alert_has_its_runbook(made: Callable[..., tuple[Plan, dict[str, st
     assert {rule["alert"] for rule in alerts} == set(GUIDES)
 
 
-def test_each_objective_has_its_section(made: Callable[..., tuple[Plan, dict[str, str]]]) -> None:
+def test_each_objective_has_its_section(made: Callable[..., tuple[SLOPlan, dict[str, str]]]) -> None:
     """A section has the objective's own numbers: thresholds, times, what the budget is worth."""
     _, files = made()
     page = files["runbooks/ErrorBudgetBurn.md"]
@@ -215,20 +215,20 @@ def test_each_objective_has_its_section(made: Callable[..., tuple[Plan, dict[str
     assert "answered within 300ms" in page
 
 
-def test_many_routes_are_counted_not_listed(made: Callable[..., tuple[Plan, dict[str, str]]]) -> None:
+def test_many_routes_are_counted_not_listed(made: Callable[..., tuple[SLOPlan, dict[str, str]]]) -> None:
     """A section names ten routes at most."""
     _, files = made(shop(30), slos=[Availability("things", 99.9, routes=["/things*"])])
     assert "and 20 more." in files["runbooks/ErrorBudgetBurn.md"]
 
 
-def test_a_dashboard_url_is_linked(made: Callable[..., tuple[Plan, dict[str, str]]]) -> None:
+def test_a_dashboard_url_is_linked(made: Callable[..., tuple[SLOPlan, dict[str, str]]]) -> None:
     """Runbooks link to the dashboard where its address is known."""
     _, files = made(slo_options=SLOOptions(dashboard_url="https://grafana.example/d/shop?slo={slo}"))
     assert "(https://grafana.example/d/shop?slo=)" in files["runbooks/ServiceDown.md"]
 
 
 def test_every_query_of_the_runbooks_is_promql(
-    made: Callable[..., tuple[Plan, dict[str, str]]], tmp_path: Path
+    made: Callable[..., tuple[SLOPlan, dict[str, str]]], tmp_path: Path
 ) -> None:
     """Promtool parses each query that a runbook offers."""
     _, files = made()
@@ -243,30 +243,30 @@ def test_every_query_of_the_runbooks_is_promql(
     assert not [query for query in found if "{of" in query]
 
 
-def test_what_people_wrote_is_kept(made: Callable[..., tuple[Plan, dict[str, str]]], tmp_path: Path) -> None:
+def test_what_people_wrote_is_kept(made: Callable[..., tuple[SLOPlan, dict[str, str]]], tmp_path: Path) -> None:
     """Between keep markers a page is the team's; around them it is made again."""
     plan, files = made()
     write(files, tmp_path)
     page = tmp_path / "runbooks" / "ErrorBudgetBurn.md"
     text = page.read_text("utf-8").replace("TODO what is particular about checkout", "Call Ada: checkout")
     page.write_text(text.replace("# ErrorBudgetBurn", "# changed by hand"), "utf-8")
-    fitted = fit(files, tmp_path)
+    fitted = merge_user_edits(files, tmp_path)
     assert compare(fitted, tmp_path).different == ("runbooks/ErrorBudgetBurn.md",)
     write(fitted, tmp_path)
     assert "Call Ada: checkout" in page.read_text("utf-8")
     assert "changed by hand" not in page.read_text("utf-8")
-    assert compare(fit(files, tmp_path), tmp_path).same
+    assert compare(merge_user_edits(files, tmp_path), tmp_path).same
     fewer = make_runbooks(plan._replace(slos=plan.slos[:1]))
-    kept = keep_written(fewer["ErrorBudgetBurn.md"], page.read_text("utf-8"))
+    kept = keep_user_sections(fewer["ErrorBudgetBurn.md"], page.read_text("utf-8"))
     assert kept.count("Call Ada: checkout") == 1
     assert "## Kept from before" in kept
     assert "notes on latency" not in kept
-    assert keep_written(fewer["ErrorBudgetBurn.md"], kept) == kept
-    assert keep_written(files["runbooks/ErrorBudgetBurn.md"], kept).count("Call Ada: checkout") == 1
+    assert keep_user_sections(fewer["ErrorBudgetBurn.md"], kept) == kept
+    assert keep_user_sections(files["runbooks/ErrorBudgetBurn.md"], kept).count("Call Ada: checkout") == 1
 
 
 def test_notes_below_the_placeholder_outlive_their_objective(
-    made: Callable[..., tuple[Plan, dict[str, str]]],
+    made: Callable[..., tuple[SLOPlan, dict[str, str]]],
 ) -> None:
     """Only what nobody has touched goes with its objective; a line left standing above a note does not drop it."""
     plan, files = made()
@@ -274,10 +274,10 @@ def test_notes_below_the_placeholder_outlive_their_objective(
     todo = "TODO what is particular about latency: owners, dependencies, known causes.\n"
     noted = page.replace(todo, f"{todo}Call Ada\n")
     fewer = make_runbooks(plan._replace(slos=plan.slos[:1]))["ErrorBudgetBurn.md"]
-    kept = keep_written(fewer, noted)
+    kept = keep_user_sections(fewer, noted)
     assert kept.count("Call Ada") == 1
     assert "notes on checkout" not in kept
-    assert keep_written(page, kept) == noted
+    assert keep_user_sections(page, kept) == noted
 
 
 @pytest.mark.parametrize(
@@ -293,39 +293,39 @@ def test_notes_below_the_placeholder_outlive_their_objective(
 def test_markers_that_do_not_pair_stop_everything(broken: str) -> None:
     """Where it is not clear what people wrote, nothing is overwritten."""
     with pytest.raises(MarkerError, match="keep marker"):
-        keep_written("made\n", broken)
+        keep_user_sections("made\n", broken)
 
 
 # Files
 
 
-def test_nothing_foreign_is_touched(made: Callable[..., tuple[Plan, dict[str, str]]], tmp_path: Path) -> None:
+def test_nothing_foreign_is_touched(made: Callable[..., tuple[SLOPlan, dict[str, str]]], tmp_path: Path) -> None:
     """A file that we did not make stops the writing of all; what stands beside ours stays as it is."""
     _, files = made()
     (tmp_path / "prometheus.yml").write_text("scrape_configs: []\n", "utf-8")
-    with pytest.raises(ForeignError, match=r"prometheus\.yml was not made by fastapi-observe"):
-        fit(files, tmp_path)
+    with pytest.raises(UnmanagedFileError, match=r"prometheus\.yml was not made by fastapi-observe"):
+        merge_user_edits(files, tmp_path)
     (tmp_path / "prometheus.yml").unlink()
     (tmp_path / "runbooks").mkdir()
     (tmp_path / "runbooks" / "ServiceDown.md").write_text(
         files["runbooks/ServiceDown.md"] + "<!-- keep x -->\n", "utf-8"
     )
-    with pytest.raises(ForeignError, match=r"ServiceDown\.md: a keep marker"):
-        fit(files, tmp_path)
+    with pytest.raises(UnmanagedFileError, match=r"ServiceDown\.md: a keep marker"):
+        merge_user_edits(files, tmp_path)
     (tmp_path / "runbooks" / "ServiceDown.md").write_bytes(
         files["runbooks/ServiceDown.md"].replace("what it was", "M\xfcller").encode("latin-1")
     )
-    with pytest.raises(ForeignError, match=r"ServiceDown\.md is not UTF-8"):
-        fit(files, tmp_path)
+    with pytest.raises(UnmanagedFileError, match=r"ServiceDown\.md is not UTF-8"):
+        merge_user_edits(files, tmp_path)
     (tmp_path / "runbooks" / "ServiceDown.md").unlink()
     (tmp_path / "runbooks" / "Own.md").write_text("# Own\n", "utf-8")
     (tmp_path / "notes.txt").write_text("mine", "utf-8")
-    write(fit(files, tmp_path), tmp_path)
+    write(merge_user_edits(files, tmp_path), tmp_path)
     assert (tmp_path / "runbooks" / "Own.md").read_text("utf-8") == "# Own\n"
     assert compare(files, tmp_path).same
 
 
-def test_what_is_no_more_made_is_named(made: Callable[..., tuple[Plan, dict[str, str]]], tmp_path: Path) -> None:
+def test_what_is_no_more_made_is_named(made: Callable[..., tuple[SLOPlan, dict[str, str]]], tmp_path: Path) -> None:
     """A runbook whose alert is gone is left over: named, and not deleted."""
     _, files = made()
     write(files, tmp_path)
@@ -338,7 +338,7 @@ def test_what_is_no_more_made_is_named(made: Callable[..., tuple[Plan, dict[str,
     assert (tmp_path / "runbooks" / "ErrorBudgetLow.md").exists()
 
 
-def test_another_version_is_no_difference(made: Callable[..., tuple[Plan, dict[str, str]]], tmp_path: Path) -> None:
+def test_another_version_is_no_difference(made: Callable[..., tuple[SLOPlan, dict[str, str]]], tmp_path: Path) -> None:
     """An update of fastapi-observe that changes nothing but its number is no drift."""
     _, files = made()
     older = {
@@ -362,18 +362,18 @@ bare = FastAPI()
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
     """Write a module with an app; close what it installs."""
-    from fastapi_observe.observability import OPEN  # noqa: PLC0415 - what the module leaves open
+    from fastapi_observe.observability import INSTALLED  # noqa: PLC0415 - what the module leaves open
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    before = [*OPEN]
+    before = [*INSTALLED]
 
     def make(name: str, *routes: str) -> str:
         (tmp_path / f"{name}.py").write_text(APP.format(routes=routes), "utf-8")
         return f"{name}:app"
 
     yield make
-    for observe in [each for each in OPEN if each not in before]:
+    for observe in [each for each in INSTALLED if each not in before]:
         observe.close()
 
 

@@ -20,10 +20,10 @@ from starlette.staticfiles import StaticFiles
 from tools import needs, needs_package
 
 from fastapi_observe import Availability, DatabaseDep, ExternalDep, Latency, MetricsDep
-from fastapi_observe.slo.grafana.dashboard import make_dashboard, uid_of
-from fastapi_observe.slo.grafana.features import CHOICES, Features, features_of
-from fastapi_observe.slo.grafana.parts import everything
-from fastapi_observe.slo.loading import plan_of
+from fastapi_observe.slo.grafana.dashboard import dashboard_uid, make_dashboard
+from fastapi_observe.slo.grafana.features import SELECTABLE, Features, detect_features
+from fastapi_observe.slo.grafana.parts import iter_panels
+from fastapi_observe.slo.loading import get_plan
 from fastapi_observe.slo.prometheus import yaml
 
 if TYPE_CHECKING:
@@ -89,13 +89,13 @@ def dashboard(observed: Callable[..., Seen]) -> dict[str, Any]:
     """Make the dashboard of an app that uses every part."""
     app = large_app()
     observed(app, service_name="shop", slos=SLOS)
-    settings, plan = plan_of(app)
-    return make_dashboard(plan, features_of(app, settings, more=["database"]))
+    settings, plan = get_plan(app)
+    return make_dashboard(plan, detect_features(app, settings, more=["database"]))
 
 
 def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
     """Return all panels without the rows."""
-    return [panel for panel in everything(dashboard["panels"]) if panel["type"] != "row"]
+    return [panel for panel in iter_panels(dashboard["panels"]) if panel["type"] != "row"]
 
 
 def rows(dashboard: dict[str, Any]) -> list[str]:
@@ -146,9 +146,9 @@ def test_rows_of_what_is_off_are_left_out(observed: Callable[..., Seen]) -> None
     """Without objectives, database, other services and business there are no rows of them, nor variables and links."""
     app = FastAPI()
     observed(app, tracing=False, logs=False, size_histograms=False)
-    settings, plan = plan_of(app)
-    features = features_of(app, settings)
-    assert features.left_out == CHOICES
+    settings, plan = get_plan(app)
+    features = detect_features(app, settings)
+    assert features.not_detected == SELECTABLE
     made = make_dashboard(plan, features)
     assert rows(made) == ["At a glance", "Golden signals", "Runtime and saturation", "Cost of observing"]
     names = [variable["name"] for variable in made["templating"]["list"]]
@@ -163,11 +163,11 @@ def test_features_are_seen(observed: Callable[..., Seen]) -> None:
     """What path operations and their dependencies ask for is on; a person may know better."""
     app = large_app()
     seen = observed(app)
-    found = features_of(app, seen.observe.settings)
+    found = detect_features(app, seen.observe.settings)
     assert found == Features(**{**dict.fromkeys(Features._fields, True), "pools": False})
-    assert features_of(app, seen.observe.settings, more=["database"]).pools
-    assert not features_of(app, seen.observe.settings, less=["database"]).database
-    assert found.left_out == ()
+    assert detect_features(app, seen.observe.settings, more=["database"]).pools
+    assert not detect_features(app, seen.observe.settings, less=["database"]).database
+    assert found.not_detected == ()
 
 
 def test_odd_dependencies_are_no_obstacle(observed: Callable[..., Seen]) -> None:
@@ -180,16 +180,16 @@ def test_odd_dependencies_are_no_obstacle(observed: Callable[..., Seen]) -> None
     seen = observed(app)
     own.__kwdefaults__ = {"last": Depends(partial(own))}
     app.router.routes += [Route("/own", own), Mount("/files", StaticFiles(directory=ROOT))]
-    found = features_of(app, seen.observe.settings)
-    assert found.left_out == CHOICES
+    found = detect_features(app, seen.observe.settings)
+    assert found.not_detected == SELECTABLE
 
 
 def test_a_database_without_pools(observed: Callable[..., Seen]) -> None:
     """Where queries are measured by hand and no pool is known, the panels about connections are left out."""
     app = large_app()
     seen = observed(app)
-    _, plan = plan_of(app)
-    made = make_dashboard(plan, features_of(app, seen.observe.settings))
+    _, plan = get_plan(app)
+    made = make_dashboard(plan, detect_features(app, seen.observe.settings))
     assert "Database" in rows(made)
     assert "db_connections_active" not in json.dumps(made)
 
@@ -203,7 +203,7 @@ def test_names_for_type_checkers_are_no_obstacle(observed: Callable[..., Seen]) 
     app.add_api_route("/read", read)
     read.__annotations__["tasks"] = "unknown.BackgroundTasks"
     seen = observed(app)
-    assert features_of(app, seen.observe.settings).background
+    assert detect_features(app, seen.observe.settings).background
 
 
 def test_every_query_is_promql(dashboard: dict[str, Any], tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_lines_are_bounded(dashboard: dict[str, Any]) -> None:
 
 def test_places_do_not_overlap(dashboard: dict[str, Any]) -> None:
     """Ids are unique, panels stand within the grid and beside each other, inside closed rows too."""
-    ids = [panel["id"] for panel in everything(dashboard["panels"])]
+    ids = [panel["id"] for panel in iter_panels(dashboard["panels"])]
     assert ids == list(range(1, len(ids) + 1))
     closed = [panel["panels"] for panel in dashboard["panels"] if panel["type"] == "row"]
     for group in (dashboard["panels"], *closed):
@@ -289,8 +289,8 @@ def test_latency_has_exemplars(dashboard: dict[str, Any]) -> None:
 
 def test_each_service_has_a_dashboard_of_its_own(dashboard: dict[str, Any]) -> None:
     """The uid depends on the service alone, so making it again replaces it."""
-    assert dashboard["uid"] == uid_of("shop") != uid_of("shop2")
-    assert len(uid_of("x" * 300)) <= 40
+    assert dashboard["uid"] == dashboard_uid("shop") != dashboard_uid("shop2")
+    assert len(dashboard_uid("x" * 300)) <= 40
 
 
 def lost(given: Any, back: Any, path: str = "") -> Iterator[str]:

@@ -15,16 +15,16 @@ from tools import needs
 
 from fastapi_observe import Availability, Latency, ObserveSettings, SLOOptions
 from fastapi_observe.slo.burn_rates import WINDOWS
-from fastapi_observe.slo.plan import Plan, make_plan
+from fastapi_observe.slo.plan import SLOPlan, make_plan
 from fastapi_observe.slo.prometheus import rule_tests, yaml
 from fastapi_observe.slo.prometheus.incident import (
-    Phase,
-    expected,
+    IncidentPhase,
+    expected_alerts,
+    incident_series,
     read_incident,
     sample_pairs,
-    series_of,
     statuses,
-    strangers,
+    unrelated_series,
 )
 from fastapi_observe.slo.prometheus.rules import rule_file
 from fastapi_observe.slo.prometheus.simulate import Detection, _samples, detection_table, simulate
@@ -62,7 +62,7 @@ def shop(title: str = "shop") -> FastAPI:
     return app
 
 
-def plan(*objectives: Any, service: str = "shop", **options: Any) -> Plan:
+def plan(*objectives: Any, service: str = "shop", **options: Any) -> SLOPlan:
     """Resolve objectives, with which nothing is wrong."""
     settings = ObserveSettings(service_name=service, slos=objectives, slo_options=SLOOptions(**options))
     made = make_plan(shop(), settings)
@@ -79,9 +79,9 @@ def promtool(folder: Path, rules: str, tests: str | dict[str, Any]) -> tuple[boo
     return done.returncode == 0, done.stdout + done.stderr
 
 
-def chosen(made: Plan, words: Iterable[str]) -> dict[str, Any]:
+def chosen(made: SLOPlan, words: Iterable[str]) -> dict[str, Any]:
     """Return the generated tests whose name has one of the words."""
-    tests = rule_tests.tests_of(made, "rules.yml")
+    tests = rule_tests.make_rule_tests(made, "rules.yml")
     tests["tests"] = [test for test in tests["tests"] if any(word in test["name"] for word in words)]
     assert tests["tests"]
     return tests
@@ -172,7 +172,11 @@ def test_a_harmless_change_passes(tmp_path: Path) -> None:
     rules = rule_file(made)
     damaged = rules.replace(" > 0)", ")")
     assert damaged != rules
-    tests = rule_tests.tests_of(made, "rules.yml") if SOAK else chosen(made, ["total outage", "night", "one request"])
+    tests = (
+        rule_tests.make_rule_tests(made, "rules.yml")
+        if SOAK
+        else chosen(made, ["total outage", "night", "one request"])
+    )
     passed, shown = promtool(tmp_path, damaged, tests)
     assert passed, shown
 
@@ -239,13 +243,13 @@ def test_an_outage_of_thin_traffic_pages_within_twelve_minutes() -> None:
 def test_a_night_without_traffic_leaves_the_budget_exact(hours: int, tmp_path: Path) -> None:
     """The budget after hours without a request is that of the requests there were, not NaN, to a hundred thousandth."""
     made = plan(Availability("api", 99.9, ["/käse"]))
-    slo, day = made.slos[0], Phase(1800, Decimal(2000), Decimal("0.0002"))
+    slo, day = made.slos[0], IncidentPhase(1800, Decimal(2000), Decimal("0.0002"))
     end = 3600 + hours * 3600
-    tests = rule_tests.tests_of(made, "rules.yml")
+    tests = rule_tests.make_rule_tests(made, "rules.yml")
     left = 'slo:error_budget_remaining:ratio{slo="api"}'
     tests["tests"] = [{
         "interval": "15s",
-        "input_series": series_of(made, slo, (day, Phase(hours * 3600, Decimal(0)), day)),
+        "input_series": incident_series(made, slo, (day, IncidentPhase(hours * 3600, Decimal(0)), day)),
         "promql_expr_test": [{
             "expr": f"sum(abs({left} - 0.8) < bool 0.00001)", "eval_time": f"{end}s",
             "exp_samples": [{"labels": "{}", "value": 1}],
@@ -277,23 +281,23 @@ def test_the_reckoning_knows_alerts_that_come_again() -> None:
     made = plan(THREE_NINES)
     slo, (window, limit) = made.slos[0], made.slos[0].windows[0]
     phases = read_incident("1h ok, 5m 100%, 3h ok, 5m 100%", BUSY)
-    first, second = expected(made, slo, phases, window, limit)
+    first, second = expected_alerts(made, slo, phases, window, limit)
     assert (len(first), len(second)) == (2, 1)
     assert second[0] - first[0] == 185 * 60
-    short = expected(plan(THREE_NINES, keep_firing=False), slo, phases, window, limit)
+    short = expected_alerts(plan(THREE_NINES, keep_firing=False), slo, phases, window, limit)
     assert first[1] - short[0][1] == 300
-    assert expected(made, slo, read_incident("1h ok", BUSY), window, limit) == []
+    assert expected_alerts(made, slo, read_incident("1h ok", BUSY), window, limit) == []
     again = read_incident("1h ok, 3m 100%, 6m ok, 3m 100%, 1h ok", BUSY)
-    assert len(expected(made, slo, again, window, limit)) == 1
+    assert len(expected_alerts(made, slo, again, window, limit)) == 1
 
 
 def test_incidents_are_described_in_words() -> None:
     """Phases are read as people write them; what is no phase is told with what is accepted."""
     assert read_incident("1h ok, 20m 2.5 %,1d silent , 5m down", BUSY) == (
-        Phase(3600, BUSY),
-        Phase(1200, BUSY, Decimal("0.025")),
-        Phase(86400, Decimal(0)),
-        Phase(300, Decimal(0), up=False),
+        IncidentPhase(3600, BUSY),
+        IncidentPhase(1200, BUSY, Decimal("0.025")),
+        IncidentPhase(86400, Decimal(0)),
+        IncidentPhase(300, Decimal(0), up=False),
     )
     for wrong, message in (
         ("1h fine", "'1h fine' is no phase; write a time and what happens, such as 1h ok, 20m 30%"),
@@ -312,17 +316,19 @@ def test_strangers_look_like_what_counts() -> None:
     assert sample_pairs(made.slos[0]) == [
         ("GET", "/käse"), ("GET", "/orders/{order_id}/pay"), ("PUT", "/orders/{order_id}/pay"), ("POST", "/orders"),
     ]  # fmt: skip
-    found = strangers(made, made.slos[0])
+    found = unrelated_series(made, made.slos[0])
     assert {"method": "GET", "endpoint": "/orders"} in found
     assert found[0]["job"] == "shop-other"
-    assert {"unmatched", "/docs"} <= {each["endpoint"] for each in strangers(made, plan(Availability("a", 99)).slos[0])}
+    assert {"unmatched", "/docs"} <= {
+        each["endpoint"] for each in unrelated_series(made, plan(Availability("a", 99)).slos[0])
+    }
 
 
 def test_counters_never_fall() -> None:
     """What is played only grows, whatever follows: a lower sample would be read as a start from 0."""
     made = plan(Availability("api", 99.9))
     phases = read_incident("5m 1.234%, 5m ok, 5m 0.01%, 5m silent, 5m 33.3%, 5m 100%", Decimal("10.7"))
-    for series in series_of(made, made.slos[0], phases):
+    for series in incident_series(made, made.slos[0], phases):
         values: list[float] = []
         for part in series["values"].split():
             first, _, rest = part.partition("+")
@@ -380,8 +386,8 @@ def test_annotations_name_the_worst_route(tmp_path: Path) -> None:
     odd = '/q"\\{id}'
     options = {"team": "te{{am", "dashboard_url": "https://d/{slo}", "selector": {"job": "shop"}}
     made = plan(Availability("odd", 99.9, [odd, "/tick`y"]), service='sh"op {{x}}', **options)
-    phases = (Phase(900, Decimal(10)), Phase(600, Decimal(10), Decimal(1)))
-    series = series_of(made, made.slos[0], phases)
+    phases = (IncidentPhase(900, Decimal(10)), IncidentPhase(600, Decimal(10), Decimal(1)))
+    series = incident_series(made, made.slos[0], phases)
     healthy = [each["series"] for each in series if "tick" in each["series"] and '"503"' in each["series"]]
     test = {
         "interval": "15s",
@@ -418,10 +424,14 @@ def test_annotations_of_latency_name_the_slowest_route(tmp_path: Path) -> None:
     assert "of requests took more than 300ms over 1h (objective 99.9%), worst: PUT /orders/{order_id}/pay" in shown
 
 
-def incidents_of_one_slow_route(made: Plan) -> list[dict[str, Any]]:
+def incidents_of_one_slow_route(made: SLOPlan) -> list[dict[str, Any]]:
     """Return series of two routes, of which the second alone is slow."""
-    slow = (Phase(600, Decimal(10)), Phase(600, Decimal(10), Decimal("0.5")))
+    slow = (IncidentPhase(600, Decimal(10)), IncidentPhase(600, Decimal(10), Decimal("0.5")))
     return [
-        *(each for each in series_of(made, made.slos[0], slow) if "PUT" in each["series"]),
-        *(each for each in series_of(made, made.slos[0], (Phase(1200, BUSY),)) if "PUT" not in each["series"]),
+        *(each for each in incident_series(made, made.slos[0], slow) if "PUT" in each["series"]),
+        *(
+            each
+            for each in incident_series(made, made.slos[0], (IncidentPhase(1200, BUSY),))
+            if "PUT" not in each["series"]
+        ),
     ]

@@ -17,16 +17,16 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from fastapi_observe import ObserveSettings, SettingsError, install
-from fastapi_observe.internal.errors import Faults
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.metrics import error_budgets
-from fastapi_observe.metrics.error_budgets import COARSE, INTERVAL, ErrorBudgets, Promise
-from fastapi_observe.metrics.objectives import Counted
+from fastapi_observe.metrics.error_budgets import PERIOD_SNAPSHOTS, SNAPSHOT_INTERVAL, ErrorBudgets, ObjectiveTarget
+from fastapi_observe.metrics.objectives import ObjectiveSpec
 from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.settings.objectives import Availability, Latency, SLOOptions
 from fastapi_observe.slo import plan as plans
 from fastapi_observe.slo.annotation import slo
 from fastapi_observe.slo.plan import make_plan
-from fastapi_observe.workers.files import Reading
+from fastapi_observe.workers.files import ValueFileReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -223,7 +223,7 @@ def test_a_fault_stops_nothing(observed: Callable[..., Seen], monkeypatch: pytes
     monkeypatch.setattr(plans, "make_plan", lambda *_: 1 / 0)
     with TestClient(seen.observe.app) as client:
         assert client.get("/products").status_code == 200
-    assert seen.observe.faults.counts == {"objectives": 1}
+    assert seen.observe.internal_errors.counts == {"objectives": 1}
 
 
 def test_objectives_of_path_operations_count(observed: Callable[..., Seen]) -> None:
@@ -296,12 +296,17 @@ class Times:
     def __init__(self, period: float = MONTH) -> None:
         self.now = 1000.0
         self.events = self.bad = 0.0
-        self.faults = Faults()
+        self.faults = InternalErrors()
         self.budgets = ErrorBudgets(
-            [Promise("all", 0.01)], period, "abc", lambda: ((self.events, self.bad),), self.faults, lambda: self.now
+            [ObjectiveTarget("all", 0.01)],
+            period,
+            "abc",
+            lambda: ((self.events, self.bad),),
+            self.faults,
+            lambda: self.now,
         )
 
-    def play(self, seconds: float, events: float, bad: float, step: float = INTERVAL) -> None:
+    def play(self, seconds: float, events: float, bad: float, step: float = SNAPSHOT_INTERVAL) -> None:
         """Let time pass at so many events and bad events a second, with a snapshot at each step."""
         for _ in range(int(seconds / step)):
             self.now += step
@@ -336,11 +341,11 @@ def test_the_period_forgets_too() -> None:
     times.play(3600, 1, 1, step=60)
     times.play(DAY - 3600, 1, 0, step=60)
     assert times.budgets.now()[0].bad == pytest.approx(3600, rel=0.3)
-    times.play(3600 + DAY / COARSE, 1, 0, step=60)
+    times.play(3600 + DAY / PERIOD_SNAPSHOTS, 1, 0, step=60)
     (budget,) = times.budgets.now()
     assert budget.bad == 0
     assert budget.remaining == 1
-    assert budget.events == pytest.approx(DAY, rel=2 / COARSE)
+    assert budget.events == pytest.approx(DAY, rel=2 / PERIOD_SNAPSHOTS)
 
 
 def test_a_night_without_requests_burns_nothing() -> None:
@@ -368,8 +373,8 @@ def test_what_is_kept_is_bounded() -> None:
     times = Times()
     times.play(400 * DAY, 1, 0, step=3600)
     times.play(7200, 1, 0, step=1)
-    assert len(times.budgets._snapshots._fine) == 3600 / INTERVAL + 2
-    assert len(times.budgets._snapshots._coarse) == COARSE + 2
+    assert len(times.budgets._snapshots._fine) == 3600 / SNAPSHOT_INTERVAL + 2
+    assert len(times.budgets._snapshots._coarse) == PERIOD_SNAPSHOTS + 2
 
 
 def test_snapshots_are_taken_by_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,8 +390,8 @@ def test_snapshots_are_taken_by_a_thread(monkeypatch: pytest.MonkeyPatch) -> Non
             enough.set()
         return [(1.0, 0.0)]
 
-    faults = Faults()
-    budgets = ErrorBudgets([Promise("all", 0.1)], MONTH, "abc", read, faults)
+    faults = InternalErrors()
+    budgets = ErrorBudgets([ObjectiveTarget("all", 0.1)], MONTH, "abc", read, faults)
     budgets.stop()
     budgets.start()
     budgets.start()
@@ -430,13 +435,13 @@ def test_snapshots_begin_when_the_workers_share(observed: Callable[..., Seen], m
 # Many workers
 
 FAILED = re.compile(r"5\d\d")
-ALL = Counted((), frozenset(), None, 0.3, (("GET", "/a"),), ("200", "500"))
+ALL = ObjectiveSpec((), frozenset(), None, 0.3, (("GET", "/a"),), ("200", "500"))
 
 
 def add_budgets(member: Member, threshold: float = 0.3) -> None:
     """Have a worker promise that nine of ten requests take no longer than a third of a second."""
-    tally = member.metrics.tally([ALL._replace(threshold=threshold)])
-    member.metrics.add_reader(ErrorBudgets([Promise("fast", 0.1)], MONTH, "abc", tally, member.faults))
+    tally = member.metrics.count_objectives([ALL._replace(threshold=threshold)])
+    member.metrics.register_collector(ErrorBudgets([ObjectiveTarget("fast", 0.1)], MONTH, "abc", tally, member.faults))
 
 
 def test_any_worker_shows_the_budget_of_all(tmp_path: Path) -> None:
@@ -451,7 +456,7 @@ def test_any_worker_shows_the_budget_of_all(tmp_path: Path) -> None:
     living = Member(tmp_path, **settings)
     try:
         add_budgets(living)
-        other = MetricsService(ObserveSettings(default_registry=False), Faults())
+        other = MetricsService(ObserveSettings(include_default_registry=False), InternalErrors())
         other.sharing.share(living.worker, "1")
         other.record_http_request("GET", "/a", 200, 2)  # of another install: not ours
         for _ in range(30):
@@ -475,7 +480,7 @@ def test_workers_without_the_bound_are_left_out(tmp_path: Path) -> None:
     try:
         add_budgets(living)
         living.metrics.record_http_request("GET", "/a", 200, 0.2)
-        assert living.metrics.tally([ALL])() == ((1.0, 0.0),)
+        assert living.metrics.count_objectives([ALL])() == ((1.0, 0.0),)
     finally:
         living.leave()
 
@@ -489,9 +494,9 @@ def test_what_could_not_be_shared_counts(tmp_path: Path) -> None:
         living.metrics.record_http_request("GET", "/a", 200, 0.2)
         living.metrics.record_http_request("GET", "/a", 200, 2)
         living.metrics.counter("others", "Nobody's.", ["name"]).labels("a").inc()
-        assert living.metrics.tally([ALL])() == ((2.0, 1.0),)
+        assert living.metrics.count_objectives([ALL])() == ((2.0, 1.0),)
         failed = ALL._replace(groups=((("GET",), ("/a",)),), bad=FAILED)
-        assert living.metrics.tally([failed])() == ((2.0, 0.0),)
+        assert living.metrics.count_objectives([failed])() == ((2.0, 0.0),)
     finally:
         living.leave()
 
@@ -499,8 +504,8 @@ def test_what_could_not_be_shared_counts(tmp_path: Path) -> None:
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Label sets come and go: beyond the bound all is looked up anew, and the sums stay right."""
     monkeypatch.setattr("fastapi_observe.metrics.objectives.MOST_REMEMBERED", 3)
-    metrics = MetricsService(ObserveSettings(default_registry=False), Faults())
-    tally = metrics.tally([ALL._replace(bad=FAILED)])
+    metrics = MetricsService(ObserveSettings(include_default_registry=False), InternalErrors())
+    tally = metrics.count_objectives([ALL._replace(bad=FAILED)])
     for number in range(10):
         metrics.record_http_request("GET", f"/{number}", 500, 0.1)
     assert tally() == tally() == ((10.0, 10.0),)
@@ -509,7 +514,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_new_series_are_shown_with_their_values(tmp_path: Path) -> None:
     """Who reads the series of a worker while another thread refreshes them finds a value for each."""
-    reading = Reading(tmp_path / "1-1", 1)
+    reading = ValueFileReader(tmp_path / "1-1", 1)
     reading.parse(b'[0,{"name":"a"}]\n[0,["x"],8,2]\n', 10)
     assert reading.series == []
     reading.fill(bytes(80))

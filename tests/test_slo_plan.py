@@ -19,11 +19,11 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 
 from fastapi_observe import Availability, Latency, ObserveSettings, SLOOptions, install, slo
-from fastapi_observe.slo.burn_rates import WINDOWS, duration, factor, spent, text, threshold
-from fastapi_observe.slo.loading import LoadError, load, plan_of
-from fastapi_observe.slo.plan import Plan, Resolved, check_settings, make_plan
+from fastapi_observe.slo.burn_rates import WINDOWS, budget_spent, burn_rate, duration, format_number, threshold
+from fastapi_observe.slo.loading import LoadError, get_plan, load_plan
+from fastapi_observe.slo.plan import ResolvedObjective, SLOPlan, check_settings, make_plan
 from fastapi_observe.slo.prometheus import promql, yaml
-from fastapi_observe.slo.route_selection import grouped
+from fastapi_observe.slo.route_selection import group_routes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,13 +59,13 @@ def shop() -> FastAPI:
     return app
 
 
-def plan(*objectives: Any, app: Any = None, options: Any = None, **settings: Any) -> Plan:
+def plan(*objectives: Any, app: Any = None, options: Any = None, **settings: Any) -> SLOPlan:
     """Resolve objectives against the shop."""
     given_settings = ObserveSettings(service_name="shop", slos=objectives, slo_options=options, **settings)
     return make_plan(app or shop(), given_settings)
 
 
-def only(*objectives: Any, **settings: Any) -> Resolved:
+def only(*objectives: Any, **settings: Any) -> ResolvedObjective:
     """Resolve one objective, with which nothing is wrong."""
     made = plan(*objectives, **settings)
     assert not made.errors
@@ -95,7 +95,7 @@ def test_all_measured_routes_count_without_a_choice() -> None:
         ("POST", "/orders"),
         ("POST", "/orders/{order_id}/pay"),
     )
-    assert plan().aside == ("/docs", "/docs/oauth2-redirect", "/openapi.json", "/redoc", "redirect")
+    assert plan().excluded_templates == ("/docs", "/docs/oauth2-redirect", "/openapi.json", "/redoc", "redirect")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_exactly_the_chosen_pairs_are_selected() -> None:
 @given(st.sets(st.tuples(st.sampled_from("ABC"), st.sampled_from(["/x", "/y", "/z", "/{w}"]))))
 def test_groups_say_exactly_the_pairs(pairs: set[tuple[str, str]]) -> None:
     """Groups multiply out to the pairs, each once."""
-    found = [(method, name) for methods, names in grouped(pairs) for method in methods for name in names]
+    found = [(method, name) for methods, names in group_routes(pairs) for method in methods for name in names]
     assert sorted(found) == sorted(pairs)
 
 
@@ -332,16 +332,16 @@ def test_the_hash_changes_with_the_rules_alone() -> None:
 
 def test_thresholds_are_exact() -> None:
     """The numbers of the SRE Workbook, without the noise of binary fractions."""
-    assert [text(threshold(window, Decimal("99.9"), MONTH)) for window in WINDOWS] == [
+    assert [format_number(threshold(window, Decimal("99.9"), MONTH)) for window in WINDOWS] == [
         "0.0144",
         "0.006",
         "0.003",
         "0.001",
     ]
-    four_weeks = [text(factor(window, Decimal(28 * 86400))) for window in WINDOWS]
+    four_weeks = [format_number(burn_rate(window, Decimal(28 * 86400))) for window in WINDOWS]
     assert four_weeks == ["13.44", "5.6", "2.8", "1"]
     week = Decimal(7 * 86400)
-    assert [text(spent(window, week).quantize(Decimal("0.001"))) for window in WINDOWS] == [
+    assert [format_number(budget_spent(window, week).quantize(Decimal("0.001"))) for window in WINDOWS] == [
         "0.02",
         "0.05",
         "0.143",
@@ -431,7 +431,7 @@ def test_apps_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (tmp_path / "needing_shop.py").write_text("import module_that_is_not_there\n", "utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    app, settings, made = load("loaded_shop:Made.app")
+    app, settings, made = load_plan("loaded_shop:Made.app")
     assert (settings.service_name, made.service, [each.name for each in made.slos]) == ("loaded", "loaded", ["all"])
     app.state.observe.close()
     for target, message in (
@@ -447,7 +447,7 @@ def test_apps_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("ending_shop:app", "importing ending_shop failed: SystemExit: 0"),
     ):
         with pytest.raises(LoadError, match=message):
-            load(target)
+            load_plan(target)
 
 
 def test_methods_are_those_that_metrics_name() -> None:
@@ -478,7 +478,7 @@ def test_mounts_and_websockets_of_starlette() -> None:
         routes=[Mount("/static", files), WebSocketRoute("/ws", answer), Route("/x", lambda _: PlainTextResponse("x"))]
     )
     install(app, slos=(Availability("all", 99),), logs=False)
-    _, made = plan_of(app)
+    _, made = get_plan(app)
     any_of_them = tuple((method, "/static/{path}") for method in ("DELETE", "GET", "PATCH", "POST", "PUT"))
     assert {*made.slos[0].endpoints} == {*any_of_them, ("GET", "/x")}
     assert only(Availability("s", 99, routes=["/static/*"]), app=app).endpoints == any_of_them

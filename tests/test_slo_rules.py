@@ -23,10 +23,10 @@ from tools import needs
 from fastapi_observe import Availability, Latency, ObserveSettings, SLOOptions, generate_rules, install
 from fastapi_observe.cli.main import main
 from fastapi_observe.slo.loading import LoadError
-from fastapi_observe.slo.plan import Plan, make_plan
+from fastapi_observe.slo.plan import SLOPlan, make_plan
 from fastapi_observe.slo.prometheus import yaml
-from fastapi_observe.slo.prometheus.rules import operator_format, rule_file, rules_of
-from fastapi_observe.slo.report import report_rows, span
+from fastapi_observe.slo.prometheus.rules import make_rules, operator_format, rule_file
+from fastapi_observe.slo.report import format_duration, report_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +58,7 @@ def shop(*paths: str) -> FastAPI:
     return app
 
 
-def plan(*objectives: Any, app: Any = None, service: str = "shop", **options: Any) -> Plan:
+def plan(*objectives: Any, app: Any = None, service: str = "shop", **options: Any) -> SLOPlan:
     """Resolve objectives against the app."""
     settings = ObserveSettings(service_name=service, slos=objectives, slo_options=SLOOptions(**options))
     return make_plan(app or shop(), settings)
@@ -78,9 +78,9 @@ def lint(folder: Path, rules: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, check=False, encoding="utf-8")  # noqa: S603
 
 
-def alerts(made: Plan) -> list[dict[str, Any]]:
+def alerts(made: SLOPlan) -> list[dict[str, Any]]:
     """Return all alerts."""
-    return [rule for group in rules_of(made)["groups"] for rule in group["rules"] if "alert" in rule]
+    return [rule for group in make_rules(made)["groups"] for rule in group["rules"] if "alert" in rule]
 
 
 @pytest.mark.parametrize("service", ["shop", 'sh"op\\ {{ .x }} käse', "yes", "a: b #c"])
@@ -95,7 +95,7 @@ def test_prometheus_takes_the_rules(objectives: Any, service: str, tmp_path: Pat
 def test_the_rules_of_an_objective() -> None:
     """Two groups: what changes fast every 30 s, with the pages; windows of days, budgets, tickets every two minutes."""
     made = plan(Availability("availability", 99.9, sla=99.5))
-    fast, slow, service = rules_of(made)["groups"]
+    fast, slow, service = make_rules(made)["groups"]
     assert [fast["name"], fast["interval"]] == ["fastapi-observe:shop:slo:availability", "30s"]
     assert [slow["name"], slow["interval"]] == ["fastapi-observe:shop:slo:availability:slow", "120s"]
     assert service["name"] == "fastapi-observe:shop:service"
@@ -151,8 +151,8 @@ def test_the_rules_ask_for_metrics_that_there_are() -> None:
     """Every metric that a rule names is one of docs/metrics.md, of Prometheus itself, or recorded by a rule."""
     documented = set(re.findall(r"^\| `(\w+)`", DOCS.read_text("utf-8"), re.MULTILINE))
     made = plan(*OBJECTIVES)
-    recorded = {rule["record"] for group in rules_of(made)["groups"] for rule in group["rules"] if "record" in rule}
-    for group in rules_of(made)["groups"]:
+    recorded = {rule["record"] for group in make_rules(made)["groups"] for rule in group["rules"] if "record" in rule}
+    for group in make_rules(made)["groups"]:
         for rule in group["rules"]:
             for name in re.findall(r"([a-z_][a-z0-9_:]*)\{", rule["expr"], re.IGNORECASE):
                 known = name.removesuffix("_bucket") in documented | {"up", "fastapi_observe_slo_config_info"}
@@ -161,7 +161,7 @@ def test_the_rules_ask_for_metrics_that_there_are() -> None:
 
 def test_a_slower_scrape_has_a_longer_base() -> None:
     """Rates are taken over four scrapes; the names stay."""
-    first = rules_of(plan(Availability("a", 99), scrape_interval="30s"))["groups"][0]["rules"][0]
+    first = make_rules(plan(Availability("a", 99), scrape_interval="30s"))["groups"][0]["rules"][0]
     assert first["record"] == "slo:events:rate1m"
     assert "[2m]" in first["expr"]
 
@@ -179,7 +179,7 @@ def test_keep_firing_can_be_left_out(tmp_path: Path) -> None:
 def test_wrong_objectives_make_no_rules() -> None:
     """What is wrong is raised in whole; an app without `install` is told so."""
     with pytest.raises(ValueError, match=r"SLO01 a: .*\nSLO01 b: "):
-        rules_of(plan(Availability("a", 99, ["/x"]), Availability("b", 99, ["/y"])))
+        make_rules(plan(Availability("a", 99, ["/x"]), Availability("b", 99, ["/y"])))
     with pytest.raises(LoadError, match=r"the app has no fastapi-observe: call install\(app\)"):
         generate_rules(shop())
 
@@ -210,7 +210,7 @@ RUNS_OUT = [
 ]  # fmt: skip
 
 
-def exhausted(made: Plan) -> list[dict[str, str]]:
+def exhausted(made: SLOPlan) -> list[dict[str, str]]:
     """Return series of promtool's in which everything that can run out runs out."""
 
     def series(name: str, values: str, **labels: str) -> dict[str, str]:
@@ -266,7 +266,7 @@ def test_the_report() -> None:
     thin = report_rows(plan(Availability("a", 99.9, expected_rpm=0.05)))
     assert thin[1][4:8] == ("5", "never", "never", "never")
     assert thin[4][4:8] == ("5", "1h 40m", "16h 40m", "never")
-    assert span(Decimal(0)) == "0s"
+    assert format_duration(Decimal(0)) == "0s"
 
 
 # --- the commands
@@ -460,7 +460,7 @@ def test_recorded_windows_cost_a_twentieth(prometheus: Any) -> None:
     made = plan(Availability("api", 99.9, ["/r*"]), app=shop(*routes))
     end = int(time.time()) // 60 * 60 - 3600
     ask = prometheus("\n".join(backfilled(routes, end - (12 if SOAK else 3) * 3600, end)) + "\n")
-    rules = [rule for group in rules_of(made)["groups"][:2] for rule in group["rules"]]
+    rules = [rule for group in make_rules(made)["groups"][:2] for rule in group["rules"]]
     ours = sum(ask(rule["expr"], end)[1] for rule in rules)
     raw = 0
     recorded = {rule["record"]: rule["expr"] for rule in rules if "record" in rule}

@@ -17,7 +17,7 @@ from monitored import command, free_port, hurried, monitored_shop, prometheus, s
 from servers import serving
 
 from fastapi_observe import Availability, Latency, SLOOptions
-from fastapi_observe.slo.loading import plan_of
+from fastapi_observe.slo.loading import get_plan
 from fastapi_observe.slo.prometheus import api
 from fastapi_observe.slo.prometheus.api import Prometheus
 from fastapi_observe.slo.prometheus.rules import rule_file
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from conftest import Seen
 
     from fastapi_observe.settings.model import ObserveSettings
-    from fastapi_observe.slo.plan import Plan
+    from fastapi_observe.slo.plan import SLOPlan
 
 SHOP = Path(__file__).parents[1] / "example_app" / "observability"
-Of = tuple["ObserveSettings", "Plan"]
+Of = tuple["ObserveSettings", "SLOPlan"]
 
 
 @pytest.fixture
@@ -47,20 +47,20 @@ def tiny(observed: Callable[..., Seen]) -> Callable[..., tuple[FastAPI, Of]]:
 
         slos = [Availability("all", 99.9), Latency("fast", 95, within="300ms", routes=["GET /orders"])]
         observed(app, **{"service_name": "tiny", "slos": slos, **settings})
-        return app, plan_of(app)
+        return app, get_plan(app)
 
     return make
 
 
 def by_name(found: list[Finding]) -> dict[str, Finding]:
     """Return findings by what was checked."""
-    return {each.what: each for each in found}
+    return {each.check: each for each in found}
 
 
 def problems(found: list[Finding]) -> set[str]:
     """Return what is not well; each of it comes with a next step."""
-    assert all(bool(each.step) == (each.state == "problem") for each in found)
-    return {each.what for each in found if each.state == "problem"}
+    assert all(bool(each.hint) == (each.state == "problem") for each in found)
+    return {each.check for each in found if each.state == "problem"}
 
 
 async def test_a_prometheus_as_it_should_be(tmp_path: Path) -> None:
@@ -92,10 +92,10 @@ async def test_a_prometheus_that_knows_nothing(tiny: Callable[..., tuple[FastAPI
         "rules", "targets", "running app", "objective all", "objective fast", "retention", "exemplars", "alertmanager",
     }  # fmt: skip
     named = by_name(found)
-    assert named["targets"].text == 'job="tiny" matches nothing; jobs seen: web'
-    assert named["retention"].text == "samples are kept 15d, budgets look back 30d"
-    assert "--storage.tsdb.retention.time=35d" in named["retention"].step
-    assert named["running app"].text == "the running app tells no configuration of objectives"
+    assert named["targets"].message == 'job="tiny" matches nothing; jobs seen: web'
+    assert named["retention"].message == "samples are kept 15d, budgets look back 30d"
+    assert "--storage.tsdb.retention.time=35d" in named["retention"].hint
+    assert named["running app"].message == "the running app tells no configuration of objectives"
     assert named["version"].state == "ok"
 
 
@@ -113,16 +113,16 @@ async def test_rules_and_app_of_other_versions(tiny: Callable[..., tuple[FastAPI
             same = by_name(verify(plan, settings, asked.url))
             unseen = plan.slos[1]._replace(endpoints=(("GET", "/gone"),))
             renamed = by_name(verify(plan._replace(slos=(plan.slos[0], unseen)), settings, asked.url))
-    assert "fastapi-observe:tiny:slo:fast" in found["rules"].text
-    assert found["rules hash"].text == "the rules are of configuration 000000000000, the app makes ffffffffffff"
-    assert found["running app"].text == f"the running app has configuration {plan.hash}, this code ffffffffffff"
-    assert found["scrape interval"].text == "scraped each 1s: the base window of 1s holds fewer than 4 scrapes"
-    assert 'SLOOptions(scrape_interval="1s")' in found["scrape interval"].step
-    assert found["retention"].text == "by size alone: see that it holds the period of the budgets"
+    assert "fastapi-observe:tiny:slo:fast" in found["rules"].message
+    assert found["rules hash"].message == "the rules are of configuration 000000000000, the app makes ffffffffffff"
+    assert found["running app"].message == f"the running app has configuration {plan.hash}, this code ffffffffffff"
+    assert found["scrape interval"].message == "scraped each 1s: the base window of 1s holds fewer than 4 scrapes"
+    assert 'SLOOptions(scrape_interval="1s")' in found["scrape interval"].hint
+    assert found["retention"].message == "by size alone: see that it holds the period of the budgets"
     assert "exemplars" not in found
     assert same["running app"].state == same["scrape interval"].state == same["objective all"].state == "ok"
-    assert same["objective fast"].text == "its series are there, but are not recorded"
-    assert renamed["objective fast"].text.endswith('le="0.3"} matches nothing for GET /gone')
+    assert same["objective fast"].message == "its series are there, but are not recorded"
+    assert renamed["objective fast"].message.endswith('le="0.3"} matches nothing for GET /gone')
 
 
 async def test_targets_that_are_down(tiny: Callable[..., tuple[FastAPI, Of]], tmp_path: Path) -> None:
@@ -133,8 +133,8 @@ async def test_targets_that_are_down(tiny: Callable[..., tuple[FastAPI, Of]], tm
     async with prometheus(tmp_path, scraping(f"127.0.0.1:{port}", job="tiny", rules=["rules.yml"])) as asked:
         await asked.until("up == 0")
         found = by_name(verify(plan, settings, asked.url))
-    assert found["targets"].text.startswith('1 of 1 targets of job="tiny" cannot be scraped: 127.0.0.1:')
-    assert "connection refused" in found["targets"].text
+    assert found["targets"].message.startswith('1 of 1 targets of job="tiny" cannot be scraped: 127.0.0.1:')
+    assert "connection refused" in found["targets"].message
     assert found["rules"].state == "ok"
     assert "running app" not in found
 
@@ -189,17 +189,17 @@ def test_what_old_and_slow_ones_say(tiny: Callable[..., tuple[FastAPI, Of]]) -> 
     ) as url:
         found = verify(plan, settings, url, token="secret")  # noqa: S106 - of this test
         keeps = verify(plan._replace(options=SLOOptions(keep_firing=False)), settings, url)
-    evaluation = [each.text for each in found if each.what == "evaluation"]
+    evaluation = [each.message for each in found if each.check == "evaluation"]
     named = by_name(found)
-    assert named["version"].text == "Prometheus 2.40.1 does not know keep_firing_for"
+    assert named["version"].message == "Prometheus 2.40.1 does not know keep_firing_for"
     assert by_name(keeps)["version"].state == "ok"
     assert evaluation[0] == "ServiceDown in fastapi-observe:tiny:service: many-to-many"
     assert evaluation[1] == "fastapi-observe:tiny:service takes 61.0 s, more than its interval"
-    assert "fastapi-observe:tiny:slo:gone" in named["rules"].text
-    assert named["rules hash"].text.startswith("the rules are of configuration unknown")
-    assert named["targets"].text.endswith("jobs seen: none")
-    assert named["retention"].text == "379d; budgets look back 30d"
-    assert named["alertmanager"].text.endswith("http://9 and 2 more")
+    assert "fastapi-observe:tiny:slo:gone" in named["rules"].message
+    assert named["rules hash"].message.startswith("the rules are of configuration unknown")
+    assert named["targets"].message.endswith("jobs seen: none")
+    assert named["retention"].message == "379d; budgets look back 30d"
+    assert named["alertmanager"].message.endswith("http://9 and 2 more")
 
 
 @pytest.mark.parametrize(

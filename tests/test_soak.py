@@ -24,7 +24,7 @@ from sqlalchemy.pool import StaticPool
 
 from fastapi_observe import install
 from fastapi_observe.records.operation import Operation
-from fastapi_observe.records.request import Exchange
+from fastapi_observe.records.request import RequestRecord
 from fastapi_observe.traces.recorded_span import RecordedSpan
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def test_nothing_is_left_of_many_requests() -> None:
 
 
 async def _soak() -> None:
-    earlier = Counter(alive(Exchange, Operation, RecordedSpan))  # of other tests
+    earlier = Counter(alive(RequestRecord, Operation, RecordedSpan))  # of other tests
     engine = sqlalchemy.create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
     collector, spans = Collector(), LiveSpans()
     app = make_app(engine)
@@ -223,9 +223,9 @@ async def _stay_flat(
     observe.flush(5)
     text = observe.metrics.render("", "")[1].decode()
     assert "\nhttp_requests_in_progress 0\n" in text
-    assert observe.faults.counts == {}
+    assert observe.internal_errors.counts == {}
     assert spans.begun == spans.ended > REQUESTS
-    assert not Counter(alive(Exchange, Operation, RecordedSpan)) - earlier
+    assert not Counter(alive(RequestRecord, Operation, RecordedSpan)) - earlier
     assert load.counts["cancelled"] > REQUESTS / 20
     assert after[0] <= before[0] + 1
     assert after[1] <= before[1] + 2

@@ -25,9 +25,9 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 from tools import needs_package
 
-from fastapi_observe.clients.database.sqlalchemy import MARK, instrument_engine
-from fastapi_observe.clients.database.statements import event_of
-from fastapi_observe.records.operation import OPERATION
+from fastapi_observe.clients.database.sqlalchemy import OBSERVED_ATTRIBUTE, instrument_engine
+from fastapi_observe.clients.database.statements import transaction_event
+from fastapi_observe.records.operation import CURRENT_OPERATION
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -102,7 +102,7 @@ async def make(request: pytest.FixtureRequest, seen: Seen, tmp_path: Path) -> As
 
 def instrument(seen: Seen, engine: object, **options: Any) -> Callable[[], None]:
     """Instrument an engine for the app."""
-    return instrument_engine(seen.observe.db, engine, faults=seen.observe.faults, **options)
+    return instrument_engine(seen.observe.db, engine, faults=seen.observe.internal_errors, **options)
 
 
 async def run(engine: AnyEngine, work: Work) -> Any:
@@ -155,8 +155,8 @@ class Since:
         assert self._seen.total("db_queries_total") - self._queries == len(spans) == len(lines)
         assert self._seen.total("db_query_errors_total") - self._errors == len(failed)
         assert [line["fields"]["outcome"] for line in lines].count("ok") == len(spans) - len(failed)
-        assert OPERATION.get() is None
-        assert self._seen.observe.faults.counts == {}
+        assert CURRENT_OPERATION.get() is None
+        assert self._seen.observe.internal_errors.counts == {}
         return spans
 
     @property
@@ -280,7 +280,7 @@ async def test_a_listener_that_raises_among_many_rows(seen: Seen, make: Callable
 
     with pytest.raises(LookupError), engine.begin() as connection:
         connection.execute(INSERT, rows(2500))
-    assert OPERATION.get() is None
+    assert CURRENT_OPERATION.get() is None
     (span,) = since.spans
     assert (span.name, facts(span)["db.operation.batch.size"]) == ("INSERT orders", 2500)
     assert since.outcome[1] == "cancelled"
@@ -361,7 +361,7 @@ def test_the_driver_works_inside_the_operation(seen: Seen) -> None:
 
     @event.listens_for(engine, "connect")
     def add_function(connection: Any, _: Any) -> None:
-        connection.create_function("current", 0, lambda: names.append(getattr(OPERATION.get(), "name", "")))
+        connection.create_function("current", 0, lambda: names.append(getattr(CURRENT_OPERATION.get(), "name", "")))
 
     instrument(seen, engine)
     with engine.connect() as connection:
@@ -394,11 +394,11 @@ async def test_side_by_side(seen: Seen, make: Callable[..., AnyEngine], driver: 
     async def one(number: int) -> None:
         with seen.observe.operation(f"work {number}"):
             async with engine.connect() as connection:
-                outer = OPERATION.get()
+                outer = CURRENT_OPERATION.get()
                 await connection.execute(sa.select(TABLE).where(TABLE.c.number == number))
-                assert OPERATION.get() is outer
+                assert CURRENT_OPERATION.get() is outer
                 await connection.execute(sa.text("SELECT 1"))
-        assert OPERATION.get() is None
+        assert CURRENT_OPERATION.get() is None
 
     await asyncio.gather(*[one(number) for number in range(5)])
     async with asyncio.TaskGroup() as group:
@@ -632,7 +632,7 @@ def test_transactions_are_counts(seen: Seen, make: Callable[..., AnyEngine], dri
 )
 def test_what_only_moves_a_transaction(statement: str, counted: str | None) -> None:
     """Statements that only move a transaction are told from those that work."""
-    assert event_of(statement) == counted
+    assert transaction_event(statement) == counted
 
 
 def test_work_that_begins_like_a_transaction(seen: Seen, make: Callable[..., AnyEngine]) -> None:
@@ -814,7 +814,7 @@ def test_name_of_the_pool(seen: Seen, url: str, options: dict[str, str], name: s
     engine = sa.create_engine(url, **options)
     instrument(seen, engine)
     assert seen.sample("db_connections_waiting", pool=name) == 0
-    assert vars(engine)[MARK].observer().facts == {**where, "db.client.connection.pool.name": name}
+    assert vars(engine)[OBSERVED_ATTRIBUTE].observer().facts == {**where, "db.client.connection.pool.name": name}
     assert "hunter" not in seen.text
 
 
@@ -847,7 +847,7 @@ def test_undo(seen: Seen, tmp_path: Path) -> None:
     undo()
     undo()
     assert untouched(engine) == before
-    assert MARK not in vars(engine)
+    assert OBSERVED_ATTRIBUTE not in vars(engine)
     with engine.connect() as connection:
         connection.execute(sa.text("SELECT 1"))
     assert seen.spans == []
@@ -943,9 +943,9 @@ def test_what_each_app_is_told(observed: Callable[..., Seen], monkeypatch: pytes
         assert [facts(span).get("db.client.connection.pool.name") for span in one.spans] == [name, None]
         assert one.samples("db_connections_waiting") == {(("pool", name),): 0}
         assert one.samples("db_connection_wait_seconds_count") == {(("pool", name),): 1}
-        monkeypatch.setattr(one.observe.db, "statement", None)
+        monkeypatch.setattr(one.observe.db, "start_statement", None)
         TestClient(app).get("/")
-        assert one.observe.faults.counts == {"sqlalchemy": 1}
+        assert one.observe.internal_errors.counts == {"sqlalchemy": 1}
 
 
 @pytest.mark.parametrize("wrong", ["postgresql://ann:hunter2@db.example/shop", None, sa.create_engine, object()])
@@ -994,8 +994,8 @@ def test_faults_of_ours(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, fail)
             assert answer() == 7
-            assert OPERATION.get() is None
-    assert seen.observe.faults.counts == {
+            assert CURRENT_OPERATION.get() is None
+    assert seen.observe.internal_errors.counts == {
         "sqlalchemy": 1, "operation.open": 1, "operation.close": 1, "pool.event": 2, "pool.waited": 1
     }  # fmt: skip
 
@@ -1005,7 +1005,7 @@ def test_a_connection_that_takes_no_mark(seen: Seen) -> None:
     engine = sa.create_engine("sqlite://")
     instrument(seen, engine)
     engine.dialect.do_begin(object())  # type: ignore[arg-type]
-    assert seen.observe.faults.counts == {"sqlalchemy": 1}
+    assert seen.observe.internal_errors.counts == {"sqlalchemy": 1}
     assert seen.samples("db_connection_events_total") == {}
 
 
@@ -1016,7 +1016,7 @@ def test_a_dialect_that_cannot_be_wrapped(seen: Seen, monkeypatch: pytest.Monkey
         patch.setattr(sa.engine.default.DefaultDialect, "do_ping", property(lambda _: 1 // 0))
         with pytest.raises(ZeroDivisionError):
             instrument(seen, engine)
-    assert MARK not in vars(engine)
+    assert OBSERVED_ATTRIBUTE not in vars(engine)
     assert "do_execute" not in vars(engine.dialect)
     assert seen.samples("db_connections_waiting") == {}
     instrument(seen, engine)
@@ -1036,4 +1036,4 @@ def test_a_cursor_that_does_not_count(seen: Seen) -> None:
     dialect.do_execute(Cursor(), "SELECT 1", ())  # type: ignore[arg-type]
     dialect.do_execute_no_params(Cursor(), "SELECT 1")  # type: ignore[arg-type]
     assert len(seen.spans) == 2
-    assert seen.observe.faults.counts == {"sqlalchemy": 2}
+    assert seen.observe.internal_errors.counts == {"sqlalchemy": 2}

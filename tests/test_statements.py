@@ -16,14 +16,14 @@ from sqlalchemy import Column, Integer, MetaData, String, Table, insert, select,
 
 from fastapi_observe.clients.database import statements
 from fastapi_observe.clients.database.statements import (
-    FARTHEST,
-    LONGEST,
+    MAX_PARSED_LENGTH,
+    MAX_STATEMENT_LENGTH,
     Statement,
-    Statements,
-    describe,
+    StatementCache,
     is_name,
     is_operation,
-    sanitise,
+    parse_statement,
+    sanitize_sql,
 )
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ SQL = SYSTEMS[:6]
 def test_literals_are_hidden(statement: str, shown: str | None) -> None:
     """Literals become `?` whatever the system, comments and line ends one space; names and placeholders stay."""
     for system in ("other_sql", "postgresql", "mysql"):
-        assert sanitise(statement, system) == (statement if shown is None else shown)
+        assert sanitize_sql(statement, system) == (statement if shown is None else shown)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_literals_are_hidden(statement: str, shown: str | None) -> None:
 def test_a_parameterised_statement_stays(statement: str) -> None:
     """A statement without literals comes back as it is."""
     for system in SYSTEMS[:4] if "f[g]" not in statement else SYSTEMS[:3]:
-        assert sanitise(statement, system) == (
+        assert sanitize_sql(statement, system) == (
             statement.replace("$1", "?").replace("$2", "?") if system == "microsoft.sql_server" else statement
         )
 
@@ -148,7 +148,7 @@ def test_a_parameterised_statement_stays(statement: str) -> None:
 )
 def test_what_systems_read_differently(system: str, statement: str, shown: str) -> None:
     """Where only a system's grammar decides, an unknown one hides the rest, and a known one what may be a value."""
-    assert sanitise(statement, system) == shown
+    assert sanitize_sql(statement, system) == shown
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_wrong_quotes_hide_from_the_first_on(statement: str, shown: str | None) 
     """Where a word touches a quote, or the last does not end, what looks like code may be the value."""
     for system in SQL:
         expected = re.sub("'[^']*'", "?", statement) if shown is None else shown
-        assert sanitise(statement, system) == expected
+        assert sanitize_sql(statement, system) == expected
 
 
 @pytest.mark.parametrize(
@@ -193,22 +193,22 @@ def test_wrong_quotes_hide_from_the_first_on(statement: str, shown: str | None) 
 )
 def test_wrong_quotes_by_system(system: str, statement: str, shown: str) -> None:
     """Names in double quotes stay where only single quotes are wrong; a backslash hides the rest alone."""
-    assert sanitise(statement, system) == shown
+    assert sanitize_sql(statement, system) == shown
 
 
 def test_a_literal_that_is_cut() -> None:
     """A literal that only our own cut leaves open hides itself; one that never ends hides all from the first quote."""
     start = "SELECT 'x' AS a FROM t WHERE b = '"
-    good = start + "y" * LONGEST + "' AND c = 'z'"
+    good = start + "y" * MAX_STATEMENT_LENGTH + "' AND c = 'z'"
     for system in SQL:
-        assert sanitise(good, system) == "SELECT ? AS a FROM t WHERE b = ?"
+        assert sanitize_sql(good, system) == "SELECT ? AS a FROM t WHERE b = ?"
         for bad in (good + "secret", good + " '", good[:-15]):
-            assert sanitise(bad, system) == "SELECT ?"
-        assert sanitise(start + "y" * FARTHEST + "' '", system) == "SELECT ? AS a FROM t WHERE b = ?"
-        assert describe(start + "y" * FARTHEST, system).table == "t"
+            assert sanitize_sql(bad, system) == "SELECT ?"
+        assert sanitize_sql(start + "y" * MAX_PARSED_LENGTH + "' '", system) == "SELECT ? AS a FROM t WHERE b = ?"
+        assert parse_statement(start + "y" * MAX_PARSED_LENGTH, system).table == "t"
     names = ", ".join(f'"t"."column_{number}"' for number in range(200))
     for system in ("postgresql", "oracle.db"):
-        assert sanitise(f'SELECT {names} FROM "t"', system).startswith('SELECT "t"."column_0", "t"."column_1"')
+        assert sanitize_sql(f'SELECT {names} FROM "t"', system).startswith('SELECT "t"."column_0", "t"."column_1"')
 
 
 @pytest.mark.parametrize(
@@ -243,17 +243,17 @@ def test_a_literal_that_is_cut() -> None:
 def test_values_without_quotes(statement: str, shown: str | None) -> None:
     """What a setting is set to and what is copied in is hidden wherever its statement stands; columns stay."""
     for system in SQL:
-        read = sanitise(statement, system)
+        read = sanitize_sql(statement, system)
         assert read == (statement if shown is None else shown)
-        assert sanitise(read, system) == read
+        assert sanitize_sql(read, system) == read
 
 
 def test_quoted_settings() -> None:
     """A setting's name may be quoted; a name that reads like a statement is a name."""
-    assert sanitise('SELECT 1; SET "app"."a" = secret', "postgresql") == 'SELECT ?; SET "app"."a" = ?'
-    assert sanitise("ALTER ROLE `a;b` SET `c` = secret", "mysql") == "ALTER ROLE `a;b` SET `c` = ?"
+    assert sanitize_sql('SELECT 1; SET "app"."a" = secret', "postgresql") == 'SELECT ?; SET "app"."a" = ?'
+    assert sanitize_sql("ALTER ROLE `a;b` SET `c` = secret", "mysql") == "ALTER ROLE `a;b` SET `c` = ?"
     name = 'SELECT "a; SET b = c" FROM t; SELECT d'
-    assert sanitise(name, "postgresql") == name
+    assert sanitize_sql(name, "postgresql") == name
 
 
 @pytest.mark.parametrize(
@@ -276,10 +276,10 @@ def test_quoted_settings() -> None:
 def test_what_is_not_sql(statement: str, shown: str) -> None:
     """Of a command of Redis, MongoDB and the like the first word is shown, and no table read."""
     for system in ("redis", "mongodb", "memcached", "elasticsearch", "aws.dynamodb"):
-        read = describe(statement, system)
+        read = parse_statement(statement, system)
         assert (read.text, read.table) == (shown, None)
-        assert sanitise(shown, system) == shown
-    assert describe("SELECT a FROM t WHERE b = 'secret'", "cassandra").text == "SELECT a FROM t WHERE b = ?"
+        assert sanitize_sql(shown, system) == shown
+    assert parse_statement("SELECT a FROM t WHERE b = 'secret'", "cassandra").text == "SELECT a FROM t WHERE b = ?"
 
 
 def test_names_and_operations() -> None:
@@ -408,12 +408,12 @@ def test_no_value_is_ever_shown(system: str, data: st.DataObject) -> None:
     """A value inside a literal or a comment is not shown, whatever stands beside it, nor if the system is not known."""
     statement = data.draw(written(system))
     for name in (system, "other_sql"):
-        shown = sanitise(statement, name)
+        shown = sanitize_sql(statement, name)
         assert SECRET not in shown
         assert DIGITS not in shown
-        assert sanitise(shown, name) == shown
-        assert Statements().describe(statement, name) == describe(statement, name)
-        assert len(describe(statement, name).table or "") <= statements.LONGEST_TABLE
+        assert sanitize_sql(shown, name) == shown
+        assert StatementCache().parse_statement(statement, name) == parse_statement(statement, name)
+        assert len(parse_statement(statement, name).table or "") <= statements.MAX_TABLE_NAME_LENGTH
 
 
 any_text = st.text(st.sampled_from(HOSTILE + "NEqxIn(),?\0\udc80")) | st.text()
@@ -425,10 +425,10 @@ any_text = st.text(st.sampled_from(HOSTILE + "NEqxIn(),?\0\udc80")) | st.text()
 @example("CREATE USER a b=[PASSWORD PASSWORD --]$", "sqlite")
 def test_any_text_is_taken(statement: str, system: str) -> None:
     """Any text at all is sanitised, to at most 2,048 characters that have a UTF-8 form; once more changes nothing."""
-    shown = sanitise(statement, system)
-    assert len(shown) <= LONGEST
+    shown = sanitize_sql(statement, system)
+    assert len(shown) <= MAX_STATEMENT_LENGTH
     assert shown.encode() == shown.encode("utf-8", "replace")
-    assert sanitise(shown, system) == shown
+    assert sanitize_sql(shown, system) == shown
 
 
 PARTS = [
@@ -493,7 +493,7 @@ def test_time_is_linear(part: str) -> None:
     for system in SYSTEMS:
         for start in ("", "SELECT ", "WITH a AS (", "ALTER ", "COPY ", "CREATE USER "):
             statements._named(statements._without_values(start + long, system))
-        assert sanitise(long * 64, system) == sanitise(long[:FARTHEST], system)
+        assert sanitize_sql(long * 64, system) == sanitize_sql(long[:MAX_PARSED_LENGTH], system)
 
 
 # Operation and table
@@ -573,17 +573,17 @@ def test_time_is_linear(part: str) -> None:
 )
 def test_operation_and_table(statement: str, operation: str, table: str | None) -> None:
     """The operation is the first known keyword, the table the outermost that is read or written, as it is written."""
-    read = describe(statement)
+    read = parse_statement(statement)
     assert (read.operation, read.table) == (operation, table)
 
 
 def test_quoted_tables() -> None:
     """Names in double quotes are tables where the system takes them for names."""
     for system in ("postgresql", "sqlite", "oracle.db"):
-        assert describe('SELECT * FROM "order" WHERE "order"."a" = 1', system).table == "order"
-        assert describe('INSERT INTO "S"."T" VALUES (1)', system).table == "S.T"
-        assert describe('SELECT * FROM "order details"', system).table is None
-    assert describe('SELECT * FROM "order"', "mysql").table is None
+        assert parse_statement('SELECT * FROM "order" WHERE "order"."a" = 1', system).table == "order"
+        assert parse_statement('INSERT INTO "S"."T" VALUES (1)', system).table == "S.T"
+        assert parse_statement('SELECT * FROM "order details"', system).table is None
+    assert parse_statement('SELECT * FROM "order"', "mysql").table is None
 
 
 ORDERS = Table("orders", MetaData(), Column("id", Integer), Column("name", String))
@@ -614,7 +614,7 @@ ORDERS = Table("orders", MetaData(), Column("id", Integer), Column("name", Strin
 )
 def test_what_becomes_text(construct: object, expected: Statement) -> None:
     """SQLAlchemy's constructs and bytes are read as the text that they stand for."""
-    assert describe(construct) == Statements().describe(construct) == expected
+    assert parse_statement(construct) == StatementCache().parse_statement(construct) == expected
 
 
 class Raising:
@@ -645,7 +645,7 @@ class OddText:
 
 def test_what_has_no_text() -> None:
     """What raises when asked for its text has none; a text that behaves oddly is only a text."""
-    for read in (describe, Statements().describe):
+    for read in (parse_statement, StatementCache().parse_statement):
         assert read(Raising()) == Statement("", "OTHER", None)
         assert read(OddText()) == read(Odd("SELECT 1 FROM t")) == Statement("SELECT ? FROM t", "SELECT", "t")
 
@@ -656,9 +656,9 @@ anything = st.none() | st.integers() | st.binary() | any_text | st.builds(object
 @given(anything | anything.map(lambda value: (value, value)), st.sampled_from(SYSTEMS) | any_text)
 def test_describe_never_raises(statement: object, system: str) -> None:
     """Any object and any name of a system is taken."""
-    read = describe(statement, system)
-    assert (len(read.text) <= LONGEST, read.operation.isupper()) == (True, True)
-    assert Statements().describe(statement, system) == read
+    read = parse_statement(statement, system)
+    assert (len(read.text) <= MAX_STATEMENT_LENGTH, read.operation.isupper()) == (True, True)
+    assert StatementCache().parse_statement(statement, system) == read
 
 
 # Once read
@@ -666,46 +666,46 @@ def test_describe_never_raises(statement: object, system: str) -> None:
 
 def test_a_statement_is_read_once() -> None:
     """The same text for the same system gives the same object; another system reads it anew."""
-    known = Statements()
-    first = known.describe("SELECT 'a'", "sqlite")
-    assert known.describe("SELECT " + "'a'", "sqlite") is first
-    assert known.describe(b"SELECT 'a'", "sqlite") is first
-    assert known.describe("SELECT 'a'", "mysql") is not first
+    known = StatementCache()
+    first = known.parse_statement("SELECT 'a'", "sqlite")
+    assert known.parse_statement("SELECT " + "'a'", "sqlite") is first
+    assert known.parse_statement(b"SELECT 'a'", "sqlite") is first
+    assert known.parse_statement("SELECT 'a'", "mysql") is not first
 
 
 def test_long_statements() -> None:
     """2,048 characters of a long statement are shown; its table is found in 8,192; nothing holds its text."""
     columns = ", ".join(f"orders.column_{number} AS orders_column_{number}" for number in range(80))
     statement = f"SELECT {columns} FROM orders WHERE id = 'secret'"
-    known = Statements()
-    read = known.describe(statement)
+    known = StatementCache()
+    read = known.parse_statement(statement)
     assert (read.operation, read.table) == ("SELECT", "orders")
-    assert (read.text, len(read.text)) == (sanitise(statement[:LONGEST]), LONGEST)
-    assert known.describe(statement) is read
-    assert known.describe(statement.replace("FROM orders", "FROM others")).table == "others"
-    assert known.describe(statement + "x" * 1_000_000).table == "orders"
-    assert known.describe("SELECT " + "a, " * 1_000_000 + "b FROM orders").table is None
-    assert known.describe(b"SELECT 1 FROM t " + b" " * 1_000_000).table == "t"
+    assert (read.text, len(read.text)) == (sanitize_sql(statement[:MAX_STATEMENT_LENGTH]), MAX_STATEMENT_LENGTH)
+    assert known.parse_statement(statement) is read
+    assert known.parse_statement(statement.replace("FROM orders", "FROM others")).table == "others"
+    assert known.parse_statement(statement + "x" * 1_000_000).table == "orders"
+    assert known.parse_statement("SELECT " + "a, " * 1_000_000 + "b FROM orders").table is None
+    assert known.parse_statement(b"SELECT 1 FROM t " + b" " * 1_000_000).table == "t"
     assert all(isinstance(text, int) for text, _ in known._known)
 
 
 def test_memory_is_bounded() -> None:
     """The oldest of more than 1,024 statements is forgotten: 10 MB of them leave less than half of it."""
-    known = Statements()
+    known = StatementCache()
     for number in range(5_000):
-        assert known.describe(f"SELECT a FROM t{number} WHERE b = '{'x' * 2_000}'").table == f"t{number}"
-    assert len(known._known) == statements.MOST_STATEMENTS
+        assert known.parse_statement(f"SELECT a FROM t{number} WHERE b = '{'x' * 2_000}'").table == f"t{number}"
+    assert len(known._known) == statements.MAX_STATEMENTS
     held = sum(sys.getsizeof(text) + sys.getsizeof(read.text) for (text, _), read in known._known.items())
     assert held < 5_000_000
 
 
 def test_threads_share_it() -> None:
     """Threads that read and forget at once neither fail nor mix statements up."""
-    known = Statements()
+    known = StatementCache()
 
     def read(number: int) -> bool:
-        return all(known.describe(f"SELECT 1 FROM t{(number * 7 + at) % 1_500}").table for at in range(400))
+        return all(known.parse_statement(f"SELECT 1 FROM t{(number * 7 + at) % 1_500}").table for at in range(400))
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(read, range(32)))
-    assert len(known._known) <= statements.MOST_STATEMENTS
+    assert len(known._known) <= statements.MAX_STATEMENTS

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from prometheus_client import CollectorRegistry
 
-from fastapi_observe.internal.errors import Faults
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.metrics.system import (
     Cgroup,
     CpuMeter,
@@ -168,7 +168,7 @@ def test_a_scrape_reads_the_system(tmp_path: Path) -> None:
     """Memory, CPU and disks are real readings of now, with prometheus_client's process metrics beside them."""
     registry = CollectorRegistry()
     settings = ObserveSettings(disk_paths=(str(tmp_path),))
-    collector = SystemCollector(settings, Faults())
+    collector = SystemCollector(settings, InternalErrors())
     registry.register(collector)
     collector.update()
     assert 0 < _read(registry, "memory_usage_bytes") < psutil.virtual_memory().total
@@ -181,14 +181,14 @@ def test_a_container_is_read_instead_of_the_machine(tmp_path: Path) -> None:
     """Where a cgroup limits memory and CPU, the gauges are the container's."""
     registry = CollectorRegistry()
     cgroup = _cgroup(tmp_path, "0::/\n", V2)
-    registry.register(SystemCollector(ObserveSettings(), Faults(), cgroup))
+    registry.register(SystemCollector(ObserveSettings(), InternalErrors(), cgroup))
     assert _read(registry, "memory_usage_bytes") == 450_000
     assert _read(registry, "cpu_usage_percent") == 0
 
 
 def test_a_path_that_cannot_be_read_is_skipped_and_counted(tmp_path: Path) -> None:
     """A missing disk path costs its own sample only."""
-    registry, faults = CollectorRegistry(), Faults()
+    registry, faults = CollectorRegistry(), InternalErrors()
     missing = str(tmp_path / "missing")
     registry.register(SystemCollector(ObserveSettings(disk_paths=(missing, str(tmp_path))), faults))
     assert _read(registry, "disk_usage_bytes", path=missing) is None

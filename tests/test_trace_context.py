@@ -17,7 +17,12 @@ from opentelemetry.context import Context
 from opentelemetry.propagate import extract
 
 from fastapi_observe import TraceContext
-from fastapi_observe.traces.context import LONGEST_BAGGAGE, MOST_BAGGAGE, MOST_STATES, well_formed_headers
+from fastapi_observe.traces.context import (
+    MAX_BAGGAGE_BYTES,
+    MAX_BAGGAGE_MEMBERS,
+    MAX_TRACESTATE_MEMBERS,
+    well_formed_headers,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,10 +179,10 @@ def test_listening_hears() -> None:
 def test_well_formed_headers_keep_what_is_right() -> None:
     """Well-formed members stay, without their properties; limits of the W3C specifications hold."""
     assert well_formed_headers({"baggage": "a=1, b = 2;p=1,bad,c=%20"}) == {"baggage": "a=1,b=2,c=%20"}
-    many = ",".join(f"k{number}=1" for number in range(MOST_BAGGAGE + 9))
-    assert well_formed_headers({"baggage": many})["baggage"].count(",") == MOST_BAGGAGE - 1
-    assert len(well_formed_headers({"baggage": "a=" + "x" * 99_999})["baggage"]) <= LONGEST_BAGGAGE
+    many = ",".join(f"k{number}=1" for number in range(MAX_BAGGAGE_MEMBERS + 9))
+    assert well_formed_headers({"baggage": many})["baggage"].count(",") == MAX_BAGGAGE_MEMBERS - 1
+    assert len(well_formed_headers({"baggage": "a=" + "x" * 99_999})["baggage"]) <= MAX_BAGGAGE_BYTES
     assert well_formed_headers({"tracestate": " a=1 ,, b@c=x y"}) == {"tracestate": "a=1,b@c=x y"}
-    states = ",".join(f"k{number}=1" for number in range(MOST_STATES + 1))
+    states = ",".join(f"k{number}=1" for number in range(MAX_TRACESTATE_MEMBERS + 1))
     for wrong in ("A=1", "a", "a=1,a=2", states, "a=" + "x" * 257):
         assert well_formed_headers({"tracestate": wrong}) == {}

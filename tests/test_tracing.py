@@ -19,8 +19,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
-from fastapi_observe import ObserveSettings, TraceContext, current, traced
-from fastapi_observe.internal.errors import Faults
+from fastapi_observe import ObserveSettings, TraceContext, get_observability, traced
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.traces.incoming import is_server_span
 from fastapi_observe.traces.service import TracingService
@@ -136,7 +136,7 @@ async def test_headers_of_any_bytes(
     app = make_app()
     seen = observed(app, logs=False)
     assert await _ask_raw(app, values) == 200
-    assert len(seen.observe.faults.counts) == 0
+    assert len(seen.observe.internal_errors.counts) == 0
     assert [record.name for record in caplog.records if record.name.startswith("opentelemetry")] == []
     assert logging.getLogger("opentelemetry").isEnabledFor(logging.WARNING)
     seen.observe.close()
@@ -229,7 +229,7 @@ async def test_an_adopted_span_that_ended_before_is_left_alone(observed: Callabl
         app.router.routes.append(Route("/end", endpoint))
         assert (await ask(app, "/end")).status == 200
     assert [span.name for span in seen.spans] == ["raw"]
-    assert seen.observe.faults.counts == {}
+    assert seen.observe.internal_errors.counts == {}
 
 
 async def test_a_client_span_around_is_the_parent(observed: Callable[..., Seen]) -> None:
@@ -282,9 +282,9 @@ def test_an_exchange_without_a_span_can_be_closed() -> None:
         span = None
         adopted = True
 
-    tracing = TracingService(ObserveSettings(), Faults())
-    tracing.start_exchange(Exchange())  # type: ignore[arg-type]
-    tracing.close_exchange(Exchange())  # type: ignore[arg-type]
+    tracing = TracingService(ObserveSettings(), InternalErrors())
+    tracing.on_response_start(Exchange())  # type: ignore[arg-type]
+    tracing.on_request_end(Exchange())  # type: ignore[arg-type]
     tracing.close()
 
 
@@ -313,11 +313,11 @@ def test_operations_of_an_unsampled_trace_of_another_provider(observed: Callable
 
 
 def test_traced_inside_a_request_uses_its_app(observed: Callable[..., Seen]) -> None:
-    """With two apps installed, `@traced` and `current()` find the app whose request is served, background tasks too."""
+    """With two apps installed, `@traced` and `get_observability()` find the app whose request is served, background tasks too."""
 
     @traced("work")
     def work() -> Any:
-        return current()
+        return get_observability()
 
     apps, found = [], []
     for _ in range(2):
@@ -334,12 +334,12 @@ def test_traced_inside_a_request_uses_its_app(observed: Callable[..., Seen]) -> 
     assert found == [first, first, second, second]
     assert [[span.name for span in seen.spans].count("work") for seen in seens] == [2, 2]
     with pytest.raises(RuntimeError, match=r"2 apps are installed.*app\.state\.observe"):
-        current()
+        get_observability()
     second.close()
-    assert current() is first
+    assert get_observability() is first
     first.close()
     with pytest.raises(RuntimeError, match=r"call install\(app\)"):
-        current()
+        get_observability()
 
 
 def test_traced_in_every_spelling(observed: Callable[..., Seen]) -> None:

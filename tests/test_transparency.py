@@ -23,8 +23,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 
-from fastapi_observe.middleware import Door
-from fastapi_observe.records.request import IDS
+from fastapi_observe.middleware import ObserveMiddleware
+from fastapi_observe.records.request import EXCEPTION_IDS_ATTRIBUTE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -289,7 +289,7 @@ def test_any_sequence_of_messages_passes_as_without_install(observed: Callable[.
     """Legal or not: what an app sends, receives and raises is the same, and no message object is changed."""
     without, app = playing_app(), playing_app()
     observe = observed(app, log_level="fatal").observe
-    raw = Door(Player(), observe)
+    raw = ObserveMiddleware(Player(), observe)
 
     @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(scripts)
@@ -316,7 +316,7 @@ def test_headers_that_are_an_iterator_reach_the_server(observed: Callable[..., S
         await send({"type": "http.response.start", "status": 200, "headers": iter(pairs)})
         await send({"type": "http.response.body"})
 
-    door = Door(endpoint, observed(Starlette()).observe)
+    door = ObserveMiddleware(endpoint, observed(Starlette()).observe)
     got: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -660,7 +660,7 @@ def test_an_exception_gains_the_ids_only(observed: Callable[..., Seen]) -> None:
     with pytest.raises(ValueError, match="mine") as caught:
         asyncio.run(app(http_scope(), Server([]).receive, Server([]).send))
     assert caught.value is error
-    assert vars(error).keys() == {IDS}
+    assert vars(error).keys() == {EXCEPTION_IDS_ATTRIBUTE}
     line = seen.request_lines[0]
-    assert getattr(error, IDS) == (line["trace_id"], line["span_id"], line["request_id"])
+    assert getattr(error, EXCEPTION_IDS_ATTRIBUTE) == (line["trace_id"], line["span_id"], line["request_id"])
     assert error.__cause__ is None

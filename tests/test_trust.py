@@ -17,10 +17,10 @@ from opentelemetry.trace import SpanKind
 from prometheus_client import CollectorRegistry, generate_latest
 
 from fastapi_observe import ObserveSettings, SettingsError
-from fastapi_observe.internal.networks import address_of
-from fastapi_observe.requests.trust import MOST_HOPS, MOST_PEERS, Trust
+from fastapi_observe.internal.networks import parse_address
+from fastapi_observe.requests.trust import MAX_CACHED_PEERS, MAX_FORWARDED_ADDRESSES, TrustPolicy
 from fastapi_observe.traces import sampling
-from fastapi_observe.traces.sampling import LimitedSampler, Quota
+from fastapi_observe.traces.sampling import RateLimitedSampler, TraceRateLimit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -119,7 +119,7 @@ class Raw(Server):
         (("10.0.0.1", 1), {b"x-forwarded-for": b"[fc00::1]:4711"}, True),
         (("10.0.0.1", 1), {b"x-forwarded-for": b""}, False),
         (("10.0.0.1", 1), {b"x-forwarded-for": b"\xff\xfe"}, False),
-        (("10.0.0.1", 1), {b"x-forwarded-for": b"10.0.0.2," * MOST_HOPS + b"10.0.0.2"}, False),
+        (("10.0.0.1", 1), {b"x-forwarded-for": b"10.0.0.2," * MAX_FORWARDED_ADDRESSES + b"10.0.0.2"}, False),
         (("10.0.0.1", 1), {b"x-real-ip": b"8.8.8.8"}, False),
         (("10.0.0.1", 1), {b"x-real-ip": b"10.0.0.8"}, True),
         (("10.0.0.1", 1), {b"forwarded": b'for="[2001:db8::1]:4711";proto=http'}, False),
@@ -151,15 +151,15 @@ class Raw(Server):
 )
 def test_who_is_private(client: Any, headers: dict[bytes, bytes], *, trusted: bool) -> None:
     """The TCP peer decides; what a proxy says of others can only take trust away."""
-    trust = Trust("private")
+    trust = TrustPolicy("private")
     for _ in range(2):  # the second answer is the remembered one
-        assert trust.trusts({"client": client, "headers": [*headers.items()]}, headers) is trusted
+        assert trust.trusts_peer({"client": client, "headers": [*headers.items()]}, headers) is trusted
 
 
 def test_a_header_that_came_twice_is_read_twice() -> None:
     """The first one is no less than the last."""
     headers = [(b"x-forwarded-for", b"8.8.8.8"), (b"x-forwarded-for", b"10.0.0.1")]
-    assert not Trust("private").trusts({"client": PRIVATE, "headers": headers}, dict(headers))
+    assert not TrustPolicy("private").trusts_peer({"client": PRIVATE, "headers": headers}, dict(headers))
 
 
 @pytest.mark.parametrize(
@@ -175,19 +175,19 @@ def test_a_header_that_came_twice_is_read_twice() -> None:
 )
 def test_who_else_may_be_trusted(who: Any, *, private: bool, public: bool, unix: bool) -> None:
     """All, nobody, networks, or whom a function lets in."""
-    trust = Trust(who)
-    assert trust.trusts({"client": PRIVATE}, {}) is private
-    assert trust.trusts({"client": PUBLIC}, {}) is public
-    assert trust.trusts({"client": None}, {}) is unix
+    trust = TrustPolicy(who)
+    assert trust.trusts_peer({"client": PRIVATE}, {}) is private
+    assert trust.trusts_peer({"client": PUBLIC}, {}) is public
+    assert trust.trusts_peer({"client": None}, {}) is unix
 
 
 def test_what_is_remembered_is_bounded() -> None:
     """A client that comes from everywhere does not make the memory of peers grow."""
-    trust = Trust("private")
-    for number in range(2 * MOST_PEERS):
-        assert not trust.trusts({"client": (f"2001:db8::{number:x}", 1)}, {})
-    assert len(trust._known) == MOST_PEERS
-    assert address_of("10.0.0.1") is not None
+    trust = TrustPolicy("private")
+    for number in range(2 * MAX_CACHED_PEERS):
+        assert not trust.trusts_peer({"client": (f"2001:db8::{number:x}", 1)}, {})
+    assert len(trust._known) == MAX_CACHED_PEERS
+    assert parse_address("10.0.0.1") is not None
 
 
 @pytest.mark.parametrize("option", ["trust_incoming", "metrics_access"])
@@ -287,7 +287,7 @@ def test_a_function_that_fails_trusts_nobody(observed: Callable[..., Seen]) -> N
     (answer,) = call(app, PRIVATE, PARENT, (b"x-request-id", b"abcdefgh-1"))
     assert asked["/"] == 1
     assert answer[b"x-request-id"] != b"abcdefgh-1"
-    assert sum(seen.observe.faults.counts.values()) == 1
+    assert sum(seen.observe.internal_errors.counts.values()) == 1
 
 
 # How many are kept
@@ -313,22 +313,22 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_the_quota_is_for_each_second(clock: Clock) -> None:
     """So many a second, then none until the next one; what found no place is counted."""
-    quota = Quota(3)
-    assert [quota.take() for _ in range(5)] == [True, True, True, False, False]
+    quota = TraceRateLimit(3)
+    assert [quota.allow() for _ in range(5)] == [True, True, True, False, False]
     clock.now += 1
-    assert [quota.take() for _ in range(4)] == [True, True, True, False]
-    assert quota.refused == 3
+    assert [quota.allow() for _ in range(4)] == [True, True, True, False]
+    assert quota.rate_limited == 3
 
 
 def test_less_than_one_a_second(clock: Clock) -> None:
     """A quota of 0.25 is one trace in four seconds; without a number there is no bound."""
-    quota = Quota(0.25)
+    quota = TraceRateLimit(0.25)
     taken = []
     for _ in range(8):
-        taken.append(quota.take())
+        taken.append(quota.allow())
         clock.now += 1
     assert taken == [True, False, False, False, True, False, False, False]
-    assert all(Quota(None).take() for _ in range(1000))
+    assert all(TraceRateLimit(None).allow() for _ in range(1000))
 
 
 def test_no_peer_keeps_more_traces_than_the_quota(observed: Callable[..., Seen], clock: Clock) -> None:
@@ -355,14 +355,14 @@ def test_spans_of_the_users_own_are_within_the_quota(observed: Callable[..., See
 
 def test_the_sampler_within_the_quota() -> None:
     """What the sampler drops needs no place, and its name stays."""
-    quota = Quota(1)
-    off, on = LimitedSampler(ALWAYS_OFF, quota), LimitedSampler(ALWAYS_ON, quota)
+    quota = TraceRateLimit(1)
+    off, on = RateLimitedSampler(ALWAYS_OFF, quota), RateLimitedSampler(ALWAYS_ON, quota)
 
-    def ask_it(sampler: LimitedSampler) -> SamplingResult:
+    def ask_it(sampler: RateLimitedSampler) -> SamplingResult:
         return sampler.should_sample(Context(), 1, "name")
 
     assert not any(ask_it(off).decision.value for _ in range(3))
-    assert quota.refused == 0
+    assert quota.rate_limited == 0
     assert off.get_description() == ALWAYS_OFF.get_description()
     assert ask_it(on).decision.value
     registry = CollectorRegistry()

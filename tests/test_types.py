@@ -25,7 +25,7 @@ from fastapi_observe import (
     SpanDep,
     TraceContext,
     TracingDep,
-    current,
+    get_observability,
     install,
     traced,
 )
@@ -89,7 +89,7 @@ async def test_decorated_functions_keep_their_signatures() -> None:
 def test_install_and_current() -> None:
     """Both return the `Observability`, for FastAPI and for Starlette."""
     observe = assert_type(install(FastAPI(), service_name="shop"), Observability)
-    assert assert_type(current(), Observability) is observe
+    assert assert_type(get_observability(), Observability) is observe
     observe.close()
     with_settings = assert_type(install(Starlette(), ObserveSettings()), Observability)
     with_settings.close()

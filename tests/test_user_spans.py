@@ -32,9 +32,9 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from fastapi_observe import ObserveSettings, TracingDep, traced
-from fastapi_observe.internal.errors import Faults
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.traces.service import TracingService
-from fastapi_observe.traces.user_spans import LONGEST_MESSAGE, LONGEST_STACK, ContextScope, SpanScope
+from fastapi_observe.traces.user_spans import MAX_MESSAGE_LENGTH, MAX_STACKTRACE_LENGTH, ContextScope, SpanScope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
@@ -49,7 +49,7 @@ class Spans:
         self.exporter = InMemorySpanExporter()
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self.tracing = TracingService(ObserveSettings(tracer_provider=provider), Faults())
+        self.tracing = TracingService(ObserveSettings(tracer_provider=provider), InternalErrors())
 
     @property
     def ended(self) -> tuple[ReadableSpan, ...]:
@@ -202,8 +202,8 @@ def test_long_exceptions_are_cut(spans: Spans) -> None:
     with pytest.raises(ValueError, match="aaa"), spans.tracing.span("s"):
         raise ValueError("a" * 8100 + "end")
     seen = dict(spans.one().events[0].attributes or {})
-    assert len(str(seen["exception.message"])) == LONGEST_MESSAGE
-    assert 8100 < len(str(seen["exception.stacktrace"])) <= LONGEST_STACK
+    assert len(str(seen["exception.message"])) == MAX_MESSAGE_LENGTH
+    assert 8100 < len(str(seen["exception.stacktrace"])) <= MAX_STACKTRACE_LENGTH
     assert str(seen["exception.stacktrace"]).endswith("end\n")
 
 
@@ -325,7 +325,7 @@ async def test_a_broken_sampler_or_processor_never_reaches_the_block(
         assert "span.start" in caplog.text
     else:
         await ask(app, "/")
-        assert seen.observe.faults.counts == {"span.start": 1, "span.end": 1}
+        assert seen.observe.internal_errors.counts == {"span.start": 1, "span.end": 1}
     assert ran == [False, True]
 
 

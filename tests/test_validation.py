@@ -15,7 +15,12 @@ from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, Root
 from starlette.testclient import TestClient
 from typing_extensions import TypeAliasType, TypedDict
 
-from fastapi_observe.requests.validation import DEEPEST, MOST_ERRORS, declared_errors, declared_names
+from fastapi_observe.requests.validation import (
+    MAX_COUNTED_ERRORS,
+    MAX_LOCATION_PARTS,
+    declared_names,
+    validation_error_locations,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,7 +122,7 @@ class Caught:
     async def _note(self, request: Any, exc: RequestValidationError) -> Any:
         from starlette.responses import PlainTextResponse  # noqa: PLC0415 - beside its use
 
-        self.errors = declared_errors(exc.errors(), request.scope["route"])
+        self.errors = validation_error_locations(exc.errors(), request.scope["route"])
         return PlainTextResponse("wrong", 422)
 
     def __call__(self, path: str = "/", **options: Any) -> set[str]:
@@ -256,19 +261,19 @@ def test_names_that_cannot_be_resolved() -> None:
 
 def test_no_route_has_no_names() -> None:
     """Without a route that answered only the kinds of parameters have names."""
-    assert declared_errors([{"loc": ("body", "price"), "type": "missing"}], None) == [("body.*", "missing")]
-    assert declared_errors([{"loc": (), "type": "json_invalid"}], None) == [("*", "json_invalid")]
+    assert validation_error_locations([{"loc": ("body", "price"), "type": "missing"}], None) == [("body.*", "missing")]
+    assert validation_error_locations([{"loc": (), "type": "json_invalid"}], None) == [("*", "json_invalid")]
 
 
 def test_errors_and_depth_are_bounded() -> None:
     """Of a request that is wrong in a thousand places a fixed number is told, each to a fixed depth."""
     caught = Caught(takes_strict)
     caught(json={"items": [{"price": "x"}] * 1000})
-    assert len(caught.errors) == MOST_ERRORS
+    assert len(caught.errors) == MAX_COUNTED_ERRORS
     deep: dict[str, Any] = {"value": "x"}
     for _ in range(50):
         deep = {"left": deep}
-    assert Caught(takes_tree)(json=deep) == {"body" + ".left" * (DEEPEST - 1)}
+    assert Caught(takes_tree)(json=deep) == {"body" + ".left" * (MAX_LOCATION_PARTS - 1)}
 
 
 JSON = st.recursive(

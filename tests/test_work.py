@@ -16,9 +16,9 @@ from starlette.testclient import TestClient
 
 from fastapi_observe import operation
 from fastapi_observe.metrics import operations
-from fastapi_observe.records.operation import OPERATION
+from fastapi_observe.records.operation import CURRENT_OPERATION
 from fastapi_observe.records.pool import PoolState
-from fastapi_observe.records.time_breakdown import GATHERED, MOST_STATEMENTS, Work
+from fastapi_observe.records.time_breakdown import AGGREGATE_AFTER, MAX_STATEMENTS, TimeBreakdown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -85,11 +85,11 @@ async def test_as_a_decorator(observed: Callable[..., Seen]) -> None:
 
     @measured
     def generator() -> Iterator[Any]:
-        yield OPERATION.get()
+        yield CURRENT_OPERATION.get()
 
     @measured
     async def async_generator() -> AsyncIterator[Any]:
-        yield OPERATION.get()
+        yield CURRENT_OPERATION.get()
 
     @measured
     def broken() -> None:
@@ -98,9 +98,9 @@ async def test_as_a_decorator(observed: Callable[..., Seen]) -> None:
     assert plain(3) == 3
     assert await asyncio.gather(*(coroutine(number) for number in range(3))) == [0, 1, 2]
     for inside in generator():
-        assert (inside.name, OPERATION.get()) == ("charge card", None)
+        assert (inside.name, CURRENT_OPERATION.get()) == ("charge card", None)
     async for inside in async_generator():
-        assert (inside.name, OPERATION.get()) == ("charge card", None)
+        assert (inside.name, CURRENT_OPERATION.get()) == ("charge card", None)
     with pytest.raises(KeyError):
         broken()
     assert charge_samples(seen) == {"ok": 6, "error": 1}
@@ -196,16 +196,16 @@ def test_an_end_comes_once(observed: Callable[..., Seen]) -> None:
     outer, inner = seen.observe.operation("outer"), seen.observe.operation("inner")
     with outer:
         inner.open()
-        assert inner.outer is outer
+        assert inner.parent is outer
         inner.suspend()
         inner.suspend()
-        assert OPERATION.get() is outer
+        assert CURRENT_OPERATION.get() is outer
         assert trace.get_current_span() is outer.span
         inner.resume()
         assert trace.get_current_span() is inner.span
         inner.close(ValueError())
         inner.close()
-        assert OPERATION.get() is outer
+        assert CURRENT_OPERATION.get() is outer
     assert seen.sample("operations_total", operation="inner", outcome="error") == 1
     assert seen.total("operations_total") == 2
 
@@ -226,7 +226,7 @@ async def test_an_object_that_is_used_again(observed: Callable[..., Seen]) -> No
             await asyncio.sleep(0)
 
     await asyncio.gather(one(), one())
-    assert OPERATION.get() is None
+    assert CURRENT_OPERATION.get() is None
     assert not trace.get_current_span().get_span_context().is_valid
     assert charge_samples(seen) == {"ok": 4, "error": 1}
     assert [dict(span.attributes or {}).get("order_id") for span in seen.spans] == [None, None, 1, None, None]
@@ -264,7 +264,7 @@ async def test_a_function_that_makes_a_coroutine(observed: Callable[..., Seen]) 
         started.send(None)
         started.close()
     assert charge_samples(seen) == {"ok": 1, "error": 1, "cancelled": 2}
-    assert OPERATION.get() is None
+    assert CURRENT_OPERATION.get() is None
 
 
 def test_an_outcome_of_ones_own(observed: Callable[..., Seen]) -> None:
@@ -289,7 +289,7 @@ def test_what_began_inside_something_over(observed: Callable[..., Seen]) -> None
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         with observe.operation("late") as op:
-            return op.outer
+            return op.parent
 
     async def run() -> object:
         with observe.operation("early"):
@@ -371,7 +371,7 @@ def test_a_part_is_not_waited_for_twice(observed: Callable[..., Seen]) -> None:
 
 def test_the_time_of_what_runs_side_by_side_is_waited_for_once() -> None:
     """Sums add everything up; the own time is that in which nothing was running, however often it is added up."""
-    work = Work()
+    work = TimeBreakdown()
     steps = [(0.0, 1.0), (0.5, 2.0), (0.6, 0.7), (3.0, 4.0), (3.5, 5.0)]
     for now, way, seconds in sorted(
         [(began, 1, 0.0) for began, _ in steps] + [(end, -1, end - began) for began, end in steps]
@@ -380,37 +380,37 @@ def test_the_time_of_what_runs_side_by_side_is_waited_for_once() -> None:
             work.begin(now)
         else:
             work.end(now, "external" if now == 5.0 else "database", seconds, "q")
-        work.sum_up()
+        work.aggregate()
     assert work.seconds == pytest.approx({"database": 3.6, "external": 1.5, "pool": 0})
     assert work.counts == {"database": 4, "external": 1, "pool": 0}
     assert work.busy == pytest.approx(4.0)
-    assert work.own(0.0, 4.5) == pytest.approx(0.5)
-    assert work.own(0.0, 1.0) == 0.0
+    assert work.self_time(0.0, 4.5) == pytest.approx(0.5)
+    assert work.self_time(0.0, 1.0) == 0.0
     work.begin(6.0)
-    work.sum_up()
-    assert work.own(0.0, 7.0) == pytest.approx(2.0)
+    work.aggregate()
+    assert work.self_time(0.0, 7.0) == pytest.approx(2.0)
 
 
 def test_much_work_stays_small() -> None:
     """However many operations a request has, few are kept one by one, and few statements are told apart."""
-    work = Work()
-    for number in range(GATHERED):
+    work = TimeBreakdown()
+    for number in range(AGGREGATE_AFTER):
         work.begin(number)
         work.end(number + 0.5, "database", 0.5, f"q {number}")
     assert work.steps == []
-    assert len(work.statements) <= MOST_STATEMENTS
+    assert len(work.statements) <= MAX_STATEMENTS
     for number in range(20):
         work.begin(2000 + number)
         work.end(2000.5 + number, "database", 0.5, "again")
-    work.sum_up()
-    assert work.counts["database"] == GATHERED + 20
+    work.aggregate()
+    assert work.counts["database"] == AGGREGATE_AFTER + 20
     assert [(each.statement, each.times) for each in work.repeated(10)] == [("again", 20)]
-    for number in range(MOST_STATEMENTS + 1):
+    for number in range(MAX_STATEMENTS + 1):
         for _ in range(2):
             work.begin(3000)
             work.end(3000, "database", 0.0, f"twice {number}")
-    work.sum_up()
-    assert len(work.statements) == MOST_STATEMENTS
+    work.aggregate()
+    assert len(work.statements) == MAX_STATEMENTS
 
 
 # N+1
@@ -476,9 +476,9 @@ def test_work_of_a_request_that_fails_to_add_up(observed: Callable[..., Seen], m
     app = FastAPI()
     seen = observed(app)
     shop(app, lambda: seen.observe)
-    monkeypatch.setattr(Work, "end", lambda *_: 1 / 0)
+    monkeypatch.setattr(TimeBreakdown, "recovered", lambda *_: 1 / 0)
     assert TestClient(app).get("/orders/7").json() == 7
-    assert seen.observe.faults.counts == {"work": 2}
+    assert seen.observe.internal_errors.counts == {"work": 2}
     assert seen.total("db_queries_total") == 1
 
 
@@ -496,7 +496,7 @@ def test_pools_are_read_at_scrape(observed: Callable[..., Seen]) -> None:
     assert seen.samples("db_connections_waiting") == {}
     states.clear()
     assert str(seen.sample("db_connections_idle", pool="main")) == "nan"
-    assert seen.observe.faults.counts == {"pool": 3 * 1}
+    assert seen.observe.internal_errors.counts == {"pool": 3 * 1}
     remove()
     remove()
     assert seen.samples("db_connections_active") == {}
@@ -510,7 +510,7 @@ def test_a_wait_for_a_connection_is_no_own_time(observed: Callable[..., Seen]) -
     @app.get("/{seconds}")
     def wait(seconds: float) -> None:
         time.sleep(seconds)
-        seen.observe.db.waited("main", max(seconds, 0.0001))
+        seen.observe.db.record_connection_wait("main", max(seconds, 0.0001))
 
     client = TestClient(app)
     client.get("/0.02")
@@ -526,8 +526,8 @@ def test_a_wait_for_a_connection_is_no_own_time(observed: Callable[..., Seen]) -
 def test_waits_and_events_of_connections(observed: Callable[..., Seen]) -> None:
     """Time until a connection was there, and what happens on it besides statements."""
     seen = observed(Starlette())
-    seen.observe.db.waited("main", 0.002)
-    seen.observe.db.event("main", "commit")
+    seen.observe.db.record_connection_wait("main", 0.002)
+    seen.observe.db.record_connection_event("main", "commit")
     assert seen.sample("db_connection_wait_seconds_count", pool="main") == 1
     assert seen.sample("db_connection_events_total", pool="main", event="commit") == 1
 
@@ -548,10 +548,10 @@ def test_left_from_elsewhere(observed: Callable[..., Seen]) -> None:
     op = seen.observe.operation("charge card").open()
     contextvars.Context().run(op.close)
     assert charge_samples(seen) == {"ok": 1}
-    again = op.again().open()
+    again = op.copy().open()
     again.suspend()
     again.resume()
-    assert OPERATION.get() is again
+    assert CURRENT_OPERATION.get() is again
     again.close()
-    OPERATION.set(None)  # the first one was left from elsewhere
+    CURRENT_OPERATION.set(None)  # the first one was left from elsewhere
     assert charge_samples(seen) == {"ok": 2}

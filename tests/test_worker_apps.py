@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("fcntl")
 
-from fastapi_observe.workers.directory import identity
+from fastapi_observe.workers.directory import app_identity
 
 if TYPE_CHECKING:
     from types import FunctionType
@@ -45,6 +45,11 @@ def test_an_app_is_told_by_its_names_and_where_it_is_made() -> None:
         exec(compile(code, file, "exec"), space)  # noqa: S102 - a function of another file
         made.append(space["made"])
     api, admin = made
-    assert api(identity, "shop", "Shop") == api(identity, "shop", "Shop")
-    assert len({api(identity, "shop", "Shop"), api(identity, "shop", "Admin"), admin(identity, "shop", "Shop")}) == 3
-    assert len(api(identity, "shop\udc80", "Shop")) == 8
+    assert api(app_identity, "shop", "Shop") == api(app_identity, "shop", "Shop")
+    assert (
+        len(
+            {api(app_identity, "shop", "Shop"), api(app_identity, "shop", "Admin"), admin(app_identity, "shop", "Shop")}
+        )
+        == 3
+    )
+    assert len(api(app_identity, "shop\udc80", "Shop")) == 8

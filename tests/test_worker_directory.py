@@ -21,7 +21,7 @@ from members import NAME, Member, items_app
 from worker_app import wired
 
 from fastapi_observe.workers import directory, standing
-from fastapi_observe.workers.directory import UnsafeDirectoryError, open_root, supervisor, sweep
+from fastapi_observe.workers.directory import UnsafeDirectoryError, open_root, remove_stale_directories, supervisor_pid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
 def test_a_single_process_is_alone() -> None:
     """Neither forked, nor a child of multiprocessing, nor of gunicorn: there are no others."""
-    assert supervisor(os.getpid()) is None
+    assert supervisor_pid(os.getpid()) is None
 
 
 def test_the_supervisor_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a fork it is who called `install`; else multiprocessing's parent; else gunicorn's master."""
     monkeypatch.setenv("SERVER_SOFTWARE", "gunicorn/27.0.1")
-    assert supervisor(os.getpid()) == os.getppid()
+    assert supervisor_pid(os.getpid()) == os.getppid()
     monkeypatch.setattr(multiprocessing.process, "parent_process", lambda: SimpleNamespace(pid=7))
-    assert supervisor(os.getpid()) == 7
-    assert supervisor(1) == 1
+    assert supervisor_pid(os.getpid()) == 7
+    assert supervisor_pid(1) == 1
     monkeypatch.setenv("SERVER_SOFTWARE", "other/1")
     monkeypatch.delitem(sys.modules, "multiprocessing.process")
-    assert supervisor(os.getpid()) is None
+    assert supervisor_pid(os.getpid()) is None
 
 
 # A safe place
@@ -85,7 +85,7 @@ def test_a_hostile_directory_is_refused(
         assert seen.sample("fastapi_observe_metrics_degraded") == 1
         assert seen.total("http_requests_total") == 2
     assert len([record for record in caplog.records if "counted apart" in record.message]) == 1
-    assert not seen.observe.faults.counts
+    assert not seen.observe.internal_errors.counts
 
 
 def test_the_first_place_that_can_be_written_in_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,12 +128,12 @@ def test_directories_of_gone_servers_are_swept(tmp_path: Path, monkeypatch: pyte
     )
     assert holder.stdout is not None
     holder.stdout.readline()
-    sweep(tmp_path, names["ours"])
+    remove_stale_directories(tmp_path, names["ours"])
     left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
     assert left == {names[name] for name in ("alive", "foreign", "held", "ours", "no")}
     holder.communicate(b"\n")
-    monkeypatch.setattr(directory, "remove", lambda _: (_ for _ in ()).throw(OSError("busy")))
-    sweep(tmp_path, names["ours"])
+    monkeypatch.setattr(directory, "remove_directory", lambda _: (_ for _ in ()).throw(OSError("busy")))
+    remove_stale_directories(tmp_path, names["ours"])
 
 
 def test_where_there_is_no_proc_psutil_knows_when_a_process_began(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,16 +146,16 @@ def test_where_there_is_no_proc_psutil_knows_when_a_process_began(monkeypatch: p
 
 def test_a_directory_that_was_removed_meanwhile_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits for the lock of a directory that the last one out removes begins a new one."""
-    real = directory.lock
+    real = directory.lock_file
     removed: list[int] = []
 
     def lock_and_lose(descriptor: int) -> None:
         real(descriptor)
         if not removed:
             removed.append(descriptor)
-            directory.remove(tmp_path / NAME)
+            directory.remove_directory(tmp_path / NAME)
 
-    monkeypatch.setattr(standing, "lock", lock_and_lose)
+    monkeypatch.setattr(standing, "lock_file", lock_and_lose)
     one = Member(tmp_path)
     one.metrics.counter("jobs_total", "Jobs.").inc()
     assert one.samples()["jobs_total"] == {(): 1}

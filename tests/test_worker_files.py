@@ -22,14 +22,14 @@ pytest.importorskip("fcntl")
 from members import NAME, Member
 from tools import until
 
-from fastapi_observe.internal.errors import Faults
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.metrics.budget import OVERFLOW
 from fastapi_observe.workers import archive as worker_archive
 from fastapi_observe.workers import files as worker_files
 from fastapi_observe.workers import standing
 from fastapi_observe.workers.archive import Archive
 from fastapi_observe.workers.directory import is_locked
-from fastapi_observe.workers.files import HEADER, OwnFiles, Reading
+from fastapi_observe.workers.files import HEADER, ValueFileReader, ValueFileWriter
 from fastapi_observe.workers.worker import Worker
 
 if TYPE_CHECKING:
@@ -41,15 +41,15 @@ SUM = orjson.dumps(
 )
 
 
-def _reading(path: Path) -> Reading:
-    reading = Reading(path, 1)
+def _reading(path: Path) -> ValueFileReader:
+    reading = ValueFileReader(path, 1)
     reading.refresh()
     return reading
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     """Records are read as they are now, those made since the last time too, beyond the first 64 KiB too."""
-    files = OwnFiles(tmp_path / "1-1")
+    files = ValueFileWriter(tmp_path / "1-1")
     first = files.allocate(SUM, ("x",), [1.0])
     reading = _reading(files.stem)
     assert reading.series == [(0, ("x",), HEADER, 1)]
@@ -65,20 +65,20 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert reading.values[reading.series[-1][2] + 19_999] == 8
     assert not reading.unreadable
     assert files.allocate(SUM, ("x",), [0.0])[0] == 3
-    assert files.where(SUM, ("x",)) == HEADER
+    assert files.cell_offset(SUM, ("x",)) == HEADER
     files.close()
 
 
 def test_no_space_for_keys_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line that the disk takes in part or not at all is taken back, and its place used by the next."""
-    files = OwnFiles(tmp_path / "1-1")
+    files = ValueFileWriter(tmp_path / "1-1")
     files.allocate(SUM, ("x",), [1.0])
     real = os.write
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:7]))
+        patch.setattr(os, "write_pipe", lambda descriptor, data: real(descriptor, data[:7]))
         with pytest.raises(OSError, match="no space"):
             files.allocate(SUM, ("y",), [2.0])
-        patch.setattr(os, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        patch.setattr(os, "write_pipe", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
         with pytest.raises(OSError, match="full"):
             files.allocate(SUM, ("y",), [2.0])
     files.allocate(SUM, ("z",), [3.0])
@@ -90,8 +90,8 @@ def test_no_space_for_keys_leaves_no_half_line(tmp_path: Path, monkeypatch: pyte
 
 def test_records_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Label sets that come and go find an end before the memory does."""
-    monkeypatch.setattr(worker_files, "MOST_RECORDS", 3)
-    files = OwnFiles(tmp_path / "1-1")
+    monkeypatch.setattr(worker_files, "MAX_RECORDS", 3)
+    files = ValueFileWriter(tmp_path / "1-1")
     for number in range(3):
         files.allocate(SUM, (str(number),), [1.0])
     with pytest.raises(OSError, match="3 label sets"):
@@ -112,7 +112,7 @@ def test_files_that_cannot_be_made_leave_nothing(failing: str, tmp_path: Path, m
     monkeypatch.setattr(os, failing, fail)
     before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(OSError, match="No space"):
-        Worker(tmp_path / NAME, Faults())
+        Worker(tmp_path / NAME, InternalErrors())
     assert [path.name for path in (tmp_path / NAME).iterdir()] == ["lock"]
     # Threads of other tests may have something open for a moment.
     until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before, 10)
@@ -150,11 +150,11 @@ def test_label_sets_of_the_dead_are_bounded(tmp_path: Path) -> None:
     archive = Archive(tmp_path, 5)
     other = orjson.dumps({**orjson.loads(SUM), "name": "free", "kind": "samples"})
     for number in range(4):
-        files = OwnFiles(tmp_path / f"{number}-1")
+        files = ValueFileWriter(tmp_path / f"{number}-1")
         for label in (*range(10 * number, 10 * number + 4), 0):
             files.allocate(SUM, (str(label),), [0.0])[0] += 1
             files.allocate(other, ("free", "a", str(label)), [0.0])[0] += 1
-        archive.fold([_reading(files.stem)], frozenset())
+        archive.merge([_reading(files.stem)], frozenset())
         files.close()
     kept: dict[str, dict[str, float]] = {"n": {}, "free": {}}
     for number, labels, at, _ in archive.reading.series:
@@ -173,12 +173,12 @@ def test_a_fold_that_was_broken_off_counts_once(tmp_path: Path, monkeypatch: pyt
         patch.setattr(Worker, "_remove_files", lambda *_: (_ for _ in ()).throw(OSError("killed")))
         first = Member(tmp_path)
         assert first.samples()["jobs_total"] == {(): 3}
-        assert dead.worker.stem.with_suffix(".keys").exists()
+        assert dead.worker.file_prefix.with_suffix(".keys").exists()
         assert first.samples()["jobs_total"] == {(): 3}
         first.die()
     second = Member(tmp_path)
     assert second.samples()["jobs_total"] == {(): 3}
-    assert not dead.worker.stem.with_suffix(".keys").exists()
+    assert not dead.worker.file_prefix.with_suffix(".keys").exists()
     second.leave()
 
 
@@ -195,7 +195,7 @@ def test_no_space_for_the_archive_leaves_the_dead_where_they_are(
     assert member.samples()["jobs_total"] == {(): 3}
     monkeypatch.undo()
     assert member.samples()["jobs_total"] == {(): 3}
-    assert not dead.worker.stem.with_suffix(".keys").exists()
+    assert not dead.worker.file_prefix.with_suffix(".keys").exists()
     member.leave()
 
 
@@ -210,12 +210,12 @@ def test_a_busy_directory_is_folded_by_the_other(tmp_path: Path, monkeypatch: py
     def refuse(_: int) -> None:
         raise BlockingIOError
 
-    monkeypatch.setattr(standing, "lock", refuse)
+    monkeypatch.setattr(standing, "lock_file", refuse)
     monkeypatch.setattr(standing, "PATIENCE", 0.02)
     assert member.samples()["jobs_total"] == {(): 4}
-    assert dead.worker.stem.with_suffix(".keys").exists()
+    assert dead.worker.file_prefix.with_suffix(".keys").exists()
     with pytest.raises(OSError, match="does not go on"):
-        Worker(tmp_path / NAME, Faults())
+        Worker(tmp_path / NAME, InternalErrors())
     member.leave()
     monkeypatch.undo()
     after = Member(tmp_path)
@@ -234,7 +234,7 @@ def test_an_archive_that_is_replaced_while_it_is_read_is_read_again(
     with monkeypatch.context() as patch:
         patch.setattr(Archive, "changed", lambda _: True)
         assert member.samples()["jobs_total"] == {(): 3}
-        patch.setattr(Reading, "refresh", lambda _: (_ for _ in ()).throw(FileNotFoundError()))
+        patch.setattr(ValueFileReader, "update_level", lambda _: (_ for _ in ()).throw(FileNotFoundError()))
         member.worker._refresh()
         assert member.worker._readings == {}
         assert not member.worker.unreadable
@@ -254,7 +254,7 @@ def test_gauges_fold_as_they_say() -> None:
     """What is left of two ended workers, by mode of the family."""
     archive = Archive(Path("nowhere"))
     assert not archive.changed()
-    folds = worker_archive.FOLDS
+    folds = worker_archive.MERGE_FUNCTIONS
     assert folds["sum"]([1.0, 2.0], [3.0, 4.0]) == [4.0, 6.0]
     assert folds["max"]([1.0, 1.0], [3.0, 1.0]) == [3.0, 1.0]
     assert folds["max"]([-1.0, 1.0], [3.0, 0.0]) == [-1.0, 1.0]
@@ -317,10 +317,10 @@ def test_unreadable_files_are_counted_once(tmp_path: Path) -> None:
     first = Member(tmp_path)
     first.metrics.counter("jobs_total", "Jobs.").inc(3)
     first.die()
-    os.truncate(first.worker.stem.with_suffix(".values"), 0)
+    os.truncate(first.worker.file_prefix.with_suffix(".values"), 0)
     second = Member(tmp_path)
     second.metrics.counter("jobs_total", "Jobs.").inc(4)
-    with second.worker.stem.with_suffix(".keys").open("ab") as file:
+    with second.worker.file_prefix.with_suffix(".keys").open("ab") as file:
         file.write(b"nonsense\n[7,7,7,7]\n[3,[],8,1]\n")
     second.samples()
     samples = second.samples()
@@ -334,7 +334,7 @@ def test_unreadable_files_are_counted_once(tmp_path: Path) -> None:
 
 def test_values_that_end_too_early_count_as_nothing(tmp_path: Path) -> None:
     """A file of values that became shorter since its keys were read counts as 0 where it ends."""
-    files = OwnFiles(tmp_path / "1-1")
+    files = ValueFileWriter(tmp_path / "1-1")
     files.allocate(SUM, ("x",), [1.0])
     reading = _reading(files.stem)
     os.truncate(files.stem.with_suffix(".values"), 8)
@@ -365,7 +365,7 @@ def trying_again(member: Member) -> Iterator[None]:
 
     def run() -> None:
         while not ended.is_set():
-            member.worker.answer(exemplars=False)
+            member.worker.publish_values(exemplars=False)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -400,7 +400,7 @@ def test_a_full_disk_is_no_end(tmp_path: Path) -> None:
                 assert sum(samples["jobs_total"].values()) == sum(range(1500))
                 assert samples["fastapi_observe_metrics_degraded"] == {(): 1}
         assert member.metrics.sharing._view is not None
-        assert member.metrics.sharing._view.cells.alone
+        assert member.metrics.sharing._view.cells.local_only
         ballast.unlink()
         for number in range(1500):
             counter.labels(number).inc()

@@ -16,15 +16,15 @@ from members import NAME, Member
 from prometheus_client import CollectorRegistry
 from tools import remove_tree
 
-from fastapi_observe.internal.errors import Faults
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.workers import join, standing
 from fastapi_observe.workers import worker as worker_meeting
 from fastapi_observe.workers.archive import Archive
-from fastapi_observe.workers.files import OwnFiles, Reading
-from fastapi_observe.workers.join import Workers
-from fastapi_observe.workers.standing import COME_WITHIN
+from fastapi_observe.workers.files import ValueFileReader, ValueFileWriter
+from fastapi_observe.workers.join import WorkerGroup
+from fastapi_observe.workers.standing import REJOIN_TIMEOUT
 from fastapi_observe.workers.worker import _is_held
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ NOBODY = 4194305
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have nobody look by himself: the tests say when."""
-    monkeypatch.setattr(worker_meeting, "TICK", 30.0)
+    monkeypatch.setattr(worker_meeting, "WATCH_INTERVAL", 30.0)
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def member(tmp_path: Path) -> Iterator[Member]:
     made.leave()
 
 
-def stranger(member: Member, pid: int) -> Reading:
+def stranger(member: Member, pid: int) -> ValueFileReader:
     """What is known of another worker, whose files are not there."""
-    reading = Reading(member.worker.directory / f"{pid}-1", pid)
+    reading = ValueFileReader(member.worker.directory / f"{pid}-1", pid)
     reading.living, reading.own = True, False
     return reading
 
@@ -68,7 +68,7 @@ def test_an_archive_that_is_a_link_counts_as_empty(tmp_path: Path) -> None:
 
 def test_files_are_published_once(tmp_path: Path) -> None:
     """Again changes nothing."""
-    files = OwnFiles(tmp_path / "1-1")
+    files = ValueFileWriter(tmp_path / "1-1")
     files.publish()
     before = sorted(tmp_path.iterdir())
     files.publish()
@@ -109,12 +109,12 @@ def test_what_cannot_be_made_again_is_not_tried_at_each_look(tmp_path: Path, mon
     member = Member(place)
     remove_tree(place)
     place.touch()
-    assert not member.worker.recover()
+    assert not member.worker.restore_files()
     member.worker._watch()  # looks after nothing else meanwhile
     place.unlink()
-    assert not member.worker.recover()
+    assert not member.worker.restore_files()
     monkeypatch.setattr(member.worker, "_again", 0.0)
-    assert member.worker.recover()
+    assert member.worker.restore_files()
     member.leave()
 
 
@@ -122,13 +122,13 @@ def test_a_scrape_waits_for_those_who_have_not_come_yet(member: Member) -> None:
     """Not for those whose process has ended, and not for ever."""
     member.worker._peers = {os.getpid(), NOBODY}
     member.worker._awaited = monotonic() + 0.05
-    member.worker._await_peers()  # this process is there
+    member.worker._wait_for_peers()  # this process is there
     assert member.worker._awaited == 0.0
     member.worker._peers = {os.getppid()}
     member.worker._awaited = monotonic() + 0.05
-    member.worker._await_peers()  # that one never comes
+    member.worker._wait_for_peers()  # that one never comes
     assert member.worker._awaited == 0.0
-    assert COME_WITHIN < 5
+    assert REJOIN_TIMEOUT < 5
 
 
 def test_a_directory_that_is_gone_cannot_be_locked(tmp_path: Path) -> None:
@@ -155,9 +155,9 @@ def test_series_that_find_no_space_in_the_new_files_stay_with_the_worker(
         theirs.labels(kind).inc()
     remove_tree(tmp_path / NAME)
     with monkeypatch.context() as patch:
-        patch.setattr(OwnFiles, "records", lambda _: [])  # as if they had come while the new files were made
-        patch.setattr(OwnFiles, "allocate", lambda *_: (_ for _ in ()).throw(OSError("no space")))
-        assert member.worker.recover()
+        patch.setattr(ValueFileWriter, "records", lambda _: [])  # as if they had come while the new files were made
+        patch.setattr(ValueFileWriter, "allocate", lambda *_: (_ for _ in ()).throw(OSError("no space")))
+        assert member.worker.restore_files()
     jobs.labels("a").inc()
     theirs.labels("a").inc()
     samples = member.samples()
@@ -165,7 +165,7 @@ def test_series_that_find_no_space_in_the_new_files_stay_with_the_worker(
     assert samples["theirs_total"] == {(("kind", "a"),): 2, (("kind", "b"),): 1, (("kind", "c"),): 1}
     assert samples["level"] == {(): 7}
     with monkeypatch.context() as patch:
-        patch.setattr(OwnFiles, "allocate", lambda *_: (_ for _ in ()).throw(OSError("no space")))
+        patch.setattr(ValueFileWriter, "allocate", lambda *_: (_ for _ in ()).throw(OSError("no space")))
         jobs.labels("d").inc()
         theirs.labels("d").inc()
         member.metrics.sharing._rebind()  # what is alone already stays what it is
@@ -177,10 +177,10 @@ def test_series_that_find_no_space_in_the_new_files_stay_with_the_worker(
 def test_who_stops_while_it_waits_for_its_turn_does_not_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread that tries to join looks once more before it does."""
     monkeypatch.setenv("SERVER_SOFTWARE", "gunicorn")
-    monkeypatch.setattr(join, "RETRY", 0.0)
-    faults = Faults()
-    settings = ObserveSettings(workers_directory=str(tmp_path / "none"), default_registry=False)
-    one = Workers(settings, faults, MetricsService(settings, faults).sharing)
+    monkeypatch.setattr(join, "RETRY_INTERVAL", 0.0)
+    faults = InternalErrors()
+    settings = ObserveSettings(multiprocess_directory=str(tmp_path / "none"), include_default_registry=False)
+    one = WorkerGroup(settings, faults, MetricsService(settings, faults).sharing)
     with one._turn:
         one._keep_trying(os.getpid())
         assert one._retry is not None
@@ -204,11 +204,11 @@ def test_joining_is_tried_again_and_again(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError("no space")
 
     monkeypatch.setenv("SERVER_SOFTWARE", "gunicorn")
-    monkeypatch.setattr(join, "RETRY", 0.001)
+    monkeypatch.setattr(join, "RETRY_INTERVAL", 0.001)
     monkeypatch.setattr(join, "open_root", refuse)
-    faults = Faults()
-    settings = ObserveSettings(workers_directory=str(tmp_path), default_registry=False)
-    one = Workers(settings, faults, MetricsService(settings, faults).sharing)
+    faults = InternalErrors()
+    settings = ObserveSettings(multiprocess_directory=str(tmp_path), include_default_registry=False)
+    one = WorkerGroup(settings, faults, MetricsService(settings, faults).sharing)
     one.start()
     assert often.wait(10)
     one.stop()

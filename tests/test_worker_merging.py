@@ -16,9 +16,9 @@ pytest.importorskip("fcntl")
 from members import Member
 
 from fastapi_observe.metrics.shared.merged import MergedSeries
-from fastapi_observe.metrics.shared.readers import mode_of
-from fastapi_observe.metrics.shared.samples import Samples, describe
-from fastapi_observe.workers.files import Reading
+from fastapi_observe.metrics.shared.readers import merge_mode
+from fastapi_observe.metrics.shared.samples import SampleFamily, describe
+from fastapi_observe.workers.files import ValueFileReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,12 +114,12 @@ def test_what_threads_count_while_joining_is_not_lost(tmp_path: Path, member: Ca
 
 def test_how_families_of_readers_are_shown() -> None:
     """Ours are added up, but times and states; what belongs to the process has its pid, the machine's stands once."""
-    assert mode_of("fastapi_observe_exported", "counter") == "sum"
-    assert mode_of("fastapi_observe_queue_bytes", "gauge") == "sum"
-    assert mode_of("fastapi_observe_last_export_success_timestamp_seconds", "gauge") == "max"
-    assert mode_of("process_cpu_seconds", "counter") == "pid"
-    assert mode_of("cpu_usage_percent", "gauge") == "once"
-    assert mode_of("python_info", "gauge") == "once"
+    assert merge_mode("fastapi_observe_exported", "counter") == "sum"
+    assert merge_mode("fastapi_observe_queue_bytes", "gauge") == "sum"
+    assert merge_mode("fastapi_observe_last_export_success_timestamp_seconds", "gauge") == "max"
+    assert merge_mode("process_cpu_seconds", "counter") == "pid"
+    assert merge_mode("cpu_usage_percent", "gauge") == "once"
+    assert merge_mode("python_info", "gauge") == "once"
 
 
 def test_exemplars_that_cannot_be_written_are_left_out(
@@ -135,7 +135,7 @@ def test_exemplars_that_cannot_be_written_are_left_out(
     assert one.worker.degraded
     with monkeypatch.context() as patch:
         patch.setattr(one.worker, "answer", lambda **_: None)
-        path = one.worker.stem.with_suffix(".exemplars")
+        path = one.worker.file_prefix.with_suffix(".exemplars")
         for content in (b"", b"[1", b"{}"):
             path.write_bytes(content)
             assert "trace_id" not in one.text("application/openmetrics-text")
@@ -144,7 +144,7 @@ def test_exemplars_that_cannot_be_written_are_left_out(
 def test_an_answer_that_fails_is_counted(tmp_path: Path, member: Callable[..., Member]) -> None:
     """A fault of ours while a worker reads for a scrape is counted, and the scrape goes on."""
     one = member()
-    one.worker.answerers.insert(0, lambda _: 1 / 0)  # type: ignore[arg-type,return-value]
+    one.worker.scrape_callbacks.insert(0, lambda _: 1 / 0)  # type: ignore[arg-type,return-value]
     assert one.samples()["http_requests_in_progress"] == {(): 0}
     assert one.faults.counts == {"workers.answer": 1}
 
@@ -152,12 +152,12 @@ def test_an_answer_that_fails_is_counted(tmp_path: Path, member: Callable[..., M
 def test_the_latest_exemplar_counts() -> None:
     """Of two workers' exemplars of a cell the later one is shown."""
     early, late = {0: ({"a": "1"}, 1.0, 5.0)}, {0: ({"a": "2"}, 1.0, 6.0)}
-    readings = [Reading(Path(name), 1) for name in "abc"]
+    readings = [ValueFileReader(Path(name), 1) for name in "abc"]
     series = MergedSeries("")
     series.refs = [(reading, 8) for reading in readings]
     series.find_exemplars({("a", 8): early, ("b", 8): late, ("c", 8): early})
     assert series.exemplars == late
-    samples = Samples(describe("0", "n", "counter", "", "sum"))
+    samples = SampleFamily(describe("0", "n", "counter", "", "sum"))
     for reading in readings:
         reading.values = memoryview(array("d", [0.0] * 8 + [1.0, 1.0]))
         samples.add(("n_total",), reading, 8)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from servers_of_workers import serving_workers
 
-from fastapi_observe.workers.directory import sweep
+from fastapi_observe.workers.directory import remove_stale_directories
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +56,7 @@ def test_totals_survive_the_last_worker(name: str, workers: int, tmp_path: Path)
             sleep(0.02)
     (directory,) = tmp_path.glob("fastapi-observe-*/*")
     assert {path.name for path in directory.iterdir()} <= {"archive", "lock"}
-    sweep(directory.parent, "")  # as the next server does when it starts
+    remove_stale_directories(directory.parent, "")  # as the next server does when it starts
     assert not directory.exists()
 
 

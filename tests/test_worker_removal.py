@@ -17,15 +17,15 @@ from prometheus_client import CollectorRegistry
 from servers_of_workers import serving_workers
 from tools import remove_tree, tmpfs, until
 
-from fastapi_observe.internal.errors import Faults
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.workers import join, standing
 from fastapi_observe.workers import worker as worker_meeting
-from fastapi_observe.workers.directory import remove
-from fastapi_observe.workers.files import OwnFiles
-from fastapi_observe.workers.join import Workers
-from fastapi_observe.workers.presence import runs
+from fastapi_observe.workers.directory import remove_directory
+from fastapi_observe.workers.files import ValueFileWriter
+from fastapi_observe.workers.join import WorkerGroup
+from fastapi_observe.workers.presence import pid_exists
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ KINDS = (".keys", ".values", ".lock", ".ask")
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have nobody look by himself: the tests say when."""
-    monkeypatch.setattr(worker_meeting, "TICK", 30.0)
+    monkeypatch.setattr(worker_meeting, "WATCH_INTERVAL", 30.0)
 
 
 def _counting(place: Path) -> tuple[Member, Callable[[], None], Callable[[float], None]]:
@@ -98,7 +98,7 @@ def test_a_cleaner_that_takes_one_file(kind: str, tmp_path: Path) -> None:
     """Any one file of a worker may go: it makes all of them again, and nothing counts twice."""
     member, count, check = _counting(tmp_path)
     count()
-    member.worker.stem.with_suffix(kind).unlink()
+    member.worker.file_prefix.with_suffix(kind).unlink()
     count()
     check(2)
     assert len(list((tmp_path / NAME).glob("*.keys"))) == 1
@@ -143,14 +143,14 @@ def test_who_came_first_after_the_removal_had_an_archive_of_its_own(tmp_path: Pa
         Member(tmp_path).samples()
         assert living.samples()["jobs_total"] == {(): 8 if number == 5 else 15}
         for kind in KINDS:
-            living.worker.stem.with_suffix(kind).unlink()
+            living.worker.file_prefix.with_suffix(kind).unlink()
     assert living.samples()["jobs_total"] == {(): 15}
     living.leave()
 
 
 def test_who_leaves_takes_his_counts_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that ends after the removal, unasked, still leaves its counts to the next ones."""
-    monkeypatch.setattr(worker_meeting, "is_supervised", lambda _: True)
+    monkeypatch.setattr(worker_meeting, "is_supervisor_alive", lambda _: True)
     member, count, _ = _counting(tmp_path)
     count()
     remove_tree(tmp_path / NAME)
@@ -165,7 +165,7 @@ def test_a_directory_that_cannot_be_made_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Said once and shown as degraded, every number there; made again once it can be; leaving needs none."""
-    monkeypatch.setattr(standing, "RETRY", 0.0)
+    monkeypatch.setattr(standing, "RETRY_INTERVAL", 0.0)
     place = tmp_path / "ours"
     place.mkdir(0o700)
     member, count, check = _counting(place)
@@ -193,11 +193,11 @@ def test_a_directory_that_cannot_be_made_again(
 
 def test_no_space_to_make_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no space the old numbers stay where they were, and move once there is some."""
-    monkeypatch.setattr(standing, "RETRY", 0.0)
+    monkeypatch.setattr(standing, "RETRY_INTERVAL", 0.0)
     with tmpfs(tmp_path / "small", "size=256k,mode=700") as place:
         member, count, check = _counting(place)
         count()
-        remove(place / NAME)
+        remove_directory(place / NAME)
         ballast = place / "ballast"
         try:
             ballast.write_bytes(bytes(300_000))
@@ -214,12 +214,12 @@ def test_no_space_to_make_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_move_that_is_broken_off_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails when the new files are all but there leaves nobody with half of them: the old ones go on."""
-    monkeypatch.setattr(standing, "RETRY", 0.0)
+    monkeypatch.setattr(standing, "RETRY_INTERVAL", 0.0)
     member, count, check = _counting(tmp_path)
     count()
     remove_tree(tmp_path / NAME)
     with monkeypatch.context() as patch:
-        patch.setattr(OwnFiles, "publish", lambda _: (_ for _ in ()).throw(OSError("no space")))
+        patch.setattr(ValueFileWriter, "publish", lambda _: (_ for _ in ()).throw(OSError("no space")))
         count()
         check(2)
         assert not list((tmp_path / NAME).glob("*.values"))
@@ -230,11 +230,11 @@ def test_a_move_that_is_broken_off_loses_nothing(tmp_path: Path, monkeypatch: py
 
 def test_a_worker_that_nobody_asks_looks_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a tick, without a scrape; what fails in it is counted, and it looks again."""
-    monkeypatch.setattr(worker_meeting, "TICK", 0.01)
+    monkeypatch.setattr(worker_meeting, "WATCH_INTERVAL", 0.01)
     member = Member(tmp_path)
     counter = member.metrics.counter("jobs_total", "Jobs.")
     counter.inc()
-    real = worker_meeting.Worker.recover
+    real = worker_meeting.Worker.restore_files
     failed: list[int] = []
 
     def recover(worker: worker_meeting.Worker) -> bool:
@@ -243,7 +243,7 @@ def test_a_worker_that_nobody_asks_looks_by_itself(tmp_path: Path, monkeypatch: 
             raise ValueError("ours")
         return real(worker)
 
-    monkeypatch.setattr(worker_meeting.Worker, "recover", recover)
+    monkeypatch.setattr(worker_meeting.Worker, "restore_files", recover)
     until(lambda: failed)
     remove_tree(tmp_path / NAME)
     until(lambda: list((tmp_path / NAME).glob("*.keys")))
@@ -256,7 +256,7 @@ def test_a_worker_that_nobody_asks_looks_by_itself(tmp_path: Path, monkeypatch: 
 def test_a_holder_of_cells_that_fails_to_follow_is_counted(tmp_path: Path) -> None:
     """One that raises while it moves keeps the others from nothing."""
     member, count, _ = _counting(tmp_path)
-    member.worker.rebinders.insert(0, lambda: 1 / 0)  # type: ignore[arg-type]
+    member.worker.on_files_moved.insert(0, lambda: 1 / 0)  # type: ignore[arg-type]
     remove_tree(tmp_path / NAME)
     count()
     assert member.samples()["jobs_total"] == {(("kind", "a"),): 1}
@@ -269,14 +269,14 @@ def test_who_cannot_join_at_first_joins_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What hinders is told once and tried again, by itself: then all that was counted meanwhile is shared."""
-    monkeypatch.setattr(join, "RETRY", 0.01)
+    monkeypatch.setattr(join, "RETRY_INTERVAL", 0.01)
     place = tmp_path / "later"
-    faults = Faults()
-    settings = ObserveSettings(workers_directory=str(place), default_registry=False)
+    faults = InternalErrors()
+    settings = ObserveSettings(multiprocess_directory=str(place), include_default_registry=False)
     metrics = MetricsService(settings, faults)
     counter = metrics.counter("jobs_total", "Jobs.")
     for number in (1, 2):
-        one = Workers(settings, faults, metrics.sharing)
+        one = WorkerGroup(settings, faults, metrics.sharing)
         with caplog.at_level(logging.WARNING, "fastapi_observe"):
             one.start()
         counter.inc()
@@ -296,10 +296,10 @@ def test_who_cannot_join_at_first_joins_later(
 @pytest.mark.usefixtures("gunicorn")
 def test_a_fault_of_ours_ends_the_trying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else goes wrong while joining later is counted, and not tried for ever."""
-    monkeypatch.setattr(join, "RETRY", 0.01)
-    faults = Faults()
-    settings = ObserveSettings(workers_directory=str(tmp_path / "none"))
-    one = Workers(settings, faults, MetricsService(settings, faults).sharing)
+    monkeypatch.setattr(join, "RETRY_INTERVAL", 0.01)
+    faults = InternalErrors()
+    settings = ObserveSettings(multiprocess_directory=str(tmp_path / "none"))
+    one = WorkerGroup(settings, faults, MetricsService(settings, faults).sharing)
     one.start()
     monkeypatch.setattr(join, "open_root", lambda _: 1 / 0)
     until(lambda: faults.counts)
@@ -309,9 +309,9 @@ def test_a_fault_of_ours_ends_the_trying(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_which_processes_run() -> None:
     """Ours does; one that has ended, and what is no process at all, do not."""
-    assert runs(os.getpid())
-    assert not runs(4194305)
-    assert not runs(0)
+    assert pid_exists(os.getpid())
+    assert not pid_exists(4194305)
+    assert not pid_exists(0)
 
 
 @pytest.mark.parametrize("ends", ["nobody", "replaced", "killed"])
@@ -325,7 +325,7 @@ def test_a_server_whose_directory_is_removed(ends: str, tmp_path: Path) -> None:
         remove_tree(directory.parent if ends == "nobody" else directory)
         if ends == "replaced":
             os.kill(min(pids), signal.SIGTERM)
-            until(lambda: not runs(min(pids)))
+            until(lambda: not pid_exists(min(pids)))
         sent += len(server.count(6))
         for _ in range(8):
             samples = server.samples()
@@ -334,7 +334,7 @@ def test_a_server_whose_directory_is_removed(ends: str, tmp_path: Path) -> None:
             assert samples["fastapi_observe_metrics_degraded"] == {(): 0}
         if ends == "killed":  # all have come to the new directory
             os.kill(min(pids), signal.SIGKILL)
-            until(lambda: not runs(min(pids)))
+            until(lambda: not pid_exists(min(pids)))
         for _ in range(4):
             assert server.total("http_requests_total") == sent
         assert server.total("late_total") == sent

@@ -11,14 +11,14 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from fastapi_observe.internal.errors import Faults
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.metrics import exposition, scrapes
-from fastapi_observe.metrics.scrapes import PIECE, Scrapes, Waiting, send_body
+from fastapi_observe.metrics.scrapes import SEND_CHUNK_SIZE, ScrapeRenderer, SharedScrapes, send_body
 from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.settings.model import ObserveSettings
 
 if TYPE_CHECKING:
-    from fastapi_observe.metrics.exposition import Answer
+    from fastapi_observe.metrics.exposition import ScrapeResponse
 
 
 def test_who_waits_shares_the_next_answer() -> None:
@@ -26,13 +26,13 @@ def test_who_waits_shares_the_next_answer() -> None:
     begun, go_on = threading.Event(), threading.Event()
     rendered: list[float] = []
 
-    def render(accept: str, accept_encoding: str) -> Answer:
+    def render(accept: str, accept_encoding: str) -> ScrapeResponse:
         rendered.append(monotonic())
         begun.set()
         go_on.wait(10)
         return [], str(len(rendered)).encode()
 
-    share = Scrapes(render)
+    share = ScrapeRenderer(render)
     answers: list[tuple[float, bytes]] = []
     arrived = threading.Semaphore(0)
 
@@ -61,11 +61,11 @@ def test_too_many_scrapes_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond its share of the time a scrape waits, a second at most."""
     waited: list[float] = []
     monkeypatch.setattr(scrapes, "sleep", waited.append)
-    monkeypatch.setattr(scrapes, "BURST", -1.0)
-    share = Scrapes(lambda *_: ([], b""))
+    monkeypatch.setattr(scrapes, "FREE_CPU_SECONDS", -1.0)
+    share = ScrapeRenderer(lambda *_: ([], b""))
     share("", "")
     share("", "")
-    assert waited == [scrapes.LONGEST_WAIT] * 2
+    assert waited == [scrapes.MAX_DELAY] * 2
 
 
 class Rendering:
@@ -80,7 +80,7 @@ class Rendering:
         self._at_once = 0
         self._failing = failing
 
-    def __call__(self, accept: str, accept_encoding: str) -> Answer:
+    def __call__(self, accept: str, accept_encoding: str) -> ScrapeResponse:
         """Answer with the number of this answer."""
         self.times += 1
         self._at_once += 1
@@ -97,11 +97,11 @@ class Rendering:
 def test_one_thread_answers_all_who_wait(backend: str) -> None:
     """Of fifty scrapes in one loop one is rendered for the first and one for all others, in one thread at a time."""
     rendering = Rendering()
-    share = Scrapes(rendering)
+    share = ScrapeRenderer(rendering)
     answers: list[bytes] = []
 
     async def main() -> None:
-        waiting = Waiting(share)
+        waiting = SharedScrapes(share)
 
         async def scrape() -> None:
             answers.append((await waiting(share, "", ""))[1])
@@ -122,8 +122,8 @@ def test_one_thread_answers_all_who_wait(backend: str) -> None:
 async def test_who_waits_takes_over_from_one_that_fails_or_leaves() -> None:
     """A failure is the failure of one; one that is cancelled leaves its answer to the others."""
     rendering = Rendering(failing=1)
-    share = Scrapes(rendering)
-    waiting = Waiting(share)
+    share = ScrapeRenderer(rendering)
+    waiting = SharedScrapes(share)
     tasks = [asyncio.create_task(waiting(share, "", "")) for _ in range(3)]
     await anyio.to_thread.run_sync(rendering.begun.acquire)
     rendering.go_on.set()
@@ -150,14 +150,17 @@ def test_an_answer_that_fails_takes_its_share_too(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(scrapes, "sleep", waited.append)
     rendering = Rendering(failing=1)
     rendering.go_on.set()
-    share = Scrapes(rendering)
+    share = ScrapeRenderer(rendering)
     with pytest.raises(RuntimeError):
         share("", "")
     assert share("", "")[1] == b"2"
-    assert waited == [scrapes.LONGEST_WAIT]
+    assert waited == [scrapes.MAX_DELAY]
 
 
-@pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE, 3 * PIECE + 5])
+@pytest.mark.parametrize(
+    "size",
+    [0, 1, SEND_CHUNK_SIZE - 1, SEND_CHUNK_SIZE, SEND_CHUNK_SIZE + 1, 3 * SEND_CHUNK_SIZE, 3 * SEND_CHUNK_SIZE + 5],
+)
 async def test_a_body_is_sent_in_pieces(size: int) -> None:
     """What is sent is the body; only the last message is the end of it, and none is longer than a piece."""
     body = bytes(range(256)) * (size // 256 + 1)
@@ -169,19 +172,19 @@ async def test_a_body_is_sent_in_pieces(size: int) -> None:
     await send_body(send, body[:size])
     assert b"".join(message["body"] for message in messages) == body[:size]
     assert [message.get("more_body", False) for message in messages] == [True] * (len(messages) - 1) + [False]
-    assert max(len(message["body"]) for message in messages) <= PIECE
-    assert len(messages) == max(1, -(-size // PIECE))
+    assert max(len(message["body"]) for message in messages) <= SEND_CHUNK_SIZE
+    assert len(messages) == max(1, -(-size // SEND_CHUNK_SIZE))
 
 
 def test_an_answer_is_cut_at_whole_families(monkeypatch: pytest.MonkeyPatch) -> None:
     """A family that does not fit is left out, the smaller ones after it are not, and it is counted."""
-    faults = Faults()
-    metrics = MetricsService(ObserveSettings(default_registry=False), faults)
+    faults = InternalErrors()
+    metrics = MetricsService(ObserveSettings(include_default_registry=False), faults)
     large = metrics.counter("large_total", "Large.", ["number"])
     for number in range(200):
         large.labels(number).inc()
     metrics.counter("small_total", "Small.").inc()
-    monkeypatch.setattr(exposition, "MOST_BYTES", 4000)
+    monkeypatch.setattr(exposition, "MAX_RESPONSE_BYTES", 4000)
     text = metrics.render("", "")[1].decode()
     assert "small_total 1" in text
     assert "large_total" not in text

@@ -17,12 +17,12 @@ pytest.importorskip("fcntl")
 from members import items_app
 from worker_app import wired
 
-from fastapi_observe.internal.errors import Faults
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.workers import join
 from fastapi_observe.workers import worker as worker_meeting
-from fastapi_observe.workers.join import Workers
+from fastapi_observe.workers.join import WorkerGroup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,10 +116,10 @@ def test_a_system_without_the_calls_says_so(
 ) -> None:
     """Where the calls are missing (Windows, macOS) one line says that workers are counted apart."""
     monkeypatch.delattr(os, missing)
-    faults = Faults()
-    settings = ObserveSettings(workers_directory=str(tmp_path))
+    faults = InternalErrors()
+    settings = ObserveSettings(multiprocess_directory=str(tmp_path))
     metrics = MetricsService(settings, faults)
-    one = Workers(settings, faults, metrics.sharing)
+    one = WorkerGroup(settings, faults, metrics.sharing)
     with caplog.at_level(logging.WARNING, "fastapi_observe"):
         one.start()
         one.start()
@@ -133,9 +133,9 @@ def test_a_system_without_the_calls_says_so(
 def test_a_fault_of_ours_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else goes wrong while joining does not reach the app."""
     monkeypatch.setattr(join, "directory_name", lambda _: 1 / 0)
-    faults = Faults()
-    settings = ObserveSettings(workers_directory=str(tmp_path))
-    Workers(settings, faults, MetricsService(settings, faults).sharing).start()
+    faults = InternalErrors()
+    settings = ObserveSettings(multiprocess_directory=str(tmp_path))
+    WorkerGroup(settings, faults, MetricsService(settings, faults).sharing).start()
     assert faults.counts == {"workers.start": 1}
 
 
@@ -150,12 +150,12 @@ def test_a_fork_takes_everything_apart(observed: Callable[..., Seen], tmp_path: 
         counter = seen[0].observe.metrics.counter("jobs_total", "Jobs.")
         counter.inc(2)
         theirs.inc(3)
-        (worker, _) = next(iter(join.JOINED.values()))
-        os.write(worker._ask, worker_meeting.QUIT)
+        (worker, _) = next(iter(join.JOINED_WORKERS.values()))
+        os.write(worker._ask, worker_meeting.MSG_QUIT)
         assert worker._thread is not None
         worker._thread.join()
         join._after_fork()
-        assert not join.JOINED
+        assert not join.JOINED_WORKERS
         assert counter.cells == [0]
         assert theirs._value.get() == 0
         assert values.ValueClass is values.MutexValue

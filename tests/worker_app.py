@@ -13,10 +13,10 @@ from fastapi_observe import install
 
 if TYPE_CHECKING:
     from fastapi_observe import Observability
-    from fastapi_observe.workers.join import Workers
+    from fastapi_observe.workers.join import WorkerGroup
 
 
-def wired(observe: Observability) -> Workers:
+def wired(observe: Observability) -> WorkerGroup:
     """Return what shares the metrics with other workers."""
     return observe.workers
 

@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 from worker_app import wired
 
 from fastapi_observe import install
-from fastapi_observe.workers.join import JOINED
+from fastapi_observe.workers.join import JOINED_WORKERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
     from fastapi_observe import Observability
-    from fastapi_observe.workers.join import Workers
+    from fastapi_observe.workers.join import WorkerGroup
 
 HERE = Path(__file__).parent
 
 
-def made(directory: str) -> tuple[Observability, Workers]:
+def made(directory: str) -> tuple[Observability, WorkerGroup]:
     """Install on an app of this process."""
     observe = install(FastAPI(), workers_directory=directory, log_level="fatal", otlp_endpoint=None)
     return observe, wired(observe)
@@ -201,7 +201,7 @@ def fork(directory: str) -> dict[str, float]:
         theirs.inc()
         return total(observe, "ours_total")
 
-    ((worker, _),) = JOINED.values()
+    ((worker, _),) = JOINED_WORKERS.values()
     with worker._reading:  # a fork would copy what the worker's thread has open just then, to look who is there
         child = Child(act)
     opened = child.tell("open")

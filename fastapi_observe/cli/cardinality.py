@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from time import sleep
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.cli.scrape import Counted, UnreadableError, printable, scrape, shown
-from fastapi_observe.metrics.budget import LISTED, OVERFLOW, SERIES_PER_PROCESS, VALUES_PER_LABEL
+from fastapi_observe.cli.scrape import ScrapedMetric, ScrapeError, display_url, printable, scrape
+from fastapi_observe.metrics.budget import OVERFLOW, SERIES_PER_PROCESS, STATIC_LABELS, VALUES_PER_LABEL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from fastapi_observe.cli.scrape import Scraped
+    from fastapi_observe.cli.scrape import Scrape
 
 FULL: Final = 1
 """Exit status when a metric is at its bound."""
@@ -23,16 +23,16 @@ FULL: Final = 1
 UNREADABLE: Final = 2
 """Exit status when there is nothing to read, as argparse uses it for wrong arguments."""
 
-NEAR: Final = 0.8
+WARN_RATIO: Final = 0.8
 """Part of a bound from which on a metric is worth a look."""
 
 SERIES_PER_METRIC: Final = 2000
 
-_NOTHING: Final = Counted("")
+_NOTHING: Final = ScrapedMetric("")
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class SeriesLimits:
     """The bounds of the server that was asked; the defaults where it does not tell them.
 
     Each of its `processes` keeps to them for itself, and what ended ones have left counts as one.
@@ -45,9 +45,9 @@ class Bounds:
     processes: int
 
     @classmethod
-    def of(cls, scraped: Scraped) -> Bounds:
+    def from_families(cls, scraped: Scrape) -> SeriesLimits:
         """Read them from what the server tells."""
-        told = scraped.told
+        told = scraped.self_reported
         workers = int(told.get("fastapi_observe_workers", 1))
         return cls(
             series_per_metric=int(told.get("series_per_metric", SERIES_PER_METRIC)),
@@ -66,10 +66,10 @@ class Bounds:
         return text if self.told else f"{text} (the defaults: the server tells none)"
 
 
-class Row:
+class MetricRow:
     """One metric, as it is shown: how full it is, which label makes its series, and what is new in it."""
 
-    def __init__(self, now: Counted, before: Counted | None, bounds: Bounds) -> None:
+    def __init__(self, now: ScrapedMetric, before: ScrapedMetric | None, bounds: SeriesLimits) -> None:
         self.name = now.name
         self.series = now.series
         self.label_sets = len(now.label_sets)
@@ -81,7 +81,7 @@ class Row:
         }
         # The one that grows: with the most new values, else with the most.
         self.label = max(self.values, key=lambda name: (self.new_values[name], self.values[name]), default="")
-        counted = {name: count for name, count in self.values.items() if name not in LISTED}
+        counted = {name: count for name, count in self.values.items() if name not in STATIC_LABELS}
         self.share = max(
             self.label_sets / (bounds.series_per_metric * bounds.processes),
             max(counted.values(), default=0) / (bounds.values_per_label * bounds.processes),
@@ -90,7 +90,7 @@ class Row:
         self.unbounded = self.share > 1 and not now.overflown and self.label_sets > bounds.processes
 
     @property
-    def full(self) -> bool:
+    def at_limit(self) -> bool:
         """Whether the metric is at its bound, or beyond it."""
         return self.overflown or self.share >= 1
 
@@ -111,20 +111,20 @@ class Row:
 class Report:
     """What two scrapes, or one, say together."""
 
-    def __init__(self, now: Scraped, before: Scraped | None, seconds: float) -> None:
-        self.bounds = bounds = Bounds.of(now)
+    def __init__(self, now: Scrape, before: Scrape | None, seconds: float) -> None:
+        self.bounds = bounds = SeriesLimits.from_families(now)
         self.seconds = seconds
         earlier = {} if before is None else before.metrics
         rows = [
-            Row(counted, None if before is None else earlier.get(name, _NOTHING), bounds)
+            MetricRow(counted, None if before is None else earlier.get(name, _NOTHING), bounds)
             for name, counted in now.metrics.items()
         ]
         self.rows = sorted(rows, key=lambda row: (-row.new, -row.series, row.name))
         self.watched = before is not None
         self.series = sum(row.series for row in rows)
-        self.kept = int(now.told.get("fastapi_observe_series", sum(row.label_sets for row in rows)))
+        self.kept = int(now.self_reported.get("fastapi_observe_series", sum(row.label_sets for row in rows)))
         self.all_full = self.kept >= bounds.series_per_process
-        self.full = [row for row in self.rows if row.full]
+        self.full = [row for row in self.rows if row.at_limit]
 
     def next_step(self) -> str:
         """Say what to do, in one sentence."""
@@ -142,7 +142,7 @@ class Report:
         if row.new:
             left = (1 - row.share) * row.label_sets / row.share / row.new * self.seconds
             return f"Label {row.label or '(none)'} of {row.name} grows: at this rate it is full in {_time(left)}."
-        if row.share >= NEAR:
+        if row.share >= WARN_RATIO:
             return f"Look at label {row.label} of {row.name}: it will be at its bound soon."
         return "Nothing: no metric is near its bound."
 
@@ -150,7 +150,7 @@ class Report:
         """Return the report for machines."""
         bounds = self.bounds
         document = {
-            "url": shown(url),
+            "url": display_url(url),
             "series": self.series,
             "label_sets": self.kept,
             "metrics_shown": len(self.rows[:top]),
@@ -172,7 +172,7 @@ class Report:
         """Return the report for people."""
         bounds = self.bounds
         lines = [
-            f"{shown(url)}: {self.series:,} series of {len(self.rows):,} metrics",
+            f"{display_url(url)}: {self.series:,} series of {len(self.rows):,} metrics",
             f"{self.kept:,} label sets, {self.kept / bounds.series_per_process:.0%} of the bound of a process",
             bounds.as_text(),
             "",
@@ -181,14 +181,14 @@ class Report:
         table = [["series", "label sets", *new, "of bound", "metric", "values of its labels, the growing one first"]]
         for row in self.rows[:top]:
             grown = [f"+{row.new:,}"] if self.watched else []
-            share = "full" if row.full else f"{row.share:.0%}"
+            share = "full" if row.at_limit else f"{row.share:.0%}"
             table.append([f"{row.series:,}", f"{row.label_sets:,}", *grown, share, row.name, self._labels(row)])
         lines.extend(_aligned(table, numbers=4 if self.watched else 3))
         if len(self.rows) > top:
             lines.append(f"... and {len(self.rows) - top} more (--top)")
         return "\n".join([printable(line) for line in [*lines, "", f"Next: {self.next_step()}"]]) + "\n"
 
-    def _labels(self, row: Row) -> str:
+    def _labels(self, row: MetricRow) -> str:
         ordered = sorted(row.values, key=lambda name: (name != row.label, -row.values[name], name))
         return ", ".join(
             f"{name} {row.values[name]:,}" + (f" (+{row.new_values[name]:,})" if row.new_values[name] else "")
@@ -241,7 +241,7 @@ def show_cardinality(chosen: argparse.Namespace) -> int:
             before = scrape(chosen.url, token, insecure=chosen.insecure)
             sleep(chosen.watch)
         now = scrape(chosen.url, token, insecure=chosen.insecure)
-    except UnreadableError as error:
+    except ScrapeError as error:
         sys.stderr.write(f"{error}\n")
         return UNREADABLE
     report = Report(now, before, chosen.watch or 0.0)

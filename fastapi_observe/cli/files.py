@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
     from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.slo.grafana.features import Features
-    from fastapi_observe.slo.plan import Plan
+    from fastapi_observe.slo.plan import SLOPlan
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse has no public name for it
-    Made = Callable[[Plan, ObserveSettings, Features], dict[str, str]]
+    FileMaker = Callable[[SLOPlan, ObserveSettings, Features], dict[str, str]]
 
-DIFFERS = 1
-WRONG = 2
+EXIT_DIFFERS = 1
+EXIT_ERROR = 2
 """Exit statuses: something differs or is wrong, and nothing could be done at all."""
 
 FOLDER = "observability"
@@ -61,7 +61,7 @@ def add_bundle(commands: Commands) -> None:
     cost.set_defaults(run=run_cost)
 
 
-def _add_files(commands: Commands, name: str, text: str, make: Made) -> None:
+def _add_files(commands: Commands, name: str, text: str, make: FileMaker) -> None:
     parser = commands.add_parser(
         name,
         help=text,
@@ -86,30 +86,30 @@ def _add_files(commands: Commands, name: str, text: str, make: Made) -> None:
     parser.set_defaults(run=run_files, make=make)
 
 
-def run_files(chosen: argparse.Namespace) -> int:
+def run_files(args: argparse.Namespace) -> int:
     """Make the files of one subcommand, or compare them with those that are there."""
     from fastapi_observe.slo import bundle  # noqa: PLC0415 - these commands alone need it
-    from fastapi_observe.slo.grafana.features import features_of  # noqa: PLC0415
-    from fastapi_observe.slo.loading import LoadError, load  # noqa: PLC0415
+    from fastapi_observe.slo.grafana.features import detect_features  # noqa: PLC0415
+    from fastapi_observe.slo.loading import LoadError, load_plan  # noqa: PLC0415
 
-    folder = Path(chosen.output)
+    folder = Path(args.output)
     try:
-        app, settings, plan = load(chosen.app)
-        features = features_of(app, settings, more=chosen.more, less=chosen.less)
-        made = chosen.make(plan, settings, features)
-        fitted = bundle.fit(made, folder)
-        found = bundle.compare(fitted, folder) if chosen.check else bundle.write(fitted, folder)
-    except (LoadError, ValueError, OSError, bundle.ForeignError) as error:
+        app, settings, plan = load_plan(args.app)
+        features = detect_features(app, settings, more=args.more, less=args.less)
+        made = args.make(plan, settings, features)
+        fitted = bundle.merge_user_edits(made, folder)
+        found = bundle.compare(fitted, folder) if args.check else bundle.write(fitted, folder)
+    except (LoadError, ValueError, OSError, bundle.UnmanagedFileError) as error:
         sys.stderr.write(f"{error}\n")
-        return WRONG
+        return EXIT_ERROR
     for problem in plan.problems:
         sys.stderr.write(f"{problem}\n")
-    if not chosen.check and "dashboard.json" in made and features.left_out:
+    if not args.check and "dashboard.json" in made and features.not_detected:
         sys.stderr.write(
-            f"Not on the dashboard, because the app is not seen to use it: {', '.join(features.left_out)}; "
+            f"Not on the dashboard, because the app is not seen to use it: {', '.join(features.not_detected)}; "
             "if it does, say --with\n"
         )
-    return _tell(found, folder, len(made), check=chosen.check)
+    return _tell(found, folder, len(made), check=args.check)
 
 
 def _tell(found: Any, folder: Path, count: int, *, check: bool) -> int:
@@ -122,70 +122,70 @@ def _tell(found: Any, folder: Path, count: int, *, check: bool) -> int:
     if found.same:
         sys.stdout.write(f"{count} files in {folder} are as they should be\n")
         return 0
-    return DIFFERS if check else 0
+    return EXIT_DIFFERS if check else 0
 
 
-def _dashboard(plan: Plan, _settings: ObserveSettings, features: Features) -> dict[str, str]:
+def _dashboard(plan: SLOPlan, _settings: ObserveSettings, features: Features) -> dict[str, str]:
     from fastapi_observe.slo.grafana.dashboard import dashboard_text, make_dashboard  # noqa: PLC0415
 
     return {"dashboard.json": dashboard_text(make_dashboard(plan, features))}
 
 
-def _alertmanager(plan: Plan, settings: ObserveSettings, features: Features) -> dict[str, str]:
+def _alertmanager(plan: SLOPlan, settings: ObserveSettings, features: Features) -> dict[str, str]:
     return {"alertmanager.yml": _bundle(plan, settings, features)["alertmanager.yml"]}
 
 
-def _runbooks(plan: Plan, settings: ObserveSettings, features: Features) -> dict[str, str]:
+def _runbooks(plan: SLOPlan, settings: ObserveSettings, features: Features) -> dict[str, str]:
     files = _bundle(plan, settings, features)
     return {name: text for name, text in files.items() if name.startswith("runbooks/")}
 
 
-def _bundle(plan: Plan, settings: ObserveSettings, features: Features) -> dict[str, str]:
+def _bundle(plan: SLOPlan, settings: ObserveSettings, features: Features) -> dict[str, str]:
     from fastapi_observe.slo.bundle import make_bundle  # noqa: PLC0415
 
     return make_bundle(plan, settings, features)
 
 
-def run_verify(chosen: argparse.Namespace) -> int:
+def run_verify(args: argparse.Namespace) -> int:
     """Print what is well and what is not."""
-    from fastapi_observe.slo.loading import LoadError, load  # noqa: PLC0415
+    from fastapi_observe.slo.loading import LoadError, load_plan  # noqa: PLC0415
     from fastapi_observe.slo.prometheus.verify import UnreachableError, verify  # noqa: PLC0415
 
     try:
-        _, settings, plan = load(chosen.app)
-        found = verify(plan, settings, chosen.prometheus, token=chosen.token, insecure=chosen.insecure)
+        _, settings, plan = load_plan(args.app)
+        found = verify(plan, settings, args.prometheus, token=args.token, insecure=args.insecure)
     except (LoadError, UnreachableError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
-        return WRONG
-    if chosen.json:
+        return EXIT_ERROR
+    if args.json:
         sys.stdout.write(json.dumps([each._asdict() for each in found], indent=2) + "\n")
     else:
-        rows = [(each.state, each.what, each.text + (f" → {each.step}" if each.step else "")) for each in found]
+        rows = [(each.state, each.check, each.message + (f" → {each.hint}" if each.hint else "")) for each in found]
         widths = [max(len(row[at]) for row in rows) for at in (0, 1)]
         for state, what, text in rows:
             sys.stdout.write(f"{state:<{widths[0]}}  {what:<{widths[1]}}  {text}\n")
-    return DIFFERS if any(each.state == "problem" for each in found) else 0
+    return EXIT_DIFFERS if any(each.state == "problem" for each in found) else 0
 
 
-def run_cost(chosen: argparse.Namespace) -> int:
+def run_cost(args: argparse.Namespace) -> int:
     """Print what observing costs."""
-    from fastapi_observe.cli.scrape import EXAMPLE, UnreadableError, families, lines  # noqa: PLC0415
-    from fastapi_observe.settings.objectives import seconds  # noqa: PLC0415
-    from fastapi_observe.slo.cost import Prices, Tally, as_text, bill  # noqa: PLC0415
+    from fastapi_observe.cli.scrape import EXAMPLE, ScrapeError, families, lines  # noqa: PLC0415
+    from fastapi_observe.settings.objectives import parse_duration  # noqa: PLC0415
+    from fastapi_observe.slo.cost import Prices, ScrapeTotals, as_text, estimate_cost  # noqa: PLC0415
 
     try:
-        interval = float(seconds(chosen.scrape_interval))
-        tally = Tally()
-        for family in families(chosen.url, tally.counted(lines(chosen.url, chosen.token, insecure=chosen.insecure))):
+        interval = float(parse_duration(args.scrape_interval))
+        tally = ScrapeTotals()
+        for family in families(args.url, tally.counted(lines(args.url, args.token, insecure=args.insecure))):
             tally.add(family)
-    except (ValueError, UnreadableError) as error:
+    except (ValueError, ScrapeError) as error:
         sys.stderr.write(f"{error}\n")
-        return WRONG
+        return EXIT_ERROR
     if not tally.series:
-        nothing = UnreadableError(chosen.url, "there are no metrics", f"give the URL of the metrics, such as {EXAMPLE}")
+        nothing = ScrapeError(args.url, "there are no metrics", f"give the URL of the metrics, such as {EXAMPLE}")
         sys.stderr.write(f"{nothing}\n")
-        return WRONG
-    prices = Prices(chosen.samples, chosen.lines, chosen.spans)
-    found = bill(tally, interval, prices, bytes_per_line=chosen.bytes_per_line)
-    sys.stdout.write(json.dumps(found, indent=2) + "\n" if chosen.json else as_text(found))
+        return EXIT_ERROR
+    prices = Prices(args.samples, args.lines, args.spans)
+    found = estimate_cost(tally, interval, prices, bytes_per_line=args.bytes_per_line)
+    sys.stdout.write(json.dumps(found, indent=2) + "\n" if args.json else as_text(found))
     return 0

@@ -9,7 +9,7 @@ from fastapi_observe.cli.cardinality import add_cardinality
 from fastapi_observe.cli.files import add_bundle
 from fastapi_observe.cli.settings import add_settings
 from fastapi_observe.cli.slo import add_slo
-from fastapi_observe.internal.version import version_of
+from fastapi_observe.internal.version import package_version
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fastapi_observe", description="Traces, metrics and logs for FastAPI and Starlette."
     )
-    parser.add_argument("--version", action="version", version=f"fastapi-observe {version_of('fastapi-observe')}")
+    parser.add_argument("--version", action="version", version=f"fastapi-observe {package_version('fastapi-observe')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_settings(commands)
     add_cardinality(commands)

@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from fastapi_observe.internal.networks import PRIVATE_NETWORKS, is_in
+from fastapi_observe.internal.networks import PRIVATE_NETWORKS, address_in
 from fastapi_observe.metrics.budget import OVERFLOW
 
 if TYPE_CHECKING:
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-MOST_BYTES: Final = 64 * 1_048_576
+MAX_RESPONSE_BYTES: Final = 64 * 1_048_576
 """Most bytes of one answer."""
 
-LONGEST_LINE: Final = 65_536
+MAX_LINE_BYTES: Final = 65_536
 """Most bytes of one line."""
 
-AT_ONCE: Final = 1000
+PARSE_BATCH: Final = 1000
 """Lines that are parsed together."""
 
-SILENCE: Final = 10.0
+READ_TIMEOUT: Final = 10.0
 """Seconds that the server may be silent."""
 
-LONGEST: Final = 60.0
+TOTAL_TIMEOUT: Final = 60.0
 """Seconds that one scrape may take altogether."""
 
-LONGEST_SHOWN: Final = 200
+MAX_URL_LENGTH: Final = 200
 """Characters of a URL that are told."""
 
 POINTS: Final = frozenset({"le", "quantile"})
@@ -46,15 +46,15 @@ POINTS: Final = frozenset({"le", "quantile"})
 EXAMPLE: Final = "http://127.0.0.1:8000/metrics"
 
 
-class UnreadableError(Exception):
+class ScrapeError(Exception):
     """The metrics cannot be read; says the URL, the reason and the next step."""
 
     def __init__(self, url: str, reason: str, step: str) -> None:
-        super().__init__(f"cannot read {shown(url)}: {printable(reason)}; {step}")
+        super().__init__(f"cannot read {display_url(url)}: {printable(reason)}; {step}")
 
 
 @dataclass(slots=True)
-class Counted:
+class ScrapedMetric:
     """What one scrape shows of a metric: its lines (`series`), label sets, and the values of each label."""
 
     name: str
@@ -77,11 +77,11 @@ class Counted:
 
 
 @dataclass(slots=True)
-class Scraped:
+class Scrape:
     """What one scrape shows. `told` are the numbers that fastapi-observe tells about itself, by name."""
 
-    metrics: dict[str, Counted] = field(default_factory=dict)
-    told: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, ScrapedMetric] = field(default_factory=dict)
+    self_reported: dict[str, float] = field(default_factory=dict)
 
     def add(self, family: Metric) -> None:
         """Take note of a metric, or of a further part of it."""
@@ -89,18 +89,18 @@ class Scraped:
         made = name.removesuffix("_created")  # the text format shows them as a metric of their own
         if made != name:
             name = next((known for known in (f"{made}_total", made) if known in self.metrics), name)
-        counted = self.metrics.get(name) or self.metrics.setdefault(name, Counted(name))
+        counted = self.metrics.get(name) or self.metrics.setdefault(name, ScrapedMetric(name))
         for sample in family.samples:
             counted.add(sample.labels)
         if family.name == "fastapi_observe_bounds_info":
             bounds = {name: value for sample in family.samples for name, value in sample.labels.items()}
-            self.told.update({name: int(value) for name, value in bounds.items() if value.isdecimal()})
+            self.self_reported.update({name: int(value) for name, value in bounds.items() if value.isdecimal()})
         elif family.name.startswith("fastapi_observe_"):
-            self.told.update({sample.name: sample.value for sample in family.samples if not sample.labels})
+            self.self_reported.update({sample.name: sample.value for sample in family.samples if not sample.labels})
         if family.name == "fastapi_observe_series_overflow":
             for sample in family.samples:
                 metric = sample.labels.get("metric", "")
-                self.metrics.setdefault(metric, Counted(metric)).overflown = True
+                self.metrics.setdefault(metric, ScrapedMetric(metric)).overflown = True
 
 
 def printable(text: str) -> str:
@@ -108,24 +108,24 @@ def printable(text: str) -> str:
     return "".join([each if each.isprintable() else ascii(each)[1:-1] for each in text])
 
 
-def shown(url: str) -> str:
+def display_url(url: str) -> str:
     """Return a URL as it may be told: without user, password, query and fragment."""
-    before, slashes, rest = url[:LONGEST_SHOWN].partition("://")
+    before, slashes, rest = url[:MAX_URL_LENGTH].partition("://")
     rest = re.split(r"[?#]", rest if slashes else before, maxsplit=1)[0]
     host, slash, path = rest.partition("/")
     return printable(f"{before}{slashes}" * bool(slashes) + host.rpartition("@")[2] + slash + path)
 
 
-def scrape(url: str, token: str | None = None, *, insecure: bool = False) -> Scraped:
+def scrape(url: str, token: str | None = None, *, insecure: bool = False) -> Scrape:
     """Read a `/metrics` endpoint; no redirect is followed, no proxy is used, the answer is bounded in size and time.
 
     A token goes over plain http to a private address only, unless `insecure`. Raises UnreadableError.
     """
-    scraped = Scraped()
+    scraped = Scrape()
     for family in families(url, lines(url, token, insecure=insecure)):
         scraped.add(family)
     if not scraped.metrics:
-        raise UnreadableError(url, "there are no metrics", f"give the URL of the metrics, such as {EXAMPLE}")
+        raise ScrapeError(url, "there are no metrics", f"give the URL of the metrics, such as {EXAMPLE}")
     return scraped
 
 
@@ -136,14 +136,14 @@ def lines(url: str, token: str | None = None, *, insecure: bool = False) -> Iter
         with _answer(url, parts, token, insecure=insecure) as response:
             yield from _lines(url, response)
     except ssl.SSLError as exc:
-        raise UnreadableError(url, f"TLS failed ({exc.reason or exc})", "check scheme and certificate") from exc
+        raise ScrapeError(url, f"TLS failed ({exc.reason or exc})", "check scheme and certificate") from exc
     except TimeoutError as exc:
-        raise UnreadableError(url, "no answer in time", "check that the server is up and not overloaded") from exc
+        raise ScrapeError(url, "no answer in time", "check that the server is up and not overloaded") from exc
     except (OSError, UnicodeError) as exc:  # the latter is what a name that is none raises
         reason = getattr(exc, "strerror", None) or str(exc)
-        raise UnreadableError(url, reason, "start the server, or correct host and port") from exc
+        raise ScrapeError(url, reason, "start the server, or correct host and port") from exc
     except http.client.HTTPException as exc:
-        raise UnreadableError(url, f"broken answer ({type(exc).__name__})", "give the URL of an HTTP server") from exc
+        raise ScrapeError(url, f"broken answer ({type(exc).__name__})", "give the URL of an HTTP server") from exc
 
 
 def _parts(url: str) -> SplitResult:
@@ -153,9 +153,9 @@ def _parts(url: str) -> SplitResult:
     except ValueError:
         usable = None
     if not usable or not url.isascii() or not url.isprintable() or " " in url:
-        raise UnreadableError(url, "it is no http or https URL", f"give one such as {EXAMPLE}")
+        raise ScrapeError(url, "it is no http or https URL", f"give one such as {EXAMPLE}")
     if "@" in parts.netloc:
-        raise UnreadableError(url, "user and password are not sent", "take them out, and give a token with --token")
+        raise ScrapeError(url, "user and password are not sent", "take them out, and give a token with --token")
     return parts
 
 
@@ -164,21 +164,21 @@ def _answer(url: str, parts: SplitResult, token: str | None, *, insecure: bool) 
     """Ask, and check the head of the answer; whatever happens, the connection ends after `LONGEST` seconds."""
     https = parts.scheme == "https"
     kind = http.client.HTTPSConnection if https else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=SILENCE)
+    connection = kind(parts.hostname or "", parts.port, timeout=READ_TIMEOUT)
     headers = {"Accept": "text/plain;version=0.0.4", "Accept-Encoding": "identity", "User-Agent": "fastapi-observe"}
     try:
         connection.connect()
         peer = connection.sock
         if token is not None:
             if not token.isascii() or not token.isprintable() or not token or " " in token:
-                raise UnreadableError(url, "the token is no ASCII word", "correct --token")
-            if not (https or insecure or is_in(str(peer.getpeername()[0]), PRIVATE_NETWORKS)):
-                raise UnreadableError(
+                raise ScrapeError(url, "the token is no ASCII word", "correct --token")
+            if not (https or insecure or address_in(str(peer.getpeername()[0]), PRIVATE_NETWORKS)):
+                raise ScrapeError(
                     url, "the token would go over plain http to a public address", "use https, or say --insecure"
                 )
             headers["Authorization"] = f"Bearer {token}"
         late = threading.Event()
-        watch = threading.Timer(LONGEST, _end, (peer, late))
+        watch = threading.Timer(TOTAL_TIMEOUT, _end, (peer, late))
         watch.daemon = True
         watch.start()
         try:
@@ -205,36 +205,38 @@ def _check(url: str, response: http.client.HTTPResponse, token: str | None) -> N
     status = response.status
     if status in {401, 403}:
         step = "give the token with --token" if token is None else "check the token"
-        raise UnreadableError(url, f"it answers {status}", step)
+        raise ScrapeError(url, f"it answers {status}", step)
     if 300 <= status < 400:  # noqa: PLR2004 - 3xx
-        where = shown(response.getheader("location") or "elsewhere")
-        raise UnreadableError(url, f"it redirects to {where}", "redirects are not followed: give the final URL")
+        where = display_url(response.getheader("location") or "elsewhere")
+        raise ScrapeError(url, f"it redirects to {where}", "redirects are not followed: give the final URL")
     if status == http.client.NOT_FOUND:
         step = "correct the path, or ask from an address that `metrics_access` lets in"
-        raise UnreadableError(url, "it answers 404", step)
+        raise ScrapeError(url, "it answers 404", step)
     if status != http.client.OK:
-        raise UnreadableError(url, f"it answers {status}", "look into the server's log")
+        raise ScrapeError(url, f"it answers {status}", "look into the server's log")
     kind = response.getheader("content-type", "").partition(";")[0].strip().lower()
     if kind not in {"text/plain", "application/openmetrics-text"} or response.getheader("content-encoding"):
-        raise UnreadableError(
-            url, f"the answer is no Prometheus text, but {kind[:80]!r}", "give the URL of the metrics"
-        )
+        raise ScrapeError(url, f"the answer is no Prometheus text, but {kind[:80]!r}", "give the URL of the metrics")
 
 
 def _lines(url: str, response: http.client.HTTPResponse) -> Iterator[str]:
     """Yield the lines of the body, as long as it keeps to the bounds."""
     size = 0
     rest = b""
-    while part := response.read1(LONGEST_LINE):
+    while part := response.read1(MAX_LINE_BYTES):
         size += len(part)
         *whole, rest = (rest + part).split(b"\n")
-        if size > MOST_BYTES or len(rest) > LONGEST_LINE:
-            what = f"more than {MOST_BYTES // 1_048_576} MiB" if size > MOST_BYTES else "lines without an end"
-            raise UnreadableError(url, f"the answer has {what}", "take labels from the metrics, or read a part of them")
+        if size > MAX_RESPONSE_BYTES or len(rest) > MAX_LINE_BYTES:
+            what = (
+                f"more than {MAX_RESPONSE_BYTES // 1_048_576} MiB"
+                if size > MAX_RESPONSE_BYTES
+                else "lines without an end"
+            )
+            raise ScrapeError(url, f"the answer has {what}", "take labels from the metrics, or read a part of them")
         for line in whole:
             yield line.decode("utf-8", "replace")
     if response.length:
-        raise UnreadableError(url, f"the answer broke off after {size} bytes", "try again")
+        raise ScrapeError(url, f"the answer broke off after {size} bytes", "try again")
     yield rest.decode("utf-8", "replace")
 
 
@@ -246,7 +248,7 @@ def families(url: str, lines: Iterable[str]) -> Iterator[Metric]:
         if line.startswith("# EOF"):
             break
         starts = line.startswith(("# HELP ", "# TYPE "))
-        if batch and (starts or len(batch) >= AT_ONCE):
+        if batch and (starts or len(batch) >= PARSE_BATCH):
             yield from _parsed(url, head, batch)
             head, batch = [] if starts else head, []
         if starts:
@@ -261,4 +263,4 @@ def _parsed(url: str, head: list[str], batch: list[str]) -> list[Metric]:
         return list(text_string_to_metric_families("\n".join([*head, *batch, ""])))
     except (ValueError, IndexError, KeyError) as exc:
         near = (batch or head or [""])[0][:80]
-        raise UnreadableError(url, f"there is no Prometheus text near {near!r}", "give the URL of the metrics") from exc
+        raise ScrapeError(url, f"there is no Prometheus text near {near!r}", "give the URL of the metrics") from exc

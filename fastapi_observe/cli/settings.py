@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
-from fastapi_observe.settings.sources import accepted, mask, variables
+from fastapi_observe.settings.sources import describe_accepted, mask, variables
 
 if TYPE_CHECKING:
     import argparse
@@ -70,7 +70,14 @@ def options_table() -> str:
         own = ", ".join(_named(each) for each in named if not each.startswith("OTEL_"))
         otel = ", ".join(_named(each) for each in named if each.startswith("OTEL_"))
         rows.append(
-            (f"`{name}`", str(field.description), accepted(field), f"`{default}`" if default else "", own, otel)
+            (
+                f"`{name}`",
+                str(field.description),
+                describe_accepted(field),
+                f"`{default}`" if default else "",
+                own,
+                otel,
+            )
         )
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
     return "\n".join((lines[0], "|" + " --- |" * len(rows[0]), *lines[1:], ""))

@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastapi_observe.slo.loading import LoadError, load
+from fastapi_observe.slo.loading import LoadError, load_plan
 from fastapi_observe.slo.prometheus.incident import read_incident
 from fastapi_observe.slo.prometheus.rule_tests import test_file
 from fastapi_observe.slo.prometheus.rules import rule_file
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
-    from fastapi_observe.slo.plan import Plan
+    from fastapi_observe.slo.plan import SLOPlan
 
-FAILED = 1
+EXIT_FAILED = 1
 """Exit status for files that differ and for objectives with errors."""
 
 WRONG = 2
@@ -44,12 +44,12 @@ def add_slo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     _with_app(report, show_report)
 
 
-def _with_app(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace, Plan], int]) -> None:
+def _with_app(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace, SLOPlan], int]) -> None:
     parser.add_argument("app", metavar="module:app", help="the app, as servers name it")
 
     def loaded(chosen: argparse.Namespace) -> int:
         try:
-            _, _, plan = load(chosen.app)
+            _, _, plan = load_plan(chosen.app)
         except LoadError as error:
             sys.stderr.write(f"{error}\n")
             return WRONG
@@ -84,10 +84,10 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     _with_app(parser, show_simulation)
 
 
-def write_rules(chosen: argparse.Namespace, plan: Plan) -> int:
+def write_rules(chosen: argparse.Namespace, plan: SLOPlan) -> int:
     """Write, print or check the rule file and the file of its tests."""
-    if _tell(plan):
-        return FAILED
+    if _print_problems(plan):
+        return EXIT_FAILED
     if chosen.tests and (chosen.output is None or chosen.form == "operator"):
         sys.stderr.write("--tests needs -o and the format prometheus: promtool reads no other\n")
         return WRONG
@@ -100,7 +100,7 @@ def write_rules(chosen: argparse.Namespace, plan: Plan) -> int:
         plan = plan._replace(options=replace(plan.options, keep_firing=False))
     files = {chosen.output: rule_file(plan, form=chosen.form)}
     if chosen.tests:
-        files[chosen.tests] = test_file(plan, _seen_from(chosen.tests, chosen.output))
+        files[chosen.tests] = test_file(plan, _relative_rules_path(chosen.tests, chosen.output))
     if chosen.output is None and not chosen.check:
         sys.stdout.write(files[None])
         return 0
@@ -114,7 +114,7 @@ def write_rules(chosen: argparse.Namespace, plan: Plan) -> int:
 def _write_or_check(files: dict[Path | None, str], *, check: bool) -> int:
     if check:
         found = [path for path, text in files.items() if differs(path, text)]
-        return FAILED if found else 0
+        return EXIT_FAILED if found else 0
     for path, text in files.items():
         if path is not None:  # pragma: no branch - that one is printed
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def _write_or_check(files: dict[Path | None, str], *, check: bool) -> int:
     return 0
 
 
-def _seen_from(tests: Path, rules: Path) -> str:
+def _relative_rules_path(tests: Path, rules: Path) -> str:
     """Return the path of the rules as the file of tests names it, which promtool reads from where it stands."""
     here, there = tests.resolve().parent, rules.resolve()
     for up, folder in enumerate((here, *here.parents)):
@@ -148,10 +148,10 @@ def differs(path: Path | None, text: str) -> bool:
     return bool(shown)
 
 
-def show_simulation(chosen: argparse.Namespace, plan: Plan) -> int:
+def show_simulation(chosen: argparse.Namespace, plan: SLOPlan) -> int:
     """Print when each alert fires and clears."""
-    if _tell(plan):
-        return FAILED
+    if _print_problems(plan):
+        return EXIT_FAILED
     found = [slo for slo in plan.slos if chosen.slo in (None, slo.name)]
     if len(found) != 1:
         names = ", ".join(slo.name for slo in plan.slos) or "none"
@@ -167,21 +167,21 @@ def show_simulation(chosen: argparse.Namespace, plan: Plan) -> int:
     return 0
 
 
-def show_check(_: argparse.Namespace, plan: Plan) -> int:
+def show_check(_: argparse.Namespace, plan: SLOPlan) -> int:
     """Print what each objective counts, and all that was found; errors make it fail."""
     _print(check_rows(plan))
-    return FAILED if _tell(plan) else 0
+    return EXIT_FAILED if _print_problems(plan) else 0
 
 
-def show_report(_: argparse.Namespace, plan: Plan) -> int:
+def show_report(_: argparse.Namespace, plan: SLOPlan) -> int:
     """Print the numbers of each alert."""
-    if _tell(plan):
-        return FAILED
+    if _print_problems(plan):
+        return EXIT_FAILED
     _print(report_rows(plan))
     return 0
 
 
-def _tell(plan: Plan) -> bool:
+def _print_problems(plan: SLOPlan) -> bool:
     """Say on stderr what was found; return whether there is an error among it."""
     for problem in plan.problems:
         sys.stderr.write(f"{problem.level}: {problem}\n")

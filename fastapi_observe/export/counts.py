@@ -52,31 +52,31 @@ class Counts(NamedTuple):
     last_success: float | None = None
 
 
-class Counted(Protocol):
+class CountsExports(Protocol):
     """Something that counts what it exports."""
 
     def counts(self) -> Counts:
         """Read every count."""
 
 
-Tally = tuple[int, "Mapping[str, int]", int]
+LineTally = tuple[int, "Mapping[str, int]", int]
 """Lines that were written, that were lost, by reason, and that wait, at one moment."""
 
 
-class LogLines(Protocol):
+class CountsLines(Protocol):
     """What the log signal (`Logs`) counts."""
 
-    def tally(self) -> Tally:
+    def tally(self) -> LineTally:
         """Count the lines for standard output."""
 
-    def file_tally(self) -> Tally | None:
+    def file_tally(self) -> LineTally | None:
         """Count the lines for the log file; None if there is none."""
 
 
 class LogCounts:
     """Shows the counts of the log signal as those of an export: for standard output, or for the log file."""
 
-    def __init__(self, tally: Callable[[], Tally | None]) -> None:
+    def __init__(self, tally: Callable[[], LineTally | None]) -> None:
         self._tally = tally
 
     def counts(self) -> Counts:
@@ -88,7 +88,7 @@ class LogCounts:
 class ExportCollector:
     """Shows in `/metrics` what was exported and lost, by signal: `traces`, `logs`, `log_file` and so on."""
 
-    def __init__(self, signals: Iterable[tuple[str, Counted]]) -> None:
+    def __init__(self, signals: Iterable[tuple[str, CountsExports]]) -> None:
         self._signals = [*signals]
 
     def describe(self) -> list[Metric]:
@@ -116,10 +116,12 @@ class ExportCollector:
         yield from (family for family in families.values() if family.samples)
 
 
-def counted(logs: LogLines, provider: Any, pushes: Iterable[Counted]) -> list[tuple[str, Counted]]:
+def exported_signals(
+    logs: CountsLines, provider: Any, pushes: Iterable[CountsExports]
+) -> list[tuple[str, CountsExports]]:
     """Return what an install exports, by signal."""
     queue = getattr(provider, "queue", None)
-    signals: list[tuple[str, Counted]] = [("logs", LogCounts(logs.tally))]
+    signals: list[tuple[str, CountsExports]] = [("logs", LogCounts(logs.tally))]
     if logs.file_tally() is not None:
         signals.append(("log_file", LogCounts(logs.file_tally)))
     if queue is not None:

@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
 from fastapi_observe.export.transport import (
-    LONGEST_RETRY_AFTER,
-    Answer,
+    MAX_RETRY_AFTER,
     Certificates,
+    ExportResult,
+    redact_url,
     rejected_items,
-    shown,
 )
-from fastapi_observe.internal.version import version_of
+from fastapi_observe.internal.version import package_version
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Mapping
 
-MOST_READ: Final = 65_536
+MAX_RESPONSE_BYTES: Final = 65_536
 """Bytes of an answer that are read."""
 
-PATIENCE: Final = 1.0
+MIN_CONNECT_TIME: Final = 1.0
 """Seconds that the body of a success may take: the status has said what matters."""
 
 COMPRESS_ABOVE: Final = 1024
@@ -46,13 +46,13 @@ class _TooMuchError(OSError):
     """The answer is longer than anyone needs."""
 
 
-class _Wire:
+class DeadlineSocket:
     """A socket that must be done by `deadline`, whatever the peer does, and reads at most MOST_READ bytes a request."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.deadline = 0.0
-        self.unread = MOST_READ
+        self.unread = MAX_RESPONSE_BYTES
 
     def _arm(self) -> None:
         left = self.deadline - monotonic()
@@ -83,7 +83,7 @@ class _Wire:
 class _Reader(io.RawIOBase):
     """Reads from a wire; closing it leaves the socket open."""
 
-    def __init__(self, wire: _Wire) -> None:
+    def __init__(self, wire: DeadlineSocket) -> None:
         self._wire = wire
 
     def readable(self) -> bool:
@@ -100,15 +100,15 @@ class HttpTransport:
         import encodings.idna  # noqa: F401, PLC0415 - else two threads that look up a host fail while they import it
 
         parts = urlsplit(url)
-        self.target = shown(url)
+        self.target = redact_url(url)
         self.encrypted = parts.scheme == "https"
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if self.encrypted else 80)
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        self._certificates = Certificates.of(signal)
+        self._certificates = Certificates.from_environment(signal)
         self._headers: dict[str, bytes] = {
             "content-type": PROTOBUF.encode(),
-            "user-agent": f"fastapi-observe/{version_of('fastapi-observe')}".encode(),
+            "user-agent": f"fastapi-observe/{package_version('fastapi-observe')}".encode(),
         }
         if parts.username is not None:
             user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
@@ -116,9 +116,9 @@ class HttpTransport:
         self._headers.update({name.lower(): value.encode() for name, value in headers.items()})
         self._context: ssl.SSLContext | None = None
         self._connection: http.client.HTTPConnection | None = None
-        self._wire: _Wire | None = None
+        self._wire: DeadlineSocket | None = None
 
-    def send(self, body: bytes, deadline: float) -> Answer:
+    def send(self, body: bytes, deadline: float) -> ExportResult:
         """Send one request; return when it was answered, has failed, or at `deadline`."""
         headers = self._headers
         if len(body) > COMPRESS_ABOVE:
@@ -127,7 +127,7 @@ class HttpTransport:
             body = zlib.compress(body, GZIP_LEVEL, wbits=31)
             headers = {**headers, "content-encoding": b"gzip"}
         reused = self._wire is not None
-        if self._wire is not None and is_over(self._wire.sock):
+        if self._wire is not None and is_closed_by_peer(self._wire.sock):
             self.close()
             reused = False
         answer = self._request(body, headers, deadline)
@@ -135,26 +135,26 @@ class HttpTransport:
             answer = self._request(body, headers, deadline)
         return answer
 
-    def _request(self, body: bytes, headers: Mapping[str, bytes], deadline: float) -> Answer:
+    def _request(self, body: bytes, headers: Mapping[str, bytes], deadline: float) -> ExportResult:
         reached = False
         try:
             connection, wire = self._connect(deadline)
             reached = True
             wire.deadline = deadline
-            wire.unread = MOST_READ
+            wire.unread = MAX_RESPONSE_BYTES
             connection.request("POST", self._path, body, headers)
             response = connection.getresponse()
             return self._read(response, wire)
         except TimeoutError:
             self.close()
-            return Answer("timeout", "no answer in time", retry=True, reached=reached)
+            return ExportResult("timeout", "no answer in time", retry=True, maybe_received=reached)
         except (OSError, UnicodeError, http.client.HTTPException) as exc:  # the second: of a host that is no name
             self.close()
             return _failure(exc, reached=reached)
 
-    def _connect(self, deadline: float) -> tuple[http.client.HTTPConnection, _Wire]:
+    def _connect(self, deadline: float) -> tuple[http.client.HTTPConnection, DeadlineSocket]:
         if self._connection is None or self._wire is None:
-            wire = _Wire(self._open(deadline))
+            wire = DeadlineSocket(self._open(deadline))
             connection = http.client.HTTPConnection(self._host, self._port)
             connection.sock = wire  # the part of a socket that it uses
             connection.auto_open = 0
@@ -194,22 +194,22 @@ class HttpTransport:
             self._context = context
         return self._context
 
-    def _read(self, response: http.client.HTTPResponse, wire: _Wire) -> Answer:
+    def _read(self, response: http.client.HTTPResponse, wire: DeadlineSocket) -> ExportResult:
         status = response.status
         if not 200 <= status < 300:  # noqa: PLR2004 - the statuses of success
             self.close()
             return _refusal(response)
-        wire.deadline = min(wire.deadline, monotonic() + PATIENCE)
+        wire.deadline = min(wire.deadline, monotonic() + MIN_CONNECT_TIME)
         body = b""
         try:
-            body = response.read(MOST_READ)
+            body = response.read(MAX_RESPONSE_BYTES)
         except (OSError, ValueError, http.client.HTTPException):  # ValueError: the size of a chunk is negative
             self.close()
         else:
             if not response.isclosed() or response.will_close:
                 self.close()
         is_protobuf = response.headers.get_content_type() == PROTOBUF
-        return Answer(rejected=rejected_items(body) if is_protobuf else 0)
+        return ExportResult(rejected=rejected_items(body) if is_protobuf else 0)
 
     def abort(self) -> None:
         """Make a `send` that is under way return."""
@@ -229,12 +229,12 @@ class HttpTransport:
         if wire is not None:
             wire.close()
 
-    def forget(self) -> None:
+    def detach_after_fork(self) -> None:
         """Close the child's copy of the connection: nothing is sent, the parent's stays open."""
         self.close()
 
 
-def is_over(sock: socket.socket) -> bool:
+def is_closed_by_peer(sock: socket.socket) -> bool:
     """Tell whether a connection on which nothing is expected has something to read: its end."""
     if hasattr(select, "poll"):
         poll = select.poll()
@@ -243,25 +243,25 @@ def is_over(sock: socket.socket) -> bool:
     return bool(select.select([sock], [], [], 0)[0])  # pragma: no cover - Windows, where numbers may be high
 
 
-def _failure(exc: Exception, *, reached: bool) -> Answer:
+def _failure(exc: Exception, *, reached: bool) -> ExportResult:
     reason = getattr(exc, "strerror", None)  # what the peer has sent is not told: it could be anything
     told = f"{type(exc).__name__}: {reason}" if reason else type(exc).__name__
     if not reached:
         is_tls = type(exc).__module__ == "ssl" or isinstance(exc, FileNotFoundError)
-        return Answer("tls" if is_tls else "connect", told, retry=True, reached=False)
-    return Answer("broken", told, retry=True)
+        return ExportResult("tls" if is_tls else "connect", told, retry=True, maybe_received=False)
+    return ExportResult("broken", told, retry=True)
 
 
-def _refusal(response: http.client.HTTPResponse) -> Answer:
+def _refusal(response: http.client.HTTPResponse) -> ExportResult:
     status = response.status
     told = f"it answered {status}"
     if status in RETRYABLE:
         word = "http_429" if status == 429 else "http_5xx"  # noqa: PLR2004 - Too Many Requests
         retry_after = _retry_after(response.headers.get("retry-after"))
-        return Answer(word, told, retry=True, retry_after=retry_after, later=True)
+        return ExportResult(word, told, retry=True, retry_after=retry_after, retry_later=True)
     if 300 <= status < 400:  # noqa: PLR2004 - the statuses of redirection
         told += ", which is not followed: set the endpoint to the address itself"
-    return Answer(f"http_{str(status)[0]}xx", told)
+    return ExportResult(f"http_{str(status)[0]}xx", told)
 
 
 def _retry_after(given: str | None) -> float | None:
@@ -272,4 +272,4 @@ def _retry_after(given: str | None) -> float | None:
         seconds = float(given) if given.strip().isdecimal() else parsedate_to_datetime(given).timestamp() - time()
     except (ValueError, TypeError, OverflowError):
         return None
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER)

@@ -9,32 +9,32 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from fastapi_observe.export.transport import Answer
+    from fastapi_observe.export.transport import ExportResult
 
-OPEN_AFTER: Final = 3
+PROBE_AFTER_FAILURES: Final = 3
 """Failures in a row after which the collector is only probed."""
 
-PROBE_EVERY: Final = 5.0
+PROBE_INTERVAL: Final = 5.0
 """Seconds between two probes."""
 
-FIRST_WAIT: Final = 1.0
+INITIAL_BACKOFF: Final = 1.0
 """Seconds until the second try, doubled for the third."""
 
 JITTER: Final = 0.2
 """How far a wait is moved at random, so that many processes do not come back as one."""
 
 _RANDOM: Final = random.Random()  # noqa: S311 - no secret; of our own: the user's draws stay as they would be
-REPEAT_AFTER: Final = 60.0
+LOG_INTERVAL: Final = 60.0
 """Seconds until the same cause is told again."""
 
 
-class Outage:
+class CollectorOutage:
     """Whether exports of one signal fail at the moment, and since when."""
 
     def __init__(self, items: str, target: str) -> None:
         self.failures = 0
         self.retry_at = 0.0
-        self.strict = False  # the collector itself has said when to come again
+        self.retry_after_set = False  # the collector itself has said when to come again
         self.probes = False  # only probe it
         self.items = items
         self.target = target
@@ -42,48 +42,48 @@ class Outage:
         self._lost_before = 0
         self._told: dict[str, float] = {}
 
-    def failed(self, answer: Answer, *, probing: bool) -> None:
+    def record_failure(self, answer: ExportResult, *, probing: bool) -> None:
         """Note a failure, of a request with items or of a probe."""
         if probing and answer.reason == "http_4xx":  # it is there, and dislikes an empty request
-            self.answered()
+            self.record_probe_reply()
             return
         now = monotonic()
         if not self.failures:
             self._since = now
         self.failures += 1
-        self.probes = self.failures >= OPEN_AFTER
-        wait = PROBE_EVERY if self.probes else FIRST_WAIT * 2 ** (self.failures - 1)
+        self.probes = self.failures >= PROBE_AFTER_FAILURES
+        wait = PROBE_INTERVAL if self.probes else INITIAL_BACKOFF * 2 ** (self.failures - 1)
         wait *= _RANDOM.uniform(1 - JITTER, 1 + JITTER)
-        self.strict = answer.retry_after is not None
+        self.retry_after_set = answer.retry_after is not None
         self.retry_at = now + max(wait, answer.retry_after or 0.0)
-        self.tell(answer.reason, f"cannot export {self.items} to {self.target}: {answer.told}; {_fate(answer)}")
+        self.warn(answer.reason, f"cannot export {self.items} to {self.target}: {answer.message}; {_fate(answer)}")
 
-    def answered(self) -> None:
+    def record_probe_reply(self) -> None:
         """Note that a probe was answered: the next request carries items."""
-        self.probes, self.retry_at, self.strict = False, 0.0, False
+        self.probes, self.retry_at, self.retry_after_set = False, 0.0, False
 
-    def succeeded(self, lost: int) -> None:
+    def record_success(self, lost: int) -> None:
         """Note a success; tell the end of an outage. `lost` is how many items have been dropped so far."""
         if self.failures:
-            self.answered()
+            self.record_probe_reply()
             self.failures = 0
             self._told.clear()
             seconds, since = monotonic() - self._since, lost - self._lost_before
             _log(f"exports {self.items} to {self.target} again after {seconds:.0f} s; {since} were lost")
         self._lost_before = lost
 
-    def tell(self, cause: str, text: str) -> None:
+    def warn(self, cause: str, text: str) -> None:
         """Log a warning, at most once a minute for each cause."""
         now = monotonic()
-        if now - self._told.get(cause, -REPEAT_AFTER) >= REPEAT_AFTER:
+        if now - self._told.get(cause, -LOG_INTERVAL) >= LOG_INTERVAL:
             self._told[cause] = now
             _log(f"{text} (told once a minute)")
 
 
-def _fate(answer: Answer) -> str:
+def _fate(answer: ExportResult) -> str:
     if not answer.retry:
         return "they are lost"
-    if answer.reached and not answer.later:
+    if answer.maybe_received and not answer.retry_later:
         return "they are sent once more, the newest of the others are kept"
     return "the newest are kept"
 

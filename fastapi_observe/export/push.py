@@ -7,10 +7,10 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fastapi_observe.export.otlp.logs import LogEncoder
-from fastapi_observe.export.otlp.metrics import MetricEncoder, read
+from fastapi_observe.export.otlp.metrics import MetricEncoder, read_families
 from fastapi_observe.export.queue import ExportQueue
-from fastapi_observe.export.setup import limits_of, make_resource, make_transport, named
-from fastapi_observe.internal.forks import at_fork
+from fastapi_observe.export.setup import make_resource, make_transport, queue_limits, with_instance_id
+from fastapi_observe.internal.forks import register_at_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -19,37 +19,41 @@ if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
     from fastapi_observe.export.counts import Counts
-    from fastapi_observe.internal.errors import Faults
+    from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.traces.service import TracingService
 
 
-class Lines(Protocol):
+class LogLineSource(Protocol):
     """Who writes lines (`Logs`)."""
 
     push: Callable[[bytes], None] | None
 
 
-class Metrics(Protocol):
+class MetricSource(Protocol):
     """Who has the metrics (`Sharing`)."""
 
     def of_this_process(self) -> Iterable[Collector]:
         """Return what shows the values of this process alone."""
 
-    def zeroed(self) -> int:
+    def counters_reset_at(self) -> int:
         """Return when counters were last set to zero, in nanoseconds; 0: they never were."""
 
 
-def open_pushes(
-    settings: ObserveSettings, tracing: TracingService, metrics: Metrics, logs: Lines, faults: Faults
-) -> list[ExportQueue | MetricsPush]:
+def open_queues(
+    settings: ObserveSettings,
+    tracing: TracingService,
+    metrics: MetricSource,
+    logs: LogLineSource,
+    faults: InternalErrors,
+) -> list[ExportQueue | MetricExportLoop]:
     """Return what sends lines and metrics; each has `flush(timeout)` and `close()`.
 
     Each worker process sends its own, under an instance id of its own: who receives them adds them up.
     """
     resource = ProcessResource(settings, tracing.provider)
     lines = make_log_queue(settings, resource, faults)
-    numbers = make_metrics_push(settings, resource, metrics.of_this_process, faults, metrics.zeroed)
+    numbers = make_metrics_push(settings, resource, metrics.of_this_process, faults, metrics.counters_reset_at)
     if lines is not None:
         logs.push = lines.put
     return [push for push in (lines, numbers) if push is not None]
@@ -58,7 +62,7 @@ def open_pushes(
 TRACES_PATH: Final = "/v1/traces"
 
 
-def url_of(settings: ObserveSettings, signal: str) -> str | None:
+def signal_url(settings: ObserveSettings, signal: str) -> str | None:
     """Return where `signal` (`logs`, `metrics`) is sent; None: nowhere. gRPC has one address for every signal."""
     endpoint = settings.otlp_endpoint
     if endpoint is None or settings.otlp_protocol == "grpc":
@@ -77,7 +81,7 @@ class ProcessResource:
         self._settings = settings
         self._provider = provider
         self._forget()
-        at_fork(self, ProcessResource._forget)
+        register_at_fork(self, ProcessResource._forget)
 
     def _forget(self) -> None:
         self._kept: tuple[Resource | None, Resource] | None = None
@@ -86,53 +90,57 @@ class ProcessResource:
         """Return the same object as long as nothing changes."""
         found: Resource | None = getattr(self._provider, "resource", None)
         if self._kept is None or self._kept[0] is not found:
-            self._kept = found, make_resource(self._settings) if found is None else named(found)
+            self._kept = found, make_resource(self._settings) if found is None else with_instance_id(found)
         return self._kept[1]
 
 
-def make_log_queue(settings: ObserveSettings, resource: Callable[[], Resource], faults: Faults) -> ExportQueue | None:
+def make_log_queue(
+    settings: ObserveSettings, resource: Callable[[], Resource], faults: InternalErrors
+) -> ExportQueue | None:
     """Return the queue that takes JSON lines (`put(line)`); None where `otlp_logs` is off or there is no endpoint."""
-    url = url_of(settings, "logs")
+    url = signal_url(settings, "logs")
     if not settings.otlp_logs or url is None:
         return None
     transport = make_transport(settings, url, "logs")
-    return ExportQueue("log lines", LogEncoder(resource), transport, limits_of(settings), faults)
+    return ExportQueue("log lines", LogEncoder(resource), transport, queue_limits(settings), faults)
 
 
 def make_metrics_push(
     settings: ObserveSettings,
     resource: Callable[[], Resource],
     collectors: Callable[[], Iterable[Collector]],
-    faults: Faults,
-    zeroed: Callable[[], int] = int,
-) -> MetricsPush | None:
+    faults: InternalErrors,
+    counters_reset_at: Callable[[], int] = int,
+) -> MetricExportLoop | None:
     """Return what sends what `collectors()` read; None where `otlp_metrics` is off or there is no endpoint.
 
     `zeroed` returns when counters were last set to zero, in nanoseconds.
     """
-    url = url_of(settings, "metrics")
+    url = signal_url(settings, "metrics")
     if not settings.otlp_metrics or url is None:
         return None
     transport = make_transport(settings, url, "metrics")
-    queue = ExportQueue("metrics", MetricEncoder(resource, zeroed), transport, limits_of(settings), faults)
-    return MetricsPush(queue, collectors, settings.otlp_metrics_interval, faults)
+    queue = ExportQueue(
+        "metrics", MetricEncoder(resource, counters_reset_at), transport, queue_limits(settings), faults
+    )
+    return MetricExportLoop(queue, collectors, settings.otlp_metrics_interval, faults)
 
 
-class MetricsPush:
+class MetricExportLoop:
     """Reads all metrics of this process every `interval` seconds, once it was started, and puts them into a queue.
 
     A forked child sends nothing until it starts its own.
     """
 
     def __init__(
-        self, queue: ExportQueue, collectors: Callable[[], Iterable[Collector]], interval: float, faults: Faults
+        self, queue: ExportQueue, collectors: Callable[[], Iterable[Collector]], interval: float, faults: InternalErrors
     ) -> None:
         self.queue = queue
         self._collectors = collectors
         self._interval = interval
         self._faults = faults
         self._renew()
-        at_fork(self, MetricsPush._renew)
+        register_at_fork(self, MetricExportLoop._renew)
 
     def _renew(self) -> None:
         self._lock = threading.Lock()
@@ -167,7 +175,7 @@ class MetricsPush:
         for collector in self._collectors():
             sleep(0)  # gives the interpreter to the event loop
             try:
-                for family in read(collector, taken):
+                for family in read_families(collector, taken):
                     if not paused.is_set():  # else it may have been read after it was set to zero
                         self.queue.put(family)
             except Exception as exc:  # noqa: BLE001 - a user's collector raises what it likes

@@ -11,17 +11,17 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from fastapi_observe.export.outage import Outage
+from fastapi_observe.export.outage import CollectorOutage
 from fastapi_observe.export.sender import Requests, Sender
-from fastapi_observe.export.store import SLICE, Limits, Store
-from fastapi_observe.internal.forks import Budget, at_exit, at_fork
+from fastapi_observe.export.store import ENCODE_BATCH, ExportBuffer, QueueLimits
+from fastapi_observe.internal.forks import ShutdownDeadline, register_at_exit, register_at_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastapi_observe.export.counts import Counts
     from fastapi_observe.export.transport import Transport
-    from fastapi_observe.internal.errors import Faults
+    from fastapi_observe.internal.errors import InternalErrors
 
 PARTING: Final = 0.2
 """Seconds that a thread which was told to end may take for it."""
@@ -41,19 +41,21 @@ class ExportQueue:
     moment: produced = exported + dropped + queued. `budget` may be shared with other queues.
     """
 
-    def __init__(self, name: str, encoder: Encoder, transport: Transport, limits: Limits, faults: Faults) -> None:
+    def __init__(
+        self, name: str, encoder: Encoder, transport: Transport, limits: QueueLimits, faults: InternalErrors
+    ) -> None:
         self.name = name
         self._encoder = encoder
         self._transport = transport
         self._limits = limits
         self._faults = faults
-        self.budget = Budget()
+        self.budget = ShutdownDeadline()
         self._renew()
-        at_fork(self, ExportQueue._begin_as_child)
+        register_at_fork(self, ExportQueue._begin_as_child)
 
     def _renew(self) -> None:
-        self._store = Store(self._limits)
-        self._outage = Outage(self.name, self._transport.target)
+        self._store = ExportBuffer(self._limits)
+        self._outage = CollectorOutage(self.name, self._transport.target)
         self._sender = Sender(
             self._store, self._encoder, self._transport, self._outage, self._encode_slice, self._faults
         )
@@ -62,7 +64,7 @@ class ExportQueue:
 
     def _begin_as_child(self) -> None:
         """Begin anew: what waits is the parent's to send."""
-        self._transport.forget()
+        self._transport.detach_after_fork()
         self._renew()
 
     def put(self, item: Any) -> None:
@@ -85,16 +87,16 @@ class ExportQueue:
         deadline = monotonic() + timeout
         store = self._store
         with store.changed:
-            store.shed()
+            store.drop_oldest()
             goal, lost = store.produced(), store.lost()
-            if store.settled() >= goal:
+            if store.settled_count() >= goal:
                 return True
         if self._thread is None:
             self._react()
         sent = self._sender.flush(goal, deadline) and store.lost() == lost
-        left = goal - store.settled()
+        left = goal - store.settled_count()
         if left > 0:
-            self._outage.tell(
+            self._outage.warn(
                 "flush",
                 f"could not send {left} {self.name} to {self._transport.target} in time; "
                 "they are lost if the process ends now",
@@ -108,7 +110,7 @@ class ExportQueue:
         """
         deadline = monotonic() + (self._limits.shutdown if timeout is None else timeout)
         store = self._store
-        if not store.closed and not self._sender.hopeless:
+        if not store.closed and not self._sender.gave_up:
             self.flush(max(0.0, deadline - monotonic()))
         with store.changed:
             if store.closed:
@@ -124,15 +126,15 @@ class ExportQueue:
 
     def _close_at_exit(self) -> None:
         """Close within what the end of the app, and other queues, have left of the time."""
-        self.close(self.budget.begin(self._limits.shutdown))
+        self.close(self.budget.remaining(self._limits.shutdown))
 
     def _react(self) -> None:
         """Do what a new item calls for: start the thread, tell it that its pause has ended, or encode a slice."""
         store = self._store
         try:
             if store.closed:
-                store.refuse_raw()
-            elif len(store.raw) >= SLICE:
+                store.drop_late_items()
+            elif len(store.raw) >= ENCODE_BATCH:
                 self._encode_slice()
             else:
                 store.begin()
@@ -147,7 +149,7 @@ class ExportQueue:
                 thread = threading.Thread(target=self._sender.run, name=f"fastapi-observe-{self.name}", daemon=True)
                 thread.start()
                 self._thread = thread
-                self._undo_exit = at_exit(self, ExportQueue._close_at_exit)
+                self._undo_exit = register_at_exit(self, ExportQueue._close_at_exit)
 
     def _encode_slice(self) -> None:
         store = self._store

@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
 
-from fastapi_observe.export.store import SLICE
-from fastapi_observe.export.transport import Answer
+from fastapi_observe.export.store import ENCODE_BATCH
+from fastapi_observe.export.transport import ExportResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastapi_observe.export.outage import Outage
-    from fastapi_observe.export.store import Entry, Store
+    from fastapi_observe.export.outage import CollectorOutage
+    from fastapi_observe.export.store import EncodedItem, ExportBuffer
     from fastapi_observe.export.transport import Transport
-    from fastapi_observe.internal.errors import Faults
+    from fastapi_observe.internal.errors import InternalErrors
 
 
-RECOVERY: Final = 0.05
+ERROR_BACKOFF: Final = 0.05
 """Seconds of sleep after a fault of ours, so that one that repeats keeps no processor busy."""
 
 
 class Requests(Protocol):
     """Puts encoded items together to a request."""
 
-    def request(self, entries: list[Entry], /) -> bytes:
+    def request(self, entries: list[EncodedItem], /) -> bytes:
         """Return the body of a request."""
 
 
@@ -36,14 +36,14 @@ class Sender:
 
     def __init__(  # noqa: PLR0913, PLR0917 - whom it brings together
         self,
-        store: Store,
+        store: ExportBuffer,
         requests: Requests,
         transport: Transport,
-        outage: Outage,
+        outage: CollectorOutage,
         encode_slice: Callable[[], None],
-        faults: Faults,
+        faults: InternalErrors,
     ) -> None:
-        self.hopeless = False  # a flush need not wait any longer
+        self.gave_up = False  # a flush need not wait any longer
         self._store = store
         self._requests = requests
         self._transport = transport
@@ -59,18 +59,18 @@ class Sender:
         store = self._store
         with store.changed:
             self._flushes.append(deadline)
-            self._tried = self.hopeless = False
+            self._tried = self.gave_up = False
             store.changed.notify_all()
             try:
-                while store.settled() < goal and not self.hopeless and not store.abandoned:
+                while store.settled_count() < goal and not self.gave_up and not store.abandoned:
                     left = deadline - monotonic()
                     if left <= 0:
                         break
                     store.changed.wait(left)
             finally:
                 self._flushes.remove(deadline)
-            self.hopeless = store.settled() < goal
-            return not self.hopeless
+            self.gave_up = store.settled_count() < goal
+            return not self.gave_up
 
     def run(self) -> None:
         """Be the thread."""
@@ -81,7 +81,7 @@ class Sender:
                     self._work()
             except Exception as exc:  # noqa: BLE001 - the thread must live on
                 self._faults("export.run", exc)
-                sleep(RECOVERY)
+                sleep(ERROR_BACKOFF)
         self._transport.close()
 
     def _work(self) -> None:
@@ -100,7 +100,7 @@ class Sender:
                 if self._is_due(now) or pause == 0:
                     return True
                 if pause is not None and self._flushes and now + pause >= max(self._flushes):
-                    self.hopeless = True
+                    self.gave_up = True
                     store.changed.notify_all()
                 if store.due is None:
                     store.wake_at = 1
@@ -119,16 +119,16 @@ class Sender:
 
     def _gather(self) -> None:
         """Encode what no full slice was made of, and have everything sent."""
-        for _ in range(0, len(self._store.raw), SLICE):
+        for _ in range(0, len(self._store.raw), ENCODE_BATCH):
             self._encode_slice()
-        self._store.release()
-        self._tell_lost()
+        self._store.mark_due()
+        self._warn_dropped()
 
-    def _tell_lost(self) -> None:
+    def _warn_dropped(self) -> None:
         lost = self._store.dropped
         for reason in ("queue_full", "bytes", "too_large", "internal_error"):
             if lost[reason] > self._told_lost[reason]:
-                self._outage.tell(reason, f"has dropped {lost[reason]} {self._outage.items} so far: {reason}")
+                self._outage.warn(reason, f"has dropped {lost[reason]} {self._outage.items} so far: {reason}")
         self._told_lost = lost.copy()
 
     def _pause(self) -> float | None:
@@ -136,7 +136,7 @@ class Sender:
         store, outage = self._store, self._outage
         if not store.ready or not (store.released or self._flushes or len(store.ready) >= store.limits.batch):
             return None
-        if self._flushes and not self._tried and not outage.strict:
+        if self._flushes and not self._tried and not outage.retry_after_set:
             return 0
         return max(0, outage.retry_at - monotonic())
 
@@ -155,19 +155,19 @@ class Sender:
             answer = self._transport.send(self._requests.request(batch) if batch else b"", deadline)
         except Exception as exc:  # noqa: BLE001 - the thread must live on
             self._faults("export.send", exc)
-            answer = Answer("internal", type(exc).__name__)
+            answer = ExportResult("internal", type(exc).__name__)
         with store.changed:
             store.durations.note(monotonic() - started)
-            store.settle(answer)
+            store.apply_result(answer)
             if not answer.reason:
-                self.hopeless = False
+                self.gave_up = False
         if store.closed:
             return
         if answer.reason:
-            outage.failed(answer, probing=probing)
+            outage.record_failure(answer, probing=probing)
         elif probing:
-            outage.answered()
+            outage.record_probe_reply()
         else:
-            outage.succeeded(store.lost())
+            outage.record_success(store.lost())
             if answer.rejected:
-                outage.tell("rejected", f"had {answer.rejected} {outage.items} refused by {outage.target}")
+                outage.warn("rejected", f"had {answer.rejected} {outage.items} refused by {outage.target}")

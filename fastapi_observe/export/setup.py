@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 from opentelemetry.sdk.resources import Resource
 
-from fastapi_observe.export.store import Limits
+from fastapi_observe.export.store import QueueLimits
 from fastapi_observe.internal.networks import is_private_host
-from fastapi_observe.internal.version import version_of
+from fastapi_observe.internal.version import package_version
 from fastapi_observe.settings.model import SettingsError
 
 if TYPE_CHECKING:
@@ -30,14 +30,14 @@ def make_resource(settings: ObserveSettings) -> Resource:
         "service.name": settings.service_name,
         "deployment.environment.name": settings.environment,
         "telemetry.distro.name": "fastapi-observe",
-        "telemetry.distro.version": version_of("fastapi-observe"),
+        "telemetry.distro.version": package_version("fastapi-observe"),
     }
     if settings.service_version:
         attributes["service.version"] = settings.service_version
-    return named(Resource.create(attributes))
+    return with_instance_id(Resource.create(attributes))
 
 
-def named(resource: Resource, *, anew: bool = False) -> Resource:
+def with_instance_id(resource: Resource, *, anew: bool = False) -> Resource:
     """Return a resource that names the instance; newer SDKs do so by themselves.
 
     The streams of two processes that have one name would be taken for one (OpenTelemetry, "Single-Writer").
@@ -47,9 +47,9 @@ def named(resource: Resource, *, anew: bool = False) -> Resource:
     return resource.merge(Resource({INSTANCE: str(uuid.uuid4())}))
 
 
-def limits_of(settings: ObserveSettings) -> Limits:
+def queue_limits(settings: ObserveSettings) -> QueueLimits:
     """Return what the export queue of a signal may hold, and how long things may take."""
-    return Limits(
+    return QueueLimits(
         items=settings.queue_size,
         bytes=settings.queue_bytes,
         batch=min(settings.batch_size, settings.queue_size),
@@ -74,12 +74,12 @@ def make_transport(settings: ObserveSettings, url: str, signal: str) -> Transpor
         from fastapi_observe.export.http import HttpTransport  # noqa: PLC0415 - not used without an endpoint
 
         transport = HttpTransport(url, headers, signal)
-    if not transport.encrypted and not settings.insecure:
-        _refuse_readable(url, headers)
+    if not transport.encrypted and not settings.otlp_allow_plaintext_credentials:
+        _require_tls_for_credentials(url, headers)
     return transport
 
 
-def _refuse_readable(url: str, headers: dict[str, str]) -> None:
+def _require_tls_for_credentials(url: str, headers: dict[str, str]) -> None:
     """Refuse to send credentials over a connection that is not encrypted to a public host."""
     target = urlsplit(url if "://" in url else f"//{url}")
     if (headers or "@" in target.netloc or target.query) and not is_private_host(target.hostname or ""):

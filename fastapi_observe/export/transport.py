@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LONGEST_RETRY_AFTER: Final = 30.0
+MAX_RETRY_AFTER: Final = 30.0
 """Seconds that a collector may ask us to wait."""
 
 
-class Answer(NamedTuple):
+class ExportResult(NamedTuple):
     """What came of one request.
 
     `reason` is empty for success, else a short fixed word: it becomes a label. `retry` says that the same items may be
@@ -22,12 +22,12 @@ class Answer(NamedTuple):
     """
 
     reason: str = ""
-    told: str = ""
+    message: str = ""
     retry: bool = False
-    reached: bool = True
+    maybe_received: bool = True
     retry_after: float | None = None
     rejected: int = 0
-    later: bool = False
+    retry_later: bool = False
 
 
 class Transport(Protocol):
@@ -37,7 +37,7 @@ class Transport(Protocol):
     encrypted: bool
     """Whether nobody can read on the way what is sent, its headers included."""
 
-    def send(self, body: bytes, deadline: float) -> Answer:
+    def send(self, body: bytes, deadline: float) -> ExportResult:
         """Send one request; return when it was answered, has failed, or at `deadline` (`time.monotonic`)."""
 
     def abort(self) -> None:
@@ -46,11 +46,11 @@ class Transport(Protocol):
     def close(self) -> None:
         """Close the connection; a later `send` opens a new one."""
 
-    def forget(self) -> None:
+    def detach_after_fork(self) -> None:
         """Let go of the connection in a forked child, unseen by the collector: it is the parent's."""
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
     """Return a URL without what may be secret in it: user, password, query."""
     parts = urlsplit(url if "://" in url else f"//{url}")
     port = f":{parts.port}" if parts.port is not None else ""
@@ -66,7 +66,7 @@ class Certificates(NamedTuple):
     key: str | None
 
     @classmethod
-    def of(cls, signal: str) -> Certificates:
+    def from_environment(cls, signal: str) -> Certificates:
         """Read the variables of a signal (`traces`, `logs`, `metrics`), else those of all signals."""
         names = ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY")
         found = (
@@ -80,15 +80,15 @@ class Certificates(NamedTuple):
 
 def rejected_items(message: bytes) -> int:
     """Read how many items a collector refused from the response of any signal: `partial_success.rejected_*`."""
-    for number, value in fields_of(message):
+    for number, value in header_fields(message):
         if number == 1 and isinstance(value, bytes):
-            for inner, count in fields_of(value):
+            for inner, count in header_fields(value):
                 if inner == 1 and isinstance(count, int) and count < 1 << 63:
                     return count
     return 0
 
 
-def fields_of(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+def header_fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Yield number and value of the protobuf fields that are varints or have a length; stop at anything else."""
     at = 0
     while at < len(message):

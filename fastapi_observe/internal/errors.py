@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-REPEAT_AFTER = 60.0
+LOG_INTERVAL = 60.0
 """Seconds until the same site is told again."""
 
 
-class Faults:
+class InternalErrors:
     """Counts what failed inside fastapi-observe, by site."""
 
     __slots__ = ("_lock", "_told", "counts")
@@ -25,7 +25,7 @@ class Faults:
         self._told: dict[str, float] = {}
         self._lock = threading.Lock()
 
-    def each(self, site: str, *steps: Callable[[], object]) -> None:
+    def run_each(self, site: str, *steps: Callable[[], object]) -> None:
         """Take all steps, whichever fails."""
         for step in steps:
             try:
@@ -41,7 +41,7 @@ class Faults:
         with self._lock:
             self.counts[site] = self.counts.get(site, 0) + 1
             now = monotonic()
-            if now - self._told.get(site, -REPEAT_AFTER) < REPEAT_AFTER:
+            if now - self._told.get(site, -LOG_INTERVAL) < LOG_INTERVAL:
                 return
             self._told[site] = now
         with contextlib.suppress(Exception):  # telling is best effort: there is nobody left to tell

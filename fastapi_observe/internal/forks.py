@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LAST_WORDS: Final = 0.1
+FINAL_LOG_FLUSH: Final = 0.1
 """Seconds for the lines that flushing itself has written."""
 
-SUPERVISING: Final = 0.1
+SUPERVISOR_TIMEOUT: Final = 0.1
 """Seconds for the last items of a process whose children have served."""
 
 
-class Budget:
+class ShutdownDeadline:
     """The time that all exports of an install have together, once, when the app or the interpreter ends.
 
     A process that forked and serves nothing itself (gunicorn's master with `--preload`) ends after its children, who
@@ -29,7 +29,7 @@ class Budget:
 
     def __init__(self) -> None:
         self._begin_as_child()
-        at_fork(self, Budget._begin_as_child, Budget._note_child)
+        register_at_fork(self, ShutdownDeadline._begin_as_child, ShutdownDeadline._note_child)
 
     def _begin_as_child(self) -> None:
         self._deadline: float | None = None
@@ -38,22 +38,24 @@ class Budget:
     def _note_child(self) -> None:
         self._has_children = True
 
-    def begin(self, seconds: float) -> float:
+    def remaining(self, seconds: float) -> float:
         """Return how much is left; where nobody has begun yet, it is so many seconds from now on."""
         now = monotonic()
         if self._deadline is None:
-            self._deadline = now + (min(seconds, SUPERVISING) if self._has_children and not self._serves else seconds)
+            self._deadline = now + (
+                min(seconds, SUPERVISOR_TIMEOUT) if self._has_children and not self._serves else seconds
+            )
         return max(0.0, self._deadline - now)
 
-    def renew(self) -> None:
+    def reset(self) -> None:
         """Have as much time again: the app goes on."""
         self._serves = True
         self._deadline = None
 
 
-def shared_budget(*exporting: Any) -> Budget:
+def share_deadline(*exporting: Any) -> ShutdownDeadline:
     """Give queues, and what has a `queue`, one budget together; anything else has none."""
-    budget = Budget()
+    budget = ShutdownDeadline()
     for one in exporting:
         queue = getattr(one, "queue", one)
         if hasattr(queue, "budget"):
@@ -61,20 +63,22 @@ def shared_budget(*exporting: Any) -> Budget:
     return budget
 
 
-def at_exit(owner: T, method: Callable[[T], None]) -> Callable[[], None]:
+def register_at_exit(owner: T, method: Callable[[T], None]) -> Callable[[], None]:
     """Have `method(owner)` called when the interpreter ends; call the result to take that back."""
-    call = weakly(owner, method)
+    call = weak_callback(owner, method)
     atexit.register(call)
     return lambda: atexit.unregister(call)
 
 
-def at_fork(owner: T, in_child: Callable[[T], None], in_parent: Callable[[T], None] = lambda _: None) -> None:
+def register_at_fork(owner: T, in_child: Callable[[T], None], in_parent: Callable[[T], None] = lambda _: None) -> None:
     """Have `in_child(owner)` called in every forked child, and `in_parent(owner)` here, before anything else runs."""
     if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows cannot fork
-        os.register_at_fork(after_in_child=weakly(owner, in_child), after_in_parent=weakly(owner, in_parent))
+        os.register_at_fork(
+            after_in_child=weak_callback(owner, in_child), after_in_parent=weak_callback(owner, in_parent)
+        )
 
 
-def weakly(owner: T, method: Callable[[T], None]) -> Callable[[], None]:
+def weak_callback(owner: T, method: Callable[[T], None]) -> Callable[[], None]:
     """Return what calls `method(owner)` as long as the owner is there."""
     reference = weakref.ref(owner)
 

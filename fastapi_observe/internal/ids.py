@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     Pair = tuple[str, str]
 
-PAIRS: Final = 64
+BATCH_SIZE: Final = 64
 """Pairs that one call of the operating system's random source gives."""
 
 _DIGITS: Final = 48
@@ -27,15 +27,15 @@ class IdSource:
     def __init__(self) -> None:
         self.pairs: Iterator[Pair] = iter(())
         if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows cannot fork
-            os.register_at_fork(after_in_child=self.forget)
+            os.register_at_fork(after_in_child=self.discard)
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """Give none of the pairs that were drawn before."""
         self.pairs = iter(())
 
-    def draw(self) -> Pair:
+    def refill(self) -> Pair:
         """Draw new pairs and return the first one."""
-        text = os.urandom(PAIRS * _DIGITS // 2).hex()
+        text = os.urandom(BATCH_SIZE * _DIGITS // 2).hex()
         self.pairs = pairs = iter(
             [
                 (text[at : at + 32], text[at + 32 : at + _DIGITS])
@@ -46,5 +46,5 @@ class IdSource:
         return next(pairs)
 
 
-NEW_IDS: Final = IdSource()
+ID_SOURCE: Final = IdSource()
 """The ids of this process."""

@@ -36,7 +36,7 @@ _NUMBER: Final = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
 """Names that resolvers read as an IPv4 address (WHATWG URL, "ends in a number"), as 134744072 for 8.8.8.8."""
 
 
-def address_of(text: str) -> IPv4Address | IPv6Address | None:
+def parse_address(text: str) -> IPv4Address | IPv6Address | None:
     """Read an address, an IPv4 one in IPv6 form as what it is; None for anything else."""
     try:
         address = ip_address(text.partition("%")[0])
@@ -45,13 +45,13 @@ def address_of(text: str) -> IPv4Address | IPv6Address | None:
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
-def is_in(text: str, networks: tuple[Network, ...]) -> bool:
+def address_in(text: str, networks: tuple[Network, ...]) -> bool:
     """Tell whether `text` is an address of one of the networks."""
-    address = address_of(text)
+    address = parse_address(text)
     return address is not None and any(address in network for network in networks)
 
 
-def plain_host(host: str) -> str:
+def normalize_host(host: str) -> str:
     """Return a host name as it is compared: lower case, without brackets and final dot."""
     return host.lower().strip("[]").removesuffix(".")
 
@@ -62,7 +62,7 @@ def is_private_host(host: str) -> bool:
     Private are addresses of `PRIVATE_NETWORKS`, names of one label (`payments`), and those under `.local`, `.internal`,
     `.svc`, `.localhost`, `.lan` and `.test`.
     """
-    host = plain_host(host)
+    host = normalize_host(host)
     if ":" in host or _NUMBER.fullmatch(host):
-        return is_in(host, PRIVATE_NETWORKS)
+        return address_in(host, PRIVATE_NETWORKS)
     return bool(_SINGLE_LABEL.fullmatch(host) or _PRIVATE_SUFFIX.fullmatch(host))

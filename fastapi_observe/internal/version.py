@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def version_of(distribution: str) -> str:
+def package_version(distribution: str) -> str:
     """Return the installed version of a distribution, `unknown` if it is run from a source tree."""
     from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow to import
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-LINES: Final = 10_000
-SIZE: Final = 8 << 20
+MAX_LINES: Final = 10_000
+MAX_BYTES: Final = 8 << 20
 """Most lines and most bytes that wait."""
 
-Waiting = tuple[int, int, bytes]
+QueuedLine = tuple[int, int, bytes]
 """A line that waits: its place in the order of all, its level's number, itself."""
 
 
@@ -19,14 +19,14 @@ class Backlog:
     `shed` counts the lines that went.
     """
 
-    def __init__(self, lines: int = LINES, size: int = SIZE) -> None:
+    def __init__(self, lines: int = MAX_LINES, size: int = MAX_BYTES) -> None:
         self.shed = 0
         self.size = 0
         self._lines = lines
         self._size = size
         self._count = 0
         self._next = 0
-        self._levels: dict[int, deque[Waiting]] = {}
+        self._levels: dict[int, deque[QueuedLine]] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -44,9 +44,9 @@ class Backlog:
         self._count += 1
         self.size += len(line)
 
-    def take(self, size: int) -> list[Waiting]:
+    def take(self, size: int) -> list[QueuedLine]:
         """Take the first lines, of `size` bytes together, or one."""
-        taken: list[Waiting] = []
+        taken: list[QueuedLine] = []
         while self._count:
             first = min((waiting for waiting in self._levels.values() if waiting), key=lambda waiting: waiting[0][0])
             size -= len(first[0][2])
@@ -56,13 +56,13 @@ class Backlog:
             self._leaves(taken[-1])
         return taken
 
-    def give_back(self, lines: list[Waiting]) -> None:
+    def put_back(self, lines: list[QueuedLine]) -> None:
         """Let lines that were taken wait again, before all others."""
         for each in reversed(lines):
             self._levels[each[1]].appendleft(each)
             self._count += 1
             self.size += len(each[2])
 
-    def _leaves(self, line: Waiting) -> None:
+    def _leaves(self, line: QueuedLine) -> None:
         self._count -= 1
         self.size -= len(line[2])

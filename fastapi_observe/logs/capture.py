@@ -13,15 +13,15 @@ import threading
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from fastapi_observe.logs.loguru import LoguruHandlers
-from fastapi_observe.logs.messages import ACCESS_LOGGERS, is_access
+from fastapi_observe.logs.messages import ACCESS_LOGGERS, is_access_log
 from fastapi_observe.logs.writer import LineWriter
-from fastapi_observe.records.guard import guarded
-from fastapi_observe.records.request import current_exchange
+from fastapi_observe.records.guard import fail_safe
+from fastapi_observe.records.request import current_record
 
 if TYPE_CHECKING:
     from loguru import Record
 
-    from fastapi_observe.internal.errors import Faults
+    from fastapi_observe.internal.errors import InternalErrors
 
 SERVER_LOGGERS: Final = (
     "uvicorn",
@@ -35,38 +35,38 @@ SERVER_LOGGERS: Final = (
 )
 """Loggers that servers give their own handlers and cut off from the root."""
 
-DEEPEST: Final = 3
+MAX_NESTED_LINES: Final = 3
 """How often writing a line may itself write a line (an object that logs while it is turned into text)."""
 
 
-class Destination(Protocol):
+class RecordSink(Protocol):
     """Who writes the captured records: the log signal of one install."""
 
-    faults: Faults
+    faults: InternalErrors
     threshold: int
     captures_logging: bool
     logs_requests: bool
     quiet_loggers: tuple[str, ...]
 
-    def take_loguru(self, record: Record, /) -> None:
+    def handle_loguru(self, record: Record, /) -> None:
         """Write a record of loguru."""
 
-    def take_logging(self, record: logging.LogRecord, /) -> None:
+    def handle_logging(self, record: logging.LogRecord, /) -> None:
         """Write a record of the standard library."""
 
 
-class Saved(NamedTuple):
+class LoggerState(NamedTuple):
     """How a logger was before it was taken over."""
 
     handlers: list[logging.Handler]
     propagate: bool
 
 
-class OfThread(threading.local):
+class ThreadState(threading.local):
     """What a thread is in the middle of: how many lines inside each other, and whose logger was called."""
 
     depth = 0
-    speaker: Destination | None = None
+    calling_service: RecordSink | None = None
 
 
 class LogCapture:
@@ -78,15 +78,15 @@ class LogCapture:
     def __init__(self) -> None:
         self.writer = LineWriter()
         self.writer.on_fault = self._count
-        self._open: tuple[Destination, ...] = ()
+        self._open: tuple[RecordSink, ...] = ()
         self._lock = threading.RLock()
-        self.thread = OfThread()
+        self.thread = ThreadState()
         self.loguru = LoguruHandlers(self._take_loguru)
         self._handler = RootHandler(self)
         self._filter = ServerFilter(self)
         self._root_removed: list[logging.Handler] = []
         self._root_level: tuple[int, int] | None = None
-        self._servers: dict[str, Saved] = {}
+        self._servers: dict[str, LoggerState] = {}
         self._quiet: dict[str, int] = {}
         if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows cannot fork
             os.register_at_fork(after_in_child=self._renew_lock)
@@ -98,45 +98,45 @@ class LogCapture:
     def _renew_lock(self) -> None:
         self._lock = threading.RLock()
 
-    def open(self, destination: Destination) -> None:
+    def open(self, destination: RecordSink) -> None:
         """Send records to `destination`; once more: take over again what was changed since."""
         with self._lock:
             self.writer.open()
             if destination not in self._open:
                 self._open = (*self._open, destination)
             self.loguru.mute_default()
-            self.refresh()
+            self.update_level()
 
-    def close(self, destination: Destination) -> None:
+    def close(self, destination: RecordSink) -> None:
         """Send nothing more to `destination`; after the last one everything is as it was."""
         with self._lock:
             if destination not in self._open:
                 return
             self._open = tuple(each for each in self._open if each is not destination)
-            self.refresh()
+            self.update_level()
             if not self._open:
-                self.loguru.give_default_back()
+                self.loguru.restore_default()
                 self.writer.close()
 
-    def refresh(self) -> None:
+    def update_level(self) -> None:
         """Listen at the lowest level that someone open wants."""
         with self._lock:
-            self.loguru.listen(self._lowest())
+            self.loguru.add_handlers(self._lowest())
             capturing = [each for each in self._open if each.captures_logging]
             if capturing:
                 self._take_root(min(each.threshold for each in capturing))
                 self._silence({name for each in capturing for name in each.quiet_loggers})
-                self.take_servers()
+                self.attach_server_loggers()
             else:
                 self._give_back()
 
     # loguru
 
-    @guarded("logs.capture")
+    @fail_safe("logs.capture")
     def restore_loguru(self) -> None:
         """Put our handlers back: `logger.remove()` and `logger.configure(handlers=...)` take them as well."""
         with self._lock:
-            self.loguru.listen(self._lowest())
+            self.loguru.add_handlers(self._lowest())
 
     def _lowest(self) -> int:
         return min((each.threshold for each in self._open), default=sys.maxsize)
@@ -145,19 +145,19 @@ class LogCapture:
         if record["level"].no < high:
             destination = self._responsible()
             if destination is not None and record["level"].no >= destination.threshold:
-                self._hand_over(destination, destination.take_loguru, record)
+                self._hand_over(destination, destination.handle_loguru, record)
         return False
 
     # The standard library
 
-    def take_logging(self, record: logging.LogRecord) -> None:
+    def handle_logging(self, record: logging.LogRecord) -> None:
         """Give a record of the standard library to who is responsible."""
         if any(type(handler).__name__ == "InterceptHandler" for handler in logging.root.handlers):
             return  # loguru's recipe: the record comes to us by way of loguru
         destination = self._responsible()
         if destination is None or not destination.captures_logging or record.levelno < destination.threshold:
             return
-        self._hand_over(destination, destination.take_logging, record)
+        self._hand_over(destination, destination.handle_logging, record)
 
     def _take_root(self, lowest: int) -> None:
         root = logging.root
@@ -183,7 +183,7 @@ class LogCapture:
                 self._quiet[name] = found.level
                 found.setLevel(logging.WARNING)
 
-    def take_servers(self) -> None:
+    def attach_server_loggers(self) -> None:
         """Join the loggers of servers to the root; the filter does it again after a server configured its logging."""
         with self._lock:
             silent = any(each.captures_logging and each.logs_requests for each in self._open)
@@ -194,20 +194,20 @@ class LogCapture:
                 plain = [handler for handler in found.handlers if _is_plain(handler)]
                 propagate = True
                 if name in ACCESS_LOGGERS:
-                    before = self._servers.get(name) or Saved(found.handlers, found.propagate)
+                    before = self._servers.get(name) or LoggerState(found.handlers, found.propagate)
                     switched_off = not before.handlers and not before.propagate  # uvicorn --no-access-log
                     propagate = not (silent or switched_off)
                 if not plain and found.propagate == propagate:
                     continue
                 if name not in self._servers or plain:
-                    self._servers[name] = Saved(list(found.handlers), found.propagate)
+                    self._servers[name] = LoggerState(list(found.handlers), found.propagate)
                 for handler in plain:
                     found.removeHandler(handler)
                 found.propagate = propagate
 
-    def wants(self, record: logging.LogRecord) -> bool:
+    def should_write(self, record: logging.LogRecord) -> bool:
         """Tell whether a server's record is written: the request line stands for its access line."""
-        return not is_access(record) or not any(each.logs_requests for each in self._open)
+        return not is_access_log(record) or not any(each.logs_requests for each in self._open)
 
     def _give_back(self) -> None:
         root = logging.root
@@ -232,23 +232,23 @@ class LogCapture:
 
     # Both
 
-    def _responsible(self) -> Destination | None:
+    def _responsible(self) -> RecordSink | None:
         opened = self._open
         if len(opened) > 1:
-            speaker = self.thread.speaker
+            speaker = self.thread.calling_service
             if speaker in opened:
                 return speaker
-            exchange = current_exchange()
+            exchange = current_record()
             if exchange is not None:
                 own: Any = getattr(exchange.observability, "logs", None)
                 if own in opened:
                     return own  # type: ignore[no-any-return]
         return opened[0] if opened else None
 
-    def _hand_over(self, destination: Destination, take: Any, record: Any) -> None:
+    def _hand_over(self, destination: RecordSink, take: Any, record: Any) -> None:
         """Guard the call: here the caller is any line of any library, not our door."""
         depth = self.thread.depth
-        if depth >= DEEPEST:
+        if depth >= MAX_NESTED_LINES:
             return
         self.thread.depth = depth + 1
         try:
@@ -277,10 +277,10 @@ class RootHandler(logging.Handler):
         """Have no lock: the writer has its own."""
         self.lock = NoLock()  # type: ignore[assignment]
 
-    @guarded("logs.capture")
+    @fail_safe("logs.capture")
     def emit(self, record: logging.LogRecord) -> None:
         """Pass the record on."""
-        self._capture.take_logging(record)
+        self._capture.handle_logging(record)
 
 
 class ServerFilter(logging.Filter):
@@ -292,8 +292,8 @@ class ServerFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Tell whether the record is written."""
-        self._capture.take_servers()
-        return self._capture.wants(record)
+        self._capture.attach_server_loggers()
+        return self._capture.should_write(record)
 
 
 def _is_plain(handler: logging.Handler) -> bool:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
 import orjson
 
 from fastapi_observe.records.endpoint import UNMATCHED
-from fastapi_observe.records.exceptions import error_name, message_of, stack_of
-from fastapi_observe.redaction.redactor import PLAIN
+from fastapi_observe.records.exceptions import error_type_of, exception_message, exception_stacktrace
+from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,7 +36,7 @@ MAX_VALUE: Final = 2048
 """Most characters of a message, of a stack trace and of one value."""
 
 
-class Limits(NamedTuple):
+class LineLimits(NamedTuple):
     """How much of a line the sanitising walk keeps: depth, keys of one object, characters."""
 
     depth: int
@@ -48,11 +48,11 @@ class Limits(NamedTuple):
 
 
 LIMITS: Final = (
-    Limits(6, 64, MAX_VALUE, MAX_MESSAGE, MAX_STACKTRACE, 256),
-    Limits(4, 32, 256, 2048, 4096, 256),
-    Limits(2, 16, 64, 512, 1024, 128),
+    LineLimits(6, 64, MAX_VALUE, MAX_MESSAGE, MAX_STACKTRACE, 256),
+    LineLimits(4, 32, 256, 2048, 4096, 256),
+    LineLimits(2, 16, 64, 512, 1024, 128),
 )
-SMALLEST: Final = Limits(0, 0, 0, 200, 400, 100)
+MINIMAL: Final = LineLimits(0, 0, 0, 200, 400, 100)
 """Fits whatever the text is: a character takes at most seven bytes."""
 
 CONTROL: Final = re.compile(
@@ -61,7 +61,7 @@ CONTROL: Final = re.compile(
 )
 """What could move a terminal's cursor, break a line or turn the reading direction, and what nobody sees."""
 
-OF_STACK: Final = "    | "
+STACK_PREFIX: Final = "    | "
 """What each row of a stack trace begins with, and no line does."""
 
 LEVEL_COLOURS: Final = {"debug": "\x1b[2m", "info": "\x1b[32m", "warn": "\x1b[33m", "error": "\x1b[31m"}
@@ -98,26 +98,30 @@ def encode_line(line: dict[str, Any]) -> bytes:
 
 def encode_text(text: str) -> str:
     """Encode one text as JSON, whatever is in it."""
-    return _escape_separators(orjson.dumps(_legible(text, MAX_VALUE))).decode()
+    return _escape_separators(orjson.dumps(_escape_and_truncate(text, MAX_VALUE))).decode()
 
 
-def describe_exception(exc: BaseException, redactor: Redactor = PLAIN) -> dict[str, str]:
+def describe_exception(exc: BaseException, redactor: Redactor = DEFAULT_REDACTOR) -> dict[str, str]:
     """Describe `exc` as the contract's `exception` object; no variable values are shown."""
-    stacktrace = stack_of(exc, redactor)
+    stacktrace = exception_stacktrace(exc, redactor)
     # The end tells what happened.
     stacktrace = stacktrace if len(stacktrace) <= MAX_STACKTRACE else "…" + stacktrace[1 - MAX_STACKTRACE :]
-    return {"type": error_name(exc), "message": cut(message_of(exc, redactor), MAX_VALUE), "stacktrace": stacktrace}
+    return {
+        "type": error_type_of(exc),
+        "message": truncate(exception_message(exc, redactor), MAX_VALUE),
+        "stacktrace": stacktrace,
+    }
 
 
-def text_of(value: object, limit: int = MAX_VALUE) -> str:
+def to_text(value: object, limit: int = MAX_VALUE) -> str:
     """Return `str(value)`, at most `limit` characters; `<unprintable TypeName>` if it raises."""
     try:
-        return cut(str(value), limit)
+        return truncate(str(value), limit)
     except Exception:  # noqa: BLE001 - any object may come
         return _unprintable(value)
 
 
-def cut(text: str, limit: int) -> str:
+def truncate(text: str, limit: int) -> str:
     """Return `text`, at most `limit` characters of it; a cut shows as `…`."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -137,7 +141,7 @@ def _plain(value: Any) -> Any:
             return dict(value)
         if isinstance(value, float):
             return float.__float__(value)
-    return text_of(value)
+    return to_text(value)
 
 
 def _escape_separators(data: bytes) -> bytes:
@@ -152,52 +156,52 @@ def _encode_safely(line: dict[str, Any]) -> bytes:
         data = _encode_within(line, limits)
         if len(data) <= MAX_LINE:
             return data
-    return _encode_within({**line, "fields": {}}, SMALLEST)
+    return _encode_within({**line, "fields": {}}, MINIMAL)
 
 
-def _encode_within(line: dict[str, Any], limits: Limits) -> bytes:
+def _encode_within(line: dict[str, Any], limits: LineLimits) -> bytes:
     kept: dict[str, Any] = {}
     for key, value in line.items():
         if key == "fields":
-            kept[key] = _tame(value, limits, limits.depth, ())
+            kept[key] = _to_json_safe(value, limits, limits.depth, ())
         elif key == "exception":
             kept[key] = {
-                "type": _legible(value["type"], limits.name),
-                "message": _legible(value["message"], max(limits.value, limits.name)),
-                "stacktrace": _legible(value["stacktrace"], limits.stacktrace),
+                "type": _escape_and_truncate(value["type"], limits.name),
+                "message": _escape_and_truncate(value["message"], max(limits.value, limits.name)),
+                "stacktrace": _escape_and_truncate(value["stacktrace"], limits.stacktrace),
             }
         else:
-            kept[key] = _legible(value, limits.message if key == "message" else limits.name)
+            kept[key] = _escape_and_truncate(value, limits.message if key == "message" else limits.name)
     return _escape_separators(orjson.dumps(kept, option=orjson.OPT_APPEND_NEWLINE))
 
 
-def _legible(text: str, limit: int) -> str:
+def _escape_and_truncate(text: str, limit: int) -> str:
     """Cut `text` and write its lone surrogates as escapes."""
-    return cut(str.__str__(text), limit).encode("utf-8", "backslashreplace").decode()
+    return truncate(str.__str__(text), limit).encode("utf-8", "backslashreplace").decode()
 
 
-def _tame(value: Any, limits: Limits, depth: int, above: tuple[int, ...]) -> Any:
+def _to_json_safe(value: Any, limits: LineLimits, depth: int, above: tuple[int, ...]) -> Any:
     """Turn any object into what JSON can say, within `limits`; `above` are the ids of what it is in."""
     try:
         if isinstance(value, Enum):
             value = value.value
         members = _members(value)
         if members is None:
-            return _tame_scalar(value, limits)
+            return _scalar_to_json(value, limits)
         if id(value) in above or depth < 0:
             return "<cycle>" if id(value) in above else "<too deep>"
         above = (*above, id(value))
         if isinstance(members, list):
-            return [_tame(each, limits, depth - 1, above) for each in members[: limits.keys]]
+            return [_to_json_safe(each, limits, depth - 1, above) for each in members[: limits.keys]]
         return {
-            _legible(text_of(key), 128): _tame(each, limits, depth - 1, above)
+            _escape_and_truncate(to_text(key), 128): _to_json_safe(each, limits, depth - 1, above)
             for key, each in islice(members.items(), limits.keys)
         }
     except Exception:  # noqa: BLE001 - any object may come
-        return _legible(_unprintable(value), limits.name)
+        return _escape_and_truncate(_unprintable(value), limits.name)
 
 
-def _tame_scalar(value: Any, limits: Limits) -> Any:
+def _scalar_to_json(value: Any, limits: LineLimits) -> Any:
     """Turn what holds nothing else into what JSON can say."""
     if value is None or isinstance(value, bool):
         return value
@@ -214,7 +218,7 @@ def _tame_scalar(value: Any, limits: Limits) -> Any:
         value = bytes(value[: limits.value]).decode("latin-1")
     elif isinstance(value, str):
         value = str.__str__(value)
-    return _legible(text_of(value, limits.value), limits.value)
+    return _escape_and_truncate(to_text(value, limits.value), limits.value)
 
 
 def _members(value: Any) -> dict[Any, Any] | list[Any] | None:
@@ -273,13 +277,13 @@ class TextFormat:
         text = "  ".join(part for part in [*parts, line.get("trace_id", "")[:8]] if part) + "\n"
         if "exception" in line:
             for row in line["exception"]["stacktrace"].removesuffix("\n").split("\n"):  # other ends are escaped
-                text += f"{OF_STACK}{legible_text(row)}\n"
+                text += f"{STACK_PREFIX}{legible_text(row)}\n"
         return text.encode(self._encoding, "backslashreplace")
 
 
 def legible_text(value: object) -> str:
     """Return `value` as text with every control character written as an escape."""
-    return CONTROL.sub(_escape_character, text_of(value, MAX_MESSAGE))
+    return CONTROL.sub(_escape_character, to_text(value, MAX_MESSAGE))
 
 
 def _escape_character(match: re.Match[str]) -> str:
@@ -291,4 +295,4 @@ def _readable(value: Any) -> str:
     if isinstance(value, str):
         text = legible_text(value)
         return f'"{text}"' if not text or " " in text else text
-    return legible_text(orjson.dumps(_tame(value, LIMITS[1], LIMITS[1].depth, ())).decode())
+    return legible_text(orjson.dumps(_to_json_safe(value, LIMITS[1], LIMITS[1].depth, ())).decode())

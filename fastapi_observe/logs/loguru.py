@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from loguru import Message, Record
 
-BANDS: Final = {0: 20, 20: 30, 30: 40, 40: 50, 50: sys.maxsize}
+LEVEL_RANGES: Final = {0: 20, 20: 30, 30: 40, 40: 50, 50: sys.maxsize}
 """Where each level begins and ends, debug to fatal; loguru and the standard library number alike."""
 
 
@@ -26,7 +26,7 @@ class LoguruHandlers:
     """
 
     def __init__(self, take: Callable[[int, Record], bool]) -> None:
-        self.known: Any = None
+        self.own_handlers: Any = None
         self._take = take
         self._bands: dict[int, int] = {}
         automatic = os.environ.get("LOGURU_AUTOINIT", "1").lower() in {"1", "true", "yes", "y", "ok", "on"}
@@ -49,7 +49,7 @@ class LoguruHandlers:
                 self._removed = True
             self._default = None
 
-    def give_default_back(self) -> None:
+    def restore_default(self) -> None:
         """Let the default handler be heard again, unless the user removed it."""
         if self._muted is not None:
             handler, before = self._muted
@@ -62,7 +62,7 @@ class LoguruHandlers:
             self._default = logger.add(sys.stderr)
         self._removed = False
 
-    def listen(self, lowest: int) -> None:
+    def add_handlers(self, lowest: int) -> None:
         """Keep one handler for each level from `lowest` up; those that the user removed are made anew.
 
         Each takes the records of its own level only, so that a change of the level neither doubles nor loses a line.
@@ -70,7 +70,7 @@ class LoguruHandlers:
         values of variables) and refuse to be called inside a sink.
         """
         known = _handlers()
-        for low, high in BANDS.items():
+        for low, high in LEVEL_RANGES.items():
             number = self._bands.get(low)
             if number is not None and known is not None and number not in known:
                 del self._bands[low]  # the user called logger.remove()
@@ -84,7 +84,7 @@ class LoguruHandlers:
                     _nowhere, level=low, format="", filter=partial(self._take, high), catch=False
                 )
         now = _handlers()
-        self.known = now if now and all(number in now for number in self._bands.values()) else None
+        self.own_handlers = now if now and all(number in now for number in self._bands.values()) else None
 
 
 def _handlers() -> Any:

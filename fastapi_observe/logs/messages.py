@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.logs.line import MAX_STACKTRACE, MAX_VALUE, cut
-from fastapi_observe.records.exceptions import end_of, linked
-from fastapi_observe.records.request import IDS
+from fastapi_observe.logs.line import MAX_STACKTRACE, MAX_VALUE, truncate
+from fastapi_observe.records.exceptions import exception_chain, tail
+from fastapi_observe.records.request import EXCEPTION_IDS_ATTRIBUTE
 
 if TYPE_CHECKING:
     import logging
@@ -28,7 +28,7 @@ PATH: Final = re.compile(r"(?<=[ \"])/[^\s?\"]*+")
 """The path that was asked for."""
 
 
-def is_access(record: logging.LogRecord) -> bool:
+def is_access_log(record: logging.LogRecord) -> bool:
     """Tell whether a server writes `record` for each request or WebSocket."""
     if record.name in ACCESS_LOGGERS:
         return True
@@ -42,11 +42,11 @@ def redact_access(text: str, redactor: Redactor) -> str:
     return (
         str(redactor.address(address))
         + blank
-        + PATH.sub(lambda found: redactor.raw_path(found[0], redactor.unrouted_path), rest)
+        + PATH.sub(lambda found: redactor.raw_path(found[0], redactor.unmatched_path), rest)
     )
 
 
-def traceback_in(text: str, redactor: Redactor) -> dict[str, str] | None:
+def parse_traceback_message(text: str, redactor: Redactor) -> dict[str, str] | None:
     """Describe a message that is a traceback as the contract's `exception` object; None if it is none.
 
     uvicorn logs a failed startup like this. The end of the stack trace is kept: it tells what happened.
@@ -57,18 +57,18 @@ def traceback_in(text: str, redactor: Redactor) -> dict[str, str] | None:
     first = next((at for at, row in enumerate(rows) if at and not row.startswith(" ")), len(rows) - 1)
     reason = "\n".join(rows[first:])
     kind, _, message = reason.partition(": ")
-    stacktrace = redactor.text(end_of(text))
+    stacktrace = redactor.text(tail(text))
     return {
-        "type": cut(redactor.text(kind.rpartition(".")[2]), 256),
-        "message": cut(redactor.text(message), MAX_VALUE),
+        "type": truncate(redactor.text(kind.rpartition(".")[2]), 256),
+        "message": truncate(redactor.text(message), MAX_VALUE),
         "stacktrace": stacktrace if len(stacktrace) <= MAX_STACKTRACE else "…" + stacktrace[1 - MAX_STACKTRACE :],
     }
 
 
-def ids_of(exc: BaseException) -> tuple[str, str, str]:
+def ids_from_exception(exc: BaseException) -> tuple[str, str, str]:
     """Find the ids that the door gave to `exc` or to one it stands for; empty if there are none."""
-    for each in linked(exc):
-        found = getattr(each, IDS, None)
+    for each in exception_chain(exc):
+        found = getattr(each, EXCEPTION_IDS_ATTRIBUTE, None)
         if found is not None:
             trace_id, span_id, request_id = found
             return trace_id, span_id, request_id

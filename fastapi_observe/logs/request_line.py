@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from fastapi_observe.logs.line import cut, describe_exception, encode_text
-from fastapi_observe.redaction.addresses import LONGEST_ADDRESS
+from fastapi_observe.logs.line import describe_exception, encode_text, truncate
+from fastapi_observe.redaction.addresses import MAX_ADDRESS_LENGTH
 
 if TYPE_CHECKING:
     from fastapi_observe.logs.line import Timestamps
     from fastapi_observe.records.operation import Operation
-    from fastapi_observe.records.request import Exchange
-    from fastapi_observe.records.time_breakdown import Repeated, Work
+    from fastapi_observe.records.request import RequestRecord
+    from fastapi_observe.records.time_breakdown import RepeatedStatement, TimeBreakdown
     from fastapi_observe.redaction.redactor import Redactor
 
 OPERATION_LOGGER: Final = "fastapi_observe.operation"
 """Logger of these lines."""
 
-NAMES: Final = {
+KIND_TITLES: Final = {
     "database": "database query",
     "external": "external call",
     "background": "background task",
@@ -34,9 +34,9 @@ def level_of_operation(operation: Operation, slow_query: float) -> str:
     return "warn" if operation.outcome == "client_error" else "error"
 
 
-def message_of_operation(operation: Operation, level: str) -> str:
+def operation_message(operation: Operation, level: str) -> str:
     """Return what the line of an operation says."""
-    name = NAMES.get(operation.kind, operation.kind)
+    name = KIND_TITLES.get(operation.kind, operation.kind)
     if operation.outcome != "ok":
         return f"{name} failed"
     return f"{name} completed" if level == "debug" else f"slow {name}"
@@ -55,7 +55,7 @@ def fields_of_operation(operation: Operation) -> dict[str, Any]:
     return fields
 
 
-def fields_of_repeated(repeated: Repeated, exchange: Exchange) -> dict[str, Any]:
+def repeated_statement_fields(repeated: RepeatedStatement, exchange: RequestRecord) -> dict[str, Any]:
     """Return what is told of a statement that one request repeated."""
     return {
         "endpoint": exchange.endpoint,
@@ -70,23 +70,23 @@ WEBSOCKET_MESSAGE: Final = "WebSocket connection closed"
 REQUEST_LOGGER: Final = "fastapi_observe.request"
 """Messages and logger of the request line."""
 
-LONGEST_PATH: Final = 1024
+MAX_PATH_LENGTH: Final = 1024
 """Most characters of a path."""
 
-MOST_KEPT: Final = 1024
+MAX_CACHED_PARTS: Final = 1024
 """Most routes, and most clients, with a prepared piece of their lines; then all are made anew."""
 
-LONGEST_KEPT: Final = 512
+MAX_CACHED_BYTES: Final = 512
 """Most bytes of a user agent that is kept for the next line: a client chooses it, and the address behind a proxy."""
 
 
-Route = tuple[str, str, int, str]
-RequestRecord = tuple[Route, str, str, bytes | None, str | None, str, str, str, int, float, int, int, str]
+RouteKey = tuple[str, str, int, str]
+RequestLineParts = tuple[RouteKey, str, str, bytes | None, str | None, str, str, str, int, float, int, int, str]
 """Method, endpoint, status and outcome; then level, path, user agent, client, the three ids, start, duration, sizes,
 and where the time went."""
 
 
-class RequestLines:
+class RequestLineEncoder:
     """Makes request lines; `resource` are the keys that say who writes them, `now` is in nanoseconds."""
 
     def __init__(self, resource: dict[str, str], redactor: Redactor, timestamps: Timestamps) -> None:
@@ -95,15 +95,15 @@ class RequestLines:
         self._timestamps = timestamps
         head = {"message": REQUEST_MESSAGE, "logger": REQUEST_LOGGER, **resource}
         self._head = orjson.dumps(head)[1:-1].decode()
-        self._routes: dict[Route, tuple[str, str, bool]] = {}
-        self._askers: dict[tuple[bytes | None, str | None], str] = {}
+        self._routes: dict[RouteKey, tuple[str, str, bool]] = {}
+        self._client_parts: dict[tuple[bytes | None, str | None], str] = {}
 
-    def build(self, exchange: Exchange, level: str, now: int) -> dict[str, Any]:
+    def build(self, exchange: RequestRecord, level: str, now: int) -> dict[str, Any]:
         """Return the line with whatever this exchange has to say."""
         scope = exchange.scope
         client, query = scope.get("client"), scope.get("query_string")
         redactor = self._redactor
-        url = cut(redactor.route_path(exchange.path, exchange.endpoint), LONGEST_PATH)
+        url = truncate(redactor.route_path(exchange.path, exchange.endpoint), MAX_PATH_LENGTH)
         if query:
             url = f"{url}?{redactor.query(query)}"
         agent = exchange.headers.get(b"user-agent")
@@ -116,11 +116,11 @@ class RequestLines:
             "duration_ms": round(exchange.duration * 1000, 3),
             "request_size": exchange.request_size,
             "response_size": exchange.response_size,
-            "user_agent": None if agent is None else redactor.agent(agent),
+            "user_agent": None if agent is None else redactor.user_agent(agent),
             "remote_addr": redactor.address(client[0]) if client else None,
         }
         if exchange.work is not None:
-            fields.update(exchange.work.facts(exchange.started, exchange.duration))
+            fields.update(exchange.work.as_fields(exchange.started, exchange.duration))
         if exchange.ttfb is not None:
             fields["ttfb_ms"] = round(exchange.ttfb * 1000, 3)
         if exchange.error_type is not None:
@@ -145,7 +145,7 @@ class RequestLines:
             line["exception"] = describe_exception(exchange.exception, redactor)
         return line
 
-    def note(self, exchange: Exchange, level: str) -> RequestRecord | None:
+    def capture(self, exchange: RequestRecord, level: str) -> RequestLineParts | None:
         """Take down all that the line of this exchange will say; None if it is not one of the usual ones.
 
         Values only: what waits in the queue must neither change nor keep the request alive.
@@ -160,10 +160,10 @@ class RequestLines:
             return None
         client, agent = scope.get("client"), exchange.headers.get(b"user-agent")
         address = client[0] if client else None
-        if type(address) is str and len(address) > LONGEST_ADDRESS:
-            address = address[: LONGEST_ADDRESS + 1]  # one more: it is seen to be too long, so not kept
-        if agent is not None and len(agent) > LONGEST_KEPT:
-            agent = agent[: LONGEST_KEPT + 1]
+        if type(address) is str and len(address) > MAX_ADDRESS_LENGTH:
+            address = address[: MAX_ADDRESS_LENGTH + 1]  # one more: it is seen to be too long, so not kept
+        if agent is not None and len(agent) > MAX_CACHED_BYTES:
+            agent = agent[: MAX_CACHED_BYTES + 1]
         return (
             (exchange.method, exchange.endpoint, exchange.status_code, exchange.outcome),
             level,
@@ -177,20 +177,20 @@ class RequestLines:
             exchange.duration,
             exchange.request_size,
             exchange.response_size,
-            "" if exchange.work is None else text_of_work(exchange, exchange.work),
+            "" if exchange.work is None else encode_time_fields(exchange, exchange.work),
         )
 
-    def encode(self, record: RequestRecord) -> bytes:
+    def encode(self, record: RequestLineParts) -> bytes:
         """Return the line that was taken down as bytes, its newline included."""
         route, level, path, agent, address, trace_id, span_id, request_id, started, duration, received, sent, work = (
             record
         )
         before, between, has_secret = self._routes.get(route) or self._prepare(route, level)
-        asker = self._askers.get((agent, address)) or self._prepare_asker(agent, address)
-        if not has_secret and len(path) <= LONGEST_PATH and self._redactor.is_plain_path(path):
+        asker = self._client_parts.get((agent, address)) or self._prepare_asker(agent, address)
+        if not has_secret and len(path) <= MAX_PATH_LENGTH and self._redactor.is_plain_path(path):
             url = f'"{path}"'
         else:
-            url = encode_text(cut(self._redactor.route_path(path, route[1]), LONGEST_PATH))
+            url = encode_text(truncate(self._redactor.route_path(path, route[1]), MAX_PATH_LENGTH))
         ids = f'"trace_id":"{trace_id}","span_id":"{span_id}",' if trace_id else ""
         asked = f'"request_id":"{request_id}",' if request_id else ""
         return (
@@ -201,34 +201,34 @@ class RequestLines:
 
     def _prepare_asker(self, agent: bytes | None, address: str | None) -> str:
         """Keep what is the same in all lines about one client."""
-        if len(self._askers) >= MOST_KEPT:
-            self._askers.clear()
+        if len(self._client_parts) >= MAX_CACHED_PARTS:
+            self._client_parts.clear()
         shown = [
             "null" if text is None else encode_text(text)
             for text in (
-                None if agent is None else self._redactor.agent(agent),
+                None if agent is None else self._redactor.user_agent(agent),
                 None if address is None else self._redactor.address(address),
             )
         ]
         kept = f'"user_agent":{shown[0]},"remote_addr":{shown[1]}'
-        if len(agent or b"") <= LONGEST_KEPT and len(str(address)) <= LONGEST_ADDRESS:
-            self._askers[agent, address] = kept
+        if len(agent or b"") <= MAX_CACHED_BYTES and len(str(address)) <= MAX_ADDRESS_LENGTH:
+            self._client_parts[agent, address] = kept
         return kept
 
-    def _prepare(self, route: Route, level: str) -> tuple[str, str, bool]:
+    def _prepare(self, route: RouteKey, level: str) -> tuple[str, str, bool]:
         """Keep what is the same in all lines of a route that end alike."""
-        if len(self._routes) >= MOST_KEPT:
+        if len(self._routes) >= MAX_CACHED_PARTS:
             self._routes.clear()
         _, endpoint, status_code, outcome = route
         kept = (
             f'"level":"{level}",{self._head},',
             f'"endpoint":{encode_text(endpoint)},"status_code":{status_code},"outcome":"{outcome}",',
-            self._redactor.has_secret(endpoint),
+            self._redactor.has_secret_parameter(endpoint),
         )
         self._routes[route] = kept
         return kept
 
 
-def text_of_work(exchange: Exchange, work: Work) -> str:
+def encode_time_fields(exchange: RequestRecord, work: TimeBreakdown) -> str:
     """Return where the time of a request went, as it follows other fields of a line."""
-    return "".join(f',"{name}":{value}' for name, value in work.facts(exchange.started, exchange.duration).items())
+    return "".join(f',"{name}":{value}' for name, value in work.as_fields(exchange.started, exchange.duration).items())

@@ -19,24 +19,30 @@ from fastapi_observe.logs.line import (
     MAX_MESSAGE,
     TextFormat,
     Timestamps,
-    cut,
     describe_exception,
     encode_line,
-    text_of,
+    to_text,
+    truncate,
 )
-from fastapi_observe.logs.messages import TRACEBACK, ids_of, is_access, redact_access, traceback_in
+from fastapi_observe.logs.messages import (
+    TRACEBACK,
+    ids_from_exception,
+    is_access_log,
+    parse_traceback_message,
+    redact_access,
+)
 from fastapi_observe.logs.request_line import (
     OPERATION_LOGGER,
     REQUEST_LOGGER,
     REQUEST_MESSAGE,
-    RequestLines,
+    RequestLineEncoder,
     fields_of_operation,
-    fields_of_repeated,
     level_of_operation,
-    message_of_operation,
+    operation_message,
+    repeated_statement_fields,
 )
-from fastapi_observe.records.request import CONTEXT_KEY, current_exchange
-from fastapi_observe.records.signal import nothing
+from fastapi_observe.records.request import CONTEXT_KEY, current_record
+from fastapi_observe.records.signal import no_op
 from fastapi_observe.redaction.redactor import Redactor
 
 if TYPE_CHECKING:
@@ -45,11 +51,11 @@ if TYPE_CHECKING:
 
     from loguru import Record
 
-    from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.logs.request_line import RequestRecord
+    from fastapi_observe.internal.errors import InternalErrors
+    from fastapi_observe.logs.request_line import RequestLineParts
     from fastapi_observe.records.operation import Operation
-    from fastapi_observe.records.request import Exchange
-    from fastapi_observe.records.time_breakdown import Work
+    from fastapi_observe.records.request import RequestRecord
+    from fastapi_observe.records.time_breakdown import TimeBreakdown
     from fastapi_observe.settings.model import ObserveSettings
 
 LEVELS: Final = {"debug": 0, "info": 20, "warn": 30, "error": 40, "fatal": 50}
@@ -76,14 +82,14 @@ _CAPTURE: Final = LogCapture()
 """loguru, the root logger and standard output belong to the process, so what is open on them is known in one place."""
 
 
-class Logs:
+class LogService:
     """Writes the contract's log lines to standard output and to the log file.
 
     `start` begins to take loguru's and the standard library's records too (again: takes over what was changed since),
     `close` puts everything back. Lines on standard output are counted for the whole process.
     """
 
-    def __init__(self, settings: ObserveSettings, faults: Faults, redactor: Redactor | None = None) -> None:
+    def __init__(self, settings: ObserveSettings, faults: InternalErrors, redactor: Redactor | None = None) -> None:
         self.faults = faults
         self.threshold = LEVELS[settings.log_level]
         self.captures_logging = settings.capture_logging
@@ -91,12 +97,12 @@ class Logs:
         self.quiet_loggers = settings.quiet_loggers
         self.log = ObserveLogger(loguru_logger.opt(depth=2), self)
         who = ("service", settings.service_name), ("environment", settings.environment)
-        self._resource = {key: text_of(value, 256) for key, value in (*who, ("version", settings.service_version))}
+        self._resource = {key: to_text(value, 256) for key, value in (*who, ("version", settings.service_version))}
         self._timestamps = Timestamps()
-        self._slow_query = settings.slow_query
-        self._repeat_limit = settings.repeated_queries
-        self._redactor = redactor or Redactor.of(settings, faults)
-        self._request_lines = RequestLines(self._resource, self._redactor, self._timestamps)
+        self._slow_query = settings.slow_query_threshold
+        self._repeat_limit = settings.repeated_query_threshold
+        self._redactor = redactor or Redactor.from_settings(settings, faults)
+        self._request_lines = RequestLineEncoder(self._resource, self._redactor, self._timestamps)
         self.push: Callable[[bytes], None] | None = None  # also takes each line, as JSON
         self._writer = _CAPTURE.writer
         self._file: LogFile | None = None
@@ -129,7 +135,7 @@ class Logs:
 
     def file_tally(self) -> tuple[int, Mapping[str, int], int] | None:
         """Return the same of the log file, if there is one."""
-        return None if self._file is None else self._writer.tally_of(self._file)
+        return None if self._file is None else self._writer.line_tally(self._file)
 
     def start(self) -> None:
         """Begin to take the records of loguru, the standard library and the server."""
@@ -151,61 +157,61 @@ class Logs:
         if level not in LEVELS:
             raise ValueError(f"log level: got {level!r}, accepts {', '.join(LEVELS)}")
         self.threshold = LEVELS[level]
-        _CAPTURE.refresh()
+        _CAPTURE.update_level()
 
-    @nothing
-    def open_exchange(self, exchange: Exchange) -> None:
+    @no_op
+    def on_request_start(self, exchange: RequestRecord) -> None:
         """A request arrives: nothing to write yet."""
 
-    @nothing
-    def start_exchange(self, exchange: Exchange) -> None:
+    @no_op
+    def on_response_start(self, exchange: RequestRecord) -> None:
         """A response begins: nothing to write yet."""
 
-    def close_exchange(self, exchange: Exchange) -> None:
+    def on_request_end(self, exchange: RequestRecord) -> None:
         """Write the request line, and before it what the request repeated."""
         if exchange.work is not None:
-            self._tell_repeated(exchange, exchange.work)
+            self._warn_repeated(exchange, exchange.work)
         level = OUTCOME_LEVELS.get(exchange.outcome, "error")
         number = LEVELS[level]
         if not self.logs_requests or number < self.threshold:
             return
-        record = self._request_lines.note(exchange, level) if self._text is None else None
+        record = self._request_lines.capture(exchange, level) if self._text is None else None
         if record is not None:
-            self._writer.write_later(record, self._encode_request, self._file, number)
+            self._writer.enqueue(record, self._encode_request, self._file, number)
             return
         ended = exchange.started_ns + int(exchange.duration * 1e9)
         self._write(self._request_lines.build(exchange, level, ended), request=True)
 
-    def _encode_request(self, record: RequestRecord) -> bytes:
+    def _encode_request(self, record: RequestLineParts) -> bytes:
         """Encode a request line when its turn has come; a fault must not end the writer's thread."""
         try:
             data = self._request_lines.encode(record)
         except Exception as exc:  # noqa: BLE001 - a server may name its client as it likes
             self.faults("logs.request_line", exc)
             line = self._line("error", REQUEST_MESSAGE, REQUEST_LOGGER)
-            data = encode_line({**line, "fields": {"url": self._redactor.unrouted_path(record[2])}})
+            data = encode_line({**line, "fields": {"url": self._redactor.unmatched_path(record[2])}})
         if self.push is not None:
             self.push(data)
         return data
 
-    @nothing
-    def open_operation(self, operation: Operation) -> None:
+    @no_op
+    def on_operation_start(self, operation: Operation) -> None:
         """A piece of work begins: nothing to write yet."""
 
-    def close_operation(self, operation: Operation) -> None:
+    def on_operation_end(self, operation: Operation) -> None:
         """Write a line if the work failed, was refused or was slow; else a debug line, if it is wanted."""
         if self.threshold and operation.outcome == "ok" and operation.duration < self._slow_query:
             return  # the usual
         level = level_of_operation(operation, self._slow_query)
         if LEVELS[level] < self.threshold:
             return
-        line = self._line(level, message_of_operation(operation, level), OPERATION_LOGGER)
+        line = self._line(level, operation_message(operation, level), OPERATION_LOGGER)
         if operation.span is not None:
             at = operation.span.get_span_context()
             line["trace_id"], line["span_id"] = f"{at.trace_id:032x}", f"{at.span_id:016x}"
         self._finish(line, fields_of_operation(operation), operation.exception)
 
-    def _tell_repeated(self, exchange: Exchange, work: Work) -> None:
+    def _warn_repeated(self, exchange: RequestRecord, work: TimeBreakdown) -> None:
         """Write a line for each statement that a request sent too often."""
         if LEVELS["warn"] < self.threshold:
             return
@@ -214,43 +220,43 @@ class Logs:
             if exchange.trace_id:
                 line["trace_id"], line["span_id"] = exchange.trace_id, exchange.span_id
             line["request_id"] = exchange.request_id
-            line["fields"] = fields_of_repeated(repeated, exchange)
+            line["fields"] = repeated_statement_fields(repeated, exchange)
             self._write(line)
 
-    def take_loguru(self, record: Record) -> None:
+    def handle_loguru(self, record: Record) -> None:
         """Write a record of loguru."""
         raised = record["exception"]
         exc = None if raised is None else raised.value
-        line = self._line_of(record["level"].no, record["message"], record["name"] or "", exc)
+        line = self._make_line(record["level"].no, record["message"], record["name"] or "", exc)
         self._finish(line, record["extra"], exc)
 
-    def take_logging(self, record: logging.LogRecord) -> None:
+    def handle_logging(self, record: logging.LogRecord) -> None:
         """Write a record of the standard library."""
         fields = {key: value for key, value in record.__dict__.items() if key not in RECORD_ATTRIBUTES}
         try:
             message = str(record.getMessage()).rstrip("\n")
-            if is_access(record):
+            if is_access_log(record):
                 message = redact_access(message, self._redactor)
         except Exception:  # noqa: BLE001 - arguments that do not fit the message, or cannot be turned into text
-            message = text_of(record.msg, MAX_MESSAGE)
+            message = to_text(record.msg, MAX_MESSAGE)
             fields["args"] = record.args
         if record.stack_info:
             fields["stack_info"] = record.stack_info
         raised = record.exc_info
         found = raised[1] if isinstance(raised, tuple) else raised
         exc = found if isinstance(found, BaseException) else None
-        line = self._line_of(record.levelno, message, text_of(record.name, 256), exc)
+        line = self._make_line(record.levelno, message, to_text(record.name, 256), exc)
         # A server's last lines come after the last flush, right before the process ends.
         last = record.name in SERVER_LOGGERS
         self._finish(line, fields, exc, urgent=last)
 
-    def _line_of(self, number: int, text: str, logger: str, exc: BaseException | None) -> dict[str, Any]:
+    def _make_line(self, number: int, text: str, logger: str, exc: BaseException | None) -> dict[str, Any]:
         """Begin the line of a record; a message that is a traceback becomes its last words and an exception."""
-        told = traceback_in(text, self._redactor) if exc is None else None
+        told = parse_traceback_message(text, self._redactor) if exc is None else None
         if told is None:
-            return self._line(level_of(number), cut(self._redactor.text(text), MAX_MESSAGE), logger)
+            return self._line(level_name(number), truncate(self._redactor.text(text), MAX_MESSAGE), logger)
         message = f"{told['type']}: {told['message']}" if told["message"] else told["type"]
-        return {**self._line(level_of(number), message, logger), "exception": told}
+        return {**self._line(level_name(number), message, logger), "exception": told}
 
     def _line(self, level: str, message: str, logger: str) -> dict[str, Any]:
         return {
@@ -273,9 +279,9 @@ class Logs:
     def _add_ids(self, line: dict[str, Any], exc: BaseException | None) -> None:
         """Add the ids of the current span and request, else those that the exception brought along."""
         trace_id = span_id = ""
-        exchange = current_exchange()
+        exchange = current_record()
         context = get_current_span().get_span_context()
-        brought = ("", "", "") if exc is None else ids_of(exc)
+        brought = ("", "", "") if exc is None else ids_from_exception(exc)
         if exchange is None:
             over = otel_context.get_value(CONTEXT_KEY) is not None
         else:
@@ -320,7 +326,7 @@ class ObserveLogger:
 
     __slots__ = ("_logger", "_owner")
 
-    def __init__(self, logger: Any, owner: Logs) -> None:
+    def __init__(self, logger: Any, owner: LogService) -> None:
         self._logger = logger
         self._owner = owner
 
@@ -369,27 +375,27 @@ class ObserveLogger:
     ) -> None:
         logger = self._logger
         core = getattr(logger, "_core", None)
-        if getattr(core, "handlers", None) is not _CAPTURE.loguru.known:
+        if getattr(core, "handlers", None) is not _CAPTURE.loguru.own_handlers:
             _CAPTURE.restore_loguru()
         # loguru asks this too, but only after its options were built: that would be most of an unwanted line's cost.
         if number < getattr(core, "min_level", 0):
             return
         thread = _CAPTURE.thread
-        before, thread.speaker = thread.speaker, self._owner
+        before, thread.calling_service = thread.calling_service, self._owner
         try:
             if fields:
                 logger = logger.bind(**fields)
             if exception is not None:
                 logger = logger.opt(depth=2, exception=exception)
             whole = isinstance(message, str) and message.startswith(TRACEBACK)
-            logger.log(level, message if whole else text_of(message, MAX_MESSAGE))
+            logger.log(level, message if whole else to_text(message, MAX_MESSAGE))
         except Exception as exc:  # noqa: BLE001 - a patcher or sink of the user's may raise; a log call never does
             self._owner.faults("logs.call", exc)
         finally:
-            thread.speaker = before
+            thread.calling_service = before
 
 
-def level_of(number: int) -> str:
+def level_name(number: int) -> str:
     """Name the contract's level of a level number of `logging` or loguru."""
     if number < 20:  # noqa: PLR2004 - see LEVELS
         return "debug"

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-PIPE_PIECE: Final = 4096
+PIPE_CHUNK: Final = 4096
 """Bytes that a pipe takes whole or not at all (PIPE_BUF on Linux): lines of several workers do not mix."""
 
-PIECE: Final = 1 << 16
+STDOUT_CHUNK_SIZE: Final = 1 << 16
 """Bytes that are written at once elsewhere."""
 
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -32,8 +32,8 @@ class StandardOutput:
     """
 
     def __init__(self) -> None:
-        self.taken = 0
-        self.rest = b""
+        self.lines_written = 0
+        self.partial_line = b""
 
     def offer(self, lines: list[bytes]) -> int:
         """Write as many of `lines` as are taken at once; return their number. Raises what the stream raises.
@@ -43,17 +43,19 @@ class StandardOutput:
         stream: Any = sys.stdout
         descriptor = _own_descriptor(stream)
         if descriptor is None:
-            began, self.rest = self.rest, b""
+            began, self.partial_line = self.partial_line, b""
             _write_stream(stream, [began, *lines])
-            self.taken += len(lines) + bool(began)
+            self.lines_written += len(lines) + bool(began)
             return len(lines)
         kind = os.fstat(descriptor).st_mode
         try:
             with _sending(descriptor, kind) as send:
-                return self._send(lines, send, PIECE if stat.S_ISREG(kind) or stat.S_ISSOCK(kind) else PIPE_PIECE)
+                return self._send(
+                    lines, send, STDOUT_CHUNK_SIZE if stat.S_ISREG(kind) or stat.S_ISSOCK(kind) else PIPE_CHUNK
+                )
         except OSError as exc:
             if exc.errno not in FULL:
-                self.rest = b""
+                self.partial_line = b""
             raise
 
     def wait(self, seconds: float) -> bool:
@@ -76,7 +78,7 @@ class StandardOutput:
                 until += 1
             piece = lines[at] if until == at + 1 else b"".join(lines[at:until])
             if size > most:
-                self.rest = piece
+                self.partial_line = piece
                 at = until
                 if not self._finish(send, most):
                     return at
@@ -84,7 +86,7 @@ class StandardOutput:
             sent = send(piece)
             if sent < size:
                 return at + self._note_part(lines[at:until], sent)
-            self.taken += until - at
+            self.lines_written += until - at
             at = until
         return at
 
@@ -94,22 +96,22 @@ class StandardOutput:
         while sent >= len(lines[number]):
             sent -= len(lines[number])
             number += 1
-        self.taken += number
+        self.lines_written += number
         if sent:
-            self.rest = lines[number][sent:]
+            self.partial_line = lines[number][sent:]
             number += 1
         return number
 
     def _finish(self, send: Callable[[bytes], int], most: int) -> bool:
         """Send what is left of a line; tell whether all of it went."""
-        if not self.rest:
+        if not self.partial_line:
             return True
-        while self.rest:
-            sent = send(self.rest[:most])
+        while self.partial_line:
+            sent = send(self.partial_line[:most])
             if not sent:
                 return False
-            self.rest = self.rest[sent:]
-        self.taken += 1
+            self.partial_line = self.partial_line[sent:]
+        self.lines_written += 1
         return True
 
 

@@ -12,7 +12,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.logs.backlog import SIZE, Backlog
+from fastapi_observe.logs.backlog import MAX_BYTES, Backlog
 from fastapi_observe.logs.stdout import StandardOutput
 
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ QUEUE_LINES: Final = 10_000
 BATCH_DELAY: Final = 0.025
 """Seconds that the thread lets lines gather before it writes them."""
 
-HELD_PAUSE: Final = 0.005
+RETRY_DELAY: Final = 0.005
 """Seconds between two offers to a standard output that is slow."""
 
-PATIENCE: Final = 0.05
+MAX_BLOCK: Final = 0.05
 """Seconds that an urgent line may wait for a standard output that takes nothing, or for a file that others write to."""
 
-PIECE: Final = 1 << 16
+CHUNK_SIZE: Final = 1 << 16
 """Bytes that are taken at once from what waits for standard output."""
 
 COUNT_PATIENCE: Final = 0.1
@@ -42,9 +42,9 @@ INFO: Final = 20
 ERROR: Final = 40
 """Numbers of levels, as those of `logging`."""
 
-NAME: Final = "fastapi-observe-log-writer"
-WRITE: Final = "write"
-END: Final = "end"
+THREAD_NAME: Final = "fastapi-observe-log-writer"
+CMD_WRITE: Final = "write"
+CMD_END: Final = "end"
 """What the thread is woken up for."""
 
 
@@ -113,7 +113,7 @@ class LineWriter:
             self._lock.release()
 
     def __len__(self) -> int:
-        return len(self._queue) + len(self._backlog) + bool(self._output.rest)
+        return len(self._queue) + len(self._backlog) + bool(self._output.partial_line)
 
     @property
     def dropped(self) -> int:
@@ -122,18 +122,18 @@ class LineWriter:
 
     def tally(self) -> tuple[int, dict[str, int], int]:
         """Return at one moment how many lines standard output took, lost (by reason) and waits for."""
-        with self._standing_still():
+        with self._paused():
             lost = {**self.lost, "queue_full": self.lost["queue_full"] + self._backlog.shed}
             return self.written, lost, len(self)
 
-    def tally_of(self, file: LogFile) -> tuple[int, dict[str, int], int]:
+    def line_tally(self, file: LogFile) -> tuple[int, dict[str, int], int]:
         """Return the same of a file."""
-        with self._standing_still():
+        with self._paused():
             waiting = sum(item[1] is file for item in self._queue.copy())
             return file.written, {**file.dropped}, waiting + len(file)
 
     @contextmanager
-    def _standing_still(self) -> Iterator[None]:
+    def _paused(self) -> Iterator[None]:
         """Count between two writes, unless one takes long."""
         held = self._owner != threading.get_ident() and self._lock.acquire(timeout=COUNT_PATIENCE)
         try:
@@ -142,7 +142,7 @@ class LineWriter:
             if held:
                 self._lock.release()
 
-    def write_later(
+    def enqueue(
         self, record: Any, encode: Callable[[Any], bytes], file: LogFile | None = None, level: int = INFO
     ) -> None:
         """Write what `encode(record)` returns, to standard output and to `file`; most often the thread calls it."""
@@ -152,7 +152,7 @@ class LineWriter:
             return
         queue.append((record, file, encode, level))
         if self._direct:
-            self._drain(PATIENCE)
+            self._drain(MAX_BLOCK)
         elif not self._awake:
             self._wake_thread()
 
@@ -161,19 +161,19 @@ class LineWriter:
     ) -> None:
         """Write `line` to standard output and `copy` to `file`. Never raises, never blocks for longer than 0.05 s."""
         queue = self._queue
-        if (self._bytes > SIZE or len(queue) >= self._limit) and not self._has_room_for(level):
+        if (self._bytes > MAX_BYTES or len(queue) >= self._limit) and not self._has_room_for(level):
             self._refuse(file)
             return
         self._bytes += len(line)
         queue.append((line, file, copy, level))
         if urgent or self._direct:
-            self._drain(PATIENCE)
+            self._drain(MAX_BLOCK)
         elif not self._awake:
             self._wake_thread()
 
     def _has_room_for(self, level: int) -> bool:
         """Tell whether a line has room in a full queue: errors have some of their own."""
-        return level >= ERROR and len(self._queue) < self._limit * 1.1 and self._bytes <= SIZE * 1.1
+        return level >= ERROR and len(self._queue) < self._limit * 1.1 and self._bytes <= MAX_BYTES * 1.1
 
     def _refuse(self, file: LogFile | None) -> None:
         with self._counting:
@@ -200,7 +200,7 @@ class LineWriter:
             atexit.unregister(self._close_at_exit)
             thread, self._thread = self._thread, None
         if thread is not None:
-            self._wake.put(END)
+            self._wake.put(CMD_END)
             thread.join(timeout)
         self.flush(timeout)
 
@@ -220,57 +220,57 @@ class LineWriter:
         self._awake = True
         if self._thread is None or not self._thread.is_alive():
             self._start_thread()
-        self._wake.put(WRITE)
+        self._wake.put(CMD_WRITE)
 
     def _start_thread(self) -> None:
         with self._lifetime:
             if self._direct or (self._thread is not None and self._thread.is_alive()):
                 return
-            thread = threading.Thread(target=self._run, args=(self._wake,), name=NAME, daemon=True)
+            thread = threading.Thread(target=self._run, args=(self._wake,), name=THREAD_NAME, daemon=True)
             try:
                 thread.start()
             except RuntimeError:  # no new threads: the interpreter ends, or the limit is reached
                 self._direct = True
-                self._drain(PATIENCE)
+                self._drain(MAX_BLOCK)
                 return
             self._thread = thread
 
     def _run(self, wake: SimpleQueue[str]) -> None:
         try:
-            while (going := self._safely(self._turn, wake)) is not False:
+            while (going := self._safely(self._loop_once, wake)) is not False:
                 if going is None:
                     self._awake = False
                     sleep(BATCH_DELAY)
         finally:  # whatever ended us: the next line starts another
             self._awake = False
 
-    def _turn(self, wake: SimpleQueue[str]) -> bool:
+    def _loop_once(self, wake: SimpleQueue[str]) -> bool:
         """Wait for lines and write them; tell whether the thread goes on."""
         if self._is_held_back():
             self._output.wait(BATCH_DELAY)
-            going = self._woken(wake, HELD_PAUSE)
+            going = self._woken(wake, RETRY_DELAY)
         else:
-            going = wake.get() is WRITE and self._woken(wake, BATCH_DELAY)
+            going = wake.get() is CMD_WRITE and self._woken(wake, BATCH_DELAY)
         self._awake = False
         self._drain(None)
         for file in list(self._files):
-            going = going and self._safely(self._tend, file, wake) is not False
+            going = going and self._safely(self._run_maintenance, file, wake) is not False
         return going
 
     def _woken(self, wake: SimpleQueue[str], seconds: float) -> bool:
         """Let lines gather; tell whether the thread goes on."""
         until = monotonic() + seconds
         with suppress(Empty):
-            while wake.get(timeout=max(0.0, until - monotonic())) is WRITE:
+            while wake.get(timeout=max(0.0, until - monotonic())) is CMD_WRITE:
                 pass
             return False
         return True
 
-    def _tend(self, file: LogFile, wake: SimpleQueue[str]) -> bool:
+    def _run_maintenance(self, file: LogFile, wake: SimpleQueue[str]) -> bool:
         """Do the work on rotated files half of the time; write what comes meanwhile."""
         while True:
             begun = monotonic()
-            if not file.tend():
+            if not file.run_maintenance():
                 break
             going = self._woken(wake, min(monotonic() - begun, BATCH_DELAY))
             self._awake = False
@@ -283,7 +283,7 @@ class LineWriter:
 
     def _is_held_back(self) -> bool:
         """Tell whether something waits for standard output, or for the lock of a file."""
-        return bool(len(self._backlog) or self._output.rest or any(map(len, self._files)))
+        return bool(len(self._backlog) or self._output.partial_line or any(map(len, self._files)))
 
     def _drain(self, patience: float | None) -> bool:
         """Write everything that waits; tell whether it was our turn.
@@ -295,10 +295,10 @@ class LineWriter:
             return False
         deadline = None if patience is None else monotonic() + patience
         while True:
-            if not self._take_turn(deadline):
+            if not self._write_once(deadline):
                 self._wake_thread()
                 return False
-            if deadline is None or not (len(self._backlog) or self._output.rest):
+            if deadline is None or not (len(self._backlog) or self._output.partial_line):
                 return True
             left = deadline - monotonic()
             if self._stuck or left <= 0:
@@ -307,7 +307,7 @@ class LineWriter:
                 return True
             self._safely(self._output.wait, left)
 
-    def _take_turn(self, deadline: float | None) -> bool:
+    def _write_once(self, deadline: float | None) -> bool:
         """Write what can be written without waiting for standard output; tell whether it was our turn."""
         left = -1.0 if deadline is None else 0.0 if self._late else max(0.0, deadline - monotonic())
         if not self._lock.acquire(timeout=left):
@@ -376,24 +376,24 @@ class LineWriter:
 
     def _pump(self) -> None:
         """Offer what waits for standard output."""
-        while len(self._backlog) or self._output.rest:
+        while len(self._backlog) or self._output.partial_line:
             if not self._output.wait(0.0):
                 return
-            waiting = self._backlog.take(PIECE)
+            waiting = self._backlog.take(CHUNK_SIZE)
             count = self._offer([line for _, _, line in waiting])
-            if count < len(waiting) or (self._output.rest and not waiting):
-                self._backlog.give_back(waiting[count:])
+            if count < len(waiting) or (self._output.partial_line and not waiting):
+                self._backlog.put_back(waiting[count:])
                 return
         self._stuck = False
 
     def _offer(self, lines: list[bytes]) -> int:
         """Offer lines to standard output; return how many are no longer ours to write: taken or lost."""
         output = self._output
-        before, offered = output.taken, len(lines) + bool(output.rest)
+        before, offered = output.lines_written, len(lines) + bool(output.partial_line)
         try:
             return output.offer(lines)
         except Exception:  # noqa: BLE001 - a broken, closed or missing standard output is no reason to fail a caller
-            self.lost["write"] += offered - (output.taken - before) - bool(output.rest)
+            self.lost["write"] += offered - (output.lines_written - before) - bool(output.partial_line)
             return len(lines)
         finally:
-            self.written += output.taken - before
+            self.written += output.lines_written - before

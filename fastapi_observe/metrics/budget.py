@@ -21,7 +21,7 @@ SERIES_PER_PROCESS: Final = 20_000
 VALUES_PER_LABEL: Final = 500
 """Most values of one label of one metric."""
 
-LISTED: Final = frozenset({"endpoint", "method", "status_code"})
+STATIC_LABELS: Final = frozenset({"endpoint", "method", "status_code"})
 """Labels of the library's own metrics whose values are those of a list: the app's routes, known methods, statuses."""
 
 EXAMPLE_LENGTH: Final = 40
@@ -30,7 +30,7 @@ EXAMPLE_LENGTH: Final = 40
 _WORD: Final = re.compile(r"([\w.~+-]{4})[\w.~+-]{12,}|[^\s@/]++(?=@)")
 """What may be a token, a name or an id of somebody: four characters say enough."""
 
-Kept = tuple[dict[str, str], float, float]
+ExemplarTuple = tuple[dict[str, str], float, float]
 """Exemplar as it is kept: labels, value, timestamp in seconds."""
 
 
@@ -39,7 +39,7 @@ class Series(Protocol):
 
     pairs: str
     braced: str
-    exemplars: dict[int, Kept]
+    exemplars: dict[int, ExemplarTuple]
 
     def read(self) -> Sequence[float]:
         """Return the values of the cells, as of one moment."""
@@ -54,14 +54,14 @@ class Family(Protocol):
     def label_names(self) -> tuple[str, ...]:
         """Return the names of the labels."""
 
-    def shown_name(self) -> str:
+    def exposition_name(self) -> str:
         """Return the name under which the text format shows the metric."""
 
     def widest_label(self) -> str:
         """Return the name of the label that has the most values."""
 
 
-class Store(Protocol):
+class CellStore(Protocol):
     """Where cells stand that other processes see."""
 
     def bind(self, child: Any) -> None:
@@ -105,7 +105,7 @@ class LabelValues:
                     del counts[value]
 
 
-class SeriesBudget:
+class SeriesLimiter:
     """How many label sets there may be, and what came beyond.
 
     `overflows` counts by metric how often a label set was refused, in whole or in part. `lock` guards every value of
@@ -129,7 +129,7 @@ class SeriesBudget:
         self.lock = threading.RLock()
         self.families: list[Family] = []
         self.overflows: dict[str, int] = {}
-        self.store: Store | None = None
+        self.store: CellStore | None = None
         self._redact = redact
         self._told: set[tuple[str, str]] = set()
 
@@ -137,18 +137,18 @@ class SeriesBudget:
         """Return the number of label sets that are kept."""
         return sum([len(family.children()) for family in self.families])
 
-    def spent(self, family: Family) -> str:
+    def limit_reached(self, family: Family) -> str:
         """Return the name of the setting that lets `family` get no further label set; empty: there is room."""
         if len(family.children()) >= self.per_metric:
             return "series_per_metric"
         return "series_per_process" if self.count() >= self.total else ""
 
-    def refuse(self, family: Family, asked: tuple[str, ...], kept: tuple[str, ...], spent: str) -> None:
+    def record_overflow(self, family: Family, asked: tuple[str, ...], kept: tuple[str, ...], spent: str) -> None:
         """Count the label set `asked`, which is shown as `kept`; warn at the first one of each bound.
 
         `spent` is what there was no room by; empty: a label has too many values.
         """
-        name = family.shown_name()
+        name = family.exposition_name()
         pairs = zip(family.label_names(), asked, kept, strict=True)
         label = next(label for label, was, now in pairs if was != now)
         bound = (name, label) if not spent else (name, "") if spent == "series_per_metric" else ("", "")
@@ -163,14 +163,14 @@ class SeriesBudget:
 
     def _about_label(self, family: Family, label: str, asked: tuple[str, ...]) -> str:
         return (
-            f"label {label} of metric {family.shown_name()} has reached its bound of values ({self.per_label}); "
+            f"label {label} of metric {family.exposition_name()} has reached its bound of values ({self.per_label}); "
             f"further ones are shown as {OVERFLOW}, the first of them was {self._example(family, label, asked)}: "
             "give it few values, none that a client chooses, or raise values_per_label"
         )
 
     def _about_series(self, family: Family, asked: tuple[str, ...], spent: str) -> str:
         if spent == "series_per_metric":
-            who, bound, widest = f"metric {family.shown_name()} has reached its", self.per_metric, family
+            who, bound, widest = f"metric {family.exposition_name()} has reached its", self.per_metric, family
         else:
             who, bound = "all metrics together have reached their", self.total
             widest = max(self.families, key=lambda each: len(each.children()))
@@ -180,7 +180,7 @@ class SeriesBudget:
                 f"Its label {label} has the most values, the first refused was {self._example(family, label, asked)}"
             )
         else:
-            culprit = f"Metric {widest.shown_name()} has the most, and of its labels {label} has the most values"
+            culprit = f"Metric {widest.exposition_name()} has the most, and of its labels {label} has the most values"
         return (
             f"{who} bound of label sets ({bound}); further ones share the series {OVERFLOW}. {culprit}: "
             f"use one with few values, none that a client chooses, or raise {spent}"
@@ -192,10 +192,10 @@ class SeriesBudget:
         return ascii(_WORD.sub(lambda match: f"{match[1] or ''}...", value)[:EXAMPLE_LENGTH])
 
 
-class BoundsCollector:
+class LimitsCollector:
     """Shows the bounds, so that `python -m fastapi_observe cardinality` knows them."""
 
-    def __init__(self, budget: SeriesBudget) -> None:
+    def __init__(self, budget: SeriesLimiter) -> None:
         self._family = InfoMetricFamily(
             "fastapi_observe_bounds",
             "How many label sets and label values a process keeps at most.",

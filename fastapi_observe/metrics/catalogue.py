@@ -8,18 +8,18 @@ from math import isfinite
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from fastapi_observe.metrics.budget import LISTED, LabelValues
-from fastapi_observe.metrics.series import Bounded, Counter, Histogram
-from fastapi_observe.records.guard import USERS, guarded
+from fastapi_observe.metrics.budget import STATIC_LABELS, LabelValues
+from fastapi_observe.metrics.series import BoundedMetric, Counter, Histogram
+from fastapi_observe.records.guard import CALLER_ERRORS, fail_safe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from prometheus_client import CollectorRegistry
 
-    from fastapi_observe.metrics.budget import SeriesBudget
+    from fastapi_observe.metrics.budget import SeriesLimiter
 
-M = TypeVar("M", bound=Bounded)
+M = TypeVar("M", bound=BoundedMetric)
 
 METRIC_NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 LABEL_NAME: Final = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
@@ -29,23 +29,25 @@ OWN_PREFIX: Final = "fastapi_observe"
 """Names that begin so are for the library's metrics about itself."""
 
 
-class Catalogue:
+class MetricFactory:
     """The metrics of one install by name: each is made once and found again."""
 
-    def __init__(self, registry: CollectorRegistry, budget: SeriesBudget) -> None:
+    def __init__(self, registry: CollectorRegistry, budget: SeriesLimiter) -> None:
         self.registry = registry
         self.budget = budget
         self.registered: list[Any] = []
-        self._made: dict[str, Bounded] = {}
+        self._made: dict[str, BoundedMetric] = {}
         self._reserved: set[str] = set()
         self._lock = Lock()
 
-    def own(self, kind: type[M], name: str, documentation: str, labels: Sequence[str] = (), **options: Any) -> M:
+    def create_internal(
+        self, kind: type[M], name: str, documentation: str, labels: Sequence[str] = (), **options: Any
+    ) -> M:
         """Make a metric of the library; its name is not free for others any more."""
         self._reserved.add(_plain(name))
         metric = self._add(kind(name, documentation, tuple(labels), self.budget, **options))
         if labels:
-            metric.values = LabelValues(labels, LISTED)
+            metric.values = LabelValues(labels, STATIC_LABELS)
         return metric
 
     def _add(self, metric: M) -> M:
@@ -118,7 +120,7 @@ class Catalogue:
         self._made[_plain(name)] = metric
         return metric
 
-    def _check(self, kind: type[Bounded], name: str, labels: Sequence[str]) -> None:
+    def _check(self, kind: type[BoundedMetric], name: str, labels: Sequence[str]) -> None:
         if not METRIC_NAME.fullmatch(name):
             raise ValueError(f"metric name {name!r} is invalid: use letters, digits and underscores, no digit first")
         if _plain(name) in self._reserved or name.startswith(OWN_PREFIX):
@@ -152,19 +154,19 @@ def _bounds(buckets: Sequence[float]) -> list[float]:
     return bounds if bounds[-1] == float("inf") else [*bounds, float("inf")]
 
 
-def _same_buckets(metric: Bounded, buckets: Sequence[float] | None) -> bool:
+def _same_buckets(metric: BoundedMetric, buckets: Sequence[float] | None) -> bool:
     return buckets is None or (isinstance(metric, Histogram) and metric.bounds() == _bounds(buckets))
 
 
-def _form(kind: type[Bounded], labels: tuple[str, ...], bounds: list[float] | None) -> str:
+def _form(kind: type[BoundedMetric], labels: tuple[str, ...], bounds: list[float] | None) -> str:
     form = f"{kind.__name__.lower()} with labels {labels}"
     return form if bounds is None else f"{form} and buckets {bounds}"
 
 
-class Business:
+class BusinessMetrics:
     """What the business counts; a metric appears once it is used."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: MetricFactory) -> None:
         self._catalogue = catalogue
         self._made: dict[str, Counter] = {}
         self._lock = Lock()
@@ -172,22 +174,22 @@ class Business:
             "user_registrations_total", "user_logins_total", "orders_created_total", "revenue_generated_total"
         )
 
-    @guarded("metrics.call", passes=USERS)
+    @fail_safe("metrics.call", passes=CALLER_ERRORS)
     def user_registered(self) -> None:
         """Count a user who has registered."""
         self._counter("user_registrations_total", "Users who have registered.").inc()
 
-    @guarded("metrics.call", passes=USERS)
+    @fail_safe("metrics.call", passes=CALLER_ERRORS)
     def user_logged_in(self) -> None:
         """Count a successful login."""
         self._counter("user_logins_total", "Successful logins.").inc()
 
-    @guarded("metrics.call", passes=USERS)
+    @fail_safe("metrics.call", passes=CALLER_ERRORS)
     def order_created(self) -> None:
         """Count an order."""
         self._counter("orders_created_total", "Orders that were created.").inc()
 
-    @guarded("metrics.call", passes=USERS)
+    @fail_safe("metrics.call", passes=CALLER_ERRORS)
     def revenue(self, amount: Decimal | float, currency: str) -> None:
         """Add `amount`, in units of `currency` (three letters, as in ISO 4217).
 
@@ -197,7 +199,7 @@ class Business:
         if not isinstance(currency, str) or not CURRENCY.fullmatch(currency):
             raise ValueError(f"currency {currency!r} is not a code of three letters (ISO 4217), for example EUR")
         total = self._counter("revenue_generated_total", "Revenue, in units of the currency.", ("currency",))
-        total.child(currency.upper()).inc(value)
+        total.labels_or_raise(currency.upper()).inc(value)
 
     def _counter(self, name: str, documentation: str, labels: tuple[str, ...] = ()) -> Counter:
         found = self._made.get(name)
@@ -205,7 +207,7 @@ class Business:
             with self._lock:
                 found = self._made.get(name)
                 if found is None:
-                    found = self._made[name] = self._catalogue.own(Counter, name, documentation, labels)
+                    found = self._made[name] = self._catalogue.create_internal(Counter, name, documentation, labels)
         return found
 
 

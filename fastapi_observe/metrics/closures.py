@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from fastapi_observe.records.request import Exchange
+    from fastapi_observe.records.request import RequestRecord
 
 
-def checked(closures: Sequence[Any]) -> tuple[Callable[[Any], None], ...]:
+def check_functions(closures: Sequence[Any]) -> tuple[Callable[[Any], None], ...]:
     """Return the closures without None, which the instrumentator's factories give for a metric that exists already."""
     for closure in closures:
         if iscoroutinefunction(closure):
@@ -22,7 +22,7 @@ def checked(closures: Sequence[Any]) -> tuple[Callable[[Any], None], ...]:
     return tuple(closure for closure in closures if closure is not None)
 
 
-def info_of(ex: Exchange) -> Any:
+def make_info(ex: RequestRecord) -> Any:
     """Return a request as prometheus_fastapi_instrumentator's closures expect it."""
     from prometheus_fastapi_instrumentator.metrics import Info  # noqa: PLC0415 - only who uses closures pays for it
     from starlette.requests import Request  # noqa: PLC0415 - as above

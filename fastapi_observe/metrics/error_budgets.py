@@ -14,31 +14,31 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from fastapi_observe.internal.errors import Faults
+    from fastapi_observe.internal.errors import InternalErrors
 
     Counts = Sequence[tuple[float, float]]
 
 WINDOWS: Final = (("5m", 300.0), ("1h", 3600.0))
 """Name and seconds of what a burn rate is told for: the windows of the fastest alert."""
 
-INTERVAL: Final = 15.0
+SNAPSHOT_INTERVAL: Final = 15.0
 """Seconds between two snapshots."""
 
-FINE: Final = int(WINDOWS[-1][1] / INTERVAL) + 2
+RECENT_SNAPSHOTS: Final = int(WINDOWS[-1][1] / SNAPSHOT_INTERVAL) + 2
 """Snapshots that reach back to the beginning of the longest window."""
 
-COARSE: Final = 100
+PERIOD_SNAPSHOTS: Final = 100
 """Parts of the period of which a snapshot is kept each: the period is right to one percent."""
 
 
-class Promise(NamedTuple):
+class ObjectiveTarget(NamedTuple):
     """An objective: `allowed` is the part of its events that may be bad."""
 
     name: str
     allowed: float
 
 
-class Budget(NamedTuple):
+class ErrorBudget(NamedTuple):
     """The error budget of one objective now.
 
     `events` and `bad` are those of the last `period` at most; `remaining` is 1 for an untouched budget, 0 for a spent
@@ -57,17 +57,17 @@ class Snapshots:
 
     def __init__(self, period: float) -> None:
         self._period = period
-        self._fine: deque[tuple[float, Counts]] = deque(maxlen=FINE)
-        self._coarse: deque[tuple[float, Counts]] = deque(maxlen=COARSE + 2)
+        self._fine: deque[tuple[float, Counts]] = deque(maxlen=RECENT_SNAPSHOTS)
+        self._coarse: deque[tuple[float, Counts]] = deque(maxlen=PERIOD_SNAPSHOTS + 2)
 
     def add(self, now: float, counts: Counts) -> None:
         """Keep the counts if it is time; counts that went back (the workers parted) begin everything anew."""
         if self._fine and any(new[0] < old[0] for new, old in zip(counts, self._fine[-1][1], strict=True)):
             self._fine.clear()
             self._coarse.clear()
-        if not self._fine or now - self._fine[-1][0] >= INTERVAL:
+        if not self._fine or now - self._fine[-1][0] >= SNAPSHOT_INTERVAL:
             self._fine.append((now, counts))
-        if not self._coarse or now - self._coarse[-1][0] >= self._period / COARSE:
+        if not self._coarse or now - self._coarse[-1][0] >= self._period / PERIOD_SNAPSHOTS:
             self._coarse.append((now, counts))
 
     def of_window(self, since: float) -> Counts:
@@ -86,15 +86,15 @@ class ErrorBudgets:
     reads them each `INTERVAL` between `start` and `stop`; requests pay nothing.
     """
 
-    of_all_workers = True
+    covers_all_workers = True
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a budget is made of
         self,
-        promises: Sequence[Promise],
+        promises: Sequence[ObjectiveTarget],
         period: float,
         config_hash: str,
         read: Callable[[], Counts],
-        faults: Faults,
+        faults: InternalErrors,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._promises = tuple(promises)
@@ -128,7 +128,7 @@ class ErrorBudgets:
             thread.join(1)
 
     def _go_on(self, ended: threading.Event) -> None:
-        while not ended.wait(INTERVAL):
+        while not ended.wait(SNAPSHOT_INTERVAL):
             self._sample()
 
     def _sample(self) -> None:
@@ -137,7 +137,7 @@ class ErrorBudgets:
         except Exception as exc:  # noqa: BLE001 - files of other workers may be gone; the next one may succeed
             self._faults("objectives.sample", exc)
 
-    def now(self) -> list[Budget]:
+    def now(self) -> list[ErrorBudget]:
         """Return the state of each budget."""
         with self._lock:
             counts, now = self._read(), self._clock()
@@ -150,7 +150,7 @@ class ErrorBudgets:
             events, bad = (new - old for new, old in zip(counts[at], before[at], strict=True))
             burn = {name: _burn(counts[at], past[at], promise.allowed) for name, past in windows.items()}
             remaining = 1 - _burn(counts[at], before[at], promise.allowed)
-            found.append(Budget(promise.name, events, bad, remaining, burn))
+            found.append(ErrorBudget(promise.name, events, bad, remaining, burn))
         return found
 
     def describe(self) -> list[Metric]:

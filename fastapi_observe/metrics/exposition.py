@@ -11,28 +11,28 @@ from prometheus_client import exposition as stock
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.openmetrics import exposition as stock_openmetrics
 
-from fastapi_observe.internal.version import version_of
-from fastapi_observe.metrics.series import NAP, Bounded
-from fastapi_observe.metrics.shared.shown import Given, MergedText, SharedRegistry
+from fastapi_observe.internal.version import package_version
+from fastapi_observe.metrics.series import YIELD_SLEEP, BoundedMetric
+from fastapi_observe.metrics.shared.shown import MergedFamilyText, MultiprocessRegistry, StaticCollector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from prometheus_client.metrics_core import Metric
 
-    from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.metrics.budget import SeriesBudget
+    from fastapi_observe.internal.errors import InternalErrors
+    from fastapi_observe.metrics.budget import SeriesLimiter
 
-Answer = tuple[list[tuple[bytes, bytes]], bytes]
+ScrapeResponse = tuple[list[tuple[bytes, bytes]], bytes]
 """Headers and body."""
 
 TEXT: Final = b"text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
 
-MOST_BYTES: Final = 16_777_216
+MAX_RESPONSE_BYTES: Final = 16_777_216
 """Most bytes of one answer; families that do not fit are left out."""
 
-PIECE: Final = 65_536
+ENCODE_CHUNK_SIZE: Final = 65_536
 """Characters that are encoded at one time."""
 
 QUALITY: Final = re.compile(r"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)")
@@ -51,23 +51,23 @@ SUFFIXES: Final = {
 """What the sample names of a family add to its name, by type."""
 
 
-def render(registries: Iterable[Any], accept: str, accept_encoding: str, faults: Faults) -> Answer:
+def render(registries: Iterable[Any], accept: str, accept_encoding: str, faults: InternalErrors) -> ScrapeResponse:
     """Return the headers and the body that show the registries.
 
     A family whose name an earlier one has taken is left out; a collector that raises is left out and counted.
     """
     openmetrics, gzip = prefers_openmetrics(accept), accepts_gzip(accept_encoding)
-    body = Body(gzip=gzip)
+    body = ResponseBody(gzip=gzip)
     taken: set[str] = set()
     for registry in registries:
-        for collector in collectors(registry):
-            sleep(NAP)
+        for collector in collectors_of(registry):
+            sleep(YIELD_SLEEP)
             try:
                 for names, text in _families(collector, openmetrics=openmetrics):
                     if not taken.isdisjoint(names):
                         continue
                     taken.update(names)
-                    if body.size + len(text) > MOST_BYTES:
+                    if body.size + len(text) > MAX_RESPONSE_BYTES:
                         raise OverflowError(f"{names[0]} does not fit")  # noqa: TRY301 - counted and told below
                     body.add(text)
             except OverflowError as exc:
@@ -84,7 +84,7 @@ def render(registries: Iterable[Any], accept: str, accept_encoding: str, faults:
     return headers, content
 
 
-class Body:
+class ResponseBody:
     """The body of an answer, encoded and compressed piece by piece: a whole one would hold the interpreter too long."""
 
     def __init__(self, *, gzip: bool) -> None:
@@ -99,9 +99,9 @@ class Body:
     def add(self, text: str) -> None:
         """Add a text; what is no UTF-8 is written as its escape."""
         self.size += len(text)
-        for at in range(0, len(text), PIECE):
-            sleep(NAP)
-            data = text[at : at + PIECE].encode("utf-8", "backslashreplace")
+        for at in range(0, len(text), ENCODE_CHUNK_SIZE):
+            sleep(YIELD_SLEEP)
+            data = text[at : at + ENCODE_CHUNK_SIZE].encode("utf-8", "backslashreplace")
             self._parts.append(data if self._compress is None else self._compress.compress(data))
 
     def end(self) -> bytes:
@@ -146,23 +146,27 @@ def _ranges(header: str) -> Iterable[tuple[str, dict[str, str], float]]:
         yield name, parameters, quality
 
 
-def collectors(registry: Any) -> list[Any]:
+def collectors_of(registry: Any) -> list[Any]:
     """Return the collectors of a registry, each on its own, so that one that raises spoils no other.
 
     The registry keeps them in a private dict (since prometheus_client 0.4); another kind of registry is collected as
     a whole.
     """
-    if isinstance(registry, SharedRegistry):
+    if isinstance(registry, MultiprocessRegistry):
         return list(registry.shown())
     collectors = list(getattr(registry, "_collector_to_names", (registry,)))
     target = getattr(registry, "get_target_info", lambda: None)()
-    return [Given([InfoMetricFamily("target", "Target metadata", value=target)]), *collectors] if target else collectors
+    return (
+        [StaticCollector([InfoMetricFamily("target", "Target metadata", value=target)]), *collectors]
+        if target
+        else collectors
+    )
 
 
 def _families(collector: Any, *, openmetrics: bool) -> Iterable[tuple[list[str], str]]:
     """Yield each family of a collector: the sample names it takes, and its text."""
-    if isinstance(collector, (Bounded, MergedText)):
-        yield _names(*collector.family()), collector.text(openmetrics=openmetrics)
+    if isinstance(collector, (BoundedMetric, MergedFamilyText)):
+        yield _names(*collector.family()), collector.render(openmetrics=openmetrics)
         return
     encode: Callable[[Any], bytes] = stock_openmetrics.generate_latest if openmetrics else stock.generate_latest
     for family in collector.collect():
@@ -170,17 +174,17 @@ def _families(collector: Any, *, openmetrics: bool) -> Iterable[tuple[list[str],
         shown = copy(family)
         shown.samples = [sample for sample in family.samples if sample.name != created]
         if shown.samples:
-            yield _names(family.name, family.type), encode(Given([shown])).decode().removesuffix("# EOF\n")
+            yield _names(family.name, family.type), encode(StaticCollector([shown])).decode().removesuffix("# EOF\n")
 
 
 def _names(name: str, kind: str) -> list[str]:
     return [name, *(name + suffix for suffix in SUFFIXES.get(kind, ()))]
 
 
-class SelfCollector:
+class InternalCollector:
     """What fastapi-observe says about itself, read at scrape."""
 
-    def __init__(self, budget: SeriesBudget, faults: Faults) -> None:
+    def __init__(self, budget: SeriesLimiter, faults: InternalErrors) -> None:
         self._budget = budget
         self._faults = faults
         self._version = ""
@@ -191,7 +195,7 @@ class SelfCollector:
 
     def collect(self) -> Iterator[Metric]:
         """Read everything."""
-        self._version = self._version or version_of("fastapi-observe")
+        self._version = self._version or package_version("fastapi-observe")
         info = {"version": self._version}
         yield InfoMetricFamily("fastapi_observe", "The installed version of fastapi-observe.", value=info)
         series = self._budget.count()

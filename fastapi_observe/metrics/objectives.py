@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     import re
     from collections.abc import Iterable, Iterator, Sequence
 
-    from fastapi_observe.metrics.series import Bounded, Counter, Histogram
-    from fastapi_observe.metrics.shared.sharing import Sharing
+    from fastapi_observe.metrics.series import BoundedMetric, Counter, Histogram
+    from fastapi_observe.metrics.shared.sharing import MetricSharing
 
-MOST_REMEMBERED: Final = 20_000
+MAX_CACHED_LABEL_SETS: Final = 20_000
 """Label sets of which it is remembered who counts them."""
 
 SHARE: Final = 2
@@ -24,7 +24,7 @@ V = TypeVar("V")
 Groups = tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
 
 
-class Counted(NamedTuple):
+class ObjectiveSpec(NamedTuple):
     """What one objective counts.
 
     `groups` are methods with the templates that count for them; without groups all templates count but those in
@@ -34,7 +34,7 @@ class Counted(NamedTuple):
     """
 
     groups: Groups
-    aside: frozenset[str]
+    excluded_templates: frozenset[str]
     bad: re.Pattern[str] | None
     threshold: float
     endpoints: tuple[tuple[str, str], ...]
@@ -44,7 +44,7 @@ class Counted(NamedTuple):
         """Tell whether it counts the requests of a series."""
         if self.groups:
             return any(method in methods and endpoint in templates for methods, templates in self.groups)
-        return endpoint not in self.aside and endpoint != UNMATCHED
+        return endpoint not in self.excluded_templates and endpoint != UNMATCHED
 
     def of_status(self, method: str, endpoint: str, status: str) -> tuple[bool, bool]:
         """Tell whether the requests of a series are events, and bad ones."""
@@ -53,13 +53,15 @@ class Counted(NamedTuple):
         return self.bad is not None and event, event and bad
 
 
-class Tally:
+class ObjectiveCounts:
     """Counts for objectives, of all workers where there are several: makes what is missing, then reads it.
 
     It reads the cells that requests write anyway.
     """
 
-    def __init__(self, requests: Counter, duration: Histogram, sharing: Sharing, wanted: Sequence[Counted]) -> None:
+    def __init__(
+        self, requests: Counter, duration: Histogram, sharing: MetricSharing, wanted: Sequence[ObjectiveSpec]
+    ) -> None:
         self._requests = requests
         self._duration = duration
         self._sharing = sharing
@@ -70,7 +72,7 @@ class Tally:
         for each in wanted:
             self._make_series(each)
 
-    def _make_series(self, wanted: Counted) -> None:
+    def _make_series(self, wanted: ObjectiveSpec) -> None:
         """Without them the first failure of a route is lost: a rate needs a sample before it."""
         for method, endpoint in wanted.endpoints:
             for metric, labels in (
@@ -130,13 +132,13 @@ class Tally:
         return _remember(self._timed, labels, tuple(found))
 
 
-def _bounds(child: Bounded) -> Sequence[float] | None:
+def _bounds(child: BoundedMetric) -> Sequence[float] | None:
     bounds = getattr(child, "bounds", None)
     return None if bounds is None else bounds()
 
 
 def _remember(kept: dict[tuple[str, ...], V], key: tuple[str, ...], value: V) -> V:
-    if len(kept) >= MOST_REMEMBERED:
+    if len(kept) >= MAX_CACHED_LABEL_SETS:
         kept.clear()
     kept[key] = value
     return value

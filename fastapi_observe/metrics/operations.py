@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.metrics.catalogue import Catalogue
+    from fastapi_observe.internal.errors import InternalErrors
+    from fastapi_observe.metrics.catalogue import MetricFactory
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.pool import PoolState
 
 QUERY_BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 """Bucket bounds in seconds."""
 
-MOST_REMEMBERED: Final = 1024
+MAX_CACHED_LABEL_SETS: Final = 1024
 """Label sets whose series are found without asking prometheus_client."""
 
 Cells = tuple[list[float], list[float], list[float]]
@@ -32,10 +32,10 @@ Cells = tuple[list[float], list[float], list[float]]
 class OperationMetrics:
     """The families about operations; all labels are names that the code gives, each family is bounded."""
 
-    def __init__(self, catalogue: Catalogue, lock: AbstractContextManager[Any], faults: Faults) -> None:
+    def __init__(self, catalogue: MetricFactory, lock: AbstractContextManager[Any], faults: InternalErrors) -> None:
         self._lock = lock
         self._faults = faults
-        self._own = catalogue.own
+        self._own = catalogue.create_internal
         self._make_work()
         self._make_database()
         self._make_pools()
@@ -120,7 +120,7 @@ class OperationMetrics:
         if kind == "database":
             key = labels["operation"], labels["table"]
             if op.error_type is not None:
-                self._query_errors.child(*key, op.error_type).inc()
+                self._query_errors.labels_or_raise(*key, op.error_type).inc()
         else:
             key = (*labels.values(), op.outcome)
         count, cells, bounds = kept.get(key) or self._keep(op, key)
@@ -132,24 +132,24 @@ class OperationMetrics:
 
     def query(self, operation: str, table: str, duration: float, error_type: str | None = None) -> None:
         """Take the samples of a query; `duration` is in seconds."""
-        self._queries.child(operation, table).inc()
-        self._query_duration.child(operation, table).observe(duration)
+        self._queries.labels_or_raise(operation, table).inc()
+        self._query_duration.labels_or_raise(operation, table).observe(duration)
         if error_type is not None:
-            self._query_errors.child(operation, table, error_type).inc()
+            self._query_errors.labels_or_raise(operation, table, error_type).inc()
 
     def _keep(self, op: Operation, key: tuple[str, ...]) -> Cells:
         """Find the cells that operations with these labels and this outcome write."""
         counter, histogram = self._families[op.kind]
         values = {**op.labels, "outcome": op.outcome}
-        child = counter.child(*(values[name] for name in counter.label_names()))
-        spread = histogram.child(*(values[name] for name in histogram.label_names()))
+        child = counter.labels_or_raise(*(values[name] for name in counter.label_names()))
+        spread = histogram.labels_or_raise(*(values[name] for name in histogram.label_names()))
         cells = child.cells, spread.cells, spread.bounds()
         refused = OVERFLOW in child.label_values() or OVERFLOW in spread.label_values()
-        if not refused and len(self._kept[op.kind]) < MOST_REMEMBERED:
+        if not refused and len(self._kept[op.kind]) < MAX_CACHED_LABEL_SETS:
             self._kept[op.kind][key] = cells
         return cells
 
-    def forget_cells(self) -> None:
+    def reset_cells(self) -> None:
         """Look for cells anew: they stand elsewhere now."""
         self._waits.clear()
         self._event_cells.clear()
@@ -163,7 +163,7 @@ class OperationMetrics:
         state = read()
         told = [(fact, self._pool[fact]) for fact in state._fields if getattr(state, fact) is not None]
         for fact, gauge in told:
-            gauge.child(name).set_function(partial(self._read, read, fact))
+            gauge.labels_or_raise(name).set_function(partial(self._read, read, fact))
 
         def remove() -> None:
             while told:
@@ -183,15 +183,15 @@ class OperationMetrics:
         """Set what a pool told; what is None stays as it is."""
         for name, value in values.items():
             if value is not None:
-                self._pool[name].child(pool).set(value)
+                self._pool[name].labels_or_raise(pool).set(value)
 
-    def waited(self, pool: str, seconds: float) -> None:
+    def record_wait(self, pool: str, seconds: float) -> None:
         """Take the time until the pool gave a connection."""
         kept = self._waits.get(pool)
         if kept is None:
-            child = self._wait.child(pool)
+            child = self._wait.labels_or_raise(pool)
             kept = child.cells, child.bounds()
-            if len(self._waits) < MOST_REMEMBERED:
+            if len(self._waits) < MAX_CACHED_LABEL_SETS:
                 self._waits[pool] = kept
         cells, bounds = kept
         cell = bisect_left(bounds, seconds)
@@ -199,12 +199,12 @@ class OperationMetrics:
             cells[cell] += 1
             cells[-1] += seconds
 
-    def event(self, pool: str, event: str) -> None:
+    def record_event(self, pool: str, event: str) -> None:
         """Count what happened on a connection."""
         cells = self._event_cells.get((pool, event))
         if cells is None:
-            cells = self._events.child(pool, event).cells
-            if len(self._event_cells) < MOST_REMEMBERED:
+            cells = self._events.labels_or_raise(pool, event).cells
+            if len(self._event_cells) < MAX_CACHED_LABEL_SETS:
                 self._event_cells[pool, event] = cells
         with self._lock:
             cells[0] += 1

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from anyio.to_thread import current_default_thread_limiter
 from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily
 
-from fastapi_observe.records.guard import tell
+from fastapi_observe.records.guard import report_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
-INTERVAL: Final = 0.5
+SAMPLE_INTERVAL: Final = 0.5
 """Seconds between two samples of the event loop's lag."""
 
 LAG_BOUNDS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 PAUSE_BOUNDS: Final = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
 
 
-class Samples:
+class LocalHistogram:
     """A histogram that one thread at a time feeds, without a lock: plain numbers only."""
 
     __slots__ = ("bounds", "counts", "total")
@@ -61,7 +61,7 @@ class GcPauses:
     __slots__ = ("_started", "generations")
 
     def __init__(self) -> None:
-        self.generations = tuple(Samples(PAUSE_BOUNDS) for _ in range(3))
+        self.generations = tuple(LocalHistogram(PAUSE_BOUNDS) for _ in range(3))
         self._started = 0.0
 
     def __call__(self, phase: str, info: dict[str, Any]) -> None:
@@ -80,9 +80,9 @@ class Saturation:
     otherwise. Without an asyncio loop (trio) only the garbage collector is measured.
     """
 
-    def __init__(self, registry: CollectorRegistry | None = None, interval: float = INTERVAL) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None, interval: float = SAMPLE_INTERVAL) -> None:
         self._interval = interval
-        self._lag = Samples(LAG_BOUNDS)
+        self._lag = LocalHistogram(LAG_BOUNDS)
         self._pauses = GcPauses()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -139,7 +139,7 @@ class Saturation:
         try:
             self._lag.observe(max(0.0, loop.time() - self._due))
         except Exception as exc:  # noqa: BLE001 - the loop's exception handler is the app's
-            tell("saturation", exc)
+            report_error("saturation", exc)
         self._wait(loop)
 
     def describe(self) -> list[Metric]:

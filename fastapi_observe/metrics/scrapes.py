@@ -17,44 +17,44 @@ if TYPE_CHECKING:
 
     from starlette.types import Send
 
-    from fastapi_observe.metrics.exposition import Answer
+    from fastapi_observe.metrics.exposition import ScrapeResponse
 
-KINDS: Final = 4
+VARIANTS: Final = 4
 """Kinds of answers: two formats, compressed or not."""
 
-LONGEST_WAIT: Final = 1.0
+MAX_DELAY: Final = 1.0
 """Seconds that a scrape waits at most when there are too many of them."""
 
-SHARE: Final = 0.05
+MAX_CPU_SHARE: Final = 0.05
 """Part of one core that answering may take before scrapes wait."""
 
-BURST: Final = 0.25
+FREE_CPU_SECONDS: Final = 0.25
 """Seconds of answering that are free before that."""
 
-PIECE: Final = 65_536
+SEND_CHUNK_SIZE: Final = 65_536
 """Bytes that are sent before other requests have their turn."""
 
 
-class Scrapes:
+class ScrapeRenderer:
     """Answers scrapes one at a time; who waits for the one before gets the answer of the next, together with others.
 
     Each answer is of a moment after it was asked for: a total that one worker has shown is never shown lower by
     another. Once answering takes more than its share of the time, scrapes wait, a second at most.
     """
 
-    def __init__(self, render: Callable[[str, str], Answer]) -> None:
+    def __init__(self, render: Callable[[str, str], ScrapeResponse]) -> None:
         self._render = render
         self._lock = threading.Lock()
-        self._last: dict[tuple[bool, bool], tuple[float, Answer]] = {}
+        self._last: dict[tuple[bool, bool], tuple[float, ScrapeResponse]] = {}
         self._spent = 0.0
         self._ended = monotonic()
 
-    def __call__(self, accept: str, accept_encoding: str) -> Answer:
+    def __call__(self, accept: str, accept_encoding: str) -> ScrapeResponse:
         """Return headers and body."""
-        key = key_of(accept, accept_encoding)
+        key = variant_of(accept, accept_encoding)
         asked = monotonic()
         with self._lock:
-            answer = self.made_since(key, asked)
+            answer = self.response_since(key, asked)
             if answer is not None:
                 return answer
             self._wait()
@@ -66,47 +66,49 @@ class Scrapes:
             self._last[key] = began, answer
             return answer
 
-    def made_since(self, key: tuple[bool, bool], asked: float) -> Answer | None:
+    def response_since(self, key: tuple[bool, bool], asked: float) -> ScrapeResponse | None:
         """Return the last answer of this kind if it was begun at `asked` (`time.monotonic`) or later."""
         began, answer = self._last.get(key, (0.0, None))
         return answer if began >= asked else None
 
     def _wait(self) -> None:
         now = monotonic()
-        self._spent = max(0.0, self._spent - SHARE * (now - self._ended))
+        self._spent = max(0.0, self._spent - MAX_CPU_SHARE * (now - self._ended))
         self._ended = now
-        if self._spent > BURST:
-            sleep(min(LONGEST_WAIT, (self._spent - BURST) / SHARE))
+        if self._spent > FREE_CPU_SECONDS:
+            sleep(min(MAX_DELAY, (self._spent - FREE_CPU_SECONDS) / MAX_CPU_SHARE))
 
-    def forked(self) -> None:
+    def after_fork(self) -> None:
         """Begin anew in a forked child."""
         self._lock = threading.Lock()
         self._last = {}
 
 
-def key_of(accept: str, accept_encoding: str) -> tuple[bool, bool]:
+def variant_of(accept: str, accept_encoding: str) -> tuple[bool, bool]:
     """Return the kind of answer that is wanted: OpenMetrics or not, compressed or not."""
     return prefers_openmetrics(accept), accepts_gzip(accept_encoding)
 
 
-class Waiting:
+class SharedScrapes:
     """Those who wait for an answer in one event loop: one of them sends a thread for it, the others get it from there.
 
     A thread for each would have all of them take turns with the interpreter.
     """
 
-    def __init__(self, scrapes: Scrapes) -> None:
+    def __init__(self, scrapes: ScrapeRenderer) -> None:
         self._scrapes = scrapes
         self._under_way: dict[tuple[bool, bool], anyio.Event] = {}
-        self._limiter = anyio.CapacityLimiter(KINDS)  # not the app's: its threads may be busy, that is what is asked
+        self._limiter = anyio.CapacityLimiter(VARIANTS)  # not the app's: its threads may be busy, that is what is asked
         self._turn = anyio.Lock()
 
-    async def __call__(self, render: Callable[[str, str], Answer], accept: str, accept_encoding: str) -> Answer:
+    async def __call__(
+        self, render: Callable[[str, str], ScrapeResponse], accept: str, accept_encoding: str
+    ) -> ScrapeResponse:
         """Return headers and body, of a moment after the call; `render` is called in a thread."""
-        key, asked = key_of(accept, accept_encoding), monotonic()
+        key, asked = variant_of(accept, accept_encoding), monotonic()
         while key in self._under_way:
             await self._under_way[key].wait()
-            answer = self._scrapes.made_since(key, asked)
+            answer = self._scrapes.response_since(key, asked)
             if answer is not None:
                 async with self._turn:  # one in each round of the loop: all at once would hold up the requests
                     await anyio.lowlevel.checkpoint()
@@ -121,8 +123,8 @@ class Waiting:
 
 async def send_body(send: Send, body: bytes) -> None:
     """Send a body piece by piece; requests have their turn in between."""
-    for at in range(0, len(body) - PIECE, PIECE):
-        await send({"type": "http.response.body", "body": body[at : at + PIECE], "more_body": True})
+    for at in range(0, len(body) - SEND_CHUNK_SIZE, SEND_CHUNK_SIZE):
+        await send({"type": "http.response.body", "body": body[at : at + SEND_CHUNK_SIZE], "more_body": True})
         await anyio.lowlevel.checkpoint()
-    rest = (len(body) - 1) // PIECE * PIECE if body else 0
+    rest = (len(body) - 1) // SEND_CHUNK_SIZE * SEND_CHUNK_SIZE if body else 0
     await send({"type": "http.response.body", "body": body[rest:]})

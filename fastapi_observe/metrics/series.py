@@ -14,20 +14,20 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
-from fastapi_observe.metrics.budget import OVERFLOW, Kept, LabelValues, SeriesBudget
-from fastapi_observe.records.guard import STAND_IN, USERS, tell
+from fastapi_observe.metrics.budget import OVERFLOW, ExemplarTuple, LabelValues, SeriesLimiter
+from fastapi_observe.records.guard import CALLER_ERRORS, NO_OP, report_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Self
 
-    from fastapi_observe.metrics.budget import Series, SeriesBudget
+    from fastapi_observe.metrics.budget import Series, SeriesLimiter
 
 
 class Removable(MetricWrapperBase):
     """Shows series no longer that were removed; in several workers that is so for gauges, totals stay."""
 
-    budget: SeriesBudget
+    budget: SeriesLimiter
     guard: Any
     values: Any
 
@@ -66,18 +66,18 @@ LABEL_LENGTH: Final = 1024
 EXEMPLAR_LENGTH: Final = 128
 """Longest label set of an exemplar, in characters (OpenMetrics 1.0, "Exemplars")."""
 
-AT_ONCE: Final = 32
+YIELD_EVERY: Final = 32
 """Series that are written before other threads may go on."""
 
-NAP: Final = 0.00002
+YIELD_SLEEP: Final = 0.00002
 """Seconds for which they may. With 0, who rests takes the interpreter back before anyone who waits for it has woken up:
 the event loop would wait the 5 ms after which the interpreter insists."""
 
-go_float: Callable[[float], str] = floatToGoString
+format_float: Callable[[float], str] = floatToGoString
 """How Prometheus writes a number."""
 
 
-def label_text(value: object) -> str:
+def to_label_value(value: object) -> str:
     """Return `value` as text whatever its type is; never raises."""
     try:
         return value if type(value) is str else str(value)
@@ -92,14 +92,14 @@ def _printable(text: str) -> str:
 
 
 def _number(value: float) -> str | float:
-    return value if isfinite(value) else go_float(value)
+    return value if isfinite(value) else format_float(value)
 
 
-def exemplar_text(kept: Kept) -> str:
+def exemplar_text(kept: ExemplarTuple) -> str:
     """Return an exemplar as OpenMetrics writes it behind a sample."""
     labels, value, timestamp = kept
     pairs = ",".join(f'{name}="{escape(text)}"' for name, text in labels.items())
-    return f" # {{{pairs}}} {go_float(value)} {timestamp:.3f}"
+    return f" # {{{pairs}}} {format_float(value)} {timestamp:.3f}"
 
 
 def escape(text: str) -> str:
@@ -107,7 +107,7 @@ def escape(text: str) -> str:
     return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
-class Bounded(Removable):
+class BoundedMetric(Removable):
     """What the metrics of this module share: bounded `labels`, values in `cells`, a fast `text`.
 
     Of what is private in prometheus_client this module knows `_metric_init` and `_child_samples` (which its base class
@@ -121,14 +121,14 @@ class Bounded(Removable):
         name: str,
         documentation: str,
         labelnames: Sequence[str],
-        budget: SeriesBudget,
+        budget: SeriesLimiter,
         values: tuple[str, ...] = (),
         **options: Any,
     ) -> None:
         self.budget = budget
         self.guard = budget.lock
         self.cells: list[float] = []
-        self.exemplars: dict[int, Kept] = {}
+        self.exemplars: dict[int, ExemplarTuple] = {}
         self.options = options
         given = {key: value for key, value in options.items() if key != "mode"}
         super().__init__(name, documentation, labelnames, registry=None, _labelvalues=values, **given)
@@ -146,28 +146,28 @@ class Bounded(Removable):
     def labels(self, *labelvalues: object, **labelkwargs: object) -> Self:
         """Return the child of these label values, or an overflow child when a bound is reached."""
         try:
-            return self.child(*labelvalues, **labelkwargs)
-        except USERS:
+            return self.labels_or_raise(*labelvalues, **labelkwargs)
+        except CALLER_ERRORS:
             raise
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
-            tell("metrics.labels", exc)
-            return STAND_IN  # type: ignore[no-any-return]
+            report_error("metrics.labels", exc)
+            return NO_OP  # type: ignore[no-any-return]
 
-    def child(self, *labelvalues: object, **labelkwargs: object) -> Self:
+    def labels_or_raise(self, *labelvalues: object, **labelkwargs: object) -> Self:
         """Return what `labels` does; a fault raises."""
         if labelkwargs or self._labelvalues or len(labelvalues) != len(self._labelnames) or not labelvalues:
             labelvalues = self._ordered(labelvalues, labelkwargs)
-        values = tuple([text if type(text) is str else label_text(text) for text in labelvalues])
+        values = tuple([text if type(text) is str else to_label_value(text) for text in labelvalues])
         child: Self | None = self.children().get(values)
         return self._new_child(values) if child is None else child
 
     def _ordered(self, values: tuple[object, ...], named: dict[str, object]) -> tuple[object, ...]:
         if not self._labelnames or self._labelvalues:
-            raise ValueError(f"{self.shown_name()} takes no (further) labels: call its methods directly")
+            raise ValueError(f"{self.exposition_name()} takes no (further) labels: call its methods directly")
         if (values and named) or (named and named.keys() != set(self._labelnames)) or not (values or named):
-            raise ValueError(f"{self.shown_name()} has the labels {self._labelnames}: give all of them in one way")
+            raise ValueError(f"{self.exposition_name()} has the labels {self._labelnames}: give all of them in one way")
         if values and len(values) != len(self._labelnames):
-            raise ValueError(f"{self.shown_name()} has the labels {self._labelnames}, got {len(values)} values")
+            raise ValueError(f"{self.exposition_name()} has the labels {self._labelnames}, got {len(values)} values")
         return values or tuple(named[name] for name in self._labelnames)
 
     def _new_child(self, values: tuple[str, ...]) -> Self:
@@ -176,7 +176,7 @@ class Bounded(Removable):
             spent = ""
             kept = self.values.within(asked, self.budget.per_label)
             child: Self | None = self.children().get(kept)
-            if child is None and (spent := self.budget.spent(self)):
+            if child is None and (spent := self.budget.limit_reached(self)):
                 kept = (OVERFLOW,) * len(asked)
                 child = self.children().get(kept)
             if child is None:
@@ -184,12 +184,12 @@ class Bounded(Removable):
                 self.children()[kept] = child
                 self.values.add(kept)
         if kept != asked:
-            self.budget.refuse(self, asked, kept, spent)
+            self.budget.record_overflow(self, asked, kept, spent)
         return child
 
     def _raise_if_not_observable(self) -> None:
         if not self.cells:
-            raise ValueError(f"{self.shown_name()} has the labels {self.label_names()}: call .labels(...) first")
+            raise ValueError(f"{self.exposition_name()} has the labels {self.label_names()}: call .labels(...) first")
 
     def children(self) -> dict[Sequence[str], Any]:
         """Return the children by their label values."""
@@ -214,13 +214,13 @@ class Bounded(Removable):
         widths = {name: len(set(column)) for name, column in zip(self.label_names(), columns, strict=True)}
         return max(widths, key=widths.__getitem__)
 
-    def keep_exemplar(self, cell: int, labels: dict[str, str], value: float) -> None:
+    def set_exemplar(self, cell: int, labels: dict[str, str], value: float) -> None:
         """Keep an exemplar for a cell; one that is too long for OpenMetrics is left out instead of raising."""
-        texts = {label_text(name): _printable(label_text(text)) for name, text in labels.items()}
+        texts = {to_label_value(name): _printable(to_label_value(text)) for name, text in labels.items()}
         if sum(len(name) + len(text) for name, text in texts.items()) <= EXEMPLAR_LENGTH:
             self.exemplars[cell] = (texts, value, time())
 
-    def shown_name(self) -> str:
+    def exposition_name(self) -> str:
         """Return the name under which the text format shows the metric."""
         name: str = self._name
         return f"{name}_total" if self._type == "counter" else name
@@ -229,37 +229,39 @@ class Bounded(Removable):
         """Return the name of the family, without the ending of counters, and its type."""
         return self._name, str(self._type)
 
-    def text(self, *, openmetrics: bool) -> str:
+    def render(self, *, openmetrics: bool) -> str:
         """Return the metric in the text format, or in OpenMetrics with exemplars; empty without a series."""
-        return self.text_of([self] if self.cells else list(self.children().copy().values()), openmetrics=openmetrics)
+        return self.render_series(
+            [self] if self.cells else list(self.children().copy().values()), openmetrics=openmetrics
+        )
 
-    def text_of(self, series: Sequence[Series], *, openmetrics: bool) -> str:
+    def render_series(self, series: Sequence[Series], *, openmetrics: bool) -> str:
         """Return the text of this metric with these series."""
         if not series:
             return ""
-        name = self._name if openmetrics else self.shown_name()
+        name = self._name if openmetrics else self.exposition_name()
         documentation = self._documentation.replace("\\", r"\\").replace("\n", r"\n")
         if openmetrics:
             documentation = documentation.replace('"', r"\"")
         parts = [f"# HELP {name} {documentation}\n# TYPE {name} {self._type}\n"]
         template = self.template()
         for number, child in enumerate(series):
-            if number % AT_ONCE == 0:
-                sleep(NAP)
+            if number % YIELD_EVERY == 0:
+                sleep(YIELD_SLEEP)
             lines = template % self.arguments(child)
             if openmetrics and child.exemplars:
                 lines = with_exemplars(lines, child.exemplars.copy())
             parts.append(lines)
         return "".join(parts)
 
-    def kept_exemplar(self, cell: int) -> Exemplar | None:
+    def get_exemplar(self, cell: int) -> Exemplar | None:
         """Return the exemplar of a cell in prometheus_client's form."""
         kept = self.exemplars.get(cell)
         return None if kept is None else Exemplar(*kept)
 
     def template(self) -> str:
         """Return the lines of one series, to be filled with `arguments`."""
-        return f"{self.shown_name()}%s %s\n"
+        return f"{self.exposition_name()}%s %s\n"
 
     def arguments(self, series: Series) -> tuple[object, ...]:
         """Return what fills `template`."""
@@ -270,7 +272,7 @@ class Bounded(Removable):
         return self.cells
 
 
-def with_exemplars(lines: str, exemplars: dict[int, Kept]) -> str:
+def with_exemplars(lines: str, exemplars: dict[int, ExemplarTuple]) -> str:
     """Put each exemplar behind the line of its cell."""
     split = lines.split("\n")
     for cell, kept in exemplars.items():
@@ -278,7 +280,7 @@ def with_exemplars(lines: str, exemplars: dict[int, Kept]) -> str:
     return "\n".join(split)
 
 
-class Counter(Bounded, prometheus_client.Counter):
+class Counter(BoundedMetric, prometheus_client.Counter):
     """A prometheus_client counter with a bounded number of label sets."""
 
     def _metric_init(self) -> None:
@@ -287,17 +289,17 @@ class Counter(Bounded, prometheus_client.Counter):
     def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
         """Add `amount`, which may not be negative."""
         if amount < 0:
-            raise ValueError(f"{self.shown_name()} is a counter: it cannot go down by {amount}; use a gauge")
+            raise ValueError(f"{self.exposition_name()} is a counter: it cannot go down by {amount}; use a gauge")
         try:
             self._raise_if_not_observable()
             with self.guard:
                 self.cells[0] += amount
             if exemplar:
-                self.keep_exemplar(0, exemplar, amount)
-        except USERS:
+                self.set_exemplar(0, exemplar, amount)
+        except CALLER_ERRORS:
             raise
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
-            tell("metrics.sample", exc)
+            report_error("metrics.sample", exc)
 
     def reset(self) -> None:
         """Set the counter to 0."""
@@ -306,10 +308,10 @@ class Counter(Bounded, prometheus_client.Counter):
             self.cells[0] = 0
 
     def _child_samples(self) -> Iterable[Sample]:
-        return (Sample("_total", {}, self.cells[0], None, self.kept_exemplar(0)),)
+        return (Sample("_total", {}, self.cells[0], None, self.get_exemplar(0)),)
 
 
-class Gauge(Bounded, prometheus_client.Gauge):
+class Gauge(BoundedMetric, prometheus_client.Gauge):
     """A prometheus_client gauge with a bounded number of label sets.
 
     `mode` is how several workers show it: `sum`, `max` or `min` of those that live, or `pid`, each with its pid.
@@ -331,10 +333,10 @@ class Gauge(Bounded, prometheus_client.Gauge):
             self._raise_if_not_observable()
             with self.guard:
                 self.cells[0] += amount
-        except USERS:
+        except CALLER_ERRORS:
             raise
         except Exception as exc:  # noqa: BLE001 - as above
-            tell("metrics.sample", exc)
+            report_error("metrics.sample", exc)
 
     def dec(self, amount: float = 1) -> None:
         """Take `amount` away."""
@@ -347,10 +349,10 @@ class Gauge(Bounded, prometheus_client.Gauge):
             number = float(value)
             with self.guard:
                 self.cells[0] = number
-        except USERS:
+        except CALLER_ERRORS:
             raise
         except Exception as exc:  # noqa: BLE001 - as above
-            tell("metrics.sample", exc)
+            report_error("metrics.sample", exc)
 
     def set_function(self, f: Callable[[], float]) -> None:
         """Ask `f` for the value at each scrape."""
@@ -369,7 +371,7 @@ class Gauge(Bounded, prometheus_client.Gauge):
         return (Sample("", {}, self.value(), None, None),)
 
 
-class Histogram(Bounded, prometheus_client.Histogram):
+class Histogram(BoundedMetric, prometheus_client.Histogram):
     """A prometheus_client histogram with a bounded number of label sets.
 
     `cells` are the buckets, each with what is in it alone, and the sum.
@@ -393,13 +395,13 @@ class Histogram(Bounded, prometheus_client.Histogram):
                 self.cells[cell] += 1
                 self.cells[-1] += amount
             if exemplar:
-                self.keep_exemplar(cell, exemplar, amount)
-        except USERS:
+                self.set_exemplar(cell, exemplar, amount)
+        except CALLER_ERRORS:
             raise
         except Exception as exc:  # noqa: BLE001 - as above
-            tell("metrics.sample", exc)
+            report_error("metrics.sample", exc)
 
-    def summed(self) -> bool:
+    def has_sum(self) -> bool:
         """Tell whether sum and count are shown: a sum of negative samples is no counter (OpenMetrics, "Histogram")."""
         return self._upper_bounds[0] >= 0
 
@@ -416,8 +418,8 @@ class Histogram(Bounded, prometheus_client.Histogram):
     def template(self) -> str:
         """Return the lines of one series, to be filled with `arguments`."""
         name = self._name
-        buckets = "".join(f'{name}_bucket{{%sle="{go_float(bound)}"}} %s\n' for bound in self._upper_bounds)
-        return f"{buckets}{name}_count%s %s\n{name}_sum%s %s\n" if self.summed() else buckets
+        buckets = "".join(f'{name}_bucket{{%sle="{format_float(bound)}"}} %s\n' for bound in self._upper_bounds)
+        return f"{buckets}{name}_count%s %s\n{name}_sum%s %s\n" if self.has_sum() else buckets
 
     def arguments(self, series: Series) -> tuple[object, ...]:
         """Return what fills `template`."""
@@ -425,12 +427,12 @@ class Histogram(Bounded, prometheus_client.Histogram):
         counts = list(accumulate(alone))
         filled: list[object] = [f"{series.pairs}," if series.pairs else ""] * (2 * len(counts))
         filled[1::2] = counts
-        return (*filled, series.braced, counts[-1], series.braced, _number(total)) if self.summed() else tuple(filled)
+        return (*filled, series.braced, counts[-1], series.braced, _number(total)) if self.has_sum() else tuple(filled)
 
     def _child_samples(self) -> Iterable[Sample]:
         counts, total = self.snapshot()
         for cell, (bound, count) in enumerate(zip(self._upper_bounds, counts, strict=True)):
-            yield Sample("_bucket", {"le": go_float(bound)}, count, None, self.kept_exemplar(cell))
-        if self.summed():
+            yield Sample("_bucket", {"le": format_float(bound)}, count, None, self.get_exemplar(cell))
+        if self.has_sum():
             yield Sample("_count", {}, counts[-1], None, None)
             yield Sample("_sum", {}, total, None, None)

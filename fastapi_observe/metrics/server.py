@@ -13,20 +13,20 @@ from socketserver import ThreadingMixIn
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.requests.access import CHALLENGE, Access
+from fastapi_observe.requests.access import CHALLENGE, MetricsAccess
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastapi_observe.internal.errors import Faults
+    from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.settings.model import ObserveSettings
 
     Render = Callable[[str, str], tuple[list[tuple[bytes, bytes]], bytes]]
 
-MOST_CONNECTIONS: Final = 16
+MAX_CONNECTIONS: Final = 16
 """Connections that are served at one time."""
 
-PATIENCE: Final = 5.0
+REQUEST_TIMEOUT: Final = 5.0
 """Seconds that a connection may take to ask, and then to read the answer."""
 
 
@@ -37,7 +37,7 @@ class MetricsServer:
     port that cannot be opened is told in one line, and the app goes on.
     """
 
-    def __init__(self, settings: ObserveSettings, render: Render, faults: Faults) -> None:
+    def __init__(self, settings: ObserveSettings, render: Render, faults: InternalErrors) -> None:
         self._settings = settings
         self._render = render
         self._faults = faults
@@ -84,17 +84,17 @@ class _Server(ThreadingMixIn, HTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, settings: ObserveSettings, render: Render, faults: Faults, *, shared: bool) -> None:
+    def __init__(self, settings: ObserveSettings, render: Render, faults: InternalErrors, *, shared: bool) -> None:
         host = settings.metrics_host
         self.path = settings.metrics_path
         token = settings.metrics_token
-        self.access = Access(settings.metrics_access, None if token is None else token.get_secret_value())
+        self.access = MetricsAccess(settings.metrics_access, None if token is None else token.get_secret_value())
         self.render = render
         self.faults = faults
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.allow_reuse_port = shared and hasattr(socket, "SO_REUSEPORT")
         self._lock = threading.Lock()
-        self._asking: dict[Any, float] = {}  # since when, the oldest first
+        self._reading: dict[Any, float] = {}  # since when, the oldest first
         self._answered: set[Any] = set()
         super().__init__((host, settings.metrics_port or 0), _Handler)
 
@@ -105,12 +105,12 @@ class _Server(ThreadingMixIn, HTTPServer):
         answered already, the new one is closed.
         """
         with self._lock:
-            is_full = len(self._asking) + len(self._answered) >= MOST_CONNECTIONS
-            if is_full and self._asking:
-                self._drop(next(iter(self._asking)))
+            is_full = len(self._reading) + len(self._answered) >= MAX_CONNECTIONS
+            if is_full and self._reading:
+                self._drop(next(iter(self._reading)))
                 is_full = False
             if not is_full:
-                self._asking[request] = monotonic()
+                self._reading[request] = monotonic()
         if is_full:
             self.shutdown_request(request)
         else:
@@ -119,14 +119,14 @@ class _Server(ThreadingMixIn, HTTPServer):
     def service_actions(self) -> None:
         """Break off those that take too long to ask; called at least twice a second."""
         with self._lock:
-            late = monotonic() - PATIENCE
-            for request in [request for request, since in self._asking.items() if since < late]:
+            late = monotonic() - REQUEST_TIMEOUT
+            for request in [request for request, since in self._reading.items() if since < late]:
                 self._drop(request)
 
-    def has_asked(self, request: Any) -> bool:
+    def mark_request_read(self, request: Any) -> bool:
         """Note that a connection has sent its request; tell whether it was there in time."""
         with self._lock:
-            in_time = self._asking.pop(request, None) is not None
+            in_time = self._reading.pop(request, None) is not None
             if in_time:
                 self._answered.add(request)
             return in_time
@@ -134,13 +134,13 @@ class _Server(ThreadingMixIn, HTTPServer):
     def shutdown_request(self, request: Any) -> None:
         """Close a connection, and make room for the next."""
         with self._lock:
-            self._asking.pop(request, None)
+            self._reading.pop(request, None)
             self._answered.discard(request)
         super().shutdown_request(request)
 
     def _drop(self, request: Any) -> None:
         """Break off what is still asking; its thread then closes it."""
-        del self._asking[request]
+        del self._reading[request]
         with suppress(OSError):
             request.shutdown(socket.SHUT_RDWR)
 
@@ -151,7 +151,7 @@ class _Server(ThreadingMixIn, HTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     """Answers one connection."""
 
-    timeout = PATIENCE
+    timeout = REQUEST_TIMEOUT
     server_version = "fastapi-observe"
     sys_version = ""
     server: _Server
@@ -159,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer with the metrics, or say why not."""
         server = self.server
-        if not server.has_asked(self.connection):
+        if not server.mark_request_read(self.connection):
             return
         try:
             # self.path has another number of slashes than what was asked for
@@ -167,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
                 status, head, body = _plain(HTTPStatus.NOT_FOUND)
             elif not self._is_allowed():
                 status, head, body = _plain(
-                    HTTPStatus.UNAUTHORIZED if server.access.asks_for_token else HTTPStatus.NOT_FOUND
+                    HTTPStatus.UNAUTHORIZED if server.access.requires_token else HTTPStatus.NOT_FOUND
                 )
             else:
                 status = HTTPStatus.OK

@@ -7,29 +7,29 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from fastapi_observe.metrics.budget import BoundsCollector, SeriesBudget
-from fastapi_observe.metrics.catalogue import Business, Catalogue
-from fastapi_observe.metrics.closures import checked, info_of
-from fastapi_observe.metrics.exposition import SelfCollector, collectors, prefers_openmetrics, render
+from fastapi_observe.metrics.budget import LimitsCollector, SeriesLimiter
+from fastapi_observe.metrics.catalogue import BusinessMetrics, MetricFactory
+from fastapi_observe.metrics.closures import check_functions, make_info
+from fastapi_observe.metrics.exposition import InternalCollector, collectors_of, prefers_openmetrics, render
 from fastapi_observe.metrics.operations import OperationMetrics
-from fastapi_observe.metrics.scrapes import Scrapes
+from fastapi_observe.metrics.scrapes import ScrapeRenderer
 from fastapi_observe.metrics.series import Counter, Gauge, Histogram
-from fastapi_observe.metrics.shared.sharing import Sharing
-from fastapi_observe.records.exceptions import status_name
-from fastapi_observe.records.guard import USERS, guarded, stand_in
+from fastapi_observe.metrics.shared.sharing import MetricSharing
+from fastapi_observe.records.exceptions import status_label
+from fastapi_observe.records.guard import CALLER_ERRORS, fail_safe, return_no_op
 from fastapi_observe.records.request import known_method
-from fastapi_observe.records.signal import nothing
+from fastapi_observe.records.signal import no_op
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.metrics.exposition import Answer
-    from fastapi_observe.metrics.objectives import Counted, Tally
+    from fastapi_observe.internal.errors import InternalErrors
+    from fastapi_observe.metrics.exposition import ScrapeResponse
+    from fastapi_observe.metrics.objectives import ObjectiveCounts, ObjectiveSpec
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.pool import PoolState
-    from fastapi_observe.records.request import Exchange
-    from fastapi_observe.records.websocket import WebSocketExchange
+    from fastapi_observe.records.request import RequestRecord
+    from fastapi_observe.records.websocket import WebSocketRecord
     from fastapi_observe.settings.model import ObserveSettings
 
 SIZE_BUCKETS: Final = tuple(100.0 * 10**power for power in range(8))
@@ -60,33 +60,33 @@ class MetricsService:
     out of a label value what a warning must not tell.
     """
 
-    def __init__(self, settings: ObserveSettings, faults: Faults, redact: Callable[[str], str] = str) -> None:
+    def __init__(self, settings: ObserveSettings, faults: InternalErrors, redact: Callable[[str], str] = str) -> None:
         self.registry: CollectorRegistry = settings.registry or CollectorRegistry()
         self._shared = settings.registry is not None
-        show_default = settings.default_registry and self.registry is not REGISTRY
+        show_default = settings.include_default_registry and self.registry is not REGISTRY
         self._faults = faults
-        bounds = settings.series_per_metric, settings.series_per_process, settings.values_per_label
-        self._budget = SeriesBudget(*bounds, redact)
-        self._catalogue = Catalogue(self.registry, self._budget)
-        self.business = Business(self._catalogue)
+        bounds = settings.max_series_per_metric, settings.max_series_per_process, settings.max_values_per_label
+        self._budget = SeriesLimiter(*bounds, redact)
+        self._catalogue = MetricFactory(self.registry, self._budget)
+        self.business = BusinessMetrics(self._catalogue)
         self._exemplars = settings.exemplars
-        self._repeat_limit = settings.repeated_queries
+        self._repeat_limit = settings.repeated_query_threshold
         self._sizes = settings.size_histograms
-        self._closures = checked(settings.instrumentations)
+        self._closures = check_functions(settings.instrumentator_functions)
         self._lock = self._budget.lock
         self._http: dict[tuple[str, str, int], HttpSeries] = {}
-        self.scrapes = Scrapes(self._render)
+        self.scrapes = ScrapeRenderer(self._render)
         registries = (self.registry, REGISTRY) if show_default else (self.registry,)
-        self.sharing = Sharing(registries, self._catalogue, faults, self._forget_cells, self.scrapes.forked)
+        self.sharing = MetricSharing(registries, self._catalogue, faults, self._forget_cells, self.scrapes.after_fork)
         try:
             self._make_http(
                 settings.duration_buckets, [slo.threshold for slo in settings.slos if slo.kind == "latency"]
             )
             self._make_websocket()
             self._operations = OperationMetrics(self._catalogue, self._lock, faults)
-            self.add_reader(SelfCollector(self._budget, faults))
-            self.add_reader(BoundsCollector(self._budget))
-            self.add_reader(self.sharing.about)
+            self.register_collector(InternalCollector(self._budget, faults))
+            self.register_collector(LimitsCollector(self._budget))
+            self.register_collector(self.sharing.about)
         except ValueError:  # the user's registry is left as it was
             self.close()
             raise
@@ -94,7 +94,7 @@ class MetricsService:
     # The metrics
 
     def _make_http(self, buckets: tuple[float, ...], thresholds: Iterable[float]) -> None:
-        own = self._catalogue.own
+        own = self._catalogue.create_internal
         route = ("method", "endpoint")
         self._requests = own(Counter, "http_requests_total", "HTTP requests.", (*route, "status_code"))
         self._duration = own(
@@ -129,7 +129,7 @@ class MetricsService:
         )
 
     def _make_websocket(self) -> None:
-        own = self._catalogue.own
+        own = self._catalogue.create_internal
         self._connections = own(Gauge, "websocket_connections_active", "Open WebSocket connections.", ("endpoint",))
         self._messages = own(
             Counter, "websocket_messages_total", "WebSocket messages, received and sent.", ("endpoint", "direction")
@@ -144,13 +144,13 @@ class MetricsService:
 
     # The signal
 
-    def open_exchange(self, ex: Exchange) -> None:
+    def on_request_start(self, ex: RequestRecord) -> None:
         """Count a request as in progress."""
         if not ex.websocket:
             with self._lock:
                 self._active.cells[0] += 1
 
-    def close_exchange(self, ex: Exchange) -> None:
+    def on_request_end(self, ex: RequestRecord) -> None:
         """Take the samples of a request, or of a WebSocket connection."""
         if ex.websocket:
             self._close_websocket(ex)  # type: ignore[arg-type]  # `websocket` says so
@@ -190,7 +190,7 @@ class MetricsService:
         if self._closures:
             self._call_closures(ex)
 
-    def _keep(self, ex: Exchange) -> HttpSeries:
+    def _keep(self, ex: RequestRecord) -> HttpSeries:
         key = (ex.method, ex.endpoint, ex.status_code)
         series = self._series(*key)
         # What finds no place here still counts, in the overflow series.
@@ -201,45 +201,48 @@ class MetricsService:
     def _series(self, method: str, endpoint: str, status_code: int) -> HttpSeries:
         sizes = None
         if self._sizes:
-            sizes = self._request_size.child(method, endpoint), self._response_size.child(method, endpoint)
-        count = self._requests.child(method, endpoint, status_name(status_code))
-        return HttpSeries(count, self._duration.child(method, endpoint), sizes)
+            sizes = (
+                self._request_size.labels_or_raise(method, endpoint),
+                self._response_size.labels_or_raise(method, endpoint),
+            )
+        count = self._requests.labels_or_raise(method, endpoint, status_label(status_code))
+        return HttpSeries(count, self._duration.labels_or_raise(method, endpoint), sizes)
 
-    def _close_unusual(self, ex: Exchange) -> None:
+    def _close_unusual(self, ex: RequestRecord) -> None:
         if ex.error_type is not None:
-            self._errors.child(ex.method, ex.endpoint, ex.error_type).inc()
+            self._errors.labels_or_raise(ex.method, ex.endpoint, ex.error_type).inc()
         if ex.ttfb is not None:
-            self._ttfb.child(ex.method, ex.endpoint).observe(ex.ttfb)
+            self._ttfb.labels_or_raise(ex.method, ex.endpoint).observe(ex.ttfb)
         for field, error_type in ex.validation_errors or ():
-            self._validation.child(ex.endpoint, field, error_type).inc()
+            self._validation.labels_or_raise(ex.endpoint, field, error_type).inc()
         if ex.work is not None:
             for _ in ex.work.repeated(self._repeat_limit):
-                self._operations.repeated.child(ex.endpoint).inc()
+                self._operations.repeated.labels_or_raise(ex.endpoint).inc()
 
-    def start_exchange(self, ex: Exchange) -> None:
+    def on_response_start(self, ex: RequestRecord) -> None:
         """Count an accepted WebSocket connection; nothing to do for the response of a request."""
         if ex.websocket:
             self.accept_websocket(ex)  # type: ignore[arg-type]  # `websocket` says so
 
-    def accept_websocket(self, ex: WebSocketExchange) -> None:
+    def accept_websocket(self, ex: WebSocketRecord) -> None:
         """Count a connection as open, and its messages from now on."""
-        received = self._messages.child(ex.endpoint, "received").inc
-        sent = self._messages.child(ex.endpoint, "sent").inc
-        self._connections.child(ex.endpoint).inc()
+        received = self._messages.labels_or_raise(ex.endpoint, "received").inc
+        sent = self._messages.labels_or_raise(ex.endpoint, "sent").inc
+        self._connections.labels_or_raise(ex.endpoint).inc()
         ex.count_received, ex.count_sent = received, sent
 
-    def _close_websocket(self, ex: WebSocketExchange) -> None:
+    def _close_websocket(self, ex: WebSocketRecord) -> None:
         # Only what was counted as open may be counted as closed.
         if ex.count_received is not None:
             ex.count_received = ex.count_sent = None
-            self._connections.child(ex.endpoint).dec()
-        self._connection_duration.child(ex.endpoint, ex.close_code).observe(ex.duration)
+            self._connections.labels_or_raise(ex.endpoint).dec()
+        self._connection_duration.labels_or_raise(ex.endpoint, ex.close_code).observe(ex.duration)
 
-    @nothing
-    def open_operation(self, op: Operation) -> None:
+    @no_op
+    def on_operation_start(self, op: Operation) -> None:
         """Do nothing: an operation is counted when it ends."""
 
-    def close_operation(self, op: Operation) -> None:
+    def on_operation_end(self, op: Operation) -> None:
         """Take the samples of a piece of work."""
         self._operations.close(op)
 
@@ -248,8 +251,8 @@ class MetricsService:
         while self._shared and self._catalogue.registered:
             self.registry.unregister(self._catalogue.registered.pop())
 
-    def _call_closures(self, ex: Exchange) -> None:
-        info = info_of(ex)
+    def _call_closures(self, ex: RequestRecord) -> None:
+        info = make_info(ex)
         for closure in self._closures:
             try:
                 closure(info)
@@ -258,7 +261,7 @@ class MetricsService:
 
     # What users call
 
-    @guarded("metrics.call", stand_in, USERS)
+    @fail_safe("metrics.call", return_no_op, CALLER_ERRORS)
     def counter(self, name: str, help: str, labels: Sequence[str] = ()) -> Counter:  # noqa: A002 - Prometheus' word
         """Return the counter of this name, made now or before.
 
@@ -266,7 +269,7 @@ class MetricsService:
         """
         return self._catalogue.get(Counter, name, help, labels)
 
-    @guarded("metrics.call", stand_in, USERS)
+    @fail_safe("metrics.call", return_no_op, CALLER_ERRORS)
     def gauge(
         self,
         name: str,
@@ -282,7 +285,7 @@ class MetricsService:
         """
         return self._catalogue.get(Gauge, name, help, labels, mode=mode)
 
-    @guarded("metrics.call", stand_in, USERS)
+    @fail_safe("metrics.call", return_no_op, CALLER_ERRORS)
     def histogram(
         self,
         name: str,
@@ -293,7 +296,7 @@ class MetricsService:
         """Return the histogram of this name, as `counter` does; `buckets` are upper bounds, ascending."""
         return self._catalogue.get(Histogram, name, help, labels, buckets)
 
-    @guarded("metrics.call", passes=USERS)
+    @fail_safe("metrics.call", passes=CALLER_ERRORS)
     def record_http_request(  # noqa: PLR0913, PLR0917 - what a request is
         self,
         method: str,
@@ -308,19 +311,19 @@ class MetricsService:
         `endpoint` is a route template, never a concrete path; `duration` is in seconds, sizes are in bytes.
         """
         method = known_method(method)
-        self._requests.child(method, endpoint, status_name(status_code)).inc()
-        self._duration.child(method, endpoint).observe(duration)
+        self._requests.labels_or_raise(method, endpoint, status_label(status_code)).inc()
+        self._duration.labels_or_raise(method, endpoint).observe(duration)
         if self._sizes and request_size is not None:
-            self._request_size.child(method, endpoint).observe(request_size)
+            self._request_size.labels_or_raise(method, endpoint).observe(request_size)
         if self._sizes and response_size is not None:
-            self._response_size.child(method, endpoint).observe(response_size)
+            self._response_size.labels_or_raise(method, endpoint).observe(response_size)
 
-    @guarded("metrics.call", passes=USERS)
+    @fail_safe("metrics.call", passes=CALLER_ERRORS)
     def record_database_query(self, operation: str, table: str, duration: float, error_type: str | None = None) -> None:
         """Take the samples of a query; `duration` is in seconds, `error_type` the class of what it raised."""
         self._operations.query(operation, table, duration, error_type)
 
-    @guarded("metrics.call", passes=USERS)
+    @fail_safe("metrics.call", passes=CALLER_ERRORS)
     def set_database_connections(
         self,
         *,
@@ -334,44 +337,44 @@ class MetricsService:
         values = {"active": active, "idle": idle, "max": max, "waiting": waiting}
         self._operations.set_connections(pool, values)
 
-    def tally(self, wanted: Sequence[Counted]) -> Tally:
+    def count_objectives(self, wanted: Sequence[ObjectiveSpec]) -> ObjectiveCounts:
         """Begin the series of objectives at 0 and return what counts for them; call it before the first request."""
-        from fastapi_observe.metrics.objectives import Tally  # noqa: PLC0415 - only who promises something
+        from fastapi_observe.metrics.objectives import ObjectiveCounts  # noqa: PLC0415 - only who promises something
 
-        return Tally(self._requests, self._duration, self.sharing, wanted)
+        return ObjectiveCounts(self._requests, self._duration, self.sharing, wanted)
 
     def add_pool(self, name: str, read: Callable[[], PoolState]) -> Callable[[], None]:
         """Show a pool of connections, read at each scrape; call the result to show it no more."""
         return self._operations.add_pool(name, read)
 
-    def waited_for_connection(self, pool: str, seconds: float) -> None:
+    def record_connection_wait(self, pool: str, seconds: float) -> None:
         """Take the time until `pool` gave a connection, in seconds."""
-        self._operations.waited(pool, seconds)
+        self._operations.record_wait(pool, seconds)
 
-    def connection_event(self, pool: str, event: str) -> None:
+    def record_connection_event(self, pool: str, event: str) -> None:
         """Count what happened on a connection besides statements: `begin`, `commit`, `rollback` or `ping`."""
-        self._operations.event(pool, event)
+        self._operations.record_event(pool, event)
 
-    @guarded("metrics.call")
+    @fail_safe("metrics.call")
     def update_system_metrics(self) -> None:
         """Take a reading of the system now; each scrape takes one by itself."""
-        for reader in collectors(self.registry):
+        for reader in collectors_of(self.registry):
             if hasattr(reader, "update"):
                 reader.update()
 
-    def add_reader(self, collector: Any) -> None:
+    def register_collector(self, collector: Any) -> None:
         """Show a collector that reads its values at scrape; one with `update` takes part in `update_system_metrics`."""
         self._catalogue.register(collector)
 
-    def render(self, accept: str, accept_encoding: str) -> Answer:
+    def render(self, accept: str, accept_encoding: str) -> ScrapeResponse:
         """Return headers and body for `/metrics`; it takes milliseconds, so call it in a worker thread."""
         return self.scrapes(accept, accept_encoding)
 
-    def _render(self, accept: str, accept_encoding: str) -> Answer:
+    def _render(self, accept: str, accept_encoding: str) -> ScrapeResponse:
         registries = self.sharing.registries(openmetrics=prefers_openmetrics(accept))
         return render(registries, accept, accept_encoding, self._faults)
 
     def _forget_cells(self) -> None:
         """Look for cells anew: they stand elsewhere now."""
         self._http.clear()
-        self._operations.forget_cells()
+        self._operations.reset_cells()

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from fastapi_observe.internal.errors import Faults
+    from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.settings.model import ObserveSettings
 
 CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 CGROUP_OF_PROCESS: Final = Path("/proc/self/cgroup")
 
-SHORTEST_INTERVAL: Final = 0.1
+MIN_CPU_INTERVAL: Final = 0.1
 """Seconds between two readings of the CPU below which the last percentage is given again."""
 
 NANOSECONDS: Final = 1e9
@@ -168,7 +168,7 @@ class CpuMeter:
         with self._lock:
             now = self._clock()
             seconds = now - self._then
-            if seconds >= SHORTEST_INTERVAL:
+            if seconds >= MIN_CPU_INTERVAL:
                 use = self._read()
                 share = (use.used - self._before.used) / (seconds * use.cores)
                 self._percent = min(100.0, max(0.0, 100.0 * share))
@@ -185,7 +185,7 @@ class SystemCollector:
     prometheus_client's `process_*`.
     """
 
-    def __init__(self, settings: ObserveSettings, faults: Faults, cgroup: Cgroup | None = None) -> None:
+    def __init__(self, settings: ObserveSettings, faults: InternalErrors, cgroup: Cgroup | None = None) -> None:
         self._paths = settings.disk_paths
         self._faults = faults
         self._cgroup = cgroup or Cgroup()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
-from fastapi_observe.internal.errors import Faults
-from fastapi_observe.records.request import current_exchange
+from fastapi_observe.internal.errors import InternalErrors
+from fastapi_observe.records.request import current_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,26 +16,26 @@ P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S")
 
-USERS: Final = (TypeError, ValueError)
+CALLER_ERRORS: Final = (TypeError, ValueError)
 """What a wrong argument raises."""
 
-ELSEWHERE: Final = Faults()
+UNATTRIBUTED_ERRORS: Final = InternalErrors()
 """Counts what failed where nobody knows for which app."""
 
 
-def tell(site: str, exc: BaseException, owner: object = None) -> None:
+def report_error(site: str, exc: BaseException, owner: object = None) -> None:
     """Count a fault of ours: for `owner` if it has `faults`, else for the app whose request this is. Never raises."""
     try:
-        faults = getattr(owner, "faults", None) or getattr(owner, "_faults", None)
+        faults = getattr(owner, "internal_errors", None) or getattr(owner, "_faults", None)
         if faults is None:
-            exchange = current_exchange()
-            faults = ELSEWHERE if exchange is None else exchange.observability.faults
+            exchange = current_record()
+            faults = UNATTRIBUTED_ERRORS if exchange is None else exchange.observability.faults
     except Exception:  # noqa: BLE001 - this is the last resort
-        faults = ELSEWHERE
+        faults = UNATTRIBUTED_ERRORS
     faults(site, exc)
 
 
-class StandIn:
+class NoOp:
     """Stands for an operation, a span or a metric that could not be made: takes every call, does nothing."""
 
     __slots__ = ()
@@ -66,19 +66,19 @@ class StandIn:
         return headers
 
 
-STAND_IN: Final[Any] = StandIn()
+NO_OP: Final[Any] = NoOp()
 
 
 def _nothing(*_: object, **__: object) -> Any:
     return None
 
 
-def stand_in(*_: object, **__: object) -> Any:
+def return_no_op(*_: object, **__: object) -> Any:
     """Return what stands for what could not be made."""
-    return STAND_IN
+    return NO_OP
 
 
-def guarded(
+def fail_safe(
     site: str, otherwise: Callable[..., Any] = _nothing, passes: tuple[type[Exception], ...] = ()
 ) -> Callable[[Callable[Concatenate[S, P], R]], Callable[Concatenate[S, P], R]]:
     """Have a method give `otherwise(self, ...)` where it fails; what `passes` is told to the caller, it is their error.
@@ -96,7 +96,7 @@ def guarded(
             except Exception as exc:
                 if isinstance(exc, TypeError) and exc.__traceback__ is not None and exc.__traceback__.tb_next is None:
                     raise  # the method was not even entered
-                tell(site, exc, self)
+                report_error(site, exc, self)
                 return otherwise(self, *args, **kwargs)  # type: ignore[no-any-return]
 
         return call

@@ -6,9 +6,9 @@ from contextvars import ContextVar
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar, cast
 
-from fastapi_observe.records.exceptions import error_name, outcome_of
-from fastapi_observe.records.guard import guarded, stand_in, tell
-from fastapi_observe.records.wrapping import wrapped
+from fastapi_observe.records.exceptions import error_type_of, exception_outcome
+from fastapi_observe.records.guard import fail_safe, report_error, return_no_op
+from fastapi_observe.records.wrapping import wrap_calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from fastapi_observe.records.time_breakdown import Work
-    from fastapi_observe.records.wrapping import Scope
+    from fastapi_observe.records.time_breakdown import TimeBreakdown
+    from fastapi_observe.records.wrapping import CallScope
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
 
-LONGEST_NAME: Final = 256
+MAX_NAME_LENGTH: Final = 256
 """Characters of the name of an operation."""
 
 
 class OperationReporter(Protocol):
     """Who is told when an operation opens and closes."""
 
-    def open_operation(self, operation: Operation, /) -> None:
+    def on_operation_start(self, operation: Operation, /) -> None:
         """Tell every signal that the operation begins."""
 
-    def close_operation(self, operation: Operation, /) -> None:
+    def on_operation_end(self, operation: Operation, /) -> None:
         """Tell every signal that the operation has ended."""
 
 
@@ -62,7 +62,7 @@ class Operation:
         "labels",
         "name",
         "outcome",
-        "outer",
+        "parent",
         "reporter",
         "scope",
         "span",
@@ -73,7 +73,7 @@ class Operation:
     _built: dict[str, Any]
     _origin: Operation
 
-    is_plain: ClassVar = False
+    has_otel_details: ClassVar = False
     """Whether all details are short and of OpenTelemetry's types."""
 
     def __init__(
@@ -94,9 +94,9 @@ class Operation:
         self.exception: BaseException | None = None
         self.duration = 0.0
         self.span: Any = None
-        self.scope: Scope | None = None
-        self.outer: Operation | None = None
-        self.work: Work | None = None
+        self.scope: CallScope | None = None
+        self.parent: Operation | None = None
+        self.work: TimeBreakdown | None = None
         self.started = 0.0
         self.ended = False
         self._token: Token[Operation | None] | None = None
@@ -111,11 +111,11 @@ class Operation:
             return built
 
     @property
-    def repeats(self) -> str:
+    def repetition_key(self) -> str:
         """What operations have in common that do the same."""
         return self.name
 
-    @guarded("operation.detail")
+    @fail_safe("operation.detail")
     def detail(self, /, **details: Any) -> None:
         """Add high-cardinality facts: they go to the span and the log line, never to a metric label."""
         self.details.update(details)
@@ -124,14 +124,14 @@ class Operation:
         """Begin; what is opened until `close` or `suspend` is inside. Raises `RuntimeError` the second time."""
         if self.started:
             raise RuntimeError(f"the operation {self.name!r:.80} has begun already: take again(), or use it as `with`")
-        outer = OPERATION.get()
+        outer = CURRENT_OPERATION.get()
         if outer is not None and not outer.ended:
-            self.outer = outer
-        self._token = OPERATION.set(self)
+            self.parent = outer
+        self._token = CURRENT_OPERATION.set(self)
         try:
-            self.reporter.open_operation(self)
+            self.reporter.on_operation_start(self)
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
-            tell("operation.open", exc, self.reporter)
+            report_error("operation.open", exc, self.reporter)
         self.started = perf_counter()
         return self
 
@@ -140,23 +140,23 @@ class Operation:
         token, self._token = self._token, None
         if token is not None:
             try:  # noqa: SIM105 - suppress() costs more
-                OPERATION.reset(token)
+                CURRENT_OPERATION.reset(token)
             except ValueError:  # left from another task: there is nothing to restore there
                 pass
             if self.scope is not None:
                 try:
                     self.scope.suspend()
                 except Exception as exc:  # noqa: BLE001 - as above
-                    tell("operation.suspend", exc, self.reporter)
+                    report_error("operation.suspend", exc, self.reporter)
 
     def resume(self) -> None:
         """Be the current operation again."""
-        self._token = OPERATION.set(self)
+        self._token = CURRENT_OPERATION.set(self)
         if self.scope is not None:
             try:
                 self.scope.resume()
             except Exception as exc:  # noqa: BLE001 - as above
-                tell("operation.resume", exc, self.reporter)
+                report_error("operation.resume", exc, self.reporter)
 
     def close(self, exc: BaseException | None = None) -> None:
         """End, with what was raised; a second call does nothing."""
@@ -171,66 +171,66 @@ class Operation:
                 self._fail(exc)
         except Exception as fault:  # noqa: BLE001 - as above
             self.outcome = self.outcome or "error"
-            tell("operation.judge", fault, self.reporter)
+            report_error("operation.judge", fault, self.reporter)
         if self._token is not None:
             self.suspend()
         try:
-            self.reporter.close_operation(self)
+            self.reporter.on_operation_end(self)
         except Exception as fault:  # noqa: BLE001 - as above
-            tell("operation.close", fault, self.reporter)
-        self.outer = None
+            report_error("operation.close", fault, self.reporter)
+        self.parent = None
 
     def _fail(self, exc: BaseException) -> None:
         if isinstance(exc, GeneratorExit):  # the consumer of a generator had enough: nothing failed
             self.outcome = self.outcome or "ok"
             return
         self.exception = exc
-        self.error_type = error_name(exc)
-        self.outcome = self.outcome or self.judge(exc)
+        self.error_type = error_type_of(exc)
+        self.outcome = self.outcome or self.outcome_for(exc)
 
-    def judge(self, exc: BaseException) -> str:
+    def outcome_for(self, exc: BaseException) -> str:
         """Name the outcome of work that ended with `exc`; clients of a kind know more."""
-        return outcome_of(exc)
+        return exception_outcome(exc)
 
-    def is_part(self) -> bool:
+    def is_nested(self) -> bool:
         """Tell whether this is part of an operation of the same kind, whose time and number include it."""
-        outer = self.outer
+        outer = self.parent
         while outer is not None and not outer.ended:
             if outer.kind == self.kind:
                 return True
-            outer = outer.outer
+            outer = outer.parent
         return False
 
-    @guarded("operation.again", stand_in)
-    def again(self) -> Operation:
+    @fail_safe("operation.again", return_no_op)
+    def copy(self) -> Operation:
         """Return an operation like this one, which has not begun: one for each call of a decorated function."""
         return type(self)(self.reporter, self.kind, self.name, self.labels, self._given)
 
     def __call__(self, function: F) -> F:
         """Decorate a function, coroutine function, generator or async generator: each call is one operation."""
         try:
-            return cast("F", wrapped(function, self.again))
+            return cast("F", wrap_calls(function, self.copy))
         except TypeError:  # it cannot be decorated
             raise
         except Exception as exc:  # noqa: BLE001 - as above
-            tell("operation.decorate", exc, self.reporter)
+            report_error("operation.decorate", exc, self.reporter)
             return function
 
     def __enter__(self) -> Self:
         if not self.started:
             return self.open()
         try:
-            again = cast("Self", self.again())
+            again = cast("Self", self.copy())
             again._origin = self  # noqa: SLF001 - one of our own
         except Exception as exc:  # noqa: BLE001 - as above
-            tell("operation.again", exc, self.reporter)
+            report_error("operation.again", exc, self.reporter)
             return self
         return again.open()
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        current = OPERATION.get()
+        current = CURRENT_OPERATION.get()
         if current is not self and getattr(current, "_origin", None) is self:  # used again: close the one of this block
             current.close(exc)  # type: ignore[union-attr]
         else:
@@ -252,9 +252,9 @@ def new_operation(reporter: OperationReporter, name: str, details: dict[str, Any
     if not name.strip():
         raise ValueError(f"operation() needs a name for the work, got {name!r}: give it a short text")
     redactor = getattr(reporter, "redactor", None)  # where no app is installed nothing is shown
-    name = (name if redactor is None else redactor.name(name))[:LONGEST_NAME]
+    name = (name if redactor is None else redactor.name(name))[:MAX_NAME_LENGTH]
     return Operation(reporter, "operation", name, {"operation": name}, details)
 
 
-OPERATION: Final[ContextVar[Operation | None]] = ContextVar("fastapi_observe.operation", default=None)
+CURRENT_OPERATION: Final[ContextVar[Operation | None]] = ContextVar("fastapi_observe.operation", default=None)
 """The operation that the calling code is part of; it may have ended."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import context as otel_context
 
 from fastapi_observe.records.endpoint import UNMATCHED
-from fastapi_observe.records.exceptions import error_name, is_cancellation, status_name
+from fastapi_observe.records.exceptions import error_type_of, is_cancellation, status_label
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
     from starlette.types import Message, Receive, Scope, Send
 
-    from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.records.time_breakdown import Work
+    from fastapi_observe.internal.errors import InternalErrors
+    from fastapi_observe.records.time_breakdown import TimeBreakdown
 
-EXCHANGE: Final = "fastapi_observe.exchange"
+RECORD_SCOPE_KEY: Final = "fastapi_observe.exchange"
 """Key of the exchange in the ASGI scope."""
 
 CONTEXT_KEY: Final = otel_context.create_key("fastapi_observe.exchange")
@@ -35,10 +35,10 @@ def _variable() -> ContextVar[Context]:
     return token.var
 
 
-CURRENT_CONTEXT: Final = _variable()
+OTEL_CONTEXT: Final = _variable()
 """The current OpenTelemetry context."""
 
-IDS: Final = "__observe_ids__"
+EXCEPTION_IDS_ATTRIBUTE: Final = "__observe_ids__"
 """Attribute that an exception takes along: (trace id, span id, request id), for the server's crash log."""
 
 CLIENT_CLOSED_REQUEST: Final = 499
@@ -52,7 +52,7 @@ KNOWN_METHODS: Final = frozenset(
 
 _CLIENT_ERROR: Final = 400
 _SERVER_ERROR: Final = 500
-_OVER: Final[dict[str, Any]] = {"type": "http", "path": ""}
+_FINISHED_SCOPE: Final[dict[str, Any]] = {"type": "http", "path": ""}
 """Stands for the scope of a request that is over."""
 
 
@@ -61,13 +61,13 @@ def known_method(method: str) -> str:
     return method if method in KNOWN_METHODS else "_OTHER"
 
 
-def current_exchange() -> Exchange | None:
+def current_record() -> RequestRecord | None:
     """Return the exchange that the calling code works for, or None outside any request."""
     current = otel_context.get_value(CONTEXT_KEY)
-    return current.exchange if isinstance(current, Current) else None
+    return current.exchange if isinstance(current, RecordRef) else None
 
 
-class Current:
+class RecordRef:
     """What a context holds of an exchange: the exchange, for as long as it lasts.
 
     Contexts outlive requests: asyncio keeps the one in which a server set the timer of an idle connection.
@@ -75,11 +75,11 @@ class Current:
 
     __slots__ = ("exchange",)
 
-    def __init__(self, exchange: Exchange) -> None:
-        self.exchange: Exchange | None = exchange
+    def __init__(self, exchange: RequestRecord) -> None:
+        self.exchange: RequestRecord | None = exchange
 
 
-class Exchange:
+class RequestRecord:
     """One request and its response.
 
     Known from the start: `method` (a known one or `_OTHER`), `path`, `headers` (names lower case as servers send
@@ -98,7 +98,7 @@ class Exchange:
         "_receive",
         "_send",
         "_trailers",
-        "adopted",
+        "caller_trusted",
         "complete",
         "context",
         "current",
@@ -107,11 +107,13 @@ class Exchange:
         "endpoint",
         "error_type",
         "exception",
+        "extra_response_headers",
+        "failed_signals",
         "headers",
+        "inner_exception",
         "method",
-        "noted",
         "observability",
-        "on_start",
+        "on_response_start",
         "outcome",
         "path",
         "reported",
@@ -122,15 +124,13 @@ class Exchange:
         "sampled",
         "scope",
         "span",
+        "span_adopted",
         "span_id",
-        "stamps",
         "started",
         "started_ns",
         "status_code",
         "trace_id",
-        "trusted",
         "ttfb",
-        "unopened",
         "validation_errors",
         "work",
     )
@@ -138,7 +138,12 @@ class Exchange:
     websocket = False
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, faults: Faults, on_end: Callable[[Exchange], None]
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        faults: InternalErrors,
+        on_end: Callable[[RequestRecord], None],
     ) -> None:
         self.started = perf_counter()
         self.started_ns = time_ns()
@@ -157,15 +162,15 @@ class Exchange:
             headers = scope["headers"] = list(headers)
         self.headers: dict[bytes, bytes] = dict(headers)
         self.observability: Any = None
-        self.unopened = 0
+        self.failed_signals = 0
         self.endpoint = UNMATCHED
         self.status_code = 0
         self.outcome = ""
         self.error_type: str | None = None
         self.exception: BaseException | None = None
-        self.noted: BaseException | None = None
+        self.inner_exception: BaseException | None = None
         self.validation_errors: list[tuple[str, str]] | None = None
-        self.work: Work | None = None
+        self.work: TimeBreakdown | None = None
         self.duration = 0.0
         self.ttfb: float | None = None
         self.request_size = 0
@@ -175,13 +180,13 @@ class Exchange:
         self.trace_id = ""
         self.span_id = ""
         self.sampled = False
-        self.trusted: bool | None = None
+        self.caller_trusted: bool | None = None
         self.span: Span | None = None
         self.context: Context | None = None
-        self.current = Current(self)
-        self.adopted = False
-        self.stamps: dict[bytes, bytes] = {}
-        self.on_start: Callable[[Exchange], None] | None = None
+        self.current = RecordRef(self)
+        self.span_adopted = False
+        self.extra_response_headers: dict[bytes, bytes] = {}
+        self.on_response_start: Callable[[RequestRecord], None] | None = None
         self.complete = False
         self.disconnected = False
         self.reported = False
@@ -219,7 +224,7 @@ class Exchange:
             elif kind == "http.response.start":
                 if not self.status_code:
                     if type(message.get("headers")) is not list:
-                        message = _rereadable(message)
+                        message = _with_header_list(message)
                     message = self._note_start(message)
             else:
                 self._note_other(kind, message)
@@ -242,13 +247,13 @@ class Exchange:
         if "trailers" in message:
             self._trailers = bool(message["trailers"])
         self.response_headers = kept = message.get("headers", ())
-        stamps = self.stamps
+        stamps = self.extra_response_headers
         for header in kept:
             if header[0].lower() in stamps:
                 kept = [other for other in kept if other[0].lower() not in stamps]
                 break
-        if self.on_start is not None:
-            self.on_start(self)
+        if self.on_response_start is not None:
+            self.on_response_start(self)
         return {**message, "headers": [*kept, *stamps.items()]}
 
     def _note_chunk(self, message: Message) -> None:
@@ -285,7 +290,7 @@ class Exchange:
         """The last message has been sent: the request is over, background tasks are not part of it."""
         self.duration = perf_counter() - self.started
         self.complete = True
-        if self.noted is None:
+        if self.inner_exception is None:
             if self.status_code < _CLIENT_ERROR and self.ttfb is None and not self.disconnected:
                 self.reported = True
                 self.outcome = "ok"
@@ -293,7 +298,7 @@ class Exchange:
             elif self.status_code < _SERVER_ERROR:
                 self._report(None)
 
-    def leave(self, exc: BaseException | None) -> None:
+    def finish(self, exc: BaseException | None) -> None:
         """The app has returned, or raised `exc`: report what is not reported yet."""
         if not self.reported:
             if not self.complete:
@@ -305,7 +310,7 @@ class Exchange:
         if self.ttfb is not None and self._chunks < 2 and not self._is_event_stream():  # noqa: PLR2004 - one is no stream
             self.ttfb = None
         try:
-            self._judge(raised)
+            self._set_outcome(raised)
         except Exception as exc:  # noqa: BLE001 - what was opened is closed all the same
             self._faults("exchange.judge", exc)
             self.outcome, self.status_code = "server_error", self.status_code or 500
@@ -314,13 +319,13 @@ class Exchange:
     def _is_event_stream(self) -> bool:
         return self._response_header(b"content-type").startswith(b"text/event-stream")
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Forget what leads back here, and be forgotten by contexts: nothing is left to the garbage collector."""
         self.current.exchange = None
-        self.scope = _OVER
-        self.noted = self.exception = self.context = None
+        self.scope = _FINISHED_SCOPE
+        self.inner_exception = self.exception = self.context = None
 
-    def _judge(self, raised: BaseException | None) -> None:
+    def _set_outcome(self, raised: BaseException | None) -> None:
         """Say how it ended, once, for every signal."""
         if self.disconnected or type(raised).__name__ == "ClientDisconnect":
             self.outcome = self.error_type = "client_disconnect"
@@ -340,15 +345,19 @@ class Exchange:
         failed = self.status_code >= _SERVER_ERROR
         if raised is not None or failed:
             self.exception = raised
-            if raised is None and not is_cancellation(self.noted):  # who cancels and then answers has its reasons
-                self.exception = self.noted
+            if raised is None and not is_cancellation(
+                self.inner_exception
+            ):  # who cancels and then answers has its reasons
+                self.exception = self.inner_exception
             self.outcome = "server_error"
-            self.error_type = status_name(self.status_code) if self.exception is None else error_name(self.exception)
+            self.error_type = (
+                status_label(self.status_code) if self.exception is None else error_type_of(self.exception)
+            )
         else:
             self.outcome = "client_error" if self.status_code >= _CLIENT_ERROR else "ok"
 
 
-def _rereadable(message: Message) -> Message:
+def _with_header_list(message: Message) -> Message:
     """Return a message whose headers may be read twice: any iterable is allowed."""
     headers = message.get("headers", ())
     return message if isinstance(headers, list | tuple) else {**message, "headers": list(headers)}

@@ -9,41 +9,41 @@ if TYPE_CHECKING:
     from typing import Any
 
     from fastapi_observe.records.operation import Operation
-    from fastapi_observe.records.request import Exchange
+    from fastapi_observe.records.request import RequestRecord
 
 F = TypeVar("F", bound="Callable[..., Any]")
-MARK = "__observe_nothing__"
+NO_OP_ATTRIBUTE = "__observe_nothing__"
 
 
-def nothing(method: F) -> F:
+def no_op(method: F) -> F:
     """Mark a method that does nothing."""
-    setattr(method, MARK, True)
+    setattr(method, NO_OP_ATTRIBUTE, True)
     return method
 
 
-def does_something(method: object) -> bool:
+def is_implemented(method: object) -> bool:
     """Tell whether a method is worth a call."""
-    return not getattr(method, MARK, False)
+    return not getattr(method, NO_OP_ATTRIBUTE, False)
 
 
 class Signal(Protocol):
     """Who reports exchanges and operations. A new signal is one class like this and one line in `Observability`."""
 
-    def open_exchange(self, exchange: Exchange, /) -> None:
+    def on_request_start(self, exchange: RequestRecord, /) -> None:
         """A request arrives."""
 
-    def start_exchange(self, exchange: Exchange, /) -> None:
+    def on_response_start(self, exchange: RequestRecord, /) -> None:
         """A WebSocket was accepted, or the response of an adopted span begins; the endpoint is known."""
 
-    def close_exchange(self, exchange: Exchange, /) -> None:
+    def on_request_end(self, exchange: RequestRecord, /) -> None:
         """A request has ended; everything about it is known."""
 
-    def open_operation(self, operation: Operation, /) -> None:
+    def on_operation_start(self, operation: Operation, /) -> None:
         """A piece of work begins."""
 
-    def close_operation(self, operation: Operation, /) -> None:
+    def on_operation_end(self, operation: Operation, /) -> None:
         """A piece of work has ended."""
 
 
-Told = tuple[tuple[str, int, Signal], ...]
+SignalHook = tuple[tuple[str, int, Signal], ...]
 """Signals with their names, each with a bit of its own."""

@@ -6,29 +6,29 @@ import threading
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-COUNTED: Final = frozenset({"database", "external"})
+AWAITED_KINDS: Final = frozenset({"database", "external"})
 """Kinds of operations that a request waits for."""
 
-NAMES: Final = {"pool": "pool", "database": "db", "external": "external"}
+FIELD_PREFIXES: Final = {"pool": "pool", "database": "db", "external": "external"}
 """What a request waits for, the connections of a pool too, and how it is called where that is told."""
 
-SHORTEST_WAIT: Final = 0.001
+MIN_POOL_WAIT: Final = 0.001
 """Seconds from which on the wait for a connection is told of a request."""
 
-MOST_STATEMENTS: Final = 256
+MAX_STATEMENTS: Final = 256
 """Different statements of one request that are told apart."""
 
-MOST_REPEATED: Final = 5
+MAX_REPEATED_STATEMENTS: Final = 5
 """Repeated statements of one request that are told, the most frequent ones."""
 
-GATHERED: Final = 1000
+AGGREGATE_AFTER: Final = 1000
 """Beginnings and ends that are gathered before they are added up."""
 
-Step = tuple[float, int, str, float, str]
+TimelineEvent = tuple[float, int, str, float, str]
 """When (`perf_counter`) something began (1) or ended (-1); of an end its kind, its seconds and what repeats it."""
 
 
-class Repeated(NamedTuple):
+class RepeatedStatement(NamedTuple):
     """A statement that one request sent again and again; `seconds` in all."""
 
     statement: str
@@ -36,7 +36,7 @@ class Repeated(NamedTuple):
     seconds: float
 
 
-class Work:
+class TimeBreakdown:
     """What the queries and calls of one request came to; gathered as they begin and end, added up when asked.
 
     `seconds` and `counts` add up by kind, those side by side too; `busy` are the seconds in which at least one was
@@ -49,10 +49,10 @@ class Work:
         self._lock = threading.Lock()
         self._running = 0
         self._since = 0.0
-        self.steps: list[Step] = []
+        self.steps: list[TimelineEvent] = []
         self.busy = 0.0
-        self.counts = dict.fromkeys(NAMES, 0)
-        self.seconds = dict.fromkeys(NAMES, 0.0)
+        self.counts = dict.fromkeys(FIELD_PREFIXES, 0)
+        self.seconds = dict.fromkeys(FIELD_PREFIXES, 0.0)
         self.statements: dict[str, list[float]] = {}
 
     def begin(self, now: float) -> None:
@@ -62,15 +62,15 @@ class Work:
     def end(self, now: float, kind: str, seconds: float, repeats: str) -> None:
         """Note that it has ended."""
         self.steps.append((now, -1, kind, seconds, repeats))
-        if len(self.steps) >= GATHERED:
-            self.sum_up()
+        if len(self.steps) >= AGGREGATE_AFTER:
+            self.aggregate()
 
     def waited(self, now: float, seconds: float) -> None:
         """Note a wait for a connection, which has ended."""
         self.begin(now - seconds)
         self.end(now, "pool", seconds, "")
 
-    def sum_up(self) -> None:
+    def aggregate(self) -> None:
         """Add up what was gathered."""
         with self._lock:
             gathered, self.steps = self.steps, []
@@ -95,29 +95,29 @@ class Work:
             found[0] += 1
             found[1] += seconds
             return
-        if len(self.statements) >= MOST_STATEMENTS:  # what came once makes room
+        if len(self.statements) >= MAX_STATEMENTS:  # what came once makes room
             self.statements = {text: sums for text, sums in self.statements.items() if sums[0] > 1}
-        if len(self.statements) < MOST_STATEMENTS:
+        if len(self.statements) < MAX_STATEMENTS:
             self.statements[statement] = [1, seconds]
 
-    def own(self, began: float, duration: float) -> float:
+    def self_time(self, began: float, duration: float) -> float:
         """Return the seconds of a request in which nothing was running; `began` is a time of `perf_counter`."""
         busy = self.busy + (max(0.0, began + duration - self._since) if self._running else 0.0)
         return max(0.0, duration - busy)
 
-    def facts(self, began: float, duration: float) -> dict[str, Any]:
+    def as_fields(self, began: float, duration: float) -> dict[str, Any]:
         """Return where the time of a request went: milliseconds and number of what it waited for, and its own time."""
         facts: dict[str, Any] = {}
-        for kind, name in NAMES.items():
+        for kind, name in FIELD_PREFIXES.items():
             if self.counts[kind]:
                 facts[f"{name}_ms"] = round(self.seconds[kind] * 1000, 3)
                 facts[f"{name}_count"] = self.counts[kind]
         if facts:
-            facts["own_ms"] = round(self.own(began, duration) * 1000, 3)
+            facts["own_ms"] = round(self.self_time(began, duration) * 1000, 3)
         return facts
 
-    def repeated(self, limit: int) -> list[Repeated]:
+    def repeated(self, limit: int) -> list[RepeatedStatement]:
         """Return the statements that were sent more than `limit` times, the most frequent first."""
         sums = self.statements.items()
-        found = [Repeated(text, int(many), seconds) for text, (many, seconds) in sums if many > limit]
-        return sorted(found, key=lambda each: -each.times)[:MOST_REPEATED]
+        found = [RepeatedStatement(text, int(many), seconds) for text, (many, seconds) in sums if many > limit]
+        return sorted(found, key=lambda each: -each.times)[:MAX_REPEATED_STATEMENTS]

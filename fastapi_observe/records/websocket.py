@@ -6,21 +6,21 @@ from http import HTTPStatus
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.records.exceptions import error_name, is_cancellation
-from fastapi_observe.records.request import Exchange
+from fastapi_observe.records.exceptions import error_type_of, is_cancellation
+from fastapi_observe.records.request import RequestRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from starlette.types import Message, Receive, Scope, Send
 
-    from fastapi_observe.internal.errors import Faults
+    from fastapi_observe.internal.errors import InternalErrors
 
-GOOD_CLOSES: Final = frozenset({"1000", "1001", "1005", "1012"})
+NORMAL_CLOSE_CODES: Final = frozenset({"1000", "1001", "1005", "1012"})
 """Close codes of a WebSocket that ended well: normal, going away, none given, a restart of the server."""
 
 
-class WebSocketExchange(Exchange):
+class WebSocketRecord(RequestRecord):
     """One WebSocket connection, from the handshake to its close.
 
     `close_code` is the code (RFC 6455) that ended it: `denied` before it was accepted, `_other` for a code beyond
@@ -41,7 +41,12 @@ class WebSocketExchange(Exchange):
     websocket = True
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, faults: Faults, on_end: Callable[[Exchange], None]
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        faults: InternalErrors,
+        on_end: Callable[[RequestRecord], None],
     ) -> None:
         super().__init__(scope, receive, send, faults, on_end)
         self.accepted = False
@@ -81,9 +86,9 @@ class WebSocketExchange(Exchange):
             elif kind == "websocket.accept" and not self.accepted:
                 self.accepted = True
                 self.status_code = HTTPStatus.SWITCHING_PROTOCOLS.value
-                message = {**message, "headers": [*message.get("headers", ()), *self.stamps.items()]}
-                if self.on_start is not None:
-                    self.on_start(self)
+                message = {**message, "headers": [*message.get("headers", ()), *self.extra_response_headers.items()]}
+                if self.on_response_start is not None:
+                    self.on_response_start(self)
             elif kind == "websocket.close" and not self.close_code:
                 if self.accepted:
                     self.closed_by_app = True
@@ -94,7 +99,7 @@ class WebSocketExchange(Exchange):
                     self._close("denied")
             elif kind == "websocket.http.response.start" and not self.close_code:
                 self.status_code = int(message["status"])
-                message = {**message, "headers": [*message.get("headers", ()), *self.stamps.items()]}
+                message = {**message, "headers": [*message.get("headers", ()), *self.extra_response_headers.items()]}
                 self._close("denied")
         except Exception as exc:  # noqa: BLE001 - whatever an app sends reaches the server
             self._faults("exchange.send", exc)
@@ -120,7 +125,7 @@ class WebSocketExchange(Exchange):
             self.exception = raised
             self.close_code = self.close_code or ("1011" if self.accepted else "denied")
             self.status_code = self.status_code or HTTPStatus.INTERNAL_SERVER_ERROR.value
-            self.outcome, self.error_type = "server_error", error_name(raised)
+            self.outcome, self.error_type = "server_error", error_type_of(raised)
             return
         if raised is not None:
             self.outcome = self.error_type = "cancelled"
@@ -130,7 +135,7 @@ class WebSocketExchange(Exchange):
             failed = self.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
             self.outcome = "server_error" if failed else "client_error"
             self.error_type = str(self.status_code) if failed else None
-        elif self.close_code in GOOD_CLOSES:
+        elif self.close_code in NORMAL_CLOSE_CODES:
             self.outcome = "ok"
         elif self.close_code == "1006":
             self.outcome = self.error_type = "client_disconnect"

@@ -7,13 +7,13 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fastapi_observe.records.guard import STAND_IN, tell
+from fastapi_observe.records.guard import NO_OP, report_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
 
-class Scope(Protocol):
+class CallScope(Protocol):
     """What a call runs in: a span, an operation."""
 
     def open(self) -> object:
@@ -33,7 +33,7 @@ _METHODS = (staticmethod, classmethod)
 _NO_FUNCTIONS = (property, functools.cached_property, functools.partialmethod)
 
 
-def wrapped(function: Any, scope: Callable[[], Scope]) -> Any:
+def wrap_calls(function: Any, scope: Callable[[], CallScope]) -> Any:
     """Return `function` with each call inside `scope()`: a function, coroutine function, generator or async generator.
 
     Between the steps of a generator its caller's context is the current one. Raises `TypeError` for a property and what
@@ -45,8 +45,8 @@ def wrapped(function: Any, scope: Callable[[], Scope]) -> Any:
             "below @property and the like, and on the methods of a class"
         )
     if isinstance(function, _METHODS):
-        return type(function)(wrapped(function.__func__, scope))
-    code = code_of(function)
+        return type(function)(wrap_calls(function.__func__, scope))
+    code = underlying_function(function)
     wrap = (
         _async_generator
         if inspect.isasyncgenfunction(code)
@@ -59,32 +59,32 @@ def wrapped(function: Any, scope: Callable[[], Scope]) -> Any:
     return wrap(function, scope)
 
 
-def name_of(function: Any) -> str:
+def callable_name(function: Any) -> str:
     """Return the name of a callable, through partials."""
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__qualname__", type(function).__name__)
 
 
-def code_of(function: Any) -> Any:
+def underlying_function(function: Any) -> Any:
     """Return the function that tells the kind of a callable, through partials and `__call__`."""
     while isinstance(function, functools.partial):
         function = function.func
     return function if inspect.isroutine(function) or isinstance(function, type) else type(function).__call__
 
 
-def _begun(scope: Callable[[], Scope]) -> Any:
+def _begun(scope: Callable[[], CallScope]) -> Any:
     """Open a scope; where that fails, one that does nothing stands for it."""
     try:
         inside = scope()
         inside.open()
     except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
-        tell("wrapping", exc)
-        return STAND_IN
+        report_error("wrapping", exc)
+        return NO_OP
     return inside
 
 
-def _call(function: Any, scope: Callable[[], Scope]) -> Any:
+def _call(function: Any, scope: Callable[[], CallScope]) -> Any:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         inside = _begun(scope)
@@ -105,7 +105,7 @@ def _call(function: Any, scope: Callable[[], Scope]) -> Any:
     return call
 
 
-def _coroutine(function: Any, scope: Callable[[], Scope]) -> Any:
+def _coroutine(function: Any, scope: Callable[[], CallScope]) -> Any:
     @functools.wraps(function)
     async def coroutine(*args: Any, **kwargs: Any) -> Any:
         inside = _begun(scope)
@@ -126,7 +126,7 @@ def _coroutine(function: Any, scope: Callable[[], Scope]) -> Any:
     return coroutine
 
 
-async def _awaited(result: Any, inside: Scope) -> Any:
+async def _awaited(result: Any, inside: CallScope) -> Any:
     """Await what a function returned, inside the scope in which it was made."""
     inside.resume()
     try:
@@ -144,7 +144,7 @@ async def _awaited(result: Any, inside: Scope) -> Any:
         del inside
 
 
-def _generator(function: Any, scope: Callable[[], Scope]) -> Any:
+def _generator(function: Any, scope: Callable[[], CallScope]) -> Any:
     @functools.wraps(function)
     def generator(*args: Any, **kwargs: Any) -> Any:
         inner = function(*args, **kwargs)
@@ -176,7 +176,7 @@ def _generator(function: Any, scope: Callable[[], Scope]) -> Any:
     return generator
 
 
-def _async_generator(function: Any, scope: Callable[[], Scope]) -> Any:
+def _async_generator(function: Any, scope: Callable[[], CallScope]) -> Any:
     """Do for an async generator what `_generator` does for a plain one."""
 
     @functools.wraps(function)

@@ -12,8 +12,8 @@ from typing import Final
 REDACTED: Final = "REDACTED"
 """What stands for a secret, as the semantic conventions have it."""
 
-LONGEST_CARD: Final = 19
-SHORTEST_CARD: Final = 13
+MAX_CARD_DIGITS: Final = 19
+MIN_CARD_DIGITS: Final = 13
 
 
 def is_card_number(digits: str) -> bool:
@@ -21,7 +21,7 @@ def is_card_number(digits: str) -> bool:
 
     Numbers of those lengths that begin with 1 are times and made-up ids.
     """
-    if not (SHORTEST_CARD <= len(digits) <= LONGEST_CARD and "2" <= digits[0] <= "6"):
+    if not (MIN_CARD_DIGITS <= len(digits) <= MAX_CARD_DIGITS and "2" <= digits[0] <= "6"):
         return False
     odd, even = digits[-1::-2], digits[-2::-2]
     return (sum(map(int, odd)) + sum(sum(divmod(2 * int(digit), 10)) for digit in even)) % 10 == 0
@@ -79,14 +79,14 @@ SCHEMES: Final = (
 
 _TO_THE_END: Final = r".*?(?=\n\n(?:During handling|The above exception)|\Z)"  # of this exception: values have any form
 
-NEAR: Final = re.compile(
+SQLITE_ERROR_VALUE: Final = re.compile(
     r"(no such (?:column|table|index|savepoint|function|collation sequence|module): |unrecognized token: "
     r"|has no column named |unable to open database: )[^\n]*+"
 )
 """What SQLite repeats without quotes."""
 
-OF_LIBRARIES: Final = (
-    (("no such ", "unrecognized token: ", "has no column", "unable to open"), NEAR, rf"\g<1>{REDACTED}"),
+LIBRARY_ERRORS: Final = (
+    (("no such ", "unrecognized token: ", "has no column", "unable to open"), SQLITE_ERROR_VALUE, rf"\g<1>{REDACTED}"),
     (
         ('near "',),
         re.compile(r"(?:(?<=at or )near \"[^\"\n]*+|near \"[^\"\n]{0,256}+(?=\": syntax))"),
@@ -135,7 +135,7 @@ OF_LIBRARIES: Final = (
 """SQLAlchemy's statements and parameters, what PostgreSQL repeats of values and statements, pydantic's input: words of
 which one is in the text, the pattern, and what stands instead."""
 
-MARKS: Final = re.compile(r"[JA_\-:=?@ \"<%.,]")
+TRIGGER_CHARACTERS: Final = re.compile(r"[JA_\-:=?@ \"<%.,]")
 """A text without any of these characters has none of all this, but perhaps a card's number."""
 
 URL_PART: Final = re.compile(r"://([^\s'\"<>]++)")
@@ -144,10 +144,10 @@ URL_PART: Final = re.compile(r"://([^\s'\"<>]++)")
 QUERY_OF_PATH: Final = re.compile(r"\?(?<=[\w/]\?)(?=[^\s'\"=&]{1,64}=)[^\s'\"]*+")
 """A query behind a path, a `?` that one or more `name=value` follow."""
 
-PLAIN_ACCOUNT: Final = re.compile(r"(?<![\w/.:+-])[\w.+-]{1,64}+:[^\s@:/'\"]{1,128}+@(?=[\w\[(.-])")
+USERINFO: Final = re.compile(r"(?<![\w/.:+-])[\w.+-]{1,64}+:[^\s@:/'\"]{1,128}+@(?=[\w\[(.-])")
 """User and password of an address without a scheme: `app:hunter2@db:5432`."""
 
-KEY: Final = re.compile(
+KEY_BEFORE_VALUE: Final = re.compile(
     r"(?<![\w.-])(?:(?P<before>[A-Za-z]{1,16}) )?(?P<name>[\w.-]{1,128}+)[\]'\"\\]{0,4}+\s{0,8}+"
     r"(?:=>|:=|={1,3}+|:|%3[Dd])\s{0,16}+"
 )

@@ -9,39 +9,39 @@ from urllib.parse import unquote
 from fastapi_observe.redaction.addresses import (
     ADDRESS_HEADERS,
     AUTHORITY,
-    DENIED_HEADERS,
-    IN_DENIED_HEADERS,
-    LARGEST_PORT,
-    LONGEST_ADDRESS,
-    network_of,
+    MAX_ADDRESS_LENGTH,
+    MAX_PORT,
+    SECRET_HEADER_WORDS,
+    SECRET_HEADERS,
+    truncate_to_network,
 )
 from fastapi_observe.redaction.names import SecretNames
 from fastapi_observe.redaction.patterns import PLAIN_ID, PLAIN_PATH, REDACTED
 from fastapi_observe.redaction.routes import SecretRoutes, secret_segments
-from fastapi_observe.redaction.text import LONGEST_TEXT, MARGIN, FreeText
+from fastapi_observe.redaction.text import MARGIN, MAX_TEXT_LENGTH, TextRedactor
 from fastapi_observe.redaction.values import (
-    MOST_CHARACTERS,
-    MOST_MEMBERS,
-    MOST_OF_LARGE,
-    MUCH,
-    SMALLEST_CARD,
-    Walk,
-    shown,
+    ELLIPSIS,
+    MAX_CHARACTERS,
+    MAX_LARGE_CONTAINER_MEMBERS,
+    MAX_MEMBERS,
+    MIN_CARD_NUMBER,
+    ValueRedactor,
+    redact_value,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-LONGEST_PATH: Final = 1024
-LONGEST_AGENT: Final = 256
+MAX_PATH_LENGTH: Final = 1024
+MAX_USER_AGENT_LENGTH: Final = 256
 """Characters of a path and of a user agent that are shown anywhere."""
 
-LONGEST_FIELD: Final = 256
+MAX_FIELD_NAME_LENGTH: Final = 256
 """Characters of the name of a field."""
 
-_LONGEST_SEEN: Final = LONGEST_PATH + MARGIN
-MOST_KEPT: Final = 1024
-LONGEST_KEPT: Final = 256
+_MAX_SCANNED_LENGTH: Final = MAX_PATH_LENGTH + MARGIN
+MAX_CACHED_TEXTS: Final = 1024
+MAX_CACHED_LENGTH: Final = 256
 """Texts of clients (paths, user agents, addresses) whose answer is remembered, and the characters of one."""
 
 _PLAIN_PATH: Final = PLAIN_PATH.fullmatch
@@ -54,7 +54,7 @@ _PII: Final = frozenset({"user.email", "enduser.id"})
 _ADDRESSES: Final = frozenset({"client.address", *ADDRESS_HEADERS})
 
 
-class Redactor(FreeText):
+class Redactor(TextRedactor):
     """Made once from the settings, and given to every place that shows a text.
 
     Every option of the settings that says what may be shown ends here. Answers about short texts of clients that come
@@ -105,7 +105,7 @@ class Redactor(FreeText):
         self._special = frozenset() if capture_pii else _PII | _ADDRESSES
 
     @classmethod
-    def of(
+    def from_settings(
         cls,
         settings: Any,
         faults: Callable[[str, BaseException], None] | None = None,
@@ -127,19 +127,19 @@ class Redactor(FreeText):
         known = self._shown_names.get(name)
         if known is None:
             known = self.text(name)
-            if len(name) <= LONGEST_KEPT:
-                if len(self._shown_names) >= MOST_KEPT:
+            if len(name) <= MAX_CACHED_LENGTH:
+                if len(self._shown_names) >= MAX_CACHED_TEXTS:
                     self._shown_names.clear()
                 self._shown_names[name] = known
         return known
 
     # What is logged
 
-    def hides(self, name: str) -> bool:
+    def is_secret_name(self, name: str) -> bool:
         """Tell whether what stands under this name is secret."""
         return self._names.hides(name)
 
-    def by_name(self, name: str, value: Any) -> Any:
+    def value_for_name(self, name: str, value: Any) -> Any:
         """Return what stands for a value because of its name; the value itself if the name says nothing against it."""
         if self._names.hides(name):
             return value if value is None or value is True or value is False or value == "" else REDACTED
@@ -156,32 +156,32 @@ class Redactor(FreeText):
             return self.text(value)
         if kind is float or kind is bool or value is None or (kind is int and value < 10**12):
             return value
-        return shown(self, value)
+        return redact_value(self, value)
 
     def fields(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Return fields that may be shown: the same dict if there is nothing to hide, and not too much of it."""
-        if len(fields) > MOST_MEMBERS:
-            fields = dict(islice(fields.items(), MOST_OF_LARGE))
+        if len(fields) > MAX_MEMBERS:
+            fields = dict(islice(fields.items(), MAX_LARGE_CONTAINER_MEMBERS))
         kept = fields
-        left, walk, has_long = MOST_CHARACTERS, None, False
+        left, walk, has_long = MAX_CHARACTERS, None, False
         for name, value in fields.items():
             label = name if type(name) is str else str(name)
-            if len(label) > LONGEST_FIELD:
+            if len(label) > MAX_FIELD_NAME_LENGTH:
                 has_long = True
-            wanted = self.by_name(label, value)
+            wanted = self.value_for_name(label, value)
             if wanted is value:
                 kind = type(value)
                 if kind is str:
-                    wanted = self.text(value) if left > 0 else MUCH
-                    left -= min(len(value), LONGEST_TEXT)
-                elif not (kind is float or kind is bool or value is None or (kind is int and value < SMALLEST_CARD)):
-                    walk = walk or Walk(self)
-                    wanted = walk.shown(value)
+                    wanted = self.text(value) if left > 0 else ELLIPSIS
+                    left -= min(len(value), MAX_TEXT_LENGTH)
+                elif not (kind is float or kind is bool or value is None or (kind is int and value < MIN_CARD_NUMBER)):
+                    walk = walk or ValueRedactor(self)
+                    wanted = walk.redact_value(value)
             if wanted is not value:
                 if kept is fields:
                     kept = dict(fields)
                 kept[name] = wanted
-        return {str(name)[:LONGEST_FIELD]: value for name, value in kept.items()} if has_long else kept
+        return {str(name)[:MAX_FIELD_NAME_LENGTH]: value for name, value in kept.items()} if has_long else kept
 
     # What requests are made of
 
@@ -193,18 +193,18 @@ class Redactor(FreeText):
             known = None
             if match is not None and self.text(match["host"]) == match["host"]:
                 port = int(match["port"]) if match["port"] else None
-                if port is None or port <= LARGEST_PORT:
+                if port is None or port <= MAX_PORT:
                     known = match["host"].strip("[]"), port
-            if len(authority) <= LONGEST_KEPT:
-                if len(self._hosts) >= MOST_KEPT:
+            if len(authority) <= MAX_CACHED_LENGTH:
+                if len(self._hosts) >= MAX_CACHED_TEXTS:
                     self._hosts.clear()
                 self._hosts[authority] = known
         return known
 
     def is_plain_path(self, path: str) -> bool:
         """Tell, at once, that a path has nothing to hide, nor anything but small letters, digits and `/._~-`."""
-        if len(path) > _LONGEST_SEEN:
-            path = path[:_LONGEST_SEEN]
+        if len(path) > _MAX_SCANNED_LENGTH:
+            path = path[:_MAX_SCANNED_LENGTH]
         if path in self._plain_paths:
             return True
         last = path.rfind("/") + 1
@@ -214,24 +214,24 @@ class Redactor(FreeText):
             return False
         if "token" in path or "pass" in path or "secret" in path or "key" in path or "otp" in path or "jwt" in path:
             return False
-        if len(path) <= LONGEST_KEPT:  # the first ones stay: a client's inventions would only push each other out
-            if last and len(self._plain_heads) < MOST_KEPT and _PLAIN_ID(path, last) is not None:
+        if len(path) <= MAX_CACHED_LENGTH:  # the first ones stay: a client's inventions would only push each other out
+            if last and len(self._plain_heads) < MAX_CACHED_TEXTS and _PLAIN_ID(path, last) is not None:
                 self._plain_heads.add(path[:last])
-            if len(self._plain_paths) < MOST_KEPT:
+            if len(self._plain_paths) < MAX_CACHED_TEXTS:
                 self._plain_paths.add(path)
         return True
 
     def path(self, path: str) -> str:
         """Return a path that may be shown: decoded, as it stands in the ASGI scope; at most 1,152 characters."""
-        if len(path) > _LONGEST_SEEN:
-            path = path[:_LONGEST_SEEN]
+        if len(path) > _MAX_SCANNED_LENGTH:
+            path = path[:_MAX_SCANNED_LENGTH]
         if self.is_plain_path(path):
             return path
         known = self._paths.get(path)
         if known is None:
-            known = self.text(self.segments(path))
-            if len(path) <= LONGEST_KEPT:
-                if len(self._paths) >= MOST_KEPT:
+            known = self.text(self.hide_secret_segments(path))
+            if len(path) <= MAX_CACHED_LENGTH:
+                if len(self._paths) >= MAX_CACHED_TEXTS:
                     self._paths.clear()
                 self._paths[path] = known
         return known
@@ -241,7 +241,7 @@ class Redactor(FreeText):
         judge = judge or self.path
         shown = judge(path)
         if "%" in path:
-            plain = unquote(path[:_LONGEST_SEEN], "latin-1")
+            plain = unquote(path[:_MAX_SCANNED_LENGTH], "latin-1")
             decoded = judge(plain)
             if decoded != plain:
                 return decoded
@@ -253,15 +253,15 @@ class Redactor(FreeText):
         if hidden is None:
             hidden = self._find_secret(endpoint)
         if hidden is _ASKS_ROUTES:
-            return self.unrouted_path(path)
+            return self.unmatched_path(path)
         return self._hide_parameters(path, endpoint, hidden) if hidden else self.path(path)
 
-    def has_secret(self, endpoint: str) -> bool:
+    def has_secret_parameter(self, endpoint: str) -> bool:
         """Tell whether a route template has a parameter with a secret name."""
         hidden = self._routes.get(endpoint)
         return bool(self._find_secret(endpoint) if hidden is None else hidden)
 
-    def unrouted_path(self, path: str) -> str:
+    def unmatched_path(self, path: str) -> str:
         """Return the path of a request that no route has answered, yet or at all.
 
         Hidden is what stands where a template of the app has a secret parameter: a router that redirects, or a
@@ -270,7 +270,7 @@ class Redactor(FreeText):
         secret = self._secret_routes
         if secret is None:
             secret = self._find_secret_routes()
-        return self.path(secret.hide(path[:_LONGEST_SEEN])) if secret else self.path(path)
+        return self.path(secret.hide(path[:_MAX_SCANNED_LENGTH])) if secret else self.path(path)
 
     def has_secret_routes(self) -> bool:
         """Tell whether `unrouted_path` may hide what a route that answers would not."""
@@ -287,7 +287,7 @@ class Redactor(FreeText):
             found = _ASKS_ROUTES if self.has_secret_routes() else ()
         else:
             found = secret_segments(endpoint, self._names.hides_in_text)
-        if len(self._routes) >= MOST_KEPT:
+        if len(self._routes) >= MAX_CACHED_TEXTS:
             self._routes.clear()
         self._routes[endpoint] = found
         return found
@@ -304,13 +304,13 @@ class Redactor(FreeText):
                 return self.path("/".join(segments))
         return f"/{REDACTED}"
 
-    def agent(self, agent: bytes) -> str:
+    def user_agent(self, agent: bytes) -> str:
         """Return a user agent that may be shown, at most 256 characters."""
         known = self._agents.get(agent)
         if known is None:
-            known = self.text(agent[: LONGEST_AGENT + MARGIN].decode("latin-1"))[:LONGEST_AGENT]
-            if len(agent) <= LONGEST_KEPT:
-                if len(self._agents) >= MOST_KEPT:
+            known = self.text(agent[: MAX_USER_AGENT_LENGTH + MARGIN].decode("latin-1"))[:MAX_USER_AGENT_LENGTH]
+            if len(agent) <= MAX_CACHED_LENGTH:
+                if len(self._agents) >= MAX_CACHED_TEXTS:
                     self._agents.clear()
                 self._agents[agent] = known
         return known
@@ -322,12 +322,14 @@ class Redactor(FreeText):
         """
         if not isinstance(address, str):  # a server may name its client as it likes
             return None if address is None else REDACTED
-        if len(address) > LONGEST_ADDRESS:  # a proxy may pass on whatever a client writes
-            return self.text(address[: LONGEST_ADDRESS + MARGIN])[:LONGEST_ADDRESS] if self.capture_pii else REDACTED
+        if len(address) > MAX_ADDRESS_LENGTH:  # a proxy may pass on whatever a client writes
+            return (
+                self.text(address[: MAX_ADDRESS_LENGTH + MARGIN])[:MAX_ADDRESS_LENGTH] if self.capture_pii else REDACTED
+            )
         known = self._addresses.get(address)
         if known is None:
-            known = self.text(address)[:LONGEST_ADDRESS] if self.capture_pii else network_of(address)
-            if len(self._addresses) >= MOST_KEPT:
+            known = self.text(address)[:MAX_ADDRESS_LENGTH] if self.capture_pii else truncate_to_network(address)
+            if len(self._addresses) >= MAX_CACHED_TEXTS:
                 self._addresses.clear()
             self._addresses[address] = known
         return known
@@ -335,9 +337,9 @@ class Redactor(FreeText):
     def header(self, name: str, value: str) -> str:
         """Return the value of a header that may be shown; `name` in any case, `_` like `-`."""
         name = name.lower().replace("_", "-")
-        if name in DENIED_HEADERS or self._names.hides(name) or any(part in name for part in IN_DENIED_HEADERS):
+        if name in SECRET_HEADERS or self._names.hides(name) or any(part in name for part in SECRET_HEADER_WORDS):
             return REDACTED
-        value = value[:LONGEST_TEXT]
+        value = value[:MAX_TEXT_LENGTH]
         if name in ADDRESS_HEADERS and not self.capture_pii:
             return ", ".join(self._forwarded(part.strip()) for part in value.split(",")[:16])
         return self.text(value)
@@ -351,5 +353,5 @@ class Redactor(FreeText):
         return ";".join(f"{name}={self.address(value)}" for name, value in named if name in {"for", "by"})
 
 
-PLAIN: Final = Redactor()
+DEFAULT_REDACTOR: Final = Redactor()
 """What holds where no app is installed."""

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 PARAMETER: Final = re.compile(r"\{([^{}:]+)[^{}]*\}")
 """A parameter of a template, its name in a group."""
 
-MOST_TEMPLATES: Final = 256
+MAX_TEMPLATES: Final = 256
 """Templates with secret parameters that one app's paths are compared with."""
 
-MOST_SEGMENTS: Final = 64
+MAX_SEGMENTS: Final = 64
 """Segments of a path that are compared; a longer one is hidden behind them if the app has such templates."""
 
 
@@ -36,7 +36,7 @@ class SecretRoutes:
         self._first: list[_Template] = []  # whose first segment is a parameter: compared with the whole path only
         self._by_word: dict[str, list[_Template]] = {}
         found = {each: hidden for each in templates if (hidden := secret_segments(each, is_secret))}
-        for template in list(found)[:MOST_TEMPLATES]:
+        for template in list(found)[:MAX_TEMPLATES]:
             segments = template.split("/")[1:]
             known = segments, tuple(at - 1 for at in found[template])
             if "{" in segments[0]:
@@ -53,17 +53,17 @@ class SecretRoutes:
         Templates are compared from the start and behind any prefix that a server may keep for itself; of a template
         only what stands before the parameter has to fit.
         """
-        segments = path.split("/", MOST_SEGMENTS)
-        hidden: set[int] = {MOST_SEGMENTS} if len(segments) > MOST_SEGMENTS else set()
-        hidden |= self._secret_of(segments)
+        segments = path.split("/", MAX_SEGMENTS)
+        hidden: set[int] = {MAX_SEGMENTS} if len(segments) > MAX_SEGMENTS else set()
+        hidden |= self._secret_segments(segments)
         if "" in segments[1:] or "." in segments:  # the app, or a server before it, may take these for nothing
             kept = [at for at, segment in enumerate(segments) if not at or segment not in {"", "."}]
-            hidden.update(kept[at] for at in self._secret_of([segments[at] for at in kept]))
+            hidden.update(kept[at] for at in self._secret_segments([segments[at] for at in kept]))
         for at in hidden:
             segments[at] = segments[at] and REDACTED
         return "/".join(segments) if hidden else path
 
-    def _secret_of(self, segments: list[str]) -> set[int]:
+    def _secret_segments(self, segments: list[str]) -> set[int]:
         found: set[int] = set()
         for template in self._first:
             found |= _found(template, segments, 1)

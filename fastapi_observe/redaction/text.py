@@ -10,19 +10,19 @@ from fastapi_observe.redaction.patterns import (
     CARD,
     ELEMENT,
     HEADER_VALUE,
-    KEY,
-    MARKS,
-    NEAR,
+    KEY_BEFORE_VALUE,
+    LIBRARY_ERRORS,
     OF_ELEMENT,
-    OF_LIBRARIES,
     OTHER_KEYS,
     PLACEHOLDER,
-    PLAIN_ACCOUNT,
     QUERY_OF_PATH,
     QUOTED,
     REDACTED,
     SCHEMES,
+    SQLITE_ERROR_VALUE,
+    TRIGGER_CHARACTERS,
     URL_PART,
+    USERINFO,
     VALUE,
     WITH_A,
     WITH_COLON,
@@ -38,26 +38,26 @@ if TYPE_CHECKING:
 
     from fastapi_observe.redaction.names import SecretNames
 
-LONGEST_TEXT: Final = 8192
+MAX_TEXT_LENGTH: Final = 8192
 """Characters of a text that are looked at; what stands behind them is shown nowhere."""
 
-LONGEST_FOR_USER: Final = 2048
+MAX_USER_PATTERN_LENGTH: Final = 2048
 """Characters of a line that the user's own patterns are given: their time may grow with the square of the length."""
 
-LONGEST_QUERY: Final = 1024
+MAX_QUERY_BYTES: Final = 1024
 """Bytes of a query string that are shown."""
 
 MARGIN: Final = 128
 """Characters behind what is shown that are looked at too: else a secret that is cut off would not be known as one."""
 
-_SHORTEST_CARD: Final = 13
+_MIN_CARD_DIGITS: Final = 13
 _DIGITS: Final = re.compile(r"[2-6][0-9 -]{12}").search
-_MARKS: Final = MARKS.search
+_MARKS: Final = TRIGGER_CHARACTERS.search
 _QUOTES: Final = frozenset({"'", '"', "\\"})
 _HEADERS: Final = ("authorization", "cookie")
 
 
-class FreeText:
+class TextRedactor:
     """Hides what looks like a secret, and the values behind secret names.
 
     First what is known of secrets and of what libraries write, then the user's `patterns`, then the user's `function`.
@@ -86,16 +86,16 @@ class FreeText:
 
         At most 8,192 characters.
         """
-        text = self._plain(text[:LONGEST_TEXT])
+        text = self._plain(text[:MAX_TEXT_LENGTH])
         if self._patterns or self._function is not None:
             text = self._as_user_wants(text)
-        return text[:LONGEST_TEXT]
+        return text[:MAX_TEXT_LENGTH]
 
     def _plain(self, text: str) -> str:
         if _MARKS(text) is not None:
             text = self._hide_keys(text)
             if ":" in text or "=" in text or '"' in text or "'" in text or "--" in text or "<" in text or "%3" in text:
-                for words, pattern, instead in OF_LIBRARIES:
+                for words, pattern, instead in LIBRARY_ERRORS:
                     if any(word in text for word in words):
                         text = pattern.sub(instead, text)
                 text = self._hide_named(self._hide_accounts(text))
@@ -103,7 +103,7 @@ class FreeText:
                 text = QUERY_OF_PATH.sub(lambda found: f"?{self.query(found[0][1:])}", text)
             if " " in text or "%20" in text:
                 text = _hide_after_scheme(text)
-        if len(text) >= _SHORTEST_CARD and _DIGITS(text) is not None:
+        if len(text) >= _MIN_CARD_DIGITS and _DIGITS(text) is not None:
             text = CARD.sub(hide_card, text)
         return text
 
@@ -148,7 +148,7 @@ class FreeText:
         """Hide user and password of addresses, and what else of URLs is not shown."""
         if "://" in text:
             text = URL_PART.sub(self._hide_in_url, text)
-        return PLAIN_ACCOUNT.sub(f"{REDACTED}:{REDACTED}@", text) if "@" in text else text
+        return USERINFO.sub(f"{REDACTED}:{REDACTED}@", text) if "@" in text else text
 
     def _hide_named(self, text: str) -> str:
         """Hide what follows a secret name and `=` or `:`."""
@@ -166,12 +166,12 @@ class FreeText:
                 text = _hide_behind(text, pattern, lambda found: VALUE if names.hides(found["name"]) else None)
         if "</" in text:
             text = _hide_behind(text, ELEMENT, lambda found: OF_ELEMENT if names.hides(found["name"]) else None)
-        return _hide_behind(text, KEY, self._value_behind)
+        return _hide_behind(text, KEY_BEFORE_VALUE, self._value_behind)
 
     def _value_behind(self, found: re.Match[str]) -> re.Pattern[str] | None:
         """Return what the value is like that follows a name and `=` or `:`; None if it is not secret."""
         names, name = self._names, found["name"]
-        if not names.hides_in_text(name) and not (found["before"] and names.is_pair(found["before"], name)):
+        if not names.hides_in_text(name) and not (found["before"] and names.is_secret_pair(found["before"], name)):
             whole, start, end = found.string, found.start("name"), found.end("name")
             quote = whole[end : end + 1]
             if quote not in _QUOTES or whole[start - 1 : start] != quote or not names.hides(name):
@@ -188,13 +188,13 @@ class FreeText:
         rest, mark, query = rest.partition("?")
         host, slash, path = rest.partition("/")
         query = f"{mark}{self.query(query)}" if query else mark
-        return f"://{account}{host}{self.segments(slash + path)}{query}{fragment and fragment + REDACTED}"
+        return f"://{account}{host}{self.hide_secret_segments(slash + path)}{query}{fragment and fragment + REDACTED}"
 
     def _as_user_wants(self, text: str) -> str:
         for pattern in self._patterns:
             text = "\n".join(
-                pattern.sub(_hide_found, line[:LONGEST_FOR_USER])
-                for line in (text.split("\n") if len(text) > LONGEST_FOR_USER else (text,))
+                pattern.sub(_hide_found, line[:MAX_USER_PATTERN_LENGTH])
+                for line in (text.split("\n") if len(text) > MAX_USER_PATTERN_LENGTH else (text,))
             )
         if self._function is None:
             return text
@@ -208,11 +208,11 @@ class FreeText:
             return REDACTED
         return wanted
 
-    def quoted(self, text: str) -> str:
+    def database_error(self, text: str) -> str:
         """Return the text of a database's error without what it quotes: statements, values, names."""
-        return QUOTED.sub(_hide_quoted, NEAR.sub(rf"\g<1>{REDACTED}", text))
+        return QUOTED.sub(_hide_quoted, SQLITE_ERROR_VALUE.sub(rf"\g<1>{REDACTED}", text))
 
-    def segments(self, path: str) -> str:
+    def hide_secret_segments(self, path: str) -> str:
         """Return a path without the segments that stand after one with a secret name."""
         low = path.lower()
         known = "token" in low or "pass" in low or "secret" in low or "key" in low or "otp" in low or "jwt" in low
@@ -223,7 +223,7 @@ class FreeText:
         for at in range(1, len(segments)):
             segment = segments[at]
             if segment and segment != ".":  # servers and apps may take `/token//abc` for `/token/abc`
-                if self._names.hides_after(before, segment):
+                if self._names.hides_next_segment(before, segment):
                     segments[at] = REDACTED
                 before = segment
         return "/".join(segments)
@@ -235,10 +235,10 @@ class FreeText:
         name and in a key too. Keys are compared as they are read (`%70age` is `page`). `;` separates like `&`: some
         parsers read it so.
         """
-        query = query[: LONGEST_QUERY + MARGIN]
+        query = query[: MAX_QUERY_BYTES + MARGIN]
         text = query if isinstance(query, str) else query.decode("latin-1")
         shown = "&".join([self._part(part) for part in text.replace(";", "&").split("&")])
-        return shown[:LONGEST_QUERY]
+        return shown[:MAX_QUERY_BYTES]
 
     def _part(self, part: str) -> str:
         key, equals, value = part.partition("=")

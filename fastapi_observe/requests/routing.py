@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
-REST: Final = "/{path}"
+SUBPATH: Final = "/{path}"
 """Stands for whatever a mounted app finds below its mount."""
 
-MOST_REMEMBERED: Final = 4096
+MAX_CACHED_TEMPLATES: Final = 4096
 """Templates that one app remembers."""
 
-LONGEST_REMEMBERED: Final = 256
+MAX_CACHED_PATH_LENGTH: Final = 256
 """Characters of a concrete mount path that is remembered: a client chooses it under `Mount("/t/{tenant}")`."""
 
-MOST_LAYERS: Final = 32
+MAX_MIDDLEWARE_LAYERS: Final = 32
 """Middleware around a mounted app that is looked through."""
 
 
-class Routes:
+class RouteTemplates:
     """Route templates of one app, remembered by the objects that the routers leave in the scope.
 
     A request costs one dict look-up, however many routes there are; routes are never matched a second time. What is
@@ -61,22 +61,22 @@ class Routes:
             answer = found[0]
         else:
             answer = self._work_out(scope, endpoint, mounted)
-            if len(self._remembered) >= MOST_REMEMBERED:
+            if len(self._remembered) >= MAX_CACHED_TEMPLATES:
                 self._remembered.clear()
-            if len(mounted) <= LONGEST_REMEMBERED:
+            if len(mounted) <= MAX_CACHED_PATH_LENGTH:
                 self._remembered[key] = (answer, (endpoint, route, context))
         return answer if isinstance(answer, str) else _fitting(answer, scope)
 
     def templates(self) -> list[str]:
         """List the templates of all routes, as they are now."""
-        return [each.template for each in endpoints_of(self._app)]
+        return [each.template for each in list_endpoints(self._app)]
 
     def _work_out(self, scope: Scope, endpoint: Any, mounted: str) -> _Answer:
-        prefix, inner = _mount_templates(_routes_of(self._app), mounted)
-        own = _format_of(answering_route(scope))
-        templates = [own] if own else _search(inner, endpoint) or _search(_routes_of(scope.get("app")), endpoint)
+        prefix, inner = _mount_templates(_child_routes(self._app), mounted)
+        own = _path_format(matched_route(scope))
+        templates = [own] if own else _search(inner, endpoint) or _search(_child_routes(scope.get("app")), endpoint)
         if not templates:  # something answered that does not tell its paths: StaticFiles, a mounted app's 404
-            return prefix.removesuffix(REST) + REST
+            return prefix.removesuffix(SUBPATH) + SUBPATH
         if len(templates) == 1:
             return prefix + templates[0]
         return tuple((compile_path(template)[0], prefix + template) for template in templates)
@@ -86,7 +86,7 @@ _Answer = str | tuple[tuple["re.Pattern[str]", str], ...]
 """A template, or those of one function on several paths, of which the request's path tells the right one."""
 
 
-def answering_route(scope: Scope) -> Any:
+def matched_route(scope: Scope) -> Any:
     """Return the route whose endpoint answered, with the prefixes of its routers; None where the router left none.
 
     FastAPI since 0.137 keeps them in an object of its own beside the route. A route left over from an outer router
@@ -115,27 +115,29 @@ class Endpoint(NamedTuple):
     websocket: bool
 
 
-def endpoints_of(app: Any) -> list[Endpoint]:
+def list_endpoints(app: Any) -> list[Endpoint]:
     """List all routes of an app, those of included routers and mounted apps too, in their order.
 
     `template` is what `Routes.template` returns for a request that the route answers.
     """
     found: list[Endpoint] = []
-    _collect_endpoints(_routes_of(app), "", found, 0)
+    _collect_endpoints(_child_routes(app), "", found, 0)
     return found
 
 
 def _collect_endpoints(routes: Any, prefix: str, found: list[Endpoint], depth: int) -> None:
     for route in _flat(routes):
-        if hasattr(route, "routes") and depth < MOST_LAYERS:  # a mount, or a Host, which adds nothing to the path
-            template = (_format_of(route) or "").removesuffix(REST)
+        if (
+            hasattr(route, "routes") and depth < MAX_MIDDLEWARE_LAYERS
+        ):  # a mount, or a Host, which adds nothing to the path
+            template = (_path_format(route) or "").removesuffix(SUBPATH)
             inner = _inner_routes(route)
             if inner:
                 _collect_endpoints(inner, prefix + template, found, depth + 1)
             else:
-                found.append(Endpoint(prefix + template + REST, (), (), None, websocket=False))
+                found.append(Endpoint(prefix + template + SUBPATH, (), (), None, websocket=False))
             continue
-        path = _format_of(route)
+        path = _path_format(route)
         if path is not None:
             methods = tuple(sorted(getattr(route, "methods", None) or ()))
             tags = tuple(str(getattr(tag, "value", tag)) for tag in getattr(route, "tags", None) or ())
@@ -146,7 +148,7 @@ def _collect_endpoints(routes: Any, prefix: str, found: list[Endpoint], depth: i
 def mounted_apps(app: Any) -> list[Starlette]:
     """Find the FastAPI and Starlette apps mounted anywhere below `app`, each once, without `app` itself."""
     found: list[Starlette] = []
-    _collect_mounted(_routes_of(app), found, {id(app)})
+    _collect_mounted(_child_routes(app), found, {id(app)})
     return found
 
 
@@ -158,7 +160,7 @@ def _collect_mounted(routes: Any, found: list[Starlette], seen: set[int]) -> Non
         seen.add(id(inner))
         if isinstance(inner, Starlette):
             found.append(inner)
-        _collect_mounted(_routes_of(inner), found, seen)
+        _collect_mounted(_child_routes(inner), found, seen)
 
 
 def _without_endpoint(scope: Scope, fastapi_scope: Any, status_code: int) -> str:
@@ -166,7 +168,7 @@ def _without_endpoint(scope: Scope, fastapi_scope: Any, status_code: int) -> str
     frontend = fastapi_scope.get("frontend_path") if fastapi_scope else None
     if frontend is not None:
         path = _path_below_root(scope)
-        return path[: len(path) - len(frontend)].rstrip("/") + REST
+        return path[: len(path) - len(frontend)].rstrip("/") + SUBPATH
     return REDIRECT if 300 <= status_code < 400 else UNMATCHED  # noqa: PLR2004 - 3xx
 
 
@@ -177,7 +179,7 @@ def _path_below_root(scope: Scope) -> str:
     return path[len(root) :] if path.startswith(root + "/") else path
 
 
-def _format_of(route: Any) -> str | None:
+def _path_format(route: Any) -> str | None:
     template = getattr(route, "path_format", None)
     if template is None:
         template = getattr(route, "path", None)
@@ -189,7 +191,7 @@ def _search(routes: Any, endpoint: Any) -> list[str]:
     found: list[str] = []
     for route in _flat(routes):
         if getattr(route, "endpoint", None) is endpoint:
-            found.append(_format_of(route) or REST)
+            found.append(_path_format(route) or SUBPATH)
         elif not getattr(route, "path", ""):  # a Host, a Mount("/"): they add nothing to the path
             found += _search(_inner_routes(route), endpoint)
     return found
@@ -221,25 +223,25 @@ def _mount_templates(routes: Any, path: str) -> tuple[str, Any]:
         if match is None:
             continue
         used = len(path) - len(match.group("path"))
-        template = str(route.path_format).removesuffix(REST)
+        template = str(route.path_format).removesuffix(SUBPATH)
         deeper, inner = _mount_templates(_inner_routes(route), path[used:])
         if inner is not None:
             return template + deeper, inner
         partly = partly or template
-    return partly + REST, None
+    return partly + SUBPATH, None
 
 
 def _inner_routes(mount: Any) -> Any:
-    return _routes_of(getattr(mount, "app", None))
+    return _child_routes(getattr(mount, "app", None))
 
 
-def _routes_of(app: Any) -> Any:
+def _child_routes(app: Any) -> Any:
     return getattr(_unwrapped(app), "routes", None) or ()
 
 
 def _unwrapped(app: Any) -> Any:
     """Look through middleware, which keeps the app it wraps as `app`, for what has routes; None if nothing has."""
-    for _ in range(MOST_LAYERS):
+    for _ in range(MAX_MIDDLEWARE_LAYERS):
         if app is None or hasattr(app, "routes"):
             return app
         app = getattr(app, "app", None)

@@ -6,7 +6,7 @@ import re
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.internal.networks import PRIVATE_NETWORKS, is_in
+from fastapi_observe.internal.networks import PRIVATE_NETWORKS, address_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from fastapi_observe.internal.networks import Network
-    from fastapi_observe.records.request import Exchange
+    from fastapi_observe.records.request import RequestRecord
 
-MOST_PEERS: Final = 1024
+MAX_CACHED_PEERS: Final = 1024
 """Addresses whose answer is remembered; of further ones it is worked out each time."""
 
-LONGEST_ADDRESS: Final = 64
+MAX_CACHED_ADDRESS_LENGTH: Final = 64
 """Characters of an address that is remembered (an IPv6 one has at most 45, and a zone)."""
 
-MOST_HOPS: Final = 16
+MAX_FORWARDED_ADDRESSES: Final = 16
 """Addresses of one forwarding header that are looked at; a longer list is nobody of ours."""
 
-IN_PROCESS: Final = frozenset({"testclient"})
+TEST_CLIENT_HOSTS: Final = frozenset({"testclient"})
 """What test clients call themselves: no peer of a network has a name."""
 
 _FORWARDED_FOR: Final = re.compile(r'for="?\[?([^;,"\]]+)', re.IGNORECASE)
-_NAMING: Final = frozenset(
+_CLIENT_ADDRESS_HEADERS: Final = frozenset(
     {
         b"x-forwarded-for",
         b"x-real-ip",
@@ -42,12 +42,12 @@ _NAMING: Final = frozenset(
     }
 )
 """Headers in which proxies name for whom they speak."""
-_FORWARDING: Final = _NAMING | {b"via", b"x-forwarded-host", b"x-forwarded-proto"}
+_FORWARDING_HEADERS: Final = _CLIENT_ADDRESS_HEADERS | {b"via", b"x-forwarded-host", b"x-forwarded-proto"}
 """Headers by which a proxy shows itself."""
 _PORT: Final = re.compile(r"(\d+\.\d+\.\d+\.\d+):\d+")
 
 
-class Trust:
+class TrustPolicy:
     """Who is believed: `always`, `never`, what a function of the scope says, or the peers in some networks.
 
     The word `private` stands for `PRIVATE_NETWORKS`; a UNIX socket, which has no address, and Starlette's test client
@@ -74,15 +74,15 @@ class Trust:
         self._unix = "private" in words
         self._known: dict[str, bool] = {}
 
-    def of(self, exchange: Exchange) -> bool:
+    def is_trusted(self, exchange: RequestRecord) -> bool:
         """Tell whether the peer of this request is believed; worked out once."""
-        trusted = exchange.trusted
+        trusted = exchange.caller_trusted
         if trusted is None:
-            exchange.trusted = False  # a function that raises is not asked again
-            exchange.trusted = trusted = self.trusts(exchange.scope, exchange.headers)
+            exchange.caller_trusted = False  # a function that raises is not asked again
+            exchange.caller_trusted = trusted = self.trusts_peer(exchange.scope, exchange.headers)
         return trusted
 
-    def trusts(self, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
+    def trusts_peer(self, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
         """Tell whether the peer of a request is believed; `headers` have lower-case names, and the last value of each.
 
         What the user's function raises goes to the caller.
@@ -95,33 +95,33 @@ class Trust:
         if client and client[0]:
             peer = client[0]
             # no peer of a network has port 0: servers leave it where they have replaced the address
-            believed = client[1] != 0 and (self._has(peer) or (self._unix and peer in IN_PROCESS))
+            believed = client[1] != 0 and (self._has(peer) or (self._unix and peer in TEST_CLIENT_HOSTS))
         else:
             peer = None
             believed = self._unix
-        if not believed or _FORWARDING.isdisjoint(headers):
+        if not believed or _FORWARDING_HEADERS.isdisjoint(headers):
             return believed
-        named = _spoken_for(scope.get("headers") or ())
+        named = _forwarded_addresses(scope.get("headers") or ())
         # uvicorn takes the port from the header too, so that a replaced address is known only by being named there
         return bool(named) and peer not in named and all(self._has(address) for address in named)
 
     def _has(self, address: str) -> bool:
         known = self._known.get(address)
         if known is None:
-            known = is_in(address, self._networks)
-            if len(self._known) < MOST_PEERS and len(address) <= LONGEST_ADDRESS:
+            known = address_in(address, self._networks)
+            if len(self._known) < MAX_CACHED_PEERS and len(address) <= MAX_CACHED_ADDRESS_LENGTH:
                 self._known[address] = known
         return known
 
 
-def _spoken_for(headers: Iterable[tuple[bytes, bytes]]) -> list[str]:
+def _forwarded_addresses(headers: Iterable[tuple[bytes, bytes]]) -> list[str]:
     """Return the addresses for which proxies say they speak; what is none stays as it is, and is in no network."""
     found: list[str] = []
     for name, value in headers:
-        if name not in _NAMING:
+        if name not in _CLIENT_ADDRESS_HEADERS:
             continue
-        parts = value.decode("latin-1").split(",", MOST_HOPS)
-        if len(parts) > MOST_HOPS:
+        parts = value.decode("latin-1").split(",", MAX_FORWARDED_ADDRESSES)
+        if len(parts) > MAX_FORWARDED_ADDRESSES:
             return [""]
         if name == b"forwarded":
             parts = [each for part in parts for each in _FORWARDED_FOR.findall(part)] or [""]

@@ -11,14 +11,14 @@ from typing_extensions import is_typeddict  # typing.TypedDict's and its own: py
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DEEPEST: Final = 6
+MAX_LOCATION_PARTS: Final = 6
 """Parts of a location that are told apart."""
 
-MOST_ERRORS: Final = 20
+MAX_COUNTED_ERRORS: Final = 20
 """Errors of one request that are counted."""
 
 
-def declared_errors(errors: Any, route: Any) -> list[tuple[str, str]]:
+def validation_error_locations(errors: Any, route: Any) -> list[tuple[str, str]]:
     """Return (field, type) for each error: `body.items.[].price`, `missing`.
 
     A part of the location that is not a parameter or model field of the route reads `*`: a client may choose it (the
@@ -26,8 +26,8 @@ def declared_errors(errors: Any, route: Any) -> list[tuple[str, str]]:
     """
     names = declared_names(route)
     return [
-        (".".join(_part(part, names) for part in error["loc"][:DEEPEST]) or "*", str(error["type"]))
-        for error in errors[:MOST_ERRORS]
+        (".".join(_part(part, names) for part in error["loc"][:MAX_LOCATION_PARTS]) or "*", str(error["type"]))
+        for error in errors[:MAX_COUNTED_ERRORS]
     ]
 
 

@@ -10,27 +10,27 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from fastapi_observe.settings.sources import (
     PREFIX,
-    UNREADABLE,
-    Given,
+    UNPARSABLE,
     SettingsError,
+    SourcedValue,
     VariablesSource,
-    check_together,
-    given_of,
+    check_combinations,
+    describe_error,
     mask,
-    problem,
+    sourced,
 )
 from fastapi_observe.settings.types import (
-    KEPT,
-    PEERS,
-    Bounds,
+    PEERS_HELP,
+    RETENTION_PATTERN,
+    BucketBounds,
     HeaderNames,
     Headers,
-    Names,
+    ObjectiveList,
     ObjectiveOptions,
-    Objectives,
     Paths,
-    Peers,
+    PeerPolicy,
     Regexes,
+    StringList,
     Token,
     is_endpoint,
     option,
@@ -71,7 +71,7 @@ class ObserveSettings(BaseSettings):
     environment: str = option(
         "production",
         "Deployment environment; `development` makes the terminal readable.",
-        also=("OBSERVE_ENV", "FASTAPI_ENV"),
+        aliases=("OBSERVE_ENV", "FASTAPI_ENV"),
         otel=(
             "OTEL_RESOURCE_ATTRIBUTES:deployment.environment.name",
             "OTEL_RESOURCE_ATTRIBUTES:deployment.environment",
@@ -141,7 +141,9 @@ class ObserveSettings(BaseSettings):
         gt=0,
     )
     shutdown_timeout: float = option(2.0, "Seconds that flushing may take at shutdown, all signals together.", gt=0)
-    insecure: bool = option(False, "Send `otlp_headers` and passwords over plain http to a public host too.")
+    otlp_allow_plaintext_credentials: bool = option(
+        False, "Send `otlp_headers` and passwords over plain http to a public host too."
+    )
     span_processors: tuple[Any, ...] = option((), "Further OpenTelemetry span processors.", code_only=True)
     tracer_provider: Any = option(
         None, "Use this OpenTelemetry tracer provider; None: the global one, else our own.", code_only=True
@@ -162,8 +164,10 @@ class ObserveSettings(BaseSettings):
     )
 
     # What may come in and what may be shown
-    trust_incoming: Peers = option(
-        "private", "Whose trace, baggage and request id are taken over; a trace of others is linked.", accepts=PEERS
+    trust_incoming: PeerPolicy = option(
+        "private",
+        "Whose trace, baggage and request id are taken over; a trace of others is linked.",
+        accepts=PEERS_HELP,
     )
     max_traces_per_second: float | None = option(
         100.0,
@@ -171,9 +175,13 @@ class ObserveSettings(BaseSettings):
         accepts="a number above 0, or None",
         gt=0,
     )
-    query_allow: Names = option((), "Query parameters whose values may be shown; all others read REDACTED.")
+    capture_query_parameters: StringList = option(
+        (), "Query parameters whose values may be shown; all others read REDACTED."
+    )
     capture_pii: bool = option(False, "Show client addresses whole; else their network (/24, /48) only.")
-    redact_names: Names = option((), "Further names whose values are secret: of parameters, fields, headers, columns.")
+    redact_names: StringList = option(
+        (), "Further names whose values are secret: of parameters, fields, headers, columns."
+    )
     redact_patterns: Regexes = option(
         (),
         "Further regular expressions: what they find in any text is redacted.",
@@ -186,8 +194,8 @@ class ObserveSettings(BaseSettings):
     metrics_path: str = option(
         "/metrics", "Path that the door answers with the metrics.", pattern=r"^/.+", accepts="a path such as /metrics"
     )
-    metrics_access: Peers = option(
-        "private", "Who may read `metrics_path`; others are answered with 404.", accepts=PEERS
+    metrics_access: PeerPolicy = option(
+        "private", "Who may read `metrics_path`; others are answered with 404.", accepts=PEERS_HELP
     )
     metrics_token: Token | None = option(
         None,
@@ -206,14 +214,14 @@ class ObserveSettings(BaseSettings):
     )
     metrics_host: str = option("127.0.0.1", "Address that `metrics_port` is opened on.", min_length=1)
     registry: Any = option(None, "Prometheus registry to fill; None: one of our own.", code_only=True)
-    default_registry: bool = option(True, "Also show what stands in prometheus_client's default registry.")
-    workers: Literal["auto", "off"] = option(
+    include_default_registry: bool = option(True, "Also show what stands in prometheus_client's default registry.")
+    multiprocess: Literal["auto", "off"] = option(
         "auto", "Show one sum for all worker processes of a server; off: each process for itself."
     )
-    workers_directory: str | None = option(
+    multiprocess_directory: str | None = option(
         None, "Where worker processes share their metrics; None: /dev/shm, else the temporary directory.", min_length=1
     )
-    duration_buckets: Bounds = option(
+    duration_buckets: BucketBounds = option(
         (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
         "Bucket bounds of request durations, in seconds.",
         accepts="positive, finite numbers, separated by commas",
@@ -221,13 +229,13 @@ class ObserveSettings(BaseSettings):
     )
     size_histograms: bool = option(True, "Measure request and response sizes.")
     exemplars: bool = option(True, "Put the ids of sampled traces on samples (OpenMetrics only).")
-    series_per_metric: int = option(2000, "Most label sets of one metric; more share one overflow series.", ge=1)
-    series_per_process: int = option(20_000, "Most label sets of all metrics together.", ge=1)
-    values_per_label: int = option(
+    max_series_per_metric: int = option(2000, "Most label sets of one metric; more share one overflow series.", ge=1)
+    max_series_per_process: int = option(20_000, "Most label sets of all metrics together.", ge=1)
+    max_values_per_label: int = option(
         500, "Most values of one label of one metric, `endpoint` aside; more are shown as one.", ge=1
     )
-    disk_paths: Names = option(("/",), "Paths whose file systems `disk_usage_bytes` measures.")
-    instrumentations: tuple[Any, ...] = option(
+    disk_paths: StringList = option(("/",), "Paths whose file systems `disk_usage_bytes` measures.")
+    instrumentator_functions: tuple[Any, ...] = option(
         (), "prometheus-fastapi-instrumentator closures: called with `Info`.", code_only=True
     )
 
@@ -237,7 +245,7 @@ class ObserveSettings(BaseSettings):
     log_format: Literal["auto", "json", "text"] = option("auto", "auto: text on a terminal in development, else JSON.")
     log_requests: bool = option(True, "Write one line for each request.")
     capture_logging: bool = option(True, "Write records of the standard library's logging and of uvicorn too.")
-    quiet_loggers: Names = option(
+    quiet_loggers: StringList = option(
         ("httpx", "httpcore", "httpx2", "httpcore2", "aiosqlite"), "Standard library loggers heard from `warn` on only."
     )
     log_file: str | None = option(
@@ -255,24 +263,26 @@ class ObserveSettings(BaseSettings):
     log_retention: str | None = option(
         "10 files, 7 days, 1 GB",
         "Keep so many rotated files, so long, so much with the file that is written: all that are named hold.",
-        pattern=rf"^{KEPT}(, ?{KEPT}){{0,2}}$",
+        pattern=rf"^{RETENTION_PATTERN}(, ?{RETENTION_PATTERN}){{0,2}}$",
         accepts="a number of files, an age, a total size or several, such as 10 files, 7 days, 1 GB, or None",
     )
     log_compression: Literal["gz"] | None = option("gz", "How rotated files are compressed.")
 
     # Databases and other services
     engines: tuple[Any, ...] = option((), "SQLAlchemy engines to measure, sync or async.", code_only=True)
-    slow_query: float = option(0.5, "Seconds from which on a query is told as slow, on a line of level `warn`.", gt=0)
-    repeated_queries: int = option(
+    slow_query_threshold: float = option(
+        0.5, "Seconds from which on a query is told as slow, on a line of level `warn`.", gt=0
+    )
+    repeated_query_threshold: int = option(
         10, "How often one request may send the same statement before it is told (N+1).", ge=1
     )
-    propagate_to: Names = option(
+    propagate_to: StringList = option(
         (), "Hosts beyond private ones that get `traceparent`: exact, or `*.example.com`; `*` stands for all."
     )
-    propagate_baggage: Names = option((), "Keys of baggage that go along to those hosts; `*` stands for all.")
+    propagate_baggage: StringList = option((), "Keys of baggage that go along to those hosts; `*` stands for all.")
 
     # Objectives
-    slos: Objectives = option(
+    slos: ObjectiveList = option(
         (),
         "What the service promises: `Availability(...)`, `Latency(...)`.",
         code_only=True,
@@ -325,7 +335,7 @@ class ObserveSettings(BaseSettings):
                 f"settings is a {type(settings).__name__}; pass ObserveSettings(...), or single options by name"
             )
         sources = settings.sources()
-        kept = {name: Given(source, getattr(settings, name)) for name, source in sources.items()}
+        kept = {name: SourcedValue(source, getattr(settings, name)) for name, source in sources.items()}
         return type(settings)(**{**kept, **overrides}) if overrides else settings
 
     def sources(self) -> dict[str, str]:
@@ -352,9 +362,9 @@ class ObserveSettings(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _unpack(cls, value: Any, info: ValidationInfo) -> Any:
-        if not isinstance(value, Given):
+        if not isinstance(value, SourcedValue):
             return value
-        if value.value is UNREADABLE:
+        if value.value is UNPARSABLE:
             raise ValueError(f"{info.field_name} cannot be read")
         return value.value
 
@@ -379,10 +389,12 @@ class ObserveSettings(BaseSettings):
                 items = wrong.setdefault(str(found["loc"][0]), [])
                 if len(found["loc"]) > 1:
                     items.append(found["input"])
-            raise SettingsError([problem(cls, name, values[name], items) for name, items in wrong.items()]) from None
-        check_together(settings)
+            raise SettingsError(
+                [describe_error(cls, name, values[name], items) for name, items in wrong.items()]
+            ) from None
+        check_combinations(settings)
         if not settings._sources:  # noqa: SLF001 - model_validate passes here again after __init__, knowing less
-            sources = {name: given_of(value).source for name, value in values.items()}
+            sources = {name: sourced(value).source for name, value in values.items()}
             settings._sources.update((name, source) for name, source in sources.items() if source != "default")  # noqa: SLF001
         return settings
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Final
 
-NAME: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+NAME_PATTERN: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 """What an objective may be called: its name becomes a label value, a file name and an anchor."""
 
-DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h|d|w)")
-SECONDS: Final = {
+DURATION_PATTERN: Final = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h|d|w)")
+UNIT_SECONDS: Final = {
     "ms": Decimal("0.001"),
     "s": Decimal(1),
     "m": Decimal(60),
@@ -22,17 +22,17 @@ SECONDS: Final = {
 }
 
 
-def seconds(text: str) -> Decimal:
+def parse_duration(text: str) -> Decimal:
     """Read `300ms`, `1.5s`, `30m`, `6h`, `30d`, `4w`. Raises `ValueError` for anything else."""
-    match = DURATION.fullmatch(str(text).strip())  # a number alone has no unit
+    match = DURATION_PATTERN.fullmatch(str(text).strip())  # a number alone has no unit
     if match is None or not Decimal(match[1]):
         raise ValueError(
             f"{text!r} is no duration; accepts a number with its unit, such as 300ms, 1.5s, 30m, 6h or 30d"
         )
-    return Decimal(match[1]) * SECONDS[match[2]]
+    return Decimal(match[1]) * UNIT_SECONDS[match[2]]
 
 
-def percent(value: float | str | Decimal) -> Decimal:
+def parse_percent(value: float | str | Decimal) -> Decimal:
     """Read a percentage exactly as it was written. Raises `ValueError` for what is no number."""
     try:
         number = Decimal(str(value))
@@ -92,7 +92,7 @@ class Latency:
     @property
     def threshold(self) -> float:
         """The time in seconds: a bucket bound of `http_request_duration_seconds`."""
-        return float(seconds(self.within))
+        return float(parse_duration(self.within))
 
 
 Objective = Availability | Latency

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PREFIX: Final = "OBSERVE_"
 RESOURCE_ATTRIBUTES: Final = "OTEL_RESOURCE_ATTRIBUTES"
-LONGEST_SHOWN: Final = 100
+MAX_SHOWN_LENGTH: Final = 100
 """Characters of a wrong value that an error repeats."""
 MASK: Final = "**********"
 SECRET: Final = frozenset({"otlp_headers", "otlp_endpoint", "metrics_token"})
@@ -57,14 +57,14 @@ def pairs(text: str) -> dict[str, str]:
     return {unquote(name).strip(): unquote(value).strip() for name, _, value in found}
 
 
-UNREADABLE: Final = object()
+UNPARSABLE: Final = object()
 """Value of a variable whose text could not be converted."""
-UNSAID: Final = object()
+UNSET: Final = object()
 """Value of a variable that says nothing about the option it was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class SourcedValue:
     """A value with where it came from; `text` is how the variable spelled it."""
 
     source: str
@@ -72,9 +72,9 @@ class Given:
     text: str | None = field(default=None, repr=False)
 
 
-def given_of(value: Any) -> Given:
+def sourced(value: Any) -> SourcedValue:
     """Return a value as `Given`; one without a source is an argument."""
-    return value if isinstance(value, Given) else Given("argument", value)
+    return value if isinstance(value, SourcedValue) else SourcedValue("argument", value)
 
 
 class VariablesSource(PydanticBaseSettingsSource):
@@ -86,10 +86,10 @@ class VariablesSource(PydanticBaseSettingsSource):
             name, _, key = variable.partition(":")
             text = os.environ.get(name, "").strip()
             # only our own variable can be set to nothing: an empty OTEL_* is an unset one (OpenTelemetry specification)
-            if text or (name == variable_of(field_name) and name in os.environ):
+            if text or (name == variable_name(field_name) and name in os.environ):
                 value = _convert(field_name, field, name, key, text)
-                if value is not UNSAID:
-                    return Given(name, value, text), field_name, False
+                if value is not UNSET:
+                    return SourcedValue(name, value, text), field_name, False
         return None, field_name, False
 
     def __call__(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class VariablesSource(PydanticBaseSettingsSource):
         for variable in sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known):
             name = variable.removeprefix(PREFIX).lower()
             if difflib.get_close_matches(name, fields, n=1, cutoff=TYPO):
-                found.setdefault(name, Given(variable, UNREADABLE, os.environ[variable]))
+                found.setdefault(name, SourcedValue(variable, UNPARSABLE, os.environ[variable]))
         return found
 
 
@@ -109,11 +109,11 @@ def _convert(option_name: str, field: FieldInfo, variable: str, key: str, text: 
     """Turn the text of a variable into what the option takes; pydantic does the rest."""
     try:
         if key:
-            return pairs(text).get(key) or UNSAID
+            return pairs(text).get(key) or UNSET
         if special := _SPECIAL.get((option_name, variable)):
             return special(text)
     except ValueError:
-        return UNREADABLE
+        return UNPARSABLE
     kinds = (field.annotation, *get_args(field.annotation))
     if not text and NoneType in kinds and option_name not in NEVER_EMPTY:
         return None
@@ -129,10 +129,10 @@ def _enabled(text: str) -> bool:
 _SPECIAL: Final[dict[tuple[str, str], Callable[[str], Any]]] = {
     ("tracing", "OTEL_SDK_DISABLED"): _enabled,
     # a ratio sampler without argument keeps everything (OpenTelemetry specification)
-    ("sample_ratio", "OTEL_TRACES_SAMPLER"): lambda text: 1.0 if text.lower().endswith("traceidratio") else UNSAID,
+    ("sample_ratio", "OTEL_TRACES_SAMPLER"): lambda text: 1.0 if text.lower().endswith("traceidratio") else UNSET,
     # the list names where spans go: without otlp, not to us
     ("otlp_endpoint", "OTEL_TRACES_EXPORTER"): lambda text: (
-        UNSAID if any(name.startswith("otlp") for name in split(text)) else None
+        UNSET if any(name.startswith("otlp") for name in split(text)) else None
     ),
     ("batch_delay", "OTEL_BSP_SCHEDULE_DELAY"): lambda text: float(text) / 1000,
     ("otlp_metrics_interval", "OTEL_METRIC_EXPORT_INTERVAL"): lambda text: float(text) / 1000,
@@ -143,25 +143,25 @@ _SPECIAL: Final[dict[tuple[str, str], Callable[[str], Any]]] = {
 # What people read: the documentation of an option, and the line about a wrong one.
 
 
-def spec(field: FieldInfo) -> dict[str, Any]:
+def option_metadata(field: FieldInfo) -> dict[str, Any]:
     """Return what `option` noted beside pydantic's own: `otel`, `also`, `accepts`, `code_only`."""
     return cast("dict[str, Any]", field.json_schema_extra)
 
 
-def variable_of(name: str) -> str:
+def variable_name(name: str) -> str:
     """Return the name of the option's own variable."""
     return PREFIX + name.upper()
 
 
 def variables(name: str, field: FieldInfo) -> tuple[str, ...]:
     """Return the variables that can set the option, first the one that wins."""
-    noted = spec(field)
-    return () if noted["code_only"] else (variable_of(name), *noted["also"], *noted["otel"])
+    noted = option_metadata(field)
+    return () if noted["code_only"] else (variable_name(name), *noted["also"], *noted["otel"])
 
 
-def accepted(field: FieldInfo) -> str:
+def describe_accepted(field: FieldInfo) -> str:
     """Say in words what the option takes."""
-    noted, kind = spec(field), field.annotation
+    noted, kind = option_metadata(field), field.annotation
     if noted["accepts"]:
         return str(noted["accepts"])
     if noted["code_only"]:
@@ -202,9 +202,9 @@ def _shown(name: str, value: Any) -> str:
     if name == "otlp_headers":
         return MASK
     shortener = reprlib.Repr()
-    shortener.maxstring = shortener.maxother = LONGEST_SHOWN
+    shortener.maxstring = shortener.maxother = MAX_SHOWN_LENGTH
     text = shortener.repr(mask(name, value)).replace("\n", " ")
-    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
+    return text if len(text) <= MAX_SHOWN_LENGTH else text[: MAX_SHOWN_LENGTH - 3] + "..."
 
 
 def _names(text: str) -> str:
@@ -213,7 +213,7 @@ def _names(text: str) -> str:
     return _shown("", ",".join(f"{name}={MASK}" if separator else MASK for name, separator, _ in items))
 
 
-def check_together(values: Any) -> None:
+def check_combinations(values: Any) -> None:
     """Raise `SettingsError` for options that cannot hold together: one would be ignored, unseen."""
     found = []
     if values.metrics_dependency is not None:
@@ -230,20 +230,20 @@ def check_together(values: Any) -> None:
         raise SettingsError(found)
 
 
-def problem(settings_cls: type[BaseSettings], name: str, value: Any, items: list[Any]) -> str:
+def describe_error(settings_cls: type[BaseSettings], name: str, value: Any, items: list[Any]) -> str:
     """Write the line about one wrong option: what it got, from where, what it accepts, what to do."""
-    given, fields = given_of(value), settings_cls.model_fields
+    given, fields = sourced(value), settings_cls.model_fields
     in_code = given.source == "argument"
     if name not in fields:
-        near = [each if in_code else variable_of(each) for each in difflib.get_close_matches(name, fields, n=1)]
+        near = [each if in_code else variable_name(each) for each in difflib.get_close_matches(name, fields, n=1)]
         step = f"did you mean {near[0]!r}?" if near else "see all with `python -m fastapi_observe settings`"
         return f"{name if in_code else given.source}: no such option; {step}"
     from_pairs = given.source == RESOURCE_ATTRIBUTES
     got = _names(given.text or "") if from_pairs else _shown(name, given.value if given.text is None else given.text)
     if items and name not in SECRET:
         got += f" (wrong: {', '.join(_shown(name, item) for item in items[:3])})"
-    unpaired = given.value is UNREADABLE and from_pairs
-    accepts = "name=value,name2=value2 (percent-encoded)" if unpaired else accepted(fields[name])
+    unpaired = given.value is UNPARSABLE and from_pairs
+    accepts = "name=value,name2=value2 (percent-encoded)" if unpaired else describe_accepted(fields[name])
     origin, step = (
         ("an argument", f"pass another {name}") if in_code else (given.source, f"correct or unset {given.source}")
     )

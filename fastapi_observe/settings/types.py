@@ -77,24 +77,24 @@ def _objective_options(value: Any) -> Any:
     return value
 
 
-KEPT = r"[1-9][0-9]{0,8} (files?|seconds?|minutes?|hours?|days?|weeks?|B|KB|MB|GB)"
+RETENTION_PATTERN = r"[1-9][0-9]{0,8} (files?|seconds?|minutes?|hours?|days?|weeks?|B|KB|MB|GB)"
 """One limit of `log_retention`."""
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
-Names = Annotated[tuple[str, ...], BeforeValidator(split)]
+StringList = Annotated[tuple[str, ...], BeforeValidator(split)]
 """Several strings; in the environment separated by commas."""
 HeaderNames = Annotated[tuple[HeaderName, ...], BeforeValidator(split)]
 Paths = Annotated[tuple[Annotated[str, StringConstraints(pattern=r"^/[^*]*\*?$")], ...], BeforeValidator(split)]
 Regexes = Annotated[tuple[Annotated[str, AfterValidator(_regex)], ...], BeforeValidator(split)]
-Bounds = Annotated[
+BucketBounds = Annotated[
     tuple[Annotated[float, Field(gt=0)], ...],
     BeforeValidator(split),
     AfterValidator(_ascending),
 ]
-PEERS = "private, always, never, or networks such as 203.0.113.0/24, separated by commas; in code a function too"
+PEERS_HELP = "private, always, never, or networks such as 203.0.113.0/24, separated by commas; in code a function too"
 """What says who is trusted."""
-Peers = Annotated[Any, BeforeValidator(_peers)]
+PeerPolicy = Annotated[Any, BeforeValidator(_peers)]
 """Who is trusted: `private`, `always`, `never`, networks, or a function of the ASGI scope."""
-Objectives = Annotated[tuple[Any, ...], AfterValidator(_objectives)]
+ObjectiveList = Annotated[tuple[Any, ...], AfterValidator(_objectives)]
 Token = Annotated[SecretStr, AfterValidator(_token)]
 ObjectiveOptions = Annotated[Any, AfterValidator(_objective_options)]
 Headers = Annotated[dict[HeaderName, Annotated[SecretStr, AfterValidator(_one_line)]], BeforeValidator(_headers)]
@@ -118,7 +118,7 @@ def option(  # noqa: PLR0913 - each is one thing to say about an option
     doc: str,
     *,
     otel: tuple[str, ...] = (),
-    also: tuple[str, ...] = (),
+    aliases: tuple[str, ...] = (),
     accepts: str = "",
     code_only: bool = False,
     **limits: Any,
@@ -129,5 +129,5 @@ def option(  # noqa: PLR0913 - each is one thing to say about an option
     rank between `OBSERVE_*` and `otel`. `accepts` says in words what the type does not; `code_only` options have no
     variable.
     """
-    extra = {"otel": list(otel), "also": list(also), "accepts": accepts, "code_only": code_only}
+    extra = {"otel": list(otel), "also": list(aliases), "accepts": accepts, "code_only": code_only}
     return Field(default, description=doc, json_schema_extra=cast("Any", extra), **limits)

@@ -17,7 +17,7 @@ from fastapi_observe.slo.prometheus import yaml
 from fastapi_observe.slo.prometheus.alertmanager import NOTES, make_alertmanager
 from fastapi_observe.slo.prometheus.rule_tests import test_file
 from fastapi_observe.slo.prometheus.rules import header, rule_file
-from fastapi_observe.slo.runbooks.pages import MADE, MarkerError, keep_written, make_runbooks
+from fastapi_observe.slo.runbooks.pages import GENERATED_COMMENT, MarkerError, keep_user_sections, make_runbooks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.slo.grafana.features import Features
-    from fastapi_observe.slo.plan import Plan
+    from fastapi_observe.slo.plan import SLOPlan
 
 RUNBOOKS: Final = "runbooks/"
-OURS: Final = "Made by fastapi-observe"
+GENERATED_MARKER: Final = "Made by fastapi-observe"
 """What stands in every file that we made, and in no other."""
 
 HEAD: Final = 1000
@@ -40,11 +40,11 @@ REPLACED: Final = "\ufffd"
 VERSION: Final = re.compile(r"(Made by fastapi-observe) \S+(?= from )")
 
 
-class ForeignError(Exception):
+class UnmanagedFileError(Exception):
     """Files that we did not make stand where ours would; they are left alone."""
 
 
-class Compared(NamedTuple):
+class BundleDiff(NamedTuple):
     """How a folder differs from what would be made: names of files."""
 
     missing: tuple[str, ...]
@@ -58,7 +58,7 @@ class Compared(NamedTuple):
         return not (self.missing or self.different or self.left_over)
 
 
-def make_bundle(plan: Plan, settings: ObserveSettings, features: Features) -> dict[str, str]:
+def make_bundle(plan: SLOPlan, settings: ObserveSettings, features: Features) -> dict[str, str]:
     """Return the files by their names in the folder; the same app gives the same files.
 
     Raises `ValueError` with all that is wrong with the objectives.
@@ -72,12 +72,12 @@ def make_bundle(plan: Plan, settings: ObserveSettings, features: Features) -> di
         "alertmanager.yml": general + NOTES + yaml.dump(make_alertmanager()),
         "datasources.yml": general + SOURCES + yaml.dump(make_datasources(plan, features)),
         "prometheus.yml": general + prometheus_notes(plan, features) + yaml.dump(make_prometheus(plan, settings)),
-        "RETENTION.md": MADE + "\n\n" + make_retention(plan),
+        "RETENTION.md": GENERATED_COMMENT + "\n\n" + make_retention(plan),
     }
     return files | {RUNBOOKS + name: page for name, page in make_runbooks(plan).items()}
 
 
-def fit(files: Mapping[str, str], folder: Path) -> dict[str, str]:
+def merge_user_edits(files: Mapping[str, str], folder: Path) -> dict[str, str]:
     """Return the files with what people wrote into those of the folder. Raises `ForeignError`."""
     fitted, foreign = {}, []
     for name, made in files.items():
@@ -91,25 +91,25 @@ def fit(files: Mapping[str, str], folder: Path) -> dict[str, str]:
             foreign.append(f"{folder / name} is not UTF-8, what was written into it would be lost: save it as UTF-8")
         elif name.startswith(RUNBOOKS):
             try:
-                fitted[name] = keep_written(made, existing)
+                fitted[name] = keep_user_sections(made, existing)
             except MarkerError as error:
                 foreign.append(f"{folder / name}: {error}")
     if foreign:
-        raise ForeignError("\n".join(foreign))
+        raise UnmanagedFileError("\n".join(foreign))
     return fitted
 
 
-def compare(files: Mapping[str, str], folder: Path) -> Compared:
+def compare(files: Mapping[str, str], folder: Path) -> BundleDiff:
     """Compare fitted files with a folder; the version of fastapi-observe in their heads does not count."""
     found = {name: read(folder / name) for name in files}
-    return Compared(
+    return BundleDiff(
         tuple(name for name, text in found.items() if text is None),
         tuple(name for name, text in found.items() if text is not None and _bare(text) != _bare(files[name])),
         tuple(_left_over(files, folder)),
     )
 
 
-def write(files: Mapping[str, str], folder: Path) -> Compared:
+def write(files: Mapping[str, str], folder: Path) -> BundleDiff:
     """Write fitted files into a folder, those that differ only; nothing is deleted. Return how it differed before."""
     before = compare(files, folder)
     for name in (*before.missing, *before.different):
@@ -126,7 +126,7 @@ def read(path: Path) -> str | None:
 
 def is_ours(text: str) -> bool:
     """Say whether we made a file."""
-    return OURS in text[:HEAD]
+    return GENERATED_MARKER in text[:HEAD]
 
 
 def _left_over(files: Mapping[str, str], folder: Path) -> list[str]:

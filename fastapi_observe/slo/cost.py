@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 DAY: Final = 86_400
 MONTH: Final = 30 * DAY
-SHOWN: Final = 15
+MAX_ROWS: Final = 15
 """Most metrics and routes that are told one by one."""
 
 SIZES: Final = ("http_request_size_bytes", "http_response_size_bytes")
@@ -24,7 +24,7 @@ OF_PROCESS: Final = ("python_info", "python_gc_collections_total", "python_gc_ob
 PROBE: Final = re.compile(r"/(health|live|ready|ping|status|heartbeat)(z|check|ness|y)?$")
 """Routes that are asked by machines only, as they are usually called."""
 
-SHORTEST: Final = 1.0
+MIN_UPTIME: Final = 1.0
 """Seconds that a process is taken to run at least, so that rates stay numbers."""
 
 
@@ -36,7 +36,7 @@ class Prices(NamedTuple):
     spans: float = 0.0
 
 
-class Tally:
+class ScrapeTotals:
     """What one scrape shows: its size, series by metric and route, what was written and sent since the start."""
 
     def __init__(self) -> None:
@@ -75,13 +75,13 @@ class Tally:
                 self.started = min(sample.value, self.started or sample.value)
 
 
-def bill(
-    tally: Tally, interval: float, prices: Prices, *, bytes_per_line: float, now: float | None = None
+def estimate_cost(
+    tally: ScrapeTotals, interval: float, prices: Prices, *, bytes_per_line: float, now: float | None = None
 ) -> dict[str, Any]:
     """Return what it costs: `interval` is that of the scrapes, in seconds; money is that of a month of 30 days."""
     total = sum(tally.series.values())
     daily = DAY / interval
-    elapsed = None if tally.started is None else max((time() if now is None else now) - tally.started, SHORTEST)
+    elapsed = None if tally.started is None else max((time() if now is None else now) - tally.started, MIN_UPTIME)
     lines = None if elapsed is None else tally.written.get("logs", 0.0) * DAY / elapsed
     spans = None if elapsed is None else tally.written.get("traces", 0.0) * DAY / elapsed
     requests = None if elapsed is None else tally.requests * DAY / elapsed
@@ -122,7 +122,7 @@ def _parts(series: dict[str, int], total: int, daily: float, prices: Prices) -> 
 
 
 def _savings(  # noqa: PLR0913, PLR0917 - all that was told is looked at
-    tally: Tally, total: int, daily: float, lines: float | None, requests: float | None, spans: float | None
+    tally: ScrapeTotals, total: int, daily: float, lines: float | None, requests: float | None, spans: float | None
 ) -> Iterator[dict[str, Any]]:
     """Say what can be switched off and what that saves; the largest first among the series."""
     found: list[dict[str, Any]] = []
@@ -182,17 +182,17 @@ def as_text(found: dict[str, Any]) -> str:
         lines.append("A month: " + ", ".join(f"{price:,.2f} for {what}" for what, price in money.items()))
     for heading, key in (("metric", "metrics"), ("route", "routes")):
         parts = found[key]
-        width = max([len(heading), *(len(each["name"]) for each in parts[:SHOWN])])
+        width = max([len(heading), *(len(each["name"]) for each in parts[:MAX_ROWS])])
         priced = "samples" in money
         lines += ["", f"{heading:<{width}}  {'series':>8}  {'share':>6}  {'samples a day':>14}" + "   a month" * priced]
         lines += [
             f"{each['name']:<{width}}  {each['series']:>8,}  {each['share']:>6.1%}  {each['samples_per_day']:>14,}"
             + (f"  {each['price_per_month']:>8,.2f}" if priced else "")
-            for each in parts[:SHOWN]
+            for each in parts[:MAX_ROWS]
         ]
-        if len(parts) > SHOWN:
-            rest = sum(each["series"] for each in parts[SHOWN:])
-            lines.append(f"and {len(parts) - SHOWN} more with {rest:,} series")
+        if len(parts) > MAX_ROWS:
+            rest = sum(each["series"] for each in parts[MAX_ROWS:])
+            lines.append(f"and {len(parts) - MAX_ROWS} more with {rest:,} series")
     lines += ["", "What can be switched off" if found["savings"] else "Nothing can be switched off"]
     lines += [f"  {each['what']} saves {_saved(each)}; it loses {each['loses']}" for each in found["savings"]]
     return "\n".join(lines) + "\n"

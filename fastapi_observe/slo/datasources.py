@@ -5,31 +5,31 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.settings.objectives import seconds
+from fastapi_observe.settings.objectives import parse_duration
 from fastapi_observe.slo.burn_rates import WINDOWS
 from fastapi_observe.slo.prometheus.promql import duration
 
 if TYPE_CHECKING:
     from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.slo.grafana.features import Features
-    from fastapi_observe.slo.plan import Plan
+    from fastapi_observe.slo.plan import SLOPlan
 
 DAY: Final = Decimal(86_400)
 SPARE: Final = 5 * DAY
 """What Prometheus keeps beyond the period: its blocks are cut two hours at a time and an outage may hide some days."""
 
 
-def retention(plan: Plan) -> str:
+def retention(plan: SLOPlan) -> str:
     """Return how long Prometheus must keep samples, as its flag wants it."""
     return duration(plan.period + SPARE)
 
 
-def interval(plan: Plan) -> str:
+def interval(plan: SLOPlan) -> str:
     """Return how often Prometheus scrapes, as it reads durations: without a fraction."""
-    return duration(seconds(plan.options.scrape_interval))
+    return duration(parse_duration(plan.options.scrape_interval))
 
 
-def make_datasources(plan: Plan, features: Features) -> dict[str, Any]:
+def make_datasources(plan: SLOPlan, features: Features) -> dict[str, Any]:
     """Return a provisioning file of Grafana: exemplars lead to traces, traces to log lines and back.
 
     `$$` is a dollar that Grafana does not take for a variable of its environment.
@@ -71,7 +71,7 @@ def make_datasources(plan: Plan, features: Features) -> dict[str, Any]:
     return {"apiVersion": 1, "datasources": sources}
 
 
-def make_prometheus(plan: Plan, settings: ObserveSettings) -> dict[str, Any]:
+def make_prometheus(plan: SLOPlan, settings: ObserveSettings) -> dict[str, Any]:
     """Return a configuration of Prometheus that scrapes this service and loads its rules."""
     labels = dict(plan.selector)
     job: dict[str, Any] = {
@@ -96,7 +96,7 @@ SOURCES: Final = """\
 """
 
 
-def prometheus_notes(plan: Plan, features: Features) -> str:
+def prometheus_notes(plan: SLOPlan, features: Features) -> str:
     """Write which flags Prometheus needs, as comments."""
     exemplars = " --enable-feature=exemplar-storage" if features.exemplars else ""
     return (
@@ -106,7 +106,7 @@ def prometheus_notes(plan: Plan, features: Features) -> str:
     )
 
 
-def make_retention(plan: Plan) -> str:
+def make_retention(plan: SLOPlan) -> str:
     """Write how long what is to be kept, and why, as a page."""
     period = duration(plan.period)
     windows = len({each.long for each in WINDOWS} | {each.short for each in WINDOWS}) + 1
@@ -114,7 +114,7 @@ def make_retention(plan: Plan) -> str:
     with_sla = sum(slo.objective.sla is not None for slo in plan.slos)
     total = each * len(plan.slos) + with_sla
     samples = Decimal(total) * DAY / 30
-    scrapes = int(DAY / seconds(plan.options.scrape_interval))
+    scrapes = int(DAY / parse_duration(plan.options.scrape_interval))
     return f"""\
 # How long to keep what
 

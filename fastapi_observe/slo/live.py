@@ -10,29 +10,29 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi_observe.settings.sources import SettingsError
 
 if TYPE_CHECKING:
-    from fastapi_observe.internal.errors import Faults
+    from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.metrics.error_budgets import ErrorBudgets
-    from fastapi_observe.metrics.objectives import Counted
+    from fastapi_observe.metrics.objectives import ObjectiveSpec
     from fastapi_observe.metrics.service import MetricsService
     from fastapi_observe.settings.model import ObserveSettings
-    from fastapi_observe.slo.plan import Plan, Resolved
+    from fastapi_observe.slo.plan import ResolvedObjective, SLOPlan
 
 
-USUAL: Final = {"5xx": ("500", "503"), "4xx": ("400", "404", "422")}
+STATUS_CLASS_CODES: Final = {"5xx": ("500", "503"), "4xx": ("400", "404", "422")}
 """Codes of a class that begin at 0: all hundred would be more than the rest of the metric."""
 
 DECORATOR: Final = "fastapi_observe.slo.decorator"
 """The module behind `@slo`: where nobody has used that, it is not imported and no path operation has objectives."""
 
 
-class Objectives:
+class LiveObjectives:
     """The objectives of one install; `budgets` are there once the app has started, if it promises anything.
 
     Without objectives nothing is imported and nothing done. Raises SettingsError for objectives that are wrong whatever
     the routes are.
     """
 
-    def __init__(self, app: Any, settings: ObserveSettings, faults: Faults) -> None:
+    def __init__(self, app: Any, settings: ObserveSettings, faults: InternalErrors) -> None:
         self.budgets: ErrorBudgets | None = None
         self._app = app
         self._settings = settings
@@ -62,7 +62,7 @@ class Objectives:
             self.budgets.stop()
 
     def _begin(self, metrics: MetricsService) -> None:
-        from fastapi_observe.metrics.error_budgets import ErrorBudgets, Promise  # noqa: PLC0415 - see the class
+        from fastapi_observe.metrics.error_budgets import ErrorBudgets, ObjectiveTarget  # noqa: PLC0415 - see the class
         from fastapi_observe.slo.burn_rates import budget  # noqa: PLC0415
         from fastapi_observe.slo.plan import make_plan  # noqa: PLC0415
 
@@ -71,10 +71,10 @@ class Objectives:
         wrong = {problem.slo for problem in plan.errors}
         good = [slo for slo in plan.slos if slo.name not in wrong]
         if good:
-            promises = [Promise(slo.name, float(budget(slo.percent))) for slo in good]
-            tally = metrics.tally([_counted(slo, plan) for slo in good])
+            promises = [ObjectiveTarget(slo.name, float(budget(slo.percent))) for slo in good]
+            tally = metrics.count_objectives([_counted(slo, plan) for slo in good])
             self.budgets = ErrorBudgets(promises, float(plan.period), plan.hash, tally, self._faults)
-            metrics.add_reader(self.budgets)
+            metrics.register_collector(self.budgets)
 
 
 def _check(settings: ObserveSettings) -> None:
@@ -85,7 +85,7 @@ def _check(settings: ObserveSettings) -> None:
         raise SettingsError([f"slo_options: {each}" if each.slo == "all" else f"slos: {each}" for each in problems])
 
 
-def _tell(plan: Plan) -> None:
+def _tell(plan: SLOPlan) -> None:
     """Say what is wrong, each level in one line."""
     log = logging.getLogger("fastapi_observe")
     if plan.errors:
@@ -96,14 +96,18 @@ def _tell(plan: Plan) -> None:
         log.warning("objectives may not do what they seem to: %s", warnings)
 
 
-def _counted(slo: Resolved, plan: Plan) -> Counted:
-    from fastapi_observe.metrics.objectives import Counted  # noqa: PLC0415
+def _counted(slo: ResolvedObjective, plan: SLOPlan) -> ObjectiveSpec:
+    from fastapi_observe.metrics.objectives import ObjectiveSpec  # noqa: PLC0415
     from fastapi_observe.settings.objectives import Latency  # noqa: PLC0415 - only who promises something
 
     objective = slo.objective
     if isinstance(objective, Latency):
-        return Counted(slo.groups, frozenset(plan.aside), None, objective.threshold, slo.endpoints, ("200", "500"))
-    codes = sorted({"200", "500", *(code for bad in objective.bad for code in USUAL.get(bad.lower(), (bad,)))})
+        return ObjectiveSpec(
+            slo.groups, frozenset(plan.excluded_templates), None, objective.threshold, slo.endpoints, ("200", "500")
+        )
+    codes = sorted(
+        {"200", "500", *(code for bad in objective.bad for code in STATUS_CLASS_CODES.get(bad.lower(), (bad,)))}
+    )
     codes = [code for code in codes if code.isdecimal()]
     bad = re.compile("|".join(code.lower().replace("x", r"\d") for code in objective.bad))
-    return Counted(slo.groups, frozenset(plan.aside), bad, 0.0, slo.endpoints, tuple(codes))
+    return ObjectiveSpec(slo.groups, frozenset(plan.excluded_templates), bad, 0.0, slo.endpoints, tuple(codes))

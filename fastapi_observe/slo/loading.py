@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi_observe.settings.sources import SettingsError
-from fastapi_observe.slo.plan import Plan, make_plan
+from fastapi_observe.slo.plan import SLOPlan, make_plan
 
 if TYPE_CHECKING:
     from fastapi_observe.settings.model import ObserveSettings
@@ -19,16 +19,16 @@ class LoadError(Exception):
     """The app that was named cannot be had; the text says why and what to do."""
 
 
-def load(target: str) -> tuple[Any, ObserveSettings, Plan]:
+def load_plan(target: str) -> tuple[Any, ObserveSettings, SLOPlan]:
     """Import `module:attribute` (attributes may be dotted), with the current directory first on the path.
 
     Raises `LoadError` if module, attribute or `install` is missing, or importing it fails.
     """
-    app = app_of(target)
-    return (app, *plan_of(app, target))
+    app = load_app(target)
+    return (app, *get_plan(app, target))
 
 
-def plan_of(app: Any, name: str = "the app") -> tuple[ObserveSettings, Plan]:
+def get_plan(app: Any, name: str = "the app") -> tuple[ObserveSettings, SLOPlan]:
     """Return the settings and the plan of an installed app. Raises `LoadError` if it is not installed."""
     observe = getattr(getattr(app, "state", None), "observe", None)
     if observe is None and isroutine(app):
@@ -38,7 +38,7 @@ def plan_of(app: Any, name: str = "the app") -> tuple[ObserveSettings, Plan]:
     return observe.settings, make_plan(app, observe.settings)
 
 
-def app_of(target: str) -> Any:
+def load_app(target: str) -> Any:
     """Import an app as `load` does."""
     module, separator, attribute = target.partition(":")
     if not separator or not module or not attribute:

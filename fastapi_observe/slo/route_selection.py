@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
     from fastapi_observe.requests.routing import Endpoint
     from fastapi_observe.settings.model import ObserveSettings
-    from fastapi_observe.slo.checks import Findings
+    from fastapi_observe.slo.checks import ProblemCollector
 
 FRAMEWORK: Final = ("/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc")
-USUAL: Final = ("DELETE", "GET", "PATCH", "POST", "PUT")
+DEFAULT_METHODS: Final = ("DELETE", "GET", "PATCH", "POST", "PUT")
 """What a route may answer that names no methods."""
 
-MOST_SHOWN: Final = 20
+MAX_LISTED: Final = 20
 """Routes or tags that a message lists."""
 
 
-class Pair(NamedTuple):
+class MethodRoute(NamedTuple):
     """A method of a route: what one series counts."""
 
     method: str
@@ -38,13 +38,13 @@ def framework_templates(app: Any) -> frozenset[str]:
     return frozenset(FRAMEWORK) | {path for name in names if isinstance(path := getattr(app, name, None), str)}
 
 
-def choose(
+def select_routes(
     objective: Objective,
     own: tuple[Endpoint, ...] | None,
     routes: list[Endpoint],
     settings: ObserveSettings,
-    tell: Findings,
-) -> list[Pair]:
+    tell: ProblemCollector,
+) -> list[MethodRoute]:
     """Return what an objective names, or what `@slo` stands on; tell SLO01, SLO02 and SLO08."""
     if own is not None:
         chosen = [(pair, True) for route in own for pair in _pairs(route)]
@@ -72,7 +72,7 @@ def choose(
     return kept
 
 
-def measured(routes: list[Endpoint], aside: Iterable[str], settings: ObserveSettings) -> list[Pair]:
+def measured_routes(routes: list[Endpoint], aside: Iterable[str], settings: ObserveSettings) -> list[MethodRoute]:
     """Return everything that is measured, for objectives that name no routes."""
     left_out = frozenset(aside)
     return [
@@ -83,7 +83,7 @@ def measured(routes: list[Endpoint], aside: Iterable[str], settings: ObserveSett
     ]
 
 
-def grouped(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
+def group_routes(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
     """Put (method, template) pairs into as few ((methods, templates), ...) as say exactly them."""
     methods: dict[str, set[str]] = {}
     for method, template in pairs:
@@ -104,7 +104,7 @@ def is_excluded(template: str, settings: ObserveSettings) -> bool:
     return any(re.search(pattern, template) for pattern in settings.exclude_urls)
 
 
-def _pairs(route: Endpoint) -> list[Pair]:
+def _pairs(route: Endpoint) -> list[MethodRoute]:
     """Return the methods of a route as metrics name them.
 
     HEAD, which Starlette adds to each GET, does not count by itself. A route that names no methods is a class with one
@@ -112,8 +112,10 @@ def _pairs(route: Endpoint) -> list[Pair]:
     """
     methods = [method for method in route.methods if method != "HEAD" or "GET" not in route.methods]
     if not methods and not route.websocket:
-        methods = [method for method in USUAL if hasattr(route.function, method.lower())] or [*USUAL]
-    return [Pair(method, route) for method in dict.fromkeys(map(known_method, methods or ("GET",)))]
+        methods = [method for method in DEFAULT_METHODS if hasattr(route.function, method.lower())] or [
+            *DEFAULT_METHODS
+        ]
+    return [MethodRoute(method, route) for method in dict.fromkeys(map(known_method, methods or ("GET",)))]
 
 
 def _streams(route: Endpoint) -> bool:
@@ -122,7 +124,7 @@ def _streams(route: Endpoint) -> bool:
     return name.rpartition(".")[2] in {"StreamingResponse", "EventSourceResponse"}
 
 
-def _fits(wanted: str, pair: Pair) -> bool:
+def _fits(wanted: str, pair: MethodRoute) -> bool:
     route = pair.route
     if wanted.startswith("tag:"):
         return wanted[4:] in route.tags
@@ -147,5 +149,5 @@ def _unknown(wanted: str, routes: list[Endpoint]) -> str:
 
 
 def _some(names: list[str]) -> str:
-    more = len(names) - MOST_SHOWN
-    return ", ".join(names[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "") if names else "none"
+    more = len(names) - MAX_LISTED
+    return ", ".join(names[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "") if names else "none"

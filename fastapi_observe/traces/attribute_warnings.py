@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 LOGGER: Final = "opentelemetry.attributes"
 
-PAUSE: Final = 60.0
+LOG_INTERVAL: Final = 60.0
 """Seconds until the same text is passed on again."""
 
-MOST_TEXTS: Final = 64
+MAX_TEXTS: Final = 64
 
 
-class OnceAMinute(logging.Filter):
+class LogThrottle(logging.Filter):
     """Passes a text on once a minute; the next one tells how many were kept back. `users` have added it."""
 
     def __init__(self) -> None:
@@ -29,10 +29,10 @@ class OnceAMinute(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Tell whether a record is passed on; texts are told apart before their values are put in."""
         text, now = str(record.msg), monotonic()
-        if now - self._told.get(text, -PAUSE) < PAUSE:
+        if now - self._told.get(text, -LOG_INTERVAL) < LOG_INTERVAL:
             self._kept_back[text] = self._kept_back.get(text, 0) + 1
             return False
-        if len(self._told) >= MOST_TEXTS:
+        if len(self._told) >= MAX_TEXTS:
             self._told.clear()
             self._kept_back.clear()
         self._told[text] = now
@@ -43,10 +43,10 @@ class OnceAMinute(logging.Filter):
         return True
 
 
-def bound_warnings() -> Callable[[], None]:
+def throttle_attribute_warnings() -> Callable[[], None]:
     """Keep them back in this process: a client that sends long values must not fill the log. Call the result to end."""
     logger = logging.getLogger(LOGGER)
-    bound = next((one for one in logger.filters if isinstance(one, OnceAMinute)), None) or OnceAMinute()
+    bound = next((one for one in logger.filters if isinstance(one, LogThrottle)), None) or LogThrottle()
     bound.users += 1
     logger.addFilter(bound)
     ended: list[bool] = []

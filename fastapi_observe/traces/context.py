@@ -13,7 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from fastapi_observe.records.guard import guarded
+from fastapi_observe.records.guard import fail_safe
 
 if TYPE_CHECKING:
     from typing import Self
@@ -23,11 +23,11 @@ _SPAN_ID_LENGTH = 16
 RANDOM: Final = 2
 """The random flag of W3C Trace Context Level 2; OpenTelemetry has no name for it in all versions supported."""
 
-LONGEST_BAGGAGE: Final = 8192
+MAX_BAGGAGE_BYTES: Final = 8192
 """Bytes of a `baggage` header that are read (W3C Baggage)."""
-MOST_BAGGAGE: Final = 64
+MAX_BAGGAGE_MEMBERS: Final = 64
 """Members of a `baggage` header that are read (W3C Baggage)."""
-MOST_STATES: Final = 32
+MAX_TRACESTATE_MEMBERS: Final = 32
 """Members of a `tracestate` header; one that has more is left away (W3C Trace Context)."""
 
 _KEY = r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}"
@@ -49,15 +49,15 @@ def well_formed_headers(carrier: dict[str, str]) -> dict[str, str]:
     OpenTelemetry would drop it with a warning for each member: clients could fill our log.
     """
     if "baggage" in carrier:
-        members = carrier["baggage"][:LONGEST_BAGGAGE].split(",")[:MOST_BAGGAGE]
+        members = carrier["baggage"][:MAX_BAGGAGE_BYTES].split(",")[:MAX_BAGGAGE_MEMBERS]
         matches = [_BAGGAGE.fullmatch(member.partition(";")[0]) for member in members]
         # Without the blanks that the specification allows: OpenTelemetry before 1.45 takes them for wrong.
         carrier["baggage"] = ",".join(f"{match['key']}={match['value']}" for match in matches if match)
     if "tracestate" in carrier:
-        members = [member.strip(" \t") for member in carrier["tracestate"].split(",", MOST_STATES)]
+        members = [member.strip(" \t") for member in carrier["tracestate"].split(",", MAX_TRACESTATE_MEMBERS)]
         matches = [_STATE.fullmatch(member) for member in members if member]
         keys = {match["key"] for match in matches if match}
-        if len(members) > MOST_STATES or len(keys) < len(matches):
+        if len(members) > MAX_TRACESTATE_MEMBERS or len(keys) < len(matches):
             del carrier["tracestate"]
         else:  # blank members are legal; OpenTelemetry before 1.45.2 warns about them
             carrier["tracestate"] = ",".join(filter(None, members))
@@ -112,7 +112,7 @@ class TraceContext:
         )
 
     @classmethod
-    @guarded("trace_context")
+    @fail_safe("trace_context")
     def from_headers(cls, headers: Mapping[str, str]) -> Self | None:
         """Read `traceparent`, `tracestate` and `baggage`; names in any case. None if there is no valid trace."""
         carrier = well_formed_headers({name.lower(): value for name, value in headers.items()})
@@ -127,7 +127,7 @@ class TraceContext:
         except TypeError as exc:
             raise ValueError(f"not a trace context: {exc}; give a mapping made by TraceContext.to_dict()") from exc
 
-    @guarded("trace_context", otherwise=lambda _: {})
+    @fail_safe("trace_context", otherwise=lambda _: {})
     def to_headers(self) -> dict[str, str]:
         """Return `traceparent`, and `tracestate` and `baggage` if there are any."""
         carrier: dict[str, str] = {}

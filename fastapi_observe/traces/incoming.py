@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Final
 from opentelemetry import trace
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 
-from fastapi_observe.records.request import CONTEXT_KEY, Current
+from fastapi_observe.records.request import CONTEXT_KEY, RecordRef
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
 
-    from fastapi_observe.records.request import Exchange
+    from fastapi_observe.records.request import RequestRecord
 
 _TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 """A header of the only version there is."""
 
 
-def plain_parent(exchange: Exchange) -> SpanContext | None:
+def parse_lone_traceparent(exchange: RequestRecord) -> SpanContext | None:
     """Read a `traceparent` that came alone, as most do; None for what OpenTelemetry's reader must judge."""
     headers = exchange.headers
     match = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
@@ -46,14 +46,14 @@ def is_server_span(span: Span) -> bool:
     return getattr(span, "end_time", None) is None
 
 
-def is_left_over(context: Context) -> bool:
+def is_stale_context(context: Context) -> bool:
     """Tell whether a current context belongs to a request that is over.
 
     asyncio lets a context out of its task (python/cpython#140947): after a pipelined request, or a response without a
     body, uvicorn starts the next request of the connection in the context of the one before.
     """
     current = context.get(CONTEXT_KEY)
-    before = current.exchange if isinstance(current, Current) else None
+    before = current.exchange if isinstance(current, RecordRef) else None
     if current is None or (before is not None and not before.complete):
         return False
     span = trace.get_current_span(context)

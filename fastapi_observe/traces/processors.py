@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan, Span
 
     from fastapi_observe.export.queue import ExportQueue
-    from fastapi_observe.internal.errors import Faults
+    from fastapi_observe.internal.errors import InternalErrors
 
 
 class ExportProcessor(SpanProcessor):
@@ -42,7 +42,7 @@ class GuardedProcessor(SpanProcessor):
     a provider that was shut down may still be the global one: its spans must not reach a processor that has ended.
     """
 
-    def __init__(self, inner: SpanProcessor, faults: Faults) -> None:
+    def __init__(self, inner: SpanProcessor, faults: InternalErrors) -> None:
         self._inner = inner
         self._faults = faults
         self._ended = False

@@ -9,20 +9,20 @@ from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 
 from fastapi_observe.export.otlp.spans import SpanEncoder
 from fastapi_observe.export.queue import ExportQueue
-from fastapi_observe.export.setup import limits_of, make_resource, make_transport, named
-from fastapi_observe.internal.forks import at_fork
+from fastapi_observe.export.setup import make_resource, make_transport, queue_limits, with_instance_id
+from fastapi_observe.internal.forks import register_at_fork
 from fastapi_observe.traces.processors import ExportProcessor, GuardedProcessor
-from fastapi_observe.traces.sampling import LimitedSampler, Quota, make_bound, make_sampler
+from fastapi_observe.traces.sampling import RateLimitedSampler, TraceRateLimit, make_sampler, trace_id_bound
 
 if TYPE_CHECKING:
-    from fastapi_observe.internal.errors import Faults
+    from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.settings.model import ObserveSettings
 
-LONGEST_VALUE = 2048
+MAX_ATTRIBUTE_LENGTH = 2048
 """Characters of a span's string attribute; the rest is cut."""
 
 
-LONGEST_EVENT_VALUE = 8192
+MAX_EVENT_ATTRIBUTE_LENGTH = 8192
 """Characters of a string attribute of an event: room for a stack trace."""
 
 
@@ -34,36 +34,38 @@ class ObserveTracerProvider(TracerProvider):
     """
 
     def __init__(self, settings: ObserveSettings) -> None:
-        self.bound = make_bound(settings)
+        self.bound = trace_id_bound(settings)
         self.parent_decides = settings.sampler.startswith("parentbased")
-        self.quota = Quota(settings.max_traces_per_second)
-        self.limits = SpanLimits(max_span_attribute_length=LONGEST_VALUE, max_attribute_length=LONGEST_EVENT_VALUE)
+        self.quota = TraceRateLimit(settings.max_traces_per_second)
+        self.limits = SpanLimits(
+            max_span_attribute_length=MAX_ATTRIBUTE_LENGTH, max_attribute_length=MAX_EVENT_ATTRIBUTE_LENGTH
+        )
         super().__init__(
-            sampler=LimitedSampler(make_sampler(settings), self.quota),
+            sampler=RateLimitedSampler(make_sampler(settings), self.quota),
             resource=make_resource(settings),
             span_limits=self.limits,
             shutdown_on_exit=False,
         )
         self.queue: ExportQueue | None = None
         if not hasattr(TracerProvider, "_handle_fork"):  # pragma: no cover - older OpenTelemetry
-            at_fork(self, ObserveTracerProvider._name_anew)
+            register_at_fork(self, ObserveTracerProvider._name_anew)
 
     def _name_anew(self) -> None:
         """Name a forked child, as a newer SDK does by itself; tracers have the resource that they were made with."""
-        fresh = named(self._resource, anew=True)
+        fresh = with_instance_id(self._resource, anew=True)
         self._resource._attributes = fresh._attributes  # noqa: SLF001 - as above
         self._resource = fresh
 
-    def export_to(self, settings: ObserveSettings, faults: Faults) -> None:
+    def export_to(self, settings: ObserveSettings, faults: InternalErrors) -> None:
         """Send what ends to the endpoint of the settings; without one nothing is sent and nothing waits."""
         if settings.traces_url is not None:
             transport = make_transport(settings, settings.traces_url, "traces")
             encoder = SpanEncoder(lambda: self.resource)
-            self.queue = ExportQueue("spans", encoder, transport, limits_of(settings), faults)
+            self.queue = ExportQueue("spans", encoder, transport, queue_limits(settings), faults)
             self.add_span_processor(ExportProcessor(self.queue))
 
 
-def make_provider(settings: ObserveSettings, faults: Faults) -> tuple[trace.TracerProvider, bool]:
+def make_provider(settings: ObserveSettings, faults: InternalErrors) -> tuple[trace.TracerProvider, bool]:
     """Return the provider to use and whether it is ours to shut down.
 
     The user's own (given, or set globally) is joined; ours becomes the global one if none is set. With
@@ -72,7 +74,7 @@ def make_provider(settings: ObserveSettings, faults: Faults) -> tuple[trace.Trac
     if not settings.tracing:
         return trace.NoOpTracerProvider(), False
     current: Any = settings.tracer_provider or trace.get_tracer_provider()
-    if settings.tracer_provider is not None or _is_foreign(current):
+    if settings.tracer_provider is not None or _is_user_provider(current):
         for processor in settings.span_processors:
             current.add_span_processor(GuardedProcessor(processor, faults))
         return current, False
@@ -85,5 +87,5 @@ def make_provider(settings: ObserveSettings, faults: Faults) -> tuple[trace.Trac
     return provider, True
 
 
-def _is_foreign(provider: Any) -> bool:
+def _is_user_provider(provider: Any) -> bool:
     return isinstance(provider, TracerProvider) and not isinstance(provider, ObserveTracerProvider)

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, Tracer
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags, TraceState
 
-from fastapi_observe.internal.forks import at_fork
+from fastapi_observe.internal.forks import register_at_fork
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +34,7 @@ FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
 """Every combination of the flags that are known: sampled, and random (W3C Trace Context, Level 2)."""
 
 
-class DroppedSpan(NonRecordingSpan):
+class UnsampledSpan(NonRecordingSpan):
     """The server span of a request that is not sampled: ids, and a context made when somebody asks for it."""
 
     def __init__(self, trace_id: str, span_id: str, random: int, state: TraceState | None) -> None:
@@ -61,9 +61,9 @@ class SpanFactory:
         self.limits = limits = provider.limits
         self.width = limits.max_span_attributes
         self.length = limits.max_span_attribute_length
-        at_fork(self, SpanFactory._renew)  # after the provider, which names the child first
+        register_at_fork(self, SpanFactory._reset_after_fork)  # after the provider, which names the child first
 
-    def _renew(self) -> None:
+    def _reset_after_fork(self) -> None:
         self.resource = self._provider.resource
 
     def start(  # noqa: PLR0913, PLR0917 - what a span begins with
@@ -114,7 +114,7 @@ class RecordedSpan(Span):
         self._own._dict = attributes
         self._attributes = self._own
 
-    def know(self, attributes: Mapping[str, Any]) -> None:
+    def set_trusted_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Set attributes that need no check: of OpenTelemetry's types, short and few."""
         self._own._dict.update(attributes)
 
@@ -142,13 +142,13 @@ class RecordedSpan(Span):
         self._span_processor.on_end(self)
 
 
-def fits(factory: SpanFactory) -> bool:
+def is_sdk_compatible(factory: SpanFactory) -> bool:
     """Tell whether a span can be made, changed and ended with the installed SDK."""
     try:
         span = RecordedSpan(factory, "GET", trace.INVALID_SPAN_CONTEXT, None, {"a": 1}, 1, SpanKind.SERVER)
         span._span_processor = type(factory.processor)()
         span.set_attribute("b", 2)
-        span.know({"c": 3})
+        span.set_trusted_attributes({"c": 3})
         span.set_status(StatusCode.ERROR)
         span.add_event("event", {"d": 4})
         span.record_exception(ValueError())

@@ -21,23 +21,23 @@ TRACE_ID_LIMIT: Final = sampling.TraceIdRatioBased.TRACE_ID_LIMIT
 """The bits of a trace id that decide whether a ratio keeps it."""
 
 
-class Quota:
+class TraceRateLimit:
     """Most traces that begin in this process and are kept in one second; below one a second, one in several.
 
     Whoever decides that a trace is kept asks `take`. Seconds are counted by the clock that never jumps. `refused`
     counts the traces that found no place. Two threads that ask at the same moment may both get the last place.
     """
 
-    __slots__ = ("_left", "_most", "_second", "_seconds", "refused")
+    __slots__ = ("_left", "_most", "_second", "_seconds", "rate_limited")
 
     def __init__(self, per_second: float | None) -> None:
         self._seconds = 1 if per_second is None or per_second >= 1 else ceil(1 / per_second)
         self._most = None if per_second is None else max(1, int(per_second))
         self._second = -1
         self._left = 0
-        self.refused = 0
+        self.rate_limited = 0
 
-    def take(self) -> bool:
+    def allow(self) -> bool:
         """Tell whether one more trace may be kept."""
         if self._most is None:
             return True
@@ -48,7 +48,7 @@ class Quota:
         if self._left > 0:
             self._left -= 1
             return True
-        self.refused += 1
+        self.rate_limited += 1
         return False
 
     # As a collector of prometheus_client
@@ -62,14 +62,14 @@ class Quota:
         yield CounterMetricFamily(
             "fastapi_observe_traces_refused",
             "Sampled traces that were not kept, because of max_traces_per_second.",
-            value=self.refused,
+            value=self.rate_limited,
         )
 
 
-class LimitedSampler(sampling.Sampler):
+class RateLimitedSampler(sampling.Sampler):
     """Decides as another sampler does, within the quota: for what begins a trace in this process."""
 
-    def __init__(self, inner: sampling.Sampler, quota: Quota) -> None:
+    def __init__(self, inner: sampling.Sampler, quota: TraceRateLimit) -> None:
         self._inner = inner
         self._quota = quota
 
@@ -78,7 +78,7 @@ class LimitedSampler(sampling.Sampler):
         result = self._inner.should_sample(parent_context, *arguments, **named)
         parent = trace.get_current_span(parent_context).get_span_context()
         begins = not parent.is_valid or parent.is_remote
-        if result.decision is sampling.Decision.RECORD_AND_SAMPLE and begins and not self._quota.take():
+        if result.decision is sampling.Decision.RECORD_AND_SAMPLE and begins and not self._quota.allow():
             return sampling.SamplingResult(sampling.Decision.DROP, trace_state=result.trace_state)
         return result
 
@@ -87,7 +87,7 @@ class LimitedSampler(sampling.Sampler):
         return self._inner.get_description()
 
 
-def make_bound(settings: ObserveSettings) -> int:
+def trace_id_bound(settings: ObserveSettings) -> int:
     """Return below which value of its lowest 64 bits a new trace id is sampled."""
     if settings.sampler.endswith("always_on"):
         return TRACE_ID_LIMIT + 1
@@ -96,7 +96,7 @@ def make_bound(settings: ObserveSettings) -> int:
     return sampling.TraceIdRatioBased(settings.sample_ratio).bound
 
 
-def threshold(bound: int) -> str:
+def sampling_threshold(bound: int) -> str:
     """Return the text below which, as texts are compared, the last 16 digits of a sampled trace id are."""
     return f"{bound:016x}" if bound <= TRACE_ID_LIMIT else "g"
 

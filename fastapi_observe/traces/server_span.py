@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.records.endpoint import REDIRECT, UNMATCHED
 from fastapi_observe.redaction.patterns import REDACTED
-from fastapi_observe.redaction.redactor import PLAIN
+from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 from fastapi_observe.redaction.text import MARGIN
 
 if TYPE_CHECKING:
@@ -14,35 +14,35 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
-    from fastapi_observe.records.request import Exchange
-    from fastapi_observe.records.time_breakdown import Work
+    from fastapi_observe.records.request import RequestRecord
+    from fastapi_observe.records.time_breakdown import TimeBreakdown
     from fastapi_observe.redaction.redactor import Redactor
 
-LONGEST_PATH: Final = 512
-LONGEST_METHOD: Final = 32
-LONGEST_HEADER: Final = 1024
+MAX_PATH_LENGTH: Final = 512
+MAX_METHOD_LENGTH: Final = 32
+MAX_HEADER_LENGTH: Final = 1024
 
 _PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _NO_ROUTE: Final = frozenset({UNMATCHED, REDIRECT})
 
 
-def span_name(exchange: Exchange) -> str:
+def span_name(exchange: RequestRecord) -> str:
     """Return `{method} {route}`, or the method alone where no route answered."""
     method = "HTTP" if exchange.method == "_OTHER" else exchange.method
     return method if exchange.endpoint in _NO_ROUTE else f"{method} {exchange.endpoint}"
 
 
-def request_attributes(exchange: Exchange, redactor: Redactor) -> dict[str, Any]:
+def request_attributes(exchange: RequestRecord, redactor: Redactor) -> dict[str, Any]:
     """Return what is known when the request arrives."""
     scope = exchange.scope
     scheme = scope.get("scheme") or ("ws" if exchange.websocket else "http")
     attributes: dict[str, Any] = {
         "http.request.method": exchange.method,
         "url.scheme": scheme,
-        "url.path": redactor.unrouted_path(exchange.path)[:LONGEST_PATH],
+        "url.path": redactor.unmatched_path(exchange.path)[:MAX_PATH_LENGTH],
     }
     if exchange.method == "_OTHER":
-        attributes["http.request.method_original"] = redactor.text(str(scope.get("method")))[:LONGEST_METHOD]
+        attributes["http.request.method_original"] = redactor.text(str(scope.get("method")))[:MAX_METHOD_LENGTH]
     query = scope.get("query_string")
     if query:
         attributes["url.query"] = redactor.query(query)
@@ -58,7 +58,7 @@ def request_attributes(exchange: Exchange, redactor: Redactor) -> dict[str, Any]
             attributes["client.port"] = client[1]
     agent = exchange.headers.get(b"user-agent")
     if agent:
-        attributes["user_agent.original"] = redactor.agent(agent)
+        attributes["user_agent.original"] = redactor.user_agent(agent)
     http_version = scope.get("http_version")
     if http_version:
         attributes["network.protocol.version"] = http_version
@@ -68,7 +68,7 @@ def request_attributes(exchange: Exchange, redactor: Redactor) -> dict[str, Any]
 
 
 def server_address(
-    scope: Scope, headers: dict[bytes, bytes], scheme: str, redactor: Redactor = PLAIN
+    scope: Scope, headers: dict[bytes, bytes], scheme: str, redactor: Redactor = DEFAULT_REDACTOR
 ) -> tuple[str | None, int | None]:
     """Return host and port as the client named them (`Host`), else those of the socket.
 
@@ -81,7 +81,9 @@ def server_address(
     return (server[0], server[1]) if server else (None, None)
 
 
-def response_attributes(exchange: Exchange, repeat_limit: int, redactor: Redactor = PLAIN) -> dict[str, Any]:
+def response_attributes(
+    exchange: RequestRecord, repeat_limit: int, redactor: Redactor = DEFAULT_REDACTOR
+) -> dict[str, Any]:
     """Return what is known when the response has ended."""
     attributes: dict[str, Any] = {
         "http.response.status_code": exchange.status_code,
@@ -90,19 +92,19 @@ def response_attributes(exchange: Exchange, repeat_limit: int, redactor: Redacto
     }
     if exchange.endpoint not in _NO_ROUTE:
         attributes["http.route"] = exchange.endpoint
-        if redactor.has_secret_routes() or redactor.has_secret(exchange.endpoint):
-            attributes["url.path"] = redactor.route_path(exchange.path, exchange.endpoint)[:LONGEST_PATH]
+        if redactor.has_secret_routes() or redactor.has_secret_parameter(exchange.endpoint):
+            attributes["url.path"] = redactor.route_path(exchange.path, exchange.endpoint)[:MAX_PATH_LENGTH]
     if exchange.error_type is not None:
         attributes["error.type"] = exchange.error_type
     if exchange.work is not None:
-        attributes.update(work_attributes(exchange, exchange.work, repeat_limit))
+        attributes.update(time_attributes(exchange, exchange.work, repeat_limit))
     return attributes
 
 
-def work_attributes(exchange: Exchange, work: Work, repeat_limit: int) -> dict[str, Any]:
+def time_attributes(exchange: RequestRecord, work: TimeBreakdown, repeat_limit: int) -> dict[str, Any]:
     """Return where the time of a request went, in milliseconds, and the statements that it repeated."""
     attributes: dict[str, Any] = {
-        f"fastapi_observe.{name}": value for name, value in work.facts(exchange.started, exchange.duration).items()
+        f"fastapi_observe.{name}": value for name, value in work.as_fields(exchange.started, exchange.duration).items()
     }
     repeated = work.repeated(repeat_limit)
     if repeated:
@@ -119,7 +121,7 @@ class HeaderCapture:
 
     __slots__ = ("_redactor", "_wanted")
 
-    def __init__(self, names: tuple[str, ...], side: str, redactor: Redactor = PLAIN) -> None:
+    def __init__(self, names: tuple[str, ...], side: str, redactor: Redactor = DEFAULT_REDACTOR) -> None:
         self._redactor = redactor
         self._wanted: dict[bytes, tuple[str, str]] = {}
         if not names:
@@ -146,7 +148,7 @@ class HeaderCapture:
             wanted = self._wanted.get(name.lower())
             if wanted is not None:
                 key, secret = wanted[0], not wanted[1]
-                text = value[: LONGEST_HEADER + MARGIN].decode("latin-1")
-                shown = REDACTED if secret else self._redactor.header(wanted[1], text)[:LONGEST_HEADER]
+                text = value[: MAX_HEADER_LENGTH + MARGIN].decode("latin-1")
+                shown = REDACTED if secret else self._redactor.header(wanted[1], text)[:MAX_HEADER_LENGTH]
                 found[key] = (*found.get(key, ()), shown)
         return found

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
-from fastapi_observe.records.exceptions import error_name, message_of, stack_of
-from fastapi_observe.records.guard import STAND_IN, tell
-from fastapi_observe.records.request import CURRENT_CONTEXT
-from fastapi_observe.records.wrapping import name_of, wrapped
-from fastapi_observe.redaction.redactor import PLAIN
+from fastapi_observe.records.exceptions import error_type_of, exception_message, exception_stacktrace
+from fastapi_observe.records.guard import NO_OP, report_error
+from fastapi_observe.records.request import OTEL_CONTEXT
+from fastapi_observe.records.wrapping import callable_name, wrap_calls
+from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,49 +28,49 @@ if TYPE_CHECKING:
 
     from fastapi_observe.redaction.redactor import Redactor
 
-LONGEST_MESSAGE = 1024
-LONGEST_STACK = 8192
-LONGEST_VALUE = 2048
-LONGEST_KEY = 256
-LONGEST_NAME = 256
-MOST_ITEMS = 128
+MAX_MESSAGE_LENGTH = 1024
+MAX_STACKTRACE_LENGTH = 8192
+MAX_VALUE_LENGTH = 2048
+MAX_KEY_LENGTH = 256
+MAX_NAME_LENGTH = 256
+MAX_ITEMS = 128
 
 _PLAIN = (str, bool, int, float)
-_LARGEST = 2**63
+_MAX_INT64 = 2**63
 
 
-def note_exception(span: Span, exc: BaseException, redactor: Redactor = PLAIN) -> None:
+def record_exception(span: Span, exc: BaseException, redactor: Redactor = DEFAULT_REDACTOR) -> None:
     """Record an exception on a span: event `exception`, `error.type`, status ERROR.
 
     The message is cut at 1,024 characters, the stack trace at its last 8,192.
     """
-    name = error_name(exc)
+    name = error_type_of(exc)
     span.add_event(
         "exception",
         {
             "exception.type": name,
-            "exception.message": well_formed(message_of(exc, redactor)[:LONGEST_MESSAGE]),
-            "exception.stacktrace": well_formed(stack_of(exc, redactor)[-LONGEST_STACK:]),
+            "exception.message": well_formed(exception_message(exc, redactor)[:MAX_MESSAGE_LENGTH]),
+            "exception.stacktrace": well_formed(exception_stacktrace(exc, redactor)[-MAX_STACKTRACE_LENGTH:]),
         },
     )
     span.set_attribute("error.type", name)
     span.set_status(StatusCode.ERROR)
 
 
-def plain(attributes: dict[str, Any], redactor: Redactor = PLAIN) -> dict[str, Any]:
+def to_otel_attributes(attributes: dict[str, Any], redactor: Redactor = DEFAULT_REDACTOR) -> dict[str, Any]:
     """Keep what OTLP has a type for, redacted; leave None out; turn the rest into text."""
     shown = redactor.fields(attributes)
-    return {name[:LONGEST_KEY]: _plain_value(value) for name, value in shown.items() if value is not None}
+    return {name[:MAX_KEY_LENGTH]: _plain_value(value) for name, value in shown.items() if value is not None}
 
 
 def _plain_value(value: Any) -> Any:
-    if type(value) is str and len(value) <= LONGEST_VALUE and value.isascii():  # the usual
+    if type(value) is str and len(value) <= MAX_VALUE_LENGTH and value.isascii():  # the usual
         return value
     if isinstance(value, str):
-        return well_formed(value[:LONGEST_VALUE])
+        return well_formed(value[:MAX_VALUE_LENGTH])
     if isinstance(value, list | tuple) and len({type(item) for item in value}) == 1 and isinstance(value[0], _PLAIN):
-        return [_plain_value(item) for item in value[:MOST_ITEMS]]
-    if isinstance(value, float) or (isinstance(value, int) and -_LARGEST <= value < _LARGEST):
+        return [_plain_value(item) for item in value[:MAX_ITEMS]]
+    if isinstance(value, float) or (isinstance(value, int) and -_MAX_INT64 <= value < _MAX_INT64):
         return value
     return safe_text(value)
 
@@ -98,13 +98,13 @@ class ContextScope:
         self._token: Token[Context] | None = None
 
     def __enter__(self) -> None:
-        self._token = CURRENT_CONTEXT.set(self._context)
+        self._token = OTEL_CONTEXT.set(self._context)
 
     def __exit__(self, *_: object) -> None:
         token, self._token = self._token, None
         if token is not None:
             try:
-                CURRENT_CONTEXT.reset(token)
+                OTEL_CONTEXT.reset(token)
             except ValueError:  # left from another task: there is nothing to restore there
                 return
 
@@ -114,7 +114,7 @@ class ContextScope:
 
     def suspend(self) -> None:
         """Leave the context; `resume` comes back to what was current: spans may be open inside."""
-        self._context = CURRENT_CONTEXT.get()
+        self._context = OTEL_CONTEXT.get()
         self.__exit__()
 
     def resume(self) -> None:
@@ -131,7 +131,9 @@ class SpanScope:
 
     __slots__ = ("_attributes", "_began", "_name", "_redactor", "_scope", "_span", "_tracer")
 
-    def __init__(self, tracer: Tracer, name: str, attributes: dict[str, Any], redactor: Redactor = PLAIN) -> None:
+    def __init__(
+        self, tracer: Tracer, name: str, attributes: dict[str, Any], redactor: Redactor = DEFAULT_REDACTOR
+    ) -> None:
         self._tracer = tracer
         self._redactor = redactor
         self._name = name
@@ -145,18 +147,20 @@ class SpanScope:
         span: Span
         self._began = perf_counter()
         try:
-            name = self._redactor.text(self._name)[:LONGEST_NAME]
-            span = self._tracer.start_span(well_formed(name), attributes=plain(self._attributes, self._redactor))
+            name = self._redactor.text(self._name)[:MAX_NAME_LENGTH]
+            span = self._tracer.start_span(
+                well_formed(name), attributes=to_otel_attributes(self._attributes, self._redactor)
+            )
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
-            tell("span.start", exc)
+            report_error("span.start", exc)
             span = trace.NonRecordingSpan(trace.get_current_span().get_span_context())
         self._span = span
-        self._scope = STAND_IN
+        self._scope = NO_OP
         try:
             self._scope = ContextScope(trace.set_span_in_context(span))
             self._scope.open()
         except Exception as exc:  # noqa: BLE001 - as above
-            tell("span.start", exc)
+            report_error("span.start", exc)
         return span
 
     def suspend(self) -> None:
@@ -164,21 +168,21 @@ class SpanScope:
         try:
             self._scope.suspend()
         except Exception as exc:  # noqa: BLE001 - as above
-            tell("span.suspend", exc)
+            report_error("span.suspend", exc)
 
     def resume(self) -> None:
         """Be the current span again."""
         try:
             self._scope.resume()
         except Exception as exc:  # noqa: BLE001 - as above
-            tell("span.resume", exc)
+            report_error("span.resume", exc)
 
     def close(self, exc: BaseException | None = None) -> None:
         """End the span with what was raised."""
         try:
             self._scope.close()
         except Exception as fault:  # noqa: BLE001 - as above
-            tell("span.end", fault)
+            report_error("span.end", fault)
         finish(self._span, exc, perf_counter() - self._began, self._redactor)
 
     def __enter__(self) -> Span:
@@ -198,37 +202,37 @@ class SpanScope:
         self.close(exc)
 
 
-def finish(span: Span, exc: BaseException | None, seconds: float, redactor: Redactor = PLAIN) -> None:
+def finish(span: Span, exc: BaseException | None, seconds: float, redactor: Redactor = DEFAULT_REDACTOR) -> None:
     """End a span after `seconds`; an exception that left its block is recorded and makes it an error."""
     try:
         if exc is not None and not isinstance(exc, GeneratorExit) and span.is_recording():
-            note_exception(span, exc, redactor)
+            record_exception(span, exc, redactor)
     except Exception as fault:  # noqa: BLE001 - a fault of ours never reaches the user's code
-        tell("span.exception", fault)
+        report_error("span.exception", fault)
     try:
         began = getattr(span, "start_time", None)
         span.end(None if began is None else began + int(seconds * 1e9))  # the wall clock may have jumped
     except Exception as fault:  # noqa: BLE001 - as above
-        tell("span.end", fault)
+        report_error("span.end", fault)
 
 
-def _scope_of(tracer: Tracer, redactor: Redactor, name: str, attributes: dict[str, Any]) -> SpanScope:
+def _instrumentation_scope(tracer: Tracer, redactor: Redactor, name: str, attributes: dict[str, Any]) -> SpanScope:
     return SpanScope(tracer, name, attributes, redactor)
 
 
-def traced_with(
+def make_traced(
     owner: Callable[[], tuple[Tracer, Redactor]], name: str | None, attributes: dict[str, Any]
 ) -> Callable[[Any], Any]:
     """Return the decorator behind `@traced`; `owner` is asked at each call."""
 
     def decorate(function: Any) -> Any:
         try:
-            label = name or name_of(getattr(function, "__func__", function))
-            return wrapped(function, lambda: _scope_of(*owner(), label, attributes))
+            label = name or callable_name(getattr(function, "__func__", function))
+            return wrap_calls(function, lambda: _instrumentation_scope(*owner(), label, attributes))
         except TypeError:  # it cannot be decorated
             raise
         except Exception as exc:  # noqa: BLE001 - as above
-            tell("traced", exc)
+            report_error("traced", exc)
             return function
 
     return decorate

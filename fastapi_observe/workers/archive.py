@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from fastapi_observe.workers.files import DOUBLE, HEADER, NEW_FILE, READ, Reading
+from fastapi_observe.workers.files import DOUBLE_SIZE, HEADER, NEW_FILE, READ_FLAGS, ValueFileReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-NAME: Final = "archive"
+ARCHIVE_FILE: Final = "archive"
 
-MOST_LABEL_SETS: Final = 2000
+MAX_ENDED_LABEL_SETS: Final = 2000
 """Label sets of one metric that are kept of those who have ended, unless the settings say another number."""
 
 OVERFLOW: Final = "__overflow__"
@@ -35,19 +35,19 @@ class Archive:
     remembered; `born` are the files that its numbers began in, by which a memory of them is recognised.
     """
 
-    def __init__(self, directory: Path, most: int = MOST_LABEL_SETS) -> None:
+    def __init__(self, directory: Path, most: int = MAX_ENDED_LABEL_SETS) -> None:
         self._most = most
-        self.reading = Reading(Path(NAME), 0)
+        self.reading = ValueFileReader(Path(ARCHIVE_FILE), 0)
         self.reading.living = False
-        self.folded: frozenset[str] = frozenset()
-        self.born: frozenset[str] = frozenset()
+        self.merged_files: frozenset[str] = frozenset()
+        self.source_files: frozenset[str] = frozenset()
         self.identity: tuple[int, int] | None = None
-        self._path = directory / NAME
+        self._path = directory / ARCHIVE_FILE
 
     @property
     def missing(self) -> bool:
         """Whether there was a file that is gone."""
-        return self.identity is None and bool(self.born)
+        return self.identity is None and bool(self.source_files)
 
     def changed(self) -> bool:
         """Tell whether another archive stands there than was read."""
@@ -59,15 +59,15 @@ class Archive:
         if self.identity is None:
             return
         try:
-            with os.fdopen(os.open(self._path, READ), "rb") as file:
+            with os.fdopen(os.open(self._path, READ_FLAGS), "rb") as file:
                 data = file.read()
         except FileNotFoundError:
             return
         except OSError:
             data = b""
-        self.reading = Reading(Path(NAME), 0)
+        self.reading = ValueFileReader(Path(ARCHIVE_FILE), 0)
         self.reading.living = False
-        self.folded = self.born = frozenset()
+        self.merged_files = self.source_files = frozenset()
         try:
             self._parse(data)
         except (ValueError, KeyError, TypeError):
@@ -79,12 +79,12 @@ class Archive:
         if zlib.crc32(body) != head["crc"]:
             raise ValueError("damaged")
         split = head["keys"]
-        self.folded, self.born = frozenset(head["folded"]), frozenset(head.get("born", ()))
+        self.merged_files, self.source_files = frozenset(head["folded"]), frozenset(head.get("born", ()))
         values = body[split:]
-        self.reading.parse(body[:split], len(values) // DOUBLE)
+        self.reading.parse(body[:split], len(values) // DOUBLE_SIZE)
         self.reading.fill(values)
 
-    def fold(self, dead: Iterable[Reading], still_there: frozenset[str]) -> None:
+    def merge(self, dead: Iterable[ValueFileReader], still_there: frozenset[str]) -> None:
         """Add up what the dead have left, and replace the file. The caller holds the lock of the directory.
 
         `still_there` are the names of files that an earlier fold has counted and not removed. Raises OSError.
@@ -95,8 +95,8 @@ class Archive:
             _merge(merged, reading, self._most)
         keys, values = _written(merged)
         body = keys + values
-        folded = [*sorted(self.folded & still_there), *(reading.name for reading in dead)]
-        born = sorted(self.born) or [f"{os.getpid()}-{monotonic_ns()}"]
+        folded = [*sorted(self.merged_files & still_there), *(reading.name for reading in dead)]
+        born = sorted(self.source_files) or [f"{os.getpid()}-{monotonic_ns()}"]
         head = orjson.dumps({"folded": folded, "born": born, "keys": len(keys), "crc": zlib.crc32(body)})
         temporary = self._path.with_suffix(".new")
         temporary.unlink(missing_ok=True)
@@ -105,17 +105,17 @@ class Archive:
         temporary.replace(self._path)
         self.read()
 
-    def anew(self) -> Archive:
+    def recreate(self) -> Archive:
         """Return what stands in the place of the archive now."""
         archive = Archive(self._path.parent, self._most)
         archive.read()
         return archive
 
-    def carry(self, memory: Archive, still_there: frozenset[str]) -> None:
+    def merge_archive(self, memory: Archive, still_there: frozenset[str]) -> None:
         """Go on with what another archive was, unless somebody has brought it here already. As `fold`."""
-        if memory.born and not memory.born & self.born:
-            self.born |= memory.born
-            self.fold([memory.reading], still_there)
+        if memory.source_files and not memory.source_files & self.source_files:
+            self.source_files |= memory.source_files
+            self.merge([memory.reading], still_there)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -126,7 +126,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _merge(merged: dict[tuple[bytes, tuple[str, ...]], list[float]], reading: Reading, most: int) -> None:
+def _merge(merged: dict[tuple[bytes, tuple[str, ...]], list[float]], reading: ValueFileReader, most: int) -> None:
     described = [(orjson.dumps(family), str(family.get("fold"))) for family in reading.families]
     # Samples of other collectors are several records of one label set: they are not ours to bound.
     bounded = [family.get("kind") != "samples" for family in reading.families]
@@ -144,14 +144,14 @@ def _merge(merged: dict[tuple[bytes, tuple[str, ...]], list[float]], reading: Re
         if before is None or len(before) != len(cells):
             merged[family, labels] = cells
         else:
-            merged[family, labels] = FOLDS.get(how, _sum)(before, cells)
+            merged[family, labels] = MERGE_FUNCTIONS.get(how, _sum)(before, cells)
 
 
 def _sum(before: list[float], cells: list[float]) -> list[float]:
     return [one + other for one, other in zip(before, cells, strict=True)]
 
 
-FOLDS: Final[dict[str, Any]] = {
+MERGE_FUNCTIONS: Final[dict[str, Any]] = {
     "sum": _sum,
     # A value, and when it was set (0: it never was).
     "max": lambda before, cells: max((before, cells), key=lambda pair: (pair[1] > 0, pair[0])),
@@ -164,7 +164,7 @@ FOLDS: Final[dict[str, Any]] = {
 def _written(merged: dict[tuple[bytes, tuple[str, ...]], list[float]]) -> tuple[bytes, bytes]:
     numbers: dict[bytes, int] = {}
     lines: list[bytes] = []
-    values = array("d", bytes(DOUBLE * HEADER))
+    values = array("d", bytes(DOUBLE_SIZE * HEADER))
     for (family, labels), cells in merged.items():
         if family not in numbers:
             numbers[family] = len(numbers)

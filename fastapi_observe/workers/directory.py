@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - what stands in it is checked
 """Memory that processes share: values there cost no disk."""
 
-NAME: Final = re.compile(r"(\d+)-(\d+)-(\d+)(?:-[0-9a-f]{8})?")
+DIRECTORY_NAME: Final = re.compile(r"(\d+)-(\d+)-(\d+)(?:-[0-9a-f]{8})?")
 """Name of a directory: namespace of process ids, supervisor, when that was started, and which app it started."""
 
-FOREIGN_AGE: Final = 3600.0
+STALE_AFTER: Final = 3600.0
 """Seconds for which a directory of another namespace, whose supervisor we cannot see, is left alone."""
 
 
@@ -36,7 +36,7 @@ class UnsafeDirectoryError(OSError):
     """A directory that others may write in, or have made."""
 
 
-def supervisor(installed_in: int) -> int | None:
+def supervisor_pid(installed_in: int) -> int | None:
     """Return the process whose workers we are one of; None: there are no others. `installed_in` called `install`."""
     if os.getpid() != installed_in:  # gunicorn --preload, or any fork
         return installed_in
@@ -47,7 +47,7 @@ def supervisor(installed_in: int) -> int | None:
     return os.getppid() if os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn") else None
 
 
-def possible() -> bool:
+def is_supported() -> bool:
     """Tell whether this system has the calls that sharing needs."""
     return fcntl is not None and hasattr(os, "posix_fallocate") and hasattr(os, "mkfifo")
 
@@ -60,7 +60,7 @@ def directory_name(pid: int, app: str) -> str:
     return f"{_namespace()}-{pid}-{_started(pid)}-{app}"
 
 
-def identity(*names: str) -> str:
+def app_identity(*names: str) -> str:
     """Return what tells an app from another that the same process has started: of its names, and where it is made.
 
     All workers of a server run the same code, so they agree on the file that `install` is called in. Nothing that
@@ -115,11 +115,11 @@ def _open_root_in(place: Path) -> Path:
     root = place / f"fastapi-observe-{os.geteuid()}"
     with suppress(FileExistsError):
         root.mkdir(0o700)
-    check(root)
+    check_directory(root)
     return root
 
 
-def check(directory: Path) -> None:
+def check_directory(directory: Path) -> None:
     """Raise UnsafeDirectoryError unless a directory is one, is ours, and is closed to others."""
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode):
@@ -132,12 +132,12 @@ def check(directory: Path) -> None:
         )
 
 
-def lock(descriptor: int) -> None:
+def lock_file(descriptor: int) -> None:
     """Take the lock of an open file, which ends with the process. Raises OSError when another process has it."""
     fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def make(directory: Path) -> None:
+def make_directory(directory: Path) -> None:
     """Make a directory of ours, and the one it stands in, unless they are there. Raises OSError as `check` does."""
     with suppress(FileExistsError):
         try:
@@ -145,9 +145,9 @@ def make(directory: Path) -> None:
         except FileNotFoundError:
             with suppress(FileExistsError):
                 directory.parent.mkdir(0o700)
-            check(directory.parent)
+            check_directory(directory.parent)
             directory.mkdir(0o700)
-    check(directory)
+    check_directory(directory)
 
 
 def is_locked(path: Path) -> bool:
@@ -169,18 +169,18 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def sweep(root: Path, ours: str) -> None:
+def remove_stale_directories(root: Path, ours: str) -> None:
     """Remove the directories of servers that are gone."""
     for directory in _directories(root):
         if directory.name != ours:
             with suppress(OSError):
                 if _is_stale(directory):
-                    remove(directory)
+                    remove_directory(directory)
 
 
 def _directories(root: Path) -> Iterator[Path]:
     for entry in os.scandir(root):
-        if NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+        if DIRECTORY_NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
             yield root / entry.name
 
 
@@ -189,7 +189,7 @@ def _parts(directory: Path) -> tuple[int, int, int]:
     return int(namespace), int(pid), int(started)
 
 
-def is_supervised(directory: Path) -> bool:
+def is_supervisor_alive(directory: Path) -> bool:
     """Tell whether the supervisor that a directory of ours is named after still lives: more workers may come."""
     _, pid, started = _parts(directory)
     return _started(pid) == started
@@ -198,13 +198,13 @@ def is_supervised(directory: Path) -> bool:
 def _is_stale(directory: Path) -> bool:
     namespace, pid, started = _parts(directory)
     if namespace != _namespace():
-        gone = time() - directory.stat().st_mtime > FOREIGN_AGE
+        gone = time() - directory.stat().st_mtime > STALE_AFTER
     else:
         gone = _started(pid) != started or started == 0
     return gone and not any(is_locked(path) for path in directory.glob("*.lock"))
 
 
-def remove(directory: Path) -> None:
+def remove_directory(directory: Path) -> None:
     """Remove a directory of ours with everything in it."""
     for path in directory.iterdir():
         path.unlink(missing_ok=True)

@@ -15,32 +15,32 @@ if TYPE_CHECKING:
 STEP: Final = 65_536
 """Bytes that a file of values begins with; it then doubles, by `MOST_AT_ONCE` at most."""
 
-MOST_AT_ONCE: Final = 1_048_576
+MAX_READ_BYTES: Final = 1_048_576
 
-MOST_RECORDS: Final = 100_000
+MAX_RECORDS: Final = 100_000
 """Most records of one process: label sets that come and go must not fill the memory."""
 
 HEADER: Final = 8
 """Doubles at the beginning of a file that belong to no record; the first counts the answers of the worker."""
 
-DOUBLE: Final = 8
+DOUBLE_SIZE: Final = 8
 """Bytes of a value."""
 
 NEW_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
-READ: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+READ_FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 Series = tuple[int, tuple[str, ...], int, int]
 """A record: the number of its family, its label values, where it begins and how many doubles it has."""
 
 
-class OwnFiles:
+class ValueFileWriter:
     """What this process writes. The space is allocated before it is used, so that a full disk is an `OSError` here.
 
     A line of keys is written when the values it names are there already; a line that the disk did not take as a whole
     is taken back. With files from `before`, the new ones begin with their records; nobody sees them until `publish`.
     """
 
-    def __init__(self, stem: Path, before: OwnFiles | None = None) -> None:
+    def __init__(self, stem: Path, before: ValueFileWriter | None = None) -> None:
         self.stem = stem
         self._hidden = before is not None
         self._size = 0
@@ -61,7 +61,7 @@ class OwnFiles:
             os.close(self._values)
             raise
 
-    def _begin(self, before: OwnFiles | None) -> None:
+    def _begin(self, before: ValueFileWriter | None) -> None:
         self._grow(STEP)
         self.header = self._take(HEADER)[1]
         self._taken(HEADER)
@@ -85,16 +85,16 @@ class OwnFiles:
         return [(self._keys, self.stem.with_suffix(".keys")), (self._values, self.stem.with_suffix(".values"))]
 
     def _grow(self, least: int) -> None:
-        size = max(STEP, min(self._size, MOST_AT_ONCE), -(-least // STEP) * STEP)
+        size = max(STEP, min(self._size, MAX_READ_BYTES), -(-least // STEP) * STEP)
         os.posix_fallocate(self._values, self._size, size)
         mapped = mmap.mmap(self._values, size, offset=self._size)
-        self._free, self._free_at = memoryview(mapped).cast("d"), self._size // DOUBLE
+        self._free, self._free_at = memoryview(mapped).cast("d"), self._size // DOUBLE_SIZE
         self._size += size
 
     def _take(self, count: int) -> tuple[int, memoryview[float]]:
         """Return where the next `count` doubles stand, and the doubles."""
         if len(self._free) < count:
-            self._grow(count * DOUBLE)
+            self._grow(count * DOUBLE_SIZE)
         return self._free_at, self._free[:count]
 
     def _taken(self, count: int) -> None:
@@ -108,8 +108,8 @@ class OwnFiles:
         number = self._families.get(family, len(self._families))
         found = self._records.get((number, labels))
         if found is None:
-            if len(self._records) >= MOST_RECORDS:
-                raise OSError(f"there are {MOST_RECORDS} label sets already")
+            if len(self._records) >= MAX_RECORDS:
+                raise OSError(f"there are {MAX_RECORDS} label sets already")
             at, record = self._take(len(initial))
             for index, value in enumerate(initial):
                 record[index] = value
@@ -119,14 +119,14 @@ class OwnFiles:
             try:
                 self._write(line)
             except OSError:
-                record[:] = memoryview(bytes(DOUBLE * len(initial))).cast("d")
+                record[:] = memoryview(bytes(DOUBLE_SIZE * len(initial))).cast("d")
                 raise
             self._taken(len(initial))
             self._families[family] = number
             found = self._records[number, labels] = at, record
         return cast("list[float]", found[1])
 
-    def where(self, family: bytes, labels: tuple[str, ...]) -> int:
+    def cell_offset(self, family: bytes, labels: tuple[str, ...]) -> int:
         """Return where the cells of a record begin. Raises KeyError when there is no such record."""
         return self._records[self._families[family], labels][0]
 
@@ -143,20 +143,20 @@ class OwnFiles:
 
     def close(self) -> None:
         """Close the files; cells that somebody still has stay usable, and hold a descriptor until then (mmap)."""
-        self._free = self.header = memoryview(bytes(DOUBLE)).cast("d")
+        self._free = self.header = memoryview(bytes(DOUBLE_SIZE)).cast("d")
         self._records = {}
         os.close(self._keys)
         os.close(self._values)
 
 
-class Reading:
+class ValueFileReader:
     """What the files of one process say, read again at each `refresh`; parsed keys are kept.
 
     `unreadable` is set when something in the files made no sense; the rest is used all the same. Our `own` are read
     as they were opened, so that nobody can take them away.
     """
 
-    def __init__(self, stem: Path, pid: int, own: OwnFiles | None = None) -> None:
+    def __init__(self, stem: Path, pid: int, own: ValueFileWriter | None = None) -> None:
         self.stem = stem
         self.pid = pid
         self.living = True
@@ -183,10 +183,10 @@ class Reading:
         # First the keys: what they name is there, in a file that only grows.
         added = _read(self._keys, self._at)
         complete = added[: added.rfind(b"\n") + 1]
-        size = _size(self._values) // DOUBLE
+        size = _size(self._values) // DOUBLE_SIZE
         self.parse(complete, size)
         self._at += len(complete)
-        self.fill(_read(self._values, 0, self._extent * DOUBLE))
+        self.fill(_read(self._values, 0, self._extent * DOUBLE_SIZE))
 
     def parse(self, lines: bytes, size: int) -> None:
         """Take lines of keys for a file of `size` doubles."""
@@ -214,7 +214,7 @@ class Reading:
 
         Only now what `parse` has found is shown: whoever reads meanwhile finds the values of every series.
         """
-        missing = self._extent * DOUBLE - len(data)
+        missing = self._extent * DOUBLE_SIZE - len(data)
         if missing > 0:
             self.unreadable = True
             data += bytes(missing)
@@ -224,8 +224,8 @@ class Reading:
 
     def answers(self) -> float:
         """Return how often the process has answered."""
-        data = _read(self._values, 0, DOUBLE)
-        return float(memoryview(data).cast("d")[0]) if len(data) == DOUBLE else 0.0
+        data = _read(self._values, 0, DOUBLE_SIZE)
+        return float(memoryview(data).cast("d")[0]) if len(data) == DOUBLE_SIZE else 0.0
 
 
 def _size(path: Path | int) -> int:
@@ -234,7 +234,7 @@ def _size(path: Path | int) -> int:
 
 def _read(path: Path | int, start: int, count: int | None = None) -> bytes:
     """Read `count` bytes, or all, from `start` on."""
-    descriptor = os.dup(path) if isinstance(path, int) else os.open(path, READ)
+    descriptor = os.dup(path) if isinstance(path, int) else os.open(path, READ_FLAGS)
     try:
         wanted = max(0, os.fstat(descriptor).st_size - start) if count is None else count
         parts: list[bytes] = []

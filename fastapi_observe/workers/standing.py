@@ -11,31 +11,31 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.workers.archive import Archive
-from fastapi_observe.workers.directory import lock, make
-from fastapi_observe.workers.presence import KINDS, Presence, is_at, runs
+from fastapi_observe.workers.directory import lock_file, make_directory
+from fastapi_observe.workers.presence import FILE_SUFFIXES, WorkerHandles, is_same_file, pid_exists
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from fastapi_observe.workers.files import OwnFiles, Reading
+    from fastapi_observe.workers.files import ValueFileReader, ValueFileWriter
 
-PATIENCE: Final = 2.0
+JOIN_TIMEOUT: Final = 2.0
 """Seconds until a worker gives up waiting for the others to let it join."""
 
-COME_WITHIN: Final = 3.0
+REJOIN_TIMEOUT: Final = 3.0
 """Seconds that a scrape waits for the others to notice that the directory was removed; they do within a tick."""
 
-RETRY: Final = 2.0
+RETRY_INTERVAL: Final = 2.0
 """Seconds until what found no space is tried again."""
 
-LOOK: Final = b"l"
+MSG_RESCAN: Final = b"l"
 """What a worker is asked for when somebody has joined: to look who is there."""
 
 LOGGER: Final = logging.getLogger("fastapi_observe")
 
 
-class Standing:
+class WorkerBase:
     """A worker in the directory of all.
 
     The files are there from the beginning; the lock on one of them is held until the process ends, and the kernel
@@ -45,39 +45,39 @@ class Standing:
 
     def __init__(self, directory: Path, fault: Callable[[str, BaseException], None], most: int) -> None:
         self.directory = directory
-        self.rebinders: list[Callable[[], None]] = []
+        self.on_files_moved: list[Callable[[], None]] = []
         self._archive = Archive(directory, most)
-        self._readings: dict[str, Reading] = {}
-        self._kept: dict[str, Reading] = {}  # whose files were removed while they live: as we knew them
+        self._readings: dict[str, ValueFileReader] = {}
+        self._kept: dict[str, ValueFileReader] = {}  # whose files were removed while they live: as we knew them
         self._peers: set[int] = set()
         self._awaited = 0.0
         self._reading = threading.Lock()
         self._fault = fault
-        self.answering: AbstractContextManager[Any] = threading.Lock()
+        self.publish_lock: AbstractContextManager[Any] = threading.Lock()
         self._writing = threading.RLock()
         self._moving = threading.Lock()
         self._gone = self._leaving = False
         self._again = 0.0
-        self._outdated: list[Presence] = []
+        self._outdated: list[WorkerHandles] = []
         self._join(None)
 
     @property
-    def stem(self) -> Path:
+    def file_prefix(self) -> Path:
         """What the names of our files begin with."""
         return self._here.stem
 
     @property
-    def _own(self) -> OwnFiles:
+    def _own(self) -> ValueFileWriter:
         return self._here.files
 
     @property
     def _ask(self) -> int:
         return self._here.ask
 
-    def _join(self, before: Presence | None) -> None:
-        deadline = monotonic() + PATIENCE
+    def _join(self, before: WorkerHandles | None) -> None:
+        deadline = monotonic() + JOIN_TIMEOUT
         while True:
-            make(self.directory)
+            make_directory(self.directory)
             # Under the lock, since files without a lock on them are those of the dead.
             with self._locked(max(0.0, deadline - monotonic())) as got:
                 if got:
@@ -86,19 +86,19 @@ class Standing:
             if monotonic() >= deadline:
                 raise OSError(f"{self.directory} is locked by a process that does not go on")
 
-    def _make_files(self, before: Presence | None) -> None:
+    def _make_files(self, before: WorkerHandles | None) -> None:
         if before is None:
-            self._here = Presence(self.directory, self._remove_files)
+            self._here = WorkerHandles(self.directory, self._remove_files)
             for name in self._names():  # they must know of us before they are asked
                 with suppress(OSError):
-                    write((self.directory / name).with_suffix(".ask"), LOOK)
+                    write_pipe((self.directory / name).with_suffix(".ask"), MSG_RESCAN)
             return
         with self._reading:
-            archive = self._archive.anew()
-            archive.carry(self._archive, self._there())
+            archive = self._archive.recreate()
+            archive.merge_archive(self._archive, self._there())
             self._archive = archive
         with self._writing:  # what is allocated from here on is allocated there
-            here = Presence(self.directory, self._remove_files, before)
+            here = WorkerHandles(self.directory, self._remove_files, before)
             try:
                 self._remove_files({before.stem.name})
                 before.stem.with_suffix(".moved").touch(0o600)
@@ -109,10 +109,10 @@ class Standing:
                 raise
             self._here = here
 
-    def recover(self) -> bool:
+    def restore_files(self) -> bool:
         """Make our files again if somebody has removed them; returns whether they stand. Never raises OSError."""
         with self._moving:
-            if self._here.stands():
+            if self._here.is_in_place():
                 self._gone = False
                 return True
             if monotonic() < self._again and not self._leaving:
@@ -120,7 +120,7 @@ class Standing:
             try:
                 self._move()
             except OSError as exc:
-                self._again = monotonic() + RETRY
+                self._again = monotonic() + RETRY_INTERVAL
                 if not self._gone:
                     LOGGER.warning("%s is gone and cannot be made again; counted apart until then: %s",
                                    self.directory, exc)  # fmt: skip
@@ -132,9 +132,9 @@ class Standing:
 
     def _move(self) -> None:
         before = self._here
-        with self.answering:
+        with self.publish_lock:
             self._join(before)
-            for rebind in list(self.rebinders):
+            for rebind in list(self.on_files_moved):
                 try:
                     rebind()
                 except Exception as exc:  # noqa: BLE001 - the others' cells must not stay behind too
@@ -142,20 +142,20 @@ class Standing:
         with self._reading:
             self._kept.update({name: one for name, one in self._readings.items() if one.living and not one.own})
             self._readings = {}
-            self._awaited = monotonic() + COME_WITHIN
-        os.write(before.ask, LOOK)  # whoever listens there shall listen here
+            self._awaited = monotonic() + REJOIN_TIMEOUT
+        os.write(before.ask, MSG_RESCAN)  # whoever listens there shall listen here
         self._outdated.append(before)
 
-    def _look_around(self) -> None:
-        if self._here.stands() and monotonic() >= self._awaited:  # else others are still to come
-            self._peers = {pid_of(name) for name in self._names() if name != self.stem.name}
+    def _rescan_peers(self) -> None:
+        if self._here.is_in_place() and monotonic() >= self._awaited:  # else others are still to come
+            self._peers = {pid_from_name(name) for name in self._names() if name != self.file_prefix.name}
 
-    def _await_peers(self) -> None:
+    def _wait_for_peers(self) -> None:
         """After a move: wait for the others, who notice it within a tick."""
         while monotonic() < self._awaited:
             with self._reading:
-                here = {pid_of(name) for name in self._names()}
-            if not any(runs(pid) for pid in self._peers - here):
+                here = {pid_from_name(name) for name in self._names()}
+            if not any(pid_exists(pid) for pid in self._peers - here):
                 break
             sleep(0.01)
         self._awaited = 0.0
@@ -171,31 +171,31 @@ class Standing:
             yield False
             return
         try:
-            yield _lock_within(descriptor, deadline) and is_at(descriptor, path)
+            yield _lock_within(descriptor, deadline) and is_same_file(descriptor, path)
         finally:
             os.close(descriptor)
 
     def _names(self) -> list[str]:
-        names = {self.stem.name}
+        names = {self.file_prefix.name}
         with suppress(OSError):  # the directory is gone
             names.update(
                 entry.name.removesuffix(".keys") for entry in os.scandir(self.directory) if entry.name.endswith(".keys")
             )
-        return sorted(names - self._archive.folded)
+        return sorted(names - self._archive.merged_files)
 
     def _there(self) -> frozenset[str]:
         return frozenset(Path(entry.name).stem for entry in os.scandir(self.directory))
 
     def _remove_files(self, names: frozenset[str] | set[str]) -> None:
         for name in names:
-            for kind in KINDS:
+            for kind in FILE_SUFFIXES:
                 (self.directory / (name + kind)).unlink(missing_ok=True)
 
 
 def _lock_within(descriptor: int, deadline: float) -> bool:
     while True:
         try:
-            lock(descriptor)
+            lock_file(descriptor)
         except OSError:
             if monotonic() >= deadline:
                 return False
@@ -204,13 +204,13 @@ def _lock_within(descriptor: int, deadline: float) -> bool:
             return True
 
 
-def pid_of(name: str) -> int:
+def pid_from_name(name: str) -> int:
     """Return the process that files are named after; 0 where the name is none of ours."""
     pid = name.partition("-")[0]
     return int(pid) if pid.isdecimal() else 0
 
 
-def write(path: Path, data: bytes) -> None:
+def write_pipe(path: Path, data: bytes) -> None:
     """Write to a pipe that somebody reads. Raises OSError where nobody does."""
     descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:

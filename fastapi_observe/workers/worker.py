@@ -11,32 +11,39 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from fastapi_observe.workers.archive import MOST_LABEL_SETS
-from fastapi_observe.workers.directory import is_locked, is_supervised, remove
-from fastapi_observe.workers.files import READ, Reading
-from fastapi_observe.workers.presence import runs
-from fastapi_observe.workers.standing import LOOK, PATIENCE, RETRY, Standing, pid_of, write
+from fastapi_observe.workers.archive import MAX_ENDED_LABEL_SETS
+from fastapi_observe.workers.directory import is_locked, is_supervisor_alive, remove_directory
+from fastapi_observe.workers.files import READ_FLAGS, ValueFileReader
+from fastapi_observe.workers.presence import pid_exists
+from fastapi_observe.workers.standing import (
+    JOIN_TIMEOUT,
+    MSG_RESCAN,
+    RETRY_INTERVAL,
+    WorkerBase,
+    pid_from_name,
+    write_pipe,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-ANSWER_WITHIN: Final = 0.1
+REPLY_TIMEOUT: Final = 0.1
 """Seconds that a scrape waits for the other workers to read what is only read at scrape."""
 
-TICK: Final = 0.5
+WATCH_INTERVAL: Final = 0.5
 """Seconds until a worker that nobody asks looks whether its files still stand."""
 
-EXEMPLARS: Final = b"e"
-VALUES: Final = b"v"
-QUIT: Final = b"q"
+MSG_EXEMPLARS: Final = b"e"
+MSG_VALUES: Final = b"v"
+MSG_QUIT: Final = b"q"
 """What a worker is asked for, a byte each."""
 
-Answer = list[tuple[int, int, dict[str, str], float, float]]
+Exemplars = list[tuple[int, int, dict[str, str], float, float]]
 """Exemplars: where the record begins, its cell, then labels, value and time in seconds."""
 
 
-class Worker(Standing):
+class Worker(WorkerBase):
     """A process among its like.
 
     `attached` is what the installs of this process share. `most` is how many label sets of one metric are kept of
@@ -44,11 +51,11 @@ class Worker(Standing):
     """
 
     def __init__(
-        self, directory: Path, fault: Callable[[str, BaseException], None], most: int = MOST_LABEL_SETS
+        self, directory: Path, fault: Callable[[str, BaseException], None], most: int = MAX_ENDED_LABEL_SETS
     ) -> None:
-        self.living = 1
-        self.answerers: list[Callable[[bool], Answer]] = []
-        self.attached: dict[str, Any] = {}
+        self.live_workers = 1
+        self.scrape_callbacks: list[Callable[[bool], Exemplars]] = []
+        self.shared_state: dict[str, Any] = {}
         self.exemplars: dict[str, list[Any]] = {}
         self._counted: set[object] = set()
         self._short = self._failed = False
@@ -74,9 +81,9 @@ class Worker(Standing):
             self._short = self._failed = True
             return None
 
-    def where(self, family: bytes, labels: tuple[str, ...]) -> int:
+    def cell_offset(self, family: bytes, labels: tuple[str, ...]) -> int:
         """Return where the cells of a record begin. Raises KeyError when there is no such record."""
-        return self._own.where(family, labels)
+        return self._own.cell_offset(family, labels)
 
     # Reading
 
@@ -85,7 +92,7 @@ class Worker(Standing):
         """How many files made no sense, each counted once."""
         return len(self._counted)
 
-    def read(self) -> tuple[object, list[Reading]]:
+    def read(self) -> tuple[object, list[ValueFileReader]]:
         """Return what everybody has counted, and a token that changes when the list does; the dead are folded.
 
         The archive is among them. Totals never go back: each count is in one file, or in the archive which says so.
@@ -95,7 +102,7 @@ class Worker(Standing):
             if self._archive.missing or any(not reading.living for reading in self._readings.values()):
                 self._fold()
                 kept = self._readings.items()
-                self._readings = {name: reading for name, reading in kept if name not in self._archive.folded}
+                self._readings = {name: reading for name, reading in kept if name not in self._archive.merged_files}
             token = frozenset(self._readings), frozenset(self._kept), self._archive.identity
             return token, [*self._readings.values(), *self._kept.values(), self._archive.reading]
 
@@ -108,13 +115,13 @@ class Worker(Standing):
             if name not in self._readings and self._is_missed(one, removed=self._gone or name in self._kept)
         }
 
-    def _is_missed(self, reading: Reading, *, removed: bool) -> bool:
+    def _is_missed(self, reading: ValueFileReader, *, removed: bool) -> bool:
         """Tell whether a worker that has no files here lives, and will come."""
-        if reading.own or not reading.living or reading.name in self._archive.folded:
+        if reading.own or not reading.living or reading.name in self._archive.merged_files:
             return False
         if os.path.lexists(reading.stem.with_suffix(".moved")):
             return False
-        return _is_held(reading) or (removed and runs(reading.pid))
+        return _is_held(reading) or (removed and pid_exists(reading.pid))
 
     def _refresh_all(self) -> None:
         for _ in range(5):  # another worker may fold at the same time: then what is there has changed
@@ -127,14 +134,16 @@ class Worker(Standing):
             if complete and not self._archive.changed():
                 return
 
-    def _new_reading(self, name: str) -> Reading:
-        return Reading(self.directory / name, pid_of(name), self._own if name == self.stem.name else None)
+    def _new_reading(self, name: str) -> ValueFileReader:
+        return ValueFileReader(
+            self.directory / name, pid_from_name(name), self._own if name == self.file_prefix.name else None
+        )
 
-    def _refresh_one(self, reading: Reading) -> bool:
+    def _refresh_one(self, reading: ValueFileReader) -> bool:
         # Whether it lives comes first: what the dead have left does not change any more.
         reading.living = reading.own or _is_held(reading)
         if not reading.living and not os.path.lexists(reading.stem.with_suffix(".lock")):  # removed by others
-            reading.living = runs(reading.pid)
+            reading.living = pid_exists(reading.pid)
         try:
             reading.refresh()
         except FileNotFoundError:
@@ -159,60 +168,61 @@ class Worker(Standing):
             dead = [reading for reading in self._readings.values() if not reading.living]
             self._fold_in(dead)
 
-    def _fold_in(self, dead: list[Reading]) -> None:
-        self._archive.fold(dead, self._there())
-        self._remove_files(self._archive.folded)
+    def _fold_in(self, dead: list[ValueFileReader]) -> None:
+        self._archive.merge(dead, self._there())
+        self._remove_files(self._archive.merged_files)
 
     # Asking
 
-    def ask(self, *, exemplars: bool) -> None:
+    def request_values(self, *, exemplars: bool) -> None:
         """Have every living worker read what is only read at scrape; who does not answer at once is not waited for."""
-        waiting: list[tuple[Reading, float]] = []
-        self.recover()
-        self._await_peers()
+        waiting: list[tuple[ValueFileReader, float]] = []
+        self.restore_files()
+        self._wait_for_peers()
         with self._reading:
             self._refresh()
             others = [reading for reading in self._readings.values() if reading.living and not reading.own]
-            self.living = len(others) + len(self._kept) + 1
-            self._look_around()
+            self.live_workers = len(others) + len(self._kept) + 1
+            self._rescan_peers()
         for reading in others:
             with suppress(OSError):
                 before = reading.answers()
-                write(reading.stem.with_suffix(".ask"), EXEMPLARS if exemplars else VALUES)
+                write_pipe(reading.stem.with_suffix(".ask"), MSG_EXEMPLARS if exemplars else MSG_VALUES)
                 waiting.append((reading, before))
-        self.answer(exemplars=exemplars)
-        deadline = monotonic() + ANSWER_WITHIN
+        self.publish_values(exemplars=exemplars)
+        deadline = monotonic() + REPLY_TIMEOUT
         while waiting and monotonic() < deadline:
             sleep(0.001)
             with suppress(OSError):
                 waiting = [(reading, before) for reading, before in waiting if reading.answers() == before]
         if exemplars:
             self.exemplars = {
-                reading.name: _read_exemplars(reading) for reading in [*others, self._new_reading(self.stem.name)]
+                reading.name: _read_exemplars(reading)
+                for reading in [*others, self._new_reading(self.file_prefix.name)]
             }
 
-    def answer(self, *, exemplars: bool) -> None:
+    def publish_values(self, *, exemplars: bool) -> None:
         """Read what is only read at scrape, into our own files."""
-        with self.answering:
-            found: Answer = []
+        with self.publish_lock:
+            found: Exemplars = []
             self._failed = False
-            for answerer in list(self.answerers):
+            for answerer in list(self.scrape_callbacks):
                 try:
                     found.extend(answerer(exemplars))
                 except Exception as exc:  # noqa: BLE001 - whoever waits for the answer must get one
                     self._fault("workers.answer", exc)
             try:
                 if exemplars:
-                    temporary = self.stem.with_suffix(".new")
+                    temporary = self.file_prefix.with_suffix(".new")
                     temporary.write_bytes(orjson.dumps(found))
-                    temporary.replace(self.stem.with_suffix(".exemplars"))
+                    temporary.replace(self.file_prefix.with_suffix(".exemplars"))
             except OSError:
                 self._failed = True
             self._short = self._failed  # everything that had no space was tried again
             self._own.header[0] += 1
 
     def _listen(self) -> None:
-        watch = monotonic() + TICK
+        watch = monotonic() + WATCH_INTERVAL
         while not self._leaving:
             here = self._here
             while self._outdated:
@@ -224,27 +234,27 @@ class Worker(Standing):
                     asked = os.read(here.ask, 4096)
                 except OSError:  # pragma: no cover - it was closed by `leave`, which has waited long enough
                     return
-                if QUIT in asked:
+                if MSG_QUIT in asked:
                     return
-                if asked.strip(LOOK):
-                    self.answer(exemplars=EXEMPLARS in asked)
-                watch = watch if LOOK not in asked else 0.0
+                if asked.strip(MSG_RESCAN):
+                    self.publish_values(exemplars=MSG_EXEMPLARS in asked)
+                watch = watch if MSG_RESCAN not in asked else 0.0
             if monotonic() >= watch:
                 self._watch()
-                watch = monotonic() + TICK
+                watch = monotonic() + WATCH_INTERVAL
 
     def _watch(self) -> None:
         """Look after what nobody has asked for: our files, who is there, and what found no space."""
         try:
-            if not self.recover():
+            if not self.restore_files():
                 return
             with self._reading:
                 if self._archive.changed():  # what it says may be gone when we next look
                     self._archive.read()
-                self._look_around()
+                self._rescan_peers()
             if self._short and monotonic() >= self._again:
-                self._again = monotonic() + RETRY
-                self.answer(exemplars=False)
+                self._again = monotonic() + RETRY_INTERVAL
+                self.publish_values(exemplars=False)
         except Exception as exc:  # noqa: BLE001 - whoever listens must go on listening
             self._fault("workers.watch", exc)
 
@@ -257,43 +267,43 @@ class Worker(Standing):
         what is left is for `sweep`.
         """
         self._leaving = True
-        stands = self.recover()
+        stands = self.restore_files()
         if self._thread is not None:  # pragma: no branch - a thread that could not be started
-            os.write(self._ask, QUIT)
-            self._thread.join(PATIENCE / 4)
+            os.write(self._ask, MSG_QUIT)
+            self._thread.join(JOIN_TIMEOUT / 4)
             self._thread = None
         if not stands:
-            self.forget()
+            self.close()
             return
-        with self._reading, suppress(OSError), self._locked(PATIENCE / 4) as got:
+        with self._reading, suppress(OSError), self._locked(JOIN_TIMEOUT / 4) as got:
             if got:  # pragma: no branch - somebody else may hold it, for a moment
                 self._refresh()
                 readings = self._readings.values()
-                if any(one.living and not one.own for one in readings) or is_supervised(self.directory):
+                if any(one.living and not one.own for one in readings) or is_supervisor_alive(self.directory):
                     self._fold_in([one for one in readings if one.own or not one.living])
                 else:
-                    remove(self.directory)
-        self.forget()
+                    remove_directory(self.directory)
+        self.close()
 
-    def forget(self) -> None:
+    def close(self) -> None:
         """Close everything without a word: in a forked child nothing of this is ours."""
-        self.answerers.clear()
-        self.rebinders.clear()
-        self.attached.clear()
+        self.scrape_callbacks.clear()
+        self.on_files_moved.clear()
+        self.shared_state.clear()
         for presence in (self._here, *self._outdated):
             presence.close()
 
 
-def _read_exemplars(reading: Reading) -> list[Any]:
+def _read_exemplars(reading: ValueFileReader) -> list[Any]:
     try:
-        with os.fdopen(os.open(reading.stem.with_suffix(".exemplars"), READ), "rb") as file:
+        with os.fdopen(os.open(reading.stem.with_suffix(".exemplars"), READ_FLAGS), "rb") as file:
             found = orjson.loads(file.read())
     except (OSError, ValueError):
         return []
     return found if isinstance(found, list) else []
 
 
-def _is_held(reading: Reading) -> bool:
+def _is_held(reading: ValueFileReader) -> bool:
     """Tell whether somebody holds the lock; who cannot be asked is taken to live, so that nothing is folded twice."""
     try:
         return is_locked(reading.stem.with_suffix(".lock"))

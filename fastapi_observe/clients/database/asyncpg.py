@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg  # type: ignore[import-untyped]
 
-from fastapi_observe.clients.database.pools import Database, PoolWatch, size_of, watch_pool
-from fastapi_observe.clients.database.statements import event_of
+from fastapi_observe.clients.database.pools import ObservedDatabase, ObservedPool, pool_size, watch_pool
+from fastapi_observe.clients.database.statements import transaction_event
 from fastapi_observe.records.pool import PoolState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from fastapi_observe.clients.database.client import DatabaseClient
-    from fastapi_observe.clients.database.cursors import Stream
+    from fastapi_observe.clients.database.cursors import StreamedQuery
     from fastapi_observe.clients.database.observers import Faults
     from fastapi_observe.clients.database.pools import Address
 
@@ -45,7 +45,7 @@ def instrument_pool(
             " not (a connection that belongs to no pool is not instrumented)"
         )
 
-    def read(watch: PoolWatch) -> PoolState:
+    def read(watch: ObservedPool) -> PoolState:
         size, idle = pool.get_size(), pool.get_idle_size()
         return PoolState(size - idle, idle, pool.get_max_size(), None, len(watch.waiting))
 
@@ -84,17 +84,17 @@ class _Pool:
 
     __slots__ = ()
     _unobserved: Any
-    _observed_by: PoolWatch
+    _observed_by: ObservedPool
 
     async def _acquire(self, timeout: float | None) -> Any:  # noqa: ASYNC109 - asyncpg's own
         watch, call = self._observed_by, self._unobserved._acquire  # noqa: SLF001 - what is overridden
-        proxy = await watch.ask_async(call, self, timeout)
-        watch.lend(proxy._con, _address, _Connection)  # noqa: SLF001 - the connection behind the proxy
+        proxy = await watch.timed_acquire_async(call, self, timeout)
+        watch.checked_out(proxy._con, _address, _Connection)  # noqa: SLF001 - the connection behind the proxy
         return proxy
 
     async def release(self, connection: Any, *, timeout: float | None = None) -> Any:  # noqa: ASYNC109 - asyncpg's own
         call = self._unobserved.release
-        self._observed_by.take_back(getattr(connection, "_con", None), _in_transaction)
+        self._observed_by.checked_in(getattr(connection, "_con", None), _in_transaction)
         return await call(self, connection, timeout=timeout)
 
 
@@ -103,21 +103,21 @@ class _Connection:
 
     __slots__ = ()
     _unobserved: Any
-    _observed_by: Database
+    _observed_by: ObservedDatabase
 
     async def execute(self, query: Any, *args: Any, **options: Any) -> Any:
-        event = event_of(query)
+        event = transaction_event(query)
         if event is None:
             return await self._observed_by.run(self._unobserved.execute, (self, query, *args), options, query, _rows)
         database, call = self._observed_by, self._unobserved.execute
         database.ends(event, self)
         status = await call(self, query, *args, **options)
-        database.watch.event(event)
+        database.watch.record_connection_event(event)
         return status
 
     async def executemany(self, command: Any, args: Any, **options: Any) -> Any:
         call = self._unobserved.executemany
-        return await self._observed_by.run(call, (self, command, args), options, command, batch=size_of(args))
+        return await self._observed_by.run(call, (self, command, args), options, command, batch=pool_size(args))
 
     async def fetch(self, query: Any, *args: Any, **options: Any) -> Any:
         return await self._observed_by.run(self._unobserved.fetch, (self, query, *args), options, query, len)
@@ -132,7 +132,7 @@ class _Connection:
 
     async def fetchmany(self, query: Any, args: Any, **options: Any) -> Any:
         return await self._observed_by.run(
-            self._unobserved.fetchmany, (self, query, args), options, query, len, size_of(args)
+            self._unobserved.fetchmany, (self, query, args), options, query, len, pool_size(args)
         )
 
     async def copy_from_table(self, table_name: Any, **options: Any) -> Any:
@@ -173,7 +173,7 @@ class _Statement:
 
     __slots__ = ()
     _unobserved: Any
-    _observed_by: Database
+    _observed_by: ObservedDatabase
     _connection: Any
     _query: str
 
@@ -188,12 +188,12 @@ class _Statement:
 
     async def fetchmany(self, args: Any, **options: Any) -> Any:
         return await self._observed_by.run(
-            self._unobserved.fetchmany, (self, args), options, self._query, len, size_of(args)
+            self._unobserved.fetchmany, (self, args), options, self._query, len, pool_size(args)
         )
 
     async def executemany(self, args: Any, **options: Any) -> Any:
         return await self._observed_by.run(
-            self._unobserved.executemany, (self, args), options, self._query, batch=size_of(args)
+            self._unobserved.executemany, (self, args), options, self._query, batch=pool_size(args)
         )
 
     def cursor(self, *args: Any, **options: Any) -> Any:
@@ -205,7 +205,7 @@ class _Statement:
 class _CursorFactory:
     """What `cursor()` returns: to be awaited or iterated over."""
 
-    def __init__(self, factory: Any, connection: Any, query: Any, database: Database) -> None:
+    def __init__(self, factory: Any, connection: Any, query: Any, database: ObservedDatabase) -> None:
         self._factory = factory
         self._connection = connection
         self._query = query
@@ -226,7 +226,7 @@ class _CursorFactory:
 class _Rows:
     """The rows of a cursor that is iterated over."""
 
-    def __init__(self, rows: Any, stream: Stream) -> None:
+    def __init__(self, rows: Any, stream: StreamedQuery) -> None:
         self._rows = rows
         self._stream = stream
 
@@ -243,7 +243,7 @@ class _Rows:
 class _Cursor:
     """A cursor that was awaited."""
 
-    def __init__(self, cursor: Any, stream: Stream) -> None:
+    def __init__(self, cursor: Any, stream: StreamedQuery) -> None:
         self._cursor = cursor
         self._stream = stream
 
@@ -251,14 +251,14 @@ class _Cursor:
         """Return the next rows."""
         with self._stream as stream:
             rows = await self._cursor.fetch(n, **options)
-        stream.took(len(rows), n)
+        stream.add_rows(len(rows), n)
         return rows
 
     async def fetchrow(self, **options: Any) -> Any:
         """Return the next row, or None."""
         with self._stream as stream:
             row = await self._cursor.fetchrow(**options)
-        stream.took(_rows_of_one(row), 1)
+        stream.add_rows(_rows_of_one(row), 1)
         return row
 
     async def forward(self, n: int, **options: Any) -> Any:

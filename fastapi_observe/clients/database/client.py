@@ -6,11 +6,11 @@ from contextlib import ExitStack
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from fastapi_observe.clients.database.errors import error_of_driver, outcome_of_query
-from fastapi_observe.clients.database.statements import LONGEST, Statements, is_name, is_operation
-from fastapi_observe.records.guard import STAND_IN, guarded, stand_in, tell
-from fastapi_observe.records.operation import OPERATION, Operation, OperationReporter
-from fastapi_observe.redaction.redactor import PLAIN
+from fastapi_observe.clients.database.errors import driver_error, query_outcome
+from fastapi_observe.clients.database.statements import MAX_STATEMENT_LENGTH, StatementCache, is_name, is_operation
+from fastapi_observe.records.guard import NO_OP, fail_safe, report_error, return_no_op
+from fastapi_observe.records.operation import CURRENT_OPERATION, Operation, OperationReporter
+from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sized
@@ -25,10 +25,10 @@ UNKNOWN: Final = "unknown"
 OTHER: Final = "other"
 """Label of the tables beyond `MOST_TABLES`."""
 
-MOST_PREPARED: Final = 1024
+MAX_PREPARED_QUERIES: Final = 1024
 """Statements of instrumented engines and pools that are kept prepared."""
 
-MOST_TABLES: Final = 300
+MAX_TABLES: Final = 300
 """Different tables that become a label of their own."""
 
 
@@ -45,11 +45,11 @@ class DatabaseReporter(OperationReporter, Protocol):
         """Count what happened on a connection."""
 
 
-Facts = tuple[str, "str | None", "Statement | None", "int | None", "dict[str, Any] | None"]
+QueryFacts = tuple[str, "str | None", "Statement | None", "int | None", "dict[str, Any] | None"]
 """System, table, statement, number of parameters, further span attributes."""
 
 
-Prepared = tuple[str, dict[str, str], Facts]
+PreparedQuery = tuple[str, dict[str, str], QueryFacts]
 """Name and labels of a query, and its facts."""
 
 
@@ -59,7 +59,7 @@ class Query(Operation):
     __slots__ = ("_built",)
 
     _built: dict[str, Any]
-    _given: Facts
+    _given: QueryFacts
 
     @property
     def details(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Query(Operation):
         statement = self._given[2]
         return self.name if statement is None else statement.text or self.name
 
-    def learn(self, statement: Statement, system: str) -> None:
+    def adopt_statement(self, statement: Statement, system: str) -> None:
         """Take over what an instrumented engine inside sends, if nothing was said."""
         known, table, told, parameters, more = self._given
         if told is None:
@@ -100,22 +100,22 @@ class Query(Operation):
             try:
                 self.details["db.response.returned_rows"] = count
             except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
-                tell("operation.detail", exc, self.reporter)
+                report_error("operation.detail", exc, self.reporter)
 
     def _fail(self, exc: BaseException) -> None:
-        Operation._fail(self, error_of_driver(exc))  # noqa: SLF001 - what is overridden
+        Operation._fail(self, driver_error(exc))  # noqa: SLF001 - what is overridden
 
     def judge(self, exc: BaseException) -> str:
         """Name the outcome of a query that ended with `exc`."""
-        return outcome_of_query(exc)
+        return query_outcome(exc)
 
-    @guarded("operation.again", stand_in)
+    @fail_safe("operation.again", return_no_op)
     def again(self) -> Query:
         """Return a query like this one, which has not begun."""
         return Query(self.reporter, "database", self.name, self.labels, self._given)
 
 
-class SentQuery(Query):
+class DriverQuery(Query):
     """A query that an instrumented engine or pool sends: its facts are put together once for each statement."""
 
     __slots__ = ()
@@ -135,14 +135,14 @@ class SentQuery(Query):
 class DatabaseClient:
     """Measures database queries and shows pools of connections."""
 
-    def __init__(self, reporter: DatabaseReporter, redactor: Redactor = PLAIN) -> None:
+    def __init__(self, reporter: DatabaseReporter, redactor: Redactor = DEFAULT_REDACTOR) -> None:
         self._reporter = reporter
-        self._statements = Statements(redactor.text)
+        self._statements = StatementCache(redactor.text)
         self._shown = redactor.name
         self._tables: set[str] = {UNKNOWN}
         self._pools: set[str] = set()
         self._claiming = Lock()
-        self._prepared: dict[tuple[str, str, int], Prepared] = {}
+        self._prepared: dict[tuple[str, str, int], PreparedQuery] = {}
         self._facts: dict[int, dict[str, Any] | None] = {}  # held, so that no id is used again
         self._labels: dict[tuple[str, str | None], tuple[str, dict[str, str]]] = {}
 
@@ -173,18 +173,18 @@ class DatabaseClient:
             if new:  # never seen: they may be anything
                 statement, operation, table = _sorted_out(statement, operation, table)
                 operation, table = operation and self._shown(operation), table and self._shown(table)
-            described = None if statement is None else self._statements.describe(statement, system)
+            described = None if statement is None else self._statements.parse_statement(statement, system)
             if described is not None:
                 operation, table = operation or described.operation, table or described.table
             count = _length(parameters)
-            facts = None if pool is None else {"db.client.connection.pool.name": pool}
-            return self._make(operation or "OTHER", table, described, system, count, facts)
+            attributes = None if pool is None else {"db.client.connection.pool.name": pool}
+            return self._make(operation or "OTHER", table, described, system, count, attributes)
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
-            tell("db.query", exc, self._reporter)
-            return STAND_IN  # type: ignore[no-any-return]
+            report_error("db.query", exc, self._reporter)
+            return NO_OP  # type: ignore[no-any-return]
 
-    def statement(
-        self, statement: object, *, system: str, batch: int | None = None, facts: dict[str, Any] | None = None
+    def start_statement(
+        self, statement: object, *, system: str, batch: int | None = None, attributes: dict[str, Any] | None = None
     ) -> Query | None:
         """Begin to measure what an instrumented engine or pool sends; None if that is part of a query already.
 
@@ -192,34 +192,34 @@ class DatabaseClient:
         `executemany`; `facts` are further span attributes, the same object each time and of OpenTelemetry's types. Not
         opened yet.
         """
-        outer = OPERATION.get()
+        outer = CURRENT_OPERATION.get()
         while outer is not None and not outer.ended:
             if isinstance(outer, Query):
-                outer.learn(self._statements.describe(statement, system), system)
+                outer.adopt_statement(self._statements.parse_statement(statement, system), system)
                 return None
-            outer = outer.outer
-        if type(statement) is str and len(statement) <= LONGEST:
-            key = statement, system, id(facts)
-            prepared = self._prepared.get(key) or self._remember(key, facts)
+            outer = outer.parent
+        if type(statement) is str and len(statement) <= MAX_STATEMENT_LENGTH:
+            key = statement, system, id(attributes)
+            prepared = self._prepared.get(key) or self._remember(key, attributes)
         else:  # nothing long is held
-            prepared = self._prepare(statement, system, facts)
-        query = SentQuery(self._reporter, "database", *prepared)
+            prepared = self._prepare(statement, system, attributes)
+        query = DriverQuery(self._reporter, "database", *prepared)
         if batch is not None:
             query.detail(**{"db.operation.batch.size": batch})
         return query
 
-    def _remember(self, key: tuple[str, str, int], facts: dict[str, Any] | None) -> Prepared:
-        prepared = self._prepare(key[0], key[1], facts)
-        self._facts[key[2]] = facts
-        if len(self._prepared) >= MOST_PREPARED:
+    def _remember(self, key: tuple[str, str, int], attributes: dict[str, Any] | None) -> PreparedQuery:
+        prepared = self._prepare(key[0], key[1], attributes)
+        self._facts[key[2]] = attributes
+        if len(self._prepared) >= MAX_PREPARED_QUERIES:
             self._prepared.clear()
-            self._facts = {key[2]: facts}
+            self._facts = {key[2]: attributes}
         self._prepared[key] = prepared
         return prepared
 
-    def _prepare(self, statement: object, system: str, facts: dict[str, Any] | None) -> Prepared:
+    def _prepare(self, statement: object, system: str, attributes: dict[str, Any] | None) -> PreparedQuery:
         """Return name, labels and facts of a statement."""
-        described = self._statements.describe(statement, system)
+        described = self._statements.parse_statement(statement, system)
         name, labels = self._name(described.operation, described.table)
         text = described.text.encode("utf-8", "backslashreplace").decode()  # spans have no lone surrogates
         ready: dict[str, Any] = {"db.system.name": system, "db.operation.name": labels["operation"]}
@@ -227,7 +227,7 @@ class DatabaseClient:
             ready["db.collection.name"] = described.table
         ready["db.query.summary"] = name
         ready["db.query.text"] = text
-        ready.update((fact, value) for fact, value in (facts or {}).items() if value is not None)
+        ready.update((fact, value) for fact, value in (attributes or {}).items() if value is not None)
         return name, labels, (system, described.table, described, None, ready)
 
     def _make(  # noqa: PLR0913, PLR0917 - what a query is made of
@@ -237,25 +237,25 @@ class DatabaseClient:
         statement: Statement | None,
         system: str,
         parameters: int | None,
-        facts: dict[str, Any] | None,
+        attributes: dict[str, Any] | None,
     ) -> Query:
         name, labels = self._labels.get((operation, table)) or self._name(operation, table)
-        return Query(self._reporter, "database", name, labels, (system, table, statement, parameters, facts))
+        return Query(self._reporter, "database", name, labels, (system, table, statement, parameters, attributes))
 
     def _name(self, operation: str, table: str | None) -> tuple[str, dict[str, str]]:
         """Return the span's name and the labels; as many tables as there are names for are told apart."""
         label = table or UNKNOWN
         if label not in self._tables:
-            if len(self._tables) < MOST_TABLES:
+            if len(self._tables) < MAX_TABLES:
                 self._tables.add(label)
             else:
                 label = OTHER
         named = f"{operation} {table}" if table else operation, {"operation": operation, "table": label}
-        if len(self._labels) < 4 * MOST_TABLES:
+        if len(self._labels) < 4 * MAX_TABLES:
             self._labels[operation, table] = named
         return named
 
-    def claim_pool(self, name: str) -> str:
+    def reserve_pool_name(self, name: str) -> str:
         """Return a label for a pool that no other pool has, `name` or `name-2`; `add_pool` takes it from there."""
         with self._claiming:
             label, number = name, 1
@@ -276,11 +276,11 @@ class DatabaseClient:
             undo.callback(self._reporter.add_pool(name, read))
             return undo.pop_all().close
 
-    def waited(self, pool: str, seconds: float) -> None:
+    def record_connection_wait(self, pool: str, seconds: float) -> None:
         """Take down how long a caller waited for a connection (`db_connection_wait_seconds{pool}`)."""
         self._reporter.waited_for_connection(pool, seconds)
 
-    def event(self, pool: str, event: str) -> None:
+    def record_connection_event(self, pool: str, event: str) -> None:
         """Count what happens on a connection, or that there was none: `db_connection_events_total{pool,event}`."""
         self._reporter.connection_event(pool, event)
 

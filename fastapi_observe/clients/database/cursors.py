@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _END: Final = object()
 
 
-class Stream:
+class StreamedQuery:
     """The operation of such a query; `with stream:` is one step, and an exception out of a step is its end.
 
     `end` closes it: `end(query, exception, rows, result)`, where `rows(result)` is the number of rows. Without a query
@@ -50,7 +50,7 @@ class Stream:
             self._end(self._query, exc)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Stand aside, inside a step, for what is not part of it."""
         self.__exit__(None, None, None)
         try:
@@ -58,7 +58,7 @@ class Stream:
         finally:
             self.__enter__()
 
-    def took(self, rows: int, wanted: float) -> None:
+    def add_rows(self, rows: int, wanted: float) -> None:
         """Note how many rows came; fewer than were wanted are the last."""
         self.rows += rows
         if rows < wanted:
@@ -70,7 +70,7 @@ class Stream:
             self._end(self._query, None, int, self.rows)
 
 
-def each(begin: Callable[[], Stream], rows: Generator[Any, None, None]) -> Generator[Any, None, None]:
+def measure_rows(begin: Callable[[], StreamedQuery], rows: Generator[Any, None, None]) -> Generator[Any, None, None]:
     """Pass the rows of a generator on, each of them one step of what `begin` opens when the first is asked for."""
     stream = begin()
     try:
@@ -86,7 +86,9 @@ def each(begin: Callable[[], Stream], rows: Generator[Any, None, None]) -> Gener
         stream.end()
 
 
-async def each_async(begin: Callable[[], Stream], rows: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+async def measure_rows_async(
+    begin: Callable[[], StreamedQuery], rows: AsyncGenerator[Any, None]
+) -> AsyncGenerator[Any, None]:
     """Do for an async generator what `each` does for a plain one."""
     stream = begin()
     try:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from fastapi_observe.records.exceptions import outcome_of
+from fastapi_observe.records.exceptions import exception_outcome
 
 QUERY_CANCELED: Final = "57014"
 """SQLSTATE of a statement that PostgreSQL gave up."""
 
-MOST_AROUND: Final = 4
+MAX_WRAPPING_ERRORS: Final = 4
 """Errors that are looked through; SQLAlchemy and its adapter of an async driver make two."""
 
 _ADAPTERS: Final = ("sqlalchemy.dialects.", "sqlalchemy.connectors.")
@@ -17,10 +17,10 @@ _TIMEOUTS: Final = frozenset({"TimeoutError", "PoolTimeout", "ConnectionTimeout"
 """Also those of SQLAlchemy, psycopg_pool and psycopg, which are no `TimeoutError` of Python's."""
 
 
-def error_of_driver(exc: BaseException) -> BaseException:
+def driver_error(exc: BaseException) -> BaseException:
     """Return the driver's own error where SQLAlchemy, or its adapter of an async driver, raised one around it."""
     try:
-        for _ in range(MOST_AROUND):
+        for _ in range(MAX_WRAPPING_ERRORS):
             module = type(exc).__module__
             if not module.startswith("sqlalchemy."):
                 break
@@ -40,8 +40,8 @@ def is_timeout(exc: BaseException) -> bool:
     return not _TIMEOUTS.isdisjoint([kind.__name__ for kind in type(exc).__mro__])
 
 
-def outcome_of_query(exc: BaseException) -> str:
+def query_outcome(exc: BaseException) -> str:
     """Name the outcome; what PostgreSQL reports as one is told apart: it took too long, or somebody asked for it."""
     if getattr(exc, "sqlstate", None) == QUERY_CANCELED:
         return "timeout" if "timeout" in str(exc) else "cancelled"
-    return "timeout" if is_timeout(exc) else outcome_of(exc)
+    return "timeout" if is_timeout(exc) else exception_outcome(exc)

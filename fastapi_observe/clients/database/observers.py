@@ -6,8 +6,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from fastapi_observe.clients.database.errors import is_timeout
-from fastapi_observe.records.guard import tell
-from fastapi_observe.records.request import current_exchange
+from fastapi_observe.records.guard import report_error
+from fastapi_observe.records.request import current_record
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Faults = Callable[[str, BaseException], None]
 
 
-class Observer:
+class PoolObserver:
     """One app that is told: `pool` is the label of the pool there, `facts` are what every span of it says.
 
     No fault of ours leaves it.
@@ -32,22 +32,22 @@ class Observer:
         self.pool = pool
         self.facts: dict[str, Any] = {**facts, "db.client.connection.pool.name": pool}
 
-    def waited(self, seconds: float) -> None:
+    def record_connection_wait(self, seconds: float) -> None:
         """Take down how long a caller waited for a connection, or for the refusal of one."""
         try:
-            self.db.waited(self.pool, seconds)
+            self.db.record_connection_wait(self.pool, seconds)
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's query
             self.faults("pool.waited", exc)
 
-    def event(self, event: str) -> None:
+    def record_connection_event(self, event: str) -> None:
         """Count what happened on a connection."""
         try:
-            self.db.event(self.pool, event)
+            self.db.record_connection_event(self.pool, event)
         except Exception as exc:  # noqa: BLE001 - as above
             self.faults("pool.event", exc)
 
 
-class Watch:
+class ObserverSet:
     """Those who are told about one engine or pool, and those who wait for a connection of it.
 
     `waiting` has one item for each: `append` and `pop` need no lock.
@@ -56,8 +56,8 @@ class Watch:
     __slots__ = ("_observers", "_only", "waiting")
 
     def __init__(self) -> None:
-        self._observers: tuple[Observer, ...] = ()
-        self._only: Observer | None = None
+        self._observers: tuple[PoolObserver, ...] = ()
+        self._only: PoolObserver | None = None
         self.waiting: list[None] = []
 
     def begin(self) -> None:
@@ -80,9 +80,9 @@ class Watch:
         """
         if any(known.db is db for known in self._observers):
             return _nothing
-        label = db.claim_pool(name)
+        label = db.reserve_pool_name(name)
         remove_pool = db.add_pool(label, read)
-        observer = Observer(db, faults, label, facts or {})
+        observer = PoolObserver(db, faults, label, facts or {})
         self._tell((*self._observers, observer))
 
         def remove() -> None:
@@ -100,21 +100,21 @@ class Watch:
                 raise
         return remove
 
-    def _tell(self, observers: tuple[Observer, ...]) -> None:
+    def _tell(self, observers: tuple[PoolObserver, ...]) -> None:
         self._observers, self._only = observers, observers[0] if len(observers) == 1 else None
 
-    def observer(self) -> Observer | None:
+    def observer(self) -> PoolObserver | None:
         """Return whom to tell now: the app whose request this is part of, else the first; None if nobody is left."""
         if self._only is not None:
             return self._only
         observers = self._observers
         try:
-            if observers and (exchange := current_exchange()) is not None:
+            if observers and (exchange := current_record()) is not None:
                 for observer in observers:
                     if observer.db is exchange.observability.db:
                         return observer
         except Exception as exc:  # noqa: BLE001 - as above
-            tell("pool.observer", exc)
+            report_error("pool.observer", exc)
         return observers[0] if observers else None
 
     def fault(self, site: str, exc: BaseException) -> None:
@@ -123,13 +123,13 @@ class Watch:
         if observer is not None:
             observer.faults(site, exc)
 
-    def event(self, event: str) -> None:
+    def record_connection_event(self, event: str) -> None:
         """Count what happened on a connection."""
         observer = self.observer()
         if observer is not None:
-            observer.event(event)
+            observer.record_connection_event(event)
 
-    def ask(self, call: Callable[..., Any], *args: Any) -> Any:
+    def timed_acquire(self, call: Callable[..., Any], *args: Any) -> Any:
         """Ask for a connection; measure how long that takes, and count a refusal: `timeout` or `error`."""
         self.waiting.append(None)
         began = perf_counter()
@@ -142,10 +142,10 @@ class Watch:
             self.waiting.pop()
         observer = self.observer()
         if observer is not None:
-            observer.waited(perf_counter() - began)
+            observer.record_connection_wait(perf_counter() - began)
         return connection
 
-    async def ask_async(self, call: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+    async def timed_acquire_async(self, call: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         """Do with `await` what `ask` does."""
         self.waiting.append(None)
         began = perf_counter()
@@ -158,14 +158,14 @@ class Watch:
             self.waiting.pop()
         observer = self.observer()
         if observer is not None:
-            observer.waited(perf_counter() - began)
+            observer.record_connection_wait(perf_counter() - began)
         return connection
 
     def _refused(self, seconds: float, exc: Exception) -> None:
         observer = self.observer()
         if observer is not None:
-            observer.waited(seconds)
-            observer.event("timeout" if is_timeout(exc) else "error")
+            observer.record_connection_wait(seconds)
+            observer.record_connection_event("timeout" if is_timeout(exc) else "error")
 
 
 def _nothing() -> None:

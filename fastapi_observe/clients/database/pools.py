@@ -11,8 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
-from fastapi_observe.clients.database.cursors import Stream
-from fastapi_observe.clients.database.observers import Watch
+from fastapi_observe.clients.database.cursors import StreamedQuery
+from fastapi_observe.clients.database.observers import ObserverSet
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -46,11 +46,11 @@ def instrument_pool(
 SYSTEM: Final = "postgresql"
 """`db.system.name` of what these drivers speak to."""
 
-MOST_DATABASES: Final = 256
+MAX_DATABASES: Final = 256
 """Addresses of one pool that are told apart; later ones are not told."""
 
 
-def size_of(values: Any) -> int | None:
+def pool_size(values: Any) -> int | None:
     """Return the number of parameter sets; None where they are made on the way."""
     try:
         return len(values)
@@ -58,7 +58,7 @@ def size_of(values: Any) -> int | None:
         return None
 
 
-class Database:
+class ObservedDatabase:
     """One database on one server, as a pool sees it: what its connections report to.
 
     No fault of ours leaves it.
@@ -66,7 +66,7 @@ class Database:
 
     __slots__ = ("_classes", "_cursors", "_facts", "_streams", "_where", "watch")
 
-    def __init__(self, watch: PoolWatch, address: Address) -> None:
+    def __init__(self, watch: ObservedPool, address: Address) -> None:
         host, port, database = address
         where = {
             "server.address": host,
@@ -76,8 +76,8 @@ class Database:
         self._where = {key: value for key, value in where.items() if value is not None}
         self._facts: dict[str, dict[str, Any]] = {}
         self._classes: dict[tuple[type, type], type] = {}
-        self._cursors: WeakKeyDictionary[Any, Stream] = WeakKeyDictionary()
-        self._streams: WeakKeyDictionary[Any, list[Stream]] = WeakKeyDictionary()
+        self._cursors: WeakKeyDictionary[Any, StreamedQuery] = WeakKeyDictionary()
+        self._streams: WeakKeyDictionary[Any, list[StreamedQuery]] = WeakKeyDictionary()
         self.watch = watch
 
     def begin(self, statement: object, batch: int | None = None) -> Query | None:
@@ -91,7 +91,7 @@ class Database:
                 facts = self._facts.setdefault(observer.pool, {**self._where, **observer.facts})
             if not isinstance(statement, str | bytes):
                 statement = self.watch.text_of(statement)
-            query = observer.db.statement(statement, system=SYSTEM, batch=batch, facts=facts)
+            query = observer.db.start_statement(statement, system=SYSTEM, batch=batch, attributes=facts)
             return None if query is None else query.open()
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's query
             observer.faults("pool.begin", exc)
@@ -156,20 +156,20 @@ class Database:
         self.end(query, None, rows, result)
         return result
 
-    def stream(self, statement: object, connection: Any, cursor: Any = None) -> Stream:
+    def stream(self, statement: object, connection: Any, cursor: Any = None) -> StreamedQuery:
         """Open the operation of a query whose rows come as they are asked for, at most until `finish`."""
         if cursor is not None:
-            self.stream_of(cursor).end()  # it is used again
-        stream = Stream(self.end, self.begin(statement))
+            self.start_stream(cursor).end()  # it is used again
+        stream = StreamedQuery(self.end, self.begin(statement))
         if stream.open:
             self._streams.setdefault(connection, []).append(stream)
             if cursor is not None:
                 self._cursors[cursor] = stream
         return stream
 
-    def stream_of(self, cursor: Any) -> Stream:
+    def start_stream(self, cursor: Any) -> StreamedQuery:
         """Return what was opened for a cursor."""
-        return self._cursors.get(cursor) or Stream(self.end, None)
+        return self._cursors.get(cursor) or StreamedQuery(self.end, None)
 
     def ends(self, event: str | None, connection: Any) -> None:
         """End what streams on a connection if `event` is the end of its transaction."""
@@ -185,7 +185,7 @@ class Database:
     def observe(self, instance: Any, mixin: type) -> Any:
         """Give an object a subclass of its class that reports here; return the object."""
         try:
-            kind = original_of(instance)
+            kind = unwrap_original(instance)
             observed = self._classes.get((kind, mixin))
             if observed is None:
                 observed = self._classes[kind, mixin] = subclass(kind, mixin, self)
@@ -195,7 +195,7 @@ class Database:
         return instance
 
 
-class PoolWatch(Watch):
+class ObservedPool(ObserverSet):
     """Who is told about one instrumented pool, and which of its connections are out.
 
     `mixin` is what the pool does differently, `text_of` reads a statement that is no text.
@@ -204,12 +204,12 @@ class PoolWatch(Watch):
     __slots__ = ("_databases", "_known", "_lent", "_mixin", "_pool", "text_of")
 
     def __init__(self, pool: Any, mixin: type, text_of: Callable[[Any], str]) -> None:
-        Watch.__init__(self)
+        ObserverSet.__init__(self)
         self._pool = pool
         self._mixin = mixin
         self.text_of = text_of
-        self._known: WeakKeyDictionary[Any, Database] = WeakKeyDictionary()
-        self._databases: dict[Address, Database] = {}
+        self._known: WeakKeyDictionary[Any, ObservedDatabase] = WeakKeyDictionary()
+        self._databases: dict[Address, ObservedDatabase] = {}
         self._lent: dict[int, None] = {}  # by id: to add and to take away need no lock
 
     @property
@@ -223,9 +223,9 @@ class PoolWatch(Watch):
 
     def end(self) -> None:
         """Give the pool its own class again."""
-        self._pool.__class__ = original_of(self._pool)
+        self._pool.__class__ = unwrap_original(self._pool)
 
-    def lend(self, connection: Any, address: Callable[[Any], Address], mixin: type) -> None:
+    def checked_out(self, connection: Any, address: Callable[[Any], Address], mixin: type) -> None:
         """Have a connection report while it is out of the pool."""
         observer = self.observer()
         if observer is None:
@@ -239,24 +239,24 @@ class PoolWatch(Watch):
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's query
             observer.faults("pool.lend", exc)
 
-    def _database(self, at: Address) -> Database:
-        if at not in self._databases and len(self._databases) >= MOST_DATABASES:
+    def _database(self, at: Address) -> ObservedDatabase:
+        if at not in self._databases and len(self._databases) >= MAX_DATABASES:
             at = (None, None, None)
-        return self._databases.get(at) or self._databases.setdefault(at, Database(self, at))
+        return self._databases.get(at) or self._databases.setdefault(at, ObservedDatabase(self, at))
 
-    def take_back(self, connection: Any, in_transaction: Callable[[Any], bool]) -> None:
+    def checked_in(self, connection: Any, in_transaction: Callable[[Any], bool]) -> None:
         """Have a connection be what it was; count the rollback that its pool does where a transaction is open."""
         self._lent.pop(id(connection), None)
         observer, database = self.observer(), getattr(type(connection), "_observed_by", None)
-        if observer is None or not isinstance(database, Database) or database.watch is not self:
+        if observer is None or not isinstance(database, ObservedDatabase) or database.watch is not self:
             return
         try:
             try:
                 database.finish(connection)
                 if in_transaction(connection):
-                    observer.event("rollback")
+                    observer.record_connection_event("rollback")
             finally:
-                connection.__class__ = original_of(connection)
+                connection.__class__ = unwrap_original(connection)
         except Exception as exc:  # noqa: BLE001 - as above
             observer.faults("pool.take_back", exc)
 
@@ -281,10 +281,10 @@ class _Nothing:
     _unobserved: Any
 
 
-def original_of(instance: Any) -> type:
+def unwrap_original(instance: Any) -> type:
     """Return the class that an object had before it was observed."""
     kind = type(instance)
-    if isinstance(kind.__dict__.get("_observed_by"), Database | PoolWatch):
+    if isinstance(kind.__dict__.get("_observed_by"), ObservedDatabase | ObservedPool):
         return kind.__bases__[0]
     return kind
 
@@ -293,7 +293,7 @@ def watch_pool(  # noqa: PLR0913, PLR0917 - what instrumenting a pool takes
     db: DatabaseClient,
     pool: Any,
     mixin: type,
-    read: Callable[[PoolWatch], PoolState],
+    read: Callable[[ObservedPool], PoolState],
     pool_name: str,
     faults: Faults,
     text_of: Callable[[Any], str] = str,
@@ -303,7 +303,7 @@ def watch_pool(  # noqa: PLR0913, PLR0917 - what instrumenting a pool takes
     Its connections that are out then work on, and report nothing.
     """
     watch = getattr(type(pool), "_observed_by", None)
-    if not isinstance(watch, PoolWatch):
-        watch = PoolWatch(pool, mixin, text_of)
-    known: PoolWatch = watch
+    if not isinstance(watch, ObservedPool):
+        watch = ObservedPool(pool, mixin, text_of)
+    known: ObservedPool = watch
     return known.add(db, faults, pool_name, lambda: read(known))

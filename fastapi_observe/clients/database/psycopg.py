@@ -19,9 +19,9 @@ import psycopg
 import psycopg_pool
 from psycopg.pq import TransactionStatus
 
-from fastapi_observe.clients.database.cursors import each, each_async
-from fastapi_observe.clients.database.pools import Database, PoolWatch, size_of, watch_pool
-from fastapi_observe.clients.database.statements import event_of
+from fastapi_observe.clients.database.cursors import measure_rows, measure_rows_async
+from fastapi_observe.clients.database.pools import ObservedDatabase, ObservedPool, pool_size, watch_pool
+from fastapi_observe.clients.database.statements import transaction_event
 from fastapi_observe.records.pool import PoolState
 
 if TYPE_CHECKING:
@@ -50,16 +50,16 @@ def instrument_pool(
             " connection that belongs to no pool is not instrumented)"
         )
 
-    def read(watch: PoolWatch) -> PoolState:
+    def read(watch: ObservedPool) -> PoolState:
         stats = pool.get_stats()  # its `pool_size` counts connections that are not there yet
         most = stats["pool_max"] or float("inf")  # a NullConnectionPool may have no limit
         return PoolState(watch.active, stats["pool_available"], most, None, stats.get("requests_waiting", 0))
 
     mixin: type = _Pool if isinstance(pool, psycopg_pool.ConnectionPool) else _AsyncPool
-    return watch_pool(db, pool, mixin, read, pool_name or pool.name, faults, text_of)
+    return watch_pool(db, pool, mixin, read, pool_name or pool.name, faults, statement_text)
 
 
-def text_of(statement: Any) -> str:
+def statement_text(statement: Any) -> str:
     """Return the text of what psycopg composes, placeholders for the values of a template string."""
     if hasattr(statement, "as_string"):
         return str(statement.as_string(None))
@@ -86,17 +86,17 @@ class _Pool:
 
     __slots__ = ()
     _unobserved: Any
-    _observed_by: PoolWatch
+    _observed_by: ObservedPool
 
     def getconn(self, timeout: float | None = None) -> Any:
         watch, call = self._observed_by, self._unobserved.getconn
-        connection = watch.ask(call, self, timeout)
-        watch.lend(connection, _address, _Connection)
+        connection = watch.timed_acquire(call, self, timeout)
+        watch.checked_out(connection, _address, _Connection)
         return connection
 
     def putconn(self, conn: Any) -> None:
         call = self._unobserved.putconn
-        self._observed_by.take_back(conn, _in_transaction)
+        self._observed_by.checked_in(conn, _in_transaction)
         call(self, conn)
 
 
@@ -105,17 +105,17 @@ class _AsyncPool:
 
     __slots__ = ()
     _unobserved: Any
-    _observed_by: PoolWatch
+    _observed_by: ObservedPool
 
     async def getconn(self, timeout: float | None = None) -> Any:  # noqa: ASYNC109 - psycopg's own
         watch, call = self._observed_by, self._unobserved.getconn
-        connection = await watch.ask_async(call, self, timeout)
-        watch.lend(connection, _address, _Connection)
+        connection = await watch.timed_acquire_async(call, self, timeout)
+        watch.checked_out(connection, _address, _Connection)
         return connection
 
     async def putconn(self, conn: Any) -> None:
         call = self._unobserved.putconn
-        self._observed_by.take_back(conn, _in_transaction)
+        self._observed_by.checked_in(conn, _in_transaction)
         await call(self, conn)
 
 
@@ -124,7 +124,7 @@ class _Connection:
 
     __slots__ = ()
     _unobserved: Any
-    _observed_by: Database
+    _observed_by: ObservedDatabase
 
     def cursor(self, *args: Any, **options: Any) -> Any:
         cursor = self._unobserved.cursor(self, *args, **options)
@@ -135,12 +135,12 @@ class _Connection:
 
     def _exec_command(self, command: Any, *args: Any, **options: Any) -> Generator[Any, Any, Any]:
         # Not public, but the one way of what psycopg sends by itself: nothing public tells of BEGIN.
-        event, database = event_of(command), self._observed_by
+        event, database = transaction_event(command), self._observed_by
         database.ends(event, self)
         call = self._unobserved._exec_command  # noqa: SLF001 - what is overridden
         result = yield from call(self, command, *args, **options)
         if event is not None:
-            database.watch.event(event)
+            database.watch.record_connection_event(event)
         return result
 
 
@@ -149,34 +149,34 @@ class _Cursor:
 
     __slots__ = ()
     _unobserved: Any
-    _observed_by: Database
+    _observed_by: ObservedDatabase
     connection: Any
 
     def execute(self, query: Any, *args: Any, **options: Any) -> Any:
-        event = event_of(query)
+        event = transaction_event(query)
         if event is None:
             return self._observed_by.run_sync(self._unobserved.execute, (self, query, *args), options, query, _rows)
         database, call = self._observed_by, self._unobserved.execute
         database.ends(event, self.connection)
         result = call(self, query, *args, **options)
-        database.watch.event(event)
+        database.watch.record_connection_event(event)
         return result
 
     def executemany(self, query: Any, params_seq: Any, **options: Any) -> Any:
-        call, size = self._unobserved.executemany, size_of(params_seq)
+        call, size = self._unobserved.executemany, pool_size(params_seq)
         return self._observed_by.run_sync(call, (self, query, params_seq), options, query, lambda _: _rows(self), size)
 
     def stream(self, query: Any, *args: Any, **options: Any) -> Iterator[Any]:
         rows = self._unobserved.stream(self, query, *args, **options)
-        return each(lambda: self._observed_by.stream(query, self.connection), rows)
+        return measure_rows(lambda: self._observed_by.stream(query, self.connection), rows)
 
     @contextmanager
     def copy(self, statement: Any, *args: Any, **options: Any) -> Iterator[Any]:
         manager = self._unobserved.copy(self, statement, *args, **options)
         with self._observed_by.stream(statement, self.connection) as stream:
-            with manager as copy, stream.aside():
+            with manager as copy, stream.paused():
                 yield copy
-            stream.took(_rows(self), float("inf"))
+            stream.add_rows(_rows(self), float("inf"))
 
 
 class _AsyncCursor:
@@ -184,35 +184,35 @@ class _AsyncCursor:
 
     __slots__ = ()
     _unobserved: Any
-    _observed_by: Database
+    _observed_by: ObservedDatabase
     connection: Any
 
     async def execute(self, query: Any, *args: Any, **options: Any) -> Any:
-        event = event_of(query)
+        event = transaction_event(query)
         if event is None:
             return await self._observed_by.run(self._unobserved.execute, (self, query, *args), options, query, _rows)
         database, call = self._observed_by, self._unobserved.execute
         database.ends(event, self.connection)
         result = await call(self, query, *args, **options)
-        database.watch.event(event)
+        database.watch.record_connection_event(event)
         return result
 
     async def executemany(self, query: Any, params_seq: Any, **options: Any) -> Any:
-        call, size = self._unobserved.executemany, size_of(params_seq)
+        call, size = self._unobserved.executemany, pool_size(params_seq)
         return await self._observed_by.run(call, (self, query, params_seq), options, query, lambda _: _rows(self), size)
 
     def stream(self, query: Any, *args: Any, **options: Any) -> AsyncIterator[Any]:
         rows = self._unobserved.stream(self, query, *args, **options)
-        return each_async(lambda: self._observed_by.stream(query, self.connection), rows)
+        return measure_rows_async(lambda: self._observed_by.stream(query, self.connection), rows)
 
     @asynccontextmanager
     async def copy(self, statement: Any, *args: Any, **options: Any) -> AsyncIterator[Any]:
         manager = self._unobserved.copy(self, statement, *args, **options)
         with self._observed_by.stream(statement, self.connection) as stream:
             async with manager as copy:
-                with stream.aside():
+                with stream.paused():
                     yield copy
-            stream.took(_rows(self), float("inf"))
+            stream.add_rows(_rows(self), float("inf"))
 
 
 class _ServerCursor:
@@ -220,7 +220,7 @@ class _ServerCursor:
 
     __slots__ = ()
     _unobserved: Any
-    _observed_by: Database
+    _observed_by: ObservedDatabase
     arraysize: int
     connection: Any
 
@@ -230,36 +230,36 @@ class _ServerCursor:
             return call(self, query, *args, **options)
 
     def fetchone(self) -> Any:
-        with self._observed_by.stream_of(self) as stream:
+        with self._observed_by.start_stream(self) as stream:
             row = self._unobserved.fetchone(self)
-        stream.took(0 if row is None else 1, 1)
+        stream.add_rows(0 if row is None else 1, 1)
         return row
 
     def fetchmany(self, size: int = 0) -> Any:
-        with self._observed_by.stream_of(self) as stream:
+        with self._observed_by.start_stream(self) as stream:
             rows = self._unobserved.fetchmany(self, size)
-        stream.took(len(rows), size or self.arraysize)
+        stream.add_rows(len(rows), size or self.arraysize)
         return rows
 
     def fetchall(self) -> Any:
-        with self._observed_by.stream_of(self) as stream:
+        with self._observed_by.start_stream(self) as stream:
             rows = self._unobserved.fetchall(self)
-        stream.took(len(rows), float("inf"))
+        stream.add_rows(len(rows), float("inf"))
         return rows
 
     def __iter__(self) -> Any:
         rows = self._unobserved.__iter__(self)
         # Before psycopg 3.3, a generator.
-        return self if rows is self else each(lambda: self._observed_by.stream_of(self), rows)
+        return self if rows is self else measure_rows(lambda: self._observed_by.start_stream(self), rows)
 
     def __next__(self) -> Any:
-        with self._observed_by.stream_of(self) as stream:
+        with self._observed_by.start_stream(self) as stream:
             row = self._unobserved.__next__(self)
             stream.rows += 1
         return row
 
     def close(self) -> None:
-        with self._observed_by.stream_of(self) as stream:
+        with self._observed_by.start_stream(self) as stream:
             self._unobserved.close(self)
         stream.end()
 
@@ -269,7 +269,7 @@ class _AsyncServerCursor:
 
     __slots__ = ()
     _unobserved: Any
-    _observed_by: Database
+    _observed_by: ObservedDatabase
     arraysize: int
     connection: Any
 
@@ -279,36 +279,36 @@ class _AsyncServerCursor:
             return await call(self, query, *args, **options)
 
     async def fetchone(self) -> Any:
-        with self._observed_by.stream_of(self) as stream:
+        with self._observed_by.start_stream(self) as stream:
             row = await self._unobserved.fetchone(self)
-        stream.took(0 if row is None else 1, 1)
+        stream.add_rows(0 if row is None else 1, 1)
         return row
 
     async def fetchmany(self, size: int = 0) -> Any:
-        with self._observed_by.stream_of(self) as stream:
+        with self._observed_by.start_stream(self) as stream:
             rows = await self._unobserved.fetchmany(self, size)
-        stream.took(len(rows), size or self.arraysize)
+        stream.add_rows(len(rows), size or self.arraysize)
         return rows
 
     async def fetchall(self) -> Any:
-        with self._observed_by.stream_of(self) as stream:
+        with self._observed_by.start_stream(self) as stream:
             rows = await self._unobserved.fetchall(self)
-        stream.took(len(rows), float("inf"))
+        stream.add_rows(len(rows), float("inf"))
         return rows
 
     def __aiter__(self) -> Any:
         rows = self._unobserved.__aiter__(self)
         # Before psycopg 3.3, a generator.
-        return self if rows is self else each_async(lambda: self._observed_by.stream_of(self), rows)
+        return self if rows is self else measure_rows_async(lambda: self._observed_by.start_stream(self), rows)
 
     async def __anext__(self) -> Any:
-        with self._observed_by.stream_of(self) as stream:
+        with self._observed_by.start_stream(self) as stream:
             row = await self._unobserved.__anext__(self)
             stream.rows += 1
         return row
 
     async def close(self) -> None:
-        with self._observed_by.stream_of(self) as stream:
+        with self._observed_by.start_stream(self) as stream:
             await self._unobserved.close(self)
         stream.end()
 

@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import QueuePool
 
-from fastapi_observe.clients.database.observers import Watch
-from fastapi_observe.clients.database.statements import event_of
+from fastapi_observe.clients.database.observers import ObserverSet
+from fastapi_observe.clients.database.statements import transaction_event
 from fastapi_observe.records.pool import PoolState
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import Pool
 
     from fastapi_observe.clients.database.client import DatabaseClient, Query
-    from fastapi_observe.clients.database.observers import Faults, Observer
+    from fastapi_observe.clients.database.observers import Faults, PoolObserver
 
 SYSTEMS: Final = {
     **{name: name for name in ("postgresql", "mysql", "mariadb", "sqlite")},
@@ -49,10 +49,10 @@ SYSTEMS: Final = {
 }
 """`db.system.name` of the semantic conventions by the name of the dialect; `other_sql` for all others."""
 
-MARK: Final = "_fastapi_observe"
+OBSERVED_ATTRIBUTE: Final = "_fastapi_observe"
 """Attribute of an instrumented engine, of a connection in a transaction, of an execution of several statements."""
 
-DELIVER: Final = "_deliver_insertmanyvalues_batches"
+INSERTMANYVALUES_METHOD: Final = "_deliver_insertmanyvalues_batches"
 """The dialect's method that turns one INSERT of many rows into several statements."""
 
 
@@ -66,14 +66,14 @@ def instrument_engine(
     engine and `db` does nothing. Where several apps share an engine, a statement is reported to the app whose request
     it is part of, else to the first. Raises `TypeError` for what is no engine.
     """
-    engine = _engine_of(engine)
-    found = vars(engine).get(MARK)
-    watch = EngineWatch(engine) if found is None else found
-    facts = _facts_of(engine.url)
-    return watch.add(db, faults, pool_name or _name_of(engine, facts) or watch.system, watch.state, facts)
+    engine = _sync_engine(engine)
+    found = vars(engine).get(OBSERVED_ATTRIBUTE)
+    watch = ObservedEngine(engine) if found is None else found
+    facts = _engine_facts(engine.url)
+    return watch.add(db, faults, pool_name or _engine_name(engine, facts) or watch.system, watch.state, facts)
 
 
-def _engine_of(engine: object) -> Engine:
+def _sync_engine(engine: object) -> Engine:
     """Return the engine that does the work."""
     module = sys.modules.get("sqlalchemy.ext.asyncio")  # whoever has such an engine has imported it
     inner = engine.sync_engine if module is not None and isinstance(engine, module.AsyncEngine) else engine
@@ -87,7 +87,7 @@ def _engine_of(engine: object) -> Engine:
     return inner
 
 
-def _facts_of(url: URL) -> dict[str, Any]:
+def _engine_facts(url: URL) -> dict[str, Any]:
     """Return where the database is: never the user, the password or another option."""
     socket = url.query.get("host")  # PostgreSQL's way to name a directory
     address = url.host or (socket if isinstance(socket, str) else None)
@@ -95,7 +95,7 @@ def _facts_of(url: URL) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value}
 
 
-def _name_of(engine: Engine, facts: dict[str, Any]) -> str | None:
+def _engine_name(engine: Engine, facts: dict[str, Any]) -> str | None:
     given = getattr(engine.pool, "logging_name", None) or getattr(engine, "logging_name", None)
     if given:
         return str(given)
@@ -126,11 +126,11 @@ class _Step:
             self.whole.close(exc)
 
 
-class EngineWatch(Watch):
+class ObservedEngine(ObserverSet):
     """What was put around an engine, and who is told."""
 
     def __init__(self, engine: Engine) -> None:
-        Watch.__init__(self)
+        ObserverSet.__init__(self)
         self._engine = engine
         self._undo: list[Callable[[], None]] = []
         self._unwatch: tuple[Callable[[], None], ...] = ()
@@ -141,16 +141,16 @@ class EngineWatch(Watch):
         dialect = self._engine.dialect
         plain = dialect.do_execute_no_params
         observed = self._observed(lambda cursor, statement, _, context: plain(cursor, statement, context))
-        setattr(self._engine, MARK, self)
+        setattr(self._engine, OBSERVED_ATTRIBUTE, self)
         for name, wrapper in (
             ("do_execute", self._observed(dialect.do_execute)),
             ("do_execute_no_params", lambda cursor, text, context=None: observed(cursor, text, None, context)),
             ("do_executemany", self._observed(dialect.do_executemany, many=True)),
-            (DELIVER, self._joined(getattr(dialect, DELIVER))),
-            ("do_begin", self._counting("begin", dialect.do_begin)),
-            ("do_commit", self._counting("commit", dialect.do_commit)),
-            ("do_rollback", self._counting("rollback", dialect.do_rollback)),
-            ("do_ping", self._counting("ping", dialect.do_ping)),
+            (INSERTMANYVALUES_METHOD, self._observe_insertmanyvalues(getattr(dialect, INSERTMANYVALUES_METHOD))),
+            ("do_begin", self._observe_transactions("begin", dialect.do_begin)),
+            ("do_commit", self._observe_transactions("commit", dialect.do_commit)),
+            ("do_rollback", self._observe_transactions("rollback", dialect.do_rollback)),
+            ("do_ping", self._observe_transactions("ping", dialect.do_ping)),
         ):
             self._undo.append(_replace(dialect, name, wrapper))
         self._watch(self._engine.pool)
@@ -160,7 +160,7 @@ class EngineWatch(Watch):
         for undo in (*self._undo, *self._unwatch):
             undo()
         self._undo = []
-        vars(self._engine).pop(MARK, None)
+        vars(self._engine).pop(OBSERVED_ATTRIBUTE, None)
 
     def _observed(self, execute: Callable[..., Any], *, many: bool = False) -> Callable[..., Any]:
         """Wrap one of the ways to execute."""
@@ -179,7 +179,7 @@ class EngineWatch(Watch):
 
         return observed
 
-    def _joined(self, deliver: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    def _observe_insertmanyvalues(self, deliver: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
         """Wrap what makes the statements of one INSERT; the last argument is the context, in every SQLAlchemy."""
 
         def joined(*args: Any) -> Iterator[Any]:
@@ -189,7 +189,7 @@ class EngineWatch(Watch):
                 yield from deliver(*args)
                 return
             query.suspend()  # it is current while one of its statements executes, at no other time
-            setattr(context, MARK, query)
+            setattr(context, OBSERVED_ATTRIBUTE, query)
             try:
                 yield from deliver(*args)
             except BaseException as exc:
@@ -206,17 +206,17 @@ class EngineWatch(Watch):
             return None
         query = None
         try:
-            whole = getattr(context, MARK, None)
+            whole = getattr(context, OBSERVED_ATTRIBUTE, None)
             if whole is not None and not whole.ended:
                 return _Step(whole)
             if not getattr(getattr(context, "root_connection", None), "_allow_autobegin", True):
                 return None  # SQLAlchemy prepares a new connection
-            if (event := event_of(statement)) is not None:
+            if (event := transaction_event(statement)) is not None:
                 if event != "begin":  # counted already: SQLAlchemy begins before any statement
-                    observer.event(event)
+                    observer.record_connection_event(event)
                 return None
             sets = None if batch is None else len(batch)
-            query = observer.db.statement(statement, system=self.system, batch=sets, facts=observer.facts)
+            query = observer.db.start_statement(statement, system=self.system, batch=sets, attributes=observer.facts)
             if query is not None:
                 query.open()
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's query
@@ -239,25 +239,25 @@ class EngineWatch(Watch):
         except Exception as fault:  # noqa: BLE001 - a fault of ours never reaches the user's query
             self.fault("sqlalchemy", fault)
 
-    def _counting(self, counted: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def _observe_transactions(self, counted: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Wrap what the dialect does with a connection."""
 
         def counting(connection: Any) -> Any:
             observer = self.observer()
             if observer is not None and (counted == "ping" or self._moves(observer, connection, counted)):
-                observer.event(counted)
+                observer.record_connection_event(counted)
             return function(connection)
 
         return counting
 
     @staticmethod
-    def _moves(observer: Observer, connection: Any, counted: str) -> bool:
+    def _moves(observer: PoolObserver, connection: Any, counted: str) -> bool:
         """Tell whether a connection begins or ends a transaction: each begins once and ends once."""
         begins = counted == "begin"
         try:
-            if getattr(connection, MARK, False) is begins:
+            if getattr(connection, OBSERVED_ATTRIBUTE, False) is begins:
                 return False
-            setattr(connection, MARK, begins)
+            setattr(connection, OBSERVED_ATTRIBUTE, begins)
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's query
             observer.faults("sqlalchemy", exc)
             return False
@@ -267,7 +267,7 @@ class EngineWatch(Watch):
         """Measure the wait for connections of a pool, and of the one that `dispose` makes of it."""
         connect, recreate = pool.connect, pool.recreate
         again = _replace(pool, "recreate", lambda: self._watch_again(recreate()))
-        self._unwatch = _replace(pool, "connect", lambda: self.ask(connect)), again
+        self._unwatch = _replace(pool, "connect", lambda: self.timed_acquire(connect)), again
         return pool
 
     def _watch_again(self, pool: Pool) -> Pool:

@@ -27,7 +27,7 @@ _TRANSACTION_COMMAND: Final = re.compile(
 """Not Oracle's `BEGIN work(); END;`, not SQL Server's `BEGIN TRY`, not `COMMIT PREPARED`."""
 
 
-def event_of(statement: object) -> str | None:
+def transaction_event(statement: object) -> str | None:
     """Name what a command does: `begin`, `commit`, `rollback`, `savepoint` ...; None for a query."""
     if isinstance(statement, bytes):
         statement = statement[: MAX_COMMAND_LENGTH + 1].decode("latin-1")
@@ -37,16 +37,16 @@ def event_of(statement: object) -> str | None:
     return None if found is None else found.lastgroup
 
 
-LONGEST: Final = 2048
+MAX_STATEMENT_LENGTH: Final = 2048
 """Characters of a statement that are shown."""
 
-FARTHEST: Final = 8192
+MAX_PARSED_LENGTH: Final = 8192
 """Characters of a statement that are looked at for its table: an ORM's list of columns is long."""
 
-MOST_STATEMENTS: Final = 1024
+MAX_STATEMENTS: Final = 1024
 """Statements that `Statements` remembers."""
 
-LONGEST_TABLE: Final = 63
+MAX_TABLE_NAME_LENGTH: Final = 63
 """Characters of a table's name, with its schema; a longer one is none."""
 
 # The tokens of SQL. What systems read differently hides the whole rest (`.*`): a backslash before a closing quote, a
@@ -207,7 +207,7 @@ def _without_literals(text: str, whole: str, grammar: re.Pattern[str]) -> str:
         return shown
     if end == _OPEN and len(text) < len(whole):
         end = grammar.sub(_show, whole)[-1:]
-    if end != _BROKEN and (end != _OPEN or len(whole) >= FARTHEST):  # it was open where it was cut
+    if end != _BROKEN and (end != _OPEN or len(whole) >= MAX_PARSED_LENGTH):  # it was open where it was cut
         return shown[:-1] + "?"
     # What looks like code may be a value: nothing from the first quote on is sure.
     quoted = [match for match in grammar.finditer(text) if match.lastgroup != "gap" and {*"'\""} & {*match[0]}]
@@ -247,14 +247,16 @@ def _without_values(text: str, system: str, whole: str = "") -> str:
     return text
 
 
-def sanitise(statement: str, system: str = "other_sql") -> str:
+def sanitize_sql(statement: str, system: str = "other_sql") -> str:
     """Return the first 2,048 characters of a statement with `?` for every literal, on one line, without comments.
 
     Where systems read the same text differently (`system` is the `db.system.name`) it hides too much, never too little.
     If quotes are wrong, it shows nothing from the first on; of what is not SQL (Redis, MongoDB), the first word. Of the
     placeholders of an `IN` list and of the rows of `VALUES` the first is shown, so that texts stay few.
     """
-    return _without_values(statement[:LONGEST], system, statement[:FARTHEST])[:LONGEST]
+    return _without_values(statement[:MAX_STATEMENT_LENGTH], system, statement[:MAX_PARSED_LENGTH])[
+        :MAX_STATEMENT_LENGTH
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,16 +273,16 @@ class Statement:
     table: str | None
 
 
-def describe(statement: object, system: str = "other_sql") -> Statement:
+def parse_statement(statement: object, system: str = "other_sql") -> Statement:
     """Read a statement: text, bytes, or what becomes text, as SQLAlchemy's constructs do.
 
     2,048 characters are read, and 8,192 to find the table of a longer statement. It raises nothing: what has no text
     has the text "".
     """
-    return _read(_text_of(statement), system)
+    return _read(_to_text(statement), system)
 
 
-class Statements:
+class StatementCache:
     """Remembers what the last 1,024 statements say, redacted: one that comes again costs a look into a dict."""
 
     __slots__ = ("_filling", "_known", "_redact")
@@ -290,34 +292,34 @@ class Statements:
         self._known: dict[tuple[str | int, str], Statement] = {}
         self._filling = Lock()
 
-    def describe(self, statement: object, system: str = "other_sql") -> Statement:
+    def parse_statement(self, statement: object, system: str = "other_sql") -> Statement:
         """Read a statement as `describe` does, once."""
-        text = statement if type(statement) is str and len(statement) <= LONGEST else _text_of(statement)
+        text = statement if type(statement) is str and len(statement) <= MAX_STATEMENT_LENGTH else _to_text(statement)
         # A long text is known by its hash: nothing holds it, and what a false friend shows is without values too.
-        key = (text if len(text) <= LONGEST else hash(text), system)
+        key = (text if len(text) <= MAX_STATEMENT_LENGTH else hash(text), system)
         known = self._known.get(key)
         if known is None:
             known = _read(text, system, self._redact)
             with self._filling:
-                if len(self._known) >= MOST_STATEMENTS:
+                if len(self._known) >= MAX_STATEMENTS:
                     del self._known[next(iter(self._known))]
                 self._known[key] = known
         return known
 
 
-def _text_of(statement: object) -> str:
+def _to_text(statement: object) -> str:
     try:
         if isinstance(statement, (bytes, bytearray, memoryview)):
-            return bytes(statement[: 4 * FARTHEST]).decode("utf-8", "replace")[:FARTHEST]
-        return str.__getitem__(str(statement), slice(FARTHEST))
+            return bytes(statement[: 4 * MAX_PARSED_LENGTH]).decode("utf-8", "replace")[:MAX_PARSED_LENGTH]
+        return str.__getitem__(str(statement), slice(MAX_PARSED_LENGTH))
     except Exception:  # noqa: BLE001 - `__str__` may do anything; a query does not fail for its description
         return ""
 
 
 def _read(text: str, system: str, redact: Any = str) -> Statement:
-    shown = sanitise(text, system)
+    shown = sanitize_sql(text, system)
     operation, table = _named(shown)
-    if table is None and len(text) > LONGEST:
+    if table is None and len(text) > MAX_STATEMENT_LENGTH:
         operation, table = _named(_without_values(text, system))
     return Statement(redact(shown), operation, table and redact(table))
 
@@ -364,7 +366,7 @@ _COMMON_TABLE: Final = re.compile(
     rf"(?:\bWITH|\bRECURSIVE|,)\ ?({_PART})(?:\ ?\([^()]*+\))?\ ?AS\ (?:NOT\ )?(?:MATERIALIZED\ )?\(", re.IGNORECASE
 )
 _UNQUOTED: Final = str.maketrans("", "", '"`[]')
-_TABLE_NAME: Final = re.compile(rf"[\w$][\w$.]{{0,{LONGEST_TABLE - 1}}}")
+_TABLE_NAME: Final = re.compile(rf"[\w$][\w$.]{{0,{MAX_TABLE_NAME_LENGTH - 1}}}")
 _OPERATION_NAME: Final = re.compile("[A-Za-z][A-Za-z_ ]{0,31}")
 
 

@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from fastapi_observe.records.exceptions import is_cancellation
-from fastapi_observe.records.guard import guarded
+from fastapi_observe.records.guard import fail_safe
 
 if TYPE_CHECKING:
     from collections import deque
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from fastapi_observe.clients.http.record import HttpCall
 
 
-class Body:
+class StreamedBody:
     """What the sync and the async body share.
 
     A body that nobody closes is noticed when it is collected. That may happen inside any lock, so it is only put down
     in `forgotten`, for the next call to report: appending to a deque takes no lock.
     """
 
-    def __init__(self, body: Any, call: HttpCall, forgotten: deque[tuple[HttpCall, float]]) -> None:
+    def __init__(self, body: Any, call: HttpCall, abandoned: deque[tuple[HttpCall, float]]) -> None:
         self._body = body
         self._call = call
-        self._forgotten = forgotten
+        self._forgotten = abandoned
         self._received = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -40,24 +40,24 @@ class Body:
         if "_call" in self.__dict__ and not self._call.ended:
             self._forgotten.append((self._call, perf_counter()))
 
-    @guarded("http.body")
+    @fail_safe("http.body")
     def _failed(self, exc: BaseException | None) -> None:
         """End the call with what broke the body; one who has read enough breaks nothing."""
         if exc is not None and not isinstance(exc, GeneratorExit):
             self._call.close(exc)
 
-    @guarded("http.body")
+    @fail_safe("http.body")
     def _complete(self) -> None:
         self._call.received = self._received
         self._call.close()
 
-    @guarded("http.body")
+    @fail_safe("http.body")
     def _closed(self, exc: BaseException | None = None) -> None:
         """End the call of a body that was closed, perhaps because of a cancellation."""
         self._call.close(exc if is_cancellation(exc) else None)
 
 
-class AsyncBody(Body):
+class AsyncBody(StreamedBody):
     """The body of an answer to an `AsyncClient`."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -85,7 +85,7 @@ class AsyncBody(Body):
         self._closed(cancelled)
 
 
-class SyncBody(Body):
+class SyncBody(StreamedBody):
     """The body of an answer to a `Client`."""
 
     def __iter__(self) -> Iterator[bytes]:

@@ -6,26 +6,26 @@ from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.clients.http.record import HttpCall, Named, Templates
-from fastapi_observe.records.operation import OPERATION
+from fastapi_observe.clients.http.record import CallLabels, HttpCall, PathTemplates
+from fastapi_observe.records.operation import CURRENT_OPERATION
 from fastapi_observe.records.request import KNOWN_METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from fastapi_observe.clients.http.body import Body
+    from fastapi_observe.clients.http.body import StreamedBody
     from fastapi_observe.clients.http.external import ExternalClient
     from fastapi_observe.clients.http.record import Request
     from fastapi_observe.redaction.redactor import Redactor
 
-MOST_TEMPLATES: Final = 200
+MAX_TEMPLATES: Final = 200
 """Different path templates that become part of an `operation` label; with further ones it is the method alone."""
 
-LONGEST_TEMPLATE: Final = 200
+MAX_TEMPLATE_LENGTH: Final = 200
 _SWITCHING_PROTOCOLS: Final = 101
 _CLIENT_ERROR: Final = 400
 
-MOST_NAMES: Final = 1024
+MAX_CALL_NAMES: Final = 1024
 """Names of calls that are kept rather than made anew."""
 
 
@@ -35,7 +35,7 @@ class ObservedClient:
     __slots__ = ("active", "hook", "propagate", "service", "templates")
 
     def __init__(self, service: str | None, templates: Iterable[str], prefix: str, *, propagate: bool | None) -> None:
-        self.templates = Templates(templates, prefix)
+        self.templates = PathTemplates(templates, prefix)
         self.service = service
         self.propagate = propagate
         self.active = True
@@ -58,15 +58,15 @@ class HttpCalls:
         self._faults = faults
         self._redactor = redactor
         self._templates: set[str] = set()
-        self._names: dict[tuple[str, str, str | None], Named] = {}
+        self._names: dict[tuple[str, str, str | None], CallLabels] = {}
         self._forgotten: deque[tuple[HttpCall, float]] = deque()
 
     def begin(self, observed: ObservedClient, client: Any, request: Request) -> HttpCall | None:
         """Open the call that begins with `request`; None if there is nothing to measure."""
         try:
             if self._forgotten:
-                self.report_forgotten()
-            current = OPERATION.get()
+                self.close_abandoned()
+            current = CURRENT_OPERATION.get()
             if not observed.active or (isinstance(current, HttpCall) and current.request is request):
                 return None  # the client is observed for two apps: the one around this is measuring
             observed.keep_hook(client)
@@ -75,14 +75,14 @@ class HttpCalls:
             template = request.extensions.get("template")
             if not isinstance(template, str):
                 template = observed.templates.find(url.raw_path)
-            service = observed.service or self._external.service_of(host or "unknown")
+            service = observed.service or self._external.service_label(host or "unknown")
             named = self._name(service, request.method if request.method in KNOWN_METHODS else "_OTHER", template)
             return HttpCall(self._external.reporter, observed, named, request, host).open()
         except Exception as exc:  # noqa: BLE001 - the call goes on without us
             self._faults("http.begin", exc)
             return None
 
-    def _name(self, service: str, method: str, template: str | None) -> Named:
+    def _name(self, service: str, method: str, template: str | None) -> CallLabels:
         key = service, method, template
         named = self._names.get(key)
         if named is None:
@@ -90,8 +90,8 @@ class HttpCalls:
                 template = None
             operation = method if template is None else f"{method} {template}"
             name, labels = f"{operation} {service}", {"service": service, "operation": operation}
-            named = Named(name, labels, method, template, self._redactor)
-            if len(self._names) < MOST_NAMES:
+            named = CallLabels(name, labels, method, template, self._redactor)
+            if len(self._names) < MAX_CALL_NAMES:
                 self._names[key] = named
         return named
 
@@ -99,19 +99,19 @@ class HttpCalls:
         """Tell whether a template is one of those that are told apart."""
         if template in self._templates:
             return True
-        if len(template) > LONGEST_TEMPLATE or len(self._templates) >= MOST_TEMPLATES:
+        if len(template) > MAX_TEMPLATE_LENGTH or len(self._templates) >= MAX_TEMPLATES:
             return False
         self._templates.add(template)
         return True
 
-    def sending(self, observed: ObservedClient, request: Request) -> None:
+    def on_request(self, observed: ObservedClient, request: Request) -> None:
         """Note that `request` goes out, the first one or a further one; tell its host the trace, or hide it."""
         try:
             if not observed.active:
                 return
-            call = OPERATION.get()
+            call = CURRENT_OPERATION.get()
             while call is not None and not isinstance(call, HttpCall):
-                call = call.outer
+                call = call.parent
             host, allowed = request.url.host, observed.propagate
             if call is not None:
                 if call.client is not observed:
@@ -124,13 +124,13 @@ class HttpCalls:
         except Exception as exc:  # noqa: BLE001 - the request goes out as it is
             self._faults("http.sending", exc)
 
-    def answered(self, call: HttpCall, response: Any, body: type[Body] | None) -> None:
+    def on_response(self, call: HttpCall, response: Any, body: type[StreamedBody] | None) -> None:
         """Close the call, or let it go on as long as the streamed `body` is read."""
         try:
             call.status_code = status = response.status_code
             call.extensions = response.extensions
             if status >= _CLIENT_ERROR:
-                call.judge_status(status)
+                call.outcome_for_status(status)
             if body is None or response.is_closed:
                 call.received = response.num_bytes_downloaded or None  # 0 too if it was there from the start
             elif status != _SWITCHING_PROTOCOLS:
@@ -141,7 +141,7 @@ class HttpCalls:
             self._faults("http.answered", exc)
         call.close()
 
-    def report_forgotten(self) -> None:
+    def close_abandoned(self) -> None:
         """Close the calls whose answers were collected before anybody had read or closed them."""
         while self._forgotten:
             call, at = self._forgotten.popleft()

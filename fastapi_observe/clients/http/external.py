@@ -6,11 +6,11 @@ import threading
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from fastapi_observe.clients.http.propagation import Propagation
-from fastapi_observe.records.exceptions import outcome_of
-from fastapi_observe.records.guard import STAND_IN, USERS, guarded, stand_in, tell
+from fastapi_observe.clients.http.propagation import PropagationPolicy
+from fastapi_observe.records.exceptions import exception_outcome
+from fastapi_observe.records.guard import CALLER_ERRORS, NO_OP, fail_safe, report_error, return_no_op
 from fastapi_observe.records.operation import Operation
-from fastapi_observe.redaction.redactor import PLAIN
+from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 H = TypeVar("H", bound="MutableMapping[str, str]")
 
-MOST_SERVICES: Final = 100
+MAX_SERVICES: Final = 100
 """Different hosts that become a `service` label of their own; the others are called `other`."""
 
-LONGEST_SERVICE: Final = 253
+MAX_SERVICE_NAME_LENGTH: Final = 253
 """Characters of a host that may become a label: what is longer is no DNS name."""
 
 
@@ -41,12 +41,12 @@ class ExternalCall(Operation):
         name: str,
         labels: dict[str, str],
         details: dict[str, Any] | None = None,
-        propagation: Propagation | None = None,
+        propagation: PropagationPolicy | None = None,
     ) -> None:
         Operation.__init__(self, reporter, kind, name, labels, details)
         self._propagation = propagation
 
-    @guarded("external.status", passes=USERS)
+    @fail_safe("external.status", passes=CALLER_ERRORS)
     def status(self, status_code: int) -> None:
         """Note the HTTP status of the answer; 4xx is outcome `client_error`, 5xx `server_error`.
 
@@ -54,9 +54,9 @@ class ExternalCall(Operation):
         """
         status_code = int(status_code)
         self.details["http.response.status_code"] = status_code
-        self.judge_status(status_code)
+        self.outcome_for_status(status_code)
 
-    def judge_status(self, status_code: int) -> None:
+    def outcome_for_status(self, status_code: int) -> None:
         """Name the outcome of an answer with this status."""
         self.outcome, self.error_type = "", None
         if status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -64,7 +64,7 @@ class ExternalCall(Operation):
         elif status_code >= HTTPStatus.BAD_REQUEST:
             self.outcome = "client_error"
 
-    @guarded("external.inject", otherwise=lambda _, headers, *__, **___: headers)
+    @fail_safe("external.inject", otherwise=lambda _, headers, *__, **___: headers)
     def inject(self, headers: H, host: str | None = None) -> H:
         """Add the headers that let the callee continue this trace, and return them; call it inside the block.
 
@@ -76,7 +76,7 @@ class ExternalCall(Operation):
             async with external.call("billing", "GetInvoice") as call:
                 await stub.GetInvoice(request, metadata=tuple(call.inject({}).items()))
         """
-        (self._propagation or Propagation()).inject(host, headers)
+        (self._propagation or PropagationPolicy()).inject(host, headers)
         return headers
 
     def judge(self, exc: BaseException) -> str:
@@ -86,9 +86,9 @@ class ExternalCall(Operation):
             return "timeout"
         if names & {"ConnectError", "ConnectionError"}:
             return "connect_error"
-        return outcome_of(exc)
+        return exception_outcome(exc)
 
-    @guarded("operation.again", stand_in)
+    @fail_safe("operation.again", return_no_op)
     def again(self) -> ExternalCall:
         """Return a call like this one, which has not begun."""
         details = None if self._given is None else dict(self._given)
@@ -100,19 +100,19 @@ class ExternalClient:
 
     __slots__ = ("_hosts", "_lock", "_shown", "propagation", "reporter")
 
-    def __init__(self, reporter: OperationReporter, propagation: Propagation | None = None) -> None:
+    def __init__(self, reporter: OperationReporter, propagation: PropagationPolicy | None = None) -> None:
         self.reporter = reporter
-        self._shown: Callable[[str], str] = getattr(reporter, "redactor", PLAIN).name
-        self.propagation = propagation or Propagation()
+        self._shown: Callable[[str], str] = getattr(reporter, "redactor", DEFAULT_REDACTOR).name
+        self.propagation = propagation or PropagationPolicy()
         self._hosts: set[str] = set()
         self._lock = threading.Lock()
 
-    def service_of(self, host: str) -> str:
+    def service_label(self, host: str) -> str:
         """Return the `service` label of a host: its name, `other` once there are too many."""
         if host in self._hosts:
             return host
         with self._lock:
-            if len(self._hosts) >= MOST_SERVICES or len(host) > LONGEST_SERVICE:
+            if len(self._hosts) >= MAX_SERVICES or len(host) > MAX_SERVICE_NAME_LENGTH:
                 return "other"
             self._hosts.add(host)
         return host
@@ -136,5 +136,5 @@ class ExternalClient:
                 self.propagation,
             )
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
-            tell("external.call", exc, self.reporter)
-            return STAND_IN  # type: ignore[no-any-return]
+            report_error("external.call", exc, self.reporter)
+            return NO_OP  # type: ignore[no-any-return]

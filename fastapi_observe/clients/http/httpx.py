@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from fastapi_observe.clients.http.body import bodies
 from fastapi_observe.clients.http.calls import HttpCalls, ObservedClient
-from fastapi_observe.redaction.redactor import PLAIN
+from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -39,7 +39,7 @@ class HttpClients:
         self,
         external: ExternalClient,
         faults: Callable[[str, BaseException], None],
-        redactor: Redactor = PLAIN,
+        redactor: Redactor = DEFAULT_REDACTOR,
     ) -> None:
         self._calls = HttpCalls(external, faults, redactor)
         self._faults = faults
@@ -82,7 +82,7 @@ class HttpClients:
         `propagate_to`); where a redirect leads to another host, the default holds. Raises `TypeError` for what is no
         such client, `ValueError` for what is no template.
         """
-        module = _module_of(client)
+        module = _client_module(client)
         given = cast("Any", client)
         observed = ObservedClient(service, templates, given.base_url.path, propagate=propagate)
         with self._lock:
@@ -98,7 +98,7 @@ class HttpClients:
             for client, observed in list(self._observed.items()):
                 _restore(client, observed)
             self._observed.clear()
-        self._calls.report_forgotten()
+        self._calls.close_abandoned()
 
     async def close(self) -> None:
         """Close every client that was made here and is not closed; those that were given stay open."""
@@ -110,10 +110,10 @@ class HttpClients:
                 await client.aclose()
             except Exception as exc:  # noqa: BLE001 - a client of another loop cannot be closed here
                 self._faults("http.close", exc)
-        self._calls.report_forgotten()
+        self._calls.close_abandoned()
 
 
-def _module_of(client: Any) -> Any:
+def _client_module(client: Any) -> Any:
     """Return `httpx` or `httpx2`, whichever `client` is of."""
     for name in _MODULES:
         module = sys.modules.get(name)
@@ -131,7 +131,7 @@ def _observe_async(client: Any, observed: ObservedClient, calls: HttpCalls, modu
     body = bodies(module)[0]
 
     async def sending(request: Any) -> None:
-        calls.sending(observed, request)
+        calls.on_request(observed, request)
 
     @functools.wraps(plain)
     async def send(request: Any, *args: Any, **options: Any) -> Any:
@@ -143,7 +143,7 @@ def _observe_async(client: Any, observed: ObservedClient, calls: HttpCalls, modu
         except BaseException as exc:
             call.close(exc)
             raise
-        calls.answered(call, response, body if options.get("stream") else None)
+        calls.on_response(call, response, body if options.get("stream") else None)
         return response
 
     _wrap(client, observed, send, sending)
@@ -154,7 +154,7 @@ def _observe_sync(client: Any, observed: ObservedClient, calls: HttpCalls, modul
     body = bodies(module)[1]
 
     def sending(request: Any) -> None:
-        calls.sending(observed, request)
+        calls.on_request(observed, request)
 
     @functools.wraps(plain)
     def send(request: Any, *args: Any, **options: Any) -> Any:
@@ -166,7 +166,7 @@ def _observe_sync(client: Any, observed: ObservedClient, calls: HttpCalls, modul
         except BaseException as exc:
             call.close(exc)
             raise
-        calls.answered(call, response, body if options.get("stream") else None)
+        calls.on_response(call, response, body if options.get("stream") else None)
         return response
 
     _wrap(client, observed, send, sending)

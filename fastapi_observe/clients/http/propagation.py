@@ -6,24 +6,24 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import baggage, propagate, trace
 
-from fastapi_observe.internal.networks import is_private_host, plain_host
-from fastapi_observe.records.request import CURRENT_CONTEXT
+from fastapi_observe.internal.networks import is_private_host, normalize_host
+from fastapi_observe.records.request import OTEL_CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, MutableMapping
 
     from opentelemetry.context import Context
 
-MOST_HOSTS: Final = 1024
+MAX_HOSTS: Final = 1024
 """Hosts whose answer is remembered; of further ones it is worked out each time."""
 
-LONGEST_HOST: Final = 253
+MAX_HOST_LENGTH: Final = 253
 """Characters of a DNS name (RFC 1035); what is longer is nobody of ours."""
 
 _W3C: Final = frozenset({"traceparent", "tracestate", "baggage"})
 
 
-class Propagation:
+class PropagationPolicy:
     """Decides by the name of a host alone, never by looking it up.
 
     Private hosts are told: addresses of this machine and of private, link-local and shared (RFC 6598) networks, names
@@ -33,7 +33,7 @@ class Propagation:
     """
 
     def __init__(self, hosts: Iterable[str] = (), keys: Iterable[str] = ()) -> None:
-        named = [plain_host(host) for host in hosts]
+        named = [normalize_host(host) for host in hosts]
         self._all = "*" in named
         self._exact = frozenset(named)
         self._below = tuple(host[1:] for host in named if host.startswith("*."))
@@ -47,13 +47,13 @@ class Propagation:
         """Tell whether `host` may know the trace."""
         known = self._known.get(host)
         if known is None:
-            known = self._judge(plain_host(host))
-            if len(self._known) < MOST_HOSTS and len(host) <= LONGEST_HOST:
+            known = self._is_allowed(normalize_host(host))
+            if len(self._known) < MAX_HOSTS and len(host) <= MAX_HOST_LENGTH:
                 self._known[host] = known
         return known
 
-    def _judge(self, host: str) -> bool:
-        if not host or len(host) > LONGEST_HOST:
+    def _is_allowed(self, host: str) -> bool:
+        if not host or len(host) > MAX_HOST_LENGTH:
             return False
         return self._all or host in self._exact or host.endswith(self._below) or is_private_host(host)
 
@@ -72,7 +72,7 @@ class Propagation:
             for name in self._fields:
                 headers.pop(name, None)
             return
-        context = CURRENT_CONTEXT.get()
+        context = OTEL_CONTEXT.get()
         if self._plain:
             at = trace.get_current_span(context).get_span_context()
             trace_id, span_id, _, flags, state, valid = at  # its properties cost more than all the rest

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from fastapi_observe.records.operation import OperationReporter
     from fastapi_observe.redaction.redactor import Redactor
 
-LONGEST_PATH: Final = 1024
+MAX_PATH_LENGTH: Final = 1024
 """Characters of a path that are shown, and that a template is looked for in."""
 
 
-class Templates:
+class PathTemplates:
     """The path templates of one client; the first that fits names a call.
 
     `{name}` stands for one segment, `{name:path}` for any number of them. `prefix` is the path of the client's base
@@ -44,7 +44,7 @@ class Templates:
         path = raw_path.partition(b"?")[0].decode("latin-1")
         if "%" in path:  # an encoded slash is part of its segment
             path = unquote(path.replace("%2F", "%252F").replace("%2f", "%252F"))
-        if len(path) > LONGEST_PATH:
+        if len(path) > MAX_PATH_LENGTH:
             return None
         match = self._pattern.fullmatch(path)
         return None if match is None or match.lastindex is None else self._templates[match.lastindex - 1]
@@ -58,7 +58,7 @@ def _pattern(template: str) -> str:
     )
 
 
-LONGEST_METHOD: Final = 32
+MAX_METHOD_LENGTH: Final = 32
 _NONE: Final[dict[str, Any]] = {}
 _PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
@@ -109,7 +109,7 @@ class Request(Protocol):
         """A mapping; `template` of it is ours."""
 
 
-class Named(NamedTuple):
+class CallLabels(NamedTuple):
     """How a call is called."""
 
     name: str
@@ -129,7 +129,9 @@ class HttpCall(ExternalCall):
 
     __slots__ = ("_named", "client", "extensions", "host", "received", "request", "sends", "status_code")
 
-    def __init__(self, reporter: OperationReporter, client: object, named: Named, request: Request, host: str) -> None:
+    def __init__(
+        self, reporter: OperationReporter, client: object, named: CallLabels, request: Request, host: str
+    ) -> None:
         Operation.__init__(self, reporter, "external", named.name, named.labels)
         self._propagation = None
         self._named = named
@@ -157,10 +159,10 @@ class HttpCall(ExternalCall):
             "http.request.method": named.method,
             "server.address": url.host,
             "server.port": url.port or _PORTS.get(url.scheme),
-            "url.full": shown(url, named.redactor),
+            "url.full": redact_url(url, named.redactor),
         }
         if named.method not in KNOWN_METHODS:
-            facts["http.request.method_original"] = str(request.method)[:LONGEST_METHOD]
+            facts["http.request.method_original"] = str(request.method)[:MAX_METHOD_LENGTH]
         if named.template is not None:
             facts["url.template"] = named.template
         if self.sends > 1:
@@ -188,8 +190,8 @@ class HttpCall(ExternalCall):
         self.extensions = _NONE
 
 
-def shown(url: Url, redactor: Redactor) -> str:
+def redact_url(url: Url, redactor: Redactor) -> str:
     """Return a URL without user, password and fragment, its path cut and redacted, its query redacted."""
-    path = redactor.raw_path(url.raw_path.partition(b"?")[0].decode("latin-1"))[:LONGEST_PATH]
+    path = redactor.raw_path(url.raw_path.partition(b"?")[0].decode("latin-1"))[:MAX_PATH_LENGTH]
     query = f"?{redactor.query(url.query)}" if url.query else ""
     return f"{url.scheme}://{url.netloc.decode('latin-1')}{path}{query}"

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from fastapi_observe.export.otlp.wire import FIXED64, RequestEncoder, any_value, sized, text, varint
+from fastapi_observe.export.otlp.wire import (
+    FIXED64,
+    RequestEncoder,
+    encode_any_value,
+    encode_string,
+    length_prefixed,
+    varint,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +25,7 @@ if TYPE_CHECKING:
 SEVERITIES: Final = {"debug": 5, "info": 9, "warn": 13, "error": 17, "fatal": 21}
 """The contract's levels as SeverityNumber."""
 
-MOST_SCOPES: Final = 256
+MAX_SCOPES: Final = 256
 """Names of loggers that are told apart; further ones share the scope without a name."""
 
 
@@ -39,21 +46,21 @@ class LogEncoder(RequestEncoder):
         parts = [
             b"\x09" + FIXED64(nanoseconds(record["timestamp"])),
             b"\x10" + varint(SEVERITIES.get(level, 0)),
-            b"\x1a" + sized(text(level)),
-            b"\x2a" + sized(any_value(record.get("message", ""))),
-            self.attributes.encode(b"\x32", attributes_of(record)),
+            b"\x1a" + length_prefixed(encode_string(level)),
+            b"\x2a" + length_prefixed(encode_any_value(record.get("message", ""))),
+            self.attributes.encode(b"\x32", line_attributes(record)),
         ]
         trace_id, span_id = record.get("trace_id"), record.get("span_id")
         if trace_id:
             parts += (b"\x4a\x10", bytes.fromhex(trace_id))
         if span_id:
             parts += (b"\x52\x08", bytes.fromhex(span_id))
-        return self._scope(record.get("logger", "")), b"\x12" + sized(b"".join(parts))
+        return self._scope(record.get("logger", "")), b"\x12" + length_prefixed(b"".join(parts))
 
     def _scope(self, name: str) -> InstrumentationScope:
         scope = self._named.get(name)
         if scope is None:
-            if len(self._named) >= MOST_SCOPES:
+            if len(self._named) >= MAX_SCOPES:
                 name = ""
             scope = self._named.setdefault(name, InstrumentationScope(name))
         return scope
@@ -66,7 +73,7 @@ def nanoseconds(timestamp: str) -> int:
     return whole * 1_000_000_000 + at.microsecond * 1000
 
 
-def attributes_of(record: dict[str, Any]) -> dict[str, Any]:
+def line_attributes(record: dict[str, Any]) -> dict[str, Any]:
     """Return what a line says besides its message: its fields, the request's id, the exception."""
     attributes = dict(record.get("fields") or {})
     if "request_id" in record:

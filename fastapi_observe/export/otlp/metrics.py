@@ -7,7 +7,7 @@ import sys
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from fastapi_observe.export.otlp.wire import DOUBLE, FIXED64, RequestEncoder, sized, text
+from fastapi_observe.export.otlp.wire import DOUBLE, FIXED64, RequestEncoder, encode_string, length_prefixed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,7 @@ GAUGE, SUM, HISTOGRAM, SUMMARY = b"\x2a", b"\x3a", b"\x4a", b"\x5a"
 """The fields of a Metric that hold its data."""
 
 
-class Family(NamedTuple):
+class TimedFamily(NamedTuple):
     """A family of samples, as it was read at `at`, in nanoseconds."""
 
     metric: Metric
@@ -43,11 +43,11 @@ class MetricEncoder(RequestEncoder):
         self._start = time_ns()
         self._zeroed = zeroed
 
-    def encode(self, family: Family) -> tuple[None, bytes]:
+    def encode(self, family: TimedFamily) -> tuple[None, bytes]:
         """Return a family as fields of ScopeMetrics: one Metric for each of its names."""
         metric, at = family
         shown = [self._points(metric, at)] if metric.type in {"histogram", "summary"} else self._numbers(metric, at)
-        return None, b"".join(b"\x12" + sized(one) for one in shown)
+        return None, b"".join(b"\x12" + length_prefixed(one) for one in shown)
 
     def _numbers(self, metric: Metric, at: int) -> list[bytes]:
         """Encode counters as sums under the family's name, all else as gauges under the samples' names."""
@@ -61,7 +61,7 @@ class MetricEncoder(RequestEncoder):
             if counter:
                 point = b"\x11" + FIXED64(self._began(created, sample.labels)) + point + _exemplar(b"\x2a", sample, at)
             point += self.attributes.encode(b"\x3a", sample.labels)
-            points.setdefault(metric.name if counter else sample.name, []).append(b"\x0a" + sized(point))
+            points.setdefault(metric.name if counter else sample.name, []).append(b"\x0a" + length_prefixed(point))
         tag, kind = (SUM, CUMULATIVE + MONOTONIC) if counter else (GAUGE, b"")
         return [_metric(metric, name, tag, b"".join(data) + kind) for name, data in points.items()]
 
@@ -82,7 +82,7 @@ class MetricEncoder(RequestEncoder):
             point = b"\x11" + FIXED64(self._began(created, labels)) + b"\x19" + FIXED64(at)
             point += _quantiles(metric, samples) if summary else _buckets(metric, samples, at)
             point += self.attributes.encode(b"\x3a" if summary else b"\x4a", labels)
-            body += b"\x0a" + sized(point)
+            body += b"\x0a" + length_prefixed(point)
         return _metric(metric, metric.name, SUMMARY if summary else HISTOGRAM, body + (b"" if summary else CUMULATIVE))
 
     def _began(self, created: dict[tuple[Any, ...], float], labels: dict[str, str]) -> int:
@@ -90,7 +90,7 @@ class MetricEncoder(RequestEncoder):
         return max(self._start if seconds is None else int(seconds * 1e9), self._zeroed())
 
 
-def read(collector: Collector, taken: set[str]) -> list[Family]:
+def read_families(collector: Collector, taken: set[str]) -> list[TimedFamily]:
     """Read the families of a collector now, but those whose names are `taken`; note the names.
 
     What several processes have counted is left out, and so is what the resource says (`target_info`): one who adds up
@@ -100,7 +100,7 @@ def read(collector: Collector, taken: set[str]) -> list[Family]:
     if multiprocess is not None and isinstance(collector, multiprocess.MultiProcessCollector):
         return []
     at = time_ns()
-    found = [Family(one, at) for one in collector.collect() if one.samples and one.name not in {*taken, "target"}]
+    found = [TimedFamily(one, at) for one in collector.collect() if one.samples and one.name not in {*taken, "target"}]
     taken.update(family.metric.name for family in found)
     return found
 
@@ -114,10 +114,12 @@ def _is_created(metric: Metric, sample: Sample) -> bool:
 
 
 def _metric(metric: Metric, name: str, tag: bytes, data: bytes) -> bytes:
-    head = b"\x0a" + sized(text(name)) + b"\x12" + sized(text(metric.documentation))
+    head = (
+        b"\x0a" + length_prefixed(encode_string(name)) + b"\x12" + length_prefixed(encode_string(metric.documentation))
+    )
     if metric.unit:
-        head += b"\x1a" + sized(text(metric.unit))
-    return head + tag + sized(data)
+        head += b"\x1a" + length_prefixed(encode_string(metric.unit))
+    return head + tag + length_prefixed(data)
 
 
 def _buckets(metric: Metric, samples: list[Sample], at: int) -> bytes:
@@ -134,7 +136,7 @@ def _buckets(metric: Metric, samples: list[Sample], at: int) -> bytes:
             exemplars.append(_exemplar(b"\x42", sample, at))
         elif sample.name == f"{metric.name}_sum":
             total = sample.value
-    packed = b"\x32" + sized(b"".join(counts)) + b"\x3a" + sized(b"".join(bounds))
+    packed = b"\x32" + length_prefixed(b"".join(counts)) + b"\x3a" + length_prefixed(b"".join(bounds))
     return b"\x21" + FIXED64(count) + b"\x29" + DOUBLE(total) + packed + b"".join(exemplars)
 
 
@@ -147,7 +149,7 @@ def _quantiles(metric: Metric, samples: list[Sample]) -> bytes:
             values += b"\x29" + DOUBLE(sample.value)
         else:
             quantile = b"\x09" + DOUBLE(float(sample.labels["quantile"])) + b"\x11" + DOUBLE(sample.value)
-            values += b"\x32" + sized(quantile)
+            values += b"\x32" + length_prefixed(quantile)
     return values
 
 
@@ -160,4 +162,4 @@ def _exemplar(tag: bytes, sample: Sample, at: int) -> bytes:
     span_id, trace_id = found.labels.get("span_id"), found.labels.get("trace_id")
     if span_id and trace_id:
         body += b"\x22\x08" + bytes.fromhex(span_id) + b"\x2a\x10" + bytes.fromhex(trace_id)
-    return tag + sized(body)
+    return tag + length_prefixed(body)

@@ -12,8 +12,8 @@ from fastapi_observe.export.otlp.wire import (
     FIXED32,
     FIXED64,
     RequestEncoder,
-    sized,
-    text,
+    encode_string,
+    length_prefixed,
     varint,
 )
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.trace import Link, Status, TraceState
 
-LONGEST_NAME: Final = 1024
+MAX_NAME_LENGTH: Final = 1024
 """Characters of the name of a span or an event, and of a status: the SDK's limits are about attributes only."""
 
 _KINDS: Final = {
@@ -47,7 +47,7 @@ class SpanEncoder(RequestEncoder):
 
     def encode(self, span: ReadableSpan) -> tuple[InstrumentationScope | None, bytes]:
         """Return the scope of a span, and the span as a field of ScopeSpans."""
-        return span._instrumentation_scope, b"\x12" + sized(self.body(span))
+        return span._instrumentation_scope, b"\x12" + length_prefixed(self.body(span))
 
     def body(self, span: ReadableSpan) -> bytes:
         """Return a Span message, its fields in the order of their numbers."""
@@ -64,7 +64,7 @@ class SpanEncoder(RequestEncoder):
         if parent:
             parts += (b"\x22\x08", parent.span_id.to_bytes(8, "big"))
         if span._name:
-            parts += (b"\x2a", sized(text(span._name[:LONGEST_NAME])))
+            parts += (b"\x2a", length_prefixed(encode_string(span._name[:MAX_NAME_LENGTH])))
         parts.append(_KINDS[span._kind])
         if span._start_time:
             parts += (b"\x39", FIXED64(span._start_time))
@@ -82,17 +82,17 @@ class SpanEncoder(RequestEncoder):
         """Return what few spans have: events, links, and counts of what found no room."""
         parts = [_count(b"\x50", span.dropped_attributes)]
         if span._events:
-            parts += [b"\x5a" + sized(self._event(event)) for event in span._events]
+            parts += [b"\x5a" + length_prefixed(self._event(event)) for event in span._events]
         parts.append(_count(b"\x60", span.dropped_events))
         if span._links:
-            parts += [b"\x6a" + sized(self._link(link)) for link in span._links]
+            parts += [b"\x6a" + length_prefixed(self._link(link)) for link in span._links]
         parts.append(_count(b"\x70", span.dropped_links))
         return b"".join(parts)
 
     def _event(self, event: Event) -> bytes:
         return (
             (b"\x09" + FIXED64(event.timestamp) if event.timestamp else b"")
-            + (b"\x12" + sized(text(event.name[:LONGEST_NAME])) if event.name else b"")
+            + (b"\x12" + length_prefixed(encode_string(event.name[:MAX_NAME_LENGTH])) if event.name else b"")
             + self.attributes.encode(b"\x1a", plain(event.attributes or {}))
             + _count(b"\x20", event.dropped_attributes)
         )
@@ -121,9 +121,9 @@ def _count(tag: bytes, number: int) -> bytes:
 
 
 def _status(status: Status) -> bytes:
-    body = b"\x12" + sized(text(status.description[:LONGEST_NAME])) if status.description else b""
-    return b"\x7a" + sized(body + b"\x18" + varint(status.status_code.value))
+    body = b"\x12" + length_prefixed(encode_string(status.description[:MAX_NAME_LENGTH])) if status.description else b""
+    return b"\x7a" + length_prefixed(body + b"\x18" + varint(status.status_code.value))
 
 
 def _state(state: TraceState) -> bytes:
-    return b"\x1a" + sized(text(",".join(f"{key}={value}" for key, value in state.items())))
+    return b"\x1a" + length_prefixed(encode_string(",".join(f"{key}={value}" for key, value in state.items())))

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-MOST_CACHED: Final = 2048
+MAX_CACHED_ITEMS: Final = 2048
 """Keys, and pairs of a key and a short text, whose bytes are kept."""
 
-LONGEST_CACHED: Final = 64
+MAX_CACHED_LENGTH: Final = 64
 """Characters of a text that is worth keeping: it is likely to come again."""
 
-MOST_VALUES: Final = 1024
+MAX_VALUES: Final = 1024
 """Elements of a sequence or mapping that are sent: one attribute must not hold up all others."""
 
-DEEPEST: Final = 8
+MAX_DEPTH: Final = 8
 """How deep values may be nested; what is deeper is sent as text."""
 
 INT64: Final = range(-(2**63), 2**63)
@@ -52,7 +52,7 @@ def varint(number: int) -> bytes:
     return bytes(out)
 
 
-def text(value: str) -> bytes:
+def encode_string(value: str) -> bytes:
     """Encode a text; half a surrogate pair, which UTF-8 has no bytes for, is written as its escape."""
     try:
         return value.encode()
@@ -60,45 +60,45 @@ def text(value: str) -> bytes:
         return value.encode("utf-8", "backslashreplace")
 
 
-def sized(data: bytes) -> bytes:
+def length_prefixed(data: bytes) -> bytes:
     """Return `data` with its length before it."""
     return varint(len(data)) + data
 
 
-def whole(value: int) -> bytes:
+def encode_int(value: int) -> bytes:
     """Encode an AnyValue that is an integer; one beyond 64 bits is sent as text."""
-    return b"\x18" + varint(value) if value in INT64 else b"\x0a" + sized(text(str(value)))
+    return b"\x18" + varint(value) if value in INT64 else b"\x0a" + length_prefixed(encode_string(str(value)))
 
 
-def any_value(value: Any, depth: int = 0) -> bytes:
+def encode_any_value(value: Any, depth: int = 0) -> bytes:
     """Encode an AnyValue. What OTLP has no type for is sent as text."""
     match value:
         case str():
-            encoded = b"\x0a" + sized(text(value))
+            encoded = b"\x0a" + length_prefixed(encode_string(value))
         case bool():
             encoded = b"\x10\x01" if value else b"\x10\x00"
         case int():
-            encoded = whole(value)
+            encoded = encode_int(value)
         case float():
             encoded = b"\x21" + DOUBLE(value)
         case None:
             encoded = b""
         case bytes():
-            encoded = b"\x3a" + sized(value)
-        case Mapping() if depth < DEEPEST:
-            pairs = [key_value(str(key), element, depth + 1) for key, element in islice(value.items(), MOST_VALUES)]
-            encoded = b"\x32" + sized(b"".join(b"\x0a" + sized(pair) for pair in pairs))
-        case Sequence() if depth < DEEPEST:
-            elements = [any_value(element, depth + 1) for element in islice(value, MOST_VALUES)]
-            encoded = b"\x2a" + sized(b"".join(b"\x0a" + sized(element) for element in elements))
+            encoded = b"\x3a" + length_prefixed(value)
+        case Mapping() if depth < MAX_DEPTH:
+            pairs = [key_value(str(key), element, depth + 1) for key, element in islice(value.items(), MAX_VALUES)]
+            encoded = b"\x32" + length_prefixed(b"".join(b"\x0a" + length_prefixed(pair) for pair in pairs))
+        case Sequence() if depth < MAX_DEPTH:
+            elements = [encode_any_value(element, depth + 1) for element in islice(value, MAX_VALUES)]
+            encoded = b"\x2a" + length_prefixed(b"".join(b"\x0a" + length_prefixed(element) for element in elements))
         case _:
-            encoded = b"\x0a" + sized(text(str(value)))
+            encoded = b"\x0a" + length_prefixed(encode_string(str(value)))
     return encoded
 
 
 def key_value(key: str, value: Any, depth: int = 0) -> bytes:
     """Encode a KeyValue."""
-    return b"\x0a" + sized(text(key)) + b"\x12" + sized(any_value(value, depth))
+    return b"\x0a" + length_prefixed(encode_string(key)) + b"\x12" + length_prefixed(encode_any_value(value, depth))
 
 
 class RequestEncoder:
@@ -147,44 +147,44 @@ class Attributes:
             if type(value) is str:
                 part = pairs.get(pair)
                 if part is None:
-                    part = self._pair(key, b"\x0a" + sized(text(value)))
-                    if len(value) <= LONGEST_CACHED:
-                        if len(pairs) >= MOST_CACHED:
+                    part = self._pair(key, b"\x0a" + length_prefixed(encode_string(value)))
+                    if len(value) <= MAX_CACHED_LENGTH:
+                        if len(pairs) >= MAX_CACHED_ITEMS:
                             pairs.clear()
                         pairs[pair] = part
             elif type(value) is int:
-                part = self._pair(key, whole(value))
+                part = self._pair(key, encode_int(value))
             else:
-                part = self._pair(key, any_value(value))
+                part = self._pair(key, encode_any_value(value))
             parts.append(part)
         return tag + tag.join(parts) if parts else b""
 
     def _pair(self, key: str, value: bytes) -> bytes:
         head = self._keys.get(key)
         if head is None:
-            if len(self._keys) >= MOST_CACHED:
+            if len(self._keys) >= MAX_CACHED_ITEMS:
                 self._keys.clear()
-            head = self._keys[key] = b"\x0a" + sized(text(key)) + b"\x12"
-        return sized(head + sized(value))
+            head = self._keys[key] = b"\x0a" + length_prefixed(encode_string(key)) + b"\x12"
+        return length_prefixed(head + length_prefixed(value))
 
 
 def encode_resource(resource: Resource) -> tuple[bytes, bytes]:
     """Encode the fields of a ResourceSpans, ResourceLogs or ResourceMetrics before and after the scopes."""
     body = Attributes().encode(b"\x0a", resource.attributes)
     schema = resource.schema_url
-    return b"\x0a" + sized(body), b"\x1a" + sized(text(schema)) if schema else b""
+    return b"\x0a" + length_prefixed(body), b"\x1a" + length_prefixed(encode_string(schema)) if schema else b""
 
 
 def encode_scope(scope: InstrumentationScope | None) -> tuple[bytes, bytes]:
     """Encode the fields of a ScopeSpans, ScopeLogs or ScopeMetrics before and after the items."""
     if scope is None:
         return b"\x0a\x00", b""
-    body = b"\x0a" + sized(text(scope.name)) if scope.name else b""
+    body = b"\x0a" + length_prefixed(encode_string(scope.name)) if scope.name else b""
     if scope.version:
-        body += b"\x12" + sized(text(scope.version))
+        body += b"\x12" + length_prefixed(encode_string(scope.version))
     body += Attributes().encode(b"\x1a", scope.attributes or {})
     schema = scope.schema_url
-    return b"\x0a" + sized(body), b"\x1a" + sized(text(schema)) if schema else b""
+    return b"\x0a" + length_prefixed(body), b"\x1a" + length_prefixed(encode_string(schema)) if schema else b""
 
 
 def encode_request(

@@ -8,13 +8,13 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.logs.file.folder import open_file
-from fastapi_observe.logs.file.lock import mend, stands_at, try_lock
+from fastapi_observe.logs.file.lock import is_same_file, truncate_torn_line, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-PIECE: Final = 1 << 17
+COMPRESS_CHUNK_SIZE: Final = 1 << 17
 """Bytes that are compressed at once, a millisecond or two."""
 
 GZIP: Final = 31
@@ -38,13 +38,13 @@ def compress(path: Path, part: Path) -> Iterator[None]:
             if raw < 0:
                 return
             try:
-                mend(plain, os.fstat(plain).st_size)
+                truncate_torn_line(plain, os.fstat(plain).st_size)
                 os.lseek(plain, 0, os.SEEK_SET)
                 yield from _pack(plain, raw)
                 info = os.fstat(plain)
                 os.utime(part, ns=(info.st_atime_ns, info.st_mtime_ns))
                 # Renamed while both are locked, so that nobody else begins with either of them.
-                if stands_at(plain, path):
+                if is_same_file(plain, path):
                     part.rename(packed)
                 else:  # removed meanwhile, to make room
                     part.unlink()
@@ -64,7 +64,7 @@ def _locked(path: Path, flags: int) -> Iterator[int]:
     """
     descriptor = open_file(path, flags)
     try:
-        yield descriptor if try_lock(descriptor) is not False and stands_at(descriptor, path) else -1
+        yield descriptor if try_lock(descriptor) is not False and is_same_file(descriptor, path) else -1
     finally:
         os.close(descriptor)
 
@@ -72,7 +72,7 @@ def _locked(path: Path, flags: int) -> Iterator[int]:
 def _pack(plain: int, raw: int) -> Iterator[None]:
     os.ftruncate(raw, 0)
     packer = zlib.compressobj(1, wbits=GZIP)
-    while piece := os.read(plain, PIECE):
+    while piece := os.read(plain, COMPRESS_CHUNK_SIZE):
         _write(raw, packer.compress(piece))
         yield
     _write(raw, packer.flush())

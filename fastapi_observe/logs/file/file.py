@@ -13,30 +13,30 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.logs.file.lock import open_append
-from fastapi_observe.logs.file.names import Names, Rotation
+from fastapi_observe.logs.file.names import LogFileNames, Rotation
 from fastapi_observe.logs.file.opening import OpenFile
-from fastapi_observe.logs.file.outage import FileOutage
-from fastapi_observe.logs.file.retention import Keeper, Retention
+from fastapi_observe.logs.file.outage import FileErrorLog
+from fastapi_observe.logs.file.retention import Retention, RetentionManager
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-RETRY_AFTER: Final = 0.5
+FILE_RETRY_INTERVAL: Final = 0.5
 """Seconds until a file that could not be written, or not be rotated, is tried again."""
 
-LOOK_AFTER: Final = 600.0
+CLEANUP_INTERVAL: Final = 600.0
 """Seconds until old files are looked for where nothing was rotated."""
 
-MEASURE_AFTER: Final = 1.0
+MEASURE_INTERVAL: Final = 1.0
 """Seconds until it is looked again how much other processes have written to files of their own."""
 
 KEPT_LINES: Final = 10_000
 """Most lines that wait for the lock; more are dropped and counted."""
 
-FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+DISK_FULL_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
-STANDARD: Final = frozenset(
+STREAM_PATHS: Final = frozenset(
     {"-", "/dev/stdout", "/dev/stderr", "/dev/fd/1", "/dev/fd/2", "/proc/self/fd/1", "/proc/self/fd/2"}
 )
 
@@ -58,26 +58,26 @@ class LogFile:
         compress: bool,  # noqa: FBT001 - named at its one call
         on_fault: Callable[[str, BaseException], None],
     ) -> None:
-        names = _names_of(path)
+        names = _make_names(path)
         self.written = 0
         self.dropped = {"queue_full": 0, "disk": 0, "internal": 0}
         self._alone = not names.shared
         self._file = OpenFile(names)
-        self._keeper = Keeper(names, retention, compress)
+        self._keeper = RetentionManager(names, retention, compress)
         sizes = (rotation.size if rotation else None, self._keeper.largest)
         self._largest = min((size for size in sizes if size is not None), default=None)
         self._oldest = rotation.age if rotation else None
         self._on_fault = on_fault
-        self._outage = FileOutage(str(names.template))
+        self._outage = FileErrorLog(str(names.template))
         self._waiting: list[bytes] = []
         self._pid = os.getpid()
         self._opened = 0
         self._try_again = self._rotate_again = self._look_again = self._measure_again = 0.0
         self._work: Iterator[None] | None = None
         self._more_work = False
-        reason = _why_not(names.template, self.path)
+        reason = _unwritable_reason(names.template, self.path)
         if reason:
-            raise _refusal(path, reason)
+            raise _unwritable_error(path, reason)
 
     @property
     def path(self) -> Path:
@@ -105,22 +105,22 @@ class LogFile:
             self._write_waiting(patience)
         except OSError as exc:
             self._lose("disk")
-            self._try_again = monotonic() + RETRY_AFTER
+            self._try_again = monotonic() + FILE_RETRY_INTERVAL
             with suppress(OSError):
-                self._file.let_go()
-            self._outage.begin(exc)
+                self._file.close()
+            self._outage.lines_lost(exc)
         except Exception as exc:  # noqa: BLE001 - a fault of ours must not end the writer's thread
             self._lose("internal")
             with suppress(OSError):
-                self._file.let_go()
+                self._file.close()
             self._on_fault("logs.file", exc)
         else:
             self._file.release()
             if self._outage.lost and monotonic() >= self._try_again:
-                self._outage.end()
+                self._outage.recovered()
         return bool(waiting) or self._work is not None
 
-    def tend(self) -> bool:
+    def run_maintenance(self) -> bool:
         """Do one piece of the work on rotated files; tell whether there is more."""
         work = self._work
         if work is None:
@@ -133,7 +133,7 @@ class LogFile:
             return again
         except OSError as exc:
             self._work = None
-            self._outage.neglect(exc)
+            self._outage.maintenance_failed(exc)
             return False
         return True
 
@@ -141,7 +141,7 @@ class LogFile:
         """Close the file; a later `write` opens it again. Work that is not done is left to who comes next."""
         self._work = None
         self._look_again = 0.0
-        self._file.let_go()
+        self._file.close()
 
     def _write_waiting(self, patience: float | None) -> None:
         now = monotonic()
@@ -158,9 +158,9 @@ class LogFile:
         """Have the file open and locked; where there is no room for it, instead of the oldest that was rotated."""
         while True:
             try:
-                held = self._file.hold(patience)
+                held = self._file.acquire(patience)
             except OSError as exc:
-                if exc.errno in FULL and self._keeper.remove_oldest(self.path.parent):
+                if exc.errno in DISK_FULL_ERRNOS and self._keeper.remove_oldest(self.path.parent):
                     continue
                 raise
             if self._file.opened != self._opened:
@@ -170,7 +170,7 @@ class LogFile:
 
     def _is_over(self, size: int) -> bool:
         """Tell whether the next line belongs into a new file."""
-        if self._oldest is not None and time() - self._file.begun >= self._oldest:
+        if self._oldest is not None and time() - self._file.started_at >= self._oldest:
             return True
         return self._largest is not None and size + len(self._waiting[0]) > self._largest
 
@@ -183,10 +183,10 @@ class LogFile:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 - as the call would
             self._file.rename()
         except FileNotFoundError:  # another process has renamed or removed it
-            self._file.let_go()
+            self._file.close()
         except OSError as exc:
-            self._rotate_again = monotonic() + RETRY_AFTER
-            self._outage.neglect(exc)
+            self._rotate_again = monotonic() + FILE_RETRY_INTERVAL
+            self._outage.maintenance_failed(exc)
             return False
         self._look_again = 0.0
         return True
@@ -195,7 +195,7 @@ class LogFile:
         """Append as many of the waiting lines as belong into this file."""
         data, count = self._next(size)
         if self._alone and monotonic() >= self._measure_again:
-            self._measure_again = monotonic() + MEASURE_AFTER
+            self._measure_again = monotonic() + MEASURE_INTERVAL
             self._keeper.measure(self.path)
         if not self._keeper.make_room(self.path, size + len(data)):
             if size and self._rotate():
@@ -203,7 +203,7 @@ class LogFile:
             raise OSError(errno.EDQUOT, "log_retention leaves no room")
         taken, failure = self._file.append(data, size)
         if self._file.is_removed():
-            self._file.let_go()
+            self._file.close()
             return
         if failure is not None:
             whole, count = _whole_lines(self._waiting, taken)
@@ -212,7 +212,7 @@ class LogFile:
         del self._waiting[:count]
         self.written += count
         if failure is not None:
-            self._get_over(failure, size)
+            self._recover(failure, size)
 
     def _next(self, size: int) -> tuple[bytes, int]:
         """Return what is written at once, and the number of its lines: at least one."""
@@ -223,11 +223,11 @@ class LogFile:
         whole, count = _whole_lines(lines, self._largest - size)
         return (data[:whole], count) if count else (lines[0], 1)
 
-    def _get_over(self, failure: OSError, size: int) -> None:
+    def _recover(self, failure: OSError, size: int) -> None:
         """Make it possible to try again at once, or raise `failure`."""
         if failure.errno == errno.EFBIG and size and self._largest is not None and self._rotate():
             return
-        if failure.errno not in FULL or not self._keeper.remove_oldest(self.path.parent):
+        if failure.errno not in DISK_FULL_ERRNOS or not self._keeper.remove_oldest(self.path.parent):
             raise failure
 
     def _lose(self, reason: str) -> None:
@@ -236,7 +236,7 @@ class LogFile:
         self._waiting.clear()
 
     def _begin_work(self) -> None:
-        self._look_again = monotonic() + LOOK_AFTER
+        self._look_again = monotonic() + CLEANUP_INTERVAL
         if self._work is None:
             self._work = self._keeper.work(self.path)
         else:
@@ -258,25 +258,25 @@ def _is_out_of_files(folder: Path) -> bool:
     return found.f_files > 0 and found.f_favail == 0
 
 
-def _names_of(path: str) -> Names:
+def _make_names(path: str) -> LogFileNames:
     if "\0" in path:
-        raise _refusal(path, "no file has a null character in its name")
-    if path in STANDARD:
+        raise _unwritable_error(path, "no file has a null character in its name")
+    if path in STREAM_PATHS:
         raise ValueError(f"log_file: got {path!r}; lines are written to standard output anyway: leave log_file away")
     try:
-        return Names(path)
+        return LogFileNames(path)
     except (OSError, RuntimeError) as exc:  # no home, or the folder that the process is in is gone
-        raise _refusal(path, str(exc)) from None
+        raise _unwritable_error(path, str(exc)) from None
 
 
-def _refusal(path: str, reason: str) -> ValueError:
+def _unwritable_error(path: str, reason: str) -> ValueError:
     return ValueError(
         f"log_file: {path!r} cannot be written: {reason}; "
         "name a file in a folder that exists and that this process may write to"
     )
 
 
-def _why_not(template: Path, path: Path) -> str:  # noqa: PLR0911 - one for each reason
+def _unwritable_reason(template: Path, path: Path) -> str:  # noqa: PLR0911 - one for each reason
     """Tell why the file `path` cannot be written, leaving no trace; empty if it can. Missing folders will be made."""
     try:
         for each in {template, path}:
@@ -294,15 +294,17 @@ def _why_not(template: Path, path: Path) -> str:  # noqa: PLR0911 - one for each
         return str(exc.strerror if exc.errno == errno.EPERM else exc)
     if not folder.is_dir():
         return f"{folder} is not a folder"
-    return _why_nothing_in(folder) if os.access(folder, os.W_OK | os.X_OK) else f"no permission to write in {folder}"
+    return (
+        _uncreatable_reason(folder) if os.access(folder, os.W_OK | os.X_OK) else f"no permission to write in {folder}"
+    )
 
 
-def _why_nothing_in(folder: Path) -> str:
+def _uncreatable_reason(folder: Path) -> str:
     """Tell why no file can be made in a folder that permits it, as in `/proc`; a full disk may have room later."""
     probe = folder / f".{token_hex(8)}.log"
     try:
         os.close(open_append(probe))
         probe.unlink()
     except OSError as exc:
-        return "" if exc.errno in FULL else f"no file can be made in {folder}: {exc.strerror}"
+        return "" if exc.errno in DISK_FULL_ERRNOS else f"no file can be made in {folder}: {exc.strerror}"
     return ""

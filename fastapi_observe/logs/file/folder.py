@@ -17,10 +17,10 @@ FILE_MODE: Final = 0o640
 FOLDER_MODE: Final = 0o750
 """Modes of what we make; a stricter umask makes them stricter."""
 
-KIND: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+OPEN_FLAGS: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 """No link is followed, no program that is started gets the descriptor."""
 
-MOST_LINKS: Final = 40
+MAX_LINKS: Final = 40
 """Links on the way to one folder, as in the kernel."""
 
 _PATH: Final = getattr(os, "O_PATH", 0)
@@ -33,27 +33,27 @@ def open_file(path: Path, flags: int, *, make: bool = False) -> int:
     Raises `PermissionError`, which tells the reason and the next step, where a stranger may have had a hand in it;
     another `OSError` where it cannot be opened.
     """
-    flags |= KIND | getattr(os, "O_BINARY", 0)
+    flags |= OPEN_FLAGS | getattr(os, "O_BINARY", 0)
     if not _PATH:  # pragma: no cover - not Linux: folders on the way are not looked at
         if make:
             _make_folders(path.parent)
         descriptor = os.open(path, flags, FILE_MODE)
         folder = None if os.name == "nt" else os.stat(path.parent)  # noqa: PTH116 - as below
     else:
-        way = open_folder(path.parent, make=make)
+        way = open_directory(path.parent, make=make)
         try:
             descriptor = os.open(path.name, flags, FILE_MODE, dir_fd=way)
             folder = os.fstat(way)
         finally:
             os.close(way)
-    reason = why_unsafe(os.fstat(descriptor), folder)
+    reason = unsafe_reason(os.fstat(descriptor), folder)
     if reason:
         os.close(descriptor)
         raise PermissionError(errno.EPERM, reason, str(path))
     return descriptor
 
 
-def why_unsafe(file: os.stat_result, folder: os.stat_result | None) -> str:
+def unsafe_reason(file: os.stat_result, folder: os.stat_result | None) -> str:
     """Tell why a file in `folder` may be one that a stranger has chosen; empty if it is not, or on Windows.
 
     It is ours if it belongs to us or to root; or to the owner of the folder, unless everybody may write there.
@@ -62,14 +62,14 @@ def why_unsafe(file: os.stat_result, folder: os.stat_result | None) -> str:
         return ""
     if not stat.S_ISREG(file.st_mode):
         return "it is not a plain file: remove it"
-    if file.st_uid not in _ours() and (file.st_uid != folder.st_uid or folder.st_mode & stat.S_IWOTH):
+    if file.st_uid not in _trusted_owners() and (file.st_uid != folder.st_uid or folder.st_mode & stat.S_IWOTH):
         return f"it belongs to user {file.st_uid}: remove it, chown it to user {os.geteuid()}, or name another folder"
     if file.st_nlink > 1:
         return "it has another name too (a hard link): remove it, or name a file in a folder of your own"
     return ""
 
 
-def open_folder(folder: Path, *, make: bool = False) -> int:
+def open_directory(folder: Path, *, make: bool = False) -> int:
     """Open a folder to find files in it, with `make` after it and those above were made where they are missing.
 
     Links on the way are followed where no stranger can have put them. Only on Linux.
@@ -107,7 +107,7 @@ def _reversed_parts(path: Path) -> list[str]:
 
 def _open_entry(name: str, folder: int, *, make: bool) -> int:
     """Open a folder, or a link, in a folder."""
-    flags = _PATH | KIND
+    flags = _PATH | OPEN_FLAGS
     try:
         return os.open(name, flags | os.O_DIRECTORY, dir_fd=folder)  # it has what is mounted on demand mounted
     except NotADirectoryError:
@@ -122,9 +122,9 @@ def _open_entry(name: str, folder: int, *, make: bool) -> int:
 
 def _follow_or_raise(path: Path, name: str, link: os.stat_result, folder: os.stat_result, links: int) -> None:
     """Raise `OSError` where a link should not be followed: a stranger may have put it there, or it leads nowhere."""
-    if links > MOST_LINKS:
+    if links > MAX_LINKS:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-    if folder.st_mode & stat.S_IWOTH and not (folder.st_mode & stat.S_ISVTX and link.st_uid in _ours()):
+    if folder.st_mode & stat.S_IWOTH and not (folder.st_mode & stat.S_ISVTX and link.st_uid in _trusted_owners()):
         raise PermissionError(
             errno.EPERM,
             f"{name!r} on the way is a symbolic link in a folder that everybody may write in: "
@@ -133,7 +133,7 @@ def _follow_or_raise(path: Path, name: str, link: os.stat_result, folder: os.sta
         )
 
 
-def _ours() -> tuple[int, int]:
+def _trusted_owners() -> tuple[int, int]:
     return os.geteuid(), 0
 
 

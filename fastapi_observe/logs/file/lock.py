@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 LOCKS: Final = fcntl is not None
 
-TORN: Final = 1 << 16
+MAX_TORN_BYTES: Final = 1 << 16
 """Bytes in which the beginning of a line that was not written to its end is looked for."""
 
 
@@ -45,7 +45,7 @@ def unlock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
-def stands_at(descriptor: int, path: Path) -> bool:
+def is_same_file(descriptor: int, path: Path) -> bool:
     """Tell whether the open file is the one at `path`: another process may have renamed or removed it."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
@@ -53,14 +53,14 @@ def stands_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def mend(descriptor: int, size: int) -> int:
+def truncate_torn_line(descriptor: int, size: int) -> int:
     """Cut off a line that a killed process has not written to its end; return the size. The file must be locked."""
     if not size or os.pread(descriptor, 1, size - 1) == b"\n":
         return size
-    begin = max(0, size - TORN)
+    begin = max(0, size - MAX_TORN_BYTES)
     tail = os.pread(descriptor, size - begin, begin)
     torn = tail[tail.rfind(b"\n") + 1 :]
-    if len(torn) < TORN and torn.startswith(b"{"):
+    if len(torn) < MAX_TORN_BYTES and torn.startswith(b"{"):
         os.ftruncate(descriptor, size - len(torn))
         return size - len(torn)
     os.write(descriptor, b"\n")  # not a line of ours: it is only ended

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 SIZES: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 AGES: Final = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400, "week": 604_800}
 AMOUNT: Final = re.compile(r"\s*(\d{1,9}(?:\.\d{1,6})?)\s*([a-zA-Z]{1,7})\s*", re.ASCII)
-STAMP: Final = r"\d{8}T\d{6}\.\d{6}"
+TIMESTAMP: Final = r"\d{8}T\d{6}\.\d{6}"
 PROCESS: Final = "{pid}"
 
 
@@ -26,7 +26,7 @@ def parse_rotation(text: str | None) -> Rotation | None:
     """Read `100 MB`, `1 GB`, `500 KB`, `1 day`, `12 hours`; None: never. Raises `ValueError` for anything else."""
     if text is None:
         return None
-    number, unit = amount(text)
+    number, unit = parse_amount(text)
     if number > 0 and unit in SIZES:
         return Rotation(max(1, int(number * SIZES[unit])), None)
     if number > 0 and unit in AGES:
@@ -37,7 +37,7 @@ def parse_rotation(text: str | None) -> Rotation | None:
     )
 
 
-def amount(text: str) -> tuple[float, str]:
+def parse_amount(text: str) -> tuple[float, str]:
     """Read a number and its unit, as it stands in `SIZES` or `AGES`; another unit as it was written, `""` for none."""
     match = AMOUNT.fullmatch(text)
     if match is None:
@@ -47,7 +47,7 @@ def amount(text: str) -> tuple[float, str]:
     return float(match[1]), unit if unit in SIZES else age if age in AGES else match[2].lower()
 
 
-class Names:
+class LogFileNames:
     """The names of the log files at `path`: one for all processes, or one for each where `{pid}` is in it.
 
     `path` may begin with `~`; it is made absolute, so that it stays where it is when the process changes its folder.
@@ -63,10 +63,10 @@ class Names:
         first, *more = (re.escape(part) for part in name.removesuffix(self._suffix).split(PROCESS))
         stem = rf"{first}(?P<pid>[1-9]\d{{0,9}}(?:_\d+)?){'(?P=pid)'.join(more)}" if more else first
         self._active = re.compile(stem + re.escape(self._suffix))
-        self._rotated = re.compile(rf"{stem}\.(?P<stamp>{STAMP}){re.escape(self._suffix)}(?P<gz>\.gz)?")
+        self._rotated = re.compile(rf"{stem}\.(?P<stamp>{TIMESTAMP}){re.escape(self._suffix)}(?P<gz>\.gz)?")
         self.part_name = name.replace(PROCESS, "all") + ".gz.part"
 
-    def path_of(self, pid: int, again: int = 0) -> Path:
+    def process_path(self, pid: int, again: int = 0) -> Path:
         """Return the file of a process; `again` tells those of processes with the same id apart."""
         if self.shared:
             return self.template
@@ -76,7 +76,7 @@ class Names:
         """Return the file that is compressed into, the same for all processes."""
         return folder / self.part_name
 
-    def process_of(self, name: str) -> int | None:
+    def process_id(self, name: str) -> int | None:
         """Return the id of the process that writes, or wrote, to a file of this name; None for other files."""
         match = self._active.fullmatch(name)
         return int(match["pid"].partition("_")[0]) if match and match.groups() else None

@@ -10,10 +10,10 @@ from datetime import datetime
 from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.logs.file.lock import LOCKS, mend, open_append, stands_at, try_lock, unlock
+from fastapi_observe.logs.file.lock import LOCKS, is_same_file, open_append, truncate_torn_line, try_lock, unlock
 
 if TYPE_CHECKING:
-    from fastapi_observe.logs.file.names import Names
+    from fastapi_observe.logs.file.names import LogFileNames
 
 HOLDER_PATIENCE: Final = 1.0
 """Seconds after which a process that holds the lock counts as stopped."""
@@ -21,10 +21,10 @@ HOLDER_PATIENCE: Final = 1.0
 PAUSES: Final = (0.0002, 0.002)
 """Seconds between looks at a lock that another holds: the first and the longest."""
 
-MOST_NAMES: Final = 100
+MAX_NAMES: Final = 100
 """Most files of processes with the same id (several containers, one volume), and most attempts to have one open."""
 
-FIRST_LINE: Final = re.compile(rb'\{"timestamp":"([0-9TZ:.+-]{20,32})","level":"')
+OWN_LINE: Final = re.compile(rb'\{"timestamp":"([0-9TZ:.+-]{20,32})","level":"')
 
 
 class OpenFile:
@@ -34,28 +34,28 @@ class OpenFile:
     lock. Every method may raise `OSError`.
     """
 
-    def __init__(self, names: Names) -> None:
+    def __init__(self, names: LogFileNames) -> None:
         self._names = names
-        self.path = names.path_of(os.getpid())
+        self.path = names.process_path(os.getpid())
         self.opened = 0
-        self.begun = 0.0
+        self.started_at = 0.0
         self._descriptor = -1
         self._locked: bool | None = False
         self._pid = 0
         self._end = -1
 
-    def hold(self, patience: float | None) -> bool:
+    def acquire(self, patience: float | None) -> bool:
         """Have the file open, at its path, and locked; False: another process has the lock for longer than `patience`.
 
         Without `patience` the file of a process that does not give the lock back is renamed as in a rotation: that
         process, once it goes on, ends what it was about, and nobody else waits for it.
         """
         if self._pid != os.getpid():
-            self.let_go()
+            self.close()
             self._pid = os.getpid()
         until = monotonic() + (HOLDER_PATIENCE if patience is None else patience)
         pause, longest = PAUSES
-        most = self.opened + MOST_NAMES
+        most = self.opened + MAX_NAMES
         while True:
             if self._descriptor < 0:
                 if self.opened == most:
@@ -63,8 +63,8 @@ class OpenFile:
                 self._open()
             if self._locked is False:
                 self._locked = try_lock(self._descriptor)
-            if not stands_at(self._descriptor, self.path):
-                self.let_go()
+            if not is_same_file(self._descriptor, self.path):
+                self.close()
             elif self._locked is not False:
                 return True
             elif monotonic() < until:
@@ -83,7 +83,7 @@ class OpenFile:
             self._locked = False
             unlock(self._descriptor)
 
-    def let_go(self) -> None:
+    def close(self) -> None:
         """Close the file, if it is open; the lock goes with it."""
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
@@ -93,7 +93,7 @@ class OpenFile:
     def size(self) -> int:
         """Return the size, after a line was cut off that a killed process has not written to its end."""
         size = os.fstat(self._descriptor).st_size
-        return mend(self._descriptor, size) if self._locked and size != self._end else size
+        return truncate_torn_line(self._descriptor, size) if self._locked and size != self._end else size
 
     def append(self, data: bytes, size: int) -> tuple[int, OSError | None]:
         """Write `data` to the end, which is at `size`; return how much was taken, and why not all of it."""
@@ -114,38 +114,38 @@ class OpenFile:
 
     def is_removed(self) -> bool:
         """Tell whether the file was removed while it was written to: what was written is gone with it."""
-        return os.fstat(self._descriptor).st_nlink == 0 and not stands_at(self._descriptor, self.path)
+        return os.fstat(self._descriptor).st_nlink == 0 and not is_same_file(self._descriptor, self.path)
 
     def rename(self) -> None:
         """Give the file the name of a rotated one; the next `hold` begins a new one."""
         if not LOCKS:  # pragma: no cover - Windows renames no file that is open
-            self.let_go()
+            self.close()
         self.path.rename(self._names.next_rotated(self.path, time()))
-        self.let_go()
+        self.close()
 
     def _open(self) -> None:
         self._descriptor = self._open_one()
         self.opened += 1
         self._end = -1
-        self.begun = _begun(self._descriptor)
+        self.started_at = _begun(self._descriptor)
 
     def _open_one(self) -> int:
         if self._names.shared:
             return open_append(self.path)
-        for again in range(MOST_NAMES):
-            self.path = self._names.path_of(self._pid, again)
+        for again in range(MAX_NAMES):
+            self.path = self._names.process_path(self._pid, again)
             descriptor = open_append(self.path)
             self._locked = try_lock(descriptor)
-            if self._locked is not False and stands_at(descriptor, self.path):
+            if self._locked is not False and is_same_file(descriptor, self.path):
                 return descriptor
             os.close(descriptor)
-        raise FileExistsError(errno.EEXIST, f"{MOST_NAMES} processes hold files of the same name")
+        raise FileExistsError(errno.EEXIST, f"{MAX_NAMES} processes hold files of the same name")
 
 
 def _begun(descriptor: int) -> float:
     """Return when the file was begun (seconds since the epoch): as its first line tells, else now."""
     if hasattr(os, "pread"):  # pragma: no branch - Windows
-        found = FIRST_LINE.match(os.pread(descriptor, 80, 0))
+        found = OWN_LINE.match(os.pread(descriptor, 80, 0))
         if found:
             with suppress(ValueError):
                 return datetime.fromisoformat(found[1].decode()).timestamp()

@@ -6,33 +6,33 @@ import logging
 from time import monotonic
 from typing import Final
 
-REPEAT_AFTER: Final = 60.0
+LOG_INTERVAL: Final = 60.0
 """Seconds until something that lasts is told again."""
 
 PAUSE: Final = 10.0
 """Seconds at least between any two lines."""
 
 
-class FileOutage:
+class FileErrorLog:
     """Tells at once that lines are lost, and when they are written again, how many were."""
 
     def __init__(self, path: str) -> None:
         self.lost = 0
         self._path = path
         self._told = False
-        self._spoke = self._cared = -REPEAT_AFTER
+        self._spoke = self._cared = -LOG_INTERVAL
 
-    def begin(self, exc: OSError) -> None:
+    def lines_lost(self, exc: OSError) -> None:
         """Tell why lines are lost."""
-        if not self._told or monotonic() - self._spoke >= REPEAT_AFTER:
+        if not self._told or monotonic() - self._spoke >= LOG_INTERVAL:
             self._told |= self._tell("loses lines", exc)
 
-    def neglect(self, exc: OSError) -> None:
+    def maintenance_failed(self, exc: OSError) -> None:
         """Tell why the file cannot be rotated, or rotated files be compressed or removed; no line is lost by that."""
-        if monotonic() - self._cared >= REPEAT_AFTER and self._tell("cannot be rotated or tidied up", exc):
+        if monotonic() - self._cared >= LOG_INTERVAL and self._tell("cannot be rotated or tidied up", exc):
             self._cared = self._spoke
 
-    def end(self) -> None:
+    def recovered(self) -> None:
         """Tell how many lines were lost; the line may have to wait for a later call."""
         if self._may_speak():
             lost, self.lost, self._told = self.lost, 0, False

@@ -9,22 +9,22 @@ from time import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fastapi_observe.logs.file.compression import compress
-from fastapi_observe.logs.file.folder import open_file, why_unsafe
-from fastapi_observe.logs.file.lock import LOCKS, mend, open_append, stands_at, try_lock
-from fastapi_observe.logs.file.names import AGES, SIZES, amount
-from fastapi_observe.logs.file.opening import FIRST_LINE
+from fastapi_observe.logs.file.folder import open_file, unsafe_reason
+from fastapi_observe.logs.file.lock import LOCKS, is_same_file, open_append, truncate_torn_line, try_lock
+from fastapi_observe.logs.file.names import AGES, SIZES, parse_amount
+from fastapi_observe.logs.file.opening import OWN_LINE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from fastapi_observe.logs.file.names import Names
+    from fastapi_observe.logs.file.names import LogFileNames
 
 SHARE: Final = 4
 """A file is rotated at the latest when it has this part of the total size, so that others can be removed instead."""
 
 
-LARGEST_PROCESS: Final = 2**22
+MAX_PROCESS_ID: Final = 2**22
 """The largest id of a process that Linux can be set to; other systems have smaller ones."""
 
 
@@ -42,7 +42,7 @@ def parse_retention(text: str | None) -> Retention | None:
         return None
     found: dict[str, float] = {}
     for each in text.split(","):
-        number, unit = amount(each)
+        number, unit = parse_amount(each)
         if unit in {"file", "files"} and number == int(number):
             kind, value = "files", number
         elif unit in AGES and number > 0:
@@ -61,23 +61,23 @@ def parse_retention(text: str | None) -> Retention | None:
     return Retention(None if files is None else int(files), found.get("age"), None if size is None else int(size))
 
 
-class Kept(NamedTuple):
+class RotatedFile(NamedTuple):
     """A rotated file."""
 
     stamp: str
     path: Path
-    packed: bool
+    is_compressed: bool
     size: int
     changed: float
 
 
-class Keeper:
+class RetentionManager:
     """Keeps the rotated files of one log: removes, compresses, adopts those of dead processes.
 
     Several processes may do so at once: whoever is second finds nothing to do.
     """
 
-    def __init__(self, names: Names, retention: Retention | None, compresses: bool) -> None:  # noqa: FBT001 - its one call names it
+    def __init__(self, names: LogFileNames, retention: Retention | None, compresses: bool) -> None:  # noqa: FBT001 - its one call names it
         self._names = names
         self._retention = retention or Retention()
         self._compresses = compresses and LOCKS  # Windows renames no file that is open
@@ -123,12 +123,12 @@ class Keeper:
         self._remove_old(folder)
         if self._compresses:
             for each in self._rotated(folder):
-                if not each.packed:
+                if not each.is_compressed:
                     yield from compress(each.path, self._names.part(folder))
         yield
         self._remove_old(folder)
 
-    def _rotated(self, folder: Path) -> list[Kept]:
+    def _rotated(self, folder: Path) -> list[RotatedFile]:
         """List the rotated files, oldest first; what a stranger may have put there is none of them."""
         found = []
         home = folder.stat() if hasattr(os, "geteuid") else None
@@ -137,15 +137,15 @@ class Keeper:
             if name is not None:
                 with suppress(FileNotFoundError):
                     info = path.stat(follow_symlinks=False)
-                    if stat.S_ISREG(info.st_mode) and not why_unsafe(info, home):
-                        found.append(Kept(name[0], path, name[1], info.st_size, info.st_mtime))
+                    if stat.S_ISREG(info.st_mode) and not unsafe_reason(info, home):
+                        found.append(RotatedFile(name[0], path, name[1], info.st_size, info.st_mtime))
         return sorted(found)
 
     def _files_of_others(self, active: Path) -> Iterator[tuple[Path, int]]:
         """Find what other processes of ours write, or wrote, to: the name alone could be that of any file."""
         largest = _largest_process()
         for path in sorted(active.parent.iterdir()):
-            process = self._names.process_of(path.name)
+            process = self._names.process_id(path.name)
             if process is not None and process <= largest and path != active and _is_ours(path):
                 yield path, process
 
@@ -154,7 +154,7 @@ class Keeper:
         rotated = self._rotated(folder)
         others = [path for path, _ in self._files_of_others(active)]
         # While a file is compressed it is there twice.
-        soon = max((each.size for each in rotated if not each.packed), default=0) if self._compresses else 0
+        soon = max((each.size for each in rotated if not each.is_compressed), default=0) if self._compresses else 0
         being = _size(self._names.part(folder))
         return sum(each.size for each in rotated) + sum(_size(path) for path in others) + max(soon, being)
 
@@ -173,9 +173,9 @@ class Keeper:
         descriptor = -1
         try:
             descriptor = open_append(path, create=False)
-            if try_lock(descriptor) and stands_at(descriptor, path):
+            if try_lock(descriptor) and is_same_file(descriptor, path):
                 info = os.fstat(descriptor)
-                mend(descriptor, info.st_size)
+                truncate_torn_line(descriptor, info.st_size)
                 path.rename(self._names.next_rotated(path, info.st_mtime))
         except FileNotFoundError:  # another process was quicker
             pass
@@ -187,7 +187,7 @@ class Keeper:
 def _largest_process() -> int:
     with suppress(OSError, ValueError), open("/proc/sys/kernel/pid_max", "rb") as file:  # noqa: PTH123 - no path of ours
         return int(file.read())
-    return LARGEST_PROCESS  # pragma: no cover - not Linux
+    return MAX_PROCESS_ID  # pragma: no cover - not Linux
 
 
 def _is_alive(process: int) -> bool:
@@ -208,7 +208,7 @@ def _is_ours(path: Path) -> bool:
     except OSError:
         return False
     try:
-        return FIRST_LINE.match(os.read(descriptor, 80)) is not None
+        return OWN_LINE.match(os.read(descriptor, 80)) is not None
     except OSError:
         return False
     finally:

@@ -2,85 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
-from fastapi_observe.metrics.series import Bounded, Counter, Gauge, Histogram
+from fastapi_observe.metrics.series import BoundedMetric, Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from contextlib import AbstractContextManager
 
     from prometheus_client.metrics_core import Metric
 
-    from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.metrics.budget import SeriesBudget
-
-Answer = list[tuple[int, int, dict[str, str], float, float]]
-"""Exemplars: where the record begins, its cell, then labels, value and time in seconds."""
+    from fastapi_observe.internal.errors import InternalErrors
+    from fastapi_observe.metrics.budget import SeriesLimiter
+    from fastapi_observe.workers.worker import Exemplars, Worker
 
 
-class Reading(Protocol):
-    """What one worker, or the archive of those that have ended, has counted."""
-
-    pid: int
-    living: bool
-    own: bool
-    families: list[dict[str, Any]]
-    series: list[tuple[int, tuple[str, ...], int, int]]
-    values: memoryview[float]
-
-    @property
-    def name(self) -> str:
-        """Tells it from others."""
-
-
-class Worker(Protocol):
-    """A process among the workers of its server."""
-
-    living: int
-    answering: AbstractContextManager[Any]
-    attached: dict[str, Any]
-    answerers: list[Callable[[bool], Answer]]
-    rebinders: list[Callable[[], None]]
-    exemplars: dict[str, list[Any]]
-
-    @property
-    def degraded(self) -> bool:
-        """Whether something is shown by this process alone."""
-
-    @property
-    def unreadable(self) -> int:
-        """How many files made no sense."""
-
-    def allocate(self, family: bytes, labels: tuple[str, ...], initial: list[float]) -> list[float] | None:
-        """Return the cells of a record, made now or before; None: there is no space."""
-
-    def where(self, family: bytes, labels: tuple[str, ...]) -> int:
-        """Return where the cells of a record begin."""
-
-    def read(self) -> tuple[object, list[Any]]:
-        """Return what everybody has counted, and a token that changes when the list does."""
-
-    def ask(self, *, exemplars: bool) -> None:
-        """Have every worker read what is only read at scrape."""
-
-
-def kind_of(metric: Bounded) -> str:
+def metric_kind(metric: BoundedMetric) -> str:
     """Return what a metric is called in the files."""
     return "gauge" if isinstance(metric, Gauge) else "histogram" if isinstance(metric, Histogram) else "counter"
 
 
-def describe(scope: str, metric: Bounded) -> dict[str, Any]:
+def describe(scope: str, metric: BoundedMetric) -> dict[str, Any]:
     """Return what the others must know of a metric to show it, even if they have none of that name."""
     name, _ = metric.family()
     gauge = isinstance(metric, Gauge)
     return {
         "scope": scope,
         "name": name,
-        "kind": kind_of(metric),
+        "kind": metric_kind(metric),
         "doc": metric.documentation(),
         "labels": metric.label_names(),
         "bounds": [str(bound) for bound in metric.bounds()] if isinstance(metric, Histogram) else None,
@@ -96,35 +47,40 @@ class SharedCells:
     """
 
     def __init__(
-        self, worker: Worker, budget: SeriesBudget, scope: str, metrics: Callable[[], Iterable[Bounded]], faults: Faults
+        self,
+        worker: Worker,
+        budget: SeriesLimiter,
+        scope: str,
+        metrics: Callable[[], Iterable[BoundedMetric]],
+        faults: InternalErrors,
     ) -> None:
         self.worker = worker
         self.scope = scope
-        self.alone: list[Bounded] = []
+        self.local_only: list[BoundedMetric] = []
         self._metrics = metrics
         self._faults = faults
         self._lock = budget.lock
         self._described: dict[tuple[str, str], bytes] = {}
-        self._late: list[tuple[list[float], list[float], Bounded]] = []
+        self._late: list[tuple[list[float], list[float], BoundedMetric]] = []
 
     def bind_all(self) -> None:
         """Move what has been counted so far, each number once: what a thread adds meanwhile follows at `settle`."""
         with self._lock:
-            self.alone.extend(child for child in self.children() if not self._move(child))
+            self.local_only.extend(child for child in self.children() if not self._move(child))
 
-    def children(self) -> Iterator[Bounded]:
+    def children(self) -> Iterator[BoundedMetric]:
         """Yield whatever has cells."""
-        return series_of(self._metrics())
+        return metric_series(self._metrics())
 
-    def bind(self, child: Bounded) -> None:
+    def bind(self, child: BoundedMetric) -> None:
         """Give a new series its cells in the file."""
         cells = self._allocate(child, [float(cell) for cell in child.cells])
         if cells is None:
-            self.alone.append(child)
+            self.local_only.append(child)
         else:
             child.cells = cells
 
-    def _move(self, child: Bounded) -> bool:
+    def _move(self, child: BoundedMetric) -> bool:
         before = child.cells
         values = [float(cell) for cell in before]
         cells = self._allocate(child, values)
@@ -140,20 +96,20 @@ class SharedCells:
         with self._lock:
             self._take_late()
             known = len(self._late)
-            alone = {id(child) for child in self.alone}
+            alone = {id(child) for child in self.local_only}
             for child in self.children():
                 if id(child) not in alone:
                     self._rebind(child)
             if len(self._late) > known:  # the ones before are of files that nobody remembers any more
                 del self._late[:known]
 
-    def _rebind(self, child: Bounded) -> None:
+    def _rebind(self, child: BoundedMetric) -> None:
         before = child.cells
         values = [float(cell) for cell in before]
         cells = self.worker.allocate(self.described(child), child.label_values(), [0.0] * len(values))
         if cells is None:  # a series that was new while the files were made
             child.cells = values[:1] if isinstance(child, Gauge) else values
-            self.alone.append(child)
+            self.local_only.append(child)
             return
         if cells is before:  # made there already
             return
@@ -163,7 +119,7 @@ class SharedCells:
         if not isinstance(child, Gauge):
             self._late.append((before, values, child))
 
-    def _allocate(self, child: Bounded, values: list[float]) -> list[float] | None:
+    def _allocate(self, child: BoundedMetric, values: list[float]) -> list[float] | None:
         """Return cells that hold the values of a child; a gauge has a second one, that says it is there."""
         gauge = isinstance(child, Gauge)
         size = len(values)
@@ -176,26 +132,26 @@ class SharedCells:
             cells[1] = 1.0
         return cells
 
-    def described(self, child: Bounded) -> bytes:
+    def described(self, child: BoundedMetric) -> bytes:
         """Return what describes the family of a child, as JSON."""
-        key = (child.family()[0], kind_of(child))
+        key = (child.family()[0], metric_kind(child))
         found = self._described.get(key)
         if found is None:
             found = self._described[key] = orjson.dumps(describe(self.scope, child))
         return found
 
-    def release(self, child: Bounded) -> None:
+    def release(self, child: BoundedMetric) -> None:
         """Show a gauge that was removed no longer; what was counted stays in the total."""
-        if child in self.alone:
-            self.alone.remove(child)
+        if child in self.local_only:
+            self.local_only.remove(child)
         if isinstance(child, Gauge) and len(child.cells) > 1:
             child.cells[1] = 0.0
 
-    def settle(self) -> None:
+    def move_pending(self) -> None:
         """Move what threads have added to old cells, and try again to find space for what has none."""
         with self._lock:
             self._take_late()
-            self.alone = [child for child in self.alone if not self._move(child)]
+            self.local_only = [child for child in self.local_only if not self._move(child)]
 
     def _take_late(self) -> None:
         for before, seen, child in self._late:
@@ -204,9 +160,9 @@ class SharedCells:
                     child.cells[at] += value - seen[at]
                     seen[at] = value
 
-    def answer(self, exemplars: bool) -> Answer:  # noqa: FBT001 - as runtime calls it
+    def publish_exemplars(self, exemplars: bool) -> Exemplars:  # noqa: FBT001 - as runtime calls it
         """Read what is only read at scrape; return the exemplars if they are wanted."""
-        self.settle()
+        self.move_pending()
         for metric in list(self._metrics()):
             if isinstance(metric, Gauge):
                 for child in [metric] if metric.cells else list(metric.children().values()):
@@ -220,16 +176,16 @@ class SharedCells:
             except Exception as exc:  # noqa: BLE001 - a user's function raises what it likes
                 self._faults("collect", exc)
 
-    def _exemplars(self) -> Answer:
-        found: Answer = []
+    def _exemplars(self) -> Exemplars:
+        found: Exemplars = []
         for child in self.children():
-            if child.exemplars and child not in self.alone:
-                at = self.worker.where(self.described(child), child.label_values())
+            if child.exemplars and child not in self.local_only:
+                at = self.worker.cell_offset(self.described(child), child.label_values())
                 found.extend((at, cell, *kept) for cell, kept in child.exemplars.copy().items())
         return found
 
 
-def series_of(metrics: Iterable[Bounded]) -> Iterator[Bounded]:
+def metric_series(metrics: Iterable[BoundedMetric]) -> Iterator[BoundedMetric]:
     """Yield whatever has cells."""
     for metric in metrics:
         if metric.cells:
@@ -238,7 +194,7 @@ def series_of(metrics: Iterable[Bounded]) -> Iterator[Bounded]:
             yield from list(metric.children().values())
 
 
-def detach(children: Iterable[Bounded]) -> None:
+def detach(children: Iterable[BoundedMetric]) -> None:
     """Give series cells of this process; what is no gauge begins at zero."""
     for child in children:
         child.cells = [child.cells[0]] if isinstance(child, Gauge) else [0] * (len(child.cells) - 1) + [0.0]
@@ -278,6 +234,6 @@ class WorkersCollector:
             GaugeMetricFamily(
                 "fastapi_observe_workers",
                 "Worker processes that are counted together.",
-                value=1 if self.worker is None else self.worker.living,
+                value=1 if self.worker is None else self.worker.live_workers,
             ),
         )

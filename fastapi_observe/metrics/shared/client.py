@@ -11,7 +11,7 @@ import orjson
 from prometheus_client import values as stock
 from prometheus_client.metrics import Counter, Gauge, Histogram, MetricWrapperBase, Summary
 
-from fastapi_observe.metrics.series import Bounded, go_float
+from fastapi_observe.metrics.series import BoundedMetric, format_float
 from fastapi_observe.metrics.shared.samples import describe, record_labels
 
 if TYPE_CHECKING:
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.samples import Exemplar
 
-    from fastapi_observe.metrics.shared.cells import Answer, Worker
+    from fastapi_observe.workers.worker import Exemplars, Worker
 
 SHARED = (Counter, Gauge, Histogram, Summary)
 """What has values; prometheus_client's Info and Enum keep something else, of this process."""
 
 
-def is_stock(collector: object) -> bool:
+def is_prometheus_client_metric(collector: object) -> bool:
     """Tell whether a collector is one of prometheus_client's own metrics with values."""
-    return isinstance(collector, SHARED) and not isinstance(collector, Bounded)
+    return isinstance(collector, SHARED) and not isinstance(collector, BoundedMetric)
 
 
 def honours_directory() -> bool:
@@ -77,7 +77,7 @@ class CellValue:
         return self._exemplar
 
 
-class ClientCells:
+class PrometheusClientCells:
     """Shares the values of registries with the other workers, until the last install that shows them is closed.
 
     prometheus_client makes every number with its `values.ValueClass`; ours stands there meanwhile. A metric without
@@ -107,12 +107,12 @@ class ClientCells:
 
         def register(collector: Any) -> None:
             original(collector)
-            if is_stock(collector):
+            if is_prometheus_client_metric(collector):
                 self._move(collector, scope, {})
 
         registry.register = register  # type: ignore[method-assign]
         for collector in list(registry._collector_to_names):  # noqa: SLF001 - as `collectors` in exposition.py
-            if is_stock(collector):
+            if is_prometheus_client_metric(collector):
                 self._move(collector, scope, inherited)
 
     def close(self, registry: CollectorRegistry) -> None:
@@ -135,7 +135,7 @@ class ClientCells:
             self.values.clear()
             self.alone.clear()
 
-    def forked(self) -> None:
+    def after_fork(self) -> None:
         """Do the same in a forked child, where nobody holds the lock."""
         self._lock = threading.Lock()
         for value in self.values:
@@ -239,7 +239,7 @@ class ClientCells:
 
     # Reading
 
-    def answer(self, exemplars: bool) -> Answer:  # noqa: FBT001 - as runtime calls it
+    def publish_exemplars(self, exemplars: bool) -> Exemplars:  # noqa: FBT001 - as runtime calls it
         """Ask the functions of gauges; return the exemplars if they are wanted."""
         with self._lock:
             waiting, self.alone = self.alone, []
@@ -247,20 +247,20 @@ class ClientCells:
                 self._bind(value)
         for registry in list(self._scopes):
             for metric in list(registry._collector_to_names):  # noqa: SLF001 - as above
-                if isinstance(metric, Gauge) and not isinstance(metric, Bounded):
+                if isinstance(metric, Gauge) and not isinstance(metric, BoundedMetric):
                     _read_functions(metric)
         if not exemplars:
             return []
-        found: Answer = []
+        found: Exemplars = []
         for value in list(self.values):
             kept = value.get_exemplar()
             if kept is not None and value not in self.alone:
-                at = self._worker.where(value.family, value.labels)
+                at = self._worker.cell_offset(value.family, value.labels)
                 found.append((at, 0, dict(kept.labels), kept.value, float(kept.timestamp or 0.0)))
         return found
 
 
-def inherited(registries: Iterable[Any]) -> dict[int, float]:
+def values_at_fork(registries: Iterable[Any]) -> dict[int, float]:
     """Return what counters had when this process was forked: it is the parent's, not counted here.
 
     Read without the locks, which another thread of the parent may have held.
@@ -269,7 +269,7 @@ def inherited(registries: Iterable[Any]) -> dict[int, float]:
         id(place[at]): getattr(place[at], "_value", 0.0)
         for registry in registries
         for metric in list(getattr(registry, "_collector_to_names", ()))
-        if is_stock(metric) and not isinstance(metric, Gauge)
+        if is_prometheus_client_metric(metric) and not isinstance(metric, Gauge)
         for child in _children(metric)
         for place, at, _, _ in _numbers(child)
     }
@@ -291,7 +291,7 @@ def _numbers(child: Any) -> Iterator[tuple[Any, Any, str, list[tuple[str, str]]]
         if attribute in vars(child):
             yield vars(child), attribute, child._name + end, []  # noqa: SLF001
     for at, bound in enumerate(getattr(child, "_upper_bounds", ())):
-        yield child._buckets, at, f"{child._name}_bucket", [("le", go_float(bound))]  # noqa: SLF001
+        yield child._buckets, at, f"{child._name}_bucket", [("le", format_float(bound))]  # noqa: SLF001
 
 
 def _read_functions(metric: Any) -> None:

@@ -7,34 +7,34 @@ from math import inf
 from time import sleep
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.metrics.budget import SeriesBudget
-from fastapi_observe.metrics.series import AT_ONCE, NAP, Bounded, Counter, Gauge, Histogram, escape
-from fastapi_observe.metrics.shared.samples import Exemplars, Samples
+from fastapi_observe.metrics.budget import SeriesLimiter
+from fastapi_observe.metrics.series import YIELD_EVERY, YIELD_SLEEP, BoundedMetric, Counter, Gauge, Histogram, escape
+from fastapi_observe.metrics.shared.samples import ExemplarsBySeries, SampleFamily
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from fastapi_observe.metrics.budget import Kept
-    from fastapi_observe.metrics.shared.cells import Reading
+    from fastapi_observe.metrics.budget import ExemplarTuple
+    from fastapi_observe.workers.files import ValueFileReader
 
-Refs = list[tuple["Reading", int]]
+CellRefs = list[tuple["ValueFileReader", int]]
 """Where the cells of one series stand: in whose values, and from where on."""
 
 UNBOUNDED: Final = 1 << 60
 """The bound has been kept where the series were made."""
 
 
-class Merged:
+class MergedFamily:
     """A family with the series of all workers."""
 
-    def __init__(self, shape: Bounded, mode: str) -> None:
+    def __init__(self, shape: BoundedMetric, mode: str) -> None:
         self.shape = shape
         self.mode = mode
         self.series: dict[tuple[str, ...], MergedSeries] = {}
         self.width = len(shape.bounds()) + 1 if isinstance(shape, Histogram) else 2 if isinstance(shape, Gauge) else 1
         self._with_exemplars = False
 
-    def add(self, labels: tuple[str, ...], reading: Reading, at: int) -> None:
+    def add(self, labels: tuple[str, ...], reading: ValueFileReader, at: int) -> None:
         """Take note of a series of one worker."""
         series = self.series.get(labels)
         if series is None:
@@ -45,7 +45,7 @@ class Merged:
         """Return the name of the family, without the ending of counters, and its type."""
         return self.shape.family()
 
-    def series_of_all(self, exemplars: Exemplars, alone: Iterable[Bounded]) -> Sequence[MergedSeries]:
+    def series_of_all(self, exemplars: ExemplarsBySeries, alone: Iterable[BoundedMetric]) -> Sequence[MergedSeries]:
         """Return the series as they are now; `alone` are those that this worker could not share."""
         here = {child.label_values(): child for child in alone}
         for labels in here.keys() - self.series.keys():
@@ -57,12 +57,12 @@ class Merged:
                 series.find_exemplars(exemplars)
             self._with_exemplars = bool(exemplars)
         for number, (labels, series) in enumerate(self.series.items()):
-            if number % AT_ONCE == 0:
-                sleep(NAP)  # as in `text_of`
+            if number % YIELD_EVERY == 0:
+                sleep(YIELD_SLEEP)  # as in `text_of`
             series.add_up(self.width, here.get(labels))
         return list(self.series.values())
 
-    def _gauges(self, here: dict[tuple[str, ...], Bounded]) -> Sequence[MergedSeries]:
+    def _gauges(self, here: dict[tuple[str, ...], BoundedMetric]) -> Sequence[MergedSeries]:
         shown: list[MergedSeries] = []
         for labels, series in self.series.items():
             values = [
@@ -94,8 +94,8 @@ class MergedSeries:
     def __init__(self, pairs: str, value: float | None = None) -> None:
         self.pairs = pairs
         self.braced = f"{{{pairs}}}" if pairs else ""
-        self.exemplars: dict[int, Kept] = {}
-        self.refs: Refs = []
+        self.exemplars: dict[int, ExemplarTuple] = {}
+        self.refs: CellRefs = []
         self.value = value
         self.values: Sequence[float] = ()
 
@@ -103,7 +103,7 @@ class MergedSeries:
         """Return the cells that were added up."""
         return self.values if self.value is None else (self.value,)
 
-    def add_up(self, width: int, alone: Bounded | None) -> None:
+    def add_up(self, width: int, alone: BoundedMetric | None) -> None:
         """Add up the cells of all workers, and those of a series that could not be shared."""
         refs = self.refs
         if width == 1:
@@ -117,7 +117,7 @@ class MergedSeries:
         *counts, total = cells[0] if len(cells) == 1 else map(sum, zip(*cells, strict=True))
         self.values = [*map(_whole, counts), total]
 
-    def find_exemplars(self, exemplars: Exemplars) -> None:
+    def find_exemplars(self, exemplars: ExemplarsBySeries) -> None:
         """Keep the latest exemplar of each cell."""
         self.exemplars = {}
         for reading, at in self.refs:
@@ -131,22 +131,22 @@ def _whole(count: float) -> float:
     return int(count) if -inf < count < inf else count
 
 
-def _new_series(shape: Bounded, labels: tuple[str, ...]) -> MergedSeries:
+def _new_series(shape: BoundedMetric, labels: tuple[str, ...]) -> MergedSeries:
     names = shape.label_names()
     return MergedSeries(",".join(f'{name}="{escape(text)}"' for name, text in zip(names, labels, strict=True)))
 
 
-class Index:
+class FamilyIndex:
     """Finds in the files of the workers what belongs to which family; what was found is kept until the files change."""
 
     def __init__(self) -> None:
-        self.families: dict[tuple[str, str], Merged | Samples] = {}
+        self.families: dict[tuple[str, str], MergedFamily | SampleFamily] = {}
         self.strange: set[tuple[str, str]] = set()
         self._token: object = None
         self._taken: dict[str, int] = {}
-        self._numbers: dict[str, list[Merged | Samples | None]] = {}
+        self._numbers: dict[str, list[MergedFamily | SampleFamily | None]] = {}
 
-    def update(self, token: object, readings: Iterable[Reading]) -> None:
+    def update(self, token: object, readings: Iterable[ValueFileReader]) -> None:
         """Take in what has been added since the last time."""
         if token != self._token:
             self._token = token
@@ -165,13 +165,15 @@ class Index:
                         self.strange.add((reading.name, str(number)))
             self._taken[reading.name] = len(reading.series)
 
-    def _find(self, described: dict[str, Any]) -> Merged | Samples | None:
+    def _find(self, described: dict[str, Any]) -> MergedFamily | SampleFamily | None:
         """Return the family that is described; None if it is none, or has another shape than ours of that name."""
         try:
             key = (described["scope"], described["name"])
             family = self.families.get(key)
             made = (
-                Samples(described) if described["kind"] == "samples" else Merged(_shape(described), described["mode"])
+                SampleFamily(described)
+                if described["kind"] == "samples"
+                else MergedFamily(_shape(described), described["mode"])
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             self.strange.add((str(described.get("scope")), str(described.get("name"))))
@@ -185,16 +187,16 @@ class Index:
         return family
 
 
-def _form(family: Merged | Samples) -> object:
-    if isinstance(family, Samples):
+def _form(family: MergedFamily | SampleFamily) -> object:
+    if isinstance(family, SampleFamily):
         return family.type
     shape = family.shape
     return type(shape), shape.label_names(), shape.bounds() if isinstance(shape, Histogram) else None
 
 
-def _shape(described: dict[str, Any]) -> Bounded:
+def _shape(described: dict[str, Any]) -> BoundedMetric:
     """Make a metric that writes the lines of a family, with a place for no series."""
-    budget = SeriesBudget(UNBOUNDED, UNBOUNDED)
+    budget = SeriesLimiter(UNBOUNDED, UNBOUNDED)
     arguments = described["name"], described["doc"], tuple(described["labels"]), budget
     if described["kind"] == "histogram":
         return Histogram(*arguments, buckets=tuple(float(bound) for bound in described["bounds"]))

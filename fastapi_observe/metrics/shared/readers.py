@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 from prometheus_client.metrics import MetricWrapperBase
 
-from fastapi_observe.metrics.series import NAP, Bounded
-from fastapi_observe.metrics.shared.client import is_stock
+from fastapi_observe.metrics.series import YIELD_SLEEP, BoundedMetric
+from fastapi_observe.metrics.shared.client import is_prometheus_client_metric
 from fastapi_observe.metrics.shared.samples import describe, record_labels
 
 if TYPE_CHECKING:
@@ -17,47 +17,53 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from fastapi_observe.internal.errors import Faults
-    from fastapi_observe.metrics.shared.cells import Worker
+    from fastapi_observe.internal.errors import InternalErrors
+    from fastapi_observe.workers.worker import Worker
 
-OURS: Final = "fastapi_observe"
+OWN_PREFIX: Final = "fastapi_observe"
 
-OF_THE_MACHINE: Final = frozenset({"memory_usage_bytes", "cpu_usage_percent", "disk_usage_bytes"})
+HOST_METRICS: Final = frozenset({"memory_usage_bytes", "cpu_usage_percent", "disk_usage_bytes"})
 """The same from whichever process it is read."""
 
-LATEST_OR_WORST: Final = ("_timestamp_seconds", "_degraded", "fastapi_observe_series", "fastapi_observe_workers")
+MAX_MERGED_SUFFIXES: Final = ("_timestamp_seconds", "_degraded", "fastapi_observe_series", "fastapi_observe_workers")
 """Endings of gauges of ours that are not added up."""
 
 
-def mode_of(name: str, kind: str) -> str:
+def merge_mode(name: str, kind: str) -> str:
     """Return how a family of several workers is shown: `once`, `sum`, `max`, or `pid`, each process for itself.
 
     What another's collector reads may be the process's or the whole world's: it is not added up.
     """
-    if kind in {"info", "stateset", "unknown"} or name in OF_THE_MACHINE or name.startswith("python_info"):
+    if kind in {"info", "stateset", "unknown"} or name in HOST_METRICS or name.startswith("python_info"):
         return "once"
-    if not name.startswith(OURS):
+    if not name.startswith(OWN_PREFIX):
         return "pid"
-    return "max" if kind == "gauge" and name.endswith(LATEST_OR_WORST) else "sum"
+    return "max" if kind == "gauge" and name.endswith(MAX_MERGED_SUFFIXES) else "sum"
 
 
-def is_reader(collector: object) -> bool:
+def is_scrape_time(collector: object) -> bool:
     """Tell whether a collector is read at scrape only, by each worker for itself."""
-    return not isinstance(collector, Bounded) and not is_stock(collector) and not is_of_all(collector)
+    return (
+        not isinstance(collector, BoundedMetric)
+        and not is_prometheus_client_metric(collector)
+        and not covers_all_workers(collector)
+    )
 
 
-def is_of_all(collector: object) -> bool:
+def covers_all_workers(collector: object) -> bool:
     """Tell whether a collector of ours shows what all workers have counted, whoever is asked."""
-    return getattr(collector, "of_all_workers", False) is True
+    return getattr(collector, "covers_all_workers", False) is True
 
 
-class Readers:
+class ScrapeTimeCollectors:
     """The collectors of one registry that are read at scrape; `once` is what this process alone shows of them.
 
     `alone` are samples that found no space: description of the family, record labels, value.
     """
 
-    def __init__(self, worker: Worker, scope: str, collectors: Callable[[], Iterable[Any]], faults: Faults) -> None:
+    def __init__(
+        self, worker: Worker, scope: str, collectors: Callable[[], Iterable[Any]], faults: InternalErrors
+    ) -> None:
         self.once: list[Metric] = []
         self.alone: list[tuple[bytes, tuple[str, ...], float]] = []
         self._worker = worker
@@ -67,18 +73,18 @@ class Readers:
         self._described: dict[str, tuple[bytes, str]] = {}
         self._cells: dict[tuple[bytes, tuple[str, ...]], list[float]] = {}
 
-    def answer(self) -> None:
+    def publish_values(self) -> None:
         """Read everything, into the files of this worker."""
         once: list[Metric] = []
         self.alone = []
         seen: set[tuple[bytes, tuple[str, ...]]] = set()
         for collector in self._collectors():
-            if not is_reader(collector):
+            if not is_scrape_time(collector):
                 continue
-            sleep(NAP)  # as in `text_of`
+            sleep(YIELD_SLEEP)  # as in `text_of`
             try:
                 for family in collector.collect():
-                    if isinstance(collector, MetricWrapperBase) or mode_of(family.name, family.type) == "once":
+                    if isinstance(collector, MetricWrapperBase) or merge_mode(family.name, family.type) == "once":
                         once.append(family)
                     else:
                         self._write(family, seen)
@@ -96,7 +102,7 @@ class Readers:
     def _write(self, family: Metric, seen: set[tuple[bytes, tuple[str, ...]]]) -> None:
         found = self._described.get(family.name)
         if found is None:
-            mode = mode_of(family.name, family.type)
+            mode = merge_mode(family.name, family.type)
             described = describe(
                 self._scope, family.name, family.type, family.documentation, mode, unit=family.unit, cumulated=True
             )

@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Any, Final
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Exemplar
 
-from fastapi_observe.metrics.series import go_float
+from fastapi_observe.metrics.series import format_float
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from prometheus_client.samples import Sample
 
-    from fastapi_observe.metrics.budget import Kept
-    from fastapi_observe.metrics.shared.cells import Reading
+    from fastapi_observe.metrics.budget import ExemplarTuple
+    from fastapi_observe.workers.files import ValueFileReader
 
 Labels = tuple[tuple[str, str], ...]
 Key = tuple[str, Labels]
 """Name and labels of a sample."""
 
 
-Exemplars = dict[tuple[str, int], dict[int, "Kept"]]
-"""Exemplars by the name of whose they are and where its record begins, then by cell."""
+ExemplarsBySeries = dict[tuple[str, int], dict[int, "ExemplarTuple"]]
+"""ExemplarsBySeries by the name of whose they are and where its record begins, then by cell."""
 
-Alone = tuple[tuple[str, ...], float, float]
+LocalSample = tuple[tuple[str, ...], float, float]
 """A sample that one worker could not share: labels of its record, value, and when it was set."""
 
 
@@ -52,16 +52,16 @@ def describe(  # noqa: PLR0913 - what a family is
         "doc": _text(documentation),
         "unit": unit,
         "mode": mode,
-        "fold": FOLDS.get(mode, "drop"),
+        "fold": MERGE_MODES.get(mode, "drop"),
         "cumulated": cumulated,
     }
 
 
-FOLDS: Final = {"sum": "sum", "min": "min", "max": "max", "mostrecent": "latest"}
+MERGE_MODES: Final = {"sum": "sum", "min": "min", "max": "max", "mostrecent": "latest"}
 """What is left of a worker that has ended, by mode; every other mode leaves nothing."""
 
 
-class Samples:
+class SampleFamily:
     """A family with the samples of all workers. Each record is a value, and when it was set (0: it is not there)."""
 
     width = 2
@@ -74,16 +74,16 @@ class Samples:
         self.mode = str(described["mode"]).removeprefix("live")
         self.dropped = described["fold"] == "drop"
         self.cumulated = bool(described["cumulated"])
-        self.records: dict[Key, list[tuple[Reading, int]]] = {}
+        self.records: dict[Key, list[tuple[ValueFileReader, int]]] = {}
 
-    def add(self, labels: tuple[str, ...], reading: Reading, at: int) -> None:
+    def add(self, labels: tuple[str, ...], reading: ValueFileReader, at: int) -> None:
         """Take note of a sample of one worker."""
         self.records.setdefault(_key(labels), []).append((reading, at))
 
-    def metric(self, alone: Iterable[Alone], exemplars: Exemplars) -> Metric:
+    def metric(self, alone: Iterable[LocalSample], exemplars: ExemplarsBySeries) -> Metric:
         """Return the family as it is now; `alone` are samples of this worker only."""
         found: dict[Key, list[tuple[float, float, int]]] = defaultdict(list)
-        kept: dict[Key, Kept] = {}
+        kept: dict[Key, ExemplarTuple] = {}
         for key, refs in self.records.items():
             for reading, at in refs:
                 if reading.values[at + 1] and (reading.living or not self.dropped):
@@ -111,7 +111,7 @@ class Samples:
         metric.add_sample(name, dict(labels), MODES[self.mode](values), None, exemplar)
 
     def _add_buckets(
-        self, metric: Metric, found: dict[Key, list[tuple[float, float, int]]], kept: dict[Key, Kept]
+        self, metric: Metric, found: dict[Key, list[tuple[float, float, int]]], kept: dict[Key, ExemplarTuple]
     ) -> None:
         """Cumulate buckets that hold each what is in it alone, as prometheus_client keeps them."""
         buckets: dict[Labels, list[tuple[float, float, Exemplar | None]]] = defaultdict(list)
@@ -130,13 +130,15 @@ class Samples:
             counts.sort(key=lambda one: one[0])
             for bound, alone, exemplar in counts:
                 count += alone
-                metric.add_sample(f"{self.name}_bucket", {**dict(labels), "le": go_float(bound)}, count, None, exemplar)
+                metric.add_sample(
+                    f"{self.name}_bucket", {**dict(labels), "le": format_float(bound)}, count, None, exemplar
+                )
             metric.add_sample(f"{self.name}_count", dict(labels), count)
             if labels in sums and counts[0][0] >= 0:
                 metric.add_sample(f"{self.name}_sum", dict(labels), sums[labels])
 
 
-def _exemplar(kept: Kept | None) -> Exemplar | None:
+def _exemplar(kept: ExemplarTuple | None) -> Exemplar | None:
     return None if kept is None else Exemplar(*kept)
 
 

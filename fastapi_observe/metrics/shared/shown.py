@@ -10,19 +10,19 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from fastapi_observe.metrics.series import Bounded
-    from fastapi_observe.metrics.shared.merged import Merged
-    from fastapi_observe.metrics.shared.samples import Alone, Exemplars, Samples
+    from fastapi_observe.metrics.series import BoundedMetric
+    from fastapi_observe.metrics.shared.merged import MergedFamily
+    from fastapi_observe.metrics.shared.samples import ExemplarsBySeries, LocalSample, SampleFamily
 
 
-class SharedRegistry:
+class MultiprocessRegistry:
     """A registry as all workers have it; `shown` yields its collectors."""
 
     def __init__(self, shown: Callable[[], Iterator[Any]]) -> None:
         self.shown = shown
 
 
-class Given:
+class StaticCollector:
     """A collector of families that are there already."""
 
     def __init__(self, families: list[Metric]) -> None:
@@ -33,10 +33,10 @@ class Given:
         return self.families
 
 
-class SamplesNow:
+class SampleCollector:
     """A collector of the samples of all workers."""
 
-    def __init__(self, samples: Samples, alone: Sequence[Alone], exemplars: Exemplars) -> None:
+    def __init__(self, samples: SampleFamily, alone: Sequence[LocalSample], exemplars: ExemplarsBySeries) -> None:
         self._samples = samples
         self._with = alone, exemplars
 
@@ -45,10 +45,10 @@ class SamplesNow:
         return [self._samples.metric(*self._with)]
 
 
-class MergedText:
+class MergedFamilyText:
     """A merged family, ready to be written."""
 
-    def __init__(self, merged: Merged, exemplars: Exemplars, alone: list[Bounded]) -> None:
+    def __init__(self, merged: MergedFamily, exemplars: ExemplarsBySeries, alone: list[BoundedMetric]) -> None:
         self._merged = merged
         self._exemplars = exemplars
         self._alone = alone
@@ -57,7 +57,7 @@ class MergedText:
         """Return the name of the family, without the ending of counters, and its type."""
         return self._merged.family()
 
-    def text(self, *, openmetrics: bool) -> str:
+    def render(self, *, openmetrics: bool) -> str:
         """Return the family in the text format, or in OpenMetrics with exemplars; empty without a series."""
         series = self._merged.series_of_all(self._exemplars, self._alone)
-        return self._merged.shape.text_of(series, openmetrics=openmetrics)
+        return self._merged.shape.render_series(series, openmetrics=openmetrics)

@@ -6,17 +6,17 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.slo.grafana.parts import PROMETHEUS, lay_out
+from fastapi_observe.slo.grafana.parts import PROMETHEUS, assign_positions
 from fastapi_observe.slo.grafana.resource_rows import business, cost, database, external, runtime
-from fastapi_observe.slo.grafana.service_rows import at_a_glance, golden_signals, objectives, scene
-from fastapi_observe.slo.prometheus.promql import go_string, target
+from fastapi_observe.slo.grafana.service_rows import golden_signals, make_context, objectives, overview_row
+from fastapi_observe.slo.prometheus.promql import go_string, service_selector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fastapi_observe.slo.grafana.features import Features
-    from fastapi_observe.slo.grafana.service_rows import Scene
-    from fastapi_observe.slo.plan import Plan
+    from fastapi_observe.slo.grafana.service_rows import DashboardContext
+    from fastapi_observe.slo.plan import SLOPlan
 
 SCHEMA: Final = 39
 """Version of Grafana's classic dashboard model; newer Grafanas read it."""
@@ -28,10 +28,10 @@ PRICES: Final = (
 )
 
 
-def make_dashboard(plan: Plan, features: Features) -> dict[str, Any]:
+def make_dashboard(plan: SLOPlan, features: Features) -> dict[str, Any]:
     """Return the dashboard as Grafana's JSON model; rows of what the app does not use are left out."""
-    on = scene(plan, features)
-    rows = [at_a_glance(on), golden_signals(on)]
+    on = make_context(plan, features)
+    rows = [overview_row(on), golden_signals(on)]
     if plan.slos:
         rows.append(objectives(on))
     if features.database:
@@ -43,7 +43,7 @@ def make_dashboard(plan: Plan, features: Features) -> dict[str, Any]:
         rows.append(business(on))
     rows.append(cost(on))
     return {
-        "uid": uid_of(plan.service),
+        "uid": dashboard_uid(plan.service),
         "title": f"{plan.service}: service",
         "description": "Made by fastapi-observe; changes here are lost when it is made again.",
         "tags": ["fastapi-observe"],
@@ -57,7 +57,7 @@ def make_dashboard(plan: Plan, features: Features) -> dict[str, Any]:
         "templating": {"list": [*_variables(on)]},
         "annotations": {"list": [*_annotations(on)]},
         "links": [],
-        "panels": lay_out(rows),
+        "panels": assign_positions(rows),
     }
 
 
@@ -66,18 +66,18 @@ def dashboard_text(dashboard: dict[str, Any]) -> str:
     return json.dumps(dashboard, indent=1, ensure_ascii=False) + "\n"
 
 
-def uid_of(service: str) -> str:
+def dashboard_uid(service: str) -> str:
     """Return what Grafana calls the dashboard of a service: the same each time, at most 40 characters."""
     return f"fastapi-observe-{hashlib.sha256(service.encode()).hexdigest()[:12]}"
 
 
-def _variables(on: Scene) -> Iterator[dict[str, Any]]:
+def _variables(on: DashboardContext) -> Iterator[dict[str, Any]]:
     yield _source("datasource", "Prometheus", "prometheus")
     if on.features.traces:
         yield _source("tempo", "Traces", "tempo")
     if on.features.logs:
         yield _source("loki", "Logs", "loki")
-    of = target(on.plan)
+    of = service_selector(on.plan)
     yield _labels("instance", "Instance", f"label_values(up{{{of}}}, instance)")
     yield _labels("endpoint", "Endpoint", f"label_values(http_requests_total{{{of}}}, endpoint)")
     if on.plan.slos:
@@ -119,7 +119,7 @@ def _labels(name: str, label: str, query: str) -> dict[str, Any]:
     }
 
 
-def _annotations(on: Scene) -> Iterator[dict[str, Any]]:
+def _annotations(on: DashboardContext) -> Iterator[dict[str, Any]]:
     """Mark on every graph when somebody was paged, and when processes started."""
     service = go_string(on.plan.service)
     if on.plan.slos:
@@ -139,7 +139,7 @@ def _annotations(on: Scene) -> Iterator[dict[str, Any]]:
         "datasource": PROMETHEUS,
         "enable": True,
         "iconColor": "blue",
-        "expr": f"max by (instance) (process_start_time_seconds{{{on.of}}}) * 1000",
+        "expr": f"max by (instance) (process_start_time_seconds{{{on.selector}}}) * 1000",
         "step": "60s",
         "titleFormat": "started",
         "textFormat": "{{instance}}",

@@ -6,7 +6,7 @@ import gzip
 from inspect import isclass, isroutine
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args, get_type_hints
 
-from fastapi_observe.requests.routing import endpoints_of
+from fastapi_observe.requests.routing import list_endpoints
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,7 +22,7 @@ ASKED_FOR: Final = {
 }
 """What each dependency of ours is asked for; by name, because this room does not know the edges."""
 
-CHOICES: Final = ("database", "external", "business", "background", "streams")
+SELECTABLE: Final = ("database", "external", "business", "background", "streams")
 """Features that a person may know better than what can be seen here."""
 
 
@@ -42,12 +42,14 @@ class Features(NamedTuple):
     logs: bool
 
     @property
-    def left_out(self) -> tuple[str, ...]:
+    def not_detected(self) -> tuple[str, ...]:
         """The features of `CHOICES` that were not found: whoever uses them says so."""
-        return tuple(name for name in CHOICES if not getattr(self, name))
+        return tuple(name for name in SELECTABLE if not getattr(self, name))
 
 
-def features_of(app: Any, settings: ObserveSettings, *, more: Iterable[str] = (), less: Iterable[str] = ()) -> Features:
+def detect_features(
+    app: Any, settings: ObserveSettings, *, more: Iterable[str] = (), less: Iterable[str] = ()
+) -> Features:
     """Look at settings, routes and what is measured right after the import; `more` and `less` are of `CHOICES`.
 
     What an app sets up in its lifespan, a pool of asyncpg say, cannot be seen: `more` names it.
@@ -65,7 +67,7 @@ def features_of(app: Any, settings: ObserveSettings, *, more: Iterable[str] = ()
         business="business" in found,
         background="background" in found,
         streams="streams" in found,
-        websockets=any(endpoint.websocket for endpoint in endpoints_of(app)),
+        websockets=any(endpoint.websocket for endpoint in list_endpoints(app)),
         sizes=settings.size_histograms,
         exemplars=settings.exemplars and settings.tracing,
         traces=settings.tracing,
@@ -81,7 +83,7 @@ def _metrics(app: Any) -> str:
 
 def _asked_for(app: Any) -> Iterator[str]:
     """Yield what the path operations ask for, by their annotations and those of what they depend on."""
-    left = [endpoint.function for endpoint in endpoints_of(app) if endpoint.function is not None]
+    left = [endpoint.function for endpoint in list_endpoints(app) if endpoint.function is not None]
     seen: set[int] = set()
     while left:
         function = _called(left.pop())

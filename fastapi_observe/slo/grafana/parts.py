@@ -49,12 +49,12 @@ class Row(NamedTuple):
     closed: bool = True
 
 
-def top(expr: str, count: int = SERIES) -> str:
+def top_series(expr: str, count: int = SERIES) -> str:
     """Keep the largest series of a query that may have many."""
     return f"topk({count}, {expr})"
 
 
-def or_none(expr: str, label: str) -> str:
+def or_zero(expr: str, label: str) -> str:
     """Draw a line at 0, called `none`, where there is nothing yet: series of failures appear with the first."""
     return f'({expr}) or on () label_replace(vector(0), "{label}", "none", "", "")'
 
@@ -175,7 +175,7 @@ def explore(title: str, kind: str, variable: str, query: dict[str, Any]) -> dict
     return {"title": title, "url": f"/explore?schemaVersion=1&orgId=1&panes={text}", "targetBlank": True}
 
 
-def lay_out(rows: Iterable[Row]) -> list[dict[str, Any]]:
+def assign_positions(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """Give every panel its id and its place: rows below each other, panels from left to right."""
     placed: list[dict[str, Any]] = []
     y = 0
@@ -192,12 +192,12 @@ def lay_out(rows: Iterable[Row]) -> list[dict[str, Any]]:
         (head["panels"] if row.closed else placed).extend(below)
         if row.closed:
             y = int(head["gridPos"]["y"]) + 1
-    for at, panel in enumerate(everything(placed), 1):
+    for at, panel in enumerate(iter_panels(placed), 1):
         panel["id"] = at
     return placed
 
 
-def everything(panels: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+def iter_panels(panels: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
     """Yield panels and rows, those inside closed rows too."""
     for panel in panels:
         yield panel

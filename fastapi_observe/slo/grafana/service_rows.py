@@ -5,36 +5,47 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.settings.objectives import Availability
-from fastapi_observe.slo.burn_rates import WINDOWS, factor
-from fastapi_observe.slo.grafana.parts import Panel, Query, Row, explore, graph, heatmap, number, or_none, table, top
-from fastapi_observe.slo.prometheus.promql import bad, events, go_string, good, selector, target
+from fastapi_observe.slo.burn_rates import WINDOWS, burn_rate
+from fastapi_observe.slo.grafana.parts import (
+    Panel,
+    Query,
+    Row,
+    explore,
+    graph,
+    heatmap,
+    number,
+    or_zero,
+    table,
+    top_series,
+)
+from fastapi_observe.slo.prometheus.promql import bad, events, go_string, good, selector, service_selector
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
     from fastapi_observe.slo.grafana.features import Features
-    from fastapi_observe.slo.plan import Plan
+    from fastapi_observe.slo.plan import SLOPlan
 
 RATE: Final = "$__rate_interval"
 RED, ORANGE, YELLOW = "red", "orange", "yellow"
 
 
-class Scene(NamedTuple):
+class DashboardContext(NamedTuple):
     """What all rows are made from: `of` selects this service's series, `requests` those of the chosen endpoints."""
 
-    plan: Plan
+    plan: SLOPlan
     features: Features
-    of: str
+    selector: str
     requests: str
     objectives: str
     links: tuple[dict[str, Any], ...]
 
 
-def scene(plan: Plan, features: Features) -> Scene:
+def make_context(plan: SLOPlan, features: Features) -> DashboardContext:
     """Put together what the rows share."""
-    of = f'{target(plan)},instance=~"$instance"'
+    of = f'{service_selector(plan)},instance=~"$instance"'
     service = (("service", plan.service),)
-    return Scene(
+    return DashboardContext(
         plan,
         features,
         of,
@@ -69,7 +80,7 @@ def rate(metric: str, matchers: str, by: str = "") -> str:
     return f"sum{f' by ({by}) ' if by else ''}(rate({metric}{{{matchers}}}[{RATE}]))"
 
 
-def at_a_glance(on: Scene) -> Row:
+def overview_row(on: DashboardContext) -> Row:
     """Whether anything is wrong, in six numbers."""
     failed = rate("http_requests_total", f'{on.requests},status_code=~"5.."')
     every = rate("http_requests_total", on.requests)
@@ -93,7 +104,7 @@ def at_a_glance(on: Scene) -> Row:
             "Instances",
             "Processes that Prometheus reaches.",
             "short",
-            Query(f"sum(up{{{on.of}}})"),
+            Query(f"sum(up{{{on.selector}}})"),
             base=RED,
             steps=((1, "green"),),
         ),
@@ -123,7 +134,7 @@ def at_a_glance(on: Scene) -> Row:
     return Row("At a glance", tuple(panels), closed=False)
 
 
-def golden_signals(on: Scene) -> Row:
+def golden_signals(on: DashboardContext) -> Row:
     """Latency, traffic, errors and saturation."""
     duration = "http_request_duration_seconds"
     panels = [
@@ -141,7 +152,7 @@ def golden_signals(on: Scene) -> Row:
             "Traffic",
             "Requests a second of the busiest endpoints.",
             "reqps",
-            Query(top(rate("http_requests_total", on.requests, "method, endpoint")), "{{method}} {{endpoint}}"),
+            Query(top_series(rate("http_requests_total", on.requests, "method, endpoint")), "{{method}} {{endpoint}}"),
             width=12,
             links=on.links,
         ),
@@ -150,8 +161,8 @@ def golden_signals(on: Scene) -> Row:
             "Answers with 5xx a second, by endpoint and status.",
             "reqps",
             Query(
-                or_none(
-                    top(
+                or_zero(
+                    top_series(
                         rate(
                             "http_requests_total", f'{on.requests},status_code=~"5.."', "method, endpoint, status_code"
                         )
@@ -167,7 +178,9 @@ def golden_signals(on: Scene) -> Row:
             "What failed: the class of the exception, or how the response ended.",
             "reqps",
             Query(
-                or_none(top(rate("http_request_errors_total", on.requests, "endpoint, error_type")), "error_type"),
+                or_zero(
+                    top_series(rate("http_request_errors_total", on.requests, "endpoint, error_type")), "error_type"
+                ),
                 "{{error_type}} {{endpoint}}",
             ),
             links=on.links,
@@ -177,8 +190,10 @@ def golden_signals(on: Scene) -> Row:
             "Answers with 4xx a second, by endpoint and status: mistakes of callers, or of a new version.",
             "reqps",
             Query(
-                or_none(
-                    top(rate("http_requests_total", f'{on.requests},status_code=~"4.."', "endpoint, status_code")),
+                or_zero(
+                    top_series(
+                        rate("http_requests_total", f'{on.requests},status_code=~"4.."', "endpoint, status_code")
+                    ),
                     "endpoint",
                 ),
                 "{{endpoint}} {{status_code}}",
@@ -204,7 +219,7 @@ def golden_signals(on: Scene) -> Row:
             "The time within which 95 percent of an endpoint's requests were answered.",
             "s",
             Query(
-                top(quantile(0.95, duration, on.requests, "method, endpoint")),
+                top_series(quantile(0.95, duration, on.requests, "method, endpoint")),
                 "{{method}} {{endpoint}}",
                 exemplar=on.features.exemplars,
             ),
@@ -216,19 +231,19 @@ def golden_signals(on: Scene) -> Row:
     return Row("Golden signals", tuple(panels), closed=False)
 
 
-def _saturation(on: Scene) -> list[Query]:
+def _saturation(on: DashboardContext) -> list[Query]:
     shown = [
-        Query(f"max(cpu_usage_percent{{{on.of}}}) / 100", "CPU"),
-        Query(f"max(process_open_fds{{{on.of}}} / process_max_fds{{{on.of}}})", "open files"),
-        Query(f"max(threadpool_threads_busy{{{on.of}}} / threadpool_threads_max{{{on.of}}})", "threads"),
+        Query(f"max(cpu_usage_percent{{{on.selector}}}) / 100", "CPU"),
+        Query(f"max(process_open_fds{{{on.selector}}} / process_max_fds{{{on.selector}}})", "open files"),
+        Query(f"max(threadpool_threads_busy{{{on.selector}}} / threadpool_threads_max{{{on.selector}}})", "threads"),
     ]
     if on.features.pools:
-        of = on.of
+        of = on.selector
         shown.append(Query(f"max(db_connections_active{{{of}}} / (db_connections_max{{{of}}} > 0))", "connections"))
     return shown
 
 
-def _endpoints(on: Scene) -> Panel:
+def _endpoints(on: DashboardContext) -> Panel:
     """A row for each endpoint: the only panel that grows with the app, so it stands in a table that scrolls."""
     by = "method, endpoint"
 
@@ -256,22 +271,23 @@ def _endpoints(on: Scene) -> Panel:
     )
 
 
-def _seldom(on: Scene) -> list[Panel]:
+def _seldom(on: DashboardContext) -> list[Panel]:
     """What some apps have."""
     panels = [
         graph(
             "In progress",
             "Requests whose response is not complete.",
             "short",
-            Query(f"sum by (instance) (http_requests_in_progress{{{on.of}}})", "{{instance}}"),
+            Query(f"sum by (instance) (http_requests_in_progress{{{on.selector}}})", "{{instance}}"),
         ),
         graph(
             "Validation errors",
             "Places of requests that were refused with 422, a second.",
             "ops",
             Query(
-                or_none(
-                    top(rate("request_validation_errors_total", on.requests, "endpoint, field, error_type")), "field"
+                or_zero(
+                    top_series(rate("request_validation_errors_total", on.requests, "endpoint, field, error_type")),
+                    "field",
                 ),
                 "{{endpoint}} {{field}} {{error_type}}",
             ),
@@ -284,7 +300,10 @@ def _seldom(on: Scene) -> list[Panel]:
                 "First byte of streams",
                 "The time within which 95 percent of the streams had sent their first byte.",
                 "s",
-                Query(top(quantile(0.95, "http_time_to_first_byte_seconds", on.requests, "endpoint")), "{{endpoint}}"),
+                Query(
+                    top_series(quantile(0.95, "http_time_to_first_byte_seconds", on.requests, "endpoint")),
+                    "{{endpoint}}",
+                ),
             )
         )
     if on.features.websockets:
@@ -293,7 +312,7 @@ def _seldom(on: Scene) -> list[Panel]:
                 "WebSockets",
                 "Open connections of each endpoint.",
                 "short",
-                Query(top(f"sum by (endpoint) (websocket_connections_active{{{on.requests}}})"), "{{endpoint}}"),
+                Query(top_series(f"sum by (endpoint) (websocket_connections_active{{{on.requests}}})"), "{{endpoint}}"),
             )
         )
         panels.append(
@@ -302,7 +321,7 @@ def _seldom(on: Scene) -> list[Panel]:
                 "Messages a second, received and sent.",
                 "ops",
                 Query(
-                    top(rate("websocket_messages_total", on.requests, "endpoint, direction")),
+                    top_series(rate("websocket_messages_total", on.requests, "endpoint, direction")),
                     "{{endpoint}} {{direction}}",
                 ),
             )
@@ -310,13 +329,13 @@ def _seldom(on: Scene) -> list[Panel]:
     return panels
 
 
-def objectives(on: Scene) -> Row:
+def objectives(on: DashboardContext) -> Row:
     """Each objective: how fast its budget burns, what is left, and who spends it."""
     budget = f"slo:error_budget_remaining:ratio{{{on.objectives}}}"
     limits = tuple((float(value), color) for (_, value), color in zip(_factors(on.plan), (RED, ORANGE), strict=False))
-    left = [Query(top(budget), "{{slo}}")]
+    left = [Query(top_series(budget), "{{slo}}")]
     if any(slo.objective.sla is not None for slo in on.plan.slos):
-        left.append(Query(top(f"slo:sla_budget_remaining:ratio{{{on.objectives}}}"), "{{slo}} (SLA)"))
+        left.append(Query(top_series(f"slo:sla_budget_remaining:ratio{{{on.objectives}}}"), "{{slo}} (SLA)"))
     columns = [
         ("Objective", f"slo:objective:ratio{{{on.objectives}}}", "percentunit"),
         ("Budget left", budget, "percentunit"),
@@ -328,14 +347,14 @@ def objectives(on: Scene) -> Row:
             "Burn rate over 1 h",
             "At 1 the budget lasts just its period; the lines are where alerts page.",
             "x",
-            Query(top(_burn(on, "1h")), "{{slo}}"),
+            Query(top_series(_burn(on, "1h")), "{{slo}}"),
             steps=((1, YELLOW), *limits[::-1]),
         ),
         graph(
             "Burn rate over 5 min and 6 h",
             "The short window shows that it ended, the long one that it goes on slowly.",
             "x",
-            *(Query(top(_burn(on, window), 5), f"{{{{slo}}}} {window}") for window in ("5m", "6h")),
+            *(Query(top_series(_burn(on, window), 5), f"{{{{slo}}}} {window}") for window in ("5m", "6h")),
             steps=((1, YELLOW),),
         ),
         graph(
@@ -359,17 +378,17 @@ def objectives(on: Scene) -> Row:
     return Row("SLO and error budget", panels, closed=False)
 
 
-def _factors(plan: Plan) -> list[tuple[str, Decimal]]:
+def _factors(plan: SLOPlan) -> list[tuple[str, Decimal]]:
     """Return the burn rates at which somebody is paged, the fastest first."""
-    return [(window.long, factor(window, plan.period)) for window in WINDOWS if window.severity == "page"]
+    return [(window.long, burn_rate(window, plan.period)) for window in WINDOWS if window.severity == "page"]
 
 
-def _burn(on: Scene, window: str) -> str:
+def _burn(on: DashboardContext, window: str) -> str:
     ratio = f"slo:error_ratio:rate{window}{{{on.objectives}}}"
     return f"{ratio} / on (slo) (1 - slo:objective:ratio{{{on.objectives}}})"
 
 
-def _spenders(on: Scene) -> str:
+def _spenders(on: DashboardContext) -> str:
     """Write what every objective counts against itself, by endpoint, of those that are chosen."""
     by = "sum by (method, endpoint)"
     found = []
@@ -380,4 +399,4 @@ def _spenders(on: Scene) -> str:
             spent = f"({by} ({events(on.plan, slo, RATE)}) - {by} ({good(on.plan, slo, RATE)}))"
         found.append(f'label_replace({spent} > 0, "slo", "{slo.name}", "", "")')
     chosen = f"slo:objective:ratio{{{on.objectives}}}"
-    return or_none(top(f"({' or '.join(found)}) and on (slo) {chosen}"), "slo")
+    return or_zero(top_series(f"({' or '.join(found)}) and on (slo) {chosen}"), "slo")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.settings.objectives import Latency
-from fastapi_observe.slo.burn_rates import EVALUATION, Window, budget, proof, text
+from fastapi_observe.slo.burn_rates import EVALUATION_INTERVAL, BurnWindow, budget, format_number, min_events
 from fastapi_observe.slo.prometheus import promql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from decimal import Decimal
 
-    from fastapi_observe.slo.plan import Plan, Resolved
+    from fastapi_observe.slo.plan import ResolvedObjective, SLOPlan
 
 LOW: Final = "0.1"
 """Part of the budget below which a ticket is made."""
@@ -35,7 +35,7 @@ class Alert(NamedTuple):
     window: str = ""
 
 
-def alert(plan: Plan, what: Alert) -> dict[str, Any]:
+def alert(plan: SLOPlan, what: Alert) -> dict[str, Any]:
     """Write an alert as a rule, with its labels and links."""
     labels = {"service": plan.service, "slo": what.slo, "window": what.window, "severity": what.severity}
     labels["team"] = plan.options.team or ""
@@ -63,28 +63,28 @@ def _link(url: str, what: Alert) -> str:
     return verbatim(filled if what.slo else filled.removesuffix("#"))
 
 
-def burn_alerts(plan: Plan, slo: Resolved) -> Iterator[Alert]:
+def burn_alerts(plan: SLOPlan, slo: ResolvedObjective) -> Iterator[Alert]:
     """Yield `ErrorBudgetBurn` for each pair of windows whose alert can fire."""
     series, needed = promql.recorded(plan, slo), slo.objective.min_bad_events
     who, whole = verbatim(f"{plan.service}/{slo.name}"), promql.duration(plan.period)
     for window, limit in slo.windows:
         left = f"slo:error_budget_remaining:ratio{series}"
         gone = _query(
-            f"{text(plan.period * budget(slo.percent))} * ({left} > 0) / slo:error_ratio:rate{window.long}{series}"
+            f"{format_number(plan.period * budget(slo.percent))} * ({left} > 0) / slo:error_ratio:rate{window.long}{series}"
         )
         yield Alert(
             "ErrorBudgetBurn",
             window.severity,
-            f"slo:error_ratio:rate{window.long}{series} > {text(limit)}\n"
-            f"and slo:error_ratio:rate{window.short}{series} > {text(limit)}\n"
-            f"and round(sum_over_time(slo:bad_events:rate1m{series}[{window.long}]) * {EVALUATION}) >= {needed}"
+            f"slo:error_ratio:rate{window.long}{series} > {format_number(limit)}\n"
+            f"and slo:error_ratio:rate{window.short}{series} > {format_number(limit)}\n"
+            f"and round(sum_over_time(slo:bad_events:rate1m{series}[{window.long}]) * {EVALUATION_INTERVAL}) >= {needed}"
             + _over(series, slo, window, limit),
             f"{who}: {{{{ $value | humanizePercentage }}}} of requests {_failed(slo)} over {window.long} "
-            f"(objective {text(slo.percent)}%)" + _worst(plan, slo, window),
+            f"(objective {format_number(slo.percent)}%)" + _worst(plan, slo, window),
             f"{{{{ range {gone} }}}}At this rate what is left of the {whole} error budget is gone in "
             "{{ .Value | humanizeDuration }}. {{ end }}"
             f"{{{{ range {_query(f'{left} <= 0')} }}}}The {whole} error budget is spent. {{{{ end }}}}"
-            f"Fires above {text(limit * 100)}% over {window.long} and {window.short}, with at least {needed} "
+            f"Fires above {format_number(limit * 100)}% over {window.long} and {window.short}, with at least {needed} "
             f"failed requests.",
             keep=window.keep_firing,
             slo=slo.name,
@@ -92,7 +92,7 @@ def burn_alerts(plan: Plan, slo: Resolved) -> Iterator[Alert]:
         )
 
 
-def budget_alerts(plan: Plan, slo: Resolved) -> Iterator[Alert]:
+def budget_alerts(plan: SLOPlan, slo: ResolvedObjective) -> Iterator[Alert]:
     """Yield `ErrorBudgetLow`: little of the budget is left."""
     series, whole = promql.recorded(plan, slo), promql.duration(plan.period)
     needed = slo.objective.min_bad_events
@@ -101,10 +101,10 @@ def budget_alerts(plan: Plan, slo: Resolved) -> Iterator[Alert]:
         "ErrorBudgetLow",
         "ticket",
         f"slo:error_budget_remaining:ratio{series} < {LOW}\n"
-        f"and round(sum_over_time(slo:bad_events:rate1m{series}[{whole}]) * {EVALUATION}) >= {needed}",
+        f"and round(sum_over_time(slo:bad_events:rate1m{series}[{whole}]) * {EVALUATION_INTERVAL}) >= {needed}",
         f"{who}: {{{{ $value | humanizePercentage }}}} of the {whole} error budget is left"
         + _worst(plan, slo, slo.windows[-1][0]),
-        f"Of all requests {text(slo.percent)}% are to succeed within {whole}. Put reliability before features until "
+        f"Of all requests {format_number(slo.percent)}% are to succeed within {whole}. Put reliability before features until "
         "the budget has recovered.",
         wait="1h",
         keep="6h",
@@ -112,13 +112,13 @@ def budget_alerts(plan: Plan, slo: Resolved) -> Iterator[Alert]:
     )
 
 
-def missing_alert(plan: Plan, slo: Resolved) -> Alert:
+def missing_alert(plan: SLOPlan, slo: ResolvedObjective) -> Alert:
     """Return `SLODataMissing`: the service is scraped, and nothing of the objective is there."""
     series = promql.recorded(plan, slo)
     return Alert(
         "SLODataMissing",
         "ticket",
-        f"sum(up{{{promql.target(plan)}}}) > 0\nunless on() slo:events:rate1m{series}",
+        f"sum(up{{{promql.service_selector(plan)}}}) > 0\nunless on() slo:events:rate1m{series}",
         verbatim(f"{plan.service}/{slo.name}: the service is up, but its requests are not seen"),
         "The objective is blind: its alerts cannot fire. Were routes, labels or metrics renamed? Make the rules again.",
         wait="15m",
@@ -126,9 +126,9 @@ def missing_alert(plan: Plan, slo: Resolved) -> Alert:
     )
 
 
-def service_alerts(plan: Plan) -> Iterator[Alert]:
+def service_alerts(plan: SLOPlan) -> Iterator[Alert]:
     """Yield the alerts of the service as a whole. Of these only `ServiceDown` pages: the others are causes."""
-    at, who = "{" + promql.target(plan) + "}", verbatim(plan.service)
+    at, who = "{" + promql.service_selector(plan) + "}", verbatim(plan.service)
     where = "{{ $labels.instance }}"
     yield Alert(
         "ServiceDown", "page", f"absent(up{at} == 1)",
@@ -167,7 +167,7 @@ def service_alerts(plan: Plan) -> Iterator[Alert]:
     yield from _telemetry_alerts(plan, at, who, where)
 
 
-def _telemetry_alerts(plan: Plan, at: str, who: str, where: str) -> Iterator[Alert]:
+def _telemetry_alerts(plan: SLOPlan, at: str, who: str, where: str) -> Iterator[Alert]:
     inside = at[1:-1]
     for name, signal, what in (("Spans", '"traces"', "spans"), ("Logs", '~"logs|otlp_logs"', "log lines")):
         yield Alert(
@@ -192,21 +192,21 @@ def _telemetry_alerts(plan: Plan, at: str, who: str, where: str) -> Iterator[Ale
     )  # fmt: skip
 
 
-def _over(series: str, slo: Resolved, window: Window, limit: Decimal) -> str:
+def _over(series: str, slo: ResolvedObjective, window: BurnWindow, limit: Decimal) -> str:
     """Write what ends an alert before its short window does."""
-    if not window.over:
+    if not window.early_clear:
         return ""
     return (
-        f"\nunless (slo:error_ratio:rate{window.over}{series} <= {text(budget(slo.percent))}\n"
-        f"and sum_over_time(slo:events:rate1m{series}[{window.over}]) * {EVALUATION} >= {proof(limit)})"
+        f"\nunless (slo:error_ratio:rate{window.early_clear}{series} <= {format_number(budget(slo.percent))}\n"
+        f"and sum_over_time(slo:events:rate1m{series}[{window.early_clear}]) * {EVALUATION_INTERVAL} >= {min_events(limit)})"
     )
 
 
-def _failed(slo: Resolved) -> str:
+def _failed(slo: ResolvedObjective) -> str:
     return f"took more than {slo.objective.within}" if isinstance(slo.objective, Latency) else "failed"
 
 
-def _worst(plan: Plan, slo: Resolved, window: Window) -> str:
+def _worst(plan: SLOPlan, slo: ResolvedObjective, window: BurnWindow) -> str:
     """Write the part of a summary that names the worst route, if there is one."""
     found = _query(promql.worst(plan, slo, window.short))
     return f"{{{{ range {found} }}}}, worst: {{{{ .Labels.method }}}} {{{{ .Labels.endpoint }}}}{{{{ end }}}}"

@@ -12,13 +12,13 @@ from urllib.parse import urlencode, urlsplit
 
 from fastapi_observe.internal.networks import is_private_host
 
-PATIENCE: Final = 10.0
+READ_TIMEOUT: Final = 10.0
 """Seconds that Prometheus may be silent."""
 
-LONGEST: Final = 60.0
+TOTAL_TIMEOUT: Final = 60.0
 """Seconds that one answer may take."""
 
-MOST_BYTES: Final = 32 * 1_048_576
+MAX_RESPONSE_BYTES: Final = 32 * 1_048_576
 
 
 class UnreachableError(Exception):
@@ -46,9 +46,9 @@ class Prometheus:
         query = f"?{urlencode(parameters)}" if parameters else ""
         request = urllib.request.Request(f"{self.url}/api/v1/{path}{query}", headers=self._headers)  # noqa: S310 - checked above
         try:
-            with self._opener.open(request, timeout=PATIENCE) as answer:
-                body = _body_of(answer)
-            return json.loads(body[:MOST_BYTES])["data"]  # longer answers are cut, and so no JSON
+            with self._opener.open(request, timeout=READ_TIMEOUT) as answer:
+                body = _read_body(answer)
+            return json.loads(body[:MAX_RESPONSE_BYTES])["data"]  # longer answers are cut, and so no JSON
         except urllib.error.HTTPError as error:
             step = "give --token" if error.code in {401, 403} else "give the URL that /api/v1 stands below"
             raise UnreachableError(f"{self.url} answers {error.code} to {path}: {step}") from None
@@ -66,12 +66,12 @@ class Prometheus:
         return result
 
 
-def _body_of(answer: http.client.HTTPResponse) -> bytes:
-    until, body = monotonic() + LONGEST, bytearray()
-    while len(body) <= MOST_BYTES and (part := answer.read1(MOST_BYTES)):
+def _read_body(answer: http.client.HTTPResponse) -> bytes:
+    until, body = monotonic() + TOTAL_TIMEOUT, bytearray()
+    while len(body) <= MAX_RESPONSE_BYTES and (part := answer.read1(MAX_RESPONSE_BYTES)):
         body += part
         if monotonic() > until:
-            raise TimeoutError(f"its answer is not over after {LONGEST:.0f} seconds")
+            raise TimeoutError(f"its answer is not over after {TOTAL_TIMEOUT:.0f} seconds")
     return bytes(body)
 
 

@@ -12,7 +12,7 @@ from fastapi_observe.slo.burn_rates import duration
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fastapi_observe.slo.plan import Plan, Resolved
+    from fastapi_observe.slo.plan import ResolvedObjective, SLOPlan
 
 REQUESTS: Final = "http_requests_total"
 DURATIONS: Final = "http_request_duration_seconds_bucket"
@@ -21,19 +21,19 @@ SPECIAL: Final = re.compile(r"[\\.+*?()|\[\]{}^$]")
 
 __all__ = [
     "bad",
-    "bound",
+    "bucket_label",
     "duration",
     "events",
     "exactly",
     "go_string",
     "good",
     "groups",
-    "none_of",
-    "one_of",
+    "match_any",
+    "match_none",
     "quoted",
     "recorded",
     "selector",
-    "target",
+    "service_selector",
     "worst",
 ]
 
@@ -63,7 +63,7 @@ def exactly(text: str) -> str:
     return SPECIAL.sub(r"\\\g<0>", text)
 
 
-def one_of(label: str, values: Iterable[str]) -> str:
+def match_any(label: str, values: Iterable[str]) -> str:
     """Write a matcher that lets the values pass and nothing else."""
     found = sorted(values)
     if len(found) == 1:
@@ -71,7 +71,7 @@ def one_of(label: str, values: Iterable[str]) -> str:
     return f"{label}=~{quoted('|'.join(map(exactly, found)))}"
 
 
-def none_of(label: str, values: Iterable[str]) -> str:
+def match_none(label: str, values: Iterable[str]) -> str:
     """Write a matcher that lets everything but the values pass."""
     return f"{label}!~{quoted('|'.join(map(exactly, sorted(values))))}"
 
@@ -81,24 +81,24 @@ def selector(labels: Iterable[tuple[str, str]]) -> str:
     return ",".join(f"{label}={quoted(value)}" for label, value in labels)
 
 
-def target(plan: Plan) -> str:
+def service_selector(plan: SLOPlan) -> str:
     """Select what Prometheus scrapes of this service, without the braces."""
     return selector(sorted(plan.selector.items()))
 
 
-def recorded(plan: Plan, slo: Resolved) -> str:
+def recorded(plan: SLOPlan, slo: ResolvedObjective) -> str:
     """Select the recorded series of an objective, with the braces."""
     return "{" + selector((("service", plan.service), ("slo", slo.name))) + "}"
 
 
-def bound(objective: Latency) -> str:
+def bucket_label(objective: Latency) -> str:
     """Write the threshold of an objective as the label `le` has it."""
     from prometheus_client.utils import floatToGoString  # noqa: PLC0415 - for people, not at import
 
     return str(floatToGoString(objective.threshold))  # type: ignore[no-untyped-call]
 
 
-def events(plan: Plan, slo: Resolved, window: str) -> str:
+def events(plan: SLOPlan, slo: ResolvedObjective, window: str) -> str:
     """Write the vector whose sum is the rate of all events of an objective."""
     if isinstance(slo.objective, Latency):
         return " or ".join(
@@ -109,13 +109,13 @@ def events(plan: Plan, slo: Resolved, window: str) -> str:
     return " or ".join(_rate(REQUESTS, group, window) for group in groups(plan, slo))
 
 
-def good(plan: Plan, slo: Resolved, window: str) -> str:
+def good(plan: SLOPlan, slo: ResolvedObjective, window: str) -> str:
     """Write the vector whose sum is the rate of the fast enough requests of a latency objective."""
     assert isinstance(slo.objective, Latency)  # noqa: S101 - for the type checker; availability counts the bad ones
     return " or ".join(_rate(DURATIONS, (*group, _le(slo.objective)), window) for group in groups(plan, slo))
 
 
-def bad(plan: Plan, slo: Resolved, window: str) -> str:
+def bad(plan: SLOPlan, slo: ResolvedObjective, window: str) -> str:
     """Write the vector whose sum is the rate of the failed requests of an availability objective."""
     assert isinstance(slo.objective, Availability)  # noqa: S101 - as above
     status = _status(slo.objective)
@@ -123,7 +123,7 @@ def bad(plan: Plan, slo: Resolved, window: str) -> str:
     return " or ".join(_rate(REQUESTS, group, window) for group in chosen)
 
 
-def worst(plan: Plan, slo: Resolved, window: str) -> str:
+def worst(plan: SLOPlan, slo: ResolvedObjective, window: str) -> str:
     """Write the query for the route with the most bad events: one series with `method` and `endpoint`."""
     by = "sum by (method, endpoint)"
     if isinstance(slo.objective, Availability):
@@ -131,19 +131,21 @@ def worst(plan: Plan, slo: Resolved, window: str) -> str:
     return f"topk(1, {by} ({events(plan, slo, window)}) - {by} ({good(plan, slo, window)}) > 0)"
 
 
-def groups(plan: Plan, slo: Resolved) -> tuple[Matchers, ...]:
+def groups(plan: SLOPlan, slo: ResolvedObjective) -> tuple[Matchers, ...]:
     """Return the matchers of each group of routes that an objective counts; no series fits two groups.
 
     Where all routes count, what no route answered counts if it failed only: scanners must not thin out the errors, but
     a middleware that fails before the router must be seen.
     """
-    base = (target(plan),)
+    base = (service_selector(plan),)
     if slo.groups:
-        return tuple((*base, one_of("method", methods), one_of("endpoint", names)) for methods, names in slo.groups)
-    served = (*base, none_of("endpoint", (*plan.aside, UNMATCHED)))
+        return tuple(
+            (*base, match_any("method", methods), match_any("endpoint", names)) for methods, names in slo.groups
+        )
+    served = (*base, match_none("endpoint", (*plan.excluded_templates, UNMATCHED)))
     if isinstance(slo.objective, Latency):
         return (served,)
-    return served, (*base, one_of("endpoint", (UNMATCHED,)), _status(slo.objective))
+    return served, (*base, match_any("endpoint", (UNMATCHED,)), _status(slo.objective))
 
 
 def _rate(metric: str, matchers: Matchers, window: str) -> str:
@@ -151,7 +153,7 @@ def _rate(metric: str, matchers: Matchers, window: str) -> str:
 
 
 def _le(objective: Latency) -> str:
-    return f"le={quoted(bound(objective))}"
+    return f"le={quoted(bucket_label(objective))}"
 
 
 def _status(objective: Availability) -> str:

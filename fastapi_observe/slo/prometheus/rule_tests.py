@@ -7,15 +7,21 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.settings.objectives import Availability, Latency
-from fastapi_observe.slo.burn_rates import EVALUATION, Window, budget, text
+from fastapi_observe.slo.burn_rates import EVALUATION_INTERVAL, BurnWindow, budget, format_number
 from fastapi_observe.slo.prometheus import promql, yaml
-from fastapi_observe.slo.prometheus.incident import SAMPLE, Phase, expected, sample_pairs, series_of
+from fastapi_observe.slo.prometheus.incident import (
+    SAMPLE_INTERVAL,
+    IncidentPhase,
+    expected_alerts,
+    incident_series,
+    sample_pairs,
+)
 from fastapi_observe.slo.prometheus.rules import header
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from fastapi_observe.slo.plan import Plan, Resolved
+    from fastapi_observe.slo.plan import ResolvedObjective, SLOPlan
 
 BUSY: Final = Decimal(1000)
 """Requests a second of most incidents."""
@@ -26,28 +32,30 @@ THIN: Final = Decimal(1) / 120
 MINUTE: Final = 60
 
 
-def test_file(plan: Plan, rule_file: str) -> str:
+def test_file(plan: SLOPlan, rule_file: str) -> str:
     """Write the tests of a rule file, which `rule_file` names as the test file sees it."""
-    return header(plan) + yaml.dump(tests_of(plan, rule_file))
+    return header(plan) + yaml.dump(make_rule_tests(plan, rule_file))
 
 
-def tests_of(plan: Plan, rule_file: str) -> dict[str, Any]:
+def make_rule_tests(plan: SLOPlan, rule_file: str) -> dict[str, Any]:
     """Return the tests of the rules of a plan."""
     tests = [test for slo in plan.slos for test in _objective(plan, slo)]
     return {
         "rule_files": [rule_file],
-        "evaluation_interval": f"{EVALUATION}s",
+        "evaluation_interval": f"{EVALUATION_INTERVAL}s",
         "tests": [*tests, _service_down(plan)],
     }
 
 
-def _objective(plan: Plan, slo: Resolved) -> Iterator[dict[str, Any]]:
+def _objective(plan: SLOPlan, slo: ResolvedObjective) -> Iterator[dict[str, Any]]:
     window, limit = slo.windows[0]
     burning = min(limit * 3 / 2, (1 + limit) / 2)
-    yield _burn(plan, slo, "total outage", (_ok(20), Phase(10 * MINUTE, BUSY, Decimal(1)), _ok(60)))
-    yield _burn(plan, slo, f"{_percent(burning)} fail", (_ok(15), Phase(40 * MINUTE, BUSY, burning), _ok(15)))
+    yield _burn(plan, slo, "total outage", (_ok(20), IncidentPhase(10 * MINUTE, BUSY, Decimal(1)), _ok(60)))
+    yield _burn(plan, slo, f"{_percent(burning)} fail", (_ok(15), IncidentPhase(40 * MINUTE, BUSY, burning), _ok(15)))
     least = min(limit for _, limit in slo.windows) / 2
-    yield _burn(plan, slo, f"{_percent(least)} fail, which the budget allows", (Phase(40 * MINUTE, BUSY, least),))
+    yield _burn(
+        plan, slo, f"{_percent(least)} fail, which the budget allows", (IncidentPhase(40 * MINUTE, BUSY, least),)
+    )
     if slo.objective.min_bad_events > 1:
         yield _one_failure(plan, slo)
     yield _thin_outage(plan, slo, window, limit)
@@ -58,17 +66,17 @@ def _objective(plan: Plan, slo: Resolved) -> Iterator[dict[str, Any]]:
     yield _missing(plan, slo)
 
 
-def _ok(minutes: int) -> Phase:
-    return Phase(minutes * MINUTE, BUSY)
+def _ok(minutes: int) -> IncidentPhase:
+    return IncidentPhase(minutes * MINUTE, BUSY)
 
 
-def _burn(plan: Plan, slo: Resolved, name: str, phases: tuple[Phase, ...]) -> dict[str, Any]:
+def _burn(plan: SLOPlan, slo: ResolvedObjective, name: str, phases: tuple[IncidentPhase, ...]) -> dict[str, Any]:
     """Assert for each window when its alert fires and clears, to an evaluation on each side."""
     end = sum(phase.seconds for phase in phases)
     checks = []
     for window, limit in slo.windows:
         fires = _alert(plan, slo, window)
-        found = expected(plan, slo, phases, window, limit)
+        found = expected_alerts(plan, slo, phases, window, limit)
         if not found:
             checks.append(_never(plan, slo, end, window))
         margin = _margin(window)
@@ -77,82 +85,82 @@ def _burn(plan: Plan, slo: Resolved, name: str, phases: tuple[Phase, ...]) -> di
             states = {begin - margin: None, begin + margin: 1, clear - margin: 1, clear + margin: None}
             wanted = [(at, 1 if begin < at < clear else None) for at in states if 0 < at <= end]
             checks += [_check(f"count({fires})", at, value) for at, value in wanted]
-    return _test(slo, name, series_of(plan, slo, phases), checks)
+    return _test(slo, name, incident_series(plan, slo, phases), checks)
 
 
-def _margin(window: Window) -> int:
+def _margin(window: BurnWindow) -> int:
     """Return the seconds between the reckoning and what is asserted: evaluations that may come late."""
-    return 2 * EVALUATION if window.severity == "page" else 5 * EVALUATION
+    return 2 * EVALUATION_INTERVAL if window.severity == "page" else 5 * EVALUATION_INTERVAL
 
 
-def _one_failure(plan: Plan, slo: Resolved) -> dict[str, Any]:
+def _one_failure(plan: SLOPlan, slo: ResolvedObjective) -> dict[str, Any]:
     """One failed request, at one a minute, wakes nobody."""
     a_minute = Decimal(1) / MINUTE
-    usual = Phase(20 * MINUTE, a_minute)
-    return _test(slo, "one request fails, at one a minute", _single(plan, slo, (usual, _one_of(1), usual)), [
+    usual = IncidentPhase(20 * MINUTE, a_minute)
+    return _test(slo, "one request fails, at one a minute", _single(plan, slo, (usual, _make_rule_test(1), usual)), [
         _never(plan, slo, 41 * MINUTE)
     ])  # fmt: skip
 
 
-def _one_of(minutes: int) -> Phase:
+def _make_rule_test(minutes: int) -> IncidentPhase:
     """Return a phase in which one request comes, and fails."""
-    return Phase(minutes * MINUTE, Decimal(1) / (minutes * MINUTE), Decimal(1))
+    return IncidentPhase(minutes * MINUTE, Decimal(1) / (minutes * MINUTE), Decimal(1))
 
 
-def _single(plan: Plan, slo: Resolved, phases: tuple[Phase, ...]) -> list[dict[str, Any]]:
+def _single(plan: SLOPlan, slo: ResolvedObjective, phases: tuple[IncidentPhase, ...]) -> list[dict[str, Any]]:
     """Return the series of thin traffic, on one route with one status: whole requests cannot be shared out."""
     pair = sample_pairs(slo)[0]
     alone = slo._replace(endpoints=(pair,), groups=(((pair[0],), (pair[1],)),) if slo.groups else ())
     if isinstance(alone.objective, Availability):
         alone = alone._replace(objective=replace(alone.objective, bad=alone.objective.bad[:1]))
-    return series_of(plan, alone, phases, strange=False)
+    return incident_series(plan, alone, phases, strange=False)
 
 
-def _thin_outage(plan: Plan, slo: Resolved, window: Window, limit: Decimal) -> dict[str, Any]:
+def _thin_outage(plan: SLOPlan, slo: ResolvedObjective, window: BurnWindow, limit: Decimal) -> dict[str, Any]:
     """Every request fails, at one in two minutes: somebody is told when enough failed, and not before."""
     begin, needed = 20 * MINUTE, slo.objective.min_bad_events
     end = begin + 2 * (needed + 4) * MINUTE
-    phases = (Phase(begin, THIN), Phase(end - begin, THIN, Decimal(1)))
+    phases = (IncidentPhase(begin, THIN), IncidentPhase(end - begin, THIN, Decimal(1)))
     checks = []
     if needed > 2:  # noqa: PLR2004 - while two failures may count as nearly three
         checks.append(_never(plan, slo, begin + 2 * (needed - 2) * MINUTE))
-    found = expected(plan, slo, phases, window, limit)
+    found = expected_alerts(plan, slo, phases, window, limit)
     if found and found[0][0] + 2 * MINUTE <= end:
         at = max(found[0][0] + 2 * MINUTE, begin + 2 * (needed + 1) * MINUTE)
         checks.append(_check(f"count({_alert(plan, slo, window)})", at, 1))
     return _test(slo, "outage at one request in two minutes", _single(plan, slo, phases), checks)
 
 
-def _night(plan: Plan, slo: Resolved) -> dict[str, Any]:
+def _night(plan: SLOPlan, slo: ResolvedObjective) -> dict[str, Any]:
     """Time without traffic neither costs nor gains budget."""
     failing = min(Decimal("0.5"), 20 * budget(slo.percent))
-    busy, series = Phase(10 * MINUTE, BUSY, failing), promql.recorded(plan, slo)
+    busy, series = IncidentPhase(10 * MINUTE, BUSY, failing), promql.recorded(plan, slo)
     left = 1 - failing / budget(slo.percent)
-    near = f"sum(abs(slo:error_budget_remaining:ratio{series} - ({text(left)})) < bool {text(abs(left) / 100)})"
-    return _test(slo, "a night without traffic", series_of(plan, slo, (busy, Phase(20 * MINUTE, Decimal(0)), busy)), [
+    near = f"sum(abs(slo:error_budget_remaining:ratio{series} - ({format_number(left)})) < bool {format_number(abs(left) / 100)})"
+    return _test(slo, "a night without traffic", incident_series(plan, slo, (busy, IncidentPhase(20 * MINUTE, Decimal(0)), busy)), [
         _check(near, 25 * MINUTE, 1),
         _check(near, 40 * MINUTE, 1),
     ])  # fmt: skip
 
 
-def _new_instances(plan: Plan, slo: Resolved) -> dict[str, Any]:
+def _new_instances(plan: SLOPlan, slo: ResolvedObjective) -> dict[str, Any]:
     """The first failure of each new instance counts, because its series begin at 0."""
-    before = Phase(5 * MINUTE, Decimal(0), up=False)
-    phases = (before, Phase(MINUTE, Decimal(0)), _one_of(1), Phase(10 * MINUTE, Decimal(0)))
+    before = IncidentPhase(5 * MINUTE, Decimal(0), up=False)
+    phases = (before, IncidentPhase(MINUTE, Decimal(0)), _make_rule_test(1), IncidentPhase(10 * MINUTE, Decimal(0)))
     found = [
         {**series, "series": series["series"].replace('instance="a"', f'instance="{at}"')}
         for at in range(5)
         for series in _single(plan, slo, phases)
     ]
-    counted = f"sum_over_time(slo:bad_events:rate1m{promql.recorded(plan, slo)}[10m]) * {EVALUATION}"
+    counted = f"sum_over_time(slo:bad_events:rate1m{promql.recorded(plan, slo)}[10m]) * {EVALUATION_INTERVAL}"
     return _test(slo, "five new instances, each fails once", found, [
         _check(f"sum(abs({counted} - 5) < bool 1.7)", 14 * MINUTE, 1)
     ])  # fmt: skip
 
 
-def _deploy(plan: Plan, slo: Resolved) -> dict[str, Any]:
+def _deploy(plan: SLOPlan, slo: ResolvedObjective) -> dict[str, Any]:
     """While half of the instances do not have the bucket yet, they count as nothing, not as slow."""
-    kept = series_of(plan, slo, (_ok(20),))
+    kept = incident_series(plan, slo, (_ok(20),))
     old = [
         {**series, "series": series["series"].replace('instance="a"', 'instance="old"')}
         for series in kept
@@ -164,9 +172,9 @@ def _deploy(plan: Plan, slo: Resolved) -> dict[str, Any]:
     ])  # fmt: skip
 
 
-def _missing(plan: Plan, slo: Resolved) -> dict[str, Any]:
+def _missing(plan: SLOPlan, slo: ResolvedObjective) -> dict[str, Any]:
     """The service answers, but what the objective counts is not there."""
-    up = series_of(plan, slo, (Phase(20 * MINUTE, Decimal(0)),))[:1]
+    up = incident_series(plan, slo, (IncidentPhase(20 * MINUTE, Decimal(0)),))[:1]
     fires = promql.selector((("alertname", "SLODataMissing"), ("alertstate", "firing"), *_who(plan, slo)))
     return _test(slo, "its series are missing", up, [
         _check(f"count(ALERTS{{{fires}}})", 14 * MINUTE, None),
@@ -174,12 +182,12 @@ def _missing(plan: Plan, slo: Resolved) -> dict[str, Any]:
     ])  # fmt: skip
 
 
-def _service_down(plan: Plan) -> dict[str, Any]:
+def _service_down(plan: SLOPlan) -> dict[str, Any]:
     labels = ",".join(f"{name}={promql.go_string(value)}" for name, value in sorted(plan.selector.items()))
     fires = promql.selector((("alertname", "ServiceDown"), ("alertstate", "firing"), ("service", plan.service)))
     return {
         "name": "no instance answers",
-        "interval": f"{SAMPLE}s",
+        "interval": f"{SAMPLE_INTERVAL}s",
         "input_series": [{"series": f'up{{{labels},instance="a"}}', "values": "1+0x40 0+0x40 1+0x20"}],
         "promql_expr_test": [
             _check(f"count(ALERTS{{{fires}}})", 10 * MINUTE, None),
@@ -189,10 +197,12 @@ def _service_down(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _test(slo: Resolved, name: str, series: list[dict[str, Any]], checks: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def _test(
+    slo: ResolvedObjective, name: str, series: list[dict[str, Any]], checks: Iterable[dict[str, Any]]
+) -> dict[str, Any]:
     return {
         "name": f"{slo.name}: {name}",
-        "interval": f"{SAMPLE}s",
+        "interval": f"{SAMPLE_INTERVAL}s",
         "input_series": series,
         "promql_expr_test": [*checks],
     }
@@ -204,20 +214,20 @@ def _check(expression: str, at: int, value: int | None) -> dict[str, Any]:
     return {"expr": expression, "eval_time": f"{at}s", "exp_samples": samples}
 
 
-def _never(plan: Plan, slo: Resolved, until: int, window: Window | None = None) -> dict[str, Any]:
+def _never(plan: SLOPlan, slo: ResolvedObjective, until: int, window: BurnWindow | None = None) -> dict[str, Any]:
     return _check(f"count_over_time({_alert(plan, slo, window)}[{until}s])", until, None)
 
 
-def _alert(plan: Plan, slo: Resolved, window: Window | None = None) -> str:
+def _alert(plan: SLOPlan, slo: ResolvedObjective, window: BurnWindow | None = None) -> str:
     labels = [("alertname", "ErrorBudgetBurn"), ("alertstate", "firing"), *_who(plan, slo)]
     if window is not None:
         labels.append(("window", window.long))
     return f"ALERTS{{{promql.selector(labels)}}}"
 
 
-def _who(plan: Plan, slo: Resolved) -> tuple[tuple[str, str], ...]:
+def _who(plan: SLOPlan, slo: ResolvedObjective) -> tuple[tuple[str, str], ...]:
     return ("service", plan.service), ("slo", slo.name)
 
 
 def _percent(share: Decimal) -> str:
-    return f"{text((share * 100).quantize(Decimal('0.001')))}%"
+    return f"{format_number((share * 100).quantize(Decimal('0.001')))}%"

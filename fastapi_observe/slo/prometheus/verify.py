@@ -10,13 +10,13 @@ from fastapi_observe.settings.objectives import Latency
 from fastapi_observe.slo.datasources import retention
 from fastapi_observe.slo.prometheus import promql
 from fastapi_observe.slo.prometheus.api import Prometheus, UnreachableError
-from fastapi_observe.slo.prometheus.rules import rules_of
+from fastapi_observe.slo.prometheus.rules import make_rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fastapi_observe.settings.model import ObserveSettings
-    from fastapi_observe.slo.plan import Plan, Resolved
+    from fastapi_observe.slo.plan import ResolvedObjective, SLOPlan
 
 __all__ = ["Finding", "UnreachableError", "verify"]
 
@@ -40,13 +40,13 @@ class Finding(NamedTuple):
     """What one check found; `step` is what to do, empty where all is well."""
 
     state: Literal["ok", "problem"]
-    what: str
-    text: str
-    step: str = ""
+    check: str
+    message: str
+    hint: str = ""
 
 
 def verify(
-    plan: Plan, settings: ObserveSettings, url: str, *, token: str | None = None, insecure: bool = False
+    plan: SLOPlan, settings: ObserveSettings, url: str, *, token: str | None = None, insecure: bool = False
 ) -> list[Finding]:
     """Check a running Prometheus against an app; raises `UnreachableError`."""
     prometheus = Prometheus(url, token, insecure=insecure)
@@ -57,7 +57,7 @@ def verify(
         raise UnreachableError(text) from error
 
 
-def _findings(plan: Plan, settings: ObserveSettings, prometheus: Prometheus) -> list[Finding]:
+def _findings(plan: SLOPlan, settings: ObserveSettings, prometheus: Prometheus) -> list[Finding]:
     flags = prometheus.get("status/flags")
     return [
         *_version(plan, prometheus),
@@ -71,7 +71,7 @@ def _findings(plan: Plan, settings: ObserveSettings, prometheus: Prometheus) -> 
     ]
 
 
-def _version(plan: Plan, prometheus: Prometheus) -> Iterator[Finding]:
+def _version(plan: SLOPlan, prometheus: Prometheus) -> Iterator[Finding]:
     version = str(prometheus.get("status/buildinfo").get("version", ""))
     numbers = tuple(int(each) for each in re.findall(r"\d+", version)[:2])
     if plan.options.keep_firing and numbers and numbers < KEEPS_FIRING:
@@ -81,9 +81,9 @@ def _version(plan: Plan, prometheus: Prometheus) -> Iterator[Finding]:
         yield Finding("ok", "version", f"Prometheus {version}")
 
 
-def _rules(plan: Plan, prometheus: Prometheus) -> Iterator[Finding]:
+def _rules(plan: SLOPlan, prometheus: Prometheus) -> Iterator[Finding]:
     """Compare the groups that are loaded with those that would be made, and see whether they can be evaluated."""
-    made = {group["name"]: len(group["rules"]) for group in rules_of(plan)["groups"]}
+    made = {group["name"]: len(group["rules"]) for group in make_rules(plan)["groups"]}
     groups = {group["name"]: group for group in prometheus.get("rules")["groups"]}
     ours = {name: group for name, group in groups.items() if name.startswith(f"fastapi-observe:{plan.service}:")}
     load = "python -m fastapi_observe rules, name the file under rule_files, then reload Prometheus"
@@ -113,9 +113,9 @@ def _rules(plan: Plan, prometheus: Prometheus) -> Iterator[Finding]:
             yield Finding("problem", "evaluation", text, "give Prometheus more CPU, or name routes in the objective")
 
 
-def _targets(plan: Plan, prometheus: Prometheus) -> Iterator[Finding]:
+def _targets(plan: SLOPlan, prometheus: Prometheus) -> Iterator[Finding]:
     """See whether the selector finds the service, and whether it is scraped often enough."""
-    of = promql.target(plan)
+    of = promql.service_selector(plan)
     active = prometheus.get("targets", state="active")["activeTargets"]
     found = [each for each in active if plan.selector.items() <= each["labels"].items()]
     if not found:
@@ -142,11 +142,11 @@ def _targets(plan: Plan, prometheus: Prometheus) -> Iterator[Finding]:
         yield Finding("ok", "scrape interval", f"{slowest}, base window {plan.base}")
 
 
-def _running(plan: Plan, prometheus: Prometheus) -> Iterator[Finding]:
+def _running(plan: SLOPlan, prometheus: Prometheus) -> Iterator[Finding]:
     """Compare what runs with the code that this command has imported."""
     if not plan.slos:
         return
-    series = prometheus.query(f"count by (hash) (fastapi_observe_slo_config_info{{{promql.target(plan)}}})")
+    series = prometheus.query(f"count by (hash) (fastapi_observe_slo_config_info{{{promql.service_selector(plan)}}})")
     hashes = sorted(each["metric"].get("hash", "") for each in series)
     if hashes == [plan.hash]:
         yield Finding("ok", "running app", f"configuration {plan.hash}")
@@ -158,12 +158,12 @@ def _running(plan: Plan, prometheus: Prometheus) -> Iterator[Finding]:
         yield Finding("problem", "running app", text, "deploy this code, or check out what runs")
 
 
-def _objective(plan: Plan, slo: Resolved, prometheus: Prometheus) -> Finding:
+def _objective(plan: SLOPlan, slo: ResolvedObjective, prometheus: Prometheus) -> Finding:
     """See whether the selectors of an objective find series, and whether its events are recorded."""
     what = f"objective {slo.name}"
-    of = promql.target(plan)
+    of = promql.service_selector(plan)
     if isinstance(slo.objective, Latency):
-        metric = f'{promql.DURATIONS}{{{of},le="{promql.bound(slo.objective)}"}}'
+        metric = f'{promql.DURATIONS}{{{of},le="{promql.bucket_label(slo.objective)}"}}'
     else:
         metric = f"{promql.REQUESTS}{{{of}}}"
     counted = [each["metric"] for each in prometheus.query(f"count by (method, endpoint) ({metric})")]
@@ -180,7 +180,7 @@ def _objective(plan: Plan, slo: Resolved, prometheus: Prometheus) -> Finding:
     return Finding("ok", what, "its series are there and recorded")
 
 
-def _retention(plan: Plan, flags: dict[str, str]) -> Finding:
+def _retention(plan: SLOPlan, flags: dict[str, str]) -> Finding:
     told = flags.get("storage.tsdb.retention.time", "0s")
     kept = DEFAULT_RETENTION if not _seconds(told) else told
     if not _seconds(told) and flags.get("storage.tsdb.retention.size", "0B") != "0B":

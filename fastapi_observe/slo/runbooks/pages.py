@@ -6,18 +6,20 @@ import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.settings.objectives import Availability, seconds
-from fastapi_observe.slo.burn_rates import budget, factor, spent, text
+from fastapi_observe.settings.objectives import Availability, parse_duration
+from fastapi_observe.slo.burn_rates import budget, budget_spent, burn_rate, format_number
 from fastapi_observe.slo.prometheus import promql
-from fastapi_observe.slo.prometheus.rules import rules_of
-from fastapi_observe.slo.runbooks.guides import GUIDES, Guide, Step
+from fastapi_observe.slo.prometheus.rules import make_rules
+from fastapi_observe.slo.runbooks.guides import GUIDES, RunbookGuide, RunbookStep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fastapi_observe.slo.plan import Plan, Resolved
+    from fastapi_observe.slo.plan import ResolvedObjective, SLOPlan
 
-MADE: Final = "<!-- Made by fastapi-observe; only what stands between keep markers survives the next making. -->"
+GENERATED_COMMENT: Final = (
+    "<!-- Made by fastapi-observe; only what stands between keep markers survives the next making. -->"
+)
 KEPT: Final = re.compile(r"<!-- keep ([a-z0-9 -]+?) -->\n(.*?)<!-- /keep -->\n", re.DOTALL)
 OPENED: Final = re.compile(r"<!-- keep\b")
 CLOSED: Final = re.compile(r"<!-- /keep -->")
@@ -35,15 +37,15 @@ class MarkerError(ValueError):
     """A page has a keep marker that does not open or close; what stands there would be lost."""
 
 
-def make_runbooks(plan: Plan) -> dict[str, str]:
+def make_runbooks(plan: SLOPlan) -> dict[str, str]:
     """Return the pages by name: one for each alert of the rules."""
     alerts: dict[str, None] = {
-        rule["alert"]: None for group in rules_of(plan)["groups"] for rule in group["rules"] if "alert" in rule
+        rule["alert"]: None for group in make_rules(plan)["groups"] for rule in group["rules"] if "alert" in rule
     }
     return {f"{alert}.md": "\n".join(_page(plan, alert, GUIDES[alert])) for alert in alerts}
 
 
-def keep_written(made: str, existing: str) -> str:
+def keep_user_sections(made: str, existing: str) -> str:
     """Put what people wrote between keep markers into a new page; what has no place any more goes to its end.
 
     Raises MarkerError if the markers of the existing page do not pair.
@@ -60,17 +62,17 @@ def keep_written(made: str, existing: str) -> str:
 
     page = KEPT.sub(fill, made)
     asked_for = {match[1]: match[2] for match in KEPT.finditer(page)}
-    left = {name: body for name, body in written.items() if name not in asked_for and body != _untouched(name)}
+    left = {name: body for name, body in written.items() if name not in asked_for and body != _unchanged(name)}
     if left:
         page += "\n## Kept from before\n"
         page += "".join(f"\n<!-- keep {name} -->\n{body}<!-- /keep -->\n" for name, body in left.items())
     return page
 
 
-def _page(plan: Plan, alert: str, guide: Guide) -> Iterator[str]:
+def _page(plan: SLOPlan, alert: str, guide: RunbookGuide) -> Iterator[str]:
     yield f"# {alert}"
     yield ""
-    yield MADE
+    yield GENERATED_COMMENT
     yield ""
     yield guide.meaning
     yield ""
@@ -112,12 +114,12 @@ def _page(plan: Plan, alert: str, guide: Guide) -> Iterator[str]:
     yield from _kept("history", "what it was the last times.")
 
 
-def _objective(plan: Plan, alert: str, slo: Resolved) -> Iterator[str]:
+def _objective(plan: SLOPlan, alert: str, slo: ResolvedObjective) -> Iterator[str]:
     objective, whole = slo.objective, promql.duration(plan.period)
     promise = (
-        f"{text(slo.percent)} % of requests succeed (bad: {', '.join(objective.bad)})"
+        f"{format_number(slo.percent)} % of requests succeed (bad: {', '.join(objective.bad)})"
         if isinstance(objective, Availability)
-        else f"{text(slo.percent)} % of requests are answered within {objective.within}"
+        else f"{format_number(slo.percent)} % of requests are answered within {objective.within}"
     )
     yield f"## {slo.name}"
     yield ""
@@ -128,37 +130,37 @@ def _objective(plan: Plan, alert: str, slo: Resolved) -> Iterator[str]:
     yield ""
     if alert == "ErrorBudgetBurn":
         yield from _numbers(plan, slo)
-    yield from _step(plan, Step("Which route, and which status?" if isinstance(objective, Availability) else
+    yield from _step(plan, RunbookStep("Which route, and which status?" if isinstance(objective, Availability) else
                                 "Which route is slow?", _worst(plan, slo)))  # fmt: skip
     if alert == "SLODataMissing":
-        yield from _step(plan, Step("What is recorded?", f"slo:events:rate1m{promql.recorded(plan, slo)}"))
+        yield from _step(plan, RunbookStep("What is recorded?", f"slo:events:rate1m{promql.recorded(plan, slo)}"))
     else:
-        yield from _step(plan, Step("How much of the budget is left?",
+        yield from _step(plan, RunbookStep("How much of the budget is left?",
                                     f"slo:error_budget_remaining:ratio{promql.recorded(plan, slo)}"))  # fmt: skip
-        left = f"{text(plan.period * budget(slo.percent))} * slo:error_budget_remaining:ratio"
-        yield from _step(plan, Step("At the rate of the last hour, when is it gone? In seconds:",
+        left = f"{format_number(plan.period * budget(slo.percent))} * slo:error_budget_remaining:ratio"
+        yield from _step(plan, RunbookStep("At the rate of the last hour, when is it gone? In seconds:",
                                     f"{left}{promql.recorded(plan, slo)} / (slo:error_ratio:rate1h"
                                     f"{promql.recorded(plan, slo)} > 0)"))  # fmt: skip
     yield from _kept(f"{NOTES}{slo.name}", _particular(slo.name))
 
 
-def _numbers(plan: Plan, slo: Resolved) -> Iterator[str]:
+def _numbers(plan: SLOPlan, slo: ResolvedObjective) -> Iterator[str]:
     """Say what each pair of windows means for this objective."""
     needed = slo.objective.min_bad_events
     yield "| window | who is told | fires above | at 100 % bad | at 10 % | at 1 % | of the budget gone |"
     yield "|---|---|---|---|---|---|---|"
     for window, limit in slo.windows:
-        soon = [_after(limit, seconds(window.long), ratio) for ratio in RATIOS]
-        gone = text((spent(window, plan.period) * 100).quantize(Decimal("0.1")))
+        soon = [_after(limit, parse_duration(window.long), ratio) for ratio in RATIOS]
+        gone = format_number((budget_spent(window, plan.period) * 100).quantize(Decimal("0.1")))
         yield (
-            f"| {window.long} and {window.short} | {window.severity} | {text(limit * 100)} % "
-            f"({text(factor(window, plan.period).quantize(Decimal('0.01')))} times as fast as allowed) "
+            f"| {window.long} and {window.short} | {window.severity} | {format_number(limit * 100)} % "
+            f"({format_number(burn_rate(window, plan.period).quantize(Decimal('0.01')))} times as fast as allowed) "
             f"| {' | '.join(soon)} | {gone} % |"
         )
     yield ""
     minutes = (plan.period * budget(slo.percent) / 60).quantize(Decimal("0.1"))
     yield f"An alert needs at least {needed} bad {'request' if needed == 1 else 'requests'} in its long window."
-    yield f"If everything fails, the whole budget is gone in {text(minutes)} minutes."
+    yield f"If everything fails, the whole budget is gone in {format_number(minutes)} minutes."
     yield "Times are those of a steady flow of requests; scrape and evaluation add about a minute."
     yield ""
 
@@ -174,7 +176,7 @@ def _after(limit: Decimal, long: Decimal, ratio: Decimal) -> str:
     return f"{minutes.quantize(Decimal(1))} min" if minutes < 180 else f"{(minutes / 60).quantize(Decimal(1))} h"  # noqa: PLR2004
 
 
-def _routes(slo: Resolved) -> str:
+def _routes(slo: ResolvedObjective) -> str:
     if not slo.groups:
         return f"all measured routes, {len({template for _, template in slo.endpoints})} as of now"
     shown = [f"`{method} {template}`" for method, template in slo.endpoints]
@@ -182,15 +184,15 @@ def _routes(slo: Resolved) -> str:
     return ", ".join(shown[:10]) + more
 
 
-def _worst(plan: Plan, slo: Resolved) -> str:
+def _worst(plan: SLOPlan, slo: ResolvedObjective) -> str:
     if isinstance(slo.objective, Availability):
         return f"topk(5, sum by (method, endpoint, status_code) ({promql.bad(plan, slo, '5m')}))"
     by = "sum by (method, endpoint)"
     return f"topk(5, {by} ({promql.events(plan, slo, '5m')}) - {by} ({promql.good(plan, slo, '5m')}))"
 
 
-def _step(plan: Plan, step: Step) -> Iterator[str]:
-    of = promql.target(plan)
+def _step(plan: SLOPlan, step: RunbookStep) -> Iterator[str]:
+    of = promql.service_selector(plan)
     failed = f'{of},outcome!="ok",outcome!="client_error"'
     query = step.query.replace("{of_not_ok}", f"{{{failed}}}").replace("{of}", f"{{{of}}}")
     yield from (step.question, "", "```promql", query, "```", "")
@@ -200,7 +202,7 @@ def _particular(objective: str) -> str:
     return f"what is particular about {objective}: owners, dependencies, known causes."
 
 
-def _untouched(marker: str) -> str:
+def _unchanged(marker: str) -> str:
     """Return what stands between markers that leave with their objective, as long as nobody has written there."""
     return f"TODO {_particular(marker.removeprefix(NOTES))}\n"
 
