@@ -49,7 +49,7 @@ def our_steps(app: FastAPI, ratio: float) -> dict[str, Step]:
     from fastapi_observe import install
 
     # Thousands of queries in one request are meant.
-    observe = install(app, sample_ratio=ratio, max_traces_per_second=None, repeated_queries=10**9)
+    observe = install(app, sample_ratio=ratio, max_traces_per_second=None, repeated_query_threshold=10**9)
     bare = observe.metrics.counter("steps_total", "Steps.")
     labelled = observe.metrics.counter("labelled_steps_total", "Steps.", ["currency"])
     ended: list[Any] = []

@@ -18,7 +18,7 @@ PAST_CUSTOMERS = (
     *("Ada", "Alan", "Barbara", "Donald", "Dorothy", "Edsger"),
     *("Frances", "Grace", "Katherine", "Ken", "Margaret", "Niklaus"),
 )
-"""More of them than `repeated_queries` (default: 10): a query for each is told as N+1."""
+"""More of them than `repeated_query_threshold` (default: 10): a query for each is told as N+1."""
 
 
 class ShopTables(DeclarativeBase):

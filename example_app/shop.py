@@ -50,7 +50,7 @@ observe = install(
     environment="development",
     sample_ratio=1.0,  # a demonstration keeps every trace; the default keeps one of ten
     exclude_paths=("/healthz",),
-    slow_query=0.1,
+    slow_query_threshold=0.1,
     span_processors=span_file("shop"),
     slos=[
         Availability("checkout", 99.9, routes=["POST /orders", "POST /orders/{order_id}/checkout"], sla=99),

@@ -35,7 +35,7 @@ async def show_checkout(told: Told, shop: Service, payments: Service, directory:
     say(f"\nTrace {told.trace_id}: two processes")
     for line in tree(spans_of(told.trace_id, directory)):
         say(f"  {line}")
-    say("\nLog: every line of that trace; its own lines say where the time went: db_ms, external_ms, own_ms")
+    say("\nLog: every line of that trace; its own lines say where the time went: db_ms, external_ms, self_ms")
     for service in (shop, payments):
         show_lines(service, told.trace_id)
     say("\nMetrics: a few lines of /metrics")
@@ -53,7 +53,7 @@ async def show_findings(told: Told, shop: Service, directory: Path) -> None:
                     say(f"  span     {name} = {json.dumps(value)}")
     await show_metrics(shop, ("db_repeated_queries_total",))
     show_lines(shop, "database query repeated in one request")
-    say("\nFound unasked: queries that took longer than slow_query, calls that another service refused")
+    say("\nFound unasked: queries that took longer than slow_query_threshold, calls that another service refused")
     show_lines(shop, "slow database query")
     show_lines(shop, "external call failed")
 

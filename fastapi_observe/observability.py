@@ -106,7 +106,7 @@ class Observability:
         if settings.otlp_logs or settings.otlp_metrics:
             from fastapi_observe.export.push import open_queues  # noqa: PLC0415 - seldom wanted
 
-            self._pushes = open_queues(settings, self.tracing, self.metrics.sharing, self.logs, self.internal_errors)
+            self._pushes = open_queues(settings, self.tracing.provider, self.metrics.sharing, self.logs, self.internal_errors)
         self.metrics.register_collector(self.tracing.quota)
         self.metrics.register_collector(
             ExportCollector(exported_signals(self.logs, self.tracing.provider, self._pushes))

@@ -27,7 +27,7 @@ MIN_SECRET_LENGTH: Final = 4
 """Characters of a secret that can be looked for: shorter ones are found anywhere."""
 
 
-class Watch:
+class CapturedTelemetry:
     """All that an installed app reports inside a `with` block: spans, log lines, metrics, standard output and error.
 
     Every trace is kept meanwhile, whatever the settings say. What was seen can be asked for after the block too.
@@ -43,7 +43,7 @@ class Watch:
         self._metrics = ""
         self._output = {"standard output": io.StringIO(), "standard error": io.StringIO()}
         self._undo: list[Any] = []
-        self._tokens: list[Token[tuple[Watch, ...]]] = []
+        self._tokens: list[Token[tuple[CapturedTelemetry, ...]]] = []
 
     @property
     def spans(self) -> list[ReadableSpan]:
@@ -102,7 +102,7 @@ class Watch:
                 push(line)
 
         logs.push = take
-        self._undo = [collector.shutdown, tracing.keep_all(), lambda: setattr(logs, "push", push)]
+        self._undo = [collector.shutdown, tracing.sample_all(), lambda: setattr(logs, "push", push)]
         for name, stream in zip(("stdout", "stderr"), self._output.values(), strict=True):
             real = getattr(sys, name)
             setattr(sys, name, _Tee(real, stream))
@@ -120,12 +120,12 @@ class Watch:
         _WATCHING.reset(self._tokens.pop())
 
 
-def watch(app: Starlette) -> Watch:
+def capture(app: Starlette) -> CapturedTelemetry:
     """Look at all that an installed app reports in a `with` block; what was seen can be asked for after it too.
 
     Raises `RuntimeError` if nothing is installed on it.
     """
-    return Watch(app)
+    return CapturedTelemetry(app)
 
 
 def assert_no_leak(secret: str) -> None:
@@ -195,5 +195,5 @@ def _of_span(span: ReadableSpan) -> Iterator[tuple[str, str]]:
     yield from _strings(dict(span.resource.attributes), f"{place}: resource")
 
 
-_WATCHING: Final[ContextVar[tuple[Watch, ...]]] = ContextVar("fastapi_observe.testing", default=())
+_WATCHING: Final[ContextVar[tuple[CapturedTelemetry, ...]]] = ContextVar("fastapi_observe.testing", default=())
 """What is watched around the calling code."""

@@ -72,8 +72,8 @@ class Parts:
 def use_database(observe: Observability) -> None:
     """Measure queries by hand."""
     with observe.db.query("SELECT", table="orders", statement=SELECT, parameters=[1], pool="main") as query:
-        query.rows(3)
-        query.detail(cached=False)
+        query.set_row_count(3)
+        query.add_details(cached=False)
     with observe.db.query(statement="UPDATE orders SET name = 'y'"):
         pass
     query = observe.db.query("DELETE", table="orders").open()
@@ -87,14 +87,14 @@ def use_external(observe: Observability) -> None:
     with observe.external.call("billing", "get_invoice", number=7) as call:
         headers = call.inject({"x": "y"})
         assert headers["x"] == "y"
-        call.status(503)
+        call.set_status_code(503)
 
 
 def use_operation(observe: Observability) -> None:
     """Measure steps of our own: as blocks, again, nested, as decorators."""
     step = observe.operation("charge card", provider="acme")
     with step as op:
-        op.detail(order_id=7)
+        op.add_details(order_id=7)
         with step, step.copy():
             pass
 
@@ -116,7 +116,7 @@ def use_tracing(observe: Observability) -> None:
     tracing = observe.tracing
     with tracing.span("step", items=3, odd=object()) as span:
         span.set_attribute("more", 1)
-        tracing.event("cache miss", key="k")
+        tracing.add_event("cache miss", key="k")
         tracing.set_attributes(tenant="acme")
         tracing.record_error(ValueError("handled"))
     assert tracing.inject({"x": "y"})["x"] == "y"

@@ -40,7 +40,7 @@ class Member:
 
     def __init__(self, root: Path, scope: str = "0", **settings: Any) -> None:
         self.faults = InternalErrors()
-        self.metrics = MetricsService(ObserveSettings(**{"default_registry": False, **settings}), self.faults)
+        self.metrics = MetricsService(ObserveSettings(**{"include_default_registry": False, **settings}), self.faults)
         self.worker = Worker(root / NAME, self.faults)
         self.metrics.sharing.share(self.worker, scope)
 

@@ -193,7 +193,7 @@ def crew(name: str, directory: Path, *, observed: bool, **environment: str) -> I
     command = [part.format(app="chaos_app:app", port=port, workers=WORKERS) for part in SERVERS[name]]
     paths = os.pathsep.join([str(HERE), str(HERE.parent)])
     variables = {**os.environ, "PYTHONPATH": paths, "HOME": str(directory), "OBSERVED": str(int(observed)),
-                 "OBSERVE_WORKERS_DIRECTORY": str(directory), **environment}  # fmt: skip
+                 "OBSERVE_MULTIPROCESS_DIRECTORY": str(directory), **environment}  # fmt: skip
     with (directory / "stderr").open("wb") as errors:
         process = subprocess.Popen(  # noqa: S603 - a server of our own environment
             [sys.executable, "-m", *command],

@@ -35,7 +35,7 @@ MOST_NEW = 12
 """Label sets that any attack may add: what is unknown becomes one value, in each of the four metrics of a request."""
 
 BOUND = 500
-"""The default of `values_per_label`."""
+"""The default of `max_values_per_label`."""
 
 
 class Item(BaseModel):
@@ -47,7 +47,7 @@ class Item(BaseModel):
 
 def observed(app: Any, **options: Any) -> Observability:
     """Install with metrics of its own."""
-    options = {"registry": CollectorRegistry(), "default_registry": False, "workers": "off", **options}
+    options = {"registry": CollectorRegistry(), "include_default_registry": False, "multiprocess": "off", **options}
     return install(app, logs=False, tracing=False, **options)
 
 
@@ -231,7 +231,7 @@ def test_close_codes_are_bounded() -> None:
             return
         await websocket.send({"type": "websocket.close", "code": code})
 
-    observe = observed(app, values_per_label=20)
+    observe = observed(app, max_values_per_label=20)
     with TestClient(app) as client:
         for code in range(2990, 3010):
             with client.websocket_connect(f"/ws/{code}") as socket_:
@@ -272,7 +272,7 @@ async def test_routes_are_not_bounded_by_values() -> None:
     app = FastAPI()
     for number in range(30):
         app.add_api_route(f"/r{number}", lambda: None)
-    observe = observed(app, values_per_label=10)
+    observe = observed(app, max_values_per_label=10)
     for number in range(30):
         await send_one(app, path=f"/r{number}")
     assert len(values_of(observe, "http_requests", "endpoint")) == 30
@@ -341,7 +341,7 @@ async def test_every_label_that_user_code_fills_is_bounded(caplog: pytest.LogCap
 
 def test_a_refused_value_is_redacted(caplog: pytest.LogCaptureFixture) -> None:
     """What the settings say is secret is not told in the warning either."""
-    observe = observed(FastAPI(), values_per_label=1, redact=lambda text: text.replace("tulip", "REDACTED"))
+    observe = observed(FastAPI(), max_values_per_label=1, redact=lambda text: text.replace("tulip", "REDACTED"))
     visits = observe.metrics.counter("visits_total", "Visits.", ["user"])
     with caplog.at_level(logging.WARNING, logger="fastapi_observe"):
         visits.labels("a").inc()

@@ -35,7 +35,13 @@ def shop(**options: Any) -> tuple[FastAPI, Observability]:
     """Return an app with a metric whose label a client chooses."""
     app = FastAPI()
     observe = install(
-        app, logs=False, tracing=False, default_registry=False, registry=CollectorRegistry(), workers="off", **options
+        app,
+        logs=False,
+        tracing=False,
+        include_default_registry=False,
+        registry=CollectorRegistry(),
+        multiprocess="off",
+        **options,
     )
     visits = observe.metrics.counter("visits_total", "Visits.", ["shop", "user"])
 
@@ -98,24 +104,24 @@ def test_a_real_app_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
         status_of_text, text, _ = printed(capsys, f"http://127.0.0.1:{port}/metrics", "--top", "1")
     assert status == status_of_text == 0
     visits, waits = found["metrics"]["visits_total"], found["metrics"]["wait_seconds"]
-    assert (visits["label_sets"], visits["series"], visits["percent_of_bound"]) == (30, 30, 6.0)
+    assert (visits["label_sets"], visits["series"], visits["percent_of_limit"]) == (30, 30, 6.0)
     assert visits["labels"] == {"shop": {"values": 1, "new": 0}, "user": {"values": 30, "new": 0}}
     assert visits["growing_label"] == "user"
     assert (waits["label_sets"], waits["series"]) == (1, 5)
     assert found["bounds"] == {
-        "series_per_metric": 2000,
-        "series_per_process": 20000,
-        "values_per_label": 500,
-        "told_by_server": True,
+        "max_series_per_metric": 2000,
+        "max_series_per_process": 20000,
+        "max_values_per_label": 500,
+        "reported_by_server": True,
     }
-    assert (found["at_bound"], found["seconds_between"]) == ([], None)
+    assert (found["at_limit"], found["seconds_between"]) == ([], None)
     assert "39           3        1%  python_gc_pause_seconds  generation 3\n... and " in text
     assert text.endswith("Next: Nothing: no metric is near its bound.\n")
 
 
 def test_a_full_label_ends_with_one(capsys: pytest.CaptureFixture[str]) -> None:
     """A label with more values than its bound is named, with what to do, and the exit status is 1."""
-    app, observe = shop(values_per_label=5)
+    app, observe = shop(max_values_per_label=5)
     for user in range(7):
         observe.metrics.counter("visits_total", "", ["shop", "user"]).labels("north", user).inc()
     with serving(app, log_level="error") as port:
@@ -127,7 +133,7 @@ def test_a_full_label_ends_with_one(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_all_metrics_together_can_be_full(capsys: pytest.CaptureFixture[str]) -> None:
     """Where no metric is at its bound but all together are, that is said, and the exit status is 1."""
-    app, observe = shop(series_per_process=4)
+    app, observe = shop(max_series_per_process=4)
     for user in range(4):
         observe.metrics.counter("visits_total", "", ["shop", "user"]).labels("north", user).inc()
     with serving(app, log_level="error") as port:
@@ -137,7 +143,7 @@ def test_all_metrics_together_can_be_full(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_watching_tells_which_label_grows(capsys: pytest.CaptureFixture[str]) -> None:
-    """`--watch` reads twice; what is new is shown, by metric and by label, and how long that can go on."""
+    """`--compare-after` reads twice; what is new is shown, by metric and by label, and how long that can go on."""
     app, observe = shop()
     visits = observe.metrics.counter("visits_total", "", ["shop", "user"])
     for place in range(20):
@@ -150,9 +156,9 @@ def test_watching_tells_which_label_grows(capsys: pytest.CaptureFixture[str]) ->
     with serving(app, log_level="error") as port, pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastapi_observe.cli.cardinality.sleep", lambda _: grow())
         url = f"http://127.0.0.1:{port}/metrics"
-        status, found = as_json(capsys, url, "--watch", "2")
+        status, found = as_json(capsys, url, "--compare-after", "2")
         grow = visits.clear
-        _, text, _ = printed(capsys, url, "--watch", "0.5")
+        _, text, _ = printed(capsys, url, "--compare-after", "0.5")
     grown = found["metrics"]["visits_total"]
     assert (status, grown["new_label_sets"], grown["growing_label"]) == (0, 10, "user")
     assert grown["labels"] == {"shop": {"values": 20, "new": 0}, "user": {"values": 11, "new": 10}}
@@ -222,7 +228,7 @@ def test_the_next_step_fits(now: str, before: str | None, step: str) -> None:
 
 def test_a_metric_without_labels_can_be_full() -> None:
     """A bound of 0 or 1 is no reason to stumble over a metric without labels."""
-    text = '# TYPE fastapi_observe_bounds_info gauge\nfastapi_observe_bounds_info{series_per_metric="1"} 1\n'
+    text = '# TYPE fastapi_observe_limits_info gauge\nfastapi_observe_bounds_info{max_series_per_metric="1"} 1\n'
     assert "is at its bound" in report_of(text + "# TYPE g gauge\ng 1\n").next_step()
 
 
@@ -342,7 +348,7 @@ def test_the_token_is_sent(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
 
 
 def test_the_token_goes_over_http_to_private_hosts_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To a public address it is not sent without TLS, unless `--insecure` says so."""
+    """To a public address it is not sent without TLS, unless `--allow-http-token` says so."""
     monkeypatch.setattr(cli_scrape, "PRIVATE_NETWORKS", ())
     with answering(b"up 1\n") as url:
         with pytest.raises(ScrapeError, match="over plain http to a public address; use https"):
@@ -351,7 +357,7 @@ def test_the_token_goes_over_http_to_private_hosts_only(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--top", "0"], ["--top", "x"], ["--watch", "0"], ["--watch", "x"], ["--watch", "nan"]]
+    "wrong", [["--top", "0"], ["--top", "x"], ["--compare-after", "0"], ["--watch", "x"], ["--watch", "nan"]]
 )
 def test_wrong_arguments_are_told(capsys: pytest.CaptureFixture[str], wrong: list[str]) -> None:
     """Numbers that make no sense end with 2 and say what is wanted."""

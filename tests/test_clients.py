@@ -36,7 +36,7 @@ async def test_query_gives_three_signals(seen: Seen) -> None:
     async with seen.observe.db.query(
         "SELECT", table="orders", statement=statement, parameters=[7, "secret"], system="postgresql"
     ) as query:
-        query.detail(**{"db.response.returned_rows": 3})
+        query.add_details(**{"db.response.returned_rows": 3})
     (span,) = seen.spans
     assert (span.name, span.kind, span.status.status_code) == ("SELECT orders", SpanKind.CLIENT, StatusCode.UNSET)
     details = {
@@ -225,7 +225,7 @@ async def test_what_is_no_operation_and_no_table(observed: Callable[..., Seen]) 
         db.query(odd, table=odd, parameters=iter(odd)),  # type: ignore[arg-type]
     ):
         with query:
-            query.rows("x")  # type: ignore[arg-type]
+            query.set_row_count("x")  # type: ignore[arg-type]
     assert [span.name for span in told.spans] == ["SELECT users", "SELECT", "OTHER"]
     assert "hunter2" not in told.text + str([dict(span.attributes or {}) for span in told.spans])
     assert told.observe.internal_errors.counts == {}

@@ -51,7 +51,7 @@ def samples(scrape: str) -> list[str]:
 def test_it_counts_what_is_stored(observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str]) -> None:
     """Series, samples a day and bytes are those of the scrape; metrics and routes add up."""
     app = shop()
-    observed(app, default_registry=False)
+    observed(app, include_default_registry=False)
     scrape, found = told(app, capsys, "--scrape-interval", "30s")
     assert found["series"] == len(samples(scrape))
     assert found["samples_per_day"] == found["series"] * 2880
@@ -79,7 +79,7 @@ def test_switching_off_saves_what_was_said(observed: Callable[..., Seen], capsys
     series = {}
     for sizes in (True, False):
         app = shop()
-        observed(app, size_histograms=sizes, default_registry=False)
+        observed(app, size_histograms=sizes, include_default_registry=False)
         _, found = told(app, capsys)
         series[sizes] = (found["series"], {each["what"]: each.get("series") for each in found["savings"]})
     promised = series[True][1]["size_histograms=False"]
@@ -186,7 +186,7 @@ def test_text(observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str])
     assert "bytes a scrape before compression" in printed
     assert re.search(r"^/orders/\{orders_id\} +\d+ +\d+\.\d% +[\d,]+$", printed, re.MULTILINE)
     assert "size_histograms=False saves 22 series" in printed
-    assert "default_registry=False saves" in printed
+    assert "include_default_registry=False saves" in printed
 
 
 def test_what_cannot_be_read(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

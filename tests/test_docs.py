@@ -209,10 +209,10 @@ def everything(observed: Callable[..., Seen]) -> Everything:
     seen = observed(
         app,
         registry=registry,
-        default_registry=False,
-        repeated_queries=1,
+        include_default_registry=False,
+        repeated_query_threshold=1,
         slos=[Availability("orders", 99.9, routes=["/orders/{order_id}"])],
-        series_per_metric=20,
+        max_series_per_metric=20,
         capture_request_headers=["x-tenant"],
         capture_response_headers=["content-type"],
     )

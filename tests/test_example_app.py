@@ -135,7 +135,7 @@ def assert_shows_one_checkout(output: str) -> None:
     assert [line for line in drawn if line != "  push order event"] == TREE
     (whole,) = [line["fields"] for line in shop if line["message"] == "HTTP request completed"]
     assert (whole["db_count"], whole["external_count"]) == (3, 1)
-    assert whole["external_ms"] + whole["own_ms"] <= whole["duration_ms"]
+    assert whole["external_ms"] + whole["self_ms"] <= whole["duration_ms"]
     for sample in (
         r'http_requests_total\{method="POST",endpoint="/orders/\{order_id\}/checkout",status_code="200"\} 1',
         r"orders_created_total 1",

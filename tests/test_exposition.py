@@ -43,7 +43,7 @@ async def _nothing(message: Any = None) -> Any:
 
 def _used(**settings: Any) -> MetricsService:
     """Return a service each metric of which has been used."""
-    settings = {"default_registry": False, "series_per_metric": 3, **settings}
+    settings = {"include_default_registry": False, "max_series_per_metric": 3, **settings}
     made = ObserveSettings(**settings)
     faults = InternalErrors()
     metrics = MetricsService(made, faults)
@@ -291,7 +291,7 @@ def test_another_kind_of_registry_is_collected_as_a_whole() -> None:
 async def test_promtool_finds_nothing() -> None:
     """`promtool check metrics` accepts the full output, every metric used, and has nothing to say about it."""
     promtool = needs("promtool")
-    metrics = _used(default_registry=True)
+    metrics = _used(include_default_registry=True)
     metrics.register_collector(SystemCollector(ObserveSettings(), InternalErrors()))
     saturation = Saturation()
     metrics.register_collector(saturation)

@@ -44,7 +44,7 @@ def seen(observed: Callable[..., Seen]) -> Seen:
 async def test_call_gives_three_signals(seen: Seen, status: int, outcome: str, error_type: str | None) -> None:
     """A call is a client span, two samples and a line; the status decides the outcome."""
     async with seen.observe.external.call("billing", "get_invoice", invoice=7) as call:
-        call.status(status)
+        call.set_status_code(status)
     (span,) = seen.spans
     attributes = dict(span.attributes or {})
     assert (span.name, span.kind) == ("get_invoice billing", SpanKind.CLIENT)
@@ -87,8 +87,8 @@ def test_call_outcomes(seen: Seen, exc: BaseException, outcome: str) -> None:
 def test_last_status_counts(seen: Seen) -> None:
     """A call that was tried again has the outcome of its last answer."""
     with seen.observe.external.call("billing", "get") as call:
-        call.status(503)
-        call.status(200)
+        call.set_status_code(503)
+        call.set_status_code(200)
     assert seen.sample("external_requests_total", service="billing", operation="get", outcome="ok") == 1
     assert seen.spans[0].status.status_code is StatusCode.UNSET
 

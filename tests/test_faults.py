@@ -370,7 +370,7 @@ def test_what_fails_always_is_told_once_a_minute(observed: Callable[..., Seen]) 
     seen = observed(
         app,
         span_processors=(HostileProcessor("on_end"),),
-        instrumentations=(boom,),
+        instrumentator_functions=(boom,),
         tracer_provider=TracerProvider(),
     )
 
@@ -387,7 +387,7 @@ def test_an_instrumentation_that_raises_spoils_nothing(observed: Callable[..., S
     """One of the user's closures may raise; the next is called all the same."""
     called: list[str] = []
     app = make_app()
-    seen = observed(app, instrumentations=(boom, lambda info: called.append(info.modified_handler)))
+    seen = observed(app, instrumentator_functions=(boom, lambda info: called.append(info.modified_handler)))
     assert_served(app)
     assert_told(seen, "instrumentation")
     assert len(called) == 18
@@ -406,7 +406,7 @@ def test_a_collector_that_raises_spoils_its_own_metrics_only(observed: Callable[
     registry = CollectorRegistry()
     registry.register(Hostile())
     app = make_app()
-    seen = observed(app, registry=registry, default_registry=False)
+    seen = observed(app, registry=registry, include_default_registry=False)
     assert_served(app)
     assert seen.total("http_requests_total") == 18
     assert_told(seen, "collect")

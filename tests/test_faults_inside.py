@@ -45,99 +45,108 @@ OURS: Final = "fastapi-observe"
 
 CARRIERS: Final = frozenset(
     """
-    clients.http_body:AsyncBody.__aiter__ clients.http_body:AsyncBody.aclose clients.http_body:SyncBody.__iter__
-    clients.http_body:SyncBody.close clients.httpx:_observe_async.<locals>.send
-    clients.httpx:_observe_async.<locals>.sending clients.httpx:_observe_sync.<locals>.send
-    clients.httpx:_observe_sync.<locals>.sending clients.sqlalchemy:EngineWatch._counting.<locals>.counting
-    clients.sqlalchemy:EngineWatch._observed.<locals>.observed clients.watch:Watch.ask clients.watch:Watch.ask_async
-    install:_seamed install:_wrap_builder.<locals>.build middleware:Door.__call__ middleware:Door._lifespan
-    middleware:Door._lifespan.<locals>.watched middleware:Seam.__call__ middleware:Seam.__init__
-    middleware:observing_handler.<locals>.observing_async middleware:observing_handler.<locals>.observing
-    records.exchange:Exchange.receive records.exchange:Exchange.send records.websocket:WebSocketExchange.receive
-    records.websocket:WebSocketExchange.send records.wrapping:_async_generator.<locals>.async_generator
+    clients.http.body:AsyncBody.__aiter__ clients.http.body:AsyncBody.aclose clients.http.body:SyncBody.__iter__
+    clients.http.body:SyncBody.close clients.http.httpx:_observe_async.<locals>.send
+    clients.http.httpx:_observe_async.<locals>.sending clients.http.httpx:_observe_sync.<locals>.send
+    clients.http.httpx:_observe_sync.<locals>.sending
+    clients.database.sqlalchemy:ObservedEngine._observe_transactions.<locals>.counting
+    clients.database.sqlalchemy:ObservedEngine._observed.<locals>.observed
+    clients.database.observers:ObserverSet.timed_acquire clients.database.observers:ObserverSet.timed_acquire_async
+    install:_with_inner_middleware install:_wrap_stack_builder.<locals>.build middleware:ObserveMiddleware.__call__
+    middleware:ObserveMiddleware._lifespan middleware:ObserveMiddleware._lifespan.<locals>.watched
+    middleware:InnerMiddleware.__call__ middleware:InnerMiddleware.__init__
+    middleware:wrap_validation_handler.<locals>.observing_async
+    middleware:wrap_validation_handler.<locals>.observing records.request:RequestRecord.receive
+    records.request:RequestRecord.send records.websocket:WebSocketRecord.receive
+    records.websocket:WebSocketRecord.send records.wrapping:_async_generator.<locals>.async_generator
     records.wrapping:_awaited records.wrapping:_call.<locals>.call records.wrapping:_coroutine.<locals>.coroutine
-    records.wrapping:_generator.<locals>.generator runtime.background:_measured.<locals>.call
-    signals.tracing:TracingService.run_in_executor signals.user_spans:run_in_executor
+    records.wrapping:_generator.<locals>.generator background:_measured.<locals>.call
+    traces.service:TracingService.run_in_executor traces.user_spans:run_in_executor
     """.split()  # noqa: SIM905 - a list would be two pages long
 )
 """What hands on a call of the app, a library or the user: nothing of ours stands above it, what it asks is guarded."""
 
 GUARDS: Final = frozenset(
     """
-    clients.database:DatabaseClient.query clients.database:Query.rows clients.external:ExternalClient.call
-    clients.http_calls:HttpCalls.answered clients.http_calls:HttpCalls.begin clients.http_calls:HttpCalls.sending
-    clients.sqlalchemy:EngineWatch._begin clients.sqlalchemy:EngineWatch._end clients.sqlalchemy:EngineWatch._moves
-    clients.sqlalchemy:EngineWatch._watch_again clients.watch:Observer.event clients.watch:Observer.waited
-    clients.watch:Watch.observer installed:current middleware:Door._give_ids middleware:Door._leave
-    middleware:observing_handler.<locals>.note records.guard:guarded.<locals>.decorate.<locals>.call
+    clients.database.client:DatabaseClient.query clients.database.client:Query.set_row_count
+    clients.http.external:ExternalClient.call clients.http.calls:HttpCalls.on_response
+    clients.http.calls:HttpCalls.begin clients.http.calls:HttpCalls.on_request
+    clients.database.sqlalchemy:ObservedEngine._begin clients.database.sqlalchemy:ObservedEngine._end
+    clients.database.sqlalchemy:ObservedEngine._moves clients.database.sqlalchemy:ObservedEngine._watch_again
+    clients.database.observers:PoolObserver.record_connection_event
+    clients.database.observers:PoolObserver.record_connection_wait clients.database.observers:ObserverSet.observer
+    current:get_observability middleware:ObserveMiddleware._give_ids middleware:ObserveMiddleware._leave
+    middleware:wrap_validation_handler.<locals>.note records.guard:fail_safe.<locals>.decorate.<locals>.call
     records.operation:Operation.__call__ records.operation:Operation.__enter__ records.operation:Operation.close
     records.operation:Operation.open records.operation:Operation.resume records.operation:Operation.suspend
-    records.wrapping:_begun signals.series:Bounded.labels signals.series:Counter.inc signals.series:Gauge.inc
-    signals.series:Gauge.set signals.series:Histogram.observe signals.user_spans:SpanScope.close
-    signals.user_spans:SpanScope.open signals.user_spans:SpanScope.resume signals.user_spans:SpanScope.suspend
-    signals.user_spans:finish signals.user_spans:traced_with.<locals>.decorate signals.logs:ObserveLogger._emit
+    records.wrapping:_begun metrics.series:BoundedMetric.labels metrics.series:Counter.inc metrics.series:Gauge.inc
+    metrics.series:Gauge.set metrics.series:Histogram.observe traces.user_spans:SpanScope.close
+    traces.user_spans:SpanScope.open traces.user_spans:SpanScope.resume traces.user_spans:SpanScope.suspend
+    traces.user_spans:finish traces.user_spans:make_traced.<locals>.decorate logs.service:ObserveLogger._emit
     """.split()  # noqa: SIM905 - as above
 )
 """What does its work in a `try` of its own, because a frame above it would cost the hot path a call."""
 
 PLAIN: Final = frozenset(
     """
-    clients.http_record:HttpCall.close dependencies:observability_of installed:traced observability:Observability.log
-    records.operation:Operation.__aenter__ records.operation:Operation.__aexit__ records.operation:Operation.__exit__
-    signals.logs:ObserveLogger.__init__ signals.logs:ObserveLogger.contextualize signals.logs:ObserveLogger.debug
-    signals.logs:ObserveLogger.error signals.logs:ObserveLogger.exception signals.logs:ObserveLogger.fatal
-    signals.logs:ObserveLogger.info signals.logs:ObserveLogger.warn signals.logs:ObserveLogger.with_fields
-    signals.series:Gauge.dec signals.user_spans:ContextScope.__enter__ signals.user_spans:ContextScope.__exit__
-    signals.user_spans:SpanScope.__aenter__ signals.user_spans:SpanScope.__aexit__
-    signals.user_spans:SpanScope.__enter__ signals.user_spans:SpanScope.__exit__ signals.user_spans:traced_with
+    clients.http.record:HttpCall.close dependencies:get_request_observability current:traced
+    observability:Observability.log records.operation:Operation.__aenter__ records.operation:Operation.__aexit__
+    records.operation:Operation.__exit__ logs.service:ObserveLogger.__init__
+    logs.service:ObserveLogger.contextualize logs.service:ObserveLogger.debug logs.service:ObserveLogger.error
+    logs.service:ObserveLogger.exception logs.service:ObserveLogger.fatal logs.service:ObserveLogger.info
+    logs.service:ObserveLogger.warn logs.service:ObserveLogger.with_fields metrics.series:Gauge.dec
+    traces.user_spans:ContextScope.__enter__ traces.user_spans:ContextScope.__exit__
+    traces.user_spans:SpanScope.__aenter__ traces.user_spans:SpanScope.__aexit__
+    traces.user_spans:SpanScope.__enter__ traces.user_spans:SpanScope.__exit__ traces.user_spans:make_traced
     """.split()  # noqa: SIM905 - as above
 )
 """What users call and what calls one of the guards, or keeps what it is given, and does nothing else."""
 
 LOGGING: Final = frozenset(
     """
-    signals.log_capture:RootHandler.emit signals.log_capture:NoLock.__bool__
-    signals.log_capture:LogCapture._hand_over
+    logs.capture:RootHandler.emit logs.capture:NoLock.__bool__ logs.capture:LogCapture._hand_over
     """.split()  # noqa: SIM905 - as above
 )
 """What the standard library's logging calls: guards, and a lock that is none."""
 
 OUTERMOST: Final = CARRIERS | GUARDS | PLAIN | LOGGING
 
-SHOWN_SO: Final = "records.redaction_values:"
+SHOWN_SO: Final = "redaction.values:"
 """Where a value reads `<unprintable>` instead: most often its own class has failed."""
 
 UNCOUNTED: Final = {
-    "runtime.saturation:GcPauses.__call__": "a callback of the garbage collector may take no lock",
-    "runtime.saturation:Samples.observe": "as above",
-    "clients.http_body:Body.__del__": "a finalizer runs inside any lock",
-    "records.exceptions:_told": "the line itself says that the stack trace cannot be shown",
-    "records.exceptions:end_of": "as above",
-    "records.redaction_values:Walk.__init__": "the value reads <unprintable>: most often its own class has failed",
-    "records.redaction_values:Walk.show": "as above",
-    "records.redaction_values:Walk._show_members": "as above",
-    "records.redaction_values:Walk._text": "as above",
-    "records.redaction_values:_named": "as above",
-    "signals.log_message:is_access": "the line shows the message as it was given",
+    "metrics.saturation:GcPauses.__call__": "a callback of the garbage collector may take no lock",
+    "metrics.saturation:LocalHistogram.observe": "as above",
+    "clients.http.body:StreamedBody.__del__": "a finalizer runs inside any lock",
+    "records.exceptions:_traceback_parts": "the line itself says that the stack trace cannot be shown",
+    "records.exceptions:tail": "as above",
+    "redaction.values:ValueRedactor.__init__": "the value reads <unprintable>: most often its own class has failed",
+    "redaction.values:ValueRedactor.show": "as above",
+    "redaction.values:ValueRedactor._show_members": "as above",
+    "redaction.values:ValueRedactor._text": "as above",
+    "redaction.values:_named": "as above",
+    "logs.messages:is_access_log": "the line shows the message as it was given",
     "observability:Observability.flush": "the beginning of a thread: what it calls is guarded",
     "observability:Observability._end_within_budget.<locals>.end": "as above",
-    "signals.export_sender:Sender.run": "as above",
-    "signals.line_writer:LineWriter._run": "as above",
+    "export.sender:Sender.run": "as above",
+    "logs.writer:LineWriter._run": "as above",
 }
 """What fails without being counted, and why."""
 
-COUNTED_ELSEWHERE: Final = ("signals.export_", "signals.line_", "signals.log", "signals.otlp_")
+COUNTED_ELSEWHERE: Final = ("export.", "logs.")
 """What loses spans or lines counts them as dropped."""
 
 UNDER_LOCK: Final = (
-    "signals.export_store:",
-    "signals.export_counts:",
-    "signals.export_sender:Sender._is_due",
-    "signals.export_sender:Sender._pause",
+    "export.store:",
+    "export.counts:",
+    "export.sender:Sender._is_due",
+    "export.sender:Sender._pause",
 )
 """What looks at the queue while it holds the lock that `put` needs too: arithmetic, which nothing can block."""
 
-MADE_TWICE: Final = frozenset(f"signals.business:Catalogue.{name}" for name in ("_add", "own", "register"))
+MADE_TWICE: Final = frozenset(
+    f"metrics.catalogue:MetricFactory.{name}" for name in ("_add", "create_internal", "register")
+)
 """If it fails after its work is done, the metric's name is taken: the next call says so, with `ValueError`."""
 
 

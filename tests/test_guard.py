@@ -82,11 +82,11 @@ def test_a_fault_outside_of_any_app_is_counted_elsewhere(monkeypatch: Patch) -> 
 def test_the_stand_in_takes_everything() -> None:
     """It is a block of both kinds, leaves what it decorates as it is, hands headers back, and has no dunder names."""
     with NO_OP as inside:
-        assert inside.rows(3).labels("x").inc() is NO_OP
+        assert inside.set_row_count(3).labels("x").inc() is NO_OP
 
     async def use() -> None:
         async with NO_OP as inside:
-            inside.status(200)
+            inside.set_status_code(200)
 
     asyncio.run(use())
     assert NO_OP(len) is len
@@ -102,11 +102,11 @@ def test_helpers_that_cannot_work_are_of_no_consequence(observed: Callable[..., 
     observe = seen.observe
     monkeypatch.setattr(Operation, "__init__", boom)
     with observe.db.query("SELECT", table="orders") as query:
-        query.rows(1)
+        query.set_row_count(1)
     with observe.operation("step") as step:
-        step.detail(a=1)
+        step.add_details(a=1)
     with pytest.raises(ZeroDivisionError), observe.external.call("billing", "get") as call:
-        call.status(1 // 0)
+        call.set_status_code(1 // 0)
     monkeypatch.undo()
     monkeypatch.setattr(BoundedMetric, "labels_or_raise", boom)
     observe.metrics.counter("carts_total", "Carts.", ["kind"]).labels("new").inc()
@@ -123,8 +123,8 @@ def use_with_faults(observe: Observability, monkeypatch: Patch) -> None:
     query.resume()
     with monkeypatch.context() as patch:
         patch.setattr(Query, "details", property(boom))
-        query.rows(1)
-        query.detail(a=1)
+        query.set_row_count(1)
+        query.add_details(a=1)
     query.close()
 
 
@@ -162,7 +162,7 @@ def test_what_the_user_does_wrong_is_told(observed: Callable[..., Seen]) -> None
         lambda: observe.metrics.histogram("seconds", "S.").observe("long"),
         lambda: observe.metrics.business.revenue(-1, "EUR"),
         observe.tracing.event,
-        lambda: observe.external.call("billing", "get").status("ok"),
+        lambda: observe.external.call("billing", "get").set_status_code("ok"),
     ):
         with pytest.raises((TypeError, ValueError)):
             wrong()

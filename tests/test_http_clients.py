@@ -159,7 +159,7 @@ class Calls:
         self.seen = seen
         observe = seen.observe
         self.external = ExternalClient(observe, PropagationPolicy(hosts, baggage))
-        self.clients = HttpClients(self.external, observe.internal_errors, Redactor(query_allow=["page"]))
+        self.clients = HttpClients(self.external, observe.internal_errors, Redactor(capture_query_parameters=["page"]))
 
     @property
     def span(self) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class Calls:
 @pytest.fixture
 def calls(observed: Callable[..., Seen]) -> Iterator[Calls]:
     """Install on an app without routes."""
-    made = Calls(observed(Starlette(), query_allow=["page"]))
+    made = Calls(observed(Starlette(), capture_query_parameters=["page"]))
     yield made
     made.clients.restore()
     assert made.seen.observe.internal_errors.counts == {}
@@ -533,7 +533,7 @@ async def test_an_operation_that_has_ended_lets_go(calls: Calls) -> None:
     with calls.clients.instrument(httpx.Client(transport=transport)) as one:
         one.get("http://pay/")
     (call,) = held
-    call.detail(more=1)
+    call.add_details(more=1)
     assert (call.request, call.details["url.full"], call.details["more"]) == (None, "http://pay/", 1)
     assert type(call.again()) is ExternalCall
     call.close()

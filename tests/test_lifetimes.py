@@ -293,7 +293,7 @@ def test_an_install_that_fails_late_leaves_nothing_behind() -> None:
     app = make_app()
     registry = CollectorRegistry()
     before = process()
-    for wrong in ({"instrumentations": (coroutine,)}, {"tracer_provider": object()}):
+    for wrong in ({"instrumentator_functions": (coroutine,)}, {"tracer_provider": object()}):
         with pytest.raises((ValueError, AttributeError)):
             install(app, otlp_endpoint="http://127.0.0.1:9", registry=registry, **wrong)
         assert process() == before

@@ -384,7 +384,7 @@ def test_a_stack_trace_is_indented() -> None:
 )
 def test_query_values_are_redacted(query: bytes | str, shown: str) -> None:
     """Keys are kept, values only if the settings allow their key."""
-    assert Redactor(query_allow=["page"]).query(query) == shown
+    assert Redactor(capture_query_parameters=["page"]).query(query) == shown
 
 
 @given(st.binary(max_size=5000))

@@ -298,7 +298,7 @@ def test_websocket_access_lines_give_way_to_ours(make: Make, lines: Lines) -> No
 @pytest.mark.usefixtures("served")
 def test_access_lines_show_no_query_values(make: Make, lines: Lines) -> None:
     """Where access lines are written, their queries are redacted as in ours."""
-    logs = make(log_requests=False, query_allow=("page",))
+    logs = make(log_requests=False, capture_query_parameters=("page",))
     for name, message, args in UVICORN_LINES:
         logging.getLogger(name).info(message, *args)
     logs.flush(1.0)

@@ -137,7 +137,7 @@ def fail() -> NoReturn:
 
 def test_the_request_line(make: Callable[..., LogService], lines: Lines) -> None:
     """One line per request says what the contract says, its query values redacted."""
-    logs = make(query_allow=("page",))
+    logs = make(capture_query_parameters=("page",))
     logs.on_request_start(exchange_of())
     logs.on_response_start(exchange_of())
     logs.on_request_end(exchange_of())

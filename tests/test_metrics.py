@@ -34,7 +34,7 @@ class Service:
 
     def __init__(self, **settings: Any) -> None:
         self.faults = InternalErrors()
-        self.metrics = MetricsService(ObserveSettings(**{"default_registry": False, **settings}), self.faults)
+        self.metrics = MetricsService(ObserveSettings(**{"include_default_registry": False, **settings}), self.faults)
 
     def value(self, name: str, **labels: str) -> float | None:
         """Return one sample."""
@@ -217,7 +217,7 @@ def test_no_exemplar_without_sampling_or_when_switched_off() -> None:
 
 def test_requests_beyond_the_bound_share_the_overflow_series(caplog: pytest.LogCaptureFixture) -> None:
     """With room for two endpoints the third and fourth are counted as one, and told once for each metric."""
-    service = Service(series_per_metric=2)
+    service = Service(max_series_per_metric=2)
     with caplog.at_level(logging.WARNING, logger="fastapi_observe"):
         for number in range(4):
             service.serve(answer(200), endpoint=f"/r{number}")
@@ -471,7 +471,7 @@ def test_instrumentator_closures_work_unchanged() -> None:
         instrumentator.requests(metric_name="pfi_requests_total", registry=registry),
         None,  # what a factory gives for a metric that exists already
     )
-    service = Service(instrumentations=closures)
+    service = Service(instrumentator_functions=closures)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(b"Content-Length", b"2")]
@@ -490,7 +490,7 @@ def test_instrumentator_closures_work_unchanged() -> None:
 def test_a_closure_sees_request_and_response() -> None:
     """The Info carries the scope's request, the status, the response headers and both durations."""
     seen: list[Info] = []
-    service = Service(instrumentations=(seen.append,))
+    service = Service(instrumentator_functions=(seen.append,))
     ex = service.serve(answer(200, b"a", b"b"), scope={"query_string": b"page=2"})
     (info,) = seen
     assert isinstance(info, Info)
@@ -508,7 +508,7 @@ def test_a_closure_that_raises_stops_nothing() -> None:
     def broken(info: Info) -> None:
         raise RuntimeError
 
-    service = Service(instrumentations=(broken, seen.append))
+    service = Service(instrumentator_functions=(broken, seen.append))
     service.serve(answer(200))
     assert service.faults.counts == {"instrumentation": 1}
     assert len(seen) == 1
@@ -521,16 +521,16 @@ def test_a_coroutine_function_is_refused_at_once() -> None:
     async def closure(info: Info) -> None: ...
 
     with pytest.raises(ValueError, match="plain function"):
-        Service(instrumentations=(closure,))
+        Service(instrumentator_functions=(closure,))
 
 
 def test_the_default_registry_is_shown_behind_ours() -> None:
-    """With `default_registry` its families follow ours, without it they do not, and it is never shown twice."""
+    """With `include_default_registry` its families follow ours, without it they do not, and it is never shown twice."""
     gauge = prometheus_client.Gauge("somewhere_else", "Of another library.")
     try:
-        assert b"somewhere_else 0.0" in Service(default_registry=True).metrics.render("", "")[1]
-        assert b"somewhere_else" not in Service(default_registry=False).metrics.render("", "")[1]
-        service = Service(default_registry=True, registry=REGISTRY)
+        assert b"somewhere_else 0.0" in Service(include_default_registry=True).metrics.render("", "")[1]
+        assert b"somewhere_else" not in Service(include_default_registry=False).metrics.render("", "")[1]
+        service = Service(include_default_registry=True, registry=REGISTRY)
         try:
             assert service.metrics.render("", "")[1].count(b"# TYPE somewhere_else gauge") == 1
         finally:

@@ -30,7 +30,7 @@ from starlette.testclient import TestClient
 
 from fastapi_observe import install
 from fastapi_observe.export.otlp.spans import SpanEncoder
-from fastapi_observe.testing import assert_no_leak, watch
+from fastapi_observe.testing import assert_no_leak, capture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -160,10 +160,10 @@ def make_app() -> FastAPI:  # noqa: C901 - one endpoint for each place
         logger.bind(api_key=value).info("bound {}", 7)
         logging.getLogger("shop").warning("extra", extra={"access-token": value, "told": told})
         with app.state.observe.tracing.span("login", password=value, told=told):
-            app.state.observe.tracing.event("step", auth_token=value)
+            app.state.observe.tracing.add_event("step", auth_token=value)
             app.state.observe.tracing.set_attributes(secret=value)
         with app.state.observe.operation("charge", card_number=value) as operation:
-            operation.detail(cvv=value)
+            operation.add_details(cvv=value)
         return "ok"
 
     @app.post("/local")
@@ -224,8 +224,8 @@ OPTIONS: dict[str, Any] = {
     "capture_request_headers": ["authorization", "x-api-key", "cookie", "x-note", "referer", "host"],
     "capture_response_headers": ["set-cookie"],
     "log_level": "debug",
-    "slow_query": 1e-9,
-    "repeated_queries": 1,
+    "slow_query_threshold": 1e-9,
+    "repeated_query_threshold": 1,
 }
 
 
@@ -279,11 +279,11 @@ def test_watch_finds_what_an_app_reports() -> None:
             observe.log.info("harmless", notes=["swordfish"])
             observe.metrics.counter("notes_total", "Notes.", ("note",)).labels("swordfish").inc()
             with observe.tracing.span("step", note="swordfish"):
-                observe.tracing.event("swordfish seen")
+                observe.tracing.add_event("swordfish seen")
                 sys.stdout.write("swordfish on its way\n")
             return "ok"
 
-        with watch(app) as seen, TestClient(app) as client:
+        with capture(app) as seen, TestClient(app) as client:
             client.get("/")
             client.get("/", params={"password": "hunter2"})
             assert_no_leak("hunter2")
@@ -307,13 +307,13 @@ def test_watch_finds_what_an_app_reports() -> None:
 def test_watch_tells_what_it_needs() -> None:
     """Without an installed app, outside a block, or for a short word, it says what to do."""
     with pytest.raises(RuntimeError, match="call install"):
-        watch(FastAPI())
+        capture(FastAPI())
     with pytest.raises(RuntimeError, match="inside `with watch"):
         assert_no_leak("hunter2")
     app = FastAPI()
     observe = install(app, tracing=False, metrics=False, logs=False)
     try:
-        with watch(app) as seen, pytest.raises(ValueError, match="four or more"):
+        with capture(app) as seen, pytest.raises(ValueError, match="four or more"):
             seen.assert_no_leak("abc")
         seen.assert_no_leak("hunter2")
     finally:
@@ -327,7 +327,7 @@ def test_a_watch_in_a_watch_and_links() -> None:
     pushed: list[bytes] = []
     observe.logs.push = pushed.append
     try:
-        with watch(app), watch(app) as seen, TestClient(app, client=("203.0.113.9", 1)) as client:
+        with capture(app), capture(app) as seen, TestClient(app, client=("203.0.113.9", 1)) as client:
             client.get("/nowhere", headers={"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})
         assert len(seen.spans[0].links) == 1
         count = len(seen.spans)

@@ -39,7 +39,7 @@ def test_success() -> None:
     """Work that ends well is `ok`, has a duration and no error; the reporter is told its beginning and its end."""
     reporter = Reporter()
     with operation(reporter) as work:
-        work.detail(rows=3)
+        work.add_details(rows=3)
         assert (work.duration, work.started > 0) == (0.0, True)
     assert reporter.told == [("open", ""), ("close", "ok")]
     assert work.details == {"rows": 3}

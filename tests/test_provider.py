@@ -262,7 +262,7 @@ def test_exports_over_http(receiver: Receiver) -> None:
     )
     tracing = TracingService(settings, InternalErrors())
     with tracing.span("file \udce4", text="ä", long="x" * 2000, number=3, ratio=0.5, yes=True, names=["a"]):
-        tracing.event("read", line="\udce4")
+        tracing.add_event("read", line="\udce4")
     assert tracing.flush(5)
     tracing.close()
     assert receiver.paths == ["/v1/traces"]
@@ -366,7 +366,14 @@ def test_a_provider_without_flush_is_flushed_at_once() -> None:
         ({"otlp_endpoint": "http://collector:4318/?api_key=secret-words"}, False),
         ({"otlp_endpoint": "http://8.8.8.8:4318", "otlp_headers": "authorization=secret-words"}, True),
         ({"otlp_endpoint": "http://134744072", "otlp_headers": "authorization=secret-words"}, True),
-        ({"otlp_endpoint": "http://c.example.com", "otlp_headers": "a=secret-words", "insecure": True}, False),
+        (
+            {
+                "otlp_endpoint": "http://c.example.com",
+                "otlp_headers": "a=secret-words",
+                "otlp_allow_plaintext_credentials": True,
+            },
+            False,
+        ),
         ({"otlp_endpoint": "https://c.example.com", "otlp_headers": "authorization=secret-words"}, False),
         ({"otlp_endpoint": "http://c.example.com"}, False),
         ({"otlp_endpoint": "http://collector:4318", "otlp_headers": "authorization=secret-words"}, False),
@@ -385,6 +392,8 @@ def test_credentials_do_not_travel_readable(options: dict[str, Any], *, refused:
     if not refused:
         TracingService(settings, InternalErrors()).close()
         return
-    with pytest.raises(SettingsError, match=r"no private host.* use https://, or insecure=True") as told:
+    with pytest.raises(
+        SettingsError, match=r"no private host.* use https://, or otlp_allow_plaintext_credentials=True"
+    ) as told:
         TracingService(settings, InternalErrors())
     assert "secret-words" not in str(told.value)

@@ -48,7 +48,7 @@ from fastapi_observe.redaction.values import (
     MAX_MEMBERS,
 )
 from fastapi_observe.settings.model import ObserveSettings
-from fastapi_observe.testing import watch
+from fastapi_observe.testing import capture
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl"
 CARD = "4111111111111111"
@@ -130,8 +130,8 @@ def test_names_that_are_remembered_are_bounded() -> None:
 )
 def test_values_are_hidden_unless_allowed(query: bytes, shown: str) -> None:
     """A value is shown only if its name is allowed, is not secret, and the value does not look like a secret."""
-    assert Redactor(query_allow=["page", "token", "code", "Policy"]).query(query) == shown
-    assert Redactor(query_allow=["page", "token", "code", "Policy"]).query(query.decode()) == shown
+    assert Redactor(capture_query_parameters=["page", "token", "code", "Policy"]).query(query) == shown
+    assert Redactor(capture_query_parameters=["page", "token", "code", "Policy"]).query(query.decode()) == shown
 
 
 @given(st.binary(max_size=3000))
@@ -205,7 +205,7 @@ def test_keys_are_kept_and_values_are_not(query: bytes) -> None:
 )
 def test_free_text(text: str, shown: str | None) -> None:
     """What looks like a secret, and what stands behind a secret name, is hidden; the rest of a sentence is left."""
-    assert Redactor(query_allow=["page"]).text(text) == (text if shown is None else shown)
+    assert Redactor(capture_query_parameters=["page"]).text(text) == (text if shown is None else shown)
 
 
 def test_what_is_a_card_number() -> None:
@@ -229,7 +229,7 @@ TEXTS = st.one_of(
 @given(TEXTS)
 def test_any_text(text: str) -> None:
     """Nothing raises, the length is bounded, and what was hidden is not hidden again in another way."""
-    for redactor in (DEFAULT_REDACTOR, Redactor(names=["x"], query_allow=["x"])):
+    for redactor in (DEFAULT_REDACTOR, Redactor(names=["x"], capture_query_parameters=["x"])):
         shown = redactor.text(text)
         assert len(shown) <= MAX_TEXT_LENGTH
         assert redactor.text(shown) == shown
@@ -518,7 +518,7 @@ def test_headers(name: str, value: str, shown: str) -> None:
 )
 def test_access_lines(line: str, shown: str) -> None:
     """A server's access line shows the network of its client, and path and query as spans do."""
-    assert redact_access(line, Redactor(query_allow=["page"])) == shown
+    assert redact_access(line, Redactor(capture_query_parameters=["page"])) == shown
 
 
 # Objects
@@ -899,7 +899,7 @@ def test_secret_parameters_where_the_router_did_not_answer() -> None:
         return Response(status_code=401) if "no" in request.query_params else await call_next(request)
 
     install(app)
-    with watch(app) as seen, TestClient(app, follow_redirects=False) as client:
+    with capture(app) as seen, TestClient(app, follow_redirects=False) as client:
         for path in ("/reset/hunter2Zq/", "/reset/hunter2Zq/y", "/reset/hunter2Zq?no=1", "/reset/hunter2Zq"):
             client.get(path)
     seen.assert_no_leak("hunter2Zq")
@@ -909,7 +909,7 @@ def test_names_of_operations_are_redacted_once() -> None:
     """A name that looks like a secret is hidden in label and span name alike; long ones are not remembered."""
     app = FastAPI()
     observe = install(app)
-    with watch(app) as seen, observe.operation(f"job {JWT}"), observe.external.call(f"s {JWT}", f"o {JWT}"):
+    with capture(app) as seen, observe.operation(f"job {JWT}"), observe.external.call(f"s {JWT}", f"o {JWT}"):
         pass
     observe.close()
     seen.assert_no_leak(JWT)

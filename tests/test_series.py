@@ -143,7 +143,7 @@ def test_a_label_beyond_its_bound_is_one_value(caplog: pytest.LogCaptureFixture)
     (told,) = _told(caplog)
     assert told == (
         "label user of metric jobs_total has reached its bound of values (2); further ones are shown as __overflow__, "
-        "the first of them was '2': give it few values, none that a client chooses, or raise values_per_label"
+        "the first of them was '2': give it few values, none that a client chooses, or raise max_values_per_label"
     )
     with caplog.at_level(logging.WARNING, logger="fastapi_observe"):
         counter.labels("west", "y").inc()
@@ -165,7 +165,7 @@ def test_beyond_the_bound_there_is_one_series_and_one_warning(caplog: pytest.Log
     assert told == (
         "metric jobs_total has reached its bound of label sets (2); further ones share the series __overflow__. "
         "Its label user has the most values, the first refused was '2': "
-        "use one with few values, none that a client chooses, or raise series_per_metric"
+        "use one with few values, none that a client chooses, or raise max_series_per_metric"
     )
 
 
@@ -184,7 +184,7 @@ def test_all_metrics_together_are_bounded_too(caplog: pytest.LogCaptureFixture) 
     assert told == (
         "all metrics together have reached their bound of label sets (3); further ones share the series __overflow__. "
         "Metric jobs_total has the most, and of its labels kind has the most values: "
-        "use one with few values, none that a client chooses, or raise series_per_process"
+        "use one with few values, none that a client chooses, or raise max_series_per_process"
     )
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 SHOP = ROOT / "example_app" / "observability"
 SLOS = (
     Availability("availability", 99.9, sla=99.5),
-    Availability("checkout", 99.95, routes=["POST /orders"], bad=["5xx", "429"], min_bad_events=1),
+    Availability("checkout", 99.95, routes=["POST /orders"], bad_statuses=["5xx", "429"], min_bad_events=1),
     Latency("latency", 95, within="300ms", routes=["/orders/{order_id}"]),
 )
 
@@ -387,7 +387,8 @@ def test_bundle_and_check(tiny: Callable[..., str], tmp_path: Path, capsys: pyte
     printed = capsys.readouterr()
     assert "new       observability/runbooks/ServiceDown.md" in printed.out
     assert (
-        "not seen to use it: database, external, business, background, streams; if it does, say --with" in printed.err
+        "not seen to use it: database, external, business, background, streams; if it does, say --include"
+        in printed.err
     )
     assert main(["bundle", target]) == 0
     assert "17 files" not in capsys.readouterr().err
@@ -397,7 +398,7 @@ def test_bundle_and_check(tiny: Callable[..., str], tmp_path: Path, capsys: pyte
     rules.write_text(rules.read_text("utf-8").replace("0.0144", "0.144"), "utf-8")
     assert main(["bundle", target, "--check"]) == 1
     assert capsys.readouterr().out == "differs   observability/rules.yml\n"
-    assert main(["bundle", target, "--with", "database"]) == 0
+    assert main(["bundle", target, "--include", "database"]) == 0
     assert capsys.readouterr().out.split() == [
         "changed",
         "observability/rules.yml",

@@ -106,9 +106,11 @@ def cleared(found: Detection, seconds: int) -> float:
 
 OBJECTIVES = [
     THREE_NINES,
-    Availability("everything", 99.5, bad=["5xx", "429"], sla=99, min_bad_events=1),
-    Availability("odd", 99.95, routes=['/quo"te', "/back\\slash", "/a.b", "/tick`y"], bad=["404"], min_bad_events=3),
-    Availability("clients", 99.9, bad=["4xx"]),
+    Availability("everything", 99.5, bad_statuses=["5xx", "429"], sla=99, min_bad_events=1),
+    Availability(
+        "odd", 99.95, routes=['/quo"te', "/back\\slash", "/a.b", "/tick`y"], bad_statuses=["404"], min_bad_events=3
+    ),
+    Availability("clients", 99.9, bad_statuses=["4xx"]),
     Latency("latency", 95, within="300ms", routes=["/orders*"]),
     Latency("fast", 99.9, within="1s", min_bad_events=20),
 ]

@@ -136,7 +136,7 @@ print(sorted(name for name in sys.modules if any(part in name for part in ("obse
 
 def test_series_begin_at_zero(observed: Callable[..., Seen]) -> None:
     """Before the first request there are 200, the usual codes of failures and each named one, and the durations."""
-    seen = observed(make_app(), slos=[Availability("orders", 99.9, routes=["/orders"], bad=["5xx", "429"])])
+    seen = observed(make_app(), slos=[Availability("orders", 99.9, routes=["/orders"], bad_statuses=["5xx", "429"])])
     with TestClient(seen.observe.app):
         requests = seen.samples("http_requests_total")
         assert {dict(labels)["status_code"] for labels in requests} == {"200", "429", "500", "503"}
@@ -146,7 +146,7 @@ def test_series_begin_at_zero(observed: Callable[..., Seen]) -> None:
 
 def test_failures_of_clients_begin_at_zero_where_they_count(observed: Callable[..., Seen]) -> None:
     """Where 4xx is bad, its usual codes are there from the start: the first failure must not be lost."""
-    seen = observed(make_app(), slos=[Availability("orders", 99.9, routes=["/orders"], bad=["4XX"])])
+    seen = observed(make_app(), slos=[Availability("orders", 99.9, routes=["/orders"], bad_statuses=["4XX"])])
     with TestClient(seen.observe.app):
         shown = {dict(labels)["status_code"] for labels in seen.samples("http_requests_total")}
         assert shown == {"200", "400", "404", "422", "500"}
@@ -171,7 +171,7 @@ def test_series_that_begin_at_zero_leave_room(observed: Callable[..., Seen]) -> 
     app = FastAPI()
     for number in range(30):
         app.add_api_route(f"/{number}", answer, methods=["GET"])
-    seen = observed(app, series_per_metric=20, slos=[Availability("all", 99)])
+    seen = observed(app, max_series_per_metric=20, slos=[Availability("all", 99)])
     with TestClient(app) as client:
         assert len(seen.samples("http_requests_total")) == 10
         client.get("/29")
@@ -263,7 +263,7 @@ def test_failures_spend_the_budget(observed: Callable[..., Seen]) -> None:
         make_app(),
         slos=[
             Availability("all", 90),
-            Availability("orders", 90, routes=["POST /orders"], bad=["5xx", "429"]),
+            Availability("orders", 90, routes=["POST /orders"], bad_statuses=["5xx", "429"]),
             Latency("slow", 90, within="300ms"),
         ],
     )
@@ -316,7 +316,7 @@ class Times:
 
     def burn(self, window: str) -> float:
         """Burn rate of a window now."""
-        return self.budgets.now()[0].burn[window]
+        return self.budgets.now()[0].burn_rates[window]
 
 
 def test_windows_forget_what_is_older() -> None:
@@ -446,7 +446,7 @@ def add_budgets(member: Member, threshold: float = 0.3) -> None:
 
 def test_any_worker_shows_the_budget_of_all(tmp_path: Path) -> None:
     """Whichever worker is asked adds up what all have counted, also those that have ended; once, without a pid."""
-    settings: dict[str, Any] = {"duration_buckets": (0.1, 0.3, 1.0), "series_per_metric": 10}
+    settings: dict[str, Any] = {"duration_buckets": (0.1, 0.3, 1.0), "max_series_per_metric": 10}
     dead = Member(tmp_path, **settings)
     add_budgets(dead)
     for _ in range(10):
@@ -495,7 +495,7 @@ def test_what_could_not_be_shared_counts(tmp_path: Path) -> None:
         living.metrics.record_http_request("GET", "/a", 200, 2)
         living.metrics.counter("others", "Nobody's.", ["name"]).labels("a").inc()
         assert living.metrics.count_objectives([ALL])() == ((2.0, 1.0),)
-        failed = ALL._replace(groups=((("GET",), ("/a",)),), bad=FAILED)
+        failed = ALL._replace(groups=((("GET",), ("/a",)),), bad_statuses=FAILED)
         assert living.metrics.count_objectives([failed])() == ((2.0, 0.0),)
     finally:
         living.leave()
@@ -505,7 +505,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Label sets come and go: beyond the bound all is looked up anew, and the sums stay right."""
     monkeypatch.setattr("fastapi_observe.metrics.objectives.MOST_REMEMBERED", 3)
     metrics = MetricsService(ObserveSettings(include_default_registry=False), InternalErrors())
-    tally = metrics.count_objectives([ALL._replace(bad=FAILED)])
+    tally = metrics.count_objectives([ALL._replace(bad_statuses=FAILED)])
     for number in range(10):
         metrics.record_http_request("GET", f"/{number}", 500, 0.1)
     assert tally() == tally() == ((10.0, 10.0),)

@@ -124,7 +124,9 @@ def test_tags_choose_routes() -> None:
 
 def test_exactly_the_chosen_pairs_are_selected() -> None:
     """Pairs that are no cross product of methods and templates become several selectors, which no series fits twice."""
-    objective = Availability("checkout", 99.95, routes=["POST /orders", "/orders/{order_id}/pay"], bad=["5xx", "429"])
+    objective = Availability(
+        "checkout", 99.95, routes=["POST /orders", "/orders/{order_id}/pay"], bad_statuses=["5xx", "429"]
+    )
     made = plan(objective)
     assert made.slos[0].groups == (
         (("GET", "POST"), ("/orders/{order_id}/pay",)),
@@ -146,7 +148,7 @@ def test_groups_say_exactly_the_pairs(pairs: set[tuple[str, str]]) -> None:
 
 def test_where_all_routes_count_unknown_paths_count_if_they_failed() -> None:
     """Scanners do not thin the errors out; a middleware that fails before the router is seen."""
-    made = plan(Availability("all", 99.9, bad=["503"]))
+    made = plan(Availability("all", 99.9, bad_statuses=["503"]))
     every = promql.events(made, made.slos[0], "1m")
     assert r"endpoint!~`/docs|/docs/oauth2-redirect|/openapi\.json|/redoc|redirect|unmatched`" in every
     assert every.endswith(' or rate(http_requests_total{job="shop",endpoint="unmatched",status_code="503"}[1m])')
@@ -265,10 +267,10 @@ def test_everything_wrong_is_said_at_once() -> None:
         (Availability("a", -3), {}, ["SLO05"]),
         (Availability("a", 99.9, sla="much"), {}, ["SLO05"]),  # type: ignore[arg-type]
         (Availability("a", 99.9, sla=0), {}, ["SLO07"]),
-        (Availability("a", 99.9, bad=["5x"]), {}, ["SLO05"]),
-        (Availability("a", 99.9, bad=[]), {}, ["SLO05"]),
-        (Availability("a", 99.9, bad=["1xx", "2XX", "3xx", "4xx", "5xx"]), {}, ["SLO05"]),
-        (Availability("a", 99.9, bad=[429]), {}, ["SLO05"]),  # type: ignore[list-item]
+        (Availability("a", 99.9, bad_statuses=["5x"]), {}, ["SLO05"]),
+        (Availability("a", 99.9, bad_statuses=[]), {}, ["SLO05"]),
+        (Availability("a", 99.9, bad_statuses=["1xx", "2XX", "3xx", "4xx", "5xx"]), {}, ["SLO05"]),
+        (Availability("a", 99.9, bad_statuses=[429]), {}, ["SLO05"]),  # type: ignore[list-item]
         (Availability(None, 99.9), {}, ["SLO09"]),  # type: ignore[arg-type]
         (Availability("a", 99.9, min_bad_events=0), {}, ["SLO11"]),
         (Availability("a", 99.9, expected_rpm=-1), {}, ["SLO11"]),
@@ -321,7 +323,7 @@ def test_the_hash_changes_with_the_rules_alone() -> None:
     hashes = {
         plan(everything).hash,
         plan(Availability("a", 99.95)).hash,
-        plan(Availability("a", 99.9, bad=["500"])).hash,
+        plan(Availability("a", 99.9, bad_statuses=["500"])).hash,
         plan(Availability("a", 99.9, min_bad_events=3)).hash,
         plan(everything, options=SLOOptions(period="28d")).hash,
         plan(everything, options=SLOOptions(team="shop")).hash,

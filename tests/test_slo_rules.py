@@ -66,7 +66,9 @@ def plan(*objectives: Any, app: Any = None, service: str = "shop", **options: An
 
 OBJECTIVES = (
     Availability("availability", 99.9, sla=99.5),
-    Availability("checkout", 99.95, ["POST /orders", '/quo"te\\{id}', "/käse`"], bad=["5xx", "429"], min_bad_events=3),
+    Availability(
+        "checkout", 99.95, ["POST /orders", '/quo"te\\{id}', "/käse`"], bad_statuses=["5xx", "429"], min_bad_events=3
+    ),
     Latency("latency", 95, within="300ms"),
 )
 

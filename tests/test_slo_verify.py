@@ -273,7 +273,7 @@ def test_an_answer_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_token_goes_to_nobody_in_clear() -> None:
     """Over plain http to a private host only, unless somebody insists."""
     with pytest.raises(
-        UnreachableError, match=r"over plain http to prometheus\.example\.com: use https, or --insecure"
+        UnreachableError, match=r"over plain http to prometheus\.example\.com: use https, or --allow-http-token"
     ):
         Prometheus("http://prometheus.example.com", "secret")
     for url, insecure in (("http://10.0.0.7:9090", False), ("https://a.example.com", False), ("http://a.org", True)):

@@ -205,7 +205,7 @@ def test_the_setting_is_checked(option: str) -> None:
 
 def test_a_private_peer_continues_its_trace(observed: Callable[..., Seen]) -> None:
     """Parent, state, baggage and request id are taken over."""
-    seen = observed(app := make_app(), query_allow=())
+    seen = observed(app := make_app(), capture_query_parameters=())
     headers = (PARENT, (b"tracestate", b"a=1"), (b"baggage", b"user=admin"), (b"x-request-id", b"abcdefgh-1"))
     (answer,) = call(app, PRIVATE, *headers)
     (span,) = seen.server_spans
@@ -340,7 +340,7 @@ def test_no_peer_keeps_more_traces_than_the_quota(observed: Callable[..., Seen],
     clock.now += 1
     call(app, PRIVATE, times=20)
     assert len(seen.server_spans) == 10
-    assert seen.sample("fastapi_observe_traces_refused_total") == 30
+    assert seen.sample("fastapi_observe_traces_rate_limited_total") == 30
 
 
 def test_spans_of_the_users_own_are_within_the_quota(observed: Callable[..., Seen], clock: Clock) -> None:
@@ -367,4 +367,4 @@ def test_the_sampler_within_the_quota() -> None:
     assert ask_it(on).decision.value
     registry = CollectorRegistry()
     registry.register(quota)
-    assert b"fastapi_observe_traces_refused_total 0.0" in generate_latest(registry)
+    assert b"fastapi_observe_traces_rate_limited_total 0.0" in generate_latest(registry)

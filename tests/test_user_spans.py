@@ -145,7 +145,7 @@ def test_other_attributes_become_text(spans: Spans) -> None:
 def test_text_without_utf8_form_is_escaped(spans: Spans) -> None:
     """A lone surrogate in a name, a value or a message is escaped: it would lose the whole batch on export."""
     with contextlib.suppress(ValueError), spans.tracing.span("file \udce4", path="\udce4", paths=["\udce4", "ä"]):
-        spans.tracing.event("read \udce4", line="\udce4")
+        spans.tracing.add_event("read \udce4", line="\udce4")
         raise ValueError("\udce4")
     span = spans.one()
     attributes = dict(span.attributes or {})
@@ -228,11 +228,11 @@ def test_exception_that_cannot_be_shown_goes_on(spans: Spans) -> None:
 def test_event_and_attributes_go_to_the_current_span(spans: Spans) -> None:
     """`event` and `set_attributes` keep types; outside any span they do nothing."""
     tracing = spans.tracing
-    tracing.event("nowhere", key=1)
+    tracing.add_event("nowhere", key=1)
     tracing.set_attributes(key=1)
     tracing.record_error(ValueError())
     with tracing.span("s"):
-        tracing.event("cache miss", key="k", size=3, none=None)
+        tracing.add_event("cache miss", key="k", size=3, none=None)
         tracing.set_attributes(tier="gold", none=None)
     span = spans.one()
     assert span.attributes == {"tier": "gold"}

@@ -165,7 +165,7 @@ def served(
         **os.environ,
         "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "OBSERVE_WORKERS_DIRECTORY": str(folder),
+        "OBSERVE_MULTIPROCESS_DIRECTORY": str(folder),
         **environment,
     }
     command = [sys.executable, "-m", "uvicorn", "surviving:app", "--port", str(port), "--log-level", "error", *options]
@@ -350,7 +350,7 @@ def test_shared_memory_that_is_full(tmp_path: Path) -> None:
         with suppress(OSError), (small / "ballast").open("wb", buffering=0) as ballast:
             while True:
                 ballast.write(bytes(4096))
-        with served(tmp_path, "--workers", "2", OBSERVE_WORKERS_DIRECTORY=str(small)) as server:
+        with served(tmp_path, "--workers", "2", OBSERVE_MULTIPROCESS_DIRECTORY=str(small)) as server:
             pids: set[int] = set()
             sent = 0
             while len(pids) < 2 or sent < 40:

@@ -40,7 +40,7 @@ async def test_work_is_a_count_a_time_and_a_span(observed: Callable[..., Seen]) 
     """The name is the label; what else is said goes to the span only."""
     seen = observed(Starlette())
     with seen.observe.operation("charge card", provider="acme") as op:
-        op.detail(order_id=7)
+        op.add_details(order_id=7)
     async with seen.observe.operation("charge card"):
         pass
     assert charge_samples(seen) == {"ok": 2}
@@ -215,7 +215,7 @@ async def test_an_object_that_is_used_again(observed: Callable[..., Seen]) -> No
     seen = observed(Starlette())
     charge = seen.observe.operation("charge card", provider="acme")
     with charge as first:
-        first.detail(order_id=1)
+        first.add_details(order_id=1)
         with charge as second, pytest.raises(ValueError, match="no"):
             async with charge:
                 raise ValueError("no")
@@ -273,7 +273,7 @@ def test_an_outcome_of_ones_own(observed: Callable[..., Seen]) -> None:
     with seen.observe.operation("charge card") as op:
         op.outcome = "declined"
     call = seen.observe.external.call("billing", "get").open()
-    call.status(404)
+    call.set_status_code(404)
     call.close(KeyError())
     declined, refused = seen.spans
     assert (declined.status.status_code.name, (declined.attributes or {})["error.type"]) == ("ERROR", "declined")
@@ -343,13 +343,13 @@ def test_where_the_time_went(observed: Callable[..., Seen]) -> None:
         client.get(path)
     fields, later, nothing = (line["fields"] for line in seen.request_lines)
     span = dict(seen.server_spans[0].attributes or {})
-    for name in ("db_ms", "db_count", "external_ms", "external_count", "own_ms"):
+    for name in ("db_ms", "db_count", "external_ms", "external_count", "self_ms"):
         assert span[f"fastapi_observe.{name}"] == fields[name]
         assert name not in later
         assert name not in nothing
     assert (fields["db_count"], fields["external_count"]) == (1, 1)
     waited = fields["db_ms"] + fields["external_ms"]
-    assert fields["own_ms"] == pytest.approx(fields["duration_ms"] - waited, abs=0.01)
+    assert fields["self_ms"] == pytest.approx(fields["duration_ms"] - waited, abs=0.01)
 
 
 def test_a_part_is_not_waited_for_twice(observed: Callable[..., Seen]) -> None:
@@ -440,7 +440,7 @@ def test_a_repeated_statement_is_told(observed: Callable[..., Seen]) -> None:
 def test_as_many_as_allowed_are_not_told(observed: Callable[..., Seen]) -> None:
     """The limit is a setting; at `error` no line is written, the count stays."""
     app = FastAPI()
-    seen = observed(app, repeated_queries=12, tracing=False)
+    seen = observed(app, repeated_query_threshold=12, tracing=False)
     shop(app, lambda: seen.observe)
     TestClient(app).get("/many")
     assert seen.samples("db_repeated_queries_total") == {}
@@ -451,7 +451,7 @@ def test_as_many_as_allowed_are_not_told(observed: Callable[..., Seen]) -> None:
     assert [line for line in silent.lines if line["level"] == "warn"] == []
     assert silent.total("db_repeated_queries_total") == 1
     untraced = FastAPI()
-    plain = observed(untraced, tracing=False, repeated_queries=1)
+    plain = observed(untraced, tracing=False, repeated_query_threshold=1)
     shop(untraced, lambda: plain.observe)
     TestClient(untraced).get("/many")
     (line,) = [line for line in plain.lines if line["level"] == "warn"]
@@ -459,8 +459,8 @@ def test_as_many_as_allowed_are_not_told(observed: Callable[..., Seen]) -> None:
 
 
 def test_a_slow_query_is_told(observed: Callable[..., Seen]) -> None:
-    """From `slow_query` seconds on a query that worked has a line with its statement; other work never has."""
-    seen = observed(Starlette(), slow_query=0.000001)
+    """From `slow_query_threshold` seconds on a query that worked has a line with its statement; other work never has."""
+    seen = observed(Starlette(), slow_query_threshold=0.000001)
     with seen.observe.db.query(statement="SELECT secret FROM orders WHERE id = 12345"):
         pass
     with seen.observe.operation("slow too"):
@@ -516,10 +516,10 @@ def test_a_wait_for_a_connection_is_no_own_time(observed: Callable[..., Seen]) -
     client.get("/0.02")
     client.get("/0")
     waited, other = (line["fields"] for line in seen.request_lines)
-    assert (waited["pool_count"], waited["pool_ms"]) == (1, 20.0)
-    assert waited["own_ms"] == pytest.approx(waited["duration_ms"] - 20, abs=0.01)
-    assert "pool_ms" not in other
-    assert dict(seen.server_spans[0].attributes or {})["fastapi_observe.pool_ms"] == 20.0
+    assert (waited["pool_wait_count"], waited["pool_wait_ms"]) == (1, 20.0)
+    assert waited["self_ms"] == pytest.approx(waited["duration_ms"] - 20, abs=0.01)
+    assert "pool_wait_ms" not in other
+    assert dict(seen.server_spans[0].attributes or {})["fastapi_observe.pool_wait_ms"] == 20.0
     assert seen.total("db_connection_wait_seconds_count") == 2
 
 

@@ -77,7 +77,7 @@ def test_a_hostile_directory_is_refused(
     """A directory that somebody else made or may write in is not used: counted apart, shown, said once."""
     _hostile(kind, tmp_path)
     app = items_app()
-    seen = observed(app, workers_directory=str(tmp_path), capture_logging=False)
+    seen = observed(app, multiprocess_directory=str(tmp_path), capture_logging=False)
     wired(seen.observe)
     with caplog.at_level(logging.WARNING, "fastapi_observe"), TestClient(app) as client:
         client.get("/items/1")

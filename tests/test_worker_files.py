@@ -384,7 +384,7 @@ def test_a_full_disk_is_no_end(tmp_path: Path) -> None:
     if subprocess.run(mount, check=False, capture_output=True).returncode:  # noqa: S603 - our own words
         pytest.skip("only root may mount a small file system")
     try:
-        member = Member(place, values_per_label=1500)
+        member = Member(place, max_values_per_label=1500)
         ballast = place / "ballast"
         with suppress(OSError), ballast.open("wb") as file:
             for _ in range(100):

@@ -37,7 +37,7 @@ SOAK = "OBSERVE_SOAK" in os.environ
 def test_a_single_process_keeps_its_values_in_memory(observed: Callable[..., Seen], tmp_path: Path) -> None:
     """Without others nothing is made, and nothing is said about workers."""
     app = items_app()
-    seen = observed(app, workers_directory=str(tmp_path))
+    seen = observed(app, multiprocess_directory=str(tmp_path))
     wired(seen.observe)
     with TestClient(app) as client:
         client.get("/items/1")
@@ -48,10 +48,10 @@ def test_a_single_process_keeps_its_values_in_memory(observed: Callable[..., See
 
 @pytest.mark.usefixtures("gunicorn")
 def test_workers_off_counts_each_process_for_itself(observed: Callable[..., Seen], tmp_path: Path) -> None:
-    """`workers="off"` and `metrics=False` share nothing."""
-    for options in ({"workers": "off"}, {"metrics": False}):
+    """`multiprocess="off"` and `metrics=False` share nothing."""
+    for options in ({"multiprocess": "off"}, {"metrics": False}):
         app = items_app()
-        seen = observed(app, workers_directory=str(tmp_path), **options)
+        seen = observed(app, multiprocess_directory=str(tmp_path), **options)
         wired(seen.observe)
         with TestClient(app) as client:
             client.get("/items/1")
@@ -62,7 +62,7 @@ def test_workers_off_counts_each_process_for_itself(observed: Callable[..., Seen
 def test_a_worker_shares_and_leaves(observed: Callable[..., Seen], tmp_path: Path) -> None:
     """In a worker the values stand in files while the app runs; what was counted is there when it starts again."""
     app = items_app()
-    seen = observed(app, workers_directory=str(tmp_path))
+    seen = observed(app, multiprocess_directory=str(tmp_path))
     seen.observe.metrics.business.user_registered()
     wired(seen.observe)
     for rounds in (1, 2):
@@ -92,7 +92,7 @@ def test_two_apps_of_one_worker_are_told_apart(observed: Callable[..., Seen], tm
     counter = prometheus_client.Counter("shared_total", "Shared.")
     try:
         apps = [items_app(), items_app()]
-        seen = [observed(app, workers_directory=str(tmp_path)) for app in apps]
+        seen = [observed(app, multiprocess_directory=str(tmp_path)) for app in apps]
         for one in seen:
             wired(one.observe).start()
         counter.inc(5)
@@ -144,7 +144,7 @@ def test_a_fork_takes_everything_apart(observed: Callable[..., Seen], tmp_path: 
     """What the child of a fork does first: cells of its own, from zero; prometheus_client as it was; fresh locks."""
     theirs = prometheus_client.Counter("theirs", "Theirs.")
     try:
-        seen = [observed(items_app(), workers_directory=str(tmp_path)) for _ in range(3)]
+        seen = [observed(items_app(), multiprocess_directory=str(tmp_path)) for _ in range(3)]
         for one in seen[:2]:
             wired(one.observe).start()
         counter = seen[0].observe.metrics.counter("jobs_total", "Jobs.")

@@ -29,7 +29,7 @@ def make() -> FastAPI:
     app = FastAPI()
     observe = install(
         app,
-        workers_directory=os.environ["WORKERS_DIRECTORY"],
+        multiprocess_directory=os.environ["WORKERS_DIRECTORY"],
         log_level="fatal",
         sample_ratio=1.0,
         otlp_endpoint=os.environ.get("WORKERS_COLLECTOR"),

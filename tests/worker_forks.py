@@ -37,7 +37,7 @@ HERE = Path(__file__).parent
 
 def made(directory: str) -> tuple[Observability, WorkerGroup]:
     """Install on an app of this process."""
-    observe = install(FastAPI(), workers_directory=directory, log_level="fatal", otlp_endpoint=None)
+    observe = install(FastAPI(), multiprocess_directory=directory, log_level="fatal", otlp_endpoint=None)
     return observe, wired(observe)
 
 
@@ -135,7 +135,7 @@ def instance(url: str, times: str) -> dict[str, Any]:
             return os.getpid()
 
     install(
-        app, otlp_endpoint=url, otlp_logs=True, otlp_metrics=True, sample_ratio=1.0, workers="off",
+        app, otlp_endpoint=url, otlp_logs=True, otlp_metrics=True, sample_ratio=1.0, multiprocess="off",
         span_processors=(Noting(),),
     )  # fmt: skip
 

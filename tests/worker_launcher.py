@@ -23,7 +23,7 @@ NAMES = {"api": 7, "admin": 3}
 def serve(name: str, place: str, pipe: Connection) -> None:
     """Answer requests for one app, then show its metrics once the other app has answered too."""
     app = FastAPI(title=name)
-    observe = install(app, workers_directory=place, log_level="fatal", otlp_endpoint=None)
+    observe = install(app, multiprocess_directory=place, log_level="fatal", otlp_endpoint=None)
     observe.metrics.gauge(f"{name}_level", "Level.").set(5)
     prometheus_client.Counter("stock", "Of both.").inc()
 

@@ -61,7 +61,7 @@ async def check_out(
     await session.commit()
     if charge_id is None:
         raise PaymentDeclinedError("the payment was declined")
-    tracing.event("payment accepted", charge_id=charge_id)
+    tracing.add_event("payment accepted", charge_id=charge_id)
 
     metrics.business.order_created()
     metrics.business.revenue(Decimal(order.total_cents) / 100, "EUR")
@@ -78,7 +78,7 @@ async def charge_card(order: Order, payments: httpx.AsyncClient, observe: Observ
     """
     body = {"order_id": order.id, "amount_cents": order.total_cents, "currency": "EUR"}
     with observe.operation("charge card") as operation:
-        operation.detail(**body)
+        operation.add_details(**body)
         try:
             answer = await payments.post("/charges", json=body)
             if answer.status_code == status.HTTP_402_PAYMENT_REQUIRED:

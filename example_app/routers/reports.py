@@ -34,7 +34,7 @@ async def report_customers(session: SessionDep, db: DatabaseDep) -> list[Custome
     # What the engine sends needs no db.query. This gives it a name of our own: a report is more than its first table.
     async with db.query("REPORT", table="orders") as query:
         rows = (await session.execute(statement)).tuples().all()
-        query.rows(len(rows))
+        query.set_row_count(len(rows))
     return [CustomerReport(customer_id=customer_id, orders=orders) for customer_id, orders in rows]
 
 
@@ -55,7 +55,7 @@ async def report_customers_slowly(session: SessionDep) -> list[CustomerReport]:
 
 @router.get("/slow-query")
 async def report_slow_query(session: SessionDep) -> dict[str, int]:
-    """Have the database count to two million: slower than `slow_query` allows, so a line tells the statement."""
+    """Have the database count to two million: slower than `slow_query_threshold` allows, so a line tells the statement."""
     return {"numbers": await session.scalar(COUNT_SLOWLY) or 0}
 
 

@@ -38,9 +38,9 @@ class SeriesLimits:
     Each of its `processes` keeps to them for itself, and what ended ones have left counts as one.
     """
 
-    series_per_metric: int
-    series_per_process: int
-    values_per_label: int
+    max_series_per_metric: int
+    max_series_per_process: int
+    max_values_per_label: int
     told: bool
     processes: int
 
@@ -50,18 +50,18 @@ class SeriesLimits:
         told = scraped.self_reported
         workers = int(told.get("fastapi_observe_workers", 1))
         return cls(
-            series_per_metric=int(told.get("series_per_metric", SERIES_PER_METRIC)),
-            series_per_process=int(told.get("series_per_process", SERIES_PER_PROCESS)),
-            values_per_label=int(told.get("values_per_label", VALUES_PER_LABEL)),
-            told="series_per_metric" in told,
+            max_series_per_metric=int(told.get("max_series_per_metric", SERIES_PER_METRIC)),
+            max_series_per_process=int(told.get("max_series_per_process", SERIES_PER_PROCESS)),
+            max_values_per_label=int(told.get("max_values_per_label", VALUES_PER_LABEL)),
+            told="max_series_per_metric" in told,
             processes=workers + 1 if workers > 1 else 1,
         )
 
     def as_text(self) -> str:
         """Name the bounds."""
         text = (
-            f"bounds: {self.series_per_process:,} label sets of a process, {self.series_per_metric:,} of a metric, "
-            f"{self.values_per_label:,} values of a label"
+            f"bounds: {self.max_series_per_process:,} label sets of a process, {self.max_series_per_metric:,} of a metric, "
+            f"{self.max_values_per_label:,} values of a label"
         )
         return text if self.told else f"{text} (the defaults: the server tells none)"
 
@@ -83,8 +83,8 @@ class MetricRow:
         self.label = max(self.values, key=lambda name: (self.new_values[name], self.values[name]), default="")
         counted = {name: count for name, count in self.values.items() if name not in STATIC_LABELS}
         self.share = max(
-            self.label_sets / (bounds.series_per_metric * bounds.processes),
-            max(counted.values(), default=0) / (bounds.values_per_label * bounds.processes),
+            self.label_sets / (bounds.max_series_per_metric * bounds.processes),
+            max(counted.values(), default=0) / (bounds.max_values_per_label * bounds.processes),
         )
         self.overflown = now.overflown
         self.unbounded = self.share > 1 and not now.overflown and self.label_sets > bounds.processes
@@ -101,7 +101,7 @@ class MetricRow:
             "series": self.series,
             "label_sets": self.label_sets,
             "new_label_sets": self.new,
-            "percent_of_bound": round(100 * self.share, 1),
+            "percent_of_limit": round(100 * self.share, 1),
             "overflown": self.overflown,
             "labels": {name: {"values": count, "new": self.new_values[name]} for name, count in self.values.items()},
             "growing_label": self.label or None,
@@ -123,7 +123,7 @@ class Report:
         self.watched = before is not None
         self.series = sum(row.series for row in rows)
         self.kept = int(now.self_reported.get("fastapi_observe_series", sum(row.label_sets for row in rows)))
-        self.all_full = self.kept >= bounds.series_per_process
+        self.all_full = self.kept >= bounds.max_series_per_process
         self.full = [row for row in self.rows if row.at_limit]
 
     def next_step(self) -> str:
@@ -137,7 +137,7 @@ class Report:
                 f"{who} is at its bound: give it few values, none that a client chooses; what is new reads {OVERFLOW}."
             )
         if self.all_full:
-            return "All metrics together are at their bound: take labels from the largest, or raise series_per_process."
+            return "All metrics together are at their bound: take labels from the largest, or raise max_series_per_process."
         row = max(self.rows, key=lambda row: (row.new, row.share))
         if row.new:
             left = (1 - row.share) * row.label_sets / row.share / row.new * self.seconds
@@ -154,15 +154,15 @@ class Report:
             "series": self.series,
             "label_sets": self.kept,
             "metrics_shown": len(self.rows[:top]),
-            "metrics_in_all": len(self.rows),
+            "metrics_total": len(self.rows),
             "bounds": {
-                "series_per_metric": bounds.series_per_metric,
-                "series_per_process": bounds.series_per_process,
-                "values_per_label": bounds.values_per_label,
-                "told_by_server": bounds.told,
+                "max_series_per_metric": bounds.max_series_per_metric,
+                "max_series_per_process": bounds.max_series_per_process,
+                "max_values_per_label": bounds.max_values_per_label,
+                "reported_by_server": bounds.told,
             },
             "seconds_between": self.seconds if self.watched else None,
-            "at_bound": [row.name for row in self.full],
+            "at_limit": [row.name for row in self.full],
             "metrics": [row.as_json() for row in self.rows[:top]],
             "next_step": self.next_step(),
         }
@@ -173,7 +173,7 @@ class Report:
         bounds = self.bounds
         lines = [
             f"{display_url(url)}: {self.series:,} series of {len(self.rows):,} metrics",
-            f"{self.kept:,} label sets, {self.kept / bounds.series_per_process:.0%} of the bound of a process",
+            f"{self.kept:,} label sets, {self.kept / bounds.max_series_per_process:.0%} of the bound of a process",
             bounds.as_text(),
             "",
         ]
@@ -225,27 +225,29 @@ def add_cardinality(commands: argparse._SubParsersAction[argparse.ArgumentParser
     )
     parser.add_argument("url", metavar="URL", help="for example http://127.0.0.1:8000/metrics")
     parser.add_argument("--token", help="bearer token; - reads it from standard input")
-    parser.add_argument("--insecure", action="store_true", help="send the token over plain http to a public host too")
+    parser.add_argument(
+        "--allow-http-token", action="store_true", help="send the token over plain http to a public host too"
+    )
     parser.add_argument("--top", type=_count, default=20, metavar="N", help="show the N largest metrics (20)")
-    parser.add_argument("--watch", type=_seconds, metavar="SECONDS", help="read twice, and show what is new")
+    parser.add_argument("--compare-after", type=_seconds, metavar="SECONDS", help="read twice, and show what is new")
     parser.add_argument("--json", action="store_true", help="the same as JSON, for machines")
     parser.set_defaults(run=show_cardinality)
 
 
-def show_cardinality(chosen: argparse.Namespace) -> int:
+def show_cardinality(args: argparse.Namespace) -> int:
     """Read the endpoint once or twice, and print the report."""
-    token = sys.stdin.readline().strip() if chosen.token == "-" else chosen.token  # noqa: S105 - no token
+    token = sys.stdin.readline().strip() if args.token == "-" else args.token  # noqa: S105 - no token
     before = None
     try:
-        if chosen.watch is not None:
-            before = scrape(chosen.url, token, insecure=chosen.insecure)
-            sleep(chosen.watch)
-        now = scrape(chosen.url, token, insecure=chosen.insecure)
+        if args.compare_after is not None:
+            before = scrape(args.url, token, insecure=args.allow_http_token)
+            sleep(args.compare_after)
+        now = scrape(args.url, token, insecure=args.allow_http_token)
     except ScrapeError as error:
         sys.stderr.write(f"{error}\n")
         return UNREADABLE
-    report = Report(now, before, chosen.watch or 0.0)
-    sys.stdout.write((report.as_json if chosen.json else report.as_text)(chosen.url, chosen.top))
+    report = Report(now, before, args.compare_after or 0.0)
+    sys.stdout.write((report.as_json if args.json else report.as_text)(args.url, args.top))
     return FULL if report.full or report.all_full else 0
 
 

@@ -41,7 +41,9 @@ def add_bundle(commands: Commands) -> None:
     verify.add_argument("app", metavar="MODULE:APP", help="such as shop.main:app")
     verify.add_argument("--prometheus", required=True, metavar="URL", help="such as http://127.0.0.1:9090")
     verify.add_argument("--token", help="bearer token for Prometheus")
-    verify.add_argument("--insecure", action="store_true", help="send the token over plain http to a public host too")
+    verify.add_argument(
+        "--allow-http-token", action="store_true", help="send the token over plain http to a public host too"
+    )
     verify.add_argument("--json", action="store_true", help="the same as JSON, for machines")
     verify.set_defaults(run=run_verify)
     cost = commands.add_parser(
@@ -52,7 +54,9 @@ def add_bundle(commands: Commands) -> None:
     )
     cost.add_argument("url", metavar="URL", help="such as http://127.0.0.1:8000/metrics")
     cost.add_argument("--token", help="bearer token for the metrics")
-    cost.add_argument("--insecure", action="store_true", help="send the token over plain http to a public address too")
+    cost.add_argument(
+        "--allow-http-token", action="store_true", help="send the token over plain http to a public address too"
+    )
     cost.add_argument("--scrape-interval", default="15s", metavar="TIME", help="of Prometheus (default: 15s)")
     cost.add_argument("--bytes-per-line", type=float, default=650, metavar="N", help="of a log line (default: 650)")
     for what in ("samples", "lines", "spans"):
@@ -74,14 +78,14 @@ def _add_files(commands: Commands, name: str, text: str, make: FileMaker) -> Non
         "-o", "--output", default=FOLDER, metavar="FOLDER", help=f"where the files go (default: {FOLDER})"
     )
     parser.add_argument("--check", action="store_true", help="write nothing; name the files that differ")
-    for option, word in (("--with", "also if"), ("--without", "not even if")):
+    for option, word in (("--include", "also if"), ("--exclude", "not even if")):
         parser.add_argument(
             option,
             action="append",
             default=[],
             choices=FEATURES,
             help=f"show this on the dashboard, {word} it is seen that the app uses it",
-            dest="more" if option == "--with" else "less",
+            dest="more" if option == "--include" else "less",
         )
     parser.set_defaults(run=run_files, make=make)
 
@@ -107,7 +111,7 @@ def run_files(args: argparse.Namespace) -> int:
     if not args.check and "dashboard.json" in made and features.not_detected:
         sys.stderr.write(
             f"Not on the dashboard, because the app is not seen to use it: {', '.join(features.not_detected)}; "
-            "if it does, say --with\n"
+            "if it does, say --include\n"
         )
     return _tell(found, folder, len(made), check=args.check)
 
@@ -153,7 +157,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
     try:
         _, settings, plan = load_plan(args.app)
-        found = verify(plan, settings, args.prometheus, token=args.token, insecure=args.insecure)
+        found = verify(plan, settings, args.prometheus, token=args.token, insecure=args.allow_http_token)
     except (LoadError, UnreachableError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_ERROR
@@ -176,7 +180,7 @@ def run_cost(args: argparse.Namespace) -> int:
     try:
         interval = float(parse_duration(args.scrape_interval))
         tally = ScrapeTotals()
-        for family in families(args.url, tally.counted(lines(args.url, args.token, insecure=args.insecure))):
+        for family in families(args.url, tally.counted(lines(args.url, args.token, insecure=args.allow_http_token))):
             tally.add(family)
     except (ValueError, ScrapeError) as error:
         sys.stderr.write(f"{error}\n")

@@ -26,5 +26,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_cardinality(commands)
     add_slo(commands)
     add_bundle(commands)
-    chosen = parser.parse_args(arguments)
-    return int(chosen.run(chosen))
+    args = parser.parse_args(arguments)
+    return int(args.run(args))

@@ -92,7 +92,7 @@ class Scrape:
         counted = self.metrics.get(name) or self.metrics.setdefault(name, ScrapedMetric(name))
         for sample in family.samples:
             counted.add(sample.labels)
-        if family.name == "fastapi_observe_bounds_info":
+        if family.name == "fastapi_observe_limits_info":
             bounds = {name: value for sample in family.samples for name, value in sample.labels.items()}
             self.self_reported.update({name: int(value) for name, value in bounds.items() if value.isdecimal()})
         elif family.name.startswith("fastapi_observe_"):
@@ -174,7 +174,9 @@ def _answer(url: str, parts: SplitResult, token: str | None, *, insecure: bool) 
                 raise ScrapeError(url, "the token is no ASCII word", "correct --token")
             if not (https or insecure or address_in(str(peer.getpeername()[0]), PRIVATE_NETWORKS)):
                 raise ScrapeError(
-                    url, "the token would go over plain http to a public address", "use https, or say --insecure"
+                    url,
+                    "the token would go over plain http to a public address",
+                    "use https, or say --allow-http-token",
                 )
             headers["Authorization"] = f"Bearer {token}"
         late = threading.Event()

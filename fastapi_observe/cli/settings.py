@@ -32,9 +32,9 @@ def add_settings(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=show_settings)
 
 
-def show_settings(chosen: argparse.Namespace) -> int:
-    """Print the settings in the form that was chosen."""
-    if chosen.markdown:
+def show_settings(args: argparse.Namespace) -> int:
+    """Print the settings in the form that was args."""
+    if args.markdown:
         sys.stdout.write(options_table())
         return 0
     try:
@@ -42,7 +42,7 @@ def show_settings(chosen: argparse.Namespace) -> int:
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return WRONG
-    sys.stdout.write(as_json(settings) if chosen.json else as_text(settings))
+    sys.stdout.write(as_json(settings) if args.json else as_text(settings))
     return 0
 
 

@@ -47,13 +47,13 @@ def add_slo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def _with_app(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace, SLOPlan], int]) -> None:
     parser.add_argument("app", metavar="module:app", help="the app, as servers name it")
 
-    def loaded(chosen: argparse.Namespace) -> int:
+    def loaded(args: argparse.Namespace) -> int:
         try:
-            _, _, plan = load_plan(chosen.app)
+            _, _, plan = load_plan(args.app)
         except LoadError as error:
             sys.stderr.write(f"{error}\n")
             return WRONG
-        return run(chosen, plan)
+        return run(args, plan)
 
     parser.set_defaults(run=loaded)
 
@@ -84,28 +84,28 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     _with_app(parser, show_simulation)
 
 
-def write_rules(chosen: argparse.Namespace, plan: SLOPlan) -> int:
+def write_rules(args: argparse.Namespace, plan: SLOPlan) -> int:
     """Write, print or check the rule file and the file of its tests."""
     if _print_problems(plan):
         return EXIT_FAILED
-    if chosen.tests and (chosen.output is None or chosen.form == "operator"):
+    if args.tests and (args.output is None or args.form == "operator"):
         sys.stderr.write("--tests needs -o and the format prometheus: promtool reads no other\n")
         return WRONG
-    if chosen.tests and chosen.tests.resolve() == chosen.output.resolve():
+    if args.tests and args.tests.resolve() == args.output.resolve():
         sys.stderr.write("--tests and -o are the same file: give each its own\n")
         return WRONG
-    if chosen.no_keep_firing:
+    if args.no_keep_firing:
         from dataclasses import replace  # noqa: PLC0415 - one option only
 
         plan = plan._replace(options=replace(plan.options, keep_firing=False))
-    files = {chosen.output: rule_file(plan, form=chosen.form)}
-    if chosen.tests:
-        files[chosen.tests] = test_file(plan, _relative_rules_path(chosen.tests, chosen.output))
-    if chosen.output is None and not chosen.check:
+    files = {args.output: rule_file(plan, form=args.form)}
+    if args.tests:
+        files[args.tests] = test_file(plan, _relative_rules_path(args.tests, args.output))
+    if args.output is None and not args.check:
         sys.stdout.write(files[None])
         return 0
     try:
-        return _write_or_check(files, check=chosen.check)
+        return _write_or_check(files, check=args.check)
     except (OSError, UnicodeDecodeError) as error:
         sys.stderr.write(f"{error}\n")
         return WRONG
@@ -148,18 +148,18 @@ def differs(path: Path | None, text: str) -> bool:
     return bool(shown)
 
 
-def show_simulation(chosen: argparse.Namespace, plan: SLOPlan) -> int:
+def show_simulation(args: argparse.Namespace, plan: SLOPlan) -> int:
     """Print when each alert fires and clears."""
     if _print_problems(plan):
         return EXIT_FAILED
-    found = [slo for slo in plan.slos if chosen.slo in (None, slo.name)]
+    found = [slo for slo in plan.slos if args.slo in (None, slo.name)]
     if len(found) != 1:
         names = ", ".join(slo.name for slo in plan.slos) or "none"
         sys.stderr.write(f"--slo has to name one objective; this app has: {names}\n")
         return WRONG
     try:
-        phases = read_incident(chosen.incident, Decimal(str(chosen.rps)))
-        detections = simulate(plan, found[0], chosen.incident, chosen.rps)
+        phases = read_incident(args.incident, Decimal(str(args.rps)))
+        detections = simulate(plan, found[0], args.incident, args.rps)
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         sys.stderr.write(f"{error}\n")
         return WRONG

@@ -46,7 +46,7 @@ class _TooMuchError(OSError):
     """The answer is longer than anyone needs."""
 
 
-class DeadlineSocket:
+class _DeadlineSocket:
     """A socket that must be done by `deadline`, whatever the peer does, and reads at most MOST_READ bytes a request."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -83,7 +83,7 @@ class DeadlineSocket:
 class _Reader(io.RawIOBase):
     """Reads from a wire; closing it leaves the socket open."""
 
-    def __init__(self, wire: DeadlineSocket) -> None:
+    def __init__(self, wire: _DeadlineSocket) -> None:
         self._wire = wire
 
     def readable(self) -> bool:
@@ -116,7 +116,7 @@ class HttpTransport:
         self._headers.update({name.lower(): value.encode() for name, value in headers.items()})
         self._context: ssl.SSLContext | None = None
         self._connection: http.client.HTTPConnection | None = None
-        self._wire: DeadlineSocket | None = None
+        self._wire: _DeadlineSocket | None = None
 
     def send(self, body: bytes, deadline: float) -> ExportResult:
         """Send one request; return when it was answered, has failed, or at `deadline`."""
@@ -152,9 +152,9 @@ class HttpTransport:
             self.close()
             return _failure(exc, reached=reached)
 
-    def _connect(self, deadline: float) -> tuple[http.client.HTTPConnection, DeadlineSocket]:
+    def _connect(self, deadline: float) -> tuple[http.client.HTTPConnection, _DeadlineSocket]:
         if self._connection is None or self._wire is None:
-            wire = DeadlineSocket(self._open(deadline))
+            wire = _DeadlineSocket(self._open(deadline))
             connection = http.client.HTTPConnection(self._host, self._port)
             connection.sock = wire  # the part of a socket that it uses
             connection.auto_open = 0
@@ -194,7 +194,7 @@ class HttpTransport:
             self._context = context
         return self._context
 
-    def _read(self, response: http.client.HTTPResponse, wire: DeadlineSocket) -> ExportResult:
+    def _read(self, response: http.client.HTTPResponse, wire: _DeadlineSocket) -> ExportResult:
         status = response.status
         if not 200 <= status < 300:  # noqa: PLR2004 - the statuses of success
             self.close()

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from fastapi_observe.export.counts import Counts
     from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.settings.model import ObserveSettings
-    from fastapi_observe.traces.service import TracingService
 
 
 class LogLineSource(Protocol):
@@ -51,7 +50,7 @@ def open_queues(
 
     Each worker process sends its own, under an instance id of its own: who receives them adds them up.
     """
-    resource = ProcessResource(settings, tracing.provider)
+    resource = ProcessResource(settings, provider)
     lines = make_log_queue(settings, resource, faults)
     numbers = make_metrics_push(settings, resource, metrics.of_this_process, faults, metrics.counters_reset_at)
     if lines is not None:

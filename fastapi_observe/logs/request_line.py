@@ -27,10 +27,10 @@ KIND_TITLES: Final = {
 }
 
 
-def level_of_operation(operation: Operation, slow_query: float) -> str:
+def level_of_operation(operation: Operation, slow_query_threshold: float) -> str:
     """Return the level of an operation's line: `error` if it failed, `warn` if it was refused or slow, else `debug`."""
     if operation.outcome == "ok":
-        return "warn" if operation.kind == "database" and operation.duration >= slow_query else "debug"
+        return "warn" if operation.kind == "database" and operation.duration >= slow_query_threshold else "debug"
     return "warn" if operation.outcome == "client_error" else "error"
 
 

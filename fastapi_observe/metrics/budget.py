@@ -140,8 +140,8 @@ class SeriesLimiter:
     def limit_reached(self, family: Family) -> str:
         """Return the name of the setting that lets `family` get no further label set; empty: there is room."""
         if len(family.children()) >= self.per_metric:
-            return "series_per_metric"
-        return "series_per_process" if self.count() >= self.total else ""
+            return "max_series_per_metric"
+        return "max_series_per_process" if self.count() >= self.total else ""
 
     def record_overflow(self, family: Family, asked: tuple[str, ...], kept: tuple[str, ...], spent: str) -> None:
         """Count the label set `asked`, which is shown as `kept`; warn at the first one of each bound.
@@ -151,7 +151,7 @@ class SeriesLimiter:
         name = family.exposition_name()
         pairs = zip(family.label_names(), asked, kept, strict=True)
         label = next(label for label, was, now in pairs if was != now)
-        bound = (name, label) if not spent else (name, "") if spent == "series_per_metric" else ("", "")
+        bound = (name, label) if not spent else (name, "") if spent == "max_series_per_metric" else ("", "")
         with self.lock:
             self.overflows[name] = self.overflows.get(name, 0) + 1
             told = bound in self._told
@@ -165,11 +165,11 @@ class SeriesLimiter:
         return (
             f"label {label} of metric {family.exposition_name()} has reached its bound of values ({self.per_label}); "
             f"further ones are shown as {OVERFLOW}, the first of them was {self._example(family, label, asked)}: "
-            "give it few values, none that a client chooses, or raise values_per_label"
+            "give it few values, none that a client chooses, or raise max_values_per_label"
         )
 
     def _about_series(self, family: Family, asked: tuple[str, ...], spent: str) -> str:
-        if spent == "series_per_metric":
+        if spent == "max_series_per_metric":
             who, bound, widest = f"metric {family.exposition_name()} has reached its", self.per_metric, family
         else:
             who, bound = "all metrics together have reached their", self.total
@@ -200,9 +200,9 @@ class LimitsCollector:
             "fastapi_observe_bounds",
             "How many label sets and label values a process keeps at most.",
             value={
-                "series_per_metric": str(budget.per_metric),
-                "series_per_process": str(budget.total),
-                "values_per_label": str(budget.per_label),
+                "max_series_per_metric": str(budget.per_metric),
+                "max_series_per_process": str(budget.total),
+                "max_values_per_label": str(budget.per_label),
             },
         )
 

@@ -49,7 +49,7 @@ class ErrorBudget(NamedTuple):
     events: float
     bad: float
     remaining: float
-    burn: dict[str, float]
+    burn_rates: dict[str, float]
 
 
 class Snapshots:
@@ -162,7 +162,7 @@ class ErrorBudgets:
         remaining, burn = _families()
         for budget in self.now():
             remaining.add_metric([budget.slo], budget.remaining)
-            for window, rate in budget.burn.items():
+            for window, rate in budget.burn_rates.items():
                 burn.add_metric([budget.slo, window], rate)
         yield remaining
         yield burn

@@ -75,7 +75,7 @@ class OperationMetrics:
         self.repeated = own(
             Counter,
             "db_repeated_queries_total",
-            "Statements that one request sent more often than `repeated_queries` (N+1).",
+            "Statements that one request sent more often than `repeated_query_threshold` (N+1).",
             ("endpoint",),
         )
 

@@ -116,7 +116,7 @@ class Operation:
         return self.name
 
     @fail_safe("operation.detail")
-    def detail(self, /, **details: Any) -> None:
+    def add_details(self, /, **details: Any) -> None:
         """Add high-cardinality facts: they go to the span and the log line, never to a metric label."""
         self.details.update(details)
 

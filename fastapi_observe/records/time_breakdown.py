@@ -113,7 +113,7 @@ class TimeBreakdown:
                 facts[f"{name}_ms"] = round(self.seconds[kind] * 1000, 3)
                 facts[f"{name}_count"] = self.counts[kind]
         if facts:
-            facts["own_ms"] = round(self.self_time(began, duration) * 1000, 3)
+            facts["self_ms"] = round(self.self_time(began, duration) * 1000, 3)
         return facts
 
     def repeated(self, limit: int) -> list[RepeatedStatement]:

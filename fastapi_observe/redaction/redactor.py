@@ -81,7 +81,7 @@ class Redactor(TextRedactor):
     def __init__(  # noqa: PLR0913 - one for each option
         self,
         *,
-        query_allow: Iterable[str] = (),
+        capture_query_parameters: Iterable[str] = (),
         capture_pii: bool = False,
         names: Iterable[str] = (),
         patterns: Iterable[str] = (),
@@ -89,7 +89,7 @@ class Redactor(TextRedactor):
         faults: Callable[[str, BaseException], None] | None = None,
         templates: Callable[[], Iterable[str]] = tuple,
     ) -> None:
-        super().__init__(SecretNames(names), query_allow, patterns, function, faults)
+        super().__init__(SecretNames(names), capture_query_parameters, patterns, function, faults)
         self._is_quick = not (self._patterns or self._function or self._names.more)
         self.capture_pii = capture_pii
         self._paths: dict[str, str] = {}
@@ -114,7 +114,7 @@ class Redactor(TextRedactor):
         """Make the redactor of the options of `ObserveSettings`."""
         return cls(
             templates=templates,
-            query_allow=settings.query_allow,
+            capture_query_parameters=settings.capture_query_parameters,
             capture_pii=settings.capture_pii,
             names=settings.redact_names,
             patterns=settings.redact_patterns,

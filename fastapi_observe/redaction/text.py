@@ -69,14 +69,14 @@ class TextRedactor:
     def __init__(
         self,
         names: SecretNames,
-        query_allow: Iterable[str],
+        capture_query_parameters: Iterable[str],
         patterns: Iterable[str],
         function: Callable[[str], Any] | None,
         faults: Callable[[str, BaseException], None] | None,
     ) -> None:
         self._names = names
         # A name that is secret stays so: whoever allowed it may not have known what else it stands for.
-        self._allow = frozenset(name for name in query_allow if not names.hides_in_query(name))
+        self._allow = frozenset(name for name in capture_query_parameters if not names.hides_in_query(name))
         self._patterns = tuple(re.compile(pattern) for pattern in patterns)
         self._function = function
         self._faults = faults
@@ -229,7 +229,7 @@ class TextRedactor:
         return "/".join(segments)
 
     def query(self, query: bytes | str) -> str:
-        """Return a query string with its keys, and `REDACTED` for each value whose key is not in `query_allow`.
+        """Return a query string with its keys, and `REDACTED` for each value whose key is not in `capture_query_parameters`.
 
         A name of the list of secret ones is never allowed, and what looks like a secret is hidden under an allowed
         name and in a key too. Keys are compared as they are read (`%70age` is `page`). `;` separates like `&`: some

@@ -63,7 +63,7 @@ class Availability:
     name: str
     objective: float
     routes: tuple[str, ...] | list[str] = ()
-    bad: tuple[str, ...] | list[str] = ("5xx",)
+    bad_statuses: tuple[str, ...] | list[str] = ("5xx",)
     min_bad_events: int = 5
     sla: float | None = None
     expected_rpm: float | None = None

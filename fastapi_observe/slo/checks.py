@@ -103,11 +103,11 @@ def _number(value: Any, tell: ProblemCollector) -> Decimal | None:
 def check_bad(objective: Objective, tell: ProblemCollector) -> None:
     """Tell SLO05: failures that cannot happen, so that nothing ever burns the budget."""
     if isinstance(objective, Availability):
-        wrong = [each for each in objective.bad if not isinstance(each, str) or not STATUS.fullmatch(each)]
-        if wrong or not objective.bad:
+        wrong = [each for each in objective.bad_statuses if not isinstance(each, str) or not STATUS.fullmatch(each)]
+        if wrong or not objective.bad_statuses:
             shown = ", ".join(map(repr, wrong)) or "nothing"
             tell("SLO05", f"bad={shown} is no status: no request would ever fail; use codes such as 429 and 5xx")
-        elif {each.lower() for each in objective.bad} >= CLASSES:
+        elif {each.lower() for each in objective.bad_statuses} >= CLASSES:
             tell("SLO05", "bad names every class: every request would fail; leave those out that are well")
 
 

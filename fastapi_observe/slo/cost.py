@@ -145,7 +145,7 @@ def _savings(  # noqa: PLR0913, PLR0917 - all that was told is looked at
         "precision of quantiles; the thresholds of objectives stay",
     )
     series(
-        "default_registry=False",
+        "include_default_registry=False",
         sum(tally.series.get(name, 0) for name in OF_PROCESS),
         "python_info, python_gc_*, and your own metrics in prometheus_client's default registry",
     )

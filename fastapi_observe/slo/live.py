@@ -106,8 +106,12 @@ def _counted(slo: ResolvedObjective, plan: SLOPlan) -> ObjectiveSpec:
             slo.groups, frozenset(plan.excluded_templates), None, objective.threshold, slo.endpoints, ("200", "500")
         )
     codes = sorted(
-        {"200", "500", *(code for bad in objective.bad for code in STATUS_CLASS_CODES.get(bad.lower(), (bad,)))}
+        {
+            "200",
+            "500",
+            *(code for bad in objective.bad_statuses for code in STATUS_CLASS_CODES.get(bad.lower(), (bad,))),
+        }
     )
     codes = [code for code in codes if code.isdecimal()]
-    bad = re.compile("|".join(code.lower().replace("x", r"\d") for code in objective.bad))
+    bad = re.compile("|".join(code.lower().replace("x", r"\d") for code in objective.bad_statuses))
     return ObjectiveSpec(slo.groups, frozenset(plan.excluded_templates), bad, 0.0, slo.endpoints, tuple(codes))

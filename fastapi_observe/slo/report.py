@@ -66,7 +66,7 @@ def check_rows(plan: SLOPlan) -> Rows:
     for slo in plan.slos:
         what = f"{format_number(slo.percent)}% " + (
             f"within {slo.objective.within}" if isinstance(slo.objective, Latency) else
-            f"without {', '.join(slo.objective.bad)}"
+            f"without {', '.join(slo.objective.bad_statuses)}"
         )  # fmt: skip
         names = [f"{method} {template}" for method, template in slo.endpoints]
         counted = ", ".join(names[:MAX_ENDPOINTS]) + (", ..." if len(names) > MAX_ENDPOINTS else "")

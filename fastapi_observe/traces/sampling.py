@@ -60,7 +60,7 @@ class TraceRateLimit:
     def collect(self) -> Iterator[Metric]:
         """Show how many traces found no place."""
         yield CounterMetricFamily(
-            "fastapi_observe_traces_refused",
+            "fastapi_observe_traces_rate_limited",
             "Sampled traces that were not kept, because of max_traces_per_second.",
             value=self.rate_limited,
         )

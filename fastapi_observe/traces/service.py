@@ -292,7 +292,7 @@ class TracingService:
         return make_traced(lambda: (self.tracer, self._redactor), name, attributes)
 
     @fail_safe("tracing.call")
-    def event(self, name: str, /, **attributes: Any) -> None:
+    def add_event(self, name: str, /, **attributes: Any) -> None:
         """Note something that happened, on the current span."""
         span = trace.get_current_span()
         if span.is_recording():
@@ -339,7 +339,7 @@ class TracingService:
 
     # Lifetime
 
-    def keep_all(self) -> Callable[[], None]:
+    def sample_all(self) -> Callable[[], None]:
         """Keep every trace from now on; call the result to go back. For tests."""
         tracer: Any = self.tracer
         before = self._threshold, self._parent_decides, self.quota, getattr(tracer, "sampler", None)

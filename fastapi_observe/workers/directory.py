@@ -125,7 +125,9 @@ def check_directory(directory: Path) -> None:
     if not stat.S_ISDIR(found.st_mode):
         raise UnsafeDirectoryError(f"{directory} is no directory (a symbolic link may have been put there): remove it")
     if found.st_uid != os.geteuid():
-        raise UnsafeDirectoryError(f"{directory} belongs to user {found.st_uid}: remove it, or set workers_directory")
+        raise UnsafeDirectoryError(
+            f"{directory} belongs to user {found.st_uid}: remove it, or set multiprocess_directory"
+        )
     if found.st_mode & 0o077:
         raise UnsafeDirectoryError(
             f"{directory} is open to others (mode {found.st_mode & 0o777:o}): remove it, or chmod 700 it"

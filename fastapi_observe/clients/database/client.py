@@ -94,7 +94,7 @@ class Query(Operation):
                 {"db.system.name": self._given[0], "db.query.summary": self.name, "db.query.text": statement.text}
             )
 
-    def rows(self, count: int) -> None:
+    def set_row_count(self, count: int) -> None:
         """Note how many rows came back, or were changed; a negative number stands for unknown."""
         if isinstance(count, int) and count >= 0:
             try:
@@ -205,7 +205,7 @@ class DatabaseClient:
             prepared = self._prepare(statement, system, attributes)
         query = DriverQuery(self._reporter, "database", *prepared)
         if batch is not None:
-            query.detail(**{"db.operation.batch.size": batch})
+            query.add_details(**{"db.operation.batch.size": batch})
         return query
 
     def _remember(self, key: tuple[str, str, int], attributes: dict[str, Any] | None) -> PreparedQuery:

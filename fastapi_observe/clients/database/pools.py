@@ -108,7 +108,7 @@ class ObservedDatabase:
         try:
             try:
                 if rows is not None and (count := rows(result)) is not None:
-                    query.rows(count)
+                    query.set_row_count(count)
             finally:
                 query.close(exc)
         except Exception as fault:  # noqa: BLE001 - as above

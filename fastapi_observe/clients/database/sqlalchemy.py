@@ -113,10 +113,10 @@ class _Step:
         self.whole = whole
         whole.resume()
 
-    def rows(self, count: int) -> None:
+    def set_row_count(self, count: int) -> None:
         """Add to the rows of the whole."""
         if count > 0:
-            self.whole.rows(self.whole.details.get("db.response.returned_rows", 0) + count)
+            self.whole.set_row_count(self.whole.details.get("db.response.returned_rows", 0) + count)
 
     def close(self, exc: BaseException | None = None) -> None:
         """Let the whole go on, or fail."""
@@ -233,7 +233,7 @@ class ObservedEngine(ObserverSet):
                 if isinstance(exc, GeneratorExit):  # nobody awaits the statement any more
                     exc = CancelledError().with_traceback(exc.__traceback__)
                 elif exc is None and cursor is not None:
-                    query.rows(cursor.rowcount)
+                    query.set_row_count(cursor.rowcount)
             finally:
                 query.close(exc)
         except Exception as fault:  # noqa: BLE001 - a fault of ours never reaches the user's query

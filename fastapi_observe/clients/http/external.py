@@ -47,7 +47,7 @@ class ExternalCall(Operation):
         self._propagation = propagation
 
     @fail_safe("external.status", passes=CALLER_ERRORS)
-    def status(self, status_code: int) -> None:
+    def set_status_code(self, status_code: int) -> None:
         """Note the HTTP status of the answer; 4xx is outcome `client_error`, 5xx `server_error`.
 
         Only 5xx is an error of the span: a callee that refuses does its work. Of several answers the last one counts.

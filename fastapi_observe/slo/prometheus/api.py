@@ -36,7 +36,9 @@ class Prometheus:
         if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
             raise UnreachableError(f"{url!r:.200} is no URL of a Prometheus; give one such as http://127.0.0.1:9090")
         if token and parts.scheme == "http" and not (insecure or is_private_host(parts.hostname)):
-            raise UnreachableError(f"the token would go over plain http to {parts.hostname}: use https, or --insecure")
+            raise UnreachableError(
+                f"the token would go over plain http to {parts.hostname}: use https, or --allow-http-token"
+            )
         self.url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())

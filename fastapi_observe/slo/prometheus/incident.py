@@ -199,7 +199,7 @@ def _requests(  # noqa: PLR0913 - what a series is made of
             series(promql.DURATIONS, {"le": limit}, lambda phase: phase.rate * (1 - phase.failing) * share),
             series(promql.DURATIONS, {"le": "+Inf"}, lambda phase: phase.rate * share),
         ]
-    bad, good = statuses(slo.objective.bad)
+    bad, good = statuses(slo.objective.bad_statuses)
     if not counted and labels["endpoint"] == UNMATCHED:  # those that failed do count
         return [series(promql.REQUESTS, {"status_code": good[-1]}, lambda phase: phase.rate)]
     failed = [series(promql.REQUESTS, {"status_code": each}, _part(share, bad, failing=True)) for each in bad]

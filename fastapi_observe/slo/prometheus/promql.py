@@ -157,6 +157,8 @@ def _le(objective: Latency) -> str:
 
 
 def _status(objective: Availability) -> str:
-    if len(objective.bad) == 1 and objective.bad[0].isdecimal():
-        return f"status_code={quoted(objective.bad[0])}"
-    return f"status_code=~{quoted('|'.join(sorted({each.lower().replace('x', '.') for each in objective.bad})))}"
+    if len(objective.bad_statuses) == 1 and objective.bad_statuses[0].isdecimal():
+        return f"status_code={quoted(objective.bad_statuses[0])}"
+    return (
+        f"status_code=~{quoted('|'.join(sorted({each.lower().replace('x', '.') for each in objective.bad_statuses})))}"
+    )

@@ -112,7 +112,7 @@ def _single(plan: SLOPlan, slo: ResolvedObjective, phases: tuple[IncidentPhase, 
     pair = sample_pairs(slo)[0]
     alone = slo._replace(endpoints=(pair,), groups=(((pair[0],), (pair[1],)),) if slo.groups else ())
     if isinstance(alone.objective, Availability):
-        alone = alone._replace(objective=replace(alone.objective, bad=alone.objective.bad[:1]))
+        alone = alone._replace(objective=replace(alone.objective, bad_statuses=alone.objective.bad_statuses[:1]))
     return incident_series(plan, alone, phases, strange=False)
 
 

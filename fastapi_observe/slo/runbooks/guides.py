@@ -223,7 +223,7 @@ GUIDES: Final[dict[str, RunbookGuide]] = {
         "Sums stay right; what stands behind `__overflow__` cannot be told apart.",
         (RunbookStep("Which metric?", "sum by (metric) (increase(fastapi_observe_series_overflow_total{of}[1h]))"),),
         (("a metric of your own", "a label holds something without bounds: an id, a name, a path"),),
-        ("Take the label off. `series_per_metric` is the limit.",),
+        ("Take the label off. `max_series_per_metric` is the limit.",),
         "None is known.",
     ),
     "SLORulesOutdated": RunbookGuide(

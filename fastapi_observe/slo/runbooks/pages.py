@@ -117,7 +117,7 @@ def _page(plan: SLOPlan, alert: str, guide: RunbookGuide) -> Iterator[str]:
 def _objective(plan: SLOPlan, alert: str, slo: ResolvedObjective) -> Iterator[str]:
     objective, whole = slo.objective, promql.duration(plan.period)
     promise = (
-        f"{format_number(slo.percent)} % of requests succeed (bad: {', '.join(objective.bad)})"
+        f"{format_number(slo.percent)} % of requests succeed (bad: {', '.join(objective.bad_statuses)})"
         if isinstance(objective, Availability)
         else f"{format_number(slo.percent)} % of requests are answered within {objective.within}"
     )
