@@ -62,7 +62,7 @@ async def main() -> None:
             points.append((number, process.memory_info().rss))
     observe = getattr(app.state, "observe", None)
     dropped = None if observe is None else observe.logs.dropped
-    faults = None if observe is None else dict(observe.faults.counts)
+    faults = None if observe is None else dict(observe.internal_errors.counts)
     found = {"rest": rest, "warm": warm, "points": points, "dropped_lines": dropped, "faults": faults}
     answers().write(json.dumps(found) + "\n")
 

@@ -91,7 +91,7 @@ def _wrap_stack_builder(app: Starlette, door: Callable[[ASGIApp], ASGIApp], obse
                 _warn_shadowed_route(app, observability.settings)
             return door(stack)
         except Exception as exc:  # noqa: BLE001 - without a door the app works, unseen
-            observability.internal_errors("door", exc)
+            observability.internal_errors("middleware.outer", exc)
             return stack
 
     def undo() -> None:
@@ -142,7 +142,7 @@ def _with_inner_middleware(app: Starlette, observability: Observability, *, alwa
             app.user_middleware = [*middleware, Middleware(InnerMiddleware)]
         app.exception_handlers = observed
     except Exception as exc:  # noqa: BLE001 - as above
-        observability.internal_errors("seam", exc)
+        observability.internal_errors("middleware.inner", exc)
     try:
         yield
     finally:

@@ -77,7 +77,7 @@ class ObserveMiddleware:
             try:
                 exchange.release()
             except Exception as exc:  # noqa: BLE001 - as above
-                observability.internal_errors("leave", exc)
+                observability.internal_errors("request.finish", exc)
             scope.pop(RECORD_SCOPE_KEY, None)
             try:  # noqa: SIM105 - suppress() costs more
                 OTEL_CONTEXT.reset(token)
@@ -88,7 +88,7 @@ class ObserveMiddleware:
         try:
             exchange.finish(raised)
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
-            self._observability.internal_errors("leave", exc)
+            self._observability.internal_errors("request.finish", exc)
 
     def _give_ids(self, exc: BaseException, exchange: RequestRecord) -> None:
         try:

@@ -89,7 +89,7 @@ class Observability:
         self.external = ExternalClient(self, PropagationPolicy(settings.propagate_to, settings.propagate_baggage))
         self.http_clients = HttpClients(self.external, self.internal_errors, self.redactor)
         signals: tuple[tuple[str, Signal, bool], ...] = (
-            ("tracing", self.tracing, settings.tracing),
+            ("traces", self.tracing, settings.tracing),
             ("metrics", self.metrics, settings.metrics),
             ("logs", self.logs, settings.logs),
         )
@@ -106,7 +106,9 @@ class Observability:
         if settings.otlp_logs or settings.otlp_metrics:
             from fastapi_observe.export.push import open_queues  # noqa: PLC0415 - seldom wanted
 
-            self._pushes = open_queues(settings, self.tracing.provider, self.metrics.sharing, self.logs, self.internal_errors)
+            self._pushes = open_queues(
+                settings, self.tracing.provider, self.metrics.sharing, self.logs, self.internal_errors
+            )
         self.metrics.register_collector(self.tracing.quota)
         self.metrics.register_collector(
             ExportCollector(exported_signals(self.logs, self.tracing.provider, self._pushes))
@@ -134,11 +136,11 @@ class Observability:
                 signal.on_request_start(exchange)
             except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
                 exchange.failed_signals |= bit
-                self.internal_errors(f"{name}.open_exchange", exc)
+                self.internal_errors(f"{name}.on_request_start", exc)
         try:
             self._stamps.prepare(exchange)
         except Exception as exc:  # noqa: BLE001 - what was opened must be closed
-            self.internal_errors("stamp", exc)
+            self.internal_errors("response_headers", exc)
         if exchange.websocket or exchange.span_adopted:
             exchange.on_response_start = self._start_response
         if exchange.context is None:
@@ -160,7 +162,7 @@ class Observability:
                 try:
                     signal.on_response_start(exchange)
                 except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
-                    self.internal_errors(f"{name}.start_exchange", exc)
+                    self.internal_errors(f"{name}.on_response_start", exc)
 
     def _end_request(self, exchange: RequestRecord) -> None:
         """Tell every signal that was opened how the request ended."""
@@ -175,7 +177,7 @@ class Observability:
                 try:
                     signal.on_request_end(exchange)
                 except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
-                    self.internal_errors(f"{name}.close_exchange", exc)
+                    self.internal_errors(f"{name}.on_request_end", exc)
 
     def _find_endpoint(self, exchange: RequestRecord) -> None:
         try:
@@ -199,7 +201,7 @@ class Observability:
             try:
                 signal.on_operation_start(operation)
             except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
-                self.internal_errors(f"{name}.open_operation", exc)
+                self.internal_errors(f"{name}.on_operation_start", exc)
         if operation.work is not None:
             operation.work.begin(perf_counter())
 
@@ -216,7 +218,7 @@ class Observability:
             try:
                 signal.on_operation_end(operation)
             except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
-                self.internal_errors(f"{name}.close_operation", exc)
+                self.internal_errors(f"{name}.on_operation_end", exc)
 
     def _new_work(self, exchange: RequestRecord) -> TimeBreakdown:
         with self._lock:  # two threads may begin the first work of a request
@@ -349,7 +351,7 @@ class Observability:
         """Write and export what is waiting, for at most `timeout` seconds in all (default: `shutdown_timeout`)."""
         deadline = monotonic() + (self.settings.shutdown_timeout if timeout is None else timeout)
         pushes = [("push.flush", push.flush) for push in self._pushes]
-        for site, flush in (("logs.flush", self.logs.flush), ("tracing.flush", self.tracing.flush), *pushes):
+        for site, flush in (("logs.flush", self.logs.flush), ("traces.flush", self.tracing.flush), *pushes):
             self.internal_errors.run_each(site, partial(flush, max(0.0, deadline - monotonic())))
 
     def on_close(self, undo: Callable[[], None]) -> None:

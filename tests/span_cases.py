@@ -245,7 +245,7 @@ async def run(make: Callable[[Case], Asked], ratio: float) -> dict[str, Any] | N
     except ImportError:
         return None
     texts = [observe.metrics.render("", "")[1].decode() for observe in case.observes]
-    faults = [observe.faults.counts for observe in case.observes]
+    faults = [observe.internal_errors.counts for observe in case.observes]
     for observe in reversed(case.observes):
         observe.close()
     lines = [json.loads(line) for line in output.getvalue().splitlines() if line.startswith("{")]

@@ -297,7 +297,7 @@ def test_a_server_that_says_nothing_is_not_waited_for(monkeypatch: pytest.Monkey
         with pytest.raises(ScrapeError, match="no answer in time"):
             scrape(url)
         monkeypatch.setattr(cli_scrape, "READ_TIMEOUT", 10.0)
-        monkeypatch.setattr(cli_scrape, "LONGEST", 0.05)
+        monkeypatch.setattr(cli_scrape, "TOTAL_TIMEOUT", 0.05)
         with pytest.raises(ScrapeError, match="no answer in time"):
             scrape(url)
 

@@ -64,7 +64,7 @@ class Played:
 
     def leave(self, exc: BaseException | None = None) -> Played:
         """Return from the app, or raise."""
-        self.exchange.leave(exc)
+        self.exchange.finish(exc)
         return self
 
     @property
@@ -109,11 +109,11 @@ async def test_a_server_error_waits_for_the_exception() -> None:
 async def test_an_exception_that_was_noted_and_handled() -> None:
     """A handled exception is told with a 5xx and is nothing beside a good status."""
     noted = Played()
-    noted.exchange.noted = KeyError("x")
+    noted.exchange.inner_exception = KeyError("x")
     await noted.send({**START, "status": 500}, body())
     assert noted.leave().end == (500, "server_error", "KeyError")
     handled = Played()
-    handled.exchange.noted = KeyError("x")
+    handled.exchange.inner_exception = KeyError("x")
     await handled.send(START, body())
     assert handled.reports == 0
     assert handled.leave().end == (200, "ok", None)
@@ -161,7 +161,7 @@ async def test_a_server_that_cannot_send(kind: type[RequestRecord], start: Messa
 async def test_a_cancellation_that_was_answered() -> None:
     """Who cancels and then answers has its reasons: the status tells what happened."""
     played = Played()
-    played.exchange.noted = asyncio.CancelledError()
+    played.exchange.inner_exception = asyncio.CancelledError()
     await played.send({**START, "status": 504}, body())
     assert played.leave().end == (504, "server_error", "504")
 
@@ -280,7 +280,7 @@ async def test_the_start_is_told_to_who_asked() -> None:
     seen: list[int] = []
     for kind, start in ((RequestRecord, START), (WebSocketRecord, {"type": "websocket.accept"})):
         played = Played(kind)
-        played.exchange.on_start = lambda exchange: seen.append(exchange.status_code)
+        played.exchange.on_response_start = lambda exchange: seen.append(exchange.status_code)
         await played.send(start, start)
     assert seen == [200, 101]
 
@@ -297,16 +297,16 @@ async def test_illegal_messages_pass_untouched(message: Message) -> None:
 async def test_a_fault_of_ours_is_counted_and_passes_nothing_on() -> None:
     """What fails while a request is reported neither reaches the app nor keeps the report back."""
     played = Played()
-    played.exchange.on_start = lambda _: 1 / 0
+    played.exchange.on_response_start = lambda _: 1 / 0
     await played.send(START)
     assert played.sent == [START]
     played.exchange._on_end = lambda _: 1 / 0
     await played.send(body())
-    assert played.faults.counts == {"exchange.send": 1, "exchange.end": 1}
+    assert played.faults.counts == {"request.send": 1, "request.end": 1}
     hostile = Played()
     hostile.exchange.status_code = "no number"
     hostile.leave(KeyError())
-    assert (hostile.reports, hostile.faults.counts) == (1, {"exchange.judge": 1})
+    assert (hostile.reports, hostile.faults.counts) == (1, {"request.set_outcome": 1})
     assert hostile.exchange.outcome == "server_error"
 
 

@@ -121,7 +121,7 @@ def test_every_span_is_counted(
     mode: Mode, exporting: Callable[..., Exporting], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In every fault produced = exported + dropped + queued; what went is what the collector has; time is bounded."""
-    monkeypatch.setattr("fastapi_observe.export.http.PATIENCE", 0.1)
+    monkeypatch.setattr("fastapi_observe.export.http.MIN_CONNECT_TIME", 0.1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     exported, reason = FAULTS[mode]
     with Collector(mode) as collector:
@@ -397,7 +397,7 @@ def test_a_span_that_is_too_large_is_dropped(exporting: Callable[..., Exporting]
 
 def test_a_request_is_bounded(exporting: Callable[..., Exporting], monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch of large spans goes in several requests."""
-    monkeypatch.setattr("fastapi_observe.export.store.LARGEST_BODY", 5000)
+    monkeypatch.setattr("fastapi_observe.export.store.MAX_BODY_BYTES", 5000)
     with Collector() as collector:
         one = exporting(collector, batch_delay=60)
         one.spans(10, text="x" * 2000)

@@ -175,7 +175,7 @@ def test_the_interpreter_ends_with_everything_sent() -> None:
     code = f"""
 import sys; sys.path.insert(0, {ROOT!r})
 from fastapi_observe import ObserveSettings
-from fastapi_observe.internal.errors import Faults
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.traces.service import TracingService
 tracing = TracingService(ObserveSettings(sampler="always_on", batch_delay=60), Faults())
 for at in range(10):

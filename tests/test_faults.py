@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
     Patch = pytest.MonkeyPatch
 
-SIGNALS = ("tracing", "metrics", "logs")
-METHODS = ("open_exchange", "start_exchange", "close_exchange", "open_operation", "close_operation")
+SIGNALS = ("traces", "metrics", "logs")
+METHODS = ("on_request_start", "on_response_start", "on_request_end", "on_operation_start", "on_operation_end")
 
 
 def make_app() -> FastAPI:
@@ -158,11 +158,11 @@ def test_a_signal_that_fails_spoils_nothing(
     monkeypatch.setattr(getattr(seen.observe, signal), method, boom)
     assert_served(app)
     assert_told(seen, f"{signal}.{method}")
-    if signal != "tracing" or method not in {"open_exchange", "close_exchange"}:
+    if signal != "traces" or method not in {"on_request_start", "on_request_end"}:
         assert len(seen.server_spans) == 20
-    if signal != "logs" or method not in {"open_exchange", "close_exchange"}:
+    if signal != "logs" or method not in {"on_request_start", "on_request_end"}:
         assert len(seen.request_lines) == 20
-    if signal != "metrics" or method not in {"open_exchange", "close_exchange"}:
+    if signal != "metrics" or method not in {"on_request_start", "on_request_end"}:
         assert seen.sample("http_requests_in_progress") == 0
         assert seen.total("http_requests_total") == 18
 
@@ -170,19 +170,19 @@ def test_a_signal_that_fails_spoils_nothing(
 INSIDE: list[tuple[Any, str, tuple[str, ...]]] = [
     (RouteTemplates, "template", ("routing",)),
     (RequestRecord, "__init__", ("open",)),
-    (RequestRecord, "_note_start", ("exchange.send",)),
-    (RequestRecord, "_note_chunk", ("exchange.send",)),
-    (RequestRecord, "_end", ("exchange.end",)),
-    (RequestRecord, "_judge", ("exchange.judge",)),
-    (WebSocketRecord, "_judge", ("exchange.judge",)),
-    (WebSocketRecord, "_close", ("exchange.send",)),
-    (ResponseHeaders, "put", ("stamp",)),
-    (Observability, "_start", ("exchange.send",)),
+    (RequestRecord, "_note_start", ("request.send",)),
+    (RequestRecord, "_note_chunk", ("request.send",)),
+    (RequestRecord, "_end", ("request.end",)),
+    (RequestRecord, "_judge", ("request.set_outcome",)),
+    (WebSocketRecord, "_judge", ("request.set_outcome",)),
+    (WebSocketRecord, "_close", ("request.send",)),
+    (ResponseHeaders, "put", ("response_headers",)),
+    (Observability, "_start", ("request.send",)),
     (Observability, "open", ("open",)),
     (Observability, "started", ("open",)),
     (Observability, "background", ("background",)),
-    (TracingService, "_parent", ("tracing.open_exchange",)),
-    (fastapi_observe.requests.validation, "declared_errors", ("validation",)),
+    (TracingService, "_parent", ("traces.on_request_start",)),
+    (fastapi_observe.requests.validation, "validation_error_locations", ("validation",)),
     (importlib.import_module("fastapi_observe.install"), "mounted_apps", ("mounted",)),
 ]
 
@@ -202,7 +202,7 @@ def test_a_fault_inside_the_machine_spoils_nothing(
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(RequestRecord, "_report"), (RequestRecord, "leave"), (Observability, "_report"), (PathFilter, "match")],
+    [(RequestRecord, "_report"), (RequestRecord, "request.finish"), (Observability, "_report"), (PathFilter, "match")],
 )
 def test_a_fault_at_the_end_of_a_request_spoils_nothing(
     observed: Callable[..., Seen], monkeypatch: Patch, owner: Any, name: str
@@ -212,7 +212,7 @@ def test_a_fault_at_the_end_of_a_request_spoils_nothing(
     seen = observed(app, exclude_paths=("/elsewhere",))
     monkeypatch.setattr(owner, name, boom)
     assert_served(app)
-    assert set(seen.observe.internal_errors.counts) <= {"exchange.end", "leave", "open"}
+    assert set(seen.observe.internal_errors.counts) <= {"request.end", "request.finish", "open"}
     assert seen.observe.internal_errors.counts
 
 
@@ -350,7 +350,7 @@ def test_a_sampler_that_raises_spoils_nothing(observed: Callable[..., Seen]) -> 
     app = make_app()
     seen = observed(app, tracer_provider=TracerProvider(sampler=HostileSampler()))
     assert_served(app)
-    assert_told(seen, "tracing.open_exchange", "tracing.open_operation", "span.start")
+    assert_told(seen, "traces.on_request_start", "traces.on_operation_start", "span.start")
     assert seen.sample("http_requests_in_progress") == 0
     assert len(seen.request_lines) == 20
 
@@ -446,7 +446,7 @@ def test_a_fault_cannot_be_told_but_is_counted(observed: Callable[..., Seen], mo
     monkeypatch.setattr("logging.Logger.error", boom)
     answer = asyncio.run(ask(app, http_scope("/ok"), Server([]), []))
     assert answer.messages[0]["status"] == 200
-    assert seen.observe.internal_errors.counts == {"metrics.close_exchange": 1}
+    assert seen.observe.internal_errors.counts == {"metrics.on_request_end": 1}
 
 
 def test_a_span_outside_any_request_spoils_nothing(capsys: pytest.CaptureFixture[str]) -> None:

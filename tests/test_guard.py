@@ -141,7 +141,7 @@ def test_an_operation_survives_each_of_its_faults(observed: Callable[..., Seen],
         with observe.operation("step"):
             pass
     sites = {"operation.judge", "operation.suspend", "operation.resume", "operation.detail"}
-    assert set(observe.internal_errors.counts) == {"metrics.close_operation", *sites}
+    assert set(observe.internal_errors.counts) == {"metrics.on_operation_end", *sites}
 
 
 def test_what_the_user_does_wrong_is_told(observed: Callable[..., Seen]) -> None:
@@ -166,4 +166,4 @@ def test_what_the_user_does_wrong_is_told(observed: Callable[..., Seen]) -> None
     ):
         with pytest.raises((TypeError, ValueError)):
             wrong()
-    assert observe.faults.counts == {}
+    assert observe.internal_errors.counts == {}

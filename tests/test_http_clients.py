@@ -1019,7 +1019,7 @@ async def test_a_fault_of_ours_never_reaches_the_call(
         raise ZeroDivisionError
 
     for where, name, site in (
-        (calls.external, "service_of", "http.begin"),
+        (calls.external, "service_label", "http.begin"),
         (calls.external.propagation, "inject", "http.sending"),
     ):
         with monkeypatch.context() as patch:
@@ -1028,7 +1028,7 @@ async def test_a_fault_of_ours_never_reaches_the_call(
         assert calls.seen.observe.internal_errors.counts.pop(site) == 1
     calls.clients._calls._forgotten = None  # type: ignore[assignment]
     with monkeypatch.context() as patch:
-        patch.setattr("fastapi_observe.clients.http.body.Body.__init__", fail)
+        patch.setattr("fastapi_observe.clients.http.body.StreamedBody.__init__", fail)
         assert (await one.stream(url)).status_code == 200
     assert calls.seen.observe.internal_errors.counts == {"http.answered": 1}
     assert sum(calls.outcomes.values()) == 2

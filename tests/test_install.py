@@ -406,9 +406,9 @@ async def test_faults_at_the_door_are_counted(observed: Callable[..., Seen], mon
         with client:
             assert client.get("/x").text == "page"
     assert seen.observe.internal_errors.counts == {"open": 2, "lifespan": 1}
-    monkeypatch.setattr("fastapi_observe.records.request.Exchange.leave", lambda *_: 1 / 0)
+    monkeypatch.setattr("fastapi_observe.records.request.RequestRecord.finish", lambda *_: 1 / 0)
     assert client.get("/busy").text == "busy"
-    assert seen.observe.internal_errors.counts["leave"] == 1
+    assert seen.observe.internal_errors.counts["request.finish"] == 1
 
 
 def test_metrics_that_cannot_be_shown(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,7 +147,7 @@ def test_processes_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "app.1.log"
         path.write_bytes(b"{}")
-        monkeypatch.setattr(os, "read_families", lambda *_: (_ for _ in ()).throw(OSError()))
+        monkeypatch.setattr(os, "read", lambda *_: (_ for _ in ()).throw(OSError()))
         assert not retention._is_ours(path)
         monkeypatch.undo()
 

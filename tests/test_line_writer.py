@@ -201,7 +201,7 @@ def test_a_line_written_while_writing_is_not_lost(writer: LineWriter, monkeypatc
 def test_an_urgent_line_does_not_wait_for_a_stuck_writer(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     """While another thread hangs in a write, an urgent line is left to it after a moment."""
     stream = standard_output(monkeypatch)
-    monkeypatch.setattr(line_writer, "PATIENCE", 0.001)
+    monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.001)
     with writer._lock:
         writer.write(b"x\n", urgent=True)
         assert not writer.flush(0.001)
@@ -296,7 +296,7 @@ def pipe_as_standard_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 def test_a_stopped_reader_does_not_stop_the_caller(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the pipe's reader stops, urgent lines return; when it reads again, every line arrives whole."""
-    monkeypatch.setattr(line_writer, "PATIENCE", 0.01)
+    monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.01)
     with pipe_as_standard_output(monkeypatch) as reading:
         for number in range(100):
             writer.write(b"%d " % number + b"x" * 2000 + b"\n", urgent=True)
@@ -316,7 +316,7 @@ def test_lines_that_wait_go_to_what_is_standard_output_then(
     writer: LineWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the user puts a stream in the place of a pipe that is full, the thread goes on with that."""
-    monkeypatch.setattr(line_writer, "PATIENCE", 0.0)
+    monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.0)
     with pipe_as_standard_output(monkeypatch) as reading:
         writer.write(b"a" * 70_000 + b"\n", urgent=True)
         writer.write(b"b\n", urgent=True)
@@ -334,7 +334,7 @@ def test_what_was_left_is_written_first(monkeypatch: pytest.MonkeyPatch) -> None
     """What an impatient caller left is bounded and goes out before newer lines, by whoever comes next."""
     writer = LineWriter()
     with pipe_as_standard_output(monkeypatch) as reading:
-        monkeypatch.setattr(line_writer, "PATIENCE", 0.0)
+        monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.0)
         writer.write(b"a" * 100_000 + b"\n")
         writer.write(b"b\n")
         assert len(writer) == 2
@@ -349,7 +349,7 @@ def test_what_was_left_is_written_first(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_lowest_levels_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the reader has stopped, what waits is bounded in lines and bytes, and what is important stays, in order."""
-    monkeypatch.setattr(line_writer, "PATIENCE", 0.0)
+    monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.0)
     writer = LineWriter()
     writer._backlog = Backlog(lines=6, size=960)
     with pipe_as_standard_output(monkeypatch) as reading:
@@ -373,7 +373,7 @@ def test_the_lowest_levels_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_reader_that_goes_away_in_the_middle_of_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest of the line is lost with those that wait, and counted once."""
-    monkeypatch.setattr(line_writer, "PATIENCE", 0.0)
+    monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.0)
     writer = LineWriter()
     with pipe_as_standard_output(monkeypatch) as reading:
         writer.write(b"a" * 100_000 + b"\n")
@@ -401,12 +401,12 @@ def test_a_standard_output_without_room_completes_its_line_later(
             room[0] -= taken
             return taken
 
-        monkeypatch.setattr(line_writer, "PATIENCE", 0.0)
-        monkeypatch.setattr(os, "write_pipe", full)
+        monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.0)
+        monkeypatch.setattr(os, "write", full)
         writer.write(b"abcdef\n")
         writer.write(b"lost\n")
         assert (writer.written, writer.dropped, len(writer)) == (0, 1, 1)
-        monkeypatch.setattr(os, "write_pipe", real)
+        monkeypatch.setattr(os, "write", real)
         writer.write(b"next\n")
         assert (tmp_path / "out").read_bytes() == b"abcdef\nnext\n"
         monkeypatch.undo()
@@ -421,11 +421,11 @@ def test_what_is_taken_in_part_is_counted_by_line(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(sys, "__stdout__", stream)
         real = os.write
         for room, count, rest in ((5, 2, b"ef\n"), (3, 0, b""), (3, 1, b"")):
-            monkeypatch.setattr(os, "write_pipe", lambda descriptor, data, room=room: real(descriptor, data[:room]))
+            monkeypatch.setattr(os, "write", lambda descriptor, data, room=room: real(descriptor, data[:room]))
             lines = [b"ab\n", b"cdef\n", b"g\n"] if not output.lines_written else [b"g\n"]
             if room == 3 and output.partial_line:
                 monkeypatch.setattr(
-                    os, "write_pipe", lambda descriptor, data: real(descriptor, data) if data != b"g\n" else 0
+                    os, "write", lambda descriptor, data: real(descriptor, data) if data != b"g\n" else 0
                 )
             assert (output.offer(lines), output.partial_line) == (count, rest)
         monkeypatch.undo()
@@ -435,7 +435,7 @@ def test_what_is_taken_in_part_is_counted_by_line(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("kind", ["another user's pipe", "socket", "terminal"])
 def test_other_kinds_of_standard_output(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Pipes that cannot be opened again, sockets and terminals take what they can, and block nobody."""
-    monkeypatch.setattr(line_writer, "PATIENCE", 0.01)
+    monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.01)
     lines = [b"%d " % number + b"x" * 5000 + b"\n" for number in range(300)]
     if kind == "socket":
         one, other = socket.socketpair()
@@ -450,7 +450,7 @@ def test_other_kinds_of_standard_output(monkeypatch: pytest.MonkeyPatch, kind: s
         def refuse(path: Any, flags: int) -> int:
             raise PermissionError(path, real, flags)
 
-        monkeypatch.setattr(os, "start_request", refuse)
+        monkeypatch.setattr(os, "open", refuse)
     writer = LineWriter()
     with os.fdopen(writing, "w", encoding="utf-8") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
@@ -516,7 +516,7 @@ def test_a_line_waits_for_a_file_that_another_process_writes_to(
 ) -> None:
     """The caller leaves after its patience; the thread writes the line when the lock is free, though no other comes."""
     standard_output(monkeypatch)
-    monkeypatch.setattr(line_writer, "PATIENCE", 0.005)
+    monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.005)
     file = LogFile(str(tmp_path / "app.log"), None, None, False, print)  # noqa: FBT003 - no compression
     writer.write(b"a\n", file=file, copy=b"a\n", urgent=True)
     with (tmp_path / "app.log").open("rb") as held:

@@ -33,7 +33,7 @@ lines, make = test_logs.lines, test_logs.make
 BEGIN = """
 import os, sys, logging, threading
 from loguru import logger
-from fastapi_observe.internal.errors import Faults
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.redaction.redactor import PLAIN
 from fastapi_observe.settings import ObserveSettings
 from fastapi_observe.logs.service import Logs

@@ -190,7 +190,7 @@ def test_rotation_by_age(tmp_path: Path) -> None:
 
 def test_compression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rotated files are compressed piece by piece, keep their time and can be read by nobody else."""
-    monkeypatch.setattr(compression, "PIECE", 16)
+    monkeypatch.setattr(compression, "COMPRESS_CHUNK_SIZE", 16)
     file, faulty = log_at(tmp_path / "app.log", "100 B", compress=True)
     for number in range(30):
         file.write([b"line %02d\n" % number])
@@ -250,7 +250,7 @@ def test_retention_by_size_holds_at_every_moment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All files together never have more than the total size, though rotation is off."""
-    monkeypatch.setattr(compression, "PIECE", 64)
+    monkeypatch.setattr(compression, "COMPRESS_CHUNK_SIZE", 64)
     monkeypatch.setattr(log_file, "MEASURE_INTERVAL", 0.0)
     left = tmp_path / f"app.{dead_process()}.log"
     left.write_bytes(FIRST + b"x" * 240)
@@ -370,7 +370,7 @@ def test_a_relative_path_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.M
 
 def test_two_files_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two apps of one process, or two containers on one volume, write to two files; at last there are no names left."""
-    monkeypatch.setattr(opening, "MOST_NAMES", 2)
+    monkeypatch.setattr(opening, "MAX_NAMES", 2)
     files = [log_at(tmp_path / "app.{pid}.log") for _ in range(3)]
     for file, _ in files:
         file.write([b"a\n"])
@@ -410,11 +410,11 @@ def test_a_file_that_is_removed_during_the_write_is_written_again(
     real = os.write
 
     def remove_first(descriptor: int, data: bytes) -> int:
-        monkeypatch.setattr(os, "write_pipe", real)
+        monkeypatch.setattr(os, "write", real)
         file.path.unlink()
         return real(descriptor, data)
 
-    monkeypatch.setattr(os, "write_pipe", remove_first)
+    monkeypatch.setattr(os, "write", remove_first)
     file.write([b"b\n"])
     assert (contents(tmp_path), file.written) == (b"b\n", 2)
 
@@ -509,7 +509,7 @@ def test_a_file_that_cannot_be_written_is_named_at_once(tmp_path: Path, monkeypa
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         return real(path, *more, **named)
 
-    monkeypatch.setattr(os, "start_request", refusing)
+    monkeypatch.setattr(os, "open", refusing)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     for path, reason in ((mine, f"read and write {mine}"), (tmp_path / "new" / "x.log", f"write in {tmp_path}")):
         with pytest.raises(ValueError, match=re.escape(f"no permission to {reason};")):
@@ -640,8 +640,8 @@ def test_several_processes_lose_nothing(tmp_path: Path) -> None:
         "file = LogFile(sys.argv[1], parse_rotation('20 KB'), None, True, lambda site, exc: sys.exit(str(exc)))\n"
         "for at in range(50):\n"
         "    file.write([b'%s %d %d\\n' % (sys.argv[2].encode(), at, each) for each in range(100)])\n"
-        "    file.tend()\n"
-        "while file.tend(): pass\n"
+        "    file.run_maintenance()\n"
+        "while file.run_maintenance(): pass\n"
         "sys.exit(sum(file.dropped.values()))\n"
     )
     for name in ("app.log", "app.{pid}.log"):
@@ -773,18 +773,18 @@ def test_the_oldest_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
         return refuse
 
-    monkeypatch.setattr(os, "start_request", full(errno.ENOSPC, 4))
+    monkeypatch.setattr(os, "open", full(errno.ENOSPC, 4))
     file.write([b"line 1\n"])
     assert (file.written, len(names(tmp_path))) == (1, 5)
-    monkeypatch.setattr(os, "start_request", real_open)
-    monkeypatch.setattr(os, "write_pipe", full(errno.EDQUOT, 3))
+    monkeypatch.setattr(os, "open", real_open)
+    monkeypatch.setattr(os, "write", full(errno.EDQUOT, 3))
     file.write([b"line 2\n"])
     assert (file.written, len(names(tmp_path))) == (2, 3)
     monkeypatch.setattr(log_file, "_is_out_of_files", lambda folder: True)
-    monkeypatch.setattr(os, "write_pipe", real_write)
+    monkeypatch.setattr(os, "write", real_write)
     file.write([b"x" * 99 + b"\n"])
     assert (file.written, len(names(tmp_path))) == (3, 3)
-    monkeypatch.setattr(os, "write_pipe", full(errno.ENOSPC, 0))
+    monkeypatch.setattr(os, "write", full(errno.ENOSPC, 0))
     file.write([b"lost\n"])
     assert (names(tmp_path), file.written, file.dropped["disk"]) == (["app.log"], 3, 1)
 
@@ -817,7 +817,7 @@ def test_a_limit_of_file_size_begins_a_new_file(tmp_path: Path, monkeypatch: pyt
             raise OSError(errno.EFBIG, "too big")
         return real(descriptor, data[:room])
 
-    monkeypatch.setattr(os, "write_pipe", limited)
+    monkeypatch.setattr(os, "write", limited)
     lines = [b'{"n": %d}\n' % number for number in range(7)]
     file.write(lines)
     assert [each.read_bytes() for each in sorted(tmp_path.iterdir())] == [

@@ -92,7 +92,7 @@ HERD = """
         os.waitpid(child, 0)
     last = LogFile(path, parse_rotation(rotation), None, True, print)
     last.write([BEGIN + b'"who":"last","number":1}\\n'])
-    while last.tend():
+    while last.run_maintenance():
         pass
     print(kills, sum(last.dropped.values()))
 """
@@ -174,8 +174,8 @@ STEPS = """
         for number in range(12):
             file.write([BEGIN + b'"who":%d,"number":%d,"text":"%s"}\\n' % (step, number, b"x" * 30)])
             tell(told, b"%d %d\\n" % (step, number))
-            file.tend()
-        while file.tend():
+            file.run_maintenance()
+        while file.run_maintenance():
             pass
         os._exit(7)
 
@@ -190,7 +190,7 @@ STEPS = """
         assert code == 9, code
     last = log_file()
     last.write([BEGIN + b'"who":0,"number":0}\\n'])
-    while last.tend():
+    while last.run_maintenance():
         pass
     print(step)
 """

@@ -911,7 +911,7 @@ APP = """
     import asyncio, json, logging, sys
     import uvicorn
     from loguru import logger
-    from fastapi_observe.internal.errors import Faults
+    from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.settings import ObserveSettings
     from fastapi_observe.logs.service import Logs
 

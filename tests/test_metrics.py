@@ -288,7 +288,7 @@ def test_an_open_websocket_is_active() -> None:
 
 
 def test_the_start_of_a_response_is_no_websocket() -> None:
-    """`start_exchange` of an HTTP exchange changes nothing."""
+    """`on_response_start` of an HTTP exchange changes nothing."""
     service = Service()
     ex = service.serve(answer(200))
     before = service.metrics.render("", "")[1].count(b"websocket")
@@ -373,9 +373,9 @@ def test_custom_metrics_are_real_ones() -> None:
 def test_own_failures_are_counted_by_site() -> None:
     """`fastapi_observe_internal_errors_total` is what `Faults` has counted; version and series stand beside it."""
     service = Service()
-    service.faults("tracing.open_exchange", RuntimeError())
+    service.faults("traces.on_request_start", RuntimeError())
     service.serve(answer(200))
-    assert service.value("fastapi_observe_internal_errors_total", site="tracing.open_exchange") == 1
+    assert service.value("fastapi_observe_internal_errors_total", site="traces.on_request_start") == 1
     assert service.value("fastapi_observe_series") == 4
     assert b'fastapi_observe_info{version="' in service.metrics.render("", "")[1]
 

@@ -264,7 +264,7 @@ def test_connections_that_do_not_ask_give_way(
 
 def test_a_connection_has_a_deadline(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
     """However often it says a little: the time counts from the beginning."""
-    monkeypatch.setattr(metrics_server, "PATIENCE", 0.0)
+    monkeypatch.setattr(metrics_server, "REQUEST_TIMEOUT", 0.0)
     seen = observed(app := make_app(), metrics_port=0)
     with serving(app):
         port = seen.observe.metrics_server.port

@@ -61,23 +61,23 @@ class Told:
 
     def on_request_start(self, exchange: Any) -> None:
         """Keep it."""
-        self._note("open_exchange")
+        self._note("on_request_start")
 
     def on_response_start(self, exchange: Any) -> None:
         """Keep it, with the endpoint that is known by now."""
-        self._note(f"start_exchange {exchange.endpoint}")
+        self._note(f"on_response_start {exchange.endpoint}")
 
     def on_request_end(self, exchange: Any) -> None:
         """Keep it, with how it ended."""
-        self._note(f"close_exchange {exchange.endpoint} {exchange.outcome}")
+        self._note(f"on_request_end {exchange.endpoint} {exchange.outcome}")
 
     def on_operation_start(self, operation: Any) -> None:
         """Keep it."""
-        self._note("open_operation")
+        self._note("on_operation_start")
 
     def on_operation_end(self, operation: Any) -> None:
         """Keep it, with how it ended."""
-        self._note(f"close_operation {operation.outcome}")
+        self._note(f"on_operation_end {operation.outcome}")
 
 
 def add(seen: Seen, signal: Signal, name: str = "fourth") -> None:
@@ -97,13 +97,13 @@ async def use(seen: Seen) -> None:
 
 
 EVERYTHING = [
-    "open_exchange",
-    "close_exchange /x/{y} ok",
-    "open_exchange",
-    "start_exchange /talk/{name}",
-    "close_exchange /talk/{name} ok",
-    "open_operation",
-    "close_operation ok",
+    "on_request_start",
+    "on_request_end /x/{y} ok",
+    "on_request_start",
+    "on_response_start /talk/{name}",
+    "on_request_end /talk/{name} ok",
+    "on_operation_start",
+    "on_operation_end ok",
 ]
 
 
@@ -123,17 +123,23 @@ async def test_a_broken_signal_is_alone(observed: Callable[..., Seen]) -> None:
     add(seen, last, "last")
     await use(seen)
     assert last.calls == EVERYTHING
-    assert broken.calls == ["open_exchange", "open_exchange", "open_operation", "close_operation ok"]
+    assert broken.calls == ["on_request_start", "on_request_start", "on_operation_start", "on_operation_end ok"]
     assert seen.observe.internal_errors.counts == {
-        "broken.open_exchange": 2,
-        "broken.open_operation": 1,
-        "broken.close_operation": 1,
+        "broken.on_request_start": 2,
+        "broken.on_operation_start": 1,
+        "broken.on_operation_end": 1,
     }
-    broken.__dict__["open_exchange"] = lambda _: None
+    broken.__dict__["on_request_start"] = lambda _: None
     await use(seen)
     assert {site for site in seen.observe.internal_errors.counts if site.startswith("broken.")} == {
         f"broken.{name}"
-        for name in ("open_exchange", "start_exchange", "close_exchange", "open_operation", "close_operation")
+        for name in (
+            "on_request_start",
+            "on_response_start",
+            "on_request_end",
+            "on_operation_start",
+            "on_operation_end",
+        )
     }
 
 
@@ -151,7 +157,7 @@ async def test_a_signal_that_is_switched_off(observed: Callable[..., Seen], off:
 def test_a_route_that_cannot_be_named(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
     """The request is reported as unmatched; the fault is counted."""
     seen = observed(app())
-    monkeypatch.setattr("fastapi_observe.requests.routing.Routes.template", lambda *_: 1 / 0)
+    monkeypatch.setattr("fastapi_observe.requests.routing.RouteTemplates.template", lambda *_: 1 / 0)
     TestClient(seen.observe.routes._app).get("/x/1")
     assert seen.sample("http_requests_total", method="GET", endpoint="unmatched", status_code="200") == 1
     assert seen.observe.internal_errors.counts == {"routing": 1}
@@ -196,7 +202,7 @@ def test_a_fault_at_the_stamp(observed: Callable[..., Seen], monkeypatch: pytest
     seen = observed(app())
     monkeypatch.setattr(ResponseHeaders, "prepare", lambda *_: 1 / 0)
     assert "x-request-id" not in TestClient(seen.observe.routes._app).get("/x/1").headers
-    assert (len(seen.request_lines), seen.observe.internal_errors.counts) == (1, {"stamp": 1})
+    assert (len(seen.request_lines), seen.observe.internal_errors.counts) == (1, {"response_headers": 1})
 
 
 @pytest.mark.parametrize(("ratio", "wanted", "told"), [(1.0, True, True), (1.0, False, False), (0.0, True, False)])

@@ -151,14 +151,14 @@ def test_faults_are_counted_and_told_once(caplog: pytest.LogCaptureFixture, monk
     monkeypatch.setattr(faults_module, "monotonic", lambda: now[0])
     faults = InternalErrors()
     for _ in range(3):
-        faults("tracing.open_exchange", ValueError("secret"))
+        faults("traces.on_request_start", ValueError("secret"))
     faults("routing", KeyError("secret"))
     now[0] += faults_module.LOG_INTERVAL
     faults("routing", KeyError("secret"))
-    assert faults.counts == {"tracing.open_exchange": 3, "routing": 2}
+    assert faults.counts == {"traces.on_request_start": 3, "routing": 2}
     messages = [record.getMessage() for record in caplog.records if record.name == "fastapi_observe"]
     assert len(messages) == 3
-    assert "tracing.open_exchange with ValueError" in messages[0]
+    assert "tracing.on_request_start with ValueError" in messages[0]
     assert "secret" not in "".join(messages)
 
 

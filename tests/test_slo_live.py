@@ -379,7 +379,7 @@ def test_what_is_kept_is_bounded() -> None:
 
 def test_snapshots_are_taken_by_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """From `start` to `stop` a thread takes them; what fails there is counted, and the next one may succeed."""
-    monkeypatch.setattr(error_budgets, "INTERVAL", 0.001)
+    monkeypatch.setattr(error_budgets, "SNAPSHOT_INTERVAL", 0.001)
     calls, enough = [0], threading.Event()
 
     def read() -> list[tuple[float, float]]:
@@ -495,7 +495,7 @@ def test_what_could_not_be_shared_counts(tmp_path: Path) -> None:
         living.metrics.record_http_request("GET", "/a", 200, 2)
         living.metrics.counter("others", "Nobody's.", ["name"]).labels("a").inc()
         assert living.metrics.count_objectives([ALL])() == ((2.0, 1.0),)
-        failed = ALL._replace(groups=((("GET",), ("/a",)),), bad_statuses=FAILED)
+        failed = ALL._replace(groups=((("GET",), ("/a",)),), bad=FAILED)
         assert living.metrics.count_objectives([failed])() == ((2.0, 0.0),)
     finally:
         living.leave()
@@ -503,9 +503,9 @@ def test_what_could_not_be_shared_counts(tmp_path: Path) -> None:
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Label sets come and go: beyond the bound all is looked up anew, and the sums stay right."""
-    monkeypatch.setattr("fastapi_observe.metrics.objectives.MOST_REMEMBERED", 3)
+    monkeypatch.setattr("fastapi_observe.metrics.objectives.MAX_CACHED_LABEL_SETS", 3)
     metrics = MetricsService(ObserveSettings(include_default_registry=False), InternalErrors())
-    tally = metrics.count_objectives([ALL._replace(bad_statuses=FAILED)])
+    tally = metrics.count_objectives([ALL._replace(bad=FAILED)])
     for number in range(10):
         metrics.record_http_request("GET", f"/{number}", 500, 0.1)
     assert tally() == tally() == ((10.0, 10.0),)

@@ -250,7 +250,7 @@ def test_what_is_no_http_server(said: bytes) -> None:
 
 def test_an_answer_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that sends a byte now and then is given up."""
-    monkeypatch.setattr(api, "LONGEST", 0.05)
+    monkeypatch.setattr(api, "TOTAL_TIMEOUT", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:

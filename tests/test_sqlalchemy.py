@@ -986,8 +986,8 @@ def test_faults_of_ours(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
 
     for owner, name in (
         (seen.observe.db, "statement"),
-        (seen.observe, "open_operation"),
-        (seen.observe, "close_operation"),
+        (seen.observe, "on_operation_start"),
+        (seen.observe, "on_operation_end"),
         (seen.observe.db, "event"),
         (seen.observe.db, "waited"),
     ):

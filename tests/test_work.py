@@ -534,7 +534,7 @@ def test_waits_and_events_of_connections(observed: Callable[..., Seen]) -> None:
 
 def test_few_label_sets_are_remembered(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
     """What finds no place is looked up each time, and counted all the same."""
-    monkeypatch.setattr(operations, "MOST_REMEMBERED", 1)
+    monkeypatch.setattr(operations, "MAX_CACHED_LABEL_SETS", 1)
     seen = observed(Starlette())
     for name in ("a", "b", "b"):
         with seen.observe.operation(name):

@@ -75,10 +75,10 @@ def test_no_space_for_keys_leaves_no_half_line(tmp_path: Path, monkeypatch: pyte
     files.allocate(SUM, ("x",), [1.0])
     real = os.write
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write_pipe", lambda descriptor, data: real(descriptor, data[:7]))
+        patch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:7]))
         with pytest.raises(OSError, match="no space"):
             files.allocate(SUM, ("y",), [2.0])
-        patch.setattr(os, "write_pipe", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        patch.setattr(os, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
         with pytest.raises(OSError, match="full"):
             files.allocate(SUM, ("y",), [2.0])
     files.allocate(SUM, ("z",), [3.0])
@@ -211,7 +211,7 @@ def test_a_busy_directory_is_folded_by_the_other(tmp_path: Path, monkeypatch: py
         raise BlockingIOError
 
     monkeypatch.setattr(standing, "lock_file", refuse)
-    monkeypatch.setattr(standing, "PATIENCE", 0.02)
+    monkeypatch.setattr(standing, "JOIN_TIMEOUT", 0.02)
     assert member.samples()["jobs_total"] == {(): 4}
     assert dead.worker.file_prefix.with_suffix(".keys").exists()
     with pytest.raises(OSError, match="does not go on"):

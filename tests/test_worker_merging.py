@@ -134,7 +134,7 @@ def test_exemplars_that_cannot_be_written_are_left_out(
         assert 'trace_id="x"' in one.text("application/openmetrics-text")
     assert one.worker.degraded
     with monkeypatch.context() as patch:
-        patch.setattr(one.worker, "answer", lambda **_: None)
+        patch.setattr(one.worker, "publish_values", lambda **_: None)
         path = one.worker.file_prefix.with_suffix(".exemplars")
         for content in (b"", b"[1", b"{}"):
             path.write_bytes(content)

@@ -296,7 +296,7 @@ def leaves(directory: str) -> dict[str, float]:
     observe.metrics.gauge("level", "Level.").set(1)
 
     def act(word: str) -> float:
-        if word == "leave":
+        if word == "request.finish":
             workers.stop()
             return 0
         workers.start()
@@ -307,7 +307,7 @@ def leaves(directory: str) -> dict[str, float]:
     for child in children:
         child.tell("jobs_total")
     both = children[1].tell("level")
-    children[0].tell("leave")
+    children[0].tell("request.finish")
     found = {"both": both, "level": children[1].tell("level"), "jobs": children[1].tell("jobs_total")}
     found["files"] = len(list(Path(directory).glob("*/*/*.keys")))
     for child in children:

@@ -41,7 +41,7 @@ class MetricSource(Protocol):
 
 def open_queues(
     settings: ObserveSettings,
-    tracing: TracingService,
+    provider: Any,
     metrics: MetricSource,
     logs: LogLineSource,
     faults: InternalErrors,

@@ -204,7 +204,7 @@ class RequestRecord:
             elif kind == "http.disconnect" and not self._closing:
                 self.disconnected = True
         except Exception as exc:  # noqa: BLE001 - whatever a server sends reaches the app
-            self._faults("exchange.receive", exc)
+            self._faults("request.receive", exc)
         return message
 
     async def send(self, message: Message) -> None:  # noqa: C901, PLR0912 - the hot path: what is usual is inline
@@ -229,7 +229,7 @@ class RequestRecord:
             else:
                 self._note_other(kind, message)
         except Exception as exc:  # noqa: BLE001 - whatever an app sends reaches the server
-            self._faults("exchange.send", exc)
+            self._faults("request.send", exc)
         try:
             await self._send(message)
         except OSError:  # so a server tells that the client has left (ASGI 2.4)
@@ -239,7 +239,7 @@ class RequestRecord:
             try:
                 self._end()
             except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the app
-                self._faults("exchange.end", exc)
+                self._faults("request.end", exc)
 
     def _note_start(self, message: Message) -> Message:
         """Note the status; return the message with our headers, the app's own is left as it is."""
@@ -312,7 +312,7 @@ class RequestRecord:
         try:
             self._set_outcome(raised)
         except Exception as exc:  # noqa: BLE001 - what was opened is closed all the same
-            self._faults("exchange.judge", exc)
+            self._faults("request.set_outcome", exc)
             self.outcome, self.status_code = "server_error", self.status_code or 500
         self._on_end(self)
 

@@ -71,7 +71,7 @@ class WebSocketRecord(RequestRecord):
                 code = message.get("code") or 1005
                 self._close(str(code) if 1000 <= code <= 1015 else "_other")  # noqa: PLR2004 - RFC 6455, 7.4.1
         except Exception as exc:  # noqa: BLE001 - whatever a server sends reaches the app
-            self._faults("exchange.receive", exc)
+            self._faults("request.receive", exc)
         return message
 
     async def send(self, message: Message) -> None:  # noqa: C901 - one branch for each kind of message
@@ -102,7 +102,7 @@ class WebSocketRecord(RequestRecord):
                 message = {**message, "headers": [*message.get("headers", ()), *self.extra_response_headers.items()]}
                 self._close("denied")
         except Exception as exc:  # noqa: BLE001 - whatever an app sends reaches the server
-            self._faults("exchange.send", exc)
+            self._faults("request.send", exc)
         try:
             await self._send(message)
         except OSError:  # so a server tells that the client has left (ASGI 2.4)

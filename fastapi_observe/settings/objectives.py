@@ -70,7 +70,7 @@ class Availability:
     kind = "availability"
 
     def __post_init__(self) -> None:
-        _make_tuples(self, "routes", "bad")
+        _make_tuples(self, "routes", "bad_statuses")
 
 
 @dataclass(frozen=True, slots=True)

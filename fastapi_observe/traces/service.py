@@ -277,7 +277,7 @@ class TracingService:
 
     # What users call
 
-    @fail_safe("tracing.call", return_no_op)
+    @fail_safe("traces.call", return_no_op)
     def span(self, name: str, /, **attributes: Any) -> SpanScope:
         """Open a span around a block: `with tracing.span("price order", items=3) as span:`, or `async with`.
 
@@ -286,49 +286,49 @@ class TracingService:
         """
         return SpanScope(self.tracer, name, attributes, self._redactor)
 
-    @fail_safe("tracing.call", return_no_op)
+    @fail_safe("traces.call", return_no_op)
     def traced(self, name: str | None = None, /, **attributes: Any) -> Callable[[Any], Any]:
         """Decorate a function, coroutine function, generator or async generator: each call is a span."""
         return make_traced(lambda: (self.tracer, self._redactor), name, attributes)
 
-    @fail_safe("tracing.call")
+    @fail_safe("traces.call")
     def add_event(self, name: str, /, **attributes: Any) -> None:
         """Note something that happened, on the current span."""
         span = trace.get_current_span()
         if span.is_recording():
             span.add_event(well_formed(self._redactor.text(name)), to_otel_attributes(attributes, self._redactor))
 
-    @fail_safe("tracing.call")
+    @fail_safe("traces.call")
     def set_attributes(self, /, **attributes: Any) -> None:
         """Add facts to the current span."""
         span = trace.get_current_span()
         if span.is_recording():
             span.set_attributes(to_otel_attributes(attributes, self._redactor))
 
-    @fail_safe("tracing.call")
+    @fail_safe("traces.call")
     def record_error(self, exc: BaseException) -> None:
         """Mark the current span as failed by an exception that was handled."""
         span = trace.get_current_span()
         if span.is_recording():
             record_exception(span, exc, self._redactor)
 
-    @fail_safe("tracing.call")
+    @fail_safe("traces.call")
     def current(self) -> TraceContext | None:
         """Return where the calling code stands, or None outside any trace."""
         return TraceContext.current()
 
-    @fail_safe("tracing.call", return_no_op)
+    @fail_safe("traces.call", return_no_op)
     def attach(self, trace_context: TraceContext) -> ContextScope:
         """Continue a trace from elsewhere: `with tracing.attach(trace_context):`, spans inside are its children."""
         return ContextScope(trace_context.to_context())
 
-    @fail_safe("tracing.call", otherwise=lambda _, headers: headers)
+    @fail_safe("traces.call", otherwise=lambda _, headers: headers)
     def inject(self, headers: dict[str, str]) -> dict[str, str]:
         """Add the headers that carry the current trace to `headers`, and return them."""
         propagate.inject(headers)
         return headers
 
-    @fail_safe("tracing.call")
+    @fail_safe("traces.call")
     def extract(self, headers: Mapping[str, str]) -> TraceContext | None:
         """Read the trace context of received headers; None if they carry no valid one."""
         return TraceContext.from_headers(headers)
