@@ -8,7 +8,7 @@ READY = $(VENV)/.fastapi-observe-ready
 UV_READY = $(VENV)/.fastapi-observe-uv-ready
 BENCH_READY = $(VENV)/.fastapi-observe-bench-ready
 
-# Lists that can be given on the command line: make test-fastapi FASTAPI='0.136.* newest' TESTS=tests/test_paths.py
+# Lists that can be given on the command line: make test-fastapi FASTAPI='0.136.* newest' TESTS=tests/end_to_end/test_paths.py
 FASTAPI ?= 0.115.2 0.136.* 0.141.* 0.142.* newest
 TESTS ?= tests
 ARGS ?=
@@ -84,10 +84,10 @@ bench-check: $(BENCH_READY)  ## Compare a quick run with the committed results (
 	$(BIN)/python -m benchmarks check $(ARGS)
 
 chaos: $(READY)  ## Run each server with each way a collector fails and each way to end (in WORKERS processes)
-	OBSERVE_CHAOS=1 $(BIN)/$(PYTEST) tests/test_chaos.py
+	OBSERVE_CHAOS=1 $(BIN)/$(PYTEST) tests/end_to_end/test_chaos.py
 
 soak: $(READY)  ## Run all tests that have a long form in it, make chaos among them
-	OBSERVE_SOAK=1 $(BIN)/$(PYTEST) --durations=20 $$(grep --files-with-matches OBSERVE_SOAK tests/test_*.py)
+	OBSERVE_SOAK=1 $(BIN)/$(PYTEST) --durations=20 $$(grep --recursive --files-with-matches --include="test_*.py" OBSERVE_SOAK tests)
 
 repeat: $(READY)  ## Run the tests ROUNDS times: what leaks or flickers shows
 	@set -e; for round in $$(seq $(ROUNDS)); do echo "== round $$round"; $(BIN)/python -m pytest -q $(ARGS); done

@@ -31,7 +31,7 @@ from fastapi_observe.traces.service import TracingService
 if TYPE_CHECKING:
     from fastapi_observe.export.queue import ExportQueue
 
-ROOT = str(Path(__file__).parents[1])
+ROOT = str(Path(__file__).parents[2])
 
 
 def exporting(collector: Collector, **options: Any) -> tuple[TracingService, ExportQueue]:

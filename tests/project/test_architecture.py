@@ -8,13 +8,12 @@ import re
 from collections import defaultdict
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Final, TYPE_CHECKING
-
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import pytest
 
-PACKAGE: Final = Path(__file__).parents[1] / "fastapi_observe"
+PACKAGE: Final = Path(__file__).parents[2] / "fastapi_observe"
 SIGNALS: Final = frozenset({"traces", "metrics", "logs"})
 MAX_FILES: Final = 16
 MAX_LINES: Final = 600

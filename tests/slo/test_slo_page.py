@@ -14,8 +14,8 @@ from typing import Final
 from test_slo_end_to_end import free_port
 from tools import needs
 
-PAGE: Final = (Path(__file__).parent.parent / "docs" / "slo.md").read_text("utf-8")
-ROOT: Final = Path(__file__).parent.parent
+PAGE: Final = (Path(__file__).parents[2] / "docs" / "slo.md").read_text("utf-8")
+ROOT: Final = Path(__file__).parents[2]
 LONGEST: Final = 300
 """Seconds that all of it may take."""
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from servers_of_workers import Server, free_port
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOAK = "OBSERVE_SOAK" in os.environ
 
 HERD = """

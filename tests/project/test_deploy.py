@@ -23,7 +23,7 @@ from fastapi_observe.settings.model import ObserveSettings
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 FILES = sorted(path for ending in ("yaml", "yml") for path in DEPLOY.rglob(f"*.{ending}"))
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SOAK = "OBSERVE_SOAK" in os.environ
 RELOADS: Final = 50 if SOAK else 3
 LIFESPANS: Final = 1000 if SOAK else 100
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 APP: Final = """
 import os

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PUBLIC_EXTRAS = ("fastapi", "grpc", "sqlalchemy", "example")
 
 FASTAPI_APP = """

@@ -12,7 +12,7 @@ from fastapi_observe.export.counts import SECONDS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SIGNALS = ROOT / "fastapi_observe/signals"
 TEXT = (ROOT / "docs/metrics.md").read_text("utf-8")
 DROPPED, FAILED = (

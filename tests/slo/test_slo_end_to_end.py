@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from example_app.services import Service
 
 T = TypeVar("T")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PATIENCE: Final = 90.0
 """Seconds in which anything has to happen."""
 

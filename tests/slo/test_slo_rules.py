@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SOAK = os.environ.get("OBSERVE_SOAK") == "1"
-DOCS = Path(__file__).parents[1] / "docs" / "metrics.md"
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 APP = """
 from fastapi import FastAPI
 from fastapi_observe import Availability, Latency, SLOOptions, install

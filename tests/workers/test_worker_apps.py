@@ -18,7 +18,7 @@ from fastapi_observe.workers.directory import app_identity
 if TYPE_CHECKING:
     from types import FunctionType
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])

@@ -19,11 +19,11 @@ from fastapi_observe.metrics import budget, exposition
 from fastapi_observe.metrics.shared import readers
 from fastapi_observe.settings.model import ObserveSettings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/production.md").read_text("utf-8")
 TABLE = TEXT.partition("<!-- what survives what -->\n")[2].partition("<!-- /what survives what -->")[0]
 ROWS = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in TABLE.splitlines()]
-CITED = re.compile(r"`(tests/test_\w+\.py)::(test_\w+)`")
+CITED = re.compile(r"`(tests/[\w/]*test_\w+\.py)::(test_\w+)`")
 VARIABLES = [block for block in re.findall(r"^```sh\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL) if "=" in block]
 
 
@@ -55,7 +55,7 @@ def test_every_cited_test_exists(path: str, name: str) -> None:
 
 def test_nothing_looks_cited_that_is_not() -> None:
     """What is written like a citation is read as one."""
-    assert TEXT.count("tests/test_") == len(CITED.findall(TEXT))
+    assert len(re.findall(r"tests/[\w/]*test_", TEXT)) == len(CITED.findall(TEXT))
 
 
 @pytest.mark.parametrize("block", VARIABLES)
@@ -104,7 +104,7 @@ def test_numbers_of_runs_are_those_of_the_tests() -> None:
     """How much of a matrix is run, and when."""
     whole = len(SERVERS) * len(test_chaos.MODES) * len(test_chaos.ENDS)
     assert f"holds {len(test_chaos.FEW)} combinations of server, collector and end, and all {whole} there" in TEXT
-    assert '"OBSERVE_FORKS", "5"' in (ROOT / "tests/test_export_lifetime.py").read_text("utf-8")
+    assert '"OBSERVE_FORKS", "5"' in (ROOT / "tests/export/test_export_lifetime.py").read_text("utf-8")
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)]+)\)", TEXT))))

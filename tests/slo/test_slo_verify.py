@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.slo.plan import SLOPlan
 
-SHOP = Path(__file__).parents[1] / "example_app" / "observability"
+SHOP = Path(__file__).parents[2] / "example_app" / "observability"
 Of = tuple["ObserveSettings", "SLOPlan"]
 
 

@@ -29,7 +29,7 @@ from example_app import database
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RUNNING = "log lines from now on"
 PATIENCE = 120
 

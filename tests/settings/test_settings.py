@@ -18,7 +18,7 @@ from fastapi_observe.cli.settings import options_table
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
 from fastapi_observe.settings.sources import option_metadata
 
-CONFIGURATION = Path(__file__).parent.parent / "docs" / "configuration.md"
+CONFIGURATION = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 
 @pytest.fixture(autouse=True)

@@ -343,7 +343,7 @@ def test_settings_may_be_shared_by_many_installs() -> None:
 
 def run(code: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run code in a new interpreter that turns warnings into errors."""
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     warns = [f"-W{line}" for line in ("error", *HOST_WARNINGS)]
     return subprocess.run(  # noqa: S603 - our own interpreter and our own code
         [sys.executable, "-X", "dev", *warns, *flags, "-c", textwrap.dedent(code)],

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from conftest import Seen
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 CONTINUES = "# continues\n"
 """First line of a block that goes on where the one before it on the page ended."""

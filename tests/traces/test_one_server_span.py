@@ -13,7 +13,7 @@ import pytest
 from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 from span_cases import CASES, FIRST
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 RATIOS = (0.0, 0.2, 1.0)
 MODES = [("user", case.__name__) for case in CASES] + [(mode, case.__name__) for mode, case in FIRST.items()]
 
