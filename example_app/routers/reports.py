@@ -55,7 +55,7 @@ async def report_customers_slowly(session: SessionDep) -> list[CustomerReport]:
 
 @router.get("/slow-query")
 async def report_slow_query(session: SessionDep) -> dict[str, int]:
-    """Have the database count to two million: slower than `slow_query_threshold` allows, so a line tells the statement."""
+    """Have the database count to two million: slower than `slow_query_threshold`, so a line reports it."""
     return {"numbers": await session.scalar(COUNT_SLOWLY) or 0}
 
 

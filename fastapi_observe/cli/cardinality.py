@@ -60,7 +60,7 @@ class SeriesLimits:
     def as_text(self) -> str:
         """Name the bounds."""
         text = (
-            f"bounds: {self.max_series_per_process:,} label sets of a process, {self.max_series_per_metric:,} of a metric, "
+            f"bounds: {self.max_series_per_process:,} label sets of a process, {self.max_series_per_metric:,} of a metric, "  # noqa: E501
             f"{self.max_values_per_label:,} values of a label"
         )
         return text if self.told else f"{text} (the defaults: the server tells none)"
@@ -137,7 +137,7 @@ class Report:
                 f"{who} is at its bound: give it few values, none that a client chooses; what is new reads {OVERFLOW}."
             )
         if self.all_full:
-            return "All metrics together are at their bound: take labels from the largest, or raise max_series_per_process."
+            return "All metrics together are at their bound: take labels from the largest, or raise max_series_per_process."  # noqa: E501
         row = max(self.rows, key=lambda row: (row.new, row.share))
         if row.new:
             left = (1 - row.share) * row.label_sets / row.share / row.new * self.seconds

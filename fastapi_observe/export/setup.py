@@ -85,6 +85,6 @@ def _require_tls_for_credentials(url: str, headers: dict[str, str]) -> None:
     if (headers or "@" in target.netloc or target.query) and not is_private_host(target.hostname or ""):
         told = (
             f"otlp_endpoint: {target.hostname} is no private host, and the credentials (otlp_headers, or user or "
-            "query of the URL) would travel readable over plain http; use https://, or otlp_allow_plaintext_credentials=True if that is wanted"
+            "query of the URL) would travel readable over plain http; use https://, or otlp_allow_plaintext_credentials=True if that is wanted"  # noqa: E501
         )
         raise SettingsError([told])

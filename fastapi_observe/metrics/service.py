@@ -56,7 +56,8 @@ class MetricsService:
 
     `registry` is `settings.registry`, or one of our own. All labels are bounded: `endpoint` is a route template,
     `method` a known one or `_OTHER`, `status_code` is 100 to 599 or `_other`, every other label has at most
-    `settings.max_values_per_label` values, and each metric at most `settings.max_series_per_metric` label sets. `redact` takes
+    `settings.max_values_per_label` values, and each metric at most `settings.max_series_per_metric` label sets.
+    `redact` takes
     out of a label value what a warning must not tell.
     """
 

@@ -229,7 +229,7 @@ class TextRedactor:
         return "/".join(segments)
 
     def query(self, query: bytes | str) -> str:
-        """Return a query string with its keys, and `REDACTED` for each value whose key is not in `capture_query_parameters`.
+        """Return a query string with each value redacted whose key is not in `capture_query_parameters`.
 
         A name of the list of secret ones is never allowed, and what looks like a secret is hidden under an allowed
         name and in a key too. Keys are compared as they are read (`%70age` is `page`). `;` separates like `&`: some

@@ -73,7 +73,7 @@ def check_percent(objective: Objective, tell: ProblemCollector) -> Decimal | Non
     if 0 < share <= 1:
         tell(
             "SLO05",
-            f"{format_number(share)} is a ratio, an objective is in percent: did you mean {format_number(share * 100)}?",
+            f"{format_number(share)} is a ratio, an objective is in percent: did you mean {format_number(share * 100)}?",  # noqa: E501
         )
         return None
     if share <= 0 or share > MAX_OBJECTIVE:
@@ -123,7 +123,7 @@ def usable_windows(share: Decimal, period: Decimal, tell: ProblemCollector) -> t
             paged = any(other.severity == "page" for other, _ in kept)
             tell(
                 "SLO06",
-                f"{format_number(100 - share)} % of budget: the {window.long} {window.severity} would need {_percent(limit)} % "
+                f"{format_number(100 - share)} % of budget: the {window.long} {window.severity} would need {_percent(limit)} % "  # noqa: E501
                 f"errors, which never happens; dropped, {stays or 'nothing'} stays. "
                 f"Above {format_number(all_work)} % all alerts work",
                 "warning" if paged else "error",
@@ -175,8 +175,8 @@ def check_traffic(objective: Objective, share: Decimal | None, tell: ProblemColl
         minutes = (needed / a_minute).quantize(Decimal("0.1"))
         tell(
             "SLO11",
-            f"at {format_number(a_minute)} requests a minute one failure in an hour burns {format_number(burn.quantize(Decimal('0.1')))} "
-            f"times the budget; pages need min_bad_events={needed}, about {format_number(minutes)} minutes of a full outage. "
+            f"at {format_number(a_minute)} requests a minute one failure in an hour burns {format_number(burn.quantize(Decimal('0.1')))} "  # noqa: E501
+            f"times the budget; pages need min_bad_events={needed}, about {format_number(minutes)} minutes of a full outage. "  # noqa: E501
             "Better: a synthetic probe, more routes in one objective, or a lower objective",
             "warning",
         )
@@ -198,7 +198,7 @@ def check_options(options: SLOOptions, tell: ProblemCollector) -> tuple[Decimal,
              "more often")  # fmt: skip
         base = Decimal(10 * EVALUATION_INTERVAL)
     elif interval > FASTEST:
-        tell("SLO10", f"scrape_interval={options.scrape_interval}: the base window becomes {format_number(base)}s, four "
+        tell("SLO10", f"scrape_interval={options.scrape_interval}: the base window becomes {format_number(base)}s, four "  # noqa: E501
              "scrapes; alerts come later than with 15s", "warning")  # fmt: skip
     return period, base
 

@@ -459,7 +459,7 @@ def test_as_many_as_allowed_are_not_told(observed: Callable[..., Seen]) -> None:
 
 
 def test_a_slow_query_is_told(observed: Callable[..., Seen]) -> None:
-    """From `slow_query_threshold` seconds on a query that worked has a line with its statement; other work never has."""
+    """From `slow_query_threshold` seconds on a query has a line with its statement."""
     seen = observed(Starlette(), slow_query_threshold=0.000001)
     with seen.observe.db.query(statement="SELECT secret FROM orders WHERE id = 12345"):
         pass

@@ -313,7 +313,7 @@ def test_operations_of_an_unsampled_trace_of_another_provider(observed: Callable
 
 
 def test_traced_inside_a_request_uses_its_app(observed: Callable[..., Seen]) -> None:
-    """With two apps installed, `@traced` and `get_observability()` find the app whose request is served, background tasks too."""
+    """With two apps installed, `@traced` and `get_observability()` find the app that serves the request."""
 
     @traced("work")
     def work() -> Any:

@@ -282,7 +282,7 @@ def cost(on: DashboardContext) -> Row:
     samples = f"sum(scrape_samples_scraped{{{on.selector}}})"
 
     def monthly(signal: str) -> str:
-        return f'(sum(rate(fastapi_observe_exported_total{{{on.selector},signal="{signal}"}}[{RATE}])) or vector(0)) * {MONTH}'
+        return f'(sum(rate(fastapi_observe_exported_total{{{on.selector},signal="{signal}"}}[{RATE}])) or vector(0)) * {MONTH}'  # noqa: E501
 
     panels = [
         number(

@@ -70,14 +70,14 @@ def burn_alerts(plan: SLOPlan, slo: ResolvedObjective) -> Iterator[Alert]:
     for window, limit in slo.windows:
         left = f"slo:error_budget_remaining:ratio{series}"
         gone = _query(
-            f"{format_number(plan.period * budget(slo.percent))} * ({left} > 0) / slo:error_ratio:rate{window.long}{series}"
+            f"{format_number(plan.period * budget(slo.percent))} * ({left} > 0) / slo:error_ratio:rate{window.long}{series}"  # noqa: E501
         )
         yield Alert(
             "ErrorBudgetBurn",
             window.severity,
             f"slo:error_ratio:rate{window.long}{series} > {format_number(limit)}\n"
             f"and slo:error_ratio:rate{window.short}{series} > {format_number(limit)}\n"
-            f"and round(sum_over_time(slo:bad_events:rate1m{series}[{window.long}]) * {EVALUATION_INTERVAL}) >= {needed}"
+            f"and round(sum_over_time(slo:bad_events:rate1m{series}[{window.long}]) * {EVALUATION_INTERVAL}) >= {needed}"  # noqa: E501
             + _over(series, slo, window, limit),
             f"{who}: {{{{ $value | humanizePercentage }}}} of requests {_failed(slo)} over {window.long} "
             f"(objective {format_number(slo.percent)}%)" + _worst(plan, slo, window),
@@ -104,7 +104,7 @@ def budget_alerts(plan: SLOPlan, slo: ResolvedObjective) -> Iterator[Alert]:
         f"and round(sum_over_time(slo:bad_events:rate1m{series}[{whole}]) * {EVALUATION_INTERVAL}) >= {needed}",
         f"{who}: {{{{ $value | humanizePercentage }}}} of the {whole} error budget is left"
         + _worst(plan, slo, slo.windows[-1][0]),
-        f"Of all requests {format_number(slo.percent)}% are to succeed within {whole}. Put reliability before features until "
+        f"Of all requests {format_number(slo.percent)}% are to succeed within {whole}. Put reliability before features until "  # noqa: E501
         "the budget has recovered.",
         wait="1h",
         keep="6h",
@@ -198,7 +198,7 @@ def _over(series: str, slo: ResolvedObjective, window: BurnWindow, limit: Decima
         return ""
     return (
         f"\nunless (slo:error_ratio:rate{window.early_clear}{series} <= {format_number(budget(slo.percent))}\n"
-        f"and sum_over_time(slo:events:rate1m{series}[{window.early_clear}]) * {EVALUATION_INTERVAL} >= {min_events(limit)})"
+        f"and sum_over_time(slo:events:rate1m{series}[{window.early_clear}]) * {EVALUATION_INTERVAL} >= {min_events(limit)})"  # noqa: E501
     )
 
 

@@ -136,8 +136,8 @@ def _night(plan: SLOPlan, slo: ResolvedObjective) -> dict[str, Any]:
     failing = min(Decimal("0.5"), 20 * budget(slo.percent))
     busy, series = IncidentPhase(10 * MINUTE, BUSY, failing), promql.recorded(plan, slo)
     left = 1 - failing / budget(slo.percent)
-    near = f"sum(abs(slo:error_budget_remaining:ratio{series} - ({format_number(left)})) < bool {format_number(abs(left) / 100)})"
-    return _test(slo, "a night without traffic", incident_series(plan, slo, (busy, IncidentPhase(20 * MINUTE, Decimal(0)), busy)), [
+    near = f"sum(abs(slo:error_budget_remaining:ratio{series} - ({format_number(left)})) < bool {format_number(abs(left) / 100)})"  # noqa: E501
+    return _test(slo, "a night without traffic", incident_series(plan, slo, (busy, IncidentPhase(20 * MINUTE, Decimal(0)), busy)), [  # noqa: E501
         _check(near, 25 * MINUTE, 1),
         _check(near, 40 * MINUTE, 1),
     ])  # fmt: skip

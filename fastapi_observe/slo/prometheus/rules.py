@@ -25,7 +25,7 @@ Well below the five minutes after which Prometheus takes a series for gone.
 """
 
 FAST_WINDOWS: Final = tuple(sorted({each.short for each in WINDOWS if each.severity == "page"}
-                            | {each.long for each in WINDOWS if each.severity == "page"}, key=parse_duration))  # fmt: skip
+                            | {each.long for each in WINDOWS if each.severity == "page"}, key=parse_duration))  # fmt: skip  # noqa: E501
 SLOW_WINDOWS: Final = tuple(
     sorted({each.short for each in WINDOWS} | {each.long for each in WINDOWS}, key=parse_duration)
 )
