@@ -1,52 +1,50 @@
-"""Our own failures: counted by site, told once a minute, never passed to the request."""
+"""`InternalErrors`: counts exceptions inside fastapi-observe by location and logs them, at most once a minute each."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import threading
-from time import monotonic
 from typing import TYPE_CHECKING
+
+from fastapi_observe.internal.throttle import LogThrottle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LOG_INTERVAL = 60.0
-"""Seconds until the same site is told again."""
-
 
 class InternalErrors:
-    """Counts what failed inside fastapi-observe, by site."""
+    """Counts internal errors by location. Instances are callable: `internal_errors("traces.on_request_end", exc)`."""
 
-    __slots__ = ("_lock", "_told", "counts")
+    __slots__ = ("_lock", "_throttle", "counts")
 
-    def __init__(self) -> None:
+    def __init__(self, throttle: LogThrottle | None = None) -> None:
         self.counts: dict[str, int] = {}
-        self._told: dict[str, float] = {}
-        self._lock = threading.Lock()
+        self._throttle = throttle or LogThrottle()
+        # Reentrant: a finalizer may run while the lock is held, and fail.
+        self._lock = threading.RLock()
 
     def run_each(self, site: str, *steps: Callable[[], object]) -> None:
-        """Take all steps, whichever fails."""
+        """Call every step, even if an earlier one raises."""
         for step in steps:
             try:
                 step()
-            except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the app
+            except Exception as exc:  # noqa: BLE001 - an internal error never reaches the app
                 self(site, exc)
 
     def __call__(self, site: str, exc: BaseException) -> None:
-        """Count a failure at `site` (a fixed name: it becomes a label); tell it at most once a minute.
+        """Count an exception at `site`, a fixed name because it becomes a metric label, and log it. Never raises.
 
-        Never raises.
+        The message of the exception is not logged: it may contain the client's data.
         """
         with self._lock:
             self.counts[site] = self.counts.get(site, 0) + 1
-            now = monotonic()
-            if now - self._told.get(site, -LOG_INTERVAL) < LOG_INTERVAL:
-                return
-            self._told[site] = now
-        with contextlib.suppress(Exception):  # telling is best effort: there is nobody left to tell
+        if not self._throttle.allow(site):
+            return
+        with contextlib.suppress(Exception):  # a logging handler of the app may raise anything
             logging.getLogger("fastapi_observe").error(
-                "fastapi-observe failed at %s with %s; the request was not touched (told once a minute)",
+                "Internal error in fastapi-observe (%s: %s). Your app was not affected. Counted in "
+                "fastapi_observe_internal_errors_total; logged at most once a minute. Please report it.",
                 site,
                 type(exc).__name__,
             )

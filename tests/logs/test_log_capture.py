@@ -316,7 +316,7 @@ def test_a_request_line_that_cannot_be_built_is_one_all_the_same(make: Make, lin
     line = json.loads(logs._encode_request(record))
     assert (line["message"], line["fields"]) == ("HTTP request completed", {"url": "/orders/7"})
     assert logs.faults.counts == {"logs.request_line": 1}
-    assert lines()[0]["message"].startswith("fastapi-observe failed at logs.request_line")
+    assert lines()[0]["message"].startswith("Internal error in fastapi-observe (logs.request_line")
 
 
 # The root logger

@@ -368,7 +368,7 @@ def test_sinks_of_the_users_own_see_the_lines_too(make: Callable[..., LogService
         ("test_sinks_of_the_users_own_see_the_lines_too", {}),
     ]
     assert logs.faults.counts == {"logs.call": 2}
-    assert lines()[0]["message"].startswith("fastapi-observe failed at logs.call with RuntimeError; ")
+    assert lines()[0]["message"].startswith("Internal error in fastapi-observe (logs.call: RuntimeError)")
 
 
 def test_the_level_at_run_time(make: Callable[..., LogService], lines: Lines) -> None:
@@ -518,7 +518,7 @@ def test_a_fault_while_writing_a_line_stays_ours(
     monkeypatch.setattr(logs, "handle_loguru", lambda record: fail())
     logger.error("x")
     assert logs.faults.counts == {"logs.line": 1}
-    assert lines()[0]["message"].startswith("fastapi-observe failed at logs.line")
+    assert lines()[0]["message"].startswith("Internal error in fastapi-observe (logs.line")
 
 
 # Ids

@@ -1,16 +1,12 @@
-"""`Operation` and `Faults`: what a piece of work says about itself, and what our own failures do."""
+"""`Operation`: outcome, duration, nesting and reporting of one measured unit of work."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import threading
 
 import pytest
 import trio
 
-from fastapi_observe.internal import errors as faults_module
-from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.records.exceptions import error_type_of, exception_outcome, is_cancellation
 from fastapi_observe.records.operation import Operation
 
@@ -140,55 +136,3 @@ def test_error_name_of_a_class_that_hides_it() -> None:
         """Hides where it comes from."""
 
     assert error_type_of(HiddenError()).endswith("HiddenError")
-
-
-# Faults
-
-
-def test_faults_are_counted_and_told_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each failure counts; the same site is told once a minute, another one at once, and never the message."""
-    now = [5.0]
-    monkeypatch.setattr(faults_module, "monotonic", lambda: now[0])
-    faults = InternalErrors()
-    for _ in range(3):
-        faults("traces.on_request_start", ValueError("secret"))
-    faults("routing", KeyError("secret"))
-    now[0] += faults_module.LOG_INTERVAL
-    faults("routing", KeyError("secret"))
-    assert faults.counts == {"traces.on_request_start": 3, "routing": 2}
-    messages = [record.getMessage() for record in caplog.records if record.name == "fastapi_observe"]
-    assert len(messages) == 3
-    assert "tracing.on_request_start with ValueError" in messages[0]
-    assert "secret" not in "".join(messages)
-
-
-def test_faults_survive_a_broken_log() -> None:
-    """A logging handler that raises is no further failure."""
-
-    class Broken(logging.Handler):
-        def handle(self, record: logging.LogRecord) -> bool:
-            raise RuntimeError("no disk")
-
-    logger, handler, faults = logging.getLogger("fastapi_observe"), Broken(), InternalErrors()
-    logger.addHandler(handler)
-    try:
-        faults("site", ValueError())
-    finally:
-        logger.removeHandler(handler)
-    assert faults.counts == {"site": 1}
-
-
-def test_faults_count_in_threads() -> None:
-    """No count is lost between threads."""
-    faults = InternalErrors()
-
-    def fail() -> None:
-        for _ in range(500):
-            faults("site", ValueError())
-
-    threads = [threading.Thread(target=fail) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert faults.counts == {"site": 4000}
