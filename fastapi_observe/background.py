@@ -41,7 +41,7 @@ def _measured(original: Any) -> Any:
         try:
             exchange = current_record()
             if exchange is not None:
-                operation = exchange.observability.background(exchange, task.func)
+                operation = exchange.observability.background_operation(exchange, task.func)
         except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the task
             report_error("background", exc)
         if operation is None:

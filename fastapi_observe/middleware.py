@@ -166,7 +166,7 @@ def wrap_validation_handler(handler: Any) -> Any:
         try:
             exchange.validation_errors = validation_error_locations(exc.errors(), matched_route(scope))
         except Exception as fault:  # noqa: BLE001 - a fault of ours never reaches the request
-            exchange.observability.faults("validation", fault)
+            exchange.observability.internal_errors("validation", fault)
 
     called = handler
     while isinstance(called, functools.partial):  # as Starlette looks for what it awaits

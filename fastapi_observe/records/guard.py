@@ -26,13 +26,14 @@ UNATTRIBUTED_ERRORS: Final = InternalErrors()
 def report_error(site: str, exc: BaseException, owner: object = None) -> None:
     """Count a fault of ours: for `owner` if it has `faults`, else for the app whose request this is. Never raises."""
     try:
-        faults = getattr(owner, "internal_errors", None) or getattr(owner, "_faults", None)
-        if faults is None:
-            exchange = current_record()
-            faults = UNATTRIBUTED_ERRORS if exchange is None else exchange.observability.faults
+        names = ("internal_errors", "_internal_errors", "faults", "_faults")
+        internal_errors = next((getattr(owner, name) for name in names if hasattr(owner, name)), None)
+        if internal_errors is None:
+            record = current_record()
+            internal_errors = UNATTRIBUTED_ERRORS if record is None else record.observability.internal_errors
     except Exception:  # noqa: BLE001 - this is the last resort
-        faults = UNATTRIBUTED_ERRORS
-    faults(site, exc)
+        internal_errors = UNATTRIBUTED_ERRORS
+    internal_errors(site, exc)
 
 
 class NoOp:
