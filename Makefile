@@ -4,8 +4,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 UV = $(BIN)/uv
+# Set-up, tests and their child processes share one bytecode cache; an environment may have switched caches off.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX = $(abspath $(VENV))/pycache
 READY = $(VENV)/.fastapi-observe-ready
-UV_READY = $(VENV)/.fastapi-observe-uv-ready
 BENCH_READY = $(VENV)/.fastapi-observe-bench-ready
 
 # Lists that can be given on the command line: make test-fastapi FASTAPI='0.136.* newest' TESTS=tests/end_to_end/test_paths.py
@@ -18,7 +20,7 @@ ROUNDS ?= 20
 LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-annotate --custom-compile-command 'make lock' $(ARGS)
 
-.PHONY: help setup run test test-lowest test-fastapi lint format bench bench-check chaos soak repeat lock sbom clean
+.PHONY: help setup run test cover style test-lowest test-fastapi lint format bench bench-check chaos soak repeat lock sbom clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -27,32 +29,35 @@ help:  ## Show this list
 
 setup: $(READY)  ## Make the virtual environment with everything in it (once)
 
-$(READY): pyproject.toml requirements/test.txt
+$(READY): pyproject.toml requirements/test.txt requirements/uv.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/test.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
-	@touch $@
-
-$(UV_READY): $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/uv.txt
+	$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes --requirement requirements/test.txt
+	$(UV) pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps --editable .
 	@touch $@
 
 run: $(READY)  ## Start the example shop, show one request in all three signals (ARGS='--shop-port 0')
 	@exec $(BIN)/python -m example_app $(ARGS)
 
-test: lint  ## Check style and types, run the tests (in WORKERS processes), hold branch coverage at 100 %
+test: style  ## Check style and types, run the tests (in WORKERS processes)
+	@{ $(BIN)/mypy && $(BIN)/mypy example_app; } >$(VENV)/mypy.log 2>&1 & types=$$!; \
+	$(BIN)/$(PYTEST); tests=$$?; \
+	wait $$types; types=$$?; cat $(VENV)/mypy.log; \
+	exit $$(( tests > types ? tests : types ))
+
+cover: $(READY)  ## Run the tests under coverage, hold branch coverage at 98 %
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m coverage run -m pytest --numprocesses $(WORKERS) $(ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
-test-lowest: $(UV_READY)  ## Run TESTS on the lowest versions that pyproject.toml allows
+test-lowest: $(READY)  ## Run TESTS on the lowest versions that pyproject.toml allows
 	test -x .venv-lowest/bin/python || $(UV) venv --quiet --python $(BIN)/python .venv-lowest
 	$(UV) pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[test]'
 	.venv-lowest/bin/$(PYTEST) $(TESTS)
 
-test-fastapi: $(UV_READY)  ## Run TESTS on each version of FASTAPI
+test-fastapi: $(READY)  ## Run TESTS on each version of FASTAPI
 	@failed=''; for version in $(FASTAPI); do \
 	  echo "== fastapi $$version"; \
 	  folder=".venv-matrix/$$(echo "$$version" | tr -d '*')"; \
@@ -63,9 +68,11 @@ test-fastapi: $(UV_READY)  ## Run TESTS on each version of FASTAPI
 	done; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
-lint: $(READY)  ## Check style and types
+style: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+lint: style  ## Check style and types
 	$(BIN)/mypy
 	$(BIN)/mypy example_app
 
@@ -92,11 +99,13 @@ soak: $(READY)  ## Run all tests that have a long form in it, make chaos among t
 repeat: $(READY)  ## Run the tests ROUNDS times: what leaks or flickers shows
 	@set -e; for round in $$(seq $(ROUNDS)); do echo "== round $$round"; $(BIN)/python -m pytest -q $(ARGS); done
 
-lock: $(UV_READY)  ## Pin and hash what pyproject.toml asks for, in requirements/ (ARGS=--upgrade: to the newest)
+lock: $(READY)  ## Pin and hash what pyproject.toml asks for, in requirements/ (ARGS=--upgrade: to the newest)
 	$(LOCK) --output-file requirements/runtime.txt
 	$(LOCK) --extra test --output-file requirements/test.txt
+	echo uv | $(UV) pip compile - --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --custom-compile-command 'make lock' $(ARGS) --output-file requirements/uv.txt
 
-sbom: $(UV_READY)  ## Write what an installed fastapi-observe consists of, as CycloneDX: dist/fastapi-observe.cdx.json
+sbom: $(READY)  ## Write what an installed fastapi-observe consists of, as CycloneDX: dist/fastapi-observe.cdx.json
 	test -x .venv-sbom/bin/python || $(UV) venv --quiet --python $(BIN)/python .venv-sbom
 	$(UV) pip sync --quiet --python .venv-sbom/bin/python --require-hashes requirements/runtime.txt
 	$(UV) pip install --quiet --python .venv-sbom/bin/python --no-deps .

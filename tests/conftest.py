@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 
 # A busy machine makes slow examples, not wrong ones. In CI the examples are the same in every run.
 settings.register_profile(
-    "observe", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+    "observe",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+    max_examples=100 if "OBSERVE_SOAK" in os.environ else 25,
 )
 settings.load_profile("observe")
 
@@ -43,6 +47,15 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OBSERVE_MAX_TRACES_PER_SECOND", "")
     for line in HOST_WARNINGS:
         config.addinivalue_line("filterwarnings", line)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep one part of the tests if `OBSERVE_PART` names one: the second of four is `2/4`."""
+    part, _, parts = os.environ.get("OBSERVE_PART", "").partition("/")
+    if parts:
+        left_out = [item for at, item in enumerate(items) if at % int(parts) != int(part) - 1]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for at, item in enumerate(items) if at % int(parts) == int(part) - 1]
 
 
 @pytest.fixture(autouse=True)

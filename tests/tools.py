@@ -8,7 +8,7 @@ import subprocess
 from contextlib import contextmanager
 from importlib.util import find_spec
 from time import monotonic, sleep
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 import starlette
@@ -31,6 +31,15 @@ HOST_WARNINGS: tuple[str, ...] = (
 if int(starlette.__version__.partition(".")[0]) >= 1:
     HOST_WARNINGS = ()
 """Warnings of the hosts about themselves where they are older than Starlette 1.0; every other warning is an error."""
+
+
+SOAK: Final = "OBSERVE_SOAK" in os.environ
+"""Whether the long forms of the tests run."""
+
+
+def volume(number: int) -> int:
+    """Return how often something is repeated: `number` in the soak, a fifth of it by default."""
+    return number if SOAK else max(1, number // 5)
 
 
 def needs(program: str) -> str:

@@ -22,6 +22,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route, WebSocketRoute
+from tools import volume
 
 from fastapi_observe.middleware import ObserveMiddleware
 from fastapi_observe.records.request import EXCEPTION_IDS_ATTRIBUTE
@@ -291,7 +292,7 @@ def test_any_sequence_of_messages_passes_as_without_install(observed: Callable[.
     observe = observed(app, log_level="fatal").observe
     raw = ObserveMiddleware(Player(), observe)
 
-    @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=volume(250), deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(scripts)
     def check(script: Script) -> None:
         alone, ours = (Player(), raw) if script.where == "/raw" else (without, app)

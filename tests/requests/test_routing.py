@@ -16,6 +16,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.testclient import TestClient
+from tools import volume
 
 from fastapi_observe.requests import routing
 from fastapi_observe.requests.routing import MAX_CACHED_TEMPLATES, RouteTemplates, matched_route, mounted_apps
@@ -536,7 +537,7 @@ PARTS = st.one_of(
 
 
 @given(parts=st.lists(PARTS, max_size=8), host=st.sampled_from(["testserver", "me.example.org"]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=volume(300), deadline=None)
 def test_no_path_becomes_a_name(parts: list[str], host: str) -> None:
     """Whatever path a client sends, its name is one of the templates that the app declared."""
     path = "/" + "/".join(parts)

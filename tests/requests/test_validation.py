@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, RootModel
 from starlette.testclient import TestClient
+from tools import volume
 from typing_extensions import TypeAliasType, TypedDict
 
 from fastapi_observe.requests.validation import (
@@ -291,7 +292,7 @@ STRICT_PARTS = {"body", "query", "path", "header", "cookie", "items", "by_name",
 
 
 @given(body=JSON)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=volume(150), deadline=None)
 def test_no_body_makes_a_name(body: Any) -> None:
     """Whatever a client sends, every part of a name was declared."""
     STRICT.errors = []

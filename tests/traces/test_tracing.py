@@ -18,6 +18,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
+from tools import volume
 
 from fastapi_observe import ObserveSettings, TraceContext, get_observability, traced
 from fastapi_observe.internal.errors import InternalErrors
@@ -118,7 +119,7 @@ def test_a_duplicated_traceparent_begins_a_new_trace(observed: Callable[..., See
     assert seen.server_spans[0].parent is None
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=volume(50), deadline=None)
 @given(
     values=st.lists(
         st.tuples(

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 pytest.importorskip("fcntl")
 
 from members import NAME, Member
-from tools import until
+from tools import until, volume
 
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.metrics.budget import OVERFLOW
@@ -264,7 +264,7 @@ def test_gauges_fold_as_they_say() -> None:
 
 
 @given(st.data())
-@settings(max_examples=60)
+@settings(max_examples=volume(60))
 def test_damage_spoils_no_scrape(data: st.DataObject) -> None:
     """Whatever is cut off or overwritten in files of others, a scrape shows our own numbers and is text."""
     with TemporaryDirectory() as name:
