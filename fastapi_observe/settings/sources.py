@@ -14,6 +14,8 @@ from urllib.parse import unquote
 
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
+from fastapi_observe.settings.renames import RENAMED_OPTIONS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -100,7 +102,7 @@ class VariablesSource(PydanticBaseSettingsSource):
         known = {variable for name, field in fields.items() for variable in variables(name, field)}
         for variable in sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known):
             name = variable.removeprefix(PREFIX).lower()
-            if difflib.get_close_matches(name, fields, n=1, cutoff=TYPO):
+            if name in RENAMED_OPTIONS or difflib.get_close_matches(name, fields, n=1, cutoff=TYPO):
                 found.setdefault(name, SourcedValue(variable, UNPARSABLE, os.environ[variable]))
         return found
 
@@ -234,6 +236,8 @@ def describe_error(settings_cls: type[BaseSettings], name: str, value: Any, item
     """Write the line about one wrong option: what it got, from where, what it accepts, what to do."""
     given, fields = sourced(value), settings_cls.model_fields
     in_code = given.source == "argument"
+    if name in RENAMED_OPTIONS:
+        return _describe_rename(name, fields[RENAMED_OPTIONS[name]], None if in_code else given.source)
     if name not in fields:
         near = [each if in_code else variable_name(each) for each in difflib.get_close_matches(name, fields, n=1)]
         step = f"did you mean {near[0]!r}?" if near else "see all with `python -m fastapi_observe settings`"
@@ -248,3 +252,11 @@ def describe_error(settings_cls: type[BaseSettings], name: str, value: Any, item
         ("an argument", f"pass another {name}") if in_code else (given.source, f"correct or unset {given.source}")
     )
     return f"{name}: got {got} from {origin}; accepts {accepts}; {step}"
+
+
+def _describe_rename(old: str, field: FieldInfo, variable: str | None) -> str:
+    """Return the line about an option's former name, given as an argument or as an `OBSERVE_*` variable."""
+    new = RENAMED_OPTIONS[old]
+    if variable is not None and not option_metadata(field)["code_only"]:
+        return f"{variable}: this option is now {new}; set {variable_name(new)}"
+    return f"{variable or old}: this option is now {new}; pass {new} to install()"

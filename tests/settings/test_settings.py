@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -14,8 +15,10 @@ from opentelemetry.sdk.resources import OTELResourceDetector
 from opentelemetry.util.re import parse_env_headers
 from pydantic import SecretStr, ValidationError
 
+from fastapi_observe import install
 from fastapi_observe.cli.settings import options_table
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
+from fastapi_observe.settings.renames import RENAMED_OPTIONS, renames_table
 from fastapi_observe.settings.sources import option_metadata
 
 CONFIGURATION = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -345,6 +348,32 @@ def test_a_misspelt_variable_is_told_the_right_one(monkeypatch: pytest.MonkeyPat
     ObserveSettings()
     monkeypatch.setenv("OBSERVE_SAMPLE_RATO", "1")
     assert problems() == ("OBSERVE_SAMPLE_RATO: no such option; did you mean 'OBSERVE_SAMPLE_RATIO'?",)
+
+
+def test_a_former_name_of_an_option_names_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an argument and as a variable; the value is not repeated."""
+    for old, new in RENAMED_OPTIONS.items():
+        assert problems(**{old: "hush"}) == (f"{old}: this option is now {new}; pass {new} to install()",)
+        variable = f"OBSERVE_{old.upper()}"
+        monkeypatch.setenv(variable, "hush")
+        (line,) = problems()
+        assert line.startswith(f"{variable}: this option is now {new}; ")
+        assert (
+            line.endswith(f"set OBSERVE_{new.upper()}")
+            or option_metadata(ObserveSettings.model_fields[new])["code_only"]
+        )
+        monkeypatch.delenv(variable)
+    with pytest.raises(SettingsError, match="workers: this option is now multiprocess"):
+        install(FastAPI(), workers="off")
+
+
+def test_the_documentation_has_every_rename() -> None:
+    """The table in docs/configuration.md is the one of `settings/renames.py`; every new name of an option exists."""
+    text = CONFIGURATION.read_text(encoding="utf-8")
+    table = text.partition("<!-- renames -->\n")[2].partition("<!-- /renames -->")[0]
+    assert table == renames_table()
+    assert set(RENAMED_OPTIONS.values()) <= set(ObserveSettings.model_fields)
+    assert not set(RENAMED_OPTIONS) & set(ObserveSettings.model_fields)
 
 
 def test_a_long_value_is_cut() -> None:
