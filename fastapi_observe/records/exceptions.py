@@ -6,9 +6,9 @@ import asyncio
 import traceback
 from typing import TYPE_CHECKING, Final
 
+from fastapi_observe.redaction.patterns import MAX_TEXT_LENGTH, redact_database_error
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
-from fastapi_observe.redaction.text import MAX_TEXT_LENGTH
-from fastapi_observe.redaction.values import is_of_database
+from fastapi_observe.redaction.values import is_database_error
 
 if TYPE_CHECKING:
     from fastapi_observe.redaction.redactor import Redactor
@@ -127,7 +127,7 @@ def _traceback_parts(
 def _shown(text: str, exc: BaseException | None, redactor: Redactor) -> str:
     """Redact the text of an exception; of one that a driver's error led to as if it were that: it may repeat it."""
     text = redactor.text(text)
-    return redactor.database_error(text) if exc is not None and _may_contain_driver_text(exc) else text
+    return redact_database_error(text) if exc is not None and _may_contain_driver_text(exc) else text
 
 
 def _may_contain_driver_text(exc: BaseException) -> bool:
@@ -136,7 +136,7 @@ def _may_contain_driver_text(exc: BaseException) -> bool:
         found = exception_chain(exc)
     except Exception:  # noqa: BLE001 - exception classes may override anything; then nothing is sure
         return True
-    return any(is_of_database(type(each)) for each in found)
+    return any(is_database_error(type(each)) for each in found)
 
 
 def _exception_text(exc: BaseException) -> str:

@@ -1,1 +1,1 @@
-"""Replaces secrets in names, text, values, addresses and paths."""
+"""Redaction of secrets and personal data in strings, values, paths, headers and addresses."""

@@ -1,18 +1,19 @@
-"""Which names stand for secrets: of parameters, fields, headers, form and JSON keys, words before `=` in a text."""
+"""Which names are secret: of parameters, fields, headers, form and JSON keys, and of words before `=` in a string."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Final
 
+from fastapi_observe.internal.cache import BoundedCache
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
 MAX_NAME_LENGTH: Final = 128
-"""Characters of a name that are looked at."""
+"""Characters of a name that are compared."""
 
 MAX_CACHED_NAMES: Final = 2048
-"""Names whose answer is remembered; then all are worked out anew."""
 
 SECRET_AFFIXES: Final = frozenset(
     """password passwd pwd passphrase passcode secret client_secret token access_token refresh_token id_token csrf
@@ -33,142 +34,134 @@ SECRET_WHOLE_NAMES: Final = frozenset(
     verification_code security_code recovery_code backup_code reset_code login_code pin_code otp_code sms_code
     access_code invite_code""".split()  # noqa: SIM905 - a list would be a page long
 )
-"""Secret as a whole name only: words that elsewhere mean something else, as in `status_code`."""
+"""Secret as a whole name only. Inside other names these words have another meaning, as in `status_code`."""
 
 SIGNED_URL_PARAMETERS: Final = frozenset({"policy", "keypairid", "googleaccessid"})
-"""Parameters of signed URLs that are never shown; elsewhere these names are not secret."""
+"""Parameters of signed URLs. They are secret in query strings only."""
 
 NOT_SECRET: Final = frozenset({"publickey", "state", "nonce"})
-"""Not secret, though parts of them may look so."""
+"""Names that are not secret, although parts of them are in the lists above."""
 
 METADATA_SUFFIXES: Final = frozenset(
     """at count disabled duration enabled expired expires expiry in length len limit method ms name policy provider
     required seconds size status total ttl type url used valid version""".split()  # noqa: SIM905 - a list would be a page long
 )
-"""Last words of names that say something about a secret: `token_type`, `password_changed_at`, `session_seconds`."""
+"""Last words of names that describe a secret: `token_type`, `password_changed_at`, `session_seconds`."""
 
 AMBIGUOUS_IN_TEXT: Final = frozenset(
     """auth authentication session sid sig mfa totp saml assertion bearer hmac credential pass pin code sign signed
     pan""".split()  # noqa: SIM905 - a list would be a page long
 )
-"""Names that mean something else too often when they stand before `:` or `=` in a sentence."""
+"""Names that are ordinary words before `:` or `=` in a sentence."""
 
 SECRET_PATH_SEGMENTS: Final = frozenset(
     """password passwd passphrase secret token access_token refresh_token reset_token id_token api_key access_key
     secret_key private_key otp jwt reset_password password_reset invite_token""".split()  # noqa: SIM905 - a list would be a page long
 )
-"""Segments of a path after which a secret stands: `/reset-password/abc`."""
+"""Segments of a path that a secret follows: `/reset-password/abc`."""
 
 PATH_ACTIONS: Final = frozenset(
     """refresh reset verify revoke new confirm login logout callback change forgot validate introspect me request send
     sent done success status info list create delete update edit settings""".split()  # noqa: SIM905 - a list would be a page long
 )
-"""What stands after such a segment and is no secret: `/token/refresh`."""
+"""Segments after a secret one that are actions, not secrets: `/token/refresh`."""
 
 _CAMEL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_NO_WORD: Final = re.compile(r"[\W_]+")
+_SEPARATORS: Final = re.compile(r"[\W_]+")
 
 
 def split_words(name: str) -> list[str]:
-    """Return the words of a name in lower case, without the digits that they end in: `userPassword2`, `api-key`."""
+    """Return the words of a name in lower case, without trailing digits: `userPassword2`, `api-key`."""
     name = name[:MAX_NAME_LENGTH]
     if not (name.islower() or name.isupper()):
         name = _CAMEL.sub("_", name)
-    return [word.rstrip("0123456789") or word for word in _NO_WORD.split(name.lower()) if word]
+    return [word.rstrip("0123456789") or word for word in _SEPARATORS.split(name.lower()) if word]
 
 
 def normalize_name(name: str) -> str:
-    """Return a name as names are compared: `API-Key`, `api_key`, `api.key`, `api key` and `apiKey` are one."""
+    """Return a name as names are compared: `API-Key`, `api_key`, `api.key`, `api key` and `apiKey` are equal."""
     return "".join(split_words(name))
 
 
-def _all(names: Iterable[str]) -> frozenset[str]:
+def _normalize_all(names: Iterable[str]) -> frozenset[str]:
     return frozenset(map(normalize_name, names)) - {""}
 
 
-_AFFIXES: Final = _all(SECRET_AFFIXES)
-_SUFFIXES: Final = _all(SECRET_SUFFIXES)
-_ALONE: Final = _all(SECRET_WHOLE_NAMES)
-_UNSURE: Final = _all(AMBIGUOUS_IN_TEXT)
-_IN_PATHS: Final = _all(SECRET_PATH_SEGMENTS)
+_AFFIXES: Final = _normalize_all(SECRET_AFFIXES)
+_SUFFIXES: Final = _normalize_all(SECRET_SUFFIXES)
+_WHOLE_NAMES: Final = _normalize_all(SECRET_WHOLE_NAMES)
+_AMBIGUOUS: Final = _normalize_all(AMBIGUOUS_IN_TEXT)
+_PATH_SEGMENTS: Final = _normalize_all(SECRET_PATH_SEGMENTS)
 
 
 class SecretNames:
-    """The names of the list, with `more` of the user's: these are secret whole and as first or last words."""
+    """The built-in lists and the user's own names, `extra`, which are secret whole and as first or last words."""
 
-    __slots__ = ("_anywhere", "_known", "_known_in_text", "more", "stems")
+    __slots__ = ("_in_text", "_path_segments", "_verdicts", "extra", "stems")
 
-    def __init__(self, more: Iterable[str] = ()) -> None:
-        self.more = _all(more)
-        self._known: dict[str, bool] = {}
-        self._known_in_text: dict[str, bool] = {}
-        names = [*((SECRET_AFFIXES | SECRET_SUFFIXES | SECRET_WHOLE_NAMES) - AMBIGUOUS_IN_TEXT), *more]
-        runs = sorted({max(split_words(name), key=len) for name in names if split_words(name)}, key=len)
+    def __init__(self, extra: Iterable[str] = ()) -> None:
+        self.extra = _normalize_all(extra)
+        self._verdicts: BoundedCache[str, bool] = BoundedCache(MAX_CACHED_NAMES, MAX_NAME_LENGTH)
+        self._in_text: BoundedCache[str, bool] = BoundedCache(MAX_CACHED_NAMES, MAX_NAME_LENGTH)
+        # A string that contains none of the stems has no secret name in it. Of each name its longest word is enough,
+        # and a word that contains a shorter stem adds nothing.
+        names = [*((SECRET_AFFIXES | SECRET_SUFFIXES | SECRET_WHOLE_NAMES) - AMBIGUOUS_IN_TEXT), *extra]
+        longest_words = {max(words, key=len) for words in map(split_words, names) if words}
         stems: list[str] = []
-        for run in runs:
-            if not any(stem in run for stem in stems):
-                stems.append(run)
+        for word in sorted(longest_words, key=len):
+            if not any(stem in word for stem in stems):
+                stems.append(word)
         self.stems = tuple(stems)
-        self._anywhere = _IN_PATHS | self.more
+        self._path_segments = _PATH_SEGMENTS | self.extra
 
-    def hides(self, name: str) -> bool:
-        """Tell whether what stands under this name is secret."""
-        return _remembered(self._known, name, self._judge)
+    def is_secret(self, name: str) -> bool:
+        """Return whether the value of this name is secret."""
+        verdict = self._verdicts.get(name)
+        return self._verdicts.remember(name, self._decide(name)) if verdict is None else verdict
 
-    def hides_in_text(self, name: str) -> bool:
-        """Tell whether what follows this word and `=` or `:` in a sentence is secret: fewer words than elsewhere.
+    def is_secret_in_text(self, name: str) -> bool:
+        """Return whether the value after this word and `=` or `:` in a sentence is secret.
 
-        So it is with the parameters of paths: `/status/{code}` is an ordinary one.
+        Fewer names are secret here than elsewhere. The same rule holds for parameters of route templates, so that
+        `/status/{code}` is an ordinary one.
         """
-        return _remembered(self._known_in_text, name, self._judge_in_text)
+        verdict = self._in_text.get(name)
+        return self._in_text.remember(name, self._decide_in_text(name)) if verdict is None else verdict
 
-    def hides_in_query(self, name: str) -> bool:
-        """Tell whether the value of this parameter of a query is secret, even if it is allowed."""
-        return self.hides(name) or normalize_name(name) in SIGNED_URL_PARAMETERS
+    def is_secret_in_query(self, name: str) -> bool:
+        """Return whether the value of this query parameter is secret, even if the settings capture it."""
+        return self.is_secret(name) or normalize_name(name) in SIGNED_URL_PARAMETERS
 
     def is_secret_pair(self, before: str, name: str) -> bool:
-        """Tell whether two words in a sentence are one secret name: `api key`, `client secret`."""
+        """Return whether two words in a sentence are one secret name: `api key`, `client secret`."""
         whole = normalize_name(f"{before} {name}")
-        return whole in _AFFIXES or whole in self.more
+        return whole in _AFFIXES or whole in self.extra
 
-    def hides_next_segment(self, segment: str, after: str) -> bool:
-        """Tell whether a segment of a path is secret because it stands after another."""
+    def hides_next_segment(self, segment: str, following: str) -> bool:
+        """Return whether `following` is secret because it comes after `segment` in a path."""
         words = split_words(segment)
-        if "".join(words) not in self._anywhere and not (words[-1:] == ["token"] and len(words) > 1):
+        if "".join(words) not in self._path_segments and not (words[-1:] == ["token"] and len(words) > 1):
             return False
-        return after not in PATH_ACTIONS
+        return following not in PATH_ACTIONS
 
-    def _judge(self, name: str) -> bool:
+    def _decide(self, name: str) -> bool:
         words = split_words(name)
         whole = "".join(words)
-        if self._has(words, self.more, self.more):
+        if _starts_or_ends_with(words, self.extra, self.extra):
             return True
-        if whole in NOT_SECRET:
+        if not words or whole in NOT_SECRET:
             return False
-        if whole in _ALONE or whole in _SUFFIXES or whole in _AFFIXES:
+        if whole in _WHOLE_NAMES or whole in _SUFFIXES or whole in _AFFIXES:
             return True
-        return (
-            words[-1:] != [] and words[-1] not in METADATA_SUFFIXES and self._has(words, _AFFIXES, _AFFIXES | _SUFFIXES)
-        )
+        return words[-1] not in METADATA_SUFFIXES and _starts_or_ends_with(words, _AFFIXES, _AFFIXES | _SUFFIXES)
 
-    def _judge_in_text(self, name: str) -> bool:
+    def _decide_in_text(self, name: str) -> bool:
         words = split_words(name)
-        if self._has(words, self.more, self.more):
+        if _starts_or_ends_with(words, self.extra, self.extra):
             return True
-        return "".join(words) not in _UNSURE and words[-1:] != ["tokens"] and self._judge(name)
-
-    @staticmethod
-    def _has(words: list[str], first: frozenset[str], last: frozenset[str]) -> bool:
-        parts = range(1, len(words) + 1)
-        return any("".join(words[:at]) in first or "".join(words[-at:]) in last for at in parts)
+        return "".join(words) not in _AMBIGUOUS and words[-1:] != ["tokens"] and self._decide(name)
 
 
-def _remembered(known: dict[str, bool], name: str, judge: Callable[[str], bool]) -> bool:
-    answer = known.get(name)
-    if answer is None:
-        answer = judge(name)
-        if len(name) <= MAX_NAME_LENGTH:
-            if len(known) >= MAX_CACHED_NAMES:
-                known.clear()
-            known[name] = answer
-    return answer
+def _starts_or_ends_with(words: list[str], first: frozenset[str], last: frozenset[str]) -> bool:
+    parts = range(1, len(words) + 1)
+    return any("".join(words[:at]) in first or "".join(words[-at:]) in last for at in parts)

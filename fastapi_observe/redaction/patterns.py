@@ -1,7 +1,7 @@
-"""What secrets look like in free text, and what libraries are known to put into theirs.
+"""Patterns of secrets in strings, and of values that libraries put into their error messages.
 
-Where these patterns are used a word of theirs is looked for first: that is twenty times as fast. The time of each is
-linear in the text: it keeps what it has read (`*+`), or has read a bounded number of characters.
+Each pattern is used only if a word of it is in the string; that check is twenty times as fast as the pattern. The time
+of each pattern is linear in the length of the string: its repeats are possessive (`*+`) or bounded.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ import re
 from typing import Final
 
 REDACTED: Final = "REDACTED"
-"""What stands for a secret, as the semantic conventions have it."""
+"""The replacement of a secret, as in OpenTelemetry's semantic conventions."""
+
+MAX_TEXT_LENGTH: Final = 8192
+"""Characters of a string that are scanned. The rest is cut off and reported nowhere."""
 
 MAX_CARD_DIGITS: Final = 19
 MIN_CARD_DIGITS: Final = 13
 
 
 def is_card_number(digits: str) -> bool:
-    """Tell whether digits are what a payment card has: 13 to 19 of them, the first from 2 to 6, Luhn's sum right.
+    """Return whether digits can be a payment card's: 13 to 19 digits, the first from 2 to 6, a valid Luhn checksum.
 
-    Numbers of those lengths that begin with 1 are times and made-up ids.
+    Numbers of this length that start with 1 are usually timestamps.
     """
     if not (MIN_CARD_DIGITS <= len(digits) <= MAX_CARD_DIGITS and "2" <= digits[0] <= "6"):
         return False
@@ -28,14 +31,14 @@ def is_card_number(digits: str) -> bool:
 
 
 def hide_card(match: re.Match[str]) -> str:
-    """Hide a number if it is a card's."""
+    """Return `REDACTED` for a card number, else the match unchanged."""
     return REDACTED if is_card_number(match[0].replace(" ", "").replace("-", "")) else match[0]
 
 
 CARD: Final = re.compile(
     r"[2-6](?<![\w.][2-6])(?:[0-9]{12,18}+|[0-9]{3}(?:[ -][0-9]{4}){3}|[0-9]{3}[ -][0-9]{6}[ -][0-9]{4,5}+)(?!\w)"
 )
-"""Of digits alone, or in the groups that are printed on cards."""
+"""Digits without separators, or in the groups that are printed on cards."""
 
 WITH_HYPHEN: Final = (
     re.compile(r"-----BEGIN (?:[A-Z0-9]{1,16} ){0,3}PRIVATE KEY.*?(?:-----END[A-Z0-9 ]{0,64}-----|\Z)", re.DOTALL),
@@ -64,8 +67,9 @@ WITH_DOT: Final = (
 WITH_COLON: Final = (re.compile(r"(?<![0-9])[0-9]{6,12}+:AA[\w-]{20,}+"),)
 WITH_A: Final = (re.compile(r"A(?:KI|SI)A[0-9A-Z]{16,}+"), re.compile(r"AIza[\w-]{35,}+"))
 WITH_J: Final = (re.compile(r"eyJ[\w-]{10,}+(?>(?:\.[\w-]++){0,4})"),)
-"""Credentials that tell what they are, by a character that each has; `J` is of a JWT, or of other JSON in
-base64, the colon of a Telegram bot's token."""
+"""Credentials with a known prefix, by a character that each contains. `J` is in a JWT and in other JSON in base64,
+the colon in a Telegram bot's token.
+"""
 
 _CREDENTIAL: Final = r"(?=[A-Z.~+/=_-]{0,64}+[0-9]|[\w.~+/=-]{24})[\w.~+/=-]{8,}+"
 SCHEMES: Final = (
@@ -75,15 +79,18 @@ SCHEMES: Final = (
         for word in ("basic", "token", "digest")
     ),
 )
-"""What follows `Bearer`; and what follows words of sentences too, if it has a digit or is long."""
+"""Credentials after `Bearer`; after `basic`, `token` and `digest`, which are ordinary words too, only if they contain
+a digit or are long.
+"""
 
-_TO_THE_END: Final = r".*?(?=\n\n(?:During handling|The above exception)|\Z)"  # of this exception: values have any form
+# Values have any form, so everything up to the next exception of a chain is redacted.
+_REST_OF_EXCEPTION: Final = r".*?(?=\n\n(?:During handling|The above exception)|\Z)"
 
 SQLITE_ERROR_VALUE: Final = re.compile(
     r"(no such (?:column|table|index|savepoint|function|collation sequence|module): |unrecognized token: "
     r"|has no column named |unable to open database: )[^\n]*+"
 )
-"""What SQLite repeats without quotes."""
+"""Names that SQLite repeats without quotes."""
 
 LIBRARY_ERRORS: Final = (
     (("no such ", "unrecognized token: ", "has no column", "unable to open"), SQLITE_ERROR_VALUE, rf"\g<1>{REDACTED}"),
@@ -103,7 +110,7 @@ LIBRARY_ERRORS: Final = (
         re.compile(
             r"(\n(?:(?:DETAIL|CONTEXT|QUERY): |LINE \d{1,9}:)|invalid input (?:syntax|value) for [^\n:]{1,256}:"
             r"|invalid input for query argument [^\n:]{1,128}:|malformed \w{1,64} literal:|field value out of range:) "
-            + _TO_THE_END,
+            + _REST_OF_EXCEPTION,
             re.DOTALL,
         ),
         rf"\1 {REDACTED}",
@@ -132,17 +139,19 @@ LIBRARY_ERRORS: Final = (
         rf"\1{REDACTED} ",
     ),
 )
-"""SQLAlchemy's statements and parameters, what PostgreSQL repeats of values and statements, pydantic's input: words of
-which one is in the text, the pattern, and what stands instead."""
+"""SQLAlchemy's statements and parameters, values and statements in PostgreSQL's messages, pydantic's input.
+
+Each entry has words of which one is in the string, the pattern, and its replacement.
+"""
 
 TRIGGER_CHARACTERS: Final = re.compile(r"[JA_\-:=?@ \"<%.,]")
-"""A text without any of these characters has none of all this, but perhaps a card's number."""
+"""A string without any of these characters contains nothing that the patterns match, except a card number."""
 
 URL_PART: Final = re.compile(r"://([^\s'\"<>]++)")
-"""What follows the scheme of a URL, up to white space or a quote."""
+"""The part of a URL after its scheme, up to white space or a quote."""
 
 QUERY_OF_PATH: Final = re.compile(r"\?(?<=[\w/]\?)(?=[^\s'\"=&]{1,64}=)[^\s'\"]*+")
-"""A query behind a path, a `?` that one or more `name=value` follow."""
+"""A query after a path: `?` and at least one `name=value`."""
 
 USERINFO: Final = re.compile(r"(?<![\w/.:+-])[\w.+-]{1,64}+:[^\s@:/'\"]{1,128}+@(?=[\w\[(.-])")
 """User and password of an address without a scheme: `app:hunter2@db:5432`."""
@@ -151,9 +160,9 @@ KEY_BEFORE_VALUE: Final = re.compile(
     r"(?<![\w.-])(?:(?P<before>[A-Za-z]{1,16}) )?(?P<name>[\w.-]{1,128}+)[\]'\"\\]{0,4}+\s{0,8}+"
     r"(?:=>|:=|={1,3}+|:|%3[Dd])\s{0,16}+"
 )
-"""A word, perhaps with one before it, that `=` or `:` follows, and the blanks up to the value."""
+"""A word before `=` or `:`, optionally with a word before it, up to the value."""
 
-OTHER_KEYS: Final = (
+NAMES_BEFORE_VALUES: Final = (
     ("--", re.compile(r"(?<![\w-])--(?P<name>[\w-]{1,64}+)(?:['\"]?,\s?|\s{1,4})(?=['\"]?[^\s'\"-])")),
     (",", re.compile(r"[(\[]b?\\?['\"](?P<name>[\w.-]{1,128}+)\\?['\"],\s{0,4}+")),
     (
@@ -164,11 +173,14 @@ OTHER_KEYS: Final = (
         ),
     ),
 )
-"""A name before its value as an option, in a pair, under `name` and `value`: what is in the text, and the pattern."""
+"""A name before its value as an option, in a pair, and under the keys `name` and `value`.
 
-ELEMENT: Final = re.compile(r"<(?:\w{1,32}:)?(?P<name>[\w.-]{1,128}+)(?:\s[^<>]{0,256}+)?>(?=[^<\s])")
-OF_ELEMENT: Final = re.compile(r"[^<]*+")
-"""The beginning of an element of XML, and what is in it."""
+Each entry has a substring that the string contains, and the pattern.
+"""
+
+XML_ELEMENT: Final = re.compile(r"<(?:\w{1,32}:)?(?P<name>[\w.-]{1,128}+)(?:\s[^<>]{0,256}+)?>(?=[^<\s])")
+XML_CONTENT: Final = re.compile(r"[^<]*+")
+"""The start tag of an XML element, and its content."""
 
 _QUOTED_VALUE: Final = r"""
     \\++["'](?>(?:[^"'\\\n]|\\(?!["']))*)(?:\\++["'])?
@@ -180,18 +192,18 @@ VALUE: Final = re.compile(
     | [\w.+-]++(?=,["'\\]|\s?[}}\])]{{1,4}}+(?:[\s,;]|\Z)) | [\[({{][^\n]*+ | \S++)?""",
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
-"""The value that follows: a quoted one, a number of JSON, a list to the end of its line, or all up to white space."""
+"""A value: a quoted string, a JSON number, a list up to the end of its line, or everything up to white space."""
 
 HEADER_VALUE: Final = re.compile(rf"(?-i:REDACTED) | {_QUOTED_VALUE} | [^\n]*+", re.IGNORECASE | re.VERBOSE | re.DOTALL)
-"""The value of a header, to the end of its line: of `Authorization` and `Cookie`."""
+"""The value of a header such as `Authorization` and `Cookie`, up to the end of its line."""
 
 QUOTED: Final = re.compile(r"""(?<![A-Za-z])"[^"]*+(?:"|\Z)|(?<![A-Za-z])'[^']*+(?:'|\Z)""")
-"""Quoted parts, apostrophes of words aside."""
+"""A quoted part. An apostrophe inside a word does not start one."""
 
 PLACEHOLDER: Final = re.compile(
     r"(?:\?|\$[0-9]{1,5}|%s|%\([A-Za-z_]\w{0,62}\)s|[:@][A-Za-z_]\w{0,62}|NULL|None|null)[,;)]{0,8}+"
 )
-"""What stands for a value in SQL, and what is none: `WHERE password = ?`."""
+"""A placeholder of SQL, which is not a value: `WHERE password = ?`."""
 
 _PLAIN_WORD: Final = r"(?!sk|rk|npm|pypi|glpat|gh|github|xox|xapp|hf|whsec|shp|dop)[a-z]{1,24}+"
 _HEX: Final = "[0-9a-f]{4}"
@@ -201,7 +213,68 @@ PLAIN_PATH: Final = re.compile(
     rf"(?>(?:/(?:[0-9a-z._~-]{{0,12}}+{_ENDS}|{_UUID}{_ENDS}"
     rf"|[0-9a-f]{{20,64}}+{_ENDS}|{_PLAIN_WORD}(?>(?:[-_]{_PLAIN_WORD})*){_ENDS}))*)"
 )
-"""A path of short segments, UUIDs, long hexadecimal numbers and words: nothing in it looks like a secret."""
+"""A path of short segments, UUIDs, long hexadecimal numbers and words, none of which can be a secret."""
 
 PLAIN_ID: Final = re.compile("[0-9]{1,12}+|[0-9a-f]{8}+-[0-9a-f]{4}+-[0-9a-f]{4}+-[0-9a-f]{4}+-[0-9a-f]{12}+")
-"""A number or a UUID, as `PLAIN_PATH` has them: none of the letters of a secret word is in it."""
+"""A number or a UUID, as in `PLAIN_PATH`. It cannot contain a secret word."""
+
+
+def hide_credentials(text: str) -> str:
+    """Return a string without credentials that have a known prefix."""
+    # A chain of `in` is several times as fast as a loop over a table, and most strings contain none of these words.
+    patterns: tuple[re.Pattern[str], ...] = ()
+    if "-" in text and (
+        "sk-" in text
+        or "xox" in text
+        or "pypi-" in text
+        or "glpat-" in text
+        or "-----BEGIN " in text
+        or "xapp-" in text
+    ):
+        patterns += WITH_HYPHEN
+    if "_" in text and (
+        "gh" in text
+        or "github_" in text
+        or "k_live_" in text
+        or "k_test_" in text
+        or "npm_" in text
+        or "hf_" in text
+        or "whsec_" in text
+        or "shp" in text
+        or "dop_v1_" in text
+    ):
+        patterns += WITH_UNDERSCORE
+    if "A" in text and ("AKIA" in text or "ASIA" in text or "AIza" in text):
+        patterns += WITH_A
+    if "J" in text and "eyJ" in text:
+        patterns += WITH_J
+    if "." in text and ("SG." in text or "ya29." in text or "hvs." in text or "hooks.slack.com/" in text):
+        patterns += WITH_DOT
+    if ":AA" in text:
+        patterns += WITH_COLON
+    for pattern in patterns:
+        text = pattern.sub(REDACTED, text)
+    return text
+
+
+def hide_library_values(text: str) -> str:
+    """Return a string without the values that libraries repeat in their error messages."""
+    for words, pattern, replacement in LIBRARY_ERRORS:
+        if any(word in text for word in words):
+            text = pattern.sub(replacement, text)
+    return text
+
+
+def hide_after_scheme(text: str) -> str:
+    """Return a string without the credentials after the name of an HTTP authentication scheme."""
+    lower = text.lower()
+    for word, pattern in SCHEMES:
+        if word in lower:
+            text = pattern.sub(rf"\1 {REDACTED}", text)
+    return text
+
+
+def redact_database_error(text: str) -> str:
+    """Return the message of a database error without its quoted parts: statements, values, names."""
+    text = SQLITE_ERROR_VALUE.sub(rf"\g<1>{REDACTED}", text)
+    return QUOTED.sub(lambda match: f"{match[0][0]}{REDACTED}{match[0][0]}", text)

@@ -1,11 +1,13 @@
-"""`Redactor`: what may be shown of texts, queries, paths, headers, addresses, and of whatever is logged."""
+"""`Redactor`: redacts strings, queries, paths, headers, addresses and logged values before they are reported."""
 
 from __future__ import annotations
 
+import re
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_plus
 
+from fastapi_observe.internal.cache import BoundedCache
 from fastapi_observe.redaction.addresses import (
     ADDRESS_HEADERS,
     AUTHORITY,
@@ -16,9 +18,30 @@ from fastapi_observe.redaction.addresses import (
     truncate_to_network,
 )
 from fastapi_observe.redaction.names import SecretNames
-from fastapi_observe.redaction.patterns import PLAIN_ID, PLAIN_PATH, REDACTED
-from fastapi_observe.redaction.routes import SecretRoutes, secret_segments
-from fastapi_observe.redaction.text import MARGIN, MAX_TEXT_LENGTH, TextRedactor
+from fastapi_observe.redaction.patterns import (
+    CARD,
+    HEADER_VALUE,
+    KEY_BEFORE_VALUE,
+    MAX_TEXT_LENGTH,
+    MIN_CARD_DIGITS,
+    NAMES_BEFORE_VALUES,
+    PLACEHOLDER,
+    PLAIN_ID,
+    PLAIN_PATH,
+    QUERY_OF_PATH,
+    REDACTED,
+    TRIGGER_CHARACTERS,
+    URL_PART,
+    USERINFO,
+    VALUE,
+    XML_CONTENT,
+    XML_ELEMENT,
+    hide_after_scheme,
+    hide_card,
+    hide_credentials,
+    hide_library_values,
+)
+from fastapi_observe.redaction.routes import SecretRoutes, hide_parameters, secret_segments
 from fastapi_observe.redaction.values import (
     ELLIPSIS,
     MAX_CHARACTERS,
@@ -26,55 +49,76 @@ from fastapi_observe.redaction.values import (
     MAX_MEMBERS,
     MIN_CARD_NUMBER,
     ValueRedactor,
-    redact_value,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+MARGIN: Final = 128
+"""Characters that are scanned after the part that is reported: a secret that is cut is not recognized as one."""
+
 MAX_PATH_LENGTH: Final = 1024
 MAX_USER_AGENT_LENGTH: Final = 256
-"""Characters of a path and of a user agent that are shown anywhere."""
-
+MAX_QUERY_BYTES: Final = 1024
 MAX_FIELD_NAME_LENGTH: Final = 256
-"""Characters of the name of a field."""
+"""Characters of a path, a user agent, a query string and a field name that are reported."""
 
-_MAX_SCANNED_LENGTH: Final = MAX_PATH_LENGTH + MARGIN
+MAX_USER_PATTERN_LENGTH: Final = 2048
+"""Characters of a line that the user's patterns are applied to: their time may grow with the square of the length."""
+
 MAX_CACHED_TEXTS: Final = 1024
 MAX_CACHED_LENGTH: Final = 256
-"""Texts of clients (paths, user agents, addresses) whose answer is remembered, and the characters of one."""
+"""Remembered results for paths, user agents, hosts and addresses, and the maximum length of each."""
 
-_PLAIN_PATH: Final = PLAIN_PATH.fullmatch
-_PLAIN_ID: Final = PLAIN_ID.fullmatch
-_UNKNOWN: Final = ("", None)
-_UNROUTED: Final = frozenset({"unmatched", "redirect"})
-_REST: Final = "/{path}"
-_ASKS_ROUTES: Final = (-1,)
+_MAX_SCANNED_PATH: Final = MAX_PATH_LENGTH + MARGIN
+_MAX_FORWARDED_ADDRESSES: Final = 16
+_MAX_FORWARDED_PARAMETERS: Final = 8
+
+_is_trigger: Final = TRIGGER_CHARACTERS.search
+_has_digits: Final = re.compile(r"[2-6][0-9 -]{12}").search
+_is_plain_path: Final = PLAIN_PATH.fullmatch
+_is_plain_id: Final = PLAIN_ID.fullmatch
+
+_QUOTES: Final = frozenset({"'", '"', "\\"})
+_HEADER_NAMES: Final = ("authorization", "cookie")
+_NOT_CACHED: Final = ("", None)
+_WITHOUT_ROUTE: Final = frozenset({"unmatched", "redirect"})
+_SUBPATH: Final = "/{path}"
+_COMPARE_ROUTES: Final = (-1,)
+"""Marks an endpoint without a matched route: its paths are compared with all templates of the app."""
+
 _PII: Final = frozenset({"user.email", "enduser.id"})
-_ADDRESSES: Final = frozenset({"client.address", *ADDRESS_HEADERS})
+_ADDRESS_FIELDS: Final = frozenset({"client.address", *ADDRESS_HEADERS})
 
 
-class Redactor(TextRedactor):
-    """Made once from the settings, and given to every place that shows a text.
+class Redactor:
+    """Redacts everything that is reported. One is made from the settings and shared by all signals.
 
-    Every option of the settings that says what may be shown ends here. Answers about short texts of clients that come
-    again and again are remembered, so that a request with nothing to hide costs a look into a dict or two. `templates`
-    lists those of the app; it is asked once, at the first request.
+    A string passes the built-in patterns first, then the user's `patterns`, then the user's `function`. If the
+    function raises or does not return a string, the whole string is redacted and the error is counted at `redact`.
+
+    Results for short strings that clients send repeatedly are remembered, so that a request without secrets costs a
+    few dict lookups. `templates` returns the route templates of the app; it is called once, at the first request.
     """
 
     __slots__ = (
         "_addresses",
-        "_agents",
+        "_captured_parameters",
+        "_function",
         "_hosts",
-        "_is_quick",
+        "_internal_errors",
+        "_is_default",
+        "_labels",
+        "_names",
         "_paths",
+        "_patterns",
+        "_personal_fields",
         "_plain_heads",
         "_plain_paths",
         "_routes",
         "_secret_routes",
-        "_shown_names",
-        "_special",
         "_templates",
+        "_user_agents",
         "capture_pii",
     )
 
@@ -86,272 +130,410 @@ class Redactor(TextRedactor):
         names: Iterable[str] = (),
         patterns: Iterable[str] = (),
         function: Callable[[str], Any] | None = None,
-        faults: Callable[[str, BaseException], None] | None = None,
+        internal_errors: Callable[[str, BaseException], None] | None = None,
         templates: Callable[[], Iterable[str]] = tuple,
     ) -> None:
-        super().__init__(SecretNames(names), capture_query_parameters, patterns, function, faults)
-        self._is_quick = not (self._patterns or self._function or self._names.more)
+        self._names = SecretNames(names)
+        # A secret name stays secret: whoever captures `token` may not know every parameter of that name.
+        self._captured_parameters = frozenset(
+            name for name in capture_query_parameters if not self._names.is_secret_in_query(name)
+        )
+        self._patterns = tuple(re.compile(pattern) for pattern in patterns)
+        self._function = function
+        self._internal_errors = internal_errors
+        self._is_default = not (self._patterns or self._function or self._names.extra)
         self.capture_pii = capture_pii
-        self._paths: dict[str, str] = {}
-        self._plain_paths: set[str] = set()
-        self._plain_heads: set[str] = set()  # what stands before an id, with its `/`
-        self._agents: dict[bytes, str] = {}
-        self._addresses: dict[str, str] = {}
-        self._hosts: dict[bytes, tuple[str, int | None] | None] = {}
-        self._routes: dict[str, tuple[int, ...]] = {}
+        self._personal_fields = frozenset() if capture_pii else _PII | _ADDRESS_FIELDS
         self._templates = templates
-        self._shown_names: dict[str, str] = {}
         self._secret_routes: SecretRoutes | None = None
-        self._special = frozenset() if capture_pii else _PII | _ADDRESSES
+        limits = MAX_CACHED_TEXTS, MAX_CACHED_LENGTH
+        self._labels: BoundedCache[str, str] = BoundedCache(*limits)
+        self._paths: BoundedCache[str, str] = BoundedCache(*limits)
+        self._user_agents: BoundedCache[bytes, str] = BoundedCache(*limits)
+        self._addresses: BoundedCache[str, str] = BoundedCache(*limits)
+        self._hosts: BoundedCache[bytes, tuple[str, int | None] | None] = BoundedCache(*limits)
+        self._routes: BoundedCache[str, tuple[int, ...]] = BoundedCache(*limits)
+        self._plain_paths: set[str] = set()
+        self._plain_heads: set[str] = set()  # the part of a path before an id, with its `/`
 
     @classmethod
     def from_settings(
         cls,
         settings: Any,
-        faults: Callable[[str, BaseException], None] | None = None,
+        internal_errors: Callable[[str, BaseException], None] | None = None,
         templates: Callable[[], Iterable[str]] = tuple,
     ) -> Redactor:
-        """Make the redactor of the options of `ObserveSettings`."""
+        """Return a redactor with the options of `ObserveSettings`."""
         return cls(
-            templates=templates,
             capture_query_parameters=settings.capture_query_parameters,
             capture_pii=settings.capture_pii,
             names=settings.redact_names,
             patterns=settings.redact_patterns,
             function=settings.redact,
-            faults=faults,
+            internal_errors=internal_errors,
+            templates=templates,
         )
 
-    def name(self, name: str) -> str:
-        """Return the name of an operation, a service or an exception class that may be shown and be a label."""
-        known = self._shown_names.get(name)
-        if known is None:
-            known = self.text(name)
-            if len(name) <= MAX_CACHED_LENGTH:
-                if len(self._shown_names) >= MAX_CACHED_TEXTS:
-                    self._shown_names.clear()
-                self._shown_names[name] = known
-        return known
+    # Strings
 
-    # What is logged
+    def text(self, text: str) -> str:
+        """Return a string without what looks like a secret, and without the values of secret names.
+
+        At most 8,192 characters.
+        """
+        text = text[:MAX_TEXT_LENGTH]
+        if _is_trigger(text) is not None:
+            text = hide_credentials(text)
+            if ":" in text or "=" in text or '"' in text or "'" in text or "--" in text or "<" in text or "%3" in text:
+                text = self._hide_named(self._hide_userinfo(hide_library_values(text)))
+            if "?" in text:
+                text = QUERY_OF_PATH.sub(lambda match: f"?{self.query(match[0][1:])}", text)
+            if " " in text or "%20" in text:
+                text = hide_after_scheme(text)
+        if len(text) >= MIN_CARD_DIGITS and _has_digits(text) is not None:
+            text = CARD.sub(hide_card, text)
+        if self._patterns or self._function is not None:
+            text = self._apply_user_rules(text)
+        return text[:MAX_TEXT_LENGTH]
+
+    def name(self, name: str) -> str:
+        """Return the name of an operation, a service or an exception class, redacted. It may be a metric label."""
+        label = self._labels.get(name)
+        return self._labels.remember(name, self.text(name)) if label is None else label
+
+    def _hide_userinfo(self, text: str) -> str:
+        """Hide user and password of addresses, and the secret parts of URLs."""
+        if "://" in text:
+            text = URL_PART.sub(self._redact_url, text)
+        return USERINFO.sub(f"{REDACTED}:{REDACTED}@", text) if "@" in text else text
+
+    def _redact_url(self, match: re.Match[str]) -> str:
+        """Hide everything before the last `@` of a URL and after its first `?` or `#`, and secret segments."""
+        rest = match[1]
+        userinfo, at, after = rest.rpartition("@")
+        account = f"{REDACTED}:{REDACTED}@" if at and (userinfo or after) else ""
+        rest = after if at else rest
+        rest, fragment, _ = rest.partition("#")
+        rest, question_mark, query = rest.partition("?")
+        host, slash, path = rest.partition("/")
+        query = f"{question_mark}{self.query(query)}" if query else question_mark
+        return f"://{account}{host}{self.hide_secret_segments(slash + path)}{query}{fragment and fragment + REDACTED}"
+
+    def _hide_named(self, text: str) -> str:
+        """Hide the values that follow a secret name."""
+        names = self._names
+        has_quoted_name = "':" in text or '":' in text or '"=' in text or "'=" in text
+        if not has_quoted_name:
+            lower = text.lower()
+            for stem in names.stems:
+                if stem in lower:
+                    break
+            else:
+                return text
+        for mark, pattern in NAMES_BEFORE_VALUES:
+            if mark in text:
+                text = _hide_values(text, pattern, lambda match: VALUE if names.is_secret(match["name"]) else None)
+        if "</" in text:
+            text = _hide_values(
+                text, XML_ELEMENT, lambda match: XML_CONTENT if names.is_secret(match["name"]) else None
+            )
+        return _hide_values(text, KEY_BEFORE_VALUE, self._value_pattern)
+
+    def _value_pattern(self, match: re.Match[str]) -> re.Pattern[str] | None:
+        """Return the pattern of the value after a name and `=` or `:`; None if the name is not secret."""
+        names, name = self._names, match["name"]
+        if not names.is_secret_in_text(name) and not (match["before"] and names.is_secret_pair(match["before"], name)):
+            # In quotes a name is a key, not a word of a sentence, so the whole list applies.
+            whole, start, end = match.string, match.start("name"), match.end("name")
+            quote = whole[end : end + 1]
+            if quote not in _QUOTES or whole[start - 1 : start] != quote or not names.is_secret(name):
+                return None
+        return HEADER_VALUE if name.lower().endswith(_HEADER_NAMES) else VALUE
+
+    def _apply_user_rules(self, text: str) -> str:
+        for pattern in self._patterns:
+            text = "\n".join(
+                pattern.sub(_redact_match, line[:MAX_USER_PATTERN_LENGTH])
+                for line in (text.split("\n") if len(text) > MAX_USER_PATTERN_LENGTH else (text,))
+            )
+        if self._function is None:
+            return text
+        try:
+            redacted = self._function(text)
+            if not isinstance(redacted, str):
+                raise TypeError(f"redact returned {type(redacted).__name__}, not str")  # noqa: TRY301 - counted below
+        except Exception as exc:  # noqa: BLE001 - the user's function may raise anything; nothing is certain then
+            if self._internal_errors is not None:
+                self._internal_errors("redact", exc)
+            return REDACTED
+        return redacted
+
+    # Values and fields
 
     def is_secret_name(self, name: str) -> bool:
-        """Tell whether what stands under this name is secret."""
-        return self._names.hides(name)
+        """Return whether the value of this name is secret."""
+        return self._names.is_secret(name)
 
     def value_for_name(self, name: str, value: Any) -> Any:
-        """Return what stands for a value because of its name; the value itself if the name says nothing against it."""
-        if self._names.hides(name):
+        """Return the replacement of a value because of its name, or the value itself if the name is not secret."""
+        if self._names.is_secret(name):
             return value if value is None or value is True or value is False or value == "" else REDACTED
-        if self._special and isinstance(value, str) and name.lower().replace("_", "-") in self._special:
-            if name.lower() in _PII:
-                return REDACTED
-            return self.address(value) if name.lower() == "client.address" else self.header(name, value)
+        if self._personal_fields and isinstance(value, str):
+            header = name.lower().replace("_", "-")
+            if header in self._personal_fields:
+                if name.lower() in _PII:
+                    return REDACTED
+                return self.address(value) if header == "client.address" else self.header(name, value)
         return value
 
     def value(self, value: Any) -> Any:
-        """Return a copy of any object that may be shown: names in it count, and texts in it."""
+        """Return a copy of any object without secrets, or the object itself if it has none."""
         kind = type(value)
         if kind is str:
             return self.text(value)
-        if kind is float or kind is bool or value is None or (kind is int and value < 10**12):
+        if kind is float or kind is bool or value is None or (kind is int and value < MIN_CARD_NUMBER):
             return value
-        return redact_value(self, value)
+        return ValueRedactor(self.text, self.value_for_name).redact_value(value)
 
     def fields(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Return fields that may be shown: the same dict if there is nothing to hide, and not too much of it."""
+        """Return fields without secrets, or the same dict if there are none and it is within the limits."""
         if len(fields) > MAX_MEMBERS:
             fields = dict(islice(fields.items(), MAX_LARGE_CONTAINER_MEMBERS))
-        kept = fields
-        left, walk, has_long = MAX_CHARACTERS, None, False
+        result = fields
+        characters, redactor, has_long_name = MAX_CHARACTERS, None, False
         for name, value in fields.items():
             label = name if type(name) is str else str(name)
             if len(label) > MAX_FIELD_NAME_LENGTH:
-                has_long = True
-            wanted = self.value_for_name(label, value)
-            if wanted is value:
+                has_long_name = True
+            redacted = self.value_for_name(label, value)
+            if redacted is value:
                 kind = type(value)
                 if kind is str:
-                    wanted = self.text(value) if left > 0 else ELLIPSIS
-                    left -= min(len(value), MAX_TEXT_LENGTH)
+                    redacted = self.text(value) if characters > 0 else ELLIPSIS
+                    characters -= min(len(value), MAX_TEXT_LENGTH)
                 elif not (kind is float or kind is bool or value is None or (kind is int and value < MIN_CARD_NUMBER)):
-                    walk = walk or ValueRedactor(self)
-                    wanted = walk.redact_value(value)
-            if wanted is not value:
-                if kept is fields:
-                    kept = dict(fields)
-                kept[name] = wanted
-        return {str(name)[:MAX_FIELD_NAME_LENGTH]: value for name, value in kept.items()} if has_long else kept
+                    redactor = redactor or ValueRedactor(self.text, self.value_for_name)
+                    redacted = redactor.redact_value(value)
+            if redacted is not value:
+                if result is fields:
+                    result = dict(fields)
+                result[name] = redacted
+        if has_long_name:
+            return {str(name)[:MAX_FIELD_NAME_LENGTH]: value for name, value in result.items()}
+        return result
 
-    # What requests are made of
+    # Queries
 
-    def host(self, authority: bytes) -> tuple[str, int | None] | None:
-        """Read the `Host` of a request; None if it is no plain host and port, or if there is something to hide."""
-        known = self._hosts.get(authority, _UNKNOWN)
-        if known is _UNKNOWN:
-            match = AUTHORITY.fullmatch(authority.decode("latin-1"))
-            known = None
-            if match is not None and self.text(match["host"]) == match["host"]:
-                port = int(match["port"]) if match["port"] else None
-                if port is None or port <= MAX_PORT:
-                    known = match["host"].strip("[]"), port
-            if len(authority) <= MAX_CACHED_LENGTH:
-                if len(self._hosts) >= MAX_CACHED_TEXTS:
-                    self._hosts.clear()
-                self._hosts[authority] = known
-        return known
+    def query(self, query: bytes | str) -> str:
+        """Return a query string with the value of each key redacted that is not in `capture_query_parameters`.
+
+        A secret name is never captured, and what looks like a secret is redacted in captured values and in keys too.
+        Keys are compared decoded (`%70age` is `page`). `;` separates like `&`, as in some parsers.
+        """
+        query = query[: MAX_QUERY_BYTES + MARGIN]
+        text = query if isinstance(query, str) else query.decode("latin-1")
+        redacted = "&".join([self._query_part(part) for part in text.replace(";", "&").split("&")])
+        return redacted[:MAX_QUERY_BYTES]
+
+    def _query_part(self, part: str) -> str:
+        key, equals, value = part.partition("=")
+        decoded = unquote_plus(key) if "%" in key or "+" in key else key
+        is_captured = decoded in self._captured_parameters
+        if not equals:  # a value without a name: some clients send a token like this
+            return part if not part or (is_captured and self._has_no_secret(part)) else REDACTED
+        if not self._has_no_secret(decoded):
+            key = REDACTED
+        if not value or (is_captured and self._has_no_secret(value)):
+            return f"{key}={value}"
+        return f"{key}={REDACTED}"
+
+    def _has_no_secret(self, text: str) -> bool:
+        """Return whether a part of a query has no secret, neither as it is nor percent-decoded."""
+        decoded = unquote_plus(text) if "%" in text or "+" in text else text
+        return self.text(decoded) == decoded and (decoded is text or self.text(text) == text)
+
+    # Paths
 
     def is_plain_path(self, path: str) -> bool:
-        """Tell, at once, that a path has nothing to hide, nor anything but small letters, digits and `/._~-`."""
-        if len(path) > _MAX_SCANNED_LENGTH:
-            path = path[:_MAX_SCANNED_LENGTH]
+        """Return whether a path is known, without a full scan, to have no secret and no character but `a-z0-9/._~-`."""
+        if len(path) > _MAX_SCANNED_PATH:
+            path = path[:_MAX_SCANNED_PATH]
         if path in self._plain_paths:
             return True
         last = path.rfind("/") + 1
-        if path[:last] in self._plain_heads and _PLAIN_ID(path, last) is not None:
+        if path[:last] in self._plain_heads and _is_plain_id(path, last) is not None:
             return True
-        if not self._is_quick or _PLAIN_PATH(path) is None:
+        if not self._is_default or _is_plain_path(path) is None:
             return False
         if "token" in path or "pass" in path or "secret" in path or "key" in path or "otp" in path or "jwt" in path:
             return False
-        if len(path) <= MAX_CACHED_LENGTH:  # the first ones stay: a client's inventions would only push each other out
-            if last and len(self._plain_heads) < MAX_CACHED_TEXTS and _PLAIN_ID(path, last) is not None:
+        # The first ones stay: with paths that a client makes up, replacing would only evict the useful ones.
+        if len(path) <= MAX_CACHED_LENGTH:
+            if last and len(self._plain_heads) < MAX_CACHED_TEXTS and _is_plain_id(path, last) is not None:
                 self._plain_heads.add(path[:last])
             if len(self._plain_paths) < MAX_CACHED_TEXTS:
                 self._plain_paths.add(path)
         return True
 
     def path(self, path: str) -> str:
-        """Return a path that may be shown: decoded, as it stands in the ASGI scope; at most 1,152 characters."""
-        if len(path) > _MAX_SCANNED_LENGTH:
-            path = path[:_MAX_SCANNED_LENGTH]
+        """Return a path, decoded as in the ASGI scope, without secrets. At most 1,152 characters."""
+        if len(path) > _MAX_SCANNED_PATH:
+            path = path[:_MAX_SCANNED_PATH]
         if self.is_plain_path(path):
             return path
-        known = self._paths.get(path)
-        if known is None:
-            known = self.text(self.hide_secret_segments(path))
-            if len(path) <= MAX_CACHED_LENGTH:
-                if len(self._paths) >= MAX_CACHED_TEXTS:
-                    self._paths.clear()
-                self._paths[path] = known
-        return known
+        redacted = self._paths.get(path)
+        if redacted is None:
+            redacted = self._paths.remember(path, self.text(self.hide_secret_segments(path)))
+        return redacted
 
-    def raw_path(self, path: str, judge: Callable[[str], str] | None = None) -> str:
-        """Return a percent-encoded path that may be shown; `judge` is `path` unless another is given."""
-        judge = judge or self.path
-        shown = judge(path)
+    def raw_path(self, path: str, redact: Callable[[str], str] | None = None) -> str:
+        """Return a percent-encoded path without secrets; `redact` is `path` by default.
+
+        The path is returned decoded if only its decoded form has a secret.
+        """
+        redact = redact or self.path
+        redacted = redact(path)
         if "%" in path:
-            plain = unquote(path[:_MAX_SCANNED_LENGTH], "latin-1")
-            decoded = judge(plain)
-            if decoded != plain:
-                return decoded
-        return shown
+            decoded = unquote(path[:_MAX_SCANNED_PATH], "latin-1")
+            redacted_decoded = redact(decoded)
+            if redacted_decoded != decoded:
+                return redacted_decoded
+        return redacted
+
+    def hide_secret_segments(self, path: str) -> str:
+        """Return a path without the segments that follow one with a secret name."""
+        low = path.lower()
+        has_word = "token" in low or "pass" in low or "secret" in low or "key" in low or "otp" in low or "jwt" in low
+        if not (has_word or self._names.extra):
+            return path
+        segments = path.split("/")
+        before = segments[0]
+        for at in range(1, len(segments)):
+            segment = segments[at]
+            if segment and segment != ".":  # servers and apps may read `/token//abc` as `/token/abc`
+                if self._names.hides_next_segment(before, segment):
+                    segments[at] = REDACTED
+                before = segment
+        return "/".join(segments)
 
     def route_path(self, path: str, endpoint: str) -> str:
-        """Return the path of a request that a route template answered: parameters with secret names are hidden too."""
-        hidden = self._routes.get(endpoint)
-        if hidden is None:
-            hidden = self._find_secret(endpoint)
-        if hidden is _ASKS_ROUTES:
+        """Return the path of a request that matched a route template, without the values of secret parameters."""
+        secret = self._routes.get(endpoint)
+        if secret is None:
+            secret = self._find_secret_segments(endpoint)
+        if secret is _COMPARE_ROUTES:
             return self.unmatched_path(path)
-        return self._hide_parameters(path, endpoint, hidden) if hidden else self.path(path)
+        return self.path(hide_parameters(path, endpoint, secret) if secret else path)
 
     def has_secret_parameter(self, endpoint: str) -> bool:
-        """Tell whether a route template has a parameter with a secret name."""
-        hidden = self._routes.get(endpoint)
-        return bool(self._find_secret(endpoint) if hidden is None else hidden)
+        """Return whether a route template has a parameter with a secret name."""
+        secret = self._routes.get(endpoint)
+        return bool(self._find_secret_segments(endpoint) if secret is None else secret)
 
     def unmatched_path(self, path: str) -> str:
-        """Return the path of a request that no route has answered, yet or at all.
+        """Return the path of a request without a matched route, without secrets.
 
-        Hidden is what stands where a template of the app has a secret parameter: a router that redirects, or a
-        middleware that answers itself, has seen the secret too.
+        The segments at the place of a secret parameter of any template are redacted: a router that redirects, or a
+        middleware that responds itself, has received the secret too.
         """
-        secret = self._secret_routes
-        if secret is None:
-            secret = self._find_secret_routes()
-        return self.path(secret.hide(path[:_MAX_SCANNED_LENGTH])) if secret else self.path(path)
+        routes = self._secret_routes
+        if routes is None:
+            routes = self._find_secret_routes()
+        return self.path(routes.hide(path[:_MAX_SCANNED_PATH]) if routes else path)
 
     def has_secret_routes(self) -> bool:
-        """Tell whether `unrouted_path` may hide what a route that answers would not."""
+        """Return whether any route template of the app has a parameter with a secret name."""
         return bool(self._find_secret_routes() if self._secret_routes is None else self._secret_routes)
 
     def _find_secret_routes(self) -> SecretRoutes:
-        self._secret_routes = SecretRoutes(self._templates(), self._names.hides_in_text)
+        self._secret_routes = SecretRoutes(self._templates(), self._names.is_secret_in_text)
         return self._secret_routes
 
-    def _find_secret(self, endpoint: str) -> tuple[int, ...]:
-        """Return which segments of a template are secret; `_ASKS_ROUTES` if no route answered, or a mount's own 404."""
-        found: tuple[int, ...]
-        if endpoint in _UNROUTED or endpoint.endswith(_REST):
-            found = _ASKS_ROUTES if self.has_secret_routes() else ()
-        else:
-            found = secret_segments(endpoint, self._names.hides_in_text)
-        if len(self._routes) >= MAX_CACHED_TEXTS:
-            self._routes.clear()
-        self._routes[endpoint] = found
-        return found
+    def _find_secret_segments(self, endpoint: str) -> tuple[int, ...]:
+        """Return the secret segments of a template; `_COMPARE_ROUTES` where no route matched, or a mount's own 404."""
+        if endpoint in _WITHOUT_ROUTE or endpoint.endswith(_SUBPATH):
+            return self._routes.remember(endpoint, _COMPARE_ROUTES if self.has_secret_routes() else ())
+        return self._routes.remember(endpoint, secret_segments(endpoint, self._names.is_secret_in_text))
 
-    def _hide_parameters(self, path: str, endpoint: str, hidden: tuple[int, ...]) -> str:
-        template, segments = endpoint.split("/"), path.split("/")
-        more = len(segments) - len(template)
-        for start in (0, more):  # a server may keep a prefix for itself, or the last parameter take several segments
-            aligned = zip(template[1:], segments[start + 1 :], strict=False)
-            if more >= 0 and all("{" in named or named == segment for named, segment in aligned):
-                for at in hidden:
-                    last = at == len(template) - 1
-                    segments[start + at : len(segments) if last else start + at + 1] = [REDACTED]
-                return self.path("/".join(segments))
-        return f"/{REDACTED}"
+    # Clients and headers
+
+    def host(self, authority: bytes) -> tuple[str, int | None] | None:
+        """Return host and port of a `Host` header; None if it is not a plain host and port, or has a secret."""
+        host = self._hosts.get(authority, _NOT_CACHED)
+        if host is not _NOT_CACHED:
+            return host
+        host = None
+        match = AUTHORITY.fullmatch(authority.decode("latin-1"))
+        if match is not None and self.text(match["host"]) == match["host"]:
+            port = int(match["port"]) if match["port"] else None
+            if port is None or port <= MAX_PORT:
+                host = match["host"].strip("[]"), port
+        return self._hosts.remember(authority, host)
 
     def user_agent(self, agent: bytes) -> str:
-        """Return a user agent that may be shown, at most 256 characters."""
-        known = self._agents.get(agent)
-        if known is None:
-            known = self.text(agent[: MAX_USER_AGENT_LENGTH + MARGIN].decode("latin-1"))[:MAX_USER_AGENT_LENGTH]
-            if len(agent) <= MAX_CACHED_LENGTH:
-                if len(self._agents) >= MAX_CACHED_TEXTS:
-                    self._agents.clear()
-                self._agents[agent] = known
-        return known
+        """Return a user agent without secrets. At most 256 characters."""
+        redacted = self._user_agents.get(agent)
+        if redacted is None:
+            text = agent[: MAX_USER_AGENT_LENGTH + MARGIN].decode("latin-1")
+            redacted = self._user_agents.remember(agent, self.text(text)[:MAX_USER_AGENT_LENGTH])
+        return redacted
 
     def address(self, address: Any) -> str | None:
-        """Return the network of a client's address (/24, /48), or the address if `capture_pii` is set.
+        """Return the network of a client address (/24, /48), or the address if `capture_pii` is set.
 
         At most 64 characters.
         """
-        if not isinstance(address, str):  # a server may name its client as it likes
+        if not isinstance(address, str):  # servers may set any object as the client's host
             return None if address is None else REDACTED
-        if len(address) > MAX_ADDRESS_LENGTH:  # a proxy may pass on whatever a client writes
-            return (
-                self.text(address[: MAX_ADDRESS_LENGTH + MARGIN])[:MAX_ADDRESS_LENGTH] if self.capture_pii else REDACTED
-            )
-        known = self._addresses.get(address)
-        if known is None:
-            known = self.text(address)[:MAX_ADDRESS_LENGTH] if self.capture_pii else truncate_to_network(address)
-            if len(self._addresses) >= MAX_CACHED_TEXTS:
-                self._addresses.clear()
-            self._addresses[address] = known
-        return known
+        if len(address) > MAX_ADDRESS_LENGTH:  # a proxy may forward whatever the client wrote
+            if not self.capture_pii:
+                return REDACTED
+            return self.text(address[: MAX_ADDRESS_LENGTH + MARGIN])[:MAX_ADDRESS_LENGTH]
+        redacted = self._addresses.get(address)
+        if redacted is None:
+            redacted = self.text(address)[:MAX_ADDRESS_LENGTH] if self.capture_pii else truncate_to_network(address)
+            self._addresses.remember(address, redacted)
+        return redacted
 
     def header(self, name: str, value: str) -> str:
-        """Return the value of a header that may be shown; `name` in any case, `_` like `-`."""
+        """Return the value of a header without secrets. Names match in any case, with `_` or `-`."""
         name = name.lower().replace("_", "-")
-        if name in SECRET_HEADERS or self._names.hides(name) or any(part in name for part in SECRET_HEADER_WORDS):
+        if name in SECRET_HEADERS or self._names.is_secret(name) or any(part in name for part in SECRET_HEADER_WORDS):
             return REDACTED
         value = value[:MAX_TEXT_LENGTH]
         if name in ADDRESS_HEADERS and not self.capture_pii:
-            return ", ".join(self._forwarded(part.strip()) for part in value.split(",")[:16])
+            parts = value.split(",")[:_MAX_FORWARDED_ADDRESSES]
+            return ", ".join(self._redact_forwarded(part.strip()) for part in parts)
         return self.text(value)
 
-    def _forwarded(self, part: str) -> str:
-        """Show the addresses of one part of `X-Forwarded-For`, `Forwarded` or `X-Real-IP` as their networks."""
+    def _redact_forwarded(self, part: str) -> str:
+        """Return one element of `X-Forwarded-For`, `Forwarded` or `X-Real-IP` with addresses as networks."""
         if "=" not in part:
             return str(self.address(part))
-        pairs = [pair.partition("=") for pair in part.split(";")[:8]]
+        pairs = [pair.partition("=") for pair in part.split(";")[:_MAX_FORWARDED_PARAMETERS]]
         named = [(name.strip().lower(), value.strip(' "')) for name, _, value in pairs]
         return ";".join(f"{name}={self.address(value)}" for name, value in named if name in {"for", "by"})
 
 
+def _hide_values(text: str, key: re.Pattern[str], pattern_of: Callable[[re.Match[str]], re.Pattern[str] | None]) -> str:
+    """Hide the value after each match of `key`; `pattern_of` returns the value's pattern, or None to skip it."""
+    parts: list[str] = []
+    done = at = 0
+    while (match := key.search(text, at)) is not None:
+        at = match.end()
+        pattern = pattern_of(match)
+        if pattern is None:
+            continue
+        end = pattern.match(text, at).end()  # type: ignore[union-attr]  # the patterns match the empty string too
+        if end > at and not PLACEHOLDER.fullmatch(text, at, end):
+            parts += [text[done:at], REDACTED]
+            done = at = end
+    return "".join([*parts, text[done:]]) if parts else text
+
+
+def _redact_match(match: re.Match[str]) -> str:
+    return REDACTED if match[0] else ""
+
+
 DEFAULT_REDACTOR: Final = Redactor()
-"""What holds where no app is installed."""
+"""The redactor with default settings, for code that runs without an installed app."""

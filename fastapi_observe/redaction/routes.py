@@ -1,9 +1,9 @@
-"""Which segments of a path no route answered are secret: those where a template of the app has a secret parameter."""
+"""Secret path parameters: which segments of a path are the value of a parameter such as `{token}`."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fastapi_observe.redaction.patterns import REDACTED
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 PARAMETER: Final = re.compile(r"\{([^{}:]+)[^{}]*\}")
-"""A parameter of a template, its name in a group."""
+"""A parameter of a route template; its name is the first group."""
 
 MAX_TEMPLATES: Final = 256
-"""Templates with secret parameters that one app's paths are compared with."""
+"""Templates with secret parameters that the paths of one app are compared with."""
 
 MAX_SEGMENTS: Final = 64
-"""Segments of a path that are compared; a longer one is hidden behind them if the app has such templates."""
+"""Segments of a path that are compared. The rest of a longer path is redacted if the app has secret templates."""
 
 
 def secret_segments(template: str, is_secret: Callable[[str], bool]) -> tuple[int, ...]:
@@ -27,63 +27,76 @@ def secret_segments(template: str, is_secret: Callable[[str], bool]) -> tuple[in
     )
 
 
-class SecretRoutes:
-    """The templates of one app that have secret parameters; false if there are none."""
+def hide_parameters(path: str, template: str, secret: tuple[int, ...]) -> str:
+    """Return a path without the values of the secret segments of the template that it matched."""
+    segments, named = path.split("/"), template.split("/")
+    extra = len(segments) - len(named)
+    # A server may remove a prefix before it routes (start at `extra`), or the last parameter take several segments.
+    for start in (0, extra):
+        aligned = zip(named[1:], segments[start + 1 :], strict=False)
+        if extra >= 0 and all("{" in name or name == segment for name, segment in aligned):
+            for at in secret:
+                is_last = at == len(named) - 1
+                segments[start + at : len(segments) if is_last else start + at + 1] = [REDACTED]
+            return "/".join(segments)
+    return f"/{REDACTED}"
 
-    __slots__ = ("_by_word", "_first")
+
+class _Template(NamedTuple):
+    segments: list[str]
+    secret: tuple[int, ...]
+
+    def match(self, segments: list[str], start: int) -> set[int]:
+        """Return the segments that are secret if the template starts at `start`; none where it does not match."""
+        hidden: set[int] = set()
+        for at, segment in enumerate(segments[start:]):
+            if at in self.secret:
+                hidden.add(start + at)
+                if at == len(self.segments) - 1:  # the last parameter may take several segments
+                    hidden.update(range(start + at, len(segments)))
+            if at >= len(self.segments) or not ("{" in self.segments[at] or self.segments[at] == segment):
+                break
+        return hidden
+
+
+class SecretRoutes:
+    """The templates of one app that have secret parameters. False if there are none."""
+
+    __slots__ = ("_by_first_word", "_from_root")
 
     def __init__(self, templates: Iterable[str], is_secret: Callable[[str], bool]) -> None:
-        self._first: list[_Template] = []  # whose first segment is a parameter: compared with the whole path only
-        self._by_word: dict[str, list[_Template]] = {}
-        found = {each: hidden for each in templates if (hidden := secret_segments(each, is_secret))}
-        for template in list(found)[:MAX_TEMPLATES]:
-            segments = template.split("/")[1:]
-            known = segments, tuple(at - 1 for at in found[template])
-            if "{" in segments[0]:
-                self._first.append(known)
-            else:
-                self._by_word.setdefault(segments[0], []).append(known)
+        self._from_root: list[_Template] = []  # start with a parameter, so compared with the whole path only
+        self._by_first_word: dict[str, list[_Template]] = {}
+        secret = {each: hidden for each in templates if (hidden := secret_segments(each, is_secret))}
+        for template in list(secret)[:MAX_TEMPLATES]:
+            parsed = _Template(template.split("/")[1:], tuple(at - 1 for at in secret[template]))
+            first = parsed.segments[0]
+            (self._from_root if "{" in first else self._by_first_word.setdefault(first, [])).append(parsed)
 
     def __bool__(self) -> bool:
-        return bool(self._first or self._by_word)
+        return bool(self._from_root or self._by_first_word)
 
     def hide(self, path: str) -> str:
-        """Return a path without the segments that stand where a template has a secret parameter.
+        """Return a path without the segments at the place of a secret parameter.
 
-        Templates are compared from the start and behind any prefix that a server may keep for itself; of a template
-        only what stands before the parameter has to fit.
+        Each template is compared from the start of the path and after any prefix, which a server may remove. Only
+        the part of a template before its parameter has to match.
         """
         segments = path.split("/", MAX_SEGMENTS)
         hidden: set[int] = {MAX_SEGMENTS} if len(segments) > MAX_SEGMENTS else set()
-        hidden |= self._secret_segments(segments)
-        if "" in segments[1:] or "." in segments:  # the app, or a server before it, may take these for nothing
+        hidden |= self._match(segments)
+        if "" in segments[1:] or "." in segments:  # the app, or a server in front of it, may ignore these segments
             kept = [at for at, segment in enumerate(segments) if not at or segment not in {"", "."}]
-            hidden.update(kept[at] for at in self._secret_segments([segments[at] for at in kept]))
+            hidden.update(kept[at] for at in self._match([segments[at] for at in kept]))
         for at in hidden:
             segments[at] = segments[at] and REDACTED
         return "/".join(segments) if hidden else path
 
-    def _secret_segments(self, segments: list[str]) -> set[int]:
-        found: set[int] = set()
-        for template in self._first:
-            found |= _found(template, segments, 1)
+    def _match(self, segments: list[str]) -> set[int]:
+        hidden: set[int] = set()
+        for template in self._from_root:
+            hidden |= template.match(segments, 1)
         for start in range(1, len(segments)):
-            for template in self._by_word.get(segments[start], ()):
-                found |= _found(template, segments, start)
-        return found
-
-
-_Template = tuple[list[str], tuple[int, ...]]
-
-
-def _found(template: _Template, segments: list[str], start: int) -> set[int]:
-    named, secret = template
-    found: set[int] = set()
-    for at, segment in enumerate(segments[start:]):
-        if at in secret:
-            found.add(start + at)
-            if at == len(named) - 1:  # it may take several segments
-                found.update(range(start + at, len(segments)))
-        if at >= len(named) or not ("{" in named[at] or named[at] == segment):
-            break
-    return found
+            for template in self._by_first_word.get(segments[start], ()):
+                hidden |= template.match(segments, start)
+        return hidden

@@ -1,4 +1,4 @@
-"""What may be shown of any object that is logged or put on a span: by the names in it, and by its texts."""
+"""`ValueRedactor`: copies of any objects without their secrets, by the names and the strings in them."""
 
 from __future__ import annotations
 
@@ -11,30 +11,28 @@ from enum import Enum
 from itertools import chain, islice
 from operator import is_
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from fastapi_observe.redaction.patterns import REDACTED, is_card_number
-from fastapi_observe.redaction.text import MAX_TEXT_LENGTH
+from fastapi_observe.redaction.patterns import MAX_TEXT_LENGTH, REDACTED, is_card_number, redact_database_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 MAX_MEMBERS: Final = 1000
-"""Members of all values of one line that are looked at, however deep they are: a part counts wherever it stands."""
+"""Members of all containers of one log line or span that are read. A shared member counts each time it occurs."""
 
 MAX_LARGE_CONTAINER_MEMBERS: Final = 64
-"""Members that are shown of a container that has more than are left."""
+"""Members that are reported of a container that exceeds the rest of `MAX_MEMBERS`."""
 
 MAX_CHARACTERS: Final = 65_536
-"""Characters of all texts of one line or span that are looked at."""
-
-TOO_LARGE: Final = "<too large>"
-ELLIPSIS: Final = "…"
-"""Stand for a container and a text for which there is no room: a part of it might not be known as a secret."""
+"""Characters of all strings of one log line or span that are scanned."""
 
 MAX_DEPTH: Final = 32
-"""How deep containers may stand in containers."""
+
+# A container or string beyond the limits is replaced as a whole: a secret that is cut is not recognized as one.
+TOO_LARGE: Final = "<too large>"
+ELLIPSIS: Final = "…"
 
 MIN_CARD_NUMBER: Final = 10**12
 MAX_CARD_NUMBER: Final = 10**19
@@ -42,169 +40,165 @@ MAX_CARD_NUMBER: Final = 10**19
 _PLAIN: Final = (bool, float, date, time, UUID)
 _BYTES: Final = (bytes, bytearray, memoryview)
 _LISTS: Final = (list, set, frozenset, deque, ItemsView, ValuesView)
-_MEMBER: Final = 64  # characters: what a member counts for at least
+_MIN_MEMBER_SIZE: Final = 64
+"""Characters that each member counts for at least, when the length of a string is estimated."""
 
 DATABASE_DRIVERS: Final = frozenset(
     """sqlite3 aiosqlite psycopg psycopg2 psycopg_pool asyncpg pymysql MySQLdb mysql aiomysql asyncmy mariadb oracledb
     cx_Oracle pyodbc pymssql sqlalchemy duckdb""".split()  # noqa: SIM905 - a list would be a page long
 )
-"""Packages whose errors quote statements and values."""
+"""Packages whose exceptions quote statements and values."""
 
 PAIR: Final = 2
 VALIDATION_INPUT_KEYS: Final = frozenset({"input", "ctx"})
-"""What an error of pydantic repeats of the value that it refuses."""
+"""Keys of a pydantic error that repeat the rejected value."""
 
 PAIR_NAME_KEYS: Final = frozenset({"name", "key", "header", "field"})
 PAIR_VALUE_KEYS: Final = frozenset({"value", "values", "val"})
-"""Under which names lists keep names and their values."""
+"""Keys of a mapping that holds a name and its value: `{"name": "password", "value": ...}`."""
 
 
-def is_of_database(kind: type[BaseException]) -> bool:
-    """Tell whether an exception class is a database driver's."""
+def is_database_error(kind: type[BaseException]) -> bool:
+    """Return whether an exception class belongs to a database driver."""
     try:
         return any(base.__module__.partition(".")[0] in DATABASE_DRIVERS for base in kind.__mro__)
     except Exception:  # noqa: BLE001 - exception classes may override anything
         return False
 
 
-class RedactionRules(Protocol):
-    """Who says what may be shown of texts and names: the redactor."""
-
-    def text(self, text: str, /) -> str:
-        """Return free text that may be shown."""
-
-    def database_error(self, text: str, /) -> str:
-        """Return the text of a database's error that may be shown."""
-
-    def value_for_name(self, name: str, value: Any, /) -> Any:
-        """Return what stands for a value because of its name, or the value itself."""
-
-
 class ValueRedactor:
-    """Goes through the values of one line or span; what has nothing to hide, and is not too much, stays what it is."""
+    """Redacts the values of one log line or span. All of them share its limits.
 
-    __slots__ = ("_characters", "_left", "_redactor")
+    `redact_text` redacts a string; `value_for_name` returns the replacement of a value because of its name, or the
+    value itself. A value without secrets, within the limits, is returned as it is and not copied.
+    """
 
-    def __init__(self, redactor: RedactionRules) -> None:
-        self._redactor = redactor
-        self._left = MAX_MEMBERS
+    __slots__ = ("_characters", "_members", "_redact_text", "_value_for_name")
+
+    def __init__(self, redact_text: Callable[[str], str], value_for_name: Callable[[str, Any], Any]) -> None:
+        self._redact_text = redact_text
+        self._value_for_name = value_for_name
+        self._members = MAX_MEMBERS
         self._characters = MAX_CHARACTERS
 
     def redact_value(self, value: Any) -> Any:
-        """Return what may be shown of any object; one that is read wrong (its class raises) is not shown."""
+        """Return an object without its secrets, or a placeholder if its class raises while it is read."""
         try:
-            return self.show(value)
+            return self._redact(value)
         except Exception:  # noqa: BLE001 - any object may come
-            return f"<unprintable {_pair_name(value)}>"
+            return f"<unprintable {_class_name(value)}>"
 
-    def show(self, value: Any, above: tuple[int, ...] = ()) -> Any:  # noqa: PLR0911 - one for each kind of value
-        """Return what may be shown of `value`; `above` are the ids of what it is in."""
+    def _redact(self, value: Any, above: tuple[int, ...] = ()) -> Any:  # noqa: PLR0911 - one for each kind of value
+        """Return `value` without its secrets; `above` are the ids of the containers that it is in."""
         if isinstance(value, str):
-            return self._text(str.__str__(value), value)
+            return self._string(str.__str__(value), value)
         if value is None or isinstance(value, _PLAIN):
             return value
         if isinstance(value, Enum):
-            wanted = self.show(value.value, above)
-            return value if wanted is value.value else wanted
+            redacted = self._redact(value.value, above)
+            return value if redacted is value.value else redacted
         if isinstance(value, int):
-            hidden = MIN_CARD_NUMBER <= value < MAX_CARD_NUMBER and is_card_number(str(int(value)))
-            return REDACTED if hidden else value
+            is_card = MIN_CARD_NUMBER <= value < MAX_CARD_NUMBER and is_card_number(str(int(value)))
+            return REDACTED if is_card else value
         if isinstance(value, _BYTES):
             text = bytes(value[:MAX_TEXT_LENGTH]).decode("latin-1")
-            return self._text(text, value if len(value) <= MAX_TEXT_LENGTH else text)
+            return self._string(text, value if len(value) <= MAX_TEXT_LENGTH else text)
         if id(value) in above or len(above) >= MAX_DEPTH:
             return "<cycle>" if id(value) in above else "<too deep>"
-        return self._show_members(value, (*above, id(value)))
+        return self._members_of(value, (*above, id(value)))
 
-    def _text(self, text: str, of: Any) -> Any:
+    def _string(self, text: str, original: Any) -> Any:
+        """Return `original` if its string form, `text`, has no secret, else the redacted string."""
         if self._characters <= 0:
-            return ELLIPSIS if text else of
+            return ELLIPSIS if text else original
         self._characters -= min(len(text), MAX_TEXT_LENGTH)
-        wanted = self._redactor.text(text)
-        return of if wanted == text else wanted
+        redacted = self._redact_text(text)
+        return original if redacted == text else redacted
 
-    def _show_members(self, value: Any, above: tuple[int, ...]) -> Any:
-        named = _named(value)
-        if named is not None and not (isinstance(value, tuple) and not _is_soon_told(value)):
-            shown = self._show_named(value, *named, above)
-            if shown is not value or isinstance(value, Mapping):
-                return shown
+    def _members_of(self, value: Any, above: tuple[int, ...]) -> Any:
+        named = _named_members(value)
+        if named is not None and not (isinstance(value, tuple) and not _has_short_string(value)):
+            redacted = self._named(value, *named, above)
+            if redacted is not value or isinstance(value, Mapping):
+                return redacted
             if is_dataclass(value):
-                kept = _object_fields(value)
-                more = getattr(value, "__dict__", {}).keys() - kept
-                # Whoever writes it as JSON would write what it has beside its fields too.
-                return {name: getattr(value, name) for name in kept} if more else value
+                declared = _dataclass_fields(value)
+                undeclared = getattr(value, "__dict__", {}).keys() - declared
+                # A JSON encoder would write undeclared attributes too.
+                return {name: getattr(value, name) for name in declared} if undeclared else value
         elif named is None and (isinstance(value, _LISTS) or type(value) is tuple):
-            return self._show_listed(value, above)
-        if not _is_soon_told(value):
-            return f"<too large {_pair_name(value)}>"
+            return self._listed(value, above)
+        if not _has_short_string(value):
+            return f"<too large {_class_name(value)}>"
         text = str.__str__(str(value))
-        if isinstance(value, BaseException) and is_of_database(type(value)):
-            return self._redactor.database_error(self._redactor.text(text))
-        return self._text(text, value)
+        if isinstance(value, BaseException) and is_database_error(type(value)):
+            return redact_database_error(self._redact_text(text))
+        return self._string(text, value)
 
-    def _room(self, size: int) -> int:
-        """Return how many of so many members there is room for, and take it."""
-        count = size if size <= self._left else min(self._left, MAX_LARGE_CONTAINER_MEMBERS)
-        self._left -= count
+    def _reserve(self, size: int) -> int:
+        """Return how many of `size` members are within the limit, and subtract them from it."""
+        count = size if size <= self._members else min(self._members, MAX_LARGE_CONTAINER_MEMBERS)
+        self._members -= count
         return count
 
-    def _show_named(self, value: Any, size: int, members: Iterable[tuple[Any, Any]], above: tuple[int, ...]) -> Any:
-        count = self._room(size)
+    def _named(self, value: Any, size: int, members: Iterable[tuple[Any, Any]], above: tuple[int, ...]) -> Any:
+        count = self._reserve(size)
         if size and not count:
             return TOO_LARGE
         names = dict(islice(members, count))
-        hidden = self._hidden_beside(names)
-        shown: dict[Any, Any] = {}
-        same = count == size
+        hidden = self._hidden_by_siblings(names)
+        redacted: dict[Any, Any] = {}
+        is_same = count == size
         for name, member in names.items():
-            called = self._text(str.__str__(name), name) if isinstance(name, str) else name
-            wanted = REDACTED if name in hidden else self._member(name, member, above)
-            shown[called] = wanted
-            if called is not name or wanted is not member:
-                same = False
-        return value if same else shown
+            label = self._string(str.__str__(name), name) if isinstance(name, str) else name
+            replacement = REDACTED if name in hidden else self._member(name, member, above)
+            redacted[label] = replacement
+            if label is not name or replacement is not member:
+                is_same = False
+        return value if is_same else redacted
 
-    def _show_listed(self, value: Any, above: tuple[int, ...]) -> Any:
+    def _listed(self, value: Any, above: tuple[int, ...]) -> Any:
         size = len(value)
-        count = self._room(size)
+        count = self._reserve(size)
         if size and not count:
             return TOO_LARGE
         members = list(islice(value, count))
-        judged = members
+        candidates = members
         if len(members) == PAIR and isinstance(value, list | tuple):
-            judged = [members[0], self._behind(*members)]
-        copies = [self.show(member, above) for member in judged]
+            candidates = [members[0], self._second_of_pair(*members)]
+        copies = [self._redact(member, above) for member in candidates]
         return value if count == size and all(map(is_, copies, members)) else copies
 
-    def _behind(self, name: Any, value: Any) -> Any:
-        """Return what stands for the second member of a pair whose first is a name, as in `headers.raw`."""
+    def _second_of_pair(self, name: Any, value: Any) -> Any:
+        """Return the replacement of the second member of a pair whose first is its name, as in `headers.raw`."""
         if isinstance(name, bytes):
             name = name.decode("latin-1")
-        return self._redactor.value_for_name(name, value) if isinstance(name, str) else value
+        return self._value_for_name(name, value) if isinstance(name, str) else value
 
-    def _hidden_beside(self, names: dict[Any, Any]) -> set[Any]:
-        """Return the names whose values are hidden because of what stands beside them.
+    def _hidden_by_siblings(self, names: dict[Any, Any]) -> set[Any]:
+        """Return the names whose values are secret because of other members of the same mapping.
 
-        Those of an error of validation that repeat the body, and the value of `{"name": "password", "value": ...}`.
+        These are the parts of a validation error that repeat the body, and the value of
+        `{"name": "password", "value": ...}`.
         """
         hidden: set[Any] = set()
         if "loc" in names and ("type" in names or "msg" in names):
             hidden |= VALIDATION_INPUT_KEYS & names.keys()
         for value in PAIR_VALUE_KEYS & names.keys():
             if any(
-                self._behind(names[name], names[value]) is not names[value] for name in PAIR_NAME_KEYS & names.keys()
+                self._second_of_pair(names[name], names[value]) is not names[value]
+                for name in PAIR_NAME_KEYS & names.keys()
             ):
                 hidden.add(value)
         return hidden
 
     def _member(self, name: Any, value: Any, above: tuple[int, ...]) -> Any:
-        shown = self._redactor.value_for_name(name if isinstance(name, str) else str(name), value)
-        return self.show(value, above) if shown is value else shown
+        replacement = self._value_for_name(name if isinstance(name, str) else str(name), value)
+        return self._redact(value, above) if replacement is value else replacement
 
 
-def _named(value: Any) -> tuple[int, Iterable[tuple[Any, Any]]] | None:
-    """Return how many names are in a value, and the names with what stands under them; None if it has none."""
+def _named_members(value: Any) -> tuple[int, Iterable[tuple[Any, Any]]] | None:
+    """Return the number of named members of a value and the members; None if it has no names."""
     kind = type(value)
     if isinstance(value, dict):
         return dict.__len__(value), dict.items(value)
@@ -212,31 +206,28 @@ def _named(value: Any) -> tuple[int, Iterable[tuple[Any, Any]]] | None:
         return len(value), ((name, value[name]) for name in value)
     if isinstance(value, type):
         return None
-    found: dict[Any, Any] | None = None
+    members: dict[Any, Any] | None = None
     if is_dataclass(value):
-        found = {name: getattr(value, name) for name in _object_fields(value)}
+        members = {name: getattr(value, name) for name in _dataclass_fields(value)}
     elif isinstance(value, tuple) and hasattr(kind, "_fields"):
-        found = dict(zip(kind._fields, value, strict=False))
-    elif isinstance(getattr(kind, "model_fields", None), dict):  # pydantic: a field that its text leaves out stays so
-        found = {name: value.__dict__.get(name) for name, field in kind.model_fields.items() if field.repr}
-        found.update(value.__pydantic_extra__ or {})
+        members = dict(zip(kind._fields, value, strict=False))
+    elif isinstance(getattr(kind, "model_fields", None), dict):  # pydantic; `repr=False` hides a field here too
+        members = {name: value.__dict__.get(name) for name, field in kind.model_fields.items() if field.repr}
+        members.update(value.__pydantic_extra__ or {})
     elif isinstance(value, SimpleNamespace):
-        found = dict(vars(value))
-    return None if found is None else (len(found), found.items())
+        members = dict(vars(value))
+    return None if members is None else (len(members), members.items())
 
 
-def _object_fields(value: Any) -> list[str]:
-    """Return the names of a data class's fields that are not private."""
+def _dataclass_fields(value: Any) -> list[str]:
     return [field.name for field in dataclass_fields(value) if not field.name.startswith("_")]
 
 
-def redact_value(redactor: RedactionRules, value: Any) -> Any:
-    """Return what may be shown of any object; a value that is read wrong (its class raises) is not shown."""
-    return ValueRedactor(redactor).redact_value(value)
+def _has_short_string(value: Any) -> bool:
+    """Return whether `str(value)` is known to be short.
 
-
-def _is_soon_told(value: Any) -> bool:
-    """Tell whether an object's text is soon made: what its parts share is written wherever it stands."""
+    The string of a tuple or an exception repeats a shared member each time it occurs, so it can grow exponentially.
+    """
     if isinstance(value, BaseException):
         value = value.args
         if len(value) == 1 and isinstance(value[0], str):
@@ -246,7 +237,7 @@ def _is_soon_told(value: Any) -> bool:
     left, waiting = MAX_CHARACTERS, [value]
     while waiting and left > 0:
         each: Any = waiting.pop()
-        left -= _MEMBER
+        left -= _MIN_MEMBER_SIZE
         if isinstance(each, str | bytes | bytearray):
             left -= len(each)
         elif isinstance(each, dict):
@@ -256,5 +247,5 @@ def _is_soon_told(value: Any) -> bool:
     return left > 0
 
 
-def _pair_name(value: Any) -> str:
-    return str(type.__dict__["__name__"].__get__(type(value)))
+def _class_name(value: Any) -> str:
+    return str(type.__dict__["__name__"].__get__(type(value)))  # a metaclass may override `__name__`

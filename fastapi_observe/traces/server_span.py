@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.records.endpoint import REDIRECT, UNMATCHED
 from fastapi_observe.redaction.patterns import REDACTED
-from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
-from fastapi_observe.redaction.text import MARGIN
+from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR, MARGIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

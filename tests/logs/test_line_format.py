@@ -29,8 +29,7 @@ from fastapi_observe.logs.line import (
     to_text,
 )
 from fastapi_observe.records.exceptions import error_type_of
-from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR, Redactor
-from fastapi_observe.redaction.text import MAX_QUERY_BYTES
+from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR, MAX_QUERY_BYTES, Redactor
 
 
 class Unprintable:

@@ -14,8 +14,8 @@ from fastapi_observe.records.exceptions import (
     exception_message,
     exception_stacktrace,
 )
-from fastapi_observe.redaction.text import MAX_TEXT_LENGTH
-from fastapi_observe.redaction.values import is_of_database
+from fastapi_observe.redaction.patterns import MAX_TEXT_LENGTH
+from fastapi_observe.redaction.values import is_database_error
 
 HIDDEN = "hunter2"
 E = TypeVar("E", bound=BaseException)
@@ -174,8 +174,8 @@ def test_a_class_that_tells_nothing() -> None:
     class OddError(Exception, metaclass=OddMeta):
         pass
 
-    assert not is_of_database(OddError)
-    assert is_of_database(sqlite3.Error)
+    assert not is_database_error(OddError)
+    assert is_database_error(sqlite3.Error)
 
 
 class UnprintableError(Exception):

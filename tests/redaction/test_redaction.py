@@ -31,15 +31,17 @@ from fastapi_observe.redaction.names import (
     SECRET_WHOLE_NAMES,
     SecretNames,
 )
-from fastapi_observe.redaction.patterns import is_card_number
+from fastapi_observe.redaction.patterns import MAX_TEXT_LENGTH, is_card_number
 from fastapi_observe.redaction.redactor import (
     DEFAULT_REDACTOR,
+    MARGIN,
     MAX_CACHED_TEXTS,
     MAX_FIELD_NAME_LENGTH,
     MAX_PATH_LENGTH,
+    MAX_QUERY_BYTES,
+    MAX_USER_PATTERN_LENGTH,
     Redactor,
 )
-from fastapi_observe.redaction.text import MARGIN, MAX_QUERY_BYTES, MAX_TEXT_LENGTH, MAX_USER_PATTERN_LENGTH
 from fastapi_observe.redaction.values import (
     ELLIPSIS,
     MAX_CHARACTERS,
@@ -104,10 +106,10 @@ def test_names_that_are_remembered_are_bounded() -> None:
     """However many names come, few are kept, and long ones never."""
     names = SecretNames()
     for number in range(MAX_CACHED_NAMES + 10):
-        assert not names.hides(f"name_{number}")
-    names.hides("x" * 1000)
-    assert 0 < len(names._known) <= MAX_CACHED_NAMES
-    assert max(map(len, names._known)) < 1000
+        assert not names.is_secret(f"name_{number}")
+    names.is_secret("x" * 1000)
+    assert 0 < len(names._verdicts) <= MAX_CACHED_NAMES
+    assert max(map(len, names._verdicts)) < 1000
 
 
 # Queries
@@ -283,7 +285,7 @@ def test_function_of_the_user() -> None:
             raise LookupError
         return None if text == "none" else text.replace("blue", "B")
 
-    redactor = Redactor(function=redact, faults=lambda site, exc: told.append((site, type(exc).__name__)))
+    redactor = Redactor(function=redact, internal_errors=lambda site, exc: told.append((site, type(exc).__name__)))
     assert redactor.text("blue password=x") == "B password=REDACTED"
     assert [redactor.text("boom"), redactor.text("none")] == ["REDACTED", "REDACTED"]
     assert told == [("redact", "LookupError"), ("redact", "TypeError")]
@@ -431,7 +433,7 @@ def test_what_is_remembered_of_clients_is_bounded() -> None:
         redactor.user_agent(long.encode())
         redactor.address(long)
         redactor.host(long.encode())
-    kept = (redactor._paths, redactor._plain_paths, redactor._agents, redactor._addresses, redactor._hosts)
+    kept = (redactor._paths, redactor._plain_paths, redactor._user_agents, redactor._addresses, redactor._hosts)
     for each in (*kept, redactor._plain_heads, redactor._routes):
         assert 0 < len(each) <= MAX_CACHED_TEXTS
         assert all(len(key) < 5000 for key in each)
@@ -917,5 +919,5 @@ def test_names_of_operations_are_redacted_once() -> None:
     for number in range(MAX_CACHED_TEXTS + 2):
         redactor.name(f"name {number}")
     assert redactor.name("x" * 1000) == "x" * 1000
-    assert len(redactor._shown_names) == 2
+    assert len(redactor._labels) == 2
     assert error_type_of(type(JWT.replace(".", "_"), (Exception,), {})()) != JWT
