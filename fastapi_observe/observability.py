@@ -18,7 +18,7 @@ from fastapi_observe.clients.database.pools import instrument_pool
 from fastapi_observe.clients.http.external import ExternalClient
 from fastapi_observe.clients.http.httpx import HttpClients
 from fastapi_observe.clients.http.propagation import PropagationPolicy
-from fastapi_observe.export.counts import ExportCollector, exported_signals
+from fastapi_observe.export.counts import ExportCollector, line_counts
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.internal.forks import FINAL_LOG_FLUSH, share_deadline
 from fastapi_observe.logs.service import LogService
@@ -41,12 +41,13 @@ from fastapi_observe.traces.service import TracingService
 from fastapi_observe.workers.join import WorkerGroup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     import httpx
     from starlette.applications import Starlette
     from starlette.types import Receive, Scope, Send
 
+    from fastapi_observe.export.counts import Counts
     from fastapi_observe.export.push import MetricExportLoop
     from fastapi_observe.export.queue import ExportQueue
     from fastapi_observe.logs.service import ObserveLogger
@@ -106,18 +107,34 @@ class Observability:
         if settings.otlp_logs or settings.otlp_metrics:
             from fastapi_observe.export.push import open_queues  # noqa: PLC0415 - seldom wanted
 
-            self._pushes = open_queues(
-                settings, self.tracing.provider, self.metrics.sharing, self.logs, self.internal_errors
+            sharing = self.metrics.sharing
+            queues = open_queues(
+                settings,
+                self.tracing.provider,
+                sharing.of_this_process,
+                sharing.counters_reset_at,
+                self.internal_errors,
             )
+            if queues.logs is not None:
+                self.logs.push = queues.logs.put
+            self._pushes = [queue for queue in queues if queue is not None]
         self.metrics.register_collector(self.tracing.quota)
-        self.metrics.register_collector(
-            ExportCollector(exported_signals(self.logs, self.tracing.provider, self._pushes))
-        )
+        self.metrics.register_collector(ExportCollector(self._export_counts()))
         self._budget = share_deadline(self.tracing.provider, *self._pushes)
         if settings.logs:
             self.logs.start()
         background.instrument()
         INSTALLED.append(self)
+
+    def _export_counts(self) -> Iterator[tuple[str, Callable[[], Counts]]]:
+        yield "logs", line_counts(self.logs.tally)
+        if self.logs.file_tally() is not None:
+            yield "log_file", line_counts(self.logs.file_tally)
+        queue = getattr(self.tracing.provider, "queue", None)
+        if queue is not None:
+            yield "traces", queue.counts
+        for push in self._pushes:
+            yield "otlp_metrics" if hasattr(push, "push") else "otlp_logs", push.counts
 
     @property
     def log(self) -> ObserveLogger:

@@ -1,20 +1,13 @@
-"""OTLP over gRPC, with the extra: encoded requests go out as they are, under a deadline that holds."""
+"""`GrpcTransport`: OTLP over gRPC, with the extra `grpc`. Requests are sent as encoded, with a deadline."""
 
 from __future__ import annotations
 
 import os
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from fastapi_observe.export.transport import (
-    MAX_RETRY_AFTER,
-    Certificates,
-    ExportResult,
-    header_fields,
-    redact_url,
-    rejected_items,
-)
+from fastapi_observe.export.transport import Certificates, ExportResult, redact_url, rejected_items, retry_info
+from fastapi_observe.internal.clock import monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,10 +19,10 @@ SERVICES: Final = {
 }
 
 RETRYABLE: Final = frozenset({"CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS"})
-"""OTLP/gRPC: what a client may retry; `RESOURCE_EXHAUSTED` only where the collector says when."""
+"""Codes that a client may retry (OTLP/gRPC specification); `RESOURCE_EXHAUSTED` only with a `RetryInfo`."""
 
 CONNECTION_LOST_MESSAGES: Final = ("Stream removed", "Socket closed", "Connection reset", "GOAWAY")
-"""What grpc's details say of a connection that ended under a call; any other status is the collector's answer."""
+"""Details of a status that the gRPC library made because the connection ended. All others come from the Collector."""
 
 CHANNEL_OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),
@@ -41,32 +34,33 @@ COMPRESS_ABOVE: Final = 1024
 
 
 class GrpcTransport:
-    """Calls `Export` of one signal's service. Raises `RuntimeError` where the extra is missing."""
+    """Calls `Export` of the service of one signal. Raises `RuntimeError` without the extra."""
 
     def __init__(self, url: str, headers: Mapping[str, str], signal: str) -> None:
         try:
             import grpc  # type: ignore[import-untyped]  # noqa: PLC0415 - an extra
         except ImportError as exc:
             raise RuntimeError(
-                "otlp_protocol='grpc' needs the extra: pip install 'fastapi-observe[grpc]', or use 'http/protobuf'"
+                "otlp_protocol='grpc' needs an extra; run pip install 'fastapi-observe[grpc]' or use 'http/protobuf'"
             ) from exc
         self._grpc: Any = grpc
         self.target = redact_url(url)
         parts = urlsplit(url)
         self._address = parts.netloc.rpartition("@")[2] or url
-        said = os.environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_INSECURE") or os.environ.get(
+        insecure = os.environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_INSECURE") or os.environ.get(
             "OTEL_EXPORTER_OTLP_INSECURE", ""
         )
-        self.encrypted = parts.scheme == "https" or (parts.scheme != "http" and said.lower() != "true")
+        # The scheme decides; the variable is for endpoints without one (OTLP exporter specification).
+        self.encrypted = parts.scheme == "https" or (parts.scheme != "http" and insecure.lower() != "true")
         self._certificates = Certificates.from_environment(signal)
         self._method = f"/opentelemetry.proto.collector.{SERVICES[signal]}/Export"
         self._metadata = tuple((name.lower(), value) for name, value in headers.items())
         self._channel: Any = None
         self._call: Any = None
-        self._parents: list[Any] = []
+        self._channels_of_parents: list[Any] = []
 
     def send(self, body: bytes, deadline: float) -> ExportResult:
-        """Send one request; return when it was answered, has failed, or at `deadline`."""
+        """Send one request and return its result, at `deadline` at the latest."""
         grpc = self._grpc
         try:
             if self._channel is None:
@@ -82,7 +76,7 @@ class GrpcTransport:
             return ExportResult("broken", "cancelled", retry=True)
         except grpc.RpcError as exc:
             return _failure(exc)
-        except (OSError, ValueError) as exc:  # a certificate that is not there, or is none
+        except (OSError, ValueError) as exc:  # a certificate file that is missing or invalid
             return ExportResult("tls", f"{type(exc).__name__}: {exc}"[:200], retry=True, maybe_received=False)
         finally:
             self._call = None
@@ -91,14 +85,13 @@ class GrpcTransport:
         grpc = self._grpc
         if not self.encrypted:
             return grpc.insecure_channel(self._address, CHANNEL_OPTIONS)
-        files = (None if name is None else _read(name) for name in self._certificates)
-        authorities, certificate, key = files
+        authorities, certificate, key = (None if path is None else _read_file(path) for path in self._certificates)
         return grpc.secure_channel(
             self._address, grpc.ssl_channel_credentials(authorities, key, certificate), CHANNEL_OPTIONS
         )
 
     def abort(self) -> None:
-        """Make a `send` that is under way return."""
+        """Make a `send` in another thread return early."""
         call = self._call
         if call is not None:
             call.cancel()
@@ -110,42 +103,36 @@ class GrpcTransport:
             channel.close()
 
     def detach_after_fork(self) -> None:
-        """Keep the parent's channel, but never use it: to close or collect it would wait for the parent's threads."""
+        """Keep the parent's channel without using it."""
+        # Closing or collecting it would wait for threads that do not exist in the child.
         if self._channel is not None:
-            self._parents.append(self._channel)
+            self._channels_of_parents.append(self._channel)
             self._channel = None
 
 
-def _read(name: str) -> bytes:
-    with open(name, "rb") as file:  # noqa: PTH123 - no need for a path
+def _read_file(path: str) -> bytes:
+    with open(path, "rb") as file:  # noqa: PTH123 - pathlib is not needed
         return file.read()
 
 
 def _failure(exc: Any) -> ExportResult:
     code, details = exc.code().name, str(exc.details() or "")
-    told = f"{code}: {details}"[:200]
+    message = f"{code}: {details}"[:200]
     if code == "DEADLINE_EXCEEDED":
-        return ExportResult("timeout", told, retry=True)
+        return ExportResult("timeout", message, retry=True)
     retry_after = _retry_after(exc)
     retry = code in RETRYABLE or (code == "RESOURCE_EXHAUSTED" and retry_after is not None)
-    later = retry and not any(words in details for words in CONNECTION_LOST_MESSAGES)
+    retry_later = retry and not any(lost in details for lost in CONNECTION_LOST_MESSAGES)
     if code == "UNAVAILABLE":
-        reached = "connect" not in details
-        return ExportResult(
-            "connect", told, retry=True, maybe_received=reached, retry_after=retry_after, retry_later=later
-        )
+        maybe_received = "connect" not in details
+        return ExportResult("connect", message, retry, maybe_received, retry_after, retry_later=retry_later)
     return ExportResult(
-        "http_5xx" if retry else "http_4xx", told, retry=retry, retry_after=retry_after, retry_later=later
+        "http_5xx" if retry else "http_4xx", message, retry, retry_after=retry_after, retry_later=retry_later
     )
 
 
 def _retry_after(exc: Any) -> float | None:
-    """Read `RetryInfo.retry_delay`, at most LONGEST_RETRY_AFTER seconds."""
     for name, value in exc.trailing_metadata() or ():
         if name == "google.rpc.retryinfo-bin":
-            for number, duration in header_fields(value):
-                if number == 1 and isinstance(duration, bytes):
-                    parts = dict(header_fields(duration))
-                    seconds = parts.get(1, 0)
-                    return min(float(seconds), MAX_RETRY_AFTER) if isinstance(seconds, int) else None
+            return retry_info(value)
     return None

@@ -1,4 +1,4 @@
-"""OTLP over HTTP with the standard library: one connection, and never a moment or a byte more than was allowed."""
+"""`HttpTransport`: OTLP over HTTP by the standard library, on one kept connection, bounded in time and bytes."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import io
 import select
 import socket
 from base64 import b64encode
-from email.utils import parsedate_to_datetime
-from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
 from fastapi_observe.export.transport import (
-    MAX_RETRY_AFTER,
     Certificates,
     ExportResult,
     redact_url,
     rejected_items,
+    retry_after_header,
 )
+from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.version import package_version
 
 if TYPE_CHECKING:
@@ -26,10 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_RESPONSE_BYTES: Final = 65_536
-"""Bytes of an answer that are read."""
+"""Bytes read of one response."""
 
-MIN_CONNECT_TIME: Final = 1.0
-"""Seconds that the body of a success may take: the status has said what matters."""
+BODY_TIMEOUT: Final = 1.0
+"""Seconds to read the body of a successful response. Only its count of rejected items matters."""
 
 COMPRESS_ABOVE: Final = 1024
 """Bytes of a request above which it is compressed."""
@@ -37,67 +36,72 @@ COMPRESS_ABOVE: Final = 1024
 GZIP_LEVEL: Final = 1
 
 RETRYABLE: Final = frozenset({429, 502, 503, 504})
-"""OTLP/HTTP: what a client may retry."""
+"""Statuses that a client may retry (OTLP/HTTP specification)."""
 
 PROTOBUF: Final = "application/x-protobuf"
 
 
 class _TooMuchError(OSError):
-    """The answer is longer than anyone needs."""
+    """The response is longer than `MAX_RESPONSE_BYTES`."""
 
 
 class _DeadlineSocket:
-    """A socket that must be done by `deadline`, whatever the peer does, and reads at most MOST_READ bytes a request."""
+    """The part of a socket that `http.client` uses, with a deadline for all calls together and a limit of bytes read.
+
+    A socket's own timeout starts again with every byte, so that a peer could hold a request open for ever.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.deadline = 0.0
         self.unread = MAX_RESPONSE_BYTES
 
-    def _arm(self) -> None:
+    def _set_timeout(self) -> None:
         left = self.deadline - monotonic()
         if left <= 0:
             raise TimeoutError
         self.sock.settimeout(left)
 
     def sendall(self, data: bytes) -> None:
-        self._arm()
-        self.sock.sendall(data)  # its timeout is that of the whole call
+        self._set_timeout()
+        self.sock.sendall(data)  # applies its timeout to the whole call
 
     def receive(self, buffer: Any) -> int:
         if self.unread <= 0:
             raise _TooMuchError
-        self._arm()
-        got = self.sock.recv_into(buffer)
-        self.unread -= got
-        return got
+        self._set_timeout()
+        received = self.sock.recv_into(buffer)
+        self.unread -= received
+        return received
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        """Return what `http.client` reads from."""
+        """Return the file that `http.client` reads from."""
         return io.BufferedReader(_Reader(self))
 
     def close(self) -> None:
-        self.sock.close()  # says no goodbye in TLS: in a forked child that would end the parent's session
+        # Without a TLS close_notify: in a forked child that would end the parent's session.
+        self.sock.close()
 
 
 class _Reader(io.RawIOBase):
-    """Reads from a wire; closing it leaves the socket open."""
+    """A file on a `DeadlineSocket`; closing it leaves the socket open."""
 
-    def __init__(self, wire: _DeadlineSocket) -> None:
-        self._wire = wire
+    def __init__(self, sock: _DeadlineSocket) -> None:
+        self._sock = sock
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        return self._wire.receive(buffer)
+        return self._sock.receive(buffer)
 
 
 class HttpTransport:
-    """Posts to one URL over a connection that is kept."""
+    """Sends POST requests to one URL over a kept connection."""
 
     def __init__(self, url: str, headers: Mapping[str, str], signal: str) -> None:
-        import encodings.idna  # noqa: F401, PLC0415 - else two threads that look up a host fail while they import it
+        # getaddrinfo imports it on first use. Two threads that do so at once may fail (circular import).
+        import encodings.idna  # noqa: F401, PLC0415
 
         parts = urlsplit(url)
         self.target = redact_url(url)
@@ -116,57 +120,56 @@ class HttpTransport:
         self._headers.update({name.lower(): value.encode() for name, value in headers.items()})
         self._context: ssl.SSLContext | None = None
         self._connection: http.client.HTTPConnection | None = None
-        self._wire: _DeadlineSocket | None = None
+        self._sock: _DeadlineSocket | None = None
 
     def send(self, body: bytes, deadline: float) -> ExportResult:
-        """Send one request; return when it was answered, has failed, or at `deadline`."""
+        """Send one request and return its result, at `deadline` at the latest."""
         headers = self._headers
         if len(body) > COMPRESS_ABOVE:
             import zlib  # noqa: PLC0415 - not needed without exports
 
             body = zlib.compress(body, GZIP_LEVEL, wbits=31)
             headers = {**headers, "content-encoding": b"gzip"}
-        reused = self._wire is not None
-        if self._wire is not None and is_closed_by_peer(self._wire.sock):
+        if self._sock is not None and is_closed_by_peer(self._sock.sock):
             self.close()
-            reused = False
-        answer = self._request(body, headers, deadline)
-        if reused and answer.reason == "broken":  # a kept connection may end just as it is used again
-            answer = self._request(body, headers, deadline)
-        return answer
+        reused = self._sock is not None
+        result = self._request(body, headers, deadline)
+        if reused and result.reason == "broken":  # the peer may close a kept connection just as it is used again
+            result = self._request(body, headers, deadline)
+        return result
 
     def _request(self, body: bytes, headers: Mapping[str, bytes], deadline: float) -> ExportResult:
-        reached = False
+        connected = False
         try:
-            connection, wire = self._connect(deadline)
-            reached = True
-            wire.deadline = deadline
-            wire.unread = MAX_RESPONSE_BYTES
+            connection, sock = self._connect(deadline)
+            connected = True
+            sock.deadline = deadline
+            sock.unread = MAX_RESPONSE_BYTES
             connection.request("POST", self._path, body, headers)
             response = connection.getresponse()
-            return self._read(response, wire)
+            return self._read_result(response, sock)
         except TimeoutError:
             self.close()
-            return ExportResult("timeout", "no answer in time", retry=True, maybe_received=reached)
-        except (OSError, UnicodeError, http.client.HTTPException) as exc:  # the second: of a host that is no name
+            return ExportResult("timeout", "no response in time", retry=True, maybe_received=connected)
+        except (OSError, UnicodeError, http.client.HTTPException) as exc:  # UnicodeError: an invalid host name
             self.close()
-            return _failure(exc, reached=reached)
+            return _failure(exc, connected=connected)
 
     def _connect(self, deadline: float) -> tuple[http.client.HTTPConnection, _DeadlineSocket]:
-        if self._connection is None or self._wire is None:
-            wire = _DeadlineSocket(self._open(deadline))
+        if self._connection is None or self._sock is None:
+            sock = _DeadlineSocket(self._open(deadline))
             connection = http.client.HTTPConnection(self._host, self._port)
-            connection.sock = wire  # the part of a socket that it uses
-            connection.auto_open = 0
-            self._connection, self._wire = connection, wire
-        return self._connection, self._wire
+            connection.sock = sock
+            connection.auto_open = 0  # else it would open a connection of its own, without a deadline
+            self._connection, self._sock = connection, sock
+        return self._connection, self._sock
 
     def _open(self, deadline: float) -> socket.socket:
-        """Connect to the first address that answers; each has its share of the time."""
-        found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        """Connect to the first address that accepts; the time left is shared evenly among the addresses."""
+        addresses = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         failure: OSError = TimeoutError()
-        for left, (family, kind, protocol, _, address) in zip(range(len(found), 0, -1), found, strict=True):
-            seconds = (deadline - monotonic()) / left
+        for at, (family, kind, protocol, _, address) in enumerate(addresses):
+            seconds = (deadline - monotonic()) / (len(addresses) - at)
             if seconds <= 0:
                 raise TimeoutError
             sock = socket.socket(family, kind, protocol)
@@ -194,16 +197,15 @@ class HttpTransport:
             self._context = context
         return self._context
 
-    def _read(self, response: http.client.HTTPResponse, wire: _DeadlineSocket) -> ExportResult:
-        status = response.status
-        if not 200 <= status < 300:  # noqa: PLR2004 - the statuses of success
+    def _read_result(self, response: http.client.HTTPResponse, sock: _DeadlineSocket) -> ExportResult:
+        if not 200 <= response.status < 300:  # noqa: PLR2004 - the statuses of success
             self.close()
-            return _refusal(response)
-        wire.deadline = min(wire.deadline, monotonic() + MIN_CONNECT_TIME)
+            return _rejection(response)
+        sock.deadline = min(sock.deadline, monotonic() + BODY_TIMEOUT)
         body = b""
         try:
             body = response.read(MAX_RESPONSE_BYTES)
-        except (OSError, ValueError, http.client.HTTPException):  # ValueError: the size of a chunk is negative
+        except (OSError, ValueError, http.client.HTTPException):  # ValueError: a negative chunk size
             self.close()
         else:
             if not response.isclosed() or response.will_close:
@@ -212,64 +214,55 @@ class HttpTransport:
         return ExportResult(rejected=rejected_items(body) if is_protobuf else 0)
 
     def abort(self) -> None:
-        """Make a `send` that is under way return."""
-        wire = self._wire
-        if wire is not None:
+        """Make a `send` in another thread return early."""
+        sock = self._sock
+        if sock is not None:
             try:
-                socket.socket.shutdown(wire.sock, socket.SHUT_RDWR)
-            except OSError:  # it has ended by itself
+                # Not SSLSocket.shutdown: it would drop the TLS layer while the other thread reads.
+                socket.socket.shutdown(sock.sock, socket.SHUT_RDWR)
+            except OSError:  # it was closed meanwhile
                 return
 
     def close(self) -> None:
         """Close the connection."""
-        connection, wire = self._connection, self._wire
-        self._connection = self._wire = None
+        connection, sock = self._connection, self._sock
+        self._connection = self._sock = None
         if connection is not None:
             connection.close()
-        if wire is not None:
-            wire.close()
+        if sock is not None:
+            sock.close()
 
     def detach_after_fork(self) -> None:
-        """Close the child's copy of the connection: nothing is sent, the parent's stays open."""
+        """Close the child's copy of the connection. Nothing is sent; the parent's stays open."""
         self.close()
 
 
 def is_closed_by_peer(sock: socket.socket) -> bool:
-    """Tell whether a connection on which nothing is expected has something to read: its end."""
+    """Return whether an idle connection has something to read, which can only be its end."""
     if hasattr(select, "poll"):
         poll = select.poll()
         poll.register(sock, select.POLLIN)
         return bool(poll.poll(0))
-    return bool(select.select([sock], [], [], 0)[0])  # pragma: no cover - Windows, where numbers may be high
+    return bool(select.select([sock], [], [], 0)[0])  # pragma: no cover - Windows
 
 
-def _failure(exc: Exception, *, reached: bool) -> ExportResult:
-    reason = getattr(exc, "strerror", None)  # what the peer has sent is not told: it could be anything
-    told = f"{type(exc).__name__}: {reason}" if reason else type(exc).__name__
-    if not reached:
+def _failure(exc: Exception, *, connected: bool) -> ExportResult:
+    # Nothing that the peer sent is quoted: it may be anything.
+    detail = getattr(exc, "strerror", None)
+    message = f"{type(exc).__name__}: {detail}" if detail else type(exc).__name__
+    if not connected:
         is_tls = type(exc).__module__ == "ssl" or isinstance(exc, FileNotFoundError)
-        return ExportResult("tls" if is_tls else "connect", told, retry=True, maybe_received=False)
-    return ExportResult("broken", told, retry=True)
+        return ExportResult("tls" if is_tls else "connect", message, retry=True, maybe_received=False)
+    return ExportResult("broken", message, retry=True)
 
 
-def _refusal(response: http.client.HTTPResponse) -> ExportResult:
+def _rejection(response: http.client.HTTPResponse) -> ExportResult:
     status = response.status
-    told = f"it answered {status}"
+    message = f"the collector responded {status}"
     if status in RETRYABLE:
-        word = "http_429" if status == 429 else "http_5xx"  # noqa: PLR2004 - Too Many Requests
-        retry_after = _retry_after(response.headers.get("retry-after"))
-        return ExportResult(word, told, retry=True, retry_after=retry_after, retry_later=True)
+        reason = "http_429" if status == 429 else "http_5xx"  # noqa: PLR2004 - Too Many Requests
+        retry_after = retry_after_header(response.headers.get("retry-after"))
+        return ExportResult(reason, message, retry=True, retry_after=retry_after, retry_later=True)
     if 300 <= status < 400:  # noqa: PLR2004 - the statuses of redirection
-        told += ", which is not followed: set the endpoint to the address itself"
-    return ExportResult(f"http_{str(status)[0]}xx", told)
-
-
-def _retry_after(given: str | None) -> float | None:
-    """Read `Retry-After` (RFC 9110, 10.2.3), at most LONGEST_RETRY_AFTER seconds."""
-    if given is None:
-        return None
-    try:
-        seconds = float(given) if given.strip().isdecimal() else parsedate_to_datetime(given).timestamp() - time()
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER)
+        message += "; redirects are not followed, set otlp_endpoint to the final URL"
+    return ExportResult(f"http_{str(status)[0]}xx", message)

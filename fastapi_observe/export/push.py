@@ -1,10 +1,10 @@
-"""OTLP logs and metrics as options: their queues to the collector, and the clock by which metrics are sent."""
+"""Export of log lines and metrics over OTLP, if enabled: their queues, and the loop that reads the metrics."""
 
 from __future__ import annotations
 
 import threading
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.export.otlp.logs import LogEncoder
 from fastapi_observe.export.otlp.metrics import MetricEncoder, read_families
@@ -22,47 +22,37 @@ if TYPE_CHECKING:
     from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.settings.model import ObserveSettings
 
-
-class LogLineSource(Protocol):
-    """Who writes lines (`Logs`)."""
-
-    push: Callable[[bytes], None] | None
+TRACES_PATH: Final = "/v1/traces"
 
 
-class MetricSource(Protocol):
-    """Who has the metrics (`Sharing`)."""
+class PushQueues(NamedTuple):
+    """The exports of an app besides traces. Each is None where it is not enabled."""
 
-    def of_this_process(self) -> Iterable[Collector]:
-        """Return what shows the values of this process alone."""
-
-    def counters_reset_at(self) -> int:
-        """Return when counters were last set to zero, in nanoseconds; 0: they never were."""
+    logs: ExportQueue | None
+    metrics: MetricExportLoop | None
 
 
 def open_queues(
     settings: ObserveSettings,
     provider: Any,
-    metrics: MetricSource,
-    logs: LogLineSource,
-    faults: InternalErrors,
-) -> list[ExportQueue | MetricExportLoop]:
-    """Return what sends lines and metrics; each has `flush(timeout)` and `close()`.
+    collectors: Callable[[], Iterable[Collector]],
+    counters_reset_at: Callable[[], int],
+    internal_errors: InternalErrors,
+) -> PushQueues:
+    """Return the queues that the settings enable.
 
-    Each worker process sends its own, under an instance id of its own: who receives them adds them up.
+    Each worker process exports its own log lines and metrics, under its own instance id. `collectors` returns the
+    Prometheus collectors of this process alone.
     """
     resource = ProcessResource(settings, provider)
-    lines = make_log_queue(settings, resource, faults)
-    numbers = make_metrics_push(settings, resource, metrics.of_this_process, faults, metrics.counters_reset_at)
-    if lines is not None:
-        logs.push = lines.put
-    return [push for push in (lines, numbers) if push is not None]
-
-
-TRACES_PATH: Final = "/v1/traces"
+    return PushQueues(
+        logs=make_log_queue(settings, resource, internal_errors),
+        metrics=make_metric_loop(settings, resource, collectors, internal_errors, counters_reset_at),
+    )
 
 
 def signal_url(settings: ObserveSettings, signal: str) -> str | None:
-    """Return where `signal` (`logs`, `metrics`) is sent; None: nowhere. gRPC has one address for every signal."""
+    """Return the URL for `signal` (`logs`, `metrics`), or None without an endpoint. gRPC uses one for all signals."""
     endpoint = settings.otlp_endpoint
     if endpoint is None or settings.otlp_protocol == "grpc":
         return endpoint
@@ -71,94 +61,97 @@ def signal_url(settings: ObserveSettings, signal: str) -> str | None:
 
 
 class ProcessResource:
-    """Reads who this process is: the resource of the tracer provider, else one made of the settings.
+    """Returns the resource of this process: the tracer provider's, or one made of the settings.
 
-    It names the instance even where the provider's does not: each process writes streams of its own.
+    It has an instance id even where the provider's has none, because each process writes its own streams.
     """
 
     def __init__(self, settings: ObserveSettings, provider: Any) -> None:
         self._settings = settings
         self._provider = provider
-        self._forget()
-        register_at_fork(self, ProcessResource._forget)
+        self._reset_after_fork()
+        register_at_fork(self, ProcessResource._reset_after_fork)
 
-    def _forget(self) -> None:
-        self._kept: tuple[Resource | None, Resource] | None = None
+    def _reset_after_fork(self) -> None:
+        self._cached: tuple[Resource | None, Resource] | None = None
 
     def __call__(self) -> Resource:
-        """Return the same object as long as nothing changes."""
-        found: Resource | None = getattr(self._provider, "resource", None)
-        if self._kept is None or self._kept[0] is not found:
-            self._kept = found, make_resource(self._settings) if found is None else with_instance_id(found)
-        return self._kept[1]
+        """Return the same object as long as the provider's resource is the same: encoders cache its bytes."""
+        source: Resource | None = getattr(self._provider, "resource", None)
+        if self._cached is None or self._cached[0] is not source:
+            self._cached = source, make_resource(self._settings) if source is None else with_instance_id(source)
+        return self._cached[1]
 
 
 def make_log_queue(
-    settings: ObserveSettings, resource: Callable[[], Resource], faults: InternalErrors
+    settings: ObserveSettings, resource: Callable[[], Resource], internal_errors: InternalErrors
 ) -> ExportQueue | None:
-    """Return the queue that takes JSON lines (`put(line)`); None where `otlp_logs` is off or there is no endpoint."""
+    """Return the queue of JSON log lines (`put(line)`), or None if `otlp_logs` is off or there is no endpoint."""
     url = signal_url(settings, "logs")
     if not settings.otlp_logs or url is None:
         return None
     transport = make_transport(settings, url, "logs")
-    return ExportQueue("log lines", LogEncoder(resource), transport, queue_limits(settings), faults)
+    return ExportQueue("log lines", LogEncoder(resource), transport, queue_limits(settings), internal_errors)
 
 
-def make_metrics_push(
+def make_metric_loop(
     settings: ObserveSettings,
     resource: Callable[[], Resource],
     collectors: Callable[[], Iterable[Collector]],
-    faults: InternalErrors,
+    internal_errors: InternalErrors,
     counters_reset_at: Callable[[], int] = int,
 ) -> MetricExportLoop | None:
-    """Return what sends what `collectors()` read; None where `otlp_metrics` is off or there is no endpoint.
+    """Return the export of what `collectors()` read, or None if `otlp_metrics` is off or there is no endpoint.
 
-    `zeroed` returns when counters were last set to zero, in nanoseconds.
+    `counters_reset_at` returns when counters were last set to zero, in nanoseconds since the epoch; 0 for never.
     """
     url = signal_url(settings, "metrics")
     if not settings.otlp_metrics or url is None:
         return None
     transport = make_transport(settings, url, "metrics")
-    queue = ExportQueue(
-        "metrics", MetricEncoder(resource, counters_reset_at), transport, queue_limits(settings), faults
-    )
-    return MetricExportLoop(queue, collectors, settings.otlp_metrics_interval, faults)
+    encoder = MetricEncoder(resource, counters_reset_at)
+    queue = ExportQueue("metrics", encoder, transport, queue_limits(settings), internal_errors)
+    return MetricExportLoop(queue, collectors, settings.otlp_metrics_interval, internal_errors)
 
 
 class MetricExportLoop:
-    """Reads all metrics of this process every `interval` seconds, once it was started, and puts them into a queue.
+    """Reads all metrics of this process every `interval` seconds while it is started, and queues them.
 
-    A forked child sends nothing until it starts its own.
+    A forked child exports nothing until it calls `start` itself.
     """
 
     def __init__(
-        self, queue: ExportQueue, collectors: Callable[[], Iterable[Collector]], interval: float, faults: InternalErrors
+        self,
+        queue: ExportQueue,
+        collectors: Callable[[], Iterable[Collector]],
+        interval: float,
+        internal_errors: InternalErrors,
     ) -> None:
         self.queue = queue
         self._collectors = collectors
         self._interval = interval
-        self._faults = faults
-        self._renew()
-        register_at_fork(self, MetricExportLoop._renew)
+        self._internal_errors = internal_errors
+        self._reset_after_fork()
+        register_at_fork(self, MetricExportLoop._reset_after_fork)
 
-    def _renew(self) -> None:
-        self._lock = threading.Lock()
+    def _reset_after_fork(self) -> None:
+        self._lock = threading.Lock()  # a thread that does not exist in the child may have held the old one
         self._closed = False
         self._paused = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin, in this process; again does nothing."""
+        """Start the thread in this process. Idempotent."""
         with self._lock:
             if self._thread is None and not self._closed:
-                paused = self._paused = threading.Event()
+                paused = self._paused = threading.Event()  # each thread has its own: an old one may not have ended yet
                 self._thread = threading.Thread(
                     target=self._run, args=(paused,), name="fastapi-observe-metrics", daemon=True
                 )
                 self._thread.start()
 
     def pause(self) -> None:
-        """Read nothing until the next start: a worker that leaves the others sets its counters to zero."""
+        """Read nothing until the next `start`: a worker process that leaves its group sets its counters to zero."""
         self._paused.set()
         self._thread = None
 
@@ -169,29 +162,29 @@ class MetricExportLoop:
             due = max(due + self._interval, monotonic())
 
     def push(self) -> None:
-        """Read all metrics and put them into the queue, now; a collector that raises is left out and counted."""
-        paused, taken = self._paused, set[str]()
+        """Read and queue all metrics now. A collector that raises is skipped and counted."""
+        paused, names_read = self._paused, set[str]()
         for collector in self._collectors():
-            sleep(0)  # gives the interpreter to the event loop
+            sleep(0)  # releases the GIL: the event loop may be waiting for it
             try:
-                for family in read_families(collector, taken):
-                    if not paused.is_set():  # else it may have been read after it was set to zero
+                for family in read_families(collector, names_read):
+                    if not paused.is_set():  # else it may have been read after the counters were set to zero
                         self.queue.put(family)
-            except Exception as exc:  # noqa: BLE001 - a user's collector raises what it likes
-                self._faults("metrics.push", exc)
+            except Exception as exc:  # noqa: BLE001 - a user's collector may raise anything
+                self._internal_errors("metrics.push", exc)
 
     def counts(self) -> Counts:
-        """Read every count of the queue, in families."""
+        """Return the counts of the queue, in metric families."""
         return self.queue.counts()
 
     def flush(self, timeout: float) -> bool:
-        """Send the metrics as they are now, for at most `timeout` seconds, if this process sends any."""
+        """Export the metrics as they are now, within `timeout` seconds, if this process was started."""
         if self._thread is not None:
             self.push()
         return self.queue.flush(timeout)
 
     def close(self, timeout: float | None = None) -> None:
-        """Send the metrics a last time and end. A second call does nothing."""
+        """Export the metrics a last time and end the thread. Idempotent."""
         if not self._closed:
             self._closed = True
             if self._thread is not None:

@@ -1,4 +1,4 @@
-"""What every export queue is made of: the resource, the limits and the transport."""
+"""Builds what an export queue needs from the settings: the resource, the limits and the transport."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from opentelemetry.sdk.resources import Resource
 
-from fastapi_observe.export.store import QueueLimits
+from fastapi_observe.export.buffer import QueueLimits
 from fastapi_observe.internal.networks import is_private_host
 from fastapi_observe.internal.version import package_version
 from fastapi_observe.settings.model import SettingsError
@@ -22,9 +22,9 @@ INSTANCE: Final = "service.instance.id"
 
 
 def make_resource(settings: ObserveSettings) -> Resource:
-    """Describe this service (OpenTelemetry resource conventions).
+    """Return the resource that describes this service (OpenTelemetry resource conventions).
 
-    `OTEL_RESOURCE_ATTRIBUTES` adds to it. Every process has an instance id of its own, a fork too.
+    Includes `OTEL_RESOURCE_ATTRIBUTES`. Every process has its own instance id, a forked one too.
     """
     attributes: dict[str, Any] = {
         "service.name": settings.service_name,
@@ -37,18 +37,18 @@ def make_resource(settings: ObserveSettings) -> Resource:
     return with_instance_id(Resource.create(attributes))
 
 
-def with_instance_id(resource: Resource, *, anew: bool = False) -> Resource:
-    """Return a resource that names the instance; newer SDKs do so by themselves.
+def with_instance_id(resource: Resource, *, replace: bool = False) -> Resource:
+    """Return a resource with an instance id; `replace` gives it a new one. Newer SDKs add one themselves.
 
-    The streams of two processes that have one name would be taken for one (OpenTelemetry, "Single-Writer").
+    Streams of two processes under one id would be mixed up (OpenTelemetry metrics data model, "Single-Writer").
     """
-    if INSTANCE in resource.attributes and not anew:
+    if INSTANCE in resource.attributes and not replace:
         return resource
     return resource.merge(Resource({INSTANCE: str(uuid.uuid4())}))
 
 
 def queue_limits(settings: ObserveSettings) -> QueueLimits:
-    """Return what the export queue of a signal may hold, and how long things may take."""
+    """Return the limits of an export queue."""
     return QueueLimits(
         items=settings.queue_size,
         bytes=settings.queue_bytes,
@@ -60,9 +60,9 @@ def queue_limits(settings: ObserveSettings) -> QueueLimits:
 
 
 def make_transport(settings: ObserveSettings, url: str, signal: str) -> Transport:
-    """Return what carries `signal` (`traces`, `logs`, `metrics`) to `url`.
+    """Return the transport of `signal` (`traces`, `logs`, `metrics`) to `url`.
 
-    Raises `SettingsError` where credentials would travel readable.
+    Raises `SettingsError` if credentials would be sent unencrypted to a public host.
     """
     headers = {name: value.get_secret_value() for name, value in settings.otlp_headers.items()}
     transport: Transport
@@ -80,11 +80,10 @@ def make_transport(settings: ObserveSettings, url: str, signal: str) -> Transpor
 
 
 def _require_tls_for_credentials(url: str, headers: dict[str, str]) -> None:
-    """Refuse to send credentials over a connection that is not encrypted to a public host."""
     target = urlsplit(url if "://" in url else f"//{url}")
     if (headers or "@" in target.netloc or target.query) and not is_private_host(target.hostname or ""):
-        told = (
-            f"otlp_endpoint: {target.hostname} is no private host, and the credentials (otlp_headers, or user or "
-            "query of the URL) would travel readable over plain http; use https://, or otlp_allow_plaintext_credentials=True if that is wanted"  # noqa: E501
+        problem = (
+            "otlp_endpoint: refusing to send credentials (otlp_headers, or user or query of the URL) unencrypted to "
+            f"the public host {target.hostname}; use https:// or set otlp_allow_plaintext_credentials=True"
         )
-        raise SettingsError([told])
+        raise SettingsError([problem])

@@ -52,7 +52,7 @@ class ObserveTracerProvider(TracerProvider):
 
     def _name_anew(self) -> None:
         """Name a forked child, as a newer SDK does by itself; tracers have the resource that they were made with."""
-        fresh = with_instance_id(self._resource, anew=True)
+        fresh = with_instance_id(self._resource, replace=True)
         self._resource._attributes = fresh._attributes  # noqa: SLF001 - as above
         self._resource = fresh
 

@@ -128,7 +128,7 @@ UNCOUNTED: Final = {
     "logs.messages:is_access_log": "the line shows the message as it was given",
     "observability:Observability.flush": "the beginning of a thread: what it calls is guarded",
     "observability:Observability._end_within_budget.<locals>.end": "as above",
-    "export.sender:Sender.run": "as above",
+    "export.queue:ExportQueue._run": "as above",
     "logs.writer:LineWriter._run": "as above",
 }
 """What fails without being counted, and why."""
@@ -137,10 +137,11 @@ COUNTED_ELSEWHERE: Final = ("export.", "logs.")
 """What loses spans or lines counts them as dropped."""
 
 UNDER_LOCK: Final = (
-    "export.store:",
+    "export.buffer:",
     "export.counts:",
-    "export.sender:Sender._is_due",
-    "export.sender:Sender._pause",
+    "export.queue:ExportQueue._is_due",
+    "export.queue:ExportQueue._seconds_until_send",
+    "internal.clock:",
 )
 """What looks at the queue while it holds the lock that `put` needs too: arithmetic, which nothing can block."""
 

@@ -16,11 +16,10 @@ from collectors import Collector, Mode
 from fastapi import FastAPI
 
 from fastapi_observe import ObserveSettings, install
-from fastapi_observe.export import outage
-from fastapi_observe.export import store as export_store
+from fastapi_observe.export import buffer as export_buffer
+from fastapi_observe.export import queue as export_queue
+from fastapi_observe.export.buffer import ENCODE_BATCH, ExportBuffer, QueueLimits
 from fastapi_observe.export.queue import ExportQueue
-from fastapi_observe.export.sender import Sender
-from fastapi_observe.export.store import ENCODE_BATCH, ExportBuffer, QueueLimits
 from fastapi_observe.export.transport import ExportResult
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.traces.provider import ObserveTracerProvider
@@ -37,8 +36,8 @@ MEGABYTE = 1024 * 1024
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a failing collector be tried again soon, so that the tests need not wait."""
-    monkeypatch.setattr(outage, "INITIAL_BACKOFF", 0.02)
-    monkeypatch.setattr(outage, "PROBE_INTERVAL", 0.05)
+    monkeypatch.setattr(export_queue, "INITIAL_BACKOFF", 0.02)
+    monkeypatch.setattr(export_queue, "PROBE_INTERVAL", 0.05)
 
 
 class Exporting:
@@ -121,7 +120,7 @@ def test_every_span_is_counted(
     mode: Mode, exporting: Callable[..., Exporting], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In every fault produced = exported + dropped + queued; what went is what the collector has; time is bounded."""
-    monkeypatch.setattr("fastapi_observe.export.http.MIN_CONNECT_TIME", 0.1)
+    monkeypatch.setattr("fastapi_observe.export.http.BODY_TIMEOUT", 0.1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     exported, reason = FAULTS[mode]
     with Collector(mode) as collector:
@@ -162,9 +161,9 @@ def test_nobody_listens_and_then_somebody_does(
     with collector:
         assert set(collector.names) == {f"s{at}" for at in range(30, 80)}
     told = warnings_of(caplog)
-    assert ["Connection refused" in line for line in told if "cannot export" in line] == [True]
-    assert len([line for line in told if "has dropped 30 spans" in line]) <= 1
-    assert told[-1].endswith("30 were lost")
+    assert ["Connection refused" in line for line in told if "Cannot export" in line] == [True]
+    assert len([line for line in told if "Dropped 30 spans" in line]) <= 1
+    assert told[-1].endswith("30 were dropped.")
     assert one.counts.last_success
 
 
@@ -224,47 +223,45 @@ def test_a_batch_that_is_never_taken_goes_after_five_minutes(
     exporting: Callable[..., Exporting], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch that is put off for longer than PUT_OFF_FOR is dropped alone: it must not stop the others for ever."""
-    assert export_store.MAX_DEFERRAL == 300
+    assert export_buffer.MAX_DEFERRAL == 300
     with Choosy() as collector:
         collector.retry_after = ""
         one = exporting(collector, batch_size=10)
         one.spans(30)
         counts = one.until(lambda counts: (counts.failures or {}).get("http_5xx", 0) >= 6)
         assert (counts.dropped, one.counts.queued) == ({}, 30)
-        monkeypatch.setattr(export_store, "MAX_DEFERRAL", 0.0)
+        monkeypatch.setattr(export_buffer, "MAX_DEFERRAL", 0.0)
         one.until(lambda counts: counts.dropped)
-        monkeypatch.setattr(export_store, "MAX_DEFERRAL", 300.0)
+        monkeypatch.setattr(export_buffer, "MAX_DEFERRAL", 300.0)
         collector.busy = False
         counts = one.until(lambda counts: not counts.queued)
         assert counts.dropped["export_failed"] % 10 == 0
         assert counts.exported == len(collector.spans) == 30 - counts.dropped["export_failed"]
 
 
-def test_each_batch_has_its_five_minutes() -> None:
-    """They begin when a batch is first put off, and anew once something was taken or given up; a probe begins none."""
-    store = ExportBuffer(QueueLimits(10, 65_536, 1, 1.0, 1.0, 1.0))
+def test_each_batch_is_deferred_for_five_minutes() -> None:
+    """The time starts when a batch is first deferred, and again once one was accepted or dropped; not with a probe."""
+    now = 0.0
+    buffer = ExportBuffer(QueueLimits(10, 65_536, 1, 1.0, 1.0, 1.0), clock=lambda: now)
     later = ExportResult("http_5xx", retry=True, retry_later=True)
-    store.apply_result(later)
-    assert [store._put_off] == [None]
-    store.raw.extend("ab")
-    store.take_slice()
-    store.add([(None, b"a", 0), (None, b"b", 0)], 2)
-    store.take_batch()
-    store.apply_result(later)
-    began = [store._put_off]
-    store.take_batch()
-    store.apply_result(later)
-    assert [store._put_off] == began != [None]
-    store.take_batch()
-    store.apply_result(ExportResult())
-    assert [store._put_off] == [None]
-    store.take_batch()
-    store.apply_result(later)
-    store._put_off = monotonic() - 301
-    store.take_batch()
-    store.apply_result(later)
-    assert [store._put_off] == [None]
-    assert (store.counts().dropped, store.counts().queued) == ({"export_failed": 1}, 0)
+    buffer.raw.extend("abcd")
+    buffer.take_slice()
+    buffer.add([(None, item.encode(), 0) for item in "abcd"], 4)
+
+    def send(at: float, result: ExportResult) -> int:
+        nonlocal now
+        now = at
+        buffer.take_batch()
+        buffer.apply_result(result)
+        return buffer.counts().dropped.get("export_failed", 0)
+
+    buffer.apply_result(later)  # a probe: it has no items
+    assert [send(at, later) for at in (400.0, 699.0)] == [0, 0]
+    assert send(699.5, ExportResult()) == 0
+    assert [send(at, later) for at in (700.0, 999.0, 1000.0)] == [0, 0, 1]
+    assert [send(at, later) for at in (1001.0, 1300.0, 1301.0)] == [1, 1, 2]
+    counts = buffer.counts()
+    assert (counts.exported, counts.dropped, counts.queued) == (1, {"export_failed": 2}, 1)
 
 
 def test_a_probe_that_is_disliked_has_been_answered(exporting: Callable[..., Exporting]) -> None:
@@ -306,7 +303,7 @@ def test_warnings_come_once_a_minute_for_each_cause(
     told = warnings_of(caplog)
     assert len(told) == 2
     assert "SSH" not in "".join(told)
-    assert "set the endpoint to the address itself" in told[1]
+    assert "set otlp_endpoint to the final URL" in told[1]
 
 
 def test_a_warning_names_no_secret(exporting: Callable[..., Exporting], caplog: pytest.LogCaptureFixture) -> None:
@@ -356,7 +353,7 @@ def test_memory_is_flat_with_long_urls(exporting: Callable[..., Exporting]) -> N
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     make(5000)
     counts = one.counts
-    assert counts.dropped["bytes"] > 4000
+    assert counts.dropped["queue_bytes"] > 4000
     assert counts.queued_bytes is not None
     assert counts.queued_bytes <= 8 * MEGABYTE
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 1024
@@ -397,7 +394,7 @@ def test_a_span_that_is_too_large_is_dropped(exporting: Callable[..., Exporting]
 
 def test_a_request_is_bounded(exporting: Callable[..., Exporting], monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch of large spans goes in several requests."""
-    monkeypatch.setattr("fastapi_observe.export.store.MAX_BODY_BYTES", 5000)
+    monkeypatch.setattr("fastapi_observe.export.buffer.MAX_BODY_BYTES", 5000)
     with Collector() as collector:
         one = exporting(collector, batch_delay=60)
         one.spans(10, text="x" * 2000)
@@ -488,7 +485,7 @@ def test_an_item_that_cannot_be_encoded_is_dropped_alone(caplog: pytest.LogCaptu
         assert b"".join(collector.bodies) == b"ac"
     assert queue.counts().dropped == {"internal_error": 1}
     assert faults.counts == {"export.encode": 1}
-    assert "has dropped 1 texts so far: internal_error" in caplog.text
+    assert "Dropped 1 texts since start (internal_error)" in caplog.text
 
 
 def test_a_request_that_cannot_be_built_is_dropped() -> None:
@@ -530,7 +527,7 @@ def test_a_fault_of_the_thread_does_not_end_it(
     with Collector() as collector:
         one = exporting(collector)
         with monkeypatch.context() as patch:
-            patch.setattr(Sender, "_gather", lambda _: (_ for _ in ()).throw(RuntimeError("ours")))
+            patch.setattr(ExportQueue, "_encode_rest", lambda _: (_ for _ in ()).throw(RuntimeError("ours")))
             one.spans(1)
             while not one.faults.counts:
                 sleep(0.001)
@@ -568,6 +565,6 @@ def test_what_a_flush_leaves_behind_is_told(
         exporter.spans(7)
         assert not exporter.tracing.flush(0.1)
         assert not exporter.tracing.flush(0.1)
-        told = [text for text in warnings_of(caplog) if "could not send" in text]
+        told = [text for text in warnings_of(caplog) if "were not exported" in text]
         assert len(told) == 1
-        assert f"could not send 7 spans to {collector.url}/v1/traces in time" in told[0]
+        assert f"7 spans were not exported to {collector.url}/v1/traces in time" in told[0]

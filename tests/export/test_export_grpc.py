@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +18,7 @@ from pydantic import SecretStr
 from fastapi_observe import ObserveSettings
 from fastapi_observe.export.grpc import GrpcTransport
 from fastapi_observe.export.transport import MAX_RETRY_AFTER
+from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.traces.provider import ObserveTracerProvider
 from fastapi_observe.traces.service import TracingService

@@ -9,7 +9,7 @@ import sys
 import textwrap
 import threading
 from email.utils import formatdate
-from time import monotonic, time
+from time import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +22,7 @@ from tools import needs
 
 from fastapi_observe.export.http import MAX_RESPONSE_BYTES, HttpTransport
 from fastapi_observe.export.transport import MAX_RETRY_AFTER, redact_url, rejected_items
+from fastapi_observe.internal.clock import monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -145,7 +146,7 @@ def test_abort_ends_a_request_of_another_thread() -> None:
         answers: list[Any] = []
         thread = threading.Thread(target=lambda: answers.append(transport.send(b"x", monotonic() + 60)))
         thread.start()
-        while not collector.connections or transport._wire is None or not transport._wire.deadline:
+        while not collector.connections or transport._sock is None or not transport._sock.deadline:
             pass
         while thread.is_alive():
             transport.abort()
@@ -167,8 +168,8 @@ def test_a_kept_connection_may_end_at_any_time() -> None:
         transport.detach_after_fork()
         assert not transport.send(b"x", monotonic() + 5).reason
         assert collector.connections == 4
-        assert transport._wire is not None
-        transport._wire.sock.close()
+        assert transport._sock is not None
+        transport._sock.sock.close()
         transport.abort()
         transport.close()
 

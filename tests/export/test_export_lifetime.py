@@ -20,8 +20,8 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from fastapi_observe import ObserveSettings, install
-from fastapi_observe.export.counts import ExportCollector, LogCounts
-from fastapi_observe.export.store import ExportBuffer, QueueLimits
+from fastapi_observe.export.buffer import ExportBuffer, QueueLimits
+from fastapi_observe.export.counts import ExportCollector, line_counts
 from fastapi_observe.export.transport import ExportResult
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.internal.forks import SUPERVISOR_TIMEOUT, ShutdownDeadline, weak_callback
@@ -69,7 +69,7 @@ def test_the_thread_comes_with_the_first_span_and_goes_with_the_end() -> None:
         assert tracing.flush(1)
         assert ours() == before
         spans(tracing, "a")
-        queue._start()
+        queue._start_thread()
         assert len(ours() - before) == 1
         tracing.close()
         assert ours() == before
@@ -177,7 +177,7 @@ import sys; sys.path.insert(0, {ROOT!r})
 from fastapi_observe import ObserveSettings
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.traces.service import TracingService
-tracing = TracingService(ObserveSettings(sampler="always_on", batch_delay=60), Faults())
+tracing = TracingService(ObserveSettings(sampler="always_on", batch_delay=60), InternalErrors())
 for at in range(10):
     with tracing.span(str(at)): pass
 """
@@ -206,12 +206,12 @@ def test_all_exports_of_an_install_end_within_one_budget() -> None:
         budgets = [one.budget for one in exporting]
         assert budgets == [budgets[0]] * 3
         with TestClient(app):
-            budgets[0].begin(0)
-            assert budgets[0].begin(2) == 0
+            budgets[0].remaining(0)
+            assert budgets[0].remaining(2) == 0
         with TestClient(app):
-            assert budgets[0].begin(2) > 1
-        budgets[0].renew()
-        budgets[0].begin(0)
+            assert budgets[0].remaining(2) > 1
+        budgets[0].reset()
+        budgets[0].remaining(0)
         spans(observe.tracing, "late", 10)
         began = monotonic()
         queue._close_at_exit()
@@ -290,7 +290,7 @@ def test_a_fork_while_the_lock_is_held() -> None:
         held, release = threading.Event(), threading.Event()
 
         def hold() -> None:
-            with queue._store.changed:
+            with queue._buffer.changed:
                 held.set()
                 release.wait()
 
@@ -314,7 +314,7 @@ def test_a_child_begins_with_nothing() -> None:
         tracing, queue = exporting(collector)
         spans(tracing, "parent", 2)
         queue.close()
-        queue._begin_as_child()
+        queue._reset_after_fork()
         assert queue.counts().produced == 0
         spans(tracing, "child", 3)
         assert queue.flush(5)
@@ -324,16 +324,16 @@ def test_a_child_begins_with_nothing() -> None:
 
 def test_what_comes_too_late_counts_nothing() -> None:
     """A thread that outlives the end of its queue finds everything settled."""
-    store = ExportBuffer(QueueLimits(10, 65_536, 5, 1.0, 1.0, 1.0))
-    store.raw.extend("abcd")
-    assert store.take_slice() == [*"abcd"]
-    store.add([(None, b"a", 0), (None, b"b", 0)], 2)
-    assert store.take_batch() == [(None, b"a", 0), (None, b"b", 0)]
-    store.abandon()
-    store.begin()
-    store.add([(None, b"c", 0), (None, b"d", 0)], 2)
-    store.apply_result(ExportResult())
-    counts = store.counts()
+    buffer = ExportBuffer(QueueLimits(10, 65_536, 5, 1.0, 1.0, 1.0))
+    buffer.raw.extend("abcd")
+    assert buffer.take_slice() == [*"abcd"]
+    buffer.add([(None, b"a", 0), (None, b"b", 0)], 2)
+    assert buffer.take_batch() == [(None, b"a", 0), (None, b"b", 0)]
+    buffer.abandon()
+    buffer.start_delay()
+    buffer.add([(None, b"c", 0), (None, b"d", 0)], 2)
+    buffer.apply_result(ExportResult())
+    counts = buffer.counts()
     assert (counts.produced, counts.exported, counts.dropped, counts.queued) == (4, 0, {"shutdown": 4}, 0)
 
 
@@ -356,20 +356,14 @@ def test_what_is_gone_is_not_called() -> None:
 # What /metrics says
 
 
-class Lines:
-    """Counts of a log signal."""
-
-    def tally(self) -> tuple[int, dict[str, int], int]:
-        """Count them."""
-        return 7, {"write": 2}, 1
-
-
 def test_metrics_show_the_identity() -> None:
     """Produced = exported + dropped + queued, by signal, with the reasons and durations."""
     with Collector() as collector:
         tracing, queue = exporting(collector)
         registry = CollectorRegistry()
-        registry.register(ExportCollector([("traces", queue), ("logs", LogCounts(Lines().tally))]))
+        registry.register(
+            ExportCollector([("traces", queue.counts), ("logs", line_counts(lambda: (7, {"stdout_write": 2}, 1)))])
+        )
         assert 'fastapi_observe_produced_total{signal="traces"} 0.0' in generate_latest(registry).decode()
         spans(tracing, "s", 3)
         assert tracing.flush(5)
@@ -388,7 +382,7 @@ def test_metrics_show_the_identity() -> None:
         'fastapi_observe_export_duration_seconds_count{signal="traces"} 2.0',
         'fastapi_observe_produced_total{signal="logs"} 10.0',
         'fastapi_observe_exported_total{signal="logs"} 7.0',
-        'fastapi_observe_dropped_total{reason="write",signal="logs"} 2.0',
+        'fastapi_observe_dropped_total{reason="stdout_write",signal="logs"} 2.0',
         'fastapi_observe_queue_items{signal="logs"} 1.0',
     ):
         assert line in shown

@@ -26,7 +26,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from fastapi_observe import ObserveSettings
 from fastapi_observe.export.otlp.logs import MAX_SCOPES, LogEncoder, nanoseconds
 from fastapi_observe.export.otlp.metrics import MetricEncoder, TimedFamily, read_families
-from fastapi_observe.export.push import ProcessResource, make_log_queue, make_metrics_push, signal_url
+from fastapi_observe.export.push import ProcessResource, make_log_queue, make_metric_loop, signal_url
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.metrics.shared.shown import StaticCollector
 
@@ -256,7 +256,7 @@ def test_metrics_are_pushed_by_the_clock() -> None:
     counter = Counter("orders", "Orders.", registry=registry)
     faults = InternalErrors()
     with Collector() as collector:
-        push = make_metrics_push(settings(collector, otlp_metrics_interval=0.02), resource, each_of(registry), faults)
+        push = make_metric_loop(settings(collector, otlp_metrics_interval=0.02), resource, each_of(registry), faults)
         assert push is not None
         assert push.flush(1)
         assert collector.paths == []
@@ -304,7 +304,7 @@ def test_nothing_is_sent_between_pause_and_start() -> None:
     """What a worker has after it left the others are zeros; then it goes on."""
     registry = CollectorRegistry()
     with Collector() as collector:
-        push = make_metrics_push(settings(collector), resource, each_of(registry), InternalErrors())
+        push = make_metric_loop(settings(collector), resource, each_of(registry), InternalErrors())
         assert push is not None
         push.start()
         push.pause()
@@ -320,7 +320,7 @@ def test_nothing_is_sent_between_pause_and_start() -> None:
 def test_closed_before_it_was_started() -> None:
     """Nothing is sent."""
     with Collector() as collector:
-        push = make_metrics_push(settings(collector), resource, each_of(CollectorRegistry()), InternalErrors())
+        push = make_metric_loop(settings(collector), resource, each_of(CollectorRegistry()), InternalErrors())
         assert push is not None
         push.close()
         assert collector.connections == 0
@@ -331,7 +331,7 @@ def test_closed_before_it_was_started() -> None:
 def test_a_forked_child_sends_nothing_by_itself() -> None:
     """Until it starts its own clock."""
     with Collector() as collector:
-        push = make_metrics_push(settings(collector), resource, each_of(CollectorRegistry()), InternalErrors())
+        push = make_metric_loop(settings(collector), resource, each_of(CollectorRegistry()), InternalErrors())
         assert push is not None
         push.start()
         child = os.fork()
@@ -367,7 +367,7 @@ def test_off_means_nothing() -> None:
         off = settings(collector, otlp_logs=False, otlp_metrics=False)
         for chosen in (off, settings()):
             assert make_log_queue(chosen, resource, InternalErrors()) is None
-            assert make_metrics_push(chosen, resource, list, InternalErrors()) is None
+            assert make_metric_loop(chosen, resource, list, InternalErrors()) is None
 
 
 def test_whose_resource_it_is() -> None:
@@ -383,5 +383,5 @@ def test_whose_resource_it_is() -> None:
     assert ours().attributes["service.name"] == "ours"
     before = ours()
     assert ours() is before
-    ours._forget()  # as in a forked child
+    ours._reset_after_fork()  # as in a forked child
     assert ours() is not before

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from fastapi_observe.export import store
-from fastapi_observe.export.counts import SECONDS
+from fastapi_observe.export import buffer
+from fastapi_observe.export.counts import DURATION_BUCKETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
-SIGNALS = ROOT / "fastapi_observe/signals"
+PACKAGE = ROOT / "fastapi_observe"
 TEXT = (ROOT / "docs/metrics.md").read_text("utf-8")
 DROPPED, FAILED = (
     [[cell.strip().replace("`", "") for cell in line.strip("|").split(" | ")] for line in part.splitlines()
      if line.startswith("| `") and not line.startswith("| `reason`")]
     for part in TEXT.partition("\n## Export\n")[2].partition("\n**Metrics over OTLP**")[0].split("\nWhy a request")
 )  # fmt: skip
-OTLP = "export_*.py"
-LINES = "l*.py"
+OTLP = "export/*.py"
+LINES = "logs/*.py"
 
 
 def dropped_by(files: str) -> set[str]:
@@ -40,7 +40,12 @@ def failures() -> set[str]:
     """Return the words that the transports call failures by, in whole."""
     found = set[str]()
     for node in nodes(OTLP):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Answer" and node.args:
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "ExportResult"
+            and node.args
+        ):
             if not isinstance(node.args[0], ast.JoinedStr):
                 found |= words(node.args[0])
         elif isinstance(node, ast.Assign) and isinstance(node.value, ast.IfExp):
@@ -50,7 +55,7 @@ def failures() -> set[str]:
 
 def nodes(files: str) -> Iterator[ast.AST]:
     """Yield every node of some modules."""
-    for file in SIGNALS.glob(files):
+    for file in PACKAGE.glob(files):
         yield from ast.walk(ast.parse(file.read_text("utf-8")))
 
 
@@ -64,7 +69,7 @@ def words(node: ast.AST) -> set[str]:
 def test_every_reason_of_a_loss_is_described() -> None:
     """Those of what goes to a collector, and those of lines; each with what it means and what to do."""
     assert all(len(row) == 4 and all(row) for row in DROPPED)
-    assert {row[0] for row in DROPPED if row[1] in {"all", "OTLP"}} == dropped_by(OTLP)
+    assert {row[0] for row in DROPPED if row[1] in {"all", "OTLP"}} == set(get_args(buffer.DropReason))
     assert {row[0] for row in DROPPED if row[1] != "OTLP"} == dropped_by(LINES)
     assert len({row[0] for row in DROPPED}) == len(DROPPED)
 
@@ -77,8 +82,8 @@ def test_every_reason_of_a_failure_is_described() -> None:
 
 def test_bounds_are_described() -> None:
     """Numbers that the page gives: change one, and change it there."""
-    assert store.MAX_DEFERRAL == 5 * 60
-    assert store.MAX_ATTEMPTS == 2
-    assert store.MAX_BODY_BYTES == 4 * 1024 * 1024
-    bounds = ", ".join(f"{bound:g}" for bound in SECONDS)
+    assert buffer.MAX_DEFERRAL == 5 * 60
+    assert buffer.MAX_ATTEMPTS == 2
+    assert buffer.MAX_BODY_BYTES == 4 * 1024 * 1024
+    bounds = ", ".join(f"{bound:g}" for bound in DURATION_BUCKETS)
     assert f"| `fastapi_observe_export_duration_seconds` | {bounds} |" in TEXT

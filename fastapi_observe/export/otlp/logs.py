@@ -1,4 +1,4 @@
-"""Log lines as OTLP: each JSON line, as it was written, becomes a LogRecord with the ids of its span."""
+"""`LogEncoder`: JSON log lines as OTLP LogRecords, with the ids of their spans."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
 
 SEVERITIES: Final = {"debug": 5, "info": 9, "warn": 13, "error": 17, "fatal": 21}
-"""The contract's levels as SeverityNumber."""
+"""SeverityNumber of each level of a log line."""
 
 MAX_SCOPES: Final = 256
-"""Names of loggers that are told apart; further ones share the scope without a name."""
+"""Logger names with a scope of their own. Others share the scope without a name."""
 
 
 class LogEncoder(RequestEncoder):
-    """Encodes lines of the log contract.
+    """Encodes JSON log lines, and requests of them.
 
-    The logger's name is the scope; service, environment and version are left to the resource.
+    The logger's name becomes the scope. Service, environment and version are in the resource already.
     """
 
     def __init__(self, resource: Callable[[], Resource]) -> None:
         super().__init__(resource)
-        self._named: dict[str, InstrumentationScope] = {}
+        self._scopes_by_name: dict[str, InstrumentationScope] = {}
 
     def encode(self, line: bytes) -> tuple[InstrumentationScope, bytes]:
         """Return the scope of a JSON line, and the line as a field of ScopeLogs."""
@@ -58,23 +58,23 @@ class LogEncoder(RequestEncoder):
         return self._scope(record.get("logger", "")), b"\x12" + length_prefixed(b"".join(parts))
 
     def _scope(self, name: str) -> InstrumentationScope:
-        scope = self._named.get(name)
+        scope = self._scopes_by_name.get(name)
         if scope is None:
-            if len(self._named) >= MAX_SCOPES:
+            if len(self._scopes_by_name) >= MAX_SCOPES:
                 name = ""
-            scope = self._named.setdefault(name, InstrumentationScope(name))
+            scope = self._scopes_by_name.setdefault(name, InstrumentationScope(name))
         return scope
 
 
 def nanoseconds(timestamp: str) -> int:
-    """Return the nanoseconds since 1970 of an RFC 3339 time with microseconds."""
+    """Return the nanoseconds since the epoch of an RFC 3339 timestamp. Exact: a float would lose microseconds."""
     at = datetime.fromisoformat(timestamp)
-    whole = int(at.replace(microsecond=0).timestamp())
-    return whole * 1_000_000_000 + at.microsecond * 1000
+    seconds = int(at.replace(microsecond=0).timestamp())
+    return seconds * 1_000_000_000 + at.microsecond * 1000
 
 
 def line_attributes(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what a line says besides its message: its fields, the request's id, the exception."""
+    """Return the attributes of a line: its fields, the request id and the exception."""
     attributes = dict(record.get("fields") or {})
     if "request_id" in record:
         attributes["request_id"] = record["request_id"]

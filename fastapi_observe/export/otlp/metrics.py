@@ -1,4 +1,4 @@
-"""Prometheus metrics as OTLP: cumulative sums, gauges, histograms with their exemplars, and summaries."""
+"""`MetricEncoder`: Prometheus families as OTLP sums, gauges, histograms with exemplars, and summaries."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ if TYPE_CHECKING:
     from prometheus_client.registry import Collector
     from prometheus_client.samples import Exemplar, Sample
 
-CUMULATIVE: Final = b"\x10\x02"
-MONOTONIC: Final = b"\x18\x01"
+CUMULATIVE: Final = b"\x10\x02"  # aggregation_temporality
+MONOTONIC: Final = b"\x18\x01"  # is_monotonic
 
 GAUGE, SUM, HISTOGRAM, SUMMARY = b"\x2a", b"\x3a", b"\x4a", b"\x5a"
-"""The fields of a Metric that hold its data."""
+"""Tags of the fields of a Metric that hold its data."""
 
 
 class TimedFamily(NamedTuple):
-    """A family of samples, as it was read at `at`, in nanoseconds."""
+    """A metric family and the time at which it was read, in nanoseconds since the epoch."""
 
     metric: Metric
     at: int
 
 
 class MetricEncoder(RequestEncoder):
-    """Encodes families of this process.
+    """Encodes metric families of this process, and requests of them.
 
-    Counters and histograms began when this was made, or when they say (`_created`); if they were set to zero since,
-    they began then: `zeroed` returns when that was, in nanoseconds.
+    The start time of counters and histograms is their `_created` sample, else the time at which the encoder was made.
+    If they were reset since, it is the time of that: `counters_reset_at` returns it in nanoseconds, 0 for never.
     """
 
-    def __init__(self, resource: Callable[[], Resource], zeroed: Callable[[], int] = int) -> None:
+    def __init__(self, resource: Callable[[], Resource], counters_reset_at: Callable[[], int] = int) -> None:
         super().__init__(resource)
         self._start = time_ns()
-        self._zeroed = zeroed
+        self._counters_reset_at = counters_reset_at
 
     def encode(self, family: TimedFamily) -> tuple[None, bytes]:
-        """Return a family as fields of ScopeMetrics: one Metric for each of its names."""
+        """Return a family as fields of ScopeMetrics, one Metric for each of its names. All families share one scope."""
         metric, at = family
-        shown = [self._points(metric, at)] if metric.type in {"histogram", "summary"} else self._numbers(metric, at)
-        return None, b"".join(b"\x12" + length_prefixed(one) for one in shown)
+        encoded = [self._points(metric, at)] if metric.type in {"histogram", "summary"} else self._numbers(metric, at)
+        return None, b"".join(b"\x12" + length_prefixed(each) for each in encoded)
 
     def _numbers(self, metric: Metric, at: int) -> list[bytes]:
-        """Encode counters as sums under the family's name, all else as gauges under the samples' names."""
+        """Encode counters as sums named like the family, everything else as gauges named like the samples."""
         points: dict[str, list[bytes]] = {}
         created = {_key(sample.labels): sample.value for sample in metric.samples if _is_created(metric, sample)}
         counter = metric.type == "counter"
@@ -59,14 +59,16 @@ class MetricEncoder(RequestEncoder):
                 continue
             point = b"\x19" + FIXED64(at) + b"\x21" + DOUBLE(sample.value)
             if counter:
-                point = b"\x11" + FIXED64(self._began(created, sample.labels)) + point + _exemplar(b"\x2a", sample, at)
+                point = (
+                    b"\x11" + FIXED64(self._start_time(created, sample.labels)) + point + _exemplar(b"\x2a", sample, at)
+                )
             point += self.attributes.encode(b"\x3a", sample.labels)
             points.setdefault(metric.name if counter else sample.name, []).append(b"\x0a" + length_prefixed(point))
         tag, kind = (SUM, CUMULATIVE + MONOTONIC) if counter else (GAUGE, b"")
         return [_metric(metric, name, tag, b"".join(data) + kind) for name, data in points.items()]
 
     def _points(self, metric: Metric, at: int) -> bytes:
-        """Encode a histogram or a summary: the samples of one label set are one point."""
+        """Encode a histogram or a summary. The samples of one label set become one data point."""
         sets: dict[tuple[Any, ...], list[Sample]] = {}
         created: dict[tuple[Any, ...], float] = {}
         for sample in metric.samples:
@@ -79,30 +81,34 @@ class MetricEncoder(RequestEncoder):
         body = b""
         for key, samples in sets.items():
             labels = dict(key)
-            point = b"\x11" + FIXED64(self._began(created, labels)) + b"\x19" + FIXED64(at)
+            point = b"\x11" + FIXED64(self._start_time(created, labels)) + b"\x19" + FIXED64(at)
             point += _quantiles(metric, samples) if summary else _buckets(metric, samples, at)
             point += self.attributes.encode(b"\x3a" if summary else b"\x4a", labels)
             body += b"\x0a" + length_prefixed(point)
         return _metric(metric, metric.name, SUMMARY if summary else HISTOGRAM, body + (b"" if summary else CUMULATIVE))
 
-    def _began(self, created: dict[tuple[Any, ...], float], labels: dict[str, str]) -> int:
+    def _start_time(self, created: dict[tuple[Any, ...], float], labels: dict[str, str]) -> int:
         seconds = created.get(_key(labels))
-        return max(self._start if seconds is None else int(seconds * 1e9), self._zeroed())
+        return max(self._start if seconds is None else int(seconds * 1e9), self._counters_reset_at())
 
 
-def read_families(collector: Collector, taken: set[str]) -> list[TimedFamily]:
-    """Read the families of a collector now, but those whose names are `taken`; note the names.
+def read_families(collector: Collector, names_read: set[str]) -> list[TimedFamily]:
+    """Read the families of a collector, except those named in `names_read`. Adds their names to it.
 
-    What several processes have counted is left out, and so is what the resource says (`target_info`): one who adds up
-    the streams of all processes would count it once for each.
+    Leaves out what several processes have counted, which a sum over all processes would count once for each, and
+    `target_info`, which is the resource.
     """
     multiprocess = sys.modules.get("prometheus_client.multiprocess")
     if multiprocess is not None and isinstance(collector, multiprocess.MultiProcessCollector):
         return []
     at = time_ns()
-    found = [TimedFamily(one, at) for one in collector.collect() if one.samples and one.name not in {*taken, "target"}]
-    taken.update(family.metric.name for family in found)
-    return found
+    families = [
+        TimedFamily(metric, at)
+        for metric in collector.collect()
+        if metric.samples and metric.name not in {*names_read, "target"}
+    ]
+    names_read.update(family.metric.name for family in families)
+    return families
 
 
 def _key(labels: dict[str, str]) -> tuple[tuple[str, str], ...]:
@@ -123,7 +129,7 @@ def _metric(metric: Metric, name: str, tag: bytes, data: bytes) -> bytes:
 
 
 def _buckets(metric: Metric, samples: list[Sample], at: int) -> bytes:
-    """Encode count, sum, bounds and counts; Prometheus' buckets hold what is in lower ones too."""
+    """Encode count, sum, bounds and bucket counts. Prometheus buckets are cumulative, those of OTLP are not."""
     total, count, before = 0.0, 0, 0
     counts, bounds, exemplars = [], [], []
     for sample in samples:
@@ -154,12 +160,12 @@ def _quantiles(metric: Metric, samples: list[Sample]) -> bytes:
 
 
 def _exemplar(tag: bytes, sample: Sample, at: int) -> bytes:
-    found: Exemplar | None = sample.exemplar
-    if found is None:
+    exemplar: Exemplar | None = sample.exemplar
+    if exemplar is None:
         return b""
-    time = at if found.timestamp is None else int(float(found.timestamp) * 1e9)
-    body = b"\x11" + FIXED64(time) + b"\x19" + DOUBLE(found.value)
-    span_id, trace_id = found.labels.get("span_id"), found.labels.get("trace_id")
+    time = at if exemplar.timestamp is None else int(float(exemplar.timestamp) * 1e9)
+    body = b"\x11" + FIXED64(time) + b"\x19" + DOUBLE(exemplar.value)
+    span_id, trace_id = exemplar.labels.get("span_id"), exemplar.labels.get("trace_id")
     if span_id and trace_id:
         body += b"\x22\x08" + bytes.fromhex(span_id) + b"\x2a\x10" + bytes.fromhex(trace_id)
     return tag + length_prefixed(body)

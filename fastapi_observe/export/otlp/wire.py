@@ -1,7 +1,8 @@
-"""OTLP in protobuf's wire format: what every signal shares, from a single value up to a whole request.
+r"""OTLP in protobuf's wire format: what all signals share, from a single value to a whole request.
 
-Written by hand because encoding is the largest cost of a span that is kept: OpenTelemetry's encoder builds protobuf
-objects first and takes about five times as long for the same bytes. The numbers are those of opentelemetry-proto 1.x.
+Written by hand because encoding is the largest cost of a sampled span: OpenTelemetry's encoder builds protobuf objects
+first and takes about five times as long for the same bytes. Field numbers are those of opentelemetry-proto 1.x. A tag
+byte is `number << 3 | wire type`: `b"\x0a"` is field 1 with a length, `b"\x12"` field 2.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 MAX_CACHED_ITEMS: Final = 2048
-"""Keys, and pairs of a key and a short text, whose bytes are kept."""
+"""Keys, and pairs of a key and a short string, whose bytes are cached."""
 
 MAX_CACHED_LENGTH: Final = 64
-"""Characters of a text that is worth keeping: it is likely to come again."""
+"""Characters of a cached string: a short one is likely to be repeated."""
 
 MAX_VALUES: Final = 1024
-"""Elements of a sequence or mapping that are sent: one attribute must not hold up all others."""
+"""Elements of a sequence or mapping that are sent, so that one attribute cannot delay all others."""
 
 MAX_DEPTH: Final = 8
-"""How deep values may be nested; what is deeper is sent as text."""
+"""Levels of nested values. Deeper ones are sent as strings."""
 
 INT64: Final = range(-(2**63), 2**63)
 
@@ -39,7 +40,7 @@ _SMALL: Final = tuple(bytes((n,)) for n in range(128))
 
 
 def varint(number: int) -> bytes:
-    """Encode a number; a negative one as its two's complement of 64 bits."""
+    """Encode an integer; a negative one as its 64-bit two's complement."""
     if 0 <= number < 128:  # noqa: PLR2004 - seven bits fit in a byte
         return _SMALL[number]
     if number < 0:
@@ -53,7 +54,7 @@ def varint(number: int) -> bytes:
 
 
 def encode_string(value: str) -> bytes:
-    """Encode a text; half a surrogate pair, which UTF-8 has no bytes for, is written as its escape."""
+    """Encode a string. A lone surrogate, which is not valid UTF-8, is written as an escape."""
     try:
         return value.encode()
     except UnicodeEncodeError:
@@ -66,12 +67,12 @@ def length_prefixed(data: bytes) -> bytes:
 
 
 def encode_int(value: int) -> bytes:
-    """Encode an AnyValue that is an integer; one beyond 64 bits is sent as text."""
+    """Encode an AnyValue that is an integer; as a string if it does not fit into 64 bits."""
     return b"\x18" + varint(value) if value in INT64 else b"\x0a" + length_prefixed(encode_string(str(value)))
 
 
 def encode_any_value(value: Any, depth: int = 0) -> bytes:
-    """Encode an AnyValue. What OTLP has no type for is sent as text."""
+    """Encode an AnyValue. A value without an OTLP type is sent as a string."""
     match value:
         case str():
             encoded = b"\x0a" + length_prefixed(encode_string(value))
@@ -102,36 +103,41 @@ def key_value(key: str, value: Any, depth: int = 0) -> bytes:
 
 
 class RequestEncoder:
-    """Puts encoded items together to the request of any signal; `resource` says what they are about at that moment.
+    """Encodes the items of one signal, and requests of them. Base class of the encoders of all signals.
 
-    Items of one scope must bring the same object along; the bytes of resource and scopes are kept.
+    `resource` returns the current resource. The bytes of the resource and of scopes are cached by the identity of these
+    objects.
     """
 
     def __init__(self, resource: Callable[[], Resource]) -> None:
         self.attributes = Attributes()
         self._resource = resource
-        self._described: tuple[Resource, tuple[bytes, bytes]] | None = None
+        self._encoded_resource: tuple[Resource, tuple[bytes, bytes]] | None = None
         self._scopes: dict[int, tuple[Any, tuple[bytes, bytes]]] = {}
 
-    def request(self, entries: Iterable[tuple[Any, bytes, int]]) -> bytes:
-        """Return the bytes of a request: one resource, and each scope with its items."""
+    def encode(self, item: Any) -> tuple[Any, bytes]:
+        """Return the scope of an item, and the item as a field of the scope's message."""
+        raise NotImplementedError
+
+    def request(self, items: Iterable[tuple[Any, bytes, int]]) -> bytes:
+        """Return a request of encoded items: the resource, and each scope with its items."""
         resource = self._resource()
-        if self._described is None or self._described[0] is not resource:
-            self._described = resource, encode_resource(resource)
+        if self._encoded_resource is None or self._encoded_resource[0] is not resource:
+            self._encoded_resource = resource, encode_resource(resource)
         groups: dict[int, list[bytes]] = {}
         scopes = self._scopes
-        for scope, data, _ in entries:
+        for scope, data, _ in items:
             at = id(scope)
             if at not in groups:
                 groups[at] = []
                 if at not in scopes:
-                    scopes[at] = scope, encode_scope(scope)  # kept, so that no other takes its id
+                    scopes[at] = scope, encode_scope(scope)  # holds the scope, so that its id is not reused
             groups[at].append(data)
-        return encode_request(self._described[1], [(scopes[at][1], items) for at, items in groups.items()])
+        return encode_request(self._encoded_resource[1], [(scopes[at][1], group) for at, group in groups.items()])
 
 
 class Attributes:
-    """Encodes attributes; remembers the bytes of what comes again and again."""
+    """Encodes attributes. Caches the bytes of keys and of short pairs."""
 
     __slots__ = ("_keys", "_pairs")
 
@@ -169,14 +175,14 @@ class Attributes:
 
 
 def encode_resource(resource: Resource) -> tuple[bytes, bytes]:
-    """Encode the fields of a ResourceSpans, ResourceLogs or ResourceMetrics before and after the scopes."""
+    """Return the fields of a ResourceSpans, ResourceLogs or ResourceMetrics before and after its scopes."""
     body = Attributes().encode(b"\x0a", resource.attributes)
     schema = resource.schema_url
     return b"\x0a" + length_prefixed(body), b"\x1a" + length_prefixed(encode_string(schema)) if schema else b""
 
 
 def encode_scope(scope: InstrumentationScope | None) -> tuple[bytes, bytes]:
-    """Encode the fields of a ScopeSpans, ScopeLogs or ScopeMetrics before and after the items."""
+    """Return the fields of a ScopeSpans, ScopeLogs or ScopeMetrics before and after its items."""
     if scope is None:
         return b"\x0a\x00", b""
     body = b"\x0a" + length_prefixed(encode_string(scope.name)) if scope.name else b""
@@ -190,7 +196,7 @@ def encode_scope(scope: InstrumentationScope | None) -> tuple[bytes, bytes]:
 def encode_request(
     resource: tuple[bytes, bytes], scopes: Iterable[tuple[tuple[bytes, bytes], Sequence[bytes]]]
 ) -> bytes:
-    """Encode a request of any signal: one resource, and for each scope its items, which bring tag and length along."""
+    """Return a request: the resource, and each scope with its items, which include their tags and lengths."""
     parts = [resource[0]]
     for (before, after), items in scopes:
         size = len(before) + len(after) + sum(map(len, items))
