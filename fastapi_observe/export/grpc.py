@@ -1,4 +1,4 @@
-"""`GrpcTransport`: OTLP over gRPC, with the extra `grpc`. Requests are sent as encoded, with a deadline."""
+"""`GrpcTransport`: OTLP over gRPC (extra `grpc`) with requests that are encoded already, and a deadline."""
 
 from __future__ import annotations
 
