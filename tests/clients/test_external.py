@@ -135,9 +135,9 @@ def test_a_decorated_call_can_inject(seen: Seen) -> None:
     """As a decorator each run is one call, with the same rule for headers."""
     external = ExternalClient(seen.observe, PropagationPolicy(["api.example.com"]))
     call = external.call("billing", "get", invoice=7)
-    again = call.again()
-    with again:
-        assert again.inject({}, host="api.example.com")
+    copied = call.copy()
+    with copied:
+        assert copied.inject({}, host="api.example.com")
     assert (seen.spans[0].name, (seen.spans[0].attributes or {})["invoice"]) == ("get billing", 7)
 
 
@@ -228,7 +228,7 @@ def test_what_is_remembered_of_hosts_is_bounded() -> None:
     propagation = PropagationPolicy()
     for number in range(10_000):
         assert not propagation.allows(f"host{number}.example.com")
-    assert len(propagation._known) == MAX_HOSTS
+    assert len(propagation._decisions) == MAX_HOSTS
 
 
 # What they are told

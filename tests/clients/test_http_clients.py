@@ -535,7 +535,7 @@ async def test_an_operation_that_has_ended_lets_go(calls: Calls) -> None:
     (call,) = held
     call.add_details(more=1)
     assert (call.request, call.details["url.full"], call.details["more"]) == (None, "http://pay/", 1)
-    assert type(call.again()) is ExternalCall
+    assert type(call.copy()) is ExternalCall
     call.close()
     assert calls.outcomes == {("pay", "GET", "ok"): 1}
 
@@ -820,7 +820,7 @@ def test_names_are_bounded(calls: Calls) -> None:
     found = calls.outcomes
     assert len({service for service, _, _ in found}) == 101
     assert len({operation for _, operation, _ in found}) == MAX_TEMPLATES + 1
-    assert len(calls.clients._calls._names) == MAX_CALL_NAMES
+    assert len(calls.clients._calls._labels) == MAX_CALL_NAMES
 
 
 def test_a_url_without_a_host(calls: Calls) -> None:
@@ -896,7 +896,7 @@ async def test_a_client_of_two_apps(observed: Callable[..., Seen], client: Calla
 @pytest.mark.parametrize("wrong", [object(), httpx.AsyncClient, httpx, None, "http://x"])
 def test_what_cannot_be_observed(calls: Calls, wrong: Any) -> None:
     """The error names what it got and what to do."""
-    with pytest.raises(TypeError, match=r"pass a Client or AsyncClient of httpx.*external\.call"):
+    with pytest.raises(TypeError, match=r"expected an instance of httpx\.Client or AsyncClient.*external\.call"):
         calls.clients.instrument(wrong)
 
 
@@ -1020,17 +1020,17 @@ async def test_a_fault_of_ours_never_reaches_the_call(
 
     for where, name, site in (
         (calls.external, "service_label", "http.begin"),
-        (calls.external.propagation, "inject", "http.sending"),
+        (calls.external.propagation, "inject", "http.on_request"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(type(where), name, fail)
             assert (await one.request("GET", url)).status_code == 200
         assert calls.seen.observe.internal_errors.counts.pop(site) == 1
-    calls.clients._calls._forgotten = None  # type: ignore[assignment]
+    calls.clients._calls._abandoned = None  # type: ignore[assignment]
     with monkeypatch.context() as patch:
         patch.setattr("fastapi_observe.clients.http.body.StreamedBody.__init__", fail)
         assert (await one.stream(url)).status_code == 200
-    assert calls.seen.observe.internal_errors.counts == {"http.answered": 1}
+    assert calls.seen.observe.internal_errors.counts == {"http.on_response": 1}
     assert sum(calls.outcomes.values()) == 2
     await one.close()
 
@@ -1061,7 +1061,7 @@ def test_a_client_that_is_let_go_is_collected(calls: Calls) -> None:
     """Nothing here keeps a client alive."""
     calls.clients.instrument(httpx.Client()).close()
     gc.collect()
-    assert (list(calls.clients._observed), list(calls.clients._made)) == ([], [])
+    assert (list(calls.clients._observed), list(calls.clients._created)) == ([], [])
 
 
 async def test_a_client_that_was_wrapped_since(calls: Calls, port: int) -> None:

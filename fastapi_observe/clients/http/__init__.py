@@ -1,1 +1,1 @@
-"""HTTP clients: calls as operations, trace context propagation."""
+"""HTTP clients: calls as operations, and propagation of the trace context."""

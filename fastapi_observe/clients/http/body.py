@@ -1,4 +1,4 @@
-"""The body of a streamed answer: the call ends with it."""
+"""`StreamedBody`: wraps the body of a streamed response, so that the call ends when the body was read or closed."""
 
 from __future__ import annotations
 
@@ -19,46 +19,42 @@ if TYPE_CHECKING:
 
 
 class StreamedBody:
-    """What the sync and the async body share.
-
-    A body that nobody closes is noticed when it is collected. That may happen inside any lock, so it is only put down
-    in `forgotten`, for the next call to report: appending to a deque takes no lock.
-    """
+    """What the sync and the async body share. Other attributes are those of the wrapped body."""
 
     def __init__(self, body: Any, call: HttpCall, abandoned: deque[tuple[HttpCall, float]]) -> None:
         self._body = body
         self._call = call
-        self._forgotten = abandoned
+        self._abandoned = abandoned
         self._received = 0
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_body":  # asked for before it is there: by copy, by pickle
+        if name == "_body":  # not set yet, in `copy` and `pickle`: without this check the lookup would not end
             raise AttributeError(name)
-        return getattr(self._body, name)  # `elapsed` stands here in httpx2
+        return getattr(self._body, name)  # httpx2 reads `elapsed` from the body
 
     def __del__(self) -> None:
+        # A body that was neither read nor closed. A finalizer may run while any lock is held, so it must not report the
+        # call: it appends to a deque, which takes no lock, and the next call reports it.
         if "_call" in self.__dict__ and not self._call.ended:
-            self._forgotten.append((self._call, perf_counter()))
+            self._abandoned.append((self._call, perf_counter()))
 
     @fail_safe("http.body")
-    def _failed(self, exc: BaseException | None) -> None:
-        """End the call with what broke the body; one who has read enough breaks nothing."""
-        if exc is not None and not isinstance(exc, GeneratorExit):
+    def _on_error(self, exc: BaseException | None) -> None:
+        if exc is not None and not isinstance(exc, GeneratorExit):  # a caller that stops reading is not an error
             self._call.close(exc)
 
     @fail_safe("http.body")
-    def _complete(self) -> None:
+    def _on_end(self) -> None:
         self._call.received = self._received
         self._call.close()
 
     @fail_safe("http.body")
-    def _closed(self, exc: BaseException | None = None) -> None:
-        """End the call of a body that was closed, perhaps because of a cancellation."""
+    def _on_close(self, exc: BaseException | None = None) -> None:
         self._call.close(exc if is_cancellation(exc) else None)
 
 
 class AsyncBody(StreamedBody):
-    """The body of an answer to an `AsyncClient`."""
+    """The body of a response to an `AsyncClient`."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         parts = self._body.__aiter__()
@@ -67,26 +63,27 @@ class AsyncBody(StreamedBody):
                 self._received += len(part)
                 yield part
         except BaseException as exc:
-            self._failed(exc)
+            self._on_error(exc)
             raise
         finally:
             if isinstance(parts, AsyncGenerator):
                 await parts.aclose()
-        self._complete()
+        self._on_end()
 
     async def aclose(self) -> None:
-        """Close the body, and with it the call."""
-        cancelled = sys.exception()  # of the code that was reading, between two parts
+        """Close the body and end the call."""
+        # Set if the reading task was cancelled between two parts: httpx closes the response while it handles that.
+        cancelled = sys.exception()
         try:
             await self._body.aclose()
         except BaseException as exc:
-            self._failed(exc)
+            self._on_error(exc)
             raise
-        self._closed(cancelled)
+        self._on_close(cancelled)
 
 
 class SyncBody(StreamedBody):
-    """The body of an answer to a `Client`."""
+    """The body of a response to a `Client`."""
 
     def __iter__(self) -> Iterator[bytes]:
         try:
@@ -94,25 +91,25 @@ class SyncBody(StreamedBody):
                 self._received += len(part)
                 yield part
         except BaseException as exc:
-            self._failed(exc)
+            self._on_error(exc)
             raise
-        self._complete()
+        self._on_end()
 
     def close(self) -> None:
-        """Close the body, and with it the call."""
+        """Close the body and end the call."""
         try:
             self._body.close()
         except BaseException as exc:
-            self._failed(exc)
+            self._on_error(exc)
             raise
-        self._closed()
+        self._on_close()
 
 
 @cache
-def bodies(module: str) -> tuple[type[AsyncBody], type[SyncBody]]:
-    """Return the classes for `httpx` or `httpx2`: each takes only streams of its own kind."""
-    of = sys.modules[module]
+def body_classes(module: str) -> tuple[type[AsyncBody], type[SyncBody]]:
+    """Return the classes for `httpx` or `httpx2`: each library accepts only subclasses of its own streams."""
+    library = sys.modules[module]
     return (
-        type("ObservedAsyncBody", (AsyncBody, of.AsyncByteStream), {}),
-        type("ObservedBody", (SyncBody, of.SyncByteStream), {}),
+        type("ObservedAsyncBody", (AsyncBody, library.AsyncByteStream), {}),
+        type("ObservedBody", (SyncBody, library.SyncByteStream), {}),
     )

@@ -1,4 +1,4 @@
-"""`external.call(...)`: a call to another service is one operation with a span, a count, a duration and a log line."""
+"""`external.call(...)`: measures a call to another service as one operation."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 H = TypeVar("H", bound="MutableMapping[str, str]")
 
 MAX_SERVICES: Final = 100
-"""Different hosts that become a `service` label of their own; the others are called `other`."""
+"""Hosts with a `service` label of their own. Further ones have the label `other`."""
 
 MAX_SERVICE_NAME_LENGTH: Final = 253
-"""Characters of a host that may become a label: what is longer is no DNS name."""
+"""Characters of a host that becomes a label: the maximum of a DNS name (RFC 1035)."""
 
 
 class ExternalCall(Operation):
@@ -34,7 +34,7 @@ class ExternalCall(Operation):
 
     __slots__ = ("_propagation",)
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what a call begins with
+    def __init__(  # noqa: PLR0913, PLR0917 - those of Operation, and one more
         self,
         reporter: OperationReporter,
         kind: str,
@@ -46,18 +46,19 @@ class ExternalCall(Operation):
         Operation.__init__(self, reporter, kind, name, labels, details)
         self._propagation = propagation
 
-    @fail_safe("external.status", passes=CALLER_ERRORS)
+    @fail_safe("external.set_status_code", passes=CALLER_ERRORS)
     def set_status_code(self, status_code: int) -> None:
-        """Note the HTTP status of the answer; 4xx is outcome `client_error`, 5xx `server_error`.
+        """Record the HTTP status of the response: outcome `client_error` for 4xx, `server_error` for 5xx.
 
-        Only 5xx is an error of the span: a callee that refuses does its work. Of several answers the last one counts.
+        Only 5xx is an error of the span. If called several times, the last status counts. Raises `TypeError` or
+        `ValueError` if it is not a number.
         """
         status_code = int(status_code)
         self.details["http.response.status_code"] = status_code
         self.outcome_for_status(status_code)
 
     def outcome_for_status(self, status_code: int) -> None:
-        """Name the outcome of an answer with this status."""
+        """Set `outcome` and `error_type` for this status."""
         self.outcome, self.error_type = "", None
         if status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
             self.outcome, self.error_type = "server_error", str(status_code)
@@ -66,12 +67,12 @@ class ExternalCall(Operation):
 
     @fail_safe("external.inject", otherwise=lambda _, headers, *__, **___: headers)
     def inject(self, headers: H, host: str | None = None) -> H:
-        """Add the headers that let the callee continue this trace, and return them; call it inside the block.
+        """Add the trace context to `headers` and return them, so that the callee continues this trace.
 
-        For whatever carries text by name: gRPC metadata, attributes of a message (Kafka, SQS), a job's headers. Redis
-        or boto3 have no place for them and need no call. With `host` the rule of the httpx clients holds: only private
-        hosts and those of `propagate_to` get any, others lose what came along; without it the callee is trusted. Of
-        baggage the keys of `propagate_baggage` go along.
+        Call it inside the block. Works for anything that carries strings by name: gRPC metadata, attributes of a
+        message (Kafka, SQS), headers of a job. With `host`, the rule of the httpx clients applies: private hosts and
+        those in `propagate_to` receive it; for other hosts trace headers are removed. Without `host`, the callee is
+        trusted. Of the baggage, the keys in `propagate_baggage` are sent.
 
             async with external.call("billing", "GetInvoice") as call:
                 await stub.GetInvoice(request, metadata=tuple(call.inject({}).items()))
@@ -79,36 +80,36 @@ class ExternalCall(Operation):
         (self._propagation or PropagationPolicy()).inject(host, headers)
         return headers
 
-    def judge(self, exc: BaseException) -> str:
-        """Tell time-outs and failed connections apart, those of httpx, requests, gRPC and redis too."""
-        names = {kind.__name__ for kind in type(exc).__mro__}
+    def outcome_for(self, exc: BaseException) -> str:
+        """Return `timeout` or `connect_error` for those of any library, else the outcome of any operation."""
+        names = {kind.__name__ for kind in type(exc).__mro__}  # by name: httpx, requests, redis need no import
         if names & {"TimeoutException", "TimeoutError", "Timeout"}:
             return "timeout"
         if names & {"ConnectError", "ConnectionError"}:
             return "connect_error"
         return exception_outcome(exc)
 
-    @fail_safe("operation.again", return_no_op)
-    def again(self) -> ExternalCall:
-        """Return a call like this one, which has not begun."""
+    @fail_safe("operation.copy", return_no_op)
+    def copy(self) -> ExternalCall:
+        """Return an unstarted call with the same labels and details, for each call of a decorated function."""
         details = None if self._given is None else dict(self._given)
         return ExternalCall(self.reporter, self.kind, self.name, self.labels, details, self._propagation)
 
 
 class ExternalClient:
-    """Measures calls to other services."""
+    """Creates operations for calls to other services."""
 
-    __slots__ = ("_hosts", "_lock", "_shown", "propagation", "reporter")
+    __slots__ = ("_hosts", "_lock", "_redact_name", "propagation", "reporter")
 
     def __init__(self, reporter: OperationReporter, propagation: PropagationPolicy | None = None) -> None:
         self.reporter = reporter
-        self._shown: Callable[[str], str] = getattr(reporter, "redactor", DEFAULT_REDACTOR).name
+        self._redact_name: Callable[[str], str] = getattr(reporter, "redactor", DEFAULT_REDACTOR).name
         self.propagation = propagation or PropagationPolicy()
         self._hosts: set[str] = set()
         self._lock = threading.Lock()
 
     def service_label(self, host: str) -> str:
-        """Return the `service` label of a host: its name, `other` once there are too many."""
+        """Return the `service` label of a host: the host, or `other` beyond `MAX_SERVICES` hosts."""
         if host in self._hosts:
             return host
         with self._lock:
@@ -121,12 +122,12 @@ class ExternalClient:
         """Measure one call: `async with external.call("billing", "get_invoice") as call:`, or plain `with`.
 
         `service` and `operation` become metric labels (`external_requests_total`,
-        `external_request_duration_seconds`) and the span's name, so they must be few; `details` go to the span and the
-        log line only. Tell the answer's HTTP status with `call.status(...)`; `call.inject(...)` adds the headers that
-        carry the trace on. httpx clients do all of this by themselves: `observe.instrument_client`.
+        `external_request_duration_seconds`) and the span's name, so use few different ones; `details` are added to the
+        span and the log line only. Set the response's HTTP status with `call.set_status_code(...)`; `call.inject(...)`
+        adds the trace context to headers. Not needed for httpx clients: `observe.instrument_client` does all of this.
         """
         try:
-            service, operation = self._shown(service), self._shown(operation)
+            service, operation = self._redact_name(service), self._redact_name(operation)
             return ExternalCall(
                 self.reporter,
                 "external",
@@ -135,6 +136,6 @@ class ExternalClient:
                 {"peer.service": service, **details},
                 self.propagation,
             )
-        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+        except Exception as exc:  # noqa: BLE001 - an internal error is never raised to the caller
             report_error("external.call", exc, self.reporter)
             return NO_OP  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""`Propagation`: which hosts are told the trace they are part of, and the headers that tell them."""
+"""`PropagationPolicy`: which hosts receive the trace context, and the headers that carry it."""
 
 from __future__ import annotations
 
@@ -15,57 +15,55 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
 
 MAX_HOSTS: Final = 1024
-"""Hosts whose answer is remembered; of further ones it is worked out each time."""
+"""Hosts whose decision is cached."""
 
 MAX_HOST_LENGTH: Final = 253
-"""Characters of a DNS name (RFC 1035); what is longer is nobody of ours."""
+"""Characters of a DNS name (RFC 1035). Longer hosts are never allowed."""
 
 _W3C: Final = frozenset({"traceparent", "tracestate", "baggage"})
 
 
 class PropagationPolicy:
-    """Decides by the name of a host alone, never by looking it up.
+    """Decides by the name of a host, without a DNS lookup.
 
-    Private hosts are told: addresses of this machine and of private, link-local and shared (RFC 6598) networks, names
-    of one label (`payments`), and those under `.local`, `.internal`, `.svc`, `.localhost`, `.lan` and `.test`. `hosts`
-    are told too: exact, `*.example.com` (what is below it), `*` (all). Of baggage only the `keys` go along; `*` stands
-    for all.
+    Allowed are private hosts: loopback, private, link-local and shared (RFC 6598) addresses, names of one label
+    (`payments`), and names under `.local`, `.internal`, `.svc`, `.localhost`, `.lan` and `.test`; and `hosts`: an exact
+    name, `*.example.com` for all subdomains, or `*` for all. Of the baggage only `keys` are sent, or all with `*`.
     """
 
     def __init__(self, hosts: Iterable[str] = (), keys: Iterable[str] = ()) -> None:
-        named = [normalize_host(host) for host in hosts]
-        self._all = "*" in named
-        self._exact = frozenset(named)
-        self._below = tuple(host[1:] for host in named if host.startswith("*."))
-        self._keys = frozenset(keys)
-        self._known: dict[str, bool] = {}
+        names = [normalize_host(host) for host in hosts]
+        self._allow_all = "*" in names
+        self._exact = frozenset(names)
+        self._suffixes = tuple(host[1:] for host in names if host.startswith("*."))
+        self._baggage_keys = frozenset(keys)
+        self._decisions: dict[str, bool] = {}
         self._propagator: Any = None
         self._fields = _W3C
-        self._plain = False
+        self._is_w3c = False  # the propagator writes W3C headers only: `traceparent` can be formatted directly
 
     def allows(self, host: str) -> bool:
-        """Tell whether `host` may know the trace."""
-        known = self._known.get(host)
-        if known is None:
-            known = self._is_allowed(normalize_host(host))
-            if len(self._known) < MAX_HOSTS and len(host) <= MAX_HOST_LENGTH:
-                self._known[host] = known
-        return known
+        """Return whether `host` may receive the trace context."""
+        allowed = self._decisions.get(host)
+        if allowed is None:
+            allowed = self._is_allowed(normalize_host(host))
+            if len(self._decisions) < MAX_HOSTS and len(host) <= MAX_HOST_LENGTH:
+                self._decisions[host] = allowed
+        return allowed
 
     def _is_allowed(self, host: str) -> bool:
         if not host or len(host) > MAX_HOST_LENGTH:
             return False
-        return self._all or host in self._exact or host.endswith(self._below) or is_private_host(host)
+        return self._allow_all or host in self._exact or host.endswith(self._suffixes) or is_private_host(host)
 
     def inject(self, host: str | None, headers: MutableMapping[str, str], *, allowed: bool | None = None) -> None:
-        """Write the headers of the current trace for `host` (None: for one that is trusted) into `headers`.
+        """Add the current trace context to `headers` if `host` is allowed (None: trusted), else remove it.
 
-        A host that is not allowed gets none, and loses those that came along: redirects copy headers. `allowed`
-        decides without looking at the host.
+        Removal matters for redirects, which copy headers to the next host. `allowed` overrides the decision.
         """
         propagator = propagate.get_global_textmap()
         if propagator is not self._propagator:
-            self._take(propagator)
+            self._use(propagator)
         if allowed is None:
             allowed = host is None or self.allows(host)
         if not allowed:
@@ -73,30 +71,29 @@ class PropagationPolicy:
                 headers.pop(name, None)
             return
         context = OTEL_CONTEXT.get()
-        if self._plain:
-            at = trace.get_current_span(context).get_span_context()
-            trace_id, span_id, _, flags, state, valid = at  # its properties cost more than all the rest
+        if self._is_w3c:
+            span_context = trace.get_current_span(context).get_span_context()
+            trace_id, span_id, _, flags, state, valid = span_context  # a tuple: unpacking is cheaper than properties
             if valid and not state and not baggage.get_all(context):
                 headers["traceparent"] = f"00-{trace_id:032x}-{span_id:016x}-{flags:02x}"
                 return
         carrier: dict[str, str] = {}
-        propagator.inject(carrier, self._visible(context))
+        propagator.inject(carrier, self._with_allowed_baggage(context))
         for name, value in carrier.items():
             headers[name] = value
 
-    def _take(self, propagator: Any) -> None:
-        """Learn what the global propagator writes: the user may set another one at any time."""
+    def _use(self, propagator: Any) -> None:
+        """Read which headers the global propagator writes. The user may replace it at any time."""
         fields = propagator.fields
         self._fields = _W3C | fields
-        self._plain = fields <= _W3C and "traceparent" in fields
+        self._is_w3c = fields <= _W3C and "traceparent" in fields
         self._propagator = propagator
 
-    def _visible(self, context: Context) -> Context:
-        """Leave only the baggage in `context` that goes along."""
-        carried = baggage.get_all(context)
-        if not carried or "*" in self._keys:
+    def _with_allowed_baggage(self, context: Context) -> Context:
+        entries = baggage.get_all(context)
+        if not entries or "*" in self._baggage_keys:
             return context
-        for key in carried:
-            if key not in self._keys:
+        for key in entries:
+            if key not in self._baggage_keys:
                 context = baggage.remove_baggage(key, context)
         return context

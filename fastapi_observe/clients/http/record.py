@@ -1,9 +1,9 @@
-"""`HttpCall`: the record of one call by an httpx client."""
+"""`HttpCall`: the operation of one call by an httpx client."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote
 
 from fastapi_observe.clients.http.external import ExternalCall
@@ -11,38 +11,40 @@ from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.request import KNOWN_METHODS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, MutableMapping
+    from collections.abc import Iterable
+
+    import httpx
 
     from fastapi_observe.records.operation import OperationReporter
     from fastapi_observe.redaction.redactor import Redactor
 
 MAX_PATH_LENGTH: Final = 1024
-"""Characters of a path that are shown, and that a template is looked for in."""
+"""Characters of a path that are reported. Longer paths match no template."""
 
 
 class PathTemplates:
-    """The path templates of one client; the first that fits names a call.
+    """The path templates of one client. The first that matches a path names the call.
 
-    `{name}` stands for one segment, `{name:path}` for any number of them. `prefix` is the path of the client's base
-    URL: templates fit behind it too.
+    `{name}` matches one segment, `{name:path}` any number of them. `prefix`, the path of the client's base URL, is
+    optional before every template.
     """
 
     def __init__(self, templates: Iterable[str], prefix: str = "") -> None:
         if isinstance(templates, str):
-            raise TypeError(f'templates is a str; pass a list of them: templates=["{templates}"]')
+            raise TypeError(f'templates must be a list of strings, not a string: templates=["{templates}"]')
         self._templates = tuple(templates)
         for template in self._templates:
             if not isinstance(template, str) or not template.startswith("/"):
-                raise ValueError(f"{template!r:.80} is no path template; write it like /invoices/{{id}}")
+                raise ValueError(f"invalid path template {template!r:.80}; write it like /invoices/{{id}}")
         choices = "|".join(f"({_pattern(template)})" for template in self._templates)
         self._pattern = re.compile(f"(?:{re.escape(prefix.rstrip('/'))})?(?:{choices})")
 
     def find(self, raw_path: bytes) -> str | None:
-        """Return the template of the path of a URL, as it is sent, or None."""
+        """Return the template that matches the path of a URL, as sent, or None."""
         if not self._templates:
             return None
         path = raw_path.partition(b"?")[0].decode("latin-1")
-        if "%" in path:  # an encoded slash is part of its segment
+        if "%" in path:  # an encoded slash does not separate segments
             path = unquote(path.replace("%2F", "%252F").replace("%2f", "%252F"))
         if len(path) > MAX_PATH_LENGTH:
             return None
@@ -63,54 +65,8 @@ _NONE: Final[dict[str, Any]] = {}
 _PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
-class Url(Protocol):
-    """What is asked of a URL: of httpx and httpx2 alike."""
-
-    @property
-    def scheme(self) -> str:
-        """`https`."""
-
-    @property
-    def host(self) -> str:
-        """Lower case, without the brackets of IPv6."""
-
-    @property
-    def port(self) -> int | None:
-        """None if it is the scheme's."""
-
-    @property
-    def netloc(self) -> bytes:
-        """Host and port, never user and password."""
-
-    @property
-    def raw_path(self) -> bytes:
-        """Path and query, as sent."""
-
-    @property
-    def query(self) -> bytes:
-        """Without `?`."""
-
-
-class Request(Protocol):
-    """What is asked of a request: of httpx and httpx2 alike."""
-
-    method: str
-
-    @property
-    def url(self) -> Url:
-        """Where it goes."""
-
-    @property
-    def headers(self) -> MutableMapping[str, str]:
-        """What goes along."""
-
-    @property
-    def extensions(self) -> Any:
-        """A mapping; `template` of it is ours."""
-
-
 class CallLabels(NamedTuple):
-    """How a call is called."""
+    """Name and labels of a call. Cached and shared by all calls that have the same."""
 
     name: str
     labels: dict[str, str]
@@ -120,23 +76,23 @@ class CallLabels(NamedTuple):
 
 
 class HttpCall(ExternalCall):
-    """One logical call: redirects and what an `auth` sends again are part of it.
+    """One call, including redirects and requests repeated by an `auth`.
 
-    `request` is what was sent last, `sends` how often something was sent, `host` the one that was asked first.
-    `received` is how many bytes the body had on the wire; None if it was not read to its end. `extensions` are those
-    of the answer. `client` is the client, as one app observes it.
+    `request` is the last request sent, `sends` the number of requests, `host` that of the first. `received` is the size
+    of the body as received, in bytes; None if it was not read to its end. `extensions` are those of the response.
+    `client` is the `ObservedClient`.
     """
 
-    __slots__ = ("_named", "client", "extensions", "host", "received", "request", "sends", "status_code")
+    __slots__ = ("_call_labels", "client", "extensions", "host", "received", "request", "sends", "status_code")
 
     def __init__(
-        self, reporter: OperationReporter, client: object, named: CallLabels, request: Request, host: str
+        self, reporter: OperationReporter, client: object, call_labels: CallLabels, request: httpx.Request, host: str
     ) -> None:
-        Operation.__init__(self, reporter, "external", named.name, named.labels)
+        Operation.__init__(self, reporter, "external", call_labels.name, call_labels.labels)
         self._propagation = None
-        self._named = named
+        self._call_labels = call_labels
         self.client = client
-        self.request: Request | None = request
+        self.request: httpx.Request | None = request
         self.host = host
         self.sends = 0
         self.status_code = 0
@@ -145,53 +101,53 @@ class HttpCall(ExternalCall):
 
     @property
     def details(self) -> dict[str, Any]:
-        """What the span and a line say, put together when they want it."""
-        given: dict[str, Any] = self._given or {}
+        """The attributes of the span and the log line, built when one of them is written."""
+        details: dict[str, Any] = self._given or {}
         if self.request is not None:
-            given.update(self._facts(self.request))
-        self._given = given
-        return given
+            details.update(self._attributes(self.request))
+        self._given = details
+        return details
 
-    def _facts(self, request: Request) -> dict[str, Any]:
-        url, named = request.url, self._named
-        facts: dict[str, Any] = {
+    def _attributes(self, request: httpx.Request) -> dict[str, Any]:
+        url, labels = request.url, self._call_labels
+        attributes: dict[str, Any] = {
             "peer.service": self.labels["service"],
-            "http.request.method": named.method,
+            "http.request.method": labels.method,
             "server.address": url.host,
             "server.port": url.port or _PORTS.get(url.scheme),
-            "url.full": redact_url(url, named.redactor),
+            "url.full": redact_url(url, labels.redactor),
         }
-        if named.method not in KNOWN_METHODS:
-            facts["http.request.method_original"] = str(request.method)[:MAX_METHOD_LENGTH]
-        if named.template is not None:
-            facts["url.template"] = named.template
+        if labels.method not in KNOWN_METHODS:
+            attributes["http.request.method_original"] = str(request.method)[:MAX_METHOD_LENGTH]
+        if labels.template is not None:
+            attributes["url.template"] = labels.template
         if self.sends > 1:
-            facts["http.request.resend_count"] = self.sends - 1
+            attributes["http.request.resend_count"] = self.sends - 1
         size = request.headers.get("content-length", "")
         if size.isdecimal():
-            facts["http.request.body.size"] = int(size)
+            attributes["http.request.body.size"] = int(size)
         if self.status_code:
-            facts["http.response.status_code"] = self.status_code
+            attributes["http.response.status_code"] = self.status_code
         version = self.extensions.get("http_version", b"")
         if version:
-            facts["network.protocol.version"] = version.decode("latin-1").removeprefix("HTTP/")
+            attributes["network.protocol.version"] = version.decode("latin-1").removeprefix("HTTP/")
         if self.received is not None:
-            facts["http.response.body.size"] = self.received
-        return facts
+            attributes["http.response.body.size"] = self.received
+        return attributes
 
     def close(self, exc: BaseException | None = None) -> None:
-        """End; let go of the request."""
+        """End the call and release the request."""
         if self.ended:
             return
         if exc is not None:
-            self.outcome, self.error_type = "", None  # a status that came before is not how it ended
+            self.outcome, self.error_type = "", None  # of a status received before the body failed
         Operation.close(self, exc)
         self.request = None
         self.extensions = _NONE
 
 
-def redact_url(url: Url, redactor: Redactor) -> str:
-    """Return a URL without user, password and fragment, its path cut and redacted, its query redacted."""
+def redact_url(url: httpx.URL, redactor: Redactor) -> str:
+    """Return a URL without user, password and fragment, with path and query redacted and the path truncated."""
     path = redactor.raw_path(url.raw_path.partition(b"?")[0].decode("latin-1"))[:MAX_PATH_LENGTH]
     query = f"?{redactor.query(url.query)}" if url.query else ""
     return f"{url.scheme}://{url.netloc.decode('latin-1')}{path}{query}"
