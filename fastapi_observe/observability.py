@@ -118,7 +118,7 @@ class Observability:
             if queues.logs is not None:
                 self.logs.push = queues.logs.put
             self._pushes = [queue for queue in queues if queue is not None]
-        self.metrics.register_collector(self.tracing.quota)
+        self.metrics.register_collector(self.tracing.rate_limit)
         self.metrics.register_collector(ExportCollector(self._export_counts()))
         self._budget = share_deadline(self.tracing.provider, *self._pushes)
         if settings.logs:

@@ -1,1 +1,1 @@
-"""The traces signal: spans, sampling and trace context."""
+"""The traces signal: spans, sampling, export and trace context."""

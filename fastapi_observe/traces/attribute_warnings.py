@@ -1,61 +1,58 @@
-"""What OpenTelemetry says about attributes that it cuts or leaves out: each text once a minute."""
+"""Throttling of OpenTelemetry's warnings about attributes that it cuts or drops."""
 
 from __future__ import annotations
 
 import logging
-from time import monotonic
 from typing import TYPE_CHECKING, Final
+
+from fastapi_observe.internal.throttle import LogThrottle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 LOGGER: Final = "opentelemetry.attributes"
 
-LOG_INTERVAL: Final = 60.0
-"""Seconds until the same text is passed on again."""
 
-MAX_TEXTS: Final = 64
+class ThrottleFilter(logging.Filter):
+    """Logs each message at most once a minute, with the number of those that were suppressed in between.
 
+    Messages are compared before their arguments are inserted. `users` is the number of installs that share the filter.
+    """
 
-class LogThrottle(logging.Filter):
-    """Passes a text on once a minute; the next one tells how many were kept back. `users` have added it."""
-
-    def __init__(self) -> None:
+    def __init__(self, throttle: LogThrottle | None = None) -> None:
         super().__init__()
         self.users = 0
-        self._told: dict[str, float] = {}
-        self._kept_back: dict[str, int] = {}
+        self._throttle = throttle or LogThrottle()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether a record is passed on; texts are told apart before their values are put in."""
-        text, now = str(record.msg), monotonic()
-        if now - self._told.get(text, -LOG_INTERVAL) < LOG_INTERVAL:
-            self._kept_back[text] = self._kept_back.get(text, 0) + 1
+        """Return whether a log record is logged."""
+        message = str(record.msg)
+        if not self._throttle.allow(message):
             return False
-        if len(self._told) >= MAX_TEXTS:
-            self._told.clear()
-            self._kept_back.clear()
-        self._told[text] = now
-        more = self._kept_back.pop(text, 0)
-        if more:
-            record.msg = f"{record.getMessage()} ({more} more since this was last told)"
+        suppressed = self._throttle.pop_suppressed(message)
+        if suppressed:
+            record.msg = f"{record.getMessage()} ({suppressed} more in the last minutes)"
             record.args = None
         return True
 
 
 def throttle_attribute_warnings() -> Callable[[], None]:
-    """Keep them back in this process: a client that sends long values must not fill the log. Call the result to end."""
+    """Throttle these warnings in this process: a client that sends long values must not fill the log.
+
+    Returns a function that reverts this; calling it again has no effect.
+    """
     logger = logging.getLogger(LOGGER)
-    bound = next((one for one in logger.filters if isinstance(one, LogThrottle)), None) or LogThrottle()
-    bound.users += 1
-    logger.addFilter(bound)
-    ended: list[bool] = []
+    throttle = next((one for one in logger.filters if isinstance(one, ThrottleFilter)), None) or ThrottleFilter()
+    throttle.users += 1
+    logger.addFilter(throttle)
+    is_restored = False
 
-    def end() -> None:
-        if not ended:
-            ended.append(True)
-            bound.users -= 1
-            if not bound.users:
-                logger.removeFilter(bound)
+    def restore() -> None:
+        nonlocal is_restored
+        if not is_restored:
+            is_restored = True
+            throttle.users -= 1
+            if not throttle.users:
+                logger.removeFilter(throttle)
 
-    return end
+    return restore

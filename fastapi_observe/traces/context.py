@@ -1,4 +1,4 @@
-"""`TraceContext`: where a trace stands, as a value that can be stored, sent and continued."""
+"""`TraceContext`: a position in a trace, as a value that can be stored, sent and continued."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 _TRACE_ID_LENGTH = 32
 _SPAN_ID_LENGTH = 16
 RANDOM: Final = 2
-"""The random flag of W3C Trace Context Level 2; OpenTelemetry has no name for it in all versions supported."""
+"""The random flag of W3C Trace Context Level 2, for which older OpenTelemetry versions have no name."""
 
 MAX_BAGGAGE_BYTES: Final = 8192
-"""Bytes of a `baggage` header that are read (W3C Baggage)."""
+"""Bytes of a `baggage` header that are read, as in W3C Baggage."""
 MAX_BAGGAGE_MEMBERS: Final = 64
-"""Members of a `baggage` header that are read (W3C Baggage)."""
+"""Members of a `baggage` header that are read, as in W3C Baggage."""
 MAX_TRACESTATE_MEMBERS: Final = 32
-"""Members of a `tracestate` header; one that has more is left away (W3C Trace Context)."""
+"""Members of a `tracestate` header. A header with more is dropped, as in W3C Trace Context."""
 
 _KEY = r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}"
 _VALUE = r"[!#-+\--:<-\[\]-~]*"
@@ -44,14 +44,14 @@ def _is_id(text: object, length: int) -> bool:
 
 
 def well_formed_headers(carrier: dict[str, str]) -> dict[str, str]:
-    """Leave away what of `baggage` and `tracestate` is not well-formed, of baggage its properties too.
+    """Drop malformed members of `baggage` and `tracestate` from `carrier`, and the properties of baggage; return it.
 
-    OpenTelemetry would drop it with a warning for each member: clients could fill our log.
+    OpenTelemetry would drop malformed members too, but with a warning for each: clients could fill the log.
     """
     if "baggage" in carrier:
         members = carrier["baggage"][:MAX_BAGGAGE_BYTES].split(",")[:MAX_BAGGAGE_MEMBERS]
         matches = [_BAGGAGE.fullmatch(member.partition(";")[0]) for member in members]
-        # Without the blanks that the specification allows: OpenTelemetry before 1.45 takes them for wrong.
+        # Without the blanks that the specification allows: OpenTelemetry before 1.45 rejects them.
         carrier["baggage"] = ",".join(f"{match['key']}={match['value']}" for match in matches if match)
     if "tracestate" in carrier:
         members = [member.strip(" \t") for member in carrier["tracestate"].split(",", MAX_TRACESTATE_MEMBERS)]
@@ -59,18 +59,18 @@ def well_formed_headers(carrier: dict[str, str]) -> dict[str, str]:
         keys = {match["key"] for match in matches if match}
         if len(members) > MAX_TRACESTATE_MEMBERS or len(keys) < len(matches):
             del carrier["tracestate"]
-        else:  # blank members are legal; OpenTelemetry before 1.45.2 warns about them
+        else:  # empty members are legal; OpenTelemetry before 1.45.2 warns about them
             carrier["tracestate"] = ",".join(filter(None, members))
     return carrier
 
 
 @dataclass(frozen=True, slots=True)
 class TraceContext:
-    """A point in a trace (W3C Trace Context and Baggage).
+    """A position in a trace (W3C Trace Context and Baggage).
 
     `trace_id` is 32 and `span_id` 16 lower-case hexadecimal digits, neither all zero; anything else raises
-    `ValueError`. `baggage` travels on with `to_headers()`; `attributes` are the caller's own facts, kept in
-    `to_dict()` only. `random` is the flag that says so of the trace id (Level 2).
+    `ValueError`. `baggage` is sent with `to_headers()`. `attributes` are the caller's own values and are part of
+    `to_dict()` only. `random` is the random flag of the trace id (Level 2).
     """
 
     trace_id: str
@@ -88,48 +88,48 @@ class TraceContext:
         ):
             if not _is_id(value, length):
                 raise ValueError(
-                    f"{name}={value!r:.80} is not valid: give {length} lower-case hexadecimal digits, not all zero"
+                    f"invalid {name} {value!r:.80}; use {length} lower-case hexadecimal digits, not all zero"
                 )
 
     @classmethod
     def current(cls) -> Self | None:
-        """Return where the calling code stands, or None outside any trace."""
+        """Return the position of the calling code, or None outside any trace."""
         return cls.from_context(None)
 
     @classmethod
     def from_context(cls, context: Context | None) -> Self | None:
-        """Return the trace context in an OpenTelemetry context (None: the current one), or None if there is none."""
-        at = trace.get_current_span(context).get_span_context()
-        if not at.is_valid:
+        """Return the position in an OpenTelemetry context (None: the current one), or None if it has no trace."""
+        position = trace.get_current_span(context).get_span_context()
+        if not position.is_valid:
             return None
         return cls(
-            trace_id=format(at.trace_id, "032x"),
-            span_id=format(at.span_id, "016x"),
-            sampled=at.trace_flags.sampled,
+            trace_id=format(position.trace_id, "032x"),
+            span_id=format(position.span_id, "016x"),
+            sampled=position.trace_flags.sampled,
             baggage={name: str(value) for name, value in baggage.get_all(context).items()},
-            trace_state=at.trace_state.to_header(),
-            random=bool(at.trace_flags & RANDOM),
+            trace_state=position.trace_state.to_header(),
+            random=bool(position.trace_flags & RANDOM),
         )
 
     @classmethod
     @fail_safe("trace_context")
     def from_headers(cls, headers: Mapping[str, str]) -> Self | None:
-        """Read `traceparent`, `tracestate` and `baggage`; names in any case. None if there is no valid trace."""
+        """Read `traceparent`, `tracestate` and `baggage`, names in any case. Returns None without a valid trace."""
         carrier = well_formed_headers({name.lower(): value for name, value in headers.items()})
         context = TraceContextTextMapPropagator().extract(carrier, Context())
         return cls.from_context(W3CBaggagePropagator().extract(carrier, context))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` gave; unknown or missing keys raise `ValueError`."""
+        """Read the result of `to_dict`. Raises `ValueError` for unknown or missing keys."""
         try:
             return cls(**data)
         except TypeError as exc:
-            raise ValueError(f"not a trace context: {exc}; give a mapping made by TraceContext.to_dict()") from exc
+            raise ValueError(f"not a trace context: {exc}; pass a mapping from TraceContext.to_dict()") from exc
 
     @fail_safe("trace_context", otherwise=lambda _: {})
     def to_headers(self) -> dict[str, str]:
-        """Return `traceparent`, and `tracestate` and `baggage` if there are any."""
+        """Return `traceparent`, and `tracestate` and `baggage` if they are not empty."""
         carrier: dict[str, str] = {}
         context = self.to_context(Context())
         TraceContextTextMapPropagator().inject(carrier, context)
@@ -137,23 +137,23 @@ class TraceContext:
         return carrier
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON, a queue or a table; `from_dict` reads it."""
+        """Return plain data for JSON, a queue or a database. `from_dict` reads it."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         return {**values, "baggage": dict(self.baggage), "attributes": dict(self.attributes)}
 
     def to_context(self, context: Context | None = None) -> Context:
-        """Return `context` (None: the current one) moved to this point: spans opened in it continue this trace.
+        """Return a copy of `context` (None: the current one) in which new spans continue this trace.
 
         Its baggage is replaced.
         """
         context = baggage.clear(context)
         for name, value in self.baggage.items():
             context = baggage.set_baggage(name, value, context)
-        at = SpanContext(
+        position = SpanContext(
             trace_id=int(self.trace_id, 16),
             span_id=int(self.span_id, 16),
             is_remote=True,
             trace_flags=TraceFlags(self.sampled * TraceFlags.SAMPLED + self.random * RANDOM),
             trace_state=TraceState.from_header([self.trace_state]) if self.trace_state else None,
         )
-        return trace.set_span_in_context(NonRecordingSpan(at), context)
+        return trace.set_span_in_context(NonRecordingSpan(position), context)

@@ -1,4 +1,4 @@
-"""What a request comes with: the trace of its caller, a server span that is open around it, a context left over."""
+"""The trace context that a request arrives with: of its caller, of an open server span, or of an earlier request."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ if TYPE_CHECKING:
     from fastapi_observe.records.request import RequestRecord
 
 _TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
-"""A header of the only version there is."""
+"""A `traceparent` of version 00."""
 
 
-def parse_lone_traceparent(exchange: RequestRecord) -> SpanContext | None:
-    """Read a `traceparent` that came alone, as most do; None for what OpenTelemetry's reader must judge."""
-    headers = exchange.headers
+def parse_lone_traceparent(record: RequestRecord) -> SpanContext | None:
+    """Return the span context of a `traceparent` without `tracestate` and `baggage`, the usual case.
+
+    Returns None for headers that need OpenTelemetry's propagator.
+    """
+    headers = record.headers
     match = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
     if match is None or b"baggage" in headers or b"tracestate" in headers:
         return None
-    if len(headers) != len(exchange.scope["headers"]):  # one came twice
+    if len(headers) != len(record.scope["headers"]):  # a header occurs twice
         return None
     trace_id, span_id, flags = match.groups()
     context = SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
@@ -34,12 +37,12 @@ def parse_lone_traceparent(exchange: RequestRecord) -> SpanContext | None:
 
 
 def is_server_span(span: Span) -> bool:
-    """Tell whether a server span of this process is open.
+    """Return whether a span is an open server span of this process.
 
-    An unsampled span does not say its kind, and counts: its decision is made, a second span would break the ratio.
+    An unsampled span has no kind and counts as one: its trace was decided, a second decision would break the ratio.
     """
-    at = span.get_span_context()
-    if not at.is_valid or at.is_remote:
+    position = span.get_span_context()
+    if not position.is_valid or position.is_remote:
         return False
     if span.is_recording():
         return getattr(span, "kind", None) is SpanKind.SERVER
@@ -47,10 +50,10 @@ def is_server_span(span: Span) -> bool:
 
 
 def is_stale_context(context: Context) -> bool:
-    """Tell whether a current context belongs to a request that is over.
+    """Return whether a context belongs to a request that has ended.
 
-    asyncio lets a context out of its task (python/cpython#140947): after a pipelined request, or a response without a
-    body, uvicorn starts the next request of the connection in the context of the one before.
+    asyncio callbacks inherit the context of the code that schedules them (python/cpython#140947): after a pipelined
+    request, or a response without a body, uvicorn starts the next request of the connection in the previous context.
     """
     current = context.get(CONTEXT_KEY)
     before = current.exchange if isinstance(current, RecordRef) else None

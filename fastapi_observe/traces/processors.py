@@ -1,4 +1,4 @@
-"""Span processors: the one that exports, and those of others made harmless."""
+"""Span processors: the one that exports, and a wrapper that makes the user's own safe."""
 
 from __future__ import annotations
 
@@ -15,72 +15,72 @@ if TYPE_CHECKING:
 
 
 class ExportProcessor(SpanProcessor):
-    """Puts sampled spans into the export queue when they end. Never raises, never waits."""
+    """Adds sampled spans to the export queue when they end. Never raises and never blocks."""
 
     def __init__(self, queue: ExportQueue) -> None:
         self._queue = queue
         self._put = queue.put
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Take a span, if it is sampled."""
+        """Queue a span if it is sampled."""
         if span.context.trace_flags & 1:
             self._put(span)
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Export what has ended; tell whether all of it went."""
+        """Export the ended spans. Returns whether all of them were exported."""
         return self._queue.flush(timeout_millis / 1000)
 
     def shutdown(self) -> None:
-        """Flush within `shutdown_timeout`, and end; what is left is counted as dropped."""
+        """Flush within `shutdown_timeout` and stop. The remaining spans are counted as dropped."""
         self._queue.close()
 
 
 class GuardedProcessor(SpanProcessor):
-    """Passes spans on to another processor until it is shut down.
+    """Passes spans on to a user's processor until it is shut down, and counts its exceptions.
 
-    OpenTelemetry lets an exception of a processor out of `start_span` and `end`, into the code that is measured. And
-    a provider that was shut down may still be the global one: its spans must not reach a processor that has ended.
+    OpenTelemetry lets an exception of a processor propagate from `start_span` and `end` into the measured code. And a
+    provider that was shut down may still be the global one: its spans must not reach a processor that has ended.
     """
 
-    def __init__(self, inner: SpanProcessor, faults: InternalErrors) -> None:
+    def __init__(self, inner: SpanProcessor, internal_errors: InternalErrors) -> None:
         self._inner = inner
-        self._faults = faults
-        self._ended = False
+        self._internal_errors = internal_errors
+        self._is_shut_down = False
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """Pass the start of a span on."""
-        if not self._ended:
+        """Pass on the start of a span."""
+        if not self._is_shut_down:
             try:
                 self._inner.on_start(span, parent_context=parent_context)
-            except Exception as exc:  # noqa: BLE001 - a user's processor raises what it likes
-                self._faults("span_processor.on_start", exc)
+            except Exception as exc:  # noqa: BLE001 - a user's processor may raise anything
+                self._internal_errors("span_processor.on_start", exc)
 
     def _on_ending(self, span: Span) -> None:
-        """Pass on that a span is about to end (OpenTelemetry's experimental `OnEnding`)."""
-        if not self._ended:
+        """Pass on that a span is about to end: OpenTelemetry's `OnEnding`, which has no public name yet."""
+        if not self._is_shut_down:
             try:
-                self._inner._on_ending(span)  # noqa: SLF001 - the SDK has no public name for it yet
+                self._inner._on_ending(span)  # noqa: SLF001 - see above
             except Exception as exc:  # noqa: BLE001 - as above
-                self._faults("span_processor.on_ending", exc)
+                self._internal_errors("span_processor.on_ending", exc)
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Pass the end of a span on."""
-        if not self._ended:
+        """Pass on the end of a span."""
+        if not self._is_shut_down:
             try:
                 self._inner.on_end(span)
             except Exception as exc:  # noqa: BLE001 - as above
-                self._faults("span_processor.on_end", exc)
+                self._internal_errors("span_processor.on_end", exc)
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Export what has ended; tell whether all of it went. What raises or says nothing holds up no other."""
+        """Flush the processor. Returns False if it returns False or raises, so that the next one is flushed too."""
         try:
-            return self._ended or self._inner.force_flush(timeout_millis) is not False
+            return self._is_shut_down or self._inner.force_flush(timeout_millis) is not False
         except Exception as exc:  # noqa: BLE001 - as above
-            self._faults("span_processor.force_flush", exc)
+            self._internal_errors("span_processor.force_flush", exc)
             return False
 
     def shutdown(self) -> None:
-        """Shut the other processor down; a second call does nothing."""
-        if not self._ended:
-            self._ended = True
+        """Shut down the processor. Idempotent."""
+        if not self._is_shut_down:
+            self._is_shut_down = True
             self._inner.shutdown()

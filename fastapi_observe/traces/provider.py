@@ -1,4 +1,4 @@
-"""Where spans come from and go to: the OpenTelemetry provider, its sampler, its resource and its exporter."""
+"""The OpenTelemetry tracer provider with its sampler, resource and exporter."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fastapi_observe.export.otlp.spans import SpanEncoder
 from fastapi_observe.export.queue import ExportQueue
 from fastapi_observe.export.setup import make_resource, make_transport, queue_limits, with_instance_id
 from fastapi_observe.internal.forks import register_at_fork
+from fastapi_observe.internal.opentelemetry import renames_forked_children, replace_attributes
 from fastapi_observe.traces.processors import ExportProcessor, GuardedProcessor
 from fastapi_observe.traces.sampling import RateLimitedSampler, TraceRateLimit, make_sampler, trace_id_bound
 
@@ -19,69 +20,67 @@ if TYPE_CHECKING:
     from fastapi_observe.settings.model import ObserveSettings
 
 MAX_ATTRIBUTE_LENGTH = 2048
-"""Characters of a span's string attribute; the rest is cut."""
-
+"""Characters of a string attribute of a span."""
 
 MAX_EVENT_ATTRIBUTE_LENGTH = 8192
-"""Characters of a string attribute of an event: room for a stack trace."""
+"""Characters of a string attribute of an event, such as a stack trace."""
 
 
 class ObserveTracerProvider(TracerProvider):
-    """A tracer provider made by `install`, told apart from one that the user set.
+    """The tracer provider that `install` makes if the user has not set one.
 
-    `bound` and `parent_decides` say what its sampler does, so that it need not be asked: a trace whose lowest 64 bits
-    are below the bound is kept; with `parent_decides` a parent's decision comes first. `quota` bounds what is kept.
+    `bound` and `parent_decides` describe its sampler, so that requests can be sampled without calling it: a trace
+    is sampled if its lowest 64 bits are below the bound; with `parent_decides` a parent's decision comes first.
+    `rate_limit` limits the sampled traces.
     """
 
     def __init__(self, settings: ObserveSettings) -> None:
         self.bound = trace_id_bound(settings)
         self.parent_decides = settings.sampler.startswith("parentbased")
-        self.quota = TraceRateLimit(settings.max_traces_per_second)
+        self.rate_limit = TraceRateLimit(settings.max_traces_per_second)
         self.limits = SpanLimits(
             max_span_attribute_length=MAX_ATTRIBUTE_LENGTH, max_attribute_length=MAX_EVENT_ATTRIBUTE_LENGTH
         )
         super().__init__(
-            sampler=RateLimitedSampler(make_sampler(settings), self.quota),
+            sampler=RateLimitedSampler(make_sampler(settings), self.rate_limit),
             resource=make_resource(settings),
             span_limits=self.limits,
             shutdown_on_exit=False,
         )
         self.queue: ExportQueue | None = None
-        if not hasattr(TracerProvider, "_handle_fork"):  # pragma: no cover - older OpenTelemetry
-            register_at_fork(self, ObserveTracerProvider._name_anew)
+        if not renames_forked_children():  # pragma: no cover - older OpenTelemetry
+            register_at_fork(self, ObserveTracerProvider._rename_after_fork)
 
-    def _name_anew(self) -> None:
-        """Name a forked child, as a newer SDK does by itself; tracers have the resource that they were made with."""
-        fresh = with_instance_id(self._resource, replace=True)
-        self._resource._attributes = fresh._attributes  # noqa: SLF001 - as above
-        self._resource = fresh
+    def _rename_after_fork(self) -> None:
+        """Give a forked child its own instance id, as newer SDKs do themselves."""
+        self._resource = replace_attributes(self._resource, with_instance_id(self._resource, replace=True))
 
-    def export_to(self, settings: ObserveSettings, faults: InternalErrors) -> None:
-        """Send what ends to the endpoint of the settings; without one nothing is sent and nothing waits."""
+    def export_to(self, settings: ObserveSettings, internal_errors: InternalErrors) -> None:
+        """Export ended spans to the endpoint of the settings. Without an endpoint nothing is queued."""
         if settings.traces_url is not None:
             transport = make_transport(settings, settings.traces_url, "traces")
             encoder = SpanEncoder(lambda: self.resource)
-            self.queue = ExportQueue("spans", encoder, transport, queue_limits(settings), faults)
+            self.queue = ExportQueue("spans", encoder, transport, queue_limits(settings), internal_errors)
             self.add_span_processor(ExportProcessor(self.queue))
 
 
-def make_provider(settings: ObserveSettings, faults: InternalErrors) -> tuple[trace.TracerProvider, bool]:
-    """Return the provider to use and whether it is ours to shut down.
+def make_provider(settings: ObserveSettings, internal_errors: InternalErrors) -> tuple[trace.TracerProvider, bool]:
+    """Return the provider to use, and whether `install` made it and has to shut it down.
 
-    The user's own (given, or set globally) is joined; ours becomes the global one if none is set. With
-    `tracing=False` there is none: no span is made and nothing global is touched.
+    A provider in the settings, or a global one that the user has set, is used. Otherwise a new one is made, which
+    becomes the global one if there is none. With `tracing=False` the provider is a no-op and nothing global changes.
     """
     if not settings.tracing:
         return trace.NoOpTracerProvider(), False
     current: Any = settings.tracer_provider or trace.get_tracer_provider()
     if settings.tracer_provider is not None or _is_user_provider(current):
         for processor in settings.span_processors:
-            current.add_span_processor(GuardedProcessor(processor, faults))
+            current.add_span_processor(GuardedProcessor(processor, internal_errors))
         return current, False
     provider = ObserveTracerProvider(settings)
     for processor in settings.span_processors:
-        provider.add_span_processor(GuardedProcessor(processor, faults))
-    provider.export_to(settings, faults)
+        provider.add_span_processor(GuardedProcessor(processor, internal_errors))
+    provider.export_to(settings, internal_errors)
     if isinstance(current, trace.ProxyTracerProvider):
         trace.set_tracer_provider(provider)
     return provider, True

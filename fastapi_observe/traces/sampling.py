@@ -1,4 +1,4 @@
-"""Who decides that a trace is kept, and how many may be in one second."""
+"""Sampling of traces: the sampler that the settings name, and the limit of sampled traces per second."""
 
 from __future__ import annotations
 
@@ -18,77 +18,76 @@ if TYPE_CHECKING:
     from fastapi_observe.settings.model import ObserveSettings
 
 TRACE_ID_LIMIT: Final = sampling.TraceIdRatioBased.TRACE_ID_LIMIT
-"""The bits of a trace id that decide whether a ratio keeps it."""
+"""The maximum of the part of a trace id that a sample ratio is compared with: its lowest 64 bits."""
 
 
 class TraceRateLimit:
-    """Most traces that begin in this process and are kept in one second; below one a second, one in several.
+    """The maximum number of traces per second that start in this process and are sampled.
 
-    Whoever decides that a trace is kept asks `take`. Seconds are counted by the clock that never jumps. `refused`
-    counts the traces that found no place. Two threads that ask at the same moment may both get the last place.
+    Less than one per second means one in several seconds. None means no limit. `rate_limited` counts the traces that
+    exceeded the limit. It also is a collector of prometheus_client.
     """
 
-    __slots__ = ("_left", "_most", "_second", "_seconds", "rate_limited")
+    __slots__ = ("_left", "_per_interval", "_seconds", "_start", "rate_limited")
 
     def __init__(self, per_second: float | None) -> None:
         self._seconds = 1 if per_second is None or per_second >= 1 else ceil(1 / per_second)
-        self._most = None if per_second is None else max(1, int(per_second))
-        self._second = -1
+        self._per_interval = None if per_second is None else max(1, int(per_second))
+        self._start = -1
         self._left = 0
         self.rate_limited = 0
 
     def allow(self) -> bool:
-        """Tell whether one more trace may be kept."""
-        if self._most is None:
+        """Return whether another trace may be sampled, and count it."""
+        if self._per_interval is None:
             return True
-        second = int(monotonic()) // self._seconds
-        if second != self._second:
-            self._second = second
-            self._left = self._most
+        # No lock: two threads may both get the last place of an interval, which costs less than a lock per trace.
+        start = int(monotonic()) // self._seconds
+        if start != self._start:
+            self._start = start
+            self._left = self._per_interval
         if self._left > 0:
             self._left -= 1
             return True
         self.rate_limited += 1
         return False
 
-    # As a collector of prometheus_client
-
     def describe(self) -> list[Metric]:
-        """Name what `collect` yields."""
+        """Return the metrics of `collect`, for prometheus_client's check of names."""
         return [*self.collect()]
 
     def collect(self) -> Iterator[Metric]:
-        """Show how many traces found no place."""
+        """Return the number of traces that exceeded the limit, as a metric."""
         yield CounterMetricFamily(
             "fastapi_observe_traces_rate_limited",
-            "Sampled traces that were not kept, because of max_traces_per_second.",
+            "Sampled traces that were dropped because of max_traces_per_second.",
             value=self.rate_limited,
         )
 
 
 class RateLimitedSampler(sampling.Sampler):
-    """Decides as another sampler does, within the quota: for what begins a trace in this process."""
+    """Applies a rate limit to the traces that another sampler samples, where they start in this process."""
 
-    def __init__(self, inner: sampling.Sampler, quota: TraceRateLimit) -> None:
+    def __init__(self, inner: sampling.Sampler, rate_limit: TraceRateLimit) -> None:
         self._inner = inner
-        self._quota = quota
+        self._rate_limit = rate_limit
 
     def should_sample(self, parent_context: Any, *arguments: Any, **named: Any) -> sampling.SamplingResult:
-        """Ask the inner sampler; what it would keep must find a place, unless its trace has one."""
+        """Return the inner sampler's decision, or DROP if it starts a trace beyond the limit."""
         result = self._inner.should_sample(parent_context, *arguments, **named)
         parent = trace.get_current_span(parent_context).get_span_context()
-        begins = not parent.is_valid or parent.is_remote
-        if result.decision is sampling.Decision.RECORD_AND_SAMPLE and begins and not self._quota.allow():
+        starts_here = not parent.is_valid or parent.is_remote
+        if result.decision is sampling.Decision.RECORD_AND_SAMPLE and starts_here and not self._rate_limit.allow():
             return sampling.SamplingResult(sampling.Decision.DROP, trace_state=result.trace_state)
         return result
 
     def get_description(self) -> str:
-        """Name it."""
+        """Return the description of the inner sampler."""
         return self._inner.get_description()
 
 
 def trace_id_bound(settings: ObserveSettings) -> int:
-    """Return below which value of its lowest 64 bits a new trace id is sampled."""
+    """Return the number below which the lowest 64 bits of a sampled trace id are."""
     if settings.sampler.endswith("always_on"):
         return TRACE_ID_LIMIT + 1
     if settings.sampler.endswith("always_off"):
@@ -97,7 +96,10 @@ def trace_id_bound(settings: ObserveSettings) -> int:
 
 
 def sampling_threshold(bound: int) -> str:
-    """Return the text below which, as texts are compared, the last 16 digits of a sampled trace id are."""
+    """Return `trace_id_bound` as a string to compare with the last 16 digits of a trace id.
+
+    Comparing strings saves converting each trace id to a number. The threshold of "all" is `g`, after every digit.
+    """
     return f"{bound:016x}" if bound <= TRACE_ID_LIMIT else "g"
 
 

@@ -1,8 +1,8 @@
-"""What a server span says: the stable HTTP semantic conventions of OpenTelemetry, read from an `Exchange`."""
+"""Attributes of the server span: OpenTelemetry's stable HTTP semantic conventions, from a `RequestRecord`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.records.endpoint import REDIRECT, UNMATCHED
 from fastapi_observe.redaction.patterns import REDACTED
@@ -20,32 +20,33 @@ if TYPE_CHECKING:
 MAX_PATH_LENGTH: Final = 512
 MAX_METHOD_LENGTH: Final = 32
 MAX_HEADER_LENGTH: Final = 1024
+"""Characters of the path, of an unknown method and of a captured header."""
 
 _PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _NO_ROUTE: Final = frozenset({UNMATCHED, REDIRECT})
 
 
-def span_name(exchange: RequestRecord) -> str:
-    """Return `{method} {route}`, or the method alone where no route answered."""
-    method = "HTTP" if exchange.method == "_OTHER" else exchange.method
-    return method if exchange.endpoint in _NO_ROUTE else f"{method} {exchange.endpoint}"
+def span_name(record: RequestRecord) -> str:
+    """Return `{method} {route}`, or only the method if no route matched."""
+    method = "HTTP" if record.method == "_OTHER" else record.method
+    return method if record.endpoint in _NO_ROUTE else f"{method} {record.endpoint}"
 
 
-def request_attributes(exchange: RequestRecord, redactor: Redactor) -> dict[str, Any]:
-    """Return what is known when the request arrives."""
-    scope = exchange.scope
-    scheme = scope.get("scheme") or ("ws" if exchange.websocket else "http")
+def request_attributes(record: RequestRecord, redactor: Redactor) -> dict[str, Any]:
+    """Return the attributes that are known when the request starts."""
+    scope = record.scope
+    scheme = scope.get("scheme") or ("ws" if record.websocket else "http")
     attributes: dict[str, Any] = {
-        "http.request.method": exchange.method,
+        "http.request.method": record.method,
         "url.scheme": scheme,
-        "url.path": redactor.unmatched_path(exchange.path)[:MAX_PATH_LENGTH],
+        "url.path": redactor.unmatched_path(record.path)[:MAX_PATH_LENGTH],
     }
-    if exchange.method == "_OTHER":
+    if record.method == "_OTHER":
         attributes["http.request.method_original"] = redactor.text(str(scope.get("method")))[:MAX_METHOD_LENGTH]
     query = scope.get("query_string")
     if query:
         attributes["url.query"] = redactor.query(query)
-    address, port = server_address(scope, exchange.headers, scheme, redactor)
+    address, port = server_address(scope, record.headers, scheme, redactor)
     if address is not None:
         attributes["server.address"] = address
         if port is not None:
@@ -55,13 +56,13 @@ def request_attributes(exchange: RequestRecord, redactor: Redactor) -> dict[str,
         attributes["client.address"] = redactor.address(client[0])
         if client[1]:
             attributes["client.port"] = client[1]
-    agent = exchange.headers.get(b"user-agent")
+    agent = record.headers.get(b"user-agent")
     if agent:
         attributes["user_agent.original"] = redactor.user_agent(agent)
     http_version = scope.get("http_version")
     if http_version:
         attributes["network.protocol.version"] = http_version
-    if exchange.websocket:
+    if record.websocket:
         attributes["network.protocol.name"] = "websocket"
     return attributes
 
@@ -69,85 +70,98 @@ def request_attributes(exchange: RequestRecord, redactor: Redactor) -> dict[str,
 def server_address(
     scope: Scope, headers: dict[bytes, bytes], scheme: str, redactor: Redactor = DEFAULT_REDACTOR
 ) -> tuple[str | None, int | None]:
-    """Return host and port as the client named them (`Host`), else those of the socket.
+    """Return host and port of the `Host` header, or of the socket if the header is missing or not plain.
 
-    A `Host` that is not a plain host and port (user and password, say), or looks like a secret, is not believed.
+    A `Host` with user and password, or that looks like a secret, is not plain.
     """
-    named = redactor.host(headers.get(b"host", b""))
-    if named is not None:
-        return named[0], named[1] or _PORTS.get(scheme)
+    host = redactor.host(headers.get(b"host", b""))
+    if host is not None:
+        return host[0], host[1] or _PORTS.get(scheme)
     server = scope.get("server")
     return (server[0], server[1]) if server else (None, None)
 
 
 def response_attributes(
-    exchange: RequestRecord, repeat_limit: int, redactor: Redactor = DEFAULT_REDACTOR
+    record: RequestRecord, repeated_query_threshold: int, redactor: Redactor = DEFAULT_REDACTOR
 ) -> dict[str, Any]:
-    """Return what is known when the response has ended."""
+    """Return the attributes that are known when the response has ended."""
     attributes: dict[str, Any] = {
-        "http.response.status_code": exchange.status_code,
-        "http.request.body.size": exchange.request_size,
-        "http.response.body.size": exchange.response_size,
+        "http.response.status_code": record.status_code,
+        "http.request.body.size": record.request_size,
+        "http.response.body.size": record.response_size,
     }
-    if exchange.endpoint not in _NO_ROUTE:
-        attributes["http.route"] = exchange.endpoint
-        if redactor.has_secret_routes() or redactor.has_secret_parameter(exchange.endpoint):
-            attributes["url.path"] = redactor.route_path(exchange.path, exchange.endpoint)[:MAX_PATH_LENGTH]
-    if exchange.error_type is not None:
-        attributes["error.type"] = exchange.error_type
-    if exchange.work is not None:
-        attributes.update(time_attributes(exchange, exchange.work, repeat_limit))
+    if record.endpoint not in _NO_ROUTE:
+        attributes["http.route"] = record.endpoint
+        # At the start the route was not known, so the path was compared with all secret templates of the app.
+        if redactor.has_secret_routes() or redactor.has_secret_parameter(record.endpoint):
+            attributes["url.path"] = redactor.route_path(record.path, record.endpoint)[:MAX_PATH_LENGTH]
+    if record.error_type is not None:
+        attributes["error.type"] = record.error_type
+    if record.work is not None:
+        attributes.update(time_attributes(record, record.work, repeated_query_threshold))
     return attributes
 
 
-def time_attributes(exchange: RequestRecord, work: TimeBreakdown, repeat_limit: int) -> dict[str, Any]:
-    """Return where the time of a request went, in milliseconds, and the statements that it repeated."""
+def time_attributes(
+    record: RequestRecord, time_breakdown: TimeBreakdown, repeated_query_threshold: int
+) -> dict[str, Any]:
+    """Return the time breakdown of a request, in milliseconds, and the statements that it repeated."""
     attributes: dict[str, Any] = {
-        f"fastapi_observe.{name}": value for name, value in work.as_fields(exchange.started, exchange.duration).items()
+        f"fastapi_observe.{name}": value
+        for name, value in time_breakdown.as_fields(record.started, record.duration).items()
     }
-    repeated = work.repeated(repeat_limit)
+    repeated = time_breakdown.repeated(repeated_query_threshold)
     if repeated:
         attributes["fastapi_observe.repeated_queries"] = tuple(each.statement for each in repeated)
     return attributes
 
 
-class HeaderCapture:
-    """Reads the wanted headers as `http.{side}.header.{name}`; false if none is wanted.
+class _CapturedHeader(NamedTuple):
+    name: str
+    attribute: str
+    is_secret: bool
 
-    `names` are exact names in any case; `side` is `request` or `response`. The values of secret headers, and of those
-    that `OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS` names, read `REDACTED`; the others are redacted.
+
+class HeaderCapture:
+    """Reads the captured headers as `http.{side}.header.{name}`. False if no header is captured.
+
+    `names` are exact names in any case; `side` is `request` or `response`. Values of secret headers, and of headers
+    that `OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS` matches, are `REDACTED`; other values are redacted.
     """
 
-    __slots__ = ("_redactor", "_wanted")
+    __slots__ = ("_captured", "_redactor")
 
     def __init__(self, names: tuple[str, ...], side: str, redactor: Redactor = DEFAULT_REDACTOR) -> None:
         self._redactor = redactor
-        self._wanted: dict[bytes, tuple[str, str]] = {}
+        self._captured: dict[bytes, _CapturedHeader] = {}
         if not names:
             return
-        from opentelemetry.util.http import (  # noqa: PLC0415 - slow to import, seldom used
+        from opentelemetry.util.http import (  # noqa: PLC0415 - slow to import, rarely used
             OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS,
             SanitizeValue,
             get_custom_headers,
         )
 
-        more = get_custom_headers(OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS)
-        sanitise = SanitizeValue(more).sanitize_header_value
+        patterns = get_custom_headers(OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS)
+        sanitize = SanitizeValue(patterns).sanitize_header_value
         for name in map(str.lower, names):
-            secret = bool(more) and bool(sanitise(name, ""))
-            self._wanted[name.encode()] = (f"http.{side}.header.{name}", "" if secret else name)
+            is_secret = bool(patterns) and bool(sanitize(name, ""))
+            self._captured[name.encode()] = _CapturedHeader(name, f"http.{side}.header.{name}", is_secret)
 
     def __bool__(self) -> bool:
-        return bool(self._wanted)
+        return bool(self._captured)
 
     def read(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, tuple[str, ...]]:
-        """Return the attributes; a header that was sent twice has two values."""
-        found: dict[str, tuple[str, ...]] = {}
+        """Return the attributes. A header that occurs twice has two values."""
+        attributes: dict[str, tuple[str, ...]] = {}
         for name, value in headers:
-            wanted = self._wanted.get(name.lower())
-            if wanted is not None:
-                key, secret = wanted[0], not wanted[1]
-                text = value[: MAX_HEADER_LENGTH + MARGIN].decode("latin-1")
-                shown = REDACTED if secret else self._redactor.header(wanted[1], text)[:MAX_HEADER_LENGTH]
-                found[key] = (*found.get(key, ()), shown)
-        return found
+            header = self._captured.get(name.lower())
+            if header is not None:
+                text = REDACTED
+                if not header.is_secret:
+                    text = self._redactor.header(header.name, value[: MAX_HEADER_LENGTH + MARGIN].decode("latin-1"))
+                attributes[header.attribute] = (
+                    *attributes.get(header.attribute, ()),
+                    text[:MAX_HEADER_LENGTH],
+                )
+        return attributes

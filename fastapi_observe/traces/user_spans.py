@@ -1,10 +1,7 @@
-"""Spans around the user's own code: a block, a function, a generator, a call in an executor."""
+"""Spans of the user's own code: around a block, a function or a generator."""
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
-import functools
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +16,6 @@ from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Executor
     from contextvars import Token
     from types import TracebackType
 
@@ -35,14 +31,14 @@ MAX_KEY_LENGTH = 256
 MAX_NAME_LENGTH = 256
 MAX_ITEMS = 128
 
-_PLAIN = (str, bool, int, float)
+_OTEL_TYPES = (str, bool, int, float)
 _MAX_INT64 = 2**63
 
 
 def record_exception(span: Span, exc: BaseException, redactor: Redactor = DEFAULT_REDACTOR) -> None:
     """Record an exception on a span: event `exception`, `error.type`, status ERROR.
 
-    The message is cut at 1,024 characters, the stack trace at its last 8,192.
+    The message is cut to its first 1,024 characters, the stack trace to its last 8,192.
     """
     name = error_type_of(exc)
     span.add_event(
@@ -58,25 +54,26 @@ def record_exception(span: Span, exc: BaseException, redactor: Redactor = DEFAUL
 
 
 def to_otel_attributes(attributes: dict[str, Any], redactor: Redactor = DEFAULT_REDACTOR) -> dict[str, Any]:
-    """Keep what OTLP has a type for, redacted; leave None out; turn the rest into text."""
-    shown = redactor.fields(attributes)
-    return {name[:MAX_KEY_LENGTH]: _plain_value(value) for name, value in shown.items() if value is not None}
+    """Return attributes redacted and of OTLP's types. None is left out; other types become their string."""
+    redacted = redactor.fields(attributes)
+    return {name[:MAX_KEY_LENGTH]: _to_otel_value(value) for name, value in redacted.items() if value is not None}
 
 
-def _plain_value(value: Any) -> Any:
-    if type(value) is str and len(value) <= MAX_VALUE_LENGTH and value.isascii():  # the usual
+def _to_otel_value(value: Any) -> Any:
+    if type(value) is str and len(value) <= MAX_VALUE_LENGTH and value.isascii():  # the usual case
         return value
     if isinstance(value, str):
         return well_formed(value[:MAX_VALUE_LENGTH])
-    if isinstance(value, list | tuple) and len({type(item) for item in value}) == 1 and isinstance(value[0], _PLAIN):
-        return [_plain_value(item) for item in value[:MAX_ITEMS]]
-    if isinstance(value, float) or (isinstance(value, int) and -_MAX_INT64 <= value < _MAX_INT64):
+    if isinstance(value, list | tuple) and len({type(item) for item in value}) == 1:
+        if isinstance(value[0], _OTEL_TYPES):
+            return [_to_otel_value(item) for item in value[:MAX_ITEMS]]
+    elif isinstance(value, float) or (isinstance(value, int) and -_MAX_INT64 <= value < _MAX_INT64):
         return value
     return safe_text(value)
 
 
 def safe_text(value: Any) -> str:
-    """Return `str(value)`, or a stand-in if that raises."""
+    """Return `str(value)`, or a placeholder if it raises."""
     try:
         return well_formed(str(value))
     except Exception:  # noqa: BLE001 - the user's __str__ may raise anything
@@ -84,12 +81,12 @@ def safe_text(value: Any) -> str:
 
 
 def well_formed(text: str) -> str:
-    """Escape lone surrogates: one name that has no UTF-8 form would lose the whole batch of spans."""
+    """Escape lone surrogates. A string without a UTF-8 form would make the whole batch of spans fail to encode."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 class ContextScope:
-    """Makes an OpenTelemetry context the current one inside a `with` block."""
+    """Makes an OpenTelemetry context the current one, for `with` or by `open`, `suspend`, `resume` and `close`."""
 
     __slots__ = ("_context", "_token")
 
@@ -105,7 +102,7 @@ class ContextScope:
         if token is not None:
             try:
                 OTEL_CONTEXT.reset(token)
-            except ValueError:  # left from another task: there is nothing to restore there
+            except ValueError:  # the block was left in another task, whose context needs no restoring
                 return
 
     def open(self) -> None:
@@ -113,23 +110,26 @@ class ContextScope:
         self.__enter__()
 
     def suspend(self) -> None:
-        """Leave the context; `resume` comes back to what was current: spans may be open inside."""
+        """Restore the previous context. `resume` continues with the present one, which may be of a span inside."""
         self._context = OTEL_CONTEXT.get()
         self.__exit__()
 
     def resume(self) -> None:
-        """Come back to the context."""
+        """Make the suspended context the current one again."""
         self.__enter__()
 
-    def close(self, exc: BaseException | None = None) -> None:  # noqa: ARG002 - as every scope
-        """Leave the context, if that has not happened."""
+    def close(self, exc: BaseException | None = None) -> None:  # noqa: ARG002 - the interface of every scope
+        """Restore the previous context. Does nothing if that has been done."""
         self.__exit__()
 
 
 class SpanScope:
-    """A span around a block, for `with` and `async with`."""
+    """A span around a block, for `with` and `async with`.
 
-    __slots__ = ("_attributes", "_began", "_name", "_redactor", "_scope", "_span", "_tracer")
+    An exception of the user's sampler or span processor is reported and never reaches the block.
+    """
+
+    __slots__ = ("_attributes", "_context_scope", "_name", "_redactor", "_span", "_started", "_tracer")
 
     def __init__(
         self, tracer: Tracer, name: str, attributes: dict[str, Any], redactor: Redactor = DEFAULT_REDACTOR
@@ -140,50 +140,47 @@ class SpanScope:
         self._attributes = attributes
 
     def open(self) -> Span:
-        """Start the span and make it the current one.
-
-        Where a sampler or span processor of the user's raises, a span that records nothing stands for it.
-        """
+        """Start the span and make it the current one. If that fails, return a non-recording span instead."""
         span: Span
-        self._began = perf_counter()
+        self._started = perf_counter()
         try:
             name = self._redactor.text(self._name)[:MAX_NAME_LENGTH]
             span = self._tracer.start_span(
                 well_formed(name), attributes=to_otel_attributes(self._attributes, self._redactor)
             )
-        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+        except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
             report_error("span.start", exc)
             span = trace.NonRecordingSpan(trace.get_current_span().get_span_context())
         self._span = span
-        self._scope = NO_OP
+        self._context_scope = NO_OP
         try:
-            self._scope = ContextScope(trace.set_span_in_context(span))
-            self._scope.open()
+            self._context_scope = ContextScope(trace.set_span_in_context(span))
+            self._context_scope.open()
         except Exception as exc:  # noqa: BLE001 - as above
             report_error("span.start", exc)
         return span
 
     def suspend(self) -> None:
-        """Let what was current before be current again."""
+        """Make the previous span the current one."""
         try:
-            self._scope.suspend()
+            self._context_scope.suspend()
         except Exception as exc:  # noqa: BLE001 - as above
             report_error("span.suspend", exc)
 
     def resume(self) -> None:
-        """Be the current span again."""
+        """Make this span the current one again."""
         try:
-            self._scope.resume()
+            self._context_scope.resume()
         except Exception as exc:  # noqa: BLE001 - as above
             report_error("span.resume", exc)
 
     def close(self, exc: BaseException | None = None) -> None:
-        """End the span with what was raised."""
+        """End the span; record the exception that left the block."""
         try:
-            self._scope.close()
-        except Exception as fault:  # noqa: BLE001 - as above
-            report_error("span.end", fault)
-        finish(self._span, exc, perf_counter() - self._began, self._redactor)
+            self._context_scope.close()
+        except Exception as error:  # noqa: BLE001 - as above
+            report_error("span.end", error)
+        finish(self._span, exc, perf_counter() - self._started, self._redactor)
 
     def __enter__(self) -> Span:
         return self.open()
@@ -203,42 +200,38 @@ class SpanScope:
 
 
 def finish(span: Span, exc: BaseException | None, seconds: float, redactor: Redactor = DEFAULT_REDACTOR) -> None:
-    """End a span after `seconds`; an exception that left its block is recorded and makes it an error."""
+    """End a span `seconds` after its start. An exception that left its block is recorded and makes it an error."""
     try:
         if exc is not None and not isinstance(exc, GeneratorExit) and span.is_recording():
             record_exception(span, exc, redactor)
-    except Exception as fault:  # noqa: BLE001 - a fault of ours never reaches the user's code
-        report_error("span.exception", fault)
+    except Exception as error:  # noqa: BLE001 - an internal error never reaches the user's code
+        report_error("span.exception", error)
     try:
-        began = getattr(span, "start_time", None)
-        span.end(None if began is None else began + int(seconds * 1e9))  # the wall clock may have jumped
-    except Exception as fault:  # noqa: BLE001 - as above
-        report_error("span.end", fault)
-
-
-def _instrumentation_scope(tracer: Tracer, redactor: Redactor, name: str, attributes: dict[str, Any]) -> SpanScope:
-    return SpanScope(tracer, name, attributes, redactor)
+        # Measured with the monotonic clock: the wall clock may have been set in between.
+        started = getattr(span, "start_time", None)
+        span.end(None if started is None else started + int(seconds * 1e9))
+    except Exception as error:  # noqa: BLE001 - as above
+        report_error("span.end", error)
 
 
 def make_traced(
     owner: Callable[[], tuple[Tracer, Redactor]], name: str | None, attributes: dict[str, Any]
 ) -> Callable[[Any], Any]:
-    """Return the decorator behind `@traced`; `owner` is asked at each call."""
+    """Return the decorator of `@traced`. `owner` is called for each call of the decorated function."""
 
     def decorate(function: Any) -> Any:
         try:
             label = name or callable_name(getattr(function, "__func__", function))
-            return wrap_calls(function, lambda: _instrumentation_scope(*owner(), label, attributes))
+
+            def scope() -> SpanScope:
+                tracer, redactor = owner()
+                return SpanScope(tracer, label, attributes, redactor)
+
+            return wrap_calls(function, scope)
         except TypeError:  # it cannot be decorated
             raise
-        except Exception as exc:  # noqa: BLE001 - as above
+        except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
             report_error("traced", exc)
             return function
 
     return decorate
-
-
-async def run_in_executor(executor: Executor | None, function: Callable[..., Any], /, *args: Any) -> Any:
-    """Run `function(*args)` in an executor of threads, with a copy of the caller's context."""
-    call = functools.partial(contextvars.copy_context().run, function, *args)
-    return await asyncio.get_running_loop().run_in_executor(executor, call)

@@ -61,7 +61,7 @@ CARRIERS: Final = frozenset(
     records.websocket:WebSocketRecord.send records.wrapping:_async_generator.<locals>.async_generator
     records.wrapping:_awaited records.wrapping:_call.<locals>.call records.wrapping:_coroutine.<locals>.coroutine
     records.wrapping:_generator.<locals>.generator background:_measured.<locals>.call
-    traces.service:TracingService.run_in_executor traces.user_spans:run_in_executor
+    traces.service:TracingService.run_in_executor
     """.split()  # noqa: SIM905 - a list would be two pages long
 )
 """What hands on a call of the app, a library or the user: nothing of ours stands above it, what it asks is guarded."""
@@ -121,10 +121,10 @@ UNCOUNTED: Final = {
     "records.exceptions:_traceback_parts": "the line itself says that the stack trace cannot be shown",
     "records.exceptions:tail": "as above",
     "redaction.values:ValueRedactor.__init__": "the value reads <unprintable>: most often its own class has failed",
-    "redaction.values:ValueRedactor.show": "as above",
-    "redaction.values:ValueRedactor._show_members": "as above",
-    "redaction.values:ValueRedactor._text": "as above",
-    "redaction.values:_named": "as above",
+    "redaction.values:ValueRedactor._redact": "as above",
+    "redaction.values:ValueRedactor._members_of": "as above",
+    "redaction.values:ValueRedactor._string": "as above",
+    "redaction.values:_named_members": "as above",
     "logs.messages:is_access_log": "the line shows the message as it was given",
     "observability:Observability.flush": "the beginning of a thread: what it calls is guarded",
     "observability:Observability._end_within_budget.<locals>.end": "as above",

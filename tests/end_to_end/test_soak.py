@@ -23,9 +23,9 @@ from opentelemetry.sdk.trace import SpanProcessor
 from sqlalchemy.pool import StaticPool
 
 from fastapi_observe import install
+from fastapi_observe.internal.opentelemetry import RecordedSpan
 from fastapi_observe.records.operation import Operation
 from fastapi_observe.records.request import RequestRecord
-from fastapi_observe.traces.recorded_span import RecordedSpan
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -1,4 +1,4 @@
-"""A client that sends what OpenTelemetry warns about does not fill the log."""
+"""OpenTelemetry's warnings about attributes are throttled, so that a client cannot fill the log with them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from fastapi import FastAPI, Request
 from opentelemetry import trace
 from starlette.testclient import TestClient
 
-from fastapi_observe.traces import attribute_warnings
-from fastapi_observe.traces.attribute_warnings import LOGGER, MAX_TEXTS, LogThrottle, throttle_attribute_warnings
+from fastapi_observe.internal.throttle import LogThrottle
+from fastapi_observe.traces.attribute_warnings import LOGGER, ThrottleFilter, throttle_attribute_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from conftest import Seen
 
 
-def _record(text: str, *values: Any) -> logging.LogRecord:
-    return logging.LogRecord(LOGGER, logging.WARNING, "", 1, text, values, None)
+def log_record(message: str, *values: Any) -> logging.LogRecord:
+    """Return a log record of OpenTelemetry's logger."""
+    return logging.LogRecord(LOGGER, logging.WARNING, "", 1, message, values, None)
 
 
 def test_a_client_cannot_fill_the_log(observed: Callable[..., Seen], caplog: pytest.LogCaptureFixture) -> None:
-    """An endpoint that puts what it was sent on its span: one line for each text, however many requests there are."""
+    """An endpoint that sets what it received as attributes: one line for each message, however many requests."""
     app = FastAPI()
 
     @app.get("/")
@@ -38,43 +39,34 @@ def test_a_client_cannot_fill_the_log(observed: Callable[..., Seen], caplog: pyt
         client = TestClient(app)
         for _ in range(50):
             assert client.get("/", params={"q": "x" * 5000}).status_code == 200
-    texts = [record.msg for record in caplog.records if record.name.startswith("opentelemetry")]
-    assert len(texts) == len(set(texts))
-    assert len(texts) <= 2
+    messages = [record.msg for record in caplog.records if record.name.startswith("opentelemetry")]
+    assert len(messages) == len(set(messages))
+    assert len(messages) <= 2
     assert len(str((seen.server_spans[0].attributes or {})["shop.query"])) == 2048
 
 
-def test_what_was_kept_back_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a minute the text is told again, with how often it was not; values do not make texts different."""
+def test_suppressed_messages_are_counted() -> None:
+    """After a minute a message is logged again with the number suppressed; its arguments do not matter."""
     now = 1000.0
-    monkeypatch.setattr(attribute_warnings, "monotonic", lambda: now)
-    bound = LogThrottle()
-    assert [bound.filter(_record("cut at %d", at)) for at in range(4)] == [True, False, False, False]
-    assert bound.filter(_record("other"))
+    throttle = ThrottleFilter(LogThrottle(clock=lambda: now))
+    assert [throttle.filter(log_record("cut at %d", at)) for at in range(4)] == [True, False, False, False]
+    assert throttle.filter(log_record("other"))
     now += 60
-    later = _record("cut at %d", 7)
-    assert bound.filter(later)
-    assert later.getMessage() == "cut at 7 (3 more since this was last told)"
+    later = log_record("cut at %d", 7)
+    assert throttle.filter(later)
+    assert later.getMessage() == "cut at 7 (3 more in the last minutes)"
     now += 60
-    assert bound.filter(last := _record("cut at %d", 8))
+    assert throttle.filter(last := log_record("cut at %d", 8))
     assert last.getMessage() == "cut at 8"
 
 
-def test_texts_are_bounded() -> None:
-    """Whatever is logged under that name, only so many texts are remembered."""
-    bound = LogThrottle()
-    for number in range(3 * MAX_TEXTS):
-        assert bound.filter(_record(f"text {number}"))
-    assert len(bound._told) <= MAX_TEXTS
-
-
-def test_it_ends_with_the_last_install() -> None:
-    """Two installs share it; each ends its use once."""
+def test_the_last_install_removes_the_filter() -> None:
+    """Two installs share one filter, and each releases it once."""
     logger = logging.getLogger(LOGGER)
     before = [*logger.filters]
     first, second = throttle_attribute_warnings(), throttle_attribute_warnings()
     first()
     first()
-    assert sum(isinstance(one, LogThrottle) for one in logger.filters) == 1
+    assert sum(isinstance(one, ThrottleFilter) for one in logger.filters) == 1
     second()
     assert logger.filters == before

@@ -1,4 +1,4 @@
-"""The server span that is made without asking the SDK: it is and does what the SDK's span would."""
+"""Server spans that are made without the SDK's constructor are, and behave, like the SDK's own spans."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from collectors import Collector
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import Span, SpanProcessor, Tracer, TracerProvider
+from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -16,9 +16,10 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from fastapi_observe import ObserveSettings
+from fastapi_observe.internal import opentelemetry as otel_internals
 from fastapi_observe.internal.errors import InternalErrors
+from fastapi_observe.internal.opentelemetry import replace_attributes
 from fastapi_observe.records.request import CONTEXT_KEY
-from fastapi_observe.traces import recorded_span
 from fastapi_observe.traces.incoming import is_stale_context
 from fastapi_observe.traces.processors import GuardedProcessor
 from fastapi_observe.traces.provider import ObserveTracerProvider
@@ -35,8 +36,14 @@ made_here = pytest.mark.skipif(
 )
 
 
+@pytest.fixture
+def incompatible_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulate an SDK whose spans are built in another way."""
+    monkeypatch.setattr(otel_internals, "BoundedAttributes", lambda *_, **__: 1 / 0)
+
+
 async def page(_: Any) -> PlainTextResponse:
-    """Say something on the server span."""
+    """Add more events and links to the server span than it may have."""
     span = trace.get_current_span()
     assert isinstance(span, Span)
     span.set_attribute("shop.tenant", "acme")
@@ -46,8 +53,8 @@ async def page(_: Any) -> PlainTextResponse:
     return PlainTextResponse("page")
 
 
-def shape(seen: Seen) -> dict[str, Any]:
-    """Return what a server span tells, without ids and times."""
+def describe(seen: Seen) -> dict[str, Any]:
+    """Return everything that a server span exports, without ids and times."""
     (span,) = seen.server_spans
     names = {name: value for name, value in (span.attributes or {}).items() if name != "client.port"}
     return {
@@ -64,31 +71,34 @@ def shape(seen: Seen) -> dict[str, Any]:
 
 
 @made_here
-def test_it_tells_what_the_sdk_s_own_span_tells(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request looks the same whether the span was made here or, with an SDK built otherwise, by the SDK."""
-    ours = observed(Starlette(routes=[Route("/a/{b}", page)]))
-    TestClient(ours.observe.routes._app).get("/a/7?q=1")
-    monkeypatch.setattr(recorded_span, "BoundedAttributes", lambda *_, **__: 1 / 0)
-    theirs = observed(Starlette(routes=[Route("/a/{b}", page)]))
-    TestClient(theirs.observe.routes._app).get("/a/7?q=1")
-    assert shape(ours) == shape(theirs)
-    assert shape(ours)["dropped"] == (0, 72, 72)
+def test_it_exports_what_the_sdks_own_span_exports(
+    observed: Callable[..., Seen], request: pytest.FixtureRequest
+) -> None:
+    """A request has the same span whether it was made here or, with an incompatible SDK, by the SDK."""
+    app = Starlette(routes=[Route("/a/{b}", page)])
+    ours = observed(app)
+    TestClient(app).get("/a/7?q=1")
+    request.getfixturevalue("incompatible_sdk")
+    app = Starlette(routes=[Route("/a/{b}", page)])
+    theirs = observed(app)
+    TestClient(app).get("/a/7?q=1")
+    assert describe(ours) == describe(theirs)
+    assert describe(ours)["dropped"] == (0, 72, 72)
     assert type(ours.server_spans[0]) is not type(theirs.server_spans[0])
 
 
-def test_a_dropped_span_of_the_sdk_is_told_nothing(
-    observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With an SDK built otherwise the SDK decides; what it drops records nothing and has ids all the same."""
-    monkeypatch.setattr(recorded_span, "BoundedAttributes", lambda *_, **__: 1 / 0)
-    seen = observed(Starlette(routes=[Route("/", lambda _: PlainTextResponse("page"))]), sample_ratio=0.0)
-    TestClient(seen.observe.routes._app).get("/")
+@pytest.mark.usefixtures("incompatible_sdk")
+def test_an_unsampled_span_of_the_sdk_records_nothing(observed: Callable[..., Seen]) -> None:
+    """With an incompatible SDK the SDK's sampler decides; the request line has a trace id all the same."""
+    app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("page"))])
+    seen = observed(app, sample_ratio=0.0)
+    TestClient(app).get("/")
     assert seen.spans == []
     assert len(seen.request_lines[0]["trace_id"]) == 32
 
 
-def test_who_ends_it_first_wins(observed: Callable[..., Seen]) -> None:
-    """A span that the app has ended is not ended again, and nothing changes it."""
+def test_a_span_that_the_app_ended_stays_as_it_was(observed: Callable[..., Seen]) -> None:
+    """A span that the app has ended is not ended again, and keeps its name."""
 
     async def ending(_: Any) -> PlainTextResponse:
         span = trace.get_current_span()
@@ -96,56 +106,52 @@ def test_who_ends_it_first_wins(observed: Callable[..., Seen]) -> None:
         span.end()
         return PlainTextResponse("page")
 
-    seen = observed(Starlette(routes=[Route("/", ending)]))
-    TestClient(seen.observe.routes._app).get("/")
+    app = Starlette(routes=[Route("/", ending)])
+    seen = observed(app)
+    TestClient(app).get("/")
     assert [span.name for span in seen.server_spans] == ["mine"]
 
 
-class Careless(SpanProcessor):
+class CarelessProcessor(SpanProcessor):
     """A user's span processor that does not keep to the interface."""
 
-    def __init__(self, answer: Callable[[], Any]) -> None:
-        self._answer = answer
+    def __init__(self, result: Callable[[], Any]) -> None:
+        self._result = result
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Answer anything, or raise."""
-        answer: bool = self._answer()
-        return answer
+        """Return anything, or raise."""
+        result: bool = self._result()
+        return result
 
 
 def test_a_careless_processor_does_not_keep_spans_from_being_flushed() -> None:
-    """One that says nothing (as OpenTelemetry's own base class once did) or raises comes before our export."""
+    """A processor that returns None (as OpenTelemetry's base class once did), and one that raises, hold up no other."""
     with Collector() as collector:
-        faults = InternalErrors()
+        errors = InternalErrors()
         settings = ObserveSettings(otlp_endpoint=collector.url, sample_ratio=1.0, batch_delay=60.0)
         provider = ObserveTracerProvider(settings)
-        provider.add_span_processor(GuardedProcessor(Careless(lambda: None), faults))
-        provider.export_to(settings, faults)
-        provider.add_span_processor(GuardedProcessor(Careless(lambda: 1 / 0), faults))
+        provider.add_span_processor(GuardedProcessor(CarelessProcessor(lambda: None), errors))
+        provider.export_to(settings, errors)
+        provider.add_span_processor(GuardedProcessor(CarelessProcessor(lambda: 1 / 0), errors))
         provider.get_tracer("theirs").start_span("waiting").end()
         assert not provider.force_flush(5000)
         assert set(collector.names) == {"waiting"}
-        assert faults.counts == {"span_processor.force_flush": 1}
+        assert errors.counts == {"span_processor.force_flush": 1}
         provider.shutdown()
 
 
-def test_spans_of_a_child_are_about_the_child(observed: Callable[..., Seen]) -> None:
-    """What the provider says after a fork is what spans say; `test_worker_pushes.py` forks really."""
-    tracing = observed(Starlette()).observe.tracing
-    assert isinstance(tracing.provider, ObserveTracerProvider)
-    before = tracing.provider.resource
-    tracing.provider._name_anew()
-    if tracing._factory is not None:
-        tracing._factory._reset_after_fork()
-        assert tracing._factory.resource is tracing.provider.resource
-    assert isinstance(tracing.tracer, Tracer)
-    assert tracing.tracer.resource.attributes == tracing.provider.resource.attributes
-    assert before is not tracing.provider.resource
+def test_a_renamed_resource_is_the_tracers_too(observed: Callable[..., Seen]) -> None:
+    """Where the SDK does not rename a forked child, tracers made before the fork get the new attributes as well."""
+    provider = observed(Starlette()).observe.tracing.provider
+    assert isinstance(provider, ObserveTracerProvider)
+    before, other = provider.resource, ObserveTracerProvider(ObserveSettings()).resource
+    assert replace_attributes(before, other) is other
+    assert before.attributes == other.attributes
 
 
 @made_here
 def test_finish_ends_once(observed: Callable[..., Seen]) -> None:
-    """A second end changes nothing and is not handed on."""
+    """A second end changes nothing and does not reach the span processors."""
     seen = observed(Starlette())
     factory = seen.observe.tracing._factory
     assert factory is not None
@@ -155,13 +161,13 @@ def test_finish_ends_once(observed: Callable[..., Seen]) -> None:
     assert [(each.name, each.end_time) for each in seen.spans] == [("GET /a", 2)]
 
 
-def test_an_open_server_span_is_not_left_over(observed: Callable[..., Seen]) -> None:
-    """A context of a request that is over counts as current while a server span in it is still being recorded."""
+def test_a_context_with_an_open_server_span_is_not_stale(observed: Callable[..., Seen]) -> None:
+    """The context of a request that has ended is in use as long as a server span in it is recording."""
     seen = observed(Starlette())
-    exchange = seen.observe.start_request({"type": "http", "path": "/", "headers": []}, None, None)  # type: ignore[arg-type]
-    exchange.complete = True
+    record = seen.observe.start_request({"type": "http", "path": "/", "headers": []}, None, None)  # type: ignore[arg-type]
+    record.complete = True
     with TracerProvider().get_tracer("outer").start_as_current_span("outer", kind=SpanKind.SERVER) as span:
-        around = trace.set_span_in_context(span, Context({CONTEXT_KEY: exchange.current}))
-        assert not is_stale_context(around)
-    assert not is_stale_context(around)
-    exchange.finish(None)
+        context = trace.set_span_in_context(span, Context({CONTEXT_KEY: record.current}))
+        assert not is_stale_context(context)
+    assert not is_stale_context(context)
+    record.finish(None)

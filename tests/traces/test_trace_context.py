@@ -105,8 +105,8 @@ def test_error_does_not_repeat_a_long_value() -> None:
 
 @pytest.mark.parametrize("data", [{}, {"trace_id": TRACE}, {"trace_id": TRACE, "span_id": SPAN, "extra": 1}])
 def test_from_dict_refuses_other_mappings(data: dict[str, Any]) -> None:
-    """Missing and unknown keys raise a ValueError that tells what to give."""
-    with pytest.raises(ValueError, match=r"give a mapping made by TraceContext\.to_dict\(\)"):
+    """Missing and unknown keys raise a ValueError that says what to pass."""
+    with pytest.raises(ValueError, match=r"pass a mapping from TraceContext\.to_dict\(\)"):
         TraceContext.from_dict(data)
 
 

@@ -276,16 +276,16 @@ async def test_a_context_left_over_from_the_request_before(observed: Callable[..
     assert (trace_of(second) != trace_of(first), trace_of(third)) == (True, TRACE)
 
 
-def test_an_exchange_without_a_span_can_be_closed() -> None:
-    """Should the span be missing, closing does nothing."""
+def test_a_record_without_a_span_can_be_ended() -> None:
+    """If starting the span has failed, nothing is left to do at the end."""
 
-    class Exchange:
+    class Record:
         span = None
-        adopted = True
+        span_adopted = True
 
     tracing = TracingService(ObserveSettings(), InternalErrors())
-    tracing.on_response_start(Exchange())  # type: ignore[arg-type]
-    tracing.on_request_end(Exchange())  # type: ignore[arg-type]
+    tracing.on_response_start(Record())  # type: ignore[arg-type]
+    tracing.on_request_end(Record())  # type: ignore[arg-type]
     tracing.close()
 
 

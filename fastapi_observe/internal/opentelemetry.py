@@ -1,0 +1,243 @@
+"""Names of OpenTelemetry that are not part of its public API, with a fallback for each."""
+
+from __future__ import annotations
+
+# ruff: noqa: SLF001 - this is the one module that uses these names
+import logging
+import threading
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.attributes import BoundedAttributes
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, Tracer, TracerProvider
+from opentelemetry.sdk.util import BoundedList
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags, TraceState
+
+from fastapi_observe.internal.forks import register_at_fork
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextvars import ContextVar
+
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import SpanLimits
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+    from opentelemetry.util.types import Attributes
+
+
+class _ContextFunctions:
+    """The interface of a `ContextVar`, on top of OpenTelemetry's public functions."""
+
+    def get(self) -> Context:
+        """Return the current context."""
+        return otel_context.get_current()
+
+    def set(self, context: Context) -> Any:
+        """Make a context the current one. Returns the token for `reset`."""
+        return otel_context.attach(context)
+
+    def reset(self, token: Any) -> None:
+        """Restore the context that was current before `set`."""
+        otel_context.detach(token)
+
+
+def find_context_variable() -> ContextVar[Context]:
+    """Return the variable that holds the current context, or an object with its interface if it cannot be found."""
+    token = otel_context.attach(otel_context.get_current())
+    otel_context.detach(token)
+    return cast("ContextVar[Context]", getattr(token, "var", None) or _ContextFunctions())
+
+
+def find_span_key() -> str:
+    """Return the key of the current span in a context."""
+    return next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
+
+
+def find_suppression_key() -> str:
+    """Return the context key that switches instrumentation off; a key without effect if it cannot be found."""
+    key: str | None = getattr(otel_context, "_SUPPRESS_INSTRUMENTATION_KEY", None)
+    if key is None:
+        logging.getLogger("fastapi_observe").warning(
+            "This version of opentelemetry-api has no key to suppress instrumentation: instrumented HTTP libraries may "
+            "record spans for exports. Please report it."
+        )
+    return key or otel_context.create_key("suppress_instrumentation")
+
+
+# The public functions look up the context implementation and add a call for each get, set and reset of a request.
+OTEL_CONTEXT: Final = find_context_variable()
+"""The context variable that holds the current OpenTelemetry context."""
+
+SPAN_KEY: Final = find_span_key()
+"""Key of the current span in an OpenTelemetry context."""
+
+
+def is_instrumented_by_contrib(app: Any) -> bool:
+    """Return whether opentelemetry-instrumentation-fastapi or -starlette has instrumented the app."""
+    return bool(getattr(app, "_is_instrumented_by_opentelemetry", False))
+
+
+# The span of a sampled request or operation is the SDK's span, made and ended at a fraction of its cost. The SDK calls
+# the sampler, checks every attribute and copies the span when it ends. Here the sampling decision is made already, the
+# attributes are ours, and an ended span cannot be changed. `is_sdk_compatible` checks whether the installed SDK builds
+# its span in the same way; if not, the SDK makes all spans.
+
+FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
+"""All combinations of the known trace flags: sampled and random (W3C Trace Context, Level 2)."""
+
+
+class UnsampledSpan(NonRecordingSpan):
+    """The server span of a request that is not sampled. Its span context is made when it is first read."""
+
+    def __init__(self, trace_id: str, span_id: str, random: int, state: TraceState | None) -> None:
+        self._parts = trace_id, span_id, random, state
+
+    @cached_property
+    def _context(self) -> SpanContext:  # type: ignore[override]
+        trace_id, span_id, random, state = self._parts
+        return SpanContext(
+            int(trace_id, 16), int(span_id, 16), is_remote=False, trace_flags=FLAGS[random], trace_state=state
+        )
+
+    def get_span_context(self) -> SpanContext:
+        """Return the span context."""
+        return self._context
+
+
+class SpanFactory:
+    """Makes the spans of one tracer. `provider` renames itself after a fork, so its resource is read again."""
+
+    __slots__ = (
+        "__weakref__",
+        "_provider",
+        "limits",
+        "max_attribute_length",
+        "max_attributes",
+        "processor",
+        "resource",
+        "scope",
+    )
+
+    def __init__(
+        self, tracer: Tracer, scope: InstrumentationScope, provider: TracerProvider, limits: SpanLimits
+    ) -> None:
+        self._provider = provider
+        self.processor = tracer.span_processor
+        self.resource = provider.resource
+        self.scope = scope
+        self.limits = limits
+        self.max_attributes = limits.max_span_attributes
+        self.max_attribute_length = limits.max_span_attribute_length
+        # Hooks run in the order of registration: the provider was made first, so the child is renamed by then.
+        register_at_fork(self, SpanFactory._reset_after_fork)
+
+    def _reset_after_fork(self) -> None:
+        self.resource = self._provider.resource
+
+    def start(  # noqa: PLR0913, PLR0917 - the parts of a new span
+        self,
+        name: str,
+        context: SpanContext,
+        parent: SpanContext | None,
+        parent_context: Context,
+        attributes: dict[str, Any],
+        start_time: int,
+        kind: SpanKind = SpanKind.SERVER,
+    ) -> RecordedSpan:
+        """Start a span. `attributes` are short and of OpenTelemetry's types; `start_time` is in nanoseconds."""
+        span = RecordedSpan(self, name, context, parent, attributes, start_time, kind)
+        self.processor.on_start(span, parent_context=parent_context)
+        return span
+
+
+class RecordedSpan(Span):
+    """A span of a sampled trace, made without the SDK's constructor."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts of a new span
+        self,
+        factory: SpanFactory,
+        name: str,
+        context: SpanContext,
+        parent: SpanContext | None,
+        attributes: dict[str, Any],
+        start_time: int,
+        kind: SpanKind,
+    ) -> None:
+        ReadableSpan.__init__(
+            self,
+            name,
+            context,
+            parent,
+            factory.resource,
+            kind=kind,
+            start_time=start_time,
+            instrumentation_scope=factory.scope,
+        )
+        self._sampler = self._trace_config = self._record_end_metrics = None
+        self._record_exception = self._set_status_on_exception = True
+        self._span_processor = factory.processor
+        self._limits = factory.limits
+        self._lock = threading.Lock()
+        self._bounded = BoundedAttributes(
+            factory.max_attributes, immutable=False, max_value_len=factory.max_attribute_length
+        )
+        self._bounded._dict = attributes
+        self._attributes = self._bounded
+
+    def set_trusted_attributes(self, attributes: Mapping[str, Any]) -> None:
+        """Set attributes without checking them. They are short, few and of OpenTelemetry's types."""
+        self._bounded._dict.update(attributes)
+
+    def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
+        """Add an event. The list of events is made when it is first needed."""
+        if not self._events:
+            self._events = BoundedList(self._limits.max_events)
+        super().add_event(name, attributes, timestamp)
+
+    def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
+        """Add a link. The list of links is made when it is first needed."""
+        if not self._links:
+            self._links = BoundedList(self._limits.max_links)
+        super().add_link(context, attributes)
+
+    def finish(self, name: str, end_time: int) -> None:
+        """Rename and end the span, and pass it to the span processors without a copy. Idempotent."""
+        if self._end_time is not None:
+            return
+        with self._lock:
+            self._name = name
+            self._end_time = end_time
+            self._bounded._immutable = True
+        self._span_processor._on_ending(self)
+        self._span_processor.on_end(self)
+
+
+def is_sdk_compatible(factory: SpanFactory) -> bool:
+    """Return whether a `RecordedSpan` can be made, changed and ended with the installed SDK."""
+    try:
+        span = RecordedSpan(factory, "GET", trace.INVALID_SPAN_CONTEXT, None, {"a": 1}, 1, SpanKind.SERVER)
+        span._span_processor = type(factory.processor)()
+        span.set_attribute("b", 2)
+        span.set_trusted_attributes({"c": 3})
+        span.set_status(StatusCode.ERROR)
+        span.add_event("event", {"d": 4})
+        span.record_exception(ValueError())
+        span.add_link(trace.INVALID_SPAN_CONTEXT)
+        span.finish("GET /", 2)
+    except Exception:  # noqa: BLE001 - a later SDK may do anything
+        return False
+    return dict(span.attributes or {}) == {"a": 1, "b": 2, "c": 3} and bool(span.events) and not span.is_recording()
+
+
+def renames_forked_children() -> bool:
+    """Return whether the SDK gives the resource of a forked child its own instance id (since 1.34)."""
+    return hasattr(TracerProvider, "_handle_fork")
+
+
+def replace_attributes(resource: Resource, new: Resource) -> Resource:
+    """Return `new`, and give its attributes to `resource` too: tracers keep the resource that they were made with."""
+    resource._attributes = new._attributes
+    return new
