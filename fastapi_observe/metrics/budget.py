@@ -1,4 +1,4 @@
-"""How many series there may be, and where their cells stand: `SeriesBudget`."""
+"""Limits on the number of label sets and label values, and what happens beyond them."""
 
 from __future__ import annotations
 
@@ -9,112 +9,106 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from prometheus_client.metrics_core import InfoMetricFamily
 
+from fastapi_observe.internal.throttle import LogThrottle
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 OVERFLOW: Final = "__overflow__"
-"""Label value of the series that take what is beyond a bound."""
+"""Label value of the series that counts everything beyond a limit."""
 
 SERIES_PER_PROCESS: Final = 20_000
-"""Most label sets of all metrics of one install together."""
+"""Default limit of label sets, of all metrics of one install together."""
 
 VALUES_PER_LABEL: Final = 500
-"""Most values of one label of one metric."""
+"""Default limit of values of one label of one metric."""
 
 STATIC_LABELS: Final = frozenset({"endpoint", "method", "status_code"})
-"""Labels of the library's own metrics whose values are those of a list: the app's routes, known methods, statuses."""
+"""Labels of our own metrics with a fixed list of values: the app's routes, known methods, status codes."""
 
-EXAMPLE_LENGTH: Final = 40
-"""Characters of a refused label value that are told."""
+MAX_EXAMPLE_LENGTH: Final = 40
+"""Characters of a label value in a warning."""
 
-_WORD: Final = re.compile(r"([\w.~+-]{4})[\w.~+-]{12,}|[^\s@/]++(?=@)")
-"""What may be a token, a name or an id of somebody: four characters say enough."""
+_POSSIBLE_SECRET: Final = re.compile(r"([\w.~+-]{4})[\w.~+-]{12,}|[^\s@/]++(?=@)")
+"""A long word may be a token, and the word before an @ a user name: a warning shows four characters at most."""
 
 ExemplarTuple = tuple[dict[str, str], float, float]
-"""Exemplar as it is kept: labels, value, timestamp in seconds."""
-
-
-class Series(Protocol):
-    """What one line, or one set of buckets, is made of."""
-
-    pairs: str
-    braced: str
-    exemplars: dict[int, ExemplarTuple]
-
-    def read(self) -> Sequence[float]:
-        """Return the values of the cells, as of one moment."""
-
-
-class Family(Protocol):
-    """A metric with label sets."""
-
-    def children(self) -> dict[Sequence[str], Any]:
-        """Return the children by their label values."""
-
-    def label_names(self) -> tuple[str, ...]:
-        """Return the names of the labels."""
-
-    def exposition_name(self) -> str:
-        """Return the name under which the text format shows the metric."""
-
-    def widest_label(self) -> str:
-        """Return the name of the label that has the most values."""
+"""Labels, value, timestamp in seconds."""
 
 
 class CellStore(Protocol):
-    """Where cells stand that other processes see."""
+    """Places the values of series where other processes see them.
+
+    The implementation is `metrics.shared.cells.SharedCells`, which imports the modules that use this protocol.
+    """
 
     def bind(self, child: Any) -> None:
         """Give a new series its cells."""
 
     def release(self, child: Any) -> None:
-        """Give up a series that was removed."""
+        """Stop showing a series that was removed."""
 
 
-class LabelValues:
-    """The values that the labels of one metric have, and in how many label sets each of them stands.
+class LabelSets:
+    """The label sets of one metric with their children, and how many label sets use each label value.
 
-    Those of `listed` labels come from a list: they are not counted. `__overflow__` is no value.
+    Values of `static_labels` are neither counted nor replaced. `__overflow__` does not count as a value. Callers hold
+    the lock of the `SeriesLimiter`.
     """
 
-    __slots__ = ("counts",)
+    __slots__ = ("_uses", "children", "metric_name", "names")
 
-    def __init__(self, names: Sequence[str], listed: frozenset[str] = frozenset()) -> None:
-        self.counts: list[dict[str, int] | None] = [None if name in listed else {} for name in names]
+    def __init__(self, metric_name: str, names: tuple[str, ...], static_labels: frozenset[str] = frozenset()) -> None:
+        self.metric_name = metric_name
+        self.names = names
+        self.children: dict[tuple[str, ...], Any] = {}
+        self._uses: list[dict[str, int] | None] = [None if name in static_labels else {} for name in names]
 
-    def within(self, values: tuple[str, ...], most: int) -> tuple[str, ...]:
-        """Return the values, `__overflow__` for each that would be one more than `most` of its label."""
-        kept = values
-        for at, counts in enumerate(self.counts):
-            if counts is not None and len(counts) >= most and values[at] not in counts:
-                kept = (*kept[:at], OVERFLOW, *kept[at + 1 :])
-        return kept
+    def limit_values(self, values: tuple[str, ...], max_values: int) -> tuple[str, ...]:
+        """Return the label values, with `__overflow__` for each new one of a label that has `max_values` already."""
+        limited = values
+        for index, uses in enumerate(self._uses):
+            if uses is not None and len(uses) >= max_values and values[index] not in uses:
+                limited = (*limited[:index], OVERFLOW, *limited[index + 1 :])
+        return limited
 
-    def add(self, values: Sequence[str]) -> None:
-        """Take note of a new label set."""
-        for counts, value in zip(self.counts, values, strict=True):
-            if counts is not None and value != OVERFLOW:
-                counts[value] = counts.get(value, 0) + 1
+    def add(self, values: tuple[str, ...], child: Any) -> None:
+        """Add a label set that is not there yet."""
+        self.children[values] = child
+        for uses, value in zip(self._uses, values, strict=True):
+            if uses is not None and value != OVERFLOW:
+                uses[value] = uses.get(value, 0) + 1
 
-    def remove(self, values: Sequence[str]) -> None:
-        """Forget a label set; a value that stands in no other one makes room."""
-        for counts, value in zip(self.counts, values, strict=True):
-            if counts is not None and value != OVERFLOW:
-                counts[value] -= 1
-                if not counts[value]:
-                    del counts[value]
+    def remove(self, values: tuple[str, ...]) -> Any | None:
+        """Remove a label set and return its child, or None if it is not there."""
+        child = self.children.pop(values, None)
+        if child is not None:
+            for uses, value in zip(self._uses, values, strict=True):
+                if uses is not None and value != OVERFLOW:
+                    uses[value] -= 1
+                    if not uses[value]:
+                        del uses[value]
+        return child
+
+    def widest_label(self) -> str:
+        """Return the name of the label with the most values."""
+        columns = zip(*self.children, strict=True)
+        widths = {name: len(set(column)) for name, column in zip(self.names, columns, strict=True)}
+        return max(widths, key=widths.__getitem__)
 
 
 class SeriesLimiter:
-    """How many label sets there may be, and what came beyond.
+    """Limits the label sets of one install and counts those beyond.
 
-    `overflows` counts by metric how often a label set was refused, in whole or in part. `lock` guards every value of
-    the install: one lock lets a request write all its samples in one go. It is reentrant because a finalizer that runs
-    while it is held may count something itself. `store` gives cells that other processes see; None: they are lists.
-    `redact` takes out of a refused value what must not be told.
+    `overflows` counts by metric how often a label set was replaced, in whole or in part. `redact` removes secrets from
+    a label value that a warning quotes. `store` is set in multiprocess mode; without it, cells are lists.
+
+    `lock` guards every value of the install, so that a request writes all its samples under one lock. It is reentrant
+    because a finalizer that runs while it is held may count something itself. It is the innermost lock: no other one
+    is taken while it is held, and nothing is logged.
     """
 
-    __slots__ = ("_redact", "_told", "families", "lock", "overflows", "per_label", "per_metric", "store", "total")
+    __slots__ = ("_redact", "_throttle", "label_sets", "lock", "overflows", "per_label", "per_metric", "store", "total")
 
     def __init__(
         self,
@@ -127,85 +121,90 @@ class SeriesLimiter:
         self.total = total
         self.per_label = per_label
         self.lock = threading.RLock()
-        self.families: list[Family] = []
+        self.label_sets: list[LabelSets] = []
         self.overflows: dict[str, int] = {}
         self.store: CellStore | None = None
         self._redact = redact
-        self._told: set[tuple[str, str]] = set()
+        self._throttle = LogThrottle()
 
     def count(self) -> int:
-        """Return the number of label sets that are kept."""
-        return sum([len(family.children()) for family in self.families])
+        """Return the number of label sets of all metrics."""
+        return sum([len(each.children) for each in self.label_sets])
 
-    def limit_reached(self, family: Family) -> str:
-        """Return the name of the setting that lets `family` get no further label set; empty: there is room."""
-        if len(family.children()) >= self.per_metric:
+    def reached_limit(self, label_sets: LabelSets) -> str:
+        """Return the name of the setting that forbids another label set of this metric; empty if none does."""
+        if len(label_sets.children) >= self.per_metric:
             return "max_series_per_metric"
         return "max_series_per_process" if self.count() >= self.total else ""
 
-    def record_overflow(self, family: Family, asked: tuple[str, ...], kept: tuple[str, ...], spent: str) -> None:
-        """Count the label set `asked`, which is shown as `kept`; warn at the first one of each bound.
+    def record_overflow(
+        self, label_sets: LabelSets, requested: tuple[str, ...], used: tuple[str, ...], limit: str
+    ) -> None:
+        """Count a label set that was replaced by `used`, and log a warning at most once a minute for each limit.
 
-        `spent` is what there was no room by; empty: a label has too many values.
+        `limit` is the setting that was reached; empty if a label has too many values. The caller does not hold `lock`:
+        a logging handler has locks of its own.
         """
-        name = family.exposition_name()
-        pairs = zip(family.label_names(), asked, kept, strict=True)
-        label = next(label for label, was, now in pairs if was != now)
-        bound = (name, label) if not spent else (name, "") if spent == "max_series_per_metric" else ("", "")
+        name = label_sets.metric_name
+        replaced = (
+            label for label, before, after in zip(label_sets.names, requested, used, strict=True) if before != after
+        )
+        label = next(replaced)
         with self.lock:
             self.overflows[name] = self.overflows.get(name, 0) + 1
-            told = bound in self._told
-            self._told.add(bound)
-        # Outside the lock: a logging handler has locks of its own.
-        if not told:
-            text = self._about_label(family, label, asked) if not spent else self._about_series(family, asked, spent)
-            logging.getLogger("fastapi_observe").warning("%s", text)
+        cause = f"{name} {label}" if not limit else name if limit == "max_series_per_metric" else ""
+        if self._throttle.allow(cause):
+            if limit:
+                message = self._describe_series_limit(label_sets, requested, limit)
+            else:
+                message = (
+                    f"Label {label} of metric {name} reached its limit of {self.per_label} values "
+                    f"(max_values_per_label); new values are recorded as {OVERFLOW}, the first was "
+                    f"{self._example(label_sets, label, requested)}. Use a label with few possible values, never one "
+                    "chosen by clients, or raise the limit."
+                )
+            logging.getLogger("fastapi_observe").warning("%s", message)
 
-    def _about_label(self, family: Family, label: str, asked: tuple[str, ...]) -> str:
-        return (
-            f"label {label} of metric {family.exposition_name()} has reached its bound of values ({self.per_label}); "
-            f"further ones are shown as {OVERFLOW}, the first of them was {self._example(family, label, asked)}: "
-            "give it few values, none that a client chooses, or raise max_values_per_label"
-        )
-
-    def _about_series(self, family: Family, asked: tuple[str, ...], spent: str) -> str:
-        if spent == "max_series_per_metric":
-            who, bound, widest = f"metric {family.exposition_name()} has reached its", self.per_metric, family
-        else:
-            who, bound = "all metrics together have reached their", self.total
-            widest = max(self.families, key=lambda each: len(each.children()))
-        label = widest.widest_label()
-        if widest is family:
+    def _describe_series_limit(self, label_sets: LabelSets, requested: tuple[str, ...], limit: str) -> str:
+        with self.lock:
+            if limit == "max_series_per_metric":
+                subject, maximum, widest = f"Metric {label_sets.metric_name} reached its", self.per_metric, label_sets
+            else:
+                subject, maximum = "All metrics together reached their", self.total
+                widest = max(self.label_sets, key=lambda each: len(each.children))
+            label = widest.widest_label()
+        if widest is label_sets:
             culprit = (
-                f"Its label {label} has the most values, the first refused was {self._example(family, label, asked)}"
+                f"Its label {label} has the most values; the first that was replaced is "
+                f"{self._example(label_sets, label, requested)}"
             )
         else:
-            culprit = f"Metric {widest.exposition_name()} has the most, and of its labels {label} has the most values"
+            culprit = f"Metric {widest.metric_name} has the most label sets, and its label {label} the most values"
         return (
-            f"{who} bound of label sets ({bound}); further ones share the series {OVERFLOW}. {culprit}: "
-            f"use one with few values, none that a client chooses, or raise {spent}"
+            f"{subject} limit of {maximum} label sets ({limit}); new ones are added to the {OVERFLOW} series. "
+            f"{culprit}. Use a label with few possible values, never one chosen by clients, or raise {limit}."
         )
 
-    def _example(self, family: Family, label: str, asked: tuple[str, ...]) -> str:
-        """Return a label value as it may stand in a log line: without what may be a secret, on one line."""
-        value = self._redact(asked[family.label_names().index(label)])
-        return ascii(_WORD.sub(lambda match: f"{match[1] or ''}...", value)[:EXAMPLE_LENGTH])
+    def _example(self, label_sets: LabelSets, label: str, requested: tuple[str, ...]) -> str:
+        """Return a label value for a warning: redacted, shortened, on one line and in ASCII."""
+        value = self._redact(requested[label_sets.names.index(label)])
+        return ascii(_POSSIBLE_SECRET.sub(lambda match: f"{match[1] or ''}...", value)[:MAX_EXAMPLE_LENGTH])
 
 
 class LimitsCollector:
-    """Shows the bounds, so that `python -m fastapi_observe cardinality` knows them."""
+    """Collects `fastapi_observe_limits_info`, which `python -m fastapi_observe cardinality` reads."""
 
-    def __init__(self, budget: SeriesLimiter) -> None:
+    def __init__(self, limiter: SeriesLimiter) -> None:
         self._family = InfoMetricFamily(
-            "fastapi_observe_bounds",
-            "How many label sets and label values a process keeps at most.",
+            "fastapi_observe_limits",
+            "Limits of label sets and label values in one process.",
             value={
-                "max_series_per_metric": str(budget.per_metric),
-                "max_series_per_process": str(budget.total),
-                "max_values_per_label": str(budget.per_label),
+                "max_series_per_metric": str(limiter.per_metric),
+                "max_series_per_process": str(limiter.total),
+                "max_values_per_label": str(limiter.per_label),
             },
         )
 
     def collect(self) -> list[InfoMetricFamily]:
-        """Return them."""
+        """Return the family."""
         return [self._family]

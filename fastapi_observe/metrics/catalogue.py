@@ -1,4 +1,4 @@
-"""Metrics of the user's own: the `Catalogue` that makes each of them once, and the four `Business` metrics."""
+"""Metrics by name: `MetricFactory` creates each one once; `BusinessMetrics` are four that many apps need."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from math import isfinite
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from fastapi_observe.metrics.budget import STATIC_LABELS, LabelValues
-from fastapi_observe.metrics.series import BoundedMetric, Counter, Histogram
+from fastapi_observe.metrics.budget import STATIC_LABELS
+from fastapi_observe.metrics.series import BoundedMetric, Counter, Histogram, parse_bounds
 from fastapi_observe.records.guard import CALLER_ERRORS, fail_safe
 
 if TYPE_CHECKING:
@@ -26,151 +26,132 @@ LABEL_NAME: Final = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 CURRENCY: Final = re.compile(r"[A-Za-z]{3}")
 
 OWN_PREFIX: Final = "fastapi_observe"
-"""Names that begin so are for the library's metrics about itself."""
+"""Prefix of the metrics that the library reports about itself; users' metrics cannot have it."""
 
 
 class MetricFactory:
-    """The metrics of one install by name: each is made once and found again."""
+    """Creates the metrics of one install and returns the same object for the same name."""
 
     def __init__(self, registry: CollectorRegistry, budget: SeriesLimiter) -> None:
         self.registry = registry
         self.budget = budget
         self.registered: list[Any] = []
-        self._made: dict[str, BoundedMetric] = {}
+        self._by_name: dict[str, BoundedMetric] = {}
         self._reserved: set[str] = set()
         self._lock = Lock()
 
     def create_internal(
-        self, kind: type[M], name: str, documentation: str, labels: Sequence[str] = (), **options: Any
+        self, metric_class: type[M], name: str, documentation: str, labels: Sequence[str] = (), **options: Any
     ) -> M:
-        """Make a metric of the library; its name is not free for others any more."""
-        self._reserved.add(_plain(name))
-        metric = self._add(kind(name, documentation, tuple(labels), self.budget, **options))
-        if labels:
-            metric.values = LabelValues(labels, STATIC_LABELS)
-        return metric
+        """Create a metric of the library and reserve its name."""
+        self._reserved.add(_base_name(name))
+        return self._create(metric_class, name, documentation, labels, static_labels=STATIC_LABELS, **options)
 
-    def _add(self, metric: M) -> M:
-        labelled = bool(metric.label_names())
+    def _create(self, metric_class: type[M], name: str, documentation: str, labels: Sequence[str], **options: Any) -> M:
+        metric = metric_class(name, documentation, tuple(labels), self.budget, **options)
         self.register(metric)
-        if labelled:
-            self.budget.families.append(metric)
+        if labels:
+            self.budget.label_sets.append(metric.label_sets)
         return metric
 
     def reserve(self, *names: str) -> None:
-        """Keep names for metrics of the library that are made later."""
-        self._reserved.update(_plain(name) for name in names)
+        """Reserve names for metrics of the library that are created later."""
+        self._reserved.update(_base_name(name) for name in names)
 
     def register(self, collector: Any) -> None:
-        """Put a collector into the registry.
+        """Add a collector to the registry.
 
-        Raises ValueError when one of its names is taken there.
+        Raises ValueError if the registry has one of its names already.
         """
         try:
             self.registry.register(collector)
         except ValueError as exc:
             raise ValueError(
-                f"{exc}: the registry holds such a name already. Give each install(app) a registry of its own "
+                f"{exc}. The registry already has such a name: give each install(app) its own registry "
                 "(settings.registry=None does), or choose another name for the metric"
             ) from exc
         self.registered.append(collector)
 
     def get(
         self,
-        kind: type[M],
+        metric_class: type[M],
         name: str,
         documentation: str,
         labels: Sequence[str],
         buckets: Sequence[float] | None = None,
         **options: Any,
     ) -> M:
-        """Return the metric `name`, made now or before.
+        """Return the metric `name`, which is created by the first call.
 
-        Raises ValueError for a name or label that is invalid or reserved, and when the metric exists with another
-        type, other labels or other buckets (`buckets=None` agrees with any).
+        Raises ValueError if the name or a label is invalid or reserved, and if the metric exists with another type,
+        other labels or other buckets (`buckets=None` accepts any).
         """
-        found = self._made.get(name)
-        if found is None:
+        metric = self._by_name.get(name)
+        if metric is None:
             with self._lock:
-                found = self._made.get(name) or self._made.get(_plain(name))
-                if found is None:
-                    found = self._make(kind, name, documentation, labels, {**options, "buckets": buckets})
-                self._made[name] = found
-        if type(found) is kind and found.label_names() == tuple(labels) and _same_buckets(found, buckets):
-            return found
-        asked = _form(kind, tuple(labels), None if buckets is None else _bounds(buckets))
-        have = _form(type(found), found.label_names(), found.bounds() if isinstance(found, Histogram) else None)
+                metric = self._by_name.get(name) or self._by_name.get(_base_name(name))
+                if metric is None:
+                    self._raise_if_invalid(metric_class, name, labels)
+                    if buckets is not None:
+                        options["buckets"] = parse_bounds(buckets)
+                    metric = self._create(metric_class, name, documentation or name, labels, **options)
+                    self._by_name[_base_name(name)] = metric
+                self._by_name[name] = metric
+        if (
+            type(metric) is metric_class
+            and metric.label_names() == tuple(labels)
+            and (buckets is None or (isinstance(metric, Histogram) and metric.bounds() == parse_bounds(buckets)))
+        ):
+            return metric
+        requested = _signature(metric_class, tuple(labels), None if buckets is None else parse_bounds(buckets))
+        existing = _signature(
+            type(metric), metric.label_names(), metric.bounds() if isinstance(metric, Histogram) else None
+        )
         raise ValueError(
-            f"metric {name} exists as {have}, asked for as {asked}: ask for the same, or choose another name"
+            f"metric {name} exists as {existing} and was requested as {requested}; use the same, or another name"
         )
 
-    def _make(
-        self,
-        kind: type[M],
-        name: str,
-        documentation: str,
-        labels: Sequence[str],
-        options: dict[str, Any],
-    ) -> M:
-        self._check(kind, name, labels)
-        buckets = options.pop("buckets")
-        if buckets is not None:
-            options["buckets"] = tuple(_bounds(buckets))
-        metric = self._add(kind(name, documentation or name, tuple(labels), self.budget, **options))
-        self._made[_plain(name)] = metric
-        return metric
-
-    def _check(self, kind: type[BoundedMetric], name: str, labels: Sequence[str]) -> None:
+    def _raise_if_invalid(self, metric_class: type[BoundedMetric], name: str, labels: Sequence[str]) -> None:
         if not METRIC_NAME.fullmatch(name):
-            raise ValueError(f"metric name {name!r} is invalid: use letters, digits and underscores, no digit first")
-        if _plain(name) in self._reserved or name.startswith(OWN_PREFIX):
-            raise ValueError(f"metric name {name} belongs to fastapi-observe: choose another, for example myapp_{name}")
-        if kind is not Counter and name.endswith("_total"):
+            raise ValueError(f"invalid metric name {name!r}; use letters, digits and underscores, no digit first")
+        if _base_name(name) in self._reserved or name.startswith(OWN_PREFIX):
             raise ValueError(
-                f"metric name {name} ends in _total, which says counter: make a counter, or drop the ending"
+                f"metric name {name} belongs to fastapi-observe; choose another one, for example myapp_{name}"
+            )
+        if metric_class is not Counter and name.endswith("_total"):
+            raise ValueError(
+                f"metric name {name} ends in _total, which means counter; use a counter, or drop the suffix"
             )
         if isinstance(labels, str):
-            raise ValueError(f"labels of {name} are the string {labels!r}: give a list of names, [{labels!r}]")  # noqa: TRY004
+            raise ValueError(f"labels of {name} are the string {labels!r}; pass a list of names, [{labels!r}]")  # noqa: TRY004
         for label in labels:
             if not isinstance(label, str) or not LABEL_NAME.fullmatch(label):
                 raise ValueError(
-                    f"label {label!r} of {name} is invalid: use letters, digits and underscores, "
-                    "no digit first, no two underscores first"
+                    f"invalid label {label!r} of {name}; use letters, digits and underscores, "
+                    "starting with neither a digit nor two underscores"
                 )
-        if len(set(labels)) != len(tuple(labels)) or (kind is Histogram and "le" in labels):
-            raise ValueError(f"labels {tuple(labels)} of {name} clash: name each once, and not le on a histogram")
+        if len(set(labels)) != len(tuple(labels)) or (metric_class is Histogram and "le" in labels):
+            raise ValueError(f"labels {tuple(labels)} of {name} clash; use each name once, and not le on a histogram")
 
 
-def _plain(name: str) -> str:
-    """Return the name without the ending that only counters have."""
+def _base_name(name: str) -> str:
+    """Return the name without the suffix that only counters have."""
     return name.removesuffix("_total")
 
 
-def _bounds(buckets: Sequence[float]) -> list[float]:
-    """Return bucket bounds as the metric keeps them: ascending, the last one infinite."""
-    bounds = [float(bound) for bound in buckets]
-    if not bounds or bounds != sorted(set(bounds)):
-        raise ValueError(f"buckets {bounds} must ascend: give each upper bound once, smallest first")
-    return bounds if bounds[-1] == float("inf") else [*bounds, float("inf")]
-
-
-def _same_buckets(metric: BoundedMetric, buckets: Sequence[float] | None) -> bool:
-    return buckets is None or (isinstance(metric, Histogram) and metric.bounds() == _bounds(buckets))
-
-
-def _form(kind: type[BoundedMetric], labels: tuple[str, ...], bounds: list[float] | None) -> str:
-    form = f"{kind.__name__.lower()} with labels {labels}"
-    return form if bounds is None else f"{form} and buckets {bounds}"
+def _signature(metric_class: type[BoundedMetric], labels: tuple[str, ...], bounds: list[float] | None) -> str:
+    text = f"{metric_class.__name__.lower()} with labels {labels}"
+    return text if bounds is None else f"{text} and buckets {bounds}"
 
 
 class BusinessMetrics:
-    """What the business counts; a metric appears once it is used."""
+    """Counters for registrations, logins, orders and revenue. Each one is created by its first use."""
 
-    def __init__(self, catalogue: MetricFactory) -> None:
-        self._catalogue = catalogue
-        self._made: dict[str, Counter] = {}
+    def __init__(self, factory: MetricFactory) -> None:
+        self._factory = factory
+        self._counters: dict[str, Counter] = {}
         self._lock = Lock()
-        catalogue.reserve(
+        factory.reserve(
             "user_registrations_total", "user_logins_total", "orders_created_total", "revenue_generated_total"
         )
 
@@ -187,37 +168,38 @@ class BusinessMetrics:
     @fail_safe("metrics.call", passes=CALLER_ERRORS)
     def order_created(self) -> None:
         """Count an order."""
-        self._counter("orders_created_total", "Orders that were created.").inc()
+        self._counter("orders_created_total", "Orders created.").inc()
 
     @fail_safe("metrics.call", passes=CALLER_ERRORS)
     def revenue(self, amount: Decimal | float, currency: str) -> None:
         """Add `amount`, in units of `currency` (three letters, as in ISO 4217).
 
-        Raises ValueError for a negative, infinite or not-a-number amount and for anything else as currency.
+        Raises ValueError if the amount is negative, infinite or not a number, or if the currency is invalid.
         """
-        value = _amount(amount)
+        value = _to_amount(amount)
         if not isinstance(currency, str) or not CURRENCY.fullmatch(currency):
-            raise ValueError(f"currency {currency!r} is not a code of three letters (ISO 4217), for example EUR")
+            raise ValueError(f"invalid currency {currency!r}; use a code of three letters (ISO 4217), for example EUR")
         total = self._counter("revenue_generated_total", "Revenue, in units of the currency.", ("currency",))
         total.labels_or_raise(currency.upper()).inc(value)
 
     def _counter(self, name: str, documentation: str, labels: tuple[str, ...] = ()) -> Counter:
-        found = self._made.get(name)
-        if found is None:
+        counter = self._counters.get(name)
+        if counter is None:
             with self._lock:
-                found = self._made.get(name)
-                if found is None:
-                    found = self._made[name] = self._catalogue.create_internal(Counter, name, documentation, labels)
-        return found
+                counter = self._counters.get(name)
+                if counter is None:
+                    counter = self._factory.create_internal(Counter, name, documentation, labels)
+                    self._counters[name] = counter
+        return counter
 
 
-def _amount(amount: Decimal | float) -> float:
+def _to_amount(amount: Decimal | float) -> float:
     if not isinstance(amount, (Decimal, int, float)):
-        raise TypeError(f"revenue is a Decimal, an int or a float, got {type(amount).__name__}")
+        raise TypeError(f"revenue must be a Decimal, an int or a float, got {type(amount).__name__}")
     try:
         value = float(amount)
     except (OverflowError, ValueError):  # an int beyond any float, a signaling NaN
         value = float("nan")
     if not isfinite(value) or value < 0:
-        raise ValueError(f"revenue of {type(amount).__name__} {value} is no amount of money: give a finite one >= 0")
+        raise ValueError(f"invalid revenue {value} ({type(amount).__name__}); use a finite amount, 0 or more")
     return value

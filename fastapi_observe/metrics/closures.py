@@ -1,4 +1,4 @@
-"""Closures of prometheus-fastapi-instrumentator: what they are given."""
+"""Functions of prometheus-fastapi-instrumentator (`instrumentator_functions`), called for each request."""
 
 from __future__ import annotations
 
@@ -11,31 +11,35 @@ if TYPE_CHECKING:
     from fastapi_observe.records.request import RequestRecord
 
 
-def check_functions(closures: Sequence[Any]) -> tuple[Callable[[Any], None], ...]:
-    """Return the closures without None, which the instrumentator's factories give for a metric that exists already."""
-    for closure in closures:
-        if iscoroutinefunction(closure):
+def check_functions(functions: Sequence[Any]) -> tuple[Callable[[Any], None], ...]:
+    """Return the functions without None, which the instrumentator's factories return for a metric that already exists.
+
+    Raises ValueError for a coroutine function.
+    """
+    for function in functions:
+        if iscoroutinefunction(function):
             raise ValueError(
-                f"instrumentation {closure!r} is a coroutine function: the samples of a request are taken "
-                "at once, so give a plain function"
+                f"instrumentator_functions: {function!r} is a coroutine function; metrics of a request are recorded "
+                "synchronously, so pass a plain function"
             )
-    return tuple(closure for closure in closures if closure is not None)
+    return tuple(function for function in functions if function is not None)
 
 
-def make_info(ex: RequestRecord) -> Any:
-    """Return a request as prometheus_fastapi_instrumentator's closures expect it."""
-    from prometheus_fastapi_instrumentator.metrics import Info  # noqa: PLC0415 - only who uses closures pays for it
-    from starlette.requests import Request  # noqa: PLC0415 - as above
-    from starlette.responses import Response  # noqa: PLC0415 - as above
+def make_info(record: RequestRecord) -> Any:
+    """Return a request as the instrumentator's `Info`, which its functions take."""
+    # Imported here, since only apps with such functions need the instrumentator and Starlette's classes.
+    from prometheus_fastapi_instrumentator.metrics import Info  # noqa: PLC0415
+    from starlette.requests import Request  # noqa: PLC0415
+    from starlette.responses import Response  # noqa: PLC0415
 
-    response = Response(status_code=ex.status_code)
-    response.raw_headers = [(name.lower(), value) for name, value in ex.response_headers]
+    response = Response(status_code=record.status_code)
+    response.raw_headers = [(name.lower(), value) for name, value in record.response_headers]
     return Info(
-        request=Request(ex.scope),
+        request=Request(record.scope),
         response=response,
-        method=ex.method,
-        modified_handler=ex.endpoint,
-        modified_status=str(ex.status_code),
-        modified_duration=ex.duration,
-        modified_duration_without_streaming=ex.duration if ex.ttfb is None else ex.ttfb,
+        method=record.method,
+        modified_handler=record.endpoint,
+        modified_status=str(record.status_code),
+        modified_duration=record.duration,
+        modified_duration_without_streaming=record.duration if record.ttfb is None else record.ttfb,
     )

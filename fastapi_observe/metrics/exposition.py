@@ -1,4 +1,4 @@
-"""How metrics are shown: the format that the client asks for, rendered fast, compressed if it may be."""
+"""Rendering of a scrape response: Prometheus text or OpenMetrics, compressed if the client accepts it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from copy import copy
 from time import sleep
 from typing import TYPE_CHECKING, Any, Final
 
-from prometheus_client import exposition as stock
+from prometheus_client import exposition as text_exposition
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
-from prometheus_client.openmetrics import exposition as stock_openmetrics
+from prometheus_client.openmetrics import exposition as openmetrics_exposition
 
 from fastapi_observe.internal.version import package_version
 from fastapi_observe.metrics.series import YIELD_SLEEP, BoundedMetric
-from fastapi_observe.metrics.shared.shown import MergedFamilyText, MultiprocessRegistry, StaticCollector
+from fastapi_observe.metrics.shared.shown import MergedFamilyText, StaticCollector, collectors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +30,7 @@ TEXT: Final = b"text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 MAX_RESPONSE_BYTES: Final = 16_777_216
-"""Most bytes of one answer; families that do not fit are left out."""
+"""Bytes of one response before compression. Families that do not fit are left out."""
 
 ENCODE_CHUNK_SIZE: Final = 65_536
 """Characters that are encoded at one time."""
@@ -38,8 +38,8 @@ ENCODE_CHUNK_SIZE: Final = 65_536
 QUALITY: Final = re.compile(r"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)")
 """RFC 9110, 12.4.2."""
 
+# Exposition text is so repetitive that a higher level saves little and makes the scrape longer.
 GZIP_LEVEL: Final = 1
-"""The text repeats itself so much that more effort brings little: a scrape should be short."""
 
 SUFFIXES: Final = {
     "counter": ("_total", "_created"),
@@ -48,13 +48,15 @@ SUFFIXES: Final = {
     "gaugehistogram": ("_bucket", "_gsum", "_gcount"),
     "info": ("_info",),
 }
-"""What the sample names of a family add to its name, by type."""
+"""Suffixes of the sample names of a family, by type."""
 
 
-def render(registries: Iterable[Any], accept: str, accept_encoding: str, faults: InternalErrors) -> ScrapeResponse:
-    """Return the headers and the body that show the registries.
+def render(
+    registries: Iterable[Any], accept: str, accept_encoding: str, internal_errors: InternalErrors
+) -> ScrapeResponse:
+    """Return headers and body for these registries.
 
-    A family whose name an earlier one has taken is left out; a collector that raises is left out and counted.
+    A family is left out if an earlier one has its name. A collector that raises is left out and counted.
     """
     openmetrics, gzip = prefers_openmetrics(accept), accepts_gzip(accept_encoding)
     body = ResponseBody(gzip=gzip)
@@ -68,12 +70,12 @@ def render(registries: Iterable[Any], accept: str, accept_encoding: str, faults:
                         continue
                     taken.update(names)
                     if body.size + len(text) > MAX_RESPONSE_BYTES:
-                        raise OverflowError(f"{names[0]} does not fit")  # noqa: TRY301 - counted and told below
+                        raise OverflowError(f"{names[0]} does not fit")  # noqa: TRY301 - counted and logged below
                     body.add(text)
             except OverflowError as exc:
-                faults("metrics.too_large", exc)
-            except Exception as exc:  # noqa: BLE001 - a user's collector raises what it likes
-                faults("collect", exc)
+                internal_errors("metrics.too_large", exc)
+            except Exception as exc:  # noqa: BLE001 - collect() of any collector
+                internal_errors("collect", exc)
     if openmetrics:
         body.add("# EOF\n")
     content = body.end()
@@ -85,10 +87,13 @@ def render(registries: Iterable[Any], accept: str, accept_encoding: str, faults:
 
 
 class ResponseBody:
-    """The body of an answer, encoded and compressed piece by piece: a whole one would hold the interpreter too long."""
+    """The body of a scrape response, encoded and compressed in chunks.
+
+    Encoding all of it at once would hold the GIL for milliseconds and delay requests.
+    """
 
     def __init__(self, *, gzip: bool) -> None:
-        self.size = 0  # characters so far
+        self.size = 0  # in characters
         self._parts: list[bytes] = []
         self._compress: Any = None
         if gzip:
@@ -97,27 +102,27 @@ class ResponseBody:
             self._compress = zlib.compressobj(GZIP_LEVEL, wbits=31)
 
     def add(self, text: str) -> None:
-        """Add a text; what is no UTF-8 is written as its escape."""
+        """Append text. Lone surrogates are written as escapes."""
         self.size += len(text)
-        for at in range(0, len(text), ENCODE_CHUNK_SIZE):
+        for start in range(0, len(text), ENCODE_CHUNK_SIZE):
             sleep(YIELD_SLEEP)
-            data = text[at : at + ENCODE_CHUNK_SIZE].encode("utf-8", "backslashreplace")
+            data = text[start : start + ENCODE_CHUNK_SIZE].encode("utf-8", "backslashreplace")
             self._parts.append(data if self._compress is None else self._compress.compress(data))
 
     def end(self) -> bytes:
-        """Return all of it."""
+        """Return the complete body."""
         if self._compress is not None:
             self._parts.append(self._compress.flush())
         return b"".join(self._parts)
 
 
 def prefers_openmetrics(accept: str) -> bool:
-    """Tell whether the client asks for OpenMetrics 1.0 at least as much as for the text format.
+    """Return whether an `Accept` header prefers OpenMetrics 1.0 to the text format, or accepts both equally.
 
-    prometheus_client's own choice takes the first that is named and does not look at the q-values.
+    prometheus_client's own choice takes the first format that is listed and ignores quality values.
     """
     openmetrics = text = 0.0
-    for name, parameters, quality in _ranges(accept):
+    for name, parameters, quality in _parse_alternatives(accept):
         if name == "application/openmetrics-text" and parameters.get("version", "1.0.0").startswith("1."):
             openmetrics = max(openmetrics, quality)
         elif name in {"text/plain", "text/*"}:
@@ -126,13 +131,13 @@ def prefers_openmetrics(accept: str) -> bool:
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
-    """Tell whether the client takes a body that is compressed with gzip."""
-    qualities = {name: quality for name, _, quality in _ranges(accept_encoding)}
+    """Return whether an `Accept-Encoding` header accepts gzip."""
+    qualities = {name: quality for name, _, quality in _parse_alternatives(accept_encoding)}
     return qualities.get("gzip", qualities.get("*", 0.0)) > 0
 
 
-def _ranges(header: str) -> Iterable[tuple[str, dict[str, str], float]]:
-    """Read a header of alternatives: name, parameters, q-value (0 if it is malformed)."""
+def _parse_alternatives(header: str) -> Iterable[tuple[str, dict[str, str], float]]:
+    """Yield name, parameters and quality of each alternative in a header. A malformed quality counts as 0."""
     for part in header.lower().split(","):
         name, *rest = (piece.strip() for piece in part.split(";"))
         quality = 1.0
@@ -146,71 +151,58 @@ def _ranges(header: str) -> Iterable[tuple[str, dict[str, str], float]]:
         yield name, parameters, quality
 
 
-def collectors_of(registry: Any) -> list[Any]:
-    """Return the collectors of a registry, each on its own, so that one that raises spoils no other.
-
-    The registry keeps them in a private dict (since prometheus_client 0.4); another kind of registry is collected as
-    a whole.
-    """
-    if isinstance(registry, MultiprocessRegistry):
-        return list(registry.shown())
-    collectors = list(getattr(registry, "_collector_to_names", (registry,)))
-    target = getattr(registry, "get_target_info", lambda: None)()
-    return (
-        [StaticCollector([InfoMetricFamily("target", "Target metadata", value=target)]), *collectors]
-        if target
-        else collectors
-    )
-
-
 def _families(collector: Any, *, openmetrics: bool) -> Iterable[tuple[list[str], str]]:
     """Yield each family of a collector: the sample names it takes, and its text."""
     if isinstance(collector, (BoundedMetric, MergedFamilyText)):
-        yield _names(*collector.family()), collector.render(openmetrics=openmetrics)
+        yield _sample_names(*collector.family()), collector.render(openmetrics=openmetrics)
         return
-    encode: Callable[[Any], bytes] = stock_openmetrics.generate_latest if openmetrics else stock.generate_latest
+    exposition = openmetrics_exposition if openmetrics else text_exposition
+    encode: Callable[[Any], bytes] = exposition.generate_latest
     for family in collector.collect():
         created = f"{family.name}_created"
         shown = copy(family)
         shown.samples = [sample for sample in family.samples if sample.name != created]
         if shown.samples:
-            yield _names(family.name, family.type), encode(StaticCollector([shown])).decode().removesuffix("# EOF\n")
+            text = encode(StaticCollector([shown])).decode().removesuffix("# EOF\n")
+            yield _sample_names(family.name, family.type), text
 
 
-def _names(name: str, kind: str) -> list[str]:
+def _sample_names(name: str, kind: str) -> list[str]:
     return [name, *(name + suffix for suffix in SUFFIXES.get(kind, ()))]
 
 
 class InternalCollector:
-    """What fastapi-observe says about itself, read at scrape."""
+    """Collects the metrics of fastapi-observe about itself."""
 
-    def __init__(self, budget: SeriesLimiter, faults: InternalErrors) -> None:
-        self._budget = budget
-        self._faults = faults
+    def __init__(self, limiter: SeriesLimiter, internal_errors: InternalErrors) -> None:
+        self._limiter = limiter
+        self._internal_errors = internal_errors
         self._version = ""
 
     def describe(self) -> list[Metric]:
-        """Name what `collect` yields."""
+        """Return the families that `collect` yields."""
         return list(self.collect())
 
     def collect(self) -> Iterator[Metric]:
-        """Read everything."""
+        """Yield the families with their values now."""
         self._version = self._version or package_version("fastapi-observe")
         info = {"version": self._version}
         yield InfoMetricFamily("fastapi_observe", "The installed version of fastapi-observe.", value=info)
-        series = self._budget.count()
-        yield GaugeMetricFamily("fastapi_observe_series", "Label sets that are kept, of all metrics.", value=series)
+        series = self._limiter.count()
+        yield GaugeMetricFamily("fastapi_observe_series", "Label sets of all metrics in this process.", value=series)
         overflow = CounterMetricFamily(
-            "fastapi_observe_series_overflow", "How often a label set found no place.", labels=["metric"]
+            "fastapi_observe_series_overflow",
+            "Uses of a label set that was replaced by the overflow series, in whole or in part.",
+            labels=["metric"],
         )
-        for metric, count in self._budget.overflows.copy().items():
+        for metric, count in self._limiter.overflows.copy().items():
             overflow.add_metric([metric], count)
         yield overflow
         errors = CounterMetricFamily(
             "fastapi_observe_internal_errors",
-            "Failures inside fastapi-observe, kept from the request.",
+            "Exceptions inside fastapi-observe. They did not affect requests.",
             labels=["site"],
         )
-        for site, count in self._faults.counts.copy().items():
+        for site, count in self._internal_errors.counts.copy().items():
             errors.add_metric([site], count)
         yield errors

@@ -1,4 +1,4 @@
-"""What the metrics signal counts of operations: queries, calls, background tasks, the user's own work, and pools."""
+"""Metrics of operations: queries, external calls, background tasks, user operations, and connection pools."""
 
 from __future__ import annotations
 
@@ -23,24 +23,26 @@ QUERY_BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 """Bucket bounds in seconds."""
 
 MAX_CACHED_LABEL_SETS: Final = 1024
-"""Label sets whose series are found without asking prometheus_client."""
+"""Label sets of one kind of operation whose cells are cached."""
 
-Cells = tuple[list[float], list[float], list[float]]
-"""Cells of a counter, cells of a histogram, the histogram's bounds."""
+OperationCells = tuple[list[float], list[float], list[float]]
+"""Cells of a counter, cells of a histogram, bounds of that histogram."""
 
 
 class OperationMetrics:
-    """The families about operations; all labels are names that the code gives, each family is bounded."""
+    """Records operations and connection pools. All label values are names from code; every family is limited."""
 
-    def __init__(self, catalogue: MetricFactory, lock: AbstractContextManager[Any], faults: InternalErrors) -> None:
+    def __init__(
+        self, factory: MetricFactory, lock: AbstractContextManager[Any], internal_errors: InternalErrors
+    ) -> None:
         self._lock = lock
-        self._faults = faults
-        self._own = catalogue.create_internal
-        self._make_work()
-        self._make_database()
-        self._make_pools()
-        self._make_external()
-        self._waits: dict[str, tuple[list[float], list[float]]] = {}
+        self._internal_errors = internal_errors
+        self._create = factory.create_internal
+        self._create_tasks_and_operations()
+        self._create_database()
+        self._create_pools()
+        self._create_external()
+        self._wait_cells: dict[str, tuple[list[float], list[float]]] = {}
         self._event_cells: dict[tuple[str, str], list[float]] = {}
         self._families: dict[str, tuple[Counter, Histogram]] = {
             "background": (self._tasks, self._task_duration),
@@ -48,159 +50,166 @@ class OperationMetrics:
             "database": (self._queries, self._query_duration),
             "external": (self._calls, self._call_duration),
         }
-        self._kept: dict[str, dict[tuple[str, ...], Cells]] = {kind: {} for kind in self._families}
+        self._cells: dict[str, dict[tuple[str, ...], OperationCells]] = {kind: {} for kind in self._families}
 
-    def _make_work(self) -> None:
-        own = self._own
+    def _create_tasks_and_operations(self) -> None:
+        create = self._create
         labels = ("endpoint", "outcome")
-        self._tasks = own(Counter, "background_tasks_total", "Background tasks that have ended.", labels)
-        self._task_duration = own(
-            Histogram, "background_task_duration_seconds", "Time of background tasks, in seconds.", labels
+        self._tasks = create(Counter, "background_tasks_total", "Background tasks ended.", labels)
+        self._task_duration = create(
+            Histogram, "background_task_duration_seconds", "Duration of background tasks, in seconds.", labels
         )
-        self._operations = own(Counter, "operations_total", "Pieces of work that have ended.", ("operation", "outcome"))
-        self._operation_duration = own(
-            Histogram, "operation_duration_seconds", "Time of pieces of work, in seconds.", ("operation",)
+        self._operations = create(Counter, "operations_total", "Operations ended.", ("operation", "outcome"))
+        self._operation_duration = create(
+            Histogram, "operation_duration_seconds", "Duration of operations, in seconds.", ("operation",)
         )
 
-    def _make_database(self) -> None:
-        own = self._own
+    def _create_database(self) -> None:
+        create = self._create
         labels = ("operation", "table")
-        self._queries = own(Counter, "db_queries_total", "Database queries.", labels)
-        self._query_duration = own(
-            Histogram, "db_query_duration_seconds", "Time of queries, in seconds.", labels, buckets=QUERY_BUCKETS
+        self._queries = create(Counter, "db_queries_total", "Database queries.", labels)
+        self._query_duration = create(
+            Histogram,
+            "db_query_duration_seconds",
+            "Duration of database queries, in seconds.",
+            labels,
+            buckets=QUERY_BUCKETS,
         )
-        self._query_errors = own(
+        self._query_errors = create(
             Counter, "db_query_errors_total", "Database queries that failed.", (*labels, "error_type")
         )
-        self.repeated = own(
+        self.repeated = create(
             Counter,
             "db_repeated_queries_total",
-            "Statements that one request sent more often than `repeated_query_threshold` (N+1).",
+            "Statements that one request executed more often than `repeated_query_threshold` (N+1).",
             ("endpoint",),
         )
 
-    def _make_pools(self) -> None:
-        own = self._own
+    def _create_pools(self) -> None:
+        create = self._create
         self._pool = {
-            "active": own(Gauge, "db_connections_active", "Connections in use.", ("pool",)),
-            "idle": own(Gauge, "db_connections_idle", "Connections that wait in the pool.", ("pool",)),
-            "max": own(Gauge, "db_connections_max", "Most connections there may be.", ("pool",)),
-            "overflow": own(Gauge, "db_connections_overflow", "Connections beyond the pool's own size.", ("pool",)),
-            "waiting": own(Gauge, "db_connections_waiting", "Callers that wait for a connection.", ("pool",)),
+            "active": create(Gauge, "db_connections_active", "Connections in use.", ("pool",)),
+            "idle": create(Gauge, "db_connections_idle", "Idle connections in the pool.", ("pool",)),
+            "max": create(Gauge, "db_connections_max", "Maximum number of connections.", ("pool",)),
+            "overflow": create(Gauge, "db_connections_overflow", "Connections beyond the size of the pool.", ("pool",)),
+            "waiting": create(Gauge, "db_connections_waiting", "Callers waiting for a connection.", ("pool",)),
         }
-        self._wait = own(
+        self._wait = create(
             Histogram,
             "db_connection_wait_seconds",
-            "Time until the pool gave a connection, in seconds.",
+            "Time until the pool hands out a connection, in seconds.",
             ("pool",),
             buckets=QUERY_BUCKETS,
         )
-        self._events = own(
+        self._events = create(
             Counter,
             "db_connection_events_total",
-            "What happened on connections besides statements: begin, commit, rollback, ping.",
+            "Events of connections other than statements: begin, commit, rollback, ping.",
             ("pool", "event"),
         )
 
-    def _make_external(self) -> None:
-        own = self._own
+    def _create_external(self) -> None:
+        create = self._create
         labels = ("service", "operation")
-        self._calls = own(Counter, "external_requests_total", "Calls to other services.", (*labels, "outcome"))
-        self._call_duration = own(
-            Histogram, "external_request_duration_seconds", "Time of calls to other services, in seconds.", labels
+        self._calls = create(Counter, "external_requests_total", "Calls to other services.", (*labels, "outcome"))
+        self._call_duration = create(
+            Histogram, "external_request_duration_seconds", "Duration of calls to other services, in seconds.", labels
         )
 
-    def close(self, op: Operation) -> None:
-        """Take the samples of an operation that has ended."""
-        kind, labels, duration = op.kind, op.labels, op.duration
-        kept = self._kept.get(kind)
-        if kept is None:  # kinds of others are no metrics of ours
+    def record_operation(self, operation: Operation) -> None:
+        """Record an operation that has ended."""
+        kind, labels, duration = operation.kind, operation.labels, operation.duration
+        cached = self._cells.get(kind)
+        if cached is None:  # a kind without metrics
             return
         key: tuple[str, ...]
         if kind == "database":
             key = labels["operation"], labels["table"]
-            if op.error_type is not None:
-                self._query_errors.labels_or_raise(*key, op.error_type).inc()
+            if operation.error_type is not None:
+                self._query_errors.labels_or_raise(*key, operation.error_type).inc()
         else:
-            key = (*labels.values(), op.outcome)
-        count, cells, bounds = kept.get(key) or self._keep(op, key)
+            key = (*labels.values(), operation.outcome)
+        count, cells, bounds = cached.get(key) or self._find_cells(operation, key)
         cell = bisect_left(bounds, duration)
         with self._lock:
             count[0] += 1
             cells[cell] += 1
             cells[-1] += duration
 
-    def query(self, operation: str, table: str, duration: float, error_type: str | None = None) -> None:
-        """Take the samples of a query; `duration` is in seconds."""
+    def record_query(self, operation: str, table: str, duration: float, error_type: str | None = None) -> None:
+        """Record a query; `duration` is in seconds."""
         self._queries.labels_or_raise(operation, table).inc()
         self._query_duration.labels_or_raise(operation, table).observe(duration)
         if error_type is not None:
             self._query_errors.labels_or_raise(operation, table, error_type).inc()
 
-    def _keep(self, op: Operation, key: tuple[str, ...]) -> Cells:
-        """Find the cells that operations with these labels and this outcome write."""
-        counter, histogram = self._families[op.kind]
-        values = {**op.labels, "outcome": op.outcome}
-        child = counter.labels_or_raise(*(values[name] for name in counter.label_names()))
-        spread = histogram.labels_or_raise(*(values[name] for name in histogram.label_names()))
-        cells = child.cells, spread.cells, spread.bounds()
-        refused = OVERFLOW in child.label_values() or OVERFLOW in spread.label_values()
-        if not refused and len(self._kept[op.kind]) < MAX_CACHED_LABEL_SETS:
-            self._kept[op.kind][key] = cells
+    def _find_cells(self, operation: Operation, key: tuple[str, ...]) -> OperationCells:
+        """Return the cells of operations with these labels and this outcome.
+
+        Cells of the overflow series are not cached: there may be room for the label set later.
+        """
+        counter, histogram = self._families[operation.kind]
+        values = {**operation.labels, "outcome": operation.outcome}
+        count = counter.labels_or_raise(*(values[name] for name in counter.label_names()))
+        duration = histogram.labels_or_raise(*(values[name] for name in histogram.label_names()))
+        cells = count.cells, duration.cells, duration.bounds()
+        is_overflow = OVERFLOW in count.label_values() or OVERFLOW in duration.label_values()
+        if not is_overflow and len(self._cells[operation.kind]) < MAX_CACHED_LABEL_SETS:
+            self._cells[operation.kind][key] = cells
         return cells
 
     def reset_cells(self) -> None:
-        """Look for cells anew: they stand elsewhere now."""
-        self._waits.clear()
+        """Empty the caches of cells, after the cells of series have been replaced."""
+        self._wait_cells.clear()
         self._event_cells.clear()
-        for kept in self._kept.values():
-            kept.clear()
+        for cached in self._cells.values():
+            cached.clear()
 
     # Pools
 
     def add_pool(self, name: str, read: Callable[[], PoolState]) -> Callable[[], None]:
-        """Ask `read` at each scrape for what the pool `name` tells; the result takes the pool away again."""
+        """Call `read` at each scrape for the state of the pool `name`. Returns a function that reverts this."""
         state = read()
-        told = [(fact, self._pool[fact]) for fact in state._fields if getattr(state, fact) is not None]
-        for fact, gauge in told:
-            gauge.labels_or_raise(name).set_function(partial(self._read, read, fact))
+        gauges = [(field, self._pool[field]) for field in state._fields if getattr(state, field) is not None]
+        for field, gauge in gauges:
+            gauge.labels_or_raise(name).set_function(partial(self._read_pool, read, field))
 
-        def remove() -> None:
-            while told:
-                told.pop()[1].remove(name)
+        def undo() -> None:
+            while gauges:
+                gauges.pop()[1].remove(name)
 
-        return remove
+        return undo
 
-    def _read(self, read: Callable[[], PoolState], fact: str) -> float:
-        """Return what a pool tells; NaN, as Prometheus writes what is not known, where it cannot."""
+    def _read_pool(self, read: Callable[[], PoolState], field: str) -> float:
+        """Return one value of a pool, or NaN (Prometheus' unknown value) if it cannot be read."""
         try:
-            return float(getattr(read(), fact))
-        except Exception as exc:  # noqa: BLE001 - a pool that was closed must not spoil the scrape
-            self._faults("pool", exc)
+            return float(getattr(read(), field))
+        except Exception as exc:  # noqa: BLE001 - a closed pool must not break the scrape
+            self._internal_errors("pool", exc)
             return nan
 
     def set_connections(self, pool: str, values: dict[str, float | None]) -> None:
-        """Set what a pool told; what is None stays as it is."""
+        """Set the state of a pool. Values that are None are left unchanged."""
         for name, value in values.items():
             if value is not None:
                 self._pool[name].labels_or_raise(pool).set(value)
 
     def record_wait(self, pool: str, seconds: float) -> None:
-        """Take the time until the pool gave a connection."""
-        kept = self._waits.get(pool)
-        if kept is None:
+        """Record the time until the pool handed out a connection."""
+        cached = self._wait_cells.get(pool)
+        if cached is None:
             child = self._wait.labels_or_raise(pool)
-            kept = child.cells, child.bounds()
-            if len(self._waits) < MAX_CACHED_LABEL_SETS:
-                self._waits[pool] = kept
-        cells, bounds = kept
+            cached = child.cells, child.bounds()
+            if len(self._wait_cells) < MAX_CACHED_LABEL_SETS:
+                self._wait_cells[pool] = cached
+        cells, bounds = cached
         cell = bisect_left(bounds, seconds)
         with self._lock:
             cells[cell] += 1
             cells[-1] += seconds
 
     def record_event(self, pool: str, event: str) -> None:
-        """Count what happened on a connection."""
+        """Count an event of a connection."""
         cells = self._event_cells.get((pool, event))
         if cells is None:
             cells = self._events.labels_or_raise(pool, event).cells

@@ -1,4 +1,4 @@
-"""How full this process is: event-loop lag, tasks, worker threads, pauses of the garbage collector."""
+"""Saturation of this process: event-loop lag, tasks, worker threads, pauses of the garbage collector."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ SAMPLE_INTERVAL: Final = 0.5
 
 LAG_BOUNDS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 PAUSE_BOUNDS: Final = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
+"""Bucket bounds in seconds."""
 
 
 class LocalHistogram:
-    """A histogram that one thread at a time feeds, without a lock: plain numbers only."""
+    """A histogram without a lock, for one writing thread at a time. It holds plain numbers only."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -41,12 +42,12 @@ class LocalHistogram:
         self.total = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Take a sample."""
+        """Record a sample."""
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.total += seconds
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Return the cumulated buckets as prometheus_client takes them."""
+        """Return the cumulative buckets as prometheus_client's `add_metric` takes them."""
         bounds = (*(str(bound) for bound in self.bounds), "+Inf")
         return [(bound, float(count)) for bound, count in zip(bounds, accumulate(self.counts), strict=True)]
 
@@ -54,8 +55,8 @@ class LocalHistogram:
 class GcPauses:
     """Measures each run of the garbage collector through `gc.callbacks`.
 
-    The callback runs inside the collector, wherever that starts, with any lock held: it takes no lock and makes no
-    object that the collector tracks.
+    The callback runs inside the garbage collector, which starts anywhere, while any lock may be held. So it takes no
+    lock and creates no object that the collector tracks.
     """
 
     __slots__ = ("_started", "generations")
@@ -65,7 +66,7 @@ class GcPauses:
         self._started = 0.0
 
     def __call__(self, phase: str, info: dict[str, Any]) -> None:
-        """Note the start of a run, or its end."""
+        """Record the start or the end of a run."""
         if phase == "start":
             self._started = perf_counter()
         elif self._started:
@@ -74,10 +75,10 @@ class GcPauses:
 
 
 class Saturation:
-    """Samples the event loop it was started on; a collector of what it saw.
+    """Samples the event loop and the garbage collector, and collects the results.
 
-    One loop at a time: a second `start` moves to the new loop if the old one no longer runs, and changes nothing
-    otherwise. Without an asyncio loop (trio) only the garbage collector is measured.
+    It samples one event loop at a time. `start` in another loop moves there if the first one no longer runs, else it
+    has no effect. Without an asyncio loop (trio), only the garbage collector is measured.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None, interval: float = SAMPLE_INTERVAL) -> None:
@@ -94,10 +95,10 @@ class Saturation:
             registry.register(self)
 
     def start(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        """Begin to measure; call it in a task of `loop`, which is by default the running one."""
+        """Start measuring. Call it in a task of `loop`, which defaults to the running one."""
         if self._release is None:
             gc.callbacks.append(self._pauses)
-            # An install that nobody closes must not leave its callback behind.
+            # An install that is never closed must not leave its callback behind.
             finalizer = weakref.finalize(self, _remove_callback, self._pauses)
             finalizer.atexit = False
             self._release = finalizer
@@ -108,19 +109,19 @@ class Saturation:
         self._loop = loop
         try:
             self._limiter = current_default_thread_limiter()
-        except RuntimeError:  # not called in a task: which limiter the endpoints use is not known
+        except RuntimeError:  # not in a task, so the limiter of the endpoints is unknown
             self._limiter = None
         self._wait(loop)
 
     def stop(self) -> None:
-        """Stop measuring until the next `start`; what was seen stays readable. Calling it again changes nothing."""
+        """Stop measuring until the next `start`. Results so far remain. Idempotent."""
         if self._release is not None:
             self._release()
             self._release = None
         self._leave_loop()
 
     def close(self) -> None:
-        """Stop, and leave the registry given at construction. Calling it again changes nothing."""
+        """Stop, and unregister from the registry given at construction. Idempotent."""
         self.stop()
         if self._registry is not None:
             self._registry.unregister(self)
@@ -138,16 +139,16 @@ class Saturation:
     def _sample(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
             self._lag.observe(max(0.0, loop.time() - self._due))
-        except Exception as exc:  # noqa: BLE001 - the loop's exception handler is the app's
+        except Exception as exc:  # noqa: BLE001 - else it goes to the exception handler that the app has set for its loop
             report_error("saturation", exc)
         self._wait(loop)
 
     def describe(self) -> list[Metric]:
-        """Name what `collect` yields."""
+        """Return the families that `collect` yields."""
         return [_lag_family(), _pause_family(), *_gauge_families()]
 
     def collect(self) -> Iterator[Metric]:
-        """Read everything; safe in any thread."""
+        """Yield the families with their values now. Safe in any thread."""
         lag = _lag_family()
         lag.add_metric([], self._lag.buckets(), self._lag.total)
         yield lag
@@ -156,16 +157,16 @@ class Saturation:
             pauses.add_metric([str(generation)], samples.buckets(), samples.total)
         yield pauses
         loop, limiter = self._loop, self._limiter
-        tasks, busy, most, waiting = _gauge_families()
+        tasks, busy, maximum, waiting = _gauge_families()
         if loop is not None:
             tasks.add_metric([], len(asyncio.all_tasks(loop)))
             yield tasks
         if limiter is not None:
             statistics = limiter.statistics()
             busy.add_metric([], statistics.borrowed_tokens)
-            most.add_metric([], statistics.total_tokens)
+            maximum.add_metric([], statistics.total_tokens)
             waiting.add_metric([], statistics.tasks_waiting)
-            yield from (busy, most, waiting)
+            yield from (busy, maximum, waiting)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -176,24 +177,26 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def _remove_callback(callback: GcPauses) -> None:
-    with suppress(ValueError):  # someone has emptied the list
+    with suppress(ValueError):  # the list was emptied meanwhile
         gc.callbacks.remove(callback)
 
 
 def _lag_family() -> HistogramMetricFamily:
-    return HistogramMetricFamily("asyncio_event_loop_lag_seconds", "How late the event loop ran a timer, in seconds.")
+    return HistogramMetricFamily(
+        "asyncio_event_loop_lag_seconds", "Delay between the due time of a timer and its run, in seconds."
+    )
 
 
 def _pause_family() -> HistogramMetricFamily:
     return HistogramMetricFamily(
-        "python_gc_pause_seconds", "Runs of the garbage collector, in seconds.", labels=["generation"]
+        "python_gc_pause_seconds", "Duration of garbage collector runs, in seconds.", labels=["generation"]
     )
 
 
 def _gauge_families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
     return (
-        GaugeMetricFamily("asyncio_tasks", "Tasks of the event loop that are not done."),
-        GaugeMetricFamily("threadpool_threads_busy", "Worker threads in use, by sync endpoints above all."),
-        GaugeMetricFamily("threadpool_threads_max", "Worker threads there may be at once."),
-        GaugeMetricFamily("threadpool_waiting", "Tasks that wait for a worker thread."),
+        GaugeMetricFamily("asyncio_tasks", "Unfinished tasks of the event loop."),
+        GaugeMetricFamily("threadpool_threads_busy", "Worker threads in use, mostly by sync endpoints."),
+        GaugeMetricFamily("threadpool_threads_max", "Maximum number of worker threads."),
+        GaugeMetricFamily("threadpool_waiting", "Tasks waiting for a worker thread."),
     )

@@ -1,4 +1,4 @@
-"""Who asks for `/metrics`, and when: one answer is made at a time, and everybody who waits for it gets it."""
+"""Scheduling of scrapes: one response is rendered at a time and shared by all scrapes that wait for it."""
 
 from __future__ import annotations
 
@@ -19,112 +19,115 @@ if TYPE_CHECKING:
 
     from fastapi_observe.metrics.exposition import ScrapeResponse
 
+    Render = Callable[[str, str], ScrapeResponse]
+    Variant = tuple[bool, bool]
+
 VARIANTS: Final = 4
-"""Kinds of answers: two formats, compressed or not."""
+"""Variants of a response: two formats, compressed or not."""
 
 MAX_DELAY: Final = 1.0
-"""Seconds that a scrape waits at most when there are too many of them."""
+"""Seconds by which a scrape is delayed when there are too many."""
 
 MAX_CPU_SHARE: Final = 0.05
-"""Part of one core that answering may take before scrapes wait."""
+"""Fraction of one core that rendering may use before scrapes are delayed."""
 
 FREE_CPU_SECONDS: Final = 0.25
-"""Seconds of answering that are free before that."""
+"""CPU seconds of rendering that are allowed before that."""
 
 SEND_CHUNK_SIZE: Final = 65_536
-"""Bytes that are sent before other requests have their turn."""
+"""Bytes that are sent before other requests get a turn."""
 
 
 class ScrapeRenderer:
-    """Answers scrapes one at a time; who waits for the one before gets the answer of the next, together with others.
+    """Renders one scrape response at a time. Scrapes that wait meanwhile share the next one.
 
-    Each answer is of a moment after it was asked for: a total that one worker has shown is never shown lower by
-    another. Once answering takes more than its share of the time, scrapes wait, a second at most.
+    A response is never older than its request: a total that one worker has shown is not lower in a later response of
+    another worker. If rendering takes more than its share of CPU time, scrapes are delayed.
     """
 
-    def __init__(self, render: Callable[[str, str], ScrapeResponse]) -> None:
+    def __init__(self, render: Render) -> None:
         self._render = render
         self._lock = threading.Lock()
-        self._last: dict[tuple[bool, bool], tuple[float, ScrapeResponse]] = {}
-        self._spent = 0.0
-        self._ended = monotonic()
+        self._last: dict[Variant, tuple[float, ScrapeResponse]] = {}
+        self._cpu_used = 0.0
+        self._cpu_updated = monotonic()
 
     def __call__(self, accept: str, accept_encoding: str) -> ScrapeResponse:
-        """Return headers and body."""
-        key = variant_of(accept, accept_encoding)
-        asked = monotonic()
+        """Return headers and body. Blocks for milliseconds, so call it in a worker thread."""
+        variant = variant_of(accept, accept_encoding)
+        requested = monotonic()
         with self._lock:
-            answer = self.response_since(key, asked)
-            if answer is not None:
-                return answer
-            self._wait()
-            began, cost = monotonic(), thread_time()
+            response = self.response_since(variant, requested)
+            if response is not None:
+                return response
+            self._delay()
+            started, cpu_started = monotonic(), thread_time()
             try:
-                answer = self._render(accept, accept_encoding)
+                response = self._render(accept, accept_encoding)
             finally:
-                self._spent += thread_time() - cost
-            self._last[key] = began, answer
-            return answer
+                self._cpu_used += thread_time() - cpu_started
+            self._last[variant] = started, response
+            return response
 
-    def response_since(self, key: tuple[bool, bool], asked: float) -> ScrapeResponse | None:
-        """Return the last answer of this kind if it was begun at `asked` (`time.monotonic`) or later."""
-        began, answer = self._last.get(key, (0.0, None))
-        return answer if began >= asked else None
+    def response_since(self, variant: Variant, requested: float) -> ScrapeResponse | None:
+        """Return the last response of a variant if its rendering started at `requested` (`time.monotonic`) or later."""
+        started, response = self._last.get(variant, (0.0, None))
+        return response if started >= requested else None
 
-    def _wait(self) -> None:
+    def _delay(self) -> None:
         now = monotonic()
-        self._spent = max(0.0, self._spent - MAX_CPU_SHARE * (now - self._ended))
-        self._ended = now
-        if self._spent > FREE_CPU_SECONDS:
-            sleep(min(MAX_DELAY, (self._spent - FREE_CPU_SECONDS) / MAX_CPU_SHARE))
+        self._cpu_used = max(0.0, self._cpu_used - MAX_CPU_SHARE * (now - self._cpu_updated))
+        self._cpu_updated = now
+        if self._cpu_used > FREE_CPU_SECONDS:
+            sleep(min(MAX_DELAY, (self._cpu_used - FREE_CPU_SECONDS) / MAX_CPU_SHARE))
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child."""
+        """Replace the lock in a forked child, since another thread of the parent may have held it."""
         self._lock = threading.Lock()
         self._last = {}
 
 
-def variant_of(accept: str, accept_encoding: str) -> tuple[bool, bool]:
-    """Return the kind of answer that is wanted: OpenMetrics or not, compressed or not."""
+def variant_of(accept: str, accept_encoding: str) -> Variant:
+    """Return whether the response is OpenMetrics, and whether it is compressed."""
     return prefers_openmetrics(accept), accepts_gzip(accept_encoding)
 
 
 class SharedScrapes:
-    """Those who wait for an answer in one event loop: one of them sends a thread for it, the others get it from there.
+    """Shares one worker thread among all scrapes of one variant in one event loop.
 
-    A thread for each would have all of them take turns with the interpreter.
+    With a thread for each scrape, all of them would compete for the GIL. Scrapes of another event loop have a state of
+    their own, since the primitives of anyio belong to one loop.
     """
 
-    def __init__(self, scrapes: ScrapeRenderer) -> None:
-        self._scrapes = scrapes
-        self._under_way: dict[tuple[bool, bool], anyio.Event] = {}
-        self._limiter = anyio.CapacityLimiter(VARIANTS)  # not the app's: its threads may be busy, that is what is asked
+    def __init__(self, renderer: ScrapeRenderer) -> None:
+        self._renderer = renderer
+        self._rendering: dict[Variant, anyio.Event] = {}
+        # Not the app's own limiter: a scrape must not wait until its threads, which it reports on, are free.
+        self._limiter = anyio.CapacityLimiter(VARIANTS)
         self._turn = anyio.Lock()
 
-    async def __call__(
-        self, render: Callable[[str, str], ScrapeResponse], accept: str, accept_encoding: str
-    ) -> ScrapeResponse:
-        """Return headers and body, of a moment after the call; `render` is called in a thread."""
-        key, asked = variant_of(accept, accept_encoding), monotonic()
-        while key in self._under_way:
-            await self._under_way[key].wait()
-            answer = self._scrapes.response_since(key, asked)
-            if answer is not None:
-                async with self._turn:  # one in each round of the loop: all at once would hold up the requests
+    async def __call__(self, render: Render, accept: str, accept_encoding: str) -> ScrapeResponse:
+        """Return headers and body, rendered after this call; `render` is called in a thread."""
+        variant, requested = variant_of(accept, accept_encoding), monotonic()
+        while variant in self._rendering:
+            await self._rendering[variant].wait()
+            response = self._renderer.response_since(variant, requested)
+            if response is not None:
+                async with self._turn:  # one scrape in each round of the loop; all at once would delay requests
                     await anyio.lowlevel.checkpoint()
-                return answer
-        done = self._under_way[key] = anyio.Event()
+                return response
+        done = self._rendering[variant] = anyio.Event()
         try:
             return await anyio.to_thread.run_sync(render, accept, accept_encoding, limiter=self._limiter)
         finally:
-            del self._under_way[key]
+            del self._rendering[variant]
             done.set()
 
 
 async def send_body(send: Send, body: bytes) -> None:
-    """Send a body piece by piece; requests have their turn in between."""
-    for at in range(0, len(body) - SEND_CHUNK_SIZE, SEND_CHUNK_SIZE):
-        await send({"type": "http.response.body", "body": body[at : at + SEND_CHUNK_SIZE], "more_body": True})
+    """Send a response body in chunks, so that other requests get a turn in between."""
+    for start in range(0, len(body) - SEND_CHUNK_SIZE, SEND_CHUNK_SIZE):
+        await send({"type": "http.response.body", "body": body[start : start + SEND_CHUNK_SIZE], "more_body": True})
         await anyio.lowlevel.checkpoint()
-    rest = (len(body) - 1) // SEND_CHUNK_SIZE * SEND_CHUNK_SIZE if body else 0
-    await send({"type": "http.response.body", "body": body[rest:]})
+    last = (len(body) - 1) // SEND_CHUNK_SIZE * SEND_CHUNK_SIZE if body else 0
+    await send({"type": "http.response.body", "body": body[last:]})

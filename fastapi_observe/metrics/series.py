@@ -1,93 +1,74 @@
-"""Prometheus metrics with a bounded number of label sets: `Counter`, `Gauge`, `Histogram` and their `SeriesBudget`."""
+"""Prometheus metrics with a limited number of label sets: `Counter`, `Gauge` and `Histogram`."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from contextlib import contextmanager
+from copy import copy
 from itertools import accumulate
-from math import isfinite
+from math import inf, isfinite
 from time import sleep, time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol
 
 import prometheus_client
 from prometheus_client.metrics import MetricWrapperBase
-from prometheus_client.samples import Exemplar, Sample
-from prometheus_client.utils import floatToGoString
+from prometheus_client.metrics_core import Metric
+from prometheus_client.samples import Exemplar
 
-from fastapi_observe.metrics.budget import OVERFLOW, ExemplarTuple, LabelValues, SeriesLimiter
+from fastapi_observe.internal.prometheus_client import format_float
+from fastapi_observe.metrics.budget import OVERFLOW, LabelSets
 from fastapi_observe.records.guard import CALLER_ERRORS, NO_OP, report_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Self
 
-    from fastapi_observe.metrics.budget import Series, SeriesLimiter
+    from fastapi_observe.metrics.budget import ExemplarTuple, SeriesLimiter
 
+MAX_LABEL_LENGTH: Final = 1024
+"""Characters of a label value; the rest is cut off."""
 
-class Removable(MetricWrapperBase):
-    """Shows series no longer that were removed; in several workers that is so for gauges, totals stay."""
-
-    budget: SeriesLimiter
-    guard: Any
-    values: Any
-
-    def remove(self, *labelvalues: Any) -> None:
-        """Remove the series of these label values."""
-        with self._releasing():
-            super().remove(*labelvalues)
-
-    def remove_by_labels(self, labels: dict[str, str]) -> None:
-        """Remove every series that has these labels, by name."""
-        with self._releasing():
-            super().remove_by_labels(labels)
-
-    def clear(self) -> None:
-        """Remove every series."""
-        with self._releasing():
-            super().clear()
-
-    @contextmanager
-    def _releasing(self) -> Iterator[None]:
-        with self.guard:
-            before: dict[Any, Any] = dict(self._metrics) if self._labelnames and not self._labelvalues else {}
-            yield
-            gone = [child for values, child in before.items() if values not in self._metrics]
-            for child in gone:
-                self.values.remove(child.label_values())
-        store = self.budget.store
-        if store is not None:
-            for child in gone:
-                store.release(child)
-
-
-LABEL_LENGTH: Final = 1024
-"""Longest label value, in characters; the rest is cut off."""
-
-EXEMPLAR_LENGTH: Final = 128
-"""Longest label set of an exemplar, in characters (OpenMetrics 1.0, "Exemplars")."""
+MAX_EXEMPLAR_LENGTH: Final = 128
+"""Characters of all labels of an exemplar (OpenMetrics 1.0, "Exemplars")."""
 
 YIELD_EVERY: Final = 32
-"""Series that are written before other threads may go on."""
+"""Series that are rendered before other threads get a turn."""
 
+# sleep(0) reacquires the GIL before the event loop's thread wakes up, which then waits a full switch interval (5 ms).
 YIELD_SLEEP: Final = 0.00002
-"""Seconds for which they may. With 0, who rests takes the interpreter back before anyone who waits for it has woken up:
-the event loop would wait the 5 ms after which the interpreter insists."""
+"""Seconds of that turn."""
 
-format_float: Callable[[float], str] = floatToGoString
-"""How Prometheus writes a number."""
+
+class RenderedSeries(Protocol):
+    """What `BoundedMetric.render_series` needs of a series: a child of this process, or one merged of all workers."""
+
+    pairs: str
+    braced: str
+    exemplars: dict[int, ExemplarTuple]
+
+    def read(self) -> Sequence[float]:
+        """Return the values of the cells, as of one moment."""
+
+
+class SeriesSample(NamedTuple):
+    """One sample of a series: suffix of its name, labels beyond those of the series, value, exemplar."""
+
+    suffix: str
+    labels: dict[str, str]
+    value: float
+    exemplar: Exemplar | None = None
 
 
 def to_label_value(value: object) -> str:
-    """Return `value` as text whatever its type is; never raises."""
+    """Return `value` as a string, whatever its type is. Never raises."""
     try:
         return value if type(value) is str else str(value)
-    except Exception:  # noqa: BLE001 - any object may stand here
+    except Exception:  # noqa: BLE001 - __str__ of any object
         return f"<unprintable {type(value).__name__}>"
 
 
 def _printable(text: str) -> str:
-    """Cut `text` to its bound and make it encodable: lone surrogates become escapes."""
-    text = text[:LABEL_LENGTH]
+    """Cut a label value to its limit, and write lone surrogates, which UTF-8 cannot encode, as escapes."""
+    text = text[:MAX_LABEL_LENGTH]
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -95,176 +76,266 @@ def _number(value: float) -> str | float:
     return value if isfinite(value) else format_float(value)
 
 
-def exemplar_text(kept: ExemplarTuple) -> str:
-    """Return an exemplar as OpenMetrics writes it behind a sample."""
-    labels, value, timestamp = kept
-    pairs = ",".join(f'{name}="{escape(text)}"' for name, text in labels.items())
-    return f" # {{{pairs}}} {format_float(value)} {timestamp:.3f}"
-
-
 def escape(text: str) -> str:
-    """Write a label value as the text format wants it."""
+    """Escape a label value for the text format."""
     return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
-class BoundedMetric(Removable):
-    """What the metrics of this module share: bounded `labels`, values in `cells`, a fast `text`.
+def parse_bounds(buckets: Sequence[float]) -> list[float]:
+    """Return upper bounds of buckets as floats, with infinity as the last one.
 
-    Of what is private in prometheus_client this module knows `_metric_init` and `_child_samples` (which its base class
-    asks subclasses to define), `_type`, `_name`, `_documentation`, `_labelnames`, `_labelvalues`, `_lock`, `_metrics`
-    and `_upper_bounds`; only `collectors` in `exposition.py` knows more.
-    `_created` series are not made: they would double the number of counters.
+    Raises ValueError if they do not ascend.
     """
+    bounds = [float(bound) for bound in buckets]
+    if not bounds or bounds != sorted(set(bounds)):
+        raise ValueError(f"buckets {bounds} must ascend; give each upper bound once, smallest first")
+    return bounds if bounds[-1] == inf else [*bounds, inf]
+
+
+def _render_exemplars(lines: str, exemplars: dict[int, ExemplarTuple]) -> str:
+    """Append each exemplar to the line of its cell, as OpenMetrics writes it."""
+    split = lines.split("\n")
+    for cell, (labels, value, timestamp) in exemplars.items():
+        pairs = ",".join(f'{name}="{escape(text)}"' for name, text in labels.items())
+        split[cell] += f" # {{{pairs}}} {format_float(value)} {timestamp:.3f}"
+    return "\n".join(split)
+
+
+class BoundedMetric(MetricWrapperBase):
+    """Base of the metrics below: limited label sets, values in `cells`, fast rendering.
+
+    A metric with labels has children, one for each label set; a child, or a metric without labels, has `cells`. A
+    child is a shallow copy of its metric with cells of its own. In multiprocess mode the limiter's store replaces the
+    list of cells by one in shared memory.
+
+    prometheus_client's state stays unused: isinstance checks, `describe`, decorators and context managers are what is
+    inherited. `_created` series are not made; they would double the number of counters.
+    """
+
+    kind: ClassVar[str]
 
     def __init__(
         self,
         name: str,
         documentation: str,
         labelnames: Sequence[str],
-        budget: SeriesLimiter,
-        values: tuple[str, ...] = (),
+        limiter: SeriesLimiter,
+        static_labels: frozenset[str] = frozenset(),
         **options: Any,
     ) -> None:
-        self.budget = budget
-        self.guard = budget.lock
+        super().__init__(name, documentation, labelnames, registry=None, **options)
+        self.limiter = limiter
+        self.lock = limiter.lock
+        self._family_name = name.removesuffix("_total") if self.kind == "counter" else name
+        self._help = documentation
+        self._names = tuple(labelnames)
+        self.label_sets = LabelSets(self.exposition_name(), self._names, static_labels)
         self.cells: list[float] = []
         self.exemplars: dict[int, ExemplarTuple] = {}
-        self.options = options
-        given = {key: value for key, value in options.items() if key != "mode"}
-        super().__init__(name, documentation, labelnames, registry=None, _labelvalues=values, **given)
-        self.pairs = ",".join(
-            f'{label}="{escape(text)}"' for label, text in zip(self._labelnames, values, strict=False)
-        )
+        self._values: tuple[str, ...] = ()
+        if not labelnames:
+            self._start(())
+
+    def _metric_init(self) -> None:
+        """Override prometheus_client's, which would make values that nothing reads."""
+
+    def _raise_if_not_observable(self) -> None:
+        """Raise ValueError if this metric has labels; prometheus_client's decorators and context managers call it."""
+        if not self.cells:
+            raise ValueError(f"{self.exposition_name()} has the labels {self._names}; call .labels(...) first")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.exposition_name()})"
+
+    __str__ = __repr__
+
+    def _start(self, values: tuple[str, ...]) -> None:
+        """Begin a series with these label values."""
+        self._values = values
+        self.cells = self._new_cells()
+        self.exemplars = {}
+        self.pairs = ",".join(f'{label}="{escape(text)}"' for label, text in zip(self._names, values, strict=True))
         self.braced = f"{{{self.pairs}}}" if self.pairs else ""
-        if labelnames and not values:
-            self._lock = budget.lock  # type: ignore[assignment]  # used in `with` only
-            self.values = LabelValues(labelnames)
-        elif budget.store is not None:
-            with self.guard:
-                budget.store.bind(self)
+        if self.limiter.store is not None:
+            with self.lock:
+                self.limiter.store.bind(self)
+
+    def _new_cells(self) -> list[float]:
+        return [0]
+
+    # Label sets
 
     def labels(self, *labelvalues: object, **labelkwargs: object) -> Self:
-        """Return the child of these label values, or an overflow child when a bound is reached."""
+        """Return the child with these label values, given by position or by name.
+
+        Beyond a limit it is the child with `__overflow__`. Raises ValueError for wrong or missing labels.
+        """
         try:
             return self.labels_or_raise(*labelvalues, **labelkwargs)
         except CALLER_ERRORS:
             raise
-        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+        except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
             report_error("metrics.labels", exc)
             return NO_OP  # type: ignore[no-any-return]
 
     def labels_or_raise(self, *labelvalues: object, **labelkwargs: object) -> Self:
-        """Return what `labels` does; a fault raises."""
-        if labelkwargs or self._labelvalues or len(labelvalues) != len(self._labelnames) or not labelvalues:
-            labelvalues = self._ordered(labelvalues, labelkwargs)
+        """Return the same as `labels`, but let internal errors pass."""
+        if labelkwargs or self._values or len(labelvalues) != len(self._names) or not labelvalues:
+            labelvalues = self._in_order(labelvalues, labelkwargs)
         values = tuple([text if type(text) is str else to_label_value(text) for text in labelvalues])
-        child: Self | None = self.children().get(values)
-        return self._new_child(values) if child is None else child
+        child: Self | None = self.label_sets.children.get(values)
+        return self._find_or_create(values) if child is None else child
 
-    def _ordered(self, values: tuple[object, ...], named: dict[str, object]) -> tuple[object, ...]:
-        if not self._labelnames or self._labelvalues:
-            raise ValueError(f"{self.exposition_name()} takes no (further) labels: call its methods directly")
-        if (values and named) or (named and named.keys() != set(self._labelnames)) or not (values or named):
-            raise ValueError(f"{self.exposition_name()} has the labels {self._labelnames}: give all of them in one way")
-        if values and len(values) != len(self._labelnames):
-            raise ValueError(f"{self.exposition_name()} has the labels {self._labelnames}, got {len(values)} values")
-        return values or tuple(named[name] for name in self._labelnames)
+    def _in_order(self, values: tuple[object, ...], named: dict[str, object]) -> tuple[object, ...]:
+        if not self._names or self._values:
+            raise ValueError(f"{self.exposition_name()} takes no (further) labels; call its methods directly")
+        if (values and named) or (named and named.keys() != set(self._names)) or not (values or named):
+            raise ValueError(
+                f"{self.exposition_name()} has the labels {self._names}; "
+                "pass all of them, either by position or by name"
+            )
+        if values and len(values) != len(self._names):
+            raise ValueError(f"{self.exposition_name()} has the labels {self._names}, got {len(values)} values")
+        return values or tuple(named[name] for name in self._names)
 
-    def _new_child(self, values: tuple[str, ...]) -> Self:
-        asked = tuple([_printable(text) for text in values])
-        with self.guard:
-            spent = ""
-            kept = self.values.within(asked, self.budget.per_label)
-            child: Self | None = self.children().get(kept)
-            if child is None and (spent := self.budget.limit_reached(self)):
-                kept = (OVERFLOW,) * len(asked)
-                child = self.children().get(kept)
+    def _find_or_create(self, values: tuple[str, ...]) -> Self:
+        requested = tuple([_printable(text) for text in values])
+        label_sets, limiter = self.label_sets, self.limiter
+        with self.lock:
+            limit = ""
+            used = label_sets.limit_values(requested, limiter.per_label)
+            child: Self | None = label_sets.children.get(used)
+            if child is None and (limit := limiter.reached_limit(label_sets)):
+                used = (OVERFLOW,) * len(requested)
+                child = label_sets.children.get(used)
             if child is None:
-                child = type(self)(self._name, self._documentation, self._labelnames, self.budget, kept, **self.options)
-                self.children()[kept] = child
-                self.values.add(kept)
-        if kept != asked:
-            self.budget.record_overflow(self, asked, kept, spent)
+                child = copy(self)
+                child._start(used)  # noqa: SLF001 - the same class
+                label_sets.add(used, child)
+        if used != requested:
+            limiter.record_overflow(label_sets, requested, used, limit)
         return child
 
-    def _raise_if_not_observable(self) -> None:
-        if not self.cells:
-            raise ValueError(f"{self.exposition_name()} has the labels {self.label_names()}: call .labels(...) first")
+    def remove(self, *labelvalues: Any) -> None:
+        """Remove the series with these label values, if there is one.
 
-    def children(self) -> dict[Sequence[str], Any]:
+        In multiprocess mode, the totals of counters and histograms remain.
+        """
+        self._remove_all([tuple([_printable(to_label_value(value)) for value in self._in_order(labelvalues, {})])])
+
+    def remove_by_labels(self, labels: dict[str, str]) -> None:
+        """Remove every series that has all these labels, by name. Does nothing without labels."""
+        if self._values or not labels.keys() <= set(self._names):
+            raise ValueError(f"{self.exposition_name()} has the labels {self._names}, got {sorted(labels)}")
+        wanted = {self._names.index(name): _printable(to_label_value(value)) for name, value in labels.items()}
+        with self.lock:
+            label_sets = list(self.label_sets.children) if wanted else []
+        self._remove_all(
+            [values for values in label_sets if all(values[index] == text for index, text in wanted.items())]
+        )
+
+    def clear(self) -> None:
+        """Remove every series of a metric with labels."""
+        with self.lock:
+            label_sets = [] if self._values else list(self.label_sets.children)
+        self._remove_all(label_sets)
+
+    def _remove_all(self, label_sets: Iterable[tuple[str, ...]]) -> None:
+        with self.lock:
+            removed = [child for values in label_sets if (child := self.label_sets.remove(values)) is not None]
+        store = self.limiter.store
+        if store is not None:
+            for child in removed:
+                store.release(child)
+
+    def children(self) -> dict[tuple[str, ...], Any]:
         """Return the children by their label values."""
-        return self._metrics
-
-    def documentation(self) -> str:
-        """Return what the metric says of itself."""
-        return self._documentation
+        return self.label_sets.children
 
     def label_values(self) -> tuple[str, ...]:
         """Return the label values of a child; empty for a metric without labels."""
-        return tuple(self._labelvalues)
+        return self._values
 
     def label_names(self) -> tuple[str, ...]:
         """Return the names of the labels, in the order that `labels` takes their values."""
-        return tuple(self._labelnames)
+        return self._names
 
-    def widest_label(self) -> str:
-        """Return the name of the label that has the most values."""
-        with self.guard:
-            columns = list(zip(*self.children(), strict=True))
-        widths = {name: len(set(column)) for name, column in zip(self.label_names(), columns, strict=True)}
-        return max(widths, key=widths.__getitem__)
+    # Exemplars
 
     def set_exemplar(self, cell: int, labels: dict[str, str], value: float) -> None:
-        """Keep an exemplar for a cell; one that is too long for OpenMetrics is left out instead of raising."""
+        """Store an exemplar for a cell. One that is too long for OpenMetrics is left out; it does not raise."""
         texts = {to_label_value(name): _printable(to_label_value(text)) for name, text in labels.items()}
-        if sum(len(name) + len(text) for name, text in texts.items()) <= EXEMPLAR_LENGTH:
+        if sum(len(name) + len(text) for name, text in texts.items()) <= MAX_EXEMPLAR_LENGTH:
             self.exemplars[cell] = (texts, value, time())
-
-    def exposition_name(self) -> str:
-        """Return the name under which the text format shows the metric."""
-        name: str = self._name
-        return f"{name}_total" if self._type == "counter" else name
-
-    def family(self) -> tuple[str, str]:
-        """Return the name of the family, without the ending of counters, and its type."""
-        return self._name, str(self._type)
-
-    def render(self, *, openmetrics: bool) -> str:
-        """Return the metric in the text format, or in OpenMetrics with exemplars; empty without a series."""
-        return self.render_series(
-            [self] if self.cells else list(self.children().copy().values()), openmetrics=openmetrics
-        )
-
-    def render_series(self, series: Sequence[Series], *, openmetrics: bool) -> str:
-        """Return the text of this metric with these series."""
-        if not series:
-            return ""
-        name = self._name if openmetrics else self.exposition_name()
-        documentation = self._documentation.replace("\\", r"\\").replace("\n", r"\n")
-        if openmetrics:
-            documentation = documentation.replace('"', r"\"")
-        parts = [f"# HELP {name} {documentation}\n# TYPE {name} {self._type}\n"]
-        template = self.template()
-        for number, child in enumerate(series):
-            if number % YIELD_EVERY == 0:
-                sleep(YIELD_SLEEP)
-            lines = template % self.arguments(child)
-            if openmetrics and child.exemplars:
-                lines = with_exemplars(lines, child.exemplars.copy())
-            parts.append(lines)
-        return "".join(parts)
 
     def get_exemplar(self, cell: int) -> Exemplar | None:
         """Return the exemplar of a cell in prometheus_client's form."""
-        kept = self.exemplars.get(cell)
-        return None if kept is None else Exemplar(*kept)
+        exemplar = self.exemplars.get(cell)
+        return None if exemplar is None else Exemplar(*exemplar)
 
-    def template(self) -> str:
-        """Return the lines of one series, to be filled with `arguments`."""
+    # Output
+
+    def exposition_name(self) -> str:
+        """Return the name in the text format, with `_total` for a counter."""
+        return f"{self._family_name}_total" if self.kind == "counter" else self._family_name
+
+    def family(self) -> tuple[str, str]:
+        """Return the name of the family, without `_total`, and its type."""
+        return self._family_name, self.kind
+
+    def documentation(self) -> str:
+        """Return the help text."""
+        return self._help
+
+    def describe(self) -> list[Metric]:
+        """Return the family without samples."""
+        return [Metric(self._family_name, self._help, self.kind)]
+
+    def collect(self) -> list[Metric]:
+        """Return the family with its samples, as prometheus_client's own exposition needs it."""
+        (metric,) = self.describe()
+        for child in self._series():
+            labels = dict(zip(self._names, child._values, strict=True))  # noqa: SLF001 - the same class
+            for sample in child._own_samples():  # noqa: SLF001 - the same class
+                metric.add_sample(
+                    self._family_name + sample.suffix, {**labels, **sample.labels}, sample.value, None, sample.exemplar
+                )
+        return [metric]
+
+    def _series(self) -> list[Self]:
+        return [self] if self.cells else list(self.label_sets.children.copy().values())
+
+    def _own_samples(self) -> Iterable[SeriesSample]:
+        raise NotImplementedError
+
+    def render(self, *, openmetrics: bool) -> str:
+        """Return the metric in the text format, or in OpenMetrics with exemplars; empty without a series."""
+        return self.render_series(self._series(), openmetrics=openmetrics)
+
+    def render_series(self, series: Sequence[RenderedSeries], *, openmetrics: bool) -> str:
+        """Return the text of this metric with these series."""
+        if not series:
+            return ""
+        name = self._family_name if openmetrics else self.exposition_name()
+        documentation = self._help.replace("\\", r"\\").replace("\n", r"\n")
+        if openmetrics:
+            documentation = documentation.replace('"', r"\"")
+        parts = [f"# HELP {name} {documentation}\n# TYPE {name} {self.kind}\n"]
+        template = self._template()
+        for number, child in enumerate(series):
+            if number % YIELD_EVERY == 0:
+                sleep(YIELD_SLEEP)
+            lines = template % self._arguments(child)
+            if openmetrics and child.exemplars:
+                lines = _render_exemplars(lines, child.exemplars.copy())
+            parts.append(lines)
+        return "".join(parts)
+
+    def _template(self) -> str:
+        """Return the lines of one series as a %-template, which is filled with `_arguments`."""
         return f"{self.exposition_name()}%s %s\n"
 
-    def arguments(self, series: Series) -> tuple[object, ...]:
-        """Return what fills `template`."""
+    def _arguments(self, series: RenderedSeries) -> tuple[object, ...]:
         return series.braced, _number(series.read()[0])
 
     def read(self) -> Sequence[float]:
@@ -272,74 +343,63 @@ class BoundedMetric(Removable):
         return self.cells
 
 
-def with_exemplars(lines: str, exemplars: dict[int, ExemplarTuple]) -> str:
-    """Put each exemplar behind the line of its cell."""
-    split = lines.split("\n")
-    for cell, kept in exemplars.items():
-        split[cell] += exemplar_text(kept)
-    return "\n".join(split)
-
-
 class Counter(BoundedMetric, prometheus_client.Counter):
-    """A prometheus_client counter with a bounded number of label sets."""
+    """A prometheus_client counter with a limited number of label sets."""
 
-    def _metric_init(self) -> None:
-        self.cells = [0]
+    kind = "counter"
 
     def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
-        """Add `amount`, which may not be negative."""
+        """Add `amount`. Raises ValueError if it is negative."""
         if amount < 0:
-            raise ValueError(f"{self.exposition_name()} is a counter: it cannot go down by {amount}; use a gauge")
+            raise ValueError(f"{self.exposition_name()} is a counter and cannot go down by {amount}; use a gauge")
         try:
             self._raise_if_not_observable()
-            with self.guard:
+            with self.lock:
                 self.cells[0] += amount
             if exemplar:
                 self.set_exemplar(0, exemplar, amount)
         except CALLER_ERRORS:
             raise
-        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+        except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
             report_error("metrics.sample", exc)
 
     def reset(self) -> None:
         """Set the counter to 0."""
         self._raise_if_not_observable()
-        with self.guard:
+        with self.lock:
             self.cells[0] = 0
 
-    def _child_samples(self) -> Iterable[Sample]:
-        return (Sample("_total", {}, self.cells[0], None, self.get_exemplar(0)),)
+    def _own_samples(self) -> Iterable[SeriesSample]:
+        return (SeriesSample("_total", {}, self.cells[0], self.get_exemplar(0)),)
 
 
 class Gauge(BoundedMetric, prometheus_client.Gauge):
-    """A prometheus_client gauge with a bounded number of label sets.
+    """A prometheus_client gauge with a limited number of label sets.
 
-    `mode` is how several workers show it: `sum`, `max` or `min` of those that live, or `pid`, each with its pid.
+    `mode` is how the values of several worker processes are merged: `sum`, `max` or `min` of the live ones, or `pid`:
+    each worker's own value, labeled with its process id.
     """
 
-    @property
-    def mode(self) -> str:
-        """How several workers show it."""
-        mode: str = self.options.get("mode", "sum")
-        return mode
+    kind = "gauge"
 
-    def _metric_init(self) -> None:
-        self.cells = [0]
+    def __init__(self, *arguments: Any, mode: str = "sum", **options: Any) -> None:
+        self.mode = mode
         self.function: Callable[[], float] | None = None
+        super().__init__(*arguments, **options)
 
     def inc(self, amount: float = 1) -> None:
         """Add `amount`."""
         try:
             self._raise_if_not_observable()
-            with self.guard:
+            with self.lock:
                 self.cells[0] += amount
         except CALLER_ERRORS:
             raise
-        except Exception as exc:  # noqa: BLE001 - as above
+        except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
             report_error("metrics.sample", exc)
 
     def dec(self, amount: float = 1) -> None:
-        """Take `amount` away."""
+        """Subtract `amount`."""
         self.inc(-amount)
 
     def set(self, value: float) -> None:
@@ -347,15 +407,15 @@ class Gauge(BoundedMetric, prometheus_client.Gauge):
         try:
             self._raise_if_not_observable()
             number = float(value)
-            with self.guard:
+            with self.lock:
                 self.cells[0] = number
         except CALLER_ERRORS:
             raise
-        except Exception as exc:  # noqa: BLE001 - as above
+        except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
             report_error("metrics.sample", exc)
 
     def set_function(self, f: Callable[[], float]) -> None:
-        """Ask `f` for the value at each scrape."""
+        """Call `f` for the value at each scrape."""
         self._raise_if_not_observable()
         self.function = f
 
@@ -367,72 +427,93 @@ class Gauge(BoundedMetric, prometheus_client.Gauge):
         """Return the value now."""
         return (self.value(),)
 
-    def _child_samples(self) -> Iterable[Sample]:
-        return (Sample("", {}, self.value(), None, None),)
+    def _own_samples(self) -> Iterable[SeriesSample]:
+        return (SeriesSample("", {}, self.value()),)
 
 
 class Histogram(BoundedMetric, prometheus_client.Histogram):
-    """A prometheus_client histogram with a bounded number of label sets.
+    """A prometheus_client histogram with a limited number of label sets.
 
-    `cells` are the buckets, each with what is in it alone, and the sum.
+    `cells` holds the number of samples of each bucket, not cumulative, and then the sum.
     """
 
-    def _metric_init(self) -> None:
-        self.cells = [0] * len(self._upper_bounds) + [0.0]
+    kind = "histogram"
+
+    def __init__(
+        self, *arguments: Any, buckets: Sequence[float] = prometheus_client.Histogram.DEFAULT_BUCKETS, **options: Any
+    ) -> None:
+        self._bounds = parse_bounds(buckets)  # one list for the metric and its children
+        super().__init__(*arguments, buckets=self._bounds, **options)
+
+    def _new_cells(self) -> list[float]:
+        return [0] * len(self._bounds) + [0.0]
 
     def bounds(self) -> list[float]:
-        """Return the upper bounds of the buckets, the last one infinite."""
-        return self._upper_bounds
+        """Return the upper bounds of the buckets, ascending; the last one is infinite."""
+        return self._bounds
+
+    def add_bounds(self, bounds: Iterable[float]) -> None:
+        """Add upper bounds of buckets, before cells are shared with other processes.
+
+        Earlier samples stay in the bucket above a new bound.
+        """
+        for bound in bounds:
+            with self.lock:
+                index = bisect_left(self._bounds, bound)
+                if self._bounds[index] == bound:
+                    continue
+                self._bounds.insert(index, bound)
+                for series in self._series():
+                    series.cells.insert(index, 0)
+                    series.exemplars = {cell + (cell >= index): each for cell, each in series.exemplars.items()}
 
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
-        """Take a sample; NaN is left out, since it would make the sum NaN for ever."""
+        """Record a sample. NaN is ignored, since the sum would stay NaN from then on."""
         try:
             self._raise_if_not_observable()
             if amount != amount:  # noqa: PLR0124 - true for NaN only, and cheaper than isnan
                 return
-            cell = bisect_left(self._upper_bounds, amount)
-            with self.guard:
+            cell = bisect_left(self._bounds, amount)
+            with self.lock:
                 self.cells[cell] += 1
                 self.cells[-1] += amount
             if exemplar:
                 self.set_exemplar(cell, exemplar, amount)
         except CALLER_ERRORS:
             raise
-        except Exception as exc:  # noqa: BLE001 - as above
+        except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
             report_error("metrics.sample", exc)
 
     def has_sum(self) -> bool:
-        """Tell whether sum and count are shown: a sum of negative samples is no counter (OpenMetrics, "Histogram")."""
-        return self._upper_bounds[0] >= 0
+        """Return whether sum and count are shown; OpenMetrics forbids them where samples may be negative."""
+        return self._bounds[0] >= 0
 
     def snapshot(self) -> tuple[list[float], float]:
-        """Return the cumulated buckets and the sum, as of one moment."""
+        """Return the cumulative buckets and the sum, as of one moment."""
         *counts, total = self.read()
         return list(accumulate(counts)), total
 
     def read(self) -> Sequence[float]:
-        """Return the buckets, each with what is in it alone, and the sum, as of one moment."""
-        with self.guard:
+        """Return the samples of each bucket, not cumulative, and the sum, as of one moment."""
+        with self.lock:
             return [*self.cells]
 
-    def template(self) -> str:
-        """Return the lines of one series, to be filled with `arguments`."""
-        name = self._name
-        buckets = "".join(f'{name}_bucket{{%sle="{format_float(bound)}"}} %s\n' for bound in self._upper_bounds)
+    def _template(self) -> str:
+        name = self._family_name
+        buckets = "".join(f'{name}_bucket{{%sle="{format_float(bound)}"}} %s\n' for bound in self._bounds)
         return f"{buckets}{name}_count%s %s\n{name}_sum%s %s\n" if self.has_sum() else buckets
 
-    def arguments(self, series: Series) -> tuple[object, ...]:
-        """Return what fills `template`."""
-        *alone, total = series.read()
-        counts = list(accumulate(alone))
+    def _arguments(self, series: RenderedSeries) -> tuple[object, ...]:
+        *buckets, total = series.read()
+        counts = list(accumulate(buckets))
         filled: list[object] = [f"{series.pairs}," if series.pairs else ""] * (2 * len(counts))
         filled[1::2] = counts
         return (*filled, series.braced, counts[-1], series.braced, _number(total)) if self.has_sum() else tuple(filled)
 
-    def _child_samples(self) -> Iterable[Sample]:
+    def _own_samples(self) -> Iterator[SeriesSample]:
         counts, total = self.snapshot()
-        for cell, (bound, count) in enumerate(zip(self._upper_bounds, counts, strict=True)):
-            yield Sample("_bucket", {"le": format_float(bound)}, count, None, self.get_exemplar(cell))
+        for cell, (bound, count) in enumerate(zip(self._bounds, counts, strict=True)):
+            yield SeriesSample("_bucket", {"le": format_float(bound)}, count, self.get_exemplar(cell))
         if self.has_sum():
-            yield Sample("_count", {}, counts[-1], None, None)
-            yield Sample("_sum", {}, total, None, None)
+            yield SeriesSample("_count", {}, counts[-1])
+            yield SeriesSample("_sum", {}, total)

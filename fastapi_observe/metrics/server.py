@@ -1,4 +1,4 @@
-"""The own port of the metrics: a small HTTP server in threads, away from the app's port and its clients."""
+"""The HTTP server of `metrics_port`: threads apart from the app's port, so that a busy app can be scraped."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from math import inf
 from socketserver import ThreadingMixIn
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -27,50 +28,59 @@ MAX_CONNECTIONS: Final = 16
 """Connections that are served at one time."""
 
 REQUEST_TIMEOUT: Final = 5.0
-"""Seconds that a connection may take to ask, and then to read the answer."""
+"""Seconds for sending a request, and again for reading the response."""
 
 
 class MetricsServer:
-    """Answers `metrics_path` on `metrics_host`:`metrics_port`.
+    """Serves `metrics_path` on `metrics_host`:`metrics_port` for one process.
 
-    Worker processes of one server share the port (`SO_REUSEPORT`): whichever the system chooses answers for all. A
-    port that cannot be opened is told in one line, and the app goes on.
+    Worker processes of one server share the port (`SO_REUSEPORT`); the system chooses the one that responds for all. If
+    the port cannot be opened, one error is logged and the app runs without it.
     """
 
-    def __init__(self, settings: ObserveSettings, render: Render, faults: InternalErrors) -> None:
+    def __init__(self, settings: ObserveSettings, render: Render, internal_errors: InternalErrors) -> None:
         self._settings = settings
         self._render = render
-        self._faults = faults
+        self._internal_errors = internal_errors
         self._pid = 0
         self._server: _Server | None = None
 
     @property
     def port(self) -> int | None:
-        """The port that is open in this process; None if none is."""
+        """The port that is open in this process, or None."""
         return self._server.server_address[1] if self._server is not None and self._pid == os.getpid() else None
 
     def start(self, *, shared: bool) -> None:
-        """Open the port, unless this process has opened it, or failed to; `shared`: others of this server do too."""
+        """Open the port, unless this process has done so or failed to. `shared` allows other workers the same port."""
         settings = self._settings
         if not settings.metrics or settings.metrics_port is None or self._pid == os.getpid():
             return
         self._pid = os.getpid()
-        self._server = None  # what a forked child has of its parent's is not its own
+        self._server = None  # in a forked child it is the parent's: not closed here, its socket is the parent's too
         try:
-            self._server = _Server(settings, self._render, self._faults, shared=shared)
+            server = _Server(settings, self._render, self._internal_errors, shared=shared)
         except OSError as exc:
-            logging.getLogger("fastapi_observe").error(  # noqa: TRY400 - the reason is all there is to say
-                "metrics_port %d of %s cannot be opened: %s; nobody can read the metrics: "
-                "choose another port, or end what uses it",
-                settings.metrics_port,
-                settings.metrics_host,
-                exc.strerror or exc,
-            )
+            self._log_failure(exc.strerror or exc, "Free the port or set another metrics_port.")
             return
-        threading.Thread(target=self._server.serve_forever, name="fastapi-observe-metrics", daemon=True).start()
+        self._server = server
+        try:
+            threading.Thread(target=server.serve_forever, name="fastapi-observe-metrics", daemon=True).start()
+        except RuntimeError as exc:
+            self._server = None
+            server.server_close()
+            self._log_failure(exc, "Raise the limit of threads or processes (ulimit -u, pids.max).")
+
+    def _log_failure(self, reason: object, hint: str) -> None:
+        logging.getLogger("fastapi_observe").error(
+            "Cannot listen on %s:%d (metrics_port): %s. Metrics are unavailable. %s",
+            self._settings.metrics_host,
+            self._settings.metrics_port,
+            reason,
+            hint,
+        )
 
     def stop(self) -> None:
-        """Close the port; `start` opens it again."""
+        """Close the port. `start` opens it again."""
         server, self._server = self._server, None
         if server is not None and self._pid == os.getpid():
             server.shutdown()
@@ -79,77 +89,76 @@ class MetricsServer:
 
 
 class _Server(ThreadingMixIn, HTTPServer):
-    """A server whose threads end with the process."""
+    """A threaded server with a limited number of connections and a deadline for each request."""
 
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, settings: ObserveSettings, render: Render, faults: InternalErrors, *, shared: bool) -> None:
+    def __init__(
+        self, settings: ObserveSettings, render: Render, internal_errors: InternalErrors, *, shared: bool
+    ) -> None:
         host = settings.metrics_host
         self.path = settings.metrics_path
         token = settings.metrics_token
         self.access = MetricsAccess(settings.metrics_access, None if token is None else token.get_secret_value())
         self.render = render
-        self.faults = faults
+        self.internal_errors = internal_errors
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.allow_reuse_port = shared and hasattr(socket, "SO_REUSEPORT")
         self._lock = threading.Lock()
-        self._reading: dict[Any, float] = {}  # since when, the oldest first
-        self._answered: set[Any] = set()
+        self._deadlines: dict[Any, float] = {}  # by connection, oldest first; infinite once the request was read
         super().__init__((host, settings.metrics_port or 0), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve a connection in a thread of its own.
+        """Serve a connection in a thread.
 
-        Where there are too many, the one that has been asking longest gives way: a scraper asks at once. All being
-        answered already, the new one is closed.
+        At the limit the oldest connection that has not sent its request is closed: a scraper sends it at once. If
+        there is none, the new connection is closed.
         """
         with self._lock:
-            is_full = len(self._reading) + len(self._answered) >= MAX_CONNECTIONS
-            if is_full and self._reading:
-                self._drop(next(iter(self._reading)))
-                is_full = False
-            if not is_full:
-                self._reading[request] = monotonic()
-        if is_full:
-            self.shutdown_request(request)
-        else:
+            if len(self._deadlines) >= MAX_CONNECTIONS:
+                self._drop([each for each, deadline in self._deadlines.items() if deadline < inf][:1])
+            accepted = len(self._deadlines) < MAX_CONNECTIONS
+            if accepted:
+                self._deadlines[request] = monotonic() + REQUEST_TIMEOUT
+        if accepted:
             super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
 
     def service_actions(self) -> None:
-        """Break off those that take too long to ask; called at least twice a second."""
+        """Close connections that have not sent their request in time; called at least twice per second."""
         with self._lock:
-            late = monotonic() - REQUEST_TIMEOUT
-            for request in [request for request, since in self._reading.items() if since < late]:
-                self._drop(request)
+            now = monotonic()
+            self._drop([each for each, deadline in self._deadlines.items() if deadline < now])
 
     def mark_request_read(self, request: Any) -> bool:
-        """Note that a connection has sent its request; tell whether it was there in time."""
+        """End the deadline of a connection. Return False if it was closed before."""
         with self._lock:
-            in_time = self._reading.pop(request, None) is not None
+            in_time = request in self._deadlines
             if in_time:
-                self._answered.add(request)
+                self._deadlines[request] = inf
             return in_time
 
     def shutdown_request(self, request: Any) -> None:
-        """Close a connection, and make room for the next."""
+        """Close a connection and free its place."""
         with self._lock:
-            self._reading.pop(request, None)
-            self._answered.discard(request)
+            self._deadlines.pop(request, None)
         super().shutdown_request(request)
 
-    def _drop(self, request: Any) -> None:
-        """Break off what is still asking; its thread then closes it."""
-        del self._reading[request]
-        with suppress(OSError):
-            request.shutdown(socket.SHUT_RDWR)
+    def _drop(self, requests: list[Any]) -> None:
+        """Shut down connections. Their threads see the end of input and close them."""
+        for request in requests:
+            del self._deadlines[request]
+            with suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a connection that broke."""
+        """Ignore a broken connection, which the base class would print to standard error."""
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers one connection."""
+    """Handles one connection."""
 
     timeout = REQUEST_TIMEOUT
     server_version = "fastapi-observe"
@@ -157,27 +166,27 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        """Answer with the metrics, or say why not."""
+        """Send the metrics, or 401, 404 or 500."""
         server = self.server
         if not server.mark_request_read(self.connection):
             return
         try:
-            # self.path has another number of slashes than what was asked for
+            # self.path is normalized; the request line has the path as it was sent.
             if self.requestline.split()[1].partition("?")[0] != server.path:
-                status, head, body = _plain(HTTPStatus.NOT_FOUND)
+                status, headers, body = _error(HTTPStatus.NOT_FOUND)
             elif not self._is_allowed():
-                status, head, body = _plain(
+                status, headers, body = _error(
                     HTTPStatus.UNAUTHORIZED if server.access.requires_token else HTTPStatus.NOT_FOUND
                 )
             else:
                 status = HTTPStatus.OK
-                head, body = server.render(self.headers.get("accept", ""), self.headers.get("accept-encoding", ""))
-        except Exception as exc:  # noqa: BLE001 - a scrape that fails says so in HTTP
-            server.faults("metrics.render", exc)
-            status, head, body = _plain(HTTPStatus.INTERNAL_SERVER_ERROR)
-        with suppress(OSError):  # who does not wait for the answer does not get it
+                headers, body = server.render(self.headers.get("accept", ""), self.headers.get("accept-encoding", ""))
+        except Exception as exc:  # noqa: BLE001 - becomes a response
+            server.internal_errors("metrics.render", exc)
+            status, headers, body = _error(HTTPStatus.INTERNAL_SERVER_ERROR)
+        with suppress(OSError):  # the client has gone
             self.send_response(status)
-            for name, value in head:
+            for name, value in headers:
                 if name != b"content-length":
                     self.send_header(name.decode(), value.decode())
             self.send_header("content-length", str(len(body)))
@@ -185,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
             if self.command != "HEAD":
                 self.wfile.write(body)
 
-    do_HEAD = do_GET  # noqa: N815 - the name that the standard library calls
+    do_HEAD = do_GET  # noqa: N815 - the name that http.server calls
 
     def _is_allowed(self) -> bool:
         headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in self.headers.items()]
@@ -193,9 +202,9 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server.access.allows(scope, dict(headers))
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing: a scrape is in no log."""
+        """Log nothing: scrapes appear in no log."""
 
 
-def _plain(status: HTTPStatus) -> tuple[HTTPStatus, list[tuple[bytes, bytes]], bytes]:
-    more = [CHALLENGE] if status is HTTPStatus.UNAUTHORIZED else []
-    return status, [(b"content-type", b"text/plain; charset=utf-8"), *more], status.phrase.encode()
+def _error(status: HTTPStatus) -> tuple[HTTPStatus, list[tuple[bytes, bytes]], bytes]:
+    challenge = [CHALLENGE] if status is HTTPStatus.UNAUTHORIZED else []
+    return status, [(b"content-type", b"text/plain; charset=utf-8"), *challenge], status.phrase.encode()

@@ -1,4 +1,4 @@
-"""The machine as this process sees it: memory, CPU and disk, measured at scrape, within the limits of the container."""
+"""Memory, CPU and disk usage of the container, or of the host if the container has no limits."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 CGROUP_OF_PROCESS: Final = Path("/proc/self/cgroup")
 
 MIN_CPU_INTERVAL: Final = 0.1
-"""Seconds between two readings of the CPU below which the last percentage is given again."""
+"""Seconds between two readings of CPU usage; a scrape that is earlier gets the last percentage again."""
 
 NANOSECONDS: Final = 1e9
 MICROSECONDS: Final = 1e6
 
 
 class CpuUse(NamedTuple):
-    """Seconds of CPU time used so far, and how many seconds of it one second of wall time allows."""
+    """CPU seconds used since the start, and CPU seconds that may be used per second."""
 
     used: float
     cores: float
 
 
 class Cgroup:
-    """The control groups that this process is in, version 1 or 2, read from the files under `root`.
+    """The control groups of this process, version 1 or 2, read from the files under `root`.
 
-    A limit may stand at any group from ours up to the root: the lowest one counts, with the use of its group.
+    Any group from that of the process up to the root may have a limit. The lowest limit applies, with the usage of its
+    group.
     """
 
     def __init__(self, root: Path = CGROUP_ROOT, membership: Path = CGROUP_OF_PROCESS) -> None:
@@ -48,7 +49,7 @@ class Cgroup:
         self._paths = _read_membership(membership)
 
     def memory(self, total: float) -> float | None:
-        """Return the working set in bytes (use less inactive file pages), or None without a limit below `total`."""
+        """Return the working set in bytes (usage minus inactive file pages), or None without a limit below `total`."""
         limits = [
             (limit, group, usage, inactive)
             for controller, files in (
@@ -61,21 +62,21 @@ class Cgroup:
         ]
         if not limits:
             return None
-        _, group, usage, inactive = min(limits, key=lambda found: found[0])
+        _, group, usage, inactive = min(limits, key=lambda limit: limit[0])
         used = _read_number(group / usage)
         if used is None:
             return None
         return max(0.0, used - _read_stat(group / "memory.stat").get(inactive, 0.0))
 
     def cpu(self) -> CpuUse | None:
-        """Return the use of the group with the lowest CPU quota, or None without a quota."""
+        """Return the usage of the group with the lowest CPU quota, or None without a quota."""
         quotas = [
             *((quota, group, True) for group in self._groups("") if (quota := _quota_v2(group)) is not None),
             *((quota, group, False) for group in self._groups("cpu") if (quota := _quota_v1(group)) is not None),
         ]
         if not quotas:
             return None
-        cores, group, unified = min(quotas, key=lambda found: found[0])
+        cores, group, unified = min(quotas, key=lambda limit: limit[0])
         if unified:
             used = _read_stat(group / "cpu.stat").get("usage_usec")
             return None if used is None else CpuUse(used / MICROSECONDS, cores)
@@ -85,21 +86,21 @@ class Cgroup:
         return None if used is None else CpuUse(used / NANOSECONDS, cores)
 
     def _groups(self, controller: str) -> list[Path]:
-        """Return the groups of a controller from ours up to the root; `""` is version 2.
+        """Return the groups of a controller from that of the process up to the root; `""` is version 2.
 
-        A path that is not there was written by a host whose groups this container does not see: its own group is
+        In a container the path may be that of the host, which does not exist here: then the container's group is
         mounted as the root.
         """
         path = self._paths.get(controller)
         if path is None:
             return []
         root = self._root / controller
-        ours = root / path.lstrip("/")
-        return [group for group in (ours, *ours.parents) if group.is_relative_to(root) and group.is_dir()]
+        own = root / path.lstrip("/")
+        return [group for group in (own, *own.parents) if group.is_relative_to(root) and group.is_dir()]
 
 
 def _read_membership(path: Path) -> dict[str, str]:
-    """Read `/proc/<pid>/cgroup`: the path by controller, `""` for version 2."""
+    """Return the paths in `/proc/<pid>/cgroup` by controller, `""` for version 2."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
@@ -109,7 +110,7 @@ def _read_membership(path: Path) -> dict[str, str]:
 
 
 def _read_number(path: Path) -> float | None:
-    """Read a file of one number; None if there is no such file or it says `max`."""
+    """Return the number in a file; None if there is no file or it contains `max`."""
     try:
         return float(path.read_text())
     except (OSError, ValueError):
@@ -117,7 +118,7 @@ def _read_number(path: Path) -> float | None:
 
 
 def _read_stat(path: Path) -> dict[str, float]:
-    """Read a file of lines `name number`."""
+    """Return the numbers in a file of lines `name number`, by name."""
     try:
         pairs = (line.split() for line in path.read_text().splitlines())
         return {name: float(number) for name, number in pairs}
@@ -138,8 +139,8 @@ def _quota_v1(group: Path) -> float | None:
     return quota / period if quota is not None and period and quota > 0 else None
 
 
-def machine_cpu() -> CpuUse:
-    """Return the use of the CPUs that this process may run on (its affinity), by whatever runs there."""
+def host_cpu() -> CpuUse:
+    """Return the usage of the CPUs that this process may run on (its affinity), by all processes."""
     import psutil  # noqa: PLC0415 - not needed to import the package
 
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
@@ -148,67 +149,69 @@ def machine_cpu() -> CpuUse:
 
 
 def _busy(times: dict[str, float]) -> float:
-    """Add up what is not idle; Linux counts the time of guests in `user` already."""
+    """Return the sum of all times but the idle ones. On Linux, `user` includes the time of guests."""
     return sum(seconds for name, seconds in times.items() if name not in {"idle", "iowait", "guest", "guest_nice"})
 
 
 class CpuMeter:
-    """Percent of the allowed CPU time, between two readings of `read`; the first is taken at construction."""
+    """Measures CPU usage between two calls of `read`, in percent of the allowed CPU time."""
 
     def __init__(self, read: Callable[[], CpuUse], clock: Callable[[], float] = monotonic) -> None:
         self._read = read
         self._clock = clock
         self._lock = threading.Lock()
-        self._then = clock()
-        self._before = read()
+        self._last_time = clock()
+        self._last_use = read()
         self._percent = 0.0
 
     def percent(self) -> float:
-        """Return 0 to 100; readings that follow too closely give the last percentage again."""
+        """Return 0 to 100. Within `MIN_CPU_INTERVAL` of the last reading, return the last percentage again."""
         with self._lock:
             now = self._clock()
-            seconds = now - self._then
+            seconds = now - self._last_time
             if seconds >= MIN_CPU_INTERVAL:
                 use = self._read()
-                share = (use.used - self._before.used) / (seconds * use.cores)
-                self._percent = min(100.0, max(0.0, 100.0 * share))
-                self._then, self._before = now, use
+                fraction = (use.used - self._last_use.used) / (seconds * use.cores)
+                self._percent = min(100.0, max(0.0, 100.0 * fraction))
+                self._last_time, self._last_use = now, use
             return self._percent
 
 
 class SystemCollector:
     """Reads the system at each scrape.
 
-    `memory_usage_bytes`: the working set of the container where a cgroup limit applies, else the memory of the
-    machine that is in use. `cpu_usage_percent`: 0 to 100 of the CPU time that this container may use, since the last
-    reading. `disk_usage_bytes`: used bytes of the file system at each of `settings.disk_paths`. Beside them stand
-    prometheus_client's `process_*`.
+    `memory_usage_bytes`: the working set of the container if it has a memory limit, else the memory in use on the
+    host. `cpu_usage_percent`: 0 to 100 percent of the CPU time that the container may use, since the last scrape.
+    `disk_usage_bytes`: used bytes of the file system at each of `settings.disk_paths`. In addition, prometheus_client's
+    `process_*`.
     """
 
-    def __init__(self, settings: ObserveSettings, faults: InternalErrors, cgroup: Cgroup | None = None) -> None:
+    def __init__(
+        self, settings: ObserveSettings, internal_errors: InternalErrors, cgroup: Cgroup | None = None
+    ) -> None:
         self._paths = settings.disk_paths
-        self._faults = faults
+        self._internal_errors = internal_errors
         self._cgroup = cgroup or Cgroup()
         self._process = ProcessCollector(registry=None)
         self._cpu = CpuMeter(self._read_cpu)
 
     def update(self) -> None:
-        """Take a reading now, so that the next scrape's CPU percentage starts here."""
+        """Read CPU usage now, so that the percentage of the next scrape starts here."""
         self._cpu.percent()
 
     def describe(self) -> list[Metric]:
-        """Name what `collect` yields, without reading anything."""
-        return [_memory(), _cpu(), _disk()]
+        """Return the families that `collect` yields, without reading the system."""
+        return [_memory_family(), _cpu_family(), _disk_family()]
 
     def collect(self) -> Iterator[Metric]:
-        """Read everything."""
-        memory = _memory()
+        """Yield the families with their values now."""
+        memory = _memory_family()
         memory.add_metric([], self._read_memory())
         yield memory
-        cpu = _cpu()
+        cpu = _cpu_family()
         cpu.add_metric([], self._cpu.percent())
         yield cpu
-        disk = _disk()
+        disk = _disk_family()
         for path, used in self._read_disks():
             disk.add_metric([path], used)
         yield disk
@@ -217,29 +220,31 @@ class SystemCollector:
     def _read_memory(self) -> float:
         import psutil  # noqa: PLC0415 - not needed to import the package
 
-        machine = psutil.virtual_memory()
-        limited = self._cgroup.memory(machine.total)
-        return float(machine.total - machine.available) if limited is None else limited
+        host = psutil.virtual_memory()
+        working_set = self._cgroup.memory(host.total)
+        return float(host.total - host.available) if working_set is None else working_set
 
     def _read_cpu(self) -> CpuUse:
-        limited = self._cgroup.cpu()
-        return machine_cpu() if limited is None else limited
+        use = self._cgroup.cpu()
+        return host_cpu() if use is None else use
 
     def _read_disks(self) -> Iterable[tuple[str, float]]:
         for path in self._paths:
             try:
                 yield path, float(shutil.disk_usage(path).used)
             except OSError as exc:
-                self._faults("disk_usage", exc)
+                self._internal_errors("disk_usage", exc)
 
 
-def _memory() -> GaugeMetricFamily:
-    return GaugeMetricFamily("memory_usage_bytes", "Memory in use: of the container if it is limited, else in all.")
+def _memory_family() -> GaugeMetricFamily:
+    return GaugeMetricFamily(
+        "memory_usage_bytes", "Memory used by the container, or by the host if the container has no limit."
+    )
 
 
-def _cpu() -> GaugeMetricFamily:
-    return GaugeMetricFamily("cpu_usage_percent", "CPU time in use, in percent of what this container may use.")
+def _cpu_family() -> GaugeMetricFamily:
+    return GaugeMetricFamily("cpu_usage_percent", "CPU time used, in percent of what the container may use.")
 
 
-def _disk() -> GaugeMetricFamily:
-    return GaugeMetricFamily("disk_usage_bytes", "Used bytes of the file system at the path.", labels=["path"])
+def _disk_family() -> GaugeMetricFamily:
+    return GaugeMetricFamily("disk_usage_bytes", "Used bytes of the file system at this path.", labels=["path"])

@@ -228,7 +228,7 @@ def test_the_next_step_fits(now: str, before: str | None, step: str) -> None:
 
 def test_a_metric_without_labels_can_be_full() -> None:
     """A bound of 0 or 1 is no reason to stumble over a metric without labels."""
-    text = '# TYPE fastapi_observe_limits_info gauge\nfastapi_observe_bounds_info{max_series_per_metric="1"} 1\n'
+    text = '# TYPE fastapi_observe_limits_info gauge\nfastapi_observe_limits_info{max_series_per_metric="1"} 1\n'
     assert "is at its bound" in report_of(text + "# TYPE g gauge\ng 1\n").next_step()
 
 

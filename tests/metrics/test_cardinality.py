@@ -325,7 +325,7 @@ async def test_every_label_that_user_code_fills_is_bounded(caplog: pytest.LogCap
     assert len(shown["operations", "operation"]) == BOUND + 1
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == len(set(told))
-    assert any("label operation of metric operations_total" in line for line in told)
+    assert any("Label operation of metric operations_total" in line for line in told)
     sample_value = observe.metrics.registry.get_sample_value
     overflowed = {"operation": OVERFLOW, "outcome": "ok"}
     assert sample_value("operations_total", overflowed) == number - BOUND
@@ -347,7 +347,7 @@ def test_a_refused_value_is_redacted(caplog: pytest.LogCaptureFixture) -> None:
         visits.labels("a").inc()
         visits.labels("tulip password=hush").inc()
     (told,) = [record.getMessage() for record in caplog.records]
-    assert "the first of them was 'REDACTED password=REDACTED'" in told
+    assert "the first was 'REDACTED password=REDACTED'" in told
 
 
 def test_a_flooded_label_costs_bounded_memory() -> None:

@@ -271,7 +271,7 @@ def test_a_collector_that_raises_is_left_out(accept: str) -> None:
     assert "orders_created_total 1\n" in body
     assert "broken" not in body
     assert "strange" not in body
-    assert metrics._faults.counts["collect"] == 3
+    assert metrics._internal_errors.counts["collect"] == 3
 
 
 def test_target_info_is_shown() -> None:

@@ -419,7 +419,7 @@ def test_a_second_install_on_one_registry_says_what_to_do() -> None:
     """Two services cannot share a registry: the error tells it, and the registry keeps what the first one has."""
     registry = CollectorRegistry()
     service = Service(registry=registry)
-    with pytest.raises(ValueError, match="registry of its own"):
+    with pytest.raises(ValueError, match="its own registry"):
         Service(registry=registry)
     service.serve(answer(200))
     assert service.value("http_requests_total", **ORDER, status_code="200") == 1

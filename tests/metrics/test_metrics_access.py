@@ -241,7 +241,7 @@ def test_a_port_that_is_taken_is_told(observed: Callable[..., Seen]) -> None:
             assert client.get("/items").status_code == 200
     told = [line["message"] for line in seen.lines if "metrics_port" in line["message"]]
     assert len(told) == 1
-    assert f"metrics_port {number} of 127.0.0.1 cannot be opened" in told[0]
+    assert f"Cannot listen on 127.0.0.1:{number} (metrics_port)" in told[0]
 
 
 @pytest.mark.parametrize("said", [b"", b"GET /metrics HTTP/1.1\r\nHost: x\r\n"])

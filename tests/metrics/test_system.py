@@ -15,7 +15,7 @@ from fastapi_observe.metrics.system import (
     CpuMeter,
     CpuUse,
     SystemCollector,
-    machine_cpu,
+    host_cpu,
 )
 from fastapi_observe.settings.model import ObserveSettings
 
@@ -153,11 +153,11 @@ def test_cpu_is_a_share_of_what_is_allowed() -> None:
 
 def test_the_machines_cpu_is_that_of_our_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the CPUs that this process may run on are counted, and all of them where there is no affinity."""
-    use = machine_cpu()
+    use = host_cpu()
     assert use.cores == len(os.sched_getaffinity(0))
     assert use.used > 0
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert machine_cpu().cores == psutil.cpu_count()
+    assert host_cpu().cores == psutil.cpu_count()
 
 
 def _read(registry: CollectorRegistry, name: str, **labels: str) -> Any:

@@ -137,7 +137,7 @@ def test_an_operation_survives_each_of_its_faults(observed: Callable[..., Seen],
             raise LookupError
     contextvars.copy_context().run(use_with_faults, observe, monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr(OperationMetrics, "close", boom)
+        patch.setattr(OperationMetrics, "record_operation", boom)
         with observe.operation("step"):
             pass
     sites = {"operation.judge", "operation.suspend", "operation.resume", "operation.detail"}

@@ -373,8 +373,8 @@ def test_what_is_kept_is_bounded() -> None:
     times = Times()
     times.play(400 * DAY, 1, 0, step=3600)
     times.play(7200, 1, 0, step=1)
-    assert len(times.budgets._snapshots._fine) == 3600 / SNAPSHOT_INTERVAL + 2
-    assert len(times.budgets._snapshots._coarse) == PERIOD_SNAPSHOTS + 2
+    assert len(times.budgets._snapshots._recent) == 3600 / SNAPSHOT_INTERVAL + 2
+    assert len(times.budgets._snapshots._long_term) == PERIOD_SNAPSHOTS + 2
 
 
 def test_snapshots_are_taken_by_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ import orjson
 from prometheus_client import values as stock
 from prometheus_client.metrics import Counter, Gauge, Histogram, MetricWrapperBase, Summary
 
-from fastapi_observe.metrics.series import BoundedMetric, format_float
+from fastapi_observe.internal.prometheus_client import format_float
+from fastapi_observe.metrics.series import BoundedMetric
 from fastapi_observe.metrics.shared.samples import describe, record_labels
 
 if TYPE_CHECKING:

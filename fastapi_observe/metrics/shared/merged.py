@@ -200,4 +200,5 @@ def _shape(described: dict[str, Any]) -> BoundedMetric:
     arguments = described["name"], described["doc"], tuple(described["labels"]), budget
     if described["kind"] == "histogram":
         return Histogram(*arguments, buckets=tuple(float(bound) for bound in described["bounds"]))
-    return {"counter": Counter, "gauge": Gauge}[described["kind"]](*arguments)
+    kinds: dict[str, type[Counter | Gauge]] = {"counter": Counter, "gauge": Gauge}
+    return kinds[described["kind"]](*arguments)

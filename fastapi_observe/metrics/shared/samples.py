@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Exemplar
 
-from fastapi_observe.metrics.series import format_float
+from fastapi_observe.internal.prometheus_client import format_float
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -5,9 +5,9 @@ from __future__ import annotations
 from time import time_ns
 from typing import TYPE_CHECKING
 
-from fastapi_observe.metrics.exposition import collectors_of
 from fastapi_observe.metrics.series import BoundedMetric
 from fastapi_observe.metrics.shared.cells import WorkersCollector, detach, metric_series
+from fastapi_observe.metrics.shared.shown import collectors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client.metrics_core import InfoMetricFamily
+
+from fastapi_observe.internal.prometheus_client import list_collectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from typing import Any
 
     from prometheus_client.metrics_core import Metric
 
@@ -61,3 +64,14 @@ class MergedFamilyText:
         """Return the family in the text format, or in OpenMetrics with exemplars; empty without a series."""
         series = self._merged.series_of_all(self._exemplars, self._alone)
         return self._merged.shape.render_series(series, openmetrics=openmetrics)
+
+
+def collectors_of(registry: Any) -> list[Any]:
+    """Return the collectors of a registry, each by itself, so that one that raises does not affect the others."""
+    if isinstance(registry, MultiprocessRegistry):
+        return list(registry.shown())
+    collectors = list_collectors(registry)
+    target = getattr(registry, "get_target_info", lambda: None)()
+    if target:
+        collectors.insert(0, StaticCollector([InfoMetricFamily("target", "Target metadata", value=target)]))
+    return collectors
