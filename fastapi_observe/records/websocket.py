@@ -116,7 +116,7 @@ class WebSocketRecord(RequestRecord):
         self.duration = perf_counter() - self.started
         self.complete = True
 
-    def _judge(self, raised: BaseException | None) -> None:
+    def _set_outcome(self, raised: BaseException | None) -> None:
         """Say how it ended, once, for every signal."""
         left = self.disconnected and isinstance(raised, OSError)
         if left or type(raised).__name__ == "WebSocketDisconnect":
