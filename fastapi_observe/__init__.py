@@ -1,4 +1,4 @@
-"""Observability for FastAPI and Starlette: `install(app)` gives an app its traces, metrics and logs."""
+"""Observability for FastAPI and Starlette: `install(app)` adds traces, metrics and logs to an app."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi_observe.observability import Observability
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
 from fastapi_observe.settings.objectives import Availability, Latency, SLOOptions
 
-# The package of that name is imported before its function takes the name over, so that it cannot take it back.
+# Importing the package `slo` sets this attribute: it has to happen before the function gets the name.
 from fastapi_observe.slo.annotation import slo
 from fastapi_observe.traces.context import TraceContext
 
@@ -53,9 +53,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the `...Dep` aliases when they are asked for: plain Starlette has no FastAPI to import. Rules likewise."""
+    """Import the `...Dep` aliases and `generate_rules` on first use: the aliases require FastAPI."""
     if name == "generate_rules":
-        from fastapi_observe.slo.prometheus.rules import generate_rules  # noqa: PLC0415 - people make rules, servers do not
+        from fastapi_observe.slo.prometheus.rules import generate_rules  # noqa: PLC0415 - not needed by a server
 
         return generate_rules
     if name in __all__:

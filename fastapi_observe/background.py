@@ -1,4 +1,4 @@
-"""Background tasks: Starlette's own class is the only place that sees each one begin and end."""
+"""Instrumentation of Starlette's `BackgroundTask`: each task of a request becomes an operation."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from starlette.background import BackgroundTask
 from fastapi_observe.records.guard import report_error
 from fastapi_observe.records.request import current_record
 
-_USERS = "__observe_users__"
+_INSTALLS = "__observe_installs__"
 
 
 def instrument() -> None:
-    """Measure every background task that a request of an installed app leaves behind; call `unwatch` once for each.
+    """Measure the background tasks of requests of installed apps. Call `uninstrument` once for each call.
 
-    A task outside such a request runs as before.
+    Tasks outside such a request are not measured.
     """
+    # Starlette has no hook for background tasks: its `__call__` is the only place that sees each one start and end.
     current: Any = BackgroundTask.__call__
-    if not hasattr(current, _USERS):
+    if not hasattr(current, _INSTALLS):
         current = _measured(current)
         BackgroundTask.__call__ = current  # type: ignore[method-assign]
-    setattr(current, _USERS, getattr(current, _USERS) + 1)
+    setattr(current, _INSTALLS, getattr(current, _INSTALLS) + 1)
 
 
 def uninstrument() -> None:
-    """Take back one `watch`; the last one leaves Starlette as it was."""
+    """Revert one `instrument`. The last call restores Starlette's method."""
     current: Any = BackgroundTask.__call__
-    if hasattr(current, _USERS):
-        setattr(current, _USERS, getattr(current, _USERS) - 1)
-        if getattr(current, _USERS) == 0:
+    if hasattr(current, _INSTALLS):
+        setattr(current, _INSTALLS, getattr(current, _INSTALLS) - 1)
+        if getattr(current, _INSTALLS) == 0:
             BackgroundTask.__call__ = current.__wrapped__  # type: ignore[method-assign]
 
 
@@ -39,10 +40,10 @@ def _measured(original: Any) -> Any:
     async def call(task: BackgroundTask) -> None:
         operation = None
         try:
-            exchange = current_record()
-            if exchange is not None:
-                operation = exchange.observability.background_operation(exchange, task.func)
-        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the task
+            record = current_record()
+            if record is not None:
+                operation = record.observability.background_operation(record, task.func)
+        except Exception as exc:  # noqa: BLE001 - an internal error never reaches the task
             report_error("background", exc)
         if operation is None:
             await original(task)
@@ -50,5 +51,5 @@ def _measured(original: Any) -> Any:
         with operation:
             await original(task)
 
-    setattr(call, _USERS, 0)
+    setattr(call, _INSTALLS, 0)
     return call

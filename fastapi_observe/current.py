@@ -1,8 +1,10 @@
-"""What is installed, for code far from the app: `get_observability()` and `@traced`."""
+"""`get_observability()`, `@traced` and `operation()`: for code without access to the app or the request."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, overload
 
 from opentelemetry import trace
 
@@ -24,26 +26,30 @@ if TYPE_CHECKING:
 
 
 def get_observability() -> Observability:
-    """Return what is installed, for code far from any request object.
+    """Return the `Observability` of the app whose request is being served, or of the only installed app.
 
-    Inside a request: that of its app. Outside: the only installed one; `RuntimeError` if there is none or several.
+    Raises `RuntimeError` outside a request if no app or several apps are installed.
     """
     try:
-        exchange = current_record()
-    except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+        found = _find_observability()
+    except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
         report_error("get_observability", exc)
-        exchange = None
-    if exchange is not None:
-        found: Observability = exchange.observability
+        found = INSTALLED[0] if len(INSTALLED) == 1 else None
+    if found is not None:
         return found
-    if len(INSTALLED) == 1:
-        return INSTALLED[0]
     if not INSTALLED:
-        raise RuntimeError("fastapi-observe is not installed: call install(app) where the app is created")
+        raise RuntimeError("fastapi-observe is not installed; call install(app) where the app is created")
     raise RuntimeError(
-        f"{len(INSTALLED)} apps are installed in this process and no request is being served: "
-        "use app.state.observe of the one you mean"
+        f"get_observability() is ambiguous: {len(INSTALLED)} apps are installed and no request is being served; "
+        "use app.state.observe"
     )
+
+
+def _find_observability() -> Observability | None:
+    record = current_record()
+    if record is not None:
+        return record.observability  # type: ignore[no-any-return]
+    return INSTALLED[0] if len(INSTALLED) == 1 else None
 
 
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -60,24 +66,19 @@ def traced(name: str | None = None, /, **attributes: Any) -> Callable[[F], F]: .
 def traced(function: Any = None, /, **attributes: Any) -> Any:
     """Decorate a function, coroutine function, generator or async generator: each call is a span.
 
-    `@traced`, `@traced("price order")` or `@traced("price order", tier="gold")`; the name is the function's own unless
-    given. Inside a request the spans go where its app's spans go, elsewhere where those of the only installed app go;
-    if there is none or several, to the global tracer provider.
+    `@traced`, `@traced("price order")` or `@traced("price order", tier="gold")`; the default name is the function's.
+    The spans belong to the app whose request is being served, else to the only installed app. If there is none or
+    several, they go to the global tracer provider.
     """
     named = function is None or isinstance(function, str)
     if not (named or callable(function) or isinstance(function, classmethod)):
-        raise TypeError(f"@traced needs a function or a name for its spans, got {function!r:.80}")
+        raise TypeError(f"@traced expected a function or a span name, got {function!r:.80}")
     decorate = make_traced(_current_tracer, function if named else None, attributes)
     return decorate if named else decorate(function)
 
 
 def _current_tracer() -> tuple[Tracer, Redactor]:
-    exchange = current_record()
-    found: Observability | None = None
-    if exchange is not None:
-        found = exchange.observability
-    elif len(INSTALLED) == 1:
-        found = INSTALLED[0]
+    found = _find_observability()
     if found is None:
         return trace.get_tracer("fastapi_observe"), DEFAULT_REDACTOR
     return found.tracing.tracer, found.redactor
@@ -85,38 +86,48 @@ def _current_tracer() -> tuple[Tracer, Redactor]:
 
 @fail_safe("operation", return_no_op, CALLER_ERRORS)
 def operation(name: str, /, **details: Any) -> Operation:
-    """Measure a piece of work, as `Observability.operation` does, from a module that is imported before `install`.
+    """Measure a unit of work as `Observability.operation` does, in a module that is imported before `install`.
 
-    `@operation("price order")` or `with operation("price order"):`. It is told to the app whose request is served when
-    it opens, elsewhere to the only installed one; if there is none or several, to nobody.
+    `@operation("price order")` or `with operation("price order"):`. The operation belongs to the app whose request is
+    being served when it starts, else to the only installed app. If there is none or several, it is not reported.
     """
     return new_operation(_DEFERRED, name, details)
 
 
 class _DeferredReporter:
-    """Stands for what is installed when an operation opens."""
+    """Finds the app of an operation when the operation starts."""
 
     def on_operation_start(self, operation: Operation, /) -> None:
-        """Hand the operation over to whoever it is told to; one like it looks anew."""
-        exchange = current_record()
-        found = exchange.observability if exchange is not None else INSTALLED[0] if len(INSTALLED) == 1 else None
+        """Find the app and report the start to it. A copy of the operation looks for its app again."""
+        found = _find_observability()
         operation.reporter = _DEFERRED if found is None else _BoundReporter(found)
         if found is not None:
             found.on_operation_start(operation)
 
     def on_operation_end(self, operation: Operation, /) -> None:
-        """Tell nobody: nothing was installed."""
+        """Do nothing: the start was not reported."""
 
 
 class _BoundReporter(_DeferredReporter):
-    """What was installed when one operation opened."""
+    """Reports the end of an operation to the app that its start was reported to."""
 
-    def __init__(self, found: Observability) -> None:
-        self.found = found
+    def __init__(self, observability: Observability) -> None:
+        self._observability = observability
 
     def on_operation_end(self, operation: Operation, /) -> None:
-        """Tell who was told of the beginning."""
-        self.found.on_operation_end(operation)
+        """Report the end."""
+        self._observability.on_operation_end(operation)
 
 
 _DEFERRED: Final = _DeferredReporter()
+
+
+class _RenamedFunction(ModuleType):
+    """A module that raises an error if it is called: a function had its name."""
+
+    def __call__(self) -> NoReturn:
+        raise TypeError("fastapi_observe.current() was renamed to fastapi_observe.get_observability()")
+
+
+# `from fastapi_observe import current` returns this module, not an error: Python looks for submodules too.
+sys.modules[__name__].__class__ = _RenamedFunction

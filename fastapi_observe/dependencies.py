@@ -1,4 +1,4 @@
-"""What path operations ask for: `Annotated` aliases for FastAPI's `Depends`, found through the request."""
+"""The `...Dep` aliases: parameters of path operations that FastAPI resolves through the request."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 
 
 def get_request_observability(connection: HTTPConnection) -> Observability:
-    """Return what is installed on the app that serves this connection; `RuntimeError` without `install`."""
+    """Return the `Observability` of the app that serves this connection.
+
+    Raises `RuntimeError` if nothing is installed.
+    """
     found = connection.scope.get(OBSERVABILITY_SCOPE_KEY)
-    if found is None:  # no door, or one that failed
+    if found is None:  # no middleware, or it failed
         found = getattr(getattr(connection.scope.get("app"), "state", None), "observe", None)
     if found is None:
-        raise RuntimeError("fastapi-observe is not installed on this app: call install(app) where the app is created")
+        raise RuntimeError("fastapi-observe is not installed on this app; call install(app) where the app is created")
     return found  # type: ignore[no-any-return]
 
 
@@ -57,8 +60,8 @@ async def _http(connection: HTTPConnection) -> httpx.AsyncClient:
 
 async def _span(connection: HTTPConnection) -> Span:
     get_request_observability(connection)
-    exchange = connection.scope.get(RECORD_SCOPE_KEY)
-    return INVALID_SPAN if exchange is None or exchange.span is None else exchange.span
+    record = connection.scope.get(RECORD_SCOPE_KEY)
+    return INVALID_SPAN if record is None or record.span is None else record.span
 
 
 async def _observability(connection: HTTPConnection) -> Observability:
@@ -84,7 +87,7 @@ SpanDep = Annotated[Span, Depends(_span)]
 """The server span of this request: `span.set_attribute("shop.tenant", tenant)`"""
 
 ObservabilityDep = Annotated[Observability, Depends(_observability)]
-"""All of it: `observe.settings.service_name`"""
+"""The `Observability` of the app: `observe.settings.service_name`"""
 
 if TYPE_CHECKING:
     HttpClientDep = Annotated[httpx.AsyncClient, Depends(_http)]
@@ -92,7 +95,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Make `HttpClientDep` when it is asked for: httpx is slow to import."""
+    """Create `HttpClientDep` on first use, because httpx is slow to import."""
     if name == "HttpClientDep":
         import httpx  # noqa: PLC0415 - see above
 

@@ -1,16 +1,17 @@
-"""`install(app)`: wraps the built middleware stack of a FastAPI or Starlette app in the door."""
+"""`install(app)`: puts `ObserveMiddleware` around the middleware stack of a FastAPI or Starlette app."""
 
 from __future__ import annotations
 
 import functools
 import logging
-import sys
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
+from fastapi_observe.internal.fastapi import disable_native_telemetry, validation_error_types
+from fastapi_observe.internal.opentelemetry import is_instrumented_by_contrib
+from fastapi_observe.internal.starlette import replace_stack_builder, stack_parts
 from fastapi_observe.metrics_endpoint import check_dependency
 from fastapi_observe.middleware import InnerMiddleware, ObserveMiddleware, wrap_validation_handler
 from fastapi_observe.observability import Observability
@@ -18,31 +19,30 @@ from fastapi_observe.requests.routing import mounted_apps
 from fastapi_observe.settings.model import ObserveSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from starlette.types import ASGIApp
 
-_BUILDER = "build_middleware_stack"
-_WRAPPED = "__observe_seamed__"
+_WRAPPED = "__observe_wrapped__"
 
 
 def install(app: Starlette, settings: ObserveSettings | None = None, **overrides: Any) -> Observability:
-    """Give a FastAPI or Starlette app its traces, metrics and logs.
+    """Add traces, metrics and logs to a FastAPI or Starlette app.
 
     Call it where the app is created, before or after routes, middleware and exception handlers are added. `overrides`
-    are fields of `ObserveSettings`. The result stands in `app.state.observe` too; its `close()` uninstalls.
+    are fields of `ObserveSettings`. The result is also `app.state.observe`; its `close()` uninstalls.
 
-    Raises `SettingsError` (a `ValueError`) for wrong settings, `TypeError` for what is no app or no engine,
+    Raises `SettingsError` (a `ValueError`) for invalid settings, `TypeError` if `app` or an engine has the wrong type,
     `RuntimeError` for a second `install` and after the first request.
     """
     if not isinstance(app, Starlette):
         raise TypeError(
-            f"install() needs a FastAPI or Starlette app, got {type(app).__name__}: "
-            "give it the app itself, before it is wrapped in other ASGI middleware"
+            f"install() expected a FastAPI or Starlette app, got {type(app).__name__}; "
+            "pass the app itself, before it is wrapped in other ASGI middleware"
         )
     if getattr(app.state, "observe", None) is not None:
         raise RuntimeError("install(app) was called twice on the same app; call it once, where the app is created")
-    if app.middleware_stack is not None and not getattr(app, "_is_instrumented_by_opentelemetry", False):
+    if app.middleware_stack is not None and not is_instrumented_by_contrib(app):
         raise RuntimeError("install(app) was called after the first request; call it where the app is created")
     loaded = ObserveSettings.load(settings, **overrides)
     if "service_name" not in loaded.model_fields_set and getattr(app, "title", "FastAPI") != "FastAPI":
@@ -53,117 +53,89 @@ def install(app: Starlette, settings: ObserveSettings | None = None, **overrides
     try:
         for engine in loaded.engines:
             observability.instrument_engine(engine)
-    except BaseException:  # what cannot be installed leaves nothing behind
+    except BaseException:  # a failed install leaves nothing behind
         observability.close()
         raise
-    observability.on_close(_disable_native_telemetry(app) if loaded.native == "own" else _nothing)
+    undo = disable_native_telemetry(app) if loaded.native == "own" else None
+    if undo is not None:
+        observability.on_close(undo)
     _wrap_stack_builder(app, functools.partial(ObserveMiddleware, observability=observability), observability)
     app.state.observe = observability
     observability.on_close(functools.partial(delattr, app.state, "observe"))
     return observability
 
 
-def _nothing() -> None:
-    """Undo nothing."""
+def _wrap_stack_builder(
+    app: Starlette, outer: Callable[[ASGIApp], ASGIApp] | None, observability: Observability
+) -> None:
+    """Make the app build its middleware stack inside `outer`, with the inner middleware where it is needed.
 
-
-def _wrap_stack_builder(app: Starlette, door: Callable[[ASGIApp], ASGIApp], observability: Observability) -> None:
-    """Have the app build its stack inside `door`, with a seam if it needs one, whenever that happens.
-
-    The stack is built at the first request: everything the user adds until then stands inside the door. Apps mounted
-    below likewise, without a door. `close` undoes it.
+    The stack is built at the first request: everything that the user adds until then is inside. Mounted apps get the
+    inner middleware only (`outer` is None), because their requests come through the middleware of the outer app.
     """
-    original = app.build_middleware_stack
-    was_own = vars(app).get(_BUILDER)
 
-    @functools.wraps(original)
-    def build() -> ASGIApp:
-        try:
-            for mounted in mounted_apps(app):
-                if mounted.middleware_stack is None and _WRAPPED not in vars(mounted):
-                    _wrap_stack_builder(mounted, _pass_through, observability)
-        except Exception as exc:  # noqa: BLE001 - routes may be of any class; a mounted app works without a seam
-            observability.internal_errors("mounted", exc)
-        with _with_inner_middleware(app, observability, always=door is _pass_through):
-            stack = original()
-        try:
-            if door is not _pass_through:
+    def wrap(original: Callable[[], ASGIApp]) -> Callable[[], ASGIApp]:
+        @functools.wraps(original)
+        def build() -> ASGIApp:
+            try:
+                for mounted in mounted_apps(app):
+                    if mounted.middleware_stack is None and _WRAPPED not in vars(mounted):
+                        _wrap_stack_builder(mounted, None, observability)
+            except Exception as exc:  # noqa: BLE001 - routes may be of any class; mounted apps work without it
+                observability.internal_errors("mounted", exc)
+            stack = _build_with_inner_middleware(app, original, observability, always=outer is None)
+            if outer is None:
+                return stack
+            try:
                 _warn_shadowed_route(app, observability.settings)
-            return door(stack)
-        except Exception as exc:  # noqa: BLE001 - without a door the app works, unseen
-            observability.internal_errors("middleware.outer", exc)
-            return stack
+                return outer(stack)
+            except Exception as exc:  # noqa: BLE001 - the app works without being observed
+                observability.internal_errors("middleware.outer", exc)
+                return stack
+
+        return build
+
+    undo_builder = replace_stack_builder(app, wrap, outer)
+    setattr(app, _WRAPPED, True)
 
     def undo() -> None:
         delattr(app, _WRAPPED)
-        if was_own is None:
-            delattr(app, _BUILDER)
-        else:
-            setattr(app, _BUILDER, was_own)
-        app.middleware_stack = None
+        undo_builder()
 
-    setattr(app, _BUILDER, build)
-    setattr(app, _WRAPPED, True)
-    app.middleware_stack = None
     observability.on_close(undo)
 
 
-def _warn_shadowed_route(app: Starlette, settings: ObserveSettings) -> None:
-    """Say that a route of the app's own is never reached, because the door answers its path."""
-    path = settings.metrics_path
-    if settings.metrics and any(getattr(route, "path", None) == path for route in app.routes):
-        logging.getLogger("fastapi_observe").warning(
-            "the app's own route %s is hidden: fastapi-observe answers there; install it with another metrics_path, "
-            "or remove the route",
-            path,
-        )
+def _build_with_inner_middleware(
+    app: Starlette, build: Callable[[], ASGIApp], observability: Observability, *, always: bool
+) -> ASGIApp:
+    """Build the stack with the inner middleware innermost and the handlers of validation errors wrapped.
 
-
-def _pass_through(stack: ASGIApp) -> ASGIApp:
-    """A mounted app has no door of its own: its requests come through that of the outer app."""
-    return stack
-
-
-@contextmanager
-def _with_inner_middleware(app: Starlette, observability: Observability, *, always: bool) -> Iterator[None]:
-    """Have the stack built with the seam innermost and the handlers of validation errors wrapped, then undo it.
-
-    Without middleware and without a handler of `Exception` there is no seam: the router fills the door's own scope, and
-    what is raised was answered with 500, after which the exchange waits for the exception. A mounted app `always` has
-    one: it may stand in middleware that wraps it by hand.
+    Without user middleware and without a handler of `Exception` the inner middleware is left out: the router fills the
+    scope that the outer middleware has, and an exception that reaches the outer middleware was answered with 500. A
+    mounted app `always` has it, because it may be inside middleware that wraps it by hand.
     """
     middleware, handlers = app.user_middleware, app.exception_handlers
     try:
-        observed = {
-            kind: wrap_validation_handler(handler) if kind in _validation_errors() else handler
+        validation_errors = validation_error_types()
+        wrapped_handlers = {
+            kind: wrap_validation_handler(handler) if kind in validation_errors else handler
             for kind, handler in handlers.items()
         }
         if always or middleware or any(kind in handlers for kind in (Exception, 500)):
-            app.user_middleware = [*middleware, Middleware(InnerMiddleware)]
-        app.exception_handlers = observed
-    except Exception as exc:  # noqa: BLE001 - as above
+            middleware = [*middleware, Middleware(InnerMiddleware)]
+        handlers = wrapped_handlers
+    except Exception as exc:  # noqa: BLE001 - the app works with the parts that it has
         observability.internal_errors("middleware.inner", exc)
-    try:
-        yield
-    finally:
-        app.user_middleware, app.exception_handlers = middleware, handlers
+    with stack_parts(app, middleware, handlers):
+        return build()
 
 
-def _validation_errors() -> tuple[Any, ...]:
-    """Return FastAPI's validation errors; none where FastAPI was never imported."""
-    exceptions = sys.modules.get("fastapi.exceptions")
-    names = ("RequestValidationError", "WebSocketRequestValidationError")
-    return tuple(getattr(exceptions, name) for name in names if hasattr(exceptions, name))
-
-
-def _disable_native_telemetry(app: Any) -> Callable[[], None]:
-    """Switch FastAPI's native telemetry (0.142 and later) off for this app; return the undo.
-
-    Its configuration is a private dict, read at each request; where it is missing there is nothing to take over.
-    """
-    config = getattr(app, "_telemetry", None)
-    if not isinstance(config, dict):
-        return _nothing
-    before = {name: config[name] for name in ("tracing", "metrics", "logs") if name in config}
-    config.update(dict.fromkeys(before, False))
-    return functools.partial(config.update, before)
+def _warn_shadowed_route(app: Starlette, settings: ObserveSettings) -> None:
+    """Log a warning if a route of the app has the path of the metrics."""
+    path = settings.metrics_path
+    if settings.metrics and any(getattr(route, "path", None) == path for route in app.routes):
+        logging.getLogger("fastapi_observe").warning(
+            "The route %s of this app is unreachable because fastapi-observe serves metrics at that path. Set "
+            "metrics_path to another path or remove the route.",
+            path,
+        )

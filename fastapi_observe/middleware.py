@@ -1,4 +1,4 @@
-"""The door that every request goes through, and what tells it from inside the app: the seam, the observing handlers."""
+"""`ObserveMiddleware` around the whole app, and `InnerMiddleware` inside the user's middleware."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import inspect
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from fastapi_observe.internal.fastapi import TELEMETRY_SCOPE_KEY
+from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
+from fastapi_observe.internal.starlette import OPENTELEMETRY_SCOPE_KEY
 from fastapi_observe.metrics_endpoint import MetricsEndpoint
-from fastapi_observe.records.request import EXCEPTION_IDS_ATTRIBUTE, OTEL_CONTEXT, RECORD_SCOPE_KEY
+from fastapi_observe.records.request import EXCEPTION_IDS_ATTRIBUTE, RECORD_SCOPE_KEY
 from fastapi_observe.requests.routing import matched_route
 
 if TYPE_CHECKING:
@@ -17,104 +20,103 @@ if TYPE_CHECKING:
     from fastapi_observe.observability import Observability
     from fastapi_observe.records.request import RequestRecord
 
-OBSERVABILITY_SCOPE_KEY: Final = "fastapi_observe"
-"""Key of the `Observability` in the ASGI scope: that of the outermost installed app that measures the request."""
+OBSERVABILITY_SCOPE_KEY: Final = "fastapi_observe.observability"
+"""Key in the ASGI scope of the `Observability` of the outermost installed app, which measures the request."""
 
 
 class ObserveMiddleware:
-    """Stands outside the whole app: makes the record, opens the signals, calls the app."""
+    """The outermost ASGI middleware. Creates the record of a request, calls the app and reports the request once."""
 
     def __init__(self, app: ASGIApp, observability: Observability) -> None:
         settings = observability.settings
         self.app = app
         self._observability = observability
-        self._scraping = MetricsEndpoint(observability)
-        self._metrics_path = self._scraping.path
-        excluded = PathFilter(settings.exclude_paths, settings.exclude_urls)
-        self._excluded = excluded or None
+        self._metrics_endpoint = MetricsEndpoint(observability)
+        self._metrics_path = self._metrics_endpoint.path
+        self._excluded = PathFilter(settings.exclude_paths, settings.exclude_urls) or None
 
-    async def __call__(  # noqa: C901, PLR0912 - the hot path: what is usual is inline
+    async def __call__(  # noqa: C901, PLR0912 - hot path: the common branches are inline
         self, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Let a request through, measured once."""
+        """Handle one request, connection or lifespan."""
         kind = scope["type"]
-        if (kind != "http" and kind != "websocket") or RECORD_SCOPE_KEY in scope:  # noqa: PLR1714 - this is the hot path
+        if (kind != "http" and kind != "websocket") or RECORD_SCOPE_KEY in scope:  # noqa: PLR1714 - hot path
             await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
             return
         path = scope.get("path", "")
-        if (path == self._metrics_path or scope.get("root_path")) and self._scraping.handles(scope):
-            await self._scraping(scope, receive, send)
+        if (path == self._metrics_path or scope.get("root_path")) and self._metrics_endpoint.handles(scope):
+            await self._metrics_endpoint(scope, receive, send)
             return
-        observability, exchange = self._observability, None
+        observability, record = self._observability, None
         try:
             scope[OBSERVABILITY_SCOPE_KEY] = observability
             if observability.loop is None:
                 observability.on_startup()
-            # FastAPI's and Starlette's own telemetry inside (mounted apps, middleware) stand back when they see these.
-            if "fastapi.telemetry" not in scope:
-                scope["fastapi.telemetry"] = None
-            if "starlette.opentelemetry" not in scope:
-                scope["starlette.opentelemetry"] = True
+            # The telemetry of FastAPI and Starlette in mounted apps and middleware does nothing if these are set.
+            if TELEMETRY_SCOPE_KEY not in scope:
+                scope[TELEMETRY_SCOPE_KEY] = None
+            if OPENTELEMETRY_SCOPE_KEY not in scope:
+                scope[OPENTELEMETRY_SCOPE_KEY] = True
             if self._excluded is None or not self._excluded.match(path):
-                exchange = observability.start_request(scope, receive, send)
-        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
-            observability.internal_errors("open", exc)
-        if exchange is None:  # excluded, or we failed
+                record = observability.start_request(scope, receive, send)
+        except Exception as exc:  # noqa: BLE001 - an internal error never reaches the request
+            observability.internal_errors("request.start", exc)
+        if record is None:  # excluded, or an internal error
             await self.app(scope, receive, send)
             return
-        scope[RECORD_SCOPE_KEY] = exchange
-        token = OTEL_CONTEXT.set(exchange.context)  # type: ignore[arg-type]  # `open` made it
+        scope[RECORD_SCOPE_KEY] = record
+        token = OTEL_CONTEXT.set(record.context)  # type: ignore[arg-type]  # set by `start_request`
         try:
-            await self.app(scope, exchange.receive, exchange.send)
+            await self.app(scope, record.receive, record.send)
         except BaseException as exc:
-            self._leave(exchange, exc)
-            self._give_ids(exc, exchange)
+            self._finish(record, exc)
+            self._attach_ids(exc, record)
             raise
         else:
-            if not exchange.reported:
-                self._leave(exchange, None)
+            if not record.reported:
+                self._finish(record, None)
         finally:
             try:
-                exchange.release()
+                record.release()
             except Exception as exc:  # noqa: BLE001 - as above
                 observability.internal_errors("request.finish", exc)
             scope.pop(RECORD_SCOPE_KEY, None)
             try:  # noqa: SIM105 - suppress() costs more
                 OTEL_CONTEXT.reset(token)
-            except ValueError:  # closed from another task: there is nothing to restore there
+            except ValueError:  # closed in another task, whose context has nothing to restore
                 pass
 
-    def _leave(self, exchange: RequestRecord, raised: BaseException | None) -> None:
+    def _finish(self, record: RequestRecord, raised: BaseException | None) -> None:
         try:
-            exchange.finish(raised)
-        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
+            record.finish(raised)
+        except Exception as exc:  # noqa: BLE001 - an internal error never reaches the request
             self._observability.internal_errors("request.finish", exc)
 
-    def _give_ids(self, exc: BaseException, exchange: RequestRecord) -> None:
+    def _attach_ids(self, exc: BaseException, record: RequestRecord) -> None:
         try:
-            setattr(exc, EXCEPTION_IDS_ATTRIBUTE, (exchange.trace_id, exchange.span_id, exchange.request_id))
-        except Exception:  # noqa: BLE001 - an exception may forbid attributes; then the crash log has no ids
+            setattr(exc, EXCEPTION_IDS_ATTRIBUTE, (record.trace_id, record.span_id, record.request_id))
+        except Exception:  # noqa: BLE001 - an exception may forbid attributes; the server's crash log then has no ids
             return
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Start with the app and flush when it has shut down."""
+        """Start with the app, and flush after it has shut down."""
         observability = self._observability
 
-        async def watched(message: Message) -> None:
+        async def send_and_follow(message: Message) -> None:
             try:
                 if message["type"] == "lifespan.startup.complete":
                     observability.on_startup()
                 elif message["type"].startswith("lifespan.shutdown."):
                     await observability.on_shutdown()
-            except Exception as exc:  # noqa: BLE001 - a fault of ours never stops the app's start or end
+            except Exception as exc:  # noqa: BLE001 - an internal error never stops the app's startup or shutdown
                 observability.internal_errors("lifespan", exc)
             await send(message)
 
-        await self.app(scope, receive, watched)
+        await self.app(scope, receive, send_and_follow)
 
 
 class PathFilter:
-    """Paths that no signal reports."""
+    """Matches the paths of requests that are not reported. False if it matches none."""
 
     def __init__(self, paths: tuple[str, ...], patterns: tuple[str, ...]) -> None:
         self._exact = frozenset(path for path in paths if not path.endswith("*"))
@@ -126,7 +128,7 @@ class PathFilter:
         return self._any
 
     def match(self, path: str) -> bool:
-        """Tell whether `path` is excluded."""
+        """Return whether `path` is excluded."""
         return (
             path in self._exact
             or path.startswith(self._prefixes)
@@ -135,52 +137,55 @@ class PathFilter:
 
 
 class InnerMiddleware:
-    """Stands inside all user middleware, if there is any: notes the scope that the router fills and what it raises."""
+    """The innermost middleware. Gives the record the scope that the router fills, and the exception that it raises.
+
+    The user's middleware may replace the scope and handle the exception, so the outer middleware may see neither.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
-        exchange: RequestRecord | None = scope.get(RECORD_SCOPE_KEY)
-        if exchange is None:
+        record: RequestRecord | None = scope.get(RECORD_SCOPE_KEY)
+        if record is None:
             await self.app(scope, receive, send)
             return
-        exchange.scope = scope
+        record.scope = scope
         try:
             await self.app(scope, receive, send)
         except BaseException as exc:
-            exchange.inner_exception = exc
+            record.inner_exception = exc
             raise
 
 
 def wrap_validation_handler(handler: Any) -> Any:
-    """Wrap a handler of validation errors: the locations and types of the errors are noted for the exchange."""
-    from fastapi_observe.requests.validation import validation_error_locations  # noqa: PLC0415 - only an app with validation
+    """Wrap the app's handler of validation errors: their locations and types are recorded before it is called."""
+    from fastapi_observe.requests.validation import validation_error_locations  # noqa: PLC0415 - only with FastAPI
 
-    def note(connection: Any, exc: Any) -> None:
+    def record_errors(connection: Any, exc: Any) -> None:
         scope = connection.scope
-        exchange: RequestRecord | None = scope.get(RECORD_SCOPE_KEY)
-        if exchange is None:
+        record: RequestRecord | None = scope.get(RECORD_SCOPE_KEY)
+        if record is None:
             return
         try:
-            exchange.validation_errors = validation_error_locations(exc.errors(), matched_route(scope))
-        except Exception as fault:  # noqa: BLE001 - a fault of ours never reaches the request
-            exchange.observability.internal_errors("validation", fault)
+            record.validation_errors = validation_error_locations(exc.errors(), matched_route(scope))
+        except Exception as error:  # noqa: BLE001 - an internal error never reaches the request
+            record.observability.internal_errors("validation", error)
 
-    called = handler
-    while isinstance(called, functools.partial):  # as Starlette looks for what it awaits
-        called = called.func
-    if inspect.iscoroutinefunction(called) or inspect.iscoroutinefunction(getattr(called, "__call__", None)):  # noqa: B004
+    function = handler
+    while isinstance(function, functools.partial):  # as Starlette decides whether to await
+        function = function.func
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
 
-        async def observing_async(connection: Any, exc: Any) -> Any:
-            note(connection, exc)
+        async def handle_async(connection: Any, exc: Any) -> Any:
+            record_errors(connection, exc)
             return await handler(connection, exc)
 
-        return observing_async
+        return handle_async
 
-    def observing(connection: Any, exc: Any) -> Any:
-        note(connection, exc)
+    def handle(connection: Any, exc: Any) -> Any:
+        record_errors(connection, exc)
         return handler(connection, exc)
 
-    return observing
+    return handle

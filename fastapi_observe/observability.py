@@ -1,4 +1,4 @@
-"""`Observability`: the settings, the signals and the clients of one installed app; what `install` returns."""
+"""`Observability`: the settings, signals and clients of one installed app, returned by `install`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from fastapi_observe.clients.http.propagation import PropagationPolicy
 from fastapi_observe.export.counts import ExportCollector, line_counts
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.internal.forks import FINAL_LOG_FLUSH, share_deadline
+from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
 from fastapi_observe.logs.service import LogService
 from fastapi_observe.metrics.saturation import Saturation
 from fastapi_observe.metrics.server import MetricsServer
@@ -28,8 +29,8 @@ from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.metrics.system import SystemCollector
 from fastapi_observe.records.guard import CALLER_ERRORS, fail_safe, return_no_op
 from fastapi_observe.records.operation import Operation, new_operation
-from fastapi_observe.records.request import CONTEXT_KEY, OTEL_CONTEXT, RequestRecord
-from fastapi_observe.records.signal import is_implemented
+from fastapi_observe.records.request import CONTEXT_KEY, RequestRecord
+from fastapi_observe.records.signal import SignalHook, is_implemented
 from fastapi_observe.records.time_breakdown import AWAITED_KINDS, MIN_POOL_WAIT, TimeBreakdown
 from fastapi_observe.records.websocket import WebSocketRecord
 from fastapi_observe.records.wrapping import callable_name
@@ -52,20 +53,20 @@ if TYPE_CHECKING:
     from fastapi_observe.export.queue import ExportQueue
     from fastapi_observe.logs.service import ObserveLogger
     from fastapi_observe.records.pool import PoolState
-    from fastapi_observe.records.signal import Signal, SignalHook
+    from fastapi_observe.records.signal import Signal
     from fastapi_observe.settings.model import ObserveSettings
 
 C = TypeVar("C")
 
 INSTALLED: list[Observability] = []
-"""What is installed in this process and not closed; read by `get_observability()` and `@traced`."""
+"""The installs of this process that are not closed, read by `get_observability()` and `@traced`."""
 
 
 class Observability:
-    """Everything that `install` gave an app.
+    """The traces, metrics, logs and instrumented clients of an app.
 
-    `tracing`, `metrics` and `log` are what users call; `db` and `external` measure queries and calls; `http` is an
-    httpx client that does it by itself.
+    `tracing`, `metrics` and `log` record telemetry; `db` and `external` measure queries and calls to other services;
+    `http` is an instrumented httpx client.
     """
 
     def __init__(self, app: Starlette, settings: ObserveSettings) -> None:
@@ -75,7 +76,7 @@ class Observability:
         self.routes = RouteTemplates(app)
         self.redactor = Redactor.from_settings(settings, self.internal_errors, self.routes.templates)
         self.objectives = LiveObjectives(app, settings, self.internal_errors)
-        with ExitStack() as undo:  # what cannot be installed leaves nothing behind
+        with ExitStack() as undo:  # a failed install leaves nothing behind
             self.metrics = MetricsService(settings, self.internal_errors, self.redactor.text)
             undo.callback(self.metrics.close)
             self.saturation = Saturation()
@@ -83,7 +84,7 @@ class Observability:
             self.metrics.register_collector(self.saturation)
             self.logs = LogService(settings, self.internal_errors, self.redactor)
             undo.callback(self.logs.close)
-            # last: a global provider cannot be taken back
+            # Last, because a global tracer provider cannot be removed.
             self.tracing = TracingService(settings, self.internal_errors, self.redactor)
             undo.pop_all()
         self.db = DatabaseClient(self, self.redactor)
@@ -94,9 +95,12 @@ class Observability:
             ("metrics", self.metrics, settings.metrics),
             ("logs", self.logs, settings.logs),
         )
-        self._signals = tuple((name, 1 << at, signal) for at, (name, signal, wanted) in enumerate(signals) if wanted)
-        self._active_signals: tuple[SignalHook, SignalHook] | None = None
-        self._stamps = ResponseHeaders(settings)
+        self._signals = tuple(
+            SignalHook(name, 1 << at, signal) for at, (name, signal, enabled) in enumerate(signals) if enabled
+        )
+        # The signals that handle the start of a request, and of an operation.
+        self._active_signals: tuple[tuple[SignalHook, ...], tuple[SignalHook, ...]] | None = None
+        self._response_headers = ResponseHeaders(settings)
         self._lock = threading.Lock()
         self._undo: list[Callable[[], None]] = []
         self.loop: Any = None
@@ -105,7 +109,7 @@ class Observability:
         self.metrics_server = MetricsServer(settings, self.metrics.render, self.internal_errors)
         self._pushes: list[ExportQueue | MetricExportLoop] = []
         if settings.otlp_logs or settings.otlp_metrics:
-            from fastapi_observe.export.push import open_queues  # noqa: PLC0415 - seldom wanted
+            from fastapi_observe.export.push import open_queues  # noqa: PLC0415 - rarely used
 
             sharing = self.metrics.sharing
             queues = open_queues(
@@ -120,7 +124,7 @@ class Observability:
             self._pushes = [queue for queue in queues if queue is not None]
         self.metrics.register_collector(self.tracing.rate_limit)
         self.metrics.register_collector(ExportCollector(self._export_counts()))
-        self._budget = share_deadline(self.tracing.provider, *self._pushes)
+        self._shutdown_deadline = share_deadline(self.tracing.provider, *self._pushes)
         if settings.logs:
             self.logs.start()
         background.instrument()
@@ -141,150 +145,150 @@ class Observability:
         """The logger: `log.info("...", order_id=7)`."""
         return self.logs.log
 
-    # What the door calls
+    # Called by the middleware
 
     def start_request(self, scope: Scope, receive: Receive, send: Send) -> RequestRecord:
-        """Begin the record of a request and tell every signal."""
-        kind = WebSocketRecord if scope["type"] == "websocket" else RequestRecord
-        exchange = kind(scope, receive, send, self.internal_errors, self._end_request)
-        exchange.observability = self
-        for name, bit, signal in self._active_signals[0] if self._active_signals else self._find_active_signals()[0]:
+        """Create the record of a request and report its start to the signals."""
+        record_class = WebSocketRecord if scope["type"] == "websocket" else RequestRecord
+        record = record_class(scope, receive, send, self.internal_errors, self._end_request)
+        record.observability = self
+        for hook in self._active_signals[0] if self._active_signals else self._find_active_signals()[0]:
             try:
-                signal.on_request_start(exchange)
-            except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
-                exchange.failed_signals |= bit
-                self.internal_errors(f"{name}.on_request_start", exc)
+                hook.signal.on_request_start(record)
+            except Exception as exc:  # noqa: BLE001 - an internal error never reaches the request
+                record.failed_signals |= hook.bit
+                self.internal_errors(f"{hook.name}.on_request_start", exc)
         try:
-            self._stamps.prepare(exchange)
-        except Exception as exc:  # noqa: BLE001 - what was opened must be closed
+            self._response_headers.prepare(record)
+        except Exception as exc:  # noqa: BLE001 - every signal that was started is ended
             self.internal_errors("response_headers", exc)
-        if exchange.websocket or exchange.span_adopted:
-            exchange.on_response_start = self._start_response
-        if exchange.context is None:
-            exchange.context = otel_context.set_value(CONTEXT_KEY, exchange.current)
-        return exchange
+        if record.websocket or record.span_adopted:
+            record.on_response_start = self._start_response
+        if record.context is None:
+            record.context = otel_context.set_value(CONTEXT_KEY, record.current)
+        return record
 
-    def _find_active_signals(self) -> tuple[SignalHook, SignalHook]:
-        """Find which signals have something to do when a request begins, and when a piece of work begins."""
+    def _find_active_signals(self) -> tuple[tuple[SignalHook, ...], tuple[SignalHook, ...]]:
+        # At the first request, not in __init__: methods of a signal may be replaced until then.
         self._active_signals = (
-            tuple(told for told in self._signals if is_implemented(told[2].on_request_start)),
-            tuple(told for told in self._signals if is_implemented(told[2].on_operation_start)),
+            tuple(hook for hook in self._signals if is_implemented(hook.signal.on_request_start)),
+            tuple(hook for hook in self._signals if is_implemented(hook.signal.on_operation_start)),
         )
         return self._active_signals
 
-    def _start_response(self, exchange: RequestRecord) -> None:
-        self._find_endpoint(exchange)
-        for name, bit, signal in self._signals:
-            if not exchange.failed_signals & bit:
+    def _start_response(self, record: RequestRecord) -> None:
+        self._find_endpoint(record)
+        for hook in self._signals:
+            if not record.failed_signals & hook.bit:
                 try:
-                    signal.on_response_start(exchange)
-                except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
-                    self.internal_errors(f"{name}.on_response_start", exc)
+                    hook.signal.on_response_start(record)
+                except Exception as exc:  # noqa: BLE001 - an internal error never reaches the request
+                    self.internal_errors(f"{hook.name}.on_response_start", exc)
 
-    def _end_request(self, exchange: RequestRecord) -> None:
-        """Tell every signal that was opened how the request ended."""
+    def _end_request(self, record: RequestRecord) -> None:
+        """Report the end of a request to every signal whose start did not fail."""
         try:
-            exchange.endpoint = self.routes.template(exchange.scope, exchange.status_code)
-            if exchange.work is not None:
-                exchange.work.aggregate()
-        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
+            record.endpoint = self.routes.template(record.scope, record.status_code)
+            if record.work is not None:
+                record.work.aggregate()
+        except Exception as exc:  # noqa: BLE001 - an internal error never reaches the request
             self.internal_errors("routing", exc)
-        for name, bit, signal in self._signals:
-            if not exchange.failed_signals & bit:
+        for hook in self._signals:
+            if not record.failed_signals & hook.bit:
                 try:
-                    signal.on_request_end(exchange)
-                except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
-                    self.internal_errors(f"{name}.on_request_end", exc)
+                    hook.signal.on_request_end(record)
+                except Exception as exc:  # noqa: BLE001 - an internal error never reaches the request
+                    self.internal_errors(f"{hook.name}.on_request_end", exc)
 
-    def _find_endpoint(self, exchange: RequestRecord) -> None:
+    def _find_endpoint(self, record: RequestRecord) -> None:
         try:
-            exchange.endpoint = self.routes.template(exchange.scope, exchange.status_code)
-        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the request
+            record.endpoint = self.routes.template(record.scope, record.status_code)
+        except Exception as exc:  # noqa: BLE001 - an internal error never reaches the request
             self.internal_errors("routing", exc)
 
-    # What the clients call
+    # Called by operations and clients
 
     def on_operation_start(self, operation: Operation) -> None:
-        """Tell every signal that a piece of work begins."""
+        """Report the start of an operation to the signals, and record it in the time breakdown of the request."""
         try:
             if operation.kind in AWAITED_KINDS and (operation.parent is None or not operation.is_nested()):
-                current = OTEL_CONTEXT.get().get(CONTEXT_KEY)
-                exchange: RequestRecord | None = None if current is None else current.exchange  # type: ignore[attr-defined]
-                if exchange is not None and not exchange.complete:
-                    operation.work = exchange.work or self._new_work(exchange)
-        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
-            self.internal_errors("work", exc)
-        for name, _, signal in self._active_signals[1] if self._active_signals else self._find_active_signals()[1]:
+                reference = OTEL_CONTEXT.get().get(CONTEXT_KEY)
+                record: RequestRecord | None = None if reference is None else reference.record  # type: ignore[attr-defined]
+                if record is not None and not record.complete:
+                    operation.work = record.work or self._new_work(record)
+        except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
+            self.internal_errors("time_breakdown", exc)
+        for hook in self._active_signals[1] if self._active_signals else self._find_active_signals()[1]:
             try:
-                signal.on_operation_start(operation)
-            except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
-                self.internal_errors(f"{name}.on_operation_start", exc)
+                hook.signal.on_operation_start(operation)
+            except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
+                self.internal_errors(f"{hook.name}.on_operation_start", exc)
         if operation.work is not None:
             operation.work.begin(perf_counter())
 
     def on_operation_end(self, operation: Operation) -> None:
-        """Tell every signal how a piece of work ended."""
+        """Report the end of an operation to the signals."""
         work = operation.work
         if work is not None:
             try:
                 duration = operation.duration
                 work.end(operation.started + duration, operation.kind, duration, operation.repetition_key)
-            except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
-                self.internal_errors("work", exc)
-        for name, _, signal in reversed(self._signals):
+            except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
+                self.internal_errors("time_breakdown", exc)
+        for hook in reversed(self._signals):
             try:
-                signal.on_operation_end(operation)
-            except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
-                self.internal_errors(f"{name}.on_operation_end", exc)
+                hook.signal.on_operation_end(operation)
+            except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
+                self.internal_errors(f"{hook.name}.on_operation_end", exc)
 
-    def _new_work(self, exchange: RequestRecord) -> TimeBreakdown:
-        with self._lock:  # two threads may begin the first work of a request
-            exchange.work = exchange.work or TimeBreakdown()
-        return exchange.work
+    def _new_work(self, record: RequestRecord) -> TimeBreakdown:
+        with self._lock:  # two threads may start the first operation of a request
+            record.work = record.work or TimeBreakdown()
+        return record.work
 
     def add_pool(self, name: str, read: Callable[[], PoolState]) -> Callable[[], None]:
-        """Show a pool of database connections, read at each scrape; call the result to show it no more."""
+        """Report a pool of database connections, read at each scrape. Returns a function that reverts this."""
         return self.metrics.add_pool(name, read)
 
     def waited_for_connection(self, pool: str, seconds: float) -> None:
-        """Take down how long somebody waited for a connection of `pool`; a request that did says so."""
-        current = OTEL_CONTEXT.get().get(CONTEXT_KEY) if seconds >= MIN_POOL_WAIT else None
-        exchange: RequestRecord | None = None if current is None else current.exchange  # type: ignore[attr-defined]
-        if exchange is not None and not exchange.complete:
-            (exchange.work or self._new_work(exchange)).waited(perf_counter(), seconds)
+        """Record the time that a caller waited for a connection of `pool`, also in the request's time breakdown."""
+        reference = OTEL_CONTEXT.get().get(CONTEXT_KEY) if seconds >= MIN_POOL_WAIT else None
+        record: RequestRecord | None = None if reference is None else reference.record  # type: ignore[attr-defined]
+        if record is not None and not record.complete:
+            (record.work or self._new_work(record)).record_pool_wait(perf_counter(), seconds)
         if self.settings.metrics:
             self.metrics.record_connection_wait(pool, seconds)
 
     def connection_event(self, pool: str, event: str) -> None:
-        """Count what happened with a connection of `pool` besides statements: `begin`, `commit`, `timeout` ..."""
+        """Count an event of a connection of `pool`: `begin`, `commit`, `timeout` and others."""
         if self.settings.metrics:
             self.metrics.record_connection_event(pool, event)
 
-    def background_operation(self, exchange: RequestRecord, function: Any) -> Operation:
-        """Measure one background task of a request."""
-        if not exchange.reported:
-            self._find_endpoint(exchange)
+    def background_operation(self, record: RequestRecord, function: Any) -> Operation:
+        """Return the operation for one background task of a request."""
+        if not record.reported:
+            self._find_endpoint(record)
         name = callable_name(function)
         return Operation(
-            self, "background", f"background {name}", {"endpoint": exchange.endpoint}, {"code.function.name": name}
+            self, "background", f"background {name}", {"endpoint": record.endpoint}, {"code.function.name": name}
         )
 
-    # What users call
+    # Called by users
 
     @fail_safe("operation", return_no_op, CALLER_ERRORS)
     def operation(self, name: str, /, **details: Any) -> Operation:
-        """Measure a piece of the user's own work: `with observe.operation("charge card", provider="acme") as op:`.
+        """Measure a unit of work: `with observe.operation("charge card", provider="acme") as operation:`.
 
-        Also `async with`, and as a decorator. `name` is the metric label (`operations_total`,
-        `operation_duration_seconds`) and the span's name, so it must be one of few; `details`, and what
-        `op.detail(...)` adds, go to the span and to the line of a failure only. Raises `ValueError` for an empty name,
-        `TypeError` for one that is no text.
+        Also usable with `async with` and as a decorator. `name` is the metric label (`operations_total`,
+        `operation_duration_seconds`) and the span name: use few different names. `details`, and those added by
+        `operation.add_details(...)`, go to the span and to the log line of a failure only. Raises `ValueError` for an
+        empty name, `TypeError` if it is not a string.
         """
         return new_operation(self, name, details)
 
     @property
     def http(self) -> httpx.AsyncClient:
-        """An `httpx.AsyncClient`, one for each event loop, closed at shutdown: calls are measured and traced."""
+        """An instrumented `httpx.AsyncClient`, one for each event loop, closed at shutdown."""
         return self.http_clients.shared(_running_loop())
 
     def http_client(
@@ -295,46 +299,45 @@ class Observability:
         propagate: bool | None = None,
         **options: Any,
     ) -> httpx.AsyncClient:
-        """Return a new observed `httpx.AsyncClient`; closed at shutdown unless you close it before.
+        """Return a new instrumented `httpx.AsyncClient`. It is closed at shutdown if you do not close it before.
 
-        `service`, `templates` and `propagate` as in `instrument_client`; `options` are httpx's own.
+        `service`, `templates` and `propagate` as in `instrument_client`; `options` are those of httpx.
         """
         return self.http_clients.new(service, templates, propagate=propagate, **options)
 
     def instrument_client(
         self, client: C, service: str | None = None, templates: Iterable[str] = (), *, propagate: bool | None = None
     ) -> C:
-        """Measure every call of an `httpx` or `httpx2` client, sync or async, until `close`; return the client.
+        """Measure every call of an `httpx` or `httpx2` client, sync or async, until `close`. Returns the client.
 
         `service` is the metric label and the span's `peer.service` (default: the host). `templates`
         (`["/invoices/{id}"]`) name calls by their path; `extensions={"template": "/invoices/{id}"}` names one call.
-        `propagate` says whether its hosts may know the trace (default: private ones and those of `propagate_to`).
-        Raises `TypeError` for what is no such client, `ValueError` for what is no template.
+        `propagate` sends the trace context to all hosts or to none (default: private hosts and those in
+        `propagate_to`). Raises `TypeError` if it is not such a client, `ValueError` for an invalid template.
         """
         return self.http_clients.instrument(client, service, templates, propagate=propagate)
 
     def instrument_engine(self, engine: Any, *, pool_name: str | None = None) -> None:
-        """Measure every statement of an SQLAlchemy engine, sync or async, and show its pool, until `close`.
+        """Measure every statement of an SQLAlchemy engine, sync or async, and its pool, until `close`. Idempotent.
 
-        `pool_name` is the label of the pool. Again for the same engine does nothing. Raises `TypeError` for what is no
-        engine.
+        `pool_name` is the metric label of the pool. Raises `TypeError` if it is not an engine.
         """
         from fastapi_observe.clients.database.sqlalchemy import instrument_engine  # noqa: PLC0415 - SQLAlchemy is an extra
 
         self.on_close(instrument_engine(self.db, engine, pool_name=pool_name, faults=self.internal_errors))
 
     def instrument_pool(self, pool: Any, *, pool_name: str | None = None) -> None:
-        """Measure every query of an `asyncpg` or `psycopg_pool` pool, and show the pool, until `close`.
+        """Measure every query of an `asyncpg` or `psycopg_pool` pool, and the pool, until `close`. Idempotent.
 
-        `pool_name` is the label of the pool. Again for the same pool does nothing. Raises `TypeError` for what is none.
+        `pool_name` is the metric label of the pool. Raises `TypeError` if it is not such a pool.
         """
         self.on_close(instrument_pool(self.db, pool, pool_name=pool_name, faults=self.internal_errors))
 
     # Lifetime
 
     def on_startup(self) -> None:
-        """Begin what needs the running event loop; again after a restart in another loop."""
-        self._budget.reset()
+        """Start everything that needs the running event loop. Idempotent in one loop; another loop is a restart."""
+        self._shutdown_deadline.reset()
         open_port = partial(self.metrics_server.start, shared=self.workers.is_multiprocess)
         resolve = partial(self.objectives.start, self.metrics)
         steps: list[Callable[[], object]] = [resolve, self.workers.start, self.objectives.watch, open_port]
@@ -344,41 +347,41 @@ class Observability:
             self.loop = loop
             steps.append(partial(self.saturation.start, loop))
             if self.settings.logs:
-                steps.append(self.logs.start)  # whatever was configured since `install` is taken over now
-        self.internal_errors.run_each("start", *steps)
+                steps.append(self.logs.start)  # captures loggers that were configured after `install`
+        self.internal_errors.run_each("startup", *steps)
 
     async def on_shutdown(self) -> None:
-        """Close the clients and flush every signal, within two seconds; what was installed stays installed."""
-        self.internal_errors.run_each("stop", self.saturation.stop, self.objectives.stop)
+        """Close the clients and flush all signals, within `shutdown_timeout`. The app stays instrumented."""
+        self.internal_errors.run_each("shutdown", self.saturation.stop, self.objectives.stop)
         self.loop = None
         try:
             await self.http_clients.close()
         except Exception as exc:  # noqa: BLE001 - as above
-            self.internal_errors("stop", exc)
-        deadline = monotonic() + self._budget.remaining(self.settings.shutdown_timeout)
+            self.internal_errors("shutdown", exc)
+        deadline = monotonic() + self._shutdown_deadline.remaining(self.settings.shutdown_timeout)
         thread = threading.Thread(target=self.flush, name="fastapi-observe-flush", daemon=True)
         thread.start()
-        while thread.is_alive() and monotonic() < deadline:  # noqa: ASYNC110 - a thread sets no event of a loop
+        while thread.is_alive() and monotonic() < deadline:  # noqa: ASYNC110 - asyncio or trio: a thread cannot set an event of either
             await anyio.sleep(0.005)
-        self.internal_errors.run_each("stop", self.metrics_server.stop, partial(self.logs.flush, FINAL_LOG_FLUSH))
+        self.internal_errors.run_each("shutdown", self.metrics_server.stop, partial(self.logs.flush, FINAL_LOG_FLUSH))
         pauses = [push.pause for push in self._pushes if hasattr(push, "pause")]
-        self.internal_errors.run_each("stop", *pauses, self.workers.stop)
+        self.internal_errors.run_each("shutdown", *pauses, self.workers.stop)
 
     def flush(self, timeout: float | None = None) -> None:
-        """Write and export what is waiting, for at most `timeout` seconds in all (default: `shutdown_timeout`)."""
+        """Write and export queued telemetry, for at most `timeout` seconds in total (default: `shutdown_timeout`)."""
         deadline = monotonic() + (self.settings.shutdown_timeout if timeout is None else timeout)
         pushes = [("push.flush", push.flush) for push in self._pushes]
         for site, flush in (("logs.flush", self.logs.flush), ("traces.flush", self.tracing.flush), *pushes):
             self.internal_errors.run_each(site, partial(flush, max(0.0, deadline - monotonic())))
 
     def on_close(self, undo: Callable[[], None]) -> None:
-        """Have `undo` called by `close`."""
+        """Register a function that `close` calls, the last one first."""
         self._undo.append(undo)
 
     def close(self) -> None:
-        """Uninstall: the app is as it was, our threads have ended. A second call does nothing.
+        """Uninstall: restore the app and end all threads. Idempotent.
 
-        Spans that a collector does not take within two seconds are given up.
+        Telemetry that is not exported within `shutdown_timeout` is dropped.
         """
         if self.closed:
             return
@@ -389,7 +392,7 @@ class Observability:
             self.objectives.stop,
             self.http_clients.restore,
             self.saturation.close,
-            self._end_within_budget,
+            self._flush_and_close,
             self.metrics_server.stop,
             self.workers.stop,
             self.metrics.close,
@@ -397,16 +400,16 @@ class Observability:
         )
         self.internal_errors.run_each("close", *reversed(self._undo), *closes)
 
-    def _end_within_budget(self) -> None:
+    def _flush_and_close(self) -> None:
         deadline = monotonic() + self.settings.shutdown_timeout
 
-        def end() -> None:
+        def flush_and_close() -> None:
             self.flush()
             for push in self._pushes:
                 self.internal_errors.run_each("close", partial(push.close, max(0.0, deadline - monotonic())))
             self.internal_errors.run_each("close", self.tracing.close)
 
-        thread = threading.Thread(target=end, name="fastapi-observe-close", daemon=True)
+        thread = threading.Thread(target=flush_and_close, name="fastapi-observe-close", daemon=True)
         thread.start()
         thread.join(self.settings.shutdown_timeout)
 
@@ -414,5 +417,5 @@ class Observability:
 def _running_loop() -> Any:
     try:
         return asyncio.get_running_loop()
-    except RuntimeError:  # no loop here, or trio's
+    except RuntimeError:  # no loop in this thread, or trio's
         return None

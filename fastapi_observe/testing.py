@@ -1,4 +1,4 @@
-"""For tests of your app: `watch(app)` sees all that it reports, `assert_no_leak` tells whether a secret is in it."""
+"""For tests of your app: `capture(app)` collects its telemetry, `assert_no_leak` looks for a secret in it."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from fastapi_observe.observability import Observability
 
 MIN_SECRET_LENGTH: Final = 4
-"""Characters of a secret that can be looked for: shorter ones are found anywhere."""
+"""Minimum characters of a secret. Shorter ones are found anywhere."""
 
 
 class CapturedTelemetry:
-    """All that an installed app reports inside a `with` block: spans, log lines, metrics, standard output and error.
+    """The telemetry of an installed app in a `with` block: spans, log lines, metrics, standard output and error.
 
-    Every trace is kept meanwhile, whatever the settings say. What was seen can be asked for after the block too.
+    All traces are sampled in the block. The telemetry can also be read after the block.
     """
 
     def __init__(self, app: Starlette) -> None:
         observe = getattr(app.state, "observe", None)
         if observe is None:
-            raise RuntimeError("fastapi-observe is not installed on this app: call install(app) before watch(app)")
+            raise RuntimeError("fastapi-observe is not installed on this app; call install(app) before capture(app)")
         self._observe: Observability = observe
         self._spans: list[ReadableSpan] = []
         self._lines: list[bytes] = []
@@ -47,30 +47,30 @@ class CapturedTelemetry:
 
     @property
     def spans(self) -> list[ReadableSpan]:
-        """Every span that has ended."""
+        """The spans that have ended."""
         return list(self._spans)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """Every log line."""
+        """The log lines."""
         self._observe.logs.flush(1.0)
         return [json.loads(line) for line in self._lines]
 
     @property
     def metrics(self) -> str:
-        """`/metrics`: as it is now, after the block as it was at its end."""
+        """The response of `/metrics`: the current one, or after the block the last one."""
         if self._undo and self._observe.settings.metrics:
             headers, body = self._observe.metrics.render("", "")
             self._metrics = (gzip.decompress(body) if b"content-encoding" in dict(headers) else body).decode()
         return self._metrics
 
     def assert_no_leak(self, secret: str) -> None:
-        """Raise `AssertionError` if `secret` was reported anywhere, as it is or percent-encoded; it says where.
+        """Raise `AssertionError` with the places if `secret` was reported, verbatim or percent-encoded.
 
         Raises `ValueError` for a secret of fewer than four characters.
         """
         if len(secret) < MIN_SECRET_LENGTH:
-            raise ValueError(f"a secret of {len(secret)} characters is found anywhere: take one of four or more")
+            raise ValueError(f"a secret of {len(secret)} characters is found anywhere; use four characters or more")
         forms = {secret, quote(secret), quote(secret, safe=""), quote_plus(secret), repr(secret)[1:-1]}
         forms |= {json.dumps(secret)[1:-1]}
         places = [place for place, text in self._texts() if any(form in text for form in forms)]
@@ -96,18 +96,18 @@ class CapturedTelemetry:
             tracing.provider.add_span_processor(collector)
         push = logs.push
 
-        def take(line: bytes) -> None:
+        def collect(line: bytes) -> None:
             self._lines.append(line)
             if push is not None:
                 push(line)
 
-        logs.push = take
+        logs.push = collect
         self._undo = [collector.shutdown, tracing.sample_all(), lambda: setattr(logs, "push", push)]
         for name, stream in zip(("stdout", "stderr"), self._output.values(), strict=True):
             real = getattr(sys, name)
             setattr(sys, name, _Tee(real, stream))
             self._undo.append(lambda name=name, real=real: setattr(sys, name, real))
-        self._tokens.append(_WATCHING.set((*_WATCHING.get(), self)))
+        self._tokens.append(_CAPTURES.set((*_CAPTURES.get(), self)))
         return self
 
     def __exit__(
@@ -117,53 +117,53 @@ class CapturedTelemetry:
         _ = self.metrics
         while self._undo:
             self._undo.pop()()
-        _WATCHING.reset(self._tokens.pop())
+        _CAPTURES.reset(self._tokens.pop())
 
 
 def capture(app: Starlette) -> CapturedTelemetry:
-    """Look at all that an installed app reports in a `with` block; what was seen can be asked for after it too.
+    """Collect the telemetry of an installed app, inside a `with` block.
 
-    Raises `RuntimeError` if nothing is installed on it.
+    Raises `RuntimeError` if nothing is installed on the app.
     """
     return CapturedTelemetry(app)
 
 
 def assert_no_leak(secret: str) -> None:
-    """Raise `AssertionError` if an app that is watched around this call has reported `secret`.
+    """Raise `AssertionError` if an app whose telemetry is being captured has reported `secret`.
 
-    Raises `RuntimeError` outside any `with watch(app)`.
+    Raises `RuntimeError` outside `with capture(app)`.
     """
-    if not _WATCHING.get():
-        raise RuntimeError("nothing is watched here: call assert_no_leak inside `with watch(app):`")
-    for each in _WATCHING.get():
+    if not _CAPTURES.get():
+        raise RuntimeError("nothing is captured here; call assert_no_leak inside `with capture(app):`")
+    for each in _CAPTURES.get():
         each.assert_no_leak(secret)
 
 
 class _Collector(SpanProcessor):
-    """Keeps the spans that end until it is shut down."""
+    """Collects the spans that end until it is shut down."""
 
     def __init__(self, spans: list[ReadableSpan]) -> None:
         self._spans: list[ReadableSpan] | None = spans
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Keep a span."""
+        """Collect a span."""
         if self._spans is not None:
             self._spans.append(span)
 
     def shutdown(self) -> None:
-        """Keep no more."""
+        """Stop collecting."""
         self._spans = None
 
 
 class _Tee:
-    """Stands for a standard stream: what is written to it is copied."""
+    """Replaces a standard stream and copies what is written to it."""
 
     def __init__(self, real: Any, copy: io.StringIO) -> None:
         self._real = real
         self._copy = copy
 
     def write(self, text: str) -> int:
-        """Write to both."""
+        """Write to the stream and the copy."""
         self._copy.write(text)
         return int(self._real.write(text))
 
@@ -195,5 +195,12 @@ def _of_span(span: ReadableSpan) -> Iterator[tuple[str, str]]:
     yield from _strings(dict(span.resource.attributes), f"{place}: resource")
 
 
-_WATCHING: Final[ContextVar[tuple[CapturedTelemetry, ...]]] = ContextVar("fastapi_observe.testing", default=())
-"""What is watched around the calling code."""
+_CAPTURES: Final[ContextVar[tuple[CapturedTelemetry, ...]]] = ContextVar("fastapi_observe.testing", default=())
+"""The captures around the calling code, the innermost last."""
+
+
+def __getattr__(name: str) -> Any:
+    """Raise an error with the new name of a renamed function."""
+    if name == "watch":
+        raise ImportError("fastapi_observe.testing.watch was renamed to fastapi_observe.testing.capture")
+    raise AttributeError(f"module 'fastapi_observe.testing' has no attribute {name!r}")

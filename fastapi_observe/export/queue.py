@@ -15,12 +15,13 @@ from contextlib import suppress
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
+from opentelemetry.context import attach, set_value
 
 from fastapi_observe.export.buffer import ENCODE_BATCH, ExportBuffer, QueueLimits
 from fastapi_observe.export.transport import ExportResult
 from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.forks import ShutdownDeadline, register_at_exit, register_at_fork
+from fastapi_observe.internal.opentelemetry import find_suppression_key
 from fastapi_observe.internal.throttle import LogThrottle
 
 if TYPE_CHECKING:
@@ -289,7 +290,7 @@ class ExportQueue:
     # Called by the sending thread
 
     def _run(self) -> None:
-        attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))  # noqa: FBT003 - exports are not traced
+        attach(set_value(find_suppression_key(), True))  # noqa: FBT003 - exports are not traced
         while not self._buffer.closed:
             try:
                 if self._wait_for_work():

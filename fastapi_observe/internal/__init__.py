@@ -1,1 +1,1 @@
-"""What every other folder may use: errors of our own, forks, ids, networks, the version."""
+"""Building blocks without knowledge of requests or signals, and access to names of other libraries."""

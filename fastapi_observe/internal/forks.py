@@ -1,4 +1,4 @@
-"""What an export queue does when its process ends or forks, without being kept alive by that."""
+"""Callbacks at fork and at exit that do not keep their owner alive, and `ShutdownDeadline`."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FINAL_LOG_FLUSH: Final = 0.1
-"""Seconds for the lines that flushing itself has written."""
+"""Seconds for writing the log lines that flushing itself has produced."""
 
 SUPERVISOR_TIMEOUT: Final = 0.1
-"""Seconds for the last items of a process whose children have served."""
+"""Seconds for the last items of a process whose children have served the requests."""
 
 
 class ShutdownDeadline:
-    """The time that all exports of an install have together, once, when the app or the interpreter ends.
+    """The time that all exports of an install share when the app or the interpreter ends.
 
-    A process that forked and serves nothing itself (gunicorn's master with `--preload`) ends after its children, who
-    have taken theirs: it has SUPERVISING seconds.
+    A process that has forked and serves no requests itself (gunicorn's master with `--preload`) ends after its
+    children, which have used their own time: it has `SUPERVISOR_TIMEOUT` seconds.
     """
 
     def __init__(self) -> None:
-        self._begin_as_child()
-        register_at_fork(self, ShutdownDeadline._begin_as_child, ShutdownDeadline._note_child)
+        self._reset_in_child()
+        register_at_fork(self, ShutdownDeadline._reset_in_child, ShutdownDeadline._mark_parent)
 
-    def _begin_as_child(self) -> None:
+    def _reset_in_child(self) -> None:
         self._deadline: float | None = None
         self._has_children = self._serves = False
 
-    def _note_child(self) -> None:
+    def _mark_parent(self) -> None:
         self._has_children = True
 
     def remaining(self, seconds: float) -> float:
-        """Return how much is left; where nobody has begun yet, it is so many seconds from now on."""
+        """Return the remaining seconds. The first call starts the time, which is `seconds` long."""
         now = monotonic()
         if self._deadline is None:
             self._deadline = now + (
@@ -48,43 +48,50 @@ class ShutdownDeadline:
         return max(0.0, self._deadline - now)
 
     def reset(self) -> None:
-        """Have as much time again: the app goes on."""
+        """Allow the full time again, because the app serves requests."""
         self._serves = True
         self._deadline = None
 
 
-def share_deadline(*exporting: Any) -> ShutdownDeadline:
-    """Give queues, and what has a `queue`, one budget together; anything else has none."""
-    budget = ShutdownDeadline()
-    for one in exporting:
-        queue = getattr(one, "queue", one)
+def share_deadline(*exporters: Any) -> ShutdownDeadline:
+    """Return one deadline for several export queues, or objects with a `queue`. Other objects are ignored."""
+    deadline = ShutdownDeadline()
+    for exporter in exporters:
+        queue = getattr(exporter, "queue", exporter)
         if hasattr(queue, "budget"):
-            queue.budget = budget
-    return budget
+            queue.budget = deadline
+    return deadline
 
 
 def register_at_exit(owner: T, method: Callable[[T], None]) -> Callable[[], None]:
-    """Have `method(owner)` called when the interpreter ends; call the result to take that back."""
+    """Call `method(owner)` when the interpreter ends. Returns a function that reverts this."""
     call = weak_callback(owner, method)
     atexit.register(call)
     return lambda: atexit.unregister(call)
 
 
-def register_at_fork(owner: T, in_child: Callable[[T], None], in_parent: Callable[[T], None] = lambda _: None) -> None:
-    """Have `in_child(owner)` called in every forked child, and `in_parent(owner)` here, before anything else runs."""
-    if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows cannot fork
-        os.register_at_fork(
-            after_in_child=weak_callback(owner, in_child), after_in_parent=weak_callback(owner, in_parent)
-        )
+def register_at_fork(
+    owner: T,
+    in_child: Callable[[T], None],
+    in_parent: Callable[[T], None] | None = None,
+    before: Callable[[T], None] | None = None,
+) -> None:
+    """Call `in_child(owner)` in every forked child, `before(owner)` and `in_parent(owner)` in the forking process.
+
+    A registration cannot be removed: it ends with its owner.
+    """
+    callbacks = {"before": before, "after_in_parent": in_parent, "after_in_child": in_child}
+    if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+        os.register_at_fork(**{when: weak_callback(owner, call) for when, call in callbacks.items() if call})
 
 
 def weak_callback(owner: T, method: Callable[[T], None]) -> Callable[[], None]:
-    """Return what calls `method(owner)` as long as the owner is there."""
+    """Return a function that calls `method(owner)` while the owner exists."""
     reference = weakref.ref(owner)
 
     def call() -> None:
-        found = reference()
-        if found is not None:
-            method(found)
+        alive = reference()
+        if alive is not None:
+            method(alive)
 
     return call

@@ -1,9 +1,11 @@
-"""Ids for new traces and spans: random hexadecimal digits, drawn many at a time."""
+"""`IdSource`: random trace and span ids, generated in batches."""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, Final
+
+from fastapi_observe.internal.forks import register_at_fork
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -11,30 +13,30 @@ if TYPE_CHECKING:
     Pair = tuple[str, str]
 
 BATCH_SIZE: Final = 64
-"""Pairs that one call of the operating system's random source gives."""
+"""Pairs of ids from one call of `os.urandom`."""
 
 _DIGITS: Final = 48
 
 
 class IdSource:
-    """Draws pairs of a trace id (32 hexadecimal digits) and a span id (16), none of them all zero.
+    """Generates pairs of a trace id (32 hexadecimal digits) and a span id (16), never all zeros.
 
-    `next(source.pairs, None) or source.draw()` gives the next pair, from any thread. A forked child draws its own.
+    `next(source.pairs, None) or source.refill()` returns the next pair, in any thread.
     """
 
-    __slots__ = ("pairs",)
+    __slots__ = ("__weakref__", "pairs")
 
     def __init__(self) -> None:
         self.pairs: Iterator[Pair] = iter(())
-        if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows cannot fork
-            os.register_at_fork(after_in_child=self.discard)
+        # Without this, a forked child would use the same ids as its parent.
+        register_at_fork(self, IdSource.discard)
 
     def discard(self) -> None:
-        """Give none of the pairs that were drawn before."""
+        """Discard the pairs that were generated but not used."""
         self.pairs = iter(())
 
     def refill(self) -> Pair:
-        """Draw new pairs and return the first one."""
+        """Generate a batch of pairs and return the first one."""
         text = os.urandom(BATCH_SIZE * _DIGITS // 2).hex()
         self.pairs = pairs = iter(
             [

@@ -1,4 +1,4 @@
-"""Which addresses and hosts are private: those that no host of the public Internet can have."""
+"""Private networks and host names: addresses that no host on the public Internet has."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ PRIVATE_NETWORKS: Final = tuple(
         "fe80::/10",
     )
 )
-"""This machine, private (RFC 1918, RFC 4193), shared (RFC 6598) and link-local networks."""
+"""Loopback, private (RFC 1918, RFC 4193), shared (RFC 6598) and link-local networks."""
 
 
 _SINGLE_LABEL: Final = re.compile(r"[a-z0-9_-]+")
 _PRIVATE_SUFFIX: Final = re.compile(r"[a-z0-9_.-]+\.(?:local|internal|svc|localhost|lan|test)")
 _NUMBER: Final = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
-"""Names that resolvers read as an IPv4 address (WHATWG URL, "ends in a number"), as 134744072 for 8.8.8.8."""
+"""Names that resolvers read as an IPv4 address (WHATWG URL, "ends in a number"), such as 134744072 for 8.8.8.8."""
 
 
 def parse_address(text: str) -> IPv4Address | IPv6Address | None:
-    """Read an address, an IPv4 one in IPv6 form as what it is; None for anything else."""
+    """Parse an address. An IPv4 address in IPv6 form becomes an IPv4 address. Returns None for an invalid one."""
     try:
         address = ip_address(text.partition("%")[0])
     except ValueError:
@@ -46,21 +46,21 @@ def parse_address(text: str) -> IPv4Address | IPv6Address | None:
 
 
 def address_in(text: str, networks: tuple[Network, ...]) -> bool:
-    """Tell whether `text` is an address of one of the networks."""
+    """Return whether `text` is an address in one of the networks."""
     address = parse_address(text)
     return address is not None and any(address in network for network in networks)
 
 
 def normalize_host(host: str) -> str:
-    """Return a host name as it is compared: lower case, without brackets and final dot."""
+    """Return a host name in lower case, without brackets and final dot."""
     return host.lower().strip("[]").removesuffix(".")
 
 
 def is_private_host(host: str) -> bool:
-    """Tell by its name alone whether a host is of a private network; it is never looked up.
+    """Return whether a host belongs to a private network, judged by its name. It is not resolved.
 
-    Private are addresses of `PRIVATE_NETWORKS`, names of one label (`payments`), and those under `.local`, `.internal`,
-    `.svc`, `.localhost`, `.lan` and `.test`.
+    Private are addresses in `PRIVATE_NETWORKS`, names with one label (`payments`), and names below `.local`,
+    `.internal`, `.svc`, `.localhost`, `.lan` and `.test`.
     """
     host = normalize_host(host)
     if ":" in host or _NUMBER.fullmatch(host):

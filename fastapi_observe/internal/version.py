@@ -1,10 +1,10 @@
-"""What is installed: the version of this package."""
+"""`package_version`: the installed version of a distribution."""
 
 from __future__ import annotations
 
 
 def package_version(distribution: str) -> str:
-    """Return the installed version of a distribution, `unknown` if it is run from a source tree."""
+    """Return the installed version of a distribution, or `unknown` if it runs from a source tree."""
     from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow to import
 
     try:

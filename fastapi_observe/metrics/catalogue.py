@@ -155,22 +155,22 @@ class BusinessMetrics:
             "user_registrations_total", "user_logins_total", "orders_created_total", "revenue_generated_total"
         )
 
-    @fail_safe("metrics.call", passes=CALLER_ERRORS)
+    @fail_safe("metrics.call", reraise=CALLER_ERRORS)
     def user_registered(self) -> None:
         """Count a user who has registered."""
         self._counter("user_registrations_total", "Users who have registered.").inc()
 
-    @fail_safe("metrics.call", passes=CALLER_ERRORS)
+    @fail_safe("metrics.call", reraise=CALLER_ERRORS)
     def user_logged_in(self) -> None:
         """Count a successful login."""
         self._counter("user_logins_total", "Successful logins.").inc()
 
-    @fail_safe("metrics.call", passes=CALLER_ERRORS)
+    @fail_safe("metrics.call", reraise=CALLER_ERRORS)
     def order_created(self) -> None:
         """Count an order."""
         self._counter("orders_created_total", "Orders created.").inc()
 
-    @fail_safe("metrics.call", passes=CALLER_ERRORS)
+    @fail_safe("metrics.call", reraise=CALLER_ERRORS)
     def revenue(self, amount: Decimal | float, currency: str) -> None:
         """Add `amount`, in units of `currency` (three letters, as in ISO 4217).
 

@@ -308,7 +308,7 @@ class MetricsService:
         """Return the histogram of this name, as `counter` does. `buckets` are upper bounds, ascending."""
         return self._factory.get(Histogram, name, help, labels, buckets)
 
-    @fail_safe("metrics.call", passes=CALLER_ERRORS)
+    @fail_safe("metrics.call", reraise=CALLER_ERRORS)
     def record_http_request(  # noqa: PLR0913, PLR0917 - the facts of a request
         self,
         method: str,
@@ -330,12 +330,12 @@ class MetricsService:
         if self._sizes and response_size is not None:
             self._response_size.labels_or_raise(method, endpoint).observe(response_size)
 
-    @fail_safe("metrics.call", passes=CALLER_ERRORS)
+    @fail_safe("metrics.call", reraise=CALLER_ERRORS)
     def record_database_query(self, operation: str, table: str, duration: float, error_type: str | None = None) -> None:
         """Record a query. `duration` is in seconds, `error_type` the class of the exception it raised."""
         self._operations.record_query(operation, table, duration, error_type)
 
-    @fail_safe("metrics.call", passes=CALLER_ERRORS)
+    @fail_safe("metrics.call", reraise=CALLER_ERRORS)
     def set_database_connections(
         self,
         *,

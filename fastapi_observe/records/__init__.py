@@ -1,1 +1,1 @@
-"""What is measured: one record for a request, one for a piece of work; they import nothing of ours."""
+"""What is measured: one record for each request and each operation. All signals are made from these records."""

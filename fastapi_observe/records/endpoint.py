@@ -1,4 +1,4 @@
-"""Values of the `endpoint` label for requests that no route answered."""
+"""Values of the `endpoint` label for requests without a matched route."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What an exception says, without the values that libraries are known to put into it."""
+"""Names, messages and stack traces of exceptions, without the values that libraries are known to put into them."""
 
 from __future__ import annotations
 
 import asyncio
 import traceback
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fastapi_observe.redaction.patterns import MAX_TEXT_LENGTH, redact_database_error
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
@@ -14,8 +14,17 @@ if TYPE_CHECKING:
     from fastapi_observe.redaction.redactor import Redactor
 
 
+MAX_CHAIN_TEXT_LENGTH: Final = 32_768
+"""Characters of all messages of one chain or group that are redacted, four times what is reported of a stack trace."""
+
+MAX_CHAIN_LENGTH: Final = 32
+"""Exceptions of one chain or group that are reported."""
+
+UNPRINTABLE_STACK: Final = "<unprintable stacktrace>"
+
+
 def error_type_of(exc: BaseException) -> str:
-    """Return the `error_type` of an exception: its class name, with its module unless built in."""
+    """Return the `error_type` of an exception: its class name, with the module unless it is built in."""
     kind = type(exc)
     try:
         name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
@@ -25,62 +34,55 @@ def error_type_of(exc: BaseException) -> str:
 
 
 def is_cancellation(exc: BaseException | None) -> bool:
-    """Tell whether `exc` is a cancellation of asyncio or of trio."""
+    """Return whether `exc` is a cancellation of asyncio or trio."""
+    # By name: trio need not be installed, and importing it here would be slow.
     return isinstance(exc, asyncio.CancelledError) or type(exc).__name__ == "Cancelled"
 
 
 def exception_outcome(exc: BaseException) -> str:
-    """Name the outcome of work that ended with `exc`: `cancelled`, `timeout` or `error`."""
+    """Return the outcome of an operation that raised `exc`: `cancelled`, `timeout` or `error`."""
     if is_cancellation(exc):
         return "cancelled"
     return "timeout" if isinstance(exc, TimeoutError) else "error"
 
 
 def status_label(status_code: int) -> str:
-    """Return a status as text that may be a label: 100 to 599 (RFC 9110, 15), or `_other`."""
+    """Return a status as a label value: 100 to 599 (RFC 9110, 15), or `_other`."""
     return str(status_code) if 100 <= status_code <= 599 else "_other"  # noqa: PLR2004 - as above
 
 
-MAX_CHAIN_TEXT_LENGTH: Final = 32_768
-"""Characters that are looked at in all texts of one chain or group together: four times what is shown of a stack."""
-
-MAX_CHAIN_LENGTH: Final = 32
-"""Exceptions of one chain or group whose texts are looked at and shown."""
-
-UNPRINTABLE_STACK: Final = "<unprintable stacktrace>"
-
-
 def exception_message(exc: BaseException, redactor: Redactor = DEFAULT_REDACTOR) -> str:
-    """Return the text of an exception, or a stand-in if it has none."""
-    return _shown(_exception_text(exc), exc, redactor)
+    """Return the redacted message of an exception, or a placeholder if `str(exc)` fails."""
+    return _redact_message(_exception_text(exc), exc, redactor)
 
 
 def exception_stacktrace(exc: BaseException, redactor: Redactor = DEFAULT_REDACTOR) -> str:
-    """Return the end of the stack trace of an exception and of those it stands for; no values of variables.
+    """Return the end of the redacted stack trace of an exception and its chain, at most 8,192 characters.
 
-    The text of each is redacted before anything is put around it or cut, so that nothing hides what tells a secret; in
-    the end all is, at most 8,192 characters, since lines of source may hold secrets too.
+    Values of variables are not included.
     """
     try:
         whole = traceback.TracebackException(type(exc), exc, exc.__traceback__, compact=True)
-        left = MAX_CHAIN_TEXT_LENGTH
-        for told, of in _traceback_parts(whole, exc):
-            # The only place where the text can be changed.
-            text = str(told._str)  # type: ignore[attr-defined]  # noqa: SLF001
-            told._str = _shown(text[:left], of, redactor)  # type: ignore[attr-defined]  # noqa: SLF001
-            left = max(0, left - len(text))
+        remaining = MAX_CHAIN_TEXT_LENGTH
+        for part, raised in _traceback_parts(whole, exc):
+            # Each message is redacted by itself, before anything around it hides how a secret starts. `_str` is the
+            # only place where it can be replaced before formatting.
+            text = str(part._str)  # type: ignore[attr-defined]  # noqa: SLF001
+            part._str = _redact_message(text[:remaining], raised, redactor)  # type: ignore[attr-defined]  # noqa: SLF001
+            remaining = max(0, remaining - len(text))
             notes = []
-            for note in list(told.__notes__ or ())[:MAX_CHAIN_LENGTH]:
-                notes.append(redactor.text(str(note)[:left]))
-                left = max(0, left - len(str(note)))
-            told.__notes__ = notes
+            for note in list(part.__notes__ or ())[:MAX_CHAIN_LENGTH]:
+                notes.append(redactor.text(str(note)[:remaining]))
+                remaining = max(0, remaining - len(str(note)))
+            part.__notes__ = notes
+        # The whole is redacted again: lines of source code may contain secrets.
         return redactor.text(tail("".join(whole.format())))
     except Exception:  # noqa: BLE001 - exception classes may override anything
         return UNPRINTABLE_STACK
 
 
 def tail(text: str) -> str:
-    """Return the last lines of a text, as much of it as is looked at."""
+    """Return the last lines of a text, at most the characters that are redacted."""
     if len(text) <= MAX_TEXT_LENGTH:
         return text
     end = text[2 - MAX_TEXT_LENGTH :]
@@ -88,55 +90,66 @@ def tail(text: str) -> str:
 
 
 def exception_chain(exc: BaseException) -> list[BaseException]:
-    """Return an exception with its causes, contexts and group members, at most `MOST_LINKED`."""
-    found: list[BaseException] = []
-    waiting = [exc]
+    """Return an exception with its causes, contexts and group members, at most `MAX_CHAIN_LENGTH`."""
+    chain: list[BaseException] = []
+    pending = [exc]
     seen: set[int] = set()
-    while waiting and len(found) < MAX_CHAIN_LENGTH:
-        each = waiting.pop()
+    while pending and len(chain) < MAX_CHAIN_LENGTH:
+        each = pending.pop()
         if id(each) in seen:
             continue
         seen.add(id(each))
-        found.append(each)
-        waiting += [other for other in (each.__context__, each.__cause__) if other is not None]
+        chain.append(each)
+        pending += [other for other in (each.__context__, each.__cause__) if other is not None]
         if isinstance(each, BaseExceptionGroup):
-            waiting += each.exceptions
-    return found
+            pending += each.exceptions
+    return chain
 
 
-def _traceback_parts(
-    whole: traceback.TracebackException, exc: BaseException
-) -> list[tuple[traceback.TracebackException, BaseException | None]]:
-    """Return the parts of a stack trace, one for each exception, with it; what is beyond the bound is cut."""
-    found: list[tuple[traceback.TracebackException, BaseException | None]] = []
-    waiting: list[tuple[traceback.TracebackException, BaseException | None]] = [(whole, exc)]
-    while waiting:
-        told, of = waiting.pop()
-        found.append((told, of))
-        members = zip(told.exceptions or (), of.exceptions if isinstance(of, BaseExceptionGroup) else (), strict=False)
-        parts = [(told.__cause__, of and of.__cause__), (told.__context__, of and of.__context__), *members]
-        if len(found) + len(waiting) >= MAX_CHAIN_LENGTH:
-            told.__cause__ = told.__context__ = None
-            if told.exceptions:
-                told.exceptions = []
+class _TracebackPart(NamedTuple):
+    """One exception of a stack trace. `raised` is None where the chain was changed while it was read."""
+
+    part: traceback.TracebackException
+    raised: BaseException | None
+
+
+def _traceback_parts(whole: traceback.TracebackException, exc: BaseException) -> list[_TracebackPart]:
+    """Return the parts of a stack trace, one for each exception; parts beyond `MAX_CHAIN_LENGTH` are cut off."""
+    parts: list[_TracebackPart] = []
+    pending = [_TracebackPart(whole, exc)]
+    while pending:
+        each = pending.pop()
+        parts.append(each)
+        part, raised = each
+        members = zip(
+            part.exceptions or (), raised.exceptions if isinstance(raised, BaseExceptionGroup) else (), strict=False
+        )
+        linked = [
+            (part.__cause__, raised and raised.__cause__),
+            (part.__context__, raised and raised.__context__),
+            *members,
+        ]
+        if len(parts) + len(pending) >= MAX_CHAIN_LENGTH:
+            part.__cause__ = part.__context__ = None
+            if part.exceptions:
+                part.exceptions = []
             continue
-        waiting += [(part, other) for part, other in parts if part is not None]
-    return found
+        pending += [_TracebackPart(other, of) for other, of in linked if other is not None]
+    return parts
 
 
-def _shown(text: str, exc: BaseException | None, redactor: Redactor) -> str:
-    """Redact the text of an exception; of one that a driver's error led to as if it were that: it may repeat it."""
+def _redact_message(text: str, exc: BaseException | None, redactor: Redactor) -> str:
     text = redactor.text(text)
     return redact_database_error(text) if exc is not None and _may_contain_driver_text(exc) else text
 
 
 def _may_contain_driver_text(exc: BaseException) -> bool:
-    """Tell whether the text of an exception may be, or repeat, that of a database's driver."""
+    """Return whether the exception, or one in its chain, is a database driver's: its message may be repeated."""
     try:
-        found = exception_chain(exc)
-    except Exception:  # noqa: BLE001 - exception classes may override anything; then nothing is sure
+        chain = exception_chain(exc)
+    except Exception:  # noqa: BLE001 - exception classes may override anything; be careful then
         return True
-    return any(is_database_error(type(each)) for each in found)
+    return any(is_database_error(type(each)) for each in chain)
 
 
 def _exception_text(exc: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""`guarded`: what users call does not raise for a fault of ours; `tell`: who hears of it."""
+"""`fail_safe`: keeps internal errors away from the user's code; `report_error` counts and logs them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ R = TypeVar("R")
 S = TypeVar("S")
 
 CALLER_ERRORS: Final = (TypeError, ValueError)
-"""What a wrong argument raises."""
+"""Exceptions for wrong arguments, which `fail_safe` may raise to the caller."""
 
 UNATTRIBUTED_ERRORS: Final = InternalErrors()
-"""Counts what failed where nobody knows for which app."""
+"""Counts internal errors that cannot be attributed to an installed app."""
 
 
 def report_error(site: str, exc: BaseException, owner: object = None) -> None:
-    """Count a fault of ours: for `owner` if it has `faults`, else for the app whose request this is. Never raises."""
+    """Count and log an internal error, for the app of `owner` or else of the current request. Never raises."""
     try:
         names = ("internal_errors", "_internal_errors", "faults", "_faults")
         internal_errors = next((getattr(owner, name) for name in names if hasattr(owner, name)), None)
@@ -37,7 +37,7 @@ def report_error(site: str, exc: BaseException, owner: object = None) -> None:
 
 
 class NoOp:
-    """Stands for an operation, a span or a metric that could not be made: takes every call, does nothing."""
+    """Replaces an operation, span or metric that could not be created. Accepts every call and does nothing."""
 
     __slots__ = ()
 
@@ -54,7 +54,7 @@ class NoOp:
         pass
 
     def __call__(self, *args: Any, **_: Any) -> Any:
-        """Leave a decorated function as it is."""
+        """Return a decorated function unchanged."""
         return args[0] if args and callable(args[0]) else self
 
     def __getattr__(self, name: str) -> Any:
@@ -63,28 +63,30 @@ class NoOp:
         return self
 
     def inject(self, headers: Any, *_: object) -> Any:
-        """Return the headers without more."""
+        """Return the headers unchanged."""
         return headers
 
 
 NO_OP: Final[Any] = NoOp()
 
 
-def _nothing(*_: object, **__: object) -> Any:
-    return None
-
-
 def return_no_op(*_: object, **__: object) -> Any:
-    """Return what stands for what could not be made."""
+    """Return the `NoOp`. A fallback for `fail_safe`."""
     return NO_OP
 
 
-def fail_safe(
-    site: str, otherwise: Callable[..., Any] = _nothing, passes: tuple[type[Exception], ...] = ()
-) -> Callable[[Callable[Concatenate[S, P], R]], Callable[Concatenate[S, P], R]]:
-    """Have a method give `otherwise(self, ...)` where it fails; what `passes` is told to the caller, it is their error.
+def return_none(*_: object, **__: object) -> Any:
+    """Return None. The default fallback of `fail_safe`."""
+    return None
 
-    A call that does not fit the method's parameters is the caller's error too.
+
+def fail_safe(
+    site: str, fallback: Callable[..., Any] = return_none, reraise: tuple[type[Exception], ...] = ()
+) -> Callable[[Callable[Concatenate[S, P], R]], Callable[Concatenate[S, P], R]]:
+    """Decorate a method that users call: an exception is reported and `fallback(self, ...)` is returned instead.
+
+    Exceptions in `reraise`, and the `TypeError` of a call that does not match the method's parameters, are the caller's
+    errors and are raised.
     """
 
     def decorate(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
@@ -92,13 +94,14 @@ def fail_safe(
         def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
             try:
                 return method(self, *args, **kwargs)
-            except passes:
+            except reraise:
                 raise
             except Exception as exc:
+                # A traceback of one frame ends here: the method was not entered, its parameters did not match.
                 if isinstance(exc, TypeError) and exc.__traceback__ is not None and exc.__traceback__.tb_next is None:
-                    raise  # the method was not even entered
+                    raise
                 report_error(site, exc, self)
-                return otherwise(self, *args, **kwargs)  # type: ignore[no-any-return]
+                return fallback(self, *args, **kwargs)  # type: ignore[no-any-return]
 
         return call
 

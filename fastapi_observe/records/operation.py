@@ -1,4 +1,4 @@
-"""`Operation`: the record of one piece of work inside or outside a request."""
+"""`Operation`: one measured unit of work, inside or outside a request."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar, cast
 
+from fastapi_observe.internal.renamed import Renamed
 from fastapi_observe.records.exceptions import error_type_of, exception_outcome
 from fastapi_observe.records.guard import fail_safe, report_error, return_no_op
 from fastapi_observe.records.wrapping import wrap_calls
@@ -23,30 +24,30 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 
 MAX_NAME_LENGTH: Final = 256
-"""Characters of the name of an operation."""
+"""Maximum characters of the name of an operation."""
 
 
 class OperationReporter(Protocol):
-    """Who is told when an operation opens and closes."""
+    """Receives the start and the end of operations."""
 
     def on_operation_start(self, operation: Operation, /) -> None:
-        """Tell every signal that the operation begins."""
+        """Handle the start of an operation."""
 
     def on_operation_end(self, operation: Operation, /) -> None:
-        """Tell every signal that the operation has ended."""
+        """Handle the end of an operation."""
 
 
 class Operation:
-    """One piece of work, usable as `with`, as `async with` and as a decorator.
+    """A unit of work, usable with `with`, with `async with` and as a decorator.
 
-    `kind` is `database`, `external`, `background` or `operation` (the user's own). `labels` are low-cardinality names:
-    they may become metric labels. `details` are high-cardinality facts: they go to the span and the log line only.
-    `duration` is in seconds. `outcome` is `ok`, `error`, `cancelled`, `timeout` or what the client of the kind sets.
-    `outer` is the operation inside which this one began, if it has not ended; `work` is where the request counts what
-    it waits for. `started` is a time of `perf_counter`, 0 before the beginning.
+    `kind` is `database`, `external`, `background` or `operation` (created by users). `labels` are names with few
+    variants: they may become metric labels. `details` have many variants: they go to the span and the log line only.
+    `duration` is in seconds. `outcome` is `ok`, `error`, `cancelled`, `timeout` or another value of the client.
+    `parent` is the operation in which this one started, until this one ends; `work` is the time breakdown of the
+    request. `started` is a time of `perf_counter`, 0 before the start.
 
-    One object may be used again, and inside itself: each `with` after the first is an operation of its own. Where a
-    block does not fit: `open`, then `suspend` and `resume` around what is not part of it, `close` at the end.
+    An object may be used again, also inside itself: each `with` after the first runs a copy. Where a block does not
+    fit, call `open`, then `suspend` and `resume` around code that does not belong to the operation, and `close`.
     """
 
     __slots__ = (
@@ -74,7 +75,7 @@ class Operation:
     _origin: Operation
 
     has_otel_details: ClassVar = False
-    """Whether all details are short and of OpenTelemetry's types."""
+    """Whether all details are short and of types that OpenTelemetry accepts as attributes."""
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class Operation:
         details: Any = None,
     ) -> None:
         self.reporter = reporter
-        self._given: Any = details  # a dict, never changed; clients of a kind keep what they make it of
+        self._given: Any = details  # a dict that is not modified; subclasses keep the parts of it
         self.kind = kind
         self.name = name
         self.labels = labels
@@ -103,7 +104,7 @@ class Operation:
 
     @property
     def details(self) -> dict[str, Any]:
-        """The high-cardinality facts, put together when a signal wants them."""
+        """Values with many variants. The dict is built when a signal first reads it."""
         try:
             return self._built
         except AttributeError:
@@ -112,36 +113,43 @@ class Operation:
 
     @property
     def repetition_key(self) -> str:
-        """What operations have in common that do the same."""
+        """A value that repeated operations have in common."""
         return self.name
 
-    @fail_safe("operation.detail")
+    @fail_safe("operation.add_details")
     def add_details(self, /, **details: Any) -> None:
-        """Add high-cardinality facts: they go to the span and the log line, never to a metric label."""
+        """Add values with many variants. They go to the span and the log line, never to a metric label."""
         self.details.update(details)
 
+    detail = Renamed("add_details")
+
     def open(self) -> Self:
-        """Begin; what is opened until `close` or `suspend` is inside. Raises `RuntimeError` the second time."""
+        """Start, and become the parent of operations that start until `close` or `suspend`.
+
+        Raises `RuntimeError` if it was already started.
+        """
         if self.started:
-            raise RuntimeError(f"the operation {self.name!r:.80} has begun already: take again(), or use it as `with`")
-        outer = CURRENT_OPERATION.get()
-        if outer is not None and not outer.ended:
-            self.parent = outer
+            raise RuntimeError(
+                f"operation {self.name!r:.80} was already started; use it as a context manager, or create a new one"
+            )
+        parent = CURRENT_OPERATION.get()
+        if parent is not None and not parent.ended:
+            self.parent = parent
         self._token = CURRENT_OPERATION.set(self)
         try:
             self.reporter.on_operation_start(self)
-        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+        except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
             report_error("operation.open", exc, self.reporter)
         self.started = perf_counter()
         return self
 
     def suspend(self) -> None:
-        """Stand aside: what was current before is current again, the operation goes on."""
+        """Make the previous operation the current one again. This one continues."""
         token, self._token = self._token, None
         if token is not None:
             try:  # noqa: SIM105 - suppress() costs more
                 CURRENT_OPERATION.reset(token)
-            except ValueError:  # left from another task: there is nothing to restore there
+            except ValueError:  # left in another task, whose context has nothing to restore
                 pass
             if self.scope is not None:
                 try:
@@ -150,7 +158,7 @@ class Operation:
                     report_error("operation.suspend", exc, self.reporter)
 
     def resume(self) -> None:
-        """Be the current operation again."""
+        """Become the current operation again after `suspend`."""
         self._token = CURRENT_OPERATION.set(self)
         if self.scope is not None:
             try:
@@ -159,7 +167,7 @@ class Operation:
                 report_error("operation.resume", exc, self.reporter)
 
     def close(self, exc: BaseException | None = None) -> None:
-        """End, with what was raised; a second call does nothing."""
+        """End with the exception that was raised. Idempotent."""
         if self.ended:
             return
         self.duration = perf_counter() - self.started
@@ -169,19 +177,19 @@ class Operation:
                 self.outcome = self.outcome or "ok"
             else:
                 self._fail(exc)
-        except Exception as fault:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - as above
             self.outcome = self.outcome or "error"
-            report_error("operation.judge", fault, self.reporter)
+            report_error("operation.outcome_for", error, self.reporter)
         if self._token is not None:
             self.suspend()
         try:
             self.reporter.on_operation_end(self)
-        except Exception as fault:  # noqa: BLE001 - as above
-            report_error("operation.close", fault, self.reporter)
+        except Exception as error:  # noqa: BLE001 - as above
+            report_error("operation.close", error, self.reporter)
         self.parent = None
 
     def _fail(self, exc: BaseException) -> None:
-        if isinstance(exc, GeneratorExit):  # the consumer of a generator had enough: nothing failed
+        if isinstance(exc, GeneratorExit):  # the consumer closed a generator before its end: not an error
             self.outcome = self.outcome or "ok"
             return
         self.exception = exc
@@ -189,28 +197,28 @@ class Operation:
         self.outcome = self.outcome or self.outcome_for(exc)
 
     def outcome_for(self, exc: BaseException) -> str:
-        """Name the outcome of work that ended with `exc`; clients of a kind know more."""
+        """Return the outcome of an operation that ended with `exc`. Subclasses recognize more exceptions."""
         return exception_outcome(exc)
 
     def is_nested(self) -> bool:
-        """Tell whether this is part of an operation of the same kind, whose time and number include it."""
-        outer = self.parent
-        while outer is not None and not outer.ended:
-            if outer.kind == self.kind:
+        """Return whether a parent has the same kind. Its time then includes this operation, which is not counted."""
+        parent = self.parent
+        while parent is not None and not parent.ended:
+            if parent.kind == self.kind:
                 return True
-            outer = outer.parent
+            parent = parent.parent
         return False
 
-    @fail_safe("operation.again", return_no_op)
+    @fail_safe("operation.copy", return_no_op)
     def copy(self) -> Operation:
-        """Return an operation like this one, which has not begun: one for each call of a decorated function."""
+        """Return a copy that is not started, such as for one call of a decorated function."""
         return type(self)(self.reporter, self.kind, self.name, self.labels, self._given)
 
     def __call__(self, function: F) -> F:
         """Decorate a function, coroutine function, generator or async generator: each call is one operation."""
         try:
             return cast("F", wrap_calls(function, self.copy))
-        except TypeError:  # it cannot be decorated
+        except TypeError:  # not a function: the caller's error
             raise
         except Exception as exc:  # noqa: BLE001 - as above
             report_error("operation.decorate", exc, self.reporter)
@@ -221,9 +229,9 @@ class Operation:
             return self.open()
         try:
             again = cast("Self", self.copy())
-            again._origin = self  # noqa: SLF001 - one of our own
+            again._origin = self  # noqa: SLF001 - the same class
         except Exception as exc:  # noqa: BLE001 - as above
-            report_error("operation.again", exc, self.reporter)
+            report_error("operation.copy", exc, self.reporter)
             return self
         return again.open()
 
@@ -231,7 +239,7 @@ class Operation:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         current = CURRENT_OPERATION.get()
-        if current is not self and getattr(current, "_origin", None) is self:  # used again: close the one of this block
+        if current is not self and getattr(current, "_origin", None) is self:  # used again: end the copy of this block
             current.close(exc)  # type: ignore[union-attr]
         else:
             self.close(exc)
@@ -246,15 +254,15 @@ class Operation:
 
 
 def new_operation(reporter: OperationReporter, name: str, details: dict[str, Any]) -> Operation:
-    """Return an operation of the user's own; raises as `Observability.operation` says."""
+    """Return an operation created by a user. Raises as described in `Observability.operation`."""
     if not isinstance(name, str):
-        raise TypeError(f"operation() needs a name for the work, got {type(name).__name__}: give it a short text")
+        raise TypeError(f"operation() expected a name as a string, got {type(name).__name__}")
     if not name.strip():
-        raise ValueError(f"operation() needs a name for the work, got {name!r}: give it a short text")
-    redactor = getattr(reporter, "redactor", None)  # where no app is installed nothing is shown
+        raise ValueError(f"operation() expected a name, got {name!r}; pass a short string")
+    redactor = getattr(reporter, "redactor", None)  # without an installed app the operation is not reported
     name = (name if redactor is None else redactor.name(name))[:MAX_NAME_LENGTH]
     return Operation(reporter, "operation", name, {"operation": name}, details)
 
 
 CURRENT_OPERATION: Final[ContextVar[Operation | None]] = ContextVar("fastapi_observe.operation", default=None)
-"""The operation that the calling code is part of; it may have ended."""
+"""The operation in which the calling code runs. It may have ended."""

@@ -1,4 +1,4 @@
-"""`PoolState`: what a pool of database connections says of itself."""
+"""`PoolState`: the state of a database connection pool at one moment."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 
 class PoolState(NamedTuple):
-    """Connections of one pool at one moment; None for what the pool does not tell.
+    """Numbers of connections of one pool. None for a number that the pool does not report.
 
-    `active` are in use, `idle` wait to be used, `max` is the most there may be, `overflow` are those beyond the
-    pool's own size, `waiting` are the callers that wait for one.
+    `active` are in use, `idle` are available, `max` is the limit, `overflow` are connections beyond the pool's own
+    size, `waiting` are callers that wait for a connection.
     """
 
     active: float | None = None

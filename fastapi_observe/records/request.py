@@ -1,4 +1,4 @@
-"""`Exchange`: the record of one HTTP request with its response, which measures itself as the messages pass."""
+"""`RequestRecord`: the record of one HTTP request and its response, filled in as the ASGI messages pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from fastapi_observe.records.exceptions import error_type_of, is_cancellation, s
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextvars import ContextVar
 
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
@@ -21,71 +20,60 @@ if TYPE_CHECKING:
     from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.records.time_breakdown import TimeBreakdown
 
-RECORD_SCOPE_KEY: Final = "fastapi_observe.exchange"
-"""Key of the exchange in the ASGI scope."""
+RECORD_SCOPE_KEY: Final = "fastapi_observe.record"
+"""Key of the record in the ASGI scope."""
 
-CONTEXT_KEY: Final = otel_context.create_key("fastapi_observe.exchange")
-"""Key of the exchange in the OpenTelemetry context."""
-
-
-def _variable() -> ContextVar[Context]:
-    """Return the variable that holds the current OpenTelemetry context: going through its functions costs more."""
-    token = otel_context.attach(otel_context.get_current())
-    otel_context.detach(token)
-    return token.var
-
-
-OTEL_CONTEXT: Final = _variable()
-"""The current OpenTelemetry context."""
+CONTEXT_KEY: Final = otel_context.create_key("fastapi_observe.record")
+"""Key of the `RecordRef` in the OpenTelemetry context."""
 
 EXCEPTION_IDS_ATTRIBUTE: Final = "__observe_ids__"
-"""Attribute that an exception takes along: (trace id, span id, request id), for the server's crash log."""
+"""Attribute set on an exception that leaves the app: (trace id, span id, request id), for the server's crash log."""
 
 CLIENT_CLOSED_REQUEST: Final = 499
-"""Status of a request whose client left before the response began (nginx's number; no client ever reads it)."""
+"""Status of a request whose client disconnected before the response started (nginx's number, never sent)."""
 
 KNOWN_METHODS: Final = frozenset(
     {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"}
 )
-"""RFC 9110 with PATCH and QUERY; any other method is reported as `_OTHER`."""
+"""RFC 9110 with PATCH and QUERY. Any other method is reported as `_OTHER`."""
 
 
 _CLIENT_ERROR: Final = 400
 _SERVER_ERROR: Final = 500
 _FINISHED_SCOPE: Final[dict[str, Any]] = {"type": "http", "path": ""}
-"""Stands for the scope of a request that is over."""
+"""Replaces the scope of a finished request."""
 
 
 def known_method(method: str) -> str:
-    """Return a method as it is reported."""
+    """Return the method, or `_OTHER` if it is not in `KNOWN_METHODS`."""
     return method if method in KNOWN_METHODS else "_OTHER"
 
 
 def current_record() -> RequestRecord | None:
-    """Return the exchange that the calling code works for, or None outside any request."""
+    """Return the record of the request that the calling code runs for, or None outside any request."""
     current = otel_context.get_value(CONTEXT_KEY)
-    return current.exchange if isinstance(current, RecordRef) else None
+    return current.record if isinstance(current, RecordRef) else None
 
 
 class RecordRef:
-    """What a context holds of an exchange: the exchange, for as long as it lasts.
+    """A reference to a record, stored in the OpenTelemetry context and cleared when the request ends.
 
     Contexts outlive requests: asyncio keeps the one in which a server set the timer of an idle connection.
     """
 
-    __slots__ = ("exchange",)
+    __slots__ = ("record",)
 
-    def __init__(self, exchange: RequestRecord) -> None:
-        self.exchange: RequestRecord | None = exchange
+    def __init__(self, record: RequestRecord) -> None:
+        self.record: RequestRecord | None = record
 
 
 class RequestRecord:
-    """One request and its response.
+    """One HTTP request and its response.
 
-    Known from the start: `method` (a known one or `_OTHER`), `path`, `headers` (names lower case as servers send
-    them, last value wins). Known at the end: `endpoint` (route template, never a concrete path), `status_code` (as
-    sent; 499 if the client left before, 500 if nothing was sent), `outcome`, `error_type`, `duration` and `ttfb`
-    (seconds; `ttfb` of streams only), `request_size` and `response_size` (bytes that really passed).
+    Set at the start: `method` (`_OTHER` if unknown), `path`, `headers` (lower-case names as servers send them, the last
+    value wins). Set at the end: `endpoint` (route template, never a concrete path), `status_code` (as sent; 499 if the
+    client disconnected before, 500 if nothing was sent), `outcome`, `error_type`, `duration` and `ttfb` (seconds;
+    `ttfb` of streamed responses only), `request_size` and `response_size` (bytes that were transferred).
 
     `outcome` is `ok`, `client_error`, `server_error`, `client_disconnect`, `cancelled` or `incomplete_response`.
     """
@@ -93,7 +81,7 @@ class RequestRecord:
     __slots__ = (
         "_chunks",
         "_closing",
-        "_faults",
+        "_internal_errors",
         "_on_end",
         "_receive",
         "_send",
@@ -142,7 +130,7 @@ class RequestRecord:
         scope: Scope,
         receive: Receive,
         send: Send,
-        faults: InternalErrors,
+        internal_errors: InternalErrors,
         on_end: Callable[[RequestRecord], None],
     ) -> None:
         self.started = perf_counter()
@@ -150,15 +138,14 @@ class RequestRecord:
         self.scope = scope
         self._receive = receive
         self._send = send
-        self._faults = faults
+        self._internal_errors = internal_errors
         self._on_end = on_end
         method = scope.get("method", "GET")
         self.method: str = method if method in KNOWN_METHODS else "_OTHER"
         self.path: str = scope.get("path", "")
         headers = scope.get("headers") or ()
-        if (
-            type(headers) is not list and type(headers) is not tuple
-        ):  # any iterable is allowed; one that ends is the app's to read
+        if type(headers) is not list and type(headers) is not tuple:
+            # ASGI allows any iterable. An iterator would be empty when the app reads it.
             headers = scope["headers"] = list(headers)
         self.headers: dict[bytes, bytes] = dict(headers)
         self.observability: Any = None
@@ -195,7 +182,7 @@ class RequestRecord:
         self._chunks = 0
 
     async def receive(self) -> Message:
-        """Hand the next message of the client to the app; count its bytes."""
+        """Return the client's next message to the app and count its bytes."""
         message = await self._receive()
         try:
             kind = message["type"]
@@ -204,11 +191,11 @@ class RequestRecord:
             elif kind == "http.disconnect" and not self._closing:
                 self.disconnected = True
         except Exception as exc:  # noqa: BLE001 - whatever a server sends reaches the app
-            self._faults("request.receive", exc)
+            self._internal_errors("request.receive", exc)
         return message
 
-    async def send(self, message: Message) -> None:  # noqa: C901, PLR0912 - the hot path: what is usual is inline
-        """Hand a message of the app to the server; note the status, the bytes and the end."""
+    async def send(self, message: Message) -> None:  # noqa: C901, PLR0912 - hot path: the common branches are inline
+        """Pass the app's message to the server and record the status, the bytes and the end of the response."""
         if self._closing:
             await self._send(message)
             return
@@ -216,7 +203,7 @@ class RequestRecord:
             kind = message["type"]
             if kind == "http.response.body":
                 if self._chunks or message.get("more_body"):
-                    self._note_chunk(message)
+                    self._record_chunk(message)
                 else:
                     if self.method != "HEAD":
                         self.response_size += len(message.get("body", b""))
@@ -225,39 +212,39 @@ class RequestRecord:
                 if not self.status_code:
                     if type(message.get("headers")) is not list:
                         message = _with_header_list(message)
-                    message = self._note_start(message)
+                    message = self._record_start(message)
             else:
-                self._note_other(kind, message)
+                self._record_extension(kind, message)
         except Exception as exc:  # noqa: BLE001 - whatever an app sends reaches the server
-            self._faults("request.send", exc)
+            self._internal_errors("request.send", exc)
         try:
             await self._send(message)
-        except OSError:  # so a server tells that the client has left (ASGI 2.4)
+        except OSError:  # since ASGI 2.4 servers raise it after a disconnect
             self.disconnected = True
             raise
         if self._closing:
             try:
                 self._end()
-            except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the app
-                self._faults("request.end", exc)
+            except Exception as exc:  # noqa: BLE001 - an internal error never reaches the app
+                self._internal_errors("request.end", exc)
 
-    def _note_start(self, message: Message) -> Message:
-        """Note the status; return the message with our headers, the app's own is left as it is."""
+    def _record_start(self, message: Message) -> Message:
+        """Record the status. Returns a copy of the message with our headers; the app's message is not changed."""
         self.status_code = CLIENT_CLOSED_REQUEST if self.disconnected else int(message["status"])
         if "trailers" in message:
             self._trailers = bool(message["trailers"])
-        self.response_headers = kept = message.get("headers", ())
-        stamps = self.extra_response_headers
-        for header in kept:
-            if header[0].lower() in stamps:
-                kept = [other for other in kept if other[0].lower() not in stamps]
+        self.response_headers = headers = message.get("headers", ())
+        extra = self.extra_response_headers
+        for header in headers:
+            if header[0].lower() in extra:
+                headers = [other for other in headers if other[0].lower() not in extra]
                 break
         if self.on_response_start is not None:
             self.on_response_start(self)
-        return {**message, "headers": [*kept, *stamps.items()]}
+        return {**message, "headers": [*headers, *extra.items()]}
 
-    def _note_chunk(self, message: Message) -> None:
-        """Note a body that comes in several messages."""
+    def _record_chunk(self, message: Message) -> None:
+        """Record one message of a body that consists of several."""
         size = len(message.get("body", b""))
         more = message.get("more_body", False)
         if self.method != "HEAD":
@@ -268,8 +255,8 @@ class RequestRecord:
             self.ttfb = perf_counter() - self.started
         self._closing = not (more or self._trailers) and self.status_code != 0
 
-    def _note_other(self, kind: str, message: Message) -> None:
-        """Note the messages that few servers know."""
+    def _record_extension(self, kind: str, message: Message) -> None:
+        """Record the messages of ASGI extensions."""
         if kind == "http.response.trailers":
             self._closing = not message.get("more_trailers", False)
         elif kind == "http.response.pathsend":
@@ -283,11 +270,11 @@ class RequestRecord:
         return next((value for name, value in self.response_headers if name.lower() == wanted), b"")
 
     def _content_length(self) -> int:
-        given = self._response_header(b"content-length")
-        return int(given) if given.isdigit() else 0
+        value = self._response_header(b"content-length")
+        return int(value) if value.isdigit() else 0
 
     def _end(self) -> None:
-        """The last message has been sent: the request is over, background tasks are not part of it."""
+        """Record that the last message was sent. Background tasks are not part of the request's duration."""
         self.duration = perf_counter() - self.started
         self.complete = True
         if self.inner_exception is None:
@@ -295,11 +282,12 @@ class RequestRecord:
                 self.reported = True
                 self.outcome = "ok"
                 self._on_end(self)
+            # A status of 500 waits: the exception may still pass through the outer middleware.
             elif self.status_code < _SERVER_ERROR:
                 self._report(None)
 
     def finish(self, exc: BaseException | None) -> None:
-        """The app has returned, or raised `exc`: report what is not reported yet."""
+        """Report the request, if it is not reported yet, after the app returned or raised `exc`."""
         if not self.reported:
             if not self.complete:
                 self.duration = perf_counter() - self.started
@@ -307,12 +295,12 @@ class RequestRecord:
 
     def _report(self, raised: BaseException | None) -> None:
         self.reported = True
-        if self.ttfb is not None and self._chunks < 2 and not self._is_event_stream():  # noqa: PLR2004 - one is no stream
+        if self.ttfb is not None and self._chunks < 2 and not self._is_event_stream():  # noqa: PLR2004 - one chunk is not a stream
             self.ttfb = None
         try:
             self._set_outcome(raised)
-        except Exception as exc:  # noqa: BLE001 - what was opened is closed all the same
-            self._faults("request.set_outcome", exc)
+        except Exception as exc:  # noqa: BLE001 - every signal that was started is ended
+            self._internal_errors("request.set_outcome", exc)
             self.outcome, self.status_code = "server_error", self.status_code or 500
         self._on_end(self)
 
@@ -320,17 +308,17 @@ class RequestRecord:
         return self._response_header(b"content-type").startswith(b"text/event-stream")
 
     def release(self) -> None:
-        """Forget what leads back here, and be forgotten by contexts: nothing is left to the garbage collector."""
-        self.current.exchange = None
+        """Clear all references from contexts to the record and from the record to the request, to avoid cycles."""
+        self.current.record = None
         self.scope = _FINISHED_SCOPE
         self.inner_exception = self.exception = self.context = None
 
     def _set_outcome(self, raised: BaseException | None) -> None:
-        """Say how it ended, once, for every signal."""
+        """Set `outcome`, `error_type`, `exception` and a missing `status_code`, once for all signals."""
         if self.disconnected or type(raised).__name__ == "ClientDisconnect":
             self.outcome = self.error_type = "client_disconnect"
             self.status_code = self.status_code or CLIENT_CLOSED_REQUEST
-            if self.status_code == CLIENT_CLOSED_REQUEST:  # nobody was there to read it
+            if self.status_code == CLIENT_CLOSED_REQUEST:  # the response was not received
                 self.response_size = 0
             return
         if raised is not None and is_cancellation(raised):
@@ -345,9 +333,8 @@ class RequestRecord:
         failed = self.status_code >= _SERVER_ERROR
         if raised is not None or failed:
             self.exception = raised
-            if raised is None and not is_cancellation(
-                self.inner_exception
-            ):  # who cancels and then answers has its reasons
+            # A cancellation that the app answered with a response is not the cause of its status.
+            if raised is None and not is_cancellation(self.inner_exception):
                 self.exception = self.inner_exception
             self.outcome = "server_error"
             self.error_type = (
@@ -358,6 +345,6 @@ class RequestRecord:
 
 
 def _with_header_list(message: Message) -> Message:
-    """Return a message whose headers may be read twice: any iterable is allowed."""
+    """Return the message with headers that can be read twice. ASGI allows any iterable."""
     headers = message.get("headers", ())
     return message if isinstance(headers, list | tuple) else {**message, "headers": list(headers)}

@@ -1,8 +1,8 @@
-"""`Signal`: what a signal is told."""
+"""`Signal`: the interface of traces, metrics and logs."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -12,38 +12,45 @@ if TYPE_CHECKING:
     from fastapi_observe.records.request import RequestRecord
 
 F = TypeVar("F", bound="Callable[..., Any]")
-NO_OP_ATTRIBUTE = "__observe_nothing__"
+NO_OP_ATTRIBUTE = "__observe_no_op__"
 
 
 def no_op(method: F) -> F:
-    """Mark a method that does nothing."""
+    """Mark a method of a signal as doing nothing, so that it is not called."""
     setattr(method, NO_OP_ATTRIBUTE, True)
     return method
 
 
 def is_implemented(method: object) -> bool:
-    """Tell whether a method is worth a call."""
+    """Return whether a method of a signal is not marked by `no_op`."""
     return not getattr(method, NO_OP_ATTRIBUTE, False)
 
 
 class Signal(Protocol):
-    """Who reports exchanges and operations. A new signal is one class like this and one line in `Observability`."""
+    """Reports requests and operations. A new signal is one such class and one line in `Observability.__init__`."""
 
-    def on_request_start(self, exchange: RequestRecord, /) -> None:
-        """A request arrives."""
+    def on_request_start(self, record: RequestRecord, /) -> None:
+        """Handle the start of a request."""
 
-    def on_response_start(self, exchange: RequestRecord, /) -> None:
-        """A WebSocket was accepted, or the response of an adopted span begins; the endpoint is known."""
+    def on_response_start(self, record: RequestRecord, /) -> None:
+        """Handle the acceptance of a WebSocket, or the start of the response of an adopted span.
 
-    def on_request_end(self, exchange: RequestRecord, /) -> None:
-        """A request has ended; everything about it is known."""
+        The endpoint is known.
+        """
+
+    def on_request_end(self, record: RequestRecord, /) -> None:
+        """Handle the end of a request. The record is complete."""
 
     def on_operation_start(self, operation: Operation, /) -> None:
-        """A piece of work begins."""
+        """Handle the start of an operation."""
 
     def on_operation_end(self, operation: Operation, /) -> None:
-        """A piece of work has ended."""
+        """Handle the end of an operation."""
 
 
-SignalHook = tuple[tuple[str, int, Signal], ...]
-"""Signals with their names, each with a bit of its own."""
+class SignalHook(NamedTuple):
+    """A signal of one install. `bit` identifies it in `RequestRecord.failed_signals`."""
+
+    name: str
+    bit: int
+    signal: Signal

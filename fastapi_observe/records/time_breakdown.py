@@ -1,4 +1,4 @@
-"""`Work`: where the time of one request went, and which statements it repeated."""
+"""`TimeBreakdown`: the time of one request by what it waited for, and the statements that it repeated."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 AWAITED_KINDS: Final = frozenset({"database", "external"})
-"""Kinds of operations that a request waits for."""
+"""Kinds of operations that count as waiting time of a request."""
 
-FIELD_PREFIXES: Final = {"pool": "pool", "database": "db", "external": "external"}
-"""What a request waits for, the connections of a pool too, and how it is called where that is told."""
+FIELD_PREFIXES: Final = {"pool": "pool_wait", "database": "db", "external": "external"}
+"""Prefix of the field names for each kind of waiting time."""
 
 MIN_POOL_WAIT: Final = 0.001
-"""Seconds from which on the wait for a connection is told of a request."""
+"""Seconds from which a wait for a database connection counts as waiting time of a request."""
 
 MAX_STATEMENTS: Final = 256
-"""Different statements of one request that are told apart."""
+"""Different statements of one request that are counted."""
 
 MAX_REPEATED_STATEMENTS: Final = 5
-"""Repeated statements of one request that are told, the most frequent ones."""
+"""Repeated statements of one request that are reported, the most frequent first."""
 
 AGGREGATE_AFTER: Final = 1000
-"""Beginnings and ends that are gathered before they are added up."""
+"""Events of one request that are kept before they are aggregated."""
 
+# A NamedTuple would be easier to read, but takes three times as long to create, twice for each query.
 TimelineEvent = tuple[float, int, str, float, str]
-"""When (`perf_counter`) something began (1) or ended (-1); of an end its kind, its seconds and what repeats it."""
+"""Time (`perf_counter`), 1 for a start or -1 for an end; for an end also kind, seconds and repetition key."""
 
 
 class RepeatedStatement(NamedTuple):
-    """A statement that one request sent again and again; `seconds` in all."""
+    """A statement that one request sent several times. `seconds` is the total."""
 
     statement: str
     times: int
@@ -37,46 +38,47 @@ class RepeatedStatement(NamedTuple):
 
 
 class TimeBreakdown:
-    """What the queries and calls of one request came to; gathered as they begin and end, added up when asked.
+    """The queries, external calls and pool waits of one request, recorded as events and aggregated at its end.
 
-    `seconds` and `counts` add up by kind, those side by side too; `busy` are the seconds in which at least one was
-    running.
+    `seconds` and `counts` are totals by kind; concurrent operations count each. `busy` is the time in seconds in which
+    at least one operation was running.
     """
 
-    __slots__ = ("_lock", "_running", "_since", "busy", "counts", "seconds", "statements", "steps")
+    __slots__ = ("_lock", "_running", "_since", "busy", "counts", "events", "seconds", "statements")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running = 0
         self._since = 0.0
-        self.steps: list[TimelineEvent] = []
+        self.events: list[TimelineEvent] = []
         self.busy = 0.0
         self.counts = dict.fromkeys(FIELD_PREFIXES, 0)
         self.seconds = dict.fromkeys(FIELD_PREFIXES, 0.0)
         self.statements: dict[str, list[float]] = {}
 
     def begin(self, now: float) -> None:
-        """Note that something begins."""
-        self.steps.append((now, 1, "", 0.0, ""))
+        """Record the start of an operation."""
+        self.events.append((now, 1, "", 0.0, ""))
 
-    def end(self, now: float, kind: str, seconds: float, repeats: str) -> None:
-        """Note that it has ended."""
-        self.steps.append((now, -1, kind, seconds, repeats))
-        if len(self.steps) >= AGGREGATE_AFTER:
+    def end(self, now: float, kind: str, seconds: float, repetition_key: str) -> None:
+        """Record the end of an operation."""
+        self.events.append((now, -1, kind, seconds, repetition_key))
+        if len(self.events) >= AGGREGATE_AFTER:
             self.aggregate()
 
-    def waited(self, now: float, seconds: float) -> None:
-        """Note a wait for a connection, which has ended."""
+    def record_pool_wait(self, now: float, seconds: float) -> None:
+        """Record a wait for a connection that ended `now`."""
         self.begin(now - seconds)
         self.end(now, "pool", seconds, "")
 
     def aggregate(self) -> None:
-        """Add up what was gathered."""
+        """Add the recorded events to the totals."""
+        # Only aggregating needs the lock: appending to a list is atomic, so operations in threads do not wait.
         with self._lock:
-            gathered, self.steps = self.steps, []
-            gathered.sort(key=itemgetter(0))
-            for now, way, kind, seconds, repeats in gathered:
-                if way > 0:
+            events, self.events = self.events, []
+            events.sort(key=itemgetter(0))
+            for now, direction, kind, seconds, repetition_key in events:
+                if direction > 0:
                     if not self._running:
                         self._since = now
                     self._running += 1
@@ -87,37 +89,40 @@ class TimeBreakdown:
                 self.counts[kind] += 1
                 self.seconds[kind] += seconds
                 if kind == "database":
-                    self._note(repeats, seconds)
+                    self._count_statement(repetition_key, seconds)
 
-    def _note(self, statement: str, seconds: float) -> None:
-        found = self.statements.get(statement)
-        if found is not None:
-            found[0] += 1
-            found[1] += seconds
+    def _count_statement(self, statement: str, seconds: float) -> None:
+        totals = self.statements.get(statement)
+        if totals is not None:
+            totals[0] += 1
+            totals[1] += seconds
             return
-        if len(self.statements) >= MAX_STATEMENTS:  # what came once makes room
-            self.statements = {text: sums for text, sums in self.statements.items() if sums[0] > 1}
+        if len(self.statements) >= MAX_STATEMENTS:  # statements seen once make room
+            self.statements = {text: totals for text, totals in self.statements.items() if totals[0] > 1}
         if len(self.statements) < MAX_STATEMENTS:
             self.statements[statement] = [1, seconds]
 
-    def self_time(self, began: float, duration: float) -> float:
-        """Return the seconds of a request in which nothing was running; `began` is a time of `perf_counter`."""
-        busy = self.busy + (max(0.0, began + duration - self._since) if self._running else 0.0)
+    def self_time(self, started: float, duration: float) -> float:
+        """Return the seconds of a request in which no operation was running. `started` is a time of `perf_counter`."""
+        busy = self.busy + (max(0.0, started + duration - self._since) if self._running else 0.0)
         return max(0.0, duration - busy)
 
-    def as_fields(self, began: float, duration: float) -> dict[str, Any]:
-        """Return where the time of a request went: milliseconds and number of what it waited for, and its own time."""
-        facts: dict[str, Any] = {}
-        for kind, name in FIELD_PREFIXES.items():
+    def as_fields(self, started: float, duration: float) -> dict[str, Any]:
+        """Return the fields of the request line: milliseconds and number of operations by kind, and the self time."""
+        fields: dict[str, Any] = {}
+        for kind, prefix in FIELD_PREFIXES.items():
             if self.counts[kind]:
-                facts[f"{name}_ms"] = round(self.seconds[kind] * 1000, 3)
-                facts[f"{name}_count"] = self.counts[kind]
-        if facts:
-            facts["self_ms"] = round(self.self_time(began, duration) * 1000, 3)
-        return facts
+                fields[f"{prefix}_ms"] = round(self.seconds[kind] * 1000, 3)
+                fields[f"{prefix}_count"] = self.counts[kind]
+        if fields:
+            fields["self_ms"] = round(self.self_time(started, duration) * 1000, 3)
+        return fields
 
     def repeated(self, limit: int) -> list[RepeatedStatement]:
         """Return the statements that were sent more than `limit` times, the most frequent first."""
-        sums = self.statements.items()
-        found = [RepeatedStatement(text, int(many), seconds) for text, (many, seconds) in sums if many > limit]
-        return sorted(found, key=lambda each: -each.times)[:MAX_REPEATED_STATEMENTS]
+        repeated = [
+            RepeatedStatement(text, int(times), seconds)
+            for text, (times, seconds) in self.statements.items()
+            if times > limit
+        ]
+        return sorted(repeated, key=lambda each: -each.times)[:MAX_REPEATED_STATEMENTS]

@@ -1,4 +1,4 @@
-"""`WebSocketExchange`: the record of one WebSocket connection, which measures itself as the messages pass."""
+"""`WebSocketRecord`: the record of one WebSocket connection, filled in as the ASGI messages pass."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from fastapi_observe.internal.errors import InternalErrors
 
 NORMAL_CLOSE_CODES: Final = frozenset({"1000", "1001", "1005", "1012"})
-"""Close codes of a WebSocket that ended well: normal, going away, none given, a restart of the server."""
+"""Close codes of a connection that ended well: normal, going away, no code given, server restart."""
 
 
 class WebSocketRecord(RequestRecord):
     """One WebSocket connection, from the handshake to its close.
 
-    `close_code` is the code (RFC 6455) that ended it: `denied` before it was accepted, `_other` for a code beyond
-    1000 to 1015 that the *client* chose, or beyond 1000 to 4999 that the app did. `status_code` is 101 once accepted,
-    else that of the refusal. Sizes are the bytes of all messages.
+    `close_code` is the code (RFC 6455) that ended it: `denied` before it was accepted, `_other` for a code outside 1000
+    to 1015 from the *client* or outside 1000 to 4999 from the app. `status_code` is 101 once accepted, else that of the
+    denial. Sizes are the bytes of all messages.
     """
 
     __slots__ = (
@@ -45,10 +45,10 @@ class WebSocketRecord(RequestRecord):
         scope: Scope,
         receive: Receive,
         send: Send,
-        faults: InternalErrors,
+        internal_errors: InternalErrors,
         on_end: Callable[[RequestRecord], None],
     ) -> None:
-        super().__init__(scope, receive, send, faults, on_end)
+        super().__init__(scope, receive, send, internal_errors, on_end)
         self.accepted = False
         self.close_code = ""
         self.closed_by_app = False
@@ -58,7 +58,7 @@ class WebSocketRecord(RequestRecord):
         self.count_sent: Callable[[], None] | None = None
 
     async def receive(self) -> Message:
-        """Hand the next message of the client to the app; count it."""
+        """Return the client's next message to the app and count it."""
         message = await self._receive()
         try:
             kind = message["type"]
@@ -69,13 +69,14 @@ class WebSocketRecord(RequestRecord):
                     self.count_received()
             elif kind == "websocket.disconnect" and not self.close_code:
                 code = message.get("code") or 1005
-                self._close(str(code) if 1000 <= code <= 1015 else "_other")  # noqa: PLR2004 - RFC 6455, 7.4.1
+                # A client may send any code. RFC 6455, 7.4.1 defines these; others would make unbounded labels.
+                self._close(str(code) if 1000 <= code <= 1015 else "_other")  # noqa: PLR2004 - see above
         except Exception as exc:  # noqa: BLE001 - whatever a server sends reaches the app
-            self._faults("request.receive", exc)
+            self._internal_errors("request.receive", exc)
         return message
 
     async def send(self, message: Message) -> None:  # noqa: C901 - one branch for each kind of message
-        """Hand a message of the app to the server; note acceptance, messages and close."""
+        """Pass the app's message to the server and record acceptance, messages and close."""
         try:
             kind = message["type"]
             if kind == "websocket.send":
@@ -86,7 +87,7 @@ class WebSocketRecord(RequestRecord):
             elif kind == "websocket.accept" and not self.accepted:
                 self.accepted = True
                 self.status_code = HTTPStatus.SWITCHING_PROTOCOLS.value
-                message = {**message, "headers": [*message.get("headers", ()), *self.extra_response_headers.items()]}
+                message = self._with_extra_headers(message)
                 if self.on_response_start is not None:
                     self.on_response_start(self)
             elif kind == "websocket.close" and not self.close_code:
@@ -99,17 +100,20 @@ class WebSocketRecord(RequestRecord):
                     self._close("denied")
             elif kind == "websocket.http.response.start" and not self.close_code:
                 self.status_code = int(message["status"])
-                message = {**message, "headers": [*message.get("headers", ()), *self.extra_response_headers.items()]}
+                message = self._with_extra_headers(message)
                 self._close("denied")
         except Exception as exc:  # noqa: BLE001 - whatever an app sends reaches the server
-            self._faults("request.send", exc)
+            self._internal_errors("request.send", exc)
         try:
             await self._send(message)
-        except OSError:  # so a server tells that the client has left (ASGI 2.4)
+        except OSError:  # since ASGI 2.4 servers raise it after a disconnect
             self.disconnected = True
             if not self.close_code:
                 self._close("1006")
             raise
+
+    def _with_extra_headers(self, message: Message) -> Message:
+        return {**message, "headers": [*message.get("headers", ()), *self.extra_response_headers.items()]}
 
     def _close(self, code: str) -> None:
         self.close_code = code
@@ -117,9 +121,8 @@ class WebSocketRecord(RequestRecord):
         self.complete = True
 
     def _set_outcome(self, raised: BaseException | None) -> None:
-        """Say how it ended, once, for every signal."""
-        left = self.disconnected and isinstance(raised, OSError)
-        if left or type(raised).__name__ == "WebSocketDisconnect":
+        disconnected = self.disconnected and isinstance(raised, OSError)
+        if disconnected or type(raised).__name__ == "WebSocketDisconnect":
             raised = None
         if raised is not None and not is_cancellation(raised):
             self.exception = raised

@@ -1,4 +1,4 @@
-"""What every decorator of ours does: run a function, coroutine or generator inside a scope of its own for each call."""
+"""`wrap_calls`: runs each call of a function, coroutine function or generator inside a scope, for decorators."""
 
 from __future__ import annotations
 
@@ -14,196 +14,200 @@ if TYPE_CHECKING:
 
 
 class CallScope(Protocol):
-    """What a call runs in: a span, an operation."""
+    """A span or an operation around one call."""
 
     def open(self) -> object:
-        """Begin, and be what is current."""
+        """Start, and become the current scope."""
 
     def suspend(self) -> None:
-        """Stand aside: what was current before is current again."""
+        """Restore the scope that was current before."""
 
     def resume(self) -> None:
-        """Be what is current again."""
+        """Become the current scope again."""
 
     def close(self, exc: BaseException | None = None) -> None:
-        """Stand aside and end, with what was raised."""
+        """Restore the scope that was current before, and end with the exception that was raised."""
 
 
 _METHODS = (staticmethod, classmethod)
-_NO_FUNCTIONS = (property, functools.cached_property, functools.partialmethod)
+_NOT_DECORATABLE = (property, functools.cached_property, functools.partialmethod)
 
 
 def wrap_calls(function: Any, scope: Callable[[], CallScope]) -> Any:
-    """Return `function` with each call inside `scope()`: a function, coroutine function, generator or async generator.
+    """Return `function` with each call inside its own `scope()`.
 
-    Between the steps of a generator its caller's context is the current one. Raises `TypeError` for a property and what
-    else is no function.
+    Accepts functions, coroutine functions, generators, async generators and methods. While a generator is suspended,
+    the scope of its caller is current. Raises `TypeError` for a property or another object that is not a function.
     """
-    if isinstance(function, _NO_FUNCTIONS) or not (callable(function) or isinstance(function, _METHODS)):
+    if isinstance(function, _NOT_DECORATABLE) or not (callable(function) or isinstance(function, _METHODS)):
         raise TypeError(
-            f"cannot measure calls of a {type(function).__name__}; decorate the function itself: put the decorator "
-            "below @property and the like, and on the methods of a class"
+            f"cannot decorate a {type(function).__name__}; place the decorator directly above the function, below "
+            "@property, @cached_property and the like; decorate the methods of a class, not the class"
         )
     if isinstance(function, _METHODS):
         return type(function)(wrap_calls(function.__func__, scope))
     code = underlying_function(function)
     wrap = (
-        _async_generator
+        _wrap_async_generator
         if inspect.isasyncgenfunction(code)
-        else _generator
+        else _wrap_generator
         if inspect.isgeneratorfunction(code)
-        else _coroutine
+        else _wrap_coroutine
         if inspect.iscoroutinefunction(code)
-        else _call
+        else _wrap_function
     )
     return wrap(function, scope)
 
 
 def callable_name(function: Any) -> str:
-    """Return the name of a callable, through partials."""
+    """Return the qualified name of a callable. Partials have the name of their function."""
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__qualname__", type(function).__name__)
 
 
 def underlying_function(function: Any) -> Any:
-    """Return the function that tells the kind of a callable, through partials and `__call__`."""
+    """Return the function that runs when a callable is called: partials are unwrapped, objects give `__call__`."""
     while isinstance(function, functools.partial):
         function = function.func
     return function if inspect.isroutine(function) or isinstance(function, type) else type(function).__call__
 
 
-def _begun(scope: Callable[[], CallScope]) -> Any:
-    """Open a scope; where that fails, one that does nothing stands for it."""
+def _open_scope(scope: Callable[[], CallScope]) -> Any:
+    """Open a scope. Returns the no-op if that fails."""
     try:
-        inside = scope()
-        inside.open()
-    except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+        opened = scope()
+        opened.open()
+    except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
         report_error("wrapping", exc)
         return NO_OP
-    return inside
+    return opened
 
 
-def _call(function: Any, scope: Callable[[], CallScope]) -> Any:
+# In all wrappers below, `del opened` breaks the reference cycle of exception, traceback, frame and scope.
+
+
+def _wrap_function(function: Any, scope: Callable[[], CallScope]) -> Any:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        inside = _begun(scope)
+        opened = _open_scope(scope)
         try:
             result = function(*args, **kwargs)
-            if inspect.iscoroutine(result):  # a plain function that makes one: the work is in there
-                inside.suspend()
-                return _awaited(result, inside)
+            if inspect.iscoroutine(result):  # a plain function that returns a coroutine: the work is done in there
+                opened.suspend()
+                return _await_inside(result, opened)
         except BaseException as exc:
-            inside.close(exc)
+            opened.close(exc)
             raise
         else:
-            inside.close()
+            opened.close()
             return result
         finally:
-            del inside  # else the exception and this frame would hold each other
+            del opened
 
     return call
 
 
-def _coroutine(function: Any, scope: Callable[[], CallScope]) -> Any:
+def _wrap_coroutine(function: Any, scope: Callable[[], CallScope]) -> Any:
     @functools.wraps(function)
     async def coroutine(*args: Any, **kwargs: Any) -> Any:
-        inside = _begun(scope)
+        opened = _open_scope(scope)
         try:
             result = await function(*args, **kwargs)
-        except GeneratorExit:  # nobody awaits it any more
-            inside.close(asyncio.CancelledError())
+        except GeneratorExit:  # the coroutine was closed before its end
+            opened.close(asyncio.CancelledError())
             raise
         except BaseException as exc:
-            inside.close(exc)
+            opened.close(exc)
             raise
         else:
-            inside.close()
+            opened.close()
             return result
         finally:
-            del inside  # as above
+            del opened
 
     return coroutine
 
 
-async def _awaited(result: Any, inside: CallScope) -> Any:
-    """Await what a function returned, inside the scope in which it was made."""
-    inside.resume()
+async def _await_inside(result: Any, opened: CallScope) -> Any:
+    """Await the coroutine that a function returned, inside the scope of that call."""
+    opened.resume()
     try:
         value = await result
     except GeneratorExit:
-        inside.close(asyncio.CancelledError())
+        opened.close(asyncio.CancelledError())
         raise
     except BaseException as exc:
-        inside.close(exc)
+        opened.close(exc)
         raise
     else:
-        inside.close()
+        opened.close()
         return value
     finally:
-        del inside
+        del opened
 
 
-def _generator(function: Any, scope: Callable[[], CallScope]) -> Any:
+# Generators cannot use `yield from`: the scope must be suspended at each `yield` and resumed after it.
+
+
+def _wrap_generator(function: Any, scope: Callable[[], CallScope]) -> Any:
     @functools.wraps(function)
     def generator(*args: Any, **kwargs: Any) -> Any:
         inner = function(*args, **kwargs)
-        inside = _begun(scope)
-        inside.suspend()
+        opened = _open_scope(scope)
+        opened.suspend()
         sent = thrown = None
         try:
             while True:
-                inside.resume()
+                opened.resume()
                 try:
                     item = inner.send(sent) if thrown is None else inner.throw(thrown)
                 finally:
-                    inside.suspend()
+                    opened.suspend()
                 sent = thrown = None
                 try:
                     sent = yield item
-                except BaseException as exc:  # noqa: BLE001 - GeneratorExit too: it is the generator's to answer
+                except BaseException as exc:  # noqa: BLE001 - GeneratorExit too: the inner generator handles it
                     thrown = exc
         except StopIteration as stop:
-            inside.close()
+            opened.close()
             return stop.value
         except BaseException as exc:
-            inside.close(exc)
+            opened.close(exc)
             raise
         finally:
-            thrown = None  # else the exception and this frame would hold each other
-            del inside
+            thrown = None
+            del opened
 
     return generator
 
 
-def _async_generator(function: Any, scope: Callable[[], CallScope]) -> Any:
-    """Do for an async generator what `_generator` does for a plain one."""
-
+def _wrap_async_generator(function: Any, scope: Callable[[], CallScope]) -> Any:
     @functools.wraps(function)
     async def async_generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         inner = function(*args, **kwargs)
-        inside = _begun(scope)
-        inside.suspend()
+        opened = _open_scope(scope)
+        opened.suspend()
         sent = thrown = None
         try:
             while True:
-                inside.resume()
+                opened.resume()
                 try:
                     item = await (inner.asend(sent) if thrown is None else inner.athrow(thrown))
                 finally:
-                    inside.suspend()
+                    opened.suspend()
                 sent = thrown = None
                 try:
                     sent = yield item
                 except BaseException as exc:  # noqa: BLE001 - as above
                     thrown = exc
         except StopAsyncIteration:
-            inside.close()
+            opened.close()
         except BaseException as exc:
-            inside.close(exc)
+            opened.close(exc)
             raise
         finally:
             thrown = None
-            del inside
+            del opened
 
     return async_generator

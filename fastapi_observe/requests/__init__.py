@@ -1,1 +1,1 @@
-"""What is known of a request: its route, its caller, its validation errors, its response headers."""
+"""Facts about a request: matched route, validation errors, trusted caller, access to the metrics, response headers."""

@@ -1,4 +1,4 @@
-"""`Stamps`: the request id, and the headers that every response carries."""
+"""`ResponseHeaders`: the request id, and the headers that are added to every response."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from fastapi_observe.records.request import RequestRecord
 
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_.-]{7,63}")
-"""What a request id from outside must look like to be taken over."""
+"""Format of a request id that is accepted from a caller."""
 
 
 class ResponseHeaders:
-    """Puts our headers on the responses: the request id, and `traceresponse` where the trace is kept."""
+    """Adds the request id to every response, and `traceresponse` to responses of sampled traces."""
 
     __slots__ = ("_header", "_sends_trace", "_trust")
 
@@ -25,13 +25,13 @@ class ResponseHeaders:
         self._trust = TrustPolicy(settings.trust_incoming)
         self._sends_trace = settings.response_trace_header
 
-    def prepare(self, exchange: RequestRecord) -> None:
-        """Choose the request id: the caller's, if it is believed and well formed, else the trace id."""
-        given = exchange.headers.get(self._header)
-        if given is not None and REQUEST_ID.fullmatch(given) and self._trust.is_trusted(exchange):
-            exchange.request_id = given.decode("ascii")
+    def prepare(self, record: RequestRecord) -> None:
+        """Set the request id: the caller's, if the caller is trusted and the id is well formed, else the trace id."""
+        incoming = record.headers.get(self._header)
+        if incoming is not None and REQUEST_ID.fullmatch(incoming) and self._trust.is_trusted(record):
+            record.request_id = incoming.decode("ascii")
         else:
-            exchange.request_id = exchange.trace_id or uuid.uuid4().hex
-        exchange.extra_response_headers[self._header] = exchange.request_id.encode()
-        if exchange.sampled and self._sends_trace:
-            exchange.extra_response_headers[b"traceresponse"] = f"00-{exchange.trace_id}-{exchange.span_id}-01".encode()
+            record.request_id = record.trace_id or uuid.uuid4().hex
+        record.extra_response_headers[self._header] = record.request_id.encode()
+        if record.sampled and self._sends_trace:
+            record.extra_response_headers[b"traceresponse"] = f"00-{record.trace_id}-{record.span_id}-01".encode()

@@ -1,111 +1,117 @@
-"""Which route answered: the one place that knows how FastAPI and Starlette versions tell it."""
+"""The matched route of a request and the routes of an app, for all supported FastAPI and Starlette versions."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from starlette.applications import Starlette
-from starlette.routing import compile_path
 
+from fastapi_observe.internal.fastapi import (
+    ROUTE_CONTEXT_KEY,
+    ROUTING_SCOPE_KEY,
+    flatten_routes,
+    frontend_path,
+    route_of_context,
+)
+from fastapi_observe.internal.starlette import compile_template
 from fastapi_observe.records.endpoint import REDIRECT, UNMATCHED
 
 if TYPE_CHECKING:
     import re
-    from collections.abc import Iterator
 
     from starlette.types import Scope
 
 SUBPATH: Final = "/{path}"
-"""Stands for whatever a mounted app finds below its mount."""
+"""Template of any path below a mounted app that does not list its routes."""
 
 MAX_CACHED_TEMPLATES: Final = 4096
-"""Templates that one app remembers."""
+"""Templates that are cached for one app."""
 
 MAX_CACHED_PATH_LENGTH: Final = 256
-"""Characters of a concrete mount path that is remembered: a client chooses it under `Mount("/t/{tenant}")`."""
+"""Characters of a mount path that is cached: a client chooses it below `Mount("/t/{tenant}")`."""
 
 MAX_MIDDLEWARE_LAYERS: Final = 32
-"""Middleware around a mounted app that is looked through."""
+"""Middleware objects around a mounted app that are unwrapped, and nested mounts that are listed."""
 
 
 class RouteTemplates:
-    """Route templates of one app, remembered by the objects that the routers leave in the scope.
+    """Route templates of one app, cached by the objects that the routers put into the scope.
 
-    A request costs one dict look-up, however many routes there are; routes are never matched a second time. What is
-    not remembered is worked out once by walking the mounts only.
+    A request costs one dict look-up, independent of the number of routes. Routes are never matched a second time: a
+    template that is not cached is found from the matched route and the mounts above it.
     """
 
-    __slots__ = ("_app", "_remembered")
+    __slots__ = ("_app", "_cache")
 
     def __init__(self, app: Any) -> None:
         self._app = app
-        # The values keep the objects alive whose ids are the key, so that no id can be used again.
-        self._remembered: dict[tuple[int, int, int, str], tuple[_Answer, tuple[Any, ...]]] = {}
+        # The values keep the objects alive whose ids are the keys, so that no id is reused.
+        self._cache: dict[tuple[int, int, int, str], tuple[_Template, tuple[Any, ...]]] = {}
 
     def template(self, scope: Scope, status_code: int) -> str:
-        """Return the full route template: every prefix, every mount; never a part that the client chose.
+        """Return the full route template with all prefixes and mounts, never a part that the client chose.
 
-        `unmatched` where no route answered, `redirect` where the router only redirected.
+        `unmatched` if no route matched, `redirect` if the router redirected.
         """
         endpoint = scope.get("endpoint")
-        fastapi_scope = scope.get("fastapi")
+        routing_state = scope.get(ROUTING_SCOPE_KEY)
         if endpoint is None:
-            return _without_endpoint(scope, fastapi_scope, status_code)
+            return _template_without_endpoint(scope, routing_state, status_code)
         route = scope.get("route")
-        context = fastapi_scope.get("effective_route_context") if fastapi_scope else None
-        outer = scope.get("app_root_path")  # what the mounts in between added: their concrete path
+        context = routing_state.get(ROUTE_CONTEXT_KEY) if routing_state else None
+        outer = scope.get("app_root_path")  # root_path minus this is the concrete path of the mounts
         mounted = "" if outer is None else scope.get("root_path", "").removeprefix(outer)
         key = (id(endpoint), id(route), id(context), mounted)
-        found = self._remembered.get(key)
-        if found is not None:
-            answer = found[0]
+        cached = self._cache.get(key)
+        if cached is not None:
+            template = cached[0]
         else:
-            answer = self._work_out(scope, endpoint, mounted)
-            if len(self._remembered) >= MAX_CACHED_TEMPLATES:
-                self._remembered.clear()
+            template = self._find_template(scope, endpoint, mounted)
+            if len(self._cache) >= MAX_CACHED_TEMPLATES:
+                self._cache.clear()
             if len(mounted) <= MAX_CACHED_PATH_LENGTH:
-                self._remembered[key] = (answer, (endpoint, route, context))
-        return answer if isinstance(answer, str) else _fitting(answer, scope)
+                self._cache[key] = (template, (endpoint, route, context))
+        return template if isinstance(template, str) else _choose_template(template, scope)
 
     def templates(self) -> list[str]:
-        """List the templates of all routes, as they are now."""
+        """Return the templates of all current routes."""
         return [each.template for each in list_endpoints(self._app)]
 
-    def _work_out(self, scope: Scope, endpoint: Any, mounted: str) -> _Answer:
+    def _find_template(self, scope: Scope, endpoint: Any, mounted: str) -> _Template:
         prefix, inner = _mount_templates(_child_routes(self._app), mounted)
         own = _path_format(matched_route(scope))
         templates = [own] if own else _search(inner, endpoint) or _search(_child_routes(scope.get("app")), endpoint)
-        if not templates:  # something answered that does not tell its paths: StaticFiles, a mounted app's 404
+        if not templates:  # the endpoint is not in any route: StaticFiles, a mounted app's 404
             return prefix.removesuffix(SUBPATH) + SUBPATH
         if len(templates) == 1:
             return prefix + templates[0]
-        return tuple((compile_path(template)[0], prefix + template) for template in templates)
+        return tuple((compile_template(template), prefix + template) for template in templates)
 
 
-_Answer = str | tuple[tuple["re.Pattern[str]", str], ...]
-"""A template, or those of one function on several paths, of which the request's path tells the right one."""
+_Template = str | tuple[tuple["re.Pattern[str]", str], ...]
+"""A template, or patterns and templates of one function on several paths, chosen by the request's path."""
 
 
 def matched_route(scope: Scope) -> Any:
-    """Return the route whose endpoint answered, with the prefixes of its routers; None where the router left none.
+    """Return the matched route with the prefixes of its routers; None if the router stored none in the scope.
 
-    FastAPI since 0.137 keeps them in an object of its own beside the route. A route left over from an outer router
-    is recognised because its endpoint is not the one in the scope.
+    FastAPI 0.137 and later store the prefixes in a separate object. A route that an outer router stored is ignored,
+    because its endpoint is not the one in the scope.
     """
     endpoint = scope.get("endpoint")
     if endpoint is None:
         return None
-    context = (scope.get("fastapi") or {}).get("effective_route_context")
-    for route in (getattr(context, "starlette_route", None), context, scope.get("route")):
+    context = (scope.get(ROUTING_SCOPE_KEY) or {}).get(ROUTE_CONTEXT_KEY)
+    for route in (route_of_context(context), context, scope.get("route")):
         if getattr(route, "endpoint", None) is endpoint:
             return route
     return None
 
 
 class Endpoint(NamedTuple):
-    """A route as it is reported: its full template, and what is declared with it.
+    """A route: its full template and its declaration.
 
-    `methods` are empty for a WebSocket and for a mounted app that does not tell its routes.
+    `methods` is empty for a WebSocket and for a mounted app that does not list its routes.
     """
 
     template: str
@@ -116,9 +122,9 @@ class Endpoint(NamedTuple):
 
 
 def list_endpoints(app: Any) -> list[Endpoint]:
-    """List all routes of an app, those of included routers and mounted apps too, in their order.
+    """Return all routes of an app in order, including those of included routers and mounted apps.
 
-    `template` is what `Routes.template` returns for a request that the route answers.
+    `template` is the value that `RouteTemplates.template` returns for a request that the route matches.
     """
     found: list[Endpoint] = []
     _collect_endpoints(_child_routes(app), "", found, 0)
@@ -126,7 +132,7 @@ def list_endpoints(app: Any) -> list[Endpoint]:
 
 
 def _collect_endpoints(routes: Any, prefix: str, found: list[Endpoint], depth: int) -> None:
-    for route in _flat(routes):
+    for route in flatten_routes(routes):
         if (
             hasattr(route, "routes") and depth < MAX_MIDDLEWARE_LAYERS
         ):  # a mount, or a Host, which adds nothing to the path
@@ -146,14 +152,14 @@ def _collect_endpoints(routes: Any, prefix: str, found: list[Endpoint], depth: i
 
 
 def mounted_apps(app: Any) -> list[Starlette]:
-    """Find the FastAPI and Starlette apps mounted anywhere below `app`, each once, without `app` itself."""
+    """Return the FastAPI and Starlette apps mounted anywhere below `app`, each once, without `app` itself."""
     found: list[Starlette] = []
     _collect_mounted(_child_routes(app), found, {id(app)})
     return found
 
 
 def _collect_mounted(routes: Any, found: list[Starlette], seen: set[int]) -> None:
-    for route in _flat(routes):
+    for route in flatten_routes(routes):
         inner = _unwrapped(getattr(route, "app", None))
         if inner is None or id(inner) in seen:
             continue
@@ -163,9 +169,9 @@ def _collect_mounted(routes: Any, found: list[Starlette], seen: set[int]) -> Non
         _collect_mounted(_child_routes(inner), found, seen)
 
 
-def _without_endpoint(scope: Scope, fastapi_scope: Any, status_code: int) -> str:
-    """Name what no endpoint answered: a front end of files, a redirect, nothing."""
-    frontend = fastapi_scope.get("frontend_path") if fastapi_scope else None
+def _template_without_endpoint(scope: Scope, routing_state: Any, status_code: int) -> str:
+    """Return the template of a request without an endpoint: a front end of files, a redirect, or unmatched."""
+    frontend = frontend_path(routing_state)
     if frontend is not None:
         path = _path_below_root(scope)
         return path[: len(path) - len(frontend)].rstrip("/") + SUBPATH
@@ -173,7 +179,7 @@ def _without_endpoint(scope: Scope, fastapi_scope: Any, status_code: int) -> str
 
 
 def _path_below_root(scope: Scope) -> str:
-    """Return the path as the innermost router compares it."""
+    """Return the path as the innermost router matches it."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
     return path[len(root) :] if path.startswith(root + "/") else path
@@ -187,9 +193,9 @@ def _path_format(route: Any) -> str | None:
 
 
 def _search(routes: Any, endpoint: Any) -> list[str]:
-    """Find the templates of an endpoint whose router left no route in the scope (`add_route` on FastAPI, `/docs`)."""
+    """Return the templates of an endpoint without a route in the scope (`add_route` on FastAPI, `/docs`)."""
     found: list[str] = []
-    for route in _flat(routes):
+    for route in flatten_routes(routes):
         if getattr(route, "endpoint", None) is endpoint:
             found.append(_path_format(route) or SUBPATH)
         elif not getattr(route, "path", ""):  # a Host, a Mount("/"): they add nothing to the path
@@ -197,21 +203,21 @@ def _search(routes: Any, endpoint: Any) -> list[str]:
     return found
 
 
-def _fitting(templates: tuple[tuple[re.Pattern[str], str], ...], scope: Scope) -> str:
-    """Choose the template that the path fits; `scope` has been through the router, so one does."""
+def _choose_template(templates: tuple[tuple[re.Pattern[str], str], ...], scope: Scope) -> str:
+    """Return the template that matches the path. One does: the router has matched it."""
     path = _path_below_root(scope)
     return next((template for pattern, template in templates if pattern.match(path)), templates[0][1])
 
 
 def _mount_templates(routes: Any, path: str) -> tuple[str, Any]:
-    """Turn the concrete path of mounts back into their templates; return them with the innermost app's routes.
+    """Return the templates for the concrete path of nested mounts, and the routes of the innermost app.
 
-    What lies below an app that does not tell its routes reads `{path}`.
+    The path below an app that does not list its routes is `{path}`; its routes are None.
     """
     if not path:
         return "", routes
-    partly = ""
-    for route in _flat(routes):
+    partial = ""
+    for route in flatten_routes(routes):
         if not hasattr(route, "routes"):
             continue
         if not hasattr(route, "path_regex"):  # a Host adds nothing to the path
@@ -227,8 +233,8 @@ def _mount_templates(routes: Any, path: str) -> tuple[str, Any]:
         deeper, inner = _mount_templates(_inner_routes(route), path[used:])
         if inner is not None:
             return template + deeper, inner
-        partly = partly or template
-    return partly + SUBPATH, None
+        partial = partial or template
+    return partial + SUBPATH, None
 
 
 def _inner_routes(mount: Any) -> Any:
@@ -240,20 +246,9 @@ def _child_routes(app: Any) -> Any:
 
 
 def _unwrapped(app: Any) -> Any:
-    """Look through middleware, which keeps the app it wraps as `app`, for what has routes; None if nothing has."""
+    """Return the app with routes inside middleware, which keeps the wrapped app as `app`; None if there is none."""
     for _ in range(MAX_MIDDLEWARE_LAYERS):
         if app is None or hasattr(app, "routes"):
             return app
         app = getattr(app, "app", None)
     return None
-
-
-def _flat(routes: Any) -> Iterator[Any]:
-    """Walk routes, those of included routers (FastAPI 0.137 and later keep them apart) with their prefixes."""
-    for route in routes or ():
-        contexts = getattr(route, "effective_route_contexts", None)
-        if contexts is None:
-            yield route
-        else:
-            for context in contexts():
-                yield getattr(context, "starlette_route", None) or context

@@ -1,4 +1,4 @@
-"""`Trust`: whether who sent a request is believed, judged by the address of the TCP peer."""
+"""`TrustPolicy`: decides whether the caller of a request is trusted, by the address of the TCP peer."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from fastapi_observe.records.request import RequestRecord
 
 MAX_CACHED_PEERS: Final = 1024
-"""Addresses whose answer is remembered; of further ones it is worked out each time."""
+"""Addresses whose result is cached."""
 
 MAX_CACHED_ADDRESS_LENGTH: Final = 64
-"""Characters of an address that is remembered (an IPv6 one has at most 45, and a zone)."""
+"""Characters of an address that is cached (an IPv6 address has at most 45, and a zone)."""
 
 MAX_FORWARDED_ADDRESSES: Final = 16
-"""Addresses of one forwarding header that are looked at; a longer list is nobody of ours."""
+"""Addresses of one forwarding header that are parsed. A longer list is not trusted."""
 
 TEST_CLIENT_HOSTS: Final = frozenset({"testclient"})
-"""What test clients call themselves: no peer of a network has a name."""
+"""Peer names of test clients. A network peer has an address."""
 
 _FORWARDED_FOR: Final = re.compile(r'for="?\[?([^;,"\]]+)', re.IGNORECASE)
 _CLIENT_ADDRESS_HEADERS: Final = frozenset(
@@ -41,29 +41,27 @@ _CLIENT_ADDRESS_HEADERS: Final = frozenset(
         b"fastly-client-ip",
     }
 )
-"""Headers in which proxies name for whom they speak."""
+"""Headers in which proxies send the address of their client."""
 _FORWARDING_HEADERS: Final = _CLIENT_ADDRESS_HEADERS | {b"via", b"x-forwarded-host", b"x-forwarded-proto"}
-"""Headers by which a proxy shows itself."""
+"""Headers that proxies add."""
 _PORT: Final = re.compile(r"(\d+\.\d+\.\d+\.\d+):\d+")
 
 
 class TrustPolicy:
-    """Who is believed: `always`, `never`, what a function of the scope says, or the peers in some networks.
+    """Trusts `always`, `never`, by a function of the scope, or by the networks of the TCP peer.
 
-    The word `private` stands for `PRIVATE_NETWORKS`; a UNIX socket, which has no address, and Starlette's test client
-    are private too. What a proxy says of whom it speaks for (`X-Forwarded-For`, `Forwarded`, `X-Real-IP`, their like)
-    never wins trust, since clients can write it; it takes trust away: every address it names must be in the networks
-    too, and a proxy that names none is not believed. So what a private proxy passes on from the Internet is not
-    private. Where the server has put an address from there in the place of its peer's, nobody knows the peer, and it is
-    in no network.
+    `private` means `PRIVATE_NETWORKS`, UNIX sockets and Starlette's test client. Clients can forge forwarding headers,
+    so these headers can only take trust away: every address in them must be in the networks too, and a proxy that
+    names no address is not trusted. A peer address that the server replaced by one from a header is not trusted either,
+    because the real peer is unknown.
     """
 
     __slots__ = ("_function", "_known", "_networks", "_unix", "always")
 
-    def __init__(self, who: str | Iterable[str] | Callable[[Any], object]) -> None:
-        self._function = who if callable(who) else None
-        self.always = who == "always"
-        words = () if callable(who) or who == "never" else (who,) if isinstance(who, str) else tuple(who)
+    def __init__(self, policy: str | Iterable[str] | Callable[[Any], object]) -> None:
+        self._function = policy if callable(policy) else None
+        self.always = policy == "always"
+        words = () if callable(policy) or policy == "never" else (policy,) if isinstance(policy, str) else tuple(policy)
         networks: list[Network] = []
         for word in words:
             if word == "private":
@@ -74,18 +72,18 @@ class TrustPolicy:
         self._unix = "private" in words
         self._known: dict[str, bool] = {}
 
-    def is_trusted(self, exchange: RequestRecord) -> bool:
-        """Tell whether the peer of this request is believed; worked out once."""
-        trusted = exchange.caller_trusted
+    def is_trusted(self, record: RequestRecord) -> bool:
+        """Return whether the caller of this request is trusted. The result is stored in the record."""
+        trusted = record.caller_trusted
         if trusted is None:
-            exchange.caller_trusted = False  # a function that raises is not asked again
-            exchange.caller_trusted = trusted = self.trusts_peer(exchange.scope, exchange.headers)
+            record.caller_trusted = False  # if the user's function raises, it is not called again
+            record.caller_trusted = trusted = self.trusts_peer(record.scope, record.headers)
         return trusted
 
     def trusts_peer(self, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
-        """Tell whether the peer of a request is believed; `headers` have lower-case names, and the last value of each.
+        """Return whether the peer of a request is trusted. `headers` have lower-case names and the last value of each.
 
-        What the user's function raises goes to the caller.
+        Exceptions of the user's function are raised.
         """
         if self.always:
             return True
@@ -94,16 +92,16 @@ class TrustPolicy:
         client = scope.get("client")
         if client and client[0]:
             peer = client[0]
-            # no peer of a network has port 0: servers leave it where they have replaced the address
-            believed = client[1] != 0 and (self._has(peer) or (self._unix and peer in TEST_CLIENT_HOSTS))
+            # Servers that replace the address by one from a header set port 0, which a TCP peer never has.
+            trusted = client[1] != 0 and (self._has(peer) or (self._unix and peer in TEST_CLIENT_HOSTS))
         else:
             peer = None
-            believed = self._unix
-        if not believed or _FORWARDING_HEADERS.isdisjoint(headers):
-            return believed
-        named = _forwarded_addresses(scope.get("headers") or ())
-        # uvicorn takes the port from the header too, so that a replaced address is known only by being named there
-        return bool(named) and peer not in named and all(self._has(address) for address in named)
+            trusted = self._unix
+        if not trusted or _FORWARDING_HEADERS.isdisjoint(headers):
+            return trusted
+        addresses = _forwarded_addresses(scope.get("headers") or ())
+        # uvicorn takes the port from the header too: a replaced address is recognized because the header has it.
+        return bool(addresses) and peer not in addresses and all(self._has(address) for address in addresses)
 
     def _has(self, address: str) -> bool:
         known = self._known.get(address)
@@ -115,8 +113,8 @@ class TrustPolicy:
 
 
 def _forwarded_addresses(headers: Iterable[tuple[bytes, bytes]]) -> list[str]:
-    """Return the addresses for which proxies say they speak; what is none stays as it is, and is in no network."""
-    found: list[str] = []
+    """Return the client addresses in forwarding headers. Invalid ones are included and are in no network."""
+    addresses: list[str] = []
     for name, value in headers:
         if name not in _CLIENT_ADDRESS_HEADERS:
             continue
@@ -125,8 +123,8 @@ def _forwarded_addresses(headers: Iterable[tuple[bytes, bytes]]) -> list[str]:
             return [""]
         if name == b"forwarded":
             parts = [each for part in parts for each in _FORWARDED_FOR.findall(part)] or [""]
-        found += [_without_port(part.strip()) for part in parts]
-    return found
+        addresses += [_without_port(part.strip()) for part in parts]
+    return addresses
 
 
 def _without_port(text: str) -> str:

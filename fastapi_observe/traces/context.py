@@ -127,7 +127,7 @@ class TraceContext:
         except TypeError as exc:
             raise ValueError(f"not a trace context: {exc}; pass a mapping from TraceContext.to_dict()") from exc
 
-    @fail_safe("trace_context", otherwise=lambda _: {})
+    @fail_safe("trace_context", fallback=lambda _: {})
     def to_headers(self) -> dict[str, str]:
         """Return `traceparent`, and `tracestate` and `baggage` if they are not empty."""
         carrier: dict[str, str] = {}

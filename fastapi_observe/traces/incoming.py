@@ -56,7 +56,7 @@ def is_stale_context(context: Context) -> bool:
     request, or a response without a body, uvicorn starts the next request of the connection in the previous context.
     """
     current = context.get(CONTEXT_KEY)
-    before = current.exchange if isinstance(current, RecordRef) else None
+    before = current.record if isinstance(current, RecordRef) else None
     if current is None or (before is not None and not before.complete):
         return False
     span = trace.get_current_span(context)

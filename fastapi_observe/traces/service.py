@@ -19,6 +19,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, S
 from fastapi_observe.internal.ids import ID_SOURCE
 from fastapi_observe.internal.opentelemetry import (
     FLAGS,
+    OTEL_CONTEXT,
     SPAN_KEY,
     RecordedSpan,
     SpanFactory,
@@ -26,7 +27,7 @@ from fastapi_observe.internal.opentelemetry import (
     is_sdk_compatible,
 )
 from fastapi_observe.records.guard import fail_safe, return_no_op
-from fastapi_observe.records.request import CONTEXT_KEY, OTEL_CONTEXT
+from fastapi_observe.records.request import CONTEXT_KEY
 from fastapi_observe.redaction.redactor import Redactor
 from fastapi_observe.requests.trust import TrustPolicy
 from fastapi_observe.traces.attribute_warnings import throttle_attribute_warnings
@@ -340,7 +341,7 @@ class TracingService:
         """Continue another trace: `with tracing.attach(trace_context):`. Spans inside the block are its children."""
         return ContextScope(trace_context.to_context())
 
-    @fail_safe("traces.call", otherwise=lambda _, headers: headers)
+    @fail_safe("traces.call", fallback=lambda _, headers: headers)
     def inject(self, headers: dict[str, str]) -> dict[str, str]:
         """Add the headers of the current trace context to `headers`, and return `headers`."""
         propagate.inject(headers)

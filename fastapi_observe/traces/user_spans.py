@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
+from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
 from fastapi_observe.records.exceptions import error_type_of, exception_message, exception_stacktrace
 from fastapi_observe.records.guard import NO_OP, report_error
-from fastapi_observe.records.request import OTEL_CONTEXT
 from fastapi_observe.records.wrapping import callable_name, wrap_calls
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 

@@ -17,7 +17,7 @@ from fastapi_observe import install
 from fastapi_observe.clients.database import pools
 from fastapi_observe.clients.database.asyncpg import instrument_pool
 from fastapi_observe.clients.database.statements import transaction_event
-from fastapi_observe.records.request import OTEL_CONTEXT
+from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

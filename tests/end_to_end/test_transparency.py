@@ -34,7 +34,12 @@ if TYPE_CHECKING:
     from conftest import Seen
     from fastapi.routing import APIRoute
 
-ADDED_TO_SCOPE = {"fastapi_observe", "fastapi_observe.exchange", "fastapi.telemetry", "starlette.opentelemetry"}
+ADDED_TO_SCOPE = {
+    "fastapi_observe.observability",
+    "fastapi_observe.record",
+    "fastapi.telemetry",
+    "starlette.opentelemetry",
+}
 
 backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 

@@ -47,7 +47,7 @@ class Tool:
     def __init__(self, faults: InternalErrors | None = None) -> None:
         self.faults = faults
 
-    @fail_safe("tool.use", otherwise=lambda _, number: -number, passes=(ValueError,))
+    @fail_safe("tool.use", fallback=lambda _, number: -number, reraise=(ValueError,))
     def use(self, number: int) -> int:
         """Fail in each way."""
         if number == 0:

@@ -397,7 +397,7 @@ def test_much_work_stays_small() -> None:
     for number in range(AGGREGATE_AFTER):
         work.begin(number)
         work.end(number + 0.5, "database", 0.5, f"q {number}")
-    assert work.steps == []
+    assert work.events == []
     assert len(work.statements) <= MAX_STATEMENTS
     for number in range(20):
         work.begin(2000 + number)

@@ -423,7 +423,7 @@ def test_no_route_is_matched_a_second_time(target: str) -> None:
     assert calls == []
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_what_is_cache_is_bounded() -> None:
     """However many tenants a client makes up, a fixed number of entries is kept, and none of a very long one."""
     app = Starlette(routes=[Mount("/t/{tenant}", Router([Route("/x", page)]))])
     routes = RouteTemplates(app)
@@ -440,9 +440,9 @@ def test_what_is_remembered_is_bounded() -> None:
 
     for number in range(MAX_CACHED_TEMPLATES + 10):
         assert routes.template(scope(str(number)), 200) == "/t/{tenant}/x"
-    assert len(routes._remembered) == 10
+    assert len(routes._cache) == 10
     assert routes.template(scope("long" * 100), 200) == "/t/{tenant}/x"
-    assert len(routes._remembered) == 10
+    assert len(routes._cache) == 10
 
 
 def test_a_route_left_over_from_an_outer_router_is_not_taken() -> None:

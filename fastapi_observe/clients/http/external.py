@@ -46,7 +46,7 @@ class ExternalCall(Operation):
         Operation.__init__(self, reporter, kind, name, labels, details)
         self._propagation = propagation
 
-    @fail_safe("external.set_status_code", passes=CALLER_ERRORS)
+    @fail_safe("external.set_status_code", reraise=CALLER_ERRORS)
     def set_status_code(self, status_code: int) -> None:
         """Record the HTTP status of the response: outcome `client_error` for 4xx, `server_error` for 5xx.
 
@@ -65,7 +65,7 @@ class ExternalCall(Operation):
         elif status_code >= HTTPStatus.BAD_REQUEST:
             self.outcome = "client_error"
 
-    @fail_safe("external.inject", otherwise=lambda _, headers, *__, **___: headers)
+    @fail_safe("external.inject", fallback=lambda _, headers, *__, **___: headers)
     def inject(self, headers: H, host: str | None = None) -> H:
         """Add the trace context to `headers` and return them, so that the callee continues this trace.
 

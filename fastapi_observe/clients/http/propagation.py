@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import baggage, propagate, trace
 
 from fastapi_observe.internal.networks import is_private_host, normalize_host
-from fastapi_observe.records.request import OTEL_CONTEXT
+from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, MutableMapping
