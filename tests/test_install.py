@@ -46,7 +46,7 @@ def served(seen: Seen) -> dict[str, float]:
 @pytest.mark.parametrize("wrong", [None, object(), GZipMiddleware(FastAPI()), "app"])
 def test_only_an_app_can_be_installed_on(wrong: Any) -> None:
     """Anything else is an error that says what to give."""
-    with pytest.raises(TypeError, match="give it the app itself"):
+    with pytest.raises(TypeError, match="pass the app itself"):
         install(wrong)
 
 
@@ -170,7 +170,7 @@ def test_every_mounted_app_tells_its_exceptions(observed: Callable[..., Seen]) -
         client.get(path)
     errors = {dict(labels)["error_type"] for labels in seen.samples("http_request_errors_total")}
     assert errors <= {"KeyError"}
-    assert vars(below)["__observe_seamed__"]
+    assert vars(below)["__observe_wrapped__"]
 
 
 def test_routes_that_cannot_be_walked(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,7 +405,7 @@ async def test_faults_at_the_door_are_counted(observed: Callable[..., Seen], mon
         broken.setattr(seen.observe, "on_startup", lambda: 1 / 0)
         with client:
             assert client.get("/x").text == "page"
-    assert seen.observe.internal_errors.counts == {"open": 2, "lifespan": 1}
+    assert seen.observe.internal_errors.counts == {"request.start": 2, "lifespan": 1}
     monkeypatch.setattr("fastapi_observe.records.request.RequestRecord.finish", lambda *_: 1 / 0)
     assert client.get("/busy").text == "busy"
     assert seen.observe.internal_errors.counts["request.finish"] == 1
@@ -417,7 +417,7 @@ def test_metrics_that_cannot_be_shown(observed: Callable[..., Seen], monkeypatch
     seen = observed(app)
     monkeypatch.setattr(seen.observe.metrics, "render", lambda *_: 1 / 0)
     answer = TestClient(app).get("/metrics")
-    assert (answer.status_code, answer.text) == (500, "The metrics cannot be shown.")
+    assert (answer.status_code, answer.text) == (500, "Cannot render the metrics.")
     assert seen.observe.internal_errors.counts == {"metrics.render": 1}
 
 
@@ -483,7 +483,7 @@ def test_a_hidden_route_is_told(observed: Callable[..., Seen]) -> None:
     assert "http_requests_in_progress" in client.get("/metrics").text
     client.get("/metrics")
     (line,) = [line for line in seen.lines if line["logger"] == "fastapi_observe"]
-    assert "own route /metrics is hidden" in line["message"]
+    assert "The route /metrics of this app is unreachable" in line["message"]
 
 
 def test_close_keeps_its_budget(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 
 from fastapi_observe import get_observability, install, traced
+from fastapi_observe.records.signal import SignalHook
 from fastapi_observe.requests.response_headers import ResponseHeaders
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Told:
 def add(seen: Seen, signal: Signal, name: str = "fourth") -> None:
     """Add a signal as a new one would be."""
     signals = seen.observe._signals
-    seen.observe._signals = (*signals, (name, 1 << len(signals), signal))
+    seen.observe._signals = (*signals, SignalHook(name, 1 << len(signals), signal))
 
 
 async def use(seen: Seen) -> None:
@@ -396,5 +397,5 @@ def test_where_decorated_functions_report(observed: Callable[..., Seen], monkeyp
 
 def test_only_functions_can_be_traced() -> None:
     """`@traced(7)` is an error where it is written, not at the first call."""
-    with pytest.raises(TypeError, match="needs a function or a name for its spans, got 7"):
+    with pytest.raises(TypeError, match="expected a function or a span name, got 7"):
         traced(7)  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""A failure of ours, or of an object that the user gave us, never reaches the request."""
+"""An internal error, or an exception of an object that the user passed in, never reaches the request."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     Patch = pytest.MonkeyPatch
 
-SIGNALS = ("traces", "metrics", "logs")
+# The attribute of `Observability` for each name of a signal.
+ATTRIBUTES = {"traces": "tracing", "metrics": "metrics", "logs": "logs"}
 METHODS = ("on_request_start", "on_response_start", "on_request_end", "on_operation_start", "on_operation_end")
 
 
@@ -118,22 +119,22 @@ def assert_served(app: Any) -> None:
 
 
 def fault_lines(seen: Seen) -> list[str]:
-    """Return what was told about our own failures, one text for each line."""
+    """Return the messages about internal errors, one for each line."""
     return [line["message"] for line in seen.lines if line["logger"] == "fastapi_observe"]
 
 
-def assert_told(seen: Seen, *sites: str) -> None:
-    """Each site was counted, and told once; no other failed."""
+def assert_internal_errors(seen: Seen, *sites: str) -> None:
+    """Each site was counted and logged once; no other failed."""
     counts = seen.observe.internal_errors.counts
     assert set(counts) == set(sites)
     assert all(counts.values())
-    told = fault_lines(seen)
-    assert sorted(line.split(" at ")[1].split(" ")[0] for line in told) == sorted(sites)
+    logged = [line.partition("(")[2].partition(":")[0] for line in fault_lines(seen)]
+    assert sorted(logged) == sorted(sites)
 
 
 def boom(*_: Any, **__: Any) -> Any:
-    """Fail as a bug of ours would."""
-    raise RuntimeError("a fault of ours")
+    """Fail as a bug in the package would."""
+    raise RuntimeError("internal error")
 
 
 def test_the_suite_without_faults_has_none(observed: Callable[..., Seen]) -> None:
@@ -141,23 +142,23 @@ def test_the_suite_without_faults_has_none(observed: Callable[..., Seen]) -> Non
     app = make_app()
     seen = observed(app)
     assert_served(app)
-    assert_told(seen)
+    assert_internal_errors(seen)
     assert seen.sample("http_requests_in_progress") == 0
     assert seen.total("http_requests_total") == 18
     assert len(seen.server_spans) == len(seen.request_lines) == 20
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("signal", SIGNALS)
+@pytest.mark.parametrize("signal", ATTRIBUTES)
 def test_a_signal_that_fails_spoils_nothing(
     observed: Callable[..., Seen], monkeypatch: Patch, signal: str, method: str
 ) -> None:
     """Each method of each signal may raise: the request is served, the other signals report it."""
     app = make_app()
     seen = observed(app)
-    monkeypatch.setattr(getattr(seen.observe, signal), method, boom)
+    monkeypatch.setattr(getattr(seen.observe, ATTRIBUTES[signal]), method, boom)
     assert_served(app)
-    assert_told(seen, f"{signal}.{method}")
+    assert_internal_errors(seen, f"{signal}.{method}")
     if signal != "traces" or method not in {"on_request_start", "on_request_end"}:
         assert len(seen.server_spans) == 20
     if signal != "logs" or method not in {"on_request_start", "on_request_end"}:
@@ -169,50 +170,50 @@ def test_a_signal_that_fails_spoils_nothing(
 
 INSIDE: list[tuple[Any, str, tuple[str, ...]]] = [
     (RouteTemplates, "template", ("routing",)),
-    (RequestRecord, "__init__", ("open",)),
-    (RequestRecord, "_note_start", ("request.send",)),
-    (RequestRecord, "_note_chunk", ("request.send",)),
+    (RequestRecord, "__init__", ("request.start",)),
+    (RequestRecord, "_record_start", ("request.send",)),
+    (RequestRecord, "_record_chunk", ("request.send",)),
     (RequestRecord, "_end", ("request.end",)),
-    (RequestRecord, "_judge", ("request.set_outcome",)),
-    (WebSocketRecord, "_judge", ("request.set_outcome",)),
+    (RequestRecord, "_set_outcome", ("request.set_outcome",)),
+    (WebSocketRecord, "_set_outcome", ("request.set_outcome",)),
     (WebSocketRecord, "_close", ("request.send",)),
-    (ResponseHeaders, "put", ("response_headers",)),
-    (Observability, "_start", ("request.send",)),
-    (Observability, "open", ("open",)),
-    (Observability, "started", ("open",)),
-    (Observability, "background", ("background",)),
-    (TracingService, "_parent", ("traces.on_request_start",)),
+    (ResponseHeaders, "prepare", ("response_headers",)),
+    (Observability, "_start_response", ("request.send",)),
+    (Observability, "start_request", ("request.start",)),
+    (Observability, "on_startup", ("request.start",)),
+    (Observability, "background_operation", ("background",)),
+    (TracingService, "_extract_parent", ("traces.on_request_start",)),
     (fastapi_observe.requests.validation, "validation_error_locations", ("validation",)),
     (importlib.import_module("fastapi_observe.install"), "mounted_apps", ("mounted",)),
 ]
 
 
 @pytest.mark.parametrize(("owner", "name", "sites"), INSIDE)
-def test_a_fault_inside_the_machine_spoils_nothing(
+def test_an_internal_error_on_the_request_path_spoils_nothing(
     observed: Callable[..., Seen], monkeypatch: Patch, owner: Any, name: str, sites: tuple[str, ...]
 ) -> None:
-    """Whatever fails between the door and the signals, the request is served and the gauge returns to 0."""
+    """Whatever fails between the middleware and the signals, the request is served and the gauge returns to 0."""
     app = make_app()
     seen = observed(app)
     monkeypatch.setattr(owner, name, boom)
     assert_served(app)
-    assert_told(seen, *sites)
+    assert_internal_errors(seen, *sites)
     assert (seen.sample("http_requests_in_progress") or 0) == 0
 
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(RequestRecord, "_report"), (RequestRecord, "request.finish"), (Observability, "_report"), (PathFilter, "match")],
+    [(RequestRecord, "_report"), (RequestRecord, "finish"), (Observability, "_end_request"), (PathFilter, "match")],
 )
 def test_a_fault_at_the_end_of_a_request_spoils_nothing(
     observed: Callable[..., Seen], monkeypatch: Patch, owner: Any, name: str
 ) -> None:
-    """If the report itself fails the signals hear nothing, but the request is served."""
+    """If the report itself fails the signals get no report, but the request is served."""
     app = make_app()
     seen = observed(app, exclude_paths=("/elsewhere",))
     monkeypatch.setattr(owner, name, boom)
     assert_served(app)
-    assert set(seen.observe.internal_errors.counts) <= {"request.end", "request.finish", "open"}
+    assert set(seen.observe.internal_errors.counts) <= {"request.end", "request.finish", "request.start"}
     assert seen.observe.internal_errors.counts
 
 
@@ -225,7 +226,7 @@ def test_metrics_that_cannot_be_rendered_are_a_plain_500(observed: Callable[...,
         answer = asyncio.run(ask(app, http_scope("/metrics"), Server([]), []))
     assert answer.raised is None
     assert answer.messages[0]["status"] == 500
-    assert_told(seen, "metrics.render")
+    assert_internal_errors(seen, "metrics.render")
 
 
 def test_a_failing_start_and_stop_leave_the_lifespan_alone(observed: Callable[..., Seen], monkeypatch: Patch) -> None:
@@ -241,7 +242,7 @@ def test_a_failing_start_and_stop_leave_the_lifespan_alone(observed: Callable[..
         "lifespan.startup.complete",
         "lifespan.shutdown.complete",
     ]
-    assert_told(seen, "lifespan")
+    assert_internal_errors(seen, "lifespan")
 
 
 def noting(name: str, close: Callable[[], None], closed: list[str]) -> Callable[[], None]:
@@ -255,7 +256,7 @@ def noting(name: str, close: Callable[[], None], closed: list[str]) -> Callable[
 
 
 @pytest.mark.parametrize("name", ["flush", "close"])
-@pytest.mark.parametrize("signal", SIGNALS)
+@pytest.mark.parametrize("signal", ATTRIBUTES)
 def test_close_goes_on_where_a_signal_fails(
     observed: Callable[..., Seen], monkeypatch: Patch, signal: str, name: str
 ) -> None:
@@ -263,13 +264,13 @@ def test_close_goes_on_where_a_signal_fails(
     app = make_app()
     seen = observed(app)
     closed: list[str] = []
-    for each in SIGNALS:
-        signal_object = getattr(seen.observe, each)
+    for each, attribute in ATTRIBUTES.items():
+        signal_object = getattr(seen.observe, attribute)
         monkeypatch.setattr(signal_object, "close", noting(each, signal_object.close, closed))
     if name == "close" or signal != "metrics":
-        monkeypatch.setattr(getattr(seen.observe, signal), name, boom)
+        monkeypatch.setattr(getattr(seen.observe, ATTRIBUTES[signal]), name, boom)
     seen.observe.close()
-    assert set(closed) >= set(SIGNALS) - ({signal} if name == "close" else set())
+    assert set(closed) >= set(ATTRIBUTES) - ({signal} if name == "close" else set())
     assert_served(app)
     if name == "close" and signal == "logs":
         monkeypatch.undo()
@@ -324,7 +325,7 @@ def test_a_span_processor_that_raises_spoils_nothing(observed: Callable[..., See
         tracer_provider=None if own else TracerProvider(),
     )
     assert_served(app)
-    assert_told(seen, f"span_processor.{at.removeprefix('_')}")
+    assert_internal_errors(seen, f"span_processor.{at.removeprefix('_')}")
     assert sum(span.kind.name == "SERVER" for span in exporter.get_finished_spans()) == 20
     assert "step" in {span.name for span in exporter.get_finished_spans()}
 
@@ -350,7 +351,7 @@ def test_a_sampler_that_raises_spoils_nothing(observed: Callable[..., Seen]) -> 
     app = make_app()
     seen = observed(app, tracer_provider=TracerProvider(sampler=HostileSampler()))
     assert_served(app)
-    assert_told(seen, "traces.on_request_start", "traces.on_operation_start", "span.start")
+    assert_internal_errors(seen, "traces.on_request_start", "traces.on_operation_start", "span.start")
     assert seen.sample("http_requests_in_progress") == 0
     assert len(seen.request_lines) == 20
 
@@ -360,7 +361,7 @@ def test_an_exporter_that_raises_spoils_nothing(observed: Callable[..., Seen]) -
     app = make_app()
     seen = observed(app, span_processors=(SimpleSpanProcessor(HostileExporter()),))
     assert_served(app)
-    assert_told(seen)
+    assert_internal_errors(seen)
     assert len(seen.request_lines) == 20
 
 
@@ -389,7 +390,7 @@ def test_an_instrumentation_that_raises_spoils_nothing(observed: Callable[..., S
     app = make_app()
     seen = observed(app, instrumentator_functions=(boom, lambda info: called.append(info.modified_handler)))
     assert_served(app)
-    assert_told(seen, "instrumentation")
+    assert_internal_errors(seen, "instrumentation")
     assert len(called) == 18
     assert "/items/{item_id}" in called
 
@@ -409,7 +410,7 @@ def test_a_collector_that_raises_spoils_its_own_metrics_only(observed: Callable[
     seen = observed(app, registry=registry, include_default_registry=False)
     assert_served(app)
     assert seen.total("http_requests_total") == 18
-    assert_told(seen, "collect")
+    assert_internal_errors(seen, "collect")
 
 
 def test_a_background_function_that_hides_its_name_still_runs(observed: Callable[..., Seen]) -> None:
@@ -435,7 +436,7 @@ def test_a_background_function_that_hides_its_name_still_runs(observed: Callable
     answer = asyncio.run(ask(app, http_scope(), Server([]), []))
     assert answer.raised is None
     assert called == ["work"]
-    assert_told(seen, "background")
+    assert_internal_errors(seen, "background")
 
 
 def test_a_fault_cannot_be_told_but_is_counted(observed: Callable[..., Seen], monkeypatch: Patch) -> None:

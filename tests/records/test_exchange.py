@@ -314,7 +314,7 @@ async def test_the_exchange_of_the_calling_code() -> None:
     """`current_exchange` reads the context; anything else under the key, or nothing, is no exchange."""
     assert current_record() is None
     exchange, over = Played().exchange, Played().exchange
-    over.let_go()
+    over.release()
     for value, expected in ((exchange.current, exchange), (over.current, None), ("else", None)):
         token = otel_context.attach(otel_context.set_value(CONTEXT_KEY, value))
         assert current_record() is expected

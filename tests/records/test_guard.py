@@ -140,7 +140,7 @@ def test_an_operation_survives_each_of_its_faults(observed: Callable[..., Seen],
         patch.setattr(OperationMetrics, "record_operation", boom)
         with observe.operation("step"):
             pass
-    sites = {"operation.judge", "operation.suspend", "operation.resume", "operation.detail"}
+    sites = {"operation.outcome_for", "operation.suspend", "operation.resume", "operation.add_details"}
     assert set(observe.internal_errors.counts) == {"metrics.on_operation_end", *sites}
 
 
@@ -161,7 +161,7 @@ def test_what_the_user_does_wrong_is_told(observed: Callable[..., Seen]) -> None
         lambda: observe.metrics.gauge("level", "Level.").inc("high"),
         lambda: observe.metrics.histogram("seconds", "S.").observe("long"),
         lambda: observe.metrics.business.revenue(-1, "EUR"),
-        observe.tracing.event,
+        observe.tracing.add_event,
         lambda: observe.external.call("billing", "get").set_status_code("ok"),
     ):
         with pytest.raises((TypeError, ValueError)):

@@ -384,7 +384,7 @@ def test_a_template_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object) -> None:
         raise AssertionError("worked out again")
 
-    monkeypatch.setattr(RouteTemplates, "_work_out", forbidden)
+    monkeypatch.setattr(RouteTemplates, "_find_template", forbidden)
     assert [template("/v1/regions/x/shops/1/cases/2"), template("/sub/7"), template("/docs")] == first
 
 

@@ -80,7 +80,7 @@ class Query(Operation):
             return built
 
     @property
-    def repeats(self) -> str:
+    def repetition_key(self) -> str:
         """The statement without values, else operation and table."""
         statement = self._given[2]
         return self.name if statement is None else statement.text or self.name
