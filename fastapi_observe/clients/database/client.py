@@ -100,17 +100,17 @@ class Query(Operation):
             try:
                 self.details["db.response.returned_rows"] = count
             except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
-                report_error("operation.detail", exc, self.reporter)
+                report_error("operation.add_details", exc, self.reporter)
 
     def _fail(self, exc: BaseException) -> None:
         Operation._fail(self, driver_error(exc))  # noqa: SLF001 - what is overridden
 
-    def judge(self, exc: BaseException) -> str:
+    def outcome_for(self, exc: BaseException) -> str:
         """Name the outcome of a query that ended with `exc`."""
         return query_outcome(exc)
 
-    @fail_safe("operation.again", return_no_op)
-    def again(self) -> Query:
+    @fail_safe("operation.copy", return_no_op)
+    def copy(self) -> Query:
         """Return a query like this one, which has not begun."""
         return Query(self.reporter, "database", self.name, self.labels, self._given)
 
@@ -120,7 +120,7 @@ class DriverQuery(Query):
 
     __slots__ = ()
 
-    is_plain = True
+    has_otel_details = True
 
     @property
     def details(self) -> dict[str, Any]:
