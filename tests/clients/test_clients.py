@@ -242,7 +242,7 @@ async def test_names_of_queries_that_hold_a_secret(observed: Callable[..., Seen]
         db.query(statement=f"SELECT a FROM {key}"),  # noqa: S608 - that is the point
         db.query("SELECT", table="orders"),
     ):
-        for again in (query, query.again()):
+        for again in (query, query.copy()):
             with again:
                 pass
     named = ["REDACTED two orders", "SELECT REDACTED", "SELECT REDACTED", "SELECT orders"]
