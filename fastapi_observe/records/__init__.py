@@ -1,1 +1,1 @@
-"""What is measured: one record for each request and each operation. All signals are made from these records."""
+"""What is measured: one record for each request and each operation, from which all signals are made."""
