@@ -393,7 +393,7 @@ def test_credentials_do_not_travel_readable(options: dict[str, Any], *, refused:
         TracingService(settings, InternalErrors()).close()
         return
     with pytest.raises(
-        SettingsError, match=r"no private host.* use https://, or otlp_allow_plaintext_credentials=True"
+        SettingsError, match=r"unencrypted to the public host .* set otlp_allow_plaintext_credentials=True"
     ) as told:
         TracingService(settings, InternalErrors())
     assert "secret-words" not in str(told.value)

@@ -1,0 +1,267 @@
+"""Free text, queries and the user's own rules: what is redacted and what stays, in linear time."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fastapi_observe.redaction import patterns as redaction_patterns
+from fastapi_observe.redaction.patterns import MAX_TEXT_LENGTH, is_card_number
+from fastapi_observe.redaction.redactor import (
+    DEFAULT_REDACTOR,
+    MARGIN,
+    MAX_PATH_LENGTH,
+    MAX_QUERY_BYTES,
+    MAX_USER_PATTERN_LENGTH,
+    Redactor,
+)
+from fastapi_observe.settings.model import ObserveSettings
+
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl"
+CARD = "4111111111111111"
+
+
+FREE_TEXT = [
+    ("no route to postgres://shop:hunter2@db/shop", "no route to postgres://REDACTED:REDACTED@db/shop"),
+    ("401 for url 'https://x.example/a?api_key=hunter2'", "401 for url 'https://x.example/a?api_key=REDACTED'"),
+    ("[parameters: ('hunter2', [1])]\n(Background ...)", "[parameters: REDACTED]\n(Background ...)"),
+    ("input_value='hunter2', input_type=str]", "input_value=REDACTED, input_type=str]"),
+    ("order 7 was not found: ratio 3:4, a@b", "order 7 was not found: ratio 3:4, a@b"),
+    (
+        "see https://x.example/reset-password/abc/x?page=1#top",
+        "see https://x.example/reset-password/REDACTED/x?page=1#REDACTED",
+    ),
+    ("a ? b", "a ? b"),
+    ("to mysql app:hunter2@tcp(db:3306)/shop", "to mysql REDACTED:REDACTED@tcp(db:3306)/shop"),
+    ("password = hunter2 and more", "password = REDACTED and more"),
+    ('{"user":"ann","password":"hun\\"ter2","x":1}', '{"user":"ann","password":REDACTED,"x":1}'),
+    ('{\\"clientSecret\\": \\"hunter2\\", \\"x\\": 1}', '{\\"clientSecret\\": REDACTED, \\"x\\": 1}'),
+    ('{"otp":123456,"x":1} {"cvv": 123}', '{"otp":REDACTED,"x":1} {"cvv": REDACTED}'),
+    ("{'credentials': ['hunter2', 'x']} and so on", "{'credentials': REDACTED"),
+    ("the api key: hunter2; an old key: x", "the api key: REDACTED an old key: x"),
+    ("Authorization: Digest username=x, response=y\nHost: z", "Authorization: REDACTED\nHost: z"),
+    ("Cookie: a=b; c=d\nHost: z", "Cookie: REDACTED\nHost: z"),
+    ("token=Bearer hunter2 x", "token=REDACTED x"),
+    ("sent Bearer hunter2hunter2", "sent Bearer REDACTED"),
+    ("Bearer authentication failed, token expired soon", "Bearer REDACTED failed, token expired soon"),
+    ("Token 0123456789abcdef and Basic YW5uOmh1bnRlcjI=", "Token REDACTED and Basic REDACTED"),
+    ("WHERE password = ? AND token=$1, secret = :pw", "WHERE password = ? AND token=$1, secret = :pw"),
+    ("password: ", "password: "),
+    (
+        "status_code=200 code: 5 state: x pin: 3 public_key=abc",
+        "status_code=200 code: 5 state: x pin: 3 public_key=abc",
+    ),
+    (f"got {JWT} twice", "got REDACTED twice"),
+    ("AKIAIOSFODNN7EXAMPLE ASIAIOSFODNN7EXAMPLE AIza" + "x" * 35, "REDACTED REDACTED REDACTED"),
+    ("ghp_0123456789abcdefXYZ github_pat_0123456789abcdef_", "REDACTED REDACTED"),
+    ("glpat-0123456789abcdef pypi-0123456789abcdef npm_0123456789abcdefghij", "REDACTED REDACTED REDACTED"),
+    (
+        "sk_live_0123456789 rk_test_0123456789 sk-0123456789abcdef xoxb-0123456789",
+        "REDACTED REDACTED REDACTED REDACTED",
+    ),
+    (
+        "task-0123456789abcdef desk_live ghosts_and_ghouls Jolly",
+        "task-0123456789abcdef desk_live ghosts_and_ghouls Jolly",
+    ),
+    ("-----BEGIN PRIVATE KEY-----\nabc\n-----END PRIVATE KEY----- x", "REDACTED x"),
+    ("-----BEGIN RSA PRIVATE KEY-----\nabc", "REDACTED"),
+    ("-----BEGIN CERTIFICATE-----", "-----BEGIN CERTIFICATE-----"),
+    (f"paid with {CARD} or 4111 1111-1111 1111.", "paid with REDACTED or REDACTED."),
+    (f"{CARD} {CARD} {CARD}", "REDACTED REDACTED REDACTED"),
+    ("4111111111111112 1720000000000000000 x4111111111111111 0.4111111111111111", None),
+    ("Ünïcödé pässword: x, password: ü", "Ünïcödé pässword: x, password: REDACTED"),
+    ('value "99999999999" is out of range for type integer', "value REDACTED is out of range for type integer"),
+]
+
+
+def test_free_text() -> None:
+    """What looks like a secret, and the value of a secret name, is redacted; the rest of a sentence stays."""
+    for text, shown in FREE_TEXT:
+        assert Redactor(capture_query_parameters=["page"]).text(text) == (text if shown is None else shown)
+
+
+def test_card_numbers() -> None:
+    """A card number has 13 to 19 digits, starts with 2 to 6 and has a valid checksum."""
+    assert is_card_number("4111111111111111")
+    assert is_card_number("378282246310005")
+    for wrong in ("4111111111111112", "1111111111111117", "411111111111", "4" * 20):
+        assert not is_card_number(wrong)
+
+
+PIECES = st.sampled_from(
+    """password= token: secret " ' \\ :// @ ? & = : / a b1 eyJhbGciOiJI . - _ Bearer \n [SQL: [parameters: ; #
+    input_value= , ] 4111111111111111 ghp_0123456789abcdef -----BEGIN PRIVATE KEY----- api key REDACTED ( { x=y
+    Cookie: %s""".split(" ")  # noqa: SIM905 - a list would be a page long
+)
+TEXTS = st.one_of(
+    st.text(max_size=300), st.lists(PIECES, max_size=30).map(" ".join), st.lists(PIECES, max_size=30).map("".join)
+)
+
+
+@given(TEXTS)
+def test_redaction_is_idempotent_for_any_text(text: str) -> None:
+    """Nothing raises, the length is bounded, and redacting the result again changes nothing."""
+    for redactor in (DEFAULT_REDACTOR, Redactor(names=["x"], capture_query_parameters=["x"])):
+        shown = redactor.text(text)
+        assert len(shown) <= MAX_TEXT_LENGTH
+        assert redactor.text(shown) == shown
+
+
+WORST = """password= ://a:b@ eyJ eyJabc. Bearer_ token_ 4111-1111_ [SQL:_ ?a= a:a@ sk- ghp_ -----BEGIN_A_A_A_ a.
+a_b: input_value= value_" api_key= = password:[ password=\\" \\ basic_a malformed_aaaa ://a@ password='
+https://token/ /token/a % ab:cd_ 4""".split()  # noqa: SIM905 - a list would be a page long
+
+
+WORST_UNITS = [each.replace("_", " ") for each in WORST]
+
+
+def test_long_texts_are_cut_before_they_are_scanned() -> None:
+    """64 KiB of the worst text give the result of its first 8 KiB: no more was scanned."""
+    for unit in WORST_UNITS:
+        for redactor in (DEFAULT_REDACTOR, Redactor(patterns=["hunter2"])):
+            long = unit * (65_536 // len(unit))
+            assert redactor.text(long) == redactor.text(long[:MAX_TEXT_LENGTH])
+            assert redactor.path(long) == redactor.path(long[: MAX_PATH_LENGTH + MARGIN])
+            assert redactor.query(long) == redactor.query(long[: MAX_QUERY_BYTES + MARGIN])
+
+
+def test_every_pattern_takes_linear_time() -> None:
+    """Unbounded repeats are possessive, or lazy up to a fixed string: no pattern backtracks."""
+    patterns = [each for each in vars(redaction_patterns).values() if isinstance(each, re.Pattern)]
+    assert len(patterns) > 5
+    for pattern in patterns:
+        atomic = re.sub(r"(?<!\\)[*+}]\)[*+]\)", "", pattern.pattern)  # `(?>(?:...)*)`
+        assert not re.search(r"(?<!\\)[*+}]\)[*+](?!\+)", atomic), pattern.pattern
+        assert pattern.pattern.count("(?>(?:") >= (len(pattern.pattern) - len(atomic)) / 4, pattern.pattern
+
+
+PLACES_IN_TEXT = [
+    "password == {}",
+    "password := {}",
+    "mysqldump --password {} db",
+    "Command '['mysql', '--password', '{}']' failed",
+    "<password>{}</password>",
+    "<wsse:Password Type='x'>{}</wsse:Password>",
+    '<input name="password" value="{}">',
+    '{{"name": "password", "value": "{}"}}',
+    "[(b'cookie', b'x={}'), (b'x-api-key', b'{}')]",
+    'Bearer "{}"',
+    "Bearer: {}",
+    "Bearer%20{}",
+    "password%3D{}",
+    '{{"pin": "{}"}}',
+    "{{'session': '{}'}}",
+    "AccountName=a;AccountKey={};End",
+    "hf_{}abcdefghijklmnopqrstuvwx",
+    "SG.{}abcdefghijklmnop.abcdefghijklmnopqrstuvwxyz",
+    "ya29.{}aaaaaaaaaaaaaaaaaaaaaaaaaa",
+    "whsec_{}aaaaaaaaaaaaaaaaaaaaaaaaa",
+    "shpat_{}aaaaaaaaaaaaaaaaaaaaaaa",
+    "xapp-1-{}aaaaaaaaaaaaaa",
+    "hvs.{}aaaaaaaaaaaaaaaaaaaaa",
+    "dop_v1_{}aaaaaaaaaaaaaaa",
+    "https://hooks.slack.com/services/T00000000/B00000000/{}abcdefghijklmnop",
+    "https://api.telegram.org/bot123456789:AAF{}abcdefghijklmnopqrstuvwx/send",
+    "db failed: (1062, \"Duplicate entry '{}' for key 'u'\")",
+    "db failed: Key (email)=({}) already exists.",
+    "db failed: no such table: {}",
+    "db failed: table u has no column named {}",
+    "db failed: no such index: {}",
+    "db failed: no such savepoint: {}",
+    "db failed: unable to open database: /{}",
+    'db failed: near "{}": syntax error',
+    "1 validation error:\n  {{'type': 'x', 'loc': ('body',), 'msg': 'm', 'input': {{'a': 'b\n{}'}}, 'url': 'u'}}\n",
+    "[{{'type': 'x', 'loc': ('body',), 'msg': 'm', 'ctx': {{'error': ValueError('{}')}}}}]",
+    '[{{"type":"x","loc":["body"],"msg":"m","input":"{}"}}]',
+    "[type=x, input_value={{'a': 'b, input_type=', 'c': '{}'}}, input_type=dict]",
+]
+
+
+def test_places_of_secrets_in_text() -> None:
+    """Options, pairs, XML elements, driver errors inside other texts, rejected input, tokens with a known prefix."""
+    for text in PLACES_IN_TEXT:
+        assert "hunter2Zq" not in DEFAULT_REDACTOR.text(text.format(*["hunter2Zq"] * 2))
+        assert "hunter2Zq" not in DEFAULT_REDACTOR.text("x, " + text.format(*["hunter2Zq"] * 2))
+
+
+def test_ordinary_names_keep_their_values() -> None:
+    """Options, pairs, elements and quoted names that are not secret stay next to one that is."""
+    text = "passwords: 1 --port 80 ('a', 'b') <b>c</b> name='a' value=b 'x': 1 \"pins=2"
+    assert DEFAULT_REDACTOR.text(text) == text.replace("passwords: 1", "passwords: REDACTED")
+
+
+QUERIES = [
+    (b"q=lamp&page=2", "q=REDACTED&page=2"),
+    (b"eyJhbGciOiJzZWNyZXQtdG9rZW4", "REDACTED"),
+    (b"page&x", "page&REDACTED"),
+    (b"a=&&b=1;c=2", "a=&&b=REDACTED&c=REDACTED"),
+    (b"p%61ge=2&filter[page]=3", "p%61ge=2&filter[page]=REDACTED"),
+    (b"user[password]=x&Policy=y", "user[password]=REDACTED&Policy=REDACTED"),
+    (b"token=x&code=y", "token=REDACTED&code=REDACTED"),
+    (f"page={JWT}&page=%65%79J{JWT[3:]}".encode(), "page=REDACTED&page=REDACTED"),
+    (f"{JWT}=1&page={CARD}&page".encode(), "REDACTED=REDACTED&page=REDACTED&page"),
+    (b"page=password%3Dx&page=a+b", "page=REDACTED&page=a+b"),
+]
+
+
+def test_values_are_redacted_unless_captured() -> None:
+    """A value is reported only if its name is captured and not secret, and it does not look like a secret."""
+    for query, shown in QUERIES:
+        assert Redactor(capture_query_parameters=["page", "token", "code", "Policy"]).query(query) == shown
+        assert Redactor(capture_query_parameters=["page", "token", "code", "Policy"]).query(query.decode()) == shown
+
+
+@given(st.binary(max_size=3000))
+@example(b"=" * 3000)
+def test_any_query_keeps_its_keys_and_loses_its_values(query: bytes) -> None:
+    """Keys stay in their order, no value is reported, the length is bounded."""
+    shown = DEFAULT_REDACTOR.query(query)
+    assert len(shown) <= MAX_QUERY_BYTES
+    for part, was in zip(shown.split("&"), query.decode("latin-1").replace(";", "&").split("&"), strict=False):
+        key, equals, value = part.partition("=")
+        assert key in {was.partition("=")[0], "REDACTED", "REDACTED"[: len(key)]} or len(shown) == MAX_QUERY_BYTES
+        assert "REDACTED".startswith(value) or not equals
+
+
+def test_patterns_of_the_user() -> None:
+    """Matches of `redact_patterns` are redacted; each line of a long text is cut for them."""
+    redactor = Redactor(patterns=[r"EMP-\d+", "x*"])
+    assert redactor.text("by EMP-1234 for xx") == "by REDACTED for REDACTED"
+    long = "\n".join(["a" * 3000, "EMP-1", "b" * 3000 + "EMP-2"])
+    assert redactor.text(long) == "\n".join(["a" * MAX_USER_PATTERN_LENGTH, "REDACTED", "b" * MAX_USER_PATTERN_LENGTH])
+    assert redactor.path("/EMP-7") == "/REDACTED"
+
+
+def test_function_of_the_user() -> None:
+    """`redact` is called last. If it raises or does not return a string, the text is redacted and the error counted."""
+    errors: list[tuple[str, str]] = []
+
+    def redact(text: str) -> Any:
+        if text == "boom":
+            raise LookupError
+        return None if text == "none" else text.replace("blue", "B")
+
+    redactor = Redactor(function=redact, internal_errors=lambda site, exc: errors.append((site, type(exc).__name__)))
+    assert redactor.text("blue password=x") == "B password=REDACTED"
+    assert [redactor.text("boom"), redactor.text("none")] == ["REDACTED", "REDACTED"]
+    assert errors == [("redact", "LookupError"), ("redact", "TypeError")]
+    assert Redactor(function=redact).text("boom") == "REDACTED"
+
+
+def test_made_from_the_settings() -> None:
+    """Every redaction option of the settings is used."""
+    settings = ObserveSettings(
+        capture_query_parameters=("page",),
+        capture_pii=True,
+        redact_names=("tenant",),
+        redact_patterns=("EMP",),
+        redact=lambda text: text.replace("blue", "B"),
+    )
+    redactor = Redactor.from_settings(settings)
+    assert redactor.query("page=ab&page=blue") == "page=ab&page=REDACTED"  # what the function changes is not shown
+    assert redactor.address("203.0.113.7") == "203.0.113.7"
+    assert redactor.text("blue") == "B"
+    assert redactor.fields({"tenant": "x", "a": "EMP"}) == {"tenant": "REDACTED", "a": "REDACTED"}
