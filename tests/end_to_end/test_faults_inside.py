@@ -47,8 +47,8 @@ CARRIERS: Final = frozenset(
     """
     clients.http.body:AsyncBody.__aiter__ clients.http.body:AsyncBody.aclose clients.http.body:SyncBody.__iter__
     clients.http.body:SyncBody.close clients.http.httpx:_observe_async.<locals>.send
-    clients.http.httpx:_observe_async.<locals>.sending clients.http.httpx:_observe_sync.<locals>.send
-    clients.http.httpx:_observe_sync.<locals>.sending
+    clients.http.httpx:_observe_async.<locals>.hook clients.http.httpx:_observe_sync.<locals>.send
+    clients.http.httpx:_observe_sync.<locals>.hook
     clients.database.sqlalchemy:ObservedEngine._observe_transactions.<locals>.counting
     clients.database.sqlalchemy:ObservedEngine._observed.<locals>.observed
     clients.database.observers:ObserverSet.timed_acquire clients.database.observers:ObserverSet.timed_acquire_async
