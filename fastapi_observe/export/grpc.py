@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from fastapi_observe.export.causes import TLS_FILES, grpc_cause
 from fastapi_observe.export.transport import Certificates, ExportResult, redact_url, rejected_items, retry_info
 from fastapi_observe.internal.clock import monotonic
 
@@ -31,6 +32,10 @@ CHANNEL_OPTIONS: Final = (
 )
 
 COMPRESS_ABOVE: Final = 1024
+"""Bytes of a request above which it is compressed."""
+
+MAX_DETAILS_LENGTH: Final = 200
+"""Characters of a status's details that are logged."""
 
 
 class GrpcTransport:
@@ -45,8 +50,9 @@ class GrpcTransport:
             ) from exc
         self._grpc: Any = grpc
         self.target = redact_url(url)
-        parts = urlsplit(url)
+        parts = urlsplit(url if "://" in url else f"//{url}")
         self._address = parts.netloc.rpartition("@")[2] or url
+        self._host, self._port = parts.hostname, parts.port
         insecure = os.environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_INSECURE") or os.environ.get(
             "OTEL_EXPORTER_OTLP_INSECURE", ""
         )
@@ -75,9 +81,10 @@ class GrpcTransport:
         except grpc.FutureCancelledError:
             return ExportResult("broken", "cancelled", retry=True)
         except grpc.RpcError as exc:
-            return _failure(exc)
+            return self._failed(exc)
         except (OSError, ValueError) as exc:  # a certificate file that is missing or invalid
-            return ExportResult("tls", f"{type(exc).__name__}: {exc}"[:200], retry=True, maybe_received=False)
+            message = f"{_shorten(f'{type(exc).__name__}: {exc}')}. {TLS_FILES}"
+            return ExportResult("tls", message, retry=True, maybe_received=False)
         finally:
             self._call = None
 
@@ -88,6 +95,22 @@ class GrpcTransport:
         authorities, certificate, key = (None if path is None else _read_file(path) for path in self._certificates)
         return grpc.secure_channel(
             self._address, grpc.ssl_channel_credentials(authorities, key, certificate), CHANNEL_OPTIONS
+        )
+
+    def _failed(self, exc: Any) -> ExportResult:
+        code, details = exc.code().name, str(exc.details() or "")
+        cause = grpc_cause(code, details, self._host or "", self._port)
+        message = f"{_shorten(f'{code}: {details}')}. {cause}"
+        if code == "DEADLINE_EXCEEDED":
+            return ExportResult("timeout", message, retry=True)
+        retry_after = _retry_after(exc)
+        retry = code in RETRYABLE or (code == "RESOURCE_EXHAUSTED" and retry_after is not None)
+        retry_later = retry and not any(lost in details for lost in CONNECTION_LOST_MESSAGES)
+        if code == "UNAVAILABLE":
+            maybe_received = "connect" not in details
+            return ExportResult("connect", message, retry, maybe_received, retry_after, retry_later=retry_later)
+        return ExportResult(
+            "http_5xx" if retry else "http_4xx", message, retry, retry_after=retry_after, retry_later=retry_later
         )
 
     def abort(self) -> None:
@@ -115,20 +138,8 @@ def _read_file(path: str) -> bytes:
         return file.read()
 
 
-def _failure(exc: Any) -> ExportResult:
-    code, details = exc.code().name, str(exc.details() or "")
-    message = f"{code}: {details}"[:200]
-    if code == "DEADLINE_EXCEEDED":
-        return ExportResult("timeout", message, retry=True)
-    retry_after = _retry_after(exc)
-    retry = code in RETRYABLE or (code == "RESOURCE_EXHAUSTED" and retry_after is not None)
-    retry_later = retry and not any(lost in details for lost in CONNECTION_LOST_MESSAGES)
-    if code == "UNAVAILABLE":
-        maybe_received = "connect" not in details
-        return ExportResult("connect", message, retry, maybe_received, retry_after, retry_later=retry_later)
-    return ExportResult(
-        "http_5xx" if retry else "http_4xx", message, retry, retry_after=retry_after, retry_later=retry_later
-    )
+def _shorten(text: str) -> str:
+    return text[:MAX_DETAILS_LENGTH].rstrip(".! ")
 
 
 def _retry_after(exc: Any) -> float | None:

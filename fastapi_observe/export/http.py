@@ -10,6 +10,14 @@ from base64 import b64encode
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
+from fastapi_observe.export.causes import (
+    HEAD_BYTES,
+    UNREACHABLE,
+    connection_cause,
+    response_cause,
+    status_cause,
+    timeout_cause,
+)
 from fastapi_observe.export.transport import (
     Certificates,
     ExportResult,
@@ -55,6 +63,12 @@ class _DeadlineSocket:
         self.sock = sock
         self.deadline = 0.0
         self.unread = MAX_RESPONSE_BYTES
+        self.head = b""
+
+    def start_request(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.unread = MAX_RESPONSE_BYTES
+        self.head = b""
 
     def _set_timeout(self) -> None:
         left = self.deadline - monotonic()
@@ -72,6 +86,8 @@ class _DeadlineSocket:
         self._set_timeout()
         received = self.sock.recv_into(buffer)
         self.unread -= received
+        if not self.head:
+            self.head = bytes(buffer[: min(received, HEAD_BYTES)])
         return received
 
     def makefile(self, _mode: str) -> io.BufferedReader:
@@ -109,6 +125,7 @@ class HttpTransport:
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if self.encrypted else 80)
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._signal = signal
         self._certificates = Certificates.from_environment(signal)
         self._headers: dict[str, bytes] = {
             "content-type": PROTOBUF.encode(),
@@ -139,21 +156,16 @@ class HttpTransport:
         return result
 
     def _request(self, body: bytes, headers: Mapping[str, bytes], deadline: float) -> ExportResult:
-        connected = False
+        sock: _DeadlineSocket | None = None
         try:
             connection, sock = self._connect(deadline)
-            connected = True
-            sock.deadline = deadline
-            sock.unread = MAX_RESPONSE_BYTES
+            sock.start_request(deadline)
             connection.request("POST", self._path, body, headers)
             response = connection.getresponse()
             return self._read_result(response, sock)
-        except TimeoutError:
-            self.close()
-            return ExportResult("timeout", "no response in time", retry=True, maybe_received=connected)
         except (OSError, UnicodeError, http.client.HTTPException) as exc:  # UnicodeError: an invalid host name
             self.close()
-            return _failure(exc, connected=connected)
+            return self._connection_failed(exc) if sock is None else self._request_failed(exc, sock.head)
 
     def _connect(self, deadline: float) -> tuple[http.client.HTTPConnection, _DeadlineSocket]:
         if self._connection is None or self._sock is None:
@@ -200,7 +212,7 @@ class HttpTransport:
     def _read_result(self, response: http.client.HTTPResponse, sock: _DeadlineSocket) -> ExportResult:
         if not 200 <= response.status < 300:  # noqa: PLR2004 - the statuses of success
             self.close()
-            return _rejection(response)
+            return self._rejected(response)
         sock.deadline = min(sock.deadline, monotonic() + BODY_TIMEOUT)
         body = b""
         try:
@@ -212,6 +224,29 @@ class HttpTransport:
                 self.close()
         is_protobuf = response.headers.get_content_type() == PROTOBUF
         return ExportResult(rejected=rejected_items(body) if is_protobuf else 0)
+
+    def _connection_failed(self, exc: Exception) -> ExportResult:
+        if isinstance(exc, TimeoutError):
+            return ExportResult("timeout", f"no connection in time. {UNREACHABLE}", retry=True, maybe_received=False)
+        reason = "tls" if type(exc).__module__ == "ssl" or isinstance(exc, FileNotFoundError) else "connect"
+        message = f"{_describe(exc)}. {connection_cause(exc, self._host)}"
+        return ExportResult(reason, message, retry=True, maybe_received=False)
+
+    def _request_failed(self, exc: Exception, head: bytes) -> ExportResult:
+        if isinstance(exc, TimeoutError):
+            return ExportResult("timeout", f"no response in time. {timeout_cause(head, self._port)}", retry=True)
+        cause = response_cause(exc, head, self._port, encrypted=self.encrypted)
+        return ExportResult("broken", f"{_describe(exc)}. {cause}", retry=True)
+
+    def _rejected(self, response: http.client.HTTPResponse) -> ExportResult:
+        status = response.status
+        cause = status_cause(status, self._signal, self._port, encrypted=self.encrypted)
+        message = f"the collector responded {status}. {cause}"
+        if status in RETRYABLE:
+            reason = "http_429" if status == 429 else "http_5xx"  # noqa: PLR2004 - Too Many Requests
+            retry_after = retry_after_header(response.headers.get("retry-after"))
+            return ExportResult(reason, message, retry=True, retry_after=retry_after, retry_later=True)
+        return ExportResult(f"http_{str(status)[0]}xx", message)
 
     def abort(self) -> None:
         """Make a `send` in another thread return early."""
@@ -246,23 +281,11 @@ def is_closed_by_peer(sock: socket.socket) -> bool:
     return bool(select.select([sock], [], [], 0)[0])  # pragma: no cover - Windows
 
 
-def _failure(exc: Exception, *, connected: bool) -> ExportResult:
-    # Nothing that the peer sent is quoted: it may be anything.
-    detail = getattr(exc, "strerror", None)
-    message = f"{type(exc).__name__}: {detail}" if detail else type(exc).__name__
-    if not connected:
-        is_tls = type(exc).__module__ == "ssl" or isinstance(exc, FileNotFoundError)
-        return ExportResult("tls" if is_tls else "connect", message, retry=True, maybe_received=False)
-    return ExportResult("broken", message, retry=True)
-
-
-def _rejection(response: http.client.HTTPResponse) -> ExportResult:
-    status = response.status
-    message = f"the collector responded {status}"
-    if status in RETRYABLE:
-        reason = "http_429" if status == 429 else "http_5xx"  # noqa: PLR2004 - Too Many Requests
-        retry_after = retry_after_header(response.headers.get("retry-after"))
-        return ExportResult(reason, message, retry=True, retry_after=retry_after, retry_later=True)
-    if 300 <= status < 400:  # noqa: PLR2004 - the statuses of redirection
-        message += "; redirects are not followed, set otlp_endpoint to the final URL"
-    return ExportResult(f"http_{str(status)[0]}xx", message)
+def _describe(exc: Exception) -> str:
+    """Return the error without anything that the peer sent, which may be anything."""
+    name, detail = type(exc).__name__, getattr(exc, "strerror", None)
+    if isinstance(exc, http.client.RemoteDisconnected):
+        return f"the connection was closed without a response ({name})"
+    if isinstance(exc, http.client.HTTPException):
+        return f"the response is not HTTP ({name})"
+    return f"{name}: {detail}" if detail else name

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import time
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-def _ticks() -> float:
-    return os.times().elapsed
-
-
-# freezegun and time-machine replace `time.monotonic`, wherever it was imported: a deadline of a frozen clock is never
-# reached. They leave `times(2)` alone. It counts in steps of 10 ms. On Windows it always returns 0.
-monotonic = _ticks if os.name == "posix" else time.monotonic
-"""Return seconds since an arbitrary moment in the past, in steps of at most 10 ms."""
+# A deadline on a frozen clock is never reached. freezegun and hiro replace `time.monotonic`, also where it was imported
+# under another name, and modules imported later only see the replacement. None of them, nor time-machine, replaces the
+# system call's own clock. `partial` hides the function from freezegun, which compares the attributes of all modules.
+monotonic: Final[Callable[[], float]] = (
+    partial(time.clock_gettime, time.CLOCK_MONOTONIC)
+    if hasattr(time, "clock_gettime")
+    else partial(time.monotonic)  # Windows
+)
+"""Return the seconds of a monotonic clock, as `time.monotonic` does."""
