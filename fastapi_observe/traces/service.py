@@ -26,6 +26,7 @@ from fastapi_observe.internal.opentelemetry import (
     UnsampledSpan,
     is_sdk_compatible,
 )
+from fastapi_observe.internal.renamed import Renamed
 from fastapi_observe.records.guard import fail_safe, return_no_op
 from fastapi_observe.records.request import CONTEXT_KEY
 from fastapi_observe.redaction.redactor import Redactor
@@ -304,6 +305,9 @@ class TracingService:
         status unset. Attributes keep their type; a value of a type that OpenTelemetry does not have becomes a string.
         """
         return SpanScope(self.tracer, name, attributes, self._redactor)
+
+    event = Renamed("add_event")
+    keep_all = Renamed("sample_all")
 
     @fail_safe("traces.call", return_no_op)
     def traced(self, name: str | None = None, /, **attributes: Any) -> Callable[[Any], Any]:

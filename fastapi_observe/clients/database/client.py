@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fastapi_observe.clients.database.errors import driver_error, query_outcome
 from fastapi_observe.clients.database.statements import MAX_STATEMENT_LENGTH, StatementCache, is_name, is_operation
+from fastapi_observe.internal.renamed import Renamed
 from fastapi_observe.records.guard import NO_OP, fail_safe, report_error, return_no_op
 from fastapi_observe.records.operation import CURRENT_OPERATION, Operation, OperationReporter
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
@@ -93,6 +94,8 @@ class Query(Operation):
             self.details.update(
                 {"db.system.name": self._given[0], "db.query.summary": self.name, "db.query.text": statement.text}
             )
+
+    rows = Renamed("set_row_count")
 
     def set_row_count(self, count: int) -> None:
         """Note how many rows came back, or were changed; a negative number stands for unknown."""
