@@ -1,1 +1,1 @@
-"""A small shop and its payments service: every feature of fastapi-observe in its natural place."""
+"""A small shop and its payments service that use every feature of fastapi-observe."""

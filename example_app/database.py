@@ -1,4 +1,4 @@
-"""The tables of both services, and their engines: SQLite files unless DATABASE_URL names a PostgreSQL."""
+"""Tables and engines of both services: SQLite files, or PostgreSQL if DATABASE_URL is set."""
 
 import os
 import tempfile
@@ -18,15 +18,15 @@ PAST_CUSTOMERS = (
     *("Ada", "Alan", "Barbara", "Donald", "Dorothy", "Edsger"),
     *("Frances", "Grace", "Katherine", "Ken", "Margaret", "Niklaus"),
 )
-"""More of them than `repeated_query_threshold` (default: 10): a query for each is told as N+1."""
+"""More than `repeated_query_threshold` (default: 10), so one query for each is reported as N+1."""
 
 
 class ShopTables(DeclarativeBase):
-    """What the shop keeps. Money is whole cents: SQLite knows no decimals."""
+    """Tables of the shop. Amounts are whole cents, since SQLite has no decimal type."""
 
 
 class Product(ShopTables):
-    """Something to buy."""
+    """A product on sale."""
 
     __tablename__ = "products"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -36,7 +36,7 @@ class Product(ShopTables):
 
 
 class Customer(ShopTables):
-    """Somebody who buys; an empty hash fits no password."""
+    """A customer. An empty hash matches no password."""
 
     __tablename__ = "customers"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -46,7 +46,7 @@ class Customer(ShopTables):
 
 
 class Token(ShopTables):
-    """A login; only the digest of the token is kept."""
+    """A login; only the digest of the token is stored."""
 
     __tablename__ = "tokens"
     digest: Mapped[str] = mapped_column(primary_key=True)
@@ -64,7 +64,7 @@ class Order(ShopTables):
 
 
 class OrderLine(ShopTables):
-    """One product of an order, at the price of that day."""
+    """One product of an order, at its price when it was ordered."""
 
     __tablename__ = "order_lines"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -75,11 +75,11 @@ class OrderLine(ShopTables):
 
 
 class PaymentTables(DeclarativeBase):
-    """What the payments service keeps."""
+    """Tables of the payments service."""
 
 
 class Charge(PaymentTables):
-    """One attempt to take money."""
+    """One attempt to charge a card."""
 
     __tablename__ = "charges"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -99,8 +99,8 @@ def database_url(name: str) -> str:
 
 
 def make_engine(name: str, **options: Any) -> AsyncEngine:
-    """Return the engine of one service; it connects when it is first asked something."""
-    # Without hide_parameters an IntegrityError's text shows addresses and hashes, and errors are logged.
+    """Return the engine of one service. It connects with the first query."""
+    # Errors are logged; without hide_parameters the message of an IntegrityError contains addresses and hashes.
     return create_async_engine(database_url(name), hide_parameters=True, **options)
 
 
@@ -108,7 +108,7 @@ def make_engine(name: str, **options: Any) -> AsyncEngine:
 async def open_database(
     engine: AsyncEngine, tables: type[DeclarativeBase]
 ) -> AsyncIterator[async_sessionmaker[AsyncSession]]:
-    """Create missing tables, yield the session factory, disconnect."""
+    """Create missing tables and yield the session factory. Disconnect at the end."""
     try:
         await _create(engine, tables)
         yield async_sessionmaker(engine, expire_on_commit=False)
@@ -117,13 +117,13 @@ async def open_database(
 
 
 async def _create(engine: AsyncEngine, tables: type[DeclarativeBase]) -> None:
-    """Create missing tables; other workers may be at it at the same moment, so look again where one was quicker."""
-    for left in reversed(range(len(tables.metadata.tables) + 1)):
+    """Create missing tables. Retry if another worker creates them at the same time."""
+    for retries_left in reversed(range(len(tables.metadata.tables) + 1)):
         try:
             async with engine.begin() as connection:
                 await connection.run_sync(tables.metadata.create_all)
         except DBAPIError:
-            if not left:
+            if not retries_left:
                 raise
         else:
             return
@@ -139,7 +139,7 @@ SessionDep = Annotated[AsyncSession, Depends(open_session)]
 
 
 async def seed(sessions: async_sessionmaker[AsyncSession]) -> None:
-    """Fill an empty shop with products and with past customers, who cannot log in."""
+    """Add products, and past customers who cannot log in, to an empty shop."""
     async with sessions() as session:
         if await session.scalar(select(func.count()).select_from(Product)):
             return
@@ -155,7 +155,7 @@ async def seed(sessions: async_sessionmaker[AsyncSession]) -> None:
         session.add_all(past)
         try:
             await session.flush()
-        except IntegrityError:  # another worker has filled it at the same moment
+        except IntegrityError:  # another worker has added them at the same time
             await session.rollback()
             return
         session.add_all([Order(customer_id=customer.id, status="paid", total_cents=1250) for customer in past])

@@ -1,4 +1,4 @@
-"""What the shop refuses, and the handler that answers it."""
+"""Errors that customers see, and their exception handler."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from fastapi_observe import get_observability
 
 
 class ShopError(Exception):
-    """A refusal that the customer may read."""
+    """An error whose message the customer may read."""
 
     status_code = status.HTTP_409_CONFLICT
 
 
 class OutOfStockError(ShopError):
-    """Less is left than was ordered."""
+    """Fewer pieces are in stock than were ordered."""
 
 
 class PaymentDeclinedError(ShopError):
-    """The payments service said no."""
+    """The payments service declined the payment."""
 
     status_code = status.HTTP_402_PAYMENT_REQUIRED
 
 
 class PaymentsUnavailableError(ShopError):
-    """The payments service gave no answer."""
+    """The payments service did not respond."""
 
     status_code = status.HTTP_502_BAD_GATEWAY
 
 
 async def refuse(_request: Request, exc: Exception) -> JSONResponse:
-    """Answer a `ShopError`; its line carries the ids of the request that failed."""
+    """Respond to a `ShopError`. The log line has the ids of the request that failed."""
     get_observability().log.warn("refused", reason=type(exc).__name__)
     return JSONResponse({"detail": str(exc)}, getattr(exc, "status_code", status.HTTP_409_CONFLICT))

@@ -1,4 +1,4 @@
-"""`OrderEvents`: tells every open WebSocket of this process what became of an order."""
+"""`OrderEvents`: sends order events to every open WebSocket of this process."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fastapi_observe import TraceContext
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MOST_WAITING = 100
-"""Events that wait for one slow listener; further ones are not told to it."""
+MAX_QUEUED_EVENTS = 100
+"""Events queued for one slow listener; further ones are dropped."""
 
 
 @dataclass(frozen=True)
 class OrderEvent:
-    """What happened, and the trace in which it did."""
+    """A status change of an order, and the trace in which it happened."""
 
     order_id: int
     status: str
@@ -26,13 +26,13 @@ class OrderEvent:
 
 
 class OrderEvents:
-    """Passes each event to all listeners."""
+    """Publishes each event to all listeners."""
 
     def __init__(self) -> None:
         self._queues: set[asyncio.Queue[OrderEvent]] = set()
 
     def publish(self, order_id: int, status: str) -> None:
-        """Tell all listeners; never waits for a slow one."""
+        """Send an event to all listeners. Never waits for a slow one."""
         event = OrderEvent(order_id, status, TraceContext.current())
         for queue in self._queues:
             if not queue.full():
@@ -40,8 +40,8 @@ class OrderEvents:
 
     @contextmanager
     def listen(self) -> Iterator[asyncio.Queue[OrderEvent]]:
-        """Yield a queue of the events from now on."""
-        queue: asyncio.Queue[OrderEvent] = asyncio.Queue(MOST_WAITING)
+        """Yield a queue of all events from now on."""
+        queue: asyncio.Queue[OrderEvent] = asyncio.Queue(MAX_QUEUED_EVENTS)
         self._queues.add(queue)
         try:
             yield queue

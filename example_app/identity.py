@@ -1,4 +1,4 @@
-"""Who is calling: passwords, tokens and `CustomerDep`."""
+"""Authentication: passwords, tokens and `CustomerDep`."""
 
 import asyncio
 import hashlib
@@ -16,7 +16,7 @@ from fastapi_observe import traced
 
 @traced("hash password")
 def scrypt(password: str, salt: bytes) -> str:
-    """Hash a password; slow on purpose, so it runs in a thread, and its span is still part of the request's trace."""
+    """Hash a password. It is slow on purpose, so it runs in a thread; its span is still part of the request's trace."""
     digest = hashlib.scrypt(password.encode(), salt=salt, n=2**14, r=8, p=1)
     return f"{salt.hex()}${digest.hex()}"
 
@@ -27,21 +27,21 @@ async def hash_password(password: str) -> str:
 
 
 async def is_password(password: str, password_hash: str) -> bool:
-    """Tell whether `password` fits the hash; takes as long when there is none."""
+    """Return whether `password` matches the hash. An empty hash takes as long."""
     salt = bytes.fromhex(password_hash.partition("$")[0])
     return hmac.compare_digest(await asyncio.to_thread(scrypt, password, salt), password_hash)
 
 
-def digest_of(token: str) -> str:
-    """Return what the database keeps of a token."""
+def token_digest(token: str) -> str:
+    """Return the digest of a token, which is what the database stores."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 async def signed_in(
     session: SessionDep, bearer: Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]
 ) -> Customer:
-    """Return the customer whose token came in `Authorization: Bearer`, else answer 401."""
-    statement = select(Customer).join(Token).where(Token.digest == digest_of(bearer.credentials))
+    """Return the customer of the bearer token. Responds with 401 if there is none."""
+    statement = select(Customer).join(Token).where(Token.digest == token_digest(bearer.credentials))
     customer = await session.scalar(statement)
     if customer is None:
         raise HTTPException(status.HTTP_401_UNAUTHORIZED, "log in first: POST /login")

@@ -1,4 +1,4 @@
-"""The confirmation mail, sent after the response: its time is no latency, its work is part of the trace."""
+"""The confirmation mail: a background task, so it adds no latency and is still part of the trace."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 async def send_confirmation(external: ExternalDep, order_id: int, address: str) -> None:
-    """Put the mail into the outbox, a directory that stands for the mail provider."""
+    """Write the mail to the outbox, a directory used in place of a mail provider."""
     message = EmailMessage()
     message["To"] = address
     message["Subject"] = f"Your order {order_id} is paid"
@@ -29,8 +29,8 @@ async def send_confirmation(external: ExternalDep, order_id: int, address: str) 
             await asyncio.to_thread(outbox.mkdir, exist_ok=True)
             await asyncio.to_thread((outbox / f"order-{order_id}.eml").write_bytes, bytes(message))
     except OSError as exc:
-        # The order is paid all the same, so the task's own span would never hear of it.
+        # The order is paid, so the task does not fail, and its span would not show this error.
         get_observability().tracing.record_error(exc)
         return
-    # Plain loguru on purpose: lines that an app writes already get the ids too.
+    # Plain loguru on purpose: lines of existing code get the ids, too.
     logger.info("confirmation mail for order {} sent", order_id)

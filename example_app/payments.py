@@ -1,4 +1,4 @@
-"""The payments service, a process of its own: its part of a checkout's trace begins with the shop's `traceparent`."""
+"""The payments service, a separate process that continues the trace of the shop's `traceparent` header."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,17 +13,17 @@ from example_app.spans import span_file
 from fastapi_observe import LogDep, MetricsDep, install
 
 LIMIT_CENTS = 100_000
-"""More than that is declined."""
+"""Larger amounts are declined."""
 
 SLOW_CENTS = 13
-"""An amount that ends in so many cents takes `SLOW_SECONDS`."""
+"""Amounts that end in this number of cents take `SLOW_SECONDS`."""
 
 SLOW_SECONDS = 0.4
 
 
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-    """Open the database; what is yielded here is every request's `request.state`."""
+    """Open the database. The yielded mapping becomes `request.state` of every request."""
     async with open_database(engine, PaymentTables) as sessions:
         yield {"sessions": sessions}
 
@@ -39,11 +39,11 @@ observe = install(
     engines=(engine,),
     span_processors=span_file("payments"),
 )
-declined = observe.metrics.counter("payments_declined_total", "Charges that were declined.", ("reason",))
+declined = observe.metrics.counter("payments_declined_total", "Charges declined.", ("reason",))
 
 
 class ChargeRequest(BaseModel):
-    """What to take, for which order."""
+    """An amount to charge for an order."""
 
     order_id: int
     amount_cents: int = Field(gt=0)
@@ -51,20 +51,20 @@ class ChargeRequest(BaseModel):
 
 
 class ChargeView(BaseModel):
-    """What was taken."""
+    """A charge that was accepted."""
 
     charge_id: int
 
 
 class ChargeRecord(ChargeRequest, from_attributes=True):
-    """What was asked for once, and whether it was taken."""
+    """An earlier charge request and whether it was accepted."""
 
     accepted: bool
 
 
 @observe.operation("ask the card network")
 async def ask_card_network(amount_cents: int) -> bool:
-    """Tell whether the card has so much; each call is counted, timed and a span."""
+    """Return whether the card covers the amount. Each call is counted, timed and a span."""
     if amount_cents % 100 == SLOW_CENTS:
         await asyncio.sleep(SLOW_SECONDS)
     return amount_cents <= LIMIT_CENTS
@@ -77,7 +77,7 @@ async def charge(body: ChargeRequest, session: SessionDep, metrics: MetricsDep, 
     record = Charge(**body.model_dump(), accepted=accepted)
     session.add(record)
     await session.commit()
-    metrics.histogram("charge_amount_cents", "Amounts asked for.", buckets=(1e3, 1e4, 1e5)).observe(body.amount_cents)
+    metrics.histogram("charge_amount_cents", "Amounts requested.", buckets=(1e3, 1e4, 1e5)).observe(body.amount_cents)
     if not accepted:
         declined.labels(reason="limit").inc()
         log.warn("charge declined", order_id=body.order_id, amount_cents=body.amount_cents)  # noqa: G010 - no stdlib logger
@@ -89,13 +89,13 @@ async def charge(body: ChargeRequest, session: SessionDep, metrics: MetricsDep, 
 @app.get("/charges/{charge_id}")
 async def show_charge(charge_id: int, session: SessionDep) -> ChargeRecord:
     """Show one charge."""
-    found = await session.get(Charge, charge_id)
-    if found is None:
+    record = await session.get(Charge, charge_id)
+    if record is None:
         raise HTTPException(status.HTTP_404_NOT_FOUND, "no such charge")
-    return ChargeRecord.model_validate(found)
+    return ChargeRecord.model_validate(record)
 
 
 @app.get("/healthz", include_in_schema=False)
 async def healthz() -> dict[str, str]:
-    """Answer once the database is open; in no signal, see `exclude_paths`."""
+    """Respond once the database is open. Requests are in no signal, see `exclude_paths`."""
     return {"status": "ok"}

@@ -1,4 +1,4 @@
-"""`Service`: one of the two services as a process of its own, with the lines that it writes."""
+"""`Service`: runs one of the two services as a process and reads its log lines."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 START_SECONDS = 30
 STOP_SECONDS = 10
-LONGEST_LINE = 2**20
+MAX_LINE_BYTES = 2**20
 
 
 class Service:
-    """A uvicorn process and what it printed; `echo` shows each further line at once."""
+    """A uvicorn process and the lines it has printed. With `echo`, further lines are printed as they come."""
 
     def __init__(self, name: str, listener: socket.socket, process: asyncio.subprocess.Process, log: Path) -> None:
         self.name = name
@@ -34,7 +34,7 @@ class Service:
         self._reader = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
-        """Keep the lines in memory and in the log file until the process closes its output."""
+        """Read lines into memory and the log file until the process closes its output."""
         if self.process.stdout is None:
             return
         with self.log.open("a", encoding="utf-8") as file:
@@ -47,21 +47,21 @@ class Service:
                     say(f"{self.name:<8} {line}")
 
     async def ready(self) -> None:
-        """Wait until it answers; SystemExit with its last lines if it ends before."""
+        """Wait until the service responds. Raises SystemExit with its last lines if it ends before that."""
         async with httpx.AsyncClient(base_url=self.url, timeout=START_SECONDS, trust_env=False) as client:
             await asyncio.wait(
-                [asyncio.create_task(self.process.wait()), answer := asyncio.create_task(first_answer(client))],
+                [asyncio.create_task(self.process.wait()), response := asyncio.create_task(first_response(client))],
                 return_when=asyncio.FIRST_COMPLETED,
                 timeout=START_SECONDS,
             )
-            if not answer.done():
-                answer.cancel()
+            if not response.done():
+                response.cancel()
                 await asyncio.wait([self._reader], timeout=1)
                 raise SystemExit("\n".join([f"{self.name} did not start; its last lines:", *self.lines[-20:]]))
-            await answer
+            await response
 
     async def stop(self) -> None:
-        """End the process, politely first, and read what it still says."""
+        """Terminate the process, kill it if that takes too long, and read its last lines."""
         if self.process.returncode is None:
             self.process.terminate()
         try:
@@ -72,7 +72,7 @@ class Service:
         await self._reader
 
 
-async def first_answer(client: httpx.AsyncClient) -> None:
+async def first_response(client: httpx.AsyncClient) -> None:
     """Wait for a 200 from /healthz."""
     while True:
         try:
@@ -84,17 +84,17 @@ async def first_answer(client: httpx.AsyncClient) -> None:
 
 
 @asynccontextmanager
-async def started(name: str, port: int, directory: Path, **environment: str) -> AsyncIterator[Service]:
-    """Run `example_app.<name>` under uvicorn on `port` (0: a free one) while the block runs."""
+async def run_service(name: str, port: int, directory: Path, **environment: str) -> AsyncIterator[Service]:
+    """Run `example_app.<name>` under uvicorn on `port` (0 chooses a free one) for the duration of the block."""
     try:
-        # We listen ourselves and hand the socket on: a free port stays ours, a taken one is told before anything runs.
+        # Listening here reserves a free port and reports one in use before anything runs.
         listener = socket.create_server((HOST, port))
     except OSError as exc:
         raise SystemExit(
-            f"{name} cannot listen on {HOST}:{port}: {os.strerror(exc.errno or 0)}; give --{name}-port 0"
+            f"{name} cannot listen on {HOST}:{port}: {os.strerror(exc.errno or 0)}; use --{name}-port 0"
         ) from exc
-    # uvicorn takes a handed-on socket for a Unix one and leaves Nagle on, which costs 40 ms for each answer; the
-    # connections inherit the option from here.
+    # uvicorn treats an inherited socket as a UNIX socket and leaves Nagle's algorithm on, which costs 40 ms for each
+    # response. Connections inherit the option from the listener.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with listener:
         process = await asyncio.create_subprocess_exec(
@@ -106,7 +106,7 @@ async def started(name: str, port: int, directory: Path, **environment: str) -> 
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            limit=LONGEST_LINE,
+            limit=MAX_LINE_BYTES,
         )
         service = Service(name, listener, process, directory / f"{name}.log")
     try:
@@ -116,6 +116,6 @@ async def started(name: str, port: int, directory: Path, **environment: str) -> 
 
 
 def say(text: str = "") -> None:
-    """Print a line at once, also into a pipe."""
+    """Print a line and flush it, for pipes."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()

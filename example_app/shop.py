@@ -1,4 +1,4 @@
-"""The shop. Start it alone with `uvicorn example_app.shop:app`, or with all its surroundings by `make run`."""
+"""The shop: start it alone with `uvicorn example_app.shop:app`, or together with payments by `make run`."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 PAYMENTS_URL = os.environ.get("PAYMENTS_URL", "http://127.0.0.1:8001")
 PAYMENTS_TEMPLATES = ("/charges", "/charges/{charge_id}")
-"""What calls to payments are named by: the ids in their paths are no metric labels."""
+"""Path templates of calls to payments, so that ids in paths do not become metric labels."""
 
 
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-    """Open the database and the clients; what is yielded here is every request's `request.state`."""
+    """Open the database and the clients. The yielded mapping becomes `request.state` of every request."""
     async with (
         open_database(engine, ShopTables) as sessions,
         observe.http_client(service="payments", base_url=PAYMENTS_URL, templates=PAYMENTS_TEMPLATES) as payments,
     ):
         with observe.operation("seed the shop"):
             await seed(sessions)
-        # A client that somebody else made, and a sync one at that.
+        # A client that exists already, here a sync one.
         client = httpx.Client(base_url=PAYMENTS_URL)
         with observe.instrument_client(client, service="payments", templates=PAYMENTS_TEMPLATES) as ledger:
             yield {"sessions": sessions, "payments": payments, "ledger": ledger}
@@ -48,7 +48,7 @@ observe = install(
     app,
     service_name="shop",
     environment="development",
-    sample_ratio=1.0,  # a demonstration keeps every trace; the default keeps one of ten
+    sample_ratio=1.0,  # samples every trace, for demonstration; the default is 0.1
     exclude_paths=("/healthz",),
     slow_query_threshold=0.1,
     span_processors=span_file("shop"),
@@ -72,11 +72,11 @@ app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
 
 @app.get("/", include_in_schema=False)
 async def home() -> RedirectResponse:
-    """Show what can be called."""
+    """Redirect to the API documentation."""
     return RedirectResponse("/docs")
 
 
 @app.get("/healthz", include_in_schema=False)
 async def healthz() -> dict[str, str]:
-    """Answer once the database is open; in no signal, see `exclude_paths`."""
+    """Respond once the database is open. Requests are in no signal, see `exclude_paths`."""
     return {"status": "ok"}

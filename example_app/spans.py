@@ -1,4 +1,4 @@
-"""`SpanFile`: writes spans as JSON lines, so that the example shows traces without a trace store."""
+"""`SpanFile`: writes spans as JSON lines, so that the example shows traces without a tracing backend."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SpanFile(SpanExporter):
         self._file = path.open("a", encoding="utf-8")
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Write the spans at once: the tour reads them right after its requests."""
+        """Write and flush the spans, since the tour reads them right after its requests."""
         for span in spans:
             if span.context is None:
                 continue
@@ -50,6 +50,6 @@ class SpanFile(SpanExporter):
 
 
 def span_file(service: str) -> tuple[SimpleSpanProcessor, ...]:
-    """Return the span processor that writes `<service>.spans` in EXAMPLE_DIR; none when that is not set."""
+    """Return a span processor that writes `<service>.spans` in EXAMPLE_DIR; none if that is not set."""
     directory = os.environ.get("EXAMPLE_DIR")
     return (SimpleSpanProcessor(SpanFile(Path(directory) / f"{service}.spans")),) if directory else ()

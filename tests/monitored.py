@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 from tools import needs
 
-from example_app.services import started
+from example_app.services import run_service
 from example_app.traffic import send_traffic
 
 if TYPE_CHECKING:
@@ -137,8 +137,8 @@ async def monitored_shop(directory: Path, bundle: Path) -> AsyncIterator[tuple[A
     rules = directory / "rules.yml"
     rules.write_text(hurried((bundle / "rules.yml").read_text("utf-8")), "utf-8")
     async with AsyncExitStack() as stack:
-        payments = await stack.enter_async_context(started("payments", 0, directory))
-        shop = await stack.enter_async_context(started("shop", 0, directory, PAYMENTS_URL=payments.url))
+        payments = await stack.enter_async_context(run_service("payments", 0, directory))
+        shop = await stack.enter_async_context(run_service("shop", 0, directory, PAYMENTS_URL=payments.url))
         await payments.ready()
         await shop.ready()
         config = scraping(shop.url.removeprefix("http://"), rules=["rules.yml"])

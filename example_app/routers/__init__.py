@@ -1,1 +1,1 @@
-"""The shop's routes, one file for each subject."""
+"""Routes of the shop, one file for each subject."""

@@ -1,4 +1,4 @@
-"""The back office: an app of its own, mounted at /admin, that uses what the shop installed."""
+"""The back office: a separate app, mounted at /admin, that uses the observability of the shop."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ admin = FastAPI(title="Back office")
 
 
 class Stats(BaseModel):
-    """Where the shop stands."""
+    """Numbers of the shop."""
 
     service: str
     orders: dict[str, int]
@@ -28,16 +28,16 @@ async def show_stats(session: SessionDep, observe: ObservabilityDep) -> Stats:
 
 @admin.get("/payments")
 async def show_payments(request: Request, http: HttpClientDep) -> dict[str, int]:
-    """Ask the payments service how it is: `HttpClientDep` calls any address, and carries the trace there."""
-    answer = await http.get(request.state.payments.base_url.join("/healthz"))
-    return {"status_code": answer.status_code}
+    """Check the payments service. `HttpClientDep` calls any address and propagates the trace."""
+    response = await http.get(request.state.payments.base_url.join("/healthz"))
+    return {"status_code": response.status_code}
 
 
 @admin.get("/charges/{charge_id}")
 def show_charge(request: Request, charge_id: int) -> dict[str, Any]:
-    """Show what payments wrote down of a charge; a sync endpoint with a sync client, in the same trace all the same."""
-    answer = request.state.ledger.get(f"/charges/{charge_id}")
-    if not answer.is_success:
+    """Show a charge. A sync endpoint with a sync client is part of the same trace, too."""
+    response = request.state.ledger.get(f"/charges/{charge_id}")
+    if not response.is_success:
         raise HTTPException(status.HTTP_404_NOT_FOUND, "no such charge")
-    found: dict[str, Any] = answer.json()
-    return found
+    charge: dict[str, Any] = response.json()
+    return charge

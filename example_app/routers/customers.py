@@ -1,4 +1,4 @@
-"""Register and log in."""
+"""Registration and login."""
 
 import secrets
 from typing import Annotated
@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from example_app.database import Customer, SessionDep, Token
-from example_app.identity import digest_of, hash_password, is_password
+from example_app.identity import hash_password, is_password, token_digest
 from fastapi_observe import LogDep, MetricsDep
 
 router = APIRouter(tags=["customers"])
@@ -21,7 +21,7 @@ Password = Annotated[SecretStr, Field(min_length=8, max_length=200)]
 
 
 class Registration(BaseModel):
-    """Who wants to buy here."""
+    """A new customer."""
 
     email: Email
     name: str = Field(min_length=1, max_length=100)
@@ -29,14 +29,14 @@ class Registration(BaseModel):
 
 
 class Login(BaseModel):
-    """What proves that it is them."""
+    """Credentials of a customer."""
 
     email: Email
     password: Password
 
 
 class CustomerView(BaseModel, from_attributes=True):
-    """A customer as they see themselves."""
+    """A customer, as shown to themselves."""
 
     id: int
     email: str
@@ -44,7 +44,7 @@ class CustomerView(BaseModel, from_attributes=True):
 
 
 class LoginView(BaseModel):
-    """Send it as `Authorization: Bearer <token>`."""
+    """A token for `Authorization: Bearer <token>`."""
 
     token: str
 
@@ -61,7 +61,7 @@ async def register(body: Registration, session: SessionDep, metrics: MetricsDep,
     session.add(customer)
     try:
         await session.commit()
-    except IntegrityError:  # somebody was faster since the look
+    except IntegrityError:  # registered by another request meanwhile
         raise HTTPException(status.HTTP_409_CONFLICT, ADDRESS_TAKEN) from None
     metrics.business.user_registered()
     log.info("customer registered", customer_id=customer.id)
@@ -70,15 +70,15 @@ async def register(body: Registration, session: SessionDep, metrics: MetricsDep,
 
 @router.post("/login")
 async def log_in(body: Login, session: SessionDep, metrics: MetricsDep, log: LogDep) -> LoginView:
-    """Give a token for the right password; 401 does not tell which of the two was wrong."""
+    """Return a token for the right password. A 401 does not reveal whether address or password was wrong."""
     statement = select(Customer).where(Customer.email == body.email)
     customer = await session.scalar(statement)
-    fits = await is_password(body.password.get_secret_value(), customer.password_hash if customer else "")
-    if customer is None or not fits:
+    matches = await is_password(body.password.get_secret_value(), customer.password_hash if customer else "")
+    if customer is None or not matches:
         log.warn("login refused")  # noqa: G010 - no stdlib logger
         raise HTTPException(status.HTTP_401_UNAUTHORIZED, "wrong address or password")
     token = secrets.token_urlsafe(32)
-    session.add(Token(digest=digest_of(token), customer_id=customer.id))
+    session.add(Token(digest=token_digest(token), customer_id=customer.id))
     await session.commit()
     metrics.business.user_logged_in()
     log.info("customer logged in", customer_id=customer.id)

@@ -22,20 +22,20 @@ live = APIRouter(prefix="/ws")
 
 
 class Line(BaseModel):
-    """So many of one product."""
+    """A quantity of one product."""
 
     product_id: int
     quantity: int = Field(ge=1, le=100)
 
 
 class Cart(BaseModel):
-    """What somebody wants to buy."""
+    """The products of an order."""
 
     lines: list[Line] = Field(min_length=1, max_length=50)
 
 
 class OrderView(BaseModel, from_attributes=True):
-    """An order as its customer sees it."""
+    """An order, as shown to its customer."""
 
     id: int
     status: str
@@ -51,7 +51,7 @@ async def create_order(
     metrics: MetricsDep,
     log: LogDep,
 ) -> OrderView:
-    """Reserve the goods and price the order; 409 if one of them has run out."""
+    """Reserve the products and price the order; 409 if one is out of stock."""
     for line in cart.lines:
         reserve = update(Product).where(Product.id == line.product_id, Product.stock >= line.quantity)
         reserve = reserve.values(stock=Product.stock - line.quantity).returning(Product.id)
@@ -85,10 +85,10 @@ async def list_orders(customer: CustomerDep, session: SessionDep) -> list[OrderV
 
 @router.get("/export")
 async def export_orders(request: Request) -> StreamingResponse:
-    """Stream all orders, without names, as JSON lines: its time to first byte is a metric of its own."""
+    """Stream all orders, without names, as JSON lines. The time to first byte of a stream has its own metric."""
 
     async def lines() -> AsyncIterator[str]:
-        # A session of its own: FastAPI closes the injected one when the endpoint returns, before the stream begins.
+        # FastAPI closes the injected session when the endpoint returns, before the stream starts.
         async with request.state.sessions() as session:
             async for order in await session.stream_scalars(select(Order).order_by(Order.id)):
                 yield json.dumps(OrderView.model_validate(order).model_dump()) + "\n"
@@ -98,7 +98,7 @@ async def export_orders(request: Request) -> StreamingResponse:
 
 @router.get("/{order_id}")
 async def get_order(order_id: int, customer: CustomerDep, session: SessionDep, span: SpanDep) -> OrderView:
-    """Show one of the caller's orders; its id goes onto the server span, never into a label."""
+    """Show one of the caller's orders. Its id becomes a span attribute, never a label."""
     span.set_attribute("shop.order_id", order_id)
     order = await session.scalar(select(Order).where(Order.id == order_id, Order.customer_id == customer.id))
     if order is None:
@@ -111,10 +111,10 @@ router.include_router(checkout.router)
 
 @live.websocket("/orders")
 async def watch_orders(websocket: WebSocket, tracing: TracingDep, log: LogDep) -> None:
-    """Push each order event; the push continues the trace of the request that caused it."""
+    """Push each order event, in the trace of the request that caused it."""
     await websocket.accept()
     async with anyio.create_task_group() as group:
-        # Only a receive hears the client go, or the server shut down.
+        # Only receiving reveals that the client has left or that the server shuts down.
         group.start_soon(until_closed, websocket, group.cancel_scope)
         with websocket.app.state.events.listen() as queue:
             log.info("order watcher connected")

@@ -1,4 +1,4 @@
-"""What there is to buy."""
+"""Products on sale."""
 
 from fastapi import APIRouter, HTTPException, status
 from pydantic import BaseModel
@@ -10,7 +10,7 @@ router = APIRouter(prefix="/products", tags=["products"])
 
 
 class ProductView(BaseModel, from_attributes=True):
-    """A product as customers see it."""
+    """A product, as shown to customers."""
 
     id: int
     name: str

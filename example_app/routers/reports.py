@@ -1,4 +1,4 @@
-"""Reports with problems on purpose: find them in the traces, metrics and logs."""
+"""Reports with problems on purpose, to be found in traces, metrics and logs."""
 
 import time
 
@@ -19,7 +19,7 @@ COUNT_SLOWLY = text(
 
 
 class CustomerReport(BaseModel):
-    """What one customer ordered."""
+    """The number of orders of a customer."""
 
     customer_id: int
     orders: int
@@ -27,11 +27,11 @@ class CustomerReport(BaseModel):
 
 @router.get("/customers")
 async def report_customers(session: SessionDep, db: DatabaseDep) -> list[CustomerReport]:
-    """Count each customer's orders, all in one query."""
+    """Count the orders of each customer in one query."""
     counted = select(Order.customer_id, func.count().label("orders")).group_by(Order.customer_id).cte("counted")
     statement = select(Customer.id, func.coalesce(counted.c.orders, 0)).order_by(Customer.id)
     statement = statement.outerjoin(counted, counted.c.customer_id == Customer.id)
-    # What the engine sends needs no db.query. This gives it a name of our own: a report is more than its first table.
+    # The engine is instrumented, so db.query is not needed. It replaces the name taken from the first table.
     async with db.query("REPORT", table="orders") as query:
         rows = (await session.execute(statement)).tuples().all()
         query.set_row_count(len(rows))
@@ -40,10 +40,10 @@ async def report_customers(session: SessionDep, db: DatabaseDep) -> list[Custome
 
 @router.get("/customers-slow")
 async def report_customers_slowly(session: SessionDep) -> list[CustomerReport]:
-    """Count each customer's orders.
+    """Count the orders of each customer.
 
-    Wrong on purpose, an N+1: one query for each customer where one would do, see above. Once there are more than ten,
-    a line of level `warn` says which statement was repeated, the server span has it as an attribute, and
+    This is an N+1 problem on purpose: one query for each customer instead of one for all. With more than ten
+    customers a warning names the repeated statement, the server span has it as an attribute, and
     db_repeated_queries_total counts the endpoint.
     """
     report = []
@@ -55,13 +55,13 @@ async def report_customers_slowly(session: SessionDep) -> list[CustomerReport]:
 
 @router.get("/slow-query")
 async def report_slow_query(session: SessionDep) -> dict[str, int]:
-    """Have the database count to two million: slower than `slow_query_threshold`, so a line reports it."""
+    """Let the database count to two million, which is slower than `slow_query_threshold` and is logged."""
     return {"numbers": await session.scalar(COUNT_SLOWLY) or 0}
 
 
 @router.get("/slow")
 def report_slow(tracing: TracingDep) -> dict[str, str]:
-    """Take 0.3 seconds; a sync endpoint, so it holds a thread and not the event loop."""
+    """Take 0.3 seconds. A sync endpoint blocks a worker thread, not the event loop."""
     with tracing.span("crunch numbers"):
         time.sleep(0.3)
     return {"report": "slow"}
@@ -69,6 +69,6 @@ def report_slow(tracing: TracingDep) -> dict[str, str]:
 
 @router.get("/broken")
 async def report_broken(session: SessionDep) -> dict[str, float]:
-    """Fail: divide by the number of orders that were never written."""
+    """Fail with a division by zero: there are no lost orders."""
     lost = await session.scalar(select(func.count()).select_from(Order).where(Order.status == "lost")) or 0
     return {"average": 1 / lost}

@@ -24,7 +24,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from pools import running_postgresql
 from prometheus_client.parser import text_string_to_metric_families
 
-from example_app.services import Service, started
+from example_app.services import Service, run_service
 from example_app.traffic import COFFEE, MACHINE, order, sign_up, trace_id_of
 
 if TYPE_CHECKING:
@@ -217,8 +217,8 @@ async def check_out(client: httpx.AsyncClient, shop: Service, payments: Service,
 async def visit(directory: Path, **environment: str) -> tuple[list[Checkout], list[str], list[str]]:
     """Check out three times: paid, declined, payments gone; both services have ended then, all is written and sent."""
     async with (
-        started("payments", 0, directory, **environment) as payments,
-        started("shop", 0, directory, PAYMENTS_URL=payments.url, **environment) as shop,
+        run_service("payments", 0, directory, **environment) as payments,
+        run_service("shop", 0, directory, PAYMENTS_URL=payments.url, **environment) as shop,
     ):
         await payments.ready()
         await shop.ready()

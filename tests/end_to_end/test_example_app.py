@@ -152,9 +152,9 @@ def assert_shows_one_checkout(output: str) -> None:
 
 def assert_shows_both(output: str) -> None:
     """Check all that the tour shows."""
-    checkout, found, unasked = output.partition("Found unasked")
+    checkout, found, problems = output.partition("Found without configuration")
     assert_shows_one_checkout(checkout)
-    assert_shows_what_was_found(found + unasked)
+    assert_shows_what_was_found(found + problems)
 
 
 def assert_shows_what_was_found(output: str) -> None:
@@ -249,7 +249,7 @@ def test_a_taken_port_is_told_before_anything_runs(start: Callable[..., Example]
     assert port is not None
     code, output = start("--payments-port", port[1]).wait()
     assert code == 1
-    assert output == f"payments cannot listen on 127.0.0.1:{port[1]}: Address already in use; give --payments-port 0\n"
+    assert output == f"payments cannot listen on 127.0.0.1:{port[1]}: Address already in use; use --payments-port 0\n"
 
 
 def test_a_service_that_fails_to_start_is_told(start: Callable[..., Example]) -> None:

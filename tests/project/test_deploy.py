@@ -17,7 +17,7 @@ import yaml
 from servers_of_workers import free_port
 from tools import needs
 
-from example_app.services import started
+from example_app.services import run_service
 from fastapi_observe.settings.model import ObserveSettings
 
 if TYPE_CHECKING:
@@ -364,8 +364,8 @@ async def test_prometheus_scrapes_the_shop(tmp_path: Path) -> None:
     needs("prometheus")
     config = (DEPLOY / "prometheus.yml").read_text("utf-8")
     async with (
-        started("payments", 0, tmp_path) as payments,
-        started("shop", 0, tmp_path, PAYMENTS_URL=payments.url) as shop,
+        run_service("payments", 0, tmp_path) as payments,
+        run_service("shop", 0, tmp_path, PAYMENTS_URL=payments.url) as shop,
     ):
         await payments.ready()
         await shop.ready()

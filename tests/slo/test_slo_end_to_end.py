@@ -19,7 +19,7 @@ import httpx
 from collectors import Collector
 from tools import needs
 
-from example_app.services import started
+from example_app.services import run_service
 from fastapi_observe.slo.prometheus.alertmanager import make_alertmanager
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ async def chain(directory: Path, collector: Collector, receiver: Webhook) -> Asy
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(httpx.AsyncClient(timeout=30, trust_env=False))
         shop = await stack.enter_async_context(
-            started(
+            run_service(
                 "shop",
                 0,
                 directory,
