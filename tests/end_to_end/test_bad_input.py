@@ -1,4 +1,4 @@
-"""Whatever a client sends and a handler raises or logs: served as without install, one valid line, no new series."""
+"""Hostile clients, exceptions and log values: responses as without install, one valid line, no new series."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PARENT = f"00-{TRACE}-00f067aa0ba902b7-01".encode()
 
 
 def assert_agreed(seen: Seen, count: int = 1) -> None:
-    """Each request gave one span, one count and one line, and nothing of ours failed."""
+    """Each request has one span, one count and one line, and no internal error occurred."""
     assert seen.observe.internal_errors.counts == {}
     assert len(seen.server_spans) == count
     assert len(seen.request_lines) == count
@@ -46,7 +46,7 @@ def assert_agreed(seen: Seen, count: int = 1) -> None:
 
 
 class WithSlots(Exception):  # noqa: N818 - the name tells what is odd
-    """An exception that takes no attribute."""
+    """An exception without settable attributes."""
 
     __slots__ = ()
 
@@ -57,27 +57,27 @@ class WithSlots(Exception):  # noqa: N818 - the name tells what is odd
 
 
 class Mute(Exception):  # noqa: N818
-    """An exception that cannot be turned into text."""
+    """An exception whose `str` raises."""
 
     def __str__(self) -> str:
         raise ValueError("no text")
 
 
 class Wordless(Exception):  # noqa: N818
-    """An exception whose text is no text."""
+    """An exception whose `str` does not return a string."""
 
     def __str__(self) -> str:
         return 7  # type: ignore[return-value]  # noqa: PLE0307 - that is what is odd
 
 
 class Homeless(Exception):  # noqa: N818
-    """An exception of no module."""
+    """An exception without a module."""
 
     __module__ = None  # type: ignore[assignment]
 
 
 class Anonymous(type):
-    """A class of classes that hide their module."""
+    """A metaclass that hides the module."""
 
     @property
     def __module__(cls) -> str:  # type: ignore[override]
@@ -85,11 +85,11 @@ class Anonymous(type):
 
 
 class Hidden(Exception, metaclass=Anonymous):  # noqa: N818
-    """An exception that cannot be named."""
+    """An exception without a name."""
 
 
 class Falsy(Exception):  # noqa: N818
-    """An exception that is not true, and compares equal to nothing."""
+    """An exception that is false and equals nothing."""
 
     def __bool__(self) -> bool:
         return False
@@ -108,7 +108,7 @@ def circular() -> Exception:
 
 
 def deep_group() -> Exception:
-    """Return a group of groups of groups."""
+    """Return a deeply nested exception group."""
     group: Exception = ValueError("innermost")
     for depth in range(200):
         group = ExceptionGroup(f"level {depth}", [group])
@@ -116,12 +116,12 @@ def deep_group() -> Exception:
 
 
 def wide_group() -> BaseException:
-    """Return a group of very many."""
+    """Return a large exception group."""
     return BaseExceptionGroup("wide", [SystemExit(code) for code in range(2000)])
 
 
 def noted() -> Exception:
-    """Return an exception with notes that are none."""
+    """Return an exception with invalid notes."""
     error = ValueError("noted")
     error.__notes__ = [object(), 7]  # type: ignore[list-item]
     return error
@@ -152,7 +152,7 @@ RAISED: dict[str, Callable[[], BaseException]] = {
 
 
 def raising_app(make: Callable[[], BaseException]) -> FastAPI:
-    """Make an app that raises in an endpoint and in a connection."""
+    """Return an app that raises in an endpoint and in a WebSocket."""
     app = FastAPI()
 
     @app.get("/")
@@ -168,13 +168,13 @@ def raising_app(make: Callable[[], BaseException]) -> FastAPI:
 
 
 def without_args(answer: Answer) -> Any:
-    """Return an answer without the reprs of exceptions that hold others, which differ from object to object."""
+    """Return an answer without the reprs of nested exceptions, which differ from object to object."""
     return answer.messages, answer.raised[0]
 
 
 @pytest.mark.parametrize("name", sorted(RAISED))
-def test_whatever_a_handler_raises_goes_on_unchanged(observed: Callable[..., Seen], name: str) -> None:
-    """The messages and the exception are the bare app's; one line tells it, within its length."""
+def test_any_exception_of_a_handler_propagates_unchanged(observed: Callable[..., Seen], name: str) -> None:
+    """Messages and exception equal the bare app's; there is one line, within its length."""
     app, alone_app = raising_app(RAISED[name]), bare(raising_app(RAISED[name]))
     seen = observed(app)
     for make in (http_scope, websocket_scope):
@@ -193,8 +193,8 @@ def test_whatever_a_handler_raises_goes_on_unchanged(observed: Callable[..., See
 
 
 @pytest.mark.parametrize("name", sorted(RAISED))
-def test_whatever_an_operation_raises_goes_on_unchanged(observed: Callable[..., Seen], name: str) -> None:
-    """A query, a call and a span let pass what is raised inside: the very object."""
+def test_any_exception_of_an_operation_propagates_unchanged(observed: Callable[..., Seen], name: str) -> None:
+    """The same exception object leaves a query, a call and a span."""
     app = FastAPI()
     seen = observed(app)
     observe = seen.observe
@@ -212,8 +212,8 @@ def test_whatever_an_operation_raises_goes_on_unchanged(observed: Callable[..., 
     assert seen.total("db_query_errors_total") == 1
 
 
-def test_an_exception_that_takes_no_attribute_is_left_alone(observed: Callable[..., Seen]) -> None:
-    """The ids are left away where they have no place."""
+def test_an_exception_without_attributes_is_not_changed(observed: Callable[..., Seen]) -> None:
+    """The ids are left out if they cannot be set."""
     error = WithSlots()
     app = raising_app(lambda: error)
     observed(app)
@@ -227,7 +227,7 @@ def test_an_exception_that_takes_no_attribute_is_left_alone(observed: Callable[.
 
 
 def echoing_app() -> FastAPI:
-    """Make an app that looks at what was sent."""
+    """Return an app that reads the request."""
     app = FastAPI()
 
     @app.get("/items/{item_id}")
@@ -333,8 +333,8 @@ def test_any_header_is_served(observed: Callable[..., Seen], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ODD_TRACES))
-def test_a_malformed_trace_context_begins_a_new_trace(observed: Callable[..., Seen], name: str) -> None:
-    """A `traceparent` that is not exactly right is no parent: the request is the root of its own trace."""
+def test_a_malformed_trace_context_starts_a_new_trace(observed: Callable[..., Seen], name: str) -> None:
+    """With a malformed `traceparent` the request is the root of its own trace."""
     headers = ODD_TRACES[name]
     seen = both(observed, lambda: [http_scope("/items/7", headers=list(headers))])
     span = seen.server_spans[0]
@@ -343,16 +343,16 @@ def test_a_malformed_trace_context_begins_a_new_trace(observed: Callable[..., Se
 
 
 @pytest.mark.parametrize("name", sorted(BOMBS))
-def test_a_bomb_beside_a_valid_traceparent_is_harmless(observed: Callable[..., Seen], name: str) -> None:
-    """`tracestate` and `baggage` may be anything: the trace goes on."""
+def test_a_bomb_next_to_a_valid_traceparent_is_harmless(observed: Callable[..., Seen], name: str) -> None:
+    """The trace is continued with any `tracestate` and `baggage`."""
     headers = [(b"traceparent", PARENT), *BOMBS[name]]
     seen = both(observed, lambda: [http_scope("/items/7", headers=list(headers))])
     assert seen.request_lines[0]["trace_id"] == TRACE
     assert len(str(seen.server_spans[0].to_json())) < 3 * LONGEST_LINE
 
 
-def test_a_version_that_is_not_known_yet_is_read(observed: Callable[..., Seen]) -> None:
-    """A later version of `traceparent` may go on after the flags (W3C Trace Context)."""
+def test_a_later_version_of_traceparent_is_read(observed: Callable[..., Seen]) -> None:
+    """A later version of `traceparent` may have more after the flags (W3C Trace Context)."""
     seen = both(observed, lambda: [http_scope(headers=[(b"traceparent", b"cc" + PARENT[2:] + b"-more")])])
     assert seen.request_lines[0]["trace_id"] == TRACE
 
@@ -371,7 +371,7 @@ def test_any_query_string_is_served(observed: Callable[..., Seen], query: bytes)
 )
 @pytest.mark.parametrize("version", ["1.1", "9", "", "\ud800", "2"])
 def test_any_method_and_version_is_served(observed: Callable[..., Seen], method: str, version: str) -> None:
-    """A method or version that no one knows is served as without us, and reported as `_OTHER`."""
+    """An unknown method or version is served as without install, and reported as `_OTHER`."""
     seen = both(
         observed,
         lambda: [http_scope(path, method, http_version=version) for path in ("/items/7", "/echo", "/none")],
@@ -398,7 +398,7 @@ def test_any_client_and_server_is_served(observed: Callable[..., Seen], client: 
 
 
 class Unprintable:
-    """An object without text."""
+    """An object without a string."""
 
     def __str__(self) -> str:
         raise RuntimeError("no text")
@@ -415,14 +415,14 @@ class Endless(dict[str, Any]):
 
 
 def cycle() -> list[Any]:
-    """Return a list that is in itself."""
+    """Return a list that contains itself."""
     ring: list[Any] = [1]
     ring.append({"ring": ring})
     return ring
 
 
 def deep() -> Any:
-    """Return very many lists in one another."""
+    """Return deeply nested lists."""
     value: Any = []
     for _ in range(5000):
         value = [value]
@@ -463,7 +463,7 @@ LOGGED: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", sorted(LOGGED))
-def test_whatever_is_logged_is_one_valid_line(observed: Callable[..., Seen], name: str) -> None:
+def test_any_logged_value_is_one_valid_line(observed: Callable[..., Seen], name: str) -> None:
     """As message, as field, as bound field and as exception: each call gives one line of JSON with the ids."""
     app = FastAPI()
     value = LOGGED[name]()
@@ -515,7 +515,7 @@ def test_a_label_value_may_be_anything(observed: Callable[..., Seen], name: str)
 
 @contextmanager
 def served(app: FastAPI) -> Iterator[int]:
-    """Serve an app with uvicorn and h11 in a thread; give its port."""
+    """Serve an app with uvicorn and h11 in a thread; yield its port."""
     server = uvicorn.Server(
         uvicorn.Config(
             app, port=0, http="h11", log_config=None, access_log=False, h11_max_incomplete_event_size=200_000
@@ -592,7 +592,7 @@ def test_raw_requests_to_a_real_server_are_answered_as_without_install(observed:
 
 
 def test_hostile_clients_make_no_series(observed: Callable[..., Seen]) -> None:
-    """Methods, paths, hosts, queries and headers at random leave the number of series as it was."""
+    """Random methods, paths, hosts, queries and headers do not change the number of series."""
     app = echoing_app()
     seen = observed(app)
     chance = random.Random(7)  # noqa: S311 - nothing to keep secret

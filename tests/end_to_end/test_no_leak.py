@@ -1,10 +1,9 @@
-"""2,400 placements: 200 secrets, each in twelve places of an app with everything switched on, and none is reported.
+"""200 secrets, each in twelve places of an app with everything switched on: none of them is reported.
 
-An arbitrary word in free text cannot be known to be a secret. So where only a text is shown (a captured header, the
-user agent, the host, an exception's or log line's message) a password is written as `password=...` or stands behind a
-user's name and before an `@`, and the credentials that tell what they are stand there as they are. Where the place
-says that a secret follows (a path parameter called `token`, a query, a cookie, a field called `password`, a literal of
-SQL) each of the 200 stands there alone.
+An arbitrary word in free text cannot be recognized as a secret. Where only a text is reported (a captured header, the
+user agent, the host, the message of an exception or log line) a password is written as `password=...` or between a
+user name and an `@`, and credentials with a known prefix as they are. Where the place names a secret (a path parameter
+`token`, a query, a cookie, a field `password`, a literal of SQL) each secret is written alone.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ URL_SAFE = LETTERS + "-_"
 
 
 class Secret:
-    """One secret: `text` as it is written, `core` what must not be seen of it; `known` if its form tells what it is."""
+    """One secret: `text` as it is written, `core` the part that must not be reported, `known` if it has a known form."""
 
     def __init__(self, text: str, core: str = "", *, known: bool = True) -> None:
         self.text = text
@@ -52,12 +51,12 @@ class Secret:
 
     @property
     def in_text(self) -> str:
-        """What stands for it where nothing but the text itself can tell."""
+        """The secret as it is written into free text."""
         return self.text if self.known else f"password={self.text}"
 
 
 def secrets() -> Iterator[Secret]:
-    """Make 200 secrets, the same in every run: ten of each of nineteen forms, and ten passwords more."""
+    """Make 200 secrets, the same in every run: ten of each of twenty forms."""
     dice = random.Random(6)  # noqa: S311 - nobody's secrets
 
     def some(alphabet: str, length: int) -> str:
@@ -96,20 +95,20 @@ def secrets() -> Iterator[Secret]:
 
 
 def card(digits: str) -> str:
-    """Return digits with the one that makes Luhn's sum right."""
+    """Return digits with a valid Luhn check digit."""
     doubled = [sum(divmod(2 * int(digit), 10)) for digit in digits[::-2]]
     return digits + str(-(sum(doubled) + sum(map(int, digits[-2::-2]))) % 10)
 
 
 class Login(BaseModel):
-    """What a login sends."""
+    """The body of a login."""
 
     user: str
     password: int  # wrong on purpose: what is refused is often repeated
 
 
 def make_app() -> FastAPI:  # noqa: C901 - one endpoint for each place
-    """Make an app that does with secrets what apps do by mistake."""
+    """Return an app that reports secrets by mistake in every way."""
     app = FastAPI()
     answer = httpx.MockTransport(lambda _: httpx.Response(200, text="ok"))
     app.state.http = httpx.AsyncClient(transport=answer)
@@ -197,7 +196,7 @@ def add_statements(app: FastAPI) -> None:
 
 
 async def place(app: FastAPI, secret: Secret) -> None:
-    """Send one secret to the twelve places."""
+    """Send one secret to each of the twelve places."""
     one_line, in_text, body = secret.text.replace("\n", " "), secret.in_text, secret.text.encode()
     sent: list[tuple[str, dict[str, Any]]] = [
         (f"/reset/{secret.text}", {}),
@@ -229,9 +228,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-async def test_two_thousand_four_hundred_placements(
-    observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_no_secret_is_reported(observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str]) -> None:
     """None of 200 secrets in any of twelve places is in spans as they are exported, lines, output or `/metrics`."""
     app = make_app()
     seen = observed(app, engines=[app.state.engine], **OPTIONS)
@@ -260,7 +257,7 @@ async def test_two_thousand_four_hundred_placements(
 
 
 def around(shown: str, form: str) -> str:
-    """Return what stands around a secret that was found."""
+    """Return the text around a secret that was found."""
     at = shown.index(form)
     return shown[max(0, at - 120) : at + len(form) + 20]
 
@@ -268,8 +265,8 @@ def around(shown: str, form: str) -> str:
 # What users check their own apps with
 
 
-def test_watch_finds_what_an_app_reports() -> None:
-    """`assert_no_leak` names every place in which a word was reported, and does not repeat it."""
+def test_assert_no_leak_finds_every_report() -> None:
+    """`assert_no_leak` names every place in which a word was reported, without repeating the word."""
     app = FastAPI()
     observe = install(app, sample_ratio=0.0)
     try:
@@ -304,8 +301,8 @@ def test_watch_finds_what_an_app_reports() -> None:
         observe.close()
 
 
-def test_watch_tells_what_it_needs() -> None:
-    """Without an installed app, outside a block, or for a short word, it says what to do."""
+def test_assert_no_leak_says_what_it_needs() -> None:
+    """Without an installed app, outside a block, or for a short word, the error says what to do."""
     with pytest.raises(RuntimeError, match="call install"):
         capture(FastAPI())
     with pytest.raises(RuntimeError, match="inside `with watch"):
@@ -320,8 +317,8 @@ def test_watch_tells_what_it_needs() -> None:
         observe.close()
 
 
-def test_a_watch_in_a_watch_and_links() -> None:
-    """Lines still go where they went before; resources and links are looked at too."""
+def test_nested_captures_and_links() -> None:
+    """Lines still reach the outer capture; resources and links are searched too."""
     app = FastAPI()
     observe = install(app, service_name="swordfish", sample_ratio=1.0, trust_incoming="never")
     pushed: list[bytes] = []

@@ -1,4 +1,4 @@
-"""Exactly one server span for each request, whatever other telemetry stands around or inside the app."""
+"""Exactly one server span for each request, with any other telemetry around or inside the app."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The provider: joined or made, its sampler and resource, and export to a real receiver."""
+"""The tracer provider: the user's or a new one, its sampler and resource, and its export to a real receiver."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test starts without a variable that could say something."""
+    """Remove the variables of fastapi-observe and OpenTelemetry from the environment."""
     for name in list(os.environ):
         if name.startswith(("OBSERVE_", "OTEL_")):
             monkeypatch.delenv(name)
 
 
 def run(code: str, **variables: str) -> Any:
-    """Run code in a process of its own; return what it prints as JSON."""
+    """Run code in a new process and return what it prints as JSON."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OBSERVE_"))}
     head = "import json\nfrom opentelemetry import trace\nfrom starlette.applications import Starlette\n"
     head += "from fastapi_observe import install, traced, get_observability\n"
@@ -75,7 +75,7 @@ def resource_of(spans: ResourceSpans) -> dict[str, Any]:
 
 
 def test_becomes_the_global_provider_if_none_is_set() -> None:
-    """Without a global provider ours becomes it; a second app gets one of its own and leaves the global one."""
+    """Without a global provider the first app sets one; a second app gets its own and leaves the global one."""
     assert run(
         """
 first, second = install(Starlette(), logs=False), install(Starlette(), logs=False)
@@ -87,7 +87,7 @@ print(json.dumps([trace.get_tracer_provider() is first.tracing.provider,
 
 
 def test_joins_the_global_provider_of_the_user() -> None:
-    """A global provider of the user is used as it is, with our processors; `close` does not shut it down."""
+    """The user's global provider is used, with our processors; `close` does not shut it down."""
     assert run(
         """
 from opentelemetry.sdk.trace import TracerProvider
@@ -104,7 +104,7 @@ print(json.dumps([observe.tracing.provider is mine, [span.name for span in expor
 
 
 def test_joins_the_provider_that_is_given() -> None:
-    """`tracer_provider` is used whatever is global, with our processors, and is not ours to shut down."""
+    """`tracer_provider` is used instead of the global provider, with our processors, and is not shut down."""
     exporter, given = InMemorySpanExporter(), TracerProvider()
     settings = ObserveSettings(tracer_provider=given, span_processors=(SimpleSpanProcessor(exporter),))
     assert make_provider(settings, InternalErrors()) == (given, False)
@@ -134,7 +134,7 @@ observe.close()
 
 
 def test_traced_outside_a_request() -> None:
-    """Outside requests `@traced` goes where the only app's spans go; with none or several to the global provider."""
+    """Outside requests `@traced` uses the provider of the only app; with no app or several the global one."""
     assert run(
         """
 from opentelemetry.sdk.trace import TracerProvider
@@ -160,8 +160,8 @@ print(json.dumps([len(exporter.get_finished_spans()) for exporter in exporters])
     ) == [2, 1, 1]
 
 
-def test_without_tracing_there_is_no_provider() -> None:
-    """`tracing=False` gives spans that record nothing, even with processors."""
+def test_without_tracing_the_provider_is_a_no_op() -> None:
+    """With `tracing=False` spans record nothing, even with processors."""
     exporter = InMemorySpanExporter()
     settings = ObserveSettings(tracing=False, span_processors=(SimpleSpanProcessor(exporter),))
     tracing = TracingService(settings, InternalErrors())
@@ -186,7 +186,7 @@ def test_without_tracing_there_is_no_provider() -> None:
     ],
 )
 def test_every_sampler(sampler: Any, root: bool, remote_sampled: bool, remote_unsampled: bool) -> None:  # noqa: FBT001
-    """Each sampler decides for a new trace, and below a sampled and an unsampled remote parent, as it is named."""
+    """Each sampler decides as its name says: for a new trace, and with a sampled and an unsampled remote parent."""
     tracing = TracingService(ObserveSettings(sampler=sampler, sample_ratio=0), InternalErrors())
     parents = [None, *(TraceContext("a" * 32, "b" * 16, sampled=sampled) for sampled in (True, False))]
     seen = []
@@ -197,8 +197,8 @@ def test_every_sampler(sampler: Any, root: bool, remote_sampled: bool, remote_un
     tracing.close()
 
 
-def test_ratio_keeps_its_part() -> None:
-    """A ratio of 0.2 keeps a fifth of new traces, and whole traces."""
+def test_the_sample_ratio_holds() -> None:
+    """A ratio of 0.2 samples a fifth of new traces, and whole traces."""
     tracing = TracingService(ObserveSettings(sample_ratio=0.2, max_traces_per_second=None), InternalErrors())
     kept = 0
     for _ in range(4000):
@@ -210,8 +210,8 @@ def test_ratio_keeps_its_part() -> None:
 
 
 @pytest.mark.skipif(not hasattr(TraceFlags, "RANDOM_TRACE_ID"), reason="older OpenTelemetry has no random flag")
-def test_trace_ids_say_that_they_are_random() -> None:
-    """New trace ids carry the random flag of W3C Trace Context Level 2, and it travels on."""
+def test_new_trace_ids_have_the_random_flag() -> None:
+    """New trace ids have the random flag of W3C Trace Context Level 2, and it is propagated."""
     tracing = TracingService(ObserveSettings(sample_ratio=1.0), InternalErrors())
     with tracing.span("s") as span:
         assert span.get_span_context().trace_flags == 3
@@ -281,7 +281,7 @@ def test_exports_over_http(receiver: Receiver) -> None:
 
 
 def test_spans_arrive_without_a_flush(receiver: Receiver) -> None:
-    """`close` exports what is waiting."""
+    """`close` exports the queued spans."""
     tracing = TracingService(
         ObserveSettings(sample_ratio=1.0, otlp_endpoint=receiver.url, batch_delay=60, queue_size=10), InternalErrors()
     )
@@ -292,7 +292,7 @@ def test_spans_arrive_without_a_flush(receiver: Receiver) -> None:
     assert sum(len(scope.spans) for each in receiver.requests for scope in each.resource_spans[0].scope_spans) == 3
 
 
-def test_no_endpoint_means_nothing() -> None:
+def test_without_an_endpoint_nothing_is_started() -> None:
     """Without an endpoint there is no exporter, no processor and no thread."""
     before = set(threading.enumerate())
     provider, owned = make_provider(ObserveSettings(), InternalErrors())
@@ -343,14 +343,14 @@ def test_exports_over_grpc() -> None:
     assert collector.metadata[0]["x-tenant"] == "acme"
 
 
-def test_grpc_without_the_extra_tells_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the extra is missing the error says what to install."""
+def test_grpc_without_the_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra the error says what to install."""
     monkeypatch.setitem(sys.modules, "grpc", None)
     with pytest.raises(RuntimeError, match=r"pip install 'fastapi-observe\[grpc\]'"):
         make_transport(ObserveSettings(otlp_protocol="grpc"), "http://127.0.0.1:9", "traces")
 
 
-def test_a_provider_without_flush_is_flushed_at_once() -> None:
+def test_a_provider_without_force_flush() -> None:
     """A provider of the API alone has nothing to flush."""
     tracing = TracingService(ObserveSettings(tracer_provider=trace.NoOpTracerProvider()), InternalErrors())
     assert tracing.flush(1)
@@ -386,14 +386,14 @@ def test_a_provider_without_flush_is_flushed_at_once() -> None:
         ),
     ],
 )
-def test_credentials_do_not_travel_readable(options: dict[str, Any], *, refused: bool) -> None:
-    """Over plain http to a public host they are refused, with the next step and without the credentials."""
+def test_credentials_are_not_sent_unencrypted(options: dict[str, Any], *, refused: bool) -> None:
+    """Credentials for a public host over plain http raise an error with the next step and without the credentials."""
     settings = ObserveSettings(**options)
     if not refused:
         TracingService(settings, InternalErrors()).close()
         return
     with pytest.raises(
         SettingsError, match=r"unencrypted to the public host .* set otlp_allow_plaintext_credentials=True"
-    ) as told:
+    ) as raised:
         TracingService(settings, InternalErrors())
-    assert "secret-words" not in str(told.value)
+    assert "secret-words" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""The server span: equal to what contrib's middleware says where that is right, and the rules of the conventions."""
+"""The server span has contrib's attributes, and follows the semantic conventions where contrib does not."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ REQUESTS: list[dict[str, Any]] = [
 
 
 def make_app() -> Starlette:
-    """Make an app that answers the requests above."""
+    """Return an app for the requests above."""
 
     async def item(request: Request) -> Response:
         await request.body()
@@ -83,7 +83,7 @@ def make_app() -> Starlette:
 
 
 def own(request: dict[str, Any], contrib: dict[str, Any]) -> dict[str, Any]:
-    """Return what our span says where contrib says `contrib`: each difference is deliberate."""
+    """Return the attributes of our span where contrib's has `contrib`. Each difference is deliberate."""
     path, status = request["path"].partition("?")[0], contrib["http.response.status_code"]
     answers = {"items": 5, "status": 0, "crash": 21, "nowhere": 9}
     # The conventions: the host that the client asked for (contrib gives that of the socket, with the port in it,
@@ -112,7 +112,7 @@ def own(request: dict[str, Any], contrib: dict[str, Any]) -> dict[str, Any]:
 
 
 async def test_equal_to_contrib(observed: Callable[..., Seen]) -> None:
-    """Attributes and status are those of contrib's middleware in stable mode, but for what `own` lists."""
+    """Attributes and status equal those of contrib's middleware in stable mode, except for what `own` lists."""
     env = {**os.environ, "OTEL_SEMCONV_STABILITY_OPT_IN": "http", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", CONTRIB], env=env, capture_output=True, check=True)  # noqa: S603, ASYNC221
     theirs = json.loads(done.stdout.splitlines()[-1])
@@ -153,7 +153,7 @@ async def test_span_name(observed: Callable[..., Seen], path: str, method: str, 
 
 
 async def test_unknown_method_keeps_its_original(observed: Callable[..., Seen]) -> None:
-    """An unknown method is `_OTHER`; what was sent is kept, cut at 32 characters."""
+    """An unknown method is `_OTHER`; the original is an attribute of at most 32 characters."""
     app = make_app()
     seen = observed(app)
     await ask(app, "/items/7", "X" * 9000)
@@ -186,7 +186,7 @@ async def test_error_status(
     assert [event.name for event in span.events] == (["exception"] if path == "/crash" else [])
 
 
-async def test_handled_http_exceptions_are_no_errors(observed: Callable[..., Seen]) -> None:
+async def test_handled_http_exceptions_are_not_errors(observed: Callable[..., Seen]) -> None:
     """An HTTPException of 4xx leaves the status unset; nothing is recorded."""
     app = FastAPI()
 
@@ -230,13 +230,13 @@ async def test_long_values_are_cut(observed: Callable[..., Seen]) -> None:
         (b"", ("10.0.0.1", 8000)),
     ],
 )
-def test_hostile_hosts_are_not_believed(host: bytes, expected: tuple[str, int]) -> None:
-    """A `Host` is believed if it is a plain host with a port at most; else the socket's address counts."""
+def test_hostile_hosts_are_not_used(host: bytes, expected: tuple[str, int]) -> None:
+    """A `Host` of a plain host, with or without a port, is used; otherwise the socket's address."""
     assert server_address({"server": ("10.0.0.1", 8000)}, {b"host": host}, "https") == expected
 
 
 def test_server_address_without_a_host() -> None:
-    """Without `Host` the socket counts; a unix socket has no port; a scope without server says nothing."""
+    """Without `Host` the socket's address is used; a UNIX socket has no port; a scope may have no server."""
     assert server_address({"server": ("/run/app.sock", None)}, {}, "http") == ("/run/app.sock", None)
     assert server_address({"server": None}, {}, "http") == (None, None)
     assert server_address({}, {b"host": b"shop:80"}, "h2c") == ("shop", 80)
@@ -244,7 +244,7 @@ def test_server_address_without_a_host() -> None:
 
 
 async def test_no_address_at_all(observed: Callable[..., Seen]) -> None:
-    """Where neither `Host` nor server tells an address there is none."""
+    """Without `Host` and server there is no address."""
     app = make_app()
     seen = observed(app)
     await ask(app, "/items/7", headers={"host": "@"}, server=None)
@@ -252,7 +252,7 @@ async def test_no_address_at_all(observed: Callable[..., Seen]) -> None:
 
 
 async def test_a_bare_scope_is_enough(observed: Callable[..., Seen]) -> None:
-    """A scope without query, client, server, version and scheme is described with what there is."""
+    """A scope without query, client, server, version and scheme gives the other attributes."""
     app = make_app()
     seen = observed(app)
     bare: dict[str, Any] = {
@@ -297,7 +297,7 @@ def test_websocket_span(observed: Callable[..., Seen]) -> None:
 
 
 async def test_captured_headers(observed: Callable[..., Seen]) -> None:
-    """Wanted headers are on the span under their own names (contrib turns `-` into `_`); secret ones are masked."""
+    """Captured headers are on the span under their own names (contrib turns `-` into `_`); secret ones are redacted."""
 
     async def endpoint(request: Request) -> Response:
         response = Response(headers={"x-shop": "s", "x-session-id": "secret"})
@@ -325,14 +325,14 @@ async def test_captured_headers(observed: Callable[..., Seen]) -> None:
     "name",
     ["authorization", "proxy-authorization", "Cookie", "x-api-key", "X-ApiKey", "x-amz-security-token", "x-csrf-token"],
 )
-def test_secret_headers_are_always_masked(name: str) -> None:
-    """Whoever asks for a secret header gets its presence only."""
+def test_secret_headers_are_always_redacted(name: str) -> None:
+    """A captured secret header shows only that it was sent."""
     capture = HeaderCapture((name,), "request")
     assert list(capture.read([(name.encode(), b"hunter2")]).values()) == [("REDACTED",)]
 
 
-def test_more_headers_can_be_masked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenTelemetry's variable names further headers to mask; a header sent twice has two values, in latin-1."""
+def test_more_headers_can_be_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenTelemetry's variable lists further secret headers; a header sent twice has two values, in latin-1."""
     monkeypatch.setenv("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS", "x-internal-.*")
     capture = HeaderCapture(("x-internal-id", "x-tag"), "request")
     sent = [(b"x-internal-id", b"7"), (b"x-tag", b"a"), (b"X-Tag", b"\xe9"), (b"x-else", b"b")]

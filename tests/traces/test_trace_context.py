@@ -1,4 +1,4 @@
-"""`TraceContext`: round trips, bad ids, baggage, and headers that a client made up."""
+"""`TraceContext`: round trips, invalid ids, baggage, and hostile headers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SPAN = "00f067aa0ba902b7"
 
 
 def ids(length: int) -> SearchStrategy[str]:
-    """Make valid ids."""
+    """Return valid ids."""
     return st.integers(1, 16**length - 1).map(lambda number: format(number, f"0{length}x"))
 
 
@@ -55,7 +55,7 @@ contexts = st.builds(
 
 @given(contexts)
 def test_json_round_trip(context: TraceContext) -> None:
-    """What was written as JSON is read back equal."""
+    """`from_dict` reads what `to_dict` wrote as JSON."""
     assert TraceContext.from_dict(json.loads(json.dumps(context.to_dict()))) == context
 
 
@@ -68,8 +68,8 @@ def test_header_round_trip(context: TraceContext) -> None:
 
 
 @given(st.text(max_size=40) | st.integers() | st.none() | st.binary(max_size=32))
-def test_bad_ids_are_refused_by_value(wrong: Any) -> None:
-    """Whatever is no id raises a ValueError that names field and value."""
+def test_invalid_ids_raise(wrong: Any) -> None:
+    """An invalid id raises a ValueError with field and value."""
     for field, good in (("trace_id", TRACE), ("span_id", SPAN)):
         if isinstance(wrong, str) and len(wrong) == len(good):
             continue
@@ -90,28 +90,28 @@ def test_bad_ids_are_refused_by_value(wrong: Any) -> None:
         (TRACE[:-1], SPAN),
     ],
 )
-def test_ids_that_look_right_are_refused(trace_id: str, span_id: str) -> None:
-    """Zeros, capitals, other digits and wrong lengths are no ids."""
+def test_ids_that_look_valid_raise(trace_id: str, span_id: str) -> None:
+    """Zeros, capitals, other digits and wrong lengths are not ids."""
     with pytest.raises(ValueError, match="lower-case hexadecimal digits, not all zero"):
         TraceContext(trace_id, span_id)
 
 
 def test_error_does_not_repeat_a_long_value() -> None:
-    """At most 80 characters of a wrong value are shown."""
+    """At most 80 characters of an invalid value are in the error."""
     with pytest.raises(ValueError, match="trace_id") as caught:
         TraceContext("x" * 10_000, SPAN)
     assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize("data", [{}, {"trace_id": TRACE}, {"trace_id": TRACE, "span_id": SPAN, "extra": 1}])
-def test_from_dict_refuses_other_mappings(data: dict[str, Any]) -> None:
+def test_from_dict_raises_for_other_mappings(data: dict[str, Any]) -> None:
     """Missing and unknown keys raise a ValueError that says what to pass."""
     with pytest.raises(ValueError, match=r"pass a mapping from TraceContext\.to_dict\(\)"):
         TraceContext.from_dict(data)
 
 
 def test_is_a_value() -> None:
-    """Frozen, hashable, equal by content; any mapping may be given and comes out as plain data."""
+    """Frozen, hashable, equal by content; any mapping is accepted and returned as plain data."""
     context = TraceContext(TRACE, SPAN, baggage=MappingProxyType({"a": "b"}))
     assert len({context, TraceContext(TRACE, SPAN, baggage={"a": "b"})}) == 1
     assert context.to_dict()["baggage"] == {"a": "b"}
@@ -119,7 +119,7 @@ def test_is_a_value() -> None:
         context.trace_id = "other"  # type: ignore[misc]
 
 
-def test_nothing_outside_a_trace() -> None:
+def test_none_outside_a_trace() -> None:
     """Without a trace there is no trace context."""
     assert TraceContext.current() is None
     assert TraceContext.from_headers({}) is None
@@ -132,8 +132,8 @@ def test_header_names_in_any_case() -> None:
     assert read == TraceContext(TRACE, SPAN, baggage={"a": "1"}, trace_state="v=1", random=True)
 
 
-def test_moves_a_context_there() -> None:
-    """`to_context` names the remote span and replaces the baggage, in a new context only."""
+def test_to_context_returns_a_new_context() -> None:
+    """`to_context` sets the remote span and replaces the baggage, in a new context only."""
     before = baggage.set_baggage("old", "1", Context())
     after = TraceContext(TRACE, SPAN, sampled=False, baggage={"new": "2"}).to_context(before)
     at = trace.get_current_span(after).get_span_context()
@@ -147,8 +147,8 @@ HOSTILE = st.text(st.sampled_from(string.printable + "é\u2028"), max_size=60)
 
 @pytest.mark.parametrize("name", ["baggage", "tracestate"])
 @given(text=HOSTILE | st.lists(st.sampled_from(["a=1", "b = 2;p=1", "c", "=", "d=\x00", " ", "e=é"])).map(",".join))
-def test_made_up_headers_write_no_lines(name: str, text: str) -> None:
-    """Whatever a client sends, OpenTelemetry finds nothing to warn about: clients cannot fill our log."""
+def test_hostile_headers_log_nothing(name: str, text: str) -> None:
+    """OpenTelemetry logs no warning about any header that a client sends: clients cannot fill the log."""
     carrier = well_formed_headers({"traceparent": f"00-{TRACE}-{SPAN}-01", name: text})
     with _listening() as lines:
         extract(carrier, Context())
@@ -157,7 +157,7 @@ def test_made_up_headers_write_no_lines(name: str, text: str) -> None:
 
 @contextmanager
 def _listening() -> Iterator[list[str]]:
-    """Collect what OpenTelemetry logs."""
+    """Collects OpenTelemetry's log records."""
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
@@ -169,14 +169,14 @@ def _listening() -> Iterator[list[str]]:
         logger.removeHandler(handler)
 
 
-def test_listening_hears() -> None:
-    """The test above would hear a warning."""
+def test_the_log_is_observed() -> None:
+    """The test above would notice a warning."""
     with _listening() as lines:
         extract({"baggage": "bad", "traceparent": f"00-{TRACE}-{SPAN}-01", "tracestate": "A=1"}, Context())
     assert len(lines) == 2
 
 
-def test_well_formed_headers_keep_what_is_right() -> None:
+def test_well_formed_members_stay() -> None:
     """Well-formed members stay, without their properties; limits of the W3C specifications hold."""
     assert well_formed_headers({"baggage": "a=1, b = 2;p=1,bad,c=%20"}) == {"baggage": "a=1,b=2,c=%20"}
     many = ",".join(f"k{number}=1" for number in range(MAX_BAGGAGE_MEMBERS + 9))

@@ -1,4 +1,4 @@
-"""The tracing service: what came with a request is continued, contexts are attached and carried, spans are adopted."""
+"""The tracing service: traces of callers are continued, contexts attached and injected, open server spans adopted."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ REMOTE = f"00-{TRACE}-{SPAN}-01"
 
 
 def make_app() -> Starlette:
-    """Make an app that says where it stands."""
+    """Return an app that responds with its trace context."""
 
     async def endpoint(request: Request) -> Response:
         here = TraceContext.current()
@@ -64,7 +64,7 @@ def ask_with(app: Starlette, *headers: tuple[str, str]) -> dict[str, Any]:
 
 
 def test_a_remote_trace_is_continued(observed: Callable[..., Seen]) -> None:
-    """The server span is a child of the caller's; baggage and tracestate are there, baggage of several headers too."""
+    """The server span is a child of the caller's; baggage of several headers and tracestate are kept."""
     app = make_app()
     seen = observed(app)
     here = ask_with(
@@ -78,7 +78,7 @@ def test_a_remote_trace_is_continued(observed: Callable[..., Seen]) -> None:
 
 
 def test_an_unsampled_remote_trace_has_ids(observed: Callable[..., Seen]) -> None:
-    """The caller's decision not to sample holds; its trace id is on the line all the same."""
+    """The caller's decision not to sample is respected; its trace id is on the request line all the same."""
     app = make_app()
     seen = observed(app)
     assert ask_with(app, ("traceparent", f"00-{TRACE}-{SPAN}-00"))["trace_id"] == TRACE
@@ -101,8 +101,8 @@ def test_an_unsampled_remote_trace_has_ids(observed: Callable[..., Seen]) -> Non
         "\xff\xfe",
     ],
 )
-def test_a_wrong_traceparent_begins_a_new_trace(observed: Callable[..., Seen], wrong: str) -> None:
-    """A malformed `traceparent` is left alone."""
+def test_a_malformed_traceparent_starts_a_new_trace(observed: Callable[..., Seen], wrong: str) -> None:
+    """A malformed `traceparent` starts a new trace."""
     app = make_app()
     seen = observed(app)
     here = TestClient(app).get("/", headers=[(b"traceparent", wrong.encode("latin-1"))]).json()
@@ -111,8 +111,8 @@ def test_a_wrong_traceparent_begins_a_new_trace(observed: Callable[..., Seen], w
     assert here["trace_id"] not in {TRACE, "0" * 32}
 
 
-def test_a_duplicated_traceparent_begins_a_new_trace(observed: Callable[..., Seen]) -> None:
-    """W3C Trace Context: two `traceparent` headers are as none."""
+def test_a_duplicated_traceparent_starts_a_new_trace(observed: Callable[..., Seen]) -> None:
+    """Two `traceparent` headers count as none (W3C Trace Context)."""
     app = make_app()
     seen = observed(app)
     ask_with(app, ("traceparent", REMOTE), ("traceparent", REMOTE))
@@ -132,7 +132,7 @@ def test_a_duplicated_traceparent_begins_a_new_trace(observed: Callable[..., See
 async def test_headers_of_any_bytes(
     observed: Callable[..., Seen], caplog: pytest.LogCaptureFixture, values: list[tuple[bytes, bytes]]
 ) -> None:
-    """Whatever bytes the propagation headers have, the request is served, nothing fails and nothing is logged of it."""
+    """Any bytes in propagation headers: the request is served, nothing fails and nothing is logged about them."""
     caplog.clear()
     app = make_app()
     seen = observed(app, logs=False)
@@ -163,7 +163,7 @@ async def _ask_raw(app: Starlette, values: list[tuple[bytes, bytes]]) -> int:
 
 
 def test_attach_continues_a_remote_trace(observed: Callable[..., Seen]) -> None:
-    """Spans inside `attach` are children of the remote span; baggage is there inside, and all is restored after."""
+    """Spans inside `attach` are children of the remote span with its baggage; afterwards the context is restored."""
     seen = observed(Starlette())
     tracing = seen.observe.tracing
     remote = TraceContext("a" * 32, "b" * 16, baggage={"tenant": "acme"})
@@ -181,7 +181,7 @@ def test_attach_continues_a_remote_trace(observed: Callable[..., Seen]) -> None:
 
 
 def test_inject_and_extract(observed: Callable[..., Seen]) -> None:
-    """What `inject` wrote, `extract` reads: the same point with its baggage."""
+    """`extract` reads what `inject` wrote: the same trace context with its baggage."""
     tracing = observed(Starlette()).observe.tracing
     assert tracing.inject({}) == {}
     assert tracing.extract({}) is None
@@ -195,8 +195,8 @@ def test_inject_and_extract(observed: Callable[..., Seen]) -> None:
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.0])
-async def test_a_server_span_around_is_adopted(observed: Callable[..., Seen], ratio: float) -> None:
-    """A server span that is already open is told route, status and error; its owner ends it. Unsampled ones count."""
+async def test_an_open_server_span_is_adopted(observed: Callable[..., Seen], ratio: float) -> None:
+    """An open server span gets route, status and error, and its owner ends it; unsampled ones are adopted too."""
     app = make_app()
     provider = TracerProvider()
     seen = observed(app, tracer_provider=provider, sample_ratio=ratio)
@@ -216,8 +216,8 @@ async def test_a_server_span_around_is_adopted(observed: Callable[..., Seen], ra
         assert (ended.attributes or {})["http.route"] == "/"
 
 
-async def test_an_adopted_span_that_ended_before_is_left_alone(observed: Callable[..., Seen]) -> None:
-    """An owner that ended its span before the response began is not told any more."""
+async def test_an_adopted_span_that_has_ended_is_not_changed(observed: Callable[..., Seen]) -> None:
+    """A span that its owner ended before the response started is not changed."""
     app = make_app()
     provider = TracerProvider()
     seen = observed(app, tracer_provider=provider)
@@ -233,8 +233,8 @@ async def test_an_adopted_span_that_ended_before_is_left_alone(observed: Callabl
     assert seen.observe.internal_errors.counts == {}
 
 
-async def test_a_client_span_around_is_the_parent(observed: Callable[..., Seen]) -> None:
-    """A span of another kind around the app is the server span's parent, not its stand-in."""
+async def test_an_open_client_span_is_the_parent(observed: Callable[..., Seen]) -> None:
+    """A span of another kind around the app is the parent of the server span."""
     app = make_app()
     seen = observed(app)
     with seen.observe.tracing.tracer.start_as_current_span("call", kind=SpanKind.CLIENT) as span:
@@ -244,8 +244,8 @@ async def test_a_client_span_around_is_the_parent(observed: Callable[..., Seen])
     assert server.parent.span_id == span.get_span_context().span_id
 
 
-def test_what_is_a_server_span() -> None:
-    """A remote span and no span at all are none."""
+def test_spans_that_are_not_open_server_spans() -> None:
+    """A remote span, and no span, are not open server spans."""
     assert not is_server_span(trace.INVALID_SPAN)
     remote = TraceContext(TRACE, SPAN).to_context()
     assert not is_server_span(trace.get_current_span(remote))
@@ -255,8 +255,8 @@ def test_what_is_a_server_span() -> None:
     assert not is_server_span(ended)
 
 
-async def test_a_context_left_over_from_the_request_before(observed: Callable[..., Seen]) -> None:
-    """A request that is started in the context of one that is over begins a trace of its own, or the caller's."""
+async def test_a_stale_context_is_not_continued(observed: Callable[..., Seen]) -> None:
+    """A request in the context of an ended one starts its own trace, or continues its caller's."""
     app = make_app()
     seen = observed(app)
     contexts = []
@@ -293,7 +293,7 @@ def test_a_record_without_a_span_can_be_ended() -> None:
 
 
 def test_operations_of_another_kind_are_internal(observed: Callable[..., Seen]) -> None:
-    """An operation that is no call is an internal span; an error without exception is an error of the span."""
+    """A background operation is an internal span; an error without an exception is an error of the span."""
     seen = observed(Starlette())
     with Operation(seen.observe, "background", "background job", {"endpoint": "/"}, {"size": {1}}) as work:
         work.error_type = "gone"
@@ -303,7 +303,7 @@ def test_operations_of_another_kind_are_internal(observed: Callable[..., Seen]) 
 
 
 def test_operations_of_an_unsampled_trace_of_another_provider(observed: Callable[..., Seen]) -> None:
-    """With a provider of the user's every operation asks its sampler, and records nothing where it says no."""
+    """With the user's provider its sampler decides for each operation."""
     seen = observed(Starlette(), tracer_provider=TracerProvider())
     tracing = seen.observe.tracing
     with tracing.attach(TraceContext(TRACE, SPAN, sampled=False)), seen.observe.db.query("SELECT") as query:

@@ -1,4 +1,4 @@
-"""Spans of the user's own: blocks, decorated functions of every kind, exceptions, executors."""
+"""The user's own spans: blocks, decorated functions of every kind, exceptions, executors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class Spans:
-    """A tracing service of its own, with what it has ended."""
+    """A tracing service with its own provider and the spans that have ended."""
 
     def __init__(self) -> None:
         self.exporter = InMemorySpanExporter()
@@ -88,26 +88,26 @@ def id_of(span: ReadableSpan) -> int:
 
 
 class Colour(StrEnum):
-    """Text that is an enumeration."""
+    """A string enumeration."""
 
     RED = "red"
 
 
 class Level(IntEnum):
-    """Numbers that are an enumeration."""
+    """An integer enumeration."""
 
     HIGH = 3
 
 
 class Unprintable:
-    """Has no text."""
+    """An object without a string."""
 
     def __str__(self) -> str:
         raise RuntimeError("no text")
 
 
 def test_attributes_keep_their_types(spans: Spans) -> None:
-    """Texts, numbers, booleans and lists of one kind stay what they are."""
+    """Strings, numbers, booleans and lists of one type keep their type."""
     values: dict[str, Any] = {
         "text": "a",
         "number": 3,
@@ -126,7 +126,7 @@ def test_attributes_keep_their_types(spans: Spans) -> None:
 
 
 def test_other_attributes_become_text(spans: Spans) -> None:
-    """What OTLP has no type for becomes text; None is left out; a value without text is named by its type."""
+    """Other types become strings; None is left out; a value without a string is named by its type."""
     with spans.tracing.span(
         "s", none=None, map={"a": 1}, mixed=[1, "a"], empty=[], big=2**63, odd=Unprintable(), data=b"x", bigs=[2**64]
     ):
@@ -143,7 +143,7 @@ def test_other_attributes_become_text(spans: Spans) -> None:
 
 
 def test_text_without_utf8_form_is_escaped(spans: Spans) -> None:
-    """A lone surrogate in a name, a value or a message is escaped: it would lose the whole batch on export."""
+    """A lone surrogate in a name, a value or a message is escaped: the whole batch would fail to encode."""
     with contextlib.suppress(ValueError), spans.tracing.span("file \udce4", path="\udce4", paths=["\udce4", "ä"]):
         spans.tracing.add_event("read \udce4", line="\udce4")
         raise ValueError("\udce4")
@@ -157,7 +157,7 @@ def test_text_without_utf8_form_is_escaped(spans: Spans) -> None:
 
 
 def test_success_leaves_the_status_unset(spans: Spans) -> None:
-    """A block that ends well says nothing about its status."""
+    """A block that succeeds leaves the status unset."""
     with spans.tracing.span("s") as span:
         assert trace.get_current_span() is span
     assert spans.one().status.status_code is StatusCode.UNSET
@@ -177,8 +177,8 @@ async def test_span_works_with_async_with(spans: Spans) -> None:
     assert (spans.one().attributes or {})["error.type"] == "KeyError"
 
 
-def test_exception_is_recorded_and_goes_on_unchanged(spans: Spans) -> None:
-    """The span says event, ERROR and error.type; the very same exception arrives outside."""
+def test_exception_is_recorded_and_propagates_unchanged(spans: Spans) -> None:
+    """The span has the event, ERROR and error.type; the same exception object propagates."""
     given = LookupError("no such order")
     with pytest.raises(LookupError) as caught, spans.tracing.span("s"):
         raise given
@@ -208,7 +208,7 @@ def test_long_exceptions_are_cut(spans: Spans) -> None:
 
 
 class HostileError(Exception):
-    """An exception that cannot be shown."""
+    """An exception without a string."""
 
     __notes__ = 7  # type: ignore[assignment]
 
@@ -216,8 +216,8 @@ class HostileError(Exception):
         raise RuntimeError("no text")
 
 
-def test_exception_that_cannot_be_shown_goes_on(spans: Spans) -> None:
-    """An exception whose text cannot be made is recorded under its name."""
+def test_exception_without_a_string_propagates(spans: Spans) -> None:
+    """An exception whose string cannot be made is recorded with its type."""
     with pytest.raises(HostileError), spans.tracing.span("s"):
         raise HostileError
     seen = dict(spans.one().events[0].attributes or {})
@@ -226,7 +226,7 @@ def test_exception_that_cannot_be_shown_goes_on(spans: Spans) -> None:
 
 
 def test_event_and_attributes_go_to_the_current_span(spans: Spans) -> None:
-    """`event` and `set_attributes` keep types; outside any span they do nothing."""
+    """`add_event` and `set_attributes` keep types; outside any span they do nothing."""
     tracing = spans.tracing
     tracing.add_event("nowhere", key=1)
     tracing.set_attributes(key=1)
@@ -250,7 +250,7 @@ def test_record_error_marks_the_current_span(spans: Spans) -> None:
 
 
 def test_scope_left_in_another_context_is_harmless(spans: Spans) -> None:
-    """A block that ends in another context than it began in ends its span; that context stays as it is."""
+    """A block that ends in another context than it started in ends its span and does not change that context."""
     scope = spans.tracing.span("s")
     copy_context().run(scope.__enter__)
     scope.__exit__(None, None, None)
@@ -259,7 +259,7 @@ def test_scope_left_in_another_context_is_harmless(spans: Spans) -> None:
 
 
 class Hidden(type):
-    """A metaclass that forbids to look."""
+    """A metaclass whose attributes cannot be read."""
 
     def __getattribute__(cls, name: str) -> Any:
         if name in {"__module__", "__qualname__"}:
@@ -271,7 +271,7 @@ class HiddenError(Exception, metaclass=Hidden):
     """An exception whose stack trace cannot be made."""
 
 
-def test_exception_without_a_stack_trace_goes_on(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exception_without_a_stack_trace_propagates(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception that Python cannot format is recorded without its stack trace."""
     # Other packages that are installed may have made it safe, for the whole process.
     bare = getattr(traceback.format_exception, "__wrapped__", traceback.format_exception)
@@ -307,7 +307,7 @@ class BrokenProcessor(SpanProcessor):
 async def test_a_broken_sampler_or_processor_never_reaches_the_block(
     observed: Callable[..., Seen], caplog: pytest.LogCaptureFixture, where: str
 ) -> None:
-    """What a sampler or processor of the user's raises is counted and told; the block runs, ids flow on."""
+    """An exception of the user's sampler or processor is counted and logged; the block runs."""
     start, end = TracerProvider(sampler=BrokenSampler()), TracerProvider()
     end.add_span_processor(BrokenProcessor())
     ran: list[bool] = []
@@ -385,7 +385,7 @@ def name_now() -> str:
 
 
 def test_traced_function(spans: Spans) -> None:
-    """Each call of a decorated function is a span with the function's name, or the one that was given."""
+    """Each call of a decorated function is a span with the function's name, or the given one."""
 
     @spans.tracing.traced()
     def price(amount: int, *, tax: int = 0) -> int:
@@ -406,7 +406,7 @@ def test_traced_function(spans: Spans) -> None:
 
 
 async def test_traced_coroutine_function(spans: Spans) -> None:
-    """The span of a coroutine function lasts until it has returned; its exception is recorded and is the same."""
+    """The span of a coroutine function lasts until it returns; its exception is recorded and propagates."""
     given = ValueError("no")
 
     @spans.tracing.traced("work")
@@ -454,7 +454,7 @@ async def test_traced_callables_of_every_kind(spans: Spans) -> None:
 
 
 async def test_traced_methods(observed: Callable[..., Seen]) -> None:
-    """Methods, static methods and class methods can be decorated, in either order; the class sees what it expects."""
+    """Methods, static methods and class methods can be decorated, in either order; the class gets what it expects."""
     seen = observed(FastAPI())
     assert Work(3).method(2) == 6
     assert Work.static(1) == Work().static(1) == Work.static_inside(1) == 1
@@ -512,7 +512,7 @@ def test_traced_generator_records_its_exception(spans: Spans) -> None:
 
 
 def test_traced_generator_can_be_closed(spans: Spans) -> None:
-    """`close` runs the generator's own cleanup inside its span, and is no error; a refusal to close is one."""
+    """`close` runs the generator's cleanup inside its span and is not an error; ignoring it is one."""
     cleaned: list[str] = []
 
     @spans.tracing.traced("tidy")
@@ -542,7 +542,7 @@ def test_traced_generator_can_be_closed(spans: Spans) -> None:
 
 
 def test_unstarted_generator_has_no_span(spans: Spans) -> None:
-    """A generator that is never asked makes no span."""
+    """A generator that is never started has no span."""
     spans.tracing.traced("work")(echo)([]).close()
     assert spans.ended == ()
 
@@ -586,7 +586,7 @@ def test_traced_generator_works_as_context_manager(spans: Spans) -> None:
 
 
 def test_traced_generator_leaves_no_cycle(spans: Spans) -> None:
-    """A failed generator is freed at once: no exception and frame hold each other."""
+    """A failed generator is freed at once: exception and frame form no cycle."""
 
     class Failure(Exception):  # noqa: N818
         """One of its own."""
@@ -644,7 +644,7 @@ async def test_traced_async_generator_delegates(spans: Spans) -> None:
 
 
 async def test_traced_async_generator_ends(spans: Spans) -> None:
-    """`aclose` runs the cleanup inside the span and is no error; an exception is recorded and is the same."""
+    """`aclose` runs the cleanup inside the span and is not an error; an exception propagates unchanged."""
     log: list[Any] = []
     work = spans.tracing.traced("work")(echo_async)
     closed, failed = work(log), work(log)
@@ -783,7 +783,7 @@ def test_background_task_continues_the_trace(observed: Callable[..., Seen]) -> N
 
 
 def test_context_scope_restores(spans: Spans) -> None:
-    """What was current before is current after."""
+    """The previous context is current again after the block."""
     before = otel_context.get_current()
     with ContextScope(otel_context.set_value("key", 1)):
         assert otel_context.get_value("key") == 1
