@@ -42,7 +42,7 @@ URL_SAFE = LETTERS + "-_"
 
 
 class Secret:
-    """One secret: `text` as it is written, `core` the part that must not be reported, `known` if it has a known form."""
+    """One secret: `text` as it is written, `core` its secret part, `known` if it has a known form."""
 
     def __init__(self, text: str, core: str = "", *, known: bool = True) -> None:
         self.text = text
@@ -305,7 +305,7 @@ def test_assert_no_leak_says_what_it_needs() -> None:
     """Without an installed app, outside a block, or for a short word, the error says what to do."""
     with pytest.raises(RuntimeError, match="call install"):
         capture(FastAPI())
-    with pytest.raises(RuntimeError, match="inside `with watch"):
+    with pytest.raises(RuntimeError, match="inside `with capture"):
         assert_no_leak("hunter2")
     app = FastAPI()
     observe = install(app, tracing=False, metrics=False, logs=False)

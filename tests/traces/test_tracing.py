@@ -364,5 +364,5 @@ def test_traced_in_every_spelling(observed: Callable[..., Seen]) -> None:
     prefix = "test_traced_in_every_spelling.<locals>."
     assert [span.name.removeprefix(prefix) for span in seen.spans] == ["bare", "called", "named", "attributed"]
     assert [dict(span.attributes or {}) for span in seen.spans] == [{}, {}, {"tier": "gold"}, {"tier": "gold"}]
-    with pytest.raises(TypeError, match="needs a function or a name"):
+    with pytest.raises(TypeError, match="expected a function or a span name"):
         traced(7)  # type: ignore[call-overload]
