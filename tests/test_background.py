@@ -22,7 +22,7 @@ ORIGINAL = BackgroundTask.__call__
 
 
 def test_starlette_is_replaced_while_anything_is_installed(observed: Callable[..., Seen]) -> None:
-    """However many apps are installed, one replacement stands; the last to close leaves Starlette as it was."""
+    """All installs share one replacement; the last one to close restores Starlette's method."""
     first = observed(Starlette())
     replaced = BackgroundTask.__call__
     assert replaced is not ORIGINAL
@@ -34,8 +34,8 @@ def test_starlette_is_replaced_while_anything_is_installed(observed: Callable[..
     assert BackgroundTask.__call__ is ORIGINAL
 
 
-def test_unwatch_leaves_alone_what_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What another package put there since stays there."""
+def test_uninstrument_keeps_a_patch_of_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method that another package installed since then is kept."""
 
     async def theirs(task: BackgroundTask) -> None:
         """Do nothing."""
@@ -46,7 +46,7 @@ def test_unwatch_leaves_alone_what_is_not_ours(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_a_task_outside_a_request_runs_as_before(observed: Callable[..., Seen]) -> None:
-    """Nothing is reported about it, and its exception is its own."""
+    """It is not reported, and its exception is raised unchanged."""
     seen = observed(Starlette())
     ran: list[int] = []
     await BackgroundTask(ran.append, 7)()
@@ -69,8 +69,8 @@ def shop(*tasks: Any) -> FastAPI:
     return app
 
 
-def test_each_task_is_told_by_its_endpoint(observed: Callable[..., Seen]) -> None:
-    """Sync and async tasks are counted, timed and part of the trace; how they end is told, and not as latency."""
+def test_tasks_are_reported_under_their_endpoint(observed: Callable[..., Seen]) -> None:
+    """Sync and async tasks are counted, timed and part of the trace, and not part of the request's duration."""
     at: list[TraceContext | None] = []
 
     async def waits() -> None:
@@ -98,7 +98,7 @@ def seen_app(seen: Seen) -> Any:
     return seen.observe.routes._app
 
 
-def test_a_fault_of_ours_keeps_no_task_from_running(
+def test_an_internal_error_does_not_stop_the_task(
     observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The task runs unmeasured; the fault is counted."""

@@ -1,4 +1,4 @@
-"""Path operations ask for what they use; the aliases find it through the request, in every kind of app."""
+"""The `...Dep` aliases and `get_observability()` find the `Observability` of the request, in every kind of app."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_in_routers_and_mounted_apps(observed: Callable[..., Seen]) -> None:
 
 
 def test_the_outermost_installed_app_is_given(observed: Callable[..., Seen]) -> None:
-    """An installed app below an installed one gets the outer one's objects, and its own when it is asked alone."""
+    """A mounted installed app gets the outer app's objects, and its own if it is called directly."""
     given = Given()
     inner_app, outer_app = FastAPI(), FastAPI()
     inner_app.include_router(router_for(given))
@@ -164,7 +164,7 @@ def test_the_outermost_installed_app_is_given(observed: Callable[..., Seen]) -> 
 
 
 def test_on_excluded_paths(observed: Callable[..., Seen]) -> None:
-    """A path that is not reported gets its objects; its span is the one that records nothing."""
+    """A request that is not reported gets its objects; its span is the invalid span."""
     given = Given()
     app = FastAPI()
     app.include_router(router_for(given))
@@ -189,7 +189,7 @@ def test_without_tracing_the_span_records_nothing(observed: Callable[..., Seen])
     assert not given[0].is_recording()
 
 
-def test_what_is_set_on_the_server_span_stands_there(observed: Callable[..., Seen]) -> None:
+def test_attributes_set_on_the_server_span_are_exported(observed: Callable[..., Seen]) -> None:
     """An attribute set through `SpanDep` is on the exported server span."""
     app = FastAPI()
 
@@ -204,7 +204,7 @@ def test_what_is_set_on_the_server_span_stands_there(observed: Callable[..., See
 
 @pytest.mark.parametrize("name", ALIASES)
 def test_in_modules_with_and_without_future_annotations(observed: Callable[..., Seen], name: str) -> None:
-    """An alias works where annotations are texts and where they are objects, from the package and from its module."""
+    """An alias works with annotations as strings and as objects, from the package and from its module."""
     for future in ("from __future__ import annotations\n", ""):
         for source in ("fastapi_observe", "fastapi_observe.dependencies"):
             module = types.ModuleType("user_module")
@@ -237,7 +237,7 @@ def test_overrides(observed: Callable[..., Seen]) -> None:
 
 @pytest.mark.parametrize("name", ALIASES)
 def test_without_install(name: str) -> None:
-    """Each alias is an error that tells the next step, in the request that asks for it."""
+    """Without `install`, a request that uses an alias raises an error with the next step."""
 
     async def endpoint(given: Any) -> None:
         """Ask for it."""
@@ -251,7 +251,7 @@ def test_without_install(name: str) -> None:
 
 
 def test_far_from_requests(observed: Callable[..., Seen]) -> None:
-    """`get_observability()` is the only installed app's; with none, or with several, an error tells what to do."""
+    """`get_observability()` returns the only install; with none or several it raises an error with the next step."""
     with pytest.raises(RuntimeError, match=r"call install\(app\) where the app is created"):
         get_observability()
     app = FastAPI()
@@ -264,7 +264,7 @@ def test_far_from_requests(observed: Callable[..., Seen]) -> None:
     assert get_observability() is first.observe
 
 
-def test_the_schema_knows_nothing_of_them() -> None:
+def test_the_openapi_schema_is_unchanged() -> None:
     """OpenAPI is the same with and without the aliases."""
     schemas = []
     for parameters in ("name: str", "name: str, " + ", ".join(f"a{n}: {alias}" for n, alias in enumerate(ALIASES))):
@@ -277,7 +277,7 @@ def test_the_schema_knows_nothing_of_them() -> None:
 
 
 def test_plain_starlette_asks_by_function(observed: Callable[..., Seen]) -> None:
-    """`observability_of` is for endpoints that FastAPI does not call, in mounted apps too."""
+    """`get_request_observability` is for endpoints that FastAPI does not call, in mounted apps too."""
     given: list[Any] = []
 
     async def page(request: Request) -> PlainTextResponse:

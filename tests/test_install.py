@@ -1,4 +1,4 @@
-"""`install` wraps an app from outside, whatever is added to it before or after, and `close` takes it all back."""
+"""`install` wraps an app, whatever is added to it before or after, and `close` reverts everything."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 async def page(request: Any) -> PlainTextResponse:
-    """Answer any Starlette request."""
+    """Respond to any Starlette request."""
     return PlainTextResponse("page")
 
 
@@ -45,13 +45,13 @@ def served(seen: Seen) -> dict[str, float]:
 
 @pytest.mark.parametrize("wrong", [None, object(), GZipMiddleware(FastAPI()), "app"])
 def test_only_an_app_can_be_installed_on(wrong: Any) -> None:
-    """Anything else is an error that says what to give."""
+    """Anything else is an error with the next step."""
     with pytest.raises(TypeError, match="pass the app itself"):
         install(wrong)
 
 
 def test_a_second_install_is_an_error(observed: Callable[..., Seen]) -> None:
-    """It says so, and changes nothing."""
+    """It raises and changes nothing."""
     app = FastAPI()
     first = observed(app)
     with pytest.raises(RuntimeError, match="called twice on the same app"):
@@ -60,7 +60,7 @@ def test_a_second_install_is_an_error(observed: Callable[..., Seen]) -> None:
 
 
 def test_after_the_first_request_is_too_late() -> None:
-    """It says where to call it."""
+    """It raises an error that states where to call it."""
     app = FastAPI()
     TestClient(app).get("/")
     with pytest.raises(RuntimeError, match="after the first request; call it where the app is created"):
@@ -68,7 +68,7 @@ def test_after_the_first_request_is_too_late() -> None:
 
 
 def test_an_app_that_another_instrumentation_has_built(observed: Callable[..., Seen]) -> None:
-    """Its FastAPI instrumentor builds the stack early and marks the app: that is no first request."""
+    """Contrib's instrumentor builds the stack early and marks the app; this does not count as a first request."""
     app: Any = FastAPI()
     app.add_route("/x", page)
     app.middleware_stack = app.build_middleware_stack()
@@ -98,7 +98,7 @@ def test_the_title_is_the_service(observed: Callable[..., Seen]) -> None:
 
 
 def test_the_order_of_writing_does_not_matter(observed: Callable[..., Seen]) -> None:
-    """What is added after `install` stands inside the door like what was added before."""
+    """Middleware and handlers added after `install` are inside `ObserveMiddleware` like those added before."""
     app = FastAPI()
     seen = observed(app)
     app.add_middleware(GZipMiddleware)
@@ -114,8 +114,8 @@ def test_the_order_of_writing_does_not_matter(observed: Callable[..., Seen]) -> 
     assert seen.sample("http_requests_total", method="GET", endpoint="/fails", status_code="418") == 1
 
 
-def test_the_app_shows_nothing_of_it(observed: Callable[..., Seen]) -> None:
-    """Routes, user middleware and handlers are the user's alone, before and after the stack is built."""
+def test_the_lists_of_the_app_are_unchanged(observed: Callable[..., Seen]) -> None:
+    """Routes, user middleware and handlers are the user's, before and after the stack is built."""
     app = FastAPI()
     app.add_middleware(GZipMiddleware)
     before = ([*app.routes], [*app.user_middleware], dict(app.exception_handlers))
@@ -124,8 +124,8 @@ def test_the_app_shows_nothing_of_it(observed: Callable[..., Seen]) -> None:
     assert ([*app.routes], [*app.user_middleware], dict(app.exception_handlers)) == before
 
 
-def test_the_app_is_itself_again_when_its_stack_cannot_be_built(observed: Callable[..., Seen]) -> None:
-    """A middleware that raises when it is made raises as it would; what we lent the app is taken back."""
+def test_a_stack_that_cannot_be_built_leaves_the_lists_unchanged(observed: Callable[..., Seen]) -> None:
+    """The exception of a middleware's constructor is raised, and the app's lists are restored."""
 
     class Broken:
         def __init__(self, app: Any) -> None:
@@ -153,8 +153,8 @@ def test_an_installed_app_in_an_installed_app(observed: Callable[..., Seen]) -> 
     assert (served(outer), served(inner)) == ({"/inner/x": 1}, {"/x": 1})
 
 
-def test_every_mounted_app_tells_its_exceptions(observed: Callable[..., Seen]) -> None:
-    """A mounted app answers 500 itself before it raises; its own seam tells what was raised."""
+def test_exceptions_of_mounted_apps_are_recorded(observed: Callable[..., Seen]) -> None:
+    """A mounted app responds with 500 before it raises; its own `InnerMiddleware` records the exception."""
     sub, below, included = FastAPI(), Starlette(routes=[Route("/fails", fails)]), FastAPI()
     sub.mount("/below", below)
     included.add_route("/fails", fails)
@@ -174,7 +174,7 @@ def test_every_mounted_app_tells_its_exceptions(observed: Callable[..., Seen]) -
 
 
 def test_routes_that_cannot_be_walked(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mounted apps without a seam are served all the same; the fault is counted."""
+    """Mounted apps without `InnerMiddleware` are served; the internal error is counted."""
     monkeypatch.setattr(sys.modules["fastapi_observe.install"], "mounted_apps", lambda app: 1 / 0)
     app = Starlette(routes=[Mount("/sub", Starlette(routes=[Route("/x", page)]))])
     seen = observed(app)
@@ -182,8 +182,8 @@ def test_routes_that_cannot_be_walked(observed: Callable[..., Seen], monkeypatch
     assert seen.observe.internal_errors.counts == {"mounted": 1}
 
 
-def test_close_takes_everything_back(observed: Callable[..., Seen]) -> None:
-    """The app is as it was and can be installed on again; closing twice is nothing; a subclass's builder stays."""
+def test_close_reverts_everything(observed: Callable[..., Seen]) -> None:
+    """The app can be installed on again; `close` is idempotent; a subclass's builder is kept."""
 
     class Own(FastAPI):
         pass
@@ -214,8 +214,8 @@ def test_close_takes_everything_back(observed: Callable[..., Seen]) -> None:
     assert built == ["own"] * 3
 
 
-def test_what_close_cannot_take_back(observed: Callable[..., Seen]) -> None:
-    """One thing that cannot be undone does not keep the others."""
+def test_a_step_of_close_that_fails(observed: Callable[..., Seen]) -> None:
+    """The other steps are run, and the internal error is counted."""
     app = FastAPI()
     seen = observed(app)
     del app.state.observe
@@ -225,8 +225,8 @@ def test_what_close_cannot_take_back(observed: Callable[..., Seen]) -> None:
 
 
 @pytest.mark.skipif(not hasattr(FastAPI(), "_telemetry"), reason="FastAPI has telemetry of its own since 0.142")
-def test_native_telemetry_is_taken_over_and_given_back(observed: Callable[..., Seen]) -> None:
-    """It is off while we are installed, unless it is to be ridden on."""
+def test_native_telemetry_is_switched_off_until_close(observed: Callable[..., Seen]) -> None:
+    """FastAPI's own telemetry is off while installed, unless `native="ride"`."""
     app: Any = FastAPI()
     before = dict(app._telemetry)
     seen = observed(app)
@@ -265,7 +265,7 @@ def handles_sync(request: Any, exc: Any) -> PlainTextResponse:
     ],
 )
 def test_handlers_of_validation_errors_work_as_before(observed: Callable[..., Seen], handler: Any, text: str) -> None:
-    """A handler of any kind answers, and the errors are counted."""
+    """A handler of any kind is called, and the errors are counted."""
 
     async def endpoint(number: int) -> None:
         """Take a number."""
@@ -280,8 +280,8 @@ def test_handlers_of_validation_errors_work_as_before(observed: Callable[..., Se
     assert seen.total("request_validation_errors_total") == 1
 
 
-def test_validation_errors_that_tell_nothing(observed: Callable[..., Seen]) -> None:
-    """An error that the user made up without locations is answered; that we could not read it is counted."""
+def test_validation_errors_without_locations(observed: Callable[..., Seen]) -> None:
+    """An error that the user raises without locations is handled; reading it is an internal error, which is counted."""
 
     async def endpoint() -> None:
         raise RequestValidationError([{"msg": "no location"}])
@@ -324,8 +324,8 @@ def test_excluded(paths: Any, patterns: Any, out: Any, reported: Any) -> None:
     assert not any(excluded.match(path) for path in reported)
 
 
-def test_metrics_are_answered_by_the_door(observed: Callable[..., Seen]) -> None:
-    """GET and HEAD of the metrics path; other methods, other paths and a switched-off path are the app's."""
+def test_the_middleware_serves_the_metrics(observed: Callable[..., Seen]) -> None:
+    """It responds to GET and HEAD of the metrics path; other methods and paths reach the app."""
     app = FastAPI()
     observed(app)
     client = TestClient(app)
@@ -343,7 +343,7 @@ def test_metrics_are_answered_by_the_door(observed: Callable[..., Seen]) -> None
 
 
 def test_excluded_paths_are_served_and_not_reported(observed: Callable[..., Seen]) -> None:
-    """They reach the app as they are, exceptions too."""
+    """They reach the app unchanged; exceptions are raised."""
     app = FastAPI()
     app.add_route("/health", page)
     app.add_route("/fails", fails)
@@ -355,8 +355,8 @@ def test_excluded_paths_are_served_and_not_reported(observed: Callable[..., Seen
     assert (served(seen), seen.spans, seen.request_lines) == ({}, [], [])
 
 
-async def test_an_unknown_kind_of_scope_is_the_apps(observed: Callable[..., Seen]) -> None:
-    """What is neither a request nor a connection nor the lifespan goes straight through."""
+async def test_an_unknown_kind_of_scope_reaches_the_app(observed: Callable[..., Seen]) -> None:
+    """A scope that is not a request, a connection or the lifespan is passed through."""
     app = FastAPI()
     seen = observed(app)
     scopes: list[Any] = []
@@ -369,8 +369,8 @@ async def test_an_unknown_kind_of_scope_is_the_apps(observed: Callable[..., Seen
     assert scopes == [{"type": "tcp"}]
 
 
-async def test_an_exception_takes_the_ids_along_if_it_can(observed: Callable[..., Seen]) -> None:
-    """The ids stand on the exception for the server's crash log; one that forbids attributes goes as it is."""
+async def test_an_exception_carries_the_ids(observed: Callable[..., Seen]) -> None:
+    """The ids are set on the exception for the server's crash log, unless it forbids attributes."""
 
     class Closed(Exception):  # noqa: N818 - it is about attributes
         def __setattr__(self, name: str, value: Any) -> None:
@@ -390,8 +390,10 @@ async def test_an_exception_takes_the_ids_along_if_it_can(observed: Callable[...
         assert hasattr(error, EXCEPTION_IDS_ATTRIBUTE) is isinstance(error, KeyError)
 
 
-async def test_faults_at_the_door_are_counted(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request is served though we cannot begin it or end it; a lifespan begins though we cannot."""
+async def test_internal_errors_of_the_middleware_are_counted(
+    observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests are served and the lifespan starts even if their start or end cannot be reported."""
 
     async def busy(_: Any) -> PlainTextResponse:
         return PlainTextResponse("busy", 503)
@@ -411,8 +413,8 @@ async def test_faults_at_the_door_are_counted(observed: Callable[..., Seen], mon
     assert seen.observe.internal_errors.counts["request.finish"] == 1
 
 
-def test_metrics_that_cannot_be_shown(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scrape that fails is a 500 that says so, and the fault is counted."""
+def test_metrics_that_cannot_be_rendered(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The response is 500 with a message, and the internal error is counted."""
     app = FastAPI()
     seen = observed(app)
     monkeypatch.setattr(seen.observe.metrics, "render", lambda *_: 1 / 0)
@@ -422,7 +424,7 @@ def test_metrics_that_cannot_be_shown(observed: Callable[..., Seen], monkeypatch
 
 
 def test_a_lifespan_that_fails(observed: Callable[..., Seen]) -> None:
-    """An app that cannot start says so as it would without us."""
+    """The exception of an app that cannot start is raised unchanged."""
 
     class Lifespan:
         def __init__(self, app: Any) -> None:
@@ -441,7 +443,7 @@ def test_a_lifespan_that_fails(observed: Callable[..., Seen]) -> None:
 
 
 async def test_a_request_that_ends_in_another_context(observed: Callable[..., Seen]) -> None:
-    """Closed from another task, as a server does at shutdown, it leaves no error behind."""
+    """Closing a request in another task, as servers do at shutdown, is not an error."""
     seen = observed(Starlette())
 
     class Waits:
@@ -458,8 +460,8 @@ async def test_a_request_that_ends_in_another_context(observed: Callable[..., Se
     assert seen.observe.internal_errors.counts == {}
 
 
-async def test_the_seam_is_open_to_what_is_not_measured() -> None:
-    """Without an exchange it passes a request on and notes nothing."""
+async def test_the_inner_middleware_passes_unmeasured_requests_on() -> None:
+    """Without a record the request is passed on unchanged."""
     scopes: list[Any] = []
 
     async def inner(scope: Scope, receive: Receive, send: Send) -> None:
@@ -470,8 +472,8 @@ async def test_the_seam_is_open_to_what_is_not_measured() -> None:
     assert RECORD_SCOPE_KEY not in scopes[0]
 
 
-def test_a_hidden_route_is_told(observed: Callable[..., Seen]) -> None:
-    """An app with a route of its own at the metrics' path is told once that the door answers there."""
+def test_a_shadowed_route_is_logged(observed: Callable[..., Seen]) -> None:
+    """A route of the app at the path of the metrics is unreachable; one warning states the remedy."""
     app = FastAPI()
 
     @app.get("/metrics")
@@ -486,8 +488,8 @@ def test_a_hidden_route_is_told(observed: Callable[..., Seen]) -> None:
     assert "The route /metrics of this app is unreachable" in line["message"]
 
 
-def test_close_keeps_its_budget(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A collector that takes nothing holds `close` up for no longer than the budget; a failing end is counted."""
+def test_close_ends_within_the_shutdown_timeout(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exporter that hangs does not delay `close` any longer; its error is counted."""
     seen = observed(Starlette(), shutdown_timeout=0.05)
     held = threading.Event()
     monkeypatch.setattr(seen.observe.tracing, "close", lambda: held.wait(20) and 1 / 0)

@@ -1,4 +1,4 @@
-"""`Observability` tells each signal of each thing, lends clients, and ends in time, whatever one of its parts does."""
+"""`Observability` reports to each signal, provides clients and shuts down in time, whatever one of its parts does."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def app() -> Starlette:
 
 
 class Told:
-    """A signal that keeps what it is told; with `broken` it then raises."""
+    """A signal that collects its calls; with `broken` it then raises."""
 
     def __init__(self, *, broken: bool = False) -> None:
         self.calls: list[str] = []
@@ -108,8 +108,8 @@ EVERYTHING = [
 ]
 
 
-async def test_a_fourth_signal_is_told_everything(observed: Callable[..., Seen]) -> None:
-    """Five methods are all that a signal is."""
+async def test_a_fourth_signal_gets_all_calls(observed: Callable[..., Seen]) -> None:
+    """A signal consists of five methods."""
     seen, fourth = observed(app()), Told()
     add(seen, fourth)
     await use(seen)
@@ -117,8 +117,8 @@ async def test_a_fourth_signal_is_told_everything(observed: Callable[..., Seen])
     assert seen.observe.internal_errors.counts == {}
 
 
-async def test_a_broken_signal_is_alone(observed: Callable[..., Seen]) -> None:
-    """What one signal raises is counted by its name; the others are told; what it never opened it need not close."""
+async def test_a_failing_signal_does_not_affect_the_others(observed: Callable[..., Seen]) -> None:
+    """Its exceptions are counted by its name; a request whose start failed is not ended for it."""
     seen, broken, last = observed(app()), Told(broken=True), Told()
     add(seen, broken, "broken")
     add(seen, last, "last")
@@ -146,7 +146,7 @@ async def test_a_broken_signal_is_alone(observed: Callable[..., Seen]) -> None:
 
 @pytest.mark.parametrize("off", ["tracing", "metrics", "logs"])
 async def test_a_signal_that_is_switched_off(observed: Callable[..., Seen], off: str) -> None:
-    """The other two work as before."""
+    """The other two signals report as before."""
     seen = observed(app(), **{off: False})
     await use(seen)
     assert bool(seen.server_spans) is (off != "tracing")
@@ -155,8 +155,8 @@ async def test_a_signal_that_is_switched_off(observed: Callable[..., Seen], off:
     assert seen.observe.internal_errors.counts == {}
 
 
-def test_a_route_that_cannot_be_named(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The request is reported as unmatched; the fault is counted."""
+def test_a_template_that_cannot_be_found(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request is reported as unmatched; the internal error is counted."""
     seen = observed(app())
     monkeypatch.setattr("fastapi_observe.requests.routing.RouteTemplates.template", lambda *_: 1 / 0)
     TestClient(seen.observe.routes._app).get("/x/1")
@@ -181,7 +181,7 @@ def test_a_route_that_cannot_be_named(observed: Callable[..., Seen], monkeypatch
     ],
 )
 def test_the_callers_request_id(observed: Callable[..., Seen], given: str, *, taken: bool) -> None:
-    """It is taken over if it is well formed; else the request id is the trace id."""
+    """A well-formed id of a trusted caller is the request id, else the trace id is."""
     seen = observed(app())
     answer = TestClient(seen.observe.routes._app).get("/x/1", headers={b"x-request-id": given.encode()})
     trace_id = seen.request_lines[0]["trace_id"]
@@ -190,7 +190,7 @@ def test_the_callers_request_id(observed: Callable[..., Seen], given: str, *, ta
 
 
 def test_without_tracing_a_request_still_has_an_id(observed: Callable[..., Seen]) -> None:
-    """Then it is a random one, under the header that the settings name."""
+    """The request id is random and sent in the configured header."""
     seen = observed(app(), tracing=False, request_id_header="X-Correlation-Id")
     client = TestClient(seen.observe.routes._app)
     ids = {client.get("/x/1").headers["x-correlation-id"] for _ in range(3)}
@@ -198,8 +198,10 @@ def test_without_tracing_a_request_still_has_an_id(observed: Callable[..., Seen]
     assert {len(one) for one in ids} == {32}
 
 
-def test_a_fault_at_the_stamp(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request without our headers is reported all the same."""
+def test_response_headers_that_cannot_be_prepared(
+    observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request is served without our headers and reported."""
     seen = observed(app())
     monkeypatch.setattr(ResponseHeaders, "prepare", lambda *_: 1 / 0)
     assert "x-request-id" not in TestClient(seen.observe.routes._app).get("/x/1").headers
@@ -207,9 +209,7 @@ def test_a_fault_at_the_stamp(observed: Callable[..., Seen], monkeypatch: pytest
 
 
 @pytest.mark.parametrize(("ratio", "wanted", "told"), [(1.0, True, True), (1.0, False, False), (0.0, True, False)])
-def test_the_trace_is_told_to_the_caller(
-    observed: Callable[..., Seen], ratio: float, *, wanted: bool, told: bool
-) -> None:
+def test_the_trace_response_header(observed: Callable[..., Seen], ratio: float, *, wanted: bool, told: bool) -> None:
     """`traceresponse` stands on the response of a sampled request, unless it is switched off."""
     seen = observed(app(), sample_ratio=ratio, response_trace_header=wanted)
     answer = TestClient(seen.observe.routes._app).get("/x/1")
@@ -222,7 +222,7 @@ def test_the_trace_is_told_to_the_caller(
 
 
 async def test_the_shared_client(observed: Callable[..., Seen]) -> None:
-    """Each event loop has one; closed by hand it is made anew; `stop` closes it."""
+    """Each event loop has one; a closed one is replaced; the shutdown closes it."""
     observe = observed(FastAPI()).observe
     first = observe.http
     assert observe.http is first
@@ -238,8 +238,8 @@ async def test_the_shared_client(observed: Callable[..., Seen]) -> None:
     await observe.on_shutdown()
 
 
-async def test_clients_of_the_users_own(observed: Callable[..., Seen]) -> None:
-    """`http_client` takes httpx's options; what is still open is closed at shutdown, what is forgotten is let go."""
+async def test_further_http_clients(observed: Callable[..., Seen]) -> None:
+    """`http_client` accepts httpx's options; open clients are closed at shutdown, unreferenced ones are freed."""
     observe = observed(FastAPI()).observe
     client = observe.http_client("billing", base_url="http://127.0.0.1:9", timeout=3)
     assert isinstance(client, httpx.AsyncClient)
@@ -251,7 +251,7 @@ async def test_clients_of_the_users_own(observed: Callable[..., Seen]) -> None:
 
 
 async def test_a_client_that_cannot_be_closed(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It keeps no other from being closed."""
+    """The other clients are closed."""
     observe = observed(FastAPI()).observe
     one, two = observe.http, observe.http_client()
     monkeypatch.setattr(one, "aclose", lambda: 1 / 0)
@@ -263,9 +263,7 @@ async def test_a_client_that_cannot_be_closed(observed: Callable[..., Seen], mon
 # Lifetime
 
 
-async def test_started_begins_once_for_each_loop(
-    observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_startup_runs_once_for_each_loop(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
     """A second request starts nothing; a restart in the same or another loop does."""
     observe = observed(FastAPI()).observe
     loops: list[Any] = []
@@ -285,8 +283,8 @@ async def _started(observe: Observability) -> None:
     observe.on_startup()
 
 
-def test_on_trio_there_is_no_loop_to_watch(observed: Callable[..., Seen]) -> None:
-    """An app on trio is served, lent clients and stopped."""
+def test_an_app_on_trio(observed: Callable[..., Seen]) -> None:
+    """Requests are served, clients work and the shutdown ends; the event loop's lag is not sampled."""
     seen = observed(app())
 
     async def main() -> None:
@@ -301,9 +299,7 @@ def test_on_trio_there_is_no_loop_to_watch(observed: Callable[..., Seen]) -> Non
     assert len(seen.request_lines) == 1
 
 
-async def test_stop_waits_no_longer_than_its_budget(
-    observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_shutdown_ends_within_its_timeout(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
     """An export that hangs does not keep the app from ending."""
     observe = observed(FastAPI(), shutdown_timeout=0.03).observe
     hangs = threading.Event()
@@ -315,7 +311,7 @@ async def test_stop_waits_no_longer_than_its_budget(
 
 
 def test_flush_reaches_every_signal(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that cannot be flushed keeps no other from it."""
+    """A signal that fails to flush does not stop the others."""
     observe = observed(FastAPI()).observe
     flushed: list[float] = []
     with monkeypatch.context() as broken:
@@ -327,7 +323,7 @@ def test_flush_reaches_every_signal(observed: Callable[..., Seen], monkeypatch: 
 
 
 def test_close_ends_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part that cannot be closed keeps no other from it; what was to be undone is undone, last first."""
+    """A part that fails to close does not stop the others; the undo functions run, the last one first."""
     observe = install(FastAPI())
     undone: list[int] = []
     observe.on_close(lambda: undone.append(1))
@@ -344,8 +340,8 @@ def test_close_ends_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
 # For code far from a request
 
 
-def test_current_in_a_request_is_that_of_its_app(observed: Callable[..., Seen]) -> None:
-    """Of several installed apps the one that serves is meant."""
+def test_get_observability_in_a_request(observed: Callable[..., Seen]) -> None:
+    """With several installed apps it returns that of the app that serves the request."""
     given: list[Observability] = []
 
     async def endpoint(request: Any) -> PlainTextResponse:
@@ -360,7 +356,7 @@ def test_current_in_a_request_is_that_of_its_app(observed: Callable[..., Seen]) 
 
 
 def test_where_decorated_functions_report(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a request to its app; elsewhere to the only installed app; else to the global provider."""
+    """In a request their spans go to its app, elsewhere to the only install, else to the global provider."""
 
     @traced
     def bare() -> int:
@@ -396,6 +392,6 @@ def test_where_decorated_functions_report(observed: Callable[..., Seen], monkeyp
 
 
 def test_only_functions_can_be_traced() -> None:
-    """`@traced(7)` is an error where it is written, not at the first call."""
+    """`@traced(7)` raises at the decorator, not at the first call."""
     with pytest.raises(TypeError, match="expected a function or a span name, got 7"):
         traced(7)  # type: ignore[call-overload]

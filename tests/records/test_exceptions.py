@@ -1,4 +1,4 @@
-"""What an exception says: its own text and those of the exceptions it stands for, without values."""
+"""Messages and stack traces of exceptions and their chains are reported without secrets and values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def raised(exc: E, cause: BaseException | None = None) -> E:
 
 
 def test_a_secret_whose_name_would_be_cut_off() -> None:
-    """A value is hidden however long it is: what tells that it is one may be far before it."""
+    """A value is redacted however long it is, even if its name is far before it."""
     detail = "duplicate key\nDETAIL:  Key (name)=(" + HIDDEN * 3000 + ") already exists."
     exc = raised(ValueError(detail))
     for text in (exception_message(exc), exception_stacktrace(exc)):
@@ -39,15 +39,15 @@ def test_a_secret_whose_name_would_be_cut_off() -> None:
     assert "test_exceptions.py" in exception_stacktrace(exc)
 
 
-def test_what_stands_behind_the_bound_is_shown_nowhere() -> None:
-    """Of a very long text only the beginning is shown, in the stack trace too."""
+def test_text_beyond_the_limit_is_not_reported() -> None:
+    """Only the beginning of a very long message is reported, also in the stack trace."""
     exc = raised(ValueError("x" * MAX_TEXT_LENGTH + HIDDEN))
     assert HIDDEN not in exception_message(exc) + exception_stacktrace(exc)
     assert "x" * 100 in exception_stacktrace(exc)
 
 
 def test_causes_and_groups() -> None:
-    """The text of each exception of a chain and of a group is looked at."""
+    """The message of each exception of a chain and of a group is redacted."""
     inner = ValueError(f"postgresql://ann:{HIDDEN}@db/shop")
     exc = raised(
         ExceptionGroup("two", [raised(inner), raised(KeyError("x"), raised(OSError(f"https://x/?token={HIDDEN}")))])
@@ -57,7 +57,7 @@ def test_causes_and_groups() -> None:
 
 
 def test_a_group_of_database_errors() -> None:
-    """What a driver repeats is hidden in the members of a group too, whose lines begin with bars."""
+    """Values that a driver repeats are also redacted in members of a group, whose lines start with bars."""
     detail = f"duplicate key\nDETAIL:  Key (name)=({HIDDEN}) already exists."
     group = raised(
         ExceptionGroup("two", [raised(ValueError(detail)), raised(sqlite3.OperationalError(f'near "{HIDDEN}"'))])
@@ -89,7 +89,7 @@ def test_a_group_of_database_errors() -> None:
     ],
 )
 def test_secrets_in_a_text(text: str) -> None:
-    """What is known to carry a secret is hidden, however it is written."""
+    """Known carriers of secrets are redacted in any spelling."""
     assert "ter2" not in exception_message(ValueError(text))
 
 
@@ -104,8 +104,8 @@ def test_secrets_in_a_text(text: str) -> None:
         "unterminated quoted string at or near \"'hunter2",
     ],
 )
-def test_what_databases_quote(text: str) -> None:
-    """Quoted parts of a driver's errors are hidden, those of other exceptions are not."""
+def test_values_quoted_by_databases(text: str) -> None:
+    """Quoted parts of a driver's errors are redacted, those of other exceptions are not."""
     assert HIDDEN not in exception_message(sqlite3.OperationalError(text))
     assert exception_message(KeyError("don't")) == '"don\'t"'
     assert exception_message(sqlite3.OperationalError("can't open")) == "can't open"
@@ -120,8 +120,8 @@ def test_a_long_text_takes_no_time(unit: str) -> None:
     exception_stacktrace(raised(ExceptionGroup("many", [ValueError(unit * 20_000) for _ in range(30)])))
 
 
-def test_few_are_looked_at() -> None:
-    """A chain that never ends, or ends in itself, is bounded."""
+def test_long_chains_are_bounded() -> None:
+    """A very long chain and a circular one are cut off."""
     many = raised(ExceptionGroup("many", [ValueError(f"number {number}") for number in range(2 * MAX_CHAIN_LENGTH)]))
     assert exception_stacktrace(many).count("ValueError: number") <= MAX_CHAIN_LENGTH
     first = last = ValueError()
@@ -136,13 +136,13 @@ def test_few_are_looked_at() -> None:
 
 
 def test_groups_in_groups() -> None:
-    """Beyond the bound the members of a group are left away."""
+    """Members of a group beyond the limit are left out."""
     groups = [ExceptionGroup("inner", [ValueError(f"number {number}")]) for number in range(2 * MAX_CHAIN_LENGTH)]
     assert exception_stacktrace(raised(ExceptionGroup("outer", groups))).count("ValueError: number") < MAX_CHAIN_LENGTH
 
 
 def test_notes() -> None:
-    """What was added to an exception is redacted like its text; few notes are looked at."""
+    """Notes are redacted like the message; the number of notes is limited."""
     exc = raised(ValueError("wrong"))
     exc.add_note(f"password={HIDDEN}")
     for number in range(2 * MAX_CHAIN_LENGTH):
@@ -153,7 +153,7 @@ def test_notes() -> None:
 
 
 def test_a_stack_that_is_long_shows_its_last_lines() -> None:
-    """Whole lines are left away at the beginning: none is cut in its middle."""
+    """Whole lines are removed at the start; no line is cut in the middle."""
     exc = raised(ValueError("the end"), raised(KeyError("x" * 7000), raised(KeyError("y" * 7000))))
     assert len(exception_stacktrace(exc)) <= MAX_TEXT_LENGTH
     assert exception_stacktrace(exc).startswith("…\n")
@@ -168,8 +168,8 @@ class OddMeta(type):
         raise LookupError
 
 
-def test_a_class_that_tells_nothing() -> None:
-    """A class that raises when it is asked for its bases is no database's."""
+def test_a_class_that_hides_its_bases() -> None:
+    """A class that raises when its bases are read does not count as a database error."""
 
     class OddError(Exception, metaclass=OddMeta):
         pass
@@ -185,13 +185,13 @@ class UnprintableError(Exception):
         raise RuntimeError
 
 
-def test_exceptions_that_cannot_be_shown() -> None:
-    """A stand-in tells what it was."""
+def test_messages_that_cannot_be_read() -> None:
+    """A placeholder has the name of the exception class."""
     assert exception_message(UnprintableError()) == "<unprintable UnprintableError>"
     assert "UnprintableError" in exception_stacktrace(raised(UnprintableError()))
 
 
-def test_a_stack_that_cannot_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stack_trace_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception class may override anything."""
     monkeypatch.setattr("traceback.TracebackException.format", lambda *_, **__: 1 / 0)
     assert exception_stacktrace(ValueError()) == UNPRINTABLE_STACK

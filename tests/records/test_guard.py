@@ -1,4 +1,4 @@
-"""What users call does not raise for a fault of ours, and raises for theirs."""
+"""Public methods do not raise internal errors, and raise the caller's errors."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _counted_here() -> Iterator[None]:
-    """Count from 0 what nobody counts."""
+    """Reset the count of errors without an app."""
     UNATTRIBUTED_ERRORS.counts.clear()
     yield
     UNATTRIBUTED_ERRORS.counts.clear()
 
 
 def boom(*_: Any, **__: Any) -> Any:
-    """Fail as a bug of ours would."""
-    raise RuntimeError("a fault of ours")
+    """Fail as a bug in the package would."""
+    raise RuntimeError("internal error")
 
 
 class Tool:
-    """Has methods that users call."""
+    """A class with a public method."""
 
-    def __init__(self, faults: InternalErrors | None = None) -> None:
-        self.faults = faults
+    def __init__(self, internal_errors: InternalErrors | None = None) -> None:
+        self.internal_errors = internal_errors
 
     @fail_safe("tool.use", fallback=lambda _, number: -number, reraise=(ValueError,))
     def use(self, number: int) -> int:
@@ -53,34 +53,34 @@ class Tool:
         if number == 0:
             raise ValueError("theirs")
         if number == 1:
-            return len(number)  # type: ignore[arg-type]  # a TypeError of ours
+            return len(number)  # type: ignore[arg-type]  # an internal TypeError
         return number
 
 
-def test_a_guarded_method_returns_something_else_where_it_fails() -> None:
-    """A fault is counted for the owner; what the caller did wrong is raised, a call that does not fit too."""
-    faults = InternalErrors()
-    tool: Any = Tool(faults)
+def test_a_fail_safe_method_returns_its_fallback() -> None:
+    """An internal error is counted for the owner; the caller's errors and wrong arguments are raised."""
+    internal_errors = InternalErrors()
+    tool: Any = Tool(internal_errors)
     assert tool.use(7) == 7
     assert tool.use(1) == -1
-    assert faults.counts == {"tool.use": 1}
+    assert internal_errors.counts == {"tool.use": 1}
     with pytest.raises(ValueError, match="theirs"):
         tool.use(0)
     with pytest.raises(TypeError, match="argument"):
         tool.use()
-    assert faults.counts == {"tool.use": 1}
+    assert internal_errors.counts == {"tool.use": 1}
 
 
-def test_a_fault_outside_of_any_app_is_counted_elsewhere(monkeypatch: Patch) -> None:
-    """Who has no faults of its own, outside any request, is counted for the process; so is it where that fails."""
+def test_an_internal_error_without_an_app(monkeypatch: Patch) -> None:
+    """Without an owner and outside any request it is counted for the process."""
     Tool().use(1)
     monkeypatch.setattr(guard, "current_record", boom)
     report_error("tool.use", RuntimeError())
     assert UNATTRIBUTED_ERRORS.counts == {"tool.use": 2}
 
 
-def test_the_stand_in_takes_everything() -> None:
-    """It is a block of both kinds, leaves what it decorates as it is, hands headers back, and has no dunder names."""
+def test_the_no_op_accepts_everything() -> None:
+    """It is a context manager, returns decorated functions and headers unchanged, and has no dunder attributes."""
     with NO_OP as inside:
         assert inside.set_row_count(3).labels("x").inc() is NO_OP
 
@@ -96,8 +96,8 @@ def test_the_stand_in_takes_everything() -> None:
         NO_OP.__len__()
 
 
-def test_helpers_that_cannot_work_are_of_no_consequence(observed: Callable[..., Seen], monkeypatch: Patch) -> None:
-    """Outside any request too: the user's block runs, their exception is theirs, and the fault is counted."""
+def test_helpers_that_fail_do_not_affect_the_caller(observed: Callable[..., Seen], monkeypatch: Patch) -> None:
+    """The user's block runs, its exception is raised, and the internal error is counted."""
     seen = observed(FastAPI())
     observe = seen.observe
     monkeypatch.setattr(Operation, "__init__", boom)
@@ -115,8 +115,8 @@ def test_helpers_that_cannot_work_are_of_no_consequence(observed: Callable[..., 
     monkeypatch.undo()
 
 
-def use_with_faults(observe: Observability, monkeypatch: Patch) -> None:
-    """Open a query that cannot stand aside, nor come back to its context."""
+def use_with_internal_errors(observe: Observability, monkeypatch: Patch) -> None:
+    """Open a query whose scope can neither be suspended nor resumed."""
     query = observe.db.query("SELECT", table="orders").open()
     query.scope = type("Broken", (), {"suspend": boom, "resume": boom})()
     query.suspend()
@@ -128,14 +128,14 @@ def use_with_faults(observe: Observability, monkeypatch: Patch) -> None:
     query.close()
 
 
-def test_an_operation_survives_each_of_its_faults(observed: Callable[..., Seen], monkeypatch: Patch) -> None:
-    """Judging, suspending, resuming, telling details: whatever fails, the block goes on and is closed."""
+def test_an_operation_survives_each_internal_error(observed: Callable[..., Seen], monkeypatch: Patch) -> None:
+    """Whichever step fails, the block continues and the operation ends."""
     observe = observed(FastAPI()).observe
     with monkeypatch.context() as patch:
         patch.setattr(Operation, "_fail", boom)
         with pytest.raises(LookupError), observe.operation("step"):
             raise LookupError
-    contextvars.copy_context().run(use_with_faults, observe, monkeypatch)
+    contextvars.copy_context().run(use_with_internal_errors, observe, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(OperationMetrics, "record_operation", boom)
         with observe.operation("step"):
@@ -144,8 +144,8 @@ def test_an_operation_survives_each_of_its_faults(observed: Callable[..., Seen],
     assert set(observe.internal_errors.counts) == {"metrics.on_operation_end", *sites}
 
 
-def test_what_the_user_does_wrong_is_told(observed: Callable[..., Seen]) -> None:
-    """A guard does not hide the caller's own errors."""
+def test_errors_of_the_caller_are_raised(observed: Callable[..., Seen]) -> None:
+    """`fail_safe` does not hide wrong arguments."""
     observe: Any = observed(FastAPI()).observe
     wrong_kind: Any = property(len)
     for wrong in (

@@ -12,18 +12,18 @@ from fastapi_observe.records.operation import Operation
 
 
 class Reporter:
-    """Notes what it was told."""
+    """Collects the calls."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, str]] = []
+        self.calls: list[tuple[str, str]] = []
 
     def on_operation_start(self, operation: Operation, /) -> None:
-        """Note the beginning."""
-        self.told.append(("open", operation.outcome))
+        """Collect a start."""
+        self.calls.append(("open", operation.outcome))
 
     def on_operation_end(self, operation: Operation, /) -> None:
-        """Note the end."""
-        self.told.append(("close", operation.outcome))
+        """Collect an end."""
+        self.calls.append(("close", operation.outcome))
 
 
 def operation(reporter: Reporter) -> Operation:
@@ -32,12 +32,12 @@ def operation(reporter: Reporter) -> Operation:
 
 
 def test_success() -> None:
-    """Work that ends well is `ok`, has a duration and no error; the reporter is told its beginning and its end."""
+    """A successful operation is `ok`, has a duration and no error; start and end are reported."""
     reporter = Reporter()
     with operation(reporter) as work:
         work.add_details(rows=3)
         assert (work.duration, work.started > 0) == (0.0, True)
-    assert reporter.told == [("open", ""), ("close", "ok")]
+    assert reporter.calls == [("open", ""), ("close", "ok")]
     assert work.details == {"rows": 3}
     assert (work.error_type, work.exception, work.duration > 0) == (None, None, True)
 
@@ -52,7 +52,7 @@ def test_success() -> None:
     ],
 )
 async def test_failure(exc: BaseException, outcome: str, error_type: str) -> None:
-    """An exception is kept and named, decides the outcome and goes on as the same object."""
+    """An exception decides outcome and error type, and is raised as the same object."""
 
     async def in_async_with(work: Operation) -> None:
         async with work:
@@ -69,11 +69,11 @@ async def test_failure(exc: BaseException, outcome: str, error_type: str) -> Non
             await use(work)
         assert caught.value is exc
         assert (work.outcome, work.error_type, work.exception) == (outcome, error_type, exc)
-        assert reporter.told[-1] == ("close", outcome)
+        assert reporter.calls[-1] == ("close", outcome)
 
 
-def test_closed_generator_is_no_failure() -> None:
-    """A generator whose consumer had enough ends its operation as `ok`."""
+def test_a_closed_generator_is_ok() -> None:
+    """A generator that its consumer closes early ends with `ok`."""
     reporter = Reporter()
     work = operation(reporter)
 
@@ -87,15 +87,15 @@ def test_closed_generator_is_no_failure() -> None:
     assert (work.outcome, work.error_type, work.exception) == ("ok", None, None)
 
 
-def test_outcome_that_was_set_stays() -> None:
-    """A client of the kind may say the outcome itself."""
+def test_an_outcome_that_was_set_is_kept() -> None:
+    """A client may set the outcome itself."""
     with operation(Reporter()) as work:
         work.outcome = "not_found"
     assert work.outcome == "not_found"
 
 
 def test_cancellation_of_trio() -> None:
-    """A cancellation of trio is one too."""
+    """A cancellation of trio is recognized."""
     seen: list[BaseException] = []
 
     async def main() -> None:
@@ -114,7 +114,7 @@ def test_cancellation_of_trio() -> None:
 
 
 def test_error_names_carry_their_module() -> None:
-    """Only built-in exceptions go by their bare name."""
+    """Only built-in exceptions have no module in their error type."""
 
     class OwnError(Exception):
         """One of ours."""
@@ -125,7 +125,7 @@ def test_error_names_carry_their_module() -> None:
 
 
 def test_error_name_of_a_class_that_hides_it() -> None:
-    """A metaclass may forbid to ask for the module; the name is found all the same."""
+    """The name is found even if a metaclass hides the module."""
 
     class Hidden(type):
         @property

@@ -1,4 +1,4 @@
-"""An exchange measures itself from the messages that pass: status, outcome, sizes, durations."""
+"""`RequestRecord` and `WebSocketRecord`: status, outcome, sizes and durations, from the ASGI messages."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Played:
 
 
 async def test_a_response_ends_with_its_last_message() -> None:
-    """It is reported when the body is complete; what comes after changes nothing."""
+    """It is reported when the body is complete; later messages change nothing."""
     played = await Played().send(START, body(b"abc"))
     assert played.end == (200, "ok", None)
     duration = played.exchange.duration
@@ -91,12 +91,12 @@ async def test_a_response_ends_with_its_last_message() -> None:
     ("status", "outcome"), [(204, "ok"), (302, "ok"), (404, "client_error"), (422, "client_error")]
 )
 async def test_outcome_by_status(status: int, outcome: str) -> None:
-    """Below 400 is ok, below 500 the client's error; neither has an error type."""
+    """Below 400 is `ok`, below 500 `client_error`; neither has an error type."""
     assert (await Played().send({**START, "status": status}, body())).end == (status, outcome, None)
 
 
 async def test_a_server_error_waits_for_the_exception() -> None:
-    """A 5xx is reported when the app has returned, because only then it is known what raised."""
+    """A 5xx is reported when the app has returned, because only then its exception is known."""
     played = await Played().send({**START, "status": 500}, body(b"oops"))
     assert played.reports == 0
     duration = played.exchange.duration
@@ -106,8 +106,8 @@ async def test_a_server_error_waits_for_the_exception() -> None:
     assert handled.leave().end == (503, "server_error", "503")
 
 
-async def test_an_exception_that_was_noted_and_handled() -> None:
-    """A handled exception is told with a 5xx and is nothing beside a good status."""
+async def test_a_handled_exception() -> None:
+    """A handled exception is reported with a 5xx and ignored with another status."""
     noted = Played()
     noted.exchange.inner_exception = KeyError("x")
     await noted.send({**START, "status": 500}, body())
@@ -119,8 +119,8 @@ async def test_an_exception_that_was_noted_and_handled() -> None:
     assert handled.leave().end == (200, "ok", None)
 
 
-async def test_an_exception_that_is_falsy_is_told() -> None:
-    """An exception class may define its truth as it likes."""
+async def test_a_falsy_exception_is_reported() -> None:
+    """An exception class may define `__bool__`."""
 
     class EmptyError(Exception):
         def __len__(self) -> int:
@@ -130,7 +130,7 @@ async def test_an_exception_that_is_falsy_is_told() -> None:
 
 
 async def test_a_response_that_breaks() -> None:
-    """The status that was sent stays; the outcome tells that it broke."""
+    """The status that was sent is kept; the outcome states that it broke."""
     assert (await Played().send(START, body(b"a", more=True))).leave(OSError()).end == (200, "server_error", "OSError")
     stopped = await Played().send(START, body(b"a", more=True))
     assert stopped.leave().end == (200, "incomplete_response", "incomplete_response")
@@ -148,7 +148,7 @@ async def test_a_response_that_breaks() -> None:
     ],
 )
 async def test_a_server_that_cannot_send(kind: type[RequestRecord], start: Message, end: Any) -> None:
-    """An `OSError` of the server's send goes to the app; so a server tells that the client has left."""
+    """An `OSError` of the server's send is raised to the app and means that the client has disconnected."""
     for extra in (0, 1):
         played = await Played(kind).send(start)
         played.send_raises = OSError("gone")
@@ -158,16 +158,16 @@ async def test_a_server_that_cannot_send(kind: type[RequestRecord], start: Messa
         assert played.leave(played.send_raises).end == end
 
 
-async def test_a_cancellation_that_was_answered() -> None:
-    """Who cancels and then answers has its reasons: the status tells what happened."""
+async def test_a_cancellation_that_the_app_handled() -> None:
+    """If the app cancels and then responds, the status decides the outcome."""
     played = Played()
     played.exchange.inner_exception = asyncio.CancelledError()
     await played.send({**START, "status": 504}, body())
     assert played.leave().end == (504, "server_error", "504")
 
 
-async def test_a_client_that_left() -> None:
-    """Gone before the response: 499, whatever the app then sends; gone during it: the status that was sent."""
+async def test_a_client_that_disconnects() -> None:
+    """Before the response the status is 499, whatever the app sends; during it the status that was sent."""
     gone: Message = {"type": "http.disconnect"}
     assert (await Played().receive(gone)).leave().end == (499, "client_disconnect", "client_disconnect")
     before = await Played().receive(gone)
@@ -179,7 +179,7 @@ async def test_a_client_that_left() -> None:
 
 
 async def test_a_client_disconnect_that_the_framework_raises() -> None:
-    """Starlette's ClientDisconnect is the client's leaving, seen by its name."""
+    """Starlette's ClientDisconnect is recognized by its name."""
 
     class ClientDisconnect(Exception):  # noqa: N818 - Starlette's name
         pass
@@ -188,7 +188,7 @@ async def test_a_client_disconnect_that_the_framework_raises() -> None:
 
 
 async def test_bytes_are_counted_as_they_pass() -> None:
-    """The request's and the response's bodies are the bytes that really went through."""
+    """The sizes are the bytes that were transferred."""
     played = await Played().receive(
         {"type": "http.request", "body": b"12345", "more_body": True}, {"type": "http.request"}
     )
@@ -199,7 +199,7 @@ async def test_bytes_are_counted_as_they_pass() -> None:
 
 
 async def test_only_streams_have_a_time_to_first_byte() -> None:
-    """One chunk is no stream; two are, and server-sent events always."""
+    """One chunk is not a stream; two chunks and server-sent events are."""
     one = await Played().send(START, body(b"a", more=True), body())
     assert one.exchange.ttfb is None
     two = await Played().send(START, body(more=True), body(b"a", more=True), body(b"b"))
@@ -210,7 +210,7 @@ async def test_only_streams_have_a_time_to_first_byte() -> None:
 
 
 async def test_trailers_end_a_response() -> None:
-    """With trailers announced the body is not the end."""
+    """If trailers are announced, the body is not the end."""
     played = await Played().send(TRAILED, body(b"a"))
     assert played.reports == 0
     await played.send({"type": "http.response.trailers", "more_trailers": True})
@@ -219,7 +219,7 @@ async def test_trailers_end_a_response() -> None:
 
 
 async def test_files_that_the_server_sends_itself() -> None:
-    """A path that the server sends counts as its content length, a zero copy as its count."""
+    """The size of a pathsend is its content length, that of a zero-copy send its count."""
     length = {**START, "headers": [(b"content-length", b"77"), (b"content-length", b"x")]}
     path = await Played().send(length, {"type": "http.response.pathsend", "path": "/f"})
     assert (path.end, path.exchange.response_size) == ((200, "ok", None), 77)
@@ -234,7 +234,7 @@ async def test_files_that_the_server_sends_itself() -> None:
 
 
 async def test_our_headers_replace_the_apps() -> None:
-    """A header of ours stands once, whatever case the app wrote it in; the app's message is left as it was."""
+    """Our header replaces the app's in any case; the app's message is not changed."""
     given = [(b"X-Request-Id", b"theirs"), (b"a", b"b")]
     start = {**START, "headers": given}
     played = await Played().send(start)
@@ -246,7 +246,7 @@ async def test_our_headers_replace_the_apps() -> None:
 
 
 async def test_headers_that_can_be_read_once() -> None:
-    """Headers may be any iterable, of the request and of the response: the app and the server read them still."""
+    """Headers may be iterators; the app and the server still read all of them."""
     pairs = [(b"a", b"1"), (b"a", b"2")]
     played = Played(headers=iter(pairs))
     assert played.exchange.headers == {b"a": b"2"}
@@ -256,27 +256,27 @@ async def test_headers_that_can_be_read_once() -> None:
 
 
 async def test_what_is_missing_has_a_default() -> None:
-    """A scope without method, path and headers is a request all the same; an unknown method is `_OTHER`."""
+    """A scope without method, path and headers is valid; an unknown method is `_OTHER`."""
     bare = RequestRecord({"type": "http"}, None, None, InternalErrors(), lambda _: None)  # type: ignore[arg-type]
     assert (bare.method, bare.path, bare.headers) == ("GET", "", {})
     assert Played(method="BREW").exchange.method == "_OTHER"
 
 
 async def test_only_the_first_start_counts() -> None:
-    """A second start is passed on as it is: the server will say what it thinks of it."""
+    """A second start is passed on to the server unchanged."""
     played = await Played().send(START, {**START, "status": 500})
     assert played.exchange.status_code == 200
     assert played.sent[1] == {**START, "status": 500}
 
 
-async def test_a_body_without_a_start_is_no_end() -> None:
+async def test_a_body_without_a_start_does_not_end_the_request() -> None:
     """A body before any start is passed on and ends nothing."""
     played = await Played().send(body(b"early"))
     assert played.leave().end == (500, "incomplete_response", "incomplete_response")
 
 
-async def test_the_start_is_told_to_who_asked() -> None:
-    """`on_start` is called once, when the response begins and its status is known."""
+async def test_the_callback_at_the_start_of_the_response() -> None:
+    """`on_response_start` is called once, when the response begins and its status is known."""
     seen: list[int] = []
     for kind, start in ((RequestRecord, START), (WebSocketRecord, {"type": "websocket.accept"})):
         played = Played(kind)
@@ -287,15 +287,15 @@ async def test_the_start_is_told_to_who_asked() -> None:
 
 @pytest.mark.parametrize("message", [{}, {"type": "http.response.start", "status": "no"}, {"type": 7}])
 async def test_illegal_messages_pass_untouched(message: Message) -> None:
-    """What an app or a server sends wrongly reaches the other side as it is."""
+    """Invalid messages of an app or a server reach the other side."""
     for kind in (RequestRecord, WebSocketRecord):
         played = await Played(kind).send(message)
         assert played.sent == [message]
         await played.receive(message)
 
 
-async def test_a_fault_of_ours_is_counted_and_passes_nothing_on() -> None:
-    """What fails while a request is reported neither reaches the app nor keeps the report back."""
+async def test_internal_errors_are_counted_and_not_raised() -> None:
+    """An error while a request is reported neither reaches the app nor stops the report."""
     played = Played()
     played.exchange.on_response_start = lambda _: 1 / 0
     await played.send(START)
@@ -310,8 +310,8 @@ async def test_a_fault_of_ours_is_counted_and_passes_nothing_on() -> None:
     assert hostile.exchange.outcome == "server_error"
 
 
-async def test_the_exchange_of_the_calling_code() -> None:
-    """`current_exchange` reads the context; anything else under the key, or nothing, is no exchange."""
+async def test_the_record_of_the_calling_code() -> None:
+    """`current_record` reads the context; any other value under the key is ignored."""
     assert current_record() is None
     exchange, over = Played().exchange, Played().exchange
     over.release()
@@ -345,7 +345,7 @@ def disconnect(code: Any = 1005) -> Message:
     ],
 )
 async def test_a_client_that_closes(code: Any, told: str, outcome: str, error_type: str | None) -> None:
-    """Its code is told as far as RFC 6455 names it; it cannot make the server look broken."""
+    """Its code is reported if RFC 6455 defines it; it is never a server error."""
     played = await Played(WebSocketRecord).send(ACCEPT)
     await played.receive(disconnect(code), disconnect(1000))
     assert played.leave().end == (101, outcome, error_type)
@@ -357,15 +357,15 @@ async def test_a_client_that_closes(code: Any, told: str, outcome: str, error_ty
     [(1000, "ok", None), (1011, "server_error", "1011"), (4001, "client_error", None)],
 )
 async def test_an_app_that_closes(code: int, outcome: str, error_type: str | None) -> None:
-    """The app's code is told as it is; 1011 is its own error."""
+    """The app's code is reported unchanged; 1011 is a server error."""
     played = await Played(WebSocketRecord).send(ACCEPT, {"type": "websocket.close", "code": code})
     await played.send({"type": "websocket.close", "code": 1000})
     assert played.leave().end == (101, outcome, error_type)
     assert played.exchange.close_code == str(code)
 
 
-async def test_a_refused_websocket() -> None:
-    """Closed before it was accepted is 403, a response of the app its own status; both are `denied`."""
+async def test_a_denied_websocket() -> None:
+    """Closing before the acceptance is 403, a denial response has its own status; both are `denied`."""
     closed = await Played(WebSocketRecord).send({"type": "websocket.close"})
     assert closed.leave().end == (403, "client_error", None)
     assert closed.exchange.close_code == "denied"
@@ -379,7 +379,7 @@ async def test_a_refused_websocket() -> None:
 
 
 async def test_websocket_messages_are_counted() -> None:
-    """Texts count as their UTF-8 bytes, lone surrogates too; both directions apart."""
+    """The size of text is its UTF-8 bytes, also with lone surrogates; directions are counted separately."""
     told: list[str] = []
     played = Played(WebSocketRecord)
     await played.send(ACCEPT, {"type": "websocket.send", "bytes": b"123", "text": None})
@@ -421,6 +421,6 @@ async def test_a_websocket_that_breaks(
 
 
 def test_slots_hold_everything() -> None:
-    """A record has no dictionary: a misspelt attribute is an error, and the record stays small."""
+    """A record has no `__dict__`: a misspelt attribute is an error, and the record is small."""
     for kind in (RequestRecord, WebSocketRecord):
         assert not hasattr(Played(kind).exchange, "__dict__")

@@ -1,4 +1,4 @@
-"""`observe.operation`, and what the operations of a request come to: where its time went, what it repeated."""
+"""`observe.operation`, the time breakdown of a request, and its repeated statements."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def charge_samples(seen: Seen) -> dict[str, float]:
     return {dict(labels)["outcome"]: value for labels, value in found if dict(labels)["operation"] == "charge card"}
 
 
-async def test_work_is_a_count_a_time_and_a_span(observed: Callable[..., Seen]) -> None:
-    """The name is the label; what else is said goes to the span only."""
+async def test_an_operation_is_a_count_a_time_and_a_span(observed: Callable[..., Seen]) -> None:
+    """The name is the label; details go to the span only."""
     seen = observed(Starlette())
     with seen.observe.operation("charge card", provider="acme") as op:
         op.add_details(order_id=7)
@@ -56,7 +56,7 @@ async def test_work_is_a_count_a_time_and_a_span(observed: Callable[..., Seen]) 
 
 
 async def test_each_end_has_its_outcome(observed: Callable[..., Seen]) -> None:
-    """Errors, time-outs and cancellations are told apart, and go on as the same object."""
+    """Errors, time-outs and cancellations have their own outcomes and are raised as the same object."""
     seen = observed(Starlette())
     raised: list[BaseException] = [ValueError("no"), TimeoutError(), asyncio.CancelledError()]
     for exc in raised:
@@ -70,7 +70,7 @@ async def test_each_end_has_its_outcome(observed: Callable[..., Seen]) -> None:
 
 
 async def test_as_a_decorator(observed: Callable[..., Seen]) -> None:
-    """Functions, coroutines and both kinds of generators: each call is an operation of its own."""
+    """Each call of a function, coroutine function or generator is one operation."""
     seen = observed(Starlette())
     measured = seen.observe.operation("charge card", provider="acme")
 
@@ -108,7 +108,7 @@ async def test_as_a_decorator(observed: Callable[..., Seen]) -> None:
 
 
 async def test_nested_and_side_by_side(observed: Callable[..., Seen]) -> None:
-    """Spans nest as the blocks do: in tasks, in task groups and in threads."""
+    """Spans nest like the blocks, in tasks, task groups and threads."""
     seen = observed(Starlette())
     work = seen.observe.operation
 
@@ -127,7 +127,7 @@ async def test_nested_and_side_by_side(observed: Callable[..., Seen]) -> None:
 
 
 def test_in_a_thread_of_its_own(observed: Callable[..., Seen]) -> None:
-    """Outside any request and any loop it works the same."""
+    """An operation works outside any request and event loop."""
     seen = observed(Starlette())
 
     def work() -> None:
@@ -141,7 +141,7 @@ def test_in_a_thread_of_its_own(observed: Callable[..., Seen]) -> None:
 
 
 def test_before_anything_is_installed(observed: Callable[..., Seen]) -> None:
-    """A module may decorate before `install`; each call is told to what is installed then, or to nobody."""
+    """A module may decorate before `install`; each call is reported to the app that is installed at that time."""
 
     @operation("charge card", provider="acme")
     def charge() -> int:
@@ -161,8 +161,8 @@ def test_before_anything_is_installed(observed: Callable[..., Seen]) -> None:
     assert told.spans[0].name == "charge card"
 
 
-def test_an_object_of_a_module_looks_anew_each_time(observed: Callable[..., Seen]) -> None:
-    """Used again, it is told to whoever serves the request then, not to who was told first."""
+def test_an_object_of_a_module_finds_its_app_each_time(observed: Callable[..., Seen]) -> None:
+    """Used again, it is reported to the app of the current request, not to the first one."""
     charge = operation("charge card")
     first, second = FastAPI(), FastAPI()
     seen, told = observed(first), observed(second)
@@ -182,7 +182,7 @@ def test_an_object_of_a_module_looks_anew_each_time(observed: Callable[..., Seen
 
 
 def test_without_a_name(observed: Callable[..., Seen]) -> None:
-    """What is no name is refused where it is written."""
+    """An empty name and one that is not a string are errors of the caller."""
     observe = observed(Starlette()).observe
     with pytest.raises(ValueError, match="expected a name, got ' '"):
         observe.operation(" ")
@@ -190,8 +190,8 @@ def test_without_a_name(observed: Callable[..., Seen]) -> None:
         observe.operation(lambda: None)  # type: ignore[arg-type]
 
 
-def test_an_end_comes_once(observed: Callable[..., Seen]) -> None:
-    """A second `close` changes nothing; what stands aside lets the outer one be current."""
+def test_an_operation_ends_once(observed: Callable[..., Seen]) -> None:
+    """`close` is idempotent; while suspended, the outer operation is the current one."""
     seen = observed(Starlette())
     outer, inner = seen.observe.operation("outer"), seen.observe.operation("inner")
     with outer:
@@ -211,7 +211,7 @@ def test_an_end_comes_once(observed: Callable[..., Seen]) -> None:
 
 
 async def test_an_object_that_is_used_again(observed: Callable[..., Seen]) -> None:
-    """Each block is an operation of its own: one after the other, inside itself and side by side."""
+    """Each block is one operation: in sequence, nested in itself and concurrently."""
     seen = observed(Starlette())
     charge = seen.observe.operation("charge card", provider="acme")
     with charge as first:
@@ -234,8 +234,8 @@ async def test_an_object_that_is_used_again(observed: Callable[..., Seen]) -> No
         charge.open()
 
 
-def test_what_is_no_function(observed: Callable[..., Seen]) -> None:
-    """A property cannot be measured; a function that makes a coroutine is measured to its end."""
+def test_objects_that_are_not_functions(observed: Callable[..., Seen]) -> None:
+    """A property and a number cannot be decorated."""
     work = observed(Starlette()).observe.operation("charge card")
     with pytest.raises(TypeError, match="cannot decorate a property"):
         work(property(lambda _: None))  # type: ignore[type-var]
@@ -243,8 +243,8 @@ def test_what_is_no_function(observed: Callable[..., Seen]) -> None:
         work(7)  # type: ignore[type-var]
 
 
-async def test_a_function_that_makes_a_coroutine(observed: Callable[..., Seen]) -> None:
-    """It is measured until the coroutine has ended, or nobody awaits it any more."""
+async def test_a_function_that_returns_a_coroutine(observed: Callable[..., Seen]) -> None:
+    """It is measured until the coroutine ends or is closed."""
     seen = observed(Starlette())
 
     async def inner(exc: Exception | None) -> int:
@@ -267,8 +267,8 @@ async def test_a_function_that_makes_a_coroutine(observed: Callable[..., Seen]) 
     assert CURRENT_OPERATION.get() is None
 
 
-def test_an_outcome_of_ones_own(observed: Callable[..., Seen]) -> None:
-    """Whatever is not ok, or the caller's fault, is an error of the span as it is of the line."""
+def test_outcomes_set_by_the_caller(observed: Callable[..., Seen]) -> None:
+    """Every outcome except `ok` and `client_error` is an error of span and line."""
     seen = observed(Starlette())
     with seen.observe.operation("charge card") as op:
         op.outcome = "declined"
@@ -281,8 +281,8 @@ def test_an_outcome_of_ones_own(observed: Callable[..., Seen]) -> None:
     assert [line["level"] for line in seen.lines] == ["error", "warn"]
 
 
-def test_what_began_inside_something_over(observed: Callable[..., Seen]) -> None:
-    """A task that outlives the block in which it was started is inside nothing."""
+def test_a_task_that_outlives_its_parent(observed: Callable[..., Seen]) -> None:
+    """An operation that starts after its parent has ended has no parent."""
     observe = observed(Starlette()).observe
 
     async def late() -> object:
@@ -333,8 +333,8 @@ def shop(seen_app: FastAPI, observe: Callable[[], Any]) -> None:
         """Ask nobody."""
 
 
-def test_where_the_time_went(observed: Callable[..., Seen]) -> None:
-    """Line and span carry number and time of queries and calls, and the rest as own time; others carry nothing."""
+def test_the_time_breakdown_is_on_line_and_span(observed: Callable[..., Seen]) -> None:
+    """Line and span have number and time of queries and calls, and the self time; other requests have none."""
     app = FastAPI()
     seen = observed(app)
     shop(app, lambda: seen.observe)
@@ -352,8 +352,8 @@ def test_where_the_time_went(observed: Callable[..., Seen]) -> None:
     assert fields["self_ms"] == pytest.approx(fields["duration_ms"] - waited, abs=0.01)
 
 
-def test_a_part_is_not_waited_for_twice(observed: Callable[..., Seen]) -> None:
-    """A call inside a call of ours has its own span and count; the request waited for the outer one."""
+def test_a_nested_operation_is_not_counted_twice(observed: Callable[..., Seen]) -> None:
+    """A call inside a call has its own span and count; only the outer one is waiting time of the request."""
     app = FastAPI()
     seen = observed(app)
 
@@ -369,8 +369,8 @@ def test_a_part_is_not_waited_for_twice(observed: Callable[..., Seen]) -> None:
     assert seen.total("external_requests_total") == 3
 
 
-def test_the_time_of_what_runs_side_by_side_is_waited_for_once() -> None:
-    """Sums add everything up; the own time is that in which nothing was running, however often it is added up."""
+def test_concurrent_operations_are_not_subtracted_twice() -> None:
+    """Totals add up all operations; the self time is the time in which none was running."""
     work = TimeBreakdown()
     steps = [(0.0, 1.0), (0.5, 2.0), (0.6, 0.7), (3.0, 4.0), (3.5, 5.0)]
     for now, way, seconds in sorted(
@@ -391,8 +391,8 @@ def test_the_time_of_what_runs_side_by_side_is_waited_for_once() -> None:
     assert work.self_time(0.0, 7.0) == pytest.approx(2.0)
 
 
-def test_much_work_stays_small() -> None:
-    """However many operations a request has, few are kept one by one, and few statements are told apart."""
+def test_many_operations_use_little_memory() -> None:
+    """However many operations a request has, the number of events and statements is limited."""
     work = TimeBreakdown()
     for number in range(AGGREGATE_AFTER):
         work.begin(number)
@@ -416,7 +416,7 @@ def test_much_work_stays_small() -> None:
 # N+1
 
 
-def test_a_repeated_statement_is_told(observed: Callable[..., Seen]) -> None:
+def test_a_repeated_statement_is_reported(observed: Callable[..., Seen]) -> None:
     """The same statement more than ten times in one request: one line, an attribute, a count of its endpoint."""
     app = FastAPI()
     seen = observed(app)
@@ -437,8 +437,8 @@ def test_a_repeated_statement_is_told(observed: Callable[..., Seen]) -> None:
     assert seen.samples("db_repeated_queries_total") == {(("endpoint", "/many"),): 1}
 
 
-def test_as_many_as_allowed_are_not_told(observed: Callable[..., Seen]) -> None:
-    """The limit is a setting; at `error` no line is written, the count stays."""
+def test_fewer_repetitions_are_not_reported(observed: Callable[..., Seen]) -> None:
+    """The limit is a setting; at log level `error` no line is written, but they are counted."""
     app = FastAPI()
     seen = observed(app, repeated_query_threshold=12, tracing=False)
     shop(app, lambda: seen.observe)
@@ -458,8 +458,8 @@ def test_as_many_as_allowed_are_not_told(observed: Callable[..., Seen]) -> None:
     assert "trace_id" not in line
 
 
-def test_a_slow_query_is_told(observed: Callable[..., Seen]) -> None:
-    """From `slow_query_threshold` seconds on a query has a line with its statement."""
+def test_a_slow_query_is_logged(observed: Callable[..., Seen]) -> None:
+    """A query that takes longer than `slow_query_threshold` seconds has a line with its statement."""
     seen = observed(Starlette(), slow_query_threshold=0.000001)
     with seen.observe.db.query(statement="SELECT secret FROM orders WHERE id = 12345"):
         pass
@@ -471,8 +471,8 @@ def test_a_slow_query_is_told(observed: Callable[..., Seen]) -> None:
     assert line["fields"]["db.query.text"] == "SELECT secret FROM orders WHERE id = ?"
 
 
-def test_work_of_a_request_that_fails_to_add_up(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fault of ours there is counted; the query has its signals."""
+def test_a_time_breakdown_that_fails(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The internal error is counted; the query is reported."""
     app = FastAPI()
     seen = observed(app)
     shop(app, lambda: seen.observe)
@@ -486,7 +486,7 @@ def test_work_of_a_request_that_fails_to_add_up(observed: Callable[..., Seen], m
 
 
 def test_pools_are_read_at_scrape(observed: Callable[..., Seen]) -> None:
-    """What a pool tells is shown under its name, as it is then; what it does not know is not there; until removed."""
+    """The current values are reported under the pool's name until it is removed; missing ones are left out."""
     seen = observed(Starlette())
     states = [PoolState(active=3, idle=1, max=5), PoolState(active=4, idle=0, max=5)]
     remove = seen.observe.db.add_pool("main", lambda: states[0])
@@ -502,8 +502,8 @@ def test_pools_are_read_at_scrape(observed: Callable[..., Seen]) -> None:
     assert seen.samples("db_connections_active") == {}
 
 
-def test_a_wait_for_a_connection_is_no_own_time(observed: Callable[..., Seen]) -> None:
-    """A request that waited for its pool says so; a wait that is none is not told."""
+def test_a_wait_for_a_connection_is_not_self_time(observed: Callable[..., Seen]) -> None:
+    """A request that waited for a connection reports the time; shorter waits are ignored."""
     app = FastAPI()
     seen = observed(app)
 
@@ -524,7 +524,7 @@ def test_a_wait_for_a_connection_is_no_own_time(observed: Callable[..., Seen]) -
 
 
 def test_waits_and_events_of_connections(observed: Callable[..., Seen]) -> None:
-    """Time until a connection was there, and what happens on it besides statements."""
+    """Waiting time for a connection and events of connections are counted."""
     seen = observed(Starlette())
     seen.observe.db.record_connection_wait("main", 0.002)
     seen.observe.db.record_connection_event("main", "commit")
@@ -532,8 +532,8 @@ def test_waits_and_events_of_connections(observed: Callable[..., Seen]) -> None:
     assert seen.sample("db_connection_events_total", pool="main", event="commit") == 1
 
 
-def test_few_label_sets_are_remembered(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What finds no place is looked up each time, and counted all the same."""
+def test_the_cache_of_label_sets_is_bounded(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Label sets beyond the limit are looked up each time and counted."""
     monkeypatch.setattr(operations, "MAX_CACHED_LABEL_SETS", 1)
     seen = observed(Starlette())
     for name in ("a", "b", "b"):
@@ -542,8 +542,8 @@ def test_few_label_sets_are_remembered(observed: Callable[..., Seen], monkeypatc
     assert seen.sample("operations_total", operation="b", outcome="ok") == 2
 
 
-def test_left_from_elsewhere(observed: Callable[..., Seen]) -> None:
-    """An operation that is closed in another context ends; one without a span of its own stands aside as well."""
+def test_an_operation_closed_in_another_context(observed: Callable[..., Seen]) -> None:
+    """It ends without an error, also if it has no span."""
     seen = observed(Starlette(), tracing=False)
     op = seen.observe.operation("charge card").open()
     contextvars.Context().run(op.close)
