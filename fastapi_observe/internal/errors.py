@@ -39,9 +39,9 @@ class InternalErrors:
         """
         with self._lock:
             self.counts[site] = self.counts.get(site, 0) + 1
-        if not self._throttle.allow(site):
-            return
         with contextlib.suppress(Exception):  # a logging handler of the app may raise anything
+            if not self._throttle.allow(site):
+                return
             logging.getLogger("fastapi_observe").error(
                 "Internal error in fastapi-observe (%s: %s). Your app was not affected. Counted in "
                 "fastapi_observe_internal_errors_total; logged at most once a minute. Please report it.",

@@ -1,4 +1,4 @@
-"""Every function of ours that runs while an app is served fails, is slow or hangs in turn: the app does not feel it."""
+"""Each function of the package that runs during requests fails, is slow or hangs in turn: the app is not affected."""
 
 from __future__ import annotations
 
@@ -52,15 +52,16 @@ CARRIERS: Final = frozenset(
     clients.database.sqlalchemy:ObservedEngine._observe_transactions.<locals>.counting
     clients.database.sqlalchemy:ObservedEngine._observed.<locals>.observed
     clients.database.observers:ObserverSet.timed_acquire clients.database.observers:ObserverSet.timed_acquire_async
-    install:_with_inner_middleware install:_wrap_stack_builder.<locals>.build middleware:ObserveMiddleware.__call__
-    middleware:ObserveMiddleware._lifespan middleware:ObserveMiddleware._lifespan.<locals>.watched
+    install:_build_with_inner_middleware install:_wrap_stack_builder.<locals>.wrap.<locals>.build
+    internal.starlette:stack_parts middleware:ObserveMiddleware.__call__
+    middleware:ObserveMiddleware._lifespan middleware:ObserveMiddleware._lifespan.<locals>.send_and_follow
     middleware:InnerMiddleware.__call__ middleware:InnerMiddleware.__init__
-    middleware:wrap_validation_handler.<locals>.observing_async
-    middleware:wrap_validation_handler.<locals>.observing records.request:RequestRecord.receive
+    middleware:wrap_validation_handler.<locals>.handle_async
+    middleware:wrap_validation_handler.<locals>.handle records.request:RequestRecord.receive
     records.request:RequestRecord.send records.websocket:WebSocketRecord.receive
-    records.websocket:WebSocketRecord.send records.wrapping:_async_generator.<locals>.async_generator
-    records.wrapping:_awaited records.wrapping:_call.<locals>.call records.wrapping:_coroutine.<locals>.coroutine
-    records.wrapping:_generator.<locals>.generator background:_measured.<locals>.call
+    records.websocket:WebSocketRecord.send records.wrapping:_wrap_async_generator.<locals>.async_generator
+    records.wrapping:_await_inside records.wrapping:_wrap_function.<locals>.call records.wrapping:_wrap_coroutine.<locals>.coroutine
+    records.wrapping:_wrap_generator.<locals>.generator background:_measured.<locals>.call
     traces.service:TracingService.run_in_executor
     """.split()  # noqa: SIM905 - a list would be two pages long
 )
@@ -75,11 +76,11 @@ GUARDS: Final = frozenset(
     clients.database.sqlalchemy:ObservedEngine._moves clients.database.sqlalchemy:ObservedEngine._watch_again
     clients.database.observers:PoolObserver.record_connection_event
     clients.database.observers:PoolObserver.record_connection_wait clients.database.observers:ObserverSet.observer
-    current:get_observability middleware:ObserveMiddleware._give_ids middleware:ObserveMiddleware._leave
-    middleware:wrap_validation_handler.<locals>.note records.guard:fail_safe.<locals>.decorate.<locals>.call
+    current:get_observability middleware:ObserveMiddleware._attach_ids middleware:ObserveMiddleware._finish
+    middleware:wrap_validation_handler.<locals>.record_errors records.guard:fail_safe.<locals>.decorate.<locals>.call
     records.operation:Operation.__call__ records.operation:Operation.__enter__ records.operation:Operation.close
     records.operation:Operation.open records.operation:Operation.resume records.operation:Operation.suspend
-    records.wrapping:_begun metrics.series:BoundedMetric.labels metrics.series:Counter.inc metrics.series:Gauge.inc
+    records.wrapping:_open_scope metrics.series:BoundedMetric.labels metrics.series:Counter.inc metrics.series:Gauge.inc
     metrics.series:Gauge.set metrics.series:Histogram.observe traces.user_spans:SpanScope.close
     traces.user_spans:SpanScope.open traces.user_spans:SpanScope.resume traces.user_spans:SpanScope.suspend
     traces.user_spans:finish traces.user_spans:make_traced.<locals>.decorate logs.service:ObserveLogger._emit
@@ -127,7 +128,7 @@ UNCOUNTED: Final = {
     "redaction.values:_named_members": "as above",
     "logs.messages:is_access_log": "the line shows the message as it was given",
     "observability:Observability.flush": "the beginning of a thread: what it calls is guarded",
-    "observability:Observability._end_within_budget.<locals>.end": "as above",
+    "observability:Observability._flush_and_close.<locals>.flush_and_close": "as above",
     "export.queue:ExportQueue._run": "as above",
     "logs.writer:LineWriter._run": "as above",
 }
