@@ -60,7 +60,8 @@ CARRIERS: Final = frozenset(
     middleware:wrap_validation_handler.<locals>.handle records.request:RequestRecord.receive
     records.request:RequestRecord.send records.websocket:WebSocketRecord.receive
     records.websocket:WebSocketRecord.send records.wrapping:_wrap_async_generator.<locals>.async_generator
-    records.wrapping:_await_inside records.wrapping:_wrap_function.<locals>.call records.wrapping:_wrap_coroutine.<locals>.coroutine
+    records.wrapping:_await_inside records.wrapping:_wrap_function.<locals>.call
+    records.wrapping:_wrap_coroutine.<locals>.coroutine
     records.wrapping:_wrap_generator.<locals>.generator background:_measured.<locals>.call
     traces.service:TracingService.run_in_executor
     """.split()  # noqa: SIM905 - a list would be two pages long
@@ -147,7 +148,7 @@ UNDER_LOCK: Final = (
 """What looks at the queue while it holds the lock that `put` needs too: arithmetic, which nothing can block."""
 
 MADE_TWICE: Final = frozenset(
-    f"metrics.catalogue:MetricFactory.{name}" for name in ("_add", "create_internal", "register")
+    f"metrics.catalogue:MetricFactory.{name}" for name in ("_create", "create_internal", "register")
 )
 """If it fails after its work is done, the metric's name is taken: the next call says so, with `ValueError`."""
 

@@ -69,7 +69,7 @@ def process() -> dict[str, Any]:
     }
     core: Any = logger._core  # type: ignore[attr-defined]
     return {
-        "threads": {each for each in threading.enumerate() if each.is_alive() and not each.name.startswith("Trio thread")},
+        "threads": {each for each in threading.enumerate() if each.is_alive() and not each.name.startswith("Trio")},
         "loguru": [handler._levelno for handler in core.handlers.values()],
         "loggers": loggers,
         "gc": list(gc.callbacks),
