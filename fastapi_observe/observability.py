@@ -26,6 +26,7 @@ from fastapi_observe.logs.service import LogService
 from fastapi_observe.metrics.saturation import Saturation
 from fastapi_observe.metrics.server import MetricsServer
 from fastapi_observe.metrics.service import MetricsService
+from fastapi_observe.metrics.shared.join import WorkerGroup
 from fastapi_observe.metrics.system import SystemCollector
 from fastapi_observe.records.guard import CALLER_ERRORS, fail_safe, return_no_op
 from fastapi_observe.records.operation import Operation, new_operation
@@ -39,7 +40,6 @@ from fastapi_observe.requests.response_headers import ResponseHeaders
 from fastapi_observe.requests.routing import RouteTemplates
 from fastapi_observe.slo.live import LiveObjectives
 from fastapi_observe.traces.service import TracingService
-from fastapi_observe.workers.join import WorkerGroup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

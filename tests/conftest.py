@@ -180,6 +180,6 @@ def member(tmp_path: Path) -> Iterator[Callable[..., Member]]:
         return made[-1]
 
     yield make
-    for one in made:
-        if one.metrics.sharing._view is not None and one.worker._thread is not None and one.worker._thread.is_alive():
+    for one in reversed(made):
+        if not one.ended:
             one.leave()

@@ -1,9 +1,8 @@
-"""Members of a server's workers, made in the test process: one lives, the others have ended as by kill -9."""
+"""Workers of one server, made in the test process: one is live, the others have ended as by `kill -9`."""
 
 from __future__ import annotations
 
 import gzip
-import os
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -12,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.settings.model import ObserveSettings
-from fastapi_observe.workers.worker import MSG_QUIT, Worker
+from fastapi_observe.workers.worker import Worker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +31,7 @@ def items_app() -> FastAPI:
 
 
 NAME = "0-1-1"
-"""A directory as the workers of some server would have it."""
+"""Name of the directory. No process has this pid and start time, so the last worker to leave removes it."""
 
 
 class Member:
@@ -42,15 +41,16 @@ class Member:
         self.faults = InternalErrors()
         self.metrics = MetricsService(ObserveSettings(**{"include_default_registry": False, **settings}), self.faults)
         self.worker = Worker(root / NAME, self.faults)
+        self.ended = False
         self.metrics.sharing.share(self.worker, scope)
 
     def text(self, accept: str = "") -> str:
-        """What a scrape of this worker shows."""
+        """Scrape this worker."""
         headers, body = self.metrics.render(accept, "")
         return (gzip.decompress(body) if b"content-encoding" in dict(headers) else body).decode()
 
     def samples(self) -> Samples:
-        """What a scrape of this worker shows: samples by name and sorted labels."""
+        """Scrape this worker. Returns samples by name and sorted labels."""
         found: Samples = {}
         for family in text_string_to_metric_families(self.text()):
             for sample in family.samples:
@@ -58,14 +58,14 @@ class Member:
         return found
 
     def die(self) -> None:
-        """Leave what kill -9 leaves: files without a lock on them."""
+        """Leave what `kill -9` leaves: files without a lock on them."""
+        self.ended = True
         self.metrics.sharing.unshare()
-        os.write(self.worker._ask, MSG_QUIT)
-        assert self.worker._thread is not None
-        self.worker._thread.join()
+        self.worker.stop_listening()
         self.worker.close()
 
     def leave(self) -> None:
-        """End in order."""
+        """End as a worker does that is stopped."""
+        self.ended = True
         self.metrics.sharing.unshare()
         self.worker.leave()

@@ -13,7 +13,7 @@ from fastapi_observe import install
 
 if TYPE_CHECKING:
     from fastapi_observe import Observability
-    from fastapi_observe.workers.join import WorkerGroup
+    from fastapi_observe.metrics.shared.join import WorkerGroup
 
 
 def wired(observe: Observability) -> WorkerGroup:

@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 from worker_app import wired
 
 from fastapi_observe import install
-from fastapi_observe.workers.join import JOINED_WORKERS
+from fastapi_observe.metrics.shared.join import JOINED_WORKERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
     from fastapi_observe import Observability
-    from fastapi_observe.workers.join import WorkerGroup
+    from fastapi_observe.metrics.shared.join import WorkerGroup
 
 HERE = Path(__file__).parent
 
@@ -202,7 +202,7 @@ def fork(directory: str) -> dict[str, float]:
         return total(observe, "ours_total")
 
     ((worker, _),) = JOINED_WORKERS.values()
-    with worker._reading:  # a fork would copy what the worker's thread has open just then, to look who is there
+    with worker._read_lock:  # a fork would copy what the worker's thread has open at the moment
         child = Child(act)
     opened = child.tell("open")
     counted = child.tell("count")

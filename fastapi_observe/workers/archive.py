@@ -1,4 +1,8 @@
-"""The archive: one file that keeps what the workers that have ended had counted."""
+"""The archive: one file with the totals of all workers that have ended.
+
+Its first line is JSON: `merged` names the workers whose files it contains, `keys` is the number of bytes of keys, and
+`crc` is the CRC-32 of everything after this line. Then come keys and values, in the format of `workers/files.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,11 @@ import zlib
 from array import array
 from collections import Counter
 from pathlib import Path
-from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from fastapi_observe.workers.files import DOUBLE_SIZE, HEADER, NEW_FILE, READ_FLAGS, ValueFileReader
+from fastapi_observe.workers.files import CELL_SIZE, HEADER_CELLS, NEW_FILE, READ_FLAGS, ValueFileReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,152 +23,138 @@ if TYPE_CHECKING:
 ARCHIVE_FILE: Final = "archive"
 
 MAX_ENDED_LABEL_SETS: Final = 2000
-"""Label sets of one metric that are kept of those who have ended, unless the settings say another number."""
+"""Label sets that the archive keeps of each metric, unless the settings say otherwise."""
 
 OVERFLOW: Final = "__overflow__"
-"""Every label value of the series that takes what is beyond."""
+"""Each label value of the series with the label sets beyond the limit."""
+
+Totals = dict[tuple[bytes, tuple[str, ...]], list[float]]
+"""Cells by family (its JSON) and label values."""
 
 
 class Archive:
     """The archive of a directory.
 
-    It names the files that are folded into it: whoever finds one of them still there must not count it again. It is
-    replaced as a whole, so a reader sees it before or after a fold, never in between. Of one metric it keeps `most`
-    label sets: workers come and go for ever, each with label sets of its own. A file that somebody else removes is
-    remembered; `born` are the files that its numbers began in, by which a memory of them is recognised.
+    The file is replaced as a whole and names the workers that it contains. So a reader counts each worker once, from
+    its own files or from the archive, even if a process is killed after replacing the archive and before removing the
+    files. Of each metric at most `max_label_sets` are kept, since workers come and go for ever, each with its own.
     """
 
-    def __init__(self, directory: Path, most: int = MAX_ENDED_LABEL_SETS) -> None:
-        self._most = most
-        self.reading = ValueFileReader(Path(ARCHIVE_FILE), 0)
-        self.reading.living = False
-        self.merged_files: frozenset[str] = frozenset()
-        self.source_files: frozenset[str] = frozenset()
-        self.identity: tuple[int, int] | None = None
+    def __init__(self, directory: Path, max_label_sets: int = MAX_ENDED_LABEL_SETS) -> None:
+        self._max_label_sets = max_label_sets
         self._path = directory / ARCHIVE_FILE
+        self.identity: tuple[int, int] | None = None
+        self._reset()
 
-    @property
-    def missing(self) -> bool:
-        """Whether there was a file that is gone."""
-        return self.identity is None and bool(self.source_files)
+    def _reset(self) -> None:
+        self.reader = ValueFileReader(Path(ARCHIVE_FILE), 0)
+        self.reader.live = False
+        self.merged_files: frozenset[str] = frozenset()
 
     def changed(self) -> bool:
-        """Tell whether another archive stands there than was read."""
+        """Return whether the file is another one than was read."""
         return self.identity != _identity(self._path)
 
+    def is_removed(self) -> bool:
+        """Return whether the file that was read is gone."""
+        return self.identity is not None and _identity(self._path) is None
+
     def read(self) -> None:
-        """Read the file, if there is one; an unreadable one counts as empty."""
+        """Read the file, if there is one. An unreadable one counts as empty."""
         self.identity = _identity(self._path)
+        self._reset()
         if self.identity is None:
             return
         try:
             with os.fdopen(os.open(self._path, READ_FLAGS), "rb") as file:
-                data = file.read()
+                self._parse(file.read())
         except FileNotFoundError:
             return
-        except OSError:
-            data = b""
-        self.reading = ValueFileReader(Path(ARCHIVE_FILE), 0)
-        self.reading.living = False
-        self.merged_files = self.source_files = frozenset()
-        try:
-            self._parse(data)
-        except (ValueError, KeyError, TypeError):
-            self.reading.unreadable = True
+        except (OSError, ValueError, KeyError, TypeError):
+            self._reset()
+            self.reader.unreadable = True
 
     def _parse(self, data: bytes) -> None:
         first, _, body = data.partition(b"\n")
-        head = orjson.loads(first)
-        if zlib.crc32(body) != head["crc"]:
+        header = orjson.loads(first)
+        if zlib.crc32(body) != header["crc"]:
             raise ValueError("damaged")
-        split = head["keys"]
-        self.merged_files, self.source_files = frozenset(head["folded"]), frozenset(head.get("born", ()))
-        values = body[split:]
-        self.reading.parse(body[:split], len(values) // DOUBLE_SIZE)
-        self.reading.fill(values)
+        self.merged_files = frozenset(header["merged"])
+        keys, values = body[: header["keys"]], body[header["keys"] :]
+        self.reader.parse_keys(keys, len(values) // CELL_SIZE)
+        self.reader.set_values(values)
 
-    def merge(self, dead: Iterable[ValueFileReader], still_there: frozenset[str]) -> None:
-        """Add up what the dead have left, and replace the file. The caller holds the lock of the directory.
+    def merge(self, ended: Iterable[ValueFileReader], existing: frozenset[str]) -> None:
+        """Add the totals of ended workers, and replace the file. The caller holds the lock of the directory.
 
-        `still_there` are the names of files that an earlier fold has counted and not removed. Raises OSError.
+        `existing` are the names of workers that still have files: those of them that were merged earlier must stay
+        named in the archive. Raises OSError.
         """
-        dead = list(dead)
-        merged: dict[tuple[bytes, tuple[str, ...]], list[float]] = {}
-        for reading in (self.reading, *dead):
-            _merge(merged, reading, self._most)
-        keys, values = _written(merged)
+        ended = list(ended)
+        totals: Totals = {}
+        for reader in (self.reader, *ended):
+            _add(totals, reader, self._max_label_sets)
+        keys, values = _encode(totals)
         body = keys + values
-        folded = [*sorted(self.merged_files & still_there), *(reading.name for reading in dead)]
-        born = sorted(self.source_files) or [f"{os.getpid()}-{monotonic_ns()}"]
-        head = orjson.dumps({"folded": folded, "born": born, "keys": len(keys), "crc": zlib.crc32(body)})
+        merged = [*sorted(self.merged_files & existing), *(reader.name for reader in ended)]
+        header = orjson.dumps({"merged": merged, "keys": len(keys), "crc": zlib.crc32(body)})
         temporary = self._path.with_suffix(".new")
         temporary.unlink(missing_ok=True)
         with os.fdopen(os.open(temporary, NEW_FILE, 0o600), "wb") as file:
-            file.write(head + b"\n" + body)
+            file.write(header + b"\n" + body)
         temporary.replace(self._path)
         self.read()
-
-    def recreate(self) -> Archive:
-        """Return what stands in the place of the archive now."""
-        archive = Archive(self._path.parent, self._most)
-        archive.read()
-        return archive
-
-    def merge_archive(self, memory: Archive, still_there: frozenset[str]) -> None:
-        """Go on with what another archive was, unless somebody has brought it here already. As `fold`."""
-        if memory.source_files and not memory.source_files & self.source_files:
-            self.source_files |= memory.source_files
-            self.merge([memory.reading], still_there)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        found = path.lstat()
+        status = path.lstat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return status.st_ino, status.st_mtime_ns
 
 
-def _merge(merged: dict[tuple[bytes, tuple[str, ...]], list[float]], reading: ValueFileReader, most: int) -> None:
-    described = [(orjson.dumps(family), str(family.get("fold"))) for family in reading.families]
-    # Samples of other collectors are several records of one label set: they are not ours to bound.
-    bounded = [family.get("kind") != "samples" for family in reading.families]
-    kept = Counter(family for family, _ in merged)
-    for number, labels, at, count in reading.series:
-        family, how = described[number]
-        if how == "drop":
+def _add(totals: Totals, reader: ValueFileReader, max_label_sets: int) -> None:
+    families = [(orjson.dumps(family), str(family.get("merge"))) for family in reader.families]
+    # Samples of other collectors have no limit here: several of them belong to one label set, and must stay together.
+    limited = [family.get("kind") != "samples" for family in reader.families]
+    label_sets = Counter(family for family, _ in totals)
+    for number, labels, offset, count in reader.series:
+        family, mode = families[number]
+        if mode == "drop":
             continue
-        if bounded[number] and kept[family] >= most and (family, labels) not in merged:
+        if limited[number] and label_sets[family] >= max_label_sets and (family, labels) not in totals:
             labels = (OVERFLOW,) * len(labels)  # noqa: PLW2901 - it is counted there
-        cells = list(reading.values[at : at + count])
-        before = merged.get((family, labels))
+        cells = list(reader.values[offset : offset + count])
+        before = totals.get((family, labels))
         if before is None:
-            kept[family] += 1
+            label_sets[family] += 1
         if before is None or len(before) != len(cells):
-            merged[family, labels] = cells
+            totals[family, labels] = cells
         else:
-            merged[family, labels] = MERGE_FUNCTIONS.get(how, _sum)(before, cells)
+            totals[family, labels] = MERGE_FUNCTIONS.get(mode, _sum)(before, cells)
 
 
 def _sum(before: list[float], cells: list[float]) -> list[float]:
     return [one + other for one, other in zip(before, cells, strict=True)]
 
 
+# All but `sum` are for pairs: a value, and the time when it was set (0 if it never was).
 MERGE_FUNCTIONS: Final[dict[str, Any]] = {
     "sum": _sum,
-    # A value, and when it was set (0: it never was).
     "max": lambda before, cells: max((before, cells), key=lambda pair: (pair[1] > 0, pair[0])),
     "min": lambda before, cells: min((before, cells), key=lambda pair: (pair[1] <= 0, pair[0])),
     "latest": lambda before, cells: max((before, cells), key=lambda pair: pair[1]),
 }
-"""How the cells of two processes become one, by the `fold` of their family; `drop` keeps none."""
+"""How the cells of two processes become one, by the `merge` of their family. `drop` keeps neither."""
 
 
-def _written(merged: dict[tuple[bytes, tuple[str, ...]], list[float]]) -> tuple[bytes, bytes]:
+def _encode(totals: Totals) -> tuple[bytes, bytes]:
+    """Return keys and values."""
     numbers: dict[bytes, int] = {}
     lines: list[bytes] = []
-    values = array("d", bytes(DOUBLE_SIZE * HEADER))
-    for (family, labels), cells in merged.items():
+    values = array("d", bytes(CELL_SIZE * HEADER_CELLS))
+    for (family, labels), cells in totals.items():
         if family not in numbers:
             numbers[family] = len(numbers)
             lines.append(b"[%d,%b]\n" % (numbers[family], family))

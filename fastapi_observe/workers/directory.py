@@ -1,4 +1,4 @@
-"""Where the workers of one server meet: which process supervises them, and the directory that is named after it."""
+"""Directory that the worker processes of one server share: who supervises them, its name, and whether it is safe."""
 
 from __future__ import annotations
 
@@ -22,22 +22,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - what stands in it is checked
-"""Memory that processes share: values there cost no disk."""
+SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - what is in it is checked
+"""A file system in memory: values there are never written to a disk."""
 
 DIRECTORY_NAME: Final = re.compile(r"(\d+)-(\d+)-(\d+)(?:-[0-9a-f]{8})?")
-"""Name of a directory: namespace of process ids, supervisor, when that was started, and which app it started."""
+"""PID namespace, pid and start time of the supervisor, and a checksum that identifies the app."""
 
 STALE_AFTER: Final = 3600.0
-"""Seconds for which a directory of another namespace, whose supervisor we cannot see, is left alone."""
+"""Seconds after which a directory of another PID namespace, whose supervisor cannot be seen, is removed."""
 
 
 class UnsafeDirectoryError(OSError):
-    """A directory that others may write in, or have made."""
+    """Another user owns the directory, or may write to it."""
 
 
 def supervisor_pid(installed_in: int) -> int | None:
-    """Return the process whose workers we are one of; None: there are no others. `installed_in` called `install`."""
+    """Return the pid of the process that supervises this worker; None if this is a single process.
+
+    `installed_in` is the pid of the process that called `install`.
+    """
     if os.getpid() != installed_in:  # gunicorn --preload, or any fork
         return installed_in
     multiprocessing = sys.modules.get("multiprocessing.process")
@@ -48,46 +51,47 @@ def supervisor_pid(installed_in: int) -> int | None:
 
 
 def is_supported() -> bool:
-    """Tell whether this system has the calls that sharing needs."""
+    """Return whether this system has the calls that sharing needs. Windows and macOS do not."""
     return fcntl is not None and hasattr(os, "posix_fallocate") and hasattr(os, "mkfifo")
 
 
 def directory_name(pid: int, app: str) -> str:
-    """Return the name that the workers of a supervisor find each other by; pids are used again, so it is not all.
+    """Return the name of the directory for the workers that process `pid` supervises.
 
-    `app` tells apart what one launcher has started: eight hexadecimal digits.
+    Pids are used again, so the name contains the start time too. `app`, eight hexadecimal digits, distinguishes apps
+    that one supervisor has started.
     """
-    return f"{_namespace()}-{pid}-{_started(pid)}-{app}"
+    return f"{_pid_namespace()}-{pid}-{_start_time(pid)}-{app}"
 
 
 def app_identity(*names: str) -> str:
-    """Return what tells an app from another that the same process has started: of its names, and where it is made.
+    """Return eight hexadecimal digits that identify an app by its names and the file that calls `install`.
 
-    All workers of a server run the same code, so they agree on the file that `install` is called in. Nothing that
-    depends on the process belongs here (routes, variables), nor what a deployment changes (versions, lines).
+    All workers of a server must agree on it, so nothing is used that depends on the process (routes, variables) or
+    that a deployment changes (versions, line numbers).
     """
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - as `inspect` does
-    ours = __name__.partition(".")[0]
-    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == ours:
+    package = __name__.partition(".")[0]
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == package:
         frame = frame.f_back
-    where = "" if frame is None else frame.f_code.co_filename
-    return f"{zlib.crc32(repr((*names, where)).encode('utf-8', 'backslashreplace')):08x}"
+    file = "" if frame is None else frame.f_code.co_filename
+    return f"{zlib.crc32(repr((*names, file)).encode('utf-8', 'backslashreplace')):08x}"
 
 
-def _namespace() -> int:
+def _pid_namespace() -> int:
     try:
         return Path("/proc/self/ns/pid").stat().st_ino
     except OSError:  # not Linux
         return 0
 
 
-def _started(pid: int) -> int:
-    """Return when a process was started, in a unit of the system; 0: there is none, or it is hidden from us."""
+def _start_time(pid: int) -> int:
+    """Return the start time of a process in a unit of the system; 0 if there is no such process or it is hidden."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
         pass
-    import psutil  # noqa: PLC0415 - where there is no /proc
+    import psutil  # noqa: PLC0415 - only needed without /proc
 
     try:
         return int(psutil.Process(pid).create_time() * 1000)
@@ -95,16 +99,16 @@ def _started(pid: int) -> int:
         return 0
 
 
-def open_root(wanted: str | None) -> Path:
-    """Return our directory in the first place that can be written in.
+def open_root(configured: str | None) -> Path:
+    """Return the directory for all servers of this user, in `configured` or else in shared or temporary storage.
 
-    Raises UnsafeDirectoryError where somebody else has a hand in it, another OSError where there is no place.
+    Raises UnsafeDirectoryError if another user owns it or may write to it, and OSError if it cannot be made.
     """
-    places = [Path(wanted)] if wanted is not None else [SHARED_MEMORY, Path(tempfile.gettempdir())]
+    places = [Path(configured)] if configured is not None else [SHARED_MEMORY, Path(tempfile.gettempdir())]
     for place in places[:-1]:
         try:
             return _open_root_in(place)
-        except UnsafeDirectoryError:  # who made it may want us elsewhere
+        except UnsafeDirectoryError:  # whoever made it may want to have us use the next place
             raise
         except OSError:
             continue
@@ -120,49 +124,46 @@ def _open_root_in(place: Path) -> Path:
 
 
 def check_directory(directory: Path) -> None:
-    """Raise UnsafeDirectoryError unless a directory is one, is ours, and is closed to others."""
-    found = directory.lstat()
-    if not stat.S_ISDIR(found.st_mode):
-        raise UnsafeDirectoryError(f"{directory} is no directory (a symbolic link may have been put there): remove it")
-    if found.st_uid != os.geteuid():
+    """Raise UnsafeDirectoryError unless this user owns the directory and no other user may enter it."""
+    status = directory.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise UnsafeDirectoryError(f"{directory} is not a directory; a symbolic link is not accepted. Remove it")
+    if status.st_uid != os.geteuid():
         raise UnsafeDirectoryError(
-            f"{directory} belongs to user {found.st_uid}: remove it, or set multiprocess_directory"
+            f"{directory} belongs to user {status.st_uid}. Remove it, or set multiprocess_directory"
         )
-    if found.st_mode & 0o077:
+    if status.st_mode & 0o077:
         raise UnsafeDirectoryError(
-            f"{directory} is open to others (mode {found.st_mode & 0o777:o}): remove it, or chmod 700 it"
+            f"{directory} is open to other users (mode {status.st_mode & 0o777:o}). Remove it, or chmod 700 it"
         )
-
-
-def lock_file(descriptor: int) -> None:
-    """Take the lock of an open file, which ends with the process. Raises OSError when another process has it."""
-    fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def make_directory(directory: Path) -> None:
-    """Make a directory of ours, and the one it stands in, unless they are there. Raises OSError as `check` does."""
-    with suppress(FileExistsError):
-        try:
-            directory.mkdir(0o700)
-        except FileNotFoundError:
-            with suppress(FileExistsError):
-                directory.parent.mkdir(0o700)
-            check_directory(directory.parent)
-            directory.mkdir(0o700)
-    check_directory(directory)
+    """Make the directory of a server, and the one above it, unless they exist. Raises OSError as `check_directory`.
+
+    The one above is checked each time: after a cleaner has removed it, another user may have made it again.
+    """
+    for path in (directory.parent, directory):
+        with suppress(FileExistsError):
+            path.mkdir(0o700)
+        check_directory(path)
+
+
+def lock_file(descriptor: int) -> None:
+    """Lock an open file until the process ends. Raises OSError if another process has locked it."""
+    # fcntl locks belong to the process, not to the descriptor: a forked child does not have them. But closing any
+    # descriptor of the file releases them, so a process must not open its own lock file again.
+    fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def is_locked(path: Path) -> bool:
-    """Tell whether another process holds the lock of a file; one of our own must not be asked about.
-
-    Closing a file gives up every lock that the process has on it (POSIX).
-    """
+    """Return whether another process has locked a file. Must not be called for a file that this process has locked."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError):
         return False
     try:
-        # Shared, so that two who ask do not take each other for the owner.
+        # A shared lock, so that two processes that look at the same time do not take each other for the owner.
         fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return True
@@ -171,10 +172,18 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def remove_stale_directories(root: Path, ours: str) -> None:
-    """Remove the directories of servers that are gone."""
+def is_same_file(descriptor: int, path: Path) -> bool:
+    """Return whether the path still leads to the open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except OSError:
+        return False
+
+
+def remove_stale_directories(root: Path, own_name: str) -> None:
+    """Remove the directories of servers that have ended."""
     for directory in _directories(root):
-        if directory.name != ours:
+        if directory.name != own_name:
             with suppress(OSError):
                 if _is_stale(directory):
                     remove_directory(directory)
@@ -186,28 +195,28 @@ def _directories(root: Path) -> Iterator[Path]:
             yield root / entry.name
 
 
-def _parts(directory: Path) -> tuple[int, int, int]:
-    namespace, pid, started, *_ = directory.name.split("-")
-    return int(namespace), int(pid), int(started)
+def _parse_name(directory: Path) -> tuple[int, int, int]:
+    namespace, pid, start_time, *_ = directory.name.split("-")
+    return int(namespace), int(pid), int(start_time)
 
 
 def is_supervisor_alive(directory: Path) -> bool:
-    """Tell whether the supervisor that a directory of ours is named after still lives: more workers may come."""
-    _, pid, started = _parts(directory)
-    return _started(pid) == started
+    """Return whether the supervisor in the name of a directory still runs, so that more workers may start."""
+    _, pid, start_time = _parse_name(directory)
+    return _start_time(pid) == start_time
 
 
 def _is_stale(directory: Path) -> bool:
-    namespace, pid, started = _parts(directory)
-    if namespace != _namespace():
-        gone = time() - directory.stat().st_mtime > STALE_AFTER
+    namespace, pid, start_time = _parse_name(directory)
+    if namespace != _pid_namespace():
+        ended = time() - directory.stat().st_mtime > STALE_AFTER
     else:
-        gone = _started(pid) != started or started == 0
-    return gone and not any(is_locked(path) for path in directory.glob("*.lock"))
+        ended = _start_time(pid) != start_time or start_time == 0
+    return ended and not any(is_locked(path) for path in directory.glob("*.lock"))
 
 
 def remove_directory(directory: Path) -> None:
-    """Remove a directory of ours with everything in it."""
+    """Remove the directory of a server with all files in it."""
     for path in directory.iterdir():
         path.unlink(missing_ok=True)
     directory.rmdir()

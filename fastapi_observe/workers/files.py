@@ -1,246 +1,311 @@
-"""The files of one worker process: its values, doubles in shared memory, and the keys that say what they are."""
+"""Files of one worker process in the shared directory: their format, what writes it and what reads it.
+
+A worker is named `<pid>-<monotonic nanoseconds>`. Its files are this name with a suffix:
+
+- `.lock`: locked while the process runs. The kernel releases the lock however the process ends.
+- `.values`: cells, 8-byte doubles in native byte order. The first `HEADER_CELLS` belong to no series; cell 0 counts
+  the replies to scrapes, the rest is unused.
+- `.keys`: JSON lines that say what the cells mean. Lines are only ever added. `[number, {...}]` describes a family; the
+  families of a worker are numbered from 0. `[number, [label values], offset, count]` is a series of that family, whose
+  cells are `count` doubles from `offset` on (in doubles).
+- `.ask`: a named pipe. Other workers write a byte to have scrape-time values published.
+- `.exemplars`: JSON, replaced as a whole when a scrape wants exemplars.
+"""
 
 from __future__ import annotations
 
 import mmap
 import os
-from typing import TYPE_CHECKING, Any, Final, cast
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import orjson
 
+from fastapi_observe.workers.directory import is_same_file, lock_file
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-STEP: Final = 65_536
-"""Bytes that a file of values begins with; it then doubles, by `MOST_AT_ONCE` at most."""
+MIN_GROWTH: Final = 65_536
+"""Bytes of a new value file. It doubles when it is full, by `MAX_GROWTH` at most."""
 
-MAX_READ_BYTES: Final = 1_048_576
+MAX_GROWTH: Final = 1_048_576
 
 MAX_RECORDS: Final = 100_000
-"""Most records of one process: label sets that come and go must not fill the memory."""
+"""Series of one process. A bound on memory, since label sets that come and go are never removed from the file."""
 
-HEADER: Final = 8
-"""Doubles at the beginning of a file that belong to no record; the first counts the answers of the worker."""
+HEADER_CELLS: Final = 8
 
-DOUBLE_SIZE: Final = 8
-"""Bytes of a value."""
+CELL_SIZE: Final = 8
+"""Bytes of a cell."""
 
 NEW_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 READ_FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
-Series = tuple[int, tuple[str, ...], int, int]
-"""A record: the number of its family, its label values, where it begins and how many doubles it has."""
+# A worker is one whose `.keys` exists, and has ended if its `.lock` is not locked. So the first suffix goes first, and
+# the last one last: whatever interrupts the removal, no worker is seen that has lost some of its files.
+FILE_SUFFIXES: Final = (".keys", ".values", ".ask", ".exemplars", ".new", ".lock")
+
+
+class Series(NamedTuple):
+    """A line of keys that describes a series."""
+
+    family: int
+    labels: tuple[str, ...]
+    offset: int
+    size: int
+
+
+class Record(NamedTuple):
+    """Cells of a series that this process writes, and their offset in the file."""
+
+    offset: int
+    cells: memoryview[float]
 
 
 class ValueFileWriter:
-    """What this process writes. The space is allocated before it is used, so that a full disk is an `OSError` here.
+    """Writes the values and keys of this process.
 
-    A line of keys is written when the values it names are there already; a line that the disk did not take as a whole
-    is taken back. With files from `before`, the new ones begin with their records; nobody sees them until `publish`.
+    Only this process writes the cells, through a memory map, and the kernel keeps the pages when it is killed. So what
+    had been counted is in the file to the last increment. Readers may see the cells of a histogram at slightly
+    different times, but never half of a double: an aligned 8-byte copy is one store.
+
+    Space is allocated before it is mapped: a full disk is an `OSError` here, instead of a SIGBUS at a later increment.
     """
 
-    def __init__(self, stem: Path, before: ValueFileWriter | None = None) -> None:
-        self.stem = stem
-        self._hidden = before is not None
+    def __init__(self, file_prefix: Path) -> None:
+        self.file_prefix = file_prefix
         self._size = 0
         self._free: memoryview[float] = memoryview(b"").cast("d")
-        self._free_at = 0
+        self._free_offset = 0
         self._families: dict[bytes, int] = {}
-        self._records: dict[tuple[int, tuple[str, ...]], tuple[int, memoryview[float]]] = {}
-        self._values = os.open(stem.with_suffix(".values"), NEW_FILE, 0o600)
+        self._records: dict[tuple[int, tuple[str, ...]], Record] = {}
+        self.values_descriptor = os.open(file_prefix.with_suffix(".values"), NEW_FILE, 0o600)
         try:
-            keys = stem.with_suffix(".new" if self._hidden else ".keys")
-            self._keys = os.open(keys, NEW_FILE | os.O_APPEND, 0o600)
+            self.keys_descriptor = os.open(file_prefix.with_suffix(".keys"), NEW_FILE | os.O_APPEND, 0o600)
             try:
-                self._begin(before)
+                self._grow(MIN_GROWTH)
             except OSError:
-                os.close(self._keys)
+                os.close(self.keys_descriptor)
                 raise
         except OSError:
-            os.close(self._values)
+            os.close(self.values_descriptor)
             raise
+        self.header = self._next_cells(HEADER_CELLS).cells
+        self._advance(HEADER_CELLS)
 
-    def _begin(self, before: ValueFileWriter | None) -> None:
-        self._grow(STEP)
-        self.header = self._take(HEADER)[1]
-        self._taken(HEADER)
-        if before is not None:
-            for family, labels, record in before.records():
-                self.allocate(family, labels, record)
+    def is_in_place(self) -> bool:
+        """Return whether both files are still where they were made."""
+        return is_same_file(self.keys_descriptor, self.file_prefix.with_suffix(".keys")) and is_same_file(
+            self.values_descriptor, self.file_prefix.with_suffix(".values")
+        )
 
-    def records(self) -> list[tuple[bytes, tuple[str, ...], list[float]]]:
-        """Return all records as they are now: family, labels, values."""
-        families = list(self._families)
-        return [(families[number], labels, list(record)) for (number, labels), (_, record) in self._records.items()]
-
-    def publish(self) -> None:
-        """Have the others see what was copied. Raises OSError."""
-        if self._hidden:
-            self.stem.with_suffix(".new").rename(self.stem.with_suffix(".keys"))
-            self._hidden = False
-
-    def opened(self) -> list[tuple[int, Path]]:
-        """Return the open files, and where each was made."""
-        return [(self._keys, self.stem.with_suffix(".keys")), (self._values, self.stem.with_suffix(".values"))]
-
-    def _grow(self, least: int) -> None:
-        size = max(STEP, min(self._size, MAX_READ_BYTES), -(-least // STEP) * STEP)
-        os.posix_fallocate(self._values, self._size, size)
-        mapped = mmap.mmap(self._values, size, offset=self._size)
-        self._free, self._free_at = memoryview(mapped).cast("d"), self._size // DOUBLE_SIZE
+    def _grow(self, min_bytes: int) -> None:
+        # Each growth is a map of its own: the maps before stay where they are, since series hold views into them.
+        size = max(MIN_GROWTH, min(self._size, MAX_GROWTH), -(-min_bytes // MIN_GROWTH) * MIN_GROWTH)
+        os.posix_fallocate(self.values_descriptor, self._size, size)
+        mapped = mmap.mmap(self.values_descriptor, size, offset=self._size)
+        self._free, self._free_offset = memoryview(mapped).cast("d"), self._size // CELL_SIZE
         self._size += size
 
-    def _take(self, count: int) -> tuple[int, memoryview[float]]:
-        """Return where the next `count` doubles stand, and the doubles."""
+    def _next_cells(self, count: int) -> Record:
         if len(self._free) < count:
-            self._grow(count * DOUBLE_SIZE)
-        return self._free_at, self._free[:count]
+            self._grow(count * CELL_SIZE)
+        return Record(self._free_offset, self._free[:count])
 
-    def _taken(self, count: int) -> None:
-        self._free, self._free_at = self._free[count:], self._free_at + count
+    def _advance(self, count: int) -> None:
+        self._free, self._free_offset = self._free[count:], self._free_offset + count
 
     def allocate(self, family: bytes, labels: tuple[str, ...], initial: Sequence[float]) -> list[float]:
-        """Return the cells of a record, made now or before; `family` is the JSON that describes its family.
+        """Return the cells of a series. `family` is the JSON that describes its family.
 
-        What is made now begins with `initial`. Raises OSError when there is no space.
+        New cells start with `initial`; existing ones are returned as they are. Raises OSError if there is no space.
         """
         number = self._families.get(family, len(self._families))
-        found = self._records.get((number, labels))
-        if found is None:
+        record = self._records.get((number, labels))
+        if record is None:
             if len(self._records) >= MAX_RECORDS:
-                raise OSError(f"there are {MAX_RECORDS} label sets already")
-            at, record = self._take(len(initial))
+                raise OSError(f"there are already {MAX_RECORDS} label sets")
+            record = self._next_cells(len(initial))
             for index, value in enumerate(initial):
-                record[index] = value
-            line = orjson.dumps((number, labels, at, len(initial))) + b"\n"
+                record.cells[index] = value
+            line = orjson.dumps((number, labels, record.offset, len(initial))) + b"\n"
             if number == len(self._families):
                 line = b"[%d,%b]\n%b" % (number, family, line)
+            # The keys come last: a reader that finds them finds the values too. If they cannot be written, the cells
+            # are cleared, because the next series gets them.
             try:
-                self._write(line)
+                self._write_keys(line)
             except OSError:
-                record[:] = memoryview(bytes(DOUBLE_SIZE * len(initial))).cast("d")
+                record.cells[:] = memoryview(bytes(CELL_SIZE * len(initial))).cast("d")
                 raise
-            self._taken(len(initial))
+            self._advance(len(initial))
             self._families[family] = number
-            found = self._records[number, labels] = at, record
-        return cast("list[float]", found[1])
+            self._records[number, labels] = record
+        return cast("list[float]", record.cells)
 
     def cell_offset(self, family: bytes, labels: tuple[str, ...]) -> int:
-        """Return where the cells of a record begin. Raises KeyError when there is no such record."""
-        return self._records[self._families[family], labels][0]
+        """Return the offset of the cells of a series, in doubles. Raises KeyError if there is no such series."""
+        return self._records[self._families[family], labels].offset
 
-    def _write(self, line: bytes) -> None:
-        before = os.fstat(self._keys).st_size
+    def _write_keys(self, line: bytes) -> None:
+        before = os.fstat(self.keys_descriptor).st_size
         try:
-            if os.write(self._keys, line) == len(line):
+            if os.write(self.keys_descriptor, line) == len(line):
                 return
         except OSError:
-            os.ftruncate(self._keys, before)
+            os.ftruncate(self.keys_descriptor, before)
             raise
-        os.ftruncate(self._keys, before)
+        os.ftruncate(self.keys_descriptor, before)
         raise OSError(f"no space for {len(line)} bytes of keys")
 
     def close(self) -> None:
-        """Close the files; cells that somebody still has stay usable, and hold a descriptor until then (mmap)."""
-        self._free = self.header = memoryview(bytes(DOUBLE_SIZE)).cast("d")
+        """Close the files. Cells that are still referenced stay usable, and keep the map (and a descriptor) open."""
+        self._free = self.header = memoryview(bytes(CELL_SIZE)).cast("d")
         self._records = {}
-        os.close(self._keys)
-        os.close(self._values)
+        os.close(self.keys_descriptor)
+        os.close(self.values_descriptor)
+
+
+class WorkerHandles:
+    """All open files of this process. The lock is held until they are closed or the process ends.
+
+    Raises OSError if they cannot be made, and leaves none of them then.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.file_prefix = directory / f"{os.getpid()}-{monotonic_ns()}"
+        self.files: ValueFileWriter
+        made: list[int] = []
+        try:
+            # The lock comes first: files without a lock on them are those of a worker that has ended.
+            made.append(os.open(self.file_prefix.with_suffix(".lock"), NEW_FILE, 0o600))
+            lock_file(made[0])
+            os.mkfifo(self.file_prefix.with_suffix(".ask"), 0o600)
+            # Opened for writing too, so that a reader sees no end of file when the last writer closes the pipe.
+            made.append(os.open(self.file_prefix.with_suffix(".ask"), os.O_RDWR | os.O_CLOEXEC))
+            self.files = ValueFileWriter(self.file_prefix)
+        except BaseException:
+            remove_worker_files(directory, [self.file_prefix.name])
+            for descriptor in made:
+                os.close(descriptor)
+            raise
+        self.lock, self.ask = made
+
+    def is_in_place(self) -> bool:
+        """Return whether all files are still where they were made."""
+        return (
+            is_same_file(self.lock, self.file_prefix.with_suffix(".lock"))
+            and is_same_file(self.ask, self.file_prefix.with_suffix(".ask"))
+            and self.files.is_in_place()
+        )
+
+    def close(self) -> None:
+        """Close the files."""
+        self.files.close()
+        for descriptor in (self.lock, self.ask):
+            os.close(descriptor)
 
 
 class ValueFileReader:
-    """What the files of one process say, read again at each `refresh`; parsed keys are kept.
+    """Reads the files of one worker again at each `refresh`. Keys that have been parsed are kept.
 
-    `unreadable` is set when something in the files made no sense; the rest is used all the same. Our `own` are read
-    as they were opened, so that nobody can take them away.
+    `unreadable` is set when something in the files is invalid; the rest is used. The files of this process are read
+    through the descriptors of `writer`, so that they can be read after somebody has removed them.
     """
 
-    def __init__(self, stem: Path, pid: int, own: ValueFileWriter | None = None) -> None:
-        self.stem = stem
+    def __init__(self, file_prefix: Path, pid: int, writer: ValueFileWriter | None = None) -> None:
+        self.file_prefix = file_prefix
         self.pid = pid
-        self.living = True
-        self.own = own is not None
-        self._keys: Path | int = stem.with_suffix(".keys")
-        self._values: Path | int = stem.with_suffix(".values")
-        if own is not None:
-            (self._keys, _), (self._values, _) = own.opened()
+        self.live = True
+        self.own = writer is not None
         self.unreadable = False
         self.families: list[dict[str, Any]] = []
         self.series: list[Series] = []
         self.values: memoryview[float] = memoryview(b"").cast("d")
-        self._at = 0
-        self._extent = 0
-        self._added: list[Series] = []
+        self._keys: Path | int = file_prefix.with_suffix(".keys")
+        self._values: Path | int = file_prefix.with_suffix(".values")
+        if writer is not None:
+            self._keys, self._values = writer.keys_descriptor, writer.values_descriptor
+        self._bytes_parsed = 0
+        self._cells_used = 0
+        self._pending: list[Series] = []
 
     @property
     def name(self) -> str:
-        """The name that the files share."""
-        return self.stem.name
+        """The name of the worker."""
+        return self.file_prefix.name
 
     def refresh(self) -> None:
-        """Read what has been added, and all values. Raises FileNotFoundError when the files are gone."""
-        # First the keys: what they name is there, in a file that only grows.
-        added = _read(self._keys, self._at)
+        """Read the keys that have been added, and all values. Raises FileNotFoundError if the files are gone."""
+        # Keys before values: the value file only grows, so every cell that a key names is in it by then.
+        added = _read(self._keys, self._bytes_parsed)
         complete = added[: added.rfind(b"\n") + 1]
-        size = _size(self._values) // DOUBLE_SIZE
-        self.parse(complete, size)
-        self._at += len(complete)
-        self.fill(_read(self._values, 0, self._extent * DOUBLE_SIZE))
+        self.parse_keys(complete, _file_size(self._values) // CELL_SIZE)
+        self._bytes_parsed += len(complete)
+        self.set_values(_read(self._values, 0, self._cells_used * CELL_SIZE))
 
-    def parse(self, lines: bytes, size: int) -> None:
-        """Take lines of keys for a file of `size` doubles."""
+    def parse_keys(self, lines: bytes, cell_count: int) -> None:
+        """Parse lines of keys for a file with so many cells."""
         for line in lines.splitlines():
             try:
-                self._take(orjson.loads(line), size)
+                self._parse_line(orjson.loads(line), cell_count)
             except (ValueError, TypeError, IndexError):
                 self.unreadable = True
 
-    def _take(self, entry: Any, size: int) -> None:
+    def _parse_line(self, entry: Any, cell_count: int) -> None:
         if len(entry) == 2:  # noqa: PLR2004 - number and description
             number, family = entry
             if number != len(self.families) or not isinstance(family, dict):
                 raise ValueError
             self.families.append(family)
             return
-        number, labels, at, count = entry
-        if not (0 <= number < len(self.families) and HEADER <= at <= at + count <= size and count > 0):
+        number, labels, offset, count = entry
+        if not (0 <= number < len(self.families) and HEADER_CELLS <= offset <= offset + count <= cell_count):
             raise ValueError
-        self._added.append((number, tuple([str(label) for label in labels]), at, count))
-        self._extent = max(self._extent, at + count)
+        if count <= 0:
+            raise ValueError
+        self._pending.append(Series(number, tuple([str(label) for label in labels]), offset, count))
+        self._cells_used = max(self._cells_used, offset + count)
 
-    def fill(self, data: bytes) -> None:
-        """Take the bytes of the values; what is missing of them counts as 0.
-
-        Only now what `parse` has found is shown: whoever reads meanwhile finds the values of every series.
-        """
-        missing = self._extent * DOUBLE_SIZE - len(data)
+    def set_values(self, data: bytes) -> None:
+        """Set the bytes of the values. Missing ones count as 0."""
+        missing = self._cells_used * CELL_SIZE - len(data)
         if missing > 0:
             self.unreadable = True
             data += bytes(missing)
         self.values = memoryview(data).cast("d")
-        self.series += self._added
-        self._added = []
+        # New series become visible only now: another thread that reads meanwhile finds the values of every series.
+        self.series += self._pending
+        self._pending = []
 
-    def answers(self) -> float:
-        """Return how often the process has answered."""
-        data = _read(self._values, 0, DOUBLE_SIZE)
-        return float(memoryview(data).cast("d")[0]) if len(data) == DOUBLE_SIZE else 0.0
+    def reply_count(self) -> float:
+        """Return how often the worker has replied to scrapes."""
+        data = _read(self._values, 0, CELL_SIZE)
+        return float(memoryview(data).cast("d")[0]) if len(data) == CELL_SIZE else 0.0
 
 
-def _size(path: Path | int) -> int:
+def remove_worker_files(directory: Path, names: Iterable[str]) -> None:
+    """Remove the files of workers, by name. Those that do not exist are skipped."""
+    for name in names:
+        for suffix in FILE_SUFFIXES:
+            (directory / (name + suffix)).unlink(missing_ok=True)
+
+
+def _file_size(path: Path | int) -> int:
     return os.fstat(path).st_size if isinstance(path, int) else path.lstat().st_size
 
 
 def _read(path: Path | int, start: int, count: int | None = None) -> bytes:
-    """Read `count` bytes, or all, from `start` on."""
+    """Return `count` bytes, or all, from `start` on."""
     descriptor = os.dup(path) if isinstance(path, int) else os.open(path, READ_FLAGS)
     try:
-        wanted = max(0, os.fstat(descriptor).st_size - start) if count is None else count
+        left = max(0, os.fstat(descriptor).st_size - start) if count is None else count
         parts: list[bytes] = []
-        while wanted > 0 and (part := os.pread(descriptor, wanted, start)):
+        while left > 0 and (part := os.pread(descriptor, left, start)):
             parts.append(part)
-            wanted -= len(part)
+            left -= len(part)
             start += len(part)
         return b"".join(parts)
     finally:

@@ -1,311 +1,432 @@
-"""One worker process among the others of its server: `Worker` joins them, reads what they count, and leaves."""
+"""`Worker`: joins the directory of its server, reads what all workers have counted, and leaves.
+
+Each process writes its own files and reads those of all. There is no central process and no message carries a count:
+a scrape in any worker reads every file and adds up. Only values that exist at scrape time alone (functions, collectors)
+need the other workers, which publish them on request.
+
+A worker that has ended, killed or not, has no lock on its files any more. The next reader merges its totals into the
+archive and removes its files.
+
+Locks, in the order in which they are taken:
+
+1. `publish_lock`: values move into files, or are published. A scrape holds it to see each value in one place only.
+2. `_read_lock`: readers and archive.
+3. The file `lock` of the directory, between processes: joining, merging, leaving.
+4. `_write_lock`: allocation in the files of this process. Callers may hold the lock of their own metrics.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
-from fastapi_observe.workers.archive import MAX_ENDED_LABEL_SETS
-from fastapi_observe.workers.directory import is_locked, is_supervisor_alive, remove_directory
-from fastapi_observe.workers.files import READ_FLAGS, ValueFileReader
-from fastapi_observe.workers.presence import pid_exists
-from fastapi_observe.workers.standing import (
-    JOIN_TIMEOUT,
-    MSG_RESCAN,
-    RETRY_INTERVAL,
-    WorkerBase,
-    pid_from_name,
-    write_pipe,
+from fastapi_observe.workers.archive import MAX_ENDED_LABEL_SETS, Archive
+from fastapi_observe.workers.directory import (
+    check_directory,
+    is_locked,
+    is_same_file,
+    is_supervisor_alive,
+    lock_file,
+    make_directory,
+    remove_directory,
 )
+from fastapi_observe.workers.files import READ_FLAGS, ValueFileReader, WorkerHandles, remove_worker_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
+
+JOIN_TIMEOUT: Final = 2.0
+"""Seconds that a worker waits for the lock of the directory when it joins; a fourth of it when it leaves."""
 
 REPLY_TIMEOUT: Final = 0.1
-"""Seconds that a scrape waits for the other workers to read what is only read at scrape."""
+"""Seconds that a scrape waits for the other workers to publish their scrape-time values."""
 
 WATCH_INTERVAL: Final = 0.5
-"""Seconds until a worker that nobody asks looks whether its files still stand."""
+"""Seconds between two looks at the own files."""
+
+RETRY_INTERVAL: Final = 2.0
+"""Seconds until space is requested again for values that found none."""
 
 MSG_EXEMPLARS: Final = b"e"
 MSG_VALUES: Final = b"v"
 MSG_QUIT: Final = b"q"
-"""What a worker is asked for, a byte each."""
+"""Requests to a worker, one byte each."""
 
-Exemplars = list[tuple[int, int, dict[str, str], float, float]]
-"""Exemplars: where the record begins, its cell, then labels, value and time in seconds."""
+LOGGER: Final = logging.getLogger("fastapi_observe")
 
 
-class Worker(WorkerBase):
-    """A process among its like.
+class Exemplar(NamedTuple):
+    """An exemplar: offset of the series, index of the cell, labels, value, and Unix time in seconds."""
 
-    `attached` is what the installs of this process share. `most` is how many label sets of one metric are kept of
-    workers that have ended.
+    offset: int
+    cell: int
+    labels: dict[str, str]
+    value: float
+    timestamp: float
+
+
+class Worker:
+    """A worker process among those of its server.
+
+    `shared_state` is for what the installs of this process have in common. `scrape_callbacks` publish scrape-time
+    values and return exemplars, if the argument says so. Raises OSError if the directory cannot be joined.
     """
 
     def __init__(
-        self, directory: Path, fault: Callable[[str, BaseException], None], most: int = MAX_ENDED_LABEL_SETS
+        self,
+        directory: Path,
+        internal_errors: Callable[[str, BaseException], None],
+        max_ended_label_sets: int = MAX_ENDED_LABEL_SETS,
     ) -> None:
+        self.directory = directory
         self.live_workers = 1
-        self.scrape_callbacks: list[Callable[[bool], Exemplars]] = []
+        self.scrape_callbacks: list[Callable[[bool], list[Exemplar]]] = []
         self.shared_state: dict[str, Any] = {}
         self.exemplars: dict[str, list[Any]] = {}
-        self._counted: set[object] = set()
-        self._short = self._failed = False
-        super().__init__(directory, fault, most)
-        self._thread: threading.Thread | None = threading.Thread(
-            target=self._listen, name="fastapi-observe-worker", daemon=True
-        )
-        self._thread.start()
+        self.publish_lock = threading.Lock()
+        self._read_lock = threading.Lock()
+        # Reentrant: a finalizer may run while it is held, and count something.
+        self._write_lock = threading.RLock()
+        self._internal_errors = internal_errors
+        self._archive = Archive(directory, max_ended_label_sets)
+        self._readers: dict[str, ValueFileReader] = {}
+        self._own_exemplars: list[Exemplar] = []
+        self._unreadable: set[object] = set()
+        self._detached = self._leaving = False
+        self._lacks_space = self._failed = False
+        self._retry_at = 0.0
+        self._handles = self._join()
+        self._own_reader = ValueFileReader(self.file_prefix, os.getpid(), self._handles.files)
+        self._thread = threading.Thread(target=self._listen, name="fastapi-observe-worker", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as exc:
+            remove_worker_files(directory, [self.file_prefix.name])
+            self._handles.close()
+            raise OSError(str(exc)) from exc
+
+    @property
+    def file_prefix(self) -> Path:
+        """Path of the files of this process, without a suffix."""
+        return self._handles.file_prefix
 
     @property
     def degraded(self) -> bool:
-        """Whether something is shown by this process alone, for lack of space or of a directory."""
-        return self._gone or self._short
+        """Whether some values are reported by this process only, for lack of space or of a directory."""
+        return self._detached or self._lacks_space
+
+    @property
+    def unreadable(self) -> int:
+        """Number of files with invalid contents, each counted once."""
+        return len(self._unreadable)
+
+    # Joining
+
+    def _join(self) -> WorkerHandles:
+        deadline = monotonic() + JOIN_TIMEOUT
+        while True:
+            make_directory(self.directory)
+            # Under the lock, so that no reader sees the files before they are locked, and the last worker to leave
+            # does not remove the directory meanwhile.
+            with self._locked(max(0.0, deadline - monotonic())) as locked:
+                if locked:
+                    return WorkerHandles(self.directory)
+            if monotonic() >= deadline:
+                raise OSError(f"another process holds the lock of {self.directory} for too long")
+
+    @contextmanager
+    def _locked(self, timeout: float) -> Iterator[bool]:
+        """Hold the lock of the directory. Yields False if it cannot be had in `timeout` seconds, or is removed."""
+        path = self.directory / "lock"
+        deadline = monotonic() + timeout
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:
+            yield False
+            return
+        try:
+            # The file may have been removed with the directory while this process waited: then it locks nothing.
+            yield _lock_within(descriptor, deadline) and is_same_file(descriptor, path)
+        finally:
+            os.close(descriptor)
+
+    def _check_files(self) -> bool:
+        """Return whether values are shared. Stops sharing for good when files were removed or others may write."""
+        if self._detached:
+            return False
+        try:
+            for path in (self.directory.parent, self.directory):
+                check_directory(path)
+            if self._handles.is_in_place() and not self._archive.is_removed():
+                return True
+            reason = "files in it were removed"
+        except OSError as exc:
+            reason = exc.strerror or str(exc)
+        # There is no way back. The other workers have lost their files too, or merge what this one had written; a
+        # new directory could count that again.
+        self._detached = True
+        LOGGER.warning(
+            "Worker processes no longer share their metrics in %s: %s. Each /metrics now reports one worker only. "
+            "Restart the server, and set multiprocess_directory to a directory that nothing cleans up "
+            "(systemd's RemoveIPC empties /dev/shm at logout).",
+            self.directory,
+            reason,
+        )
+        return False
 
     # Writing
 
     def allocate(self, family: bytes, labels: tuple[str, ...], initial: list[float]) -> list[float] | None:
-        """Return the cells of a record, or None when there is no space."""
+        """Return the cells of a series, or None if there is no space."""
         try:
-            with self._writing:
-                return self._own.allocate(family, labels, initial)
+            with self._write_lock:
+                return self._handles.files.allocate(family, labels, initial)
         except OSError:
-            self._short = self._failed = True
+            self._lacks_space = self._failed = True
             return None
 
     def cell_offset(self, family: bytes, labels: tuple[str, ...]) -> int:
-        """Return where the cells of a record begin. Raises KeyError when there is no such record."""
-        return self._own.cell_offset(family, labels)
+        """Return the offset of the cells of a series. Raises KeyError if there is no such series."""
+        return self._handles.files.cell_offset(family, labels)
 
     # Reading
 
-    @property
-    def unreadable(self) -> int:
-        """How many files made no sense, each counted once."""
-        return len(self._counted)
-
     def read(self) -> tuple[object, list[ValueFileReader]]:
-        """Return what everybody has counted, and a token that changes when the list does; the dead are folded.
+        """Return what all workers have counted, the archive included, and a token that changes with this list.
 
-        The archive is among them. Totals never go back: each count is in one file, or in the archive which says so.
+        Totals never go back: each count is in the files of one worker, or in the archive, which names that worker.
         """
-        with self._reading:
+        with self._read_lock:
+            if not self._check_files():
+                self._own_reader.refresh()
+                return "detached", [self._own_reader]
             self._refresh()
-            if self._archive.missing or any(not reading.living for reading in self._readings.values()):
-                self._fold()
-                kept = self._readings.items()
-                self._readings = {name: reading for name, reading in kept if name not in self._archive.merged_files}
-            token = frozenset(self._readings), frozenset(self._kept), self._archive.identity
-            return token, [*self._readings.values(), *self._kept.values(), self._archive.reading]
+            if not all(reader.live for reader in self._readers.values()):
+                self._merge_ended()
+            token = frozenset(self._readers), self._archive.identity
+            return token, [*self._readers.values(), self._archive.reader]
 
     def _refresh(self) -> None:
-        known = {**self._readings, **self._kept}
-        self._refresh_all()
-        self._kept = {
-            name: one
-            for name, one in known.items()
-            if name not in self._readings and self._is_missed(one, removed=self._gone or name in self._kept)
-        }
-
-    def _is_missed(self, reading: ValueFileReader, *, removed: bool) -> bool:
-        """Tell whether a worker that has no files here lives, and will come."""
-        if reading.own or not reading.living or reading.name in self._archive.merged_files:
-            return False
-        if os.path.lexists(reading.stem.with_suffix(".moved")):
-            return False
-        return _is_held(reading) or (removed and pid_exists(reading.pid))
-
-    def _refresh_all(self) -> None:
-        for _ in range(5):  # another worker may fold at the same time: then what is there has changed
+        # Another worker may merge at the same time. Then files are gone that are in the new archive: read again.
+        for _ in range(5):
             if self._archive.changed():
                 self._archive.read()
-                if self._archive.reading.unreadable:
-                    self._counted.add(self._archive.identity)
-            self._readings = {name: self._readings.get(name) or self._new_reading(name) for name in self._names()}
-            complete = not [1 for reading in list(self._readings.values()) if not self._refresh_one(reading)]
+                if self._archive.reader.unreadable:
+                    self._unreadable.add(self._archive.identity)
+            self._readers = {name: self._reader_of(name) for name in self._names()}
+            complete = all([self._refresh_one(reader) for reader in list(self._readers.values())])  # noqa: C419 - each
             if complete and not self._archive.changed():
                 return
 
-    def _new_reading(self, name: str) -> ValueFileReader:
-        return ValueFileReader(
-            self.directory / name, pid_from_name(name), self._own if name == self.file_prefix.name else None
-        )
+    def _names(self) -> list[str]:
+        names = {self.file_prefix.name}
+        with suppress(OSError):  # the directory was removed
+            names.update(
+                entry.name.removesuffix(".keys") for entry in os.scandir(self.directory) if entry.name.endswith(".keys")
+            )
+        return sorted(names - self._archive.merged_files)
 
-    def _refresh_one(self, reading: ValueFileReader) -> bool:
-        # Whether it lives comes first: what the dead have left does not change any more.
-        reading.living = reading.own or _is_held(reading)
-        if not reading.living and not os.path.lexists(reading.stem.with_suffix(".lock")):  # removed by others
-            reading.living = pid_exists(reading.pid)
+    def _reader_of(self, name: str) -> ValueFileReader:
+        if name == self.file_prefix.name:
+            return self._own_reader
+        return self._readers.get(name) or ValueFileReader(self.directory / name, _parse_pid(name))
+
+    def _refresh_one(self, reader: ValueFileReader) -> bool:
+        """Read the files of one worker. Returns False if another worker has merged them."""
+        # The lock comes before the values: if it was free, the values that are read now are the last ones.
+        reader.live = reader.own or _has_lock(reader)
         try:
-            reading.refresh()
+            reader.refresh()
         except FileNotFoundError:
-            del self._readings[reading.name]
-            if not self._archive.changed():  # nobody has folded it: half of it is missing
-                self._counted.add(reading.name)
+            del self._readers[reader.name]
+            if not self._archive.changed():  # not merged: somebody has removed some of the files
+                self._unreadable.add(reader.name)
                 return True
             return False
         except OSError:
-            reading.unreadable = True
-        if reading.unreadable:
-            self._counted.add(reading.name)
+            reader.unreadable = True
+        if reader.unreadable:
+            self._unreadable.add(reader.name)
         return True
 
-    def _fold(self) -> None:
-        """Put what the dead have left into the archive, if nobody else does so now; it counts either way."""
-        with suppress(OSError), self._locked(0.0) as got:
-            if not got:
-                return
-            if self._archive.changed():
-                self._refresh()
-            dead = [reading for reading in self._readings.values() if not reading.living]
-            self._fold_in(dead)
+    def _merge_ended(self) -> None:
+        """Merge ended workers into the archive, unless another worker is doing it; they are counted either way."""
+        with suppress(OSError), self._locked(0.0) as locked:
+            if locked:
+                if self._archive.changed():
+                    self._refresh()
+                self._merge([reader for reader in self._readers.values() if not reader.live])
+        self._readers = {
+            name: reader for name, reader in self._readers.items() if name not in self._archive.merged_files
+        }
 
-    def _fold_in(self, dead: list[ValueFileReader]) -> None:
-        self._archive.merge(dead, self._there())
-        self._remove_files(self._archive.merged_files)
+    def _merge(self, ended: list[ValueFileReader]) -> None:
+        # A process that is killed in between leaves files that the archive names. They are not read, and the next
+        # merge removes them.
+        self._archive.merge(ended, frozenset(Path(entry.name).stem for entry in os.scandir(self.directory)))
+        remove_worker_files(self.directory, self._archive.merged_files)
 
-    # Asking
+    # Scrape-time values
 
     def request_values(self, *, exemplars: bool) -> None:
-        """Have every living worker read what is only read at scrape; who does not answer at once is not waited for."""
+        """Have all live workers publish their scrape-time values. Those that do not reply in time are skipped."""
+        peers: list[ValueFileReader] = []
+        with self._read_lock:
+            if self._check_files():
+                self._refresh()
+                peers = [reader for reader in self._readers.values() if reader.live and not reader.own]
+        self.live_workers = len(peers) + 1
         waiting: list[tuple[ValueFileReader, float]] = []
-        self.restore_files()
-        self._wait_for_peers()
-        with self._reading:
-            self._refresh()
-            others = [reading for reading in self._readings.values() if reading.living and not reading.own]
-            self.live_workers = len(others) + len(self._kept) + 1
-            self._rescan_peers()
-        for reading in others:
+        for reader in peers:
             with suppress(OSError):
-                before = reading.answers()
-                write_pipe(reading.stem.with_suffix(".ask"), MSG_EXEMPLARS if exemplars else MSG_VALUES)
-                waiting.append((reading, before))
+                before = reader.reply_count()
+                _write_pipe(reader.file_prefix.with_suffix(".ask"), MSG_EXEMPLARS if exemplars else MSG_VALUES)
+                waiting.append((reader, before))
         self.publish_values(exemplars=exemplars)
         deadline = monotonic() + REPLY_TIMEOUT
         while waiting and monotonic() < deadline:
             sleep(0.001)
             with suppress(OSError):
-                waiting = [(reading, before) for reading, before in waiting if reading.answers() == before]
+                waiting = [(reader, before) for reader, before in waiting if reader.reply_count() == before]
         if exemplars:
-            self.exemplars = {
-                reading.name: _read_exemplars(reading)
-                for reading in [*others, self._new_reading(self.file_prefix.name)]
-            }
+            self.exemplars = {reader.name: _read_exemplars(reader) for reader in peers}
+            self.exemplars[self.file_prefix.name] = self._own_exemplars
 
     def publish_values(self, *, exemplars: bool) -> None:
-        """Read what is only read at scrape, into our own files."""
+        """Write the scrape-time values of this process to its files."""
         with self.publish_lock:
-            found: Exemplars = []
+            found: list[Exemplar] = []
             self._failed = False
-            for answerer in list(self.scrape_callbacks):
+            for callback in list(self.scrape_callbacks):
                 try:
-                    found.extend(answerer(exemplars))
-                except Exception as exc:  # noqa: BLE001 - whoever waits for the answer must get one
-                    self._fault("workers.answer", exc)
-            try:
-                if exemplars:
-                    temporary = self.file_prefix.with_suffix(".new")
-                    temporary.write_bytes(orjson.dumps(found))
-                    temporary.replace(self.file_prefix.with_suffix(".exemplars"))
-            except OSError:
-                self._failed = True
-            self._short = self._failed  # everything that had no space was tried again
-            self._own.header[0] += 1
+                    found.extend(callback(exemplars))
+                except Exception as exc:  # noqa: BLE001 - the worker that waits for the reply must get one
+                    self._internal_errors("workers.publish", exc)
+            if exemplars:
+                self._own_exemplars = found
+                self._write_exemplars(found)
+            self._lacks_space = self._failed  # the callbacks have tried again for everything that had no space
+            self._handles.files.header[0] += 1
+
+    def _write_exemplars(self, exemplars: list[Exemplar]) -> None:
+        temporary = self.file_prefix.with_suffix(".new")
+        try:
+            temporary.write_bytes(orjson.dumps(exemplars, default=tuple))
+            temporary.replace(self.file_prefix.with_suffix(".exemplars"))
+        except OSError:
+            self._failed = True
 
     def _listen(self) -> None:
-        watch = monotonic() + WATCH_INTERVAL
+        watch_at = monotonic() + WATCH_INTERVAL
+        poll = select.poll()
+        poll.register(self._handles.ask, select.POLLIN)
         while not self._leaving:
-            here = self._here
-            while self._outdated:
-                self._outdated.pop().close()
-            poll = select.poll()
-            poll.register(here.ask, select.POLLIN)
-            if poll.poll(max(0.0, watch - monotonic()) * 1000):
+            if poll.poll(max(0.0, watch_at - monotonic()) * 1000):
                 try:
-                    asked = os.read(here.ask, 4096)
-                except OSError:  # pragma: no cover - it was closed by `leave`, which has waited long enough
+                    messages = os.read(self._handles.ask, 4096)
+                except OSError:  # pragma: no cover - `leave` has closed it after waiting for this thread in vain
                     return
-                if MSG_QUIT in asked:
+                if MSG_QUIT in messages:
                     return
-                if asked.strip(MSG_RESCAN):
-                    self.publish_values(exemplars=MSG_EXEMPLARS in asked)
-                watch = watch if MSG_RESCAN not in asked else 0.0
-            if monotonic() >= watch:
+                self.publish_values(exemplars=MSG_EXEMPLARS in messages)
+            if monotonic() >= watch_at:
                 self._watch()
-                watch = monotonic() + WATCH_INTERVAL
+                watch_at = monotonic() + WATCH_INTERVAL
 
     def _watch(self) -> None:
-        """Look after what nobody has asked for: our files, who is there, and what found no space."""
+        """Check the files, and try again to find space."""
         try:
-            if not self.restore_files():
-                return
-            with self._reading:
-                if self._archive.changed():  # what it says may be gone when we next look
-                    self._archive.read()
-                self._rescan_peers()
-            if self._short and monotonic() >= self._again:
-                self._again = monotonic() + RETRY_INTERVAL
+            with self._read_lock:
+                self._check_files()
+            if self._lacks_space and monotonic() >= self._retry_at:
+                self._retry_at = monotonic() + RETRY_INTERVAL
                 self.publish_values(exemplars=False)
-        except Exception as exc:  # noqa: BLE001 - whoever listens must go on listening
-            self._fault("workers.watch", exc)
+        except Exception as exc:  # noqa: BLE001 - this thread must go on listening
+            self._internal_errors("workers.watch", exc)
 
     # Leaving
 
     def leave(self) -> None:
-        """Put our counts into the archive and go. The cells stay usable.
+        """Merge the counts of this process into the archive and close its files. Cells that are held stay usable.
 
-        The last one removes the directory if the supervisor is gone; else a next worker may go on with the totals, and
-        what is left is for `sweep`.
+        The last worker removes the directory if the supervisor has ended. Otherwise the next worker continues with
+        the totals, and the next server removes what is left.
         """
-        self._leaving = True
-        stands = self.restore_files()
-        if self._thread is not None:  # pragma: no branch - a thread that could not be started
-            os.write(self._ask, MSG_QUIT)
-            self._thread.join(JOIN_TIMEOUT / 4)
-            self._thread = None
-        if not stands:
-            self.close()
-            return
-        with self._reading, suppress(OSError), self._locked(JOIN_TIMEOUT / 4) as got:
-            if got:  # pragma: no branch - somebody else may hold it, for a moment
-                self._refresh()
-                readings = self._readings.values()
-                if any(one.living and not one.own for one in readings) or is_supervisor_alive(self.directory):
-                    self._fold_in([one for one in readings if one.own or not one.living])
-                else:
-                    remove_directory(self.directory)
+        self.stop_listening()
+        if self._check_files():
+            with self._read_lock, suppress(OSError), self._locked(JOIN_TIMEOUT / 4) as locked:
+                if locked:  # pragma: no branch - else the next reader merges the files
+                    self._refresh()
+                    readers = self._readers.values()
+                    if any(one.live and not one.own for one in readers) or is_supervisor_alive(self.directory):
+                        self._merge([one for one in readers if one.own or not one.live])
+                    else:
+                        remove_directory(self.directory)
         self.close()
 
+    def stop_listening(self) -> None:
+        """End the thread that replies to other workers."""
+        self._leaving = True
+        os.write(self._handles.ask, MSG_QUIT)
+        self._thread.join(JOIN_TIMEOUT / 4)
+
     def close(self) -> None:
-        """Close everything without a word: in a forked child nothing of this is ours."""
+        """Close the files and leave them where they are, as after `kill -9`.
+
+        In a forked child this closes the copies of the parent's descriptors, and must not touch the files.
+        """
         self.scrape_callbacks.clear()
-        self.on_files_moved.clear()
         self.shared_state.clear()
-        for presence in (self._here, *self._outdated):
-            presence.close()
+        self._handles.close()
 
 
-def _read_exemplars(reading: ValueFileReader) -> list[Any]:
+def _lock_within(descriptor: int, deadline: float) -> bool:
+    while True:
+        try:
+            lock_file(descriptor)
+        except OSError:
+            if monotonic() >= deadline:
+                return False
+            sleep(0.005)
+        else:
+            return True
+
+
+def _has_lock(reader: ValueFileReader) -> bool:
+    """Return whether a worker still holds its lock. If that cannot be found out it does, so nothing counts twice."""
     try:
-        with os.fdopen(os.open(reading.stem.with_suffix(".exemplars"), READ_FLAGS), "rb") as file:
-            found = orjson.loads(file.read())
-    except (OSError, ValueError):
-        return []
-    return found if isinstance(found, list) else []
-
-
-def _is_held(reading: ValueFileReader) -> bool:
-    """Tell whether somebody holds the lock; who cannot be asked is taken to live, so that nothing is folded twice."""
-    try:
-        return is_locked(reading.stem.with_suffix(".lock"))
+        return is_locked(reader.file_prefix.with_suffix(".lock"))
     except OSError:
         return True
+
+
+def _parse_pid(name: str) -> int:
+    """Return the pid in the name of a worker; 0 if the name is not one."""
+    pid = name.partition("-")[0]
+    return int(pid) if pid.isdecimal() else 0
+
+
+def _write_pipe(path: Path, data: bytes) -> None:
+    """Write to a named pipe. Raises OSError if no process reads it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.write(descriptor, data)
+    finally:
+        os.close(descriptor)
+
+
+def _read_exemplars(reader: ValueFileReader) -> list[Any]:
+    try:
+        with os.fdopen(os.open(reader.file_prefix.with_suffix(".exemplars"), READ_FLAGS), "rb") as file:
+            exemplars = orjson.loads(file.read())
+    except (OSError, ValueError):
+        return []
+    return exemplars if isinstance(exemplars, list) else []

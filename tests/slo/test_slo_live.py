@@ -26,7 +26,6 @@ from fastapi_observe.settings.objectives import Availability, Latency, SLOOption
 from fastapi_observe.slo import plan as plans
 from fastapi_observe.slo.annotation import slo
 from fastapi_observe.slo.plan import make_plan
-from fastapi_observe.workers.files import ValueFileReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -510,16 +509,6 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         metrics.record_http_request("GET", f"/{number}", 500, 0.1)
     assert tally() == tally() == ((10.0, 10.0),)
     assert len(tally._events) <= 3
-
-
-def test_new_series_are_shown_with_their_values(tmp_path: Path) -> None:
-    """Who reads the series of a worker while another thread refreshes them finds a value for each."""
-    reading = ValueFileReader(tmp_path / "1-1", 1)
-    reading.parse(b'[0,{"name":"a"}]\n[0,["x"],8,2]\n', 10)
-    assert reading.series == []
-    reading.fill(bytes(80))
-    assert reading.series == [(0, ("x",), 8, 2)]
-    assert len(reading.values) == 10
 
 
 @pytest.mark.parametrize("openmetrics", [False, True])

@@ -1,4 +1,4 @@
-"""Which process supervises us, and the safe place that the workers of one supervisor meet in."""
+"""The directory that workers of one server share: its supervisor, its safety, and when it is removed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ pytest.importorskip("fcntl")
 from members import NAME, Member, items_app
 from worker_app import wired
 
-from fastapi_observe.workers import directory, standing
+from fastapi_observe.workers import directory
+from fastapi_observe.workers import worker as worker_module
 from fastapi_observe.workers.directory import UnsafeDirectoryError, open_root, remove_stale_directories, supervisor_pid
 
 if TYPE_CHECKING:
@@ -29,16 +30,16 @@ if TYPE_CHECKING:
     from conftest import Seen
 
 
-# Who supervises us
+# Supervisor
 
 
-def test_a_single_process_is_alone() -> None:
-    """Neither forked, nor a child of multiprocessing, nor of gunicorn: there are no others."""
+def test_a_single_process_has_no_supervisor() -> None:
+    """A process that is not forked, and a child of neither multiprocessing nor gunicorn."""
     assert supervisor_pid(os.getpid()) is None
 
 
 def test_the_supervisor_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a fork it is who called `install`; else multiprocessing's parent; else gunicorn's master."""
+    """After a fork it is the process that called `install`, else multiprocessing's parent, else gunicorn's master."""
     monkeypatch.setenv("SERVER_SOFTWARE", "gunicorn/27.0.1")
     assert supervisor_pid(os.getpid()) == os.getppid()
     monkeypatch.setattr(multiprocessing.process, "parent_process", lambda: SimpleNamespace(pid=7))
@@ -49,7 +50,7 @@ def test_the_supervisor_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert supervisor_pid(os.getpid()) is None
 
 
-# A safe place
+# Safety
 
 
 def _hostile(kind: str, root: Path) -> None:
@@ -74,7 +75,7 @@ def _hostile(kind: str, root: Path) -> None:
 def test_a_hostile_directory_is_refused(
     kind: str, observed: Callable[..., Seen], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A directory that somebody else made or may write in is not used: counted apart, shown, said once."""
+    """A directory that another user owns or may write to is not used; metrics are degraded, with one warning."""
     _hostile(kind, tmp_path)
     app = items_app()
     seen = observed(app, multiprocess_directory=str(tmp_path), capture_logging=False)
@@ -84,12 +85,12 @@ def test_a_hostile_directory_is_refused(
         client.get("/items/1")
         assert seen.sample("fastapi_observe_metrics_degraded") == 1
         assert seen.total("http_requests_total") == 2
-    assert len([record for record in caplog.records if "counted apart" in record.message]) == 1
+    assert len([record for record in caplog.records if "do not share their metrics" in record.message]) == 1
     assert not seen.observe.internal_errors.counts
 
 
-def test_the_first_place_that_can_be_written_in_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without shared memory it is the temporary directory; a hostile directory in the first place is an error."""
+def test_the_first_writable_place_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without shared memory it is the temporary directory. An unsafe directory in the first place is an error."""
     monkeypatch.setattr(directory, "SHARED_MEMORY", tmp_path / "missing")
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     assert open_root(None).parent == tmp_path
@@ -101,10 +102,10 @@ def test_the_first_place_that_can_be_written_in_is_taken(tmp_path: Path, monkeyp
         open_root(str(tmp_path / "missing"))
 
 
-def test_directories_of_gone_servers_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A directory goes when its supervisor has and nobody in it lives; one of another namespace after an hour."""
-    namespace = directory._namespace()
-    alive = f"{namespace}-{os.getpid()}-{directory._started(os.getpid())}"
+def test_stale_directories_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory goes when supervisor and workers have ended; one of another PID namespace after an hour."""
+    namespace = directory._pid_namespace()
+    alive = f"{namespace}-{os.getpid()}-{directory._start_time(os.getpid())}"
     names = {
         "gone": f"{namespace}-4194305-1",
         "reused": f"{namespace}-{os.getpid()}-1",
@@ -136,16 +137,16 @@ def test_directories_of_gone_servers_are_swept(tmp_path: Path, monkeypatch: pyte
     remove_stale_directories(tmp_path, names["ours"])
 
 
-def test_where_there_is_no_proc_psutil_knows_when_a_process_began(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MacOS has no /proc: the start of a process comes from psutil, and there are no namespaces."""
+def test_start_times_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without /proc the start time of a process comes from psutil, and there are no namespaces."""
     monkeypatch.setattr(directory, "Path", lambda *_: Path("/nowhere/at/all"))
-    assert directory._started(os.getpid()) > 0
-    assert directory._started(4194305) == 0
-    assert directory._namespace() == 0
+    assert directory._start_time(os.getpid()) > 0
+    assert directory._start_time(4194305) == 0
+    assert directory._pid_namespace() == 0
 
 
-def test_a_directory_that_was_removed_meanwhile_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits for the lock of a directory that the last one out removes begins a new one."""
+def test_a_directory_that_is_removed_while_a_worker_joins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that waits for the lock while the last other worker removes the directory makes a new one."""
     real = directory.lock_file
     removed: list[int] = []
 
@@ -155,7 +156,7 @@ def test_a_directory_that_was_removed_meanwhile_is_made_again(tmp_path: Path, mo
             removed.append(descriptor)
             directory.remove_directory(tmp_path / NAME)
 
-    monkeypatch.setattr(standing, "lock_file", lock_and_lose)
+    monkeypatch.setattr(worker_module, "lock_file", lock_and_lose)
     one = Member(tmp_path)
     one.metrics.counter("jobs_total", "Jobs.").inc()
     assert one.samples()["jobs_total"] == {(): 1}

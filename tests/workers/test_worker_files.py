@@ -1,10 +1,9 @@
-"""The files of workers: shared cells, dead workers folded, damage left out."""
+"""Files of workers: cells are shared, ended workers are merged into the archive, damaged files are skipped."""
 
 from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import threading
 from contextlib import contextmanager, suppress
 from math import inf, nan
@@ -20,16 +19,16 @@ from hypothesis import strategies as st
 pytest.importorskip("fcntl")
 
 from members import NAME, Member
-from tools import until, volume
+from tools import tmpfs, until, volume
 
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.metrics.budget import OVERFLOW
 from fastapi_observe.workers import archive as worker_archive
 from fastapi_observe.workers import files as worker_files
-from fastapi_observe.workers import standing
+from fastapi_observe.workers import worker as worker_module
 from fastapi_observe.workers.archive import Archive
 from fastapi_observe.workers.directory import is_locked
-from fastapi_observe.workers.files import HEADER, ValueFileReader, ValueFileWriter
+from fastapi_observe.workers.files import HEADER_CELLS, ValueFileReader, ValueFileWriter
 from fastapi_observe.workers.worker import Worker
 
 if TYPE_CHECKING:
@@ -37,40 +36,41 @@ if TYPE_CHECKING:
 
 SOAK = "OBSERVE_SOAK" in os.environ
 SUM = orjson.dumps(
-    {"scope": "0", "name": "n", "kind": "counter", "doc": "", "labels": ["a"], "mode": "sum", "fold": "sum"}
+    {"scope": "0", "name": "n", "kind": "counter", "doc": "", "labels": ["a"], "mode": "sum", "merge": "sum"}
 )
 
 
-def _reading(path: Path) -> ValueFileReader:
-    reading = ValueFileReader(path, 1)
-    reading.refresh()
-    return reading
+def read_files(path: Path) -> ValueFileReader:
+    """Return a reader of the files with this prefix, refreshed."""
+    reader = ValueFileReader(path, 1)
+    reader.refresh()
+    return reader
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    """Records are read as they are now, those made since the last time too, beyond the first 64 KiB too."""
+    """A refresh reads present values and new series, also those beyond the first 64 KiB."""
     files = ValueFileWriter(tmp_path / "1-1")
     first = files.allocate(SUM, ("x",), [1.0])
-    reading = _reading(files.stem)
-    assert reading.series == [(0, ("x",), HEADER, 1)]
-    assert reading.values[HEADER] == 1
+    reader = read_files(files.file_prefix)
+    assert reader.series == [(0, ("x",), HEADER_CELLS, 1)]
+    assert reader.values[HEADER_CELLS] == 1
     first[0] += 2
     for number in range(2000):
         files.allocate(SUM, (str(number),), [float(number)] * 20)
     huge = files.allocate(SUM, ("huge",), [7.0] * 20_000)
     huge[19_999] = 8
-    reading.refresh()
-    assert reading.values[HEADER] == 3
-    assert [reading.values[at] for _, labels, at, _ in reading.series[1:-1]] == [float(n) for n in range(2000)]
-    assert reading.values[reading.series[-1][2] + 19_999] == 8
-    assert not reading.unreadable
+    reader.refresh()
+    assert reader.values[HEADER_CELLS] == 3
+    assert [reader.values[at] for _, labels, at, _ in reader.series[1:-1]] == [float(n) for n in range(2000)]
+    assert reader.values[reader.series[-1][2] + 19_999] == 8
+    assert not reader.unreadable
     assert files.allocate(SUM, ("x",), [0.0])[0] == 3
-    assert files.cell_offset(SUM, ("x",)) == HEADER
+    assert files.cell_offset(SUM, ("x",)) == HEADER_CELLS
     files.close()
 
 
 def test_no_space_for_keys_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line that the disk takes in part or not at all is taken back, and its place used by the next."""
+    """A line that is written in part or not at all is removed, and the next one takes its place."""
     files = ValueFileWriter(tmp_path / "1-1")
     files.allocate(SUM, ("x",), [1.0])
     real = os.write
@@ -82,14 +82,14 @@ def test_no_space_for_keys_leaves_no_half_line(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(OSError, match="full"):
             files.allocate(SUM, ("y",), [2.0])
     files.allocate(SUM, ("z",), [3.0])
-    reading = _reading(files.stem)
-    assert [(labels, reading.values[at]) for _, labels, at, _ in reading.series] == [(("x",), 1), (("z",), 3)]
-    assert not reading.unreadable
+    reader = read_files(files.file_prefix)
+    assert [(labels, reader.values[at]) for _, labels, at, _ in reader.series] == [(("x",), 1), (("z",), 3)]
+    assert not reader.unreadable
     files.close()
 
 
 def test_records_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Label sets that come and go find an end before the memory does."""
+    """More than `MAX_RECORDS` series raise `OSError`, as a full disk does."""
     monkeypatch.setattr(worker_files, "MAX_RECORDS", 3)
     files = ValueFileWriter(tmp_path / "1-1")
     for number in range(3):
@@ -101,7 +101,7 @@ def test_records_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("failing", ["posix_fallocate", "open"])
 def test_files_that_cannot_be_made_leave_nothing(failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no space for a worker's files it does not join, and none of them stays, nor a descriptor."""
+    """A worker whose files find no space does not join, and leaves neither files nor descriptors."""
     real = getattr(os, failing)
 
     def fail(*arguments: object, **options: object) -> object:
@@ -114,12 +114,12 @@ def test_files_that_cannot_be_made_leave_nothing(failing: str, tmp_path: Path, m
     with pytest.raises(OSError, match="No space"):
         Worker(tmp_path / NAME, InternalErrors())
     assert [path.name for path in (tmp_path / NAME).iterdir()] == ["lock"]
-    # Threads of other tests may have something open for a moment.
-    until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before, 10)
+    # Threads of other tests may have a file open at the moment.
+    until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before, 30)
 
 
-def test_the_dead_are_folded(tmp_path: Path) -> None:
-    """Whatever ended workers had counted stays in the total, in one file; their gauges are gone."""
+def test_ended_workers_are_merged(tmp_path: Path) -> None:
+    """Counts of ended workers stay in the total, in one file. Their gauges are gone."""
     kills = 200 if SOAK else 30
     total = 0
     for number in range(kills):
@@ -145,8 +145,8 @@ def test_the_dead_are_folded(tmp_path: Path) -> None:
     assert not (tmp_path / NAME).exists()
 
 
-def test_label_sets_of_the_dead_are_bounded(tmp_path: Path) -> None:
-    """Workers that end leave a bounded number of label sets; the sum stays right, and what was there goes on."""
+def test_label_sets_in_the_archive_are_limited(tmp_path: Path) -> None:
+    """Ended workers leave a limited number of label sets. The sum is exact, and series that were there are updated."""
     archive = Archive(tmp_path, 5)
     other = orjson.dumps({**orjson.loads(SUM), "name": "free", "kind": "samples"})
     for number in range(4):
@@ -154,23 +154,23 @@ def test_label_sets_of_the_dead_are_bounded(tmp_path: Path) -> None:
         for label in (*range(10 * number, 10 * number + 4), 0):
             files.allocate(SUM, (str(label),), [0.0])[0] += 1
             files.allocate(other, ("free", "a", str(label)), [0.0])[0] += 1
-        archive.merge([_reading(files.stem)], frozenset())
+        archive.merge([read_files(files.file_prefix)], frozenset())
         files.close()
     kept: dict[str, dict[str, float]] = {"n": {}, "free": {}}
-    for number, labels, at, _ in archive.reading.series:
-        kept[archive.reading.families[number]["name"]][labels[-1]] = archive.reading.values[at]
+    for number, labels, at, _ in archive.reader.series:
+        kept[archive.reader.families[number]["name"]][labels[-1]] = archive.reader.values[at]
     assert kept["n"] == {"0": 5, "1": 1, "2": 1, "3": 1, "10": 1, OVERFLOW: 11}
     assert OVERFLOW == worker_archive.OVERFLOW
-    assert len(kept["free"]) == 16  # those are no label sets of ours
+    assert len(kept["free"]) == 16  # samples of other collectors have no limit
 
 
-def test_a_fold_that_was_broken_off_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed between the new archive and the removal of what it holds: the next one counts nothing twice."""
+def test_an_interrupted_merge_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker killed after it has replaced the archive, and before it has removed the files, counts nothing twice."""
     dead = Member(tmp_path)
     dead.metrics.counter("jobs_total", "Jobs.").inc(3)
     dead.die()
     with monkeypatch.context() as patch:
-        patch.setattr(Worker, "_remove_files", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+        patch.setattr(worker_module, "remove_worker_files", lambda *_: (_ for _ in ()).throw(OSError("killed")))
         first = Member(tmp_path)
         assert first.samples()["jobs_total"] == {(): 3}
         assert dead.worker.file_prefix.with_suffix(".keys").exists()
@@ -182,10 +182,8 @@ def test_a_fold_that_was_broken_off_counts_once(tmp_path: Path, monkeypatch: pyt
     second.leave()
 
 
-def test_no_space_for_the_archive_leaves_the_dead_where_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A fold that finds no space changes nothing: the files of the dead count as before."""
+def test_no_space_for_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merge that finds no space changes nothing: the files of ended workers are read as before."""
     dead = Member(tmp_path)
     dead.metrics.counter("jobs_total", "Jobs.").inc(3)
     dead.die()
@@ -199,8 +197,8 @@ def test_no_space_for_the_archive_leaves_the_dead_where_they_are(
     member.leave()
 
 
-def test_a_busy_directory_is_folded_by_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While another worker holds the lock nothing is folded, and everything is shown; at the end it is left behind."""
+def test_a_locked_directory_is_not_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another worker holds the lock nothing is merged and everything is exposed; nobody joins meanwhile."""
     dead = Member(tmp_path)
     dead.metrics.counter("jobs_total", "Jobs.").inc(3)
     dead.die()
@@ -210,11 +208,11 @@ def test_a_busy_directory_is_folded_by_the_other(tmp_path: Path, monkeypatch: py
     def refuse(_: int) -> None:
         raise BlockingIOError
 
-    monkeypatch.setattr(standing, "lock_file", refuse)
-    monkeypatch.setattr(standing, "JOIN_TIMEOUT", 0.02)
+    monkeypatch.setattr(worker_module, "lock_file", refuse)
+    monkeypatch.setattr(worker_module, "JOIN_TIMEOUT", 0.02)
     assert member.samples()["jobs_total"] == {(): 4}
     assert dead.worker.file_prefix.with_suffix(".keys").exists()
-    with pytest.raises(OSError, match="does not go on"):
+    with pytest.raises(OSError, match="too long"):
         Worker(tmp_path / NAME, InternalErrors())
     member.leave()
     monkeypatch.undo()
@@ -223,50 +221,83 @@ def test_a_busy_directory_is_folded_by_the_other(tmp_path: Path, monkeypatch: py
     after.leave()
 
 
-def test_an_archive_that_is_replaced_while_it_is_read_is_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Files that go while others fold are looked for again; one that is half gone is counted as unreadable."""
+def test_an_archive_that_is_replaced_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that disappear while the archive changes have been merged: they are not counted as unreadable."""
     dead = Member(tmp_path)
     dead.metrics.counter("jobs_total", "Jobs.").inc(3)
     dead.die()
     member = Member(tmp_path)
+    other = Member(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(Archive, "changed", lambda _: True)
         assert member.samples()["jobs_total"] == {(): 3}
-        patch.setattr(ValueFileReader, "update_level", lambda _: (_ for _ in ()).throw(FileNotFoundError()))
-        member.worker._refresh()
-        assert member.worker._readings == {}
+        real = ValueFileReader.refresh
+
+        def refresh(reader: ValueFileReader) -> None:
+            if not reader.own:
+                raise FileNotFoundError
+            real(reader)
+
+        patch.setattr(ValueFileReader, "refresh", refresh)
+        assert member.samples()["jobs_total"] == {(): 3}
         assert not member.worker.unreadable
-    with monkeypatch.context() as patch:
-        patch.setattr(worker_archive, "_identity", lambda _: (1, 1))
-        (tmp_path / NAME / "archive").rename(tmp_path / "kept")
-        archive = Archive(tmp_path / NAME)
-        archive.read()
-        assert not archive.reading.unreadable
-        (tmp_path / "kept").rename(tmp_path / NAME / "archive")
-    assert member.samples()["jobs_total"] == {(): 3}
+    other.leave()
     assert not is_locked(tmp_path / "missing.lock")
     member.leave()
 
 
-def test_gauges_fold_as_they_say() -> None:
-    """What is left of two ended workers, by mode of the family."""
+def test_an_archive_that_is_a_symbolic_link_counts_as_empty(tmp_path: Path) -> None:
+    """The link is not followed, and the archive counts as unreadable."""
+    (tmp_path / "elsewhere").write_bytes(b"{}\n")
+    (tmp_path / "archive").symlink_to(tmp_path / "elsewhere")
+    archive = Archive(tmp_path)
+    archive.read()
+    assert archive.reader.unreadable
+    assert archive.reader.series == []
+
+
+def test_a_worker_whose_lock_cannot_be_opened_counts_as_live(tmp_path: Path) -> None:
+    """Otherwise the files of a live worker would be merged, and counted twice."""
+    ended = Member(tmp_path)
+    ended.metrics.counter("jobs_total", "Jobs.").inc(2)
+    ended.die()
+    other = Member(tmp_path)
+    lock = ended.worker.file_prefix.with_suffix(".lock")
+    lock.unlink()
+    lock.symlink_to(tmp_path)
+    assert other.samples()["fastapi_observe_workers"] == {(): 2}
+    assert other.samples()["jobs_total"] == {(): 2}
+    assert ended.worker.file_prefix.with_suffix(".keys").exists()
+    other.leave()
+
+
+def test_new_series_have_values(tmp_path: Path) -> None:
+    """A thread that reads the series of a worker while another refreshes them finds a value for each."""
+    reader = ValueFileReader(tmp_path / "1-1", 1)
+    reader.parse_keys(b'[0,{"name":"a"}]\n[0,["x"],8,2]\n', 10)
+    assert reader.series == []
+    reader.set_values(bytes(80))
+    assert reader.series == [(0, ("x",), 8, 2)]
+    assert len(reader.values) == 10
+
+
+def test_merge_functions() -> None:
+    """Two ended workers are merged by the mode of the family."""
     archive = Archive(Path("nowhere"))
     assert not archive.changed()
-    folds = worker_archive.MERGE_FUNCTIONS
-    assert folds["sum"]([1.0, 2.0], [3.0, 4.0]) == [4.0, 6.0]
-    assert folds["max"]([1.0, 1.0], [3.0, 1.0]) == [3.0, 1.0]
-    assert folds["max"]([-1.0, 1.0], [3.0, 0.0]) == [-1.0, 1.0]
-    assert folds["min"]([1.0, 1.0], [3.0, 1.0]) == [1.0, 1.0]
-    assert folds["min"]([1.0, 1.0], [-3.0, 0.0]) == [1.0, 1.0]
-    assert folds["latest"]([1.0, 5.0], [3.0, 4.0]) == [1.0, 5.0]
+    merge = worker_archive.MERGE_FUNCTIONS
+    assert merge["sum"]([1.0, 2.0], [3.0, 4.0]) == [4.0, 6.0]
+    assert merge["max"]([1.0, 1.0], [3.0, 1.0]) == [3.0, 1.0]
+    assert merge["max"]([-1.0, 1.0], [3.0, 0.0]) == [-1.0, 1.0]
+    assert merge["min"]([1.0, 1.0], [3.0, 1.0]) == [1.0, 1.0]
+    assert merge["min"]([1.0, 1.0], [-3.0, 0.0]) == [1.0, 1.0]
+    assert merge["latest"]([1.0, 5.0], [3.0, 4.0]) == [1.0, 5.0]
 
 
 @given(st.data())
 @settings(max_examples=volume(60))
 def test_damage_spoils_no_scrape(data: st.DataObject) -> None:
-    """Whatever is cut off or overwritten in files of others, a scrape shows our own numbers and is text."""
+    """Whatever is cut off or overwritten in the files of other workers, a scrape has the own values and is text."""
     with TemporaryDirectory() as name:
         root = Path(name)
         dead = Member(root)
@@ -276,9 +307,9 @@ def test_damage_spoils_no_scrape(data: st.DataObject) -> None:
         if data.draw(st.booleans()):
             Member(root).leave()
         if data.draw(st.booleans()):
-            folding = Member(root)
-            folding.samples()
-            folding.die()
+            merging = Member(root)
+            merging.samples()
+            merging.die()
         files = (
             sorted(
                 path
@@ -313,7 +344,7 @@ def test_damage_spoils_no_scrape(data: st.DataObject) -> None:
 
 
 def test_unreadable_files_are_counted_once(tmp_path: Path) -> None:
-    """An empty file of values, keys that are no JSON, a damaged archive: each is counted, what is whole is shown."""
+    """An empty value file, keys that are not JSON and a damaged archive are counted, and the rest is exposed."""
     first = Member(tmp_path)
     first.metrics.counter("jobs_total", "Jobs.").inc(3)
     first.die()
@@ -326,28 +357,28 @@ def test_unreadable_files_are_counted_once(tmp_path: Path) -> None:
     samples = second.samples()
     assert samples["jobs_total"] == {(): 4}
     assert samples["fastapi_observe_worker_files_unreadable_total"] == {(): 2}
-    (tmp_path / NAME / "archive").write_bytes(b'{"crc":1,"keys":0,"folded":[]}\nx')
+    (tmp_path / NAME / "archive").write_bytes(b'{"crc":1,"keys":0,"merged":[]}\nx')
     second.samples()
     assert second.samples()["fastapi_observe_worker_files_unreadable_total"] == {(): 3}
     second.leave()
 
 
 def test_values_that_end_too_early_count_as_nothing(tmp_path: Path) -> None:
-    """A file of values that became shorter since its keys were read counts as 0 where it ends."""
+    """Values beyond the end of a file that was truncated count as 0."""
     files = ValueFileWriter(tmp_path / "1-1")
     files.allocate(SUM, ("x",), [1.0])
-    reading = _reading(files.stem)
-    os.truncate(files.stem.with_suffix(".values"), 8)
-    reading.refresh()
-    assert reading.unreadable
-    assert reading.values[HEADER] == 0
-    os.truncate(files.stem.with_suffix(".values"), 0)
-    assert reading.answers() == 0
+    reader = read_files(files.file_prefix)
+    os.truncate(files.file_prefix.with_suffix(".values"), 8)
+    reader.refresh()
+    assert reader.unreadable
+    assert reader.values[HEADER_CELLS] == 0
+    os.truncate(files.file_prefix.with_suffix(".values"), 0)
+    assert reader.reply_count() == 0
     files.close()
 
 
 @pytest.mark.parametrize("value", [nan, inf, -inf])
-def test_numbers_that_are_none_are_folded(value: float, tmp_path: Path) -> None:
+def test_non_finite_numbers_are_merged(value: float, tmp_path: Path) -> None:
     """NaN and infinities pass through the files and the archive."""
     for _ in range(2):
         member = Member(tmp_path)
@@ -359,8 +390,8 @@ def test_numbers_that_are_none_are_folded(value: float, tmp_path: Path) -> None:
 
 
 @contextmanager
-def trying_again(member: Member) -> Iterator[None]:
-    """Try all the time to find space for what has none, as a worker does every other second."""
+def retrying(member: Member) -> Iterator[None]:
+    """Look for space all the time while the block runs, as a worker does every two seconds."""
     ended = threading.Event()
 
     def run() -> None:
@@ -377,13 +408,8 @@ def trying_again(member: Member) -> Iterator[None]:
 
 
 def test_a_full_disk_is_no_end(tmp_path: Path) -> None:
-    """On a full file system of 256 KiB no number is lost: its own worker shows it, all do once there is space."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode:  # noqa: S603 - our own words
-        pytest.skip("only root may mount a small file system")
-    try:
+    """On a full file system nothing is lost: the worker exposes it, and shares it when there is space again."""
+    with tmpfs(tmp_path / "small", "size=256k,mode=700") as place:
         member = Member(place, max_values_per_label=1500)
         ballast = place / "ballast"
         with suppress(OSError), ballast.open("wb") as file:
@@ -393,19 +419,18 @@ def test_a_full_disk_is_no_end(tmp_path: Path) -> None:
         counter = member.metrics.counter("jobs_total", "Jobs.", ["number"])
         for number in range(1500):
             counter.labels(number).inc(number)
-        with trying_again(member):
+        with retrying(member):
             for _ in range(3):
                 samples = member.samples()
                 assert len(samples["jobs_total"]) == 1500
                 assert sum(samples["jobs_total"].values()) == sum(range(1500))
                 assert samples["fastapi_observe_metrics_degraded"] == {(): 1}
-        assert member.metrics.sharing._view is not None
-        assert member.metrics.sharing._view.cells.local_only
+        shared = member.metrics.sharing.read()
+        assert shared is not None
+        assert shared.local_only
         ballast.unlink()
         for number in range(1500):
             counter.labels(number).inc()
         after = member.samples()
         assert sum(after["jobs_total"].values()) == sum(range(1500)) + 1500
         member.leave()
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)  # noqa: S603, S607 - as above

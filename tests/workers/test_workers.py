@@ -1,4 +1,4 @@
-"""Whether a process is one of several workers, what it shares then, and how it leaves, forks or is killed."""
+"""One of several workers: when a process is one, what it shares, and how it leaves, forks or is killed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from worker_app import wired
 
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.metrics.service import MetricsService
+from fastapi_observe.metrics.shared import join
+from fastapi_observe.metrics.shared.join import WorkerGroup
 from fastapi_observe.settings.model import ObserveSettings
-from fastapi_observe.workers import join
-from fastapi_observe.workers import worker as worker_meeting
-from fastapi_observe.workers.join import WorkerGroup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,7 +123,7 @@ def test_a_system_without_the_calls_says_so(
         one.start()
         one.start()
     assert [record.message.split(":")[0] for record in caplog.records] == [
-        "worker processes are counted apart, each /metrics shows one of them"
+        "Worker processes do not share their metrics; each /metrics reports one worker only"
     ]
     one.stop()
 
@@ -151,9 +150,7 @@ def test_a_fork_takes_everything_apart(observed: Callable[..., Seen], tmp_path: 
         counter.inc(2)
         theirs.inc(3)
         (worker, _) = next(iter(join.JOINED_WORKERS.values()))
-        os.write(worker._ask, worker_meeting.MSG_QUIT)
-        assert worker._thread is not None
-        worker._thread.join()
+        worker.stop_listening()  # a child has no thread
         join._after_fork()
         assert not join.JOINED_WORKERS
         assert counter.cells == [0]

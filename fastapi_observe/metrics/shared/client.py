@@ -1,53 +1,64 @@
-"""prometheus_client's own metrics, made before or after: in a worker their values stand where all workers see them."""
+"""`PrometheusClientCells`: keeps the values of prometheus_client's own metrics where all workers can read them."""
 
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import orjson
-from prometheus_client import values as stock
-from prometheus_client.metrics import Counter, Gauge, Histogram, MetricWrapperBase, Summary
+from prometheus_client import Gauge
 
-from fastapi_observe.internal.prometheus_client import format_float
+from fastapi_observe.internal.prometheus_client import (
+    VALUE_METRICS,
+    MetricHeader,
+    can_replace_values,
+    find_collector,
+    get_value_class,
+    label_pairs,
+    list_collectors,
+    metric_children,
+    metric_header,
+    read_without_lock,
+    set_value_class,
+    update_from_functions,
+    value_slots,
+)
 from fastapi_observe.metrics.series import BoundedMetric
 from fastapi_observe.metrics.shared.samples import describe, record_labels
+from fastapi_observe.workers.worker import Exemplar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from prometheus_client import CollectorRegistry
-    from prometheus_client.samples import Exemplar
+    from prometheus_client.samples import Exemplar as ClientExemplar
 
-    from fastapi_observe.workers.worker import Exemplars, Worker
-
-SHARED = (Counter, Gauge, Histogram, Summary)
-"""What has values; prometheus_client's Info and Enum keep something else, of this process."""
+    from fastapi_observe.workers.worker import Worker
 
 
 def is_prometheus_client_metric(collector: object) -> bool:
-    """Tell whether a collector is one of prometheus_client's own metrics with values."""
-    return isinstance(collector, SHARED) and not isinstance(collector, BoundedMetric)
-
-
-def honours_directory() -> bool:
-    """Tell whether PROMETHEUS_MULTIPROC_DIR was set: then prometheus_client shares its values itself."""
-    return bool(getattr(stock.ValueClass, "_multiprocess", False))
+    """Return whether a collector is one of prometheus_client's own metrics with values."""
+    return isinstance(collector, VALUE_METRICS) and not isinstance(collector, BoundedMetric)
 
 
 class CellValue:
-    """A number of a metric, as prometheus_client's `MutexValue`, whose cell may stand where all workers see it."""
+    """A value of a metric, with the interface of prometheus_client's `MutexValue`, whose cells may be in a file.
 
-    __slots__ = ("__weakref__", "_exemplar", "_lock", "cells", "family", "labels")
+    The second cell is the time when it was set, as `multiprocess_mode="mostrecent"` needs it; 0 if it never was.
+    """
 
-    def __init__(self, lock: threading.Lock, family: bytes, labels: tuple[str, ...], stamp: float) -> None:
+    __slots__ = ("__weakref__", "_exemplar", "_lock", "cells", "family", "gauge", "labels")
+
+    def __init__(
+        self, lock: threading.Lock, family: bytes, labels: tuple[str, ...], timestamp: float, *, gauge: bool
+    ) -> None:
         self._lock = lock
         self.family = family
         self.labels = labels
-        self.cells: list[float] = [0.0, stamp]
-        self._exemplar: Exemplar | None = None
+        self.gauge = gauge
+        self.cells: list[float] = [0.0, timestamp]
+        self._exemplar: ClientExemplar | None = None
 
     def inc(self, amount: float) -> None:
         """Add `amount`."""
@@ -55,54 +66,60 @@ class CellValue:
             self.cells[0] += amount
 
     def set(self, value: float, timestamp: float | None = None) -> None:
-        """Set the number."""
+        """Set the value."""
         with self._lock:
             self.cells[0] = value
             self.cells[1] = timestamp or 1.0
 
     def get(self) -> float:
-        """Return the number as this process has it."""
+        """Return the value in this process."""
         return self.cells[0]
 
     def __del__(self) -> None:
-        # A gauge that was removed is shown no longer; what was counted stays in the total.
-        if b'"type":"gauge"' in self.family:
+        # A gauge that was removed is no longer exposed. Everything else stays in the total.
+        if self.gauge:
             self.cells[1] = 0.0
 
-    def set_exemplar(self, exemplar: Exemplar) -> None:
-        """Keep an exemplar."""
+    def set_exemplar(self, exemplar: ClientExemplar) -> None:
+        """Set the exemplar."""
         self._exemplar = exemplar
 
-    def get_exemplar(self) -> Exemplar | None:
+    def get_exemplar(self) -> ClientExemplar | None:
         """Return the exemplar."""
         return self._exemplar
 
+    def use_lock(self, lock: threading.Lock) -> None:
+        """Use another lock, in the child of a fork."""
+        self._lock = lock
+
 
 class PrometheusClientCells:
-    """Shares the values of registries with the other workers, until the last install that shows them is closed.
+    """Shares the values of registries with the other workers, until the last install that exposes them is closed.
 
-    prometheus_client makes every number with its `values.ValueClass`; ours stands there meanwhile. A metric without
-    labels has its numbers before it is in a registry, so `register` is watched too.
+    prometheus_client makes each value with `values.ValueClass`, which is replaced meanwhile. A metric without labels
+    has its values before it is registered, so `registry.register` is wrapped too.
     """
 
     def __init__(self, worker: Worker) -> None:
         self.values: WeakSet[CellValue] = WeakSet()
-        self.alone: list[CellValue] = []
+        self.local_only: list[CellValue] = []
         self._worker = worker
         self._lock = threading.Lock()
         self._scopes: dict[CollectorRegistry, str] = {}
-        self._uses: dict[CollectorRegistry, int] = {}
-        self._before: Callable[..., Any] = stock.ValueClass
-        self._described: dict[tuple[str, str], bytes] = {}
+        self._use_counts: dict[CollectorRegistry, int] = {}
+        self._original: Callable[..., Any] = get_value_class()
+        self._descriptions: dict[tuple[str, str], bytes] = {}
 
-    def open(self, registry: CollectorRegistry, scope: str, inherited: dict[int, float]) -> None:
-        """Share the values of a registry, without what they had been `inherited` with, by identity."""
-        self._uses[registry] = self._uses.get(registry, 0) + 1
-        if self._uses[registry] > 1:
+    def open(self, registry: CollectorRegistry, scope: str, values_at_fork: dict[int, float]) -> None:
+        """Share the values of a registry. `values_at_fork` are subtracted: they were counted by the parent."""
+        if not can_replace_values():
+            return
+        self._use_counts[registry] = self._use_counts.get(registry, 0) + 1
+        if self._use_counts[registry] > 1:
             return
         if not self._scopes:
-            self._before = stock.ValueClass
-            stock.ValueClass = self._make
+            self._original = get_value_class()
+            set_value_class(self._make)
         self._scopes[registry] = scope
         original = registry.register
 
@@ -112,57 +129,43 @@ class PrometheusClientCells:
                 self._move(collector, scope, {})
 
         registry.register = register  # type: ignore[method-assign]
-        for collector in list(registry._collector_to_names):  # noqa: SLF001 - as `collectors` in exposition.py
+        for collector in list_collectors(registry):
             if is_prometheus_client_metric(collector):
-                self._move(collector, scope, inherited)
+                self._move(collector, scope, values_at_fork)
 
     def close(self, registry: CollectorRegistry) -> None:
-        """Give up one use of a registry; the last one leaves prometheus_client as it was."""
-        self._uses[registry] -= 1
-        if self._uses[registry]:
+        """End one use of a registry. The last one leaves prometheus_client as it was."""
+        if registry not in self._use_counts:
             return
-        del self._uses[registry], self._scopes[registry]
+        self._use_counts[registry] -= 1
+        if self._use_counts[registry]:
+            return
+        del self._use_counts[registry], self._scopes[registry]
         del registry.register
         if not self._scopes:
-            stock.ValueClass = self._before
-            self.detach()
+            set_value_class(self._original)
+            self._detach()
 
-    def detach(self) -> None:
-        """Take every number back into this process: gauges as they are, the rest from zero."""
+    def _detach(self) -> None:
+        # The values stay `CellValue`s, with cells in the memory of this process.
         with self._lock:
             for value in self.values:
-                gauge = b'"type":"gauge"' in value.family
-                value.cells = [value.cells[0] if gauge else 0.0, value.cells[1]]
+                value.cells = [value.cells[0] if value.gauge else 0.0, value.cells[1]]
             self.values.clear()
-            self.alone.clear()
+            self.local_only.clear()
 
     def after_fork(self) -> None:
-        """Do the same in a forked child, where nobody holds the lock."""
+        """Close everything in the child of a fork, where the lock may be held by a thread that does not exist."""
         self._lock = threading.Lock()
         for value in self.values:
-            value._lock = self._lock  # noqa: SLF001 - they are ours
-        for registry in list(self._uses):
-            self._uses[registry] = 1
+            value.use_lock(self._lock)
+        for registry in list(self._use_counts):
+            self._use_counts[registry] = 1
             self.close(registry)
 
-    def rebind(self) -> None:
-        """Go on in the new files of the worker, which hold what the ones before did; again does nothing."""
-        with self._lock:
-            alone = {id(value) for value in self.alone}
-            for value in list(self.values):
-                if id(value) not in alone:
-                    before = list(value.cells)
-                    cells = self._worker.allocate(value.family, value.labels, [0.0, 0.0])
-                    if cells is None:  # one that was new while the files were made
-                        value.cells = before
-                        self.alone.append(value)
-                    else:
-                        cells[0], cells[1] = before
-                        value.cells = cells
+    # Making values
 
-    # Making
-
-    def _make(  # noqa: PLR0913, PLR0917 - as prometheus_client calls it
+    def _make(  # noqa: PLR0913, PLR0917 - prometheus_client calls it with these arguments
         self,
         typ: str,
         metric_name: str,
@@ -172,132 +175,89 @@ class PrometheusClientCells:
         help_text: str,
         **options: Any,
     ) -> Any:
+        """Make a value. Those of metrics that are not registered yet are prometheus_client's own, moved later."""
         if labelvalues:
             for registry, scope in self._scopes.items():
-                if metric_name in registry._names_to_collectors:  # noqa: SLF001 - as above
-                    pairs = [*zip(labelnames, labelvalues, strict=True)]
-                    return self._value(
-                        scope, (typ, metric_name, help_text, options.get("multiprocess_mode", "")), name, pairs
-                    )
-        return self._before(typ, metric_name, name, labelnames, labelvalues, help_text, **options)
+                metric = find_collector(registry, metric_name)
+                if metric is not None:
+                    header = metric_header(metric)._replace(multiprocess_mode=options.get("multiprocess_mode", ""))
+                    return self._make_cells(scope, header, name, [*zip(labelnames, labelvalues, strict=True)])
+        return self._original(typ, metric_name, name, labelnames, labelvalues, help_text, **options)
 
-    def _value(
-        self,
-        scope: str,
-        family: tuple[str, str, str, str],
-        name: str,
-        labels: list[tuple[str, str]],
-        initial: float = 0.0,
+    def _make_cells(
+        self, scope: str, header: MetricHeader, sample: str, labels: list[tuple[str, str]], initial: float = 0.0
     ) -> CellValue:
-        typ, metric_name, documentation, mode = family
-        key = (scope, metric_name)
-        if key not in self._described:
-            unit = self._unit(scope, metric_name)
-            self._described[key] = orjson.dumps(
-                describe(scope, metric_name, typ, documentation, mode or "sum", unit=unit)
-            )
-        recent = mode.removeprefix("live") == "mostrecent"
-        value = CellValue(
-            self._lock, self._described[key], record_labels(name, labels), 0.0 if recent and not initial else 1.0
-        )
+        kind, name, documentation, unit, mode = header
+        key = (scope, name)
+        if key not in self._descriptions:
+            self._descriptions[key] = orjson.dumps(describe(scope, name, kind, documentation, mode or "sum", unit=unit))
+        # Only `mostrecent` asks when a value was set; the others are exposed from the beginning.
+        never_set = mode.removeprefix("live") == "mostrecent" and not initial
+        family, record = self._descriptions[key], record_labels(sample, labels)
+        value = CellValue(self._lock, family, record, 0.0 if never_set else 1.0, gauge=kind == "gauge")
         value.cells[0] = initial
         with self._lock:
             self.values.add(value)
             self._bind(value)
         return value
 
-    def _unit(self, scope: str, metric_name: str) -> str:
-        registry = next(one for one, name in self._scopes.items() if name == scope)
-        return str(getattr(registry._names_to_collectors.get(metric_name), "_unit", ""))  # noqa: SLF001 - as above
-
     def _bind(self, value: CellValue) -> None:
         cells = self._worker.allocate(value.family, value.labels, [0.0, 0.0])
         if cells is None:
-            self.alone.append(value)
+            self.local_only.append(value)
             return
-        if b'"type":"gauge"' in value.family:
-            cells[0] = value.cells[0]
-        else:
-            cells[0] += value.cells[0]
+        cells[0] = value.cells[0] if value.gauge else cells[0] + value.cells[0]
         cells[1] = value.cells[1]
         value.cells = cells
 
-    def _move(self, metric: Any, scope: str, inherited: dict[int, float]) -> None:
-        """Put numbers that were made before into the files."""
-        for child in _children(metric):
-            family = (metric._type, metric._name, metric._documentation, _mode(metric))  # noqa: SLF001
-            labels = [*zip(child._labelnames, child._labelvalues, strict=False)]  # noqa: SLF001
-            for place, at, name, more in _numbers(child):
-                before = place[at]
-                if not isinstance(before, CellValue) or before not in self.values:
-                    after = self._value(
-                        scope, family, name, [*labels, *more], before.get() - inherited.get(id(before), 0.0)
-                    )
-                    exemplar = before.get_exemplar()
-                    if exemplar is not None:
-                        after.set_exemplar(exemplar)
-                    place[at] = after
+    def _move(self, metric: Any, scope: str, values_at_fork: dict[int, float]) -> None:
+        """Replace the values that a metric has already."""
+        for child in metric_children(metric):
+            for slot in value_slots(child):
+                before = slot.container[slot.key]
+                if isinstance(before, CellValue) and before in self.values:
+                    continue
+                initial = before.get() - values_at_fork.get(id(before), 0.0)
+                labels = [*label_pairs(child), *slot.extra_labels]
+                after = self._make_cells(scope, metric_header(metric), slot.sample_name, labels, initial)
+                exemplar = before.get_exemplar()
+                if exemplar is not None:
+                    after.set_exemplar(exemplar)
+                slot.container[slot.key] = after
 
-    # Reading
+    # Publishing values
 
-    def publish_exemplars(self, exemplars: bool) -> Exemplars:  # noqa: FBT001 - as runtime calls it
-        """Ask the functions of gauges; return the exemplars if they are wanted."""
+    def publish(self, exemplars: bool) -> list[Exemplar]:  # noqa: FBT001 - a callback of the worker
+        """Write the values of functions to the cells. Returns the exemplars, if wanted."""
         with self._lock:
-            waiting, self.alone = self.alone, []
+            waiting, self.local_only = self.local_only, []
             for value in waiting:
                 self._bind(value)
         for registry in list(self._scopes):
-            for metric in list(registry._collector_to_names):  # noqa: SLF001 - as above
+            for metric in list_collectors(registry):
                 if isinstance(metric, Gauge) and not isinstance(metric, BoundedMetric):
-                    _read_functions(metric)
+                    update_from_functions(metric)
         if not exemplars:
             return []
-        found: Exemplars = []
+        found: list[Exemplar] = []
         for value in list(self.values):
-            kept = value.get_exemplar()
-            if kept is not None and value not in self.alone:
-                at = self._worker.cell_offset(value.family, value.labels)
-                found.append((at, 0, dict(kept.labels), kept.value, float(kept.timestamp or 0.0)))
+            exemplar = value.get_exemplar()
+            if exemplar is not None and value not in self.local_only:
+                offset = self._worker.cell_offset(value.family, value.labels)
+                timestamp = float(exemplar.timestamp or 0.0)
+                found.append(Exemplar(offset, 0, dict(exemplar.labels), exemplar.value, timestamp))
         return found
 
 
-def values_at_fork(registries: Iterable[Any]) -> dict[int, float]:
-    """Return what counters had when this process was forked: it is the parent's, not counted here.
-
-    Read without the locks, which another thread of the parent may have held.
-    """
+def read_values_at_fork(registries: Iterable[Any]) -> dict[int, float]:
+    """Return the values of counters in the child of a fork, by identity. They were counted by the parent."""
+    if not can_replace_values():
+        return {}
     return {
-        id(place[at]): getattr(place[at], "_value", 0.0)
+        id(slot.container[slot.key]): read_without_lock(slot.container[slot.key])
         for registry in registries
-        for metric in list(getattr(registry, "_collector_to_names", ()))
+        for metric in list_collectors(registry)
         if is_prometheus_client_metric(metric) and not isinstance(metric, Gauge)
-        for child in _children(metric)
-        for place, at, _, _ in _numbers(child)
+        for child in metric_children(metric)
+        for slot in value_slots(child)
     }
-
-
-def _children(metric: Any) -> list[Any]:
-    return list(metric._metrics.values()) if metric._labelnames else [metric]  # noqa: SLF001 - there is no other way
-
-
-def _mode(metric: MetricWrapperBase) -> str:
-    return str(getattr(metric, "_multiprocess_mode", ""))
-
-
-def _numbers(child: Any) -> Iterator[tuple[Any, Any, str, list[tuple[str, str]]]]:
-    """Yield where a metric keeps its numbers: container, key, name of the sample, further labels."""
-    names = {"counter": {"_value": "_total"}, "gauge": {"_value": ""}}
-    ends = names.get(child._type, {"_count": "_count", "_sum": "_sum"})  # noqa: SLF001 - whose metrics they are
-    for attribute, end in ends.items():
-        if attribute in vars(child):
-            yield vars(child), attribute, child._name + end, []  # noqa: SLF001
-    for at, bound in enumerate(getattr(child, "_upper_bounds", ())):
-        yield child._buckets, at, f"{child._name}_bucket", [("le", format_float(bound))]  # noqa: SLF001
-
-
-def _read_functions(metric: Any) -> None:
-    for child in _children(metric):
-        if "_child_samples" in vars(child):  # set_function
-            with suppress(Exception):  # a user's function raises what it likes; the value stays as it was
-                for sample in child._child_samples():  # noqa: SLF001
-                    child._value.set(float(sample.value))  # noqa: SLF001

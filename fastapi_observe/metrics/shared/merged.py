@@ -1,4 +1,4 @@
-"""What all workers of a server have counted, added up family by family."""
+"""`FamilyIndex`: the metrics of this package as all workers have counted them, added up family by family."""
 
 from __future__ import annotations
 
@@ -18,76 +18,80 @@ if TYPE_CHECKING:
     from fastapi_observe.workers.files import ValueFileReader
 
 CellRefs = list[tuple["ValueFileReader", int]]
-"""Where the cells of one series stand: in whose values, and from where on."""
+"""Where the cells of one series are: whose values, and the offset in them."""
 
-UNBOUNDED: Final = 1 << 60
-"""The bound has been kept where the series were made."""
+UNLIMITED: Final = 1 << 60
+"""The limits were applied by the workers that made the series."""
+
+GAUGE_MODES: Final[dict[str, Any]] = {"sum": sum, "max": max, "min": min}
+"""How the gauges of several workers become one. Mode `pid` keeps them apart."""
 
 
 class MergedFamily:
-    """A family with the series of all workers."""
+    """A family with the series of all workers. `shape` is a metric without series that renders them."""
 
     def __init__(self, shape: BoundedMetric, mode: str) -> None:
         self.shape = shape
         self.mode = mode
         self.series: dict[tuple[str, ...], MergedSeries] = {}
         self.width = len(shape.bounds()) + 1 if isinstance(shape, Histogram) else 2 if isinstance(shape, Gauge) else 1
-        self._with_exemplars = False
+        self._had_exemplars = False
 
-    def add(self, labels: tuple[str, ...], reading: ValueFileReader, at: int) -> None:
-        """Take note of a series of one worker."""
+    def add(self, labels: tuple[str, ...], reader: ValueFileReader, offset: int) -> None:
+        """Add a series of one worker. Raises ValueError if it has other labels than the family."""
+        self._get(labels).refs.append((reader, offset))
+
+    def _get(self, labels: tuple[str, ...]) -> MergedSeries:
         series = self.series.get(labels)
         if series is None:
-            series = self.series[labels] = _new_series(self.shape, labels)
-        series.refs.append((reading, at))
+            pairs = zip(self.shape.label_names(), labels, strict=True)
+            joined = ",".join(f'{name}="{escape(value)}"' for name, value in pairs)
+            series = self.series[labels] = MergedSeries(joined)
+        return series
 
     def family(self) -> tuple[str, str]:
-        """Return the name of the family, without the ending of counters, and its type."""
+        """Return the name of the family, without the suffix of counters, and its type."""
         return self.shape.family()
 
-    def series_of_all(self, exemplars: ExemplarsBySeries, alone: Iterable[BoundedMetric]) -> Sequence[MergedSeries]:
-        """Return the series as they are now; `alone` are those that this worker could not share."""
-        here = {child.label_values(): child for child in alone}
-        for labels in here.keys() - self.series.keys():
-            self.series[labels] = _new_series(self.shape, labels)
+    def merge(self, exemplars: ExemplarsBySeries, local: Iterable[BoundedMetric]) -> Sequence[MergedSeries]:
+        """Return the series with their present values. `local` are series that only this worker has."""
+        local_by_labels = {series.label_values(): series for series in local}
+        for labels in local_by_labels:
+            self._get(labels)
         if isinstance(self.shape, Gauge):
-            return self._gauges(here)
-        if exemplars or self._with_exemplars:
+            return self._merge_gauges(local_by_labels)
+        if exemplars or self._had_exemplars:
             for series in self.series.values():
                 series.find_exemplars(exemplars)
-            self._with_exemplars = bool(exemplars)
+            self._had_exemplars = bool(exemplars)
         for number, (labels, series) in enumerate(self.series.items()):
             if number % YIELD_EVERY == 0:
-                sleep(YIELD_SLEEP)  # as in `text_of`
-            series.add_up(self.width, here.get(labels))
+                sleep(YIELD_SLEEP)  # lets the event loop have the GIL, as in `BoundedMetric.render`
+            series.add_up(self.width, local_by_labels.get(labels))
         return list(self.series.values())
 
-    def _gauges(self, here: dict[tuple[str, ...], BoundedMetric]) -> Sequence[MergedSeries]:
-        shown: list[MergedSeries] = []
+    def _merge_gauges(self, local: dict[tuple[str, ...], BoundedMetric]) -> Sequence[MergedSeries]:
+        merged: list[MergedSeries] = []
         for labels, series in self.series.items():
             values = [
-                (reading.pid, reading.values[at])
-                for reading, at in series.refs
-                if reading.living and reading.values[at + 1]
+                (reader.pid, reader.values[offset])
+                for reader, offset in series.refs
+                if reader.live and reader.values[offset + 1]
             ]
-            if labels in here:
-                values.append((os.getpid(), here[labels].read()[0]))
+            if labels in local:
+                values.append((os.getpid(), local[labels].read()[0]))
             if self.mode == "pid":
                 for pid, value in values:
                     pairs = f'{series.pairs}{"," if series.pairs else ""}pid="{pid}"'
-                    shown.append(MergedSeries(pairs, value))
+                    merged.append(MergedSeries(pairs, value))
             elif values:
-                series.value = MODES.get(self.mode, sum)([value for _, value in values])
-                shown.append(series)
-        return shown
-
-
-MODES: Final[dict[str, Any]] = {"sum": sum, "max": max, "min": min}
-"""How the gauges of several processes become one; besides them `pid`, where they do not."""
+                series.value = GAUGE_MODES.get(self.mode, sum)([value for _, value in values])
+                merged.append(series)
+        return merged
 
 
 class MergedSeries:
-    """One series: what its lines are made of."""
+    """One series, as the rendering of `shape` needs it."""
 
     __slots__ = ("braced", "exemplars", "pairs", "refs", "value", "values")
 
@@ -100,105 +104,102 @@ class MergedSeries:
         self.values: Sequence[float] = ()
 
     def read(self) -> Sequence[float]:
-        """Return the cells that were added up."""
+        """Return the merged cells."""
         return self.values if self.value is None else (self.value,)
 
-    def add_up(self, width: int, alone: BoundedMetric | None) -> None:
-        """Add up the cells of all workers, and those of a series that could not be shared."""
+    def add_up(self, width: int, local: BoundedMetric | None) -> None:
+        """Add up the cells of all workers, and those of a series that only this worker has."""
         refs = self.refs
         if width == 1:
-            total = sum([reading.values[at] for reading, at in refs])
-            total += alone.read()[0] if alone is not None else 0
-            self.values = (_whole(total),)
+            total = sum([reader.values[offset] for reader, offset in refs])
+            total += local.read()[0] if local is not None else 0
+            self.values = (_to_count(total),)
             return
-        cells = [reading.values[at : at + width] for reading, at in refs]
-        if alone is not None:
-            cells.append(alone.read())  # type: ignore[arg-type]  # both are sequences of numbers
+        cells = [reader.values[offset : offset + width] for reader, offset in refs]
+        if local is not None:
+            cells.append(local.read())  # type: ignore[arg-type]  # both are sequences of numbers
         *counts, total = cells[0] if len(cells) == 1 else map(sum, zip(*cells, strict=True))
-        self.values = [*map(_whole, counts), total]
+        self.values = [*map(_to_count, counts), total]
 
     def find_exemplars(self, exemplars: ExemplarsBySeries) -> None:
-        """Keep the latest exemplar of each cell."""
+        """Set the latest exemplar of each cell."""
         self.exemplars = {}
-        for reading, at in self.refs:
-            for cell, kept in exemplars.get((reading.name, at), {}).items():
-                if cell not in self.exemplars or self.exemplars[cell][2] < kept[2]:
-                    self.exemplars[cell] = kept
+        for reader, offset in self.refs:
+            for cell, exemplar in exemplars.get((reader.name, offset), {}).items():
+                if cell not in self.exemplars or self.exemplars[cell][2] < exemplar[2]:
+                    self.exemplars[cell] = exemplar
 
 
-def _whole(count: float) -> float:
-    """Return a count as it would be written in one process."""
-    return int(count) if -inf < count < inf else count
-
-
-def _new_series(shape: BoundedMetric, labels: tuple[str, ...]) -> MergedSeries:
-    names = shape.label_names()
-    return MergedSeries(",".join(f'{name}="{escape(text)}"' for name, text in zip(names, labels, strict=True)))
+def _to_count(value: float) -> float:
+    """Return a count as a single process renders it: without `.0`."""
+    return int(value) if -inf < value < inf else value
 
 
 class FamilyIndex:
-    """Finds in the files of the workers what belongs to which family; what was found is kept until the files change."""
+    """Assigns the series in the files of the workers to families. Assignments are kept until the set of files changes.
+
+    `mismatched` are descriptions that are invalid, or differ from another worker's metric of the same name.
+    """
 
     def __init__(self) -> None:
         self.families: dict[tuple[str, str], MergedFamily | SampleFamily] = {}
-        self.strange: set[tuple[str, str]] = set()
+        self.mismatched: set[tuple[str, str]] = set()
         self._token: object = None
-        self._taken: dict[str, int] = {}
-        self._numbers: dict[str, list[MergedFamily | SampleFamily | None]] = {}
+        self._series_seen: dict[str, int] = {}
+        self._by_number: dict[str, list[MergedFamily | SampleFamily | None]] = {}
 
-    def update(self, token: object, readings: Iterable[ValueFileReader]) -> None:
-        """Take in what has been added since the last time."""
+    def update(self, token: object, readers: Iterable[ValueFileReader]) -> None:
+        """Add what is new since the last call. Another token means other files: everything is assigned again."""
         if token != self._token:
             self._token = token
-            self.families, self._taken, self._numbers = {}, {}, {}
-        for reading in sorted(readings, key=lambda one: not one.own):  # our own shapes count
-            numbers = self._numbers.setdefault(reading.name, [])
-            for described in reading.families[len(numbers) :]:
-                numbers.append(self._find(described))
-            taken = self._taken.get(reading.name, 0)
-            for number, labels, at, count in reading.series[taken:]:
-                family = numbers[number]
+            self.families, self._series_seen, self._by_number = {}, {}, {}
+        for reader in sorted(readers, key=lambda one: not one.own):  # this process decides what a family looks like
+            families = self._by_number.setdefault(reader.name, [])
+            for description in reader.families[len(families) :]:
+                families.append(self._find(description))
+            for number, labels, offset, count in reader.series[self._series_seen.get(reader.name, 0) :]:
+                family = families[number]
                 if family is not None and family.width == count:
                     try:
-                        family.add(labels, reading, at)
+                        family.add(labels, reader, offset)
                     except ValueError:  # other labels than the family has
-                        self.strange.add((reading.name, str(number)))
-            self._taken[reading.name] = len(reading.series)
+                        self.mismatched.add((reader.name, str(number)))
+            self._series_seen[reader.name] = len(reader.series)
 
-    def _find(self, described: dict[str, Any]) -> MergedFamily | SampleFamily | None:
-        """Return the family that is described; None if it is none, or has another shape than ours of that name."""
+    def _find(self, description: dict[str, Any]) -> MergedFamily | SampleFamily | None:
+        """Return the family of a description; None if it is invalid or does not match the family of that name."""
         try:
-            key = (described["scope"], described["name"])
+            key = (description["scope"], description["name"])
             family = self.families.get(key)
             made = (
-                SampleFamily(described)
-                if described["kind"] == "samples"
-                else MergedFamily(_shape(described), described["mode"])
+                SampleFamily(description)
+                if description["kind"] == "samples"
+                else MergedFamily(_make_shape(description), description["mode"])
             )
         except (KeyError, TypeError, ValueError, AttributeError):
-            self.strange.add((str(described.get("scope")), str(described.get("name"))))
+            self.mismatched.add((str(description.get("scope")), str(description.get("name"))))
             return None
         if family is None:
             self.families[key] = made
             return made
-        if _form(family) != _form(made):
-            self.strange.add(key)
+        if _comparable(family) != _comparable(made):
+            self.mismatched.add(key)
             return None
         return family
 
 
-def _form(family: MergedFamily | SampleFamily) -> object:
+def _comparable(family: MergedFamily | SampleFamily) -> object:
+    """Return what must be equal in all workers."""
     if isinstance(family, SampleFamily):
         return family.type
     shape = family.shape
     return type(shape), shape.label_names(), shape.bounds() if isinstance(shape, Histogram) else None
 
 
-def _shape(described: dict[str, Any]) -> BoundedMetric:
-    """Make a metric that writes the lines of a family, with a place for no series."""
-    budget = SeriesLimiter(UNBOUNDED, UNBOUNDED)
-    arguments = described["name"], described["doc"], tuple(described["labels"]), budget
-    if described["kind"] == "histogram":
-        return Histogram(*arguments, buckets=tuple(float(bound) for bound in described["bounds"]))
+def _make_shape(description: dict[str, Any]) -> BoundedMetric:
+    limiter = SeriesLimiter(UNLIMITED, UNLIMITED)
+    arguments = description["name"], description["doc"], tuple(description["labels"]), limiter
+    if description["kind"] == "histogram":
+        return Histogram(*arguments, buckets=tuple(float(bound) for bound in description["bounds"]))
     kinds: dict[str, type[Counter | Gauge]] = {"counter": Counter, "gauge": Gauge}
-    return kinds[described["kind"]](*arguments)
+    return kinds[description["kind"]](*arguments)

@@ -1,9 +1,9 @@
-"""Collectors that read their values at scrape: each worker writes what its own say, when a scrape asks for it."""
+"""`ScrapeTimeCollectors`: collectors that read their values at scrape time, published by each worker on request."""
 
 from __future__ import annotations
 
 from time import sleep
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
 from prometheus_client.metrics import MetricWrapperBase
@@ -11,10 +11,12 @@ from prometheus_client.metrics import MetricWrapperBase
 from fastapi_observe.metrics.series import YIELD_SLEEP, BoundedMetric
 from fastapi_observe.metrics.shared.client import is_prometheus_client_metric
 from fastapi_observe.metrics.shared.samples import describe, record_labels
+from fastapi_observe.metrics.shared.shown import collectors_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Sequence
 
+    from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
     from fastapi_observe.internal.errors import InternalErrors
@@ -23,16 +25,16 @@ if TYPE_CHECKING:
 OWN_PREFIX: Final = "fastapi_observe"
 
 HOST_METRICS: Final = frozenset({"memory_usage_bytes", "cpu_usage_percent", "disk_usage_bytes"})
-"""The same from whichever process it is read."""
+"""Metrics with the same value in each process of a host."""
 
 MAX_MERGED_SUFFIXES: Final = ("_timestamp_seconds", "_degraded", "fastapi_observe_series", "fastapi_observe_workers")
-"""Endings of gauges of ours that are not added up."""
+"""Suffixes of this package's gauges of which the largest is exposed, instead of the sum."""
 
 
 def merge_mode(name: str, kind: str) -> str:
-    """Return how a family of several workers is shown: `once`, `sum`, `max`, or `pid`, each process for itself.
+    """Return how the values of several workers are exposed: `once`, `sum`, `max`, or `pid` (each with its pid).
 
-    What another's collector reads may be the process's or the whole world's: it is not added up.
+    A collector of the user may describe its process or the whole world, so its values are never added up.
     """
     if kind in {"info", "stateset", "unknown"} or name in HOST_METRICS or name.startswith("python_info"):
         return "once"
@@ -42,7 +44,7 @@ def merge_mode(name: str, kind: str) -> str:
 
 
 def is_scrape_time(collector: object) -> bool:
-    """Tell whether a collector is read at scrape only, by each worker for itself."""
+    """Return whether a collector has its values at scrape time only, and for this process only."""
     return (
         not isinstance(collector, BoundedMetric)
         and not is_prometheus_client_metric(collector)
@@ -51,71 +53,72 @@ def is_scrape_time(collector: object) -> bool:
 
 
 def covers_all_workers(collector: object) -> bool:
-    """Tell whether a collector of ours shows what all workers have counted, whoever is asked."""
+    """Return whether a collector of this package reads what all workers have counted."""
     return getattr(collector, "covers_all_workers", False) is True
 
 
-class ScrapeTimeCollectors:
-    """The collectors of one registry that are read at scrape; `once` is what this process alone shows of them.
+class UnsharedSample(NamedTuple):
+    """A sample that found no space: JSON of the family, labels of the record, value."""
 
-    `alone` are samples that found no space: description of the family, record labels, value.
-    """
+    family: bytes
+    labels: tuple[str, ...]
+    value: float
+
+
+class ScrapeTimeCollectors:
+    """The scrape-time collectors of one registry. `once` are families that this process exposes for all."""
 
     def __init__(
-        self, worker: Worker, scope: str, collectors: Callable[[], Iterable[Any]], faults: InternalErrors
+        self, worker: Worker, scope: str, registry: CollectorRegistry, internal_errors: InternalErrors
     ) -> None:
-        self.once: list[Metric] = []
-        self.alone: list[tuple[bytes, tuple[str, ...], float]] = []
+        self.once: Sequence[Metric] = ()
+        self.unshared: list[UnsharedSample] = []
         self._worker = worker
         self._scope = scope
-        self._collectors = collectors
-        self._faults = faults
-        self._described: dict[str, tuple[bytes, str]] = {}
+        self._registry = registry
+        self._internal_errors = internal_errors
+        self._descriptions: dict[str, bytes] = {}
         self._cells: dict[tuple[bytes, tuple[str, ...]], list[float]] = {}
 
-    def publish_values(self) -> None:
-        """Read everything, into the files of this worker."""
+    def publish(self) -> None:
+        """Read all collectors, and write their samples to the files of this worker."""
         once: list[Metric] = []
-        self.alone = []
-        seen: set[tuple[bytes, tuple[str, ...]]] = set()
-        for collector in self._collectors():
+        self.unshared = []
+        published: set[tuple[bytes, tuple[str, ...]]] = set()
+        for collector in collectors_of(self._registry):
             if not is_scrape_time(collector):
                 continue
-            sleep(YIELD_SLEEP)  # as in `text_of`
+            sleep(YIELD_SLEEP)  # lets the event loop have the GIL, as in `BoundedMetric.render`
             try:
                 for family in collector.collect():
                     if isinstance(collector, MetricWrapperBase) or merge_mode(family.name, family.type) == "once":
                         once.append(family)
                     else:
-                        self._write(family, seen)
-            except Exception as exc:  # noqa: BLE001 - a user's collector raises what it likes
-                self._faults("collect", exc)
-        for key in self._cells.keys() - seen:
+                        self._write(family, published)
+            except Exception as exc:  # noqa: BLE001 - a collector of the user may raise anything
+                self._internal_errors("collect", exc)
+        # A sample that is no longer there must not be exposed: the second cell says so.
+        for key in self._cells.keys() - published:
             self._cells[key][1] = 0.0
         self.once = once
 
-    def rebind(self) -> None:
-        """Go on in the new files of the worker."""
-        found = {key: self._worker.allocate(*key, [0.0, 0.0]) for key in self._cells}
-        self._cells = {key: cells for key, cells in found.items() if cells is not None}
-
-    def _write(self, family: Metric, seen: set[tuple[bytes, tuple[str, ...]]]) -> None:
-        found = self._described.get(family.name)
-        if found is None:
+    def _write(self, family: Metric, published: set[tuple[bytes, tuple[str, ...]]]) -> None:
+        description = self._descriptions.get(family.name)
+        if description is None:
             mode = merge_mode(family.name, family.type)
             described = describe(
                 self._scope, family.name, family.type, family.documentation, mode, unit=family.unit, cumulated=True
             )
-            found = self._described[family.name] = orjson.dumps(described), f"{family.name}_created"
-        described_as, created = found
+            description = self._descriptions[family.name] = orjson.dumps(described)
+        created = f"{family.name}_created"
         for sample in family.samples:
             if sample.name == created:
                 continue
-            key = described_as, record_labels(sample.name, sample.labels.items())
+            key = description, record_labels(sample.name, sample.labels.items())
             cells = self._cells.get(key) or self._worker.allocate(*key, [0.0, 0.0])
             if cells is None:
-                self.alone.append((*key, sample.value))
+                self.unshared.append(UnsharedSample(*key, sample.value))
             else:
-                seen.add(key)
+                published.add(key)
                 self._cells[key] = cells
                 cells[0], cells[1] = sample.value, 1.0

@@ -1,10 +1,13 @@
-"""Samples of metrics that are not ours, a record each: prometheus_client's own, and what collectors read at scrape."""
+"""`SampleFamily`: a metric that is not from this package, as samples with two cells each, of all workers.
+
+These are prometheus_client's own metrics, and what collectors return at scrape time.
+"""
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Exemplar
@@ -25,136 +28,159 @@ Key = tuple[str, Labels]
 
 
 ExemplarsBySeries = dict[tuple[str, int], dict[int, "ExemplarTuple"]]
-"""ExemplarsBySeries by the name of whose they are and where its record begins, then by cell."""
+"""Exemplars by worker name and offset of the series, then by index of the cell."""
 
-LocalSample = tuple[tuple[str, ...], float, float]
-"""A sample that one worker could not share: labels of its record, value, and when it was set."""
+
+class LocalSample(NamedTuple):
+    """A sample that this worker could not share: labels of its record, value, and the time when it was set."""
+
+    labels: tuple[str, ...]
+    value: float
+    timestamp: float
+
+
+class WorkerValue(NamedTuple):
+    """The value of a sample in one worker, the time when it was set, and the pid."""
+
+    value: float
+    timestamp: float
+    pid: int
+
+
+class Bucket(NamedTuple):
+    """A histogram bucket: upper bound, observations in it alone, exemplar."""
+
+    bound: float
+    observations: float
+    exemplar: Exemplar | None
 
 
 def record_labels(name: str, labels: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """Return what stands in the files for a sample: its name, then the names and values of its labels."""
-    return (_text(name), *(_text(part) for pair in labels for part in pair))
+    """Return how a sample is identified in the files: its name, then names and values of its labels."""
+    return (_encodable(name), *(_encodable(part) for pair in labels for part in pair))
 
 
-def _text(text: str) -> str:
+def _encodable(text: str) -> str:
+    """Escape lone surrogates, which cannot be written as UTF-8."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
-def describe(  # noqa: PLR0913 - what a family is
+def describe(  # noqa: PLR0913 - the parts of a family
     scope: str, name: str, kind: str, documentation: str, mode: str, *, unit: str = "", cumulated: bool = False
 ) -> dict[str, Any]:
-    """Return what the others must know of a family; `mode` says how the samples of several workers become one."""
+    """Return what other workers need to expose a family. `mode` says how the samples of several workers are merged."""
     return {
         "scope": scope,
         "name": name,
         "kind": "samples",
         "type": kind,
-        "doc": _text(documentation),
+        "doc": _encodable(documentation),
         "unit": unit,
         "mode": mode,
-        "fold": MERGE_MODES.get(mode, "drop"),
+        "merge": MERGE_MODES.get(mode, "drop"),
         "cumulated": cumulated,
     }
 
 
 MERGE_MODES: Final = {"sum": "sum", "min": "min", "max": "max", "mostrecent": "latest"}
-"""What is left of a worker that has ended, by mode; every other mode leaves nothing."""
+"""What the archive keeps of a worker that has ended, by mode. Every other mode keeps nothing."""
 
 
 class SampleFamily:
-    """A family with the samples of all workers. Each record is a value, and when it was set (0: it is not there)."""
+    """A family with the samples of all workers. The cells are the value, and the time when it was set (0: never)."""
 
     width = 2
 
-    def __init__(self, described: dict[str, Any]) -> None:
-        self.name = str(described["name"])
-        self.type = str(described["type"])
-        self.documentation = str(described["doc"])
-        self.unit = str(described["unit"])
-        self.mode = str(described["mode"]).removeprefix("live")
-        self.dropped = described["fold"] == "drop"
-        self.cumulated = bool(described["cumulated"])
+    def __init__(self, description: dict[str, Any]) -> None:
+        self.name = str(description["name"])
+        self.type = str(description["type"])
+        self.documentation = str(description["doc"])
+        self.unit = str(description["unit"])
+        self.mode = str(description["mode"]).removeprefix("live")
+        self.live_only = description["merge"] == "drop"
+        self.cumulated = bool(description["cumulated"])
         self.records: dict[Key, list[tuple[ValueFileReader, int]]] = {}
 
-    def add(self, labels: tuple[str, ...], reading: ValueFileReader, at: int) -> None:
-        """Take note of a sample of one worker."""
-        self.records.setdefault(_key(labels), []).append((reading, at))
+    def add(self, labels: tuple[str, ...], reader: ValueFileReader, offset: int) -> None:
+        """Add a sample of one worker."""
+        self.records.setdefault(_parse_key(labels), []).append((reader, offset))
 
-    def metric(self, alone: Iterable[LocalSample], exemplars: ExemplarsBySeries) -> Metric:
-        """Return the family as it is now; `alone` are samples of this worker only."""
-        found: dict[Key, list[tuple[float, float, int]]] = defaultdict(list)
-        kept: dict[Key, ExemplarTuple] = {}
+    def metric(self, local: Iterable[LocalSample], exemplars: ExemplarsBySeries) -> Metric:
+        """Return the family with its present values. `local` are samples that only this worker has."""
+        values: dict[Key, list[WorkerValue]] = defaultdict(list)
+        latest: dict[Key, ExemplarTuple] = {}
         for key, refs in self.records.items():
-            for reading, at in refs:
-                if reading.values[at + 1] and (reading.living or not self.dropped):
-                    found[key].append((reading.values[at], reading.values[at + 1], reading.pid))
-                exemplar = exemplars.get((reading.name, at), {}).get(0) if exemplars else None
-                if exemplar is not None and (key not in kept or kept[key][2] < exemplar[2]):
-                    kept[key] = exemplar
-        for record, value, stamp in alone:
-            found[_key(record)].append((value, stamp, os.getpid()))
+            for reader, offset in refs:
+                value, timestamp = reader.values[offset : offset + 2]
+                if timestamp and (reader.live or not self.live_only):
+                    values[key].append(WorkerValue(value, timestamp, reader.pid))
+                exemplar = exemplars.get((reader.name, offset), {}).get(0) if exemplars else None
+                if exemplar is not None and (key not in latest or latest[key][2] < exemplar[2]):
+                    latest[key] = exemplar
+        for sample in local:
+            values[_parse_key(sample.labels)].append(WorkerValue(sample.value, sample.timestamp, os.getpid()))
         metric = Metric(self.name, self.documentation, self.type, self.unit)
         if self.type == "histogram" and not self.cumulated:
-            self._add_buckets(metric, found, kept)
+            self._add_buckets(metric, values, latest)
             return metric
-        for key, values in found.items():
-            self._add(metric, key, values, _exemplar(kept.get(key)))
-        metric.samples.sort(key=_group)
+        for key, of_workers in values.items():
+            self._add(metric, key, of_workers, _to_exemplar(latest.get(key)))
+        metric.samples.sort(key=_series_labels)
         return metric
 
-    def _add(self, metric: Metric, key: Key, values: list[tuple[float, float, int]], exemplar: Exemplar | None) -> None:
+    def _add(self, metric: Metric, key: Key, values: list[WorkerValue], exemplar: Exemplar | None) -> None:
         name, labels = key
         if self.mode in {"all", "pid"}:
-            for value, _, pid in values:
-                metric.add_sample(name, {**dict(labels), "pid": str(pid)}, value)
+            for one in values:
+                metric.add_sample(name, {**dict(labels), "pid": str(one.pid)}, one.value)
             return
         metric.add_sample(name, dict(labels), MODES[self.mode](values), None, exemplar)
 
     def _add_buckets(
-        self, metric: Metric, found: dict[Key, list[tuple[float, float, int]]], kept: dict[Key, ExemplarTuple]
+        self, metric: Metric, values: dict[Key, list[WorkerValue]], exemplars: dict[Key, ExemplarTuple]
     ) -> None:
-        """Cumulate buckets that hold each what is in it alone, as prometheus_client keeps them."""
-        buckets: dict[Labels, list[tuple[float, float, Exemplar | None]]] = defaultdict(list)
+        """Add cumulative buckets. prometheus_client keeps each bucket alone."""
+        buckets: dict[Labels, list[Bucket]] = defaultdict(list)
         sums: dict[Labels, float] = {}
-        for key, values in found.items():
+        for key, of_workers in values.items():
             labels = key[1]
-            total = sum(value for value, _, _ in values)
-            le = dict(labels).get("le")
-            if le is None:
+            total = sum(one.value for one in of_workers)
+            bound = dict(labels).get("le")
+            if bound is None:
                 sums[labels] = total
             else:
                 others = tuple(pair for pair in labels if pair[0] != "le")
-                buckets[others].append((float(le), total, _exemplar(kept.get(key))))
-        for labels, counts in buckets.items():
+                buckets[others].append(Bucket(float(bound), total, _to_exemplar(exemplars.get(key))))
+        for labels, of_series in buckets.items():
             count = 0.0
-            counts.sort(key=lambda one: one[0])
-            for bound, alone, exemplar in counts:
-                count += alone
-                metric.add_sample(
-                    f"{self.name}_bucket", {**dict(labels), "le": format_float(bound)}, count, None, exemplar
-                )
+            of_series.sort(key=lambda bucket: bucket.bound)
+            for bucket in of_series:
+                count += bucket.observations
+                with_bound = {**dict(labels), "le": format_float(bucket.bound)}
+                metric.add_sample(f"{self.name}_bucket", with_bound, count, None, bucket.exemplar)
             metric.add_sample(f"{self.name}_count", dict(labels), count)
-            if labels in sums and counts[0][0] >= 0:
+            # As prometheus_client: with negative bounds the sum is not a counter, and is left out.
+            if labels in sums and of_series[0].bound >= 0:
                 metric.add_sample(f"{self.name}_sum", dict(labels), sums[labels])
 
 
-def _exemplar(kept: ExemplarTuple | None) -> Exemplar | None:
-    return None if kept is None else Exemplar(*kept)
+def _to_exemplar(exemplar: ExemplarTuple | None) -> Exemplar | None:
+    return None if exemplar is None else Exemplar(*exemplar)
 
 
 MODES: Final[dict[str, Any]] = {
-    "sum": lambda values: sum(value for value, _, _ in values),
-    "max": lambda values: max(value for value, _, _ in values),
-    "min": lambda values: min(value for value, _, _ in values),
-    "mostrecent": lambda values: max(values, key=lambda one: one[1])[0],
+    "sum": lambda values: sum(one.value for one in values),
+    "max": lambda values: max(one.value for one in values),
+    "min": lambda values: min(one.value for one in values),
+    "mostrecent": lambda values: max(values, key=lambda one: one.timestamp).value,
 }
 
 
-def _group(sample: Sample) -> list[tuple[str, str]]:
-    """Return the labels of a series: OpenMetrics wants its samples together."""
+def _series_labels(sample: Sample) -> list[tuple[str, str]]:
+    """Return the labels that identify a series: OpenMetrics requires its samples to be together."""
     return sorted(pair for pair in sample.labels.items() if pair[0] not in {"le", "quantile"})
 
 
-def _key(labels: tuple[str, ...]) -> Key:
+def _parse_key(labels: tuple[str, ...]) -> Key:
     name, *parts = labels
     return name, tuple(zip(parts[::2], parts[1::2], strict=True))

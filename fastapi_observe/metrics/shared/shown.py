@@ -1,4 +1,4 @@
-"""What a scrape of many workers shows, as collectors; light, since the single process imports it too."""
+"""Collectors for a scrape of several workers. Small, because a single process imports this module too."""
 
 from __future__ import annotations
 
@@ -19,50 +19,51 @@ if TYPE_CHECKING:
 
 
 class MultiprocessRegistry:
-    """A registry as all workers have it; `shown` yields its collectors."""
+    """A registry with the values of all workers. `shown` yields its collectors."""
 
     def __init__(self, shown: Callable[[], Iterator[Any]]) -> None:
         self.shown = shown
 
 
 class StaticCollector:
-    """A collector of families that are there already."""
+    """A collector of families that have been read."""
 
-    def __init__(self, families: list[Metric]) -> None:
+    def __init__(self, families: Sequence[Metric]) -> None:
         self.families = families
 
-    def collect(self) -> list[Metric]:
-        """Return them."""
+    def collect(self) -> Sequence[Metric]:
+        """Return the families."""
         return self.families
 
 
 class SampleCollector:
     """A collector of the samples of all workers."""
 
-    def __init__(self, samples: SampleFamily, alone: Sequence[LocalSample], exemplars: ExemplarsBySeries) -> None:
-        self._samples = samples
-        self._with = alone, exemplars
+    def __init__(self, family: SampleFamily, local: Sequence[LocalSample], exemplars: ExemplarsBySeries) -> None:
+        self._family = family
+        self._local = local
+        self._exemplars = exemplars
 
     def collect(self) -> list[Metric]:
-        """Add them up."""
-        return [self._samples.metric(*self._with)]
+        """Return the family, merged."""
+        return [self._family.metric(self._local, self._exemplars)]
 
 
 class MergedFamilyText:
-    """A merged family, ready to be written."""
+    """A merged family that renders itself."""
 
-    def __init__(self, merged: MergedFamily, exemplars: ExemplarsBySeries, alone: list[BoundedMetric]) -> None:
+    def __init__(self, merged: MergedFamily, exemplars: ExemplarsBySeries, local: list[BoundedMetric]) -> None:
         self._merged = merged
         self._exemplars = exemplars
-        self._alone = alone
+        self._local = local
 
     def family(self) -> tuple[str, str]:
-        """Return the name of the family, without the ending of counters, and its type."""
+        """Return the name of the family, without the suffix of counters, and its type."""
         return self._merged.family()
 
     def render(self, *, openmetrics: bool) -> str:
-        """Return the family in the text format, or in OpenMetrics with exemplars; empty without a series."""
-        series = self._merged.series_of_all(self._exemplars, self._alone)
+        """Return the family in the text format, or in OpenMetrics with exemplars. Empty if it has no series."""
+        series = self._merged.merge(self._exemplars, self._local)
         return self._merged.shape.render_series(series, openmetrics=openmetrics)
 
 

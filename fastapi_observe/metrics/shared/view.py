@@ -1,18 +1,18 @@
-"""`/metrics` of many workers: what one install shows when any of them is asked."""
+"""`MultiprocessView`: what one install exposes at `/metrics` when it has several worker processes."""
 
 from __future__ import annotations
 
-import functools
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from fastapi_observe.internal.prometheus_client import uses_multiprocess_directory
 from fastapi_observe.metrics.series import BoundedMetric
 from fastapi_observe.metrics.shared.cells import SharedCells
-from fastapi_observe.metrics.shared.client import PrometheusClientCells, honours_directory, is_prometheus_client_metric
+from fastapi_observe.metrics.shared.client import PrometheusClientCells, is_prometheus_client_metric
 from fastapi_observe.metrics.shared.merged import FamilyIndex, MergedFamily
 from fastapi_observe.metrics.shared.readers import ScrapeTimeCollectors, covers_all_workers
 from fastapi_observe.metrics.shared.samples import ExemplarsBySeries, LocalSample, SampleFamily
@@ -21,6 +21,7 @@ from fastapi_observe.metrics.shared.shown import (
     MultiprocessRegistry,
     SampleCollector,
     StaticCollector,
+    collectors_of,
 )
 
 if TYPE_CHECKING:
@@ -28,142 +29,146 @@ if TYPE_CHECKING:
 
     from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.metrics.budget import SeriesLimiter
-    from fastapi_observe.workers.worker import Exemplars, Worker
+    from fastapi_observe.workers.worker import Exemplar, Worker
 
-    LocalSamples = dict[tuple[str, str], tuple[Any, Sequence[LocalSample]]]
+
+class LocalFamily(NamedTuple):
+    """A family with samples that only this worker has."""
+
+    description: dict[str, Any]
+    samples: list[LocalSample]
 
 
 class MultiprocessView:
-    """The metrics of one install among the workers: its own are shared from here on, and those of its registries."""
+    """The metrics of one install, and of the registries that it exposes, in one of several workers.
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what an install shows
+    Families of this package have the scope of the install. Those of prometheus_client have `NAME/client` and those of
+    scrape-time collectors `NAME/read`, where NAME is `default` for the default registry, which installs share.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts of an install
         self,
         worker: Worker,
         scope: str,
-        budget: SeriesLimiter,
+        limiter: SeriesLimiter,
         metrics: Callable[[], Iterable[BoundedMetric]],
         registries: Sequence[CollectorRegistry],
-        faults: InternalErrors,
-        collectors: Callable[[Any], list[Any]],
+        internal_errors: InternalErrors,
     ) -> None:
         self.worker = worker
-        self.cells = SharedCells(worker, budget, scope, metrics, faults)
-        self._faults = faults
-        self._collectors = collectors
+        self.cells = SharedCells(worker, limiter, scope, metrics, internal_errors)
+        self._internal_errors = internal_errors
         self._index = FamilyIndex()
-        self._alone: list[BoundedMetric] = []
-        self._alone_samples: dict[CollectorRegistry, LocalSamples] = {}
+        self._local_series: list[BoundedMetric] = []
+        self._local_families: dict[CollectorRegistry, dict[tuple[str, str], LocalFamily]] = {}
         self._registries = {registry: "default" if registry is REGISTRY else scope for registry in registries}
-        self._readers = {
-            registry: ScrapeTimeCollectors(worker, f"{name}/read", functools.partial(collectors, registry), faults)
+        self._scrape_time = {
+            registry: ScrapeTimeCollectors(worker, f"{name}/read", registry, internal_errors)
             for registry, name in self._registries.items()
         }
         self._client: PrometheusClientCells | None = None
 
-    def open(self, inherited: dict[int, float]) -> None:
-        """Share prometheus_client's metrics too, and answer the others; `inherited` is what a fork brought along."""
-        if not honours_directory():
+    def open(self, values_at_fork: dict[int, float]) -> None:
+        """Share the metrics of prometheus_client too, and publish values when other workers ask for them."""
+        if not uses_multiprocess_directory():
             self._client = self.worker.shared_state.setdefault("client", PrometheusClientCells(self.worker))
             for registry, name in self._registries.items():
                 if type(registry) is CollectorRegistry:
-                    self._client.open(registry, f"{name}/client", inherited)
-        self.worker.scrape_callbacks.append(self._answer)
+                    self._client.open(registry, f"{name}/client", values_at_fork)
+        self.worker.scrape_callbacks.append(self._publish)
 
     def close(self) -> None:
-        """Read everything a last time; the caller then takes the cells back."""
-        self._answer(False)  # noqa: FBT003 - as the worker calls it
-        self.worker.scrape_callbacks.remove(self._answer)
+        """Publish everything a last time. The caller then takes the cells back."""
+        self._publish(False)  # noqa: FBT003 - a callback of the worker
+        self.worker.scrape_callbacks.remove(self._publish)
         if self._client is not None:
             for registry in self._registries:
                 if type(registry) is CollectorRegistry:
                     self._client.close(registry)
 
-    def rebind(self) -> None:
-        """Go on in the new files of the worker, but for our own cells."""
-        if self._client is not None:
-            self._client.rebind()
-        for readers in self._readers.values():
-            readers.rebind()
-
     def forget_client(self) -> None:
-        """Leave prometheus_client as it was, in a forked child, once for all installs of this process."""
+        """Leave prometheus_client as it was, in the child of a fork, once for all installs of this process."""
         client = self.worker.shared_state.pop("client", None)
         if client is not None:
-            client.forked()
+            client.after_fork()
 
-    def _answer(self, exemplars: bool) -> Exemplars:  # noqa: FBT001 - as runtime calls it
-        found: Exemplars = []
-        for part in (self.cells, self._client):
-            if part is not None:
-                found.extend(part.publish_exemplars(exemplars))
-        for readers in self._readers.values():
-            readers.publish_values()
+    def _publish(self, exemplars: bool) -> list[Exemplar]:  # noqa: FBT001 - a callback of the worker
+        found = self.cells.publish(exemplars)
+        if self._client is not None:
+            found.extend(self._client.publish(exemplars))
+        for collectors in self._scrape_time.values():
+            collectors.publish()
         return found
 
     def scrape(self, *, openmetrics: bool) -> list[MultiprocessRegistry]:
-        """Read what all workers have counted; return the registries with it."""
+        """Read the values of all workers. Returns the registries with them."""
         self.worker.request_values(exemplars=openmetrics)
-        before = len(self._index.strange)
-        with self.worker.publish_lock:  # else what finds space at last would be here and there, or nowhere
+        mismatched = len(self._index.mismatched)
+        # A series that finds space meanwhile would otherwise be in the files and in `local`, or in neither.
+        with self.worker.publish_lock:
             self._index.update(*self.worker.read())
-            self._alone = [*self.cells.local_only]
-            self._alone_samples = {registry: self._without_space(registry) for registry in self._registries}
-        if len(self._index.strange) > before:
-            self._faults("workers.shape", ValueError("a worker has another metric of the same name"))
+            self._local_series = [*self.cells.local_only]
+            self._local_families = {registry: self._find_local_families(registry) for registry in self._registries}
+        if len(self._index.mismatched) > mismatched:
+            self._internal_errors("workers.shape", ValueError("a worker has another metric of the same name"))
         exemplars: ExemplarsBySeries = {}
         for name, entries in self.worker.exemplars.items() if openmetrics else ():
-            for at, cell, labels, value, timestamp in entries:
-                exemplars.setdefault((name, at), {})[cell] = (labels, value, timestamp)
+            for offset, cell, labels, value, timestamp in entries:
+                exemplars.setdefault((name, offset), {})[cell] = (labels, value, timestamp)
         return [
-            MultiprocessRegistry(partial(self.shown, registry, name, exemplars))
+            MultiprocessRegistry(partial(self._collectors, registry, name, exemplars))
             for registry, name in self._registries.items()
         ]
 
-    def shown(self, registry: CollectorRegistry, name: str, exemplars: ExemplarsBySeries) -> Iterator[Any]:
-        """Yield what a registry shows: our own families, prometheus_client's, and what collectors read."""
+    def _collectors(self, registry: CollectorRegistry, name: str, exemplars: ExemplarsBySeries) -> Iterator[Any]:
+        """Yield the collectors of a registry, with the values of all workers."""
         families = self._index.families
-        own = [each for each in self._collectors(registry) if isinstance(each, BoundedMetric)]
-        shown = {collector.family()[0] for collector in own}
+        collectors = collectors_of(registry)
+        own = [each for each in collectors if isinstance(each, BoundedMetric)]
+        names = {collector.family()[0] for collector in own}
         yield from (self._merged(collector, exemplars) for collector in own)
-        yield from filter(covers_all_workers, self._collectors(registry))
-        if registry is next(iter(self._registries)):  # ours stand in the first one; another worker may have made more
+        yield from filter(covers_all_workers, collectors)
+        # Another worker may have metrics of this package that this one has not made yet. They go to the first registry.
+        if registry is next(iter(self._registries)):
             for (scope, family_name), family in families.items():
-                if scope == self.cells.scope and family_name not in shown and isinstance(family, MergedFamily):
+                if scope == self.cells.scope and family_name not in names and isinstance(family, MergedFamily):
                     yield MergedFamilyText(family, exemplars, [])
-        alone = self._alone_samples[registry].copy()
+        local = self._local_families[registry].copy()
         for (scope, family_name), family in families.items():
             if scope in {f"{name}/client", f"{name}/read"} and isinstance(family, SampleFamily):
-                yield SampleCollector(family, alone.pop((scope, family_name), (None, ()))[1], exemplars)
-        for described, samples in alone.values():
-            yield SampleCollector(SampleFamily(described), samples, {})
-        yield StaticCollector(self._readers[registry].once)
+                unshared = local.pop((scope, family_name), None)
+                yield SampleCollector(family, () if unshared is None else unshared.samples, exemplars)
+        for unshared in local.values():
+            yield SampleCollector(SampleFamily(unshared.description), unshared.samples, {})
+        yield StaticCollector(self._scrape_time[registry].once)
         if self._client is None and os.path.isdir(os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")):  # noqa: PTH112
-            yield from self._of_directory(registry)
+            yield from _multiprocess_directory_collectors(registry, collectors)
 
     def _merged(self, metric: BoundedMetric, exemplars: ExemplarsBySeries) -> Any:
         family = self._index.families.get((self.cells.scope, metric.family()[0]))
-        alone = [child for child in self._alone if child.family() == metric.family()]
-        return MergedFamilyText(family, exemplars, alone) if isinstance(family, MergedFamily) else metric
+        local = [series for series in self._local_series if series.family() == metric.family()]
+        return MergedFamilyText(family, exemplars, local) if isinstance(family, MergedFamily) else metric
 
-    def _without_space(self, registry: CollectorRegistry) -> LocalSamples:
-        """Return what found no space and is shown by this worker only: description and samples, by scope and name."""
-        found: dict[tuple[str, str], tuple[Any, list[LocalSample]]] = {}
-        unshared = [(family, (labels, value, 1.0)) for family, labels, value in self._readers[registry].alone]
-        values = [] if self._client is None else self._client.alone
-        unshared.extend((one.family, (one.labels, one.cells[0], one.cells[1])) for one in values)
+    def _find_local_families(self, registry: CollectorRegistry) -> dict[tuple[str, str], LocalFamily]:
+        """Return the samples that found no space, by scope and name of the family."""
+        unshared = [
+            (one.family, LocalSample(one.labels, one.value, 1.0)) for one in self._scrape_time[registry].unshared
+        ]
+        if self._client is not None:
+            unshared.extend((one.family, LocalSample(one.labels, *one.cells)) for one in self._client.local_only)
+        found: dict[tuple[str, str], LocalFamily] = {}
         for family, sample in unshared:
-            described = orjson.loads(family)
-            mine = described["scope"].startswith(f"{self._registries[registry]}/")
-            if mine and sample[2]:  # pragma: no branch - another install's, with values of its own
-                key = described["scope"], described["name"]
-                found.setdefault(key, (described, []))[1].append(sample)
-        return dict(found)
+            description = orjson.loads(family)
+            own = description["scope"].startswith(f"{self._registries[registry]}/")
+            if own and sample.timestamp:  # pragma: no branch - else of another install
+                key = description["scope"], description["name"]
+                found.setdefault(key, LocalFamily(description, [])).samples.append(sample)
+        return found
 
-    def _of_directory(self, registry: CollectorRegistry) -> Iterator[Any]:
-        """Yield what prometheus_client's own multiprocess mode shows, in the registry that has such metrics."""
-        from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415 - only where it was wanted
 
-        if registry is REGISTRY or any(
-            is_prometheus_client_metric(collector) for collector in self._collectors(registry)
-        ):
-            yield MultiProcessCollector(None)  # type: ignore[no-untyped-call]
+def _multiprocess_directory_collectors(registry: CollectorRegistry, collectors: Iterable[Any]) -> Iterator[Any]:
+    """Yield prometheus_client's own collector of PROMETHEUS_MULTIPROC_DIR, in registries that have such metrics."""
+    from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415 - only with that variable
+
+    if registry is REGISTRY or any(is_prometheus_client_metric(collector) for collector in collectors):
+        yield MultiProcessCollector(None)  # type: ignore[no-untyped-call]

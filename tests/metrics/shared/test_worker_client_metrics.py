@@ -175,14 +175,14 @@ def test_no_space_for_the_users_metrics(
     registry = CollectorRegistry()
     one = member(registry=registry)
     stuck = False
-    real = one.worker._own.allocate
+    real = one.worker._handles.files.allocate
 
     def allocate(*arguments: Any) -> Any:
         if stuck:
             raise OSError(28, "full")
         return real(*arguments)
 
-    monkeypatch.setattr(one.worker._own, "allocate", allocate)
+    monkeypatch.setattr(one.worker._handles.files, "allocate", allocate)
     one.samples()
     stuck = True
     prometheus_client.Counter("theirs", "Theirs.", registry=registry).inc(2, exemplar={"a": "b"})

@@ -18,6 +18,7 @@ from members import Member
 from fastapi_observe.metrics.shared.merged import MergedSeries
 from fastapi_observe.metrics.shared.readers import merge_mode
 from fastapi_observe.metrics.shared.samples import SampleFamily, describe
+from fastapi_observe.workers import worker as worker_module
 from fastapi_observe.workers.files import ValueFileReader
 
 if TYPE_CHECKING:
@@ -133,12 +134,15 @@ def test_exemplars_that_cannot_be_written_are_left_out(
         patch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError("full")))
         assert 'trace_id="x"' in one.text("application/openmetrics-text")
     assert one.worker.degraded
+    other = member()
     with monkeypatch.context() as patch:
+        patch.setattr(worker_module, "is_locked", lambda _: True)  # a process does not see its own locks
+        assert 'trace_id="x"' in other.text("application/openmetrics-text")
         patch.setattr(one.worker, "publish_values", lambda **_: None)
         path = one.worker.file_prefix.with_suffix(".exemplars")
         for content in (b"", b"[1", b"{}"):
             path.write_bytes(content)
-            assert "trace_id" not in one.text("application/openmetrics-text")
+            assert "trace_id" not in other.text("application/openmetrics-text")
 
 
 def test_an_answer_that_fails_is_counted(tmp_path: Path, member: Callable[..., Member]) -> None:
@@ -146,7 +150,7 @@ def test_an_answer_that_fails_is_counted(tmp_path: Path, member: Callable[..., M
     one = member()
     one.worker.scrape_callbacks.insert(0, lambda _: 1 / 0)  # type: ignore[arg-type,return-value]
     assert one.samples()["http_requests_in_progress"] == {(): 0}
-    assert one.faults.counts == {"workers.answer": 1}
+    assert one.faults.counts == {"workers.publish": 1}
 
 
 def test_the_latest_exemplar_counts() -> None:
@@ -193,5 +197,5 @@ _COUNTER = {
     "labels": ["kind"],
     "bounds": None,
     "mode": "sum",
-    "fold": "sum",
+    "merge": "sum",
 }
