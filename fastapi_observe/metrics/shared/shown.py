@@ -1,4 +1,4 @@
-"""Collectors for a scrape of several workers. Small, because a single process imports this module too."""
+"""Collectors for a scrape of several workers, in a small module because a single process imports it too."""
 
 from __future__ import annotations
 
