@@ -6,7 +6,7 @@ import asyncio
 import threading
 from contextlib import ExitStack
 from functools import partial
-from time import monotonic, perf_counter
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -19,6 +19,7 @@ from fastapi_observe.clients.http.external import ExternalClient
 from fastapi_observe.clients.http.httpx import HttpClients
 from fastapi_observe.clients.http.propagation import PropagationPolicy
 from fastapi_observe.export.counts import ExportCollector, line_counts
+from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.internal.forks import FINAL_LOG_FLUSH, share_deadline
 from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
@@ -341,6 +342,7 @@ class Observability:
         open_port = partial(self.metrics_server.start, shared=self.workers.is_multiprocess)
         resolve = partial(self.objectives.start, self.metrics)
         steps: list[Callable[[], object]] = [resolve, self.workers.start, self.objectives.watch, open_port]
+        steps.append(self.http_clients.reopen)
         steps += [push.start for push in self._pushes if hasattr(push, "start")]
         loop = _running_loop()
         if loop is not None and loop is not self.loop:
@@ -358,11 +360,12 @@ class Observability:
             await self.http_clients.close()
         except Exception as exc:  # noqa: BLE001 - as above
             self.internal_errors("shutdown", exc)
-        deadline = monotonic() + self._shutdown_deadline.remaining(self.settings.shutdown_timeout)
+        seconds = self._shutdown_deadline.remaining(self.settings.shutdown_timeout)
         thread = threading.Thread(target=self.flush, name="fastapi-observe-flush", daemon=True)
         thread.start()
-        while thread.is_alive() and monotonic() < deadline:  # noqa: ASYNC110 - asyncio or trio: a thread cannot set an event of either
-            await anyio.sleep(0.005)
+        # Not a timer of the event loop: under a frozen clock it never fires. A limiter of its own: slow requests may
+        # hold all tokens of the default one.
+        await anyio.to_thread.run_sync(thread.join, seconds, limiter=anyio.CapacityLimiter(1), abandon_on_cancel=True)
         self.internal_errors.run_each("shutdown", self.metrics_server.stop, partial(self.logs.flush, FINAL_LOG_FLUSH))
         pauses = [push.pause for push in self._pushes if hasattr(push, "pause")]
         self.internal_errors.run_each("shutdown", *pauses, self.workers.stop)

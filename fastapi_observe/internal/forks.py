@@ -5,8 +5,9 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from fastapi_observe.internal.clock import monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,12 +19,13 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusC
 from fastapi_observe.internal.forks import register_at_fork
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from contextvars import ContextVar
 
     from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import SpanLimits
+    from opentelemetry.sdk.trace import Event, SpanLimits
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+    from opentelemetry.trace import Link
     from opentelemetry.util.types import Attributes
 
 
@@ -241,3 +242,17 @@ def replace_attributes(resource: Resource, new: Resource) -> Resource:
     """Return `new`, and give its attributes to `resource` too: tracers keep the resource that they were made with."""
     resource._attributes = new._attributes
     return new
+
+
+def span_contents(span: ReadableSpan) -> tuple[Mapping[str, Any], Sequence[Event], Sequence[Link]]:
+    """Return attributes, events and links of an ended span without the copies that the public properties make."""
+    try:
+        return span._attributes._dict, span._events, span._links  # type: ignore[union-attr]
+    except AttributeError:  # no attributes, a plain dict as given to a `ReadableSpan`, or names that are gone
+        return span.attributes or {}, span.events, span.links
+
+
+def unwrap_attributes(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the dict inside `BoundedAttributes`, which take a lock for each access and copy to iterate."""
+    inner = getattr(attributes, "_dict", None)
+    return inner if isinstance(inner, dict) else attributes

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from time import monotonic
 from typing import TYPE_CHECKING, Final
+
+from fastapi_observe.internal.clock import monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Callable

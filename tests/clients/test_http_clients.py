@@ -8,6 +8,7 @@ import gc
 import socket
 import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -29,6 +30,7 @@ from fastapi_observe.clients.http.external import ExternalCall, ExternalClient
 from fastapi_observe.clients.http.httpx import HttpClients
 from fastapi_observe.clients.http.propagation import PropagationPolicy
 from fastapi_observe.clients.http.record import MAX_PATH_LENGTH, PathTemplates
+from fastapi_observe.internal.httpx import reopen_client
 from fastapi_observe.records.operation import CURRENT_OPERATION
 from fastapi_observe.records.request import KNOWN_METHODS
 from fastapi_observe.redaction.redactor import Redactor
@@ -1038,6 +1040,45 @@ async def test_a_fault_of_ours_never_reaches_the_call(
 # Lifetime
 
 
+class Unclosable(httpx.MockTransport):
+    """A transport whose `aclose` fails."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _: httpx.Response(204))
+
+    async def aclose(self) -> None:
+        """Fail, as with a connection of another event loop."""
+        raise RuntimeError("Event loop is closed")
+
+
+def test_a_created_client_works_in_every_start_of_the_app(observed: Callable[..., Seen], port: int) -> None:
+    """Each start reopens the clients that the last shutdown closed, with their settings; not those the user closed."""
+    app = FastAPI()
+    seen = observed(app)
+    created = seen.observe.http_client("payments", headers={"x-tenant": "acme"})
+    shared = seen.observe.http
+    closed_by_user = seen.observe.http_client("left")
+    asyncio.run(closed_by_user.aclose())
+
+    @app.get("/")
+    async def call() -> list[Any]:
+        answers = [await each.get(f"http://127.0.0.1:{port}/echo") for each in (created, shared)]
+        return [answers[0].json()["x-tenant"], answers[1].status_code]
+
+    for _ in range(3):
+        with TestClient(app) as client:
+            assert client.get("/").json() == ["acme", 200]
+        assert (created.is_closed, shared.is_closed) == (True, True)
+    assert closed_by_user.is_closed
+    assert seen.sample("external_requests_total", service="payments", operation="GET", outcome="ok") == 3
+
+
+def test_reopening_without_the_names_of_httpx() -> None:
+    """A version of httpx without them leaves the client closed; nothing raises."""
+    for client in (object(), SimpleNamespace(_state="closed")):
+        reopen_client(client)
+
+
 async def test_clients_are_closed(calls: Calls) -> None:
     """Clients that were made are closed, given ones are not; one that cannot be closed keeps no other from it."""
     clients = calls.clients
@@ -1046,8 +1087,7 @@ async def test_clients_are_closed(calls: Calls) -> None:
     assert clients.shared(loop) is shared
     assert shared is not outside
     async with clients.instrument(httpx.AsyncClient()) as given:
-        stuck: Any = clients.new("c")
-        stuck.aclose = lambda: 1 / 0
+        clients.new("c", transport=Unclosable())
         await clients.close()
         assert [each.is_closed for each in (shared, outside, own, given)] == [True] * 3 + [False]
     assert clients.shared(loop) is not shared

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from fastapi_observe.clients.http.body import body_classes
 from fastapi_observe.clients.http.calls import HttpCalls, ObservedClient
+from fastapi_observe.internal.httpx import reopen_client
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class HttpClients:
         self._observed: WeakKeyDictionary[Any, ObservedClient] = WeakKeyDictionary()
         self._shared: WeakKeyDictionary[Any, httpx.AsyncClient] = WeakKeyDictionary()
         self._created: WeakSet[httpx.AsyncClient] = WeakSet()
+        self._closed: WeakSet[httpx.AsyncClient] = WeakSet()
         self._lock = threading.RLock()
 
     def shared(self, loop: Any = None) -> httpx.AsyncClient:
@@ -99,12 +101,18 @@ class HttpClients:
             self._observed.clear()
         self._calls.close_abandoned()
 
+    def reopen(self) -> None:
+        """Make the clients that `close` has closed usable again. An app may start several times in its process."""
+        while self._closed:
+            reopen_client(self._closed.pop())
+
     async def close(self) -> None:
-        """Close every client created here. Clients passed to `instrument` stay open."""
+        """Close every client created here, until `reopen`. Clients passed to `instrument` stay open."""
         clients: set[Any] = {*self._shared.values(), *self._created}
-        self._shared.clear()
-        self._created.clear()
         for client in clients:
+            if client.is_closed:  # by the user, for good
+                continue
+            self._closed.add(client)
             try:
                 await client.aclose()
             except Exception as exc:  # noqa: BLE001 - one of another event loop cannot be closed here
