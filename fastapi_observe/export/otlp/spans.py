@@ -17,7 +17,6 @@ from fastapi_observe.export.otlp.wire import (
 from fastapi_observe.internal.opentelemetry import span_contents, unwrap_attributes
 
 if TYPE_CHECKING:
-
     from opentelemetry.sdk.trace import Event, ReadableSpan
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.trace import Link, Status, TraceState
