@@ -1,4 +1,4 @@
-"""`python -m fastapi_observe settings` shows what the settings are and where each came from."""
+"""The command `settings`: every option, its value and the source of the value."""
 
 from __future__ import annotations
 
@@ -6,34 +6,33 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from fastapi_observe.cli.output import EXIT_ERROR, align
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
 from fastapi_observe.settings.sources import describe_accepted, mask, variables
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Sequence
 
-WRONG = 2
-"""Exit status for wrong settings, as argparse uses it for wrong arguments."""
+    from fastapi_observe.cli.output import Commands
 
 
-def add_settings(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the subcommand `settings`."""
+def add_settings(commands: Commands) -> None:
+    """Add the command."""
     parser = commands.add_parser(
         "settings",
-        help="show every option, its value and where the value came from",
-        description="Show every option, where its value came from and the value, with secrets masked. "
-        "OBSERVE_* variables win over OTEL_* variables, those over the defaults.",
-        epilog="Exits with 2 and says what is wrong if a variable has a value that is not accepted.",
+        help="show each option, its value and the source of the value",
+        description="Show each option, its value and the source of the value, with secrets masked. OBSERVE_* variables "
+        "take precedence over OTEL_* variables, those over the defaults. Arguments of install() are not known here.",
+        epilog="Exits with 2 if an OBSERVE_* variable is invalid.",
     )
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="the same as JSON, for machines")
-    form.add_argument("--markdown", action="store_true", help="document the options as a Markdown table instead")
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--markdown", action="store_true", help="print the documentation of all options as a table")
     parser.set_defaults(run=show_settings)
 
 
 def show_settings(args: argparse.Namespace) -> int:
-    """Print the settings in the form that was args."""
+    """Print the settings in the requested form; messages about `OTEL_*` variables go to standard error."""
     if args.markdown:
         sys.stdout.write(options_table())
         return 0
@@ -41,66 +40,53 @@ def show_settings(args: argparse.Namespace) -> int:
         settings = ObserveSettings()
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
-        return WRONG
-    sys.stdout.write(as_json(settings) if args.json else as_text(settings))
+        return EXIT_ERROR
+    sys.stdout.write(to_json(settings) if args.json else to_text(settings))
+    sys.stderr.write("".join([f"{message}\n" for message in settings.warnings()]))
     return 0
 
 
-def as_text(settings: ObserveSettings) -> str:
-    """Write one aligned line for each option, and where spans go in the end."""
+def to_text(settings: ObserveSettings) -> str:
+    """Return one aligned line for each option, and the URL that spans are exported to."""
     sources = settings.sources()
-    rows = [("option", "from", "value")]
-    rows += [(name, sources[name], _brief(value)) for name, value in settings.masked().items()]
-    target = mask("otlp_endpoint", settings.traces_url) or "nowhere"
-    return "\n".join((*aligned(rows), "", f"Spans go to: {target}", ""))
+    rows = [("option", "source", "value")]
+    rows += [(name, sources[name], _as_variable(value)) for name, value in settings.masked().items()]
+    target = mask("otlp_endpoint", settings.traces_url)
+    exported = f"Spans are exported to {target}" if target else "Spans are not exported (otlp_endpoint)"
+    return "\n".join((*align(rows), "", exported, ""))
 
 
-def as_json(settings: ObserveSettings) -> str:
-    """Write an object with `value` and `source` of each option; objects given in code as their repr."""
+def to_json(settings: ObserveSettings) -> str:
+    """Return a JSON object with `value` and `source` of each option. Objects passed in code appear as their repr."""
     sources = settings.sources()
     options = {name: {"value": value, "source": sources[name]} for name, value in settings.masked().items()}
     return json.dumps(options, indent=2, default=repr) + "\n"
 
 
 def options_table() -> str:
-    """Document every option as a row of a Markdown table, from the fields alone."""
-    rows = [("Option", "What it is", "Accepts", "Default", "Variable", "OpenTelemetry variable")]
+    """Return the documentation of all options as a Markdown table."""
+    rows = [("Option", "Description", "Accepts", "Default", "Variable", "OpenTelemetry variable")]
     for name, field in ObserveSettings.model_fields.items():
-        default, named = _brief(field.default), variables(name, field)
-        own = ", ".join(_named(each) for each in named if not each.startswith("OTEL_"))
-        otel = ", ".join(_named(each) for each in named if each.startswith("OTEL_"))
-        rows.append(
-            (
-                f"`{name}`",
-                str(field.description),
-                describe_accepted(field),
-                f"`{default}`" if default else "",
-                own,
-                otel,
-            )
-        )
+        default, named = _as_variable(field.default), variables(name, field)
+        own = ", ".join(_quote(each) for each in named if not each.startswith("OTEL_"))
+        otel = ", ".join(_quote(each) for each in named if each.startswith("OTEL_"))
+        shown = f"`{default}`" if default else ""
+        rows.append((f"`{name}`", str(field.description), describe_accepted(field), shown, own, otel))
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
     return "\n".join((lines[0], "|" + " --- |" * len(rows[0]), *lines[1:], ""))
 
 
-def aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Yield each row as a line, every column as wide as its longest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
-def _brief(value: Any) -> str:
-    """Write a value as a variable would hold it."""
+def _as_variable(value: Any) -> str:
+    """Return a value in the form that a variable has."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
-        return ",".join(map(_brief, value))
+        return ",".join(map(_as_variable, value))
     if isinstance(value, dict):
         return ",".join(f"{name}={text}" for name, text in value.items())
     return str(value)
 
 
-def _named(variable: str) -> str:
+def _quote(variable: str) -> str:
     name, _, key = variable.partition(":")
     return f"`{name}` ({key})" if key else f"`{name}`"

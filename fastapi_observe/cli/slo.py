@@ -1,195 +1,218 @@
-"""The subcommands about objectives: `rules`, `simulate` and `slo`."""
+"""The commands `slo check`, `slo report`, `slo bundle` and `slo verify`: the objectives of an app."""
 
 from __future__ import annotations
 
-import difflib
+import argparse
+import dataclasses
+import json
 import sys
-from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
+from fastapi_observe.cli.output import EXIT_ERROR, EXIT_PROBLEM, align
+from fastapi_observe.cli.scrape import add_token_arguments, read_token
+from fastapi_observe.slo import bundle
+from fastapi_observe.slo.grafana.features import SELECTABLE, detect_features
 from fastapi_observe.slo.loading import LoadError, load_plan
-from fastapi_observe.slo.prometheus.incident import read_incident
-from fastapi_observe.slo.prometheus.rule_tests import test_file
 from fastapi_observe.slo.prometheus.rules import rule_file
-from fastapi_observe.slo.prometheus.simulate import detection_table, simulate
+from fastapi_observe.slo.prometheus.verify import UnreachableError, verify
 from fastapi_observe.slo.report import check_rows, report_rows
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Sequence
 
+    from fastapi_observe.cli.output import Commands
+    from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.slo.plan import SLOPlan
 
-EXIT_FAILED = 1
-"""Exit status for files that differ and for objectives with errors."""
+    Run = Callable[[argparse.Namespace, Any, ObserveSettings, SLOPlan], int]
 
-WRONG = 2
-"""Exit status for what cannot be done: no such app, no promtool."""
+DIRECTORY: Final = "observability"
+PARTS: Final = {
+    "rules": ("rules.yml", "rules_test.yml"),
+    "dashboard": ("dashboard.json",),
+    "alertmanager": ("alertmanager.yml",),
+    "runbooks": (bundle.RUNBOOKS,),
+}
+"""Choices of `slo bundle --only`, with the prefixes of their files."""
 
 
-def add_slo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the subcommands `rules`, `simulate` and `slo`."""
-    _add_rules(commands)
-    _add_simulate(commands)
-    group = commands.add_parser("slo", help="check and explain the objectives of an app")
+def add_slo(commands: Commands) -> None:
+    """Add the commands."""
+    group = commands.add_parser("slo", help="check the objectives of an app, generate files from them, verify them")
     inner = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    check = inner.add_parser(
+    _add_command(
+        inner,
         "check",
-        help="show what each objective counts and everything that is wrong",
-        epilog="Exits with 1 if an objective has an error.",
+        show_check,
+        help="show the requests that each objective counts, and every problem",
+        epilog="Exits with 1 if an objective is invalid.",
     )
-    _with_app(check, show_check)
-    report = inner.add_parser("report", help="show what each alert needs, and when it fires")
-    _with_app(report, show_report)
+    _add_command(
+        inner,
+        "report",
+        show_report,
+        help="show the failures that each alert needs, and when it fires",
+        epilog="Exits with 1 if an objective is invalid.",
+    )
+    _add_bundle(inner)
+    _add_verify(inner)
 
 
-def _with_app(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace, SLOPlan], int]) -> None:
-    parser.add_argument("app", metavar="module:app", help="the app, as servers name it")
+def _add_command(commands: Commands, name: str, run: Run, *, help: str, epilog: str) -> argparse.ArgumentParser:  # noqa: A002 - as argparse calls it
+    parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=epilog)
+    parser.add_argument("app", metavar="MODULE:APP", help="such as shop.main:app")
 
-    def loaded(args: argparse.Namespace) -> int:
+    def load_and_run(args: argparse.Namespace) -> int:
         try:
-            _, _, plan = load_plan(args.app)
-        except LoadError as error:
+            return run(args, *load_plan(args.app))
+        except (LoadError, UnreachableError, bundle.UnmanagedFileError, ValueError, OSError) as error:
             sys.stderr.write(f"{error}\n")
-            return WRONG
-        return run(args, plan)
+            return EXIT_ERROR
 
-    parser.set_defaults(run=loaded)
+    parser.set_defaults(run=load_and_run)
+    return parser
 
 
-def _add_rules(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "rules",
-        help="write recording rules and alerts for Prometheus, and their tests",
-        epilog="Exits with 1 if an objective has an error, or with --check if a file is not what would be written.",
+def _add_bundle(commands: Commands) -> None:
+    parser = _add_command(
+        commands,
+        "bundle",
+        write_bundle,
+        help="generate rules with tests, dashboard, alert routing and runbooks",
+        epilog="Deletes no file, changes no file that fastapi-observe did not generate, and keeps the sections of "
+        "runbooks that you wrote. Exits with 1 if --check finds a difference, with 2 if nothing can be generated.",
     )
-    parser.add_argument("-o", "--output", type=Path, help="the rule file; without it the rules are printed")
-    parser.add_argument("--tests", type=Path, help="also write tests of the rules, for `promtool test rules`")
-    parser.add_argument("--format", choices=("prometheus", "operator"), default="prometheus", dest="form")
-    parser.add_argument("--no-keep-firing", action="store_true", help="for Prometheus before 2.42 and for vmalert")
-    parser.add_argument("--check", action="store_true", help="write nothing; say what differs in the files")
-    _with_app(parser, write_rules)
-
-
-def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "simulate",
-        help="play an incident through the rules with promtool, and show which alerts tell of it",
-        epilog='An incident is a list of phases: "1h ok, 20m 30%%, 8h silent, 5m down".',
+    parser.add_argument(
+        "-o", "--output", default=DIRECTORY, metavar="DIRECTORY", help=f"where to write (default: {DIRECTORY})"
     )
-    parser.add_argument("--slo", help="the objective; needed if there are several")
-    parser.add_argument("--incident", default="1h ok, 20m 100%, 1h ok", help="what happens (default: %(default)s)")
-    parser.add_argument("--rps", type=float, default=10.0, help="requests a second (default: %(default)s)")
-    _with_app(parser, show_simulation)
+    parser.add_argument(
+        "--only",
+        type=_parse_parts,
+        default=(),
+        metavar="PARTS",
+        help=f"generate these only: {', '.join(PARTS)}; several are separated by commas",
+    )
+    parser.add_argument("--check", action="store_true", help="do not write; list files that differ and exit with 1")
+    parser.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        choices=SELECTABLE,
+        help="include this section of the dashboard even if the app is not detected to use it",
+    )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        choices=SELECTABLE,
+        help="leave out this section of the dashboard even if it is detected",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("prometheus", "operator"),
+        default="prometheus",
+        help="rule file, or a PrometheusRule for the Prometheus Operator (without tests)",
+    )
+    parser.add_argument(
+        "--no-keep-firing", action="store_true", help="omit keep_firing_for (Prometheus before 2.42, vmalert)"
+    )
 
 
-def write_rules(args: argparse.Namespace, plan: SLOPlan) -> int:
-    """Write, print or check the rule file and the file of its tests."""
+def _add_verify(commands: Commands) -> None:
+    parser = _add_command(
+        commands,
+        "verify",
+        show_verification,
+        help="check that a running Prometheus has the rules, scrapes the app and keeps enough data",
+        epilog="Exits with 1 if there is a problem, with 2 if Prometheus or the app cannot be read.",
+    )
+    parser.add_argument("--prometheus", required=True, metavar="URL", help="such as http://127.0.0.1:9090")
+    add_token_arguments(parser, "bearer token of Prometheus")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def show_check(_args: argparse.Namespace, _app: Any, _settings: ObserveSettings, plan: SLOPlan) -> int:
+    """Print the requests that each objective counts, and all problems."""
+    _print_rows(check_rows(plan))
+    return EXIT_PROBLEM if _print_problems(plan) else 0
+
+
+def show_report(_args: argparse.Namespace, _app: Any, _settings: ObserveSettings, plan: SLOPlan) -> int:
+    """Print the figures of each alert."""
     if _print_problems(plan):
-        return EXIT_FAILED
-    if args.tests and (args.output is None or args.form == "operator"):
-        sys.stderr.write("--tests needs -o and the format prometheus: promtool reads no other\n")
-        return WRONG
-    if args.tests and args.tests.resolve() == args.output.resolve():
-        sys.stderr.write("--tests and -o are the same file: give each its own\n")
-        return WRONG
+        return EXIT_PROBLEM
+    _print_rows(report_rows(plan))
+    return 0
+
+
+def write_bundle(args: argparse.Namespace, app: Any, settings: ObserveSettings, plan: SLOPlan) -> int:
+    """Write the files, or compare them with those in the directory."""
     if args.no_keep_firing:
-        from dataclasses import replace  # noqa: PLC0415 - one option only
+        plan = plan._replace(options=dataclasses.replace(plan.options, keep_firing=False))
+    features = detect_features(app, settings, more=args.include, less=args.exclude)
+    generated = bundle.make_bundle(plan, settings, features)
+    if args.format == "operator":
+        generated["rules.yml"] = rule_file(plan, form="operator")
+        del generated["rules_test.yml"]  # promtool does not read a PrometheusRule
+    if args.only:
+        prefixes = tuple(prefix for part in args.only for prefix in PARTS[part])
+        generated = {name: text for name, text in generated.items() if name.startswith(prefixes)}
+    directory = Path(args.output)
+    files = bundle.merge_user_edits(generated, directory)
+    diff = bundle.compare(files, directory) if args.check else bundle.write(files, directory)
+    if args.only and "runbooks" not in args.only:
+        diff = diff._replace(left_over=())
+    for problem in plan.problems:
+        sys.stderr.write(f"{problem}\n")
+    if not args.check and "dashboard.json" in generated and features.not_detected:
+        missing = ", ".join(features.not_detected)
+        sys.stderr.write(f"Left out of the dashboard (not detected in this app): {missing}. Add with --include.\n")
+    return _print_diff(diff, directory, len(generated), check=args.check)
 
-        plan = plan._replace(options=replace(plan.options, keep_firing=False))
-    files = {args.output: rule_file(plan, form=args.form)}
-    if args.tests:
-        files[args.tests] = test_file(plan, _relative_rules_path(args.tests, args.output))
-    if args.output is None and not args.check:
-        sys.stdout.write(files[None])
+
+def _print_diff(diff: bundle.BundleDiff, directory: Path, count: int, *, check: bool) -> int:
+    words = ("missing", "differs") if check else ("new", "changed")
+    for names, word in zip((diff.missing, diff.different), words, strict=True):
+        for name in names:
+            sys.stdout.write(f"{word:<9} {directory / name}\n")
+    for name in diff.left_over:
+        sys.stdout.write(f"obsolete  {directory / name}: its alert no longer exists, you can delete it\n")
+    if diff.same:
+        sys.stdout.write(f"{count} files in {directory} are up to date\n")
         return 0
-    try:
-        return _write_or_check(files, check=args.check)
-    except (OSError, UnicodeDecodeError) as error:
-        sys.stderr.write(f"{error}\n")
-        return WRONG
+    return EXIT_PROBLEM if check else 0
 
 
-def _write_or_check(files: dict[Path | None, str], *, check: bool) -> int:
-    if check:
-        found = [path for path, text in files.items() if differs(path, text)]
-        return EXIT_FAILED if found else 0
-    for path, text in files.items():
-        if path is not None:  # pragma: no branch - that one is printed
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, "utf-8")
-    return 0
-
-
-def _relative_rules_path(tests: Path, rules: Path) -> str:
-    """Return the path of the rules as the file of tests names it, which promtool reads from where it stands."""
-    here, there = tests.resolve().parent, rules.resolve()
-    for up, folder in enumerate((here, *here.parents)):
-        if there.is_relative_to(folder):
-            return "../" * up + there.relative_to(folder).as_posix()
-    return there.as_posix()  # pragma: no cover - another drive
-
-
-def differs(path: Path | None, text: str) -> bool:
-    """Say on stderr how a file differs from what would be written; return whether it does."""
-    if path is None:
-        sys.stderr.write("--check needs -o, the file to compare with\n")
-        return True
-    if not path.exists():
-        sys.stderr.write(f"{path} is missing\n")
-        return True
-    lines = difflib.unified_diff(
-        path.read_text("utf-8").splitlines(), text.splitlines(), str(path), "what would be written", lineterm="", n=1
-    )
-    shown = [*lines]
-    if shown:
-        sys.stderr.write("\n".join([*shown, f"{path} is not current: make it again without --check", ""]))
-    return bool(shown)
-
-
-def show_simulation(args: argparse.Namespace, plan: SLOPlan) -> int:
-    """Print when each alert fires and clears."""
-    if _print_problems(plan):
-        return EXIT_FAILED
-    found = [slo for slo in plan.slos if args.slo in (None, slo.name)]
-    if len(found) != 1:
-        names = ", ".join(slo.name for slo in plan.slos) or "none"
-        sys.stderr.write(f"--slo has to name one objective; this app has: {names}\n")
-        return WRONG
-    try:
-        phases = read_incident(args.incident, Decimal(str(args.rps)))
-        detections = simulate(plan, found[0], args.incident, args.rps)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        sys.stderr.write(f"{error}\n")
-        return WRONG
-    _print(detection_table(detections, phases))
-    return 0
-
-
-def show_check(_: argparse.Namespace, plan: SLOPlan) -> int:
-    """Print what each objective counts, and all that was found; errors make it fail."""
-    _print(check_rows(plan))
-    return EXIT_FAILED if _print_problems(plan) else 0
-
-
-def show_report(_: argparse.Namespace, plan: SLOPlan) -> int:
-    """Print the numbers of each alert."""
-    if _print_problems(plan):
-        return EXIT_FAILED
-    _print(report_rows(plan))
-    return 0
+def show_verification(args: argparse.Namespace, _app: Any, settings: ObserveSettings, plan: SLOPlan) -> int:
+    """Print the result of each check."""
+    findings = verify(plan, settings, args.prometheus, token=read_token(args), insecure=args.allow_http_token)
+    if args.json:
+        sys.stdout.write(json.dumps([finding._asdict() for finding in findings], indent=2) + "\n")
+    else:
+        _print_rows(
+            [
+                (finding.state, finding.check, finding.message + (f" → {finding.hint}" if finding.hint else ""))
+                for finding in findings
+            ]
+        )
+    return EXIT_PROBLEM if any(finding.state == "problem" for finding in findings) else 0
 
 
 def _print_problems(plan: SLOPlan) -> bool:
-    """Say on stderr what was found; return whether there is an error among it."""
+    """Print all problems to standard error. Returns whether there is an error among them."""
     for problem in plan.problems:
         sys.stderr.write(f"{problem.level}: {problem}\n")
     return bool(plan.errors)
 
 
-def _print(rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        sys.stdout.write(f"{line.rstrip()}\n")
+def _print_rows(rows: Sequence[tuple[str, ...]]) -> None:
+    sys.stdout.write("".join([f"{line}\n" for line in align(rows)]))
+
+
+def _parse_parts(text: str) -> tuple[str, ...]:
+    parts = tuple(part.strip() for part in text.split(","))
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"invalid part {unknown[0]!r}; choose from {', '.join(PARTS)}")
+    return parts

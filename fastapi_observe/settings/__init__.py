@@ -1,1 +1,1 @@
-"""`ObserveSettings`: every option, its types, and the sources of its value."""
+"""Options: their model, their sources, their types and the objectives of a service."""

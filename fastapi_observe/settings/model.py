@@ -1,5 +1,5 @@
-"""Every option of fastapi-observe, written once: `ObserveSettings`."""
-# ruff: noqa: FBT003 - the first argument of option() is its default, whatever its type
+"""`ObserveSettings`: every option of fastapi-observe, declared once."""
+# ruff: noqa: FBT003 - the first argument of option() is its default, of any type
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from pydantic import PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from fastapi_observe.settings.opentelemetry import describe_ignored, describe_unread, describe_unsupported_exporters
 from fastapi_observe.settings.sources import (
     PREFIX,
     UNPARSABLE,
@@ -17,14 +18,17 @@ from fastapi_observe.settings.sources import (
     check_combinations,
     describe_error,
     mask,
+    read_option,
     sourced,
 )
 from fastapi_observe.settings.types import (
     PEERS_HELP,
-    RETENTION_PATTERN,
+    RETENTION_LIMIT,
+    ROTATION_PATTERN,
     BucketBounds,
     HeaderNames,
     Headers,
+    LogLevel,
     ObjectiveList,
     ObjectiveOptions,
     Paths,
@@ -48,7 +52,12 @@ TRACES_PATH: Final = "/v1/traces"
 
 
 class ObserveSettings(BaseSettings):
-    """All options, frozen. An explicit argument wins over `OBSERVE_*`, that over `OTEL_*`, that over the default."""
+    """All options. Immutable.
+
+    An argument takes precedence over the `OBSERVE_*` variable, that over `OTEL_*` variables, those over the default.
+    Raises `SettingsError` with a line for each invalid option. An invalid `OTEL_*` variable is ignored instead; see
+    `warnings`.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -60,17 +69,17 @@ class ObserveSettings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    # Who this is
+    # The service
     service_name: str = option(
         "unknown_service",
-        "Name of this service.",
+        "Name of the service.",
         otel=("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES:service.name"),
         min_length=1,
     )
-    service_version: str = option("", "Version of this service.", otel=("OTEL_RESOURCE_ATTRIBUTES:service.version",))
+    service_version: str = option("", "Version of the service.", otel=("OTEL_RESOURCE_ATTRIBUTES:service.version",))
     environment: str = option(
         "production",
-        "Deployment environment; `development` makes the terminal readable.",
+        "Deployment environment. In `development`, log lines on a terminal are text instead of JSON.",
         aliases=("OBSERVE_ENV", "FASTAPI_ENV"),
         otel=(
             "OTEL_RESOURCE_ATTRIBUTES:deployment.environment.name",
@@ -78,11 +87,11 @@ class ObserveSettings(BaseSettings):
         ),
     )
 
-    # Tracing
-    tracing: bool = option(True, "Make spans.", otel=("OTEL_SDK_DISABLED",))
+    # Traces
+    tracing: bool = option(True, "Record spans.", otel=("OTEL_SDK_DISABLED",))
     sample_ratio: float = option(
         0.1,
-        "Part of new traces that is kept, 0 to 1.",
+        "Fraction of new traces that is sampled, from 0 to 1.",
         otel=("OTEL_TRACES_SAMPLER_ARG", "OTEL_TRACES_SAMPLER"),
         ge=0,
         le=1,
@@ -94,132 +103,149 @@ class ObserveSettings(BaseSettings):
         "traceidratio",
         "always_on",
         "always_off",
-    ] = option("parentbased_traceidratio", "Who decides that a trace is kept.", otel=("OTEL_TRACES_SAMPLER",))
+    ] = option("parentbased_traceidratio", "OpenTelemetry sampler.", otel=("OTEL_TRACES_SAMPLER",))
     otlp_protocol: Literal["http/protobuf", "grpc"] = option(
         "http/protobuf",
-        "How spans travel.",
+        "OTLP transport. `grpc` needs the extra `fastapi-observe[grpc]`.",
         otel=("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"),
     )
     otlp_endpoint: str | None = option(
         None,
-        "Where spans go, for example http://127.0.0.1:4318; None: nowhere.",
+        "URL of the OpenTelemetry Collector, such as http://127.0.0.1:4318. None: do not export.",
         otel=("OTEL_TRACES_EXPORTER", TRACES_ENDPOINT, "OTEL_EXPORTER_OTLP_ENDPOINT"),
         accepts="a URL such as http://127.0.0.1:4318 (grpc: host:port too), or None",
     )
     otlp_headers: Headers = option(
         {},
-        "Headers of each export.",
+        "Headers of each export request.",
         otel=("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"),
-        accepts="names with values; as text name=value,name2=value2 (percent-encoded) or a JSON object",
+        accepts="a mapping; in a variable name=value,name2=value2 (percent-encoded) or a JSON object",
     )
     otlp_timeout: float = option(
         10.0,
-        "Longest time one export may take, in seconds.",
+        "Timeout of one export request, in seconds.",
         otel=("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"),
         accepts="a number of seconds above 0",
         gt=0,
     )
     batch_delay: float = option(
         1.0,
-        "Longest time a finished span waits for its batch, in seconds.",
+        "Maximum time between the end of a span and its export, in seconds.",
         otel=("OTEL_BSP_SCHEDULE_DELAY",),
-        accepts="a number of seconds above 0 (OTEL_BSP_SCHEDULE_DELAY: of milliseconds)",
+        accepts="a number of seconds above 0 (OTEL_BSP_SCHEDULE_DELAY: milliseconds)",
         gt=0,
     )
-    batch_size: int = option(256, "Most spans in one export.", otel=("OTEL_BSP_MAX_EXPORT_BATCH_SIZE",), ge=1)
-    queue_size: int = option(
-        4096, "Most finished spans waiting for export; the oldest are dropped.", otel=("OTEL_BSP_MAX_QUEUE_SIZE",), ge=1
+    batch_size: int = option(
+        256, "Maximum number of spans in one export request.", otel=("OTEL_BSP_MAX_EXPORT_BATCH_SIZE",), ge=1
     )
-    queue_bytes: int = option(8_388_608, "Most bytes of what waits for export, of each signal.", ge=65_536)
-    otlp_logs: bool = option(False, "Also send log lines to the OTLP endpoint.")
-    otlp_metrics: bool = option(False, "Also send metrics to the OTLP endpoint, every `otlp_metrics_interval`.")
+    queue_size: int = option(
+        4096,
+        "Maximum number of queued items of each signal. The oldest are dropped.",
+        otel=("OTEL_BSP_MAX_QUEUE_SIZE",),
+        ge=1,
+    )
+    queue_bytes: int = option(8_388_608, "Maximum size of the export queue of each signal, in bytes.", ge=65_536)
+    otlp_logs: bool = option(False, "Export log lines over OTLP too.")
+    otlp_metrics: bool = option(False, "Export metrics over OTLP too, every `otlp_metrics_interval`.")
     otlp_metrics_interval: float = option(
         60.0,
-        "Seconds between two exports of metrics.",
+        "Interval between two exports of metrics, in seconds.",
         otel=("OTEL_METRIC_EXPORT_INTERVAL",),
-        accepts="a number of seconds above 0 (OTEL_METRIC_EXPORT_INTERVAL: of milliseconds)",
+        accepts="a number of seconds above 0 (OTEL_METRIC_EXPORT_INTERVAL: milliseconds)",
         gt=0,
     )
-    shutdown_timeout: float = option(2.0, "Seconds that flushing may take at shutdown, all signals together.", gt=0)
+    shutdown_timeout: float = option(2.0, "Maximum time to flush all signals at shutdown, in seconds.", gt=0)
     otlp_allow_plaintext_credentials: bool = option(
-        False, "Send `otlp_headers` and passwords over plain http to a public host too."
+        False, "Allow `otlp_headers` and passwords to be sent to a public host over plain http."
     )
-    span_processors: tuple[Any, ...] = option((), "Further OpenTelemetry span processors.", code_only=True)
+    span_processors: tuple[Any, ...] = option((), "Additional OpenTelemetry span processors.", code_only=True)
     tracer_provider: Any = option(
-        None, "Use this OpenTelemetry tracer provider; None: the global one, else our own.", code_only=True
+        None,
+        "OpenTelemetry tracer provider. None: the global one if it is set, else a new one.",
+        code_only=True,
     )
-    native: Literal["own", "ride"] = option("own", "FastAPI's native telemetry: take it over, or ride on its span.")
-    response_trace_header: bool = option(True, "Send `traceresponse` (W3C) on sampled responses.")
+    native: Literal["own", "ride"] = option(
+        "own", "FastAPI's native telemetry. own: replace it; ride: use its server span."
+    )
+    response_trace_header: bool = option(True, "Send `traceresponse` (W3C) with the responses of sampled requests.")
     capture_request_headers: HeaderNames = option(
         (),
-        "Request headers put on the span, by exact name.",
+        "Request headers to record on the server span, by exact name.",
         otel=("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST",),
         accepts="header names, separated by commas; patterns are not supported",
     )
     capture_response_headers: HeaderNames = option(
         (),
-        "Response headers put on the span, by exact name.",
+        "Response headers to record on the server span, by exact name.",
         otel=("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_RESPONSE",),
         accepts="header names, separated by commas; patterns are not supported",
     )
 
-    # What may come in and what may be shown
+    # Trust and redaction
     trust_incoming: PeerPolicy = option(
         "private",
-        "Whose trace, baggage and request id are taken over; a trace of others is linked.",
+        "Peers whose trace context and request id are accepted. The trace of another peer is linked.",
         accepts=PEERS_HELP,
     )
     max_traces_per_second: float | None = option(
         100.0,
-        "Most traces that a worker keeps in one second, whoever decided so; None: no bound.",
+        "Maximum number of sampled traces per second and worker process. None: no limit.",
         accepts="a number above 0, or None",
         gt=0,
     )
     capture_query_parameters: StringList = option(
-        (), "Query parameters whose values may be shown; all others read REDACTED."
+        (), "Query parameters whose values are recorded; the others are redacted. `*`: all but secret names."
     )
-    capture_pii: bool = option(False, "Show client addresses whole; else their network (/24, /48) only.")
+    capture_pii: bool = option(
+        False, "Record whole client addresses, `user.email` and `enduser.id`. Otherwise the network (/24, /48) only."
+    )
     redact_names: StringList = option(
-        (), "Further names whose values are secret: of parameters, fields, headers, columns."
+        (), "Additional secret names of parameters, fields, headers and columns. Their values are redacted."
     )
     redact_patterns: Regexes = option(
         (),
-        "Further regular expressions: what they find in any text is redacted.",
+        "Additional regular expressions. Every match in a recorded string is redacted.",
         accepts="regular expressions, separated by commas",
     )
-    redact: Any = option(None, "Function that is given each text after all else and returns it.", code_only=True)
+    redact: Any = option(
+        None,
+        "Function called with each recorded string after all other redaction. Returns the string to record.",
+        code_only=True,
+    )
 
     # Metrics
-    metrics: bool = option(True, "Take measurements and answer `metrics_path`.")
+    metrics: bool = option(True, "Record metrics and serve them at `metrics_path`.")
     metrics_path: str = option(
-        "/metrics", "Path that the door answers with the metrics.", pattern=r"^/.+", accepts="a path such as /metrics"
+        "/metrics", "Path of the scrape endpoint.", pattern=r"^/.+", accepts="a path such as /metrics"
     )
     metrics_access: PeerPolicy = option(
-        "private", "Who may read `metrics_path`; others are answered with 404.", accepts=PEERS_HELP
+        "private", "Peers that can read `metrics_path`. Other clients get the app's own response.", accepts=PEERS_HELP
     )
     metrics_token: Token | None = option(
         None,
-        "Bearer token that `metrics_path` asks for, instead of looking at the address.",
+        "Bearer token required by `metrics_path`. Replaces `metrics_access`.",
         accepts="at least 8 visible ASCII characters, or None",
     )
     metrics_dependency: Any = option(
-        None, "FastAPI dependency that guards `metrics_path`, instead of the address.", code_only=True
+        None, "FastAPI dependency that protects `metrics_path`. Replaces `metrics_access`.", code_only=True
     )
     metrics_port: int | None = option(
         None,
-        "Answer on this port of `metrics_host` instead of the app's; 0: any free one.",
+        "Port of `metrics_host` that serves the metrics instead of the app. 0: any free port.",
         accepts="a port from 0 to 65535, or None",
         ge=0,
         le=65_535,
     )
-    metrics_host: str = option("127.0.0.1", "Address that `metrics_port` is opened on.", min_length=1)
-    registry: Any = option(None, "Prometheus registry to fill; None: one of our own.", code_only=True)
-    include_default_registry: bool = option(True, "Also show what stands in prometheus_client's default registry.")
+    metrics_host: str = option("127.0.0.1", "Address that `metrics_port` is bound to.", min_length=1)
+    registry: Any = option(None, "Prometheus registry that receives the metrics. None: a new registry.", code_only=True)
+    include_default_registry: bool = option(True, "Serve the metrics of prometheus_client's default registry too.")
     multiprocess: Literal["auto", "off"] = option(
-        "auto", "Show one sum for all worker processes of a server; off: each process for itself."
+        "auto", "auto: each scrape shows the sum of all worker processes of a server; off: one worker process."
     )
     multiprocess_directory: str | None = option(
-        None, "Where worker processes share their metrics; None: /dev/shm, else the temporary directory.", min_length=1
+        None,
+        "Directory in which worker processes share their metrics. None: in /dev/shm, else in the temporary directory.",
+        min_length=1,
     )
     duration_buckets: BucketBounds = option(
         (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
@@ -227,75 +253,87 @@ class ObserveSettings(BaseSettings):
         accepts="positive, finite numbers, separated by commas",
         min_length=1,
     )
-    size_histograms: bool = option(True, "Measure request and response sizes.")
-    exemplars: bool = option(True, "Put the ids of sampled traces on samples (OpenMetrics only).")
-    max_series_per_metric: int = option(2000, "Most label sets of one metric; more share one overflow series.", ge=1)
-    max_series_per_process: int = option(20_000, "Most label sets of all metrics together.", ge=1)
-    max_values_per_label: int = option(
-        500, "Most values of one label of one metric, `endpoint` aside; more are shown as one.", ge=1
+    size_histograms: bool = option(True, "Record request and response sizes.")
+    exemplars: bool = option(True, "Attach the ids of sampled traces to samples as exemplars (OpenMetrics only).")
+    max_series_per_metric: int = option(
+        2000, "Maximum number of label sets of one metric. Further ones share one overflow series.", ge=1
     )
-    disk_paths: StringList = option(("/",), "Paths whose file systems `disk_usage_bytes` measures.")
+    max_series_per_process: int = option(
+        20_000, "Maximum number of label sets of all metrics of a worker process.", ge=1
+    )
+    max_values_per_label: int = option(
+        500,
+        "Maximum number of values of one label of one metric, except `endpoint`. Further ones are `__overflow__`.",
+        ge=1,
+    )
+    disk_paths: StringList = option(("/",), "Paths whose file systems `disk_usage_bytes` reports.")
     instrumentator_functions: tuple[Any, ...] = option(
-        (), "prometheus-fastapi-instrumentator closures: called with `Info`.", code_only=True
+        (), "Functions of prometheus-fastapi-instrumentator, called with `Info` for each request.", code_only=True
     )
 
     # Logs
     logs: bool = option(True, "Write log lines.")
-    log_level: Literal["debug", "info", "warn", "error", "fatal"] = option("info", "Lowest level that is written.")
-    log_format: Literal["auto", "json", "text"] = option("auto", "auto: text on a terminal in development, else JSON.")
+    log_level: LogLevel = option(
+        "info",
+        "Lowest level to write. Also accepts the names that `logging`, uvicorn and loguru use, and their numbers.",
+    )
+    log_format: Literal["auto", "json", "text"] = option(
+        "auto", "auto: text if standard output is a terminal and `environment` is `development`, else JSON."
+    )
     log_requests: bool = option(True, "Write one line for each request.")
-    capture_logging: bool = option(True, "Write records of the standard library's logging and of uvicorn too.")
+    capture_logging: bool = option(True, "Write records of `logging`, uvicorn's included, as log lines.")
     quiet_loggers: StringList = option(
-        ("httpx", "httpcore", "httpx2", "httpcore2", "aiosqlite"), "Standard library loggers heard from `warn` on only."
+        ("httpx", "httpcore", "httpx2", "httpcore2", "aiosqlite"), "Loggers whose records below `warn` are dropped."
     )
     log_file: str | None = option(
         None,
-        "Also write to this file, which all worker processes share; `{pid}` in it makes one file for each.",
+        "File to write log lines to, in addition to standard output. All worker processes share it; `{pid}` in the "
+        "name makes one file for each.",
         min_length=1,
         accepts="the path of a file, such as logs/app.log, or None",
     )
     log_rotation: str | None = option(
         "100 MB",
-        "Start a new file at this size (`100 MB`) or age (`1 day`).",
-        pattern=r"^[1-9][0-9]{0,8} (B|KB|MB|GB|seconds?|minutes?|hours?|days?|weeks?)$",
+        "Size or age at which a new log file is started.",
+        pattern=ROTATION_PATTERN,
         accepts="a size or an age, such as 500 KB, 100 MB, 12 hours or 1 day, or None",
     )
     log_retention: str | None = option(
         "10 files, 7 days, 1 GB",
-        "Keep so many rotated files, so long, so much with the file that is written: all that are named hold.",
-        pattern=rf"^{RETENTION_PATTERN}(, ?{RETENTION_PATTERN}){{0,2}}$",
+        "Limits on rotated files: number, age, total size. All given limits apply.",
+        pattern=rf"^{RETENTION_LIMIT}(, ?{RETENTION_LIMIT}){{0,2}}$",
         accepts="a number of files, an age, a total size or several, such as 10 files, 7 days, 1 GB, or None",
     )
-    log_compression: Literal["gz"] | None = option("gz", "How rotated files are compressed.")
+    log_compression: Literal["gz"] | None = option("gz", "Compression of rotated files.")
 
     # Databases and other services
-    engines: tuple[Any, ...] = option((), "SQLAlchemy engines to measure, sync or async.", code_only=True)
+    engines: tuple[Any, ...] = option((), "SQLAlchemy engines to instrument, sync or async.", code_only=True)
     slow_query_threshold: float = option(
-        0.5, "Seconds from which on a query is told as slow, on a line of level `warn`.", gt=0
+        0.5, "Log a warning for each database query that takes longer than this, in seconds.", gt=0
     )
     repeated_query_threshold: int = option(
-        10, "How often one request may send the same statement before it is told (N+1).", ge=1
+        10, "Log a warning if one request sends the same statement at least this many times (N+1).", ge=1
     )
     propagate_to: StringList = option(
-        (), "Hosts beyond private ones that get `traceparent`: exact, or `*.example.com`; `*` stands for all."
+        (), "Public hosts that receive the trace context: exact, or `*.example.com`. `*`: all. Private hosts always do."
     )
-    propagate_baggage: StringList = option((), "Keys of baggage that go along to those hosts; `*` stands for all.")
+    propagate_baggage: StringList = option((), "Baggage keys that are sent to those hosts. `*`: all.")
 
     # Objectives
     slos: ObjectiveList = option(
         (),
-        "What the service promises: `Availability(...)`, `Latency(...)`.",
+        "Objectives of the service: `Availability(...)`, `Latency(...)`.",
         code_only=True,
         accepts="a list of `Availability(...)` and `Latency(...)`, in code only",
     )
     slo_options: ObjectiveOptions = option(
         None,
-        "How rules and alerts are made of them.",
+        "How rules, alerts and dashboards are made from the objectives.",
         code_only=True,
         accepts="`SLOOptions(...)` or None, in code only",
     )
 
-    # The door
+    # Requests
     exclude_paths: Paths = option(
         (),
         "Paths that no signal reports: exact, or a prefix that ends in `*`.",
@@ -303,7 +341,7 @@ class ObserveSettings(BaseSettings):
     )
     exclude_urls: Regexes = option(
         (),
-        "Regular expressions; a path in which one is found is reported by no signal.",
+        "Regular expressions. A request whose path contains a match is reported by no signal.",
         otel=("OTEL_PYTHON_FASTAPI_EXCLUDED_URLS", "OTEL_PYTHON_EXCLUDED_URLS"),
         accepts="regular expressions, separated by commas",
     )
@@ -312,8 +350,9 @@ class ObserveSettings(BaseSettings):
     )
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+    _warnings: tuple[str, ...] = PrivateAttr(default=())
 
-    # hidden from type checkers and editors, so that they keep the signature that the fields give
+    # Type checkers take the signature from the fields.
     if not TYPE_CHECKING:  # pragma: no branch
 
         def __init__(self, **values: Any) -> None:
@@ -324,31 +363,38 @@ class ObserveSettings(BaseSettings):
 
     @classmethod
     def load(cls, settings: ObserveSettings | None = None, **overrides: Any) -> ObserveSettings:
-        """Return `settings` (None: those of the environment) with `overrides` on top, all checked again.
+        """Return `settings`, or those of the environment for None, with `overrides` applied and validated.
 
-        Raises SettingsError with a line for every wrong one.
+        Raises `SettingsError` with a line for each invalid option.
         """
         if settings is None:
             return cls(**overrides)
         if not isinstance(settings, ObserveSettings):
             raise TypeError(
-                f"settings is a {type(settings).__name__}; pass ObserveSettings(...), or single options by name"
+                f"settings must be ObserveSettings, got {type(settings).__name__}; pass single options by name"
             )
-        sources = settings.sources()
-        kept = {name: SourcedValue(source, getattr(settings, name)) for name, source in sources.items()}
-        return type(settings)(**{**kept, **overrides}) if overrides else settings
+        if not overrides:
+            return settings
+        values = {name: SourcedValue(source, getattr(settings, name)) for name, source in settings.sources().items()}
+        loaded = type(settings)(**{**values, **overrides})
+        loaded._warnings = settings._warnings  # noqa: SLF001 - of the same class
+        return loaded
 
     def sources(self) -> dict[str, str]:
-        """Say for each option where its value came from: `argument`, the name of a variable, or `default`."""
+        """Return the source of each option: `argument`, the name of a variable, or `default`."""
         return {name: self._sources.get(name, "default") for name in type(self).model_fields}
 
+    def warnings(self) -> tuple[str, ...]:
+        """Return one message for each `OTEL_*` variable that was ignored, and for those that are not read."""
+        return self._warnings
+
     def masked(self) -> dict[str, Any]:
-        """Return every option with its value, secrets masked: what may be shown."""
+        """Return every option and its value, with secrets masked."""
         return {name: mask(name, getattr(self, name)) for name in type(self).model_fields}
 
     @property
     def traces_url(self) -> str | None:
-        """Where spans are sent in the end; None: nowhere. May hold a password, as `otlp_endpoint` may."""
+        """The URL that spans are sent to; None if they are not exported. May contain a password."""
         if not self.tracing or self.otlp_endpoint is None:
             return None
         if self.otlp_protocol == "grpc" or self._sources.get("otlp_endpoint") == TRACES_ENDPOINT:
@@ -365,7 +411,7 @@ class ObserveSettings(BaseSettings):
         if not isinstance(value, SourcedValue):
             return value
         if value.value is UNPARSABLE:
-            raise ValueError(f"{info.field_name} cannot be read")
+            raise ValueError(f"{info.field_name} cannot be parsed")
         return value.value
 
     @field_validator("otlp_endpoint")
@@ -377,25 +423,38 @@ class ObserveSettings(BaseSettings):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _remember(cls, values: dict[str, Any], handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Note where each value came from; turn what pydantic found into lines for people."""
-        try:
-            settings = handler(values)
-        except ValidationError as error:
-            wrong: dict[str, list[Any]] = {}
-            for found in error.errors():
-                if not found["loc"]:  # model_validate: __init__ has said it already, or it is no mapping
+    def _record_sources(cls, values: dict[str, Any], handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Validate all options. Store the source of each value, and turn pydantic's errors into `SettingsError`."""
+        ignored: dict[tuple[str, str], SourcedValue] = {}
+        while True:
+            try:
+                settings = handler(values)
+                break
+            except ValidationError as error:
+                invalid = _invalid_options(error)
+                if not invalid:
+                    # model_validate: __init__ has raised SettingsError already, or the value is not a mapping.
                     raise
-                items = wrong.setdefault(str(found["loc"][0]), [])
-                if len(found["loc"]) > 1:
-                    items.append(found["input"])
-            raise SettingsError(
-                [describe_error(cls, name, values[name], items) for name, items in wrong.items()]
-            ) from None
+                # One variable at a time: without a valid protocol, a valid endpoint may look invalid.
+                name = next((name for name in invalid if sourced(values[name]).is_from_otel), None)
+                if name is None:
+                    raise SettingsError(
+                        [describe_error(cls, name, values[name], items) for name, items in invalid.items()]
+                    ) from None
+                values = dict(values)
+                given = values.pop(name)
+                ignored[name, given.source] = given
+                if (other := read_option(name, cls.model_fields[name], ignored=ignored)) is not None:
+                    values[name] = other
         check_combinations(settings)
-        if not settings._sources:  # noqa: SLF001 - model_validate passes here again after __init__, knowing less
+        if not settings._sources:  # noqa: SLF001 - model_validate arrives here again after __init__, without sources
             sources = {name: sourced(value).source for name, value in values.items()}
             settings._sources.update((name, source) for name, source in sources.items() if source != "default")  # noqa: SLF001
+            settings._warnings = (  # noqa: SLF001
+                *describe_ignored(cls, ignored),
+                *describe_unsupported_exporters(),
+                *describe_unread(cls),
+            )
         return settings
 
     @classmethod
@@ -403,9 +462,21 @@ class ObserveSettings(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - VariablesSource reads `OBSERVE_*` too
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - files are the deployment's business
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - VariablesSource reads them
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - files are left to the deployment
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Rank the sources: argument, then the variables of each option in their order."""
+        """Return the sources by precedence: arguments, then the variables of each option in their order."""
         return init_settings, VariablesSource(settings_cls)
+
+
+def _invalid_options(error: ValidationError) -> dict[str, list[Any]]:
+    """Return the options that pydantic rejected, in their order, each with its invalid items if it is a list."""
+    invalid: dict[str, list[Any]] = {}
+    for detail in error.errors():
+        if not detail["loc"]:
+            return {}
+        items = invalid.setdefault(str(detail["loc"][0]), [])
+        if len(detail["loc"]) > 1:
+            items.append(detail["input"])
+    return invalid

@@ -1,4 +1,4 @@
-"""Where the values of settings come from, and how a wrong one is told: what stands behind `ObserveSettings`."""
+"""Read options from the environment, and describe invalid ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast, get_args, get_origin
 from urllib.parse import unquote
 
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
@@ -17,103 +17,146 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from fastapi_observe.settings.renames import RENAMED_OPTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from pydantic.fields import FieldInfo
 
 PREFIX: Final = "OBSERVE_"
+OTEL_PREFIX: Final = "OTEL_"
 RESOURCE_ATTRIBUTES: Final = "OTEL_RESOURCE_ATTRIBUTES"
 MAX_SHOWN_LENGTH: Final = 100
-"""Characters of a wrong value that an error repeats."""
+"""Maximum length of an invalid value in an error message, in characters."""
 MASK: Final = "**********"
 SECRET: Final = frozenset({"otlp_headers", "otlp_endpoint", "metrics_token"})
-"""Options that may hold a password."""
+"""Options whose value may contain a password."""
 NEVER_EMPTY: Final = frozenset({"metrics_token"})
-"""Options that an empty variable does not switch off: a secret that did not arrive must not leave the door open."""
-TYPO: Final = 0.85
-"""How like an option an unknown `OBSERVE_*` variable must be to be an error: other tools use the prefix too."""
+"""Options that an empty variable does not set to None: a secret that fails to arrive must not remove protection."""
+TYPO_CUTOFF: Final = 0.85
+"""Minimum similarity of an unknown `OBSERVE_*` variable to an option for it to be an error, from 0 to 1.
+
+Other tools use the same prefix, so that an unknown variable as such is not an error.
+"""
 
 
 class SettingsError(ValueError):
-    """Some settings are wrong; `problems` has one line for each of them."""
+    """Raised for invalid settings; `problems` has one line for each of them."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
-        count = "1 setting is" if len(self.problems) == 1 else f"{len(self.problems)} settings are"
-        super().__init__("\n  ".join((f"{count} wrong:", *self.problems)))
+        count = "1 invalid setting" if len(self.problems) == 1 else f"{len(self.problems)} invalid settings"
+        super().__init__("\n  ".join((f"{count}:", *self.problems)))
 
 
-# How text from the environment becomes values; what cannot be read raises ValueError.
+# Parsing of variables. Each function raises ValueError for a string that it cannot parse.
 
 
 def split(value: Any) -> Any:
-    """Read `a,b`; what is no text is returned as it is."""
+    """Split a comma-separated string. Returns any other value unchanged."""
     return tuple(item.strip() for item in value.split(",") if item.strip()) if isinstance(value, str) else value
 
 
 def pairs(text: str) -> dict[str, str]:
-    """Read `k=v,k2=v2`, percent-encoded, as the OpenTelemetry SDK does."""
-    found = [item.partition("=") for item in text.split(",") if item.strip()]
-    if not all(name.strip() and separator for name, separator, _ in found):
+    """Parse `k=v,k2=v2`, percent-encoded, as the OpenTelemetry SDK does."""
+    items = [item.partition("=") for item in text.split(",") if item.strip()]
+    if not all(name.strip() and separator for name, separator, _ in items):
         raise ValueError("not a list of name=value")
-    return {unquote(name).strip(): unquote(value).strip() for name, _, value in found}
+    return {unquote(name).strip(): unquote(value).strip() for name, _, value in items}
 
 
 UNPARSABLE: Final = object()
-"""Value of a variable whose text could not be converted."""
+"""Value of a variable whose string could not be parsed."""
 UNSET: Final = object()
-"""Value of a variable that says nothing about the option it was asked for."""
+"""Value of a variable that is set, but does not set this option."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourcedValue:
-    """A value with where it came from; `text` is how the variable spelled it."""
+    """A value and its source: `argument`, or the name of a variable. `text` is the string of the variable."""
 
     source: str
     value: Any = field(repr=False)
     text: str | None = field(default=None, repr=False)
 
+    @property
+    def is_from_otel(self) -> bool:
+        """Whether an `OTEL_*` variable set the value."""
+        return self.source.startswith(OTEL_PREFIX)
+
 
 def sourced(value: Any) -> SourcedValue:
-    """Return a value as `Given`; one without a source is an argument."""
+    """Return a value as `SourcedValue`. A plain value is an argument."""
     return value if isinstance(value, SourcedValue) else SourcedValue("argument", value)
 
 
+class OptionMetadata(NamedTuple):
+    """Facts about an option that pydantic has no place for; see `settings.types.option`."""
+
+    otel: tuple[str, ...]
+    aliases: tuple[str, ...]
+    accepts: str
+    code_only: bool
+
+
+def option_metadata(field: FieldInfo) -> OptionMetadata:
+    """Return the metadata that `option` stored with the field."""
+    return cast("OptionMetadata", cast("dict[str, Any]", field.json_schema_extra)["option"])
+
+
+def variable_name(name: str) -> str:
+    """Return the `OBSERVE_*` variable of an option."""
+    return PREFIX + name.upper()
+
+
+def variables(name: str, field: FieldInfo) -> tuple[str, ...]:
+    """Return the variables that can set an option, in order of precedence."""
+    metadata = option_metadata(field)
+    return () if metadata.code_only else (variable_name(name), *metadata.aliases, *metadata.otel)
+
+
+def read_option(name: str, field: FieldInfo, *, ignored: Collection[tuple[str, str]] = ()) -> SourcedValue | None:
+    """Return the value of the first variable that sets the option, or None.
+
+    `ignored` holds pairs of option and variable that are treated as unset.
+    """
+    for variable in variables(name, field):
+        source, _, key = variable.partition(":")
+        text = os.environ.get(source, "").strip()
+        # An empty OBSERVE_* variable sets the option to an empty value. An empty OTEL_* variable counts as unset
+        # (OpenTelemetry specification).
+        if (name, source) not in ignored and (text or (source == variable_name(name) and source in os.environ)):
+            value = _parse(name, field, source, key, text)
+            if value is not UNSET:
+                return SourcedValue(source, value, text)
+    return None
+
+
 class VariablesSource(PydanticBaseSettingsSource):
-    """Reads for each option `OBSERVE_<NAME>`, then `also`, then the `OTEL_*` variables that the option names."""
+    """Reads each option from `OBSERVE_<NAME>`, then from its aliases, then from its `OTEL_*` variables."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Return what the first variable that is set says, as `Given`; None if none is."""
-        for variable in variables(field_name, field):
-            name, _, key = variable.partition(":")
-            text = os.environ.get(name, "").strip()
-            # only our own variable can be set to nothing: an empty OTEL_* is an unset one (OpenTelemetry specification)
-            if text or (name == variable_name(field_name) and name in os.environ):
-                value = _convert(field_name, field, name, key, text)
-                if value is not UNSET:
-                    return SourcedValue(name, value, text), field_name, False
-        return None, field_name, False
+        """Return the value of one option as `SourcedValue`, or None. Called by pydantic-settings."""
+        return read_option(field_name, field), field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        """Return the options that the environment sets, and its variables that look like a misspelt option."""
+        """Return the options that the environment sets, and the variables that look like a misspelled option."""
         fields = self.settings_cls.model_fields
-        read = {name: self.get_field_value(field, name)[0] for name, field in fields.items()}
-        found: dict[str, Any] = {name: given for name, given in read.items() if given is not None}
+        read = {name: read_option(name, field) for name, field in fields.items()}
+        values: dict[str, Any] = {name: value for name, value in read.items() if value is not None}
         known = {variable for name, field in fields.items() for variable in variables(name, field)}
         for variable in sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known):
             name = variable.removeprefix(PREFIX).lower()
-            if name in RENAMED_OPTIONS or difflib.get_close_matches(name, fields, n=1, cutoff=TYPO):
-                found.setdefault(name, SourcedValue(variable, UNPARSABLE, os.environ[variable]))
-        return found
+            if name in RENAMED_OPTIONS or difflib.get_close_matches(name, fields, n=1, cutoff=TYPO_CUTOFF):
+                values.setdefault(name, SourcedValue(variable, UNPARSABLE, os.environ[variable]))
+        return values
 
 
-def _convert(option_name: str, field: FieldInfo, variable: str, key: str, text: str) -> Any:
-    """Turn the text of a variable into what the option takes; pydantic does the rest."""
+def _parse(option_name: str, field: FieldInfo, variable: str, key: str, text: str) -> Any:
+    """Convert the string of a variable into a value for pydantic; `UNPARSABLE` if that fails."""
     try:
         if key:
             return pairs(text).get(key) or UNSET
-        if special := _SPECIAL.get((option_name, variable)):
-            return special(text)
+        if parse := _PARSERS.get((option_name, variable)):
+            return parse(text)
     except ValueError:
         return UNPARSABLE
     kinds = (field.annotation, *get_args(field.annotation))
@@ -122,85 +165,77 @@ def _convert(option_name: str, field: FieldInfo, variable: str, key: str, text: 
     return text.lower() if any(get_origin(kind) is Literal for kind in kinds) else text
 
 
-def _enabled(text: str) -> bool:
+def _parse_sdk_disabled(text: str) -> bool:
     if text.lower() not in {"true", "false"}:
         raise ValueError("neither true nor false")
     return text.lower() == "false"
 
 
-_SPECIAL: Final[dict[tuple[str, str], Callable[[str], Any]]] = {
-    ("tracing", "OTEL_SDK_DISABLED"): _enabled,
-    # a ratio sampler without argument keeps everything (OpenTelemetry specification)
+def _parse_traces_exporter(text: str) -> Any:
+    """Return None where the list leaves OTLP out. A list without a known exporter is invalid."""
+    names = split(text.lower())
+    if any(name.startswith("otlp") for name in names):
+        return UNSET
+    if not {"none", "console", "zipkin"} & set(names):
+        raise ValueError("no exporter of the specification")
+    return None
+
+
+_PARSERS: Final[dict[tuple[str, str], Callable[[str], Any]]] = {
+    ("tracing", "OTEL_SDK_DISABLED"): _parse_sdk_disabled,
+    # A ratio sampler without argument samples every trace (OpenTelemetry specification).
     ("sample_ratio", "OTEL_TRACES_SAMPLER"): lambda text: 1.0 if text.lower().endswith("traceidratio") else UNSET,
-    # the list names where spans go: without otlp, not to us
-    ("otlp_endpoint", "OTEL_TRACES_EXPORTER"): lambda text: (
-        UNSET if any(name.startswith("otlp") for name in split(text)) else None
-    ),
+    ("otlp_endpoint", "OTEL_TRACES_EXPORTER"): _parse_traces_exporter,
     ("batch_delay", "OTEL_BSP_SCHEDULE_DELAY"): lambda text: float(text) / 1000,
     ("otlp_metrics_interval", "OTEL_METRIC_EXPORT_INTERVAL"): lambda text: float(text) / 1000,
 }
-"""Variables that say it in another unit or another way than the option does."""
+"""Parsers of variables that use another unit or other words than the option."""
 
 
-# What people read: the documentation of an option, and the line about a wrong one.
-
-
-def option_metadata(field: FieldInfo) -> dict[str, Any]:
-    """Return what `option` noted beside pydantic's own: `otel`, `also`, `accepts`, `code_only`."""
-    return cast("dict[str, Any]", field.json_schema_extra)
-
-
-def variable_name(name: str) -> str:
-    """Return the name of the option's own variable."""
-    return PREFIX + name.upper()
-
-
-def variables(name: str, field: FieldInfo) -> tuple[str, ...]:
-    """Return the variables that can set the option, first the one that wins."""
-    noted = option_metadata(field)
-    return () if noted["code_only"] else (variable_name(name), *noted["also"], *noted["otel"])
+# Documentation of options, and messages about invalid ones.
 
 
 def describe_accepted(field: FieldInfo) -> str:
-    """Say in words what the option takes."""
-    noted, kind = option_metadata(field), field.annotation
-    if noted["accepts"]:
-        return str(noted["accepts"])
-    if noted["code_only"]:
+    """Describe the values that an option accepts."""
+    metadata, kind = option_metadata(field), field.annotation
+    if metadata.accepts:
+        return metadata.accepts
+    if metadata.code_only:
         return "an object, in code only" if kind is Any else "a list of objects, in code only"
     kinds = (kind, *get_args(kind))
-    ending = " or None" if NoneType in kinds else ""
-    choices = [choice for each in kinds if get_origin(each) is Literal for choice in get_args(each)]
+    choices = [str(choice) for each in kinds if get_origin(each) is Literal for choice in get_args(each)]
     if choices:
-        return ", ".join(choices) + ending
+        choices += ["None"] * (NoneType in kinds)
+        return " or ".join((", ".join(choices[:-1]), choices[-1]))
     if kind is bool:
         return "true or false"
     if kind in {int, float}:
-        return ("a whole number" if kind is int else "a number") + _range(field)
-    return "texts, separated by commas" if get_origin(kind) is tuple else f"text{ending}"
+        return ("a whole number" if kind is int else "a number") + _describe_range(field)
+    ending = " or None" if NoneType in kinds else ""
+    return "strings, separated by commas" if get_origin(kind) is tuple else f"a string{ending}"
 
 
-def _range(field: FieldInfo) -> str:
+def _describe_range(field: FieldInfo) -> str:
     limits = {
         name: getattr(each, name) for each in field.metadata for name in ("ge", "gt", "le") if hasattr(each, name)
     }
     if "le" in limits:
         return f" from {limits['ge']} to {limits['le']}"
-    return f" above {limits['gt']}" if "gt" in limits else f", at least {limits['ge']}"
+    return f" above {limits['gt']}" if "gt" in limits else f" of at least {limits['ge']}"
 
 
 def mask(name: str, value: Any) -> Any:
-    """Return the option's value with its secrets hidden: header values; user, query and fragment of the endpoint."""
+    """Return the option's value without its secrets: header values; user, query and fragment of the endpoint."""
     if name == "otlp_headers" and isinstance(value, Mapping):
         return dict.fromkeys(value, MASK)
     if name == "otlp_endpoint" and isinstance(value, str):
-        shown = re.sub(r"^(https?://)?.*@", rf"\1{MASK}@", value, flags=re.IGNORECASE | re.DOTALL)
-        return re.sub(r"([?#]).*", rf"\1{MASK}", shown, flags=re.DOTALL)
+        masked = re.sub(r"^(https?://)?.*@", rf"\1{MASK}@", value, flags=re.IGNORECASE | re.DOTALL)
+        return re.sub(r"([?#]).*", rf"\1{MASK}", masked, flags=re.DOTALL)
     return MASK if name in SECRET and value is not None else value
 
 
-def _shown(name: str, value: Any) -> str:
-    """Return a wrong value as an error may repeat it: one line, short, no secrets."""
+def _shorten(name: str, value: Any) -> str:
+    """Return an invalid value for an error message: one line, short, without secrets."""
     if name == "otlp_headers":
         return MASK
     shortener = reprlib.Repr()
@@ -209,54 +244,58 @@ def _shown(name: str, value: Any) -> str:
     return text if len(text) <= MAX_SHOWN_LENGTH else text[: MAX_SHOWN_LENGTH - 3] + "..."
 
 
-def _names(text: str) -> str:
-    """Return the names in `k=v,k2=v2`: the values may be of any kind, secrets too, and so may what has no name."""
+def _mask_pairs(text: str) -> str:
+    """Return the names of `k=v,k2=v2`. A value may be a secret, and so may an item that has no name."""
     items = [item.partition("=") for item in text.split(",") if item.strip()]
-    return _shown("", ",".join(f"{name}={MASK}" if separator else MASK for name, separator, _ in items))
+    return _shorten("", ",".join(f"{name}={MASK}" if separator else MASK for name, separator, _ in items))
 
 
 def check_combinations(values: Any) -> None:
-    """Raise `SettingsError` for options that cannot hold together: one would be ignored, unseen."""
-    found = []
+    """Raise `SettingsError` for options that exclude each other: one of them would be ignored silently."""
+    problems = []
     if values.metrics_dependency is not None:
         if values.metrics_port is not None:
-            found.append(
-                "metrics_dependency and metrics_port: a dependency guards the app's own port only; choose one of them "
-                "(metrics_token guards metrics_port)"
-            )
+            problems.append("metrics_dependency cannot protect metrics_port; use metrics_token with metrics_port")
         if values.metrics_token is not None:
-            found.append(
-                "metrics_dependency and metrics_token: each says alone who may read the metrics; choose one of them"
-            )
-    if found:
-        raise SettingsError(found)
+            problems.append("metrics_dependency and metrics_token are mutually exclusive; set only one")
+    if problems:
+        raise SettingsError(problems)
 
 
 def describe_error(settings_cls: type[BaseSettings], name: str, value: Any, items: list[Any]) -> str:
-    """Write the line about one wrong option: what it got, from where, what it accepts, what to do."""
+    """Return the line about an invalid option: its value, the source, the accepted values and the next step.
+
+    `items` are the invalid items of a list.
+    """
     given, fields = sourced(value), settings_cls.model_fields
     in_code = given.source == "argument"
     if name in RENAMED_OPTIONS:
         return _describe_rename(name, fields[RENAMED_OPTIONS[name]], None if in_code else given.source)
     if name not in fields:
         near = [each if in_code else variable_name(each) for each in difflib.get_close_matches(name, fields, n=1)]
-        step = f"did you mean {near[0]!r}?" if near else "see all with `python -m fastapi_observe settings`"
+        step = f"did you mean {near[0]!r}?" if near else "run `python -m fastapi_observe settings` to list all options"
         return f"{name if in_code else given.source}: no such option; {step}"
+    invalid, expected = describe_value(name, fields[name], given, items)
+    if in_code:
+        return f"{name}: invalid value {invalid} (argument); expected {expected}"
+    return f"{name}: invalid value {invalid} (from {given.source}); expected {expected}; fix or unset {given.source}"
+
+
+def describe_value(name: str, field: FieldInfo, given: SourcedValue, items: Sequence[Any] = ()) -> tuple[str, str]:
+    """Return an invalid value for a message, without secrets, and the accepted values."""
     from_pairs = given.source == RESOURCE_ATTRIBUTES
-    got = _names(given.text or "") if from_pairs else _shown(name, given.value if given.text is None else given.text)
+    text = given.text if given.text is not None else given.value
+    invalid = _mask_pairs(str(text)) if from_pairs else _shorten(name, text)
     if items and name not in SECRET:
-        got += f" (wrong: {', '.join(_shown(name, item) for item in items[:3])})"
-    unpaired = given.value is UNPARSABLE and from_pairs
-    accepts = "name=value,name2=value2 (percent-encoded)" if unpaired else describe_accepted(fields[name])
-    origin, step = (
-        ("an argument", f"pass another {name}") if in_code else (given.source, f"correct or unset {given.source}")
-    )
-    return f"{name}: got {got} from {origin}; accepts {accepts}; {step}"
+        invalid += f" (invalid: {', '.join(_shorten(name, item) for item in items[:3])})"
+    if from_pairs and given.value is UNPARSABLE:
+        return invalid, "name=value,name2=value2 (percent-encoded)"
+    return invalid, describe_accepted(field)
 
 
 def _describe_rename(old: str, field: FieldInfo, variable: str | None) -> str:
     """Return the line about an option's former name, given as an argument or as an `OBSERVE_*` variable."""
     new = RENAMED_OPTIONS[old]
-    if variable is not None and not option_metadata(field)["code_only"]:
+    if variable is not None and not option_metadata(field).code_only:
         return f"{variable}: this option is now {new}; set {variable_name(new)}"
     return f"{variable or old}: this option is now {new}; pass {new} to install()"

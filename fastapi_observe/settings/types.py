@@ -1,4 +1,4 @@
-"""The types of options, and `option`, which describes one."""
+"""Types of options, and `option`, which declares one."""
 
 from __future__ import annotations
 
@@ -6,34 +6,35 @@ import json
 import re
 from collections.abc import Mapping
 from ipaddress import ip_network
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Final, Literal, cast
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, StringConstraints
 
-from fastapi_observe.settings.sources import pairs, split
+from fastapi_observe.settings.objectives import Availability, Latency, SLOOptions
+from fastapi_observe.settings.sources import OptionMetadata, pairs, split
 
 
-def _headers(value: Any) -> Any:
+def _parse_headers(value: Any) -> Any:
     if isinstance(value, str):
         value = json.loads(value) if value.startswith("{") else pairs(value)
-    # gRPC refuses header names that are not lower case
+    # gRPC rejects header names that are not lower case.
     return {str(name).lower(): text for name, text in value.items()} if isinstance(value, Mapping) else value
 
 
-def _one_line(value: SecretStr) -> SecretStr:
+def _check_header(value: SecretStr) -> SecretStr:
     if re.search(r"[\r\n]", value.get_secret_value()):
         raise ValueError("a header is one line")
     return value
 
 
-def _token(value: SecretStr) -> SecretStr:
+def _check_token(value: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[!-~]{8,}", value.get_secret_value()):
-        raise ValueError("no bearer token")
+        raise ValueError("not a bearer token")
     return value
 
 
-def _regex(value: str) -> str:
+def _check_regex(value: str) -> str:
     try:
         re.compile(value)
     except re.error:
@@ -41,18 +42,18 @@ def _regex(value: str) -> str:
     return value
 
 
-def _ascending(value: tuple[float, ...]) -> tuple[float, ...]:
+def _sort_bounds(value: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(sorted(set(value)))
 
 
-def _peers(value: Any) -> Any:
-    """Check who is trusted: a word, a function, or networks, among which `private` may stand."""
+def _parse_peers(value: Any) -> Any:
+    """Return a keyword, a function, or a tuple of networks that may include `private`."""
     if callable(value):
         return value
-    given = split(value)
-    if not isinstance(given, tuple | list) or not given:
-        raise ValueError("neither a word nor networks")
-    names = tuple(str(each).strip().lower() for each in given)
+    items = split(value)
+    if not isinstance(items, tuple | list) or not items:
+        raise ValueError("neither a keyword nor networks")
+    names = tuple(str(each).strip().lower() for each in items)
     if len(names) == 1 and names[0] in {"private", "always", "never"}:
         return names[0]
     for name in names:
@@ -61,47 +62,79 @@ def _peers(value: Any) -> Any:
     return names
 
 
-def _objectives(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    from fastapi_observe.settings.objectives import Availability, Latency  # noqa: PLC0415 - few apps have any
-
+def _check_objectives(value: tuple[Any, ...]) -> tuple[Any, ...]:
     if not all(isinstance(each, Availability | Latency) for each in value):
-        raise ValueError("no objectives")
+        raise ValueError("not objectives")
     return value
 
 
-def _objective_options(value: Any) -> Any:
-    from fastapi_observe.settings.objectives import SLOOptions  # noqa: PLC0415 - as above
-
+def _check_objective_options(value: Any) -> Any:
     if not isinstance(value, SLOOptions | None):
-        raise ValueError("no SLOOptions")  # noqa: TRY004 - pydantic tells a ValueError
+        raise ValueError("not SLOOptions")  # noqa: TRY004 - pydantic reports a ValueError
     return value
 
 
-RETENTION_PATTERN = r"[1-9][0-9]{0,8} (files?|seconds?|minutes?|hours?|days?|weeks?|B|KB|MB|GB)"
+LEVEL_NAMES: Final = {
+    "trace": "debug",
+    "debug": "debug",
+    "info": "info",
+    "success": "info",
+    "warn": "warn",
+    "warning": "warn",
+    "error": "error",
+    "critical": "fatal",
+    "fatal": "fatal",
+}
+"""Levels as `logging`, uvicorn and loguru call them. The values are the levels of OpenTelemetry, which lines show."""
+LEVEL_NUMBERS: Final = ((50, "fatal"), (40, "error"), (30, "warn"), (20, "info"))
+"""The first number of each level, as `logging` and loguru count. Lower numbers are `debug`."""
+
+
+def parse_level(value: Any) -> Any:
+    """Return the log level for a name in any case, or for a number of `logging` or loguru.
+
+    A number gives the level that contains it, such as `info` for 25. Returns any other value unchanged.
+    """
+    text = str(value).strip().lower() if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    if text.isdecimal():
+        return next((name for first, name in LEVEL_NUMBERS if int(text[:6]) >= first), "debug")
+    return LEVEL_NAMES.get(text, value)
+
+
+LogLevel = Annotated[Literal["debug", "info", "warn", "error", "fatal"], BeforeValidator(parse_level)]
+
+_AGE = r"(?i:seconds?|minutes?|hours?|days?|weeks?)"
+_SIZE = r"(?i:B|KB|MB|GB)"
+ROTATION_PATTERN: Final = rf"^[1-9][0-9]{{0,8}} ?({_SIZE}|{_AGE})$"
+RETENTION_LIMIT: Final = rf"[1-9][0-9]{{0,8}} ?((?i:files?)|{_SIZE}|{_AGE})"
 """One limit of `log_retention`."""
+
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
 StringList = Annotated[tuple[str, ...], BeforeValidator(split)]
-"""Several strings; in the environment separated by commas."""
+"""Several strings, separated by commas in a variable."""
 HeaderNames = Annotated[tuple[HeaderName, ...], BeforeValidator(split)]
 Paths = Annotated[tuple[Annotated[str, StringConstraints(pattern=r"^/[^*]*\*?$")], ...], BeforeValidator(split)]
-Regexes = Annotated[tuple[Annotated[str, AfterValidator(_regex)], ...], BeforeValidator(split)]
+Regexes = Annotated[tuple[Annotated[str, AfterValidator(_check_regex)], ...], BeforeValidator(split)]
 BucketBounds = Annotated[
     tuple[Annotated[float, Field(gt=0)], ...],
     BeforeValidator(split),
-    AfterValidator(_ascending),
+    AfterValidator(_sort_bounds),
 ]
-PEERS_HELP = "private, always, never, or networks such as 203.0.113.0/24, separated by commas; in code a function too"
-"""What says who is trusted."""
-PeerPolicy = Annotated[Any, BeforeValidator(_peers)]
-"""Who is trusted: `private`, `always`, `never`, networks, or a function of the ASGI scope."""
-ObjectiveList = Annotated[tuple[Any, ...], AfterValidator(_objectives)]
-Token = Annotated[SecretStr, AfterValidator(_token)]
-ObjectiveOptions = Annotated[Any, AfterValidator(_objective_options)]
-Headers = Annotated[dict[HeaderName, Annotated[SecretStr, AfterValidator(_one_line)]], BeforeValidator(_headers)]
+PEERS_HELP: Final = (
+    "private, always, never, or networks such as 203.0.113.0/24, separated by commas; in code a function too"
+)
+PeerPolicy = Annotated[Any, BeforeValidator(_parse_peers)]
+"""Trusted peers: `private`, `always`, `never`, networks, or a function of the ASGI scope."""
+ObjectiveList = Annotated[tuple[Any, ...], AfterValidator(_check_objectives)]
+ObjectiveOptions = Annotated[Any, AfterValidator(_check_objective_options)]
+Token = Annotated[SecretStr, AfterValidator(_check_token)]
+Headers = Annotated[
+    dict[HeaderName, Annotated[SecretStr, AfterValidator(_check_header)]], BeforeValidator(_parse_headers)
+]
 
 
 def is_endpoint(value: str, *, grpc: bool) -> bool:
-    """Tell whether spans can be sent to `value`."""
+    """Return whether OTLP data can be sent to `value`."""
     if not value or re.search(r"\s", value):
         return False
     if grpc and not value.startswith(("http://", "https://")):
@@ -113,7 +146,7 @@ def is_endpoint(value: str, *, grpc: bool) -> bool:
         return False
 
 
-def option(  # noqa: PLR0913 - each is one thing to say about an option
+def option(  # noqa: PLR0913 - each is one fact about an option
     default: Any,
     doc: str,
     *,
@@ -123,11 +156,11 @@ def option(  # noqa: PLR0913 - each is one thing to say about an option
     code_only: bool = False,
     **limits: Any,
 ) -> Any:
-    """Describe one option: its default, its line of documentation and the `OTEL_*` variables it honours.
+    """Declare an option: its default, its line of documentation and the `OTEL_*` variables that set it.
 
-    A variable written `OTEL_X:key` is the pair `key` in the list that `OTEL_X` holds. `also` are further variables that
-    rank between `OBSERVE_*` and `otel`. `accepts` says in words what the type does not; `code_only` options have no
-    variable.
+    A variable written `OTEL_X:key` is the pair `key` in the list that `OTEL_X` holds. `aliases` are further variables
+    that rank between `OBSERVE_*` and `otel`. `accepts` describes the accepted values where the type does not suffice.
+    A `code_only` option has no variable.
     """
-    extra = {"otel": list(otel), "also": list(aliases), "accepts": accepts, "code_only": code_only}
-    return Field(default, description=doc, json_schema_extra=cast("Any", extra), **limits)
+    metadata = OptionMetadata(otel, aliases, accepts, code_only)
+    return Field(default, description=doc, json_schema_extra=cast("Any", {"option": metadata}), **limits)

@@ -1,15 +1,15 @@
-"""The command line: what it prints, in which form, and how it ends."""
+"""The command line: the command `settings`, help, version and exit statuses."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import runpy
 import sys
 from importlib import metadata
 
 import pytest
+from variables import environment, remove_variables
 
 from fastapi_observe.cli.main import main
 from fastapi_observe.cli.settings import options_table
@@ -19,14 +19,12 @@ from fastapi_observe.settings.model import ObserveSettings
 
 @pytest.fixture(autouse=True)
 def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test starts without a variable that could say something."""
-    for name in list(os.environ):
-        if name.startswith(("OBSERVE_", "OTEL_", "FASTAPI_ENV")):
-            monkeypatch.delenv(name)
+    """Start without variables that set options."""
+    remove_variables(monkeypatch)
 
 
 def test_settings_prints_every_option(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every option stands on a line of its own: name, source, value, each column beginning at one place."""
+    """One line for each option: name, source and value, in aligned columns."""
     monkeypatch.setenv("OTEL_SERVICE_NAME", "shop")
     monkeypatch.setenv("OBSERVE_TRACING", "false")
     assert main(["settings"]) == 0
@@ -38,22 +36,22 @@ def test_settings_prints_every_option(capsys: pytest.CaptureFixture[str], monkey
     assert by_name["service_name"] == ("OTEL_SERVICE_NAME", "shop")
     assert by_name["tracing"] == ("OBSERVE_TRACING", "false")
     assert by_name["quiet_loggers"] == ("default", "httpx,httpcore,httpx2,httpcore2,aiosqlite")
-    assert lines[-1] == "Spans go to: nowhere"
+    assert lines[-1] == "Spans are not exported (otlp_endpoint)"
 
 
 def test_settings_masks_secrets(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither form shows a header's value or the password in the endpoint."""
+    """No form shows a header's value or the password in the endpoint."""
     monkeypatch.setenv("OBSERVE_OTLP_ENDPOINT", "http://me:hush@c:4318")
     monkeypatch.setenv("OBSERVE_OTLP_HEADERS", "authorization=hush")
     assert main(["settings"]) == main(["settings", "--json"]) == 0
     shown = capsys.readouterr().out
     assert "hush" not in shown
     assert "authorization=**********" in shown
-    assert "Spans go to: http://**********@c:4318/v1/traces" in shown
+    assert "Spans are exported to http://**********@c:4318/v1/traces" in shown
 
 
 def test_settings_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--json` gives value and source of every option."""
+    """`--json` prints value and source of every option."""
     monkeypatch.setenv("OBSERVE_EXCLUDE_PATHS", "/a,/b")
     assert main(["settings", "--json"]) == 0
     options = json.loads(capsys.readouterr().out)
@@ -62,30 +60,46 @@ def test_settings_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
 
 def test_settings_as_markdown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--markdown` documents the options, whatever the environment says."""
+    """`--markdown` prints the documentation, whatever the environment sets."""
     expected = options_table()
     monkeypatch.setenv("OBSERVE_SAMPLE_RATIO", "wrong")
     assert main(["settings", "--markdown"]) == 0
     assert capsys.readouterr().out == expected
 
 
-def test_wrong_settings_end_with_two(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong variable is told on stderr, nothing is printed, and the exit status is 2."""
+def test_invalid_settings_exit_with_two(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An invalid variable is an error on stderr with exit status 2."""
     monkeypatch.setenv("OBSERVE_SAMPLE_RATIO", "3")
     assert main(["settings"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("1 setting is wrong:\n  sample_ratio: got '3' from OBSERVE_SAMPLE_RATIO")
+    assert printed.err.startswith("1 invalid setting:\n  sample_ratio: invalid value '3' (from OBSERVE_SAMPLE_RATIO)")
 
 
-def test_help_names_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    """`--help` says what the command is called and lists the subcommands."""
+def test_ignored_variables_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    """Messages about `OTEL_*` variables without effect go to stderr; the exit status stays 0."""
+    with environment("OTEL_TRACES_SAMPLER=xray", "OTEL_BSP_EXPORT_TIMEOUT=1"):
+        assert main(["settings", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["sampler"]["source"] == "default"
+    assert [line.split()[0] for line in printed.err.splitlines()] == ["Ignored", "fastapi-observe"]
+
+
+def test_help_shows_the_name_of_the_program(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Usage and commands are shown under the name of the call: the script, or the module."""
+    for called, name in (("/x/fastapi_observe/__main__.py", "python -m fastapi_observe"), ("/x/observe", "observe")):
+        monkeypatch.setattr(sys, "argv", [called])
+        with pytest.raises(SystemExit, match="0"):
+            main(["--help"])
+        shown = capsys.readouterr().out
+        assert shown.startswith(f"usage: {name} [-h]")
+        assert re.findall(r"^    (\w+)\b", shown, re.MULTILINE) == ["settings", "cardinality", "cost", "slo"]
     with pytest.raises(SystemExit, match="0"):
-        main(["--help"])
+        main(["slo", "--help"])
     shown = capsys.readouterr().out
-    assert shown.startswith("usage: python -m fastapi_observe ")
-    assert re.search(r"settings +show every option", shown)
-    assert re.search(r"cardinality\s+show which metric", shown)
+    assert re.findall(r"^    (\w+)\b", shown, re.MULTILINE) == ["check", "report", "bundle", "verify"]
 
 
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,10 +20,11 @@ from prometheus_client import CollectorRegistry
 from servers import serving
 
 from fastapi_observe import Observability, install
-from fastapi_observe.cli import scrape as cli_scrape
 from fastapi_observe.cli.cardinality import Report
 from fastapi_observe.cli.main import main
-from fastapi_observe.cli.scrape import Scrape, ScrapeError, families, printable, scrape
+from fastapi_observe.cli.output import printable
+from fastapi_observe.cli.scrape import Scrape, ScrapeError, parse_families, scrape
+from fastapi_observe.internal import http_get
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,7 +109,7 @@ def test_a_real_app_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     assert visits["labels"] == {"shop": {"values": 1, "new": 0}, "user": {"values": 30, "new": 0}}
     assert visits["growing_label"] == "user"
     assert (waits["label_sets"], waits["series"]) == (1, 5)
-    assert found["bounds"] == {
+    assert found["limits"] == {
         "max_series_per_metric": 2000,
         "max_series_per_process": 20000,
         "max_values_per_label": 500,
@@ -116,7 +117,7 @@ def test_a_real_app_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     }
     assert (found["at_limit"], found["seconds_between"]) == ([], None)
     assert "39           3        1%  python_gc_pause_seconds  generation 3\n... and " in text
-    assert text.endswith("Next: Nothing: no metric is near its bound.\n")
+    assert text.endswith("Next: Nothing to do: no metric is near its limit.\n")
 
 
 def test_a_full_label_ends_with_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +129,7 @@ def test_a_full_label_ends_with_one(capsys: pytest.CaptureFixture[str]) -> None:
         status, text, _ = printed(capsys, f"http://127.0.0.1:{port}/metrics")
     assert status == 1
     assert "full  visits_total" in text
-    assert "Next: label user of visits_total is at its bound: give it few values, none that a client chooses" in text
+    assert "Next: Label user of visits_total is at its limit; new values are recorded as __overflow__. Use a " in text
 
 
 def test_all_metrics_together_can_be_full(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +140,7 @@ def test_all_metrics_together_can_be_full(capsys: pytest.CaptureFixture[str]) ->
     with serving(app, log_level="error") as port:
         status, text, _ = printed(capsys, f"http://127.0.0.1:{port}/metrics")
     assert status == 1
-    assert "Next: All metrics together are at their bound" in text
+    assert "Next: All metrics together are at their limit" in text
 
 
 def test_watching_tells_which_label_grows(capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +164,9 @@ def test_watching_tells_which_label_grows(capsys: pytest.CaptureFixture[str]) ->
     assert (status, grown["new_label_sets"], grown["growing_label"]) == (0, 10, "user")
     assert grown["labels"] == {"shop": {"values": 20, "new": 0}, "user": {"values": 11, "new": 10}}
     assert next(iter(found["metrics"])) == "visits_total"
-    assert found["next_step"].startswith("Label user of visits_total grows: at this rate it is full in ")
+    assert found["next_step"].startswith(
+        "Check label user of visits_total: at the current rate it reaches its limit in "
+    )
     assert " new " in text
     assert "Nothing" in text
 
@@ -173,7 +176,7 @@ def report_of(text: str, before: str | None = None, seconds: float = 10.0) -> Re
 
     def read(one: str) -> Scrape:
         scraped = Scrape()
-        for family in families("http://there", one.splitlines()):
+        for family in parse_families("http://there", one.splitlines()):
             scraped.add(family)
         return scraped
 
@@ -192,32 +195,32 @@ def test_a_metric_that_nothing_holds_is_told() -> None:
     for user in range(2100):
         free.labels(user).inc()
     report = report_of(prometheus_client.generate_latest(registry).decode())
-    (row,) = report.full
+    (row,) = report.at_limit
     assert row.series == 2 * 2100  # with those that say since when
-    assert (row.name, row.label_sets, row.label, row.unbounded) == ("free_total", 2100, "user", True)
-    assert report.next_step().startswith("label user of free_total is beyond the bounds and nothing holds it")
-    assert not report.bounds.told
-    assert "(the defaults: the server tells none)" in report.as_text("http://there", 5)
+    assert (row.name, row.label_sets, row.label, row.is_unlimited) == ("free_total", 2100, "user", True)
+    assert report.next_step().startswith("Label user of free_total exceeds the limits")
+    assert not report.limits.reported
+    assert "(defaults; the server does not report its limits)" in report.as_text("http://there", 5)
 
 
 def test_workers_keep_to_the_bounds_each() -> None:
     """With three workers a label may have four times its values: those of each, and of what ended ones left."""
     workers = "# TYPE fastapi_observe_workers gauge\nfastapi_observe_workers 3\n"
-    assert report_of(many(1900) + workers).full == []
-    assert [row.name for row in report_of(many(2001) + workers).full] == ["g"]
+    assert report_of(many(1900) + workers).at_limit == []
+    assert [row.name for row in report_of(many(2001) + workers).at_limit] == ["g"]
 
 
 @pytest.mark.parametrize(
     ("now", "before", "step"),
     [
-        (many(450), None, "Look at label a of g: it will be at its bound soon."),
-        (many(450), many(400), "Label a of g grows: at this rate it is full in 10 s."),
-        (many(100), many(99), "Label a of g grows: at this rate it is full in 67 minutes."),
-        (many(100, 50), many(100), "Label a of g grows: at this rate it is full in 80 s."),
+        (many(450), None, "Check label a of g: it is at 90% of its limit."),
+        (many(450), many(400), "Check label a of g: at the current rate it reaches its limit in 10 s."),
+        (many(100), many(99), "Check label a of g: at the current rate it reaches its limit in 67 minutes."),
+        (many(100, 50), many(100), "Check label a of g: at the current rate it reaches its limit in 80 s."),
         (
             "# TYPE g gauge\ng 1\n",
             "# TYPE h gauge\nh 1\n",
-            "Label (none) of g grows: at this rate it is full in 6 hours.",
+            "Check g: at the current rate it reaches its limit in 6 hours.",
         ),
     ],
 )
@@ -229,13 +232,13 @@ def test_the_next_step_fits(now: str, before: str | None, step: str) -> None:
 def test_a_metric_without_labels_can_be_full() -> None:
     """A bound of 0 or 1 is no reason to stumble over a metric without labels."""
     text = '# TYPE fastapi_observe_limits_info gauge\nfastapi_observe_limits_info{max_series_per_metric="1"} 1\n'
-    assert "is at its bound" in report_of(text + "# TYPE g gauge\ng 1\n").next_step()
+    assert "is at its limit" in report_of(text + "# TYPE g gauge\ng 1\n").next_step()
 
 
 def test_large_metrics_are_parsed_in_parts() -> None:
     """A family of more lines than are parsed together is counted whole; comments, and what follows the end, are not."""
     text = "# HELP g Great.\n# a comment\n" + many(4500) + "# TYPE c counter\nc_total 1\n# EOF\nc_total 3"
-    parts = list(families("http://there", text.splitlines()))
+    parts = list(parse_families("http://there", text.splitlines()))
     assert [len(part.samples) for part in parts if part.name == "g"] == [1000, 1000, 1000, 1000, 500]
     report = report_of(text)
     assert {row.name: (row.label_sets, row.series) for row in report.rows} == {"g": (4500, 4500), "c_total": (1, 1)}
@@ -251,23 +254,28 @@ def test_what_is_shown_moves_no_cursor() -> None:
 @pytest.mark.parametrize(
     ("status", "headers", "body", "words"),
     [
-        (401, {}, b"", "it answers 401; give the token with --token"),
-        (404, {}, b"", "it answers 404; correct the path"),
-        (500, {}, b"", "it answers 500; look into the server's log"),
+        (401, {}, b"", "HTTP 401. Pass the token with --token"),
+        (404, {}, b"", "HTTP 404. Check the path"),
+        (500, {}, b"", "HTTP 500. See the log of the server"),
         (
             302,
             {"location": "http://me:hush@elsewhere/x?key=hush"},
             b"",
-            "it redirects to http://elsewhere/x; redirects are not followed",
+            "it redirects to http://elsewhere/x. Redirects are not followed",
         ),
-        (301, {}, b"", "it redirects to elsewhere; redirects"),
-        (200, {"content_type": "text/html"}, b"<html>", "the answer is no Prometheus text, but 'text/html'"),
-        (200, {"content_encoding": "gzip"}, b"x", "the answer is no Prometheus text"),
-        (200, {}, b"", "there are no metrics; give the URL"),
-        (200, {}, b"hello\x1b world\n", r"there is no Prometheus text near 'hello\x1b world'"),
-        (200, {"content_length": "100"}, b"up 1\n", "the answer broke off after 5 bytes; try again"),
-        (200, {"transfer_encoding": "chunked"}, b"zz\r\n", "broken answer (IncompleteRead)"),
-        (200, {}, b"x" * 70_000, "the answer has lines without an end"),
+        (301, {}, b"", "it redirects to another URL. Redirects"),
+        (200, {"content_type": "text/html"}, b"<html>", "the response is not Prometheus text, but 'text/html'"),
+        (200, {"content_encoding": "gzip"}, b"x", "the response is not Prometheus text"),
+        (200, {}, b"", "there are no metrics. Use the URL"),
+        (200, {}, b"hello\x1b world\n", r"this is not Prometheus text: 'hello\x1b world'"),
+        (
+            200,
+            {"content_length": "100"},
+            b"up 1\n",
+            "broken response (peer closed connection without sending complete message body",
+        ),
+        (200, {"transfer_encoding": "chunked"}, b"zz\r\n", "broken response ("),
+        (200, {}, b"x" * 70_000, "a line is longer than 65536 bytes"),
     ],
 )
 def test_what_is_no_metrics_ends_with_two(
@@ -284,7 +292,7 @@ def test_what_is_no_metrics_ends_with_two(
 
 def test_a_large_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond 64 MiB reading stops."""
-    monkeypatch.setattr(cli_scrape, "MAX_RESPONSE_BYTES", 2 * 1_048_576)
+    monkeypatch.setattr(http_get, "MAX_RESPONSE_BYTES", 2 * 1_048_576)
     with answering(b"up 1\n" * 450_000) as url, pytest.raises(ScrapeError, match="more than 2 MiB"):
         scrape(url)
 
@@ -293,27 +301,27 @@ def test_a_server_that_says_nothing_is_not_waited_for(monkeypatch: pytest.Monkey
     """Silence ends after a time, and so does an answer that drips."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/metrics"
-        monkeypatch.setattr(cli_scrape, "READ_TIMEOUT", 0.05)
-        with pytest.raises(ScrapeError, match="no answer in time"):
+        monkeypatch.setattr(http_get, "READ_TIMEOUT", 0.05)
+        with pytest.raises(ScrapeError, match="no response in time"):
             scrape(url)
-        monkeypatch.setattr(cli_scrape, "READ_TIMEOUT", 10.0)
-        monkeypatch.setattr(cli_scrape, "TOTAL_TIMEOUT", 0.05)
-        with pytest.raises(ScrapeError, match="no answer in time"):
+        monkeypatch.setattr(http_get, "READ_TIMEOUT", 10.0)
+        monkeypatch.setattr(http_get, "TOTAL_TIMEOUT", 0.05)
+        with pytest.raises(ScrapeError, match="no response in time"):
             scrape(url)
 
 
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("ftp://host/metrics", "cannot read ftp://host/metrics: it is no http or https URL; give one such as http://"),
-        ("metrics", "cannot read metrics: it is no http"),
-        ("http://", "cannot read http://: it is no http"),
-        ("http://host:99999/", "it is no http"),
-        ("http://host/a b", "it is no http"),
-        ("http://host/\x1b", r"cannot read http://host/\x1b: it is no http"),
+        ("ftp://host/metrics", "cannot read ftp://host/metrics: not an http or https URL. Use one such as http://"),
+        ("metrics", "cannot read metrics: not an http"),
+        ("http://", "cannot read http://: not an http"),
+        ("http://host:99999/", "not an http"),
+        ("http://host/a b", "not an http"),
+        ("http://host/\x1b", r"cannot read http://host/\x1b: not an http"),
         ("http://me:hush@host/metrics?key=hush", "cannot read http://host/metrics: user and password are not sent"),
-        ("http://" + "a" * 70 + "/", "start the server, or correct host and port"),
-        ("http://127.0.0.1:1/metrics", "Connection refused; start the server"),
+        ("http://" + "a" * 70 + "/", "Start the server, or correct host and port"),
+        ("http://127.0.0.1:1/metrics", "Connection refused. Start the server"),
     ],
 )
 def test_a_wrong_url_ends_with_two(capsys: pytest.CaptureFixture[str], url: str, words: str) -> None:
@@ -339,31 +347,32 @@ def test_the_token_is_sent(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
         url = f"http://127.0.0.1:{port}/metrics"
         assert printed(capsys, url)[0] == 2
         ended, _, err = printed(capsys, url, "--token", "wrong-token")
-        assert (ended, "check the token" in err, "wrong-token" in err) == (2, True, False)
+        assert (ended, "Check the token" in err, "wrong-token" in err) == (2, True, False)
         assert printed(capsys, url, "--token", TOKEN)[0] == 0
         monkeypatch.setattr(sys, "stdin", io.StringIO(f"{TOKEN}\n"))
         assert printed(capsys, url, "--token", "-")[0] == 0
         for wrong in ("", "two words", "a\nb", "\u00e4"):
-            assert "the token is no ASCII word" in printed(capsys, url, "--token", wrong)[2]
+            assert "the token is not an ASCII word" in printed(capsys, url, "--token", wrong)[2]
 
 
 def test_the_token_goes_over_http_to_private_hosts_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """To a public address it is not sent without TLS, unless `--allow-http-token` says so."""
-    monkeypatch.setattr(cli_scrape, "PRIVATE_NETWORKS", ())
+    monkeypatch.setattr(http_get, "PRIVATE_NETWORKS", ())
     with answering(b"up 1\n") as url:
-        with pytest.raises(ScrapeError, match="over plain http to a public address; use https"):
+        with pytest.raises(ScrapeError, match=r"over plain http to a public address\. Use https"):
             scrape(url, TOKEN)
-        assert list(scrape(url, TOKEN, insecure=True).metrics) == ["up"]
+        assert list(scrape(url, TOKEN, allow_http_token=True).metrics) == ["up"]
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--top", "0"], ["--top", "x"], ["--compare-after", "0"], ["--watch", "x"], ["--watch", "nan"]]
+    "wrong",
+    [["--top", "0"], ["--top", "x"], ["--compare-after", "0"], ["--compare-after", "x"], ["--compare-after", "nan"]],
 )
 def test_wrong_arguments_are_told(capsys: pytest.CaptureFixture[str], wrong: list[str]) -> None:
     """Numbers that make no sense end with 2 and say what is wanted."""
     with pytest.raises(SystemExit, match="2"):
         main(["cardinality", "http://127.0.0.1:1", *wrong])
-    assert ": give " in capsys.readouterr().err
+    assert "; use " in capsys.readouterr().err
 
 
 def test_the_command_stands_alone() -> None:

@@ -12,7 +12,7 @@ from monitored import free_port
 from servers import serving
 
 from fastapi_observe.cli.main import main
-from fastapi_observe.cli.scrape import families
+from fastapi_observe.cli.scrape import parse_families
 from fastapi_observe.slo.cost import Prices, ScrapeTotals, as_text, estimate_cost
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ fastapi_observe_exported_total{signal="traces"} 300
 def tally(text: str) -> ScrapeTotals:
     """Read a scrape."""
     made = ScrapeTotals()
-    for family in families("here", made.counted(text.splitlines())):
+    for family in parse_families("here", made.counted(text.splitlines())):
         made.add(family)
     return made
 
@@ -192,9 +192,9 @@ def test_text(observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str])
 def test_what_cannot_be_read(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """No server, an interval that is none, a page without metrics: one message, status 2."""
     assert main(["cost", f"http://127.0.0.1:{free_port()}/metrics"]) == 2
-    assert "start the server, or correct host and port" in capsys.readouterr().err
+    assert "Start the server, or correct host and port" in capsys.readouterr().err
     assert main(["cost", "http://127.0.0.1/metrics", "--scrape-interval", "often"]) == 2
     assert "'often' is no duration" in capsys.readouterr().err
-    monkeypatch.setattr("fastapi_observe.cli.scrape.lines", lambda *_, **__: iter(["# nothing", ""]))
+    monkeypatch.setattr("fastapi_observe.cli.cost.read_lines", lambda *_, **__: iter(["# nothing", ""]))
     assert main(["cost", "http://127.0.0.1/metrics"]) == 2
-    assert "there are no metrics; give the URL of the metrics" in capsys.readouterr().err
+    assert "there are no metrics. Use the URL of the metrics" in capsys.readouterr().err

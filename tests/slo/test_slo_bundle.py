@@ -380,25 +380,25 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
 def test_bundle_and_check(tiny: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`bundle` writes, then finds nothing to do; `--check` names what differs, with status 1, and writes nothing."""
     target = tiny("tiny_one")
-    assert main(["bundle", target, "--check"]) == 1
+    assert main(["slo", "bundle", target, "--check"]) == 1
     assert "missing   observability/rules.yml" in capsys.readouterr().out
     assert not (tmp_path / "observability").exists()
-    assert main(["bundle", target]) == 0
+    assert main(["slo", "bundle", target]) == 0
     printed = capsys.readouterr()
     assert "new       observability/runbooks/ServiceDown.md" in printed.out
     assert (
-        "not seen to use it: database, external, business, background, streams; if it does, say --include"
+        "(not detected in this app): database, external, business, background, streams. Add with --include."
         in printed.err
     )
-    assert main(["bundle", target]) == 0
+    assert main(["slo", "bundle", target]) == 0
     assert "17 files" not in capsys.readouterr().err
-    assert main(["bundle", target, "--check"]) == 0
-    assert "files in observability are as they should be" in capsys.readouterr().out
+    assert main(["slo", "bundle", target, "--check"]) == 0
+    assert "files in observability are up to date" in capsys.readouterr().out
     rules = tmp_path / "observability" / "rules.yml"
     rules.write_text(rules.read_text("utf-8").replace("0.0144", "0.144"), "utf-8")
-    assert main(["bundle", target, "--check"]) == 1
+    assert main(["slo", "bundle", target, "--check"]) == 1
     assert capsys.readouterr().out == "differs   observability/rules.yml\n"
-    assert main(["bundle", target, "--include", "database"]) == 0
+    assert main(["slo", "bundle", target, "--include", "database"]) == 0
     assert capsys.readouterr().out.split() == [
         "changed",
         "observability/rules.yml",
@@ -408,10 +408,13 @@ def test_bundle_and_check(tiny: Callable[..., str], tmp_path: Path, capsys: pyte
 
 
 def test_single_files(tiny: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`dashboard`, `alertmanager` and `runbooks` make their part of the bundle alone."""
+    """`--only` makes a part of the bundle; runbooks that are not asked for are not obsolete."""
     target = tiny("tiny_two")
-    for part in ("dashboard", "alertmanager", "runbooks"):
-        assert main([part, target, "-o", "all"]) == 0
+    assert main(["slo", "bundle", target, "-o", "all", "--only", "dashboard,alertmanager"]) == 0
+    assert main(["slo", "bundle", target, "-o", "all", "--only", "runbooks"]) == 0
+    with pytest.raises(SystemExit, match="2"):
+        main(["slo", "bundle", target, "--only", "rule"])
+    assert "invalid part 'rule'; choose from rules, dashboard, alertmanager, runbooks" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == [
         "alertmanager.yml",
         "dashboard.json",
@@ -419,31 +422,33 @@ def test_single_files(tiny: Callable[..., str], tmp_path: Path, capsys: pytest.C
     ]
     (tmp_path / "all" / "runbooks" / "Old.md").write_text("<!-- Made by fastapi-observe -->\n", "utf-8")
     capsys.readouterr()
-    assert main(["runbooks", target, "-o", "all", "--check"]) == 1
-    assert capsys.readouterr().out.startswith("left over all/runbooks/Old.md: its alert is gone")
+    assert main(["slo", "bundle", target, "-o", "all", "--only", "dashboard", "--check"]) == 0
+    capsys.readouterr()
+    assert main(["slo", "bundle", target, "-o", "all", "--only", "runbooks", "--check"]) == 1
+    assert capsys.readouterr().out.startswith("obsolete  all/runbooks/Old.md: its alert no longer exists")
 
 
 def test_what_cannot_be_made(tiny: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No app, no `install`, a wrong objective, a foreign file: one message, status 2, nothing written."""
-    assert main(["bundle", "no.such:app"]) == 2
+    assert main(["slo", "bundle", "no.such:app"]) == 2
     assert "no module" in capsys.readouterr().err
     wrong = tiny("tiny_wrong", "/order")
-    assert main(["bundle", wrong]) == main(["verify", wrong, "--prometheus", "http://127.0.0.1:9"]) == 2
+    assert main(["slo", "bundle", wrong]) == main(["slo", "verify", wrong, "--prometheus", "http://127.0.0.1:9"]) == 2
     assert "did you mean" in capsys.readouterr().err
     assert not (tmp_path / "observability").exists()
     target = tiny("tiny_three")
-    assert main(["bundle", target.replace(":app", ":bare")]) == 2
+    assert main(["slo", "bundle", target.replace(":app", ":bare")]) == 2
     assert "call install(app)" in capsys.readouterr().err
     (tmp_path / "observability").mkdir()
     (tmp_path / "observability" / "rules.yml").write_text("groups: []\n", "utf-8")
-    assert main(["bundle", target]) == 2
+    assert main(["slo", "bundle", target]) == 2
     assert "was not made by fastapi-observe" in capsys.readouterr().err
 
 
 def test_the_shop_has_its_bundle(tmp_path: Path) -> None:
-    """example_app/observability is what `bundle --check` wants, from a process of its own."""
+    """example_app/observability is what `slo bundle --check` wants, from a process of its own."""
     done = command(
-        "bundle", "example_app.shop:app", "-o", "example_app/observability", "--check", EXAMPLE_DIR=str(tmp_path)
+        "slo", "bundle", "example_app.shop:app", "-o", "example_app/observability", "--check", EXAMPLE_DIR=str(tmp_path)
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -105,7 +105,8 @@ async def until(what: str, ask: Callable[[], Awaitable[T | None]]) -> T:
 async def make_rules(directory: Path) -> None:
     """Have the command line write the rules, then evaluate them each second instead of each half minute."""
     file = directory / "rules.yml"
-    command = (sys.executable, "-m", "fastapi_observe", "rules", "example_app.shop:app", "-o", str(file))
+    arguments = ("slo", "bundle", "example_app.shop:app", "--only", "rules", "-o", str(directory))
+    command = (sys.executable, "-m", "fastapi_observe", *arguments)
     environment = {**os.environ, "EXAMPLE_DIR": str(directory)}
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment)
     assert await process.wait() == 0

@@ -297,56 +297,42 @@ def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 GOOD = 'Availability("api", 99.9, ["/orders"]), Latency("fast", 95, within="300ms")'
 
 
-def test_rules_are_printed_written_and_checked(target: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """`rules` prints; `-o` and `--tests` write; `--check` is silent while they are current and shows what is not."""
+def test_rules_are_written_and_checked(target: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`slo bundle --only rules` writes the rules and their tests; `--check` exits with 1 once they differ."""
     app = target(GOOD)
-    assert main(["rules", app]) == 0
-    printed, told = capsys.readouterr()
-    assert printed.startswith("# Made by fastapi-observe")
-    assert told == "info: SLO03 fast: 300ms is no bucket bound; added: ... 0.25, 0.3, 0.5 ... (+1 series per route)\n"
-    files = ["-o", "prom/rules.yml", "--tests", "prom/tests/slo.yml"]
-    assert main(["rules", app, *files, "--check"]) == 1
-    assert "prom/rules.yml is missing\nprom/tests/slo.yml is missing\n" in capsys.readouterr().err
-    assert main(["rules", app, *files]) == 0
-    assert (tmp_path / "prom/rules.yml").read_text("utf-8") == printed
-    assert stock.safe_load((tmp_path / "prom/tests/slo.yml").read_text("utf-8"))["rule_files"] == ["../rules.yml"]
-    assert main(["rules", app, *files, "--check"]) == 0
-    assert main(["rules", app, "--check"]) == 1
-    assert "--check needs -o" in capsys.readouterr().err
-    (tmp_path / "prom/rules.yml").write_text(printed.replace("> 0.0144", "> 0.144"), "utf-8")
-    assert main(["rules", app, *files, "--check"]) == 1
-    shown = capsys.readouterr().err
-    assert '-          slo:error_ratio:rate1h{service="shop",slo="api"} > 0.144\n' in shown
-    assert '+          slo:error_ratio:rate1h{service="shop",slo="api"} > 0.0144\n' in shown
-    assert "prom/rules.yml is not current: make it again without --check\n" in shown
+    command = ["slo", "bundle", app, "-o", "prom", "--only", "rules"]
+    assert main([*command, "--check"]) == 1
+    assert capsys.readouterr().out == "missing   prom/rules.yml\nmissing   prom/rules_test.yml\n"
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "new       prom/rules.yml\nnew       prom/rules_test.yml\n"
+    assert "SLO03" in printed.err
+    rules = (tmp_path / "prom/rules.yml").read_text("utf-8")
+    assert stock.safe_load((tmp_path / "prom/rules_test.yml").read_text("utf-8"))["rule_files"] == ["rules.yml"]
+    assert main([*command, "--check"]) == 0
+    capsys.readouterr()
+    (tmp_path / "prom/rules.yml").write_text(rules.replace("> 0.0144", "> 0.144"), "utf-8")
+    assert main([*command, "--check"]) == 1
+    assert capsys.readouterr().out == "differs   prom/rules.yml\n"
 
 
-def test_forms_of_the_rules(target: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """The operator's format, and rules without `keep_firing_for`, whose tests expect no such time."""
+def test_formats_of_the_rules(target: Any, tmp_path: Path) -> None:
+    """The operator's format has no tests, and `keep_firing_for` can be omitted."""
     app = target(GOOD)
-    assert main(["rules", app, "--format", "operator"]) == 0
-    assert stock.safe_load(capsys.readouterr().out)["kind"] == "PrometheusRule"
-    assert main(["rules", app, "--no-keep-firing"]) == 0
-    assert "keep_firing_for" not in capsys.readouterr().out
-    assert main(["rules", app, "--tests", "t.yml"]) == 2
-    assert main(["rules", app, "-o", "r.yml", "--format", "operator", "--tests", "t.yml"]) == 2
-    assert "--tests needs -o and the format prometheus" in capsys.readouterr().err
+    assert main(["slo", "bundle", app, "-o", "operator", "--only", "rules", "--format", "operator"]) == 0
+    assert [path.name for path in (tmp_path / "operator").iterdir()] == ["rules.yml"]
+    assert stock.safe_load((tmp_path / "operator/rules.yml").read_text("utf-8"))["kind"] == "PrometheusRule"
+    for directory, options in (("with", []), ("without", ["--no-keep-firing"])):
+        assert main(["slo", "bundle", app, "-o", directory, "--only", "rules", *options]) == 0
+        rules = (tmp_path / directory / "rules.yml").read_text("utf-8")
+        assert ("keep_firing_for" in rules) == (directory == "with")
 
 
-def test_files_that_cannot_be_written_or_read(target: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Status 2 and a message: 1 would say that they differ."""
-    app = target(GOOD)
-    (tmp_path / "binary.yml").write_bytes(b"\xff\xfe")
-    assert main(["rules", app, "-o", str(tmp_path)]) == 2
-    assert "Is a directory" in capsys.readouterr().err
-    assert main(["rules", app, "-o", "binary.yml", "--check"]) == 2
-    assert "can't decode" in capsys.readouterr().err
-    assert main(["rules", app, "-o", "r.yml", "--tests", "./r.yml"]) == 2
-    assert "are the same file" in capsys.readouterr().err
-    assert not (tmp_path / "r.yml").exists()
-    for rate in ("nan", "inf", "-1", "0"):
-        assert main(["simulate", app, "--slo", "api", f"--rps={rate}"]) == 2
-        assert "give a number above 0" in capsys.readouterr().err
+def test_a_directory_that_is_a_file(target: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Status 2 and a message: 1 would mean that files differ."""
+    (tmp_path / "file").write_text("", "utf-8")
+    assert main(["slo", "bundle", target(GOOD), "-o", "file"]) == 2
+    assert "Not a directory" in capsys.readouterr().err
 
 
 def test_check_and_report(target: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -367,34 +353,17 @@ def test_check_and_report(target: Any, capsys: pytest.CaptureFixture[str]) -> No
 def test_wrong_objectives_fail_the_commands(target: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Each command says what is wrong and exits with 1; an app that cannot be had exits with 2."""
     app = target('Availability("api", 99.9, ["/order"]), Availability("other", 99.9, ["/item"])')
-    for command in (["slo", "check"], ["slo", "report"], ["rules"], ["simulate"]):
-        assert main([*command, app]) == 1
+    for command, status in (("check", 1), ("report", 1), ("bundle", 2)):
+        assert main(["slo", command, app]) == status
         told = capsys.readouterr().err
-        assert "error: SLO01 api: '/order' matches no route; did you mean '/orders'? Routes: GET /orders" in told
-        assert "error: SLO01 other: '/item' matches no route" in told
-    assert main(["rules", "no_such_module:app"]) == 2
+        assert "SLO01 api: '/order' matches no route; did you mean '/orders'? Routes: GET /orders" in told
+        assert "SLO01 other: '/item' matches no route" in told
+    assert main(["slo", "check", "no_such_module:app"]) == 2
     assert "there is no module 'no_such_module'" in capsys.readouterr().err
     assert main(["slo", "check", target('Availability("api", 100), Availability("x", 99), Availability("x", 99)')]) == 2
     told = capsys.readouterr().err
     assert "slos: SLO05 api: 100 leaves no budget" in told
     assert "slos: SLO09 x: the name 'x' is used twice" in told
-
-
-def test_an_incident_is_played(target: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """`simulate` prints when each alert fires and clears; it says which objectives there are, what an incident is."""
-    needs("promtool")
-    app = target(GOOD)
-    assert main(["simulate", app, "--slo", "api", "--incident", "30m ok, 10m 100%, 20m ok", "--rps", "2"]) == 0
-    shown = capsys.readouterr().out.splitlines()
-    assert shown[0].split() == ["alert", "severity", "window", "fired", "cleared", "lasted"]
-    assert re.fullmatch(
-        r"ErrorBudgetBurn +page +1h +\d+(m|m30s|s) after the beginning +1\dm(30s)? after the end +\w+", shown[1]
-    )
-    assert "not yet" in shown[2]
-    assert main(["simulate", app]) == 2
-    assert "--slo has to name one objective; this app has: api, fast" in capsys.readouterr().err
-    assert main(["simulate", app, "--slo", "api", "--incident", "soon"]) == 2
-    assert "'soon' is no phase" in capsys.readouterr().err
 
 
 # --- what the rules cost on a real Prometheus

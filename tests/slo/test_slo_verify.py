@@ -68,9 +68,9 @@ async def test_a_prometheus_as_it_should_be(tmp_path: Path) -> None:
     async with monitored_shop(tmp_path, SHOP) as (asked, _):
         for name in ("checkout", "browsing"):
             await asked.until(f'slo:events:rate1m{{slo="{name}"}}')
-        done = command("verify", "example_app.shop:app", "--prometheus", asked.url, EXAMPLE_DIR=str(tmp_path))
+        done = command("slo", "verify", "example_app.shop:app", "--prometheus", asked.url, EXAMPLE_DIR=str(tmp_path))
         as_json = command(
-            "verify", "example_app.shop:app", "--prometheus", asked.url, "--json", EXAMPLE_DIR=str(tmp_path)
+            "slo", "verify", "example_app.shop:app", "--prometheus", asked.url, "--json", EXAMPLE_DIR=str(tmp_path)
         )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
@@ -283,11 +283,16 @@ def test_a_token_goes_to_nobody_in_clear() -> None:
 def test_nobody_is_there(tmp_path: Path) -> None:
     """The status is 2 if Prometheus, or the app, cannot be asked."""
     done = command(
-        "verify", "example_app.shop:app", "--prometheus", f"http://127.0.0.1:{free_port()}", EXAMPLE_DIR=str(tmp_path)
+        "slo",
+        "verify",
+        "example_app.shop:app",
+        "--prometheus",
+        f"http://127.0.0.1:{free_port()}",
+        EXAMPLE_DIR=str(tmp_path),
     )
     assert done.returncode == 2
     assert "Connection refused; start Prometheus, or correct the URL" in done.stderr
-    assert command("verify", "no.such:app", "--prometheus", "http://127.0.0.1:9090").returncode == 2
+    assert command("slo", "verify", "no.such:app", "--prometheus", "http://127.0.0.1:9090").returncode == 2
     for wrong in ("127.0.0.1:9090", "http://me:secret@127.0.0.1", "http://"):
         with pytest.raises(UnreachableError, match="no URL of a Prometheus"):
             Prometheus(wrong)

@@ -1,0 +1,99 @@
+"""Messages about `OTEL_*` variables that have no effect: invalid values, and variables that are not read.
+
+Injectors and base images set these variables for all services of a platform. As the OpenTelemetry specification
+demands, an invalid value is reported and ignored; it does not keep the app from starting.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Final
+
+from fastapi_observe.settings.sources import OTEL_PREFIX, describe_value, split, variables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pydantic_settings import BaseSettings
+
+    from fastapi_observe.settings.sources import SourcedValue
+
+READ_ELSEWHERE: Final = re.compile(
+    r"OTEL_(?:"
+    r"EXPORTER_OTLP_(?:(?:TRACES|LOGS|METRICS)_)?(?:CERTIFICATE|CLIENT_CERTIFICATE|CLIENT_KEY|INSECURE)"  # export/
+    r"|INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS"  # traces/server_span.py
+    r"|PROPAGATORS"  # opentelemetry.propagate
+    r")"
+)
+"""Variables that are read, but set no option."""
+
+CONCERNED: Final = re.compile(
+    r"OTEL_(?:"
+    r"(?:BLRP|BSP|EXPORTER|LOGRECORD|LOGS|METRICS?|TRACES)_\w+"
+    r"|(?:EXPERIMENTAL_)?CONFIG_FILE|LOG_LEVEL|SEMCONV_STABILITY_OPT_IN"
+    r"|INSTRUMENTATION_HTTP_CAPTURE_\w+"
+    r"|PYTHON_(?:FASTAPI_\w+|ID_GENERATOR|TRACER_PROVIDER)"
+    r")"
+)
+"""Variables that the specification or contrib's FastAPI instrumentation defines for what this package does.
+
+Others are left alone: they may be for another instrumentation, or Kubernetes' variables of a service called `otel-*`.
+"""
+
+DEFAULT_VALUES: Final[Mapping[str, frozenset[str]]] = {
+    "OTEL_LOGS_EXPORTER": frozenset({"none"}),
+    "OTEL_METRICS_EXPORTER": frozenset({"none", "prometheus"}),
+    "OTEL_EXPORTER_OTLP_COMPRESSION": frozenset({"gzip"}),
+    "OTEL_SEMCONV_STABILITY_OPT_IN": frozenset({"http", "http,database", "database,http"}),
+}
+"""Values of variables that are not read, but ask for what happens anyway."""
+
+LOCAL_TRACES: Final = (
+    "To see traces locally, set otlp_endpoint to a local Jaeger (docker run -p 16686:16686 -p 4318:4318 "
+    "jaegertracing/jaeger), or pass span_processors=[SimpleSpanProcessor(ConsoleSpanExporter())] to install()"
+)
+
+
+def describe_ignored(
+    settings_cls: type[BaseSettings], ignored: Mapping[tuple[str, str], SourcedValue]
+) -> Iterator[str]:
+    """Yield one message for each `OTEL_*` variable with an invalid value, by option and variable."""
+    seen = set()
+    for (name, variable), value in ignored.items():
+        if variable not in seen:  # a list such as OTEL_RESOURCE_ATTRIBUTES sets several options
+            seen.add(variable)
+            invalid, expected = describe_value(name, settings_cls.model_fields[name], value)
+            yield f"Ignored {variable}={invalid} (for {name}): expected {expected}."
+
+
+def describe_unsupported_exporters() -> Iterator[str]:
+    """Yield a message for exporters in `OTEL_TRACES_EXPORTER` that do not exist here."""
+    names = split(os.environ.get("OTEL_TRACES_EXPORTER", "").lower())
+    unsupported = [name for name in ("console", "zipkin") if name in names]
+    if unsupported:
+        yield f"OTEL_TRACES_EXPORTER={','.join(unsupported)} is not supported; only otlp and none are. {LOCAL_TRACES}."
+
+
+def describe_unread(settings_cls: type[BaseSettings]) -> Iterator[str]:
+    """Yield one message that names the `OTEL_*` variables that are set but not read. Values are not repeated."""
+    known = {
+        variable.partition(":")[0]
+        for name, field in settings_cls.model_fields.items()
+        for variable in variables(name, field)
+    }
+    unread = [
+        name
+        for name, value in sorted(os.environ.items())
+        if name.startswith(OTEL_PREFIX)
+        and value.strip()
+        and CONCERNED.fullmatch(name)
+        and name not in known
+        and not READ_ELSEWHERE.fullmatch(name)
+        and value.strip().lower() not in DEFAULT_VALUES.get(name, ())
+    ]
+    if unread:
+        yield (
+            f"fastapi-observe does not read {', '.join(unread)}. "
+            "Run `python -m fastapi_observe settings --markdown` to list the variables that it reads."
+        )

@@ -1,0 +1,130 @@
+"""`OTEL_*` variables without effect: invalid values and variables that are not read are reported, never an error."""
+
+from __future__ import annotations
+
+import pytest
+from variables import environment, remove_variables
+
+from fastapi_observe.settings.model import ObserveSettings
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start without variables that set options."""
+    remove_variables(monkeypatch)
+
+
+def test_an_invalid_value_is_ignored() -> None:
+    """Invalid values of OpenTelemetry's variables leave the default and give one message each."""
+    for assignment in (
+        "OTEL_SDK_DISABLED=1",
+        "OTEL_TRACES_SAMPLER=xray",
+        "OTEL_TRACES_SAMPLER=parentbased_jaeger_remote",
+        "OTEL_TRACES_SAMPLER=my.custom:Sampler",
+        "OTEL_TRACES_SAMPLER_ARG=endpoint=http://x,initialSamplingRate=0.25",
+        "OTEL_EXPORTER_OTLP_PROTOCOL=http/json",
+        "OTEL_EXPORTER_OTLP_ENDPOINT=collector:4318",
+        "OTEL_EXPORTER_OTLP_TIMEOUT=-1",
+        "OTEL_EXPORTER_OTLP_TIMEOUT=10s",
+        "OTEL_TRACES_EXPORTER=jaeger",
+        "OTEL_BSP_SCHEDULE_DELAY=0",
+        "OTEL_BSP_SCHEDULE_DELAY=nan",
+        "OTEL_METRIC_EXPORT_INTERVAL=soon",
+        "OTEL_BSP_MAX_QUEUE_SIZE=0",
+        "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST=.*",
+        "OTEL_PYTHON_EXCLUDED_URLS=/a(",
+    ):
+        variable, _, value = assignment.partition("=")
+        with environment(assignment):
+            settings = ObserveSettings()
+        assert set(settings.sources().values()) == {"default"}, assignment
+        (message,) = settings.warnings()
+        assert message.startswith(f"Ignored {variable}={value!r}")
+        assert ": expected " in message
+
+
+def test_units_of_times_are_named() -> None:
+    """Not all of OpenTelemetry's variables are in seconds, as the options are."""
+    for variable in ("OTEL_METRIC_EXPORT_INTERVAL", "OTEL_BSP_SCHEDULE_DELAY"):
+        with environment(f"{variable}=soon"):
+            (message,) = ObserveSettings().warnings()
+        assert message.endswith(f": expected a number of seconds above 0 ({variable}: milliseconds).")
+
+
+def test_the_next_variable_is_used_instead() -> None:
+    """An ignored variable counts as unset, so that the next one in the order of precedence sets the option."""
+    with environment(
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/json",
+        "OTEL_EXPORTER_OTLP_PROTOCOL=grpc",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=//",
+        "OTEL_EXPORTER_OTLP_ENDPOINT=c:4317",
+    ):
+        settings = ObserveSettings()
+    assert (settings.otlp_protocol, settings.otlp_endpoint) == ("grpc", "//")
+    assert settings.sources()["otlp_protocol"] == "OTEL_EXPORTER_OTLP_PROTOCOL"
+    with environment("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=//", "OTEL_EXPORTER_OTLP_ENDPOINT=http://c"):
+        settings = ObserveSettings()
+    assert settings.traces_url == "http://c/v1/traces"
+
+
+def test_an_invalid_option_is_still_an_error() -> None:
+    """Messages about ignored variables do not hide an error, and an argument wins over them."""
+    with environment("OTEL_TRACES_SAMPLER=xray"):
+        assert ObserveSettings(sampler="always_on").warnings() == ()
+
+
+def test_values_are_masked() -> None:
+    """A variable of pairs is repeated by its names alone; headers and credentials of URLs are not repeated at all."""
+    with environment(
+        "OTEL_RESOURCE_ATTRIBUTES=api_key=hunter2,hunter3,service.name=hunter4",
+        "OTEL_EXPORTER_OTLP_HEADERS=hunter5",
+        "OTEL_EXPORTER_OTLP_ENDPOINT=ftp://me:hunter6@c",
+        "OTEL_EXPORTER_OTLP_LOGS_HEADERS=authorization=hunter7",
+    ):
+        messages = ObserveSettings().warnings()
+    assert len(messages) == 4
+    assert "OTEL_RESOURCE_ATTRIBUTES='api_key=**********,**********,service.name=**********' (for " in "".join(messages)
+    assert "hunter" not in "".join(messages)
+
+
+def test_unread_variables_are_named_once() -> None:
+    """One message names all variables that the specification defines for what this package does, but it does not read.
+
+    Variables of other instrumentations and of Kubernetes' services are left alone, and so are values that ask for what
+    happens anyway.
+    """
+    unread = (
+        "OTEL_BSP_EXPORT_TIMEOUT",
+        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE",
+        "OTEL_LOGS_EXPORTER",
+        "OTEL_METRICS_EXPORTER",
+        "OTEL_PYTHON_FASTAPI_TRACED_REQUEST_ATTRS",
+        "OTEL_SEMCONV_STABILITY_OPT_IN",
+    )
+    with environment(
+        *(f"{name}=otlp" for name in unread),
+        "OTEL_COLLECTOR_SERVICE_HOST=10.0.0.1",
+        "OTEL_COLLECTOR_PORT_4317_TCP_ADDR=10.0.0.1",
+        "OTEL_PYTHON_REDIS_EXCLUDED_URLS=x",
+        "OTEL_EXPORTER_OTLP_CERTIFICATE=/ca.pem",
+        "OTEL_EXPORTER_OTLP_TRACES_INSECURE=true",
+        "OTEL_PROPAGATORS=b3",
+        "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT=10",
+        "OTEL_BLRP_SCHEDULE_DELAY=",
+    ):
+        (message,) = ObserveSettings().warnings()
+    assert f"does not read {', '.join(unread)}. " in message
+    with environment("OTEL_LOGS_EXPORTER=none", "OTEL_METRICS_EXPORTER=Prometheus"):
+        assert ObserveSettings().warnings() == ()
+
+
+def test_the_console_exporter_is_unsupported() -> None:
+    """`OTEL_TRACES_EXPORTER=console` exports nothing; the message has two ways to see traces locally."""
+    with environment("OTEL_TRACES_EXPORTER=console", "OTEL_EXPORTER_OTLP_ENDPOINT=http://c"):
+        settings = ObserveSettings()
+    assert settings.traces_url is None
+    (message,) = settings.warnings()
+    assert message.startswith("OTEL_TRACES_EXPORTER=console is not supported")
+    assert "ConsoleSpanExporter" in message
+    assert "jaegertracing/jaeger" in message
