@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measures, then writes results.json, RESULTS.md and results.svg; `check` compares."""
+"""`python -m benchmarks`: measure, then write results.json, RESULTS.md and results.svg; `check` compares."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from benchmarks.machine import describe
 from benchmarks.picture import draw
 from benchmarks.report import write
 
-FOLDER = Path(__file__).parent
+DIRECTORY = Path(__file__).parent
 SECTIONS = ("inprocess", "peers", "served", "costs", "operations", "production")
-CHECKED = ("inprocess", "costs")
-"""What a check measures anew, unless told: the rest takes too long for CI."""
+CHECKED_SECTIONS = ("inprocess", "costs")
+"""Sections that `check` measures by default; the others take too long for CI."""
 
 
 def measure(section: str, *, quick: bool) -> dict[str, Any]:
@@ -34,53 +34,57 @@ def measure(section: str, *, quick: bool) -> dict[str, Any]:
 
 
 def run(sections: tuple[str, ...], *, quick: bool) -> dict[str, Any]:
-    """Measure the sections, each with the date and the machine."""
+    """Measure the sections. Each result has the date and the machine."""
     return {name: {"made": {**describe(), "quick": quick}, **measure(name, quick=quick)} for name in sections}
 
 
 def main() -> int:
-    """Read the command line and obey."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("command", nargs="?", choices=["run", "check"], default="run")
-    parser.add_argument("--quick", action="store_true", help="few rounds; written only where --output says")
-    parser.add_argument("--only", choices=SECTIONS, action="append", help="measure this section (may be repeated)")
-    parser.add_argument("--output", type=Path, help="folder for the results (default: that of the benchmarks)")
-    parser.add_argument("--strict", action="store_true", help="check: exit with 1 if a figure is worse")
-    parser.add_argument("--draw", action="store_true", help="measure nothing; write report and picture anew")
-    told = parser.parse_args()
-    folder = told.output or FOLDER
-    kept = FOLDER / "results.json" if not (folder / "results.json").exists() else folder / "results.json"
-    committed: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-    if told.command == "check":
-        return _check(committed, tuple(told.only or CHECKED), strict=told.strict)
-    if told.quick and told.output is None:
-        sys.stdout.write(write(run(tuple(told.only or SECTIONS), quick=True)))
+    parser.add_argument(
+        "--quick", action="store_true", help="run few rounds; print the report, or write it to --output"
+    )
+    parser.add_argument("--only", choices=SECTIONS, action="append", help="measure this section (repeatable)")
+    parser.add_argument("--output", type=Path, help="directory for the results (default: benchmarks)")
+    parser.add_argument("--strict", action="store_true", help="with check: exit with 1 if a figure is worse")
+    parser.add_argument("--draw", action="store_true", help="do not measure; write report and picture again")
+    args = parser.parse_args()
+    directory = args.output or DIRECTORY
+    previous = DIRECTORY / "results.json" if not (directory / "results.json").exists() else directory / "results.json"
+    committed: dict[str, Any] = json.loads(previous.read_text()) if previous.exists() else {}
+    if args.command == "check":
+        return _check(committed, tuple(args.only or CHECKED_SECTIONS), strict=args.strict)
+    if args.quick and args.output is None:
+        sys.stdout.write(write(run(tuple(args.only or SECTIONS), quick=True)))
         return 0
     results = {name: one for name, one in committed.items() if name in SECTIONS}
-    folder.mkdir(parents=True, exist_ok=True)
-    for section in () if told.draw else told.only or SECTIONS:  # each is kept when it is done: a run can be cut off
-        results |= run((section,), quick=told.quick)
-        _keep(results, folder)
-    _keep(results, folder)
+    directory.mkdir(parents=True, exist_ok=True)
+    for section in () if args.draw else args.only or SECTIONS:  # saved one by one, so that a run can be interrupted
+        results |= run((section,), quick=args.quick)
+        _save(results, directory)
+    _save(results, directory)
     return 0
 
 
-def _keep(results: dict[str, Any], folder: Path) -> None:
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (folder / "RESULTS.md").write_text(write(results))
+def _save(results: dict[str, Any], directory: Path) -> None:
+    (directory / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (directory / "RESULTS.md").write_text(write(results))
     if "inprocess" in results:
-        (folder / "results.svg").write_text(draw(results))
-    inprocess.progress(f"written: {folder / 'RESULTS.md'}")
+        (directory / "results.svg").write_text(draw(results))
+    inprocess.progress(f"written: {directory / 'RESULTS.md'}")
 
 
 def _check(committed: dict[str, Any], sections: tuple[str, ...], *, strict: bool) -> int:
-    """Print a quick run beside the committed results."""
+    """Print a quick run next to the committed results."""
     if not committed:
-        inprocess.progress("there are no committed results to compare with: run `make bench`")
+        inprocess.progress("There are no committed results to compare with; run `make bench`.")
         return 0
     rows = list(check.compare(committed, run(sections, quick=True)))
     sys.stdout.write(check.table(rows) + "\n")
-    sys.stdout.write(f"A figure is called worse or better beyond {check.MARGIN:.0%}. This is information, no gate.\n")
+    sys.stdout.write(
+        f"A figure counts as worse or better beyond {check.MARGIN:.0%}. This is information only without --strict.\n"
+    )
     return int(strict and any(row[-1] == "worse" for row in rows))
 
 

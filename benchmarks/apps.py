@@ -1,5 +1,5 @@
-"""The measured apps: one FastAPI app in several variants, bare and under each tool."""
-# ruff: noqa: PLC0415 - a worker imports only the tools that it measures: each changes the process a little
+"""The measured apps: one FastAPI app in several variants, bare and with each tool."""
+# ruff: noqa: PLC0415 - a worker imports only the tools it measures, since each affects the process
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BODY = b'{"name":"lamp","price":12.5,"tags":["a","b"]}'
 
 
 class Item(BaseModel):
-    """A body worth validating."""
+    """A body that is validated."""
 
     name: str
     price: float
@@ -33,7 +33,7 @@ class Item(BaseModel):
 
 
 def request(method: str, path: str, body: bytes = b"", **headers: str) -> dict[str, Any]:
-    """Describe one request as the driver sends it."""
+    """Return one request, as the driver takes it."""
     return {"method": method, "path": path, "body": body, "headers": headers}
 
 
@@ -52,11 +52,11 @@ REQUESTS: dict[str, dict[str, Any]] = {
 """The request of each variant."""
 
 VARIANTS = tuple(name for name in REQUESTS if not name.startswith("routes-"))
-"""Those that are measured by themselves; the others are measured against each other."""
+"""Variants measured against bare; the others are measured against each other."""
 
 
 def plain_app(variant: str = "trivial", **options: Any) -> FastAPI:
-    """Build the app itself; FastAPI's native telemetry is off unless `options` say otherwise."""
+    """Create the app. FastAPI's native telemetry is off unless set in `options`."""
     if "telemetry" in inspect.signature(FastAPI.__init__).parameters:
         options.setdefault("telemetry", {"tracing": False, "metrics": False, "logs": False})
     app = FastAPI(**options)
@@ -104,7 +104,7 @@ def _add_items(app: FastAPI | APIRouter) -> None:
 
 
 def refuse_telemetry(app: Any) -> None:
-    """Raise RuntimeError unless nothing observes the app: no middleware, FastAPI's native telemetry off."""
+    """Raise RuntimeError if the app is observed: if it has middleware, or FastAPI's native telemetry is on."""
     native = getattr(app, "_telemetry", None)
     switches = [native.get(name) for name in ("tracing", "metrics", "logs")] if isinstance(native, dict) else []
     if any(switches) or app.user_middleware or "build_middleware_stack" in vars(app):
@@ -112,7 +112,7 @@ def refuse_telemetry(app: Any) -> None:
 
 
 def provider(ratio: float) -> TracerProvider:
-    """Build the tracer provider that the OpenTelemetry peers get: ours' sampler, no exporter."""
+    """Return a tracer provider for the OpenTelemetry peers: with our sampler, without an exporter."""
     from opentelemetry.sdk.trace import TracerProvider as Provider
     from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
@@ -120,36 +120,36 @@ def provider(ratio: float) -> TracerProvider:
 
 
 def bare(variant: str, ratio: float) -> Any:  # noqa: ARG001 - one signature for all
-    """The app and nothing else."""
+    """Return the app alone."""
     return plain_app(variant)
 
 
 def nothing(variant: str, ratio: float) -> Any:  # noqa: ARG001
-    """An ASGI app that does nothing: what the driver itself costs."""
+    """Return an ASGI app that does nothing, to measure the cost of the driver."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        """Answer nothing."""
+        """Send nothing."""
 
     return app
 
 
 def ours(variant: str, ratio: float, **options: Any) -> Any:
-    """fastapi-observe, all three signals, at its defaults but for the ratio."""
+    """Return the app with fastapi-observe: all signals, default settings except for the ratio."""
     from fastapi_observe import install
 
     app = plain_app(variant)
-    # A bound on traces a second would make most of those that are asked for here no traces.
+    # The default rate limit would leave most of these requests without a trace.
     install(app, sample_ratio=ratio, max_traces_per_second=None, **options)
     return app
 
 
 def ours_exporting(variant: str, ratio: float) -> Any:
-    """fastapi-observe that sends its spans to a receiver: `OTEL_EXPORTER_OTLP_ENDPOINT` names it."""
+    """Return the app with fastapi-observe that exports spans to `OTEL_EXPORTER_OTLP_ENDPOINT`."""
     return ours(variant, ratio)
 
 
 def ours_worker(variant: str, ratio: float) -> Any:
-    """fastapi-observe in one of several workers: its counters stand in a file that the others read."""
+    """Return the app with fastapi-observe in multiprocess mode: values are in a shared file."""
     import tempfile
 
     from fastapi_observe.internal.errors import InternalErrors
@@ -163,23 +163,23 @@ def ours_worker(variant: str, ratio: float) -> Any:
 
 
 def shared_memory() -> str | None:
-    """Return where workers meet on Linux; None for the usual place of temporary files."""
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - a directory of its own is made there
+    """Return the directory of shared memory on Linux; None for the default temporary directory."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - a private directory is created there
 
 
 def native(variant: str, ratio: float) -> Any:
-    """FastAPI's native tracing without operation spans."""
+    """Return the app with FastAPI's native tracing, without operation spans."""
     telemetry = {"tracer_provider": provider(ratio), "metrics": False, "logs": False, "operation_spans": False}
     return plain_app(variant, telemetry=telemetry)
 
 
 def native_operations(variant: str, ratio: float) -> Any:
-    """FastAPI's native tracing as it comes: with operation spans."""
+    """Return the app with FastAPI's native tracing at its defaults: with operation spans."""
     return plain_app(variant, telemetry={"tracer_provider": provider(ratio), "metrics": False, "logs": False})
 
 
 def contrib_asgi(variant: str, ratio: float) -> Any:
-    """Contrib's OpenTelemetryMiddleware as it comes."""
+    """Return the app with contrib's OpenTelemetryMiddleware at its defaults."""
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
     app = plain_app(variant)
@@ -188,7 +188,7 @@ def contrib_asgi(variant: str, ratio: float) -> Any:
 
 
 def contrib_asgi_lean(variant: str, ratio: float) -> Any:
-    """Contrib's OpenTelemetryMiddleware without receive and send spans."""
+    """Return the app with contrib's OpenTelemetryMiddleware, without receive and send spans."""
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
     app = plain_app(variant)
@@ -197,7 +197,7 @@ def contrib_asgi_lean(variant: str, ratio: float) -> Any:
 
 
 def contrib_fastapi(variant: str, ratio: float) -> Any:
-    """Contrib's FastAPI instrumentor as it comes."""
+    """Return the app with contrib's FastAPI instrumentor at its defaults."""
     from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
     app = plain_app(variant)
@@ -206,7 +206,7 @@ def contrib_fastapi(variant: str, ratio: float) -> Any:
 
 
 def starlette_otel(variant: str, ratio: float) -> Any:
-    """Starlette's own OpenTelemetry middleware."""
+    """Return the app with Starlette's own OpenTelemetry middleware."""
     app = plain_app(variant)
     middleware = import_module("starlette.middleware.opentelemetry").OpenTelemetryMiddleware
     app.add_middleware(middleware, tracer_provider=provider(ratio))
@@ -214,7 +214,7 @@ def starlette_otel(variant: str, ratio: float) -> Any:
 
 
 def instrumentator(variant: str, ratio: float) -> Any:  # noqa: ARG001
-    """prometheus-fastapi-instrumentator as it comes."""
+    """Return the app with prometheus-fastapi-instrumentator at its defaults."""
     from prometheus_client import CollectorRegistry
     from prometheus_fastapi_instrumentator import Instrumentator
 
@@ -224,21 +224,21 @@ def instrumentator(variant: str, ratio: float) -> Any:  # noqa: ARG001
 
 
 def starlette_exporter(variant: str, ratio: float) -> Any:  # noqa: ARG001
-    """starlette_exporter as it comes."""
+    """Return the app with starlette_exporter at its defaults."""
     app = plain_app(variant)
     app.add_middleware(import_module("starlette_exporter").PrometheusMiddleware)
     return app
 
 
 def correlation_id(variant: str, ratio: float) -> Any:  # noqa: ARG001
-    """asgi-correlation-id as it comes: an id for each request, no line."""
+    """Return the app with asgi-correlation-id at its defaults: an id for each request, no log line."""
     app = plain_app(variant)
     app.add_middleware(import_module("asgi_correlation_id").CorrelationIdMiddleware)
     return app
 
 
 def loguru_json() -> Any:
-    """Have loguru write JSON to standard output as it comes; return its logger."""
+    """Configure loguru to write JSON to standard output, and return its logger."""
     from loguru import logger
 
     logger.remove()
@@ -247,7 +247,7 @@ def loguru_json() -> Any:
 
 
 def loguru_base(variant: str, ratio: float) -> Any:  # noqa: ARG001
-    """A loguru line in a BaseHTTPMiddleware, `serialize=True`: what most tutorials show."""
+    """Return the app with a loguru line in a BaseHTTPMiddleware, `serialize=True`, as in most tutorials."""
     logger = loguru_json()
     app = plain_app(variant)
 
@@ -267,7 +267,7 @@ def loguru_base(variant: str, ratio: float) -> Any:  # noqa: ARG001
 
 
 def loguru_asgi(variant: str, ratio: float) -> Any:  # noqa: ARG001
-    """A loguru line in a pure ASGI middleware, `serialize=True`."""
+    """Return the app with a loguru line in a pure ASGI middleware, `serialize=True`."""
     logger = loguru_json()
 
     class Log:
@@ -280,13 +280,13 @@ def loguru_asgi(variant: str, ratio: float) -> Any:  # noqa: ARG001
                 return
             started, status = perf_counter(), 0
 
-            async def noting(message: Any) -> None:
+            async def send_and_record(message: Any) -> None:
                 nonlocal status
                 if message["type"] == "http.response.start":
                     status = message["status"]
                 await send(message)
 
-            await self.app(scope, receive, noting)
+            await self.app(scope, receive, send_and_record)
             logger.bind(
                 method=scope["method"], path=scope["path"], status=status, duration=perf_counter() - started
             ).info("request")
@@ -297,7 +297,7 @@ def loguru_asgi(variant: str, ratio: float) -> Any:  # noqa: ARG001
 
 
 def logfire(variant: str, ratio: float) -> Any:
-    """Pydantic Logfire, sending nothing."""
+    """Return the app with Pydantic Logfire, without sending."""
     fire = import_module("logfire")
     sampling = fire.SamplingOptions(head=ratio)
     fire.configure(send_to_logfire=False, console=False, metrics=False, sampling=sampling, inspect_arguments=False)
@@ -307,20 +307,20 @@ def logfire(variant: str, ratio: float) -> Any:
 
 
 def sentry(variant: str, ratio: float) -> Any:
-    """sentry-sdk with tracing, its transport going nowhere."""
+    """Return the app with sentry-sdk and tracing, with a transport that drops everything."""
     sentry_sdk = import_module("sentry_sdk")
     transport: Any = import_module("sentry_sdk.transport").Transport
 
-    class Nowhere(transport):  # type: ignore[misc]
+    class NoTransport(transport):  # type: ignore[misc]
         def capture_envelope(self, envelope: Any) -> None:
             """Drop it."""
 
-    sentry_sdk.init(dsn="http://key@127.0.0.1:9/1", transport=Nowhere, traces_sample_rate=ratio)
+    sentry_sdk.init(dsn="http://key@127.0.0.1:9/1", transport=NoTransport, traces_sample_rate=ratio)
     return plain_app(variant)
 
 
 def stack(variant: str, ratio: float) -> Any:
-    """What people wire by hand: contrib's ASGI middleware, the instrumentator and a loguru line."""
+    """Return the app with a stack wired by hand: contrib's ASGI middleware, the instrumentator and a loguru line."""
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
     from prometheus_client import CollectorRegistry
     from prometheus_fastapi_instrumentator import Instrumentator
@@ -347,7 +347,7 @@ PEERS: dict[str, tuple[Any, str, bool]] = {
     "sentry": (sentry, "traces, errors", True),
     "stack": (stack, "all three, by hand", True),
 }
-"""Each peer: how to make it, what it gives, whether its cost depends on the sampling ratio."""
+"""Each peer: how to create its app, what it provides, whether its cost depends on the sampling ratio."""
 
 MAKERS: dict[str, Callable[[str, float], Any]] = {
     "nothing": nothing,
@@ -360,7 +360,7 @@ MAKERS: dict[str, Callable[[str, float], Any]] = {
     **{name: maker for name, (maker, _, _) in PEERS.items()},
 }
 PROCESS_WIDE = frozenset({"logfire", "sentry"})
-"""Peers that patch the whole process: their bare app lives in another one."""
+"""Peers that patch the whole process, so that their bare app runs in another one."""
 
 LINES = frozenset({"ours", "ours_exporting", "loguru_asgi", "loguru_base", "stack"})
-"""Who writes one line for each request to standard output."""
+"""Apps that write one line for each request to standard output."""

@@ -1,4 +1,4 @@
-"""Shows that the bare app is bare, with ours installed in the same process; ends with an error if it is not."""
+"""Check that the bare app is bare while ours is installed in the same process."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from benchmarks.worker import caller
 CALLS = 20
 
 
-class Counting(SpanProcessor):
+class SpanCounter(SpanProcessor):
     """Counts the spans that start."""
 
     started = 0
 
     def on_start(self, span: Any, parent_context: Any = None) -> None:  # noqa: ARG002 - OpenTelemetry's signature
-        """Count one."""
+        """Count a span."""
         self.started += 1
 
 
-async def spans_of(app: Any, counting: Counting) -> int:
-    """Send some requests; return how many spans they started."""
-    before = counting.started
+async def spans_of(app: Any, counter: SpanCounter) -> int:
+    """Send some requests and return the number of spans they started."""
+    before = counter.started
     call = caller(app, REQUESTS["trivial"])
     for _ in range(CALLS):
         await call()
-    return counting.started - before
+    return counter.started - before
 
 
 async def main() -> None:
-    """Count the spans of both apps, at a global provider that samples all."""
+    """Count the spans of both apps with a global provider that samples every trace."""
     observed, plain = ours("trivial", 1.0), bare("trivial", 1.0)
     refuse_telemetry(plain)
     provider = trace.get_tracer_provider()
     if not isinstance(provider, TracerProvider):
-        raise TypeError("ours has set no global provider: nothing is shown")
-    counting = Counting()
-    provider.add_span_processor(counting)
-    found: dict[str, float] = {"ours": await spans_of(observed, counting), "bare": await spans_of(plain, counting)}
+        raise TypeError("ours has not set a global provider, so this check proves nothing")
+    counter = SpanCounter()
+    provider.add_span_processor(counter)
+    found: dict[str, float] = {"ours": await spans_of(observed, counter), "bare": await spans_of(plain, counter)}
     shown = observed.state.observe.metrics.render("", "")[1].decode()
     found["samples"] = sum(
         float(line.split()[-1]) for line in shown.splitlines() if line.startswith("http_requests_total")

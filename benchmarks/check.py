@@ -1,4 +1,4 @@
-"""Compares a quick run with the committed results: information for people, never a gate unless asked."""
+"""Comparison of a quick run with the committed results."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MARGIN = 0.25
-"""Part by which a ratio may be worse before it is called so: shared machines wander by half of that."""
+"""Relative change that counts as worse or better. Shared machines vary by half of that."""
 
 
 def compare(committed: dict[str, Any], now: dict[str, Any], margin: float = MARGIN) -> Iterator[tuple[str, ...]]:
-    """Yield for each figure: its title, the committed value, the value now, the change, and what to think of it."""
+    """Yield title, committed value, current value, change and verdict of each figure."""
     for before, after in zip(figures(committed), figures(now), strict=True):
         if before.plain or before.difference or before.reached is None or after.reached is None:
             continue

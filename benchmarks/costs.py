@@ -1,4 +1,4 @@
-"""What users meet besides the request: import, start, memory, scrapes, and the microseconds of single calls."""
+"""Costs other than requests: import, start, memory, scrapes, and single calls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.steps import STEPS
 
 
 class Effort(NamedTuple):
-    """How much is measured."""
+    """The amount of measurement."""
 
     starts: int
     requests: int
@@ -32,19 +32,19 @@ def run(effort: Effort) -> dict[str, Any]:
 
 
 def start(times: int) -> dict[str, Any]:
-    """Start fresh processes with and without ours in turn."""
+    """Start fresh processes alternately with and without ours."""
     found: dict[str, list[dict[str, float]]] = {"bare": [], "ours": []}
     for number in range(times + 1):
         progress(f"costs: start {number} of {times}")
         for app, starts in found.items():
             one = ask("startup", app)
-            if number:  # the first pair only fills the caches of the file system
+            if number:  # the first pair only warms the file system cache
                 starts.append(one)
     return read_starts(found)
 
 
 def read_starts(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Reduce the seconds of each start to what is reported."""
+    """Summarize the seconds of all starts for the report."""
     ours, bare = found["ours"], found["bare"]
     names = ("fastapi", "package", "build", "install", "first_request")
     whole = {app: [sum(one[name] for name in names) for one in starts] for app, starts in found.items()}
@@ -66,7 +66,7 @@ def read_starts(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
 
 
 def memory(requests: int) -> dict[str, Any]:
-    """Watch the memory of a worker, with and without ours, over many requests of mixed routes."""
+    """Measure the memory of a worker over many requests of mixed routes, with and without ours."""
     found: dict[str, Any] = {"requests": requests}
     for app in ("bare", "ours"):
         progress(f"costs: memory of {app} over {requests} requests")
@@ -75,16 +75,21 @@ def memory(requests: int) -> dict[str, Any]:
 
 
 def read_memory(found: dict[str, Any]) -> dict[str, Any]:
-    """Reduce what a worker saw of itself: bytes at rest, at the end, and the growth over the second half."""
+    """Summarize the memory of a worker: bytes at rest, at the end, and growth over the second half."""
     points = found["points"]
     half = points[len(points) // 2 :]
     grown = slope(half) * (half[-1][0] - half[0][0])
-    kept = ("rest", "warm", "dropped_lines", "faults")
-    return {**{name: found[name] for name in kept}, "end": points[-1][1], "second_half_growth": grown, "points": points}
+    fields = ("rest", "warm", "dropped_lines", "internal_errors")
+    return {
+        **{name: found[name] for name in fields},
+        "end": points[-1][1],
+        "second_half_growth": grown,
+        "points": points,
+    }
 
 
 def scrape(routes: int, rounds: int) -> dict[str, Any]:
-    """Compare a scrape of ours with that of a stock registry of the same series. Raises RuntimeError if they differ."""
+    """Compare our scrape with that of a stock registry. Raises RuntimeError if their series differ."""
     progress(f"costs: scrape of {routes} routes")
     found = ask("scrape", str(routes), str(rounds))
     if found["differing"]:
@@ -99,7 +104,7 @@ def scrape(routes: int, rounds: int) -> dict[str, Any]:
 
 
 def steps(ratio: float, effort: Effort) -> dict[str, Any]:
-    """Repeat single steps inside a request, ours and stock in turn in a process each."""
+    """Repeat single steps inside a request, alternating between ours and stock, in one process each."""
     found: dict[str, Any] = {}
     with Worker("steps", "ours", str(ratio)) as ours, Worker("steps", "stock", str(ratio)) as stock:
         due = 0
@@ -113,22 +118,22 @@ def steps(ratio: float, effort: Effort) -> dict[str, Any]:
                 if step in {"log.info", "request line"}:
                     due += effort.calls
                 for side, spent in one.items():
-                    if number:  # the first one warms up
+                    if number:  # the first one is a warm-up
                         taken[side].append(spent)
-            found[step] = _beside(taken)
+            found[step] = _compare(taken)
             if taken["span"]:
-                found["span alone"] = _beside({"ours": taken["ours"], "stock": taken["span"]})
-        # ours also writes a line for each request that carried an order
+                found["span alone"] = _compare({"ours": taken["ours"], "stock": taken["span"]})
+        # ours also writes a line for each request that repeats a step
         orders = len(STEPS) * (effort.rounds + 1)
         for side, worker, lines in (("ours", ours, due + orders), ("stock", stock, due)):
             written = worker.end()
             if written != lines:
-                raise MiscountError(f"{side}: {lines} lines were due, {written} stand in the file")
+                raise MiscountError(f"{side}: {lines} lines expected, {written} are in the file")
     return found
 
 
-def _beside(taken: dict[str, list[list[float]]]) -> dict[str, Any]:
-    """Return the microseconds of both sides: on the caller's thread (`thread`) and in all threads (`process`)."""
+def _compare(taken: dict[str, list[list[float]]]) -> dict[str, Any]:
+    """Return the microseconds of both sides, on the caller's thread (`thread`) and in all threads (`process`)."""
     found: dict[str, Any] = {}
     for at, name in enumerate(("thread", "process")):
         ours, stock = ([one[at] for one in taken[side]] for side in ("ours", "stock"))

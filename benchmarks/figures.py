@@ -1,4 +1,4 @@
-"""The figures to reach, each read from the results and judged."""
+"""Target figures, read from the results and compared with their targets."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from benchmarks.apps import PEERS
 from benchmarks.operations import worst
 
 NOT_A_SIGNAL = frozenset({"correlation_id", "stack"})
-"""Peers that "below each single peer that does one signal" does not mean."""
+"""Peers that are not counted as a single peer with one signal."""
 
 CONTRIB = ("engine", "client")
-"""What contrib has an instrumentor for."""
+"""Steps for which contrib has an instrumentor."""
 
 ADDED_MS = 0.2
 ADDED_PART = 0.05
-"""What exporting may add to p99: milliseconds, or a part of it if that is more."""
+"""Allowed increase of p99 by exporting: the larger of milliseconds and fraction."""
 
 PAGE_NOISE = 256 * 1024
-"""Bytes by which the memory of any Python process drifts: growth below that (or bare's) is called none."""
+"""Bytes by which the memory of any Python process drifts. Growth below that, or below bare's, counts as none."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One row of the table: what was to be reached (at most, or at least), and what was."""
+    """One row of the table: a target (at most, or at least) and the measured value."""
 
     title: str
     reached: float | None
-    wanted: float
+    target: float
     better: float | None = None
     at_least: bool = False
     low: float | None = None
@@ -39,12 +39,12 @@ class Figure:
 
     @property
     def verdict(self) -> str:
-        """Say it in a word."""
+        """The verdict in a word or two."""
         if self.reached is None:
             return "not measured"
         if self.better is not None and self._reaches(self.better):
             return "met, and the better one"
-        return "met" if self._reaches(self.wanted) else "MISSED"
+        return "met" if self._reaches(self.target) else "MISSED"
 
     def _reaches(self, goal: float) -> bool:
         reached = self.reached or 0.0
@@ -52,19 +52,19 @@ class Figure:
 
 
 def _at(results: dict[str, Any], *path: str) -> dict[str, Any]:
-    """Return what stands at a path of the results; empty if it was not measured."""
+    """Return the results at a path; empty if they were not measured."""
     found: Any = results
     for name in path:
         found = found.get(name) if isinstance(found, dict) else None
     return found if isinstance(found, dict) else {}
 
 
-def _figure(title: str, found: dict[str, Any], wanted: float, better: float | None = None, **more: Any) -> Figure:
-    return Figure(title, found.get("ratio"), wanted, better, low=found.get("low"), high=found.get("high"), **more)
+def _figure(title: str, found: dict[str, Any], target: float, better: float | None = None, **more: Any) -> Figure:
+    return Figure(title, found.get("ratio"), target, better, low=found.get("low"), high=found.get("high"), **more)
 
 
 def figures(results: dict[str, Any]) -> list[Figure]:
-    """Return every row, in the order of the goals."""
+    """Return all rows, in the order of the targets."""
     variants = _at(results, "inprocess", "variants")
     one_worker = _at(results, "served", "1")
     peak, half = _at(one_worker, "peak", "ours"), _at(one_worker, "half")
@@ -88,7 +88,7 @@ def figures(results: dict[str, Any]) -> list[Figure]:
         ),
         _single_peers(results),
         _figure(
-            "served, one worker, requests a second against bare", _at(peak, "rps_ratio"), 0.80, 0.90, at_least=True
+            "served, one worker, requests per second against bare", _at(peak, "rps_ratio"), 0.80, 0.90, at_least=True
         ),
         _figure("p99 at half of bare's peak load", even, 1.10, 1.05, remark=remark),
         _memory(results),
@@ -114,19 +114,19 @@ def _production(found: dict[str, Any]) -> list[Figure]:
     scrapers, collectors = _at(found, "scrapers"), _at(found, "collectors")
     rows = []
     for name, plain, said in (
-        ("scraped", "plain", "each once a second"),
+        ("scraped", "plain", "each once per second"),
         ("flooded", "plain flood", "without a pause"),
     ):
         one = _at(scrapers, name, "p99_ratio")
-        beside = {"as many plain answers": plain, "nobody again": "again"}
+        beside = {"as many plain answers": plain, "no scraper again": "again"}
         remark = _others({text: _at(scrapers, other, "p99_ratio") for text, other in beside.items()}, "ratio")
-        rows.append(_figure(f"p99 beside 50 scrapers, {said}, against none", one, 1.10, remark=remark))
+        rows.append(_figure(f"p99 with 50 scrapers, {said}, against none", one, 1.10, remark=remark))
     guesses = _at(found, "guesses")
-    beside = {"as many 404s of the bare app": "bare nothing", "nobody again": "again"}
+    beside = {"as many 404s of the bare app": "bare nothing", "no scraper again": "again"}
     remark = _others({text: _at(guesses, other, "p99_ratio") for text, other in beside.items()}, "ratio")
     one = _at(guesses, "guessed", "p99_ratio")
-    rows.append(_figure("p99 beside 1,000 wrong tokens a second, against none", one, 1.05, remark=remark))
-    for name, said in (("ok", "takes spans"), ("refused", "is not there"), ("hang", "hangs")):
+    rows.append(_figure("p99 with 1,000 wrong tokens per second, against none", one, 1.05, remark=remark))
+    for name, said in (("ok", "accepts spans"), ("refused", "is down"), ("hang", "hangs")):
         title, one = f"p99 added by a collector that {said}, ms", _at(collectors, name)
         off = _at(collectors, "off").get("p99", 0.0) * 1e3
         remark = _others({"no export again": _at(collectors, "again")}, "p99_more", 1e3)
@@ -137,7 +137,7 @@ def _production(found: dict[str, Any]) -> list[Figure]:
     low, high = _times(_at(lag, "ours"), "low"), _times(_at(lag, "ours"), "high")
     rows.append(
         Figure(
-            "event loop's lag p99.9 above bare's, 3,000 spans a second, ms",
+            "event loop lag p99.9 above bare, 3,000 spans per second, ms",
             *(_times(_at(lag, "ours"), "more"), 1.0),
             low=low,
             high=high,
@@ -163,7 +163,7 @@ def _times(found: dict[str, Any], name: str) -> float | None:
 
 
 def _others(found: dict[str, dict[str, Any]], name: str, scale: float = 1.0) -> str:
-    """Say what others came to in the same rounds."""
+    """Return the results of other cases in the same rounds as text."""
     return "; ".join(f"{text}: {one[name] * scale:.2f}" for text, one in found.items() if one)
 
 
@@ -172,28 +172,28 @@ WANTED = (
     ("engine_ours", "`SELECT 1` through SQLAlchemy on SQLite, against a bare engine", 1.25, 1.75),
     ("client_ours", "call of an httpx client to a local uvicorn, against a bare client", 1.05, 1.10),
 )
-"""Step, what it is, and what it may cost in a request that is not sampled, and in one that is."""
+"""Step, title, and maximum cost in an unsampled and in a sampled request."""
 
 
 def _operations(found: dict[str, Any]) -> list[Figure]:
     rows = []
     for step, title, *wanted in WANTED:
-        for sampled, most in zip(("unsampled", "sampled"), wanted, strict=True):
-            rows.append(_figure(f"{title}, {sampled}", _at(found, sampled, step), most, remark=_error(found, step)))
+        for sampled, maximum in zip(("unsampled", "sampled"), wanted, strict=True):
+            rows.append(_figure(f"{title}, {sampled}", _at(found, sampled, step), maximum, remark=_error(found, step)))
     hostile = _at(found, "statements", "hostile")
     name, growth = worst(hostile, -1) if hostile else ("", {})
     shorter, more = worst(hostile, 0) if hostile else ("", {"ratio": 0.0})
     return [
         *rows,
         _contrib(_at(found, "contrib")),
-        _figure("reading a known statement, against executing it on SQLite", _at(found, "statements", "same"), 0.1),
-        _figure("reading 8 KB of hostile text against 2 KB (linear: 4)", more if hostile else {}, 5, remark=shorter),
-        _figure("reading 64 KB of hostile text against 8 KB (linear: 8)", growth, 8, 1.25, remark=name),
+        _figure("parsing a known statement, against executing it on SQLite", _at(found, "statements", "same"), 0.1),
+        _figure("parsing 8 KB of hostile text against 2 KB (linear: 4)", more if hostile else {}, 5, remark=shorter),
+        _figure("parsing 64 KB of hostile text against 8 KB (linear: 8)", growth, 8, 1.25, remark=name),
     ]
 
 
 def _error(found: dict[str, Any], step: str) -> str:
-    """Say how far two bare ones were apart: the error of the method."""
+    """Return the difference between two bare runs as text: the error of the method."""
     again = [_at(found, sampled, step.replace("_ours", "_again")) for sampled in ("unsampled", "sampled")]
     if step == "query" or not all(again):
         return ""
@@ -201,7 +201,7 @@ def _error(found: dict[str, Any], step: str) -> str:
 
 
 def _contrib(found: dict[str, Any]) -> Figure:
-    """Count the instrumentors of contrib's that cost no more than ours did in the same rounds."""
+    """Count contrib's instrumentors that cost no more than ours in the same rounds."""
     pairs = {f"{kind}, {name}": _at(found, name, kind) for name in ("unsampled", "sampled") for kind in CONTRIB}
     measured = {title: one["ours_added_part"]["ratio"] for title, one in pairs.items() if one}
     cheaper = [title for title, ratio in measured.items() if ratio >= 1]
@@ -216,7 +216,7 @@ def _last_route(results: dict[str, Any]) -> str:
 
 
 def _single_peers(results: dict[str, Any]) -> Figure:
-    """Count the single peers that cost no more than ours did in the same rounds."""
+    """Count the single peers that cost no more than ours in the same rounds."""
     cheaper, measured, skipped = [], 0, []
     for key, found in _at(results, "peers").items():
         name = key.rpartition(" ")[0]
@@ -234,7 +234,7 @@ def _single_peers(results: dict[str, Any]) -> Figure:
 
 
 def _memory(results: dict[str, Any]) -> Figure:
-    """Return ours' growth over the second half in KiB; within the noise of pages, or of bare, it is none."""
+    """Return our growth over the second half in KiB. Within the noise of pages, or of bare, it counts as flat."""
     ours, bare = _at(results, "costs", "memory", "ours"), _at(results, "costs", "memory", "bare")
     title = "memory growth over the second half of the requests, KiB"
     if not ours:

@@ -19,7 +19,7 @@ TRIVIAL = "trivial"
 
 
 class Effort(NamedTuple):
-    """How much is measured: requests to each app in a round, rounds in a process, processes one after another."""
+    """The amount of measurement: rounds per process, requests to each app per round, processes in sequence."""
 
     rounds: int
     calls: int
@@ -27,22 +27,22 @@ class Effort(NamedTuple):
 
 
 class MiscountError(Exception):
-    """Not as many lines or spans came out as requests went in: the numbers would not mean what they say."""
+    """The number of lines or spans does not match the number of requests, so the results are invalid."""
 
 
 def progress(text: str) -> None:
-    """Tell the person at the terminal where we are."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - that is what it is for
+    """Print progress to standard error."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - a command-line tool
 
 
 def measure(
     ratio: float, names: list[str], effort: Effort, *, extra: dict[str, str] | None = None, apart: Iterable[str] = ()
 ) -> dict[str, list[float]]:
-    """Interleave the apps, round by round in another order; return the CPU seconds of one request in each round.
+    """Measure apps in interleaved rounds, in a random order, and return the CPU seconds of one request in each round.
 
-    They share a process. What patches the whole process, and what is named in `apart`, gets one of its own; its
-    rounds are interleaved with the others all the same. All of it is done in several processes one after another: how
-    a process lies in memory, and the order of its hashes, make a difference of some percent.
+    Apps share a process, except those that patch the whole process and those in `apart`; the rounds of these are
+    interleaved with the others, too. Everything is repeated in several processes, since memory layout and hash order
+    change results by some percent.
 
     Raises MiscountError if a log line is missing at the end.
     """
@@ -77,19 +77,19 @@ def _measure_once(
 
 
 def _check_lines(group: list[str], each: int, written: int) -> None:
-    """Raise MiscountError unless every app that writes lines has really written one for each request."""
+    """Raise MiscountError unless every app that writes lines has written one for each request."""
     due = each * sum(name.partition("@")[0] in LINES for name in group)
     if written != due:
-        raise MiscountError(f"{group}: {due} lines were due, {written} stand in the file")
+        raise MiscountError(f"{group}: {due} lines expected, {written} are in the file")
 
 
 def cost(spent: dict[str, list[float]], name: str, bare: str) -> Cost:
-    """Return what `name` costs beside `bare`."""
+    """Return the cost of `name` compared with `bare`."""
     return Cost(spent[name], spent[bare])
 
 
 def run(effort: Effort, variants: Iterable[str] = VARIANTS) -> dict[str, Any]:
-    """Measure ours: in each variant, with 1,000 routes against 10, exporting, and beside a bare app far away."""
+    """Measure ours: in each variant, with 1,000 routes against 10, exporting, and in a separate process from bare."""
     found: dict[str, Any] = {"bareness": ask("bareness"), "variants": {}, "apart": {}}
     for ratio in RATIOS:
         for variant in variants:
@@ -155,7 +155,7 @@ def exporting(ratio: float, effort: Effort) -> dict[str, Any]:
 
 
 def peers(effort: Effort, names: Iterable[str] = PEERS) -> dict[str, Any]:
-    """Measure each peer beside ours and bare on the trivial endpoint, the three in the same rounds."""
+    """Measure each peer together with ours and bare on the trivial endpoint, in the same rounds."""
     found: dict[str, Any] = {}
     for name in names:
         for ratio in RATIOS:

@@ -1,6 +1,6 @@
-"""How late an event loop is while spans are made: `python -m benchmarks.lag <side> <endpoint> <rate> <seconds>`.
+"""Event loop lag while spans are created: `python -m benchmarks.lag <side> <endpoint> <rate> <seconds>`.
 
-Sides: `bare` makes the spans and exports none, `ours` and `stock` (the SDK's `BatchSpanProcessor`) export them.
+Sides: `bare` exports no spans, `ours` and `stock` (the SDK's `BatchSpanProcessor`) export them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
 TICK = 0.001
-"""Seconds that the loop is asked to sleep each time."""
+"""Seconds of one sleep."""
 
-MOST_AT_ONCE = 20
-"""Spans that are made in one go."""
+MAX_BURST = 20
+"""Spans created between two sleeps."""
 
 ATTRIBUTES: dict[str, Any] = {
     "http.request.method": "GET",
@@ -42,14 +42,14 @@ ATTRIBUTES: dict[str, Any] = {
 
 
 def provider(side: str, endpoint: str) -> TracerProvider:
-    """Make the provider of a side; everything is sampled and sent once a second, gzipped, at most 512 spans at once."""
-    from opentelemetry.exporter.otlp.proto.http import Compression  # noqa: PLC0415 - as below
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - as below
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - here only
+    """Return the provider of a side. Every trace is sampled; up to 512 spans are sent once per second, gzipped."""
+    from opentelemetry.exporter.otlp.proto.http import Compression  # noqa: PLC0415 - not on the bare side
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - not on the bare side
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - not on the bare side
 
-    from fastapi_observe import ObserveSettings  # noqa: PLC0415 - here only
-    from fastapi_observe.internal.errors import InternalErrors  # noqa: PLC0415 - here only
-    from fastapi_observe.traces.provider import make_provider  # noqa: PLC0415 - here only
+    from fastapi_observe import ObserveSettings  # noqa: PLC0415 - not on the bare side
+    from fastapi_observe.internal.errors import InternalErrors  # noqa: PLC0415 - not on the bare side
+    from fastapi_observe.traces.provider import make_provider  # noqa: PLC0415 - not on the bare side
 
     exports: dict[str, Any] = {"otlp_endpoint": endpoint} if side == "ours" else {}
     made: Any = make_provider(ObserveSettings(sampler="always_on", batch_delay=1, **exports), InternalErrors())[0]
@@ -61,10 +61,10 @@ def provider(side: str, endpoint: str) -> TracerProvider:
 
 
 async def make(tracer: Tracer, rate: float, seconds: float) -> int:
-    """Make spans at a rate; return how many."""
+    """Create spans at a rate and return their number."""
     made, start = 0, perf_counter()
     while (now := perf_counter() - start) < seconds:
-        for _ in range(min(MOST_AT_ONCE, int(now * rate) - made)):
+        for _ in range(min(MAX_BURST, int(now * rate) - made)):
             attributes = {"url.path": f"/orders/{made}", **ATTRIBUTES}
             tracer.start_span("GET /orders/{order_id}", kind=SpanKind.SERVER, attributes=attributes).end()
             made += 1
@@ -73,7 +73,7 @@ async def make(tracer: Tracer, rate: float, seconds: float) -> int:
 
 
 async def watch(lags: list[float]) -> None:
-    """Note how much later than asked for the loop goes on, until cancelled."""
+    """Record the delay of each sleep until cancelled."""
     while True:
         began = perf_counter()
         await asyncio.sleep(TICK)
@@ -81,7 +81,7 @@ async def watch(lags: list[float]) -> None:
 
 
 async def measure(side: str, endpoint: str, rate: float, seconds: float) -> dict[str, float]:
-    """Return the spans made and the lags in seconds; the first second does not count."""
+    """Return the number of spans and the lags in seconds. The first second is a warm-up."""
     tracer = provider(side, endpoint).get_tracer("benchmark")
     await make(tracer, rate, 1.0)
     lags: list[float] = []
@@ -92,7 +92,7 @@ async def measure(side: str, endpoint: str, rate: float, seconds: float) -> dict
 
 
 def main() -> None:
-    """Measure and answer."""
+    """Measure and report."""
     side, endpoint, rate, seconds = sys.argv[1:]
     answers().write(json.dumps(asyncio.run(measure(side, endpoint, float(rate), float(seconds)))) + "\n")
 

@@ -1,9 +1,8 @@
-"""An open-loop load generator: requests are due at given moments, however slow the answers are.
+"""An open-loop load generator: requests are due at given times, independent of responses.
 
-A latency is counted from the moment a request was due, so that a server that stalls cannot hide it (coordinated
-omission). It spins on a core of its own while an answer is outstanding or a request soon due; that is what gives it
-microseconds. Arguments: port, requests a second, seconds, connections, `even` or `poisson`; then, if it is another one,
-the path.
+Latency counts from the time a request was due, so a server that stalls cannot hide it (coordinated omission). The
+generator spins on its own core while a response is outstanding or a request is due soon, which gives microsecond
+resolution. Arguments: port, requests per second, seconds, connections, `even` or `poisson`, optionally the path.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ from benchmarks.paired import percentile
 PATH = "/items/7"
 REQUEST = "GET {} HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: benchmark/1.0\r\nAccept: */*\r\n\r\n"
 SPIN = 0.0015
-"""Seconds before the next request is due in which it does not sleep: sleeping is not that exact."""
+"""Seconds before a due time in which the generator spins, since sleeping is less exact."""
 
-PATIENCE = 5.0
-"""Seconds to wait for the last answers."""
+RESPONSE_TIMEOUT = 5.0
+"""Seconds to wait for the last responses."""
 
 
 class Load:
-    """Some connections, and the requests that wait for a free one."""
+    """A number of connections, and the requests that wait for a free one."""
 
     def __init__(self, port: int, connections: int, path: str = PATH) -> None:
         self._request = REQUEST.format(path).encode()
         self._poll = select.epoll()
         self._sockets: dict[int, socket.socket] = {}
         for _ in range(connections):
-            opened = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+            opened = socket.create_connection(("127.0.0.1", port), timeout=RESPONSE_TIMEOUT)
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._poll.register(opened.fileno(), select.EPOLLIN)
             self._sockets[opened.fileno()] = opened
@@ -45,11 +44,11 @@ class Load:
         self.latencies: list[float] = []
 
     def run(self, moments: list[float]) -> None:
-        """Send a request at each moment (seconds from now) and take the answers."""
+        """Send a request at each time (seconds from now) and receive the responses."""
         waiting: deque[float] = deque()
         coming = deque(moments)
         start = perf_counter()
-        end = start + moments[-1] + PATIENCE
+        end = start + moments[-1] + RESPONSE_TIMEOUT
         while (coming or waiting or self._due) and perf_counter() < end:
             now = perf_counter() - start
             while coming and coming[0] <= now:
@@ -61,10 +60,10 @@ class Load:
             idle = coming and not self._due and not waiting
             pause = start + coming[0] - perf_counter() - SPIN if idle else 0
             for connection, _ in self._poll.poll(max(0, pause)):
-                self._take(connection)
+                self._receive(connection)
 
-    def _take(self, connection: int) -> None:
-        """Take what has come; a whole answer frees the connection."""
+    def _receive(self, connection: int) -> None:
+        """Receive data. A complete response frees the connection."""
         data = self._received[connection] + self._sockets[connection].recv(65536)
         head, found, body = data.partition(b"\r\n\r\n")
         length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0]) if found else 0
@@ -78,8 +77,8 @@ class Load:
         self._free.append(connection)
 
 
-def moments_of(rate: float, seconds: float, arrivals: str) -> list[float]:
-    """Return when requests are due: evenly, or at random as independent users come."""
+def due_times(rate: float, seconds: float, arrivals: str) -> list[float]:
+    """Return the due times: at equal distances, or random as from independent users."""
     if arrivals == "even":
         return [number / rate for number in range(1, int(rate * seconds) + 1)]
     chance, moments, now = random.Random(7), [], 0.0  # noqa: S311 - the same moments in each run
@@ -93,7 +92,7 @@ def main() -> None:
     """Run and print the latencies in seconds."""
     port, rate, seconds, connections, arrivals, *path = sys.argv[1:]
     load = Load(int(port), int(connections), *path)
-    moments = moments_of(float(rate), float(seconds), arrivals)
+    moments = due_times(float(rate), float(seconds), arrivals)
     load.run(moments)
     shown: dict[str, float] = {"due": len(moments), "answered": len(load.latencies)}
     if load.latencies:

@@ -1,4 +1,4 @@
-"""What the numbers were taken on."""
+"""Description of the machine and the installed versions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import psutil
 from benchmarks.process import cores
 
 MISSING = "not installed"
-"""Said of a package instead of its version."""
+"""In place of the version of a package that is missing."""
 
 PACKAGES = (
     "fastapi-observe",
@@ -43,7 +43,7 @@ PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-    """Return date, machine, versions, and for how many percent others keep the processor busy while we do nothing."""
+    """Return date, machine, versions, and the CPU usage of other processes in percent."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
@@ -57,12 +57,12 @@ def describe() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the version of each package that matters, in the environment of this process."""
+    """Return the versions of the relevant packages in the environment of this process."""
     return {name: _version(name) for name in PACKAGES}
 
 
 def _cpu() -> str:
-    """Return the model of the processor, as Linux names it."""
+    """Return the processor model, as reported by Linux."""
     known = Path("/proc/cpuinfo")
     lines = known.read_text().splitlines() if known.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""A process that answers many requests and watches its own memory: `python -m benchmarks.memory <app> <requests>`."""
+"""A process that serves many requests and measures its memory: `python -m benchmarks.memory <app> <requests>`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SAMPLES = 40
-"""How often the memory is read."""
+"""Number of memory samples."""
 
 
 def mixed(count: int) -> Iterator[dict[str, Any]]:
-    """Yield requests of all kinds; ids and unknown paths never come twice, as clients will have it."""
+    """Yield requests of all kinds. Ids and unknown paths never repeat."""
     kinds = (
         lambda n: request("GET", f"/items/{n}"),
         lambda _: request("POST", "/items", BODY, **{"content-type": "application/json"}),
@@ -33,16 +33,16 @@ def mixed(count: int) -> Iterator[dict[str, Any]]:
         lambda _: request("POST", "/items", b'{"name": 1}', **{"content-type": "application/json"}),
     )
     for number in range(count):
-        if number % 1000 == 999:  # noqa: PLR2004 - a scrape now and then
+        if number % 1000 == 999:  # noqa: PLR2004 - an occasional scrape
             yield request("GET", "/metrics")
-        elif number % 100 == 99:  # noqa: PLR2004 - a stream now and then
+        elif number % 100 == 99:  # noqa: PLR2004 - an occasional stream
             yield request("GET", "/stream")
         else:
             yield kinds[number % len(kinds)](number)
 
 
 async def main() -> None:
-    """Say the memory (bytes, resident) before the first request, after some, and over all of them."""
+    """Report resident memory in bytes before the first request, after the warm-up, and over all requests."""
     name, count = sys.argv[1], int(sys.argv[2])
     process = psutil.Process()
     app = MAKERS[name]("routes-50", 0.1)
@@ -62,8 +62,8 @@ async def main() -> None:
             points.append((number, process.memory_info().rss))
     observe = getattr(app.state, "observe", None)
     dropped = None if observe is None else observe.logs.dropped
-    faults = None if observe is None else dict(observe.internal_errors.counts)
-    found = {"rest": rest, "warm": warm, "points": points, "dropped_lines": dropped, "faults": faults}
+    internal_errors = None if observe is None else dict(observe.internal_errors.counts)
+    found = {"rest": rest, "warm": warm, "points": points, "dropped_lines": dropped, "internal_errors": internal_errors}
     answers().write(json.dumps(found) + "\n")
 
 

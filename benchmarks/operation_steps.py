@@ -1,12 +1,11 @@
 """A process that repeats one operation inside a request of an app with ours: `python -m benchmarks.operation_steps`.
 
-Arguments: the sampling ratio, the URL that clients call, `contrib` or `alone`. Orders: `<step> <times>`; the answer is
-the seconds of one repetition: CPU on the caller's thread, CPU in the whole process, and of the clock. `faults` asks for
-what went wrong inside ours. With `contrib`
-an engine and a client of contrib's instrumentors are there too; they patch the whole process, so they have one of
-their own.
+Arguments: the sampling ratio, the URL that clients call, `contrib` or `alone`. Commands: `<step> <times>`; the response
+is the seconds of one repetition: CPU time of the caller's thread, CPU time of the process, and wall-clock time.
+`internal_errors` returns the internal errors of ours. With `contrib`, an engine and a client of contrib's instrumentors
+are measured, too; they patch the whole process, so they have a separate one.
 """
-# ruff: noqa: PLC0415 - contrib's packages are imported where they are measured, and nowhere else
+# ruff: noqa: PLC0415 - contrib's packages are imported only where they are measured
 
 from __future__ import annotations
 
@@ -40,7 +39,7 @@ ATTRIBUTES: dict[str, str] = {
     "db.query.summary": "SELECT orders",
     "db.query.text": STATEMENT,
 }
-"""What the span of `db.query` says: the SDK's span is given the same."""
+"""Attributes of the span of `db.query`; the SDK's span has the same."""
 
 WARM_UP = 200
 """Repetitions of each step before the first measured one."""
@@ -98,7 +97,7 @@ def work_steps(observe: Observability, ratio: float) -> dict[str, Step]:
 
 
 def connection(instrument: Callable[[Any], object] | None = None) -> Connection:
-    """Open a connection of a new SQLite engine; it stays open, as a session's does while it works."""
+    """Open a connection of a new SQLite engine. It stays open, as that of a session in use."""
     from sqlalchemy import create_engine
 
     engine = create_engine("sqlite://")
@@ -119,7 +118,7 @@ def engine_step(opened: Connection) -> Step:
 
 
 def client_step(client: httpx.AsyncClient, url: str) -> Step:
-    """Return calls one after another over a connection that is kept."""
+    """Return sequential calls over a kept-alive connection."""
 
     async def get(times: int) -> None:
         for _ in range(times):
@@ -129,7 +128,7 @@ def client_step(client: httpx.AsyncClient, url: str) -> Step:
 
 
 def our_steps(observe: Observability, url: str) -> dict[str, Step]:
-    """Return the engines and the clients, ours and bare ones; one bare one more shows the error of the method."""
+    """Return engines and clients, ours and bare ones. A second bare one shows the error of the method."""
     import httpx
 
     return {
@@ -143,7 +142,7 @@ def our_steps(observe: Observability, url: str) -> dict[str, Step]:
 
 
 def contrib_steps(ratio: float, url: str) -> dict[str, Step]:
-    """Return an engine and a client of contrib's instrumentors as they come, with ours' sampler and no exporter."""
+    """Return an engine and a client of contrib's instrumentors at their defaults, with our sampler and no exporter."""
     import httpx
 
     calls = import_module("opentelemetry.instrumentation.httpx").HTTPXClientInstrumentor
@@ -153,30 +152,30 @@ def contrib_steps(ratio: float, url: str) -> dict[str, Step]:
     calls.instrument_client(client, tracer_provider=spans)
 
     def instrument(engine: Any) -> None:
-        # With an SQLAlchemy that it does not know it would do nothing but say so.
+        # With an unknown version of SQLAlchemy it would only log a warning.
         statements().instrument(engine=engine, tracer_provider=spans, raise_exception_on_conflict=True)
 
     return {"engine_contrib": engine_step(connection(instrument)), "client_contrib": client_step(client, url)}
 
 
-def put_off() -> None:
-    """Do at once what ours leaves until the end of the request: it is charged to those who caused it."""
+def finish_deferred_work() -> None:
+    """Do the work that ours defers to the end of the request, so that it is included in the measured time."""
     from fastapi_observe.records.request import current_record
 
-    exchange = current_record()
-    if exchange is not None and exchange.work is not None:
-        exchange.work.aggregate()
+    record = current_record()
+    if record is not None and record.work is not None:
+        record.work.aggregate()
 
 
 async def serve() -> None:
-    """Obey: repeat the step inside one request."""
+    """Repeat a step inside one request for each command."""
     from fastapi_observe import install
 
-    ratio, url, beside = float(sys.argv[1]), sys.argv[2], sys.argv[3]
+    ratio, url, mode = float(sys.argv[1]), sys.argv[2], sys.argv[3]
     app = plain_app()
     observe = install(app, sample_ratio=ratio, max_traces_per_second=None)
     steps = {**query_steps(observe, ratio), **work_steps(observe, ratio), **our_steps(observe, url)}
-    if beside == "contrib":
+    if mode == "contrib":
         steps |= contrib_steps(ratio, url)
     spent: list[float] = []
 
@@ -185,7 +184,7 @@ async def serve() -> None:
         one = steps[step]
         clock, thread, process = time.perf_counter(), time.thread_time(), time.process_time()
         await one(times)
-        put_off()
+        finish_deferred_work()
         on_thread, on_clock = time.thread_time() - thread, time.perf_counter() - clock
         flush()
         spent[:] = [on_thread / times, (time.process_time() - process) / times, on_clock / times]
@@ -196,7 +195,7 @@ async def serve() -> None:
         await caller(app, request("GET", f"/repeat/{step}/{WARM_UP}"))()
     out.write(json.dumps({"steps": list(steps), "versions": versions()}) + "\n")
     for order in sys.stdin:
-        if order == "faults\n":
+        if order == "internal_errors\n":
             out.write(json.dumps(dict(observe.internal_errors.counts)) + "\n")
             continue
         step, times = order.split()

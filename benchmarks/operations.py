@@ -1,4 +1,4 @@
-"""Queries and calls inside a request: ours beside the SDK's own span, bare engines and clients, and contrib's."""
+"""Queries and calls inside a request: ours compared with the SDK's span, bare engines and clients, and contrib's."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from benchmarks.served import places, serving
 RATIOS = {"unsampled": 0.0, "sampled": 1.0}
 
 CONTRIB_PYTHON = "BENCH_CONTRIB_PYTHON"
-"""Variable that names the Python of an environment with contrib's instrumentors, where they do not install here."""
+"""Environment variable with the Python of another environment that has contrib's instrumentors."""
 
 CONTRIB = ("opentelemetry.instrumentation.sqlalchemy", "opentelemetry.instrumentation.httpx")
 
 THREAD, CLOCK = 0, 2
-"""Which of a worker's three numbers decides: CPU of the caller's thread, or the time of the clock."""
+"""Index of the number that is compared: CPU time of the caller's thread, or wall-clock time."""
 
 PAIRS = {"query": "query_span", "query_with": "query_span", "operation": "operation_span"}
-"""What is divided by what; engines and clients are divided by the bare ones."""
+"""Step and its divisor. Engines and clients are divided by the bare ones."""
 
 REPETITIONS = {"client": 20, "engine": 500}
-"""Repetitions in a request; of all others as many as ours gathers before it adds them up."""
+"""Repetitions per request; other steps use `DEFAULT_REPETITIONS`."""
 
-GATHERED = 1000
+DEFAULT_REPETITIONS = 1000
 
 
 class Effort(NamedTuple):
-    """How much is measured: rounds of the clients in a process, of all else, processes one after another."""
+    """The amount of measurement: rounds of clients per process, rounds of other steps, processes in sequence."""
 
     calls: int
     rounds: int
@@ -52,35 +52,35 @@ def run(effort: Effort) -> dict[str, Any]:
         for name, ratio in RATIOS.items():
             progress(f"operations: alone, {name}")
             taken, versions = repeat(ratio, url, effort, own_cores[-1:])
-            found[name] = beside(taken)
+            found[name] = compare(taken)
         found["versions"] = versions
         found["contrib"] = contrib(url, effort, own_cores[-1:])
     return found
 
 
 def contrib(url: str, effort: Effort, on: list[int]) -> dict[str, Any]:
-    """Measure contrib's instrumentors beside ours and bare, the three in one process, where they are installed."""
+    """Measure contrib's instrumentors with ours and bare in one process, where they are installed."""
     python = os.environ.get(CONTRIB_PYTHON) or (sys.executable if _has_contrib() else None)
     if python is None:
         return {
-            "skipped": "contrib's instrumentors are not installed: make an environment of its own for them with "
-            f"pip install 'fastapi-observe[bench-contrib]', and name its python in {CONTRIB_PYTHON}"
+            "skipped": "contrib's instrumentors are not installed; create a separate environment with "
+            f"pip install 'fastapi-observe[bench-contrib]' and set {CONTRIB_PYTHON} to its python"
         }
     found: dict[str, Any] = {}
     for name, ratio in RATIOS.items():
         progress(f"operations: beside contrib, {name}")
         try:
-            taken, found["versions"] = repeat(ratio, url, effort, on, python=python, beside="contrib")
+            taken, found["versions"] = repeat(ratio, url, effort, on, python=python, mode="contrib")
         except RuntimeError as problem:
             return {"skipped": str(problem).strip().splitlines()[-1]}
-        found[name] = beside_contrib(taken, effort.processes)
+        found[name] = compare_contrib(taken, effort.processes)
     return found
 
 
 def _has_contrib() -> bool:
     try:
         return all(find_spec(name) for name in CONTRIB)
-    except ModuleNotFoundError:  # not even the package that they are in
+    except ModuleNotFoundError:  # their parent package is missing
         return False
 
 
@@ -88,35 +88,35 @@ Taken = dict[str, list[list[float]]]
 """The three numbers of each round, by step."""
 
 
-def repeat(  # noqa: PLR0913 - what a run is made of
-    ratio: float, url: str, effort: Effort, on: list[int], *, python: str = sys.executable, beside: str = "alone"
+def repeat(  # noqa: PLR0913 - the parts of a run
+    ratio: float, url: str, effort: Effort, on: list[int], *, python: str = sys.executable, mode: str = "alone"
 ) -> tuple[Taken, dict[str, str]]:
-    """Repeat all steps round by round, each round in another order; return what they took, and the versions there."""
+    """Repeat all steps in interleaved rounds, in random order. Returns times, and versions of the environment."""
     taken: Taken = {}
     for seed in range(effort.processes):
         shuffled = random.Random(seed)  # noqa: S311 - an order, the same in each run
         extra = {"PYTHONHASHSEED": str(seed)}
-        with Worker("operation_steps", str(ratio), url, beside, extra=extra, on=on, python=python) as worker:
+        with Worker("operation_steps", str(ratio), url, mode, extra=extra, on=on, python=python) as worker:
             for kind, rounds in (("client", effort.calls), ("", effort.rounds)):
                 steps = [step for step in worker.said["steps"] if step.startswith("client") == bool(kind)]
                 for _ in range(rounds):
                     for step in shuffled.sample(steps, len(steps)):
-                        times = REPETITIONS.get(step.partition("_")[0], GATHERED)
+                        times = REPETITIONS.get(step.partition("_")[0], DEFAULT_REPETITIONS)
                         taken.setdefault(step, []).append(worker.ask(step, times))
-            faults = worker.ask("faults")
-            if faults:
-                raise RuntimeError(f"ours met faults of its own: the numbers mean nothing: {faults}")
+            internal_errors = worker.ask("internal_errors")
+            if internal_errors:
+                raise RuntimeError(f"internal errors in ours, so the results are invalid: {internal_errors}")
             versions: dict[str, str] = worker.said["versions"]
     return taken, versions
 
 
 def cost(taken: Taken, step: str, bare: str, which: int) -> Cost:
-    """Return what a step costs beside another one in the same rounds."""
+    """Return the cost of a step compared with another one in the same rounds."""
     return Cost([one[which] for one in taken[step]], [one[which] for one in taken[bare]])
 
 
-def beside(taken: Taken) -> dict[str, Any]:
-    """Return each step's cost beside what it is compared with; of clients that of the clock, and the CPU time too."""
+def compare(taken: Taken) -> dict[str, Any]:
+    """Return the cost of each step compared with its divisor; for clients, wall-clock and CPU time."""
     found = {step: cost(taken, step, other, THREAD).as_dict() for step, other in PAIRS.items()}
     for kind, which in (("engine", THREAD), ("client", CLOCK)):
         for step in (f"{kind}_ours", f"{kind}_again"):
@@ -126,8 +126,8 @@ def beside(taken: Taken) -> dict[str, Any]:
     return found
 
 
-def beside_contrib(taken: Taken, processes: int) -> dict[str, Any]:
-    """Return contrib's cost beside bare, ours in the same rounds, and ours' added cost against its."""
+def compare_contrib(taken: Taken, processes: int) -> dict[str, Any]:
+    """Return the costs of contrib and of ours compared with bare, and our added cost relative to contrib's."""
     found: dict[str, Any] = {}
     for kind, which in (("engine", THREAD), ("client", CLOCK)):
         theirs, ours = (cost(taken, f"{kind}_{step}", f"{kind}_bare", which) for step in ("contrib", "ours"))
@@ -137,12 +137,12 @@ def beside_contrib(taken: Taken, processes: int) -> dict[str, Any]:
 
 
 def statements(effort: Effort) -> dict[str, Any]:
-    """Compare reading statements with executing them, and reading hostile ones of several lengths."""
+    """Compare parsing statements with executing them, and parsing hostile ones of several lengths."""
     return read_statements(ask("statement_steps", str(effort.rounds), "2000"))
 
 
 def read_statements(taken: dict[str, Any]) -> dict[str, Any]:
-    """Reduce the seconds of each round to what is reported."""
+    """Summarize the seconds of all rounds for the report."""
     typical, kinds = taken["typical"], taken["hostile"]
     found: dict[str, Any] = {
         name: {
@@ -161,7 +161,7 @@ def read_statements(taken: dict[str, Any]) -> dict[str, Any]:
 
 
 def _by_length(rounds: list[list[float]]) -> dict[str, Any]:
-    """Return the microseconds of each length, and how much more a longer text costs than the one before."""
+    """Return the microseconds of each length, and the ratio of each length to the one before."""
     lengths = list(zip(*rounds, strict=True))
     return {
         "us": [statistics.median(each) * 1e6 for each in lengths],

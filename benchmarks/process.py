@@ -28,7 +28,7 @@ QUIET = {
 
 
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
-    """Return the environment of a measured process: without the developer's own settings of ours and OpenTelemetry."""
+    """Return the environment of a measured process, without the developer's OBSERVE_* and OTEL_* settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OBSERVE_"))}
     return {**kept, **{name: value for name, value in QUIET.items() if value}, **(extra or {})}
 
@@ -48,9 +48,9 @@ def pinned(command: list[str], on: list[int] | None) -> list[str]:
 
 @contextmanager
 def urgent() -> Iterator[bool]:
-    """Have what is started in a `with` block run before everything else on its cores; tell whether that is allowed.
+    """Run processes started in the block with real-time priority. Yields whether that is allowed.
 
-    Threads of one urgent process take turns only where one of them waits: that is harder for it than the usual way.
+    Threads of such a process switch only when one of them waits, which is harder for it than normal scheduling.
     """
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
@@ -64,13 +64,13 @@ def urgent() -> Iterator[bool]:
 
 
 def ask(module: str, *arguments: str, extra: dict[str, str] | None = None, on: list[int] | None = None) -> Any:
-    """Run a module of ours in a fresh process whose standard output is a file; return the JSON that it answers."""
+    """Run a module of this package in a fresh process and return its JSON response. Its standard output is a file."""
     with Worker(module, *arguments, extra=extra, on=on, wait=False) as worker:
         return worker.read()
 
 
 class Worker:
-    """A process of one of our modules; its standard output is a real file, its answers come by a pipe.
+    """A process of a module of this package. Its standard output is a real file; responses come through a pipe.
 
     `python` may be that of another environment.
     """
@@ -88,7 +88,7 @@ class Worker:
         self._lines: IO[bytes] = tempfile.NamedTemporaryFile(prefix="bench-", suffix=".log")  # noqa: SIM115 - close()
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as above
         self._command = pinned([python, "-m", f"benchmarks.{module}", *arguments], on)
-        self._process = subprocess.Popen(  # noqa: S603 - our own module
+        self._process = subprocess.Popen(  # noqa: S603 - a module of this package
             self._command,
             stdin=subprocess.PIPE,
             stdout=self._lines,
@@ -103,7 +103,7 @@ class Worker:
         self.said: Any = self.read() if wait else None
 
     def read(self) -> Any:
-        """Return the next answer."""
+        """Return the next response."""
         line = self._answers.readline()
         if not line:
             self._process.wait(30)
@@ -113,7 +113,7 @@ class Worker:
         return json.loads(line)
 
     def ask(self, *words: object) -> Any:
-        """Give an order; return its answer."""
+        """Send a command and return its response."""
         stdin = self._process.stdin
         if stdin is None:
             raise RuntimeError("the worker has no standard input")
@@ -122,7 +122,7 @@ class Worker:
         return self.read()
 
     def end(self) -> int:
-        """End the worker; return how many lines it has really written to its standard output."""
+        """End the worker and return the number of lines in its standard output."""
         if self._process.stdin is not None and not self._process.stdin.closed:
             self._process.stdin.close()
         try:
@@ -133,7 +133,7 @@ class Worker:
         return Path(self._lines.name).read_bytes().count(b"\n")
 
     def close(self) -> None:
-        """End the worker and remove what it wrote."""
+        """End the worker and remove its files."""
         self.end()
         self._answers.close()
         self._lines.close()
@@ -147,5 +147,5 @@ class Worker:
 
 
 def answers() -> IO[str]:
-    """Return where a worker writes its answers."""
+    """Return the file to which a worker writes its responses."""
     return os.fdopen(int(os.environ["BENCH_ANSWERS"]), "w", buffering=1)

@@ -1,4 +1,4 @@
-"""What production asks for: scrapers and collectors that trouble no request, a free loop, workers that agree."""
+"""Costs in production: scrapers, unavailable collectors, event loop lag, and multiprocess mode."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RATE = 400.0
-"""Requests a second: a worker with a tenth of its time taken."""
+"""Requests per second, about a tenth of the capacity of a worker."""
 
 SPANS = 3000
-"""Spans a second while the lag of the loop is measured."""
+"""Spans per second while event loop lag is measured."""
 
 ROUTES = 500
 SCRAPERS = 50
 FEW_ROUTES_ON = "/r/9"
-"""One of the first of many routes: the last one's price is the framework's search for it."""
+"""One of the first routes; the cost of the last ones is the framework's route search."""
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
@@ -38,23 +38,23 @@ EVERY = 1.0
 """Seconds between two scrapes of one scraper."""
 
 GUESSES = 1000
-"""Wrong tokens a second."""
+"""Wrong tokens per second."""
 
 TOKENS = {"OBSERVE_METRICS_TOKEN": "the-right-one"}
 
 WARM = 1.5
-"""Seconds that the scrapers run before the requests are timed: what is free at first is used up."""
+"""Seconds that scrapers run before requests are measured, until the free CPU time of scrapes is used up."""
 
 
 class Effort(NamedTuple):
-    """How much is measured."""
+    """The amount of measurement."""
 
     rounds: int
     seconds: float
 
 
 class Others(NamedTuple):
-    """What the clients beside the requests ask for, each how often, and how they are answered."""
+    """Requests of the other clients: path, interval of each client, expected status, token."""
 
     path: str
     every: float
@@ -63,7 +63,7 @@ class Others(NamedTuple):
 
 
 class Places(NamedTuple):
-    """The cores of the server, of the clients that trouble it, and of the load."""
+    """Cores of the server, of the other clients, and of the load generator."""
 
     server: list[int]
     others: list[int]
@@ -71,13 +71,13 @@ class Places(NamedTuple):
 
     @classmethod
     def of(cls, available: list[int]) -> Places:
-        """Give each cores of its own, as far as there are enough."""
+        """Assign separate cores, if there are enough."""
         return cls(available[:1], available[1:-1] or available[-1:], available[-1:])
 
 
 @contextmanager
 def scrapers(port: int, others: Others, seconds: float, on: list[int]) -> Iterator[dict[str, float]]:
-    """Have SCRAPERS clients ask for a path during a `with` block; what they found stands in the dict after it."""
+    """Let SCRAPERS clients request a path during the block. The yielded dict has their results afterwards."""
     found: dict[str, float] = {}
     path, every, status, token = others
     words = (port, path, SCRAPERS, every, seconds, status, token)
@@ -90,7 +90,7 @@ def scrapers(port: int, others: Others, seconds: float, on: list[int]) -> Iterat
 
 
 def scraped(effort: Effort, places: Places) -> dict[str, Any]:
-    """Measure requests while nobody scrapes, while many do, and while as many ask for a plain body of that size."""
+    """Measure requests without scrapers, with many, and with as many clients of a plain body of the same size."""
     found: dict[str, list[dict[str, float]]] = {}
     names = ("alone", "again", "scraped", "plain", "flooded", "plain flood")
     with serving("ours", 1, places.server, variant=f"routes-{ROUTES}") as server, server.awake() as port:
@@ -98,13 +98,13 @@ def scraped(effort: Effort, places: Places) -> dict[str, Any]:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/r/{route}") as answer:
                 answer.read()
         size, flood = 100_000, 200.0
-        for at in range(effort.rounds + 1):  # the first one warms up
+        for at in range(effort.rounds + 1):  # the first one is a warm-up
             progress(f"production: scrapers, round {at} of {effort.rounds}")
             for name in names if at % 2 else names[:2][::-1] + names[2:]:
                 path = "/metrics" if name in {"scraped", "flooded"} else f"/plain/{size:.0f}"
                 every = {"scraped": EVERY, "plain": EVERY, "flooded": 0.0, "plain flood": SCRAPERS / flood}.get(name)
                 others = None if every is None else Others(path, every)
-                one = _beside(port, FEW_ROUTES_ON, effort.seconds, places, others)
+                one = _measure(port, FEW_ROUTES_ON, effort.seconds, places, others)
                 if name in {"scraped", "flooded"}:
                     size = one["others"]["size"]
                 if name == "flooded":
@@ -115,7 +115,7 @@ def scraped(effort: Effort, places: Places) -> dict[str, Any]:
 
 
 def guessed(effort: Effort, places: Places) -> dict[str, Any]:
-    """Measure requests while somebody tries tokens at `/metrics`, and while as many ask for what there is not."""
+    """Measure requests while wrong tokens are sent to `/metrics`, and while as many requests get a 404."""
     every = SCRAPERS / GUESSES
     nothing = Others("/nothing/here", every, 404)
     cases = {
@@ -131,11 +131,11 @@ def guessed(effort: Effort, places: Places) -> dict[str, Any]:
             app: stack.enter_context(serving(app, 1, places.server, extra=TOKENS if app == "ours" else None))
             for app in ("ours", "bare")
         }
-        for at in range(effort.rounds + 1):  # the first one warms up
+        for at in range(effort.rounds + 1):  # the first one is a warm-up
             progress(f"production: wrong tokens, round {at} of {effort.rounds}")
             for name, (app, others) in list(cases.items())[:: 1 if at % 2 else -1]:
                 with servers[app].awake() as port:
-                    one = _beside(port, PATH, effort.seconds, places, others)
+                    one = _measure(port, PATH, effort.seconds, places, others)
                 if at:
                     found[name].append(one)
     return {
@@ -144,8 +144,8 @@ def guessed(effort: Effort, places: Places) -> dict[str, Any]:
     }
 
 
-def _beside(port: int, path: str, seconds: float, places: Places, others: Others | None = None) -> dict[str, Any]:
-    """Time requests at a fixed rate; `others` says what the clients beside them ask for."""
+def _measure(port: int, path: str, seconds: float, places: Places, others: Others | None = None) -> dict[str, Any]:
+    """Measure requests at a fixed rate. `others` are the requests of other clients at the same time."""
     if others is None:
         time.sleep(0.3)
         return {**paced(port, RATE, seconds, places.load, "even", path), "others": {}}
@@ -156,7 +156,7 @@ def _beside(port: int, path: str, seconds: float, places: Places, others: Others
 
 
 def exporting(effort: Effort, places: Places) -> dict[str, Any]:
-    """Measure requests, all of them sampled, without export and with collectors that take it, refuse it, or hang."""
+    """Measure sampled requests without export, and with collectors that accept, refuse or hang."""
     with ExitStack() as stack:
         ports = {"ok": _collector(stack, places), "hang": _collector(stack, places, "hang"), "refused": free_port()}
         endpoints = {name: {ENDPOINT: f"http://127.0.0.1:{port}"} for name, port in ports.items()}
@@ -165,11 +165,11 @@ def exporting(effort: Effort, places: Places) -> dict[str, Any]:
             for name in ("off", "again", *ports)
         }
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in servers}
-        for at in range(effort.rounds + 1):  # the first one warms up
+        for at in range(effort.rounds + 1):  # the first one is a warm-up
             progress(f"production: collectors, round {at} of {effort.rounds}")
             for name, server in list(servers.items())[:: 1 if at % 2 else -1]:
                 with server.awake() as port:
-                    one = _beside(port, PATH, effort.seconds, places)
+                    one = _measure(port, PATH, effort.seconds, places)
                 if at:
                     found[name].append(one)
     return {name: summary(rounds, found["off"]) for name, rounds in found.items()}
@@ -181,7 +181,7 @@ def _collector(stack: ExitStack, places: Places, *arguments: str) -> int:
 
 
 def summary(rounds: list[dict[str, Any]], alone: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the medians of some rounds, and their p99 beside that of the rounds in which nobody was in the way."""
+    """Return the medians of some rounds, and their p99 compared with that of undisturbed rounds."""
     shown: dict[str, Any] = {name: statistics.median(one[name] for one in rounds) for name in ("p50", "p99")}
     shown["p99_ratio"] = paired([one["p99"] for one in rounds], [one["p99"] for one in alone])
     shown["p99_more"] = statistics.median(one["p99"] - other["p99"] for one, other in zip(rounds, alone, strict=True))
@@ -192,7 +192,7 @@ def summary(rounds: list[dict[str, Any]], alone: list[dict[str, Any]]) -> dict[s
 
 
 def lags(effort: Effort, places: Places, available: list[int]) -> dict[str, Any]:
-    """Measure how late an event loop is in which spans are made: exported not at all, by ours, by the SDK."""
+    """Measure event loop lag while spans are created: without export, exported by ours, exported by the SDK."""
     found: dict[str, list[dict[str, float]]] = {side: [] for side in ("bare", "again", "ours", "stock")}
     with ExitStack() as stack:
         endpoint = f"http://127.0.0.1:{_collector(stack, places)}"
@@ -200,13 +200,13 @@ def lags(effort: Effort, places: Places, available: list[int]) -> dict[str, Any]
             progress(f"production: lag of the event loop, round {at + 1} of {effort.rounds}")
             for name, rounds in list(found.items())[:: 1 if at % 2 else -1]:
                 side = "bare" if name == "again" else name
-                # two cores: the threads of one process shall be held up by the interpreter alone
+                # two cores, so that threads of the process wait for the GIL only, not for a core
                 rounds.append(ask("lag", side, endpoint, str(SPANS), str(effort.seconds), on=available[:2]))
     return {name: lag_summary(rounds, found["bare"]) for name, rounds in found.items()}
 
 
 def lag_summary(rounds: list[dict[str, float]], bare: list[dict[str, float]]) -> dict[str, Any]:
-    """Return the medians of some rounds in seconds, and how much later than bare the loop was in the same round."""
+    """Return the medians of some rounds in seconds, and the lag beyond bare in the same rounds."""
     more = [one["p99.9"] - other["p99.9"] for one, other in zip(rounds, bare, strict=True)]
     low, high = quartiles(more)
     shown = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
@@ -214,7 +214,7 @@ def lag_summary(rounds: list[dict[str, float]], bare: list[dict[str, float]]) ->
 
 
 def run(effort: Effort, workers_rounds: int) -> dict[str, Any]:
-    """Measure all of it."""
+    """Measure everything."""
     available = cores()
     places = Places.of(available)
     with urgent() as alone:

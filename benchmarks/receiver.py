@@ -1,4 +1,4 @@
-"""A real OTLP/HTTP receiver in a process of its own: it unpacks what comes and counts the spans; `hang` is silent."""
+"""An OTLP/HTTP receiver in a separate process that decodes exports and counts spans; with `hang` it never responds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HANGS = sys.argv[1:] == ["hang"]
 
 
 class Receiver(BaseHTTPRequestHandler):
-    """Takes `POST /v1/traces`."""
+    """Handles `POST /v1/traces`."""
 
     protocol_version = "HTTP/1.1"
 
@@ -36,11 +36,11 @@ class Receiver(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def serve() -> None:
-    """Answer with the port, then with the number of spans at each order."""
+    """Report the port, then the number of spans for each command."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()

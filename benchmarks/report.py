@@ -1,4 +1,4 @@
-"""RESULTS.md, written from the results and from nothing else."""
+"""RESULTS.md, generated from the results only."""
 
 from __future__ import annotations
 
@@ -18,92 +18,92 @@ if TYPE_CHECKING:
     from benchmarks.figures import Figure
 
 METHOD = """\
-## How it was measured, and what it does not show
+## Method and limits
 
-- **In process.** The apps stand in one process and are called as an ASGI server calls them, without a socket (`receive`
-  and `send` are held as uvicorn holds them, so what an app leaves to the garbage collector is charged to it). A round
-  sends the same number of requests to each app, in a random order that is the same in every run; the CPU time of a
-  round (`time.process_time`: all threads) is divided by that of the bare app *in the same round*. A figure is the
-  median of these paired ratios; the spread is their first and third quartile. All of it is repeated in several
-  processes with other hash seeds, since two equal processes differ by some percent. What ours has put off (the queue
-  of its log lines, spans to export) is done within the time that is charged to it.
-- **Bare** is the same FastAPI app with FastAPI's native telemetry switched off and no middleware. Before each run it is
-  shown that with ours installed in the same process, and every trace sampled, its requests start no span.
-- **Ours** is `install(app)` at its defaults but for the sampling ratio. Its lines, and those of the loguru peers, go
-  through standard output to a real file; at the end the file must hold exactly one line for each request.
+- **In process.** The apps run in one process and are called as an ASGI server calls them, without a socket (`receive`
+  and `send` are referenced as in uvicorn, so the collection of reference cycles is part of an app's cost). A round
+  sends the same number of requests to each app, in a random order that is the same in every run. The CPU time of a
+  round (`time.process_time`, all threads) is divided by that of the bare app *in the same round*. A figure is the
+  median of these paired ratios; the spread is their first and third quartile. Everything is repeated in several
+  processes with different hash seeds, since two equal processes differ by some percent. Work that ours defers (queued
+  log lines, spans to export) is finished within the measured time.
+- **Bare** is the same FastAPI app without middleware and with FastAPI's native telemetry switched off. Each run first
+  checks that its requests start no span while ours is installed in the same process and every trace is sampled.
+- **Ours** is `install(app)` with default settings except for the sampling ratio. Its lines, and those of the loguru
+  peers, go through standard output to a real file, which must contain exactly one line for each request at the end.
 - **Peers** each run in a process with bare and ours, on the trivial endpoint. OpenTelemetry peers get a provider with
-  ours' sampler and no exporter; ours has none either, except in the variant `exporting`. logfire and sentry-sdk patch
-  the whole process, so they have one of their own, and their ratio is taken across processes. A peer that is not
-  sampled (metrics, logs) is measured beside ours at both ratios.
-- **Not comparable**: the peers do one thing each, and not the same thing: a loguru line of four fields is not ours'
-  request line, asgi-correlation-id gives an id and no signal, sentry-sdk and logfire are made for their own back ends.
-  Ratios hold for an endpoint that does nothing; one that does real work has the same microseconds added and a smaller
-  ratio. The driver's own cost is in all apps alike and makes every ratio a little smaller.
-- **Noise.** The rows `bare against bare` compare two bare apps in the same way. What they differ from 1 is the error of
-  the method: two equal apps lie differently in memory, the more so with 1,000 routes.
-- **One process or two.** A few things that ours does belong to the process (a callback of the garbage collector) and
-  are paid by the bare app beside it too. The rows `apart` measure ours and bare in a process each, rounds interleaved.
-- **`traceparent`** says that the parent is sampled, so both ratios sample all of it. **`exporting`** sends to a
-  receiver in another process, whose own cost is not counted, and checks how many spans came.
-- **Added cost** is the median of the paired differences. Where two added costs are divided, the spread is the least
-  and the most that one of the processes gave. Before the last-registered of 1,000 routes the framework walks through
-  all others for about a millisecond, which empties the processor's caches: whatever runs after it is slower, the
-  stack's code too.
-- **Served.** uvicorn without access log for all three; the server's workers are pinned to cores of their own, the load
-  to the others, as far as there are enough. With one worker, the servers that do not take part in a round are stopped.
-  Peak: wrk with 32 connections. Half of bare's peak: an open-loop generator of ours (`load.py`) that counts a latency
-  from the moment a request was due. `even` sends at equal distances, as rate-limited load generators do; `poisson` as
-  independent users come, which is harder. Latencies at peak compare servers under different load, each its own most.
-- **Start** is measured in fresh processes, in turn, after one that fills the file cache. `import_install_first_request`
-  counts what ours puts off until `install` and the first request.
-- **Memory** is the resident set of a process that answers mixed requests (ids and unknown paths never repeated,
-  bodies, 422s, streams, a scrape every thousand). Growth is the slope of a line through the second half, times its
-  length.
-- **Scrape** is the CPU time of a whole `GET /metrics` through the door, against `generate_latest` alone on a registry
-  of prometheus_client's own metrics that shows exactly the same series (checked), the process's collectors included.
-- **Queries and calls** run inside a request of an app with ours, all three signals on, at a ratio of 0 (unsampled) and
-  of 1. Each step is repeated in a request of its own (1,000 queries, 500 statements, 20 calls), the steps of a round in
-  random order; what ours leaves until the request's end is done within the time. Queries and statements count CPU time
-  of the caller's thread. Calls count the clock: one after another over a kept connection, the callee (the bare app
-  under uvicorn) in a process on a core of its own; the CPU time stands beside it. The SDK's span has the same
-  attributes, its provider no processor, and the request's span is its parent. Ours has no exporter either.
-- **Contrib's instrumentors** stand beside ours and bare ones in a process of their own, of another environment where
-  they do not install with the newest SDK or SQLAlchemy (its versions are given).
+  our sampler and no exporter; ours has no exporter either, except in the variant `exporting`. logfire and sentry-sdk
+  patch the whole process, so they have a separate one, and their ratio is taken across processes. A peer that does not
+  sample (metrics, logs) is compared with ours at both ratios.
+- **Not comparable**: each peer does one thing, and not the same: a loguru line of four fields is not our request line,
+  asgi-correlation-id provides an id and no signal, sentry-sdk and logfire are made for their own back ends. The ratios
+  hold for an endpoint that does nothing; with real work the added microseconds are the same and the ratio is smaller.
+  The cost of the driver is part of every app and makes every ratio slightly smaller.
+- **Noise.** The rows `bare against bare` compare two bare apps in the same way. Their difference from 1 is the error
+  of the method: two equal apps differ in memory layout, more so with 1,000 routes.
+- **One process or two.** A few parts of ours belong to the process (a callback of the garbage collector), so the bare
+  app in the same process pays for them, too. The rows `apart` measure ours and bare in separate processes with
+  interleaved rounds.
+- **`traceparent`** has a sampled parent, so everything is sampled at both ratios. **`exporting`** sends to a receiver
+  in another process, whose cost is not included, and checks the number of spans received.
+- **Added cost** is the median of the paired differences. Where two added costs are divided, the spread is the minimum
+  and maximum of the processes. Before the last-registered of 1,000 routes the framework walks through all others for
+  about a millisecond, which evicts the processor caches: all code that follows is slower, the stack's code, too.
+- **Served.** uvicorn without access log for all three. The server's workers are pinned to separate cores, the load to
+  the others, if there are enough. With one worker, the servers that do not take part in a round are stopped. Peak: wrk
+  with 32 connections. Half of bare's peak: an open-loop generator (`load.py`) that counts latency from the time a
+  request was due. `even` sends at equal distances, as rate-limited load generators do; `poisson` as independent users,
+  which is harder. Latencies at peak compare servers under different load, each at its own maximum.
+- **Start** is measured in fresh processes, alternately, after one that warms the file cache.
+  `import_install_first_request` includes the work that ours defers until `install` and the first request.
+- **Memory** is the resident set of a process that serves mixed requests (ids and unknown paths never repeat, bodies,
+  422s, streams, a scrape every thousand). Growth is the slope of a line through the second half, times its length.
+- **Scrape** is the CPU time of a complete `GET /metrics` through the middleware, compared with `generate_latest` alone
+  on a registry of prometheus_client's own metrics with exactly the same series (checked), including the collectors of
+  the process.
+- **Queries and calls** run inside a request of an app with ours, with all signals, at a ratio of 0 (unsampled) and of
+  1. Each step is repeated in a separate request (1,000 queries, 500 statements, 20 calls), the steps of a round in
+  random order; work deferred to the end of the request is included. Queries and statements are measured in CPU time of
+  the caller's thread. Calls are measured in wall-clock time: sequential calls over a kept-alive connection to the bare
+  app under uvicorn, in a process on a separate core; their CPU time is listed, too. The SDK's span has the same
+  attributes, a provider without processors, and the request's span as parent. Ours has no exporter either.
+- **Contrib's instrumentors** run with ours and bare ones in a separate process, of another environment where they do
+  not install with the newest SDK or SQLAlchemy (its versions are listed).
 - **Statements.** SQLite in memory selects one of 1,000 rows by its key. `same` is one statement with a placeholder,
-  which our cache and that of Python's `sqlite3` know; `new` has another literal each time, which neither knows. Hostile
-  texts repeat what makes a reader slow, read by the rules of three systems, without a cache.
-- **In production.** One uvicorn worker on one core, requests at even distances by `load.py` from another; 500 routes
-  with series (20,080 samples, OpenMetrics, gzip). The clients on other cores ask as Prometheus does. Those of the
-  plain route are as many, at the same moments, and get as many bytes; beside scrapers without a pause they ask as
-  often as those were answered. Rounds are interleaved, p99 is that of one round, ratios are paired round by round.
-  Where it is allowed, server, clients and load run in the real-time class: other processes of the machine do not
-  disturb them, but the server's threads do not take turns by themselves on its one core either, which is harder for
-  it. Scrapes of one app are answered together and take at most a twentieth of a core, so 50 scrapers without a pause
-  wait for each other. Wrong tokens come from 50 clients too, on average one in each millisecond, to a server with
-  `metrics_token`; beside a bare app as many requests for a path that it has not.
-- **Lag** is how much later than asked a loop comes back from sleeping a millisecond while spans of 12 attributes are
-  made in it, 3,000 a second, sent to a receiver in another process; p99.9 of a round, the differences paired.
-- **Workers** stand beside prometheus_client's multiprocess mode with the same metrics, by the clock, in processes of
-  their own. `client` are prometheus_client's own metrics in a worker of ours. A request in a worker is a whole one,
-  in process as above, all three signals, 10 % sampled, CPU time.
+  which our cache and that of Python's `sqlite3` have; `new` has another literal each time, so both miss. Hostile texts
+  repeat parts that slow down a parser, parsed by the rules of three systems, without a cache.
+- **In production.** One uvicorn worker on one core, requests at equal distances by `load.py` on another; 500 routes
+  with series (20,080 samples, OpenMetrics, gzip). Clients on other cores send the requests of a Prometheus server.
+  Clients of the plain route are as many, at the same times, and get as many bytes; compared with scrapers without a
+  pause, they request as often as those got responses. Rounds are interleaved, p99 is that of one round, ratios are
+  paired by round. Where allowed, server, clients and load have real-time priority, so that other processes of the
+  machine do not interfere; but then the server's threads do not switch by themselves on its one core, which is harder
+  for it. Scrapes of one app share responses and use at most a twentieth of a core, so 50 scrapers without a pause wait
+  for each other. Wrong tokens come from 50 clients, one per millisecond on average, to a server with `metrics_token`;
+  for comparison, a bare app gets as many requests for an unknown path.
+- **Lag** is the delay of an event loop that sleeps for a millisecond, while it creates 3,000 spans of 12 attributes per
+  second, sent to a receiver in another process. p99.9 of a round; differences are paired.
+- **Workers** are compared with prometheus_client's multiprocess mode with the same metrics, in wall-clock time and in
+  separate processes. `client` are prometheus_client's own metrics in our multiprocess mode. A request in a worker is a
+  complete one, in process as above, with all signals and 10 % sampled, in CPU time.
 """
 
 MISSED = (
-    "Why a figure is missed, and what was tried: [docs/performance.md](../docs/performance.md#what-is-missed-and-why)."
+    "Why targets are missed, and what was tried: [docs/performance.md](../docs/performance.md#what-is-missed-and-why)."
 )
 
-MOST_BUSY = 10
-"""Percent of the processor that others may take before the report says so."""
+MAX_BUSY_PERCENT = 10
+"""CPU usage of other processes, in percent, beyond which the report has a warning."""
 
 
 def write(results: dict[str, Any]) -> str:
     """Return the report."""
     parts = [
-        "# What observing costs",
+        "# Benchmark results",
         "Written by `python -m benchmarks` (`make bench`). Do not edit.",
         *_made(results),
     ]
-    parts += ["## Figures to reach", "\n".join(_figures(figures(results))), MISSED]
+    parts += ["## Targets", "\n".join(_figures(figures(results))), MISSED]
     if "inprocess" in results:
         parts += [f"![{alt_of(results)}](results.svg)", *_inprocess(results["inprocess"])]
     if "peers" in results:
@@ -111,7 +111,7 @@ def write(results: dict[str, Any]) -> str:
     if "served" in results:
         parts += ["## Served by uvicorn, 10 % sampled", *_served(results["served"])]
     if "costs" in results:
-        parts += ["## Costs elsewhere", *_costs(results["costs"])]
+        parts += ["## Other costs", *_costs(results["costs"])]
     if "operations" in results:
         parts += ["## Queries and calls", *operations(results["operations"])]
     if "production" in results:
@@ -122,16 +122,16 @@ def write(results: dict[str, Any]) -> str:
 def _made(results: dict[str, Any]) -> Iterator[str]:
     made = {name: section["made"] for name, section in results.items() if "made" in section}
     if any(one["quick"] for one in made.values()):
-        yield "**Of a quick run, at least in part: few rounds. For orientation only.**"
+        yield "**At least in part from a quick run with few rounds: for orientation only.**"
     for name, one in made.items():
-        if one["busy"] > MOST_BUSY:
+        if one["busy"] > MAX_BUSY_PERCENT:
             yield (
-                f"**Others kept the processor busy for {one['busy']:.0f} % when `{name}` began: what the clock "
-                "measures there, latencies above all, is not to be trusted.**"
+                f"**Other processes used {one['busy']:.0f} % of the processor when `{name}` started: "
+                "wall-clock results, such as latencies, are unreliable.**"
             )
     for name, one in made.items():
         cpu = f"{one['cpu']}, {one['cores']} cores, {one['system']}, {one['python']}"
-        yield f"- {name}: {one['date']}; {cpu}; others kept {one['busy']:.0f} % of it busy at the start"
+        yield f"- {name}: {one['date']}; {cpu}; other processes used {one['busy']:.0f} % of it at the start"
     versions: dict[str, str] = {}
     for one in made.values():  # sections may be measured in environments of their own
         versions |= {name: version for name, version in one["versions"].items() if version != MISSING}
@@ -140,7 +140,7 @@ def _made(results: dict[str, Any]) -> Iterator[str]:
 
 
 def _figures(rows: Iterable[Figure]) -> Iterator[str]:
-    yield "| | to reach | better still | reached | spread | | remark |\n|---|---|---|---|---|---|---|"
+    yield "| | target | stretch target | measured | spread | | remark |\n|---|---|---|---|---|---|---|"
     for one in rows:
         sign = ">=" if one.at_least else "<="
         show = (lambda value: f"{value:.0f}") if one.plain else number
@@ -148,7 +148,7 @@ def _figures(rows: Iterable[Figure]) -> Iterator[str]:
         reached = "" if one.reached is None else f"**{show(one.reached)}**"
         found = "" if one.low is None or one.high is None else f"{show(one.low)} to {show(one.high)}"
         yield (
-            f"| {one.title} | {sign} {show(one.wanted)} | {better} | {reached} | {found} | {one.verdict} "
+            f"| {one.title} | {sign} {show(one.target)} | {better} | {reached} | {found} | {one.verdict} "
             f"| {one.remark} |"
         )
 
@@ -159,7 +159,7 @@ def _inprocess(found: dict[str, Any]) -> Iterator[str]:
     rows += [row(f"{name}, apart", one) for name, one in found["apart"].items()]
     rows += [row(f"bare against bare, {name}", one) for name, one in found["noise"].items()]
     yield "\n".join([HEAD, *rows])
-    yield f"The driver itself is {found['driver_us']:.1f} us of each request, bare's included."
+    yield f"The driver takes {found['driver_us']:.1f} us of each request, bare's included."
     yield "### 1,000 routes against 10 (10 % sampled)"
     rows = [
         row(f"{app}, {variant}", one)
@@ -185,7 +185,7 @@ def _peers(results: dict[str, Any]) -> Iterator[str]:
             f"| {number(one['ours']['ratio'])} | {number(one['ours_added_part']['ratio'])} |"
             for name, one in sorted(measured.items(), key=lambda pair: pair[1]["ratio"])
         ]
-        head = "| | gives | ratio to bare | spread | added, us | ours beside it | ours' added cost against its |"
+        head = "| | provides | ratio to bare | spread | added, us | ours, same rounds | our added cost relative to it |"
         yield "\n".join([f"### {part} sampled", "", head, "|---|---|---|---|---|---|---|", *rows])
         for name, one in found.items():
             if "skipped" in one:
@@ -256,15 +256,15 @@ def _start(found: dict[str, Any]) -> Iterator[str]:
 
 def _memory(found: dict[str, Any]) -> Iterator[str]:
     yield f"### Memory of one worker over {found['requests']:,} mixed requests (MiB resident)\n"
-    yield "| | at rest | after the first | at the end | growth over the second half, KiB | lines dropped | faults |"
+    yield "| | at rest | after the first | at the end | growth, second half, KiB | lines dropped | internal errors |"
     yield "|---" * 7 + "|"
     for app in ("bare", "ours"):
         one = found[app]
         sizes = " | ".join(f"{one[name] / 2**20:.1f}" for name in ("rest", "warm", "end"))
         grown = one["second_half_growth"] / 1024
         dropped = "" if one["dropped_lines"] is None else one["dropped_lines"]
-        faults = "" if one["faults"] is None else sum(one["faults"].values())
-        yield f"| {app} | {sizes} | {grown:.0f} | {dropped} | {faults} |"
+        errors = "" if one["internal_errors"] is None else sum(one["internal_errors"].values())
+        yield f"| {app} | {sizes} | {grown:.0f} | {dropped} | {errors} |"
 
 
 def _scrapes(found: dict[str, Any]) -> Iterator[str]:

@@ -18,16 +18,16 @@ TITLES = {
     "operation": "`with observe.operation(...)` beside the SDK's span",
     "engine_ours": "`SELECT 1` through an instrumented engine",
     "engine_again": "`SELECT 1`, bare against bare",
-    "client_ours": "call of an observed httpx client, clock",
+    "client_ours": "call of an instrumented httpx client, clock",
     "client_again": "call of httpx, bare against bare, clock",
-    "client_ours_cpu": "call of an observed httpx client, CPU",
+    "client_ours_cpu": "call of an instrumented httpx client, CPU",
     "client_again_cpu": "call of httpx, bare against bare, CPU",
 }
 
 KINDS = {"engine": "SQLAlchemy, CPU", "client": "httpx, clock"}
 
 SHOWN = 8
-"""Hostile texts that are shown: those that grow most."""
+"""Number of hostile texts shown: those with the largest growth."""
 
 
 def operations(found: dict[str, Any]) -> Iterator[str]:
@@ -41,14 +41,14 @@ def operations(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _contrib(found: dict[str, Any], here: dict[str, str]) -> Iterator[str]:
-    yield "### Contrib's instrumentors beside ours"
+    yield "### Contrib's instrumentors compared with ours"
     if "skipped" in found:
         yield f"Skipped: {found['skipped']}"
         return
     other = {name: version for name, version in found["versions"].items() if version not in {here.get(name), MISSING}}
     if other:
-        yield "In an environment of its own: " + ", ".join(f"{name} {version}" for name, version in other.items()) + "."
-    head = "| | contrib, ratio to bare | spread | added, us | ours | ours' added cost against its | spread |"
+        yield "In a separate environment: " + ", ".join(f"{name} {version}" for name, version in other.items()) + "."
+    head = "| | contrib, ratio to bare | spread | added, us | ours | our added cost relative to it | spread |"
     rows = [_beside(f"{title}, {name}", found[name][kind]) for kind, title in KINDS.items() for name in SAMPLED]
     yield "\n".join([head, "|---" * 7 + "|", *rows])
 
@@ -62,11 +62,11 @@ def _beside(title: str, one: dict[str, Any]) -> str:
 
 
 def _statements(found: dict[str, Any]) -> Iterator[str]:
-    yield "### Reading statements (CPU microseconds)\n"
+    yield "### Parsing statements (CPU microseconds)\n"
     yield "| | ours | SQLite executes | ratio | spread |\n" + "|---" * 5 + "|"
     for name, title in (
-        ("same", "one statement again and again"),
-        ("uncached", "the same, without our cache"),
+        ("same", "one statement repeatedly"),
+        ("uncached", "the same without our cache"),
         ("new", "another literal each time, both caches miss"),
     ):
         one = found[name]
@@ -74,7 +74,7 @@ def _statements(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _hostile(found: dict[str, Any]) -> Iterator[str]:
-    yield "### Reading hostile text (CPU microseconds)\n"
+    yield "### Parsing hostile text (CPU microseconds)\n"
     yield "| repeated, system | 2 KB | 8 KB | 64 KB | 8 KB to 2 KB | 64 KB to 8 KB |\n" + "|---" * 6 + "|"
     shown = sorted(found.items(), key=lambda pair: -max(one["ratio"] for one in pair[1]["growth"]))
     for name, one in shown[:SHOWN]:

@@ -1,4 +1,4 @@
-"""What the report says about scrapers, collectors, the event loop and workers."""
+"""Report of scrapers, collectors, event loop lag and multiprocess mode."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SCRAPERS = {
-    "alone": "nobody scrapes",
-    "again": "nobody scrapes, again",
-    "scraped": "50 scrapers, each once a second",
-    "plain": "50 clients of a plain route, as much as that",
+    "alone": "no scraper",
+    "again": "no scraper, again",
+    "scraped": "50 scrapers, each once per second",
+    "plain": "50 clients of a plain route, at the same rate and size",
     "flooded": "50 scrapers, each without a pause",
-    "plain flood": "50 clients of a plain route, as much as that",
+    "plain flood": "50 clients of a plain route, at the same rate and size",
 }
 
 GUESSES = {
-    "alone": "nobody guesses",
-    "again": "nobody guesses, again",
-    "guessed": "1,000 wrong tokens a second",
+    "alone": "no wrong tokens",
+    "again": "no wrong tokens, again",
+    "guessed": "1,000 wrong tokens per second",
     "bare alone": "the bare app alone",
-    "bare nothing": "the bare app, 1,000 answers of 404 a second",
+    "bare nothing": "the bare app, 1,000 responses of 404 per second",
 }
 
 COLLECTORS = {
     "off": "no export",
     "again": "no export, again",
-    "ok": "a collector that takes it",
-    "refused": "nobody listens",
-    "hang": "a collector that never answers",
+    "ok": "a collector that accepts",
+    "refused": "a port that is closed",
+    "hang": "a collector that never responds",
 }
 
 SIDES = {
-    "bare": "spans made, none exported",
-    "again": "spans made, none exported, again",
+    "bare": "spans created, not exported",
+    "again": "spans created, not exported, again",
     "ours": "exported by ours",
     "stock": "exported by the SDK's `BatchSpanProcessor`",
 }
@@ -45,10 +45,10 @@ SIDES = {
 def production(found: dict[str, Any]) -> Iterator[str]:
     """Yield the parts of the section."""
     if not found["urgent"]:
-        yield "**Server and load had no precedence over the machine's other processes: p99 shows those too.**"
-    yield "\n".join(_beside("### Requests while `/metrics` is scraped, 400 a second", found["scrapers"], SCRAPERS))
+        yield "**Server and load ran without real-time priority, so p99 includes interference by other processes.**"
+    yield "\n".join(_beside("### Requests while `/metrics` is scraped, 400 per second", found["scrapers"], SCRAPERS))
     if "guesses" in found:
-        yield "\n".join(_beside("### Requests while tokens are tried at `/metrics`", found["guesses"], GUESSES))
+        yield "\n".join(_beside("### Requests while wrong tokens are sent to `/metrics`", found["guesses"], GUESSES))
     yield "\n".join(_beside("### Requests while spans are exported, all sampled", found["collectors"], COLLECTORS))
     yield "\n".join(_lags(found["lag"]))
     yield "\n".join(_workers(found["workers"]))
@@ -56,7 +56,7 @@ def production(found: dict[str, Any]) -> Iterator[str]:
 
 def _beside(title: str, found: dict[str, Any], names: dict[str, str]) -> Iterator[str]:
     yield f"{title}\n"
-    yield "| | p50, ms | p99, ms | p99 against the first | spread | added, ms | answers/s | bytes | their p50, ms |"
+    yield "| | p50, ms | p99, ms | p99 against the first | spread | added, ms | responses/s | bytes | their p50, ms |"
     yield "|---" * 9 + "|"
     for name, said in names.items():
         one = found[name]
@@ -69,7 +69,7 @@ def _beside(title: str, found: dict[str, Any], names: dict[str, str]) -> Iterato
 
 
 def _lags(found: dict[str, Any]) -> Iterator[str]:
-    yield "### Lag of the event loop at 3,000 spans a second (milliseconds)\n"
+    yield "### Event loop lag at 3,000 spans per second (milliseconds)\n"
     yield "| | p50 | p99 | p99.9 | p99.9 above bare's | spread |\n" + "|---" * 6 + "|"
     for name, said in SIDES.items():
         one = found[name]
@@ -78,8 +78,10 @@ def _lags(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _workers(found: dict[str, Any]) -> Iterator[str]:
-    yield "### Four workers, beside prometheus_client's multiprocess mode (clock)\n"
-    yield "| | ours | stock's metrics in a worker of ours | stock | ours against stock | spread |\n" + "|---" * 6 + "|"
+    yield "### Four workers, compared with prometheus_client's multiprocess mode (wall-clock)\n"
+    yield (
+        "| | ours | stock metrics in our multiprocess mode | stock | ours against stock | spread |\n" + "|---" * 6 + "|"
+    )
     rows = {f"scrape, 4 x {routes} routes, ms": (one, "ms") for routes, one in found["scrape"].items()}
     for title, (one, unit) in {**rows, "`observe`, us": (found["observe"], "us")}.items():
         sides = " | ".join(f"{one[unit][side]:.2f}" for side in ("ours", "client", "stock"))

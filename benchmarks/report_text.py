@@ -1,4 +1,4 @@
-"""How ratios and their rows are written in the report."""
+"""Formatting of ratios and rows in the report."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ HEAD = "| | ratio to bare | spread | added, us | bare, us | rounds |\n|---|---|-
 
 
 def number(value: float) -> str:
-    """Write a ratio."""
+    """Format a ratio."""
     return f"{value:.2f}" if value >= 0.3 else f"{value:.3f}"  # noqa: PLR2004 - small ratios need a digit more
 
 
 def spread(found: dict[str, Any]) -> str:
-    """Write the first and the third quartile."""
+    """Format the first and the third quartile."""
     return f"{number(found['low'])} to {number(found['high'])}"
 
 
 def row(name: str, one: dict[str, Any]) -> str:
-    """Write a row under `HEAD`."""
+    """Format a row under `HEAD`."""
     return (
         f"| {name} | {number(one['ratio'])} | {spread(one)} | {one['added_us']:.1f} | {one['bare_us']:.1f} "
         f"| {one['rounds']} |"

@@ -1,7 +1,7 @@
-"""A process that scrapes ours and a stock registry of the same series in turn: `python -m benchmarks.scrape <routes>`.
+"""A process that scrapes ours and a stock registry alternately: `python -m benchmarks.scrape <routes>`.
 
-The stock side is `prometheus_client.generate_latest` without any web server; ours is a whole `GET /metrics` through
-the door. Both read the process's own collectors.
+The stock side is `prometheus_client.generate_latest` without a web server; ours is a complete `GET /metrics` through
+the middleware. Both read the collectors of the process.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 def stock_registry(shown: str) -> Any:
-    """Build a registry of stock metrics that shows the same series as `shown`, one of the process's own with it.
+    """Return a registry of stock metrics with the same series as `shown`, including those of the process.
 
-    Values differ; families, types, label sets and buckets are the same.
+    Families, types, label sets and buckets are the same; values differ.
     """
     from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415 - here only
 
@@ -61,7 +61,7 @@ def series(text: str) -> set[str]:
 
 
 async def main() -> None:
-    """Send one request to each route, then scrape both in turn; say the CPU seconds of each."""
+    """Send one request to each route, then scrape both alternately and report their CPU seconds."""
     routes, rounds = int(sys.argv[1]), int(sys.argv[2])
     stock.disable_created_metrics()  # type: ignore[no-untyped-call]
     app = MAKERS["ours"](f"routes-{routes}", 0.1)

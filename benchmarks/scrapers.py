@@ -1,7 +1,7 @@
-"""Clients that ask for one path again and again. Arguments: port, path, clients, `every`, seconds, status, token.
+"""Clients that request one path repeatedly. Arguments: port, path, clients, `every`, seconds, status, token.
 
-Each asks once in `every` seconds, at moments of its own; with 0 it asks again as soon as it has the answer. The
-status is that of the answers; the token is sent unless it is empty.
+Each client sends one request in `every` seconds, with a random offset; with 0 it sends the next request right after the
+response. Responses must have this status. The token is sent unless it is empty.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from benchmarks.paired import percentile
 ACCEPT = (
     "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2\r\nAccept-Encoding: gzip"
 )
-"""What a Prometheus server sends."""
+"""Headers of a Prometheus server."""
 
 
 class Clients:
-    """What all of them found."""
+    """Results of all clients."""
 
     def __init__(self, port: int, path: str, status: str = "200", token: str = "") -> None:
         self.took: list[float] = []
@@ -32,7 +32,7 @@ class Clients:
         self._request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: {ACCEPT}\r\n{bearer}\r\n".encode()
 
     async def ask(self, first: float, every: float, end: float) -> None:
-        """Be one of them until `end`; the first request is due at `first`."""
+        """Run one client until `end`. Its first request is due at `first`."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=2**24)
         due = first
         while due < end:
@@ -50,7 +50,7 @@ class Clients:
 
 
 async def main() -> None:
-    """Run and print how many answers there were in a second, and how long they took."""
+    """Run all clients and print responses per second and response times."""
     port, path, clients, every, seconds, status, token = sys.argv[1:]
     found = Clients(int(port), path, status, token)
     chance = random.Random(7)  # noqa: S311 - the same moments in each run

@@ -1,4 +1,4 @@
-"""The same apps behind uvicorn: requests a second and latencies, bare, ours and the stack in turn on the same core."""
+"""Requests per second and latencies behind uvicorn: bare, ours and the stack alternately on the same core."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
 class Effort(NamedTuple):
-    """How much is measured."""
+    """The amount of measurement."""
 
     rounds: int
     seconds: float
 
 
 class Server:
-    """A running server; with one worker it stands still while another one is measured.
+    """A running server. With one worker it is stopped (SIGSTOP) while another server is measured.
 
-    Several workers are left alone: their parent takes one that stood still for dead and replaces it.
+    Several workers are not stopped, since their parent replaces a worker that does not respond.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, *, stops: bool) -> None:
@@ -55,7 +55,7 @@ class Server:
 
     @contextmanager
     def awake(self) -> Iterator[int]:
-        """Let it run for the length of a `with` block."""
+        """Continue the server for the duration of the block."""
         self._signal(signal.SIGCONT)
         try:
             yield self.port
@@ -64,7 +64,7 @@ class Server:
 
 
 @contextmanager
-def serving(  # noqa: PLR0913 - what a server is
+def serving(  # noqa: PLR0913 - the parts of a server
     name: str,
     workers: int,
     on: list[int],
@@ -73,18 +73,18 @@ def serving(  # noqa: PLR0913 - what a server is
     variant: str = "trivial",
     extra: dict[str, str] | None = None,
 ) -> Iterator[Server]:
-    """Start a server of the app on these cores, its standard output in a real file; `extra` is of its environment."""
+    """Run a server of the app on these cores, with standard output in a real file and `extra` in its environment."""
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.served_app", name, ratio, str(port), str(workers), variant]
     with tempfile.TemporaryFile() as lines, tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(  # noqa: S603 - our own module
+        process = subprocess.Popen(  # noqa: S603 - a module of this package
             pinned(command, on), stdout=lines, stderr=errors, cwd=ROOT, env=environment(extra), start_new_session=True
         )
         try:
             _wait_for(port, process, errors)
             yield Server(process, port, stops=workers == 1)
         finally:
-            with suppress(ProcessLookupError):  # it has ended by itself
+            with suppress(ProcessLookupError):  # it has ended
                 os.killpg(process.pid, signal.SIGCONT)
             process.terminate()
             try:
@@ -95,14 +95,14 @@ def serving(  # noqa: PLR0913 - what a server is
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], errors: Any) -> None:
-    """Wait until the server answers. Raises RuntimeError if it ends, or does not within 30 seconds."""
+    """Wait until the server responds. Raises RuntimeError if it ends, or does not respond within 30 seconds."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -113,11 +113,11 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], errors: Any) -> None:
         except OSError:
             time.sleep(0.1)
     errors.seek(0)
-    raise RuntimeError(f"the server does not answer: {errors.read().decode(errors='replace')[-2000:]}")
+    raise RuntimeError(f"the server does not respond: {errors.read().decode(errors='replace')[-2000:]}")
 
 
 def wrk(port: int, seconds: float, on: list[int]) -> dict[str, float]:
-    """Load the server as much as it takes; return requests a second and latencies in seconds."""
+    """Load the server to its limit. Returns requests per second and latencies in seconds."""
     threads = min(2, max(1, len(on)))
     command = [
         shutil.which("wrk") or "wrk",
@@ -129,12 +129,12 @@ def wrk(port: int, seconds: float, on: list[int]) -> dict[str, float]:
 
 
 def read_wrk(text: str) -> dict[str, float]:
-    """Read what wrk prints. Raises RuntimeError if a request failed."""
+    """Parse the output of wrk. Raises RuntimeError if a request failed."""
     if "Non-2xx" in text or "Socket errors" in text:
         raise RuntimeError(f"requests failed under load:\n{text}")
     rate = re.search(r"Requests/sec:\s+([\d.]+)", text)
     if rate is None:
-        raise RuntimeError(f"wrk has found nothing:\n{text}")
+        raise RuntimeError(f"wrk printed no result:\n{text}")
     latencies = {
         f"p{part}": float(value) * UNITS[unit]
         for part, value, unit in re.findall(r"(50|99)%\s+([\d.]+)(us|ms|s)", text)
@@ -142,13 +142,13 @@ def read_wrk(text: str) -> dict[str, float]:
     return {"rps": float(rate[1]), **latencies}
 
 
-def paced(  # noqa: PLR0913, PLR0917 - what a load is
+def paced(  # noqa: PLR0913, PLR0917 - the parts of a load
     port: int, rate: float, seconds: float, on: list[int], arrivals: str, path: str = PATH
 ) -> dict[str, float]:
-    """Load the server at a fixed rate; return latencies in seconds."""
+    """Load the server at a fixed rate. Returns latencies in seconds."""
     numbers = [str(number) for number in (port, rate, seconds, CONNECTIONS)]
     command = [sys.executable, "-m", "benchmarks.load", *numbers, arrivals, path]
-    found = subprocess.run(  # noqa: S603 - our own module
+    found = subprocess.run(  # noqa: S603 - a module of this package
         pinned(command, on), capture_output=True, text=True, check=True, cwd=ROOT, env=environment()
     )
     shown: dict[str, float] = json.loads(found.stdout)
@@ -158,14 +158,14 @@ def paced(  # noqa: PLR0913, PLR0917 - what a load is
 
 
 def run(effort: Effort, workers: tuple[int, ...] = (1, 2, 4)) -> dict[str, Any]:
-    """Measure with each number of workers; the latencies at half of bare's peak with one worker only."""
+    """Measure with each number of workers. Latencies at half of bare's peak are measured with one worker only."""
     if shutil.which("wrk") is None:
         return {"skipped": "wrk is not installed (Debian and Ubuntu: apt install wrk)"}
     return {str(number): _with_workers(number, effort) for number in workers}
 
 
 def places(number: int, available: list[int]) -> tuple[list[int], list[int]]:
-    """Divide the cores between `number` workers and the load; where they are too few, they share."""
+    """Divide the cores between `number` workers and the load. They share cores if there are too few."""
     if len(available) > number:
         return available[:number], available[number:]
     return available[:number], available[-2:]
@@ -183,10 +183,10 @@ def _with_workers(number: int, effort: Effort) -> dict[str, Any]:
         taken: dict[str, list[dict[str, float]]] = {name: [] for name in APPS}
         for at in range(effort.rounds):
             progress(f"served: {number} worker(s), round {at + 1} of {effort.rounds}")
-            for name in _turned(at):
+            for name in _rotated(at):
                 with servers[name].awake() as port:
                     taken[name].append(wrk(port, effort.seconds, load_cores))
-        found["peak"] = _beside_bare(taken, ("rps", "p50", "p99"))
+        found["peak"] = _compare_with_bare(taken, ("rps", "p50", "p99"))
         if number == 1:
             rate = found["peak"]["bare"]["rps"] / 2
             found["half"] = {arrivals: _at_rate(servers, rate, effort, load_cores, arrivals) for arrivals in ARRIVALS}
@@ -197,7 +197,7 @@ def _with_workers(number: int, effort: Effort) -> dict[str, Any]:
 ARRIVALS = ("even", "poisson")
 
 
-def _turned(by: int) -> tuple[str, ...]:
+def _rotated(by: int) -> tuple[str, ...]:
     at = by % len(APPS)
     return APPS[at:] + APPS[:at]
 
@@ -208,20 +208,20 @@ def _at_rate(
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in APPS}
     late: dict[str, str] = {}
     for at in range(effort.rounds):
-        progress(f"served: {rate:.0f} requests a second, {arrivals}, round {at + 1} of {effort.rounds}")
-        for name in (name for name in _turned(at) if name not in late):
+        progress(f"served: {rate:.0f} requests per second, {arrivals}, round {at + 1} of {effort.rounds}")
+        for name in (name for name in _rotated(at) if name not in late):
             with servers[name].awake() as port:
                 try:
                     taken[name].append(paced(port, rate, effort.seconds, load_cores[-1:], arrivals))
-                except RuntimeError as problem:  # slower than the rate: there is no latency to speak of
+                except RuntimeError as problem:  # slower than the rate, so there is no latency
                     late[name] = str(problem)
     return {
-        **_beside_bare({name: found for name, found in taken.items() if name not in late}, ("p50", "p99")),
+        **_compare_with_bare({name: found for name, found in taken.items() if name not in late}, ("p50", "p99")),
         **{name: {"skipped": why} for name, why in late.items()},
     }
 
 
-def _beside_bare(taken: dict[str, list[dict[str, float]]], names: tuple[str, ...]) -> dict[str, Any]:
+def _compare_with_bare(taken: dict[str, list[dict[str, float]]], names: tuple[str, ...]) -> dict[str, Any]:
     """Return each app's medians and its paired ratios to bare."""
     return {
         app: {

@@ -1,4 +1,4 @@
-"""A uvicorn server with a measured app; arguments: app, sampling ratio, port, workers, variant (`trivial`)."""
+"""A uvicorn server with a measured app. Arguments: app, sampling ratio, port, workers, variant (`trivial`)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 
 def create() -> Any:
-    """Make the app that the environment names; each worker calls it."""
-    from benchmarks.apps import MAKERS, refuse_telemetry  # noqa: PLC0415 - the parent of several workers needs it not
+    """Create the app named by the environment. Each worker calls it."""
+    from benchmarks.apps import MAKERS, refuse_telemetry  # noqa: PLC0415 - not needed by the parent of several workers
 
     variant = os.environ["BENCH_VARIANT"]
     app = MAKERS[os.environ["BENCH_APP"]](variant, float(os.environ["BENCH_RATIO"]))
@@ -21,18 +21,18 @@ def create() -> Any:
 
 
 def _add_plain(app: Any) -> None:
-    """Add a route that answers with as many bytes as it is asked for: what a scrape is compared with."""
+    """Add a route that responds with the given number of bytes, for comparison with a scrape."""
     from starlette.responses import PlainTextResponse  # noqa: PLC0415 - as above
 
     async def plain(size: int) -> PlainTextResponse:
         return PlainTextResponse(b"x" * size)
 
     app.get("/plain/{size}")(plain)
-    app.router.routes.insert(0, app.router.routes.pop())  # it shall be found at once, as `/metrics` is
+    app.router.routes.insert(0, app.router.routes.pop())  # first in the route search, as `/metrics` is
 
 
 def main() -> None:
-    """Serve, without an access log: none of the three apps shall write uvicorn's line."""
+    """Serve without uvicorn's access log."""
     import uvicorn  # noqa: PLC0415 - workers import it by themselves
 
     name, ratio, port, workers, *rest = sys.argv[1:]

@@ -1,5 +1,5 @@
-"""A fresh process that starts an app and says how long each step took: `python -m benchmarks.startup <app>`."""
-# ruff: noqa: PLC0415 - the imports are what is measured
+"""A fresh process that starts an app and reports the duration of each step: `python -m benchmarks.startup <app>`."""
+# ruff: noqa: PLC0415 - the imports are measured
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ answers = os.fdopen(int(os.environ["BENCH_ANSWERS"]), "w", buffering=1)
 
 
 def main() -> None:
-    """Import, build, install, answer one request; say the seconds of each."""
+    """Import, build, install and serve one request, and report the seconds of each."""
     marks = [perf_counter()]
     import fastapi
 
     marks.append(perf_counter())
     known = set(sys.modules)
     if sys.argv[1] == "ours":
-        import fastapi_observe  # noqa: F401 - the import is what counts
+        import fastapi_observe  # noqa: F401 - the import is measured
     marks.append(perf_counter())
     modules = len(set(sys.modules) - known)
     app = fastapi.FastAPI(telemetry={"tracing": False, "metrics": False, "logs": False}) if _native() else None

@@ -1,9 +1,9 @@
-"""A process that reads SQL statements and executes them in turn: `python -m benchmarks.statement_steps <rounds>`.
+"""A process that parses and executes SQL statements alternately: `python -m benchmarks.statement_steps <rounds>`.
 
-The second argument is the number of calls in a round. It answers the CPU seconds of each, round by round: of our
-reader, and of SQLite in memory that selects one row by its key. `same` is one statement again and again, known to our
-cache and to that of Python's `sqlite3`; `new` has another literal each time, which neither knows. `hostile` are texts
-made to be slow to read, of several lengths.
+The second argument is the number of calls in a round. It reports the CPU seconds of one call in each round: of our
+parser, and of SQLite in memory, which selects one row by its key. `same` is one statement repeatedly, which our cache
+and that of Python's `sqlite3` have; `new` has another literal each time, so both caches miss. `hostile` are texts made
+to be slow to parse, of several lengths.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SIZES = (2_100, 8_192, 65_536)
-"""Characters: just over what is shown, all that is read, far beyond."""
+"""Characters: just over what a span shows, all that is parsed, far beyond that."""
 
 ROWS = 1000
 
@@ -53,13 +53,13 @@ HOSTILE: dict[str, str] = {
     "spaces": " ",
     "unicode": "\u00e9'",
 }
-"""What is repeated to make each text."""
+"""The repeated part of each text."""
 
 SYSTEMS = ("other_sql", "postgresql", "sqlite")
 
 
 def hostile(part: str, size: int) -> str:
-    """Return a text of this length that no cache knows: the reader is asked without one."""
+    """Return a text of this length."""
     return ("SELECT " + part * (size // len(part) + 1))[:size]
 
 
@@ -72,7 +72,7 @@ def spend(function: Callable[[], object], calls: int) -> float:
 
 
 def steps() -> dict[str, Callable[[], object]]:
-    """Return what is compared on typical statements."""
+    """Return the steps with typical statements."""
     database = sqlite3.connect(":memory:")
     database.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY, customer TEXT, status TEXT, total REAL)")
     rows = [(number, f"customer {number}", "open", number / 2) for number in range(ROWS)]

@@ -1,7 +1,7 @@
-"""A process that holds some apps and spends CPU time on their requests when told to.
+"""A process with some apps that measures the CPU time of their requests.
 
-Arguments: the sampling ratio, then `<app>@<variant>` for each app. Orders on standard input: `<app>@<variant> <times>`;
-the answer is the CPU seconds of one request.
+Arguments: the sampling ratio, then `<app>@<variant>` for each app. Commands on standard input:
+`<app>@<variant> <times>`; the response is the CPU seconds of one request.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WARM_UP = 300
 
 
 def caller(app: Any, request: dict[str, Any]) -> Call:
-    """Return a function that sends one request to the app, as a server would, at the least cost."""
+    """Return a function that sends one request to the app as a server does, at minimal cost."""
     body = request["body"]
     headers = [
         (b"host", b"127.0.0.1:8000"),
@@ -59,9 +59,10 @@ def caller(app: Any, request: dict[str, Any]) -> Call:
 
 
 class Cycle:
-    """One request and its response, as uvicorn keeps them: whoever holds `send` holds the scope too.
+    """One request and its response. As in uvicorn, `send` references the scope.
 
-    So an app that puts something into the scope that holds `send` leaves a reference cycle for the garbage collector.
+    So an app that stores an object with a reference to `send` in the scope creates a reference cycle, whose collection
+    is part of its cost.
     """
 
     __slots__ = ("_message", "scope")
@@ -71,18 +72,18 @@ class Cycle:
         self._message: dict[str, Any] | None = message
 
     async def receive(self) -> Any:
-        """Give the request's body, then nothing more."""
+        """Return the body of the request, then block."""
         message, self._message = self._message, None
         if message is None:
             await asyncio.Event().wait()
         return message
 
     async def send(self, message: Any) -> None:
-        """Take a message of the app."""
+        """Accept a message of the app."""
 
 
 async def spend(call: Call, times: int, flush: Callable[[], Any]) -> float:
-    """Return the CPU seconds of one call, those of all threads included, with what the app had put off until later."""
+    """Return the CPU seconds of one call in all threads, including work that the app deferred."""
     before = time.process_time()
     for _ in range(times):
         await call()
@@ -92,21 +93,21 @@ async def spend(call: Call, times: int, flush: Callable[[], Any]) -> float:
 
 
 def flusher(app: Any) -> Callable[[], Any]:
-    """Return what makes the app do at once what it has put off: what is queued must not be charged to the next app."""
+    """Return a function that finishes deferred work of the app, which would else be counted for the next one."""
     observe = getattr(getattr(app, "state", None), "observe", None)
     return _nothing if observe is None else lambda: observe.flush(10.0)
 
 
 def _nothing() -> None:
-    """Nothing waits."""
+    """Do nothing."""
 
 
 async def serve() -> None:
-    """Make the apps named in the arguments, then obey."""
+    """Create the apps named in the arguments, then run commands."""
     out = answers()
     ratio, names = float(sys.argv[1]), sys.argv[2:]
     calls: dict[str, tuple[Call, Callable[[], Any]]] = {}
-    # Ours first, and served at once: with its first request it takes loguru over, which a peer then has for itself.
+    # Ours first: with its first request it configures loguru, which a peer then reconfigures.
     for name in sorted(names, key=lambda name: not name.startswith("ours")):
         maker, _, variant = name.partition("@")
         app = MAKERS[maker](variant, ratio)

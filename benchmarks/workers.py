@@ -1,9 +1,9 @@
-"""Many workers, one `/metrics`: what a scrape, an observation and a request cost there.
+"""Multiprocess mode: the cost of a scrape, an observation and a request.
 
-Scrape and observation stand beside prometheus_client's multiprocess mode, in processes of their own: WORKERS processes
-make the series of so many routes as a request does, and stay; then one of them is scraped.
+Scrape and observation are compared with prometheus_client's multiprocess mode, in separate processes: WORKERS processes
+create the series of a number of routes as requests do, and stay; then one of them is scraped.
 """
-# ruff: noqa: PLC0415, T201 - each side imports what it measures, after its environment; the parent reads what is printed
+# ruff: noqa: PLC0415, T201 - each side imports its modules after setting its environment; the parent reads the output
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROUNDS = 9
 ROUTES = (200, 2000)
 TURNS = 30
 REQUESTS = 300
-"""Requests of one turn; each of the three apps has TURNS turns in each process."""
+"""Requests in one turn. Each of the three apps has TURNS turns in each process."""
 
 
 def _time(function: object, count: int) -> float:
@@ -44,7 +44,7 @@ def _time(function: object, count: int) -> float:
 
 
 class Ours:
-    """fastapi-observe in a worker."""
+    """fastapi-observe in multiprocess mode."""
 
     def __init__(self, directory: str) -> None:
         from fastapi_observe.internal.errors import InternalErrors
@@ -68,16 +68,16 @@ class Ours:
         self.metrics.record_http_request("GET", endpoint, 200, 0.0123, 0, 1234)
 
     def observation(self) -> object:
-        """Return what takes one sample."""
+        """Return a function that records one sample."""
         histogram = self.metrics.histogram("observed_seconds", "x", ["route"]).labels("/a")
         return lambda: histogram.observe(0.0123)
 
     def scrape(self) -> int:
-        """Return the bytes of what is shown."""
-        return len(self.metrics._render("", "")[1])  # noqa: SLF001 - the cache would answer
+        """Scrape once and return the size in bytes."""
+        return len(self.metrics._render("", "")[1])  # noqa: SLF001 - bypasses the cache
 
     def close(self) -> None:
-        """Leave the others."""
+        """Leave multiprocess mode."""
         self.metrics.sharing.unshare()
         self.worker.leave()
 
@@ -112,12 +112,12 @@ class Stock:
                 size.labels("GET", endpoint).observe(1234)
 
     def observation(self) -> object:
-        """Return what takes one sample."""
+        """Return a function that records one sample."""
         histogram = self.client.Histogram("observed_seconds", "x", ["route"]).labels("/a")
         return lambda: histogram.observe(0.0123)
 
     def scrape(self) -> int:
-        """Return the bytes of what is shown."""
+        """Scrape once and return the size in bytes."""
         from prometheus_client.multiprocess import MultiProcessCollector
 
         registry = self.client.CollectorRegistry()
@@ -125,11 +125,11 @@ class Stock:
         return len(self.client.generate_latest(registry))
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Do nothing."""
 
 
 class Client(Stock):
-    """prometheus_client's own metrics, in a worker of ours."""
+    """prometheus_client's own metrics in our multiprocess mode."""
 
     def __init__(self, directory: str) -> None:
         from fastapi_observe.internal.errors import InternalErrors
@@ -143,11 +143,11 @@ class Client(Stock):
         super().__init__(directory)
 
     def scrape(self) -> int:
-        """Return the bytes of what is shown."""
-        return len(self.metrics._render("", "")[1])  # noqa: SLF001 - the cache would answer
+        """Scrape once and return the size in bytes."""
+        return len(self.metrics._render("", "")[1])  # noqa: SLF001 - bypasses the cache
 
     def close(self) -> None:
-        """Leave the others."""
+        """Leave multiprocess mode."""
         self.metrics.sharing.unshare()
         self.worker.leave()
 
@@ -156,7 +156,7 @@ SIDES: dict[str, Any] = {"ours": Ours, "stock": Stock, "client": Client}
 
 
 def _child(side: str, directory: str, routes: int) -> None:
-    """Fill, say so, and then do what the parent asks for."""
+    """Create the series, report that, then run commands of the parent."""
     one = SIDES[side](directory)
     one.fill(routes)
     print("filled", flush=True)
@@ -177,7 +177,7 @@ def scrape(side: str, routes: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=shared_memory()) as directory:
         command = [sys.executable, "-m", "benchmarks.workers", "--child", side, directory, str(routes)]
         children = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603 - ourselves
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603 - this module
             for _ in range(WORKERS)
         ]
         try:
@@ -197,7 +197,7 @@ def observe(side: str) -> dict[str, float]:
     """Return the time of one observation in a worker, in seconds."""
     code = f"from benchmarks.workers import _observe; _observe({side!r})"
     command = [sys.executable, "-c", code]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - ourselves
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - this module
     found: dict[str, float] = json.loads(answer.stdout)
     return found
 
@@ -211,7 +211,7 @@ def _observe(side: str) -> None:
 
 
 def run(rounds: int) -> dict[str, Any]:
-    """Measure everything, ours and stock in turn."""
+    """Measure everything, alternating between ours and stock."""
     return {
         "scrape": {str(routes): _scrapes(routes, rounds) for routes in ROUTES},
         "observe": _observations(rounds),
@@ -225,7 +225,7 @@ def _scrapes(routes: int, rounds: int) -> dict[str, Any]:
         progress(f"workers: scrape of {WORKERS} x {routes} routes, round {at + 1} of {rounds}")
         for side, times in found.items():
             times.append(scrape(side, routes)["median"])
-    return _beside_stock(found, 1e3, "ms")
+    return _compare_with_stock(found, 1e3, "ms")
 
 
 def _observations(rounds: int) -> dict[str, Any]:
@@ -234,10 +234,10 @@ def _observations(rounds: int) -> dict[str, Any]:
         progress(f"workers: observations, round {at + 1} of {rounds}")
         for side, times in found.items():
             times.append(observe(side)["observe"])
-    return _beside_stock(found, 1e6, "us")
+    return _compare_with_stock(found, 1e6, "us")
 
 
-def _beside_stock(found: dict[str, list[float]], scale: float, unit: str) -> dict[str, Any]:
+def _compare_with_stock(found: dict[str, list[float]], scale: float, unit: str) -> dict[str, Any]:
     return {
         **paired(found["ours"], found["stock"]),
         "client": paired(found["client"], found["stock"]),

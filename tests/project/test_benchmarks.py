@@ -16,9 +16,9 @@ from benchmarks import check, costs, lag, operations, paired, picture, process, 
 from benchmarks.__main__ import main
 from benchmarks.apps import MAKERS, PEERS, REQUESTS, VARIANTS, plain_app, refuse_telemetry
 from benchmarks.figures import figures
-from benchmarks.load import moments_of
+from benchmarks.load import due_times
 from benchmarks.memory import mixed
-from benchmarks.operation_steps import ATTRIBUTES, put_off, query_steps
+from benchmarks.operation_steps import ATTRIBUTES, finish_deferred_work, query_steps
 from benchmarks.report_operations import TITLES
 from benchmarks.scrape import series, stock_registry
 from benchmarks.scrapers import Clients
@@ -117,7 +117,14 @@ def some_results() -> dict[str, Any]:
     """Build the results of a run in which single things are met, missed or skipped."""
     steps = {"db.query", "request line", "span alone"}
     step = {"thread": part(0.1, ours_us=3.0, stock_us=30.0), "process": part(0.1, ours_us=4.0, stock_us=30.0)}
-    memory = {"rest": 2**26, "warm": 2**26, "end": 2**26, "dropped_lines": 0, "faults": {}, "second_half_growth": 0.0}
+    memory = {
+        "rest": 2**26,
+        "warm": 2**26,
+        "end": 2**26,
+        "dropped_lines": 0,
+        "internal_errors": {},
+        "second_half_growth": 0.0,
+    }
     start = {name: part(0.2) for name in ("import", "import_install_first_request", "whole")}
     names = ("fastapi", "package", "build", "install", "first_request")
     milliseconds = {app: dict.fromkeys(names, 1.0) for app in ("bare", "ours")}
@@ -203,7 +210,7 @@ def test_percentiles_and_slopes() -> None:
 def test_memory_growth_is_that_of_the_second_half() -> None:
     """What a process takes while it warms up is no growth."""
     points = [(at, 1000 * min(at, 5)) for at in range(1, 11)]
-    found = costs.read_memory({"points": points, "rest": 0, "warm": 0, "dropped_lines": None, "faults": None})
+    found = costs.read_memory({"points": points, "rest": 0, "warm": 0, "dropped_lines": None, "internal_errors": None})
     assert found["second_half_growth"] == pytest.approx(0)
     assert found["end"] == 5000
 
@@ -223,7 +230,7 @@ def test_operations_are_compared_within_a_round() -> None:
     steps = ("query", "query_with", "operation", "query_span", "operation_span")
     taken = {step: [[2.0, 0.0, 9.0]] for step in (*steps, "engine_ours", "client_ours", "engine_again", "client_again")}
     taken |= {"engine_bare": [[1.0, 0.0, 9.0]], "client_bare": [[1.0, 0.0, 3.0]]}
-    found = operations.beside(taken)
+    found = operations.compare(taken)
     assert (found["query"]["ratio"], found["engine_ours"]["ratio"], found["client_ours"]["ratio"]) == (1, 2, 3)
     assert found["client_ours_cpu"]["ratio"] == 2
     assert set(found) == set(TITLES)
@@ -234,7 +241,7 @@ def test_ours_and_contrib_share_their_rounds() -> None:
     taken = {f"{kind}_bare": [[1.0, 0.0, 1.0]] for kind in ("engine", "client")}
     taken |= {f"{kind}_ours": [[1.5, 0.0, 1.5]] for kind in ("engine", "client")}
     taken |= {f"{kind}_contrib": [[3.0, 0.0, 2.0]] for kind in ("engine", "client")}
-    found = operations.beside_contrib(taken, 1)
+    found = operations.compare_contrib(taken, 1)
     assert found["engine"]["ours_added_part"]["ratio"] == pytest.approx(0.25)
     assert found["client"]["ours_added_part"]["ratio"] == pytest.approx(0.5)
 
@@ -268,7 +275,7 @@ async def test_spans_that_are_compared_say_the_same() -> None:
     @app.get("/once")
     async def once() -> None:
         await query_steps(observe, 1.0)["query"](1)
-        put_off()
+        finish_deferred_work()
 
     await caller(app, {"method": "GET", "path": "/once", "body": b"", "headers": {}})()
     observe.close()
@@ -322,17 +329,17 @@ def test_mixed_requests_do_not_repeat_ids() -> None:
 
 
 def test_wrk_is_read() -> None:
-    """Requests a second and latencies are read in their units; failed requests are an error."""
+    """Requests per second and latencies are parsed in their units; failed requests are an error."""
     text = "  Latency Distribution\n 50%  823.00us\n 75% 1.00ms\n 99%  2.50ms\nRequests/sec:   9716.50\n"
     assert served.read_wrk(text) == {"rps": 9716.5, "p50": pytest.approx(823e-6), "p99": pytest.approx(2.5e-3)}
     with pytest.raises(RuntimeError, match="failed"):
         served.read_wrk(text + "  Non-2xx or 3xx responses: 3\n")
-    with pytest.raises(RuntimeError, match="nothing"):
+    with pytest.raises(RuntimeError, match="no result"):
         served.read_wrk("")
 
 
 def test_server_and_load_have_cores_of_their_own() -> None:
-    """While there are enough cores, nobody shares one."""
+    """With enough cores, none is shared."""
     assert served.places(1, [0, 1, 2, 3]) == ([0], [1, 2, 3])
     assert served.places(4, [0, 1, 2, 3]) == ([0, 1, 2, 3], [2, 3])
     assert process.pinned(["wrk"], None) == ["wrk"]
@@ -340,8 +347,8 @@ def test_server_and_load_have_cores_of_their_own() -> None:
 
 def test_arrivals() -> None:
     """Both kinds of arrivals keep the rate; even ones come at equal distances."""
-    assert moments_of(4, 1, "even") == [0.25, 0.5, 0.75, 1.0]
-    poisson = moments_of(1000, 10, "poisson")
+    assert due_times(4, 1, "even") == [0.25, 0.5, 0.75, 1.0]
+    poisson = due_times(1000, 10, "poisson")
     assert len(poisson) == pytest.approx(10_000, rel=0.05)
     assert poisson == sorted(poisson)
 
@@ -355,14 +362,14 @@ def test_figures_are_judged() -> None:
     assert verdicts["trivial endpoint, all signals, 10 %"] == "met"
     assert verdicts["the same, 100 % sampled"] == "met, and the better one"
     assert verdicts["cost added, 1,000 routes against 10"] == "MISSED"
-    assert verdicts["served, one worker, requests a second against bare"] == "met"
+    assert verdicts["served, one worker, requests per second against bare"] == "met"
     assert verdicts["p99 at half of bare's peak load"] == "met"
     assert verdicts["memory growth over the second half of the requests, KiB"] == "met"
     assert {one.verdict for one in figures({})} == {"not measured"}
     assert verdicts["`db.query` around nothing, against the SDK's own span, unsampled"] == "met"
     assert verdicts["`SELECT 1` through SQLAlchemy on SQLite, against a bare engine, sampled"] == "MISSED"
     assert verdicts["contrib's instrumentors that cost less than ours, of 4 pairs"] == "met"
-    assert verdicts["reading 64 KB of hostile text against 8 KB (linear: 8)"] == "met, and the better one"
+    assert verdicts["parsing 64 KB of hostile text against 8 KB (linear: 8)"] == "met, and the better one"
     assert len(verdicts) == 32
 
 
@@ -391,13 +398,13 @@ def test_figures_of_production_are_judged() -> None:
     verdicts = {title: row.verdict for title, row in rows.items()}
     assert len(verdicts) == 11
     assert {title for title, verdict in verdicts.items() if verdict != "met"} == {
-        "p99 beside 50 scrapers, without a pause, against none",
+        "p99 with 50 scrapers, without a pause, against none",
         "p99 added by a collector that hangs, ms",
     }
-    assert rows["p99 beside 50 scrapers, each once a second, against none"].remark.startswith(
+    assert rows["p99 with 50 scrapers, each once per second, against none"].remark.startswith(
         "as many plain answers: 1"
     )
-    assert rows["event loop's lag p99.9 above bare's, 3,000 spans a second, ms"].remark == (
+    assert rows["event loop lag p99.9 above bare, 3,000 spans per second, ms"].remark == (
         "the SDK's processor: 10.00; bare again: 0.00"
     )
 
@@ -468,14 +475,14 @@ def test_report_holds_the_results() -> None:
     assert "does not keep up" in text
     assert "](results.svg)" in text
     assert "`SELECT 1`, bare against bare" in text
-    assert "In an environment of its own: sqlalchemy 2.0." in text
+    assert "In a separate environment: sqlalchemy 2.0." in text
     assert "The slowest 64 KB of 2 texts" in text
-    assert "How it was measured" in text
+    assert "Method and limits" in text
     assert "quick run" not in text
-    assert "busy for" not in text
+    assert "of the processor when" not in text
     assert "had no precedence" in text
     assert "| 50 scrapers, each without a pause | 0.300 | 0.500 | 1.20 |" in text
-    assert "| 1,000 wrong tokens a second | 0.300 | 0.500 | 1.00 |" in text
+    assert "| 1,000 wrong tokens per second | 0.300 | 0.500 | 1.00 |" in text
     assert "| a collector that never answers | 0.300 | 0.500 | 1.20 | 1.08 to 1.32 | +0.300 |" in text
     assert "| exported by the SDK's `BatchSpanProcessor` | 0.10 | 1.00 | 10.00 | +10.00 | +10.00 to +10.00 |" in text
     assert "| scrape, 4 x 2000 routes, ms | 10.00 | 60.00 | 200.00 | 0.050 |" in text
@@ -486,7 +493,7 @@ def test_report_of_a_part_says_so() -> None:
     """A quick run is called one; without wrk the report says what is missing; nothing else is needed."""
     text = report.write({"served": {"skipped": "wrk is not installed", "made": {**MADE, "quick": True, "busy": 50.0}}})
     assert "quick run" in text
-    assert "busy for 50 %" in text
+    assert "used 50 % of the processor" in text
     assert "Skipped: wrk is not installed" in text
     assert "not measured" in text
 
@@ -523,7 +530,7 @@ def test_check_compares_ratios() -> None:
     rows = {row[0]: row for row in check.compare(before, now)}
     assert rows["trivial endpoint, all signals, 10 %"][1:] == ("1.300", "1.690", "+30%", "worse")
     assert rows["the same, 100 % sampled"][-1] == "same"
-    assert rows["served, one worker, requests a second against bare"][-1] == "worse"
+    assert rows["served, one worker, requests per second against bare"][-1] == "worse"
     assert rows["one `/metrics` scrape at 500 routes against stock"][-1] == "better"
     assert "worse" in check.table(list(rows.values()))
 
