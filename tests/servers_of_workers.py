@@ -35,13 +35,13 @@ SERVERS: dict[str, tuple[str, ...]] = {
     "granian": ("granian", "--interface", "asgi", "--workers", "{workers}", "--host", "127.0.0.1", "--port", "{port}",
                 "--respawn-failed-workers", "{app}"),
 }  # fmt: skip
-"""How each server is told to run an app, all but the first in WORKERS processes."""
+"""Command of each server, all but the first with WORKERS processes."""
 
 COMMANDS = {
     name: (*(part.replace("{app}", "worker_app:app") for part in SERVERS[server]), "--log-level", "error")
     for name, server in (("uvicorn", "uvicorn --workers"), *((name, name) for name in [*SERVERS][2:]))
 }
-"""How each server is told to run `worker_app` in so many workers."""
+"""Command of each server for `worker_app`."""
 
 
 class Server:
@@ -53,7 +53,7 @@ class Server:
         self.directory = directory
 
     def get(self, path: str, timeout: float = 10.0) -> tuple[int, bytes]:
-        """Ask on a connection of its own, so that any worker may answer."""
+        """Send a request on a new connection, so that any worker may handle it."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
             connection.request("GET", path)
@@ -63,7 +63,7 @@ class Server:
             connection.close()
 
     def count(self, times: int) -> list[int]:
-        """Send requests; return the pids that answered."""
+        """Send requests. Returns the pids of the workers that handled them."""
         return [json.loads(self.get(f"/count/{number}")[1])["pid"] for number in range(times)]
 
     def samples(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
@@ -81,7 +81,7 @@ class Server:
         return sum(self.samples().get(name, {}).values())
 
     def spread(self, workers: int) -> int:
-        """Send requests until so many workers have answered; return how many were sent."""
+        """Send requests until each of so many workers has handled one. Returns the number of requests."""
         pids: set[int] = set()
         sent = 0
         while len(pids) < workers and sent < 3000:
@@ -132,7 +132,7 @@ def serving_workers(name: str, directory: Path, workers: int = 3, **environment:
 
 
 class Crew(Server):
-    """A server of `chaos_app` with all its processes, and the requests that it has answered."""
+    """A server of `chaos_app` with all its processes, and the number of requests that it has handled."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, directory: Path, name: str) -> None:
         super().__init__(process, port, directory)
@@ -143,7 +143,7 @@ class Crew(Server):
 
     @property
     def errors(self) -> str:
-        """What has come out on stderr."""
+        """Contents of stderr."""
         return (self.directory / "stderr").read_text("utf-8", "replace")
 
     def members(self) -> list[psutil.Process]:
@@ -156,7 +156,7 @@ class Crew(Server):
         return found
 
     def meet(self) -> None:
-        """Send requests until every worker has answered: one that just starts may miss a signal, and serve for ever."""
+        """Send requests until every worker has handled one: a signal may be lost on a worker that is starting."""
         self.pids = set()
         deadline = monotonic() + 60
         while len(self.pids) < self.workers:
@@ -172,7 +172,7 @@ class Crew(Server):
             self.pids.add(int(body))
 
     def ended(self, within: float) -> float:
-        """Wait until no process of it is left; return how long that took."""
+        """Wait until no process of it is left. Returns the seconds that it took."""
         began = monotonic()
         self.process.wait(within)
         while left := self.members():

@@ -1,24 +1,15 @@
-"""An app for servers with several workers: its metrics before and after `install`, and who answered."""
+"""An app for servers with several workers, with metrics that are made before and after `install`."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import prometheus_client
 from fastapi import FastAPI
 
 from fastapi_observe import install
-
-if TYPE_CHECKING:
-    from fastapi_observe import Observability
-    from fastapi_observe.metrics.shared.join import WorkerGroup
-
-
-def wired(observe: Observability) -> WorkerGroup:
-    """Return what shares the metrics with other workers."""
-    return observe.workers
 
 
 def make() -> FastAPI:
@@ -34,7 +25,6 @@ def make() -> FastAPI:
         sample_ratio=1.0,
         otlp_endpoint=os.environ.get("WORKERS_COLLECTOR"),
     )
-    wired(observe)
     after = prometheus_client.Counter("user_after_total", "Made after install.")
     gauge = prometheus_client.Gauge("user_gauge", "The pid.", multiprocess_mode="livesum")
     each = prometheus_client.Gauge("user_each", "One.")

@@ -1,4 +1,4 @@
-"""What happens to workers that are forked, stopped and killed: `python worker_forks.py SCRIPT DIRECTORY` prints it."""
+"""Scripts that fork, stop and kill workers: `python worker_forks.py SCRIPT DIRECTORY` prints the result as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
-from worker_app import wired
 
 from fastapi_observe import install
 from fastapi_observe.metrics.shared.join import JOINED_WORKERS
@@ -35,10 +34,10 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 
 
-def made(directory: str) -> tuple[Observability, WorkerGroup]:
+def make_install(directory: str) -> tuple[Observability, WorkerGroup]:
     """Install on an app of this process."""
     observe = install(FastAPI(), multiprocess_directory=directory, log_level="fatal", otlp_endpoint=None)
-    return observe, wired(observe)
+    return observe, observe.workers
 
 
 def samples(observe: Observability) -> Samples:
@@ -57,30 +56,29 @@ def total(observe: Observability, name: str) -> float:
 
 
 class Child:
-    """A forked process that does what it is told, a word at a time."""
+    """A forked process that calls `act` with each word that it receives."""
 
     def __init__(self, act: Callable[[str], Any]) -> None:
-        told, tell = os.pipe()
-        hear, heard = os.pipe()
+        requests, self._requests = os.pipe()
+        self._replies, replies = os.pipe()
         self.pid = os.fork()
         if self.pid:
-            os.close(told)
-            os.close(heard)
-            self._tell, self._hear = tell, hear
+            os.close(requests)
+            os.close(replies)
             return
         try:
-            while (word := os.read(told, 100).decode()) not in {"", "end"}:
-                os.write(heard, json.dumps(act(word)).encode() + b"\n")
+            while (word := os.read(requests, 100).decode()) not in {"", "end"}:
+                os.write(replies, json.dumps(act(word)).encode() + b"\n")
         finally:
             _save_coverage()
             os._exit(0)
 
-    def tell(self, word: str) -> Any:
-        """Return what the child answers."""
-        os.write(self._tell, word.encode())
+    def call(self, word: str) -> Any:
+        """Send a word. Returns the reply."""
+        os.write(self._requests, word.encode())
         answer = b""
         while not answer.endswith(b"\n"):
-            answer += os.read(self._hear, 65536)
+            answer += os.read(self._replies, 65536)
         return json.loads(answer)
 
     def end(self) -> None:
@@ -90,17 +88,17 @@ class Child:
 
     def finish(self) -> None:
         """Let it end."""
-        os.write(self._tell, b"end")
+        os.write(self._requests, b"end")
         self._close()
 
     def _close(self) -> None:
         os.waitpid(self.pid, 0)
-        os.close(self._tell)
-        os.close(self._hear)
+        os.close(self._requests)
+        os.close(self._replies)
 
 
 def _save_coverage() -> None:
-    """Write down what was run, if that is measured: a forked child leaves without a word."""
+    """Save the coverage data, if it is measured: a forked child runs no exit handlers."""
     coverage = sys.modules.get("coverage")
     current = coverage.Coverage.current() if coverage is not None else None
     if current is not None:
@@ -109,7 +107,7 @@ def _save_coverage() -> None:
 
 
 def run(script: str, *arguments: object) -> Any:
-    """Run a script in a process of its own, since tests have threads; return what it found."""
+    """Run a script in a new process, since a process with threads must not fork. Returns its result."""
     paths = os.pathsep.join([str(HERE), str(HERE.parent)])
     process = subprocess.run(  # noqa: S603 - our own script
         [sys.executable, __file__, script, *map(str, arguments)],
@@ -147,7 +145,7 @@ def instance(url: str, times: str) -> dict[str, Any]:
 
     before = [*act("")]
     children = [Child(act) for _ in range(int(times))]
-    found = [child.tell("request") for child in children]
+    found = [child.call("request") for child in children]
     for child in children:
         child.finish()
     return {"parent": before, "children": found}
@@ -155,7 +153,7 @@ def instance(url: str, times: str) -> dict[str, Any]:
 
 def preload(directory: str) -> dict[str, float]:
     """Two children of a process that has counted already."""
-    observe, workers = made(directory)
+    observe, workers = make_install(directory)
     ours = observe.metrics.counter("ours_total", "Ours.")
     theirs = prometheus_client.Counter("theirs", "Theirs.")
     gauge = observe.metrics.gauge("gauge", "Gauge.")
@@ -174,17 +172,17 @@ def preload(directory: str) -> dict[str, float]:
         return before
 
     children = [Child(act), Child(act)]
-    before = sum(child.tell("count") for child in children)
-    found = children[1].tell("scrape")
+    before = sum(child.call("count") for child in children)
+    found = children[1].call("scrape")
     for child in children:
         child.finish()
     return {"ours": found["ours_total"], "theirs": found["theirs_total"], "gauge": found["gauge"], "before": before}
 
 
 def fork(directory: str) -> dict[str, float]:
-    """A child that a worker forks."""
+    """Fork a worker."""
     os.environ["SERVER_SOFTWARE"] = "gunicorn"
-    observe, workers = made(directory)
+    observe, workers = make_install(directory)
     workers.start()
     ours = observe.metrics.counter("ours_total", "Ours.")
     theirs = prometheus_client.Counter("theirs", "Theirs.")
@@ -204,11 +202,11 @@ def fork(directory: str) -> dict[str, float]:
     ((worker, _),) = JOINED_WORKERS.values()
     with worker._read_lock:  # a fork would copy what the worker's thread has open at the moment
         child = Child(act)
-    opened = child.tell("open")
-    counted = child.tell("count")
+    opened = child.call("open")
+    counted = child.call("count")
     alone = total(observe, "ours_total")
     assert total(observe, "theirs_total") == 1
-    joined = child.tell("join")
+    joined = child.call("join")
     child.finish()
     observe.close()
     return {"parent": alone, "child": counted, "open": opened, "joined": joined}
@@ -216,7 +214,7 @@ def fork(directory: str) -> dict[str, float]:
 
 def kills(directory: str, times: str) -> dict[str, float]:
     """Children that count until they are killed, and two that scrape."""
-    observe, workers = made(directory)
+    observe, workers = make_install(directory)
     random = Random(5)  # noqa: S311 - when to kill
 
     def scrape(word: str) -> float:
@@ -247,12 +245,12 @@ def kills(directory: str, times: str) -> dict[str, float]:
                 counted += len(part)
         except BlockingIOError:
             os.set_blocking(reading, True)
-        now = scrapers[number % 2].tell("user_registrations_total")
+        now = scrapers[number % 2].call("user_registrations_total")
         backwards += now < shown
         shown = now
-    exact = scrapers[0].tell("steady_total")
-    assert scrapers[1].tell("steady_total") == exact
-    assert scrapers[0].tell("living") == 0
+    exact = scrapers[0].call("steady_total")
+    assert scrapers[1].call("steady_total") == exact
+    assert scrapers[0].call("living") == 0
     (place,) = Path(directory).glob("*/*")
     files = list(place.iterdir())
     found = {
@@ -265,10 +263,10 @@ def kills(directory: str, times: str) -> dict[str, float]:
 
 
 def stopped(directory: str) -> dict[str, float]:
-    """A worker that has been stopped, asked by another."""
+    """Stop a worker, and scrape another."""
     import threading  # noqa: PLC0415 - the children's
 
-    observe, workers = made(directory)
+    observe, workers = make_install(directory)
     counter = observe.metrics.counter("jobs_total", "Jobs.")
     observe.metrics.gauge("asked", "Asked.").set_function(lambda: 1)
 
@@ -281,9 +279,9 @@ def stopped(directory: str) -> dict[str, float]:
         return {"total": total(observe, "jobs_total"), "gauge": gauge - 1, "threads": threading.active_count()}
 
     children = [Child(act), Child(act)]
-    children[0].tell("count")
+    children[0].call("count")
     os.kill(children[0].pid, signal.SIGSTOP)
-    found: dict[str, float] = children[1].tell("scrape")
+    found: dict[str, float] = children[1].call("scrape")
     children[0].end()
     children[1].finish()
     return found
@@ -291,7 +289,7 @@ def stopped(directory: str) -> dict[str, float]:
 
 def leaves(directory: str) -> dict[str, float]:
     """Two workers count; one leaves in order."""
-    observe, workers = made(directory)
+    observe, workers = make_install(directory)
     counter = observe.metrics.counter("jobs_total", "Jobs.")
     observe.metrics.gauge("level", "Level.").set(1)
 
@@ -305,10 +303,10 @@ def leaves(directory: str) -> dict[str, float]:
 
     children = [Child(act), Child(act)]
     for child in children:
-        child.tell("jobs_total")
-    both = children[1].tell("level")
-    children[0].tell("request.finish")
-    found = {"both": both, "level": children[1].tell("level"), "jobs": children[1].tell("jobs_total")}
+        child.call("jobs_total")
+    both = children[1].call("level")
+    children[0].call("request.finish")
+    found = {"both": both, "level": children[1].call("level"), "jobs": children[1].call("jobs_total")}
     found["files"] = len(list(Path(directory).glob("*/*/*.keys")))
     for child in children:
         child.finish()

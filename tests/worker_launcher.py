@@ -1,4 +1,4 @@
-"""A launcher that starts two different apps, each in a process of its own: `python worker_launcher.py METHOD PLACE`."""
+"""Starts two apps, each in its own process, and prints what they expose: `python worker_launcher.py METHOD PLACE`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = {"api": 7, "admin": 3}
 
 
 def serve(name: str, place: str, pipe: Connection) -> None:
-    """Answer requests for one app, then show its metrics once the other app has answered too."""
+    """Handle requests for one app, and send its metrics when the other app has handled its own."""
     app = FastAPI(title=name)
     observe = install(app, multiprocess_directory=place, log_level="fatal", otlp_endpoint=None)
     observe.metrics.gauge(f"{name}_level", "Level.").set(5)
@@ -46,7 +46,7 @@ def serve(name: str, place: str, pipe: Connection) -> None:
 
 
 def main(method: str, place: str) -> None:
-    """Start both and print what each shows."""
+    """Start both, and print what each exposes."""
     context = multiprocessing.get_context(method)
     pipes, processes = {}, []
     for name in NAMES:

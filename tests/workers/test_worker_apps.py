@@ -1,4 +1,4 @@
-"""Which processes are workers of one app, and which are other apps that the same process has started."""
+"""Processes that are workers of one app, and processes of other apps with the same parent."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ HERE = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
-def test_two_apps_of_one_launcher_are_counted_apart(method: str, tmp_path: Path) -> None:
-    """Each app shows its own requests, gauges and prometheus_client metrics, and counts its own processes."""
+def test_two_apps_with_one_launcher(method: str, tmp_path: Path) -> None:
+    """Each app exposes its own requests, gauges and prometheus_client metrics, and its own number of workers."""
     paths = os.pathsep.join([str(HERE), str(HERE.parent)])
     process = subprocess.run(  # noqa: S603 - our own script
         [sys.executable, str(HERE / "worker_launcher.py"), method, str(tmp_path)],
@@ -36,8 +36,8 @@ def test_two_apps_of_one_launcher_are_counted_apart(method: str, tmp_path: Path)
     }
 
 
-def test_an_app_is_told_by_its_names_and_where_it_is_made() -> None:
-    """The same names from the same file are one app, in every process; another name or file is another app."""
+def test_identity_of_an_app() -> None:
+    """The same names in the same file are the same app in every process. Another name or file is another app."""
     code = "def made(identity, *names):\n    return identity(*names)\n"
     made = []
     for file in ("/srv/api/main.py", "/srv/admin/main.py"):

@@ -18,7 +18,6 @@ from starlette.testclient import TestClient
 pytest.importorskip("fcntl")
 
 from members import NAME, Member, items_app
-from worker_app import wired
 
 from fastapi_observe.workers import directory
 from fastapi_observe.workers import worker as worker_module
@@ -79,7 +78,6 @@ def test_a_hostile_directory_is_refused(
     _hostile(kind, tmp_path)
     app = items_app()
     seen = observed(app, multiprocess_directory=str(tmp_path), capture_logging=False)
-    wired(seen.observe)
     with caplog.at_level(logging.WARNING, "fastapi_observe"), TestClient(app) as client:
         client.get("/items/1")
         client.get("/items/1")

@@ -1,4 +1,4 @@
-"""Several worker processes and one collector: each sends its own, so that who adds up gets what was counted."""
+"""Several worker processes that push metrics over OTLP: each sends its own, and their sum is exact."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from tools import until
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="workers are counted apart here")
+pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="workers do not share metrics here")
 
 Streams = dict[str, list[tuple[int, int, float]]]
 """Start, time and value of every point, by the instance that sent it."""
 
 
-def instance_of(resource: Any) -> str:
-    """Return the id of the process that a resource is about."""
+def instance_id(resource: Any) -> str:
+    """Return the `service.instance.id` of a resource."""
     (found,) = [pair.value.string_value for pair in resource.attributes if pair.key == "service.instance.id"]
     return str(found)
 
 
-def metrics_of(collector: Collector) -> list[tuple[str, Any]]:
+def received_metrics(collector: Collector) -> list[tuple[str, Any]]:
     """Return every metric that arrived, with the instance that sent it."""
     return [
-        (instance_of(resource.resource), metric)
+        (instance_id(resource.resource), metric)
         for path, body in zip(collector.paths, collector.bodies, strict=True)
         if path == "/v1/metrics"
         for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics
@@ -45,7 +45,7 @@ def metrics_of(collector: Collector) -> list[tuple[str, Any]]:
 def streams(collector: Collector, name: str) -> Streams:
     """Return what arrived of a counter, or the counts of a histogram, point by point."""
     found: Streams = defaultdict(list)
-    for instance, metric in metrics_of(collector):
+    for instance, metric in received_metrics(collector):
         if metric.name == name:
             for point in metric.histogram.data_points or metric.sum.data_points:
                 value = point.count if metric.HasField("histogram") else point.as_double
@@ -59,12 +59,12 @@ def total(collector: Collector, name: str) -> float:
 
 
 COUNTED = ("http_requests", "http_request_duration_seconds", "user_before", "user_after", "user_seconds")
-"""Our own counter and histogram, and the user's metrics, made before and after `install`."""
+"""Counter and histogram of this package, and metrics of the app that are made before and after `install`."""
 
 
 @pytest.mark.parametrize("name", ["uvicorn", "gunicorn --preload"])
-def test_the_collector_s_sum_is_what_was_requested(name: str, tmp_path: Path) -> None:
-    """Each worker pushes its own values, not those of all; a killed worker's stream ends where it was."""
+def test_the_sum_at_the_collector_is_exact(name: str, tmp_path: Path) -> None:
+    """Each worker pushes its own values, not the sum of all. The stream of a killed worker ends."""
     if name != "uvicorn":
         pytest.importorskip("uvicorn_worker")
     with Collector() as collector:
@@ -76,15 +76,15 @@ def test_the_collector_s_sum_is_what_was_requested(name: str, tmp_path: Path) ->
             OBSERVE_OTLP_METRICS_INTERVAL="0.1",
         ) as server:
             sent = server.spread(3)
-            assert server.total("http_requests_total") == sent  # the merged view of one is in no push
+            assert server.total("http_requests_total") == sent  # the sum is exposed, and not pushed
             until(lambda: total(collector, "http_requests") == sent)
             before = streams(collector, "http_requests")
             assert len(before) == 3
             (killed,) = set(server.count(1))
             sent += 1
-            until(lambda: all(total(collector, counted) == sent for counted in COUNTED))  # they are read one by one
+            until(lambda: all(total(collector, counted) == sent for counted in COUNTED))
             os.kill(killed, signal.SIGKILL)
-            until(lambda: _living(server) == 3)
+            until(lambda: live_workers(server) == 3)
             sent += len(server.count(60))
             assert server.total("http_requests_total") == sent
         for counted in COUNTED:
@@ -94,30 +94,31 @@ def test_the_collector_s_sum_is_what_was_requested(name: str, tmp_path: Path) ->
         for points in after.values():
             assert len({start for start, _, _ in points}) == 1
             assert [value for *_, value in points] == sorted(value for *_, value in points)
-        sent_by = {metric.name for _, metric in metrics_of(collector)}
+        sent_by = {metric.name for _, metric in received_metrics(collector)}
         assert "process_cpu_seconds" in sent_by
         assert not sent_by & {"fastapi_observe_workers", "fastapi_observe_metrics_degraded", "target_info"}
 
 
-def _living(server: Any) -> float:
+def live_workers(server: Any) -> float:
+    """Scrape the number of workers; 0 if the connection was given to the one that was killed."""
     try:
         return float(server.total("fastapi_observe_workers"))
-    except OSError:  # the connection was given to the worker that was killed
+    except OSError:
         return 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")
-def test_a_forked_child_is_an_instance_of_its_own() -> None:
-    """Span processors see the child's name, on our spans and on others; it is what spans, lines and metrics carry."""
+def test_a_forked_child_is_another_instance() -> None:
+    """Spans, log lines and metrics of a child have its own `service.instance.id`, for span processors too."""
     with Collector() as collector:
         found = worker_forks.run("instance", collector.url, 3)
         lines = {
-            instance_of(resource.resource)
+            instance_id(resource.resource)
             for path, body in zip(collector.paths, collector.bodies, strict=True)
             if path == "/v1/logs"
             for resource in ExportLogsServiceRequest.FromString(body).resource_logs
         }
-        spans = {instance_of(resource.resource) for resource in collector.resources}
+        spans = {instance_id(resource.resource) for resource in collector.resources}
         counted = streams(collector, "http_requests")
     seen = [found["parent"], *found["children"]]
     assert [len(set(ids)) for ids in seen] == [1] * 4

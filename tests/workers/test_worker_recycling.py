@@ -1,4 +1,4 @@
-"""Workers that a server replaces by itself: the totals go on as long as the supervisor lives."""
+"""Workers that a server replaces: the totals continue while the supervisor runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from servers_of_workers import Server
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="workers are counted apart here")
+pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="workers do not share metrics here")
 
 SOAK = "OBSERVE_SOAK" in os.environ
 
@@ -27,7 +27,7 @@ RECYCLED = {
     "gunicorn --preload": {"GUNICORN_CMD_ARGS": "--max-requests 50"},
     "uvicorn": {"UVICORN_LIMIT_MAX_REQUESTS": "50"},
 }
-"""How each server is told to replace a worker after 50 requests."""
+"""Variables that make each server replace a worker after 50 requests."""
 
 
 CASES = [(name, workers) for name in RECYCLED for workers in (1, 2) if (name, workers) != ("uvicorn", 1)]
@@ -36,7 +36,7 @@ CASES = [(name, workers) for name in RECYCLED for workers in (1, 2) if (name, wo
 
 @pytest.mark.parametrize(("name", "workers"), CASES if SOAK else [("gunicorn", 1), ("uvicorn", 2)])
 def test_totals_survive_the_last_worker(name: str, workers: int, tmp_path: Path) -> None:
-    """Also where the worker that is replaced is the only one: totals never go back, and are what was answered."""
+    """Totals never go back and are the number of responses, also if the only worker is replaced."""
     if name.startswith("gunicorn") and not importlib.util.find_spec("uvicorn_worker"):
         pytest.skip("uvicorn_worker is not installed")
     pids: set[int] = set()
@@ -44,15 +44,15 @@ def test_totals_survive_the_last_worker(name: str, workers: int, tmp_path: Path)
     with serving_workers(name, tmp_path, workers, **RECYCLED[name]) as server:
         while len(pids) < workers + 3:
             for _ in range(10):
-                answered += _answered(server, pids)
-            now = _scraped(server, "http_requests_total")
+                answered += count_one(server, pids)
+            now = scrape_total(server, "http_requests_total")
             assert shown <= now
             shown = now
-        total = _scraped(server, "http_requests_total")
+        total = scrape_total(server, "http_requests_total")
         assert total >= answered
         assert total - answered <= len(pids) * 2  # answered, and the connection was cut off
-        assert _scraped(server, "user_before_total") == _scraped(server, "user_after_total") == total
-        while _scraped(server, "fastapi_observe_workers") < workers:  # one that just starts may miss the signal to end
+        assert scrape_total(server, "user_before_total") == scrape_total(server, "user_after_total") == total
+        while scrape_total(server, "fastapi_observe_workers") < workers:  # a starting one may lose a signal
             sleep(0.02)
     (directory,) = tmp_path.glob("fastapi-observe-*/*")
     assert {path.name for path in directory.iterdir()} <= {"archive", "lock"}
@@ -60,15 +60,17 @@ def test_totals_survive_the_last_worker(name: str, workers: int, tmp_path: Path)
     assert not directory.exists()
 
 
-def _answered(server: Server, pids: set[int]) -> bool:
+def count_one(server: Server, pids: set[int]) -> bool:
+    """Send a request. Returns False if its connection was in the backlog of a worker that ended."""
     try:
         pids.update(server.count(1))
-    except (OSError, http.client.HTTPException):  # the connection was in the backlog of a worker that ended
+    except (OSError, http.client.HTTPException):
         return False
     return True
 
 
-def _scraped(server: Server, name: str) -> float:
+def scrape_total(server: Server, name: str) -> float:
+    """Scrape until it succeeds. Returns the sum of one series name."""
     while True:
         try:
             return server.total(name)

@@ -1,4 +1,4 @@
-"""Several worker processes of real servers, one `/metrics`."""
+"""Several worker processes of real servers: any of them serves the sum, also after kills."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="workers are counted apart here")
+pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="workers do not share metrics here")
 
 SOAK = "OBSERVE_SOAK" in os.environ
 NEEDS = {"uvicorn": ("uvicorn",), "hypercorn": ("hypercorn",), "granian": ("granian",)}
 
 
-def _needed(name: str) -> None:
+def skip_unless_installed(name: str) -> None:
+    """Skip the test if the server is not installed."""
     for module in NEEDS.get(name, ("gunicorn", "uvicorn_worker")):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_any_worker_shows_the_total_of_all(name: str, tmp_path: Path) -> None:
-    """Requests spread over three workers are counted exactly, whichever answers; at the end only their sum is left."""
-    _needed(name)
+def test_any_worker_serves_the_sum(name: str, tmp_path: Path) -> None:
+    """The sum of three workers is exact, whichever serves the scrape. In the end only the archive is left."""
+    skip_unless_installed(name)
     with serving_workers(name, tmp_path) as server:
         sent = server.spread(3)
         for _ in range(8):
@@ -62,7 +63,7 @@ def test_any_worker_shows_the_total_of_all(name: str, tmp_path: Path) -> None:
 
 
 class Load:
-    """Threads that send requests, each on a connection of its own, and count what came of them."""
+    """Threads that send requests, each on a new connection, and count responses and errors."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -93,9 +94,9 @@ class Load:
 
 
 @pytest.mark.parametrize("name", ["uvicorn", "gunicorn --preload", "granian"] if SOAK else ["uvicorn"])
-def test_a_killed_worker_loses_nothing(name: str, tmp_path: Path) -> None:
-    """Workers are killed under load: the totals never go back, and are what was answered, to the request cut off."""
-    _needed(name)
+def test_a_killed_worker_loses_no_count(name: str, tmp_path: Path) -> None:
+    """Under load, totals never go back, and differ from the responses by requests that a kill has cut off."""
+    skip_unless_installed(name)
     kills = 20 if SOAK else 3
     with serving_workers(name, tmp_path) as server:
         with Load(server) as load:
@@ -106,10 +107,12 @@ def test_a_killed_worker_loses_nothing(name: str, tmp_path: Path) -> None:
                 pid = next(int(path.name.split("-")[0]) for path in tmp_path.glob("fastapi-observe-*/*/*.lock"))
                 os.kill(pid, signal.SIGKILL)
                 for _ in range(5):
-                    now = _scraped(server)
+                    now = scrape_requests(server)
                     assert now >= shown
                     shown = now
-                until(lambda: len(list(tmp_path.glob("fastapi-observe-*/*/*.lock"))) >= 3 or _scraped(server) < 0)
+                until(
+                    lambda: len(list(tmp_path.glob("fastapi-observe-*/*/*.lock"))) >= 3 or scrape_requests(server) < 0
+                )
         total = server.total("http_requests_total")
         # Cut off by a kill: answered and not counted yet, or counted and not answered; at most one a connection.
         assert abs(total - sum(load.received)) <= 6 * kills
@@ -120,7 +123,7 @@ def test_a_killed_worker_loses_nothing(name: str, tmp_path: Path) -> None:
         assert sum(path.stat().st_size for path in directory.iterdir()) < 1_000_000
 
 
-def _scraped(server: Server) -> float:
+def scrape_requests(server: Server) -> float:
     """Scrape until it succeeds: a connection may have been given to the worker that was killed."""
     while True:
         try:
@@ -129,8 +132,8 @@ def _scraped(server: Server) -> float:
             sleep(0.01)
 
 
-def test_exemplars_of_every_worker_are_shown(tmp_path: Path) -> None:
-    """OpenMetrics shows the last exemplar of each bucket, whichever worker it is of; two workers agree."""
+def test_exemplars_of_all_workers(tmp_path: Path) -> None:
+    """OpenMetrics has the latest exemplar of each bucket, whichever worker it is from."""
     with serving_workers("uvicorn", tmp_path) as server:
         server.spread(3)
         seen = set()
@@ -149,7 +152,7 @@ def test_exemplars_of_every_worker_are_shown(tmp_path: Path) -> None:
 
 
 def test_the_sum_is_well_formed(tmp_path: Path) -> None:
-    """`promtool check metrics` finds nothing in the sum of three workers; as OpenMetrics it has units and an end."""
+    """`promtool check metrics` accepts the sum of three workers. As OpenMetrics it has units and `# EOF`."""
     promtool = needs("promtool")
     with serving_workers("uvicorn", tmp_path) as server:
         sent = server.spread(3)
@@ -166,8 +169,8 @@ def test_the_sum_is_well_formed(tmp_path: Path) -> None:
     assert [sample.value for sample in families["user_parcel_bytes"].samples] == [sent, 7 * sent]
 
 
-def test_the_users_own_directory_is_honoured(tmp_path: Path) -> None:
-    """With PROMETHEUS_MULTIPROC_DIR set, prometheus_client's metrics are in its files, ours in ours; one scrape."""
+def test_the_directory_of_prometheus_client(tmp_path: Path) -> None:
+    """With PROMETHEUS_MULTIPROC_DIR set, prometheus_client's metrics are in its own files, and in the same scrape."""
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     with serving_workers("uvicorn", tmp_path, PROMETHEUS_MULTIPROC_DIR=str(theirs)) as server:
@@ -181,8 +184,8 @@ def test_the_users_own_directory_is_honoured(tmp_path: Path) -> None:
         assert len(samples["process_resident_memory_bytes"]) == 3
 
 
-def test_many_scrapers_share_their_answers(tmp_path: Path) -> None:
-    """Fifty scrapers at once all get an answer, and requests are answered meanwhile."""
+def test_many_scrapes_at_once(tmp_path: Path) -> None:
+    """Fifty scrapes at once are all served, and requests meanwhile too."""
     with serving_workers("uvicorn", tmp_path, workers=2) as server:
         server.count(10)
         answers: list[int] = []

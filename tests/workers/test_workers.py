@@ -15,7 +15,6 @@ from starlette.testclient import TestClient
 pytest.importorskip("fcntl")
 
 from members import items_app
-from worker_app import wired
 
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.metrics.service import MetricsService
@@ -34,10 +33,9 @@ SOAK = "OBSERVE_SOAK" in os.environ
 
 
 def test_a_single_process_keeps_its_values_in_memory(observed: Callable[..., Seen], tmp_path: Path) -> None:
-    """Without others nothing is made, and nothing is said about workers."""
+    """Without a supervisor no files are made, and `/metrics` has nothing about workers."""
     app = items_app()
     seen = observed(app, multiprocess_directory=str(tmp_path))
-    wired(seen.observe)
     with TestClient(app) as client:
         client.get("/items/1")
         assert type(seen.observe.metrics._active.cells) is list
@@ -46,12 +44,11 @@ def test_a_single_process_keeps_its_values_in_memory(observed: Callable[..., See
 
 
 @pytest.mark.usefixtures("gunicorn")
-def test_workers_off_counts_each_process_for_itself(observed: Callable[..., Seen], tmp_path: Path) -> None:
-    """`multiprocess="off"` and `metrics=False` share nothing."""
+def test_multiprocess_off_shares_nothing(observed: Callable[..., Seen], tmp_path: Path) -> None:
+    """`multiprocess="off"` and `metrics=False` make no files."""
     for options in ({"multiprocess": "off"}, {"metrics": False}):
         app = items_app()
-        seen = observed(app, multiprocess_directory=str(tmp_path), **options)
-        wired(seen.observe)
+        observed(app, multiprocess_directory=str(tmp_path), **options)
         with TestClient(app) as client:
             client.get("/items/1")
     assert not list(tmp_path.iterdir())
@@ -59,11 +56,10 @@ def test_workers_off_counts_each_process_for_itself(observed: Callable[..., Seen
 
 @pytest.mark.usefixtures("gunicorn")
 def test_a_worker_shares_and_leaves(observed: Callable[..., Seen], tmp_path: Path) -> None:
-    """In a worker the values stand in files while the app runs; what was counted is there when it starts again."""
+    """In a worker the values are in files while the app runs. The totals continue when it starts again."""
     app = items_app()
     seen = observed(app, multiprocess_directory=str(tmp_path))
     seen.observe.metrics.business.user_registered()
-    wired(seen.observe)
     for rounds in (1, 2):
         with TestClient(app) as client:
             (directory,) = tmp_path.glob("fastapi-observe-*/*")
@@ -86,14 +82,14 @@ def test_a_worker_shares_and_leaves(observed: Callable[..., Seen], tmp_path: Pat
 
 
 @pytest.mark.usefixtures("gunicorn")
-def test_two_apps_of_one_worker_are_told_apart(observed: Callable[..., Seen], tmp_path: Path) -> None:
-    """Each app shows its own requests; both show the metrics of the default registry; one worker stands for both."""
+def test_two_apps_in_one_worker(observed: Callable[..., Seen], tmp_path: Path) -> None:
+    """Each app exposes its own requests, both the default registry. They share one set of files."""
     counter = prometheus_client.Counter("shared_total", "Shared.")
     try:
         apps = [items_app(), items_app()]
         seen = [observed(app, multiprocess_directory=str(tmp_path)) for app in apps]
         for one in seen:
-            wired(one.observe).start()
+            one.observe.workers.start()
         counter.inc(5)
         for app, one, times in zip(apps, seen, (2, 3), strict=True):
             client = TestClient(app)
@@ -110,10 +106,10 @@ def test_two_apps_of_one_worker_are_told_apart(observed: Callable[..., Seen], tm
 
 @pytest.mark.usefixtures("gunicorn")
 @pytest.mark.parametrize("missing", ["posix_fallocate", "mkfifo"])
-def test_a_system_without_the_calls_says_so(
+def test_a_system_without_the_calls_logs_a_warning(
     missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where the calls are missing (Windows, macOS) one line says that workers are counted apart."""
+    """Where calls are missing (Windows, macOS), one warning says that workers do not share their metrics."""
     monkeypatch.delattr(os, missing)
     faults = InternalErrors()
     settings = ObserveSettings(multiprocess_directory=str(tmp_path))
@@ -129,8 +125,8 @@ def test_a_system_without_the_calls_says_so(
 
 
 @pytest.mark.usefixtures("gunicorn")
-def test_a_fault_of_ours_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever else goes wrong while joining does not reach the app."""
+def test_an_internal_error_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unexpected exception while joining does not reach the app."""
     monkeypatch.setattr(join, "directory_name", lambda _: 1 / 0)
     faults = InternalErrors()
     settings = ObserveSettings(multiprocess_directory=str(tmp_path))
@@ -140,12 +136,12 @@ def test_a_fault_of_ours_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.usefixtures("gunicorn")
 def test_a_fork_takes_everything_apart(observed: Callable[..., Seen], tmp_path: Path) -> None:
-    """What the child of a fork does first: cells of its own, from zero; prometheus_client as it was; fresh locks."""
+    """The child of a fork has its own cells, which start at zero, and prometheus_client is as it was."""
     theirs = prometheus_client.Counter("theirs", "Theirs.")
     try:
         seen = [observed(items_app(), multiprocess_directory=str(tmp_path)) for _ in range(3)]
         for one in seen[:2]:
-            wired(one.observe).start()
+            one.observe.workers.start()
         counter = seen[0].observe.metrics.counter("jobs_total", "Jobs.")
         counter.inc(2)
         theirs.inc(3)
@@ -168,19 +164,19 @@ def test_a_fork_takes_everything_apart(observed: Callable[..., Seen], tmp_path: 
 
 
 def test_a_forked_worker_begins_at_zero(tmp_path: Path) -> None:
-    """Forked after `install`: what the parent had counted is not counted again in each child; gauges are kept."""
+    """A child that is forked after `install` does not count again what the parent has counted. Gauges are kept."""
     found = worker_forks.run("preload", tmp_path)
     assert found == {"ours": 2, "theirs": 2, "gauge": 10, "before": 0}
 
 
 def test_a_fork_of_a_worker_does_not_write_in_its_files(tmp_path: Path) -> None:
-    """A child that a worker forks counts for itself; the lock stays the worker's, and no descriptor is left open."""
+    """The child of a worker counts by itself, the lock stays the worker's, and no descriptor is left open."""
     found = worker_forks.run("fork", tmp_path)
     assert found == {"parent": 1, "child": 5, "open": 0, "joined": 8}
 
 
 def test_workers_killed_at_any_moment_lose_nothing(tmp_path: Path) -> None:
-    """Kill -9, again and again: each worker's counts to the last one stay, totals never go back, files stay few."""
+    """After many `kill -9` every count is in the total, totals have never gone back, and there are few files."""
     kills = 200 if SOAK else 25
     found = worker_forks.run("kills", tmp_path, kills)
     assert found["kills"] == kills
@@ -191,12 +187,12 @@ def test_workers_killed_at_any_moment_lose_nothing(tmp_path: Path) -> None:
     assert found["bytes"] < 1_000_000
 
 
-def test_a_worker_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
-    """A stopped worker's numbers are shown as they were; the scrape takes no longer than a moment."""
+def test_a_stopped_worker_does_not_delay_a_scrape(tmp_path: Path) -> None:
+    """The last values of a stopped worker are exposed, and the scrape does not hang."""
     found = worker_forks.run("stopped", tmp_path)
     assert found == {"total": 3, "gauge": 1, "threads": 2}
 
 
-def test_who_leaves_in_order_is_folded(tmp_path: Path) -> None:
-    """A worker that ends in order puts its counts into the archive and takes its gauges with it."""
+def test_a_worker_that_leaves_is_merged(tmp_path: Path) -> None:
+    """A worker that is stopped leaves its counts in the archive, and its gauges disappear."""
     assert worker_forks.run("leaves", tmp_path) == {"both": 2, "level": 1, "jobs": 15, "files": 1}

@@ -1,4 +1,4 @@
-"""prometheus_client's own metrics, and collectors that users bring, in several workers."""
+"""Metrics of prometheus_client and collectors of the app, in several workers."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 
 class Reader:
-    """A collector of the user's own."""
+    """A collector of the app."""
 
     def __init__(self) -> None:
         self.families: list[Metric] = []
 
     def collect(self) -> list[Metric]:
-        """Say it, or fail."""
+        """Return the families, or raise if there are none."""
         if not self.families:
             raise RuntimeError
         return self.families
 
 
 def test_collectors_are_read_for_the_scrape(tmp_path: Path, member: Callable[..., Member]) -> None:
-    """Another's collector is shown by pid, what it no longer says is gone; one that raises spoils nothing."""
+    """Samples of a collector have a pid, and disappear with it. A collector that raises affects no other."""
     registry = CollectorRegistry()
     reader = Reader()
     registry.register(reader)
@@ -59,7 +59,7 @@ def test_collectors_are_read_for_the_scrape(tmp_path: Path, member: Callable[...
     assert one.samples()["http_requests_in_progress"] == {(): 0}
 
 
-def test_the_users_own_directory_is_read(
+def test_the_directory_of_prometheus_client_is_read(
     tmp_path: Path, member: Callable[..., Member], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With PROMETHEUS_MULTIPROC_DIR prometheus_client's files are read, in the registry that has such metrics."""
@@ -75,8 +75,8 @@ def test_the_users_own_directory_is_read(
     assert "theirs_total" not in member(registry=registry).samples()
 
 
-def test_the_users_metrics_take_part(tmp_path: Path, member: Callable[..., Member]) -> None:
-    """prometheus_client's metrics made before and after, in the registry that is shown; others are left alone."""
+def test_metrics_of_prometheus_client_are_shared(tmp_path: Path, member: Callable[..., Member]) -> None:
+    """Metrics made before and after are shared if their registry is exposed. Others are unchanged."""
     registry = CollectorRegistry()
     before = prometheus_client.Counter("before", "Before.", ["kind"], registry=registry)
     before.labels("a").inc(2, exemplar={"trace_id": "abc"})
@@ -121,8 +121,8 @@ def test_the_users_metrics_take_part(tmp_path: Path, member: Callable[..., Membe
     gc.collect()
 
 
-def test_what_the_user_removed(tmp_path: Path, member: Callable[..., Member]) -> None:
-    """Gauges are gone, made again they are shown again; counts stay: what others have counted cannot be removed."""
+def test_removed_series(tmp_path: Path, member: Callable[..., Member]) -> None:
+    """Removed gauges disappear until they are made again. Counts stay, since other workers may have counted too."""
     registry = CollectorRegistry()
     level = prometheus_client.Gauge("level", "Level.", ["kind"], multiprocess_mode="sum", registry=registry)
     jobs = prometheus_client.Counter("jobs", "Jobs.", ["kind"], registry=registry)
@@ -147,8 +147,8 @@ def test_what_the_user_removed(tmp_path: Path, member: Callable[..., Member]) ->
     assert samples["jobs_total"][("kind", "a"),] == 2
 
 
-def test_units_are_shown(tmp_path: Path, member: Callable[..., Member]) -> None:
-    """In OpenMetrics, of metrics made before and after and of collectors; the text format has none."""
+def test_units(tmp_path: Path, member: Callable[..., Member]) -> None:
+    """OpenMetrics has the units of metrics and collectors. The text format has none."""
     registry = CollectorRegistry()
     before = prometheus_client.Gauge("temperature", "Degrees.", unit="celsius", registry=registry)
     reader = Reader()
@@ -168,10 +168,10 @@ def test_units_are_shown(tmp_path: Path, member: Callable[..., Member]) -> None:
     assert "# UNIT" not in one.text()
 
 
-def test_no_space_for_the_users_metrics(
+def test_metrics_that_find_no_space(
     tmp_path: Path, member: Callable[..., Member], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What finds no space is shown by its own worker, whatever kind of metric it is, and shared later."""
+    """Metrics of every kind that find no space are exposed by their own worker, and shared later."""
     registry = CollectorRegistry()
     one = member(registry=registry)
     stuck = False
@@ -224,8 +224,8 @@ def test_no_space_for_the_users_metrics(
     assert samples["more_total"] == {(("kind", "a"),): 1}
 
 
-def test_a_registry_of_another_class_is_read_as_it_is(tmp_path: Path, member: Callable[..., Member]) -> None:
-    """In a registry whose class is not prometheus_client's own no values are moved."""
+def test_a_registry_of_another_class_is_not_changed(tmp_path: Path, member: Callable[..., Member]) -> None:
+    """Values in a registry of a subclass are not moved."""
 
     class Own(CollectorRegistry):
         pass
@@ -237,10 +237,10 @@ def test_a_registry_of_another_class_is_read_as_it_is(tmp_path: Path, member: Ca
     assert one.samples()["http_requests_in_progress"] == {(): 0}
 
 
-def test_without_the_users_directory_nothing_is_read_from_it(
+def test_a_registry_without_metrics_of_prometheus_client(
     tmp_path: Path, member: Callable[..., Member], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With PROMETHEUS_MULTIPROC_DIR set, a registry without prometheus_client's metrics shows none of them."""
+    """With PROMETHEUS_MULTIPROC_DIR set, such a registry exposes none of the files there."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     monkeypatch.setattr(values, "ValueClass", values.MultiProcessValue())  # type: ignore[no-untyped-call]
     counter = prometheus_client.Counter("theirs", "Theirs.", registry=None)

@@ -1,4 +1,4 @@
-"""What a scrape of several workers shows: series added up, gauges by mode, exemplars, whatever others have written."""
+"""A scrape of several workers: series are added up, gauges merged by mode, invalid files of others skipped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def test_gauges_by_mode(tmp_path: Path, member: Callable[..., Member]) -> None:
-    """`sum` adds up those that live, `max` and `min` choose, `pid` shows each with its pid; functions are asked."""
+    """`sum`, `max` and `min` merge live workers, `pid` exposes each with its pid. Functions are called."""
     one = member()
     modes: tuple[Literal["sum", "max", "min", "pid"], ...] = ("sum", "max", "min", "pid")
     for mode in modes:
@@ -51,8 +51,8 @@ def test_gauges_by_mode(tmp_path: Path, member: Callable[..., Member]) -> None:
     assert one.samples()["kept_total"] == {(("kind", "a"),): 2}
 
 
-def test_gauges_that_were_removed_are_gone(tmp_path: Path, member: Callable[..., Member]) -> None:
-    """One by one, by one of their labels, or all; what was counted stays."""
+def test_removed_gauges(tmp_path: Path, member: Callable[..., Member]) -> None:
+    """Gauges disappear, removed one by one, by a label, or all. Counters stay in the total."""
     one = member()
     gauge = one.metrics.gauge("level", "Level.", ["kind", "place"])
     counter = one.metrics.counter("jobs_total", "Jobs.", ["kind"])
@@ -73,8 +73,8 @@ def test_gauges_that_were_removed_are_gone(tmp_path: Path, member: Callable[...,
     assert one.samples()["jobs_total"] == {(("kind", "a"),): 1}
 
 
-def test_metrics_that_only_others_have_are_shown(tmp_path: Path, member: Callable[..., Member]) -> None:
-    """A metric made in a request stands in one worker; the scrape of another shows it all the same."""
+def test_metrics_that_only_other_workers_have(tmp_path: Path, member: Callable[..., Member]) -> None:
+    """A metric that one worker has made in a request is in the scrapes of the others."""
     other = Member(tmp_path)
     other.metrics.counter("theirs_total", "Theirs.", ["kind"]).labels('a"b').inc()
     other.metrics.histogram("their_seconds", "Theirs.", buckets=[1.0, 2.0]).observe(1.5)
@@ -85,7 +85,7 @@ def test_metrics_that_only_others_have_are_shown(tmp_path: Path, member: Callabl
 
 
 def test_a_metric_of_another_shape_is_left_out(tmp_path: Path, member: Callable[..., Member]) -> None:
-    """After an update a metric may have other buckets or labels: then ours are shown, and a fault is counted."""
+    """After an update a metric may have other buckets or labels: this worker's are exposed, and an error counted."""
     other = Member(tmp_path)
     other.metrics.histogram("seconds", "Time.", buckets=[1.0]).observe(0.5)
     other.metrics.counter("jobs_total", "Jobs.", ["kind"]).labels("a").inc()
@@ -100,8 +100,8 @@ def test_a_metric_of_another_shape_is_left_out(tmp_path: Path, member: Callable[
     assert one.faults.counts == {"workers.shape": 1}
 
 
-def test_what_threads_count_while_joining_is_not_lost(tmp_path: Path, member: Callable[..., Member]) -> None:
-    """Cells that were remembered before a worker joined are still added up."""
+def test_increments_of_threads_while_joining(tmp_path: Path, member: Callable[..., Member]) -> None:
+    """A thread that still increments the cells from before the worker joined loses nothing."""
     one = member()
     one.metrics.sharing.unshare()
     counter = one.metrics.counter("jobs_total", "Jobs.")
@@ -113,8 +113,8 @@ def test_what_threads_count_while_joining_is_not_lost(tmp_path: Path, member: Ca
     assert one.samples()["jobs_total"] == {(): 5}
 
 
-def test_how_families_of_readers_are_shown() -> None:
-    """Ours are added up, but times and states; what belongs to the process has its pid, the machine's stands once."""
+def test_merge_modes_of_collectors() -> None:
+    """Own families are added up, but times and states; those of a process have a pid, of the host appear once."""
     assert merge_mode("fastapi_observe_exported", "counter") == "sum"
     assert merge_mode("fastapi_observe_queue_bytes", "gauge") == "sum"
     assert merge_mode("fastapi_observe_last_export_success_timestamp_seconds", "gauge") == "max"
@@ -123,10 +123,10 @@ def test_how_families_of_readers_are_shown() -> None:
     assert merge_mode("python_info", "gauge") == "once"
 
 
-def test_exemplars_that_cannot_be_written_are_left_out(
+def test_exemplars_that_cannot_be_read(
     tmp_path: Path, member: Callable[..., Member], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk without space for exemplars shows the samples without them; damaged ones likewise."""
+    """Samples are exposed without exemplars that were not written, for lack of space, or are damaged."""
     one = member()
     one.metrics.counter("jobs_total", "Jobs.").inc(exemplar={"trace_id": "x"})
     assert 'trace_id="x"' in one.text("application/openmetrics-text")
@@ -145,16 +145,16 @@ def test_exemplars_that_cannot_be_written_are_left_out(
             assert "trace_id" not in other.text("application/openmetrics-text")
 
 
-def test_an_answer_that_fails_is_counted(tmp_path: Path, member: Callable[..., Member]) -> None:
-    """A fault of ours while a worker reads for a scrape is counted, and the scrape goes on."""
+def test_a_callback_that_fails_is_counted(tmp_path: Path, member: Callable[..., Member]) -> None:
+    """An internal error while a worker publishes values is counted, and the scrape goes on."""
     one = member()
     one.worker.scrape_callbacks.insert(0, lambda _: 1 / 0)  # type: ignore[arg-type,return-value]
     assert one.samples()["http_requests_in_progress"] == {(): 0}
     assert one.faults.counts == {"workers.publish": 1}
 
 
-def test_the_latest_exemplar_counts() -> None:
-    """Of two workers' exemplars of a cell the later one is shown."""
+def test_the_latest_exemplar_wins() -> None:
+    """Of the exemplars of several workers for a cell the latest is exposed."""
     early, late = {0: ({"a": "1"}, 1.0, 5.0)}, {0: ({"a": "2"}, 1.0, 6.0)}
     readings = [ValueFileReader(Path(name), 1) for name in "abc"]
     series = MergedSeries("")
@@ -171,8 +171,8 @@ def test_the_latest_exemplar_counts() -> None:
     assert sample.exemplar.timestamp == 6
 
 
-def test_nonsense_in_the_keys_of_others_is_left_out(tmp_path: Path, member: Callable[..., Member]) -> None:
-    """Families of no kind, series with other labels or of another size: the rest is shown."""
+def test_invalid_keys_of_other_workers(tmp_path: Path, member: Callable[..., Member]) -> None:
+    """Families of unknown kind and series with other labels or of another size are skipped, the rest is exposed."""
     dead = Member(tmp_path)
     counter = orjson.dumps({**_COUNTER, "kind": "counter"})
     dead.worker.allocate(orjson.dumps({**_COUNTER, "kind": "nonsense"}), ("a",), [1.0])

@@ -1,4 +1,4 @@
-"""Scrapes one at a time: shared answers, a pause when there are too many, a bound on their size."""
+"""Scrapes are rendered one at a time: shared responses, a pause if there are too many, a limit on their size."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from fastapi_observe.metrics.exposition import ScrapeResponse
 
 
-def test_who_waits_shares_the_next_answer() -> None:
-    """Of many scrapes that arrive during one, all get the answer of the next; none gets one from before it asked."""
+def test_waiting_scrapes_share_the_next_response() -> None:
+    """Scrapes that arrive while one is rendered share the next response. None gets an older one."""
     begun, go_on = threading.Event(), threading.Event()
     rendered: list[float] = []
 
@@ -58,7 +58,7 @@ def test_who_waits_shares_the_next_answer() -> None:
 
 
 def test_too_many_scrapes_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond its share of the time a scrape waits, a second at most."""
+    """A scrape that would exceed the CPU share waits, a second at most."""
     waited: list[float] = []
     monkeypatch.setattr(scrapes, "sleep", waited.append)
     monkeypatch.setattr(scrapes, "FREE_CPU_SECONDS", -1.0)
@@ -69,7 +69,7 @@ def test_too_many_scrapes_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Rendering:
-    """A renderer that waits to be let go on, and counts; `failing` times it raises."""
+    """A renderer that waits for `go_on` and counts its calls. The first `failing` calls raise."""
 
     def __init__(self, failing: int = 0) -> None:
         self.begun = threading.Semaphore(0)
@@ -81,7 +81,7 @@ class Rendering:
         self._failing = failing
 
     def __call__(self, accept: str, accept_encoding: str) -> ScrapeResponse:
-        """Answer with the number of this answer."""
+        """Return the number of the call as body."""
         self.times += 1
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
@@ -94,8 +94,8 @@ class Rendering:
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_one_thread_answers_all_who_wait(backend: str) -> None:
-    """Of fifty scrapes in one loop one is rendered for the first and one for all others, in one thread at a time."""
+def test_one_thread_renders_for_all_that_wait(backend: str) -> None:
+    """Fifty scrapes in one loop are served by two renderings, in one thread at a time."""
     rendering = Rendering()
     share = ScrapeRenderer(rendering)
     answers: list[bytes] = []
@@ -119,8 +119,8 @@ def test_one_thread_answers_all_who_wait(backend: str) -> None:
     assert rendering.most_at_once == 1
 
 
-async def test_who_waits_takes_over_from_one_that_fails_or_leaves() -> None:
-    """A failure is the failure of one; one that is cancelled leaves its answer to the others."""
+async def test_a_scrape_that_fails_or_is_cancelled() -> None:
+    """A failure affects one scrape only. One that is cancelled leaves its response to the others."""
     rendering = Rendering(failing=1)
     share = ScrapeRenderer(rendering)
     waiting = SharedScrapes(share)
@@ -142,8 +142,8 @@ async def test_who_waits_takes_over_from_one_that_fails_or_leaves() -> None:
         await leaving
 
 
-def test_an_answer_that_fails_takes_its_share_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time spent on what fails counts: a broken renderer keeps no processor busy."""
+def test_a_rendering_that_fails_counts_as_cpu_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A renderer that always fails does not keep a processor busy."""
     times = iter([0.0, 3.0, 3.0, 3.0])
     monkeypatch.setattr(scrapes, "thread_time", lambda: next(times))
     waited: list[float] = []
@@ -161,8 +161,8 @@ def test_an_answer_that_fails_takes_its_share_too(monkeypatch: pytest.MonkeyPatc
     "size",
     [0, 1, SEND_CHUNK_SIZE - 1, SEND_CHUNK_SIZE, SEND_CHUNK_SIZE + 1, 3 * SEND_CHUNK_SIZE, 3 * SEND_CHUNK_SIZE + 5],
 )
-async def test_a_body_is_sent_in_pieces(size: int) -> None:
-    """What is sent is the body; only the last message is the end of it, and none is longer than a piece."""
+async def test_a_body_is_sent_in_chunks(size: int) -> None:
+    """The chunks are the body, no chunk is too long, and only the last one ends the response."""
     body = bytes(range(256)) * (size // 256 + 1)
     messages: list[Any] = []
 
@@ -176,8 +176,8 @@ async def test_a_body_is_sent_in_pieces(size: int) -> None:
     assert len(messages) == max(1, -(-size // SEND_CHUNK_SIZE))
 
 
-def test_an_answer_is_cut_at_whole_families(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A family that does not fit is left out, the smaller ones after it are not, and it is counted."""
+def test_a_family_that_does_not_fit_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is counted as an internal error. Smaller families after it are exposed."""
     faults = InternalErrors()
     metrics = MetricsService(ObserveSettings(include_default_registry=False), faults)
     large = metrics.counter("large_total", "Large.", ["number"])
