@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
+    from fastapi_observe.settings.options import Options
+
 _WRAPPED = "__observe_wrapped__"
 
 
-def install(app: Starlette, settings: ObserveSettings | None = None, **overrides: Any) -> Observability:
+def install(app: Starlette, settings: ObserveSettings | None = None, **overrides: Unpack[Options]) -> Observability:
     """Add traces, metrics and logs to a FastAPI or Starlette app.
 
     Call it where the app is created, before or after routes, middleware and exception handlers are added. `overrides`
@@ -62,6 +64,8 @@ def install(app: Starlette, settings: ObserveSettings | None = None, **overrides
     _wrap_stack_builder(app, functools.partial(ObserveMiddleware, observability=observability), observability)
     app.state.observe = observability
     observability.on_close(functools.partial(delattr, app.state, "observe"))
+    for message in loaded.warnings():
+        logging.getLogger("fastapi_observe").warning("%s", message)
     return observability
 
 

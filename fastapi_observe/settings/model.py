@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, Unpack
 
 from pydantic import PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pydantic import ModelWrapValidatorHandler
+
+    from fastapi_observe.settings.options import Options
 
 __all__ = ["ObserveSettings", "SettingsError"]
 
@@ -362,7 +364,7 @@ class ObserveSettings(BaseSettings):
                 raise error.errors()[0]["ctx"]["error"] from None
 
     @classmethod
-    def load(cls, settings: ObserveSettings | None = None, **overrides: Any) -> ObserveSettings:
+    def load(cls, settings: ObserveSettings | None = None, **overrides: Unpack[Options]) -> ObserveSettings:
         """Return `settings`, or those of the environment for None, with `overrides` applied and validated.
 
         Raises `SettingsError` with a line for each invalid option.
@@ -375,8 +377,10 @@ class ObserveSettings(BaseSettings):
             )
         if not overrides:
             return settings
-        values = {name: SourcedValue(source, getattr(settings, name)) for name, source in settings.sources().items()}
-        loaded = type(settings)(**{**values, **overrides})
+        values: dict[str, Any] = {
+            name: SourcedValue(source, getattr(settings, name)) for name, source in settings.sources().items()
+        }
+        loaded = type(settings)(**values | dict(overrides))
         loaded._warnings = settings._warnings  # noqa: SLF001 - of the same class
         return loaded
 

@@ -22,6 +22,7 @@ from fastapi_observe import (
     Observability,
     ObservabilityDep,
     ObserveSettings,
+    SettingsError,
     SpanDep,
     TraceContext,
     TracingDep,
@@ -94,6 +95,16 @@ def test_install_and_current() -> None:
     with_settings = assert_type(install(Starlette(), ObserveSettings()), Observability)
     with_settings.close()
     assert_type(TraceContext.current(), TraceContext | None)
+
+
+def test_options_are_typed() -> None:
+    """A misspelled option and a value of the wrong type are errors of the type checker, and of `install`."""
+    with pytest.raises(SettingsError, match="3 invalid settings"):
+        install(FastAPI(), sample_ratio="lots", log_levl="info", engines=7)  # type: ignore[arg-type, call-arg]
+    with pytest.raises(SettingsError):
+        ObserveSettings.load(None, log_format="yaml")  # type: ignore[arg-type]
+    options: dict[str, Any] = {"sample_ratio": 1}
+    install(FastAPI(), exclude_paths=["/health"], log_level="WARNING", **options).close()
 
 
 def test_what_is_called_on_it() -> None:

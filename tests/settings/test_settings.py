@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_origin, get_type_hints
 
 import pytest
 from fastapi import FastAPI
@@ -11,13 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.trace import TracerProvider
 from opentelemetry.util.re import parse_env_headers
+from prometheus_client import CollectorRegistry
 from pydantic import SecretStr, ValidationError
 from variables import environment, remove_variables
 
 from fastapi_observe import install
 from fastapi_observe.cli.settings import options_table
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
+from fastapi_observe.settings.objectives import Objective, SLOOptions
+from fastapi_observe.settings.options import Options
 from fastapi_observe.settings.renames import RENAMED_OPTIONS, renames_table
 from fastapi_observe.settings.sources import option_metadata
 
@@ -369,7 +375,7 @@ def test_a_former_name_of_an_option_names_the_new_one() -> None:
         step = f"pass {new} to install()" if code_only else f"set OBSERVE_{new.upper()}"
         assert line == f"{variable}: this option is now {new}; {step}"
     with pytest.raises(SettingsError, match="workers: this option is now multiprocess"):
-        install(FastAPI(), workers="off")
+        install(FastAPI(), workers="off")  # type: ignore[call-arg]
 
 
 def test_a_long_value_is_cut() -> None:
@@ -508,6 +514,34 @@ def test_load_validates() -> None:
         ObserveSettings.load(ObserveSettings(), sample_ratio=2)
     with pytest.raises(TypeError, match="settings must be ObserveSettings, got dict"):
         ObserveSettings.load({"sample_ratio": 1})  # type: ignore[arg-type]
+
+
+def test_install_accepts_the_options_that_exist() -> None:
+    """`Options`, the type of `install`'s arguments, has the names of `ObserveSettings` and the same choices."""
+    namespace = {
+        "CollectorRegistry": CollectorRegistry,
+        "Objective": Objective,
+        "SLOOptions": SLOOptions,
+        "SecretStr": SecretStr,
+        "SpanProcessor": SpanProcessor,
+        "TracerProvider": TracerProvider,
+    }
+    types = get_type_hints(Options, localns=namespace)
+    assert list(types) == list(ObserveSettings.model_fields)
+    for name, field in ObserveSettings.model_fields.items():
+        if get_origin(field.annotation) is Literal and name != "log_level":
+            assert types[name] == field.annotation
+
+
+def test_install_logs_the_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each message about ignored `OTEL_*` variables is one line of level `warn` at start."""
+    with environment("OTEL_TRACES_SAMPLER=xray", "OTEL_BSP_EXPORT_TIMEOUT=1"):
+        install(FastAPI(title="shop")).close()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["level"], line["message"].split()[0]) for line in lines if line["level"] != "info"] == [
+        ("warn", "Ignored"),
+        ("warn", "fastapi-observe"),
+    ]
 
 
 # Documentation
