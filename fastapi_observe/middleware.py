@@ -57,7 +57,7 @@ class ObserveMiddleware:
                 scope[TELEMETRY_SCOPE_KEY] = None
             if OPENTELEMETRY_SCOPE_KEY not in scope:
                 scope[OPENTELEMETRY_SCOPE_KEY] = True
-            if self._excluded is None or not self._excluded.match(path):
+            if self._excluded is None or not self._excluded.match(path, scope):
                 record = observability.start_request(scope, receive, send)
         except Exception as exc:  # noqa: BLE001 - an internal error never reaches the request
             observability.internal_errors("request.start", exc)
@@ -116,7 +116,7 @@ class ObserveMiddleware:
 
 
 class PathFilter:
-    """Matches the paths of requests that are not reported. False if it matches none."""
+    """Matches requests that are not reported, by path and by regular expressions for the URL. False if it has none."""
 
     def __init__(self, paths: tuple[str, ...], patterns: tuple[str, ...]) -> None:
         self._exact = frozenset(path for path in paths if not path.endswith("*"))
@@ -127,13 +127,23 @@ class PathFilter:
     def __bool__(self) -> bool:
         return self._any
 
-    def match(self, path: str) -> bool:
-        """Return whether `path` is excluded."""
-        return (
-            path in self._exact
-            or path.startswith(self._prefixes)
-            or any(pattern.search(path) for pattern in self._patterns)
-        )
+    def match(self, path: str, scope: Scope) -> bool:
+        """Return whether the request is excluded."""
+        if path in self._exact or path.startswith(self._prefixes):
+            return True
+        if not self._patterns:
+            return False
+        url = _url_without_query(scope)
+        return any(pattern.search(url) for pattern in self._patterns)
+
+
+def _url_without_query(scope: Scope) -> str:
+    """Return the URL in which OpenTelemetry's ASGI instrumentation searches the patterns of excluded URLs."""
+    host = next((value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"host"), "")
+    if not host:
+        address, port = scope.get("server") or ("0.0.0.0", 80)  # noqa: S104 - as there; nothing is bound
+        host = address if port in {80, None} else f"{address}:{port}"
+    return f"{scope.get('scheme', 'http')}://{host}{scope.get('path', '')}"
 
 
 class InnerMiddleware:

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, Unpack
 from pydantic import PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from fastapi_observe.settings.opentelemetry import describe_ignored, describe_unread, describe_unsupported_exporters
+from fastapi_observe.settings.opentelemetry import (
+    describe_ignored,
+    describe_unmatched_urls,
+    describe_unread,
+    describe_unsupported_exporters,
+)
 from fastapi_observe.settings.sources import (
     PREFIX,
     UNPARSABLE,
@@ -343,7 +348,7 @@ class ObserveSettings(BaseSettings):
     )
     exclude_urls: Regexes = option(
         (),
-        "Regular expressions. A request whose path contains a match is reported by no signal.",
+        "Regular expressions. A request whose URL (without query) contains a match is reported by no signal.",
         otel=("OTEL_PYTHON_FASTAPI_EXCLUDED_URLS", "OTEL_PYTHON_EXCLUDED_URLS"),
         accepts="regular expressions, separated by commas",
     )
@@ -389,7 +394,7 @@ class ObserveSettings(BaseSettings):
         return {name: self._sources.get(name, "default") for name in type(self).model_fields}
 
     def warnings(self) -> tuple[str, ...]:
-        """Return one message for each `OTEL_*` variable that was ignored, and for those that are not read."""
+        """Return messages about settings without effect, such as `OTEL_*` variables that are invalid or not read."""
         return self._warnings
 
     def masked(self) -> dict[str, Any]:
@@ -458,6 +463,7 @@ class ObserveSettings(BaseSettings):
                 *describe_ignored(cls, ignored),
                 *describe_unsupported_exporters(),
                 *describe_unread(cls),
+                *describe_unmatched_urls(settings.exclude_urls),
             )
         return settings
 

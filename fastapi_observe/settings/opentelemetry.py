@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from fastapi_observe.settings.sources import OTEL_PREFIX, describe_value, split, variables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from pydantic_settings import BaseSettings
 
@@ -53,6 +53,10 @@ LOCAL_TRACES: Final = (
     "To see traces locally, set otlp_endpoint to a local Jaeger (docker run -p 16686:16686 -p 4318:4318 "
     "jaegertracing/jaeger), or pass span_processors=[SimpleSpanProcessor(ConsoleSpanExporter())] to install()"
 )
+
+
+MAX_PATTERNS: Final = 5
+"""Maximum number of patterns that a message repeats."""
 
 
 def describe_ignored(
@@ -96,4 +100,14 @@ def describe_unread(settings_cls: type[BaseSettings]) -> Iterator[str]:
         yield (
             f"fastapi-observe does not read {', '.join(unread)}. "
             "Run `python -m fastapi_observe settings --markdown` to list the variables that it reads."
+        )
+
+
+def describe_unmatched_urls(patterns: Collection[str]) -> Iterator[str]:
+    """Yield one message for patterns of `exclude_urls` that cannot match, because they are anchored to the path."""
+    anchored = [pattern for pattern in patterns if pattern.startswith("^/")]
+    if anchored:
+        yield (
+            f"exclude_urls: {', '.join(map(repr, anchored[:MAX_PATTERNS]))} cannot match: a URL starts with its "
+            "scheme. Remove the ^, or use exclude_paths."
         )

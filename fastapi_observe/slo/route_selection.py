@@ -101,7 +101,8 @@ def is_excluded(template: str, settings: ObserveSettings) -> bool:
     for path in settings.exclude_paths:
         if template == path or (path.endswith("*") and template.startswith(path[:-1])):
             return True
-    return any(re.search(pattern, template) for pattern in settings.exclude_urls)
+    # The host is not known here: no pattern should match it.
+    return any(re.search(pattern, f"http://-{template}") for pattern in settings.exclude_urls)
 
 
 def _pairs(route: Endpoint) -> list[MethodRoute]:

@@ -128,3 +128,11 @@ def test_the_console_exporter_is_unsupported() -> None:
     assert message.startswith("OTEL_TRACES_EXPORTER=console is not supported")
     assert "ConsoleSpanExporter" in message
     assert "jaegertracing/jaeger" in message
+
+
+def test_anchored_patterns_cannot_match() -> None:
+    """A pattern of `exclude_urls` that is anchored to the path is reported: it is searched in the whole URL."""
+    with environment("OTEL_PYTHON_FASTAPI_EXCLUDED_URLS=^/a,/b,^/c"):
+        (message,) = ObserveSettings().warnings()
+    assert message.startswith("exclude_urls: '^/a', '^/c' cannot match")
+    assert ObserveSettings(exclude_urls=["/a$"]).warnings() == ()

@@ -95,7 +95,7 @@ def test_a_variable_sets_its_option() -> None:
         ("OTEL_BSP_MAX_QUEUE_SIZE", "9", "queue_size", 9),
         ("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST", "a, b-c", "capture_request_headers", ("a", "b-c")),
         ("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_RESPONSE", "x", "capture_response_headers", ("x",)),
-        ("OTEL_PYTHON_EXCLUDED_URLS", "/health$,^/in.*l", "exclude_urls", ("/health$", "^/in.*l")),
+        ("OTEL_PYTHON_EXCLUDED_URLS", "/health$,/in.*l", "exclude_urls", ("/health$", "/in.*l")),
         ("OTEL_PYTHON_FASTAPI_EXCLUDED_URLS", "/h", "exclude_urls", ("/h",)),
         ("OBSERVE_ENV", "test", "environment", "test"),
         ("FASTAPI_ENV", "development", "environment", "development"),
