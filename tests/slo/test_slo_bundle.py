@@ -16,7 +16,7 @@ from tools import needs
 
 from fastapi_observe import Availability, Latency, SLOOptions
 from fastapi_observe.cli.main import main
-from fastapi_observe.slo.bundle import UnmanagedFileError, compare, make_bundle, merge_user_edits, write
+from fastapi_observe.slo.bundle import PARTS, UnmanagedFileError, compare, make_bundle, merge_user_edits, write
 from fastapi_observe.slo.datasources import make_datasources
 from fastapi_observe.slo.grafana.features import detect_features
 from fastapi_observe.slo.loading import get_plan
@@ -99,6 +99,25 @@ def test_its_readers_accept_every_file(made: Callable[..., tuple[SLOPlan, dict[s
         "prometheus.yml",
         "RETENTION.md",
     ]
+
+
+def test_parts_of_a_bundle_are_those_of_the_whole(observed: Callable[..., Seen], tmp_path: Path) -> None:
+    """Each part has the same files as the whole bundle; a part without runbooks calls no runbook obsolete."""
+    app = shop()
+    observed(app, service_name="shop", slos=SLOS)
+    settings, plan = get_plan(app)
+    features = detect_features(app, settings)
+    whole = make_bundle(plan, settings, features)
+    parts = [make_bundle(plan, settings, features, [part]) for part in PARTS]
+    assert {name: text for part in parts for name, text in part.items()} == whole
+    assert [*make_bundle(plan, settings, features, ["dashboard", "rules"])] == [
+        "rules.yml", "rules_test.yml", "dashboard.json",
+    ]  # fmt: skip
+    write(whole, tmp_path)
+    assert compare(parts[0], tmp_path).same
+    operator = make_bundle(plan, settings, features, ["rules"], rule_format="operator")
+    assert [*operator] == ["rules.yml"]
+    assert "kind: PrometheusRule" in operator["rules.yml"]
 
 
 def test_the_prometheus_configuration_finds_the_rules(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def dashboard(observed: Callable[..., Seen]) -> dict[str, Any]:
     app = large_app()
     observed(app, service_name="shop", slos=SLOS)
     settings, plan = get_plan(app)
-    return make_dashboard(plan, detect_features(app, settings, more=["database"]))
+    return make_dashboard(plan, detect_features(app, settings, include=["database"]))
 
 
 def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
@@ -165,8 +165,8 @@ def test_features_are_seen(observed: Callable[..., Seen]) -> None:
     seen = observed(app)
     found = detect_features(app, seen.observe.settings)
     assert found == Features(**{**dict.fromkeys(Features._fields, True), "pools": False})
-    assert detect_features(app, seen.observe.settings, more=["database"]).pools
-    assert not detect_features(app, seen.observe.settings, less=["database"]).database
+    assert detect_features(app, seen.observe.settings, include=["database"]).pools
+    assert not detect_features(app, seen.observe.settings, exclude=["database"]).database
     assert found.not_detected == ()
 
 

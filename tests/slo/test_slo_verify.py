@@ -277,7 +277,7 @@ def test_a_token_goes_to_nobody_in_clear() -> None:
     ):
         Prometheus("http://prometheus.example.com", "secret")
     for url, insecure in (("http://10.0.0.7:9090", False), ("https://a.example.com", False), ("http://a.org", True)):
-        assert Prometheus(url, "secret", insecure=insecure).url == url
+        assert Prometheus(url, "secret", allow_http_token=insecure).url == url
 
 
 def test_nobody_is_there(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class Features(NamedTuple):
 
 
 def detect_features(
-    app: Any, settings: ObserveSettings, *, more: Iterable[str] = (), less: Iterable[str] = ()
+    app: Any, settings: ObserveSettings, *, include: Iterable[str] = (), exclude: Iterable[str] = ()
 ) -> Features:
     """Look at settings, routes and what is measured right after the import; `more` and `less` are of `CHOICES`.
 
@@ -56,10 +56,10 @@ def detect_features(
     """
     found = set(_asked_for(app))
     shown = _metrics(app)
-    pools = "\ndb_connections_max{" in shown or "database" in more
+    pools = "\ndb_connections_max{" in shown or "database" in include
     if pools or settings.engines:
         found.add("database")
-    found = (found | {*more}) - {*less}
+    found = (found | {*include}) - {*exclude}
     return Features(
         database="database" in found,
         pools=pools and "database" in found,

@@ -31,11 +31,11 @@ class Prometheus:
     A token goes over plain http to a private host only, unless `insecure`.
     """
 
-    def __init__(self, url: str, token: str | None = None, *, insecure: bool = False) -> None:
+    def __init__(self, url: str, token: str | None = None, *, allow_http_token: bool = False) -> None:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
             raise UnreachableError(f"{url!r:.200} is no URL of a Prometheus; give one such as http://127.0.0.1:9090")
-        if token and parts.scheme == "http" and not (insecure or is_private_host(parts.hostname)):
+        if token and parts.scheme == "http" and not (allow_http_token or is_private_host(parts.hostname)):
             raise UnreachableError(
                 f"the token would go over plain http to {parts.hostname}: use https, or --allow-http-token"
             )

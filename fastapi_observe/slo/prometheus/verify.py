@@ -46,10 +46,10 @@ class Finding(NamedTuple):
 
 
 def verify(
-    plan: SLOPlan, settings: ObserveSettings, url: str, *, token: str | None = None, insecure: bool = False
+    plan: SLOPlan, settings: ObserveSettings, url: str, *, token: str | None = None, allow_http_token: bool = False
 ) -> list[Finding]:
     """Check a running Prometheus against an app; raises `UnreachableError`."""
-    prometheus = Prometheus(url, token, insecure=insecure)
+    prometheus = Prometheus(url, token, allow_http_token=allow_http_token)
     try:
         return _findings(plan, settings, prometheus)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
