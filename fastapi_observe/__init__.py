@@ -11,7 +11,7 @@ from fastapi_observe.settings.model import ObserveSettings, SettingsError
 from fastapi_observe.settings.objectives import Availability, Latency, SLOOptions
 
 # Importing the package `slo` sets this attribute: it has to happen before the function gets the name.
-from fastapi_observe.slo.annotation import slo
+from fastapi_observe.slo.decorator import slo
 from fastapi_observe.traces.context import TraceContext
 
 if TYPE_CHECKING:

@@ -57,7 +57,7 @@ def show_cost(args: argparse.Namespace) -> int:
     try:
         interval = float(parse_duration(args.scrape_interval))
         lines = read_lines(args.url, read_token(args), allow_http_token=args.allow_http_token)
-        for family in parse_families(args.url, totals.counted(lines)):
+        for family in parse_families(args.url, totals.count_bytes(lines)):
             totals.add(family)
         if not totals.series:
             raise no_metrics(args.url)

@@ -14,7 +14,6 @@ from fastapi_observe.cli.scrape import add_token_arguments, read_token
 from fastapi_observe.slo import bundle
 from fastapi_observe.slo.grafana.features import SELECTABLE, detect_features
 from fastapi_observe.slo.loading import LoadError, load_plan
-from fastapi_observe.slo.prometheus.rules import rule_file
 from fastapi_observe.slo.prometheus.verify import UnreachableError, verify
 from fastapi_observe.slo.report import check_rows, report_rows
 
@@ -28,13 +27,6 @@ if TYPE_CHECKING:
     Run = Callable[[argparse.Namespace, Any, ObserveSettings, SLOPlan], int]
 
 DIRECTORY: Final = "observability"
-PARTS: Final = {
-    "rules": ("rules.yml", "rules_test.yml"),
-    "dashboard": ("dashboard.json",),
-    "alertmanager": ("alertmanager.yml",),
-    "runbooks": (bundle.RUNBOOKS,),
-}
-"""Choices of `slo bundle --only`, with the prefixes of their files."""
 
 
 def add_slo(commands: Commands) -> None:
@@ -91,7 +83,7 @@ def _add_bundle(commands: Commands) -> None:
         type=_parse_parts,
         default=(),
         metavar="PARTS",
-        help=f"generate these only: {', '.join(PARTS)}; several are separated by commas",
+        help=f"generate these only: {', '.join(bundle.PARTS)}; several are separated by commas",
     )
     parser.add_argument("--check", action="store_true", help="do not write; list files that differ and exit with 1")
     parser.add_argument(
@@ -150,19 +142,11 @@ def write_bundle(args: argparse.Namespace, app: Any, settings: ObserveSettings, 
     """Write the files, or compare them with those in the directory."""
     if args.no_keep_firing:
         plan = plan._replace(options=dataclasses.replace(plan.options, keep_firing=False))
-    features = detect_features(app, settings, more=args.include, less=args.exclude)
-    generated = bundle.make_bundle(plan, settings, features)
-    if args.format == "operator":
-        generated["rules.yml"] = rule_file(plan, form="operator")
-        del generated["rules_test.yml"]  # promtool does not read a PrometheusRule
-    if args.only:
-        prefixes = tuple(prefix for part in args.only for prefix in PARTS[part])
-        generated = {name: text for name, text in generated.items() if name.startswith(prefixes)}
+    features = detect_features(app, settings, include=args.include, exclude=args.exclude)
+    generated = bundle.make_bundle(plan, settings, features, args.only, rule_format=args.format)
     directory = Path(args.output)
     files = bundle.merge_user_edits(generated, directory)
     diff = bundle.compare(files, directory) if args.check else bundle.write(files, directory)
-    if args.only and "runbooks" not in args.only:
-        diff = diff._replace(left_over=())
     for problem in plan.problems:
         sys.stderr.write(f"{problem}\n")
     if not args.check and "dashboard.json" in generated and features.not_detected:
@@ -186,7 +170,7 @@ def _print_diff(diff: bundle.BundleDiff, directory: Path, count: int, *, check: 
 
 def show_verification(args: argparse.Namespace, _app: Any, settings: ObserveSettings, plan: SLOPlan) -> int:
     """Print the result of each check."""
-    findings = verify(plan, settings, args.prometheus, token=read_token(args), insecure=args.allow_http_token)
+    findings = verify(plan, settings, args.prometheus, token=read_token(args), allow_http_token=args.allow_http_token)
     if args.json:
         sys.stdout.write(json.dumps([finding._asdict() for finding in findings], indent=2) + "\n")
     else:
@@ -212,7 +196,7 @@ def _print_rows(rows: Sequence[tuple[str, ...]]) -> None:
 
 def _parse_parts(text: str) -> tuple[str, ...]:
     parts = tuple(part.strip() for part in text.split(","))
-    unknown = [part for part in parts if part not in PARTS]
+    unknown = [part for part in parts if part not in bundle.PARTS]
     if unknown:
-        raise argparse.ArgumentTypeError(f"invalid part {unknown[0]!r}; choose from {', '.join(PARTS)}")
+        raise argparse.ArgumentTypeError(f"invalid part {unknown[0]!r}; choose from {', '.join(bundle.PARTS)}")
     return parts

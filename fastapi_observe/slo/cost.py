@@ -1,4 +1,4 @@
-"""What observing an app costs, told from one scrape of it: by metric, by route, and what can be switched off."""
+"""The cost of an app's telemetry, estimated from one scrape: by metric, by route, and possible savings."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ if TYPE_CHECKING:
 DAY: Final = 86_400
 MONTH: Final = 30 * DAY
 MAX_ROWS: Final = 15
-"""Most metrics and routes that are told one by one."""
+"""Metrics and routes that are listed one by one."""
 
-SIZES: Final = ("http_request_size_bytes", "http_response_size_bytes")
+SIZE_METRICS: Final = ("http_request_size_bytes", "http_response_size_bytes")
 DURATION: Final = "http_request_duration_seconds"
-OF_PROCESS: Final = ("python_info", "python_gc_collections_total", "python_gc_objects_collected_total",
-                     "python_gc_objects_uncollectable_total")  # fmt: skip
-PROBE: Final = re.compile(r"/(health|live|ready|ping|status|heartbeat)(z|check|ness|y)?$")
-"""Routes that are asked by machines only, as they are usually called."""
+DEFAULT_REGISTRY_METRICS: Final = (
+    "python_info",
+    "python_gc_collections_total",
+    "python_gc_objects_collected_total",
+    "python_gc_objects_uncollectable_total",
+)
+PROBE_ROUTE: Final = re.compile(r"/(health|live|ready|ping|status|heartbeat)(z|check|ness|y)?$")
+"""Common names of routes for health checks."""
 
 MIN_UPTIME: Final = 1.0
-"""Seconds that a process is taken to run at least, so that rates stay numbers."""
+"""Shortest assumed uptime of a process, in seconds, for finite rates."""
 
 
 class Prices(NamedTuple):
-    """What a million samples, log lines and spans cost; 0: not told."""
+    """Prices of a million samples, log lines and spans; 0 if unknown."""
 
     samples: float = 0.0
     lines: float = 0.0
@@ -37,25 +41,25 @@ class Prices(NamedTuple):
 
 
 class ScrapeTotals:
-    """What one scrape shows: its size, series by metric and route, what was written and sent since the start."""
+    """The totals of one scrape: its size, series by metric and route, and what was exported since the start."""
 
     def __init__(self) -> None:
         self.bytes = 0
         self.series: dict[str, int] = {}
         self.routes: dict[str, int] = {}
         self.buckets: dict[str, int] = {}
-        self.written: dict[str, float] = {}
+        self.exported: dict[str, float] = {}
         self.requests = 0.0
         self.started: float | None = None
 
-    def counted(self, lines: Iterable[str]) -> Iterator[str]:
-        """Pass lines on, and add up their bytes."""
+    def count_bytes(self, lines: Iterable[str]) -> Iterator[str]:
+        """Yield the lines and add up their bytes."""
         for line in lines:
             self.bytes += len(line.encode()) + 1
             yield line
 
     def add(self, family: Metric) -> None:
-        """Take note of a metric, or of a further part of it."""
+        """Add a metric, or another part of one."""
         name = f"{family.name}_total" if family.type == "counter" else family.name
         self.series[name] = self.series.get(name, 0) + len(family.samples)
         for sample in family.samples:
@@ -64,11 +68,11 @@ class ScrapeTotals:
                 self.routes[route] = self.routes.get(route, 0) + 1
             if "le" in sample.labels:
                 self.buckets[name] = self.buckets.get(name, 0) + 1
-            if not isfinite(sample.value):  # a gauge may be; of what is added up below it would leave no number
+            if not isfinite(sample.value):  # it would turn the sums below into NaN
                 continue
             if name == "fastapi_observe_exported_total":
                 signal = sample.labels.get("signal", "")
-                self.written[signal] = self.written.get(signal, 0.0) + sample.value
+                self.exported[signal] = self.exported.get(signal, 0.0) + sample.value
             elif name == "http_requests_total":
                 self.requests += sample.value
             elif name == "process_start_time_seconds":
@@ -76,21 +80,21 @@ class ScrapeTotals:
 
 
 def estimate_cost(
-    tally: ScrapeTotals, interval: float, prices: Prices, *, bytes_per_line: float, now: float | None = None
+    totals: ScrapeTotals, interval: float, prices: Prices, *, bytes_per_line: float, now: float | None = None
 ) -> dict[str, Any]:
-    """Return what it costs: `interval` is that of the scrapes, in seconds; money is that of a month of 30 days."""
-    total = sum(tally.series.values())
+    """Return the estimate; `interval` is the scrape interval in seconds, prices are for a month of 30 days."""
+    total = sum(totals.series.values())
     daily = DAY / interval
-    elapsed = None if tally.started is None else max((time() if now is None else now) - tally.started, MIN_UPTIME)
-    lines = None if elapsed is None else tally.written.get("logs", 0.0) * DAY / elapsed
-    spans = None if elapsed is None else tally.written.get("traces", 0.0) * DAY / elapsed
-    requests = None if elapsed is None else tally.requests * DAY / elapsed
+    elapsed = None if totals.started is None else max((time() if now is None else now) - totals.started, MIN_UPTIME)
+    lines = None if elapsed is None else totals.exported.get("logs", 0.0) * DAY / elapsed
+    spans = None if elapsed is None else totals.exported.get("traces", 0.0) * DAY / elapsed
+    requests = None if elapsed is None else totals.requests * DAY / elapsed
     return {
         "series": total,
         "scrape_interval_seconds": interval,
-        "scrape_bytes": tally.bytes,
+        "scrape_bytes": totals.bytes,
         "samples_per_day": round(total * daily),
-        "scrape_bytes_per_day": round(tally.bytes * daily),
+        "scrape_bytes_per_day": round(totals.bytes * daily),
         "running_for_seconds": None if elapsed is None else round(elapsed),
         "requests_per_day": _rounded(requests),
         "log_lines_per_day": _rounded(lines),
@@ -101,9 +105,9 @@ def estimate_cost(
             "lines": _money(lines, prices.lines),
             "spans": _money(spans, prices.spans),
         },
-        "metrics": _parts(tally.series, total, daily, prices),
-        "routes": _parts(tally.routes, total, daily, prices),
-        "savings": [*_savings(tally, total, daily, lines, requests, spans)],
+        "metrics": _parts(totals.series, total, daily, prices),
+        "routes": _parts(totals.routes, total, daily, prices),
+        "savings": [*_savings(totals, total, daily, lines, requests, spans)],
     }
 
 
@@ -121,42 +125,42 @@ def _parts(series: dict[str, int], total: int, daily: float, prices: Prices) -> 
     ]
 
 
-def _savings(  # noqa: PLR0913, PLR0917 - all that was told is looked at
-    tally: ScrapeTotals, total: int, daily: float, lines: float | None, requests: float | None, spans: float | None
+def _savings(  # noqa: PLR0913, PLR0917 - the totals of each signal
+    totals: ScrapeTotals, total: int, daily: float, lines: float | None, requests: float | None, spans: float | None
 ) -> Iterator[dict[str, Any]]:
-    """Say what can be switched off and what that saves; the largest first among the series."""
-    found: list[dict[str, Any]] = []
+    """Yield what can be switched off, what that saves and what it loses; savings in series first, largest first."""
+    savings: list[dict[str, Any]] = []
 
-    def series(what: str, count: int, cost: str) -> None:
+    def series(what: str, count: int, loses: str) -> None:
         if count:
             share = round(count / total, 4)
             saves = {"series": count, "share": share, "samples_per_day": round(count * daily)}
-            found.append({"what": what, "loses": cost, **saves})
+            savings.append({"what": what, "loses": loses, **saves})
 
     series(
         "size_histograms=False",
-        sum(tally.series.get(name, 0) for name in SIZES),
-        "the sizes of requests and responses; spans and log lines still tell them",
+        sum(totals.series.get(name, 0) for name in SIZE_METRICS),
+        "request and response sizes; spans and log lines still have them",
     )
-    bounds = tally.buckets.get(DURATION, 0)
+    bounds = totals.buckets.get(DURATION, 0)
     series(
         "duration_buckets with half the bounds",
         bounds // 2,
-        "precision of quantiles; the thresholds of objectives stay",
+        "precision of quantiles; thresholds of objectives stay exact",
     )
     series(
         "include_default_registry=False",
-        sum(tally.series.get(name, 0) for name in OF_PROCESS),
+        sum(totals.series.get(name, 0) for name in DEFAULT_REGISTRY_METRICS),
         "python_info, python_gc_*, and your own metrics in prometheus_client's default registry",
     )
-    for route, count in tally.routes.items():
-        if PROBE.search(route):
-            series(f"exclude_paths={[route]}", count, "everything about it; probes are no requests of users")
-    found.sort(key=lambda each: -int(each["series"]))
-    yield from found
+    for route, count in totals.routes.items():
+        if PROBE_ROUTE.search(route):
+            series(f"exclude_paths={[route]}", count, "everything about it; health checks are not requests of users")
+    savings.sort(key=lambda each: -int(each["series"]))
+    yield from savings
     if lines and requests:
         count = round(min(lines, requests))
-        loses = "the line of each request; warnings and errors of your own code stay"
+        loses = "the log line of each request; warnings and errors of your own code stay"
         yield {"what": "log_requests=False", "loses": loses, "lines_per_day": count}
     if spans:
         loses = "half of the traces"
@@ -164,45 +168,48 @@ def _savings(  # noqa: PLR0913, PLR0917 - all that was told is looked at
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """Write a bill for people."""
+    """Write an estimate as text."""
     each, daily = f"{found['scrape_interval_seconds']:g} s", _size(found["scrape_bytes_per_day"])
     lines = [
-        f"{found['series']:,} series, {found['samples_per_day']:,} samples a day at a scrape each {each}",
-        f"{found['scrape_bytes']:,} bytes a scrape before compression, {daily} a day",
+        f"{found['series']:,} series, {found['samples_per_day']:,} samples per day at a scrape interval of {each}",
+        f"{found['scrape_bytes']:,} bytes per scrape before compression, {daily} per day",
     ]
     if found["running_for_seconds"] is None:
-        lines.append("How long the process runs is not shown, so lines and spans a day are unknown")
+        lines.append("The scrape has no process start time, so log lines and spans per day are unknown")
     else:
         lines.append(
-            f"{found['log_lines_per_day']:,} log lines a day, about {_size(found['log_bytes_per_day_estimated'])}; "
-            f"{found['spans_per_day']:,} spans a day (as in the {found['running_for_seconds']:,} s since the start)"
+            f"{found['log_lines_per_day']:,} log lines per day, about {_size(found['log_bytes_per_day_estimated'])}; "
+            f"{found['spans_per_day']:,} spans per day (from the {found['running_for_seconds']:,} s since the start)"
         )
     money = {what: price for what, price in found["price_per_month"].items() if price is not None}
     if money:
-        lines.append("A month: " + ", ".join(f"{price:,.2f} for {what}" for what, price in money.items()))
+        lines.append("Per month: " + ", ".join(f"{price:,.2f} for {what}" for what, price in money.items()))
     for heading, key in (("metric", "metrics"), ("route", "routes")):
         parts = found[key]
         width = max([len(heading), *(len(each["name"]) for each in parts[:MAX_ROWS])])
         priced = "samples" in money
-        lines += ["", f"{heading:<{width}}  {'series':>8}  {'share':>6}  {'samples a day':>14}" + "   a month" * priced]
         lines += [
-            f"{each['name']:<{width}}  {each['series']:>8,}  {each['share']:>6.1%}  {each['samples_per_day']:>14,}"
-            + (f"  {each['price_per_month']:>8,.2f}" if priced else "")
+            "",
+            f"{heading:<{width}}  {'series':>8}  {'share':>6}  {'samples per day':>15}" + "  per month" * priced,
+        ]
+        lines += [
+            f"{each['name']:<{width}}  {each['series']:>8,}  {each['share']:>6.1%}  {each['samples_per_day']:>15,}"
+            + (f"  {each['price_per_month']:>9,.2f}" if priced else "")
             for each in parts[:MAX_ROWS]
         ]
         if len(parts) > MAX_ROWS:
             rest = sum(each["series"] for each in parts[MAX_ROWS:])
             lines.append(f"and {len(parts) - MAX_ROWS} more with {rest:,} series")
-    lines += ["", "What can be switched off" if found["savings"] else "Nothing can be switched off"]
+    lines += ["", "Possible savings" if found["savings"] else "No savings found"]
     lines += [f"  {each['what']} saves {_saved(each)}; it loses {each['loses']}" for each in found["savings"]]
     return "\n".join(lines) + "\n"
 
 
 def _saved(each: dict[str, Any]) -> str:
     if "series" in each:
-        return f"{each['series']:,} series ({each['share']:.0%}), {each['samples_per_day']:,} samples a day"
+        return f"{each['series']:,} series ({each['share']:.0%}), {each['samples_per_day']:,} samples per day"
     what = "lines" if "lines_per_day" in each else "spans"
-    return f"about {each[f'{what}_per_day']:,} {what} a day"
+    return f"about {each[f'{what}_per_day']:,} {what} per day"
 
 
 def _size(count: float) -> str:

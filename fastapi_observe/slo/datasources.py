@@ -1,4 +1,4 @@
-"""What stands around the rules: Grafana's data sources, the scrape configuration, how long what is kept."""
+"""Grafana's data sources, the scrape configuration of Prometheus, and how long to keep the data."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.settings.objectives import parse_duration
-from fastapi_observe.slo.burn_rates import WINDOWS
-from fastapi_observe.slo.prometheus.promql import duration
+from fastapi_observe.slo.burn_rates import WINDOWS, promql_duration
 
 if TYPE_CHECKING:
     from fastapi_observe.settings.model import ObserveSettings
@@ -15,25 +14,23 @@ if TYPE_CHECKING:
     from fastapi_observe.slo.plan import SLOPlan
 
 DAY: Final = Decimal(86_400)
-SPARE: Final = 5 * DAY
-"""What Prometheus keeps beyond the period: its blocks are cut two hours at a time and an outage may hide some days."""
+RETENTION_MARGIN: Final = 5 * DAY
+"""Retention beyond the period: Prometheus deletes whole blocks, and the budget needs samples from before an outage."""
 
 
 def retention(plan: SLOPlan) -> str:
-    """Return how long Prometheus must keep samples, as its flag wants it."""
-    return duration(plan.period + SPARE)
+    """Return how long Prometheus must keep samples, as its flag expects it."""
+    return promql_duration(plan.period + RETENTION_MARGIN)
 
 
-def interval(plan: SLOPlan) -> str:
-    """Return how often Prometheus scrapes, as it reads durations: without a fraction."""
-    return duration(parse_duration(plan.options.scrape_interval))
+def scrape_interval(plan: SLOPlan) -> str:
+    """Return the scrape interval as Prometheus reads durations: without a fraction."""
+    return promql_duration(parse_duration(plan.options.scrape_interval))
 
 
 def make_datasources(plan: SLOPlan, features: Features) -> dict[str, Any]:
-    """Return a provisioning file of Grafana: exemplars lead to traces, traces to log lines and back.
-
-    `$$` is a dollar that Grafana does not take for a variable of its environment.
-    """
+    """Return a provisioning file of Grafana: exemplars link to traces, traces to log lines and back."""
+    # Grafana reads `$name` as a variable of its environment, and `$$` as a dollar.
     exemplars: list[dict[str, Any]] = [{"name": "trace_id", "datasourceUid": "tempo"}]
     sources: list[dict[str, Any]] = [
         {
@@ -44,7 +41,7 @@ def make_datasources(plan: SLOPlan, features: Features) -> dict[str, Any]:
             "url": "http://prometheus:9090",
             "jsonData": {
                 "httpMethod": "POST",
-                "timeInterval": interval(plan),
+                "timeInterval": scrape_interval(plan),
                 **({"exemplarTraceIdDestinations": exemplars} if features.exemplars else {}),
             },
         }
@@ -60,13 +57,13 @@ def make_datasources(plan: SLOPlan, features: Features) -> dict[str, Any]:
         data: dict[str, Any] = {"tracesToLogsV2": to_logs} if features.logs else {}
         sources.append({"name": "Tempo", "uid": "tempo", "type": "tempo", "url": "http://tempo:3200", "jsonData": data})
     if features.logs:
-        field = {
+        to_trace = {
             "name": "trace_id",
             "matcherRegex": '"trace_id":"(\\w+)"',
             "url": "$${__value.raw}",
             "datasourceUid": "tempo",
         }
-        data = {"derivedFields": [field]} if features.traces else {}
+        data = {"derivedFields": [to_trace]} if features.traces else {}
         sources.append({"name": "Loki", "uid": "loki", "type": "loki", "url": "http://loki:3100", "jsonData": data})
     return {"apiVersion": 1, "datasources": sources}
 
@@ -76,13 +73,13 @@ def make_prometheus(plan: SLOPlan, settings: ObserveSettings) -> dict[str, Any]:
     labels = dict(plan.selector)
     job: dict[str, Any] = {
         "job_name": labels.pop("job", plan.service),
-        "scrape_interval": interval(plan),
+        "scrape_interval": scrape_interval(plan),
         "metrics_path": settings.metrics_path,
     }
     if settings.metrics_token is not None:
         job["authorization"] = {"credentials_file": "/etc/prometheus/metrics_token"}
-    where = f"127.0.0.1:{settings.metrics_port or 8000}"
-    job["static_configs"] = [{"targets": [where], **({"labels": labels} if labels else {})}]
+    target = f"127.0.0.1:{settings.metrics_port or 8000}"
+    job["static_configs"] = [{"targets": [target], **({"labels": labels} if labels else {})}]
     return {
         "global": {"evaluation_interval": "30s"},
         "rule_files": ["rules.yml"],
@@ -92,43 +89,42 @@ def make_prometheus(plan: SLOPlan, settings: ObserveSettings) -> dict[str, Any]:
 
 
 SOURCES: Final = """\
-# A provisioning file of Grafana. Copy it and replace the URLs in the copy: this one is made again.
+# A provisioning file of Grafana. Copy it and replace the URLs in the copy: this file is overwritten.
 """
 
 
 def prometheus_notes(plan: SLOPlan, features: Features) -> str:
-    """Write which flags Prometheus needs, as comments."""
+    """Write the comment of the configuration: the flags that Prometheus needs, and what is left to fill in."""
     exemplars = " --enable-feature=exemplar-storage" if features.exemplars else ""
     return (
-        "# Copy this file and fill in the TODOs in the copy: this one is made again.\n"
-        f"# Start it with --storage.tsdb.retention.time={retention(plan)}{exemplars}\n"
-        "# TODO replace the targets by where your instances and your Alertmanager are.\n"
+        "# Copy this file and fill in the TODOs in the copy: this file is overwritten.\n"
+        f"# Start Prometheus with --storage.tsdb.retention.time={retention(plan)}{exemplars}\n"
+        "# TODO replace the targets by the addresses of your instances and of your Alertmanager.\n"
     )
 
 
 def make_retention(plan: SLOPlan) -> str:
-    """Write how long what is to be kept, and why, as a page."""
-    period = duration(plan.period)
-    windows = len({each.long for each in WINDOWS} | {each.short for each in WINDOWS}) + 1
-    each = windows + 4
-    with_sla = sum(slo.objective.sla is not None for slo in plan.slos)
-    total = each * len(plan.slos) + with_sla
-    samples = Decimal(total) * DAY / 30
+    """Write a page about how long to keep metrics, traces and logs."""
+    windows = {name for window in WINDOWS for name in (window.long, window.short)}
+    # Each objective also records events, bad events, the ratio of the period, the objective and the budget left.
+    per_objective = len(windows) + 5
+    series = per_objective * len(plan.slos) + sum(slo.objective.sla is not None for slo in plan.slos)
+    samples = Decimal(series) * DAY / 30
     scrapes = int(DAY / parse_duration(plan.options.scrape_interval))
     return f"""\
-# How long to keep what
+# How long to keep metrics, traces and logs
 
-| what | how long | why |
+| data | how long | why |
 |---|---|---|
-| metrics in Prometheus | {retention(plan)} | The error budgets look back {period}; unless told, Prometheus keeps 15d |
-| recorded series `slo:*` | a year, in a long-term store | They tell how the promises were kept, and are few |
-| traces | 7 d | They explain what happens now; an exemplar that leads to nothing is worse than none |
-| log lines | 14 to 30 d | As long as somebody asks what happened to one customer |
+| metrics in Prometheus | {retention(plan)} | Error budgets need {promql_duration(plan.period)}; the default is 15d |
+| recorded series `slo:*` | a year, in a long-term store | They show whether objectives were met, and are few |
+| traces | 7 d | They explain current incidents; an exemplar whose trace is deleted is useless |
+| log lines | 14 to 30 d | As long as questions about single requests are asked |
 
-- Prometheus: `--storage.tsdb.retention.time={retention(plan)}`; `python -m fastapi_observe verify` checks it.
-- {plan.service} has {len(plan.slos)} {"objective" if len(plan.slos) == 1 else "objectives"}: {total} recorded series,
-  at most {samples:,.0f} samples a day. That is all that a long-term store needs:
+- Prometheus: `--storage.tsdb.retention.time={retention(plan)}`; `python -m fastapi_observe slo verify` checks it.
+- {plan.service} has {len(plan.slos)} {"objective" if len(plan.slos) == 1 else "objectives"}: {series} recorded series,
+  at most {samples:,.0f} samples per day. A long-term store needs nothing else:
   `write_relabel_configs: [{{source_labels: [__name__], regex: "slo:.*", action: keep}}]` under `remote_write`.
-- Every other series has {scrapes:,} samples a day at a scrape interval of {plan.options.scrape_interval}.
-  `python -m fastapi_observe cost http://127.0.0.1:8000/metrics` counts them and says what can be switched off.
+- Every other series has {scrapes:,} samples per day at a scrape interval of {plan.options.scrape_interval}.
+  `python -m fastapi_observe cost http://127.0.0.1:8000/metrics` counts them and suggests savings.
 """

@@ -1,13 +1,13 @@
-"""What an install does about its objectives: checks them, counts for them from the start on, tells what is wrong."""
+"""The objectives of an installed app: checked at install, resolved against the routes and counted from startup on."""
 
 from __future__ import annotations
 
 import logging
 import re
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.settings.sources import SettingsError
+from fastapi_observe.slo.decorator import has_declared_objectives
 
 if TYPE_CHECKING:
     from fastapi_observe.internal.errors import InternalErrors
@@ -19,99 +19,100 @@ if TYPE_CHECKING:
 
 
 STATUS_CLASS_CODES: Final = {"5xx": ("500", "503"), "4xx": ("400", "404", "422")}
-"""Codes of a class that begin at 0: all hundred would be more than the rest of the metric."""
-
-DECORATOR: Final = "fastapi_observe.slo.decorator"
-"""The module behind `@slo`: where nobody has used that, it is not imported and no path operation has objectives."""
+"""Status codes of a class whose series start at 0; a series for each of the hundred codes would be too many."""
 
 
 class LiveObjectives:
-    """The objectives of one install; `budgets` are there once the app has started, if it promises anything.
+    """The objectives of one install; `budgets` is None until startup, and if the app has no objectives.
 
-    Without objectives nothing is imported and nothing done. Raises SettingsError for objectives that are wrong whatever
-    the routes are.
+    Raises `SettingsError` for objectives that are invalid regardless of the routes.
     """
 
-    def __init__(self, app: Any, settings: ObserveSettings, faults: InternalErrors) -> None:
+    # An app without objectives must not pay for them: everything else of slo/ is imported only where one is declared.
+
+    def __init__(self, app: Any, settings: ObserveSettings, internal_errors: InternalErrors) -> None:
         self.budgets: ErrorBudgets | None = None
         self._app = app
         self._settings = settings
-        self._faults = faults
-        self._begun = not settings.metrics
+        self._internal_errors = internal_errors
+        self._resolved = not settings.metrics
         if settings.slos or settings.slo_options is not None:
-            _check(settings)
+            _check_settings(settings)
 
     def start(self, metrics: MetricsService) -> None:
-        """Resolve them against the routes, once, and begin to count; before the workers share their cells."""
-        if not self._begun:
-            self._begun = True
+        """Resolve the objectives against the routes and create their series; idempotent.
+
+        Must run before the workers share their values, because it adds histogram buckets.
+        """
+        if not self._resolved:
+            self._resolved = True
             try:
-                if self._settings.slos or DECORATOR in sys.modules:
-                    self._begin(metrics)
-            except Exception as exc:  # noqa: BLE001 - a fault of ours never stops the app
-                self._faults("objectives", exc)
+                if self._settings.slos or has_declared_objectives(self._app):
+                    self._resolve(metrics)
+            except Exception as exc:  # noqa: BLE001 - an internal error never stops the app
+                self._internal_errors("objectives", exc)
 
     def watch(self) -> None:
-        """Take snapshots from now on; after the workers share their cells, else what others counted would be new."""
+        """Start to take snapshots for burn rates.
+
+        Must run after the workers share their values: a new worker would take what the others have counted so far for
+        events of its first minutes.
+        """
         if self.budgets is not None:
             self.budgets.start()
 
     def stop(self) -> None:
-        """End what `watch` began to run."""
+        """Stop to take snapshots."""
         if self.budgets is not None:
             self.budgets.stop()
 
-    def _begin(self, metrics: MetricsService) -> None:
+    def _resolve(self, metrics: MetricsService) -> None:
         from fastapi_observe.metrics.error_budgets import ErrorBudgets, ObjectiveTarget  # noqa: PLC0415 - see the class
         from fastapi_observe.slo.burn_rates import budget  # noqa: PLC0415
         from fastapi_observe.slo.plan import make_plan  # noqa: PLC0415
 
         plan = make_plan(self._app, self._settings)
-        _tell(plan)
-        wrong = {problem.slo for problem in plan.errors}
-        good = [slo for slo in plan.slos if slo.name not in wrong]
-        if good:
-            promises = [ObjectiveTarget(slo.name, float(budget(slo.percent))) for slo in good]
-            tally = metrics.count_objectives([_counted(slo, plan) for slo in good])
-            self.budgets = ErrorBudgets(promises, float(plan.period), plan.hash, tally, self._faults)
+        _log_problems(plan)
+        invalid = {problem.slo for problem in plan.errors}
+        valid = [slo for slo in plan.slos if slo.name not in invalid]
+        if valid:
+            targets = [ObjectiveTarget(slo.name, float(budget(slo.percent))) for slo in valid]
+            counts = metrics.count_objectives([_make_spec(slo, plan) for slo in valid])
+            self.budgets = ErrorBudgets(targets, float(plan.period), plan.hash, counts, self._internal_errors)
             metrics.register_collector(self.budgets)
 
 
-def _check(settings: ObserveSettings) -> None:
-    from fastapi_observe.slo.plan import check_settings  # noqa: PLC0415 - only who promises something
+def _check_settings(settings: ObserveSettings) -> None:
+    from fastapi_observe.slo.plan import check_settings  # noqa: PLC0415 - only for apps with objectives
 
     problems = check_settings(settings)
     if problems:
         raise SettingsError([f"slo_options: {each}" if each.slo == "all" else f"slos: {each}" for each in problems])
 
 
-def _tell(plan: SLOPlan) -> None:
-    """Say what is wrong, each level in one line."""
+def _log_problems(plan: SLOPlan) -> None:
+    """Log the problems of a plan, one record for each level."""
     log = logging.getLogger("fastapi_observe")
     if plan.errors:
-        shown = "; ".join(map(str, plan.errors))
-        log.error("objectives are wrong, they are not counted and no rules can be made of them: %s", shown)
+        errors = "; ".join(map(str, plan.errors))
+        log.error("Invalid objectives are ignored: %s. Run `python -m fastapi_observe slo check` for details.", errors)
     warnings = "; ".join(str(problem) for problem in plan.problems if problem.level == "warning")
     if warnings:
-        log.warning("objectives may not do what they seem to: %s", warnings)
+        log.warning("Check these objectives: %s", warnings)
 
 
-def _counted(slo: ResolvedObjective, plan: SLOPlan) -> ObjectiveSpec:
-    from fastapi_observe.metrics.objectives import ObjectiveSpec  # noqa: PLC0415
-    from fastapi_observe.settings.objectives import Latency  # noqa: PLC0415 - only who promises something
+def _make_spec(slo: ResolvedObjective, plan: SLOPlan) -> ObjectiveSpec:
+    from fastapi_observe.metrics.objectives import ObjectiveSpec  # noqa: PLC0415 - only for apps with objectives
+    from fastapi_observe.settings.objectives import Latency  # noqa: PLC0415
 
     objective = slo.objective
+    excluded = frozenset(plan.excluded_templates)
     if isinstance(objective, Latency):
-        return ObjectiveSpec(
-            slo.groups, frozenset(plan.excluded_templates), None, objective.threshold, slo.endpoints, ("200", "500")
-        )
-    codes = sorted(
-        {
-            "200",
-            "500",
-            *(code for bad in objective.bad_statuses for code in STATUS_CLASS_CODES.get(bad.lower(), (bad,))),
-        }
+        return ObjectiveSpec(slo.groups, excluded, None, objective.threshold, slo.endpoints, ("200", "500"))
+    codes = {"200", "500"}
+    for status in objective.bad_statuses:
+        codes.update(STATUS_CLASS_CODES.get(status.lower(), (status,)))
+    bad = re.compile("|".join(status.lower().replace("x", r"\d") for status in objective.bad_statuses))
+    return ObjectiveSpec(
+        slo.groups, excluded, bad, 0.0, slo.endpoints, tuple(sorted(code for code in codes if code.isdecimal()))
     )
-    codes = [code for code in codes if code.isdecimal()]
-    bad = re.compile("|".join(code.lower().replace("x", r"\d") for code in objective.bad_statuses))
-    return ObjectiveSpec(slo.groups, frozenset(plan.excluded_templates), bad, 0.0, slo.endpoints, tuple(codes))

@@ -1,4 +1,4 @@
-"""The app that a command names, with its settings and its plan."""
+"""Load the app that a command names, with its settings and its plan."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class LoadError(Exception):
-    """The app that was named cannot be had; the text says why and what to do."""
+    """The app cannot be loaded; the message has the cause and the next step."""
 
 
 def load_plan(target: str) -> tuple[Any, ObserveSettings, SLOPlan]:
-    """Import `module:attribute` (attributes may be dotted), with the current directory first on the path.
+    """Import `module:attribute` (dotted attributes are allowed), with the current directory first on the path.
 
-    Raises `LoadError` if module, attribute or `install` is missing, or importing it fails.
+    Raises `LoadError` if module, attribute or `install` is missing, or the import fails.
     """
     app = load_app(target)
     return (app, *get_plan(app, target))
@@ -32,27 +32,30 @@ def get_plan(app: Any, name: str = "the app") -> tuple[ObserveSettings, SLOPlan]
     """Return the settings and the plan of an installed app. Raises `LoadError` if it is not installed."""
     observe = getattr(getattr(app, "state", None), "observe", None)
     if observe is None and isroutine(app):
-        raise LoadError(f"{name} is a function: name the app that it makes, such as app = {app.__name__}() in a module")
+        raise LoadError(
+            f"{name} is a factory function; app factories are not supported here. Assign its result to a module "
+            f"variable (app = {app.__name__}()) and name that."
+        )
     if observe is None:
-        raise LoadError(f"{name} has no fastapi-observe: call install(app) where the app is created")
+        raise LoadError(f"{name} is not installed; call install(app) where the app is created")
     return observe.settings, make_plan(app, observe.settings)
 
 
 def load_app(target: str) -> Any:
-    """Import an app as `load` does."""
+    """Import an app as `load_plan` does."""
     module, separator, attribute = target.partition(":")
     if not separator or not module or not attribute:
-        raise LoadError(f"{target!r} names no app: write module:attribute, such as shop.main:app")
-    here = str(Path.cwd())
-    if sys.path[:1] != [here]:
-        sys.path.insert(0, here)
+        raise LoadError(f"invalid app {target!r}; use MODULE:APP, such as shop.main:app")
+    directory = str(Path.cwd())
+    if sys.path[:1] != [directory]:
+        sys.path.insert(0, directory)
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and (module == error.name or module.startswith(f"{error.name}.")):
-            raise LoadError(f"there is no module {module!r} in {here} or on PYTHONPATH") from None
+            raise LoadError(f"there is no module {module!r} in {directory} or on PYTHONPATH") from None
         raise LoadError(f"importing {module} failed: {error}") from error
-    except SettingsError as error:  # it says in its own words what to mend
+    except SettingsError as error:  # its message has the next step
         raise LoadError(str(error)) from error
     except (Exception, SystemExit) as error:
         raise LoadError(f"importing {module} failed: {type(error).__name__}: {error}") from error
@@ -61,8 +64,8 @@ def load_app(target: str) -> Any:
             found = getattr(found, name)
         except AttributeError:
             apps = [
-                each
-                for each, value in vars(sys.modules[module]).items()
+                variable
+                for variable, value in vars(sys.modules[module]).items()
                 if hasattr(value, "routes") and not isinstance(value, type)
             ]
             hint = f"; did you mean {module}:{apps[0]}?" if apps else ""

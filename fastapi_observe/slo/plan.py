@@ -1,4 +1,4 @@
-"""Objectives resolved against the app's real routes, and everything that is wrong with them, said at once."""
+"""The plan of an app: its objectives resolved against its routes, with every problem found."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from fastapi_observe.records.endpoint import REDIRECT
 from fastapi_observe.requests.routing import Endpoint, list_endpoints
 from fastapi_observe.settings.objectives import Objective, SLOOptions
-from fastapi_observe.slo.burn_rates import duration
+from fastapi_observe.slo.burn_rates import promql_duration
 from fastapi_observe.slo.checks import Problem, ProblemCollector, check_all, check_options
-from fastapi_observe.slo.decorator import MARK
+from fastapi_observe.slo.decorator import declared_objectives
 from fastapi_observe.slo.route_selection import framework_templates, group_routes, measured_routes, select_routes
 
 if TYPE_CHECKING:
@@ -21,19 +21,25 @@ if TYPE_CHECKING:
     from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.slo.burn_rates import BurnWindow
 
-FORMAT: Final = 2
-"""Goes up when other rules are made from the same plan."""
+FORMAT: Final = 3
+"""Part of the hash; increased when the same plan gives other rules."""
 
 Groups = tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
-DeclaredObjective = tuple[Any, tuple[Endpoint, ...] | None]
+
+
+class DeclaredObjective(NamedTuple):
+    """An objective with the path operations that `@slo` declared it on; None for one of the settings."""
+
+    objective: Objective
+    decorated: tuple[Endpoint, ...] | None
 
 
 class ResolvedObjective(NamedTuple):
-    """An objective with what it means here.
+    """An objective with what it counts in this app.
 
-    `endpoints` are (method, template), sorted: what it counts as far as the routes are known. `groups` are
-    ((methods, templates), ...), which say exactly the same; none if all measured routes count, future ones too.
-    `windows` are those whose alert can fire, with its threshold.
+    `endpoints` are the (method, template) pairs that it counts, sorted. `groups` are the same pairs as
+    ((methods, templates), ...), empty for an objective that counts all measured routes, including later ones.
+    `windows` are those whose alert can fire, each with its threshold.
     """
 
     objective: Objective
@@ -44,16 +50,16 @@ class ResolvedObjective(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """The name of the objective."""
         return self.objective.name
 
 
 class SLOPlan(NamedTuple):
     """All objectives of an app.
 
-    `selector`: labels by which Prometheus finds the service. `aside`: templates that objectives of all routes leave
-    out. `period` is in seconds, `base` the window of `slo:events:rate1m` in PromQL. `hash` changes whenever rules made
-    from the plan would.
+    `selector` holds the labels by which Prometheus finds the service. `excluded_templates` are not counted by
+    objectives of all routes. `period` is in seconds, `base` the window of `slo:events:rate1m` in PromQL. `hash` changes
+    whenever the rules made from the plan would.
     """
 
     service: str
@@ -68,73 +74,69 @@ class SLOPlan(NamedTuple):
 
     @property
     def errors(self) -> tuple[Problem, ...]:
-        """What must be mended before anything is made from the plan."""
+        """The problems that prevent rules from being made."""
         return tuple(problem for problem in self.problems if problem.level == "error")
 
 
 def make_plan(app: Any, settings: ObserveSettings) -> SLOPlan:
-    """Resolve the objectives of the settings, and those of `@slo`, against the routes of `app`."""
+    """Resolve the objectives of the settings and of `@slo` against the routes of an app."""
     problems: list[Problem] = []
-    all_of_them = ProblemCollector(problems, "all")
+    report_general = ProblemCollector(problems, "all")
     options = settings.slo_options or SLOOptions()
-    period, base = check_options(options, all_of_them)
+    period, base = check_options(options, report_general)
     routes = list_endpoints(app)
-    aside = framework_templates(app) | {REDIRECT}
+    excluded = framework_templates(app) | {REDIRECT}
     resolved: list[ResolvedObjective] = []
     names: set[str] = set()
-    given = [*_merged([*((each, None) for each in settings.slos), *_marked(routes)])]
-    if given and not settings.metrics:
-        all_of_them("SLO02", "metrics=False: no objective would ever see a request; switch metrics on")
-    for objective, own in given:
-        tell = ProblemCollector(problems, str(objective.name))
-        share, windows = check_all(objective, names, settings, period, tell)
+    declared = [*_from_settings(settings), *_from_decorators(routes)]
+    if declared and not settings.metrics:
+        report_general("SLO02", "metrics=False: objectives count nothing; set metrics=True")
+    for objective, decorated in declared:
+        report = ProblemCollector(problems, str(objective.name))
+        percent, windows = check_all(objective, names, settings, period, report)
         names.add(objective.name)
-        everything = own is None and not objective.routes
-        chosen = (
-            measured_routes(routes, aside, settings)
-            if everything
-            else select_routes(objective, own, routes, settings, tell)
+        counts_all = decorated is None and not objective.routes
+        selected = (
+            measured_routes(routes, excluded, settings)
+            if counts_all
+            else select_routes(objective, decorated, routes, settings, report)
         )
-        pairs = tuple(sorted({(pair.method, pair.route.template) for pair in chosen}))
-        if share is not None:
-            resolved.append(
-                ResolvedObjective(objective, share, pairs, () if everything else group_routes(pairs), windows)
-            )
-    selector = dict(options.selector or {"job": settings.service_name})
+        pairs = tuple(sorted({(pair.method, pair.route.template) for pair in selected}))
+        if percent is not None:
+            groups = () if counts_all else group_routes(pairs)
+            resolved.append(ResolvedObjective(objective, percent, pairs, groups, windows))
     plan = SLOPlan(
-        settings.service_name,
-        selector,
-        options,
-        tuple(resolved),
-        tuple(problems),
-        tuple(sorted(aside)),
-        period,
-        duration(base),
-        "",
+        service=settings.service_name,
+        selector=dict(options.selector or {"job": settings.service_name}),
+        options=options,
+        slos=tuple(resolved),
+        problems=tuple(problems),
+        excluded_templates=tuple(sorted(excluded)),
+        period=period,
+        base=promql_duration(base),
+        hash="",
     )
     return plan._replace(hash=_hash(plan))
 
 
-def _marked(routes: list[Endpoint]) -> Iterator[DeclaredObjective]:
+def _from_settings(settings: ObserveSettings) -> Iterator[DeclaredObjective]:
+    for objective in settings.slos:
+        yield DeclaredObjective(objective, None)
+
+
+def _from_decorators(routes: list[Endpoint]) -> Iterator[DeclaredObjective]:
+    """Yield each objective of `@slo` once, with all path operations that have it."""
+    decorated: dict[Objective, tuple[Endpoint, ...]] = {}
     for route in routes:
-        for objective in getattr(route.function, MARK, ()):
-            yield objective, (route,)
-
-
-def _merged(given: list[DeclaredObjective]) -> Iterator[DeclaredObjective]:
-    """Join what `@slo` gave to several path operations, if it is the same objective; settings come first."""
-    found: dict[Any, tuple[Endpoint, ...]] = {}
-    for objective, own in given:
-        if own is None:
-            yield objective, None
-        else:
-            found[objective] = (*found.get(objective, ()), *own)
-    yield from found.items()
+        for objective in declared_objectives(route.function):
+            decorated[objective] = (*decorated.get(objective, ()), route)
+    for objective, endpoints in decorated.items():
+        yield DeclaredObjective(objective, endpoints)
 
 
 def _hash(plan: SLOPlan) -> str:
     options = plan.options
-    facts = [
+    content = [
         FORMAT,
         plan.service,
         sorted(plan.selector.items()),
@@ -144,20 +146,19 @@ def _hash(plan: SLOPlan) -> str:
             for slo in plan.slos
         ],
     ]
-    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:12]
 
 
 def check_settings(settings: ObserveSettings) -> tuple[Problem, ...]:
-    """Return what is wrong with the objectives of the settings, whatever the routes are: errors only."""
+    """Return the errors of the objectives in the settings that do not depend on the routes."""
     problems: list[Problem] = []
-    all_of_them = ProblemCollector(problems, "all")
-    period, _ = check_options(settings.slo_options or SLOOptions(), all_of_them)
+    period, _ = check_options(settings.slo_options or SLOOptions(), ProblemCollector(problems, "all"))
     names: set[str] = set()
     for objective in settings.slos:
-        tell = ProblemCollector(problems, str(objective.name))
+        report = ProblemCollector(problems, str(objective.name))
         try:
-            check_all(objective, names, settings, period, tell)
+            check_all(objective, names, settings, period, report)
             names.add(objective.name)
         except TypeError as exc:
-            tell("SLO09", f"{objective!r:.120} has a value of another type than it should: {exc}")
+            report("SLO09", f"{objective!r:.120} has a value of the wrong type: {exc}")
     return tuple(problem for problem in problems if problem.level == "error")

@@ -1,4 +1,4 @@
-"""What each alert means in numbers: how many failures it needs, when it fires, what of the budget is spent then."""
+"""Tables of the numbers of each alert, and of what each objective counts."""
 
 from __future__ import annotations
 
@@ -12,72 +12,74 @@ if TYPE_CHECKING:
     from fastapi_observe.slo.burn_rates import BurnWindow
     from fastapi_observe.slo.plan import ResolvedObjective, SLOPlan
 
-SHARES: Final = (Decimal(1), Decimal("0.1"), Decimal("0.01"))
+ERROR_RATIOS: Final = (Decimal(1), Decimal("0.1"), Decimal("0.01"))
 MAX_ENDPOINTS: Final = 12
-"""Endpoints of one objective that a table names."""
+"""Endpoints of one objective that are listed."""
 
 Rows = list[tuple[str, ...]]
 
 
 def report_rows(plan: SLOPlan) -> Rows:
-    """Return a row for each burn alert: threshold, failures needed, time until it fires, budget spent then."""
-    shares = [f"at {format_number(share * 100)}%" for share in SHARES]
-    rows: Rows = [("objective", "alert", "fires above", "burn", "failures needed", *shares, "budget spent")]
+    """Return a row for each burn alert: threshold, failures needed, time until it fires, budget spent by then."""
+    ratios = [f"at {format_number(ratio * 100)}%" for ratio in ERROR_RATIOS]
+    rows: Rows = [("objective", "alert", "fires above", "burn", "failures needed", *ratios, "budget spent")]
     for slo in plan.slos:
         for window, limit in slo.windows:
-            times = [detection_time(slo, window, limit, share) for share in SHARES]
+            times = [detection_time(slo, window, limit, ratio) for ratio in ERROR_RATIOS]
             rows.append((
                 slo.name, f"{window.severity} {window.long}/{window.short}", f"{_rounded(limit * 100)}%",
-                f"{_rounded(burn_rate(window, plan.period))}x", _failures(slo, window, limit),
+                f"{_rounded(burn_rate(window, plan.period))}x", _failures_needed(slo, window, limit),
                 *("never" if each is None else format_duration(each) for each in times),
                 f"{_rounded(budget_spent(window, plan.period) * 100)}%",
             ))  # fmt: skip
     return rows
 
 
-def detection_time(slo: ResolvedObjective, window: BurnWindow, limit: Decimal, share: Decimal) -> Decimal | None:
-    """Return after how many seconds an alert fires if that share of requests fails, after a long time of none.
+def detection_time(slo: ResolvedObjective, window: BurnWindow, limit: Decimal, ratio: Decimal) -> Decimal | None:
+    """Return after how many seconds an alert fires if that ratio of requests fails, after a long time without failures.
 
-    None: never. With `expected_rpm` also until enough requests failed.
+    None if it never fires. With `expected_rpm` it also waits until `min_bad_events` requests have failed.
     """
-    if share <= limit:
+    if ratio <= limit:
         return None
-    needed = parse_duration(window.long) * limit / share
+    needed = parse_duration(window.long) * limit / ratio
     if slo.objective.expected_rpm:
-        a_second = Decimal(str(slo.objective.expected_rpm)) / 60 * share
-        enough = slo.objective.min_bad_events / a_second
+        failures_per_second = Decimal(str(slo.objective.expected_rpm)) / 60 * ratio
+        enough = slo.objective.min_bad_events / failures_per_second
         if enough > parse_duration(window.long):
             return None
         needed = max(needed, enough)
     return needed
 
 
-def _failures(slo: ResolvedObjective, window: BurnWindow, limit: Decimal) -> str:
-    least = slo.objective.min_bad_events
+def _failures_needed(slo: ResolvedObjective, window: BurnWindow, limit: Decimal) -> str:
+    minimum = slo.objective.min_bad_events
     if not slo.objective.expected_rpm:
-        return f"{least}, and {_rounded(limit * 100)}% of {window.long}"
-    all_of_them = Decimal(str(slo.objective.expected_rpm)) * parse_duration(window.long) / 60
-    return str(max(least, int(all_of_them * limit) + 1))
+        return f"{minimum}, and {_rounded(limit * 100)}% of {window.long}"
+    requests = Decimal(str(slo.objective.expected_rpm)) * parse_duration(window.long) / 60
+    return str(max(minimum, int(requests * limit) + 1))
 
 
 def check_rows(plan: SLOPlan) -> Rows:
     """Return a row for each objective with what it counts."""
-    rows: Rows = [("objective", "promise", "counts", "alerts")]
+    rows: Rows = [("objective", "target", "counts", "alerts")]
     for slo in plan.slos:
-        what = f"{format_number(slo.percent)}% " + (
-            f"within {slo.objective.within}" if isinstance(slo.objective, Latency) else
-            f"without {', '.join(slo.objective.bad_statuses)}"
-        )  # fmt: skip
+        objective = slo.objective
+        condition = (
+            f"within {objective.within}"
+            if isinstance(objective, Latency)
+            else f"without {', '.join(objective.bad_statuses)}"
+        )
         names = [f"{method} {template}" for method, template in slo.endpoints]
-        counted = ", ".join(names[:MAX_ENDPOINTS]) + (", ..." if len(names) > MAX_ENDPOINTS else "")
-        where = counted if slo.groups else f"all {len(names)} measured: {counted}"
+        listed = ", ".join(names[:MAX_ENDPOINTS]) + (", ..." if len(names) > MAX_ENDPOINTS else "")
+        counts = listed if slo.groups else f"all {len(names)} measured: {listed}"
         alerts = " ".join(f"{window.severity}:{window.long}" for window, _ in slo.windows)
-        rows.append((slo.name, what, where, alerts or "none"))
+        rows.append((slo.name, f"{format_number(slo.percent)}% {condition}", counts, alerts or "none"))
     return rows
 
 
 def format_duration(number: Decimal) -> str:
-    """Write seconds for people: `52s`, `8m 38s`, `2h 24m`."""
+    """Write seconds in at most two units: `52s`, `8m 38s`, `2h 24m`."""
     left = int(number.to_integral_value("ROUND_CEILING"))
     parts = []
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):

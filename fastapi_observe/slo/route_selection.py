@@ -1,4 +1,4 @@
-"""Which of the app's real routes an objective counts."""
+"""The routes of an app that an objective counts."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.slo.checks import ProblemCollector
 
-FRAMEWORK: Final = ("/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc")
+DOCUMENTATION_PATHS: Final = ("/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc")
 DEFAULT_METHODS: Final = ("DELETE", "GET", "PATCH", "POST", "PUT")
-"""What a route may answer that names no methods."""
+"""Methods assumed for a route that declares none."""
 
 MAX_LISTED: Final = 20
-"""Routes or tags that a message lists."""
+"""Routes or tags listed in a message."""
 
 
 class MethodRoute(NamedTuple):
-    """A method of a route: what one series counts."""
+    """A method of a route; each has its own series."""
 
     method: str
     route: Endpoint
@@ -35,56 +35,68 @@ class MethodRoute(NamedTuple):
 def framework_templates(app: Any) -> frozenset[str]:
     """Return the paths at which FastAPI serves the app's documentation."""
     names = ("openapi_url", "docs_url", "swagger_ui_oauth2_redirect_url", "redoc_url")
-    return frozenset(FRAMEWORK) | {path for name in names if isinstance(path := getattr(app, name, None), str)}
+    paths = {path for name in names if isinstance(path := getattr(app, name, None), str)}
+    return frozenset(DOCUMENTATION_PATHS) | paths
 
 
 def select_routes(
     objective: Objective,
-    own: tuple[Endpoint, ...] | None,
+    decorated: tuple[Endpoint, ...] | None,
     routes: list[Endpoint],
     settings: ObserveSettings,
-    tell: ProblemCollector,
+    report: ProblemCollector,
 ) -> list[MethodRoute]:
-    """Return what an objective names, or what `@slo` stands on; tell SLO01, SLO02 and SLO08."""
-    if own is not None:
-        chosen = [(pair, True) for route in own for pair in _pairs(route)]
+    """Return the routes that an objective names or that `@slo` decorates; report SLO01, SLO02 and SLO08."""
+    # The flag is True where the route was named exactly: a problem of it is then an error, for a pattern a warning.
+    if decorated is not None:
+        selected = [(pair, True) for route in decorated for pair in _method_routes(route)]
     else:
-        known = [pair for route in routes for pair in _pairs(route)]
-        chosen = []
-        for wanted in objective.routes:
-            found = [pair for pair in known if _fits(wanted, pair)]
-            if not found:
-                tell("SLO01", _unknown(wanted, routes))
-            chosen += [(pair, "*" not in wanted and not wanted.startswith("tag:")) for pair in found]
-    exact = {pair.route.template: named for pair, named in sorted(chosen, key=lambda each: each[1])}
-    excluded = {template for template in exact if is_excluded(template, settings)}
+        known = [pair for route in routes for pair in _method_routes(route)]
+        selected = []
+        for pattern in objective.routes:
+            matching = [pair for pair in known if _matches(pattern, pair)]
+            if not matching:
+                report("SLO01", _describe_unknown(pattern, routes))
+            selected += [(pair, "*" not in pattern and not pattern.startswith("tag:")) for pair in matching]
+    named = {pair.route.template: exactly for pair, exactly in sorted(selected, key=lambda each: each[1])}
+    excluded = {template for template in named if is_excluded(template, settings)}
     for template in sorted(excluded):
-        tell("SLO02", f"{template} is in exclude_paths or exclude_urls, so the objective would never see it: "
-             "remove it from one of the two", "error" if exact[template] else "warning")  # fmt: skip
-    sockets = {pair.route.template for pair, _ in chosen if pair.route.websocket}
-    for template in sorted(sockets - {pair.route.template for pair, _ in chosen if not pair.route.websocket}):
-        tell("SLO08", f"{template} is a WebSocket: it is no request that ends with a status, and its duration is that "
-             "of the connection; leave it out", "error" if exact[template] else "info")  # fmt: skip
-    kept = [pair for pair, _ in chosen if not pair.route.websocket and pair.route.template not in excluded]
+        report(
+            "SLO02",
+            f"{template} is in exclude_paths or exclude_urls, so the objective never counts it; "
+            "remove it from one of the two",
+            "error" if named[template] else "warning",
+        )
+    websockets = {pair.route.template for pair, _ in selected if pair.route.websocket}
+    for template in sorted(websockets - {pair.route.template for pair, _ in selected if not pair.route.websocket}):
+        report(
+            "SLO08",
+            f"{template} is a WebSocket: it has no response status, and its duration is that of the connection; "
+            "leave it out",
+            "error" if named[template] else "info",
+        )
+    counted = [pair for pair, _ in selected if not pair.route.websocket and pair.route.template not in excluded]
     if isinstance(objective, Latency):
-        for template in sorted({pair.route.template for pair in kept if _streams(pair.route)}):
-            tell("SLO08", f"{template} streams: its duration is that of the whole stream; leave it out", "warning")
-    return kept
+        for template in sorted({pair.route.template for pair in counted if _streams(pair.route)}):
+            report("SLO08", f"{template} streams: its duration is that of the whole stream; leave it out", "warning")
+    return counted
 
 
-def measured_routes(routes: list[Endpoint], aside: Iterable[str], settings: ObserveSettings) -> list[MethodRoute]:
-    """Return everything that is measured, for objectives that name no routes."""
-    left_out = frozenset(aside)
+def measured_routes(
+    routes: list[Endpoint], excluded_templates: Iterable[str], settings: ObserveSettings
+) -> list[MethodRoute]:
+    """Return all measured routes, for objectives that name no routes."""
+    excluded = frozenset(excluded_templates)
     return [
         pair
         for route in routes
-        if not route.websocket and route.template not in left_out and not is_excluded(route.template, settings)
-        for pair in _pairs(route)
+        if not route.websocket and route.template not in excluded and not is_excluded(route.template, settings)
+        for pair in _method_routes(route)
     ]
 
 
 def group_routes(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
-    """Put (method, template) pairs into as few ((methods, templates), ...) as say exactly them."""
+    """Group (method, template) pairs by their methods into ((methods, templates), ...) that multiply out to them."""
     methods: dict[str, set[str]] = {}
     for method, template in pairs:
         methods.setdefault(template, set()).add(method)
@@ -95,7 +107,7 @@ def group_routes(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[tuple[str, ...
 
 
 def is_excluded(template: str, settings: ObserveSettings) -> bool:
-    """Say whether no signal reports a route: an excluded path, or that of the metrics."""
+    """Return whether no signal reports a route: an excluded path, or the path of the metrics."""
     if settings.metrics and settings.metrics_port is None and template == settings.metrics_path:
         return True
     for path in settings.exclude_paths:
@@ -105,17 +117,16 @@ def is_excluded(template: str, settings: ObserveSettings) -> bool:
     return any(re.search(pattern, f"http://-{template}") for pattern in settings.exclude_urls)
 
 
-def _pairs(route: Endpoint) -> list[MethodRoute]:
+def _method_routes(route: Endpoint) -> list[MethodRoute]:
     """Return the methods of a route as metrics name them.
 
-    HEAD, which Starlette adds to each GET, does not count by itself. A route that names no methods is a class with one
-    function for each, or a mounted app, which may answer any.
+    HEAD, which Starlette adds to each GET, is left out. A route without methods is a class with a function for each
+    method, or a mounted app, which may answer any.
     """
     methods = [method for method in route.methods if method != "HEAD" or "GET" not in route.methods]
     if not methods and not route.websocket:
-        methods = [method for method in DEFAULT_METHODS if hasattr(route.function, method.lower())] or [
-            *DEFAULT_METHODS
-        ]
+        implemented = [method for method in DEFAULT_METHODS if hasattr(route.function, method.lower())]
+        methods = implemented or [*DEFAULT_METHODS]
     return [MethodRoute(method, route) for method in dict.fromkeys(map(known_method, methods or ("GET",)))]
 
 
@@ -125,30 +136,30 @@ def _streams(route: Endpoint) -> bool:
     return name.rpartition(".")[2] in {"StreamingResponse", "EventSourceResponse"}
 
 
-def _fits(wanted: str, pair: MethodRoute) -> bool:
+def _matches(pattern: str, pair: MethodRoute) -> bool:
     route = pair.route
-    if wanted.startswith("tag:"):
-        return wanted[4:] in route.tags
-    verb, separator, path = wanted.partition(" ")
-    if not separator or not verb.isalpha():
-        verb, path = "", wanted
-    if verb and (known_method(verb.upper()) != pair.method or route.websocket):
+    if pattern.startswith("tag:"):
+        return pattern[4:] in route.tags
+    method, separator, path = pattern.partition(" ")
+    if not separator or not method.isalpha():
+        method, path = "", pattern
+    if method and (known_method(method.upper()) != pair.method or route.websocket):
         return False
     path = path.strip()
     return path == route.template or ("*" in path and fnmatchcase(route.template, path.replace("[", "[[]")))
 
 
-def _unknown(wanted: str, routes: list[Endpoint]) -> str:
-    if wanted.startswith("tag:"):
+def _describe_unknown(pattern: str, routes: list[Endpoint]) -> str:
+    if pattern.startswith("tag:"):
         tags = sorted({tag for route in routes for tag in route.tags})
-        return f"{wanted!r} matches no route; use a tag of this app: {_some(tags)}"
-    own = [route for route in routes if route.template not in FRAMEWORK]
-    pairs = sorted({f"{pair.method} {route.template}" for route in own for pair in _pairs(route)})
-    near = difflib.get_close_matches(wanted, [*pairs, *(route.template for route in routes)], n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{wanted!r} matches no route; {hint}Routes: {_some(pairs)}"
+        return f"{pattern!r} matches no route; use a tag of this app: {_join_some(tags)}"
+    own = [route for route in routes if route.template not in DOCUMENTATION_PATHS]
+    pairs = sorted({f"{pair.method} {route.template}" for route in own for pair in _method_routes(route)})
+    close = difflib.get_close_matches(pattern, [*pairs, *(route.template for route in routes)], n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{pattern!r} matches no route; {hint}Routes: {_join_some(pairs)}"
 
 
-def _some(names: list[str]) -> str:
+def _join_some(names: list[str]) -> str:
     more = len(names) - MAX_LISTED
     return ", ".join(names[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "") if names else "none"

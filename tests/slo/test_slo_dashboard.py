@@ -22,7 +22,7 @@ from tools import needs, needs_package
 from fastapi_observe import Availability, DatabaseDep, ExternalDep, Latency, MetricsDep
 from fastapi_observe.slo.grafana.dashboard import dashboard_uid, make_dashboard
 from fastapi_observe.slo.grafana.features import SELECTABLE, Features, detect_features
-from fastapi_observe.slo.grafana.parts import iter_panels
+from fastapi_observe.slo.grafana.panels import iter_panels
 from fastapi_observe.slo.loading import get_plan
 from fastapi_observe.slo.prometheus import yaml
 

@@ -24,7 +24,7 @@ from fastapi_observe.metrics.objectives import ObjectiveSpec
 from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.settings.objectives import Availability, Latency, SLOOptions
 from fastapi_observe.slo import plan as plans
-from fastapi_observe.slo.annotation import slo
+from fastapi_observe.slo.decorator import slo
 from fastapi_observe.slo.plan import make_plan
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ print(sorted(name for name in sys.modules if any(part in name for part in ("obse
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, check=True, text=True)  # noqa: S603
     imported = set(json.loads(run.stdout.replace("'", '"')))
     assert imported <= {
-        "fastapi_observe.objectives",
+        "fastapi_observe.slo.live",
         "fastapi_observe.settings.objectives",
         "fastapi_observe.metrics.budget",
         "fastapi_observe.slo.decorator",

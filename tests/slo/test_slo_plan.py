@@ -19,7 +19,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 
 from fastapi_observe import Availability, Latency, ObserveSettings, SLOOptions, install, slo
-from fastapi_observe.slo.burn_rates import WINDOWS, budget_spent, burn_rate, duration, format_number, threshold
+from fastapi_observe.slo.burn_rates import WINDOWS, budget_spent, burn_rate, format_number, promql_duration, threshold
 from fastapi_observe.slo.loading import LoadError, get_plan, load_plan
 from fastapi_observe.slo.plan import ResolvedObjective, SLOPlan, check_settings, make_plan
 from fastapi_observe.slo.prometheus import promql, yaml
@@ -207,7 +207,7 @@ def test_the_decorator_refuses_what_it_cannot_mean() -> None:
         slo("x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"leave out routes=\['/a'\]"):
         slo(Availability("x", 99, routes=["/a"]))
-    with pytest.raises(TypeError, match=r"the name of an objective is text, got \['x'\]"):
+    with pytest.raises(TypeError, match=r"the name of an objective must be a string, got \['x'\]"):
         slo(Availability(["x"], 99))  # type: ignore[arg-type]  # on purpose
 
 
@@ -237,24 +237,24 @@ def test_everything_wrong_is_said_at_once() -> None:
     )
     for line in (
         "error: SLO01 checkout: 'POST /order' matches no route; did you mean 'POST /orders'? Routes: GET /admin/log, ",
-        "error: SLO09 Checkout!: the name 'Checkout!' cannot be a label value, a file name and an anchor: use another",
-        "error: SLO05 Checkout!: 100 leaves no budget; use 99.999 or less, and more than 1",
-        "error: SLO09 checkout: the name 'checkout' is used twice: use another",
-        "error: SLO05 checkout: 0.999 is a ratio, an objective is in percent: did you mean 99.9?",
-        "error: SLO07 sla: sla=99.95 is not below objective=99.9: the contract breaks before anybody is told; promise",
+        "error: SLO09 Checkout!: invalid name 'Checkout!'; use a-z, 0-9 and single hyphens",
+        "error: SLO05 Checkout!: 100 leaves no error budget; use more than 1 and at most 99.999",
+        "error: SLO09 checkout: the name 'checkout' is used twice; choose another name for one of the objectives",
+        "error: SLO05 checkout: 0.999 is a ratio, but an objective is a percentage; did you mean 99.9?",
+        "error: SLO07 sla: sla=99.95 must be lower than objective=99.9, otherwise the SLA is violated",
         "error: SLO01 sla: 'tag:secret' matches no route; use a tag of this app: public",
-        "error: SLO04 slow: within: 'soon' is no duration; accepts a number with its unit",
-        "error: SLO08 slow: /ws is a WebSocket: it is no request that ends with a status",
-        "warning: SLO04 late: within=30s is above the highest bucket, 10s: every request would count as fast. It is",
+        "error: SLO04 slow: within: ",
+        "error: SLO08 slow: /ws is a WebSocket: it has no response status",
+        "warning: SLO04 late: within=30s is above the highest bucket, 10s. A bucket is added for it; raise",
         "warning: SLO08 late: /admin/log streams: its duration is that of the whole stream; leave it out",
-        "info: SLO03 odd: 300ms is no bucket bound; added: ... 0.25, 0.3, 0.5 ... (+1 series per route)",
-        "error: SLO02 health: /healthz is in exclude_paths or exclude_urls, so the objective would never see it: ",
-        "warning: SLO11 health: at 1 requests a minute one failure in an hour burns 16.7 times the budget; pages need ",
-        "min_bad_events=5, about 5 minutes of a full outage. Better: a synthetic probe",
-        "warning: SLO06 low: 10 % of budget: the 1h page would need 144 % errors, which never happens; dropped, the ",
-        "6h page (60 %), the 1d ticket (30 %), the 3d ticket (10 %) stays. Above 93.06 % all alerts work",
-        "error: SLO06 none: 80 % of budget: the 6h page would need 480 % errors, which never happens; dropped, the 3d",
-        "warning: SLO10 all: scrape_interval=30s: the base window becomes 120s, four scrapes; alerts come later than",
+        "info: SLO03 odd: added a histogram bucket at 300ms for this objective (0.25, 0.3, 0.5; one more series",
+        "error: SLO02 health: /healthz is in exclude_paths or exclude_urls, so the objective never counts it; ",
+        "warning: SLO11 health: at 1 requests per minute one failure in an hour burns the budget 16.7 times",
+        "pages need min_bad_events=5, about 5 minutes of a full outage. Add a synthetic probe",
+        "warning: SLO06 low: the 1h page can never fire: with 10 % of budget it would need 144 % errors; it is",
+        "Remaining alerts: 6h page (60 %), 1d ticket (30 %), 3d ticket (10 %). Above 93.06 % all alerts can fire",
+        "error: SLO06 none: the 6h page can never fire: with 80 % of budget it would need 480 % errors",
+        "warning: SLO10 all: scrape_interval=30s: the base window is 120s, four scrapes, so alerts fire later than",
     ):
         assert line in shown, line
 
@@ -353,7 +353,7 @@ def test_thresholds_are_exact() -> None:
 
 def test_durations_are_written_as_promql_reads_them() -> None:
     """The largest unit that gives a whole number."""
-    written = [duration(Decimal(each)) for each in ("2592000", "5400", "90", "3600", "0.25")]
+    written = [promql_duration(Decimal(each)) for each in ("2592000", "5400", "90", "3600", "0.25")]
     assert written == ["30d", "90m", "90s", "1h", "250ms"]
 
 
@@ -396,7 +396,7 @@ def test_yaml_is_for_people() -> None:
     assert stock.safe_load(written) == {**document, "number": [1, 1.5, 0.0144, True, None, 1e20]}
     assert yaml.dump(document) == written
     assert yaml.dump({}) == "{}\n"
-    with pytest.raises(TypeError, match="cannot be written as YAML"):
+    with pytest.raises(TypeError, match="cannot write <object"):
         yaml.dump({"a": object()})
 
 
@@ -437,15 +437,15 @@ def test_apps_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (settings.service_name, made.service, [each.name for each in made.slos]) == ("loaded", "loaded", ["all"])
     app.state.observe.close()
     for target, message in (
-        ("shop.main", "'shop.main' names no app: write module:attribute, such as shop.main:app"),
+        ("shop.main", "invalid app 'shop.main'; use MODULE:APP, such as shop.main:app"),
         ("no_such_shop:app", "there is no module 'no_such_shop' in "),
         ("loaded_shop.sub:app", "importing loaded_shop.sub failed: |there is no module 'loaded_shop.sub'"),
         ("broken_shop:app", "importing broken_shop failed: ZeroDivisionError: division by zero"),
         ("needing_shop:app", "importing needing_shop failed: No module named 'module_that_is_not_there'"),
         ("loaded_shop:shop", "loaded_shop has no attribute 'shop'; did you mean loaded_shop:bare?"),
         ("json:app", "json has no attribute 'app'"),
-        ("loaded_shop:bare", "loaded_shop:bare has no fastapi-observe: call install"),
-        ("loaded_shop:make", r"make is a function: name the app that it makes, such as app = make\(\)"),
+        ("loaded_shop:bare", "loaded_shop:bare is not installed; call install"),
+        ("loaded_shop:make", r"make is a factory function; .* variable \(app = make\(\)\) and name that"),
         ("ending_shop:app", "importing ending_shop failed: SystemExit: 0"),
     ):
         with pytest.raises(LoadError, match=message):

@@ -182,7 +182,7 @@ def test_wrong_objectives_make_no_rules() -> None:
     """What is wrong is raised in whole; an app without `install` is told so."""
     with pytest.raises(ValueError, match=r"SLO01 a: .*\nSLO01 b: "):
         make_rules(plan(Availability("a", 99, ["/x"]), Availability("b", 99, ["/y"])))
-    with pytest.raises(LoadError, match=r"the app has no fastapi-observe: call install\(app\)"):
+    with pytest.raises(LoadError, match=r"the app is not installed; call install\(app\)"):
         generate_rules(shop())
 
 
@@ -340,7 +340,7 @@ def test_check_and_report(target: Any, capsys: pytest.CaptureFixture[str]) -> No
     app = target(GOOD)
     assert main(["slo", "check", app]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0].split() == ["objective", "promise", "counts", "alerts"]
+    assert shown[0].split() == ["objective", "target", "counts", "alerts"]
     assert shown[1].split("  ")[0] == "api"
     assert "99.9% without 5xx" in shown[1]
     assert "GET /orders" in shown[1]
@@ -362,7 +362,7 @@ def test_wrong_objectives_fail_the_commands(target: Any, capsys: pytest.CaptureF
     assert "there is no module 'no_such_module'" in capsys.readouterr().err
     assert main(["slo", "check", target('Availability("api", 100), Availability("x", 99), Availability("x", 99)')]) == 2
     told = capsys.readouterr().err
-    assert "slos: SLO05 api: 100 leaves no budget" in told
+    assert "slos: SLO05 api: 100 leaves no error budget" in told
     assert "slos: SLO09 x: the name 'x' is used twice" in told
 
 

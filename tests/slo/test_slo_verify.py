@@ -75,7 +75,7 @@ async def test_a_prometheus_as_it_should_be(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert all(line.startswith("ok ") for line in lines)
-    for text in ('job="shop": 1 up', "35d; budgets look back 30d", "objective checkout", "exemplars", "groups with"):
+    for text in ('job="shop": 1 up', "35d; budgets need 30d", "objective checkout", "exemplars", "groups with"):
         assert text in done.stdout
     assert {each["state"] for each in json.loads(as_json.stdout)} == {"ok"}
 
@@ -92,10 +92,10 @@ async def test_a_prometheus_that_knows_nothing(tiny: Callable[..., tuple[FastAPI
         "rules", "targets", "running app", "objective all", "objective fast", "retention", "exemplars", "alertmanager",
     }  # fmt: skip
     named = by_name(found)
-    assert named["targets"].message == 'job="tiny" matches nothing; jobs seen: web'
-    assert named["retention"].message == "samples are kept 15d, budgets look back 30d"
+    assert named["targets"].message == 'job="tiny" matches no target; values of job: web'
+    assert named["retention"].message == "samples are kept for 15d, but budgets need 30d"
     assert "--storage.tsdb.retention.time=35d" in named["retention"].hint
-    assert named["running app"].message == "the running app tells no configuration of objectives"
+    assert named["running app"].message == "the running app exposes no configuration of objectives"
     assert named["version"].state == "ok"
 
 
@@ -114,15 +114,17 @@ async def test_rules_and_app_of_other_versions(tiny: Callable[..., tuple[FastAPI
             unseen = plan.slos[1]._replace(endpoints=(("GET", "/gone"),))
             renamed = by_name(verify(plan._replace(slos=(plan.slos[0], unseen)), settings, asked.url))
     assert "fastapi-observe:tiny:slo:fast" in found["rules"].message
-    assert found["rules hash"].message == "the rules are of configuration 000000000000, the app makes ffffffffffff"
+    assert (
+        found["rules hash"].message == "the rules were made from configuration 000000000000, the app has ffffffffffff"
+    )
     assert found["running app"].message == f"the running app has configuration {plan.hash}, this code ffffffffffff"
-    assert found["scrape interval"].message == "scraped each 1s: the base window of 1s holds fewer than 4 scrapes"
+    assert found["scrape interval"].message == "scraped every 1s: the base window of 1s holds fewer than 4 scrapes"
     assert 'SLOOptions(scrape_interval="1s")' in found["scrape interval"].hint
-    assert found["retention"].message == "by size alone: see that it holds the period of the budgets"
+    assert found["retention"].message == "limited by size only; make sure that it holds the period of the budgets"
     assert "exemplars" not in found
     assert same["running app"].state == same["scrape interval"].state == same["objective all"].state == "ok"
-    assert same["objective fast"].message == "its series are there, but are not recorded"
-    assert renamed["objective fast"].message.endswith('le="0.3"} matches nothing for GET /gone')
+    assert same["objective fast"].message == "its series exist but are not recorded"
+    assert renamed["objective fast"].message.endswith('le="0.3"} has no series for GET /gone')
 
 
 async def test_targets_that_are_down(tiny: Callable[..., tuple[FastAPI, Of]], tmp_path: Path) -> None:
@@ -191,25 +193,25 @@ def test_what_old_and_slow_ones_say(tiny: Callable[..., tuple[FastAPI, Of]]) -> 
         keeps = verify(plan._replace(options=SLOOptions(keep_firing=False)), settings, url)
     evaluation = [each.message for each in found if each.check == "evaluation"]
     named = by_name(found)
-    assert named["version"].message == "Prometheus 2.40.1 does not know keep_firing_for"
+    assert named["version"].message == "Prometheus 2.40.1 does not support keep_firing_for"
     assert by_name(keeps)["version"].state == "ok"
     assert evaluation[0] == "ServiceDown in fastapi-observe:tiny:service: many-to-many"
-    assert evaluation[1] == "fastapi-observe:tiny:service takes 61.0 s, more than its interval"
+    assert evaluation[1] == "fastapi-observe:tiny:service takes 61.0 s, longer than its interval"
     assert "fastapi-observe:tiny:slo:gone" in named["rules"].message
-    assert named["rules hash"].message.startswith("the rules are of configuration unknown")
-    assert named["targets"].message.endswith("jobs seen: none")
-    assert named["retention"].message == "379d; budgets look back 30d"
-    assert named["alertmanager"].message.endswith("http://9 and 2 more")
+    assert named["rules hash"].message.startswith("the rules were made from configuration unknown")
+    assert named["targets"].message.endswith("values of job: none")
+    assert named["retention"].message == "379d; budgets need 30d"
+    assert named["alertmanager"].message.endswith("http://9 and 2 more (not contacted)")
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        ((401, b""), "answers 401 to status/flags: give --token"),
-        ((503, b""), "answers 503"),
-        ((302, b""), "answers 302"),
-        ((200, b"<html>"), "is no Prometheus"),
-        ((200, b"[]"), "is no Prometheus"),
+        ((401, b""), "responded 401 to status/flags; pass --token"),
+        ((503, b""), "responded 503"),
+        ((302, b""), "responded 302"),
+        ((200, b"<html>"), "is not a Prometheus"),
+        ((200, b"[]"), "is not a Prometheus"),
     ],
 )
 def test_what_is_no_prometheus(answer: tuple[int, bytes], said: str) -> None:
@@ -224,7 +226,10 @@ def test_other_shapes_are_no_prometheus(data: Any, tiny: Callable[..., tuple[Fas
     _, (settings, plan) = tiny()
     paths = ("status__flags", "status__buildinfo", "rules", "targets", "query", "alertmanagers")
     said = (200, json.dumps({"data": data}).encode())
-    with answering(**dict.fromkeys(paths, said)) as url, pytest.raises(UnreachableError, match=r"is no|answers other"):
+    with (
+        answering(**dict.fromkeys(paths, said)) as url,
+        pytest.raises(UnreachableError, match=r"is not a Prometheus|does not respond as Prometheus does"),
+    ):
         verify(plan, settings, url)
 
 
@@ -241,10 +246,10 @@ def test_what_is_no_http_server(said: bytes) -> None:
 
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(UnreachableError, match="is no HTTP server"):
+        with pytest.raises(UnreachableError, match="is not an HTTP server"):
             Prometheus(f"http://127.0.0.1:{server.getsockname()[1]}").get("status/flags")
         thread.join(5)
-    with pytest.raises(UnreachableError, match="nonnumeric port"):
+    with pytest.raises(UnreachableError, match="Invalid port"):
         Prometheus("http://127.0.0.1:port").get("status/flags")
 
 
@@ -264,7 +269,7 @@ def test_an_answer_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(UnreachableError, match="its answer is not over after"):
+        with pytest.raises(UnreachableError, match="the response is not complete after"):
             Prometheus(f"http://127.0.0.1:{server.getsockname()[1]}").get("status/flags")
         thread.join(5)
         assert not thread.is_alive()
@@ -273,7 +278,7 @@ def test_an_answer_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_token_goes_to_nobody_in_clear() -> None:
     """Over plain http to a private host only, unless somebody insists."""
     with pytest.raises(
-        UnreachableError, match=r"over plain http to prometheus\.example\.com: use https, or --allow-http-token"
+        UnreachableError, match=r"over plain http to the public host prometheus\.example\.com; use https, or "
     ):
         Prometheus("http://prometheus.example.com", "secret")
     for url, insecure in (("http://10.0.0.7:9090", False), ("https://a.example.com", False), ("http://a.org", True)):
@@ -294,5 +299,5 @@ def test_nobody_is_there(tmp_path: Path) -> None:
     assert "Connection refused; start Prometheus, or correct the URL" in done.stderr
     assert command("slo", "verify", "no.such:app", "--prometheus", "http://127.0.0.1:9090").returncode == 2
     for wrong in ("127.0.0.1:9090", "http://me:secret@127.0.0.1", "http://"):
-        with pytest.raises(UnreachableError, match="no URL of a Prometheus"):
+        with pytest.raises(UnreachableError, match="invalid Prometheus URL"):
             Prometheus(wrong)

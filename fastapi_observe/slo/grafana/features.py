@@ -1,4 +1,4 @@
-"""Which parts of fastapi-observe an app uses, as far as that can be seen without running it."""
+"""The features of fastapi-observe that an app uses, as far as they can be detected without running it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
     from fastapi_observe.settings.model import ObserveSettings
 
-DEPENDENCIES: Final = "fastapi_observe.dependencies"
-ASKED_FOR: Final = {
+DEPENDENCIES_MODULE: Final = "fastapi_observe.dependencies"
+DEPENDENCY_FEATURES: Final = {
     "_database": "database",
     "_external": "external",
     "_http": "external",
     "_metrics": "business",
 }
-"""What each dependency of ours is asked for; by name, because this room does not know the edges."""
+"""Features by the function of a dependency; by name, because `dependencies` needs FastAPI and imports this package."""
 
 SELECTABLE: Final = ("database", "external", "business", "background", "streams")
-"""Features that a person may know better than what can be seen here."""
+"""Features that the user can include or exclude."""
 
 
 class Features(NamedTuple):
-    """What there is to show. `pools`: connection pools are known; the rest is named as its row or panel is."""
+    """The features that rows and panels depend on; `pools` says whether connection pools are measured."""
 
     database: bool
     pools: bool
@@ -43,20 +43,19 @@ class Features(NamedTuple):
 
     @property
     def not_detected(self) -> tuple[str, ...]:
-        """The features of `CHOICES` that were not found: whoever uses them says so."""
+        """The features of `SELECTABLE` that are off."""
         return tuple(name for name in SELECTABLE if not getattr(self, name))
 
 
 def detect_features(
     app: Any, settings: ObserveSettings, *, include: Iterable[str] = (), exclude: Iterable[str] = ()
 ) -> Features:
-    """Look at settings, routes and what is measured right after the import; `more` and `less` are of `CHOICES`.
+    """Detect features by settings, routes and the metrics right after import; `include` and `exclude` override it.
 
-    What an app sets up in its lifespan, a pool of asyncpg say, cannot be seen: `more` names it.
+    Anything that the app sets up in its lifespan, such as a pool of asyncpg, cannot be detected.
     """
-    found = set(_asked_for(app))
-    shown = _metrics(app)
-    pools = "\ndb_connections_max{" in shown or "database" in include
+    found = set(_used_features(app))
+    pools = "\ndb_connections_max{" in _scrape(app) or "database" in include
     if pools or settings.engines:
         found.add("database")
     found = (found | {*include}) - {*exclude}
@@ -75,56 +74,57 @@ def detect_features(
     )
 
 
-def _metrics(app: Any) -> str:
-    """Return what a scrape shows now."""
+def _scrape(app: Any) -> str:
     headers, body = app.state.observe.metrics.render("", "")
     return (gzip.decompress(body) if b"content-encoding" in dict(headers) else body).decode()
 
 
-def _asked_for(app: Any) -> Iterator[str]:
-    """Yield what the path operations ask for, by their annotations and those of what they depend on."""
+def _used_features(app: Any) -> Iterator[str]:
+    """Yield features by the annotations of path operations and of everything that they depend on."""
     left = [endpoint.function for endpoint in list_endpoints(app) if endpoint.function is not None]
     seen: set[int] = set()
     while left:
-        function = _called(left.pop())
+        function = _called_function(left.pop())
         if id(function) in seen:
             continue
         seen.add(id(function))
-        hints = _hints(function)
+        hints = _type_hints(function)
         for name, hint in hints.items():
-            written = hint if isinstance(hint, str) else getattr(hint, "__name__", "")
-            last = written.rpartition(".")[2]
-            if last == "BackgroundTasks":
+            annotation = hint if isinstance(hint, str) else getattr(hint, "__name__", "")
+            class_name = annotation.rpartition(".")[2]
+            if class_name == "BackgroundTasks":
                 yield "background"
-            if name == "return" and last in {"StreamingResponse", "EventSourceResponse"}:
+            if name == "return" and class_name in {"StreamingResponse", "EventSourceResponse"}:
                 yield "streams"
         for dependency in _dependencies(function, hints):
-            if getattr(dependency, "__module__", "") == DEPENDENCIES:
-                yield from filter(None, [ASKED_FOR.get(dependency.__name__)])
+            if getattr(dependency, "__module__", "") == DEPENDENCIES_MODULE:
+                feature = DEPENDENCY_FEATURES.get(dependency.__name__)
+                if feature is not None:
+                    yield feature
             else:
                 left.append(dependency)
 
 
-def _called(dependency: Any) -> Any:
-    """Return the function that is called: a class, an object with `__call__` and a partial are dependencies too."""
+def _called_function(dependency: Any) -> Any:
+    """Return the function that FastAPI calls for a dependency: a class, an object with `__call__` or a partial."""
     if isclass(dependency):
         return dependency.__init__
     return dependency if isroutine(dependency) else getattr(dependency, "func", type(dependency).__call__)
 
 
-def _hints(function: Any) -> dict[str, Any]:
+def _type_hints(function: Any) -> dict[str, Any]:
     try:
         return get_type_hints(function, include_extras=True)
-    except (NameError, TypeError, AttributeError):  # names that only type checkers import, or no function
+    except (NameError, TypeError, AttributeError):  # names imported for type checkers only, or not a function
         return dict(getattr(function, "__annotations__", {}))
 
 
 def _dependencies(function: Any, hints: dict[str, Any]) -> Iterator[Any]:
-    """Yield what a function depends on: `Annotated[..., Depends(it)]`, `= Depends(it)`, `Annotated[It, Depends()]`."""
-    given = [(None, default) for default in (getattr(function, "__defaults__", None) or ())]
-    given += [(None, default) for default in (getattr(function, "__kwdefaults__", None) or {}).values()]
-    given += [(hint, extra) for hint in hints.values() for extra in getattr(hint, "__metadata__", ())]
-    for hint, marker in given:
+    """Yield the dependencies of a function: `Annotated[..., Depends(f)]`, `= Depends(f)`, `Annotated[C, Depends()]`."""
+    markers = [(None, default) for default in (getattr(function, "__defaults__", None) or ())]
+    markers += [(None, default) for default in (getattr(function, "__kwdefaults__", None) or {}).values()]
+    markers += [(hint, extra) for hint in hints.values() for extra in getattr(hint, "__metadata__", ())]
+    for hint, marker in markers:
         if hasattr(marker, "dependency") and hasattr(marker, "use_cache"):
             dependency = marker.dependency or (get_args(hint)[0] if hint is not None else None)
             if callable(dependency):

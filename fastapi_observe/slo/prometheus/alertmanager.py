@@ -1,4 +1,4 @@
-"""Who is told of which alert, and which alerts keep silent beside others: the configuration of Alertmanager."""
+"""The Alertmanager configuration: who receives which alert, and which alerts suppress others."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Any, Final
 
 PAGER: Final = "pager"
 TICKETS: Final = "tickets"
-NOBODY: Final = "nobody"
+NO_RECEIVER: Final = "nobody"
 
-WORK: Final = "working-hours"
-"""Name of the time in which tickets are sent; in UTC until somebody says another `location`."""
+WORKING_HOURS: Final = "working-hours"
+"""Name of the time interval in which tickets are sent; in UTC unless the user adds a `location`."""
 
 
 def make_alertmanager() -> dict[str, Any]:
-    """Return the configuration; it holds for every service with rules of fastapi-observe, not just this one.
+    """Return a configuration for every service with rules of fastapi-observe, not only this one.
 
-    Only pages wake anybody. The receivers are placeholders: `*.invalid` never resolves.
+    Only alerts of severity `page` go to the pager. The receivers are placeholders: `*.invalid` never resolves.
     """
     return {
         "route": {
@@ -37,11 +37,12 @@ def make_alertmanager() -> dict[str, Any]:
                     "matchers": ['severity="ticket"'],
                     "group_wait": "5m",
                     "repeat_interval": "3d",
-                    "active_time_intervals": [WORK],
+                    "active_time_intervals": [WORKING_HOURS],
                 },
-                {"receiver": NOBODY, "matchers": ['severity="info"']},
+                {"receiver": NO_RECEIVER, "matchers": ['severity="info"']},
             ],
         },
+        # Each source requires a label that only alerts of fastapi-observe have: two missing labels count as equal.
         "inhibit_rules": [
             {
                 "source_matchers": ['alertname="ServiceDown"', 'service=~".+"'],
@@ -60,13 +61,13 @@ def make_alertmanager() -> dict[str, Any]:
             },
         ],
         "receivers": [
-            {"name": PAGER, "webhook_configs": [{"url": "https://todo-page-somebody.invalid/", "send_resolved": True}]},
+            {"name": PAGER, "webhook_configs": [{"url": "https://todo-page-on-call.invalid/", "send_resolved": True}]},
             {"name": TICKETS, "webhook_configs": [{"url": "https://todo-open-a-ticket.invalid/"}]},
-            {"name": NOBODY},
+            {"name": NO_RECEIVER},
         ],
         "time_intervals": [
             {
-                "name": WORK,
+                "name": WORKING_HOURS,
                 "time_intervals": [
                     {"weekdays": ["monday:friday"], "times": [{"start_time": "08:00", "end_time": "18:00"}]}
                 ],
@@ -76,9 +77,9 @@ def make_alertmanager() -> dict[str, Any]:
 
 
 NOTES: Final = """\
-# Copy this file and fill in the TODOs in the copy: this one is made again.
-# TODO replace the webhooks that end in .invalid by what wakes a person and what opens a ticket
+# Copy this file and fill in the TODOs in the copy: this file is overwritten.
+# TODO replace the webhooks that end in .invalid by a pager and a ticket system
 # (pagerduty_configs, opsgenie_configs, slack_configs, email_configs, ...).
-# TODO tickets are sent from 8 to 18 o'clock UTC on working days: add `location: Europe/Berlin`, say, to the interval
-# (Alertmanager 0.25).
+# TODO tickets are sent from 8:00 to 18:00 UTC on working days; to change the time zone, add for example
+# `location: Europe/Berlin` to the interval (Alertmanager 0.25).
 """

@@ -1,12 +1,20 @@
-"""The alerts: what burns a budget, what makes objectives blind, and what runs out."""
+"""The alerts: burning error budgets, objectives without data, and resources that run out."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.settings.objectives import Latency
-from fastapi_observe.slo.burn_rates import EVALUATION_INTERVAL, BurnWindow, budget, format_number, min_events
+from fastapi_observe.slo.burn_rates import (
+    EVALUATION_INTERVAL,
+    BurnWindow,
+    budget,
+    format_number,
+    min_events,
+    promql_duration,
+)
 from fastapi_observe.slo.prometheus import promql
+from fastapi_observe.slo.prometheus.promql import fill_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,12 +22,12 @@ if TYPE_CHECKING:
 
     from fastapi_observe.slo.plan import ResolvedObjective, SLOPlan
 
-LOW: Final = "0.1"
-"""Part of the budget below which a ticket is made."""
+LOW_BUDGET: Final = "0.1"
+"""Share of the budget below which `ErrorBudgetLow` fires."""
 
 
 class Alert(NamedTuple):
-    """An alert before it is written; `summary` and `description` are templates of Prometheus.
+    """An alert before it becomes a rule; `summary` and `description` are templates of Prometheus.
 
     `wait` is its `for`, `keep` its `keep_firing_for`, `window` the label of burn alerts.
     """
@@ -35,17 +43,106 @@ class Alert(NamedTuple):
     window: str = ""
 
 
-def alert(plan: SLOPlan, what: Alert) -> dict[str, Any]:
-    """Write an alert as a rule, with its labels and links."""
-    labels = {"service": plan.service, "slo": what.slo, "window": what.window, "severity": what.severity}
+SERVICE_ALERTS: Final = (
+    Alert(
+        "ServiceDown",
+        "page",
+        "absent(up{<service>} == 1)",
+        "<name>: no instance responds",
+        "Prometheus reaches no instance. Nothing is counted meanwhile, so the alerts of error budgets cannot fire.",
+        wait="2m",
+    ),
+    Alert(
+        "InstanceDown",
+        "ticket",
+        "up{<service>} == 0",
+        "<name>: {{ $labels.instance }} does not respond",
+        "Prometheus has not reached this instance for 10 minutes.",
+        wait="10m",
+    ),
+    Alert(
+        "InstanceRestarting",
+        "ticket",
+        "max by (instance) (changes(process_start_time_seconds{<service>}[30m])) >= 3",
+        "<name>: {{ $labels.instance }} restarted {{ $value }} times in 30 minutes",
+        "Check its last log lines and its memory limit.",
+    ),
+    Alert(
+        "EventLoopLagHigh",
+        "ticket",
+        "histogram_quantile(0.99, sum by (instance, pid, le) "
+        "(rate(asyncio_event_loop_lag_seconds_bucket{<service>}[5m]))) > 0.25",
+        "<name>: the event loop of {{ $labels.instance }} lags by {{ $value | humanizeDuration }}",
+        "Something blocks the event loop: a blocking call in async code, or CPU-bound work that belongs in a thread.",
+        wait="10m",
+    ),
+    Alert(
+        "DBPoolNearlyExhausted",
+        "ticket",
+        "sum by (instance, pool) (db_connections_active{<service>})\n"
+        "/ (sum by (instance, pool) (db_connections_max{<service>}) > 0) > 0.9",
+        "<name>: {{ $value | humanizePercentage }} of the connections of pool {{ $labels.pool }} on "
+        "{{ $labels.instance }} are in use",
+        "Requests will wait for a connection. Are connections held during other calls? Is a query slow?",
+        wait="10m",
+    ),
+    Alert(
+        "FileDescriptorsNearlyExhausted",
+        "ticket",
+        "process_open_fds{<service>} / process_max_fds{<service>} > 0.85",
+        "<name>: {{ $labels.instance }} uses {{ $value | humanizePercentage }} of its file descriptors",
+        "New connections will fail. Are clients or responses left open?",
+        wait="15m",
+    ),
+    Alert(
+        "TelemetrySpansDropped",
+        "info",
+        'sum by (instance, reason) (rate(fastapi_observe_dropped_total{<service>,signal="traces"}[5m])) > 0',
+        "<name>: {{ $labels.instance }} drops {{ $value | humanize }} spans per second ({{ $labels.reason }})",
+        "Is the Collector down or slow? Requests are not affected.",
+        wait="10m",
+    ),
+    Alert(
+        "TelemetryLogsDropped",
+        "info",
+        'sum by (instance, reason) (rate(fastapi_observe_dropped_total{<service>,signal=~"logs|otlp_logs"}[5m])) > 0',
+        "<name>: {{ $labels.instance }} drops {{ $value | humanize }} log lines per second ({{ $labels.reason }})",
+        "Is the Collector down or slow, or the disk full? Requests are not affected.",
+        wait="10m",
+    ),
+    # A series that appears with its first overflow has no earlier sample for `increase`.
+    Alert(
+        "TelemetrySeriesLimit",
+        "info",
+        "sum by (instance, metric) (increase(fastapi_observe_series_overflow_total{<service>}[1h])) > 0\n"
+        "or sum by (instance, metric) (fastapi_observe_series_overflow_total{<service>} "
+        "unless fastapi_observe_series_overflow_total{<service>} offset 1h) > 0",
+        "<name>: {{ $labels.metric }} of {{ $labels.instance }} reached its limit of label sets",
+        "New label sets are added to the __overflow__ series. The warning in the log names the label with most values.",
+    ),
+    Alert(
+        "SLORulesOutdated",
+        "info",
+        'count by (hash) (fastapi_observe_slo_config_info{<service>,hash!="<hash>"})',
+        "<name>: {{ $value }} instances have other objectives than these rules ({{ $labels.hash }})",
+        "The rules were made from configuration <hash>. Make them again from the deployed app.",
+        wait="1h",
+    ),
+)
+"""The alerts of the service as a whole; only `ServiceDown` pages, because the others are causes and not symptoms."""
+
+
+def make_alert_rule(plan: SLOPlan, alert: Alert) -> dict[str, Any]:
+    """Return an alert as a rule, with its labels and links."""
+    labels = {"service": plan.service, "slo": alert.slo, "window": alert.window, "severity": alert.severity}
     labels["team"] = plan.options.team or ""
     annotations = {
-        "summary": what.summary,
-        "description": what.description,
-        "runbook_url": _link(plan.options.runbook_url, what),
-        "dashboard_url": _link(plan.options.dashboard_url or "", what),
+        "summary": alert.summary,
+        "description": alert.description,
+        "runbook_url": _link(plan.options.runbook_url, alert),
+        "dashboard_url": _link(plan.options.dashboard_url or "", alert),
     }
-    rule = {"alert": what.name, "expr": what.expression, "for": what.wait, "keep_firing_for": what.keep}
+    rule = {"alert": alert.name, "expr": alert.expression, "for": alert.wait, "keep_firing_for": alert.keep}
     return {
         **{key: value for key, value in rule.items() if value},
         "labels": {key: verbatim(value) for key, value in labels.items() if value},
@@ -53,39 +150,48 @@ def alert(plan: SLOPlan, what: Alert) -> dict[str, Any]:
     }
 
 
-def verbatim(text_: str) -> str:
-    """Write a text so that a template of Prometheus gives it back, braces and all."""
-    return text_.replace("{{", '{{ "{{" }}') if "{{" in text_ else text_
+def verbatim(text: str) -> str:
+    """Escape a string so that a template of Prometheus reproduces it, braces included."""
+    return text.replace("{{", '{{ "{{" }}') if "{{" in text else text
 
 
-def _link(url: str, what: Alert) -> str:
-    filled = url.replace("{alert}", what.name).replace("{slo}", what.slo)
-    return verbatim(filled if what.slo else filled.removesuffix("#"))
+def _link(url: str, alert: Alert) -> str:
+    filled = url.replace("{alert}", alert.name).replace("{slo}", alert.slo)
+    return verbatim(filled if alert.slo else filled.removesuffix("#"))
+
+
+def service_alerts(plan: SLOPlan) -> Iterator[Alert]:
+    """Yield the alerts of the service as a whole."""
+    values = {"service": promql.service_selector(plan), "name": verbatim(plan.service), "hash": plan.hash}
+    for alert in SERVICE_ALERTS:
+        yield alert._replace(
+            expression=fill_in(alert.expression, values),
+            summary=fill_in(alert.summary, values),
+            description=fill_in(alert.description, values),
+        )
 
 
 def burn_alerts(plan: SLOPlan, slo: ResolvedObjective) -> Iterator[Alert]:
     """Yield `ErrorBudgetBurn` for each pair of windows whose alert can fire."""
-    series, needed = promql.recorded(plan, slo), slo.objective.min_bad_events
-    who, whole = verbatim(f"{plan.service}/{slo.name}"), promql.duration(plan.period)
+    series, period = promql.recorded(plan, slo), promql_duration(plan.period)
+    budget_seconds = format_number(plan.period * budget(slo.percent))
+    remaining = f"slo:error_budget_remaining:ratio{series}"
     for window, limit in slo.windows:
-        left = f"slo:error_budget_remaining:ratio{series}"
-        gone = _query(
-            f"{format_number(plan.period * budget(slo.percent))} * ({left} > 0) / slo:error_ratio:rate{window.long}{series}"  # noqa: E501
-        )
+        long_ratio, short_ratio = (f"slo:error_ratio:rate{name}{series}" for name in (window.long, window.short))
+        seconds_left = f"{budget_seconds} * ({remaining} > 0) / {long_ratio}"
         yield Alert(
             "ErrorBudgetBurn",
             window.severity,
-            f"slo:error_ratio:rate{window.long}{series} > {format_number(limit)}\n"
-            f"and slo:error_ratio:rate{window.short}{series} > {format_number(limit)}\n"
-            f"and round(sum_over_time(slo:bad_events:rate1m{series}[{window.long}]) * {EVALUATION_INTERVAL}) >= {needed}"  # noqa: E501
-            + _over(series, slo, window, limit),
-            f"{who}: {{{{ $value | humanizePercentage }}}} of requests {_failed(slo)} over {window.long} "
-            f"(objective {format_number(slo.percent)}%)" + _worst(plan, slo, window),
-            f"{{{{ range {gone} }}}}At this rate what is left of the {whole} error budget is gone in "
+            f"{long_ratio} > {format_number(limit)}\n"
+            f"and {short_ratio} > {format_number(limit)}\n"
+            f"and {_enough_failures(series, window.long, slo)}" + _unless_cleared(series, slo, window, limit),
+            f"{_name(plan, slo)}: {{{{ $value | humanizePercentage }}}} of requests {_failed(slo)} over {window.long} "
+            f"(objective {format_number(slo.percent)}%)" + _worst_route(plan, slo, window),
+            f"{{{{ range {_query(seconds_left)} }}}}At this rate the rest of the {period} error budget is spent in "
             "{{ .Value | humanizeDuration }}. {{ end }}"
-            f"{{{{ range {_query(f'{left} <= 0')} }}}}The {whole} error budget is spent. {{{{ end }}}}"
-            f"Fires above {format_number(limit * 100)}% over {window.long} and {window.short}, with at least {needed} "
-            f"failed requests.",
+            f"{{{{ range {_query(f'{remaining} <= 0')} }}}}The {period} error budget is spent. {{{{ end }}}}"
+            f"Fires above {format_number(limit * 100)}% over {window.long} and {window.short}, with at least "
+            f"{slo.objective.min_bad_events} failed requests.",
             keep=window.keep_firing,
             slo=slo.name,
             window=window.long,
@@ -94,18 +200,15 @@ def burn_alerts(plan: SLOPlan, slo: ResolvedObjective) -> Iterator[Alert]:
 
 def budget_alerts(plan: SLOPlan, slo: ResolvedObjective) -> Iterator[Alert]:
     """Yield `ErrorBudgetLow`: little of the budget is left."""
-    series, whole = promql.recorded(plan, slo), promql.duration(plan.period)
-    needed = slo.objective.min_bad_events
-    who = verbatim(f"{plan.service}/{slo.name}")
+    series, period = promql.recorded(plan, slo), promql_duration(plan.period)
     yield Alert(
         "ErrorBudgetLow",
         "ticket",
-        f"slo:error_budget_remaining:ratio{series} < {LOW}\n"
-        f"and round(sum_over_time(slo:bad_events:rate1m{series}[{whole}]) * {EVALUATION_INTERVAL}) >= {needed}",
-        f"{who}: {{{{ $value | humanizePercentage }}}} of the {whole} error budget is left"
-        + _worst(plan, slo, slo.windows[-1][0]),
-        f"Of all requests {format_number(slo.percent)}% are to succeed within {whole}. Put reliability before features until "  # noqa: E501
-        "the budget has recovered.",
+        f"slo:error_budget_remaining:ratio{series} < {LOW_BUDGET}\nand {_enough_failures(series, period, slo)}",
+        f"{_name(plan, slo)}: {{{{ $value | humanizePercentage }}}} of the {period} error budget is left"
+        + _worst_route(plan, slo, slo.windows[-1][0]),
+        f"The objective is that {format_number(slo.percent)}% of requests succeed within {period}. Put reliability "
+        "before features until the budget has recovered.",
         wait="1h",
         keep="6h",
         slo=slo.name,
@@ -113,92 +216,38 @@ def budget_alerts(plan: SLOPlan, slo: ResolvedObjective) -> Iterator[Alert]:
 
 
 def missing_alert(plan: SLOPlan, slo: ResolvedObjective) -> Alert:
-    """Return `SLODataMissing`: the service is scraped, and nothing of the objective is there."""
-    series = promql.recorded(plan, slo)
+    """Return `SLODataMissing`: the service is scraped, but has no series of the objective."""
     return Alert(
         "SLODataMissing",
         "ticket",
-        f"sum(up{{{promql.service_selector(plan)}}}) > 0\nunless on() slo:events:rate1m{series}",
-        verbatim(f"{plan.service}/{slo.name}: the service is up, but its requests are not seen"),
-        "The objective is blind: its alerts cannot fire. Were routes, labels or metrics renamed? Make the rules again.",
+        f"sum(up{{{promql.service_selector(plan)}}}) > 0\nunless on() slo:events:rate1m{promql.recorded(plan, slo)}",
+        f"{_name(plan, slo)}: the service is up, but no requests are recorded for this objective",
+        "The alerts of this objective cannot fire. Were routes, labels or metrics renamed? Make the rules again.",
         wait="15m",
         slo=slo.name,
     )
 
 
-def service_alerts(plan: SLOPlan) -> Iterator[Alert]:
-    """Yield the alerts of the service as a whole. Of these only `ServiceDown` pages: the others are causes."""
-    at, who = "{" + promql.service_selector(plan) + "}", verbatim(plan.service)
-    where = "{{ $labels.instance }}"
-    yield Alert(
-        "ServiceDown", "page", f"absent(up{at} == 1)",
-        f"{who}: no instance answers",
-        "Prometheus reaches no instance. While nothing is counted the alerts of error budgets cannot fire.", wait="2m",
-    )  # fmt: skip
-    yield Alert(
-        "InstanceDown", "ticket", f"up{at} == 0",
-        f"{who}: {where} does not answer", "Prometheus has not reached this instance for 10 minutes.", wait="10m",
-    )  # fmt: skip
-    yield Alert(
-        "InstanceRestarting", "ticket", f"max by (instance) (changes(process_start_time_seconds{at}[30m])) >= 3",
-        f"{who}: {where} restarted {{{{ $value }}}} times in 30 minutes",
-        "Look at its last log lines and at its memory limit.",
-    )  # fmt: skip
-    yield Alert(
-        "EventLoopLagHigh", "ticket",
-        f"histogram_quantile(0.99, sum by (instance, pid, le) (rate(asyncio_event_loop_lag_seconds_bucket{at}[5m]))) "
-        "> 0.25",
-        f"{who}: the event loop of {where} is {{{{ $value | humanizeDuration }}}} late",
-        "Something blocks the event loop: a call without await, or work that belongs into a thread.", wait="10m",
-    )  # fmt: skip
-    yield Alert(
-        "DBPoolNearlyExhausted", "ticket",
-        f"sum by (instance, pool) (db_connections_active{at})\n"
-        f"/ (sum by (instance, pool) (db_connections_max{at}) > 0) > 0.9",
-        f"{who}: {{{{ $value | humanizePercentage }}}} of the connections of pool {{{{ $labels.pool }}}} on {where} "
-        "are in use",
-        "Requests will wait for a connection. Are connections held across other calls? Is a query slow?", wait="10m",
-    )  # fmt: skip
-    yield Alert(
-        "FileDescriptorsNearlyExhausted", "ticket", f"process_open_fds{at} / process_max_fds{at} > 0.85",
-        f"{who}: {{{{ $value | humanizePercentage }}}} of the open files of {where} are used",
-        "New connections will fail. Are clients or responses left open?", wait="15m",
-    )  # fmt: skip
-    yield from _telemetry_alerts(plan, at, who, where)
+def _name(plan: SLOPlan, slo: ResolvedObjective) -> str:
+    return verbatim(f"{plan.service}/{slo.name}")
 
 
-def _telemetry_alerts(plan: SLOPlan, at: str, who: str, where: str) -> Iterator[Alert]:
-    inside = at[1:-1]
-    for name, signal, what in (("Spans", '"traces"', "spans"), ("Logs", '~"logs|otlp_logs"', "log lines")):
-        yield Alert(
-            f"Telemetry{name}Dropped", "info",
-            f"sum by (instance, reason) (rate(fastapi_observe_dropped_total{{{inside},signal={signal}}}[5m])) > 0",
-            f"{who}: {where} loses {{{{ $value | humanize }}}} {what} a second ({{{{ $labels.reason }}}})",
-            "Is the collector down or slow, or the disk full? Requests are not affected.", wait="10m",
-        )  # fmt: skip
-    series = f"fastapi_observe_series_overflow_total{at}"
-    yield Alert(
-        "TelemetrySeriesLimit", "info",
-        f"sum by (instance, metric) (increase({series}[1h])) > 0\n"
-        f"or sum by (instance, metric) ({series} unless {series} offset 1h) > 0",
-        f"{who}: {{{{ $labels.metric }}}} of {where} has more label sets than it may keep",
-        "Further ones are counted together as __overflow__. The warning in the log names the label with most values.",
-    )  # fmt: skip
-    yield Alert(
-        "SLORulesOutdated", "info",
-        f'count by (hash) (fastapi_observe_slo_config_info{{{inside},hash!="{plan.hash}"}})',
-        f"{who}: {{{{ $value }}}} instances have other objectives than these rules ({{{{ $labels.hash }}}})",
-        f"The rules were made from configuration {plan.hash}. Make them again from what is deployed.", wait="1h",
-    )  # fmt: skip
+def _enough_failures(series: str, window: str, slo: ResolvedObjective) -> str:
+    """Write the condition that keeps an alert silent about single failures."""
+    # The recorded rate is sampled once per evaluation, so its sum times the interval is the number of events.
+    recorded = f"sum_over_time(slo:bad_events:rate1m{series}[{window}])"
+    return f"round({recorded} * {EVALUATION_INTERVAL}) >= {slo.objective.min_bad_events}"
 
 
-def _over(series: str, slo: ResolvedObjective, window: BurnWindow, limit: Decimal) -> str:
-    """Write what ends an alert before its short window does."""
-    if not window.early_clear:
+def _unless_cleared(series: str, slo: ResolvedObjective, window: BurnWindow, limit: Decimal) -> str:
+    """Write the condition that ends an alert before its short window does."""
+    clear = window.early_clear
+    if not clear:
         return ""
+    events = f"sum_over_time(slo:events:rate1m{series}[{clear}]) * {EVALUATION_INTERVAL}"
     return (
-        f"\nunless (slo:error_ratio:rate{window.early_clear}{series} <= {format_number(budget(slo.percent))}\n"
-        f"and sum_over_time(slo:events:rate1m{series}[{window.early_clear}]) * {EVALUATION_INTERVAL} >= {min_events(limit)})"  # noqa: E501
+        f"\nunless (slo:error_ratio:rate{clear}{series} <= {format_number(budget(slo.percent))}\n"
+        f"and {events} >= {min_events(limit)})"
     )
 
 
@@ -206,10 +255,10 @@ def _failed(slo: ResolvedObjective) -> str:
     return f"took more than {slo.objective.within}" if isinstance(slo.objective, Latency) else "failed"
 
 
-def _worst(plan: SLOPlan, slo: ResolvedObjective, window: BurnWindow) -> str:
-    """Write the part of a summary that names the worst route, if there is one."""
-    found = _query(promql.worst(plan, slo, window.short))
-    return f"{{{{ range {found} }}}}, worst: {{{{ .Labels.method }}}} {{{{ .Labels.endpoint }}}}{{{{ end }}}}"
+def _worst_route(plan: SLOPlan, slo: ResolvedObjective, window: BurnWindow) -> str:
+    """Write the part of a summary that names the route with most bad events, if there is one."""
+    query = _query(promql.worst(plan, slo, window.short))
+    return f"{{{{ range {query} }}}}, worst: {{{{ .Labels.method }}}} {{{{ .Labels.endpoint }}}}{{{{ end }}}}"
 
 
 def _query(expression: str) -> str:

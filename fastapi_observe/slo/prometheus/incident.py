@@ -1,8 +1,7 @@
-"""How an incident looks to Prometheus, and when the alerts of an objective have to fire and clear because of it."""
+"""Incidents as input series for promtool, and the times at which alerts must fire and clear during one."""
 
 from __future__ import annotations
 
-import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -16,26 +15,24 @@ if TYPE_CHECKING:
 
     from fastapi_observe.slo.plan import ResolvedObjective, SLOPlan
 
+    Flow = Callable[["IncidentPhase"], Decimal]
+    """Events per second during a phase."""
+
 SAMPLE_INTERVAL: Final = 15
-"""Seconds between two samples of the series that are played."""
+"""Seconds between two samples of the input series."""
 
-EXACT: Final = 256
-"""Events in one sample are multiples of its inverse."""
-
-MAX_RATE: Final = 1_000_000
-"""Requests a second that can be played: sums of more would lose their last digits."""
+STEP_FRACTION: Final = 256
+"""Events per sample are multiples of 1/256, which binary floating point represents exactly."""
 
 HALF: Final = Decimal("0.5")
-"""Events are counted in whole numbers: what a rate says of single ones is a little more or less."""
+"""Tolerance for single events, which a rate counts as a little more or less than one."""
 
 MAX_UNRELATED_SERIES: Final = 6
-"""Series that the objective must not count, in each incident."""
-
-PHASE: Final = re.compile(r"(?P<time>\S+)\s+(?:(?P<word>ok|silent|down)|(?P<share>\d+(?:\.\d+)?)\s*%)")
+"""Series in each incident that the objective must not count."""
 
 
 class IncidentPhase(NamedTuple):
-    """A part of an incident: seconds, requests a second, the part of them that fail, whether the service runs."""
+    """A part of an incident: seconds, requests per second, the share of them that fail, whether the service is up."""
 
     seconds: int
     rate: Decimal
@@ -43,86 +40,62 @@ class IncidentPhase(NamedTuple):
     up: bool = True
 
 
-def read_incident(described: str, rate: Decimal) -> tuple[IncidentPhase, ...]:
-    """Read `1h ok, 20m 30%, 8h silent, 5m down`: how long, and which part of the requests fails.
-
-    `rate`: requests a second while there are any. Raises `ValueError` that says what is accepted.
-    """
-    if not rate.is_finite() or not 0 < rate < MAX_RATE:
-        raise ValueError(f"{rate} requests a second: give a number above 0 and below a million")
-    phases = []
-    for part in described.split(","):
-        match = PHASE.fullmatch(part.strip())
-        if match is None:
-            raise ValueError(f"{part.strip()!r} is no phase; write a time and what happens, such as 1h ok, 20m 30%, "
-                             "8h silent (no traffic) or 5m down, separated by commas")  # fmt: skip
-        lasts = parse_duration(match["time"])
-        share = Decimal(match["share"] or 0) / 100
-        if lasts % SAMPLE_INTERVAL or share > 1:
-            raise ValueError(
-                f"{part.strip()!r}: a phase lasts a multiple of {SAMPLE_INTERVAL}s, with at most 100 % failing"
-            )
-        silent = match["word"] in {"silent", "down"}
-        phases.append(IncidentPhase(int(lasts), Decimal(0) if silent else rate, share, up=match["word"] != "down"))
-    return tuple(phases)
+Phases = tuple[IncidentPhase, ...]
 
 
 def expected_alerts(
-    plan: SLOPlan, slo: ResolvedObjective, phases: tuple[IncidentPhase, ...], window: BurnWindow, limit: Decimal
+    plan: SLOPlan, slo: ResolvedObjective, phases: Phases, window: BurnWindow, limit: Decimal
 ) -> list[list[int]]:
-    """Return the times at which an alert begins to fire and clears, in seconds: what the rules have to do.
+    """Return the times in seconds at which an alert starts to fire and clears; one that does not clear has one time.
 
-    A second reckoning of what the rules say, from the incident itself. One that does not clear has its beginning only.
+    This computes from the incident itself what the rules compute from its series, so that the two can be compared.
     """
-    bad = _recorded(phases, plan, lambda phase: phase.rate * phase.failing)
-    every = _recorded(phases, plan, lambda phase: phase.rate)
-    keep = int(parse_duration(window.keep_firing)) if plan.options.keep_firing else 0
-    found: list[list[int]] = []
-    cleared = None
+    bad = _prefix_sums(phases, plan, lambda phase: phase.rate * phase.failing)
+    events = _prefix_sums(phases, plan, lambda phase: phase.rate)
+    keep_firing = int(parse_duration(window.keep_firing)) if plan.options.keep_firing else 0
+    firings: list[list[int]] = []
+    condition_ended = None
     for at in range(1, len(bad)):
-        long_bad, long_all = (_sum(each, at, window.long) for each in (bad, every))
-        short_bad, short_all = (_sum(each, at, window.short) for each in (bad, every))
-        burns = long_bad > limit * long_all and short_bad > limit * short_all
-        firing = bool(found) and len(found[-1]) == 1
-        burns = burns and not _is_over(slo, window, limit, bad, every, at)
+        long_bad, long_events = (_window_sum(sums, at, window.long) for sums in (bad, events))
+        short_bad, short_events = (_window_sum(sums, at, window.short) for sums in (bad, events))
+        burns = long_bad > limit * long_events and short_bad > limit * short_events
+        burns = burns and not _is_cleared(slo, window, limit, bad, events, at)
+        firing = bool(firings) and len(firings[-1]) == 1
         if burns and long_bad * EVALUATION_INTERVAL + HALF >= slo.objective.min_bad_events:
-            cleared = None
+            condition_ended = None
             if not firing:
-                found.append([at * EVALUATION_INTERVAL])
+                firings.append([at * EVALUATION_INTERVAL])
         elif firing:
-            cleared = at if cleared is None else cleared
-            if (at - cleared) * EVALUATION_INTERVAL >= keep:
-                found[-1].append(at * EVALUATION_INTERVAL)
-                cleared = None
-    return found
+            condition_ended = at if condition_ended is None else condition_ended
+            if (at - condition_ended) * EVALUATION_INTERVAL >= keep_firing:
+                firings[-1].append(at * EVALUATION_INTERVAL)
+                condition_ended = None
+    return firings
 
 
-def _is_over(  # noqa: PLR0913, PLR0917 - both sums at a time
-    slo: ResolvedObjective, window: BurnWindow, limit: Decimal, bad: list[Decimal], every: list[Decimal], at: int
+def _is_cleared(  # noqa: PLR0913, PLR0917 - an alert, both sums and a time
+    slo: ResolvedObjective, window: BurnWindow, limit: Decimal, bad: list[Decimal], events: list[Decimal], at: int
 ) -> bool:
-    """Say whether enough requests came lately without more failures than the budget allows."""
+    """Return whether enough recent events have no more failures than the budget allows."""
     if not window.early_clear:
         return False
-    events = _sum(every, at, window.early_clear)
-    allowed = budget(slo.percent) * events
-    return events * EVALUATION_INTERVAL >= min_events(limit) and _sum(bad, at, window.early_clear) <= allowed
+    recent = _window_sum(events, at, window.early_clear)
+    allowed = budget(slo.percent) * recent
+    return recent * EVALUATION_INTERVAL >= min_events(limit) and _window_sum(bad, at, window.early_clear) <= allowed
 
 
-def _recorded(
-    phases: tuple[IncidentPhase, ...], plan: SLOPlan, flow: Callable[[IncidentPhase], Decimal]
-) -> list[Decimal]:
-    """Return prefix sums of a recorded rate, one for each evaluation."""
+def _prefix_sums(phases: Phases, plan: SLOPlan, flow: Flow) -> list[Decimal]:
+    """Return the prefix sums of a recorded rate, one for each evaluation."""
     base = int(parse_duration(plan.base))
     total = Decimal(0)
     sums = []
     for at in range(0, sum(phase.seconds for phase in phases) + 1, EVALUATION_INTERVAL):
-        total += (_until(phases, at, flow) - _until(phases, max(0, at - base), flow)) / base
+        total += (_events_until(phases, at, flow) - _events_until(phases, max(0, at - base), flow)) / base
         sums.append(total)
     return sums
 
 
-def _until(phases: tuple[IncidentPhase, ...], at: int, flow: Callable[[IncidentPhase], Decimal]) -> Decimal:
-    """Return how many events there were until a time."""
+def _events_until(phases: Phases, at: int, flow: Flow) -> Decimal:
     total, begin = Decimal(0), 0
     for phase in phases:
         total += flow(phase) * max(0, min(at - begin, phase.seconds))
@@ -130,43 +103,43 @@ def _until(phases: tuple[IncidentPhase, ...], at: int, flow: Callable[[IncidentP
     return total
 
 
-def _sum(sums: list[Decimal], at: int, window: str) -> Decimal:
-    """Add up the evaluations within a window, both ends included."""
+def _window_sum(sums: list[Decimal], at: int, window: str) -> Decimal:
+    """Return the sum of the evaluations within a window, both ends included."""
     before = at - int(parse_duration(window)) // EVALUATION_INTERVAL - 1
     return sums[at] - (sums[before] if before >= 0 else Decimal(0))
 
 
 def incident_series(
-    plan: SLOPlan, slo: ResolvedObjective, phases: tuple[IncidentPhase, ...], *, strange: bool = True
+    plan: SLOPlan, slo: ResolvedObjective, phases: Phases, *, with_unrelated: bool = True
 ) -> list[dict[str, Any]]:
-    """Return the input series of an incident: `up`, what the objective counts, and strangers that all fail."""
+    """Return the input series of an incident: `up`, what the objective counts, and unrelated series that all fail."""
     pairs = sample_pairs(slo)
     share = Decimal(1) / len(pairs)
-    found = [{"series": _named("up", plan, {}), "values": _values(phases, None)}]
+    series = [{"series": _series_name("up", plan, {}), "values": _values(phases, None)}]
     for method, endpoint in pairs:
-        found += _requests(plan, slo, {"method": method, "endpoint": endpoint}, phases, share)
-    lasting = (IncidentPhase(sum(phase.seconds for phase in phases), Decimal(100), Decimal(1)),)
-    for labels in unrelated_series(plan, slo) if strange else ():
-        found += _requests(plan, slo, labels, lasting, Decimal(1), counted=False)
-    return found
+        series += _request_series(plan, slo, {"method": method, "endpoint": endpoint}, phases, share)
+    always_failing = (IncidentPhase(sum(phase.seconds for phase in phases), Decimal(100), Decimal(1)),)
+    for labels in unrelated_series(plan, slo) if with_unrelated else ():
+        series += _request_series(plan, slo, labels, always_failing, Decimal(1), counted=False)
+    return series
 
 
 def sample_pairs(slo: ResolvedObjective) -> list[tuple[str, str]]:
-    """Return a few of the (method, template) that an objective counts: the first and the last of each group."""
+    """Return some (method, template) pairs that an objective counts: the first and the last of each group."""
     if not slo.groups:
         return [*dict.fromkeys((slo.endpoints[0], slo.endpoints[-1]))] if slo.endpoints else [("GET", "/")]
-    found = [pair for methods, names in slo.groups for pair in ((methods[0], names[0]), (methods[-1], names[-1]))]
-    return [*dict.fromkeys(found)]
+    pairs = [pair for methods, names in slo.groups for pair in ((methods[0], names[0]), (methods[-1], names[-1]))]
+    return [*dict.fromkeys(pairs)]
 
 
 def unrelated_series(plan: SLOPlan, slo: ResolvedObjective) -> list[dict[str, str]]:
-    """Return labels of series that look like those of the objective and are not."""
+    """Return labels of series that resemble those of the objective, but that it does not count."""
     method, endpoint = sample_pairs(slo)[0]
     label, value = min(plan.selector.items())
-    other = {"method": method, "endpoint": endpoint, label: f"{value}-other"}
+    other_service = {"method": method, "endpoint": endpoint, label: f"{value}-other"}
     if not slo.groups:
         return [
-            other,
+            other_service,
             {"method": "GET", "endpoint": plan.excluded_templates[0]},
             {"method": "GET", "endpoint": UNMATCHED},
         ]
@@ -174,24 +147,25 @@ def unrelated_series(plan: SLOPlan, slo: ResolvedObjective) -> list[dict[str, st
     methods = sorted({each for used, _ in slo.groups for each in used})
     templates = [name for _, names in slo.groups for name in (names[0], names[-1])]
     crossed = [(used, name) for name in dict.fromkeys(templates) for used in (*methods, "_OTHER")]
-    near = [{"method": used, "endpoint": name} for used, name in crossed if (used, name) not in known]
-    # one character more, and another character where a regular expression would take any
+    same_template = [{"method": used, "endpoint": name} for used, name in crossed if (used, name) not in known]
+    # One more character, and another character where an unescaped regular expression would match any.
     names = {endpoint + "x", endpoint.replace(".", "-")} - {name for _, name in known}
-    far = [{"method": method, "endpoint": name} for name in sorted(names)]
-    return [other, *far, *sorted(near, key=lambda each: each["method"] == "_OTHER")][:MAX_UNRELATED_SERIES]
+    same_method = [{"method": method, "endpoint": name} for name in sorted(names)]
+    same_template.sort(key=lambda labels: labels["method"] == "_OTHER")
+    return [other_service, *same_method, *same_template][:MAX_UNRELATED_SERIES]
 
 
-def _requests(  # noqa: PLR0913 - what a series is made of
+def _request_series(  # noqa: PLR0913 - an objective and the parts of its series
     plan: SLOPlan,
     slo: ResolvedObjective,
     labels: dict[str, str],
-    phases: tuple[IncidentPhase, ...],
+    phases: Phases,
     share: Decimal,
     *,
     counted: bool = True,
 ) -> list[dict[str, Any]]:
-    def series(name: str, extra: dict[str, str], flow: Callable[[IncidentPhase], Decimal]) -> dict[str, Any]:
-        return {"series": _named(name, plan, {**labels, **extra}), "values": _values(phases, flow)}
+    def series(name: str, extra: dict[str, str], flow: Flow) -> dict[str, Any]:
+        return {"series": _series_name(name, plan, {**labels, **extra}), "values": _values(phases, flow)}
 
     if isinstance(slo.objective, Latency):
         limit = promql.bucket_label(slo.objective)
@@ -199,8 +173,8 @@ def _requests(  # noqa: PLR0913 - what a series is made of
             series(promql.DURATIONS, {"le": limit}, lambda phase: phase.rate * (1 - phase.failing) * share),
             series(promql.DURATIONS, {"le": "+Inf"}, lambda phase: phase.rate * share),
         ]
-    bad, good = statuses(slo.objective.bad_statuses)
-    if not counted and labels["endpoint"] == UNMATCHED:  # those that failed do count
+    bad, good = sample_statuses(slo.objective.bad_statuses)
+    if not counted and labels["endpoint"] == UNMATCHED:  # only successes: failures of unmatched requests count
         return [series(promql.REQUESTS, {"status_code": good[-1]}, lambda phase: phase.rate)]
     failed = [series(promql.REQUESTS, {"status_code": each}, _part(share, bad, failing=True)) for each in bad]
     if not counted:
@@ -211,57 +185,64 @@ def _requests(  # noqa: PLR0913 - what a series is made of
     ]
 
 
-def _part(share: Decimal, among: list[str], *, failing: bool) -> Callable[[IncidentPhase], Decimal]:
+def _part(share: Decimal, among: list[str], *, failing: bool) -> Flow:
     def flow(phase: IncidentPhase) -> Decimal:
         return phase.rate * (phase.failing if failing else 1 - phase.failing) * share / len(among)
 
     return flow
 
 
-def statuses(bad: tuple[str, ...] | list[str]) -> tuple[list[str], list[str]]:
+def sample_statuses(bad: tuple[str, ...] | list[str]) -> tuple[list[str], list[str]]:
     """Return status codes that fail, one for each of `bad`, and some that do not."""
-    fail = [f"{each[0]}03" if each.lower().endswith("xx") else each for each in bad]
+    failing = [f"{each[0]}03" if each.lower().endswith("xx") else each for each in bad]
     others = [each for each in ("200", "404") if not _is_bad(each, bad)]
-    return [*dict.fromkeys(fail)], others or ["101"]
+    return [*dict.fromkeys(failing)], others or ["101"]
 
 
 def _is_bad(status: str, bad: tuple[str, ...] | list[str]) -> bool:
-    return any(status in (each, "") or each.lower() == f"{status[0]}xx" for each in bad)
+    return any(each == status or each.lower() == f"{status[0]}xx" for each in bad)
 
 
-def _named(metric: str, plan: SLOPlan, labels: dict[str, str]) -> str:
+def _series_name(metric: str, plan: SLOPlan, labels: dict[str, str]) -> str:
     every = {**plan.selector, "instance": "a", **labels}
     return f"{metric}{{{','.join(f'{name}={promql.go_string(value)}' for name, value in sorted(every.items()))}}}"
 
 
-def _values(phases: tuple[IncidentPhase, ...], flow: Callable[[IncidentPhase], Decimal] | None) -> str:
-    """Write the samples in promtool's notation; without a flow those of `up`."""
-    first = phases[0].up
-    parts = [("0" if flow else "1") if first else ("_" if flow else "0")]
+def _values(phases: Phases, flow: Flow | None) -> str:
+    """Write the samples of a counter in promtool's notation, or without a flow those of `up`."""
+    if flow is None:
+        parts = [str(int(phases[0].up)), *(f"{int(phase.up)}+0x{_samples(phase) - 1}" for phase in phases)]
+        return " ".join(parts)
+    parts = ["0" if phases[0].up else "_"]
     count = Decimal(0)
     for phase in phases:
-        number = phase.seconds // SAMPLE_INTERVAL
-        if flow is None:
-            parts.append(f"{int(phase.up)}+0x{number - 1}")
-        elif not phase.up:
+        number = _samples(phase)
+        if not phase.up:  # no samples, and the counter restarts at 0
             parts.append(f"_x{number}")
             count = Decimal(0)
+            continue
+        step = _round_exactly(flow(phase) * SAMPLE_INTERVAL)
+        if 0 < step < 1:
+            parts += _whole_events(count, step, number)
+            count = Decimal(int(count + step * number))
         else:
-            step = _exact(flow(phase) * SAMPLE_INTERVAL)
-            thin = 0 < step < 1
-            parts += _thin(count, step, number) if thin else [_run(count + step, step, number)]
+            parts.append(f"{format_number(count + step)}+{format_number(step)}x{number - 1}")
             count += step * number
-            count = Decimal(int(count)) if thin else count
     return " ".join(parts)
 
 
-def _exact(step: Decimal) -> Decimal:
-    """Round to what binary numbers hold exactly: else a sum of samples comes out a little lower, which is a reset."""
-    return (step * EXACT).to_integral_value() / EXACT if step < EXACT else step.to_integral_value()
+def _samples(phase: IncidentPhase) -> int:
+    return phase.seconds // SAMPLE_INTERVAL
 
 
-def _thin(count: Decimal, step: Decimal, number: int) -> Iterator[str]:
-    """Write whole events where there is less than one in a sample."""
+def _round_exactly(step: Decimal) -> Decimal:
+    """Round to a number that floating point holds exactly: promtool would read a sum that is too low as a reset."""
+    fraction = STEP_FRACTION if step < STEP_FRACTION else 1
+    return (step * fraction).to_integral_value() / fraction
+
+
+def _whole_events(count: Decimal, step: Decimal, number: int) -> Iterator[str]:
+    """Write samples of whole events where there is less than one per sample."""
     length, last = 0, -1
     for at in range(1, number + 1):
         value = int(count + step * at)
@@ -271,7 +252,3 @@ def _thin(count: Decimal, step: Decimal, number: int) -> Iterator[str]:
         last = value
         length += 1
     yield f"{last}+0x{length - 1}"
-
-
-def _run(value: Decimal, step: Decimal, number: int) -> str:
-    return f"{format_number(value)}+{format_number(step)}x{number - 1}"

@@ -1,4 +1,4 @@
-"""PromQL that selects what an objective counts, with every name of a route written safely."""
+"""PromQL that selects what an objective counts, with route templates and names quoted safely."""
 
 from __future__ import annotations
 
@@ -7,93 +7,80 @@ from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.records.endpoint import UNMATCHED
 from fastapi_observe.settings.objectives import Availability, Latency
-from fastapi_observe.slo.burn_rates import duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from fastapi_observe.slo.plan import ResolvedObjective, SLOPlan
 
 REQUESTS: Final = "http_requests_total"
 DURATIONS: Final = "http_request_duration_seconds_bucket"
-EVERYTHING: Final = 'le="+Inf"'
-SPECIAL: Final = re.compile(r"[\\.+*?()|\[\]{}^$]")
-
-__all__ = [
-    "bad",
-    "bucket_label",
-    "duration",
-    "events",
-    "exactly",
-    "go_string",
-    "good",
-    "groups",
-    "match_any",
-    "match_none",
-    "quoted",
-    "recorded",
-    "selector",
-    "service_selector",
-    "worst",
-]
+ALL_DURATIONS: Final = 'le="+Inf"'
+RE2_SPECIAL: Final = re.compile(r"[\\.+*?()|\[\]{}^$]")
+PLACEHOLDER: Final = re.compile(r"<([a-z][a-z0-9_]*)>")
 
 Matchers = tuple[str, ...]
 
 
+def fill_in(template: str, values: Mapping[str, str]) -> str:
+    """Replace each `<name>` of a template by its value; braces keep their meaning in PromQL. Raises `KeyError`."""
+    return PLACEHOLDER.sub(lambda match: values[match[1]], template)
+
+
 def quoted(text: str) -> str:
-    """Write a string literal of PromQL: raw where that spares backslashes and the text allows it."""
+    """Write a PromQL string literal: a raw one where that avoids escapes and the text allows it."""
     if ("\\" in text or '"' in text) and "`" not in text and text.isprintable():
         return f"`{text}`"
     return go_string(text)
 
 
 def go_string(text: str) -> str:
-    """Write a string literal between double quotes, as Go, PromQL and templates of annotations read it."""
+    """Write a string literal in double quotes, as Go, PromQL and the templates of annotations read it."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(each if each.isprintable() else _escaped(each) for each in escaped) + '"'
+    return '"' + "".join(each if each.isprintable() else _escape(each) for each in escaped) + '"'
 
 
-def _escaped(character: str) -> str:
+def _escape(character: str) -> str:
     number = ord(character)
-    return f"\\u{number:04x}" if number <= 0xFFFF else f"\\U{number:08x}"  # noqa: PLR2004 - the forms that Go has
+    return f"\\u{number:04x}" if number <= 0xFFFF else f"\\U{number:08x}"  # noqa: PLR2004 - the two forms of Go
 
 
-def exactly(text: str) -> str:
-    """Write a text as a regular expression of RE2 that matches it alone."""
-    return SPECIAL.sub(r"\\\g<0>", text)
+def escape_re2(text: str) -> str:
+    """Write a regular expression of RE2 that matches a text exactly."""
+    return RE2_SPECIAL.sub(r"\\\g<0>", text)
 
 
 def match_any(label: str, values: Iterable[str]) -> str:
-    """Write a matcher that lets the values pass and nothing else."""
+    """Write a matcher for any of the values."""
     found = sorted(values)
     if len(found) == 1:
         return f"{label}={quoted(found[0])}"
-    return f"{label}=~{quoted('|'.join(map(exactly, found)))}"
+    return f"{label}=~{quoted('|'.join(map(escape_re2, found)))}"
 
 
 def match_none(label: str, values: Iterable[str]) -> str:
-    """Write a matcher that lets everything but the values pass."""
-    return f"{label}!~{quoted('|'.join(map(exactly, sorted(values))))}"
+    """Write a matcher for everything except the values."""
+    return f"{label}!~{quoted('|'.join(map(escape_re2, sorted(values))))}"
 
 
 def selector(labels: Iterable[tuple[str, str]]) -> str:
-    """Write matchers of exact values, without the braces: `job="shop",slo="checkout"`."""
+    """Write matchers of exact values, without braces: `job="shop",slo="checkout"`."""
     return ",".join(f"{label}={quoted(value)}" for label, value in labels)
 
 
 def service_selector(plan: SLOPlan) -> str:
-    """Select what Prometheus scrapes of this service, without the braces."""
+    """Write the matchers of all series that Prometheus scrapes from this service, without braces."""
     return selector(sorted(plan.selector.items()))
 
 
 def recorded(plan: SLOPlan, slo: ResolvedObjective) -> str:
-    """Select the recorded series of an objective, with the braces."""
+    """Write the matchers of the recorded series of an objective, with braces."""
     return "{" + selector((("service", plan.service), ("slo", slo.name))) + "}"
 
 
 def bucket_label(objective: Latency) -> str:
-    """Write the threshold of an objective as the label `le` has it."""
-    from prometheus_client.utils import floatToGoString  # noqa: PLC0415 - for people, not at import
+    """Return the threshold of an objective as the label `le` has it."""
+    from prometheus_client.utils import floatToGoString  # noqa: PLC0415 - for commands, not for servers
 
     return str(floatToGoString(objective.threshold))  # type: ignore[no-untyped-call]
 
@@ -101,8 +88,9 @@ def bucket_label(objective: Latency) -> str:
 def events(plan: SLOPlan, slo: ResolvedObjective, window: str) -> str:
     """Write the vector whose sum is the rate of all events of an objective."""
     if isinstance(slo.objective, Latency):
+        # During a deploy that adds the bucket, requests of older instances would all count as slow without `and`.
         return " or ".join(
-            f"({_rate(DURATIONS, (*group, EVERYTHING), window)} and ignoring(le) "
+            f"({_rate(DURATIONS, (*group, ALL_DURATIONS), window)} and ignoring(le) "
             f"{_rate(DURATIONS, (*group, _le(slo.objective)), window)})"
             for group in groups(plan, slo)
         )
@@ -110,37 +98,41 @@ def events(plan: SLOPlan, slo: ResolvedObjective, window: str) -> str:
 
 
 def good(plan: SLOPlan, slo: ResolvedObjective, window: str) -> str:
-    """Write the vector whose sum is the rate of the fast enough requests of a latency objective."""
-    assert isinstance(slo.objective, Latency)  # noqa: S101 - for the type checker; availability counts the bad ones
+    """Write the vector whose sum is the rate of the requests within the threshold of a latency objective."""
+    assert isinstance(slo.objective, Latency)  # noqa: S101 - for mypy; availability counts bad events
     return " or ".join(_rate(DURATIONS, (*group, _le(slo.objective)), window) for group in groups(plan, slo))
 
 
 def bad(plan: SLOPlan, slo: ResolvedObjective, window: str) -> str:
     """Write the vector whose sum is the rate of the failed requests of an availability objective."""
-    assert isinstance(slo.objective, Availability)  # noqa: S101 - as above
+    assert isinstance(slo.objective, Availability)  # noqa: S101 - for mypy; latency counts good events
     status = _status(slo.objective)
-    chosen = [group if status in group else (*group, status) for group in groups(plan, slo)]
-    return " or ".join(_rate(REQUESTS, group, window) for group in chosen)
+    with_status = [group if status in group else (*group, status) for group in groups(plan, slo)]
+    return " or ".join(_rate(REQUESTS, group, window) for group in with_status)
+
+
+def bad_by(plan: SLOPlan, slo: ResolvedObjective, window: str, labels: str = "method, endpoint") -> str:
+    """Write the rate of the bad events of an objective, summed by labels."""
+    if isinstance(slo.objective, Availability):
+        return f"sum by ({labels}) ({bad(plan, slo, window)})"
+    return f"sum by ({labels}) ({events(plan, slo, window)}) - sum by ({labels}) ({good(plan, slo, window)})"
 
 
 def worst(plan: SLOPlan, slo: ResolvedObjective, window: str) -> str:
     """Write the query for the route with the most bad events: one series with `method` and `endpoint`."""
-    by = "sum by (method, endpoint)"
-    if isinstance(slo.objective, Availability):
-        return f"topk(1, {by} ({bad(plan, slo, window)}) > 0)"
-    return f"topk(1, {by} ({events(plan, slo, window)}) - {by} ({good(plan, slo, window)}) > 0)"
+    return f"topk(1, {bad_by(plan, slo, window)} > 0)"
 
 
 def groups(plan: SLOPlan, slo: ResolvedObjective) -> tuple[Matchers, ...]:
-    """Return the matchers of each group of routes that an objective counts; no series fits two groups.
+    """Return the matchers of each group of routes that an objective counts; no series matches two groups.
 
-    Where all routes count, what no route answered counts if it failed only: scanners must not thin out the errors, but
-    a middleware that fails before the router must be seen.
+    An objective of all routes counts unmatched requests only if they failed: scanners must not dilute the error ratio,
+    but a middleware that fails before the router must count.
     """
     base = (service_selector(plan),)
     if slo.groups:
         return tuple(
-            (*base, match_any("method", methods), match_any("endpoint", names)) for methods, names in slo.groups
+            (*base, match_any("method", methods), match_any("endpoint", templates)) for methods, templates in slo.groups
         )
     served = (*base, match_none("endpoint", (*plan.excluded_templates, UNMATCHED)))
     if isinstance(slo.objective, Latency):
@@ -157,8 +149,7 @@ def _le(objective: Latency) -> str:
 
 
 def _status(objective: Availability) -> str:
-    if len(objective.bad_statuses) == 1 and objective.bad_statuses[0].isdecimal():
-        return f"status_code={quoted(objective.bad_statuses[0])}"
-    return (
-        f"status_code=~{quoted('|'.join(sorted({each.lower().replace('x', '.') for each in objective.bad_statuses})))}"
-    )
+    statuses = objective.bad_statuses
+    if len(statuses) == 1 and statuses[0].isdecimal():
+        return f"status_code={quoted(statuses[0])}"
+    return f"status_code=~{quoted('|'.join(sorted({status.lower().replace('x', '.') for status in statuses})))}"

@@ -1,4 +1,4 @@
-"""Whether a running Prometheus does what the rules of an app need: `verify`."""
+"""Verify that a running Prometheus has the rules of an app, scrapes it, and keeps its samples long enough."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from fastapi_observe.settings.objectives import Latency
+from fastapi_observe.slo.burn_rates import promql_duration
 from fastapi_observe.slo.datasources import retention
 from fastapi_observe.slo.prometheus import promql
 from fastapi_observe.slo.prometheus.api import Prometheus, UnreachableError
@@ -22,22 +23,26 @@ __all__ = ["Finding", "UnreachableError", "verify"]
 
 HASH: Final = re.compile(r'hash!="([0-9a-f]+)"')
 DEFAULT_RETENTION: Final = "15d"
-"""What Prometheus keeps where its flag says `0s`."""
+"""Retention of Prometheus where its flag is `0s`."""
 
-PARTS: Final = re.compile(r"(\d+)(ms|y|w|d|h|m|s)")
-IN_SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800, "y": 31_536_000}
-KEEPS_FIRING: Final = (2, 42)
-"""The first version that knows `keep_firing_for`."""
+DURATION_PARTS: Final = re.compile(r"(\d+)(ms|y|w|d|h|m|s)")
+UNIT_SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800, "y": 31_536_000}
+KEEP_FIRING_VERSION: Final = (2, 42)
+"""The first version with `keep_firing_for`."""
 
-SCRAPES: Final = 4
-"""How many scrapes the base window must hold, so that a missed one leaves no gap."""
+MIN_SCRAPES: Final = 4
+"""Scrapes in the base window, so that a missed one leaves no gap."""
 
-SHOWN: Final = 10
-"""Most names that are told in one line."""
+MAX_LISTED: Final = 10
+"""Names listed in one message."""
+
+MAKE_RULES: Final = (
+    "run python -m fastapi_observe slo bundle --only rules, list the file under rule_files, reload Prometheus"
+)
 
 
 class Finding(NamedTuple):
-    """What one check found; `step` is what to do, empty where all is well."""
+    """The result of one check; `hint` is the next step, empty if the state is `ok`."""
 
     state: Literal["ok", "problem"]
     check: str
@@ -48,102 +53,97 @@ class Finding(NamedTuple):
 def verify(
     plan: SLOPlan, settings: ObserveSettings, url: str, *, token: str | None = None, allow_http_token: bool = False
 ) -> list[Finding]:
-    """Check a running Prometheus against an app; raises `UnreachableError`."""
+    """Check a running Prometheus against an app. Raises `UnreachableError`."""
     prometheus = Prometheus(url, token, allow_http_token=allow_http_token)
     try:
-        return _findings(plan, settings, prometheus)
+        flags = prometheus.get("status/flags")
+        return [
+            _check_version(plan, prometheus),
+            *_check_rules(plan, prometheus),
+            *_check_targets(plan, prometheus),
+            *_check_running_app(plan, prometheus),
+            *(_check_objective(plan, slo, prometheus) for slo in plan.slos),
+            _check_retention(plan, flags),
+            *_check_exemplars(settings, flags),
+            _check_alertmanagers(prometheus),
+        ]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        text = f"{prometheus.url} answers other than Prometheus does ({error!s:.200}); correct the URL"
-        raise UnreachableError(text) from error
+        message = f"{prometheus.url} does not respond as Prometheus does ({error!s:.200}); correct the URL"
+        raise UnreachableError(message) from error
 
 
-def _findings(plan: SLOPlan, settings: ObserveSettings, prometheus: Prometheus) -> list[Finding]:
-    flags = prometheus.get("status/flags")
-    return [
-        *_version(plan, prometheus),
-        *_rules(plan, prometheus),
-        *_targets(plan, prometheus),
-        *_running(plan, prometheus),
-        *(_objective(plan, slo, prometheus) for slo in plan.slos),
-        _retention(plan, flags),
-        *_exemplars(settings, flags),
-        _alertmanagers(prometheus),
-    ]
-
-
-def _version(plan: SLOPlan, prometheus: Prometheus) -> Iterator[Finding]:
+def _check_version(plan: SLOPlan, prometheus: Prometheus) -> Finding:
     version = str(prometheus.get("status/buildinfo").get("version", ""))
     numbers = tuple(int(each) for each in re.findall(r"\d+", version)[:2])
-    if plan.options.keep_firing and numbers and numbers < KEEPS_FIRING:
-        step = "upgrade to 2.42, or set SLOOptions(keep_firing=False) and make the rules again"
-        yield Finding("problem", "version", f"Prometheus {version} does not know keep_firing_for", step)
-    else:
-        yield Finding("ok", "version", f"Prometheus {version}")
+    if plan.options.keep_firing and numbers and numbers < KEEP_FIRING_VERSION:
+        hint = "upgrade to 2.42, or set SLOOptions(keep_firing=False) and make the rules again"
+        return Finding("problem", "version", f"Prometheus {version} does not support keep_firing_for", hint)
+    return Finding("ok", "version", f"Prometheus {version}")
 
 
-def _rules(plan: SLOPlan, prometheus: Prometheus) -> Iterator[Finding]:
-    """Compare the groups that are loaded with those that would be made, and see whether they can be evaluated."""
-    made = {group["name"]: len(group["rules"]) for group in make_rules(plan)["groups"]}
-    groups = {group["name"]: group for group in prometheus.get("rules")["groups"]}
-    ours = {name: group for name, group in groups.items() if name.startswith(f"fastapi-observe:{plan.service}:")}
-    load = "python -m fastapi_observe rules, name the file under rule_files, then reload Prometheus"
-    if not ours:
-        yield Finding("problem", "rules", f"no rules of {plan.service} are loaded", load)
+def _check_rules(plan: SLOPlan, prometheus: Prometheus) -> Iterator[Finding]:
+    """Compare the loaded groups with those of the app, and check that they can be evaluated."""
+    expected = {group["name"]: len(group["rules"]) for group in make_rules(plan)["groups"]}
+    prefix = f"fastapi-observe:{plan.service}:"
+    loaded = {group["name"]: group for group in prometheus.get("rules")["groups"] if group["name"].startswith(prefix)}
+    if not loaded:
+        yield Finding("problem", "rules", f"no rules of {plan.service} are loaded", MAKE_RULES)
         return
-    missing = [name for name, count in made.items() if len(ours.get(name, {}).get("rules", ())) != count]
-    unknown = [name for name in ours if name not in made]
+    missing = [name for name, count in expected.items() if len(loaded.get(name, {}).get("rules", ())) != count]
+    unknown = [name for name in loaded if name not in expected]
     if missing or unknown:
-        names = _some([*missing, *unknown])
-        yield Finding("problem", "rules", f"groups that differ from what the app makes: {names}", load)
+        names = _join_some([*missing, *unknown])
+        yield Finding("problem", "rules", f"these groups differ from those of the app: {names}", MAKE_RULES)
     else:
-        yield Finding("ok", "rules", f"{len(ours)} groups with {sum(made.values())} rules are loaded")
-    loaded = {each for group in ours.values() for rule in group["rules"] for each in HASH.findall(rule["query"])}
-    if loaded == {plan.hash}:
+        yield Finding("ok", "rules", f"{len(loaded)} groups with {sum(expected.values())} rules are loaded")
+    hashes = {each for group in loaded.values() for rule in group["rules"] for each in HASH.findall(rule["query"])}
+    if hashes == {plan.hash}:
         yield Finding("ok", "rules hash", plan.hash)
     else:
-        text = f"the rules are of configuration {_some(sorted(loaded)) or 'unknown'}, the app makes {plan.hash}"
-        yield Finding("problem", "rules hash", text, load)
-    for group in ours.values():
+        shown = _join_some(sorted(hashes)) or "unknown"
+        message = f"the rules were made from configuration {shown}, the app has {plan.hash}"
+        yield Finding("problem", "rules hash", message, MAKE_RULES)
+    for group in loaded.values():
         for rule in group["rules"]:
             if rule.get("health") == "err":
-                text = f"{rule['name']} in {group['name']}: {rule.get('lastError', '')}"
-                yield Finding("problem", "evaluation", text, "read the error; make the rules again")
+                message = f"{rule['name']} in {group['name']}: {rule.get('lastError', '')}"
+                yield Finding("problem", "evaluation", message, "read the error; make the rules again")
         if float(group.get("evaluationTime", 0)) > float(group.get("interval", 0)):
-            text = f"{group['name']} takes {group['evaluationTime']:.1f} s, more than its interval"
-            yield Finding("problem", "evaluation", text, "give Prometheus more CPU, or name routes in the objective")
+            message = f"{group['name']} takes {group['evaluationTime']:.1f} s, longer than its interval"
+            yield Finding("problem", "evaluation", message, "give Prometheus more CPU, or name routes in the objective")
 
 
-def _targets(plan: SLOPlan, prometheus: Prometheus) -> Iterator[Finding]:
-    """See whether the selector finds the service, and whether it is scraped often enough."""
-    of = promql.service_selector(plan)
+def _check_targets(plan: SLOPlan, prometheus: Prometheus) -> Iterator[Finding]:
+    """Check that the selector finds the service, and that it is scraped often enough."""
+    selector = promql.service_selector(plan)
     active = prometheus.get("targets", state="active")["activeTargets"]
-    found = [each for each in active if plan.selector.items() <= each["labels"].items()]
-    if not found:
+    targets = [each for each in active if plan.selector.items() <= each["labels"].items()]
+    if not targets:
         values = [
-            f"{label}s seen: {_some(prometheus.get(f'label/{label}/values')) or 'none'}"
+            f"values of {label}: {_join_some(prometheus.get(f'label/{label}/values')) or 'none'}"
             for label in sorted(plan.selector)
         ]
-        step = "rename the scrape job, or set SLOOptions(selector={...})"
-        yield Finding("problem", "targets", f"{of} matches nothing; {'; '.join(values)}", step)
+        hint = "rename the scrape job, or set SLOOptions(selector={...})"
+        yield Finding("problem", "targets", f"{selector} matches no target; {'; '.join(values)}", hint)
         return
-    down = [each for each in found if each["health"] != "up"]
+    down = [each for each in targets if each["health"] != "up"]
     if down:
-        errors = _some(sorted({f"{each['labels'].get('instance')}: {each['lastError']}" for each in down}))
-        text = f"{len(down)} of {len(found)} targets of {of} cannot be scraped: {errors}"
-        yield Finding("problem", "targets", text, "see the runbook of InstanceDown")
+        errors = _join_some(sorted({f"{each['labels'].get('instance')}: {each['lastError']}" for each in down}))
+        message = f"{len(down)} of {len(targets)} targets of {selector} cannot be scraped: {errors}"
+        yield Finding("problem", "targets", message, "see the runbook InstanceDown")
     else:
-        yield Finding("ok", "targets", f"{of}: {len(found)} up")
-    slowest = max((each["scrapeInterval"] for each in found), key=_seconds)
-    if _seconds(slowest) * SCRAPES > _seconds(plan.base):
-        text = f"scraped each {slowest}: the base window of {plan.base} holds fewer than {SCRAPES} scrapes"
-        step = f'scrape each {plan.options.scrape_interval}, or set SLOOptions(scrape_interval="{slowest}")'
-        yield Finding("problem", "scrape interval", text, step)
+        yield Finding("ok", "targets", f"{selector}: {len(targets)} up")
+    slowest = max((each["scrapeInterval"] for each in targets), key=_seconds)
+    if _seconds(slowest) * MIN_SCRAPES > _seconds(plan.base):
+        message = f"scraped every {slowest}: the base window of {plan.base} holds fewer than {MIN_SCRAPES} scrapes"
+        hint = f'scrape every {plan.options.scrape_interval}, or set SLOOptions(scrape_interval="{slowest}")'
+        yield Finding("problem", "scrape interval", message, hint)
     else:
         yield Finding("ok", "scrape interval", f"{slowest}, base window {plan.base}")
 
 
-def _running(plan: SLOPlan, prometheus: Prometheus) -> Iterator[Finding]:
-    """Compare what runs with the code that this command has imported."""
+def _check_running_app(plan: SLOPlan, prometheus: Prometheus) -> Iterator[Finding]:
+    """Compare the configuration of the running app with that of the code imported here."""
     if not plan.slos:
         return
     series = prometheus.query(f"count by (hash) (fastapi_observe_slo_config_info{{{promql.service_selector(plan)}}})")
@@ -151,70 +151,70 @@ def _running(plan: SLOPlan, prometheus: Prometheus) -> Iterator[Finding]:
     if hashes == [plan.hash]:
         yield Finding("ok", "running app", f"configuration {plan.hash}")
     elif not hashes:
-        text = "the running app tells no configuration of objectives"
-        yield Finding("problem", "running app", text, "deploy a version with these objectives, or wait for a scrape")
+        message = "the running app exposes no configuration of objectives"
+        yield Finding("problem", "running app", message, "deploy a version with these objectives, or wait for a scrape")
     else:
-        text = f"the running app has configuration {_some(hashes)}, this code {plan.hash}"
-        yield Finding("problem", "running app", text, "deploy this code, or check out what runs")
+        message = f"the running app has configuration {_join_some(hashes)}, this code {plan.hash}"
+        yield Finding("problem", "running app", message, "deploy this code, or check out the deployed version")
 
 
-def _objective(plan: SLOPlan, slo: ResolvedObjective, prometheus: Prometheus) -> Finding:
-    """See whether the selectors of an objective find series, and whether its events are recorded."""
-    what = f"objective {slo.name}"
-    of = promql.service_selector(plan)
+def _check_objective(plan: SLOPlan, slo: ResolvedObjective, prometheus: Prometheus) -> Finding:
+    """Check that an objective has series, and that its events are recorded."""
+    check = f"objective {slo.name}"
+    selector = promql.service_selector(plan)
     if isinstance(slo.objective, Latency):
-        metric = f'{promql.DURATIONS}{{{of},le="{promql.bucket_label(slo.objective)}"}}'
+        metric = f'{promql.DURATIONS}{{{selector},le="{promql.bucket_label(slo.objective)}"}}'
     else:
-        metric = f"{promql.REQUESTS}{{{of}}}"
-    counted = [each["metric"] for each in prometheus.query(f"count by (method, endpoint) ({metric})")]
-    seen = {(each.get("method", ""), each.get("endpoint", "")) for each in counted}
-    missing = [f"{method} {template}" for method, template in slo.endpoints if (method, template) not in seen]
-    if not seen or (slo.groups and missing):
-        text = f"{metric} matches nothing" + (f" for {_some(missing)}" if seen else "")
-        step = "see `running app` and `targets`; if routes were renamed, make the bundle again"
-        return Finding("problem", what, text, step)
+        metric = f"{promql.REQUESTS}{{{selector}}}"
+    series = [each["metric"] for each in prometheus.query(f"count by (method, endpoint) ({metric})")]
+    existing = {(each.get("method", ""), each.get("endpoint", "")) for each in series}
+    missing = [f"{method} {template}" for method, template in slo.endpoints if (method, template) not in existing]
+    if not existing or (slo.groups and missing):
+        message = f"{metric} has no series" + (f" for {_join_some(missing)}" if existing else "")
+        hint = "see `running app` and `targets`; if routes were renamed, make the bundle again"
+        return Finding("problem", check, message, hint)
     if not prometheus.query(f"slo:events:rate1m{promql.recorded(plan, slo)}"):
-        return Finding(
-            "problem", what, "its series are there, but are not recorded", "load the rules, or wait a minute"
-        )
-    return Finding("ok", what, "its series are there and recorded")
+        return Finding("problem", check, "its series exist but are not recorded", "load the rules, or wait a minute")
+    return Finding("ok", check, "its series exist and are recorded")
 
 
-def _retention(plan: SLOPlan, flags: dict[str, str]) -> Finding:
-    told = flags.get("storage.tsdb.retention.time", "0s")
-    kept = DEFAULT_RETENTION if not _seconds(told) else told
-    if not _seconds(told) and flags.get("storage.tsdb.retention.size", "0B") != "0B":
-        return Finding("ok", "retention", "by size alone: see that it holds the period of the budgets")
-    period, days = promql.duration(plan.period), promql.duration(Decimal(int(_seconds(kept))))
-    if _seconds(kept) < float(plan.period):
-        text = f"samples are kept {days}, budgets look back {period}"
-        return Finding("problem", "retention", text, f"start it with --storage.tsdb.retention.time={retention(plan)}")
-    return Finding("ok", "retention", f"{days}; budgets look back {period}")
+def _check_retention(plan: SLOPlan, flags: dict[str, str]) -> Finding:
+    flag = flags.get("storage.tsdb.retention.time", "0s")
+    if not _seconds(flag) and flags.get("storage.tsdb.retention.size", "0B") != "0B":
+        return Finding("ok", "retention", "limited by size only; make sure that it holds the period of the budgets")
+    seconds = _seconds(flag) or _seconds(DEFAULT_RETENTION)
+    period, kept = promql_duration(plan.period), promql_duration(Decimal(int(seconds)))
+    if seconds < float(plan.period):
+        message = f"samples are kept for {kept}, but budgets need {period}"
+        hint = f"start Prometheus with --storage.tsdb.retention.time={retention(plan)}"
+        return Finding("problem", "retention", message, hint)
+    return Finding("ok", "retention", f"{kept}; budgets need {period}")
 
 
-def _exemplars(settings: ObserveSettings, flags: dict[str, str]) -> Iterator[Finding]:
+def _check_exemplars(settings: ObserveSettings, flags: dict[str, str]) -> Iterator[Finding]:
     if not settings.exemplars or not settings.tracing:
         return
     if "exemplar-storage" in flags.get("enable-feature", ""):
-        yield Finding("ok", "exemplars", "are stored")
+        yield Finding("ok", "exemplars", "stored")
     else:
-        text = "are not stored: graphs cannot lead to traces"
-        yield Finding("problem", "exemplars", text, "start it with --enable-feature=exemplar-storage")
+        message = "not stored, so graphs do not link to traces"
+        yield Finding("problem", "exemplars", message, "start Prometheus with --enable-feature=exemplar-storage")
 
 
-def _alertmanagers(prometheus: Prometheus) -> Finding:
+def _check_alertmanagers(prometheus: Prometheus) -> Finding:
     active = prometheus.get("alertmanagers")["activeAlertmanagers"]
     if active:
-        return Finding("ok", "alertmanager", _some([each["url"] for each in active]))
-    step = "name it under alerting in the configuration of Prometheus"
-    return Finding("problem", "alertmanager", "there is none: nobody is told of an alert", step)
+        urls = _join_some([each["url"] for each in active])
+        return Finding("ok", "alertmanager", f"configured: {urls} (not contacted)")
+    hint = "list one under alerting in the configuration of Prometheus"
+    return Finding("problem", "alertmanager", "no Alertmanager is configured, alerts are not delivered", hint)
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def _join_some(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more
 
 
 def _seconds(duration: str) -> float:
     """Read a duration of Prometheus, such as `1m30s`."""
-    return sum(int(number) * IN_SECONDS[unit] for number, unit in PARTS.findall(duration))
+    return sum(int(number) * UNIT_SECONDS[unit] for number, unit in DURATION_PARTS.findall(duration))

@@ -1,4 +1,4 @@
-"""YAML as people write it: deterministic, without aliases, with quotes where they are needed."""
+"""A YAML writer: deterministic, without aliases, with quotes only where they are needed."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 PLAIN: Final = re.compile(r"[A-Za-z_/][A-Za-z0-9_./ -]*|[A-Za-z_][A-Za-z0-9_:]*[A-Za-z0-9_]|[0-9]+(?:ms|s|m|h|d|w)")
-"""Text that no version of YAML reads as anything else: words, paths, names of rules, durations."""
+"""Strings that every YAML version reads as strings: words, paths, names of rules, durations."""
 
 RESERVED: Final = frozenset({"true", "false", "yes", "no", "on", "off", "y", "n", "null", "nan", "inf", "infinity"})
 ESCAPES: Final = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t"}
 
 
 def dump(value: Any) -> str:
-    """Write a document of dicts (in their order), lists, texts, numbers, truth values and None.
+    """Write a document of dicts (in their order), lists, strings, numbers, booleans and None.
 
     Raises `TypeError` for anything else.
     """
@@ -36,7 +36,7 @@ def _lines(value: Any) -> Iterator[str]:
             if isinstance(item, dict | list | tuple) and item:
                 first, *rest = _lines(item)
                 yield f"- {first}"
-                yield from (f"  {line}" if line else line for line in rest)
+                yield from _indent(rest)
             else:
                 yield from _entry("-", item)
 
@@ -44,19 +44,24 @@ def _lines(value: Any) -> Iterator[str]:
 def _entry(start: str, item: Any) -> Iterator[str]:
     if isinstance(item, dict | list | tuple) and item:
         yield start
-        yield from (f"  {line}" if line else line for line in _lines(item))
-    elif isinstance(item, str) and _is_block(item):
+        yield from _indent(_lines(item))
+    elif isinstance(item, str) and _fits_block(item):
         yield f"{start} |-"
-        yield from (f"  {line}" if line else line for line in item.split("\n"))
+        yield from _indent(item.split("\n"))
     else:
         yield f"{start} {_scalar(item)}"
 
 
-def _is_block(text: str) -> bool:
-    """Say whether a text of several lines is read the same as a literal block."""
+def _indent(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        yield f"  {line}" if line else line
+
+
+def _fits_block(text: str) -> bool:
+    """Return whether a string of several lines reads back unchanged from a literal block."""
     lines = text.split("\n")
-    usual = all(line.isprintable() and line == line.rstrip() for line in lines)
-    return len(lines) > 1 and usual and bool(lines[0]) and lines[0][0] != " " and bool(lines[-1])
+    printable = all(line.isprintable() and line == line.rstrip() for line in lines)
+    return len(lines) > 1 and printable and bool(lines[0]) and lines[0][0] != " " and bool(lines[-1])
 
 
 def _scalar(value: Any) -> str:
@@ -67,10 +72,10 @@ def _scalar(value: Any) -> str:
     if isinstance(value, int | float | Decimal):
         return _number(value)
     if isinstance(value, str):
-        return _text(value)
-    if isinstance(value, dict | list | tuple):  # an empty one; others are written line by line
+        return _string(value)
+    if isinstance(value, dict | list | tuple):  # only an empty one gets here
         return "{}" if isinstance(value, dict) else "[]"
-    raise TypeError(f"{value!r:.80} cannot be written as YAML")
+    raise TypeError(f"cannot write {value!r:.80} as YAML")
 
 
 def _number(value: float | Decimal) -> str:
@@ -80,18 +85,18 @@ def _number(value: float | Decimal) -> str:
     return written if "." in written else written.replace("e", ".0e")
 
 
-def _text(text: str) -> str:
+def _string(text: str) -> str:
     if PLAIN.fullmatch(text) and text.lower() not in RESERVED and text == text.strip():
         return text
     if text.isprintable():
         return "'" + text.replace("'", "''") + "'"
-    return '"' + "".join(ESCAPES.get(each) or _character(each) for each in text) + '"'
+    return '"' + "".join(ESCAPES.get(each) or _escape(each) for each in text) + '"'
 
 
-def _character(character: str) -> str:
+def _escape(character: str) -> str:
     number = ord(character)
-    if 0xD800 <= number <= 0xDFFF:  # noqa: PLR2004 - half a pair of UTF-16 is no character
+    if 0xD800 <= number <= 0xDFFF:  # noqa: PLR2004 - a lone surrogate cannot be encoded as UTF-8
         return "\\ufffd"
     if character.isprintable():
         return character
-    return f"\\u{number:04x}" if number <= 0xFFFF else f"\\U{number:08x}"  # noqa: PLR2004 - the forms that YAML has
+    return f"\\u{number:04x}" if number <= 0xFFFF else f"\\U{number:08x}"  # noqa: PLR2004 - the two forms of YAML

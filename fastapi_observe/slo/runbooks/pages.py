@@ -1,16 +1,21 @@
-"""Runbooks: one page for each alert, with a section for each objective, its own numbers and ready queries."""
+"""Runbooks: one page for each alert, from the Markdown templates beside this module.
+
+To add a runbook, add `<name of the alert>.md`. In a template `<service>` becomes the PromQL matchers of this service,
+`<dashboard>` a sentence that links to the dashboard, `<objectives>` a section for each objective. Text between
+`<!-- keep name -->` and `<!-- /keep -->` belongs to the user and survives when the page is made again.
+"""
 
 from __future__ import annotations
 
 import re
 from decimal import Decimal
+from importlib import resources
 from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.settings.objectives import Availability, parse_duration
-from fastapi_observe.slo.burn_rates import budget, budget_spent, burn_rate, format_number
+from fastapi_observe.slo.burn_rates import budget, budget_spent, burn_rate, format_number, promql_duration
 from fastapi_observe.slo.prometheus import promql
 from fastapi_observe.slo.prometheus.rules import make_rules
-from fastapi_observe.slo.runbooks.guides import GUIDES, RunbookGuide, RunbookStep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,194 +23,160 @@ if TYPE_CHECKING:
     from fastapi_observe.slo.plan import ResolvedObjective, SLOPlan
 
 GENERATED_COMMENT: Final = (
-    "<!-- Made by fastapi-observe; only what stands between keep markers survives the next making. -->"
+    "<!-- Made by fastapi-observe; only the text between keep markers survives when it is made again. -->"
 )
 KEPT: Final = re.compile(r"<!-- keep ([a-z0-9 -]+?) -->\n(.*?)<!-- /keep -->\n", re.DOTALL)
-OPENED: Final = re.compile(r"<!-- keep\b")
-CLOSED: Final = re.compile(r"<!-- /keep -->")
+OPENING_MARKER: Final = re.compile(r"<!-- keep\b")
+CLOSING_MARKER: Final = re.compile(r"<!-- /keep -->")
 
-NOTES: Final = "notes on "
-"""What the marker of an objective begins with."""
+OBJECTIVE_NOTES: Final = "notes on "
+"""Start of the marker name of an objective's notes; its name follows."""
 
-RATIOS: Final = (Decimal(1), Decimal("0.1"), Decimal("0.01"))
-"""Parts of failing requests for which it is said how soon an alert fires."""
+ERROR_RATIOS: Final = (Decimal(1), Decimal("0.1"), Decimal("0.01"))
+"""Error ratios for which a page says how soon an alert fires."""
 
-BY_OBJECTIVE: Final = frozenset({"ErrorBudgetBurn", "ErrorBudgetLow", "SLODataMissing"})
+MAX_ENDPOINTS: Final = 10
+"""Endpoints of an objective that a page lists."""
+
+MAX_SECONDS: Final = 90
+MAX_MINUTES: Final = 180
+"""Longest times shown in seconds and in minutes."""
 
 
 class MarkerError(ValueError):
-    """A page has a keep marker that does not open or close; what stands there would be lost."""
+    """The keep markers of a page do not pair, so the user's text in it cannot be found."""
 
 
 def make_runbooks(plan: SLOPlan) -> dict[str, str]:
-    """Return the pages by name: one for each alert of the rules."""
-    alerts: dict[str, None] = {
-        rule["alert"]: None for group in make_rules(plan)["groups"] for rule in group["rules"] if "alert" in rule
-    }
-    return {f"{alert}.md": "\n".join(_page(plan, alert, GUIDES[alert])) for alert in alerts}
+    """Return the pages by file name, one for each alert of the rules."""
+    rules = [rule for group in make_rules(plan)["groups"] for rule in group["rules"]]
+    alerts = dict.fromkeys(rule["alert"] for rule in rules if "alert" in rule)
+    return {f"{alert}.md": _page(plan, alert) for alert in alerts}
 
 
 def keep_user_sections(made: str, existing: str) -> str:
-    """Put what people wrote between keep markers into a new page; what has no place any more goes to its end.
+    """Copy the user's text between keep markers into a new page; sections without a place go to its end.
 
-    Raises MarkerError if the markers of the existing page do not pair.
+    Raises `MarkerError` if the markers of the existing page do not pair.
     """
     written = {match[1]: match[2] for match in KEPT.finditer(existing)}
     count = len(KEPT.findall(existing))
-    if len(OPENED.findall(existing)) != count or len(CLOSED.findall(existing)) != count:
-        raise MarkerError("a keep marker is not closed, not named or doubled: <!-- keep name --> ... <!-- /keep -->")
+    if len(OPENING_MARKER.findall(existing)) != count or len(CLOSING_MARKER.findall(existing)) != count:
+        raise MarkerError(
+            "a keep marker is not closed, has no name, or is nested; write <!-- keep name --> ... <!-- /keep -->"
+        )
     if len(written) != count:
-        raise MarkerError("two keep markers have the same name: give each its own")
+        raise MarkerError("two keep markers have the same name; rename one of them")
 
     def fill(match: re.Match[str]) -> str:
         return f"<!-- keep {match[1]} -->\n{written.pop(match[1], match[2])}<!-- /keep -->\n"
 
     page = KEPT.sub(fill, made)
-    asked_for = {match[1]: match[2] for match in KEPT.finditer(page)}
-    left = {name: body for name, body in written.items() if name not in asked_for and body != _unchanged(name)}
+    # `pop` leaves what the new page has no marker for: sections of objectives that no longer exist, and the user's own.
+    left = {name: body for name, body in written.items() if body != f"{_todo(name)}\n"}
     if left:
         page += "\n## Kept from before\n"
         page += "".join(f"\n<!-- keep {name} -->\n{body}<!-- /keep -->\n" for name, body in left.items())
     return page
 
 
-def _page(plan: SLOPlan, alert: str, guide: RunbookGuide) -> Iterator[str]:
-    yield f"# {alert}"
-    yield ""
-    yield GENERATED_COMMENT
-    yield ""
-    yield guide.meaning
-    yield ""
-    yield f"**Impact.** {guide.impact}"
-    yield ""
-    if alert in BY_OBJECTIVE:
-        for slo in plan.slos:
-            yield from _objective(plan, alert, slo)
-    yield "## First five minutes"
-    yield ""
-    if plan.options.dashboard_url:
-        yield f"Open [the dashboard]({plan.options.dashboard_url.replace('{alert}', alert).replace('{slo}', '')})."
-    else:
-        yield f"Open the dashboard `{plan.service}: service` in Grafana; its graphs link to traces and log lines."
-    yield ""
-    for step in guide.steps:
-        yield from _step(plan, step)
-    yield "## What it may be"
-    yield ""
-    yield "| if | then |"
-    yield "|---|---|"
-    for seen, meant in guide.causes:
-        yield f"| {seen} | {meant} |"
-    yield ""
-    yield "## What helps"
-    yield ""
-    for help_ in guide.mitigation:
-        yield f"- {help_}"
-    yield ""
-    yield from _kept("what helps here", "how exactly that is done here: commands, links, whom to call.")
-    yield "## False alarm?"
-    yield ""
-    yield guide.false_alarm
-    yield ""
-    yield "## Afterwards"
-    yield ""
-    yield "Note when it began, when somebody knew, when it was over; what users saw; what will be changed."
-    yield ""
-    yield from _kept("history", "what it was the last times.")
+def _page(plan: SLOPlan, alert: str) -> str:
+    template = resources.files(__package__).joinpath(f"{alert}.md").read_text("utf-8")
+    values = {
+        "service": promql.service_selector(plan),
+        "dashboard": _dashboard_sentence(plan, alert),
+        "objectives": "\n".join(line for slo in plan.slos for line in _objective(plan, alert, slo)).rstrip("\n"),
+    }
+    title, _, body = promql.fill_in(template, values).partition("\n\n")
+    return f"{title}\n\n{GENERATED_COMMENT}\n\n{body}"
+
+
+def _dashboard_sentence(plan: SLOPlan, alert: str) -> str:
+    url = plan.options.dashboard_url
+    if url:
+        return f"Open [the dashboard]({url.replace('{alert}', alert).replace('{slo}', '')})."
+    return f"Open the dashboard `{plan.service}: service` in Grafana; its graphs link to traces and log lines."
 
 
 def _objective(plan: SLOPlan, alert: str, slo: ResolvedObjective) -> Iterator[str]:
-    objective, whole = slo.objective, promql.duration(plan.period)
-    promise = (
+    """Yield the lines of the section of an objective."""
+    objective, recorded = slo.objective, promql.recorded(plan, slo)
+    target = (
         f"{format_number(slo.percent)} % of requests succeed (bad: {', '.join(objective.bad_statuses)})"
         if isinstance(objective, Availability)
-        else f"{format_number(slo.percent)} % of requests are answered within {objective.within}"
+        else f"{format_number(slo.percent)} % of requests complete within {objective.within}"
     )
-    yield f"## {slo.name}"
-    yield ""
-    yield f"The promise: {promise} over {whole}" + (
-        f"; {objective.sla} % are promised to customers." if objective.sla is not None else "."
-    )
-    yield f"It counts {_routes(slo)}."
-    yield ""
+    sla = f"; the SLA is {objective.sla} %." if objective.sla is not None else "."
+    yield from (f"## {slo.name}", "", f"The objective: {target} over {promql_duration(plan.period)}{sla}")
+    yield from (f"It counts {_routes(slo)}.", "")
     if alert == "ErrorBudgetBurn":
-        yield from _numbers(plan, slo)
-    yield from _step(plan, RunbookStep("Which route, and which status?" if isinstance(objective, Availability) else
-                                "Which route is slow?", _worst(plan, slo)))  # fmt: skip
-    if alert == "SLODataMissing":
-        yield from _step(plan, RunbookStep("What is recorded?", f"slo:events:rate1m{promql.recorded(plan, slo)}"))
+        yield from _burn_table(plan, slo)
+    if isinstance(objective, Availability):
+        failing = promql.bad_by(plan, slo, "5m", "method, endpoint, status_code")
+        yield from _query("Which route, and which status?", f"topk(5, {failing})")
     else:
-        yield from _step(plan, RunbookStep("How much of the budget is left?",
-                                    f"slo:error_budget_remaining:ratio{promql.recorded(plan, slo)}"))  # fmt: skip
-        left = f"{format_number(plan.period * budget(slo.percent))} * slo:error_budget_remaining:ratio"
-        yield from _step(plan, RunbookStep("At the rate of the last hour, when is it gone? In seconds:",
-                                    f"{left}{promql.recorded(plan, slo)} / (slo:error_ratio:rate1h"
-                                    f"{promql.recorded(plan, slo)} > 0)"))  # fmt: skip
-    yield from _kept(f"{NOTES}{slo.name}", _particular(slo.name))
+        yield from _query("Which route is slow?", f"topk(5, {promql.bad_by(plan, slo, '5m')})")
+    if alert == "SLODataMissing":
+        yield from _query("What is recorded?", f"slo:events:rate1m{recorded}")
+    else:
+        remaining = f"slo:error_budget_remaining:ratio{recorded}"
+        yield from _query("How much of the budget is left?", remaining)
+        budget_seconds = format_number(plan.period * budget(slo.percent))
+        yield from _query(
+            "When is it spent, at the rate of the last hour? In seconds:",
+            f"{budget_seconds} * {remaining} / (slo:error_ratio:rate1h{recorded} > 0)",
+        )
+    name = f"{OBJECTIVE_NOTES}{slo.name}"
+    yield from (f"<!-- keep {name} -->", _todo(name), "<!-- /keep -->", "")
 
 
-def _numbers(plan: SLOPlan, slo: ResolvedObjective) -> Iterator[str]:
-    """Say what each pair of windows means for this objective."""
+def _burn_table(plan: SLOPlan, slo: ResolvedObjective) -> Iterator[str]:
+    """Yield a table of the alerts of an objective: thresholds, times to detection, budget spent."""
     needed = slo.objective.min_bad_events
-    yield "| window | who is told | fires above | at 100 % bad | at 10 % | at 1 % | of the budget gone |"
+    yield "| window | severity | fires above | at 100 % bad | at 10 % | at 1 % | budget spent |"
     yield "|---|---|---|---|---|---|---|"
     for window, limit in slo.windows:
-        soon = [_after(limit, parse_duration(window.long), ratio) for ratio in RATIOS]
-        gone = format_number((budget_spent(window, plan.period) * 100).quantize(Decimal("0.1")))
+        times = " | ".join(_time_to_fire(limit, parse_duration(window.long), ratio) for ratio in ERROR_RATIOS)
+        factor = format_number(burn_rate(window, plan.period).quantize(Decimal("0.01")))
+        spent = format_number((budget_spent(window, plan.period) * 100).quantize(Decimal("0.1")))
         yield (
-            f"| {window.long} and {window.short} | {window.severity} | {format_number(limit * 100)} % "
-            f"({format_number(burn_rate(window, plan.period).quantize(Decimal('0.01')))} times as fast as allowed) "
-            f"| {' | '.join(soon)} | {gone} % |"
+            f"| {window.long} and {window.short} | {window.severity} "
+            f"| {format_number(limit * 100)} % ({factor} times as fast as allowed) | {times} | {spent} % |"
         )
     yield ""
     minutes = (plan.period * budget(slo.percent) / 60).quantize(Decimal("0.1"))
     yield f"An alert needs at least {needed} bad {'request' if needed == 1 else 'requests'} in its long window."
-    yield f"If everything fails, the whole budget is gone in {format_number(minutes)} minutes."
-    yield "Times are those of a steady flow of requests; scrape and evaluation add about a minute."
+    yield f"If every request fails, the whole budget is spent in {format_number(minutes)} minutes."
+    yield "Times are for steady traffic; scrape and evaluation add about a minute."
     yield ""
 
 
-def _after(limit: Decimal, long: Decimal, ratio: Decimal) -> str:
-    """Say after how long so many failures make the long window reach its limit."""
+def _time_to_fire(limit: Decimal, long: Decimal, ratio: Decimal) -> str:
+    """Return after how long an error ratio raises that of the long window, in seconds, to the limit."""
     if ratio <= limit:
         return "never"
-    late = limit * long / ratio
-    if late < 90:  # noqa: PLR2004 - shorter is better told in seconds
-        return f"{late.quantize(Decimal(1))} s"
-    minutes = late / 60
-    return f"{minutes.quantize(Decimal(1))} min" if minutes < 180 else f"{(minutes / 60).quantize(Decimal(1))} h"  # noqa: PLR2004
+    seconds = limit * long / ratio
+    if seconds < MAX_SECONDS:
+        return f"{seconds.quantize(Decimal(1))} s"
+    minutes = seconds / 60
+    if minutes < MAX_MINUTES:
+        return f"{minutes.quantize(Decimal(1))} min"
+    return f"{(minutes / 60).quantize(Decimal(1))} h"
 
 
 def _routes(slo: ResolvedObjective) -> str:
     if not slo.groups:
-        return f"all measured routes, {len({template for _, template in slo.endpoints})} as of now"
-    shown = [f"`{method} {template}`" for method, template in slo.endpoints]
-    more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""  # noqa: PLR2004 - enough to know which
-    return ", ".join(shown[:10]) + more
+        return f"all measured routes, currently {len({template for _, template in slo.endpoints})}"
+    names = [f"`{method} {template}`" for method, template in slo.endpoints]
+    more = f" and {len(names) - MAX_ENDPOINTS} more" if len(names) > MAX_ENDPOINTS else ""
+    return ", ".join(names[:MAX_ENDPOINTS]) + more
 
 
-def _worst(plan: SLOPlan, slo: ResolvedObjective) -> str:
-    if isinstance(slo.objective, Availability):
-        return f"topk(5, sum by (method, endpoint, status_code) ({promql.bad(plan, slo, '5m')}))"
-    by = "sum by (method, endpoint)"
-    return f"topk(5, {by} ({promql.events(plan, slo, '5m')}) - {by} ({promql.good(plan, slo, '5m')}))"
+def _query(question: str, expression: str) -> Iterator[str]:
+    yield from (question, "", "```promql", expression, "```", "")
 
 
-def _step(plan: SLOPlan, step: RunbookStep) -> Iterator[str]:
-    of = promql.service_selector(plan)
-    failed = f'{of},outcome!="ok",outcome!="client_error"'
-    query = step.query.replace("{of_not_ok}", f"{{{failed}}}").replace("{of}", f"{{{of}}}")
-    yield from (step.question, "", "```promql", query, "```", "")
-
-
-def _particular(objective: str) -> str:
-    return f"what is particular about {objective}: owners, dependencies, known causes."
-
-
-def _unchanged(marker: str) -> str:
-    """Return what stands between markers that leave with their objective, as long as nobody has written there."""
-    return f"TODO {_particular(marker.removeprefix(NOTES))}\n"
-
-
-def _kept(name: str, todo: str) -> Iterator[str]:
-    yield from (f"<!-- keep {name} -->", f"TODO {todo}", "<!-- /keep -->", "")
+def _todo(marker: str) -> str:
+    """Return the text of an objective's notes while the user has not changed it."""
+    objective = marker.removeprefix(OBJECTIVE_NOTES)
+    return f"TODO notes on {objective}: owners, dependencies, known causes."
