@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi_observe.settings.objectives import parse_duration
 from fastapi_observe.slo.burn_rates import WINDOWS, burn_rate
 from fastapi_observe.slo.grafana.panels import PROMETHEUS, DashboardContext, explore_link, lay_out
-from fastapi_observe.slo.grafana.rows import MAX_SERIES, RATE_WINDOW, ROWS
+from fastapi_observe.slo.grafana.queries import RATE_WINDOW, top
+from fastapi_observe.slo.grafana.resource_rows import BUSINESS, COST, DATABASE, EXTERNAL_SERVICES, RUNTIME
+from fastapi_observe.slo.grafana.service_rows import GOLDEN_SIGNALS, OBJECTIVES, OVERVIEW
 from fastapi_observe.slo.prometheus.promql import bad_by, go_string, selector, service_selector
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION: Final = 39
 """Version of Grafana's classic dashboard model; later versions of Grafana read it."""
+
+ROWS: Final = (OVERVIEW, GOLDEN_SIGNALS, OBJECTIVES, DATABASE, EXTERNAL_SERVICES, RUNTIME, BUSINESS, COST)
+"""All rows, in the order of the questions: is it healthy, what do users see, why, and what does it cost."""
 
 DAY: Final = 86_400
 PRICES: Final = (
@@ -94,7 +99,7 @@ def _bad_events(plan: SLOPlan) -> str:
     """Write the bad events of the selected objectives by endpoint; empty without objectives."""
     rates = [f'label_replace({bad_by(plan, slo, RATE_WINDOW)} > 0, "slo", "{slo.name}", "", "")' for slo in plan.slos]
     selected = f"slo:objective:ratio{{{_selected_objectives(plan)}}}"
-    return f"topk({MAX_SERIES}, ({' or '.join(rates)}) and on (slo) {selected})"
+    return top(f"({' or '.join(rates)}) and on (slo) {selected}")
 
 
 def _endpoint_links(service: str, features: Features) -> Iterator[dict[str, Any]]:

@@ -40,12 +40,18 @@ class Column(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """A panel of lines over time; `steps` are drawn as lines, `links` leads from a line to its traces and logs."""
+    """A panel of the series of `expr`, and of `more` queries, over time; `legend` names a series by its labels.
+
+    `steps` are drawn as lines, `links` lead from a series to its traces and logs, `exemplar` shows single traces.
+    """
 
     title: str
     description: str
     unit: str
-    queries: tuple[Query, ...]
+    expr: str
+    legend: str
+    more: tuple[Query, ...] = ()
+    exemplar: bool = False
     width: int = 8
     steps: Steps = ()
     links: bool = False
@@ -148,7 +154,8 @@ def _graph(panel: Graph, context: DashboardContext) -> dict[str, Any]:
         "legend": {"displayMode": "table", "placement": "bottom", "showLegend": True, "calcs": ["lastNotNull", "max"]},
         "tooltip": {"mode": "multi", "sort": "desc"},
     }
-    queries = [query for query in panel.queries if is_shown(query, context)]
+    first = Query(panel.expr, panel.legend, exemplar=panel.exemplar)
+    queries = [first, *(query for query in panel.more if is_shown(query, context))]
     targets = [_target(query, at, context) for at, query in enumerate(queries)]
     return _panel(
         "timeseries", panel, context, (panel.width, 8), targets, unit=panel.unit, defaults=defaults, options=options
