@@ -434,7 +434,7 @@ def test_single_files(tiny: Callable[..., str], tmp_path: Path, capsys: pytest.C
     assert main(["slo", "bundle", target, "-o", "all", "--only", "runbooks"]) == 0
     with pytest.raises(SystemExit, match="2"):
         main(["slo", "bundle", target, "--only", "rule"])
-    assert "invalid part 'rule'; choose from rules, dashboard, alertmanager, runbooks" in capsys.readouterr().err
+    assert "invalid part 'rule'; choose from rules, dashboard, alertmanager, datasources" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == [
         "alertmanager.yml",
         "dashboard.json",
