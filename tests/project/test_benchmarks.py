@@ -480,10 +480,10 @@ def test_report_holds_the_results() -> None:
     assert "Method and limits" in text
     assert "quick run" not in text
     assert "of the processor when" not in text
-    assert "had no precedence" in text
+    assert "without real-time priority" in text
     assert "| 50 scrapers, each without a pause | 0.300 | 0.500 | 1.20 |" in text
     assert "| 1,000 wrong tokens per second | 0.300 | 0.500 | 1.00 |" in text
-    assert "| a collector that never answers | 0.300 | 0.500 | 1.20 | 1.08 to 1.32 | +0.300 |" in text
+    assert "| a collector that never responds | 0.300 | 0.500 | 1.20 | 1.08 to 1.32 | +0.300 |" in text
     assert "| exported by the SDK's `BatchSpanProcessor` | 0.10 | 1.00 | 10.00 | +10.00 | +10.00 to +10.00 |" in text
     assert "| scrape, 4 x 2000 routes, ms | 10.00 | 60.00 | 200.00 | 0.050 |" in text
     assert "| a request in a worker, CPU | 1.01 |" in text
