@@ -1,4 +1,4 @@
-"""No client makes the number of series grow: attacks on every label, and floods of the user's own."""
+"""Holds that no client can make the number of series grow, with attacks on every label."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
     from starlette.types import Message, Receive, Scope, Send
 
-MOST_NEW = 12
-"""Label sets that any attack may add: what is unknown becomes one value, in each of the four metrics of a request."""
+MAX_NEW = 12
+"""Label sets that any attack may add: unknown values become one, in each of the four metrics of a request."""
 
-BOUND = 500
+LIMIT = 500
 """The default of `max_values_per_label`."""
 
 
@@ -46,13 +46,13 @@ class Item(BaseModel):
 
 
 def observed(app: Any, **options: Any) -> Observability:
-    """Install with metrics of its own."""
+    """Install with a new registry."""
     options = {"registry": CollectorRegistry(), "include_default_registry": False, "multiprocess": "off", **options}
     return install(app, logs=False, tracing=False, **options)
 
 
 def hostile_app(directory: Path) -> FastAPI:
-    """Return an app in which a client chooses what it can: path, parts of mounts, host, files, the status."""
+    """Return an app in which a client chooses path, parts of mounts, host, files and status."""
     app = FastAPI()
 
     async def status(scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,7 +78,7 @@ def hostile_app(directory: Path) -> FastAPI:
 
 
 def label_sets(observe: Observability) -> set[tuple[str, tuple[tuple[str, str], ...]]]:
-    """Return every label set that is shown, with the name of its metric."""
+    """Return every label set in the response, with the name of its metric."""
     found = set()
     body = observe.metrics.render("", "")[1].decode()
     for family in text_string_to_metric_families(body):
@@ -88,12 +88,12 @@ def label_sets(observe: Observability) -> set[tuple[str, tuple[tuple[str, str], 
 
 
 def values_of(observe: Observability, name: str, label: str) -> set[str]:
-    """Return the values of a label, as they are shown."""
+    """Return the values of a label in the response."""
     return {dict(labels)[label] for family, labels in label_sets(observe) if family == name}
 
 
 def word(chance: random.Random) -> str:
-    """Return what a client may send as a part of anything."""
+    """Return a random part of a request."""
     kinds = ("abcdefghijklmnopqrstuvwxyz", "ABCXYZ-_.~", "0123456789", 'äß漢\u202e\x1b%\\"{}$', "'; DROP TABLE")
     return "".join(chance.choices(chance.choice(kinds), k=chance.randint(4, 24)))
 
@@ -102,13 +102,13 @@ KNOWN = ("/items/{}", "/files/{}/{}", "/t/{}/{}", "/t/{}/{}/{}", "/static/{}", "
 
 
 def path(chance: random.Random) -> str:
-    """Return a path with parts that the client chooses: of a route, or of none."""
+    """Return a path with random parts, of a route or of none."""
     known = chance.choice(KNOWN)
     return known.format(*(word(chance) for _ in range(3))) if chance.random() < 0.7 else f"/{word(chance)}"
 
 
 async def send_one(app: Any, **scope: Any) -> None:
-    """Serve one request; what the app raises is its own business."""
+    """Serve one request."""
 
     async def receive() -> Message:
         return {"type": "http.request", "body": b"", "more_body": False}
@@ -134,19 +134,19 @@ async def send_one(app: Any, **scope: Any) -> None:
 
 
 async def warm(app: Any) -> None:
-    """Send what an ordinary client sends, once."""
+    """Send the requests of an ordinary client once."""
     for known in (*KNOWN, "/nowhere", "/status/"):
         await send_one(app, path=known.format("a", "b", "c"), headers=[(b"host", b"a.example.org")])
         await send_one(app, path=known.format("a", "b", "c"))
 
 
 async def test_random_requests_add_no_series(tmp_path: Path) -> None:
-    """10,000 random methods, hosts, paths, statuses, schemes and versions add at most 12 label sets."""
+    """10,000 random methods, hosts, paths, status codes, schemes and versions add at most 12 label sets."""
     app = hostile_app(tmp_path)
     observe = observed(app)
     await warm(app)
     before = label_sets(observe)
-    chance = random.Random(6)  # noqa: S311 - the same attack each time
+    chance = random.Random(6)  # noqa: S311 - the same attack in each run
     for number in range(10_000):
         headers = [
             (name, word(chance).encode())
@@ -169,16 +169,16 @@ async def test_random_requests_add_no_series(tmp_path: Path) -> None:
             scope.update(path="/status/", query_string=b"%d" % status)
         await send_one(app, **scope)
     new = label_sets(observe) - before
-    assert len(new) <= MOST_NEW, sorted(new)
+    assert len(new) <= MAX_NEW, sorted(new)
     assert {("method", "_OTHER"), ("status_code", "_other")} <= {pair for _, labels in new for pair in labels}
 
 
 @pytest.mark.parametrize("http", ["h11", "httptools"])
 def test_random_requests_over_sockets_add_no_series(http: str, tmp_path: Path) -> None:
-    """300 random requests, as bytes, to a real server: at most 12 new label sets, whichever parser reads them."""
+    """300 random requests as bytes to a real server add at most 12 label sets, with either parser."""
     app = hostile_app(tmp_path)
     observe = observed(app)
-    chance = random.Random(6)  # noqa: S311 - the same attack each time
+    chance = random.Random(6)  # noqa: S311 - the same attack in each run
     with serving(app, http=http, log_level="critical") as port:
         asyncio.run(warm(app))
         before = label_sets(observe)
@@ -195,11 +195,11 @@ def test_random_requests_over_sockets_add_no_series(http: str, tmp_path: Path) -
                 while connection.recv(65_536):
                     pass
     new = label_sets(observe) - before
-    assert len(new) <= MOST_NEW, sorted(new)
+    assert len(new) <= MAX_NEW, sorted(new)
 
 
-def test_places_of_validation_errors_are_those_that_are_declared() -> None:
-    """Keys, positions and types that a client makes up are no values of `field` and `error_type`."""
+def test_fields_of_validation_errors_are_declared_ones() -> None:
+    """Keys, positions and types chosen by a client do not become values of `field` and `error_type`."""
     app = FastAPI()
 
     @app.post("/items")
@@ -207,7 +207,7 @@ def test_places_of_validation_errors_are_those_that_are_declared() -> None:
         return None
 
     observe = observed(app)
-    chance = random.Random(6)  # noqa: S311 - the same attack each time
+    chance = random.Random(6)  # noqa: S311 - the same attack in each run
     with TestClient(app) as client:
         for _ in range(200):
             body = {"name": [], word(chance): 1, "prices": {word(chance): word(chance) for _ in range(5)}}
@@ -218,8 +218,8 @@ def test_places_of_validation_errors_are_those_that_are_declared() -> None:
     assert len(values_of(observe, "request_validation_errors", "error_type")) <= 6
 
 
-def test_close_codes_are_bounded() -> None:
-    """A code that the client chooses is `_other`; so is what an app makes up; codes of the app share the bound."""
+def test_close_codes_are_limited() -> None:
+    """Codes chosen by the client, and invalid ones of the app, are `_other`; other codes of the app are limited."""
     app = FastAPI()
 
     @app.websocket("/ws/{room}")
@@ -252,8 +252,8 @@ def test_close_codes_are_bounded() -> None:
     assert values_of(observe, "websocket_connection_duration_seconds", "endpoint") == {"/ws/{room}"}
 
 
-async def test_a_status_that_is_none_is_no_error_type() -> None:
-    """An app that answers 600 and more makes no value of `error_type` with each of them."""
+async def test_an_invalid_status_is_not_an_error_type() -> None:
+    """Status codes of 600 and more share one value of `error_type`."""
     app = FastAPI()
 
     async def status(scope: Scope, receive: Receive, send: Send) -> None:
@@ -267,8 +267,8 @@ async def test_a_status_that_is_none_is_no_error_type() -> None:
     assert values_of(observe, "http_request_errors", "error_type") == {"500", "599", "_other"}
 
 
-async def test_routes_are_not_bounded_by_values() -> None:
-    """An app with more routes than a label may have values shows them all: `endpoint` comes from a list."""
+async def test_routes_have_no_limit_of_values() -> None:
+    """An app may have more routes than other labels may have values: `endpoint` is a fixed list."""
     app = FastAPI()
     for number in range(30):
         app.add_api_route(f"/r{number}", lambda: None)
@@ -282,12 +282,12 @@ async def test_routes_are_not_bounded_by_values() -> None:
     assert len(values_of(observe, "mine", "endpoint")) == 11  # nothing says where these come from
 
 
-class Flood(Exception):  # noqa: N818 - what floods
-    """Classes of it are made for each request."""
+class Flood(Exception):  # noqa: N818 - not raised as an error
+    """Base of the classes that are created for each request."""
 
 
 async def flood(observe: Observability, words: Iterator[str]) -> None:
-    """Give every label of ours that user code can fill what a client may have sent."""
+    """Use values that a client may have sent for every label that user code can set."""
     metrics = observe.metrics
     for one in words:
         async with observe.operation(one):
@@ -311,8 +311,8 @@ async def flood(observe: Observability, words: Iterator[str]) -> None:
             pass
 
 
-async def test_every_label_that_user_code_fills_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
-    """2,000 values in each: no label has more than its bound, none is lost from the sums, each is told once."""
+async def test_every_label_that_user_code_sets_is_limited(caplog: pytest.LogCaptureFixture) -> None:
+    """With 2,000 values in each label, no limit is exceeded, sums are complete, and there is one warning for each."""
     observe = observed(FastAPI())
     number = 2000
     with caplog.at_level(logging.WARNING, logger="fastapi_observe"):
@@ -321,15 +321,15 @@ async def test_every_label_that_user_code_fills_is_bounded(caplog: pytest.LogCap
     for family, labels in label_sets(observe):
         for name, value in labels:
             shown.setdefault((family, name), set()).add(value)
-    assert {key for key, values in shown.items() if len(values) > BOUND + 1} == set()
-    assert len(shown["operations", "operation"]) == BOUND + 1
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == len(set(told))
-    assert any("Label operation of metric operations_total" in line for line in told)
+    assert {key for key, values in shown.items() if len(values) > LIMIT + 1} == set()
+    assert len(shown["operations", "operation"]) == LIMIT + 1
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == len(set(warnings))
+    assert any("Label operation of metric operations_total" in line for line in warnings)
     sample_value = observe.metrics.registry.get_sample_value
     overflowed = {"operation": OVERFLOW, "outcome": "ok"}
-    assert sample_value("operations_total", overflowed) == number - BOUND
-    assert sample_value("fastapi_observe_series_overflow_total", {"metric": "operations_total"}) == number - BOUND
+    assert sample_value("operations_total", overflowed) == number - LIMIT
+    assert sample_value("fastapi_observe_series_overflow_total", {"metric": "operations_total"}) == number - LIMIT
     requests = [
         sample.value
         for family in observe.metrics.registry.collect()
@@ -339,19 +339,19 @@ async def test_every_label_that_user_code_fills_is_bounded(caplog: pytest.LogCap
     assert sum(requests) == number
 
 
-def test_a_refused_value_is_redacted(caplog: pytest.LogCaptureFixture) -> None:
-    """What the settings say is secret is not told in the warning either."""
+def test_the_label_value_in_the_warning_is_redacted(caplog: pytest.LogCaptureFixture) -> None:
+    """The redaction of the settings applies to the warning, too."""
     observe = observed(FastAPI(), max_values_per_label=1, redact=lambda text: text.replace("tulip", "REDACTED"))
     visits = observe.metrics.counter("visits_total", "Visits.", ["user"])
     with caplog.at_level(logging.WARNING, logger="fastapi_observe"):
         visits.labels("a").inc()
         visits.labels("tulip password=hush").inc()
-    (told,) = [record.getMessage() for record in caplog.records]
-    assert "the first was 'REDACTED password=REDACTED'" in told
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "the first was 'REDACTED password=REDACTED'" in warning
 
 
-def test_a_flooded_label_costs_bounded_memory() -> None:
-    """100,000 values of a label: 501 series, at most 20 MB, and each refusal is counted."""
+def test_many_values_of_a_label_use_limited_memory() -> None:
+    """100,000 values of a label make 501 series and use at most 20 MB; each replaced one is counted."""
     observe = observed(FastAPI())
     metric = observe.metrics.histogram("visits_seconds", "Visits.", ["shop", "user"])
     tracemalloc.start()
@@ -364,14 +364,14 @@ def test_a_flooded_label_costs_bounded_memory() -> None:
         tracemalloc.stop()
     assert grown <= 2_000_000
     assert peak <= 20_000_000
-    assert len(metric.children()) == BOUND + 1
-    refused = {"metric": metric.exposition_name()}
-    overflow = observe.metrics.registry.get_sample_value("fastapi_observe_series_overflow_total", refused)
-    assert overflow == 100_000 - BOUND
+    assert len(metric.children()) == LIMIT + 1
+    labels = {"metric": metric.exposition_name()}
+    overflow = observe.metrics.registry.get_sample_value("fastapi_observe_series_overflow_total", labels)
+    assert overflow == 100_000 - LIMIT
 
 
-def test_flooded_workers_keep_to_their_bounds(tmp_path: Path) -> None:
-    """Each worker keeps to the bounds for itself, and what ended ones leave is one metric's worth; sums stay right."""
+def test_limits_apply_to_each_worker(tmp_path: Path) -> None:
+    """Each worker has its own limits, and the totals of ended workers have that of one metric; sums stay correct."""
     pytest.importorskip("fcntl")
     from members import Member  # noqa: PLC0415 - not on Windows
 
@@ -379,10 +379,10 @@ def test_flooded_workers_keep_to_their_bounds(tmp_path: Path) -> None:
     for generation in range(6):
         member = Member(tmp_path)
         counter = member.metrics.counter("visits_total", "Visits.", ["user"])
-        for number in range(3 * BOUND):
+        for number in range(3 * LIMIT):
             counter.labels(f"{generation}-{number}").inc()
-        total += 3 * BOUND
+        total += 3 * LIMIT
         visits = member.samples()["visits_total"]
         assert sum(visits.values()) == total
-        assert len(visits) == min(BOUND * generation, 2000 - 1) + BOUND + 1
+        assert len(visits) == min(LIMIT * generation, 2000 - 1) + LIMIT + 1
         member.die()

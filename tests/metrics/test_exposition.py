@@ -1,4 +1,4 @@
-"""What /metrics answers."""
+"""Holds the scrape response: its formats, headers and families."""
 
 from __future__ import annotations
 
@@ -42,22 +42,26 @@ async def _nothing(message: Any = None) -> Any:
 
 
 def _used(**settings: Any) -> MetricsService:
-    """Return a service each metric of which has been used."""
+    """Return a service of which every metric has been used."""
     settings = {"include_default_registry": False, "max_series_per_metric": 3, **settings}
-    made = ObserveSettings(**settings)
-    faults = InternalErrors()
-    metrics = MetricsService(made, faults)
-    faults("somewhere", RuntimeError())
+    internal_errors = InternalErrors()
+    metrics = MetricsService(ObserveSettings(**settings), internal_errors)
+    internal_errors("somewhere", RuntimeError())
     for status in (200, 404, 503):
-        ex: Any = RequestRecord(
-            {"type": "http", "method": "GET", "path": "/"}, _nothing, _nothing, faults, metrics.on_request_end
+        record: Any = RequestRecord(
+            {"type": "http", "method": "GET", "path": "/"}, _nothing, _nothing, internal_errors, metrics.on_request_end
         )
-        ex.endpoint, ex.status_code, ex.duration, ex.ttfb = '/o/{"id"}\\%s', status, 0.25, 0.1
-        ex.error_type = "LookupError" if status == 503 else None
-        ex.validation_errors = [("body.name", "missing")]
-        ex.sampled, ex.trace_id, ex.span_id, ex.started_ns = True, "a" * 32, "b" * 16, 1_700_000_000_000_000_000
-        metrics.on_request_start(ex)
-        metrics.on_request_end(ex)
+        record.endpoint, record.status_code, record.duration, record.ttfb = '/o/{"id"}\\%s', status, 0.25, 0.1
+        record.error_type = "LookupError" if status == 503 else None
+        record.validation_errors = [("body.name", "missing")]
+        record.sampled, record.trace_id, record.span_id, record.started_ns = (
+            True,
+            "a" * 32,
+            "b" * 16,
+            1_700_000_000_000_000_000,
+        )
+        metrics.on_request_start(record)
+        metrics.on_request_end(record)
     ws: Any = type("WebSocket", (), {"websocket": True, "endpoint": "/ws", "close_code": "1000", "duration": 3.0})()
     metrics.on_response_start(ws)
     ws.count_received()
@@ -107,15 +111,15 @@ def _parsed(text: str, *, openmetrics: bool) -> dict[str, Any]:
     }
 
 
-def test_the_text_says_what_prometheus_clients_own_renderer_says() -> None:
+def test_the_text_format_equals_that_of_prometheus_client() -> None:
     """Parsed, our text format equals `generate_latest` of the same registry."""
     metrics = _used()
     ours, stock = _body(metrics), generate_latest(metrics.registry).decode()
     assert _parsed(ours, openmetrics=False) == _parsed(stock, openmetrics=False)
 
 
-def test_openmetrics_says_what_prometheus_clients_own_renderer_says() -> None:
-    """Parsed by the strict parser, our OpenMetrics equals the stock one, exemplars included."""
+def test_openmetrics_equals_that_of_prometheus_client() -> None:
+    """Parsed by the strict parser, it equals `generate_latest`, exemplars included."""
     metrics = _used()
     ours, stock = _body(metrics, OPEN), _stock_openmetrics(metrics.registry)
     assert ours.endswith("# EOF\n")
@@ -126,7 +130,7 @@ def test_openmetrics_says_what_prometheus_clients_own_renderer_says() -> None:
 
 
 def test_both_formats_have_the_same_series() -> None:
-    """What one format shows, the other shows too."""
+    """Both formats have the same sample names."""
     metrics = _used()
     text = {sample[0] for _, _, samples in _parsed(_body(metrics), openmetrics=False).values() for sample in samples}
     wide = {
@@ -156,8 +160,8 @@ def test_both_formats_have_the_same_series() -> None:
         (";;;,,=;q=", False),
     ],
 )
-def test_the_format_is_what_the_client_prefers(accept: str, expected: bool) -> None:  # noqa: FBT001 - a table
-    """OpenMetrics 1.0 is sent if its q-value is at least that of the text format, which is the default."""
+def test_the_format_is_the_one_that_the_client_prefers(accept: str, expected: bool) -> None:  # noqa: FBT001 - a table
+    """OpenMetrics 1.0 is sent if its quality is at least that of the text format, which is the default."""
     assert prefers_openmetrics(accept) is expected
 
 
@@ -174,13 +178,13 @@ def test_the_format_is_what_the_client_prefers(accept: str, expected: bool) -> N
         ("gzip;q=0.000", False),
     ],
 )
-def test_gzip_is_sent_to_who_takes_it(accept_encoding: str, expected: bool) -> None:  # noqa: FBT001 - a table
-    """Only a client that accepts gzip, by name or by `*`, gets it."""
+def test_gzip_is_sent_to_clients_that_accept_it(accept_encoding: str, expected: bool) -> None:  # noqa: FBT001 - a table
+    """It must be accepted by name or by `*`."""
     assert accepts_gzip(accept_encoding) is expected
 
 
 def test_headers_describe_the_body() -> None:
-    """Content type, encoding, length and what the answer depends on are told; the packed body is the same text."""
+    """Headers have content type, encoding, length and `Vary`; the compressed body is the same text."""
     metrics = _used()
     headers, body = metrics.render("", "")
     assert dict(headers) == {
@@ -197,8 +201,8 @@ def test_headers_describe_the_body() -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_long_text_is_encoded_piece_by_piece(packed: bool) -> None:  # noqa: FBT001 - a table
-    """Wherever a piece ends, the body is the whole text, with escapes for what is no UTF-8."""
+def test_a_long_text_is_encoded_in_chunks(packed: bool) -> None:  # noqa: FBT001 - a table
+    """Wherever a chunk ends, the body is the complete text, with escapes for lone surrogates."""
     text = ("é\ud800" + "x" * 7) * ENCODE_CHUNK_SIZE
     body = ResponseBody(gzip=packed)
     body.add(text[:3])
@@ -209,7 +213,7 @@ def test_a_long_text_is_encoded_piece_by_piece(packed: bool) -> None:  # noqa: F
 
 
 def test_created_series_are_left_out() -> None:
-    """No `_created` is shown, neither ours nor another library's."""
+    """`_created` series are left out, ours and those of other libraries."""
     registry = CollectorRegistry()
     StockCounter("elsewhere", "Of another library.", registry=registry).inc()
     stock = generate_latest(registry)
@@ -218,12 +222,12 @@ def test_created_series_are_left_out() -> None:
     assert b"elsewhere_total 1.0" in body
     assert b"_created " not in body
     assert b"_created{" not in body
-    # The other library's own families are as they were.
+    # The families of the other library are unchanged.
     assert generate_latest(registry) == stock
 
 
 def test_the_first_family_of_a_name_wins() -> None:
-    """A later registry's family is left out if its name, or a name of its samples, is taken; the rest is shown."""
+    """A family of a later registry is left out if its name, or a name of its samples, is taken."""
     other = CollectorRegistry()
     StockCounter("http_requests_total", "Of another library.", registry=other).inc(77)
     StockGauge("http_request_size_bytes_count", "Of another library.", registry=other).set(77)
@@ -239,7 +243,7 @@ def test_the_first_family_of_a_name_wins() -> None:
 
 
 def test_a_name_is_taken_before_its_first_sample() -> None:
-    """A metric of ours that has no series yet keeps its name: another library's does not come and go."""
+    """A metric without series has its name, so that a family of another library does not come and go."""
     other = CollectorRegistry()
     StockCounter("db_queries_total", "Of another library.", registry=other).inc(77)
     metrics = MetricsService(ObserveSettings(include_default_registry=False), InternalErrors())
@@ -253,13 +257,13 @@ class _Breaks:
         return []
 
     def collect(self) -> Any:
-        yield GaugeMetricFamily("before_the_fall", "Fine.", value=1)
+        yield GaugeMetricFamily("before_it_raises", "Fine.", value=1)
         raise RuntimeError
 
 
 @pytest.mark.parametrize("accept", ["", OPEN])
 def test_a_collector_that_raises_is_left_out(accept: str) -> None:
-    """What cannot be read is skipped and counted; everything else is there."""
+    """It is skipped and counted; all other families are in the response."""
     metrics = _used()
     metrics.registry.register(_Breaks())
     metrics.gauge("broken", "Raises.").set_function(lambda: 1 // 0)
@@ -267,21 +271,21 @@ def test_a_collector_that_raises_is_left_out(accept: str) -> None:
     strange.add_metric(["\ud800"], 1)
     metrics.registry.register(type("Strange", (), {"collect": lambda self: [strange]})())
     body = _body(metrics, accept)
-    assert "before_the_fall 1.0" in body
+    assert "before_it_raises 1.0" in body
     assert "orders_created_total 1\n" in body
     assert "broken" not in body
     assert "strange" not in body
     assert metrics._internal_errors.counts["collect"] == 3
 
 
-def test_target_info_is_shown() -> None:
-    """A registry's target info comes first."""
+def test_target_info_comes_first() -> None:
+    """The target info of a registry is its first family."""
     registry = CollectorRegistry(target_info={"region": "north"})
     assert b'target_info{region="north"} 1.0' in render([registry], "", "", InternalErrors())[1]
 
 
-def test_another_kind_of_registry_is_collected_as_a_whole() -> None:
-    """Whatever has `collect` can be shown, such as a part of a registry."""
+def test_another_kind_of_registry_is_read_as_a_whole() -> None:
+    """Any object with `collect` works, such as a restricted registry."""
     part = _used().registry.restricted_registry(["orders_created_total"])
     body = render([part], "", "", InternalErrors())[1]
     assert b"orders_created_total 1.0" in body
@@ -289,7 +293,7 @@ def test_another_kind_of_registry_is_collected_as_a_whole() -> None:
 
 
 async def test_promtool_finds_nothing() -> None:
-    """`promtool check metrics` accepts the full output, every metric used, and has nothing to say about it."""
+    """`promtool check metrics` accepts the complete output without a remark."""
     promtool = needs("promtool")
     metrics = _used(include_default_registry=True)
     metrics.register_collector(SystemCollector(ObserveSettings(), InternalErrors()))
@@ -317,8 +321,8 @@ fastapi_observe_series_overflow_total fastapi_observe_series fastapi_observe_inf
 """
 
 
-async def test_every_name_of_the_contract_is_shown() -> None:
-    """The families of docs/metrics.md that this signal and the runtime own are all there, and helped with words."""
+async def test_every_documented_family_has_help() -> None:
+    """The families of this signal and the process are in the response, each with a help text."""
     metrics = _used()
     metrics.register_collector(SystemCollector(ObserveSettings(), InternalErrors()))
     saturation = Saturation()

@@ -1,4 +1,4 @@
-"""Who may read the metrics: by address, by token, by dependency, on a port of their own."""
+"""Holds who can read the metrics: by address, by token, by dependency, and on a separate port."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LOCAL, PRIVATE, PUBLIC = ("127.0.0.1", 5000), ("10.1.2.3", 5000), ("203.0.113.9"
 
 
 def make_app() -> FastAPI:
-    """Make an app with one path."""
+    """Return an app with one path."""
     app = FastAPI()
 
     @app.get("/items")
@@ -45,7 +45,7 @@ def make_app() -> FastAPI:
 
 
 def get(app: Any, client: Any, *headers: tuple[bytes, bytes], path: str = "/metrics", method: str = "GET") -> Any:
-    """Ask as `client`; return the status, the headers and the body."""
+    """Send a request as `client`. Returns status, headers and body."""
     scope = http_scope(path, method, client=client, headers=[(b"host", b"shop.example"), *headers])
     server = Server([{"type": "http.request", "body": b"", "more_body": False}])
     answer = asyncio.run(ask(app, scope, server, []))
@@ -72,8 +72,10 @@ def get(app: Any, client: Any, *headers: tuple[bytes, bytes], path: str = "/metr
         (PRIVATE, ((b"x-forwarded-for", b"10.9.9.9"),), 200),
     ],
 )
-def test_by_default_private_peers_read(observed: Callable[..., Seen], client: Any, headers: Any, status: int) -> None:
-    """Others get what the app says to any path that it does not know, and are counted like that."""
+def test_by_default_private_peers_can_read(
+    observed: Callable[..., Seen], client: Any, headers: Any, status: int
+) -> None:
+    """Other peers get the app's response to an unknown path, and are counted as such."""
     seen = observed(app := make_app())
     got, _, body = get(app, client, *headers)
     assert got == status
@@ -84,8 +86,8 @@ def test_by_default_private_peers_read(observed: Callable[..., Seen], client: An
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "BREW"])
-def test_only_get_and_head_read(observed: Callable[..., Seen], method: str) -> None:
-    """Every other method is the app's to answer; HEAD has no body."""
+def test_only_get_and_head_are_served(observed: Callable[..., Seen], method: str) -> None:
+    """The app responds to every other method; HEAD has no body."""
     observed(app := make_app())
     assert get(app, LOCAL, method=method)[0] == 404
     status, _, body = get(app, LOCAL, method="HEAD")
@@ -93,7 +95,7 @@ def test_only_get_and_head_read(observed: Callable[..., Seen], method: str) -> N
 
 
 def test_the_users_function_decides(observed: Callable[..., Seen]) -> None:
-    """One that fails lets nobody in and is counted."""
+    """If it raises, access is denied and the error is counted."""
     observed(app := make_app(), metrics_access=lambda scope: scope["client"] == PUBLIC)
     assert [get(app, client)[0] for client in (PUBLIC, PRIVATE)] == [200, 404]
     seen = observed(failing := make_app(), metrics_access=lambda scope: scope["nothing"])
@@ -119,8 +121,8 @@ def test_the_users_function_decides(observed: Callable[..., Seen]) -> None:
     ],
 )
 @pytest.mark.parametrize("client", [LOCAL, PUBLIC])
-def test_the_token_is_asked_for(observed: Callable[..., Seen], header: Any, status: int, client: Any) -> None:
-    """From wherever somebody asks; who has no right one is told by 401, and nothing else."""
+def test_the_token_is_required(observed: Callable[..., Seen], header: Any, status: int, client: Any) -> None:
+    """It is required from every peer; a wrong or missing one is a 401."""
     seen = observed(app := make_app(), metrics_token=TOKEN)
     got, headers, body = get(app, client, *([header] if header else []))
     assert got == status
@@ -136,12 +138,12 @@ def test_the_token_is_asked_for(observed: Callable[..., Seen], header: Any, stat
 # By dependency
 
 
-class Refused(Exception):  # noqa: N818 - of the user's own
+class Refused(Exception):  # noqa: N818 - a user's exception
     """An exception that the app has a handler for."""
 
 
 async def check(request: Request, x_key: Annotated[str, Header()] = "") -> None:
-    """Let in who has the key that the app's state names."""
+    """Allow clients with the key in the app's state."""
     if x_key == "raise":
         raise Refused
     if x_key != request.app.state.key:
@@ -149,8 +151,8 @@ async def check(request: Request, x_key: Annotated[str, Header()] = "") -> None:
 
 
 @pytest.mark.parametrize("given", [check, Depends(check)])
-def test_a_dependency_guards(observed: Callable[..., Seen], given: Any) -> None:
-    """It is solved as in the app: its state, its exception handlers, its overrides."""
+def test_a_dependency_decides(observed: Callable[..., Seen], given: Any) -> None:
+    """It is resolved as in the app: with its state, exception handlers and overrides."""
     app = make_app()
     app.state.key = "open"
 
@@ -174,18 +176,18 @@ def test_a_dependency_guards(observed: Callable[..., Seen], given: Any) -> None:
 
 
 def test_a_dependency_needs_fastapi(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it is not installed this is said at the start."""
+    """Without FastAPI, `install` raises."""
     monkeypatch.setitem(sys.modules, "fastapi", None)
     app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("x"))])
     with pytest.raises(TypeError, match="metrics_dependency needs FastAPI"):
         install(app, metrics_dependency=check)
 
 
-# On a port of their own
+# On a separate port
 
 
 def ask_port(port: int, path: str = "/metrics", method: str = "GET", **headers: str) -> tuple[int, bytes]:
-    """Ask the metrics' own port."""
+    """Send a request to the metrics port."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request(method, path, headers=headers)
@@ -195,8 +197,8 @@ def ask_port(port: int, path: str = "/metrics", method: str = "GET", **headers: 
         connection.close()
 
 
-def test_the_metrics_have_their_own_port(observed: Callable[..., Seen]) -> None:
-    """Open while the app runs, and only then; the app's port shows nothing."""
+def test_the_metrics_can_have_a_separate_port(observed: Callable[..., Seen]) -> None:
+    """It is open while the app runs, and the app's port does not serve metrics."""
     seen = observed(app := make_app(), metrics_port=0)
     server = seen.observe.metrics_server
     with serving(app) as app_port:
@@ -218,8 +220,8 @@ def test_the_metrics_have_their_own_port(observed: Callable[..., Seen]) -> None:
     assert "fastapi-observe-metrics" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_the_own_port_asks_for_the_token(observed: Callable[..., Seen]) -> None:
-    """As the app's port does; a failure while rendering is a 500."""
+def test_the_metrics_port_requires_the_token(observed: Callable[..., Seen]) -> None:
+    """It works as on the app's port; a failure while rendering is a 500."""
     seen = observed(app := make_app(), metrics_port=0, metrics_token=TOKEN)
     with serving(app):
         port = seen.observe.metrics_server.port
@@ -231,24 +233,24 @@ def test_the_own_port_asks_for_the_token(observed: Callable[..., Seen]) -> None:
     assert seen.observe.internal_errors.counts == {"metrics.render": 1}
 
 
-def test_a_port_that_is_taken_is_told(observed: Callable[..., Seen]) -> None:
-    """In one line, with the next step; the app serves."""
+def test_a_port_in_use_is_logged(observed: Callable[..., Seen]) -> None:
+    """One line names the next step, and the app runs."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
         seen = observed(app := make_app(), metrics_port=number)
         with TestClient(app) as client:
             assert client.get("/items").status_code == 200
             assert client.get("/items").status_code == 200
-    told = [line["message"] for line in seen.lines if "metrics_port" in line["message"]]
-    assert len(told) == 1
-    assert f"Cannot listen on 127.0.0.1:{number} (metrics_port)" in told[0]
+    messages = [line["message"] for line in seen.lines if "metrics_port" in line["message"]]
+    assert len(messages) == 1
+    assert f"Cannot listen on 127.0.0.1:{number} (metrics_port)" in messages[0]
 
 
 @pytest.mark.parametrize("said", [b"", b"GET /metrics HTTP/1.1\r\nHost: x\r\n"])
-def test_connections_that_do_not_ask_give_way(
+def test_connections_without_a_request_are_closed_for_new_ones(
     observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
-    """Where there are too many, the oldest is closed: slow ones never keep a scraper out."""
+    """At the limit the oldest one is closed: slow connections never keep a scraper out."""
     monkeypatch.setattr(metrics_server, "MAX_CONNECTIONS", 2)
     seen = observed(app := make_app(), metrics_port=0)
     with serving(app), ExitStack() as stack:
@@ -263,25 +265,27 @@ def test_connections_that_do_not_ask_give_way(
 
 
 def test_a_connection_has_a_deadline(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often it says a little: the time counts from the beginning."""
+    """The time counts from the start, however often a client sends a little."""
     monkeypatch.setattr(metrics_server, "REQUEST_TIMEOUT", 0.0)
     seen = observed(app := make_app(), metrics_port=0)
     with serving(app):
         port = seen.observe.metrics_server.port
         assert port is not None
-        with socket.create_connection(("127.0.0.1", port), 3) as slow:  # before the connection's own patience ends
+        with socket.create_connection(("127.0.0.1", port), 3) as slow:  # less than the timeout of the socket
             slow.sendall(b"GET /metrics HTTP/1.1\r\nHost:")
             assert slow.recv(10) == b""
 
 
-def test_connections_that_are_answered_stay(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the bound a further one is closed at once; who was dropped in the last moment is not answered."""
+def test_connections_with_a_request_are_not_closed(
+    observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the limit a new one is closed. One closed while its request arrives gets no response."""
     monkeypatch.setattr(metrics_server, "MAX_CONNECTIONS", 1)
     seen = observed(app := make_app(), metrics_port=0)
-    asked, go = threading.Event(), threading.Event()
+    requested, go = threading.Event(), threading.Event()
 
     def render(*_: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
-        asked.set()
+        requested.set()
         assert go.wait(5)
         return [], b"late"
 
@@ -292,7 +296,7 @@ def test_connections_that_are_answered_stay(observed: Callable[..., Seen], monke
         port = server.server_address[1]
         with socket.create_connection(("127.0.0.1", port), 5) as first:
             first.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert asked.wait(5)
+            assert requested.wait(5)
             with socket.create_connection(("127.0.0.1", port), 5) as refused:
                 assert refused.recv(10) == b""
             go.set()
@@ -309,8 +313,8 @@ def raw(port: int, *lines: str) -> bytes:
         return connection.makefile("rb").readline().strip()
 
 
-def test_the_own_port_reads_as_the_apps_does(observed: Callable[..., Seen]) -> None:
-    """A header that came twice is read twice, and another path is another path."""
+def test_the_metrics_port_is_as_strict_as_the_apps_port(observed: Callable[..., Seen]) -> None:
+    """Duplicate headers are all read, and paths are compared literally."""
     seen = observed(app := make_app(), metrics_port=0)
     get_it = "GET /metrics HTTP/1.1"
     with serving(app):
@@ -331,16 +335,16 @@ def test_the_own_port_reads_as_the_apps_does(observed: Callable[..., Seen]) -> N
             assert raw(port, get_it, *given).endswith(b"401 Unauthorized")
 
 
-def test_two_tokens_are_none(observed: Callable[..., Seen]) -> None:
-    """On the app's port too: a proxy may have looked at the other one."""
+def test_two_tokens_are_denied(observed: Callable[..., Seen]) -> None:
+    """On the app's port, too: a proxy may have checked the other one."""
     observed(app := make_app(), metrics_token=TOKEN)
     wrong = (b"authorization", b"Bearer x")
     assert [get(app, LOCAL, *given)[0] for given in ((BEARER,), (BEARER, wrong), (wrong, BEARER))] == [200, 401, 401]
 
 
 @pytest.mark.parametrize("allowed", ["*", "127.0.0.1"])
-def test_a_server_that_believes_everybody_lets_nobody_in(observed: Callable[..., Seen], allowed: str) -> None:
-    """Uvicorn puts what X-Forwarded-For says, with its port, in the place of the peer; who asks is then not known."""
+def test_a_server_that_trusts_all_forwarding_headers_is_denied(observed: Callable[..., Seen], allowed: str) -> None:
+    """Uvicorn replaces the peer by the address in X-Forwarded-For, so the real peer is unknown."""
     observed(app := make_app())
     with serving(app, proxy_headers=True, forwarded_allow_ips=allowed) as port:
         for forged in ("127.0.0.1", "10.0.0.1", "10.0.0.1:4711", "[::1]:4711", "::1", "10.0.0.1, 8.8.8.8"):
@@ -348,10 +352,10 @@ def test_a_server_that_believes_everybody_lets_nobody_in(observed: Callable[...,
         assert ask_port(port)[0] == 200
 
 
-def test_a_scraper_that_breaks_off_is_no_news(
+def test_a_scraper_that_disconnects_is_not_logged(
     observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Half a request and half an answer leave no line and no traceback."""
+    """Half a request and half a response leave no line and no traceback."""
     seen = observed(app := make_app(), metrics_port=0)
     with serving(app, log_level="error"):
         port = seen.observe.metrics_server.port
@@ -365,8 +369,8 @@ def test_a_scraper_that_breaks_off_is_no_news(
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_forked_child_opens_its_own(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the parent has open is not the child's, and is not closed by it."""
+def test_a_forked_child_opens_a_separate_port(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child neither uses nor closes the port of its parent."""
     seen = observed(app := make_app(), metrics_port=0)
     with serving(app):
         server = seen.observe.metrics_server

@@ -1,4 +1,4 @@
-"""Event-loop lag, tasks, worker threads and pauses of the garbage collector."""
+"""Holds the measurement of event-loop lag, tasks, worker threads and garbage collector pauses."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def _lags(registry: CollectorRegistry) -> Any:
 
 async def _until(condition: Any) -> None:
     with anyio.fail_after(5):
-        while not condition():  # noqa: ASYNC110 - nobody sets an event when a timer has run
+        while not condition():  # noqa: ASYNC110 - a timer sets no event
             await asyncio.sleep(INTERVAL)
 
 
 async def test_the_lag_of_the_loop_is_sampled_without_a_task() -> None:
-    """Timers of the loop measure it, again and again; no task is made for it."""
+    """Timers of the loop measure it repeatedly, without a task."""
     saturation, registry = _made()
     before = asyncio.all_tasks()
     saturation.start(asyncio.get_running_loop())
@@ -48,7 +48,7 @@ async def test_the_lag_of_the_loop_is_sampled_without_a_task() -> None:
 
 
 async def test_a_blocked_loop_shows_its_lag() -> None:
-    """Code that holds the loop for a while is seen as lag of that length."""
+    """Code that blocks the loop is visible as lag of that length."""
     saturation, registry = _made()
     saturation.start()
     threading.Event().wait(0.03)
@@ -59,7 +59,7 @@ async def test_a_blocked_loop_shows_its_lag() -> None:
 
 
 async def test_after_stop_nothing_is_sampled() -> None:
-    """`stop` ends the chain of timers and takes the callback away; what was seen stays, and it can start again."""
+    """`stop` ends the timers and removes the callback; results remain, and it can start again."""
     saturation, registry = _made()
     saturation.start()
     await _until(lambda: _lags(registry) >= 1)
@@ -76,7 +76,7 @@ async def test_after_stop_nothing_is_sampled() -> None:
 
 
 async def test_close_leaves_the_registry() -> None:
-    """After `close` the registry is free for another one; a second call changes nothing."""
+    """After `close` the registry can be used by another sampler. `close` is idempotent."""
     saturation, registry = _made()
     saturation.start()
     saturation.close()
@@ -86,7 +86,7 @@ async def test_close_leaves_the_registry() -> None:
 
 
 async def test_tasks_are_counted_from_another_thread() -> None:
-    """A scrape in a thread sees the tasks of the loop that are not done."""
+    """A scrape in a thread counts the unfinished tasks of the loop."""
     saturation, registry = _made()
     saturation.start()
     waiting = [asyncio.create_task(asyncio.sleep(5)) for _ in range(3)]
@@ -119,8 +119,8 @@ async def test_worker_threads_are_those_of_the_loops_limiter() -> None:
     saturation.stop()
 
 
-def test_outside_a_task_the_threads_are_not_known() -> None:
-    """Started in a callback of the loop, the lag is measured and the thread gauges are left out."""
+def test_outside_a_task_the_threads_are_unknown() -> None:
+    """If started in a callback of the loop, it measures the lag and leaves out the thread gauges."""
     saturation, registry = _made()
     loop = asyncio.new_event_loop()
     loop.call_soon(saturation.start, loop)
@@ -132,7 +132,7 @@ def test_outside_a_task_the_threads_are_not_known() -> None:
 
 
 def test_the_sampler_moves_to_a_new_loop() -> None:
-    """When a loop has been closed the next `start` samples the new one; a closed loop is not sampled at all."""
+    """After a loop was closed, the next `start` samples the new one. A closed loop is not sampled."""
     saturation, registry = _made()
 
     async def run(more_than: float) -> None:
@@ -151,7 +151,7 @@ def test_the_sampler_moves_to_a_new_loop() -> None:
 
 
 async def test_one_running_loop_is_sampled_at_a_time() -> None:
-    """A second loop in another thread does not take the sampler away from the first."""
+    """`start` in another running loop has no effect."""
     saturation, _ = _made()
     saturation.start()
     first = saturation._loop
@@ -180,7 +180,7 @@ def test_on_trio_only_the_garbage_collector_is_measured() -> None:
 
 
 def test_each_collection_is_a_pause_of_its_generation() -> None:
-    """One run of a generation is one sample; an end without a beginning is none."""
+    """One run of a generation is one sample; an end without a start is ignored."""
     pauses = GcPauses()
     pauses("stop", {"generation": 0})
     pauses("start", {"generation": 1})
@@ -189,8 +189,8 @@ def test_each_collection_is_a_pause_of_its_generation() -> None:
     assert [sum(samples.counts) for samples in pauses.generations] == [0, 1, 0]
 
 
-def test_an_install_that_nobody_closes_leaves_no_callback() -> None:
-    """When the sampler is garbage its callback goes with it, also when someone has emptied the list before."""
+def test_an_install_that_is_never_closed_leaves_no_callback() -> None:
+    """The callback is removed with the sampler, even if the list of callbacks was emptied before."""
     for empty in (False, True):
         saturation = Saturation(interval=INTERVAL)
         saturation.start()
@@ -204,8 +204,8 @@ def test_an_install_that_nobody_closes_leaves_no_callback() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "counts"), [(0.5, [1, 0, 0]), (1.0, [1, 0, 0]), (1.5, [0, 1, 0]), (9, [0, 0, 1])])
-def test_a_sample_stands_in_the_bucket_of_its_bound(seconds: float, counts: list[int]) -> None:
-    """Bounds are inclusive; what is beyond them stands in the last bucket."""
+def test_a_sample_is_in_the_bucket_of_its_bound(seconds: float, counts: list[int]) -> None:
+    """Bounds are inclusive; larger samples are in the last bucket."""
     samples = LocalHistogram((1.0, 2.0))
     samples.observe(seconds)
     assert samples.counts == counts

@@ -1,4 +1,4 @@
-"""The machine's readings, within the limits of the container."""
+"""Holds the readings of memory, CPU and disks, within the limits of the container."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fastapi_observe.settings.model import ObserveSettings
 if TYPE_CHECKING:
     from pathlib import Path
 
-MACHINE = 16e9
+HOST_MEMORY = 16e9
 
 
 def _cgroup(root: Path, membership: str, files: dict[str, str]) -> Cgroup:
@@ -53,10 +53,10 @@ V1_MEMBERSHIP = "5:cpu,cpuacct:/\n4:memory:/\n1:name=systemd:/\n0::/\n"
 
 
 @pytest.mark.parametrize(("files", "membership"), [(V2, "0::/\n"), (V1, V1_MEMBERSHIP)])
-def test_a_limited_container_is_read(tmp_path: Path, files: dict[str, str], membership: str) -> None:
-    """Memory is the working set, use less inactive file pages; CPU is the group's use and its quota in cores."""
+def test_limits_of_a_container_are_read(tmp_path: Path, files: dict[str, str], membership: str) -> None:
+    """Memory is usage minus inactive file pages; CPU is the usage of the group and its quota in cores."""
     cgroup = _cgroup(tmp_path, membership, files)
-    assert cgroup.memory(MACHINE) == 450_000
+    assert cgroup.memory(HOST_MEMORY) == 450_000
     assert cgroup.cpu() == CpuUse(used=2.5, cores=1.5)
 
 
@@ -71,10 +71,10 @@ def test_a_limited_container_is_read(tmp_path: Path, files: dict[str, str], memb
         ({"memory.max": "", "cpu.max": "1 0"}, "0::/\n"),
     ],
 )
-def test_without_a_limit_the_machine_counts(tmp_path: Path, files: dict[str, str], membership: str) -> None:
-    """No files, no limit, one beyond the machine's memory, or unreadable ones: None."""
+def test_without_a_limit_there_is_no_reading(tmp_path: Path, files: dict[str, str], membership: str) -> None:
+    """Without files or a limit, with a limit beyond the memory of the host, or with unreadable files: None."""
     cgroup = _cgroup(tmp_path, membership, files)
-    assert cgroup.memory(MACHINE) is None
+    assert cgroup.memory(HOST_MEMORY) is None
     assert cgroup.cpu() is None
 
 
@@ -101,15 +101,15 @@ def test_without_a_limit_the_machine_counts(tmp_path: Path, files: dict[str, str
         ),
     ],
 )
-def test_a_limit_without_a_use_is_no_reading(tmp_path: Path, files: dict[str, str], membership: str) -> None:
-    """When the use of the limited group cannot be read, the machine's is shown."""
+def test_a_limit_without_usage_is_no_reading(tmp_path: Path, files: dict[str, str], membership: str) -> None:
+    """If the usage of the limited group cannot be read, the reading is None."""
     cgroup = _cgroup(tmp_path, membership, files)
-    assert cgroup.memory(MACHINE) is None
+    assert cgroup.memory(HOST_MEMORY) is None
     assert cgroup.cpu() is None
 
 
-def test_the_lowest_limit_on_the_way_up_counts(tmp_path: Path) -> None:
-    """A limit may stand at a parent; then the use of the parent is measured against it."""
+def test_the_lowest_limit_of_all_parent_groups_applies(tmp_path: Path) -> None:
+    """If a parent group has the limit, its usage is compared with it."""
     files = {f"slice/app/{name}": text for name, text in V2.items()}
     files |= {
         "slice/memory.max": "700000",
@@ -118,27 +118,27 @@ def test_the_lowest_limit_on_the_way_up_counts(tmp_path: Path) -> None:
         "slice/cpu.stat": "usage_usec 9000000",
     }
     cgroup = _cgroup(tmp_path, "0::/slice/app\n", files)
-    assert cgroup.memory(MACHINE) == 650_000
+    assert cgroup.memory(HOST_MEMORY) == 650_000
     assert cgroup.cpu() == CpuUse(used=9.0, cores=0.5)
 
 
 def test_a_path_of_the_host_means_the_root(tmp_path: Path) -> None:
-    """A version 1 path that the container does not see was written by the host: the root is the container's group."""
+    """A version 1 path that does not exist in the container is that of the host; the root is the container's group."""
     membership = V1_MEMBERSHIP.replace(":/\n", ":/docker/0123abc\n")
     cgroup = _cgroup(tmp_path, membership, V1)
-    assert cgroup.memory(MACHINE) == 450_000
+    assert cgroup.memory(HOST_MEMORY) == 450_000
     assert cgroup.cpu() == CpuUse(used=2.5, cores=1.5)
 
 
-def test_a_machine_without_cgroups_has_no_limits(tmp_path: Path) -> None:
-    """Without the membership file nothing is limited."""
+def test_a_host_without_cgroups_has_no_limits(tmp_path: Path) -> None:
+    """Without the membership file there is no limit."""
     cgroup = Cgroup(tmp_path, tmp_path / "missing")
-    assert cgroup.memory(MACHINE) is None
+    assert cgroup.memory(HOST_MEMORY) is None
     assert cgroup.cpu() is None
 
 
-def test_cpu_is_a_share_of_what_is_allowed() -> None:
-    """Half a second of CPU time in two seconds on half a core is 50 percent, whatever the machine has."""
+def test_cpu_usage_is_relative_to_the_allowed_time() -> None:
+    """Half a second of CPU time in two seconds on half a core is 50 percent."""
     now, used = [0.0], [10.0]
     meter = CpuMeter(lambda: CpuUse(used[0], 0.5), lambda: now[0])
     now[0], used[0] = 2.0, 10.5
@@ -146,13 +146,13 @@ def test_cpu_is_a_share_of_what_is_allowed() -> None:
     now[0], used[0] = 2.05, 11.0
     assert meter.percent() == 50, "too soon for a new reading"
     now[0] = 3.0
-    assert meter.percent() == 100, "two cores' worth in a burst is still all that is allowed"
+    assert meter.percent() == 100, "never more than 100"
     now[0], used[0] = 4.0, 0.0
     assert meter.percent() == 0, "a counter that went back"
 
 
-def test_the_machines_cpu_is_that_of_our_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the CPUs that this process may run on are counted, and all of them where there is no affinity."""
+def test_the_cpu_usage_of_the_host_is_that_of_the_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the CPUs that this process may run on count, or all of them without an affinity."""
     use = host_cpu()
     assert use.cores == len(os.sched_getaffinity(0))
     assert use.used > 0
@@ -165,7 +165,7 @@ def _read(registry: CollectorRegistry, name: str, **labels: str) -> Any:
 
 
 def test_a_scrape_reads_the_system(tmp_path: Path) -> None:
-    """Memory, CPU and disks are real readings of now, with prometheus_client's process metrics beside them."""
+    """Memory, CPU and disks are current readings, together with prometheus_client's process metrics."""
     registry = CollectorRegistry()
     settings = ObserveSettings(disk_paths=(str(tmp_path),))
     collector = SystemCollector(settings, InternalErrors())
@@ -177,8 +177,8 @@ def test_a_scrape_reads_the_system(tmp_path: Path) -> None:
     assert _read(registry, "process_resident_memory_bytes") > 0
 
 
-def test_a_container_is_read_instead_of_the_machine(tmp_path: Path) -> None:
-    """Where a cgroup limits memory and CPU, the gauges are the container's."""
+def test_a_container_is_read_instead_of_the_host(tmp_path: Path) -> None:
+    """If a cgroup limits memory and CPU, the gauges are those of the container."""
     registry = CollectorRegistry()
     cgroup = _cgroup(tmp_path, "0::/\n", V2)
     registry.register(SystemCollector(ObserveSettings(), InternalErrors(), cgroup))
@@ -187,10 +187,10 @@ def test_a_container_is_read_instead_of_the_machine(tmp_path: Path) -> None:
 
 
 def test_a_path_that_cannot_be_read_is_skipped_and_counted(tmp_path: Path) -> None:
-    """A missing disk path costs its own sample only."""
-    registry, faults = CollectorRegistry(), InternalErrors()
+    """A missing disk path has no sample; others are not affected."""
+    registry, internal_errors = CollectorRegistry(), InternalErrors()
     missing = str(tmp_path / "missing")
-    registry.register(SystemCollector(ObserveSettings(disk_paths=(missing, str(tmp_path))), faults))
+    registry.register(SystemCollector(ObserveSettings(disk_paths=(missing, str(tmp_path))), internal_errors))
     assert _read(registry, "disk_usage_bytes", path=missing) is None
     assert _read(registry, "disk_usage_bytes", path=str(tmp_path)) > 0
-    assert faults.counts == {"disk_usage": 2}
+    assert internal_errors.counts == {"disk_usage": 2}
