@@ -1,4 +1,4 @@
-"""A collector for tests that misbehaves as it is told: real sockets, every fault a network has."""
+"""`Collector`: a fake OTLP collector on a real socket, with a mode for each way in which one may fail."""
 
 from __future__ import annotations
 
@@ -21,37 +21,30 @@ if TYPE_CHECKING:
 
     from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
-Mode = Literal["ok", "hang", "drip", "drip_body", "503", "429", "400", "302", "huge", "reset", "reset_body", "partial",
-               "close", "garbage"]  # fmt: skip
+Mode = Literal[
+    "ok", "partial", "hang", "drip", "drip_body", "huge", "reset", "reset_body", "close", "garbage", "http2", "tls",
+    "302", "400", "401", "403", "404", "405", "413", "415", "429", "500", "502", "503", "504",
+]  # fmt: skip
 
 HUGE: Final = 300 * 1024 * 1024
-"""Bytes of the answer in mode `huge`."""
+"""Bytes of the response in mode `huge`."""
 
 RESET: Final = struct.pack("ii", 1, 0)
-"""SO_LINGER: closing sends RST."""
+"""Value of SO_LINGER with which closing sends RST."""
 
 
-STATUSES: Final = {
-    "ok": "200 OK",
-    "partial": "200 OK",
-    "503": "503 Service Unavailable",
-    "429": "429 Too Many Requests",
-    "400": "400 Bad Request",
-    "302": "302 Found",
-}
-
-TAKES: Final = frozenset({"ok", "partial", "drip_body", "huge", "reset_body"})
-"""Modes in which the status says that everything was taken."""
+ACCEPTING: Final = frozenset({"ok", "partial", "drip_body", "huge", "reset_body"})
+"""Modes in which the status is a success."""
 
 
 class Collector:
     """Listens on a free port of this machine. `mode` may be changed at any time.
 
-    `ok` and `partial` (which refuses `rejected` spans of each request) answer as a collector should; `hang` never
-    answers; `drip` sends its status line a byte at a time, `drip_body` its body; `503` and `429` ask to come again in
-    `retry_after` seconds (unless empty); `302` redirects to itself; `huge` answers with 300 MB; `reset` breaks the
-    connection before the status, `reset_body` in the body; `close` closes without an answer; `garbage` does not speak
-    HTTP. With `listens=False` there is nobody at the port.
+    `ok` and `partial` (which rejects `rejected` spans of each request) respond as a collector should. `hang` never
+    responds; `drip` sends its status line a byte at a time, `drip_body` its body; a number is the status it responds,
+    with `Retry-After: {retry_after}` unless that is empty, and `302` redirects to itself; `huge` responds with 300 MB;
+    `reset` resets the connection before the status, `reset_body` in the body; `close` closes without a response;
+    `garbage`, `http2` and `tls` send bytes of other protocols. With `listens=False` the port is closed.
     """
 
     def __init__(self, mode: Mode = "ok", *, listens: bool = True) -> None:
@@ -73,18 +66,18 @@ class Collector:
             self._server.close()
 
     def listen(self) -> None:
-        """Begin to listen at the port where nobody was."""
+        """Start to listen on the port that was closed."""
         self._server = socket.create_server(("127.0.0.1", self.port))
         self._start(self._accept)
 
     @property
     def url(self) -> str:
-        """What to set `otlp_endpoint` to."""
+        """The value for `otlp_endpoint`."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def requests(self) -> list[ExportTraceServiceRequest]:
-        """Every request about traces that was answered with success, empty ones left out."""
+        """Every request for traces that was accepted, without empty ones."""
         return [
             ExportTraceServiceRequest.FromString(body)
             for path, body in zip(self.paths, self.bodies, strict=True)
@@ -93,21 +86,21 @@ class Collector:
 
     @property
     def resources(self) -> list[ResourceSpans]:
-        """Every message about a resource."""
+        """Every `ResourceSpans` of these requests."""
         return [resource for request in self.requests for resource in request.resource_spans]
 
     @property
     def spans(self) -> list[Span]:
-        """Every span that was taken."""
+        """Every span that was accepted."""
         return [span for resource in self.resources for scope in resource.scope_spans for span in scope.spans]
 
     @property
     def names(self) -> Counter[str]:
-        """How often a span of each name was taken."""
+        """Number of accepted spans by name."""
         return Counter(span.name for span in self.spans)
 
     def drop_connections(self) -> None:
-        """Close every connection, as an idle one is closed after a while."""
+        """Close every connection, as a collector does with idle ones."""
         for sock in self._open:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -116,7 +109,7 @@ class Collector:
             sock.close()
 
     def close(self) -> None:
-        """End everything."""
+        """Close every socket and end every thread."""
         self._ended.set()
         for sock in (self._server, *self._open):
             with suppress(OSError):
@@ -152,22 +145,23 @@ class Collector:
                 while (line := file.readline().strip()) and b":" in line:
                     name, _, value = line.decode("latin-1").partition(":")
                     headers[name.lower()] = value.strip()
-                body = file.read(int(headers["content-length"]))
+                body = file.read(int(headers.get("content-length", "0")))
                 if headers.get("content-encoding") == "gzip":
                     body = gzip.decompress(body)
-                if not self._answer(sock, path, headers, body):
+                if not self._respond(sock, path, headers, body):
                     return
 
-    def _answer(self, sock: socket.socket, path: str, headers: dict[str, str], body: bytes) -> bool:
-        """Answer as the mode says; tell whether the connection goes on."""
-        if self.mode in TAKES:
-            self._take(path, headers, body)
+    def _respond(self, sock: socket.socket, path: str, headers: dict[str, str], body: bytes) -> bool:
+        """Respond according to the mode. Returns whether the connection stays open."""
+        if self.mode in ACCEPTING:
+            self._accept_request(path, headers, body)
         if self.mode == "partial" and body:
-            refused = ExportTracePartialSuccess(rejected_spans=self.rejected, error_message="no room")
-            _send(sock, "200 OK", ExportTraceServiceResponse(partial_success=refused).SerializeToString())
-        elif self.mode in STATUSES:
+            partial = ExportTracePartialSuccess(rejected_spans=self.rejected, error_message="no room")
+            _send(sock, "200 OK", ExportTraceServiceResponse(partial_success=partial).SerializeToString())
+        elif self.mode in {"ok", "partial"} or self.mode.isdecimal():
+            status = f"{self.mode} -" if self.mode.isdecimal() else "200 OK"
             later = [f"retry-after: {self.retry_after}"] if self.retry_after else []
-            _send(sock, STATUSES[self.mode], b"", f"location: {self.url}/v1/traces", *later)
+            _send(sock, status, b"", f"location: {self.url}/v1/traces", *later)
         else:
             self._misbehave(sock)
             return False
@@ -192,8 +186,12 @@ class Collector:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             case "garbage":
                 sock.sendall(b"SSH-2.0-OpenSSH_9.9\r\n")
+            case "http2":
+                sock.sendall(b"\0\0\6\4\0\0\0\0\0\0\5\0\0\x40\0")  # SETTINGS
+            case "tls":
+                sock.sendall(b"\x15\3\1\0\2\2\x46")  # an alert
 
-    def _take(self, path: str, headers: dict[str, str], body: bytes) -> None:
+    def _accept_request(self, path: str, headers: dict[str, str], body: bytes) -> None:
         self.paths.append(path)
         self.headers.append(headers)
         self.bodies.append(body)

@@ -21,7 +21,7 @@ import psutil
 import pytest
 from chaos_app import PLANNED
 from chaos_requests import Answer, ask_at_once, ask_everything
-from collectors import TAKES, Collector, Mode
+from collectors import ACCEPTING, Collector, Mode
 from servers_of_workers import SERVERS, Crew, crew
 from tools import until
 
@@ -191,7 +191,7 @@ def test_chaos(name: str, mode: str, end: str, collector: Collector, tmp_path: P
         if end != "SIGKILL":
             assert _end(server, end) < expected.seconds + LATER
             _ended_cleanly(server, expected)
-            if mode in TAKES:
+            if mode in ACCEPTING:
                 _every_span_is_there(collector, cell, spans)
             return
         _kill_one(cell)
