@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.internal.fastapi import TELEMETRY_SCOPE_KEY
@@ -15,6 +15,7 @@ from fastapi_observe.records.request import EXCEPTION_IDS_ATTRIBUTE, RECORD_SCOP
 from fastapi_observe.requests.routing import matched_route
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from fastapi_observe.observability import Observability
@@ -28,12 +29,11 @@ class ObserveMiddleware:
     """The outermost ASGI middleware. Creates the record of a request, calls the app and reports the request once."""
 
     def __init__(self, app: ASGIApp, observability: Observability) -> None:
-        settings = observability.settings
         self.app = app
         self._observability = observability
         self._metrics_endpoint = MetricsEndpoint(observability)
         self._metrics_path = self._metrics_endpoint.path
-        self._excluded = PathFilter(settings.exclude_paths, settings.exclude_urls) or None
+        self._filter = observability.filter or None
 
     async def __call__(  # noqa: C901, PLR0912 - hot path: the common branches are inline
         self, scope: Scope, receive: Receive, send: Send
@@ -47,7 +47,7 @@ class ObserveMiddleware:
         if (path == self._metrics_path or scope.get("root_path")) and self._metrics_endpoint.handles(scope):
             await self._metrics_endpoint(scope, receive, send)
             return
-        observability, record = self._observability, None
+        observability, record, context = self._observability, None, None
         try:
             scope[OBSERVABILITY_SCOPE_KEY] = observability
             if observability.loop is None:
@@ -57,12 +57,18 @@ class ObserveMiddleware:
                 scope[TELEMETRY_SCOPE_KEY] = None
             if OPENTELEMETRY_SCOPE_KEY not in scope:
                 scope[OPENTELEMETRY_SCOPE_KEY] = True
-            if self._excluded is None or not self._excluded.match(path, scope):
+            if self._filter is None:
                 record = observability.start_request(scope, receive, send)
+            else:
+                excluded = self._filter.excluded_signals(scope)
+                if excluded & observability.all_signals == observability.all_signals:
+                    context = observability.exclude_request()
+                else:
+                    record = observability.start_request(scope, receive, send, excluded)
         except Exception as exc:  # noqa: BLE001 - an internal error never reaches the request
             observability.internal_errors("request.start", exc)
         if record is None:  # excluded, or an internal error
-            await self.app(scope, receive, send)
+            await self._call_unreported(context, scope, receive, send)
             return
         scope[RECORD_SCOPE_KEY] = record
         token = OTEL_CONTEXT.set(record.context)  # type: ignore[arg-type]  # set by `start_request`
@@ -85,6 +91,18 @@ class ObserveMiddleware:
                 OTEL_CONTEXT.reset(token)
             except ValueError:  # closed in another task, whose context has nothing to restore
                 pass
+
+    async def _call_unreported(self, context: Context | None, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the app without a record, in the context of an excluded request if there is one."""
+        if context is None:
+            await self.app(scope, receive, send)
+            return
+        token = OTEL_CONTEXT.set(context)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            with contextlib.suppress(ValueError):  # closed in another task, whose context has nothing to restore
+                OTEL_CONTEXT.reset(token)
 
     def _finish(self, record: RequestRecord, raised: BaseException | None) -> None:
         try:
@@ -113,37 +131,6 @@ class ObserveMiddleware:
             await send(message)
 
         await self.app(scope, receive, send_and_follow)
-
-
-class PathFilter:
-    """Matches requests that are not reported, by path and by regular expressions for the URL. False if it has none."""
-
-    def __init__(self, paths: tuple[str, ...], patterns: tuple[str, ...]) -> None:
-        self._exact = frozenset(path for path in paths if not path.endswith("*"))
-        self._prefixes = tuple(path[:-1] for path in paths if path.endswith("*"))
-        self._patterns = tuple(re.compile(pattern) for pattern in patterns)
-        self._any = bool(paths or patterns)
-
-    def __bool__(self) -> bool:
-        return self._any
-
-    def match(self, path: str, scope: Scope) -> bool:
-        """Return whether the request is excluded."""
-        if path in self._exact or path.startswith(self._prefixes):
-            return True
-        if not self._patterns:
-            return False
-        url = _url_without_query(scope)
-        return any(pattern.search(url) for pattern in self._patterns)
-
-
-def _url_without_query(scope: Scope) -> str:
-    """Return the URL in which OpenTelemetry's ASGI instrumentation searches the patterns of excluded URLs."""
-    host = next((value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"host"), "")
-    if not host:
-        address, port = scope.get("server") or ("0.0.0.0", 80)  # noqa: S104 - as there; nothing is bound
-        host = address if port in {80, None} else f"{address}:{port}"
-    return f"{scope.get('scheme', 'http')}://{host}{scope.get('path', '')}"
 
 
 class InnerMiddleware:

@@ -7,7 +7,7 @@ import threading
 from contextlib import ExitStack
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import anyio
 from opentelemetry import context as otel_context
@@ -31,12 +31,13 @@ from fastapi_observe.metrics.shared.join import WorkerGroup
 from fastapi_observe.metrics.system import SystemCollector
 from fastapi_observe.records.guard import CALLER_ERRORS, fail_safe, return_no_op
 from fastapi_observe.records.operation import Operation, new_operation
-from fastapi_observe.records.request import CONTEXT_KEY, RequestRecord
-from fastapi_observe.records.signal import SignalHook, is_implemented
+from fastapi_observe.records.request import CONTEXT_KEY, ExcludedRef, RequestRecord, excluded_signals
+from fastapi_observe.records.signal import SIGNAL_BITS, SignalHook, is_implemented
 from fastapi_observe.records.time_breakdown import AWAITED_KINDS, MIN_POOL_WAIT, TimeBreakdown
 from fastapi_observe.records.websocket import WebSocketRecord
 from fastapi_observe.records.wrapping import callable_name
 from fastapi_observe.redaction.redactor import Redactor
+from fastapi_observe.requests.exclusion import RequestFilter
 from fastapi_observe.requests.response_headers import ResponseHeaders
 from fastapi_observe.requests.routing import RouteTemplates
 from fastapi_observe.slo.live import LiveObjectives
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     import httpx
+    from opentelemetry.context import Context
     from starlette.applications import Starlette
     from starlette.types import Receive, Scope, Send
 
@@ -69,6 +71,9 @@ class Observability:
     `tracing`, `metrics` and `log` record telemetry; `db` and `external` measure queries and calls to other services;
     `http` is an instrumented httpx client.
     """
+
+    # Installs with a filter. An operation may be of another install than the one that excluded its request.
+    _filtering: ClassVar = 0
 
     def __init__(self, app: Starlette, settings: ObserveSettings) -> None:
         self.app = app
@@ -97,8 +102,11 @@ class Observability:
             ("logs", self.logs, settings.logs),
         )
         self._signals = tuple(
-            SignalHook(name, 1 << at, signal) for at, (name, signal, enabled) in enumerate(signals) if enabled
+            SignalHook(name, SIGNAL_BITS[name], signal) for name, signal, enabled in signals if enabled
         )
+        self.all_signals = sum(hook.bit for hook in self._signals)
+        self.filter = _request_filter(settings)
+        Observability._filtering += bool(self.filter)
         # The signals that handle the start of a request, and of an operation.
         self._active_signals: tuple[tuple[SignalHook, ...], tuple[SignalHook, ...]] | None = None
         self._response_headers = ResponseHeaders(settings)
@@ -148,16 +156,23 @@ class Observability:
 
     # Called by the middleware
 
-    def start_request(self, scope: Scope, receive: Receive, send: Send) -> RequestRecord:
-        """Create the record of a request and report its start to the signals."""
+    def exclude_request(self) -> Context:
+        """Return the context for a request that no signal reports."""
+        return self.tracing.exclude(ExcludedRef(None, self.all_signals))[0]
+
+    def start_request(self, scope: Scope, receive: Receive, send: Send, excluded: int = 0) -> RequestRecord:
+        """Create the record of a request and report its start to the signals that are not `excluded`."""
         record_class = WebSocketRecord if scope["type"] == "websocket" else RequestRecord
         record = record_class(scope, receive, send, self.internal_errors, self._end_request)
         record.observability = self
-        for hook in self._active_signals[0] if self._active_signals else self._find_active_signals()[0]:
+        hooks = self._active_signals[0] if self._active_signals else self._find_active_signals()[0]
+        if excluded:
+            hooks = self._exclude_signals(record, hooks, excluded)
+        for hook in hooks:
             try:
                 hook.signal.on_request_start(record)
             except Exception as exc:  # noqa: BLE001 - an internal error never reaches the request
-                record.failed_signals |= hook.bit
+                record.skipped_signals |= hook.bit
                 self.internal_errors(f"{hook.name}.on_request_start", exc)
         try:
             self._response_headers.prepare(record)
@@ -168,6 +183,19 @@ class Observability:
         if record.context is None:
             record.context = otel_context.set_value(CONTEXT_KEY, record.current)
         return record
+
+    def _exclude_signals(
+        self, record: RequestRecord, hooks: tuple[SignalHook, ...], excluded: int
+    ) -> tuple[SignalHook, ...]:
+        """Prepare a record that some signals do not report. Returns the hooks of the others."""
+        record.skipped_signals = excluded
+        record.current = ExcludedRef(record, excluded)
+        if excluded & SIGNAL_BITS["traces"]:
+            record.context, span = self.tracing.exclude(record.current)
+            position = span.get_span_context()
+            record.span = span
+            record.trace_id, record.span_id = f"{position.trace_id:032x}", f"{position.span_id:016x}"
+        return tuple(hook for hook in hooks if not hook.bit & excluded)
 
     def _find_active_signals(self) -> tuple[tuple[SignalHook, ...], tuple[SignalHook, ...]]:
         # At the first request, not in __init__: methods of a signal may be replaced until then.
@@ -180,7 +208,7 @@ class Observability:
     def _start_response(self, record: RequestRecord) -> None:
         self._find_endpoint(record)
         for hook in self._signals:
-            if not record.failed_signals & hook.bit:
+            if not record.skipped_signals & hook.bit:
                 try:
                     hook.signal.on_response_start(record)
                 except Exception as exc:  # noqa: BLE001 - an internal error never reaches the request
@@ -195,7 +223,7 @@ class Observability:
         except Exception as exc:  # noqa: BLE001 - an internal error never reaches the request
             self.internal_errors("routing", exc)
         for hook in self._signals:
-            if not record.failed_signals & hook.bit:
+            if not record.skipped_signals & hook.bit:
                 try:
                     hook.signal.on_request_end(record)
                 except Exception as exc:  # noqa: BLE001 - an internal error never reaches the request
@@ -219,7 +247,10 @@ class Observability:
                     operation.work = record.work or self._new_work(record)
         except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
             self.internal_errors("time_breakdown", exc)
-        for hook in self._active_signals[1] if self._active_signals else self._find_active_signals()[1]:
+        hooks = self._active_signals[1] if self._active_signals else self._find_active_signals()[1]
+        if Observability._filtering:
+            hooks = self._included(operation, hooks)
+        for hook in hooks:
             try:
                 hook.signal.on_operation_start(operation)
             except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
@@ -227,8 +258,16 @@ class Observability:
         if operation.work is not None:
             operation.work.begin(perf_counter())
 
-    def on_operation_end(self, operation: Operation) -> None:
-        """Report the end of an operation to the signals."""
+    def _included(self, operation: Operation, hooks: tuple[SignalHook, ...]) -> tuple[SignalHook, ...]:
+        """Return the hooks of the signals that report an operation, and remember them for its end."""
+        excluded = excluded_signals(OTEL_CONTEXT.get())
+        if not excluded:
+            return hooks
+        operation.reporter = _PartialReporter(self, excluded)
+        return tuple(hook for hook in hooks if not hook.bit & excluded)
+
+    def on_operation_end(self, operation: Operation, excluded: int = 0) -> None:
+        """Report the end of an operation to the signals that are not `excluded`."""
         work = operation.work
         if work is not None:
             try:
@@ -236,7 +275,8 @@ class Observability:
                 work.end(operation.started + duration, operation.kind, duration, operation.repetition_key)
             except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
                 self.internal_errors("time_breakdown", exc)
-        for hook in reversed(self._signals):
+        hooks = self._signals if not excluded else tuple(hook for hook in self._signals if not hook.bit & excluded)
+        for hook in reversed(hooks):
             try:
                 hook.signal.on_operation_end(operation)
             except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
@@ -390,6 +430,7 @@ class Observability:
             return
         self.closed = True
         INSTALLED.remove(self)
+        Observability._filtering -= bool(self.filter)
         background.uninstrument()
         closes = (
             self.objectives.stop,
@@ -415,6 +456,33 @@ class Observability:
         thread = threading.Thread(target=flush_and_close, name="fastapi-observe-close", daemon=True)
         thread.start()
         thread.join(self.settings.shutdown_timeout)
+
+
+class _PartialReporter:
+    """Reports the end of an operation to the signals that reported its start. Else it is the `Observability`."""
+
+    def __init__(self, observability: Observability, excluded: int) -> None:
+        self._observability = observability
+        self._excluded = excluded
+
+    def on_operation_start(self, operation: Operation) -> None:
+        """Report the start of a copy of the operation, which may be in another request."""
+        operation.reporter = self._observability
+        self._observability.on_operation_start(operation)
+
+    def on_operation_end(self, operation: Operation) -> None:
+        """Report the end."""
+        self._observability.on_operation_end(operation, self._excluded)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._observability, name)
+
+
+def _request_filter(settings: ObserveSettings) -> RequestFilter:
+    all_signals = sum(SIGNAL_BITS.values())
+    paths = {all_signals: settings.exclude_paths}
+    paths |= {SIGNAL_BITS[name]: entries for name, entries in settings.exclude_from.items()}
+    return RequestFilter(paths, settings.exclude_urls, all_signals)
 
 
 def _running_loop() -> Any:

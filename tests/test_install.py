@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
-from opentelemetry.instrumentation.asgi import get_host_port_url_tuple
-from opentelemetry.util.http import parse_excluded_urls
 from starlette.applications import Starlette
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse
@@ -20,7 +18,7 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from fastapi_observe import SettingsError, get_observability, install
-from fastapi_observe.middleware import InnerMiddleware, ObserveMiddleware, PathFilter
+from fastapi_observe.middleware import InnerMiddleware, ObserveMiddleware
 from fastapi_observe.records.request import EXCEPTION_IDS_ATTRIBUTE, RECORD_SCOPE_KEY
 
 if TYPE_CHECKING:
@@ -308,45 +306,6 @@ def test_without_fastapi_there_are_no_validation_errors(
 
 
 # The door
-
-
-def test_excluded() -> None:
-    """Paths are exact or end with `*`; patterns are searched for in the URL."""
-    for paths, patterns, out, reported in (
-        ((), (), (), ("/a",)),
-        (("/a", "/b/*"), (), ("/a", "/b/", "/b/c"), ("/a/", "/b", "/c")),
-        ((), ("/v[0-9]+/health$",), ("/v1/health",), ("/v/health", "/v1/health/x")),
-    ):
-        excluded = PathFilter(paths, patterns)
-        assert bool(excluded) is bool(paths or patterns)
-        assert all(excluded.match(path, {"path": path}) for path in out)
-        assert not any(excluded.match(path, {"path": path}) for path in reported)
-
-
-def test_patterns_match_as_in_contrib() -> None:
-    """Patterns of `OTEL_PYTHON_FASTAPI_EXCLUDED_URLS` match what OpenTelemetry's instrumentation matches."""
-    host: list[tuple[bytes, bytes]] = [(b"accept", b"*/*"), (b"host", b"shop.example:8000")]
-    scopes: list[dict[str, Any]] = [
-        {"type": "http", "scheme": scheme, "server": server, "headers": headers, "path": path, "query_string": b"a=b"}
-        for scheme in ("http", "https")
-        for server in (("127.0.0.1", 80), ("127.0.0.1", 8000), ("::1", 443), None)
-        for headers in (host, [])
-        for path in ("/", "/healthz", "/client/7/info", "/client/7/info/more")
-    ]
-    for pattern in (
-        "^https?://[^/]+/$",
-        "http://127.0.0.1.*/healthz",
-        "client/.*/info$,healthz",
-        "localhost",
-        "shop",
-        ":8000/",
-        "^/healthz",
-        "a=b",
-    ):
-        contrib, ours = parse_excluded_urls(pattern), PathFilter((), tuple(pattern.split(",")))
-        for scope in scopes:
-            url = get_host_port_url_tuple(scope)[2]  # type: ignore[no-untyped-call]
-            assert ours.match(scope["path"], scope) == contrib.url_disabled(url), (pattern, url)
 
 
 def test_the_middleware_serves_the_metrics(observed: Callable[..., Seen]) -> None:

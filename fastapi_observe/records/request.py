@@ -63,8 +63,27 @@ class RecordRef:
 
     __slots__ = ("record",)
 
-    def __init__(self, record: RequestRecord) -> None:
-        self.record: RequestRecord | None = record
+    excluded = 0
+    """Signals (`SIGNAL_BITS`) that report neither the request nor the operations inside it."""
+
+    def __init__(self, record: RequestRecord | None) -> None:
+        self.record = record
+
+
+class ExcludedRef(RecordRef):
+    """A reference inside a request that is excluded from some signals, or without a record from all of them."""
+
+    __slots__ = ("excluded",)
+
+    def __init__(self, record: RequestRecord | None, excluded: int) -> None:
+        super().__init__(record)
+        self.excluded = excluded
+
+
+def excluded_signals(context: Context) -> int:
+    """Return the signals that a context excludes."""
+    reference = context.get(CONTEXT_KEY)
+    return reference.excluded if isinstance(reference, RecordRef) else 0
 
 
 class RequestRecord:
@@ -96,7 +115,6 @@ class RequestRecord:
         "error_type",
         "exception",
         "extra_response_headers",
-        "failed_signals",
         "headers",
         "inner_exception",
         "method",
@@ -111,6 +129,7 @@ class RequestRecord:
         "response_size",
         "sampled",
         "scope",
+        "skipped_signals",
         "span",
         "span_adopted",
         "span_id",
@@ -149,7 +168,7 @@ class RequestRecord:
             headers = scope["headers"] = list(headers)
         self.headers: dict[bytes, bytes] = dict(headers)
         self.observability: Any = None
-        self.failed_signals = 0
+        self.skipped_signals = 0
         self.endpoint = UNMATCHED
         self.status_code = 0
         self.outcome = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 NO_OP_ATTRIBUTE = "__observe_no_op__"
+
+SIGNAL_BITS: Final = {"traces": 1, "metrics": 2, "logs": 4}
+"""Bit of each signal in a set of signals."""
 
 
 def no_op(method: F) -> F:
@@ -49,7 +52,7 @@ class Signal(Protocol):
 
 
 class SignalHook(NamedTuple):
-    """A signal of one install. `bit` identifies it in `RequestRecord.failed_signals`."""
+    """A signal of one install. `bit` identifies it in `RequestRecord.skipped_signals`."""
 
     name: str
     bit: int

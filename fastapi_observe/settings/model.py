@@ -31,12 +31,13 @@ from fastapi_observe.settings.types import (
     RETENTION_LIMIT,
     ROTATION_PATTERN,
     BucketBounds,
+    ExcludedFrom,
+    ExcludedPaths,
     HeaderNames,
     Headers,
     LogLevel,
     ObjectiveList,
     ObjectiveOptions,
-    Paths,
     PeerPolicy,
     Regexes,
     StringList,
@@ -341,10 +342,16 @@ class ObserveSettings(BaseSettings):
     )
 
     # Requests
-    exclude_paths: Paths = option(
+    exclude_paths: ExcludedPaths = option(
         (),
-        "Paths that no signal reports: exact, or a prefix that ends in `*`.",
-        accepts="paths that begin with /, separated by commas, `*` at most at the end",
+        "Requests that no signal reports, including everything inside them: a path, or a prefix that ends in `*`. A "
+        "method before it limits the entry to that method (`OPTIONS *`).",
+        accepts="paths that begin with /, separated by commas, `*` at most at the end; optionally a method before each",
+    )
+    exclude_from: ExcludedFrom = option(
+        {},
+        'Requests that single signals do not report: `{"logs": ["/internal/*"]}`. Entries as in `exclude_paths`.',
+        accepts="traces=/path, metrics=/path or logs=/path, separated by commas; in code a dict of lists",
     )
     exclude_urls: Regexes = option(
         (),

@@ -103,5 +103,6 @@ class Options(TypedDict, total=False):
     slos: Sequence[Objective]
     slo_options: SLOOptions | None
     exclude_paths: Sequence[str]
+    exclude_from: Mapping[Literal["traces", "metrics", "logs"], Sequence[str]]
     exclude_urls: Sequence[str]
     request_id_header: str

@@ -22,6 +22,19 @@ def _parse_headers(value: Any) -> Any:
     return {str(name).lower(): text for name, text in value.items()} if isinstance(value, Mapping) else value
 
 
+def _group_pairs(value: Any) -> Any:
+    """Parse `logs=/a,logs=/b` into lists by name. Other types are returned unchanged."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith("{"):
+        return json.loads(value)
+    grouped: dict[str, list[str]] = {}
+    for item in split(value):
+        name, _, entry = item.partition("=")
+        grouped.setdefault(name.strip(), []).append(entry.strip())
+    return grouped
+
+
 def _check_header(value: SecretStr) -> SecretStr:
     if re.search(r"[\r\n]", value.get_secret_value()):
         raise ValueError("a header is one line")
@@ -113,7 +126,12 @@ HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
 StringList = Annotated[tuple[str, ...], BeforeValidator(split)]
 """Several strings, separated by commas in a variable."""
 HeaderNames = Annotated[tuple[HeaderName, ...], BeforeValidator(split)]
-Paths = Annotated[tuple[Annotated[str, StringConstraints(pattern=r"^/[^*]*\*?$")], ...], BeforeValidator(split)]
+ExcludedPaths = Annotated[
+    tuple[Annotated[str, StringConstraints(pattern=r"^([A-Za-z]+ +)?/[^* ]*\*?$|^[A-Za-z]+ +\*$")], ...],
+    BeforeValidator(split),
+]
+SignalName = Annotated[str, StringConstraints(pattern=r"^(traces|metrics|logs)$")]
+ExcludedFrom = Annotated[dict[SignalName, ExcludedPaths], BeforeValidator(_group_pairs)]
 Regexes = Annotated[tuple[Annotated[str, AfterValidator(_check_regex)], ...], BeforeValidator(split)]
 BucketBounds = Annotated[
     tuple[Annotated[float, Field(gt=0)], ...],

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.records.request import known_method
+from fastapi_observe.requests.exclusion import parse_exclusion
 from fastapi_observe.settings.objectives import Latency, Objective
 
 if TYPE_CHECKING:
@@ -110,8 +111,9 @@ def is_excluded(template: str, settings: ObserveSettings) -> bool:
     """Return whether no signal reports a route: an excluded path, or the path of the metrics."""
     if settings.metrics and settings.metrics_port is None and template == settings.metrics_path:
         return True
-    for path in settings.exclude_paths:
-        if template == path or (path.endswith("*") and template.startswith(path[:-1])):
+    for entry in (*settings.exclude_paths, *settings.exclude_from.get("metrics", ())):
+        method, path, is_prefix = parse_exclusion(entry)
+        if not method and (template.startswith(path) if is_prefix else template == path):
             return True
     # The host is not known here: no pattern should match it.
     return any(re.search(pattern, f"http://-{template}") for pattern in settings.exclude_urls)

@@ -10,6 +10,10 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import sampling
 from prometheus_client.metrics_core import CounterMetricFamily
 
+from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
+from fastapi_observe.records.request import excluded_signals
+from fastapi_observe.records.signal import SIGNAL_BITS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -73,7 +77,9 @@ class RateLimitedSampler(sampling.Sampler):
         self._rate_limit = rate_limit
 
     def should_sample(self, parent_context: Any, *arguments: Any, **named: Any) -> sampling.SamplingResult:
-        """Return the inner sampler's decision, or DROP if it starts a trace beyond the limit."""
+        """Return the inner sampler's decision, or DROP inside an excluded request and beyond the limit."""
+        if excluded_signals(OTEL_CONTEXT.get() if parent_context is None else parent_context) & SIGNAL_BITS["traces"]:
+            return sampling.SamplingResult(sampling.Decision.DROP)
         result = self._inner.should_sample(parent_context, *arguments, **named)
         parent = trace.get_current_span(parent_context).get_span_context()
         starts_here = not parent.is_valid or parent.is_remote

@@ -24,6 +24,7 @@ from fastapi_observe.internal.opentelemetry import (
     RecordedSpan,
     SpanFactory,
     UnsampledSpan,
+    find_suppression_key,
     is_sdk_compatible,
 )
 from fastapi_observe.internal.renamed import Renamed
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 
     from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.records.operation import Operation
-    from fastapi_observe.records.request import RequestRecord
+    from fastapi_observe.records.request import RecordRef, RequestRecord
     from fastapi_observe.settings.model import ObserveSettings
 
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
@@ -135,6 +136,16 @@ class TracingService:
         if span.is_recording():
             span.set_attributes(self._request_attributes(record))
         self._assign_span(record, span, context)
+
+    def exclude(self, reference: RecordRef) -> tuple[Context, UnsampledSpan]:
+        """Return a context for an excluded request, in which nothing is traced, and the unsampled span in it."""
+        context = OTEL_CONTEXT.get()
+        if is_stale_context(context):
+            context = Context()
+        span = UnsampledSpan(*(next(ID_SOURCE.pairs, None) or ID_SOURCE.refill()), RANDOM, None)
+        # Samplers that follow the parent do not sample below this span. Instrumentations of other packages may have
+        # another sampler; they look for the suppression key.
+        return Context({**context, SPAN_KEY: span, find_suppression_key(): True, CONTEXT_KEY: reference}), span
 
     def _adopt_server_span(self, record: RequestRecord, current: Span, context: Context) -> None:
         record.span_adopted = True

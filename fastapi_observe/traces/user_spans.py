@@ -11,6 +11,8 @@ from opentelemetry.trace import StatusCode
 from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
 from fastapi_observe.records.exceptions import error_type_of, exception_message, exception_stacktrace
 from fastapi_observe.records.guard import NO_OP, report_error
+from fastapi_observe.records.request import excluded_signals
+from fastapi_observe.records.signal import SIGNAL_BITS
 from fastapi_observe.records.wrapping import callable_name, wrap_calls
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 
@@ -144,6 +146,9 @@ class SpanScope:
         span: Span
         self._started = perf_counter()
         try:
+            if excluded_signals(OTEL_CONTEXT.get()) & SIGNAL_BITS["traces"]:
+                self._span, self._context_scope = trace.get_current_span(), NO_OP
+                return self._span
             name = self._redactor.text(self._name)[:MAX_NAME_LENGTH]
             span = self._tracer.start_span(
                 well_formed(name), attributes=to_otel_attributes(self._attributes, self._redactor)

@@ -19,10 +19,11 @@ from prometheus_client import CollectorRegistry
 
 import fastapi_observe.requests.validation
 from fastapi_observe.internal.errors import InternalErrors
-from fastapi_observe.middleware import ObserveMiddleware, PathFilter
+from fastapi_observe.middleware import ObserveMiddleware
 from fastapi_observe.observability import Observability
 from fastapi_observe.records.request import RequestRecord
 from fastapi_observe.records.websocket import WebSocketRecord
+from fastapi_observe.requests.exclusion import RequestFilter
 from fastapi_observe.requests.response_headers import ResponseHeaders
 from fastapi_observe.requests.routing import RouteTemplates
 from fastapi_observe.traces.processors import GuardedProcessor
@@ -203,7 +204,12 @@ def test_an_internal_error_on_the_request_path_spoils_nothing(
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(RequestRecord, "_report"), (RequestRecord, "finish"), (Observability, "_end_request"), (PathFilter, "match")],
+    [
+        (RequestRecord, "_report"),
+        (RequestRecord, "finish"),
+        (Observability, "_end_request"),
+        (RequestFilter, "excluded_signals"),
+    ],
 )
 def test_a_fault_at_the_end_of_a_request_spoils_nothing(
     observed: Callable[..., Seen], monkeypatch: Patch, owner: Any, name: str

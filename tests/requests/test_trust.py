@@ -194,7 +194,7 @@ def test_what_is_remembered_is_bounded() -> None:
 def test_the_setting_is_checked(option: str) -> None:
     """A misspelt word, a wrong network and nothing at all are told, with what is accepted."""
     for wrong in ("privat", "10.0.0.0/33", "", (), 7, ("private", "always")):
-        with pytest.raises(SettingsError, match=rf"{option}: got .* accepts private, always, never, or networks"):
+        with pytest.raises(SettingsError, match=rf"{option}: .* expected private, always, never, or networks"):
             ObserveSettings(**{**NOTHING, option: wrong})
     settings = ObserveSettings(**{**NOTHING, option: "Private, 203.0.113.0/24"})
     assert getattr(settings, option) == ("private", "203.0.113.0/24")
