@@ -77,7 +77,7 @@ class LogCapture:
 
     def __init__(self) -> None:
         self.writer = LineWriter()
-        self.writer.on_fault = self._count
+        self.writer.on_internal_error = self._count
         self._open: tuple[RecordSink, ...] = ()
         self._lock = threading.RLock()
         self.thread = ThreadState()

@@ -13,8 +13,8 @@ from opentelemetry.trace import get_current_span
 
 from fastapi_observe.logs.capture import SERVER_LOGGERS, LogCapture
 from fastapi_observe.logs.file.file import LogFile
-from fastapi_observe.logs.file.names import parse_rotation
 from fastapi_observe.logs.file.retention import parse_retention
+from fastapi_observe.logs.file.rotation import parse_rotation
 from fastapi_observe.logs.line import (
     MAX_MESSAGE,
     TextFormat,
@@ -108,7 +108,9 @@ class LogService:
         self._file: LogFile | None = None
         limits = parse_rotation(settings.log_rotation), parse_retention(settings.log_retention)
         if settings.log_file is not None:
-            self._file = LogFile(settings.log_file, *limits, settings.log_compression is not None, faults)
+            self._file = LogFile(
+                settings.log_file, *limits, compress=settings.log_compression is not None, on_internal_error=faults
+            )
         stream = sys.stdout
         terminal = settings.environment == "development" and stream is not None and stream.isatty()
         readable = settings.log_format == "text" or (settings.log_format == "auto" and terminal)

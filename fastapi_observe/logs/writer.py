@@ -1,18 +1,18 @@
-"""The queue of log lines and the thread that writes them to standard output and to files."""
+"""The queue of log lines and the thread that writes them to standard output and to the log file."""
 
 from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
-import weakref
 from collections import deque
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from fastapi_observe.logs.backlog import MAX_BYTES, Backlog
+from fastapi_observe.internal.forks import weak_callback
 from fastapi_observe.logs.stdout import StandardOutput
 
 if TYPE_CHECKING:
@@ -21,121 +21,187 @@ if TYPE_CHECKING:
     from fastapi_observe.logs.file.file import LogFile
 
 QUEUE_LINES: Final = 10_000
-"""Most lines that wait for the thread; more are dropped and counted, those of level error a tenth later."""
+"""Maximum of lines in the queue, and in the backlog. Lines of level error may exceed the queue's by a tenth."""
+
+MAX_BYTES: Final = 8 << 20
+"""Maximum of bytes in the queue, and in the backlog."""
 
 BATCH_DELAY: Final = 0.025
-"""Seconds that the thread lets lines gather before it writes them."""
+"""Seconds for which the thread collects lines before it writes them."""
 
 RETRY_DELAY: Final = 0.005
-"""Seconds between two offers to a standard output that is slow."""
+"""Seconds between two attempts to write to a standard output that is slow."""
 
 MAX_BLOCK: Final = 0.05
-"""Seconds that an urgent line may wait for a standard output that takes nothing, or for a file that others write to."""
+"""Seconds for which an urgent line may block its caller because standard output, or another writer, is slow."""
 
 CHUNK_SIZE: Final = 1 << 16
-"""Bytes that are taken at once from what waits for standard output."""
+"""Bytes that are taken from the backlog at a time."""
 
-COUNT_PATIENCE: Final = 0.1
-"""Seconds that a count waits for a write to end."""
+COUNT_TIMEOUT: Final = 0.1
+"""Seconds for which counting waits for a write to end."""
 
 INFO: Final = 20
 ERROR: Final = 40
-"""Numbers of levels, as those of `logging`."""
+"""Level numbers of `logging`."""
 
 THREAD_NAME: Final = "fastapi-observe-log-writer"
 CMD_WRITE: Final = "write"
 CMD_END: Final = "end"
-"""What the thread is woken up for."""
+"""Messages to the thread."""
+
+
+class QueuedLine(NamedTuple):
+    """A line in the backlog, with its position among all lines."""
+
+    position: int
+    level: int
+    line: bytes
+
+
+class Backlog:
+    """Lines that standard output has not taken yet, in order.
+
+    If there is no room, lines of the lowest level are dropped first, the oldest of them before others. `dropped`
+    counts them.
+    """
+
+    def __init__(self, max_lines: int = QUEUE_LINES, max_bytes: int = MAX_BYTES) -> None:
+        self.dropped = 0
+        self.size = 0
+        self._max_lines = max_lines
+        self._max_bytes = max_bytes
+        self._count = 0
+        self._next_position = 0
+        self._levels: dict[int, deque[QueuedLine]] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, line: bytes, level: int) -> None:
+        """Append a line, or drop it if there is no room and no line of a lower level to drop instead."""
+        while self._count >= self._max_lines or (self.size + len(line) > self._max_bytes):
+            lowest = min((each for each, lines in self._levels.items() if lines), default=level)
+            self.dropped += 1
+            if lowest >= level:
+                return
+            self._subtract(self._levels[lowest].popleft())
+        self._next_position += 1
+        self._levels.setdefault(level, deque()).append(QueuedLine(self._next_position, level, line))
+        self._count += 1
+        self.size += len(line)
+
+    def take(self, size: int) -> list[QueuedLine]:
+        """Remove and return the first lines, `size` bytes together, or a single longer one."""
+        taken: list[QueuedLine] = []
+        while self._count:
+            first = min((lines for lines in self._levels.values() if lines), key=lambda lines: lines[0].position)
+            size -= len(first[0].line)
+            if taken and size < 0:
+                break
+            taken.append(first.popleft())
+            self._subtract(taken[-1])
+        return taken
+
+    def put_back(self, lines: list[QueuedLine]) -> None:
+        """Return lines that were taken to the front."""
+        for each in reversed(lines):
+            self._levels[each.level].appendleft(each)
+            self._count += 1
+            self.size += len(each.line)
+
+    def _subtract(self, line: QueuedLine) -> None:
+        self._count -= 1
+        self.size -= len(line.line)
 
 
 class LineWriter:
-    """Writes lines to `sys.stdout`, as it is at that moment, and to log files, in the order of the calls.
+    """Writes lines to the current `sys.stdout` and to log files, in the order of the calls.
 
-    `write` costs the caller an append; a daemon thread, started with the first line, writes in batches. Lines go to
-    their files first; those that standard output does not take at once wait in the `Backlog`, and neither thread nor
-    caller is blocked. Urgent lines are written before `write` returns. `written` counts lines that standard output
-    took, `lost` by reason those that it did not. After `close`, and in a forked child, every line is written at once,
-    until `open`. `on_fault` is told of faults of ours: neither the thread nor a caller ends by one.
+    A call appends to a queue; a daemon thread, started with the first line, writes in batches. Urgent lines, and those
+    before them, are written before `write` returns. Each line goes to its file first; lines that standard output does
+    not take at once go to the `Backlog`, so that a slow reader blocks neither thread nor caller. After `close`, and in
+    a forked child, each line is written at once, until `open`.
+
+    `written` counts lines that standard output took, `lost` those that it did not, by reason. Internal errors are
+    passed to `on_internal_error`; they end neither the thread nor a caller.
     """
 
     def __init__(self, limit: int = QUEUE_LINES) -> None:
         self.written = 0
-        self.lost = {"queue_full": 0, "write": 0, "internal": 0}
+        self.lost = {"queue_full": 0, "stdout_write": 0, "internal_error": 0}
+        self.on_internal_error: Callable[[str, BaseException], Any] = lambda _site, _exc: None
         self._limit = limit
-        self.on_fault: Callable[[str, BaseException], Any] = lambda _site, _exc: None
         self._direct = True
-        self._renew()
-        self._hold_at_fork()
+        self._broken_pipe_reported = False
+        self._reset()
+        if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows cannot fork
+            os.register_at_fork(
+                before=weak_callback(self, LineWriter._before_fork),
+                after_in_parent=weak_callback(self, LineWriter._after_fork_in_parent),
+                after_in_child=weak_callback(self, LineWriter._after_fork_in_child),
+            )
 
-    def _renew(self) -> None:
+    def _reset(self) -> None:
+        # (line or record, file, copy for the file or encoder, level). A plain tuple: naming its four items would cost
+        # every line a fifth of a microsecond.
         self._queue: deque[tuple[Any, LogFile | None, bytes | Callable[[Any], bytes], int]] = deque()
-        self._bytes = 0
+        self._queued_bytes = 0
         self._backlog = Backlog()
         self._output = StandardOutput()
+        # Held by the thread that writes, which then takes the locks of files. `_writing_thread` is its id: a stream
+        # that logs while it is written to must not wait for itself.
         self._lock = threading.Lock()
+        self._writing_thread = 0
         self._counting = threading.RLock()
+        # Held while the thread is started or ended; `_lock` may be taken inside it, with a time limit.
         self._lifetime = threading.RLock()
-        self._owner = 0
-        self._forking = False
-        self._stuck = self._late = False
+        self._locked_for_fork = False
+        self._output_blocked = False
+        self._lock_timed_out = False
         self._awake = False
-        self._files: dict[LogFile, None] = {}
         self._thread: threading.Thread | None = None
-        # The one queue of the standard library that a signal handler or `__del__` may use in the middle of itself.
+        # The only queue of the standard library that a signal handler or `__del__` may use in the middle of a call.
         self._wake: SimpleQueue[str] = SimpleQueue()
 
-    def _hold_at_fork(self) -> None:
-        """Fork only between two writes; the child begins with nothing of its parent's."""
-        if not hasattr(os, "register_at_fork"):  # pragma: no cover - Windows cannot fork
-            return
-        reference = weakref.ref(self)
-
-        def call(method: Callable[[LineWriter], None]) -> Callable[[], None]:
-            return lambda: None if (writer := reference()) is None else method(writer)
-
-        os.register_at_fork(
-            before=call(LineWriter._before_fork),
-            after_in_parent=call(LineWriter._after_fork),
-            after_in_child=call(LineWriter._begin_as_child),
-        )
-
-    def _begin_as_child(self) -> None:
-        """Write at once until `open`: a child that ends with `os._exit` flushes nothing."""
-        self._renew()
-        self._direct = True
-
     def _before_fork(self) -> None:
-        self._forking = self._owner != threading.get_ident() and self._lock.acquire(timeout=1.0)
+        """Fork between two writes only, so that the child does not inherit half of one."""
+        self._locked_for_fork = self._writing_thread != threading.get_ident() and self._lock.acquire(timeout=1.0)
 
-    def _after_fork(self) -> None:
-        if self._forking:
-            self._forking = False
+    def _after_fork_in_parent(self) -> None:
+        if self._locked_for_fork:
+            self._locked_for_fork = False
             self._lock.release()
+
+    def _after_fork_in_child(self) -> None:
+        """Leave the parent's lines to the parent and write at once: a child that ends with `os._exit` cannot flush."""
+        self._reset()
+        self._direct = True
 
     def __len__(self) -> int:
         return len(self._queue) + len(self._backlog) + bool(self._output.partial_line)
 
     @property
     def dropped(self) -> int:
-        """Lines that standard output did not get."""
-        return sum(self.lost.values()) + self._backlog.shed
+        """Number of lines that standard output did not get."""
+        return sum(self.lost.values()) + self._backlog.dropped
 
     def tally(self) -> tuple[int, dict[str, int], int]:
-        """Return at one moment how many lines standard output took, lost (by reason) and waits for."""
+        """Return the numbers of lines written to standard output, lost (by reason) and queued, of one moment."""
         with self._paused():
-            lost = {**self.lost, "queue_full": self.lost["queue_full"] + self._backlog.shed}
+            lost = {**self.lost, "queue_full": self.lost["queue_full"] + self._backlog.dropped}
             return self.written, lost, len(self)
 
     def line_tally(self, file: LogFile) -> tuple[int, dict[str, int], int]:
-        """Return the same of a file."""
+        """Return the same numbers of a file."""
         with self._paused():
-            waiting = sum(item[1] is file for item in self._queue.copy())
-            return file.written, {**file.dropped}, waiting + len(file)
+            queued = sum(item[1] is file for item in self._queue.copy())
+            return file.written, {**file.dropped}, queued
 
     @contextmanager
     def _paused(self) -> Iterator[None]:
-        """Count between two writes, unless one takes long."""
-        held = self._owner != threading.get_ident() and self._lock.acquire(timeout=COUNT_PATIENCE)
+        """Wait for a write to end, unless it takes long."""
+        held = self._writing_thread != threading.get_ident() and self._lock.acquire(timeout=COUNT_TIMEOUT)
         try:
             yield
         finally:
@@ -145,7 +211,7 @@ class LineWriter:
     def enqueue(
         self, record: Any, encode: Callable[[Any], bytes], file: LogFile | None = None, level: int = INFO
     ) -> None:
-        """Write what `encode(record)` returns, to standard output and to `file`; most often the thread calls it."""
+        """Write the result of `encode(record)` to standard output and to `file`. It is called in the thread."""
         queue = self._queue
         if len(queue) >= self._limit:
             self._refuse(file)
@@ -159,12 +225,15 @@ class LineWriter:
     def write(
         self, line: bytes, *, urgent: bool = False, file: LogFile | None = None, copy: bytes = b"", level: int = INFO
     ) -> None:
-        """Write `line` to standard output and `copy` to `file`. Never raises, never blocks for longer than 0.05 s."""
+        """Write `line` to standard output and `copy` to `file`. Never raises.
+
+        Blocks for at most `MAX_BLOCK` seconds, and longer only if the disk of an urgent line's file does.
+        """
         queue = self._queue
-        if (self._bytes > MAX_BYTES or len(queue) >= self._limit) and not self._has_room_for(level):
+        if (self._queued_bytes > MAX_BYTES or len(queue) >= self._limit) and not self._has_room_for(level):
             self._refuse(file)
             return
-        self._bytes += len(line)
+        self._queued_bytes += len(line)
         queue.append((line, file, copy, level))
         if urgent or self._direct:
             self._drain(MAX_BLOCK)
@@ -172,8 +241,8 @@ class LineWriter:
             self._wake_thread()
 
     def _has_room_for(self, level: int) -> bool:
-        """Tell whether a line has room in a full queue: errors have some of their own."""
-        return level >= ERROR and len(self._queue) < self._limit * 1.1 and self._bytes <= MAX_BYTES * 1.1
+        """Return whether a full queue takes a line: errors have some room of their own."""
+        return level >= ERROR and len(self._queue) < self._limit * 1.1 and self._queued_bytes <= MAX_BYTES * 1.1
 
     def _refuse(self, file: LogFile | None) -> None:
         with self._counting:
@@ -182,19 +251,19 @@ class LineWriter:
                 file.dropped["queue_full"] += 1
 
     def open(self) -> None:
-        """Let lines gather for the thread from now on."""
+        """Collect lines for the thread from now on."""
         if self._direct:
             self._direct = self._awake = False
-            atexit.unregister(self._close_at_exit)  # a forked child has its parent's
+            atexit.unregister(self._close_at_exit)  # a forked child has inherited its parent's
             atexit.register(self._close_at_exit)
 
     def flush(self, timeout: float) -> bool:
-        """Write what waits, for at most about `timeout` seconds; tell whether nothing is left."""
-        self._stuck = self._late = False
-        return self._drain(timeout) and not len(self) and not any(map(len, self._files))
+        """Write all queued lines, within about `timeout` seconds. Returns whether nothing is left."""
+        self._output_blocked = self._lock_timed_out = False
+        return self._drain(timeout) and not len(self)
 
     def close(self, timeout: float = 1.0) -> None:
-        """Write what waits and end the thread; lines that still come are written at once."""
+        """Write all queued lines and end the thread. Later lines are written at once."""
         with self._lifetime:
             self._direct = True
             atexit.unregister(self._close_at_exit)
@@ -205,14 +274,14 @@ class LineWriter:
         self.flush(timeout)
 
     def _close_at_exit(self) -> None:
-        self._safely(self.close)
+        self._guarded(self.close)
 
-    def _safely(self, step: Callable[..., Any], *given: Any) -> Any:
-        """Take a step; None if it raised: a fault is counted, and what is next goes on."""
+    def _guarded(self, step: Callable[..., Any], *args: Any) -> Any:
+        """Call `step` and return its result. If it raises, report an internal error and return None."""
         try:
-            return step(*given)
+            return step(*args)
         except Exception as exc:  # noqa: BLE001 - see above
-            return self.on_fault("logs.writer", exc)
+            return self.on_internal_error("logs.writer", exc)
 
     def _wake_thread(self) -> None:
         if self._direct:
@@ -229,7 +298,7 @@ class LineWriter:
             thread = threading.Thread(target=self._run, args=(self._wake,), name=THREAD_NAME, daemon=True)
             try:
                 thread.start()
-            except RuntimeError:  # no new threads: the interpreter ends, or the limit is reached
+            except RuntimeError:  # the interpreter is ending, or the limit of threads is reached
                 self._direct = True
                 self._drain(MAX_BLOCK)
                 return
@@ -237,96 +306,73 @@ class LineWriter:
 
     def _run(self, wake: SimpleQueue[str]) -> None:
         try:
-            while (going := self._safely(self._loop_once, wake)) is not False:
-                if going is None:
+            while (running := self._guarded(self._loop_once, wake)) is not False:
+                if running is None:
                     self._awake = False
                     sleep(BATCH_DELAY)
-        finally:  # whatever ended us: the next line starts another
+        finally:  # however the thread ended, the next line starts another
             self._awake = False
 
     def _loop_once(self, wake: SimpleQueue[str]) -> bool:
-        """Wait for lines and write them; tell whether the thread goes on."""
-        if self._is_held_back():
+        """Wait for lines and write them. Returns whether the thread goes on."""
+        if len(self._backlog) or self._output.partial_line:
             self._output.wait(BATCH_DELAY)
-            going = self._woken(wake, RETRY_DELAY)
+            running = self._collect(wake, RETRY_DELAY)
         else:
-            going = wake.get() is CMD_WRITE and self._woken(wake, BATCH_DELAY)
+            running = wake.get() is CMD_WRITE and self._collect(wake, BATCH_DELAY)
         self._awake = False
         self._drain(None)
-        for file in list(self._files):
-            going = going and self._safely(self._run_maintenance, file, wake) is not False
-        return going
+        return running
 
-    def _woken(self, wake: SimpleQueue[str], seconds: float) -> bool:
-        """Let lines gather; tell whether the thread goes on."""
-        until = monotonic() + seconds
+    def _collect(self, wake: SimpleQueue[str], seconds: float) -> bool:
+        """Let lines collect for some time. Returns whether the thread goes on."""
+        deadline = monotonic() + seconds
         with suppress(Empty):
-            while wake.get(timeout=max(0.0, until - monotonic())) is CMD_WRITE:
+            while wake.get(timeout=max(0.0, deadline - monotonic())) is CMD_WRITE:
                 pass
             return False
         return True
 
-    def _run_maintenance(self, file: LogFile, wake: SimpleQueue[str]) -> bool:
-        """Do the work on rotated files half of the time; write what comes meanwhile."""
-        while True:
-            begun = monotonic()
-            if not file.run_maintenance():
-                break
-            going = self._woken(wake, min(monotonic() - begun, BATCH_DELAY))
-            self._awake = False
-            self._drain(None)
-            if not going:
-                return False
-        if not len(file):  # pragma: no branch - a caller in a hurry may have left lines to us meanwhile
-            self._files.pop(file, None)
-        return True
+    def _drain(self, timeout: float | None) -> bool:
+        """Write the queue and the backlog. Returns whether this thread could write.
 
-    def _is_held_back(self) -> bool:
-        """Tell whether something waits for standard output, or for the lock of a file."""
-        return bool(len(self._backlog) or self._output.partial_line or any(map(len, self._files)))
-
-    def _drain(self, patience: float | None) -> bool:
-        """Write everything that waits; tell whether it was our turn.
-
-        The writer's thread, without `patience`, waits for locks only; others for `patience` seconds in all.
+        The writer's thread, without a timeout, waits for the lock only; other threads for `timeout` seconds in all.
         """
-        if self._owner == threading.get_ident():  # inside our own write: its loop, or the thread, comes to this line
+        if self._writing_thread == threading.get_ident():  # a nested call: the outer one, or the thread, writes it
             self._wake_thread()
             return False
-        deadline = None if patience is None else monotonic() + patience
+        deadline = None if timeout is None else monotonic() + timeout
         while True:
             if not self._write_once(deadline):
                 self._wake_thread()
                 return False
             if deadline is None or not (len(self._backlog) or self._output.partial_line):
                 return True
-            left = deadline - monotonic()
-            if self._stuck or left <= 0:
-                self._stuck = True
+            remaining = deadline - monotonic()
+            if self._output_blocked or remaining <= 0:
+                self._output_blocked = True  # until standard output takes something, no caller waits for it again
                 self._wake_thread()
                 return True
-            self._safely(self._output.wait, left)
+            self._guarded(self._output.wait, remaining)
 
     def _write_once(self, deadline: float | None) -> bool:
-        """Write what can be written without waiting for standard output; tell whether it was our turn."""
-        left = -1.0 if deadline is None else 0.0 if self._late else max(0.0, deadline - monotonic())
-        if not self._lock.acquire(timeout=left):
-            self._late = True  # who comes next does not wait as long once more
+        """Write what standard output takes without blocking. Returns whether this thread got the lock."""
+        timeout = -1.0 if deadline is None else 0.0 if self._lock_timed_out else max(0.0, deadline - monotonic())
+        if not self._lock.acquire(timeout=timeout):
+            self._lock_timed_out = True  # the next caller does not wait for the same write as long again
             return False
         try:
-            self._owner = threading.get_ident()
-            self._late = False
-            self._safely(self._pump)
-            while self._queue and self._safely(self._write_batch, deadline):
+            self._writing_thread = threading.get_ident()
+            self._lock_timed_out = False
+            self._guarded(self._write_backlog)
+            while self._queue and self._guarded(self._write_batch):
                 pass
-            if self._files:
-                self._safely(self._write_files, {}, deadline)
         finally:
-            self._owner = 0
+            self._writing_thread = 0
             self._lock.release()
         return True
 
-    def _write_batch(self, deadline: float | None) -> bool:
+    def _write_batch(self) -> bool:
         queue = self._queue
         lines: list[bytes] = []
         levels: list[int] = []
@@ -343,28 +389,19 @@ class LineWriter:
             levels.append(level)
             if file is not None:
                 files.setdefault(file, []).append(copy)
-        self._bytes = 0
-        if files:
-            self._write_files(files, deadline)
-        self._put(lines, levels)
+        self._queued_bytes = 0
+        for log_file, copies in files.items():
+            log_file.write(copies)
+        self._write_stdout(lines, levels)
         return True
 
     def _lose_one(self, file: LogFile | None) -> None:
-        self.lost["internal"] += 1
+        self.lost["internal_error"] += 1
         if file is not None:
-            file.dropped["internal"] += 1
+            file.dropped["internal_error"] += 1
 
-    def _write_files(self, files: dict[LogFile, list[bytes]], deadline: float | None) -> None:
-        for file in self._files.keys() - files.keys():
-            if len(file):
-                files[file] = []
-        for file, lines in files.items():
-            if file.write(lines, None if deadline is None else max(0.0, deadline - monotonic())):
-                self._files[file] = None
-                self._wake_thread()
-
-    def _put(self, lines: list[bytes], levels: list[int]) -> None:
-        """Offer lines to standard output; let those wait that it does not take."""
+    def _write_stdout(self, lines: list[bytes], levels: list[int]) -> None:
+        """Offer lines to standard output, after the backlog. What it does not take goes to the backlog."""
         if not len(self._backlog):
             count = self._offer(lines)
             if count == len(lines):
@@ -372,28 +409,40 @@ class LineWriter:
             lines, levels = lines[count:], levels[count:]
         for line, level in zip(lines, levels, strict=True):
             self._backlog.add(line, level)
-        self._pump()
+        self._write_backlog()
 
-    def _pump(self) -> None:
-        """Offer what waits for standard output."""
+    def _write_backlog(self) -> None:
         while len(self._backlog) or self._output.partial_line:
             if not self._output.wait(0.0):
                 return
-            waiting = self._backlog.take(CHUNK_SIZE)
-            count = self._offer([line for _, _, line in waiting])
-            if count < len(waiting) or (self._output.partial_line and not waiting):
-                self._backlog.put_back(waiting[count:])
+            chunk = self._backlog.take(CHUNK_SIZE)
+            count = self._offer([each.line for each in chunk])
+            if count < len(chunk) or (self._output.partial_line and not chunk):
+                self._backlog.put_back(chunk[count:])
                 return
-        self._stuck = False
+        self._output_blocked = False
 
     def _offer(self, lines: list[bytes]) -> int:
-        """Offer lines to standard output; return how many are no longer ours to write: taken or lost."""
+        """Offer lines to standard output. Returns how many were taken or lost."""
         output = self._output
         before, offered = output.lines_written, len(lines) + bool(output.partial_line)
         try:
             return output.offer(lines)
-        except Exception:  # noqa: BLE001 - a broken, closed or missing standard output is no reason to fail a caller
-            self.lost["write"] += offered - (output.lines_written - before) - bool(output.partial_line)
+        except Exception as exc:  # noqa: BLE001 - a broken, closed or missing standard output must not fail a caller
+            self.lost["stdout_write"] += offered - (output.lines_written - before) - bool(output.partial_line)
+            if isinstance(exc, BrokenPipeError):
+                self._report_broken_pipe()
             return len(lines)
         finally:
             self.written += output.lines_written - before
+
+    def _report_broken_pipe(self) -> None:
+        """Write to standard error, once, that log lines are lost: standard output is where it would be seen else."""
+        if not self._broken_pipe_reported:
+            self._broken_pipe_reported = True
+            with suppress(Exception):  # standard error may be closed, too
+                sys.stderr.write(
+                    "fastapi-observe: nothing reads standard output any more (broken pipe); log lines are dropped and "
+                    "counted in fastapi_observe_dropped_total. Restart what reads them, or set log_file.\n"
+                )
+                sys.stderr.flush()

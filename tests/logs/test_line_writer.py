@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
 import os
 import socket
@@ -18,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fastapi_observe.logs import writer as line_writer
-from fastapi_observe.logs.backlog import Backlog
 from fastapi_observe.logs.file.file import LogFile
 from fastapi_observe.logs.stdout import StandardOutput
-from fastapi_observe.logs.writer import LineWriter
+from fastapi_observe.logs.writer import Backlog, LineWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -231,34 +229,22 @@ def test_only_one_thread_starts(writer: LineWriter, monkeypatch: pytest.MonkeyPa
 
 
 class Log:
-    """A file that keeps its lines and has some work afterwards."""
+    """A log file that collects its lines."""
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
-        self.work = 0
 
-    def __len__(self) -> int:
-        return 0
-
-    def write(self, lines: list[bytes], patience: float | None) -> bool:
-        """Keep lines; there is work."""
+    def write(self, lines: list[bytes]) -> None:
+        """Collect lines."""
         self.lines += lines
-        self.work = 3
-        return True
-
-    def tend(self) -> bool:
-        """Do a third of the work."""
-        self.work -= 1
-        return self.work > 0
 
 
-def test_files_get_their_copies_and_their_care(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each line goes to its file too; the work on rotated files is done by the thread."""
+def test_files_get_their_copies(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line goes to its file too, before it goes to standard output."""
     stream = standard_output(monkeypatch)
     log: Any = Log()
     writer.write(b"shown\n", file=log, copy=b"kept\n", urgent=True)
-    writer.write(b"only shown\n")
-    until(lambda: log.work == 0 and writer.written == 2)
+    writer.write(b"only shown\n", urgent=True)
     assert log.lines == [b"kept\n"]
     assert stream.text() == "shown\nonly shown\n"
 
@@ -351,7 +337,7 @@ def test_the_lowest_levels_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the reader has stopped, what waits is bounded in lines and bytes, and what is important stays, in order."""
     monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.0)
     writer = LineWriter()
-    writer._backlog = Backlog(lines=6, size=960)
+    writer._backlog = Backlog(max_lines=6, max_bytes=960)
     with pipe_as_standard_output(monkeypatch) as reading:
         writer.write(b"a" * 70_000 + b"\n")
         for number in range(4):
@@ -360,7 +346,7 @@ def test_the_lowest_levels_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
         writer.write(b"debug 4\n", level=10)
         writer.write(b"e" * 950 + b"\n", level=40)
         writer.write(b"error\n", level=40)
-        assert writer.tally() == (0, {"queue_full": 9, "write": 0, "internal": 0}, 3)
+        assert writer.tally() == (0, {"queue_full": 9, "stdout_write": 0, "internal_error": 0}, 3)
         assert writer.dropped == 9
         got = b""
         while not got.endswith(b"\nerror\n"):
@@ -472,7 +458,7 @@ def test_other_kinds_of_standard_output(monkeypatch: pytest.MonkeyPatch, kind: s
 def test_a_line_that_cannot_be_encoded_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It is counted, for standard output and for its file."""
     stream = standard_output(monkeypatch)
-    file = LogFile(str(tmp_path / "app.log"), None, None, False, print)  # noqa: FBT003 - no compression
+    file = LogFile(str(tmp_path / "app.log"), None, None, compress=False, on_internal_error=print)
     writer = LineWriter()
     with writer._lock:
         writer.open()
@@ -481,14 +467,14 @@ def test_a_line_that_cannot_be_encoded_takes_no_other_with_it(monkeypatch: pytes
         writer.enqueue("x", str.encode, file)
     writer.close()
     assert stream.text() == "x"
-    assert writer.tally() == (1, {"queue_full": 0, "write": 0, "internal": 2}, 0)
-    assert writer.line_tally(file) == (1, {"queue_full": 0, "disk": 0, "internal": 1}, 0)
+    assert writer.tally() == (1, {"queue_full": 0, "stdout_write": 0, "internal_error": 2}, 0)
+    assert writer.line_tally(file) == (1, {"queue_full": 0, "file_write": 0, "internal_error": 1}, 0)
 
 
 def test_errors_have_room_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A queue that nobody empties is full for errors last; what it refuses is counted for the file too."""
     standard_output(monkeypatch)
-    file = LogFile(str(tmp_path / "app.log"), None, None, False, print)  # noqa: FBT003 - no compression
+    file = LogFile(str(tmp_path / "app.log"), None, None, compress=False, on_internal_error=print)
     writer = LineWriter(limit=10)
     writer.open()
     with writer._lock:
@@ -498,8 +484,8 @@ def test_errors_have_room_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path
             writer.write(b"e\n", file=file, copy=b"e\n", level=40)
         writer.enqueue("y", str.encode, file)
         assert len(writer) == 11
-        monkeypatch.setattr(line_writer, "COUNT_PATIENCE", 0.0)
-        assert writer.line_tally(file) == (0, {"queue_full": 5, "disk": 0, "internal": 0}, 11)
+        monkeypatch.setattr(line_writer, "COUNT_TIMEOUT", 0.0)
+        assert writer.line_tally(file) == (0, {"queue_full": 5, "file_write": 0, "internal_error": 0}, 11)
     writer.close()
     assert (writer.written, writer.dropped) == (11, 5)
     writer.open()
@@ -511,49 +497,17 @@ def test_errors_have_room_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert (writer.written, writer.dropped) == (14, 7)
 
 
-def test_a_line_waits_for_a_file_that_another_process_writes_to(
-    writer: LineWriter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """The caller leaves after its patience; the thread writes the line when the lock is free, though no other comes."""
-    standard_output(monkeypatch)
-    monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.005)
-    file = LogFile(str(tmp_path / "app.log"), None, None, False, print)  # noqa: FBT003 - no compression
-    writer.write(b"a\n", file=file, copy=b"a\n", urgent=True)
-    with (tmp_path / "app.log").open("rb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        writer.write(b"b\n", file=file, copy=b"b\n", urgent=True)
-        assert not writer.flush(0.005)
-        assert (tmp_path / "app.log").read_bytes() == b"a\n"
-    until(lambda: (tmp_path / "app.log").read_bytes() == b"a\nb\n")
-    until(lambda: not writer._files)
-    writer.write(b"c\n", file=file, copy=b"c\n", urgent=True)
-    assert writer.line_tally(file)[0] == 3
-
-
-def test_a_closing_writer_leaves_work_on_files(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread does not begin another piece when it is to end."""
-    standard_output(monkeypatch)
-
-    class Endless(Log):
-        def tend(self) -> bool:
-            """Never be done."""
-            self.work += 1
-            return True
-
-    log: Any = Endless()
-    writer.write(b"x\n", file=log, copy=b"x\n", urgent=True)
-    until(lambda: log.work > 5)
-    writer.close()
-    assert threads() == 0
-
-
-def test_a_closed_pipe_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the pipe's reader is gone, lines are dropped and counted."""
+def test_a_closed_pipe_is_counted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """If nothing reads the pipe any more, lines are dropped and counted; standard error has one message about it."""
     writer = LineWriter()
     with pipe_as_standard_output(monkeypatch) as reading:
         os.close(reading)
-        writer.write(b"x\n")
-    assert (writer.written, writer.dropped) == (0, 1)
+        for _ in range(3):
+            writer.write(b"x\n")
+    assert (writer.written, writer.dropped) == (0, 3)
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert message.startswith("fastapi-observe: nothing reads standard output any more (broken pipe); log lines are")
 
 
 def test_a_standard_output_that_is_closed_while_lines_wait(tmp_path: Path) -> None:
@@ -567,7 +521,7 @@ def test_a_standard_output_that_is_closed_while_lines_wait(tmp_path: Path) -> No
         os.dup2(writing, 1)
         writer, path = LineWriter(), {str(tmp_path / "app.log")!r}
         writer.open()
-        file = LogFile(path, None, None, False, print)
+        file = LogFile(path, None, None, compress=False, on_internal_error=print)
         line = b"x" * 99 + b"\\n"
         for _ in range(2000):
             writer.write(line, file=file, copy=line)
@@ -595,14 +549,14 @@ def test_a_standard_output_without_a_descriptor(monkeypatch: pytest.MonkeyPatch)
     assert stream.getvalue() == "x\n"
 
 
-@pytest.mark.parametrize("step", ["_pump", "_write_batch", "_write_files", "_tend", "_is_held_back"])
+@pytest.mark.parametrize("step", ["_write_backlog", "_write_batch", "_write_stdout", "_collect"])
 def test_a_fault_of_ours_ends_neither_thread_nor_caller(
     writer: LineWriter, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """Whatever raises inside the writer is counted; later lines are written."""
     stream = standard_output(monkeypatch)
     told: list[str] = []
-    writer.on_fault = lambda site, _: told.append(site)
+    writer.on_internal_error = lambda site, _: told.append(site)
     log: Any = Log()
     real = getattr(writer, step)
 
@@ -638,7 +592,7 @@ def test_a_thread_that_has_died_is_started_anew(writer: LineWriter, monkeypatch:
 def test_the_exit_is_silent(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault in the last moment is counted, not raised at the interpreter."""
     told: list[str] = []
-    writer.on_fault = lambda site, _: told.append(site)
+    writer.on_internal_error = lambda site, _: told.append(site)
     with monkeypatch.context() as patched:
         patched.setattr(writer, "flush", lambda _timeout: 1 / 0)
         writer._close_at_exit()

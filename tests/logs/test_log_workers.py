@@ -16,29 +16,30 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
-import pytest
 from servers_of_workers import Server, free_port
 
 ROOT = Path(__file__).parents[2]
 SOAK = "OBSERVE_SOAK" in os.environ
 
 HERD = """
-    BEGIN = b'{"timestamp":"2026-01-01T00:00:00.000000Z","level":"info",'  # only files that begin so are adopted
+    BEGIN = b'{"timestamp":"2026-01-01T00:00:00.000000Z","level":"info",'
     import os, random, signal, sys, time, traceback
     from pathlib import Path
     from fastapi_observe.logs.writer import LineWriter
     from fastapi_observe.logs.file.file import LogFile
-    from fastapi_observe.logs.file.retention import parse_retention
-    from fastapi_observe.logs.file.names import parse_rotation
+    from fastapi_observe.logs.file.rotation import parse_rotation
 
     path, acks, lines, rotation = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     pause = float(sys.argv[5])
     WORKERS, STEP, parent = 4, 20, os.getpid()
     draw = random.Random()
 
+    def log_file(report):
+        return LogFile(path, parse_rotation(rotation), None, compress=True, on_internal_error=report)
+
     def work(name):
         sys.stdout = open(os.devnull, "w")
-        file = LogFile(path, parse_rotation(rotation), None, True, lambda site, exc: os._exit(3))
+        file = log_file(lambda site, exc: os._exit(3))
         writer = LineWriter()
         writer.open()
         told = os.open(acks / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -48,7 +49,7 @@ HERD = """
                 number += 1
                 line = BEGIN + b'"who":"%s","number":%d,"text":"%s"}\\n' % (name.encode(), number, b"x" * (number % 40))
                 writer.write(line, file=file, copy=line, urgent=number % STEP == 0)
-            while len(writer) or len(file):
+            while len(writer):
                 writer.flush(1.0)
             if any(file.dropped.values()):
                 os._exit(4)
@@ -90,10 +91,9 @@ HERD = """
     for child in running:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    last = LogFile(path, parse_rotation(rotation), None, True, print)
+    last = log_file(print)
     last.write([BEGIN + b'"who":"last","number":1}\\n'])
-    while last.run_maintenance():
-        pass
+    last.rotated_files.clean_up(last.path.parent)
     print(kills, sum(last.dropped.values()))
 """
 
@@ -118,15 +118,13 @@ def run(script: str, *arguments: object, seconds: int = 60, **options: Any) -> s
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["shop.log", "shop-{pid}.log"])
-def test_no_acknowledged_line_is_lost(tmp_path: Path, name: str) -> None:
+def test_no_acknowledged_line_is_lost(tmp_path: Path) -> None:
     """Workers are killed while they write, rotate and compress: what was acknowledged is there, once and whole."""
     logs, acks = tmp_path / "logs", tmp_path / "acks"
     logs.mkdir()
     acks.mkdir()
-    shared = "{pid}" not in name
-    lines, rotation = (1_000_000, "100 KB") if SOAK and shared else (40_000, "20 KB")
-    kills, dropped = run(HERD, logs / name, acks, lines, rotation, 0.02 if SOAK else 0.01, seconds=900).split()
+    lines, rotation = (1_000_000, "100 KB") if SOAK else (40_000, "20 KB")
+    kills, dropped = run(HERD, logs / "shop.log", acks, lines, rotation, 0.02 if SOAK else 0.01, seconds=900).split()
     found = lines_in(logs)
     counts = Counter((row["who"], row["number"]) for row in map(json.loads, found))
     assert all(line.endswith(b"\n") for line in found)
@@ -136,27 +134,25 @@ def test_no_acknowledged_line_is_lost(tmp_path: Path, name: str) -> None:
     assert not lost
     assert sum(told.values()) >= lines
     assert len(list(logs.iterdir())) > 20
-    print(f"\n{name}: {len(found)} lines, {len(list(logs.iterdir()))} files, {kills} kills")  # noqa: T201 - a figure
+    print(f"\n{len(found)} lines, {len(list(logs.iterdir()))} files, {kills} kills")  # noqa: T201 - a figure
 
 
 STEPS = """
     BEGIN = b'{"timestamp":"2026-01-01T00:00:00.000000Z","level":"info",'
     import itertools, os, sys
     from fastapi_observe.logs.file.file import LogFile
-    from fastapi_observe.logs.file.names import parse_rotation
+    from fastapi_observe.logs.file.rotation import parse_rotation
 
     path, taken = sys.argv[1], {}
 
     def log_file():
-        return LogFile(path, parse_rotation("400 B"), None, True, print)
+        return LogFile(path, parse_rotation("400 B"), None, compress=True, on_internal_error=print)
 
     def die_at(last):
         steps, write, opens = itertools.count(1), os.write, os.open
 
         def watched(real):
             def call(*arguments, **options):
-                if real is opens and arguments[1] & getattr(os, "O_PATH", 0):  # a folder on the way: nothing changes
-                    return real(*arguments, **options)
                 if next(steps) == last:
                     if real is write:  # the kernel may have taken a part before the signal
                         write(arguments[0], arguments[1][: len(arguments[1]) // 2])
@@ -174,9 +170,7 @@ STEPS = """
         for number in range(12):
             file.write([BEGIN + b'"who":%d,"number":%d,"text":"%s"}\\n' % (step, number, b"x" * 30)])
             tell(told, b"%d %d\\n" % (step, number))
-            file.run_maintenance()
-        while file.run_maintenance():
-            pass
+            file.rotated_files.clean_up(file.path.parent)
         os._exit(7)
 
     told = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -190,18 +184,16 @@ STEPS = """
         assert code == 9, code
     last = log_file()
     last.write([BEGIN + b'"who":0,"number":0}\\n'])
-    while last.run_maintenance():
-        pass
+    last.rotated_files.clean_up(last.path.parent)
     print(step)
 """
 
 
-@pytest.mark.parametrize("name", ["shop.log", "shop-{pid}.log"])
-def test_a_process_may_die_at_every_step(tmp_path: Path, name: str) -> None:
+def test_a_process_may_die_at_every_step(tmp_path: Path) -> None:
     """Whichever call a writer dies in, of all that write, rotate and compress: what it had written is there, once."""
     logs = tmp_path / "logs"
     logs.mkdir()
-    steps = run(STEPS, logs / name, tmp_path / "told")
+    steps = run(STEPS, logs / "shop.log", tmp_path / "told")
     assert int(steps) > 50
     counts = Counter((row["who"], row["number"]) for row in map(json.loads, lines_in(logs)))
     assert max(counts.values()) == 1

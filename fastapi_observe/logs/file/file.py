@@ -1,53 +1,54 @@
-"""The rotating log file, shared by all processes of an app, or one for each."""
+"""The rotating log file that all worker processes append to."""
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import re
 import stat
-from bisect import bisect_right
 from contextlib import suppress
-from itertools import accumulate
-from secrets import token_hex
-from time import monotonic, time
+from datetime import datetime
+from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.logs.file.lock import open_append
-from fastapi_observe.logs.file.names import LogFileNames, Rotation
-from fastapi_observe.logs.file.opening import OpenFile
-from fastapi_observe.logs.file.outage import FileErrorLog
-from fastapi_observe.logs.file.retention import Retention, RetentionManager
+from fastapi_observe.internal.throttle import LogThrottle
+from fastapi_observe.logs.file.opening import (
+    is_same_file,
+    open_for_append,
+    read_at,
+    repair_end,
+    try_lock,
+    unlock,
+)
+from fastapi_observe.logs.file.retention import Retention, RotatedFiles
+from fastapi_observe.logs.file.rotation import LogFileNames, Rotation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
-FILE_RETRY_INTERVAL: Final = 0.5
-"""Seconds until a file that could not be written, or not be rotated, is tried again."""
+RETRY_INTERVAL: Final = 0.5
+"""Seconds until a file that could not be written or rotated is tried again."""
 
-CLEANUP_INTERVAL: Final = 600.0
-"""Seconds until old files are looked for where nothing was rotated."""
-
-MEASURE_INTERVAL: Final = 1.0
-"""Seconds until it is looked again how much other processes have written to files of their own."""
-
-KEPT_LINES: Final = 10_000
-"""Most lines that wait for the lock; more are dropped and counted."""
-
-DISK_FULL_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+LOCK_ATTEMPTS: Final = 500
+LOCK_PAUSE: Final = 0.002
+"""Seconds between attempts. They are counted, not timed: a test may have stopped the clock."""
 
 STREAM_PATHS: Final = frozenset(
     {"-", "/dev/stdout", "/dev/stderr", "/dev/fd/1", "/dev/fd/2", "/proc/self/fd/1", "/proc/self/fd/2"}
 )
 
+OWN_LINE: Final = re.compile(rb'\{"timestamp":"([0-9TZ:.+-]{20,32})","level":"')
+
 
 class LogFile:
-    """Appends lines to `path`, rotates it, compresses and removes what was rotated.
+    """Appends batches of whole lines to `path` and rotates it.
 
-    Without `{pid}` in `path` all processes write to that one file, batches of whole lines, each under the lock of the
-    file; with it each process has a file of its own, and one whose process is dead counts as rotated. Raises
-    `ValueError` for a path that cannot be written; later nothing raises. `written` counts lines, `dropped` those that
-    were lost, by reason; `on_fault` is told of failures other than the disk's.
+    Each batch is one write under the lock of the file, so a process that is killed in the middle of it leaves at most
+    one incomplete line, which the next writer removes before it appends. Rotation renames the file under the same
+    lock; a process that waits for the lock notices and opens the new file. Raises `ValueError` if `path` cannot be
+    written; later nothing raises. `written` counts lines, `dropped` those that were lost, by reason.
     """
 
     def __init__(
@@ -55,256 +56,223 @@ class LogFile:
         path: str,
         rotation: Rotation | None,
         retention: Retention | None,
-        compress: bool,  # noqa: FBT001 - named at its one call
-        on_fault: Callable[[str, BaseException], None],
+        *,
+        compress: bool,
+        on_internal_error: Callable[[str, BaseException], None],
     ) -> None:
-        names = _make_names(path)
+        self._names = _make_names(path)
+        self.path = self._names.process_path()
         self.written = 0
-        self.dropped = {"queue_full": 0, "disk": 0, "internal": 0}
-        self._alone = not names.shared
-        self._file = OpenFile(names)
-        self._keeper = RetentionManager(names, retention, compress)
-        sizes = (rotation.size if rotation else None, self._keeper.largest)
-        self._largest = min((size for size in sizes if size is not None), default=None)
-        self._oldest = rotation.age if rotation else None
-        self._on_fault = on_fault
-        self._outage = FileErrorLog(str(names.template))
-        self._waiting: list[bytes] = []
+        self.dropped = {"queue_full": 0, "file_write": 0, "internal_error": 0}
+        self.rotated_files = RotatedFiles(self._names, retention, compress=compress, on_error=self._report_cleanup)
+        self._max_size = self.rotated_files.limit_active_size(rotation.size if rotation else None)
+        self._max_age = rotation.age if rotation else None
+        self._on_internal_error = on_internal_error
+        self._throttle = LogThrottle()
+        self._descriptor = -1
         self._pid = os.getpid()
-        self._opened = 0
-        self._try_again = self._rotate_again = self._look_again = self._measure_again = 0.0
-        self._work: Iterator[None] | None = None
-        self._more_work = False
-        reason = _unwritable_reason(names.template, self.path)
+        self._locked: bool | None = False
+        self._end = -1
+        self._first_line_time = 0.0
+        self._retry_at = self._rotate_at = 0.0
+        self._dropped_in_outage = 0
+        reason = _unwritable_reason(self._names.template, self.path)
         if reason:
             raise _unwritable_error(path, reason)
 
-    @property
-    def path(self) -> Path:
-        """The file that this process writes to."""
-        return self._file.path
-
-    def __len__(self) -> int:
-        """Count the lines that wait for the lock."""
-        return len(self._waiting)
-
-    def write(self, lines: list[bytes], patience: float | None = None) -> bool:
-        """Append `lines`; tell whether there is more to do: lines that wait, or work for `tend`.
-
-        Where another process has the lock for longer than `patience` (seconds) they wait for the next call; without
-        `patience` a process that does not give it back is stepped around.
-        """
-        waiting = self._waiting
-        if self._pid != os.getpid():  # a forked child: the rest is its parent's
-            self._pid, self._work = os.getpid(), None
-            waiting.clear()
-        fits = len(lines) if not waiting else max(0, KEPT_LINES - len(waiting))
-        self.dropped["queue_full"] += len(lines) - min(fits, len(lines))
-        waiting += lines[:fits]
+    def write(self, lines: list[bytes]) -> None:
+        """Append `lines`. They are dropped and counted if the disk does not take all of them."""
         try:
-            self._write_waiting(patience)
+            if monotonic() < self._retry_at:
+                self._drop(lines, "file_write")
+                return
+            rotated = self._append(b"".join(lines))
         except OSError as exc:
-            self._lose("disk")
-            self._try_again = monotonic() + FILE_RETRY_INTERVAL
-            with suppress(OSError):
-                self._file.close()
-            self._outage.lines_lost(exc)
-        except Exception as exc:  # noqa: BLE001 - a fault of ours must not end the writer's thread
-            self._lose("internal")
-            with suppress(OSError):
-                self._file.close()
-            self._on_fault("logs.file", exc)
+            self._retry_at = monotonic() + RETRY_INTERVAL
+            self._drop(lines, "file_write")
+            self._close_descriptor()
+            self._report_drop(exc)
+        except Exception as exc:  # noqa: BLE001 - an internal error must not end the writer's thread
+            self._drop(lines, "internal_error")
+            self._close_descriptor()
+            self._on_internal_error("logs.file", exc)
         else:
-            self._file.release()
-            if self._outage.lost and monotonic() >= self._try_again:
-                self._outage.recovered()
-        return bool(waiting) or self._work is not None
-
-    def run_maintenance(self) -> bool:
-        """Do one piece of the work on rotated files; tell whether there is more."""
-        work = self._work
-        if work is None:
-            return False
-        try:
-            next(work)
-        except StopIteration:
-            again, self._more_work = self._more_work, False
-            self._work = self._keeper.work(self.path) if again else None
-            return again
-        except OSError as exc:
-            self._work = None
-            self._outage.maintenance_failed(exc)
-            return False
-        return True
+            self.written += len(lines)
+            if self._dropped_in_outage:
+                self._report_recovery()
+            self.rotated_files.start_cleanup(self.path.parent, rotated=rotated)
 
     def close(self) -> None:
-        """Close the file; a later `write` opens it again. Work that is not done is left to who comes next."""
-        self._work = None
-        self._look_again = 0.0
-        self._file.close()
+        """Close the file. A later `write` opens it again."""
+        self.rotated_files.stop()
+        self._close_descriptor()
 
-    def _write_waiting(self, patience: float | None) -> None:
-        now = monotonic()
-        if now < self._try_again:
-            self._lose("disk")
-        while self._waiting and self._hold(patience):
-            if now >= self._look_again:
-                self._begin_work()
-            size = self._file.size()
-            if not (size and self._is_over(size) and self._rotate()):
-                self._put(size)
-
-    def _hold(self, patience: float | None) -> bool:
-        """Have the file open and locked; where there is no room for it, instead of the oldest that was rotated."""
+    def _append(self, data: bytes) -> bool:
+        """Write `data` to the current file, after a rotation if it is due. Returns whether it was rotated."""
+        rotated = False
         while True:
+            self._lock_current()
             try:
-                held = self._file.acquire(patience)
-            except OSError as exc:
-                if exc.errno in DISK_FULL_ERRNOS and self._keeper.remove_oldest(self.path.parent):
-                    continue
-                raise
-            if self._file.opened != self._opened:
-                self._opened = self._file.opened
-                self._keeper.measure(self.path)
-            return held
+                size = os.fstat(self._descriptor).st_size
+                if size != self._end:  # another process has written since
+                    size = repair_end(self._descriptor, size, locked=bool(self._locked))
+                if not (size and self._is_rotation_due(size + len(data)) and self._rotate()):
+                    self._write_all(data, size)
+                    return rotated
+                rotated = True
+            finally:
+                self._unlock()
 
-    def _is_over(self, size: int) -> bool:
-        """Tell whether the next line belongs into a new file."""
-        if self._oldest is not None and time() - self._file.started_at >= self._oldest:
+    def _lock_current(self) -> None:
+        """Open and lock the file at `path`.
+
+        A process that is stopped while it holds the lock (SIGSTOP, a debugger) would block the others for ever: after
+        a second they rename its file, as in a rotation. It finishes its batch there.
+        """
+        if self._pid != os.getpid():  # a forked child shares the lock with its parent until it opens the file itself
+            self._close_descriptor()
+            self._pid = os.getpid()
+            self.path = self._names.process_path()
+        for attempt in range(2 * LOCK_ATTEMPTS):
+            if self._descriptor < 0:
+                self._open()
+            self._locked = try_lock(self._descriptor)
+            if not is_same_file(self._descriptor, self.path):
+                self._close_descriptor()
+            elif self._locked is not False:
+                return
+            elif attempt == LOCK_ATTEMPTS:
+                with suppress(FileNotFoundError):  # another process was faster
+                    self.path.rename(self._names.next_rotated(self.path, time()))
+            else:
+                sleep(LOCK_PAUSE)
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    def _open(self) -> None:
+        self._descriptor = open_for_append(self.path)
+        self._end = -1
+        self._first_line_time = time()
+        match = OWN_LINE.match(read_at(self._descriptor, 80, 0))
+        if match:
+            with suppress(ValueError):
+                self._first_line_time = datetime.fromisoformat(match[1].decode()).timestamp()
+
+    def _unlock(self) -> None:
+        if self._locked and self._descriptor >= 0:
+            unlock(self._descriptor)
+        self._locked = False
+
+    def _close_descriptor(self) -> None:
+        """Close the file, which releases its lock."""
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            self._locked = False
+            with suppress(OSError):
+                os.close(descriptor)
+
+    def _is_rotation_due(self, size: int) -> bool:
+        if self._max_age is not None and time() - self._first_line_time >= self._max_age:
             return True
-        return self._largest is not None and size + len(self._waiting[0]) > self._largest
+        return self._max_size is not None and size > self._max_size
 
     def _rotate(self) -> bool:
-        """Begin a new file; where that cannot be, this one is written on."""
-        if monotonic() < self._rotate_again:
+        """Rename the locked file. Returns False if that is not possible: then it grows further."""
+        if monotonic() < self._rotate_at:
             return False
         try:
-            if _is_out_of_files(self.path.parent) and not self._keeper.remove_oldest(self.path.parent):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 - as the call would
-            self._file.rename()
-        except FileNotFoundError:  # another process has renamed or removed it
-            self._file.close()
+            if self._locked is None and os.name == "nt":  # pragma: no cover - Windows renames no open file
+                self._close_descriptor()
+            self.path.rename(self._names.next_rotated(self.path, time()))
+        except FileNotFoundError:  # another program has renamed or removed it
+            pass
         except OSError as exc:
-            self._rotate_again = monotonic() + FILE_RETRY_INTERVAL
-            self._outage.maintenance_failed(exc)
+            self._rotate_at = monotonic() + RETRY_INTERVAL
+            self._report_cleanup(exc)
             return False
-        self._look_again = 0.0
+        self._close_descriptor()
         return True
 
-    def _put(self, size: int) -> None:
-        """Append as many of the waiting lines as belong into this file."""
-        data, count = self._next(size)
-        if self._alone and monotonic() >= self._measure_again:
-            self._measure_again = monotonic() + MEASURE_INTERVAL
-            self._keeper.measure(self.path)
-        if not self._keeper.make_room(self.path, size + len(data)):
-            if size and self._rotate():
-                return
-            raise OSError(errno.EDQUOT, "log_retention leaves no room")
-        taken, failure = self._file.append(data, size)
-        if self._file.is_removed():
-            self._file.close()
-            return
-        if failure is not None:
-            whole, count = _whole_lines(self._waiting, taken)
-            size += whole
-            self._file.cut(size)
-        del self._waiting[:count]
-        self.written += count
-        if failure is not None:
-            self._recover(failure, size)
+    def _write_all(self, data: bytes, size: int) -> None:
+        """Write the whole batch, or nothing of it, at the end of the file, which is at `size`."""
+        taken = 0
+        try:
+            while taken < len(data):
+                taken += os.write(self._descriptor, data[taken:] if taken else data)
+        except OSError:
+            if taken and self._locked:
+                os.ftruncate(self._descriptor, size)
+            raise
+        self._end = size + taken
 
-    def _next(self, size: int) -> tuple[bytes, int]:
-        """Return what is written at once, and the number of its lines: at least one."""
-        lines = self._waiting
-        data = b"".join(lines)
-        if self._largest is None or size + len(data) <= self._largest or monotonic() < self._rotate_again:
-            return data, len(lines)
-        whole, count = _whole_lines(lines, self._largest - size)
-        return (data[:whole], count) if count else (lines[0], 1)
+    def _drop(self, lines: list[bytes], reason: str) -> None:
+        self._dropped_in_outage += len(lines)
+        self.dropped[reason] += len(lines)
 
-    def _recover(self, failure: OSError, size: int) -> None:
-        """Make it possible to try again at once, or raise `failure`."""
-        if failure.errno == errno.EFBIG and size and self._largest is not None and self._rotate():
-            return
-        if failure.errno not in DISK_FULL_ERRNOS or not self._keeper.remove_oldest(self.path.parent):
-            raise failure
+    def _report_drop(self, exc: OSError) -> None:
+        if self._throttle.allow("drop"):
+            _logger().error(
+                "Cannot write the log file %s: %s. Lines are dropped from the file (not from standard output); "
+                "retrying twice per second.",
+                self.path,
+                exc.strerror or type(exc).__name__,
+            )
 
-    def _lose(self, reason: str) -> None:
-        self._outage.lost += len(self._waiting)
-        self.dropped[reason] += len(self._waiting)
-        self._waiting.clear()
+    def _report_cleanup(self, exc: OSError) -> None:
+        if self._throttle.allow("cleanup"):
+            _logger().error(
+                "Cannot rotate or clean up the log file %s: %s. No lines are lost; retrying.",
+                self.path,
+                exc.strerror or type(exc).__name__,
+            )
 
-    def _begin_work(self) -> None:
-        self._look_again = monotonic() + CLEANUP_INTERVAL
-        if self._work is None:
-            self._work = self._keeper.work(self.path)
-        else:
-            self._more_work = True
+    def _report_recovery(self) -> None:
+        """Log the end of an outage; if the last one ended less than a minute ago, when that minute is over."""
+        if self._throttle.allow("recovery"):
+            dropped, self._dropped_in_outage = self._dropped_in_outage, 0
+            _logger().warning("Writing the log file %s again; %d lines were dropped.", self.path, dropped)
 
 
-def _whole_lines(lines: list[bytes], limit: int) -> tuple[int, int]:
-    """Return how many bytes of whole lines are within `limit`, and how many lines that are."""
-    ends = list(accumulate(map(len, lines)))
-    count = bisect_right(ends, limit)
-    return ends[count - 1] if count else 0, count
-
-
-def _is_out_of_files(folder: Path) -> bool:
-    """Tell whether the file system has a number of files, and no new one can be made."""
-    if not hasattr(os, "statvfs"):  # pragma: no cover - Windows
-        return False
-    found = os.statvfs(folder)
-    return found.f_files > 0 and found.f_favail == 0
+def _logger() -> logging.Logger:
+    return logging.getLogger("fastapi_observe")
 
 
 def _make_names(path: str) -> LogFileNames:
     if "\0" in path:
-        raise _unwritable_error(path, "no file has a null character in its name")
+        raise _unwritable_error(path, "the name contains a null character")
     if path in STREAM_PATHS:
-        raise ValueError(f"log_file: got {path!r}; lines are written to standard output anyway: leave log_file away")
+        raise ValueError(f"log_file: invalid value {path!r}; lines always go to standard output, so omit log_file")
     try:
         return LogFileNames(path)
-    except (OSError, RuntimeError) as exc:  # no home, or the folder that the process is in is gone
+    except (OSError, RuntimeError) as exc:  # no home directory, or the working directory was removed
         raise _unwritable_error(path, str(exc)) from None
 
 
 def _unwritable_error(path: str, reason: str) -> ValueError:
     return ValueError(
-        f"log_file: {path!r} cannot be written: {reason}; "
-        "name a file in a folder that exists and that this process may write to"
+        f"log_file: cannot write {path!r}: {reason}; choose a file in a directory that this process may write to"
     )
 
 
 def _unwritable_reason(template: Path, path: Path) -> str:  # noqa: PLR0911 - one for each reason
-    """Tell why the file `path` cannot be written, leaving no trace; empty if it can. Missing folders will be made."""
+    """Return why `path` cannot be written, or an empty string. Directories may be missing: they are created later.
+
+    Nothing is created now. A process that starts as root, such as gunicorn's, would leave a file that its workers may
+    not write to.
+    """
     try:
         for each in {template, path}:
             if each.is_dir():
-                return f"{each} is a folder"
-        with suppress(FileNotFoundError, NotADirectoryError):  # another process may rotate it at this moment
-            if not stat.S_ISREG(path.lstat().st_mode):
-                return f"{path} is not a plain file"
-            os.close(open_append(path, create=False))
+                return f"{each} is a directory"
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if not stat.S_ISREG(path.lstat().st_mode):  # opening a pipe would block
+                return f"{path} is not a regular file"
+            os.close(open_for_append(path, create=False))
             return ""
-        folder = next(each for each in path.parents if each.exists())
+        directory = next(each for each in path.parents if each.exists())
     except OSError as exc:
         if exc.errno == errno.EACCES:
             return f"no permission to read and write {path}"
-        return str(exc.strerror if exc.errno == errno.EPERM else exc)
-    if not folder.is_dir():
-        return f"{folder} is not a folder"
-    return (
-        _uncreatable_reason(folder) if os.access(folder, os.W_OK | os.X_OK) else f"no permission to write in {folder}"
-    )
-
-
-def _uncreatable_reason(folder: Path) -> str:
-    """Tell why no file can be made in a folder that permits it, as in `/proc`; a full disk may have room later."""
-    probe = folder / f".{token_hex(8)}.log"
-    try:
-        os.close(open_append(probe))
-        probe.unlink()
-    except OSError as exc:
-        return "" if exc.errno in DISK_FULL_ERRNOS else f"no file can be made in {folder}: {exc.strerror}"
-    return ""
+        return str(exc.strerror or exc)
+    if not directory.is_dir():
+        return f"{directory} is not a directory"
+    return "" if os.access(directory, os.W_OK | os.X_OK) else f"no permission to write in {directory}"

@@ -1,152 +1,124 @@
-"""One open log file: at its path and locked, whatever other processes do to it."""
+"""Opening and locking a log file so that neither another process nor another user can damage it."""
 
 from __future__ import annotations
 
 import errno
 import os
-import re
+import stat
 from contextlib import suppress
-from datetime import datetime
-from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.logs.file.lock import LOCKS, is_same_file, open_append, truncate_torn_line, try_lock, unlock
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from fastapi_observe.logs.file.names import LogFileNames
+    from pathlib import Path
 
-HOLDER_PATIENCE: Final = 1.0
-"""Seconds after which a process that holds the lock counts as stopped."""
+FILE_MODE: Final = 0o640
+DIRECTORY_MODE: Final = 0o750
+OPEN_FLAGS: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
-PAUSES: Final = (0.0002, 0.002)
-"""Seconds between looks at a lock that another holds: the first and the longest."""
-
-MAX_NAMES: Final = 100
-"""Most files of processes with the same id (several containers, one volume), and most attempts to have one open."""
-
-OWN_LINE: Final = re.compile(rb'\{"timestamp":"([0-9TZ:.+-]{20,32})","level":"')
+MAX_TORN_BYTES: Final = 1 << 16
+"""Bytes at the end of a file that are searched for the start of an incomplete line."""
 
 
-class OpenFile:
-    """The file that lines are appended to, by one process or by all.
+def open_log_file(path: Path, flags: int) -> int:
+    """Open a log file and return its descriptor.
 
-    `hold` makes sure that it stands at its path and is locked: whoever writes to, cuts or compresses a file has its
-    lock. Every method may raise `OSError`.
+    Raises `PermissionError` with the reason and a remedy if the file may have been put there by another user, or
+    another `OSError` if it cannot be opened.
     """
-
-    def __init__(self, names: LogFileNames) -> None:
-        self._names = names
-        self.path = names.process_path(os.getpid())
-        self.opened = 0
-        self.started_at = 0.0
-        self._descriptor = -1
-        self._locked: bool | None = False
-        self._pid = 0
-        self._end = -1
-
-    def acquire(self, patience: float | None) -> bool:
-        """Have the file open, at its path, and locked; False: another process has the lock for longer than `patience`.
-
-        Without `patience` the file of a process that does not give the lock back is renamed as in a rotation: that
-        process, once it goes on, ends what it was about, and nobody else waits for it.
-        """
-        if self._pid != os.getpid():
-            self.close()
-            self._pid = os.getpid()
-        until = monotonic() + (HOLDER_PATIENCE if patience is None else patience)
-        pause, longest = PAUSES
-        most = self.opened + MAX_NAMES
-        while True:
-            if self._descriptor < 0:
-                if self.opened == most:
-                    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-                self._open()
-            if self._locked is False:
-                self._locked = try_lock(self._descriptor)
-            if not is_same_file(self._descriptor, self.path):
-                self.close()
-            elif self._locked is not False:
-                return True
-            elif monotonic() < until:
-                sleep(pause)
-                pause = min(2 * pause, longest)
-            elif patience is not None:
-                return False
-            else:
-                with suppress(FileNotFoundError):  # another process was quicker
-                    self.rename()
-                until = monotonic() + HOLDER_PATIENCE
-
-    def release(self) -> None:
-        """Let others write to a shared file; the file of one process stays locked."""
-        if self._names.shared and self._locked:
-            self._locked = False
-            unlock(self._descriptor)
-
-    def close(self) -> None:
-        """Close the file, if it is open; the lock goes with it."""
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
-            self._locked = False
-            os.close(descriptor)
-
-    def size(self) -> int:
-        """Return the size, after a line was cut off that a killed process has not written to its end."""
-        size = os.fstat(self._descriptor).st_size
-        return truncate_torn_line(self._descriptor, size) if self._locked and size != self._end else size
-
-    def append(self, data: bytes, size: int) -> tuple[int, OSError | None]:
-        """Write `data` to the end, which is at `size`; return how much was taken, and why not all of it."""
-        taken = 0
-        try:
-            while taken < len(data):
-                taken += os.write(self._descriptor, data[taken:] if taken else data)
-        except OSError as exc:
-            return taken, exc
-        finally:
-            self._end = size + taken
-        return taken, None
-
-    def cut(self, size: int) -> None:
-        """Take back what stands behind `size`."""
-        os.ftruncate(self._descriptor, size)
-        self._end = size
-
-    def is_removed(self) -> bool:
-        """Tell whether the file was removed while it was written to: what was written is gone with it."""
-        return os.fstat(self._descriptor).st_nlink == 0 and not is_same_file(self._descriptor, self.path)
-
-    def rename(self) -> None:
-        """Give the file the name of a rotated one; the next `hold` begins a new one."""
-        if not LOCKS:  # pragma: no cover - Windows renames no file that is open
-            self.close()
-        self.path.rename(self._names.next_rotated(self.path, time()))
-        self.close()
-
-    def _open(self) -> None:
-        self._descriptor = self._open_one()
-        self.opened += 1
-        self._end = -1
-        self.started_at = _begun(self._descriptor)
-
-    def _open_one(self) -> int:
-        if self._names.shared:
-            return open_append(self.path)
-        for again in range(MAX_NAMES):
-            self.path = self._names.process_path(self._pid, again)
-            descriptor = open_append(self.path)
-            self._locked = try_lock(descriptor)
-            if self._locked is not False and is_same_file(descriptor, self.path):
-                return descriptor
-            os.close(descriptor)
-        raise FileExistsError(errno.EEXIST, f"{MAX_NAMES} processes hold files of the same name")
+    descriptor = os.open(path, flags | OPEN_FLAGS, FILE_MODE)
+    reason = unsafe_reason(os.fstat(descriptor), path.parent)
+    if reason:
+        os.close(descriptor)
+        raise PermissionError(errno.EPERM, reason, str(path))
+    return descriptor
 
 
-def _begun(descriptor: int) -> float:
-    """Return when the file was begun (seconds since the epoch): as its first line tells, else now."""
-    if hasattr(os, "pread"):  # pragma: no branch - Windows
-        found = OWN_LINE.match(os.pread(descriptor, 80, 0))
-        if found:
-            with suppress(ValueError):
-                return datetime.fromisoformat(found[1].decode()).timestamp()
-    return time()
+def open_for_append(path: Path, *, create: bool = True) -> int:
+    """Open `path` for appending and reading. Creates it and its directories unless `create` is false."""
+    if create:
+        _make_directories(path.parent)
+    return open_log_file(path, os.O_RDWR | os.O_APPEND | (os.O_CREAT if create else 0))
+
+
+def unsafe_reason(file: os.stat_result, directory: Path) -> str:
+    """Return why a file could belong to another user of the machine, or an empty string.
+
+    In a directory that everyone may write to, such as `/tmp`, another user can put a file or a hard link in the place
+    of ours. A directory that only its owner can write to is trusted.
+    """
+    if not stat.S_ISREG(file.st_mode):
+        return "not a regular file; remove it"
+    if not hasattr(os, "geteuid"):  # pragma: no cover - Windows
+        return ""
+    if file.st_uid not in {os.geteuid(), 0}:
+        parent = directory.stat()
+        if file.st_uid != parent.st_uid or parent.st_mode & stat.S_IWOTH:
+            return f"owned by user {file.st_uid}; remove it, run chown {os.geteuid()}, or choose another directory"
+    return "has a second hard link; remove it or choose a directory of your own" if file.st_nlink > 1 else ""
+
+
+def try_lock(descriptor: int) -> bool | None:
+    """Lock an open file. Returns False if it is locked elsewhere, None if the file system has no locks.
+
+    The kernel releases the lock when the process dies.
+    """
+    if fcntl is None:  # pragma: no cover - Windows
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def unlock(descriptor: int) -> None:
+    """Release the lock. Closing is not enough: a forked child may have inherited the descriptor."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def is_same_file(descriptor: int, path: Path) -> bool:
+    """Return whether the open file is still the one at `path`, and was not renamed or removed."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """Read from a file that is open for appending. Writes still go to its end."""
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, size)
+
+
+def repair_end(descriptor: int, size: int, *, locked: bool) -> int:
+    """Remove an incomplete line that a killed process left at the end of a file. Returns the new size.
+
+    Text that is not the start of one of our lines is kept and terminated; so is any text if the file is not locked,
+    because another process may be writing it.
+    """
+    if not size or read_at(descriptor, 1, size - 1) == b"\n":
+        return size
+    if locked:
+        start = max(0, size - MAX_TORN_BYTES)
+        tail = read_at(descriptor, size - start, start)
+        torn = tail[tail.rfind(b"\n") + 1 :]
+        if len(torn) < MAX_TORN_BYTES and torn.startswith(b"{"):
+            os.ftruncate(descriptor, size - len(torn))
+            return size - len(torn)
+    os.write(descriptor, b"\n")
+    return size + 1
+
+
+def _make_directories(directory: Path) -> None:
+    """Make a directory and its parents, all with `DIRECTORY_MODE`; `Path.mkdir` would open the parents to everyone."""
+    if not directory.is_dir():
+        _make_directories(directory.parent)
+        with suppress(FileExistsError):  # another process was faster, or a file is in the way: opening fails then
+            directory.mkdir(DIRECTORY_MODE)

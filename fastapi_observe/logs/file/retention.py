@@ -1,35 +1,38 @@
-"""What is kept of rotated log files: number, age and total size; and the work on them, piece by piece."""
+"""Rotated log files: which are kept, and how they are compressed."""
 
 from __future__ import annotations
 
 import os
-import stat
+import threading
+import zlib
 from contextlib import suppress
-from time import time
+from time import monotonic, time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from fastapi_observe.logs.file.compression import compress
-from fastapi_observe.logs.file.folder import open_file, unsafe_reason
-from fastapi_observe.logs.file.lock import LOCKS, is_same_file, open_append, truncate_torn_line, try_lock
-from fastapi_observe.logs.file.names import AGES, SIZES, parse_amount
-from fastapi_observe.logs.file.opening import OWN_LINE
+from fastapi_observe.logs.file.opening import open_log_file, repair_end, try_lock, unlock, unsafe_reason
+from fastapi_observe.logs.file.rotation import AGE_UNITS, SIZE_UNITS, parse_amount
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
-    from fastapi_observe.logs.file.names import LogFileNames
+    from fastapi_observe.logs.file.rotation import LogFileNames
 
-SHARE: Final = 4
-"""A file is rotated at the latest when it has this part of the total size, so that others can be removed instead."""
+GRACE_PERIOD: Final = 5.0
+"""Seconds between a rotation and compression: log shippers finish reading, late writers finish writing."""
 
+CLEANUP_INTERVAL: Final = 600.0
+"""Seconds between two clean-ups if nothing is rotated."""
 
-MAX_PROCESS_ID: Final = 2**22
-"""The largest id of a process that Linux can be set to; other systems have smaller ones."""
+COMPRESS_CHUNK_SIZE: Final = 1 << 17
+GZIP_FORMAT: Final = 31
+"""The `wbits` argument with which zlib writes the header and checksum of gzip."""
+
+THREAD_NAME: Final = "fastapi-observe-log-files"
 
 
 class Retention(NamedTuple):
-    """What is kept: the newest `files`, those younger than `age` seconds, `size` bytes in all, all at once."""
+    """Keep at most `files` rotated files, none older than `age` seconds, `size` bytes in total."""
 
     files: int | None = None
     age: float | None = None
@@ -37,186 +40,190 @@ class Retention(NamedTuple):
 
 
 def parse_retention(text: str | None) -> Retention | None:
-    """Read `10 files`, `7 days`, `1 GB` or several with commas; None: keep all. Raises `ValueError` for others."""
+    """Parse `10 files`, `7 days`, `1 GB` or several of them with commas. None keeps all files.
+
+    Raises `ValueError` for anything else.
+    """
     if text is None:
         return None
-    found: dict[str, float] = {}
-    for each in text.split(","):
-        number, unit = parse_amount(each)
+    limits: dict[str, float] = {}
+    for part in text.split(","):
+        number, unit = parse_amount(part)
         if unit in {"file", "files"} and number == int(number):
             kind, value = "files", number
-        elif unit in AGES and number > 0:
-            kind, value = "age", number * AGES[unit]
-        elif unit in SIZES and number > 0:
-            kind, value = "size", number * SIZES[unit]
+        elif unit in AGE_UNITS and number > 0:
+            kind, value = "age", number * AGE_UNITS[unit]
+        elif unit in SIZE_UNITS and number > 0:
+            kind, value = "size", number * SIZE_UNITS[unit]
         else:
             kind, value = "", 0.0
-        if not kind or kind in found:
+        if not kind or kind in limits:
             raise ValueError(
-                f"log_retention: got {text!r}, accepts a number such as '10 files', an age such as '7 days', "
+                f"log_retention: invalid value {text!r}; use a number such as '10 files', an age such as '7 days', "
                 "a size such as '1 GB', or several with commas, each once"
             )
-        found[kind] = value
-    files, size = found.get("files"), found.get("size")
-    return Retention(None if files is None else int(files), found.get("age"), None if size is None else int(size))
+        limits[kind] = value
+    files, size = limits.get("files"), limits.get("size")
+    return Retention(None if files is None else int(files), limits.get("age"), None if size is None else int(size))
 
 
 class RotatedFile(NamedTuple):
-    """A rotated file."""
+    """A rotated file. `timestamp` is the one in its name."""
 
-    stamp: str
+    timestamp: str
     path: Path
     is_compressed: bool
     size: int
-    changed: float
+    modified: float
 
 
-class RetentionManager:
-    """Keeps the rotated files of one log: removes, compresses, adopts those of dead processes.
+class RotatedFiles:
+    """Compresses and removes the rotated files of one log, in a thread that runs only when there is work.
 
-    Several processes may do so at once: whoever is second finds nothing to do.
+    Several processes may do so at once: a file is compressed under its lock, and removing it twice is harmless.
+    `max_active_size` is the size at which the file in use is rotated; the total size leaves room for it.
+    `on_error` gets each `OSError`.
     """
 
-    def __init__(self, names: LogFileNames, retention: Retention | None, compresses: bool) -> None:  # noqa: FBT001 - its one call names it
+    def __init__(
+        self, names: LogFileNames, retention: Retention | None, *, compress: bool, on_error: Callable[[OSError], None]
+    ) -> None:
         self._names = names
         self._retention = retention or Retention()
-        self._compresses = compresses and LOCKS  # Windows renames no file that is open
-        self._others = 0
+        self._compress = compress
+        self._on_error = on_error
+        self._next_cleanup = 0.0
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
 
-    @property
-    def largest(self) -> int | None:
-        """Bytes at which a file is rotated whatever the settings say about rotation."""
-        size = self._retention.size
-        return None if size is None else max(1, size // SHARE)
+    def limit_active_size(self, size: int | None) -> int | None:
+        """Return the size at which the file in use is rotated: at the latest at a quarter of the total size.
 
-    def measure(self, active: Path) -> None:
-        """Take in how much there is beside the file that is written to, and what compression may need meanwhile."""
-        if self._retention.size is not None:
-            self._others = self._bytes_beside(active)
+        The total size leaves room for that much.
+        """
+        total = self._retention.size
+        if total is not None:
+            size = max(1, total // 4) if size is None else max(1, min(size, total // 4))
+            self._retention = self._retention._replace(size=total - size)
+        return size
 
-    def make_room(self, active: Path, needed: int) -> bool:
-        """Remove the oldest files until `needed` bytes in `active` are within the total size; tell whether they are."""
-        limit = self._retention.size
-        if limit is None or self._others + needed <= limit:
-            return True
-        self.measure(active)
-        while self._others + needed > limit and self.remove_oldest(active.parent):
-            self.measure(active)
-        return self._others + needed <= limit
-
-    def remove_oldest(self, folder: Path) -> bool:
-        """Remove the oldest rotated file; tell whether there was one."""
-        for each in self._rotated(folder):
-            with suppress(OSError):
-                each.path.unlink()
-                return True
-        return False
-
-    def work(self, active: Path) -> Iterator[None]:
-        """Do everything there is to do, in pieces."""
-        folder = active.parent
-        if not self._names.shared:
-            for path, process in self._files_of_others(active):
-                if LOCKS and not _is_alive(process):
-                    self._adopt(path)
-                    yield
-        self._remove_old(folder)
-        if self._compresses:
-            for each in self._rotated(folder):
-                if not each.is_compressed:
-                    yield from compress(each.path, self._names.part(folder))
-        yield
-        self._remove_old(folder)
-
-    def _rotated(self, folder: Path) -> list[RotatedFile]:
-        """List the rotated files, oldest first; what a stranger may have put there is none of them."""
-        found = []
-        home = folder.stat() if hasattr(os, "geteuid") else None
-        for path in folder.iterdir():
-            name = self._names.rotated(path.name)
-            if name is not None:
-                with suppress(FileNotFoundError):
-                    info = path.stat(follow_symlinks=False)
-                    if stat.S_ISREG(info.st_mode) and not unsafe_reason(info, home):
-                        found.append(RotatedFile(name[0], path, name[1], info.st_size, info.st_mtime))
-        return sorted(found)
-
-    def _files_of_others(self, active: Path) -> Iterator[tuple[Path, int]]:
-        """Find what other processes of ours write, or wrote, to: the name alone could be that of any file."""
-        largest = _largest_process()
-        for path in sorted(active.parent.iterdir()):
-            process = self._names.process_id(path.name)
-            if process is not None and process <= largest and path != active and _is_ours(path):
-                yield path, process
-
-    def _bytes_beside(self, active: Path) -> int:
-        folder = active.parent
-        rotated = self._rotated(folder)
-        others = [path for path, _ in self._files_of_others(active)]
-        # While a file is compressed it is there twice.
-        soon = max((each.size for each in rotated if not each.is_compressed), default=0) if self._compresses else 0
-        being = _size(self._names.part(folder))
-        return sum(each.size for each in rotated) + sum(_size(path) for path in others) + max(soon, being)
-
-    def _remove_old(self, folder: Path) -> None:
-        files, age, _ = self._retention
-        if files is None and age is None:
+    def start_cleanup(self, directory: Path, *, rotated: bool) -> None:
+        """Start the clean-up thread after a rotation, or if the last clean-up was `CLEANUP_INTERVAL` ago."""
+        if not (rotated or monotonic() >= self._next_cleanup) or (self._thread and self._thread.is_alive()):
             return
-        for rank, each in enumerate(reversed(self._rotated(folder))):
-            too_many = files is not None and rank >= files
-            too_old = age is not None and time() - each.changed > age
-            if too_many or too_old:
-                each.path.unlink(missing_ok=True)
+        self._next_cleanup = monotonic() + CLEANUP_INTERVAL
+        if not self._compress and self._retention == Retention():
+            return
+        self._stop = threading.Event()  # a new one: a forked child must not wait for its parent's
+        thread = threading.Thread(target=self._run, args=(directory, self._stop), name=THREAD_NAME, daemon=True)
+        with suppress(RuntimeError):  # no thread can be started: the next rotation tries again
+            thread.start()
+            self._thread = thread
 
-    def _adopt(self, path: Path) -> None:
-        """Rename a file that no living process holds, so that it is kept and removed like any rotated one."""
-        descriptor = -1
-        try:
-            descriptor = open_append(path, create=False)
-            if try_lock(descriptor) and is_same_file(descriptor, path):
-                info = os.fstat(descriptor)
-                truncate_torn_line(descriptor, info.st_size)
-                path.rename(self._names.next_rotated(path, info.st_mtime))
-        except FileNotFoundError:  # another process was quicker
-            pass
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
+    def stop(self) -> None:
+        """End the thread. The next clean-up, of any process, continues its work."""
+        self._stop.set()
+        if self._thread is not None and self._thread.is_alive():
+            self._thread.join(1.0)
+
+    def clean_up(self, directory: Path, stop: threading.Event | None = None) -> None:
+        """Remove the files that are not to be kept and compress the others."""
+        self._remove_old(directory)
+        for file in self._list(directory) if self._compress else ():
+            if stop is not None and stop.is_set():
+                return
+            if not file.is_compressed:
+                with suppress(FileNotFoundError):  # another process removed it
+                    _compress(file.path, stop or self._stop)
+        self._remove_old(directory)
+
+    def _run(self, directory: Path, stop: threading.Event) -> None:
+        if not stop.wait(GRACE_PERIOD):
+            try:
+                self.clean_up(directory, stop)
+            except FileNotFoundError:  # the directory was removed
+                pass
+            except OSError as exc:
+                self._on_error(exc)
+
+    def _list(self, directory: Path) -> list[RotatedFile]:
+        """Return the rotated files, oldest first, without files that another user may have put there."""
+        files = []
+        for path in directory.iterdir():
+            match = self._names.match_rotated(path.name)
+            if match is not None:
+                with suppress(FileNotFoundError):
+                    info = path.lstat()
+                    if not unsafe_reason(info, directory):
+                        files.append(RotatedFile(match[0], path, match[1], info.st_size, info.st_mtime))
+        return sorted(files)
+
+    def _remove_old(self, directory: Path) -> None:
+        max_files, max_age, max_size = self._retention
+        total = 0
+        for rank, file in enumerate(reversed(self._list(directory)), 1):
+            total += file.size
+            if (
+                (max_files is not None and rank > max_files)
+                or (max_age is not None and time() - file.modified > max_age)
+                or (max_size is not None and total > max_size)
+            ):
+                file.path.unlink(missing_ok=True)
+                _part(file.path).unlink(missing_ok=True)
 
 
-def _largest_process() -> int:
-    with suppress(OSError, ValueError), open("/proc/sys/kernel/pid_max", "rb") as file:  # noqa: PTH123 - no path of ours
-        return int(file.read())
-    return MAX_PROCESS_ID  # pragma: no cover - not Linux
+def _compress(path: Path, stop: threading.Event) -> None:
+    """Replace `path` by `path`.gz with the same modification time, unless another process has it locked.
 
-
-def _is_alive(process: int) -> bool:
-    """Tell whether another process has this id; of our own what the lock says holds."""
+    At every moment the lines are in one of the two. A process that is killed meanwhile leaves a `.part` file, which is
+    written again, or both files: then the compressed one is complete.
+    """
+    packed, part = path.with_name(f"{path.name}.gz"), _part(path)
+    plain = open_log_file(path, os.O_RDWR | os.O_APPEND)
+    # Without locks another worker could write the same .part file: leave the file uncompressed.
+    locked = try_lock(plain)
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is another user's
-        return True
-    return process != os.getpid()
-
-
-def _is_ours(path: Path) -> bool:
-    """Tell whether a file begins with a line of ours; one that cannot be read, or is a stranger's, does not."""
-    try:
-        descriptor = open_file(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        if not locked:
+            return
+        if not os.path.lexists(packed):
+            info = os.fstat(plain)
+            repair_end(plain, info.st_size, locked=True)
+            if not _write_part(plain, part, stop):
+                part.unlink()
+                return
+            os.utime(part, ns=(info.st_atime_ns, info.st_mtime_ns))
+            part.rename(packed)
+        path.unlink()
     except OSError:
-        return False
-    try:
-        return OWN_LINE.match(os.read(descriptor, 80)) is not None
-    except OSError:
-        return False
+        part.unlink(missing_ok=True)
+        raise
     finally:
-        os.close(descriptor)
+        if locked:
+            unlock(plain)
+        os.close(plain)
 
 
-def _size(path: Path) -> int:
+def _write_part(plain: int, part: Path, stop: threading.Event) -> bool:
+    """Write the compressed content of `plain` to `part`. Returns False if it was stopped."""
+    target = open_log_file(part, os.O_WRONLY | os.O_CREAT)
     try:
-        return path.stat(follow_symlinks=False).st_size
-    except FileNotFoundError:
-        return 0
+        os.ftruncate(target, 0)  # after the check of `open_log_file`, not with O_TRUNC: it may be a hard link
+        compressor = zlib.compressobj(1, wbits=GZIP_FORMAT)
+        os.lseek(plain, 0, os.SEEK_SET)
+        while chunk := os.read(plain, COMPRESS_CHUNK_SIZE):
+            _write_all(target, compressor.compress(chunk))
+            if stop.is_set():
+                return False
+        _write_all(target, compressor.flush())
+    finally:
+        os.close(target)
+    return True
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f"{path.name}.gz.part")
