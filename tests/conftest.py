@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tools import HOST_WARNINGS
 
 from fastapi_observe import install
-from fastapi_observe.logs.capture import SERVER_LOGGERS
+from fastapi_observe.logs.handlers import SERVER_LOGGERS
 from fastapi_observe.observability import INSTALLED
 
 if TYPE_CHECKING:

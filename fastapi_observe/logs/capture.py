@@ -1,17 +1,28 @@
-"""Where the lines of others come in: loguru's records, the standard library's, the web server's.
+"""Capture of the records of loguru, `logging` and the web server.
 
-loguru and `logging` belong to the whole process, so this is done once for all installs together.
+loguru and `logging` belong to the whole process, so one capture serves all installed apps.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
+from fastapi_observe.internal import loguru
+from fastapi_observe.internal.forks import register_at_fork
+from fastapi_observe.logs.handlers import (
+    SERVER_LOGGERS,
+    describe_console_handlers,
+    is_intercepting,
+    is_plain,
+    is_server_default,
+    reaches,
+    writes_to_console,
+)
 from fastapi_observe.logs.loguru import LoguruHandlers
 from fastapi_observe.logs.messages import ACCESS_LOGGERS, is_access_log
 from fastapi_observe.logs.writer import LineWriter
@@ -19,30 +30,24 @@ from fastapi_observe.records.guard import fail_safe
 from fastapi_observe.records.request import current_record
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
     from loguru import Record
 
     from fastapi_observe.internal.errors import InternalErrors
 
-SERVER_LOGGERS: Final = (
-    "uvicorn",
-    "uvicorn.error",
-    "uvicorn.asgi",
-    "uvicorn.access",
-    "gunicorn.error",
-    "gunicorn.access",
-    "hypercorn.error",
-    "hypercorn.access",
-)
-"""Loggers that servers give their own handlers and cut off from the root."""
-
 MAX_NESTED_LINES: Final = 3
-"""How often writing a line may itself write a line (an object that logs while it is turned into text)."""
+"""Lines that writing a line may write in turn, such as an object that logs while it is converted to text."""
+
+MAX_INTERCEPT_DEPTH: Final = 12
+"""Frames between loguru's filter and the `emit` of an `InterceptHandler`."""
 
 
 class RecordSink(Protocol):
-    """Who writes the captured records: the log signal of one install."""
+    """Writes captured records: the log service of one installed app."""
 
-    faults: InternalErrors
+    internal_errors: InternalErrors
     threshold: int
     captures_logging: bool
     logs_requests: bool
@@ -52,118 +57,150 @@ class RecordSink(Protocol):
         """Write a record of loguru."""
 
     def handle_logging(self, record: logging.LogRecord, /) -> None:
-        """Write a record of the standard library."""
+        """Write a record of `logging`."""
 
 
 class LoggerState(NamedTuple):
-    """How a logger was before it was taken over."""
+    """Handlers and propagation of a logger before it was changed."""
 
     handlers: list[logging.Handler]
     propagate: bool
 
 
 class ThreadState(threading.local):
-    """What a thread is in the middle of: how many lines inside each other, and whose logger was called."""
+    """State of one thread.
+
+    `depth` counts nested lines, `calling_service` is the one whose logger was called. `last_record` and `last_extra`
+    identify what was written last, which may come a second time: loguru and `logging` can be routed to each other.
+    """
 
     depth = 0
     calling_service: RecordSink | None = None
+    last_record: Callable[[], logging.LogRecord | None] | None = None
+    last_extra: dict[Any, Any] | None = None
 
 
 class LogCapture:
-    """Gives each record of the process to one destination.
+    """Passes each record of the process to one service.
 
-    That is the one whose logger was called, else that of the current request, else the first one open.
+    That is the one whose logger was called, else that of the current request, else the first that is open.
     """
 
     def __init__(self) -> None:
         self.writer = LineWriter()
-        self.writer.on_internal_error = self._count
-        self._open: tuple[RecordSink, ...] = ()
-        self._lock = threading.RLock()
+        self.writer.on_internal_error = self._report
         self.thread = ThreadState()
-        self.loguru = LoguruHandlers(self._take_loguru)
+        self.loguru = LoguruHandlers(self._handle_loguru)
+        self.base_context: dict[str, Any] | None = None
+        self._open: tuple[RecordSink, ...] = ()
         self._handler = RootHandler(self)
         self._filter = ServerFilter(self)
+        self._intercepts = False
         self._root_removed: list[logging.Handler] = []
         self._root_level: tuple[int, int] | None = None
+        self._replaced: dict[str, LoggerState] = {}
         self._servers: dict[str, LoggerState] = {}
         self._quiet: dict[str, int] = {}
-        if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows cannot fork
-            os.register_at_fork(after_in_child=self._renew_lock)
+        self._warned: set[tuple[str, str]] = set()
+        self._reset_lock()
+        register_at_fork(self, LogCapture._reset_lock)
 
-    def _count(self, site: str, exc: BaseException) -> None:
-        for each in self._open[:1]:  # the writer is everyone's
-            each.faults(site, exc)
-
-    def _renew_lock(self) -> None:
+    def _reset_lock(self) -> None:
+        # Reentrant: attaching to a logger may log. A forked child may have inherited it locked.
         self._lock = threading.RLock()
 
-    def open(self, destination: RecordSink) -> None:
-        """Send records to `destination`; once more: take over again what was changed since."""
+    def _report(self, site: str, exc: BaseException) -> None:
+        for each in self._open[:1]:  # the writer is shared by all
+            each.internal_errors(site, exc)
+
+    def open(self, service: RecordSink) -> None:
+        """Pass records to `service`. Called again, it attaches to what was configured in the meantime."""
         with self._lock:
             self.writer.open()
-            if destination not in self._open:
-                self._open = (*self._open, destination)
+            if service not in self._open:
+                self._open = (*self._open, service)
+            self.base_context = loguru.context_fields()
             self.loguru.mute_default()
             self.update_level()
+            warnings = self._find_warnings()
+        for warning in warnings:
+            logging.getLogger("fastapi_observe").warning(warning)
 
-    def close(self, destination: RecordSink) -> None:
-        """Send nothing more to `destination`; after the last one everything is as it was."""
+    def close(self, service: RecordSink) -> None:
+        """Pass no more records to `service`. After the last one, loguru and `logging` are as they were."""
         with self._lock:
-            if destination not in self._open:
+            if service not in self._open:
                 return
-            self._open = tuple(each for each in self._open if each is not destination)
+            self._open = tuple(each for each in self._open if each is not service)
             self.update_level()
             if not self._open:
+                self._warned.clear()
                 self.loguru.restore_default()
                 self.writer.close()
 
     def update_level(self) -> None:
-        """Listen at the lowest level that someone open wants."""
+        """Capture records from the lowest level of any open service."""
         with self._lock:
             self.loguru.add_handlers(self._lowest())
             capturing = [each for each in self._open if each.captures_logging]
             if capturing:
-                self._take_root(min(each.threshold for each in capturing))
+                logging.getLogger(
+                    "fastapi_observe"
+                ).disabled = False  # dictConfig disables the loggers it does not know
+                self._attach_root(min(each.threshold for each in capturing))
+                self._attach_named_loggers()
                 self._silence({name for each in capturing for name in each.quiet_loggers})
                 self.attach_server_loggers()
             else:
-                self._give_back()
+                self._restore()
 
     # loguru
 
     @fail_safe("logs.capture")
     def restore_loguru(self) -> None:
-        """Put our handlers back: `logger.remove()` and `logger.configure(handlers=...)` take them as well."""
+        """Add our handlers again: `logger.remove()` and `logger.configure(handlers=...)` remove them, too."""
         with self._lock:
             self.loguru.add_handlers(self._lowest())
 
     def _lowest(self) -> int:
         return min((each.threshold for each in self._open), default=sys.maxsize)
 
-    def _take_loguru(self, high: int, record: Record) -> bool:
-        if record["level"].no < high:
-            destination = self._responsible()
-            if destination is not None and record["level"].no >= destination.threshold:
-                self._hand_over(destination, destination.handle_loguru, record)
+    def _handle_loguru(self, end: int, record: Record) -> bool:
+        """Write a record of loguru whose level is below `end`. Returns False: loguru has nothing more to do."""
+        if record["level"].no >= end:
+            return False
+        service = self._responsible()
+        if service is None:
+            return False
+        intercepted = _intercepted_record(sys._getframe(1)) if self._intercepts else None  # noqa: SLF001 - documented
+        if intercepted is not None and service.captures_logging:
+            self.handle_logging(intercepted)  # the original has the fields and the logger's name, and comes only once
+        elif record["level"].no >= service.threshold:
+            self.thread.last_extra = record["extra"]
+            self._hand_over(service, service.handle_loguru, record)
         return False
 
-    # The standard library
+    # logging
 
     def handle_logging(self, record: logging.LogRecord) -> None:
-        """Give a record of the standard library to who is responsible."""
-        if any(type(handler).__name__ == "InterceptHandler" for handler in logging.root.handlers):
-            return  # loguru's recipe: the record comes to us by way of loguru
-        destination = self._responsible()
-        if destination is None or not destination.captures_logging or record.levelno < destination.threshold:
+        """Pass a record of `logging` to the responsible service, once."""
+        thread = self.thread
+        if thread.last_record is not None and thread.last_record() is record:  # from a logger further down
             return
-        self._hand_over(destination, destination.handle_logging, record)
+        extra = record.__dict__.get("extra")
+        if extra is not None and extra is thread.last_extra:  # loguru's, which a handler among its sinks passed on
+            return
+        service = self._responsible()
+        if service is None or not service.captures_logging or record.levelno < service.threshold:
+            return
+        thread.last_record = weakref.ref(record)
+        self._hand_over(service, service.handle_logging, record)
 
-    def _take_root(self, lowest: int) -> None:
+    def _attach_root(self, lowest: int) -> None:
         root = logging.root
         if self._handler not in root.handlers:
-            self._root_removed = []  # whoever configured the root anew would have removed these too
-        plain = [handler for handler in root.handlers if _is_plain(handler) and not handler.filters]
+            self._root_removed = []  # the new configuration of the root has removed these, too
+        plain = [handler for handler in root.handlers if is_plain(handler)]
         for handler in plain:
             root.removeHandler(handler)
         self._root_removed += plain
@@ -176,40 +213,76 @@ class LogCapture:
         root.setLevel(level)
         self._root_level = (before, level)
 
+    def _attach_named_loggers(self) -> None:
+        """Replace the plain console handlers of all other loggers. Where records do not propagate, add ours."""
+        loggers = loguru.named_loggers()
+        for logger in loggers:
+            plain = [handler for handler in logger.handlers if is_plain(handler)]
+            if not plain or logger.name in SERVER_LOGGERS:
+                continue
+            before = self._replaced.get(logger.name, LoggerState([], logger.propagate))
+            self._replaced[logger.name] = before._replace(handlers=[*before.handlers, *plain])
+            for handler in plain:
+                logger.removeHandler(handler)
+            if not reaches(logger, self._handler):
+                logger.addHandler(self._handler)
+        self._intercepts = any(
+            is_intercepting(handler) for logger in (logging.root, *loggers) for handler in logger.handlers
+        )
+
     def _silence(self, names: set[str]) -> None:
         for name in names - self._quiet.keys():
-            found = logging.getLogger(name)
-            if found.level < logging.WARNING:
-                self._quiet[name] = found.level
-                found.setLevel(logging.WARNING)
+            logger = logging.getLogger(name)
+            if logger.level < logging.WARNING:
+                self._quiet[name] = logger.level
+                logger.setLevel(logging.WARNING)
 
     def attach_server_loggers(self) -> None:
-        """Join the loggers of servers to the root; the filter does it again after a server configured its logging."""
+        """Connect the servers' loggers to the root. The filter calls it again if a server configures logging later."""
         with self._lock:
             silent = any(each.captures_logging and each.logs_requests for each in self._open)
             for name in SERVER_LOGGERS:
-                found = logging.getLogger(name)
-                if self._filter not in found.filters:
-                    found.addFilter(self._filter)
-                plain = [handler for handler in found.handlers if _is_plain(handler)]
-                propagate = True
+                logger = logging.getLogger(name)
+                if self._filter not in logger.filters:
+                    logger.addFilter(self._filter)
+                defaults = [handler for handler in logger.handlers if is_server_default(handler)]
+                # The user's own format: joined to the root, each line would be written twice.
+                formatted = any(writes_to_console(handler) for handler in logger.handlers if handler not in defaults)
+                propagate = logger.propagate if formatted else True
                 if name in ACCESS_LOGGERS:
-                    before = self._servers.get(name) or LoggerState(found.handlers, found.propagate)
+                    before = self._servers.get(name) or LoggerState(logger.handlers, logger.propagate)
                     switched_off = not before.handlers and not before.propagate  # uvicorn --no-access-log
-                    propagate = not (silent or switched_off)
-                if not plain and found.propagate == propagate:
+                    propagate = propagate and not (silent or switched_off)
+                if not defaults and logger.propagate == propagate:
                     continue
-                if name not in self._servers or plain:
-                    self._servers[name] = LoggerState(list(found.handlers), found.propagate)
-                for handler in plain:
-                    found.removeHandler(handler)
-                found.propagate = propagate
+                if name not in self._servers or defaults:
+                    self._servers[name] = LoggerState(list(logger.handlers), logger.propagate)
+                for handler in defaults:
+                    logger.removeHandler(handler)
+                logger.propagate = propagate
 
     def should_write(self, record: logging.LogRecord) -> bool:
-        """Tell whether a server's record is written: the request line stands for its access line."""
+        """Return whether a server's record is written. Access lines are not where there are request lines."""
         return not is_access_log(record) or not any(each.logs_requests for each in self._open)
 
-    def _give_back(self) -> None:
+    def _find_warnings(self) -> list[str]:
+        """Return a warning for each handler that writes to the console as we do, if it was not returned before."""
+        if not any(each.captures_logging for each in self._open):
+            return []
+        found = describe_console_handlers(
+            [logging.root, *loguru.named_loggers()], lambda logger: reaches(logger, self._handler)
+        )
+        for number, text in loguru.console_handlers().items():
+            if number != 0 or not self.loguru.is_default_muted:
+                found["loguru", str(number)] = (
+                    f"loguru has a handler of its own on the console, {text}: each of its lines is there twice, once "
+                    f"as JSON. Remove it with logger.remove({number})."
+                )
+        new = [text for key, text in found.items() if key not in self._warned]
+        self._warned.update(found)
+        return new
+
+    def _restore(self) -> None:
         root = logging.root
         root.removeHandler(self._handler)
         for handler in self._root_removed:
@@ -220,61 +293,65 @@ class LogCapture:
         self._root_level = None
         for name in SERVER_LOGGERS:
             logging.getLogger(name).removeFilter(self._filter)
-        for name, saved in self._servers.items():
-            found = logging.getLogger(name)
-            for handler in saved.handlers:
-                found.addHandler(handler)
-            found.propagate = saved.propagate
-        self._servers = {}
+        for name, state in self._servers.items():
+            logger = logging.getLogger(name)
+            for handler in state.handlers:
+                logger.addHandler(handler)
+            logger.propagate = state.propagate
+        for name, state in self._replaced.items():
+            logger = logging.getLogger(name)
+            logger.removeHandler(self._handler)
+            for handler in state.handlers:
+                logger.addHandler(handler)
         for name, level in self._quiet.items():
             logging.getLogger(name).setLevel(level)
-        self._quiet = {}
+        self._servers, self._replaced, self._quiet = {}, {}, {}
 
     # Both
 
     def _responsible(self) -> RecordSink | None:
-        opened = self._open
-        if len(opened) > 1:
-            speaker = self.thread.calling_service
-            if speaker in opened:
-                return speaker
-            exchange = current_record()
-            if exchange is not None:
-                own: Any = getattr(exchange.observability, "logs", None)
-                if own in opened:
+        services = self._open
+        if len(services) > 1:
+            caller = self.thread.calling_service
+            if caller in services:
+                return caller
+            record = current_record()
+            if record is not None:
+                own: Any = getattr(record.observability, "logs", None)
+                if own in services:
                     return own  # type: ignore[no-any-return]
-        return opened[0] if opened else None
+        return services[0] if services else None
 
-    def _hand_over(self, destination: RecordSink, take: Any, record: Any) -> None:
-        """Guard the call: here the caller is any line of any library, not our door."""
+    def _hand_over(self, service: RecordSink, handle: Any, record: Any) -> None:
+        """Call `handle(record)`. The caller is any line of any library: nothing is raised to it."""
         depth = self.thread.depth
         if depth >= MAX_NESTED_LINES:
             return
         self.thread.depth = depth + 1
         try:
-            take(record)
+            handle(record)
         except Exception as exc:  # noqa: BLE001 - a log call never raises
-            destination.faults("logs.line", exc)
+            service.internal_errors("logs.line", exc)
         finally:
             self.thread.depth = depth
 
 
 class NoLock(contextlib.nullcontext[None]):
-    """Is no lock to `Handler.acquire`, and can be entered: Python 3.13's `Handler.handle` does not ask."""
+    """Replaces the lock of a handler. False for `Handler.acquire`; a context manager for `Handler.handle` of 3.13."""
 
     def __bool__(self) -> bool:
         return False
 
 
 class RootHandler(logging.Handler):
-    """Stands on the root logger; holds no lock while a record is turned into a line."""
+    """Captures the records of the root logger, and of loggers that do not propagate to it."""
 
     def __init__(self, capture: LogCapture) -> None:
         super().__init__()
         self._capture = capture
 
     def createLock(self) -> None:  # noqa: N802 - logging's name
-        """Have no lock: the writer has its own."""
+        """Have no lock: the writer has its own, and formatting a line must not block other threads."""
         self.lock = NoLock()  # type: ignore[assignment]
 
     @fail_safe("logs.capture")
@@ -284,22 +361,26 @@ class RootHandler(logging.Handler):
 
 
 class ServerFilter(logging.Filter):
-    """Stays on a server's logger when `logging.config` replaces its handlers: takes it over anew in time."""
+    """Stays on a server's logger when `logging.config` replaces its handlers, and attaches to it again in time."""
 
     def __init__(self, capture: LogCapture) -> None:
         super().__init__()
         self._capture = capture
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether the record is written."""
+        """Return whether the record is written."""
         self._capture.attach_server_loggers()
         return self._capture.should_write(record)
 
 
-def _is_plain(handler: logging.Handler) -> bool:
-    """Tell whether `handler` writes plain text to standard output or error, and is no one's own class."""
-    if type(handler) is not logging.StreamHandler:
-        return False
-    stream = handler.stream
-    standard = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
-    return any(stream is each for each in standard) or getattr(stream, "name", None) in {"<stdout>", "<stderr>"}
+def _intercepted_record(frame: FrameType | None) -> logging.LogRecord | None:
+    """Return the record of `logging` that an `InterceptHandler` is passing to loguru in the calling thread, if any."""
+    for _ in range(MAX_INTERCEPT_DEPTH):
+        if frame is None:
+            return None
+        if frame.f_code.co_name == "emit" and frame.f_code.co_argcount > 1:
+            record = frame.f_locals.get(frame.f_code.co_varnames[1])
+            if isinstance(record, logging.LogRecord):
+                return record
+        frame = frame.f_back
+    return None

@@ -1,4 +1,4 @@
-"""How one log line looks: a JSON encoder that takes any Python object, and readable text for a terminal."""
+"""The formats of a log line: JSON, from any Python object, and readable text for a terminal."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from fastapi_observe.redaction.redactor import Redactor
 
 MAX_LINE: Final = 16_384
-"""Most bytes of one JSON line, its newline included."""
+"""Maximum bytes of a JSON line, including its newline."""
 
 MAX_MESSAGE: Final = 4096
 MAX_STACKTRACE: Final = 8192
 MAX_VALUE: Final = 2048
-"""Most characters of a message, of a stack trace and of one value."""
+"""Maximum characters of a message, of a stack trace and of a value."""
 
 
 class LineLimits(NamedTuple):
-    """How much of a line the sanitising walk keeps: depth, keys of one object, characters."""
+    """How much of a line is kept: nesting depth, keys of an object, and characters of each part."""
 
     depth: int
     keys: int
@@ -53,23 +53,23 @@ LIMITS: Final = (
     LineLimits(2, 16, 64, 512, 1024, 128),
 )
 MINIMAL: Final = LineLimits(0, 0, 0, 200, 400, 100)
-"""Fits whatever the text is: a character takes at most seven bytes."""
+"""Limits that always fit: a character takes at most seven bytes."""
 
 CONTROL: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
     "\U000e0000-\U000e007f]"
 )
-"""What could move a terminal's cursor, break a line or turn the reading direction, and what nobody sees."""
+"""Characters that move a terminal's cursor, break a line or change the reading direction, and invisible ones."""
 
 STACK_PREFIX: Final = "    | "
-"""What each row of a stack trace begins with, and no line does."""
+"""Start of each row of a stack trace. No line starts with it."""
 
-LEVEL_COLOURS: Final = {"debug": "\x1b[2m", "info": "\x1b[32m", "warn": "\x1b[33m", "error": "\x1b[31m"}
+LEVEL_COLORS: Final = {"debug": "\x1b[2m", "info": "\x1b[32m", "warn": "\x1b[33m", "error": "\x1b[31m"}
 RESET: Final = "\x1b[0m"
 
 
 class Timestamps:
-    """Writes times as RFC 3339 in UTC with microseconds; keeps the part before the point for a second."""
+    """Formats times as RFC 3339 in UTC with microseconds. The part before the point is cached for a second."""
 
     __slots__ = ("_second",)
 
@@ -77,8 +77,8 @@ class Timestamps:
         self._second: tuple[int, str] = (-1, "")
 
     def __call__(self, nanoseconds: int) -> str:
-        """Write the time `nanoseconds` after the epoch."""
-        seconds, rest = divmod(nanoseconds, 1_000_000_000)
+        """Format the time that many nanoseconds after the epoch."""
+        seconds, rest = divmod(int(nanoseconds), 1_000_000_000)  # a patched clock may return a float
         second = self._second
         if second[0] != seconds:
             second = self._second = (seconds, strftime("%Y-%m-%dT%H:%M:%S.", gmtime(seconds)))
@@ -86,10 +86,10 @@ class Timestamps:
 
 
 def encode_line(line: dict[str, Any]) -> bytes:
-    """Encode `line` (the reserved keys of the contract) as one line of JSON of at most 16 KiB, whatever is in it."""
+    """Encode a line as JSON of at most `MAX_LINE` bytes, whatever objects are in it."""
     try:
-        data = orjson.dumps(line, _plain, orjson.OPT_APPEND_NEWLINE)
-    except Exception:  # noqa: BLE001 - cycles, keys, surrogates: the walk takes what orjson does not
+        data = orjson.dumps(line, _convert, orjson.OPT_APPEND_NEWLINE)
+    except Exception:  # noqa: BLE001 - cycles, keys, surrogates: orjson refuses them
         return _encode_safely(line)
     if not data.isascii():
         data = _escape_separators(data)
@@ -97,14 +97,14 @@ def encode_line(line: dict[str, Any]) -> bytes:
 
 
 def encode_text(text: str) -> str:
-    """Encode one text as JSON, whatever is in it."""
+    """Encode a string as JSON."""
     return _escape_separators(orjson.dumps(_escape_and_truncate(text, MAX_VALUE))).decode()
 
 
 def describe_exception(exc: BaseException, redactor: Redactor = DEFAULT_REDACTOR) -> dict[str, str]:
-    """Describe `exc` as the contract's `exception` object; no variable values are shown."""
+    """Return the `exception` object of a line, without values of variables."""
     stacktrace = exception_stacktrace(exc, redactor)
-    # The end tells what happened.
+    # The end has the cause.
     stacktrace = stacktrace if len(stacktrace) <= MAX_STACKTRACE else "…" + stacktrace[1 - MAX_STACKTRACE :]
     return {
         "type": error_type_of(exc),
@@ -114,15 +114,15 @@ def describe_exception(exc: BaseException, redactor: Redactor = DEFAULT_REDACTOR
 
 
 def to_text(value: object, limit: int = MAX_VALUE) -> str:
-    """Return `str(value)`, at most `limit` characters; `<unprintable TypeName>` if it raises."""
+    """Return at most `limit` characters of `str(value)`, or `<unprintable TypeName>` if that raises."""
     try:
         return truncate(str(value), limit)
-    except Exception:  # noqa: BLE001 - any object may come
+    except Exception:  # noqa: BLE001 - `__str__` of any class
         return _unprintable(value)
 
 
 def truncate(text: str, limit: int) -> str:
-    """Return `text`, at most `limit` characters of it; a cut shows as `…`."""
+    """Return at most `limit` characters of `text`; if it is shortened, the last is `…`."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -130,8 +130,8 @@ def _unprintable(value: object) -> str:
     return f"<unprintable {type.__dict__['__name__'].__get__(type(value))}>"
 
 
-def _plain(value: Any) -> Any:
-    """Turn what orjson does not know into what it does."""
+def _convert(value: Any) -> Any:
+    """Convert a value that orjson does not know."""
     with suppress(Exception):
         if isinstance(value, bytes | bytearray | memoryview):
             return bytes(value).decode("latin-1")
@@ -145,7 +145,7 @@ def _plain(value: Any) -> Any:
 
 
 def _escape_separators(data: bytes) -> bytes:
-    """Escape the three characters beyond ASCII that some readers take for the end of a line."""
+    """Escape the three characters beyond ASCII that some readers treat as the end of a line."""
     for raw, escaped in ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"), (b"\xc2\x85", b"\\u0085")):
         data = data.replace(raw, escaped)
     return data
@@ -160,49 +160,49 @@ def _encode_safely(line: dict[str, Any]) -> bytes:
 
 
 def _encode_within(line: dict[str, Any], limits: LineLimits) -> bytes:
-    kept: dict[str, Any] = {}
+    encoded: dict[str, Any] = {}
     for key, value in line.items():
         if key == "fields":
-            kept[key] = _to_json_safe(value, limits, limits.depth, ())
+            encoded[key] = _to_json_safe(value, limits, limits.depth, ())
         elif key == "exception":
-            kept[key] = {
+            encoded[key] = {
                 "type": _escape_and_truncate(value["type"], limits.name),
                 "message": _escape_and_truncate(value["message"], max(limits.value, limits.name)),
                 "stacktrace": _escape_and_truncate(value["stacktrace"], limits.stacktrace),
             }
         else:
-            kept[key] = _escape_and_truncate(value, limits.message if key == "message" else limits.name)
-    return _escape_separators(orjson.dumps(kept, option=orjson.OPT_APPEND_NEWLINE))
+            encoded[key] = _escape_and_truncate(value, limits.message if key == "message" else limits.name)
+    return _escape_separators(orjson.dumps(encoded, option=orjson.OPT_APPEND_NEWLINE))
 
 
 def _escape_and_truncate(text: str, limit: int) -> str:
-    """Cut `text` and write its lone surrogates as escapes."""
+    """Truncate `text` and escape its lone surrogates."""
     return truncate(str.__str__(text), limit).encode("utf-8", "backslashreplace").decode()
 
 
-def _to_json_safe(value: Any, limits: LineLimits, depth: int, above: tuple[int, ...]) -> Any:
-    """Turn any object into what JSON can say, within `limits`; `above` are the ids of what it is in."""
+def _to_json_safe(value: Any, limits: LineLimits, depth: int, parents: tuple[int, ...]) -> Any:
+    """Convert any object to JSON types, within `limits`. `parents` are the ids of the containers it is in."""
     try:
         if isinstance(value, Enum):
             value = value.value
         members = _members(value)
         if members is None:
             return _scalar_to_json(value, limits)
-        if id(value) in above or depth < 0:
-            return "<cycle>" if id(value) in above else "<too deep>"
-        above = (*above, id(value))
+        if id(value) in parents or depth < 0:
+            return "<cycle>" if id(value) in parents else "<too deep>"
+        parents = (*parents, id(value))
         if isinstance(members, list):
-            return [_to_json_safe(each, limits, depth - 1, above) for each in members[: limits.keys]]
+            return [_to_json_safe(each, limits, depth - 1, parents) for each in members[: limits.keys]]
         return {
-            _escape_and_truncate(to_text(key), 128): _to_json_safe(each, limits, depth - 1, above)
+            _escape_and_truncate(to_text(key), 128): _to_json_safe(each, limits, depth - 1, parents)
             for key, each in islice(members.items(), limits.keys)
         }
-    except Exception:  # noqa: BLE001 - any object may come
+    except Exception:  # noqa: BLE001 - methods of any class
         return _escape_and_truncate(_unprintable(value), limits.name)
 
 
 def _scalar_to_json(value: Any, limits: LineLimits) -> Any:
-    """Turn what holds nothing else into what JSON can say."""
+    """Convert a value that is not a container to JSON types."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, float):
@@ -222,7 +222,7 @@ def _scalar_to_json(value: Any, limits: LineLimits) -> Any:
 
 
 def _members(value: Any) -> dict[Any, Any] | list[Any] | None:
-    """Return what a container holds, None if `value` is none."""
+    """Return the members of a container, or None for any other value."""
     if isinstance(value, dict):
         return dict(dict.items(value))
     if isinstance(value, Mapping):
@@ -236,12 +236,12 @@ def _members(value: Any) -> dict[Any, Any] | list[Any] | None:
 
 
 class TextFormat:
-    """Writes lines for the person at the terminal `stream`: short ids, colours if it can show them."""
+    """Formats lines for a terminal: short ids, and colors if `stream` is one."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
         isatty = getattr(stream, "isatty", None)
-        self._colours = bool(isatty and isatty()) and not os.environ.get("NO_COLOR")
+        self._colors = bool(isatty and isatty()) and not os.environ.get("NO_COLOR")
         try:
             "✓✗…".encode(self._encoding)
             self._marks = {"info": "✓", "warn": "!", "error": "✗"}
@@ -250,39 +250,39 @@ class TextFormat:
             self._encoding = "ascii"
 
     def line(self, line: dict[str, Any]) -> bytes:
-        """Write any line: time, level, message, fields, short trace id; a stack trace follows indented."""
+        """Format any line: time, level, message, fields, short trace id. A stack trace follows, indented."""
         level = line["level"]
         parts = [f"{self._head(level, level.upper().ljust(5))} {legible_text(line['message'])}"]
         fields = " ".join(f"{legible_text(key)}={_readable(value)}" for key, value in line["fields"].items())
         return self._finish(line, [*parts, fields])
 
     def request(self, line: dict[str, Any]) -> bytes:
-        """Write a request line: time, mark, method, endpoint, status, duration, short trace id."""
+        """Format a request line: time, mark, method, endpoint, status, duration, short trace id."""
         fields = line["fields"]
-        what = f"{fields['method']} {legible_text(fields['endpoint'])}"
+        target = f"{fields['method']} {legible_text(fields['endpoint'])}"
         if fields["endpoint"] == UNMATCHED:
-            what = f"{fields['method']} {legible_text(fields['url'])}"
+            target = f"{fields['method']} {legible_text(fields['url'])}"
         head = self._head(line["level"], self._marks[line["level"]])
         status = f"closed {fields['close_code']}" if "close_code" in fields else str(fields["status_code"])
-        odd = "" if fields["outcome"] in {"ok", "client_error", "server_error"} else fields["outcome"]
-        return self._finish(line, [f"{head} {what}", status, f"{fields['duration_ms']:.0f} ms", odd])
+        outcome = "" if fields["outcome"] in {"ok", "client_error", "server_error"} else fields["outcome"]
+        return self._finish(line, [f"{head} {target}", status, f"{fields['duration_ms']:.0f} ms", outcome])
 
     def _head(self, level: str, mark: str) -> str:
         now = datetime.now().astimezone().strftime("%H:%M:%S.%f")[:-3]
-        if not self._colours:
+        if not self._colors:
             return f"{now} {mark}"
-        return f"{now} {LEVEL_COLOURS.get(level, LEVEL_COLOURS['error'])}{mark}{RESET}"
+        return f"{now} {LEVEL_COLORS.get(level, LEVEL_COLORS['error'])}{mark}{RESET}"
 
     def _finish(self, line: dict[str, Any], parts: Iterable[str]) -> bytes:
         text = "  ".join(part for part in [*parts, line.get("trace_id", "")[:8]] if part) + "\n"
         if "exception" in line:
-            for row in line["exception"]["stacktrace"].removesuffix("\n").split("\n"):  # other ends are escaped
+            for row in line["exception"]["stacktrace"].removesuffix("\n").split("\n"):  # other line ends are escaped
                 text += f"{STACK_PREFIX}{legible_text(row)}\n"
         return text.encode(self._encoding, "backslashreplace")
 
 
 def legible_text(value: object) -> str:
-    """Return `value` as text with every control character written as an escape."""
+    """Return `value` as text with control characters escaped."""
     return CONTROL.sub(_escape_character, to_text(value, MAX_MESSAGE))
 
 

@@ -1,16 +1,18 @@
-"""What is done with what others wrote: a traceback in a message, the queries of an access line, an exception's ids."""
+"""What is read from a record: a mapping or a traceback as its message, the queries of an access line, ids of errors."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+import sys
+from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.logs.line import MAX_STACKTRACE, MAX_VALUE, truncate
+from fastapi_observe.logs.line import MAX_STACKTRACE, MAX_VALUE, to_text, truncate
 from fastapi_observe.records.exceptions import exception_chain, tail
 from fastapi_observe.records.request import EXCEPTION_IDS_ATTRIBUTE
 
 if TYPE_CHECKING:
     import logging
+    from collections.abc import Mapping
 
     from fastapi_observe.redaction.redactor import Redactor
 
@@ -19,37 +21,61 @@ TRACEBACK: Final = "Traceback (most recent call last):"
 ACCESS_LOGGERS: Final = frozenset({"uvicorn.access", "gunicorn.access", "hypercorn.access"})
 
 WEBSOCKET_ACCESS: Final = '%s - "WebSocket %s"'
-"""How uvicorn's access lines of WebSockets begin: they come from `uvicorn.error`."""
+"""Start of uvicorn's access lines of WebSockets, which come from `uvicorn.error`."""
 
 QUERY: Final = re.compile(r"\?(\S*?)(?=\"?(?:\s|$))")
 """A query in a line of text: up to white space, without the quotation mark before it."""
 
 PATH: Final = re.compile(r"(?<=[ \"])/[^\s?\"]*+")
-"""The path that was asked for."""
+"""A requested path."""
+
+STRUCTLOG_FIELDS: Final = frozenset({"_from_structlog", "_logger", "_name", "_record"})
+"""What structlog adds to an event for its own formatter."""
+
+
+def split_mapping(message: Mapping[Any, Any]) -> tuple[str, dict[str, Any], BaseException | None]:
+    """Return the message, the fields and the exception of a mapping that was logged as a message.
+
+    The message is `event`, as in structlog, or `message`; everything else is a field.
+    """
+    fields = {to_text(key, 256): value for key, value in message.items() if key not in STRUCTLOG_FIELDS}
+    exc = to_exception(fields["exc_info"]) if "exc_info" in fields else None
+    if exc is not None or not fields.get("exc_info", True):
+        del fields["exc_info"]
+    text = fields.pop("event" if "event" in fields else "message", "")
+    return to_text(text, sys.maxsize), fields, exc
+
+
+def to_exception(exc_info: object) -> BaseException | None:
+    """Return the exception that `exc_info` means: one, the tuple of `sys.exc_info`, or true for the current one."""
+    if exc_info is True or exc_info == 1:
+        exc_info = sys.exc_info()
+    found = exc_info[1] if isinstance(exc_info, tuple) and len(exc_info) > 1 else exc_info
+    return found if isinstance(found, BaseException) else None
 
 
 def is_access_log(record: logging.LogRecord) -> bool:
-    """Tell whether a server writes `record` for each request or WebSocket."""
+    """Return whether `record` is one that a server writes for each request or WebSocket."""
     if record.name in ACCESS_LOGGERS:
         return True
     return record.name == "uvicorn.error" and isinstance(record.msg, str) and record.msg.startswith(WEBSOCKET_ACCESS)
 
 
 def redact_access(text: str, redactor: Redactor) -> str:
-    """Return an access line with the network of the client, and with queries and paths as spans show them."""
+    """Return an access line with the client's network, and with queries and paths redacted as in spans."""
     address, blank, rest = text.partition(" ")
-    rest = QUERY.sub(lambda found: f"?{redactor.query(found[1])}", rest)
+    rest = QUERY.sub(lambda match: f"?{redactor.query(match[1])}", rest)
     return (
         str(redactor.address(address))
         + blank
-        + PATH.sub(lambda found: redactor.raw_path(found[0], redactor.unmatched_path), rest)
+        + PATH.sub(lambda match: redactor.raw_path(match[0], redactor.unmatched_path), rest)
     )
 
 
 def parse_traceback_message(text: str, redactor: Redactor) -> dict[str, str] | None:
-    """Describe a message that is a traceback as the contract's `exception` object; None if it is none.
+    """Return the `exception` object of a message that is a traceback, or None for any other message.
 
-    uvicorn logs a failed startup like this. The end of the stack trace is kept: it tells what happened.
+    uvicorn logs a failed startup like this. Of a long traceback the end is kept: it has the cause.
     """
     if not text.startswith(TRACEBACK):
         return None
@@ -66,10 +92,10 @@ def parse_traceback_message(text: str, redactor: Redactor) -> dict[str, str] | N
 
 
 def ids_from_exception(exc: BaseException) -> tuple[str, str, str]:
-    """Find the ids that the door gave to `exc` or to one it stands for; empty if there are none."""
+    """Return the trace, span and request id that our middleware gave to `exc` or one in its chain, or empty strings."""
     for each in exception_chain(exc):
-        found = getattr(each, EXCEPTION_IDS_ATTRIBUTE, None)
-        if found is not None:
-            trace_id, span_id, request_id = found
+        ids = getattr(each, EXCEPTION_IDS_ATTRIBUTE, None)
+        if ids is not None:
+            trace_id, span_id, request_id = ids
             return trace_id, span_id, request_id
     return "", "", ""

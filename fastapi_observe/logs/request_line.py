@@ -1,8 +1,8 @@
-"""The request line: built from an exchange, and for the usual ones encoded without building it."""
+"""The fields of request and operation lines, and a fast encoder for ordinary request lines."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from fastapi_observe.redaction.redactor import Redactor
 
 OPERATION_LOGGER: Final = "fastapi_observe.operation"
-"""Logger of these lines."""
 
 KIND_TITLES: Final = {
     "database": "database query",
@@ -28,22 +27,22 @@ KIND_TITLES: Final = {
 
 
 def level_of_operation(operation: Operation, slow_query_threshold: float) -> str:
-    """Return the level of an operation's line: `error` if it failed, `warn` if it was refused or slow, else `debug`."""
+    """Return the level of an operation's line: `error` if it failed, `warn` if rejected or slow, else `debug`."""
     if operation.outcome == "ok":
         return "warn" if operation.kind == "database" and operation.duration >= slow_query_threshold else "debug"
     return "warn" if operation.outcome == "client_error" else "error"
 
 
 def operation_message(operation: Operation, level: str) -> str:
-    """Return what the line of an operation says."""
+    """Return the message of an operation's line."""
     name = KIND_TITLES.get(operation.kind, operation.kind)
     if operation.outcome != "ok":
         return f"{name} failed"
     return f"{name} completed" if level == "debug" else f"slow {name}"
 
 
-def fields_of_operation(operation: Operation) -> dict[str, Any]:
-    """Return everything that is known of an operation."""
+def operation_fields(operation: Operation) -> dict[str, Any]:
+    """Return the fields of an operation's line. Labels replace details of the same name."""
     fields: dict[str, Any] = {
         **{name: value for name, value in operation.details.items() if value is not None},
         **operation.labels,
@@ -55,39 +54,58 @@ def fields_of_operation(operation: Operation) -> dict[str, Any]:
     return fields
 
 
-def repeated_statement_fields(repeated: RepeatedStatement, exchange: RequestRecord) -> dict[str, Any]:
-    """Return what is told of a statement that one request repeated."""
+def repeated_statement_fields(repeated: RepeatedStatement, record: RequestRecord) -> dict[str, Any]:
+    """Return the fields of the warning about a statement that one request has repeated."""
     return {
-        "endpoint": exchange.endpoint,
+        "endpoint": record.endpoint,
         "db.query.text": repeated.statement,
         "count": repeated.times,
         "duration_ms": round(repeated.seconds * 1000, 3),
     }
 
 
+REQUEST_LOGGER: Final = "fastapi_observe.request"
 REQUEST_MESSAGE: Final = "HTTP request completed"
 WEBSOCKET_MESSAGE: Final = "WebSocket connection closed"
-REQUEST_LOGGER: Final = "fastapi_observe.request"
-"""Messages and logger of the request line."""
 
 MAX_PATH_LENGTH: Final = 1024
-"""Most characters of a path."""
 
 MAX_CACHED_PARTS: Final = 1024
-"""Most routes, and most clients, with a prepared piece of their lines; then all are made anew."""
+"""Maximum of routes, and of clients, for which an encoded part is cached. Then the cache is emptied."""
 
 MAX_CACHED_BYTES: Final = 512
-"""Most bytes of a user agent that is kept for the next line: a client chooses it, and the address behind a proxy."""
+"""Maximum size of a user agent that is cached. Clients choose it, and behind a proxy their address as well."""
 
 
-RouteKey = tuple[str, str, int, str]
-RequestLineParts = tuple[RouteKey, str, str, bytes | None, str | None, str, str, str, int, float, int, int, str]
-"""Method, endpoint, status and outcome; then level, path, user agent, client, the three ids, start, duration, sizes,
-and where the time went."""
+class RouteKey(NamedTuple):
+    """What the cached part of a route's lines depends on."""
+
+    method: str
+    endpoint: str
+    status_code: int
+    outcome: str
+
+
+class RequestLineParts(NamedTuple):
+    """The values of an ordinary request line, copied from the record. `time_fields` are encoded."""
+
+    route: RouteKey
+    level: str
+    path: str
+    user_agent: bytes | None
+    address: str | None
+    trace_id: str
+    span_id: str
+    request_id: str
+    started_ns: int
+    duration: float
+    request_size: int
+    response_size: int
+    time_fields: str
 
 
 class RequestLineEncoder:
-    """Makes request lines; `resource` are the keys that say who writes them, `now` is in nanoseconds."""
+    """Builds and encodes request lines. `resource` are the keys that describe the service."""
 
     def __init__(self, resource: dict[str, str], redactor: Redactor, timestamps: Timestamps) -> None:
         self._resource = resource
@@ -95,140 +113,160 @@ class RequestLineEncoder:
         self._timestamps = timestamps
         head = {"message": REQUEST_MESSAGE, "logger": REQUEST_LOGGER, **resource}
         self._head = orjson.dumps(head)[1:-1].decode()
-        self._routes: dict[RouteKey, tuple[str, str, bool]] = {}
+        self._route_parts: dict[RouteKey, tuple[str, str, bool]] = {}
         self._client_parts: dict[tuple[bytes | None, str | None], str] = {}
 
-    def build(self, exchange: RequestRecord, level: str, now: int) -> dict[str, Any]:
-        """Return the line with whatever this exchange has to say."""
-        scope = exchange.scope
+    def build(self, record: RequestRecord, level: str, end_ns: int) -> dict[str, Any]:
+        """Return the line of any request; it ended `end_ns` nanoseconds after the epoch."""
+        scope = record.scope
         client, query = scope.get("client"), scope.get("query_string")
         redactor = self._redactor
-        url = truncate(redactor.route_path(exchange.path, exchange.endpoint), MAX_PATH_LENGTH)
+        url = truncate(redactor.route_path(record.path, record.endpoint), MAX_PATH_LENGTH)
         if query:
             url = f"{url}?{redactor.query(query)}"
-        agent = exchange.headers.get(b"user-agent")
+        user_agent = record.headers.get(b"user-agent")
         fields: dict[str, Any] = {
-            "method": exchange.method,
+            "method": record.method,
             "url": url,
-            "endpoint": exchange.endpoint,
-            "status_code": exchange.status_code,
-            "outcome": exchange.outcome,
-            "duration_ms": round(exchange.duration * 1000, 3),
-            "request_size": exchange.request_size,
-            "response_size": exchange.response_size,
-            "user_agent": None if agent is None else redactor.user_agent(agent),
+            "endpoint": record.endpoint,
+            "status_code": record.status_code,
+            "outcome": record.outcome,
+            "duration_ms": round(record.duration * 1000, 3),
+            "request_size": record.request_size,
+            "response_size": record.response_size,
+            "user_agent": None if user_agent is None else redactor.user_agent(user_agent),
             "remote_addr": redactor.address(client[0]) if client else None,
         }
-        if exchange.work is not None:
-            fields.update(exchange.work.as_fields(exchange.started, exchange.duration))
-        if exchange.ttfb is not None:
-            fields["ttfb_ms"] = round(exchange.ttfb * 1000, 3)
-        if exchange.error_type is not None:
-            fields["error_type"] = exchange.error_type
-        if exchange.websocket:
-            fields["close_code"] = exchange.close_code  # type: ignore[attr-defined]
-            fields["messages_received"] = exchange.messages_received  # type: ignore[attr-defined]
-            fields["messages_sent"] = exchange.messages_sent  # type: ignore[attr-defined]
-        ids = {"trace_id": exchange.trace_id, "span_id": exchange.span_id} if exchange.trace_id else {}
-        if exchange.request_id:
-            ids["request_id"] = exchange.request_id
+        if record.work is not None:
+            fields.update(record.work.as_fields(record.started, record.duration))
+        if record.ttfb is not None:
+            fields["ttfb_ms"] = round(record.ttfb * 1000, 3)
+        if record.error_type is not None:
+            fields["error_type"] = record.error_type
+        if record.validation_errors is not None:
+            fields["validation_errors"] = [
+                {"field": name, "reason": reason} for name, reason in record.validation_errors
+            ]
+        if record.websocket:
+            fields["close_code"] = record.close_code  # type: ignore[attr-defined]
+            fields["messages_received"] = record.messages_received  # type: ignore[attr-defined]
+            fields["messages_sent"] = record.messages_sent  # type: ignore[attr-defined]
+        ids = {"trace_id": record.trace_id, "span_id": record.span_id} if record.trace_id else {}
+        if record.request_id:
+            ids["request_id"] = record.request_id
         line: dict[str, Any] = {
-            "timestamp": self._timestamps(now),
+            "timestamp": self._timestamps(end_ns),
             "level": level,
-            "message": WEBSOCKET_MESSAGE if exchange.websocket else REQUEST_MESSAGE,
+            "message": WEBSOCKET_MESSAGE if record.websocket else REQUEST_MESSAGE,
             "logger": REQUEST_LOGGER,
             **self._resource,
             **ids,
             "fields": fields,
         }
-        if exchange.exception is not None:
-            line["exception"] = describe_exception(exchange.exception, redactor)
+        if record.exception is not None:
+            line["exception"] = describe_exception(record.exception, redactor)
         return line
 
-    def capture(self, exchange: RequestRecord, level: str) -> RequestLineParts | None:
-        """Take down all that the line of this exchange will say; None if it is not one of the usual ones.
+    def capture(self, record: RequestRecord, level: str) -> RequestLineParts | None:
+        """Copy the values of an ordinary request line, or return None for any other request.
 
-        Values only: what waits in the queue must neither change nor keep the request alive.
+        Values only: what is in the queue must neither change nor keep the request alive.
         """
-        scope = exchange.scope
+        scope = record.scope
         if (
-            exchange.error_type is not None
-            or exchange.ttfb is not None
-            or exchange.websocket
+            record.error_type is not None
+            or record.ttfb is not None
+            or record.websocket
+            or record.validation_errors is not None
             or scope.get("query_string")
         ):
             return None
-        client, agent = scope.get("client"), exchange.headers.get(b"user-agent")
+        client, user_agent = scope.get("client"), record.headers.get(b"user-agent")
         address = client[0] if client else None
         if type(address) is str and len(address) > MAX_ADDRESS_LENGTH:
-            address = address[: MAX_ADDRESS_LENGTH + 1]  # one more: it is seen to be too long, so not kept
-        if agent is not None and len(agent) > MAX_CACHED_BYTES:
-            agent = agent[: MAX_CACHED_BYTES + 1]
-        return (
-            (exchange.method, exchange.endpoint, exchange.status_code, exchange.outcome),
-            level,
-            exchange.path,
-            agent,
-            address,
-            exchange.trace_id,
-            exchange.span_id,
-            exchange.request_id,
-            exchange.started_ns,
-            exchange.duration,
-            exchange.request_size,
-            exchange.response_size,
-            "" if exchange.work is None else encode_time_fields(exchange, exchange.work),
+            address = address[: MAX_ADDRESS_LENGTH + 1]  # still too long, so it is not cached
+        if user_agent is not None and len(user_agent) > MAX_CACHED_BYTES:
+            user_agent = user_agent[: MAX_CACHED_BYTES + 1]
+        # `tuple.__new__` costs half of what the constructor of a NamedTuple does.
+        return tuple.__new__(
+            RequestLineParts,
+            (
+                tuple.__new__(RouteKey, (record.method, record.endpoint, record.status_code, record.outcome)),
+                level,
+                record.path,
+                user_agent,
+                address,
+                record.trace_id,
+                record.span_id,
+                record.request_id,
+                record.started_ns,
+                record.duration,
+                record.request_size,
+                record.response_size,
+                "" if record.work is None else encode_time_fields(record, record.work),
+            ),
         )
 
-    def encode(self, record: RequestLineParts) -> bytes:
-        """Return the line that was taken down as bytes, its newline included."""
-        route, level, path, agent, address, trace_id, span_id, request_id, started, duration, received, sent, work = (
-            record
-        )
-        before, between, has_secret = self._routes.get(route) or self._prepare(route, level)
-        asker = self._client_parts.get((agent, address)) or self._prepare_asker(agent, address)
+    def encode(self, parts: RequestLineParts) -> bytes:
+        """Return the line of captured values, with its newline."""
+        (
+            route,
+            level,
+            path,
+            user_agent,
+            address,
+            trace_id,
+            span_id,
+            request_id,
+            started_ns,
+            duration,
+            request_size,
+            response_size,
+            time_fields,
+        ) = parts
+        before, between, has_secret = self._route_parts.get(route) or self._encode_route(route, level)
+        client = self._client_parts.get((user_agent, address)) or self._encode_client(user_agent, address)
         if not has_secret and len(path) <= MAX_PATH_LENGTH and self._redactor.is_plain_path(path):
             url = f'"{path}"'
         else:
             url = encode_text(truncate(self._redactor.route_path(path, route[1]), MAX_PATH_LENGTH))
         ids = f'"trace_id":"{trace_id}","span_id":"{span_id}",' if trace_id else ""
-        asked = f'"request_id":"{request_id}",' if request_id else ""
+        request = f'"request_id":"{request_id}",' if request_id else ""
         return (
-            f'{{"timestamp":"{self._timestamps(started + int(duration * 1e9))}",{before}{ids}{asked}"fields":{{'
+            f'{{"timestamp":"{self._timestamps(started_ns + int(duration * 1e9))}",{before}{ids}{request}"fields":{{'
             f'"method":"{route[0]}","url":{url},{between}"duration_ms":{duration * 1000:.3f},'
-            f'"request_size":{received},"response_size":{sent},{asker}{work}}}}}\n'
+            f'"request_size":{request_size},"response_size":{response_size},{client}{time_fields}}}}}\n'
         ).encode()
 
-    def _prepare_asker(self, agent: bytes | None, address: str | None) -> str:
-        """Keep what is the same in all lines about one client."""
+    def _encode_client(self, user_agent: bytes | None, address: str | None) -> str:
+        """Encode and cache the part that all lines of one client have."""
         if len(self._client_parts) >= MAX_CACHED_PARTS:
             self._client_parts.clear()
-        shown = [
+        values = [
             "null" if text is None else encode_text(text)
             for text in (
-                None if agent is None else self._redactor.user_agent(agent),
+                None if user_agent is None else self._redactor.user_agent(user_agent),
                 None if address is None else self._redactor.address(address),
             )
         ]
-        kept = f'"user_agent":{shown[0]},"remote_addr":{shown[1]}'
-        if len(agent or b"") <= MAX_CACHED_BYTES and len(str(address)) <= MAX_ADDRESS_LENGTH:
-            self._client_parts[agent, address] = kept
-        return kept
+        part = f'"user_agent":{values[0]},"remote_addr":{values[1]}'
+        if len(user_agent or b"") <= MAX_CACHED_BYTES and len(str(address)) <= MAX_ADDRESS_LENGTH:
+            self._client_parts[user_agent, address] = part
+        return part
 
-    def _prepare(self, route: RouteKey, level: str) -> tuple[str, str, bool]:
-        """Keep what is the same in all lines of a route that end alike."""
-        if len(self._routes) >= MAX_CACHED_PARTS:
-            self._routes.clear()
-        _, endpoint, status_code, outcome = route
-        kept = (
+    def _encode_route(self, route: RouteKey, level: str) -> tuple[str, str, bool]:
+        """Encode and cache the parts that all lines of a route with one outcome have."""
+        if len(self._route_parts) >= MAX_CACHED_PARTS:
+            self._route_parts.clear()
+        parts = (
             f'"level":"{level}",{self._head},',
-            f'"endpoint":{encode_text(endpoint)},"status_code":{status_code},"outcome":"{outcome}",',
-            self._redactor.has_secret_parameter(endpoint),
+            f'"endpoint":{encode_text(route.endpoint)},"status_code":{route.status_code},"outcome":"{route.outcome}",',
+            self._redactor.has_secret_parameter(route.endpoint),
         )
-        self._routes[route] = kept
-        return kept
+        self._route_parts[route] = parts
+        return parts
 
 
-def encode_time_fields(exchange: RequestRecord, work: TimeBreakdown) -> str:
-    """Return where the time of a request went, as it follows other fields of a line."""
-    return "".join(f',"{name}":{value}' for name, value in work.as_fields(exchange.started, exchange.duration).items())
+def encode_time_fields(record: RequestRecord, work: TimeBreakdown) -> str:
+    """Return the encoded time fields of a request, to be appended to other fields."""
+    return "".join(f',"{name}":{value}' for name, value in work.as_fields(record.started, record.duration).items())

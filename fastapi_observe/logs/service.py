@@ -1,9 +1,10 @@
-"""The log signal: one line for each request and failed operation, and the logger that users call."""
+"""The logs signal: one line for each request and each failed operation, and the logger that users call."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,10 +12,13 @@ from loguru import logger as loguru_logger
 from opentelemetry import context as otel_context
 from opentelemetry.trace import get_current_span
 
-from fastapi_observe.logs.capture import SERVER_LOGGERS, LogCapture
+from fastapi_observe.internal import loguru
+from fastapi_observe.logs.capture import LogCapture
+from fastapi_observe.logs.context import LogContext, context_fields, is_context_of_ended_request
 from fastapi_observe.logs.file.file import LogFile
 from fastapi_observe.logs.file.retention import parse_retention
 from fastapi_observe.logs.file.rotation import parse_rotation
+from fastapi_observe.logs.handlers import SERVER_LOGGERS
 from fastapi_observe.logs.line import (
     MAX_MESSAGE,
     TextFormat,
@@ -25,28 +29,32 @@ from fastapi_observe.logs.line import (
     truncate,
 )
 from fastapi_observe.logs.messages import (
+    STRUCTLOG_FIELDS,
     TRACEBACK,
     ids_from_exception,
     is_access_log,
     parse_traceback_message,
     redact_access,
+    split_mapping,
+    to_exception,
 )
 from fastapi_observe.logs.request_line import (
     OPERATION_LOGGER,
     REQUEST_LOGGER,
     REQUEST_MESSAGE,
     RequestLineEncoder,
-    fields_of_operation,
     level_of_operation,
+    operation_fields,
     operation_message,
     repeated_statement_fields,
 )
+from fastapi_observe.records.exceptions import error_type_of
 from fastapi_observe.records.request import CONTEXT_KEY, current_record
 from fastapi_observe.records.signal import no_op
 from fastapi_observe.redaction.redactor import Redactor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from loguru import Record
@@ -59,7 +67,7 @@ if TYPE_CHECKING:
     from fastapi_observe.settings.model import ObserveSettings
 
 LEVELS: Final = {"debug": 0, "info": 20, "warn": 30, "error": 40, "fatal": 50}
-"""The contract's levels and where each begins in the numbers of `logging` and loguru."""
+"""Level names, and the number from which each applies to records of `logging` and loguru."""
 
 OUTCOME_LEVELS: Final = {
     "ok": "info",
@@ -76,40 +84,48 @@ RECORD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {
     "message",
     "taskName",
 }
-"""What every record of the standard library has, and uvicorn's coloured copy; anything else is a user's field."""
+"""Attributes of every `LogRecord`, and uvicorn's colored message. All others are fields of the user."""
+
+WRITTEN_ATTRIBUTE: Final = "__observe_written__"
+"""Attribute of an exception whose stack trace is on a request line, for the server's line about the same crash."""
 
 _CAPTURE: Final = LogCapture()
-"""loguru, the root logger and standard output belong to the process, so what is open on them is known in one place."""
+"""loguru, `logging` and standard output belong to the process, so all services share one capture and writer."""
 
 
 class LogService:
-    """Writes the contract's log lines to standard output and to the log file.
+    """Writes log lines to standard output and to the log file.
 
-    `start` begins to take loguru's and the standard library's records too (again: takes over what was changed since),
-    `close` puts everything back. Lines on standard output are counted for the whole process.
+    `start` captures the records of loguru and `logging`; called again, it attaches to what was configured since.
+    `close` restores both. Lines on standard output are counted for the whole process.
     """
 
-    def __init__(self, settings: ObserveSettings, faults: InternalErrors, redactor: Redactor | None = None) -> None:
-        self.faults = faults
+    def __init__(
+        self, settings: ObserveSettings, internal_errors: InternalErrors, redactor: Redactor | None = None
+    ) -> None:
+        self.internal_errors = internal_errors
         self.threshold = LEVELS[settings.log_level]
         self.captures_logging = settings.capture_logging
         self.logs_requests = settings.log_requests
         self.quiet_loggers = settings.quiet_loggers
         self.log = ObserveLogger(loguru_logger.opt(depth=2), self)
-        who = ("service", settings.service_name), ("environment", settings.environment)
-        self._resource = {key: to_text(value, 256) for key, value in (*who, ("version", settings.service_version))}
+        names = ("service", settings.service_name), ("environment", settings.environment)
+        self._resource = {key: to_text(value, 256) for key, value in (*names, ("version", settings.service_version))}
         self._timestamps = Timestamps()
-        self._slow_query = settings.slow_query_threshold
-        self._repeat_limit = settings.repeated_query_threshold
-        self._redactor = redactor or Redactor.from_settings(settings, faults)
+        self._slow_query_threshold = settings.slow_query_threshold
+        self._repeated_query_threshold = settings.repeated_query_threshold
+        self._redactor = redactor or Redactor.from_settings(settings, internal_errors)
         self._request_lines = RequestLineEncoder(self._resource, self._redactor, self._timestamps)
-        self.push: Callable[[bytes], None] | None = None  # also takes each line, as JSON
+        self.push: Callable[[bytes], None] | None = None  # gets each line, too, as JSON
         self._writer = _CAPTURE.writer
         self._file: LogFile | None = None
         limits = parse_rotation(settings.log_rotation), parse_retention(settings.log_retention)
         if settings.log_file is not None:
             self._file = LogFile(
-                settings.log_file, *limits, compress=settings.log_compression is not None, on_internal_error=faults
+                settings.log_file,
+                *limits,
+                compress=settings.log_compression is not None,
+                on_internal_error=internal_errors,
             )
         stream = sys.stdout
         terminal = settings.environment == "development" and stream is not None and stream.isatty()
@@ -118,111 +134,122 @@ class LogService:
 
     @property
     def written(self) -> int:
-        """Lines that standard output took."""
+        """Number of lines written to standard output."""
         return self._writer.written
 
     @property
     def dropped(self) -> int:
-        """Lines that were lost: there was no room for them, or standard output or the log file refused them."""
+        """Number of lines that standard output or the log file did not get."""
         return self._writer.dropped + (0 if self._file is None else sum(self._file.dropped.values()))
 
     @property
     def queued(self) -> int:
-        """Lines that wait to be written."""
+        """Number of lines that are not written yet."""
         return len(self._writer)
 
     def tally(self) -> tuple[int, Mapping[str, int], int]:
-        """Return at one moment how many lines standard output took, lost (by reason) and waits for."""
+        """Return the numbers of lines written to standard output, dropped (by reason) and queued, of one moment."""
         return self._writer.tally()
 
     def file_tally(self) -> tuple[int, Mapping[str, int], int] | None:
-        """Return the same of the log file, if there is one."""
+        """Return the same numbers of the log file, or None without one."""
         return None if self._file is None else self._writer.line_tally(self._file)
 
     def start(self) -> None:
-        """Begin to take the records of loguru, the standard library and the server."""
+        """Capture the records of loguru, `logging` and the server."""
         _CAPTURE.open(self)
 
     def close(self) -> None:
-        """Write what waits and put everything back; the last of several closes ends the writer's thread."""
+        """Write all queued lines and restore loguru and `logging`. The last service ends the writer's thread."""
         _CAPTURE.close(self)
         self._writer.flush(1.0)
         if self._file is not None:
             self._file.close()
 
     def flush(self, timeout: float) -> bool:
-        """Write what waits, for at most about `timeout` seconds; tell whether nothing is left."""
+        """Write all queued lines, within about `timeout` seconds. Returns whether nothing is left."""
         return self._writer.flush(timeout)
 
     def set_level(self, level: str) -> None:
-        """Write `level` (debug, info, warn, error, fatal) and above from now on. Raises `ValueError` for another."""
+        """Write lines of `level` (debug, info, warn, error, fatal) and above from now on.
+
+        Raises `ValueError` for any other name.
+        """
         if level not in LEVELS:
-            raise ValueError(f"log level: got {level!r}, accepts {', '.join(LEVELS)}")
+            raise ValueError(f"log level: invalid value {level!r}; expected {', '.join(LEVELS)}")
         self.threshold = LEVELS[level]
         _CAPTURE.update_level()
 
-    @no_op
-    def on_request_start(self, exchange: RequestRecord) -> None:
-        """A request arrives: nothing to write yet."""
+    def on_request_start(self, record: RequestRecord) -> None:  # noqa: ARG002 - a hook
+        """Drop the fields of loguru's `contextualize` that the last request of the connection has left behind."""
+        context = loguru.CONTEXT
+        base = _CAPTURE.base_context
+        if context is not None and base is not None and context.get() is not base and is_context_of_ended_request():
+            context.set(base)
 
     @no_op
-    def on_response_start(self, exchange: RequestRecord) -> None:
-        """A response begins: nothing to write yet."""
+    def on_response_start(self, record: RequestRecord) -> None:
+        """Do nothing."""
 
-    def on_request_end(self, exchange: RequestRecord) -> None:
-        """Write the request line, and before it what the request repeated."""
-        if exchange.work is not None:
-            self._warn_repeated(exchange, exchange.work)
-        level = OUTCOME_LEVELS.get(exchange.outcome, "error")
+    def on_request_end(self, record: RequestRecord) -> None:
+        """Write the request line, and before it a warning for each repeated statement."""
+        if record.work is not None:
+            self._warn_repeated(record, record.work)
+        level = OUTCOME_LEVELS.get(record.outcome, "error")
         number = LEVELS[level]
         if not self.logs_requests or number < self.threshold:
             return
-        record = self._request_lines.capture(exchange, level) if self._text is None else None
-        if record is not None:
-            self._writer.enqueue(record, self._encode_request, self._file, number)
+        parts = self._request_lines.capture(record, level) if self._text is None else None
+        if parts is not None:
+            self._writer.enqueue(parts, self._encode_request, self._file, number)
             return
-        ended = exchange.started_ns + int(exchange.duration * 1e9)
-        self._write(self._request_lines.build(exchange, level, ended), request=True)
+        ended = record.started_ns + int(record.duration * 1e9)
+        self._write(self._request_lines.build(record, level, ended), request=True)
+        if record.exception is not None:
+            try:  # noqa: SIM105 - suppress() costs more
+                setattr(record.exception, WRITTEN_ATTRIBUTE, True)
+            except Exception:  # noqa: BLE001, S110 - an exception may forbid attributes: its stack is written twice
+                pass
 
-    def _encode_request(self, record: RequestLineParts) -> bytes:
-        """Encode a request line when its turn has come; a fault must not end the writer's thread."""
+    def _encode_request(self, parts: RequestLineParts) -> bytes:
+        """Encode a request line, in the writer's thread. If that fails, write a line with the path only."""
         try:
-            data = self._request_lines.encode(record)
+            data = self._request_lines.encode(parts)
         except Exception as exc:  # noqa: BLE001 - a server may name its client as it likes
-            self.faults("logs.request_line", exc)
+            self.internal_errors("logs.request_line", exc)
             line = self._line("error", REQUEST_MESSAGE, REQUEST_LOGGER)
-            data = encode_line({**line, "fields": {"url": self._redactor.unmatched_path(record[2])}})
+            data = encode_line({**line, "fields": {"url": self._redactor.unmatched_path(parts.path)}})
         if self.push is not None:
             self.push(data)
         return data
 
     @no_op
     def on_operation_start(self, operation: Operation) -> None:
-        """A piece of work begins: nothing to write yet."""
+        """Do nothing."""
 
     def on_operation_end(self, operation: Operation) -> None:
-        """Write a line if the work failed, was refused or was slow; else a debug line, if it is wanted."""
-        if self.threshold and operation.outcome == "ok" and operation.duration < self._slow_query:
-            return  # the usual
-        level = level_of_operation(operation, self._slow_query)
+        """Write a line if the operation failed, was rejected or was slow; otherwise one of level debug."""
+        if self.threshold and operation.outcome == "ok" and operation.duration < self._slow_query_threshold:
+            return  # nearly all
+        level = level_of_operation(operation, self._slow_query_threshold)
         if LEVELS[level] < self.threshold:
             return
         line = self._line(level, operation_message(operation, level), OPERATION_LOGGER)
         if operation.span is not None:
-            at = operation.span.get_span_context()
-            line["trace_id"], line["span_id"] = f"{at.trace_id:032x}", f"{at.span_id:016x}"
-        self._finish(line, fields_of_operation(operation), operation.exception)
+            span_context = operation.span.get_span_context()
+            line["trace_id"], line["span_id"] = f"{span_context.trace_id:032x}", f"{span_context.span_id:016x}"
+        self._finish(line, {**context_fields(), **operation_fields(operation)}, operation.exception)
 
-    def _warn_repeated(self, exchange: RequestRecord, work: TimeBreakdown) -> None:
-        """Write a line for each statement that a request sent too often."""
+    def _warn_repeated(self, record: RequestRecord, work: TimeBreakdown) -> None:
+        """Write a line for each statement that a request has repeated too often."""
         if LEVELS["warn"] < self.threshold:
             return
-        for repeated in work.repeated(self._repeat_limit):
+        for repeated in work.repeated(self._repeated_query_threshold):
             line = self._line("warn", "database query repeated in one request", OPERATION_LOGGER)
-            if exchange.trace_id:
-                line["trace_id"], line["span_id"] = exchange.trace_id, exchange.span_id
-            line["request_id"] = exchange.request_id
-            line["fields"] = repeated_statement_fields(repeated, exchange)
+            if record.trace_id:
+                line["trace_id"], line["span_id"] = record.trace_id, record.span_id
+            line["request_id"] = record.request_id
+            line["fields"] = repeated_statement_fields(repeated, record)
             self._write(line)
 
     def handle_loguru(self, record: Record) -> None:
@@ -230,35 +257,43 @@ class LogService:
         raised = record["exception"]
         exc = None if raised is None else raised.value
         line = self._make_line(record["level"].no, record["message"], record["name"] or "", exc)
-        self._finish(line, record["extra"], exc)
+        self._finish(line, {**context_fields(), **record["extra"]}, exc)
 
     def handle_logging(self, record: logging.LogRecord) -> None:
-        """Write a record of the standard library."""
+        """Write a record of `logging`."""
         fields = {key: value for key, value in record.__dict__.items() if key not in RECORD_ATTRIBUTES}
+        exc = to_exception(record.exc_info)
         try:
-            message = str(record.getMessage()).rstrip("\n")
+            if isinstance(record.msg, Mapping) and not record.args:
+                message, more, found = split_mapping(record.msg)
+                fields = {key: value for key, value in fields.items() if key not in STRUCTLOG_FIELDS} | more
+                exc = exc or found
+            else:
+                message = str(record.getMessage()).rstrip("\n")
             if is_access_log(record):
                 message = redact_access(message, self._redactor)
-        except Exception:  # noqa: BLE001 - arguments that do not fit the message, or cannot be turned into text
+        except Exception:  # noqa: BLE001 - arguments that do not fit the message, or cannot be converted to text
             message = to_text(record.msg, MAX_MESSAGE)
             fields["args"] = record.args
         if record.stack_info:
             fields["stack_info"] = record.stack_info
-        raised = record.exc_info
-        found = raised[1] if isinstance(raised, tuple) else raised
-        exc = found if isinstance(found, BaseException) else None
         line = self._make_line(record.levelno, message, to_text(record.name, 256), exc)
+        is_server = record.name in SERVER_LOGGERS
+        if is_server and exc is not None and getattr(exc, WRITTEN_ATTRIBUTE, False) is True:
+            # The request line has the stack trace; this one leads there by its ids.
+            self._add_ids(line, exc)
+            fields["error_type"] = error_type_of(exc)
+            exc = None
         # A server's last lines come after the last flush, right before the process ends.
-        last = record.name in SERVER_LOGGERS
-        self._finish(line, fields, exc, urgent=last)
+        self._finish(line, {**context_fields(), **fields}, exc, urgent=is_server)
 
     def _make_line(self, number: int, text: str, logger: str, exc: BaseException | None) -> dict[str, Any]:
-        """Begin the line of a record; a message that is a traceback becomes its last words and an exception."""
-        told = parse_traceback_message(text, self._redactor) if exc is None else None
-        if told is None:
+        """Start the line of a record. A message that is a traceback becomes its last line and an exception."""
+        described = parse_traceback_message(text, self._redactor) if exc is None else None
+        if described is None:
             return self._line(level_name(number), truncate(self._redactor.text(text), MAX_MESSAGE), logger)
-        message = f"{told['type']}: {told['message']}" if told["message"] else told["type"]
-        return {**self._line(level_name(number), message, logger), "exception": told}
+        message = f"{described['type']}: {described['message']}" if described["message"] else described["type"]
+        return {**self._line(level_name(number), message, logger), "exception": described}
 
     def _line(self, level: str, message: str, logger: str) -> dict[str, Any]:
         return {
@@ -272,34 +307,35 @@ class LogService:
     def _finish(
         self, line: dict[str, Any], fields: dict[str, Any], exc: BaseException | None, *, urgent: bool = False
     ) -> None:
-        self._add_ids(line, exc)
+        if "request_id" not in line:
+            self._add_ids(line, exc)
         line["fields"] = self._redactor.fields(fields)
         if exc is not None:
             line["exception"] = describe_exception(exc, self._redactor)
         self._write(line, urgent=urgent)
 
     def _add_ids(self, line: dict[str, Any], exc: BaseException | None) -> None:
-        """Add the ids of the current span and request, else those that the exception brought along."""
+        """Add the ids of the current span and request, or else those that our middleware gave to the exception."""
         trace_id = span_id = ""
-        exchange = current_record()
+        record = current_record()
         context = get_current_span().get_span_context()
-        brought = ("", "", "") if exc is None else ids_from_exception(exc)
-        if exchange is None:
-            over = otel_context.get_value(CONTEXT_KEY) is not None
+        given = ("", "", "") if exc is None else ids_from_exception(exc)
+        if record is None:
+            ended = otel_context.get_value(CONTEXT_KEY) is not None
         else:
-            over = exchange.complete and brought[2] != exchange.request_id
-        if brought[2] and over:  # a server may log a crash in the context of an earlier request of the connection
-            trace_id, span_id, exchange = brought[0], brought[1], None
+            ended = record.complete and given[2] != record.request_id
+        if given[2] and ended:  # a server may log a crash in the context of an earlier request of the connection
+            trace_id, span_id, record = given[0], given[1], None
         elif context.is_valid:
             trace_id, span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
-        elif exchange is not None:
-            trace_id, span_id = exchange.trace_id, exchange.span_id
-        if exchange is not None:
-            request_id = exchange.request_id
+        elif record is not None:
+            trace_id, span_id = record.trace_id, record.span_id
+        if record is not None:
+            request_id = record.request_id
         else:
             if not trace_id:
-                trace_id, span_id = brought[0], brought[1]
-            request_id = brought[2]
+                trace_id, span_id = given[0], given[1]
+            request_id = given[2]
         if trace_id and "trace_id" not in line:
             line["trace_id"] = trace_id
             line["span_id"] = span_id
@@ -316,89 +352,103 @@ class LogService:
         if text is None:
             self._writer.write(data, urgent=urgent, file=file, copy=data, level=level)
             return
-        shown = text.request(line) if request else text.line(line)
-        self._writer.write(shown, urgent=urgent, file=file, copy=b"" if file is None else data, level=level)
+        readable = text.request(line) if request else text.line(line)
+        self._writer.write(readable, urgent=urgent, file=file, copy=b"" if file is None else data, level=level)
 
 
 class ObserveLogger:
-    """The logger users call: fields by keyword, braces are safe, nothing raises.
+    """The logger for users: fields are keyword arguments, braces are not formatted, and no call raises.
 
-    It goes through loguru, so that sinks of the user's own see the lines too.
+    It calls loguru, so that the user's own sinks get the lines, too.
     """
 
-    __slots__ = ("_logger", "_owner")
+    __slots__ = ("_bound", "_logger", "_owner")
 
-    def __init__(self, logger: Any, owner: LogService) -> None:
+    def __init__(self, logger: Any, owner: LogService, bound: frozenset[str] = frozenset()) -> None:
         self._logger = logger
         self._owner = owner
+        self._bound = bound
 
     def debug(self, message: object, /, *, exception: BaseException | None = None, **fields: Any) -> None:
-        """Write a line for those who look for a fault."""
+        """Log details for debugging."""
         self._emit("DEBUG", 10, message, exception, fields)
 
     def info(self, message: object, /, *, exception: BaseException | None = None, **fields: Any) -> None:
-        """Write a line about what happens normally."""
+        """Log a normal event."""
         self._emit("INFO", 20, message, exception, fields)
 
     def warn(self, message: object, /, *, exception: BaseException | None = None, **fields: Any) -> None:
-        """Write a line about what may become a fault."""
+        """Log an event that may become a problem."""
         self._emit("WARNING", 30, message, exception, fields)
 
     def warning(self, message: object, /, *, exception: BaseException | None = None, **fields: Any) -> None:
-        """Write a line about what may become a fault."""
+        """Log an event that may become a problem."""
         self._emit("WARNING", 30, message, exception, fields)
 
     def error(self, message: object, /, *, exception: BaseException | None = None, **fields: Any) -> None:
-        """Write a line about a fault."""
+        """Log an error."""
         self._emit("ERROR", 40, message, exception, fields)
 
     def fatal(self, message: object, /, *, exception: BaseException | None = None, **fields: Any) -> None:
-        """Write a line about a fault that ends the work. It does not exit."""
+        """Log an error that ends the work. It does not exit."""
         self._emit("CRITICAL", 50, message, exception, fields)
 
     def exception(self, message: object, /, **fields: Any) -> None:
-        """Write an error line with the exception that is being handled."""
+        """Log an error with the exception that is being handled."""
         self._emit("ERROR", 40, message, sys.exc_info()[1], fields)
 
     def with_fields(self, **fields: Any) -> ObserveLogger:
         """Return a logger that adds `fields` to each of its lines."""
-        return ObserveLogger(self._logger.bind(**fields), self._owner)
+        return ObserveLogger(self._logger.bind(**fields), self._owner, self._bound | fields.keys())
 
-    def contextualize(self, **fields: Any) -> AbstractContextManager[None]:
-        """Add `fields` to every line, whoever writes it, within a `with` block."""
-        return loguru_logger.contextualize(**fields)
+    def contextualize(self, /, **fields: Any) -> AbstractContextManager[None]:
+        """Add `fields` to every line that is written in a `with` block, by any logger or library.
+
+        They apply to the tasks and threads that the block starts, and end with the request at the latest. Can also
+        decorate a function.
+        """
+        return LogContext(fields)
 
     def set_level(self, level: str) -> None:
-        """Write `level` (debug, info, warn, error, fatal) and above from now on. Raises `ValueError` for another."""
+        """Write lines of `level` (debug, info, warn, error, fatal) and above from now on.
+
+        Raises `ValueError` for any other name.
+        """
         self._owner.set_level(level)
 
     def _emit(
         self, level: str, number: int, message: object, exception: BaseException | None, fields: dict[str, Any]
     ) -> None:
         logger = self._logger
-        core = getattr(logger, "_core", None)
+        core = loguru.CORE
         if getattr(core, "handlers", None) is not _CAPTURE.loguru.own_handlers:
             _CAPTURE.restore_loguru()
-        # loguru asks this too, but only after its options were built: that would be most of an unwanted line's cost.
+        # loguru checks this, too, but only after it has built its options: most of the cost of a line below the level.
         if number < getattr(core, "min_level", 0):
             return
         thread = _CAPTURE.thread
         before, thread.calling_service = thread.calling_service, self._owner
         try:
+            if isinstance(message, Mapping):
+                message, more, found = split_mapping(message)
+                fields, exception = more | fields, exception or found
+            context = context_fields()
+            if context:  # for sinks of the user; what is bound to this logger, or given to this call, wins
+                fields = {key: value for key, value in context.items() if key not in self._bound} | fields
             if fields:
                 logger = logger.bind(**fields)
             if exception is not None:
                 logger = logger.opt(depth=2, exception=exception)
             whole = isinstance(message, str) and message.startswith(TRACEBACK)
             logger.log(level, message if whole else to_text(message, MAX_MESSAGE))
-        except Exception as exc:  # noqa: BLE001 - a patcher or sink of the user's may raise; a log call never does
-            self._owner.faults("logs.call", exc)
+        except Exception as exc:  # noqa: BLE001 - a patcher or sink of the user may raise; a log call never does
+            self._owner.internal_errors("logs.call", exc)
         finally:
             thread.calling_service = before
 
 
 def level_name(number: int) -> str:
-    """Name the contract's level of a level number of `logging` or loguru."""
+    """Return the name of a level number of `logging` or loguru."""
     if number < 20:  # noqa: PLR2004 - see LEVELS
         return "debug"
     if number < 30:  # noqa: PLR2004

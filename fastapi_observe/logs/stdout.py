@@ -1,4 +1,4 @@
-"""Standard output, written to without ever waiting for its reader."""
+"""Standard output, written to without waiting for its reader."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PIPE_CHUNK: Final = 4096
-"""Bytes that a pipe takes whole or not at all (PIPE_BUF on Linux): lines of several workers do not mix."""
+"""Bytes that a pipe takes whole or not at all (PIPE_BUF on Linux), so that lines of several workers do not mix."""
 
 STDOUT_CHUNK_SIZE: Final = 1 << 16
-"""Bytes that are written at once elsewhere."""
+"""Bytes of one write to anything else."""
 
-FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""After these the rest of a line is kept, so that it is whole when there is room again."""
+DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors after which the rest of a line is kept, to complete it when there is room again."""
 
 
 class StandardOutput:
-    """Writes lines to `sys.stdout`, as it is at that moment; `taken` counts them.
+    """Writes lines to the current `sys.stdout`. `lines_written` counts them.
 
-    The process's own is written to by its descriptor: a pipe or a terminal is opened once more, so as not to block,
-    since what the process was given is shared with others. What the user put there is a stream like any other.
+    The process's own standard output is written to by its descriptor. A pipe or a terminal is opened once more, as not
+    blocking: the original is shared with other processes. A stream that the user has put there is written to as such.
+    `partial_line` is the rest of a line of which a part was written.
     """
 
     def __init__(self) -> None:
@@ -36,16 +37,16 @@ class StandardOutput:
         self.partial_line = b""
 
     def offer(self, lines: list[bytes]) -> int:
-        """Write as many of `lines` as are taken at once; return their number. Raises what the stream raises.
+        """Write as many of `lines` as are taken without blocking. Returns their number; raises what the stream raises.
 
-        A line of which only a part was taken counts as taken later: what is left is in `rest` and goes first next time.
+        A line of which a part was written is included; it is counted when the rest, which goes first, is written.
         """
         stream: Any = sys.stdout
         descriptor = _own_descriptor(stream)
         if descriptor is None:
-            began, self.partial_line = self.partial_line, b""
-            _write_stream(stream, [began, *lines])
-            self.lines_written += len(lines) + bool(began)
+            rest, self.partial_line = self.partial_line, b""
+            _write_stream(stream, [rest, *lines])
+            self.lines_written += len(lines) + bool(rest)
             return len(lines)
         kind = os.fstat(descriptor).st_mode
         try:
@@ -54,44 +55,44 @@ class StandardOutput:
                     lines, send, STDOUT_CHUNK_SIZE if stat.S_ISREG(kind) or stat.S_ISSOCK(kind) else PIPE_CHUNK
                 )
         except OSError as exc:
-            if exc.errno not in FULL:
+            if exc.errno not in DISK_FULL:
                 self.partial_line = b""
             raise
 
     def wait(self, seconds: float) -> bool:
-        """Wait until standard output takes something, or `seconds` are over; tell whether it does."""
+        """Wait for at most `seconds` until standard output takes something. Returns whether it does."""
         descriptor = _own_descriptor(sys.stdout)
-        if descriptor is None:  # a stream like any other takes everything, or raises
+        if descriptor is None:  # another stream takes everything, or raises
             return True
         poll = select.poll()
         poll.register(descriptor, select.POLLOUT)
         return bool(poll.poll(seconds * 1000))
 
-    def _send(self, lines: list[bytes], send: Callable[[bytes], int], most: int) -> int:
-        if not self._finish(send, most):
+    def _send(self, lines: list[bytes], send: Callable[[bytes], int], chunk_size: int) -> int:
+        if not self._finish(send, chunk_size):
             return 0
         at = 0
         while at < len(lines):
             until, size = at + 1, len(lines[at])
-            while until < len(lines) and size + len(lines[until]) <= most:
+            while until < len(lines) and size + len(lines[until]) <= chunk_size:
                 size += len(lines[until])
                 until += 1
-            piece = lines[at] if until == at + 1 else b"".join(lines[at:until])
-            if size > most:
-                self.partial_line = piece
+            chunk = lines[at] if until == at + 1 else b"".join(lines[at:until])
+            if size > chunk_size:
+                self.partial_line = chunk
                 at = until
-                if not self._finish(send, most):
+                if not self._finish(send, chunk_size):
                     return at
                 continue
-            sent = send(piece)
+            sent = send(chunk)
             if sent < size:
-                return at + self._note_part(lines[at:until], sent)
+                return at + self._split(lines[at:until], sent)
             self.lines_written += until - at
             at = until
         return at
 
-    def _note_part(self, lines: list[bytes], sent: int) -> int:
-        """Take down what was sent of `lines`; return how many of them are no longer to be sent."""
+    def _split(self, lines: list[bytes], sent: int) -> int:
+        """Record that `sent` bytes of `lines` were written. Returns the number of lines up to the partial one."""
         number = 0
         while sent >= len(lines[number]):
             sent -= len(lines[number])
@@ -102,12 +103,12 @@ class StandardOutput:
             number += 1
         return number
 
-    def _finish(self, send: Callable[[bytes], int], most: int) -> bool:
-        """Send what is left of a line; tell whether all of it went."""
+    def _finish(self, send: Callable[[bytes], int], chunk_size: int) -> bool:
+        """Write the rest of a partial line. Returns whether nothing of it is left."""
         if not self.partial_line:
             return True
         while self.partial_line:
-            sent = send(self.partial_line[:most])
+            sent = send(self.partial_line[:chunk_size])
             if not sent:
                 return False
             self.partial_line = self.partial_line[sent:]
@@ -116,12 +117,12 @@ class StandardOutput:
 
 
 def _own_descriptor(stream: Any) -> int | None:
-    """Return the descriptor of the process's own standard output; None if it is closed, or the user's instead of it."""
+    """Return the descriptor of the process's own standard output, or None if it is closed or replaced."""
     if sys.__stdout__ is None or stream is not sys.__stdout__ or not hasattr(select, "poll"):
         return None
     try:
         return sys.__stdout__.fileno()
-    except (OSError, ValueError):  # closed, detached, or nothing that has one: writing to it tells
+    except (OSError, ValueError):  # closed or detached, or it never had one: writing raises
         return None
 
 
@@ -138,11 +139,11 @@ def _write_stream(stream: Any, lines: list[bytes]) -> None:
 
 @contextmanager
 def _sending(descriptor: int, kind: int) -> Iterator[Callable[[bytes], int]]:
-    """Give a call that writes to `descriptor` what it takes without waiting, and returns how much that was."""
+    """Provide a function that writes to `descriptor` without blocking and returns the number of bytes taken."""
     if stat.S_ISSOCK(kind):
         end = socket.socket(fileno=descriptor)
         try:
-            yield lambda data: _unless_it_blocks(lambda: end.send(data, socket.MSG_DONTWAIT))
+            yield lambda data: _zero_if_blocking(lambda: end.send(data, socket.MSG_DONTWAIT))
         finally:
             end.detach()
         return
@@ -151,20 +152,18 @@ def _sending(descriptor: int, kind: int) -> Iterator[Callable[[bytes], int]]:
         return
     try:
         again = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except (
-        OSError
-    ):  # no /proc, or the pipe is another user's: it is asked before, in which other processes may be quicker
+    except OSError:  # no /proc, or the pipe is another user's: poll first, although another process may be faster then
         poll = select.poll()
         poll.register(descriptor, select.POLLOUT)
         yield lambda data: os.write(descriptor, data) if poll.poll(0) else 0
         return
     try:
-        yield lambda data: _unless_it_blocks(lambda: os.write(again, data))
+        yield lambda data: _zero_if_blocking(lambda: os.write(again, data))
     finally:
         os.close(again)
 
 
-def _unless_it_blocks(write: Callable[[], int]) -> int:
+def _zero_if_blocking(write: Callable[[], int]) -> int:
     try:
         return write()
     except BlockingIOError:

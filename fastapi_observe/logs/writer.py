@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import sys
 import threading
 from collections import deque
@@ -12,7 +11,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from fastapi_observe.internal.forks import weak_callback
+from fastapi_observe.internal.forks import register_at_fork
 from fastapi_observe.logs.stdout import StandardOutput
 
 if TYPE_CHECKING:
@@ -135,12 +134,9 @@ class LineWriter:
         self._direct = True
         self._broken_pipe_reported = False
         self._reset()
-        if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows cannot fork
-            os.register_at_fork(
-                before=weak_callback(self, LineWriter._before_fork),
-                after_in_parent=weak_callback(self, LineWriter._after_fork_in_parent),
-                after_in_child=weak_callback(self, LineWriter._after_fork_in_child),
-            )
+        register_at_fork(
+            self, LineWriter._after_fork_in_child, LineWriter._after_fork_in_parent, LineWriter._before_fork
+        )
 
     def _reset(self) -> None:
         # (line or record, file, copy for the file or encoder, level). A plain tuple: naming its four items would cost

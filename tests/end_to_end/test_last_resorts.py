@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +16,6 @@ from fastapi_observe import current
 from fastapi_observe.clients.database import observers
 from fastapi_observe.clients.database.client import DatabaseClient
 from fastapi_observe.clients.database.sqlalchemy import ObservedEngine
-from fastapi_observe.logs.file import retention
 from fastapi_observe.metrics.saturation import Saturation
 from fastapi_observe.records.guard import UNATTRIBUTED_ERRORS
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
@@ -137,19 +133,6 @@ def test_numbers_that_yaml_writes_its_own_way() -> None:
         "-.inf",
         "1.0e+30",
     ]
-
-
-def test_processes_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that we may not signal is there; a file that cannot be read is none of ours."""
-    monkeypatch.setattr(os, "kill", lambda *_: (_ for _ in ()).throw(PermissionError()))
-    assert retention._is_alive(1)
-    monkeypatch.undo()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "app.1.log"
-        path.write_bytes(b"{}")
-        monkeypatch.setattr(os, "read", lambda *_: (_ for _ in ()).throw(OSError()))
-        assert not retention._is_ours(path)
-        monkeypatch.undo()
 
 
 def test_what_is_installed_when_nobody_can_tell_whose_request_it_is(

@@ -81,7 +81,7 @@ def test_few_routes_are_remembered() -> None:
         record = lines.capture(exchange_of(endpoint=f"/{number}"), "info")
         assert record is not None
         assert json.loads(lines.encode(record))["fields"]["endpoint"] == f"/{number}"
-    assert len(lines._routes) == 2
+    assert len(lines._route_parts) == 2
 
 
 def test_few_clients_are_remembered() -> None:

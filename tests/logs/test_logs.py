@@ -25,7 +25,7 @@ from uvicorn.config import LOGGING_CONFIG
 
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.logs import loguru as log_loguru
-from fastapi_observe.logs.capture import SERVER_LOGGERS
+from fastapi_observe.logs.handlers import SERVER_LOGGERS
 from fastapi_observe.logs.messages import ids_from_exception
 from fastapi_observe.logs.service import _CAPTURE, LogService, level_name
 from fastapi_observe.records.exceptions import MAX_CHAIN_LENGTH
@@ -367,7 +367,7 @@ def test_sinks_of_the_users_own_see_the_lines_too(make: Callable[..., LogService
         ("test_sinks_of_the_users_own_see_the_lines_too", {"x": 1}),
         ("test_sinks_of_the_users_own_see_the_lines_too", {}),
     ]
-    assert logs.faults.counts == {"logs.call": 2}
+    assert logs.internal_errors.counts == {"logs.call": 2}
     assert lines()[0]["message"].startswith("Internal error in fastapi-observe (logs.call: RuntimeError)")
 
 
@@ -381,7 +381,7 @@ def test_the_level_at_run_time(make: Callable[..., LogService], lines: Lines) ->
             method(level)
         for number in (10, 20, 30, 40, 50):
             std.log(number, level)
-    with pytest.raises(ValueError, match="log level: got 'loud', accepts debug, info, warn, error, fatal"):
+    with pytest.raises(ValueError, match="log level: invalid value 'loud'; expected debug, info, warn, error, fatal"):
         log.set_level("loud")
     log.error("last")
     told = [line["message"] for line in lines()]
@@ -517,7 +517,7 @@ def test_a_fault_while_writing_a_line_stays_ours(
     logs = make()
     monkeypatch.setattr(logs, "handle_loguru", lambda record: fail())
     logger.error("x")
-    assert logs.faults.counts == {"logs.line": 1}
+    assert logs.internal_errors.counts == {"logs.line": 1}
     assert lines()[0]["message"].startswith("Internal error in fastapi-observe (logs.line")
 
 
@@ -811,7 +811,7 @@ def test_logging_that_goes_to_loguru_already(make: Callable[..., LogService], li
 def test_a_handler_that_the_user_removed_is_made_anew(make: Callable[..., LogService], lines: Lines) -> None:
     """`logger.remove()` after install takes our handlers too; the next start brings them back, once."""
     logs = make()
-    logger.remove(_CAPTURE.loguru._bands[40])
+    logger.remove(_CAPTURE.loguru._ids[40])
     logger.error("lost")
     logs.start()
     logger.error("found")
@@ -893,16 +893,8 @@ def test_counts(make: Callable[..., LogService], lines: Lines, tmp_path: Path) -
     with inside(exchange_of(observability=Installed(failing))):
         failing.log.error("y")
     assert failing.dropped - before[1] >= 1
-    assert failing.file_tally() == (0, {"queue_full": 0, "disk": 2, "internal": 0}, 0)
-    assert failing.faults.counts == {}
-
-
-def test_wrong_file_settings_stop_the_start() -> None:
-    """A rotation or retention that cannot be read is an error that names it."""
-    with pytest.raises(ValueError, match="log_rotation: got 'often'"):
-        LogService(ObserveSettings(log_rotation="often"), InternalErrors())
-    with pytest.raises(ValueError, match="log_retention: got 'some'"):
-        LogService(ObserveSettings(log_retention="some"), InternalErrors())
+    assert failing.file_tally() == (0, {"queue_full": 0, "file_write": 2, "internal_error": 0}, 0)
+    assert failing.internal_errors.counts == {}
 
 
 # A real server
@@ -912,10 +904,10 @@ APP = """
     import uvicorn
     from loguru import logger
     from fastapi_observe.internal.errors import InternalErrors
-    from fastapi_observe.settings import ObserveSettings
-    from fastapi_observe.logs.service import Logs
+    from fastapi_observe.settings.model import ObserveSettings
+    from fastapi_observe.logs.service import LogService
 
-    logs = Logs(ObserveSettings(service_name="shop"), Faults())
+    logs = LogService(ObserveSettings(service_name="shop"), InternalErrors())
     logs.start()
 
     async def app(scope, receive, send):

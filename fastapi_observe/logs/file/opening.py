@@ -67,13 +67,11 @@ def try_lock(descriptor: int) -> bool | None:
 
     The kernel releases the lock when the process dies.
     """
-    if fcntl is None:  # pragma: no cover - Windows
-        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:
+    except (OSError, AttributeError):  # Windows has no such module
         return None
     return True
 

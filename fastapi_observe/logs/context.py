@@ -1,0 +1,191 @@
+"""The fields of `log.contextualize`: on every line written in the block, until its request ends."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from contextlib import ContextDecorator, suppress
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+from loguru import logger as loguru_logger
+
+from fastapi_observe.internal import loguru
+from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
+from fastapi_observe.records.guard import fail_safe
+from fastapi_observe.records.request import CONTEXT_KEY, RecordRef
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from types import FrameType
+
+DRIVERS: Final = frozenset(
+    {"anyio", "asyncio", "concurrent", "contextlib", "contextvars", "fastapi", "starlette", "threading", "trio"}
+)
+"""Packages that run code of the user in a thread, and step generators there."""
+
+MIN_PURGE: Final = 64
+"""Number of requests with open generator blocks from which ended ones are looked for."""
+
+
+class Block:
+    """One entered `with log.contextualize(...)`.
+
+    `reference` is the request it was entered in, None outside any. `generator` is the frame of the generator that it
+    was entered in, if each step of that may run in another thread.
+    """
+
+    __slots__ = ("fields", "generator", "inner", "reference")
+
+    def __init__(self, fields: dict[str, Any], reference: RecordRef | None, generator: FrameType | None) -> None:
+        self.fields = fields
+        self.reference = reference
+        self.generator = generator
+        self.inner: AbstractContextManager[None] | None = None
+
+    def is_valid(self, current: RecordRef | None) -> bool:
+        """Return whether the fields still apply to code of the request `current`.
+
+        A context outlives its request, and a server starts the next request of the connection in it; but a request
+        that is made inside the block, such as one to an app in the same process, runs while the outer one does.
+        """
+        if self.reference is None or self.reference is current:
+            return self.reference is None or self.reference.record is not None
+        record = self.reference.record
+        return record is not None and not record.complete
+
+    def contains_caller(self) -> bool:
+        """Return whether the caller runs inside the block of a generator.
+
+        That is so while the generator is suspended, for its consumer, and while it runs, for what it calls.
+        """
+        if self.generator is None or self.generator.f_back is None:
+            return True
+        frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - documented, and in every supported Python
+        while frame is not None:
+            if frame is self.generator:
+                return True
+            frame = frame.f_back
+        return False
+
+
+_BLOCKS: Final[ContextVar[tuple[Block, ...]]] = ContextVar("fastapi_observe_log_blocks", default=())
+"""Blocks that the current context has entered, or inherited, the outermost first."""
+
+_GENERATOR_BLOCKS: Final[dict[int, tuple[RecordRef, list[Block]]]] = {}
+"""Open blocks of generators, by the id of the request.
+
+Starlette runs each step of a generator (a `def` dependency with `yield`, a streamed body) in a thread with a copy of
+the context, so that what one step has set in its context is gone in the next.
+"""
+
+
+class LogContext(ContextDecorator):
+    """Adds fields to every line written in a `with` block. Neither entering nor leaving raises.
+
+    A block may be left in another thread or context than it was entered in.
+    """
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self._fields = fields
+        self._entered: list[Block] = []
+
+    def _recreate_cm(self) -> LogContext:
+        """Return a new block for each call of a decorated function."""
+        return LogContext(self._fields)
+
+    def __enter__(self) -> None:
+        """Enter the block."""
+        self._enter(sys._getframe(1))  # noqa: SLF001 - see Block.contains_caller
+
+    def __exit__(self, *_exc: object) -> None:
+        """Leave the block."""
+        self._leave()
+
+    @fail_safe("logs.context")
+    def _enter(self, frame: FrameType) -> None:
+        reference = OTEL_CONTEXT.get().get(CONTEXT_KEY)
+        if not isinstance(reference, RecordRef) or reference.record is None:
+            reference = None
+        block = Block(self._fields, reference, None if reference is None else _stepped_generator(frame))
+        self._entered.append(block)
+        # Without those of ended requests, or they would add up on a connection whose requests inherit the context.
+        _BLOCKS.set((*(each for each in _BLOCKS.get() if each.is_valid(reference)), block))
+        if reference is None:  # also for sinks of the user; the context of a request may be used by the next one
+            block.inner = loguru_logger.contextualize(**self._fields)
+            block.inner.__enter__()
+        elif block.generator is not None:
+            _purge()
+            _GENERATOR_BLOCKS.setdefault(id(reference), (reference, []))[1].append(block)
+
+    @fail_safe("logs.context")
+    def _leave(self) -> None:
+        if not self._entered:
+            return
+        block = self._entered.pop()
+        blocks = _BLOCKS.get()
+        if block in blocks:  # not in another context than the one it was entered in
+            _BLOCKS.set(tuple(each for each in blocks if each is not block))
+        if block.inner is not None:
+            with suppress(ValueError, RuntimeError):  # it was entered in another context, or left already
+                block.inner.__exit__(None, None, None)
+        if block.generator is not None:
+            _, open_blocks = _GENERATOR_BLOCKS.get(id(block.reference), (None, []))
+            if block in open_blocks:
+                open_blocks.remove(block)
+            if not open_blocks:
+                _GENERATOR_BLOCKS.pop(id(block.reference), None)
+            block.generator = None
+
+
+def context_fields() -> dict[str, Any]:
+    """Return the fields that apply to the calling code, those of inner blocks last."""
+    fields = {**loguru.context_fields()}
+    blocks = _BLOCKS.get()
+    if not blocks and not _GENERATOR_BLOCKS:
+        return fields
+    found = OTEL_CONTEXT.get().get(CONTEXT_KEY)
+    current = found if isinstance(found, RecordRef) else None
+    if current is not None and _GENERATOR_BLOCKS:
+        for block in _GENERATOR_BLOCKS.get(id(current), (None, []))[1].copy():
+            if block not in blocks and block.is_valid(current) and block.contains_caller():
+                fields.update(block.fields)
+    for block in blocks:
+        if block.is_valid(current):
+            fields.update(block.fields)
+    return fields
+
+
+def is_context_of_ended_request() -> bool:
+    """Return whether the current context was left over by a request that has ended.
+
+    asyncio lets a context out of its task (python/cpython#140947): uvicorn starts the next request of a connection in
+    the context of the one before.
+    """
+    reference = OTEL_CONTEXT.get().get(CONTEXT_KEY)
+    return isinstance(reference, RecordRef) and (reference.record is None or reference.record.complete)
+
+
+def _stepped_generator(frame: FrameType | None) -> FrameType | None:
+    """Return the generator of the user that library code steps in this thread, if `frame` runs in one.
+
+    Each step may then run in another thread. A generator that code of the user consumes is left to contexts: they are
+    the same for both.
+    """
+    outermost: FrameType | None = None
+    while frame is not None:
+        if frame.f_code.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
+            return None
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in DRIVERS:
+            outermost = frame
+        frame = frame.f_back
+    return outermost if outermost is not None and outermost.f_code.co_flags & inspect.CO_GENERATOR else None
+
+
+def _purge() -> None:
+    """Forget the blocks of ended requests, whose generators were never finished."""
+    if len(_GENERATOR_BLOCKS) < MIN_PURGE:
+        return
+    for key, (reference, _) in list(_GENERATOR_BLOCKS.items()):
+        if reference.record is None:
+            _GENERATOR_BLOCKS.pop(key, None)

@@ -1,0 +1,96 @@
+"""Which handlers of `logging` write to the console, which of them are replaced, and which a warning names."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SERVER_LOGGERS: Final = (
+    "uvicorn",
+    "uvicorn.error",
+    "uvicorn.asgi",
+    "uvicorn.access",
+    "gunicorn.error",
+    "gunicorn.access",
+    "hypercorn.error",
+    "hypercorn.access",
+)
+"""Loggers that servers give their own handlers and detach from the root."""
+
+SERVER_PACKAGES: Final = frozenset({"logging", "uvicorn", "gunicorn", "hypercorn", "fastapi_cli"})
+"""Packages whose formatters are a server's defaults, not a choice of the user."""
+
+
+def is_plain(handler: logging.Handler) -> bool:
+    """Return whether `handler` writes plain text to the console and nothing about it was chosen by the user."""
+    return _is_console_stream(handler) and not handler.filters and type(handler.formatter) in {logging.Formatter, _NONE}
+
+
+def is_server_default(handler: logging.Handler) -> bool:
+    """Return whether `handler` is the console handler that a server makes by itself."""
+    return _is_console_stream(handler) and (
+        handler.formatter is None or type(handler.formatter).__module__.partition(".")[0] in SERVER_PACKAGES
+    )
+
+
+def writes_to_console(handler: logging.Handler) -> bool:
+    """Return whether `handler`, of any class, writes to standard output or error; also through rich's console."""
+    stream = getattr(handler, "stream", None) or getattr(getattr(handler, "console", None), "file", None)
+    return _is_console(stream)
+
+
+def is_intercepting(handler: logging.Handler) -> bool:
+    """Return whether `handler` is from loguru's recipe, which passes records on to loguru."""
+    return type(handler).__name__ == "InterceptHandler"
+
+
+def reaches(logger: logging.Logger, handler: logging.Handler) -> bool:
+    """Return whether records of `logger` come to `handler`, there or further up."""
+    current: logging.Logger | None = logger
+    while current is not None:
+        if handler in current.handlers:
+            return True
+        current = current.parent if current.propagate else None
+    return False
+
+
+def describe_console_handlers(
+    loggers: list[logging.Logger], is_captured: Callable[[logging.Logger], bool]
+) -> dict[tuple[str, str], str]:
+    """Return a warning for each logger and class of handler that writes lines of its own to the console."""
+    warnings: dict[tuple[str, str], str] = {}
+    for logger in loggers:
+        for handler in logger.handlers:
+            if is_intercepting(handler) or not writes_to_console(handler):
+                continue
+            kind = type(handler).__name__
+            if handler.formatter is not None and type(handler.formatter) is not logging.Formatter:
+                kind += f" with {type(handler.formatter).__name__}"
+            if is_captured(logger):
+                effect = "each of its records is on the console twice, once as a JSON line. Remove the handler"
+            else:
+                effect = "its records are not JSON lines. Remove the handler and let the logger propagate"
+            warnings[logger.name, kind] = (
+                f"The handler {kind} of the logger {logger.name!r} writes to the console itself: {effect} "
+                "(fastapi-observe replaces only handlers with a plain logging.Formatter), or set capture_logging=False."
+            )
+    return warnings
+
+
+_NONE: Final = type(None)
+
+
+def _is_console_stream(handler: logging.Handler) -> bool:
+    """Return whether `handler` is exactly a `StreamHandler` on the console: a subclass is the user's own."""
+    return type(handler) is logging.StreamHandler and _is_console(handler.stream)
+
+
+def _is_console(stream: Any) -> bool:
+    standard = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    return stream is not None and (
+        any(stream is each for each in standard) or getattr(stream, "name", None) in {"<stdout>", "<stderr>"}
+    )
