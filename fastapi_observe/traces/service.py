@@ -16,7 +16,6 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, StatusCode
 
-from fastapi_observe.internal.ids import ID_SOURCE
 from fastapi_observe.internal.opentelemetry import (
     FLAGS,
     OTEL_CONTEXT,
@@ -34,6 +33,7 @@ from fastapi_observe.redaction.redactor import Redactor
 from fastapi_observe.requests.trust import TrustPolicy
 from fastapi_observe.traces.attribute_warnings import throttle_attribute_warnings
 from fastapi_observe.traces.context import RANDOM, TraceContext, well_formed_headers
+from fastapi_observe.traces.ids import ID_SOURCE
 from fastapi_observe.traces.incoming import is_server_span, is_stale_context, parse_lone_traceparent
 from fastapi_observe.traces.provider import ObserveTracerProvider, make_provider
 from fastapi_observe.traces.sampling import TraceRateLimit, sampling_threshold
