@@ -132,6 +132,9 @@ class Observability:
                 self.logs.push = queues.logs.put
             self._pushes = [queue for queue in queues if queue is not None]
         self.metrics.register_collector(self.tracing.rate_limit)
+        if self.tracing.tail_sampler is not None:
+            self.tracing.tail_sampler.slow_requests = self.objectives.latency_thresholds
+            self.metrics.register_collector(self.tracing.tail_sampler)
         self.metrics.register_collector(ExportCollector(self._export_counts()))
         self._shutdown_deadline = share_deadline(self.tracing.provider, *self._pushes)
         if settings.logs:

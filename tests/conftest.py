@@ -45,6 +45,7 @@ settings.load_profile("observe")
 def pytest_configure(config: pytest.Config) -> None:
     """Let hosts of another time warn about themselves; keep every trace, of which tests make many in a second."""
     os.environ.setdefault("OBSERVE_MAX_TRACES_PER_SECOND", "")
+    os.environ.setdefault("OBSERVE_TAIL_SAMPLING", "")
     for line in HOST_WARNINGS:
         config.addinivalue_line("filterwarnings", line)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from time import perf_counter, time_ns
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from opentelemetry import context as otel_context
 
@@ -185,7 +185,7 @@ class RequestRecord:
         self.request_id = ""
         self.trace_id = ""
         self.span_id = ""
-        self.sampled = False
+        self.sampled: Literal["head", "tail", False] = False
         self.caller_trusted: bool | None = None
         self.span: Span | None = None
         self.context: Context | None = None

@@ -41,6 +41,7 @@ from fastapi_observe.settings.types import (
     PeerPolicy,
     Regexes,
     StringList,
+    TailReasons,
     Token,
     is_endpoint,
     option,
@@ -199,6 +200,25 @@ class ObserveSettings(BaseSettings):
         100.0,
         "Maximum number of sampled traces per second and worker process. None: no limit.",
         accepts="a number above 0, or None",
+        gt=0,
+    )
+    tail_sampling: TailReasons = option(
+        ("errors", "slow", "first", "repeated_queries"),
+        "Also export the whole trace of an unsampled request for these reasons: it failed, was slow, was the first of "
+        "its route and status class, or repeated a query. None: export sampled traces only.",
+        accepts="errors, slow, first and repeated_queries, separated by commas, or None",
+    )
+    tail_samples_per_second: float = option(
+        10.0,
+        "Refill rate of the allowance of 200 traces that a worker may export because of `tail_sampling`.",
+        accepts="a number of traces per second above 0",
+        gt=0,
+    )
+    slow_request_threshold: float = option(
+        1.0,
+        "Seconds from which a request is slow: `tail_sampling` exports it. A `Latency` objective replaces it for its "
+        "routes; a stream is measured by its time to first byte.",
+        accepts="a number of seconds above 0",
         gt=0,
     )
     capture_query_parameters: StringList = option(

@@ -61,6 +61,9 @@ class Options(TypedDict, total=False):
     capture_response_headers: Sequence[str]
     trust_incoming: Peers
     max_traces_per_second: float | None
+    tail_sampling: Sequence[Literal["errors", "slow", "first", "repeated_queries"]] | None
+    tail_samples_per_second: float
+    slow_request_threshold: float
     capture_query_parameters: Sequence[str]
     capture_pii: bool
     redact_names: Sequence[str]

@@ -125,6 +125,9 @@ RETENTION_LIMIT: Final = rf"[1-9][0-9]{{0,8}} ?((?i:files?)|{_SIZE}|{_AGE})"
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
 StringList = Annotated[tuple[str, ...], BeforeValidator(split)]
 """Several strings, separated by commas in a variable."""
+TailReasons = (
+    Annotated[tuple[Literal["errors", "slow", "first", "repeated_queries"], ...], BeforeValidator(split)] | None
+)
 HeaderNames = Annotated[tuple[HeaderName, ...], BeforeValidator(split)]
 ExcludedPaths = Annotated[
     tuple[Annotated[str, StringConstraints(pattern=r"^([A-Za-z]+ +)?/[^* ]*\*?$|^[A-Za-z]+ +\*$")], ...],

@@ -25,6 +25,8 @@ STATUS_CLASS_CODES: Final = {"5xx": ("500", "503"), "4xx": ("400", "404", "422")
 class LiveObjectives:
     """The objectives of one install; `budgets` is None until startup, and if the app has no objectives.
 
+    `latency_thresholds` maps the endpoints of latency objectives to the lowest threshold, in seconds.
+
     Raises `SettingsError` for objectives that are invalid regardless of the routes.
     """
 
@@ -32,6 +34,7 @@ class LiveObjectives:
 
     def __init__(self, app: Any, settings: ObserveSettings, internal_errors: InternalErrors) -> None:
         self.budgets: ErrorBudgets | None = None
+        self.latency_thresholds: dict[str, float] = {}
         self._app = app
         self._settings = settings
         self._internal_errors = internal_errors
@@ -75,6 +78,12 @@ class LiveObjectives:
         _log_problems(plan)
         invalid = {problem.slo for problem in plan.errors}
         valid = [slo for slo in plan.slos if slo.name not in invalid]
+        for slo in valid:
+            threshold = getattr(slo.objective, "threshold", None)
+            if threshold is not None:
+                for _, endpoint in slo.endpoints:
+                    lowest = self.latency_thresholds.get(endpoint, threshold)
+                    self.latency_thresholds[endpoint] = min(lowest, threshold)
         if valid:
             targets = [ObjectiveTarget(slo.name, float(budget(slo.percent))) for slo in valid]
             counts = metrics.count_objectives([_make_spec(slo, plan) for slo in valid])

@@ -5,17 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
-from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+from opentelemetry.sdk.trace import SpanLimits, Tracer, TracerProvider
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from fastapi_observe.export.otlp.spans import SpanEncoder
 from fastapi_observe.export.queue import ExportQueue
 from fastapi_observe.export.setup import make_resource, make_transport, queue_limits, with_instance_id
 from fastapi_observe.internal.forks import register_at_fork
-from fastapi_observe.internal.opentelemetry import renames_forked_children, replace_attributes
+from fastapi_observe.internal.opentelemetry import SpanFactory, renames_forked_children, replace_attributes
+from fastapi_observe.traces.pending import TailTracer
 from fastapi_observe.traces.processors import ExportProcessor, GuardedProcessor
 from fastapi_observe.traces.sampling import RateLimitedSampler, TraceRateLimit, make_sampler, trace_id_bound
 
 if TYPE_CHECKING:
+    from opentelemetry.util.types import Attributes
+
     from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.settings.model import ObserveSettings
 
@@ -48,8 +52,25 @@ class ObserveTracerProvider(TracerProvider):
             shutdown_on_exit=False,
         )
         self.queue: ExportQueue | None = None
+        self._tail_sampling = bool(settings.tail_sampling) and settings.sampler != "always_off"
         if not renames_forked_children():  # pragma: no cover - older OpenTelemetry
             register_at_fork(self, ObserveTracerProvider._rename_after_fork)
+
+    def get_tracer(
+        self,
+        instrumenting_module_name: str,
+        instrumenting_library_version: str | None = None,
+        schema_url: str | None = None,
+        attributes: Attributes = None,
+    ) -> trace.Tracer:
+        """Return a tracer. With tail sampling its spans of unsampled requests are held until the request ends."""
+        names = instrumenting_module_name, instrumenting_library_version, schema_url, attributes
+        tracer = super().get_tracer(*names)
+        if self._tail_sampling and type(tracer) is Tracer:
+            scope = InstrumentationScope(names[0] or "", names[1] or "", schema_url, attributes)
+            tracer.__class__ = TailTracer
+            tracer.factory = SpanFactory(tracer, scope, self, self.limits)  # type: ignore[attr-defined]
+        return tracer
 
     def _rename_after_fork(self) -> None:
         """Give a forked child its own instance id, as newer SDKs do themselves."""

@@ -35,9 +35,11 @@ from fastapi_observe.traces.attribute_warnings import throttle_attribute_warning
 from fastapi_observe.traces.context import RANDOM, TraceContext, well_formed_headers
 from fastapi_observe.traces.ids import ID_SOURCE
 from fastapi_observe.traces.incoming import is_server_span, is_stale_context, parse_lone_traceparent
+from fastapi_observe.traces.pending import PendingServerSpan, PendingSpan, sampled
 from fastapi_observe.traces.provider import ObserveTracerProvider, make_provider
 from fastapi_observe.traces.sampling import TraceRateLimit, sampling_threshold
 from fastapi_observe.traces.server_span import HeaderCapture, request_attributes, response_attributes, span_name
+from fastapi_observe.traces.tail_sampling import FAILED_OUTCOMES, TailSampler
 from fastapi_observe.traces.user_spans import (
     ContextScope,
     SpanScope,
@@ -59,9 +61,6 @@ if TYPE_CHECKING:
     from fastapi_observe.settings.model import ObserveSettings
 
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
-
-_FAILED: Final = frozenset({"server_error", "cancelled", "incomplete_response"})
-"""Outcomes of requests whose span has status ERROR. Errors of the client are not errors of the server span."""
 
 _W3C_FIELDS: Final = frozenset({"traceparent", "tracestate", "baggage"})
 """Headers of OpenTelemetry's default propagators."""
@@ -92,6 +91,7 @@ class TracingService:
         self.rate_limit = TraceRateLimit(None) if own is None else own.rate_limit
         self._trust = TrustPolicy(settings.trust_incoming)
         self._factory = None if own is None else self._make_factory(own)
+        self.tail_sampler = self._make_tail_sampler(settings)
         fields = propagate.get_global_textmap().fields
         self._carriers = {name.lower().encode("latin-1"): name for name in fields}
         self._uses_w3c = self._factory is not None and fields <= _W3C_FIELDS and "traceparent" in fields
@@ -102,6 +102,17 @@ class TracingService:
             return None
         factory = SpanFactory(self.tracer, scope, provider, provider.limits)
         return factory if is_sdk_compatible(factory) else None
+
+    def _make_tail_sampler(self, settings: ObserveSettings) -> TailSampler | None:
+        """Return the tail sampler; None if it is switched off, or the user's provider decides about recording."""
+        if self._factory is None or not settings.tail_sampling or settings.sampler == "always_off":
+            return None
+        return TailSampler(
+            settings.tail_sampling,
+            per_second=settings.tail_samples_per_second,
+            slow_request=settings.slow_request_threshold,
+            repeat_limit=settings.repeated_query_threshold,
+        )
 
     # The signal, called by the middleware and the clients
 
@@ -166,20 +177,22 @@ class TracingService:
             parent = state = None
             record.trace_id, record.span_id = next(ID_SOURCE.pairs, None) or ID_SOURCE.refill()
             random = RANDOM
-            sampled = record.trace_id[16:] < self._threshold
+            chosen = record.trace_id[16:] < self._threshold
         else:
             state, random = parent.trace_state, parent.trace_flags & RANDOM
             record.trace_id, record.span_id = f"{parent.trace_id:032x}", f"{getrandbits(64):016x}"
-            sampled = parent.trace_flags.sampled if self._parent_decides else record.trace_id[16:] < self._threshold
+            chosen = parent.trace_flags.sampled if self._parent_decides else record.trace_id[16:] < self._threshold
         span: Span
-        if sampled and self.rate_limit.allow():
+        if chosen and self.rate_limit.allow():
             ids = int(record.trace_id, 16), int(record.span_id, 16)
             position = SpanContext(*ids, is_remote=False, trace_flags=FLAGS[random | 1], trace_state=state)
             attributes = self._request_attributes(record)
             span = factory.start(record.method, position, parent, context, attributes, record.started_ns)
-            record.sampled = True
+            record.sampled = "head"
             for link in links:
                 span.add_link(link.context)
+        elif self.tail_sampler is not None:
+            span = PendingServerSpan(record.trace_id, record.span_id, random, state, parent, links, record.started_ns)
         else:
             span = UnsampledSpan(record.trace_id, record.span_id, random, state)
         record.span = span
@@ -198,7 +211,7 @@ class TracingService:
         position = span.get_span_context()
         record.trace_id = f"{position.trace_id:032x}"
         record.span_id = f"{position.span_id:016x}"
-        record.sampled = position.trace_flags.sampled
+        record.sampled = "head" if position.trace_flags.sampled else False
 
     def _extract_parent(self, record: RequestRecord, context: Context) -> tuple[Context, SpanContext]:
         """Extract the trace context of the request's headers. Returns the context with it, and the parent in it."""
@@ -235,12 +248,39 @@ class TracingService:
     def on_request_end(self, record: RequestRecord) -> None:
         """Name the span after its route and end it at the time of the last message of the response."""
         span = record.span
+        if type(span) is PendingServerSpan:
+            self._decide(span, record)
+            return
         if span is None or not span.is_recording():
             return
+        self._end_server_span(span, record)
+
+    def _decide(self, pending: PendingServerSpan, record: RequestRecord) -> None:
+        """Export the trace of a request if it has a reason for tail sampling, discard it otherwise."""
+        reason = None if self.tail_sampler is None else self.tail_sampler.decide(record)
+        if reason is None or self._factory is None:
+            pending.discard()
+            return
+        record.sampled = "tail"
+        attributes = self._request_attributes(record)
+        attributes["fastapi_observe.tail_sampled"] = reason
+        span = self._factory.start(
+            record.method, sampled(pending.context), pending.parent, Context(), attributes, record.started_ns
+        )
+        for link in pending.links:
+            span.add_link(link.context)
+        pending.apply_changes(span)
+        pending.end_time = record.started_ns
+        pending.pending.keep()
+        if pending.pending.dropped:
+            span.set_trusted_attributes({"fastapi_observe.dropped_items": pending.pending.dropped})
+        self._end_server_span(span, record)
+
+    def _end_server_span(self, span: Span, record: RequestRecord) -> None:
         attributes = response_attributes(record, self._settings.repeated_query_threshold, self._redactor)
         if self._capture_response:
             attributes.update(self._capture_response.read(record.response_headers))
-        if record.outcome in _FAILED:
+        if record.outcome in FAILED_OUTCOMES:
             if record.exception is not None:
                 record_exception(span, record.exception, self._redactor)
             span.set_status(StatusCode.ERROR)
@@ -258,6 +298,14 @@ class TracingService:
         """Start the span of an operation and make it the current one. Inside an unsampled trace no span is made."""
         context = OTEL_CONTEXT.get()
         current = context.get(SPAN_KEY)
+        if isinstance(current, PendingSpan) and self._factory is not None:
+            operation.span = current
+            if current.pending.admit():
+                kind = _KINDS.get(operation.kind, SpanKind.INTERNAL)
+                operation.span = PendingSpan(current, self._factory, operation.name, kind, time_ns())
+                operation.scope = scope = ContextScope(Context({**context, SPAN_KEY: operation.span}))
+                scope.open()
+            return
         if self._parent_decides and (type(current) is UnsampledSpan or _is_unsampled(current)):
             operation.span = current
             return
@@ -284,6 +332,21 @@ class TracingService:
         span = operation.span
         if span is None or operation.scope is None or not span.is_recording():
             return
+        if isinstance(span, PendingSpan):
+            span.change(lambda recorded: self._describe_operation(recorded, operation))
+        else:
+            self._describe_operation(span, operation)
+        # Measured with the monotonic clock: the wall clock may have been set in between.
+        started = getattr(span, "start_time", None)
+        ended = time_ns() if started is None else started + int(operation.duration * 1e9)
+        if isinstance(span, RecordedSpan):
+            span.finish(well_formed(operation.name), ended)
+        else:
+            span.update_name(well_formed(operation.name))
+            span.end(ended)
+
+    def _describe_operation(self, span: Span, operation: Operation) -> None:
+        """Set details and outcome of an operation on its span."""
         details = operation.details
         if not operation.has_otel_details:
             details = to_otel_attributes(details, self._redactor)
@@ -298,13 +361,6 @@ class TracingService:
             span.set_attribute("error.type", operation.error_type or operation.outcome)
             if not is_client_error:
                 span.set_status(StatusCode.ERROR)
-        # Measured with the monotonic clock: the wall clock may have been set in between.
-        started = getattr(span, "start_time", None)
-        ended = time_ns() if started is None else started + int(operation.duration * 1e9)
-        if isinstance(span, RecordedSpan):
-            span.finish(well_formed(operation.name), ended)
-        else:
-            span.end(ended)
 
     # Public methods
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from time import perf_counter
+from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
@@ -15,6 +15,7 @@ from fastapi_observe.records.request import excluded_signals
 from fastapi_observe.records.signal import SIGNAL_BITS
 from fastapi_observe.records.wrapping import callable_name, wrap_calls
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
+from fastapi_observe.traces.pending import PendingSpan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +43,14 @@ def record_exception(span: Span, exc: BaseException, redactor: Redactor = DEFAUL
 
     The message is cut to its first 1,024 characters, the stack trace to its last 8,192.
     """
+    if isinstance(span, PendingSpan):
+        at = time_ns()
+        span.change(lambda recorded: _record_exception(recorded, exc, redactor, at))
+    else:
+        _record_exception(span, exc, redactor)
+
+
+def _record_exception(span: Span, exc: BaseException, redactor: Redactor, timestamp: int | None = None) -> None:
     name = error_type_of(exc)
     span.add_event(
         "exception",
@@ -50,6 +59,7 @@ def record_exception(span: Span, exc: BaseException, redactor: Redactor = DEFAUL
             "exception.message": well_formed(exception_message(exc, redactor)[:MAX_MESSAGE_LENGTH]),
             "exception.stacktrace": well_formed(exception_stacktrace(exc, redactor)[-MAX_STACKTRACE_LENGTH:]),
         },
+        timestamp,
     )
     span.set_attribute("error.type", name)
     span.set_status(StatusCode.ERROR)

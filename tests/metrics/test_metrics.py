@@ -192,7 +192,7 @@ def _exemplars(service: Service) -> dict[str, Any]:
 
 
 def _sample(record: RequestRecord) -> None:
-    record.sampled, record.trace_id, record.span_id = True, "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    record.sampled, record.trace_id, record.span_id = "head", "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
 def test_a_sampled_request_is_an_exemplar() -> None:

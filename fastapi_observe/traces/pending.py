@@ -1,0 +1,360 @@
+"""Spans of a request that the head sampler did not choose, held until the request ends.
+
+Whether they are exported is decided then (tail sampling). Until then a span is a plain object: no sampler and no span
+processor is called, and no attribute is checked. If the request is kept, each of them becomes a `RecordedSpan` with the
+ids that were already sent downstream and written on log lines. Otherwise they are discarded.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import cached_property
+from random import getrandbits
+from time import time_ns
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import Tracer
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode
+
+from fastapi_observe.internal.opentelemetry import FLAGS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from opentelemetry.trace import Link, Span, TraceState
+    from opentelemetry.util.types import Attributes, AttributeValue
+
+    from fastapi_observe.internal.opentelemetry import RecordedSpan, SpanFactory
+
+MAX_PENDING_SPANS: Final = 1000
+"""Spans that one request holds; further ones are counted and dropped."""
+
+MAX_PENDING_BYTES: Final = 1_048_576
+"""Approximate bytes of attributes and events that one request holds; what exceeds them is counted and dropped."""
+
+ITEM_BYTES: Final = 64
+"""Bytes that an attribute, event or exception counts for in addition to its text."""
+
+
+class PendingTrace:
+    """The spans of one request, and what was decided about them.
+
+    There are three states: undecided, kept, and discarded. In any thread, a span that ends is appended before the state
+    is read, and `keep` sets the state before it empties the queue, so that no span is lost in between. `popleft` is
+    atomic, so that no span is exported twice.
+    """
+
+    __slots__ = ("_bytes", "_ended", "_spans", "discarded", "dropped", "kept")
+
+    def __init__(self) -> None:
+        self._ended: deque[PendingSpan] = deque()
+        self._spans = 0
+        self._bytes = 0
+        self.dropped = 0
+        self.kept = False
+        self.discarded = False
+
+    def admit(self) -> bool:
+        """Return whether another span may start. If not, it is counted as dropped."""
+        if self.discarded:
+            return False
+        if self._spans >= MAX_PENDING_SPANS:
+            self.dropped += 1
+            return False
+        self._spans += 1
+        return True
+
+    def reserve(self, size: int) -> bool:
+        """Return whether a text of `size` characters may be held. If not, it is counted as dropped."""
+        if self.discarded:
+            return False
+        self._bytes += size + ITEM_BYTES
+        if self._bytes > MAX_PENDING_BYTES:
+            self.dropped += 1
+            return False
+        return True
+
+    def add(self, span: PendingSpan) -> None:
+        """Take a span that has ended."""
+        self._ended.append(span)
+        if self.kept:
+            self._export()
+        elif self.discarded:
+            self._ended.clear()
+
+    def keep(self) -> None:
+        """Export the ended spans now, and each later span when it ends."""
+        self.kept = True
+        self._export()
+
+    def discard(self) -> None:
+        """Forget the ended spans, and record no further ones."""
+        self.discarded = True
+        self._ended.clear()
+
+    def _export(self) -> None:
+        ended = []
+        while self._ended:
+            try:
+                ended.append(self._ended.popleft())
+            except IndexError:  # another thread took the last one
+                break
+        # Processors get the starts in their order, parents first, and the ends in their order.
+        recorded = {id(span): span.start_recording() for span in sorted(ended, key=lambda span: span.start_time)}
+        for span in ended:
+            recorded[id(span)].finish(span.name, span.end_time or span.start_time)
+
+
+DISCARDED: Final = PendingTrace()
+"""The trace of every request without spans that was not kept."""
+DISCARDED.discard()
+
+
+class PendingSpan(trace.Span):
+    """A span that is recorded only if its request is kept.
+
+    Its context says "not sampled", as downstream services were told. Attributes are held as they are given and checked
+    when the span is recorded; a list is copied, since the caller may change it.
+    """
+
+    pending: PendingTrace
+
+    def __init__(
+        self, parent_span: PendingSpan, factory: SpanFactory, name: str, kind: SpanKind, start_time: int
+    ) -> None:
+        self.pending = parent_span.pending
+        self._parent_span = parent_span
+        self._factory = factory
+        self._span_id = getrandbits(64)
+        self._attributes: dict[str, Any] | None = None
+        self._changes: list[Callable[[RecordedSpan], object]] | None = None
+        self.name = name
+        self.kind = kind
+        self.start_time = start_time
+        self.end_time: int | None = None
+
+    # OpenTelemetry's API
+
+    @cached_property
+    def context(self) -> SpanContext:
+        """The span context, made when it is first read."""
+        above = self._parent_span.context
+        return SpanContext(
+            above.trace_id,
+            self._span_id,
+            is_remote=False,
+            trace_flags=above.trace_flags,
+            trace_state=above.trace_state,
+        )
+
+    @property
+    def parent(self) -> SpanContext | None:
+        """The context of the parent span."""
+        return self._parent_span.context
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """The attributes set so far."""
+        return self._attributes or {}
+
+    def get_span_context(self) -> SpanContext:
+        """Return the span context. Its flags say "not sampled"."""
+        return self.context
+
+    def is_recording(self) -> bool:
+        """Return whether a change may still be exported."""
+        return self.end_time is None and not self.pending.discarded
+
+    def set_attribute(self, key: str, value: AttributeValue) -> None:
+        """Set one attribute."""
+        self.set_attributes({key: value})
+
+    def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
+        """Set several attributes."""
+        if self.end_time is not None:
+            return
+        held = self._attributes
+        if held is None:
+            held = self._attributes = {}
+        for key, value in attributes.items():
+            if self.pending.reserve(len(key) + _text_length(value)):
+                held[key] = tuple(value) if type(value) is list else value
+
+    def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
+        """Add an event that happens now, or at `timestamp` (nanoseconds)."""
+        at = time_ns() if timestamp is None else timestamp
+        held = dict(attributes or {})
+        size = len(name) + sum(len(key) + _text_length(value) for key, value in held.items())
+        self.change(lambda span: span.add_event(name, held, at), size)
+
+    def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
+        """Add a link."""
+        self.change(lambda span: span.add_link(context, attributes))
+
+    def update_name(self, name: str) -> None:
+        """Change the name."""
+        if self.end_time is None:
+            self.name = name
+
+    def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
+        """Set the status."""
+        self.change(lambda span: span.set_status(status, description))
+
+    def record_exception(
+        self,
+        exception: BaseException,
+        attributes: Attributes = None,
+        timestamp: int | None = None,
+        escaped: bool = False,  # noqa: FBT001, FBT002 - OpenTelemetry's signature
+    ) -> None:
+        """Record an exception. Its stack trace is formatted only if the span is recorded."""
+        at = time_ns() if timestamp is None else timestamp
+        self.change(lambda span: span.record_exception(exception, attributes, at, escaped))
+
+    def end(self, end_time: int | None = None) -> None:
+        """End the span at `end_time` (nanoseconds), or now. Idempotent."""
+        if self.end_time is None:
+            self.end_time = time_ns() if end_time is None else end_time
+            self.pending.add(self)
+
+    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
+        """End the span. An exception that leaves its block is recorded, as the SDK does."""
+        if exc is not None and self.is_recording():
+            self.record_exception(exc)
+            self.set_status(Status(StatusCode.ERROR, f"{type(exc).__name__}: {exc}"))
+        self.end()
+
+    # Internal
+
+    def change(self, change: Callable[[RecordedSpan], object], size: int = 0) -> None:
+        """Apply `change` to the recorded span, if there will be one. It holds `size` characters until then."""
+        if self.end_time is None and self.pending.reserve(size):
+            if self._changes is None:
+                self._changes = []
+            self._changes.append(change)
+
+    def start_recording(self) -> RecordedSpan:
+        """Start the span that is exported: the same ids with the sampled flag. Span processors see its start."""
+        parent = self.parent
+        span = self._factory.start(
+            self.name, sampled(self.context), parent and sampled(parent), Context(), {}, self.start_time, self.kind
+        )
+        self.apply_changes(span)
+        return span
+
+    def apply_changes(self, span: RecordedSpan) -> None:
+        """Make all changes of this span on the recorded one, in their order."""
+        if self._attributes:
+            span.set_attributes(self._attributes)
+        for change in self._changes or ():
+            change(span)
+
+
+class PendingServerSpan(PendingSpan):
+    """The server span of a request that the head sampler did not choose.
+
+    Most of them are discarded untouched, so that everything but the ids is made when it is first needed.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts of a new span
+        self,
+        trace_id: str,
+        span_id: str,
+        flags: int,
+        state: TraceState | None,
+        parent: SpanContext | None,
+        links: Sequence[Link],
+        start_time: int,
+    ) -> None:
+        self._ids = trace_id, span_id, flags, state
+        self._parent = parent
+        self.links = links
+        self.start_time = start_time
+
+    name = ""
+    kind = SpanKind.SERVER
+    end_time: int | None = None
+    _attributes: dict[str, Any] | None = None
+    _changes: list[Callable[[RecordedSpan], object]] | None = None
+
+    @cached_property
+    def pending(self) -> PendingTrace:  # type: ignore[override]
+        """The spans of the request, made when the first one starts."""
+        return PendingTrace()
+
+    @cached_property
+    def context(self) -> SpanContext:
+        """The span context, made when it is first read."""
+        trace_id, span_id, flags, state = self._ids
+        return SpanContext(
+            int(trace_id, 16), int(span_id, 16), is_remote=False, trace_flags=FLAGS[flags], trace_state=state
+        )
+
+    @property
+    def parent(self) -> SpanContext | None:
+        """The context of the caller's span."""
+        return self._parent
+
+    def discard(self) -> None:
+        """Discard the span and all spans of its request."""
+        self.end_time = self.start_time
+        if "pending" in self.__dict__:
+            self.pending.discard()
+        else:
+            self.__dict__["pending"] = DISCARDED
+
+
+class TailTracer(Tracer):
+    """A tracer of the SDK that makes pending spans inside a request that the head sampler did not choose."""
+
+    factory: SpanFactory
+
+    def start_span(  # noqa: PLR0913, PLR0917 - OpenTelemetry's signature
+        self,
+        name: str,
+        context: Context | None = None,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = (),
+        start_time: int | None = None,
+        record_exception: bool = True,  # noqa: FBT001, FBT002 - as above
+        set_status_on_exception: bool = True,  # noqa: FBT001, FBT002 - as above
+    ) -> Span:
+        """Start a span; a pending one if its parent is pending."""
+        parent = trace.get_current_span(context)
+        if not isinstance(parent, PendingSpan):
+            return super().start_span(
+                name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception
+            )
+        if not parent.pending.admit():
+            return NonRecordingSpan(parent.context)
+        span = PendingSpan(parent, self.factory, name, kind, time_ns() if start_time is None else start_time)
+        if attributes:
+            span.set_attributes(attributes)
+        for link in links or ():
+            span.add_link(link.context, link.attributes)
+        return span
+
+
+def sampled(context: SpanContext) -> SpanContext:
+    """Return a context with the sampled flag set. A remote context is returned as it is: it is the caller's."""
+    if context.is_remote:
+        return context
+    return SpanContext(
+        context.trace_id,
+        context.span_id,
+        is_remote=False,
+        trace_flags=FLAGS[context.trace_flags & 2 | 1],
+        trace_state=context.trace_state,
+    )
+
+
+def _text_length(value: object) -> int:
+    """Return about how many characters an attribute value holds."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, list | tuple):
+        return sum(map(_text_length, value[:1024]))
+    return 8

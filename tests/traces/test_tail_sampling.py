@@ -1,0 +1,428 @@
+"""Tail sampling: a request that the head sampler did not choose is exported whole if it failed, was slow or was new."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from time import sleep
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fastapi import BackgroundTasks, FastAPI, HTTPException
+from opentelemetry import trace
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+
+from fastapi_observe import DatabaseDep, Latency, TraceContext, install
+from fastapi_observe.settings.model import ObserveSettings
+from fastapi_observe.traces import pending
+from fastapi_observe.traces.tail_sampling import BURST, TailSampler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conftest import Seen
+    from opentelemetry.sdk.trace import ReadableSpan
+
+ERRORS = {"sample_ratio": 0.0, "tail_sampling": ("errors",)}
+
+
+def make_app() -> FastAPI:
+    """Return an app that works, fails and queries."""
+    app = FastAPI()
+
+    @app.get("/ok")
+    async def ok(db: DatabaseDep) -> str:
+        async with db.query("SELECT", table="orders"):
+            pass
+        return "ok"
+
+    @app.get("/fails/{item}")
+    async def fails(item: int, db: DatabaseDep) -> str:
+        tracer = trace.get_tracer("library", "1.0")
+        with tracer.start_as_current_span("outer", attributes={"n": [1, 2]}) as outer:
+            outer.add_event("noted", {"k": "v"})
+            async with db.query("SELECT", table="orders", statement="SELECT 1") as query:
+                query.set_row_count(3)
+        with pytest.raises(LookupError), tracer.start_as_current_span("broken"):
+            raise LookupError(item)
+        trace.get_current_span().set_attribute("item", item)
+        raise HTTPException(503)
+
+    return app
+
+
+def reason(span: ReadableSpan) -> object:
+    """Return why a trace was tail-sampled; None if it was sampled by the head sampler."""
+    return (span.attributes or {}).get("fastapi_observe.tail_sampled")
+
+
+def tree(spans: list[ReadableSpan]) -> Any:
+    """Return spans as nested tuples, without times and ids."""
+    children: dict[int | None, list[ReadableSpan]] = {}
+    known = {span.context.span_id for span in spans}
+    for span in sorted(spans, key=lambda span: span.start_time or 0):
+        parent = span.parent.span_id if span.parent is not None and span.parent.span_id in known else None
+        children.setdefault(parent, []).append(span)
+
+    def node(span: ReadableSpan) -> Any:
+        attributes = {
+            name: value for name, value in (span.attributes or {}).items() if name != "fastapi_observe.tail_sampled"
+        }
+        timed = {name for name in attributes if name.endswith(("_ms", ".port"))}
+        events = [(event.name, sorted(event.attributes or {})) for event in span.events]
+        return (
+            span.name,
+            span.kind,
+            span.status.status_code,
+            {name: value for name, value in attributes.items() if name not in timed},
+            events,
+            span.context.trace_flags,
+            span.instrumentation_scope and span.instrumentation_scope.name,
+            tuple(node(each) for each in children.get(span.context.span_id, ())),
+        )
+
+    return tuple(node(span) for span in children[None])
+
+
+def test_the_tree_of_a_failure_is_that_of_a_sampled_one(observed: Callable[..., Seen]) -> None:
+    """Server span, operations, spans of other libraries, attributes, events, exceptions: nothing is lost."""
+    trees = []
+    for options in ({"sample_ratio": 1.0}, ERRORS):
+        seen = observed(make_app(), **options)
+        assert TestClient(seen.observe.app).get("/fails/7").status_code == 503
+        trees.append(tree(seen.spans))
+        assert reason(seen.server_spans[0]) == ("errors" if options is ERRORS else None)
+        seen.observe.close()
+    assert trees[0] == trees[1]
+
+
+def test_a_request_without_a_reason_is_not_exported(observed: Callable[..., Seen]) -> None:
+    """What worked, was fast and is known leaves no span."""
+    seen = observed(make_app(), **ERRORS)
+    assert TestClient(seen.observe.app).get("/ok").status_code == 200
+    assert seen.spans == []
+
+
+@pytest.mark.parametrize("parent", ["00", "01"])
+def test_a_parent_that_is_not_sampled_does_not_switch_it_off(observed: Callable[..., Seen], parent: str) -> None:
+    """The trace goes on with the caller's ids, whatever it decided."""
+    seen = observed(make_app(), trust_incoming="always", **ERRORS)
+    header = f"00-{'a' * 32}-{'b' * 16}-{parent}"
+    TestClient(seen.observe.app).get("/fails/1", headers={"traceparent": header})
+    server = seen.server_spans[0]
+    assert (server.context.trace_id, server.parent and server.parent.span_id) == (int("a" * 32, 16), int("b" * 16, 16))
+    assert reason(server) == ("errors" if parent == "00" else None)
+
+
+def test_the_ids_that_were_sent_are_the_ones_exported(observed: Callable[..., Seen]) -> None:
+    """Lines written and calls made before the decision lead to the exported spans."""
+    sent: list[dict[str, str]] = []
+    app = FastAPI()
+
+    @app.get("/")
+    async def root() -> None:
+        async with app.state.observe.external.call("billing", "get") as call:
+            headers: dict[str, str] = {}
+            app.state.observe.tracing.inject(headers)
+            sent.append(headers)
+            app.state.observe.log.info("inside")
+            call.set_status_code(200)
+        raise RuntimeError
+
+    seen = observed(app, **ERRORS)
+    TestClient(app, raise_server_exceptions=False).get("/")
+    (call,) = [span for span in seen.spans if span.kind.name == "CLIENT"]
+    downstream = TraceContext.from_headers(sent[0])
+    assert downstream is not None
+    assert (downstream.trace_id, downstream.span_id) == (
+        f"{call.context.trace_id:032x}",
+        f"{call.context.span_id:016x}",
+    )
+    assert downstream.sampled is False
+    (inside,) = [line for line in seen.lines if line["message"] == "inside"]
+    assert (inside["trace_id"], inside["span_id"]) == (downstream.trace_id, downstream.span_id)
+
+
+def test_spans_that_end_after_the_request(observed: Callable[..., Seen]) -> None:
+    """A background task of a kept request is exported, that of another one is not."""
+    app = FastAPI()
+
+    def task() -> None:
+        with trace.get_tracer("x").start_as_current_span("late"):
+            pass
+
+    @app.get("/")
+    async def root(tasks: BackgroundTasks) -> None:
+        tasks.add_task(task)
+
+    seen = observed(app, sample_ratio=0.0, tail_sampling=("first",))
+    client = TestClient(app, raise_server_exceptions=False)
+    client.get("/")
+    assert sorted(span.name for span in seen.spans) == ["GET /", f"background {task.__qualname__}", "late"]
+    client.get("/")
+    assert len(seen.spans) == 3
+
+
+def test_threads_end_spans_while_it_is_decided(observed: Callable[..., Seen]) -> None:
+    """Each span that ends in another thread is exported exactly once, before or after the decision."""
+    app = FastAPI()
+    threads: list[threading.Thread] = []
+
+    @app.get("/")
+    def root() -> None:
+        context = trace.set_span_in_context(trace.get_current_span())
+        tracer = trace.get_tracer("x")
+
+        def many() -> None:
+            for number in range(100):
+                tracer.start_span(f"span {number}", context).end()
+
+        threads.extend(threading.Thread(target=many) for _ in range(4))
+        for thread in threads:
+            thread.start()
+        raise HTTPException(500)
+
+    seen = observed(app, **ERRORS)
+    TestClient(app).get("/")
+    for thread in threads:
+        thread.join()
+    children = [span for span in seen.spans if span.name.startswith("span ")]
+    assert len(children) == len({span.context.span_id for span in children}) == 400
+
+
+def test_spans_and_bytes_of_a_request_are_bounded(
+    observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trace of 100,000 spans with large attributes keeps the first ones; the rest is counted on the server span."""
+    monkeypatch.setattr(pending, "MAX_PENDING_BYTES", 10_000)
+    app = FastAPI()
+
+    @app.get("/")
+    def root() -> None:
+        tracer = trace.get_tracer("x")
+        for number in range(100_000 // 20):
+            with tracer.start_as_current_span(f"span {number}") as span:
+                span.set_attribute("large", "x" * 1000)
+                with tracer.start_as_current_span("inside"):
+                    pass
+        raise HTTPException(500)
+
+    seen = observed(app, **ERRORS)
+    TestClient(app).get("/")
+    assert len(seen.spans) == pending.MAX_PENDING_SPANS + 1
+    held = sum(len(str((span.attributes or {}).get("large", ""))) for span in seen.spans)
+    assert 0 < held <= 10_000
+    assert seen.server_spans[0].attributes["fastapi_observe.dropped_items"] > 9_000 // 2  # type: ignore[index,operator]
+
+
+def test_an_outage_costs_what_few_traces_cost() -> None:
+    """At most 200 at once, then `tail_samples_per_second`; what is refused is counted by reason."""
+    now = [0.0]
+    sampler = TailSampler(("errors",), per_second=10, slow_request=1, repeat_limit=10, clock=lambda: now[0])
+    assert sum(sampler.decide(failed()) is not None for _ in range(1000)) == BURST
+    assert (sampler.sampled, sampler.refused) == ({"errors": 200}, {"errors": 800})
+    now[0] += 3.05
+    assert sum(sampler.decide(failed()) is not None for _ in range(1000)) == 30
+    now[0] += 3600
+    assert sum(sampler.decide(failed()) is not None for _ in range(1000)) == BURST
+
+
+class Ended:
+    """A request that has ended, as the sampler reads it."""
+
+    websocket = False
+    work = None
+
+    def __init__(self, **facts: Any) -> None:
+        self.__dict__.update(
+            {"outcome": "ok", "duration": 0.1, "ttfb": None, "endpoint": "/", "status_code": 200, **facts}
+        )
+
+
+def failed() -> Any:
+    """Return a request that failed."""
+    return Ended(outcome="server_error", status_code=500)
+
+
+def test_reasons() -> None:
+    """A stream is slow by its first byte, a WebSocket never; a route's own threshold comes first."""
+    sampler = TailSampler(
+        ("errors", "slow", "first"), per_second=10, slow_request=1, repeat_limit=10, slow_requests={"/fast": 0.05}
+    )
+    decide: Any = sampler.decide
+    assert decide(Ended()) == "first"
+    assert decide(Ended()) is None
+    assert decide(Ended(status_code=404)) == "first"
+    assert decide(Ended(duration=1.5)) == "slow"
+    assert decide(Ended(duration=60, ttfb=0.1)) is None
+    assert decide(Ended(duration=60, ttfb=2)) == "slow"
+    assert decide(Ended(endpoint="/fast")) == "slow"
+    assert decide(failed()) == "errors"
+    socket: Any = Ended(duration=60)
+    socket.websocket = True
+    assert decide(socket) is None
+
+
+def test_a_first_that_is_refused_is_the_first_later() -> None:
+    """A route whose first request found the allowance spent is exported at its next one."""
+    now = [0.0]
+    sampler = TailSampler(("errors", "first"), per_second=10, slow_request=1, repeat_limit=10, clock=lambda: now[0])
+    for _ in range(BURST):
+        sampler.decide(failed())
+    new: Any = Ended(endpoint="/new")
+    assert sampler.decide(new) is None
+    now[0] += 1
+    assert sampler.decide(new) == "first"
+
+
+def test_the_threshold_of_a_latency_objective_is_that_of_its_routes(observed: Callable[..., Seen]) -> None:
+    """A request is slow if it misses the objective of its route, whatever `slow_request_threshold` is."""
+    app = FastAPI()
+    app.get("/strict")(lambda: sleep(0.03))
+    app.get("/other")(lambda: sleep(0.03))
+    objective = Latency("strict", 99, within="20ms", routes=["/strict"])
+    seen = observed(app, sample_ratio=0.0, tail_sampling=("slow",), slos=[objective])
+    client = TestClient(app)
+    client.get("/other")
+    client.get("/strict")
+    assert [span.name for span in seen.server_spans] == ["GET /strict"]
+
+
+def test_repeated_queries(observed: Callable[..., Seen]) -> None:
+    """A request that repeats a statement has its trace."""
+    app = FastAPI()
+
+    @app.get("/")
+    async def root(db: DatabaseDep) -> None:
+        for _ in range(12):
+            async with db.query("SELECT", table="orders", statement="SELECT * FROM orders WHERE id = 1"):
+                pass
+
+    seen = observed(app, sample_ratio=0.0, tail_sampling=("repeated_queries",))
+    TestClient(app).get("/")
+    assert reason(seen.server_spans[0]) == "repeated_queries"
+    assert len(seen.spans) == 13
+
+
+@pytest.mark.parametrize(
+    "options", [{"tail_sampling": None}, {"sampler": "always_off"}, {"tail_sampling": ()}, {"tracing": False}]
+)
+def test_off(observed: Callable[..., Seen], options: dict[str, Any]) -> None:
+    """`tail_sampling=None` and `sampler="always_off"` switch it off."""
+    seen = observed(make_app(), **{"sample_ratio": 0.0, **options})
+    TestClient(seen.observe.app).get("/fails/1")
+    assert seen.spans == []
+    assert seen.observe.tracing.tail_sampler is None
+
+
+def test_the_user_s_provider_decides(capsys: pytest.CaptureFixture[str]) -> None:
+    """Only what a provider of the user's records can be exported."""
+    app = make_app()
+    observe = install(app, tracer_provider=TracerProvider())
+    assert observe.tracing.tail_sampler is None
+    observe.close()
+
+
+def test_it_is_counted(observed: Callable[..., Seen]) -> None:
+    """`/metrics` has the traces that were tail-sampled and refused, by reason."""
+    seen = observed(make_app(), **ERRORS)
+    TestClient(seen.observe.app).get("/fails/1")
+    families = {family.name for family in text_string_to_metric_families(seen.text)}
+    assert {"fastapi_observe_traces_tail_sampled", "fastapi_observe_traces_tail_refused"} <= families
+    assert seen.sample("fastapi_observe_traces_tail_sampled_total", reason="errors") == 1
+    assert seen.sample("fastapi_observe_traces_tail_refused_total", reason="errors") == 0
+
+
+class Raising(SpanProcessor):
+    """A processor of a user's that raises whenever it can."""
+
+    def on_start(self, *_: Any, **__: Any) -> None:
+        """Raise."""
+        raise RuntimeError
+
+    def on_end(self, *_: Any) -> None:
+        """Raise."""
+        raise RuntimeError
+
+
+def test_a_processor_that_raises_changes_nothing(observed: Callable[..., Seen]) -> None:
+    """The response is the app's, and the failure is counted."""
+    seen = observed(make_app(), **ERRORS, span_processors=(Raising(),))
+    assert TestClient(seen.observe.app).get("/fails/1").status_code == 503
+    assert set(seen.observe.internal_errors.counts) == {"span_processor.on_start", "span_processor.on_end"}
+
+
+def test_attributes_of_any_type(observed: Callable[..., Seen]) -> None:
+    """What OpenTelemetry has no type for is left out when the span is recorded; a list is held as it was."""
+    app = FastAPI()
+
+    @app.get("/")
+    def root() -> None:
+        values = [1, 2]
+        span = trace.get_current_span()
+        attributes: dict[str, Any] = {"list": values, "object": object(), "text": "x", "number": 1, "bytes": b"b"}
+        span.set_attributes(attributes)
+        values.append(3)
+        span.add_link(trace.SpanContext(1, 2, is_remote=True))
+        span.update_name("renamed")
+        raise HTTPException(500)
+
+    seen = observed(app, **ERRORS)
+    TestClient(app).get("/")
+    server = seen.server_spans[0]
+    assert server.attributes is not None
+    assert server.attributes["list"] == (1, 2)
+    assert server.name == "GET /"
+    assert [link.context.trace_id for link in server.links] == [1]
+
+
+async def test_a_cancelled_request(observed: Callable[..., Seen]) -> None:
+    """A request that is cancelled in an operation is exported as failed, with that operation."""
+    app = FastAPI()
+    reached = asyncio.Event()
+
+    @app.get("/")
+    async def root(db: DatabaseDep) -> None:
+        async with db.query("SELECT", table="orders"):
+            reached.set()
+            await asyncio.sleep(60)
+
+    seen = observed(app, **ERRORS)
+
+    async def receive() -> Any:
+        await asyncio.sleep(60)
+
+    async def send(_: Any) -> None:
+        pass
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
+    request = asyncio.create_task(app(scope, receive, send))
+    await reached.wait()
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert {span.name for span in seen.spans} == {"GET /", "SELECT orders"}
+
+
+def test_settings() -> None:
+    """The reasons are read from the environment's form too, and checked."""
+    assert ObserveSettings(tail_sampling="errors, slow").tail_sampling == ("errors", "slow")
+    with pytest.raises(ValueError, match="tail_sampling"):
+        ObserveSettings(tail_sampling=("every",))
+
+
+@pytest.fixture(autouse=True)
+def _provider() -> Iterator[None]:
+    """Have `trace.get_tracer` use the provider of the test's app: the global one can be set only once."""
+    before = trace.get_tracer
+
+    def get_tracer(*names: Any, **options: Any) -> trace.Tracer:
+        from fastapi_observe import get_observability  # noqa: PLC0415 - the app of the test
+
+        return get_observability().tracing.provider.get_tracer(*names, **options)
+
+    trace.get_tracer = get_tracer
+    yield
+    trace.get_tracer = before
