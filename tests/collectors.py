@@ -138,7 +138,7 @@ class Collector:
                 self._start(self._serve, sock)
 
     def _serve(self, sock: socket.socket) -> None:
-        with suppress(OSError), sock, sock.makefile("rb") as file:
+        with suppress(OSError, IndexError), sock, sock.makefile("rb") as file:  # IndexError: not HTTP/1
             while line := file.readline():
                 path = line.split()[1].decode()
                 headers = {}

@@ -1,4 +1,4 @@
-"""The life of an export queue: threads only where spans are, forks, flushes, ends, and the ends of real servers."""
+"""Lifetime of an export queue: its thread, flush and close, forks, exit, frozen clocks, shutdown of real servers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 import threading
 import weakref
 from pathlib import Path
-from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +17,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from servers_of_workers import SERVERS, crew
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
+from tools import SOAK, until, volume
 
 from fastapi_observe import ObserveSettings, install
 from fastapi_observe.export.buffer import ExportBuffer, QueueLimits
@@ -50,7 +50,7 @@ def spans(tracing: TracingService, name: str, number: int = 25) -> None:
             pass
 
 
-def ours() -> set[threading.Thread]:
+def sending_threads() -> set[threading.Thread]:
     """Return the threads of export queues."""
     return {thread for thread in threading.enumerate() if thread.name == "fastapi-observe-spans"}
 
@@ -58,21 +58,21 @@ def ours() -> set[threading.Thread]:
 # Threads
 
 
-def test_the_thread_comes_with_the_first_span_and_goes_with_the_end() -> None:
-    """Installed and silent: none. After `close`: none, and the queue can be collected."""
-    before = ours()
+def test_the_thread_exists_from_the_first_span_until_close() -> None:
+    """After `close` the queue can be garbage-collected."""
+    before = sending_threads()
     with Collector() as collector:
         TracingService(
             ObserveSettings(), InternalErrors()
-        )  # the first provider of a process becomes the global one and stays
+        )  # the first provider of a process becomes the global one and is never collected
         tracing, queue = exporting(collector)
         assert tracing.flush(1)
-        assert ours() == before
+        assert sending_threads() == before
         spans(tracing, "a")
         queue._start_thread()
-        assert len(ours() - before) == 1
+        assert len(sending_threads() - before) == 1
         tracing.close()
-        assert ours() == before
+        assert sending_threads() == before
         assert len(collector.spans) == 25
     reference = weakref.ref(queue)
     del tracing, queue
@@ -80,8 +80,8 @@ def test_the_thread_comes_with_the_first_span_and_goes_with_the_end() -> None:
     assert reference() is None
 
 
-def test_spans_after_the_end_are_counted_as_lost() -> None:
-    """The provider may still be the global one; nothing starts again."""
+def test_spans_after_close_are_dropped() -> None:
+    """They are counted, and nothing starts again: the provider may still be the global one."""
     with Collector() as collector:
         tracing, queue = exporting(collector)
         spans(tracing, "before", 2)
@@ -93,7 +93,8 @@ def test_spans_after_the_end_are_counted_as_lost() -> None:
 
 
 def test_restarts_leave_nothing_behind() -> None:
-    """After 50 installs with a collector that hangs, and their ends, there are as many threads and files as before."""
+    """After many installs and closes there are as many threads and open files as before."""
+    starts = volume(50)
     with Collector() as collector:
 
         def once() -> None:
@@ -105,15 +106,15 @@ def test_restarts_leave_nothing_behind() -> None:
 
         once()
         threads, files = threading.active_count(), _open_files()
-        for _ in range(50):
+        for _ in range(starts):
             once()
-        end = monotonic() + 5
-        while (threading.active_count(), _open_files()) > (threads, files) and monotonic() < end:
+
+        def are_closed() -> bool:
             collector.drop_connections()
-            sleep(0.01)
-        assert threading.active_count() <= threads
-        assert _open_files() <= files
-        assert len(collector.spans) == 51
+            return threading.active_count() <= threads and _open_files() <= files
+
+        until(are_closed)
+        assert len(collector.spans) == starts + 1
 
 
 def _open_files() -> int:
@@ -124,28 +125,28 @@ def _open_files() -> int:
 
 
 @pytest.mark.parametrize("mode", ["hang", "drip", "refused"])
-def test_flush_and_close_share_one_budget(mode: Any) -> None:
-    """A flush that found no collector is not repeated by `close`: what waits is given up and counted."""
+def test_close_does_not_repeat_a_failed_flush(mode: Any) -> None:
+    """No further request is sent: what is queued is dropped and counted."""
     with Collector("ok" if mode == "refused" else mode, listens=mode != "refused") as collector:
         tracing, queue = exporting(collector, shutdown_timeout=0.5)
         spans(tracing, "s", 10)
-        started = monotonic()
         assert not tracing.flush(0.5)
+        attempts = collector.connections + (queue.counts().failures or {}).get("connect", 0)
         tracing.close()
-        assert monotonic() - started < 1.2
-    counts = queue.counts()
+        counts = queue.counts()
+        assert collector.connections + (counts.failures or {}).get("connect", 0) == attempts
     assert (counts.produced, counts.dropped, counts.queued) == (10, {"shutdown": 10}, 0)
 
 
 def test_flushes_of_several_threads() -> None:
-    """Each waits for what was there when it was called."""
+    """Each waits for the spans that were put before it."""
     with Collector() as collector:
         tracing, queue = exporting(collector, batch_delay=60)
         results: list[bool] = []
 
         def work(name: str) -> None:
             spans(tracing, name)
-            results.append(tracing.flush(5))
+            results.append(tracing.flush(30))
 
         threads = [threading.Thread(target=work, args=(name,)) for name in "abcdef"]
         for thread in threads:
@@ -157,21 +158,20 @@ def test_flushes_of_several_threads() -> None:
         tracing.close()
 
 
-def test_close_while_a_request_is_under_way() -> None:
-    """What is under way counts as dropped, once, even if its thread cannot be ended."""
+def test_close_during_a_request() -> None:
+    """The spans that are being sent are counted as dropped, once."""
     with Collector("hang") as collector:
         tracing, queue = exporting(collector, batch_delay=0.01)
         spans(tracing, "s", 10)
-        while not collector.connections:
-            sleep(0.001)
+        until(lambda: collector.connections)
         queue.close(0)
         counts = queue.counts()
         assert (counts.produced, counts.dropped, counts.queued) == (10, {"shutdown": 10}, 0)
         tracing.close()
 
 
-def test_the_interpreter_ends_with_everything_sent() -> None:
-    """Without a lifespan the end of the interpreter flushes; a collector that is dead costs no second wait."""
+def test_interpreter_exit_flushes() -> None:
+    """Without a lifespan, the exit of the interpreter sends what is queued; not again after a flush that failed."""
     code = f"""
 import sys; sys.path.insert(0, {ROOT!r})
 from fastapi_observe import ObserveSettings
@@ -185,17 +185,50 @@ for at in range(10):
         environment = {**os.environ, "OBSERVE_OTLP_ENDPOINT": collector.url}
         subprocess.run([sys.executable, "-c", code], env=environment, check=True)  # noqa: S603 - our own code
         assert len(collector.spans) == 10
-    environment["OBSERVE_OTLP_ENDPOINT"] = Collector(listens=False).url
-    started = monotonic()
-    ended = subprocess.run(  # noqa: S603 - our own code
-        [sys.executable, "-c", code + "tracing.flush(2)"], env=environment, check=True, capture_output=True
-    )
-    assert monotonic() - started < 6
+    with Collector("close") as collector:
+        environment["OBSERVE_OTLP_ENDPOINT"] = collector.url
+        ended = subprocess.run(  # noqa: S603 - our own code
+            [sys.executable, "-c", code + "tracing.flush(0.5)"], env=environment, check=True, capture_output=True
+        )
+        assert collector.connections == 1  # the next attempt would have been after 0.8 s
     assert b"Traceback" not in ended.stderr
 
 
-def test_all_exports_of_an_install_end_within_one_budget() -> None:
-    """Spans, log lines and metrics have the same seconds at the end, which begin once and are given anew by a start."""
+def test_shutdown_under_a_frozen_clock() -> None:
+    """As under freezegun: all Python functions that read a clock return the same value, also where they were imported.
+
+    The app serves a request, its lifespan ends, and `close` ends, although the collector hangs.
+    """
+    code = f"""
+import sys, time; sys.path.insert(0, {ROOT!r})
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+from fastapi_observe import install
+names = ("time", "monotonic", "perf_counter", "time_ns", "monotonic_ns", "perf_counter_ns")
+frozen = {{id(getattr(time, name)): (lambda now: lambda: now)(getattr(time, name)()) for name in names}}
+real = [getattr(time, name) for name in names]
+for module in [*sys.modules.values()]:
+    for name, value in [*vars(module).items()]:
+        if id(value) in frozen and module.__name__ != "__main__":
+            setattr(module, name, frozen[id(value)])
+assert time.monotonic() == time.monotonic()
+app = Starlette()
+observe = install(app, sampler="always_on", shutdown_timeout=0.5, otlp_logs=True, otlp_metrics=True)
+with TestClient(app) as client:
+    client.get("/")
+observe.close()
+print(sum(observe.tracing.provider.queue.counts().dropped.values()), observe.internal_errors.counts)
+"""
+    with Collector("hang") as collector:
+        environment = {**os.environ, "OBSERVE_OTLP_ENDPOINT": collector.url}
+        ended = subprocess.run(  # noqa: S603 - our own code
+            [sys.executable, "-c", code], env=environment, check=True, capture_output=True, timeout=60
+        )
+    assert ended.stdout.splitlines()[-1] == b"1 {}"
+
+
+def test_all_exports_share_one_shutdown_deadline() -> None:
+    """Spans, log lines and metrics share the same seconds. They start once, and again after a start of the app."""
     app = Starlette()
     with Collector("hang") as collector:
         observe = install(app, otlp_endpoint=collector.url, otlp_logs=True, otlp_metrics=True, sampler="always_on")
@@ -203,19 +236,18 @@ def test_all_exports_of_an_install_end_within_one_budget() -> None:
         queue = observe.tracing.provider.queue
         assert queue is not None
         exporting: list[Any] = [queue, *(getattr(push, "queue", push) for push in observe._pushes)]
-        budgets = [one.budget for one in exporting]
-        assert budgets == [budgets[0]] * 3
+        deadlines = [one.budget for one in exporting]
+        deadline = deadlines[0]
+        assert deadlines == [deadline] * 3
         with TestClient(app):
-            budgets[0].remaining(0)
-            assert budgets[0].remaining(2) == 0
+            deadline.remaining(0)
+            assert deadline.remaining(2) == 0
         with TestClient(app):
-            assert budgets[0].remaining(2) > 1
-        budgets[0].reset()
-        budgets[0].remaining(0)
+            assert deadline.remaining(2) > 1
+        deadline.reset()
+        deadline.remaining(0)
         spans(observe.tracing, "late", 10)
-        began = monotonic()
         queue._close_at_exit()
-        assert monotonic() - began < 1.5
         counts = queue.counts()
         assert (counts.produced, counts.dropped, counts.queued) == (10, {"shutdown": 10}, 0)
         observe.close()
@@ -226,23 +258,23 @@ def test_all_exports_of_an_install_end_within_one_budget() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_who_only_supervises_ends_soon() -> None:
-    """A process that forked and serves nothing has little time at its end; its children, and who serves, have all."""
-    budget = ShutdownDeadline()
+def test_a_supervisor_has_little_time() -> None:
+    """A process that has forked and serves no requests; its children, and processes that serve, have all of it."""
+    deadline = ShutdownDeadline()
     child = os.fork()
     if not child:
-        os._exit(int(budget.remaining(2) < 1))
+        os._exit(int(deadline.remaining(2) < 1))
     assert os.waitpid(child, 0)[1] == 0
-    assert 0 < budget.remaining(2) < SUPERVISOR_TIMEOUT + 0.1
-    budget.reset()
-    assert budget.remaining(2) > 1
+    assert 0 < deadline.remaining(2) < 2 * SUPERVISOR_TIMEOUT
+    deadline.reset()
+    assert deadline.remaining(2) > 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_fork_neither_loses_nor_repeats() -> None:
-    """Forked with a warm connection and spans waiting: every span arrives once, each process under its own id."""
-    for run in range(int(os.environ.get("OBSERVE_FORKS", "5"))):
+def test_a_fork_sends_every_span_once() -> None:
+    """Forked with an open connection and queued spans: every span arrives once, each process has its instance id."""
+    for run in range(volume(5)):
         with Collector() as collector:
             tracing, queue = exporting(collector)
             spans(tracing, "warm")
@@ -252,7 +284,7 @@ def test_a_fork_neither_loses_nor_repeats() -> None:
             for number in range(4):
                 child = os.fork()
                 if not child:
-                    os._exit(_be_a_child(tracing, queue, number))
+                    os._exit(_run_child(tracing, queue, number))
                 children.append(child)
                 spans(tracing, f"parent-{number}")
             assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4, run
@@ -269,21 +301,21 @@ def test_a_fork_neither_loses_nor_repeats() -> None:
             tracing.close()
 
 
-def _be_a_child(tracing: TracingService, queue: ExportQueue, number: int) -> int:
-    """Emit spans, but for the last child, which emits none and starts nothing; return 0 if all is well."""
-    fine = queue.counts().produced == 0 and threading.active_count() == 1
+def _run_child(tracing: TracingService, queue: ExportQueue, number: int) -> int:
+    """Emit spans, except in the last child, which starts no thread. Returns the exit code."""
+    passed = queue.counts().produced == 0 and threading.active_count() == 1
     if number < 3:
         spans(tracing, f"child-{number}")
-        fine = fine and tracing.flush(5) and queue.counts().exported == 25
+        passed = passed and tracing.flush(5) and queue.counts().exported == 25
     else:
-        fine = fine and tracing.flush(5) and threading.active_count() == 1
-    return 0 if fine else 1
+        passed = passed and tracing.flush(5) and threading.active_count() == 1
+    return 0 if passed else 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_fork_while_the_lock_is_held() -> None:
-    """By a thread that does not exist in the child: the child has locks of its own."""
+    """By a thread that does not exist in the child: the child has its own locks."""
     with Collector() as collector:
         tracing, queue = exporting(collector)
         spans(tracing, "warm", 1)
@@ -308,8 +340,8 @@ def test_a_fork_while_the_lock_is_held() -> None:
         assert len(collector.names) == 201
 
 
-def test_a_child_begins_with_nothing() -> None:
-    """What the parent counted, queued and closed is the parent's."""
+def test_a_child_starts_with_empty_counts() -> None:
+    """Also if the parent has closed its queue."""
     with Collector() as collector:
         tracing, queue = exporting(collector)
         spans(tracing, "parent", 2)
@@ -322,8 +354,8 @@ def test_a_child_begins_with_nothing() -> None:
         queue.close()
 
 
-def test_what_comes_too_late_counts_nothing() -> None:
-    """A thread that outlives the end of its queue finds everything settled."""
+def test_results_after_close_are_ignored() -> None:
+    """A sending thread may outlive its queue: everything is counted already."""
     buffer = ExportBuffer(QueueLimits(10, 65_536, 5, 1.0, 1.0, 1.0))
     buffer.raw.extend("abcd")
     assert buffer.take_slice() == [*"abcd"]
@@ -337,8 +369,8 @@ def test_what_comes_too_late_counts_nothing() -> None:
     assert (counts.produced, counts.exported, counts.dropped, counts.queued) == (4, 0, {"shutdown": 4}, 0)
 
 
-def test_what_is_gone_is_not_called() -> None:
-    """The end of the process keeps no queue alive."""
+def test_callbacks_do_not_keep_their_owner_alive() -> None:
+    """A callback for the exit of the process does nothing once its owner is gone."""
     called: list[str] = []
 
     class Owner:
@@ -353,11 +385,11 @@ def test_what_is_gone_is_not_called() -> None:
     assert called == ["ended"]
 
 
-# What /metrics says
+# Metrics
 
 
-def test_metrics_show_the_identity() -> None:
-    """Produced = exported + dropped + queued, by signal, with the reasons and durations."""
+def test_metrics_of_the_counts() -> None:
+    """Produced, exported, dropped and queued items by signal, with reasons and durations."""
     with Collector() as collector:
         tracing, queue = exporting(collector)
         registry = CollectorRegistry()
@@ -393,7 +425,7 @@ def test_metrics_show_the_identity() -> None:
 
 
 def serve(folder: Path, server: str, collector: Collector, *, observed: bool) -> float:
-    """Run a server, send 200 requests, then SIGTERM at once; return the seconds until it has ended."""
+    """Run a server, send 200 requests, then SIGTERM at once. Returns the seconds until it has ended."""
     settings = {
         "OBSERVE_OTLP_ENDPOINT": collector.url,
         "OBSERVE_SAMPLER": "always_on",
@@ -404,7 +436,7 @@ def serve(folder: Path, server: str, collector: Collector, *, observed: bool) ->
         for number in range(200):
             assert running.get(f"/thread/{number}") == (200, str(number).encode())
         running.process.terminate()
-        seconds = running.ended(20)
+        seconds = running.ended(60)
         assert "Traceback" not in running.errors, running.errors
         return seconds
 
@@ -412,7 +444,7 @@ def serve(folder: Path, server: str, collector: Collector, *, observed: bool) ->
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
 @pytest.mark.parametrize("server", SERVERS)
 def test_no_span_is_lost_when_a_server_is_terminated(server: str, tmp_path: Path) -> None:
-    """200 requests, then SIGTERM at once: a healthy collector has 200 spans, each once."""
+    """After 200 requests and SIGTERM the collector has 200 spans, each once."""
     with Collector() as collector:
         serve(tmp_path, server, collector, observed=True)
         paths = [pair.value.string_value for span in collector.spans for pair in span.attributes
@@ -424,7 +456,7 @@ def test_no_span_is_lost_when_a_server_is_terminated(server: str, tmp_path: Path
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
 @pytest.mark.parametrize(("server", "mode"), [("uvicorn", "hang"), ("gunicorn --preload", "drip")])
 def test_a_server_ends_in_time(server: str, mode: Mode, tmp_path: Path) -> None:
-    """With a collector that does not answer, at most 2.5 seconds later than without us."""
+    """With a collector that does not respond, hardly later than without fastapi-observe. Tight in the soak only."""
     with Collector(mode) as collector:
         bare = serve(tmp_path, server, collector, observed=False)
-        assert serve(tmp_path, server, collector, observed=True) < bare + 2.5
+        assert serve(tmp_path, server, collector, observed=True) < (bare + 2.5 if SOAK else 3 * bare + 10)
