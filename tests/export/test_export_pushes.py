@@ -1,4 +1,4 @@
-"""Log lines and metrics go to the collector too, where the settings say so."""
+"""Log lines and metrics over OTLP from an installed app."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 
 @contextmanager
 def collector() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
-    """Serve as a collector that takes everything; yield its URL and what it took."""
-    taken: list[tuple[str, bytes]] = []
+    """Serve a collector that accepts everything; yield its URL and the paths and bodies it received."""
+    received: list[tuple[str, bytes]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             zipped = self.headers.get("content-encoding") == "gzip"
-            taken.append((self.path, gzip.decompress(body) if zipped else body))
+            received.append((self.path, gzip.decompress(body) if zipped else body))
             self.send_response(200)
             self.send_header("content-length", "0")
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", taken
+        yield f"http://127.0.0.1:{server.server_port}", received
     finally:
         server.shutdown()
         thread.join()
@@ -53,21 +53,21 @@ def collector() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
 
 @pytest.mark.parametrize("log_format", ["json", "text"])
 def test_lines_and_metrics_are_sent(observed: Callable[..., Seen], log_format: str) -> None:
-    """Every line, that of a request too, and all families; what is written to standard output stays as it was."""
+    """All log lines, request lines included, and all metric families, with either log format."""
 
     async def page(_: Request) -> PlainTextResponse:
         seen.observe.log.info("hello", order_id=7)
         return PlainTextResponse("page")
 
     app = Starlette(routes=[Route("/x", page)])
-    with collector() as (url, taken):
+    with collector() as (url, received):
         seen = observed(app, otlp_endpoint=url, otlp_logs=True, otlp_metrics=True, log_format=log_format)
         with TestClient(app) as client:
             client.get("/x")
         seen.observe.close()
         lines = [
             record.body.string_value
-            for path, body in taken
+            for path, body in received
             if path == "/v1/logs"
             for resource in ExportLogsServiceRequest.FromString(body).resource_logs
             for scope in resource.scope_logs
@@ -75,7 +75,7 @@ def test_lines_and_metrics_are_sent(observed: Callable[..., Seen], log_format: s
         ]
         names = {
             metric.name
-            for path, body in taken
+            for path, body in received
             if path == "/v1/metrics"
             for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics
             for scope in resource.scope_metrics
@@ -89,8 +89,8 @@ def test_lines_and_metrics_are_sent(observed: Callable[..., Seen], log_format: s
     assert seen.observe.internal_errors.counts == {}
 
 
-def test_one_of_them(observed: Callable[..., Seen]) -> None:
-    """Without an endpoint nothing is sent; each is a setting of its own."""
+def test_each_signal_is_a_setting(observed: Callable[..., Seen]) -> None:
+    """Without an endpoint nothing is exported."""
     assert observed(Starlette(), otlp_logs=True, otlp_metrics=True).observe._pushes == []
     with collector() as (url, _):
         assert len(observed(Starlette(), otlp_endpoint=url, otlp_metrics=True).observe._pushes) == 1

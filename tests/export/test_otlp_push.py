@@ -1,10 +1,10 @@
-"""OTLP logs and metrics: what arrives is what was written and what `/metrics` shows."""
+"""Log lines and metrics over OTLP: their encoding, their queues, the interval, the URLs and the resource."""
 
 from __future__ import annotations
 
 import json
 import os
-from time import sleep, time, time_ns
+from time import time, time_ns
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from prometheus_client.metrics_core import (
     UnknownMetricFamily,
 )
 from prometheus_client.multiprocess import MultiProcessCollector
+from tools import until
 
 from fastapi_observe import ObserveSettings
 from fastapi_observe.export.otlp.logs import MAX_SCOPES, LogEncoder, nanoseconds
@@ -52,12 +53,12 @@ LINE: dict[str, Any] = {
 
 
 def resource() -> Resource:
-    """Say who this is."""
+    """Return the resource of the tests."""
     return Resource({"service.name": "shop"})
 
 
 def settings(collector: Collector | None = None, **options: Any) -> ObserveSettings:
-    """Return settings with both options on."""
+    """Return settings with `otlp_logs` and `otlp_metrics`."""
     endpoint = None if collector is None else collector.url
     return ObserveSettings(
         **{"otlp_endpoint": endpoint, "otlp_logs": True, "otlp_metrics": True, "batch_delay": 0.01, **options}
@@ -65,7 +66,7 @@ def settings(collector: Collector | None = None, **options: Any) -> ObserveSetti
 
 
 def plain(value: Any) -> Any:
-    """Turn an AnyValue into what it stands for."""
+    """Return the Python value of an AnyValue."""
     kind = value.WhichOneof("value")
     if kind == "array_value":
         return [plain(element) for element in value.array_value.values]
@@ -77,8 +78,8 @@ def plain(value: Any) -> Any:
 # Logs
 
 
-def test_lines_arrive() -> None:
-    """Time, severity, message, ids, fields with their types, the exception; the logger is the scope."""
+def test_log_lines() -> None:
+    """A record has time, severity, message, ids, typed fields and the exception; the logger is the scope."""
     with Collector() as collector:
         queue = make_log_queue(settings(collector), resource, InternalErrors())
         assert queue is not None
@@ -108,11 +109,11 @@ def test_lines_arrive() -> None:
     assert (counts.produced, counts.exported) == (2, 2)
 
 
-def test_a_line_that_is_none_is_dropped_alone() -> None:
-    """And counted."""
-    faults = InternalErrors()
+def test_a_line_that_is_not_json_is_dropped_alone() -> None:
+    """The other lines are sent; the error is counted."""
+    internal_errors = InternalErrors()
     with Collector() as collector:
-        queue = make_log_queue(settings(collector), resource, faults)
+        queue = make_log_queue(settings(collector), resource, internal_errors)
         assert queue is not None
         queue.put(b"text for people\n")
         queue.put(json.dumps(LINE).encode())
@@ -120,11 +121,11 @@ def test_a_line_that_is_none_is_dropped_alone() -> None:
         queue.close()
     counts = queue.counts()
     assert (counts.exported, counts.dropped) == (1, {"internal_error": 1})
-    assert faults.counts == {"export.encode": 1}
+    assert internal_errors.counts == {"export.encode": 1}
 
 
-def test_names_of_loggers_are_bounded() -> None:
-    """However many loggers write, only so many scopes are kept."""
+def test_scopes_are_bounded() -> None:
+    """Of 1,000 loggers `MAX_SCOPES` have a scope of their own."""
     encoder = LogEncoder(resource)
     scopes = {id(encoder.encode(json.dumps({**LINE, "logger": f"l{at}"}).encode())[0]) for at in range(1000)}
     assert encoder.encode(json.dumps({**LINE, "logger": "l1"}).encode())[0].name == "l1"
@@ -132,7 +133,7 @@ def test_names_of_loggers_are_bounded() -> None:
 
 
 def test_times_are_exact() -> None:
-    """To the microsecond, whatever floats do."""
+    """To the microsecond, without rounding by floats."""
     assert nanoseconds("2026-03-01T10:00:00.999999Z") % 1_000_000_000 == 999_999_000
 
 
@@ -149,8 +150,8 @@ def encoded(metrics: Iterable[Metric]) -> dict[str, Any]:
     return {metric.name: metric for scope in resource_metrics.scope_metrics for metric in scope.metrics}
 
 
-def each_of(registry: CollectorRegistry) -> Callable[[], list[Readable]]:
-    """Return what yields the collectors of a registry."""
+def collectors_of(registry: CollectorRegistry) -> Callable[[], list[Readable]]:
+    """Return a function that returns the collectors of a registry."""
     return lambda: list(registry._collector_to_names)
 
 
@@ -160,7 +161,7 @@ def labels(point: Any) -> dict[str, str]:
 
 
 def test_counters_are_cumulative_sums() -> None:
-    """Named without `_total`, with when they began, and their exemplars."""
+    """Named without `_total`, with their start times and exemplars."""
     registry = CollectorRegistry()
     counter = Counter("orders", "Orders.", ["shop"], registry=registry)
     ids = {"trace_id": "0af7651916cd43dd8448eb211c80319c", "span_id": "b7ad6b7169203331"}
@@ -179,8 +180,8 @@ def test_counters_are_cumulative_sums() -> None:
     assert b.exemplars[0].trace_id == b""
 
 
-def test_gauges_and_the_like() -> None:
-    """Gauges, infos and untyped values are gauges under the names of their samples."""
+def test_gauges_infos_and_untyped_values() -> None:
+    """All of them are gauges named like their samples."""
     registry = CollectorRegistry()
     Gauge("temperature", "Degrees.", unit="celsius", registry=registry).set(-1.5)
     Info("build", "Build.", registry=registry).info({"version": "1"})
@@ -192,7 +193,7 @@ def test_gauges_and_the_like() -> None:
 
 
 def test_histograms_keep_their_buckets() -> None:
-    """Counts of each bucket alone, bounds, sum, count, exemplars; label sets are apart."""
+    """A point for each label set has bounds, counts that are not cumulative, sum, count and exemplars."""
     registry = CollectorRegistry()
     histogram = Histogram("seconds", "Seconds.", ["route"], buckets=(0.1, 1), registry=registry)
     for value in (0.05, 0.5, 0.6, 5):
@@ -210,7 +211,7 @@ def test_histograms_keep_their_buckets() -> None:
 
 
 def test_summaries() -> None:
-    """Count, sum and quantiles."""
+    """A point has count, sum and quantiles."""
     registry = CollectorRegistry()
     Summary("bytes", "Bytes.", registry=registry).observe(3)
     family = SummaryMetricFamily("quick", "Quick.")
@@ -224,46 +225,47 @@ def test_summaries() -> None:
     assert (point.quantile_values[0].quantile, point.quantile_values[0].value) == (0.5, 1.5)
 
 
-def test_a_stream_begins_when_it_was_set_to_zero() -> None:
-    """Who adds up differences takes a lower value for a loss unless the stream began anew."""
+def test_the_start_time_is_the_last_reset() -> None:
+    """Otherwise a backend would take the lower value after a reset for lost increments."""
     registry = CollectorRegistry()
     Counter("orders", "Orders.", registry=registry)
     (metric,) = registry.collect()
-    for zeroed, expected in ((0, metric.samples[1].value), (time_ns(), None)):
-        encoder = MetricEncoder(resource, lambda zeroed=zeroed: zeroed)  # type: ignore[misc]
+    for reset_at, expected in ((0, metric.samples[1].value), (time_ns(), None)):
+        encoder = MetricEncoder(resource, lambda reset_at=reset_at: reset_at)  # type: ignore[misc]
         body = encoder.request([(*encoder.encode(TimedFamily(metric, time_ns())), 0)])
         (point,) = (
             ExportMetricsServiceRequest.FromString(body).resource_metrics[0].scope_metrics[0].metrics[0].sum.data_points
         )
-        assert point.start_time_unix_nano == (zeroed if expected is None else int(expected * 1e9))
+        assert point.start_time_unix_nano == (reset_at if expected is None else int(expected * 1e9))
 
 
-def test_what_is_no_value_of_this_process_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Sums of many processes would be counted once for each; a name is sent once; the resource says the target."""
+def test_families_that_are_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Sums of several processes, names read before, families without samples, and `target_info`."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     registry = CollectorRegistry(target_info={"region": "north"})
     Counter("orders", "Orders.", registry=registry)
-    taken = {"taken"}
-    assert read_families(MultiProcessCollector(registry), taken) == []  # type: ignore[no-untyped-call]
+    names_read = {"taken"}
+    assert read_families(MultiProcessCollector(registry), names_read) == []  # type: ignore[no-untyped-call]
     metrics = [*registry.collect(), GaugeMetricFamily("taken", "Taken.", value=1), GaugeMetricFamily("empty", "None.")]
-    assert [family.metric.name for family in read_families(StaticCollector(metrics), taken)] == ["orders"]
-    assert taken == {"taken", "orders"}
+    assert [family.metric.name for family in read_families(StaticCollector(metrics), names_read)] == ["orders"]
+    assert names_read == {"taken", "orders"}
 
 
-def test_metrics_are_pushed_by_the_clock() -> None:
-    """Every interval once started, and a last time at the end; a collector that raises is counted and left out."""
+def test_metrics_are_pushed_at_intervals() -> None:
+    """From `start` on, and a last time by `close`. A collector that raises is skipped and counted."""
     registry = CollectorRegistry()
     counter = Counter("orders", "Orders.", registry=registry)
-    faults = InternalErrors()
+    internal_errors = InternalErrors()
     with Collector() as collector:
-        push = make_metric_loop(settings(collector, otlp_metrics_interval=0.02), resource, each_of(registry), faults)
+        push = make_metric_loop(
+            settings(collector, otlp_metrics_interval=0.02), resource, collectors_of(registry), internal_errors
+        )
         assert push is not None
         assert push.flush(1)
         assert collector.paths == []
         push.start()
         push.start()
-        while len(collector.paths) < 2:
-            sleep(0.005)
+        until(lambda: len(collector.paths) >= 2)
         counter.inc()
         assert push.flush(5)
         push.close()
@@ -281,7 +283,7 @@ def test_metrics_are_pushed_by_the_clock() -> None:
     push.queue.put = lambda item: taken.append(item.metric.name)  # type: ignore[method-assign]
     push._paused.clear()
     push.push()
-    assert faults.counts == {"metrics.push": 1}
+    assert internal_errors.counts == {"metrics.push": 1}
     assert taken == ["orders", "more"]
     push.pause()
     push.push()
@@ -292,19 +294,19 @@ class Failing:
     """A collector that raises."""
 
     def describe(self) -> list[Metric]:
-        """Say nothing."""
+        """Return no families."""
         return []
 
     def collect(self) -> list[Metric]:
-        """Raise."""
+        """Fail."""
         raise RuntimeError
 
 
 def test_nothing_is_sent_between_pause_and_start() -> None:
-    """What a worker has after it left the others are zeros; then it goes on."""
+    """After a worker process has left its group, its counters are zero until it starts again."""
     registry = CollectorRegistry()
     with Collector() as collector:
-        push = make_metric_loop(settings(collector), resource, each_of(registry), InternalErrors())
+        push = make_metric_loop(settings(collector), resource, collectors_of(registry), InternalErrors())
         assert push is not None
         push.start()
         push.pause()
@@ -317,10 +319,10 @@ def test_nothing_is_sent_between_pause_and_start() -> None:
         push.close()
 
 
-def test_closed_before_it_was_started() -> None:
+def test_close_before_start() -> None:
     """Nothing is sent."""
     with Collector() as collector:
-        push = make_metric_loop(settings(collector), resource, each_of(CollectorRegistry()), InternalErrors())
+        push = make_metric_loop(settings(collector), resource, collectors_of(CollectorRegistry()), InternalErrors())
         assert push is not None
         push.close()
         assert collector.connections == 0
@@ -328,10 +330,10 @@ def test_closed_before_it_was_started() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_forked_child_sends_nothing_by_itself() -> None:
-    """Until it starts its own clock."""
+def test_a_forked_child_sends_nothing_before_its_own_start() -> None:
+    """The thread of the parent does not exist in the child."""
     with Collector() as collector:
-        push = make_metric_loop(settings(collector), resource, each_of(CollectorRegistry()), InternalErrors())
+        push = make_metric_loop(settings(collector), resource, collectors_of(CollectorRegistry()), InternalErrors())
         assert push is not None
         push.start()
         child = os.fork()
@@ -343,7 +345,7 @@ def test_a_forked_child_sends_nothing_by_itself() -> None:
         push.close()
 
 
-# Where to
+# URLs and resource
 
 
 @pytest.mark.parametrize(
@@ -356,13 +358,13 @@ def test_a_forked_child_sends_nothing_by_itself() -> None:
         (None, "grpc", None),
     ],
 )
-def test_where_signals_go(endpoint: str | None, protocol: Any, url: str | None) -> None:
-    """Beside the traces: another path over HTTP, the same address over gRPC."""
+def test_signal_urls(endpoint: str | None, protocol: Any, url: str | None) -> None:
+    """Another path than for traces over HTTP, the same address over gRPC."""
     assert signal_url(ObserveSettings(otlp_endpoint=endpoint, otlp_protocol=protocol), "logs") == url
 
 
-def test_off_means_nothing() -> None:
-    """Without the option, or without an endpoint, there is no queue."""
+def test_no_queue_unless_enabled() -> None:
+    """Without the option, or without an endpoint."""
     with Collector() as collector:
         off = settings(collector, otlp_logs=False, otlp_metrics=False)
         for chosen in (off, settings()):
@@ -370,8 +372,8 @@ def test_off_means_nothing() -> None:
             assert make_metric_loop(chosen, resource, list, InternalErrors()) is None
 
 
-def test_whose_resource_it_is() -> None:
-    """That of the tracer provider, the user's too; without one what the settings say. The instance has a name."""
+def test_resource() -> None:
+    """It is that of the tracer provider, also of the user's, else made from the settings. It has an instance id."""
     provider = TracerProvider(resource=Resource({"service.name": "theirs"}))
     theirs = ProcessResource(ObserveSettings(), provider)
     assert theirs().attributes["service.name"] == "theirs"

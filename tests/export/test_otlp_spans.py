@@ -1,4 +1,4 @@
-"""Spans in OTLP: byte for byte what OpenTelemetry's own encoder gives, and bounded where that is not."""
+"""Spans as OTLP: the same bytes as OpenTelemetry's encoder, and limits where it has none."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ TIMES = st.integers(0, 2**63)
 STATUSES = st.sampled_from([Status(), Status(StatusCode.OK), Status(StatusCode.ERROR), Status(StatusCode.ERROR, "no")])
 
 
-def own(spans: list[ReadableSpan]) -> bytes:
-    """Encode a request as the export queue does."""
+def request_of(spans: list[ReadableSpan]) -> bytes:
+    """Return a request, encoded as the export queue does."""
     encoder = SpanEncoder(lambda: spans[0].resource)
     return encoder.request([(*encoder.encode(span), 0) for span in spans])
 
 
-def ended(provider: TracerProvider) -> InMemorySpanExporter:
-    """Catch what ends."""
+def exporter_of(provider: TracerProvider) -> InMemorySpanExporter:
+    """Return an exporter of the spans that end."""
     exporter = InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     return exporter
@@ -87,7 +87,7 @@ def ended(provider: TracerProvider) -> InMemorySpanExporter:
     times=st.tuples(TIMES, TIMES),
     most=st.integers(1, 4),
 )
-def test_the_bytes_are_those_of_the_stock_encoder(  # noqa: PLR0913, PLR0917 - what a span is made of
+def test_the_bytes_are_those_of_the_sdk(  # noqa: PLR0913, PLR0917 - the parts of a span
     names: list[str],
     kind: SpanKind,
     parent: SpanContext | None,
@@ -98,10 +98,10 @@ def test_the_bytes_are_those_of_the_stock_encoder(  # noqa: PLR0913, PLR0917 - w
     times: tuple[int, int],
     most: int,
 ) -> None:
-    """Names, ids, flags, times, attributes of every type, events, links, states and counts of what was dropped."""
+    """For any name, ids, flags, times, attributes, events, links, trace state, status and dropped counts."""
     limits = SpanLimits(max_span_attributes=most, max_events=most, max_links=most)
     provider = TracerProvider(resource=RESOURCE, span_limits=limits)
-    exporter = ended(provider)
+    exporter = exporter_of(provider)
     context = None if parent is None else set_span_in_context(NonRecordingSpan(parent))
     for name in names:
         tracer = provider.get_tracer("scope", "1.0", "https://example.com/scope", {"a": 1})
@@ -113,37 +113,37 @@ def test_the_bytes_are_those_of_the_stock_encoder(  # noqa: PLR0913, PLR0917 - w
         span.set_status(status)
         span.end(times[1])
     spans = [*exporter.get_finished_spans()]
-    assert own(spans) == encode_spans(spans).SerializeToString()
+    assert request_of(spans) == encode_spans(spans).SerializeToString()
 
 
-def test_scopes_are_kept_apart() -> None:
-    """Spans of several tracers, one without a scope, in one request: each scope stands once, with its own spans."""
+def test_spans_are_grouped_by_scope() -> None:
+    """A request of spans of several tracers has each scope once; a span without a scope is allowed."""
     provider = TracerProvider(resource=Resource({}))
-    exporter = ended(provider)
+    exporter = exporter_of(provider)
     for name in ("a", "b", "a"):
         provider.get_tracer(name).start_span(name).end()
-    spans = [*exporter.get_finished_spans(), ReadableSpan("bare", spans_context(), resource=Resource({}))]
-    request = ExportTraceServiceRequest.FromString(own(spans))
+    spans = [*exporter.get_finished_spans(), ReadableSpan("bare", span_context(), resource=Resource({}))]
+    request = ExportTraceServiceRequest.FromString(request_of(spans))
     found = {scope.scope.name: [span.name for span in scope.spans] for scope in request.resource_spans[0].scope_spans}
     assert found == {"a": ["a", "a"], "b": ["b"], "": ["bare"]}
 
 
-def spans_context() -> SpanContext:
-    """Make ids."""
+def span_context() -> SpanContext:
+    """Return a valid span context."""
     return SpanContext(1, 2, is_remote=False)
 
 
 def test_requests_may_be_joined() -> None:
-    """Two requests one after the other are one request of both: bytes of slices are simply put together."""
-    spans = [ReadableSpan(name, spans_context()) for name in ("a", "b")]
-    joined = ExportTraceServiceRequest.FromString(own(spans[:1]) + own(spans[1:]))
+    """The bytes of two requests, concatenated, are one request with the spans of both."""
+    spans = [ReadableSpan(name, span_context()) for name in ("a", "b")]
+    joined = ExportTraceServiceRequest.FromString(request_of(spans[:1]) + request_of(spans[1:]))
     assert [each.scope_spans[0].spans[0].name for each in joined.resource_spans] == ["a", "b"]
 
 
-def test_what_no_limit_of_the_sdk_cuts_is_cut() -> None:
-    """Names, event names and status texts are cut; OpenTelemetry's limits are about attributes only."""
+def test_names_and_statuses_are_truncated() -> None:
+    """The limits of the SDK apply to attributes only."""
     provider = TracerProvider()
-    exporter = ended(provider)
+    exporter = exporter_of(provider)
     span = provider.get_tracer("t").start_span("n" * 100_000)
     span.add_event("e" * 100_000)
     span.set_status(StatusCode.ERROR, "s" * 100_000)
@@ -154,7 +154,7 @@ def test_what_no_limit_of_the_sdk_cuts_is_cut() -> None:
 
 
 def message_of(value: Any) -> Any:
-    """Encode a value and read it back."""
+    """Encode a value and decode it."""
     message = SpanMessage.FromString(b"\x4a" + varint(len(pair := key_value("k", value))) + pair)
     return message.attributes[0].value
 
@@ -170,15 +170,15 @@ def message_of(value: Any) -> Any:
         (None, None, None),
     ],
 )
-def test_odd_values(value: Any, kind: str | None, seen: Any) -> None:
-    """What OTLP has no type for, and half a surrogate pair, arrive as text; nothing is left out."""
+def test_unusual_values(value: Any, kind: str | None, seen: Any) -> None:
+    """Values without an OTLP type, and lone surrogates, arrive as strings."""
     message = message_of(value)
     assert message.WhichOneof("value") == kind
     assert kind is None or getattr(message, kind) == seen
 
 
-def test_long_and_deep_values_end() -> None:
-    """A list of a million ids is cut, and a value that contains itself ends."""
+def test_long_and_deep_values_are_truncated() -> None:
+    """A long list, a long mapping, a list that contains itself, and nested mappings."""
     assert len(message_of(list(range(100_000))).array_value.values) == MAX_VALUES
     assert len(message_of(dict.fromkeys(map(str, range(100_000)))).kvlist_value.values) == MAX_VALUES
     loop: list[Any] = []
@@ -190,8 +190,8 @@ def test_long_and_deep_values_end() -> None:
     assert b"{'k': 'x'}" in encode_any_value(deep)
 
 
-def test_the_memory_of_bytes_is_bounded() -> None:
-    """However many keys and texts come, only so many are remembered, and they are right afterwards too."""
+def test_the_attribute_cache_is_bounded() -> None:
+    """It is emptied when it is full, and pairs are encoded correctly afterwards."""
     attributes = Attributes()
     for number in range(3 * MAX_CACHED_ITEMS):
         attributes.encode(b"\x4a", {f"k{number}": f"v{number}", "n": True})
