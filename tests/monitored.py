@@ -1,4 +1,4 @@
-"""The example shop under traffic with a real Prometheus that scrapes it and evaluates its rules."""
+"""A real Prometheus that scrapes the example shop under traffic and evaluates its rules."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
 ROOT: Final = Path(__file__).parents[1]
-PATIENCE: Final = 90.0
-"""Seconds in which anything has to happen, on a busy machine too."""
+TIMEOUT: Final = 90.0
+"""Seconds within which each event must happen, also on a busy machine."""
 
 
 def command(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m fastapi_observe` in a process of its own."""
+    """Run `python -m fastapi_observe` in another process."""
     return subprocess.run(  # noqa: S603 - our own command line
         [sys.executable, "-m", "fastapi_observe", *arguments],
         cwd=cwd,
@@ -42,42 +42,42 @@ def command(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess
 
 
 def free_port() -> int:
-    """Return a port at which nobody listens."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port
 
 
-class Asked:
-    """A running Prometheus, or Alertmanager: its URL, and what it answers."""
+class Api:
+    """The HTTP API of a running Prometheus or Alertmanager."""
 
     def __init__(self, url: str, client: httpx.AsyncClient) -> None:
         self.url = url
         self.client = client
 
     async def get(self, path: str, **parameters: str) -> Any:
-        """Return an answer of its API."""
+        """Return a response of the API."""
         return (await self.client.get(f"{self.url}/api/{path}", params=parameters)).json()
 
     async def query(self, expression: str) -> list[dict[str, Any]]:
-        """Return what an expression of PromQL has now."""
+        """Return the current vector of a PromQL expression."""
         answer = await self.get("v1/query", query=expression)
         assert answer["status"] == "success", answer
         found: list[dict[str, Any]] = answer["data"]["result"]
         return found
 
     async def until(self, expression: str) -> list[dict[str, Any]]:
-        """Wait for an expression to have something."""
-        deadline = monotonic() + PATIENCE
+        """Wait until an expression has a result, and return it."""
+        deadline = monotonic() + TIMEOUT
         while monotonic() < deadline:
             if found := await self.query(expression):
                 return found
             await asyncio.sleep(0.2)
-        raise AssertionError(f"{expression} stays without data")
+        raise AssertionError(f"{expression} has no data")
 
 
 @asynccontextmanager
-async def serving(program: str, directory: Path, config: Path, *options: str) -> AsyncIterator[Asked]:
+async def serving(program: str, directory: Path, config: Path, *options: str) -> AsyncIterator[Api]:
     """Run Prometheus or Alertmanager with a configuration file while the block runs."""
     port, path, log = free_port(), needs(program), directory / f"{program}.log"
     with log.open("ab") as output:
@@ -92,8 +92,8 @@ async def serving(program: str, directory: Path, config: Path, *options: str) ->
         )
     try:
         async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
-            asked = Asked(f"http://127.0.0.1:{port}", client)
-            deadline = monotonic() + PATIENCE
+            asked = Api(f"http://127.0.0.1:{port}", client)
+            deadline = monotonic() + TIMEOUT
             while True:
                 assert monotonic() < deadline, log.read_text("utf-8")[-1000:]
                 with contextlib.suppress(httpx.HTTPError):
@@ -108,7 +108,7 @@ async def serving(program: str, directory: Path, config: Path, *options: str) ->
 
 
 @asynccontextmanager
-async def prometheus(directory: Path, config: dict[str, Any], *options: str) -> AsyncIterator[Asked]:
+async def prometheus(directory: Path, config: dict[str, Any], *options: str) -> AsyncIterator[Api]:
     """Run a Prometheus in a directory."""
     file = directory / "prometheus.yml"
     file.write_text(json.dumps(config), "utf-8")
@@ -126,16 +126,16 @@ def scraping(target: str, *, job: str = "shop", interval: str = "1s", rules: Seq
     }
 
 
-def hurried(rules: str) -> str:
-    """Have rules evaluated each second, so that all of them have data at once."""
+def every_second(rules: str) -> str:
+    """Return rules that are evaluated every second, so that they have data soon."""
     return re.sub(r"interval: \S+", "interval: 1s", rules)
 
 
 @asynccontextmanager
-async def monitored_shop(directory: Path, bundle: Path) -> AsyncIterator[tuple[Asked, str]]:
+async def monitored_shop(directory: Path, bundle: Path) -> AsyncIterator[tuple[Api, str]]:
     """Run shop and payments under traffic, and a Prometheus with the shop's rules; yield it, and the shop's URL."""
     rules = directory / "rules.yml"
-    rules.write_text(hurried((bundle / "rules.yml").read_text("utf-8")), "utf-8")
+    rules.write_text(every_second((bundle / "rules.yml").read_text("utf-8")), "utf-8")
     async with AsyncExitStack() as stack:
         payments = await stack.enter_async_context(run_service("payments", 0, directory))
         shop = await stack.enter_async_context(run_service("shop", 0, directory, PAYMENTS_URL=payments.url))

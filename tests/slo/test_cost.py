@@ -1,4 +1,4 @@
-"""`cost`: what is told of a running app is what a scrape of it shows, and what can be switched off really goes."""
+"""The command `cost`: its estimate of a running app, and the savings that it suggests."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def shop() -> FastAPI:
     return app
 
 
-def told(app: FastAPI, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[str, dict[str, Any]]:
-    """Run `cost --json`; log lines of the app stand beside it."""
+def run_cost(app: FastAPI, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[str, dict[str, Any]]:
+    """Run `cost --json` against an app; return its scrape and the estimate."""
     with serving(app) as port:
         url = f"http://127.0.0.1:{port}"
         for name in ("orders", "products", "customers", "orders"):
@@ -44,15 +44,15 @@ def told(app: FastAPI, capsys: pytest.CaptureFixture[str], *options: str) -> tup
 
 
 def samples(scrape: str) -> list[str]:
-    """Return the lines that Prometheus stores."""
+    """Return the sample lines of a scrape."""
     return [line for line in scrape.splitlines() if line and not line.startswith("#")]
 
 
-def test_it_counts_what_is_stored(observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str]) -> None:
-    """Series, samples a day and bytes are those of the scrape; metrics and routes add up."""
+def test_the_estimate_counts_stored_samples(observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str]) -> None:
+    """Series, samples per day and bytes are those of the scrape; metrics and routes add up to the total."""
     app = shop()
     observed(app, include_default_registry=False)
-    scrape, found = told(app, capsys, "--scrape-interval", "30s")
+    scrape, found = run_cost(app, capsys, "--scrape-interval", "30s")
     assert found["series"] == len(samples(scrape))
     assert found["samples_per_day"] == found["series"] * 2880
     assert abs(found["scrape_bytes"] - len(scrape.encode())) < 200  # numbers move on
@@ -64,23 +64,25 @@ def test_it_counts_what_is_stored(observed: Callable[..., Seen], capsys: pytest.
 
 
 def test_prices(observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str]) -> None:
-    """A million samples, lines and spans have their prices; a month has thirty days."""
+    """A million samples, log lines and spans have separate prices; a month has thirty days."""
     app = shop()
     observed(app)
     prices = [f"--price-per-million-{what}={price}" for what, price in (("samples", 0.5), ("lines", 1), ("spans", 2))]
-    _, found = told(app, capsys, *prices)
+    _, found = run_cost(app, capsys, *prices)
     assert found["price_per_month"]["samples"] == round(found["series"] * 5760 * 30 / 1e6 * 0.5, 2)
     assert found["price_per_month"]["lines"] > 0
     assert found["price_per_month"]["spans"] == 0
 
 
-def test_switching_off_saves_what_was_said(observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str]) -> None:
-    """`size_histograms=False` saves exactly the series that were promised."""
+def test_switching_off_saves_as_much_as_estimated(
+    observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`size_histograms=False` saves exactly the number of series in the estimate."""
     series = {}
     for sizes in (True, False):
         app = shop()
         observed(app, size_histograms=sizes, include_default_registry=False)
-        _, found = told(app, capsys)
+        _, found = run_cost(app, capsys)
         series[sizes] = (found["series"], {each["what"]: each.get("series") for each in found["savings"]})
     promised = series[True][1]["size_histograms=False"]
     assert series[True][0] - series[False][0] == promised
@@ -105,7 +107,7 @@ fastapi_observe_exported_total{signal="traces"} 300
 """
 
 
-def tally(text: str) -> ScrapeTotals:
+def totals(text: str) -> ScrapeTotals:
     """Read a scrape."""
     made = ScrapeTotals()
     for family in parse_families("here", made.count_bytes(text.splitlines())):
@@ -114,8 +116,8 @@ def tally(text: str) -> ScrapeTotals:
 
 
 def test_lines_and_spans_of_a_day() -> None:
-    """What was written since the oldest process started is a day's worth in proportion."""
-    found = estimate_cost(tally(SHOWN), 15, Prices(1, 1, 1), bytes_per_line=500, now=1000 + 8640)
+    """Items exported since the oldest process started are extrapolated to a day."""
+    found = estimate_cost(totals(SHOWN), 15, Prices(1, 1, 1), bytes_per_line=500, now=1000 + 8640)
     assert found["running_for_seconds"] == 8640
     assert found["log_lines_per_day"] == 15_000
     assert found["log_bytes_per_day_estimated"] == 7_500_000
@@ -134,49 +136,49 @@ def test_lines_and_spans_of_a_day() -> None:
     assert "half the sample_ratio saves about 1,500 spans per day" in text
 
 
-def test_without_a_start_nothing_is_said_of_lines() -> None:
-    """Where the process does not tell when it started (not on Linux), rates are unknown, not zero."""
-    found = estimate_cost(tally("# TYPE up gauge\nup 1\n"), 15, Prices(), bytes_per_line=500)
+def test_rates_are_unknown_without_a_start_time() -> None:
+    """Where the scrape has no process start time (not on Linux), rates are unknown rather than zero."""
+    found = estimate_cost(totals("# TYPE up gauge\nup 1\n"), 15, Prices(), bytes_per_line=500)
     assert found["log_lines_per_day"] is found["spans_per_day"] is None
     assert "unknown" in as_text(found)
     assert "No savings found" in as_text(found)
 
 
-def test_what_is_no_number_is_not_counted() -> None:
-    """A gauge may be NaN, and a foreign counter too: it is a series, and adds up to nothing."""
+def test_values_that_are_not_finite_are_not_summed() -> None:
+    """A NaN or infinite value counts as a series and is left out of sums."""
     odd = 'process_start_time_seconds NaN\nhttp_requests_total NaN\nhttp_requests_total{endpoint="/a"} +Inf\n'
-    found = estimate_cost(tally(odd), 15, Prices(), bytes_per_line=500)
+    found = estimate_cost(totals(odd), 15, Prices(), bytes_per_line=500)
     assert (found["series"], found["requests_per_day"]) == (3, None)
 
 
-def test_probes_are_found() -> None:
-    """A route that only machines ask is named: excluded, it costs nothing."""
-    found = estimate_cost(tally(SHOWN.replace('"/a"', '"/api/healthz"')), 15, Prices(), bytes_per_line=500)
+def test_health_checks_are_found() -> None:
+    """A route for health checks is suggested for `exclude_paths`."""
+    found = estimate_cost(totals(SHOWN.replace('"/a"', '"/api/healthz"')), 15, Prices(), bytes_per_line=500)
     savings = {each["what"]: each["series"] for each in found["savings"] if "series" in each}
     assert savings["exclude_paths=['/api/healthz']"] == 5
     assert not [
         each
-        for each in estimate_cost(tally(SHOWN), 15, Prices(), bytes_per_line=1)["savings"]
+        for each in estimate_cost(totals(SHOWN), 15, Prices(), bytes_per_line=1)["savings"]
         if "exclude" in each["what"]
     ]
 
 
 def test_a_young_process_has_run_a_second() -> None:
-    """A clock that is behind gives no negative rates."""
-    assert estimate_cost(tally(SHOWN), 15, Prices(), bytes_per_line=1, now=0)["running_for_seconds"] == 1
+    """A start time in the future, by a clock that is behind, gives no negative rates."""
+    assert estimate_cost(totals(SHOWN), 15, Prices(), bytes_per_line=1, now=0)["running_for_seconds"] == 1
 
 
 def test_the_largest_are_shown() -> None:
-    """Of many metrics fifteen are told one by one, the others together; sizes have units."""
+    """Fifteen metrics are listed one by one, the rest together; sizes have units."""
     text = "".join(f'# TYPE m{at} gauge\nm{at}{{endpoint="/{at}"}} 1\n' for at in range(40))
-    shown = as_text(estimate_cost(tally(text), 0.001, Prices(), bytes_per_line=500))
+    shown = as_text(estimate_cost(totals(text), 0.001, Prices(), bytes_per_line=500))
     assert shown.count("and 25 more with 25 series") == 2
     assert re.search(r"bytes per scrape before compression, \d+\.\d GB per day", shown)
-    assert "TB per day" in as_text(estimate_cost(tally(text), 0.00001, Prices(), bytes_per_line=500))
+    assert "TB per day" in as_text(estimate_cost(totals(text), 0.00001, Prices(), bytes_per_line=500))
 
 
 def test_text(observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str]) -> None:
-    """The text names metrics and routes with their share."""
+    """The text lists metrics and routes with their share."""
     app = shop()
     observed(app)
     with serving(app) as port:
@@ -189,8 +191,8 @@ def test_text(observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str])
     assert "include_default_registry=False saves" in printed
 
 
-def test_what_cannot_be_read(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """No server, an interval that is none, a page without metrics: one message, status 2."""
+def test_errors_of_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No server, an invalid interval and a page without metrics: one message and status 2."""
     assert main(["cost", f"http://127.0.0.1:{free_port()}/metrics"]) == 2
     assert "Start the server, or correct host and port" in capsys.readouterr().err
     assert main(["cost", "http://127.0.0.1/metrics", "--scrape-interval", "often"]) == 2

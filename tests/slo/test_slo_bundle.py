@@ -1,4 +1,4 @@
-"""The bundle: every file is one that its reader accepts, made again the same, with what people wrote kept."""
+"""The bundle: its files are valid and stable, the user's notes are kept, and alerts are routed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import Seen
-    from monitored import Asked
+    from monitored import Api
 
     from fastapi_observe.slo.plan import SLOPlan
 
@@ -43,7 +43,7 @@ SLOS = (
 
 
 def shop(routes: int = 0) -> FastAPI:
-    """Make an app, with further routes."""
+    """Return an app, with more routes."""
     app = FastAPI()
 
     @app.post("/orders")
@@ -59,7 +59,7 @@ def shop(routes: int = 0) -> FastAPI:
 
 @pytest.fixture
 def made(observed: Callable[..., Seen]) -> Callable[..., tuple[SLOPlan, dict[str, str]]]:
-    """Make bundles."""
+    """Return a function that makes bundles."""
 
     def make(app: FastAPI | None = None, **settings: Any) -> tuple[SLOPlan, dict[str, str]]:
         app = app or shop()
@@ -70,24 +70,24 @@ def made(observed: Callable[..., Seen]) -> Callable[..., tuple[SLOPlan, dict[str
     return make
 
 
-def checked(*arguments: str | Path) -> str:
-    """Run a checker and return what it says."""
+def run_checker(*arguments: str | Path) -> str:
+    """Run a program that must succeed; return its output."""
     program = needs(str(arguments[0]))
     done = subprocess.run([program, *arguments[1:]], capture_output=True, check=False, text=True)  # noqa: S603
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_its_readers_accept_every_file(made: Callable[..., tuple[SLOPlan, dict[str, str]]], tmp_path: Path) -> None:
-    """Promtool and amtool accept rules, scrape configuration and routing; JSON is JSON."""
+def test_every_file_is_valid(made: Callable[..., tuple[SLOPlan, dict[str, str]]], tmp_path: Path) -> None:
+    """Promtool and amtool accept rules, scrape configuration and routing; the dashboard is JSON."""
     _, files = made(metrics_token="a" * 20, slo_options=SLOOptions(selector={"job": "web", "app": "shop"}))
     write(files, tmp_path)
-    assert "SUCCESS" in checked("promtool", "check", "rules", tmp_path / "rules.yml")
-    assert "SUCCESS" in checked("promtool", "check", "config", "--syntax-only", tmp_path / "prometheus.yml")
+    assert "SUCCESS" in run_checker("promtool", "check", "rules", tmp_path / "rules.yml")
+    assert "SUCCESS" in run_checker("promtool", "check", "config", "--syntax-only", tmp_path / "prometheus.yml")
     assert "job_name: web" in files["prometheus.yml"]
     assert "app: shop" in files["prometheus.yml"]
     assert "credentials_file" in files["prometheus.yml"]
-    assert "SUCCESS" in checked("amtool", "check-config", tmp_path / "alertmanager.yml")
+    assert "SUCCESS" in run_checker("amtool", "check-config", tmp_path / "alertmanager.yml")
     assert json.loads(files["dashboard.json"])["schemaVersion"] == 39
     assert [*files][:7] == [
         "rules.yml",
@@ -120,14 +120,14 @@ def test_parts_of_a_bundle_are_those_of_the_whole(observed: Callable[..., Seen],
 
 
 def test_the_prometheus_configuration_finds_the_rules(tmp_path: Path) -> None:
-    """The shop's own bundle is a configuration that Prometheus can start with."""
+    """The example's bundle is a configuration that Prometheus can start with."""
     for name in ("rules.yml", "prometheus.yml"):
         (tmp_path / name).write_text((SHOP / name).read_text("utf-8"), "utf-8")
-    assert "1 rule files found" in checked("promtool", "check", "config", tmp_path / "prometheus.yml")
+    assert "1 rule files found" in run_checker("promtool", "check", "config", tmp_path / "prometheus.yml")
 
 
 def test_the_same_app_gives_the_same_files(observed: Callable[..., Seen]) -> None:
-    """Two apps that are written alike have equal bundles, byte for byte."""
+    """Two equal apps have equal bundles, byte for byte."""
     bundles = []
     for _ in range(2):
         app = shop(5)
@@ -138,8 +138,8 @@ def test_the_same_app_gives_the_same_files(observed: Callable[..., Seen]) -> Non
     assert [*bundles[0]] == [*bundles[1]]
 
 
-def test_it_grows_with_the_routes_and_no_faster(made: Callable[..., tuple[SLOPlan, dict[str, str]]]) -> None:
-    """Each further route adds the same few bytes; where all routes count it adds none to rules and dashboard."""
+def test_the_bundle_grows_linearly_with_the_routes(made: Callable[..., tuple[SLOPlan, dict[str, str]]]) -> None:
+    """Each further route adds the same few bytes, and none to rules and dashboard where all routes count."""
     sizes = []
     for routes in (100, 200, 400):
         named = Availability("all", 99.9, routes=["/things*"])
@@ -154,7 +154,7 @@ def test_it_grows_with_the_routes_and_no_faster(made: Callable[..., tuple[SLOPla
 
 
 def test_without_objectives_there_is_still_a_bundle(made: Callable[..., tuple[SLOPlan, dict[str, str]]]) -> None:
-    """The alerts of the service, their runbooks and the dashboard need no objective; nor need signals that are off."""
+    """Alerts of the service, their runbooks and the dashboard need no objectives; signals may be off."""
     _, files = made(slos=(), tracing=False, logs=False)
     assert "ServiceDown" in files["rules.yml"]
     assert "runbooks/ServiceDown.md" in files
@@ -165,8 +165,8 @@ def test_without_objectives_there_is_still_a_bundle(made: Callable[..., tuple[SL
     assert "tracesToLogsV2" not in made(slos=(), logs=False)[1]["datasources.yml"]
 
 
-def test_data_sources_lead_to_each_other(observed: Callable[..., Seen]) -> None:
-    """Exemplars lead to Tempo, its spans to Loki, lines back to Tempo; no dollar is left to the environment."""
+def test_data_sources_link_to_each_other(observed: Callable[..., Seen]) -> None:
+    """Exemplars link to Tempo, its spans to Loki, log lines back to Tempo; every dollar is escaped."""
     app = shop()
     observed(app, service_name="shop")
     settings, plan = get_plan(app)
@@ -178,7 +178,7 @@ def test_data_sources_lead_to_each_other(observed: Callable[..., Seen]) -> None:
 
 
 def test_retention_holds_the_period(made: Callable[..., tuple[SLOPlan, dict[str, str]]]) -> None:
-    """Prometheus is told to keep five days more than the period, and how many series are for ever."""
+    """Prometheus keeps five days more than the period; the page counts the recorded series."""
     _, files = made(slo_options=SLOOptions(period="28d", scrape_interval="30s"))
     assert "--storage.tsdb.retention.time=33d" in files["prometheus.yml"]
     assert "3 objectives: 37 recorded series" in files["RETENTION.md"]
@@ -186,27 +186,25 @@ def test_retention_holds_the_period(made: Callable[..., tuple[SLOPlan, dict[str,
     assert "timeInterval: 30s" in files["datasources.yml"]
 
 
-def test_prometheus_reads_the_interval_of_scrapes(
-    made: Callable[..., tuple[SLOPlan, dict[str, str]]], tmp_path: Path
-) -> None:
-    """It reads no fractions: an interval with one is written in milliseconds."""
+def test_scrape_intervals_have_no_fraction(made: Callable[..., tuple[SLOPlan, dict[str, str]]], tmp_path: Path) -> None:
+    """Prometheus reads no fractions: 7.5s is written in milliseconds."""
     _, files = made(slo_options=SLOOptions(scrape_interval="7.5s"))
     write(files, tmp_path)
     assert "scrape_interval: 7500ms" in files["prometheus.yml"]
-    checked("promtool", "check", "config", tmp_path / "prometheus.yml")
+    run_checker("promtool", "check", "config", tmp_path / "prometheus.yml")
 
 
 # Runbooks
 
 
 def anchors(page: str) -> set[str]:
-    """Return the anchors of a page's headings, as code hosts make them."""
+    """Return the anchors of the headings of a page, as code hosts make them."""
     heads = [line.lstrip("#").strip() for line in page.splitlines() if line.startswith("#")]
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
 def test_each_alert_has_its_runbook(made: Callable[..., tuple[SLOPlan, dict[str, str]]]) -> None:
-    """Every runbook_url leads to a file of the bundle, and its anchor to a heading; no guide is for nothing."""
+    """Every runbook_url names a file of the bundle, and its anchor a heading; no template is unused."""
     plan, files = made()
     alerts = [rule for group in make_rules(plan)["groups"] for rule in group["rules"] if "alert" in rule]
     for rule in alerts:
@@ -220,7 +218,7 @@ def test_each_alert_has_its_runbook(made: Callable[..., tuple[SLOPlan, dict[str,
 
 
 def test_each_objective_has_its_section(made: Callable[..., tuple[SLOPlan, dict[str, str]]]) -> None:
-    """A section has the objective's own numbers: thresholds, times, what the budget is worth."""
+    """The section of an objective has its own thresholds, times to detection and budget."""
     _, files = made()
     page = files["runbooks/ErrorBudgetBurn.md"]
     checkout = page.partition("\n## checkout\n")[2].partition("\n## ")[0]
@@ -236,13 +234,13 @@ def test_each_objective_has_its_section(made: Callable[..., tuple[SLOPlan, dict[
 
 
 def test_many_routes_are_counted_not_listed(made: Callable[..., tuple[SLOPlan, dict[str, str]]]) -> None:
-    """A section names ten routes at most."""
+    """A section lists at most ten routes and counts the others."""
     _, files = made(shop(30), slos=[Availability("things", 99.9, routes=["/things*"])])
     assert "and 20 more." in files["runbooks/ErrorBudgetBurn.md"]
 
 
 def test_a_dashboard_url_is_linked(made: Callable[..., tuple[SLOPlan, dict[str, str]]]) -> None:
-    """Runbooks link to the dashboard where its address is known."""
+    """Runbooks link to the dashboard if its URL is set."""
     _, files = made(slo_options=SLOOptions(dashboard_url="https://grafana.example/d/shop?slo={slo}"))
     assert "(https://grafana.example/d/shop?slo=)" in files["runbooks/ServiceDown.md"]
 
@@ -250,7 +248,7 @@ def test_a_dashboard_url_is_linked(made: Callable[..., tuple[SLOPlan, dict[str, 
 def test_every_query_of_the_runbooks_is_promql(
     made: Callable[..., tuple[SLOPlan, dict[str, str]]], tmp_path: Path
 ) -> None:
-    """Promtool parses each query that a runbook offers."""
+    """Promtool parses each query of the runbooks."""
     _, files = made()
     found = [
         query for name, page in files.items() if name.startswith("runbooks/")
@@ -258,13 +256,13 @@ def test_every_query_of_the_runbooks_is_promql(
     ]  # fmt: skip
     rules = [{"record": f"query:{at}", "expr": query} for at, query in enumerate(dict.fromkeys(found))]
     (tmp_path / "queries.yml").write_text(yaml.dump({"groups": [{"name": "runbooks", "rules": rules}]}), "utf-8")
-    assert f"{len(rules)} rules found" in checked("promtool", "check", "rules", tmp_path / "queries.yml")
+    assert f"{len(rules)} rules found" in run_checker("promtool", "check", "rules", tmp_path / "queries.yml")
     assert len(rules) > 30
     assert not [query for query in found if "<" in query.replace("< ", "")]
 
 
-def test_what_people_wrote_is_kept(made: Callable[..., tuple[SLOPlan, dict[str, str]]], tmp_path: Path) -> None:
-    """Between keep markers a page is the team's; around them it is made again."""
+def test_text_between_keep_markers_is_kept(made: Callable[..., tuple[SLOPlan, dict[str, str]]], tmp_path: Path) -> None:
+    """Text between keep markers survives when a page is made again; changes elsewhere do not."""
     plan, files = made()
     write(files, tmp_path)
     page = tmp_path / "runbooks" / "ErrorBudgetBurn.md"
@@ -285,10 +283,10 @@ def test_what_people_wrote_is_kept(made: Callable[..., tuple[SLOPlan, dict[str, 
     assert keep_user_sections(files["runbooks/ErrorBudgetBurn.md"], kept).count("Call Ada: checkout") == 1
 
 
-def test_notes_below_the_placeholder_outlive_their_objective(
+def test_notes_outlive_their_objective(
     made: Callable[..., tuple[SLOPlan, dict[str, str]]],
 ) -> None:
-    """Only what nobody has touched goes with its objective; a line left standing above a note does not drop it."""
+    """Only an unchanged placeholder is dropped with its objective; a note below the placeholder is kept."""
     plan, files = made()
     page = files["runbooks/ErrorBudgetBurn.md"]
     todo = "TODO notes on latency: owners, dependencies, known causes.\n"
@@ -310,8 +308,8 @@ def test_notes_below_the_placeholder_outlive_their_objective(
         "<!-- keep one -->\na\n<!-- /keep -->\n<!-- keep one -->\nb\n<!-- /keep -->\n",
     ],
 )
-def test_markers_that_do_not_pair_stop_everything(broken: str) -> None:
-    """Where it is not clear what people wrote, nothing is overwritten."""
+def test_markers_that_do_not_pair_are_an_error(broken: str) -> None:
+    """Where the user's text cannot be found, nothing is overwritten."""
     with pytest.raises(MarkerError, match="keep marker"):
         keep_user_sections("made\n", broken)
 
@@ -319,8 +317,8 @@ def test_markers_that_do_not_pair_stop_everything(broken: str) -> None:
 # Files
 
 
-def test_nothing_foreign_is_touched(made: Callable[..., tuple[SLOPlan, dict[str, str]]], tmp_path: Path) -> None:
-    """A file that we did not make stops the writing of all; what stands beside ours stays as it is."""
+def test_unmanaged_files_are_not_touched(made: Callable[..., tuple[SLOPlan, dict[str, str]]], tmp_path: Path) -> None:
+    """A file that was not generated stops the writing of all files; other files in the directory stay."""
     _, files = made()
     (tmp_path / "prometheus.yml").write_text("scrape_configs: []\n", "utf-8")
     with pytest.raises(UnmanagedFileError, match=r"prometheus\.yml was not made by fastapi-observe"):
@@ -345,8 +343,8 @@ def test_nothing_foreign_is_touched(made: Callable[..., tuple[SLOPlan, dict[str,
     assert compare(files, tmp_path).same
 
 
-def test_what_is_no_more_made_is_named(made: Callable[..., tuple[SLOPlan, dict[str, str]]], tmp_path: Path) -> None:
-    """A runbook whose alert is gone is left over: named, and not deleted."""
+def test_obsolete_runbooks_are_reported(made: Callable[..., tuple[SLOPlan, dict[str, str]]], tmp_path: Path) -> None:
+    """A runbook whose alert no longer exists is reported and not deleted."""
     _, files = made()
     write(files, tmp_path)
     _, fewer = made(slos=())
@@ -358,8 +356,10 @@ def test_what_is_no_more_made_is_named(made: Callable[..., tuple[SLOPlan, dict[s
     assert (tmp_path / "runbooks" / "ErrorBudgetLow.md").exists()
 
 
-def test_another_version_is_no_difference(made: Callable[..., tuple[SLOPlan, dict[str, str]]], tmp_path: Path) -> None:
-    """An update of fastapi-observe that changes nothing but its number is no drift."""
+def test_another_version_is_not_a_difference(
+    made: Callable[..., tuple[SLOPlan, dict[str, str]]], tmp_path: Path
+) -> None:
+    """An update of fastapi-observe that changes nothing but its version number is not a difference."""
     _, files = made()
     older = {
         name: re.sub(r"(Made by fastapi-observe) \S+ from", r"\1 0.0.1 from", text) for name, text in files.items()
@@ -381,7 +381,7 @@ bare = FastAPI()
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
-    """Write a module with an app; close what it installs."""
+    """Return a function that writes a module with an app; close the app afterwards."""
     from fastapi_observe.observability import INSTALLED  # noqa: PLC0415 - what the module leaves open
 
     monkeypatch.chdir(tmp_path)
@@ -398,7 +398,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
 
 
 def test_bundle_and_check(tiny: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`bundle` writes, then finds nothing to do; `--check` names what differs, with status 1, and writes nothing."""
+    """`slo bundle` writes, then finds nothing to do; `--check` lists differences, exits with 1 and writes nothing."""
     target = tiny("tiny_one")
     assert main(["slo", "bundle", target, "--check"]) == 1
     assert "missing   observability/rules.yml" in capsys.readouterr().out
@@ -448,8 +448,10 @@ def test_single_files(tiny: Callable[..., str], tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().out.startswith("obsolete  all/runbooks/Old.md: its alert no longer exists")
 
 
-def test_what_cannot_be_made(tiny: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """No app, no `install`, a wrong objective, a foreign file: one message, status 2, nothing written."""
+def test_errors_of_the_bundle_command(
+    tiny: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No app, no `install`, an invalid objective, an unmanaged file: one message, status 2, nothing written."""
     assert main(["slo", "bundle", "no.such:app"]) == 2
     assert "no module" in capsys.readouterr().err
     wrong = tiny("tiny_wrong", "/order")
@@ -465,8 +467,8 @@ def test_what_cannot_be_made(tiny: Callable[..., str], tmp_path: Path, capsys: p
     assert "was not made by fastapi-observe" in capsys.readouterr().err
 
 
-def test_the_shop_has_its_bundle(tmp_path: Path) -> None:
-    """example_app/observability is what `slo bundle --check` wants, from a process of its own."""
+def test_the_bundle_of_the_example_is_current(tmp_path: Path) -> None:
+    """`slo bundle --check` finds no difference in example_app/observability."""
     done = command(
         "slo", "bundle", "example_app.shop:app", "-o", "example_app/observability", "--check", EXAMPLE_DIR=str(tmp_path)
     )
@@ -485,16 +487,16 @@ def test_the_shop_has_its_bundle(tmp_path: Path) -> None:
         ({"alertname": "Foreign"}, "tickets"),
     ],
 )
-def test_routes(labels: dict[str, str], receiver: str, tmp_path: Path) -> None:
-    """Pages go to the pager, tickets and what nobody has thought of to the tickets, the rest to nobody."""
+def test_alerts_go_to_their_receivers(labels: dict[str, str], receiver: str, tmp_path: Path) -> None:
+    """Pages go to the pager, tickets and unknown alerts to the tickets, infos to no receiver."""
     file = tmp_path / "alertmanager.yml"
     file.write_text(yaml.dump(make_alertmanager()), "utf-8")
     given = [f"{name}={value}" for name, value in labels.items()]
-    assert checked("amtool", "config", "routes", "test", f"--config.file={file}", *given).strip() == receiver
+    assert run_checker("amtool", "config", "routes", "test", f"--config.file={file}", *given).strip() == receiver
 
 
 def alert(name: str, severity: str, slo: str = "", service: str = "shop") -> dict[str, Any]:
-    """Return an alert that fires now."""
+    """Return a firing alert."""
     labels = {"alertname": name, "severity": severity, "service": service, "slo": slo}
     return {
         "labels": {key: value for key, value in labels.items() if value},
@@ -503,8 +505,8 @@ def alert(name: str, severity: str, slo: str = "", service: str = "shop") -> dic
     }
 
 
-async def silent(alertmanager: Asked, alerts: list[dict[str, Any]]) -> set[tuple[str, str]]:
-    """Send alerts, wait until all are known, return (name, slo) of those that are inhibited."""
+async def inhibited(alertmanager: Api, alerts: list[dict[str, Any]]) -> set[tuple[str, str]]:
+    """Send alerts, wait until Alertmanager has processed them, return (name, slo) of the inhibited ones."""
     answer = await alertmanager.client.post(f"{alertmanager.url}/api/v2/alerts", json=alerts)
     assert answer.is_success, answer.text
     while True:
@@ -518,7 +520,7 @@ async def silent(alertmanager: Asked, alerts: list[dict[str, Any]]) -> set[tuple
 
 
 async def test_inhibition(tmp_path: Path) -> None:
-    """A page silences tickets of its objective alone and all infos; a service that is down silences all its own."""
+    """A page suppresses tickets of its objective and all infos; `ServiceDown` suppresses all alerts of its service."""
     file = tmp_path / "alertmanager.yml"
     file.write_text(yaml.dump(make_alertmanager()), "utf-8")
     options = (f"--storage.path={tmp_path}/state", "--cluster.listen-address=")
@@ -531,22 +533,22 @@ async def test_inhibition(tmp_path: Path) -> None:
         alert("TelemetryLogsDropped", "info", service="payments"),
     ]
     async with serving("prometheus-alertmanager", tmp_path, file, *options) as alertmanager:
-        await silent(alertmanager, alerts[:1])  # what silences must be known first
-        assert await silent(alertmanager, alerts) == {("ErrorBudgetLow", "checkout"), ("TelemetryLogsDropped", "")}
+        await inhibited(alertmanager, alerts[:1])  # Alertmanager must know the source of an inhibition first
+        assert await inhibited(alertmanager, alerts) == {("ErrorBudgetLow", "checkout"), ("TelemetryLogsDropped", "")}
         other = [each for each in await alertmanager.get("v2/alerts") if each["labels"]["service"] == "payments"]
         assert [each["status"]["state"] for each in other] == ["active"]
         down = alert("ServiceDown", "page")
-        await silent(alertmanager, [down])
-        known = {name for name, _ in await silent(alertmanager, [*alerts, down])}
+        await inhibited(alertmanager, [down])
+        known = {name for name, _ in await inhibited(alertmanager, [*alerts, down])}
         assert known == {"ErrorBudgetBurn", "ErrorBudgetLow", "InstanceDown", "TelemetryLogsDropped"}
 
 
-async def test_a_foreign_service_down_silences_nothing(tmp_path: Path) -> None:
-    """Alerts of others carry no label `service`; two labels that are missing are equal, and must not count."""
+async def test_alerts_of_other_tools_are_not_inhibited(tmp_path: Path) -> None:
+    """Alerts of other tools have no label `service`; two missing labels are equal and must not match."""
     file = tmp_path / "alertmanager.yml"
     file.write_text(yaml.dump(make_alertmanager()), "utf-8")
     options = (f"--storage.path={tmp_path}/state", "--cluster.listen-address=")
     foreign = [alert("ServiceDown", "page", service=""), alert("DiskFull", "ticket", service="")]
     async with serving("prometheus-alertmanager", tmp_path, file, *options) as alertmanager:
-        await silent(alertmanager, foreign[:1])
-        assert await silent(alertmanager, foreign) == set()
+        await inhibited(alertmanager, foreign[:1])
+        assert await inhibited(alertmanager, foreign) == set()

@@ -1,4 +1,4 @@
-"""The whole chain with nothing but real parts: shop, Prometheus, Alertmanager, the webhook that wakes somebody."""
+"""The whole chain of real parts: the example shop, Prometheus, Alertmanager and the webhook of a pager."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
-PATIENCE: Final = 90.0
-"""Seconds in which anything has to happen."""
+TIMEOUT: Final = 90.0
+"""Seconds within which each event must happen, also on a busy machine."""
 
 CHECKOUT: Final = "/orders/{order_id}/checkout"
 
 
 class Webhook:
-    """What wakes somebody: keeps every notification."""
+    """A pager: keeps every notification."""
 
     def __init__(self) -> None:
         self.notifications: list[dict[str, Any]] = []
@@ -70,7 +70,7 @@ def webhook() -> Iterator[Webhook]:
 
 
 def free_port() -> int:
-    """Return a port at which nobody listens."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port
@@ -89,8 +89,8 @@ async def running(log: Path, *command: str) -> AsyncIterator[None]:
 
 
 async def until(what: str, ask: Callable[[], Awaitable[T | None]]) -> T:
-    """Ask again until there is an answer."""
-    deadline = monotonic() + PATIENCE
+    """Repeat a request until it has a result."""
+    deadline = monotonic() + TIMEOUT
     while monotonic() < deadline:
         try:
             answer = await ask()
@@ -103,7 +103,7 @@ async def until(what: str, ask: Callable[[], Awaitable[T | None]]) -> T:
 
 
 async def make_rules(directory: Path) -> None:
-    """Have the command line write the rules, then evaluate them each second instead of each half minute."""
+    """Write the rules with the command, evaluated every second instead of every 30 seconds."""
     file = directory / "rules.yml"
     arguments = ("slo", "bundle", "example_app.shop:app", "--only", "rules", "-o", str(directory))
     command = (sys.executable, "-m", "fastapi_observe", *arguments)
@@ -115,7 +115,7 @@ async def make_rules(directory: Path) -> None:
 
 
 def configure(directory: Path, shop: str, alertmanager: str, receiver: str) -> None:
-    """Write the configuration of Prometheus, and that of Alertmanager as it is generated, but told at once."""
+    """Write the configuration of Prometheus, and the generated one of Alertmanager with short waits."""
     prometheus = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": ["rules.yml"],
@@ -129,7 +129,7 @@ def configure(directory: Path, shop: str, alertmanager: str, receiver: str) -> N
 
 
 class Chain:
-    """All that runs: what to ask it, and how to load the shop."""
+    """The running programs, and the traffic of the shop."""
 
     def __init__(self, shop: Service, prometheus: int, alertmanager: int, client: httpx.AsyncClient) -> None:
         self.shop = shop
@@ -160,7 +160,7 @@ class Chain:
 
 @asynccontextmanager
 async def chain(directory: Path, collector: Collector, receiver: Webhook) -> AsyncIterator[Chain]:
-    """Start the shop without its payments, and everything that looks at it."""
+    """Start the shop without payments, Prometheus and Alertmanager."""
     programs = [needs("prometheus"), needs("prometheus-alertmanager")]
     await make_rules(directory)
     nobody, ports = free_port(), (free_port(), free_port())
@@ -205,7 +205,7 @@ async def chain(directory: Path, collector: Collector, receiver: Webhook) -> Asy
 
 
 async def test_one_notification_leads_to_the_trace(tmp_path: Path) -> None:
-    """Payments are gone: one page names objective and route, its exemplar is an exported trace, tickets are silent."""
+    """Payments are down: one page names objective and route, its exemplar is exported, tickets are suppressed."""
     with Collector() as collector, webhook() as receiver:
         async with chain(tmp_path, collector, receiver) as running_chain:
             (notification,) = await until("a notification", lambda: _first(receiver.notifications))
@@ -235,14 +235,14 @@ async def _first(notifications: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 async def _tickets(running_chain: Chain) -> list[dict[str, Any]]:
-    """Return the tickets that Alertmanager knows, once it has looked at them."""
+    """Return the tickets of Alertmanager once it has processed them."""
     found = (await running_chain.client.get(f"{running_chain.alertmanager}/alerts")).json()
     tickets = [alert for alert in found if alert["labels"].get("severity") == "ticket"]
     return [] if any(ticket["status"]["state"] == "unprocessed" for ticket in tickets) else tickets
 
 
 async def _exemplars(running_chain: Chain) -> set[str]:
-    """Return the traces that Prometheus shows beside the failed checkouts."""
+    """Return the traces of the exemplars of failed checkouts."""
     query = f'http_requests_total{{endpoint="{CHECKOUT}",status_code="502"}}'
     span = {"start": str(time() - 600), "end": str(time() + 60)}
     answer = await running_chain.client.get(
@@ -252,6 +252,6 @@ async def _exemplars(running_chain: Chain) -> set[str]:
 
 
 async def _exported(collector: Collector, traces: set[str]) -> bool:
-    """Tell whether the server spans of all these traces have arrived."""
+    """Return whether the server spans of all these traces were exported."""
     name = f"POST {CHECKOUT}"
     return traces <= {span.trace_id.hex() for span in collector.spans if span.name == name}

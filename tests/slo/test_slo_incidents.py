@@ -42,7 +42,7 @@ async def answer() -> str:
 
 
 def shop(title: str = "shop") -> FastAPI:
-    """Build an app some of whose names are hard to write."""
+    """Return an app with templates that need quoting."""
     app = FastAPI(title=title)
     for path in (
         "/orders",
@@ -61,7 +61,7 @@ def shop(title: str = "shop") -> FastAPI:
 
 
 def plan(*objectives: Any, service: str = "shop", **options: Any) -> SLOPlan:
-    """Resolve objectives, with which nothing is wrong."""
+    """Resolve objectives without problems."""
     settings = ObserveSettings(service_name=service, slos=objectives, slo_options=SLOOptions(**options))
     made = make_plan(shop(), settings)
     assert not made.errors
@@ -69,7 +69,7 @@ def plan(*objectives: Any, service: str = "shop", **options: Any) -> SLOPlan:
 
 
 def promtool(folder: Path, rules: str, tests: str | dict[str, Any]) -> tuple[bool, str]:
-    """Return whether the tests pass, and what promtool says."""
+    """Return whether the tests pass, and the output of promtool."""
     (folder / "rules.yml").write_text(rules, "utf-8")
     (folder / "tests.yml").write_text(tests if isinstance(tests, str) else yaml.dump(tests), "utf-8")
     command = [needs("promtool"), "test", "rules", "tests.yml"]
@@ -78,7 +78,7 @@ def promtool(folder: Path, rules: str, tests: str | dict[str, Any]) -> tuple[boo
 
 
 def chosen(made: SLOPlan, words: Iterable[str]) -> dict[str, Any]:
-    """Return the generated tests whose name has one of the words."""
+    """Return the generated tests whose name contains one of the words."""
     tests = rule_tests.make_rule_tests(made, "rules.yml")
     tests["tests"] = [test for test in tests["tests"] if any(word in test["name"] for word in words)]
     assert tests["tests"]
@@ -130,7 +130,7 @@ OBJECTIVES = [
 
 @pytest.mark.parametrize("objective", OBJECTIVES if SOAK else OBJECTIVES[2:5], ids=lambda each: each.name)
 def test_the_rules_pass_their_tests(objective: Any, tmp_path: Path) -> None:
-    """The generated tests pass for the generated rules, names with quotes, backslashes and umlauts included."""
+    """The generated tests pass for the generated rules, also with quotes, backslashes and umlauts in names."""
     made = plan(objective)
     passed, shown = promtool(tmp_path, rule_file(made), rule_tests.test_file(made, "rules.yml"))
     assert passed, shown
@@ -142,7 +142,7 @@ def test_the_rules_pass_their_tests(objective: Any, tmp_path: Path) -> None:
     {"selector": {"app": 'sh"op', "namespace": "a\\b"}},
 ])  # fmt: skip
 def test_the_tests_follow_the_options(options: dict[str, Any], tmp_path: Path) -> None:
-    """Other periods, base windows and selectors, and rules without `keep_firing_for`, pass their tests too."""
+    """Other periods, base windows and selectors, and rules without `keep_firing_for`, pass their tests."""
     made = plan(THREE_NINES, **options)
     passed, shown = promtool(tmp_path, rule_file(made), rule_tests.test_file(made, "rules.yml"))
     assert passed, shown
@@ -172,7 +172,7 @@ def scaled(rules: str, by: int) -> str:
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_wrong_rules_fail_their_tests(name: str, tmp_path: Path) -> None:
-    """Thresholds, status, gate or selectors that are wrong fail the generated tests."""
+    """Wrong thresholds, statuses, minimum failures or selectors fail the generated tests."""
     made = plan(THREE_NINES)
     damage, noticed_by = DAMAGES[name]
     rules = rule_file(made)
@@ -259,7 +259,7 @@ def test_an_outage_at_half_a_request_per_minute_pages_within_eleven_minutes(tmp_
 
 @pytest.mark.parametrize("hours", [8 if SOAK else 1])
 def test_a_night_without_traffic_leaves_the_budget_exact(hours: int, tmp_path: Path) -> None:
-    """The budget after hours without a request is that of the requests there were, not NaN, to a hundred thousandth."""
+    """After hours without requests the budget is exact to a hundred thousandth, and not NaN."""
     made = plan(Availability("api", 99.9, ["/käse"]))
     slo, day = made.slos[0], IncidentPhase(1800, Decimal(2000), Decimal("0.0002"))
     end = 3600 + hours * 3600
@@ -357,7 +357,7 @@ def test_the_generated_tests_are_stable() -> None:
 
 
 def test_annotations_name_the_worst_route(tmp_path: Path) -> None:
-    """The summary of a page names the route with most failures, however it is written; links are filled in."""
+    """The summary of a page names the route with most failures, with any characters; links are filled in."""
     odd = '/q"\\{id}'
     options = {"team": "te{{am", "dashboard_url": "https://d/{slo}", "selector": {"job": "shop"}}
     made = plan(Availability("odd", 99.9, [odd, "/tick`y"]), service='sh"op {{x}}', **options)
@@ -385,7 +385,7 @@ def test_annotations_name_the_worst_route(tmp_path: Path) -> None:
 
 
 def test_annotations_of_latency_name_the_slowest_route(tmp_path: Path) -> None:
-    """Where too many requests are slow, the summary says how slow and names the route with most of them."""
+    """For latency the summary has the threshold and the route with most slow requests."""
     made = plan(Latency("fast", 99.9, within="300ms"))
     series = one_slow_route(made)
     test = {
@@ -399,7 +399,7 @@ def test_annotations_of_latency_name_the_slowest_route(tmp_path: Path) -> None:
 
 
 def one_slow_route(made: SLOPlan) -> list[dict[str, Any]]:
-    """Return series of two routes, of which the second alone is slow."""
+    """Return series of two routes, of which only the second is slow."""
     slow = phases((10, 0), (10, 50))
     return [
         *(each for each in incident_series(made, made.slos[0], slow) if "PUT" in each["series"]),

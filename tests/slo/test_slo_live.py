@@ -1,4 +1,4 @@
-"""Objectives in the running app: checked at install, resolved at the start, counted live; of all workers together."""
+"""Objectives in the running app: checked at install, resolved at startup, counted over all workers."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ MONTH = 30 * DAY
 
 
 async def answer() -> None:
-    """Answer with nothing."""
+    """Return nothing."""
 
 
 def make_app() -> FastAPI:
-    """Make an app with a route that answers with whatever status is asked for."""
+    """Return an app with a route that responds with the given status."""
     app = FastAPI()
 
     @app.post("/orders")
@@ -59,8 +59,8 @@ def make_app() -> FastAPI:
 # At install
 
 
-def test_every_wrong_objective_is_told_at_install() -> None:
-    """Whatever is wrong without looking at routes is one SettingsError with a line each, and nothing is installed."""
+def test_install_reports_every_invalid_objective() -> None:
+    """Problems that do not depend on routes are one SettingsError with a line each, and nothing is installed."""
     app = FastAPI()
     wrong: list[Any] = [
         Availability("full", 100),
@@ -85,20 +85,20 @@ def test_every_wrong_objective_is_told_at_install() -> None:
 
 
 @pytest.mark.parametrize("given", [{"slos": ["checkout"]}, {"slo_options": {"period": "30d"}}])
-def test_what_is_no_objective_is_told(given: dict[str, Any]) -> None:
-    """An object of another class is a wrong setting as any other."""
+def test_values_that_are_not_objectives(given: dict[str, Any]) -> None:
+    """An object of another class is an invalid setting."""
     with pytest.raises(SettingsError, match=f"{next(iter(given))}: got .* accepts .*`; pass another|in code only"):
         ObserveSettings(**given)
 
 
 def test_warnings_do_not_stop_the_install(observed: Callable[..., Seen]) -> None:
-    """What only may be wrong is told at the start; the options alone are checked too."""
+    """Warnings do not stop the install, and are logged at startup."""
     observed(make_app(), slos=[Latency("slow", 95, within="30s")], slo_options=SLOOptions())
     observed(make_app(), slo_options=SLOOptions())
 
 
 def test_thresholds_become_buckets(observed: Callable[..., Seen]) -> None:
-    """The threshold of each objective of latency is a bound of the request durations, beside those of the settings."""
+    """The threshold of each latency objective is a bucket bound of the request durations."""
     seen = observed(make_app(), slos=[Latency("a", 95, within="300ms"), Latency("b", 90, within="1s")])
     seen.observe.metrics.record_http_request("GET", "/products", 200, 0.2)
     bounds = [dict(labels)["le"] for labels in seen.samples("http_request_duration_seconds_bucket")]
@@ -107,7 +107,7 @@ def test_thresholds_become_buckets(observed: Callable[..., Seen]) -> None:
 
 
 def test_without_objectives_nothing_is_imported() -> None:
-    """An app without objectives imports nothing of them, neither at install nor at the start."""
+    """An app without objectives imports no other module of `slo`, neither at install nor at startup."""
     code = """
 import sys
 from starlette.applications import Starlette
@@ -133,8 +133,8 @@ print(sorted(name for name in sys.modules if any(part in name for part in ("obse
 # At the start
 
 
-def test_series_begin_at_zero(observed: Callable[..., Seen]) -> None:
-    """Before the first request there are 200, the usual codes of failures and each named one, and the durations."""
+def test_series_start_at_zero(observed: Callable[..., Seen]) -> None:
+    """Before the first request there are series of 200, the usual failures, each named status, and durations."""
     seen = observed(make_app(), slos=[Availability("orders", 99.9, routes=["/orders"], bad_statuses=["5xx", "429"])])
     with TestClient(seen.observe.app):
         requests = seen.samples("http_requests_total")
@@ -143,15 +143,15 @@ def test_series_begin_at_zero(observed: Callable[..., Seen]) -> None:
         assert list(seen.samples("http_request_duration_seconds_count").values()) == [0]
 
 
-def test_failures_of_clients_begin_at_zero_where_they_count(observed: Callable[..., Seen]) -> None:
-    """Where 4xx is bad, its usual codes are there from the start: the first failure must not be lost."""
+def test_client_errors_start_at_zero_where_they_count(observed: Callable[..., Seen]) -> None:
+    """Where 4xx is bad, its usual codes have series from the start, so that the first failure counts."""
     seen = observed(make_app(), slos=[Availability("orders", 99.9, routes=["/orders"], bad_statuses=["4XX"])])
     with TestClient(seen.observe.app):
         shown = {dict(labels)["status_code"] for labels in seen.samples("http_requests_total")}
         assert shown == {"200", "400", "404", "422", "500"}
 
 
-def test_methods_without_a_name_of_their_own_count(observed: Callable[..., Seen]) -> None:
+def test_other_methods_count(observed: Callable[..., Seen]) -> None:
     """A method that metrics call `_OTHER` spends the budget of its route."""
     app = FastAPI()
 
@@ -165,8 +165,8 @@ def test_methods_without_a_name_of_their_own_count(observed: Callable[..., Seen]
         assert seen.sample("slo_error_budget_remaining_ratio", slo="cache") == pytest.approx(-9)
 
 
-def test_series_that_begin_at_zero_leave_room(observed: Callable[..., Seen]) -> None:
-    """They take half of the bound of a metric at most: what really comes finds a place."""
+def test_series_that_start_at_zero_leave_room(observed: Callable[..., Seen]) -> None:
+    """They take at most half of the limit of a metric, so that real requests find room."""
     app = FastAPI()
     for number in range(30):
         app.add_api_route(f"/{number}", answer, methods=["GET"])
@@ -179,15 +179,15 @@ def test_series_that_begin_at_zero_leave_room(observed: Callable[..., Seen]) -> 
 
 
 def test_the_hash_of_the_objectives_is_shown(observed: Callable[..., Seen]) -> None:
-    """What the running app promises can be compared with what the rules were made from."""
+    """The running app exposes the hash that the rules have."""
     seen = observed(make_app(), slos=[Availability("all", 99)])
     with TestClient(seen.observe.app):
         plan = make_plan(seen.observe.app, seen.observe.settings)
         assert seen.sample("fastapi_observe_slo_config_info", hash=plan.hash) == 1
 
 
-def test_wrong_routes_are_told_once_and_stop_nothing(observed: Callable[..., Seen]) -> None:
-    """One line names everything that is wrong with routes; the other objectives count, and the app answers."""
+def test_invalid_routes_are_logged_once(observed: Callable[..., Seen]) -> None:
+    """One log record has all problems of routes; the other objectives count, and the app responds."""
     seen = observed(
         make_app(),
         slos=[
@@ -208,16 +208,18 @@ def test_wrong_routes_are_told_once_and_stop_nothing(observed: Callable[..., See
     assert "SLO06 low" in warning["message"]
 
 
-def test_nothing_counts_where_all_are_wrong(observed: Callable[..., Seen]) -> None:
-    """Where no objective has a route there are no budgets."""
+def test_no_budgets_without_a_valid_objective(observed: Callable[..., Seen]) -> None:
+    """If no objective is valid there are no budgets."""
     seen = observed(make_app(), slos=[Availability("typo", 99, routes=["/order"])])
     with TestClient(seen.observe.app):
         assert seen.observe.objectives.budgets is None
         assert "slo_" not in seen.text
 
 
-def test_a_fault_stops_nothing(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever fails while objectives are resolved is counted, and the app goes on."""
+def test_an_internal_error_does_not_stop_the_app(
+    observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception while objectives are resolved is counted, and the app responds."""
     seen = observed(make_app(), slos=[Availability("all", 99)])
     monkeypatch.setattr(plans, "make_plan", lambda *_: 1 / 0)
     with TestClient(seen.observe.app) as client:
@@ -225,8 +227,8 @@ def test_a_fault_stops_nothing(observed: Callable[..., Seen], monkeypatch: pytes
     assert seen.observe.internal_errors.counts == {"objectives": 1}
 
 
-def test_objectives_of_path_operations_count(observed: Callable[..., Seen]) -> None:
-    """`@slo` needs nothing at install: series and buckets are there before the first request."""
+def test_decorated_objectives_count(observed: Callable[..., Seen]) -> None:
+    """`@slo` needs nothing at install: series and buckets exist before the first request."""
     router = APIRouter()
 
     @router.get("/reports/{name}")
@@ -257,7 +259,7 @@ def test_objectives_of_path_operations_count(observed: Callable[..., Seen]) -> N
 
 
 def test_failures_spend_the_budget(observed: Callable[..., Seen]) -> None:
-    """Remaining is 1 less the failures over those allowed; the burn rate is their share over the share allowed."""
+    """The rest of the budget is 1 minus failures over allowed failures; the burn rate is their ratio in a window."""
     seen = observed(
         make_app(),
         slos=[
@@ -290,23 +292,23 @@ def test_failures_spend_the_budget(observed: Callable[..., Seen]) -> None:
 
 
 class Times:
-    """Error budgets of one objective that allows one failure in a hundred, with a clock and counts of our own."""
+    """Error budgets of one objective of 99 %, with a clock and counts that the test sets."""
 
     def __init__(self, period: float = MONTH) -> None:
         self.now = 1000.0
         self.events = self.bad = 0.0
-        self.faults = InternalErrors()
+        self.internal_errors = InternalErrors()
         self.budgets = ErrorBudgets(
             [ObjectiveTarget("all", 0.01)],
             period,
             "abc",
             lambda: ((self.events, self.bad),),
-            self.faults,
+            self.internal_errors,
             lambda: self.now,
         )
 
     def play(self, seconds: float, events: float, bad: float, step: float = SNAPSHOT_INTERVAL) -> None:
-        """Let time pass at so many events and bad events a second, with a snapshot at each step."""
+        """Advance the clock at that many events and bad events per second, with a snapshot at each step."""
         for _ in range(int(seconds / step)):
             self.now += step
             self.events += events * step
@@ -314,12 +316,12 @@ class Times:
             self.budgets.now()
 
     def burn(self, window: str) -> float:
-        """Burn rate of a window now."""
+        """Return the burn rate of a window now."""
         return self.budgets.now()[0].burn_rates[window]
 
 
-def test_windows_forget_what_is_older() -> None:
-    """A burst of failures is gone from a window when it is older than that, and stays in the budget."""
+def test_windows_forget_older_failures() -> None:
+    """Failures leave a window when they are older than it, and stay in the budget."""
     times = Times()
     times.play(600, 10, 0)
     times.play(60, 10, 10)
@@ -334,7 +336,7 @@ def test_windows_forget_what_is_older() -> None:
     assert budget.remaining == pytest.approx(1 - 600 / 45600 / 0.01)
 
 
-def test_the_period_forgets_too() -> None:
+def test_the_period_forgets_older_failures() -> None:
     """After a period the budget is whole again, to a hundredth of the period."""
     times = Times(period=DAY)
     times.play(3600, 1, 1, step=60)
@@ -348,7 +350,7 @@ def test_the_period_forgets_too() -> None:
 
 
 def test_a_night_without_requests_burns_nothing() -> None:
-    """Without events the burn rate is 0 and the budget what it was."""
+    """Without events the burn rate is 0 and the budget does not change."""
     times = Times()
     times.play(600, 10, 0.05)
     before = times.budgets.now()[0].remaining
@@ -357,8 +359,8 @@ def test_a_night_without_requests_burns_nothing() -> None:
     assert times.budgets.now()[0].remaining == before
 
 
-def test_counts_that_went_back_begin_anew() -> None:
-    """Where a process takes its counters back from the others it starts at 0, and so do its windows."""
+def test_counts_that_fell_start_again() -> None:
+    """If counts fall, because a process counts by itself again, the windows start again."""
     times = Times()
     times.play(600, 10, 5)
     times.events = times.bad = 0
@@ -367,8 +369,8 @@ def test_counts_that_went_back_begin_anew() -> None:
     assert times.burn("5m") == pytest.approx(1)
 
 
-def test_what_is_kept_is_bounded() -> None:
-    """A year of snapshots is no more than an hour's and a hundred."""
+def test_the_number_of_snapshots_is_limited() -> None:
+    """A year of snapshots is not more than an hour's and a hundred."""
     times = Times()
     times.play(400 * DAY, 1, 0, step=3600)
     times.play(7200, 1, 0, step=1)
@@ -377,7 +379,7 @@ def test_what_is_kept_is_bounded() -> None:
 
 
 def test_snapshots_are_taken_by_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From `start` to `stop` a thread takes them; what fails there is counted, and the next one may succeed."""
+    """A thread takes snapshots from `start` to `stop`; an error there is counted, and the next one may succeed."""
     monkeypatch.setattr(error_budgets, "SNAPSHOT_INTERVAL", 0.001)
     calls, enough = [0], threading.Event()
 
@@ -389,8 +391,8 @@ def test_snapshots_are_taken_by_a_thread(monkeypatch: pytest.MonkeyPatch) -> Non
             enough.set()
         return [(1.0, 0.0)]
 
-    faults = InternalErrors()
-    budgets = ErrorBudgets([ObjectiveTarget("all", 0.1)], MONTH, "abc", read, faults)
+    internal_errors = InternalErrors()
+    budgets = ErrorBudgets([ObjectiveTarget("all", 0.1)], MONTH, "abc", read, internal_errors)
     budgets.stop()
     budgets.start()
     budgets.start()
@@ -398,11 +400,11 @@ def test_snapshots_are_taken_by_a_thread(monkeypatch: pytest.MonkeyPatch) -> Non
     assert enough.wait(10)
     budgets.stop()
     assert not [each for each in threading.enumerate() if each.name == "fastapi-observe-budgets"]
-    assert faults.counts == {"objectives.sample": 1}
+    assert internal_errors.counts == {"objectives.sample": 1}
 
 
-def test_a_restart_goes_on(observed: Callable[..., Seen]) -> None:
-    """A second life of the app, in another loop, takes snapshots again; between them no thread is left."""
+def test_a_restarted_app_takes_snapshots_again(observed: Callable[..., Seen]) -> None:
+    """A second lifespan takes snapshots again; no thread is left between them."""
     seen = observed(make_app(), slos=[Availability("all", 90)])
     for _ in range(2):
         with TestClient(seen.observe.app) as client:
@@ -412,8 +414,10 @@ def test_a_restart_goes_on(observed: Callable[..., Seen]) -> None:
     assert seen.sample("slo_error_budget_remaining_ratio", slo="all") == pytest.approx(-9)
 
 
-def test_snapshots_begin_when_the_workers_share(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that replaces another one must not take what all have counted so far for its own last five minutes."""
+def test_snapshots_start_after_the_workers_share(
+    observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new worker does not take the counts of the others for its own last five minutes."""
     seen = observed(make_app(), slos=[Availability("all", 90)])
     start = seen.observe.workers.start
     before: list[str] = []
@@ -438,13 +442,13 @@ ALL = ObjectiveSpec((), frozenset(), None, 0.3, (("GET", "/a"),), ("200", "500")
 
 
 def add_budgets(member: Member, threshold: float = 0.3) -> None:
-    """Have a worker promise that nine of ten requests take no longer than a third of a second."""
+    """Give a worker an objective: 90 % of requests within 0.3 seconds."""
     tally = member.metrics.count_objectives([ALL._replace(threshold=threshold)])
     member.metrics.register_collector(ErrorBudgets([ObjectiveTarget("fast", 0.1)], MONTH, "abc", tally, member.faults))
 
 
 def test_any_worker_shows_the_budget_of_all(tmp_path: Path) -> None:
-    """Whichever worker is asked adds up what all have counted, also those that have ended; once, without a pid."""
+    """Every worker exposes the sum of all workers, ended ones included, once and without a pid."""
     settings: dict[str, Any] = {"duration_buckets": (0.1, 0.3, 1.0), "max_series_per_metric": 10}
     dead = Member(tmp_path, **settings)
     add_budgets(dead)
@@ -470,7 +474,7 @@ def test_any_worker_shows_the_budget_of_all(tmp_path: Path) -> None:
 
 
 def test_workers_without_the_bound_are_left_out(tmp_path: Path) -> None:
-    """During a deploy that adds a bound, what older workers counted is no event: nobody knows whether it was fast."""
+    """During a deploy that adds a bucket, requests of older workers are not events."""
     dead = Member(tmp_path, duration_buckets=(0.1, 1.0))
     for _ in range(10):
         dead.metrics.record_http_request("GET", "/a", 200, 0.2)
@@ -484,8 +488,8 @@ def test_workers_without_the_bound_are_left_out(tmp_path: Path) -> None:
         living.leave()
 
 
-def test_what_could_not_be_shared_counts(tmp_path: Path) -> None:
-    """A series for which the disk had no space counts in the worker that has it."""
+def test_local_series_count(tmp_path: Path) -> None:
+    """A series for which the disk had no space counts in its worker."""
     living = Member(tmp_path, duration_buckets=(0.1, 0.3, 1.0))
     try:
         living.worker.allocate = lambda *_: None  # type: ignore[method-assign]  # a full disk
@@ -500,8 +504,8 @@ def test_what_could_not_be_shared_counts(tmp_path: Path) -> None:
         living.leave()
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Label sets come and go: beyond the bound all is looked up anew, and the sums stay right."""
+def test_the_cache_of_label_sets_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limit label sets are looked up again, and the sums stay correct."""
     monkeypatch.setattr("fastapi_observe.metrics.objectives.MAX_CACHED_LABEL_SETS", 3)
     metrics = MetricsService(ObserveSettings(include_default_registry=False), InternalErrors())
     tally = metrics.count_objectives([ALL._replace(bad=FAILED)])
@@ -512,7 +516,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("openmetrics", [False, True])
-def test_prometheus_reads_it(observed: Callable[..., Seen], *, openmetrics: bool) -> None:
+def test_both_formats_are_well_formed(observed: Callable[..., Seen], *, openmetrics: bool) -> None:
     """The families are well formed in both formats."""
     app = make_app()
     observed(app, slos=[Availability("all", 99)])

@@ -1,4 +1,4 @@
-"""docs/slo.md leads to a page: its commands run, one after the other, as somebody would type them."""
+"""The commands of docs/slo.md, run one after the other as a reader would."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from tools import needs
 
 PAGE: Final = (Path(__file__).parents[2] / "docs" / "slo.md").read_text("utf-8")
 ROOT: Final = Path(__file__).parents[2]
-LONGEST: Final = 300
-"""Seconds that all of it may take."""
+TIMEOUT: Final = 300
+"""Seconds that all commands together may take."""
 
 FASTER: Final = """
-if [ -z "$OBSERVE_SOAK" ]; then  # not every test run can wait for two evaluations half a minute apart
+if [ -z "$OBSERVE_SOAK" ]; then  # shorter intervals instead of two evaluations half a minute apart
   sed -i -E 's/^( *interval): .*/\\1: 1s/; s/\\[1m\\]/[10s]/g' observability/rules.yml
   sed -i -E 's/scrape_interval: .*/scrape_interval: 1s/' observability/prometheus.yml
 fi
 sed -i "s/$USUAL_PORT/8000/" observability/prometheus.yml
 """
-"""What the test does before the step that begins with uvicorn."""
+"""Commands added before the step that starts uvicorn."""
 
 
 def test_the_page_leads_to_an_alert(tmp_path: Path) -> None:
-    """Every command of the page succeeds in an empty folder, and the last but one shows an alert and a spent budget."""
+    """Every command of the page succeeds in an empty directory; an alert fires and the budget is spent."""
     needs("promtool")
     needs("prometheus")
     needs("curl")
@@ -53,7 +53,7 @@ def test_the_page_leads_to_an_alert(tmp_path: Path) -> None:
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=LONGEST)
+        output, _ = process.communicate(timeout=TIMEOUT)
     finally:
         with suppress(ProcessLookupError):  # all have ended by themselves
             os.killpg(process.pid, signal.SIGKILL)

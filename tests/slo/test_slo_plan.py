@@ -1,4 +1,4 @@
-"""Objectives: what they count of an app's real routes, what is said of wrong ones, and how both become text."""
+"""The plan: the routes that objectives count, the problems of objectives, and PromQL and YAML as text."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def stream() -> StreamingResponse:
 
 
 def shop() -> FastAPI:
-    """Build an app with a router, tags, methods that share a path, a stream, a WebSocket and a mount."""
+    """Return an app with a router, tags, methods that share a path, a stream, a WebSocket and a mount."""
     app = FastAPI(title="shop")
     router = APIRouter(prefix="/orders", tags=["public"])
     router.get("")(answer)
@@ -66,24 +66,24 @@ def plan(*objectives: Any, app: Any = None, options: Any = None, **settings: Any
 
 
 def only(*objectives: Any, **settings: Any) -> ResolvedObjective:
-    """Resolve one objective, with which nothing is wrong."""
+    """Resolve one objective without problems."""
     made = plan(*objectives, **settings)
     assert not made.errors
     return made.slos[0]
 
 
 def codes(*objectives: Any, **settings: Any) -> list[str]:
-    """Return the codes of what is found, in order."""
+    """Return the codes of the problems, in order."""
     return [problem.code for problem in plan(*objectives, **settings).problems]
 
 
 def said(*objectives: Any, **settings: Any) -> str:
-    """Return what is found as text."""
+    """Return the problems as text."""
     return "\n".join(f"{problem.level}: {problem}" for problem in plan(*objectives, **settings).problems)
 
 
-def test_all_measured_routes_count_without_a_choice() -> None:
-    """An objective without routes counts all that is measured: no documentation, no excluded path, no WebSocket."""
+def test_an_objective_without_routes_counts_all() -> None:
+    """An objective without routes counts all measured routes: no documentation, no excluded path, no WebSocket."""
     found = only(Availability("all", 99.9), exclude_paths=("/admin*",))
     assert found.groups == ()
     assert found.endpoints == (
@@ -110,20 +110,20 @@ def test_all_measured_routes_count_without_a_choice() -> None:
         (["/orders/{order_id}", "/orders/{order_id}"], [("GET", "/orders/{order_id}")]),
     ],
 )
-def test_routes_are_chosen(routes: list[str] | str, expected: list[tuple[str, str]]) -> None:
-    """A template, one with a method, a glob: braces are no pattern; what is named twice counts once."""
+def test_routes_are_selected(routes: list[str] | str, expected: list[tuple[str, str]]) -> None:
+    """A template, with a method or as a glob, selects routes; braces are not a pattern; duplicates count once."""
     assert only(Availability("some", 99.9, routes=routes)).endpoints == tuple(expected)  # type: ignore[arg-type]
 
 
-def test_tags_choose_routes() -> None:
-    """`tag:public` are the routes with that tag, their router's too."""
+def test_tags_select_routes() -> None:
+    """`tag:public` selects the routes with that tag, including those of a router with it."""
     found = only(Availability("some", 99.9, routes=["tag:public"])).endpoints
     assert len(found) == 5
     assert {template.split("/")[1] for _, template in found} == {"orders"}
 
 
 def test_exactly_the_chosen_pairs_are_selected() -> None:
-    """Pairs that are no cross product of methods and templates become several selectors, which no series fits twice."""
+    """Pairs that are not a cross product become several selectors, and no series matches two of them."""
     objective = Availability(
         "checkout", 99.95, routes=["POST /orders", "/orders/{order_id}/pay"], bad_statuses=["5xx", "429"]
     )
@@ -140,14 +140,14 @@ def test_exactly_the_chosen_pairs_are_selected() -> None:
 
 
 @given(st.sets(st.tuples(st.sampled_from("ABC"), st.sampled_from(["/x", "/y", "/z", "/{w}"]))))
-def test_groups_say_exactly_the_pairs(pairs: set[tuple[str, str]]) -> None:
+def test_groups_multiply_out_to_the_pairs(pairs: set[tuple[str, str]]) -> None:
     """Groups multiply out to the pairs, each once."""
     found = [(method, name) for methods, names in group_routes(pairs) for method in methods for name in names]
     assert sorted(found) == sorted(pairs)
 
 
-def test_where_all_routes_count_unknown_paths_count_if_they_failed() -> None:
-    """Scanners do not thin the errors out; a middleware that fails before the router is seen."""
+def test_unmatched_requests_count_if_they_failed() -> None:
+    """Scanners do not dilute the error ratio; a middleware that fails before the router counts."""
     made = plan(Availability("all", 99.9, bad_statuses=["503"]))
     every = promql.events(made, made.slos[0], "1m")
     assert r"endpoint!~`/docs|/docs/oauth2-redirect|/openapi\.json|/redoc|redirect|unmatched`" in every
@@ -156,7 +156,7 @@ def test_where_all_routes_count_unknown_paths_count_if_they_failed() -> None:
 
 
 def test_latency_compares_series_that_have_the_bucket() -> None:
-    """Both sides come from series that have the threshold, written as the client writes `le`."""
+    """Both sides of the ratio are series that have the threshold, written as the client writes `le`."""
     made = plan(Latency("fast", 95, within="1s", routes=["GET /orders"]))
     series = 'http_request_duration_seconds_bucket{job="shop",method="GET",endpoint="/orders",le='
     assert promql.events(made, made.slos[0], "1m") == (
@@ -166,7 +166,7 @@ def test_latency_compares_series_that_have_the_bucket() -> None:
 
 
 def test_a_decorated_path_operation_counts() -> None:
-    """`@slo` works above and below `@app.get`, on wrapped functions and classes, and leaves the function as it is."""
+    """`@slo` works above and below `@app.get`, on wrapped functions and on classes, and returns the function."""
     app = FastAPI()
     both = Availability("both", 99.9)
 
@@ -199,8 +199,8 @@ def test_a_decorated_path_operation_counts() -> None:
     assert above.__name__ == "above"
 
 
-def test_the_decorator_refuses_what_it_cannot_mean() -> None:
-    """No objective, no objective at all, and one that names routes itself are errors where they are written."""
+def test_the_decorator_checks_its_arguments() -> None:
+    """No objective, an argument of another type and an objective with routes raise at the decorator."""
     with pytest.raises(TypeError, match=r"needs an objective, such as"):
         slo()
     with pytest.raises(TypeError, match=r"needs Availability\(...\) or Latency\(...\), got 'x'"):
@@ -211,16 +211,16 @@ def test_the_decorator_refuses_what_it_cannot_mean() -> None:
         slo(Availability(["x"], 99))  # type: ignore[arg-type]  # on purpose
 
 
-def test_the_name_of_the_package_is_the_function() -> None:
-    """`fastapi_observe.slo` stays the decorator, whatever is imported of the package of that name."""
+def test_the_decorator_keeps_the_name_of_the_package() -> None:
+    """`fastapi_observe.slo` stays the decorator after modules of the package `slo` are imported."""
     importlib.import_module("fastapi_observe.slo.report")
     fastapi_observe = importlib.import_module("fastapi_observe")
     assert callable(fastapi_observe.slo)
     assert sys.modules["fastapi_observe.slo"].__name__ == "fastapi_observe.slo"
 
 
-def test_everything_wrong_is_said_at_once() -> None:
-    """One look tells all that is to be mended, each with its code and the next step."""
+def test_all_problems_are_reported_at_once() -> None:
+    """All problems are reported at once, each with its code and the next step."""
     shown = said(
         Availability("checkout", 99.9, routes=["POST /order"]),
         Availability("Checkout!", 100),
@@ -288,33 +288,33 @@ def test_everything_wrong_is_said_at_once() -> None:
         (Latency("a", 99, within="10s"), {}, []),
     ],
 )
-def test_each_finding(objective: Any, settings: dict[str, Any], expected: list[str]) -> None:
-    """Whatever is given, a plan is made and says what is wrong."""
+def test_each_problem(objective: Any, settings: dict[str, Any], expected: list[str]) -> None:
+    """Any objective gives a plan with its problems."""
     assert codes(objective, **settings) == expected
 
 
-def test_a_path_of_the_metrics_is_not_measured() -> None:
-    """A route behind `/metrics` is never seen, unless the metrics have a port of their own."""
+def test_the_path_of_the_metrics_is_not_measured() -> None:
+    """A route at the path of the metrics is never measured, unless the metrics have their own port."""
     app = Starlette(routes=[Route("/metrics", lambda _: PlainTextResponse("mine"))])
     named = Availability("a", 99.9, routes=["/metrics"])
     assert codes(named, app=app) == ["SLO02"]
     assert codes(named, app=app, metrics_port=0) == []
 
 
-def test_many_routes_are_not_all_shown() -> None:
-    """A message lists twenty routes and says how many more there are."""
+def test_messages_list_twenty_routes() -> None:
+    """A message lists twenty routes and counts the others."""
     app = Starlette(routes=[Route(f"/r{at}", lambda _: PlainTextResponse("ok")) for at in range(50)])
     assert said(Availability("a", 99.9, routes=["nothing"]), app=app).endswith(" and 30 more")
 
 
-def test_what_is_wrong_whatever_the_routes_are() -> None:
-    """`install` can refuse objectives before there are routes; types that cannot be read are said too."""
+def test_settings_are_checked_without_routes() -> None:
+    """`install` rejects invalid objectives before there are routes, including values of the wrong type."""
     settings = ObserveSettings(slos=(Availability("a", 100), Availability([], 99), Latency("b", 99, within=3)))  # type: ignore[arg-type]
     assert [problem.code for problem in check_settings(settings)] == ["SLO05", "SLO09", "SLO04"]
 
 
 def test_the_hash_changes_with_the_rules_alone() -> None:
-    """A new route does not change the hash of an objective of all routes; a threshold does, and a named route."""
+    """A new route does not change the hash of an objective of all routes; a threshold and a named route do."""
     app, more = shop(), shop()
     more.get("/new")(answer)
     everything, some = Availability("a", 99.9), Availability("b", 99.9, routes=["/*"])
@@ -333,7 +333,7 @@ def test_the_hash_changes_with_the_rules_alone() -> None:
 
 
 def test_thresholds_are_exact() -> None:
-    """The numbers of the SRE Workbook, without the noise of binary fractions."""
+    """The thresholds of the SRE Workbook, without errors of binary fractions."""
     assert [format_number(threshold(window, Decimal("99.9"), MONTH)) for window in WINDOWS] == [
         "0.0144",
         "0.006",
@@ -352,7 +352,7 @@ def test_thresholds_are_exact() -> None:
 
 
 def test_durations_are_written_as_promql_reads_them() -> None:
-    """The largest unit that gives a whole number."""
+    """Durations use the largest unit that gives a whole number."""
     written = [promql_duration(Decimal(each)) for each in ("2592000", "5400", "90", "3600", "0.25")]
     assert written == ["30d", "90m", "90s", "1h", "250ms"]
 
@@ -370,12 +370,12 @@ def test_durations_are_written_as_promql_reads_them() -> None:
     ],
 )
 def test_strings_of_promql(value: str, literal: str) -> None:
-    """Raw strings where they are easier to read and can hold the text, else escapes that Go knows."""
+    """Strings are raw where that is easier to read and possible, otherwise with escapes of Go."""
     assert promql.quoted(value) == literal
 
 
-def test_yaml_is_for_people() -> None:
-    """Words stand bare, what YAML could take for something else has quotes, several lines are a block."""
+def test_yaml_is_readable() -> None:
+    """Words have no quotes, ambiguous strings have quotes, strings of several lines are a block."""
     document = {
         "plain": "slo:events:rate1m",
         "time": "30s",
@@ -400,8 +400,8 @@ def test_yaml_is_for_people() -> None:
         yaml.dump({"a": object()})
 
 
-def test_half_a_character_is_replaced() -> None:
-    """A lone surrogate, which no file can hold, becomes the replacement character."""
+def test_lone_surrogates_are_replaced() -> None:
+    """A lone surrogate, which UTF-8 cannot encode, becomes the replacement character."""
     assert stock.safe_load(yaml.dump(["a\ud800"])) == ["a\ufffd"]
 
 
@@ -416,7 +416,7 @@ TEXT = st.text(st.characters(codec="utf-8"))
     )
 )
 def test_yaml_is_read_back(value: Any) -> None:
-    """Whatever is written, a reader of YAML gets it back, texts of any kind included."""
+    """A YAML reader gets back the same document, with any string."""
     assert stock.safe_load(yaml.dump(value)) == value
 
 
@@ -452,8 +452,8 @@ def test_apps_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             load_plan(target)
 
 
-def test_methods_are_those_that_metrics_name() -> None:
-    """A method that metrics do not know is chosen under the name they give it; a class has those of its functions."""
+def test_methods_are_named_as_in_metrics() -> None:
+    """An unknown method has the name that metrics give it; a class has the methods of its functions."""
 
     class Page(HTTPEndpoint):
         async def get(self, _: Any) -> None: ...
@@ -472,7 +472,7 @@ def test_methods_are_those_that_metrics_name() -> None:
 
 
 def test_mounts_and_websockets_of_starlette() -> None:
-    """Plain Starlette works too; a mounted app that tells no routes counts as one; HEAD does not count by itself."""
+    """Plain Starlette works; a mounted app without routes counts as one; HEAD does not count separately."""
 
     async def files(scope: Any, receive: Any, send: Any) -> None: ...
 

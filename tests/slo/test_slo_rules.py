@@ -1,4 +1,4 @@
-"""The rule file: what is in it, that Prometheus takes it, what it costs, and the commands that write and check it."""
+"""The rule file: its rules, that Prometheus accepts it, its cost, and the commands that write and check it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ OBJECTIVES = (
 
 
 def lint(folder: Path, rules: str) -> subprocess.CompletedProcess[str]:
-    """Let promtool look at a rule file, with all it has to find."""
+    """Run all checks of promtool on a rule file."""
     (folder / "linted.yml").write_text(rules, "utf-8")
     command = [needs("promtool"), "check", "rules", "--lint=all", "--lint-fatal", "linted.yml"]
     return subprocess.run(command, cwd=folder, capture_output=True, check=False, encoding="utf-8")  # noqa: S603
@@ -87,15 +87,15 @@ def alerts(made: SLOPlan) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("service", ["shop", 'sh"op\\ {{ .x }} käse', "yes", "a: b #c"])
 @pytest.mark.parametrize("objectives", [OBJECTIVES, ()], ids=["objectives", "none"])
-def test_prometheus_takes_the_rules(objectives: Any, service: str, tmp_path: Path) -> None:
-    """`promtool check rules` finds nothing, whatever service and routes are called, and without objectives too."""
+def test_prometheus_accepts_the_rules(objectives: Any, service: str, tmp_path: Path) -> None:
+    """`promtool check rules` finds nothing, whatever the names of service and routes, also without objectives."""
     checked = lint(tmp_path, rule_file(plan(*objectives, service=service, dashboard_url="https://g/d?a={slo}")))
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert not checked.stderr
 
 
 def test_the_rules_of_an_objective() -> None:
-    """Two groups: what changes fast every 30 s, with the pages; windows of days, budgets, tickets every two minutes."""
+    """Two groups: short windows and pages every 30 s, windows of days, budgets and tickets every two minutes."""
     made = plan(Availability("availability", 99.9, sla=99.5))
     fast, slow, service = make_rules(made)["groups"]
     assert [fast["name"], fast["interval"]] == ["fastapi-observe:shop:slo:availability", "30s"]
@@ -125,8 +125,8 @@ def test_the_rules_of_an_objective() -> None:
     assert page["labels"] == {"service": "shop", "slo": "availability", "window": "1h", "severity": "page"}
 
 
-def test_each_alert_says_what_where_and_what_to_do() -> None:
-    """Every alert has a severity, a summary, a description and a runbook; only two of them page."""
+def test_each_alert_has_annotations() -> None:
+    """Every alert has a severity, a summary, a description and a runbook; only two alerts page."""
     found = alerts(plan(*OBJECTIVES, team="shop-backend", runbook_url="https://r/{alert}.md#{slo}"))
     for alert in found:
         assert alert["labels"]["severity"] in {"page", "ticket", "info"}
@@ -149,8 +149,8 @@ def test_each_alert_says_what_where_and_what_to_do() -> None:
     }  # fmt: skip
 
 
-def test_the_rules_ask_for_metrics_that_there_are() -> None:
-    """Every metric that a rule names is one of docs/metrics.md, of Prometheus itself, or recorded by a rule."""
+def test_the_rules_use_existing_metrics() -> None:
+    """Every metric of a rule is documented in docs/metrics.md, from Prometheus itself, or recorded."""
     documented = set(re.findall(r"^\| `(\w+)`", DOCS.read_text("utf-8"), re.MULTILINE))
     made = plan(*OBJECTIVES)
     recorded = {rule["record"] for group in make_rules(made)["groups"] for rule in group["rules"] if "record" in rule}
@@ -161,15 +161,15 @@ def test_the_rules_ask_for_metrics_that_there_are() -> None:
                 assert known or name in recorded, name
 
 
-def test_a_slower_scrape_has_a_longer_base() -> None:
-    """Rates are taken over four scrapes; the names stay."""
+def test_a_longer_scrape_interval_has_a_longer_base() -> None:
+    """Rates are over four scrapes; the names of the series stay."""
     first = make_rules(plan(Availability("a", 99), scrape_interval="30s"))["groups"][0]["rules"][0]
     assert first["record"] == "slo:events:rate1m"
     assert "[2m]" in first["expr"]
 
 
 def test_keep_firing_can_be_left_out(tmp_path: Path) -> None:
-    """`keep_firing=False`, of the options or of the call, leaves `keep_firing_for` out: for older readers of rules."""
+    """`keep_firing=False`, of the options or of the call, omits `keep_firing_for` for older versions."""
     app = shop()
     install(app, slos=OBJECTIVES, logs=False)
     assert "keep_firing_for" in yaml.dump(generate_rules(app))
@@ -178,16 +178,16 @@ def test_keep_firing_can_be_left_out(tmp_path: Path) -> None:
     app.state.observe.close()
 
 
-def test_wrong_objectives_make_no_rules() -> None:
-    """What is wrong is raised in whole; an app without `install` is told so."""
+def test_invalid_objectives_make_no_rules() -> None:
+    """All problems are raised at once; an app without `install` is an error."""
     with pytest.raises(ValueError, match=r"SLO01 a: .*\nSLO01 b: "):
         make_rules(plan(Availability("a", 99, ["/x"]), Availability("b", 99, ["/y"])))
     with pytest.raises(LoadError, match=r"the app is not installed; call install\(app\)"):
         generate_rules(shop())
 
 
-def test_the_operator_gets_the_same_rules() -> None:
-    """A `PrometheusRule` has the groups in its spec, and a name that Kubernetes takes."""
+def test_the_operator_format_has_the_same_rules() -> None:
+    """A `PrometheusRule` has the groups in its spec, and a name that is valid in Kubernetes."""
     made = plan(*OBJECTIVES, service="Shop & Söhne")
     resource = stock.safe_load(rule_file(made, form="operator"))
     assert resource["kind"] == "PrometheusRule"
@@ -196,8 +196,8 @@ def test_the_operator_gets_the_same_rules() -> None:
     assert operator_format({}, plan(service="!"))["metadata"]["name"] == "fastapi-observe-service"
 
 
-def test_the_same_file_each_time() -> None:
-    """Rules do not depend on the order of routes or on hashes; the head names version and configuration."""
+def test_the_rule_file_is_stable() -> None:
+    """Rules do not depend on the order of routes or of sets; the header has version and configuration."""
     first = rule_file(plan(*OBJECTIVES))
     assert first == rule_file(plan(*OBJECTIVES, app=shop("/käse`", '/quo"te\\{id}', "/orders/{order_id}", "/orders")))
     assert re.match(r"# Made by fastapi-observe \S+ from the objectives of shop; do not edit, make it again.\n"
@@ -213,7 +213,7 @@ RUNS_OUT = [
 
 
 def exhausted(made: SLOPlan) -> list[dict[str, str]]:
-    """Return series of promtool's in which everything that can run out runs out."""
+    """Return input series of promtool in which every resource is exhausted."""
 
     def series(name: str, values: str, **labels: str) -> dict[str, str]:
         every = {"job": "shop", "instance": "a", **labels}
@@ -241,8 +241,8 @@ def exhausted(made: SLOPlan) -> list[dict[str, str]]:
     ]
 
 
-def test_what_runs_out_is_told(tmp_path: Path) -> None:
-    """Instances, event loop, pools, files, lost telemetry and outdated rules each have an alert that fires."""
+def test_exhausted_resources_fire_alerts(tmp_path: Path) -> None:
+    """Instances, event loop, pools, file descriptors, dropped telemetry and outdated rules each fire their alert."""
     made = plan(Availability("a", 99))
     count = 'count by (alertname) (ALERTS{alertstate="firing",slo=""})'
     samples = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in RUNS_OUT]
@@ -257,7 +257,7 @@ def test_what_runs_out_is_told(tmp_path: Path) -> None:
 
 
 def test_the_report() -> None:
-    """Thresholds, failures needed, times to detection and budget spent, of the SRE Workbook; with known traffic too."""
+    """The report has the thresholds, failures, times to detection and budgets of the SRE Workbook."""
     rows = report_rows(plan(Availability("a", 99.9), Latency("b", 95, within="1s", expected_rpm=2)))
     assert rows[0] == (
         "objective", "alert", "fires above", "burn", "failures needed", "at 100%", "at 10%", "at 1%", "budget spent",
@@ -276,7 +276,7 @@ def test_the_report() -> None:
 
 @pytest.fixture
 def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Write an app whose objectives are given, and stand beside it; return how to name it."""
+    """Return a function that writes an app with objectives and returns its name, in the current directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     written: list[str] = []
@@ -350,8 +350,8 @@ def test_check_and_report(target: Any, capsys: pytest.CaptureFixture[str]) -> No
     assert len(capsys.readouterr().out.splitlines()) == 9
 
 
-def test_wrong_objectives_fail_the_commands(target: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each command says what is wrong and exits with 1; an app that cannot be had exits with 2."""
+def test_invalid_objectives_fail_the_commands(target: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each command prints the problems and exits with 1; an app that cannot be loaded exits with 2."""
     app = target('Availability("api", 99.9, ["/order"]), Availability("other", 99.9, ["/item"])')
     for command, status in (("check", 1), ("report", 1), ("bundle", 2)):
         assert main(["slo", command, app]) == status
@@ -371,7 +371,7 @@ def test_wrong_objectives_fail_the_commands(target: Any, capsys: pytest.CaptureF
 
 @pytest.fixture
 def prometheus(tmp_path: Path) -> Iterator[Any]:
-    """Start Prometheus on samples that are given as OpenMetrics; return how to ask it for (value, samples read)."""
+    """Return a function that starts Prometheus on samples and returns one for queries: (result, samples read)."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(text: str) -> Any:
@@ -409,7 +409,7 @@ def prometheus(tmp_path: Path) -> Iterator[Any]:
 
 
 def backfilled(routes: list[str], begin: int, end: int) -> Iterator[str]:
-    """Yield samples every 15 s of four statuses of each route, and what the rules record of them every 30 s."""
+    """Yield samples of four statuses of each route every 15 s, and of their recorded series every 30 s."""
     yield "# TYPE http_requests counter"
     for route in routes:
         for status in ("200", "302", "404", "500"):
@@ -425,7 +425,7 @@ def backfilled(routes: list[str], begin: int, end: int) -> Iterator[str]:
 
 
 def test_recorded_windows_cost_a_twentieth(prometheus: Any) -> None:
-    """All rules of one objective over 50 routes read at most 1/20 of the samples of the same windows on raw series."""
+    """All rules of an objective over 50 routes read at most 1/20 of the samples that the raw series would need."""
     needs("prometheus")
     routes = [f"/r{at}" for at in range(50)]
     made = plan(Availability("api", 99.9, ["/r*"]), app=shop(*routes))

@@ -1,4 +1,4 @@
-"""`verify`: what a real Prometheus lacks is named with the next step, and what it has is well."""
+"""`slo verify`: the problems of a real Prometheus, and the errors of other servers, each with the next step."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import socket
 import threading
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from fastapi import FastAPI
-from monitored import command, free_port, hurried, monitored_shop, prometheus, scraping
+from monitored import command, every_second, free_port, prometheus, scraping
 from servers import serving
 
 from fastapi_observe import Availability, Latency, SLOOptions
@@ -25,19 +24,19 @@ from fastapi_observe.slo.prometheus.verify import Finding, UnreachableError, ver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from conftest import Seen
 
     from fastapi_observe.settings.model import ObserveSettings
     from fastapi_observe.slo.plan import SLOPlan
 
-SHOP = Path(__file__).parents[2] / "example_app" / "observability"
 Of = tuple["ObserveSettings", "SLOPlan"]
 
 
 @pytest.fixture
 def tiny(observed: Callable[..., Seen]) -> Callable[..., tuple[FastAPI, Of]]:
-    """Make an app with objectives."""
+    """Return a function that installs an app with objectives."""
 
     def make(**settings: Any) -> tuple[FastAPI, Of]:
         app = FastAPI()
@@ -53,57 +52,51 @@ def tiny(observed: Callable[..., Seen]) -> Callable[..., tuple[FastAPI, Of]]:
 
 
 def by_name(found: list[Finding]) -> dict[str, Finding]:
-    """Return findings by what was checked."""
+    """Return findings by their check."""
     return {each.check: each for each in found}
 
 
 def problems(found: list[Finding]) -> set[str]:
-    """Return what is not well; each of it comes with a next step."""
+    """Return the checks with a problem; each has a next step."""
     assert all(bool(each.hint) == (each.state == "problem") for each in found)
     return {each.check for each in found if each.state == "problem"}
 
 
-async def test_a_prometheus_as_it_should_be(tmp_path: Path) -> None:
-    """With the shop's bundle everything is well: the table says so, and the status is 0."""
-    async with monitored_shop(tmp_path, SHOP) as (asked, _):
-        for name in ("checkout", "browsing"):
-            await asked.until(f'slo:events:rate1m{{slo="{name}"}}')
-        done = command("slo", "verify", "example_app.shop:app", "--prometheus", asked.url, EXAMPLE_DIR=str(tmp_path))
-        as_json = command(
-            "slo", "verify", "example_app.shop:app", "--prometheus", asked.url, "--json", EXAMPLE_DIR=str(tmp_path)
-        )
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
-    assert all(line.startswith("ok ") for line in lines)
-    for text in ('job="shop": 1 up', "35d; budgets need 30d", "objective checkout", "exemplars", "groups with"):
-        assert text in done.stdout
-    assert {each["state"] for each in json.loads(as_json.stdout)} == {"ok"}
+async def test_a_prometheus_without_the_bundle(tiny: Callable[..., tuple[FastAPI, Of]], tmp_path: Path) -> None:
+    """No rules and targets, 15 days, no exemplars, no Alertmanager: each is a problem with a next step.
 
-
-async def test_a_prometheus_that_knows_nothing(tiny: Callable[..., tuple[FastAPI, Of]], tmp_path: Path) -> None:
-    """Another job, no rules, fifteen days, no exemplars, nobody to tell: each is said with what to do."""
+    The same Prometheus has the rules of another app without objectives, whose only target is down.
+    """
     _, (settings, plan) = tiny()
-    config = scraping(f"127.0.0.1:{free_port()}", job="web")
+    _, (other_settings, other) = tiny(service_name="other", slos=())
+    (tmp_path / "rules.yml").write_text(every_second(rule_file(other)), "utf-8")
+    config = scraping(f"127.0.0.1:{free_port()}", job="other", rules=["rules.yml"])
     del config["alerting"]
-    async with prometheus(tmp_path, config) as asked:
-        await asked.until("up")
-        found = verify(plan, settings, asked.url)
+    async with prometheus(tmp_path, config) as api:
+        await api.until("up == 0")
+        found = verify(plan, settings, api.url)
+        down = by_name(verify(other, other_settings, api.url))
     assert problems(found) == {
         "rules", "targets", "running app", "objective all", "objective fast", "retention", "exemplars", "alertmanager",
     }  # fmt: skip
     named = by_name(found)
-    assert named["targets"].message == 'job="tiny" matches no target; values of job: web'
+    assert named["targets"].message == 'job="tiny" matches no target; values of job: other'
     assert named["retention"].message == "samples are kept for 15d, but budgets need 30d"
     assert "--storage.tsdb.retention.time=35d" in named["retention"].hint
     assert named["running app"].message == "the running app exposes no configuration of objectives"
+    assert named["alertmanager"].message == "no Alertmanager is configured, alerts are not delivered"
     assert named["version"].state == "ok"
+    assert down["targets"].message.startswith('1 of 1 targets of job="other" cannot be scraped: 127.0.0.1:')
+    assert "connection refused" in down["targets"].message
+    assert down["rules"].state == "ok"
+    assert "running app" not in down
 
 
 async def test_rules_and_app_of_other_versions(tiny: Callable[..., tuple[FastAPI, Of]], tmp_path: Path) -> None:
-    """Old rules, an app with another configuration, a scrape that is too rare: the hashes and numbers are told."""
+    """Old rules, an app with another configuration and a scrape interval that is too long are reported."""
     app, (settings, plan) = tiny(tracing=False)
     older = plan._replace(slos=plan.slos[:1], hash="000000000000")
-    (tmp_path / "rules.yml").write_text(hurried(rule_file(older)), "utf-8")
+    (tmp_path / "rules.yml").write_text(every_second(rule_file(older)), "utf-8")
     with serving(app) as port:
         config = scraping(f"127.0.0.1:{port}", job="tiny", rules=["rules.yml"])
         async with prometheus(tmp_path, config, "--storage.tsdb.retention.size=1GB") as asked:
@@ -127,27 +120,13 @@ async def test_rules_and_app_of_other_versions(tiny: Callable[..., tuple[FastAPI
     assert renamed["objective fast"].message.endswith('le="0.3"} has no series for GET /gone')
 
 
-async def test_targets_that_are_down(tiny: Callable[..., tuple[FastAPI, Of]], tmp_path: Path) -> None:
-    """A target that cannot be scraped is told with its error; an app without objectives is asked for no hash."""
-    _, (settings, plan) = tiny(slos=())
-    port = free_port()
-    (tmp_path / "rules.yml").write_text(hurried(rule_file(plan)), "utf-8")
-    async with prometheus(tmp_path, scraping(f"127.0.0.1:{port}", job="tiny", rules=["rules.yml"])) as asked:
-        await asked.until("up == 0")
-        found = by_name(verify(plan, settings, asked.url))
-    assert found["targets"].message.startswith('1 of 1 targets of job="tiny" cannot be scraped: 127.0.0.1:')
-    assert "connection refused" in found["targets"].message
-    assert found["rules"].state == "ok"
-    assert "running app" not in found
-
-
-class Answers(BaseHTTPRequestHandler):
-    """Answers by path, as some Prometheus that cannot be run here would."""
+class FakePrometheus(BaseHTTPRequestHandler):
+    """Responds by path like versions of Prometheus that cannot be run here."""
 
     answers: dict[str, Any]
 
     def do_GET(self) -> None:
-        """Answer."""
+        """Send the response of a path."""
         path = self.path.partition("?")[0].removeprefix("/api/v1/")
         status, body = self.answers.get(path, (404, b"not found"))
         self.send_response(status)
@@ -157,13 +136,14 @@ class Answers(BaseHTTPRequestHandler):
         self.wfile.write(body if isinstance(body, bytes) else json.dumps({"status": "success", "data": body}).encode())
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Write no log."""
 
 
 @contextmanager
-def answering(**answers: Any) -> Iterator[str]:
-    """Answer like a Prometheus that says what is given."""
-    handler = type("Given", (Answers,), {"answers": {name.replace("__", "/"): each for name, each in answers.items()}})
+def fake_prometheus(**answers: Any) -> Iterator[str]:
+    """Serve the given responses; yield the URL."""
+    by_path = {name.replace("__", "/"): answer for name, answer in answers.items()}
+    handler = type("Given", (FakePrometheus,), {"answers": by_path})
     server = HTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
@@ -175,13 +155,13 @@ def answering(**answers: Any) -> Iterator[str]:
         thread.join(5)
 
 
-def test_what_old_and_slow_ones_say(tiny: Callable[..., tuple[FastAPI, Of]]) -> None:
-    """A version without keep_firing_for, a rule that fails, a group that takes too long, rules that nobody makes."""
+def test_an_old_and_slow_prometheus(tiny: Callable[..., tuple[FastAPI, Of]]) -> None:
+    """A version without keep_firing_for, a failing rule, a slow group and unknown groups are reported."""
     _, (settings, plan) = tiny(slos=())
     rule = {"name": "ServiceDown", "query": "up", "health": "err", "lastError": "many-to-many"}
     group = {"name": "fastapi-observe:tiny:service", "rules": [rule], "evaluationTime": 61.0, "interval": 30}
     old = {**group, "name": "fastapi-observe:tiny:slo:gone", "rules": [], "evaluationTime": 0}
-    with answering(
+    with fake_prometheus(
         status__flags=(200, {"storage.tsdb.retention.time": "1y2w", "enable-feature": "exemplar-storage"}),
         status__buildinfo=(200, {"version": "2.40.1"}),
         rules=(200, {"groups": [group, old]}),
@@ -214,28 +194,28 @@ def test_what_old_and_slow_ones_say(tiny: Callable[..., tuple[FastAPI, Of]]) -> 
         ((200, b"[]"), "is not a Prometheus"),
     ],
 )
-def test_what_is_no_prometheus(answer: tuple[int, bytes], said: str) -> None:
-    """Whatever else answers is told with the next step; no redirect is followed."""
-    with answering(status__flags=answer) as url, pytest.raises(UnreachableError, match=said):
+def test_responses_of_other_servers(answer: tuple[int, bytes], said: str) -> None:
+    """Any other response is an error with the next step; redirects are not followed."""
+    with fake_prometheus(status__flags=answer) as url, pytest.raises(UnreachableError, match=said):
         Prometheus(url).get("status/flags")
 
 
 @pytest.mark.parametrize("data", [{}, [], "x", None, {"groups": [{"x": 1}], "version": 3}])
-def test_other_shapes_are_no_prometheus(data: Any, tiny: Callable[..., tuple[FastAPI, Of]]) -> None:
-    """JSON of another shape is told as what it is, wherever it is noticed."""
+def test_json_of_another_shape(data: Any, tiny: Callable[..., tuple[FastAPI, Of]]) -> None:
+    """JSON of another shape is an error, wherever it is read."""
     _, (settings, plan) = tiny()
     paths = ("status__flags", "status__buildinfo", "rules", "targets", "query", "alertmanagers")
     said = (200, json.dumps({"data": data}).encode())
     with (
-        answering(**dict.fromkeys(paths, said)) as url,
+        fake_prometheus(**dict.fromkeys(paths, said)) as url,
         pytest.raises(UnreachableError, match=r"is not a Prometheus|does not respond as Prometheus does"),
     ):
         verify(plan, settings, url)
 
 
 @pytest.mark.parametrize("said", [b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"])
-def test_what_is_no_http_server(said: bytes) -> None:
-    """A server of another protocol, and one that breaks its own, are told."""
+def test_servers_that_do_not_speak_http(said: bytes) -> None:
+    """A server of another protocol, and one that violates HTTP, are errors."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -253,8 +233,8 @@ def test_what_is_no_http_server(said: bytes) -> None:
         Prometheus("http://127.0.0.1:port").get("status/flags")
 
 
-def test_an_answer_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that sends a byte now and then is given up."""
+def test_a_response_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sends a byte now and then reaches the time limit."""
     monkeypatch.setattr(api, "TOTAL_TIMEOUT", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -275,8 +255,8 @@ def test_an_answer_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not thread.is_alive()
 
 
-def test_a_token_goes_to_nobody_in_clear() -> None:
-    """Over plain http to a private host only, unless somebody insists."""
+def test_a_token_is_not_sent_in_clear() -> None:
+    """A token is sent over plain http to a private host only, unless the user allows it."""
     with pytest.raises(
         UnreachableError, match=r"over plain http to the public host prometheus\.example\.com; use https, or "
     ):
@@ -285,8 +265,8 @@ def test_a_token_goes_to_nobody_in_clear() -> None:
         assert Prometheus(url, "secret", allow_http_token=insecure).url == url
 
 
-def test_nobody_is_there(tmp_path: Path) -> None:
-    """The status is 2 if Prometheus, or the app, cannot be asked."""
+def test_errors_of_the_verify_command(tmp_path: Path) -> None:
+    """The status is 2 if Prometheus or the app cannot be read."""
     done = command(
         "slo",
         "verify",
