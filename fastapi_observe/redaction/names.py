@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.internal.cache import BoundedCache
@@ -15,14 +17,21 @@ MAX_NAME_LENGTH: Final = 128
 
 MAX_CACHED_NAMES: Final = 2048
 
+MAX_SHORT_WORD: Final = 4
+
 SECRET_AFFIXES: Final = frozenset(
     """password passwd pwd passphrase passcode secret client_secret token access_token refresh_token id_token csrf
     csrftoken xsrf xsrf_token auth authorization authentication credential credentials api_key api_token x_api_key
     access_key secret_key private_key app_key application_key signing_key encryption_key session session_id sid
     phpsessid jsessionid connect_sid user_session jwt bearer assertion saml saml_response code_verifier otp totp mfa cvv
     cvc card_number iban ssn signature sig hmac mysql_pwd pgpassword passwords secrets aws_secret_access_key dsn
-    connection_string consumer_key consumer_secret oauth_token webhook_secret account_key
-    shared_access_key""".split()  # noqa: SIM905 - a list would be a page long
+    connection_string consumer_key consumer_secret oauth_token webhook_secret account_key shared_access_key cred creds
+    api_secret shared_secret ssh_key master_key deploy_key gpg_key pgp_key license_key storage_key auth_key client_key
+    passkey credit_card debit_card mnemonic seed_phrase recovery_phrase backup_phrase secret_phrase
+    database_url database_uri db_url db_uri redis_url mongo_url mongo_uri mongodb_url mongodb_uri postgres_url
+    postgresql_url mysql_url amqp_url broker_url rabbitmq_url jdbc_url connection_url connection_uri conn_string
+    webhook_url security_answer social_security passport_number account_number routing_number bank_account
+    """.split()  # noqa: SIM905 - a list would be a page long
 )
 """Secret as a whole name and as its first or last words: `user_password`, `password_hash`, `userPassword`."""
 
@@ -66,6 +75,12 @@ PATH_ACTIONS: Final = frozenset(
 )
 """Segments after a secret one that are actions, not secrets: `/token/refresh`."""
 
+GLUED_SUFFIXES: Final = (
+    *("password", "passwd", "passphrase", "pwd", "secret", "token", "credential"),
+    *("apikey", "accesskey", "privatekey", "secretkey", "sessionid"),
+)
+"""Secret as the end of a word: `dbpassword`, `csrfmiddlewaretoken`."""
+
 _CAMEL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _SEPARATORS: Final = re.compile(r"[\W_]+")
 
@@ -94,6 +109,33 @@ _AMBIGUOUS: Final = _normalize_all(AMBIGUOUS_IN_TEXT)
 _PATH_SEGMENTS: Final = _normalize_all(SECRET_PATH_SEGMENTS)
 
 
+def _find_stems(names: Iterable[str]) -> tuple[str, ...]:
+    """Return words, in lower case, of which one is in every string that contains one of these names.
+
+    Most strings contain no stem, so that they need no search for names. The word that most names share is taken
+    first. Short words that are part of many others count only before a `:` or `=`.
+    """
+    stems: list[str] = []
+    pending = []
+    for name in names:
+        words = split_words(name)
+        if len(words) == 1 and len(words[0]) <= MAX_SHORT_WORD and words[0] in AMBIGUOUS_IN_TEXT:
+            stems += [words[0] + ":", words[0] + "="]
+        elif words:
+            rare = [word for word in words if word not in _COMMON_WORDS]
+            pending.append(rare or words)
+    while pending:
+        shared = Counter(word for words in pending for word in words if len(words) == 1) or Counter(chain(*pending))
+        word = max(shared, key=lambda word: (shared[word], -len(word), word))
+        stems.append(word)
+        pending = [words for words in pending if not any(word in other for other in words)]
+    return tuple(stems)
+
+
+_COMMON_WORDS: Final = frozenset({"app", "api", "code", "id", "no", "number", "reset", "uri", "url"})
+_STEMS: Final = _find_stems(sorted(SECRET_AFFIXES | SECRET_SUFFIXES | SECRET_WHOLE_NAMES | set(GLUED_SUFFIXES)))
+
+
 class SecretNames:
     """The built-in lists and the user's own names, `extra`, which are secret whole and as first or last words."""
 
@@ -103,15 +145,7 @@ class SecretNames:
         self.extra = _normalize_all(extra)
         self._verdicts: BoundedCache[str, bool] = BoundedCache(MAX_CACHED_NAMES, MAX_NAME_LENGTH)
         self._in_text: BoundedCache[str, bool] = BoundedCache(MAX_CACHED_NAMES, MAX_NAME_LENGTH)
-        # A string that contains none of the stems has no secret name in it. Of each name its longest word is enough,
-        # and a word that contains a shorter stem adds nothing.
-        names = [*((SECRET_AFFIXES | SECRET_SUFFIXES | SECRET_WHOLE_NAMES) - AMBIGUOUS_IN_TEXT), *extra]
-        longest_words = {max(words, key=len) for words in map(split_words, names) if words}
-        stems: list[str] = []
-        for word in sorted(longest_words, key=len):
-            if not any(stem in word for stem in stems):
-                stems.append(word)
-        self.stems = tuple(stems)
+        self.stems = _STEMS if not self.extra else (*_STEMS, *_find_stems(extra))
         self._path_segments = _PATH_SEGMENTS | self.extra
 
     def is_secret(self, name: str) -> bool:
@@ -130,12 +164,20 @@ class SecretNames:
 
     def is_secret_in_query(self, name: str) -> bool:
         """Return whether the value of this query parameter is secret, even if the settings capture it."""
-        return self.is_secret(name) or normalize_name(name) in SIGNED_URL_PARAMETERS
+        return (self.is_secret(name) and not self.is_count(name)) or normalize_name(name) in SIGNED_URL_PARAMETERS
 
     def is_secret_pair(self, before: str, name: str) -> bool:
         """Return whether two words in a sentence are one secret name: `api key`, `client secret`."""
         whole = normalize_name(f"{before} {name}")
         return whole in _AFFIXES or whole in self.extra
+
+    def is_count(self, name: str) -> bool:
+        """Return whether a number under this name is a count: it is secret only as a plural, such as `max_tokens`."""
+        words = split_words(name)
+        singular = _singular(words)
+        if singular == words or self._decide_words(words):
+            return False
+        return not any("".join(singular[-size:]) in _AFFIXES for size in range(2, len(singular) + 1))
 
     def hides_next_segment(self, segment: str, following: str) -> bool:
         """Return whether `following` is secret because it comes after `segment` in a path."""
@@ -146,6 +188,11 @@ class SecretNames:
 
     def _decide(self, name: str) -> bool:
         words = split_words(name)
+        if self._decide_words(words):
+            return True
+        return words[-1:] != [] and words[-1] not in METADATA_SUFFIXES and self._decide_words(_singular(words))
+
+    def _decide_words(self, words: list[str]) -> bool:
         whole = "".join(words)
         if _starts_or_ends_with(words, self.extra, self.extra):
             return True
@@ -153,13 +200,27 @@ class SecretNames:
             return False
         if whole in _WHOLE_NAMES or whole in _SUFFIXES or whole in _AFFIXES:
             return True
-        return words[-1] not in METADATA_SUFFIXES and _starts_or_ends_with(words, _AFFIXES, _AFFIXES | _SUFFIXES)
+        if words[-1] in METADATA_SUFFIXES:
+            return False
+        is_glued = words[0].endswith(GLUED_SUFFIXES) or words[-1].endswith(GLUED_SUFFIXES)
+        return is_glued or _starts_or_ends_with(words, _AFFIXES, _AFFIXES | _SUFFIXES)
 
     def _decide_in_text(self, name: str) -> bool:
         words = split_words(name)
         if _starts_or_ends_with(words, self.extra, self.extra):
             return True
-        return "".join(words) not in _AMBIGUOUS and words[-1:] != ["tokens"] and self._decide(name)
+        whole = "".join(words)
+        is_plural = whole.removesuffix("s") in _AMBIGUOUS and not self._decide_words(words)
+        if whole in _AMBIGUOUS or is_plural or (words[-1:] == ["tokens"] and self.is_count(name)):
+            return False
+        return self._decide(name)
+
+
+def _singular(words: list[str]) -> list[str]:
+    """Return words with the last one in the singular, as far as the lists are concerned: `api_keys`, `codes`."""
+    if words and words[-1].endswith("s") and not words[-1].endswith("ss"):
+        return [*words[:-1], words[-1][:-1]]
+    return words
 
 
 def _starts_or_ends_with(words: list[str], first: frozenset[str], last: frozenset[str]) -> bool:

@@ -41,7 +41,10 @@ CARD: Final = re.compile(
 """Digits without separators, or in the groups that are printed on cards."""
 
 WITH_HYPHEN: Final = (
-    re.compile(r"-----BEGIN (?:[A-Z0-9]{1,16} ){0,3}PRIVATE KEY.*?(?:-----END[A-Z0-9 ]{0,64}-----|\Z)", re.DOTALL),
+    re.compile(
+        r"-----BEGIN (?:[A-Z0-9]{1,16} ){0,3}PRIVATE KEY.*?(?:-----END[A-Z0-9 ]{0,64}-----|(?=\n {1,8}File \")|\Z)",
+        re.DOTALL,
+    ),
     re.compile(r"glpat-[\w-]{16,}+"),
     re.compile(r"pypi-[\w-]{16,}+"),
     re.compile(r"sk-(?<![0-9A-Za-z]sk-)[\w-]{16,}+"),
@@ -78,9 +81,10 @@ SCHEMES: Final = (
         (word, re.compile(rf"({word})(?<![A-Z0-9_]{word})\s{{1,4}}{_CREDENTIAL}", re.IGNORECASE))
         for word in ("basic", "token", "digest")
     ),
+    ("session", re.compile(rf"(session(?<![A-Z0-9_]session)(?:\s{{1,4}}id)?)\s{{1,4}}{_CREDENTIAL}", re.IGNORECASE)),
 )
-"""Credentials after `Bearer`; after `basic`, `token` and `digest`, which are ordinary words too, only if they contain
-a digit or are long.
+"""Credentials after `Bearer`; after `basic`, `token`, `digest` and `session`, which are ordinary words too, only if
+they contain a digit or are long.
 """
 
 # Values have any form, so everything up to the next exception of a chain is redacted.
@@ -162,24 +166,30 @@ KEY_BEFORE_VALUE: Final = re.compile(
 )
 """A word before `=` or `:`, optionally with a word before it, up to the value."""
 
+_NAME_KEY: Final = (
+    r"(?:name|key|header|field|parameter|param|attribute|variable|option|property|setting|label)\\?['\"]?"
+)
+_VALUE_KEY: Final = r"(?:\w{1,32}_)?(?:parameter|header)?(?:values?|val)\\?['\"]?"
+
 NAMES_BEFORE_VALUES: Final = (
     ("--", re.compile(r"(?<![\w-])--(?P<name>[\w-]{1,64}+)(?:['\"]?,\s?|\s{1,4})(?=['\"]?[^\s'\"-])")),
     (",", re.compile(r"[(\[]b?\\?['\"](?P<name>[\w.-]{1,128}+)\\?['\"],\s{0,4}+")),
     (
-        "value",
+        "val",
         re.compile(
-            r"\b(?:name|key|header|field)\\?['\"]?\s?[:=]\s?\\?['\"](?P<name>[\w.-]{1,128}+)\\?['\"],?\s{0,4}"
-            r"\\?['\"]?value\\?['\"]?\s?[:=]\s?"
+            rf"{_NAME_KEY}\s?[:=]\s?\\?['\"](?P<name>[\w.-]{{1,128}}+)\\?['\"],?\s{{0,4}}"
+            rf"\\?['\"]?{_VALUE_KEY}\s?[:=]\s?",
+            re.IGNORECASE,
         ),
     ),
 )
-"""A name before its value as an option, in a pair, and under the keys `name` and `value`.
+"""A name before its value as an option, in a tuple, and under keys such as `name` and `value`.
 
 Each entry has a substring that the string contains, and the pattern.
 """
 
 XML_ELEMENT: Final = re.compile(r"<(?:\w{1,32}:)?(?P<name>[\w.-]{1,128}+)(?:\s[^<>]{0,256}+)?>(?=[^<\s])")
-XML_CONTENT: Final = re.compile(r"[^<]*+")
+XML_CONTENT: Final = re.compile(r"(?>(?:[^<\n]|\n(?! {1,8}File \"))*)")
 """The start tag of an XML element, and its content."""
 
 _QUOTED_VALUE: Final = r"""
@@ -193,6 +203,30 @@ VALUE: Final = re.compile(
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
 """A value: a quoted string, a JSON number, a list up to the end of its line, or everything up to white space."""
+
+TUPLE_VALUES: Final = re.compile(
+    rf"""(?-i:REDACTED)|(?:{_QUOTED_VALUE}|[^\s,()\[\]{{}}'"]{{1,256}}+)
+    (?:,\s{{0,4}}+(?:{_QUOTED_VALUE}|[^\s,()\[\]{{}}'"]{{1,256}}+)(?=\s?\)))?|""",
+    re.VERBOSE | re.DOTALL,
+)
+"""The second member of a tuple whose first is a name, and the third of a tuple of three."""
+
+VALUE_BEFORE_NAME: Final = re.compile(
+    rf"""(?P<head>(?:values?|val)\\?['"]?\s?[:=]\s?)(?P<value>\\?"(?>(?:[^"\\\n]|\\.)*)"|\\?'(?>(?:[^'\\\n]|\\.)*)'|[^\s,}}'"]{{1,256}}+)
+    (?P<tail>,?\s{{0,4}}\\?['"]?\w{{0,16}}{_NAME_KEY}\s?[:=]\s?\\?['"](?P<name>[\w.-]{{1,128}}+)\\?['"])""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""A value before its name, under the same keys."""
+
+OPAQUE_ID: Final = re.compile(r"(?:['\"]?(?=(?:[A-Za-z_~+=-]{0,64}+[0-9]){3})[\w~+=-]{16,}+)?")
+"""An id such as a UUID or a random token: 16 or more characters, at least three of them digits. May be empty."""
+
+COUNT: Final = re.compile(r"['\"]?-?[0-9]{1,12}+(?:\.[0-9]{1,12}+)?(?![\w.-])")
+"""A number, with or without quotes."""
+
+ENCODED_WORD: Final = re.compile(r"[^\s'\"<>]++")
+UNICODE_ESCAPE: Final = re.compile(r"\\u00([0-9A-Fa-f]{2})")
+"""A word that may contain percent-encoded characters, and the escapes of JSON for the same characters."""
 
 HEADER_VALUE: Final = re.compile(rf"(?-i:REDACTED) | {_QUOTED_VALUE} | [^\n]*+", re.IGNORECASE | re.VERBOSE | re.DOTALL)
 """The value of a header such as `Authorization` and `Cookie`, up to the end of its line."""

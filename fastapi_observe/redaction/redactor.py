@@ -20,20 +20,26 @@ from fastapi_observe.redaction.addresses import (
 from fastapi_observe.redaction.names import SecretNames
 from fastapi_observe.redaction.patterns import (
     CARD,
+    COUNT,
+    ENCODED_WORD,
     HEADER_VALUE,
     KEY_BEFORE_VALUE,
     MAX_TEXT_LENGTH,
     MIN_CARD_DIGITS,
     NAMES_BEFORE_VALUES,
+    OPAQUE_ID,
     PLACEHOLDER,
     PLAIN_ID,
     PLAIN_PATH,
     QUERY_OF_PATH,
     REDACTED,
     TRIGGER_CHARACTERS,
+    TUPLE_VALUES,
+    UNICODE_ESCAPE,
     URL_PART,
     USERINFO,
     VALUE,
+    VALUE_BEFORE_NAME,
     XML_CONTENT,
     XML_ELEMENT,
     hide_after_scheme,
@@ -42,17 +48,19 @@ from fastapi_observe.redaction.patterns import (
     hide_library_values,
 )
 from fastapi_observe.redaction.routes import SecretRoutes, hide_parameters, secret_segments
+from fastapi_observe.redaction.source_code import expression_end, is_source_line
 from fastapi_observe.redaction.values import (
     ELLIPSIS,
     MAX_CHARACTERS,
     MAX_LARGE_CONTAINER_MEMBERS,
     MAX_MEMBERS,
     MIN_CARD_NUMBER,
+    PAIR_VALUE_KEYS,
     ValueRedactor,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
 MARGIN: Final = 128
 """Characters that are scanned after the part that is reported: a secret that is cut is not recognized as one."""
@@ -104,6 +112,7 @@ class Redactor:
     __slots__ = (
         "_addresses",
         "_captured_parameters",
+        "_captures_all",
         "_function",
         "_hosts",
         "_internal_errors",
@@ -138,6 +147,7 @@ class Redactor:
         self._captured_parameters = frozenset(
             name for name in capture_query_parameters if not self._names.is_secret_in_query(name)
         )
+        self._captures_all = "*" in self._captured_parameters
         self._patterns = tuple(re.compile(pattern) for pattern in patterns)
         self._function = function
         self._internal_errors = internal_errors
@@ -181,7 +191,15 @@ class Redactor:
 
         At most 8,192 characters.
         """
-        text = text[:MAX_TEXT_LENGTH]
+        text = self._scan(text[:MAX_TEXT_LENGTH])
+        if "%" in text or "\\u00" in text:
+            text = ENCODED_WORD.sub(self._redact_encoded, text)
+        if self._patterns or self._function is not None:
+            text = self._apply_user_rules(text)
+        return text[:MAX_TEXT_LENGTH]
+
+    def _scan(self, text: str) -> str:
+        """Apply the built-in patterns."""
         if _is_trigger(text) is not None:
             text = hide_credentials(text)
             if ":" in text or "=" in text or '"' in text or "'" in text or "--" in text or "<" in text or "%3" in text:
@@ -192,9 +210,16 @@ class Redactor:
                 text = hide_after_scheme(text)
         if len(text) >= MIN_CARD_DIGITS and _has_digits(text) is not None:
             text = CARD.sub(hide_card, text)
-        if self._patterns or self._function is not None:
-            text = self._apply_user_rules(text)
-        return text[:MAX_TEXT_LENGTH]
+        return text
+
+    def _redact_encoded(self, match: re.Match[str]) -> str:
+        """Return a word as it is, or decoded and redacted if only its decoded form has a secret."""
+        word = match[0]
+        if "%" not in word and "\\u00" not in word:
+            return word
+        decoded = unquote(UNICODE_ESCAPE.sub(r"%\1", word))
+        redacted = self._scan(decoded)
+        return word if redacted == decoded else redacted
 
     def name(self, name: str) -> str:
         """Return the name of an operation, a service or an exception class, redacted. It may be a metric label."""
@@ -223,32 +248,50 @@ class Redactor:
         """Hide the values that follow a secret name."""
         names = self._names
         has_quoted_name = "':" in text or '":' in text or '"=' in text or "'=" in text
+        lower = text.lower()
         if not has_quoted_name:
-            lower = text.lower()
             for stem in names.stems:
                 if stem in lower:
                     break
             else:
                 return text
         for mark, pattern in NAMES_BEFORE_VALUES:
-            if mark in text:
-                text = _hide_values(text, pattern, lambda match: VALUE if names.is_secret(match["name"]) else None)
+            if mark in lower:
+                text = _hide_values(text, pattern, self._named_value_end)
+        if "val" in lower:
+            text = VALUE_BEFORE_NAME.sub(self._hide_value_before, text)
         if "</" in text:
-            text = _hide_values(
-                text, XML_ELEMENT, lambda match: XML_CONTENT if names.is_secret(match["name"]) else None
-            )
-        return _hide_values(text, KEY_BEFORE_VALUE, self._value_pattern)
+            text = _hide_values(text, XML_ELEMENT, self._content_end)
+        return _hide_values(text, KEY_BEFORE_VALUE, self._value_end)
 
-    def _value_pattern(self, match: re.Match[str]) -> re.Pattern[str] | None:
-        """Return the pattern of the value after a name and `=` or `:`; None if the name is not secret."""
-        names, name = self._names, match["name"]
+    def _named_value_end(self, match: re.Match[str]) -> int:
+        """Return the end of the value after a name in an option, a tuple or under `name` and `value`."""
+        if not self._names.is_secret(match["name"]):
+            return match.end()
+        return _end(TUPLE_VALUES if match[0].startswith("(") else VALUE, match)
+
+    def _content_end(self, match: re.Match[str]) -> int:
+        """Return the end of the content of an XML element."""
+        return _end(XML_CONTENT, match) if self._names.is_secret(match["name"]) else match.end()
+
+    def _hide_value_before(self, match: re.Match[str]) -> str:
+        return f"{match['head']}{REDACTED}{match['tail']}" if self._names.is_secret(match["name"]) else match[0]
+
+    def _value_end(self, match: re.Match[str]) -> int:
+        """Return the end of the value after a name and `=` or `:`, or the end of the match if it is not secret."""
+        names, name, text, at = self._names, match["name"], match.string, match.end()
         if not names.is_secret_in_text(name) and not (match["before"] and names.is_secret_pair(match["before"], name)):
+            if not names.is_secret(name):
+                return at
             # In quotes a name is a key, not a word of a sentence, so the whole list applies.
-            whole, start, end = match.string, match.start("name"), match.end("name")
-            quote = whole[end : end + 1]
-            if quote not in _QUOTES or whole[start - 1 : start] != quote or not names.is_secret(name):
-                return None
-        return HEADER_VALUE if name.lower().endswith(_HEADER_NAMES) else VALUE
+            quote = text[match.end("name") : match.end("name") + 1]
+            if quote not in _QUOTES or text[match.start("name") - 1 : match.start("name")] != quote:
+                return _end(OPAQUE_ID, match)  # "Terminating session: 0b1e...", but not "session: closed"
+        if COUNT.match(text, at) is not None and names.is_count(name):
+            return at
+        if is_source_line(text, at):
+            return expression_end(text, at)
+        return _end(HEADER_VALUE if name.lower().endswith(_HEADER_NAMES) else VALUE, match)
 
     def _apply_user_rules(self, text: str) -> str:
         for pattern in self._patterns:
@@ -270,14 +313,12 @@ class Redactor:
 
     # Values and fields
 
-    def is_secret_name(self, name: str) -> bool:
-        """Return whether the value of this name is secret."""
-        return self._names.is_secret(name)
-
     def value_for_name(self, name: str, value: Any) -> Any:
         """Return the replacement of a value because of its name, or the value itself if the name is not secret."""
         if self._names.is_secret(name):
-            return value if value is None or value is True or value is False or value == "" else REDACTED
+            if value is None or value is True or value is False or value == "":
+                return value
+            return value if isinstance(value, int | float) and self._names.is_count(name) else REDACTED
         if self._personal_fields and isinstance(value, str):
             header = name.lower().replace("_", "-")
             if header in self._personal_fields:
@@ -301,11 +342,12 @@ class Redactor:
             fields = dict(islice(fields.items(), MAX_LARGE_CONTAINER_MEMBERS))
         result = fields
         characters, redactor, has_long_name = MAX_CHARACTERS, None, False
+        hidden: Collection[Any] = () if PAIR_VALUE_KEYS.isdisjoint(fields) else self._hidden_by_siblings(fields)
         for name, value in fields.items():
             label = name if type(name) is str else str(name)
             if len(label) > MAX_FIELD_NAME_LENGTH:
                 has_long_name = True
-            redacted = self.value_for_name(label, value)
+            redacted: Any = REDACTED if name in hidden else self.value_for_name(label, value)
             if redacted is value:
                 kind = type(value)
                 if kind is str:
@@ -322,13 +364,17 @@ class Redactor:
             return {str(name)[:MAX_FIELD_NAME_LENGTH]: value for name, value in result.items()}
         return result
 
+    def _hidden_by_siblings(self, fields: dict[str, Any]) -> Collection[Any]:
+        return ValueRedactor(self.text, self.value_for_name).hidden_by_siblings(fields)
+
     # Queries
 
     def query(self, query: bytes | str) -> str:
         """Return a query string with the value of each key redacted that is not in `capture_query_parameters`.
 
-        A secret name is never captured, and what looks like a secret is redacted in captured values and in keys too.
-        Keys are compared decoded (`%70age` is `page`). `;` separates like `&`, as in some parsers.
+        `*` captures all keys. Secret names are never captured, and what looks like a secret is redacted in captured
+        values and in keys too. Keys are compared decoded (`%70age` is `page`). `;` separates like `&`, as in some
+        parsers.
         """
         query = query[: MAX_QUERY_BYTES + MARGIN]
         text = query if isinstance(query, str) else query.decode("latin-1")
@@ -338,7 +384,9 @@ class Redactor:
     def _query_part(self, part: str) -> str:
         key, equals, value = part.partition("=")
         decoded = unquote_plus(key) if "%" in key or "+" in key else key
-        is_captured = decoded in self._captured_parameters
+        is_captured = decoded in self._captured_parameters or (
+            self._captures_all and bool(equals) and not self._names.is_secret_in_query(decoded)
+        )
         if not equals:  # a value without a name: some clients send a token like this
             return part if not part or (is_captured and self._has_no_secret(part)) else REDACTED
         if not self._has_no_secret(decoded):
@@ -515,20 +563,22 @@ class Redactor:
         return ";".join(f"{name}={self.address(value)}" for name, value in named if name in {"for", "by"})
 
 
-def _hide_values(text: str, key: re.Pattern[str], pattern_of: Callable[[re.Match[str]], re.Pattern[str] | None]) -> str:
-    """Hide the value after each match of `key`; `pattern_of` returns the value's pattern, or None to skip it."""
+def _hide_values(text: str, key: re.Pattern[str], value_end: Callable[[re.Match[str]], int]) -> str:
+    """Hide the value after each match of `key`; `value_end` returns its end, or the end of the match to skip it."""
     parts: list[str] = []
     done = at = 0
     while (match := key.search(text, at)) is not None:
         at = match.end()
-        pattern = pattern_of(match)
-        if pattern is None:
-            continue
-        end = pattern.match(text, at).end()  # type: ignore[union-attr]  # the patterns match the empty string too
+        end = value_end(match)
         if end > at and not PLACEHOLDER.fullmatch(text, at, end):
             parts += [text[done:at], REDACTED]
             done = at = end
     return "".join([*parts, text[done:]]) if parts else text
+
+
+def _end(pattern: re.Pattern[str], match: re.Match[str]) -> int:
+    """Return the end of a value after a match; the patterns of values match the empty string too."""
+    return pattern.match(match.string, match.end()).end()  # type: ignore[union-attr]
 
 
 def _redact_match(match: re.Match[str]) -> str:

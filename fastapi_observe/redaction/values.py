@@ -8,12 +8,14 @@ from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
 from datetime import date, time
 from enum import Enum
+from functools import lru_cache
 from itertools import chain, islice
 from operator import is_
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from fastapi_observe.redaction.names import MAX_NAME_LENGTH, split_words
 from fastapi_observe.redaction.patterns import MAX_TEXT_LENGTH, REDACTED, is_card_number, redact_database_error
 
 if TYPE_CHECKING:
@@ -50,12 +52,17 @@ DATABASE_DRIVERS: Final = frozenset(
 """Packages whose exceptions quote statements and values."""
 
 PAIR: Final = 2
+TRIPLE: Final = 3
 VALIDATION_INPUT_KEYS: Final = frozenset({"input", "ctx"})
 """Keys of a pydantic error that repeat the rejected value."""
 
-PAIR_NAME_KEYS: Final = frozenset({"name", "key", "header", "field"})
-PAIR_VALUE_KEYS: Final = frozenset({"value", "values", "val"})
-"""Keys of a mapping that holds a name and its value: `{"name": "password", "value": ...}`."""
+PAIR_NAME_KEYS: Final = frozenset(
+    """name key header field parameter param attribute variable option property setting label k""".split()  # noqa: SIM905 - a list would be longer
+)
+PAIR_VALUE_KEYS: Final = frozenset(
+    """value values val v content data old new before after default current previous""".split()  # noqa: SIM905 - as above
+)
+"""Last words of the keys of a mapping that holds a name and its value: `{"ParameterKey": "password", "Value": ...}`."""
 
 
 def is_database_error(kind: type[BaseException]) -> bool:
@@ -146,7 +153,7 @@ class ValueRedactor:
         if size and not count:
             return TOO_LARGE
         names = dict(islice(members, count))
-        hidden = self._hidden_by_siblings(names)
+        hidden = self.hidden_by_siblings(names)
         redacted: dict[Any, Any] = {}
         is_same = count == size
         for name, member in names.items():
@@ -165,17 +172,19 @@ class ValueRedactor:
         members = list(islice(value, count))
         candidates = members
         if len(members) == PAIR and isinstance(value, list | tuple):
-            candidates = [members[0], self._second_of_pair(*members)]
+            candidates = [members[0], self._value_of(*members)]
+        elif len(members) == TRIPLE and isinstance(value, tuple):  # a name, an operator or flag, and a value
+            candidates = [members[0], *(self._value_of(members[0], member) for member in members[1:])]
         copies = [self._redact(member, above) for member in candidates]
         return value if count == size and all(map(is_, copies, members)) else copies
 
-    def _second_of_pair(self, name: Any, value: Any) -> Any:
-        """Return the replacement of the second member of a pair whose first is its name, as in `headers.raw`."""
+    def _value_of(self, name: Any, value: Any) -> Any:
+        """Return the replacement of a value whose name is a value too, as in the pairs of `headers.raw`."""
         if isinstance(name, bytes):
             name = name.decode("latin-1")
         return self._value_for_name(name, value) if isinstance(name, str) else value
 
-    def _hidden_by_siblings(self, names: dict[Any, Any]) -> set[Any]:
+    def hidden_by_siblings(self, names: dict[Any, Any]) -> set[Any]:
         """Return the names whose values are secret because of other members of the same mapping.
 
         These are the parts of a validation error that repeat the body, and the value of
@@ -184,17 +193,33 @@ class ValueRedactor:
         hidden: set[Any] = set()
         if "loc" in names and ("type" in names or "msg" in names):
             hidden |= VALIDATION_INPUT_KEYS & names.keys()
-        for value in PAIR_VALUE_KEYS & names.keys():
-            if any(
-                self._second_of_pair(names[name], names[value]) is not names[value]
-                for name in PAIR_NAME_KEYS & names.keys()
-            ):
-                hidden.add(value)
+        roles = [(name, _pair_role(name)) for name in names if isinstance(name, str) and len(name) <= MAX_NAME_LENGTH]
+        values = [name for name, role in roles if role == "value"]
+        if values:
+            labels = [names[name] for name, role in roles if role == "name"]
+            hidden.update(
+                value
+                for value in values
+                if any(self._value_of(label, names[value]) is not names[value] for label in labels)
+            )
         return hidden
 
     def _member(self, name: Any, value: Any, above: tuple[int, ...]) -> Any:
         replacement = self._value_for_name(name if isinstance(name, str) else str(name), value)
         return self._redact(value, above) if replacement is value else replacement
+
+
+@lru_cache(maxsize=2048)
+def _pair_role(key: str) -> str:
+    """Return whether a key of a mapping holds a name or its value: `name`, `value` or an empty string."""
+    last = split_words(key)[-1:]
+    return (
+        "name"
+        if PAIR_NAME_KEYS.issuperset(last) and last
+        else "value"
+        if PAIR_VALUE_KEYS.issuperset(last) and last
+        else ""
+    )
 
 
 def _named_members(value: Any) -> tuple[int, Iterable[tuple[Any, Any]]] | None:

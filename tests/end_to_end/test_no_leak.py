@@ -310,7 +310,7 @@ def test_assert_no_leak_says_what_it_needs() -> None:
     app = FastAPI()
     observe = install(app, tracing=False, metrics=False, logs=False)
     try:
-        with capture(app) as seen, pytest.raises(ValueError, match="four or more"):
+        with capture(app) as seen, pytest.raises(ValueError, match="four characters or more"):
             seen.assert_no_leak("abc")
         seen.assert_no_leak("hunter2")
     finally:

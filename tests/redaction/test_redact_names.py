@@ -25,7 +25,7 @@ def test_names_match_in_every_spelling() -> None:
         words = name.split("_")
         camel = words[0] + "".join(word.title() for word in words[1:])
         for spelled in (name, name.upper(), *(name.replace("_", mark) for mark in "-. "), camel, f"{name}2"):
-            assert DEFAULT_REDACTOR.is_secret_name(spelled), spelled
+            assert SecretNames().is_secret(spelled), spelled
 
 
 NAMES_WITH_SECRET_WORDS = """user_password userPassword password2 new-password2 smtp.pass card_pin X-Api-Key
@@ -36,26 +36,61 @@ NAMES_WITH_SECRET_WORDS = """user_password userPassword password2 new-password2 
 def test_names_that_start_or_end_with_a_secret_name() -> None:
     """A name whose first or last words are a secret name is secret."""
     for name in NAMES_WITH_SECRET_WORDS:
-        assert DEFAULT_REDACTOR.is_secret_name(name)
+        assert SecretNames().is_secret(name)
 
 
 ORDINARY_NAMES = """public_key state nonce status_code country_code token_type token_count password_changed_at pass_rate
-    session_seconds author authority passenger keyboard compass tokens signal design shipping pinned_at max_tokens
+    session_seconds author authority passenger keyboard compass signal design shipping pinned_at
     span_id code_name monkey key""".split()  # noqa: SIM905 - a list would be a page long
 
 
 def test_ordinary_names() -> None:
     """A name that only resembles a secret one, or describes a secret, is not secret."""
     for name in ORDINARY_NAMES:
-        assert not DEFAULT_REDACTOR.is_secret_name(name)
-        assert not DEFAULT_REDACTOR.is_secret_name("")
+        assert not SecretNames().is_secret(name)
+        assert not SecretNames().is_secret("")
+
+
+RELATIVES = """creds apisecret api-secret sharedsecret ssh_key masterKey credit_card mnemonic seed_phrase DATABASE_URL
+    passwords api_keys accessTokens session_ids client_secrets backup_codes private_keys dbpassword userpasswd
+    csrfmiddlewaretoken dbpasswords MYSQL_PWD mongodb_uri""".split()  # noqa: SIM905 - as above
+
+
+def test_plurals_and_relatives() -> None:
+    """Plurals of listed names, names without separators and close relatives are secret too."""
+    for name in RELATIVES:
+        assert SecretNames().is_secret(name), name
+        assert DEFAULT_REDACTOR.fields({name: "hunter2"}) == {name: "REDACTED"}, name
+        assert DEFAULT_REDACTOR.text(f"{name}=hunter2 x") == f"{name}=REDACTED x", name
+
+
+def test_numbers_under_plural_names_are_counts() -> None:
+    """The number of tokens or sessions is not a secret; the tokens and the sessions are."""
+    counts = {"max_tokens": 512, "tokens": 7, "active_sessions": 3.5}
+    assert DEFAULT_REDACTOR.fields(counts) is counts
+    assert DEFAULT_REDACTOR.fields({"tokens": ["abc"], "sessions": "abc"}) == {
+        "tokens": "REDACTED",
+        "sessions": "REDACTED",
+    }
+    text = '{"max_tokens": 512, "active_sessions": 3} max_tokens=512 active_sessions=3'
+    assert DEFAULT_REDACTOR.text(text) == text
+    assert DEFAULT_REDACTOR.text('{"tokens": "abc"}') == '{"tokens": REDACTED}'
+    assert DEFAULT_REDACTOR.fields({"access_tokens": 1, "passwords": 1}) == {
+        "access_tokens": "REDACTED",
+        "passwords": "REDACTED",
+    }
+    assert (
+        Redactor(capture_query_parameters=["max_tokens"]).query("max_tokens=5&tokens=5")
+        == "max_tokens=5&tokens=REDACTED"
+    )
 
 
 def test_names_of_the_user_apply_everywhere() -> None:
     """`redact_names` applies to fields, texts, paths, queries and headers, and wins over the built-in exceptions."""
-    redactor = Redactor(names=["Tenant Name", "state", "token_count", "--"])
+    extra = ["Tenant Name", "state", "token_count", "--"]
+    redactor, names = Redactor(names=extra), SecretNames(extra)
     for name in ("tenant_name", "tenantName", "old-tenant-name", "state", "tokenCount"):
-        assert redactor.is_secret_name(name)
+        assert names.is_secret(name)
     assert redactor.text("the tenant name: acme, state=7") == "the tenant name: REDACTED state=REDACTED"
     assert redactor.path("/tenant_name/acme/x") == "/tenant_name/REDACTED/x"
     assert redactor.query(b"state=1") == "state=REDACTED"

@@ -187,6 +187,93 @@ def test_places_of_secrets_in_text() -> None:
         assert "hunter2Zq" not in DEFAULT_REDACTOR.text("x, " + text.format(*["hunter2Zq"] * 2))
 
 
+PERCENT_ENCODED = [
+    ("to /login?next=%2Fa%3Ftoken%3Dhunter2", "hunter2"),
+    ("cb x%26password%3Dhunter2%26y", "hunter2"),
+    ("cb ?a=1%26password=hunter2", "hunter2"),
+    ("state %7B%22password%22%3A%22hunter2%22%7D", "hunter2"),
+    ("see %68ttps://ann:hunter2%40x.example", "hunter2"),
+    (f"jwt {JWT.replace('.', '%2E').replace('e', '%65')}", "c2lnbmF0dXJl"),
+    ("filter%5Bpassword%5D=hunter2", "hunter2"),
+    ('{"url":"/a?x=1\\u0026password\\u003dhunter2"}', "hunter2"),
+    ("https://x.example/a%2Freset-password%2Fhunter2", "hunter2"),
+]
+
+
+def test_text_is_redacted_percent_decoded_too() -> None:
+    """A secret whose name starts after an encoded character is found; a word without a secret stays encoded."""
+    for text, secret in PERCENT_ENCODED:
+        assert secret not in DEFAULT_REDACTOR.text(text), text
+    assert DEFAULT_REDACTOR.text("100% of /a%20b and %3D, at %d") == "100% of /a%20b and %3D, at %d"
+
+
+SESSION_ID = "0b1ea9b2d3c44f55a6b7c8d9e0f1a2b3"
+
+
+def test_ids_of_sessions() -> None:
+    """An id after `session` is redacted with or without `ID` and a colon; an ordinary word is not."""
+    for text in (
+        "Terminating session: {}",
+        "session ID: {}",
+        "Session {} not found",
+        "sid: {}",
+        "session id {}",
+        "auth={}",
+    ):
+        assert DEFAULT_REDACTOR.text(text.format(SESSION_ID)) == text.format("REDACTED")
+        assert "9b2d" not in DEFAULT_REDACTOR.text(text.format("0b1ea9b2-d3c4-4f55-a6b7-c8d9e0f1a2b3"))
+    text = "session: closed, code: 404, sign: positive, session timeout, code: ERR_HTTP2_STREAM_ERROR"
+    assert DEFAULT_REDACTOR.text(text) == text
+
+
+TRACEBACK = """Traceback (most recent call last):
+  File "/app/main.py", line 3, in call
+    {}
+    ^^^^^^^^^
+  File "/app/client.py", line 9, in send
+    raise TimeoutError(host)
+TimeoutError: db
+"""
+SOURCE_LINES = [
+    ("connect(password=settings.password, host=host, port=5432)", "connect(password=REDACTED, host=host, port=5432)"),
+    ("connect(password=p,host=host)", "connect(password=REDACTED,host=host)"),
+    ('connect(user, password=SecretStr("hunter2"), retries=3)', "connect(user, password=REDACTED, retries=3)"),
+    ('send(headers={"Authorization": f"Bearer {t}"}, url=url)', 'send(headers={"Authorization": REDACTED}, url=url)'),
+    ('send(headers={"Authorization": bearer(t)}, url=url)', 'send(headers={"Authorization": REDACTED}, url=url)'),
+    ("def login(user: str, password: str) -> None:", "def login(user: str, password: REDACTED) -> None:"),
+    ("if token == expected and user == owner:", "if token == REDACTED and user == owner:"),
+    ('run("mysql --password=hunter2 shop", check=True)', 'run("mysql --password=REDACTED shop", check=True)'),
+    ("credentials = [first, second]; call(credentials)", "credentials = REDACTED; call(credentials)"),
+    ('load("-----BEGIN PRIVATE KEY-----abc", x)', 'load("REDACTED'),
+    ('parse(f"<password>{p}", x)', 'parse(f"<password>{p}", x)'),
+]
+
+
+def test_source_lines_stay_readable_after_a_secret() -> None:
+    """In a line of source code only the value is redacted; the rest of the line and the next frames stay."""
+    for line, shown in SOURCE_LINES:
+        assert DEFAULT_REDACTOR.text(TRACEBACK.format(line)) == TRACEBACK.format(shown).replace(
+            'load("REDACTED\n    ^^^^^^^^^', 'load("REDACTED'
+        )
+    # Outside tracebacks a value may contain any character but white space.
+    assert DEFAULT_REDACTOR.text("password=hun,ter2)x y") == "password=REDACTED y"
+
+
+def test_names_and_values_in_text() -> None:
+    """Keys for names and values in any case, values before names, and tuples of three."""
+    for text in (
+        '{"Key": "Password", "Value": "hunter2"}',
+        '{"ParameterKey":"DBPassword","ParameterValue":"hunter2"}',
+        '{"VALUE": "hunter2", "KEY": "api_key"}',
+        "Value=hunter2, Name='token'",
+        "('password', '=', 'hunter2')",
+        "('authorization', 'Basic x hunter2', True)",
+    ):
+        assert "hunter2" not in DEFAULT_REDACTOR.text(text), text
+    text = '{"Key": "Color", "Value": "red"} {"value": 1, "name": "lamp"} (\'a\', \'b\', \'c\')'
+    assert DEFAULT_REDACTOR.text(text) == text
+
+
 def test_ordinary_names_keep_their_values() -> None:
     """Options, pairs, elements and quoted names that are not secret stay next to one that is."""
     text = "passwords: 1 --port 80 ('a', 'b') <b>c</b> name='a' value=b 'x': 1 \"pins=2"
@@ -205,6 +292,13 @@ QUERIES = [
     (f"{JWT}=1&page={CARD}&page".encode(), "REDACTED=REDACTED&page=REDACTED&page"),
     (b"page=password%3Dx&page=a+b", "page=REDACTED&page=a+b"),
 ]
+
+
+def test_capture_all_parameters() -> None:
+    """`*` captures every parameter, except secret names, what looks like a secret, and values without a name."""
+    redactor = Redactor(capture_query_parameters=["*"])
+    assert redactor.query("page=2&q=z&*=1") == "page=2&q=z&*=1"
+    assert redactor.query(f"token=x&Policy=y&q={JWT}&abc") == "token=REDACTED&Policy=REDACTED&q=REDACTED&REDACTED"
 
 
 def test_values_are_redacted_unless_captured() -> None:

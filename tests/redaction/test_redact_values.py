@@ -212,6 +212,16 @@ NAMED_VALUES = [
     ({"name": "password", "value": "x"}, {"name": "password", "value": "REDACTED"}),
     ({"key": "Authorization", "value": "x"}, {"key": "Authorization", "value": "REDACTED"}),
     ({"name": "lamp", "value": "x"}, {"name": "lamp", "value": "x"}),
+    ({"Key": "Password", "Value": "x", "a": 1}, {"Key": "Password", "Value": "REDACTED", "a": 1}),
+    (
+        {"ParameterKey": "DBPassword", "ParameterValue": "x"},
+        {"ParameterKey": "DBPassword", "ParameterValue": "REDACTED"},
+    ),
+    ({"FIELD": "pin", "old": "x", "New": "y"}, {"FIELD": "pin", "old": "REDACTED", "New": "REDACTED"}),
+    (("password", "=", "x"), ["password", "REDACTED", "REDACTED"]),
+    ((b"cookie", b"x", True), [b"cookie", "REDACTED", True]),
+    ((1, 2, 3), (1, 2, 3)),
+    (["password", "a", "b"], ["password", "a", "b"]),
     (
         {"loc": ("a",), "msg": "m", "input": 1, "ctx": {"a": 1}},
         {"loc": ("a",), "msg": "m"} | dict.fromkeys(("input", "ctx"), "REDACTED"),
@@ -250,3 +260,14 @@ def test_names_of_operations_are_redacted() -> None:
     observe.close()
     seen.assert_no_leak(JWT)
     assert error_type_of(type(JWT.replace(".", "_"), (Exception,), {})()) != JWT
+
+
+def test_fields_that_name_each_other() -> None:
+    """A field `value` is redacted if a field next to it, such as `key`, has a secret name as its value."""
+    assert DEFAULT_REDACTOR.fields({"key": "password", "value": "x", "a": 1}) == {
+        "key": "password",
+        "value": "REDACTED",
+        "a": 1,
+    }
+    fields = {"key": "color", "value": "red"}
+    assert DEFAULT_REDACTOR.fields(fields) is fields
