@@ -131,7 +131,7 @@ class SeriesLimiter:
         """Return the number of label sets of all metrics."""
         return sum([len(each.children) for each in self.label_sets])
 
-    def reached_limit(self, label_sets: LabelSets) -> str:
+    def limit_reached(self, label_sets: LabelSets) -> str:
         """Return the name of the setting that forbids another label set of this metric; empty if none does."""
         if len(label_sets.children) >= self.per_metric:
             return "max_series_per_metric"

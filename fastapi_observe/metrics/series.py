@@ -205,7 +205,7 @@ class BoundedMetric(MetricWrapperBase):
             limit = ""
             used = label_sets.limit_values(requested, limiter.per_label)
             child: Self | None = label_sets.children.get(used)
-            if child is None and (limit := limiter.reached_limit(label_sets)):
+            if child is None and (limit := limiter.limit_reached(label_sets)):
                 used = (OVERFLOW,) * len(requested)
                 child = label_sets.children.get(used)
             if child is None:

@@ -179,7 +179,7 @@ def test_a_dependency_needs_fastapi(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without FastAPI, `install` raises."""
     monkeypatch.setitem(sys.modules, "fastapi", None)
     app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("x"))])
-    with pytest.raises(TypeError, match="metrics_dependency needs FastAPI"):
+    with pytest.raises(TypeError, match="metrics_dependency requires FastAPI"):
         install(app, metrics_dependency=check)
 
 
