@@ -29,7 +29,7 @@ class MetricsEndpoint:
         enabled = settings.metrics and settings.metrics_port is None
         self.path = settings.metrics_path if enabled else None
         self._access = MetricsAccess(settings.metrics_access, None if token is None else token.get_secret_value())
-        self._scrapes: tuple[Any, SharedScrapes] | None = None
+        self._scrapes = SharedScrapes(observability.metrics.scrapes)
         self._dependency_app: ASGIApp | None = None
         if enabled and settings.metrics_dependency is not None:
             self._dependency_app = dependency_app(
@@ -71,7 +71,7 @@ class MetricsEndpoint:
         try:
             observability.on_startup()
             headers = {name: value.decode("latin-1") for name, value in scope.get("headers") or ()}
-            head, body = await self._shared_scrapes()(
+            head, body = await self._scrapes(
                 observability.metrics.render, headers.get(b"accept", ""), headers.get(b"accept-encoding", "")
             )
         except Exception as exc:  # noqa: BLE001 - a scrape that fails gets a response, not a closed connection
@@ -79,13 +79,6 @@ class MetricsEndpoint:
             status, head, body = 500, [TEXT_PLAIN], b"Cannot render the metrics."
         await send({"type": "http.response.start", "status": status, "headers": head})
         await send_body(send, b"" if scope["method"] == "HEAD" else body)
-
-    def _shared_scrapes(self) -> SharedScrapes:
-        """Return the concurrent scrapes of this event loop."""
-        loop = self._observability.loop
-        if self._scrapes is None or self._scrapes[0] is not loop:
-            self._scrapes = loop, SharedScrapes(self._observability.metrics.scrapes)
-        return self._scrapes[1]
 
 
 def check_dependency() -> None:

@@ -164,6 +164,16 @@ def observed(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Seen]
 
 
 @pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no thread start, as at the limit of threads."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading._start_new_thread", fail)
+
+
+@pytest.fixture
 def gunicorn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make this process look like a worker of gunicorn."""
     monkeypatch.setenv("SERVER_SOFTWARE", "gunicorn/27.0.1")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily
+
+from fastapi_observe.internal.threads import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -123,17 +124,8 @@ class ErrorBudgets:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._sample()
-        thread = threading.Thread(target=self._run, args=(self._stopped,), name="fastapi-observe-budgets", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as exc:
-            logging.getLogger("fastapi_observe").warning(
-                "Error budgets are updated by scrapes only, burn rates may be inexact: %s. "
-                "Raise the limit of threads or processes (ulimit -u, pids.max).",
-                exc,
-            )
-            return
-        self._thread = thread
+        consequence = "Error budgets are updated by scrapes only, so burn rates may be inexact."
+        self._thread = start_thread(self._run, "fastapi-observe-budgets", consequence, (self._stopped,))
 
     def stop(self) -> None:
         """Stop taking snapshots. Those that were taken remain."""

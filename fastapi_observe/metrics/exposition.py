@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from copy import copy
 from time import sleep
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from prometheus_client import exposition as text_exposition
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
@@ -51,31 +52,45 @@ SUFFIXES: Final = {
 """Suffixes of the sample names of a family, by type."""
 
 
+class RenderedFamily(NamedTuple):
+    """A family as text: its name in the text format, all names of its samples, the text, and whether it is ours."""
+
+    name: str
+    sample_names: list[str]
+    text: str
+    is_ours: bool
+
+
 def render(
-    registries: Iterable[Any], accept: str, accept_encoding: str, internal_errors: InternalErrors
+    registries: Iterable[Any],
+    accept: str,
+    accept_encoding: str,
+    internal_errors: InternalErrors,
+    report_hidden: Callable[[list[str]], None] | None = None,
 ) -> ScrapeResponse:
     """Return headers and body for these registries.
 
-    A family is left out if an earlier one has its name. A collector that raises is left out and counted.
+    A family is left out if an earlier one has its name; `report_hidden` gets the names of other libraries' families
+    that are left out because of our metrics. A collector that raises is left out and counted.
     """
     openmetrics, gzip = prefers_openmetrics(accept), accepts_gzip(accept_encoding)
     body = ResponseBody(gzip=gzip)
-    taken: set[str] = set()
-    for registry in registries:
-        for collector in collectors_of(registry):
-            sleep(YIELD_SLEEP)
-            try:
-                for names, text in _families(collector, openmetrics=openmetrics):
-                    if not taken.isdisjoint(names):
-                        continue
-                    taken.update(names)
-                    if body.size + len(text) > MAX_RESPONSE_BYTES:
-                        raise OverflowError(f"{names[0]} does not fit")  # noqa: TRY301 - counted and logged below
-                    body.add(text)
-            except OverflowError as exc:
-                internal_errors("metrics.too_large", exc)
-            except Exception as exc:  # noqa: BLE001 - collect() of any collector
-                internal_errors("collect", exc)
+    names = UsedNames()
+    for collector in (collector for registry in registries for collector in collectors_of(registry)):
+        sleep(YIELD_SLEEP)
+        try:
+            for family in _families(collector, openmetrics=openmetrics):
+                if not names.add(family):
+                    continue
+                if body.size + len(family.text) > MAX_RESPONSE_BYTES:
+                    raise OverflowError(f"{family.name} does not fit")  # noqa: TRY301 - counted and logged below
+                body.add(family.text)
+        except OverflowError as exc:
+            internal_errors("metrics.too_large", exc)
+        except Exception as exc:  # noqa: BLE001 - collect() of any collector
+            internal_errors("collect", exc)
+    if names.hidden and report_hidden is not None:
+        report_hidden(names.hidden)
     if openmetrics:
         body.add("# EOF\n")
     content = body.end()
@@ -84,6 +99,44 @@ def render(
         headers.append((b"content-encoding", b"gzip"))
     headers.append((b"content-length", str(len(content)).encode()))
     return headers, content
+
+
+class UsedNames:
+    """The sample names in a response. `hidden` are families of others whose names our metrics use."""
+
+    def __init__(self) -> None:
+        self.hidden: list[str] = []
+        self._used: set[str] = set()
+        self._ours: set[str] = set()
+
+    def add(self, family: RenderedFamily) -> bool:
+        """Add the names of a family, or return False if one of them is in use."""
+        if not self._used.isdisjoint(family.sample_names):
+            if not family.is_ours and not self._ours.isdisjoint(family.sample_names):
+                self.hidden.append(family.name)
+            return False
+        self._used.update(family.sample_names)
+        if family.is_ours:
+            self._ours.update(family.sample_names)
+        return True
+
+
+class HiddenFamilyWarning:
+    """Warns once about each family of another library that a scrape leaves out."""
+
+    def __init__(self) -> None:
+        self._reported: set[str] = set()
+
+    def __call__(self, names: list[str]) -> None:
+        """Log a warning with all names if one of them is new. The names are among those of our own metrics."""
+        if not self._reported.issuperset(names):
+            self._reported.update(names)
+            logging.getLogger("fastapi_observe").warning(
+                "Metrics of another library are not in the scrape response, because fastapi-observe has metrics of the "
+                "same name: %s. Give them another name (prometheus-fastapi-instrumentator: "
+                "instrument(app, metric_namespace='...')), or remove that library.",
+                ", ".join(dict.fromkeys(names)),
+            )
 
 
 class ResponseBody:
@@ -151,10 +204,11 @@ def _parse_alternatives(header: str) -> Iterable[tuple[str, dict[str, str], floa
         yield name, parameters, quality
 
 
-def _families(collector: Any, *, openmetrics: bool) -> Iterable[tuple[list[str], str]]:
-    """Yield each family of a collector: the sample names it takes, and its text."""
+def _families(collector: Any, *, openmetrics: bool) -> Iterable[RenderedFamily]:
+    """Yield each family of a collector as text."""
     if isinstance(collector, (BoundedMetric, MergedFamilyText)):
-        yield _sample_names(*collector.family()), collector.render(openmetrics=openmetrics)
+        name, kind = collector.family()
+        yield RenderedFamily(name, _sample_names(name, kind), collector.render(openmetrics=openmetrics), is_ours=True)
         return
     exposition = openmetrics_exposition if openmetrics else text_exposition
     encode: Callable[[Any], bytes] = exposition.generate_latest
@@ -164,7 +218,8 @@ def _families(collector: Any, *, openmetrics: bool) -> Iterable[tuple[list[str],
         shown.samples = [sample for sample in family.samples if sample.name != created]
         if shown.samples:
             text = encode(StaticCollector([shown])).decode().removesuffix("# EOF\n")
-            yield _sample_names(family.name, family.type), text
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            yield RenderedFamily(name, _sample_names(family.name, family.type), text, is_ours=False)
 
 
 def _sample_names(name: str, kind: str) -> list[str]:

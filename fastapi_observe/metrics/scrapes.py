@@ -10,6 +10,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
+from fastapi_observe.internal.threads import log_no_thread
 from fastapi_observe.metrics.exposition import accepts_gzip, prefers_openmetrics
 
 if TYPE_CHECKING:
@@ -93,11 +94,27 @@ def variant_of(accept: str, accept_encoding: str) -> Variant:
 
 
 class SharedScrapes:
-    """Shares one worker thread among all scrapes of one variant in one event loop.
+    """Shares one worker thread among all concurrent scrapes of one variant.
 
-    With a thread for each scrape, all of them would compete for the GIL. Scrapes of another event loop have a state of
-    their own, since the primitives of anyio belong to one loop.
+    With a thread for each scrape, all of them would compete for the GIL. Each event loop has its own state, since
+    anyio's primitives belong to one loop: an app may run under asyncio and then under trio, or in several loops.
     """
+
+    def __init__(self, renderer: ScrapeRenderer) -> None:
+        self._renderer = renderer
+        self._of_loop = anyio.lowlevel.RunVar[_LoopScrapes]("fastapi_observe_scrapes")
+
+    async def __call__(self, render: Render, accept: str, accept_encoding: str) -> ScrapeResponse:
+        """Return headers and body, rendered after this call; `render` is called in a thread."""
+        scrapes = self._of_loop.get(None)
+        if scrapes is None:
+            scrapes = _LoopScrapes(self._renderer)
+            self._of_loop.set(scrapes)
+        return await scrapes(render, accept, accept_encoding)
+
+
+class _LoopScrapes:
+    """The concurrent scrapes of one event loop."""
 
     def __init__(self, renderer: ScrapeRenderer) -> None:
         self._renderer = renderer
@@ -107,7 +124,6 @@ class SharedScrapes:
         self._turn = anyio.Lock()
 
     async def __call__(self, render: Render, accept: str, accept_encoding: str) -> ScrapeResponse:
-        """Return headers and body, rendered after this call; `render` is called in a thread."""
         variant, requested = variant_of(accept, accept_encoding), monotonic()
         while variant in self._rendering:
             await self._rendering[variant].wait()
@@ -118,10 +134,26 @@ class SharedScrapes:
                 return response
         done = self._rendering[variant] = anyio.Event()
         try:
-            return await anyio.to_thread.run_sync(render, accept, accept_encoding, limiter=self._limiter)
+            return await self._render_in_thread(render, accept, accept_encoding)
         finally:
             del self._rendering[variant]
             done.set()
+
+    async def _render_in_thread(self, render: Render, accept: str, accept_encoding: str) -> ScrapeResponse:
+        started = False
+
+        def run() -> ScrapeResponse:
+            nonlocal started
+            started = True
+            return render(accept, accept_encoding)
+
+        try:
+            return await anyio.to_thread.run_sync(run, limiter=self._limiter)
+        except RuntimeError as exc:
+            if started:
+                raise
+            log_no_thread(exc, "Metrics are rendered in the event loop, which delays requests.")
+            return render(accept, accept_encoding)
 
 
 async def send_body(send: Send, body: bytes) -> None:

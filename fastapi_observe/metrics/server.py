@@ -14,6 +14,7 @@ from socketserver import ThreadingMixIn
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from fastapi_observe.internal.threads import start_thread
 from fastapi_observe.requests.access import CHALLENGE, MetricsAccess
 
 if TYPE_CHECKING:
@@ -60,24 +61,19 @@ class MetricsServer:
         try:
             server = _Server(settings, self._render, self._internal_errors, shared=shared)
         except OSError as exc:
-            self._log_failure(exc.strerror or exc, "Free the port or set another metrics_port.")
+            logging.getLogger("fastapi_observe").error(  # noqa: TRY400 - the reason is enough, without a traceback
+                "Cannot listen on %s:%d (metrics_port): %s. Metrics are unavailable. "
+                "Free the port or set another metrics_port.",
+                settings.metrics_host,
+                settings.metrics_port,
+                exc.strerror or exc,
+            )
             return
-        self._server = server
-        try:
-            threading.Thread(target=server.serve_forever, name="fastapi-observe-metrics", daemon=True).start()
-        except RuntimeError as exc:
-            self._server = None
+        consequence = "The port of the metrics (metrics_port) is closed."
+        if start_thread(server.serve_forever, "fastapi-observe-metrics", consequence) is None:
             server.server_close()
-            self._log_failure(exc, "Raise the limit of threads or processes (ulimit -u, pids.max).")
-
-    def _log_failure(self, reason: object, hint: str) -> None:
-        logging.getLogger("fastapi_observe").error(
-            "Cannot listen on %s:%d (metrics_port): %s. Metrics are unavailable. %s",
-            self._settings.metrics_host,
-            self._settings.metrics_port,
-            reason,
-            hint,
-        )
+        else:
+            self._server = server
 
     def stop(self) -> None:
         """Close the port. `start` opens it again."""

@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from fastapi_observe.metrics.budget import LimitsCollector, SeriesLimiter
 from fastapi_observe.metrics.catalogue import BusinessMetrics, MetricFactory
 from fastapi_observe.metrics.closures import check_functions, make_info
-from fastapi_observe.metrics.exposition import InternalCollector, prefers_openmetrics, render
+from fastapi_observe.metrics.exposition import HiddenFamilyWarning, InternalCollector, prefers_openmetrics, render
 from fastapi_observe.metrics.operations import OperationMetrics
 from fastapi_observe.metrics.scrapes import ScrapeRenderer
 from fastapi_observe.metrics.series import Counter, Gauge, Histogram
@@ -82,6 +82,7 @@ class MetricsService:
         self._lock = self._limiter.lock
         self._http: dict[tuple[str, str, int], HttpSeries] = {}
         self.scrapes = ScrapeRenderer(self._render)
+        self._warn_hidden = HiddenFamilyWarning()
         registries = (self.registry, REGISTRY) if include_default else (self.registry,)
         self.sharing = MetricSharing(
             registries, self._factory, internal_errors, self._reset_cells, self.scrapes.after_fork
@@ -384,7 +385,7 @@ class MetricsService:
 
     def _render(self, accept: str, accept_encoding: str) -> ScrapeResponse:
         registries = self.sharing.registries(openmetrics=prefers_openmetrics(accept))
-        return render(registries, accept, accept_encoding, self._internal_errors)
+        return render(registries, accept, accept_encoding, self._internal_errors, self._warn_hidden)
 
     def _reset_cells(self) -> None:
         """Empty the caches of cells, after the cells of series have been replaced."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import subprocess
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Info, Summary, generate_latest
 from prometheus_client import Counter as StockCounter
 from prometheus_client import Gauge as StockGauge
@@ -14,6 +16,8 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from prometheus_fastapi_instrumentator import Instrumentator
+from starlette.testclient import TestClient
 from tools import needs
 
 from fastapi_observe.internal.errors import InternalErrors
@@ -22,6 +26,7 @@ from fastapi_observe.metrics.exposition import (
     ENCODE_CHUNK_SIZE,
     OPENMETRICS,
     TEXT,
+    HiddenFamilyWarning,
     ResponseBody,
     accepts_gzip,
     prefers_openmetrics,
@@ -340,3 +345,31 @@ def test_the_version_is_that_of_the_distribution() -> None:
     """A distribution that is not installed has no version, and no error either."""
     assert package_version("prometheus-client")[0].isdigit()
     assert package_version("no-such-distribution") == "unknown"
+
+
+def test_hidden_families_of_another_library_are_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The warning names them and the remedy. Families that are not hidden by ours are not in it."""
+    app = FastAPI()
+    theirs = CollectorRegistry()
+    Instrumentator(registry=theirs).instrument(app)
+    StockCounter("somewhere_else_total", "Of another library.", registry=theirs).inc()
+    TestClient(app).get("/nothing")
+    report = HiddenFamilyWarning()
+    registries = [_used().registry, theirs, theirs]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="fastapi_observe"):
+        for accept in ("", OPEN):
+            render(registries, accept, "", InternalErrors(), report)
+    (warning,) = [record.getMessage() for record in caplog.records]
+    for name in ("http_requests_total", "http_request_duration_seconds", "metric_namespace='...'"):
+        assert name in warning
+    for name in ("highr", "somewhere_else"):
+        assert name not in warning
+
+
+def test_metrics_of_the_process_in_two_registries_are_not_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """The default registry has the same `process_*` as ours: nothing is lost, so there is no warning."""
+    metrics = _used(include_default_registry=True)
+    metrics.register_collector(SystemCollector(ObserveSettings(), InternalErrors()))
+    metrics.render("", "")
+    assert not [record for record in caplog.records if "another library" in record.getMessage()]

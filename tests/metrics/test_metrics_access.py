@@ -21,7 +21,9 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from fastapi_observe import install
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.metrics import server as metrics_server
+from fastapi_observe.settings.model import ObserveSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -385,3 +387,11 @@ def test_a_forked_child_opens_a_separate_port(observed: Callable[..., Seen], mon
         assert parents is not None
         parents.shutdown()
         parents.server_close()
+
+
+def test_without_threads_the_port_stays_closed(no_threads: None) -> None:
+    """Nothing raises, and stopping is possible."""
+    server = metrics_server.MetricsServer(ObserveSettings(metrics_port=0), lambda *_: ([], b""), InternalErrors())
+    server.start(shared=False)
+    assert server.port is None
+    server.stop()
