@@ -1,18 +1,23 @@
-"""Callbacks at fork and at exit that do not keep their owner alive, and `ShutdownDeadline`."""
+"""Callbacks at fork and at exit that do not keep their owner alive, `ShutdownDeadline`, and `start_thread`."""
 
 from __future__ import annotations
 
 import atexit
+import logging
 import os
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from fastapi_observe.internal.clock import monotonic
+from fastapi_observe.internal.throttle import LogThrottle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+
+_THREAD_THROTTLE: Final = LogThrottle()
 
 FINAL_LOG_FLUSH: Final = 0.1
 """Seconds for writing the log lines that flushing itself has produced."""
@@ -96,3 +101,29 @@ def weak_callback(owner: T, method: Callable[[T], None]) -> Callable[[], None]:
             method(alive)
 
     return call
+
+
+def start_thread(
+    target: Callable[..., object], name: str, consequence: str, args: tuple[Any, ...] = ()
+) -> threading.Thread | None:
+    """Start a daemon thread and return it.
+
+    If no thread can start, log a warning with the `consequence` (a sentence) and return None.
+    """
+    thread = threading.Thread(target=target, args=args, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as exc:
+        log_no_thread(exc, consequence)
+        return None
+    return thread
+
+
+def log_no_thread(exc: RuntimeError, consequence: str) -> None:
+    """Log a warning, at most once a minute for each consequence, that a thread could not start."""
+    if _THREAD_THROTTLE.allow(consequence):
+        logging.getLogger("fastapi_observe").warning(
+            "No thread can start: %s. %s Raise the limit of threads or processes (ulimit -u, or pids.max).",
+            exc,
+            consequence,
+        )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily
 
-from fastapi_observe.internal.threads import start_thread
+from fastapi_observe.internal.forks import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -10,7 +10,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from fastapi_observe.internal.threads import log_no_thread
+from fastapi_observe.internal.forks import log_no_thread
 from fastapi_observe.metrics.exposition import accepts_gzip, prefers_openmetrics
 
 if TYPE_CHECKING:

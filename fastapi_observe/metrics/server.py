@@ -14,7 +14,7 @@ from socketserver import ThreadingMixIn
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.internal.threads import start_thread
+from fastapi_observe.internal.forks import start_thread
 from fastapi_observe.requests.access import CHALLENGE, MetricsAccess
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from fastapi_observe.internal.threads import start_thread
+from fastapi_observe.internal.forks import start_thread
 
 if TYPE_CHECKING:
     import pytest
