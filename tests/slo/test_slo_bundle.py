@@ -483,7 +483,7 @@ def test_the_bundle_of_the_example_is_current(tmp_path: Path) -> None:
     [
         ({"severity": "page", "service": "shop", "slo": "checkout"}, "pager"),
         ({"severity": "ticket", "service": "shop"}, "tickets"),
-        ({"severity": "info", "service": "shop"}, "nobody"),
+        ({"severity": "info", "service": "shop"}, "none"),
         ({"alertname": "Foreign"}, "tickets"),
     ],
 )

@@ -6,17 +6,16 @@ import asyncio
 import json
 import os
 import re
-import socket
 import sys
 import threading
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import httpx
 from collectors import Collector
+from monitored import ROOT, TIMEOUT, free_port
 from tools import needs
 
 from example_app.services import run_service
@@ -24,14 +23,11 @@ from fastapi_observe.slo.prometheus.alertmanager import make_alertmanager
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
 
     from example_app.services import Service
 
 T = TypeVar("T")
-ROOT = Path(__file__).parents[2]
-TIMEOUT: Final = 90.0
-"""Seconds within which each event must happen, also on a busy machine."""
-
 CHECKOUT: Final = "/orders/{order_id}/checkout"
 
 
@@ -67,13 +63,6 @@ def webhook() -> Iterator[Webhook]:
         made.server.shutdown()
         made.server.server_close()
         thread.join(5)
-
-
-def free_port() -> int:
-    """Return a free port."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 @asynccontextmanager

@@ -11,11 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from test_slo_end_to_end import free_port
+from monitored import ROOT, free_port
 from tools import needs
 
-PAGE: Final = (Path(__file__).parents[2] / "docs" / "slo.md").read_text("utf-8")
-ROOT: Final = Path(__file__).parents[2]
+PAGE: Final = (ROOT / "docs" / "slo.md").read_text("utf-8")
 TIMEOUT: Final = 300
 """Seconds that all commands together may take."""
 

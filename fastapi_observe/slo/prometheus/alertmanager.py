@@ -6,7 +6,8 @@ from typing import Any, Final
 
 PAGER: Final = "pager"
 TICKETS: Final = "tickets"
-NO_RECEIVER: Final = "nobody"
+NO_RECEIVER: Final = "none"
+"""A receiver without a configuration: alerts of severity `info` stay in Alertmanager and on the dashboard."""
 
 WORKING_HOURS: Final = "working-hours"
 """Name of the time interval in which tickets are sent; in UTC unless the user adds a `location`."""
