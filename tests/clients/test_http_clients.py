@@ -1,4 +1,4 @@
-"""httpx and httpx2, sync and async: each call is one operation, whatever becomes of it; strangers learn nothing."""
+"""httpx and httpx2 clients, sync and async: calls as operations, streams, redirects, trace headers, lifetime."""
 
 from __future__ import annotations
 
@@ -45,29 +45,29 @@ MODULES: list[Any] = [httpx, httpx2]
 KINDS = [(module, kind) for module in MODULES for kind in ("AsyncClient", "Client")]
 TRACE_HEADERS = {"traceparent", "tracestate", "baggage"}
 
-# The other service
+# The service called
 
 
 async def echo(request: Request) -> Response:
-    """Say what was received."""
+    """Respond with the headers received."""
     await request.body()
     status = int(request.query_params.get("status", "200"))
     return JSONResponse(dict(request.headers), status_code=status)
 
 
 async def redirect(request: Request) -> Response:
-    """Send the caller elsewhere."""
+    """Redirect to the parameter `to`."""
     return RedirectResponse(request.query_params.get("to", "/redirect"), status_code=307)
 
 
 class Gate:
-    """Lets a callee hang until the test lets it go on."""
+    """Holds responses back until the test opens it."""
 
     def __init__(self) -> None:
         self.open = threading.Event()
 
     async def slow(self, request: Request) -> Response:
-        """Answer with a part, and another one when the gate opens."""
+        """Respond with one part, and another when the gate opens."""
 
         async def parts() -> AsyncIterator[bytes]:
             yield b"first"
@@ -77,13 +77,13 @@ class Gate:
         return StreamingResponse(parts())
 
     async def hang(self, request: Request) -> Response:
-        """Answer when the gate opens."""
+        """Respond when the gate opens."""
         await asyncio.to_thread(self.open.wait, 5)
         return Response()
 
 
 async def parts(request: Request) -> Response:
-    """Answer in parts."""
+    """Respond in parts."""
 
     async def each() -> AsyncIterator[bytes]:
         for number in range(3):
@@ -104,7 +104,7 @@ async def breaks(request: Request) -> Response:
 
 @pytest.fixture(scope="module")
 def callee() -> Iterator[tuple[int, Gate]]:
-    """Serve the other service."""
+    """Serve the service; return its port and gate."""
     gate = Gate()
     routes = [
         Route("/echo", echo, methods=["GET", "POST", "BREW"]),
@@ -121,7 +121,7 @@ def callee() -> Iterator[tuple[int, Gate]]:
 
 @pytest.fixture
 def gate(callee: tuple[int, Gate]) -> Iterator[Gate]:
-    """Shut what hangs; opened after the test, whatever happened."""
+    """Close the gate; open it after the test."""
     callee[1].open = threading.Event()
     yield callee[1]
     callee[1].open.set()
@@ -129,13 +129,13 @@ def gate(callee: tuple[int, Gate]) -> Iterator[Gate]:
 
 @pytest.fixture
 def port(callee: tuple[int, Gate], gate: Gate) -> int:
-    """Tell where the other service is."""
+    """Return the port of the service."""
     return callee[0]
 
 
 @contextmanager
 def answering(answer: bytes) -> Iterator[int]:
-    """Answer one connection with these bytes and reset it."""
+    """Respond to one connection with these bytes and reset it."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -151,11 +151,11 @@ def answering(answer: bytes) -> Iterator[int]:
         thread.join()
 
 
-# The caller
+# The clients
 
 
 class Calls:
-    """The clients under test, and what was seen of them."""
+    """The clients under test, and their spans, metrics and log lines."""
 
     def __init__(self, seen: Seen, *hosts: str, baggage: tuple[str, ...] = ()) -> None:
         self.seen = seen
@@ -181,7 +181,7 @@ class Calls:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """The lines about calls."""
+        """The log lines of calls."""
         return [line for line in self.seen.lines if line["logger"] == "fastapi_observe.operation"]
 
 
@@ -194,8 +194,8 @@ def calls(observed: Callable[..., Seen]) -> Iterator[Calls]:
     assert made.seen.observe.internal_errors.counts == {}
 
 
-class Any4:
-    """One of the four kinds of client, spoken to in the same way."""
+class AnyClient:
+    """A client of one of the four kinds, with one interface for all."""
 
     def __init__(
         self, clients: HttpClients, module: Any, kind: str, options: dict[str, Any], named: dict[str, Any]
@@ -210,7 +210,7 @@ class Any4:
         return await got if self.is_async else got
 
     async def stream(self, url: str, take: int | None = None, **options: Any) -> Any:
-        """Read a streamed answer, or so many parts of it; nothing of the call is current meanwhile."""
+        """Read a streamed response, or `take` parts of it. The call is not the current operation meanwhile."""
         if self.is_async:
             async with self.client.stream("GET", url, **options) as answer:
                 assert CURRENT_OPERATION.get() is None
@@ -242,13 +242,13 @@ class Any4:
 
 
 @pytest.fixture(params=KINDS, ids=lambda each: f"{each[0].__name__}.{each[1]}")
-async def client(request: pytest.FixtureRequest, calls: Calls) -> AsyncIterator[Callable[..., Any4]]:
-    """Make clients of each of the four kinds."""
-    made: list[Any4] = []
+async def client(request: pytest.FixtureRequest, calls: Calls) -> AsyncIterator[Callable[..., AnyClient]]:
+    """Make clients of each of the four kinds, which are closed after the test."""
+    made: list[AnyClient] = []
 
-    def make(named: dict[str, Any] | None = None, **options: Any) -> Any4:
+    def make(named: dict[str, Any] | None = None, **options: Any) -> AnyClient:
         module, kind = request.param
-        made.append(Any4(calls.clients, module, kind, options, named or {}))
+        made.append(AnyClient(calls.clients, module, kind, options, named or {}))
         return made[-1]
 
     yield make
@@ -256,8 +256,8 @@ async def client(request: pytest.FixtureRequest, calls: Calls) -> AsyncIterator[
         await one.close()
 
 
-async def test_a_call_gives_three_signals(calls: Calls, client: Callable[..., Any4], port: int) -> None:
-    """A call is a client span with what the conventions ask for, a sample and a line, and the callee's parent."""
+async def test_a_call_gives_three_signals(calls: Calls, client: Callable[..., AnyClient], port: int) -> None:
+    """A call is a client span with the conventions' attributes, the parent of the callee's span; a sample; a line."""
     answer = await client().request(
         "POST", f"http://user:secret@127.0.0.1:{port}/echo?card=4111&page=2#part", content=b"12345"
     )
@@ -285,12 +285,13 @@ async def test_a_call_gives_three_signals(calls: Calls, client: Callable[..., An
     assert CURRENT_OPERATION.get() is None
 
 
-@pytest.mark.parametrize(("status", "told"), [(404, ("client_error", "warn")), (500, ("server_error", "error"))])
-async def test_the_status_decides(
-    calls: Calls, client: Callable[..., Any4], port: int, status: int, told: tuple[str, str]
+@pytest.mark.parametrize(
+    ("status", "outcome", "level"), [(404, "client_error", "warn"), (500, "server_error", "error")]
+)
+async def test_error_statuses(
+    calls: Calls, client: Callable[..., AnyClient], port: int, status: int, outcome: str, level: str
 ) -> None:
-    """4xx is what the callee is there to say, 5xx an error; neither raises."""
-    outcome, level = told
+    """4xx is `client_error` and no error of the span; 5xx is `server_error`."""
     answer = await client({"service": "pay"}).request("GET", f"http://127.0.0.1:{port}/echo?status={status}")
     assert answer.status_code == status
     assert calls.outcomes == {("pay", "GET", outcome): 1}
@@ -299,14 +300,14 @@ async def test_the_status_decides(
     assert [line["level"] for line in calls.lines] == [level]
 
 
-# What fails
+# Failures
 
 
-async def test_a_callee_that_hangs(calls: Calls, client: Callable[..., Any4], port: int) -> None:
-    """A time-out is an outcome of its own; its kind is the error type, and the exception is httpx's own."""
+async def test_a_timeout(calls: Calls, client: Callable[..., AnyClient], port: int) -> None:
+    """The outcome is `timeout`, the error type and the exception are those of httpx."""
     one = client()
     with pytest.raises(one.module.ReadTimeout) as caught:
-        await one.request("GET", f"http://127.0.0.1:{port}/hang", timeout=0.05)
+        await one.request("GET", f"http://127.0.0.1:{port}/hang", timeout=one.module.Timeout(30, read=0.05))
     assert (calls.span["error.type"], calls.span["status"]) == (f"{one.module.__name__}.ReadTimeout", StatusCode.ERROR)
     assert calls.outcomes == {("127.0.0.1", "GET", "timeout"): 1}
     assert "http.response.status_code" not in calls.span
@@ -314,12 +315,12 @@ async def test_a_callee_that_hangs(calls: Calls, client: Callable[..., Any4], po
 
 
 async def test_a_pool_without_a_free_connection(
-    calls: Calls, client: Callable[..., Any4], port: int, gate: Gate
+    calls: Calls, client: Callable[..., AnyClient], port: int, gate: Gate
 ) -> None:
-    """Waiting for a connection too long is a time-out too."""
+    """A timeout of the connection pool is a `timeout`."""
     one = client()
     module = one.module
-    one = client(limits=module.Limits(max_connections=1), timeout=module.Timeout(5, pool=0.05))
+    one = client(limits=module.Limits(max_connections=1), timeout=module.Timeout(30, pool=0.05))
     url = f"http://127.0.0.1:{port}/slow"
     if one.is_async:
         async with one.client.stream("GET", url):
@@ -331,8 +332,8 @@ async def test_a_pool_without_a_free_connection(
     assert calls.outcomes == {("127.0.0.1", "GET", "timeout"): 1, ("127.0.0.1", "GET", "ok"): 1}
 
 
-async def test_a_connection_that_is_refused(calls: Calls, client: Callable[..., Any4]) -> None:
-    """That is a `connect_error`."""
+async def test_a_refused_connection(calls: Calls, client: Callable[..., AnyClient]) -> None:
+    """The outcome is `connect_error`."""
     one = client()
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -341,8 +342,8 @@ async def test_a_connection_that_is_refused(calls: Calls, client: Callable[..., 
     assert calls.outcomes == {("127.0.0.1", "GET", "connect_error"): 1}
 
 
-async def test_a_connection_that_is_reset(calls: Calls, client: Callable[..., Any4]) -> None:
-    """A connection that breaks before the answer is an error, named by its exception."""
+async def test_a_reset_connection(calls: Calls, client: Callable[..., AnyClient]) -> None:
+    """A connection that ends before the response is an error, with the type of its exception."""
     one = client()
     with answering(b"") as at, pytest.raises((one.module.NetworkError, one.module.RemoteProtocolError)) as caught:
         await one.request("GET", f"http://127.0.0.1:{at}/")
@@ -351,13 +352,13 @@ async def test_a_connection_that_is_reset(calls: Calls, client: Callable[..., An
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_a_body_that_breaks(
+async def test_an_incomplete_body(
     calls: Calls,
-    client: Callable[..., Any4],
+    client: Callable[..., AnyClient],
     port: int,
     streamed: bool,  # noqa: FBT001 - a table
 ) -> None:
-    """A body that ends too early is an error, whatever the status said."""
+    """A body that ends too early is an error, whatever the status."""
     one, url = client(), f"http://127.0.0.1:{port}/breaks"
     with pytest.raises(one.module.RemoteProtocolError):
         await (one.stream(url) if streamed else one.request("GET", url))
@@ -368,8 +369,8 @@ async def test_a_body_that_breaks(
 
 
 @pytest.mark.parametrize("module", MODULES)
-async def test_a_call_that_is_cancelled(calls: Calls, module: Any, port: int) -> None:
-    """A call given up by its caller is `cancelled`: before the answer, in the body, and between two parts of it."""
+async def test_a_cancelled_call(calls: Calls, module: Any, port: int) -> None:
+    """The outcome is `cancelled`: before the response, inside its body, and between two parts of it."""
 
     async def between() -> None:
         async with one.stream("GET", f"http://127.0.0.1:{port}/parts") as answer:
@@ -400,10 +401,8 @@ async def test_a_call_that_is_cancelled(calls: Calls, module: Any, port: int) ->
 # Streams
 
 
-async def test_a_streamed_call_lasts_until_its_body_is_read(
-    calls: Calls, client: Callable[..., Any4], port: int
-) -> None:
-    """It has one span, which ends with the body; the answer is what httpx gives without us."""
+async def test_a_streamed_call_ends_with_its_body(calls: Calls, client: Callable[..., AnyClient], port: int) -> None:
+    """It has one span, and the response is that of a client that is not instrumented."""
     answer = await client().stream(f"http://127.0.0.1:{port}/parts")
     assert (answer.content, answer.num_bytes_downloaded) == (b"012", 3)
     assert answer.elapsed.total_seconds() > 0
@@ -411,15 +410,15 @@ async def test_a_streamed_call_lasts_until_its_body_is_read(
     assert calls.outcomes == {("127.0.0.1", "GET", "ok"): 1}
 
 
-async def test_a_stream_may_be_left(calls: Calls, client: Callable[..., Any4], port: int) -> None:
-    """Who has read enough ends the call, and nothing has failed; how long the body was is not known."""
+async def test_a_stream_that_is_not_read_to_its_end(calls: Calls, client: Callable[..., AnyClient], port: int) -> None:
+    """Closing it ends the call without an error. The size of the body is unknown."""
     await client().stream(f"http://127.0.0.1:{port}/parts", take=1)
     assert calls.outcomes == {("127.0.0.1", "GET", "ok"): 1}
     assert "http.response.body.size" not in calls.span
 
 
-async def test_a_streamed_answer_is_not_read_ahead(calls: Calls, port: int, gate: Gate) -> None:
-    """Its parts are read when the user asks; until then, and between them, the caller's context is its own."""
+async def test_a_stream_is_not_read_ahead(calls: Calls, port: int, gate: Gate) -> None:
+    """Parts are received when the user reads them. Between them the current operation and span are the user's."""
     tracing = calls.seen.observe.tracing
     async with calls.clients.new() as http, http.stream("GET", f"http://127.0.0.1:{port}/slow") as answer:
         assert calls.seen.spans == []
@@ -435,8 +434,8 @@ async def test_a_streamed_answer_is_not_read_ahead(calls: Calls, port: int, gate
 
 
 @pytest.mark.parametrize("module", MODULES)
-async def test_an_answer_that_nobody_closes(calls: Calls, module: Any, port: int) -> None:
-    """It ends when it is collected, as `incomplete_response`, told with the next call; nothing leaks."""
+async def test_an_abandoned_response(calls: Calls, module: Any, port: int) -> None:
+    """A response that is neither read nor closed is reported as `incomplete_response`, with the next call."""
     async with calls.clients.instrument(module.AsyncClient()) as http:
         url = f"http://127.0.0.1:{port}/parts"
         answer = await http.send(http.build_request("GET", url), stream=True)
@@ -448,7 +447,7 @@ async def test_an_answer_that_nobody_closes(calls: Calls, module: Any, port: int
     assert calls.seen.spans[0].status.status_code is StatusCode.ERROR
 
 
-class Refusing:
+class FailsToClose:
     """A body that cannot be closed."""
 
     def __init__(self, exc: Exception) -> None:
@@ -469,15 +468,15 @@ class Refusing:
         raise self.exc
 
 
-async def test_a_body_that_cannot_be_closed(calls: Calls, client: Callable[..., Any4]) -> None:
-    """What closing it raises ends the call, and reaches the caller unchanged."""
+async def test_a_body_that_fails_to_close(calls: Calls, client: Callable[..., AnyClient]) -> None:
+    """The exception ends the call and reaches the caller unchanged."""
     exc = OSError("reset")
 
     def answer(request: Any) -> Any:
-        body = type("Body", (Refusing, one.module.AsyncByteStream, one.module.SyncByteStream), {})(exc)
+        body = type("Body", (FailsToClose, one.module.AsyncByteStream, one.module.SyncByteStream), {})(exc)
         return one.module.Response(200, stream=body)
 
-    one: Any4 = client()
+    one: AnyClient = client()
     one = client(transport=one.module.MockTransport(answer))
     with pytest.raises(OSError, match="reset") as caught:
         await one.stream("http://pay/", take=0)
@@ -486,7 +485,7 @@ async def test_a_body_that_cannot_be_closed(calls: Calls, client: Callable[..., 
 
 
 class Counting:
-    """A body that is no generator."""
+    """A body that is not a generator."""
 
     def __init__(self) -> None:
         self.left = 3
@@ -504,8 +503,8 @@ class Counting:
         return iter([b"1", b"1"])
 
 
-async def test_bodies_of_any_make(calls: Calls, client: Callable[..., Any4]) -> None:
-    """A body that a hook put there need not be a generator; what else it has is there, and in a copy of it."""
+async def test_bodies_that_are_not_generators(calls: Calls, client: Callable[..., AnyClient]) -> None:
+    """A hook may replace the body. Its other attributes are available, also in a copy."""
 
     def replace(answer: Any) -> None:
         answer.stream = type("Body", (Counting, one.module.AsyncByteStream, one.module.SyncByteStream), {})()
@@ -513,7 +512,7 @@ async def test_bodies_of_any_make(calls: Calls, client: Callable[..., Any4]) -> 
     async def replace_later(answer: Any) -> None:
         replace(answer)
 
-    one: Any4 = client()
+    one: AnyClient = client()
     hook = replace_later if one.is_async else replace
     transport = one.module.MockTransport(lambda _: one.module.Response(200, stream=NoBody(one.module)))
     one = client(event_hooks={"response": [hook]}, transport=transport)
@@ -523,8 +522,8 @@ async def test_bodies_of_any_make(calls: Calls, client: Callable[..., Any4]) -> 
     assert calls.span["http.response.body.size"] == 2
 
 
-async def test_an_operation_that_has_ended_lets_go(calls: Calls) -> None:
-    """A call that somebody still holds tells nothing more, and keeps no request alive."""
+async def test_an_ended_call_releases_its_request(calls: Calls) -> None:
+    """A call that is referenced longer reports nothing more and keeps no request alive."""
     held: list[Any] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -542,8 +541,8 @@ async def test_an_operation_that_has_ended_lets_go(calls: Calls) -> None:
     assert calls.outcomes == {("pay", "GET", "ok"): 1}
 
 
-async def test_an_answer_that_is_there_at_once(calls: Calls, client: Callable[..., Any4]) -> None:
-    """A streamed answer whose body was read already is over, and so is a switch of protocols."""
+async def test_a_streamed_response_that_is_complete(calls: Calls, client: Callable[..., AnyClient]) -> None:
+    """The call ends at once if the body was read already, and with a switch of protocols."""
     one = client()
     module = one.module
     for number, answer in enumerate((module.Response(200, content=b"12"), module.Response(101, stream=NoBody(module)))):
@@ -558,15 +557,15 @@ async def test_an_answer_that_is_there_at_once(calls: Calls, client: Callable[..
 
 
 def NoBody(module: Any) -> Any:  # noqa: N802 - makes an object of a class that each module has its own of
-    """Return a stream without an end."""
-    return type("NoBody", (Refusing, module.AsyncByteStream, module.SyncByteStream), {})(OSError())
+    """Return a stream that fails to close."""
+    return type("NoBody", (FailsToClose, module.AsyncByteStream, module.SyncByteStream), {})(OSError())
 
 
-# Redirects, and who is told
+# Redirects and trace headers
 
 
-async def test_redirects_are_part_of_the_call(calls: Calls, client: Callable[..., Any4], port: int) -> None:
-    """A redirect that is followed is one more sending; the URL is the one that answered."""
+async def test_redirects_are_part_of_the_call(calls: Calls, client: Callable[..., AnyClient], port: int) -> None:
+    """A followed redirect is one more request of the call; the URL is the last one."""
     answer = await client().request(
         "GET", f"http://127.0.0.1:{port}/redirect", params={"to": "/echo?token=x"}, follow_redirects=True
     )
@@ -576,8 +575,8 @@ async def test_redirects_are_part_of_the_call(calls: Calls, client: Callable[...
     assert calls.outcomes == {("127.0.0.1", "GET", "ok"): 1}
 
 
-async def test_redirects_without_end(calls: Calls, client: Callable[..., Any4], port: int) -> None:
-    """A callee that redirects to itself for ever is one call, which failed."""
+async def test_endless_redirects(calls: Calls, client: Callable[..., AnyClient], port: int) -> None:
+    """They are one failed call."""
     one = client(follow_redirects=True, max_redirects=3)
     with pytest.raises(one.module.TooManyRedirects):
         await one.request("GET", f"http://127.0.0.1:{port}/redirect")
@@ -585,8 +584,8 @@ async def test_redirects_without_end(calls: Calls, client: Callable[..., Any4], 
     assert calls.span["http.request.resend_count"] == 3
 
 
-def foreign(module: Any, kind: str, port: int) -> Any:
-    """Return a transport that takes every host for the callee."""
+def transport_to_callee(module: Any, kind: str, port: int) -> Any:
+    """Return a transport that sends requests for any host to the service."""
     base = module.AsyncHTTPTransport if kind == "AsyncClient" else module.HTTPTransport
 
     def turn(request: Any) -> Any:
@@ -609,7 +608,7 @@ def foreign(module: Any, kind: str, port: int) -> Any:
 
 @pytest.mark.parametrize(("module", "kind"), KINDS)
 @pytest.mark.parametrize(
-    ("asked", "to", "propagate", "told"),
+    ("host", "redirect_host", "propagate", "expected"),
     [
         ("payments", "payments", None, True),
         ("payments", "api.foreign.example", None, False),
@@ -621,34 +620,36 @@ def foreign(module: Any, kind: str, port: int) -> Any:
         ("payments", "payments", False, False),
     ],
 )
-async def test_who_is_told_the_trace(  # noqa: PLR0913, PLR0917 - a table
+async def test_which_hosts_receive_trace_headers(  # noqa: PLR0913, PLR0917 - a table
     observed: Callable[..., Seen],
     port: int,
     module: Any,
     kind: str,
-    asked: str,
-    to: str,
+    host: str,
+    redirect_host: str,
     propagate: Any,
-    told: bool,  # noqa: FBT001
+    expected: bool,  # noqa: FBT001
 ) -> None:
-    """Trace and baggage go to private and listed hosts; at a hop to any other they are taken away again."""
+    """Private hosts and those in `propagate_to`. On a redirect to another host the headers are removed."""
     calls = Calls(observed(Starlette()), "*.partner.example", baggage=("*",))
-    one = Any4(calls.clients, module, kind, {"transport": foreign(module, kind, port)}, {"propagate": propagate})
+    one = AnyClient(
+        calls.clients, module, kind, {"transport": transport_to_callee(module, kind, port)}, {"propagate": propagate}
+    )
     token = trace_with_baggage()
     try:
-        url = f"http://{asked}/redirect?to=http%3A%2F%2F{to}%2Fecho"
+        url = f"http://{host}/redirect?to=http%3A%2F%2F{redirect_host}%2Fecho"
         answer = await one.request("GET", url, follow_redirects=True, headers={"tracestate": "mine=1"})
     finally:
         token()
         await one.close()
-    assert set(answer.json()) & {"traceparent", "baggage"} == ({"traceparent", "baggage"} if told else set())
-    assert ("tracestate" in answer.json()) is (told and asked != "api.foreign.example") or propagate is True
-    assert calls.span["server.address"] == to
-    assert calls.outcomes == {(asked, "GET", "ok"): 1}
+    assert set(answer.json()) & {"traceparent", "baggage"} == ({"traceparent", "baggage"} if expected else set())
+    assert ("tracestate" in answer.json()) is (expected and host != "api.foreign.example") or propagate is True
+    assert calls.span["server.address"] == redirect_host
+    assert calls.outcomes == {(host, "GET", "ok"): 1}
 
 
 def trace_with_baggage() -> Callable[[], None]:
-    """Make a baggage the current one; the result takes it away."""
+    """Set a baggage. Returns a function that reverts this."""
     from opentelemetry import baggage, context  # noqa: PLC0415 - only here
 
     token = context.attach(baggage.set_baggage("tenant", "acme"))
@@ -656,7 +657,7 @@ def trace_with_baggage() -> Callable[[], None]:
 
 
 async def test_one_trace_crosses_to_a_real_service(observed: Callable[..., Seen]) -> None:
-    """The injected client passes the trace on: the other service's server span is a child of the client span."""
+    """The server span of the service is a child of the client span, which is a child of the app's server span."""
     other_app, app = Starlette(routes=[Route("/echo", echo)]), FastAPI()
 
     @app.get("/")
@@ -682,8 +683,8 @@ async def test_one_trace_crosses_to_a_real_service(observed: Callable[..., Seen]
     assert here.sample("external_requests_total", service="127.0.0.1", operation="GET", outcome="ok") == 1
 
 
-async def test_auth_that_sends_again(calls: Calls, client: Callable[..., Any4], port: int) -> None:
-    """What an `auth` sends in between is part of the call; its secret is nowhere."""
+async def test_requests_sent_by_an_auth(calls: Calls, client: Callable[..., AnyClient], port: int) -> None:
+    """They are part of the call, and their credentials are not reported."""
     one = client()
 
     class Auth(one.module.Auth):  # type: ignore[misc, name-defined]
@@ -701,10 +702,10 @@ async def test_auth_that_sends_again(calls: Calls, client: Callable[..., Any4], 
 
 @pytest.mark.parametrize(("module", "kind"), KINDS)
 @pytest.mark.parametrize("way", ["auth", "hook"])
-async def test_a_request_that_is_sent_elsewhere(
+async def test_a_request_that_is_sent_to_another_host(
     observed: Callable[..., Seen], port: int, module: Any, kind: str, way: str
 ) -> None:
-    """Where an `auth` or a hook of the user's turns a request to another host, that host's rule holds."""
+    """If an `auth` or a hook of the user changes the host, the new host decides about trace headers."""
     calls = Calls(observed(Starlette()))
 
     class Auth(module.Auth):  # type: ignore[misc]
@@ -718,20 +719,20 @@ async def test_a_request_that_is_sent_elsewhere(
     async def turn_later(request: Any) -> None:
         turn(request)
 
-    options: dict[str, Any] = {"transport": foreign(module, kind, port)}
+    options: dict[str, Any] = {"transport": transport_to_callee(module, kind, port)}
     if way == "auth":
         options["auth"] = Auth()
     else:
         options["event_hooks"] = {"request": [turn_later if kind == "AsyncClient" else turn]}
-    one = Any4(calls.clients, module, kind, options, {})
+    one = AnyClient(calls.clients, module, kind, options, {})
     answer = await one.request("GET", "http://payments/echo")
     await one.close()
     assert "traceparent" not in answer.json()
     assert calls.outcomes == {("payments", "GET", "ok"): 1}
 
 
-async def test_secrets_are_nowhere(calls: Calls, client: Callable[..., Any4]) -> None:
-    """User, password, query values and headers of a call that fails are in no span, line or sample."""
+async def test_secrets_are_not_reported(calls: Calls, client: Callable[..., AnyClient]) -> None:
+    """User, password, query values and headers of a failed call are in no span, line or sample."""
     one = client()
 
     def fail(request: Any) -> Any:
@@ -750,19 +751,19 @@ async def test_secrets_are_nowhere(calls: Calls, client: Callable[..., Any4]) ->
     assert "s3cret" not in str(line)
 
 
-# Names
+# Labels
 
 
-async def test_unknown_methods_are_no_labels(calls: Calls, client: Callable[..., Any4], port: int) -> None:
-    """A method that is not known does not become a label; the span tells it."""
+async def test_unknown_methods_are_one_label(calls: Calls, client: Callable[..., AnyClient], port: int) -> None:
+    """An unknown method has the label `_OTHER`; the span has the method."""
     await client({"service": "x"}).request("BREW", f"http://127.0.0.1:{port}/echo")
     assert "BREW" not in KNOWN_METHODS
     assert calls.outcomes == {("x", "_OTHER", "ok"): 1}
     assert (calls.span["name"], calls.span["http.request.method_original"]) == ("_OTHER x", "BREW")
 
 
-async def test_templates_name_calls(calls: Calls, client: Callable[..., Any4], port: int) -> None:
-    """A path that fits a template, and a call that brings its own, are named by it."""
+async def test_templates_name_calls(calls: Calls, client: Callable[..., AnyClient], port: int) -> None:
+    """Calls are named by the first template that matches, or by that in their `extensions`."""
     one = client({"service": "pay", "templates": ["/invoices/{id}"]}, base_url=f"http://127.0.0.1:{port}")
     await one.request("GET", "/invoices/7?x=1")
     await one.request("GET", "/echo")
@@ -781,7 +782,7 @@ async def test_templates_name_calls(calls: Calls, client: Callable[..., Any4], p
 
 
 @pytest.mark.parametrize(
-    ("templates", "path", "found"),
+    ("templates", "path", "expected"),
     [
         (["/a/{id}"], "/a/7", "/a/{id}"),
         (["/a/{id}"], "/a/7/", None),
@@ -799,24 +800,24 @@ async def test_templates_name_calls(calls: Calls, client: Callable[..., Any4], p
         ([], "/", None),
     ],
 )
-def test_the_first_template_that_fits(templates: list[str], path: str, found: str | None) -> None:
-    """`{name}` is one segment, `{name:path}` many; behind the base URL's path they fit too."""
-    assert PathTemplates(templates, "/v1/").find(httpx.URL(f"http://pay{path}").raw_path) == found
+def test_the_first_template_that_matches(templates: list[str], path: str, expected: str | None) -> None:
+    """`{name}` matches one segment, `{name:path}` many; the path of the base URL may come first."""
+    assert PathTemplates(templates, "/v1/").find(httpx.URL(f"http://pay{path}").raw_path) == expected
 
 
-def test_what_is_no_template() -> None:
-    """It is refused when the client is made, and the error says how to write one."""
+def test_invalid_templates() -> None:
+    """They are rejected when the client is instrumented; the error says how to write one."""
     with pytest.raises(ValueError, match=r"write it like /invoices/\{id\}"):
         PathTemplates(["invoices"])
     with pytest.raises(TypeError, match=r'templates=\["/a"\]'):
         PathTemplates("/a")
 
 
-def test_names_are_bounded(calls: Calls) -> None:
-    """Thousands of hosts and templates give a hundred services and two hundred templates, and little is kept."""
+def test_labels_are_bounded(calls: Calls) -> None:
+    """More hosts and templates than the limits have a common label, and are not cached."""
     transport = httpx.MockTransport(lambda _: httpx.Response(200))
     with calls.clients.instrument(httpx.Client(transport=transport)) as one:
-        for number in range(3_000):
+        for number in range(MAX_CALL_NAMES + 100):
             one.get(f"http://host{number}.example/", extensions={"template": f"/x{number}"})
         one.get("http://host1.example/", extensions={"template": "/" + "x" * 300})
     found = calls.outcomes
@@ -826,17 +827,17 @@ def test_names_are_bounded(calls: Calls) -> None:
 
 
 def test_a_url_without_a_host(calls: Calls) -> None:
-    """It fails as httpx fails."""
+    """The exception is that of httpx."""
     with calls.clients.instrument(httpx.Client()) as one, pytest.raises(httpx.UnsupportedProtocol):
         one.get("/x")
     assert calls.outcomes == {("unknown", "GET", "error"): 1}
 
 
-# The user's own clients
+# Clients of the user
 
 
-async def test_hooks_of_the_user_stay(calls: Calls, client: Callable[..., Any4], port: int) -> None:
-    """They run in their order; hooks set later do not keep ours from its work."""
+async def test_hooks_of_the_user(calls: Calls, client: Callable[..., AnyClient], port: int) -> None:
+    """They run in their order. Hooks that are set later do not disable ours."""
     one, ran = client(), []
 
     def hook(name: str) -> Callable[[Any], Any]:
@@ -853,16 +854,16 @@ async def test_hooks_of_the_user_stay(calls: Calls, client: Callable[..., Any4],
     assert ran == ["a", "b", "c", "d"]
 
 
-async def test_twice_does_no_more(calls: Calls, client: Callable[..., Any4], port: int) -> None:
-    """A client that is observed already is left as it is."""
+async def test_instrument_is_idempotent(calls: Calls, client: Callable[..., AnyClient], port: int) -> None:
+    """A client that is instrumented already keeps its options."""
     one = client({"service": "first"})
     assert calls.clients.instrument(one.client, "second") is one.client
     await one.request("GET", f"http://127.0.0.1:{port}/echo")
     assert calls.outcomes == {("first", "GET", "ok"): 1}
 
 
-async def test_afterwards_a_client_is_what_it_was(calls: Calls, client: Callable[..., Any4], port: int) -> None:
-    """`restore` leaves nothing of ours; the client stays open."""
+async def test_restore(calls: Calls, client: Callable[..., AnyClient], port: int) -> None:
+    """`restore` removes everything from the client and leaves it open."""
     one = client()
     plain = getattr(one.module, type(one.client).__name__)()
     calls.clients.restore()
@@ -877,8 +878,8 @@ async def test_afterwards_a_client_is_what_it_was(calls: Calls, client: Callable
         plain.close()
 
 
-async def test_a_client_of_two_apps(observed: Callable[..., Seen], client: Callable[..., Any4], port: int) -> None:
-    """It is measured once, for the app that was given it last; whoever leaves first, the other goes on."""
+async def test_a_client_of_two_apps(observed: Callable[..., Seen], client: Callable[..., AnyClient], port: int) -> None:
+    """Calls are measured once, for the app that instrumented it last, and by the other after that one has left."""
     url = f"http://127.0.0.1:{port}/echo"
     for first_leaves in (True, False):
         one = client()
@@ -895,22 +896,22 @@ async def test_a_client_of_two_apps(observed: Callable[..., Seen], client: Calla
         staying.clients.restore()
 
 
-@pytest.mark.parametrize("wrong", [object(), httpx.AsyncClient, httpx, None, "http://x"])
-def test_what_cannot_be_observed(calls: Calls, wrong: Any) -> None:
-    """The error names what it got and what to do."""
+@pytest.mark.parametrize("value", [object(), httpx.AsyncClient, httpx, None, "http://x"])
+def test_objects_that_cannot_be_instrumented(calls: Calls, value: Any) -> None:
+    """The error names the type and the alternative."""
     with pytest.raises(TypeError, match=r"expected an instance of httpx\.Client or AsyncClient.*external\.call"):
-        calls.clients.instrument(wrong)
+        calls.clients.instrument(value)
 
 
-def test_httpx2_need_not_be_there(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what is imported is asked for."""
+def test_httpx2_is_optional(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is used only if it is imported."""
     monkeypatch.delitem(__import__("sys").modules, "httpx2")
     with pytest.raises(TypeError, match=r"builtins\.int"):
         calls.clients.instrument(7)
 
 
 async def test_a_subclass_of_the_user(calls: Calls, port: int) -> None:
-    """Its own `send` runs inside the call: what it repeats is part of it."""
+    """Requests that its `send` repeats are part of the call."""
 
     class Patient(httpx.AsyncClient):
         async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
@@ -924,7 +925,7 @@ async def test_a_subclass_of_the_user(calls: Calls, port: int) -> None:
 
 
 async def test_operations_inside_a_call(calls: Calls, port: int) -> None:
-    """Another call, and an operation of the user's that a hook leaves open, are no part of the sendings."""
+    """Other calls, and an operation that a hook leaves open, are not counted as requests of the call."""
     inner = calls.clients.new("tokens")
     work = calls.seen.observe.operation("work")
 
@@ -940,8 +941,8 @@ async def test_operations_inside_a_call(calls: Calls, port: int) -> None:
     assert not [span for span in calls.seen.spans if "http.request.resend_count" in (span.attributes or {})]
 
 
-async def test_send_of_the_class(calls: Calls, port: int) -> None:
-    """Called past the object it is not measured; the trace goes along all the same."""
+async def test_send_called_on_the_class(calls: Calls, port: int) -> None:
+    """It bypasses the wrapper: the call is not measured, but the trace headers are sent."""
     async with calls.clients.new() as one:
         with calls.seen.observe.tracing.span("own"):
             answer = await httpx.AsyncClient.send(one, one.build_request("GET", f"http://127.0.0.1:{port}/echo"))
@@ -949,8 +950,8 @@ async def test_send_of_the_class(calls: Calls, port: int) -> None:
     assert calls.outcomes == {}
 
 
-def test_client_has_the_proxies_of_the_environment(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Proxies that httpx reads from the environment are used, as by a client that is not observed."""
+def test_proxies_of_the_environment(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A created client uses them like a plain one."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     plain, ours = httpx.AsyncClient(), calls.clients.new()
     assert [str(pattern.pattern) for pattern in ours._mounts] == [str(pattern.pattern) for pattern in plain._mounts]
@@ -958,7 +959,7 @@ def test_client_has_the_proxies_of_the_environment(calls: Calls, monkeypatch: py
 
 @pytest.mark.parametrize("module", MODULES)
 def test_trio(calls: Calls, module: Any, port: int) -> None:
-    """On trio calls and streams are measured too; given up ones are `cancelled`."""
+    """Calls, streams and cancellation on trio."""
 
     async def main() -> None:
         async with calls.clients.instrument(module.AsyncClient()) as one:
@@ -974,8 +975,8 @@ def test_trio(calls: Calls, module: Any, port: int) -> None:
     assert calls.outcomes == {("127.0.0.1", "GET", "ok"): 2, ("127.0.0.1", "GET", "cancelled"): 1}
 
 
-def test_hooks_that_were_copied(calls: Calls, port: int) -> None:
-    """Hooks of an observed client in another one count nothing twice, and nothing at all once it is restored."""
+def test_copied_hooks(calls: Calls, port: int) -> None:
+    """Our hook in another client counts nothing twice, and does nothing after `restore`."""
     url = f"http://127.0.0.1:{port}/echo"
     one = calls.clients.instrument(httpx.Client())
     with httpx.Client(event_hooks=one.event_hooks) as other:
@@ -988,7 +989,7 @@ def test_hooks_that_were_copied(calls: Calls, port: int) -> None:
 
 
 def test_threads(calls: Calls, port: int) -> None:
-    """One sync client may be used by many threads: each call is counted once."""
+    """Each call of a sync client in several threads is counted once."""
     with calls.clients.instrument(httpx.Client()) as one:
         one.event_hooks = {}
 
@@ -1005,16 +1006,16 @@ def test_threads(calls: Calls, port: int) -> None:
     assert calls.outcomes == {("127.0.0.1", "GET", "ok"): 20}
 
 
-# Faults of ours
+# Internal errors
 
 
-async def test_a_fault_of_ours_never_reaches_the_call(
-    observed: Callable[..., Seen], port: int, client: Callable[..., Any4], monkeypatch: pytest.MonkeyPatch
+async def test_an_internal_error_does_not_change_the_call(
+    observed: Callable[..., Seen], port: int, client: Callable[..., AnyClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever fails in here is counted, and the call is what it would be without us."""
+    """It is counted, and the call returns its response."""
     calls = Calls(observed(Starlette()))
     kind = client()
-    one = Any4(calls.clients, kind.module, type(kind.client).__name__, {}, {})
+    one = AnyClient(calls.clients, kind.module, type(kind.client).__name__, {}, {})
     url = f"http://127.0.0.1:{port}/echo"
 
     def fail(*_: Any, **__: Any) -> Any:
@@ -1080,7 +1081,7 @@ def test_reopening_without_the_names_of_httpx() -> None:
 
 
 async def test_clients_are_closed(calls: Calls) -> None:
-    """Clients that were made are closed, given ones are not; one that cannot be closed keeps no other from it."""
+    """Created clients are closed, also after one that fails to close; instrumented ones stay open."""
     clients = calls.clients
     loop = asyncio.get_running_loop()
     shared, outside, own = clients.shared(loop), clients.shared(), clients.new("a")
@@ -1097,15 +1098,15 @@ async def test_clients_are_closed(calls: Calls) -> None:
     assert calls.seen.observe.internal_errors.counts.pop("http.close") == 1
 
 
-def test_a_client_that_is_let_go_is_collected(calls: Calls) -> None:
-    """Nothing here keeps a client alive."""
+def test_clients_are_not_kept_alive(calls: Calls) -> None:
+    """A client that the user no longer references is garbage-collected."""
     calls.clients.instrument(httpx.Client()).close()
     gc.collect()
     assert (list(calls.clients._observed), list(calls.clients._created)) == ([], [])
 
 
-async def test_a_client_that_was_wrapped_since(calls: Calls, port: int) -> None:
-    """Somebody else's wrapper around ours stays, and ours does nothing any more."""
+async def test_restore_of_a_client_that_was_wrapped_since(calls: Calls, port: int) -> None:
+    """The wrapper of other code around ours stays, and ours does nothing any more."""
     one: Any = calls.clients.new()
     ours = one.send
 
