@@ -1,4 +1,4 @@
-"""Faults put into the package one by one: which functions there are, which of them run, and one made to fail."""
+"""Fault injection: lists the functions of the package, records which of them run, and makes one of them fail."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
 
 PACKAGE: Final = fastapi_observe.__name__
 NO_REQUEST: Final = ("cli", "__main__")
-"""Modules that no request ever comes to."""
+"""Modules that do not run while an app serves requests."""
 
 
 class OurFaultError(RuntimeError):
-    """A fault of ours."""
+    """An internal error that was injected."""
 
 
 class Site(NamedTuple):
-    """One function of the package: `function` holds its code, or that of the function around it (`inner`)."""
+    """A function of the package, or the code `inner` of a function inside it."""
 
     function: FunctionType
     inner: CodeType | None = None
 
     @property
     def code(self) -> CodeType:
-        """What runs."""
+        """The code that runs."""
         return self.inner or self.function.__code__
 
 
 def modules() -> Iterator[ModuleType]:
-    """Import every module of the package whose own needs are installed."""
+    """Import every module of the package whose requirements are installed."""
     for found in pkgutil.walk_packages(fastapi_observe.__path__, f"{PACKAGE}."):
         if found.name.removeprefix(f"{PACKAGE}.") not in NO_REQUEST:
             try:
@@ -50,7 +50,7 @@ def modules() -> Iterator[ModuleType]:
 
 
 def sites() -> dict[str, Site]:
-    """Return every function and method of the package by name, functions inside functions too."""
+    """Return every function and method of the package by name, inner functions included."""
     found: dict[str, Site] = {}
     for module in modules():
         for function in _functions_of(module, module.__name__):
@@ -82,18 +82,18 @@ def _codes_in(code: CodeType) -> Iterator[CodeType]:
 
 
 class Watched:
-    """Notes which code runs inside the `with` block, and in which threads: those that begin inside it, and this one."""
+    """Records which code runs inside the `with` block, in this thread and in threads started inside it."""
 
     def __init__(self) -> None:
         self.called: dict[CodeType, set[str]] = {}
 
-    def _note(self, frame: FrameType, event: str, _: object) -> None:
+    def _record(self, frame: FrameType, event: str, _: object) -> None:
         if event == "call":
             self.called.setdefault(frame.f_code, set()).add(threading.current_thread().name)
 
     def __enter__(self) -> Self:
-        threading.setprofile(self._note)
-        sys.setprofile(self._note)
+        threading.setprofile(self._record)
+        sys.setprofile(self._record)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -101,7 +101,7 @@ class Watched:
         threading.setprofile(None)
 
 
-# What stands in a function's place: of the same kind, so that it fails when it is called, awaited or iterated.
+# Replacements of the same kind as the function, so that they fail when they are called, awaited or iterated.
 
 
 def _plain(*args: Any, **kwargs: Any) -> Any:
@@ -125,7 +125,7 @@ async def _async_generator(*args: Any, **kwargs: Any) -> Any:
         yield item
 
 
-def _instead(code: CodeType, fault: Callable[..., Any]) -> CodeType:
+def _replacement(code: CodeType, fault: Callable[..., Any]) -> CodeType:
     template = _plain
     if code.co_flags & inspect.CO_ASYNC_GENERATOR:
         template = _async_generator
@@ -147,14 +147,14 @@ def _replaced(code: CodeType, old: CodeType, new: CodeType) -> CodeType:
 
 
 class Injected:
-    """Has the calls of a site go to `fault(original, *args, **kwargs)` inside the `with` block.
+    """Replaces a function by `fault(original, *args, **kwargs)` inside the `with` block.
 
-    The code is exchanged, so whoever holds the function, by whatever name, gets it. `original` is None for a function
-    inside another one.
+    Its code object is replaced, so that every reference to the function is affected. `original` is None for an inner
+    function.
     """
 
     def __init__(self, site: Site, fault: Callable[..., Any]) -> None:
-        function: Any = site.function  # else its class binds it, for mypy
+        function: Any = site.function  # Any: mypy would bind it as a method
         self.calls = 0
         self._inside = 0
         self._function = function
@@ -170,7 +170,7 @@ class Injected:
             self.calls += 1
             return fault(original, *args, **kwargs)
 
-        made = _instead(site.code, call)
+        made = _replacement(site.code, call)
         self._after = made if site.inner is None else _replaced(function.__code__, site.inner, made)
 
     def __enter__(self) -> Self:
@@ -185,18 +185,18 @@ class Injected:
 
 
 def raises(*_: Any, **__: Any) -> Any:
-    """Fail at once."""
+    """Raise at once."""
     raise OurFaultError
 
 
 def slow(original: Any, *args: Any, **kwargs: Any) -> Any:
-    """Take a while."""
+    """Call the original after 2 ms."""
     sleep(0.002)
     return original(*args, **kwargs)
 
 
 def raises_late(original: Any, *args: Any, **kwargs: Any) -> Any:
-    """Do the work of a plain function, then fail."""
+    """Call the original, if it is a plain function, then raise."""
     if original is not None:
         original(*args, **kwargs)
     raise OurFaultError

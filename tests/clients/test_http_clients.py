@@ -285,13 +285,12 @@ async def test_a_call_gives_three_signals(calls: Calls, client: Callable[..., An
     assert CURRENT_OPERATION.get() is None
 
 
-@pytest.mark.parametrize(
-    ("status", "outcome", "level"), [(404, "client_error", "warn"), (500, "server_error", "error")]
-)
+@pytest.mark.parametrize(("status", "expected"), [(404, ("client_error", "warn")), (500, ("server_error", "error"))])
 async def test_error_statuses(
-    calls: Calls, client: Callable[..., AnyClient], port: int, status: int, outcome: str, level: str
+    calls: Calls, client: Callable[..., AnyClient], port: int, status: int, expected: tuple[str, str]
 ) -> None:
     """4xx is `client_error` and no error of the span; 5xx is `server_error`."""
+    outcome, level = expected
     answer = await client({"service": "pay"}).request("GET", f"http://127.0.0.1:{port}/echo?status={status}")
     assert answer.status_code == status
     assert calls.outcomes == {("pay", "GET", outcome): 1}
@@ -556,7 +555,7 @@ async def test_a_streamed_response_that_is_complete(calls: Calls, client: Callab
     assert sizes == [None, None]
 
 
-def NoBody(module: Any) -> Any:  # noqa: N802 - makes an object of a class that each module has its own of
+def NoBody(module: Any) -> Any:  # noqa: N802 - like a class; each module has its own base class
     """Return a stream that fails to close."""
     return type("NoBody", (FailsToClose, module.AsyncByteStream, module.SyncByteStream), {})(OSError())
 
