@@ -368,14 +368,14 @@ class Observability:
         """
         from fastapi_observe.clients.database.sqlalchemy import instrument_engine  # noqa: PLC0415 - SQLAlchemy is an extra
 
-        self.on_close(instrument_engine(self.db, engine, pool_name=pool_name, faults=self.internal_errors))
+        self.on_close(instrument_engine(self.db, engine, pool_name=pool_name, internal_errors=self.internal_errors))
 
     def instrument_pool(self, pool: Any, *, pool_name: str | None = None) -> None:
         """Measure every query of an `asyncpg` or `psycopg_pool` pool, and the pool, until `close`. Idempotent.
 
         `pool_name` is the metric label of the pool. Raises `TypeError` if it is not such a pool.
         """
-        self.on_close(instrument_pool(self.db, pool, pool_name=pool_name, faults=self.internal_errors))
+        self.on_close(instrument_pool(self.db, pool, pool_name=pool_name, internal_errors=self.internal_errors))
 
     # Lifetime
 

@@ -1,4 +1,4 @@
-"""What the tests of database pools share: a real PostgreSQL, and what one pool has reported."""
+"""A real PostgreSQL, and the telemetry of pools, for the tests of database drivers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from conftest import Seen
     from opentelemetry.sdk.trace import ReadableSpan
 
-SECRET = "hunter2@secret.example"  # noqa: S105 - of nobody
+SECRET = "hunter2@secret.example"  # noqa: S105 - not in use
 PASSWORD = "correct-horse"  # noqa: S105 - as above
 
 
@@ -38,13 +38,13 @@ def running_postgresql() -> Iterator[str]:
 
 
 def unused_address() -> str:
-    """Return an address of this machine at which nobody listens."""
+    """Return a local address without a listener."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-class Told:
-    """What one app was told by its pools."""
+class PoolTelemetry:
+    """What the pools of one app have reported."""
 
     def __init__(self, observed: Callable[..., Seen], **overrides: Any) -> None:
         self.seen = observed(Starlette(), **overrides)
@@ -67,21 +67,21 @@ class Told:
 
     @property
     def queries(self) -> float:
-        """How many queries were counted."""
+        """The number of counted queries."""
         return self.seen.total("db_queries_total")
 
     def events(self, pool: str) -> dict[str, float]:
-        """What happened on the connections of a pool."""
+        """Return the counted events of the connections of a pool."""
         found = self.seen.samples("db_connection_events_total")
         return {dict(labels)["event"]: value for labels, value in found.items() if dict(labels)["pool"] == pool}
 
     def everything(self) -> str:
-        """Everything that may be read anywhere, as one text."""
+        """Return all spans, lines and samples as one string."""
         spans = "".join(span.to_json() for span in self.seen.spans)
         return f"{spans}{self.seen.lines}{self.seen.text}"
 
     def agree(self) -> None:
-        """Hold spans, samples and lines against each other, and every fault of ours."""
+        """Assert that spans, samples and lines agree, and that there was no internal error."""
         lines = [line for line in self.seen.lines if line["logger"] == "fastapi_observe.operation"]
         assert len(self.spans) == len(lines) == self.queries == self.seen.total("db_query_duration_seconds_count")
         assert {span.context.span_id for span in self.spans if span.context} == {int(ln["span_id"], 16) for ln in lines}
@@ -91,29 +91,29 @@ class Told:
 
 
 class Broken:
-    """A database client of which every part fails."""
+    """A database client whose methods fail."""
 
     def __init__(self) -> None:
-        self.faults: list[str] = []
+        self.sites: list[str] = []
 
-    def note(self, site: str, exc: BaseException) -> None:
-        """Note a fault."""
+    def record(self, site: str, exc: BaseException) -> None:
+        """Record an internal error."""
         assert isinstance(exc, LookupError)
-        self.faults.append(site)
+        self.sites.append(site)
 
-    def claim_pool(self, name: str) -> str:
-        """Name a pool."""
+    def reserve_pool_name(self, name: str) -> str:
+        """Return the name."""
         return name
 
     def add_pool(self, name: str, read: Callable[[], object]) -> Callable[[], None]:
-        """Take a pool."""
+        """Accept a pool."""
         return lambda: None
 
     def fail(self, *args: object, **kwargs: object) -> object:
         """Fail."""
         raise LookupError("ours")
 
-    statement = waited = event = fail
+    start_statement = record_connection_wait = record_connection_event = fail
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import asyncpg  # type: ignore[import-untyped]
 import pytest
 from fastapi import FastAPI
 from opentelemetry.trace import StatusCode
-from pools import PASSWORD, SECRET, Broken, Told, running_postgresql, tcp_to, unused_address
+from pools import PASSWORD, SECRET, Broken, PoolTelemetry, running_postgresql, tcp_to, unused_address
 from starlette.testclient import TestClient
 
 from fastapi_observe import install
@@ -33,16 +33,16 @@ def url() -> Iterator[str]:
 
 
 @pytest.fixture
-def told(observed: Callable[..., Seen]) -> Told:
+def telemetry(observed: Callable[..., Seen]) -> PoolTelemetry:
     """Install on an app."""
-    return Told(observed)
+    return PoolTelemetry(observed)
 
 
 @pytest.fixture
-async def pool(url: str, told: Told) -> AsyncIterator[asyncpg.Pool]:
+async def pool(url: str, telemetry: PoolTelemetry) -> AsyncIterator[asyncpg.Pool]:
     """Yield a pool that was instrumented before it was started, and a table without rows."""
     pool = asyncpg.create_pool(url, min_size=0, max_size=2)
-    instrument_pool(told.observe.db, pool, pool_name="main", faults=told.observe.internal_errors)
+    instrument_pool(telemetry.observe.db, pool, pool_name="main", internal_errors=telemetry.observe.internal_errors)
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as bare:
         await bare.execute("DROP TABLE IF EXISTS people; CREATE TABLE people (id int, email text UNIQUE)")
     async with pool:
@@ -57,7 +57,7 @@ async def filled(pool: asyncpg.Pool, count: int = 120) -> None:
 # What is measured
 
 
-async def test_each_method_is_one_query(pool: asyncpg.Pool, told: Told) -> None:
+async def test_each_method_is_one_query(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
     """Every method of pool and connection that sends a statement is a span, a count, a duration and a line."""
     await filled(pool, 3)
     assert await pool.execute("UPDATE people SET id = id + 0 WHERE id < 2") == "UPDATE 2"
@@ -69,21 +69,21 @@ async def test_each_method_is_one_query(pool: asyncpg.Pool, told: Told) -> None:
     assert await pool.fetchrow("SELECT id FROM people WHERE id = $1", 9) is None
     assert len(await pool.fetchmany("SELECT id FROM people WHERE id = $1", [(1,), (2,)])) == 2
     await pool.executemany("SELECT $1::int", ((number,) for number in range(2)))
-    assert told.names == [
+    assert telemetry.names == [
         "INSERT people",
         *["UPDATE people"] * 2,
         "SET",
         *["SELECT people"] * 5,
         "SELECT",
     ]
-    assert told.rows == [None, 2, 3, None, 3, None, 1, 0, 2, None]
-    batches = [(span.attributes or {}).get("db.operation.batch.size") for span in told.spans]
+    assert telemetry.rows == [None, 2, 3, None, 3, None, 1, 0, 2, None]
+    batches = [(span.attributes or {}).get("db.operation.batch.size") for span in telemetry.spans]
     assert batches == [3, *[None] * 7, 2, None]
-    assert told.seen.sample("db_queries_total", operation="SELECT", table="people") == 5
-    told.agree()
+    assert telemetry.seen.sample("db_queries_total", operation="SELECT", table="people") == 5
+    telemetry.agree()
 
 
-async def test_copy_is_one_query(pool: asyncpg.Pool, told: Told) -> None:
+async def test_copy_is_one_query(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
     """Each way to copy is one query; the values of a copied query are not shown."""
     file = io.BytesIO(b"1\ta\n2\tb\n")
     assert await pool.copy_to_table("people", source=file) == "COPY 2"
@@ -91,19 +91,19 @@ async def test_copy_is_one_query(pool: asyncpg.Pool, told: Told) -> None:
     assert await pool.copy_from_table("people", output=io.BytesIO()) == "COPY 3"
     query = "SELECT * FROM people WHERE email = $1"
     assert await pool.copy_from_query(query, SECRET, output=io.BytesIO()) == "COPY 0"
-    assert told.names == ["COPY people", "COPY public.people", "COPY people", "COPY people"]
-    assert told.rows == [2, 1, 3, 0]
-    assert [(span.attributes or {})["db.query.text"] for span in told.spans] == [
+    assert telemetry.names == ["COPY people", "COPY public.people", "COPY people", "COPY people"]
+    assert telemetry.rows == [2, 1, 3, 0]
+    assert [(span.attributes or {})["db.query.text"] for span in telemetry.spans] == [
         'COPY "people" FROM STDIN',
         'COPY "public"."people" FROM STDIN',
         'COPY "people" TO STDOUT',
         f"COPY ({query}) TO STDOUT",
     ]
-    assert SECRET not in told.everything()
-    told.agree()
+    assert SECRET not in telemetry.everything()
+    telemetry.agree()
 
 
-async def test_prepared_statements(pool: asyncpg.Pool, told: Told) -> None:
+async def test_prepared_statements(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
     """Preparing is one query, each use of what was prepared one more."""
     await filled(pool, 3)
     async with pool.acquire() as connection:
@@ -116,22 +116,22 @@ async def test_prepared_statements(pool: asyncpg.Pool, told: Told) -> None:
         await prepared.executemany([(1,), (2,), (3,)])
         async with connection.transaction():
             assert [row["id"] async for row in prepared.cursor(0)] == [0, 1, 2]
-    assert told.names == ["INSERT people", "PREPARE", *["SELECT people"] * 6]
-    assert told.rows == [None, None, 2, None, 0, 4, None, 3]
-    text = (told.spans[1].attributes or {})["db.query.text"]
+    assert telemetry.names == ["INSERT people", "PREPARE", *["SELECT people"] * 6]
+    assert telemetry.rows == [None, None, 2, None, 0, 4, None, 3]
+    text = (telemetry.spans[1].attributes or {})["db.query.text"]
     assert text == "PREPARE statement AS SELECT id FROM people WHERE id >= $1"
-    told.agree()
+    telemetry.agree()
 
 
 @pytest.mark.parametrize("tcp", [False, True])
-async def test_facts(url: str, told: Told, *, tcp: bool) -> None:
+async def test_facts(url: str, telemetry: PoolTelemetry, *, tcp: bool) -> None:
     """A span says which server, database and pool it was, and never as whom."""
     with tcp_to(url) as over_tcp:
         address = over_tcp if tcp else url
         async with asyncpg.create_pool(address, min_size=1, max_size=1) as pool:
-            instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+            instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
             await pool.fetch("SELECT 1 WHERE 'a' <> $1", SECRET)
-    (span,) = told.spans
+    (span,) = telemetry.spans
     where: dict[str, Any] = {"server.address": url.rpartition("host=")[2]}
     if tcp:
         where = {"server.address": "127.0.0.1", "server.port": int(over_tcp.rpartition(":")[2].partition("/")[0])}
@@ -145,7 +145,7 @@ async def test_facts(url: str, told: Told, *, tcp: bool) -> None:
         "db.response.returned_rows": 1,
         **where,
     }
-    everything = told.everything()
+    everything = telemetry.everything()
     assert SECRET not in everything
     assert PASSWORD not in everything
 
@@ -153,37 +153,37 @@ async def test_facts(url: str, told: Told, *, tcp: bool) -> None:
 async def test_part_of_a_request(url: str, observed: Callable[..., Seen]) -> None:
     """Queries of an endpoint are children of its server span, and count in its line."""
     app = FastAPI()
-    told = Told(lambda _: observed(app))
+    telemetry = PoolTelemetry(lambda _: observed(app))
 
     @app.get("/")
     async def endpoint() -> int:
         async with asyncpg.create_pool(url, min_size=0, max_size=1) as pool:
-            instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+            instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
             await pool.execute("SELECT 1")
             return int(await pool.fetchval("SELECT 2"))
 
     with TestClient(app) as client:
         assert client.get("/").json() == 2
-    (server,) = told.seen.server_spans
+    (server,) = telemetry.seen.server_spans
     assert server.context is not None
-    assert [span.parent.span_id for span in told.spans if span.parent] == [server.context.span_id] * 2
-    (line,) = told.seen.request_lines
+    assert [span.parent.span_id for span in telemetry.spans if span.parent] == [server.context.span_id] * 2
+    (line,) = telemetry.seen.request_lines
     assert line["fields"]["db_count"] == 2
 
 
-async def test_one_span_inside_a_query(pool: asyncpg.Pool, told: Told) -> None:
+async def test_one_span_inside_a_query(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
     """What is sent inside `db.query` is part of it: one span, which learns the statement."""
-    async with told.observe.db.query("SELECT", table="people"):
+    async with telemetry.observe.db.query("SELECT", table="people"):
         await pool.fetch("SELECT * FROM people WHERE id = 7")
         async with pool.acquire() as connection, connection.transaction():
             assert [row async for row in aiter(connection.cursor("SELECT 1"))] != []
             cursor = await connection.cursor("SELECT 2")
             assert await cursor.fetchrow() is not None
             assert await cursor.forward(1) == 0
-    (span,) = told.spans
+    (span,) = telemetry.spans
     assert (span.attributes or {})["db.query.text"] == "SELECT * FROM people WHERE id = ?"
-    assert told.events("main") == {"begin": 1, "commit": 1}
-    told.agree()
+    assert telemetry.events("main") == {"begin": 1, "commit": 1}
+    telemetry.agree()
 
 
 # What fails
@@ -198,21 +198,21 @@ async def test_one_span_inside_a_query(pool: asyncpg.Pool, told: Told) -> None:
         (f"SELECT '{SECRET}'::int", ()),
     ],
 )
-async def test_errors(pool: asyncpg.Pool, told: Told, statement: str, args: tuple[str, ...]) -> None:
+async def test_errors(pool: asyncpg.Pool, telemetry: PoolTelemetry, statement: str, args: tuple[str, ...]) -> None:
     """An error reaches the caller as asyncpg made it; what it tells of values is in no span, line or metric."""
     await pool.execute("INSERT INTO people VALUES (1, $1)", SECRET)
     with pytest.raises(asyncpg.PostgresError) as caught:
         await pool.execute(statement, *args)
     assert SECRET in str(caught.value)
     assert "fastapi_observe" not in str(caught.value.__context__)
-    span = told.spans[-1]
+    span = telemetry.spans[-1]
     name = f"{type(caught.value).__module__}.{type(caught.value).__qualname__}"
     assert (span.status.status_code, (span.attributes or {})["error.type"]) == (StatusCode.ERROR, name)
-    assert SECRET not in told.everything()
-    told.agree()
+    assert SECRET not in telemetry.everything()
+    telemetry.agree()
 
 
-async def test_timeouts(pool: asyncpg.Pool, told: Told) -> None:
+async def test_timeouts(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
     """A query that took too long has the outcome `timeout`, whoever gave it up."""
     with pytest.raises(TimeoutError):
         await pool.fetch("SELECT pg_sleep(5)", timeout=0.02)
@@ -220,13 +220,13 @@ async def test_timeouts(pool: asyncpg.Pool, told: Told) -> None:
         await connection.execute("SET statement_timeout = 20")
         with pytest.raises(asyncpg.QueryCanceledError):
             await connection.fetch("SELECT pg_sleep(6)")
-    lines = [line for line in told.seen.lines if line["logger"] == "fastapi_observe.operation"]
+    lines = [line for line in telemetry.seen.lines if line["logger"] == "fastapi_observe.operation"]
     assert [line["fields"]["outcome"] for line in lines] == ["timeout", "ok", "timeout"]
     assert await pool.fetchval("SELECT 1") == 1
-    told.agree()
+    telemetry.agree()
 
 
-async def test_cancellation(pool: asyncpg.Pool, told: Told) -> None:
+async def test_cancellation(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
     """A cancelled query has the outcome `cancelled`; its task is cancelled, its connection goes back."""
     task = asyncio.create_task(pool.fetch("SELECT pg_sleep(5)"))
     async with asyncio.timeout(5), pool.acquire() as other:
@@ -235,10 +235,10 @@ async def test_cancellation(pool: asyncpg.Pool, told: Told) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    lines = [line for line in told.seen.lines if line["logger"] == "fastapi_observe.operation"]
+    lines = [line for line in telemetry.seen.lines if line["logger"] == "fastapi_observe.operation"]
     assert [line["fields"]["outcome"] for line in lines if line["fields"]["outcome"] != "ok"] == ["cancelled"]
     assert await asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(4))) == [1] * 4
-    told.agree()
+    telemetry.agree()
 
 
 async def test_misuse(pool: asyncpg.Pool) -> None:
@@ -261,16 +261,16 @@ async def test_our_faults_reach_nobody(url: str) -> None:
     """Where all that we do fails, queries work, and each fault is counted."""
     broken = Broken()
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
-        instrument_pool(broken, pool, faults=broken.note)  # type: ignore[arg-type]
+        instrument_pool(broken, pool, internal_errors=broken.record)  # type: ignore[arg-type]
         async with pool.acquire() as connection, connection.transaction():
             assert await connection.fetchval("SELECT 1") == 1
             assert [row[0] async for row in connection.cursor("SELECT 1")] == [1]
         with pytest.raises(asyncpg.PostgresSyntaxError):
             await pool.execute("nonsense")
-    assert set(broken.faults) == {"pool.waited", "pool.begin", "pool.event"}
+    assert set(broken.sites) == {"pool.connection_wait", "pool.start_query", "pool.connection_event"}
 
 
-async def test_faults_around_connections(url: str, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_faults_around_connections(url: str, telemetry: PoolTelemetry, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that cannot be observed works unobserved; a result that cannot be read is passed on."""
     faults: list[str] = []
 
@@ -278,26 +278,26 @@ async def test_faults_around_connections(url: str, told: Told, monkeypatch: pyte
         raise LookupError("ours")
 
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
-        instrument_pool(told.observe.db, pool, faults=lambda site, _: faults.append(site))
+        instrument_pool(telemetry.observe.db, pool, internal_errors=lambda site, _: faults.append(site))
         with monkeypatch.context() as patch:
-            patch.setattr("fastapi_observe.clients.database.asyncpg._address", fail)
+            patch.setattr("fastapi_observe.clients.database.asyncpg._read_address", fail)
             assert await pool.fetchval("SELECT 1") == 1
         with monkeypatch.context() as patch:
             patch.setattr(pools, "subclass", fail)
             assert await pool.fetchval("SELECT 1") == 1
         with monkeypatch.context() as patch:
-            patch.setattr("fastapi_observe.clients.database.asyncpg._rows_of_one", fail)
+            patch.setattr("fastapi_observe.clients.database.asyncpg._count_row", fail)
             assert await pool.fetchrow("SELECT 1") is not None
-            patch.setattr("fastapi_observe.clients.database.asyncpg._in_transaction", fail)
+            patch.setattr("fastapi_observe.clients.database.asyncpg._is_in_transaction", fail)
             assert await pool.fetchval("SELECT 1") == 1
-    assert faults == ["pool.lend", "pool.observe", "pool.end", "pool.take_back"]
-    assert [(span.attributes or {})["db.query.text"] for span in told.spans] == ["SELECT ?", "SELECT ?"]
+    assert faults == ["pool.checked_out", "pool.observe", "pool.end_query", "pool.checked_in"]
+    assert [(span.attributes or {})["db.query.text"] for span in telemetry.spans] == ["SELECT ?", "SELECT ?"]
 
 
 # Transactions and cursors
 
 
-async def test_transactions_are_counts(pool: asyncpg.Pool, told: Told) -> None:
+async def test_transactions_are_counts(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
     """Commands about transactions are counts, not spans; so is the rollback of what was left open."""
     async with pool.acquire() as connection:
         async with connection.transaction(isolation="serializable"), connection.transaction():
@@ -311,7 +311,7 @@ async def test_transactions_are_counts(pool: asyncpg.Pool, told: Told) -> None:
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # asyncpg tells it of what is left open
     async with pool.acquire() as connection:
         await connection.execute("BEGIN")
-    assert told.events("main") == {
+    assert telemetry.events("main") == {
         "begin": 4,
         "commit": 2,
         "rollback": 2,
@@ -319,8 +319,11 @@ async def test_transactions_are_counts(pool: asyncpg.Pool, told: Told) -> None:
         "release_savepoint": 1,
         "rollback_savepoint": 1,
     }
-    assert [(span.attributes or {})["db.query.text"] for span in told.spans] == ["SELECT ?", "BEGIN; SELECT ?; COMMIT"]
-    told.agree()
+    assert [(span.attributes or {})["db.query.text"] for span in telemetry.spans] == [
+        "SELECT ?",
+        "BEGIN; SELECT ?; COMMIT",
+    ]
+    telemetry.agree()
 
 
 @pytest.mark.parametrize(
@@ -345,15 +348,15 @@ def test_commands(statement: object, event: str | None) -> None:
     assert transaction_event(statement) == event
 
 
-async def test_failed_commit_is_no_commit(pool: asyncpg.Pool, told: Told) -> None:
+async def test_failed_commit_is_no_commit(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
     """Only what PostgreSQL has done is counted."""
     async with pool.acquire() as connection:
         with pytest.raises(asyncpg.PostgresSyntaxError):
             await connection.execute("COMMIT nonsense")
-    assert told.events("main") == {}
+    assert telemetry.events("main") == {}
 
 
-async def test_what_the_pool_does_is_not_measured(url: str, told: Told) -> None:
+async def test_what_the_pool_does_is_not_measured(url: str, telemetry: PoolTelemetry) -> None:
     """Queries of `init`, `setup` and `reset`, and the pool's own reset, are no queries of the user's."""
     done: list[str] = []
 
@@ -366,16 +369,16 @@ async def test_what_the_pool_does_is_not_measured(url: str, told: Told) -> None:
 
     options = {"init": step("init"), "setup": step("setup"), "reset": step("reset")}
     async with asyncpg.create_pool(url, min_size=1, max_size=1, **options) as pool:
-        instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+        instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         await pool.execute("SELECT 2")
         await pool.execute("SELECT 3")
     assert done == ["init", "setup", "reset", "setup", "reset"]
-    assert len(told.spans) == 2
-    assert told.events("asyncpg") == {}
-    told.agree()
+    assert len(telemetry.spans) == 2
+    assert telemetry.events("asyncpg") == {}
+    telemetry.agree()
 
 
-async def test_cursors_are_one_query(pool: asyncpg.Pool, told: Told) -> None:
+async def test_cursors_are_one_query(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
     """A cursor is one query, however many rows and round trips; what its user does meanwhile is not inside it."""
     await filled(pool)
     async with pool.acquire() as connection, connection.transaction():
@@ -393,13 +396,13 @@ async def test_cursors_are_one_query(pool: asyncpg.Pool, told: Told) -> None:
         assert await cursor.fetchrow() is None
         assert "asyncpg.Cursor" in repr(cursor)
     assert seen == 120
-    assert told.names == ["INSERT people", "SELECT", "SELECT people", "SELECT people"]
-    assert told.rows == [None, None, 120, 17]
-    assert {span.parent for span in told.spans} == {None}
-    told.agree()
+    assert telemetry.names == ["INSERT people", "SELECT", "SELECT people", "SELECT people"]
+    assert telemetry.rows == [None, None, 120, 17]
+    assert {span.parent for span in telemetry.spans} == {None}
+    telemetry.agree()
 
 
-async def test_cursors_that_are_left(pool: asyncpg.Pool, told: Told) -> None:
+async def test_cursors_that_are_left(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
     """A cursor that is not read to its end is over with its transaction, or when its connection goes back."""
     await filled(pool)
     async with pool.acquire() as connection:
@@ -407,18 +410,18 @@ async def test_cursors_that_are_left(pool: asyncpg.Pool, told: Told) -> None:
             async for _ in connection.cursor("SELECT id FROM people"):
                 break
             await (await connection.cursor("SELECT email FROM people")).fetch(4)
-            assert len(told.spans) == 1
-        assert told.rows == [None, 1, 4]
+            assert len(telemetry.spans) == 1
+        assert telemetry.rows == [None, 1, 4]
         await connection.transaction().start()
         cursor = await connection.cursor("SELECT id FROM people")
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
-    assert told.rows == [None, 1, 4, 0]
+    assert telemetry.rows == [None, 1, 4, 0]
     with pytest.raises(asyncpg.InterfaceError, match="underlying connection has been released"):
         await cursor.fetch(1)
-    told.agree()
+    telemetry.agree()
 
 
-async def test_cursors_that_fail(pool: asyncpg.Pool, told: Told) -> None:
+async def test_cursors_that_fail(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
     """A cursor that fails, at its beginning or later, is a failed query."""
     async with pool.acquire() as connection:
         with pytest.raises(asyncpg.NoActiveSQLTransactionError):
@@ -433,19 +436,19 @@ async def test_cursors_that_fail(pool: asyncpg.Pool, told: Told) -> None:
         with pytest.raises(asyncpg.DivisionByZeroError):
             await cursor.fetch(2)
         await transaction.rollback()
-    assert [span.status.status_code.name for span in told.spans] == ["ERROR"] * 3
-    told.agree()
+    assert [span.status.status_code.name for span in telemetry.spans] == ["ERROR"] * 3
+    telemetry.agree()
 
 
 # Pools
 
 
-async def test_pool_gauges_and_waits(pool: asyncpg.Pool, told: Told) -> None:
+async def test_pool_gauges_and_waits(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
     """What the pool is doing is read at the scrape; each wait for a connection is a sample."""
 
     def gauges() -> dict[str, float | None]:
         names = ("active", "idle", "max", "waiting")
-        return {name: told.seen.sample(f"db_connections_{name}", pool="main") for name in names}
+        return {name: telemetry.seen.sample(f"db_connections_{name}", pool="main") for name in names}
 
     assert gauges() == {"active": 0, "idle": 0, "max": 2, "waiting": 0}
     async with pool.acquire(), pool.acquire():
@@ -457,16 +460,16 @@ async def test_pool_gauges_and_waits(pool: asyncpg.Pool, told: Told) -> None:
                 pass
     assert await task == 1
     assert gauges() == {"active": 0, "idle": 2, "max": 2, "waiting": 0}
-    assert told.seen.sample("db_connection_wait_seconds_count", pool="main") == 4  # the one in vain, too
-    assert told.seen.samples("db_connections_overflow") == {}
-    assert told.events("main") == {"timeout": 1}
-    told.agree()
+    assert telemetry.seen.sample("db_connection_wait_seconds_count", pool="main") == 4  # the one in vain, too
+    assert telemetry.seen.samples("db_connections_overflow") == {}
+    assert telemetry.events("main") == {"timeout": 1}
+    telemetry.agree()
 
 
-async def test_a_database_that_is_down(told: Told) -> None:
+async def test_a_database_that_is_down(telemetry: PoolTelemetry) -> None:
     """Who is given no connection waited, and is the event `error`; who was cancelled was refused nothing."""
     async with asyncpg.create_pool(f"postgresql://ann@{unused_address()}/shop", min_size=0, max_size=1) as pool:
-        instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+        instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         with pytest.raises(ConnectionRefusedError):
             await pool.fetch("SELECT 1")
         task = asyncio.create_task(pool.fetch("SELECT 1"))
@@ -474,42 +477,47 @@ async def test_a_database_that_is_down(told: Told) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert told.events("asyncpg") == {"error": 1}
-    assert told.seen.sample("db_connection_wait_seconds_count", pool="asyncpg") == 1
-    assert told.seen.sample("db_connections_waiting", pool="asyncpg") == 0
-    assert told.spans == []
+    assert telemetry.events("asyncpg") == {"error": 1}
+    assert telemetry.seen.sample("db_connection_wait_seconds_count", pool="asyncpg") == 1
+    assert telemetry.seen.sample("db_connections_waiting", pool="asyncpg") == 0
+    assert telemetry.spans == []
 
 
-async def test_pools_of_one_name(url: str, told: Told) -> None:
+async def test_pools_of_one_name(url: str, telemetry: PoolTelemetry) -> None:
     """Two pools of one name have labels of their own, the same on gauges, waits, events and spans."""
     sizes = {"asyncpg": 1, "asyncpg-2": 2}
     async with (
         asyncpg.create_pool(url, min_size=1, max_size=1) as one,
         asyncpg.create_pool(url, min_size=1, max_size=2) as two,
     ):
-        undo = [instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors) for pool in (one, two)]
+        undo = [
+            instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
+            for pool in (one, two)
+        ]
         async with one.acquire() as connection, connection.transaction():
             await connection.execute("SELECT 1")
         async with two.acquire() as connection, connection.transaction():
             await two.execute("SELECT 1")
         for name, size in sizes.items():
-            assert told.seen.sample("db_connections_max", pool=name) == size
-            assert told.seen.sample("db_connection_wait_seconds_count", pool=name) == size
-            assert told.events(name) == {"begin": 1, "commit": 1}
-        assert [(span.attributes or {})["db.client.connection.pool.name"] for span in told.spans] == list(sizes)
+            assert telemetry.seen.sample("db_connections_max", pool=name) == size
+            assert telemetry.seen.sample("db_connection_wait_seconds_count", pool=name) == size
+            assert telemetry.events(name) == {"begin": 1, "commit": 1}
+        assert [(span.attributes or {})["db.client.connection.pool.name"] for span in telemetry.spans] == list(sizes)
         undo[1]()
-        instrument_pool(told.observe.db, two, pool_name="asyncpg", faults=told.observe.internal_errors)
-        assert told.seen.samples("db_connections_max") == {(("pool", name),): size for name, size in sizes.items()}
-    told.agree()
+        instrument_pool(
+            telemetry.observe.db, two, pool_name="asyncpg", internal_errors=telemetry.observe.internal_errors
+        )
+        assert telemetry.seen.samples("db_connections_max") == {(("pool", name),): size for name, size in sizes.items()}
+    telemetry.agree()
 
 
-async def test_many_at_once(url: str, told: Told) -> None:
+async def test_many_at_once(url: str, telemetry: PoolTelemetry) -> None:
     """Queries side by side each have their own caller's span as parent."""
     async with asyncpg.create_pool(url, min_size=1, max_size=20) as pool:
-        instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+        instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
 
         async def work(number: int) -> tuple[int, int]:
-            with told.observe.tracing.span(f"caller {number}") as span:
+            with telemetry.observe.tracing.span(f"caller {number}") as span:
                 async with pool.acquire() as connection, connection.transaction():
                     await connection.fetchval("SELECT pg_sleep(0.01)")
                     await connection.fetchval(f"SELECT {number} AS n{number}")
@@ -518,16 +526,16 @@ async def test_many_at_once(url: str, told: Told) -> None:
         callers = dict(await asyncio.gather(*(work(number) for number in range(20))))
     parents = {
         (span.attributes or {})["db.query.text"]: span.parent.span_id
-        for span in told.spans
+        for span in telemetry.spans
         if span.parent and "pg_sleep" not in str(span.attributes)
     }
     assert parents == {f"SELECT ? AS n{number}": span for number, span in callers.items()}
-    assert told.queries == 40
-    assert told.events("asyncpg") == {"begin": 20, "commit": 20}
-    told.agree()
+    assert telemetry.queries == 40
+    assert telemetry.events("asyncpg") == {"begin": 20, "commit": 20}
+    telemetry.agree()
 
 
-async def test_running_pool_and_undo(url: str, told: Told) -> None:
+async def test_running_pool_and_undo(url: str, telemetry: PoolTelemetry) -> None:
     """A running pool is instrumented once; undone, pool and connections are what they were, also those in use."""
 
     class Own(asyncpg.Connection):  # type: ignore[misc]
@@ -537,8 +545,8 @@ async def test_running_pool_and_undo(url: str, told: Told) -> None:
 
     async with asyncpg.create_pool(url, min_size=2, max_size=2, connection_class=Own) as pool:
         kind, look = type(pool), repr(type(pool))
-        undo = instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
-        again = instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+        undo = instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
+        again = instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         assert (isinstance(pool, kind), repr(type(pool)), type(pool) is kind) == (True, look, False)
         async with pool.acquire() as connection:
             assert isinstance(connection._con, Own)
@@ -554,75 +562,77 @@ async def test_running_pool_and_undo(url: str, told: Told) -> None:
         assert type(pool) is kind
         async with pool.acquire() as one, pool.acquire() as two:
             assert await one.fetchval("SELECT 1") == await two.fetchval("SELECT 1")
-        assert len(told.spans) == 2
-        assert told.seen.samples("db_connections_max") == {}
-        undo = instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+        assert len(telemetry.spans) == 2
+        assert telemetry.seen.samples("db_connections_max") == {}
+        undo = instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         async with pool.acquire() as one, pool.acquire() as two:
             await one.execute("SELECT 1")
             await two.execute("SELECT 1")
             assert type(one._con).__mro__.count(Own) == 1
         assert {type(holder._con) for holder in pool._holders} == {Own}
-        assert len(told.spans) == 4
-    told.agree()
+        assert len(telemetry.spans) == 4
+    telemetry.agree()
 
 
-async def test_undone_while_somebody_waits(url: str, told: Told) -> None:
+async def test_undone_while_somebody_waits(url: str, telemetry: PoolTelemetry) -> None:
     """Who waits for a connection while all is undone gets it."""
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
-        undo = instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+        undo = instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         async with pool.acquire():
             task = asyncio.create_task(pool.fetchval("SELECT 1"))
             await asyncio.sleep(0)
             undo()
         assert await task == 1
-    assert told.spans == []
+    assert telemetry.spans == []
 
 
-async def test_undone_while_somebody_is_refused(told: Told) -> None:
+async def test_undone_while_somebody_is_refused(telemetry: PoolTelemetry) -> None:
     """Who is refused a connection after all was undone is told to nobody."""
     async with asyncpg.create_pool(f"postgresql://ann@{unused_address()}/shop", min_size=0, max_size=1) as pool:
-        undo = instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+        undo = instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         task = asyncio.create_task(pool.fetchval("SELECT 1"))
         await asyncio.sleep(0)
         undo()
         with pytest.raises(ConnectionRefusedError):
             await task
-    assert (told.events("asyncpg"), told.observe.internal_errors.counts) == ({}, {})
+    assert (telemetry.events("asyncpg"), telemetry.observe.internal_errors.counts) == ({}, {})
 
 
-async def test_undone_while_a_query_runs(url: str, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_undone_while_a_query_runs(url: str, telemetry: PoolTelemetry, monkeypatch: pytest.MonkeyPatch) -> None:
     """A query that runs while all is undone ends as it began; who is not told any more is not told of faults either."""
 
     def fail(_: object) -> None:
         raise LookupError
 
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
-        undo = instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+        undo = instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         async with pool.acquire() as connection:
             task = asyncio.create_task(connection.fetch("SELECT 1"))
             await asyncio.sleep(0)
             undo()
             assert len(await task) == 1
-            assert told.rows == [1]
-            undo = instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+            assert telemetry.rows == [1]
+            undo = instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         async with pool.acquire() as connection:
-            monkeypatch.setattr("fastapi_observe.clients.database.asyncpg._rows_of_one", fail)
+            monkeypatch.setattr("fastapi_observe.clients.database.asyncpg._count_row", fail)
             task = asyncio.create_task(connection.fetchrow("SELECT 1"))
             await asyncio.sleep(0)
             undo()
             assert await task is not None
-    assert told.observe.internal_errors.counts == {}
+    assert telemetry.observe.internal_errors.counts == {}
 
 
 async def test_two_apps_on_one_pool(url: str, observed: Callable[..., Seen]) -> None:
     """A query is told to the app whose request it is part of, else to the app that was first, each by its own name."""
     apps = FastAPI(), FastAPI()
-    first, second = (Told(lambda _, app=app: observed(app)) for app in apps)
+    first, second = (PoolTelemetry(lambda _, app=app: observed(app)) for app in apps)
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
-        undo = instrument_pool(first.observe.db, pool, pool_name="shared", faults=first.observe.internal_errors)
-        instrument_pool(second.observe.db, pool, faults=second.observe.internal_errors)
+        undo = instrument_pool(
+            first.observe.db, pool, pool_name="shared", internal_errors=first.observe.internal_errors
+        )
+        instrument_pool(second.observe.db, pool, internal_errors=second.observe.internal_errors)
 
-        async def in_request_of(told: Told, app: FastAPI, statement: str) -> None:
+        async def in_request_of(telemetry: PoolTelemetry, app: FastAPI, statement: str) -> None:
             async def receive() -> Any:
                 raise AssertionError
 
@@ -630,7 +640,7 @@ async def test_two_apps_on_one_pool(url: str, observed: Callable[..., Seen]) -> 
                 pass
 
             scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": [], "app": app}
-            exchange = told.observe.start_request(scope, receive, send)
+            exchange = telemetry.observe.start_request(scope, receive, send)
             assert exchange.context is not None
             token = OTEL_CONTEXT.set(exchange.context)
             try:
@@ -642,7 +652,7 @@ async def test_two_apps_on_one_pool(url: str, observed: Callable[..., Seen]) -> 
         await in_request_of(first, apps[0], "SELECT 1")
         await pool.execute("SELECT 1")
         third = FastAPI()
-        await in_request_of(Told(lambda _: observed(third)), third, "SELECT 1")
+        await in_request_of(PoolTelemetry(lambda _: observed(third)), third, "SELECT 1")
         assert (first.queries, second.queries) == (3, 1)
         for mine, name in ((first, "shared"), (second, "asyncpg")):
             assert {(span.attributes or {})["db.client.connection.pool.name"] for span in mine.spans} == {name}
@@ -653,16 +663,18 @@ async def test_two_apps_on_one_pool(url: str, observed: Callable[..., Seen]) -> 
 
 
 @pytest.mark.parametrize("value", [None, "postgresql://", 5, install])
-def test_what_is_no_pool(value: object, told: Told) -> None:
+def test_what_is_no_pool(value: object, telemetry: PoolTelemetry) -> None:
     """Anything else is refused by one sentence that says what to pass."""
     with pytest.raises(TypeError, match=r"cannot instrument a \w+; pass the Pool that asyncpg.create_pool\(\) returns"):
-        instrument_pool(told.observe.db, value, faults=told.observe.internal_errors)
+        instrument_pool(telemetry.observe.db, value, internal_errors=telemetry.observe.internal_errors)
 
 
-async def test_few_addresses_are_told_apart(url: str, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_few_addresses_are_told_apart(
+    url: str, telemetry: PoolTelemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A pool that connects to ever new addresses names the first ones only."""
     monkeypatch.setattr(pools, "MAX_DATABASES", 0)
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
-        instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+        instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         await pool.execute("SELECT 1")
-    assert "server.address" not in (told.spans[0].attributes or {})
+    assert "server.address" not in (telemetry.spans[0].attributes or {})

@@ -128,8 +128,10 @@ def test_what_is_no_pool(observed: Callable[..., Seen], wrong: object) -> None:
 
 
 def test_an_engine_is_no_pool(observed: Callable[..., Seen], engine: sa.Engine) -> None:
-    """Who passes an engine is told where it goes."""
-    with pytest.raises(TypeError, match=r"cannot instrument a Engine; .* goes to instrument_engine"):
+    """The error for an engine names the method for engines."""
+    with pytest.raises(
+        TypeError, match=r"cannot instrument a Engine; .* pass an SQLAlchemy engine to instrument_engine"
+    ):
         observed(Starlette()).observe.instrument_pool(engine)
 
 

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from fastapi import FastAPI
 from opentelemetry.trace import StatusCode
-from pools import PASSWORD, SECRET, Broken, Told, running_postgresql, tcp_to, unused_address
+from pools import PASSWORD, SECRET, Broken, PoolTelemetry, running_postgresql, tcp_to, unused_address
 from psycopg import sql
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, NullConnectionPool, PoolClosed, PoolTimeout
@@ -34,9 +34,9 @@ def url() -> Iterator[str]:
 
 
 @pytest.fixture
-def told(observed: Callable[..., Seen]) -> Told:
+def telemetry(observed: Callable[..., Seen]) -> PoolTelemetry:
     """Install on an app."""
-    return Told(observed)
+    return PoolTelemetry(observed)
 
 
 @pytest.fixture
@@ -48,19 +48,19 @@ def table(url: str) -> None:
 
 
 @pytest.fixture
-def pool(url: str, told: Told, table: None) -> Iterator[ConnectionPool]:
+def pool(url: str, telemetry: PoolTelemetry, table: None) -> Iterator[ConnectionPool]:
     """Yield a pool that was instrumented before it was opened."""
     pool = ConnectionPool(url, min_size=1, max_size=2, open=False, name="main", kwargs={"autocommit": True})
-    instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+    instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
     with pool:
         yield pool
 
 
 @pytest.fixture
-async def async_pool(url: str, told: Told, table: None) -> AsyncIterator[AsyncConnectionPool]:
+async def async_pool(url: str, telemetry: PoolTelemetry, table: None) -> AsyncIterator[AsyncConnectionPool]:
     """Yield an async pool that was instrumented before it was opened."""
     pool = AsyncConnectionPool(url, min_size=1, max_size=2, open=False, name="main", kwargs={"autocommit": True})
-    instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+    instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
     async with pool:
         yield pool
 
@@ -76,7 +76,7 @@ EACH_METHOD = (
 # What is measured
 
 
-def test_each_method_is_one_query(pool: ConnectionPool, told: Told) -> None:
+def test_each_method_is_one_query(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
     """Every method of connection and cursor that sends a statement is a span, a count, a duration and a line."""
     with pool.connection() as connection:
         connection.execute("INSERT INTO people VALUES (1, 'a'), (2, 'b')")
@@ -91,12 +91,12 @@ def test_each_method_is_one_query(pool: ConnectionPool, told: Told) -> None:
                 copy.write_row((7, "g"))
             with cursor.copy("COPY people TO STDOUT") as copy:
                 assert len(list(copy.rows())) == 7
-    assert (told.names, told.rows) == EACH_METHOD
-    assert [(span.attributes or {}).get("db.operation.batch.size") for span in told.spans][3] == 3
-    told.agree()
+    assert (telemetry.names, telemetry.rows) == EACH_METHOD
+    assert [(span.attributes or {}).get("db.operation.batch.size") for span in telemetry.spans][3] == 3
+    telemetry.agree()
 
 
-async def test_each_async_method_is_one_query(async_pool: AsyncConnectionPool, told: Told) -> None:
+async def test_each_async_method_is_one_query(async_pool: AsyncConnectionPool, telemetry: PoolTelemetry) -> None:
     """So it is for an async pool."""
     async with async_pool.connection() as connection:
         await connection.execute("INSERT INTO people VALUES (1, 'a'), (2, 'b')")
@@ -110,18 +110,20 @@ async def test_each_async_method_is_one_query(async_pool: AsyncConnectionPool, t
                 await copy.write_row((7, "g"))
             async with cursor.copy("COPY people TO STDOUT") as copy:
                 assert len([row async for row in copy.rows()]) == 7
-    assert (told.names, told.rows) == EACH_METHOD
-    told.agree()
+    assert (telemetry.names, telemetry.rows) == EACH_METHOD
+    telemetry.agree()
 
 
 @pytest.mark.parametrize("tcp", [False, True])
-def test_facts(url: str, told: Told, *, tcp: bool) -> None:
+def test_facts(url: str, telemetry: PoolTelemetry, *, tcp: bool) -> None:
     """A span says which server, database and pool it was, and never as whom."""
     with tcp_to(url) as over_tcp, ConnectionPool(over_tcp if tcp else url, min_size=1, open=True) as pool:
-        instrument_pool(told.observe.db, pool, pool_name="people", faults=told.observe.internal_errors)
+        instrument_pool(
+            telemetry.observe.db, pool, pool_name="people", internal_errors=telemetry.observe.internal_errors
+        )
         with pool.connection() as connection:
             connection.execute("SELECT 1 WHERE 'a' <> %s", (SECRET,))
-    (span,) = told.spans
+    (span,) = telemetry.spans
     where: dict[str, Any] = {"server.address": url.rpartition("host=")[2]}
     if tcp:
         where = {"server.address": "127.0.0.1", "server.port": int(over_tcp.rpartition(":")[2].partition("/")[0])}
@@ -135,21 +137,21 @@ def test_facts(url: str, told: Told, *, tcp: bool) -> None:
         "db.response.returned_rows": 1,
         **where,
     }
-    everything = told.everything()
+    everything = telemetry.everything()
     assert SECRET not in everything
     assert PASSWORD not in everything
 
 
-def test_composed_statements(pool: ConnectionPool, told: Told) -> None:
+def test_composed_statements(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
     """Statements that psycopg composes are shown without their values."""
     query = sql.SQL("SELECT {} FROM {} WHERE email = {}").format(
         sql.Identifier("id"), sql.Identifier("people"), sql.Literal(SECRET)
     )
     with pool.connection() as connection:
         connection.execute(query)
-    assert told.names == ["SELECT people"]
-    assert (told.spans[0].attributes or {})["db.query.text"] == 'SELECT "id" FROM "people" WHERE email = ?'
-    assert SECRET not in told.everything()
+    assert telemetry.names == ["SELECT people"]
+    assert (telemetry.spans[0].attributes or {})["db.query.text"] == 'SELECT "id" FROM "people" WHERE email = ?'
+    assert SECRET not in telemetry.everything()
 
 
 def test_text_of_statements() -> None:
@@ -163,11 +165,11 @@ def test_text_of_statements() -> None:
     assert statement_text(5) == "5"
 
 
-def test_part_of_a_request(pool: ConnectionPool, told: Told, observed: Callable[..., Seen]) -> None:
+def test_part_of_a_request(pool: ConnectionPool, telemetry: PoolTelemetry, observed: Callable[..., Seen]) -> None:
     """Queries of a sync endpoint are children of its server span, and count in its line."""
     app = FastAPI()
-    mine = Told(lambda _: observed(app))
-    instrument_pool(mine.observe.db, pool, faults=mine.observe.internal_errors)
+    mine = PoolTelemetry(lambda _: observed(app))
+    instrument_pool(mine.observe.db, pool, internal_errors=mine.observe.internal_errors)
 
     @app.get("/")
     def endpoint() -> None:
@@ -182,12 +184,12 @@ def test_part_of_a_request(pool: ConnectionPool, told: Told, observed: Callable[
     assert [span.parent.span_id for span in mine.spans if span.parent] == [server.context.span_id] * 2
     (line,) = mine.seen.request_lines
     assert line["fields"]["db_count"] == 2
-    assert told.queries == 0
+    assert telemetry.queries == 0
 
 
-def test_one_span_inside_a_query(pool: ConnectionPool, told: Told) -> None:
+def test_one_span_inside_a_query(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
     """What is sent inside `db.query` is part of it: one span, which learns the statement."""
-    with told.observe.db.query("SELECT", table="people"), pool.connection() as connection:
+    with telemetry.observe.db.query("SELECT", table="people"), pool.connection() as connection:
         connection.execute("SELECT * FROM people WHERE id = 7")
         with connection.transaction(), connection.cursor() as cursor:
             assert list(cursor.stream("SELECT 1")) == [(1,)]
@@ -195,10 +197,10 @@ def test_one_span_inside_a_query(pool: ConnectionPool, told: Told) -> None:
                 assert list(copy) == []
             with connection.cursor(name="here") as server:
                 assert server.execute("SELECT 1").fetchall() == [(1,)]
-    (span,) = told.spans
+    (span,) = telemetry.spans
     assert (span.attributes or {})["db.query.text"] == "SELECT * FROM people WHERE id = ?"
-    assert told.events("main") == {"begin": 1, "commit": 1}
-    told.agree()
+    assert telemetry.events("main") == {"begin": 1, "commit": 1}
+    telemetry.agree()
 
 
 # What fails
@@ -213,31 +215,33 @@ def test_one_span_inside_a_query(pool: ConnectionPool, told: Told) -> None:
         (f"SELECT '{SECRET}'::int", None),
     ],
 )
-def test_errors(pool: ConnectionPool, told: Told, statement: str, parameters: tuple[str, ...] | None) -> None:
+def test_errors(
+    pool: ConnectionPool, telemetry: PoolTelemetry, statement: str, parameters: tuple[str, ...] | None
+) -> None:
     """An error reaches the caller as psycopg made it; what it tells of values is in no span, line or metric."""
     with pool.connection() as connection:
         connection.execute("INSERT INTO people VALUES (1, %s)", (SECRET,))
         with pytest.raises(psycopg.Error) as caught:
             connection.execute(statement.encode(), parameters)
     assert SECRET in str(caught.value)
-    span = told.spans[-1]
+    span = telemetry.spans[-1]
     name = f"{type(caught.value).__module__}.{type(caught.value).__qualname__}"
     assert (span.status.status_code, (span.attributes or {})["error.type"]) == (StatusCode.ERROR, name)
-    assert SECRET not in told.everything()
-    told.agree()
+    assert SECRET not in telemetry.everything()
+    telemetry.agree()
 
 
-async def test_async_errors(async_pool: AsyncConnectionPool, told: Told) -> None:
+async def test_async_errors(async_pool: AsyncConnectionPool, telemetry: PoolTelemetry) -> None:
     """So it is for an async pool."""
     async with async_pool.connection() as connection:
         await connection.execute("INSERT INTO people VALUES (1, %s)", (SECRET,))
         with pytest.raises(psycopg.errors.UniqueViolation):
             await connection.execute("INSERT INTO people VALUES (1, %s)", (SECRET,))
-    assert SECRET not in told.everything()
-    told.agree()
+    assert SECRET not in telemetry.everything()
+    telemetry.agree()
 
 
-def test_timeouts(pool: ConnectionPool, told: Told) -> None:
+def test_timeouts(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
     """A query that the server gave up has the outcome `timeout`, one that somebody stopped `cancelled`."""
     stop = "SELECT pg_cancel_backend(pg_backend_pid())"
     with pool.connection() as connection:
@@ -246,12 +250,12 @@ def test_timeouts(pool: ConnectionPool, told: Told) -> None:
         connection.execute("SET statement_timeout = 20")
         with pytest.raises(psycopg.errors.QueryCanceled):
             connection.execute("SELECT pg_sleep(5)")
-    lines = [line for line in told.seen.lines if line["logger"] == "fastapi_observe.operation"]
+    lines = [line for line in telemetry.seen.lines if line["logger"] == "fastapi_observe.operation"]
     assert [line["fields"]["outcome"] for line in lines] == ["cancelled", "ok", "timeout"]
-    told.agree()
+    telemetry.agree()
 
 
-async def test_cancellation(async_pool: AsyncConnectionPool, told: Told) -> None:
+async def test_cancellation(async_pool: AsyncConnectionPool, telemetry: PoolTelemetry) -> None:
     """A cancelled query has the outcome `cancelled`; its task is cancelled, its connection goes back."""
 
     async def work() -> None:
@@ -266,12 +270,12 @@ async def test_cancellation(async_pool: AsyncConnectionPool, told: Told) -> None
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    lines = [line for line in told.seen.lines if line["logger"] == "fastapi_observe.operation"]
+    lines = [line for line in telemetry.seen.lines if line["logger"] == "fastapi_observe.operation"]
     assert [line["fields"]["outcome"] for line in lines if line["fields"]["outcome"] != "ok"] == ["cancelled"]
-    told.agree()
+    telemetry.agree()
 
 
-def test_failures_of_streams_and_copies(pool: ConnectionPool, told: Told) -> None:
+def test_failures_of_streams_and_copies(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
     """A stream or copy that fails is a failed query, wherever it fails; the exception is the same object."""
     mine = LookupError("mine")
 
@@ -288,9 +292,9 @@ def test_failures_of_streams_and_copies(pool: ConnectionPool, told: Told) -> Non
         with pytest.raises(LookupError) as caught:
             copy_badly(cursor)
     assert caught.value is mine
-    assert [span.status.status_code.name for span in told.spans] == ["ERROR"] * 3
-    assert [(span.attributes or {})["error.type"] for span in told.spans][2] == "LookupError"
-    told.agree()
+    assert [span.status.status_code.name for span in telemetry.spans] == ["ERROR"] * 3
+    assert [(span.attributes or {})["error.type"] for span in telemetry.spans][2] == "LookupError"
+    telemetry.agree()
 
 
 def test_misuse(pool: ConnectionPool, url: str) -> None:
@@ -309,20 +313,20 @@ def test_our_faults_reach_nobody(url: str) -> None:
     """Where all that we do fails, queries work, and each fault is counted."""
     broken = Broken()
     with ConnectionPool(url, min_size=1, open=True) as pool:
-        instrument_pool(broken, pool, faults=broken.note)  # type: ignore[arg-type]
+        instrument_pool(broken, pool, internal_errors=broken.record)  # type: ignore[arg-type]
         with pool.connection() as connection, connection.cursor(name="here") as cursor:
             assert connection.execute("SELECT 1").fetchone() == (1,)
             assert cursor.execute("SELECT 1").fetchall() == [(1,)]
-    assert set(broken.faults) == {"pool.waited", "pool.begin", "pool.event"}
+    assert set(broken.sites) == {"pool.connection_wait", "pool.start_query", "pool.connection_event"}
 
 
 # Transactions and cursors
 
 
-def test_transactions_are_counts(url: str, told: Told) -> None:
+def test_transactions_are_counts(url: str, telemetry: PoolTelemetry) -> None:
     """Commands about transactions are counts, those that psycopg sends by itself too; so is the pool's rollback."""
     with ConnectionPool(url, min_size=1, max_size=1, open=True, name="main") as pool:
-        instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+        instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         with pool.connection() as connection:
             connection.execute("SELECT 1")
         with suppress(ZeroDivisionError), pool.connection() as connection:
@@ -344,7 +348,7 @@ def test_transactions_are_counts(url: str, told: Told) -> None:
         connection = pool.getconn()
         connection.close()
         pool.putconn(connection)
-    assert told.events("main") == {
+    assert telemetry.events("main") == {
         "begin": 5,
         "commit": 2,
         "rollback": 3,
@@ -352,25 +356,25 @@ def test_transactions_are_counts(url: str, told: Told) -> None:
         "release_savepoint": 2,
         "rollback_savepoint": 1,
     }
-    assert [(span.attributes or {})["db.query.text"] for span in told.spans] == ["SELECT ?"] * 4
-    told.agree()
+    assert [(span.attributes or {})["db.query.text"] for span in telemetry.spans] == ["SELECT ?"] * 4
+    telemetry.agree()
 
 
-async def test_async_transactions_are_counts(url: str, told: Told) -> None:
+async def test_async_transactions_are_counts(url: str, telemetry: PoolTelemetry) -> None:
     """So it is for an async pool."""
     async with AsyncConnectionPool(url, min_size=1, max_size=1, open=False, name="main") as pool:
-        instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+        instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         async with pool.connection() as connection:
             await connection.execute("SELECT 1")
         async with pool.connection() as connection:
             await connection.set_autocommit(True)
             await connection.execute("BEGIN")
             await connection.execute("ABORT")
-    assert told.events("main") == {"begin": 2, "commit": 1, "rollback": 1}
-    told.agree()
+    assert telemetry.events("main") == {"begin": 2, "commit": 1, "rollback": 1}
+    telemetry.agree()
 
 
-def test_what_the_pool_does_is_not_measured(url: str, told: Told) -> None:
+def test_what_the_pool_does_is_not_measured(url: str, telemetry: PoolTelemetry) -> None:
     """Queries of `configure`, `check` and `reset` are no queries of the user's."""
     done: list[str] = []
 
@@ -387,7 +391,7 @@ def test_what_the_pool_does_is_not_measured(url: str, told: Told) -> None:
     back = threading.Event()
     steps: dict[str, Any] = {"configure": step("configure"), "check": step("check"), "reset": step("reset")}
     with ConnectionPool(url, min_size=1, max_size=1, open=False, **steps) as pool:
-        instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+        instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         for number in range(2):
             with pool.connection() as connection:
                 connection.execute(f"SELECT {number} AS n{number}".encode())
@@ -395,12 +399,12 @@ def test_what_the_pool_does_is_not_measured(url: str, told: Told) -> None:
             back.clear()
         pool.check()
     assert done == ["configure", "check", "reset", "check", "reset"]
-    assert len(told.spans) == 2
-    assert told.events(pool.name) == {"begin": 2, "commit": 2}
-    told.agree()
+    assert len(telemetry.spans) == 2
+    assert telemetry.events(pool.name) == {"begin": 2, "commit": 2}
+    telemetry.agree()
 
 
-def test_server_side_cursors_are_one_query(pool: ConnectionPool, told: Told) -> None:
+def test_server_side_cursors_are_one_query(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
     """A server-side cursor is one query, however it is read; what its user does meanwhile is not inside it."""
     with pool.connection() as connection, connection.transaction():
         connection.execute(FILL)
@@ -419,13 +423,15 @@ def test_server_side_cursors_are_one_query(pool: ConnectionPool, told: Told) -> 
             cursor.execute("SELECT email FROM people WHERE id = 5").fetchone()
         with pytest.raises(psycopg.InterfaceError, match="the cursor is closed"):
             cursor.fetchone()
-    assert told.names == ["INSERT people", "SELECT", *["SELECT people"] * 4]
-    assert told.rows == [120, 1, 120, 20, 3, 1]
-    assert {span.parent for span in told.spans} == {None}
-    told.agree()
+    assert telemetry.names == ["INSERT people", "SELECT", *["SELECT people"] * 4]
+    assert telemetry.rows == [120, 1, 120, 20, 3, 1]
+    assert {span.parent for span in telemetry.spans} == {None}
+    telemetry.agree()
 
 
-async def test_async_server_side_cursors_are_one_query(async_pool: AsyncConnectionPool, told: Told) -> None:
+async def test_async_server_side_cursors_are_one_query(
+    async_pool: AsyncConnectionPool, telemetry: PoolTelemetry
+) -> None:
     """So it is for an async pool."""
     async with async_pool.connection() as connection, connection.transaction():
         await connection.execute(FILL)
@@ -437,12 +443,12 @@ async def test_async_server_side_cursors_are_one_query(async_pool: AsyncConnecti
             assert len(await cursor.fetchmany(5)) == 5
             assert len(await cursor.fetchall()) == 14
             assert await cursor.fetchone() is None
-    assert told.names == ["INSERT people", "SELECT people", "SELECT people"]
-    assert told.rows == [120, 120, 20]
-    told.agree()
+    assert telemetry.names == ["INSERT people", "SELECT people", "SELECT people"]
+    assert telemetry.rows == [120, 120, 20]
+    telemetry.agree()
 
 
-def test_cursors_that_are_left(pool: ConnectionPool, told: Told) -> None:
+def test_cursors_that_are_left(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
     """What is not read to its end is over with its transaction, its generator, or when its connection goes back."""
     with pool.connection() as connection:
         with connection.transaction():
@@ -450,30 +456,30 @@ def test_cursors_that_are_left(pool: ConnectionPool, told: Told) -> None:
             left = connection.cursor(name="one").execute("SELECT id FROM people")
             rows_left = iter(left)
             next(rows_left)
-            assert len(told.spans) == 1
-        assert told.rows == [120, 1]
+            assert len(telemetry.spans) == 1
+        assert telemetry.rows == [120, 1]
         left.close()
         with closing(connection.cursor().stream("SELECT id FROM people")) as rows:  # type: ignore[type-var]
             next(rows)
             assert connection.pgconn.transaction_status == TransactionStatus.ACTIVE
-        assert told.rows == [120, 1, 1]
+        assert telemetry.rows == [120, 1, 1]
         held = connection.cursor(name="two", withhold=True).execute("SELECT id FROM people")
-    assert told.rows == [120, 1, 1, 0]
+    assert telemetry.rows == [120, 1, 1, 0]
     held.close()
-    told.agree()
+    telemetry.agree()
 
 
-async def test_async_streams_that_are_left(async_pool: AsyncConnectionPool, told: Told) -> None:
+async def test_async_streams_that_are_left(async_pool: AsyncConnectionPool, telemetry: PoolTelemetry) -> None:
     """So it is for a stream of an async pool."""
     async with async_pool.connection() as connection:
         rows = connection.cursor().stream("SELECT generate_series(1, 9)")
         assert await anext(rows) == (1,)
         await rows.aclose()  # type: ignore[attr-defined]
-    assert told.rows == [1]
-    told.agree()
+    assert telemetry.rows == [1]
+    telemetry.agree()
 
 
-def test_server_side_cursors_that_fail(pool: ConnectionPool, told: Told) -> None:
+def test_server_side_cursors_that_fail(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
     """A server-side cursor that fails, at its beginning or later, is a failed query."""
     with pool.connection() as connection:
         with connection.cursor(name="one") as cursor, pytest.raises(psycopg.errors.SyntaxError):
@@ -482,20 +488,20 @@ def test_server_side_cursors_that_fail(pool: ConnectionPool, told: Told) -> None
         with pytest.raises(psycopg.errors.DivisionByZero), connection.transaction():
             two.execute(DIVIDE).fetchall()
         two.close()
-    assert [span.status.status_code.name for span in told.spans] == ["ERROR"] * 2
-    told.agree()
+    assert [span.status.status_code.name for span in telemetry.spans] == ["ERROR"] * 2
+    telemetry.agree()
 
 
-def test_pipelines(pool: ConnectionPool, told: Told) -> None:
+def test_pipelines(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
     """In a pipeline each statement is one query, too."""
     with pool.connection() as connection, connection.pipeline():
         cursors = [connection.execute("SELECT 1"), connection.execute("SELECT 2")]
         assert [cursor.fetchone() for cursor in cursors] == [(1,), (2,)]
-    assert told.queries == 2
-    told.agree()
+    assert telemetry.queries == 2
+    telemetry.agree()
 
 
-def test_cursors_of_the_user(pool: ConnectionPool, told: Told) -> None:
+def test_cursors_of_the_user(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
     """A cursor class of the user's stays one; what is no cursor of psycopg's is left alone."""
 
     class Own(psycopg.ClientCursor[Any]):
@@ -516,101 +522,101 @@ def test_cursors_of_the_user(pool: ConnectionPool, told: Told) -> None:
         vars(connection)["cursor_factory"] = Strange
         strange: object = connection.cursor()
         assert type(strange) is Strange
-    assert told.queries == 1
+    assert telemetry.queries == 1
 
 
 # Pools
 
 
-def gauges(told: Told) -> dict[str, float | None]:
+def gauges(telemetry: PoolTelemetry) -> dict[str, float | None]:
     """Read what is shown of the pool `main`."""
     names = ("active", "idle", "max", "waiting")
-    return {name: told.seen.sample(f"db_connections_{name}", pool="main") for name in names}
+    return {name: telemetry.seen.sample(f"db_connections_{name}", pool="main") for name in names}
 
 
-def test_pool_gauges_and_waits(pool: ConnectionPool, told: Told) -> None:
+def test_pool_gauges_and_waits(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
     """What the pool is doing is read at the scrape; each wait for a connection is a sample."""
     pool.wait(5)
-    assert gauges(told) == {"active": 0, "idle": 1, "max": 2, "waiting": 0}
+    assert gauges(telemetry) == {"active": 0, "idle": 1, "max": 2, "waiting": 0}
     with ThreadPoolExecutor(1) as executor:
         with pool.connection(), pool.connection():
             waiter = executor.submit(pool.getconn)
             while not pool.get_stats()["requests_waiting"]:
                 pass
-            assert gauges(told) == {"active": 2, "idle": 0, "max": 2, "waiting": 1}
+            assert gauges(telemetry) == {"active": 2, "idle": 0, "max": 2, "waiting": 1}
             with pytest.raises(PoolTimeout):
                 pool.getconn(timeout=0.01)
         pool.putconn(waiter.result())
-    assert gauges(told) == {"active": 0, "idle": 2, "max": 2, "waiting": 0}
-    assert told.seen.sample("db_connection_wait_seconds_count", pool="main") == 4  # the one in vain, too
-    assert told.events("main") == {"timeout": 1}
-    told.agree()
+    assert gauges(telemetry) == {"active": 0, "idle": 2, "max": 2, "waiting": 0}
+    assert telemetry.seen.sample("db_connection_wait_seconds_count", pool="main") == 4  # the one in vain, too
+    assert telemetry.events("main") == {"timeout": 1}
+    telemetry.agree()
 
 
-async def test_async_pool_gauges_and_waits(async_pool: AsyncConnectionPool, told: Told) -> None:
+async def test_async_pool_gauges_and_waits(async_pool: AsyncConnectionPool, telemetry: PoolTelemetry) -> None:
     """So it is for an async pool."""
     await async_pool.wait(5)
     async with async_pool.connection(), async_pool.connection():
-        assert gauges(told) == {"active": 2, "idle": 0, "max": 2, "waiting": 0}
+        assert gauges(telemetry) == {"active": 2, "idle": 0, "max": 2, "waiting": 0}
         with pytest.raises(PoolTimeout):
             await async_pool.getconn(timeout=0.01)
-    assert told.seen.sample("db_connection_wait_seconds_count", pool="main") == 3
-    assert told.events("main") == {"timeout": 1}
+    assert telemetry.seen.sample("db_connection_wait_seconds_count", pool="main") == 3
+    assert telemetry.events("main") == {"timeout": 1}
 
 
-def test_a_database_that_is_down(told: Told) -> None:
+def test_a_database_that_is_down(telemetry: PoolTelemetry) -> None:
     """Who is given no connection waited, and is the event `timeout` or `error`; no connection is in use."""
     url = f"postgresql://ann@{unused_address()}/shop"
     pool = ConnectionPool(url, min_size=2, open=False, name="main", reconnect_timeout=0)
-    instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
-    assert gauges(told) == {"active": 0, "idle": 0, "max": 2, "waiting": 0}
+    instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
+    assert gauges(telemetry) == {"active": 0, "idle": 0, "max": 2, "waiting": 0}
     with pytest.raises(PoolClosed):
         pool.getconn()
     with pool, pytest.raises(PoolTimeout):
         pool.getconn(timeout=0.02)
-    assert gauges(told) == {"active": 0, "idle": 0, "max": 2, "waiting": 0}
-    assert told.events("main") == {"error": 1, "timeout": 1}
+    assert gauges(telemetry) == {"active": 0, "idle": 0, "max": 2, "waiting": 0}
+    assert telemetry.events("main") == {"error": 1, "timeout": 1}
     with NullConnectionPool(url, open=True, name="null") as null:
-        instrument_pool(told.observe.db, null, faults=told.observe.internal_errors)
+        instrument_pool(telemetry.observe.db, null, internal_errors=telemetry.observe.internal_errors)
         with pytest.raises(psycopg.OperationalError, match="refused"):
             null.getconn()
-    assert told.events("null") == {"error": 1}
-    waits = told.seen.samples("db_connection_wait_seconds_count")
+    assert telemetry.events("null") == {"error": 1}
+    waits = telemetry.seen.samples("db_connection_wait_seconds_count")
     assert waits == {(("pool", "main"),): 2, (("pool", "null"),): 1}
-    assert told.spans == []
+    assert telemetry.spans == []
 
 
-async def test_an_async_pool_whose_database_is_down(told: Told) -> None:
+async def test_an_async_pool_whose_database_is_down(telemetry: PoolTelemetry) -> None:
     """So it is for an async pool."""
     pool = AsyncConnectionPool(f"postgresql://ann@{unused_address()}/shop", min_size=2, open=False, name="main")
-    instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+    instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
     with pytest.raises(PoolClosed):
         await pool.getconn()
     async with pool:
         with pytest.raises(PoolTimeout):
             await pool.getconn(timeout=0.02)
-    assert gauges(told) == {"active": 0, "idle": 0, "max": 2, "waiting": 0}
-    assert told.events("main") == {"error": 1, "timeout": 1}
-    assert told.seen.sample("db_connection_wait_seconds_count", pool="main") == 2
+    assert gauges(telemetry) == {"active": 0, "idle": 0, "max": 2, "waiting": 0}
+    assert telemetry.events("main") == {"error": 1, "timeout": 1}
+    assert telemetry.seen.sample("db_connection_wait_seconds_count", pool="main") == 2
 
 
-def test_pool_that_keeps_nothing(url: str, told: Told) -> None:
+def test_pool_that_keeps_nothing(url: str, telemetry: PoolTelemetry) -> None:
     """A `NullConnectionPool` is a pool like any other; without a limit its most is infinite."""
     with NullConnectionPool(url, open=True, name="main") as pool:
-        instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+        instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         with pool.connection() as connection:
             connection.execute("SELECT 1")
-            assert gauges(told) == {"active": 1, "idle": 0, "max": float("inf"), "waiting": 0}
-    assert told.queries == 1
+            assert gauges(telemetry) == {"active": 1, "idle": 0, "max": float("inf"), "waiting": 0}
+    assert telemetry.queries == 1
 
 
-def test_many_threads(url: str, told: Told) -> None:
+def test_many_threads(url: str, telemetry: PoolTelemetry) -> None:
     """Queries of many threads each have their own caller's span as parent."""
     with ConnectionPool(url, min_size=4, max_size=4, open=True, name="main") as pool:
-        instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+        instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
 
         def work(number: int) -> tuple[int, int]:
-            with told.observe.tracing.span(f"caller {number}") as span, pool.connection() as connection:
+            with telemetry.observe.tracing.span(f"caller {number}") as span, pool.connection() as connection:
                 connection.execute(f"SELECT {number} AS n{number}".encode())
                 with connection.cursor(name="here") as cursor:
                     assert list(cursor.execute("SELECT 1 WHERE 1 = 1")) == [(1,)]
@@ -620,32 +626,32 @@ def test_many_threads(url: str, told: Told) -> None:
             callers = dict(executor.map(work, range(40)))
     parents = {
         (span.attributes or {})["db.query.text"]: span.parent.span_id
-        for span in told.spans
+        for span in telemetry.spans
         if span.parent and "WHERE" not in str(span.attributes)
     }
     assert parents == {f"SELECT ? AS n{number}": span for number, span in callers.items()}
-    assert (told.queries, told.events("main")) == (80, {"begin": 40, "commit": 40})
-    told.agree()
+    assert (telemetry.queries, telemetry.events("main")) == (80, {"begin": 40, "commit": 40})
+    telemetry.agree()
 
 
-async def test_many_tasks(url: str, told: Told) -> None:
+async def test_many_tasks(url: str, telemetry: PoolTelemetry) -> None:
     """So it is for the tasks of an async pool."""
     async with AsyncConnectionPool(url, min_size=1, max_size=20, open=False) as pool:
-        instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+        instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
 
         async def work(number: int) -> tuple[int, int]:
-            with told.observe.tracing.span(f"caller {number}") as span:
+            with telemetry.observe.tracing.span(f"caller {number}") as span:
                 async with pool.connection() as connection:
                     await connection.execute(f"SELECT {number} AS n{number}".encode())
                 return number, span.get_span_context().span_id
 
         callers = dict(await asyncio.gather(*(work(number) for number in range(20))))
-    parents = {(span.attributes or {})["db.query.text"]: span.parent.span_id for span in told.spans if span.parent}
+    parents = {(span.attributes or {})["db.query.text"]: span.parent.span_id for span in telemetry.spans if span.parent}
     assert parents == {f"SELECT ? AS n{number}": span for number, span in callers.items()}
-    told.agree()
+    telemetry.agree()
 
 
-def test_running_pool_and_undo(url: str, told: Told) -> None:
+def test_running_pool_and_undo(url: str, telemetry: PoolTelemetry) -> None:
     """A running pool is instrumented once; undone, pool and connections are what they were, also those in use."""
 
     class Own(psycopg.Connection[Any]):
@@ -653,8 +659,8 @@ def test_running_pool_and_undo(url: str, told: Told) -> None:
 
     with ConnectionPool(url, min_size=2, max_size=2, open=True, connection_class=Own, name="main") as pool:
         look = repr(pool)
-        undo = instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
-        again = instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+        undo = instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
+        again = instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         assert (repr(pool), isinstance(pool, ConnectionPool), type(pool) is ConnectionPool) == (look, True, False)
         with pool.connection() as connection:
             assert isinstance(connection, Own)
@@ -669,20 +675,20 @@ def test_running_pool_and_undo(url: str, told: Told) -> None:
         with pool.connection() as one, pool.connection() as two:
             one.execute("SELECT 1")
             two.execute("SELECT 1")
-        assert (told.queries, told.events("main")) == (2, {"begin": 1})
-        assert told.seen.samples("db_connections_max") == {}
-        instrument_pool(told.observe.db, pool, faults=told.observe.internal_errors)
+        assert (telemetry.queries, telemetry.events("main")) == (2, {"begin": 1})
+        assert telemetry.seen.samples("db_connections_max") == {}
+        instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         with pool.connection() as one, pool.connection() as two:
             one.execute("SELECT 1")
             two.execute("SELECT 1")
             assert type(one).__mro__.count(Own) == 1
         assert {type(connection) for connection in pool._pool} == {Own}
-        assert told.queries == 4
-    told.agree()
+        assert telemetry.queries == 4
+    telemetry.agree()
 
 
 @pytest.mark.parametrize("value", [None, "postgresql://", 5, ConnectionPool])
-def test_what_is_no_pool(value: object, told: Told) -> None:
+def test_what_is_no_pool(value: object, telemetry: PoolTelemetry) -> None:
     """Anything else is refused by one sentence that says what to pass."""
     with pytest.raises(TypeError, match=r"cannot instrument a \w+; pass a psycopg_pool.ConnectionPool or AsyncConn"):
-        instrument_pool(told.observe.db, value, faults=told.observe.internal_errors)
+        instrument_pool(telemetry.observe.db, value, internal_errors=telemetry.observe.internal_errors)

@@ -102,7 +102,7 @@ async def make(request: pytest.FixtureRequest, seen: Seen, tmp_path: Path) -> As
 
 def instrument(seen: Seen, engine: object, **options: Any) -> Callable[[], None]:
     """Instrument an engine for the app."""
-    return instrument_engine(seen.observe.db, engine, faults=seen.observe.internal_errors, **options)
+    return instrument_engine(seen.observe.db, engine, internal_errors=seen.observe.internal_errors, **options)
 
 
 async def run(engine: AnyEngine, work: Work) -> Any:
@@ -814,7 +814,7 @@ def test_name_of_the_pool(seen: Seen, url: str, options: dict[str, str], name: s
     engine = sa.create_engine(url, **options)
     instrument(seen, engine)
     assert seen.sample("db_connections_waiting", pool=name) == 0
-    assert vars(engine)[OBSERVED_ATTRIBUTE].observer().facts == {**where, "db.client.connection.pool.name": name}
+    assert vars(engine)[OBSERVED_ATTRIBUTE].observer().attributes == {**where, "db.client.connection.pool.name": name}
     assert "hunter" not in seen.text
 
 
@@ -985,19 +985,23 @@ def test_faults_of_ours(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
             return connection.execute(sa.text("SELECT 7")).scalar()
 
     for owner, name in (
-        (seen.observe.db, "statement"),
+        (seen.observe.db, "start_statement"),
         (seen.observe, "on_operation_start"),
         (seen.observe, "on_operation_end"),
-        (seen.observe.db, "event"),
-        (seen.observe.db, "waited"),
+        (seen.observe.db, "record_connection_event"),
+        (seen.observe.db, "record_connection_wait"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, fail)
             assert answer() == 7
             assert CURRENT_OPERATION.get() is None
     assert seen.observe.internal_errors.counts == {
-        "sqlalchemy": 1, "operation.open": 1, "operation.close": 1, "pool.event": 2, "pool.waited": 1
-    }  # fmt: skip
+        "sqlalchemy": 1,
+        "operation.open": 1,
+        "operation.close": 1,
+        "pool.connection_event": 2,
+        "pool.connection_wait": 1,
+    }
 
 
 def test_a_connection_that_takes_no_mark(seen: Seen) -> None:

@@ -49,8 +49,8 @@ CARRIERS: Final = frozenset(
     clients.http.body:SyncBody.close clients.http.httpx:_observe_async.<locals>.send
     clients.http.httpx:_observe_async.<locals>.hook clients.http.httpx:_observe_sync.<locals>.send
     clients.http.httpx:_observe_sync.<locals>.hook
-    clients.database.sqlalchemy:ObservedEngine._observe_transactions.<locals>.counting
-    clients.database.sqlalchemy:ObservedEngine._observed.<locals>.observed
+    clients.database.sqlalchemy:ObservedEngine._observe_transactions.<locals>.counted
+    clients.database.sqlalchemy:ObservedEngine._observe_execution.<locals>.observed
     clients.database.observers:ObserverSet.timed_acquire clients.database.observers:ObserverSet.timed_acquire_async
     install:_build_with_inner_middleware install:_wrap_stack_builder.<locals>.wrap.<locals>.build
     internal.starlette:stack_parts middleware:ObserveMiddleware.__call__
@@ -73,8 +73,9 @@ GUARDS: Final = frozenset(
     clients.database.client:DatabaseClient.query clients.database.client:Query.set_row_count
     clients.http.external:ExternalClient.call clients.http.calls:HttpCalls.on_response
     clients.http.calls:HttpCalls.begin clients.http.calls:HttpCalls.on_request
-    clients.database.sqlalchemy:ObservedEngine._begin clients.database.sqlalchemy:ObservedEngine._end
-    clients.database.sqlalchemy:ObservedEngine._moves clients.database.sqlalchemy:ObservedEngine._watch_again
+    clients.database.sqlalchemy:ObservedEngine._start clients.database.sqlalchemy:ObservedEngine._end
+    clients.database.sqlalchemy:ObservedEngine._changes_transaction
+    clients.database.sqlalchemy:ObservedEngine._observe_new_pool
     clients.database.observers:PoolObserver.record_connection_event
     clients.database.observers:PoolObserver.record_connection_wait clients.database.observers:ObserverSet.observer
     current:get_observability middleware:ObserveMiddleware._attach_ids middleware:ObserveMiddleware._finish

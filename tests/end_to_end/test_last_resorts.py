@@ -62,12 +62,12 @@ def test_a_query_that_cannot_be_opened(
     assert seen.observe.internal_errors.counts == {"sqlalchemy": 1}
 
 
-def test_a_pool_that_cannot_be_watched_again(
+def test_a_new_pool_that_cannot_be_measured(
     observed: Callable[..., Seen], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`dispose` gives the engine a new pool, which serves unwatched."""
+    """`dispose` gives the engine a new pool, which serves unmeasured."""
     seen = observed(FastAPI(), engines=[engine])
-    monkeypatch.setattr(ObservedEngine, "_watch", failing)
+    monkeypatch.setattr(ObservedEngine, "_observe_pool", failing)
     engine.dispose()
     assert ask(engine) == 7
     assert seen.observe.internal_errors.counts == {"sqlalchemy": 1}

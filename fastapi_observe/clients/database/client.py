@@ -1,10 +1,10 @@
-"""`db.query(...)`: one query is one operation with a span, a count, a duration and a log line."""
+"""`DatabaseClient`: measures queries and connection pools. One query is one operation."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from fastapi_observe.clients.database.errors import driver_error, query_outcome
 from fastapi_observe.clients.database.statements import MAX_STATEMENT_LENGTH, StatementCache, is_name, is_operation
@@ -21,41 +21,51 @@ if TYPE_CHECKING:
     from fastapi_observe.redaction.redactor import Redactor
 
 UNKNOWN: Final = "unknown"
-"""Label of the table of a statement that names none."""
+"""Label `table` of a statement without a table."""
 
 OTHER: Final = "other"
-"""Label of the tables beyond `MOST_TABLES`."""
+"""Label `table` of the tables beyond `MAX_TABLES`."""
 
 MAX_PREPARED_QUERIES: Final = 1024
-"""Statements of instrumented engines and pools that are kept prepared."""
+"""Maximum number of statements of instrumented engines and pools whose spans are prepared."""
 
 MAX_TABLES: Final = 300
-"""Different tables that become a label of their own."""
+"""Maximum number of different tables that become a label value."""
 
 
 class DatabaseReporter(OperationReporter, Protocol):
-    """Who is told about queries and connection pools."""
+    """Receives queries, and the measurements of connection pools."""
 
     def add_pool(self, name: str, read: Callable[[], PoolState]) -> Callable[[], None]:
-        """Show a pool."""
+        """Report a pool. Returns a function that reverts this."""
 
     def waited_for_connection(self, pool: str, seconds: float) -> None:
-        """Take down how long somebody waited for a connection."""
+        """Record the time that a caller waited for a connection, in seconds."""
 
     def connection_event(self, pool: str, event: str) -> None:
-        """Count what happened on a connection."""
+        """Count an event of a connection."""
 
 
-QueryFacts = tuple[str, "str | None", "Statement | None", "int | None", "dict[str, Any] | None"]
-"""System, table, statement, number of parameters, further span attributes."""
+class QueryFacts(NamedTuple):
+    """The details of a query. `attributes` are further span attributes."""
+
+    system: str
+    table: str | None
+    statement: Statement | None
+    parameters: int | None
+    attributes: dict[str, Any] | None
 
 
-PreparedQuery = tuple[str, dict[str, str], QueryFacts]
-"""Name and labels of a query, and its facts."""
+class PreparedQuery(NamedTuple):
+    """The arguments of `Operation` for a query: its name, its metric labels and its details."""
+
+    name: str
+    labels: dict[str, str]
+    facts: QueryFacts
 
 
 class Query(Operation):
-    """One query. `rows` notes how many rows it returned or changed."""
+    """One query, as `db.query()` returns it."""
 
     __slots__ = ("_built",)
 
@@ -64,7 +74,7 @@ class Query(Operation):
 
     @property
     def details(self) -> dict[str, Any]:
-        """What the span and a line say, put together when they want it."""
+        """The details for span and log line. The dict is built when a signal first reads it."""
         try:
             return self._built
         except AttributeError:
@@ -82,44 +92,45 @@ class Query(Operation):
 
     @property
     def repetition_key(self) -> str:
-        """The statement without values, else operation and table."""
-        statement = self._given[2]
+        """The statement without its values, or operation and table: repeated queries have it in common."""
+        statement = self._given.statement
         return self.name if statement is None else statement.text or self.name
 
     def adopt_statement(self, statement: Statement, system: str) -> None:
-        """Take over what an instrumented engine inside sends, if nothing was said."""
-        known, table, told, parameters, more = self._given
-        if told is None:
-            self._given = (system if known == "other_sql" else known), table, statement, parameters, more
+        """Use the statement that an instrumented engine or pool sends inside this query, unless one was passed."""
+        given = self._given
+        if given.statement is None:
+            system = system if given.system == "other_sql" else given.system
+            self._given = given._replace(system=system, statement=statement)
             self.details.update(
-                {"db.system.name": self._given[0], "db.query.summary": self.name, "db.query.text": statement.text}
+                {"db.system.name": system, "db.query.summary": self.name, "db.query.text": statement.text}
             )
 
     rows = Renamed("set_row_count")
 
     def set_row_count(self, count: int) -> None:
-        """Note how many rows came back, or were changed; a negative number stands for unknown."""
+        """Record the number of rows that were returned or changed. A negative number means unknown and is ignored."""
         if isinstance(count, int) and count >= 0:
             try:
                 self.details["db.response.returned_rows"] = count
-            except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+            except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
                 report_error("operation.add_details", exc, self.reporter)
 
     def _fail(self, exc: BaseException) -> None:
-        Operation._fail(self, driver_error(exc))  # noqa: SLF001 - what is overridden
+        Operation._fail(self, driver_error(exc))  # noqa: SLF001 - the overridden method
 
     def outcome_for(self, exc: BaseException) -> str:
-        """Name the outcome of a query that ended with `exc`."""
+        """Return the outcome of a query that ended with `exc`."""
         return query_outcome(exc)
 
     @fail_safe("operation.copy", return_no_op)
     def copy(self) -> Query:
-        """Return a query like this one, which has not begun."""
+        """Return a copy that is not started."""
         return Query(self.reporter, "database", self.name, self.labels, self._given)
 
 
 class DriverQuery(Query):
-    """A query that an instrumented engine or pool sends: its facts are put together once for each statement."""
+    """A query that an instrumented engine or pool sends. Its details are prepared once for each statement."""
 
     __slots__ = ()
 
@@ -127,29 +138,30 @@ class DriverQuery(Query):
 
     @property
     def details(self) -> dict[str, Any]:
-        """What the span and a line say."""
+        """The details for span and log line."""
         try:
             return self._built
         except AttributeError:
-            self._built = built = dict(self._given[4] or ())
+            self._built = built = dict(self._given.attributes or ())
             return built
 
 
 class DatabaseClient:
-    """Measures database queries and shows pools of connections."""
+    """Measures database queries and connection pools. Thread-safe."""
 
     def __init__(self, reporter: DatabaseReporter, redactor: Redactor = DEFAULT_REDACTOR) -> None:
         self._reporter = reporter
         self._statements = StatementCache(redactor.text)
-        self._shown = redactor.name
+        self._redact_name = redactor.name
         self._tables: set[str] = {UNKNOWN}
         self._pools: set[str] = set()
-        self._claiming = Lock()
+        self._pools_lock = Lock()
         self._prepared: dict[tuple[str, str, int], PreparedQuery] = {}
-        self._facts: dict[int, dict[str, Any] | None] = {}  # held, so that no id is used again
+        # Prepared queries are found by the id of their attributes: these are held, so that no id is used again.
+        self._held_attributes: dict[int, dict[str, Any] | None] = {}
         self._labels: dict[tuple[str, str | None], tuple[str, dict[str, str]]] = {}
 
-    def query(  # noqa: PLR0913 - what there is to say about a query
+    def query(  # noqa: PLR0913 - the facts of a query
         self,
         operation: str | None = None,
         *,
@@ -159,41 +171,40 @@ class DatabaseClient:
         system: str = "other_sql",
         pool: str | None = None,
     ) -> Query:
-        """Measure one query: `async with db.query("SELECT", table="orders", statement=sql):`, or plain `with`.
+        """Measure one query: `async with db.query("SELECT", table="orders", statement=sql):`, or with plain `with`.
 
         `operation` and `table` become metric labels (`db_queries_total`, `db_query_duration_seconds`,
-        `db_query_errors_total`) and the span's name; what is not given, or is no word or no name (a whole statement,
-        say), is read from the statement. `statement` (text, bytes, or what becomes text, as SQLAlchemy's constructs do)
-        is shown with `?` for every literal; of `parameters` only the number is. `system` is the `db.system.name` of the
-        semantic conventions, `pool` the name of the connection pool. What an instrumented engine or pool sends inside
-        is part of this query, not one more.
+        `db_query_errors_total`) and the name of the span. If they are missing or invalid, such as a whole statement,
+        they are read from `statement`: a string, bytes, or an object that becomes a string, such as an SQLAlchemy
+        construct. It is recorded with `?` for every literal; of `parameters` only the number is recorded. `system` is
+        the `db.system.name` of the semantic conventions, `pool` the name of the connection pool. Statements that an
+        instrumented engine or pool sends inside are part of this query.
         """
         try:
             try:
                 new = (operation, table) not in self._labels
             except TypeError:
                 new = True
-            if new:  # never seen: they may be anything
-                statement, operation, table = _sorted_out(statement, operation, table)
-                operation, table = operation and self._shown(operation), table and self._shown(table)
-            described = None if statement is None else self._statements.parse_statement(statement, system)
-            if described is not None:
-                operation, table = operation or described.operation, table or described.table
-            count = _length(parameters)
+            if new:  # not seen before, so not checked yet
+                statement, operation, table = _check_labels(statement, operation, table)
+                operation, table = operation and self._redact_name(operation), table and self._redact_name(table)
+            parsed = None if statement is None else self._statements.parse_statement(statement, system)
+            if parsed is not None:
+                operation, table = operation or parsed.operation, table or parsed.table
+            count = _count_parameters(parameters)
             attributes = None if pool is None else {"db.client.connection.pool.name": pool}
-            return self._make(operation or "OTHER", table, described, system, count, attributes)
-        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's code
+            return self._make_query(operation or "OTHER", QueryFacts(system, table, parsed, count, attributes))
+        except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
             report_error("db.query", exc, self._reporter)
             return NO_OP  # type: ignore[no-any-return]
 
     def start_statement(
         self, statement: object, *, system: str, batch: int | None = None, attributes: dict[str, Any] | None = None
     ) -> Query | None:
-        """Begin to measure what an instrumented engine or pool sends; None if that is part of a query already.
+        """Return the query for a statement of an instrumented engine or pool, not started; None inside another query.
 
-        The outer query learns the statement, if it was told none. `batch` is the number of parameter sets of one
-        `executemany`; `facts` are further span attributes, the same object each time and of OpenTelemetry's types. Not
-        opened yet.
+        The outer query then adopts the statement. `batch` is the number of parameter sets of an `executemany`.
+        `attributes` are further span attributes: the same object each time, with values of OpenTelemetry's types.
         """
         outer = CURRENT_OPERATION.get()
         while outer is not None and not outer.ended:
@@ -204,7 +215,7 @@ class DatabaseClient:
         if type(statement) is str and len(statement) <= MAX_STATEMENT_LENGTH:
             key = statement, system, id(attributes)
             prepared = self._prepared.get(key) or self._remember(key, attributes)
-        else:  # nothing long is held
+        else:  # a long statement is not held in memory
             prepared = self._prepare(statement, system, attributes)
         query = DriverQuery(self._reporter, "database", *prepared)
         if batch is not None:
@@ -213,40 +224,32 @@ class DatabaseClient:
 
     def _remember(self, key: tuple[str, str, int], attributes: dict[str, Any] | None) -> PreparedQuery:
         prepared = self._prepare(key[0], key[1], attributes)
-        self._facts[key[2]] = attributes
+        self._held_attributes[key[2]] = attributes
         if len(self._prepared) >= MAX_PREPARED_QUERIES:
             self._prepared.clear()
-            self._facts = {key[2]: attributes}
+            self._held_attributes = {key[2]: attributes}
         self._prepared[key] = prepared
         return prepared
 
     def _prepare(self, statement: object, system: str, attributes: dict[str, Any] | None) -> PreparedQuery:
-        """Return name, labels and facts of a statement."""
-        described = self._statements.parse_statement(statement, system)
-        name, labels = self._name(described.operation, described.table)
-        text = described.text.encode("utf-8", "backslashreplace").decode()  # spans have no lone surrogates
+        """Parse a statement, and return the query for it."""
+        parsed = self._statements.parse_statement(statement, system)
+        name, labels = self._name_query(parsed.operation, parsed.table)
+        text = parsed.text.encode("utf-8", "backslashreplace").decode()  # OTLP strings have no lone surrogates
         ready: dict[str, Any] = {"db.system.name": system, "db.operation.name": labels["operation"]}
-        if described.table is not None:
-            ready["db.collection.name"] = described.table
+        if parsed.table is not None:
+            ready["db.collection.name"] = parsed.table
         ready["db.query.summary"] = name
         ready["db.query.text"] = text
-        ready.update((fact, value) for fact, value in (attributes or {}).items() if value is not None)
-        return name, labels, (system, described.table, described, None, ready)
+        ready.update((key, value) for key, value in (attributes or {}).items() if value is not None)
+        return PreparedQuery(name, labels, QueryFacts(system, parsed.table, parsed, None, ready))
 
-    def _make(  # noqa: PLR0913, PLR0917 - what a query is made of
-        self,
-        operation: str,
-        table: str | None,
-        statement: Statement | None,
-        system: str,
-        parameters: int | None,
-        attributes: dict[str, Any] | None,
-    ) -> Query:
-        name, labels = self._labels.get((operation, table)) or self._name(operation, table)
-        return Query(self._reporter, "database", name, labels, (system, table, statement, parameters, attributes))
+    def _make_query(self, operation: str, facts: QueryFacts) -> Query:
+        name, labels = self._labels.get((operation, facts.table)) or self._name_query(operation, facts.table)
+        return Query(self._reporter, "database", name, labels, facts)
 
-    def _name(self, operation: str, table: str | None) -> tuple[str, dict[str, str]]:
-        """Return the span's name and the labels; as many tables as there are names for are told apart."""
+    def _name_query(self, operation: str, table: str | None) -> tuple[str, dict[str, str]]:
+        """Return the name of the span and the metric labels. Tables beyond `MAX_TABLES` share a label."""
         label = table or UNKNOWN
         if label not in self._tables:
             if len(self._tables) < MAX_TABLES:
@@ -259,8 +262,8 @@ class DatabaseClient:
         return named
 
     def reserve_pool_name(self, name: str) -> str:
-        """Return a label for a pool that no other pool has, `name` or `name-2`; `add_pool` takes it from there."""
-        with self._claiming:
+        """Reserve a label for a pool, for `add_pool`: `name`, or `name-2` and so on if another pool has it."""
+        with self._pools_lock:
             label, number = name, 1
             while label in self._pools:
                 number += 1
@@ -269,9 +272,9 @@ class DatabaseClient:
         return label
 
     def add_pool(self, name: str, read: Callable[[], PoolState]) -> Callable[[], None]:
-        """Show a pool of connections (`db_connections_*{pool}`), read at each scrape.
+        """Report a connection pool (`db_connections_*{pool}`). `read` is called at each scrape.
 
-        The result takes it away; its name is free then.
+        Returns a function that reverts this, and releases the label.
         """
         self._pools.add(name)
         with ExitStack() as undo:
@@ -280,23 +283,22 @@ class DatabaseClient:
             return undo.pop_all().close
 
     def record_connection_wait(self, pool: str, seconds: float) -> None:
-        """Take down how long a caller waited for a connection (`db_connection_wait_seconds{pool}`)."""
+        """Record the time that a caller waited for a connection, in seconds (`db_connection_wait_seconds{pool}`)."""
         self._reporter.waited_for_connection(pool, seconds)
 
     def record_connection_event(self, pool: str, event: str) -> None:
-        """Count what happens on a connection, or that there was none: `db_connection_events_total{pool,event}`."""
+        """Count an event of a connection, or a failure to get one (`db_connection_events_total{pool,event}`)."""
         self._reporter.connection_event(pool, event)
 
 
-def _sorted_out(statement: object, operation: object, table: object) -> tuple[object, str | None, str | None]:
-    """Return statement, operation and table; a statement given as the operation is taken as what it is."""
+def _check_labels(statement: object, operation: object, table: object) -> tuple[object, str | None, str | None]:
+    """Return statement, operation and table; None for an invalid label. A statement may be passed as operation."""
     if operation is not None and not (isinstance(operation, str) and is_operation(operation)):
         statement, operation = statement or operation, None
     return statement, operation, table if isinstance(table, str) and is_name(table) else None
 
 
-def _length(parameters: object) -> int | None:
-    """Return how many parameters there are; None where nothing tells."""
+def _count_parameters(parameters: object) -> int | None:
     try:
         return None if parameters is None else len(parameters)  # type: ignore[arg-type]
     except TypeError:

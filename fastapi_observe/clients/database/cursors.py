@@ -1,4 +1,4 @@
-"""Queries whose rows come step by step, with something else of the user's between the steps."""
+"""Queries whose rows are fetched step by step, with code of the user between the steps."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ _END: Final = object()
 
 
 class StreamedQuery:
-    """The operation of such a query; `with stream:` is one step, and an exception out of a step is its end.
+    """A query that is suspended between its steps. `with stream:` is one step; an exception in a step ends the query.
 
-    `end` closes it: `end(query, exception, rows, result)`, where `rows(result)` is the number of rows. Without a query
-    there is nothing to measure.
+    `end_query(query, exception, rows, result)` ends it, where `rows(result)` is the number of rows. If `query` is None,
+    an outer query measures this one, and nothing is done.
     """
 
-    __slots__ = ("_end", "_query", "rows")
+    __slots__ = ("_end_query", "_query", "rows")
 
-    def __init__(self, end: Callable[..., None], query: Query | None) -> None:
-        self._end = end
+    def __init__(self, end_query: Callable[..., None], query: Query | None) -> None:
+        self._end_query = end_query
         self._query = query
         self.rows = 0
         if query is not None:
             query.suspend()
 
     @property
-    def open(self) -> bool:
-        """Whether something is measured, and has not ended."""
+    def is_open(self) -> bool:
+        """Whether a query is measured and has not ended."""
         return self._query is not None and not self._query.ended
 
     def __enter__(self) -> Self:
@@ -47,32 +47,34 @@ class StreamedQuery:
         elif isinstance(exc, StopIteration | StopAsyncIteration):
             self.end()
         else:
-            self._end(self._query, exc)
+            self._end_query(self._query, exc)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stand aside, inside a step, for what is not part of it."""
+        """Suspend the query inside a step, for code that is not part of it."""
         self.__exit__(None, None, None)
         try:
             yield
         finally:
             self.__enter__()
 
-    def add_rows(self, rows: int, wanted: float) -> None:
-        """Note how many rows came; fewer than were wanted are the last."""
+    def add_rows(self, rows: int, requested: float) -> None:
+        """Count rows. Fewer than requested are the last ones, and end the query."""
         self.rows += rows
-        if rows < wanted:
+        if rows < requested:
             self.end()
 
     def end(self) -> None:
-        """End it, with the rows that came."""
+        """End the query with the rows counted so far. Idempotent."""
         if self._query is not None and not self._query.ended:
-            self._end(self._query, None, int, self.rows)
+            self._end_query(self._query, None, int, self.rows)
 
 
-def measure_rows(begin: Callable[[], StreamedQuery], rows: Generator[Any, None, None]) -> Generator[Any, None, None]:
-    """Pass the rows of a generator on, each of them one step of what `begin` opens when the first is asked for."""
-    stream = begin()
+def measure_rows(
+    open_stream: Callable[[], StreamedQuery], rows: Generator[Any, None, None]
+) -> Generator[Any, None, None]:
+    """Yield the rows of a generator, each as a step of the query that `open_stream` opens for the first of them."""
+    stream = open_stream()
     try:
         while True:
             with stream:
@@ -87,10 +89,10 @@ def measure_rows(begin: Callable[[], StreamedQuery], rows: Generator[Any, None, 
 
 
 async def measure_rows_async(
-    begin: Callable[[], StreamedQuery], rows: AsyncGenerator[Any, None]
+    open_stream: Callable[[], StreamedQuery], rows: AsyncGenerator[Any, None]
 ) -> AsyncGenerator[Any, None]:
-    """Do for an async generator what `each` does for a plain one."""
-    stream = begin()
+    """Yield the rows of an async generator, as `measure_rows` does."""
+    stream = open_stream()
     try:
         while True:
             with stream:

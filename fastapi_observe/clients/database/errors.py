@@ -1,4 +1,4 @@
-"""What an exception says of a query: the driver's own error behind SQLAlchemy's, and the outcome."""
+"""Exceptions of queries: the driver's own error behind SQLAlchemy's, and the outcome."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Final
 from fastapi_observe.records.exceptions import exception_outcome
 
 QUERY_CANCELED: Final = "57014"
-"""SQLSTATE of a statement that PostgreSQL gave up."""
+"""SQLSTATE of a statement that PostgreSQL cancelled."""
 
 MAX_WRAPPING_ERRORS: Final = 4
-"""Errors that are looked through; SQLAlchemy and its adapter of an async driver make two."""
+"""Maximum number of errors to look through. SQLAlchemy and its adapter of an async driver wrap two."""
 
 _ADAPTERS: Final = ("sqlalchemy.dialects.", "sqlalchemy.connectors.")
 _TIMEOUTS: Final = frozenset({"TimeoutError", "PoolTimeout", "ConnectionTimeout"})
-"""Also those of SQLAlchemy, psycopg_pool and psycopg, which are no `TimeoutError` of Python's."""
+"""Names of exceptions; those of SQLAlchemy, psycopg_pool and psycopg do not derive from Python's `TimeoutError`."""
 
 
 def driver_error(exc: BaseException) -> BaseException:
-    """Return the driver's own error where SQLAlchemy, or its adapter of an async driver, raised one around it."""
+    """Return the driver's own error if SQLAlchemy, or its adapter of an async driver, wrapped it."""
     try:
         for _ in range(MAX_WRAPPING_ERRORS):
             module = type(exc).__module__
@@ -36,12 +36,12 @@ def driver_error(exc: BaseException) -> BaseException:
 
 
 def is_timeout(exc: BaseException) -> bool:
-    """Tell whether somebody gave up waiting: for a pool, for a connection, for an answer."""
+    """Return whether the wait for a pool, a connection or a result timed out."""
     return not _TIMEOUTS.isdisjoint([kind.__name__ for kind in type(exc).__mro__])
 
 
 def query_outcome(exc: BaseException) -> str:
-    """Name the outcome; what PostgreSQL reports as one is told apart: it took too long, or somebody asked for it."""
+    """Return the outcome of a query. PostgreSQL reports a statement timeout and a cancellation as the same error."""
     if getattr(exc, "sqlstate", None) == QUERY_CANCELED:
         return "timeout" if "timeout" in str(exc) else "cancelled"
     return "timeout" if is_timeout(exc) else exception_outcome(exc)

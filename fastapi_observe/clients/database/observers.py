@@ -1,4 +1,4 @@
-"""`Watch`: which apps are told about an instrumented engine or pool, each under its own name of the pool."""
+"""`ObserverSet`: the apps that measure an engine or pool, each with its own label for the pool."""
 
 from __future__ import annotations
 
@@ -15,42 +15,44 @@ if TYPE_CHECKING:
     from fastapi_observe.clients.database.client import DatabaseClient
     from fastapi_observe.records.pool import PoolState
 
-    Faults = Callable[[str, BaseException], None]
+    ReportError = Callable[[str, BaseException], None]
 
 
 class PoolObserver:
-    """One app that is told: `pool` is the label of the pool there, `facts` are what every span of it says.
+    """An app that measures an engine or pool. Raises nothing: internal errors are reported.
 
-    No fault of ours leaves it.
+    `pool` is the label of the pool in this app, `attributes` are those of each span.
     """
 
-    __slots__ = ("db", "facts", "faults", "pool")
+    __slots__ = ("attributes", "db", "internal_errors", "pool")
 
-    def __init__(self, db: DatabaseClient, faults: Faults, pool: str, facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, db: DatabaseClient, internal_errors: ReportError, pool: str, attributes: Mapping[str, Any]
+    ) -> None:
         self.db = db
-        self.faults = faults
+        self.internal_errors = internal_errors
         self.pool = pool
-        self.facts: dict[str, Any] = {**facts, "db.client.connection.pool.name": pool}
+        self.attributes: dict[str, Any] = {**attributes, "db.client.connection.pool.name": pool}
 
     def record_connection_wait(self, seconds: float) -> None:
-        """Take down how long a caller waited for a connection, or for the refusal of one."""
+        """Record the time that a caller waited for a connection, or for the failure to get one."""
         try:
             self.db.record_connection_wait(self.pool, seconds)
-        except Exception as exc:  # noqa: BLE001 - a fault of ours never reaches the user's query
-            self.faults("pool.waited", exc)
+        except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's query
+            self.internal_errors("pool.connection_wait", exc)
 
     def record_connection_event(self, event: str) -> None:
-        """Count what happened on a connection."""
+        """Count an event of a connection."""
         try:
             self.db.record_connection_event(self.pool, event)
         except Exception as exc:  # noqa: BLE001 - as above
-            self.faults("pool.event", exc)
+            self.internal_errors("pool.connection_event", exc)
 
 
 class ObserverSet:
-    """Those who are told about one engine or pool, and those who wait for a connection of it.
+    """The apps that measure one engine or pool, and the callers that wait for one of its connections.
 
-    `waiting` has one item for each: `append` and `pop` need no lock.
+    `waiting` has one item for each caller: `append` and `pop` of a list are atomic, so that no lock is needed.
     """
 
     __slots__ = ("_observers", "_only", "waiting")
@@ -60,113 +62,110 @@ class ObserverSet:
         self._only: PoolObserver | None = None
         self.waiting: list[None] = []
 
-    def begin(self) -> None:
-        """Put what measures around the engine or pool: somebody is told now."""
+    def install(self) -> None:
+        """Wrap the engine or pool. Called for the first app."""
 
-    def end(self) -> None:
-        """Take away what `begin` put there, as far as it came: nobody is told any more."""
+    def uninstall(self) -> None:
+        """Remove the wrappers, also those of an `install` that raised. Called after the last app."""
 
     def add(
         self,
         db: DatabaseClient,
-        faults: Faults,
+        internal_errors: ReportError,
         name: str,
         read: Callable[[], PoolState],
-        facts: Mapping[str, Any] | None = None,
+        attributes: Mapping[str, Any] | None = None,
     ) -> Callable[[], None]:
-        """Tell one more app, unless it is told already; the result stops that. `name` becomes the label if it is free.
+        """Register an app as an observer. Returns a function that unregisters it.
 
-        What cannot be instrumented leaves nothing behind.
+        Does nothing if the app is already registered. `name` becomes the label of the pool unless another pool has it.
+        If the engine or pool cannot be wrapped, the app is unregistered and the exception is raised.
         """
         if any(known.db is db for known in self._observers):
-            return _nothing
+            return lambda: None
         label = db.reserve_pool_name(name)
         remove_pool = db.add_pool(label, read)
-        observer = PoolObserver(db, faults, label, facts or {})
-        self._tell((*self._observers, observer))
+        observer = PoolObserver(db, internal_errors, label, attributes or {})
+        self._set_observers((*self._observers, observer))
 
         def remove() -> None:
             if observer in self._observers:
-                self._tell(tuple(other for other in self._observers if other is not observer))
+                self._set_observers(tuple(other for other in self._observers if other is not observer))
                 remove_pool()
                 if not self._observers:
-                    self.end()
+                    self.uninstall()
 
         if self._only is not None:
             try:
-                self.begin()
+                self.install()
             except BaseException:
                 remove()
                 raise
         return remove
 
-    def _tell(self, observers: tuple[PoolObserver, ...]) -> None:
+    def _set_observers(self, observers: tuple[PoolObserver, ...]) -> None:
         self._observers, self._only = observers, observers[0] if len(observers) == 1 else None
 
     def observer(self) -> PoolObserver | None:
-        """Return whom to tell now: the app whose request this is part of, else the first; None if nobody is left."""
+        """Return the app that measures now: the one of the current request, else the first; None if there is none."""
         if self._only is not None:
             return self._only
         observers = self._observers
         try:
-            if observers and (exchange := current_record()) is not None:
+            if observers and (record := current_record()) is not None:
                 for observer in observers:
-                    if observer.db is exchange.observability.db:
+                    if observer.db is record.observability.db:
                         return observer
         except Exception as exc:  # noqa: BLE001 - as above
             report_error("pool.observer", exc)
         return observers[0] if observers else None
 
-    def fault(self, site: str, exc: BaseException) -> None:
-        """Tell a fault of ours to the app that is told of the rest."""
+    def report_error(self, site: str, exc: BaseException) -> None:
+        """Report an internal error to the app that measures now."""
         observer = self.observer()
         if observer is not None:
-            observer.faults(site, exc)
+            observer.internal_errors(site, exc)
 
     def record_connection_event(self, event: str) -> None:
-        """Count what happened on a connection."""
+        """Count an event of a connection."""
         observer = self.observer()
         if observer is not None:
             observer.record_connection_event(event)
 
-    def timed_acquire(self, call: Callable[..., Any], *args: Any) -> Any:
-        """Ask for a connection; measure how long that takes, and count a refusal: `timeout` or `error`."""
+    def timed_acquire(self, acquire: Callable[..., Any], *args: Any) -> Any:
+        """Return the connection of `acquire(*args)`; record the wait, and count a failure: `timeout` or `error`."""
         self.waiting.append(None)
-        began = perf_counter()
+        start = perf_counter()
         try:
-            connection = call(*args)
-        except Exception as exc:  # a cancellation is none: nobody refused anything
-            self._refused(perf_counter() - began, exc)
+            connection = acquire(*args)
+        except Exception as exc:  # a cancellation is not a failure of the pool
+            self._record_failure(perf_counter() - start, exc)
             raise
         finally:
             self.waiting.pop()
         observer = self.observer()
         if observer is not None:
-            observer.record_connection_wait(perf_counter() - began)
+            observer.record_connection_wait(perf_counter() - start)
         return connection
 
-    async def timed_acquire_async(self, call: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-        """Do with `await` what `ask` does."""
+    async def timed_acquire_async(self, acquire: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        """Await the connection of `acquire(*args)`, measured as in `timed_acquire`."""
         self.waiting.append(None)
-        began = perf_counter()
+        start = perf_counter()
         try:
-            connection = await call(*args)
+            connection = await acquire(*args)
         except Exception as exc:
-            self._refused(perf_counter() - began, exc)
+            self._record_failure(perf_counter() - start, exc)
             raise
         finally:
             self.waiting.pop()
         observer = self.observer()
         if observer is not None:
-            observer.record_connection_wait(perf_counter() - began)
+            observer.record_connection_wait(perf_counter() - start)
         return connection
 
-    def _refused(self, seconds: float, exc: Exception) -> None:
+    def _record_failure(self, seconds: float, exc: Exception) -> None:
         observer = self.observer()
         if observer is not None:
             observer.record_connection_wait(seconds)
             observer.record_connection_event("timeout" if is_timeout(exc) else "error")
-
-
-def _nothing() -> None:
-    """Undo nothing."""
