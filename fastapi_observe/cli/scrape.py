@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 from prometheus_client.parser import text_string_to_metric_families
 
 from fastapi_observe.cli.output import printable
-from fastapi_observe.internal.http_get import GetError, get, iter_body
 from fastapi_observe.metrics.budget import OVERFLOW
+from fastapi_observe.slo.http_get import GetError, get, iter_body
 
 if TYPE_CHECKING:
     import argparse
@@ -113,7 +113,7 @@ def display_url(url: str) -> str:
 
 
 def scrape(url: str, token: str | None = None, *, allow_http_token: bool = False) -> Scrape:
-    """Read a `/metrics` endpoint. Raises `ScrapeError`; see `internal.http_get` for the limits."""
+    """Read a `/metrics` endpoint. Raises `ScrapeError`; see `slo.http_get` for the limits."""
     result = Scrape()
     for family in parse_families(url, read_lines(url, token, allow_http_token=allow_http_token)):
         result.add(family)

@@ -24,7 +24,7 @@ from fastapi_observe.cli.cardinality import Report
 from fastapi_observe.cli.main import main
 from fastapi_observe.cli.output import printable
 from fastapi_observe.cli.scrape import Scrape, ScrapeError, parse_families, scrape
-from fastapi_observe.internal import http_get
+from fastapi_observe.slo import http_get
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

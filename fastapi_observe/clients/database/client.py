@@ -1,4 +1,4 @@
-"""`DatabaseClient`: measures queries and connection pools. One query is one operation."""
+"""`DatabaseClient`: measures queries, each of which is one operation, and connection pools."""
 
 from __future__ import annotations
 
