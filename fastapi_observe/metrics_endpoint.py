@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 from fastapi_observe.internal.fastapi import TELEMETRY_SCOPE_KEY
 from fastapi_observe.metrics.scrapes import SharedScrapes, send_body
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from fastapi_observe.observability import Observability
+
+_UNENCODED: Final = "/:@!$&'()*+,;=~"
+"""Characters of a path that need no percent-encoding, apart from letters, digits and `-._` (RFC 3986, 3.3)."""
 
 TEXT_PLAIN: Final = (b"content-type", b"text/plain; charset=utf-8")
 UNAUTHORIZED_BODY: Final = b"Unauthorized"
@@ -43,15 +47,20 @@ class MetricsEndpoint:
         """
         if scope["type"] != "http" or scope.get("method") not in {"GET", "HEAD"}:
             return False
-        if scope.get("path", "").removeprefix(scope.get("root_path", "")) != self.path:
+        path = scope.get("path", "")
+        if path.removeprefix(scope.get("root_path", "")) != self.path or not _is_literal(scope):
             return False
         if self._dependency_app is not None or self._access.requires_token:
             return True
         try:
-            return self._access.allows(scope, dict(scope.get("headers") or ()))
+            headers = dict(scope.get("headers") or ())
+            allowed = self._access.allows(scope, headers)
+            if not allowed:
+                self._access.log_denied(scope, headers)
         except Exception as exc:  # noqa: BLE001 - the user's function: an error denies access
             self._observability.internal_errors("metrics.access", exc)
             return False
+        return allowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond to a scrape."""
@@ -59,6 +68,7 @@ class MetricsEndpoint:
             scope[TELEMETRY_SCOPE_KEY] = None
             await self._dependency_app({**scope, "path": self.path, "root_path": ""}, receive, send)
         elif self._access.requires_token and not self._access.allows(scope, dict(scope.get("headers") or ())):
+            self._access.log_denied(scope, {})
             await send({"type": "http.response.start", "status": 401, "headers": list(UNAUTHORIZED_HEADERS)})
             await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else UNAUTHORIZED_BODY})
         else:
@@ -79,6 +89,22 @@ class MetricsEndpoint:
             status, head, body = 500, [TEXT_PLAIN], b"Cannot render the metrics."
         await send({"type": "http.response.start", "status": status, "headers": head})
         await send_body(send, b"" if scope["method"] == "HEAD" else body)
+
+
+def _is_literal(scope: Scope) -> bool:
+    """Return whether the path was sent as it is, without needless percent-encoding.
+
+    A proxy that denies `/metrics` by comparing the path as sent lets `/%6detrics` pass.
+    """
+    raw_path: bytes | None = scope.get("raw_path")
+    if raw_path is None:  # an optional key of ASGI
+        return True
+    # Some frameworks remove the root path from the path of a mounted app.
+    path, root = scope["path"], scope.get("root_path", "")
+    return raw_path.partition(b"?")[0].decode("latin-1") in {
+        quote(path, safe=_UNENCODED),
+        quote(root + path, safe=_UNENCODED),
+    }
 
 
 def check_dependency() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from contextlib import ExitStack
 from functools import partial
@@ -114,6 +115,7 @@ class Observability:
         self._undo: list[Callable[[], None]] = []
         self.loop: Any = None
         self.closed = False
+        self._logged_access = False
         self.workers = WorkerGroup(settings, self.internal_errors, self.metrics.sharing, getattr(app, "title", ""))
         self.metrics_server = MetricsServer(settings, self.metrics.render, self.internal_errors)
         self._pushes: list[ExportQueue | MetricExportLoop] = []
@@ -393,7 +395,23 @@ class Observability:
             steps.append(partial(self.saturation.start, loop))
             if self.settings.logs:
                 steps.append(self.logs.start)  # captures loggers that were configured after `install`
+            steps.append(self._log_default_access)
         self.internal_errors.run_each("startup", *steps)
+
+    def _log_default_access(self) -> None:
+        """Log once that only the default restricts access to the metrics, which a proxy may undermine unseen."""
+        settings = self.settings
+        guards = {"metrics_access", "metrics_token", "metrics_dependency", "metrics_port"}
+        served = settings.metrics and settings.environment != "development"
+        if self._logged_access or not served or guards & settings.model_fields_set:
+            return
+        self._logged_access = True
+        logging.getLogger("fastapi_observe").info(
+            "Metrics at %s are served to clients on private networks (the default). If the app is behind a proxy or "
+            "load balancer, see the table in docs/security.md, and set metrics_access, metrics_token or metrics_port; "
+            "metrics_access='private' confirms the default.",
+            settings.metrics_path,
+        )
 
     async def on_shutdown(self) -> None:
         """Close the clients and flush all signals, within `shutdown_timeout`. The app stays instrumented."""

@@ -153,6 +153,7 @@ def observed(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Seen]
             "max_traces_per_second": None,
             "span_processors": (SimpleSpanProcessor(exporter),),
             "log_level": "debug",
+            "metrics_access": "private",  # the default, but chosen: the hint about it is not logged
             **overrides,
         }
         seen.append(Seen(install(app, **options), exporter, capsys))

@@ -194,8 +194,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_allowed(self) -> bool:
         headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in self.headers.items()]
-        scope = {"type": "http", "client": self.client_address, "headers": headers}
-        return self.server.access.allows(scope, dict(headers))
+        version = self.request_version.removeprefix("HTTP/")
+        scope = {"type": "http", "client": self.client_address, "headers": headers, "http_version": version}
+        access, by_name = self.server.access, dict(headers)
+        allowed = access.allows(scope, by_name)
+        if not allowed:
+            access.log_denied(scope, by_name)
+        return allowed
 
     def log_message(self, *_: Any) -> None:
         """Log nothing: scrapes appear in no log."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hmac
+import logging
 from typing import TYPE_CHECKING, Final
 
+from fastapi_observe.internal.throttle import LogThrottle
 from fastapi_observe.requests.trust import TrustPolicy
 
 if TYPE_CHECKING:
@@ -22,11 +24,13 @@ _SCHEME: Final = b"bearer "
 class MetricsAccess:
     """Allows a scrape by its bearer token, if a token is configured, else by a `TrustPolicy`."""
 
-    __slots__ = ("_token", "_trust")
+    __slots__ = ("_is_function", "_throttle", "_token", "_trust")
 
     def __init__(self, policy: str | Iterable[str] | Callable[[Any], object], token: str | None) -> None:
         self._token = None if token is None else token.encode()
         self._trust = TrustPolicy(policy)
+        self._is_function = callable(policy)
+        self._throttle = LogThrottle()
 
     @property
     def requires_token(self) -> bool:
@@ -42,3 +46,21 @@ class MetricsAccess:
         value = sent[0] if len(sent) == 1 else b""
         # compare_digest takes the same time however many characters are right.
         return value[: len(_SCHEME)].lower() == _SCHEME and hmac.compare_digest(value[len(_SCHEME) :], self._token)
+
+    def log_denied(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+        """Log a warning with the reason why a request was denied, and the next step. At most once a minute."""
+        if not self._throttle.allow("denied"):
+            return
+        if self._token is not None:
+            reason, step = "it has no valid bearer token", "send the value of metrics_token"
+        elif self._is_function:
+            reason, step = "the function in metrics_access does not allow it", "check that function"
+        else:
+            reason = self._trust.reason_for_distrust(scope, headers)
+            step = "connect to the app directly, or set metrics_access, metrics_token or metrics_port"
+        logging.getLogger("fastapi_observe").warning(
+            "Denied a request for the metrics: %s. If it is your scraper, %s (see docs/security.md). Logged at most "
+            "once a minute.",
+            reason,
+            step,
+        )

@@ -28,22 +28,77 @@ MAX_FORWARDED_ADDRESSES: Final = 16
 TEST_CLIENT_HOSTS: Final = frozenset({"testclient"})
 """Peer names of test clients. A network peer has an address."""
 
-_FORWARDED_FOR: Final = re.compile(r'for="?\[?([^;,"\]]+)', re.IGNORECASE)
-_CLIENT_ADDRESS_HEADERS: Final = frozenset(
+CLIENT_ADDRESS_HEADERS: Final = frozenset(
     {
-        b"x-forwarded-for",
-        b"x-real-ip",
+        # Standards and reverse proxies
         b"forwarded",
-        b"cf-connecting-ip",
-        b"true-client-ip",
         b"x-client-ip",
         b"x-cluster-client-ip",
+        b"x-forwarded",
+        b"x-forwarded-for",
+        b"x-original-forwarded-for",
+        b"x-original-remote-addr",
+        b"x-real-ip",
+        b"x-remote-addr",
+        b"x-remote-ip",
+        b"proxy-client-ip",
+        b"wl-proxy-client-ip",
+        # Service meshes, content delivery networks and platforms
+        b"ali-cdn-real-ip",
+        b"cdn-src-ip",
+        b"cf-connecting-ip",
+        b"cf-connecting-ipv6",
+        b"cf-pseudo-ipv4",
+        b"cloudfront-viewer-address",
+        b"do-connecting-ip",
         b"fastly-client-ip",
+        b"fly-client-ip",
+        b"incap-client-ip",
+        b"true-client-ip",
+        b"x-appengine-remote-addr",
+        b"x-appengine-user-ip",
+        b"x-azure-clientip",
+        b"x-azure-socketip",
+        b"x-envoy-external-address",
+        b"x-nf-client-connection-ip",
+        b"x-sucuri-clientip",
+        b"x-vercel-forwarded-for",
     }
 )
 """Headers in which proxies send the address of their client."""
-_FORWARDING_HEADERS: Final = _CLIENT_ADDRESS_HEADERS | {b"via", b"x-forwarded-host", b"x-forwarded-proto"}
-"""Headers that proxies add."""
+
+PROXY_HEADERS: Final = CLIENT_ADDRESS_HEADERS | {
+    b"cdn-loop",
+    b"cf-ray",
+    b"cf-visitor",
+    b"front-end-https",
+    b"via",
+    b"x-amz-cf-id",
+    b"x-amzn-trace-id",
+    b"x-appengine-https",
+    b"x-arr-log-id",
+    b"x-arr-ssl",
+    b"x-azure-fdid",
+    b"x-azure-ref",
+    b"x-cloud-trace-context",
+    b"x-envoy-attempt-count",
+    b"x-envoy-decorator-operation",
+    b"x-envoy-expected-rq-timeout-ms",
+    b"x-envoy-internal",
+    b"x-envoy-original-path",
+    b"x-original-host",
+    b"x-original-uri",
+    b"x-original-url",
+    b"x-proxyuser-ip",
+    b"x-scheme",
+    b"x-script-name",
+    b"x-url-scheme",
+    b"x-varnish",
+}
+"""Headers by which a proxy is recognized, as by every header that begins with `X-Forwarded-`."""
+
+_FORWARDED_PREFIX: Final = b"x-forwarded-"
+_FORWARDED_FOR: Final = re.compile(r'for="?\[?([^;,"\]]+)', re.IGNORECASE)
 _PORT: Final = re.compile(r"(\d+\.\d+\.\d+\.\d+):\d+")
 
 
@@ -52,8 +107,8 @@ class TrustPolicy:
 
     `private` means `PRIVATE_NETWORKS`, UNIX sockets and Starlette's test client. Clients can forge forwarding headers,
     so these headers can only take trust away: every address in them must be in the networks too, and a proxy that
-    names no address is not trusted. A peer address that the server replaced by one from a header is not trusted either,
-    because the real peer is unknown.
+    names no address is not trusted. HTTP/1.0 means a proxy too: nginx uses it unless told otherwise. A peer address
+    that the server replaced by one from a header is not trusted either, because the real peer is unknown.
     """
 
     __slots__ = ("_function", "_known", "_networks", "_unix", "always")
@@ -89,19 +144,27 @@ class TrustPolicy:
             return True
         if self._function is not None:
             return bool(self._function(scope))
-        client = scope.get("client")
-        if client and client[0]:
-            peer = client[0]
+        return self.reason_for_distrust(scope, headers) == ""
+
+    def reason_for_distrust(self, scope: Scope, headers: Mapping[bytes, bytes]) -> str:
+        """Return why the networks do not include the peer, for a log message; empty if they do."""
+        client = scope.get("client") or ("", 0)
+        peer: str = client[0] or ""
+        if peer and client[1] == 0:
             # Servers that replace the address by one from a header set port 0, which a TCP peer never has.
-            trusted = client[1] != 0 and (self._has(peer) or (self._unix and peer in TEST_CLIENT_HOSTS))
-        else:
-            peer = None
-            trusted = self._unix
-        if not trusted or _FORWARDING_HEADERS.isdisjoint(headers):
-            return trusted
+            return "the server has replaced the peer's address by one from a header"
+        if not (self._has(peer) if peer and peer not in TEST_CLIENT_HOSTS else self._unix):
+            return "the peer's address is not in the allowed networks"
+        proxy_header = _find_proxy_header(headers)
+        if not proxy_header and scope.get("http_version") != "1.0":
+            return ""
         addresses = _forwarded_addresses(scope.get("headers") or ())
+        if not addresses:
+            return f"it came through a proxy ({proxy_header or 'HTTP/1.0'}) that does not send its client's address"
         # uvicorn takes the port from the header too: a replaced address is recognized because the header has it.
-        return bool(addresses) and peer not in addresses and all(self._has(address) for address in addresses)
+        if peer in addresses or not all(self._has(address) for address in addresses):
+            return f"it came through a proxy ({proxy_header}) for a client that is not in the allowed networks"
+        return ""
 
     def _has(self, address: str) -> bool:
         known = self._known.get(address)
@@ -112,16 +175,26 @@ class TrustPolicy:
         return known
 
 
+def _find_proxy_header(headers: Mapping[bytes, bytes]) -> str:
+    """Return a header by which a proxy is recognized; empty if there is none."""
+    for name in headers:
+        if name in PROXY_HEADERS:
+            return name.decode("latin-1")
+        if name.startswith(_FORWARDED_PREFIX):
+            return "x-forwarded-*"  # the client may choose the rest of the name
+    return ""
+
+
 def _forwarded_addresses(headers: Iterable[tuple[bytes, bytes]]) -> list[str]:
     """Return the client addresses in forwarding headers. Invalid ones are included and are in no network."""
     addresses: list[str] = []
     for name, value in headers:
-        if name not in _CLIENT_ADDRESS_HEADERS:
+        if name not in CLIENT_ADDRESS_HEADERS:
             continue
         parts = value.decode("latin-1").split(",", MAX_FORWARDED_ADDRESSES)
         if len(parts) > MAX_FORWARDED_ADDRESSES:
             return [""]
-        if name == b"forwarded":
+        if name in {b"forwarded", b"x-forwarded"}:
             parts = [each for part in parts for each in _FORWARDED_FOR.findall(part)] or [""]
         addresses += [_without_port(part.strip()) for part in parts]
     return addresses
