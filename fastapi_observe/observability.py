@@ -114,8 +114,7 @@ class Observability:
         self._lock = threading.Lock()
         self._undo: list[Callable[[], None]] = []
         self.loop: Any = None
-        self.closed = False
-        self._logged_access = False
+        self.closed = self._logged_access = False
         self.workers = WorkerGroup(settings, self.internal_errors, self.metrics.sharing, getattr(app, "title", ""))
         self.metrics_server = MetricsServer(settings, self.metrics.render, self.internal_errors)
         self._pushes: list[ExportQueue | MetricExportLoop] = []
