@@ -22,7 +22,7 @@ from fastapi_observe.clients.http.propagation import PropagationPolicy
 from fastapi_observe.export.counts import ExportCollector, line_counts
 from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.errors import InternalErrors
-from fastapi_observe.internal.forks import FINAL_LOG_FLUSH, share_deadline
+from fastapi_observe.internal.forks import FINAL_LOG_FLUSH, share_deadline, start_thread
 from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
 from fastapi_observe.logs.service import LogService
 from fastapi_observe.metrics.saturation import Saturation
@@ -421,11 +421,12 @@ class Observability:
         except Exception as exc:  # noqa: BLE001 - as above
             self.internal_errors("shutdown", exc)
         seconds = self._shutdown_deadline.remaining(self.settings.shutdown_timeout)
-        thread = threading.Thread(target=self.flush, name="fastapi-observe-flush", daemon=True)
-        thread.start()
-        # Not a timer of the event loop: under a frozen clock it never fires. A limiter of its own: slow requests may
-        # hold all tokens of the default one.
-        await anyio.to_thread.run_sync(thread.join, seconds, limiter=anyio.CapacityLimiter(1), abandon_on_cancel=True)
+        consequence = "Telemetry is flushed in the event loop."
+        thread = start_thread(self.flush, "fastapi-observe-flush", consequence)
+        if thread is None:
+            self.flush(seconds)
+        else:
+            await _join(thread, seconds)
         self.internal_errors.run_each("shutdown", self.metrics_server.stop, partial(self.logs.flush, FINAL_LOG_FLUSH))
         pauses = [push.pause for push in self._pushes if hasattr(push, "pause")]
         self.internal_errors.run_each("shutdown", *pauses, self.workers.stop)
@@ -473,9 +474,20 @@ class Observability:
                 self.internal_errors.run_each("close", partial(push.close, max(0.0, deadline - monotonic())))
             self.internal_errors.run_each("close", self.tracing.close)
 
-        thread = threading.Thread(target=flush_and_close, name="fastapi-observe-close", daemon=True)
-        thread.start()
-        thread.join(self.settings.shutdown_timeout)
+        thread = start_thread(flush_and_close, "fastapi-observe-close", "Telemetry is flushed without a thread.")
+        if thread is None:
+            flush_and_close()
+        else:
+            thread.join(self.settings.shutdown_timeout)
+
+
+async def _join(thread: threading.Thread, seconds: float) -> None:
+    # Not a timer of the event loop: under a frozen clock it never fires. A limiter of its own: slow requests may hold
+    # all tokens of the default one.
+    try:
+        await anyio.to_thread.run_sync(thread.join, seconds, limiter=anyio.CapacityLimiter(1), abandon_on_cancel=True)
+    except RuntimeError:  # the limit of threads is reached
+        thread.join(seconds)
 
 
 class _PartialReporter:

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tools import HOST_WARNINGS
 
 from fastapi_observe import install
+from fastapi_observe.internal.forks import NO_THREAD_THROTTLE
 from fastapi_observe.logs.handlers import SERVER_LOGGERS
 from fastapi_observe.observability import INSTALLED
 
@@ -172,6 +173,7 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr("threading._start_new_thread", fail)
+    NO_THREAD_THROTTLE.reset()
 
 
 @pytest.fixture

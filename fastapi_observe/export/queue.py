@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
 from collections import Counter
 from contextlib import suppress
 from time import perf_counter, sleep
@@ -20,11 +19,12 @@ from opentelemetry.context import attach, set_value
 from fastapi_observe.export.buffer import ENCODE_BATCH, ExportBuffer, QueueLimits
 from fastapi_observe.export.transport import ExportResult
 from fastapi_observe.internal.clock import monotonic
-from fastapi_observe.internal.forks import ShutdownDeadline, register_at_exit, register_at_fork
+from fastapi_observe.internal.forks import ShutdownDeadline, register_at_exit, register_at_fork, start_thread
 from fastapi_observe.internal.opentelemetry import find_suppression_key
 from fastapi_observe.internal.throttle import LogThrottle
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
 
     from fastapi_observe.export.counts import Counts
@@ -271,8 +271,10 @@ class ExportQueue:
     def _start_thread(self) -> None:
         with self._buffer.changed:
             if self._thread is None:
-                thread = threading.Thread(target=self._run, name=f"fastapi-observe-{self.name}", daemon=True)
-                thread.start()
+                consequence = f"No {self.name} are exported."
+                thread = start_thread(self._run, f"fastapi-observe-{self.name}", consequence)
+                if thread is None:  # tried again with the next item
+                    return
                 self._thread = thread
                 self._undo_exit = register_at_exit(self, ExportQueue._close_at_exit)
 

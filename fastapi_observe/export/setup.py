@@ -6,7 +6,7 @@ import uuid
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
 from fastapi_observe.export.buffer import QueueLimits
 from fastapi_observe.internal.networks import is_private_host
@@ -34,7 +34,13 @@ def make_resource(settings: ObserveSettings) -> Resource:
     }
     if settings.service_version:
         attributes["service.version"] = settings.service_version
-    return with_instance_id(Resource.create(attributes))
+    try:
+        resource = Resource.create(attributes)
+    except RuntimeError:  # the SDK runs its detectors in threads, and no thread can start
+        sdk = {"language": "python", "name": "opentelemetry", "version": package_version("opentelemetry-sdk")}
+        resource = Resource({f"telemetry.sdk.{name}": value for name, value in sdk.items()})
+        resource = resource.merge(OTELResourceDetector().detect()).merge(Resource(attributes))
+    return with_instance_id(resource)
 
 
 def with_instance_id(resource: Resource, *, replace: bool = False) -> Resource:

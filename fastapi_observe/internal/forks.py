@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_THREAD_THROTTLE: Final = LogThrottle()
+NO_THREAD_THROTTLE: Final = LogThrottle()
 
 FINAL_LOG_FLUSH: Final = 0.1
 """Seconds for writing the log lines that flushing itself has produced."""
@@ -121,7 +121,7 @@ def start_thread(
 
 def log_no_thread(exc: RuntimeError, consequence: str) -> None:
     """Log a warning, at most once a minute for each consequence, that a thread could not start."""
-    if _THREAD_THROTTLE.allow(consequence):
+    if NO_THREAD_THROTTLE.allow(consequence):
         logging.getLogger("fastapi_observe").warning(
             "No thread can start: %s. %s Raise the limit of threads or processes (ulimit -u, or pids.max).",
             exc,
