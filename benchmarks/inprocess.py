@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 RATIOS = (0.1, 1.0)
-TRIVIAL = "trivial"
 
 
 class Effort(NamedTuple):

@@ -20,13 +20,12 @@ MAX_CAUSES: Final = 64
 class LogThrottle:
     """Limits repeated log messages. Causes are short fixed strings, such as a location or a failure reason.
 
-    `interval` is in seconds of `clock`, which must not run backwards.
+    `clock` is in seconds and must not run backwards.
     """
 
-    __slots__ = ("_clock", "_interval", "_last_allowed", "_lock", "_suppressed")
+    __slots__ = ("_clock", "_last_allowed", "_lock", "_suppressed")
 
-    def __init__(self, interval: float = LOG_INTERVAL, clock: Callable[[], float] = monotonic) -> None:
-        self._interval = interval
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self._last_allowed: dict[str, float] = {}
         self._suppressed: dict[str, int] = {}
@@ -38,7 +37,7 @@ class LogThrottle:
         now = self._clock()
         with self._lock:
             last = self._last_allowed.get(cause)
-            if last is not None and now - last < self._interval:
+            if last is not None and now - last < LOG_INTERVAL:
                 self._suppressed[cause] = self._suppressed.get(cause, 0) + 1
                 return False
             if last is None and len(self._last_allowed) >= MAX_CAUSES:

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
 DAY: Final = 86_400
-MONTH: Final = 30 * DAY
 MAX_ROWS: Final = 15
 """Metrics and routes that are listed one by one."""
 

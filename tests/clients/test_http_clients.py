@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 MODULES: list[Any] = [httpx, httpx2]
 KINDS = [(module, kind) for module in MODULES for kind in ("AsyncClient", "Client")]
-TRACE_HEADERS = {"traceparent", "tracestate", "baggage"}
 
 # The service called
 
