@@ -246,9 +246,13 @@ class LogCapture:
                 if self._filter not in logger.filters:
                     logger.addFilter(self._filter)
                 defaults = [handler for handler in logger.handlers if is_server_default(handler)]
-                # The user's own format: joined to the root, each line would be written twice.
-                formatted = any(writes_to_console(handler) for handler in logger.handlers if handler not in defaults)
-                propagate = logger.propagate if formatted else True
+                # The user's own format, or way to loguru: joined to the root, each line would come twice.
+                configured = any(
+                    writes_to_console(handler) or is_intercepting(handler)
+                    for handler in logger.handlers
+                    if handler not in defaults
+                )
+                propagate = logger.propagate if configured else True
                 if name in ACCESS_LOGGERS:
                     before = self._servers.get(name) or LoggerState(logger.handlers, logger.propagate)
                     switched_off = not before.handlers and not before.propagate  # uvicorn --no-access-log

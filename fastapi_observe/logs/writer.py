@@ -8,9 +8,10 @@ import threading
 from collections import deque
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
-from time import monotonic, sleep
+from time import sleep
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.forks import register_at_fork
 from fastapi_observe.logs.stdout import StandardOutput
 

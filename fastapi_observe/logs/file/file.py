@@ -9,9 +9,10 @@ import re
 import stat
 from contextlib import suppress
 from datetime import datetime
-from time import monotonic, sleep, time
+from time import sleep, time
 from typing import TYPE_CHECKING, Final
 
+from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.throttle import LogThrottle
 from fastapi_observe.logs.file.opening import (
     is_same_file,

@@ -6,9 +6,10 @@ import os
 import threading
 import zlib
 from contextlib import suppress
-from time import monotonic, time
+from time import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.logs.file.opening import open_log_file, repair_end, try_lock, unlock, unsafe_reason
 from fastapi_observe.logs.file.rotation import AGE_UNITS, SIZE_UNITS, parse_amount
 
