@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import inspect
 import sys
-from contextlib import ContextDecorator, suppress
+from contextlib import ContextDecorator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
-
-from loguru import logger as loguru_logger
 
 from fastapi_observe.internal import loguru
 from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
@@ -16,13 +14,14 @@ from fastapi_observe.records.guard import fail_safe
 from fastapi_observe.records.request import CONTEXT_KEY, RecordRef
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
     from types import FrameType
 
 DRIVERS: Final = frozenset(
     {"anyio", "asyncio", "concurrent", "contextlib", "contextvars", "fastapi", "starlette", "threading", "trio"}
 )
 """Packages that run code of the user in a thread, and step generators there."""
+
+_NO_FIELD: Final = object()
 
 MIN_PURGE: Final = 64
 """Number of requests with open generator blocks from which ended ones are looked for."""
@@ -32,16 +31,17 @@ class Block:
     """One entered `with log.contextualize(...)`.
 
     `reference` is the request it was entered in, None outside any. `generator` is the frame of the generator that it
-    was entered in, if each step of that may run in another thread.
+    was entered in, if each step of that may run in another thread. `loguru_fields` are those of loguru's context before
+    and in the block.
     """
 
-    __slots__ = ("fields", "generator", "inner", "reference")
+    __slots__ = ("fields", "generator", "loguru_fields", "reference")
 
     def __init__(self, fields: dict[str, Any], reference: RecordRef | None, generator: FrameType | None) -> None:
         self.fields = fields
         self.reference = reference
         self.generator = generator
-        self.inner: AbstractContextManager[None] | None = None
+        self.loguru_fields: tuple[dict[str, Any], dict[str, Any]] | None = None
 
     def is_valid(self, current: RecordRef | None) -> bool:
         """Return whether the fields still apply to code of the request `current`.
@@ -111,10 +111,13 @@ class LogContext(ContextDecorator):
         self._entered.append(block)
         # Without those of ended requests, or they would add up on a connection whose requests inherit the context.
         _BLOCKS.set((*(each for each in _BLOCKS.get() if each.is_valid(reference)), block))
-        if reference is None:  # also for sinks of the user; the context of a request may be used by the next one
-            block.inner = loguru_logger.contextualize(**self._fields)
-            block.inner.__enter__()
-        elif block.generator is not None:
+        if reference is None and loguru.CONTEXT is not None:
+            # For sinks of the user. Not in a request: the next one may inherit its context. Not by loguru's own block,
+            # which must be left in the context and in the order that it was entered in.
+            before = loguru.CONTEXT.get()
+            block.loguru_fields = before, {**before, **self._fields}
+            loguru.CONTEXT.set(block.loguru_fields[1])
+        elif reference is not None and block.generator is not None:
             _purge()
             _GENERATOR_BLOCKS.setdefault(id(reference), (reference, []))[1].append(block)
 
@@ -126,9 +129,12 @@ class LogContext(ContextDecorator):
         blocks = _BLOCKS.get()
         if block in blocks:  # not in another context than the one it was entered in
             _BLOCKS.set(tuple(each for each in blocks if each is not block))
-        if block.inner is not None:
-            with suppress(ValueError, RuntimeError):  # it was entered in another context, or left already
-                block.inner.__exit__(None, None, None)
+        if block.loguru_fields is not None and loguru.CONTEXT is not None:
+            before, inside = block.loguru_fields
+            current = loguru.CONTEXT.get()
+            if current is not inside:  # another block was left later than this one, or this is another context
+                before = {key: value for key, value in current.items() if self._fields.get(key, _NO_FIELD) is not value}
+            loguru.CONTEXT.set(before)
         if block.generator is not None:
             _, open_blocks = _GENERATOR_BLOCKS.get(id(block.reference), (None, []))
             if block in open_blocks:

@@ -143,10 +143,8 @@ class RequestLineEncoder:
             fields["ttfb_ms"] = round(record.ttfb * 1000, 3)
         if record.error_type is not None:
             fields["error_type"] = record.error_type
-        if record.validation_errors is not None:
-            fields["validation_errors"] = [
-                {"field": name, "reason": reason} for name, reason in record.validation_errors
-            ]
+        if record.validation_errors:
+            fields["validation_errors"] = [f"{name}: {reason}" for name, reason in record.validation_errors]
         if record.websocket:
             fields["close_code"] = record.close_code  # type: ignore[attr-defined]
             fields["messages_received"] = record.messages_received  # type: ignore[attr-defined]
@@ -177,7 +175,7 @@ class RequestLineEncoder:
             record.error_type is not None
             or record.ttfb is not None
             or record.websocket
-            or record.validation_errors is not None
+            or record.validation_errors
             or scope.get("query_string")
         ):
             return None

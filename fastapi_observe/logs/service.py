@@ -52,6 +52,7 @@ from fastapi_observe.records.exceptions import error_type_of
 from fastapi_observe.records.request import CONTEXT_KEY, current_record
 from fastapi_observe.records.signal import no_op
 from fastapi_observe.redaction.redactor import Redactor
+from fastapi_observe.settings.types import parse_level
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -170,14 +171,12 @@ class LogService:
         """Write all queued lines, within about `timeout` seconds. Returns whether nothing is left."""
         return self._writer.flush(timeout)
 
-    def set_level(self, level: str) -> None:
-        """Write lines of `level` (debug, info, warn, error, fatal) and above from now on.
-
-        Raises `ValueError` for any other name.
-        """
-        if level not in LEVELS:
+    def set_level(self, level: str | int) -> None:
+        """Write lines of `level` and above from now on. Raises `ValueError` for an unknown level."""
+        name = parse_level(level)
+        if name not in LEVELS:
             raise ValueError(f"log level: invalid value {level!r}; expected {', '.join(LEVELS)}")
-        self.threshold = LEVELS[level]
+        self.threshold = LEVELS[name]
         _CAPTURE.update_level()
 
     def on_request_start(self, record: RequestRecord) -> None:  # noqa: ARG002 - a hook
@@ -409,10 +408,11 @@ class ObserveLogger:
         """
         return LogContext(fields)
 
-    def set_level(self, level: str) -> None:
-        """Write lines of `level` (debug, info, warn, error, fatal) and above from now on.
+    def set_level(self, level: str | int) -> None:
+        """Write lines of `level` and above from now on.
 
-        Raises `ValueError` for any other name.
+        `level` is debug, info, warn, error or fatal, a name of Python or loguru, in any case, or a number. Raises
+        `ValueError` for any other.
         """
         self._owner.set_level(level)
 

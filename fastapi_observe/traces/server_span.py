@@ -97,6 +97,10 @@ def response_attributes(
             attributes["url.path"] = redactor.route_path(record.path, record.endpoint)[:MAX_PATH_LENGTH]
     if record.error_type is not None:
         attributes["error.type"] = record.error_type
+    if record.validation_errors:
+        attributes["fastapi_observe.validation_errors"] = tuple(
+            f"{name}: {reason}" for name, reason in record.validation_errors
+        )
     if record.work is not None:
         attributes.update(time_attributes(record, record.work, repeated_query_threshold))
     return attributes
