@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 MAX_NESTED_LINES: Final = 3
 """Lines that writing a line may write in turn, such as an object that logs while it is converted to text."""
 
-MAX_INTERCEPT_DEPTH: Final = 12
-"""Frames between loguru's filter and the `emit` of an `InterceptHandler`."""
+MAX_FRAMES: Final = 16
+"""Frames of the stack in which a call between loguru and `logging` is looked for."""
 
 
 class RecordSink(Protocol):
@@ -70,14 +70,13 @@ class LoggerState(NamedTuple):
 class ThreadState(threading.local):
     """State of one thread.
 
-    `depth` counts nested lines, `calling_service` is the one whose logger was called. `last_record` and `last_extra`
-    identify what was written last, which may come a second time: loguru and `logging` can be routed to each other.
+    `depth` counts nested lines, `calling_service` is the one whose logger was called, `last_record` the record that was
+    written last: it may come a second time, from another logger or by way of loguru.
     """
 
     depth = 0
     calling_service: RecordSink | None = None
     last_record: Callable[[], logging.LogRecord | None] | None = None
-    last_extra: dict[Any, Any] | None = None
 
 
 class LogCapture:
@@ -176,7 +175,6 @@ class LogCapture:
         if intercepted is not None and service.captures_logging:
             self.handle_logging(intercepted)  # the original has the fields and the logger's name, and comes only once
         elif record["level"].no >= service.threshold:
-            self.thread.last_extra = record["extra"]
             self._hand_over(service, service.handle_loguru, record)
         return False
 
@@ -187,9 +185,8 @@ class LogCapture:
         thread = self.thread
         if thread.last_record is not None and thread.last_record() is record:  # from a logger further down
             return
-        extra = record.__dict__.get("extra")
-        if extra is not None and extra is thread.last_extra:  # loguru's, which a handler among its sinks passed on
-            return
+        if "extra" in record.__dict__ and _is_from_loguru(sys._getframe(1)):  # noqa: SLF001 - documented
+            return  # loguru has passed it to a handler of `logging`, and to us
         service = self._responsible()
         if service is None or not service.captures_logging or record.levelno < service.threshold:
             return
@@ -379,7 +376,7 @@ class ServerFilter(logging.Filter):
 
 def _intercepted_record(frame: FrameType | None) -> logging.LogRecord | None:
     """Return the record of `logging` that an `InterceptHandler` is passing to loguru in the calling thread, if any."""
-    for _ in range(MAX_INTERCEPT_DEPTH):
+    for _ in range(MAX_FRAMES):
         if frame is None:
             return None
         if frame.f_code.co_name == "emit" and frame.f_code.co_argcount > 1:
@@ -388,3 +385,14 @@ def _intercepted_record(frame: FrameType | None) -> logging.LogRecord | None:
                 return record
         frame = frame.f_back
     return None
+
+
+def _is_from_loguru(frame: FrameType | None) -> bool:
+    """Return whether loguru, with a handler of `logging` as a sink, is passing a record to `logging` in this thread."""
+    for _ in range(MAX_FRAMES):
+        if frame is None:
+            return False
+        if str(frame.f_globals.get("__name__")).startswith("loguru."):
+            return True
+        frame = frame.f_back
+    return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import deque
 from collections.abc import Mapping
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
@@ -49,7 +50,7 @@ from fastapi_observe.logs.request_line import (
     repeated_statement_fields,
 )
 from fastapi_observe.records.exceptions import error_type_of
-from fastapi_observe.records.request import CONTEXT_KEY, current_record
+from fastapi_observe.records.request import CONTEXT_KEY, EXCEPTION_IDS_ATTRIBUTE, current_record
 from fastapi_observe.records.signal import no_op
 from fastapi_observe.redaction.redactor import Redactor
 from fastapi_observe.settings.types import parse_level
@@ -87,11 +88,11 @@ RECORD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {
 }
 """Attributes of every `LogRecord`, and uvicorn's colored message. All others are fields of the user."""
 
-WRITTEN_ATTRIBUTE: Final = "__observe_written__"
-"""Attribute of an exception whose stack trace is on a request line, for the server's line about the same crash."""
-
 _CAPTURE: Final = LogCapture()
 """loguru, `logging` and standard output belong to the process, so all services share one capture and writer."""
+
+_CRASHES: Final[deque[tuple[str, str, str]]] = deque(maxlen=256)
+"""Trace, span and request ids of the last request lines with a stack trace, for the server's line about the same."""
 
 
 class LogService:
@@ -204,11 +205,8 @@ class LogService:
             return
         ended = record.started_ns + int(record.duration * 1e9)
         self._write(self._request_lines.build(record, level, ended), request=True)
-        if record.exception is not None:
-            try:  # noqa: SIM105 - suppress() costs more
-                setattr(record.exception, WRITTEN_ATTRIBUTE, True)
-            except Exception:  # noqa: BLE001, S110 - an exception may forbid attributes: its stack is written twice
-                pass
+        if record.exception is not None and record.request_id:
+            _CRASHES.append((record.trace_id, record.span_id, record.request_id))
 
     def _encode_request(self, parts: RequestLineParts) -> bytes:
         """Encode a request line, in the writer's thread. If that fails, write a line with the path only."""
@@ -278,7 +276,7 @@ class LogService:
             fields["stack_info"] = record.stack_info
         line = self._make_line(record.levelno, message, to_text(record.name, 256), exc)
         is_server = record.name in SERVER_LOGGERS
-        if is_server and exc is not None and getattr(exc, WRITTEN_ATTRIBUTE, False) is True:
+        if is_server and exc is not None and getattr(exc, EXCEPTION_IDS_ATTRIBUTE, None) in _CRASHES:
             # The request line has the stack trace; this one leads there by its ids.
             self._add_ids(line, exc)
             fields["error_type"] = error_type_of(exc)
