@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import anyio
 
-from fastapi_observe.logs.service import WRITTEN_ATTRIBUTE
 from fastapi_observe.records.request import EXCEPTION_IDS_ATTRIBUTE
 
 OURS = (b"x-request-id", b"traceresponse")
@@ -87,9 +86,7 @@ async def ask(app: Any, scope: dict[str, Any], server: Server, seen_by_app: list
     try:
         await app(scope, server.receive, server.send)
     except BaseException as exc:  # noqa: BLE001 - the exception is what is looked at
-        attributes = {
-            name: value for name, value in vars(exc).items() if name not in {EXCEPTION_IDS_ATTRIBUTE, WRITTEN_ATTRIBUTE}
-        }
+        attributes = {name: value for name, value in vars(exc).items() if name != EXCEPTION_IDS_ATTRIBUTE}
         raised = type(exc), repr(exc.args), attributes, any(exc is each for each in seen_by_app)
     return Answer(server.sent, raised, [shown(each) for each in seen_by_app])
 

@@ -24,7 +24,6 @@ from starlette.responses import FileResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Mount, Route, WebSocketRoute
 from tools import volume
 
-from fastapi_observe.logs.service import WRITTEN_ATTRIBUTE
 from fastapi_observe.middleware import ObserveMiddleware
 from fastapi_observe.records.request import EXCEPTION_IDS_ATTRIBUTE
 
@@ -667,7 +666,7 @@ def test_an_exception_gains_the_ids_only(observed: Callable[..., Seen]) -> None:
     with pytest.raises(ValueError, match="mine") as caught:
         asyncio.run(app(http_scope(), Server([]).receive, Server([]).send))
     assert caught.value is error
-    assert vars(error).keys() == {EXCEPTION_IDS_ATTRIBUTE, WRITTEN_ATTRIBUTE}
+    assert vars(error).keys() == {EXCEPTION_IDS_ATTRIBUTE}
     line = seen.request_lines[0]
     assert getattr(error, EXCEPTION_IDS_ATTRIBUTE) == (line["trace_id"], line["span_id"], line["request_id"])
     assert error.__cause__ is None

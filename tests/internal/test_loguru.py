@@ -14,7 +14,7 @@ from fastapi_observe.internal import loguru
 def test_the_names_are_there() -> None:
     """The installed version has all of them: handlers, their level, the console ones, context fields."""
     assert loguru.CONTEXT is not None
-    number = logger.add(sys.stderr, level="ERROR")
+    number = logger.add(sys.__stderr__ or sys.stderr, level="ERROR")
     try:
         handler = (loguru.handlers() or {})[number]
         assert loguru.replace_level(handler, 50) == 40
