@@ -142,6 +142,10 @@ def _closed() -> Iterator[None]:
         one.close()
 
 
+DEFAULT: Any = object()
+"""An override that leaves an option at its default."""
+
+
 @pytest.fixture
 def observed(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Seen]]:
     """Install on an app, every trace sampled; closed after the test."""
@@ -157,6 +161,7 @@ def observed(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Seen]
             "metrics_access": "private",  # the default, but chosen: the hint about it is not logged
             **overrides,
         }
+        options = {name: value for name, value in options.items() if value is not DEFAULT}
         seen.append(Seen(install(app, **options), exporter, capsys))
         return seen[-1]
 
