@@ -1,4 +1,4 @@
-"""SQL text without values, and what it does to which table: all that spans, lines and metrics show of a statement."""
+"""SQL statements: the text without its values, the operation and the table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Any, Final
 
 MAX_COMMAND_LENGTH: Final = 256
-"""Characters that a command about transactions may have; what is longer is a query."""
+"""Maximum length of a transaction command. A longer statement is a query."""
 
 _STARTS: Final = frozenset({"BEG", "STA", "COM", "END", "ROL", "ABO", "SAV", "REL"})
 _TRANSACTION_COMMAND: Final = re.compile(
@@ -24,34 +24,35 @@ _TRANSACTION_COMMAND: Final = re.compile(
     )\s*+;?\s*+""",
     re.IGNORECASE | re.VERBOSE,
 )
-"""Not Oracle's `BEGIN work(); END;`, not SQL Server's `BEGIN TRY`, not `COMMIT PREPARED`."""
+"""Does not match Oracle's `BEGIN work(); END;`, SQL Server's `BEGIN TRY` and `COMMIT PREPARED`."""
 
 
 def transaction_event(statement: object) -> str | None:
-    """Name what a command does: `begin`, `commit`, `rollback`, `savepoint` ...; None for a query."""
+    """Return the event of a transaction command (`begin`, `commit`, `savepoint` and others); None for a query."""
     if isinstance(statement, bytes):
         statement = statement[: MAX_COMMAND_LENGTH + 1].decode("latin-1")
     if not isinstance(statement, str) or (statement[:3].upper() not in _STARTS and not statement[:1].isspace()):
-        return None  # nearly every query ends here
-    found = None if len(statement) > MAX_COMMAND_LENGTH else _TRANSACTION_COMMAND.fullmatch(statement)
-    return None if found is None else found.lastgroup
+        return None  # nearly every query
+    match = None if len(statement) > MAX_COMMAND_LENGTH else _TRANSACTION_COMMAND.fullmatch(statement)
+    return None if match is None else match.lastgroup
 
 
 MAX_STATEMENT_LENGTH: Final = 2048
-"""Characters of a statement that are shown."""
+"""Maximum length of a recorded statement."""
 
 MAX_PARSED_LENGTH: Final = 8192
-"""Characters of a statement that are looked at for its table: an ORM's list of columns is long."""
+"""Number of characters in which the table is searched. The list of columns of an ORM is long."""
 
 MAX_STATEMENTS: Final = 1024
-"""Statements that `Statements` remembers."""
+"""Maximum number of statements in a `StatementCache`."""
 
 MAX_TABLE_NAME_LENGTH: Final = 63
-"""Characters of a table's name, with its schema; a longer one is none."""
+"""Maximum length of a table name with its schema."""
 
-# The tokens of SQL. What systems read differently hides the whole rest (`.*`): a backslash before a closing quote, a
-# quote behind `#`, a comment in a comment, Oracle's q'[...]'. It is linear: no repeat gives back what it took (`*+`;
-# of groups `(?>(?:...)*)`: Python 3.11.2 misreads `(?:...)*+`), two tokens read the same few characters at most.
+# The tokens of SQL. Where database systems disagree, the whole rest is hidden (`.*`): a backslash before a closing
+# quote, a quote after `#`, a comment in a comment, Oracle's q'[...]'. Matching is linear in time: no repetition
+# backtracks (`*+`; for groups `(?>(?:...)*)`, because Python 3.11.2 matches `(?:...)*+` wrongly), and two tokens share
+# a few characters at most.
 _PLAIN: Final = r"""(?P<kept>(?>(?:
       [^\W\d][\w$]*+(?!&?')
     | [\s,()=<>*+;!|~^%&{}]
@@ -87,7 +88,7 @@ _DOUBLE: Final = r'"(?>(?:[^"]|"")*)'
 _DOUBLE_ANYHOW: Final = r'"(?>(?:[^"\\]|\\[^"]|"")*)'
 _END: Final = r"""(?:['"](?![\w$\\])|(?P<after>['"].*)|(?P<open>\\?\Z)|.*)"""
 _BRACKETS: Final = r"\[(?>(?:[^\]]|\]\])*)(?:\]|.*)"
-_BRACKETS_OR_LIST: Final = (  # the name and the list must end at one place, with no literal left open
+_BRACKETS_OR_LIST: Final = (  # read as a name or as a list, it ends at the same place
     r"(?:\[|\]\])(?!(?>(?:[^'\"`\[\]\\/\#$-]|-(?!-)|/(?![*/])|\$(?=\d)|'[^'\\\[\]]*+')*)(?:[\[\]]|\Z)).*"
 )
 _TICKS: Final = "`.*"
@@ -147,9 +148,9 @@ _GRAMMARS: Final[dict[str, re.Pattern[str] | None]] = {
     "sqlite": _SQLITE,
     "microsoft.sql_server": _SQL_SERVER,
 }
-"""What a system (`db.system.name`) certainly reads as a name and a comment; for every other one what any may read."""
+"""Grammars by `db.system.name`, None for languages other than SQL. `_ANY` is safe for every other system."""
 
-# From here on the text has neither literals nor comments, and one space at most.
+# The following patterns apply to text without literals and comments, with single spaces.
 _ITEM: Final = r"(?:\?\d*+|[$:@]\w++|%s|%\(\w++\)s)(?:::[\w ]++(?:\[\])?)?"
 _ROW: Final = r"\((?>(?:[^()]|\((?>(?:[^()]|\([^()]*+\))*)\))*)\)"
 _SIGNS: Final = re.compile(r"[-+](?<![-+].)(?<![-+] .)[-+ ]*+(?=\?)")
@@ -180,9 +181,9 @@ _MANY: Final = re.compile(
 )
 _MANY_STARTS: Final = ("SET", "CREATE ", "ALTER ", "(", "{")
 _MANY_WORDS: Final = ("IN (", "IN(", "VALUES", "[", "IDENTIFIED BY", "PRAGMA")
-"""What that pattern may find: a look for it costs a tenth."""
+"""Strings that `_MANY` can match. Searching them costs a tenth of matching it."""
 
-# SQLite takes "text" for a string where no column has that name, but never here.
+# SQLite reads "text" as a string if no column has that name, but not at these places.
 _SURE_NAME: Final = re.compile(
     r"""((?:\b(?:(?<!\bDISTINCT\ )FROM|INTO|UPDATE|JOIN|TABLE|AS)\ |\.)"[^"]*+"|"[^"]*+"(?=\.))|"[^"]*+\"""",
     re.IGNORECASE | re.VERBOSE,
@@ -191,37 +192,37 @@ _SURE_NAME: Final = re.compile(
 _COMMAND: Final = re.compile(r"(?:[A-Za-z][A-Za-z_.]{0,31})?")
 _BROKEN: Final = "\ud800"
 _OPEN: Final = "\ud801"
-"""What stands, last, for the rest of a text whose quotes are wrong or do not end: no text has it when it is read."""
-_SHOWN: Final = {"gap": " ", "before": _BROKEN, "after": _BROKEN, "open": _OPEN}
+"""Last character of a text that was cut because of wrong quotes, or a quote without end. Input never has them."""
+_REPLACEMENTS: Final = {"gap": " ", "before": _BROKEN, "after": _BROKEN, "open": _OPEN}
 
 
-def _show(match: re.Match[str]) -> str:
+def _replace_token(match: re.Match[str]) -> str:
     kind = match.lastgroup or ""
-    return match[0] if kind in {"kept", "word"} else _SHOWN.get(kind, "?")
+    return match[0] if kind in {"kept", "word"} else _REPLACEMENTS.get(kind, "?")
 
 
 def _without_literals(text: str, whole: str, grammar: re.Pattern[str]) -> str:
-    shown = grammar.sub(_show, text)
+    shown = grammar.sub(_replace_token, text)
     end = shown[-1:]
     if end not in {_BROKEN, _OPEN}:
         return shown
     if end == _OPEN and len(text) < len(whole):
-        end = grammar.sub(_show, whole)[-1:]
-    if end != _BROKEN and (end != _OPEN or len(whole) >= MAX_PARSED_LENGTH):  # it was open where it was cut
+        end = grammar.sub(_replace_token, whole)[-1:]
+    if end != _BROKEN and (end != _OPEN or len(whole) >= MAX_PARSED_LENGTH):  # open only because it was cut
         return shown[:-1] + "?"
-    # What looks like code may be a value: nothing from the first quote on is sure.
+    # Text that looks like code may be a value: everything from the first quote on is hidden.
     quoted = [match for match in grammar.finditer(text) if match.lastgroup != "gap" and {*"'\""} & {*match[0]}]
     names_too = quoted[-1][0][0] == '"'
     first = next(match.start() for match in quoted if names_too or match.lastgroup != "kept")
-    return grammar.sub(_show, text[:first]) + "?"
+    return grammar.sub(_replace_token, text[:first]) + "?"
 
 
-def _show_one(match: re.Match[str]) -> str:
+def _replace_many(match: re.Match[str]) -> str:
     kind = match.lastgroup or ""
     return f"{match[kind]} ?" if kind == "secret" else match[kind]
 
 
-def _show_binary(match: re.Match[str]) -> str:
+def _replace_sign(match: re.Match[str]) -> str:
     before = match.string[max(0, match.start() - 11) : match.start()].rstrip()
     word = _LAST_WORD.findall(before)[0]
     if word.upper() in _BEFORE_A_SIGN or not (word or before[-1:] in {")", "]", "?", '"', "`"}):
@@ -231,28 +232,29 @@ def _show_binary(match: re.Match[str]) -> str:
 
 def _without_values(text: str, system: str, whole: str = "") -> str:
     grammar = _GRAMMARS.get(system, _ANY)
-    if grammar is None:  # not SQL: of a command its first word is sure
+    if grammar is None:  # not SQL: the first word is the command
         first, *more = text.split(None, 1) or [""]
         return first + " ?" * len(more) if _COMMAND.fullmatch(first) else "?"
     if not text.isascii():
-        text = text.encode("utf-8", "replace").decode()  # a lone surrogate would lose the whole batch of spans
+        text = text.encode("utf-8", "replace").decode()  # with a lone surrogate the whole batch of spans would be lost
     text = " ".join(_without_literals(text, whole or text, grammar).split())
     if system == "sqlite" and '"' in text:
         text = _SURE_NAME.sub(lambda name: name[1] or "?", text)
     if "-" in text or "+" in text:
-        text = _SIGNS.sub(_show_binary, text)
+        text = _SIGNS.sub(_replace_sign, text)
     folded = text.upper()
     if folded.startswith(_MANY_STARTS) or ";" in folded[:-1] or any(word in folded for word in _MANY_WORDS):
-        text = _MANY.sub(_show_one, text)
+        text = _MANY.sub(_replace_many, text)
     return text
 
 
 def sanitize_sql(statement: str, system: str = "other_sql") -> str:
     """Return the first 2,048 characters of a statement with `?` for every literal, on one line, without comments.
 
-    Where systems read the same text differently (`system` is the `db.system.name`) it hides too much, never too little.
-    If quotes are wrong, it shows nothing from the first on; of what is not SQL (Redis, MongoDB), the first word. Of the
-    placeholders of an `IN` list and of the rows of `VALUES` the first is shown, so that texts stay few.
+    `system` is the `db.system.name`. Where systems read the same text differently, too much is hidden, never too
+    little. If quotes are wrong, everything from the first quote on is hidden; of other languages (Redis, MongoDB)
+    everything but the first word. Of the placeholders of an `IN` list, and of the rows of `VALUES`, the first is kept,
+    so that there are few different texts.
     """
     return _without_values(statement[:MAX_STATEMENT_LENGTH], system, statement[:MAX_PARSED_LENGTH])[
         :MAX_STATEMENT_LENGTH
@@ -261,11 +263,11 @@ def sanitize_sql(statement: str, system: str = "other_sql") -> str:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """What may be shown of a statement.
+    """The recorded parts of a statement.
 
-    `text` is the statement without its literals. `operation` is the keyword that says what it does, `WITH`'s being
-    that of the statement behind it, or `OTHER`: one of some sixty. `table` is the first table that it acts upon, as it
-    is written, with its schema but without quotes (as the semantic conventions have it: no change of case), or None.
+    `text` is the statement without its literals. `operation` is its keyword (for `WITH` that of the statement after
+    it), one of about sixty, or `OTHER`. `table` is the first table that it reads or changes, or None: as written, with
+    its schema but without quotes, as the semantic conventions demand.
     """
 
     text: str
@@ -274,33 +276,33 @@ class Statement:
 
 
 def parse_statement(statement: object, system: str = "other_sql") -> Statement:
-    """Read a statement: text, bytes, or what becomes text, as SQLAlchemy's constructs do.
+    """Parse a statement: a string, bytes, or an object that becomes a string, such as an SQLAlchemy construct.
 
-    2,048 characters are read, and 8,192 to find the table of a longer statement. It raises nothing: what has no text
-    has the text "".
+    Parses 2,048 characters, and 8,192 to find the table of a longer statement. Raises nothing: an object that cannot
+    become a string has the text "".
     """
-    return _read(_to_text(statement), system)
+    return _parse(_to_text(statement), system)
 
 
 class StatementCache:
-    """Remembers what the last 1,024 statements say, redacted: one that comes again costs a look into a dict."""
+    """Caches the last `MAX_STATEMENTS` parsed statements, redacted. Thread-safe."""
 
-    __slots__ = ("_filling", "_known", "_redact")
+    __slots__ = ("_known", "_lock", "_redact")
 
     def __init__(self, redact: Any = str) -> None:
         self._redact = redact
         self._known: dict[tuple[str | int, str], Statement] = {}
-        self._filling = Lock()
+        self._lock = Lock()
 
     def parse_statement(self, statement: object, system: str = "other_sql") -> Statement:
-        """Read a statement as `describe` does, once."""
+        """Parse a statement as the function `parse_statement` does, once."""
         text = statement if type(statement) is str and len(statement) <= MAX_STATEMENT_LENGTH else _to_text(statement)
-        # A long text is known by its hash: nothing holds it, and what a false friend shows is without values too.
+        # A long text is cached by its hash, not held in memory. A collision shows another text, also without values.
         key = (text if len(text) <= MAX_STATEMENT_LENGTH else hash(text), system)
         known = self._known.get(key)
         if known is None:
-            known = _read(text, system, self._redact)
-            with self._filling:
+            known = _parse(text, system, self._redact)
+            with self._lock:
                 if len(self._known) >= MAX_STATEMENTS:
                     del self._known[next(iter(self._known))]
                 self._known[key] = known
@@ -312,15 +314,15 @@ def _to_text(statement: object) -> str:
         if isinstance(statement, (bytes, bytearray, memoryview)):
             return bytes(statement[: 4 * MAX_PARSED_LENGTH]).decode("utf-8", "replace")[:MAX_PARSED_LENGTH]
         return str.__getitem__(str(statement), slice(MAX_PARSED_LENGTH))
-    except Exception:  # noqa: BLE001 - `__str__` may do anything; a query does not fail for its description
+    except Exception:  # noqa: BLE001 - `__str__` may raise anything
         return ""
 
 
-def _read(text: str, system: str, redact: Any = str) -> Statement:
+def _parse(text: str, system: str, redact: Any = str) -> Statement:
     shown = sanitize_sql(text, system)
-    operation, table = _named(shown)
+    operation, table = _operation_and_table(shown)
     if table is None and len(text) > MAX_STATEMENT_LENGTH:
-        operation, table = _named(_without_values(text, system))
+        operation, table = _operation_and_table(_without_values(text, system))
     return Statement(redact(shown), operation, table and redact(table))
 
 
@@ -334,13 +336,13 @@ _OPERATIONS: Final = _OPERATIONS_ON_TABLES | frozenset(
     COMMENT RENAME OPTIMIZE CHECKPOINT DISCARD DO IMPORT LOAD KILL""".split()  # noqa: SIM905
 )
 _TABLE_FIRST: Final = frozenset({"COPY", "LOCK", "VACUUM", "ANALYZE", "TRUNCATE", "DESCRIBE", "DESC"})
-"""Operations that name their table first."""
+"""Operations that are followed by their table."""
 
 _NO_TABLES: Final = frozenset(
     """SELECT VALUES WITH SET ON OF IN WHERE USING AS DEFAULT OUTFILE DUMPFILE STDIN STDOUT FUNCTION SKIP NOWAIT ONLY
     TABLE LATERAL FROM INTO RETURNING""".split()  # noqa: SIM905
 )
-"""Words that stand where a table might and are none unless quoted."""
+"""Words that can follow in place of a table, and are a table only if quoted."""
 
 _FIRST: Final = re.compile(r"[\s({;]*+([A-Za-z]+)(?![\w$.])")
 _READ: Final = "SELECT|DELETE|VALUES"
@@ -371,16 +373,16 @@ _OPERATION_NAME: Final = re.compile("[A-Za-z][A-Za-z_ ]{0,31}")
 
 
 def is_name(text: str) -> bool:
-    """Tell whether a text is a plain table name, with or without its schema: no statement."""
+    """Return whether a string is a table name, with or without its schema, and not a statement."""
     return _TABLE_NAME.fullmatch(text) is not None
 
 
 def is_operation(text: str) -> bool:
-    """Tell whether a text can name an operation: at most 32 letters, underscores and spaces."""
+    """Return whether a string can be the name of an operation: at most 32 letters, underscores and spaces."""
     return _OPERATION_NAME.fullmatch(text) is not None
 
 
-def _named(text: str) -> tuple[str, str | None]:
+def _operation_and_table(text: str) -> tuple[str, str | None]:
     first = _FIRST.match(text)
     operation = first[1].upper() if first else ""
     if first is None or operation not in _OPERATIONS_ON_TABLES:
@@ -388,12 +390,12 @@ def _named(text: str) -> tuple[str, str | None]:
     table = _table(text, first.end()) if operation in _TABLE_FIRST else None
     if table:
         return operation, table
-    return _searched(text, first.start(1), operation)
+    return _search_table(text, first.start(1), operation)
 
 
-def _searched(text: str, start: int, operation: str) -> tuple[str, str | None]:
-    # The outermost table counts, so that `SELECT (SELECT max(a) FROM b) FROM c` reads c, and `WITH a AS (SELECT ...
-    # FROM b) INSERT INTO c` writes c. A parenthesis without a SELECT is a function's, as in `EXTRACT(day FROM a)`.
+def _search_table(text: str, start: int, operation: str) -> tuple[str, str | None]:
+    # The outermost table counts: `SELECT (SELECT max(a) FROM b) FROM c` reads c, and `WITH a AS (SELECT ... FROM b)
+    # INSERT INTO c` writes c. A parenthesis without a SELECT belongs to a function, as in `EXTRACT(day FROM a)`.
     common = {_bare(name).lower() for name in _COMMON_TABLE.findall(text)} if operation == "WITH" else ()
     reads, inside, nested = [True], False, None
     for mark in _MARK.finditer(text, start):
