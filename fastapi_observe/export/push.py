@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from time import monotonic, sleep
+from time import sleep
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.export.otlp.logs import LogEncoder
 from fastapi_observe.export.otlp.metrics import MetricEncoder, read_families
 from fastapi_observe.export.queue import ExportQueue
 from fastapi_observe.export.setup import make_resource, make_transport, queue_limits, with_instance_id
+from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.forks import register_at_fork
 
 if TYPE_CHECKING:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily
 
+from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.forks import start_thread
 
 if TYPE_CHECKING:

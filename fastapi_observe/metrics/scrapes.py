@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from time import monotonic, sleep, thread_time
+from time import sleep, thread_time
 from typing import TYPE_CHECKING, Final
 
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
+from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.forks import log_no_thread
 from fastapi_observe.metrics.exposition import accepts_gzip, prefers_openmetrics
 

@@ -11,9 +11,9 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from math import inf
 from socketserver import ThreadingMixIn
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.forks import start_thread
 from fastapi_observe.requests.access import CHALLENGE, MetricsAccess
 

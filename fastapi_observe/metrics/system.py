@@ -6,11 +6,12 @@ import os
 import shutil
 import threading
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prometheus_client import ProcessCollector
 from prometheus_client.metrics_core import GaugeMetricFamily
+
+from fastapi_observe.internal.clock import monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from math import ceil
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
 from opentelemetry.sdk.trace import sampling
 from prometheus_client.metrics_core import CounterMetricFamily
 
+from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
 from fastapi_observe.records.request import excluded_signals
 from fastapi_observe.records.signal import SIGNAL_BITS

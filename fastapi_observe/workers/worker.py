@@ -23,11 +23,12 @@ import select
 import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from time import monotonic, sleep
+from time import sleep
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
+from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.workers.archive import MAX_ENDED_LABEL_SETS, Archive
 from fastapi_observe.workers.directory import (
     check_directory,
