@@ -17,20 +17,18 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 
-QUIET = {
+ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "PYTHONPATH": str(ROOT),
-    "OTEL_SDK_DISABLED": "",
-    "OTEL_EXPORTER_OTLP_ENDPOINT": "",
-    "OBSERVE_ENV": "",
+    "OBSERVE_METRICS_ACCESS": "private",  # the default; without it, a line at start says so, which is one too many
 }
-"""The environment of every measured process: one order of dicts, this source tree, no settings of the developer's."""
+"""The environment of every measured process: the same hash seed and this source tree."""
 
 
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     """Return the environment of a measured process, without the developer's OBSERVE_* and OTEL_* settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OBSERVE_"))}
-    return {**kept, **{name: value for name, value in QUIET.items() if value}, **(extra or {})}
+    return {**kept, **ENVIRONMENT, **(extra or {})}
 
 
 def cores() -> list[int]:
@@ -41,7 +39,7 @@ def cores() -> list[int]:
 
 
 def pinned(command: list[str], on: list[int] | None) -> list[str]:
-    """Return the command that runs `command` on these cores only; unchanged where there is no taskset."""
+    """Return the command that runs `command` on these cores only; unchanged without taskset."""
     taskset = shutil.which("taskset")
     return command if taskset is None or not on else [taskset, "-c", ",".join(map(str, on)), *command]
 

@@ -32,9 +32,9 @@ OWN_PREFIX: Final = "fastapi_observe"
 class MetricFactory:
     """Creates the metrics of one install and returns the same object for the same name."""
 
-    def __init__(self, registry: CollectorRegistry, budget: SeriesLimiter) -> None:
+    def __init__(self, registry: CollectorRegistry, limiter: SeriesLimiter) -> None:
         self.registry = registry
-        self.budget = budget
+        self.limiter = limiter
         self.registered: list[Any] = []
         self._by_name: dict[str, BoundedMetric] = {}
         self._reserved: set[str] = set()
@@ -48,10 +48,10 @@ class MetricFactory:
         return self._create(metric_class, name, documentation, labels, static_labels=STATIC_LABELS, **options)
 
     def _create(self, metric_class: type[M], name: str, documentation: str, labels: Sequence[str], **options: Any) -> M:
-        metric = metric_class(name, documentation, tuple(labels), self.budget, **options)
+        metric = metric_class(name, documentation, tuple(labels), self.limiter, **options)
         self.register(metric)
         if labels:
-            self.budget.label_sets.append(metric.label_sets)
+            self.limiter.label_sets.append(metric.label_sets)
         return metric
 
     def reserve(self, *names: str) -> None:

@@ -47,7 +47,7 @@ class MetricSharing:
         self.about = WorkersCollector()
         self._registries = registries
         self._factory = factory
-        self._limiter = factory.budget
+        self._limiter = factory.limiter
         self._internal_errors = internal_errors
         self._forget_cells = forget_cells
         self._reset_locks = reset_locks
