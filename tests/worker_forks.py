@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -32,10 +33,12 @@ if TYPE_CHECKING:
     from fastapi_observe.metrics.shared.join import WorkerGroup
 
 HERE = Path(__file__).parent
+LISTENERS: list[socket.socket] = []
 
 
 def make_install(directory: str) -> tuple[Observability, WorkerGroup]:
-    """Install on an app of this process."""
+    """Install on an app of this process, which has a listening socket for its children."""
+    LISTENERS.append(socket.create_server(("127.0.0.1", 0)))
     observe = install(FastAPI(), multiprocess_directory=directory, log_level="fatal", otlp_endpoint=None)
     return observe, observe.workers
 

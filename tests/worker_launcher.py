@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import socket
 import sys
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 NAMES = {"api": 7, "admin": 3}
 
 
-def serve(name: str, place: str, pipe: Connection) -> None:
+def serve(name: str, place: str, pipe: Connection, _listener: socket.socket) -> None:
     """Handle requests for one app, and send its metrics when the other app has handled its own."""
     app = FastAPI(title=name)
     observe = install(app, multiprocess_directory=place, log_level="fatal", otlp_endpoint=None)
@@ -48,10 +49,11 @@ def serve(name: str, place: str, pipe: Connection) -> None:
 def main(method: str, place: str) -> None:
     """Start both, and print what each exposes."""
     context = multiprocessing.get_context(method)
+    listener = socket.create_server(("127.0.0.1", 0))
     pipes, processes = {}, []
     for name in NAMES:
         pipes[name], theirs = context.Pipe()
-        process = context.Process(target=serve, args=(name, place, theirs))  # type: ignore[attr-defined]
+        process = context.Process(target=serve, args=(name, place, theirs, listener))  # type: ignore[attr-defined]
         process.start()
         processes.append(process)
     for pipe in pipes.values():

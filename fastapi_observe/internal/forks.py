@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 NO_THREAD_THROTTLE: Final = LogThrottle()
+
+LAST_FINALIZER: Final = -1000
+"""Priority among the finalizers of multiprocessing: after those of the app, which may log or export something."""
 
 FINAL_LOG_FLUSH: Final = 0.1
 """Seconds for writing the log lines that flushing itself has produced."""
@@ -70,10 +74,33 @@ def share_deadline(*exporters: Any) -> ShutdownDeadline:
 
 
 def register_at_exit(owner: T, method: Callable[[T], None]) -> Callable[[], None]:
-    """Call `method(owner)` when the interpreter ends. Returns a function that reverts this."""
+    """Call `method(owner)` when this process ends, also as a child of multiprocessing. May call it more than once.
+
+    Returns a function that reverts this.
+    """
     call = weak_callback(owner, method)
     atexit.register(call)
-    return lambda: atexit.unregister(call)
+    finalizers: list[Any] = []
+    # Children that multiprocessing has forked, from a fork server too, end with `os._exit`: no atexit callback runs,
+    # but multiprocessing's finalizers do. A child forgets the finalizers that exist when it starts, those of the main
+    # module that it has imported included, and then calls what is registered for after a fork, in any start method.
+    util: Any = sys.modules.get("multiprocessing.util")
+    if util is not None:
+
+        def add_finalizer(_: object) -> None:
+            finalizers.append(util.Finalize(None, call, exitpriority=LAST_FINALIZER))
+
+        if sys.modules["multiprocessing.process"].parent_process() is None:
+            util.register_after_fork(owner, add_finalizer)
+        else:
+            add_finalizer(owner)
+
+    def undo() -> None:
+        atexit.unregister(call)
+        for finalizer in finalizers:
+            finalizer.cancel()
+
+    return undo
 
 
 def register_at_fork(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import stat
 import sys
 import tempfile
@@ -11,7 +12,7 @@ import zlib
 from contextlib import suppress
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 try:
     import fcntl
@@ -26,7 +27,7 @@ SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - what is in it is checked
 """A file system in memory: values there are never written to a disk."""
 
 DIRECTORY_NAME: Final = re.compile(r"(\d+)-(\d+)-(\d+)(?:-[0-9a-f]{8})?")
-"""PID namespace, pid and start time of the supervisor, and a checksum that identifies the app."""
+"""PID namespace, pid and start time of the supervisor, and a checksum of the app and its sockets."""
 
 STALE_AFTER: Final = 3600.0
 """Seconds after which a directory of another PID namespace, whose supervisor cannot be seen, is removed."""
@@ -36,18 +37,72 @@ class UnsafeDirectoryError(OSError):
     """Another user owns the directory, or may write to it."""
 
 
-def supervisor_pid(installed_in: int) -> int | None:
-    """Return the pid of the process that supervises this worker; None if this is a single process.
+class Supervisor(NamedTuple):
+    """The process that supervises this worker, and the listening sockets that it has passed on, if that is known."""
 
-    `installed_in` is the pid of the process that called `install`.
+    pid: int
+    sockets: tuple[str, ...] | None
+
+
+def find_supervisor(installed_in: int) -> Supervisor | None:
+    """Return the process that supervises this worker; None if this is a single process.
+
+    `installed_in` is the pid of the process that called `install`. A child that has no listening socket of its parent
+    is a single process too: the parent is then a launcher, and the child a server with its own port.
     """
-    if os.getpid() != installed_in:  # gunicorn --preload, or any fork
-        return installed_in
+    in_gunicorn = os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn")
     multiprocessing = sys.modules.get("multiprocessing.process")
     parent = multiprocessing.parent_process() if multiprocessing is not None else None
-    if parent is not None:  # uvicorn, hypercorn and granian
-        return int(parent.pid)
-    return os.getppid() if os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn") else None
+    if os.getpid() != installed_in:  # gunicorn --preload, or any fork
+        pid = installed_in
+    elif parent is not None:  # uvicorn, hypercorn and granian
+        pid = int(parent.pid)
+    elif in_gunicorn:
+        pid = os.getppid()
+    else:
+        return None
+    # gunicorn's master has one server only, and its descriptors cannot be seen if the workers run as another user.
+    sockets = None if in_gunicorn else _inherited_sockets(pid)
+    return None if sockets == () else Supervisor(pid, sockets)
+
+
+def _inherited_sockets(supervisor: int) -> tuple[str, ...] | None:
+    """Return the listening sockets of this process that the supervisor has open too; None without /proc."""
+    try:
+        own = _open_sockets("self")
+    except OSError:
+        return None
+    with suppress(OSError):  # the supervisor has ended, or belongs to another user
+        theirs = set(_open_sockets(str(supervisor)).values())
+        own = {descriptor: name for descriptor, name in own.items() if name in theirs}
+    return tuple(sorted(name for descriptor, name in own.items() if _is_listening(descriptor)))
+
+
+def _open_sockets(pid: str) -> dict[int, str]:
+    """Return the sockets of a process: descriptor, and a name with the inode, which is the same in all processes."""
+    sockets: dict[int, str] = {}
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        with suppress(OSError):  # closed meanwhile
+            target = os.readlink(entry.path)  # noqa: PTH115 - it is not a path
+            if target.startswith("socket:"):
+                sockets[int(entry.name)] = target
+    return sockets
+
+
+def _is_listening(descriptor: int) -> bool:
+    """Return whether a socket is bound and not connected. Servers call `listen` in the worker, later than this."""
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as copy:
+            name = copy.getsockname()
+            if copy.type != socket.SOCK_STREAM or not name or (isinstance(name, tuple) and not name[1]):
+                return False
+            try:
+                copy.getpeername()
+            except OSError:
+                return True
+    except OSError:  # closed meanwhile
+        pass
+    return False
 
 
 def is_supported() -> bool:
@@ -55,13 +110,13 @@ def is_supported() -> bool:
     return fcntl is not None and hasattr(os, "posix_fallocate") and hasattr(os, "mkfifo")
 
 
-def directory_name(pid: int, app: str) -> str:
-    """Return the name of the directory for the workers that process `pid` supervises.
+def directory_name(supervisor: Supervisor, app: str) -> str:
+    """Return the name of the directory for the workers of a supervisor that run this app on the same sockets.
 
-    Pids are used again, so the name contains the start time too. `app`, eight hexadecimal digits, distinguishes apps
-    that one supervisor has started.
+    Pids are used again, so the name contains the start time too.
     """
-    return f"{_pid_namespace()}-{pid}-{_start_time(pid)}-{app}"
+    pid, sockets = supervisor
+    return f"{_pid_namespace()}-{pid}-{_start_time(pid)}-{zlib.crc32(repr((app, sockets)).encode()):08x}"
 
 
 def app_identity(*names: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing.process
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from members import NAME, Member, items_app
 
 from fastapi_observe.workers import directory
 from fastapi_observe.workers import worker as worker_module
-from fastapi_observe.workers.directory import UnsafeDirectoryError, open_root, remove_stale_directories, supervisor_pid
+from fastapi_observe.workers.directory import UnsafeDirectoryError, find_supervisor, open_root, remove_stale_directories
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,19 +35,68 @@ if TYPE_CHECKING:
 
 def test_a_single_process_has_no_supervisor() -> None:
     """A process that is not forked, and a child of neither multiprocessing nor gunicorn."""
-    assert supervisor_pid(os.getpid()) is None
+    assert find_supervisor(os.getpid()) is None
 
 
 def test_the_supervisor_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a fork it is the process that called `install`, else multiprocessing's parent, else gunicorn's master."""
     monkeypatch.setenv("SERVER_SOFTWARE", "gunicorn/27.0.1")
-    assert supervisor_pid(os.getpid()) == os.getppid()
+    assert find_supervisor(os.getpid()) == (os.getppid(), None)
     monkeypatch.setattr(multiprocessing.process, "parent_process", lambda: SimpleNamespace(pid=7))
-    assert supervisor_pid(os.getpid()) == 7
-    assert supervisor_pid(1) == 1
+    assert find_supervisor(os.getpid()) == (7, None)
+    assert find_supervisor(1) == (1, None)
     monkeypatch.setenv("SERVER_SOFTWARE", "other/1")
     monkeypatch.delitem(sys.modules, "multiprocessing.process")
-    assert supervisor_pid(os.getpid()) is None
+    assert find_supervisor(os.getpid()) is None
+
+
+def test_a_worker_has_a_listening_socket_of_its_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A child without one is a server of its own. Connections, datagram sockets and unnamed sockets do not count."""
+    inherited: list[int] = []
+    real = directory._open_sockets
+
+    def open_sockets(pid: str) -> dict[int, str]:
+        found = real("self")
+        return found if pid == "self" else {number: found[number] for number in inherited if number in found}
+
+    monkeypatch.setattr(multiprocessing.process, "parent_process", lambda: SimpleNamespace(pid=7))
+    monkeypatch.setattr(directory, "_open_sockets", open_sockets)
+    left, right = socket.socketpair()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as client,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram,
+        socket.socket() as unbound,
+        socket.socket(socket.AF_UNIX) as local,
+        left,
+        right,
+    ):
+        datagram.bind(("127.0.0.1", 0))
+        inherited += [one.fileno() for one in (client, datagram, unbound, left, right)]
+        assert find_supervisor(os.getpid()) is None
+        inherited.append(server.fileno())
+        found = find_supervisor(os.getpid())
+        assert found is not None
+        assert found.sockets is not None
+        assert len(found.sockets) == 1
+        local.bind(str(tmp_path / "socket"))
+        inherited.append(local.fileno())
+        both = find_supervisor(os.getpid())
+        assert both is not None
+        assert len({directory.directory_name(one, "app") for one in (found, both)}) == 2
+    assert not directory._is_listening(server.fileno())
+    assert not directory._is_listening(1_000_000)
+
+
+def test_without_descriptors_in_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the supervisor's descriptors cannot be read, all own sockets count; if the own ones cannot, none is needed."""
+    monkeypatch.setattr(multiprocessing.process, "parent_process", lambda: SimpleNamespace(pid=4194305))
+    with socket.create_server(("127.0.0.1", 0)):
+        found = find_supervisor(os.getpid())
+        assert found is not None
+        assert found.sockets
+    monkeypatch.setattr(directory, "_open_sockets", lambda _: (_ for _ in ()).throw(FileNotFoundError()))
+    assert find_supervisor(os.getpid()) == (4194305, None)
 
 
 # Safety

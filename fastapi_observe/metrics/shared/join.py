@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from fastapi_observe.workers.directory import (
     app_identity,
     directory_name,
+    find_supervisor,
     is_supported,
     open_root,
     remove_stale_directories,
-    supervisor_pid,
 )
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.metrics.shared.sharing import MetricSharing
     from fastapi_observe.settings.model import ObserveSettings
+    from fastapi_observe.workers.directory import Supervisor
     from fastapi_observe.workers.worker import Worker
 
 
@@ -78,15 +79,15 @@ class WorkerGroup:
 
     @property
     def is_multiprocess(self) -> bool:
-        """Whether another process supervises this one, so that there may be more workers."""
-        return supervisor_pid(self._installed_in) is not None
+        """Whether another process supervises this one, so that there may be more workers on the same port."""
+        return find_supervisor(self._installed_in) is not None
 
     def start(self) -> None:
         """Join the other workers of this server, if there are any. Never raises."""
         if self._started:
             return
         self._started = True
-        supervisor = supervisor_pid(self._installed_in) if self._enabled else None
+        supervisor = find_supervisor(self._installed_in) if self._enabled else None
         if supervisor is None:
             return
         try:
@@ -104,7 +105,7 @@ class WorkerGroup:
         except Exception as exc:  # noqa: BLE001 - an internal error never stops the app
             self._internal_errors("workers.start", exc)
 
-    def _join_later(self, supervisor: int) -> None:
+    def _join_later(self, supervisor: Supervisor) -> None:
         """Try again in a thread until it works or `stop` is called."""
         ended = threading.Event()
 
@@ -123,7 +124,7 @@ class WorkerGroup:
         threading.Thread(target=run, name="fastapi-observe-join", daemon=True).start()
         self._retry_ended = ended
 
-    def _join(self, supervisor: int) -> None:
+    def _join(self, supervisor: Supervisor) -> None:
         from fastapi_observe.workers.worker import Worker  # noqa: PLC0415 - not needed in a single process
 
         root = open_root(self._configured_directory)
