@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import sys
 import threading
 from collections import deque
@@ -12,7 +11,7 @@ from time import sleep
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.internal.clock import monotonic
-from fastapi_observe.internal.forks import register_at_fork
+from fastapi_observe.internal.forks import register_at_exit, register_at_fork
 from fastapi_observe.logs.stdout import StandardOutput
 
 if TYPE_CHECKING:
@@ -134,6 +133,7 @@ class LineWriter:
         self._limit = limit
         self._direct = True
         self._broken_pipe_reported = False
+        self._undo_exit: Callable[[], None] = lambda: None
         self._reset()
         register_at_fork(
             self, LineWriter._after_fork_in_child, LineWriter._after_fork_in_parent, LineWriter._before_fork
@@ -251,8 +251,8 @@ class LineWriter:
         """Collect lines for the thread from now on."""
         if self._direct:
             self._direct = self._awake = False
-            atexit.unregister(self._close_at_exit)  # a forked child has inherited its parent's
-            atexit.register(self._close_at_exit)
+            self._undo_exit()  # a forked child has inherited its parent's
+            self._undo_exit = register_at_exit(self, LineWriter._close_at_exit)
 
     def flush(self, timeout: float) -> bool:
         """Write all queued lines, within about `timeout` seconds. Returns whether nothing is left."""
@@ -263,7 +263,7 @@ class LineWriter:
         """Write all queued lines and end the thread. Later lines are written at once."""
         with self._lifetime:
             self._direct = True
-            atexit.unregister(self._close_at_exit)
+            self._undo_exit()
             thread, self._thread = self._thread, None
         if thread is not None:
             self._wake.put(CMD_END)
