@@ -14,6 +14,7 @@ from fastapi import BackgroundTasks, FastAPI, HTTPException, Query, WebSocket
 from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
+from lambda_adapter import provide_mangum
 from prometheus_client import REGISTRY, CollectorRegistry, GCCollector, PlatformCollector
 from prometheus_client.parser import text_string_to_metric_families
 from tools import needs
@@ -81,8 +82,14 @@ def _hosts_that_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", answer)
 
 
+@pytest.fixture
+def _lambda_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples can import `mangum`."""
+    provide_mangum(monkeypatch)
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=[f"{each.page.stem}-{each.line}" for each in EXAMPLES])
-@pytest.mark.usefixtures("_uninstall", "_hosts_that_answer")
+@pytest.mark.usefixtures("_uninstall", "_hosts_that_answer", "_lambda_adapter")
 def test_an_example_runs(example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every python block runs as it stands, and every path operation in it answers without failing."""
     monkeypatch.chdir(tmp_path)
