@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -43,9 +44,7 @@ class Mangum:
 
 def provide_mangum(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `import mangum` work until the end of the test, with this stand-in unless it is installed."""
-    try:
-        import mangum  # noqa: F401, PLC0415 - whether it is there
-    except ImportError:
+    if importlib.util.find_spec("mangum") is None:
         module = ModuleType("mangum")
         module.Mangum = Mangum  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "mangum", module)

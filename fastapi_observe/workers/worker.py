@@ -112,7 +112,7 @@ class Worker:
         except RuntimeError as exc:
             remove_worker_files(directory, [self.file_prefix.name])
             self._handles.close()
-            raise OSError(str(exc)) from exc
+            raise OSError(f"{exc}. Raise the limit of threads or processes (ulimit -u, or pids.max)") from exc
 
     @property
     def file_prefix(self) -> Path:
