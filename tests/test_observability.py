@@ -189,6 +189,38 @@ def test_the_callers_request_id(observed: Callable[..., Seen], given: str, *, ta
     assert seen.request_lines[0]["request_id"] == answer.headers["x-request-id"]
 
 
+@pytest.mark.parametrize("websocket", [False, True])
+def test_the_request_id_of_the_app(observed: Callable[..., Seen], *, websocket: bool) -> None:
+    """A header that a middleware of the app sets is sent once, and is the request id of line, span and exception."""
+
+    class CorrelationId:
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            async def send_with_id(message: Any) -> None:
+                if message["type"] in {"http.response.start", "websocket.accept"}:
+                    headers = [*message.get("headers", ()), (b"X-Request-ID", b"of-the-app:7")]
+                    message = {**message, "headers": headers}
+                await send(message)
+
+            await self._inner(scope, receive, send_with_id)
+
+    made = app()
+    made.add_middleware(CorrelationId)
+    seen = observed(made)
+    client = TestClient(made)
+    if websocket:
+        with client.websocket_connect("/talk/ann") as session:
+            sent: Any = session.extra_headers
+            assert [value for name, value in sent if name.lower() == b"x-request-id"] == [b"of-the-app:7"]
+    else:
+        assert client.get("/x/1").headers.get_list("x-request-id") == ["of-the-app:7"]
+    (line,) = seen.request_lines
+    assert line["request_id"] == "of-the-app:7"
+    assert dict(seen.server_spans[0].attributes or {})["fastapi_observe.request_id"] == "of-the-app:7"
+
+
 def test_without_tracing_a_request_still_has_an_id(observed: Callable[..., Seen]) -> None:
     """The request id is random and sent in the configured header."""
     seen = observed(app(), tracing=False, request_id_header="X-Correlation-Id")

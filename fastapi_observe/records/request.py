@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -11,7 +12,7 @@ from fastapi_observe.records.endpoint import UNMATCHED
 from fastapi_observe.records.exceptions import error_type_of, is_cancellation, status_label
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
@@ -37,6 +38,9 @@ KNOWN_METHODS: Final = frozenset(
 )
 """RFC 9110 with PATCH and QUERY. Any other method is reported as `_OTHER`."""
 
+
+_APP_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_.:/+=@~-]{0,127}")
+"""Format of a request id that the app sets itself and that is reported. It may repeat what a client has sent."""
 
 _CLIENT_ERROR: Final = 400
 _SERVER_ERROR: Final = 500
@@ -256,11 +260,20 @@ class RequestRecord:
         extra = self.extra_response_headers
         for header in headers:
             if header[0].lower() in extra:
-                headers = [other for other in headers if other[0].lower() not in extra]
+                extra = self._headers_to_add(headers)
                 break
         if self.on_response_start is not None:
             self.on_response_start(self)
         return {**message, "headers": [*headers, *extra.items()]}
+
+    def _headers_to_add(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+        """Return our headers without those that the app sets itself. Its request id becomes that of the record."""
+        extra = dict(self.extra_response_headers)
+        for name, value in headers:
+            replaced = extra.pop(name.lower(), None)
+            if replaced is not None and replaced == self.request_id.encode() and _APP_REQUEST_ID.fullmatch(value):
+                self.request_id = value.decode("ascii")
+        return extra
 
     def _record_chunk(self, message: Message) -> None:
         """Record one message of a body that consists of several."""

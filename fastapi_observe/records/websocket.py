@@ -113,7 +113,8 @@ class WebSocketRecord(RequestRecord):
             raise
 
     def _with_extra_headers(self, message: Message) -> Message:
-        return {**message, "headers": [*message.get("headers", ()), *self.extra_response_headers.items()]}
+        headers = list(message.get("headers", ()))
+        return {**message, "headers": [*headers, *self._headers_to_add(headers).items()]}
 
     def _close(self, code: str) -> None:
         self.close_code = code

@@ -95,6 +95,8 @@ def response_attributes(
         # At the start the route was not known, so the path was compared with all secret templates of the app.
         if redactor.has_secret_routes() or redactor.has_secret_parameter(record.endpoint):
             attributes["url.path"] = redactor.route_path(record.path, record.endpoint)[:MAX_PATH_LENGTH]
+    if record.request_id != record.trace_id:
+        attributes["fastapi_observe.request_id"] = record.request_id
     if record.error_type is not None:
         attributes["error.type"] = record.error_type
     if record.validation_errors:

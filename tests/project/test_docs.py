@@ -229,7 +229,7 @@ def everything(observed: Callable[..., Seen]) -> Everything:
     with TestClient(app, raise_server_exceptions=False) as client:
         for path in ("/orders/7?limit=2", "/orders/x", "/stream", "/broken", "/refused", "/nowhere"):
             client.get(path, headers={"x-tenant": "a"})
-        client.request("BREW", "/orders/7")
+        client.request("BREW", "/orders/7", headers={"x-request-id": "of-the-caller"})
         with client.websocket_connect("/ws") as socket:
             socket.send_text("hello")
             socket.receive_text()

@@ -233,14 +233,36 @@ async def test_files_that_the_server_sends_itself() -> None:
     assert whole.exchange.response_size == 77
 
 
-async def test_our_headers_replace_the_apps() -> None:
-    """Our header replaces the app's in any case; the app's message is not changed."""
-    given = [(b"X-Request-Id", b"theirs"), (b"a", b"b")]
+@pytest.mark.parametrize(
+    ("sent", "reported"),
+    [
+        (b"9f1c2e0a-7b1d-4e2f", "9f1c2e0a-7b1d-4e2f"),
+        (b'"},{"level":"fatal', "mine"),
+        (b"a" * 129, "mine"),
+        (b"", "mine"),
+        (b"two words", "mine"),
+    ],
+)
+async def test_the_request_id_of_the_app_wins(sent: bytes, reported: str) -> None:
+    """It is sent unchanged, in any case, and reported if it is well formed; the app's message is not changed."""
+    given = [(b"X-Request-Id", sent), (b"a", b"b"), (b"x-request-id", b"second")]
     start = {**START, "headers": given}
-    played = await Played().send(start)
-    assert played.sent[0]["headers"] == [(b"a", b"b"), (b"x-request-id", b"mine")]
-    assert start["headers"] is given
-    assert len(given) == 2
+    played = Played()
+    played.exchange.request_id = "mine"
+    await played.send(start)
+    assert played.sent[0]["headers"] == given
+    assert (start["headers"] is given, len(given)) == (True, 3)
+    assert played.exchange.request_id == reported
+
+
+async def test_our_headers_are_added() -> None:
+    """A response without headers gets ours; another header of ours that the app sets is kept, and no request id."""
+    played = Played()
+    played.exchange.request_id = "mine"
+    played.exchange.extra_response_headers[b"traceresponse"] = b"00-ours"
+    await played.send({**START, "headers": [(b"traceresponse", b"00-theirs")]})
+    assert played.sent[0]["headers"] == [(b"traceresponse", b"00-theirs"), (b"x-request-id", b"mine")]
+    assert played.exchange.request_id == "mine"
     without = await Played().send({"type": "http.response.start", "status": 200})
     assert without.sent[0]["headers"] == [(b"x-request-id", b"mine")]
 
