@@ -252,7 +252,7 @@ def test_which_endpoints_use_tls(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_INSECURE", variable)
         transport = GrpcTransport(url, {}, "traces")
-        assert (transport.encrypted, transport._address) == (encrypted, "host:4317")
+        assert (transport.encrypted, transport.target) == (encrypted, url)
 
 
 def test_invalid_certificates(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
