@@ -134,7 +134,7 @@ class ExportQueue:
     """Queues, encodes and sends items of one signal; keeps the newest and counts the others.
 
     The sending thread starts with the first item; in a forked child, with the child's first item. `name` is the plural
-    noun used in log messages. `budget` may be shared with other queues.
+    noun used in log messages. `shutdown_deadline` may be shared with other queues.
 
     Locks: the state is in the buffer and changes under `buffer.changed`, which is never held while items are encoded or
     sent. The sending thread and threads in `flush` wait on it.
@@ -149,7 +149,7 @@ class ExportQueue:
         internal_errors: InternalErrors,
     ) -> None:
         self.name = name
-        self.budget = ShutdownDeadline()
+        self.shutdown_deadline = ShutdownDeadline()
         self._encoder = encoder
         self._transport = transport
         self._limits = limits
@@ -251,7 +251,7 @@ class ExportQueue:
             self._undo_exit()
 
     def _close_at_exit(self) -> None:
-        self.close(self.budget.remaining(self._limits.shutdown))
+        self.close(self.shutdown_deadline.remaining(self._limits.shutdown))
 
     def _react(self) -> None:
         """Do what the newest item requires: start the thread, start the delay, or encode a slice."""

@@ -68,8 +68,8 @@ def share_deadline(*exporters: Any) -> ShutdownDeadline:
     deadline = ShutdownDeadline()
     for exporter in exporters:
         queue = getattr(exporter, "queue", exporter)
-        if hasattr(queue, "budget"):
-            queue.budget = deadline
+        if hasattr(queue, "shutdown_deadline"):
+            queue.shutdown_deadline = deadline
     return deadline
 
 

@@ -236,7 +236,7 @@ def test_all_exports_share_one_shutdown_deadline() -> None:
         queue = observe.tracing.provider.queue
         assert queue is not None
         exporting: list[Any] = [queue, *(getattr(push, "queue", push) for push in observe._pushes)]
-        deadlines = [one.budget for one in exporting]
+        deadlines = [one.shutdown_deadline for one in exporting]
         deadline = deadlines[0]
         assert deadlines == [deadline] * 3
         with TestClient(app):
