@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi_observe.internal import loguru
 from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
 from fastapi_observe.records.guard import fail_safe
-from fastapi_observe.records.request import CONTEXT_KEY, RecordRef
+from fastapi_observe.records.request import CONTEXT_KEY, ExcludedRef, RecordRef
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -49,10 +49,12 @@ class Block:
         A context outlives its request, and a server starts the next request of the connection in it; but a request
         that is made inside the block, such as one to an app in the same process, runs while the outer one does.
         """
-        if self.reference is None or self.reference is current:
-            return self.reference is None or self.reference.record is not None
-        record = self.reference.record
-        return record is not None and not record.complete
+        reference = self.reference
+        if reference is None:
+            return True
+        if reference is current:
+            return _is_running(reference)
+        return reference.record is not None and not reference.record.complete
 
     def contains_caller(self) -> bool:
         """Return whether the caller runs inside the block of a generator.
@@ -105,7 +107,7 @@ class LogContext(ContextDecorator):
     @fail_safe("logs.context")
     def _enter(self, frame: FrameType) -> None:
         reference = OTEL_CONTEXT.get().get(CONTEXT_KEY)
-        if not isinstance(reference, RecordRef) or reference.record is None:
+        if not isinstance(reference, RecordRef) or not _is_running(reference):
             reference = None
         block = Block(self._fields, reference, None if reference is None else _stepped_generator(frame))
         self._entered.append(block)
@@ -170,6 +172,11 @@ def is_context_of_ended_request() -> bool:
     """
     reference = OTEL_CONTEXT.get().get(CONTEXT_KEY)
     return isinstance(reference, RecordRef) and (reference.record is None or reference.record.complete)
+
+
+def _is_running(reference: RecordRef) -> bool:
+    """Return whether a request has not ended. An excluded one has no record that would tell."""
+    return reference.record is not None or isinstance(reference, ExcludedRef)
 
 
 def _stepped_generator(frame: FrameType | None) -> FrameType | None:
