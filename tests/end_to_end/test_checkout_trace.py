@@ -57,14 +57,14 @@ shop SERVER POST /orders/{order_id}/checkout
 """
 
 CAUSES = {"httpx.ConnectError": "connect_error"}
-"""Outcome of a call that got no answer, by the `error.type` of its span."""
+"""Outcome of a call without a response, by the `error.type` of its span."""
 
 Series = tuple[str, frozenset[tuple[str, str]]]
 Samples = dict[Series, float]
 
 
 class Received(NamedTuple):
-    """A span as the receiver got it."""
+    """A span as received."""
 
     service: str
     raw: Span
@@ -72,7 +72,7 @@ class Received(NamedTuple):
 
     @property
     def span_id(self) -> str:
-        """Its id as lines write it."""
+        """Its id, as in log lines."""
         return self.raw.span_id.hex()
 
     @property
@@ -88,7 +88,7 @@ class Received(NamedTuple):
 
 @dataclass
 class Checkout:
-    """What each signal told of one checkout; `lines` and `grown` (samples that grew, by how much) by service."""
+    """The signals of one checkout. `lines` and `grown` (increases of samples) are by service."""
 
     status_code: int
     trace_id: str
@@ -107,7 +107,7 @@ class Checkout:
         ]
 
     def counted(self, service: str, name: str, *labels: str) -> Counter[tuple[str, ...]]:
-        """By how much a metric of a service grew, by the values of some labels."""
+        """The increase of a metric of a service, by the values of some labels."""
         found: Counter[tuple[str, ...]] = Counter()
         for (series, pairs), value in self.grown[service].items():
             if series == name:
@@ -115,7 +115,7 @@ class Checkout:
         return found
 
     def told(self, service: str, *messages: str) -> list[dict[str, Any]]:
-        """The lines of a service that begin with one of the messages."""
+        """The lines of a service that start with one of the messages."""
         return [line for line in self.lines[service] if line["message"].startswith(messages)]
 
 
@@ -133,7 +133,7 @@ class Visit(NamedTuple):
 
 @contextmanager
 def receiving() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
-    """Run an OTLP/HTTP receiver; yield its address and the exports that it has taken."""
+    """Run an OTLP/HTTP receiver. Yields its address and the received exports."""
     exports: list[ExportTraceServiceRequest] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -159,7 +159,7 @@ def receiving() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
 
 
 async def scrape(service: Service) -> Samples:
-    """Return every sample of a service; none of one that has ended."""
+    """Return every sample of a service; none if it has ended."""
     if service.process.returncode is not None:
         return {}
     async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
@@ -172,7 +172,7 @@ async def scrape(service: Service) -> Samples:
 
 
 async def scrape_when(service: Service, enough: Callable[[Samples], bool]) -> Samples:
-    """Scrape until the samples are `enough`."""
+    """Scrape until `enough` returns true for the samples."""
     deadline = monotonic() + PATIENCE
     while True:
         samples = await scrape(service)
@@ -183,13 +183,13 @@ async def scrape_when(service: Service, enough: Callable[[Samples], bool]) -> Sa
 
 
 def growth(before: Samples, after: Samples) -> Samples:
-    """Return by how much samples grew."""
+    """Return the increases of samples."""
     differences = {series: value - before.get(series, 0.0) for series, value in after.items()}
     return {series: value for series, value in differences.items() if value}
 
 
 def requests(endpoint: str, *others: str) -> Callable[[Samples], float]:
-    """Return what counts the requests to an endpoint, and further samples with its name."""
+    """Return a function that reads the requests to an endpoint, and further samples with its name."""
     wanted = {"http_requests_total", *others}
     return lambda samples: sum(
         value for (name, labels), value in samples.items() if name in wanted and ("endpoint", endpoint) in labels
@@ -197,7 +197,7 @@ def requests(endpoint: str, *others: str) -> Callable[[Samples], float]:
 
 
 async def check_out(client: httpx.AsyncClient, shop: Service, payments: Service, product: int) -> Checkout:
-    """Order one product, check out, and take down what was counted meanwhile."""
+    """Order one product, check out, and record the increases of samples."""
     order_id = await order(client, {product: 1})
     before = {service.name: await scrape(service) for service in (shop, payments)}
     answer = await client.post(f"/orders/{order_id}/checkout")
@@ -215,7 +215,7 @@ async def check_out(client: httpx.AsyncClient, shop: Service, payments: Service,
 
 
 async def visit(directory: Path, **environment: str) -> tuple[list[Checkout], list[str], list[str]]:
-    """Check out three times: paid, declined, payments gone; both services have ended then, all is written and sent."""
+    """Check out three times: paid, declined, payments down. Both services have ended then, so all is exported."""
     async with (
         run_service("payments", 0, directory, **environment) as payments,
         run_service("shop", 0, directory, PAYMENTS_URL=payments.url, **environment) as shop,
@@ -239,7 +239,7 @@ def postgresql() -> Iterator[str]:
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def visited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Visit:
-    """Visit the shop on each database."""
+    """Use the shop on each database."""
     environment = {"OBSERVE_LOG_LEVEL": "debug"}
     if request.param == "postgresql":
         environment["DATABASE_URL"] = request.getfixturevalue("postgresql")
@@ -259,7 +259,7 @@ def visited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def received(exports: list[ExportTraceServiceRequest]) -> list[Received]:
-    """Return every span that came in, oldest first."""
+    """Return every received span, oldest first."""
     found = [
         Received(attributes_of(resource.resource)["service.name"], span, attributes_of(span))
         for export in exports
@@ -279,7 +279,7 @@ def attributes_of(holder: Any) -> dict[str, Any]:
 
 
 def outline(spans: list[Received], parent: bytes = b"", depth: int = 0) -> str:
-    """Draw the tree: each span below its parent, service, kind and name."""
+    """Render the tree: each span below its parent, with service, kind and name."""
     return "".join(
         f"{'  ' * depth}{span.service} {span.kind} {span.raw.name}\n" + outline(spans, span.raw.span_id, depth + 1)
         for span in spans
@@ -288,7 +288,7 @@ def outline(spans: list[Received], parent: bytes = b"", depth: int = 0) -> str:
 
 
 def assert_queries_agree(checkout: Checkout, service: str) -> None:
-    """Hold that spans, samples, lines and the request's own sum know the same queries."""
+    """Check that spans, samples, lines and the time breakdown have the same queries."""
     spans = checkout.of(service, "CLIENT", "db.system.name")
     lines = checkout.told(service, "database query", "slow database query")
     names = Counter((span.attributes["db.operation.name"], span.attributes["db.collection.name"]) for span in spans)
@@ -304,7 +304,7 @@ def assert_queries_agree(checkout: Checkout, service: str) -> None:
 
 
 def assert_calls_agree(checkout: Checkout, *expected: tuple[str, str, str]) -> None:
-    """Hold that spans, samples and lines of the shop know the same calls: service, operation, outcome."""
+    """Check that spans, samples and lines of the shop have the same calls: service, operation, outcome."""
     spans = checkout.of("shop", "CLIENT", "peer.service")
     lines = checkout.told("shop", "external call")
     wanted = Counter(expected)
@@ -321,12 +321,12 @@ def assert_calls_agree(checkout: Checkout, *expected: tuple[str, str, str]) -> N
 
 
 def operation_of(span: Received) -> str:
-    """Return what a call is named by, without its service."""
+    """Return the name of a call without its service."""
     return span.raw.name.removesuffix(f" {span.attributes['peer.service']}")
 
 
 def outcome_of_call(span: Received) -> str:
-    """Read the outcome of a call from its span alone."""
+    """Return the outcome of a call, from its span alone."""
     status_code = span.attributes.get("http.response.status_code", 200)
     if span.failed:
         return "server_error" if status_code >= 500 else CAUSES[span.attributes["error.type"]]
@@ -334,7 +334,7 @@ def outcome_of_call(span: Received) -> str:
 
 
 def assert_operations_agree(checkout: Checkout, service: str, name: str, outcome: str) -> None:
-    """Hold that span, sample and line of one piece of the user's own work agree."""
+    """Check that span, sample and line of a user operation agree."""
     (span,) = [span for span in checkout.of(service, "INTERNAL") if span.raw.name == name]
     (line,) = checkout.told(service, "operation ")
     assert line["fields"]["operation"] == name
@@ -345,7 +345,7 @@ def assert_operations_agree(checkout: Checkout, service: str, name: str, outcome
 
 
 def assert_request_agrees(checkout: Checkout, service: str, endpoint: str, status_code: int, outcome: str) -> None:
-    """Hold that server span, sample and request line agree."""
+    """Check that server span, sample and request line agree."""
     span, line = server_span(checkout, service), request_line(checkout, service)
     assert line["span_id"] == span.span_id
     assert line["fields"]["endpoint"] == span.attributes["http.route"] == endpoint
@@ -388,7 +388,7 @@ def test_a_checkout_is_one_tree_through_both_processes(visited: Visit) -> None:
 
 
 def test_query_spans_say_what_was_asked_of_which_database(visited: Visit) -> None:
-    """System, operation, collection and statement stand on the span, values do not."""
+    """The span has system, operation, collection and statement, without values."""
     for service in ("shop", "payments"):
         for span in visited.paid.of(service, "CLIENT", "db.system.name"):
             attributes = span.attributes
@@ -425,7 +425,7 @@ def test_three_signals_agree_about_a_paid_checkout(visited: Visit) -> None:
 
 
 def test_three_signals_agree_about_a_declined_checkout(visited: Visit) -> None:
-    """402 of payments: outcome `client_error` of the call and of both requests, no span failed."""
+    """A 402 of payments is `client_error` for the call and both requests; no span is an error."""
     declined = visited.declined
     assert declined.status_code == 402
     assert outline(declined.spans) == DECLINED
@@ -440,7 +440,7 @@ def test_three_signals_agree_about_a_declined_checkout(visited: Visit) -> None:
 
 
 def test_three_signals_agree_when_payments_is_gone(visited: Visit) -> None:
-    """No answer: the call is `connect_error`, the work around it `error`, the request 502, in span, sample and line."""
+    """Without response the call is `connect_error`, the operation around it `error`, the request 502, in all three."""
     gone = visited.unreachable
     assert gone.status_code == 502
     assert outline(gone.spans) == UNREACHABLE
@@ -452,7 +452,7 @@ def test_three_signals_agree_when_payments_is_gone(visited: Visit) -> None:
 
 
 def test_details_of_work_go_to_its_span_and_into_no_label(visited: Visit) -> None:
-    """The order's id stands on the span of `charge card`; no label of a sample that grew has it."""
+    """The order id is on the span of `charge card`, and in no label of a sample that increased."""
     paid = visited.paid
     (work,) = [span for span in paid.of("shop", "INTERNAL") if span.raw.name == "charge card"]
     assert work.attributes["amount_cents"] == 1250
@@ -463,7 +463,7 @@ def test_details_of_work_go_to_its_span_and_into_no_label(visited: Visit) -> Non
 
 
 def test_nothing_of_ours_failed(visited: Visit) -> None:
-    """No guard had to catch anything in either process, and no span was dropped."""
+    """Neither process has internal errors or dropped spans."""
     for checkout in (visited.paid, visited.declined, visited.unreachable):
         for service in checkout.grown:
             assert checkout.counted(service, "fastapi_observe_internal_errors_total") == Counter()

@@ -1,4 +1,4 @@
-"""The wall clock jumps by an hour and back: nothing hangs, and no duration is negative."""
+"""Holds that jumps of the wall clock by an hour neither hang anything nor change a duration."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
 
 HOUR = 3600
 WITHIN = 30
-"""Seconds that nothing here takes."""
+"""Seconds that no step takes."""
 
 
 class Clock:
-    """A wall clock that jumps at each reading; the monotonic one goes on as it is."""
+    """A wall clock that jumps at each reading, while the monotonic clock is unchanged."""
 
     def __init__(self, *jumps: float) -> None:
         self._real, self._real_ns = time.time, time.time_ns
         self._jumps = cycle(jumps)
 
     def time(self) -> float:
-        """Return the seconds since 1970, or so."""
+        """Return seconds since 1970, with jumps."""
         return self._real() + next(self._jumps)
 
     def time_ns(self) -> int:
-        """Return the nanoseconds since 1970, or so."""
+        """Return nanoseconds since 1970, with jumps."""
         return self._real_ns() + int(next(self._jumps) * 1e9)
 
 
 @pytest.fixture(params=[(HOUR, -HOUR), (-HOUR, HOUR, 0, 0, HOUR)], ids=["there and back", "now and then"])
 def clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Have every module read a clock that jumps, whatever name it has for it."""
+    """Replace the clock in every module, under any name."""
     made = Clock(*request.param)
     readings: dict[Any, Any] = {time.time: made.time, time.time_ns: made.time_ns}
     for module in [found for found in sys.modules.values() if found is not None]:
@@ -54,7 +54,7 @@ def clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cl
 @pytest.mark.parametrize("mode", ["ok", "503", "hang"])
 @pytest.mark.usefixtures("clock")
 def test_a_clock_that_jumps_disturbs_nothing(observed: Callable[..., Seen], mode: Any) -> None:
-    """While requests are served, spans exported and tried again, and the app shut down: durations are as they were."""
+    """Requests, exports, retries and the shutdown take as long as without jumps."""
     collector = Collector(mode)
     parts = Parts()
     app = make_app(parts)
@@ -75,7 +75,7 @@ def test_a_clock_that_jumps_disturbs_nothing(observed: Callable[..., Seen], mode
 
 
 def assert_durations(seen: Seen) -> None:
-    """No span, sample or line lasts less than nothing or longer than the test."""
+    """Check that no span, sample or line has a negative duration or one longer than the test."""
     for span in seen.spans:
         assert span.start_time is not None
         assert span.end_time is not None

@@ -1,4 +1,4 @@
-"""The example shop, started as a new user starts it: `python -m example_app`."""
+"""Holds that the example shop works as a new user starts it: `python -m example_app`."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 RUNNING = "log lines from now on"
-PATIENCE = 120
+TIMEOUT_SECONDS = 120
 
 
 class Example:
-    """One `python -m example_app` in a process group of its own, on free ports, in a directory of its own."""
+    """One `python -m example_app` in a separate process group, on free ports, in its own directory."""
 
     def __init__(self, directory: Path, *arguments: str, **environment: str) -> None:
         self.process = subprocess.Popen(  # noqa: S603 - our own program
@@ -48,11 +48,11 @@ class Example:
             text=True,
             start_new_session=True,
         )
-        self._watchdog = threading.Timer(PATIENCE, self.kill)
+        self._watchdog = threading.Timer(TIMEOUT_SECONDS, self.kill)
         self._watchdog.start()
 
     def read_until(self, text: str) -> str:
-        """Return what it prints up to the line with `text`."""
+        """Return its output up to the line with `text`."""
         assert self.process.stdout is not None
         lines: list[str] = []
         for line in self.process.stdout:
@@ -62,8 +62,8 @@ class Example:
         pytest.fail(f"the example ended without {text!r}:\n{''.join(lines)}")
 
     def wait(self) -> tuple[int, str]:
-        """Return its exit code and the rest of what it prints."""
-        output, _ = self.process.communicate(timeout=PATIENCE)
+        """Return its exit code and the rest of its output."""
+        output, _ = self.process.communicate(timeout=TIMEOUT_SECONDS)
         return self.process.returncode, output
 
     def children(self) -> list[psutil.Process]:
@@ -71,7 +71,7 @@ class Example:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def kill(self) -> None:
-        """End all of it, whatever state it is in."""
+        """Kill the process group."""
         self._watchdog.cancel()
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -79,14 +79,14 @@ class Example:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment without what would change the example."""
+    """Return the environment without variables that affect the example."""
     ours = ("OBSERVE_", "OTEL_", "DATABASE_URL", "COVERAGE_", "PROMETHEUS_")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Example]]:
-    """Start examples; none is left when the test is over."""
+    """Start examples, which end with the test."""
     started: list[Example] = []
 
     def begin(*arguments: str, **environment: str) -> Example:
@@ -111,16 +111,16 @@ TREE = [
     "  background send_confirmation",
     "    send_confirmation mail",
 ]
-"""The spans of a checkout; the push to the WebSocket begins before or after the mail."""
+"""The spans of a checkout; the push to the WebSocket starts before or after the mail."""
 
 
 def shown_lines(output: str, service: str) -> list[dict[str, Any]]:
-    """Return the JSON log lines that the tour shows of one service."""
+    """Return the JSON log lines of one service in the tour."""
     return [json.loads(found) for found in re.findall(rf"^  {service} +(\{{.*\}})$", output, re.MULTILINE)]
 
 
 def assert_shows_one_checkout(output: str) -> None:
-    """Check that trace, log and metrics of the one paid checkout are shown and agree."""
+    """Check that trace, log and metrics of the paid checkout are in the tour and agree."""
     found = re.search(r"Trace ([0-9a-f]{32})", output)
     assert found is not None, output
     shop, payments = shown_lines(output, "shop"), shown_lines(output, "payments")
@@ -151,14 +151,14 @@ def assert_shows_one_checkout(output: str) -> None:
 
 
 def assert_shows_both(output: str) -> None:
-    """Check all that the tour shows."""
+    """Check the complete tour."""
     checkout, found, problems = output.partition("Found without configuration")
     assert_shows_one_checkout(checkout)
     assert_shows_what_was_found(found + problems)
 
 
 def assert_shows_what_was_found(output: str) -> None:
-    """Check that the N+1 query, the slow query and the refused call are shown, and that the N+1's signals agree."""
+    """Check that N+1 query, slow query and rejected call are in the tour, and that the signals of the N+1 agree."""
     lines = {line["message"]: line for line in shown_lines(output, "shop")}
     repeated = lines["database query repeated in one request"]["fields"]
     assert repeated["endpoint"] == "/reports/customers-slow"
@@ -181,10 +181,10 @@ def test_one_command_shows_a_checkout_in_three_signals(start: Callable[..., Exam
 
 
 def test_the_report_in_one_query_says_what_the_repeating_one_says(start: Callable[..., Example]) -> None:
-    """Both reports give the same numbers; one is a query by a name of its own, the other is counted as N+1."""
+    """Both reports return the same numbers; one is a named query, the other is counted as N+1."""
     address = re.search(r"(http://127\.0\.0\.1:\d+)/docs", start().read_until(RUNNING))
     assert address is not None
-    with httpx.Client(base_url=address[1], trust_env=False, timeout=PATIENCE) as client:
+    with httpx.Client(base_url=address[1], trust_env=False, timeout=TIMEOUT_SECONDS) as client:
         report = client.get("/reports/customers").json()
         assert len(report) > 10
         assert client.get("/reports/customers-slow").json() == report
@@ -195,7 +195,7 @@ def test_the_report_in_one_query_says_what_the_repeating_one_says(start: Callabl
 
 
 def test_no_secret_is_in_the_logs(start: Callable[..., Example], tmp_path: Path) -> None:
-    """Neither passwords, tokens nor mail addresses of customers stand in a log line or a span."""
+    """No log line and no span has passwords, tokens or mail addresses of customers."""
     example = start()
     output = example.read_until(RUNNING)
     written = "".join(path.read_text() for path in tmp_path.glob("example-shop-*/*.log"))
@@ -211,7 +211,7 @@ def test_no_secret_is_in_the_logs(start: Callable[..., Example], tmp_path: Path)
 def test_a_signal_stops_both_services(
     start: Callable[..., Example], tmp_path: Path, number: signal.Signals, *, whole_group: bool
 ) -> None:
-    """Ctrl-C in a terminal (to the whole group), SIGINT and SIGTERM: exit code 0, no traceback, nothing left."""
+    """After Ctrl-C in a terminal (to the whole group), SIGINT or SIGTERM: exit code 0, no traceback, nothing left."""
     example = start()
     example.read_until(RUNNING)
     children = example.children()
@@ -226,7 +226,7 @@ def test_a_signal_stops_both_services(
 
 
 def test_an_open_websocket_does_not_hold_up_the_end(start: Callable[..., Example]) -> None:
-    """A listener at /ws/orders is told 1012 (service restart) when the shop is stopped, and the shop does stop."""
+    """A client at /ws/orders receives 1012 (service restart) when the shop stops."""
     example = start()
     port = re.search(r"http://127\.0\.0\.1:(\d+)/docs", example.read_until(RUNNING))
     assert port is not None
@@ -243,7 +243,7 @@ def test_an_open_websocket_does_not_hold_up_the_end(start: Callable[..., Example
 
 
 def test_a_taken_port_is_told_before_anything_runs(start: Callable[..., Example]) -> None:
-    """A second start on the same port says which option to give, and exits 1."""
+    """A second start on the same port names the option to use and exits with 1."""
     example = start()
     port = re.search(r"http://127\.0\.0\.1:(\d+)/docs", example.read_until(RUNNING))
     assert port is not None
@@ -253,7 +253,7 @@ def test_a_taken_port_is_told_before_anything_runs(start: Callable[..., Example]
 
 
 def test_a_service_that_fails_to_start_is_told(start: Callable[..., Example]) -> None:
-    """A database that nobody answers for: exit code 1 and the service's last lines."""
+    """If the database is down, the exit code is 1 and the last lines of the service are shown."""
     code, output = start("--once", DATABASE_URL="postgresql://nobody@127.0.0.1:1/none").wait()
     assert code == 1
     assert output.startswith("payments did not start; its last lines:")
@@ -268,7 +268,7 @@ def postgresql() -> Iterator[str]:
 
 
 def test_the_same_on_postgresql(start: Callable[..., Example], postgresql: str) -> None:
-    """DATABASE_URL moves both services to PostgreSQL; what is shown is the same, also on the second start."""
+    """With DATABASE_URL both services use PostgreSQL; the output is the same, also on the second start."""
     for _ in range(2):
         code, output = start("--once", DATABASE_URL=postgresql).wait()
         assert code == 0, output
@@ -276,7 +276,7 @@ def test_the_same_on_postgresql(start: Callable[..., Example], postgresql: str) 
 
 
 async def test_workers_make_and_fill_the_database_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever comes second finds the tables, and the shop filled once."""
+    """Of two concurrent starts, one creates and fills the tables."""
     monkeypatch.setenv("EXAMPLE_DIR", str(tmp_path))
     monkeypatch.delenv("DATABASE_URL", raising=False)
 

@@ -1,4 +1,4 @@
-"""What catches what should not happen: the user's call goes on, the fault is counted or told."""
+"""Holds that internal errors in rare places are counted, while the user's call succeeds."""
 
 from __future__ import annotations
 
@@ -32,32 +32,32 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    """An engine on SQLite in memory."""
+    """Yield an engine on SQLite in memory."""
     made = sqlalchemy.create_engine("sqlite://")
     yield made
     made.dispose()
 
 
-def ask(engine: Engine) -> int:
+def execute(engine: Engine) -> int:
     """Send one statement."""
     with engine.connect() as connection:
         return int(connection.execute(sqlalchemy.text("SELECT 7")).scalar_one())
 
 
 def failing(*_: Any, **__: Any) -> Any:
-    """Fail as a bug of ours would."""
-    raise RuntimeError("a fault of ours")
+    """Raise, as an internal error does."""
+    raise RuntimeError("internal error")
 
 
-def test_a_query_that_cannot_be_opened(
+def test_a_query_that_cannot_be_measured(
     observed: Callable[..., Seen], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its statement is sent all the same, and what was half open is put aside."""
+    """Its statement is executed, and the started operation is suspended."""
     seen = observed(FastAPI(), engines=[engine])
     suspended: list[bool] = []
     query = SimpleNamespace(open=failing, suspend=lambda: suspended.append(True))
     monkeypatch.setattr(DatabaseClient, "start_statement", lambda *_, **__: query)
-    assert ask(engine) == 7
+    assert execute(engine) == 7
     assert suspended == [True]
     assert seen.observe.internal_errors.counts == {"sqlalchemy": 1}
 
@@ -65,23 +65,23 @@ def test_a_query_that_cannot_be_opened(
 def test_a_new_pool_that_cannot_be_measured(
     observed: Callable[..., Seen], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`dispose` gives the engine a new pool, which serves unmeasured."""
+    """The new pool after `dispose` works without measurement."""
     seen = observed(FastAPI(), engines=[engine])
     monkeypatch.setattr(ObservedEngine, "_observe_pool", failing)
     engine.dispose()
-    assert ask(engine) == 7
+    assert execute(engine) == 7
     assert seen.observe.internal_errors.counts == {"sqlalchemy": 1}
 
 
-def test_whose_query_it_is_cannot_be_told(
+def test_a_query_without_a_known_request(
     observed: Callable[..., Seen], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then it is that of the first app."""
+    """If the current request cannot be determined, a query is reported for the first app."""
     app = FastAPI()
 
     @app.get("/")
     def root() -> int:
-        return ask(engine)
+        return execute(engine)
 
     seen = observed(app, engines=[engine])
     observed(FastAPI(), engines=[engine])
@@ -90,8 +90,8 @@ def test_whose_query_it_is_cannot_be_told(
     assert seen.total("db_queries_total") == 1
 
 
-async def test_a_sample_that_cannot_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lag of the loop is measured on."""
+async def test_a_lag_sample_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed sample is counted, and the next one is scheduled."""
     saturation = Saturation()
     before = UNATTRIBUTED_ERRORS.counts.get("saturation", 0)
     saturation.start(asyncio.get_running_loop())
@@ -103,8 +103,8 @@ async def test_a_sample_that_cannot_be_taken(monkeypatch: pytest.MonkeyPatch) ->
     saturation.close()
 
 
-def test_a_text_that_cannot_be_read() -> None:
-    """An object whose text fails is named by its class."""
+def test_an_object_without_a_string_form() -> None:
+    """An object whose `__str__` raises is shown by its class."""
 
     class Silent:
         __str__ = failing
@@ -112,21 +112,21 @@ def test_a_text_that_cannot_be_read() -> None:
     assert safe_text(Silent()) == "<unprintable Silent>"
 
 
-def test_what_cannot_be_decorated() -> None:
-    """Is the caller's error."""
+def test_only_callables_can_be_traced() -> None:
+    """Decorating something that is not callable is a TypeError."""
     decorate = make_traced(lambda: (trace.get_tracer("test"), DEFAULT_REDACTOR), None, {})
     with pytest.raises(TypeError):
         decorate(5)
 
 
-def test_what_yaml_has_no_form_for() -> None:
-    """Is named."""
+def test_values_without_a_yaml_form() -> None:
+    """A value without a YAML form raises an error that names YAML."""
     with pytest.raises(TypeError, match="cannot be written as YAML"):
         dump({"a": object()})
 
 
-def test_numbers_that_yaml_writes_its_own_way() -> None:
-    """As YAML has them, whatever a rule may hold."""
+def test_numbers_have_the_form_of_yaml() -> None:
+    """NaN, infinity and large numbers are written in YAML's form."""
     assert dump({"a": [float("nan"), float("inf"), float("-inf"), 1e30]}).split()[2::2] == [
         ".nan",
         ".inf",
@@ -135,15 +135,15 @@ def test_numbers_that_yaml_writes_its_own_way() -> None:
     ]
 
 
-def test_what_is_installed_when_nobody_can_tell_whose_request_it_is(
+def test_get_observability_without_a_known_request(
     observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The only one that is installed."""
+    """Without a current request, it is the only installed app."""
     seen = observed(FastAPI())
     monkeypatch.setattr(current, "current_record", failing)
     assert current.get_observability() is seen.observe
 
 
 def test_a_route_without_a_path() -> None:
-    """Is none that is reported."""
+    """A route without a path is not listed."""
     assert list_endpoints(SimpleNamespace(routes=[SimpleNamespace(endpoint=len)])) == []

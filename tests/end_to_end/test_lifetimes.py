@@ -1,4 +1,4 @@
-"""Install and close: as often as one likes, and nothing is left behind."""
+"""Holds that install and close can be repeated, and that close leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SERVERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "gunicorn.error", "hype
 
 
 def make_app() -> FastAPI:
-    """Make an app with one endpoint, in front of a mounted app."""
+    """Return an app with one endpoint and a mounted app."""
     app = FastAPI()
 
     @app.get("/orders/{order_id}")
@@ -50,7 +50,7 @@ def make_app() -> FastAPI:
 
 
 def plain_app() -> Starlette:
-    """Make the same app without FastAPI."""
+    """Return the same app without FastAPI."""
     return Starlette(
         routes=[
             Route("/orders/7", lambda _: PlainTextResponse("7")),
@@ -60,7 +60,7 @@ def plain_app() -> Starlette:
 
 
 def process() -> dict[str, Any]:
-    """Return what of the process install may touch."""
+    """Return the state of the process that install may change."""
     gc.collect()
     loggers = {
         name: (found.level, list(found.handlers), list(found.filters), found.propagate)
@@ -81,14 +81,14 @@ def process() -> dict[str, Any]:
 
 
 def use(app: Any) -> None:
-    """Start the app, ask it and end it."""
+    """Start the app, send a request and end it."""
     with TestClient(app) as client:
         assert client.get("/orders/7").json() == 7
         assert client.get("/sub/").text == "sub"
 
 
-def test_fifty_apps_in_one_process_know_nothing_of_each_other() -> None:
-    """No duplicated series, `/metrics` of each shows its own requests; after the last close nothing is left."""
+def test_fifty_apps_in_one_process_are_independent() -> None:
+    """`/metrics` of each has its own requests, without duplicate series; after the last close nothing is left."""
     before = process()
     apps = [make_app() for _ in range(50)]
     observed = [install(app, service_name=f"app {at}") for at, app in enumerate(apps)]
@@ -112,7 +112,7 @@ def test_fifty_apps_in_one_process_know_nothing_of_each_other() -> None:
 
 
 def test_a_closed_app_is_bare_again(observed: Callable[..., Seen]) -> None:
-    """It answers without our headers, and so does the app mounted in it."""
+    """It responds without our headers, and so does its mounted app."""
     app = make_app()
     telemetry = dict(getattr(app, "_telemetry", {}))
     builder = app.build_middleware_stack
@@ -131,7 +131,7 @@ def test_a_closed_app_is_bare_again(observed: Callable[..., Seen]) -> None:
 
 
 def test_the_app_can_be_installed_again_after_close(observed: Callable[..., Seen]) -> None:
-    """A second life counts from 0 and reports each request once."""
+    """The second install counts from 0 and reports each request once."""
     app = make_app()
     first = observed(app)
     use(app)
@@ -144,7 +144,7 @@ def test_the_app_can_be_installed_again_after_close(observed: Callable[..., Seen
 
 
 def test_close_can_be_called_twice(observed: Callable[..., Seen]) -> None:
-    """The second call does nothing, even after a new install."""
+    """The second call has no effect, even after a new install."""
     app = make_app()
     first = observed(app)
     first.observe.close()
@@ -156,7 +156,7 @@ def test_close_can_be_called_twice(observed: Callable[..., Seen]) -> None:
 
 
 def test_close_before_the_first_request_leaves_no_trace() -> None:
-    """Nothing was started that had to run first."""
+    """Closing does not depend on a start."""
     before = process()
     app = make_app()
     install(app).close()
@@ -164,8 +164,8 @@ def test_close_before_the_first_request_leaves_no_trace() -> None:
     use(app)
 
 
-def test_a_user_who_removed_app_state_can_still_close() -> None:
-    """What is gone already needs no undoing."""
+def test_close_works_without_app_state() -> None:
+    """A missing `app.state.observe` is not an error."""
     app = make_app()
     before = process()
     observe = install(app)
@@ -175,7 +175,7 @@ def test_a_user_who_removed_app_state_can_still_close() -> None:
 
 
 def test_a_hundred_lifespans_keep_threads_and_files_constant(observed: Callable[..., Seen]) -> None:
-    """An app that is started and ended again and again opens nothing that stays open."""
+    """Repeated starts and ends of an app leave nothing open."""
     app = make_app()
     seen = observed(app, log_level="fatal")
 
@@ -195,7 +195,7 @@ def test_a_hundred_lifespans_keep_threads_and_files_constant(observed: Callable[
 
 
 def test_http_clients_are_closed_with_the_app(observed: Callable[..., Seen]) -> None:
-    """The shared client and those made beside it end at shutdown; the next start has a new one."""
+    """The shared client and further ones are closed at shutdown and reopened at the next start."""
     app = FastAPI()
     clients = []
 
@@ -215,8 +215,8 @@ def test_http_clients_are_closed_with_the_app(observed: Callable[..., Seen]) -> 
 # What cannot be installed
 
 
-def test_install_twice_is_refused(observed: Callable[..., Seen]) -> None:
-    """The error says what to do; the first install goes on."""
+def test_a_second_install_raises(observed: Callable[..., Seen]) -> None:
+    """The error names the remedy; the first install is not affected."""
     app = make_app()
     seen = observed(app)
     before = process()
@@ -228,8 +228,8 @@ def test_install_twice_is_refused(observed: Callable[..., Seen]) -> None:
 
 
 @pytest.mark.parametrize("make", [make_app, plain_app])
-def test_install_after_the_first_request_is_refused(make: Callable[[], Starlette]) -> None:
-    """The stack is built; the error says where install belongs, and leaves nothing behind."""
+def test_install_after_the_first_request_raises(make: Callable[[], Starlette]) -> None:
+    """The middleware stack exists by then; the error says where to call install, and nothing is left behind."""
     app = make()
     use(app)
     before = process()
@@ -251,8 +251,8 @@ def test_install_after_the_first_request_is_refused(make: Callable[[], Starlette
         lambda scope, receive, send: None,
     ],
 )
-def test_what_is_no_app_is_refused(thing: Any) -> None:
-    """A wrapped app, a router, a name: the error says what is needed."""
+def test_install_requires_an_app(thing: Any) -> None:
+    """For a wrapped app, a router or a string, the error says what is required."""
     before = process()
     with pytest.raises(TypeError, match=f"expected a FastAPI or Starlette app, got {type(thing).__name__}"):
         install(thing)
@@ -270,8 +270,8 @@ def test_what_is_no_app_is_refused(thing: Any) -> None:
         {"log_rotation": "sometimes"},
     ],
 )
-def test_wrong_settings_leave_nothing_behind(wrong: dict[str, Any]) -> None:
-    """The error names every wrong field; the app can be installed rightly afterwards."""
+def test_invalid_settings_leave_nothing_behind(wrong: dict[str, Any]) -> None:
+    """The error names every invalid setting; the app can be installed afterwards."""
     app = make_app()
     before = process()
     with pytest.raises(SettingsError) as caught:
@@ -285,7 +285,7 @@ def test_wrong_settings_leave_nothing_behind(wrong: dict[str, Any]) -> None:
 
 
 def test_an_install_that_fails_late_leaves_nothing_behind() -> None:
-    """What the settings cannot know is wrong fails when it is built: no thread, no handler, no collector stays."""
+    """An error that only construction detects leaves no thread, handler or collector."""
 
     async def coroutine(info: Any) -> None:
         raise NotImplementedError
@@ -303,8 +303,8 @@ def test_an_install_that_fails_late_leaves_nothing_behind() -> None:
     observe.close()
 
 
-def test_a_registry_can_be_filled_again_after_close() -> None:
-    """After close the user's registry is as it was."""
+def test_a_registry_can_be_used_again_after_close() -> None:
+    """After close the user's registry is unchanged."""
     registry = CollectorRegistry()
     for _ in range(3):
         app = make_app()
@@ -314,8 +314,8 @@ def test_a_registry_can_be_filled_again_after_close() -> None:
         assert not list(registry.collect())
 
 
-def test_two_apps_cannot_fill_one_registry() -> None:
-    """The second install is refused and leaves the first as it is."""
+def test_two_apps_cannot_share_a_registry() -> None:
+    """The second install raises and does not affect the first."""
     registry = CollectorRegistry()
     app, other = make_app(), make_app()
     observe = install(app, registry=registry)
@@ -330,7 +330,7 @@ def test_two_apps_cannot_fill_one_registry() -> None:
 
 
 def test_settings_may_be_shared_by_many_installs() -> None:
-    """A settings object is frozen: apps that share it do not meet in it."""
+    """A settings object is frozen, so apps that share it are independent."""
     exporter = InMemorySpanExporter()
     settings = ObserveSettings(sample_ratio=1.0, span_processors=(SimpleSpanProcessor(exporter),))
     observed = [install(make_app(), settings) for _ in range(3)]
@@ -362,7 +362,7 @@ def test_the_import_warns_of_nothing() -> None:
 
 
 def test_a_whole_life_warns_of_nothing() -> None:
-    """Install, serve, close and exit leave no warning, no open file and no word on standard error."""
+    """Install, serve, close and exit leave no warning, no open file and no output on standard error."""
     done = run("""
         import sys
         from fastapi import FastAPI
@@ -383,7 +383,7 @@ def test_a_whole_life_warns_of_nothing() -> None:
 
 
 def test_plain_starlette_needs_no_fastapi() -> None:
-    """Where FastAPI cannot be imported, a Starlette app is observed all the same."""
+    """Without FastAPI, a Starlette app can be instrumented."""
     done = run("""
         import sys
         sys.modules["fastapi"] = None
@@ -407,15 +407,15 @@ def test_plain_starlette_needs_no_fastapi() -> None:
 
 
 @pytest.mark.parametrize("name", ["DatabaseDep", "HttpClientDep", "LogDep"])
-def test_the_aliases_say_that_they_need_fastapi(name: str) -> None:
-    """Without FastAPI the `...Dep` aliases are an `ImportError` that names it, and nothing else is missing."""
+def test_the_dependency_aliases_require_fastapi(name: str) -> None:
+    """Without FastAPI, the `...Dep` aliases raise an `ImportError` that names it; everything else works."""
     done = run(f"import sys; sys.modules['fastapi'] = None; from fastapi_observe import {name}")
     assert done.returncode == 1
     assert "ModuleNotFoundError: import of fastapi halted" in done.stderr
 
 
 def test_the_package_has_exactly_its_public_names() -> None:
-    """A name that is not there is an `AttributeError` as of any module."""
+    """An unknown name is an `AttributeError`."""
     assert dir(fastapi_observe) == sorted(fastapi_observe.__all__)
     with pytest.raises(AttributeError, match="module 'fastapi_observe' has no attribute 'nonsense'"):
         _ = fastapi_observe.nonsense

@@ -1,4 +1,4 @@
-"""An app that starts and ends again and again, in one process and under `uvicorn --reload`, leaves nothing behind."""
+"""Holds that repeated starts of an app, in one process and under `uvicorn --reload`, leave nothing behind."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def root():
 
 
 def write(directory: Path, generation: int) -> None:
-    """Write the app, and so have it loaded anew."""
+    """Write the app, which triggers a reload."""
     (directory / "reloaded.py").write_text(f"GENERATION = {generation}\n{APP}", "utf-8")
 
 
@@ -78,7 +78,7 @@ def reloading(directory: Path, **environment: str) -> Iterator[tuple[subprocess.
 
 
 def ask(port: int, generation: int) -> dict[str, Any]:
-    """Ask until this generation of the app answers."""
+    """Send requests until this generation of the app responds."""
     deadline = monotonic() + 30
     while monotonic() < deadline:
         with suppress(OSError, http.client.HTTPException, ValueError):
@@ -93,7 +93,7 @@ def ask(port: int, generation: int) -> dict[str, Any]:
 
 
 def settled(port: int, generation: int) -> dict[str, Any]:
-    """Ask until the log file and its like are open, which happens in threads."""
+    """Send requests until files that threads open, such as the log file, are open."""
     answers = []
     for _ in range(8):
         answers.append(ask(port, generation))
@@ -101,8 +101,8 @@ def settled(port: int, generation: int) -> dict[str, Any]:
     return max(answers, key=lambda each: int(each["others"]))
 
 
-def test_each_reload_begins_anew(tmp_path: Path) -> None:
-    """After each reload the app serves with as many threads and descriptors as before; no process stays, no file."""
+def test_reloads_leave_nothing_behind(tmp_path: Path) -> None:
+    """After each reload the app has as many threads and descriptors as before; no process and no file remains."""
     needs_package("uvicorn")
     write(tmp_path, 0)
     collector = Collector()
@@ -138,8 +138,8 @@ def _is_of_session(process: psutil.Process, session: int) -> bool:
         return False
 
 
-def test_many_lifespans_in_one_process_leave_nothing() -> None:
-    """Each start has what it needs and each end gives it back: threads, descriptors and memory are flat."""
+def test_many_lifespans_in_one_process_leave_nothing_behind() -> None:
+    """Over many starts and ends in one process, threads, descriptors and memory are flat."""
     app = FastAPI()
     app.get("/")(lambda: "ok")
     collector = Collector()

@@ -1,4 +1,4 @@
-"""Many requests, a fifth of them cancelled or left by their clients: nothing is left behind."""
+"""Holds that many requests, a fifth of them cancelled or left by their clients, leave nothing behind."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ REQUESTS: Final = 200_000 if SOAK else 2_000
 CHUNKS: Final = 20
 SIDE_BY_SIDE: Final = 40
 STEEPEST: Final = 1.0
-"""Megabytes that 100,000 requests may add."""
+"""Maximum growth by 100,000 requests, in megabytes."""
 
 
 class LiveSpans(SpanProcessor):
-    """Counts spans that have begun and not ended."""
+    """Counts spans that have started and not ended."""
 
     def __init__(self) -> None:
         self.begun = 0
         self.ended = 0
 
     def on_start(self, *_: Any, **__: Any) -> None:
-        """Count a beginning."""
+        """Count a started span."""
         self.begun += 1
 
     def on_end(self, *_: Any) -> None:
-        """Count an end."""
+        """Count an ended span."""
         self.ended += 1
 
 
 def make_app(engine: sqlalchemy.Engine) -> FastAPI:
-    """Make an app with a bit of everything."""
+    """Return an app with all kinds of endpoints."""
     app = FastAPI()
 
     @app.get("/items/{item_id}")
@@ -114,7 +114,7 @@ PATHS: Final = ("/items/7", "/items/x", "/work", "/work", "/fails", "/refused", 
 
 
 class Load:
-    """Sends requests; every tenth is cancelled at some await, every tenth left by its client in mid-stream."""
+    """Sends requests; every tenth is cancelled at some await, every tenth left by its client during the response."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -122,7 +122,7 @@ class Load:
         self.counts: Counter[str] = Counter()
 
     async def send(self, many: int) -> None:
-        """Send requests, some of them side by side."""
+        """Send requests, some of them concurrently."""
         for first in range(0, many, SIDE_BY_SIDE):
             numbers = range(first, min(many, first + SIDE_BY_SIDE))
             await asyncio.gather(*(self._request(number) for number in numbers))
@@ -153,21 +153,21 @@ class Load:
 
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have lines written to nowhere: captured ones would grow."""
+    """Discard lines, since captured ones would grow."""
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         monkeypatch.setattr(sys, "stdout", nowhere)
         yield
 
 
 def alive(*kinds: type) -> dict[str, int]:
-    """Return how many objects of these classes there are."""
+    """Return the number of objects of these classes."""
     gc.collect()
     counts = Counter(type(each).__name__ for each in gc.get_objects() if issubclass(type(each), kinds))
     return dict(counts)
 
 
 def slope(points: list[tuple[float, float]]) -> float:
-    """Return the slope of the line that fits best."""
+    """Return the slope of the line of best fit."""
     mean_x, mean_y = (sum(column) / len(points) for column in zip(*points, strict=True))
     over = sum((x - mean_x) * (y - mean_y) for x, y in points)
     return float(over / sum((x - mean_x) ** 2 for x, _ in points))
@@ -175,7 +175,7 @@ def slope(points: list[tuple[float, float]]) -> float:
 
 @pytest.mark.usefixtures("quiet")
 def test_nothing_is_left_of_many_requests() -> None:
-    """No span, gauge, exchange or operation lives on; threads, descriptors and memory are flat."""
+    """No span, gauge, request record or operation remains; threads, descriptors and memory are flat."""
     asyncio.run(_soak())
 
 

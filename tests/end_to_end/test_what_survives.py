@@ -1,4 +1,4 @@
-"""docs/production.md promises what survives what; here one served app goes through each event with all its signals."""
+"""Holds the table of docs/production.md: a served app goes through each event, and no signal loses more than stated."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def jump(seconds: float) -> float:
 
 
 class Served:
-    """The app behind uvicorn, what it writes to standard output, and what its collector has."""
+    """The app behind uvicorn, its standard output, and the items that its collector has received."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, collector: Collector, *, reads: bool) -> None:
         self.process = process
@@ -96,7 +96,7 @@ class Served:
             self._output.append(line)
 
     def get(self, path: str) -> bytes:
-        """Ask on a connection of its own; the answer is always 200."""
+        """Send a request on a new connection. The response must be 200."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
             connection.request("GET", path)
@@ -107,11 +107,11 @@ class Served:
             connection.close()
 
     def send(self, numbers: range) -> list[int]:
-        """Send numbered requests; return the pids that answered."""
+        """Send numbered requests. Returns the process ids that responded."""
         return [int(self.get(f"/x/{number}")) for number in numbers]
 
     def samples(self) -> dict[str, float]:
-        """Scrape: sums by sample name."""
+        """Scrape and return sums by sample name."""
         found: dict[str, float] = {}
         for family in text_string_to_metric_families(self.get("/metrics").decode()):
             for sample in family.samples:
@@ -119,11 +119,11 @@ class Served:
         return found
 
     def counted(self) -> float:
-        """Scrape: the requests that were counted."""
+        """Scrape and return the number of counted requests."""
         return self.samples()["http_requests_total"]
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return the lines on standard output; each is JSON."""
+        """Return the lines on standard output, parsed as JSON."""
         return [json.loads(line) for line in self._output]
 
     def logged(self) -> list[int]:
@@ -143,7 +143,7 @@ class Served:
         return self.ended()
 
     def ended(self) -> int:
-        """Wait for the end, and for what it had written."""
+        """Wait for the end and for all output."""
         self._reader.join(20)
         return self.process.wait(20)
 
@@ -151,14 +151,14 @@ class Served:
 LIMITED = (
     "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1)); os.execv(sys.argv[1], sys.argv[1:])"
 )
-"""Runs a program that can write to no file, as on a full disk, but to pipes and sockets."""
+"""Run a program that cannot write to files, as on a full disk, but to pipes and sockets."""
 
 
 @contextmanager
 def served(
     folder: Path, *options: str, listens: bool = True, reads: bool = True, limited: bool = False, **environment: str
 ) -> Iterator[Served]:
-    """Serve the app with uvicorn while the block runs; with `reads=False` nobody reads its standard output."""
+    """Serve the app with uvicorn during the block. With `reads=False` its standard output is not read."""
     (folder / "surviving.py").write_text(APP)
     port = free_port()
     variables = {
@@ -200,7 +200,7 @@ ALL = list(SENT)
 
 
 def test_sigterm(tmp_path: Path) -> None:
-    """With a healthy collector every request is counted to the end, has its line, and its span arrives."""
+    """With a working collector every request is counted, has a line, and its span arrives."""
     with served(tmp_path) as server:
         server.send(SENT)
         assert server.counted() == 40
@@ -210,7 +210,7 @@ def test_sigterm(tmp_path: Path) -> None:
 
 
 def test_a_second_interrupt(tmp_path: Path) -> None:
-    """A response that does not end holds uvicorn up; a second Ctrl-C ends that wait, and what waits is flushed."""
+    """A response that does not end delays uvicorn; a second Ctrl-C ends that, and queued items are flushed."""
     with served(tmp_path, OBSERVE_BATCH_DELAY="60") as server:
         server.send(SENT)
         connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
@@ -234,7 +234,7 @@ def _listens(server: Served) -> bool:
 
 @pytest.mark.parametrize("mode", ["refused", "hang"])
 def test_sigterm_without_a_collector(mode: str, tmp_path: Path) -> None:
-    """Every request is counted and has its line, though the spans find nobody."""
+    """Every request is counted and has a line, although spans cannot be sent."""
     with served(tmp_path, listens=mode != "refused", OBSERVE_SHUTDOWN_TIMEOUT="0.5") as server:
         server.collector.mode = "hang"
         server.send(SENT)
@@ -259,7 +259,7 @@ def test_kill(tmp_path: Path) -> None:
 
 
 def test_kill_amid_requests(tmp_path: Path) -> None:
-    """Each error whose request was answered has its line; of the other lines none but the last are missing."""
+    """Each error with a complete response has a line; of the other lines only the last are missing."""
     with served(tmp_path) as server:
         answered: dict[str, list[int]] = {"/wrong/1": [], "/wrong/2": [], "/x/3": [], "/x/4": []}
 
@@ -286,7 +286,7 @@ def test_kill_amid_requests(tmp_path: Path) -> None:
 
 
 def test_an_outage(tmp_path: Path) -> None:
-    """While nobody listens, requests are counted and have lines; the spans arrive when somebody does."""
+    """During an outage of the collector requests are counted and have lines; spans arrive after it."""
     with served(tmp_path, listens=False) as server:
         server.send(SENT)
         assert server.counted() == 40
@@ -296,7 +296,7 @@ def test_an_outage(tmp_path: Path) -> None:
 
 
 def test_a_recycled_worker(tmp_path: Path) -> None:
-    """A worker ends in order and is replaced while another lives: the total, all lines and all spans are there."""
+    """A worker ends in order and is replaced while another one runs: total, lines and spans are complete."""
     with served(tmp_path, "--workers", "2") as server:
         until(lambda: len(set(server.send(range(10)))) == 2)
         before = int(server.counted())
@@ -313,7 +313,7 @@ def _is_gone(pid: int) -> bool:
 
 
 def test_standard_output_that_nobody_reads(tmp_path: Path) -> None:
-    """The pipe is full: requests are answered and counted, and their spans arrive."""
+    """With a full pipe requests are served and counted, and their spans arrive."""
     with served(tmp_path, reads=False) as server:
         server.send(range(400))
         assert server.counted() == 400
@@ -322,7 +322,7 @@ def test_standard_output_that_nobody_reads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("event", ["full", "removed"])
 def test_a_log_file_that_cannot_be_written(event: str, tmp_path: Path) -> None:
-    """A full disk, or a folder that is gone: requests are counted, have their lines on standard output, and spans."""
+    """With a full disk or a missing directory requests are counted and have lines on standard output, and spans."""
     import resource  # noqa: PLC0415 - Windows has none
 
     folder = tmp_path / "logs"
@@ -400,7 +400,7 @@ def test_a_workers_directory_that_is_removed(tmp_path: Path) -> None:
 
 
 def test_a_clock_that_jumps(tmp_path: Path) -> None:
-    """An hour ahead, an hour back: every request is in all three, durations are what they were, nothing waits."""
+    """After jumps by an hour every request is in all three signals with its real duration, and nothing hangs."""
     with served(tmp_path) as server:
         for at, seconds in ((0, 3600), (10, -3600), (20, 0)):
             server.send(range(at, at + 10))
@@ -415,7 +415,7 @@ def test_a_clock_that_jumps(tmp_path: Path) -> None:
 
 
 def test_a_flood_of_scrapes(tmp_path: Path) -> None:
-    """Scrapes by many at once: requests are answered and all in all three; no scrape is in any."""
+    """During concurrent scrapes every request is in all three signals; no scrape is in any."""
     with served(tmp_path) as server:
         ended = threading.Event()
 
