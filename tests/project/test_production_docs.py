@@ -104,7 +104,6 @@ def test_numbers_of_runs_are_those_of_the_tests() -> None:
     """How much of a matrix is run, and when."""
     whole = len(SERVERS) * len(test_chaos.MODES) * len(test_chaos.ENDS)
     assert f"holds {len(test_chaos.FEW)} combinations of server, collector and end, and all {whole} there" in TEXT
-    assert '"OBSERVE_FORKS", "5"' in (ROOT / "tests/export/test_export_lifetime.py").read_text("utf-8")
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)]+)\)", TEXT))))
