@@ -121,7 +121,7 @@ def test_only_callables_can_be_traced() -> None:
 
 def test_values_without_a_yaml_form() -> None:
     """A value without a YAML form raises an error that names YAML."""
-    with pytest.raises(TypeError, match="cannot write .* as YAML"):
+    with pytest.raises(TypeError, match=r"cannot write .* as YAML"):
         dump({"a": object()})
 
 
