@@ -190,6 +190,12 @@ _PARSERS: Final[dict[tuple[str, str], Callable[[str], Any]]] = {
     ("otlp_metrics_interval", "OTEL_METRIC_EXPORT_INTERVAL"): lambda text: float(text) / 1000,
 }
 """Parsers of variables that use another unit or other words than the option."""
+_ACCEPTED: Final = {
+    ("otlp_endpoint", "OTEL_TRACES_EXPORTER"): "otlp or none",
+    ("otlp_headers", "OTEL_EXPORTER_OTLP_HEADERS"): "name=value,name2=value2 (percent-encoded)",
+    ("otlp_headers", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"): "name=value,name2=value2 (percent-encoded)",
+}
+"""Accepted values of variables, where they differ from those of the option."""
 
 
 # Documentation of options, and messages about invalid ones.
@@ -290,7 +296,7 @@ def describe_value(name: str, field: FieldInfo, given: SourcedValue, items: Sequ
         invalid += f" (invalid: {', '.join(_shorten(name, item) for item in items[:3])})"
     if from_pairs and given.value is UNPARSABLE:
         return invalid, "name=value,name2=value2 (percent-encoded)"
-    return invalid, describe_accepted(field)
+    return invalid, _ACCEPTED.get((name, given.source)) or describe_accepted(field)
 
 
 def _describe_rename(old: str, field: FieldInfo, variable: str | None) -> str:

@@ -41,6 +41,8 @@ def test_an_invalid_value_is_ignored() -> None:
         (message,) = settings.warnings()
         assert message.startswith(f"Ignored {variable}={value!r}")
         assert ": expected " in message
+    with environment("OTEL_TRACES_EXPORTER=jaeger"):
+        assert ObserveSettings().warnings()[0].endswith(": expected otlp or none.")
 
 
 def test_units_of_times_are_named() -> None:
@@ -109,7 +111,7 @@ def test_unread_variables_are_named_once() -> None:
         "OTEL_PYTHON_REDIS_EXCLUDED_URLS=x",
         "OTEL_EXPORTER_OTLP_CERTIFICATE=/ca.pem",
         "OTEL_EXPORTER_OTLP_TRACES_INSECURE=true",
-        "OTEL_PROPAGATORS=b3",
+        "OTEL_PROPAGATORS=tracecontext",
         "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT=10",
         "OTEL_BLRP_SCHEDULE_DELAY=",
     ):
