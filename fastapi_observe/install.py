@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
+    from fastapi_observe.console.console import Console
     from fastapi_observe.settings.options import Options
 
 _WRAPPED = "__observe_wrapped__"
@@ -61,12 +62,26 @@ def install(app: Starlette, settings: ObserveSettings | None = None, **overrides
     undo = disable_native_telemetry(app) if loaded.native == "own" else None
     if undo is not None:
         observability.on_close(undo)
-    _wrap_stack_builder(app, functools.partial(ObserveMiddleware, observability=observability), observability)
+    outer = functools.partial(ObserveMiddleware, observability=observability, console=_make_console(observability))
+    _wrap_stack_builder(app, outer, observability)
     app.state.observe = observability
     observability.on_close(functools.partial(delattr, app.state, "observe"))
     for message in loaded.warnings():
         logging.getLogger("fastapi_observe").warning("%s", message)
     return observability
+
+
+def _make_console(observability: Observability) -> Console | None:
+    """Return the development console if it is switched on. Otherwise nothing of it is imported."""
+    settings = observability.settings
+    if settings.console is True or (settings.console == "auto" and settings.development):
+        from fastapi_observe.console.console import Console  # noqa: PLC0415 - see above
+
+        console = Console(observability)
+        console.start()
+        observability.on_close(console.stop)
+        return console
+    return None
 
 
 def _wrap_stack_builder(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from fastapi_observe.console.console import Console
     from fastapi_observe.observability import Observability
     from fastapi_observe.records.request import RequestRecord
 
@@ -28,14 +29,15 @@ OBSERVABILITY_SCOPE_KEY: Final = "fastapi_observe.observability"
 class ObserveMiddleware:
     """The outermost ASGI middleware. Creates the record of a request, calls the app and reports the request once."""
 
-    def __init__(self, app: ASGIApp, observability: Observability) -> None:
+    def __init__(self, app: ASGIApp, observability: Observability, console: Console | None = None) -> None:
         self.app = app
         self._observability = observability
         self._metrics_endpoint = MetricsEndpoint(observability)
         self._metrics_path = self._metrics_endpoint.path
         self._filter = observability.filter or None
+        self._console = console
 
-    async def __call__(  # noqa: C901, PLR0912 - hot path: the common branches are inline
+    async def __call__(  # noqa: C901, PLR0912, PLR0915 - hot path: the common branches are inline
         self, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Handle one request, connection or lifespan."""
@@ -46,6 +48,9 @@ class ObserveMiddleware:
         path = scope.get("path", "")
         if (path == self._metrics_path or scope.get("root_path")) and self._metrics_endpoint.handles(scope):
             await self._metrics_endpoint(scope, receive, send)
+            return
+        if self._console is not None and self._console.handles(scope):
+            await self._console(scope, receive, send)
             return
         observability, record, context = self._observability, None, None
         try:

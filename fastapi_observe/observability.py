@@ -76,7 +76,7 @@ class Observability:
     # Installs with a filter. An operation may be of another install than the one that excluded its request.
     _filtering: ClassVar = 0
 
-    def __init__(self, app: Starlette, settings: ObserveSettings) -> None:
+    def __init__(self, app: Starlette, settings: ObserveSettings) -> None:  # noqa: PLR0915 - one statement for each part
         self.app = app
         self.settings = settings
         self.internal_errors = InternalErrors()
@@ -113,6 +113,7 @@ class Observability:
         self._response_headers = ResponseHeaders(settings)
         self._lock = threading.Lock()
         self._undo: list[Callable[[], None]] = []
+        self.startup_steps: list[Callable[[], object]] = []
         self.loop: Any = None
         self.closed = self._logged_access = False
         self.workers = WorkerGroup(settings, self.internal_errors, self.metrics.sharing, getattr(app, "title", ""))
@@ -136,14 +137,19 @@ class Observability:
         if self.tracing.tail_sampler is not None:
             self.tracing.tail_sampler.slow_requests = self.objectives.latency_thresholds
             self.metrics.register_collector(self.tracing.tail_sampler)
-        self.metrics.register_collector(ExportCollector(self._export_counts()))
+        self.metrics.register_collector(ExportCollector(self.export_counts()))
         self._shutdown_deadline = share_deadline(self.tracing.provider, *self._pushes)
         if settings.logs:
             self.logs.start()
         background.instrument()
         INSTALLED.append(self)
 
-    def _export_counts(self) -> Iterator[tuple[str, Callable[[], Counts]]]:
+    def add_signal(self, name: str, signal: Signal) -> None:
+        """Report to one more signal, the last one. Must be called before the first request."""
+        self._signals += (SignalHook(name, SIGNAL_BITS[name], signal),)
+
+    def export_counts(self) -> Iterator[tuple[str, Callable[[], Counts]]]:
+        """Yield each exported signal with a function that returns its counts."""
         yield "logs", line_counts(self.logs.tally)
         if self.logs.file_tally() is not None:
             yield "log_file", line_counts(self.logs.file_tally)
@@ -388,6 +394,7 @@ class Observability:
         steps: list[Callable[[], object]] = [resolve, self.workers.start, self.objectives.watch, open_port]
         steps.append(self.http_clients.reopen)
         steps += [push.start for push in self._pushes if hasattr(push, "start")]
+        steps += self.startup_steps
         loop = _running_loop()
         if loop is not None and loop is not self.loop:
             self.loop = loop

@@ -83,7 +83,7 @@ class Saturation:
 
     def __init__(self, registry: CollectorRegistry | None = None, interval: float = SAMPLE_INTERVAL) -> None:
         self._interval = interval
-        self._lag = LocalHistogram(LAG_BOUNDS)
+        self.lag = LocalHistogram(LAG_BOUNDS)
         self._pauses = GcPauses()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -138,7 +138,7 @@ class Saturation:
 
     def _sample(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            self._lag.observe(max(0.0, loop.time() - self._due))
+            self.lag.observe(max(0.0, loop.time() - self._due))
         except Exception as exc:  # noqa: BLE001 - else it goes to the exception handler that the app has set for its loop
             report_error("saturation", exc)
         self._wait(loop)
@@ -150,7 +150,7 @@ class Saturation:
     def collect(self) -> Iterator[Metric]:
         """Yield the families with their values now. Safe in any thread."""
         lag = _lag_family()
-        lag.add_metric([], self._lag.buckets(), self._lag.total)
+        lag.add_metric([], self.lag.buckets(), self.lag.total)
         yield lag
         pauses = _pause_family()
         for generation, samples in enumerate(self._pauses.generations):

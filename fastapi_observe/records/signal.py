@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound="Callable[..., Any]")
 NO_OP_ATTRIBUTE = "__observe_no_op__"
 
-SIGNAL_BITS: Final = {"traces": 1, "metrics": 2, "logs": 4}
+SIGNAL_BITS: Final = {"traces": 1, "metrics": 2, "logs": 4, "console": 8}
 """Bit of each signal in a set of signals."""
 
 

@@ -155,7 +155,7 @@ class TrustPolicy:
             return "the server has replaced the peer's address by one from a header"
         if not (self._has(peer) if peer and peer not in TEST_CLIENT_HOSTS else self._unix):
             return "the peer's address is not in the allowed networks"
-        proxy_header = _find_proxy_header(headers)
+        proxy_header = find_proxy_header(headers)
         if not proxy_header and scope.get("http_version") != "1.0":
             return ""
         addresses = _forwarded_addresses(scope.get("headers") or ())
@@ -175,7 +175,7 @@ class TrustPolicy:
         return known
 
 
-def _find_proxy_header(headers: Mapping[bytes, bytes]) -> str:
+def find_proxy_header(headers: Mapping[bytes, bytes]) -> str:
     """Return a header by which a proxy is recognized; empty if there is none."""
     for name in headers:
         if name in PROXY_HEADERS:

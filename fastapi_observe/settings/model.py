@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, Unpack
 from pydantic import PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from fastapi_observe.settings.development import is_development
 from fastapi_observe.settings.opentelemetry import (
     describe_ignored,
     describe_unmatched_urls,
@@ -347,6 +348,23 @@ class ObserveSettings(BaseSettings):
     )
     propagate_baggage: StringList = option((), "Baggage keys that are sent to those hosts. `*`: all.")
 
+    # Development
+    console: Literal["auto"] | bool = option(
+        "auto",
+        "Serve the development console. auto: in development only (`FASTAPI_ENV` or `OBSERVE_ENV` is `development`, or "
+        "uvicorn runs with `--reload`). True outside development needs `console_token`.",
+        accepts="auto, true or false",
+    )
+    console_path: str = option(
+        "/observe", "Path of the development console.", pattern=r"^/.*[^/]$", accepts="a path such as /observe"
+    )
+    console_token: Token | None = option(
+        None,
+        "Token for the console: from another machine, and always outside development. None: a random one, which is "
+        "logged at startup.",
+        accepts="at least 8 visible ASCII characters, or None",
+    )
+
     # Objectives
     slos: ObjectiveList = option(
         (),
@@ -429,6 +447,11 @@ class ObserveSettings(BaseSettings):
         return {name: mask(name, getattr(self, name)) for name in type(self).model_fields}
 
     @property
+    def development(self) -> bool:
+        """Whether this process is known to run in development."""
+        return is_development(self.environment)
+
+    @property
     def traces_url(self) -> str | None:
         """The URL that spans are sent to; None if they are not exported. May contain a password."""
         if not self.tracing or self.otlp_endpoint is None:
@@ -461,6 +484,12 @@ class ObserveSettings(BaseSettings):
     @classmethod
     def _record_sources(cls, values: dict[str, Any], handler: ModelWrapValidatorHandler[Self]) -> Self:
         """Validate all options. Store the source of each value, and turn pydantic's errors into `SettingsError`."""
+        if (
+            isinstance(values, dict)
+            and "sample_ratio" not in values
+            and is_development(str(sourced(values.get("environment", "")).value))
+        ):
+            values = {**values, "sample_ratio": SourcedValue("development", 1.0)}
         ignored: dict[tuple[str, str], SourcedValue] = {}
         while True:
             try:

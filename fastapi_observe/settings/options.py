@@ -103,6 +103,9 @@ class Options(TypedDict, total=False):
     repeated_query_threshold: int
     propagate_to: Sequence[str]
     propagate_baggage: Sequence[str]
+    console: Literal["auto"] | bool
+    console_path: str
+    console_token: str | SecretStr | None
     slos: Sequence[Objective]
     slo_options: SLOOptions | None
     exclude_paths: Sequence[str]

@@ -264,6 +264,8 @@ def check_combinations(values: Any) -> None:
             problems.append("metrics_dependency cannot protect metrics_port; use metrics_token with metrics_port")
         if values.metrics_token is not None:
             problems.append("metrics_dependency and metrics_token are mutually exclusive; set only one")
+    if values.console is True and values.console_token is None and not values.development:
+        problems.append("console=True outside development needs console_token")
     if problems:
         raise SettingsError(problems)
 

@@ -95,7 +95,7 @@ async def test_a_lag_sample_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     saturation = Saturation()
     before = UNATTRIBUTED_ERRORS.counts.get("saturation", 0)
     saturation.start(asyncio.get_running_loop())
-    monkeypatch.setattr(saturation, "_lag", SimpleNamespace(observe=failing))
+    monkeypatch.setattr(saturation, "lag", SimpleNamespace(observe=failing))
     saturation._sample(asyncio.get_running_loop())
     assert saturation._timer is not None
     assert UNATTRIBUTED_ERRORS.counts["saturation"] == before + 1

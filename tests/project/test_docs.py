@@ -218,6 +218,7 @@ def everything(observed: Callable[..., Seen]) -> Everything:
         registry=registry,
         include_default_registry=False,
         repeated_query_threshold=1,
+        tail_sampling=("errors",),
         slos=[Availability("orders", 99.9, routes=["/orders/{order_id}"])],
         max_series_per_metric=20,
         capture_request_headers=["x-tenant"],

@@ -21,7 +21,7 @@ DROPPED, FAILED = (
     for part in TEXT.partition("\n## Export\n")[2].partition("\n**Metrics over OTLP**")[0].split("\nWhy a request")
 )  # fmt: skip
 OTLP = "export/*.py"
-LINES = "logs/*.py"
+LINES = "logs/**/*.py"
 
 
 def dropped_by(files: str) -> set[str]:
@@ -30,7 +30,7 @@ def dropped_by(files: str) -> set[str]:
     for node in nodes(files):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             if node.func.attr in {"_drop", "_lose"} and node.args:
-                found |= words(node.args[0])
+                found |= set().union(*map(words, node.args))
         elif isinstance(node, ast.Subscript) and getattr(node.value, "attr", "") in {"dropped", "lost"}:
             found |= words(node.slice)
     return found

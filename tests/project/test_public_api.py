@@ -34,14 +34,14 @@ PUBLIC = [
     "SpanDep",
     "TraceContext",
     "TracingDep",
-    "get_observability",
     "generate_rules",
+    "get_observability",
     "install",
     "operation",
     "slo",
     "traced",
 ]
-MUTABLE = {"observability.OPEN"}
+MUTABLE = {"observability.INSTALLED"}
 """Module-level state: what is installed in this process."""
 
 

@@ -82,6 +82,12 @@ class WorkerGroup:
         """Whether another process supervises this one, so that there may be more workers on the same port."""
         return find_supervisor(self._installed_in) is not None
 
+    @property
+    def live_workers(self) -> int:
+        """The number of workers that share their metrics, this one included, as the last scrape found it."""
+        joined = JOINED_WORKERS.get(self._directory) if self._directory is not None else None
+        return 1 if joined is None else joined.worker.live_workers
+
     def start(self) -> None:
         """Join the other workers of this server, if there are any. Never raises."""
         if self._started:

@@ -1,0 +1,1 @@
+"""The development console: a page that shows the requests of one process while it runs."""

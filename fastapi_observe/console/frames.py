@@ -1,0 +1,105 @@
+"""Where in the user's code something happened: the frames of an exception, and the caller of an operation."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+import sysconfig
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi_observe.records.exceptions import exception_message
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from fastapi_observe.redaction.redactor import Redactor
+
+MAX_FRAMES: Final = 50
+MAX_CHAIN: Final = 5
+"""Frames of one exception, and exceptions of one chain of causes."""
+
+MAX_DEPTH: Final = 100
+"""Frames between an operation and the user's code that are looked through."""
+
+_LIBRARIES: Final = tuple(
+    {str(Path(path).resolve()) for path in sysconfig.get_paths().values() if path}
+    | {str(Path(__file__).resolve().parents[1])}
+)
+_SCRIPTS: Final = str(Path(sysconfig.get_path("scripts")).resolve())
+
+
+@lru_cache(maxsize=4096)
+def is_own_file(name: str) -> bool:
+    """Return whether a file is the user's: not of Python, not of an installed package, not of this one."""
+    if name.startswith("<") or "site-packages" in name or "dist-packages" in name:
+        return False
+    path = str(Path(name).resolve())
+    return not path.startswith(_LIBRARIES) and not path.startswith(_SCRIPTS)
+
+
+def shorten(name: str) -> str:
+    """Return a path relative to the working directory, if it is below it."""
+    try:
+        return str(Path(name).relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return name
+
+
+def caller_location() -> tuple[str, int, str] | None:
+    """Return file, line and function of the innermost frame of the user's code on the current stack.
+
+    SQLAlchemy runs its drivers in greenlets, whose stacks are of their own: the search goes on in the parent.
+    """
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - the documented way to the current frame
+    greenlet = sys.modules.get("greenlet")
+    current = greenlet.getcurrent() if greenlet is not None else None
+    for _ in range(MAX_DEPTH):
+        if frame is None:
+            current = getattr(current, "parent", None)
+            frame = getattr(current, "gr_frame", None)
+            if frame is None:
+                return None
+        code = frame.f_code
+        if is_own_file(code.co_filename):
+            return shorten(code.co_filename), frame.f_lineno, code.co_qualname
+        frame = frame.f_back
+    return None
+
+
+def describe_exception(exc: BaseException, redactor: Redactor) -> list[dict[str, Any]]:
+    """Return an exception and its causes, the raised one first: type, message, and frames, the innermost first."""
+    chain: list[dict[str, Any]] = []
+    seen: set[int] = set()
+    current: BaseException | None = exc
+    while current is not None and id(current) not in seen and len(chain) < MAX_CHAIN:
+        seen.add(id(current))
+        chain.append(
+            {
+                "type": type(current).__qualname__,
+                "message": exception_message(current, redactor)[:4096],
+                "frames": _frames(current),
+            }
+        )
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    return chain
+
+
+def _frames(exc: BaseException) -> list[dict[str, Any]]:
+    frames = []
+    trace = exc.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        frames.append((code.co_filename, trace.tb_lineno, code.co_qualname))
+        trace = trace.tb_next
+    return [
+        {
+            "file": shorten(name),
+            "line": line,
+            "function": function,
+            "own": is_own_file(name),
+            "code": linecache.getline(name, line).strip()[:256],
+        }
+        for name, line, function in reversed(frames[-MAX_FRAMES:])
+    ]

@@ -1,0 +1,267 @@
+"""What the console remembers: requests, spans and log lines of one process, bounded by number and by bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from time import time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from opentelemetry.sdk.trace import ReadableSpan
+
+MAX_BYTES: Final = 16 * 1_048_576
+"""Approximate bytes of all spans and log lines."""
+
+MAX_TRACES: Final = 300
+"""Newest traces, besides the newest failed and the slowest ones."""
+
+MAX_FAILED: Final = 100
+MAX_SLOW: Final = 50
+MAX_SPANS: Final = 500
+"""Spans of one trace; further ones are counted."""
+
+MAX_LINES: Final = 200
+"""Log lines of one trace, and of those outside any trace."""
+
+MAX_ATTRIBUTES: Final = 64
+MAX_VALUE_LENGTH: Final = 4096
+"""Attributes of one span, and characters of one value."""
+
+MAX_POINTS: Final = 10_000
+"""Requests that the statistics are made from."""
+
+MAX_RUNNING: Final = 1000
+"""Requests in progress that are shown."""
+
+
+class SpanRow(NamedTuple):
+    """One span. Times are in nanoseconds since the epoch, ids are hexadecimal."""
+
+    span_id: str
+    parent_id: str
+    name: str
+    kind: str
+    start: int
+    end: int
+    status: str
+    attributes: dict[str, Any]
+    events: tuple[tuple[int, str, dict[str, Any]], ...]
+    scope: str
+
+
+class Point(NamedTuple):
+    """One request for the statistics: when it ended (seconds since the epoch), how long it took (seconds)."""
+
+    seq: int
+    time: float
+    seconds: float
+    endpoint: str
+    method: str
+    status: int
+    failed: bool
+    trace_id: str
+    database: float
+    external: float
+
+
+@dataclass(slots=True)
+class Trace:
+    """The spans, log lines and summaries with one trace id."""
+
+    trace_id: str
+    spans: list[SpanRow] = field(default_factory=list)
+    lines: list[bytes] = field(default_factory=list)
+    summaries: list[dict[str, Any]] = field(default_factory=list)
+    size: int = 0
+    dropped_spans: int = 0
+    dropped_lines: int = 0
+    failed: bool = False
+    seconds: float = 0.0
+
+
+class Store:
+    """Traces by id. Whole traces are evicted, never single spans: failed and slow ones last longer.
+
+    One lock guards everything; it is held for copies of references only, never while JSON is made.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._traces: OrderedDict[str, Trace] = OrderedDict()
+        self._failed: deque[str] = deque(maxlen=MAX_FAILED)
+        self._slow: list[tuple[float, str]] = []
+        self._outside: deque[bytes] = deque(maxlen=MAX_LINES)
+        self.points: deque[Point] = deque(maxlen=MAX_POINTS)
+        self.running: dict[int, dict[str, Any]] = {}
+        self.slow_statements: deque[dict[str, Any]] = deque(maxlen=MAX_SLOW)
+        self.seq = 0
+        self.size = 0
+        self.evicted = 0
+
+    def add_span(self, span: ReadableSpan) -> None:
+        """Take a span that has ended."""
+        row, size = to_row(span)
+        with self._lock:
+            trace = self._trace(f"{span.context.trace_id:032x}")
+            if len(trace.spans) >= MAX_SPANS:
+                trace.dropped_spans += 1
+                return
+            trace.spans.append(row)
+            self._grow(trace, size)
+
+    def add_line(self, line: bytes, trace_id: str) -> None:
+        """Take a log line; an empty `trace_id` means outside any trace."""
+        with self._lock:
+            if not trace_id:
+                self._outside.append(line[: MAX_VALUE_LENGTH * 2])
+                return
+            trace = self._trace(trace_id)
+            if len(trace.lines) >= MAX_LINES:
+                trace.dropped_lines += 1
+                return
+            trace.lines.append(line)
+            self._grow(trace, len(line) + 64)
+
+    def add_summary(self, summary: dict[str, Any], point: Point | None) -> None:
+        """Take a request, background task or operation that has ended."""
+        with self._lock:
+            self.seq += 1
+            summary["seq"] = self.seq
+            trace = self._trace(summary["trace_id"])
+            if len(trace.summaries) < MAX_SPANS:
+                trace.summaries.append(summary)
+                self._grow(trace, 1024)
+            if point is not None:
+                self.points.append(point._replace(seq=self.seq))
+            if summary["failed"] and not trace.failed:
+                trace.failed = True
+                self._failed.append(trace.trace_id)
+            seconds = summary["duration_ms"] / 1000
+            if seconds > trace.seconds:
+                trace.seconds = seconds
+                self._note_slow(seconds, trace.trace_id)
+
+    def _note_slow(self, seconds: float, trace_id: str) -> None:
+        slow = [each for each in self._slow if each[1] != trace_id]
+        slow.append((seconds, trace_id))
+        slow.sort(reverse=True)
+        self._slow = slow[:MAX_SLOW]
+
+    def _trace(self, trace_id: str) -> Trace:
+        trace = self._traces.get(trace_id)
+        if trace is None:
+            trace = self._traces[trace_id] = Trace(trace_id)
+            self._evict()
+        return trace
+
+    def _grow(self, trace: Trace, size: int) -> None:
+        trace.size += size
+        self.size += size
+        if self.size > MAX_BYTES:
+            self._evict()
+
+    def _evict(self) -> None:
+        """Evict the oldest traces that are neither failed nor slow; those too if nothing else makes room."""
+        protected = {*self._failed, *(trace_id for _, trace_id in self._slow)}
+        newest = next(reversed(self._traces))
+        ordinary = [trace_id for trace_id in self._traces if trace_id not in protected]
+        surplus = len(ordinary) - MAX_TRACES
+        for trace_id in ordinary:
+            if (surplus <= 0 and self.size <= MAX_BYTES) or trace_id == newest:
+                break
+            self._remove(trace_id)
+            surplus -= 1
+        while self.size > MAX_BYTES and len(self._traces) > 1:
+            self._remove(next(iter(self._traces)))
+
+    def _remove(self, trace_id: str) -> None:
+        self.size -= self._traces.pop(trace_id).size
+        self.evicted += 1
+
+    def trace(self, trace_id: str) -> Trace | None:
+        """Return a copy of a trace; None if it is unknown or was evicted."""
+        with self._lock:
+            found = self._traces.get(trace_id)
+            if found is None:
+                return None
+            return Trace(
+                found.trace_id,
+                list(found.spans),
+                list(found.lines),
+                list(found.summaries),
+                found.size,
+                found.dropped_spans,
+                found.dropped_lines,
+                found.failed,
+                found.seconds,
+            )
+
+    def summaries(self, since: int = 0) -> list[dict[str, Any]]:
+        """Return the summaries with a higher `seq` than `since`, the newest first."""
+        with self._lock:
+            found = [
+                summary for trace in self._traces.values() for summary in trace.summaries if summary["seq"] > since
+            ]
+        return sorted(found, key=lambda summary: -summary["seq"])
+
+    def recent_points(self, seconds: float) -> list[Point]:
+        """Return the requests that ended within the last `seconds`, the oldest first."""
+        start = time() - seconds
+        with self._lock:
+            return [point for point in self.points if point.time >= start]
+
+    def outside_lines(self) -> list[bytes]:
+        """Return the newest log lines outside any trace, the oldest first."""
+        with self._lock:
+            return list(self._outside)
+
+    def counts(self) -> dict[str, int]:
+        """Return how much is held."""
+        with self._lock:
+            spans = sum(len(trace.spans) for trace in self._traces.values())
+            return {"traces": len(self._traces), "spans": spans, "bytes": self.size, "evicted": self.evicted}
+
+
+def to_row(span: ReadableSpan) -> tuple[SpanRow, int]:
+    """Return a span as it is held, and about how many bytes that takes."""
+    attributes = short_values(span.attributes or {})
+    events = tuple((event.timestamp, event.name, short_values(event.attributes or {})) for event in span.events[:32])
+    scope = span.instrumentation_scope
+    row = SpanRow(
+        f"{span.context.span_id:016x}",
+        f"{span.parent.span_id:016x}" if span.parent is not None else "",
+        span.name,
+        span.kind.name,
+        span.start_time or 0,
+        span.end_time or 0,
+        span.status.status_code.name,
+        attributes,
+        events,
+        "" if scope is None else scope.name,
+    )
+    size = 256 + len(span.name) + sum(_sizes(attributes)) + sum(sum(_sizes(held)) + 64 for _, _, held in events)
+    return row, size
+
+
+def short_values(attributes: Any) -> dict[str, Any]:
+    """Return at most 64 attributes, texts cut at 4,096 characters."""
+    short: dict[str, Any] = {}
+    for key, value in attributes.items():
+        if len(short) >= MAX_ATTRIBUTES:
+            break
+        if isinstance(value, str):
+            short[str(key)[:256]] = value[:MAX_VALUE_LENGTH]
+        elif isinstance(value, int | float | bool):
+            short[str(key)[:256]] = value
+        else:
+            short[str(key)[:256]] = [str(item)[:256] for item in tuple(value)[:32]]
+    return short
+
+
+def _sizes(attributes: dict[str, Any]) -> Iterator[int]:
+    for key, value in attributes.items():
+        yield 64 + len(key) + (len(value) if isinstance(value, str) else 64)
