@@ -11,7 +11,7 @@ from fastapi_observe.export.otlp.metrics import MetricEncoder, read_families
 from fastapi_observe.export.queue import ExportQueue
 from fastapi_observe.export.setup import make_resource, make_transport, queue_limits, with_instance_id
 from fastapi_observe.internal.clock import monotonic
-from fastapi_observe.internal.forks import register_at_fork
+from fastapi_observe.internal.forks import register_at_fork, start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -146,10 +146,8 @@ class MetricExportLoop:
         with self._lock:
             if self._thread is None and not self._closed:
                 paused = self._paused = threading.Event()  # each thread has its own: an old one may not have ended yet
-                self._thread = threading.Thread(
-                    target=self._run, args=(paused,), name="fastapi-observe-metrics", daemon=True
-                )
-                self._thread.start()
+                consequence = "No metrics are exported."
+                self._thread = start_thread(self._run, "fastapi-observe-metrics", consequence, (paused,))
 
     def pause(self) -> None:
         """Read nothing until the next `start`: a worker process that leaves its group sets its counters to zero."""

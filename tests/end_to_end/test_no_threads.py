@@ -23,7 +23,9 @@ async def test_without_threads_everything_is_degraded_with_warnings(
     async def items() -> str:
         return "items"
 
-    observe = install(app, sample_ratio=1.0, otlp_endpoint="http://127.0.0.1:9", shutdown_timeout=0.1)
+    observe = install(
+        app, sample_ratio=1.0, otlp_endpoint="http://127.0.0.1:9", otlp_metrics=True, shutdown_timeout=0.1
+    )
     inbox: list[Any] = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
     sent: list[str] = []
 
@@ -44,6 +46,7 @@ async def test_without_threads_everything_is_degraded_with_warnings(
     output = capsys.readouterr().out
     for consequence in (
         "No spans are exported.",
+        "No metrics are exported.",
         "Metrics are rendered in the event loop",
         "Telemetry is flushed",
     ):
