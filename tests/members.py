@@ -38,9 +38,10 @@ class Member:
     """The metrics of one worker process."""
 
     def __init__(self, root: Path, scope: str = "0", **settings: Any) -> None:
-        self.faults = InternalErrors()
-        self.metrics = MetricsService(ObserveSettings(**{"include_default_registry": False, **settings}), self.faults)
-        self.worker = Worker(root / NAME, self.faults)
+        self.internal_errors = InternalErrors()
+        made = ObserveSettings(**{"include_default_registry": False, **settings})
+        self.metrics = MetricsService(made, self.internal_errors)
+        self.worker = Worker(root / NAME, self.internal_errors)
         self.ended = False
         self.metrics.sharing.share(self.worker, scope)
 

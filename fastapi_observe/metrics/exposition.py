@@ -14,7 +14,7 @@ from prometheus_client.openmetrics import exposition as openmetrics_exposition
 
 from fastapi_observe.internal.version import package_version
 from fastapi_observe.metrics.series import YIELD_SLEEP, BoundedMetric
-from fastapi_observe.metrics.shared.shown import MergedFamilyText, StaticCollector, collectors_of
+from fastapi_observe.metrics.shared.collectors import MergedFamilyText, StaticCollector, collectors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

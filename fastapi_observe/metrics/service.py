@@ -14,8 +14,8 @@ from fastapi_observe.metrics.exposition import HiddenFamilyWarning, InternalColl
 from fastapi_observe.metrics.operations import OperationMetrics
 from fastapi_observe.metrics.scrapes import ScrapeRenderer
 from fastapi_observe.metrics.series import Counter, Gauge, Histogram
+from fastapi_observe.metrics.shared.collectors import collectors_of
 from fastapi_observe.metrics.shared.sharing import MetricSharing
-from fastapi_observe.metrics.shared.shown import collectors_of
 from fastapi_observe.records.exceptions import status_label
 from fastapi_observe.records.guard import CALLER_ERRORS, fail_safe, return_no_op
 from fastapi_observe.records.request import known_method
@@ -95,7 +95,7 @@ class MetricsService:
             self._operations = OperationMetrics(self._factory, self._lock, internal_errors)
             self.register_collector(InternalCollector(self._limiter, internal_errors))
             self.register_collector(LimitsCollector(self._limiter))
-            self.register_collector(self.sharing.about)
+            self.register_collector(self.sharing.workers_collector)
         except ValueError:  # a name is taken: leave the user's registry as it was
             self.close()
             raise

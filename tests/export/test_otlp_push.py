@@ -30,7 +30,7 @@ from fastapi_observe.export.otlp.logs import MAX_SCOPES, LogEncoder, nanoseconds
 from fastapi_observe.export.otlp.metrics import MetricEncoder, TimedFamily, read_families
 from fastapi_observe.export.push import ProcessResource, make_log_queue, make_metric_loop, signal_url
 from fastapi_observe.internal.errors import InternalErrors
-from fastapi_observe.metrics.shared.shown import StaticCollector
+from fastapi_observe.metrics.shared.collectors import StaticCollector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

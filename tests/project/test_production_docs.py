@@ -16,7 +16,7 @@ from fastapi_observe.cli.main import main
 from fastapi_observe.logs import line as line_format
 from fastapi_observe.logs import writer
 from fastapi_observe.metrics import budget, exposition
-from fastapi_observe.metrics.shared import readers
+from fastapi_observe.metrics.shared import scrape_time
 from fastapi_observe.settings.model import ObserveSettings
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +97,7 @@ def test_bounds_are_those_of_the_code() -> None:
     assert budget.SERIES_PER_PROCESS == 20_000
     assert defaults.log_rotation == "100 MB"
     assert "1 GB" in str(defaults.log_retention)
-    assert "fastapi_observe_metrics_degraded".endswith(readers.MAX_MERGED_SUFFIXES)
+    assert "fastapi_observe_metrics_degraded".endswith(scrape_time.MAX_MERGED_SUFFIXES)
 
 
 def test_numbers_of_runs_are_those_of_the_tests() -> None:

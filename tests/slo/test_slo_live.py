@@ -444,7 +444,8 @@ ALL = ObjectiveSpec((), frozenset(), None, 0.3, (("GET", "/a"),), ("200", "500")
 def add_budgets(member: Member, threshold: float = 0.3) -> None:
     """Give a worker an objective: 90 % of requests within 0.3 seconds."""
     tally = member.metrics.count_objectives([ALL._replace(threshold=threshold)])
-    member.metrics.register_collector(ErrorBudgets([ObjectiveTarget("fast", 0.1)], MONTH, "abc", tally, member.faults))
+    budgets = ErrorBudgets([ObjectiveTarget("fast", 0.1)], MONTH, "abc", tally, member.internal_errors)
+    member.metrics.register_collector(budgets)
 
 
 def test_any_worker_shows_the_budget_of_all(tmp_path: Path) -> None:

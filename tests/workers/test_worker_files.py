@@ -339,7 +339,7 @@ def test_damage_spoils_no_scrape(data: st.DataObject) -> None:
         member.metrics.counter("own_total", "Own.").inc(2)
         for _ in range(2):
             assert member.samples()["own_total"] == {(): 2}
-        assert not member.faults.counts.keys() - {"workers.shape"}
+        assert not member.internal_errors.counts.keys() - {"workers.shape"}
         member.leave()
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fastapi_observe.metrics.series import BoundedMetric
 from fastapi_observe.metrics.shared.cells import WorkersCollector, detach, metric_series
-from fastapi_observe.metrics.shared.shown import collectors_of
+from fastapi_observe.metrics.shared.collectors import collectors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ class MetricSharing:
         forget_cells: Callable[[], None],
         reset_locks: Callable[[], None],
     ) -> None:
-        self.about = WorkersCollector()
+        self.workers_collector = WorkersCollector()
         self._registries = registries
         self._factory = factory
         self._limiter = factory.limiter
@@ -63,7 +63,7 @@ class MetricSharing:
     def of_this_process(self) -> list[Any]:
         """Return the collectors of all registries, with the values of this process alone."""
         found = [collector for registry in self._registries for collector in collectors_of(registry)]
-        return [collector for collector in found if collector is not self.about]
+        return [collector for collector in found if collector is not self.workers_collector]
 
     def counters_reset_at(self) -> int:
         """Return when the counters of this process were last set to zero, in Unix nanoseconds; 0 if never."""
@@ -79,7 +79,7 @@ class MetricSharing:
             view.cells.bind_all()
             self._forget_cells()
         view.open(self._values_at_fork)
-        self.about.worker, self.about.cannot_join = worker, False
+        self.workers_collector.worker, self.workers_collector.cannot_join = worker, False
         self._view = view
 
     def read(self) -> SharedValues | None:
@@ -100,11 +100,11 @@ class MetricSharing:
 
     def mark_degraded(self) -> None:
         """Expose that this is one of several workers, and reports only its own values."""
-        self.about.cannot_join = True
+        self.workers_collector.cannot_join = True
 
     def after_fork(self) -> None:
         """Start at zero in the child of a fork."""
-        from fastapi_observe.metrics.shared.client import read_values_at_fork  # noqa: PLC0415 - as above
+        from fastapi_observe.metrics.shared.prometheus_client import read_values_at_fork  # noqa: PLC0415 - as above
 
         # Another thread of the parent may have held these locks. It does not exist here.
         self._limiter.lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 - as the threading module
@@ -118,7 +118,7 @@ class MetricSharing:
     def _take_back(self) -> None:
         with self._limiter.lock:
             self._reset_at = time_ns()
-            self._limiter.store = self.about.worker = None
+            self._limiter.store = self.workers_collector.worker = None
             detach(metric_series(self._metrics()))
             self._forget_cells()
 

@@ -12,17 +12,17 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from fastapi_observe.internal.prometheus_client import uses_multiprocess_directory
 from fastapi_observe.metrics.series import BoundedMetric
 from fastapi_observe.metrics.shared.cells import SharedCells
-from fastapi_observe.metrics.shared.client import PrometheusClientCells, is_prometheus_client_metric
-from fastapi_observe.metrics.shared.merged import FamilyIndex, MergedFamily
-from fastapi_observe.metrics.shared.readers import ScrapeTimeCollectors, covers_all_workers
-from fastapi_observe.metrics.shared.samples import ExemplarsBySeries, LocalSample, SampleFamily
-from fastapi_observe.metrics.shared.shown import (
+from fastapi_observe.metrics.shared.collectors import (
     MergedFamilyText,
     MultiprocessRegistry,
     SampleCollector,
     StaticCollector,
     collectors_of,
 )
+from fastapi_observe.metrics.shared.merged import FamilyIndex, MergedFamily
+from fastapi_observe.metrics.shared.prometheus_client import PrometheusClientCells, is_prometheus_client_metric
+from fastapi_observe.metrics.shared.samples import ExemplarsBySeries, LocalSample, SampleFamily
+from fastapi_observe.metrics.shared.scrape_time import ScrapeTimeCollectors, covers_all_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

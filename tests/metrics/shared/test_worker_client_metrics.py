@@ -55,7 +55,7 @@ def test_collectors_are_read_for_the_scrape(tmp_path: Path, member: Callable[...
     assert "queue_length" not in one.samples()
     reader.families = []
     assert "cache_hits_total" not in one.samples()
-    assert one.faults.counts == {"collect": 1}
+    assert one.internal_errors.counts == {"collect": 1}
     assert one.samples()["http_requests_in_progress"] == {(): 0}
 
 

@@ -16,8 +16,8 @@ pytest.importorskip("fcntl")
 from members import Member
 
 from fastapi_observe.metrics.shared.merged import MergedSeries
-from fastapi_observe.metrics.shared.readers import merge_mode
 from fastapi_observe.metrics.shared.samples import SampleFamily, describe
+from fastapi_observe.metrics.shared.scrape_time import merge_mode
 from fastapi_observe.workers import worker as worker_module
 from fastapi_observe.workers.files import ValueFileReader
 
@@ -38,7 +38,7 @@ def test_gauges_by_mode(tmp_path: Path, member: Callable[..., Member]) -> None:
         assert samples[f"{mode}_level"] == {(("kind", "a"),): 3}
     assert samples["pid_level"] == {(("kind", "a"), ("pid", str(os.getpid()))): 3}
     assert samples["asked"] == {(): 7}
-    assert one.faults.counts["collect"] >= 1
+    assert one.internal_errors.counts["collect"] >= 1
     gauge = one.metrics.gauge("sum_level", "Level.", ["kind"])
     gauge.remove("a")
     gauge.remove("a")
@@ -97,7 +97,7 @@ def test_a_metric_of_another_shape_is_left_out(tmp_path: Path, member: Callable[
     assert samples["seconds_count"] == {(): 1}
     assert samples["jobs_total"] == {(): 1}
     one.samples()
-    assert one.faults.counts == {"workers.shape": 1}
+    assert one.internal_errors.counts == {"workers.shape": 1}
 
 
 def test_increments_of_threads_while_joining(tmp_path: Path, member: Callable[..., Member]) -> None:
@@ -150,7 +150,7 @@ def test_a_callback_that_fails_is_counted(tmp_path: Path, member: Callable[..., 
     one = member()
     one.worker.scrape_callbacks.insert(0, lambda _: 1 / 0)  # type: ignore[arg-type,return-value]
     assert one.samples()["http_requests_in_progress"] == {(): 0}
-    assert one.faults.counts == {"workers.publish": 1}
+    assert one.internal_errors.counts == {"workers.publish": 1}
 
 
 def test_the_latest_exemplar_wins() -> None:
@@ -187,7 +187,7 @@ def test_invalid_keys_of_other_workers(tmp_path: Path, member: Callable[..., Mem
     samples = one.samples()
     assert samples["odd_total"] == {(("kind", "a"),): 1}
     assert samples["http_requests_in_progress"] == {(): 0}
-    assert one.faults.counts.keys() == {"workers.shape", "collect"}
+    assert one.internal_errors.counts.keys() == {"workers.shape", "collect"}
 
 
 _COUNTER = {

@@ -16,7 +16,10 @@ from prometheus_client import CollectorRegistry
 from servers_of_workers import serving_workers
 from tools import remove_tree, until
 
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.workers import worker as worker_module
+from fastapi_observe.workers.directory import UnsafeDirectoryError
+from fastapi_observe.workers.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +59,7 @@ def make_member(place: Path) -> tuple[Member, Callable[[], None], Callable[[floa
         assert samples["level"] == {(): times}
         assert samples["theirs_total"] == {(): times}
         assert samples["gone_total"] == {(("kind", "x"),): 3}
-        assert not member.faults.counts
+        assert not member.internal_errors.counts
 
     return member, count, check
 
@@ -66,6 +69,12 @@ def remove(what: str, member: Member) -> None:
     directory = member.worker.directory
     if what == "root":
         remove_tree(directory.parent)
+    elif what == "root of another user":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a directory away")
+        remove_tree(directory.parent)
+        directory.parent.mkdir(0o777)
+        os.chown(directory.parent, 65534, -1)
     elif what == "directory":
         remove_tree(directory)
     elif what == "replaced by a file":
@@ -81,7 +90,7 @@ def remove(what: str, member: Member) -> None:
 
 @pytest.mark.parametrize(
     "what",
-    ["root", "directory", "replaced by a file", "open root", "open directory", "archive",
+    ["root", "root of another user", "directory", "replaced by a file", "open root", "open directory", "archive",
      ".keys", ".values", ".lock", ".ask"],
 )  # fmt: skip
 def test_each_worker_goes_on_by_itself(what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -107,6 +116,19 @@ def test_each_worker_goes_on_by_itself(what: str, tmp_path: Path, caplog: pytest
     (warning,) = [record.message for record in caplog.records if "no longer share" in record.message]
     assert "Restart the server, and set multiprocess_directory" in warning
     member.leave()
+
+
+def test_a_worker_does_not_join_in_the_root_of_another_user(tmp_path: Path) -> None:
+    """A root that was made again by another user is refused, even if the directory in it looks right."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a directory away")
+    root = tmp_path / "root"
+    (root / NAME).mkdir(0o700, parents=True)
+    root.chmod(0o700)
+    os.chown(root, 65534, -1)
+    with pytest.raises(UnsafeDirectoryError, match="belongs to user 65534"):
+        Worker(root / NAME, InternalErrors())
+    assert not list((root / NAME).iterdir())
 
 
 def test_workers_that_start_later_share_again(tmp_path: Path) -> None:
@@ -142,8 +164,8 @@ def test_the_removal_is_noticed_without_a_scrape(
 
     monkeypatch.setattr(worker_module, "check_directory", fail_once)
     member = Member(tmp_path)
-    until(lambda: member.faults.counts)
-    assert member.faults.counts == {"workers.watch": 1}
+    until(lambda: member.internal_errors.counts)
+    assert member.internal_errors.counts == {"workers.watch": 1}
     with caplog.at_level(logging.WARNING, "fastapi_observe"):
         remove_tree(tmp_path / NAME)
         until(lambda: [record for record in caplog.records if "no longer share" in record.message])

@@ -9,9 +9,9 @@ import orjson
 from prometheus_client.metrics import MetricWrapperBase
 
 from fastapi_observe.metrics.series import YIELD_SLEEP, BoundedMetric
-from fastapi_observe.metrics.shared.client import is_prometheus_client_metric
+from fastapi_observe.metrics.shared.collectors import collectors_of
+from fastapi_observe.metrics.shared.prometheus_client import is_prometheus_client_metric
 from fastapi_observe.metrics.shared.samples import describe, record_labels
-from fastapi_observe.metrics.shared.shown import collectors_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class MultiprocessRegistry:
-    """A registry with the values of all workers. `shown` yields its collectors."""
+    """A registry with the values of all workers. `collectors` yields them."""
 
-    def __init__(self, shown: Callable[[], Iterator[Any]]) -> None:
-        self.shown = shown
+    def __init__(self, collectors: Callable[[], Iterator[Any]]) -> None:
+        self.collectors = collectors
 
 
 class StaticCollector:
@@ -70,7 +70,7 @@ class MergedFamilyText:
 def collectors_of(registry: Any) -> list[Any]:
     """Return the collectors of a registry, each by itself, so that one that raises does not affect the others."""
     if isinstance(registry, MultiprocessRegistry):
-        return list(registry.shown())
+        return list(registry.collectors())
     collectors = list_collectors(registry)
     target = getattr(registry, "get_target_info", lambda: None)()
     if target:
