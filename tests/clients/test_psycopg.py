@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -10,13 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from fastapi import FastAPI
-from opentelemetry.trace import StatusCode
-from pools import PASSWORD, SECRET, Broken, PoolTelemetry, running_postgresql, tcp_to, unused_address
+from pools import SECRET, PoolTelemetry, running_postgresql, unused_address
 from psycopg import sql
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, NullConnectionPool, PoolClosed, PoolTimeout
-from starlette.testclient import TestClient
 
 from fastapi_observe.clients.database.psycopg import instrument_pool, statement_text
 
@@ -114,34 +110,6 @@ async def test_each_async_method_is_one_query(async_pool: AsyncConnectionPool, t
     telemetry.agree()
 
 
-@pytest.mark.parametrize("tcp", [False, True])
-def test_facts(url: str, telemetry: PoolTelemetry, *, tcp: bool) -> None:
-    """A span says which server, database and pool it was, and never as whom."""
-    with tcp_to(url) as over_tcp, ConnectionPool(over_tcp if tcp else url, min_size=1, open=True) as pool:
-        instrument_pool(
-            telemetry.observe.db, pool, pool_name="people", internal_errors=telemetry.observe.internal_errors
-        )
-        with pool.connection() as connection:
-            connection.execute("SELECT 1 WHERE 'a' <> %s", (SECRET,))
-    (span,) = telemetry.spans
-    where: dict[str, Any] = {"server.address": url.rpartition("host=")[2]}
-    if tcp:
-        where = {"server.address": "127.0.0.1", "server.port": int(over_tcp.rpartition(":")[2].partition("/")[0])}
-    assert span.attributes == {
-        "db.system.name": "postgresql",
-        "db.operation.name": "SELECT",
-        "db.query.summary": "SELECT",
-        "db.query.text": "SELECT ? WHERE ? <> %s",
-        "db.namespace": "postgres",
-        "db.client.connection.pool.name": "people",
-        "db.response.returned_rows": 1,
-        **where,
-    }
-    everything = telemetry.everything()
-    assert SECRET not in everything
-    assert PASSWORD not in everything
-
-
 def test_composed_statements(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
     """Statements that psycopg composes are shown without their values."""
     query = sql.SQL("SELECT {} FROM {} WHERE email = {}").format(
@@ -165,28 +133,6 @@ def test_text_of_statements() -> None:
     assert statement_text(5) == "5"
 
 
-def test_part_of_a_request(pool: ConnectionPool, telemetry: PoolTelemetry, observed: Callable[..., Seen]) -> None:
-    """Queries of a sync endpoint are children of its server span, and count in its line."""
-    app = FastAPI()
-    mine = PoolTelemetry(lambda _: observed(app))
-    instrument_pool(mine.observe.db, pool, internal_errors=mine.observe.internal_errors)
-
-    @app.get("/")
-    def endpoint() -> None:
-        with pool.connection() as connection:
-            connection.execute("SELECT 1")
-            connection.execute("SELECT 2")
-
-    with TestClient(app) as client:
-        client.get("/")
-    (server,) = mine.seen.server_spans
-    assert server.context is not None
-    assert [span.parent.span_id for span in mine.spans if span.parent] == [server.context.span_id] * 2
-    (line,) = mine.seen.request_lines
-    assert line["fields"]["db_count"] == 2
-    assert telemetry.queries == 0
-
-
 def test_one_span_inside_a_query(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
     """What is sent inside `db.query` is part of it: one span, which learns the statement."""
     with telemetry.observe.db.query("SELECT", table="people"), pool.connection() as connection:
@@ -204,75 +150,6 @@ def test_one_span_inside_a_query(pool: ConnectionPool, telemetry: PoolTelemetry)
 
 
 # What fails
-
-
-@pytest.mark.parametrize(
-    ("statement", "parameters"),
-    [
-        ("INSERT INTO people VALUES (1, %s)", (SECRET,)),
-        (f"INSERT INTO people VALUES (1, '{SECRET}')", None),  # noqa: S608 - it is refused
-        ("SELECT %s::int", (SECRET,)),
-        (f"SELECT '{SECRET}'::int", None),
-    ],
-)
-def test_errors(
-    pool: ConnectionPool, telemetry: PoolTelemetry, statement: str, parameters: tuple[str, ...] | None
-) -> None:
-    """An error reaches the caller as psycopg made it; what it tells of values is in no span, line or metric."""
-    with pool.connection() as connection:
-        connection.execute("INSERT INTO people VALUES (1, %s)", (SECRET,))
-        with pytest.raises(psycopg.Error) as caught:
-            connection.execute(statement.encode(), parameters)
-    assert SECRET in str(caught.value)
-    span = telemetry.spans[-1]
-    name = f"{type(caught.value).__module__}.{type(caught.value).__qualname__}"
-    assert (span.status.status_code, (span.attributes or {})["error.type"]) == (StatusCode.ERROR, name)
-    assert SECRET not in telemetry.everything()
-    telemetry.agree()
-
-
-async def test_async_errors(async_pool: AsyncConnectionPool, telemetry: PoolTelemetry) -> None:
-    """So it is for an async pool."""
-    async with async_pool.connection() as connection:
-        await connection.execute("INSERT INTO people VALUES (1, %s)", (SECRET,))
-        with pytest.raises(psycopg.errors.UniqueViolation):
-            await connection.execute("INSERT INTO people VALUES (1, %s)", (SECRET,))
-    assert SECRET not in telemetry.everything()
-    telemetry.agree()
-
-
-def test_timeouts(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
-    """A query that the server gave up has the outcome `timeout`, one that somebody stopped `cancelled`."""
-    stop = "SELECT pg_cancel_backend(pg_backend_pid())"
-    with pool.connection() as connection:
-        with pytest.raises(psycopg.errors.QueryCanceled):
-            connection.execute(stop)
-        connection.execute("SET statement_timeout = 20")
-        with pytest.raises(psycopg.errors.QueryCanceled):
-            connection.execute("SELECT pg_sleep(5)")
-    lines = [line for line in telemetry.seen.lines if line["logger"] == "fastapi_observe.operation"]
-    assert [line["fields"]["outcome"] for line in lines] == ["cancelled", "ok", "timeout"]
-    telemetry.agree()
-
-
-async def test_cancellation(async_pool: AsyncConnectionPool, telemetry: PoolTelemetry) -> None:
-    """A cancelled query has the outcome `cancelled`; its task is cancelled, its connection goes back."""
-
-    async def work() -> None:
-        async with async_pool.connection() as connection:
-            await connection.execute("SELECT pg_sleep(5)")
-
-    task = asyncio.create_task(work())
-    count = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(5)'"
-    async with asyncio.timeout(5), async_pool.connection() as other:
-        while await (await other.execute(count)).fetchone() == (0,):
-            pass
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    lines = [line for line in telemetry.seen.lines if line["logger"] == "fastapi_observe.operation"]
-    assert [line["fields"]["outcome"] for line in lines if line["fields"]["outcome"] != "ok"] == ["cancelled"]
-    telemetry.agree()
 
 
 def test_failures_of_streams_and_copies(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
@@ -307,17 +184,6 @@ def test_misuse(pool: ConnectionPool, url: str) -> None:
         pool.putconn(foreign)
     with pool.connection() as connection, pytest.raises(TypeError):
         connection.cursor().execute()  # type: ignore[call-overload]
-
-
-def test_our_faults_reach_nobody(url: str) -> None:
-    """Where all that we do fails, queries work, and each fault is counted."""
-    broken = Broken()
-    with ConnectionPool(url, min_size=1, open=True) as pool:
-        instrument_pool(broken, pool, internal_errors=broken.record)  # type: ignore[arg-type]
-        with pool.connection() as connection, connection.cursor(name="here") as cursor:
-            assert connection.execute("SELECT 1").fetchone() == (1,)
-            assert cursor.execute("SELECT 1").fetchall() == [(1,)]
-    assert set(broken.sites) == {"pool.connection_wait", "pool.start_query", "pool.connection_event"}
 
 
 # Transactions and cursors
@@ -634,23 +500,6 @@ def test_many_threads(url: str, telemetry: PoolTelemetry) -> None:
     telemetry.agree()
 
 
-async def test_many_tasks(url: str, telemetry: PoolTelemetry) -> None:
-    """So it is for the tasks of an async pool."""
-    async with AsyncConnectionPool(url, min_size=1, max_size=20, open=False) as pool:
-        instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
-
-        async def work(number: int) -> tuple[int, int]:
-            with telemetry.observe.tracing.span(f"caller {number}") as span:
-                async with pool.connection() as connection:
-                    await connection.execute(f"SELECT {number} AS n{number}".encode())
-                return number, span.get_span_context().span_id
-
-        callers = dict(await asyncio.gather(*(work(number) for number in range(20))))
-    parents = {(span.attributes or {})["db.query.text"]: span.parent.span_id for span in telemetry.spans if span.parent}
-    assert parents == {f"SELECT ? AS n{number}": span for number, span in callers.items()}
-    telemetry.agree()
-
-
 def test_running_pool_and_undo(url: str, telemetry: PoolTelemetry) -> None:
     """A running pool is instrumented once; undone, pool and connections are what they were, also those in use."""
 
@@ -685,10 +534,3 @@ def test_running_pool_and_undo(url: str, telemetry: PoolTelemetry) -> None:
         assert {type(connection) for connection in pool._pool} == {Own}
         assert telemetry.queries == 4
     telemetry.agree()
-
-
-@pytest.mark.parametrize("value", [None, "postgresql://", 5, ConnectionPool])
-def test_what_is_no_pool(value: object, telemetry: PoolTelemetry) -> None:
-    """Anything else is refused by one sentence that says what to pass."""
-    with pytest.raises(TypeError, match=r"cannot instrument a \w+; pass a psycopg_pool.ConnectionPool or AsyncConn"):
-        instrument_pool(telemetry.observe.db, value, internal_errors=telemetry.observe.internal_errors)
