@@ -19,6 +19,7 @@ from fastapi_observe.clients.database.pools import instrument_pool
 from fastapi_observe.clients.http.external import ExternalClient
 from fastapi_observe.clients.http.httpx import HttpClients
 from fastapi_observe.clients.http.propagation import PropagationPolicy
+from fastapi_observe.detached import DetachedScope
 from fastapi_observe.export.counts import ExportCollector, line_counts
 from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.errors import InternalErrors
@@ -336,6 +337,15 @@ class Observability:
         empty name, `TypeError` if it is not a string.
         """
         return new_operation(self, name, details)
+
+    @fail_safe("detached", return_no_op)
+    def detached(self) -> DetachedScope:
+        """Run code outside the current request: `with observe.detached(): asyncio.create_task(worker())`.
+
+        For tasks and threads that outlive the request that starts them. Their lines have no ids of the request, their
+        operations are no part of it, and each trace that starts in there is linked to it.
+        """
+        return DetachedScope()
 
     @property
     def http(self) -> httpx.AsyncClient:

@@ -71,7 +71,7 @@ class Block:
         return False
 
 
-_BLOCKS: Final[ContextVar[tuple[Block, ...]]] = ContextVar("fastapi_observe_log_blocks", default=())
+LOG_BLOCKS: Final[ContextVar[tuple[Block, ...]]] = ContextVar("fastapi_observe_log_blocks", default=())
 """Blocks that the current context has entered, or inherited, the outermost first."""
 
 _GENERATOR_BLOCKS: Final[dict[int, tuple[RecordRef, list[Block]]]] = {}
@@ -112,7 +112,7 @@ class LogContext(ContextDecorator):
         block = Block(self._fields, reference, None if reference is None else _stepped_generator(frame))
         self._entered.append(block)
         # Without those of ended requests, or they would add up on a connection whose requests inherit the context.
-        _BLOCKS.set((*(each for each in _BLOCKS.get() if each.is_valid(reference)), block))
+        LOG_BLOCKS.set((*(each for each in LOG_BLOCKS.get() if each.is_valid(reference)), block))
         if reference is None and loguru.CONTEXT is not None:
             # For sinks of the user. Not in a request: the next one may inherit its context. Not by loguru's own block,
             # which must be left in the context and in the order that it was entered in.
@@ -128,9 +128,9 @@ class LogContext(ContextDecorator):
         if not self._entered:
             return
         block = self._entered.pop()
-        blocks = _BLOCKS.get()
+        blocks = LOG_BLOCKS.get()
         if block in blocks:  # not in another context than the one it was entered in
-            _BLOCKS.set(tuple(each for each in blocks if each is not block))
+            LOG_BLOCKS.set(tuple(each for each in blocks if each is not block))
         if block.loguru_fields is not None and loguru.CONTEXT is not None:
             before, inside = block.loguru_fields
             current = loguru.CONTEXT.get()
@@ -149,7 +149,7 @@ class LogContext(ContextDecorator):
 def context_fields() -> dict[str, Any]:
     """Return the fields that apply to the calling code, those of inner blocks last."""
     fields = {**loguru.context_fields()}
-    blocks = _BLOCKS.get()
+    blocks = LOG_BLOCKS.get()
     if not blocks and not _GENERATOR_BLOCKS:
         return fields
     found = OTEL_CONTEXT.get().get(CONTEXT_KEY)

@@ -27,6 +27,9 @@ RECORD_SCOPE_KEY: Final = "fastapi_observe.record"
 CONTEXT_KEY: Final = otel_context.create_key("fastapi_observe.record")
 """Key of the `RecordRef` in the OpenTelemetry context."""
 
+ORIGIN_KEY: Final = otel_context.create_key("fastapi_observe.origin")
+"""Key of the span context that a trace outside any request is linked to (see `detached.py`)."""
+
 EXCEPTION_IDS_ATTRIBUTE: Final = "__observe_ids__"
 """Attribute set on an exception that leaves the app: (trace id, span id, request id), for the server's crash log."""
 

@@ -43,6 +43,7 @@ from fastapi_observe.traces.tail_sampling import FAILED_OUTCOMES, TailSampler
 from fastapi_observe.traces.user_spans import (
     ContextScope,
     SpanScope,
+    links_to_origin,
     make_traced,
     record_exception,
     to_otel_attributes,
@@ -322,7 +323,7 @@ class TracingService:
             )
             span = self._factory.start(operation.name, position, parent, context, {}, time_ns(), kind)
         else:
-            span = self.tracer.start_span(well_formed(operation.name), kind=kind)
+            span = self.tracer.start_span(well_formed(operation.name), kind=kind, links=links_to_origin(context))
         operation.span = span
         operation.scope = scope = ContextScope(Context({**context, SPAN_KEY: span}))
         scope.open()

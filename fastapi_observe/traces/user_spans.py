@@ -6,12 +6,12 @@ from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
-from opentelemetry.trace import StatusCode
+from opentelemetry.trace import Link, SpanContext, StatusCode
 
-from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
+from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT, SPAN_KEY
 from fastapi_observe.records.exceptions import error_type_of, exception_message, exception_stacktrace
 from fastapi_observe.records.guard import NO_OP, report_error
-from fastapi_observe.records.request import excluded_signals
+from fastapi_observe.records.request import ORIGIN_KEY, excluded_signals
 from fastapi_observe.records.signal import SIGNAL_BITS
 from fastapi_observe.records.wrapping import callable_name, wrap_calls
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
@@ -97,6 +97,12 @@ def well_formed(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
+def links_to_origin(context: Context) -> tuple[Link, ...]:
+    """Return the link of a trace that starts outside the request that caused it."""
+    origin = context.get(ORIGIN_KEY)
+    return (Link(origin),) if isinstance(origin, SpanContext) and SPAN_KEY not in context else ()
+
+
 class ContextScope:
     """Makes an OpenTelemetry context the current one, for `with` or by `open`, `suspend`, `resume` and `close`."""
 
@@ -161,7 +167,9 @@ class SpanScope:
                 return self._span
             name = self._redactor.text(self._name)[:MAX_NAME_LENGTH]
             span = self._tracer.start_span(
-                well_formed(name), attributes=to_otel_attributes(self._attributes, self._redactor)
+                well_formed(name),
+                attributes=to_otel_attributes(self._attributes, self._redactor),
+                links=links_to_origin(OTEL_CONTEXT.get()),
             )
         except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
             report_error("span.start", exc)

@@ -299,7 +299,7 @@ def test_the_fields_end_with_the_request(observed: Callable[..., Seen], excluded
     second_lines = fields(seen, "second")
     assert [{**each, "user": None} for each in second_lines] == [{"order": 1, "user": None}] * 3
     assert excluded or second_lines == [{"order": 1}] * 3  # loguru's own fields are dropped where a record starts
-    assert len(kept[-1].run(log_context._BLOCKS.get)) == 1
+    assert len(kept[-1].run(log_context.LOG_BLOCKS.get)) == 1
     assert all("tenant" not in each for each in fields(seen, "left over"))
 
 
