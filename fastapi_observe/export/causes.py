@@ -18,10 +18,12 @@ SPEAKS_HTTP: Final = (
     "The port does not speak gRPC. Use the collector's gRPC port (4317) or otlp_protocol='http/protobuf'"
 )
 USUALLY_HTTP: Final = "Port 4318 usually speaks HTTP. Use port 4317 or otlp_protocol='http/protobuf'"
+MAY_SPEAK_TLS: Final = "If the port expects TLS, use https:// in otlp_endpoint"
 SPEAKS_TLS: Final = "The port expects TLS. Use https:// in otlp_endpoint"
 NO_TLS: Final = "The port does not speak TLS. Use http:// in otlp_endpoint, or the collector's TLS port"
 NOT_RUNNING: Final = "Check that the collector runs, and host and port of otlp_endpoint"
 UNKNOWN_HOST: Final = "The host name cannot be resolved. Check the host in otlp_endpoint"
+NO_GRPC: Final = "Check that otlp_endpoint is an OTLP receiver over gRPC, and the network and firewall on the way to it"
 UNREACHABLE: Final = "Check the host in otlp_endpoint, and the network and firewall on the way to it"
 SLOW: Final = "Check that otlp_endpoint is a collector and is not overloaded, or raise otlp_timeout"
 CREDENTIALS: Final = "Check the credentials in otlp_headers (OTEL_EXPORTER_OTLP_HEADERS)"
@@ -47,7 +49,7 @@ def status_cause(status: int, signal: str, port: int, *, encrypted: bool) -> str
     if status == 400 and port == GRPC_PORT:  # noqa: PLR2004 - what some gRPC servers answer to HTTP/1
         return USUALLY_GRPC
     if status == 400 and not encrypted:  # noqa: PLR2004 - what some servers answer to plain HTTP on a TLS port
-        return "Its log has the reason. If the port expects TLS, use https:// in otlp_endpoint"
+        return f"Its log has the reason. {MAY_SPEAK_TLS}"
     if status in {404, 405}:
         unless = " unless it is set by OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" if signal == "traces" else ""
         return f"Check host, port and path of otlp_endpoint; /v1/{signal} is appended to it{unless}"
@@ -118,11 +120,11 @@ def _is_http2(head: bytes) -> bool:
 def grpc_cause(code: str, details: str, host: str, port: int | None) -> str:
     """Explain a gRPC status. `details` are those of the gRPC library, whose wording has no stable form."""
     if code == "UNAVAILABLE":
-        if "connect" not in details and "resolv" not in details:
+        if "connect" not in details and "resol" not in details:
             return "The connection ended. See the collector's log, and that of a proxy before it"
         if "Connection refused" in details:
             return _refused_cause(host)
-        return next((cause for text, cause in _GRPC_CAUSES if text in details), UNREACHABLE)
+        return next((cause for text, cause in _GRPC_CAUSES if text in details), NO_GRPC)
     if code == "DEADLINE_EXCEEDED" and port == HTTP_PORT:
         return USUALLY_HTTP
     return _CODE_CAUSES.get(code, "Its log has the reason")
@@ -138,12 +140,15 @@ _CODE_CAUSES: Final = {
 
 _GRPC_CAUSES: Final = (
     ("Failed parsing HTTP/2", SPEAKS_HTTP),
+    ("http1.x server", SPEAKS_HTTP),
     ("missing selected ALPN", SPEAKS_HTTP),
     ("errors resolving", UNKNOWN_HOST),
     ("DNS resolution failed", UNKNOWN_HOST),
     ("CERTIFICATE_VERIFY_FAILED", UNTRUSTED),
     ("Hostname Verification", UNTRUSTED),
     ("WRONG_VERSION_NUMBER", f"{NO_TLS}. Without a scheme, TLS is used unless OTEL_EXPORTER_OTLP_INSECURE=true"),
-    ("Socket closed", "If the port expects TLS, use https:// in otlp_endpoint"),
+    ("not in peer certificate", UNTRUSTED),
+    ("Socket closed", MAY_SPEAK_TLS),
+    ("reset by peer", MAY_SPEAK_TLS),
 )
-"""Parts of details with their causes, the first that matches; seen with grpcio 1.60 to 1.80."""
+"""Parts of details with their causes, the first that matches; as worded by grpcio 1.66 to 1.85."""

@@ -308,6 +308,7 @@ def test_failures_to_connect_name_their_cause() -> None:
     for host in ("10.1.2.3", "collector"):
         assert "container" not in connection_cause(ConnectionRefusedError(), host)
     assert "firewall" in connection_cause(OSError(113, "No route to host"), "10.1.2.3")
+    assert "Check the files in OTEL_EXPORTER_OTLP_CERTIFICATE" in connection_cause(ssl.SSLError("other"), "collector")
 
 
 def test_port_4317_usually_speaks_grpc() -> None:
