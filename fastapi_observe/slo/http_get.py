@@ -98,6 +98,10 @@ class _Deadline:
             return
         stream = info["return_value"]
         self._socket = stream.get_extra_info("socket")
+        # Checked after the socket is known: if the timer ran earlier, it found no socket to shut down.
+        if self.expired.is_set():
+            stream.close()
+            raise TimeoutError
         if self._private_only and not address_in(str(self._socket.getpeername()[0]), PRIVATE_NETWORKS):
             stream.close()  # httpcore does not know the connection yet
             raise GetError(

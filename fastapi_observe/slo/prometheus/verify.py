@@ -116,7 +116,7 @@ def _check_rules(plan: SLOPlan, prometheus: Prometheus) -> Iterator[Finding]:
 def _check_targets(plan: SLOPlan, prometheus: Prometheus) -> Iterator[Finding]:
     """Check that the selector finds the service, and that it is scraped often enough."""
     selector = promql.service_selector(plan)
-    active = prometheus.get("targets", state="active")["activeTargets"]
+    active = prometheus.get("targets", {"state": "active"})["activeTargets"]
     targets = [each for each in active if plan.selector.items() <= each["labels"].items()]
     if not targets:
         values = [
