@@ -223,7 +223,7 @@ def _ended_cleanly(server: Crew, expected: Bare) -> None:
 
 
 def _every_span_is_there(collector: Collector, cell: Cell, spans: float) -> None:
-    """The collector has every span once, those of the requests among them."""
+    """Check that the collector has every span once, those of the requests among them."""
     ids = [span.span_id for span in collector.spans]
     assert len(ids) == len({*ids}) == spans
     assert {*cell.ids} <= {span.trace_id.hex() for span in collector.spans}

@@ -97,7 +97,7 @@ class Checkout:
     lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def of(self, service: str, kind: str | None = None, attribute: str | None = None) -> list[Received]:
-        """The spans of a service, of one kind, with one attribute."""
+        """Return the spans of a service, of one kind, with one attribute."""
         return [
             span
             for span in self.spans
@@ -107,7 +107,7 @@ class Checkout:
         ]
 
     def counted(self, service: str, name: str, *labels: str) -> Counter[tuple[str, ...]]:
-        """The increase of a metric of a service, by the values of some labels."""
+        """Return the increase of a metric of a service, by the values of some labels."""
         found: Counter[tuple[str, ...]] = Counter()
         for (series, pairs), value in self.grown[service].items():
             if series == name:
@@ -115,7 +115,7 @@ class Checkout:
         return found
 
     def told(self, service: str, *messages: str) -> list[dict[str, Any]]:
-        """The lines of a service that start with one of the messages."""
+        """Return the lines of a service that start with one of the messages."""
         return [line for line in self.lines[service] if line["message"].startswith(messages)]
 
 

@@ -32,7 +32,7 @@ EVENT = {
 
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    """A collector for spans, lines and metrics of the example."""
+    """Run a collector for spans, lines and metrics of the example."""
     with Collector() as made:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", made.url)
         monkeypatch.setenv("OBSERVE_OTLP_LOGS", "true")
