@@ -276,7 +276,7 @@ def test_errors_of_the_verify_command(tmp_path: Path) -> None:
         EXAMPLE_DIR=str(tmp_path),
     )
     assert done.returncode == 2
-    assert "Connection refused; start Prometheus, or correct the URL" in done.stderr
+    assert "Connection refused; start the server, or correct host and port" in done.stderr
     assert command("slo", "verify", "no.such:app", "--prometheus", "http://127.0.0.1:9090").returncode == 2
     for wrong in ("127.0.0.1:9090", "http://me:secret@127.0.0.1", "http://"):
         with pytest.raises(UnreachableError, match="invalid Prometheus URL"):
