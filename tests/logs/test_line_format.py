@@ -1,4 +1,4 @@
-"""How a log line looks: JSON whatever comes, text that a terminal can trust, queries without values."""
+"""The formats of a line: JSON of any object, text that is safe on a terminal, queries without values."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR, MAX_QUERY_BYTES
 
 
 class Unprintable:
-    """Raises wherever it is asked for text."""
+    """Raises when it is converted to text."""
 
     def __str__(self) -> NoReturn:
         raise RuntimeError("no text")
@@ -59,7 +59,7 @@ class Hostile(dict[str, Any]):
 
 
 class BadClass:
-    """An object that raises when it is asked for its class."""
+    """An object whose class cannot be read."""
 
     @property  # type: ignore[misc]
     def __class__(self) -> NoReturn:  # type: ignore[override]
@@ -67,7 +67,7 @@ class BadClass:
 
 
 class Fraction(float):
-    """A float of its own class, which orjson refuses."""
+    """A subclass of float, which orjson refuses."""
 
 
 @dataclass
@@ -93,7 +93,7 @@ def line(**fields: Any) -> dict[str, Any]:
 
 
 def encoded(value: dict[str, Any]) -> Any:
-    """Encode and read again, after checking what holds for every line."""
+    """Encode a line, check what holds for every line, and parse it."""
     data = encode_line(value)
     assert len(data) <= MAX_LINE
     assert data.endswith(b"\n")
@@ -161,26 +161,26 @@ def nested(depth: int) -> Any:
     ids=lambda value: type(value).__name__,
 )
 def test_every_kind_of_value_is_written(value: Any, written: Any) -> None:
-    """Each kind of Python object has one way to be written, in the fast path and in the walk."""
+    """Each kind of Python object has one form, whether orjson takes it or it is converted first."""
     assert encoded(line(value=value))["fields"] == {"value": written}
 
 
 def test_separators_are_escaped() -> None:
-    """Characters that some readers take for a line's end stand as escapes in the bytes."""
+    """Characters that some readers treat as the end of a line are escaped."""
     data = encode_line(line(value="\u2028\u2029\x85"))
     assert b'"\\u2028\\u2029\\u0085"' in data
     assert b'"\\u2028' in encode_line(line(value="\u2028", huge=2**64))
 
 
-def test_many_keys_and_long_values_are_cut() -> None:
-    """The walk keeps 64 keys of an object and 2 KiB of a value."""
+def test_many_keys_and_long_values_are_truncated() -> None:
+    """64 keys of an object and 2,048 characters of a value are kept."""
     assert len(encoded(line(**{f"k{n}": "x" * 200 for n in range(100)}))["fields"]) == 64
     value = encoded(line(value="x" * 100_000))["fields"]["value"]
     assert value == "x" * 2047 + "…"
 
 
-def test_what_is_too_much_even_so_is_cut_further() -> None:
-    """A line that is still over 16 KiB loses more, at last all of its fields."""
+def test_a_line_that_is_still_too_long_is_truncated_further() -> None:
+    """A line over 16 KiB loses more in each pass, at last all of its fields."""
     assert len(encoded(line(**{f"k{n}": "x" * 5000 for n in range(64)}))["fields"]) == 32
     wide = {f"k{n}": {f"j{m}": "\x00" * 100 for m in range(20)} for n in range(20)}
     assert encoded(line(**wide))["fields"] == {}
@@ -192,7 +192,7 @@ def test_what_is_too_much_even_so_is_cut_further() -> None:
 
 
 def test_a_line_that_grows_by_escaping_still_fits() -> None:
-    """Escapes count: 6,000 line separators are 18 KB raw and 36 KB escaped."""
+    """Escapes count: 6,000 line separators have 18 KB, and 36 KB when they are escaped."""
     encoded(line(value="\u2028" * 5000))
 
 
@@ -227,14 +227,14 @@ ANYTHING = st.recursive(
 
 @given(st.dictionaries(st.text(st.characters(categories=None)), ANYTHING), st.text(st.characters(categories=None)))
 def test_any_object_gives_one_line_of_valid_json(fields: dict[str, Any], message: str) -> None:
-    """Whatever is logged, exactly one line of valid JSON of at most 16 KiB comes out."""
+    """Any object gives exactly one line of valid JSON of at most 16 KiB."""
     read = encoded({**line(**fields), "message": message})
     assert isinstance(read["fields"], dict)
 
 
 @given(ANYTHING)
-def test_any_object_can_be_shown_as_text(value: Any) -> None:
-    """Whatever is logged, the text format writes one line without control characters."""
+def test_any_object_gives_one_line_of_text(value: Any) -> None:
+    """In the text format any object gives one line without control characters."""
     shown = TextFormat(io.StringIO()).line(line(value=value)).decode()
     assert len(shown.splitlines()) == 1
     assert "\x1b" not in shown
@@ -251,8 +251,8 @@ class BadError(Exception):
         raise RuntimeError("no text")
 
 
-def test_exceptions_are_described_whatever_they_are() -> None:
-    """An exception that raises when it is looked at is described all the same."""
+def test_any_exception_is_described() -> None:
+    """An exception whose attributes raise is described as well."""
     described = describe_exception(BadError())
     assert described == {
         "type": error_type_of(BadError()),
@@ -262,7 +262,7 @@ def test_exceptions_are_described_whatever_they_are() -> None:
 
 
 def test_a_stack_trace_shows_its_end_and_no_values() -> None:
-    """At most 8,192 characters of a stack trace are kept, the last ones; variables are not shown."""
+    """The last 8,192 characters of a stack trace are kept; values of variables are not in it."""
     secret = "hunter" + "2"
     try:
         raise ValueError("x" * 8100 + "the end") from KeyError("first")  # noqa: TRY301 - it needs a traceback
@@ -273,13 +273,13 @@ def test_a_stack_trace_shows_its_end_and_no_values() -> None:
     assert secret not in described["stacktrace"]
 
 
-def test_text_of_cuts() -> None:
-    """A long text is cut and shows it."""
+def test_long_text_is_truncated() -> None:
+    """The last character of a truncated text is an ellipsis."""
     assert to_text("abcdef", 4) == "abc…"
 
 
 def test_timestamps_are_rfc_3339() -> None:
-    """Times are written in UTC with microseconds, also when they go back."""
+    """Times are in UTC with microseconds, also if the clock goes back."""
     timestamps = Timestamps()
     assert timestamps(1_700_000_000_123_456_789) == "2023-11-14T22:13:20.123456Z"
     assert timestamps(1_700_000_000_000_001_000) == "2023-11-14T22:13:20.000001Z"
@@ -287,7 +287,7 @@ def test_timestamps_are_rfc_3339() -> None:
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def __init__(self, encoding: str) -> None:
         super().__init__()
@@ -317,7 +317,7 @@ def request_line(**fields: Any) -> dict[str, Any]:
 
 
 def test_a_request_is_one_readable_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal a request shows its mark, endpoint, status, duration and short trace id."""
+    """On a terminal a request has mark, endpoint, status, duration and short trace id."""
     monkeypatch.setenv("NO_COLOR", "1")
     text = TextFormat(Terminal("utf-8"))
     assert text.request(request_line()).decode()[13:] == "✓ GET /orders/{order_id}  200  12 ms  1a2b3c4d\n"
@@ -328,8 +328,8 @@ def test_a_request_is_one_readable_line(monkeypatch: pytest.MonkeyPatch) -> None
     assert "closed 1000" in text.request(closed).decode()
 
 
-def test_colours_only_where_they_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Colours are for terminals and only without NO_COLOR."""
+def test_only_terminals_get_colors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Colors are for terminals, unless NO_COLOR is set."""
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert b"\x1b[32m" in TextFormat(Terminal("utf-8")).request(request_line())
     assert b"\x1b[31m" in TextFormat(Terminal("utf-8")).line({**line(), "level": "fatal"})
@@ -338,21 +338,21 @@ def test_colours_only_where_they_can_be_seen(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "no-such-encoding"])
-def test_ascii_where_the_terminal_draws_no_more(encoding: str) -> None:
-    """A terminal that cannot draw the marks gets ASCII."""
+def test_a_terminal_without_the_marks_gets_ascii(encoding: str) -> None:
+    """The encoding of the terminal decides."""
     text = TextFormat(Terminal(encoding))
     assert b"+" in text.request(request_line())
     assert b"caf\\xe9" in text.line({**line(), "message": "café"})
 
 
 def test_fields_are_readable() -> None:
-    """Fields follow as key=value; what has spaces is quoted, objects are JSON, the trace id comes last."""
+    """Fields follow as key=value: quoted if they have spaces, objects as JSON, the trace id last."""
     shown = TextFormat(None).line({**line(a=1, b="two words", c="", d=[1], e="x"), "trace_id": "1a2b3c4d" * 4})
     assert shown.decode()[13:] == 'INFO  m  a=1 b="two words" c="" d=[1] e=x  1a2b3c4d\n'
 
 
 def test_text_cannot_be_forged() -> None:
-    """Line ends, escape sequences, direction marks and what nobody sees stand as escapes in what users send."""
+    """Line ends, escape sequences, direction marks and invisible characters are escaped."""
     for code in (*range(0x200B, 0x2010), *range(0x2060, 0x2065), *range(0x2066, 0x2070), 0xFEFF, 0xAD, 0x180E, 0xFFF9):
         assert legible_text(chr(code)) == (f"\\u{code:04x}" if code > 0xFF else f"\\x{code:02x}")
     assert legible_text("\U000e0041") == "\\U000e0041"
@@ -361,7 +361,7 @@ def test_text_cannot_be_forged() -> None:
 
 
 def test_a_stack_trace_is_indented() -> None:
-    """Each row of a stack trace has a mark that no line has; what else ends a row somewhere stands as an escape."""
+    """Each row of a stack trace starts with a mark that no line starts with; other line ends are escaped."""
     forged = "one\n12:00:00.000 INFO  x\n\ntwo\x1b\r12\u2028\x85\x0b\x1c\n"
     shown = TextFormat(None).line({**line(), "exception": {"stacktrace": forged}}).decode()
     rows = ["one", "12:00:00.000 INFO  x", "", "two\\x1b\\x0d12\\u2028\\x85\\x0b\\x1c"]
@@ -382,13 +382,13 @@ def test_a_stack_trace_is_indented() -> None:
     ],
 )
 def test_query_values_are_redacted(query: bytes | str, shown: str) -> None:
-    """Keys are kept, values only if the settings allow their key."""
+    """Names are kept, values only if the settings allow their name."""
     assert Redactor(capture_query_parameters=["page"]).query(query) == shown
 
 
 @given(st.binary(max_size=5000))
 def test_any_query_is_redacted(query: bytes) -> None:
-    """Whatever bytes come, no value is longer than REDACTED and the work is bounded."""
+    """For any bytes, no value is longer than REDACTED, and the work is bounded."""
     shown = DEFAULT_REDACTOR.query(query)
     assert len(shown) <= MAX_QUERY_BYTES
     assert all("REDACTED".startswith(part.partition("=")[2]) for part in shown.split("&"))

@@ -1,4 +1,4 @@
-"""The request line: encoded from what was taken down, it is the line that would have been built."""
+"""The fast encoder of request lines: its line is the one that would have been built."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ LINES = RequestLineEncoder(
 STARTED = 1_700_000_000_123_456_789
 
 
-def exchange_of(**facts: Any) -> RequestRecord:
-    """Build the record of a request that has ended well."""
+def record_of(**facts: Any) -> RequestRecord:
+    """Build the record of a successful request."""
     scope = {"type": "http", "path": "/", "headers": [], **facts.pop("scope", {})}
-    exchange = RequestRecord(scope, None, None, InternalErrors(), lambda _: None)  # type: ignore[arg-type]
-    exchange.status_code, exchange.outcome, exchange.duration = 200, "ok", 0.0015
-    exchange.started_ns = STARTED
+    record = RequestRecord(scope, None, None, InternalErrors(), lambda _: None)  # type: ignore[arg-type]
+    record.status_code, record.outcome, record.duration = 200, "ok", 0.0015
+    record.started_ns = STARTED
     for name, value in facts.items():
-        setattr(exchange, name, value)
-    return exchange
+        setattr(record, name, value)
+    return record
 
 
 @given(
@@ -40,23 +40,23 @@ def exchange_of(**facts: Any) -> RequestRecord:
     ids=st.sampled_from([("", ""), ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331")]),
     request_id=st.sampled_from(["", "request-1"]),
 )
-def test_what_was_taken_down_is_what_would_be_built(  # noqa: PLR0913, PLR0917 - what differs between requests
+def test_the_encoded_line_is_the_built_line(  # noqa: PLR0913, PLR0917 - what differs between requests
     path: str, agent: bytes | None, client: Any, endpoint: str, ids: tuple[str, str], request_id: str
 ) -> None:
-    """Both ways give the same object, whatever a client sends, and one line each."""
+    """Both ways give the same object, for any values of a client, and one line each."""
     headers = [] if agent is None else [(b"user-agent", agent)]
-    exchange = exchange_of(
+    record = record_of(
         scope={"path": path, "headers": headers, "client": client},
         endpoint=endpoint,
         trace_id=ids[0],
         span_id=ids[1],
         request_id=request_id,
     )
-    record = LINES.capture(exchange, "info")
-    assert record is not None
+    parts = LINES.capture(record, "info")
+    assert parts is not None
     fast, built = (
-        LINES.encode(record),
-        encode_line(LINES.build(exchange, "info", STARTED + 1_500_000)),
+        LINES.encode(parts),
+        encode_line(LINES.build(record, "info", STARTED + 1_500_000)),
     )
     assert json.loads(fast) == json.loads(built)
     assert fast.count(b"\n") == 1
@@ -64,47 +64,47 @@ def test_what_was_taken_down_is_what_would_be_built(  # noqa: PLR0913, PLR0917 -
     assert len(fast) <= 16_384
 
 
-def test_more_than_the_usual_is_not_taken_down() -> None:
-    """A query, an error and a stream need more care: their lines are built at once."""
+def test_other_requests_are_not_captured() -> None:
+    """Lines with a query, an error or a stream are built."""
     unusual: list[dict[str, Any]] = [
         {"scope": {"query_string": b"q=1"}},
         {"error_type": "ValueError"},
         {"ttfb": 0.1},
     ]
-    assert [LINES.capture(exchange_of(**facts), "info") for facts in unusual] == [None, None, None]
+    assert [LINES.capture(record_of(**facts), "info") for facts in unusual] == [None, None, None]
 
 
-def test_few_routes_are_remembered() -> None:
-    """However many route templates there are, the prepared pieces of a bounded number are kept."""
+def test_the_cache_of_routes_is_bounded() -> None:
+    """It is emptied when it is full."""
     lines = RequestLineEncoder({}, DEFAULT_REDACTOR, Timestamps())
     for number in range(MAX_CACHED_PARTS + 2):
-        record = lines.capture(exchange_of(endpoint=f"/{number}"), "info")
-        assert record is not None
-        assert json.loads(lines.encode(record))["fields"]["endpoint"] == f"/{number}"
+        parts = lines.capture(record_of(endpoint=f"/{number}"), "info")
+        assert parts is not None
+        assert json.loads(lines.encode(parts))["fields"]["endpoint"] == f"/{number}"
     assert len(lines._route_parts) == 2
 
 
-def test_few_clients_are_remembered() -> None:
-    """However many user agents come, a bounded number of short ones is kept."""
+def test_the_cache_of_clients_is_bounded() -> None:
+    """It is emptied when it is full, and keeps no long user agent."""
     lines = RequestLineEncoder({}, DEFAULT_REDACTOR, Timestamps())
     agents = [b"x" * 2000, *(b"agent %d" % number for number in range(MAX_CACHED_PARTS + 2))]
     for agent in agents:
-        record = lines.capture(exchange_of(scope={"headers": [(b"user-agent", agent)]}), "info")
-        assert record is not None
-        assert json.loads(lines.encode(record))["fields"]["user_agent"] == agent[:256].decode()
+        parts = lines.capture(record_of(scope={"headers": [(b"user-agent", agent)]}), "info")
+        assert parts is not None
+        assert json.loads(lines.encode(parts))["fields"]["user_agent"] == agent[:256].decode()
     assert len(lines._client_parts) == 2
 
 
-def test_what_is_kept_of_a_client_is_short() -> None:
-    """A proxy may pass on a megabyte as the address of a client: neither the queue nor the prepared pieces keep it."""
+def test_long_values_of_a_client_are_not_kept() -> None:
+    """A proxy may pass on a megabyte as the address of a client: neither queue nor cache keeps it."""
     lines = RequestLineEncoder({}, DEFAULT_REDACTOR, Timestamps())
-    record = lines.capture(
-        exchange_of(scope={"client": ("x" * 1_000_000, 0), "headers": [(b"user-agent", b"x" * 1_000_000)]}), "info"
+    parts = lines.capture(
+        record_of(scope={"client": ("x" * 1_000_000, 0), "headers": [(b"user-agent", b"x" * 1_000_000)]}), "info"
     )
-    assert record is not None
-    assert max(len(part) for part in record if isinstance(part, str | bytes)) < 1000
-    assert json.loads(lines.encode(record))["fields"]["remote_addr"] == "REDACTED"
-    record = lines.capture(exchange_of(scope={"client": ("x" * 1_000_000, 0)}), "info")
-    assert record is not None
-    lines.encode(record)
+    assert parts is not None
+    assert max(len(part) for part in parts if isinstance(part, str | bytes)) < 1000
+    assert json.loads(lines.encode(parts))["fields"]["remote_addr"] == "REDACTED"
+    parts = lines.capture(record_of(scope={"client": ("x" * 1_000_000, 0)}), "info")
+    assert parts is not None
+    lines.encode(parts)
     assert lines._client_parts == {}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Stream(io.TextIOWrapper):
-    """A standard output that keeps what it gets."""
+    """A standard output that collects what is written."""
 
     def __init__(self) -> None:
         self.raw_bytes = io.BytesIO()
@@ -39,7 +39,7 @@ class Stream(io.TextIOWrapper):
 
 
 def standard_output(monkeypatch: pytest.MonkeyPatch) -> Stream:
-    """Be the standard output, from within the test: pytest's capture sets its own after the fixtures."""
+    """Replace standard output from within the test: pytest sets its own after the fixtures."""
     found = Stream()
     monkeypatch.setattr(sys, "stdout", found)
     return found
@@ -84,7 +84,7 @@ def run(script: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 def test_lines_are_written_by_the_thread(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line is written without anybody's asking, by a thread that starts with the first line."""
+    """The first line starts the thread, which writes without a call to `flush`."""
     stream = standard_output(monkeypatch)
     assert threads() == 0
     for number in range(100):
@@ -96,7 +96,7 @@ def test_lines_are_written_by_the_thread(writer: LineWriter, monkeypatch: pytest
 
 
 def test_an_urgent_line_is_written_at_once_and_in_order(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When an urgent write returns, it and all before it stand in the output."""
+    """When an urgent write returns, this line and all before it are written."""
     stream = standard_output(monkeypatch)
     writer.write(b"first\n")
     writer.write(b"second\n", urgent=True)
@@ -104,7 +104,7 @@ def test_an_urgent_line_is_written_at_once_and_in_order(writer: LineWriter, monk
 
 
 def test_flush_and_close(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`flush` empties the queue, `close` ends the thread; a closed writer writes at once, an opened one queues."""
+    """`flush` empties the queue, `close` ends the thread; then lines are written at once, until `open`."""
     stream = standard_output(monkeypatch)
     writer.write(b"a\n")
     assert writer.flush(1.0)
@@ -122,7 +122,7 @@ def test_flush_and_close(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_line_may_be_encoded_later(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A record is encoded by the thread, or at once where lines are written at once; a full queue drops it."""
+    """A record is encoded by the thread, or by the caller of a closed writer; a full queue drops it."""
     stream = standard_output(monkeypatch)
     writer.enqueue("gathered", lambda record: f"{record}\n".encode())
     writer.enqueue("too", lambda record: f"{record}\n".encode())
@@ -135,7 +135,7 @@ def test_a_line_may_be_encoded_later(writer: LineWriter, monkeypatch: pytest.Mon
 
 
 def test_a_full_queue_drops_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What finds the queue full is dropped; every line is either written or counted."""
+    """Every line is either written or counted as dropped."""
     standard_output(monkeypatch)
     writer = LineWriter(limit=10)
     writer.open()
@@ -147,7 +147,7 @@ def test_a_full_queue_drops_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_standard_output_is_looked_up_at_each_write(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A redirection, also to a stream without bytes, gets the lines."""
+    """A redirection gets the lines, also to a stream without bytes."""
     redirected = io.StringIO()
     monkeypatch.setattr(sys, "stdout", redirected)
     writer.write("é\n".encode(), urgent=True)
@@ -155,7 +155,7 @@ def test_standard_output_is_looked_up_at_each_write(writer: LineWriter, monkeypa
 
 
 class Broken(io.StringIO):
-    """A stream that refuses."""
+    """A stream that raises."""
 
     def __init__(self, exc: Exception) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class Broken(io.StringIO):
 def test_a_broken_standard_output_never_raises(
     writer: LineWriter, monkeypatch: pytest.MonkeyPatch, broken: io.StringIO | None
 ) -> None:
-    """What standard output refuses is counted as dropped."""
+    """Lines that standard output refuses are counted as dropped."""
     monkeypatch.setattr(sys, "stdout", broken)
     writer.write(b"x\n")
     writer.write(b"y\n", urgent=True)
@@ -182,7 +182,7 @@ def test_a_broken_standard_output_never_raises(
 
 
 def test_a_line_written_while_writing_is_not_lost(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream that itself logs does not dead-lock; its line follows."""
+    """A stream that logs while it is written to causes no deadlock; its line follows."""
 
     class Chatty(io.StringIO):
         def write(self, text: str) -> int:
@@ -197,7 +197,7 @@ def test_a_line_written_while_writing_is_not_lost(writer: LineWriter, monkeypatc
 
 
 def test_an_urgent_line_does_not_wait_for_a_stuck_writer(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While another thread hangs in a write, an urgent line is left to it after a moment."""
+    """If another thread hangs in a write, an urgent line is left to that thread."""
     stream = standard_output(monkeypatch)
     monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.001)
     with writer._lock:
@@ -207,8 +207,8 @@ def test_an_urgent_line_does_not_wait_for_a_stuck_writer(writer: LineWriter, mon
     until(lambda: stream.text() == "x\n")
 
 
-def test_no_thread_to_be_had(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no thread can start, lines are written at once."""
+def test_without_threads_lines_are_written_at_once(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of threads is reached."""
     stream = standard_output(monkeypatch)
 
     def refuse(thread: threading.Thread) -> None:
@@ -221,7 +221,7 @@ def test_no_thread_to_be_had(writer: LineWriter, monkeypatch: pytest.MonkeyPatch
 
 
 def test_only_one_thread_starts(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that is there already is kept."""
+    """A thread that is running is kept."""
     standard_output(monkeypatch)
     writer.write(b"x\n")
     writer._start_thread()
@@ -240,7 +240,7 @@ class Log:
 
 
 def test_files_get_their_copies(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line goes to its file too, before it goes to standard output."""
+    """A line goes to its file first, then to standard output."""
     stream = standard_output(monkeypatch)
     log: Any = Log()
     writer.write(b"shown\n", file=log, copy=b"kept\n", urgent=True)
@@ -250,7 +250,7 @@ def test_files_get_their_copies(writer: LineWriter, monkeypatch: pytest.MonkeyPa
 
 
 def test_threads_and_urgent_lines_lose_nothing(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines of many threads, urgent and not, all arrive whole, each thread's in its order."""
+    """Lines of several threads, urgent or not, are complete and in the order of each thread."""
     stream = standard_output(monkeypatch)
 
     def work(name: int) -> None:
@@ -271,7 +271,7 @@ def test_threads_and_urgent_lines_lose_nothing(writer: LineWriter, monkeypatch: 
 
 @contextmanager
 def pipe_as_standard_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Have a real pipe as the process's standard output; give the end to read from."""
+    """Make standard output a real pipe. Yields the end to read from."""
     reading, writing = os.pipe()
     with os.fdopen(writing, "w", encoding="utf-8") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
@@ -281,7 +281,7 @@ def pipe_as_standard_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 
 def test_a_stopped_reader_does_not_stop_the_caller(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the pipe's reader stops, urgent lines return; when it reads again, every line arrives whole."""
+    """If nothing reads the pipe, urgent writes return; when it is read again, every line is complete."""
     monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.01)
     with pipe_as_standard_output(monkeypatch) as reading:
         for number in range(100):
@@ -298,10 +298,8 @@ def test_a_stopped_reader_does_not_stop_the_caller(writer: LineWriter, monkeypat
     assert (writer.written, writer.dropped) == (100, 0)
 
 
-def test_lines_that_wait_go_to_what_is_standard_output_then(
-    writer: LineWriter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the user puts a stream in the place of a pipe that is full, the thread goes on with that."""
+def test_queued_lines_go_to_the_new_standard_output(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that replaces a full pipe gets the lines."""
     monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.0)
     with pipe_as_standard_output(monkeypatch) as reading:
         writer.write(b"a" * 70_000 + b"\n", urgent=True)
@@ -316,8 +314,8 @@ def test_lines_that_wait_go_to_what_is_standard_output_then(
     assert writer.written + writer.dropped == 3
 
 
-def test_what_was_left_is_written_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an impatient caller left is bounded and goes out before newer lines, by whoever comes next."""
+def test_the_backlog_is_written_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines that standard output did not take go out before newer ones."""
     writer = LineWriter()
     with pipe_as_standard_output(monkeypatch) as reading:
         monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.0)
@@ -333,8 +331,8 @@ def test_what_was_left_is_written_first(monkeypatch: pytest.MonkeyPatch) -> None
     assert got == b"a" * 100_000 + b"\nb\n"
 
 
-def test_the_lowest_levels_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the reader has stopped, what waits is bounded in lines and bytes, and what is important stays, in order."""
+def test_the_backlog_drops_the_lowest_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is bounded in lines and bytes; what is kept stays in order."""
     monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.0)
     writer = LineWriter()
     writer._backlog = Backlog(max_lines=6, max_bytes=960)
@@ -357,8 +355,8 @@ def test_the_lowest_levels_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (writer.written, len(writer)) == (3, 0)
 
 
-def test_a_reader_that_goes_away_in_the_middle_of_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rest of the line is lost with those that wait, and counted once."""
+def test_a_reader_that_ends_in_the_middle_of_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of the line is lost with the queued lines, and each is counted once."""
     monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.0)
     writer = LineWriter()
     with pipe_as_standard_output(monkeypatch) as reading:
@@ -373,7 +371,7 @@ def test_a_reader_that_goes_away_in_the_middle_of_a_line(monkeypatch: pytest.Mon
 def test_a_standard_output_without_room_completes_its_line_later(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What a full disk refuses is lost, but for the rest of a line that has begun: it is ended when there is room."""
+    """A full disk loses lines, but the rest of a line that was started is written when there is room."""
     writer = LineWriter()
     with (tmp_path / "out").open("w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
@@ -399,8 +397,8 @@ def test_a_standard_output_without_room_completes_its_line_later(
     assert (writer.written, writer.dropped, len(writer)) == (2, 1, 0)
 
 
-def test_what_is_taken_in_part_is_counted_by_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whole lines are done, the one in the middle of which it stopped is left to be ended, the others to be offered."""
+def test_a_partial_write_is_counted_by_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whole lines are counted, the rest of the interrupted one is kept, the others are offered again."""
     output = StandardOutput()
     with (tmp_path / "out").open("w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
@@ -420,7 +418,7 @@ def test_what_is_taken_in_part_is_counted_by_line(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("kind", ["another user's pipe", "socket", "terminal"])
 def test_other_kinds_of_standard_output(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Pipes that cannot be opened again, sockets and terminals take what they can, and block nobody."""
+    """Pipes that cannot be opened again, sockets and terminals block no caller."""
     monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.01)
     lines = [b"%d " % number + b"x" * 5000 + b"\n" for number in range(300)]
     if kind == "socket":
@@ -455,8 +453,8 @@ def test_other_kinds_of_standard_output(monkeypatch: pytest.MonkeyPatch, kind: s
     assert (writer.written, writer.dropped, len(writer)) == (300, 0, 0)
 
 
-def test_a_line_that_cannot_be_encoded_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It is counted, for standard output and for its file."""
+def test_a_line_that_cannot_be_encoded_is_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """For standard output and for its file; other lines are written."""
     stream = standard_output(monkeypatch)
     file = LogFile(str(tmp_path / "app.log"), None, None, compress=False, on_internal_error=print)
     writer = LineWriter()
@@ -472,7 +470,7 @@ def test_a_line_that_cannot_be_encoded_takes_no_other_with_it(monkeypatch: pytes
 
 
 def test_errors_have_room_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A queue that nobody empties is full for errors last; what it refuses is counted for the file too."""
+    """A full queue takes some more errors; refused lines are counted for the file as well."""
     standard_output(monkeypatch)
     file = LogFile(str(tmp_path / "app.log"), None, None, compress=False, on_internal_error=print)
     writer = LineWriter(limit=10)
@@ -510,8 +508,8 @@ def test_a_closed_pipe_is_counted(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert message.startswith("fastapi-observe: nothing reads standard output any more (broken pipe); log lines are")
 
 
-def test_a_standard_output_that_is_closed_while_lines_wait(tmp_path: Path) -> None:
-    """The lines that wait are counted as lost; the thread and the log file go on, and the exit is silent."""
+def test_a_standard_output_that_is_closed_with_lines_queued(tmp_path: Path) -> None:
+    """They are counted as lost; the thread and the log file go on, and the exit is silent."""
     done = run(
         f"""
         import os, sys, threading, time
@@ -541,7 +539,7 @@ def test_a_standard_output_that_is_closed_while_lines_wait(tmp_path: Path) -> No
 
 
 def test_a_standard_output_without_a_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was put in the place of the process's own is a stream like any other."""
+    """It is written to as a stream."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "__stdout__", stream)
@@ -550,13 +548,13 @@ def test_a_standard_output_without_a_descriptor(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("step", ["_write_backlog", "_write_batch", "_write_stdout", "_collect"])
-def test_a_fault_of_ours_ends_neither_thread_nor_caller(
+def test_an_internal_error_ends_neither_thread_nor_caller(
     writer: LineWriter, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """Whatever raises inside the writer is counted; later lines are written."""
+    """It is reported, and later lines are written."""
     stream = standard_output(monkeypatch)
-    told: list[str] = []
-    writer.on_internal_error = lambda site, _: told.append(site)
+    reported: list[str] = []
+    writer.on_internal_error = lambda site, _: reported.append(site)
     log: Any = Log()
     real = getattr(writer, step)
 
@@ -567,14 +565,14 @@ def test_a_fault_of_ours_ends_neither_thread_nor_caller(
     writer.write(b"x\n", file=log)
     monkeypatch.setattr(writer, step, fail)
     writer.write(b"y\n", file=log)
-    until(lambda: told)
+    until(lambda: reported)
     writer.write(b"z\n", urgent=True, file=log)
     until(lambda: stream.text().endswith("z\n"))
-    assert told == ["logs.writer"]
+    assert reported == ["logs.writer"]
     assert threads() == 1
 
 
-def test_a_thread_that_has_died_is_started_anew(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_has_ended_is_replaced(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next line starts another."""
     stream = standard_output(monkeypatch)
     monkeypatch.setattr(threading, "excepthook", lambda _found: None)
@@ -590,17 +588,17 @@ def test_a_thread_that_has_died_is_started_anew(writer: LineWriter, monkeypatch:
 
 
 def test_the_exit_is_silent(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fault in the last moment is counted, not raised at the interpreter."""
-    told: list[str] = []
-    writer.on_internal_error = lambda site, _: told.append(site)
+    """An internal error at exit is reported, not raised."""
+    reported: list[str] = []
+    writer.on_internal_error = lambda site, _: reported.append(site)
     with monkeypatch.context() as patched:
         patched.setattr(writer, "flush", lambda _timeout: 1 / 0)
         writer._close_at_exit()
-    assert told == ["logs.writer"]
+    assert reported == ["logs.writer"]
 
 
 def test_a_file_as_standard_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file as standard output is always ready."""
+    """A file is always ready."""
     with (tmp_path / "out").open("w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         monkeypatch.setattr(sys, "__stdout__", stream)
@@ -609,8 +607,8 @@ def test_a_file_as_standard_output(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.undo()
 
 
-def test_what_waits_is_written_at_exit() -> None:
-    """A process that ends without closing loses no line, nor those of other exit handlers."""
+def test_queued_lines_are_written_at_exit() -> None:
+    """A process that ends without `close` loses no line, nor those of other exit handlers."""
     done = run(
         """
         import atexit
@@ -625,7 +623,7 @@ def test_what_waits_is_written_at_exit() -> None:
 
 
 def test_fork() -> None:
-    """A forked child begins with an empty queue and a thread of its own; the parent's lines are the parent's."""
+    """A forked child starts with an empty queue; the parent writes its own lines."""
     done = run(
         """
         import os
@@ -650,7 +648,7 @@ def test_fork() -> None:
 
 
 def test_a_forked_child_writes_at_once() -> None:
-    """A child that ends with `os._exit`, as those of multiprocessing do, loses nothing; `open` lets it gather again."""
+    """A child that ends with `os._exit`, as those of multiprocessing do, loses nothing; after `open` it queues."""
     done = run(
         """
         import os, threading

@@ -1,4 +1,4 @@
-"""What others do to loguru and `logging` after install: forks, handlers removed, logging configured anew."""
+"""Capture of loguru and `logging`: forks, removed handlers, logging that is configured after install."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import test_logs
 from loguru import logger
-from test_logs import Installed, Lines, exchange_of, inside, restore_uvicorn
+from test_logs import Installed, Lines, inside, record_of, restore_uvicorn
 
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.logs.capture import LogCapture
@@ -54,18 +54,18 @@ def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def messages(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """Read the messages of the lines on standard output."""
+    """Return the messages of the lines on standard output."""
     return [json.loads(row)["message"] for row in done.stdout.splitlines()]
 
 
 def shown(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """Read the messages that loguru's default handler wrote."""
+    """Return the messages that loguru's default handler wrote."""
     return [row.split(" - ")[-1] for row in done.stderr.splitlines()]
 
 
 @pytest.fixture
 def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Return a function that gives the root logger exactly some handlers; all is as before at the end."""
+    """Return a function that sets the handlers of the root logger until the end of the test."""
     level = logging.root.level
     yield lambda *handlers: monkeypatch.setattr(logging.root, "handlers", list(handlers))
     logging.root.setLevel(level)
@@ -75,7 +75,7 @@ def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
 
 def test_the_children_of_multiprocessing_lose_nothing() -> None:
-    """Forked processes and pools end with `os._exit`: all their lines are written, by loguru, logging and ours."""
+    """Forked processes and pools end with `os._exit`: all their lines are written, of any logger."""
     done = run(
         """
         import multiprocessing
@@ -100,8 +100,8 @@ def test_the_children_of_multiprocessing_lose_nothing() -> None:
     assert sorted(messages(done)) == sorted(["parent", *wanted])
 
 
-def test_a_forked_server_worker_gathers_again() -> None:
-    """A worker forked from a process that had installed (gunicorn --preload) has its thread after `start`."""
+def test_a_forked_server_worker_queues_again() -> None:
+    """A worker of a process that had installed (gunicorn --preload) has a thread after `start`."""
     done = run(
         """
         logs.start()
@@ -124,7 +124,7 @@ def test_a_forked_server_worker_gathers_again() -> None:
 
 
 def test_the_default_handler_is_silent_while_installed() -> None:
-    """The handler of loguru says nothing between start and close, however often, and is heard afterwards."""
+    """The default handler of loguru writes nothing between start and close, and writes again afterwards."""
     done = run(
         """
         for _ in range(2):
@@ -142,7 +142,7 @@ def test_the_default_handler_is_silent_while_installed() -> None:
 
 @pytest.mark.parametrize("remove", ["logger.remove(0)", "logger.remove()"])
 def test_a_user_may_remove_the_default_handler(remove: str) -> None:
-    """Programs that begin like loguru's manual run on, before and after install; what they removed stays away."""
+    """As in loguru's manual, before and after install; it is not restored then."""
     after = run(f"logs.start(); {remove}; logs.log.error('ours'); logs.close(); logger.error('nobody listens')")
     before = run(f"{remove}; logs.start(); logger.error('ours'); logs.close(); logger.error('nobody listens')")
     for done in (after, before):
@@ -159,8 +159,8 @@ def test_a_user_may_remove_the_default_handler(remove: str) -> None:
         "logger.configure(handlers=[{'sink': sys.stderr, 'format': '{message}'}])",
     ],
 )
-def test_our_handlers_come_back(configure: str) -> None:
-    """Whoever sets loguru up after install has his handlers and our lines: from our logger's next call or the start."""
+def test_removed_handlers_are_added_again(configure: str) -> None:
+    """When loguru is configured after install, the next call of our logger, or the start, adds our handlers again."""
     script = f"logs.start(); {configure}; %s; logger.info('loguru'); logs.log.debug('unwanted'); logs.flush(1)"
     by_call, by_start = run(script % "logs.log.info('ours')"), run(script % "logs.start()")
     assert messages(by_call) == ["ours", "loguru"]
@@ -171,8 +171,8 @@ def test_our_handlers_come_back(configure: str) -> None:
     assert (closed.stdout, closed.stderr) == ("", "theirs\n")
 
 
-def test_a_loguru_whose_handlers_cannot_be_muted() -> None:
-    """Where loguru's inside is not as known, the default handler is removed and added anew."""
+def test_without_private_names_the_default_handler_is_removed() -> None:
+    """It is added again at the end."""
     done = run(
         """
         from fastapi_observe.internal import loguru
@@ -193,7 +193,7 @@ def test_a_loguru_whose_handlers_cannot_be_muted() -> None:
 
 
 def test_handler_0_may_be_the_users_own() -> None:
-    """With LOGURU_AUTOINIT off there is no default handler: handler 0 keeps talking."""
+    """With LOGURU_AUTOINIT off there is no default handler: handler 0 is not silenced."""
     done = run(
         "logger.add(sys.stderr); logs.start(); logger.error('both'); logs.close(); logger.error('theirs')",
         LOGURU_AUTOINIT="0",
@@ -201,8 +201,8 @@ def test_handler_0_may_be_the_users_own() -> None:
     assert (messages(done)[1:], shown(done)) == (["both"], ["both", "theirs"])
 
 
-def test_a_childs_lock_is_its_own() -> None:
-    """A fork while another thread holds the capture's lock leaves a lock that can be taken."""
+def test_a_forked_child_has_a_new_lock() -> None:
+    """The parent may have held it."""
     capture = LogCapture()
     with capture._lock:
         capture._reset_lock()
@@ -213,7 +213,7 @@ def test_a_childs_lock_is_its_own() -> None:
 
 
 def deep_traceback(reason: str, frames: int = 200) -> str:
-    """Write a traceback as uvicorn logs it when a startup fails."""
+    """Return a traceback as uvicorn logs it when a startup fails."""
     frame = '  File "/srv/app/main.py", line 7, in start\n    await connect()\n'
     return f"Traceback (most recent call last):\n{frame * frames}{reason}\n"
 
@@ -222,7 +222,7 @@ def deep_traceback(reason: str, frames: int = 200) -> str:
 def test_a_message_that_is_a_traceback_keeps_its_end(
     make: Make, lines: Lines, root: Callable[..., None], how: str
 ) -> None:
-    """The reason at the end of a long traceback is the message; the stack trace is where stack traces are."""
+    """The last line of a long traceback is the message; the traceback is the stack trace."""
     root()
     logs = make()
     text = deep_traceback("shop.db.NoDatabase: no route to host\nfirst: look\n  at the cable")
@@ -243,7 +243,7 @@ def test_a_message_that_is_a_traceback_keeps_its_end(
 
 
 def test_odd_tracebacks_in_messages(make: Make, lines: Lines, root: Callable[..., None]) -> None:
-    """Chained, torn and short ones are understood; beside a real exception the text stays a message."""
+    """Chained, incomplete and short ones are parsed; with a real exception the text stays the message."""
     root()
     make()
     chained = deep_traceback("KeyError: 1", 1) + "\nDuring handling of it:\n\n" + deep_traceback("Stop", 1)
@@ -251,15 +251,15 @@ def test_odd_tracebacks_in_messages(make: Make, lines: Lines, root: Callable[...
     for text in (chained, "Traceback (most recent call last):", deep_traceback("", 1).rstrip()):
         log.error(text)
     log.error(chained, exc_info=ValueError("real"))
-    told = lines()
-    assert [line["message"] for line in told] == [
+    rows = lines()
+    assert [line["message"] for line in rows] == [
         "Stop",
         "Traceback (most recent call last):",
         "    await connect()",
         chained.rstrip(),
     ]
-    assert told[0]["exception"] == {"type": "Stop", "message": "", "stacktrace": chained.rstrip()}
-    assert told[3]["exception"]["message"] == "real"
+    assert rows[0]["exception"] == {"type": "Stop", "message": "", "stacktrace": chained.rstrip()}
+    assert rows[3]["exception"]["message"] == "real"
     assert parse_traceback_message("Traceback? No.", DEFAULT_REDACTOR) is None
 
 
@@ -275,14 +275,14 @@ UVICORN_LINES: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
 
 @pytest.fixture
 def served() -> Iterator[None]:
-    """Leave uvicorn's loggers as they were."""
+    """Restore uvicorn's loggers."""
     yield
     restore_uvicorn()
 
 
 @pytest.mark.usefixtures("served")
-def test_websocket_access_lines_give_way_to_ours(make: Make, lines: Lines) -> None:
-    """The lines of uvicorn about an accepted or refused WebSocket are left out like its access lines."""
+def test_websocket_access_lines_are_left_out(make: Make, lines: Lines) -> None:
+    """Like uvicorn's other access lines."""
     make()
     for name, message, args in UVICORN_LINES:
         logging.getLogger(name).info(message, *args)
@@ -292,7 +292,7 @@ def test_websocket_access_lines_give_way_to_ours(make: Make, lines: Lines) -> No
 
 @pytest.mark.usefixtures("served")
 def test_access_lines_show_no_query_values(make: Make, lines: Lines) -> None:
-    """Where access lines are written, their queries are redacted as in ours."""
+    """Queries in access lines are redacted."""
     logs = make(log_requests=False, capture_query_parameters=("page",))
     for name, message, args in UVICORN_LINES:
         logging.getLogger(name).info(message, *args)
@@ -304,8 +304,8 @@ def test_access_lines_show_no_query_values(make: Make, lines: Lines) -> None:
     ]
 
 
-def test_a_request_line_that_cannot_be_built_is_one_all_the_same(make: Make, lines: Lines) -> None:
-    """A fault in the writer's thread is counted and leaves a line with the URL."""
+def test_a_request_line_that_cannot_be_encoded(make: Make, lines: Lines) -> None:
+    """The internal error is counted, and a line with the URL is written."""
     logs = make()
     record: Any = SimpleNamespace(path="/orders/7")
     line = json.loads(logs._encode_request(record))
@@ -318,7 +318,7 @@ def test_a_request_line_that_cannot_be_built_is_one_all_the_same(make: Make, lin
 
 
 def test_logging_configured_after_install(make: Make, lines: Lines, root: Callable[..., None]) -> None:
-    """After `dictConfig` or `basicConfig(force=True)` start takes the root over again; close gives the new one back."""
+    """After `dictConfig` or `basicConfig(force=True)` start captures the root again; close restores the new one."""
     first = logging.StreamHandler(sys.stderr)
     root(first)
     logs = make()
@@ -340,7 +340,7 @@ def test_logging_configured_after_install(make: Make, lines: Lines, root: Callab
 
 
 def test_a_handler_with_filters_stays(make: Make, root: Callable[..., None]) -> None:
-    """A stream handler that was given filters is someone's own work, not the plain one of `basicConfig`."""
+    """It was made by the user, not by `basicConfig`."""
     filtered, plain = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stdout)
     filtered.addFilter(lambda record: False)
     root(filtered, plain)
@@ -353,11 +353,11 @@ def test_a_handler_with_filters_stays(make: Make, root: Callable[..., None]) -> 
 
 
 def test_each_apps_logger_writes_as_its_app(make: Make, lines: Lines) -> None:
-    """A line of an app's own logger is that app's, at its level, wherever it is called; closed, another's."""
+    """A line of an app's logger is that app's, at its level, also in a request of another app."""
     quiet, loud = make(service_name="quiet", log_level="error"), make(service_name="loud", log_level="debug")
     loud.log.with_fields(x=1).debug("outside")
     quiet.log.info("unwanted")
-    with inside(exchange_of(observability=Installed(quiet))):
+    with inside(record_of(observability=Installed(quiet))):
         loud.log.info("inside the other's request")
         logger.info("unwanted too")
     logger.error("the first one open")

@@ -1,4 +1,4 @@
-"""Disks that are full, gone or read-only, and a standard output that nobody reads: the app goes on, all is counted."""
+"""Full, removed and read-only disks, and a standard output that is not read: the app goes on, all lines are counted."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ APP = """
 
 
 def run(script: str, path: Path, shown: Path, stdout: Any = subprocess.PIPE, **options: str | None) -> tuple[Any, str]:
-    """Run an app that logs to `path`; return its counts by signal, and standard output."""
+    """Run an app that logs to `path`. Returns its counts by signal, and standard output."""
     command = [
         sys.executable,
         "-c",
@@ -81,7 +81,7 @@ def run(script: str, path: Path, shown: Path, stdout: Any = subprocess.PIPE, **o
 
 
 def found_in(folder: Path) -> list[dict[str, Any]]:
-    """Read every line of every log file in `folder`: whole, valid, once."""
+    """Parse the lines of all log files in a directory: complete, valid, once."""
     lines = []
     for each in sorted(folder.glob("*.log*")):
         if each.suffix not in {".log", ".gz"}:  # its lines still are in the file that it was to take the place of
@@ -95,19 +95,19 @@ def found_in(folder: Path) -> list[dict[str, Any]]:
 
 
 def check(counts: Any, folder: Path, standard_output: str) -> list[dict[str, Any]]:
-    """Check that what is in the files was counted, all else as dropped, and that this was told without contents."""
+    """Check that lines in the files were counted, all others as dropped, and that this was logged without contents."""
     lines = found_in(folder)
     assert counts["log_file"]["exported_total"] == len(lines)
     rows = [json.loads(row) for row in standard_output.splitlines()]
     assert counts["logs"]["exported_total"] == counts["log_file"]["produced_total"] == len(rows)
-    told = [row["message"] for row in rows if row["message"] != "secret"]
-    assert 1 <= len(told) <= 2
-    assert not any("secret" in each for each in told)
+    messages = [row["message"] for row in rows if row["message"] != "secret"]
+    assert 1 <= len(messages) <= 2
+    assert not any("secret" in each for each in messages)
     return lines
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    """Lines that find no room are counted, nothing is torn; within a second of there being room lines are written."""
+    """Lines are counted as dropped, none is torn, and within a second of there being room lines are written."""
     with tmpfs(tmp_path / "disk", "size=2m") as disk:
         script = """
             filler = path.parent / "filler"
@@ -129,7 +129,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_a_limit_of_file_size(tmp_path: Path) -> None:
-    """What the system lets a file take of a batch is removed again, and lines are written when the limit is gone."""
+    """A batch that the system takes only a part of is removed again; without the limit lines are written."""
     script = """
         fail(0, 300)
         resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 100, -1))
@@ -146,7 +146,7 @@ def test_a_limit_of_file_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["app.log", "app.{pid}.log"])
 def test_a_file_system_that_becomes_read_only(tmp_path: Path, name: str) -> None:
-    """While nothing can be written all is counted; when it can be again, within a second it is."""
+    """Lines are counted as dropped, and written within a second of its being writable again."""
     with tmpfs(tmp_path / "disk", "size=2m") as disk:
         script = f"""
             fail(0, 20)
@@ -163,8 +163,8 @@ def test_a_file_system_that_becomes_read_only(tmp_path: Path, name: str) -> None
     assert "Read-only file system" in shown
 
 
-def test_a_folder_that_is_removed(tmp_path: Path) -> None:
-    """The folder is made again; where it cannot be, lines are counted until it can."""
+def test_a_directory_that_is_removed(tmp_path: Path) -> None:
+    """It is created again; until that is possible, lines are counted as dropped."""
     script = """
         fail(0, 20)
         shutil.rmtree(path.parent)
@@ -184,8 +184,8 @@ def test_a_folder_that_is_removed(tmp_path: Path) -> None:
     assert shown.count(": Not a directory. Lines are dropped") == 1
 
 
-def test_a_standard_output_that_nobody_reads(tmp_path: Path) -> None:
-    """The loop goes on, errors are in the file before the call returns, what is lost has the lowest levels."""
+def test_a_standard_output_that_is_not_read(tmp_path: Path) -> None:
+    """The loop goes on, errors are in the file before the call returns, the lowest levels are dropped."""
     script = """
         import asyncio, logging
         logging.getLogger("asyncio").setLevel("WARNING")
@@ -232,7 +232,7 @@ def test_a_standard_output_that_nobody_reads(tmp_path: Path) -> None:
 
 
 def test_a_standard_output_on_a_full_disk(tmp_path: Path) -> None:
-    """What standard output refuses is counted there, and is in the file."""
+    """Lines that standard output refuses are counted there, and are in the file."""
     script = """
         fail(0, 50)
         end()

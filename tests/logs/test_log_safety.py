@@ -1,4 +1,4 @@
-"""What a client, or an object, says cannot forge a line, make two of one, or make the log call itself."""
+"""No value of a client or an object can forge a line, split one in two, or recurse."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CORPUS = (
 
 
 def hidden(character: str) -> bool:
-    """Tell whether a character moves the cursor, ends a line, turns the text or starts a command of a terminal."""
+    """Return whether a character moves the cursor, ends a line, turns the text or starts a terminal command."""
     code = ord(character)
     return (
         (code < 32 and character != "\n")
@@ -52,8 +52,8 @@ def hidden(character: str) -> bool:
     )
 
 
-def say(seen: Seen, text: str) -> None:
-    """Write `text` in every way there is: as message, field, name, exception; by ours, loguru and logging."""
+def log_everywhere(seen: Seen, text: str) -> None:
+    """Log `text` as message, field, name and exception, by our logger, loguru and `logging`."""
     log = seen.observe.log
     log.info(text, field=text, nested={text: [text]})
     logger.info(text)
@@ -72,10 +72,10 @@ def say(seen: Seen, text: str) -> None:
 
 @pytest.mark.parametrize("text", CORPUS, ids=range(len(CORPUS)))
 def test_a_json_line_is_one_line(observed: Callable[..., Seen], text: str, tmp_path: Path) -> None:
-    """On standard output and in the file: each line is one JSON object, none has the level that was forged."""
+    """On standard output and in the file each line is one JSON object, and none has the forged level."""
     file = tmp_path / "shop.log"
     seen = observed(FastAPI(), log_file=str(file), log_format="json")
-    say(seen, text)
+    log_everywhere(seen, text)
     seen.observe.flush()
     lines = seen.lines
     assert len(lines) in {5, 8}
@@ -89,12 +89,12 @@ def test_a_json_line_is_one_line(observed: Callable[..., Seen], text: str, tmp_p
 
 
 @pytest.mark.parametrize("text", CORPUS, ids=range(len(CORPUS)))
-def test_a_text_line_shows_what_is_hidden(
+def test_hidden_characters_are_escaped_in_text(
     observed: Callable[..., Seen], text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What would move the cursor or turn the text is shown as an escape; a new line begins with a time or a blank."""
+    """A new line starts with a time or a blank."""
     seen = observed(FastAPI(), log_format="text")
-    say(seen, text)
+    log_everywhere(seen, text)
     seen.observe.flush()
     written = capsys.readouterr().out
     assert not [character for character in written if hidden(character)]
@@ -103,7 +103,7 @@ def test_a_text_line_shows_what_is_hidden(
 
 
 @pytest.mark.parametrize("text", CORPUS, ids=range(len(CORPUS)))
-def test_a_request_cannot_forge(observed: Callable[..., Seen], text: str) -> None:
+def test_a_request_cannot_forge_a_line(observed: Callable[..., Seen], text: str) -> None:
     """Path, query, user agent and method are values of one line."""
     seen = observed(app := FastAPI(), log_format="json")
     raw = text.encode("utf-8", "surrogatepass")
@@ -118,8 +118,8 @@ def test_a_request_cannot_forge(observed: Callable[..., Seen], text: str) -> Non
 # Nothing calls itself
 
 
-class SaysSo:
-    """An object that logs whenever it is looked at."""
+class Chatty:
+    """An object that logs when it is converted to text, and when it is deleted."""
 
     def __init__(self, how: Callable[[str], object]) -> None:
         self._how = how
@@ -136,14 +136,14 @@ class SaysSo:
 
 @pytest.mark.parametrize("how", ["ours", "loguru", "logging"])
 def test_an_object_that_logs_while_it_is_logged(observed: Callable[..., Seen], how: str) -> None:
-    """Its text, its end: every call is one line, and none waits for itself."""
+    """Each call is one line, and none waits for itself."""
     seen = observed(FastAPI())
     say_it: dict[str, Callable[[str], object]] = {
         "ours": seen.observe.log.info,
         "loguru": logger.info,
         "logging": logging.getLogger("user").warning,
     }
-    speaking = SaysSo(say_it[how])
+    speaking = Chatty(say_it[how])
     seen.observe.log.info("first", thing=speaking)
     logging.getLogger("user").warning("second %s", speaking)
     del speaking  # pytest's own handler keeps it alive in its records
@@ -153,19 +153,19 @@ def test_an_object_that_logs_while_it_is_logged(observed: Callable[..., Seen], h
 
 
 def test_a_sink_and_a_handler_that_log(observed: Callable[..., Seen]) -> None:
-    """Of the user's own: what they say while they are told something is a line too, and there it ends."""
+    """A sink or handler of the user may log: one more line, without end of recursion."""
     seen = observed(FastAPI())
-    told: list[str] = []
+    messages: list[str] = []
 
     def sink(message: Any) -> None:
-        told.append(str(message.record["message"]))
-        if "again" not in told[-1]:
+        messages.append(str(message.record["message"]))
+        if "again" not in messages[-1]:
             logging.getLogger("user").warning("sink again")
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            told.append(record.getMessage())
-            if "again" not in told[-1]:
+            messages.append(record.getMessage())
+            if "again" not in messages[-1]:
                 seen.observe.log.info("handler again")
 
     handler, number = Handler(), logger.add(sink, format="{message}")

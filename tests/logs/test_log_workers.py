@@ -1,4 +1,4 @@
-"""One log file for many worker processes: every line once and whole, whoever is killed in the middle of whatever."""
+"""One log file of several worker processes: every line once and whole, whichever process is killed at any moment."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ HERD = """
         file = log_file(lambda site, exc: os._exit(3))
         writer = LineWriter()
         writer.open()
-        told = os.open(acks / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        acknowledged = os.open(acks / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         number = 0
         while os.getppid() == parent:  # who is left alone ends
             for _ in range(STEP):
@@ -53,7 +53,7 @@ HERD = """
                 writer.flush(1.0)
             if any(file.dropped.values()):
                 os._exit(4)
-            os.write(told, b"%d\\n" % number)
+            os.write(acknowledged, b"%d\\n" % number)
 
     def start(slot, again):
         child = os.fork()
@@ -74,11 +74,11 @@ HERD = """
         return total
 
     running = {start(slot, 0): (slot, 0) for slot in range(WORKERS)}
-    kills = told = 0
-    while told < lines:
+    kills = acknowledged = 0
+    while acknowledged < lines:
         time.sleep(draw.random() * pause)
-        before, told = told, acked()
-        if told - before < STEP:  # on a busy machine a worker needs longer than this to say anything
+        before, acknowledged = acknowledged, acked()
+        if acknowledged - before < STEP:  # on a busy machine a worker needs longer than this to acknowledge a line
             continue
         child = draw.choice(sorted(running))
         os.kill(child, signal.SIGKILL)
@@ -99,7 +99,7 @@ HERD = """
 
 
 def lines_in(folder: Path) -> list[bytes]:
-    """Return every line of every file of a folder, each with its end."""
+    """Return every line of every file of a directory, with its end."""
     data = []
     for each in folder.iterdir():
         assert each.suffix in {".log", ".gz"}, f"{each.name} was left behind"
@@ -109,7 +109,7 @@ def lines_in(folder: Path) -> list[bytes]:
 
 
 def run(script: str, *arguments: object, seconds: int = 60, **options: Any) -> str:
-    """Run `script` in a process of its own; return what it prints."""
+    """Run `script` in a process of its own. Returns its output."""
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
     done: subprocess.CompletedProcess[str] = subprocess.run(  # noqa: S603 - our own script
         command, capture_output=True, text=True, timeout=seconds, check=False, **options
@@ -119,7 +119,7 @@ def run(script: str, *arguments: object, seconds: int = 60, **options: Any) -> s
 
 
 def test_no_acknowledged_line_is_lost(tmp_path: Path) -> None:
-    """Workers are killed while they write, rotate and compress: what was acknowledged is there, once and whole."""
+    """Workers are killed while they write, rotate and compress: acknowledged lines are there, once and whole."""
     logs, acks = tmp_path / "logs", tmp_path / "acks"
     logs.mkdir()
     acks.mkdir()
@@ -129,10 +129,12 @@ def test_no_acknowledged_line_is_lost(tmp_path: Path) -> None:
     counts = Counter((row["who"], row["number"]) for row in map(json.loads, found))
     assert all(line.endswith(b"\n") for line in found)
     assert (dropped, max(counts.values())) == ("0", 1)
-    told = {each.name: int(each.read_bytes().split()[-1]) for each in acks.iterdir() if each.read_bytes()}
-    lost = [(who, number) for who, last in told.items() for number in range(1, last + 1) if not counts[who, number]]
+    acknowledged = {each.name: int(each.read_bytes().split()[-1]) for each in acks.iterdir() if each.read_bytes()}
+    lost = [
+        (who, number) for who, last in acknowledged.items() for number in range(1, last + 1) if not counts[who, number]
+    ]
     assert not lost
-    assert sum(told.values()) >= lines
+    assert sum(acknowledged.values()) >= lines
     assert len(list(logs.iterdir())) > 20
     print(f"\n{len(found)} lines, {len(list(logs.iterdir()))} files, {kills} kills")  # noqa: T201 - a figure
 
@@ -163,21 +165,21 @@ STEPS = """
         for name in ("open", "write", "rename", "unlink", "ftruncate", "utime"):
             setattr(os, name, watched(getattr(os, name)))
 
-    def work(step, told):
-        tell = os.write
+    def work(step, acknowledged):
+        write_all = os.write
         die_at(step)
         file = log_file()
         for number in range(12):
             file.write([BEGIN + b'"who":%d,"number":%d,"text":"%s"}\\n' % (step, number, b"x" * 30)])
-            tell(told, b"%d %d\\n" % (step, number))
+            write_all(acknowledged, b"%d %d\\n" % (step, number))
             file.rotated_files.clean_up(file.path.parent)
         os._exit(7)
 
-    told = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    acknowledged = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for step in itertools.count(1):
         child = os.fork()
         if not child:
-            work(step, told)
+            work(step, acknowledged)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if code == 7:
             break
@@ -190,14 +192,14 @@ STEPS = """
 
 
 def test_a_process_may_die_at_every_step(tmp_path: Path) -> None:
-    """Whichever call a writer dies in, of all that write, rotate and compress: what it had written is there, once."""
+    """A writer ends in each call that writes, rotates and compresses: lines written before are there, once."""
     logs = tmp_path / "logs"
     logs.mkdir()
-    steps = run(STEPS, logs / "shop.log", tmp_path / "told")
+    steps = run(STEPS, logs / "shop.log", tmp_path / "acknowledged")
     assert int(steps) > 50
     counts = Counter((row["who"], row["number"]) for row in map(json.loads, lines_in(logs)))
     assert max(counts.values()) == 1
-    for row in (tmp_path / "told").read_text().splitlines():
+    for row in (tmp_path / "acknowledged").read_text().splitlines():
         who, number = map(int, row.split())
         assert counts[who, number] == 1
 
@@ -219,7 +221,7 @@ async def x(number: int, log: LogDep) -> int:
 
 
 def test_the_workers_of_a_server_share_one_file(tmp_path: Path) -> None:
-    """`uvicorn --workers 3` writes to exactly the file that was named, and each line is there once."""
+    """`uvicorn --workers 3` writes to exactly the given file, each line once."""
     (tmp_path / "shop.py").write_text(APP)
     port = free_port()
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -253,7 +255,7 @@ def test_the_workers_of_a_server_share_one_file(tmp_path: Path) -> None:
 
 
 def answers(server: Server) -> bool:
-    """Tell whether the server is up."""
+    """Return whether the server responds."""
     with suppress(OSError, http.client.HTTPException):
         return server.get("/x/0")[0] == 200
     return False

@@ -1,4 +1,4 @@
-"""The log signal: every record of the process is one line of the contract, with the ids of its request."""
+"""The logs signal: each record of the process is one line, with the ids of its request."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 @pytest.fixture
 def lines(capsys: pytest.CaptureFixture[str]) -> Lines:
-    """Return a function that reads the lines written since its last call; standard error must be empty."""
+    """Return a function that parses the lines since its last call. Standard error must be empty."""
 
     def read() -> list[dict[str, Any]]:
         written = capsys.readouterr()
@@ -57,7 +57,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> Lines:
 
 @pytest.fixture
 def make() -> Iterator[Callable[..., LogService]]:
-    """Return a function that starts a log signal with the given settings; all are closed at the end."""
+    """Return a function that starts a log service with the given settings. All are closed at the end."""
     made: list[LogService] = []
 
     def build(**settings: Any) -> LogService:
@@ -74,11 +74,11 @@ def make() -> Iterator[Callable[..., LogService]]:
 
 
 async def nothing(*args: Any) -> Message:
-    """Be a receive or send that no one calls."""
+    """Receive or send nothing."""
     return {}
 
 
-def exchange_of(kind: type[RequestRecord] = RequestRecord, **facts: Any) -> RequestRecord:
+def record_of(kind: type[RequestRecord] = RequestRecord, **facts: Any) -> RequestRecord:
     """Build the record of a request that has ended."""
     scope = {
         "type": "http",
@@ -89,7 +89,7 @@ def exchange_of(kind: type[RequestRecord] = RequestRecord, **facts: Any) -> Requ
         "client": ("192.0.2.1", 4711),
         **facts.pop("scope", {}),
     }
-    exchange = kind(scope, nothing, nothing, InternalErrors(), lambda _: None)  # type: ignore[arg-type]
+    record = kind(scope, nothing, nothing, InternalErrors(), lambda _: None)  # type: ignore[arg-type]
     known = {
         "endpoint": "/orders/{order_id}",
         "status_code": 200,
@@ -102,21 +102,21 @@ def exchange_of(kind: type[RequestRecord] = RequestRecord, **facts: Any) -> Requ
         "request_id": "request-1",
     }
     for name, value in {**known, **facts}.items():
-        setattr(exchange, name, value)
-    return exchange
+        setattr(record, name, value)
+    return record
 
 
 class Installed:
-    """Stands for `Observability`: has the log signal."""
+    """An `Observability` with nothing but a log service."""
 
     def __init__(self, logs: LogService | None) -> None:
         self.logs = logs
 
 
 @contextmanager
-def inside(exchange: RequestRecord, span: bool = False) -> Iterator[None]:  # noqa: FBT001, FBT002 - read at the call
-    """Be inside a request, perhaps with a span."""
-    context = otel_context.set_value(CONTEXT_KEY, exchange.current)
+def inside(record: RequestRecord, span: bool = False) -> Iterator[None]:  # noqa: FBT001, FBT002 - read at the call
+    """Run a block inside a request, with or without a span."""
+    context = otel_context.set_value(CONTEXT_KEY, record.current)
     if span:
         ids = SpanContext(int(TRACE, 16), int("1", 16), is_remote=False, trace_flags=TraceFlags(0))
         context = trace.set_span_in_context(NonRecordingSpan(ids), context)
@@ -136,11 +136,11 @@ def fail() -> NoReturn:
 
 
 def test_the_request_line(make: Callable[..., LogService], lines: Lines) -> None:
-    """One line per request says what the contract says, its query values redacted."""
+    """It has all documented keys, with redacted query values."""
     logs = make(capture_query_parameters=("page",))
-    logs.on_request_start(exchange_of())
-    logs.on_response_start(exchange_of())
-    logs.on_request_end(exchange_of())
+    logs.on_request_start(record_of())
+    logs.on_response_start(record_of())
+    logs.on_request_end(record_of())
     assert logs.flush(1.0)
     (line,) = lines()
     assert line.pop("timestamp").endswith("Z")
@@ -186,23 +186,23 @@ def test_the_request_line(make: Callable[..., LogService], lines: Lines) -> None
     ],
 )
 def test_the_outcome_decides_the_level(make: Callable[..., LogService], lines: Lines, outcome: str, level: str) -> None:
-    """Failures of ours are errors, those of clients warnings."""
+    """Server errors are errors, those of clients warnings."""
     logs = make()
-    logs.on_request_end(exchange_of(outcome=outcome, error_type="X"))
+    logs.on_request_end(record_of(outcome=outcome, error_type="X"))
     logs.flush(1.0)
     (line,) = lines()
     assert (line["level"], line["fields"]["error_type"]) == (level, "X")
 
 
-def test_a_request_with_little_or_much_to_tell(make: Callable[..., LogService], lines: Lines) -> None:
-    """What is not known is null or missing; a stream has its first byte, a failure its exception."""
+def test_optional_fields_of_a_request(make: Callable[..., LogService], lines: Lines) -> None:
+    """Unknown values are null or missing; a stream has its first byte, a failure its exception."""
     logs = make()
     bare: dict[str, Any] = {"headers": [], "client": None, "query_string": b"", "path": "/" + "x" * 2000}
-    logs.on_request_end(exchange_of(scope=bare, trace_id="", request_id=""))
+    logs.on_request_end(record_of(scope=bare, trace_id="", request_id=""))
     try:
         fail()
     except ValueError as exc:
-        logs.on_request_end(exchange_of(outcome="server_error", exception=exc, ttfb=0.001))
+        logs.on_request_end(record_of(outcome="server_error", exception=exc, ttfb=0.001))
     first, second = lines()
     assert first["fields"]["user_agent"] is first["fields"]["remote_addr"] is None
     assert len(first["fields"]["url"]) == 1024
@@ -214,9 +214,9 @@ def test_a_request_with_little_or_much_to_tell(make: Callable[..., LogService], 
 
 
 def test_a_websocket_has_its_own_line(make: Callable[..., LogService], lines: Lines) -> None:
-    """A connection tells its close code and its messages."""
+    """It has the close code and the numbers of messages."""
     logs = make()
-    logs.on_request_end(exchange_of(WebSocketRecord, close_code="1000", messages_received=2, messages_sent=3))
+    logs.on_request_end(record_of(WebSocketRecord, close_code="1000", messages_received=2, messages_sent=3))
     logs.flush(1.0)
     (line,) = lines()
     assert line["message"] == "WebSocket connection closed"
@@ -225,9 +225,9 @@ def test_a_websocket_has_its_own_line(make: Callable[..., LogService], lines: Li
 
 
 def test_request_lines_can_be_switched_off(make: Callable[..., LogService], lines: Lines) -> None:
-    """Neither a setting nor the level writes what is not wanted."""
-    make(log_requests=False).on_request_end(exchange_of(outcome="server_error"))
-    make(log_level="warn").on_request_end(exchange_of())
+    """By the setting, or by the level."""
+    make(log_requests=False).on_request_end(record_of(outcome="server_error"))
+    make(log_level="warn").on_request_end(record_of())
     assert lines() == []
 
 
@@ -235,7 +235,7 @@ def test_request_lines_can_be_switched_off(make: Callable[..., LogService], line
 
 
 def operation_of(logs: LogService, **facts: Any) -> Operation:
-    """Build the record of a query that has ended."""
+    """Build a query that has ended."""
     operation = Operation(logs, "database", "SELECT orders", {"operation": "SELECT", "table": "orders"}, {"rows": 3})
     for name, value in {"outcome": "ok", "duration": 0.002, **facts}.items():
         setattr(operation, name, value)
@@ -243,7 +243,7 @@ def operation_of(logs: LogService, **facts: Any) -> Operation:
 
 
 def test_a_failed_operation_is_an_error_line(make: Callable[..., LogService], lines: Lines) -> None:
-    """A query that fails tells its labels, details, ids and exception; one that works tells nothing."""
+    """It has labels, details, ids and exception; a successful query writes no line."""
     logs = make()
     logs.on_operation_start(operation_of(logs))
     logs.on_operation_end(operation_of(logs))
@@ -251,7 +251,7 @@ def test_a_failed_operation_is_an_error_line(make: Callable[..., LogService], li
     failed = operation_of(
         logs, outcome="error", error_type="ValueError", exception=ValueError("x"), span=NonRecordingSpan(at)
     )
-    with inside(exchange_of(trace_id="f" * 32)):
+    with inside(record_of(trace_id="f" * 32)):
         logs.on_operation_end(failed)
     (line,) = lines()
     assert (line["level"], line["message"]) == ("error", "database query failed")
@@ -267,15 +267,15 @@ def test_a_failed_operation_is_an_error_line(make: Callable[..., LogService], li
     }
 
 
-def test_a_good_operation_is_a_debug_line(make: Callable[..., LogService], lines: Lines) -> None:
-    """With debug on, operations that work are told too."""
+def test_a_successful_operation_is_a_debug_line(make: Callable[..., LogService], lines: Lines) -> None:
+    """With level debug, all operations are logged."""
     logs = make(log_level="debug")
     for kind in ("database", "external", "background", "own"):
         logs.on_operation_end(operation_of(logs, kind=kind))
     logs.flush(1.0)
-    told = lines()
-    assert {line["level"] for line in told} == {"debug"}
-    assert [line["message"] for line in told] == [
+    rows = lines()
+    assert {line["level"] for line in rows} == {"debug"}
+    assert [line["message"] for line in rows] == [
         "database query completed",
         "external call completed",
         "background task completed",
@@ -287,7 +287,7 @@ def test_a_good_operation_is_a_debug_line(make: Callable[..., LogService], lines
 
 
 def test_the_logger(make: Callable[..., LogService], lines: Lines) -> None:
-    """Every level has its method; fields go under `fields`, also those named like a reserved key."""
+    """Each level has its method; fields are under `fields`, also with the name of a reserved key."""
     log = make(log_level="debug").log
     log.debug("a", level="mine", message="mine", trace_id="mine")
     log.info("b", order_id=7)
@@ -295,17 +295,17 @@ def test_the_logger(make: Callable[..., LogService], lines: Lines) -> None:
     log.warning("d")
     log.error("e", exception=ValueError("x"))
     log.fatal("f")
-    told = lines()
-    assert [line["message"] for line in told] == list("abcdef")
-    assert [line["level"] for line in told] == ["debug", "info", "warn", "warn", "error", "fatal"]
-    assert told[0]["fields"] == {"level": "mine", "message": "mine", "trace_id": "mine"}
-    assert told[1]["fields"] == {"order_id": 7}
-    assert told[4]["exception"]["message"] == "x"
-    assert {line["logger"] for line in told} == {__name__}
+    rows = lines()
+    assert [line["message"] for line in rows] == list("abcdef")
+    assert [line["level"] for line in rows] == ["debug", "info", "warn", "warn", "error", "fatal"]
+    assert rows[0]["fields"] == {"level": "mine", "message": "mine", "trace_id": "mine"}
+    assert rows[1]["fields"] == {"order_id": 7}
+    assert rows[4]["exception"]["message"] == "x"
+    assert {line["logger"] for line in rows} == {__name__}
 
 
-def test_an_exception_in_hand(make: Callable[..., LogService], lines: Lines) -> None:
-    """`exception` adds what is being handled; outside a handler it is an error line."""
+def test_the_exception_that_is_handled(make: Callable[..., LogService], lines: Lines) -> None:
+    """`exception` adds it; outside a handler it writes an error line."""
     log = make().log
     try:
         fail()
@@ -318,7 +318,7 @@ def test_an_exception_in_hand(make: Callable[..., LogService], lines: Lines) -> 
 
 
 def test_bound_and_contextual_fields(make: Callable[..., LogService], lines: Lines) -> None:
-    """`with_fields` adds to a logger, `contextualize` to every line inside."""
+    """`with_fields` adds fields to a logger, `contextualize` to every line of a block."""
     log = make().log.with_fields(tenant="a")
     with log.contextualize(job=1):
         log.error("x", order_id=7)
@@ -332,7 +332,7 @@ def test_bound_and_contextual_fields(make: Callable[..., LogService], lines: Lin
 
 
 class Unprintable:
-    """Raises wherever it is asked for text."""
+    """Raises when it is converted to text."""
 
     def __str__(self) -> NoReturn:
         raise RuntimeError("no text")
@@ -342,14 +342,14 @@ class Unprintable:
 
 @pytest.mark.parametrize("message", ["{", "{}", "{0} {x} {x.__class__}", "%s", "\ud800", 7, Unprintable()], ids=type)
 def test_any_message_is_safe(make: Callable[..., LogService], lines: Lines, message: object) -> None:
-    """Braces, per cent signs and objects without text give a line."""
+    """Braces, percent signs and objects without text give a line."""
     make().log.error(message, x=Unprintable())
     (line,) = lines()
     assert line["fields"] == {"x": "<unprintable Unprintable>"}
 
 
-def test_sinks_of_the_users_own_see_the_lines_too(make: Callable[..., LogService], lines: Lines) -> None:
-    """The logger goes through loguru, with the caller's place; a sink that raises does not reach the caller."""
+def test_sinks_of_the_user_get_the_lines(make: Callable[..., LogService], lines: Lines) -> None:
+    """With the caller's location; a sink that raises does not reach the caller."""
     logs = make()
     seen: list[Any] = []
 
@@ -364,15 +364,15 @@ def test_sinks_of_the_users_own_see_the_lines_too(make: Callable[..., LogService
     finally:
         logger.remove(number)
     assert [(record["function"], record["extra"]) for record in seen] == [
-        ("test_sinks_of_the_users_own_see_the_lines_too", {"x": 1}),
-        ("test_sinks_of_the_users_own_see_the_lines_too", {}),
+        ("test_sinks_of_the_user_get_the_lines", {"x": 1}),
+        ("test_sinks_of_the_user_get_the_lines", {}),
     ]
     assert logs.internal_errors.counts == {"logs.call": 2}
     assert lines()[0]["message"].startswith("Internal error in fastapi-observe (logs.call: RuntimeError)")
 
 
 def test_the_level_at_run_time(make: Callable[..., LogService], lines: Lines) -> None:
-    """The level changes for loguru and the standard library, either way; a wrong one is an error."""
+    """It changes for loguru and `logging`, in both directions; names of Python and numbers are accepted."""
     log = make().log
     std = logging.getLogger("std")
     for level in ("info", "debug", "fatal", "debug", "warn"):
@@ -384,8 +384,8 @@ def test_the_level_at_run_time(make: Callable[..., LogService], lines: Lines) ->
     with pytest.raises(ValueError, match="log level: invalid value 'loud'; expected debug, info, warn, error, fatal"):
         log.set_level("loud")
     log.error("last")
-    told = [line["message"] for line in lines()]
-    assert {level: told.count(level) for level in set(told)} == {
+    rows = [line["message"] for line in lines()]
+    assert {level: rows.count(level) for level in set(rows)} == {
         "info": 8,
         "debug": 20,
         "fatal": 2,
@@ -394,8 +394,8 @@ def test_the_level_at_run_time(make: Callable[..., LogService], lines: Lines) ->
     }
 
 
-def test_changing_the_level_doubles_and_loses_nothing(make: Callable[..., LogService], lines: Lines) -> None:
-    """While the level goes up and down, each error of other threads is written once."""
+def test_changing_the_level_repeats_and_loses_no_line(make: Callable[..., LogService], lines: Lines) -> None:
+    """While the level changes, each error of other threads is written once."""
     logs = make()
 
     def work(name: int) -> None:
@@ -418,7 +418,7 @@ def test_changing_the_level_doubles_and_loses_nothing(make: Callable[..., LogSer
 
 
 def test_loguru_records(make: Callable[..., LogService], lines: Lines) -> None:
-    """Each level of loguru has one of the contract; bound values are fields; exceptions show no variables."""
+    """Each level of loguru has one of ours; bound values are fields; values of variables are not shown."""
     make(log_level="debug")
     hidden = "hunter2"
     logger.trace("a")
@@ -428,20 +428,20 @@ def test_loguru_records(make: Callable[..., LogService], lines: Lines) -> None:
         fail()
     except ValueError:
         logger.exception("d")
-    told = lines()
-    assert [(line["level"], line["message"]) for line in told] == [
+    rows = lines()
+    assert [(line["level"], line["message"]) for line in rows] == [
         ("debug", "a"),
         ("info", "b"),
         ("fatal", "c 1 n"),
         ("error", "d"),
     ]
-    assert told[2]["fields"] == {"x": 1, "name": "n"}
-    assert told[3]["exception"]["type"] == "ValueError"
-    assert hidden not in json.dumps(told)
+    assert rows[2]["fields"] == {"x": 1, "name": "n"}
+    assert rows[3]["exception"]["type"] == "ValueError"
+    assert hidden not in json.dumps(rows)
 
 
 def test_standard_library_records(make: Callable[..., LogService], lines: Lines) -> None:
-    """Each level of logging has one of the contract; `extra` values are fields."""
+    """Each level of `logging` has one of ours; `extra` values are fields."""
     make(log_level="debug")
     std = logging.getLogger("app.orders")
     std.debug("a")
@@ -452,25 +452,25 @@ def test_standard_library_records(make: Callable[..., LogService], lines: Lines)
     except ValueError:
         std.exception("d")
     std.critical("e", exc_info=True)
-    told = lines()
-    assert [(line["level"], line["message"]) for line in told] == [
+    rows = lines()
+    assert [(line["level"], line["message"]) for line in rows] == [
         ("debug", "a"),
         ("info", "b 1"),
         ("warn", "c"),
         ("error", "d"),
         ("fatal", "e"),
     ]
-    assert told[1]["fields"] == {"order_id": 7, "service": "mine"}
-    assert (told[1]["service"], told[1]["logger"]) == ("shop", "app.orders")
-    assert "Stack (most recent call last)" in told[2]["fields"]["stack_info"]
-    assert told[3]["exception"]["type"] == "ValueError"
-    assert "exception" not in told[4]
+    assert rows[1]["fields"] == {"order_id": 7, "service": "mine"}
+    assert (rows[1]["service"], rows[1]["logger"]) == ("shop", "app.orders")
+    assert "Stack (most recent call last)" in rows[2]["fields"]["stack_info"]
+    assert rows[3]["exception"]["type"] == "ValueError"
+    assert "exception" not in rows[4]
 
 
 def test_arguments_that_do_not_fit_the_message(
     make: Callable[..., LogService], lines: Lines, bare_root: Callable[[], None]
 ) -> None:
-    """A logging call with wrong arguments gives its message and its arguments."""
+    """The line has the message and the arguments."""
     bare_root()
     make()
     logging.getLogger("x").error("%d and %d", "one")  # noqa: PLE1206 - the fault in question
@@ -481,7 +481,7 @@ def test_arguments_that_do_not_fit_the_message(
 
 
 def test_a_record_made_by_hand(make: Callable[..., LogService], lines: Lines, bare_root: Callable[[], None]) -> None:
-    """A record with odd parts is written as well."""
+    """Unexpected attributes of a record are written as well."""
     bare_root()
     logs = make()
     odd: dict[str, Any] = {"name": 7, "levelno": 35, "msg": "x", "exc_info": "odd"}
@@ -491,10 +491,10 @@ def test_a_record_made_by_hand(make: Callable[..., LogService], lines: Lines, ba
     assert (line["level"], line["logger"]) == ("warn", "7")
 
 
-def test_an_object_that_logs_itself(
+def test_an_object_that_logs_does_not_recurse(
     make: Callable[..., LogService], lines: Lines, bare_root: Callable[[], None]
 ) -> None:
-    """What logs while it is turned into text does not recurse for ever."""
+    """It logs when it is converted to text."""
     bare_root()
     make()
 
@@ -505,15 +505,15 @@ def test_an_object_that_logs_itself(
             return "chatty"
 
     logging.getLogger("x").error("outer", extra={"x": Chatty()})
-    told = lines()
-    assert told[-1]["fields"] == {"x": "chatty"}
-    assert len(told) < 20
+    rows = lines()
+    assert rows[-1]["fields"] == {"x": "chatty"}
+    assert len(rows) < 20
 
 
-def test_a_fault_while_writing_a_line_stays_ours(
+def test_an_internal_error_does_not_reach_the_caller(
     make: Callable[..., LogService], lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When our own code raises, the caller sees nothing and the fault is counted."""
+    """It is counted."""
     logs = make()
     monkeypatch.setattr(logs, "handle_loguru", lambda record: fail())
     logger.error("x")
@@ -525,14 +525,14 @@ def test_a_fault_while_writing_a_line_stays_ours(
 
 
 def test_ids_of_the_request_and_its_span(make: Callable[..., LogService], lines: Lines) -> None:
-    """A line has the ids of the current span, else those of its request; the request id in both cases."""
+    """A line has the ids of the current span, or else of its request; the request id in both cases."""
     make()
     logger.error("outside")
-    with inside(exchange_of()):
+    with inside(record_of()):
         logger.error("request")
-    with inside(exchange_of(), span=True):
+    with inside(record_of(), span=True):
         logging.getLogger("x").error("span")
-    with inside(exchange_of(trace_id="", span_id="", request_id="r")):
+    with inside(record_of(trace_id="", span_id="", request_id="r")):
         logger.error("no tracing")
     ids = [(line.get("trace_id"), line.get("span_id"), line.get("request_id")) for line in lines()]
     assert ids == [
@@ -544,14 +544,14 @@ def test_ids_of_the_request_and_its_span(make: Callable[..., LogService], lines:
 
 
 def marked() -> ValueError:
-    """Build an exception that left the app through the door."""
+    """Build an exception that has passed our middleware."""
     exc = ValueError("x")
     exc.__observe_ids__ = (TRACE, SPAN, "request-1")  # type: ignore[attr-defined]
     return exc
 
 
-def test_an_exception_brings_the_ids_of_its_request(make: Callable[..., LogService], lines: Lines) -> None:
-    """A server's crash log, written after the request is over, has the ids; a current span stands first."""
+def test_an_exception_has_the_ids_of_its_request(make: Callable[..., LogService], lines: Lines) -> None:
+    """A server logs a crash after the request; the ids of a current span win."""
     make()
     crashes = [marked(), RuntimeError("linked"), BaseExceptionGroup("group", [KeyError(), marked()])]
     crashes[1].__context__ = marked()
@@ -562,8 +562,8 @@ def test_an_exception_brings_the_ids_of_its_request(make: Callable[..., LogServi
     with trace.use_span(span):
         logging.getLogger("x").error("span", exc_info=marked())
     logging.getLogger("x").error("none", exc_info=ValueError())
-    told = [(line.get("trace_id"), line.get("span_id"), line.get("request_id")) for line in lines()]
-    assert told == [
+    rows = [(line.get("trace_id"), line.get("span_id"), line.get("request_id")) for line in lines()]
+    assert rows == [
         *[(TRACE, SPAN, "request-1")] * 4,
         ("0" * 31 + "1", "0" * 15 + "1", "request-1"),
         (None, None, None),
@@ -571,16 +571,16 @@ def test_an_exception_brings_the_ids_of_its_request(make: Callable[..., LogServi
 
 
 def test_a_crash_logged_inside_an_earlier_request(make: Callable[..., LogService], lines: Lines) -> None:
-    """A server that logs a crash in the context of an earlier request of the connection names the crashed one."""
+    """The line has the ids of the crashed request, not of the earlier one of the connection."""
     make()
-    with inside(exchange_of(request_id="earlier", complete=True), span=True):
+    with inside(record_of(request_id="earlier", complete=True), span=True):
         logging.getLogger("uvicorn.error").error("crash", exc_info=marked())
     (line,) = lines()
     assert (line["trace_id"], line["span_id"], line["request_id"]) == (TRACE, SPAN, "request-1")
 
 
 def test_the_search_for_ids_ends() -> None:
-    """Rings and endless chains of exceptions are searched for a while."""
+    """Circular and endless chains of exceptions are searched up to a limit."""
     first, second = ValueError(), KeyError()
     first.__context__, second.__cause__ = second, first
     assert ids_from_exception(first) == ("", "", "")
@@ -594,7 +594,7 @@ def test_the_search_for_ids_ends() -> None:
 
 @pytest.mark.parametrize(("number", "level"), [(0, "debug"), (25, "info"), (39, "warn"), (40, "error"), (99, "fatal")])
 def test_levels_between(number: int, level: str) -> None:
-    """A level between two of the contract's is the lower one."""
+    """A number between two levels has the lower one."""
     assert level_name(number) == level
 
 
@@ -602,50 +602,50 @@ def test_levels_between(number: int, level: str) -> None:
 
 
 def test_several_installs_write_a_line_once(make: Callable[..., LogService], lines: Lines) -> None:
-    """Inside a request its own install writes the line, outside the first one that is open; one thread for all."""
+    """In a request its own app writes the line, otherwise the first open one; one thread serves all."""
     made = [make(service_name=f"app{number}") for number in range(5)]
     made[0].start()
 
-    def service_of(exchange: RequestRecord | None) -> str:
-        if exchange is None:
+    def service_of(record: RequestRecord | None) -> str:
+        if record is None:
             logger.error("x")
         else:
-            with inside(exchange):
+            with inside(record):
                 logger.error("x")
         (line,) = lines()
         service: str = line["service"]
         return service
 
     assert service_of(None) == "app0"
-    assert service_of(exchange_of(observability=Installed(made[3]))) == "app3"
-    assert service_of(exchange_of(observability=Installed(None))) == "app0"
-    assert service_of(exchange_of()) == "app0"
+    assert service_of(record_of(observability=Installed(made[3]))) == "app3"
+    assert service_of(record_of(observability=Installed(None))) == "app0"
+    assert service_of(record_of()) == "app0"
     made[0].close()
     made[0].close()
     made[3].close()
     assert service_of(None) == "app1"
-    assert service_of(exchange_of(observability=Installed(made[3]))) == "app1"
+    assert service_of(record_of(observability=Installed(made[3]))) == "app1"
     assert sum(thread.name == "fastapi-observe-log-writer" for thread in threading.enumerate()) <= 1
 
 
 def test_each_install_has_its_level(make: Callable[..., LogService], lines: Lines) -> None:
-    """The level of the install that writes the line decides."""
+    """The level of the app that writes the line decides."""
     quiet, loud = make(service_name="quiet", log_level="error"), make(service_name="loud", log_level="debug")
     for observability in (Installed(quiet), Installed(loud)):
-        with inside(exchange_of(observability=observability)):
+        with inside(record_of(observability=observability)):
             logger.debug("x")
             logging.getLogger("x").debug("x")
     loud.flush(1.0)
     assert [line["service"] for line in lines()] == ["loud", "loud"]
 
 
-def test_an_install_may_leave_logging_alone(make: Callable[..., LogService], lines: Lines) -> None:
-    """Without `capture_logging` records of the standard library are not touched, those of loguru are lines."""
+def test_logging_is_not_captured_on_request(make: Callable[..., LogService], lines: Lines) -> None:
+    """Without `capture_logging` records of `logging` are not written, those of loguru are."""
     before = list(logging.root.handlers)
     alone = make(capture_logging=False)
     assert logging.root.handlers == before
     capturing = make()
-    with inside(exchange_of(observability=Installed(alone))):
+    with inside(record_of(observability=Installed(alone))):
         logging.getLogger("x").error("not written")
     capturing.close()
     logger.error("written")
@@ -656,7 +656,7 @@ def test_an_install_may_leave_logging_alone(make: Callable[..., LogService], lin
 # Taking over and giving back
 
 
-def test_everything_is_given_back(make: Callable[..., LogService], lines: Lines) -> None:
+def test_everything_is_restored(make: Callable[..., LogService], lines: Lines) -> None:
     """After the last close handlers, levels, filters and threads are as before."""
     own, plain = logging.NullHandler(), logging.StreamHandler(sys.stdout)
     root = logging.root
@@ -680,7 +680,7 @@ def test_everything_is_given_back(make: Callable[..., LogService], lines: Lines)
 
 
 def test_the_users_levels_are_respected(make: Callable[..., LogService]) -> None:
-    """A root level below ours stays, one set in the meantime is kept, a stricter quiet logger stays strict."""
+    """A root level below ours stays, a later one is kept, a stricter quiet logger stays strict."""
     root, quiet = logging.root, logging.getLogger("strict")
     before = root.level
     quiet.setLevel(logging.ERROR)
@@ -700,7 +700,7 @@ def test_the_users_levels_are_respected(make: Callable[..., LogService]) -> None
 
 
 def restore_uvicorn() -> None:
-    """Leave uvicorn's loggers as a process that never served has them."""
+    """Reset uvicorn's loggers to those of a process that has not served."""
     for name in SERVER_LOGGERS:
         found = logging.getLogger(name)
         found.handlers, found.propagate = [], True
@@ -716,14 +716,14 @@ def uvicorn_logging() -> Iterator[Callable[[], None]]:
 
 @pytest.fixture
 def bare_root(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Return a function that leaves the root logger without pytest's handlers: they raise on odd records."""
+    """Return a function that removes pytest's handlers, which raise on unexpected records, from the root logger."""
     return lambda: monkeypatch.setattr(logging.root, "handlers", [])
 
 
-def test_a_servers_loggers_are_taken_over(
+def test_server_loggers_are_captured(
     make: Callable[..., LogService], lines: Lines, uvicorn_logging: Callable[[], None]
 ) -> None:
-    """The lines of uvicorn become ours, its access line gives way to the request line; both return at the end."""
+    """Lines of uvicorn are JSON lines, without access lines; both are restored at the end."""
     uvicorn_logging()
     names = ("uvicorn", "uvicorn.access")
     before = [(logging.getLogger(name).handlers[:], logging.getLogger(name).propagate) for name in names]
@@ -738,10 +738,10 @@ def test_a_servers_loggers_are_taken_over(
     assert [(logging.getLogger(name).handlers, logging.getLogger(name).propagate) for name in names] == before
 
 
-def test_access_lines_join_without_request_lines(
+def test_access_lines_are_written_without_request_lines(
     make: Callable[..., LogService], lines: Lines, uvicorn_logging: Callable[[], None]
 ) -> None:
-    """Without our request line uvicorn's access line is written, unless that was switched off."""
+    """Unless they were switched off."""
     uvicorn_logging()
     both = make(log_requests=True)
     logs = make(log_requests=False)
@@ -760,7 +760,7 @@ def test_access_lines_join_without_request_lines(
 def test_a_server_that_configures_logging_later(
     make: Callable[..., LogService], lines: Lines, uvicorn_logging: Callable[[], None]
 ) -> None:
-    """`uvicorn.run(app)` replaces handlers after install: its first line already is ours again."""
+    """`uvicorn.run(app)` replaces handlers after install: its first line is JSON."""
     logs = make()
     uvicorn_logging()
     access = logging.getLogger("uvicorn.access")
@@ -772,8 +772,8 @@ def test_a_server_that_configures_logging_later(
     assert access.handlers == before
 
 
-def test_handlers_of_a_users_own_stay(make: Callable[..., LogService], lines: Lines) -> None:
-    """Only handlers for standard output and error are taken away: files and own classes keep getting records."""
+def test_other_handlers_stay(make: Callable[..., LogService], lines: Lines) -> None:
+    """Only handlers on standard output and error are replaced: files and other classes keep getting records."""
 
     class Own(logging.StreamHandler[io.StringIO]):
         pass
@@ -791,8 +791,8 @@ def test_handlers_of_a_users_own_stay(make: Callable[..., LogService], lines: Li
         restore_uvicorn()
 
 
-def test_logging_that_goes_to_loguru_already(make: Callable[..., LogService], lines: Lines) -> None:
-    """With loguru's `InterceptHandler` recipe on the root logger a record is still one line."""
+def test_the_intercept_handler_on_the_root(make: Callable[..., LogService], lines: Lines) -> None:
+    """With loguru's recipe a record is one line."""
 
     class InterceptHandler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -808,8 +808,8 @@ def test_logging_that_goes_to_loguru_already(make: Callable[..., LogService], li
         logging.root.removeHandler(handler)
 
 
-def test_a_handler_that_the_user_removed_is_made_anew(make: Callable[..., LogService], lines: Lines) -> None:
-    """`logger.remove()` after install takes our handlers too; the next start brings them back, once."""
+def test_a_removed_handler_is_added_at_the_next_start(make: Callable[..., LogService], lines: Lines) -> None:
+    """`logger.remove()` removes our handlers, too."""
     logs = make()
     logger.remove(_CAPTURE.loguru._ids[40])
     logger.error("lost")
@@ -818,22 +818,22 @@ def test_a_handler_that_the_user_removed_is_made_anew(make: Callable[..., LogSer
     assert [line["message"] for line in lines()] == ["found"]
 
 
-def test_a_loguru_of_another_build(
+def test_without_private_names_of_loguru_lines_are_written(
     make: Callable[..., LogService], lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where loguru's inside is not as known, lines are written all the same."""
+    """Its state may be elsewhere in another version."""
     logs = make()
-    monkeypatch.setattr(log_loguru, "logger", Stranger())
+    monkeypatch.setattr(log_loguru, "logger", PublicLogger())
     logs.start()
     monkeypatch.undo()
     logs.log.error("x")
-    logs.log._logger = Stranger()
+    logs.log._logger = PublicLogger()
     logs.log.error("y")
     assert [line["message"] for line in lines()] == ["x", "y"]
 
 
-class Stranger:
-    """Delegates to loguru's logger, without its private parts."""
+class PublicLogger:
+    """Delegates to loguru's logger, without its private names."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -844,12 +844,10 @@ class Stranger:
 # Formats, files and counts
 
 
-def test_text_for_a_developer(
-    make: Callable[..., LogService], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """The text format is for the terminal; the file has JSON in any case."""
+def test_the_text_format(make: Callable[..., LogService], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """It is for the terminal; the file has JSON in any case."""
     logs = make(log_format="text", log_file=str(tmp_path / "app.log"), log_compression=None)
-    logs.on_request_end(exchange_of())
+    logs.on_request_end(record_of())
     logs.log.error("x", order_id=7)
     logs.close()
     rows = capsys.readouterr().out.splitlines()
@@ -881,7 +879,7 @@ def test_auto_on_a_real_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_counts(make: Callable[..., LogService], lines: Lines, tmp_path: Path) -> None:
-    """What was written, lost and still waits is known, file and all."""
+    """Written, dropped and queued lines are counted, for standard output and the file."""
     logs = make()
     before = (logs.written, logs.dropped)
     logs.log.info("x")
@@ -890,7 +888,7 @@ def test_counts(make: Callable[..., LogService], lines: Lines, tmp_path: Path) -
     assert (logs.written - before[0], logs.dropped - before[1], logs.queued) == (1, 0, 0)
     failing = make(log_file=str(tmp_path / "blocked" / "app.log"))
     (tmp_path / "blocked").write_text("")
-    with inside(exchange_of(observability=Installed(failing))):
+    with inside(record_of(observability=Installed(failing))):
         failing.log.error("y")
     assert failing.dropped - before[1] >= 1
     assert failing.file_tally() == (0, {"queue_full": 0, "file_write": 2, "internal_error": 0}, 0)
@@ -934,8 +932,8 @@ APP = """
 
 
 @pytest.mark.parametrize("how", ["command line", "uvicorn.run"])
-def test_a_real_uvicorn_writes_nothing_but_our_lines(tmp_path: Path, how: str) -> None:
-    """From the first to the last line of a served app, everything is one JSON object a line on standard output."""
+def test_a_real_uvicorn_writes_json_lines_only(tmp_path: Path, how: str) -> None:
+    """From the first to the last line of a server."""
     import httpx  # noqa: PLC0415 - only this test needs it
 
     (tmp_path / "served.py").write_text(textwrap.dedent(APP))
@@ -952,23 +950,23 @@ def test_a_real_uvicorn_writes_nothing_but_our_lines(tmp_path: Path, how: str) -
     ) as server:
         assert server.stdout is not None
         assert server.stderr is not None
-        told: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
         for row in server.stdout:
-            told.append(json.loads(row))
-            if told[-1]["message"].startswith("Uvicorn running on"):
+            rows.append(json.loads(row))
+            if rows[-1]["message"].startswith("Uvicorn running on"):
                 break
-        address = told[-1]["message"].split()[3]
+        address = rows[-1]["message"].split()[3]
         assert httpx.get(f"{address}/", trust_env=False).status_code == 200
         assert httpx.get(f"{address}/crash", trust_env=False).status_code == 500
         server.send_signal(signal.SIGTERM)
         rest, errors = server.communicate(timeout=30)
-    told += [json.loads(row) for row in rest.splitlines()]
+    rows += [json.loads(row) for row in rest.splitlines()]
     assert errors == ""
-    messages = [line["message"] for line in told]
+    messages = [line["message"] for line in rows]
     assert {"from logging", "from loguru", "from the logger", "Application startup complete."} <= set(messages)
     assert messages[-1].startswith("Finished server process")
     assert len(messages) == len(set(messages))
-    (crash,) = (line for line in told if "exception" in line)
+    (crash,) = (line for line in rows if "exception" in line)
     assert crash["message"] == "Exception in ASGI application"
     assert (crash["trace_id"], crash["span_id"], crash["request_id"]) == (TRACE, SPAN, "request-1")
     assert crash["exception"]["type"] == "RuntimeError"
