@@ -99,7 +99,7 @@ async def test_copy_is_one_query(pool: asyncpg.Pool, telemetry: PoolTelemetry) -
 
 
 async def test_prepared_statements(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
-    """Preparing is one query, each use of what was prepared one more."""
+    """To prepare a statement is one query, and each execution of it is another."""
     await filled(pool, 3)
     async with pool.acquire() as connection:
         prepared = await connection.prepare("SELECT id FROM people WHERE id >= $1")
@@ -119,7 +119,7 @@ async def test_prepared_statements(pool: asyncpg.Pool, telemetry: PoolTelemetry)
 
 
 async def test_one_span_inside_a_query(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
-    """What is sent inside `db.query` is part of it: one span, which learns the statement."""
+    """Cursors inside `db.query` are part of it too: one span, which adopts the first statement."""
     async with telemetry.observe.db.query("SELECT", table="people"):
         await pool.fetch("SELECT * FROM people WHERE id = 7")
         async with pool.acquire() as connection, connection.transaction():
@@ -133,11 +133,11 @@ async def test_one_span_inside_a_query(pool: asyncpg.Pool, telemetry: PoolTeleme
     telemetry.agree()
 
 
-# What fails
+# Failures
 
 
 async def test_timeouts(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
-    """A query that took too long has the outcome `timeout`, whoever gave it up."""
+    """A query has the outcome `timeout` if asyncpg or PostgreSQL ends it for its duration."""
     with pytest.raises(TimeoutError):
         await pool.fetch("SELECT pg_sleep(5)", timeout=0.02)
     async with pool.acquire() as connection:
@@ -151,7 +151,7 @@ async def test_timeouts(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
 
 
 async def test_misuse(pool: asyncpg.Pool) -> None:
-    """What asyncpg refuses it refuses as before."""
+    """Asyncpg's errors for misuse are unchanged."""
     async with pool.acquire() as connection:
         pass
     await pool.release(connection)
@@ -166,7 +166,9 @@ async def test_misuse(pool: asyncpg.Pool) -> None:
             await connection.fetch()
 
 
-async def test_faults_around_connections(url: str, telemetry: PoolTelemetry, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_internal_errors_around_connections(
+    url: str, telemetry: PoolTelemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A connection that cannot be observed works unobserved; a result that cannot be read is passed on."""
     faults: list[str] = []
 
@@ -194,7 +196,7 @@ async def test_faults_around_connections(url: str, telemetry: PoolTelemetry, mon
 
 
 async def test_transactions_are_counts(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
-    """Commands about transactions are counts, not spans; so is the rollback of what was left open."""
+    """Transaction commands are counted and are not spans; so is the pool's rollback of an open transaction."""
     async with pool.acquire() as connection:
         async with connection.transaction(isolation="serializable"), connection.transaction():
             await connection.execute("SELECT 1")
@@ -240,12 +242,12 @@ async def test_transactions_are_counts(pool: asyncpg.Pool, telemetry: PoolTeleme
     ],
 )
 def test_commands(statement: object, event: str | None) -> None:
-    """Only what does nothing but move a transaction is such a command."""
+    """A statement is a transaction command only if it does nothing else."""
     assert transaction_event(statement) == event
 
 
-async def test_failed_commit_is_no_commit(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
-    """Only what PostgreSQL has done is counted."""
+async def test_a_failed_commit_is_not_counted(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
+    """A command is counted after PostgreSQL has executed it."""
     async with pool.acquire() as connection:
         with pytest.raises(asyncpg.PostgresSyntaxError):
             await connection.execute("COMMIT nonsense")
@@ -253,7 +255,7 @@ async def test_failed_commit_is_no_commit(pool: asyncpg.Pool, telemetry: PoolTel
 
 
 async def test_what_the_pool_does_is_not_measured(url: str, telemetry: PoolTelemetry) -> None:
-    """Queries of `init`, `setup` and `reset`, and the pool's own reset, are no queries of the user's."""
+    """Queries of `init`, `setup` and `reset`, and the pool's own reset, are not measured as queries."""
     done: list[str] = []
 
     def step(name: str) -> Callable[[Any], Any]:
@@ -275,7 +277,7 @@ async def test_what_the_pool_does_is_not_measured(url: str, telemetry: PoolTelem
 
 
 async def test_cursors_are_one_query(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
-    """A cursor is one query, however many rows and round trips; what its user does meanwhile is not inside it."""
+    """A cursor is one query for all its rows and round trips; code between its steps is not inside it."""
     await filled(pool)
     async with pool.acquire() as connection, connection.transaction():
         rows = connection.cursor("SELECT id FROM people", prefetch=7)
@@ -298,8 +300,8 @@ async def test_cursors_are_one_query(pool: asyncpg.Pool, telemetry: PoolTelemetr
     telemetry.agree()
 
 
-async def test_cursors_that_are_left(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
-    """A cursor that is not read to its end is over with its transaction, or when its connection goes back."""
+async def test_cursors_that_are_not_exhausted(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
+    """A cursor that is not exhausted ends with its transaction, or when its connection is checked in."""
     await filled(pool)
     async with pool.acquire() as connection:
         async with connection.transaction():
@@ -318,7 +320,7 @@ async def test_cursors_that_are_left(pool: asyncpg.Pool, telemetry: PoolTelemetr
 
 
 async def test_cursors_that_fail(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
-    """A cursor that fails, at its beginning or later, is a failed query."""
+    """A cursor that fails at its start or later is a failed query."""
     async with pool.acquire() as connection:
         with pytest.raises(asyncpg.NoActiveSQLTransactionError):
             async for _ in connection.cursor("SELECT 1"):
@@ -340,7 +342,7 @@ async def test_cursors_that_fail(pool: asyncpg.Pool, telemetry: PoolTelemetry) -
 
 
 async def test_pool_gauges_and_waits(pool: asyncpg.Pool, telemetry: PoolTelemetry) -> None:
-    """What the pool is doing is read at the scrape; each wait for a connection is a sample."""
+    """The state of the pool is read at the scrape; each connection wait is a sample."""
 
     def gauges() -> dict[str, float | None]:
         names = ("active", "idle", "max", "waiting")
@@ -363,7 +365,7 @@ async def test_pool_gauges_and_waits(pool: asyncpg.Pool, telemetry: PoolTelemetr
 
 
 async def test_a_database_that_is_down(telemetry: PoolTelemetry) -> None:
-    """Who is given no connection waited, and is the event `error`; who was cancelled was refused nothing."""
+    """A failure to get a connection is a wait and the event `error`; a cancelled caller is neither."""
     async with asyncpg.create_pool(f"postgresql://ann@{unused_address()}/shop", min_size=0, max_size=1) as pool:
         instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         with pytest.raises(ConnectionRefusedError):
@@ -379,8 +381,8 @@ async def test_a_database_that_is_down(telemetry: PoolTelemetry) -> None:
     assert telemetry.spans == []
 
 
-async def test_running_pool_and_undo(url: str, telemetry: PoolTelemetry) -> None:
-    """A running pool is instrumented once; undone, pool and connections are what they were, also those in use."""
+async def test_a_running_pool(url: str, telemetry: PoolTelemetry) -> None:
+    """A running pool is instrumented once; after the undo, all classes are restored, also of connections in use."""
 
     class Own(asyncpg.Connection):  # type: ignore[misc]
         """A connection of the user's."""
@@ -418,8 +420,8 @@ async def test_running_pool_and_undo(url: str, telemetry: PoolTelemetry) -> None
     telemetry.agree()
 
 
-async def test_undone_while_somebody_waits(url: str, telemetry: PoolTelemetry) -> None:
-    """Who waits for a connection while all is undone gets it."""
+async def test_undo_while_a_caller_waits(url: str, telemetry: PoolTelemetry) -> None:
+    """A caller that waits for a connection during the undo gets it."""
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
         undo = instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         async with pool.acquire():
@@ -430,8 +432,8 @@ async def test_undone_while_somebody_waits(url: str, telemetry: PoolTelemetry) -
     assert telemetry.spans == []
 
 
-async def test_undone_while_somebody_is_refused(telemetry: PoolTelemetry) -> None:
-    """Who is refused a connection after all was undone is told to nobody."""
+async def test_undo_while_a_caller_fails(telemetry: PoolTelemetry) -> None:
+    """A failure to get a connection after the undo is not reported."""
     async with asyncpg.create_pool(f"postgresql://ann@{unused_address()}/shop", min_size=0, max_size=1) as pool:
         undo = instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         task = asyncio.create_task(pool.fetchval("SELECT 1"))
@@ -442,8 +444,8 @@ async def test_undone_while_somebody_is_refused(telemetry: PoolTelemetry) -> Non
     assert (telemetry.events("asyncpg"), telemetry.observe.internal_errors.counts) == ({}, {})
 
 
-async def test_undone_while_a_query_runs(url: str, telemetry: PoolTelemetry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A query that runs while all is undone ends as it began; who is not told any more is not told of faults either."""
+async def test_undo_while_a_query_runs(url: str, telemetry: PoolTelemetry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A query that runs during the undo is reported; internal errors after it are not."""
 
     def fail(_: object) -> None:
         raise LookupError

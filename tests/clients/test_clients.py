@@ -84,7 +84,7 @@ def test_failed_query(seen: Seen) -> None:
 
 
 def test_statement_may_be_an_object(seen: Seen) -> None:
-    """A statement that becomes text, as SQLAlchemy's constructs do, is shown without values too."""
+    """An object that becomes a string, such as an SQLAlchemy construct, is recorded without values too."""
 
     class Text:
         def __str__(self) -> str:
@@ -96,7 +96,7 @@ def test_statement_may_be_an_object(seen: Seen) -> None:
 
 
 def test_an_error_around_the_drivers(seen: Seen) -> None:
-    """The driver's own error is told where SQLAlchemy raises one around it; another error keeps its name."""
+    """The driver's own error is recorded if SQLAlchemy wraps it; another error keeps its name."""
 
     class Hostile(Exception):  # noqa: N818 - as the users of libraries name theirs
         """An error that cannot be looked into."""
@@ -129,7 +129,7 @@ def test_an_error_around_the_drivers(seen: Seen) -> None:
 
 
 def test_errors_within_errors() -> None:
-    """An adapter's error stands for its cause; only a few errors are looked through."""
+    """An adapter's error is replaced by its cause; the number of errors to look through is limited."""
 
     class Adapted(Exception):  # noqa: N818 - as its module names it
         """What SQLAlchemy 2.0 makes of an async driver's error."""
@@ -147,7 +147,7 @@ def test_errors_within_errors() -> None:
 
 
 def test_names_of_pools(seen: Seen) -> None:
-    """A pool's name is claimed once, free again when the pool is gone, and given back where it cannot be shown."""
+    """The label of a pool is reserved once, and released when the pool is removed or cannot be reported."""
     db = seen.observe.db
     assert [db.reserve_pool_name("shop") for _ in range(3)] == ["shop", "shop-2", "shop-3"]
     remove = db.add_pool("shop-2", lambda: PoolState(active=5))
@@ -180,7 +180,7 @@ def test_a_decorated_query(seen: Seen) -> None:
 
 
 def test_many_tables_and_statements(observed: Callable[..., Seen]) -> None:
-    """Tables are told apart up to a number, and statements are kept up to a number; all are counted."""
+    """The numbers of table labels and of prepared statements are limited; all queries are counted."""
     seen = observed(Starlette(), sample_ratio=0.0, logs=False)
     db, count = seen.observe.db, max(4 * MAX_TABLES, MAX_PREPARED_QUERIES) + 1
     facts = {"db.namespace": "shop"}
@@ -199,7 +199,7 @@ def test_many_tables_and_statements(observed: Callable[..., Seen]) -> None:
 
 
 def test_unsampled_parent(observed: Callable[..., Seen]) -> None:
-    """Below an unsampled parent no spans are made, but ids flow on: to the line, and into the next service."""
+    """Below an unsampled parent no spans are recorded; the ids are on the line and go to the next service."""
     seen = observed(Starlette(), sample_ratio=0.0)
     tracing = seen.observe.tracing
     with tracing.attach(TraceContext("a" * 32, "b" * 16, sampled=False)):
@@ -214,8 +214,8 @@ def test_unsampled_parent(observed: Callable[..., Seen]) -> None:
     assert (line["trace_id"], line["span_id"]) == ("a" * 32, "b" * 16)
 
 
-async def test_what_is_no_operation_and_no_table(observed: Callable[..., Seen]) -> None:
-    """A statement given as operation or table becomes neither label nor name; odd arguments raise nothing."""
+async def test_invalid_operations_and_tables(observed: Callable[..., Seen]) -> None:
+    """A statement passed as operation or table is neither label nor name; invalid arguments raise nothing."""
     told = observed(Starlette())
     db = told.observe.db
     odd = ["x"]
@@ -232,7 +232,7 @@ async def test_what_is_no_operation_and_no_table(observed: Callable[..., Seen]) 
 
 
 async def test_names_of_queries_that_hold_a_secret(observed: Callable[..., Seen]) -> None:
-    """What a client may have chosen is hidden as label, name and detail too, given or read from the statement."""
+    """A secret is redacted in label, name and details, passed as argument or read from the statement."""
     told = observed(Starlette(), redact_patterns=["hunter[a-z]*"])
     db = told.observe.db
     key = "sk_live_0123456789abcdef"

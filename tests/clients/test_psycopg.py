@@ -93,7 +93,7 @@ def test_each_method_is_one_query(pool: ConnectionPool, telemetry: PoolTelemetry
 
 
 async def test_each_async_method_is_one_query(async_pool: AsyncConnectionPool, telemetry: PoolTelemetry) -> None:
-    """So it is for an async pool."""
+    """Every method of async connection and cursor that sends a statement is measured."""
     async with async_pool.connection() as connection:
         await connection.execute("INSERT INTO people VALUES (1, 'a'), (2, 'b')")
         async with connection.cursor() as cursor:
@@ -111,7 +111,7 @@ async def test_each_async_method_is_one_query(async_pool: AsyncConnectionPool, t
 
 
 def test_composed_statements(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
-    """Statements that psycopg composes are shown without their values."""
+    """Composed statements are recorded without their values."""
     query = sql.SQL("SELECT {} FROM {} WHERE email = {}").format(
         sql.Identifier("id"), sql.Identifier("people"), sql.Literal(SECRET)
     )
@@ -123,7 +123,7 @@ def test_composed_statements(pool: ConnectionPool, telemetry: PoolTelemetry) -> 
 
 
 def test_text_of_statements() -> None:
-    """A template string is shown with placeholders; anything else is what it is as text."""
+    """A template string has placeholders; any other object is converted to a string."""
 
     class Template:
         strings = ("SELECT ", " FROM people WHERE id = ", "")
@@ -134,7 +134,7 @@ def test_text_of_statements() -> None:
 
 
 def test_one_span_inside_a_query(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
-    """What is sent inside `db.query` is part of it: one span, which learns the statement."""
+    """Streams, copies and server-side cursors inside `db.query` are part of it: one span."""
     with telemetry.observe.db.query("SELECT", table="people"), pool.connection() as connection:
         connection.execute("SELECT * FROM people WHERE id = 7")
         with connection.transaction(), connection.cursor() as cursor:
@@ -149,11 +149,11 @@ def test_one_span_inside_a_query(pool: ConnectionPool, telemetry: PoolTelemetry)
     telemetry.agree()
 
 
-# What fails
+# Failures
 
 
 def test_failures_of_streams_and_copies(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
-    """A stream or copy that fails is a failed query, wherever it fails; the exception is the same object."""
+    """A stream or copy that fails is a failed query; the exception is the same object."""
     mine = LookupError("mine")
 
     def copy_badly(cursor: psycopg.Cursor) -> None:
@@ -175,7 +175,7 @@ def test_failures_of_streams_and_copies(pool: ConnectionPool, telemetry: PoolTel
 
 
 def test_misuse(pool: ConnectionPool, url: str) -> None:
-    """What psycopg refuses it refuses as before."""
+    """Psycopg's errors for misuse are unchanged."""
     connection = pool.getconn()
     pool.putconn(connection)
     with pytest.raises(ValueError, match="doesn't come from any pool"):
@@ -190,7 +190,7 @@ def test_misuse(pool: ConnectionPool, url: str) -> None:
 
 
 def test_transactions_are_counts(url: str, telemetry: PoolTelemetry) -> None:
-    """Commands about transactions are counts, those that psycopg sends by itself too; so is the pool's rollback."""
+    """Transaction commands are counted, also those that psycopg and its pool send by themselves."""
     with ConnectionPool(url, min_size=1, max_size=1, open=True, name="main") as pool:
         instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         with pool.connection() as connection:
@@ -227,7 +227,7 @@ def test_transactions_are_counts(url: str, telemetry: PoolTelemetry) -> None:
 
 
 async def test_async_transactions_are_counts(url: str, telemetry: PoolTelemetry) -> None:
-    """So it is for an async pool."""
+    """Transaction commands of async connections are counted."""
     async with AsyncConnectionPool(url, min_size=1, max_size=1, open=False, name="main") as pool:
         instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         async with pool.connection() as connection:
@@ -241,7 +241,7 @@ async def test_async_transactions_are_counts(url: str, telemetry: PoolTelemetry)
 
 
 def test_what_the_pool_does_is_not_measured(url: str, telemetry: PoolTelemetry) -> None:
-    """Queries of `configure`, `check` and `reset` are no queries of the user's."""
+    """Queries of `configure`, `check` and `reset` are not measured as queries."""
     done: list[str] = []
 
     def step(name: str) -> Callable[[Any], None]:
@@ -271,7 +271,7 @@ def test_what_the_pool_does_is_not_measured(url: str, telemetry: PoolTelemetry) 
 
 
 def test_server_side_cursors_are_one_query(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
-    """A server-side cursor is one query, however it is read; what its user does meanwhile is not inside it."""
+    """A server-side cursor is one query for all its steps; code between its steps is not inside it."""
     with pool.connection() as connection, connection.transaction():
         connection.execute(FILL)
         with connection.cursor(name="here") as cursor:
@@ -298,7 +298,7 @@ def test_server_side_cursors_are_one_query(pool: ConnectionPool, telemetry: Pool
 async def test_async_server_side_cursors_are_one_query(
     async_pool: AsyncConnectionPool, telemetry: PoolTelemetry
 ) -> None:
-    """So it is for an async pool."""
+    """An async server-side cursor is one query for all its steps."""
     async with async_pool.connection() as connection, connection.transaction():
         await connection.execute(FILL)
         async with connection.cursor(name="here") as cursor:
@@ -314,8 +314,8 @@ async def test_async_server_side_cursors_are_one_query(
     telemetry.agree()
 
 
-def test_cursors_that_are_left(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
-    """What is not read to its end is over with its transaction, its generator, or when its connection goes back."""
+def test_cursors_that_are_not_exhausted(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
+    """A cursor or stream that is not exhausted ends with its transaction, its generator or its checkout."""
     with pool.connection() as connection:
         with connection.transaction():
             connection.execute(FILL)
@@ -335,8 +335,8 @@ def test_cursors_that_are_left(pool: ConnectionPool, telemetry: PoolTelemetry) -
     telemetry.agree()
 
 
-async def test_async_streams_that_are_left(async_pool: AsyncConnectionPool, telemetry: PoolTelemetry) -> None:
-    """So it is for a stream of an async pool."""
+async def test_async_streams_that_are_not_exhausted(async_pool: AsyncConnectionPool, telemetry: PoolTelemetry) -> None:
+    """An async stream that is not exhausted ends with its generator."""
     async with async_pool.connection() as connection:
         rows = connection.cursor().stream("SELECT generate_series(1, 9)")
         assert await anext(rows) == (1,)
@@ -346,7 +346,7 @@ async def test_async_streams_that_are_left(async_pool: AsyncConnectionPool, tele
 
 
 def test_server_side_cursors_that_fail(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
-    """A server-side cursor that fails, at its beginning or later, is a failed query."""
+    """A server-side cursor that fails at its start or later is a failed query."""
     with pool.connection() as connection:
         with connection.cursor(name="one") as cursor, pytest.raises(psycopg.errors.SyntaxError):
             cursor.execute("nonsense")
@@ -359,7 +359,7 @@ def test_server_side_cursors_that_fail(pool: ConnectionPool, telemetry: PoolTele
 
 
 def test_pipelines(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
-    """In a pipeline each statement is one query, too."""
+    """In a pipeline each statement is one query."""
     with pool.connection() as connection, connection.pipeline():
         cursors = [connection.execute("SELECT 1"), connection.execute("SELECT 2")]
         assert [cursor.fetchone() for cursor in cursors] == [(1,), (2,)]
@@ -368,7 +368,7 @@ def test_pipelines(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
 
 
 def test_cursors_of_the_user(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
-    """A cursor class of the user's stays one; what is no cursor of psycopg's is left alone."""
+    """Cursors of a user's class stay of that class; objects that are not psycopg's cursors are not measured."""
 
     class Own(psycopg.ClientCursor[Any]):
         """A cursor with attributes of its own."""
@@ -395,13 +395,13 @@ def test_cursors_of_the_user(pool: ConnectionPool, telemetry: PoolTelemetry) -> 
 
 
 def gauges(telemetry: PoolTelemetry) -> dict[str, float | None]:
-    """Read what is shown of the pool `main`."""
+    """Return the gauges of the pool `main`."""
     names = ("active", "idle", "max", "waiting")
     return {name: telemetry.seen.sample(f"db_connections_{name}", pool="main") for name in names}
 
 
 def test_pool_gauges_and_waits(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
-    """What the pool is doing is read at the scrape; each wait for a connection is a sample."""
+    """The state of the pool is read at the scrape; each connection wait is a sample."""
     pool.wait(5)
     assert gauges(telemetry) == {"active": 0, "idle": 1, "max": 2, "waiting": 0}
     with ThreadPoolExecutor(1) as executor:
@@ -420,7 +420,7 @@ def test_pool_gauges_and_waits(pool: ConnectionPool, telemetry: PoolTelemetry) -
 
 
 async def test_async_pool_gauges_and_waits(async_pool: AsyncConnectionPool, telemetry: PoolTelemetry) -> None:
-    """So it is for an async pool."""
+    """The state and the waits of an async pool."""
     await async_pool.wait(5)
     async with async_pool.connection(), async_pool.connection():
         assert gauges(telemetry) == {"active": 2, "idle": 0, "max": 2, "waiting": 0}
@@ -431,7 +431,7 @@ async def test_async_pool_gauges_and_waits(async_pool: AsyncConnectionPool, tele
 
 
 def test_a_database_that_is_down(telemetry: PoolTelemetry) -> None:
-    """Who is given no connection waited, and is the event `timeout` or `error`; no connection is in use."""
+    """A failure to get a connection is a wait and the event `timeout` or `error`; no connection is in use."""
     url = f"postgresql://ann@{unused_address()}/shop"
     pool = ConnectionPool(url, min_size=2, open=False, name="main", reconnect_timeout=0)
     instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
@@ -453,7 +453,7 @@ def test_a_database_that_is_down(telemetry: PoolTelemetry) -> None:
 
 
 async def test_an_async_pool_whose_database_is_down(telemetry: PoolTelemetry) -> None:
-    """So it is for an async pool."""
+    """Failures to get a connection of an async pool."""
     pool = AsyncConnectionPool(f"postgresql://ann@{unused_address()}/shop", min_size=2, open=False, name="main")
     instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
     with pytest.raises(PoolClosed):
@@ -467,7 +467,7 @@ async def test_an_async_pool_whose_database_is_down(telemetry: PoolTelemetry) ->
 
 
 def test_pool_that_keeps_nothing(url: str, telemetry: PoolTelemetry) -> None:
-    """A `NullConnectionPool` is a pool like any other; without a limit its most is infinite."""
+    """A `NullConnectionPool` is measured; without a limit its maximum is infinite."""
     with NullConnectionPool(url, open=True, name="main") as pool:
         instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         with pool.connection() as connection:
@@ -477,7 +477,7 @@ def test_pool_that_keeps_nothing(url: str, telemetry: PoolTelemetry) -> None:
 
 
 def test_many_threads(url: str, telemetry: PoolTelemetry) -> None:
-    """Queries of many threads each have their own caller's span as parent."""
+    """Queries of concurrent threads have their own caller's span as parent."""
     with ConnectionPool(url, min_size=4, max_size=4, open=True, name="main") as pool:
         instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
 
@@ -500,8 +500,8 @@ def test_many_threads(url: str, telemetry: PoolTelemetry) -> None:
     telemetry.agree()
 
 
-def test_running_pool_and_undo(url: str, telemetry: PoolTelemetry) -> None:
-    """A running pool is instrumented once; undone, pool and connections are what they were, also those in use."""
+def test_a_running_pool(url: str, telemetry: PoolTelemetry) -> None:
+    """A running pool is instrumented once; after the undo, all classes are restored, also of connections in use."""
 
     class Own(psycopg.Connection[Any]):
         """A connection of the user's."""

@@ -76,7 +76,7 @@ def seen(observed: Callable[..., Seen]) -> Seen:
 
 @pytest.fixture
 async def make(request: pytest.FixtureRequest, seen: Seen, tmp_path: Path) -> AsyncIterator[Callable[..., AnyEngine]]:
-    """Make instrumented engines with an empty table `orders`; what that took is forgotten."""
+    """Make instrumented engines with an empty table `orders`, without telemetry of that."""
     made: list[AnyEngine] = []
 
     def create(driver: str, *, pool: str = "shop", **options: Any) -> AnyEngine:
@@ -115,18 +115,18 @@ async def run(engine: AnyEngine, work: Work) -> Any:
 
 
 def prepare(connection: sa.Connection) -> None:
-    """Begin with an empty table."""
+    """Empty the table."""
     TABLE.drop(connection, checkfirst=True)
     TABLE.create(connection)
 
 
 def rows(count: int, start: int = 0) -> list[dict[str, Any]]:
-    """Make rows with a value that must be seen nowhere."""
+    """Make rows with a secret value."""
     return [{"number": number, "name": f"hunter2-{number}"} for number in range(start, start + count)]
 
 
 class Since:
-    """What was seen since this was made."""
+    """The telemetry since this was made."""
 
     def __init__(self, seen: Seen) -> None:
         self._seen = seen
@@ -177,7 +177,7 @@ def facts(span: ReadableSpan) -> dict[str, Any]:
 
 @pytest.mark.parametrize("driver", DRIVERS)
 async def test_statements_are_operations(seen: Seen, make: Callable[..., AnyEngine], driver: str) -> None:
-    """Each statement is one span, one sample and one line, with what is known of it and without its values."""
+    """Each statement is one span, one sample and one line, with its details and without its values."""
     engine = make(driver)
     await run(engine, prepare)
     since = Since(seen)
@@ -204,10 +204,8 @@ async def test_statements_are_operations(seen: Seen, make: Callable[..., AnyEngi
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-async def test_what_prepares_a_connection_is_no_operation(
-    seen: Seen, make: Callable[..., AnyEngine], driver: str
-) -> None:
-    """What SQLAlchemy asks the database when it first connects is part of the wait for the connection."""
+async def test_statements_that_prepare_a_connection(seen: Seen, make: Callable[..., AnyEngine], driver: str) -> None:
+    """Statements that SQLAlchemy sends on a new connection are part of the connection wait, and not operations."""
     engine = make(driver)
     since = Since(seen)
     await run(engine, lambda connection: connection.execute(sa.text("SELECT 1")))
@@ -217,7 +215,7 @@ async def test_what_prepares_a_connection_is_no_operation(
 
 @pytest.mark.parametrize("driver", DRIVERS)
 async def test_many_rows_are_one_operation(seen: Seen, make: Callable[..., AnyEngine], driver: str) -> None:
-    """Many sets of parameters are one operation with their number, however many statements SQLAlchemy makes of them."""
+    """Many parameter sets are one operation with their number, for any number of statements that SQLAlchemy sends."""
     engine = make(driver)
     await run(engine, prepare)
     since = Since(seen)
@@ -254,7 +252,7 @@ async def test_errors(seen: Seen, make: Callable[..., AnyEngine], driver: str) -
 
 @pytest.mark.parametrize("driver", DRIVERS)
 async def test_an_error_among_many_rows(seen: Seen, make: Callable[..., AnyEngine], driver: str) -> None:
-    """Where one of several statements of an INSERT fails, the one operation has failed."""
+    """If one of several statements of an INSERT fails, its one operation has failed."""
     engine = make(driver)
     await run(engine, prepare)
     since = Since(seen)
@@ -265,7 +263,7 @@ async def test_an_error_among_many_rows(seen: Seen, make: Callable[..., AnyEngin
 
 
 async def test_a_listener_that_raises_among_many_rows(seen: Seen, make: Callable[..., AnyEngine]) -> None:
-    """Where somebody else stops an INSERT between its statements, its operation is given up and in nobody's way."""
+    """If a listener stops an INSERT between its statements, its operation ends and is not the current one."""
     engine = make("pysqlite")
     assert isinstance(engine, sa.Engine)
     await run(engine, prepare)
@@ -286,8 +284,8 @@ async def test_a_listener_that_raises_among_many_rows(seen: Seen, make: Callable
     assert since.outcome[1] == "cancelled"
 
 
-def test_the_same_exception_goes_on(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the driver raises reaches the caller as the same object."""
+def test_the_exception_is_unchanged(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception of the driver reaches the caller as the same object."""
     engine = sa.create_engine("sqlite://")
     exc = LookupError("no such row")
 
@@ -306,7 +304,7 @@ def test_the_same_exception_goes_on(seen: Seen, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_errors_that_skip_the_event_of_errors(seen: Seen, make: Callable[..., AnyEngine]) -> None:
-    """A statement ends also where SQLAlchemy tells nobody of its error, or another listener raises its own."""
+    """A statement ends also if SQLAlchemy skips its event of errors, or a listener raises another error."""
     engine = make("pysqlite")
     assert isinstance(engine, sa.Engine)
     since = Since(seen)
@@ -324,7 +322,7 @@ def test_errors_that_skip_the_event_of_errors(seen: Seen, make: Callable[..., An
 
 @pytest.mark.parametrize("driver", SYNC)
 def test_streamed_rows(seen: Seen, make: Callable[..., AnyEngine], driver: str) -> None:
-    """The operation of a stream ends when its statement has executed; who stops reading leaves nothing open."""
+    """The operation of a stream ends when its statement has executed, also if the rows are not read."""
     engine = make(driver)
     assert isinstance(engine, sa.Engine)
     with engine.begin() as connection:
@@ -342,7 +340,7 @@ def test_streamed_rows(seen: Seen, make: Callable[..., AnyEngine], driver: str) 
 
 @pytest.mark.parametrize("driver", ASYNC)
 async def test_async_streams(seen: Seen, make: Callable[..., AnyEngine], driver: str) -> None:
-    """The same for `stream()`: while rows arrive, the caller is inside no operation."""
+    """The operation of `stream()` ends when its statement has executed: code between rows is not inside it."""
     engine = make(driver)
     assert isinstance(engine, AsyncEngine)
     await run(engine, prepare)
@@ -355,7 +353,7 @@ async def test_async_streams(seen: Seen, make: Callable[..., AnyEngine], driver:
 
 
 def test_the_driver_works_inside_the_operation(seen: Seen) -> None:
-    """While the driver executes, the statement's operation is current: other layers measure nothing twice."""
+    """While the driver executes, the statement's operation is the current one, so that no layer measures it again."""
     engine = sa.create_engine("sqlite://")
     names: list[str] = []
 
@@ -371,7 +369,7 @@ def test_the_driver_works_inside_the_operation(seen: Seen) -> None:
 
 @pytest.mark.parametrize("driver", DRIVERS)
 async def test_inside_a_query_of_the_user(seen: Seen, make: Callable[..., AnyEngine], driver: str) -> None:
-    """What an engine sends inside `db.query(...)` is part of that query, which learns the statement."""
+    """Statements of an engine inside `db.query(...)` are part of that query, which adopts the first one."""
     engine = make(driver)
     await run(engine, prepare)
     since = Since(seen)
@@ -384,8 +382,8 @@ async def test_inside_a_query_of_the_user(seen: Seen, make: Callable[..., AnyEng
 
 
 @pytest.mark.parametrize("driver", ASYNC)
-async def test_side_by_side(seen: Seen, make: Callable[..., AnyEngine], driver: str) -> None:
-    """Statements side by side, by `gather` or in a task group, are each part of the work that sent them."""
+async def test_concurrent_tasks(seen: Seen, make: Callable[..., AnyEngine], driver: str) -> None:
+    """Concurrent statements, in `gather` or a task group, are each part of the operation that sent them."""
     engine = make(driver)
     assert isinstance(engine, AsyncEngine)
     await run(engine, prepare)
@@ -433,7 +431,7 @@ def test_threads(seen: Seen, make: Callable[..., AnyEngine]) -> None:
 
 
 def test_in_a_request(observed: Callable[..., Seen], tmp_path: Path) -> None:
-    """A statement's span is a child of the request's; a session's statements are measured like any."""
+    """The span of a statement is a child of the server span, also for a session."""
     app = FastAPI()
     seen = observed(app)
     engine = sa.create_engine(f"sqlite:///{tmp_path}/shop.db")
@@ -457,17 +455,17 @@ def test_in_a_request(observed: Callable[..., Seen], tmp_path: Path) -> None:
 
 
 def when_executing(engine: AsyncEngine, function: Callable[[], object]) -> None:
-    """Call a function when a statement of the engine is about to be sent."""
+    """Call a function just before a statement of the engine is sent."""
     event.listen(engine.sync_engine, "before_cursor_execute", lambda *_: function())
 
 
 async def wait_for_ever(engine: AnyEngine) -> None:
-    """Send a statement that takes longer than anybody has patience."""
+    """Send a statement that takes very long."""
     await run(engine, lambda connection: connection.execute(sa.text("SELECT pg_sleep(30)")))
 
 
 async def test_cancelled(seen: Seen, make: Callable[..., AnyEngine]) -> None:
-    """A statement whose task is cancelled is closed once, as cancelled; the pool is as before."""
+    """A statement whose task is cancelled ends once, as `cancelled`; the pool is unchanged."""
     engine = make("asyncpg")
     assert isinstance(engine, AsyncEngine)
     started = asyncio.Event()
@@ -484,7 +482,7 @@ async def test_cancelled(seen: Seen, make: Callable[..., AnyEngine]) -> None:
 
 
 async def test_out_of_time(seen: Seen, make: Callable[..., AnyEngine]) -> None:
-    """To the statement, `asyncio.timeout` is a cancellation."""
+    """`asyncio.timeout` ends a statement as `cancelled`."""
     engine = make("asyncpg")
     assert isinstance(engine, AsyncEngine)
     limit = asyncio.timeout(None)
@@ -497,7 +495,7 @@ async def test_out_of_time(seen: Seen, make: Callable[..., AnyEngine]) -> None:
 
 
 async def test_timeout_of_the_driver(seen: Seen, make: Callable[..., AnyEngine]) -> None:
-    """A driver that waits no longer is a timeout."""
+    """A timeout of the driver has the outcome `timeout`."""
     engine = make("asyncpg", connect_args={"command_timeout": 0.05})
     since = Since(seen)
     with pytest.raises(TimeoutError):
@@ -507,7 +505,7 @@ async def test_timeout_of_the_driver(seen: Seen, make: Callable[..., AnyEngine])
 
 @pytest.mark.parametrize("driver", POSTGRESQL)
 async def test_timeout_of_the_server(seen: Seen, make: Callable[..., AnyEngine], driver: str) -> None:
-    """A server that gives a statement up for its time is a timeout, one that is asked to give it up a cancellation."""
+    """A statement timeout of the server is `timeout`; a statement that a client cancelled is `cancelled`."""
     engine = make(driver)
 
     def set_limit(connection: sa.Connection) -> None:
@@ -549,7 +547,7 @@ async def test_one_error_has_one_name(seen: Seen, make: Callable[..., AnyEngine]
 
 @pytest.mark.parametrize("driver", POSTGRESQL)
 async def test_a_broken_connection(seen: Seen, make: Callable[..., AnyEngine], driver: str) -> None:
-    """A connection that breaks under a statement is an error; the next statement has a new one."""
+    """A connection that breaks during a statement is an error; the next statement gets a new connection."""
     engine = make(driver)
     since = Since(seen)
     with pytest.raises(DBAPIError):
@@ -562,7 +560,7 @@ async def test_a_broken_connection(seen: Seen, make: Callable[..., AnyEngine], d
 
 
 async def test_an_abandoned_coroutine(seen: Seen, make: Callable[..., AnyEngine]) -> None:
-    """A statement that nobody awaits any more was cancelled."""
+    """A statement whose coroutine is closed was cancelled."""
     engine = make("asyncpg")
     assert isinstance(engine, AsyncEngine)
     since = Since(seen)
@@ -581,7 +579,7 @@ async def test_an_abandoned_coroutine(seen: Seen, make: Callable[..., AnyEngine]
 
 @pytest.mark.parametrize("driver", SYNC)
 def test_transactions_are_counts(seen: Seen, make: Callable[..., AnyEngine], driver: str) -> None:
-    """Beginnings, ends and savepoints are counted and no spans, whoever sends them."""
+    """Starts and ends of transactions and savepoints are counted and are not spans."""
     engine = make(driver)
     assert isinstance(engine, sa.Engine)
     since = Since(seen)
@@ -630,13 +628,13 @@ def test_transactions_are_counts(seen: Seen, make: Callable[..., AnyEngine], dri
         ("SELECT 1", None),
     ],
 )
-def test_what_only_moves_a_transaction(statement: str, counted: str | None) -> None:
-    """Statements that only move a transaction are told from those that work."""
+def test_transaction_commands(statement: str, counted: str | None) -> None:
+    """A statement is a transaction command only if it does nothing else."""
     assert transaction_event(statement) == counted
 
 
-def test_work_that_begins_like_a_transaction(seen: Seen, make: Callable[..., AnyEngine]) -> None:
-    """A statement that begins with the same word and does work is an operation."""
+def test_queries_that_start_like_a_transaction_command(seen: Seen, make: Callable[..., AnyEngine]) -> None:
+    """A query that starts with the same word is an operation."""
     engine = make("pysqlite")
     assert isinstance(engine, sa.Engine)
     since = Since(seen)
@@ -663,7 +661,7 @@ async def test_pings_are_counts(seen: Seen, make: Callable[..., AnyEngine], driv
 
 @pytest.mark.parametrize("driver", SYNC)
 def test_pool(seen: Seen, make: Callable[..., AnyEngine], driver: str) -> None:
-    """The pool is read at each scrape, also the one that stands in its place after `dispose`."""
+    """The pool is read at each scrape, also the new one after `dispose`."""
     engine = make(driver, pool_size=2, max_overflow=1)
     assert isinstance(engine, sa.Engine)
 
@@ -683,8 +681,8 @@ def test_pool(seen: Seen, make: Callable[..., AnyEngine], driver: str) -> None:
     assert seen.sample("db_connection_wait_seconds_count", pool="shop") == 6
 
 
-def test_pools_that_tell_less(seen: Seen, make: Callable[..., AnyEngine]) -> None:
-    """A pool without a limit shows none; one that is no queue shows who waits."""
+def test_pools_with_fewer_gauges(seen: Seen, make: Callable[..., AnyEngine]) -> None:
+    """A pool without a limit reports none; a pool that is not a queue reports the waiting callers only."""
     shown = {
         "unlimited": {"active", "idle", "overflow", "waiting"},
         "boundless": {"active", "idle", "overflow", "waiting"},
@@ -702,7 +700,7 @@ def test_pools_that_tell_less(seen: Seen, make: Callable[..., AnyEngine]) -> Non
 
 
 def test_waiting_for_a_connection(seen: Seen, make: Callable[..., AnyEngine]) -> None:
-    """Who waits for a connection is shown while it waits, its time is taken when it has one."""
+    """A waiting caller is reported while it waits, and its wait when it has a connection."""
     engine = make("pysqlite", pool_size=1, max_overflow=0)
     assert isinstance(engine, sa.Engine)
     held = engine.connect()
@@ -720,8 +718,8 @@ def test_waiting_for_a_connection(seen: Seen, make: Callable[..., AnyEngine]) ->
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-async def test_waiting_in_vain(seen: Seen, make: Callable[..., AnyEngine], driver: str) -> None:
-    """A caller to whom the pool gives no connection in time is the event `timeout`; it has sent no statement."""
+async def test_a_wait_that_times_out(seen: Seen, make: Callable[..., AnyEngine], driver: str) -> None:
+    """A caller that gets no connection in time is the event `timeout`, without a statement."""
     engine = make(driver, pool_size=1, max_overflow=0, pool_timeout=0.02)
 
     def nothing(connection: sa.Connection) -> None:
@@ -743,7 +741,7 @@ async def test_waiting_in_vain(seen: Seen, make: Callable[..., AnyEngine], drive
 
 @pytest.mark.parametrize("driver", POSTGRESQL)
 async def test_a_database_that_is_down(seen: Seen, driver: str) -> None:
-    """Who is given no connection waited and is the event `error`, the only sign of a database that is not there."""
+    """A failure to get a connection is a wait and the event `error`: the only trace of a database that is down."""
     needs_package(driver)
     url = sa.make_url(f"postgresql+{driver}://ann@{unused_address()}/shop")
     engine = create_async_engine(url) if driver in ASYNC else sa.create_engine(url)
@@ -757,8 +755,8 @@ async def test_a_database_that_is_down(seen: Seen, driver: str) -> None:
     assert seen.sample("db_connections_waiting", pool="shop") == 0
 
 
-def test_pools_of_one_name(seen: Seen, tmp_path: Path) -> None:
-    """Two pools of one name have labels of their own, the same on gauges, waits, events and spans."""
+def test_pools_with_one_name(seen: Seen, tmp_path: Path) -> None:
+    """Two pools with one name have labels of their own, the same on gauges, waits, events and spans."""
     engines = [sa.create_engine(f"sqlite:///{tmp_path}/shop.db") for _ in range(2)]
     first, second = [instrument(seen, engine, pool_name="shop") for engine in engines]
     held = [engine.connect() for engine in (engines[0], engines[1], engines[1])]
@@ -808,7 +806,7 @@ def test_pools_of_one_name(seen: Seen, tmp_path: Path) -> None:
     ],
 )
 def test_name_of_the_pool(seen: Seen, url: str, options: dict[str, str], name: str, where: dict[str, Any]) -> None:
-    """Without a name of its own, a pool is called after its database; user, password and options are never shown."""
+    """The default name of a pool is that of its database; user, password and options are not recorded."""
     if url.startswith("postgresql"):
         needs_package("psycopg")
     engine = sa.create_engine(url, **options)
@@ -819,7 +817,7 @@ def test_name_of_the_pool(seen: Seen, url: str, options: dict[str, str], name: s
 
 
 def test_system_of_other_databases(seen: Seen) -> None:
-    """The system is named as the semantic conventions name it, or `other_sql`."""
+    """The system is a name of the semantic conventions, or `other_sql`."""
     engine = sa.create_engine("sqlite://")
     engine.dialect.name = "firebird"
     instrument(seen, engine)
@@ -832,12 +830,12 @@ def test_system_of_other_databases(seen: Seen) -> None:
 
 
 def untouched(engine: sa.Engine) -> list[dict[str, Any]]:
-    """What instances hold of their own."""
+    """Return the attributes of instances."""
     return [dict(vars(one)) for one in (engine.dialect, engine.pool)]
 
 
 def test_undo(seen: Seen, tmp_path: Path) -> None:
-    """Undone, engine, dialect and pool are as they were, nothing is measured and the pool is gone from the metrics."""
+    """After the undo, engine, dialect and pool are unchanged, and neither statements nor the pool are reported."""
     engine = sa.create_engine(f"sqlite:///{tmp_path}/shop.db")
     with engine.connect():
         pass
@@ -855,8 +853,8 @@ def test_undo(seen: Seen, tmp_path: Path) -> None:
     engine.dispose()
 
 
-def test_undo_below_somebody_else(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What somebody put around our wrappers stays, and goes on working, when ours are undone; we may come back."""
+def test_undo_below_another_wrapper(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another tool's wrappers around ours stay and work after the undo, and after instrumenting again."""
     engine = sa.create_engine("sqlite://", poolclass=StaticPool)
     undo = instrument(seen, engine)
     ours, calls = engine.dialect.do_execute_no_params, []
@@ -882,7 +880,7 @@ def test_undo_below_somebody_else(seen: Seen, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_instrumenting_again(seen: Seen) -> None:
-    """A second call for an engine changes nothing, nor does its undo; with other options it is the same engine."""
+    """A second call and its undo do nothing; an engine made by `execution_options()` is the same engine."""
     engine = sa.create_engine("sqlite://")
     undo = instrument(seen, engine, pool_name="one")
     again = instrument(seen, engine, pool_name="two")
@@ -901,7 +899,7 @@ def test_instrumenting_again(seen: Seen) -> None:
 
 
 def test_an_engine_of_two_apps(observed: Callable[..., Seen]) -> None:
-    """What two apps share is reported to the one whose request it is part of, else to the first; each may leave."""
+    """A statement is reported to the app of its request, else to the first app; each app can be closed first."""
     engine = sa.create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
 
     def answer() -> int:
@@ -925,8 +923,8 @@ def test_an_engine_of_two_apps(observed: Callable[..., Seen]) -> None:
     assert [one.total("db_queries_total") for one in (first, second)] == [2, 2]
 
 
-def test_what_each_app_is_told(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each app has a name of its own for what it shares, and is told of the faults in its own requests."""
+def test_labels_and_internal_errors_of_two_apps(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each app has its own label for a shared engine, and gets the internal errors of its own requests."""
     engine = sa.create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
 
     def answer() -> int:
@@ -949,16 +947,16 @@ def test_what_each_app_is_told(observed: Callable[..., Seen], monkeypatch: pytes
 
 
 @pytest.mark.parametrize("wrong", ["postgresql://ann:hunter2@db.example/shop", None, sa.create_engine, object()])
-def test_what_is_no_engine(seen: Seen, wrong: object) -> None:
-    """What is no engine is refused with a message that says what is one, and not what a URL holds."""
+def test_other_objects_are_rejected(seen: Seen, wrong: object) -> None:
+    """The error says what to pass, and does not repeat the value."""
     with pytest.raises(TypeError, match=r"create_engine\(\).*create_async_engine\(\)") as caught:
         instrument(seen, wrong)
     assert type(wrong).__name__ in str(caught.value)
     assert "hunter2" not in str(caught.value)
 
 
-def test_session_is_no_engine(seen: Seen, make: Callable[..., AnyEngine]) -> None:
-    """A session or a connection is refused, not measured by half."""
+def test_sessions_are_rejected(seen: Seen, make: Callable[..., AnyEngine]) -> None:
+    """A session or a connection is rejected, because it would be measured in part only."""
     engine = make("pysqlite")
     assert isinstance(engine, sa.Engine)
     with engine.connect() as connection, pytest.raises(TypeError, match="Connection"):
@@ -969,11 +967,11 @@ def test_session_is_no_engine(seen: Seen, make: Callable[..., AnyEngine]) -> Non
 
 
 class Broken(Exception):  # noqa: N818 - what our own code raises here
-    """A fault of ours."""
+    """An internal error."""
 
 
-def test_faults_of_ours(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever fails within us is counted, and the user's statements and connections are as without us."""
+def test_internal_errors(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Internal errors are counted; the user's statements and connections work as without instrumentation."""
     engine = sa.create_engine("sqlite://", poolclass=StaticPool)
     instrument(seen, engine)
 
@@ -1004,8 +1002,8 @@ def test_faults_of_ours(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-def test_a_connection_that_takes_no_mark(seen: Seen) -> None:
-    """A connection that cannot be marked is used as it is; what happens on it is not counted."""
+def test_a_connection_without_attributes(seen: Seen) -> None:
+    """Transactions of a connection that accepts no attribute are not counted; it works."""
     engine = sa.create_engine("sqlite://")
     instrument(seen, engine)
     engine.dialect.do_begin(object())  # type: ignore[arg-type]
@@ -1014,7 +1012,7 @@ def test_a_connection_that_takes_no_mark(seen: Seen) -> None:
 
 
 def test_a_dialect_that_cannot_be_wrapped(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be instrumented leaves nothing behind, and its name is free."""
+    """An engine that cannot be instrumented is unchanged, and its label is free."""
     engine = sa.create_engine("sqlite://")
     with monkeypatch.context() as patch:
         patch.setattr(sa.engine.default.DefaultDialect, "do_ping", property(lambda _: 1 // 0))
@@ -1028,7 +1026,7 @@ def test_a_dialect_that_cannot_be_wrapped(seen: Seen, monkeypatch: pytest.Monkey
 
 
 def test_a_cursor_that_does_not_count(seen: Seen) -> None:
-    """A driver whose cursors fail to tell the rows costs the number, not the operation."""
+    """If a cursor fails to return its number of rows, the operation is reported without it."""
     engine = sa.create_engine("sqlite://")
     instrument(seen, engine)
     dialect = engine.dialect

@@ -95,8 +95,8 @@ def test_literals_are_hidden(statement: str, shown: str | None) -> None:
         "SELECT a->b, c || d, e::text, f[g], h % i FROM t1 AS x2 WHERE (a, b) > (?, ?) AND NOT c <> @p1",
     ],
 )
-def test_a_parameterised_statement_stays(statement: str) -> None:
-    """A statement without literals comes back as it is."""
+def test_statements_without_literals_are_unchanged(statement: str) -> None:
+    """A statement without literals is unchanged."""
     for system in SYSTEMS[:4] if "f[g]" not in statement else SYSTEMS[:3]:
         assert sanitize_sql(statement, system) == (
             statement.replace("$1", "?").replace("$2", "?") if system == "microsoft.sql_server" else statement
@@ -146,8 +146,8 @@ def test_a_parameterised_statement_stays(statement: str) -> None:
         ("postgresql", 'SELECT "IDENTIFIED BY a", b IN (1, 2)', 'SELECT "IDENTIFIED BY a", b IN (?)'),
     ],
 )
-def test_what_systems_read_differently(system: str, statement: str, shown: str) -> None:
-    """Where only a system's grammar decides, an unknown one hides the rest, and a known one what may be a value."""
+def test_text_that_systems_read_differently(system: str, statement: str, shown: str) -> None:
+    """An unknown system hides the rest of text that is ambiguous; a known one hides the values only."""
     assert sanitize_sql(statement, system) == shown
 
 
@@ -171,7 +171,7 @@ def test_what_systems_read_differently(system: str, statement: str, shown: str) 
     ],
 )
 def test_wrong_quotes_hide_from_the_first_on(statement: str, shown: str | None) -> None:
-    """Where a word touches a quote, or the last does not end, what looks like code may be the value."""
+    """Everything from the first quote on is hidden if a word touches a quote, or a quote does not end."""
     for system in SQL:
         expected = re.sub("'[^']*'", "?", statement) if shown is None else shown
         assert sanitize_sql(statement, system) == expected
@@ -192,12 +192,12 @@ def test_wrong_quotes_hide_from_the_first_on(statement: str, shown: str | None) 
     ],
 )
 def test_wrong_quotes_by_system(system: str, statement: str, shown: str) -> None:
-    """Names in double quotes stay where only single quotes are wrong; a backslash hides the rest alone."""
+    """Names in double quotes stay if only single quotes are wrong; a backslash hides the rest only."""
     assert sanitize_sql(statement, system) == shown
 
 
 def test_a_literal_that_is_cut() -> None:
-    """A literal that only our own cut leaves open hides itself; one that never ends hides all from the first quote."""
+    """A literal that is open only because the text was cut hides itself; one without end, all quotes before it."""
     start = "SELECT 'x' AS a FROM t WHERE b = '"
     good = start + "y" * MAX_STATEMENT_LENGTH + "' AND c = 'z'"
     for system in SQL:
@@ -241,7 +241,7 @@ def test_a_literal_that_is_cut() -> None:
     ],
 )
 def test_values_without_quotes(statement: str, shown: str | None) -> None:
-    """What a setting is set to and what is copied in is hidden wherever its statement stands; columns stay."""
+    """Values of settings and copied rows are hidden in every statement of a text; columns stay."""
     for system in SQL:
         read = sanitize_sql(statement, system)
         assert read == (statement if shown is None else shown)
@@ -249,7 +249,7 @@ def test_values_without_quotes(statement: str, shown: str | None) -> None:
 
 
 def test_quoted_settings() -> None:
-    """A setting's name may be quoted; a name that reads like a statement is a name."""
+    """The name of a setting may be quoted; a quoted name that looks like a statement is a name."""
     assert sanitize_sql('SELECT 1; SET "app"."a" = secret', "postgresql") == 'SELECT ?; SET "app"."a" = ?'
     assert sanitize_sql("ALTER ROLE `a;b` SET `c` = secret", "mysql") == "ALTER ROLE `a;b` SET `c` = ?"
     name = 'SELECT "a; SET b = c" FROM t; SELECT d'
@@ -273,8 +273,8 @@ def test_quoted_settings() -> None:
         (" ", ""),
     ],
 )
-def test_what_is_not_sql(statement: str, shown: str) -> None:
-    """Of a command of Redis, MongoDB and the like the first word is shown, and no table read."""
+def test_other_languages(statement: str, shown: str) -> None:
+    """Of commands of Redis, MongoDB and others only the first word is recorded, and no table."""
     for system in ("redis", "mongodb", "memcached", "elasticsearch", "aws.dynamodb"):
         read = parse_statement(statement, system)
         assert (read.text, read.table) == (shown, None)
@@ -283,7 +283,7 @@ def test_what_is_not_sql(statement: str, shown: str) -> None:
 
 
 def test_names_and_operations() -> None:
-    """A plain table name and a few plain words are told from a statement."""
+    """Table names and names of operations are distinguished from statements."""
     assert all(map(is_name, ("t", "public.orders", "a$1", "9", "t\N{LATIN SMALL LETTER E WITH ACUTE}l", "t" * 63)))
     assert not any(map(is_name, ("", ".t", "a b", "t\n", "t;", "'t'", '"t"', "a-b", "t" * 64)))
     assert all(map(is_operation, ("SELECT", "get_all", "INSERT INTO", "x" * 32)))
@@ -305,19 +305,19 @@ numbers = st.sampled_from([DIGITS, f"-{DIGITS}", f"0x{DIGITS}", f".{DIGITS}", f"
 
 
 def doubled(quote: str = "'", prefix: str = "") -> Callable[[str], str]:
-    """Write a text between quotes, the quote itself twice: the standard's way."""
+    """Quote a text as the SQL standard does, with doubled quotes."""
     return lambda content: f"{prefix}{quote}{content.replace(quote, quote * 2)}{quote}"
 
 
 def escaped(quote: str = "'", prefix: str = "") -> Callable[[str], str]:
-    """Write a text between quotes, with a backslash before quote and backslash: MySQL's way, and E'' in PostgreSQL."""
+    """Quote a text with backslashes, as in MySQL and in E'' of PostgreSQL."""
     return lambda content: (
         prefix + quote + content.replace("\\", "\\\\").replace(quote, "\\" + quote).replace("\n", "\\n") + quote
     )
 
 
 def without(*marks: str) -> Callable[[str], str]:
-    """Take what would end a literal out of its text."""
+    """Remove the characters that would end a literal."""
 
     def taken(content: str) -> str:
         while any(mark in content for mark in marks):
@@ -329,7 +329,7 @@ def without(*marks: str) -> Callable[[str], str]:
 
 
 def between(opening: str, closing: str, *taken: str) -> st.SearchStrategy[str]:
-    """Write a secret between marks, without what would end it early."""
+    """Return a secret between marks, without characters that would end it."""
     return secret.map(without(*filter(None, (closing.strip(" "), *taken)))).map(
         lambda content: opening + content + closing
     )
@@ -396,7 +396,7 @@ BETWEEN = st.sampled_from([" ", "\n", " , ", " = ", "\t(", ") "])
 
 
 def written(system: str) -> st.SearchStrategy[str]:
-    """Write SQL of a system out of names, placeholders, comments and literals with the secret in them."""
+    """Generate SQL of a system from names, placeholders, comments and literals that contain the secret."""
     literals = st.one_of(*WRITTEN[system], numbers)
     parts = st.lists(st.tuples(st.sampled_from(KEPT) | literals | literals, BETWEEN), max_size=12)
     return parts.map(lambda pairs: "".join(part + gap for part, gap in pairs))
@@ -405,7 +405,7 @@ def written(system: str) -> st.SearchStrategy[str]:
 @pytest.mark.parametrize("system", WRITTEN)
 @given(st.data())
 def test_no_value_is_ever_shown(system: str, data: st.DataObject) -> None:
-    """A value inside a literal or a comment is not shown, whatever stands beside it, nor if the system is not known."""
+    """A value in a literal or comment is not recorded, for any text around it, also if the system is unknown."""
     statement = data.draw(written(system))
     for name in (system, "other_sql"):
         shown = sanitize_sql(statement, name)
@@ -423,8 +423,8 @@ any_text = st.text(st.sampled_from(HOSTILE + "NEqxIn(),?\0\udc80")) | st.text()
 @example("SELECT - -1", "sqlite")
 @example("IN (?, ?, ?::a a,", "sqlite")
 @example("CREATE USER a b=[PASSWORD PASSWORD --]$", "sqlite")
-def test_any_text_is_taken(statement: str, system: str) -> None:
-    """Any text at all is sanitised, to at most 2,048 characters that have a UTF-8 form; once more changes nothing."""
+def test_any_text_is_accepted(statement: str, system: str) -> None:
+    """Any text is sanitized to at most 2,048 characters of valid UTF-8; sanitizing again changes nothing."""
     shown = sanitize_sql(statement, system)
     assert len(shown) <= MAX_STATEMENT_LENGTH
     assert shown.encode() == shown.encode("utf-8", "replace")
@@ -485,7 +485,7 @@ PARTS += [
 
 @pytest.mark.parametrize("part", PARTS)
 def test_time_is_linear(part: str) -> None:
-    """64 KB of the same few characters are read in no time (squared they would take minutes), and 2 KB of it shown.
+    """64 KB of repeated characters are parsed in seconds; quadratic time would be minutes.
 
     The default run takes 16 KB.
     """
@@ -572,13 +572,13 @@ def test_time_is_linear(part: str) -> None:
     ],
 )
 def test_operation_and_table(statement: str, operation: str, table: str | None) -> None:
-    """The operation is the first known keyword, the table the outermost that is read or written, as it is written."""
+    """The operation is the first known keyword, the table the outermost one that is read or changed, as written."""
     read = parse_statement(statement)
     assert (read.operation, read.table) == (operation, table)
 
 
 def test_quoted_tables() -> None:
-    """Names in double quotes are tables where the system takes them for names."""
+    """Names in double quotes are tables if the system reads them as names."""
     for system in ("postgresql", "sqlite", "oracle.db"):
         assert parse_statement('SELECT * FROM "order" WHERE "order"."a" = 1', system).table == "order"
         assert parse_statement('INSERT INTO "S"."T" VALUES (1)', system).table == "S.T"
@@ -612,20 +612,20 @@ ORDERS = Table("orders", MetaData(), Column("id", Integer), Column("name", Strin
         (None, Statement("None", "OTHER", None)),
     ],
 )
-def test_what_becomes_text(construct: object, expected: Statement) -> None:
-    """SQLAlchemy's constructs and bytes are read as the text that they stand for."""
+def test_objects_that_become_strings(construct: object, expected: Statement) -> None:
+    """SQLAlchemy's constructs and bytes are parsed as their text."""
     assert parse_statement(construct) == StatementCache().parse_statement(construct) == expected
 
 
 class Raising:
-    """Has no text."""
+    """Raises when converted to a string."""
 
     def __str__(self) -> str:
         raise RuntimeError(SECRET)
 
 
 class Odd(str):
-    """A text that answers no question as a text does."""
+    """A string with overridden methods."""
 
     __slots__ = ()
 
@@ -637,14 +637,14 @@ class Odd(str):
 
 
 class OddText:
-    """Becomes an odd text."""
+    """Becomes such a string."""
 
     def __str__(self) -> str:
         return Odd("SELECT 1 FROM t")
 
 
-def test_what_has_no_text() -> None:
-    """What raises when asked for its text has none; a text that behaves oddly is only a text."""
+def test_objects_without_a_text() -> None:
+    """An object that cannot become a string has no text; overridden methods of a string are not called."""
     for read in (parse_statement, StatementCache().parse_statement):
         assert read(Raising()) == Statement("", "OTHER", None)
         assert read(OddText()) == read(Odd("SELECT 1 FROM t")) == Statement("SELECT ? FROM t", "SELECT", "t")
@@ -654,8 +654,8 @@ anything = st.none() | st.integers() | st.binary() | any_text | st.builds(object
 
 
 @given(anything | anything.map(lambda value: (value, value)), st.sampled_from(SYSTEMS) | any_text)
-def test_describe_never_raises(statement: object, system: str) -> None:
-    """Any object and any name of a system is taken."""
+def test_parsing_never_raises(statement: object, system: str) -> None:
+    """Any object and any name of a system is accepted."""
     read = parse_statement(statement, system)
     assert (len(read.text) <= MAX_STATEMENT_LENGTH, read.operation.isupper()) == (True, True)
     assert StatementCache().parse_statement(statement, system) == read
@@ -664,8 +664,8 @@ def test_describe_never_raises(statement: object, system: str) -> None:
 # Once read
 
 
-def test_a_statement_is_read_once() -> None:
-    """The same text for the same system gives the same object; another system reads it anew."""
+def test_a_statement_is_parsed_once() -> None:
+    """The same text gives the same object for the same system, another one for another system."""
     known = StatementCache()
     first = known.parse_statement("SELECT 'a'", "sqlite")
     assert known.parse_statement("SELECT " + "'a'", "sqlite") is first
@@ -674,7 +674,7 @@ def test_a_statement_is_read_once() -> None:
 
 
 def test_long_statements() -> None:
-    """2,048 characters of a long statement are shown; its table is found in 8,192; nothing holds its text."""
+    """2,048 characters of a long statement are recorded; its table is found in 8,192; its text is not held."""
     columns = ", ".join(f"orders.column_{number} AS orders_column_{number}" for number in range(80))
     statement = f"SELECT {columns} FROM orders WHERE id = 'secret'"
     known = StatementCache()
@@ -690,7 +690,7 @@ def test_long_statements() -> None:
 
 
 def test_memory_is_bounded() -> None:
-    """The oldest of more than 1,024 statements is forgotten: 10 MB of them leave less than half of it."""
+    """The oldest of more than 1,024 statements is dropped: 10 MB of statements leave less than half of it."""
     known = StatementCache()
     for number in range(5_000):
         assert known.parse_statement(f"SELECT a FROM t{number} WHERE b = '{'x' * 2_000}'").table == f"t{number}"
@@ -699,8 +699,8 @@ def test_memory_is_bounded() -> None:
     assert held < 5_000_000
 
 
-def test_threads_share_it() -> None:
-    """Threads that read and forget at once neither fail nor mix statements up."""
+def test_threads_share_a_cache() -> None:
+    """Concurrent threads neither fail nor get another statement."""
     known = StatementCache()
 
     def read(number: int) -> bool:
