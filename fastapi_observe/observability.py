@@ -25,6 +25,7 @@ from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.internal.forks import FINAL_LOG_FLUSH, share_deadline, start_thread
 from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
+from fastapi_observe.internal.throttle import LogThrottle
 from fastapi_observe.logs.service import LogService
 from fastapi_observe.metrics.saturation import Saturation
 from fastapi_observe.metrics.server import MetricsServer
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from fastapi_observe.export.push import MetricExportLoop
     from fastapi_observe.export.queue import ExportQueue
     from fastapi_observe.logs.service import ObserveLogger
+    from fastapi_observe.metrics.loop_monitor import BlockedLoop
     from fastapi_observe.records.pool import PoolState
     from fastapi_observe.records.signal import Signal
     from fastapi_observe.settings.model import ObserveSettings
@@ -87,7 +89,11 @@ class Observability:
         with ExitStack() as undo:  # a failed install leaves nothing behind
             self.metrics = MetricsService(settings, self.internal_errors, self.redactor.text)
             undo.callback(self.metrics.close)
-            self.saturation = Saturation()
+            self.saturation = Saturation(
+                blocked_threshold=settings.blocked_loop_threshold,
+                on_blocked=self._report_blocked_loop,
+                in_progress=lambda: self.metrics.requests_in_progress if settings.metrics else 0,
+            )
             self.metrics.register_collector(SystemCollector(settings, self.internal_errors))
             self.metrics.register_collector(self.saturation)
             self.logs = LogService(settings, self.internal_errors, self.redactor)
@@ -115,6 +121,8 @@ class Observability:
         self._lock = threading.Lock()
         self._undo: list[Callable[[], None]] = []
         self.startup_steps: list[Callable[[], object]] = []
+        self.blocked_loop_observers: list[Callable[[BlockedLoop, str, str], object]] = []
+        self._blocked_throttle = LogThrottle()
         self.loop: Any = None
         self.closed = self._logged_access = False
         self.workers = WorkerGroup(settings, self.internal_errors, self.metrics.sharing, getattr(app, "title", ""))
@@ -148,6 +156,30 @@ class Observability:
     def add_signal(self, name: str, signal: Signal) -> None:
         """Report to one more signal, the last one. Must be called before the first request."""
         self._signals += (SignalHook(name, SIGNAL_BITS[name], signal),)
+
+    def _report_blocked_loop(self, blocked: BlockedLoop) -> None:
+        """Count and log that code blocked the event loop. Called in the loop, after the block."""
+        record, location = blocked.record, blocked.location
+        method, endpoint = "", "outside_requests"
+        if record is not None:
+            method, endpoint = record.method, record.endpoint
+            if not record.reported:
+                endpoint = self.routes.template(record.scope, record.status_code or 200)
+        if self.settings.metrics:
+            self.metrics.record_blocked_loop(endpoint, blocked.seconds)
+        for observer in self.blocked_loop_observers:
+            observer(blocked, method, endpoint)
+        place = "code that could not be found" if location is None else f"{location.file}:{location.line}"
+        if self._blocked_throttle.allow(place):
+            logging.getLogger("fastapi_observe").warning(
+                "The event loop was blocked for %.2f s by %s (%s %s); %d requests were in progress. Use await, or run "
+                "the code in a thread: a path operation without async, or asyncio.to_thread.",
+                blocked.seconds,
+                place if location is None else f"{place} in {location.function}",
+                method,
+                endpoint,
+                blocked.in_progress,
+            )
 
     def export_counts(self) -> Iterator[tuple[str, Callable[[], Counts]]]:
         """Yield each exported signal with a function that returns its counts."""

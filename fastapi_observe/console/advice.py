@@ -106,7 +106,10 @@ def route_rows(points: Iterable[Point]) -> list[dict[str, Any]]:
 
 
 def find_problems(
-    summaries: Iterable[dict[str, Any]], rows: Iterable[dict[str, Any]], slow_statements: Iterable[dict[str, Any]]
+    summaries: Iterable[dict[str, Any]],
+    rows: Iterable[dict[str, Any]],
+    slow_statements: Iterable[dict[str, Any]],
+    blocked: Iterable[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """Return what to fix, each with its evidence: `title`, `detail`, `trace_id`; one entry for each cause."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
@@ -117,6 +120,9 @@ def find_problems(
         )
         entry["times"] += 1
 
+    for block in blocked:
+        detail = f"{block['ms']} ms in {block['function'] or block['route']}: no other request was served meanwhile"
+        add("blocked loop", block["place"], f"{block['place']} blocks the event loop", detail, block["trace_id"])
     for row in rows:
         if row["failed"]:
             name = f"{row['method']} {row['endpoint']}"

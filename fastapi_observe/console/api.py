@@ -69,7 +69,9 @@ class Api:
             "verdict": verdict._asdict(),
             "tiles": self._tiles(points, lag),
             "routes": rows[:100],
-            "problems": find_problems(self._store.summaries(), rows, list(self._store.slow_statements)),
+            "problems": find_problems(
+                self._store.summaries(), rows, list(self._store.slow_statements), list(self._store.blocked)
+            ),
             "requests": summaries[:MAX_SUMMARIES],
             "points": [
                 [int(point.time * 1000), round(point.seconds * 1000, 3), point.status, point.trace_id]

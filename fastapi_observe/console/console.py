@@ -76,6 +76,7 @@ class Console:
         """Begin to gather requests, spans and log lines."""
         self._observability.add_signal("console", self.signal)
         self._observability.startup_steps.append(self.announce)
+        self._observability.blocked_loop_observers.append(self.signal.on_blocked_loop)
         tracing, logs = self._observability.tracing, self._observability.logs
         processor = ConsoleProcessor(self.store)
         if hasattr(tracing.provider, "add_span_processor"):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.trace import SpanProcessor
 
-from fastapi_observe.console.frames import caller_location, describe_exception
 from fastapi_observe.console.store import MAX_RUNNING, MAX_VALUE_LENGTH, Point
+from fastapi_observe.records.frames import caller_location, describe_exception
 from fastapi_observe.records.request import current_record
 from fastapi_observe.records.signal import no_op
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
     from fastapi_observe.console.store import Store
+    from fastapi_observe.metrics.loop_monitor import BlockedLoop
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.request import RequestRecord
     from fastapi_observe.redaction.redactor import Redactor
@@ -135,6 +136,19 @@ class ConsoleSignal:
                 "exception": None if exception is None else describe_exception(exception, self._redactor),
             },
             None,
+        )
+
+    def on_blocked_loop(self, blocked: BlockedLoop, method: str, endpoint: str) -> None:
+        """Take a time that the event loop was blocked."""
+        record, location = blocked.record, blocked.location
+        self._store.blocked.append(
+            {
+                "place": "unknown code" if location is None else f"{location.file}:{location.line}",
+                "function": "" if location is None else location.function,
+                "ms": round(blocked.seconds * 1000),
+                "route": f"{method} {endpoint}".strip(),
+                "trace_id": "" if record is None else record.trace_id,
+            }
         )
 
 

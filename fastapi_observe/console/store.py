@@ -97,6 +97,7 @@ class Store:
         self._outside: deque[bytes] = deque(maxlen=MAX_LINES)
         self.points: deque[Point] = deque(maxlen=MAX_POINTS)
         self.running: dict[int, dict[str, Any]] = {}
+        self.blocked: deque[dict[str, Any]] = deque(maxlen=MAX_SLOW)
         self.slow_statements: deque[dict[str, Any]] = deque(maxlen=MAX_SLOW)
         self.seq = 0
         self.size = 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from anyio.to_thread import current_default_thread_limiter
 from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily
 
-from fastapi_observe.records.guard import report_error
+from fastapi_observe.metrics.loop_monitor import BEAT_INTERVAL, LoopMonitor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
-SAMPLE_INTERVAL: Final = 0.5
-"""Seconds between two samples of the event loop's lag."""
+    from fastapi_observe.metrics.loop_monitor import BlockedLoop
 
 LAG_BOUNDS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 PAUSE_BOUNDS: Final = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
@@ -81,13 +80,18 @@ class Saturation:
     has no effect. Without an asyncio loop (trio), only the garbage collector is measured.
     """
 
-    def __init__(self, registry: CollectorRegistry | None = None, interval: float = SAMPLE_INTERVAL) -> None:
-        self._interval = interval
+    def __init__(
+        self,
+        registry: CollectorRegistry | None = None,
+        interval: float = BEAT_INTERVAL,
+        blocked_threshold: float | None = None,
+        on_blocked: Callable[[BlockedLoop], None] | None = None,
+        in_progress: Callable[[], int] = int,
+    ) -> None:
         self.lag = LocalHistogram(LAG_BOUNDS)
+        self._monitor = LoopMonitor(self.lag.observe, blocked_threshold, on_blocked, interval, in_progress)
         self._pauses = GcPauses()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0
         self._limiter: CapacityLimiter | None = None
         self._release: Callable[[], object] | None = None
         self._registry = registry
@@ -111,7 +115,7 @@ class Saturation:
             self._limiter = current_default_thread_limiter()
         except RuntimeError:  # not in a task, so the limiter of the endpoints is unknown
             self._limiter = None
-        self._wait(loop)
+        self._monitor.start(loop)
 
     def stop(self) -> None:
         """Stop measuring until the next `start`. Results so far remain. Idempotent."""
@@ -128,20 +132,8 @@ class Saturation:
             self._registry = None
 
     def _leave_loop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop = self._limiter = None
-
-    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._due = loop.time() + self._interval
-        self._timer = loop.call_at(self._due, self._sample, loop)
-
-    def _sample(self, loop: asyncio.AbstractEventLoop) -> None:
-        try:
-            self.lag.observe(max(0.0, loop.time() - self._due))
-        except Exception as exc:  # noqa: BLE001 - else it goes to the exception handler that the app has set for its loop
-            report_error("saturation", exc)
-        self._wait(loop)
+        self._monitor.stop()
+        self._loop = self._limiter = None
 
     def describe(self) -> list[Metric]:
         """Return the families that `collect` yields."""

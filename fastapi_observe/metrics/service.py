@@ -120,6 +120,12 @@ class MetricsService:
                 Histogram, "http_response_size_bytes", "Response body size, in bytes.", route, buckets=SIZE_BUCKETS
             )
         self._active = create(Gauge, "http_requests_in_progress", "HTTP requests without a complete response.")
+        self._blocked = create(
+            Counter,
+            "event_loop_blocked_seconds_total",
+            "Time that code without await blocked the event loop for longer than blocked_loop_threshold, in seconds.",
+            ("endpoint",),
+        )
         self._errors = create(
             Counter, "http_request_errors_total", "HTTP requests that failed.", (*route, "error_type")
         )
@@ -273,6 +279,15 @@ class MetricsService:
                 self._internal_errors("instrumentation", exc)
 
     # For users
+
+    def record_blocked_loop(self, endpoint: str, seconds: float) -> None:
+        """Count the time that a request of `endpoint` blocked the event loop."""
+        self._blocked.labels(endpoint).inc(seconds)
+
+    @property
+    def requests_in_progress(self) -> int:
+        """HTTP requests of this process without a complete response."""
+        return int(self._active.cells[0])
 
     @fail_safe("metrics.call", return_no_op, CALLER_ERRORS)
     def counter(self, name: str, help: str, labels: Sequence[str] = ()) -> Counter:  # noqa: A002 - Prometheus' word

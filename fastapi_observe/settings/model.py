@@ -365,6 +365,14 @@ class ObserveSettings(BaseSettings):
         accepts="at least 8 visible ASCII characters, or None",
     )
 
+    blocked_loop_threshold: float | None = option(
+        0.1,
+        "Log a warning, with the line of your code, when the event loop is blocked for longer than this, in seconds. "
+        "None: do not look for the code.",
+        accepts="a number of seconds above 0, or None",
+        gt=0,
+    )
+
     # Objectives
     slos: ObjectiveList = option(
         (),

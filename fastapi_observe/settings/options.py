@@ -106,6 +106,7 @@ class Options(TypedDict, total=False):
     console: Literal["auto"] | bool
     console_path: str
     console_token: str | SecretStr | None
+    blocked_loop_threshold: float | None
     slos: Sequence[Objective]
     slo_options: SLOOptions | None
     exclude_paths: Sequence[str]

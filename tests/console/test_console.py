@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 from fastapi_observe import DatabaseDep, LogDep, ObserveSettings, SettingsError, install
 from fastapi_observe.console.address import address_from_command_line
 from fastapi_observe.console.api import Api
-from fastapi_observe.console.frames import caller_location, describe_exception, is_own_file
 from fastapi_observe.console.store import Store
+from fastapi_observe.records.frames import caller_location, describe_exception, is_own_file
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 
 if TYPE_CHECKING:

@@ -124,7 +124,7 @@ def test_outside_a_task_the_threads_are_unknown() -> None:
     saturation, registry = _made()
     loop = asyncio.new_event_loop()
     loop.call_soon(saturation.start, loop)
-    loop.run_until_complete(asyncio.sleep(10 * INTERVAL))
+    loop.run_until_complete(asyncio.sleep(100 * INTERVAL))
     assert _lags(registry) >= 1
     assert registry.get_sample_value("threadpool_threads_max") is None
     saturation.stop()

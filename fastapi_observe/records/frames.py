@@ -7,26 +7,28 @@ import sys
 import sysconfig
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from fastapi_observe.records.exceptions import exception_message
 
 if TYPE_CHECKING:
     from types import FrameType
 
+    from fastapi_observe.records.request import RequestRecord
     from fastapi_observe.redaction.redactor import Redactor
 
 MAX_FRAMES: Final = 50
 MAX_CHAIN: Final = 5
 """Frames of one exception, and exceptions of one chain of causes."""
 
-MAX_DEPTH: Final = 100
+MAX_DEPTH: Final = 200
 """Frames between an operation and the user's code that are looked through."""
 
 _LIBRARIES: Final = tuple(
     {str(Path(path).resolve()) for path in sysconfig.get_paths().values() if path}
     | {str(Path(__file__).resolve().parents[1])}
 )
+_MIDDLEWARE: Final = str(Path(__file__).parents[1] / "middleware.py")
 _SCRIPTS: Final = str(Path(sysconfig.get_path("scripts")).resolve())
 
 
@@ -47,8 +49,16 @@ def shorten(name: str) -> str:
         return name
 
 
-def caller_location() -> tuple[str, int, str] | None:
-    """Return file, line and function of the innermost frame of the user's code on the current stack.
+class Location(NamedTuple):
+    """A place in the user's code. The file is relative to the working directory if it is below it."""
+
+    file: str
+    line: int
+    function: str
+
+
+def caller_location() -> Location | None:
+    """Return the innermost frame of the user's code on the current stack.
 
     SQLAlchemy runs its drivers in greenlets, whose stacks are of their own: the search goes on in the parent.
     """
@@ -63,7 +73,31 @@ def caller_location() -> tuple[str, int, str] | None:
                 return None
         code = frame.f_code
         if is_own_file(code.co_filename):
-            return shorten(code.co_filename), frame.f_lineno, code.co_qualname
+            return Location(shorten(code.co_filename), frame.f_lineno, code.co_qualname)
+        frame = frame.f_back
+    return None
+
+
+def innermost_location(frame: FrameType | None) -> Location | None:
+    """Return the innermost frame of the user's code on the stack of another thread."""
+    for _ in range(MAX_DEPTH):
+        if frame is None:
+            return None
+        if is_own_file(frame.f_code.co_filename):
+            return Location(shorten(frame.f_code.co_filename), frame.f_lineno, frame.f_code.co_qualname)
+        frame = frame.f_back
+    return None
+
+
+def find_record(frame: FrameType | None) -> RequestRecord | None:
+    """Return the record of the request that a stack serves: a local variable of our middleware on it."""
+    for _ in range(MAX_DEPTH):
+        if frame is None:
+            return None
+        if frame.f_code.co_filename == _MIDDLEWARE:
+            found = frame.f_locals.get("record")
+            if found is not None:
+                return cast("RequestRecord", found)
         frame = frame.f_back
     return None
 

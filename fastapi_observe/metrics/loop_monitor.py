@@ -1,0 +1,129 @@
+"""Measures the lag of the event loop, and finds the code that blocks it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from fastapi_observe.internal.clock import monotonic
+from fastapi_observe.records.frames import find_record, innermost_location
+from fastapi_observe.records.guard import report_error
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from fastapi_observe.records.frames import Location
+    from fastapi_observe.records.request import RequestRecord
+
+BEAT_INTERVAL: Final = 0.02
+"""Seconds between two timers of the loop. A stall is measured from the timer that it delays, so that on average half of
+this is missing from each."""
+
+SAMPLE_EVERY: Final = 25
+"""Timers on time per sample in the histogram: two samples per second, as many as the alerts are made for."""
+
+
+class BlockedLoop(NamedTuple):
+    """One time that the event loop was blocked. The location is the innermost frame of the user's code.
+
+    `location` and `record` are None if the block ended before it could be looked at, and outside requests.
+    `in_progress` is the number of requests in progress when it was looked at, the blocking one included.
+    """
+
+    seconds: float
+    location: Location | None
+    record: RequestRecord | None
+    in_progress: int
+
+
+class LoopMonitor:
+    """Runs a timer in one event loop at a time; a thread looks at the loop's stack only while the timer is late.
+
+    `observe` gets the lag of a sample in seconds, and each stall once. `on_blocked` is called in the loop after a stall
+    of at least `threshold` seconds; None switches that off, and the thread with it.
+    """
+
+    def __init__(
+        self,
+        observe: Callable[[float], None],
+        threshold: float | None = None,
+        on_blocked: Callable[[BlockedLoop], None] | None = None,
+        interval: float = BEAT_INTERVAL,
+        in_progress: Callable[[], int] = int,
+    ) -> None:
+        self._in_progress = in_progress
+        self._observe = observe
+        self._threshold = threshold if on_blocked is not None else None
+        self._on_blocked = on_blocked
+        self._interval = interval
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._thread_id = 0
+        self._beats = 0
+        self._due = 0.0
+        self._found: tuple[float, BlockedLoop] | None = None
+        self._ended: threading.Event | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start in the running loop of this thread."""
+        self._loop = loop
+        self._thread_id = threading.get_ident()
+        self._wait()
+        if self._threshold is not None:
+            self._ended = ended = threading.Event()
+            thread = threading.Thread(
+                target=self._watch, args=(ended, self._threshold), name="fastapi-observe-loop", daemon=True
+            )
+            with suppress(RuntimeError):  # no thread can be started: stalls are measured, but not located
+                thread.start()
+
+    def stop(self) -> None:
+        """Stop. Idempotent; any thread."""
+        if self._ended is not None:
+            self._ended.set()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop = self._ended = None
+
+    def _wait(self) -> None:
+        loop = self._loop
+        if loop is not None:
+            self._due = monotonic() + self._interval
+            self._timer = loop.call_later(self._interval, self._beat)
+
+    def _beat(self) -> None:
+        try:
+            lag = max(0.0, monotonic() - self._due)
+            self._beats += 1
+            if lag > self._interval or self._beats % SAMPLE_EVERY == 0:
+                self._observe(lag)
+            if self._threshold is not None and lag >= self._threshold and self._on_blocked is not None:
+                found = self._found
+                known = found is not None and found[0] == self._due  # not of an earlier stall
+                blocked = found[1] if found is not None and known else BlockedLoop(lag, None, None, self._in_progress())
+                self._on_blocked(blocked._replace(seconds=lag))
+            self._found = None
+        except Exception as exc:  # noqa: BLE001 - else it goes to the exception handler that the app has set for its loop
+            report_error("saturation", exc)
+        self._wait()
+
+    def _watch(self, ended: threading.Event, threshold: float) -> None:
+        """Look at the loop's thread once in each stall, as soon as it has lasted `threshold` seconds."""
+        looked_at = 0.0
+        while not ended.wait(threshold / 2):
+            due = self._due
+            if due != looked_at and monotonic() - due >= threshold:
+                looked_at = due
+                try:
+                    frame: Any = sys._current_frames().get(self._thread_id)  # noqa: SLF001 - documented for this use
+                    self._found = (
+                        due,
+                        BlockedLoop(0.0, innermost_location(frame), find_record(frame), self._in_progress()),
+                    )
+                except Exception as exc:  # noqa: BLE001 - the stack changes while it is read
+                    report_error("saturation", exc)
+                finally:
+                    del frame

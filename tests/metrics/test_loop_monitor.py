@@ -1,0 +1,120 @@
+"""Blocked event loops: each stall is measured once, and led back to the line of the user's code."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.testclient import TestClient
+from tools import SOAK
+
+from fastapi_observe.metrics.loop_monitor import BEAT_INTERVAL, BlockedLoop, LoopMonitor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+    from conftest import Seen
+
+STALL = 0.3
+
+
+def block(seconds: float = STALL) -> None:
+    """Block the event loop."""
+    time.sleep(seconds)
+
+
+async def test_each_stall_is_measured_once() -> None:
+    """The sum is that of the stalls but for half an interval each, and each of them is one sample."""
+    lags: list[float] = []
+    number = 20 if SOAK else 4
+    monitor = LoopMonitor(lags.append)
+    monitor.start(asyncio.get_running_loop())
+    for at in range(number):
+        await asyncio.sleep(0.05 + at * 0.007)
+        block()
+    await asyncio.sleep(0.1)
+    monitor.stop()
+    long = [lag for lag in lags if lag > STALL - 2 * BEAT_INTERVAL]
+    assert len(long) == number
+    assert sum(long) >= 0.95 * number * STALL - BEAT_INTERVAL
+
+
+async def test_a_stall_is_led_back_to_its_line() -> None:
+    """The innermost frame of the user's code is found while the loop is blocked."""
+    found: list[BlockedLoop] = []
+    monitor = LoopMonitor(lambda _: None, 0.05, found.append, in_progress=lambda: 7)
+    monitor.start(asyncio.get_running_loop())
+    await asyncio.sleep(0.05)
+    block()
+    await asyncio.sleep(0.1)
+    monitor.stop()
+    (blocked,) = [each for each in found if each.seconds > STALL / 2]
+    assert blocked.location is not None
+    assert blocked.location.file.endswith("test_loop_monitor.py")
+    assert blocked.location.function == "block"
+    assert (blocked.record, blocked.in_progress) == (None, 7)
+
+
+async def test_without_a_thread_stalls_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started, the stall is reported without its place."""
+
+    def no_thread(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", no_thread)
+    found: list[BlockedLoop] = []
+    monitor = LoopMonitor(lambda _: None, 0.05, found.append)
+    monitor.start(asyncio.get_running_loop())
+    await asyncio.sleep(0.05)
+    block(0.2)
+    await asyncio.sleep(0.1)
+    monitor.stop()
+    assert [each.location for each in found if each.seconds > 0.1] == [None]
+
+
+def test_a_blocking_path_operation_is_named(observed: Callable[..., Seen]) -> None:
+    """One warning names the line and the route, however often it happens; every block is counted."""
+    app = FastAPI()
+
+    @app.get("/blocks/{item}")
+    async def blocks(item: int) -> int:
+        block(0.2)
+        return item
+
+    async def passes(request: Request, call_next: Any) -> Any:
+        return await call_next(request)
+
+    app.add_middleware(BaseHTTPMiddleware, dispatch=passes)
+    seen = observed(app, blocked_loop_threshold=0.05)
+    with TestClient(app) as client:
+        for item in range(3):
+            client.get(f"/blocks/{item}")
+            time.sleep(0.1)
+        counted = seen.sample("event_loop_blocked_seconds_total", endpoint="/blocks/{item}")
+    assert counted is not None
+    assert counted >= 3 * 0.2 - 3 * BEAT_INTERVAL
+    warnings = [line["message"] for line in seen.lines if line["message"].startswith("The event loop was blocked")]
+    (warning,) = [message for message in warnings if "/blocks/{item}" in message]
+    assert "test_loop_monitor.py:" in warning
+    assert "in block (GET /blocks/{item}); 1 requests were in progress" in warning
+
+
+def test_it_can_be_switched_off(observed: Callable[..., Seen]) -> None:
+    """Without a threshold nothing looks at the stack; the lag is measured."""
+    app = FastAPI()
+
+    @app.get("/")
+    async def root() -> None:
+        block(0.2)
+
+    seen = observed(app, blocked_loop_threshold=None)
+    with TestClient(app) as client:
+        client.get("/")
+        time.sleep(0.1)
+        assert (seen.sample("asyncio_event_loop_lag_seconds_sum") or 0.0) > 0.1
+    assert seen.samples("event_loop_blocked_seconds_total") == {}
+    assert not [line for line in seen.lines if "blocked" in line["message"]]
