@@ -235,6 +235,7 @@ def everything(observed: Callable[..., Seen]) -> Everything:
             socket.send_text("hello")
             socket.receive_text()
         seen.observe.internal_errors("example", LookupError())
+        seen.observe.metrics.record_blocked_loop("/orders/{order_id}", 0.2)
         # here and not later: some metrics are there while the loop runs
         return Everything(client.get("/metrics").text, seen)
 
