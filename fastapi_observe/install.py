@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from fastapi_observe.internal.fastapi import disable_native_telemetry, validation_error_types
-from fastapi_observe.internal.opentelemetry import is_instrumented_by_contrib
+from fastapi_observe.internal.opentelemetry import is_instrumented_by_contrib, mark_as_instrumented, silence_contrib
 from fastapi_observe.internal.starlette import replace_stack_builder, stack_parts
 from fastapi_observe.metrics_endpoint import check_dependency
 from fastapi_observe.middleware import InnerMiddleware, ObserveMiddleware, wrap_validation_handler
@@ -59,9 +59,7 @@ def install(app: Starlette, settings: ObserveSettings | None = None, **overrides
     except BaseException:  # a failed install leaves nothing behind
         observability.close()
         raise
-    undo = disable_native_telemetry(app) if loaded.native == "own" else None
-    if undo is not None:
-        observability.on_close(undo)
+    _disable_other_telemetry(app, observability)
     outer = functools.partial(ObserveMiddleware, observability=observability, console=_make_console(observability))
     _wrap_stack_builder(app, outer, observability)
     app.state.observe = observability
@@ -82,6 +80,15 @@ def _make_console(observability: Observability) -> Console | None:
         observability.on_close(console.stop)
         return console
     return None
+
+
+def _disable_other_telemetry(app: Starlette, observability: Observability) -> None:
+    """Switch off FastAPI's native telemetry, and keep contrib's instrumentation from being added later."""
+    undo = disable_native_telemetry(app) if observability.settings.native == "own" else None
+    if undo is not None:
+        observability.on_close(undo)
+    if observability.settings.tracing:
+        observability.on_close(mark_as_instrumented(app))
 
 
 def _wrap_stack_builder(
@@ -146,7 +153,13 @@ def _build_with_inner_middleware(
     except Exception as exc:  # noqa: BLE001 - the app works with the parts that it has
         observability.internal_errors("middleware.inner", exc)
     with stack_parts(app, middleware, handlers):
-        return build()
+        stack = build()
+    try:
+        if observability.settings.tracing:
+            silence_contrib(stack)
+    except Exception as exc:  # noqa: BLE001 - the app works with more spans too
+        observability.internal_errors("contrib", exc)
+    return stack
 
 
 def _warn_shadowed_route(app: Starlette, settings: ObserveSettings) -> None:

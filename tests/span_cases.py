@@ -161,6 +161,31 @@ def instrumented_after(case: Case) -> Asked:
     return asking(app)
 
 
+def starlette_instrumented(case: Case) -> Asked:
+    """Contrib's middleware is added to a Starlette app after install."""
+    app = case.install(case.starlette())
+    app.add_middleware(ContribMiddleware)
+    return asking(app)
+
+
+def instrumented_failing(case: Case) -> Asked:
+    """An endpoint of an app that contrib instruments raises."""
+    app = case.fastapi()
+
+    async def fail(item_id: int) -> None:
+        raise LookupError(item_id)
+
+    app.router.routes.clear()
+    app.get("/items/{item_id}")(fail)
+    FastAPIInstrumentor.instrument_app(app)
+    case.install(app)
+
+    async def once() -> None:
+        assert (await ask(app, "/items/1")).status == 500
+
+    return once
+
+
 def mounted(case: Case) -> Asked:
     """A mounted FastAPI app, which has native telemetry of its own."""
     return asking(case.install(case.fastapi()), "/sub/items/1")
@@ -217,6 +242,8 @@ CASES = (
     contrib_inside,
     instrumented_before,
     instrumented_after,
+    starlette_instrumented,
+    instrumented_failing,
     mounted,
     mounted_ridden,
     mounted_instrumented,
@@ -256,6 +283,8 @@ async def run(make: Callable[[Case], Asked], ratio: float) -> dict[str, Any] | N
         "endpoints": sorted({line["fields"]["endpoint"] for line in lines if "endpoint" in line["fields"]}),
         "server": [format(span.context.trace_id, "032x") for span in spans if span.kind.name == "SERVER"],
         "names": sorted({span.name for span in spans if span.kind.name == "SERVER"}),
+        "inside": sorted({span.name for span in spans if span.kind.name == "INTERNAL"}),
+        "exceptions": sum(event.name == "exception" for span in spans for event in span.events),
         "counted": sum(
             float(row.rpartition(" ")[2])
             for text in texts

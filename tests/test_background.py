@@ -6,9 +6,14 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import starlette.background
+import wrapt
 from fastapi import BackgroundTasks, FastAPI
+from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from fastapi_observe import TraceContext, background
@@ -142,3 +147,83 @@ def test_names_of_tasks(observed: Callable[..., Seen], task: Any, name: str) -> 
     seen = observed(shop(task))
     TestClient(seen_app(seen)).get("/items/7")
     assert name in {span.name for span in seen.spans}
+
+
+def traced_task_of(task: Any) -> Any:
+    """Return a task that runs another one, without its name, as ddtrace's does."""
+
+    async def traced_task(*args: Any, **kwargs: Any) -> None:
+        task(*args, **kwargs)
+
+    return traced_task
+
+
+def add_traced(wrapped: Any, _: Any, args: Any, kwargs: Any) -> Any:
+    """Add a wrapped task, as ddtrace's wrapper of `BackgroundTasks.add_task` does."""
+    return wrapped(traced_task_of(args[0]), *args[1:], **kwargs)
+
+
+@pytest.mark.parametrize("patched", ["before install", "after install"])
+def test_a_task_that_a_tracer_wraps_keeps_its_name(
+    observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch, patched: str
+) -> None:
+    """The operation of a task has the name of the user's function, in whichever order both wrap it."""
+    kind = starlette.background.BackgroundTasks  # FastAPI's own class calls it
+    monkeypatch.setattr(kind, "add_task", kind.add_task)  # restored after the test
+    app = FastAPI()
+
+    @app.get("/")
+    def endpoint(tasks: BackgroundTasks) -> None:
+        tasks.add_task(send_mail, 7)
+
+    if patched == "before install":
+        wrapt.wrap_function_wrapper(kind, "add_task", add_traced)
+    seen = observed(app)
+    if patched == "after install":
+        wrapt.wrap_function_wrapper(kind, "add_task", add_traced)
+    TestClient(app).get("/")
+    assert [span.name for span in seen.spans if span.name.startswith("background")] == ["background send_mail"]
+    seen.observe.close()
+
+
+def send_mail(_: int) -> None:
+    """Do nothing."""
+
+
+def test_an_unset_variable_of_a_task_is_not_read(observed: Callable[..., Seen]) -> None:
+    """A task whose closure has a variable without a value yet runs under its own name."""
+
+    def endpoint(_: Any) -> Response:
+        def task() -> None:
+            ran.append(1)
+            func()  # noqa: F821 - deleted below
+
+        func = print
+        response = Response(background=BackgroundTask(task))
+        del func
+        return response
+
+    ran: list[int] = []
+    app = Starlette(routes=[Route("/", endpoint)])
+    seen = observed(app)
+    with pytest.raises(NameError):
+        TestClient(app).get("/")
+    assert ran == [1]
+    assert [span.name.rpartition(".")[2] for span in seen.spans if span.name.startswith("background")] == ["task"]
+    assert seen.observe.internal_errors.counts == {}
+
+
+async def test_contrib_adds_no_span_of_its_own(observed: Callable[..., Seen]) -> None:
+    """A task of an app that contrib instruments too is one span."""
+    app = FastAPI()
+
+    @app.get("/")
+    def endpoint(tasks: BackgroundTasks) -> None:
+        tasks.add_task(send_mail, 7)
+
+    FastAPIInstrumentor.instrument_app(app)
+    seen = observed(app)
+    TestClient(app).get("/")
+    assert sorted(span.name for span in seen.spans) == ["GET /", "background send_mail"]
+    seen.observe.close()
+    FastAPIInstrumentor.uninstrument_app(app)

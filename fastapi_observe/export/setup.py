@@ -24,7 +24,7 @@ INSTANCE: Final = "service.instance.id"
 def make_resource(settings: ObserveSettings) -> Resource:
     """Return the resource that describes this service (OpenTelemetry resource conventions).
 
-    Includes `OTEL_RESOURCE_ATTRIBUTES`. Every process has its own instance id, a forked one too.
+    Includes `OTEL_RESOURCE_ATTRIBUTES`. Every installed app has its own instance id, in every process.
     """
     attributes: dict[str, Any] = {
         "service.name": settings.service_name,
@@ -40,7 +40,8 @@ def make_resource(settings: ObserveSettings) -> Resource:
         sdk = {"language": "python", "name": "opentelemetry", "version": package_version("opentelemetry-sdk")}
         resource = Resource({f"telemetry.sdk.{name}": value for name, value in sdk.items()})
         resource = resource.merge(OTELResourceDetector().detect()).merge(Resource(attributes))
-    return with_instance_id(resource)
+    # The SDK's own id is that of the process, which several apps may share.
+    return with_instance_id(resource, replace=INSTANCE not in OTELResourceDetector().detect().attributes)
 
 
 def with_instance_id(resource: Resource, *, replace: bool = False) -> Resource:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 # ruff: noqa: SLF001 - this is the one module that uses these names
+import contextlib
 import logging
+import sys
 import threading
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -15,11 +17,12 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, Tracer, TracerProvider
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags, TraceState
+from starlette.background import BackgroundTask
 
 from fastapi_observe.internal.forks import register_at_fork
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextvars import ContextVar
 
     from opentelemetry.sdk.resources import Resource
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.trace import Link
     from opentelemetry.util.types import Attributes
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class _ContextFunctions:
@@ -76,9 +80,170 @@ SPAN_KEY: Final = find_span_key()
 """Key of the current span in an OpenTelemetry context."""
 
 
+# OpenTelemetry lets the global tracer provider be set once. `install` must not use that up: a provider that the user
+# sets later has to replace its own, and after `close()` there must be none. So the global is set without its `Once`,
+# and the `Once` is wrapped to learn of a provider that is set later.
+
+
+class _WatchedOnce:
+    """Runs the callbacks of `GlobalProvider` after the global tracer provider was set."""
+
+    def __init__(self, once: Any, on_set: Callable[[], None]) -> None:
+        self._once = once
+        self._on_set = on_set
+
+    def do_once(self, function: Callable[[], None]) -> bool:
+        """Call `function` unless the provider was set before. Returns whether it was called."""
+        is_first: bool = self._once.do_once(function)
+        if is_first:
+            self._on_set()
+        return is_first
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._once, name)
+
+
+class GlobalProvider:
+    """The global tracer provider, which installed apps fill until the user sets one."""
+
+    def __init__(self) -> None:
+        self._offers: list[tuple[trace.TracerProvider, Callable[[trace.TracerProvider], None]]] = []
+
+    def offer(
+        self, provider: trace.TracerProvider, on_replaced: Callable[[trace.TracerProvider], None]
+    ) -> Callable[[], None]:
+        """Make a provider the global one if there is none. Returns a function that reverts this.
+
+        `on_replaced` is called with the provider that the user sets later.
+        """
+        if not (hasattr(trace, "_TRACER_PROVIDER") and hasattr(trace, "_TRACER_PROVIDER_SET_ONCE")):
+            if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+                trace.set_tracer_provider(provider)
+            return lambda: None
+        entry = provider, on_replaced
+        self._offers.append(entry)
+        if not isinstance(trace._TRACER_PROVIDER_SET_ONCE, _WatchedOnce):
+            watched: Any = _WatchedOnce(trace._TRACER_PROVIDER_SET_ONCE, self._on_set)
+            trace._TRACER_PROVIDER_SET_ONCE = watched
+        if trace._TRACER_PROVIDER is None:
+            trace._TRACER_PROVIDER = provider
+
+        def withdraw() -> None:
+            if entry in self._offers:
+                self._offers.remove(entry)
+            if trace._TRACER_PROVIDER is provider:
+                trace._TRACER_PROVIDER = self._offers[0][0] if self._offers else None
+
+        return withdraw
+
+    def _on_set(self) -> None:
+        provider = trace._TRACER_PROVIDER
+        for _, on_replaced in self._offers.copy():
+            if provider is not None:
+                on_replaced(provider)
+
+
+GLOBAL_PROVIDER: Final = GlobalProvider()
+
+
 def is_instrumented_by_contrib(app: Any) -> bool:
     """Return whether opentelemetry-instrumentation-fastapi or -starlette has instrumented the app."""
-    return bool(getattr(app, "_is_instrumented_by_opentelemetry", False))
+    return bool(getattr(app, _CONTRIB_MARK, False))
+
+
+def mark_as_instrumented(app: Any) -> Callable[[], None]:
+    """Keep contrib's FastAPI instrumentation from instrumenting an app later. Returns a function that reverts this.
+
+    Contrib expects Starlette's own outermost middleware and logs an error for any other.
+    """
+    if is_instrumented_by_contrib(app):
+        return lambda: None
+    setattr(app, _CONTRIB_MARK, True)
+    return lambda: setattr(app, _CONTRIB_MARK, False)
+
+
+def background_task_call(call: Any) -> Any:
+    """Return Starlette's `BackgroundTask.__call__` in place of contrib's, which starts a span of its own."""
+    if getattr(call, "__module__", "") == "opentelemetry.instrumentation.fastapi":
+        return getattr(BackgroundTask, "_otel_original_call", call)
+    return call
+
+
+_CONTRIB_MARK: Final = "_is_instrumented_by_opentelemetry"
+_MAX_MIDDLEWARE: Final = 100
+
+
+def silence_contrib(stack: Any) -> None:
+    """Keep contrib's ASGI middleware inside a middleware stack from recording spans of its own.
+
+    Its metrics and hooks stay; `server_request_hook` gets the server span. Its exception handler is taken out: it
+    records exceptions, which the server span has already, without redaction.
+    """
+    contrib = sys.modules.get("opentelemetry.instrumentation.asgi")
+    kind = getattr(contrib, "OpenTelemetryMiddleware", None)
+    if kind is None:
+        return
+    outer, middleware = None, stack
+    for _ in range(_MAX_MIDDLEWARE):
+        inner = getattr(middleware, "app", None)
+        if inner is None:
+            return
+        if type(middleware).__module__ == "opentelemetry.instrumentation.fastapi" and outer is not None:
+            outer.app = inner
+        else:
+            if isinstance(middleware, kind):
+                _silence(middleware)
+            outer = middleware
+        middleware = inner
+
+
+def _silence(middleware: Any) -> None:
+    middleware.tracer = _NoSpans()
+    middleware.app = _RestoreSpan(middleware.app)
+    hook = getattr(middleware, "server_request_hook", None)
+    if callable(hook):
+        middleware.server_request_hook = lambda span, scope: hook(getattr(span, "replaced", span), scope)
+
+
+class _Placeholder(NonRecordingSpan):
+    """The span that contrib's middleware gets instead of a new one. Its context is that of the current span."""
+
+    def __init__(self, replaced: trace.Span) -> None:
+        super().__init__(replaced.get_span_context())
+        self.replaced = replaced
+
+
+class _NoSpans(trace.Tracer):
+    """A tracer for contrib's middleware that starts no spans."""
+
+    def start_span(self, name: str, context: Context | None = None, *_: Any, **__: Any) -> trace.Span:  # noqa: ARG002
+        """Return a placeholder for the current span."""
+        return _Placeholder(trace.get_current_span(context))
+
+    @contextlib.contextmanager
+    def start_as_current_span(self, name: str, *_: Any, **__: Any) -> Iterator[trace.Span]:  # type: ignore[override]
+        """Yield a placeholder for the current span, which stays the current one."""
+        yield self.start_span(name)
+
+
+class _RestoreSpan:
+    """ASGI middleware inside contrib's. Makes the span that was replaced the current one again."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context = OTEL_CONTEXT.get()
+        current = context.get(SPAN_KEY)
+        if not isinstance(current, _Placeholder):
+            await self.app(scope, receive, send)
+            return
+        token = OTEL_CONTEXT.set(Context({**context, SPAN_KEY: current.replaced}))
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            with contextlib.suppress(ValueError):  # closed in another task, whose context needs no restoring
+                OTEL_CONTEXT.reset(token)
 
 
 # The span of a sampled request or operation is the SDK's span, made and ended at a fraction of its cost. The SDK calls
@@ -231,11 +396,6 @@ def is_sdk_compatible(factory: SpanFactory) -> bool:
     except Exception:  # noqa: BLE001 - a later SDK may do anything
         return False
     return dict(span.attributes or {}) == {"a": 1, "b": 2, "c": 3} and bool(span.events) and not span.is_recording()
-
-
-def renames_forked_children() -> bool:
-    """Return whether the SDK gives the resource of a forked child its own instance id (since 1.34)."""
-    return hasattr(TracerProvider, "_handle_fork")
 
 
 def replace_attributes(resource: Resource, new: Resource) -> Resource:

@@ -12,12 +12,19 @@ from fastapi_observe.export.otlp.spans import SpanEncoder
 from fastapi_observe.export.queue import ExportQueue
 from fastapi_observe.export.setup import make_resource, make_transport, queue_limits, with_instance_id
 from fastapi_observe.internal.forks import register_at_fork
-from fastapi_observe.internal.opentelemetry import SpanFactory, renames_forked_children, replace_attributes
+from fastapi_observe.internal.opentelemetry import SpanFactory, replace_attributes
 from fastapi_observe.traces.pending import TailTracer
 from fastapi_observe.traces.processors import ExportProcessor, GuardedProcessor
-from fastapi_observe.traces.sampling import RateLimitedSampler, TraceRateLimit, make_sampler, trace_id_bound
+from fastapi_observe.traces.sampling import (
+    TRACE_ID_LIMIT,
+    RateLimitedSampler,
+    TraceRateLimit,
+    make_sampler,
+    trace_id_bound,
+)
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Span
     from opentelemetry.util.types import Attributes
 
     from fastapi_observe.internal.errors import InternalErrors
@@ -30,12 +37,28 @@ MAX_EVENT_ATTRIBUTE_LENGTH = 8192
 """Characters of a string attribute of an event, such as a stack trace."""
 
 
+class HandingOnTracer(Tracer):
+    """A tracer whose provider was shut down or replaced. Its spans are those of the global provider of the moment."""
+
+    provider: ObserveTracerProvider
+    names: tuple[Any, ...]
+
+    def start_span(self, *arguments: Any, **named: Any) -> Span:
+        """Start a span of the global provider."""
+        return _global_tracer(self.provider, self.names).start_span(*arguments, **named)
+
+
+def _global_tracer(provider: TracerProvider, names: tuple[Any, ...]) -> trace.Tracer:
+    current = trace.get_tracer_provider()
+    return trace.NoOpTracer() if current is provider else current.get_tracer(*names)
+
+
 class ObserveTracerProvider(TracerProvider):
     """The tracer provider that `install` makes if the user has not set one.
 
     `bound` and `parent_decides` describe its sampler, so that requests can be sampled without calling it: a trace
     is sampled if its lowest 64 bits are below the bound; with `parent_decides` a parent's decision comes first.
-    `rate_limit` limits the sampled traces.
+    `rate_limit` limits the traces that callers want sampled.
     """
 
     def __init__(self, settings: ObserveSettings) -> None:
@@ -46,15 +69,19 @@ class ObserveTracerProvider(TracerProvider):
             max_span_attribute_length=MAX_ATTRIBUTE_LENGTH, max_attribute_length=MAX_EVENT_ATTRIBUTE_LENGTH
         )
         super().__init__(
-            sampler=RateLimitedSampler(make_sampler(settings), self.rate_limit),
+            sampler=RateLimitedSampler(
+                make_sampler(settings), self.rate_limit, samples_all=self.bound > TRACE_ID_LIMIT
+            ),
             resource=make_resource(settings),
             span_limits=self.limits,
             shutdown_on_exit=False,
         )
         self.queue: ExportQueue | None = None
+        self._tracers_out: dict[tuple[Any, ...], Any] = {}
+        self._hands_on = False
         self._tail_sampling = bool(settings.tail_sampling) and settings.sampler != "always_off"
-        if not renames_forked_children():  # pragma: no cover - older OpenTelemetry
-            register_at_fork(self, ObserveTracerProvider._rename_after_fork)
+        # After the SDK's own hook, which gives all providers of a forked child the same instance id.
+        register_at_fork(self, ObserveTracerProvider._rename_after_fork)
 
     def get_tracer(
         self,
@@ -65,15 +92,31 @@ class ObserveTracerProvider(TracerProvider):
     ) -> trace.Tracer:
         """Return a tracer. With tail sampling its spans of unsampled requests are held until the request ends."""
         names = instrumenting_module_name, instrumenting_library_version, schema_url, attributes
+        if self._hands_on:
+            return _global_tracer(self, names)
         tracer = super().get_tracer(*names)
+        if isinstance(tracer, Tracer):
+            self._tracers_out[names[:3]] = tracer, names
         if self._tail_sampling and type(tracer) is Tracer:
             scope = InstrumentationScope(names[0] or "", names[1] or "", schema_url, attributes)
             tracer.__class__ = TailTracer
             tracer.factory = SpanFactory(tracer, scope, self, self.limits)  # type: ignore[attr-defined]
         return tracer
 
+    def hand_on(self) -> None:
+        """Pass on to the global provider of the moment, from now on, also in tracers that were made before."""
+        self._hands_on = True
+        for tracer, names in list(self._tracers_out.values()):
+            tracer.names, tracer.provider = names, self
+            tracer.__class__ = HandingOnTracer
+
+    def shutdown(self) -> None:
+        """Flush and shut down the span processors, and hand on."""
+        super().shutdown()
+        self.hand_on()
+
     def _rename_after_fork(self) -> None:
-        """Give a forked child its own instance id, as newer SDKs do themselves."""
+        """Give the app its own instance id in a forked child."""
         self._resource = replace_attributes(self._resource, with_instance_id(self._resource, replace=True))
 
     def export_to(self, settings: ObserveSettings, internal_errors: InternalErrors) -> None:
@@ -88,13 +131,13 @@ class ObserveTracerProvider(TracerProvider):
 def make_provider(settings: ObserveSettings, internal_errors: InternalErrors) -> tuple[trace.TracerProvider, bool]:
     """Return the provider to use, and whether `install` made it and has to shut it down.
 
-    A provider in the settings, or a global one that the user has set, is used. Otherwise a new one is made, which
-    becomes the global one if there is none. With `tracing=False` the provider is a no-op and nothing global changes.
+    A provider in the settings, or a global one that the user has set, is used. Otherwise a new one is made. With
+    `tracing=False` the provider is a no-op.
     """
     if not settings.tracing:
         return trace.NoOpTracerProvider(), False
     current: Any = settings.tracer_provider or trace.get_tracer_provider()
-    if settings.tracer_provider is not None or _is_user_provider(current):
+    if settings.tracer_provider is not None or is_user_provider(current):
         for processor in settings.span_processors:
             current.add_span_processor(GuardedProcessor(processor, internal_errors))
         return current, False
@@ -102,10 +145,10 @@ def make_provider(settings: ObserveSettings, internal_errors: InternalErrors) ->
     for processor in settings.span_processors:
         provider.add_span_processor(GuardedProcessor(processor, internal_errors))
     provider.export_to(settings, internal_errors)
-    if isinstance(current, trace.ProxyTracerProvider):
-        trace.set_tracer_provider(provider)
     return provider, True
 
 
-def _is_user_provider(provider: Any) -> bool:
-    return isinstance(provider, TracerProvider) and not isinstance(provider, ObserveTracerProvider)
+def is_user_provider(provider: Any) -> bool:
+    """Return whether a global provider was set by the user and takes span processors: the SDK's, or a proxy of it."""
+    own = ObserveTracerProvider, trace.NoOpTracerProvider, trace.ProxyTracerProvider
+    return not isinstance(provider, own) and hasattr(provider, "add_span_processor")

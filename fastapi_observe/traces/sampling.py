@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,6 +12,7 @@ from prometheus_client.metrics_core import CounterMetricFamily
 
 from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
+from fastapi_observe.internal.throttle import LogThrottle
 from fastapi_observe.records.request import excluded_signals
 from fastapi_observe.records.signal import SIGNAL_BITS
 
@@ -25,14 +27,18 @@ TRACE_ID_LIMIT: Final = sampling.TraceIdRatioBased.TRACE_ID_LIMIT
 """The maximum of the part of a trace id that a sample ratio is compared with: its lowest 64 bits."""
 
 
+SAMPLE_ALL: Final = "g"
+"""The threshold of a sampler that samples everything: it comes after every hexadecimal digit."""
+
+
 class TraceRateLimit:
-    """The maximum number of traces per second that start in this process and are sampled.
+    """The maximum number of traces per second that are sampled because a caller says so.
 
     Less than one per second means one in several seconds. None means no limit. `rate_limited` counts the traces that
-    exceeded the limit. It also is a collector of prometheus_client.
+    exceeded the limit; a warning is logged at most once a minute. It also is a collector of prometheus_client.
     """
 
-    __slots__ = ("_left", "_per_interval", "_seconds", "_start", "rate_limited")
+    __slots__ = ("_left", "_per_interval", "_seconds", "_start", "_throttle", "rate_limited")
 
     def __init__(self, per_second: float | None) -> None:
         self._seconds = 1 if per_second is None or per_second >= 1 else ceil(1 / per_second)
@@ -40,6 +46,7 @@ class TraceRateLimit:
         self._start = -1
         self._left = 0
         self.rate_limited = 0
+        self._throttle = LogThrottle()
 
     def allow(self) -> bool:
         """Return whether another trace may be sampled, and count it."""
@@ -54,6 +61,14 @@ class TraceRateLimit:
             self._left -= 1
             return True
         self.rate_limited += 1
+        if self._throttle.allow("rate limit"):
+            logging.getLogger("fastapi_observe").warning(
+                "Callers asked for more than %d sampled traces in %d s; the others are not sampled. Raise "
+                "max_traces_per_second, or trust fewer callers (trust_incoming). Counted in "
+                "fastapi_observe_traces_rate_limited_total; logged at most once a minute.",
+                self._per_interval,
+                self._seconds,
+            )
         return False
 
     def describe(self) -> list[Metric]:
@@ -64,26 +79,30 @@ class TraceRateLimit:
         """Return the number of traces that exceeded the limit, as a metric."""
         yield CounterMetricFamily(
             "fastapi_observe_traces_rate_limited",
-            "Sampled traces that were dropped because of max_traces_per_second.",
+            "Traces that a caller wanted sampled and that exceeded max_traces_per_second.",
             value=self.rate_limited,
         )
 
 
 class RateLimitedSampler(sampling.Sampler):
-    """Applies a rate limit to the traces that another sampler samples, where they start in this process."""
+    """Applies a rate limit to the traces of callers that another sampler samples.
 
-    def __init__(self, inner: sampling.Sampler, rate_limit: TraceRateLimit) -> None:
+    `samples_all` says that the inner sampler samples every trace, so that callers force nothing.
+    """
+
+    def __init__(self, inner: sampling.Sampler, rate_limit: TraceRateLimit, *, samples_all: bool = False) -> None:
         self._inner = inner
         self._rate_limit = rate_limit
+        self._samples_all = samples_all
 
     def should_sample(self, parent_context: Any, *arguments: Any, **named: Any) -> sampling.SamplingResult:
-        """Return the inner sampler's decision, or DROP inside an excluded request and beyond the limit."""
+        """Return the inner sampler's decision; DROP in an excluded request, and for callers beyond the limit."""
         if excluded_signals(OTEL_CONTEXT.get() if parent_context is None else parent_context) & SIGNAL_BITS["traces"]:
             return sampling.SamplingResult(sampling.Decision.DROP)
         result = self._inner.should_sample(parent_context, *arguments, **named)
-        parent = trace.get_current_span(parent_context).get_span_context()
-        starts_here = not parent.is_valid or parent.is_remote
-        if result.decision is sampling.Decision.RECORD_AND_SAMPLE and starts_here and not self._rate_limit.allow():
+        if self._samples_all or result.decision is not sampling.Decision.RECORD_AND_SAMPLE:
+            return result
+        if trace.get_current_span(parent_context).get_span_context().is_remote and not self._rate_limit.allow():
             return sampling.SamplingResult(sampling.Decision.DROP, trace_state=result.trace_state)
         return result
 
@@ -104,9 +123,9 @@ def trace_id_bound(settings: ObserveSettings) -> int:
 def sampling_threshold(bound: int) -> str:
     """Return `trace_id_bound` as a string to compare with the last 16 digits of a trace id.
 
-    Comparing strings saves converting each trace id to a number. The threshold of "all" is `g`, after every digit.
+    Comparing strings saves converting each trace id to a number.
     """
-    return f"{bound:016x}" if bound <= TRACE_ID_LIMIT else "g"
+    return f"{bound:016x}" if bound <= TRACE_ID_LIMIT else SAMPLE_ALL
 
 
 def make_sampler(settings: ObserveSettings) -> sampling.Sampler:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import logging
 from random import getrandbits
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +19,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, S
 
 from fastapi_observe.internal.opentelemetry import (
     FLAGS,
+    GLOBAL_PROVIDER,
     OTEL_CONTEXT,
     SPAN_KEY,
     RecordedSpan,
@@ -36,8 +38,9 @@ from fastapi_observe.traces.context import RANDOM, TraceContext, well_formed_hea
 from fastapi_observe.traces.ids import ID_SOURCE
 from fastapi_observe.traces.incoming import is_server_span, is_stale_context, parse_lone_traceparent
 from fastapi_observe.traces.pending import PendingServerSpan, PendingSpan, sampled
-from fastapi_observe.traces.provider import ObserveTracerProvider, make_provider
-from fastapi_observe.traces.sampling import TraceRateLimit, sampling_threshold
+from fastapi_observe.traces.processors import GuardedProcessor
+from fastapi_observe.traces.provider import ObserveTracerProvider, is_user_provider, make_provider
+from fastapi_observe.traces.sampling import SAMPLE_ALL, TraceRateLimit, sampling_threshold
 from fastapi_observe.traces.server_span import HeaderCapture, request_attributes, response_attributes, span_name
 from fastapi_observe.traces.tail_sampling import FAILED_OUTCOMES, TailSampler
 from fastapi_observe.traces.user_spans import (
@@ -93,6 +96,8 @@ class TracingService:
         self._trust = TrustPolicy(settings.trust_incoming)
         self._factory = None if own is None else self._make_factory(own)
         self.tail_sampler = self._make_tail_sampler(settings)
+        self._replaced: ObserveTracerProvider | None = None
+        self._withdraw = None if own is None else GLOBAL_PROVIDER.offer(own, self._join)
         fields = propagate.get_global_textmap().fields
         self._carriers = {name.lower().encode("latin-1"): name for name in fields}
         self._uses_w3c = self._factory is not None and fields <= _W3C_FIELDS and "traceparent" in fields
@@ -103,6 +108,28 @@ class TracingService:
             return None
         factory = SpanFactory(self.tracer, scope, provider, provider.limits)
         return factory if is_sdk_compatible(factory) else None
+
+    def _join(self, provider: trace.TracerProvider) -> None:
+        """Use the provider that the user has set after `install`, as if it had been set before."""
+        own = self.provider
+        if not (isinstance(own, ObserveTracerProvider) and is_user_provider(provider)):
+            return
+        try:
+            for processor in self._settings.span_processors:
+                provider.add_span_processor(GuardedProcessor(processor, self._internal_errors))  # type: ignore[attr-defined]
+            self.tracer = provider.get_tracer("fastapi_observe", schema_url=SCHEMA_URL)
+            # Requests in other threads read these without a lock: first, no further span is made in the own way.
+            self._factory = self.tail_sampler = None
+            self.provider, self._replaced, self._owns_provider = provider, own, False
+            self._parent_decides, self._uses_w3c = False, False
+            own.hand_on()
+            if own.queue is not None:
+                logging.getLogger("fastapi_observe").warning(
+                    "A global tracer provider was set after install(app): spans go to it from now on, not to "
+                    "otlp_endpoint. Set it before install(app), or pass it as tracer_provider, to choose."
+                )
+        except Exception as exc:  # noqa: BLE001 - an internal error never reaches the code that sets the provider
+            self._internal_errors("traces.join", exc)
 
     def _make_tail_sampler(self, settings: ObserveSettings) -> TailSampler | None:
         """Return the tail sampler; None if it is switched off, or the user's provider decides about recording."""
@@ -183,8 +210,11 @@ class TracingService:
             state, random = parent.trace_state, parent.trace_flags & RANDOM
             record.trace_id, record.span_id = f"{parent.trace_id:032x}", f"{getrandbits(64):016x}"
             chosen = parent.trace_flags.sampled if self._parent_decides else record.trace_id[16:] < self._threshold
+            # Callers choose the flag and the trace id. Where everything is sampled anyway, they force nothing.
+            if chosen and parent.is_remote and self._threshold != SAMPLE_ALL:
+                chosen = self.rate_limit.allow()
         span: Span
-        if chosen and self.rate_limit.allow():
+        if chosen:
             ids = int(record.trace_id, 16), int(record.span_id, 16)
             position = SpanContext(*ids, is_remote=False, trace_flags=FLAGS[random | 1], trace_state=state)
             attributes = self._request_attributes(record)
@@ -439,20 +469,27 @@ class TracingService:
         def restore() -> None:
             self._threshold, self._parent_decides, self.rate_limit, tracer.sampler = before
 
-        self._threshold, self._parent_decides, self.rate_limit = "g", False, TraceRateLimit(None)
+        self._threshold, self._parent_decides, self.rate_limit = SAMPLE_ALL, False, TraceRateLimit(None)
         tracer.sampler = ALWAYS_ON
         return restore
 
     def flush(self, timeout: float) -> bool:
         """Export the ended spans within `timeout` seconds. Returns whether all of them were exported."""
         flush = getattr(self.provider, "force_flush", None)
-        return flush is None or bool(flush(int(timeout * 1000)))
+        is_flushed = flush is None or bool(flush(int(timeout * 1000)))
+        if self._replaced is not None and self._replaced.queue is not None:
+            is_flushed = self._replaced.queue.flush(timeout) and is_flushed
+        return is_flushed
 
     def close(self) -> None:
         """Shut down the provider if `install` made it."""
         self._restore_warnings()
+        if self._withdraw is not None:
+            self._withdraw()
         if self._owns_provider and isinstance(self.provider, TracerProvider):
             self.provider.shutdown()
+        elif self._replaced is not None and self._replaced.queue is not None:
+            self._replaced.queue.close()
 
 
 def _is_unsampled(span: object) -> bool:

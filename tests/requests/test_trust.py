@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from opentelemetry import baggage, trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, SamplingResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace import SpanKind
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -305,14 +305,14 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of the quota."""
+    """Replace the clock of the rate limit."""
     made = Clock()
     monkeypatch.setattr(sampling, "monotonic", made)
     return made
 
 
-def test_the_quota_is_for_each_second(clock: Clock) -> None:
-    """So many a second, then none until the next one; what found no place is counted."""
+def test_the_limit_is_per_second(clock: Clock) -> None:
+    """So many per second, then none until the next one; the rest is counted."""
     quota = TraceRateLimit(3)
     assert [quota.allow() for _ in range(5)] == [True, True, True, False, False]
     clock.now += 1
@@ -321,7 +321,7 @@ def test_the_quota_is_for_each_second(clock: Clock) -> None:
 
 
 def test_less_than_one_a_second(clock: Clock) -> None:
-    """A quota of 0.25 is one trace in four seconds; without a number there is no bound."""
+    """A limit of 0.25 is one trace in four seconds; None is no limit."""
     quota = TraceRateLimit(0.25)
     taken = []
     for _ in range(8):
@@ -331,40 +331,57 @@ def test_less_than_one_a_second(clock: Clock) -> None:
     assert all(TraceRateLimit(None).allow() for _ in range(1000))
 
 
-def test_no_peer_keeps_more_traces_than_the_quota(observed: Callable[..., Seen], clock: Clock) -> None:
-    """Not by its sampled flag either; a trace without a place is not sampled, for its operations too."""
-    seen = observed(app := make_app(), max_traces_per_second=5)
+def test_callers_cannot_force_more_traces_than_the_limit(
+    observed: Callable[..., Seen], clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A sampled flag of a caller counts against the limit, and one warning a minute says so."""
+    app = make_app()
+    seen = observed(app, sample_ratio=0.0, tail_sampling=[], max_traces_per_second=5, capture_logging=False)
     answers = call(app, PRIVATE, PARENT, times=20)
     assert len(seen.server_spans) == 5
     assert sum(b"traceresponse" in answer for answer in answers) == 5
     clock.now += 1
-    call(app, PRIVATE, times=20)
+    call(app, PRIVATE, PARENT, times=20)
     assert len(seen.server_spans) == 10
     assert seen.sample("fastapi_observe_traces_rate_limited_total") == 30
+    (warning,) = [record.getMessage() for record in caplog.records if "max_traces_per_second" in record.getMessage()]
+    assert "more than 5 sampled traces in 1 s" in warning
 
 
-def test_spans_of_the_users_own_are_within_the_quota(observed: Callable[..., Seen], clock: Clock) -> None:
-    """What begins a trace needs a place; what is inside a kept one has it."""
-    clock.now += 1
-    seen = observed(make_app(), max_traces_per_second=2)
+@pytest.mark.usefixtures("clock")
+def test_the_samplers_own_decisions_are_not_limited(observed: Callable[..., Seen]) -> None:
+    """With `sample_ratio=1` every trace is sampled, of a caller or new, and so is every root span of the user."""
+    app = make_app()
+    seen = observed(app, sample_ratio=1.0, max_traces_per_second=2)
+    call(app, PRIVATE, PARENT, times=20)
+    call(app, PRIVATE, times=20)
+    assert len(seen.server_spans) == 40
     for _ in range(5):
         with seen.observe.tracing.span("root"), seen.observe.tracing.span("child"):
             pass
-    assert Counter(span.name for span in seen.spans) == {"root": 2, "child": 2}
+    assert Counter(span.name for span in seen.spans if span.name != "GET /") == {"root": 5, "child": 5}
+    assert seen.sample("fastapi_observe_traces_rate_limited_total") == 0
 
 
-def test_the_sampler_within_the_quota() -> None:
-    """What the sampler drops needs no place, and its name stays."""
-    quota = TraceRateLimit(1)
-    off, on = RateLimitedSampler(ALWAYS_OFF, quota), RateLimitedSampler(ALWAYS_ON, quota)
+def test_the_rate_limited_sampler() -> None:
+    """The SDK's sampler limits traces of remote parents only, unless it samples all."""
+    rate_limit = TraceRateLimit(1)
+    off, on = RateLimitedSampler(ALWAYS_OFF, rate_limit), RateLimitedSampler(ALWAYS_ON, rate_limit)
+    everything = RateLimitedSampler(ALWAYS_ON, rate_limit, samples_all=True)
+    remote = trace.set_span_in_context(
+        trace.NonRecordingSpan(trace.SpanContext(1, 1, is_remote=True, trace_flags=trace.TraceFlags(1)))
+    )
 
-    def ask_it(sampler: RateLimitedSampler) -> SamplingResult:
-        return sampler.should_sample(Context(), 1, "name")
+    def decide(sampler: RateLimitedSampler, context: Context) -> int:
+        return int(sampler.should_sample(context, 1, "name").decision.value)
 
-    assert not any(ask_it(off).decision.value for _ in range(3))
-    assert quota.rate_limited == 0
+    assert not any(decide(off, remote) for _ in range(3))
+    assert rate_limit.rate_limited == 0
     assert off.get_description() == ALWAYS_OFF.get_description()
-    assert ask_it(on).decision.value
+    assert all(decide(on, Context()) for _ in range(3))
+    assert [bool(decide(on, remote)) for _ in range(3)] == [True, False, False]
+    assert all(decide(everything, remote) for _ in range(3))
+    quota = TraceRateLimit(1)
     registry = CollectorRegistry()
     registry.register(quota)
     assert b"fastapi_observe_traces_rate_limited_total 0.0" in generate_latest(registry)

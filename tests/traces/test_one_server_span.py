@@ -15,6 +15,8 @@ from span_cases import CASES, FIRST
 
 HERE = Path(__file__).parents[1]
 RATIOS = (0.0, 0.2, 1.0)
+WITH_SPANS_OF_THEIR_OWN = {"native_ridden", "mounted_ridden", "contrib_outside", "called_inside_a_span"}
+"""Cases with INTERNAL spans of FastAPI, which `native="ride"` keeps, or of code around the app."""
 MODES = [("user", case.__name__) for case in CASES] + [(mode, case.__name__) for mode, case in FIRST.items()]
 
 
@@ -40,6 +42,8 @@ def results(mode: str, ratio: float) -> dict[str, Any]:
 def test_one_server_span(mode: str, case: str, ratio: float) -> None:
     """Each sampled request has one server span, named after its route, and each request one line and one count.
 
+    Instrumentation inside the app adds no span, and an exception is recorded once.
+
     Which requests are sampled is the sampler's decision about their trace ids, made once for each request.
     """
     found = results(mode, ratio)[case]
@@ -59,3 +63,6 @@ def test_one_server_span(mode: str, case: str, ratio: float) -> None:
     if sampled:
         assert found["names"] == [f"GET {template}"]
     assert found["faults"] == []
+    if case not in WITH_SPANS_OF_THEIR_OWN:
+        assert found["inside"] == []
+    assert found["exceptions"] == (len(sampled) if case == "instrumented_failing" else 0)

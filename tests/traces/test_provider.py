@@ -103,6 +103,135 @@ print(json.dumps([observe.tracing.provider is mine, [span.name for span in expor
     ) == [True, ["still works"]]
 
 
+PROXY = """
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+class Proxy(trace.TracerProvider):  # as that of Logfire
+    def __init__(self, real): self.real = real
+    def get_tracer(self, *args, **kwargs): return self.real.get_tracer(*args, **kwargs)
+    def add_span_processor(self, processor): self.real.add_span_processor(processor)
+    def force_flush(self, timeout_millis=30000): return self.real.force_flush(timeout_millis)
+
+theirs, ours, real = InMemorySpanExporter(), InMemorySpanExporter(), TracerProvider()
+real.add_span_processor(SimpleSpanProcessor(theirs))
+processors = [SimpleSpanProcessor(ours)]
+def page(_):
+    with trace.get_tracer("theirs").start_as_current_span("child"): pass
+    return Response()
+app, names = Starlette(routes=[Route("/", page)]), lambda memory: [span.name for span in memory.get_finished_spans()]
+"""
+
+
+def test_joins_a_global_provider_of_a_proxy_class() -> None:
+    """A provider that wraps the SDK's is used like the SDK's, set before `install` or after it."""
+    set_it, install_it = (
+        "trace.set_tracer_provider(Proxy(real))\n",
+        (
+            "held = trace.get_tracer('held')\n"
+            "observe = install(app, logs=False, sample_ratio=1.0, span_processors=processors)\n"
+            "early = trace.get_tracer('early')\n"
+        ),
+    )
+    ask = """
+TestClient(app).get("/")
+for tracer in (held, early): tracer.start_span("of a held tracer").end()
+observe.close()
+print(json.dumps([names(theirs), names(ours), observe.internal_errors.counts]))
+"""
+    spans = ["child", "GET /", "of a held tracer", "of a held tracer"]
+    for code in (set_it + install_it, install_it + set_it):
+        assert run(PROXY + code + ask) == [spans, spans, {}]
+
+
+def test_a_provider_set_later_takes_over_all_apps() -> None:
+    """Spans that ended before are exported by us, and a warning says that later ones are not."""
+    with Receiver() as receiver:
+        result = run(
+            PROXY
+            + f"""
+import logging
+logged = []
+class Handler(logging.Handler):
+    def emit(self, record): logged.append(record.getMessage())
+logging.getLogger("fastapi_observe").addHandler(Handler())
+first = install(app, logs=False, sample_ratio=1.0, otlp_endpoint="{receiver.url}")
+second = install(Starlette(), logs=False, sample_ratio=1.0)
+with first.tracing.span("before"): pass
+trace.set_tracer_provider(real)
+with first.tracing.span("of the first"), second.tracing.span("of the second"): pass
+flushed = first.flush()
+first.close(); second.close()
+print(json.dumps([names(theirs), trace.get_tracer_provider() is real, len(logged), "tracer_provider" in logged[0]]))
+"""
+        )
+        assert result == [["of the second", "of the first"], True, 1, True]
+        assert [*receiver.names] == ["before"]
+
+
+def test_after_close_the_global_provider_hands_on() -> None:
+    """After `close` nothing of ours is global; tracers that were obtained before use the provider set later."""
+    assert run(
+        PROXY
+        + """
+first, second = install(Starlette(), logs=False), install(Starlette(), logs=False)
+ours = trace.get_tracer_provider()
+held = trace.get_tracer("held")
+first.close()
+taken_over = trace.get_tracer_provider() is second.tracing.provider
+second.close()
+held.start_span("lost").end()
+inert = type(trace.get_tracer_provider()).__name__
+trace.set_tracer_provider(real)
+held.start_span("a").end()
+with held.start_as_current_span("b"): pass
+ours.get_tracer("later").start_span("c").end()
+third = install(app, logs=False)
+print(json.dumps([taken_over, inert, names(theirs), third.tracing.provider is real]))
+third.close()
+"""
+    ) == [True, "ProxyTracerProvider", ["a", "b", "c"], True]
+
+
+def test_the_global_provider_without_its_private_names() -> None:
+    """Where OpenTelemetry's names are gone, the provider is set once and stays."""
+    assert run(
+        """
+real = trace._TRACER_PROVIDER_SET_ONCE
+del trace._TRACER_PROVIDER_SET_ONCE
+set_provider, trace.set_tracer_provider = trace.set_tracer_provider, lambda provider: seen.append(provider)
+seen = []
+observe = install(Starlette(), logs=False)
+observe.close()
+print(json.dumps([seen == [observe.tracing.provider], observe.tracing.provider.get_tracer("x").__class__.__name__]))
+"""
+    ) == [True, "ProxyTracer"]
+
+
+def test_two_apps_have_two_instance_ids() -> None:
+    """Each installed app is an instance of its own, in a forked child too, unless the environment names it."""
+    code = """
+import os
+from starlette.applications import Starlette
+first, second = install(Starlette(), logs=False), install(Starlette(), logs=False)
+ids = lambda: [one.tracing.provider.resource.attributes["service.instance.id"] for one in (first, second)]
+parent = ids()
+read, write = os.pipe()
+if not os.fork():
+    os.write(write, json.dumps(ids()).encode())
+    os._exit(0)
+child = json.loads(os.read(read, 1000))
+os.wait()
+print(json.dumps([len({*parent, *child}), parent[0] == parent[1]]))
+"""
+    assert run(code) == [4, False]
+    assert run(code, OTEL_RESOURCE_ATTRIBUTES="service.instance.id=pod-7")[1] is True
+
+
 def test_joins_the_provider_that_is_given() -> None:
     """`tracer_provider` is used instead of the global provider, with our processors, and is not shut down."""
     exporter, given = InMemorySpanExporter(), TracerProvider()
