@@ -199,7 +199,7 @@ class ObserveSettings(BaseSettings):
     )
     max_traces_per_second: float | None = option(
         100.0,
-        "Maximum number of traces per second and worker process that are sampled because callers say so. None: no limit.",
+        "Maximum number of traces per second and worker that are sampled because callers say so. None: no limit.",
         accepts="a number above 0, or None",
         gt=0,
     )
