@@ -1,4 +1,7 @@
-"""Export queue: every span is counted, time and memory are bounded, and each cause of a failure is logged once."""
+"""Export queue: every span is counted, time and memory are bounded, and each cause of a failure is logged once.
+
+`OBSERVE_SOAK=1` runs the long forms.
+"""
 
 from __future__ import annotations
 
