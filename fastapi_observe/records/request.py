@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from opentelemetry import context as otel_context
 
+from fastapi_observe.internal.uvicorn import is_disconnected_cycle
 from fastapi_observe.records.endpoint import UNMATCHED
 from fastapi_observe.records.exceptions import error_type_of, is_cancellation, status_label
 
@@ -107,6 +108,7 @@ class RequestRecord:
     __slots__ = (
         "_chunks",
         "_closing",
+        "_cycle",
         "_internal_errors",
         "_on_end",
         "_receive",
@@ -164,6 +166,7 @@ class RequestRecord:
         self.scope = scope
         self._receive = receive
         self._send = send
+        self._cycle: Any = getattr(send, "__self__", None)
         self._internal_errors = internal_errors
         self._on_end = on_end
         method = scope.get("method", "GET")
@@ -256,7 +259,11 @@ class RequestRecord:
 
     def _record_start(self, message: Message) -> Message:
         """Record the status. Returns a copy of the message with our headers; the app's message is not changed."""
-        self.status_code = CLIENT_CLOSED_REQUEST if self.disconnected else int(message["status"])
+        self.status_code = int(message["status"])
+        if getattr(self._cycle, "disconnected", False):
+            self._check_disconnect()
+        if self.disconnected:
+            self.status_code = CLIENT_CLOSED_REQUEST
         if "trailers" in message:
             self._trailers = bool(message["trailers"])
         self.response_headers = headers = message.get("headers", ())
@@ -312,6 +319,8 @@ class RequestRecord:
         """Record that the last message was sent. Background tasks are not part of the request's duration."""
         self.duration = perf_counter() - self.started
         self.complete = True
+        if getattr(self._cycle, "disconnected", False):
+            self._check_disconnect()
         if self.inner_exception is None:
             if self.status_code < _CLIENT_ERROR and self.ttfb is None and not self.disconnected:
                 self.reported = True
@@ -320,6 +329,11 @@ class RequestRecord:
             # A status of 500 waits: the exception may still pass through the outer middleware.
             elif self.status_code < _SERVER_ERROR:
                 self._report(None)
+
+    def _check_disconnect(self) -> None:
+        """Record that the client has disconnected, if the server knows it and the app did not fail itself."""
+        if self.status_code < _SERVER_ERROR and is_disconnected_cycle(self._cycle):
+            self.disconnected = True
 
     def finish(self, exc: BaseException | None) -> None:
         """Report the request, if it is not reported yet, after the app returned or raised `exc`."""

@@ -7,7 +7,7 @@ from collections import Counter
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.internal.cache import BoundedCache
+from fastapi_observe.redaction.cache import BoundedCache
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,7 +7,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, unquote_plus
 
-from fastapi_observe.internal.cache import BoundedCache
 from fastapi_observe.redaction.addresses import (
     ADDRESS_HEADERS,
     AUTHORITY,
@@ -17,6 +16,7 @@ from fastapi_observe.redaction.addresses import (
     SECRET_HEADERS,
     truncate_to_network,
 )
+from fastapi_observe.redaction.cache import BoundedCache
 from fastapi_observe.redaction.names import SecretNames
 from fastapi_observe.redaction.patterns import (
     CARD,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +13,7 @@ from agreement import Facts, assert_agreement
 from driver import Client, ask
 from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse, StreamingResponse
+from servers import serving
 from zoo import BROKEN, BaseMiddleware, BrokenError
 
 if TYPE_CHECKING:
@@ -179,3 +183,49 @@ async def test_the_app_fails_after_the_client_left_a_finished_response(observed:
     await ask(app, "/sync")
     await ask(app, "/broken")
     assert_agreement(seen, Facts("/sync", 200), Facts("/broken", 500, "server_error", BROKEN))
+
+
+@pytest.mark.parametrize("http", ["h11", "httptools"])
+def test_the_client_leaves_while_the_app_does_not_read(observed: Callable[..., Seen], http: str) -> None:
+    """Uvicorn knows it: the request is a `client_disconnect` in an async and in a sync endpoint, and in a stream."""
+    app = FastAPI()
+    started, left = threading.Event(), threading.Event()
+
+    @app.get("/async")
+    async def async_endpoint() -> str:
+        started.set()
+        while not left.is_set():  # noqa: ASYNC110 - set by another thread
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        return "response"
+
+    @app.get("/sync")
+    def sync_endpoint() -> str:
+        started.set()
+        assert left.wait(30)
+        time.sleep(0.2)
+        return "response"
+
+    @app.get("/failing")
+    async def failing_endpoint() -> str:
+        await async_endpoint()
+        raise BrokenError
+
+    seen = observed(app)
+    with serving(app, http=http) as port:
+        for path in ("/async", "/sync", "/failing"):
+            for event in (started, left):
+                event.clear()
+            with socket.create_connection(("127.0.0.1", port), 10) as connection:
+                connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                assert started.wait(30)
+            left.set()
+            deadline = time.monotonic() + 30
+            while not any(line["fields"]["url"] == path for line in seen.request_lines):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+    ends = {
+        line["fields"]["url"]: (line["fields"]["status_code"], line["fields"]["outcome"]) for line in seen.request_lines
+    }
+    gone = (499, "client_disconnect")
+    assert ends == {"/async": gone, "/sync": gone, "/failing": (500, "server_error")}

@@ -178,6 +178,64 @@ async def test_a_client_that_disconnects() -> None:
     assert (await after.receive(gone)).leave().end == (200, "ok", None)
 
 
+class Cycle:
+    """The state of a request in uvicorn, whose method is the `send` of the app."""
+
+    __module__ = "uvicorn.protocols.http.h11_impl"
+
+    def __init__(self) -> None:
+        self.disconnected: Any = False
+        self.reported: list[RequestRecord] = []
+        self.internal_errors = InternalErrors()
+
+    async def send(self, message: Message) -> None:
+        """Do nothing, as after a disconnect."""
+
+    async def receive(self) -> Message:
+        """Wait for ever, as without a message."""
+        raise AssertionError
+
+    def record(self) -> RequestRecord:
+        """Start a request."""
+        scope = {"type": "http", "method": "GET", "path": "/"}
+        return RequestRecord(scope, self.receive, self.send, self.internal_errors, self.reported.append)
+
+
+@pytest.mark.parametrize(
+    ("before_start", "status", "end"),
+    [
+        (True, 200, (499, "client_disconnect")),
+        (False, 200, (200, "client_disconnect")),
+        (True, 500, (500, "server_error")),
+        (False, 500, (500, "server_error")),
+    ],
+)
+async def test_a_client_that_disconnects_while_the_app_does_not_read(
+    *, before_start: bool, status: int, end: tuple[int, str]
+) -> None:
+    """Uvicorn knows it; an error of the app is still one of the app."""
+    cycle = Cycle()
+    record = cycle.record()
+    cycle.disconnected = before_start
+    await record.send({"type": "http.response.start", "status": status})
+    cycle.disconnected = True
+    await record.send(body())
+    record.finish(None)
+    assert (record.status_code, record.outcome) == end
+    assert len(cycle.reported) == 1
+    assert cycle.internal_errors.counts == {}
+
+
+async def test_an_attribute_of_another_class() -> None:
+    """An object of another package, and a value that is not `True`, say nothing about the client."""
+    for cycle, value in ((type("Other", (Cycle,), {"__module__": "shop"})(), True), (Cycle(), "perhaps")):
+        record = cycle.record()
+        cycle.disconnected = value
+        await record.send({"type": "http.response.start", "status": 200})
+        await record.send(body())
+        assert record.outcome == "ok"
+
+
 async def test_a_client_disconnect_that_the_framework_raises() -> None:
     """Starlette's ClientDisconnect is recognized by its name."""
 

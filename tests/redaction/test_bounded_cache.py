@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi_observe.internal.cache import BoundedCache
+from fastapi_observe.redaction.cache import BoundedCache
 
 
 def test_a_full_cache_is_emptied() -> None:
