@@ -1,1 +1,1 @@
-"""What users call: queries, calls to other services."""
+"""Clients for databases and other services."""

@@ -1,4 +1,4 @@
-"""Objectives: what a service promises, as settings."""
+"""Objectives of a service: `Availability`, `Latency` and `SLOOptions`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Final
 
 NAME_PATTERN: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
-"""What an objective may be called: its name becomes a label value, a file name and an anchor."""
+"""Names of objectives. A name becomes a label value, a file name and an anchor."""
 
 DURATION_PATTERN: Final = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h|d|w)")
 UNIT_SECONDS: Final = {
@@ -23,28 +23,26 @@ UNIT_SECONDS: Final = {
 
 
 def parse_duration(text: str) -> Decimal:
-    """Read `300ms`, `1.5s`, `30m`, `6h`, `30d`, `4w`. Raises `ValueError` for anything else."""
-    match = DURATION_PATTERN.fullmatch(str(text).strip())  # a number alone has no unit
+    """Return the seconds of a duration such as `300ms`, `1.5s`, `30m`, `6h`, `30d` or `4w`. Raises `ValueError`."""
+    match = DURATION_PATTERN.fullmatch(str(text).strip())
     if match is None or not Decimal(match[1]):
-        raise ValueError(
-            f"{text!r} is no duration; accepts a number with its unit, such as 300ms, 1.5s, 30m, 6h or 30d"
-        )
+        raise ValueError(f"invalid duration {text!r}; use a number and a unit, such as 300ms, 1.5s, 30m, 6h or 30d")
     return Decimal(match[1]) * UNIT_SECONDS[match[2]]
 
 
 def parse_percent(value: float | str | Decimal) -> Decimal:
-    """Read a percentage exactly as it was written. Raises `ValueError` for what is no number."""
+    """Return a percentage exactly as it is written. Raises `ValueError` if it is not a finite number."""
     try:
         number = Decimal(str(value))
     except InvalidOperation:
-        raise ValueError(f"{value!r} is no percentage") from None
+        raise ValueError(f"invalid percentage {value!r}; use a number such as 99.9") from None
     if not number.is_finite():
-        raise ValueError(f"{value!r} is no percentage")
+        raise ValueError(f"invalid percentage {value!r}; use a number such as 99.9")
     return number
 
 
 def _make_tuples(objective: object, *names: str) -> None:
-    """Keep lists as tuples, so that an objective can be compared and hashed; one text is a tuple of it."""
+    """Convert lists to tuples, so that an objective can be compared and hashed. A string becomes a tuple of one."""
     for name in names:
         value = getattr(objective, name)
         object.__setattr__(objective, name, (value,) if isinstance(value, str) else tuple(value))
@@ -52,12 +50,12 @@ def _make_tuples(objective: object, *names: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """So many percent of requests are answered without failing.
+    """An objective for the percentage of requests that succeed.
 
-    `routes`: exact templates (`/orders/{id}`), with a method (`POST /orders`), globs (`/admin/*`), `tag:public`; none:
-    all that are measured. `bad`: status codes (`429`) and classes (`5xx`). An alert needs `min_bad_events` failures in
-    its long window. `sla` is what was promised to customers, in percent; `expected_rpm` requests a minute, to judge
-    alerts.
+    `routes` are exact templates (`/orders/{id}`), also with a method (`POST /orders`), globs (`/admin/*`) and tags
+    (`tag:public`); the default is all measured routes. `bad_statuses` are status codes (`429`) and classes (`5xx`). An
+    alert needs `min_bad_events` failures in its long window. `sla` is the percentage that customers were promised.
+    `expected_rpm`, in requests per minute, lets `slo check` judge the alerts.
     """
 
     name: str
@@ -75,7 +73,10 @@ class Availability:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """So many percent of requests are answered within a time (`within="300ms"`); the rest as in `Availability`."""
+    """An objective for the percentage of requests that end within a time, such as `within="300ms"`.
+
+    The other arguments are those of `Availability`.
+    """
 
     name: str
     objective: float
@@ -91,7 +92,7 @@ class Latency:
 
     @property
     def threshold(self) -> float:
-        """The time in seconds: a bucket bound of `http_request_duration_seconds`."""
+        """The time in seconds, a bucket bound of `http_request_duration_seconds`."""
         return float(parse_duration(self.within))
 
 
@@ -100,12 +101,12 @@ Objective = Availability | Latency
 
 @dataclass(frozen=True, slots=True)
 class SLOOptions:
-    """How rules, alerts and dashboards are made from the objectives.
+    """Options of the rules, alerts and dashboards that are made from the objectives.
 
-    `period`: of the error budgets. `scrape_interval`: of the Prometheus that scrapes this service. `selector`: labels
-    by which it finds this service (default: `job` is the service name). `runbook_url`, `dashboard_url`: where alerts
-    point, `{alert}` and `{slo}` filled in. `team`: a label of alerts. `keep_firing`: use `keep_firing_for` (Prometheus
-    2.42).
+    `period` is that of the error budgets, `scrape_interval` that of the Prometheus that scrapes the service. `selector`
+    are the labels of the service's series (default: `job` is the service name). `runbook_url` and `dashboard_url` are
+    the links of alerts; `{alert}` and `{slo}` in them are replaced. `team` is a label of alerts. `keep_firing` uses
+    `keep_firing_for` (Prometheus 2.42 and later).
     """
 
     period: str = "30d"

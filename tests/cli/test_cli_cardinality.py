@@ -1,4 +1,4 @@
-"""`python -m fastapi_observe cardinality`: what it counts, what it says, and how it ends where nothing can be read."""
+"""The command `cardinality`: its figures, its recommendations, and its errors."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def shop(**options: Any) -> tuple[FastAPI, Observability]:
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Return how the command ended, and what it wrote."""
+    """Return the exit status of the command, and its output."""
     status = main(["cardinality", *arguments])
     written = capsys.readouterr()
     return status, written.out, written.err
@@ -120,8 +120,8 @@ def test_a_real_app_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     assert text.endswith("Next: Nothing to do: no metric is near its limit.\n")
 
 
-def test_a_full_label_ends_with_one(capsys: pytest.CaptureFixture[str]) -> None:
-    """A label with more values than its bound is named, with what to do, and the exit status is 1."""
+def test_a_label_at_its_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    """A label at its limit is named with the next step, and the exit status is 1."""
     app, observe = shop(max_values_per_label=5)
     for user in range(7):
         observe.metrics.counter("visits_total", "", ["shop", "user"]).labels("north", user).inc()
@@ -132,8 +132,8 @@ def test_a_full_label_ends_with_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Next: Label user of visits_total is at its limit; new values are recorded as __overflow__. Use a " in text
 
 
-def test_all_metrics_together_can_be_full(capsys: pytest.CaptureFixture[str]) -> None:
-    """Where no metric is at its bound but all together are, that is said, and the exit status is 1."""
+def test_a_process_at_its_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    """If no metric is at its limit but all together are, the report says so and the exit status is 1."""
     app, observe = shop(max_series_per_process=4)
     for user in range(4):
         observe.metrics.counter("visits_total", "", ["shop", "user"]).labels("north", user).inc()
@@ -143,8 +143,8 @@ def test_all_metrics_together_can_be_full(capsys: pytest.CaptureFixture[str]) ->
     assert "Next: All metrics together are at their limit" in text
 
 
-def test_watching_tells_which_label_grows(capsys: pytest.CaptureFixture[str]) -> None:
-    """`--compare-after` reads twice; what is new is shown, by metric and by label, and how long that can go on."""
+def test_a_comparison_names_the_label_that_grows(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--compare-after` scrapes twice and shows new label sets and values, and the time until a limit."""
     app, observe = shop()
     visits = observe.metrics.counter("visits_total", "", ["shop", "user"])
     for place in range(20):
@@ -172,7 +172,7 @@ def test_watching_tells_which_label_grows(capsys: pytest.CaptureFixture[str]) ->
 
 
 def report_of(text: str, before: str | None = None, seconds: float = 10.0) -> Report:
-    """Return the report of a text, parsed as if it had been scraped."""
+    """Return the report about a text, parsed as a scrape is."""
 
     def read(one: str) -> Scrape:
         scraped = Scrape()
@@ -184,12 +184,12 @@ def report_of(text: str, before: str | None = None, seconds: float = 10.0) -> Re
 
 
 def many(number: int, first: int = 0) -> str:
-    """Return the text of a gauge with so many values of one label."""
+    """Return the text of a gauge with `number` values of one label."""
     return "# TYPE g gauge\n" + "".join(f'g{{a="{value}"}} 1\n' for value in range(first, first + number))
 
 
-def test_a_metric_that_nothing_holds_is_told() -> None:
-    """A metric beyond the bounds is not one of `observe.metrics`: it is said how to bound it."""
+def test_a_metric_without_limits() -> None:
+    """A metric beyond the limits was not created by `observe.metrics`; the report says how to limit it."""
     registry = CollectorRegistry()
     free = prometheus_client.Counter("free_total", "Made with prometheus_client.", ["user"], registry=registry)
     for user in range(2100):
@@ -203,8 +203,8 @@ def test_a_metric_that_nothing_holds_is_told() -> None:
     assert "(defaults; the server does not report its limits)" in report.as_text("http://there", 5)
 
 
-def test_workers_keep_to_the_bounds_each() -> None:
-    """With three workers a label may have four times its values: those of each, and of what ended ones left."""
+def test_workers_have_limits_of_their_own() -> None:
+    """Three workers have four times the limit: each its own, and one for the totals of ended workers."""
     workers = "# TYPE fastapi_observe_workers gauge\nfastapi_observe_workers 3\n"
     assert report_of(many(1900) + workers).at_limit == []
     assert [row.name for row in report_of(many(2001) + workers).at_limit] == ["g"]
@@ -225,18 +225,18 @@ def test_workers_keep_to_the_bounds_each() -> None:
     ],
 )
 def test_the_next_step_fits(now: str, before: str | None, step: str) -> None:
-    """What to do next follows from what is full, what grows and what is nearly full."""
+    """The recommendation follows from metrics at a limit, near it, and growing."""
     assert report_of(now, before).next_step() == step
 
 
-def test_a_metric_without_labels_can_be_full() -> None:
-    """A bound of 0 or 1 is no reason to stumble over a metric without labels."""
+def test_a_metric_without_labels_at_its_limit() -> None:
+    """A limit of 1 works for a metric without labels."""
     text = '# TYPE fastapi_observe_limits_info gauge\nfastapi_observe_limits_info{max_series_per_metric="1"} 1\n'
     assert "is at its limit" in report_of(text + "# TYPE g gauge\ng 1\n").next_step()
 
 
 def test_large_metrics_are_parsed_in_parts() -> None:
-    """A family of more lines than are parsed together is counted whole; comments, and what follows the end, are not."""
+    """A metric of more lines than a batch is counted as a whole; comments and lines after the end are not."""
     text = "# HELP g Great.\n# a comment\n" + many(4500) + "# TYPE c counter\nc_total 1\n# EOF\nc_total 3"
     parts = list(parse_families("http://there", text.splitlines()))
     assert [len(part.samples) for part in parts if part.name == "g"] == [1000, 1000, 1000, 1000, 500]
@@ -244,8 +244,8 @@ def test_large_metrics_are_parsed_in_parts() -> None:
     assert {row.name: (row.label_sets, row.series) for row in report.rows} == {"g": (4500, 4500), "c_total": (1, 1)}
 
 
-def test_what_is_shown_moves_no_cursor() -> None:
-    """Names that a server chose are escaped: ESC, line breaks, bidirectional marks."""
+def test_names_are_escaped() -> None:
+    """Names that a server chose cannot control the terminal: ESC, line breaks, bidirectional marks."""
     assert printable("a\x1b[2J\n\u202eb\u2028") == r"a\x1b[2J\n\u202eb\u2028"
     report = report_of('# TYPE "g\x1b[2J" gauge\n{"g\x1b[2J",a="1"} 1\n')
     assert r"g\x1b[2J" in report.as_text("http://there", 5)
@@ -278,10 +278,10 @@ def test_what_is_shown_moves_no_cursor() -> None:
         (200, {}, b"x" * 70_000, "a line is longer than 65536 bytes"),
     ],
 )
-def test_what_is_no_metrics_ends_with_two(
+def test_other_responses_exit_with_two(
     capsys: pytest.CaptureFixture[str], status: int, headers: dict[str, str], body: bytes, words: str
 ) -> None:
-    """One line on stderr names the URL, the reason and the next step; nothing is printed; the exit status is 2."""
+    """One line on stderr has the URL, the reason and the next step; the exit status is 2."""
     with answering(body, status, **headers) as url:
         ended, out, err = printed(capsys, url)
     assert (ended, out, err.count("\n")) == (2, "", 1)
@@ -290,15 +290,15 @@ def test_what_is_no_metrics_ends_with_two(
     assert "hush" not in err
 
 
-def test_a_large_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond 64 MiB reading stops."""
+def test_the_size_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading stops at the maximum size."""
     monkeypatch.setattr(http_get, "MAX_RESPONSE_BYTES", 2 * 1_048_576)
     with answering(b"up 1\n" * 450_000) as url, pytest.raises(ScrapeError, match="more than 2 MiB"):
         scrape(url)
 
 
-def test_a_server_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Silence ends after a time, and so does an answer that drips."""
+def test_the_time_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sends nothing reaches a timeout."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/metrics"
         monkeypatch.setattr(http_get, "READ_TIMEOUT", 0.05)
@@ -324,16 +324,16 @@ def test_a_server_that_says_nothing_is_not_waited_for(monkeypatch: pytest.Monkey
         ("http://127.0.0.1:1/metrics", "Connection refused. Start the server"),
     ],
 )
-def test_a_wrong_url_ends_with_two(capsys: pytest.CaptureFixture[str], url: str, words: str) -> None:
-    """What is wrong with a URL is told without what may be secret in it."""
+def test_an_invalid_url_exits_with_two(capsys: pytest.CaptureFixture[str], url: str, words: str) -> None:
+    """The error has the URL without parts that may be secret."""
     ended, out, err = printed(capsys, url)
     assert (ended, out) == (2, "")
     assert words in err
     assert "hush" not in err
 
 
-def test_tls_that_fails_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    """A server that speaks no TLS on an https URL is named as that."""
+def test_an_error_of_tls(capsys: pytest.CaptureFixture[str]) -> None:
+    """An https URL of a server without TLS is an error of TLS."""
     with answering(b"up 1\n") as url:
         ended, _, err = printed(capsys, url.replace("http:", "https:"))
     assert ended == 2
@@ -341,7 +341,7 @@ def test_tls_that_fails_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_token_is_sent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A token opens what is closed, given as an argument or on standard input; a wrong one does not."""
+    """The token is sent, from an argument or standard input; a wrong one is an error that does not repeat it."""
     app, _ = shop(metrics_token=TOKEN)
     with serving(app, log_level="error") as port:
         url = f"http://127.0.0.1:{port}/metrics"
@@ -356,7 +356,7 @@ def test_the_token_is_sent(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
 
 
 def test_the_token_goes_over_http_to_private_hosts_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To a public address it is not sent without TLS, unless `--allow-http-token` says so."""
+    """Without TLS the token is sent to a private address only, unless `--allow-http-token` is passed."""
     monkeypatch.setattr(http_get, "PRIVATE_NETWORKS", ())
     with answering(b"up 1\n") as url:
         with pytest.raises(ScrapeError, match=r"over plain http to a public address\. Use https"):
@@ -368,15 +368,15 @@ def test_the_token_goes_over_http_to_private_hosts_only(monkeypatch: pytest.Monk
     "wrong",
     [["--top", "0"], ["--top", "x"], ["--compare-after", "0"], ["--compare-after", "x"], ["--compare-after", "nan"]],
 )
-def test_wrong_arguments_are_told(capsys: pytest.CaptureFixture[str], wrong: list[str]) -> None:
-    """Numbers that make no sense end with 2 and say what is wanted."""
+def test_invalid_arguments(capsys: pytest.CaptureFixture[str], wrong: list[str]) -> None:
+    """Invalid numbers exit with 2 and name the accepted ones."""
     with pytest.raises(SystemExit, match="2"):
         main(["cardinality", "http://127.0.0.1:1", *wrong])
     assert "; use " in capsys.readouterr().err
 
 
-def test_the_command_stands_alone() -> None:
-    """As a process it ends with the status too, and a variable that names a proxy changes nothing."""
+def test_the_command_as_a_process() -> None:
+    """A process has the same exit status, and does not use the proxies of the environment."""
     variables = {**os.environ, "http_proxy": "http://127.0.0.1:1", "all_proxy": "http://127.0.0.1:1"}
     with answering(many(501).encode()) as url:
         command = [sys.executable, "-m", "fastapi_observe", "cardinality", url]

@@ -1,1 +1,1 @@
-"""Database clients: queries as operations, statements, pools and drivers."""
+"""Database queries: measured by hand, and through instrumented engines and pools."""
