@@ -27,7 +27,7 @@ SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - what is in it is checked
 """A file system in memory: values there are never written to a disk."""
 
 DIRECTORY_NAME: Final = re.compile(r"(\d+)-(\d+)-(\d+)(?:-[0-9a-f]{8})?")
-"""PID namespace, pid and start time of the supervisor, and a checksum of the app and its sockets."""
+"""PID namespace, pid and start time of the supervisor, and a checksum of the app and its addresses."""
 
 STALE_AFTER: Final = 3600.0
 """Seconds after which a directory of another PID namespace, whose supervisor cannot be seen, is removed."""
@@ -38,7 +38,7 @@ class UnsafeDirectoryError(OSError):
 
 
 class Supervisor(NamedTuple):
-    """The process that supervises this worker, and the listening sockets that it has passed on, if that is known."""
+    """The process that supervises this worker, and the addresses of this worker's listening sockets, if known."""
 
     pid: int
     sockets: tuple[str, ...] | None
@@ -47,8 +47,8 @@ class Supervisor(NamedTuple):
 def find_supervisor(installed_in: int) -> Supervisor | None:
     """Return the process that supervises this worker; None if this is a single process.
 
-    `installed_in` is the pid of the process that called `install`. A child that has no listening socket of its parent
-    is a single process too: the parent is then a launcher, and the child a server with its own port.
+    `installed_in` is the pid of the process that called `install`. A child without a listening socket is a single
+    process too: the parent is then a launcher, and the child will open its own port.
     """
     in_gunicorn = os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn")
     multiprocessing = sys.modules.get("multiprocessing.process")
@@ -62,20 +62,25 @@ def find_supervisor(installed_in: int) -> Supervisor | None:
     else:
         return None
     # gunicorn's master has one server only, and its descriptors cannot be seen if the workers run as another user.
-    sockets = None if in_gunicorn else _inherited_sockets(pid)
+    sockets = None if in_gunicorn else _listening_addresses(pid)
     return None if sockets == () else Supervisor(pid, sockets)
 
 
-def _inherited_sockets(supervisor: int) -> tuple[str, ...] | None:
-    """Return the listening sockets of this process that the supervisor has open too; None without /proc."""
+def _listening_addresses(supervisor: int) -> tuple[str, ...] | None:
+    """Return the addresses of the listening sockets that this process has from its supervisor; None without /proc.
+
+    If there are none, return those that it has bound itself: workers may share an address by SO_REUSEPORT.
+    """
     try:
         own = _open_sockets("self")
     except OSError:
         return None
+    inherited: set[str] = set()
     with suppress(OSError):  # the supervisor has ended, or belongs to another user
-        theirs = set(_open_sockets(str(supervisor)).values())
-        own = {descriptor: name for descriptor, name in own.items() if name in theirs}
-    return tuple(sorted(name for descriptor, name in own.items() if _is_listening(descriptor)))
+        inherited = set(_open_sockets(str(supervisor)).values())
+    addresses = {descriptor: _listening_address(descriptor) for descriptor in own}
+    of_supervisor = {address for descriptor, address in addresses.items() if own[descriptor] in inherited}
+    return tuple(sorted(filter(None, of_supervisor))) or tuple(sorted(filter(None, addresses.values())))
 
 
 def _open_sockets(pid: str) -> dict[int, str]:
@@ -89,20 +94,23 @@ def _open_sockets(pid: str) -> dict[int, str]:
     return sockets
 
 
-def _is_listening(descriptor: int) -> bool:
-    """Return whether a socket is bound and not connected. Servers call `listen` in the worker, later than this."""
+def _listening_address(descriptor: int) -> str:
+    """Return the address of a stream socket that is bound and not connected; empty for any other.
+
+    Whether it listens does not matter: servers call `listen` in the worker, later than this.
+    """
     try:
         with socket.socket(fileno=os.dup(descriptor)) as copy:
-            name = copy.getsockname()
-            if copy.type != socket.SOCK_STREAM or not name or (isinstance(name, tuple) and not name[1]):
-                return False
+            address = copy.getsockname()
+            if copy.type != socket.SOCK_STREAM or not address or (isinstance(address, tuple) and not address[1]):
+                return ""
             try:
                 copy.getpeername()
             except OSError:
-                return True
+                return repr(address)
     except OSError:  # closed meanwhile
         pass
-    return False
+    return ""
 
 
 def is_supported() -> bool:
@@ -111,7 +119,7 @@ def is_supported() -> bool:
 
 
 def directory_name(supervisor: Supervisor, app: str) -> str:
-    """Return the name of the directory for the workers of a supervisor that run this app on the same sockets.
+    """Return the name of the directory for the workers of a supervisor that run this app on the same addresses.
 
     Pids are used again, so the name contains the start time too.
     """

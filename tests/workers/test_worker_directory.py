@@ -50,14 +50,23 @@ def test_the_supervisor_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_supervisor(os.getpid()) is None
 
 
-def test_a_worker_has_a_listening_socket_of_its_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A child without one is a server of its own. Connections, datagram sockets and unnamed sockets do not count."""
-    inherited: list[int] = []
+def test_a_worker_has_a_listening_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Workers are told apart by the addresses that the supervisor has passed on, else by those they have bound.
+
+    A child without any is a single process. Connections, datagram sockets and unnamed sockets do not count.
+    """
+    own: list[socket.socket] = []
+    inherited: list[socket.socket] = []
     real = directory._open_sockets
 
     def open_sockets(pid: str) -> dict[int, str]:
         found = real("self")
-        return found if pid == "self" else {number: found[number] for number in inherited if number in found}
+        return {one.fileno(): found[one.fileno()] for one in (own if pid == "self" else inherited)}
+
+    def addresses(*inherited_sockets: socket.socket) -> tuple[str, ...] | None:
+        inherited[:] = inherited_sockets
+        found = find_supervisor(os.getpid())
+        return None if found is None else found.sockets
 
     monkeypatch.setattr(multiprocessing.process, "parent_process", lambda: SimpleNamespace(pid=7))
     monkeypatch.setattr(directory, "_open_sockets", open_sockets)
@@ -72,31 +81,23 @@ def test_a_worker_has_a_listening_socket_of_its_supervisor(monkeypatch: pytest.M
         right,
     ):
         datagram.bind(("127.0.0.1", 0))
-        inherited += [one.fileno() for one in (client, datagram, unbound, left, right)]
-        assert find_supervisor(os.getpid()) is None
-        inherited.append(server.fileno())
-        found = find_supervisor(os.getpid())
-        assert found is not None
-        assert found.sockets is not None
-        assert len(found.sockets) == 1
         local.bind(str(tmp_path / "socket"))
-        inherited.append(local.fileno())
-        both = find_supervisor(os.getpid())
-        assert both is not None
-        assert len({directory.directory_name(one, "app") for one in (found, both)}) == 2
-    assert not directory._is_listening(server.fileno())
-    assert not directory._is_listening(1_000_000)
+        own += [client, datagram, unbound, left, right]
+        assert addresses(*own) is None
+        own += [server, local]
+        names = {one: repr(one.getsockname()) for one in (server, local)}
+        assert addresses(client, server) == (names[server],)
+        assert addresses(server, local) == tuple(sorted(names.values()))
+        assert addresses() == tuple(sorted(names.values()))
+        both, one = directory.Supervisor(7, addresses()), directory.Supervisor(7, addresses(server))
+        assert directory.directory_name(both, "app") != directory.directory_name(one, "app")
 
 
 def test_without_descriptors_in_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the supervisor's descriptors cannot be read, all own sockets count; if the own ones cannot, none is needed."""
-    monkeypatch.setattr(multiprocessing.process, "parent_process", lambda: SimpleNamespace(pid=4194305))
-    with socket.create_server(("127.0.0.1", 0)):
-        found = find_supervisor(os.getpid())
-        assert found is not None
-        assert found.sockets
+    """Without /proc no socket is required."""
+    monkeypatch.setattr(multiprocessing.process, "parent_process", lambda: SimpleNamespace(pid=7))
     monkeypatch.setattr(directory, "_open_sockets", lambda _: (_ for _ in ()).throw(FileNotFoundError()))
-    assert find_supervisor(os.getpid()) == (4194305, None)
+    assert find_supervisor(os.getpid()) == (7, None)
 
 
 # Safety
