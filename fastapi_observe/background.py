@@ -75,10 +75,11 @@ def task_function(task: BackgroundTask) -> Any:
 def _measured(original: Any) -> Any:
     @functools.wraps(original)
     async def call(task: BackgroundTask) -> None:
-        operation = None
+        operation, target = None, original
         try:
             record = current_record()
             if record is not None:
+                target = background_task_call(original)
                 operation = record.observability.background_operation(record, task_function(task))
         except Exception as exc:  # noqa: BLE001 - an internal error never reaches the task
             report_error("background", exc)
@@ -86,7 +87,7 @@ def _measured(original: Any) -> Any:
             await original(task)
             return
         with operation:
-            await background_task_call(original)(task)
+            await target(task)
 
     setattr(call, _INSTALLS, 0)
     return call

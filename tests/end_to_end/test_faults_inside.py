@@ -120,6 +120,7 @@ SHOWN_SO: Final = "redaction.values:"
 UNCOUNTED: Final = {
     "metrics.saturation:GcPauses.__call__": "a callback of the garbage collector may take no lock",
     "metrics.saturation:LocalHistogram.observe": "as above",
+    "metrics.loop_monitor:LoopMonitor._beat": "a callback of the event loop: what it calls is guarded",
     "clients.http.body:StreamedBody.__del__": "a finalizer runs inside any lock",
     "records.exceptions:_traceback_parts": "the line itself says that the stack trace cannot be shown",
     "records.exceptions:tail": "as above",
