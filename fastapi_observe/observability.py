@@ -332,21 +332,21 @@ class Observability:
 
     def add_pool(self, name: str, read: Callable[[], PoolState]) -> Callable[[], None]:
         """Report a pool of database connections, read at each scrape. Returns a function that reverts this."""
-        return self.metrics.add_pool(name, read)
+        return self.metrics.operations.add_pool(name, read)
 
-    def waited_for_connection(self, pool: str, seconds: float) -> None:
+    def record_connection_wait(self, pool: str, seconds: float) -> None:
         """Record the time that a caller waited for a connection of `pool`, also in the request's time breakdown."""
         reference = OTEL_CONTEXT.get().get(CONTEXT_KEY) if seconds >= MIN_POOL_WAIT else None
         record: RequestRecord | None = None if reference is None else reference.record  # type: ignore[attr-defined]
         if record is not None and not record.complete:
             (record.work or self._new_work(record)).record_pool_wait(perf_counter(), seconds)
         if self.settings.metrics:
-            self.metrics.record_connection_wait(pool, seconds)
+            self.metrics.operations.record_connection_wait(pool, seconds)
 
-    def connection_event(self, pool: str, event: str) -> None:
+    def record_connection_event(self, pool: str, event: str) -> None:
         """Count an event of a connection of `pool`: `begin`, `commit`, `timeout` and others."""
         if self.settings.metrics:
-            self.metrics.record_connection_event(pool, event)
+            self.metrics.operations.record_connection_event(pool, event)
 
     def background_operation(self, record: RequestRecord, function: Any) -> Operation:
         """Return the operation for one background task of a request."""

@@ -194,8 +194,8 @@ class OperationMetrics:
             if value is not None:
                 self._pool[name].labels_or_raise(pool).set(value)
 
-    def record_wait(self, pool: str, seconds: float) -> None:
-        """Record the time until the pool handed out a connection."""
+    def record_connection_wait(self, pool: str, seconds: float) -> None:
+        """Record the time until the pool handed out a connection, in seconds."""
         cached = self._wait_cells.get(pool)
         if cached is None:
             child = self._wait.labels_or_raise(pool)
@@ -208,8 +208,8 @@ class OperationMetrics:
             cells[cell] += 1
             cells[-1] += seconds
 
-    def record_event(self, pool: str, event: str) -> None:
-        """Count an event of a connection."""
+    def record_connection_event(self, pool: str, event: str) -> None:
+        """Count an event of a connection: `begin`, `commit`, `timeout` and others."""
         cells = self._event_cells.get((pool, event))
         if cells is None:
             cells = self._events.labels_or_raise(pool, event).cells

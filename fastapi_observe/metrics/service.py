@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from fastapi_observe.metrics.exposition import ScrapeResponse
     from fastapi_observe.metrics.objectives import ObjectiveCounts, ObjectiveSpec
     from fastapi_observe.records.operation import Operation
-    from fastapi_observe.records.pool import PoolState
     from fastapi_observe.records.request import RequestRecord
     from fastapi_observe.records.websocket import WebSocketRecord
     from fastapi_observe.settings.model import ObserveSettings
@@ -92,7 +91,7 @@ class MetricsService:
                 settings.duration_buckets, [slo.threshold for slo in settings.slos if slo.kind == "latency"]
             )
             self._create_websocket()
-            self._operations = OperationMetrics(self._factory, self._lock, internal_errors)
+            self.operations = OperationMetrics(self._factory, self._lock, internal_errors)
             self.register_collector(InternalCollector(self._limiter, internal_errors))
             self.register_collector(LimitsCollector(self._limiter))
             self.register_collector(self.sharing.workers_collector)
@@ -236,7 +235,7 @@ class MetricsService:
             self._validation.labels_or_raise(record.endpoint, field, error_type).inc()
         if record.work is not None:
             for _ in record.work.repeated(self._repeat_limit):
-                self._operations.repeated.labels_or_raise(record.endpoint).inc()
+                self.operations.repeated.labels_or_raise(record.endpoint).inc()
 
     def on_response_start(self, record: RequestRecord) -> None:
         """Count an accepted WebSocket connection. Does nothing for an HTTP response."""
@@ -263,7 +262,7 @@ class MetricsService:
 
     def on_operation_end(self, operation: Operation) -> None:
         """Record an operation."""
-        self._operations.record_operation(operation)
+        self.operations.record_operation(operation)
 
     def close(self) -> None:
         """Unregister all metrics from a registry passed by the user. An own registry stays readable."""
@@ -349,7 +348,7 @@ class MetricsService:
     @fail_safe("metrics.call", reraise=CALLER_ERRORS)
     def record_database_query(self, operation: str, table: str, duration: float, error_type: str | None = None) -> None:
         """Record a query. `duration` is in seconds, `error_type` the class of the exception it raised."""
-        self._operations.record_query(operation, table, duration, error_type)
+        self.operations.record_query(operation, table, duration, error_type)
 
     @fail_safe("metrics.call", reraise=CALLER_ERRORS)
     def set_database_connections(
@@ -363,25 +362,13 @@ class MetricsService:
     ) -> None:
         """Set the state of a connection pool. Values that are None are left unchanged."""
         values = {"active": active, "idle": idle, "max": max, "waiting": waiting}
-        self._operations.set_connections(pool, values)
+        self.operations.set_connections(pool, values)
 
     def count_objectives(self, specs: Sequence[ObjectiveSpec]) -> ObjectiveCounts:
         """Start the series of objectives at 0 and return their counts. Call it before the first request."""
         from fastapi_observe.metrics.objectives import ObjectiveCounts  # noqa: PLC0415 - only apps with objectives
 
         return ObjectiveCounts(self._requests, self._duration, self.sharing, specs)
-
-    def add_pool(self, name: str, read: Callable[[], PoolState]) -> Callable[[], None]:
-        """Read the state of a connection pool at each scrape. Returns a function that reverts this."""
-        return self._operations.add_pool(name, read)
-
-    def record_connection_wait(self, pool: str, seconds: float) -> None:
-        """Record the time until `pool` handed out a connection, in seconds."""
-        self._operations.record_wait(pool, seconds)
-
-    def record_connection_event(self, pool: str, event: str) -> None:
-        """Count an event of a connection: `begin`, `commit`, `rollback` or `ping`."""
-        self._operations.record_event(pool, event)
 
     @fail_safe("metrics.call")
     def update_system_metrics(self) -> None:
@@ -405,4 +392,4 @@ class MetricsService:
     def _reset_cells(self) -> None:
         """Empty the caches of cells, after the cells of series have been replaced."""
         self._http.clear()
-        self._operations.reset_cells()
+        self.operations.reset_cells()

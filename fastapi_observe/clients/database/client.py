@@ -39,10 +39,10 @@ class DatabaseReporter(OperationReporter, Protocol):
     def add_pool(self, name: str, read: Callable[[], PoolState]) -> Callable[[], None]:
         """Report a pool. Returns a function that reverts this."""
 
-    def waited_for_connection(self, pool: str, seconds: float) -> None:
+    def record_connection_wait(self, pool: str, seconds: float) -> None:
         """Record the time that a caller waited for a connection, in seconds."""
 
-    def connection_event(self, pool: str, event: str) -> None:
+    def record_connection_event(self, pool: str, event: str) -> None:
         """Count an event of a connection."""
 
 
@@ -284,11 +284,11 @@ class DatabaseClient:
 
     def record_connection_wait(self, pool: str, seconds: float) -> None:
         """Record the time that a caller waited for a connection, in seconds (`db_connection_wait_seconds{pool}`)."""
-        self._reporter.waited_for_connection(pool, seconds)
+        self._reporter.record_connection_wait(pool, seconds)
 
     def record_connection_event(self, pool: str, event: str) -> None:
         """Count an event of a connection, or a failure to get one (`db_connection_events_total{pool,event}`)."""
-        self._reporter.connection_event(pool, event)
+        self._reporter.record_connection_event(pool, event)
 
 
 def _check_labels(statement: object, operation: object, table: object) -> tuple[object, str | None, str | None]:
