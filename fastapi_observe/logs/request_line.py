@@ -84,6 +84,7 @@ class RouteKey(NamedTuple):
     endpoint: str
     status_code: int
     outcome: str
+    sampled: str | bool
 
 
 class RequestLineParts(NamedTuple):
@@ -131,6 +132,7 @@ class RequestLineEncoder:
             "endpoint": record.endpoint,
             "status_code": record.status_code,
             "outcome": record.outcome,
+            "sampled": record.sampled,
             "duration_ms": round(record.duration * 1000, 3),
             "request_size": record.request_size,
             "response_size": record.response_size,
@@ -189,7 +191,9 @@ class RequestLineEncoder:
         return tuple.__new__(
             RequestLineParts,
             (
-                tuple.__new__(RouteKey, (record.method, record.endpoint, record.status_code, record.outcome)),
+                tuple.__new__(
+                    RouteKey, (record.method, record.endpoint, record.status_code, record.outcome, record.sampled)
+                ),
                 level,
                 record.path,
                 user_agent,
@@ -256,9 +260,13 @@ class RequestLineEncoder:
         """Encode and cache the parts that all lines of a route with one outcome have."""
         if len(self._route_parts) >= MAX_CACHED_PARTS:
             self._route_parts.clear()
+        sampled = f'"{route.sampled}"' if route.sampled else "false"
         parts = (
             f'"level":"{level}",{self._head},',
-            f'"endpoint":{encode_text(route.endpoint)},"status_code":{route.status_code},"outcome":"{route.outcome}",',
+            (
+                f'"endpoint":{encode_text(route.endpoint)},"status_code":{route.status_code},'
+                f'"outcome":"{route.outcome}","sampled":{sampled},'
+            ),
             self._redactor.has_secret_parameter(route.endpoint),
         )
         self._route_parts[route] = parts

@@ -39,9 +39,10 @@ def record_of(**facts: Any) -> RequestRecord:
     endpoint=st.text(max_size=40),
     ids=st.sampled_from([("", ""), ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331")]),
     request_id=st.sampled_from(["", "request-1"]),
+    sampled=st.sampled_from(["head", "tail", False]),
 )
 def test_the_encoded_line_is_the_built_line(  # noqa: PLR0913, PLR0917 - what differs between requests
-    path: str, agent: bytes | None, client: Any, endpoint: str, ids: tuple[str, str], request_id: str
+    path: str, agent: bytes | None, client: Any, endpoint: str, ids: tuple[str, str], request_id: str, sampled: Any
 ) -> None:
     """Both ways give the same object, for any values of a client, and one line each."""
     headers = [] if agent is None else [(b"user-agent", agent)]
@@ -51,6 +52,7 @@ def test_the_encoded_line_is_the_built_line(  # noqa: PLR0913, PLR0917 - what di
         trace_id=ids[0],
         span_id=ids[1],
         request_id=request_id,
+        sampled=sampled,
     )
     parts = LINES.capture(record, "info")
     assert parts is not None
@@ -59,6 +61,7 @@ def test_the_encoded_line_is_the_built_line(  # noqa: PLR0913, PLR0917 - what di
         encode_line(LINES.build(record, "info", STARTED + 1_500_000)),
     )
     assert json.loads(fast) == json.loads(built)
+    assert json.loads(fast)["fields"]["sampled"] == sampled
     assert fast.count(b"\n") == 1
     assert fast.endswith(b"}\n")
     assert len(fast) <= 16_384

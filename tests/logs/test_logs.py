@@ -164,6 +164,7 @@ def test_the_request_line(make: Callable[..., LogService], lines: Lines) -> None
             "endpoint": "/orders/{order_id}",
             "status_code": 200,
             "outcome": "ok",
+            "sampled": False,
             "duration_ms": 12.346,
             "request_size": 3,
             "response_size": 42,
