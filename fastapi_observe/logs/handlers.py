@@ -18,6 +18,8 @@ SERVER_LOGGERS: Final = (
     "gunicorn.access",
     "hypercorn.error",
     "hypercorn.access",
+    "_granian",
+    "granian.access",
 )
 """Loggers that servers give their own handlers and detach from the root."""
 
@@ -64,6 +66,8 @@ def describe_console_handlers(
     """Return a warning for each logger and class of handler that writes lines of its own to the console."""
     warnings: dict[tuple[str, str], str] = {}
     for logger in loggers:
+        if logger.name == "fastapi_cli":  # what `fastapi run` prints for the person at the terminal
+            continue
         for handler in logger.handlers:
             if is_intercepting(handler) or not writes_to_console(handler):
                 continue

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TRACEBACK: Final = "Traceback (most recent call last):"
 
-ACCESS_LOGGERS: Final = frozenset({"uvicorn.access", "gunicorn.access", "hypercorn.access"})
+ACCESS_LOGGERS: Final = frozenset({"uvicorn.access", "gunicorn.access", "hypercorn.access", "granian.access"})
 
 WEBSOCKET_ACCESS: Final = '%s - "WebSocket %s"'
 """Start of uvicorn's access lines of WebSockets, which come from `uvicorn.error`."""
@@ -61,8 +61,22 @@ def is_access_log(record: logging.LogRecord) -> bool:
     return record.name == "uvicorn.error" and isinstance(record.msg, str) and record.msg.startswith(WEBSOCKET_ACCESS)
 
 
+def access_message(record: logging.LogRecord, redactor: Redactor) -> str:
+    """Return the message of an access line with the client's network, and with queries and paths as in spans."""
+    args = record.args
+    if record.name != "granian.access" or not isinstance(args, dict):
+        return redact_access(record.getMessage().rstrip("\n"), redactor)
+    redacted = {
+        **args,
+        "addr": redactor.address(args.get("addr")),
+        "path": redactor.raw_path(str(args.get("path")), redactor.unmatched_path),
+        "query_string": redactor.query(str(args.get("query_string") or "")),
+    }
+    return str(record.msg) % redacted
+
+
 def redact_access(text: str, redactor: Redactor) -> str:
-    """Return an access line with the client's network, and with queries and paths redacted as in spans."""
+    """Redact an access line that starts with the address of the client."""
     address, blank, rest = text.partition(" ")
     rest = QUERY.sub(lambda match: f"?{redactor.query(match[1])}", rest)
     return (

@@ -6,8 +6,9 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from time import time_ns
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from loguru import logger as loguru_logger
 from opentelemetry import context as otel_context
@@ -32,10 +33,10 @@ from fastapi_observe.logs.line import (
 from fastapi_observe.logs.messages import (
     STRUCTLOG_FIELDS,
     TRACEBACK,
+    access_message,
     ids_from_exception,
     is_access_log,
     parse_traceback_message,
-    redact_access,
     split_mapping,
     to_exception,
 )
@@ -49,7 +50,6 @@ from fastapi_observe.logs.request_line import (
     operation_message,
     repeated_statement_fields,
 )
-from fastapi_observe.records.exceptions import error_type_of
 from fastapi_observe.records.request import CONTEXT_KEY, EXCEPTION_IDS_ATTRIBUTE, current_record
 from fastapi_observe.records.signal import no_op
 from fastapi_observe.redaction.redactor import Redactor
@@ -80,6 +80,8 @@ OUTCOME_LEVELS: Final = {
     "incomplete_response": "error",
 }
 
+ID_KEYS: Final = ("trace_id", "span_id", "request_id")
+
 RECORD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {
     "asctime",
     "color_message",
@@ -91,8 +93,17 @@ RECORD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {
 _CAPTURE: Final = LogCapture()
 """loguru, `logging` and standard output belong to the process, so all services share one capture and writer."""
 
-_CRASHES: Final[deque[tuple[str, str, str]]] = deque(maxlen=256)
-"""Trace, span and request ids of the last request lines with a stack trace, for the server's line about the same."""
+
+class Crash(NamedTuple):
+    """A request line with a stack trace: its trace, span and request id, and the exception."""
+
+    ids: tuple[str, str, str]
+    error_type: str
+    message: str
+
+
+_CRASHES: Final[deque[Crash]] = deque(maxlen=256)
+"""The last crashes about which the server has not written its own line yet."""
 
 
 class LogService:
@@ -204,9 +215,11 @@ class LogService:
             self._writer.enqueue(parts, self._encode_request, self._file, number)
             return
         ended = record.started_ns + int(record.duration * 1e9)
-        self._write(self._request_lines.build(record, level, ended), request=True)
-        if record.exception is not None and record.request_id:
-            _CRASHES.append((record.trace_id, record.span_id, record.request_id))
+        line = self._request_lines.build(record, level, ended)
+        self._write(line, request=True)
+        if record.exception is not None:
+            ids = record.trace_id, record.span_id, record.request_id
+            _CRASHES.append(Crash(ids, line["exception"]["type"], line["exception"]["message"]))
 
     def _encode_request(self, parts: RequestLineParts) -> bytes:
         """Encode a request line, in the writer's thread. If that fails, write a line with the path only."""
@@ -265,31 +278,39 @@ class LogService:
                 message, more, found = split_mapping(record.msg)
                 fields = {key: value for key, value in fields.items() if key not in STRUCTLOG_FIELDS} | more
                 exc = exc or found
+            elif is_access_log(record):
+                message = access_message(record, self._redactor)
             else:
                 message = str(record.getMessage()).rstrip("\n")
-            if is_access_log(record):
-                message = redact_access(message, self._redactor)
         except Exception:  # noqa: BLE001 - arguments that do not fit the message, or cannot be converted to text
             message = to_text(record.msg, MAX_MESSAGE)
             fields["args"] = record.args
         if record.stack_info:
             fields["stack_info"] = record.stack_info
-        line = self._make_line(record.levelno, message, to_text(record.name, 256), exc)
-        is_server = record.name in SERVER_LOGGERS
-        if is_server and exc is not None and getattr(exc, EXCEPTION_IDS_ATTRIBUTE, None) in _CRASHES:
-            # The request line has the stack trace; this one leads there by its ids.
-            self._add_ids(line, exc)
-            fields["error_type"] = error_type_of(exc)
-            exc = None
+        name = to_text(record.name, 256)
+        is_server = name.startswith(SERVER_LOGGERS)
+        line = self._make_line(record.levelno, message, name, exc, is_server=is_server)
+        if is_server and (exc is not None or "exception" in line):
+            exc = _refer_to_request_line(line, fields, exc)
         # A server's last lines come after the last flush, right before the process ends.
         self._finish(line, {**context_fields(), **fields}, exc, urgent=is_server)
 
-    def _make_line(self, number: int, text: str, logger: str, exc: BaseException | None) -> dict[str, Any]:
-        """Start the line of a record. A message that is a traceback becomes its last line and an exception."""
+    def _make_line(
+        self, number: int, text: str, logger: str, exc: BaseException | None, *, is_server: bool = False
+    ) -> dict[str, Any]:
+        """Start the line of a record. A message that is a traceback becomes its last line and an exception.
+
+        So does the traceback that granian appends to its message about a crash.
+        """
+        head = ""
+        if is_server and exc is None and f"\n{TRACEBACK}" in text:
+            head, _, rest = text.partition(f"\n{TRACEBACK}")
+            text = TRACEBACK + rest
         described = parse_traceback_message(text, self._redactor) if exc is None else None
         if described is None:
             return self._line(level_name(number), truncate(self._redactor.text(text), MAX_MESSAGE), logger)
         message = f"{described['type']}: {described['message']}" if described["message"] else described["type"]
+        message = truncate(self._redactor.text(head), MAX_MESSAGE) or message
         return {**self._line(level_name(number), message, logger), "exception": described}
 
     def _line(self, level: str, message: str, logger: str) -> dict[str, Any]:
@@ -443,6 +464,26 @@ class ObserveLogger:
             self._owner.internal_errors("logs.call", exc)
         finally:
             thread.calling_service = before
+
+
+def _refer_to_request_line(
+    line: dict[str, Any], fields: dict[str, Any], exc: BaseException | None
+) -> BaseException | None:
+    """Remove the exception from a server's line if it is on a request line, and add the ids of that line.
+
+    Returns the exception that is left. One that was raised after the response was complete is on no request line.
+    """
+    ids = getattr(exc, EXCEPTION_IDS_ATTRIBUTE, None)
+    text = line.get("exception", {})
+    for crash in reversed(_CRASHES.copy()):
+        if crash.ids == ids if exc is not None else crash[1:] == (text["type"], text["message"].rstrip()):
+            with suppress(ValueError):  # another thread was faster
+                _CRASHES.remove(crash)
+            line.pop("exception", None)
+            line.update({key: value for key, value in zip(ID_KEYS, crash.ids, strict=True) if value})
+            fields["error_type"] = crash.error_type
+            return None
+    return exc
 
 
 def level_name(number: int) -> str:

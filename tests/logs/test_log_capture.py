@@ -304,6 +304,42 @@ def test_access_lines_show_no_query_values(make: Make, lines: Lines) -> None:
     ]
 
 
+@pytest.mark.usefixtures("served")
+def test_access_lines_of_granian(make: Make, lines: Lines) -> None:
+    """They have a format of the user, so that their values are redacted."""
+    logs = make(log_requests=False, capture_query_parameters=("page",))
+    values = {"addr": "192.0.2.7", "path": "/a%20b", "query_string": "page=1&token=hunter2", "status": 200}
+    access = logging.getLogger("granian.access")
+    access.setLevel("INFO")
+    access.info("%(addr)s %(path)s?%(query_string)s %(status)d", values)
+    logs.flush(1.0)
+    assert [line["message"] for line in lines()] == ["192.0.2.0/24 /a%20b?page=1&token=REDACTED 200"]
+    make()
+    access.info("%(addr)s", values)
+    assert lines() == []
+
+
+@pytest.mark.usefixtures("served")
+def test_a_crash_has_its_stack_trace_once(make: Make, lines: Lines) -> None:
+    """On the request line; the server's line has its ids. A second, equal one has the stack trace itself."""
+    logs = make()
+    exc = ValueError("broken")
+    record = record_of(outcome="server_error", exception=exc)
+    exc.__observe_ids__ = (record.trace_id, record.span_id, record.request_id)  # type: ignore[attr-defined]
+    text = "Application callable raised an exception\n" + deep_traceback("ValueError: broken", 2)
+    uvicorn, granian = logging.getLogger("uvicorn.error"), logging.getLogger("_granian.utils")
+    for server in (uvicorn, granian):
+        logs.on_request_end(record)
+        for _ in range(2):
+            server.error("crashed" if server is uvicorn else text, exc_info=exc if server is uvicorn else None)
+        request, first, second = lines()
+        assert request["exception"]["message"] == second["exception"]["message"] == "broken"
+        assert "exception" not in first
+        assert (first["trace_id"], first["request_id"]) == (record.trace_id, record.request_id)
+        assert first["fields"] == {"error_type": "ValueError"}
+        assert first["message"] == second["message"]
+
+
 def test_a_request_line_that_cannot_be_encoded(make: Make, lines: Lines) -> None:
     """The internal error is counted, and a line with the URL is written."""
     logs = make()
