@@ -38,7 +38,8 @@ def split_mapping(message: Mapping[Any, Any]) -> tuple[str, dict[str, Any], Base
 
     The message is `event`, as in structlog, or `message`; everything else is a field.
     """
-    fields = {to_text(key, 256): value for key, value in message.items() if key not in STRUCTLOG_FIELDS}
+    items = dict.items(message) if isinstance(message, dict) else message.items()  # a subclass may override it
+    fields = {to_text(key, 256): value for key, value in items if key not in STRUCTLOG_FIELDS}
     exc = to_exception(fields["exc_info"]) if "exc_info" in fields else None
     if exc is not None or not fields.get("exc_info", True):
         del fields["exc_info"]
