@@ -52,11 +52,11 @@ class Server:
         self.port = port
         self.directory = directory
 
-    def get(self, path: str, timeout: float = 10.0) -> tuple[int, bytes]:
+    def get(self, path: str, timeout: float = 10.0, accept: str = "*/*") -> tuple[int, bytes]:
         """Send a request on a new connection, so that any worker may handle it."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
-            connection.request("GET", path)
+            connection.request("GET", path, headers={"accept": accept})
             response = connection.getresponse()
             return response.status, response.read()
         finally:

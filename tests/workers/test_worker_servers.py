@@ -1,4 +1,7 @@
-"""Several worker processes of real servers: any of them serves the sum, also after kills."""
+"""Several worker processes of real servers: any of them serves the sum, also after kills.
+
+By default two servers are used. `OBSERVE_ALL_FAULTS=1` (CI) and `OBSERVE_SOAK=1` use all of them; the latter kills more.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,14 @@ from servers_of_workers import COMMANDS, Server, serving_workers
 from tools import needs, until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
-    from typing import Self
+    from typing import Any, Self
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="workers do not share metrics here")
 
 SOAK = "OBSERVE_SOAK" in os.environ
+ALL_SERVERS = SOAK or "OBSERVE_ALL_FAULTS" in os.environ
 NEEDS = {"uvicorn": ("uvicorn",), "hypercorn": ("hypercorn",), "granian": ("granian",)}
 
 
@@ -33,7 +38,15 @@ def skip_unless_installed(name: str) -> None:
             pytest.skip(f"{module} is not installed")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.fixture(scope="module")
+def uvicorn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with three workers for tests that only scrape it."""
+    with serving_workers("uvicorn", tmp_path_factory.mktemp("uvicorn")) as server:
+        server.spread(3)
+        yield server
+
+
+@pytest.mark.parametrize("name", COMMANDS if ALL_SERVERS else ["uvicorn", "gunicorn --preload"])
 def test_any_worker_serves_the_sum(name: str, tmp_path: Path) -> None:
     """The sum of three workers is exact, whichever serves the scrape. In the end only the archive is left."""
     skip_unless_installed(name)
@@ -132,41 +145,50 @@ def scrape_requests(server: Server) -> float:
             sleep(0.01)
 
 
-def test_exemplars_of_all_workers(tmp_path: Path) -> None:
+def scrape_openmetrics(server: Server) -> tuple[str, dict[str, Any]]:
+    """Scrape as OpenMetrics. Returns the text and its families by name."""
+    text = server.get("/metrics", accept="application/openmetrics-text")[1].decode()
+    return text, {family.name: family for family in text_string_to_metric_families(text)}  # type: ignore[no-untyped-call]
+
+
+def test_exemplars_of_all_workers(uvicorn: Server) -> None:
     """OpenMetrics has the latest exemplar of each bucket, whichever worker it is from."""
-    with serving_workers("uvicorn", tmp_path) as server:
-        server.spread(3)
-        seen = set()
-        for _ in range(6):
-            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-            connection.request("GET", "/metrics", headers={"accept": "application/openmetrics-text"})
-            text = connection.getresponse().read().decode()
-            connection.close()
-            families = {family.name: family for family in text_string_to_metric_families(text)}  # type: ignore[no-untyped-call]
-            (sample,) = [one for one in families["http_requests"].samples if one.name == "http_requests_total"]
-            assert sample.exemplar is not None
-            seen.add(sample.exemplar.labels["trace_id"])
-            samples = families["http_request_duration_seconds"].samples
-            assert any(one.exemplar for one in samples if one.name.endswith("_bucket"))
-        assert len(seen) == 1
+    seen = set()
+    for _ in range(6):
+        _, families = scrape_openmetrics(uvicorn)
+        (sample,) = [one for one in families["http_requests"].samples if one.name == "http_requests_total"]
+        assert sample.exemplar is not None
+        seen.add(sample.exemplar.labels["trace_id"])
+        samples = families["http_request_duration_seconds"].samples
+        assert any(one.exemplar for one in samples if one.name.endswith("_bucket"))
+    assert len(seen) == 1
 
 
-def test_the_sum_is_well_formed(tmp_path: Path) -> None:
+def test_the_sum_is_well_formed(uvicorn: Server) -> None:
     """`promtool check metrics` accepts the sum of three workers. As OpenMetrics it has units and `# EOF`."""
     promtool = needs("promtool")
-    with serving_workers("uvicorn", tmp_path) as server:
-        sent = server.spread(3)
-        text = server.get("/metrics")[1].replace(b"user_gauge", b"user_level")  # promtool wants no type in a name
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-        connection.request("GET", "/metrics", headers={"accept": "application/openmetrics-text"})
-        openmetrics = connection.getresponse().read().decode()
-        connection.close()
+    text = uvicorn.get("/metrics")[1].replace(b"user_gauge", b"user_level")  # promtool wants no type in a name
     checked = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, check=False)  # noqa: S603 - promtool's own path
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+    openmetrics, families = scrape_openmetrics(uvicorn)
     assert openmetrics.endswith("\n# EOF\n")
-    families = {family.name: family for family in text_string_to_metric_families(openmetrics)}  # type: ignore[no-untyped-call]
     assert families["user_parcel_bytes"].unit == "bytes"
+    sent = uvicorn.total("http_requests_total")
     assert [sample.value for sample in families["user_parcel_bytes"].samples] == [sent, 7 * sent]
+
+
+def test_many_scrapes_at_once(uvicorn: Server) -> None:
+    """Fifty scrapes at once are all served, and requests meanwhile too."""
+    before = uvicorn.total("http_requests_total")
+    statuses: list[int] = []
+    threads = [threading.Thread(target=lambda: statuses.append(uvicorn.get("/metrics")[0])) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    uvicorn.count(10)
+    for thread in threads:
+        thread.join()
+    assert statuses == [200] * 50
+    assert uvicorn.total("http_requests_total") == before + 10
 
 
 def test_the_directory_of_prometheus_client(tmp_path: Path) -> None:
@@ -182,22 +204,3 @@ def test_the_directory_of_prometheus_client(tmp_path: Path) -> None:
         assert samples["user_gauge"] == {(): 3}
         assert list(theirs.glob("*.db"))
         assert len(samples["process_resident_memory_bytes"]) == 3
-
-
-def test_many_scrapes_at_once(tmp_path: Path) -> None:
-    """Fifty scrapes at once are all served, and requests meanwhile too."""
-    with serving_workers("uvicorn", tmp_path, workers=2) as server:
-        server.count(10)
-        answers: list[int] = []
-
-        def scrape() -> None:
-            answers.append(server.get("/metrics")[0])
-
-        threads = [threading.Thread(target=scrape) for _ in range(50)]
-        for thread in threads:
-            thread.start()
-        server.count(10)
-        for thread in threads:
-            thread.join()
-        assert answers == [200] * 50
-        assert server.total("http_requests_total") >= 10

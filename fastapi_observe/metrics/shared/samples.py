@@ -111,9 +111,9 @@ class SampleFamily:
         latest: dict[Key, ExemplarTuple] = {}
         for key, refs in self.records.items():
             for reader, offset in refs:
-                value, timestamp = reader.values[offset : offset + 2]
+                timestamp = reader.values[offset + 1]
                 if timestamp and (reader.live or not self.live_only):
-                    values[key].append(WorkerValue(value, timestamp, reader.pid))
+                    values[key].append(WorkerValue(reader.values[offset], timestamp, reader.pid))
                 exemplar = exemplars.get((reader.name, offset), {}).get(0) if exemplars else None
                 if exemplar is not None and (key not in latest or latest[key][2] < exemplar[2]):
                     latest[key] = exemplar
@@ -144,7 +144,7 @@ class SampleFamily:
         sums: dict[Labels, float] = {}
         for key, of_workers in values.items():
             labels = key[1]
-            total = sum(one.value for one in of_workers)
+            total = sum([one.value for one in of_workers])
             bound = dict(labels).get("le")
             if bound is None:
                 sums[labels] = total
@@ -169,7 +169,7 @@ def _to_exemplar(exemplar: ExemplarTuple | None) -> Exemplar | None:
 
 
 MODES: Final[dict[str, Any]] = {
-    "sum": lambda values: sum(one.value for one in values),
+    "sum": lambda values: sum([one.value for one in values]),
     "max": lambda values: max(one.value for one in values),
     "min": lambda values: min(one.value for one in values),
     "mostrecent": lambda values: max(values, key=lambda one: one.timestamp).value,
