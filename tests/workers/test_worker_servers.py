@@ -1,6 +1,6 @@
 """Several worker processes of real servers: any of them serves the sum, also after kills.
 
-By default two servers are used. `OBSERVE_ALL_FAULTS=1` (CI) and `OBSERVE_SOAK=1` use all of them; the latter kills more.
+By default two servers are used. `OBSERVE_ALL_FAULTS=1` (CI) and `OBSERVE_SOAK=1` use all; the latter kills more.
 """
 
 from __future__ import annotations
