@@ -143,9 +143,8 @@ class LogCapture:
             self.loguru.add_handlers(self._lowest())
             capturing = [each for each in self._open if each.captures_logging]
             if capturing:
-                logging.getLogger(
-                    "fastapi_observe"
-                ).disabled = False  # dictConfig disables the loggers it does not know
+                own = logging.getLogger("fastapi_observe")
+                own.disabled = False  # dictConfig disables the loggers that it does not know
                 self._attach_root(min(each.threshold for each in capturing))
                 self._attach_named_loggers()
                 self._silence({name for each in capturing for name in each.quiet_loggers})

@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from types import FrameType
 
 DRIVERS: Final = frozenset(
-    {"anyio", "asyncio", "concurrent", "contextlib", "contextvars", "fastapi", "starlette", "threading", "trio"}
+    {
+        "anyio",
+        "asyncio",
+        "concurrent",
+        "contextlib",
+        "contextvars",
+        "fastapi",
+        "outcome",
+        "starlette",
+        "threading",
+        "trio",
+    }
 )
 """Packages that run code of the user in a thread, and step generators there."""
 

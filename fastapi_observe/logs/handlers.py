@@ -46,8 +46,10 @@ def writes_to_console(handler: logging.Handler) -> bool:
 
 
 def is_intercepting(handler: logging.Handler) -> bool:
-    """Return whether `handler` is from loguru's recipe, which passes records on to loguru."""
-    return type(handler).__name__ == "InterceptHandler"
+    """Return whether `handler` is from loguru's recipe, which passes records on to `logger.opt(...)` of loguru."""
+    kind = type(handler)
+    code = getattr(kind.emit, "__code__", None)
+    return kind.__name__ == "InterceptHandler" or "opt" in getattr(code, "co_names", ())
 
 
 def reaches(logger: logging.Logger, handler: logging.Handler) -> bool:

@@ -152,6 +152,17 @@ def test_a_block_of_a_dependency_is_around_the_path_operation(observed: Callable
     assert not log_context._GENERATOR_BLOCKS
 
 
+def test_a_block_of_a_dependency_under_trio(observed: Callable[..., Seen]) -> None:
+    """The threads of another event loop are the same to a block."""
+    made: list[Seen] = []
+    app = make_app(lambda: made[0])
+    made.append(observed(app))
+    with TestClient(app, backend="trio") as client:
+        for name in ("sync_dependency", "helped_dependency", "async_dependency"):
+            assert client.get(f"/{name}/sync").status_code == 200
+    assert fields(made[0], "inside") == [{"tenant": "acme", "middleware": "yes"}] * 3
+
+
 def test_siblings_do_not_see_the_fields(observed: Callable[..., Seen]) -> None:
     """Tasks and threads of one request, each in a block of its own, have their own fields only."""
     app = FastAPI()

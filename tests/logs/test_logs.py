@@ -376,8 +376,9 @@ def test_the_level_at_run_time(make: Callable[..., LogService], lines: Lines) ->
     """It changes for loguru and `logging`, in both directions; names of Python and numbers are accepted."""
     log = make().log
     std = logging.getLogger("std")
+    spellings: dict[str, str | int] = {"info": "INFO", "debug": 10, "fatal": "critical", "warn": "Warning"}
     for level in ("info", "debug", "fatal", "debug", "warn"):
-        log.set_level(level)
+        log.set_level(spellings[level])
         for method in (log.debug, log.info, log.warn, log.error, log.fatal):
             method(level)
         for number in (10, 20, 30, 40, 50):

@@ -46,7 +46,7 @@ async def start(observe):
 class OwnFormatter(logging.Formatter):
     pass
 
-class InterceptHandler(logging.Handler):
+class LoguruHandler(logging.Handler):  # often called InterceptHandler
     def emit(self, record):
         logger.opt(depth=6, exception=record.exc_info).log(record.levelname, record.getMessage())
 
@@ -152,10 +152,10 @@ def test_the_intercept_recipe() -> None:
             logger.remove()
             seen = []
             logger.add(lambda message: seen.append(str(message).strip()), format="{{message}}")
-            logging.basicConfig(handlers=[InterceptHandler()], level=0, force=True)
+            logging.basicConfig(handlers=[LoguruHandler()], level=0, force=True)
             for name in ("uvicorn", "uvicorn.error", "shop"):
                 each = logging.getLogger(name)
-                each.handlers, each.propagate = [InterceptHandler()], {propagate}
+                each.handlers, each.propagate = [LoguruHandler()], {propagate}
             def log(name):
                 logging.getLogger("uvicorn.error").warning("server", extra={{"left": 1}})
                 logging.getLogger("shop").warning("%s", {{"event": "shop"}}["event"], extra={{"left": 2}})
