@@ -23,7 +23,7 @@ from fastapi_observe.detached import DetachedScope
 from fastapi_observe.export.counts import ExportCollector, line_counts
 from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.errors import InternalErrors
-from fastapi_observe.internal.forks import FINAL_LOG_FLUSH, share_deadline, start_thread
+from fastapi_observe.internal.forks import FINAL_LOG_FLUSH, ShutdownDeadline, start_thread
 from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
 from fastapi_observe.internal.throttle import LogThrottle
 from fastapi_observe.logs.service import LogService
@@ -127,27 +127,30 @@ class Observability:
         self.closed = self._logged_access = False
         self.workers = WorkerGroup(settings, self.internal_errors, self.metrics.sharing, getattr(app, "title", ""))
         self.metrics_server = MetricsServer(settings, self.metrics.render, self.internal_errors)
-        self._pushes: list[ExportQueue | MetricExportLoop] = []
+        self._log_queue: ExportQueue | None = None
+        self._metric_loop: MetricExportLoop | None = None
         if settings.otlp_logs or settings.otlp_metrics:
             from fastapi_observe.export.push import open_queues  # noqa: PLC0415 - rarely used
 
             sharing = self.metrics.sharing
-            queues = open_queues(
+            self._log_queue, self._metric_loop = open_queues(
                 settings,
                 self.tracing.provider,
                 sharing.of_this_process,
                 sharing.counters_reset_at,
                 self.internal_errors,
             )
-            if queues.logs is not None:
-                self.logs.push = queues.logs.put
-            self._pushes = [queue for queue in queues if queue is not None]
+            if self._log_queue is not None:
+                self.logs.push = self._log_queue.put
+        self._pushes = [push for push in (self._log_queue, self._metric_loop) if push is not None]
         self.metrics.register_collector(self.tracing.rate_limit)
         if self.tracing.tail_sampler is not None:
             self.tracing.tail_sampler.slow_requests = self.objectives.latency_thresholds
             self.metrics.register_collector(self.tracing.tail_sampler)
         self.metrics.register_collector(ExportCollector(self.export_counts()))
-        self._shutdown_deadline = share_deadline(self.tracing.provider, *self._pushes)
+        self._shutdown_deadline = ShutdownDeadline()
+        for queue in self._export_queues().values():
+            queue.shutdown_deadline = self._shutdown_deadline
         if settings.logs:
             self.logs.start()
         background.instrument()
@@ -186,11 +189,17 @@ class Observability:
         yield "logs", line_counts(self.logs.tally)
         if self.logs.file_tally() is not None:
             yield "log_file", line_counts(self.logs.file_tally)
-        queue = getattr(self.tracing.provider, "queue", None)
-        if queue is not None:
-            yield "traces", queue.counts
-        for push in self._pushes:
-            yield "otlp_metrics" if hasattr(push, "push") else "otlp_logs", push.counts
+        for signal, queue in self._export_queues().items():
+            yield signal, queue.counts
+
+    def _export_queues(self) -> dict[str, ExportQueue]:
+        loop = self._metric_loop
+        queues: dict[str, ExportQueue | None] = {
+            "traces": getattr(self.tracing.provider, "queue", None),  # a user's provider has none
+            "otlp_logs": self._log_queue,
+            "otlp_metrics": None if loop is None else loop.queue,
+        }
+        return {signal: queue for signal, queue in queues.items() if queue is not None}
 
     @property
     def log(self) -> ObserveLogger:
@@ -435,7 +444,8 @@ class Observability:
         resolve = partial(self.objectives.start, self.metrics)
         steps: list[Callable[[], object]] = [resolve, self.workers.start, self.objectives.watch, open_port]
         steps.append(self.http_clients.reopen)
-        steps += [push.start for push in self._pushes if hasattr(push, "start")]
+        if self._metric_loop is not None:
+            steps.append(self._metric_loop.start)
         steps += self.startup_steps
         loop = _running_loop()
         if loop is not None and loop is not self.loop:
@@ -477,8 +487,9 @@ class Observability:
         else:
             await _join(thread, seconds)
         self.internal_errors.run_each("shutdown", self.metrics_server.stop, partial(self.logs.flush, FINAL_LOG_FLUSH))
-        pauses = [push.pause for push in self._pushes if hasattr(push, "pause")]
-        self.internal_errors.run_each("shutdown", *pauses, self.workers.stop)
+        if self._metric_loop is not None:
+            self._metric_loop.pause()
+        self.internal_errors.run_each("shutdown", self.workers.stop)
 
     def flush(self, timeout: float | None = None) -> None:
         """Write and export queued telemetry, for at most `timeout` seconds in total (default: `shutdown_timeout`)."""

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
     from prometheus_client.registry import Collector
 
-    from fastapi_observe.export.counts import Counts
     from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.settings.model import ObserveSettings
 
@@ -171,10 +170,6 @@ class MetricExportLoop:
                         self.queue.put(family)
             except Exception as exc:  # noqa: BLE001 - a user's collector may raise anything
                 self._internal_errors("metrics.push", exc)
-
-    def counts(self) -> Counts:
-        """Return the counts of the queue, in metric families."""
-        return self.queue.counts()
 
     def flush(self, timeout: float) -> bool:
         """Export the metrics as they are now, within `timeout` seconds, if this process was started."""

@@ -63,16 +63,6 @@ class ShutdownDeadline:
         self._deadline = None
 
 
-def share_deadline(*exporters: Any) -> ShutdownDeadline:
-    """Return one deadline for several export queues, or objects with a `queue`. Other objects are ignored."""
-    deadline = ShutdownDeadline()
-    for exporter in exporters:
-        queue = getattr(exporter, "queue", exporter)
-        if hasattr(queue, "shutdown_deadline"):
-            queue.shutdown_deadline = deadline
-    return deadline
-
-
 def register_at_exit(owner: T, method: Callable[[T], None]) -> Callable[[], None]:
     """Call `method(owner)` when this process ends, also as a child of multiprocessing. May call it more than once.
 

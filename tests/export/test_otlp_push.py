@@ -276,7 +276,7 @@ def test_metrics_are_pushed_at_intervals() -> None:
         last = ExportMetricsServiceRequest.FromString(collector.bodies[-1])
     points = last.resource_metrics[0].scope_metrics[0].metrics[0].sum.data_points
     assert points[0].as_double == 1.0
-    counts = push.counts()
+    counts = push.queue.counts()
     assert counts.produced == counts.exported + sum(counts.dropped.values())
     assert not internal_errors.counts
 
