@@ -37,6 +37,9 @@ MAX_RECORDS: Final = 100_000
 
 HEADER_CELLS: Final = 8
 
+REPLY_COUNT_CELL: Final = 0
+"""The cell of the header that counts replies to scrapes."""
+
 CELL_SIZE: Final = 8
 """Bytes of a cell."""
 
@@ -282,7 +285,7 @@ class ValueFileReader:
 
     def reply_count(self) -> float:
         """Return how often the worker has replied to scrapes."""
-        data = _read(self._values, 0, CELL_SIZE)
+        data = _read(self._values, REPLY_COUNT_CELL * CELL_SIZE, CELL_SIZE)
         return float(memoryview(data).cast("d")[0]) if len(data) == CELL_SIZE else 0.0
 
 

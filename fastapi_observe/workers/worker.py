@@ -39,7 +39,13 @@ from fastapi_observe.workers.directory import (
     make_directory,
     remove_directory,
 )
-from fastapi_observe.workers.files import READ_FLAGS, ValueFileReader, WorkerHandles, remove_worker_files
+from fastapi_observe.workers.files import (
+    READ_FLAGS,
+    REPLY_COUNT_CELL,
+    ValueFileReader,
+    WorkerHandles,
+    remove_worker_files,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,7 +83,7 @@ class Exemplar(NamedTuple):
 class Worker:
     """A worker process among those of its server.
 
-    `shared_state` is for what the installs of this process have in common. `scrape_callbacks` publish scrape-time
+    `shared_state` is what the installs of this process have in common. `scrape_callbacks` publish scrape-time
     values and return exemplars, if the argument says so. Raises OSError if the directory cannot be joined.
     """
 
@@ -102,7 +108,9 @@ class Worker:
         self._own_exemplars: list[Exemplar] = []
         self._unreadable: set[object] = set()
         self._detached = self._leaving = False
-        self._lacks_space = self._failed = False
+        # Some values are reported by this process only; and whether one found no space since the last publication,
+        # which tries again for all of them.
+        self._lacks_space = self._found_no_space = False
         self._retry_at = 0.0
         self._handles = self._join()
         self._own_reader = ValueFileReader(self.file_prefix, os.getpid(), self._handles.files)
@@ -191,7 +199,7 @@ class Worker:
             with self._write_lock:
                 return self._handles.files.allocate(family, labels, initial)
         except OSError:
-            self._lacks_space = self._failed = True
+            self._lacks_space = self._found_no_space = True
             return None
 
     def cell_offset(self, family: bytes, labels: tuple[str, ...]) -> int:
@@ -217,13 +225,14 @@ class Worker:
 
     def _refresh(self) -> None:
         # Another worker may merge at the same time. Then files are gone that are in the new archive: read again.
+        # Several merges within one read are rare, and five in a row are not expected.
         for _ in range(5):
             if self._archive.changed():
                 self._archive.read()
                 if self._archive.reader.unreadable:
                     self._unreadable.add(self._archive.identity)
             self._readers = {name: self._reader_of(name) for name in self._names()}
-            complete = all([self._refresh_one(reader) for reader in list(self._readers.values())])  # noqa: C419 - each
+            complete = all([self._refresh_one(reader) for reader in list(self._readers.values())])  # noqa: C419 - each is read, also after one that was merged
             if complete and not self._archive.changed():
                 return
 
@@ -248,7 +257,7 @@ class Worker:
             reader.refresh()
         except FileNotFoundError:
             del self._readers[reader.name]
-            if not self._archive.changed():  # not merged: somebody has removed some of the files
+            if not self._archive.changed():  # not merged: another program has removed some of the files
                 self._unreadable.add(reader.name)
                 return True
             return False
@@ -305,7 +314,7 @@ class Worker:
         """Write the scrape-time values of this process to its files."""
         with self.publish_lock:
             found: list[Exemplar] = []
-            self._failed = False
+            self._found_no_space = False
             for callback in list(self.scrape_callbacks):
                 try:
                     found.extend(callback(exemplars))
@@ -314,8 +323,8 @@ class Worker:
             if exemplars:
                 self._own_exemplars = found
                 self._write_exemplars(found)
-            self._lacks_space = self._failed  # the callbacks have tried again for everything that had no space
-            self._handles.files.header[0] += 1
+            self._lacks_space = self._found_no_space
+            self._handles.files.header[REPLY_COUNT_CELL] += 1
 
     def _write_exemplars(self, exemplars: list[Exemplar]) -> None:
         temporary = self.file_prefix.with_suffix(".new")
@@ -323,7 +332,7 @@ class Worker:
             temporary.write_bytes(orjson.dumps(exemplars, default=tuple))
             temporary.replace(self.file_prefix.with_suffix(".exemplars"))
         except OSError:
-            self._failed = True
+            self._found_no_space = True
 
     def _listen(self) -> None:
         watch_at = monotonic() + WATCH_INTERVAL

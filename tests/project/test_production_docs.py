@@ -97,7 +97,7 @@ def test_bounds_are_those_of_the_code() -> None:
     assert budget.SERIES_PER_PROCESS == 20_000
     assert defaults.log_rotation == "100 MB"
     assert "1 GB" in str(defaults.log_retention)
-    assert "fastapi_observe_metrics_degraded".endswith(scrape_time.MAX_MERGED_SUFFIXES)
+    assert "fastapi_observe_metrics_degraded".endswith(scrape_time.SUFFIXES_MERGED_BY_MAX)
 
 
 def test_numbers_of_runs_are_those_of_the_tests() -> None:

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 def describe(scope: str, metric: BoundedMetric) -> dict[str, Any]:
-    """Return what other workers need to expose a metric, even if they have none of that name."""
+    """Return what other workers need to expose a metric, even if they have none of that name.
+
+    `scope` identifies the install, and is the same in all workers. `mode` is how the values of live workers are merged,
+    `merge` what the archive does with those of an ended one.
+    """
     name, _ = metric.family()
     gauge = isinstance(metric, Gauge)
     return {

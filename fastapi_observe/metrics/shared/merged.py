@@ -34,6 +34,7 @@ class MergedFamily:
         self.shape = shape
         self.mode = mode
         self.series: dict[tuple[str, ...], MergedSeries] = {}
+        # Number of cells of a series: its buckets and the sum, a value and whether it is exposed, or a count.
         self.width = len(shape.bounds()) + 1 if isinstance(shape, Histogram) else 2 if isinstance(shape, Gauge) else 1
         self._had_exemplars = False
 

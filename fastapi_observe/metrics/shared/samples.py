@@ -32,7 +32,7 @@ ExemplarsBySeries = dict[tuple[str, int], dict[int, "ExemplarTuple"]]
 
 
 class LocalSample(NamedTuple):
-    """A sample that this worker could not share: labels of its record, value, and the time when it was set."""
+    """A sample that this worker could not share: its `record_labels`, value, and the time when it was set."""
 
     labels: tuple[str, ...]
     value: float
@@ -56,7 +56,7 @@ class Bucket(NamedTuple):
 
 
 def record_labels(name: str, labels: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """Return how a sample is identified in the files: its name, then names and values of its labels."""
+    """Return the label values that identify a sample in the files: its name, then names and values of its labels."""
     return (_encodable(name), *(_encodable(part) for pair in labels for part in pair))
 
 
@@ -68,7 +68,11 @@ def _encodable(text: str) -> str:
 def describe(  # noqa: PLR0913 - the parts of a family
     scope: str, name: str, kind: str, documentation: str, mode: str, *, unit: str = "", cumulated: bool = False
 ) -> dict[str, Any]:
-    """Return what other workers need to expose a family. `mode` says how the samples of several workers are merged."""
+    """Return what other workers need to expose a family.
+
+    `mode` is how the samples of several workers are merged, as prometheus_client's `multiprocess_mode` or `pid`.
+    `cumulated` says whether each bucket includes the lower ones, as collectors return them.
+    """
     return {
         "scope": scope,
         "name": name,
@@ -90,12 +94,14 @@ class SampleFamily:
     """A family with the samples of all workers. The cells are the value, and the time when it was set (0: never)."""
 
     width = 2
+    """Number of cells of a series, as in `MergedFamily`."""
 
     def __init__(self, description: dict[str, Any]) -> None:
         self.name = str(description["name"])
         self.type = str(description["type"])
         self.documentation = str(description["doc"])
         self.unit = str(description["unit"])
+        # prometheus_client's modes such as `livesum` leave ended workers out; the rest of the name says how to merge.
         self.mode = str(description["mode"]).removeprefix("live")
         self.live_only = description["merge"] == "drop"
         self.cumulated = bool(description["cumulated"])

@@ -27,7 +27,7 @@ OWN_PREFIX: Final = "fastapi_observe"
 HOST_METRICS: Final = frozenset({"memory_usage_bytes", "cpu_usage_percent", "disk_usage_bytes"})
 """Metrics with the same value in each process of a host."""
 
-MAX_MERGED_SUFFIXES: Final = ("_timestamp_seconds", "_degraded", "fastapi_observe_series", "fastapi_observe_workers")
+SUFFIXES_MERGED_BY_MAX: Final = ("_timestamp_seconds", "_degraded", "fastapi_observe_series", "fastapi_observe_workers")
 """Suffixes of this package's gauges of which the largest is exposed, instead of the sum."""
 
 
@@ -40,7 +40,7 @@ def merge_mode(name: str, kind: str) -> str:
         return "once"
     if not name.startswith(OWN_PREFIX):
         return "pid"
-    return "max" if kind == "gauge" and name.endswith(MAX_MERGED_SUFFIXES) else "sum"
+    return "max" if kind == "gauge" and name.endswith(SUFFIXES_MERGED_BY_MAX) else "sum"
 
 
 def is_scrape_time(collector: object) -> bool:
