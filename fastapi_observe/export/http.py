@@ -63,7 +63,9 @@ class _DeadlineSocket:
         self.sock = sock
         self.deadline = 0.0
         self.unread = MAX_RESPONSE_BYTES
-        self.head = b""
+        self.head = (
+            b""  # the first bytes of the response, from which a log message derives the likely cause of a failure
+        )
 
     def start_request(self, deadline: float) -> None:
         self.deadline = deadline

@@ -56,6 +56,7 @@ def signal_url(settings: ObserveSettings, signal: str) -> str | None:
     endpoint = settings.otlp_endpoint
     if endpoint is None or settings.otlp_protocol == "grpc":
         return endpoint
+    # `otlp_endpoint` may be the URL for traces, as OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is.
     base, mark, query = endpoint.partition("?")
     return f"{base.removesuffix('/').removesuffix(TRACES_PATH).removesuffix('/')}/v1/{signal}{mark}{query}"
 
@@ -103,7 +104,8 @@ def make_metric_loop(
 ) -> MetricExportLoop | None:
     """Return the export of what `collectors()` read, or None if `otlp_metrics` is off or there is no endpoint.
 
-    `counters_reset_at` returns when counters were last set to zero, in nanoseconds since the epoch; 0 for never.
+    `counters_reset_at` returns when counters were last set to zero, in nanoseconds since the epoch; 0 for never, which
+    is what the default `int` returns.
     """
     url = signal_url(settings, "metrics")
     if not settings.otlp_metrics or url is None:

@@ -18,10 +18,12 @@ MAX_RETRY_AFTER: Final = 30.0
 class ExportResult(NamedTuple):
     """The result of one request.
 
-    `reason` is empty for success, else a fixed word that becomes a metric label; `message` is for logs. `retry`: the
-    same items may be sent again. `maybe_received`: the Collector may have received them. `retry_later`: it responded
-    that it accepted none and wants them later, in `retry_after` seconds if it said when. `rejected`: items that a
-    successful response did not accept.
+    `reason` is empty for success, else a metric label: `connect`, `tls`, `timeout`, `broken` (the connection ended, or
+    the response is not HTTP), `http_429`, `http_4xx`, `http_5xx` or `internal_error`. `message` is for logs.
+
+    `retry`: the same items may be sent again. `maybe_received`: the Collector may have received them. `retry_later`: it
+    responded that it accepted none and wants them later, in `retry_after` seconds if it said when. `rejected`: items
+    that a successful response did not accept.
     """
 
     reason: str = ""

@@ -166,7 +166,7 @@ class LogService:
 
     def file_tally(self) -> tuple[int, Mapping[str, int], int] | None:
         """Return the same numbers of the log file, or None without one."""
-        return None if self._file is None else self._writer.line_tally(self._file)
+        return None if self._file is None else self._writer.file_tally(self._file)
 
     def start(self) -> None:
         """Capture the records of loguru, `logging` and the server."""

@@ -120,15 +120,15 @@ class LineWriter:
     A call appends to a queue; a daemon thread, started with the first line, writes in batches. Urgent lines, and those
     before them, are written before `write` returns. Each line goes to its file first; lines that standard output does
     not take at once go to the `Backlog`, so that a slow reader blocks neither thread nor caller. After `close`, and in
-    a forked child, each line is written at once, until `open`.
+    a forked child, each line is written at once (`_direct`), until `open`.
 
-    `written` counts lines that standard output took, `lost` those that it did not, by reason. Internal errors are
+    `written` counts lines that standard output took, `dropped_by_reason` those that it did not. Internal errors are
     passed to `on_internal_error`; they end neither the thread nor a caller.
     """
 
     def __init__(self, limit: int = QUEUE_LINES) -> None:
         self.written = 0
-        self.lost = {"queue_full": 0, "stdout_write": 0, "internal_error": 0}
+        self.dropped_by_reason = {"queue_full": 0, "stdout_write": 0, "internal_error": 0}
         self.on_internal_error: Callable[[str, BaseException], Any] = lambda _site, _exc: None
         self._limit = limit
         self._direct = True
@@ -181,15 +181,18 @@ class LineWriter:
     @property
     def dropped(self) -> int:
         """Number of lines that standard output did not get."""
-        return sum(self.lost.values()) + self._backlog.dropped
+        return sum(self.dropped_by_reason.values()) + self._backlog.dropped
 
     def tally(self) -> tuple[int, dict[str, int], int]:
-        """Return the numbers of lines written to standard output, lost (by reason) and queued, of one moment."""
+        """Return the numbers of lines written to standard output, dropped (by reason) and queued, of one moment."""
         with self._paused():
-            lost = {**self.lost, "queue_full": self.lost["queue_full"] + self._backlog.dropped}
-            return self.written, lost, len(self)
+            dropped = {
+                **self.dropped_by_reason,
+                "queue_full": self.dropped_by_reason["queue_full"] + self._backlog.dropped,
+            }
+            return self.written, dropped, len(self)
 
-    def line_tally(self, file: LogFile) -> tuple[int, dict[str, int], int]:
+    def file_tally(self, file: LogFile) -> tuple[int, dict[str, int], int]:
         """Return the same numbers of a file."""
         with self._paused():
             queued = sum(item[1] is file for item in self._queue.copy())
@@ -211,7 +214,7 @@ class LineWriter:
         """Write the result of `encode(record)` to standard output and to `file`. It is called in the thread."""
         queue = self._queue
         if len(queue) >= self._limit:
-            self._refuse(file)
+            self._drop_newest(file)
             return
         queue.append((record, file, encode, level))
         if self._direct:
@@ -222,13 +225,14 @@ class LineWriter:
     def write(
         self, line: bytes, *, urgent: bool = False, file: LogFile | None = None, copy: bytes = b"", level: int = INFO
     ) -> None:
-        """Write `line` to standard output and `copy` to `file`. Never raises.
+        """Write `line` to standard output and `copy`, the same line as JSON, to `file`. Never raises.
 
+        `urgent` is for errors and for lines of the server, whose last ones come right before the process ends.
         Blocks for at most `MAX_BLOCK` seconds, and longer only if the disk of an urgent line's file does.
         """
         queue = self._queue
         if (self._queued_bytes > MAX_BYTES or len(queue) >= self._limit) and not self._has_room_for(level):
-            self._refuse(file)
+            self._drop_newest(file)
             return
         self._queued_bytes += len(line)
         queue.append((line, file, copy, level))
@@ -241,9 +245,9 @@ class LineWriter:
         """Return whether a full queue takes a line: errors have some room of their own."""
         return level >= ERROR and len(self._queue) < self._limit * 1.1 and self._queued_bytes <= MAX_BYTES * 1.1
 
-    def _refuse(self, file: LogFile | None) -> None:
+    def _drop_newest(self, file: LogFile | None) -> None:
         with self._counting:
-            self.lost["queue_full"] += 1
+            self.dropped_by_reason["queue_full"] += 1
             if file is not None:
                 file.dropped["queue_full"] += 1
 
@@ -380,7 +384,7 @@ class LineWriter:
                 try:
                     line = copy = copy(line)
                 except Exception:  # noqa: BLE001 - one line that cannot be encoded must not take the others with it
-                    self._lose_one(file)
+                    self._drop_unencodable(file)
                     continue
             lines.append(line)
             levels.append(level)
@@ -392,8 +396,8 @@ class LineWriter:
         self._write_stdout(lines, levels)
         return True
 
-    def _lose_one(self, file: LogFile | None) -> None:
-        self.lost["internal_error"] += 1
+    def _drop_unencodable(self, file: LogFile | None) -> None:
+        self.dropped_by_reason["internal_error"] += 1
         if file is not None:
             file.dropped["internal_error"] += 1
 
@@ -420,13 +424,15 @@ class LineWriter:
         self._output_blocked = False
 
     def _offer(self, lines: list[bytes]) -> int:
-        """Offer lines to standard output. Returns how many were taken or lost."""
+        """Offer lines to standard output. Returns how many were taken or dropped."""
         output = self._output
         before, offered = output.lines_written, len(lines) + bool(output.partial_line)
         try:
             return output.offer(lines)
         except Exception as exc:  # noqa: BLE001 - a broken, closed or missing standard output must not fail a caller
-            self.lost["stdout_write"] += offered - (output.lines_written - before) - bool(output.partial_line)
+            self.dropped_by_reason["stdout_write"] += (
+                offered - (output.lines_written - before) - bool(output.partial_line)
+            )
             if isinstance(exc, BrokenPipeError):
                 self._report_broken_pipe()
             return len(lines)
@@ -434,7 +440,7 @@ class LineWriter:
             self.written += output.lines_written - before
 
     def _report_broken_pipe(self) -> None:
-        """Write to standard error, once, that log lines are lost: standard output is where it would be seen else."""
+        """Write to standard error, once, that log lines are dropped: standard output cannot show it."""
         if not self._broken_pipe_reported:
             self._broken_pipe_reported = True
             with suppress(Exception):  # standard error may be closed, too

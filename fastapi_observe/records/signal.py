@@ -30,7 +30,7 @@ def is_implemented(method: object) -> bool:
 
 
 class Signal(Protocol):
-    """Reports requests and operations. A new signal is one such class and one line in `Observability.__init__`."""
+    """Reports requests and operations. A new one also needs a bit above and a line in `Observability.__init__`."""
 
     def on_request_start(self, record: RequestRecord, /) -> None:
         """Handle the start of a request."""

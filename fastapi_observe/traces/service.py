@@ -72,7 +72,7 @@ _W3C_FIELDS: Final = frozenset({"traceparent", "tracestate", "baggage"})
 MAX_UNCHECKED_DETAILS: Final = 64
 """Details of an operation that are set on its span without checking the span's limits."""
 
-_KINDS: Final = {"database": SpanKind.CLIENT, "external": SpanKind.CLIENT}
+_SPAN_KINDS: Final = {"database": SpanKind.CLIENT, "external": SpanKind.CLIENT}
 
 
 class TracingService:
@@ -332,7 +332,7 @@ class TracingService:
         if isinstance(current, PendingSpan) and self._factory is not None:
             operation.span = current
             if current.pending.admit():
-                kind = _KINDS.get(operation.kind, SpanKind.INTERNAL)
+                kind = _SPAN_KINDS.get(operation.kind, SpanKind.INTERNAL)
                 operation.span = PendingSpan(current, self._factory, operation.name, kind, time_ns())
                 operation.scope = scope = ContextScope(Context({**context, SPAN_KEY: operation.span}))
                 scope.open()
@@ -340,7 +340,7 @@ class TracingService:
         if self._parent_decides and (type(current) is UnsampledSpan or _is_unsampled(current)):
             operation.span = current
             return
-        kind = _KINDS.get(operation.kind, SpanKind.INTERNAL)
+        kind = _SPAN_KINDS.get(operation.kind, SpanKind.INTERNAL)
         span: Span
         if isinstance(current, RecordedSpan) and self._factory is not None:
             parent = current.get_span_context()

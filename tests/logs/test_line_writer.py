@@ -466,7 +466,7 @@ def test_a_line_that_cannot_be_encoded_is_counted(monkeypatch: pytest.MonkeyPatc
     writer.close()
     assert stream.text() == "x"
     assert writer.tally() == (1, {"queue_full": 0, "stdout_write": 0, "internal_error": 2}, 0)
-    assert writer.line_tally(file) == (1, {"queue_full": 0, "file_write": 0, "internal_error": 1}, 0)
+    assert writer.file_tally(file) == (1, {"queue_full": 0, "file_write": 0, "internal_error": 1}, 0)
 
 
 def test_errors_have_room_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -483,7 +483,7 @@ def test_errors_have_room_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path
         writer.enqueue("y", str.encode, file)
         assert len(writer) == 11
         monkeypatch.setattr(line_writer, "COUNT_TIMEOUT", 0.0)
-        assert writer.line_tally(file) == (0, {"queue_full": 5, "file_write": 0, "internal_error": 0}, 11)
+        assert writer.file_tally(file) == (0, {"queue_full": 5, "file_write": 0, "internal_error": 0}, 11)
     writer.close()
     assert (writer.written, writer.dropped) == (11, 5)
     writer.open()
@@ -530,7 +530,7 @@ def test_a_standard_output_that_is_closed_with_lines_queued(tmp_path: Path) -> N
         until = time.monotonic() + 20
         while writer.tally()[2] and time.monotonic() < until:  # `len` does not see what is being written
             time.sleep(0.01)
-        assert writer.dropped and writer.written + writer.dropped == 2001, (writer.written, writer.lost)
+        assert writer.dropped and writer.written + writer.dropped == 2001, (writer.written, writer.dropped_by_reason)
         assert open(path, "rb").read() == line * 2000 + b"later\\n"
         assert any(thread.name == "fastapi-observe-log-writer" for thread in threading.enumerate())
         """

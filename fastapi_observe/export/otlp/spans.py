@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MAX_NAME_LENGTH: Final = 1024
 """Characters of span names, event names and status descriptions. The SDK limits attributes only."""
 
-_KINDS: Final = {
+_KIND_FIELDS: Final = {
     SpanKind.INTERNAL: b"\x30\x01",
     SpanKind.SERVER: b"\x30\x02",
     SpanKind.CLIENT: b"\x30\x03",
@@ -63,7 +63,7 @@ class SpanEncoder(RequestEncoder):
             parts += (b"\x22\x08", parent.span_id.to_bytes(8, "big"))
         if name := span.name:
             parts += (b"\x2a", length_prefixed(encode_string(name[:MAX_NAME_LENGTH])))
-        parts.append(_KINDS[span.kind])
+        parts.append(_KIND_FIELDS[span.kind])
         if start_time := span.start_time:
             parts += (b"\x39", FIXED64(start_time))
         if end_time := span.end_time:
