@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
@@ -24,7 +25,7 @@ from fastapi_observe.cli.settings import options_table
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
 from fastapi_observe.settings.objectives import Objective, SLOOptions
 from fastapi_observe.settings.options import Options
-from fastapi_observe.settings.renames import RENAMED_OPTIONS, renames_table
+from fastapi_observe.settings.renames import RENAMED_OPTIONS
 from fastapi_observe.settings.sources import option_metadata
 
 CONFIGURATION = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -559,9 +560,10 @@ def test_the_documentation_has_every_option() -> None:
 
 
 def test_the_documentation_has_every_rename() -> None:
-    """The table in docs/configuration.md equals the one of `settings/renames.py`; the new names exist."""
+    """The table in docs/configuration.md has the options of `settings/renames.py`; the new names exist."""
     text = CONFIGURATION.read_text(encoding="utf-8")
     table = text.partition("<!-- renames -->\n")[2].partition("<!-- /renames -->")[0]
-    assert table == renames_table()
+    options = re.findall(r"^\| option \| `(\w+)` \| `(\w+)` \|$", table, re.MULTILINE)
+    assert dict(options) == RENAMED_OPTIONS
     assert set(RENAMED_OPTIONS.values()) <= set(ObserveSettings.model_fields)
     assert not set(RENAMED_OPTIONS) & set(ObserveSettings.model_fields)
