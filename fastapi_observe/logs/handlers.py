@@ -23,6 +23,8 @@ SERVER_LOGGERS: Final = (
 )
 """Loggers that servers give their own handlers and detach from the root."""
 
+SERVERS: Final = frozenset(name.partition(".")[0] for name in SERVER_LOGGERS)
+
 SERVER_PACKAGES: Final = frozenset({"logging", "uvicorn", "gunicorn", "hypercorn", "fastapi_cli"})
 """Packages whose formatters are a server's defaults, not a choice of the user."""
 

@@ -20,7 +20,7 @@ from fastapi_observe.logs.context import LogContext, context_fields, is_context_
 from fastapi_observe.logs.file.file import LogFile
 from fastapi_observe.logs.file.retention import parse_retention
 from fastapi_observe.logs.file.rotation import parse_rotation
-from fastapi_observe.logs.handlers import SERVER_LOGGERS
+from fastapi_observe.logs.handlers import SERVERS
 from fastapi_observe.logs.line import (
     MAX_MESSAGE,
     TextFormat,
@@ -248,7 +248,7 @@ class LogService:
         if operation.span is not None:
             span_context = operation.span.get_span_context()
             line["trace_id"], line["span_id"] = f"{span_context.trace_id:032x}", f"{span_context.span_id:016x}"
-        self._finish(line, {**context_fields(), **operation_fields(operation)}, operation.exception)
+        self._finish(line, operation_fields(operation), operation.exception)
 
     def _warn_repeated(self, record: RequestRecord, work: TimeBreakdown) -> None:
         """Write a line for each statement that a request has repeated too often."""
@@ -267,14 +267,14 @@ class LogService:
         raised = record["exception"]
         exc = None if raised is None else raised.value
         line = self._make_line(record["level"].no, record["message"], record["name"] or "", exc)
-        self._finish(line, {**context_fields(), **record["extra"]}, exc)
+        self._finish(line, record["extra"], exc)
 
     def handle_logging(self, record: logging.LogRecord) -> None:
         """Write a record of `logging`."""
         fields = {key: value for key, value in record.__dict__.items() if key not in RECORD_ATTRIBUTES}
-        exc = to_exception(record.exc_info)
+        exc = to_exception(record.exc_info) if record.exc_info else None
         try:
-            if isinstance(record.msg, Mapping) and not record.args:
+            if type(record.msg) is not str and isinstance(record.msg, Mapping) and not record.args:
                 message, more, found = split_mapping(record.msg)
                 fields = {key: value for key, value in fields.items() if key not in STRUCTLOG_FIELDS} | more
                 exc = exc or found
@@ -288,12 +288,12 @@ class LogService:
         if record.stack_info:
             fields["stack_info"] = record.stack_info
         name = to_text(record.name, 256)
-        is_server = name.startswith(SERVER_LOGGERS)
+        is_server = name.partition(".")[0] in SERVERS
         line = self._make_line(record.levelno, message, name, exc, is_server=is_server)
         if is_server and (exc is not None or "exception" in line):
             exc = _refer_to_request_line(line, fields, exc)
         # A server's last lines come after the last flush, right before the process ends.
-        self._finish(line, {**context_fields(), **fields}, exc, urgent=is_server)
+        self._finish(line, fields, exc, urgent=is_server)
 
     def _make_line(
         self, number: int, text: str, logger: str, exc: BaseException | None, *, is_server: bool = False
@@ -327,7 +327,8 @@ class LogService:
     ) -> None:
         if "request_id" not in line:
             self._add_ids(line, exc)
-        line["fields"] = self._redactor.fields(fields)
+        context = context_fields()
+        line["fields"] = self._redactor.fields({**context, **fields} if context else fields)
         if exc is not None:
             line["exception"] = describe_exception(exc, self._redactor)
         self._write(line, urgent=urgent)
@@ -448,7 +449,7 @@ class ObserveLogger:
         thread = _CAPTURE.thread
         before, thread.calling_service = thread.calling_service, self._owner
         try:
-            if isinstance(message, Mapping):
+            if type(message) is not str and isinstance(message, Mapping):  # the first is ten times faster
                 message, more, found = split_mapping(message)
                 fields, exception = more | fields, exception or found
             context = context_fields()
