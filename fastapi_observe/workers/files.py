@@ -32,7 +32,7 @@ MIN_GROWTH: Final = 65_536
 
 MAX_GROWTH: Final = 1_048_576
 
-MAX_RECORDS: Final = 100_000
+MAX_WRITTEN_SERIES: Final = 100_000
 """Series of one process. A bound on memory, since label sets that come and go are never removed from the file."""
 
 HEADER_CELLS: Final = 8
@@ -60,7 +60,7 @@ class Series(NamedTuple):
     size: int
 
 
-class Record(NamedTuple):
+class WrittenSeries(NamedTuple):
     """Cells of a series that this process writes, and their offset in the file."""
 
     offset: int
@@ -83,7 +83,7 @@ class ValueFileWriter:
         self._free: memoryview[float] = memoryview(b"").cast("d")
         self._free_offset = 0
         self._families: dict[bytes, int] = {}
-        self._records: dict[tuple[int, tuple[str, ...]], Record] = {}
+        self._written: dict[tuple[int, tuple[str, ...]], WrittenSeries] = {}
         self.values_descriptor = os.open(file_prefix.with_suffix(".values"), NEW_FILE, 0o600)
         try:
             self.keys_descriptor = os.open(file_prefix.with_suffix(".keys"), NEW_FILE | os.O_APPEND, 0o600)
@@ -112,10 +112,10 @@ class ValueFileWriter:
         self._free, self._free_offset = memoryview(mapped).cast("d"), self._size // CELL_SIZE
         self._size += size
 
-    def _next_cells(self, count: int) -> Record:
+    def _next_cells(self, count: int) -> WrittenSeries:
         if len(self._free) < count:
             self._grow(count * CELL_SIZE)
-        return Record(self._free_offset, self._free[:count])
+        return WrittenSeries(self._free_offset, self._free[:count])
 
     def _advance(self, count: int) -> None:
         self._free, self._free_offset = self._free[count:], self._free_offset + count
@@ -126,14 +126,14 @@ class ValueFileWriter:
         New cells start with `initial`; existing ones are returned as they are. Raises OSError if there is no space.
         """
         number = self._families.get(family, len(self._families))
-        record = self._records.get((number, labels))
-        if record is None:
-            if len(self._records) >= MAX_RECORDS:
-                raise OSError(f"there are already {MAX_RECORDS} label sets")
-            record = self._next_cells(len(initial))
+        series = self._written.get((number, labels))
+        if series is None:
+            if len(self._written) >= MAX_WRITTEN_SERIES:
+                raise OSError(f"there are already {MAX_WRITTEN_SERIES} label sets")
+            series = self._next_cells(len(initial))
             for index, value in enumerate(initial):
-                record.cells[index] = value
-            line = orjson.dumps((number, labels, record.offset, len(initial))) + b"\n"
+                series.cells[index] = value
+            line = orjson.dumps((number, labels, series.offset, len(initial))) + b"\n"
             if number == len(self._families):
                 line = b"[%d,%b]\n%b" % (number, family, line)
             # The keys come last: a reader that finds them finds the values too. If they cannot be written, the cells
@@ -141,16 +141,16 @@ class ValueFileWriter:
             try:
                 self._write_keys(line)
             except OSError:
-                record.cells[:] = memoryview(bytes(CELL_SIZE * len(initial))).cast("d")
+                series.cells[:] = memoryview(bytes(CELL_SIZE * len(initial))).cast("d")
                 raise
             self._advance(len(initial))
             self._families[family] = number
-            self._records[number, labels] = record
-        return cast("list[float]", record.cells)
+            self._written[number, labels] = series
+        return cast("list[float]", series.cells)
 
     def cell_offset(self, family: bytes, labels: tuple[str, ...]) -> int:
         """Return the offset of the cells of a series, in doubles. Raises KeyError if there is no such series."""
-        return self._records[self._families[family], labels].offset
+        return self._written[self._families[family], labels].offset
 
     def _write_keys(self, line: bytes) -> None:
         before = os.fstat(self.keys_descriptor).st_size
@@ -166,7 +166,7 @@ class ValueFileWriter:
     def close(self) -> None:
         """Close the files. Cells that are still referenced stay usable, and keep the map (and a descriptor) open."""
         self._free = self.header = memoryview(bytes(CELL_SIZE)).cast("d")
-        self._records = {}
+        self._written = {}
         os.close(self.keys_descriptor)
         os.close(self.values_descriptor)
 

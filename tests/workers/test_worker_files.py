@@ -89,8 +89,8 @@ def test_no_space_for_keys_leaves_no_half_line(tmp_path: Path, monkeypatch: pyte
 
 
 def test_records_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than `MAX_RECORDS` series raise `OSError`, as a full disk does."""
-    monkeypatch.setattr(worker_files, "MAX_RECORDS", 3)
+    """More than `MAX_WRITTEN_SERIES` series raise `OSError`, as a full disk does."""
+    monkeypatch.setattr(worker_files, "MAX_WRITTEN_SERIES", 3)
     files = ValueFileWriter(tmp_path / "1-1")
     for number in range(3):
         files.allocate(SUM, (str(number),), [1.0])

@@ -72,8 +72,8 @@ class LogFile:
         self._throttle = LogThrottle()
         self._descriptor = -1
         self._pid = os.getpid()
-        self._locked: bool | None = False
-        self._end = -1
+        self._locked: bool | None = False  # None: the file system has no locks, so writes rely on O_APPEND alone
+        self._end = -1  # where the last write of this process ended; -1 after the file was opened
         self._first_line_time = 0.0
         self._retry_at = self._rotate_at = 0.0
         self._dropped_in_outage = 0

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fastapi_observe.workers.files import ValueFileReader
 
 Labels = tuple[tuple[str, str], ...]
-Key = tuple[str, Labels]
+SampleKey = tuple[str, Labels]
 """Name and labels of a sample."""
 
 
@@ -105,7 +105,7 @@ class SampleFamily:
         self.mode = str(description["mode"]).removeprefix("live")
         self.live_only = description["merge"] == "drop"
         self.cumulated = bool(description["cumulated"])
-        self.records: dict[Key, list[tuple[ValueFileReader, int]]] = {}
+        self.records: dict[SampleKey, list[tuple[ValueFileReader, int]]] = {}
 
     def add(self, labels: tuple[str, ...], reader: ValueFileReader, offset: int) -> None:
         """Add a sample of one worker."""
@@ -113,8 +113,8 @@ class SampleFamily:
 
     def metric(self, local: Iterable[LocalSample], exemplars: ExemplarsBySeries) -> Metric:
         """Return the family with its present values. `local` are samples that only this worker has."""
-        values: dict[Key, list[WorkerValue]] = defaultdict(list)
-        latest: dict[Key, ExemplarTuple] = {}
+        values: dict[SampleKey, list[WorkerValue]] = defaultdict(list)
+        latest: dict[SampleKey, ExemplarTuple] = {}
         for key, refs in self.records.items():
             for reader, offset in refs:
                 timestamp = reader.values[offset + 1]
@@ -134,7 +134,7 @@ class SampleFamily:
         metric.samples.sort(key=_series_labels)
         return metric
 
-    def _add(self, metric: Metric, key: Key, values: list[WorkerValue], exemplar: Exemplar | None) -> None:
+    def _add(self, metric: Metric, key: SampleKey, values: list[WorkerValue], exemplar: Exemplar | None) -> None:
         name, labels = key
         if self.mode in {"all", "pid"}:
             for one in values:
@@ -143,7 +143,7 @@ class SampleFamily:
         metric.add_sample(name, dict(labels), MODES[self.mode](values), None, exemplar)
 
     def _add_buckets(
-        self, metric: Metric, values: dict[Key, list[WorkerValue]], exemplars: dict[Key, ExemplarTuple]
+        self, metric: Metric, values: dict[SampleKey, list[WorkerValue]], exemplars: dict[SampleKey, ExemplarTuple]
     ) -> None:
         """Add cumulative buckets. prometheus_client keeps each bucket alone."""
         buckets: dict[Labels, list[Bucket]] = defaultdict(list)
@@ -187,6 +187,6 @@ def _series_labels(sample: Sample) -> list[tuple[str, str]]:
     return sorted(pair for pair in sample.labels.items() if pair[0] not in {"le", "quantile"})
 
 
-def _parse_key(labels: tuple[str, ...]) -> Key:
+def _parse_key(labels: tuple[str, ...]) -> SampleKey:
     name, *parts = labels
     return name, tuple(zip(parts[::2], parts[1::2], strict=True))
