@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Unpack
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.errors import ServerErrorMiddleware
 
 from fastapi_observe.internal.fastapi import disable_native_telemetry, validation_error_types
 from fastapi_observe.internal.opentelemetry import is_instrumented_by_contrib, mark_as_instrumented, silence_contrib
-from fastapi_observe.internal.starlette import replace_stack_builder, stack_parts
+from fastapi_observe.internal.starlette import is_builder, replace_stack_builder, stack_parts
 from fastapi_observe.metrics_endpoint import check_dependency
 from fastapi_observe.middleware import InnerMiddleware, ObserveMiddleware, wrap_validation_handler
 from fastapi_observe.observability import Observability
@@ -114,7 +115,9 @@ def _wrap_stack_builder(
                 return stack
             try:
                 _warn_shadowed_route(app, observability.settings)
-                return outer(stack)
+                observed = outer(stack)
+                # Wrapped by other code: contrib's instrumentation accepts Starlette's own outermost middleware only.
+                return observed if is_builder(app, build) else ServerErrorMiddleware(observed)
             except Exception as exc:  # noqa: BLE001 - the app works without being observed
                 observability.internal_errors("middleware.outer", exc)
                 return stack

@@ -49,6 +49,11 @@ def replace_stack_builder(
     return undo
 
 
+def is_builder(app: Starlette, build: Callable[[], ASGIApp]) -> bool:
+    """Return whether `build` is the function that the app calls to build its middleware stack."""
+    return getattr(app, _BUILDER, build) is build
+
+
 def _add_middleware(app: Starlette, middleware: Callable[[ASGIApp], ASGIApp] | None) -> Callable[[], None]:
     if middleware is None:
         return lambda: None

@@ -242,6 +242,7 @@ SOURCE_LINES = [
     ('send(headers={"Authorization": bearer(t)}, url=url)', 'send(headers={"Authorization": REDACTED}, url=url)'),
     ("def login(user: str, password: str) -> None:", "def login(user: str, password: REDACTED) -> None:"),
     ("if token == expected and user == owner:", "if token == REDACTED and user == owner:"),
+    (r'run("echo \"a\" --password=hunter2 shop", x)', r'run("echo \"a\" --password=REDACTED shop", x)'),
     ('run("mysql --password=hunter2 shop", check=True)', 'run("mysql --password=REDACTED shop", check=True)'),
     ("credentials = [first, second]; call(credentials)", "credentials = REDACTED; call(credentials)"),
     ('load("-----BEGIN PRIVATE KEY-----abc", x)', 'load("REDACTED'),
@@ -255,6 +256,8 @@ def test_source_lines_stay_readable_after_a_secret() -> None:
         assert DEFAULT_REDACTOR.text(TRACEBACK.format(line)) == TRACEBACK.format(shown).replace(
             'load("REDACTED\n    ^^^^^^^^^', 'load("REDACTED'
         )
+    deep = TRACEBACK.format("call(\n    1,\n" + "    2,\n" * 20 + "    password=a,b)")
+    assert "password=REDACTED\n" in DEFAULT_REDACTOR.text(deep)  # too far from the frame: not known as a source line
     # Outside tracebacks a value may contain any character but white space.
     assert DEFAULT_REDACTOR.text("password=hun,ter2)x y") == "password=REDACTED y"
 
