@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 BEGIN = """
 import asyncio, json, logging, logging.config, sys
+from collections import UserDict
 from fastapi import FastAPI
 from loguru import logger
 from fastapi_observe import install
@@ -215,7 +216,7 @@ def test_a_mapping_as_message() -> None:
         log.warning({"order_id": 9})
         log.warning("%(order_id)s", {"order_id": 10})
         observe.log.info({"event": "ours", "order_id": 11}, order_id=12)
-        class Odd(dict):
+        class Odd(UserDict):
             def items(self):
                 raise RuntimeError
         log.warning(Odd(a=1))
