@@ -166,7 +166,8 @@ class RequestRecord:
         self.scope = scope
         self._receive = receive
         self._send = send
-        self._cycle: Any = getattr(send, "__self__", None)
+        cycle = getattr(send, "__self__", None)
+        self._cycle: Any = cycle if hasattr(cycle, "disconnected") else None
         self._internal_errors = internal_errors
         self._on_end = on_end
         method = scope.get("method", "GET")
@@ -260,7 +261,7 @@ class RequestRecord:
     def _record_start(self, message: Message) -> Message:
         """Record the status. Returns a copy of the message with our headers; the app's message is not changed."""
         self.status_code = int(message["status"])
-        if getattr(self._cycle, "disconnected", False):
+        if self._cycle is not None and self._cycle.disconnected:
             self._check_disconnect()
         if self.disconnected:
             self.status_code = CLIENT_CLOSED_REQUEST
@@ -319,7 +320,7 @@ class RequestRecord:
         """Record that the last message was sent. Background tasks are not part of the request's duration."""
         self.duration = perf_counter() - self.started
         self.complete = True
-        if getattr(self._cycle, "disconnected", False):
+        if self._cycle is not None and self._cycle.disconnected:
             self._check_disconnect()
         if self.inner_exception is None:
             if self.status_code < _CLIENT_ERROR and self.ttfb is None and not self.disconnected:
