@@ -60,17 +60,17 @@ class Told:
         if self._broken:
             raise ZeroDivisionError
 
-    def on_request_start(self, exchange: Any) -> None:
+    def on_request_start(self, record: Any) -> None:
         """Keep it."""
         self._note("on_request_start")
 
-    def on_response_start(self, exchange: Any) -> None:
+    def on_response_start(self, record: Any) -> None:
         """Keep it, with the endpoint that is known by now."""
-        self._note(f"on_response_start {exchange.endpoint}")
+        self._note(f"on_response_start {record.endpoint}")
 
-    def on_request_end(self, exchange: Any) -> None:
+    def on_request_end(self, record: Any) -> None:
         """Keep it, with how it ended."""
-        self._note(f"on_request_end {exchange.endpoint} {exchange.outcome}")
+        self._note(f"on_request_end {record.endpoint} {record.outcome}")
 
     def on_operation_start(self, operation: Any) -> None:
         """Keep it."""
@@ -240,13 +240,13 @@ def test_response_headers_that_cannot_be_prepared(
     assert (len(seen.request_lines), seen.observe.internal_errors.counts) == (1, {"response_headers": 1})
 
 
-@pytest.mark.parametrize(("ratio", "wanted", "told"), [(1.0, True, True), (1.0, False, False), (0.0, True, False)])
-def test_the_trace_response_header(observed: Callable[..., Seen], ratio: float, *, wanted: bool, told: bool) -> None:
-    """`traceresponse` stands on the response of a sampled request, unless it is switched off."""
+@pytest.mark.parametrize(("ratio", "wanted", "sent"), [(1.0, True, True), (1.0, False, False), (0.0, True, False)])
+def test_the_trace_response_header(observed: Callable[..., Seen], ratio: float, *, wanted: bool, sent: bool) -> None:
+    """A sampled request has `traceresponse` on its response, unless it is switched off."""
     seen = observed(app(), sample_ratio=ratio, response_trace_header=wanted)
     answer = TestClient(seen.observe.routes._app).get("/x/1")
     line = seen.request_lines[0]
-    expected = f"00-{line['trace_id']}-{line.get('span_id')}-01" if told else None
+    expected = f"00-{line['trace_id']}-{line.get('span_id')}-01" if sent else None
     assert answer.headers.get("traceresponse") == expected
 
 

@@ -26,7 +26,7 @@ UNATTRIBUTED_ERRORS: Final = InternalErrors()
 def report_error(site: str, exc: BaseException, owner: object = None) -> None:
     """Count and log an internal error, for the app of `owner` or else of the current request. Never raises."""
     try:
-        names = ("internal_errors", "_internal_errors", "faults", "_faults")
+        names = ("internal_errors", "_internal_errors")
         internal_errors = next((getattr(owner, name) for name in names if hasattr(owner, name)), None)
         if internal_errors is None:
             record = current_record()

@@ -1,4 +1,4 @@
-"""Span, sample and line agree about every request of a real uvicorn, while three clients send at the same time."""
+"""Span, samples and line of every request agree on a real uvicorn with three concurrent clients."""
 
 from __future__ import annotations
 
@@ -195,8 +195,8 @@ def assert_crashes_logged(lines: list[dict[str, Any]], crashes: list[str], by_id
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0])
-def test_requests_of_one_connection_are_strangers(observed: Callable[..., Seen], ratio: float) -> None:
-    """Requests that are sent without waiting for the answers have a trace of their own each.
+def test_pipelined_requests_have_their_own_traces(observed: Callable[..., Seen], ratio: float) -> None:
+    """Requests sent without waiting for the responses are in separate traces.
 
     uvicorn starts the next one in the context of the one before (python/cpython#140947).
     """
@@ -234,8 +234,8 @@ def test_each_request_has_one_line(
     assert text.count("Exception in ASGI application") == 1
 
 
-def test_a_crash_is_told_with_its_ids(observed: Callable[..., Seen]) -> None:
-    """Uvicorn logs a crash when the request's context is gone: the line still carries the ids of its request."""
+def test_a_crash_is_logged_with_its_ids(observed: Callable[..., Seen]) -> None:
+    """Uvicorn logs a crash after the request's context is gone; the line has the ids of the request."""
     seen = observed(app := make_zoo(base=False))
     with serving(app) as port:
         answer = httpx.get(f"http://127.0.0.1:{port}/broken/sync", trust_env=False)
@@ -245,7 +245,7 @@ def test_a_crash_is_told_with_its_ids(observed: Callable[..., Seen]) -> None:
 
 
 def test_root_path_of_the_server(observed: Callable[..., Seen]) -> None:
-    """A root path given to uvicorn is no part of the route template, wherever the route is."""
+    """A root path given to uvicorn is not part of the route template, wherever the route is."""
     seen = observed(app := make_zoo())
     with serving(app, root_path="/api") as port:
         for path in ("/items/1", "/sub/items/2", "/static/zoo.py", "/a/1/b/2/c/3"):

@@ -1,4 +1,4 @@
-"""Every path through a request gives one span, one count, one sample and one line, and they agree."""
+"""Every kind of request has one span, one count, one sample and one line, and they agree."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_one_after_another(observed: Callable[..., Seen]) -> None:
     assert [line["request_id"] for line in lines] == [answer.headers["x-request-id"] for answer in answers]
 
 
-async def test_hostile_keys_are_no_labels(observed: Callable[..., Seen]) -> None:
+async def test_keys_of_clients_do_not_become_labels(observed: Callable[..., Seen]) -> None:
     """A 422 is counted by location and type in declared names; the keys that the client chose read `*`."""
     seen = observed(app := make_zoo())
     await ask(app, "/item", "POST", headers=JSON, body=hostile_item())
@@ -121,7 +121,7 @@ async def test_a_handler_of_every_exception(observed: Callable[..., Seen], statu
 
 
 async def test_middleware_that_handles_an_exception(observed: Callable[..., Seen]) -> None:
-    """A middleware that turns an exception into an answer decides how the request ended."""
+    """A middleware that turns an exception into a response decides the outcome."""
     app = FastAPI()
 
     @app.middleware("http")
@@ -148,7 +148,7 @@ async def test_middleware_that_handles_an_exception(observed: Callable[..., Seen
 
 
 async def test_middleware_that_fails_after_the_answer(observed: Callable[..., Seen]) -> None:
-    """What fails after the last message does not change a request that has been answered."""
+    """An error after the last message does not change the outcome of the request."""
     app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("ok"))])
 
     def failing(app: Any) -> Any:
@@ -182,7 +182,7 @@ async def test_dependencies_that_fail_when_they_are_left(observed: Callable[...,
 
 
 async def test_compressed_sizes(observed: Callable[..., Seen]) -> None:
-    """Sizes are those of the bytes that really go over the wire."""
+    """Sizes are those of the transferred bytes."""
     app = FastAPI()
     app.add_middleware(GZipMiddleware, minimum_size=10)
     app.get("/much")(lambda: "x" * 10_000)
@@ -248,7 +248,7 @@ async def test_responses_that_do_not_end(observed: Callable[..., Seen], messages
 @pytest.mark.parametrize("server", ["", "/api"])
 @pytest.mark.parametrize("own", ["", "/api"])
 async def test_root_path(observed: Callable[..., Seen], server: str, own: str) -> None:
-    """Whoever sets the root path, the app or the server: the route template does not change with it."""
+    """The root path of the app or the server does not change the route template."""
     app = FastAPI(root_path=own)
     sub = FastAPI()
     app.mount("/sub", sub)

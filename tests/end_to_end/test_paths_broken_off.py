@@ -1,4 +1,4 @@
-"""Requests that do not end as the app wished: the client leaves, time runs out, someone cancels."""
+"""Requests that end early: the client disconnects, a timeout expires, the task is cancelled."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ async def test_cancelled_in_the_middle_of_the_response(observed: Callable[..., S
 
 
 async def test_a_middleware_that_gives_up_waiting(observed: Callable[..., Seen]) -> None:
-    """A timeout in a middleware that answers 504: the answer counts, the cancellation was its own means."""
+    """A timeout in a middleware that responds with 504: the response decides the outcome."""
     app = make_slow()
 
     def impatient(app: Any) -> Any:
@@ -162,7 +162,7 @@ async def test_a_middleware_that_lets_the_timeout_out(observed: Callable[..., Se
 
 
 async def test_the_app_fails_after_the_client_left_a_finished_response(observed: Callable[..., Seen]) -> None:
-    """A client that hangs up once it has its answer has not left early."""
+    """A client that closes the connection after the response has not disconnected early."""
     app = FastAPI()
 
     def lingering(app: Any) -> Any:

@@ -204,6 +204,11 @@ def failing_lifespan(at: str) -> Callable[[FastAPI], Any]:
     return lifespan
 
 
+def threads() -> set[threading.Thread]:
+    """Return the running threads, without those that anyio keeps until the event loop is closed."""
+    return {each for each in threading.enumerate() if not each.name.startswith("AnyIO worker")}
+
+
 def told(messages: list[dict[str, Any]]) -> list[tuple[str, bool]]:
     """Return type of each message, and whether it tells the exception."""
     return [(message["type"], "BrokenError" in message.get("message", "")) for message in messages]
@@ -214,7 +219,7 @@ async def test_lifespans(observed: Callable[..., Seen], at: str) -> None:
     """A lifespan, failing or not, sends what the bare app sends and leaves nothing behind."""
     kinds = ("startup",) if at == "startup" else ("startup", "shutdown")
     bare = await live(FastAPI(lifespan=failing_lifespan(at)), *kinds)
-    before = set(threading.enumerate())
+    before = threads()
     seen = observed(app := FastAPI(lifespan=failing_lifespan(at)))
     answer = await live(app, *kinds)
     assert type(answer.raised) is type(bare.raised)
@@ -223,7 +228,7 @@ async def test_lifespans(observed: Callable[..., Seen], at: str) -> None:
     assert not seen.request_lines
     assert not seen.server_spans
     seen.observe.close()
-    assert set(threading.enumerate()) <= before
+    assert threads() <= before
 
 
 async def test_requests_in_a_lifespan(observed: Callable[..., Seen]) -> None:

@@ -354,7 +354,7 @@ def test_request_headers_that_are_an_iterator_reach_the_app(observed: Callable[.
 def test_odd_paths_are_served_as_without_install(
     observed: Callable[..., Seen], kind: str, path: str, root_path: str
 ) -> None:
-    """A path of any form meets the same answer."""
+    """A path of any form gets the same response."""
 
     def answer(app: Any) -> Answer:
         make = http_scope if kind == "http" else websocket_scope
@@ -370,7 +370,7 @@ def test_odd_paths_are_served_as_without_install(
 def test_a_scope_without_a_path_fails_as_without_install(
     observed: Callable[..., Seen], make: Callable[..., dict[str, Any]]
 ) -> None:
-    """It is the app that trips over the missing path, not the door."""
+    """The app fails because of the missing path, not the middleware."""
 
     def answer(app: Any) -> Answer:
         scope = make()
@@ -385,7 +385,7 @@ def test_a_scope_without_a_path_fails_as_without_install(
 
 
 def test_the_scope_gains_our_keys_only(observed: Callable[..., Seen]) -> None:
-    """An app finds in its scope what it would find without us, and four keys more."""
+    """The scope of the app has four more keys than without install."""
     scopes: list[dict[str, Any]] = []
 
     def make() -> Starlette:
@@ -646,7 +646,7 @@ def test_install_leaves_routes_and_openapi_alone(observed: Callable[..., Seen]) 
 
 
 def test_an_app_mounted_in_itself_still_answers(observed: Callable[..., Seen]) -> None:
-    """A circle of mounts is walked once."""
+    """Circular mounts are walked once."""
     app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("ok"))])
     app.mount("/again", app)
     observed(app)
@@ -654,8 +654,8 @@ def test_an_app_mounted_in_itself_still_answers(observed: Callable[..., Seen]) -
     assert answer.messages[0]["status"] == 200
 
 
-def test_an_exception_gains_the_ids_only(observed: Callable[..., Seen]) -> None:
-    """The very object that the app raised arrives at the server, with one attribute more."""
+def test_an_exception_gains_two_attributes_only(observed: Callable[..., Seen]) -> None:
+    """The same exception object reaches the server, with two more attributes."""
     error = ValueError("mine")
 
     async def endpoint(request: Request) -> Response:

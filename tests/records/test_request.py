@@ -25,18 +25,22 @@ def body(data: bytes = b"", *, more: bool = False) -> Message:
 
 
 class Played:
-    """An exchange, the messages it passed on, and how often it was reported."""
+    """A record, the messages it passed on, and how often it was reported."""
 
     def __init__(self, kind: type[RequestRecord] = RequestRecord, **scope: Any) -> None:
         self.sent: list[Message] = []
         self.coming: list[Message] = []
         self.reports = 0
-        self.faults = InternalErrors()
+        self.internal_errors = InternalErrors()
         self.send_raises: BaseException | None = None
-        self.exchange: Any = kind(
-            {"type": "http", "method": "GET", "path": "/", **scope}, self._receive, self._send, self.faults, self._end
+        self.record: Any = kind(
+            {"type": "http", "method": "GET", "path": "/", **scope},
+            self._receive,
+            self._send,
+            self.internal_errors,
+            self._end,
         )
-        self.exchange.extra_response_headers = {b"x-request-id": b"mine"}
+        self.record.extra_response_headers = {b"x-request-id": b"mine"}
 
     async def _receive(self) -> Message:
         return self.coming.pop(0)
@@ -46,44 +50,44 @@ class Played:
         if self.send_raises is not None:
             raise self.send_raises
 
-    def _end(self, exchange: RequestRecord) -> None:
+    def _end(self, record: RequestRecord) -> None:
         self.reports += 1
 
     async def send(self, *messages: Message) -> Played:
         """Send as the app does."""
         for message in messages:
-            await self.exchange.send(message)
+            await self.record.send(message)
         return self
 
     async def receive(self, *messages: Message) -> Played:
         """Receive as the app does."""
         self.coming += messages
         for message in messages:
-            assert await self.exchange.receive() is message
+            assert await self.record.receive() is message
         return self
 
     def leave(self, exc: BaseException | None = None) -> Played:
         """Return from the app, or raise."""
-        self.exchange.finish(exc)
+        self.record.finish(exc)
         return self
 
     @property
     def end(self) -> tuple[int, str, str | None]:
-        """Status, outcome and error type; reported exactly once, no fault of ours."""
+        """Status, outcome and error type; reported exactly once, no internal error."""
         assert self.reports == 1
-        assert self.faults.counts == {}
-        return self.exchange.status_code, self.exchange.outcome, self.exchange.error_type
+        assert self.internal_errors.counts == {}
+        return self.record.status_code, self.record.outcome, self.record.error_type
 
 
 async def test_a_response_ends_with_its_last_message() -> None:
     """It is reported when the body is complete; later messages change nothing."""
     played = await Played().send(START, body(b"abc"))
     assert played.end == (200, "ok", None)
-    duration = played.exchange.duration
+    duration = played.record.duration
     await played.send(body(b"late"))
     played.leave(ValueError("in a background task"))
     assert played.end == (200, "ok", None)
-    assert (played.exchange.duration, played.exchange.response_size) == (duration, 3)
+    assert (played.record.duration, played.record.response_size) == (duration, 3)
     assert len(played.sent) == 3
 
 
@@ -99,9 +103,9 @@ async def test_a_server_error_waits_for_the_exception() -> None:
     """A 5xx is reported when the app has returned, because only then its exception is known."""
     played = await Played().send({**START, "status": 500}, body(b"oops"))
     assert played.reports == 0
-    duration = played.exchange.duration
+    duration = played.record.duration
     assert played.leave(KeyError("x")).end == (500, "server_error", "KeyError")
-    assert played.exchange.duration == duration
+    assert played.record.duration == duration
     handled = await Played().send({**START, "status": 503}, body())
     assert handled.leave().end == (503, "server_error", "503")
 
@@ -109,11 +113,11 @@ async def test_a_server_error_waits_for_the_exception() -> None:
 async def test_a_handled_exception() -> None:
     """A handled exception is reported with a 5xx and ignored with another status."""
     noted = Played()
-    noted.exchange.inner_exception = KeyError("x")
+    noted.record.inner_exception = KeyError("x")
     await noted.send({**START, "status": 500}, body())
     assert noted.leave().end == (500, "server_error", "KeyError")
     handled = Played()
-    handled.exchange.inner_exception = KeyError("x")
+    handled.record.inner_exception = KeyError("x")
     await handled.send(START, body())
     assert handled.reports == 0
     assert handled.leave().end == (200, "ok", None)
@@ -161,7 +165,7 @@ async def test_a_server_that_cannot_send(kind: type[RequestRecord], start: Messa
 async def test_a_cancellation_that_the_app_handled() -> None:
     """If the app cancels and then responds, the status decides the outcome."""
     played = Played()
-    played.exchange.inner_exception = asyncio.CancelledError()
+    played.record.inner_exception = asyncio.CancelledError()
     await played.send({**START, "status": 504}, body())
     assert played.leave().end == (504, "server_error", "504")
 
@@ -251,20 +255,20 @@ async def test_bytes_are_counted_as_they_pass() -> None:
         {"type": "http.request", "body": b"12345", "more_body": True}, {"type": "http.request"}
     )
     await played.send(START, body(b"ab", more=True), body(b"c", more=True), body())
-    assert (played.exchange.request_size, played.exchange.response_size) == (5, 3)
+    assert (played.record.request_size, played.record.response_size) == (5, 3)
     head = await Played(method="HEAD").send(START, body(b"never sent"))
-    assert head.exchange.response_size == 0
+    assert head.record.response_size == 0
 
 
 async def test_only_streams_have_a_time_to_first_byte() -> None:
     """One chunk is not a stream; two chunks and server-sent events are."""
     one = await Played().send(START, body(b"a", more=True), body())
-    assert one.exchange.ttfb is None
+    assert one.record.ttfb is None
     two = await Played().send(START, body(more=True), body(b"a", more=True), body(b"b"))
-    assert 0 < two.exchange.ttfb <= two.exchange.duration
+    assert 0 < two.record.ttfb <= two.record.duration
     event_stream = {**START, "headers": [(b"Content-Type", b"text/event-stream; charset=utf-8")]}
     events = await Played().send(event_stream, body(b"data: 1\n\n", more=True), body())
-    assert 0 < events.exchange.ttfb <= events.exchange.duration
+    assert 0 < events.record.ttfb <= events.record.duration
 
 
 async def test_trailers_end_a_response() -> None:
@@ -280,15 +284,15 @@ async def test_files_that_the_server_sends_itself() -> None:
     """The size of a pathsend is its content length, that of a zero-copy send its count."""
     length = {**START, "headers": [(b"content-length", b"77"), (b"content-length", b"x")]}
     path = await Played().send(length, {"type": "http.response.pathsend", "path": "/f"})
-    assert (path.end, path.exchange.response_size) == ((200, "ok", None), 77)
+    assert (path.end, path.record.response_size) == ((200, "ok", None), 77)
     trailed = await Played().send(TRAILED, {"type": "http.response.pathsend", "path": "/f"})
     assert trailed.reports == 0
     copy = await Played().send(length, {"type": "http.response.zerocopysend", "count": 5, "more_body": True})
     assert copy.reports == 0
     await copy.send({"type": "http.response.zerocopysend", "count": 6})
-    assert (copy.end, copy.exchange.response_size) == ((200, "ok", None), 11)
+    assert (copy.end, copy.record.response_size) == ((200, "ok", None), 11)
     whole = await Played().send(length, {"type": "http.response.zerocopysend"})
-    assert whole.exchange.response_size == 77
+    assert whole.record.response_size == 77
 
 
 @pytest.mark.parametrize(
@@ -306,21 +310,21 @@ async def test_the_request_id_of_the_app_wins(sent: bytes, reported: str) -> Non
     given = [(b"X-Request-Id", sent), (b"a", b"b"), (b"x-request-id", b"second")]
     start = {**START, "headers": given}
     played = Played()
-    played.exchange.request_id = "mine"
+    played.record.request_id = "mine"
     await played.send(start)
     assert played.sent[0]["headers"] == given
     assert (start["headers"] is given, len(given)) == (True, 3)
-    assert played.exchange.request_id == reported
+    assert played.record.request_id == reported
 
 
 async def test_our_headers_are_added() -> None:
     """A response without headers gets ours; another header of ours that the app sets is kept, and no request id."""
     played = Played()
-    played.exchange.request_id = "mine"
-    played.exchange.extra_response_headers[b"traceresponse"] = b"00-ours"
+    played.record.request_id = "mine"
+    played.record.extra_response_headers[b"traceresponse"] = b"00-ours"
     await played.send({**START, "headers": [(b"traceresponse", b"00-theirs")]})
     assert played.sent[0]["headers"] == [(b"traceresponse", b"00-theirs"), (b"x-request-id", b"mine")]
-    assert played.exchange.request_id == "mine"
+    assert played.record.request_id == "mine"
     without = await Played().send({"type": "http.response.start", "status": 200})
     assert without.sent[0]["headers"] == [(b"x-request-id", b"mine")]
 
@@ -329,8 +333,8 @@ async def test_headers_that_can_be_read_once() -> None:
     """Headers may be iterators; the app and the server still read all of them."""
     pairs = [(b"a", b"1"), (b"a", b"2")]
     played = Played(headers=iter(pairs))
-    assert played.exchange.headers == {b"a": b"2"}
-    assert played.exchange.scope["headers"] == pairs
+    assert played.record.headers == {b"a": b"2"}
+    assert played.record.scope["headers"] == pairs
     await played.send({**START, "headers": iter(pairs)})
     assert played.sent[0]["headers"] == [*pairs, (b"x-request-id", b"mine")]
 
@@ -339,13 +343,13 @@ async def test_what_is_missing_has_a_default() -> None:
     """A scope without method, path and headers is valid; an unknown method is `_OTHER`."""
     bare = RequestRecord({"type": "http"}, None, None, InternalErrors(), lambda _: None)  # type: ignore[arg-type]
     assert (bare.method, bare.path, bare.headers) == ("GET", "", {})
-    assert Played(method="BREW").exchange.method == "_OTHER"
+    assert Played(method="BREW").record.method == "_OTHER"
 
 
 async def test_only_the_first_start_counts() -> None:
     """A second start is passed on to the server unchanged."""
     played = await Played().send(START, {**START, "status": 500})
-    assert played.exchange.status_code == 200
+    assert played.record.status_code == 200
     assert played.sent[1] == {**START, "status": 500}
 
 
@@ -360,7 +364,7 @@ async def test_the_callback_at_the_start_of_the_response() -> None:
     seen: list[int] = []
     for kind, start in ((RequestRecord, START), (WebSocketRecord, {"type": "websocket.accept"})):
         played = Played(kind)
-        played.exchange.on_response_start = lambda exchange: seen.append(exchange.status_code)
+        played.record.on_response_start = lambda record: seen.append(record.status_code)
         await played.send(start, start)
     assert seen == [200, 101]
 
@@ -377,25 +381,25 @@ async def test_illegal_messages_pass_untouched(message: Message) -> None:
 async def test_internal_errors_are_counted_and_not_raised() -> None:
     """An error while a request is reported neither reaches the app nor stops the report."""
     played = Played()
-    played.exchange.on_response_start = lambda _: 1 / 0
+    played.record.on_response_start = lambda _: 1 / 0
     await played.send(START)
     assert played.sent == [START]
-    played.exchange._on_end = lambda _: 1 / 0
+    played.record._on_end = lambda _: 1 / 0
     await played.send(body())
-    assert played.faults.counts == {"request.send": 1, "request.end": 1}
+    assert played.internal_errors.counts == {"request.send": 1, "request.end": 1}
     hostile = Played()
-    hostile.exchange.status_code = "no number"
+    hostile.record.status_code = "no number"
     hostile.leave(KeyError())
-    assert (hostile.reports, hostile.faults.counts) == (1, {"request.set_outcome": 1})
-    assert hostile.exchange.outcome == "server_error"
+    assert (hostile.reports, hostile.internal_errors.counts) == (1, {"request.set_outcome": 1})
+    assert hostile.record.outcome == "server_error"
 
 
 async def test_the_record_of_the_calling_code() -> None:
     """`current_record` reads the context; any other value under the key is ignored."""
     assert current_record() is None
-    exchange, over = Played().exchange, Played().exchange
+    record, over = Played().record, Played().record
     over.release()
-    for value, expected in ((exchange.current, exchange), (over.current, None), ("else", None)):
+    for value, expected in ((record.current, record), (over.current, None), ("else", None)):
         token = otel_context.attach(otel_context.set_value(CONTEXT_KEY, value))
         assert current_record() is expected
         otel_context.detach(token)
@@ -410,7 +414,7 @@ def disconnect(code: Any = 1005) -> Message:
 
 
 @pytest.mark.parametrize(
-    ("code", "told", "outcome", "error_type"),
+    ("code", "reported", "outcome", "error_type"),
     [
         (1000, "1000", "ok", None),
         (1001, "1001", "ok", None),
@@ -424,12 +428,12 @@ def disconnect(code: Any = 1005) -> Message:
         (99999, "_other", "client_error", None),
     ],
 )
-async def test_a_client_that_closes(code: Any, told: str, outcome: str, error_type: str | None) -> None:
+async def test_a_client_that_closes(code: Any, reported: str, outcome: str, error_type: str | None) -> None:
     """Its code is reported if RFC 6455 defines it; it is never a server error."""
     played = await Played(WebSocketRecord).send(ACCEPT)
     await played.receive(disconnect(code), disconnect(1000))
     assert played.leave().end == (101, outcome, error_type)
-    assert played.exchange.close_code == told
+    assert played.record.close_code == reported
 
 
 @pytest.mark.parametrize(
@@ -441,14 +445,14 @@ async def test_an_app_that_closes(code: int, outcome: str, error_type: str | Non
     played = await Played(WebSocketRecord).send(ACCEPT, {"type": "websocket.close", "code": code})
     await played.send({"type": "websocket.close", "code": 1000})
     assert played.leave().end == (101, outcome, error_type)
-    assert played.exchange.close_code == str(code)
+    assert played.record.close_code == str(code)
 
 
 async def test_a_denied_websocket() -> None:
     """Closing before the acceptance is 403, a denial response has its own status; both are `denied`."""
     closed = await Played(WebSocketRecord).send({"type": "websocket.close"})
     assert closed.leave().end == (403, "client_error", None)
-    assert closed.exchange.close_code == "denied"
+    assert closed.record.close_code == "denied"
     for status, end in ((401, (401, "client_error", None)), (503, (503, "server_error", "503"))):
         played = await Played(WebSocketRecord).send(
             {"type": "websocket.http.response.start", "status": status, "headers": [(b"a", b"b")]},
@@ -460,19 +464,19 @@ async def test_a_denied_websocket() -> None:
 
 async def test_websocket_messages_are_counted() -> None:
     """The size of text is its UTF-8 bytes, also with lone surrogates; directions are counted separately."""
-    told: list[str] = []
+    counted: list[str] = []
     played = Played(WebSocketRecord)
     await played.send(ACCEPT, {"type": "websocket.send", "bytes": b"123", "text": None})
-    played.exchange.count_sent = lambda: told.append("sent")
-    played.exchange.count_received = lambda: told.append("received")
+    played.record.count_sent = lambda: counted.append("sent")
+    played.record.count_received = lambda: counted.append("received")
     await played.send({"type": "websocket.send", "text": "ö"}, {"type": "websocket.other"})
     await played.receive({"type": "websocket.connect"}, {"type": "websocket.receive", "text": "\ud800"})
-    played.exchange.count_received = None
+    played.record.count_received = None
     await played.receive({"type": "websocket.receive"})
-    exchange = played.exchange
-    assert (exchange.messages_sent, exchange.messages_received) == (2, 2)
-    assert (exchange.response_size, exchange.request_size) == (5, 3)
-    assert told == ["sent", "received"]
+    record = played.record
+    assert (record.messages_sent, record.messages_received) == (2, 2)
+    assert (record.response_size, record.request_size) == (5, 3)
+    assert counted == ["sent", "received"]
     assert played.sent[0]["headers"] == [(b"x-request-id", b"mine")]
 
 
@@ -495,12 +499,12 @@ class WebSocketDisconnect(Exception):  # noqa: N818 - Starlette's name
 async def test_a_websocket_that_breaks(
     messages: tuple[Message, ...], raised: BaseException | None, end: Any, close_code: str
 ) -> None:
-    """An exception, a cancellation and an app that just returns are told apart; the client's leaving is no error."""
+    """An exception, a cancellation and an app that returns early have their own outcomes."""
     played = (await Played(WebSocketRecord).send(*messages)).leave(raised)
-    assert (played.end, played.exchange.close_code) == (end, close_code)
+    assert (played.end, played.record.close_code) == (end, close_code)
 
 
 def test_slots_hold_everything() -> None:
     """A record has no `__dict__`: a misspelt attribute is an error, and the record is small."""
     for kind in (RequestRecord, WebSocketRecord):
-        assert not hasattr(Played(kind).exchange, "__dict__")
+        assert not hasattr(Played(kind).record, "__dict__")

@@ -153,19 +153,19 @@ def test_before_anything_is_installed(observed: Callable[..., Seen]) -> None:
     assert charge() == 7
     assert charge_samples(seen) == {"ok": 1}
     other = FastAPI()
-    told = observed(other)
+    later = observed(other)
     assert charge() == 7
     other.get("/")(charge)
     assert TestClient(other).get("/").json() == 7
-    assert (charge_samples(seen), charge_samples(told)) == ({"ok": 1}, {"ok": 1})
-    assert told.spans[0].name == "charge card"
+    assert (charge_samples(seen), charge_samples(later)) == ({"ok": 1}, {"ok": 1})
+    assert later.spans[0].name == "charge card"
 
 
 def test_an_object_of_a_module_finds_its_app_each_time(observed: Callable[..., Seen]) -> None:
     """Used again, it is reported to the app of the current request, not to the first one."""
     charge = operation("charge card")
     first, second = FastAPI(), FastAPI()
-    seen, told = observed(first), observed(second)
+    seen, later = observed(first), observed(second)
 
     def page() -> None:
         with charge:
@@ -175,10 +175,10 @@ def test_an_object_of_a_module_finds_its_app_each_time(observed: Callable[..., S
         app.router.routes.clear()
         app.get("/")(page)
         TestClient(app).get("/")
-    assert (charge_samples(seen), charge_samples(told)) == ({"ok": 1}, {"ok": 2})
+    assert (charge_samples(seen), charge_samples(later)) == ({"ok": 1}, {"ok": 2})
     with charge:
         pass
-    assert (charge_samples(seen), charge_samples(told)) == ({"ok": 1}, {"ok": 2})
+    assert (charge_samples(seen), charge_samples(later)) == ({"ok": 1}, {"ok": 2})
 
 
 def test_without_a_name(observed: Callable[..., Seen]) -> None:
@@ -330,7 +330,7 @@ def shop(seen_app: FastAPI, observe: Callable[[], Any]) -> None:
 
     @seen_app.get("/nothing")
     async def nothing() -> None:
-        """Ask nobody."""
+        """Do nothing."""
 
 
 def test_the_time_breakdown_is_on_line_and_span(observed: Callable[..., Seen]) -> None:

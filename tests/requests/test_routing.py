@@ -1,4 +1,4 @@
-"""Every request is named by a route template with all its prefixes, never by what the client wrote."""
+"""The endpoint of a request is a route template with all prefixes, never the path that the client sent."""
 
 from __future__ import annotations
 
@@ -144,8 +144,8 @@ def test_a_mount_that_spans_slashes() -> None:
     assert Named(app)("/files/a/b/c/raw/x") == "/files/{where}/raw/{name}"
 
 
-def test_mounts_beside_one_another() -> None:
-    """Of two mounts that begin alike, the one that has what lies below is meant."""
+def test_mounts_with_a_common_prefix() -> None:
+    """Of two mounts with the same prefix, the one that has the route is used."""
     app = Starlette(
         routes=[
             Route("/first", page),
@@ -187,8 +187,8 @@ def test_a_mount_in_middleware() -> None:
     assert template("/wrapped/404") == "/wrapped/{path}"
 
 
-def test_an_app_that_tells_no_routes() -> None:
-    """What lies below a mounted app that hides its routes reads `{path}`; its inner template is kept."""
+def test_an_app_that_lists_no_routes() -> None:
+    """The path below a mounted app without routes is `{path}`; its inner template is used if there is one."""
     inner = Starlette(routes=[Mount("/secret", Router([Route("/x/{y}", page)]))])
 
     async def opaque(scope: Scope, receive: Receive, send: Send) -> None:
@@ -201,7 +201,7 @@ def test_an_app_that_tells_no_routes() -> None:
 
 
 def test_an_included_router_that_contains_a_mount() -> None:
-    """The router's prefix stands before the mount's path."""
+    """The router's prefix precedes the mount's path."""
     sub = FastAPI()
     sub.get("/items/{id}")(item)
     router = APIRouter()
@@ -233,7 +233,7 @@ def test_a_host_adds_nothing_to_the_path() -> None:
 
 
 def test_static_files(tmp_path: Path) -> None:
-    """A file and a missing file are both what the mount serves."""
+    """A file and a missing file have the template of the mount."""
     (tmp_path / "a.txt").write_text("a")
     template = Named(Starlette(routes=[Mount("/static", StaticFiles(directory=tmp_path))]))
     assert {template("/static/a.txt"), template("/static/none.txt")} == {"/static/{path}"}
@@ -243,7 +243,7 @@ def test_static_files(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(FastAPI, "frontend"), reason="FastAPI has app.frontend() since 0.138")
 def test_a_front_end(tmp_path: Path) -> None:
-    """A front end is one name below its path, whatever file is asked for, with and without a server's root_path."""
+    """A front end has one template for all its files, with and without a server's root_path."""
     (tmp_path / "index.html").write_text("<html></html>")
     app: Any = FastAPI()
     app.frontend("/shop", directory=str(tmp_path))
@@ -258,7 +258,7 @@ def test_a_front_end(tmp_path: Path) -> None:
 
 
 def test_add_route() -> None:
-    """A route that leaves nothing but its function in the scope is found by it."""
+    """A route that puts only its function into the scope is found by that function."""
     router = APIRouter()
     router.add_route("/in/{x}", page)
     app = FastAPI()
@@ -300,7 +300,7 @@ def test_docs_of_an_app_and_of_a_mounted_one() -> None:
 
 @pytest.mark.filterwarnings("ignore:The `root_path` parameter is deprecated")
 def test_root_path_of_the_app() -> None:
-    """`FastAPI(root_path=...)` is where a proxy serves it, no part of a template."""
+    """`FastAPI(root_path=...)` is not part of a template."""
     sub = FastAPI()
     sub.get("/items/{id}")(item)
     app = FastAPI(root_path="/api")
@@ -313,7 +313,7 @@ def test_root_path_of_the_app() -> None:
 
 
 def test_root_path_of_the_server() -> None:
-    """A server's root_path is no part of a template, whether the path contains it or not."""
+    """A server's root_path is not part of a template, whether the path contains it or not."""
     app = three_deep()
     app.mount("/t/{tenant}", Router([Route("/x", page)]))
     template = Named(app, root_path="/api")
@@ -349,7 +349,7 @@ def test_redirect_and_unmatched() -> None:
 
 
 def test_a_route_of_a_class_of_the_users_own() -> None:
-    """A route without a template is still a name, and not the client's."""
+    """A route without a template has a fixed name, not the client's path."""
 
     class Any7(BaseRoute):
         endpoint = staticmethod(page)
@@ -374,7 +374,7 @@ def test_a_path_that_no_template_fits() -> None:
     assert RouteTemplates(app).template(scope, 200) == "/one"
 
 
-def test_a_template_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second request on a route costs one look-up; another value of a parameter is the same route."""
     app = three_deep()
     app.mount("/sub", Router([Route(f"/{n}", page if n == 7 else other) for n in range(9)]))
@@ -423,8 +423,8 @@ def test_no_route_is_matched_a_second_time(target: str) -> None:
     assert calls == []
 
 
-def test_what_is_cache_is_bounded() -> None:
-    """However many tenants a client makes up, a fixed number of entries is kept, and none of a very long one."""
+def test_the_cache_is_bounded() -> None:
+    """However many tenants a client invents, the number of entries is limited; very long paths are not cached."""
     app = Starlette(routes=[Mount("/t/{tenant}", Router([Route("/x", page)]))])
     routes = RouteTemplates(app)
     route = app.routes[0].app.routes[0]  # type: ignore[attr-defined]
@@ -445,8 +445,8 @@ def test_what_is_cache_is_bounded() -> None:
     assert len(routes._cache) == 10
 
 
-def test_a_route_left_over_from_an_outer_router_is_not_taken() -> None:
-    """Only a route whose endpoint answered is the answer; without an endpoint there is none."""
+def test_a_route_of_an_outer_router_is_ignored() -> None:
+    """Only the route of the endpoint in the scope is the matched route."""
     route = SimpleNamespace(endpoint=page)
     assert matched_route({"endpoint": page, "route": route}) is route
     assert matched_route({"endpoint": other, "route": route}) is None
@@ -454,7 +454,7 @@ def test_a_route_left_over_from_an_outer_router_is_not_taken() -> None:
 
 
 def test_mounted_apps_are_found_once() -> None:
-    """Apps are found below mounts, hosts, routers, included routers and middleware; an app below itself is no trap."""
+    """Apps are found below mounts, hosts, routers, included routers and middleware; circles are walked once."""
     one, two, three, four = Starlette(), FastAPI(), FastAPI(), Starlette()
     one.mount("/again", two)
     router = APIRouter()
@@ -472,8 +472,8 @@ def test_mounted_apps_are_found_once() -> None:
     assert mounted_apps(app) == wanted
 
 
-def test_endless_middleware_is_no_trap() -> None:
-    """An app that says it wraps itself is looked through a fixed number of times."""
+def test_endless_middleware() -> None:
+    """An app that wraps itself is unwrapped a fixed number of times."""
 
     class Loop:
         @property
@@ -487,8 +487,8 @@ def test_endless_middleware_is_no_trap() -> None:
     assert Named(Starlette(routes=[Mount("/loop", Loop())]))("/loop/x") == "/loop/{path}"
 
 
-def test_older_starlette_leaves_no_route(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no router leaves a route, the function is looked for below mounts and hosts all the same."""
+def test_older_starlette_without_a_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no router stores a route, the function is searched below mounts and hosts."""
     monkeypatch.setattr(routing, "matched_route", lambda scope: None)
     inner = Router([Route("/x/{y}", page)])
     app = Starlette(
@@ -538,8 +538,8 @@ PARTS = st.one_of(
 
 @given(parts=st.lists(PARTS, max_size=8), host=st.sampled_from(["testserver", "me.example.org"]))
 @settings(max_examples=volume(300), deadline=None)
-def test_no_path_becomes_a_name(parts: list[str], host: str) -> None:
-    """Whatever path a client sends, its name is one of the templates that the app declared."""
+def test_no_path_becomes_a_template(parts: list[str], host: str) -> None:
+    """Whatever path a client sends, the endpoint is one of the declared templates."""
     path = "/" + "/".join(parts)
     sent: list[Any] = []
     scope = {

@@ -1,4 +1,4 @@
-"""Whose trace context, baggage and request id are believed, and how many traces are kept."""
+"""Trust in callers: whose trace context, baggage and request id are accepted, and how many traces they can force."""
 
 from __future__ import annotations
 
@@ -149,15 +149,15 @@ class Raw(Server):
         (("8.8.8.8", 1), {b"x-client-ip": b"10.0.0.2"}, False),
     ],
 )
-def test_who_is_private(client: Any, headers: dict[bytes, bytes], *, trusted: bool) -> None:
-    """The TCP peer decides; what a proxy says of others can only take trust away."""
+def test_private_peers(client: Any, headers: dict[bytes, bytes], *, trusted: bool) -> None:
+    """The TCP peer decides; headers of proxies can only take trust away."""
     trust = TrustPolicy("private")
     for _ in range(2):  # the second answer is the remembered one
         assert trust.trusts_peer({"client": client, "headers": [*headers.items()]}, headers) is trusted
 
 
-def test_a_header_that_came_twice_is_read_twice() -> None:
-    """The first one is no less than the last."""
+def test_a_repeated_header() -> None:
+    """All values are read, not only the last one."""
     headers = [(b"x-forwarded-for", b"8.8.8.8"), (b"x-forwarded-for", b"10.0.0.1")]
     assert not TrustPolicy("private").trusts_peer({"client": PRIVATE, "headers": headers}, dict(headers))
 
@@ -173,16 +173,16 @@ def test_a_header_that_came_twice_is_read_twice() -> None:
         (lambda scope: scope["client"] == PUBLIC, False, True, False),
     ],
 )
-def test_who_else_may_be_trusted(who: Any, *, private: bool, public: bool, unix: bool) -> None:
-    """All, nobody, networks, or whom a function lets in."""
+def test_other_policies(who: Any, *, private: bool, public: bool, unix: bool) -> None:
+    """All peers, none, those of networks, or those that a function accepts."""
     trust = TrustPolicy(who)
     assert trust.trusts_peer({"client": PRIVATE}, {}) is private
     assert trust.trusts_peer({"client": PUBLIC}, {}) is public
     assert trust.trusts_peer({"client": None}, {}) is unix
 
 
-def test_what_is_remembered_is_bounded() -> None:
-    """A client that comes from everywhere does not make the memory of peers grow."""
+def test_the_cache_of_peers_is_bounded() -> None:
+    """Many different peers do not make it grow."""
     trust = TrustPolicy("private")
     for number in range(2 * MAX_CACHED_PEERS):
         assert not trust.trusts_peer({"client": (f"2001:db8::{number:x}", 1)}, {})
@@ -192,7 +192,7 @@ def test_what_is_remembered_is_bounded() -> None:
 
 @pytest.mark.parametrize("option", ["trust_incoming", "metrics_access"])
 def test_the_setting_is_checked(option: str) -> None:
-    """A misspelt word, a wrong network and nothing at all are told, with what is accepted."""
+    """A misspelt keyword, an invalid network and an empty value are errors that list what is accepted."""
     for wrong in ("privat", "10.0.0.0/33", "", (), 7, ("private", "always")):
         with pytest.raises(SettingsError, match=rf"{option}: .* expected private, always, never, or networks"):
             ObserveSettings(**{**NOTHING, option: wrong})
@@ -204,7 +204,7 @@ def test_the_setting_is_checked(option: str) -> None:
 
 
 def test_a_private_peer_continues_its_trace(observed: Callable[..., Seen]) -> None:
-    """Parent, state, baggage and request id are taken over."""
+    """Parent, state, baggage and request id are accepted."""
     seen = observed(app := make_app(), capture_query_parameters=())
     headers = (PARENT, (b"tracestate", b"a=1"), (b"baggage", b"user=admin"), (b"x-request-id", b"abcdefgh-1"))
     (answer,) = call(app, PRIVATE, *headers)
@@ -220,7 +220,7 @@ def test_a_private_peer_continues_its_trace(observed: Callable[..., Seen]) -> No
 @pytest.mark.parametrize("extra", [(), ((b"tracestate", b"a=1"), (b"baggage", b"user=admin"))])
 @pytest.mark.parametrize("own", [True, False])
 def test_a_public_peer_is_linked(observed: Callable[..., Seen], extra: Any, *, own: bool) -> None:
-    """A new root with a link; neither state nor baggage nor request id is taken over."""
+    """The request starts a new trace with a link; state, baggage and request id are not accepted."""
     options: dict[str, Any] = {} if own else {"tracer_provider": TracerProvider()}
     seen = observed(app := make_app(), **options)
     (answer,) = call(app, PUBLIC, PARENT, *extra, (b"x-request-id", b"abcdefgh-1"))
@@ -236,8 +236,8 @@ def test_a_public_peer_is_linked(observed: Callable[..., Seen], extra: Any, *, o
     assert answer[b"x-request-id"].decode() == f"{span.context.trace_id:032x}"
 
 
-def test_what_a_public_peer_names_wrongly_is_not_linked(observed: Callable[..., Seen]) -> None:
-    """Nothing comes of a traceparent that is none."""
+def test_an_invalid_traceparent_is_not_linked(observed: Callable[..., Seen]) -> None:
+    """An invalid `traceparent` has no effect."""
     seen = observed(app := make_app())
     call(app, PUBLIC, (b"traceparent", b"00-nonsense-01"))
     (span,) = seen.server_spans
@@ -245,7 +245,7 @@ def test_what_a_public_peer_names_wrongly_is_not_linked(observed: Callable[..., 
 
 
 def test_the_app_sees_its_own_headers(observed: Callable[..., Seen]) -> None:
-    """What is not believed is still delivered; baggage is not."""
+    """Headers that are not accepted are still passed to the app; their baggage is not."""
     observed(app := make_app())
     scope = http_scope("/", client=PUBLIC, headers=[PARENT, (b"baggage", b"user=admin"), (b"tracestate", b"a=1")])
     server = Server([{"type": "http.request", "body": b"", "more_body": False}])
@@ -256,8 +256,8 @@ def test_the_app_sees_its_own_headers(observed: Callable[..., Seen]) -> None:
     assert '"state":""' in body
 
 
-def test_a_websocket_is_judged_alike(observed: Callable[..., Seen]) -> None:
-    """A connection of a public peer begins a trace of its own."""
+def test_websockets_of_public_peers(observed: Callable[..., Seen]) -> None:
+    """Such a connection starts a new trace."""
     seen = observed(app := make_app())
     scope = websocket_scope("/none", client=PUBLIC, headers=[PARENT])
     asyncio.run(ask(app, scope, Server([{"type": "websocket.connect"}], leaves=False), []))
@@ -265,7 +265,7 @@ def test_a_websocket_is_judged_alike(observed: Callable[..., Seen]) -> None:
     assert (span.parent, len(span.links)) == (None, 1)
 
 
-def test_two_thousand_sampled_parents_buy_nothing(observed: Callable[..., Seen]) -> None:
+def test_public_peers_cannot_force_sampling(observed: Callable[..., Seen]) -> None:
     """The sampler's rate holds for public peers, each in a trace of its own, whatever their flags say."""
     seen = observed(app := make_app(), sample_ratio=0.05, log_level="fatal")
     answers = call(app, PUBLIC, PARENT, times=2000)
@@ -275,8 +275,8 @@ def test_two_thousand_sampled_parents_buy_nothing(observed: Callable[..., Seen])
     assert len(set(kept)) == len(kept)
 
 
-def test_a_function_that_fails_trusts_nobody(observed: Callable[..., Seen]) -> None:
-    """It is asked once for a request, and its failure is counted."""
+def test_a_function_that_raises_trusts_no_peer(observed: Callable[..., Seen]) -> None:
+    """It is called once for a request, and its exception is counted."""
     asked: Counter[str] = Counter()
 
     def who(scope: Any) -> bool:
@@ -294,7 +294,7 @@ def test_a_function_that_fails_trusts_nobody(observed: Callable[..., Seen]) -> N
 
 
 class Clock:
-    """A clock that goes when it is told to."""
+    """A clock that the test moves."""
 
     now = 1000.0
 

@@ -1,4 +1,4 @@
-"""A wrong request is counted by names that the app declared, whatever names the client made up."""
+"""Validation errors are counted by names that the app declared, never by names that the client chose."""
 
 from __future__ import annotations
 
@@ -198,17 +198,17 @@ async def takes_file(upload: Annotated[UploadFile, File()], amount: Annotated[in
     ],
 )
 def test_body(endpoint: Callable[..., Any], body: Any, fields: set[str]) -> None:
-    """The fields of every kind of model have names; what a client may choose reads `*`, a position `[]`."""
+    """The fields of every kind of model are reported; a name that the client may choose is `*`, an index `[]`."""
     assert Caught(endpoint)(json=body) == fields
 
 
-def test_forms_are_named_by_their_fields() -> None:
-    """A form's fields are parameters like others."""
+def test_forms() -> None:
+    """The fields of a form are reported like parameters."""
     assert Caught(takes_file)(data={"amount": "x"}, files={"evil": b""}) == {"body.upload", "body.amount"}
 
 
 def test_parameters() -> None:
-    """Path, query, header and cookie parameters, aliases and those of dependencies have names."""
+    """Path, query, header and cookie parameters, aliases and those of dependencies are reported."""
 
     async def endpoint(
         number: int,
@@ -232,7 +232,7 @@ def test_parameters() -> None:
 
 @pytest.mark.parametrize("kind", [Query, Header, Cookie])
 def test_models_of_parameters(kind: Any) -> None:
-    """A model of parameters names its fields; an extra that it forbids reads `*`."""
+    """The fields of a parameter model are reported; a forbidden extra field is `*`."""
 
     async def endpoint(filters: Any) -> None:
         """Take a model of parameters."""
@@ -249,7 +249,7 @@ def test_models_of_parameters(kind: Any) -> None:
 
 
 def test_names_that_cannot_be_resolved() -> None:
-    """A dataclass whose annotations name what is not there tells its own fields."""
+    """The fields of a dataclass are reported even if its annotations cannot be resolved."""
 
     @dataclass
     class Local:
@@ -260,14 +260,14 @@ def test_names_that_cannot_be_resolved() -> None:
     assert "near" in declared_names(SimpleNamespace(dependant=dependant))
 
 
-def test_no_route_has_no_names() -> None:
-    """Without a route that answered only the kinds of parameters have names."""
+def test_without_a_route() -> None:
+    """Without a matched route only the kinds of parameters are reported."""
     assert validation_error_locations([{"loc": ("body", "price"), "type": "missing"}], None) == [("body.*", "missing")]
     assert validation_error_locations([{"loc": (), "type": "json_invalid"}], None) == [("*", "json_invalid")]
 
 
 def test_errors_and_depth_are_bounded() -> None:
-    """Of a request that is wrong in a thousand places a fixed number is told, each to a fixed depth."""
+    """Of a thousand errors a fixed number is reported, each with a fixed depth."""
     caught = Caught(takes_strict)
     caught(json={"items": [{"price": "x"}] * 1000})
     assert len(caught.errors) == MAX_COUNTED_ERRORS
@@ -293,15 +293,15 @@ STRICT_PARTS = {"body", "query", "path", "header", "cookie", "items", "by_name",
 
 @given(body=JSON)
 @settings(max_examples=volume(150), deadline=None)
-def test_no_body_makes_a_name(body: Any) -> None:
-    """Whatever a client sends, every part of a name was declared."""
+def test_reported_names_are_declared(body: Any) -> None:
+    """Whatever a client sends, every reported part was declared."""
     STRICT.errors = []
     STRICT.client.post("/", json=body)
     assert {part for field, _ in STRICT.errors for part in field.split(".")} <= STRICT_PARTS
 
 
 def test_an_app_counts_them(observed: Callable[..., Seen]) -> None:
-    """The names come from the route that answered: included, mounted in an included router, or with none at all."""
+    """The names come from the matched route: included, mounted in an included router, or none."""
 
     async def endpoint(body: Strict) -> None:
         """Take a model."""
