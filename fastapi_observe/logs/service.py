@@ -290,6 +290,12 @@ class LogService:
         name = to_text(record.name, 256)
         is_server = name.partition(".")[0] in SERVERS
         line = self._make_line(record.levelno, message, name, exc, is_server=is_server)
+        if is_server and type(exc).__name__ == "ClientDisconnect":
+            # Not an error of the app: its request line has outcome `client_disconnect`. The stack is the framework's.
+            if LEVELS["warn"] < self.threshold:
+                return
+            self._add_ids(line, exc)
+            line["level"], fields["error_type"], exc = "warn", "client_disconnect", None
         if is_server and (exc is not None or "exception" in line):
             exc = _refer_to_request_line(line, fields, exc)
         # A server's last lines come after the last flush, right before the process ends.

@@ -229,3 +229,27 @@ def test_the_client_leaves_while_the_app_does_not_read(observed: Callable[..., S
     }
     gone = (499, "client_disconnect")
     assert ends == {"/async": gone, "/sync": gone, "/failing": (500, "server_error")}
+
+
+@pytest.mark.parametrize("level", ["info", "error"])
+def test_a_client_that_leaves_while_it_sends_is_not_a_crash(observed: Callable[..., Seen], level: str) -> None:
+    """Uvicorn logs Starlette's `ClientDisconnect` as a crash: the line is a warning with the ids, without a stack."""
+    app = make_slow()
+    seen = observed(app, log_level=level)
+    with serving(app) as port, socket.create_connection(("127.0.0.1", port), 10) as connection:
+        connection.sendall(b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(10) == b""
+    deadline = time.monotonic() + 30
+    while not seen.total("http_requests_total"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    lines = [line for line in seen.lines if line["logger"] == "uvicorn.error" and "Exception" in line["message"]]
+    if level == "error":
+        assert lines == []
+        return
+    ((line,), (request,)) = lines, seen.request_lines
+    assert (line["level"], line["fields"]) == ("warn", {"error_type": "client_disconnect"})
+    assert line["request_id"] == request["request_id"]
+    assert "exception" not in line
+    assert request["fields"]["outcome"] == "client_disconnect"
