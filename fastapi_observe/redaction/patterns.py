@@ -218,7 +218,7 @@ VALUE_BEFORE_NAME: Final = re.compile(
 )
 """A value before its name, under the same keys."""
 
-OPAQUE_ID: Final = re.compile(r"(?:['\"]?(?=(?:[A-Za-z_~+=-]{0,64}+[0-9]){3})[\w~+=-]{16,}+)?")
+OPAQUE_ID: Final = re.compile(r"(?:['\"]?(?=(?:[A-Za-z_~+-]{0,64}+[0-9]){3})[\w~+-]{16,}+={0,2}+)?")
 """An id such as a UUID or a random token: 16 or more characters, at least three of them digits. May be empty."""
 
 COUNT: Final = re.compile(r"['\"]?-?[0-9]{1,12}+(?:\.[0-9]{1,12}+)?(?![\w.-])")

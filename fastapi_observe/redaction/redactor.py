@@ -193,7 +193,9 @@ class Redactor:
         """
         text = self._scan(text[:MAX_TEXT_LENGTH])
         if "%" in text or "\\u00" in text:
-            text = ENCODED_WORD.sub(self._redact_encoded, text)
+            decoded = ENCODED_WORD.sub(self._redact_encoded, text)
+            if decoded != text:  # a decoded word may be the start of something that goes on after it
+                text = self._scan(decoded)
         if self._patterns or self._function is not None:
             text = self._apply_user_rules(text)
         return text[:MAX_TEXT_LENGTH]
