@@ -32,7 +32,7 @@ RETRY_DELAY: Final = 0.005
 """Seconds between two attempts to write to a standard output that is slow."""
 
 MAX_BLOCK: Final = 0.05
-"""Seconds for which an urgent line may block its caller because standard output, or another writer, is slow."""
+"""Default of `LineWriter.max_block`, in seconds."""
 
 CHUNK_SIZE: Final = 1 << 16
 """Bytes that are taken from the backlog at a time."""
@@ -122,11 +122,13 @@ class LineWriter:
     not take at once go to the `Backlog`, so that a slow reader blocks neither thread nor caller. After `close`, and in
     a forked child, each line is written at once (`_direct`), until `open`.
 
-    `written` counts lines that standard output took, `dropped_by_reason` those that it did not. Internal errors are
-    passed to `on_internal_error`; they end neither the thread nor a caller.
+    `max_block` is the time in seconds that an urgent line may block its caller, because standard output or another
+    writer is slow. `written` counts lines that standard output took, `dropped_by_reason` those that it did not.
+    Internal errors are passed to `on_internal_error`; they end neither the thread nor a caller.
     """
 
     def __init__(self, limit: int = QUEUE_LINES) -> None:
+        self.max_block = MAX_BLOCK
         self.written = 0
         self.dropped_by_reason = {"queue_full": 0, "stdout_write": 0, "internal_error": 0}
         self.on_internal_error: Callable[[str, BaseException], Any] = lambda _site, _exc: None
@@ -218,7 +220,7 @@ class LineWriter:
             return
         queue.append((record, file, encode, level))
         if self._direct:
-            self._drain(MAX_BLOCK)
+            self._drain(self.max_block)
         elif not self._awake:
             self._wake_thread()
 
@@ -228,7 +230,7 @@ class LineWriter:
         """Write `line` to standard output and `copy`, the same line as JSON, to `file`. Never raises.
 
         `urgent` is for errors and for lines of the server, whose last ones come right before the process ends.
-        Blocks for at most `MAX_BLOCK` seconds, and longer only if the disk of an urgent line's file does.
+        Blocks for at most `max_block` seconds, and longer only if the disk of an urgent line's file does.
         """
         queue = self._queue
         if (self._queued_bytes > MAX_BYTES or len(queue) >= self._limit) and not self._has_room_for(level):
@@ -237,7 +239,7 @@ class LineWriter:
         self._queued_bytes += len(line)
         queue.append((line, file, copy, level))
         if urgent or self._direct:
-            self._drain(MAX_BLOCK)
+            self._drain(self.max_block)
         elif not self._awake:
             self._wake_thread()
 
@@ -301,7 +303,7 @@ class LineWriter:
                 thread.start()
             except RuntimeError:  # the interpreter is ending, or the limit of threads is reached
                 self._direct = True
-                self._drain(MAX_BLOCK)
+                self._drain(self.max_block)
                 return
             self._thread = thread
 

@@ -199,7 +199,7 @@ def test_a_line_written_while_writing_is_not_lost(writer: LineWriter, monkeypatc
 def test_an_urgent_line_does_not_wait_for_a_stuck_writer(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     """If another thread hangs in a write, an urgent line is left to that thread."""
     stream = standard_output(monkeypatch)
-    monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.001)
+    writer.max_block = 0.001
     with writer._lock:
         writer.write(b"x\n", urgent=True)
         assert not writer.flush(0.001)
@@ -282,7 +282,7 @@ def pipe_as_standard_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 def test_a_stopped_reader_does_not_stop_the_caller(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     """If nothing reads the pipe, urgent writes return; when it is read again, every line is complete."""
-    monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.01)
+    writer.max_block = 0.01
     with pipe_as_standard_output(monkeypatch) as reading:
         for number in range(100):
             writer.write(b"%d " % number + b"x" * 2000 + b"\n", urgent=True)
@@ -300,7 +300,7 @@ def test_a_stopped_reader_does_not_stop_the_caller(writer: LineWriter, monkeypat
 
 def test_queued_lines_go_to_the_new_standard_output(writer: LineWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that replaces a full pipe gets the lines."""
-    monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.0)
+    writer.max_block = 0.0
     with pipe_as_standard_output(monkeypatch) as reading:
         writer.write(b"a" * 70_000 + b"\n", urgent=True)
         writer.write(b"b\n", urgent=True)
@@ -318,7 +318,7 @@ def test_the_backlog_is_written_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines that standard output did not take go out before newer ones."""
     writer = LineWriter()
     with pipe_as_standard_output(monkeypatch) as reading:
-        monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.0)
+        writer.max_block = 0.0
         writer.write(b"a" * 100_000 + b"\n")
         writer.write(b"b\n")
         assert len(writer) == 2
@@ -333,8 +333,8 @@ def test_the_backlog_is_written_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_backlog_drops_the_lowest_levels(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is bounded in lines and bytes; what is kept stays in order."""
-    monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.0)
     writer = LineWriter()
+    writer.max_block = 0.0
     writer._backlog = Backlog(max_lines=6, max_bytes=960)
     with pipe_as_standard_output(monkeypatch) as reading:
         writer.write(b"a" * 70_000 + b"\n")
@@ -357,8 +357,8 @@ def test_the_backlog_drops_the_lowest_levels(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_reader_that_ends_in_the_middle_of_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest of the line is lost with the queued lines, and each is counted once."""
-    monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.0)
     writer = LineWriter()
+    writer.max_block = 0.0
     with pipe_as_standard_output(monkeypatch) as reading:
         writer.write(b"a" * 100_000 + b"\n")
         writer.write(b"b\n")
@@ -385,7 +385,7 @@ def test_a_standard_output_without_room_completes_its_line_later(
             room[0] -= taken
             return taken
 
-        monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.0)
+        writer.max_block = 0.0
         monkeypatch.setattr(os, "write", full)
         writer.write(b"abcdef\n")
         writer.write(b"lost\n")
@@ -419,7 +419,8 @@ def test_a_partial_write_is_counted_by_line(monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.mark.parametrize("kind", ["another user's pipe", "socket", "terminal"])
 def test_other_kinds_of_standard_output(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Pipes that cannot be opened again, sockets and terminals block no caller."""
-    monkeypatch.setattr(line_writer, "MAX_BLOCK", 0.01)
+    writer = LineWriter()
+    writer.max_block = 0.01
     lines = [b"%d " % number + b"x" * 5000 + b"\n" for number in range(300)]
     if kind == "socket":
         one, other = socket.socketpair()
@@ -435,7 +436,6 @@ def test_other_kinds_of_standard_output(monkeypatch: pytest.MonkeyPatch, kind: s
             raise PermissionError(path, real, flags)
 
         monkeypatch.setattr(os, "open", refuse)
-    writer = LineWriter()
     with os.fdopen(writing, "w", encoding="utf-8") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         monkeypatch.setattr(sys, "__stdout__", stream)
