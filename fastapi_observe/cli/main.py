@@ -12,6 +12,7 @@ from fastapi_observe.cli.cost import add_cost
 from fastapi_observe.cli.settings import add_settings
 from fastapi_observe.cli.slo import add_slo
 from fastapi_observe.internal.version import package_version
+from fastapi_observe.settings.renames import RENAMED_COMMANDS, RENAMED_FLAGS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,5 +32,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_cardinality(commands)
     add_cost(commands)
     add_slo(commands)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if (message := _describe_rename(arguments)) is not None:
+        parser.error(message)
     args = parser.parse_args(arguments)
     return int(args.run(args))
+
+
+def _describe_rename(arguments: Sequence[str]) -> str | None:
+    """Return a message about the first command or flag that has a former name."""
+    if arguments and arguments[0] in RENAMED_COMMANDS:
+        return f"the command {arguments[0]} is now {RENAMED_COMMANDS[arguments[0]]}"
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if flag in RENAMED_FLAGS:
+            return f"the flag {flag} is now {RENAMED_FLAGS[flag]}"
+    return None

@@ -1,4 +1,4 @@
-"""Former names of options, each with its current name; docs/configuration.md lists all renames."""
+"""Former names of options, commands and flags, each with its current name; docs/configuration.md lists all renames."""
 
 from __future__ import annotations
 
@@ -18,3 +18,21 @@ RENAMED_OPTIONS: Final = {
     "default_registry": "include_default_registry",
 }
 """Options of `ObserveSettings` by their former name. A former name raises `SettingsError`."""
+
+RENAMED_COMMANDS: Final = {
+    "rules": "slo bundle --only rules",
+    "dashboard": "slo bundle --only dashboard",
+    "alertmanager": "slo bundle --only alertmanager",
+    "runbooks": "slo bundle --only runbooks",
+    "bundle": "slo bundle",
+    "verify": "slo verify",
+}
+"""Commands by their former name. A former name is an error."""
+
+RENAMED_FLAGS: Final = {
+    "--with": "--include",
+    "--without": "--exclude",
+    "--watch": "--compare-after",
+    "--insecure": "--allow-http-token",
+}
+"""Flags of commands by their former name. A former name is an error."""

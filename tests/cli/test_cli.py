@@ -15,6 +15,7 @@ from fastapi_observe.cli.main import main
 from fastapi_observe.cli.settings import options_table
 from fastapi_observe.internal.version import package_version
 from fastapi_observe.settings.model import ObserveSettings
+from fastapi_observe.settings.renames import RENAMED_COMMANDS, RENAMED_FLAGS
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +101,21 @@ def test_help_shows_the_name_of_the_program(
         main(["slo", "--help"])
     shown = capsys.readouterr().out
     assert re.findall(r"^    (\w+)\b", shown, re.MULTILINE) == ["check", "report", "bundle", "verify"]
+
+
+def test_former_names_are_errors_with_the_new_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """A former name of a command or flag exits with 2 and names the new one, which exists."""
+    for old, new in RENAMED_COMMANDS.items():
+        with pytest.raises(SystemExit, match="2"):
+            main([old, "shop:app"])
+        assert f"the command {old} is now {new}" in capsys.readouterr().err
+        with pytest.raises(SystemExit, match="0"):
+            main([*new.split(), "--help"])
+        assert capsys.readouterr().out.startswith("usage: ")
+    for old, new in RENAMED_FLAGS.items():
+        with pytest.raises(SystemExit, match="2"):
+            main(["cardinality", "http://127.0.0.1:1", f"{old}=5"])
+        assert f"the flag {old} is now {new}" in capsys.readouterr().err
 
 
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from fastapi_observe.cli.settings import options_table
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
 from fastapi_observe.settings.objectives import Objective, SLOOptions
 from fastapi_observe.settings.options import Options
-from fastapi_observe.settings.renames import RENAMED_OPTIONS
+from fastapi_observe.settings.renames import RENAMED_COMMANDS, RENAMED_FLAGS, RENAMED_OPTIONS
 from fastapi_observe.settings.sources import option_metadata
 
 CONFIGURATION = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -560,10 +560,11 @@ def test_the_documentation_has_every_option() -> None:
 
 
 def test_the_documentation_has_every_rename() -> None:
-    """The table in docs/configuration.md has the options of `settings/renames.py`; the new names exist."""
+    """The table in docs/configuration.md has the names of `settings/renames.py`; the new names exist."""
     text = CONFIGURATION.read_text(encoding="utf-8")
     table = text.partition("<!-- renames -->\n")[2].partition("<!-- /renames -->")[0]
-    options = re.findall(r"^\| option \| `(\w+)` \| `(\w+)` \|$", table, re.MULTILINE)
-    assert dict(options) == RENAMED_OPTIONS
+    for kind, renames in (("option", RENAMED_OPTIONS), ("command", RENAMED_COMMANDS), ("flag", RENAMED_FLAGS)):
+        rows = re.findall(rf"^\| {kind} \| `(.+)` \| `(.+)` \|$", table, re.MULTILINE)
+        assert dict(rows) == renames
     assert set(RENAMED_OPTIONS.values()) <= set(ObserveSettings.model_fields)
     assert not set(RENAMED_OPTIONS) & set(ObserveSettings.model_fields)
