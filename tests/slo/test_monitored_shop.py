@@ -36,12 +36,9 @@ async def test_every_query_finds_data(prometheus: Api) -> None:
     await prometheus.until("slo:error_budget_remaining:ratio")
     await prometheus.until('rate(http_requests_total{endpoint="/reports/broken"}[1m]) > 0')
     await prometheus.until("http_time_to_first_byte_seconds_bucket offset 3s")
-    empty = [
-        f"{title}: {expression}"
-        for title, expression in queries(made)
-        if not title.startswith("annotation Pages") and not await prometheus.query(expression)
-    ]
-    assert empty == []
+    for title, expression in queries(made):
+        if not title.startswith("annotation Pages"):  # nothing has failed
+            await prometheus.until(expression)
     (latency,) = [panel for panel in panels(made) if panel["title"] == "Latency"]
     for target in latency["targets"]:
         span = {"start": str(time() - 300), "end": str(time() + 60)}
