@@ -18,6 +18,7 @@ from fastapi_observe.middleware import InnerMiddleware, ObserveMiddleware, wrap_
 from fastapi_observe.observability import Observability
 from fastapi_observe.requests.routing import mounted_apps
 from fastapi_observe.settings.model import ObserveSettings
+from fastapi_observe.terminal_output import attach_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +62,9 @@ def install(app: Starlette, settings: ObserveSettings | None = None, **overrides
         observability.close()
         raise
     _disable_other_telemetry(app, observability)
-    outer = functools.partial(ObserveMiddleware, observability=observability, console=_make_console(observability))
+    console = _make_console(observability)
+    attach_terminal(observability, console)
+    outer = functools.partial(ObserveMiddleware, observability=observability, console=console)
     _wrap_stack_builder(app, outer, observability)
     app.state.observe = observability
     observability.on_close(functools.partial(delattr, app.state, "observe"))

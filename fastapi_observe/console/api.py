@@ -15,8 +15,9 @@ from fastapi_observe.internal.version import package_version
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fastapi_observe.console.store import SpanRow, Store, Trace
+    from fastapi_observe.console.store import Store, Trace
     from fastapi_observe.observability import Observability
+    from fastapi_observe.terminal.spans import SpanRow
 
 WINDOW: Final = 300.0
 """Seconds that the figures of the page cover."""

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from fastapi_observe.observability import Observability
-
-_LOG: Final = logging.getLogger("fastapi_observe")
+    from fastapi_observe.records.request import RequestRecord
 
 ASSETS: Final = {
     "app.js": b"text/javascript; charset=utf-8",
@@ -65,6 +64,7 @@ class Console:
         )
         self.api = Api(observability, self.store, secrets.token_hex(8))
         self._announced = False
+        self._base: str | None = None
         self._undo: list[Callable[[], object]] = []
         self._assets = {name: files(__package__).joinpath("static", name).read_bytes() for name in ASSETS}
         digest = hashlib.sha256(b"".join(self._assets.values())).hexdigest()[:12]
@@ -77,11 +77,10 @@ class Console:
         self._observability.add_signal("console", self.signal)
         self._observability.startup_steps.append(self.announce)
         self._observability.blocked_loop_observers.append(self.signal.on_blocked_loop)
-        tracing, logs = self._observability.tracing, self._observability.logs
+        logs = self._observability.logs
         processor = ConsoleProcessor(self.store)
-        if hasattr(tracing.provider, "add_span_processor"):
-            tracing.provider.add_span_processor(processor)
-            self._undo.append(processor.shutdown)
+        self._observability.tracing.add_span_processor(processor)
+        self._undo.append(processor.shutdown)
         push = logs.push
 
         def take(line: bytes) -> None:
@@ -100,8 +99,16 @@ class Console:
         base = base or address_from_command_line()
         if base is not None and not self._announced:
             self._announced = True
+            self._base = base
             address = f"{base}{self.path}/" + (f"?t={self._gate.token}" if in_container() else "")
-            _LOG.info("Development console: %s", address)
+            # Not as a log record: the token would be redacted, as it should be in files and exported lines.
+            self._observability.logs.announce(f"Development console: {address}")
+
+    def link(self, record: RequestRecord) -> str:
+        """Return the address of a request's trace on the page; empty as long as the server's is not known."""
+        if self._base is None or not record.trace_id:
+            return ""
+        return f"{self._base}{record.scope.get('root_path', '')}{self.path}/#trace={record.trace_id}"
 
     def stop(self) -> None:
         """Gather nothing more."""

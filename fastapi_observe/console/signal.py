@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.trace import SpanProcessor
 
-from fastapi_observe.console.store import MAX_RUNNING, MAX_VALUE_LENGTH, Point
+from fastapi_observe.console.store import MAX_RUNNING, Point
 from fastapi_observe.records.frames import caller_location, describe_exception
 from fastapi_observe.records.request import current_record
 from fastapi_observe.records.signal import no_op
+from fastapi_observe.terminal.spans import MAX_VALUE_LENGTH
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from time import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from fastapi_observe.terminal.spans import MAX_VALUE_LENGTH, SpanRow, descendants, to_row
 
+if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
 MAX_BYTES: Final = 16 * 1_048_576
@@ -27,30 +27,11 @@ MAX_SPANS: Final = 500
 MAX_LINES: Final = 200
 """Log lines of one trace, and of those outside any trace."""
 
-MAX_ATTRIBUTES: Final = 64
-MAX_VALUE_LENGTH: Final = 4096
-"""Attributes of one span, and characters of one value."""
-
 MAX_POINTS: Final = 10_000
 """Requests that the statistics are made from."""
 
 MAX_RUNNING: Final = 1000
 """Requests in progress that are shown."""
-
-
-class SpanRow(NamedTuple):
-    """One span. Times are in nanoseconds since the epoch, ids are hexadecimal."""
-
-    span_id: str
-    parent_id: str
-    name: str
-    kind: str
-    start: int
-    end: int
-    status: str
-    attributes: dict[str, Any]
-    events: tuple[tuple[int, str, dict[str, Any]], ...]
-    scope: str
 
 
 class Point(NamedTuple):
@@ -201,6 +182,13 @@ class Store:
                 found.seconds,
             )
 
+    def spans_below(self, trace_id: str, span_id: str) -> list[SpanRow]:
+        """Return the span with an id and all spans below it."""
+        with self._lock:
+            found = self._traces.get(trace_id)
+            rows = [] if found is None else list(found.spans)
+        return descendants(rows, span_id)
+
     def summaries(self, since: int = 0) -> list[dict[str, Any]]:
         """Return the summaries with a higher `seq` than `since`, the newest first."""
         with self._lock:
@@ -225,44 +213,3 @@ class Store:
         with self._lock:
             spans = sum(len(trace.spans) for trace in self._traces.values())
             return {"traces": len(self._traces), "spans": spans, "bytes": self.size, "evicted": self.evicted}
-
-
-def to_row(span: ReadableSpan) -> tuple[SpanRow, int]:
-    """Return a span as it is held, and about how many bytes that takes."""
-    attributes = short_values(span.attributes or {})
-    events = tuple((event.timestamp, event.name, short_values(event.attributes or {})) for event in span.events[:32])
-    scope = span.instrumentation_scope
-    row = SpanRow(
-        f"{span.context.span_id:016x}",
-        f"{span.parent.span_id:016x}" if span.parent is not None else "",
-        span.name,
-        span.kind.name,
-        span.start_time or 0,
-        span.end_time or 0,
-        span.status.status_code.name,
-        attributes,
-        events,
-        "" if scope is None else scope.name,
-    )
-    size = 256 + len(span.name) + sum(_sizes(attributes)) + sum(sum(_sizes(held)) + 64 for _, _, held in events)
-    return row, size
-
-
-def short_values(attributes: Any) -> dict[str, Any]:
-    """Return at most 64 attributes, texts cut at 4,096 characters."""
-    short: dict[str, Any] = {}
-    for key, value in attributes.items():
-        if len(short) >= MAX_ATTRIBUTES:
-            break
-        if isinstance(value, str):
-            short[str(key)[:256]] = value[:MAX_VALUE_LENGTH]
-        elif isinstance(value, int | float | bool):
-            short[str(key)[:256]] = value
-        else:
-            short[str(key)[:256]] = [str(item)[:256] for item in tuple(value)[:32]]
-    return short
-
-
-def _sizes(attributes: dict[str, Any]) -> Iterator[int]:
-    for key, value in attributes.items():
-        yield 64 + len(key) + (len(value) if isinstance(value, str) else 64)

@@ -1,10 +1,8 @@
-"""The formats of a log line: JSON, from any Python object, and readable text for a terminal."""
+"""The JSON of a log line, made from any Python object."""
 
 from __future__ import annotations
 
 import math
-import os
-import re
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,17 +12,14 @@ from datetime import date, datetime, time
 from enum import Enum
 from itertools import islice
 from time import gmtime, strftime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
-from fastapi_observe.records.endpoint import UNMATCHED
 from fastapi_observe.records.exceptions import error_type_of, exception_message, exception_stacktrace
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from fastapi_observe.redaction.redactor import Redactor
 
 MAX_LINE: Final = 16_384
@@ -54,18 +49,6 @@ LIMITS: Final = (
 )
 MINIMAL: Final = LineLimits(0, 0, 0, 200, 400, 100)
 """Limits that always fit: a character takes at most seven bytes."""
-
-CONTROL: Final = re.compile(
-    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
-    "\U000e0000-\U000e007f]"
-)
-"""Characters that move a terminal's cursor, break a line or change the reading direction, and invisible ones."""
-
-STACK_PREFIX: Final = "    | "
-"""Start of each row of a stack trace. No line starts with it."""
-
-LEVEL_COLORS: Final = {"debug": "\x1b[2m", "info": "\x1b[32m", "warn": "\x1b[33m", "error": "\x1b[31m"}
-RESET: Final = "\x1b[0m"
 
 
 class Timestamps:
@@ -163,7 +146,7 @@ def _encode_within(line: dict[str, Any], limits: LineLimits) -> bytes:
     encoded: dict[str, Any] = {}
     for key, value in line.items():
         if key == "fields":
-            encoded[key] = _to_json_safe(value, limits, limits.depth, ())
+            encoded[key] = to_json_safe(value, limits, limits.depth, ())
         elif key == "exception":
             encoded[key] = {
                 "type": _escape_and_truncate(value["type"], limits.name),
@@ -180,7 +163,7 @@ def _escape_and_truncate(text: str, limit: int) -> str:
     return truncate(str.__str__(text), limit).encode("utf-8", "backslashreplace").decode()
 
 
-def _to_json_safe(value: Any, limits: LineLimits, depth: int, parents: tuple[int, ...]) -> Any:
+def to_json_safe(value: Any, limits: LineLimits, depth: int, parents: tuple[int, ...]) -> Any:
     """Convert any object to JSON types, within `limits`. `parents` are the ids of the containers it is in."""
     try:
         if isinstance(value, Enum):
@@ -192,9 +175,9 @@ def _to_json_safe(value: Any, limits: LineLimits, depth: int, parents: tuple[int
             return "<cycle>" if id(value) in parents else "<too deep>"
         parents = (*parents, id(value))
         if isinstance(members, list):
-            return [_to_json_safe(each, limits, depth - 1, parents) for each in members[: limits.keys]]
+            return [to_json_safe(each, limits, depth - 1, parents) for each in members[: limits.keys]]
         return {
-            _escape_and_truncate(to_text(key), 128): _to_json_safe(each, limits, depth - 1, parents)
+            _escape_and_truncate(to_text(key), 128): to_json_safe(each, limits, depth - 1, parents)
             for key, each in islice(members.items(), limits.keys)
         }
     except Exception:  # noqa: BLE001 - methods of any class
@@ -233,66 +216,3 @@ def _members(value: Any) -> dict[Any, Any] | list[Any] | None:
         names = [field.name for field in dataclass_fields(value) if not field.name.startswith("_")]
         return {name: getattr(value, name) for name in names}
     return None
-
-
-class TextFormat:
-    """Formats lines for a terminal: short ids, and colors if `stream` is one."""
-
-    def __init__(self, stream: TextIO | None) -> None:
-        self._encoding = getattr(stream, "encoding", None) or "utf-8"
-        isatty = getattr(stream, "isatty", None)
-        self._colors = bool(isatty and isatty()) and not os.environ.get("NO_COLOR")
-        try:
-            "✓✗…".encode(self._encoding)
-            self._marks = {"info": "✓", "warn": "!", "error": "✗"}
-        except (UnicodeEncodeError, LookupError):
-            self._marks = {"info": "+", "warn": "!", "error": "x"}
-            self._encoding = "ascii"
-
-    def line(self, line: dict[str, Any]) -> bytes:
-        """Format any line: time, level, message, fields, short trace id. A stack trace follows, indented."""
-        level = line["level"]
-        parts = [f"{self._head(level, level.upper().ljust(5))} {legible_text(line['message'])}"]
-        fields = " ".join(f"{legible_text(key)}={_readable(value)}" for key, value in line["fields"].items())
-        return self._finish(line, [*parts, fields])
-
-    def request(self, line: dict[str, Any]) -> bytes:
-        """Format a request line: time, mark, method, endpoint, status, duration, short trace id."""
-        fields = line["fields"]
-        target = f"{fields['method']} {legible_text(fields['endpoint'])}"
-        if fields["endpoint"] == UNMATCHED:
-            target = f"{fields['method']} {legible_text(fields['url'])}"
-        head = self._head(line["level"], self._marks[line["level"]])
-        status = f"closed {fields['close_code']}" if "close_code" in fields else str(fields["status_code"])
-        outcome = "" if fields["outcome"] in {"ok", "client_error", "server_error"} else fields["outcome"]
-        return self._finish(line, [f"{head} {target}", status, f"{fields['duration_ms']:.0f} ms", outcome])
-
-    def _head(self, level: str, mark: str) -> str:
-        now = datetime.now().astimezone().strftime("%H:%M:%S.%f")[:-3]
-        if not self._colors:
-            return f"{now} {mark}"
-        return f"{now} {LEVEL_COLORS.get(level, LEVEL_COLORS['error'])}{mark}{RESET}"
-
-    def _finish(self, line: dict[str, Any], parts: Iterable[str]) -> bytes:
-        text = "  ".join(part for part in [*parts, line.get("trace_id", "")[:8]] if part) + "\n"
-        if "exception" in line:
-            for row in line["exception"]["stacktrace"].removesuffix("\n").split("\n"):  # other line ends are escaped
-                text += f"{STACK_PREFIX}{legible_text(row)}\n"
-        return text.encode(self._encoding, "backslashreplace")
-
-
-def legible_text(value: object) -> str:
-    """Return `value` as text with control characters escaped."""
-    return CONTROL.sub(_escape_character, to_text(value, MAX_MESSAGE))
-
-
-def _escape_character(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"  # noqa: PLR2004 - 1, 2 bytes
-
-
-def _readable(value: Any) -> str:
-    if isinstance(value, str):
-        text = legible_text(value)
-        return f'"{text}"' if not text or " " in text else text
-    return legible_text(orjson.dumps(_to_json_safe(value, LIMITS[1], LIMITS[1].depth, ())).decode())

@@ -23,7 +23,6 @@ from fastapi_observe.logs.file.rotation import parse_rotation
 from fastapi_observe.logs.handlers import SERVERS
 from fastapi_observe.logs.line import (
     MAX_MESSAGE,
-    TextFormat,
     Timestamps,
     describe_exception,
     encode_line,
@@ -50,10 +49,12 @@ from fastapi_observe.logs.request_line import (
     operation_message,
     repeated_statement_fields,
 )
+from fastapi_observe.logs.text import TextFormat
 from fastapi_observe.records.request import CONTEXT_KEY, EXCEPTION_IDS_ATTRIBUTE, current_record
 from fastapi_observe.records.signal import no_op
 from fastapi_observe.redaction.redactor import Redactor
 from fastapi_observe.settings.types import parse_level
+from fastapi_observe.terminal.style import is_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,9 +142,10 @@ class LogService:
                 on_internal_error=internal_errors,
             )
         stream = sys.stdout
-        terminal = settings.environment == "development" and stream is not None and stream.isatty()
-        readable = settings.log_format == "text" or (settings.log_format == "auto" and terminal)
-        self._text = TextFormat(stream) if readable else None
+        readable = settings.log_format == "text" or (settings.log_format == "auto" and is_terminal(stream))
+        self.text = (
+            TextFormat(stream, raw_targets=settings.development, all_trees=settings.print_traces) if readable else None
+        )
 
     @property
     def written(self) -> int:
@@ -183,6 +185,17 @@ class LogService:
         """Write all queued lines, within about `timeout` seconds. Returns whether nothing is left."""
         return self._writer.flush(timeout)
 
+    def print_text(self, text: bytes) -> None:
+        """Write a text that is not a log line to standard output, in its place among the lines."""
+        self._writer.write(text)
+
+    def announce(self, message: str) -> None:
+        """Write a line of level info to standard output only, without redaction: it is for the developer's eyes."""
+        if LEVELS["info"] < self.threshold:
+            return
+        line = {**self._line("info", message, "fastapi_observe"), "fields": {}}
+        self._writer.write(encode_line(line) if self.text is None else self.text.line(line))
+
     def set_level(self, level: str | int) -> None:
         """Write lines of `level` and above from now on. Raises `ValueError` for an unknown level."""
         name = parse_level(level)
@@ -209,17 +222,28 @@ class LogService:
         level = OUTCOME_LEVELS.get(record.outcome, "error")
         number = LEVELS[level]
         if not self.logs_requests or number < self.threshold:
+            if self.text is not None:
+                self._write_tree(self.text, record)
             return
-        parts = self._request_lines.capture(record, level) if self._text is None else None
+        parts = self._request_lines.capture(record, level) if self.text is None else None
         if parts is not None:
             self._writer.enqueue(parts, self._encode_request, self._file, number)
             return
         ended = record.started_ns + int(record.duration * 1e9)
         line = self._request_lines.build(record, level, ended)
-        self._write(line, request=True)
+        self._write(line, text=None if self.text is None else self.text.request(line, record, self._redactor))
         if record.exception is not None:
             ids = record.trace_id, record.span_id, record.request_id
             _CRASHES.append(Crash(ids, line["exception"]["type"], line["exception"]["message"]))
+
+    def _write_tree(self, text: TextFormat, record: RequestRecord) -> None:
+        """Write the tree of a request without a line, if trees are wanted. In any case its spans are taken."""
+        if text.all_trees:
+            tree = text.tree(record)
+            if tree:
+                self.print_text(tree)
+        else:
+            text.spans(record.trace_id, record.span_id)
 
     def _encode_request(self, parts: RequestLineParts) -> bytes:
         """Encode a request line, in the writer's thread. If that fails, write a line with the path only."""
@@ -248,7 +272,8 @@ class LogService:
         if operation.span is not None:
             span_context = operation.span.get_span_context()
             line["trace_id"], line["span_id"] = f"{span_context.trace_id:032x}", f"{span_context.span_id:016x}"
-        self._finish(line, operation_fields(operation), operation.exception)
+        self._complete(line, operation_fields(operation), operation.exception)
+        self._write(line, text=None if self.text is None else self.text.operation(line))
 
     def _warn_repeated(self, record: RequestRecord, work: TimeBreakdown) -> None:
         """Write a line for each statement that a request has repeated too often."""
@@ -288,7 +313,7 @@ class LogService:
         if record.stack_info:
             fields["stack_info"] = record.stack_info
         name = to_text(record.name, 256)
-        is_server = name.partition(".")[0] in SERVERS
+        is_server, is_repeated = name.partition(".")[0] in SERVERS, False
         line = self._make_line(record.levelno, message, name, exc, is_server=is_server)
         if is_server and type(exc).__name__ == "ClientDisconnect":
             # Not an error of the app: its request line has outcome `client_disconnect`. The stack is the framework's.
@@ -296,10 +321,12 @@ class LogService:
                 return
             self._add_ids(line, exc)
             line["level"], fields["error_type"], exc = "warn", "client_disconnect", None
+            is_repeated = self.logs_requests
         if is_server and (exc is not None or "exception" in line):
             exc = _refer_to_request_line(line, fields, exc)
+            is_repeated = exc is None and "exception" not in line
         # A server's last lines come after the last flush, right before the process ends.
-        self._finish(line, fields, exc, urgent=is_server)
+        self._finish(line, fields, exc, urgent=is_server, is_repeated=is_repeated)
 
     def _make_line(
         self, number: int, text: str, logger: str, exc: BaseException | None, *, is_server: bool = False
@@ -329,15 +356,28 @@ class LogService:
         }
 
     def _finish(
-        self, line: dict[str, Any], fields: dict[str, Any], exc: BaseException | None, *, urgent: bool = False
+        self,
+        line: dict[str, Any],
+        fields: dict[str, Any],
+        exc: BaseException | None,
+        *,
+        urgent: bool = False,
+        is_repeated: bool = False,
     ) -> None:
+        """Complete and write a line. As text it is not written if it repeats what the request line has said."""
+        self._complete(line, fields, exc)
+        text = b"" if is_repeated else None
+        if exc is not None and self.text is not None:
+            text = self.text.line(line, exc, self._redactor)
+        self._write(line, text=text, urgent=urgent)
+
+    def _complete(self, line: dict[str, Any], fields: dict[str, Any], exc: BaseException | None) -> None:
         if "request_id" not in line:
             self._add_ids(line, exc)
         context = context_fields()
         line["fields"] = self._redactor.fields({**context, **fields} if context else fields)
         if exc is not None:
             line["exception"] = describe_exception(exc, self._redactor)
-        self._write(line, urgent=urgent)
 
     def _add_ids(self, line: dict[str, Any], exc: BaseException | None) -> None:
         """Add the ids of the current span and request, or else those that our middleware gave to the exception."""
@@ -367,18 +407,20 @@ class LogService:
         if request_id:
             line["request_id"] = request_id
 
-    def _write(self, line: dict[str, Any], *, request: bool = False, urgent: bool = False) -> None:
-        text, file = self._text, self._file
+    def _write(self, line: dict[str, Any], *, text: bytes | None = None, urgent: bool = False) -> None:
+        """Write a line; `text` is what standard output gets if it gets text, by default the line as such."""
+        file = self._file
         level = LEVELS[line["level"]]
         urgent = urgent or level >= 40  # noqa: PLR2004 - see LEVELS
-        data = encode_line(line) if text is None or file is not None or self.push is not None else b""
+        data = encode_line(line) if self.text is None or file is not None or self.push is not None else b""
         if self.push is not None:
             self.push(data)
-        if text is None:
+        if self.text is None:
             self._writer.write(data, urgent=urgent, file=file, copy=data, level=level)
             return
-        readable = text.request(line) if request else text.line(line)
-        self._writer.write(readable, urgent=urgent, file=file, copy=b"" if file is None else data, level=level)
+        readable = self.text.line(line) if text is None else text
+        if readable or file is not None:
+            self._writer.write(readable, urgent=urgent, file=file, copy=b"" if file is None else data, level=level)
 
 
 class ObserveLogger:

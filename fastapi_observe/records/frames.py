@@ -103,24 +103,37 @@ def find_record(frame: FrameType | None) -> RequestRecord | None:
 
 
 def describe_exception(exc: BaseException, redactor: Redactor) -> list[dict[str, Any]]:
-    """Return an exception and its causes, the raised one first: type, message, and frames, the innermost first."""
+    """Return an exception, its causes and the members of its group, the raised one first.
+
+    Each has its type, message and frames, the innermost first, and its relation to one before: `cause`, `context` or
+    `member`.
+    """
     chain: list[dict[str, Any]] = []
     seen: set[int] = set()
-    current: BaseException | None = exc
-    while current is not None and id(current) not in seen and len(chain) < MAX_CHAIN:
+    pending: list[tuple[BaseException | None, str]] = [(exc, "")]
+    while pending and len(chain) < MAX_CHAIN:
+        current, relation = pending.pop(0)
+        if current is None or id(current) in seen:
+            continue
         seen.add(id(current))
         chain.append(
             {
                 "type": type(current).__qualname__,
                 "message": exception_message(current, redactor)[:4096],
-                "frames": _frames(current),
+                "frames": _frames(current, redactor),
+                "relation": relation,
             }
         )
-        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+        if current.__cause__ is not None:
+            pending.append((current.__cause__, "cause"))
+        elif not current.__suppress_context__:
+            pending.append((current.__context__, "context"))
+        if isinstance(current, BaseExceptionGroup):
+            pending += [(member, "member") for member in current.exceptions[:MAX_CHAIN]]
     return chain
 
 
-def _frames(exc: BaseException) -> list[dict[str, Any]]:
+def _frames(exc: BaseException, redactor: Redactor) -> list[dict[str, Any]]:
     frames = []
     trace = exc.__traceback__
     while trace is not None:
@@ -133,7 +146,7 @@ def _frames(exc: BaseException) -> list[dict[str, Any]]:
             "line": line,
             "function": function,
             "own": is_own_file(name),
-            "code": linecache.getline(name, line).strip()[:256],
+            "code": redactor.text(linecache.getline(name, line).strip()[:256]),
         }
         for name, line, function in reversed(frames[-MAX_FRAMES:])
     ]

@@ -307,7 +307,13 @@ class ObserveSettings(BaseSettings):
         "Lowest level to write. Also accepts the names that `logging`, uvicorn and loguru use, and their numbers.",
     )
     log_format: Literal["auto", "json", "text"] = option(
-        "auto", "auto: text if standard output is a terminal and `environment` is `development`, else JSON."
+        "auto", "auto: text for people if standard output is a terminal, else JSON."
+    )
+    print_traces: bool = option(
+        False,
+        "Print the tree of spans of each sampled trace on standard output. Without it, text lines show those of "
+        "requests that failed or were slow.",
+        otel=("OTEL_TRACES_EXPORTER",),
     )
     log_requests: bool = option(True, "Write one line for each request.")
     capture_logging: bool = option(True, "Write records of `logging`, uvicorn's included, as log lines.")

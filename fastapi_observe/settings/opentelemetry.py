@@ -51,7 +51,7 @@ DEFAULT_VALUES: Final[Mapping[str, frozenset[str]]] = {
 
 LOCAL_TRACES: Final = (
     "To see traces locally, set otlp_endpoint to a local Jaeger (docker run -p 16686:16686 -p 4318:4318 "
-    "jaegertracing/jaeger), or pass span_processors=[SimpleSpanProcessor(ConsoleSpanExporter())] to install()"
+    "jaegertracing/jaeger), or OTEL_TRACES_EXPORTER=console to print them"
 )
 
 
@@ -74,9 +74,8 @@ def describe_ignored(
 def describe_unsupported_exporters() -> Iterator[str]:
     """Yield a message for exporters in `OTEL_TRACES_EXPORTER` that do not exist here."""
     names = split(os.environ.get("OTEL_TRACES_EXPORTER", "").lower())
-    unsupported = [name for name in ("console", "zipkin") if name in names]
-    if unsupported:
-        yield f"OTEL_TRACES_EXPORTER={','.join(unsupported)} is not supported; only otlp and none are. {LOCAL_TRACES}."
+    if "zipkin" in names:
+        yield f"OTEL_TRACES_EXPORTER=zipkin is not supported; otlp, console and none are. {LOCAL_TRACES}."
 
 
 def describe_unread(settings_cls: type[BaseSettings]) -> Iterator[str]:

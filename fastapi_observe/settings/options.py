@@ -91,6 +91,7 @@ class Options(TypedDict, total=False):
     logs: bool
     log_level: Level | int
     log_format: Literal["auto", "json", "text"]
+    print_traces: bool
     log_requests: bool
     capture_logging: bool
     quiet_loggers: Sequence[str]

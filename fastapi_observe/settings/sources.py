@@ -181,17 +181,23 @@ def _parse_traces_exporter(text: str) -> Any:
     return None
 
 
+def _parse_print_traces(text: str) -> Any:
+    """Return True where the list of exporters has the console. Otherwise it says nothing about this option."""
+    return True if "console" in split(text.lower()) else UNSET
+
+
 _PARSERS: Final[dict[tuple[str, str], Callable[[str], Any]]] = {
     ("tracing", "OTEL_SDK_DISABLED"): _parse_sdk_disabled,
     # A ratio sampler without argument samples every trace (OpenTelemetry specification).
     ("sample_ratio", "OTEL_TRACES_SAMPLER"): lambda text: 1.0 if text.lower().endswith("traceidratio") else UNSET,
     ("otlp_endpoint", "OTEL_TRACES_EXPORTER"): _parse_traces_exporter,
+    ("print_traces", "OTEL_TRACES_EXPORTER"): _parse_print_traces,
     ("batch_delay", "OTEL_BSP_SCHEDULE_DELAY"): lambda text: float(text) / 1000,
     ("otlp_metrics_interval", "OTEL_METRIC_EXPORT_INTERVAL"): lambda text: float(text) / 1000,
 }
 """Parsers of variables that use another unit or other words than the option."""
 _ACCEPTED: Final = {
-    ("otlp_endpoint", "OTEL_TRACES_EXPORTER"): "otlp or none",
+    ("otlp_endpoint", "OTEL_TRACES_EXPORTER"): "otlp, console or none",
     ("otlp_headers", "OTEL_EXPORTER_OTLP_HEADERS"): "name=value,name2=value2 (percent-encoded)",
     ("otlp_headers", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"): "name=value,name2=value2 (percent-encoded)",
 }

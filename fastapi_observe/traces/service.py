@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from concurrent.futures import Executor
 
+    from opentelemetry.sdk.trace import SpanProcessor
     from opentelemetry.trace import Span
 
     from fastapi_observe.internal.errors import InternalErrors
@@ -97,6 +98,7 @@ class TracingService:
         self._factory = None if own is None else self._make_factory(own)
         self.tail_sampler = self._make_tail_sampler(settings)
         self._replaced: ObserveTracerProvider | None = None
+        self._added_processors: list[SpanProcessor] = []
         self._withdraw = None if own is None else GLOBAL_PROVIDER.offer(own, self._join)
         fields = propagate.get_global_textmap().fields
         self._carriers = {name.lower().encode("latin-1"): name for name in fields}
@@ -115,7 +117,7 @@ class TracingService:
         if not (isinstance(own, ObserveTracerProvider) and is_user_provider(provider)):
             return
         try:
-            for processor in self._settings.span_processors:
+            for processor in (*self._settings.span_processors, *self._added_processors):
                 provider.add_span_processor(GuardedProcessor(processor, self._internal_errors))  # type: ignore[attr-defined]
             self.tracer = provider.get_tracer("fastapi_observe", schema_url=SCHEMA_URL)
             # Requests in other threads read these without a lock: first, no further span is made in the own way.
@@ -130,6 +132,13 @@ class TracingService:
                 )
         except Exception as exc:  # noqa: BLE001 - an internal error never reaches the code that sets the provider
             self._internal_errors("traces.join", exc)
+
+    def add_span_processor(self, processor: SpanProcessor) -> None:
+        """Pass the spans of this app to a processor of ours, also if the user sets another provider later."""
+        self._added_processors.append(processor)
+        add = getattr(self.provider, "add_span_processor", None)
+        if add is not None:
+            add(GuardedProcessor(processor, self._internal_errors))
 
     def _make_tail_sampler(self, settings: ObserveSettings) -> TailSampler | None:
         """Return the tail sampler; None if it is switched off, or the user's provider decides about recording."""

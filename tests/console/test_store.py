@@ -12,7 +12,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from fastapi_observe.console import store as store_module
 from fastapi_observe.console.advice import find_problems, judge, route_rows
-from fastapi_observe.console.store import MAX_SPANS, MAX_TRACES, MAX_VALUE_LENGTH, Point, Store
+from fastapi_observe.console.store import MAX_SPANS, MAX_TRACES, Point, Store
+from fastapi_observe.terminal.spans import MAX_VALUE_LENGTH
 
 
 def summary(trace_id: str, **facts: Any) -> dict[str, Any]:

@@ -21,13 +21,12 @@ from hypothesis import strategies as st
 from fastapi_observe.logs.line import (
     MAX_LINE,
     MAX_STACKTRACE,
-    TextFormat,
     Timestamps,
     describe_exception,
     encode_line,
-    legible_text,
     to_text,
 )
+from fastapi_observe.logs.text import TextFormat
 from fastapi_observe.records.exceptions import error_type_of
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR, MAX_QUERY_BYTES, Redactor
 
@@ -284,88 +283,6 @@ def test_timestamps_are_rfc_3339() -> None:
     assert timestamps(1_700_000_000_123_456_789) == "2023-11-14T22:13:20.123456Z"
     assert timestamps(1_700_000_000_000_001_000) == "2023-11-14T22:13:20.000001Z"
     assert timestamps(0) == "1970-01-01T00:00:00.000000Z"
-
-
-class Terminal(io.StringIO):
-    """A stream that claims to be a terminal."""
-
-    def __init__(self, encoding: str) -> None:
-        super().__init__()
-        self._encoding = encoding
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """Return the terminal's encoding."""
-        return self._encoding
-
-    def isatty(self) -> bool:
-        """Say so."""
-        return True
-
-
-def request_line(**fields: Any) -> dict[str, Any]:
-    """Build a request line."""
-    known = {
-        "method": "GET",
-        "url": "/orders/1",
-        "endpoint": "/orders/{order_id}",
-        "status_code": 200,
-        "outcome": "ok",
-        "duration_ms": 12.3,
-    }
-    return {**line(**known, **fields), "trace_id": "1a2b3c4d" * 4}
-
-
-def test_a_request_is_one_readable_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal a request has mark, endpoint, status, duration and short trace id."""
-    monkeypatch.setenv("NO_COLOR", "1")
-    text = TextFormat(Terminal("utf-8"))
-    assert text.request(request_line()).decode()[13:] == "✓ GET /orders/{order_id}  200  12 ms  1a2b3c4d\n"
-    unmatched = {**request_line(), "level": "warn"}
-    unmatched["fields"] |= {"endpoint": "unmatched", "status_code": 404, "outcome": "client_disconnect"}
-    assert text.request(unmatched).decode()[13:] == "! GET /orders/1  404  12 ms  client_disconnect  1a2b3c4d\n"
-    closed = request_line(close_code="1000")
-    assert "closed 1000" in text.request(closed).decode()
-
-
-def test_only_terminals_get_colors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Colors are for terminals, unless NO_COLOR is set."""
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    assert b"\x1b[32m" in TextFormat(Terminal("utf-8")).request(request_line())
-    assert b"\x1b[31m" in TextFormat(Terminal("utf-8")).line({**line(), "level": "fatal"})
-    assert b"\x1b" not in TextFormat(io.StringIO()).request(request_line())
-    assert b"\x1b" not in TextFormat(None).request(request_line())
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "no-such-encoding"])
-def test_a_terminal_without_the_marks_gets_ascii(encoding: str) -> None:
-    """The encoding of the terminal decides."""
-    text = TextFormat(Terminal(encoding))
-    assert b"+" in text.request(request_line())
-    assert b"caf\\xe9" in text.line({**line(), "message": "café"})
-
-
-def test_fields_are_readable() -> None:
-    """Fields follow as key=value: quoted if they have spaces, objects as JSON, the trace id last."""
-    shown = TextFormat(None).line({**line(a=1, b="two words", c="", d=[1], e="x"), "trace_id": "1a2b3c4d" * 4})
-    assert shown.decode()[13:] == 'INFO  m  a=1 b="two words" c="" d=[1] e=x  1a2b3c4d\n'
-
-
-def test_text_cannot_be_forged() -> None:
-    """Line ends, escape sequences, direction marks and invisible characters are escaped."""
-    for code in (*range(0x200B, 0x2010), *range(0x2060, 0x2065), *range(0x2066, 0x2070), 0xFEFF, 0xAD, 0x180E, 0xFFF9):
-        assert legible_text(chr(code)) == (f"\\u{code:04x}" if code > 0xFF else f"\\x{code:02x}")
-    assert legible_text("\U000e0041") == "\\U000e0041"
-    assert legible_text("café 漢字 שלום 👍") == "café 漢字 שלום 👍"
-    assert legible_text("a\nb\x1b[31m\u202e\x9b\ud800") == "a\\x0ab\\x1b[31m\\u202e\\x9b\\ud800"
-
-
-def test_a_stack_trace_is_indented() -> None:
-    """Each row of a stack trace starts with a mark that no line starts with; other line ends are escaped."""
-    forged = "one\n12:00:00.000 INFO  x\n\ntwo\x1b\r12\u2028\x85\x0b\x1c\n"
-    shown = TextFormat(None).line({**line(), "exception": {"stacktrace": forged}}).decode()
-    rows = ["one", "12:00:00.000 INFO  x", "", "two\\x1b\\x0d12\\u2028\\x85\\x0b\\x1c"]
-    assert shown.split("m\n", 1)[1] == "".join(f"    | {row}\n" for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -853,7 +853,7 @@ def test_the_text_format(make: Callable[..., LogService], capsys: pytest.Capture
     logs.log.error("x", order_id=7)
     logs.close()
     rows = capsys.readouterr().out.splitlines()
-    assert rows[0].endswith("✓ GET /orders/{order_id}  200  12 ms  0af76519")
+    assert rows[0].endswith("✓ GET /orders/7?page=REDACTED&token=REDACTED  200  12 ms  ○ 0af76519")
     assert rows[1].endswith("ERROR x  order_id=7")
     (path,) = tmp_path.iterdir()
     assert [json.loads(row)["message"] for row in path.read_text().splitlines()] == ["HTTP request completed", "x"]
@@ -861,23 +861,15 @@ def test_the_text_format(make: Callable[..., LogService], capsys: pytest.Capture
     assert capsys.readouterr().out.endswith("ERROR y\n")
 
 
-def test_auto_is_text_on_a_terminal_in_development(
-    make: Callable[..., LogService], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Text needs both: a terminal and the development environment."""
-    make(environment="development").log.error("x")
-    assert capsys.readouterr().out.startswith("{")
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    make(environment="production").log.error("x")
-    assert capsys.readouterr().out.startswith("{")
-
-
 def test_auto_on_a_real_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In development a terminal gets text."""
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert LogService(ObserveSettings(environment="development"), InternalErrors())._text is not None
-    monkeypatch.setattr(sys, "stdout", None)
-    assert LogService(ObserveSettings(environment="development"), InternalErrors())._text is None
+    """A terminal gets text in any environment; anything else, and a standard output that is closed, gets JSON."""
+    for environment in ("development", "production"):
+        with monkeypatch.context() as patch:
+            assert LogService(ObserveSettings(environment=environment), InternalErrors()).text is None
+            patch.setattr(sys.stdout, "isatty", lambda: True)
+            assert LogService(ObserveSettings(environment=environment), InternalErrors()).text is not None
+            patch.setattr(sys, "stdout", None)
+            assert LogService(ObserveSettings(environment=environment), InternalErrors()).text is None
 
 
 def test_counts(make: Callable[..., LogService], lines: Lines, tmp_path: Path) -> None:

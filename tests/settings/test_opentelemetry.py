@@ -42,7 +42,7 @@ def test_an_invalid_value_is_ignored() -> None:
         assert message.startswith(f"Ignored {variable}={value!r}")
         assert ": expected " in message
     with environment("OTEL_TRACES_EXPORTER=jaeger"):
-        assert ObserveSettings().warnings()[0].endswith(": expected otlp or none.")
+        assert ObserveSettings().warnings()[0].endswith(": expected otlp, console or none.")
 
 
 def test_units_of_times_are_named() -> None:
@@ -121,14 +121,28 @@ def test_unread_variables_are_named_once() -> None:
         assert ObserveSettings().warnings() == ()
 
 
-def test_the_console_exporter_is_unsupported() -> None:
-    """`OTEL_TRACES_EXPORTER=console` exports nothing; the message has two ways to see traces locally."""
+def test_the_console_exporter_prints_traces() -> None:
+    """`OTEL_TRACES_EXPORTER=console` prints traces and exports none; with `otlp` in the list it does both."""
     with environment("OTEL_TRACES_EXPORTER=console", "OTEL_EXPORTER_OTLP_ENDPOINT=http://c"):
         settings = ObserveSettings()
     assert settings.traces_url is None
-    (message,) = settings.warnings()
-    assert message.startswith("OTEL_TRACES_EXPORTER=console is not supported")
-    assert "ConsoleSpanExporter" in message
+    assert settings.print_traces
+    assert settings.warnings() == ()
+    assert settings.sources()["print_traces"] == "OTEL_TRACES_EXPORTER"
+    with environment("OTEL_TRACES_EXPORTER=Console, otlp", "OTEL_EXPORTER_OTLP_ENDPOINT=http://c"):
+        settings = ObserveSettings()
+    assert settings.traces_url is not None
+    assert settings.print_traces
+    with environment("OTEL_TRACES_EXPORTER=otlp"):
+        assert not ObserveSettings().print_traces
+
+
+def test_the_zipkin_exporter_is_unsupported() -> None:
+    """`OTEL_TRACES_EXPORTER=zipkin` exports nothing; the message has two ways to see traces locally."""
+    with environment("OTEL_TRACES_EXPORTER=zipkin"):
+        (message,) = ObserveSettings().warnings()
+    assert message.startswith("OTEL_TRACES_EXPORTER=zipkin is not supported")
+    assert "OTEL_TRACES_EXPORTER=console" in message
     assert "jaegertracing/jaeger" in message
 
 

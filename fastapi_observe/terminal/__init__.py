@@ -1,0 +1,1 @@
+"""Text for terminals: trees of spans and exceptions, shared by the log lines and the command line."""
