@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.applications import Starlette
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from fastapi_observe import SettingsError, get_observability, install
@@ -171,15 +171,6 @@ def test_exceptions_of_mounted_apps_are_recorded(observed: Callable[..., Seen]) 
     errors = {dict(labels)["error_type"] for labels in seen.samples("http_request_errors_total")}
     assert errors <= {"KeyError"}
     assert vars(below)["__observe_wrapped__"]
-
-
-def test_routes_that_cannot_be_walked(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mounted apps without `InnerMiddleware` are served; the internal error is counted."""
-    monkeypatch.setattr(sys.modules["fastapi_observe.install"], "mounted_apps", lambda app: 1 / 0)
-    app = Starlette(routes=[Mount("/sub", Starlette(routes=[Route("/x", page)]))])
-    seen = observed(app)
-    assert TestClient(app).get("/sub/x").status_code == 200
-    assert seen.observe.internal_errors.counts == {"mounted": 1}
 
 
 def test_close_reverts_everything(observed: Callable[..., Seen]) -> None:
@@ -374,39 +365,6 @@ async def test_an_exception_carries_the_ids(observed: Callable[..., Seen]) -> No
         assert hasattr(error, EXCEPTION_IDS_ATTRIBUTE) is isinstance(error, KeyError)
 
 
-async def test_internal_errors_of_the_middleware_are_counted(
-    observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Requests are served and the lifespan starts even if their start or end cannot be reported."""
-
-    async def busy(_: Any) -> PlainTextResponse:
-        return PlainTextResponse("busy", 503)
-
-    app = Starlette(routes=[Route("/x", page), Route("/busy", busy)])
-    seen = observed(app)
-    client = TestClient(app)
-    with monkeypatch.context() as broken:
-        broken.setattr(seen.observe, "start_request", lambda *_: 1 / 0)
-        assert client.get("/x").text == "page"
-        broken.setattr(seen.observe, "on_startup", lambda: 1 / 0)
-        with client:
-            assert client.get("/x").text == "page"
-    assert seen.observe.internal_errors.counts == {"request.start": 2, "lifespan": 1}
-    monkeypatch.setattr("fastapi_observe.records.request.RequestRecord.finish", lambda *_: 1 / 0)
-    assert client.get("/busy").text == "busy"
-    assert seen.observe.internal_errors.counts["request.finish"] == 1
-
-
-def test_metrics_that_cannot_be_rendered(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The response is 500 with a message, and the internal error is counted."""
-    app = FastAPI()
-    seen = observed(app)
-    monkeypatch.setattr(seen.observe.metrics, "render", lambda *_: 1 / 0)
-    answer = TestClient(app).get("/metrics")
-    assert (answer.status_code, answer.text) == (500, "Cannot render the metrics.")
-    assert seen.observe.internal_errors.counts == {"metrics.render": 1}
-
-
 def test_a_lifespan_that_fails(observed: Callable[..., Seen]) -> None:
     """The exception of an app that cannot start is raised unchanged."""
 
@@ -422,7 +380,7 @@ def test_a_lifespan_that_fails(observed: Callable[..., Seen]) -> None:
 
     seen = observed(Starlette(lifespan=Lifespan))
     with pytest.raises(ValueError, match="no database"):
-        TestClient(seen.observe.routes._app).__enter__()
+        TestClient(seen.observe.app).__enter__()
     assert seen.observe.internal_errors.counts == {}
 
 

@@ -233,6 +233,7 @@ def test_metrics_that_cannot_be_rendered_are_a_plain_500(observed: Callable[...,
         answer = asyncio.run(ask(app, http_scope("/metrics"), Server([]), []))
     assert answer.raised is None
     assert answer.messages[0]["status"] == 500
+    assert answer.messages[1]["body"] == b"Cannot render the metrics."
     assert_internal_errors(seen, "metrics.render")
 
 
