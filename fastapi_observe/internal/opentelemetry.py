@@ -7,8 +7,9 @@ import contextlib
 import logging
 import sys
 import threading
+import weakref
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -103,24 +104,32 @@ class _WatchedOnce:
         return getattr(self._once, name)
 
 
+class _Offer(NamedTuple):
+    """The provider of an installed app. Weak, so that an app that was never closed can be freed."""
+
+    provider: weakref.ref[trace.TracerProvider]
+    on_replaced: weakref.WeakMethod[Callable[[trace.TracerProvider], None]]
+
+
 class GlobalProvider:
     """The global tracer provider, which installed apps fill until the user sets one."""
 
     def __init__(self) -> None:
-        self._offers: list[tuple[trace.TracerProvider, Callable[[trace.TracerProvider], None]]] = []
+        self._offers: list[_Offer] = []
 
     def offer(
         self, provider: trace.TracerProvider, on_replaced: Callable[[trace.TracerProvider], None]
     ) -> Callable[[], None]:
         """Make a provider the global one if there is none. Returns a function that reverts this.
 
-        `on_replaced` is called with the provider that the user sets later.
+        `on_replaced`, a method, is called with the provider that the user sets later.
         """
         if not (hasattr(trace, "_TRACER_PROVIDER") and hasattr(trace, "_TRACER_PROVIDER_SET_ONCE")):
             if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
                 trace.set_tracer_provider(provider)
             return lambda: None
-        entry = provider, on_replaced
+        self._offers = [offer for offer in self._offers if offer.provider() is not None]
+        entry = _Offer(weakref.ref(provider), weakref.WeakMethod(on_replaced))
         self._offers.append(entry)
         if not isinstance(trace._TRACER_PROVIDER_SET_ONCE, _WatchedOnce):
             watched: Any = _WatchedOnce(trace._TRACER_PROVIDER_SET_ONCE, self._on_set)
@@ -132,14 +141,16 @@ class GlobalProvider:
             if entry in self._offers:
                 self._offers.remove(entry)
             if trace._TRACER_PROVIDER is provider:
-                trace._TRACER_PROVIDER = self._offers[0][0] if self._offers else None
+                others = (offer.provider() for offer in self._offers)
+                trace._TRACER_PROVIDER = next((other for other in others if other is not None), None)
 
         return withdraw
 
     def _on_set(self) -> None:
         provider = trace._TRACER_PROVIDER
-        for _, on_replaced in self._offers.copy():
-            if provider is not None:
+        for offer in self._offers.copy():
+            on_replaced = offer.on_replaced()
+            if provider is not None and on_replaced is not None:
                 on_replaced(provider)
 
 

@@ -228,8 +228,8 @@ ENCODED_WORD: Final = re.compile(r"[^\s'\"<>]++")
 UNICODE_ESCAPE: Final = re.compile(r"\\u00([0-9A-Fa-f]{2})")
 """A word that may contain percent-encoded characters, and the escapes of JSON for the same characters."""
 
-HEADER_VALUE: Final = re.compile(rf"(?-i:REDACTED) | {_QUOTED_VALUE} | [^\n]*+", re.IGNORECASE | re.VERBOSE | re.DOTALL)
-"""The value of a header such as `Authorization` and `Cookie`, up to the end of its line."""
+LINE_VALUE: Final = re.compile(rf"(?-i:REDACTED) | {_QUOTED_VALUE} | [^\n]*+", re.IGNORECASE | re.VERBOSE | re.DOTALL)
+"""A value of several words, such as that of `Authorization` and `Cookie`: quoted, or up to the end of its line."""
 
 QUOTED: Final = re.compile(r"""(?<![A-Za-z])"[^"]*+(?:"|\Z)|(?<![A-Za-z])'[^']*+(?:'|\Z)""")
 """A quoted part. An apostrophe inside a word does not start one."""

@@ -22,8 +22,8 @@ from fastapi_observe.redaction.patterns import (
     CARD,
     COUNT,
     ENCODED_WORD,
-    HEADER_VALUE,
     KEY_BEFORE_VALUE,
+    LINE_VALUE,
     MAX_TEXT_LENGTH,
     MIN_CARD_DIGITS,
     NAMES_BEFORE_VALUES,
@@ -88,7 +88,9 @@ _is_plain_path: Final = PLAIN_PATH.fullmatch
 _is_plain_id: Final = PLAIN_ID.fullmatch
 
 _QUOTES: Final = frozenset({"'", '"', "\\"})
-_HEADER_NAMES: Final = ("authorization", "cookie")
+_LINE_NAMES: Final = ("authorization", "cookie", "phrase", "mnemonic")
+"""Ends of names whose value goes on to the end of its line."""
+
 _NOT_CACHED: Final = ("", None)
 _WITHOUT_ROUTE: Final = frozenset({"unmatched", "redirect"})
 _SUBPATH: Final = "/{path}"
@@ -293,7 +295,7 @@ class Redactor:
             return at
         if is_source_line(text, at):
             return expression_end(text, at)
-        return _end(HEADER_VALUE if name.lower().endswith(_HEADER_NAMES) else VALUE, match)
+        return _end(LINE_VALUE if name.lower().endswith(_LINE_NAMES) else VALUE, match)
 
     def _apply_user_rules(self, text: str) -> str:
         for pattern in self._patterns:

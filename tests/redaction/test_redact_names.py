@@ -61,7 +61,7 @@ def test_plurals_and_relatives() -> None:
     for name in RELATIVES:
         assert SecretNames().is_secret(name), name
         assert DEFAULT_REDACTOR.fields({name: "hunter2"}) == {name: "REDACTED"}, name
-        assert DEFAULT_REDACTOR.text(f"{name}=hunter2 x") == f"{name}=REDACTED x", name
+        assert DEFAULT_REDACTOR.text(f"{name}=hunter2\nx") == f"{name}=REDACTED\nx", name
 
 
 def test_numbers_under_plural_names_are_counts() -> None:

@@ -44,6 +44,10 @@ FREE_TEXT = [
     ("the api key: hunter2; an old key: x", "the api key: REDACTED an old key: x"),
     ("Authorization: Digest username=x, response=y\nHost: z", "Authorization: REDACTED\nHost: z"),
     ("Cookie: a=b; c=d\nHost: z", "Cookie: REDACTED\nHost: z"),
+    (
+        "seed phrase: abandon ability able\nseed_phrase='abandon ability' x",
+        "seed phrase: REDACTED\nseed_phrase=REDACTED x",
+    ),
     ("token=Bearer hunter2 x", "token=REDACTED x"),
     ("sent Bearer hunter2hunter2", "sent Bearer REDACTED"),
     ("Bearer authentication failed, token expired soon", "Bearer REDACTED failed, token expired soon"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +21,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from fastapi_observe import ObserveSettings
+from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.internal.opentelemetry import GLOBAL_PROVIDER, silence_contrib
+from fastapi_observe.traces.service import TracingService
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,6 +125,23 @@ def test_after_close_no_provider_of_ours_is_global(observed: Callable[..., Seen]
     held.start_span("found").end()
     first.observe.tracing.provider.get_tracer("later").start_span("too").end()
     assert names(provider.exporter) == ["found", "too"]
+
+
+@pytest.mark.usefixtures("no_global_provider")
+def test_an_app_that_was_never_closed_is_not_kept_alive() -> None:
+    """The provider of such an app is not joined to a provider that is set later, and its tracing can be freed."""
+    settings = ObserveSettings(metrics=False, logs=False)
+    kept, dropped = (TracingService(settings, InternalErrors()) for _ in range(2))
+    reference = weakref.ref(dropped)
+    del dropped
+    gc.collect()
+    assert reference() is None
+    third = TracingService(settings, InternalErrors())
+    kept.close()
+    assert trace.get_tracer_provider() is third.provider
+    trace.set_tracer_provider(provider := Memory())
+    assert third.provider is provider
+    third.close()
 
 
 def test_without_the_private_names_the_provider_is_set_once(monkeypatch: pytest.MonkeyPatch) -> None:
