@@ -1,7 +1,7 @@
-"""Ways in which other telemetry stands around or inside an installed app, run in a process of its own.
+"""Other telemetry around and inside an installed app, in every combination, run in a new process.
 
 `python span_cases.py user|own|own-ride RATIO` prints for each case what was reported: the global provider can be set
-once in a process only. `user`: the application has set a provider; `own`: nobody has, so `install` does.
+once in a process only. `user`: the application has set a provider; `own`: it has not, so `install` does.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ EXPORTER = InMemorySpanExporter()
 
 
 class Case:
-    """Builds apps, installs on them, and remembers who has to be read and closed."""
+    """Builds apps, installs on them, and remembers the installs to read and close."""
 
     def __init__(self, ratio: float) -> None:
         self.observes: list[Any] = []
@@ -61,7 +61,7 @@ class Case:
         return app
 
     def fastapi(self, **options: Any) -> FastAPI:
-        """Make a FastAPI app with one route, and one mounted below."""
+        """Return a FastAPI app with one route, and one in a mounted app."""
         app, sub = FastAPI(**options), FastAPI()
 
         async def item(request: Request, item_id: int) -> int:
@@ -74,7 +74,7 @@ class Case:
         return app
 
     def starlette(self) -> Starlette:
-        """Make a Starlette app with one route."""
+        """Return a Starlette app with one route."""
 
         async def item(request: Request) -> PlainTextResponse:
             return PlainTextResponse("1")
@@ -83,7 +83,7 @@ class Case:
 
 
 def asking(app: Any, path: str = "/items/1") -> Asked:
-    """Return what sends one request to an app."""
+    """Return a function that sends one request to an app."""
 
     async def once() -> None:
         answer = await ask(app, path)
@@ -98,7 +98,7 @@ def starlette_middleware() -> Any:
 
 
 def native_on(case: Case) -> Asked:
-    """FastAPI's native telemetry, which is on when there is a global provider, is taken over."""
+    """FastAPI's native telemetry, which is on when there is a global provider, is switched off."""
     return asking(case.install(case.fastapi()))
 
 
@@ -187,7 +187,7 @@ def instrumented_failing(case: Case) -> Asked:
 
 
 def mounted(case: Case) -> Asked:
-    """A mounted FastAPI app, which has native telemetry of its own."""
+    """A mounted FastAPI app, which has its own native telemetry."""
     return asking(case.install(case.fastapi()), "/sub/items/1")
 
 
@@ -218,7 +218,7 @@ def installed_twice(case: Case) -> Asked:
 
 
 def called_inside_a_span(case: Case) -> Asked:
-    """A call in process, from inside a span of the caller's."""
+    """A call in process, inside a span of the caller."""
     transport = httpx.ASGITransport(case.install(case.fastapi()))
     tracer = trace.get_tracer("caller")
 
@@ -256,7 +256,7 @@ FIRST = {"own": native_on, "own-ride": mounted_ridden}
 
 
 async def run(make: Callable[[Case], Asked], ratio: float) -> dict[str, Any] | None:
-    """Run one case; None where what it is about does not exist in this version."""
+    """Run one case. Returns None if its subject does not exist in this version."""
     EXPORTER.clear()
     case = Case(ratio)
     output = io.StringIO()
@@ -296,7 +296,7 @@ async def run(make: Callable[[Case], Asked], ratio: float) -> dict[str, Any] | N
 
 
 async def main(mode: str, ratio: float) -> None:
-    """Run the cases of a mode and print what they gave."""
+    """Run the cases of a mode and print their results."""
     if mode == "user":
         provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(ratio)))
         provider.add_span_processor(SimpleSpanProcessor(EXPORTER))

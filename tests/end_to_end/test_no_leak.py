@@ -154,11 +154,11 @@ def make_app() -> FastAPI:  # noqa: C901 - one endpoint for each place
     @app.post("/log")
     async def log(request: Request) -> str:
         value = (await request.body()).decode()
-        told = {"user": "ann", "settings": [{"clientSecret": value}], "db_password2": value}
-        app.state.observe.log.info("logged in", password=value, session_id=[value], told=told)
+        details = {"user": "ann", "settings": [{"clientSecret": value}], "db_password2": value}
+        app.state.observe.log.info("logged in", password=value, session_id=[value], details=details)
         logger.bind(api_key=value).info("bound {}", 7)
-        logging.getLogger("shop").warning("extra", extra={"access-token": value, "told": told})
-        with app.state.observe.tracing.span("login", password=value, told=told):
+        logging.getLogger("shop").warning("extra", extra={"access-token": value, "details": details})
+        with app.state.observe.tracing.span("login", password=value, details=details):
             app.state.observe.tracing.add_event("step", auth_token=value)
             app.state.observe.tracing.set_attributes(secret=value)
         with app.state.observe.operation("charge", card_number=value) as operation:
@@ -284,13 +284,13 @@ def test_assert_no_leak_finds_every_report() -> None:
             client.get("/")
             client.get("/", params={"password": "hunter2"})
             assert_no_leak("hunter2")
-            with pytest.raises(AssertionError) as told:
+            with pytest.raises(AssertionError) as raised:
                 assert_no_leak("swordfish")
         with pytest.raises(AssertionError):
             seen.assert_no_leak("swordfish")
         for place in ("the log line 'harmless'", "the span 'step'", "event", "/metrics", "standard output"):
-            assert place in str(told.value)
-        assert "swordfish" not in str(told.value)
+            assert place in str(raised.value)
+        assert "swordfish" not in str(raised.value)
         assert [span.name for span in seen.spans if span.kind.name == "SERVER"] == ["GET /", "GET /"]
         assert sum(line["message"] == "HTTP request completed" for line in seen.lines) == 2
         assert "notes_total" in seen.metrics

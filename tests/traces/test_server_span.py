@@ -102,7 +102,7 @@ def own(request: dict[str, Any], contrib: dict[str, Any]) -> dict[str, Any]:
         more["http.route"] = route
     if "url.query" in contrib:  # values of a query may be secrets: contrib shows all of them
         more["url.query"] = "token=REDACTED&page=REDACTED"
-    if path == "/crash":  # the exception tells more than the status, and the conventions prefer it
+    if path == "/crash":  # the exception says more than the status, and the conventions prefer it
         more["error.type"] = "LookupError"
     elif status >= 500:
         more["error.type"] = str(status)
