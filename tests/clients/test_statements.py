@@ -1,18 +1,19 @@
 # ruff: noqa: S608 - the statements are read, never executed
-"""Statements: no literal is ever shown, whatever the system and however it is written; operation and table are read."""
+"""SQL statements: literals are hidden for every system and spelling; operation and table are found."""
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from time import process_time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy import Column, Integer, MetaData, String, Table, insert, select, tuple_
+from tools import SOAK
 
 from fastapi_observe.clients.database import statements
 from fastapi_observe.clients.database.statements import (
@@ -33,12 +34,12 @@ SYSTEMS = ("other_sql", "postgresql", "sqlite", "microsoft.sql_server", "oracle.
 SQL = SYSTEMS[:6]
 
 
-# What is shown
+# Recorded text
 
 
-@pytest.mark.parametrize(
-    ("statement", "shown"),
-    [
+def test_literals_are_hidden() -> None:
+    """Literals become `?` whatever the system, comments and line ends one space; names and placeholders stay."""
+    cases: list[tuple[str, str | None]] = [
         ("SELECT 1", "SELECT ?"),
         ("SELECT -1.5e-3, .5, 0xFF, 1_000, 1e5, 0x1F, 5., 12abc", "SELECT ?, ?, ?, ?, ?, ?, ?, ?"),
         ("SELECT a-1, a - 1, a - -1, -(-1), f(+ 2) -1, a -+ 3", "SELECT a-?, a - ?, a - ?, -(?), f(?) -?, a - ?"),
@@ -78,34 +79,30 @@ SQL = SYSTEMS[:6]
         ("CREATE TABLE a (password text, b int)", None),
         ("SELECT \ud800 FROM t\0", "SELECT ? FROM t\0"),
         ("", ""),
-    ],
-)
-def test_literals_are_hidden(statement: str, shown: str | None) -> None:
-    """Literals become `?` whatever the system, comments and line ends one space; names and placeholders stay."""
-    for system in ("other_sql", "postgresql", "mysql"):
-        assert sanitize_sql(statement, system) == (statement if shown is None else shown)
+    ]
+    for statement, shown in cases:
+        for system in ("other_sql", "postgresql", "mysql"):
+            assert sanitize_sql(statement, system) == (statement if shown is None else shown)
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
+def test_statements_without_literals_are_unchanged() -> None:
+    """A statement without literals is unchanged."""
+    cases: list[str] = [
         "SELECT orders.id, orders.total FROM orders WHERE orders.id = :id_1 AND orders.name LIKE :name_1",
         "UPDATE orders SET total=$1::INTEGER WHERE orders.id = $2::INTEGER RETURNING orders.id",
         "INSERT INTO orders (id, total) VALUES (%(id)s, %(total)s)",
         "SELECT a->b, c || d, e::text, f[g], h % i FROM t1 AS x2 WHERE (a, b) > (?, ?) AND NOT c <> @p1",
-    ],
-)
-def test_statements_without_literals_are_unchanged(statement: str) -> None:
-    """A statement without literals is unchanged."""
-    for system in SYSTEMS[:4] if "f[g]" not in statement else SYSTEMS[:3]:
-        assert sanitize_sql(statement, system) == (
-            statement.replace("$1", "?").replace("$2", "?") if system == "microsoft.sql_server" else statement
-        )
+    ]
+    for statement in cases:
+        for system in SYSTEMS[:4] if "f[g]" not in statement else SYSTEMS[:3]:
+            assert sanitize_sql(statement, system) == (
+                statement.replace("$1", "?").replace("$2", "?") if system == "microsoft.sql_server" else statement
+            )
 
 
-@pytest.mark.parametrize(
-    ("system", "statement", "shown"),
-    [
+def test_text_that_systems_read_differently() -> None:
+    """An unknown system hides the rest of text that is ambiguous; a known one hides the values only."""
+    cases: list[tuple[str, str, str]] = [
         ("other_sql", 'SELECT "name" FROM "t"', "SELECT ? FROM ?"),
         ("postgresql", 'SELECT "name", "it\'s" FROM "t"', 'SELECT "name", ? FROM "t"'),
         ("other_sql", r"SELECT 'C:\', 'secret'", "SELECT ?"),
@@ -144,16 +141,14 @@ def test_statements_without_literals_are_unchanged(statement: str) -> None:
         ("sqlite", 'SELECT a IS DISTINCT FROM "secret" FROM t', "SELECT a IS DISTINCT FROM ? FROM t"),
         ("oracle.db", 'ALTER USER a IDENTIFIED BY "secret"', "ALTER USER a IDENTIFIED BY ?"),
         ("postgresql", 'SELECT "IDENTIFIED BY a", b IN (1, 2)', 'SELECT "IDENTIFIED BY a", b IN (?)'),
-    ],
-)
-def test_text_that_systems_read_differently(system: str, statement: str, shown: str) -> None:
-    """An unknown system hides the rest of text that is ambiguous; a known one hides the values only."""
-    assert sanitize_sql(statement, system) == shown
+    ]
+    for system, statement, shown in cases:
+        assert sanitize_sql(statement, system) == shown
 
 
-@pytest.mark.parametrize(
-    ("statement", "shown"),
-    [
+def test_wrong_quotes_hide_from_the_first_on() -> None:
+    """Everything from the first quote on is hidden if a word touches a quote, or a quote does not end."""
+    cases: list[tuple[str, str | None]] = [
         ("SELECT a FROM t WHERE b = 'O'Brien secret'", "SELECT a FROM t WHERE b = ?"),
         ("SELECT a FROM t WHERE b = 'O'Brien secret' AND c = 'x'", "SELECT a FROM t WHERE b = ?"),
         ("SELECT 1, 'x' FROM t WHERE b = 'O' Brien secret'", "SELECT ?, ?"),
@@ -168,18 +163,16 @@ def test_text_that_systems_read_differently(system: str, statement: str, shown: 
         ("SELECT 'a' 'b', 'c'::int, f('d'), ('e'), 'f', a->>'g'->'h', 'i'||'j', k='l';", None),
         ("SELECT DATE'2024-01-01', time'10:00', _utf8'a', timestamp 'a', interval'1 day', a&'b'", None),
         ("CREATE USER 'a'@'b'", None),
-    ],
-)
-def test_wrong_quotes_hide_from_the_first_on(statement: str, shown: str | None) -> None:
-    """Everything from the first quote on is hidden if a word touches a quote, or a quote does not end."""
-    for system in SQL:
-        expected = re.sub("'[^']*'", "?", statement) if shown is None else shown
-        assert sanitize_sql(statement, system) == expected
+    ]
+    for statement, shown in cases:
+        for system in SQL:
+            expected = re.sub("'[^']*'", "?", statement) if shown is None else shown
+            assert sanitize_sql(statement, system) == expected
 
 
-@pytest.mark.parametrize(
-    ("system", "statement", "shown"),
-    [
+def test_wrong_quotes_by_system() -> None:
+    """Names in double quotes stay if only single quotes are wrong; a backslash hides the rest only."""
+    cases: list[tuple[str, str, str]] = [
         ("sqlite", 'SELECT "t"."a" FROM "t" WHERE a = "O"Brien secret"', "SELECT ?"),
         ("sqlite", 'SELECT a FROM t WHERE a = "5" tall secret" AND b = 1', "SELECT a FROM t WHERE a = ?"),
         ("mysql", 'SELECT a FROM t WHERE a = "O"Brien secret"', "SELECT a FROM t WHERE a = ?"),
@@ -189,11 +182,9 @@ def test_wrong_quotes_hide_from_the_first_on(statement: str, shown: str | None) 
         ("postgresql", r"SELECT 'a', E'it\'s'secret", "SELECT ?"),
         ("mysql", "SELECT `a`, 'x'secret", "SELECT `a`, ?"),
         ("mysql", r"SELECT a, 'b', 'C:\', c", "SELECT a, ?, ?"),
-    ],
-)
-def test_wrong_quotes_by_system(system: str, statement: str, shown: str) -> None:
-    """Names in double quotes stay if only single quotes are wrong; a backslash hides the rest only."""
-    assert sanitize_sql(statement, system) == shown
+    ]
+    for system, statement, shown in cases:
+        assert sanitize_sql(statement, system) == shown
 
 
 def test_a_literal_that_is_cut() -> None:
@@ -211,9 +202,9 @@ def test_a_literal_that_is_cut() -> None:
         assert sanitize_sql(f'SELECT {names} FROM "t"', system).startswith('SELECT "t"."column_0", "t"."column_1"')
 
 
-@pytest.mark.parametrize(
-    ("statement", "shown"),
-    [
+def test_values_without_quotes() -> None:
+    """Values of settings and copied rows are hidden in every statement of a text; columns stay."""
+    cases: list[tuple[str, str | None]] = [
         ("SELECT 1; SET app.token = secret", "SELECT ?; SET app.token = ?"),
         ("BEGIN; set local app.token to secret; COMMIT", "BEGIN; set local app.token to ?"),
         ("DISCARD ALL;SET a=secret", "DISCARD ALL;SET a= ?"),
@@ -238,14 +229,12 @@ def test_a_literal_that_is_cut() -> None:
         ("INSERT INTO t (a) VALUES (?) ON CONFLICT (a) DO UPDATE SET a = excluded.a; SELECT b FROM t", None),
         ("ALTER TABLE t ALTER a SET DEFAULT b; SELECT a FROM t", None),
         ("ALTER TABLE t ADD FOREIGN KEY (a) REFERENCES u ON DELETE SET NULL; UPDATE t SET a = b", None),
-    ],
-)
-def test_values_without_quotes(statement: str, shown: str | None) -> None:
-    """Values of settings and copied rows are hidden in every statement of a text; columns stay."""
-    for system in SQL:
-        read = sanitize_sql(statement, system)
-        assert read == (statement if shown is None else shown)
-        assert sanitize_sql(read, system) == read
+    ]
+    for statement, shown in cases:
+        for system in SQL:
+            read = sanitize_sql(statement, system)
+            assert read == (statement if shown is None else shown)
+            assert sanitize_sql(read, system) == read
 
 
 def test_quoted_settings() -> None:
@@ -256,9 +245,9 @@ def test_quoted_settings() -> None:
     assert sanitize_sql(name, "postgresql") == name
 
 
-@pytest.mark.parametrize(
-    ("statement", "shown"),
-    [
+def test_other_languages() -> None:
+    """Of commands of Redis, MongoDB and others only the first word is recorded, and no table."""
+    cases: list[tuple[str, str]] = [
         ("AUTH secret", "AUTH ?"),
         ("HSET key secret", "HSET ?"),
         (" set\nkey secret", "set ?"),
@@ -271,15 +260,13 @@ def test_quoted_settings() -> None:
         ("x" * 3_000, "?"),
         ("GET " + "x" * 3_000, "GET ?"),
         (" ", ""),
-    ],
-)
-def test_other_languages(statement: str, shown: str) -> None:
-    """Of commands of Redis, MongoDB and others only the first word is recorded, and no table."""
-    for system in ("redis", "mongodb", "memcached", "elasticsearch", "aws.dynamodb"):
-        read = parse_statement(statement, system)
-        assert (read.text, read.table) == (shown, None)
-        assert sanitize_sql(shown, system) == shown
-    assert parse_statement("SELECT a FROM t WHERE b = 'secret'", "cassandra").text == "SELECT a FROM t WHERE b = ?"
+    ]
+    for statement, shown in cases:
+        for system in ("redis", "mongodb", "memcached", "elasticsearch", "aws.dynamodb"):
+            read = parse_statement(statement, system)
+            assert (read.text, read.table) == (shown, None)
+            assert sanitize_sql(shown, system) == shown
+        assert parse_statement("SELECT a FROM t WHERE b = 'secret'", "cassandra").text == "SELECT a FROM t WHERE b = ?"
 
 
 def test_names_and_operations() -> None:
@@ -483,25 +470,42 @@ PARTS += [
 ]
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_time_is_linear(part: str) -> None:
-    """64 KB of repeated characters are parsed in seconds; quadratic time would be minutes.
+STARTS = ("", "SELECT ", "WITH a AS (", "ALTER ", "COPY ", "CREATE USER ")
 
-    The default run takes 16 KB.
-    """
-    long = part * ((65_536 if "OBSERVE_SOAK" in os.environ else 16_384) // len(part))
-    for system in SYSTEMS:
-        for start in ("", "SELECT ", "WITH a AS (", "ALTER ", "COPY ", "CREATE USER "):
-            statements._operation_and_table(statements._without_values(start + long, system))
-        assert sanitize_sql(long * 64, system) == sanitize_sql(long[:MAX_PARSED_LENGTH], system)
+
+def test_repeated_characters() -> None:
+    """Long texts of the same few characters are parsed, and the first 2 KB of them recorded."""
+    for part in PARTS:
+        long = part * (4096 // len(part))
+        for system in SYSTEMS:
+            for start in STARTS:
+                statements._operation_and_table(statements._without_values(start + long, system))
+            assert sanitize_sql(long * 256, system) == sanitize_sql((long * 256)[:MAX_PARSED_LENGTH], system)
+
+
+@pytest.mark.skipif(not SOAK, reason="takes minutes; OBSERVE_SOAK=1 runs it")
+def test_time_is_linear() -> None:
+    """64 KB of the same few characters take about eight times as long as 8 KB of them, and not 64 times."""
+    for part in PARTS:
+        for system in SYSTEMS:
+            for start in STARTS:
+                small, large = (parsing_time(start + part * (size // len(part)), system) for size in (8192, 65_536))
+                assert large < 0.05 + 30 * small, (part, system, start)
+
+
+def parsing_time(text: str, system: str) -> float:
+    """Return the CPU seconds of parsing a text."""
+    before = process_time()
+    statements._operation_and_table(statements._without_values(text, system))
+    return process_time() - before
 
 
 # Operation and table
 
 
-@pytest.mark.parametrize(
-    ("statement", "operation", "table"),
-    [
+def test_operation_and_table() -> None:
+    """The operation is the first known keyword, the table the outermost one that is read or changed, as written."""
+    cases: list[tuple[str, str, str | None]] = [
         ("SELECT 1", "SELECT", None),
         ("select a from Orders where id = 1", "SELECT", "Orders"),
         ("/* c */ SELECT a -- FROM x\n FROM public.orders o, b", "SELECT", "public.orders"),
@@ -569,12 +573,10 @@ def test_time_is_linear(part: str) -> None:
         ("select.a FROM t", "OTHER", None),
         ("'SELECT' a FROM t", "OTHER", None),
         ("", "OTHER", None),
-    ],
-)
-def test_operation_and_table(statement: str, operation: str, table: str | None) -> None:
-    """The operation is the first known keyword, the table the outermost one that is read or changed, as written."""
-    read = parse_statement(statement)
-    assert (read.operation, read.table) == (operation, table)
+    ]
+    for statement, operation, table in cases:
+        read = parse_statement(statement)
+        assert (read.operation, read.table) == (operation, table)
 
 
 def test_quoted_tables() -> None:
@@ -589,9 +591,9 @@ def test_quoted_tables() -> None:
 ORDERS = Table("orders", MetaData(), Column("id", Integer), Column("name", String))
 
 
-@pytest.mark.parametrize(
-    ("construct", "expected"),
-    [
+def test_objects_that_become_strings() -> None:
+    """SQLAlchemy's constructs and bytes are parsed as their text."""
+    cases: list[tuple[object, Statement]] = [
         (
             select(ORDERS).where(ORDERS.c.id == 7, ORDERS.c.name.in_(["secret", "b"])),
             Statement(
@@ -610,11 +612,9 @@ ORDERS = Table("orders", MetaData(), Column("id", Integer), Column("name", Strin
         (bytearray(b"DELETE FROM t"), Statement("DELETE FROM t", "DELETE", "t")),
         (memoryview(b"DELETE FROM t"), Statement("DELETE FROM t", "DELETE", "t")),
         (None, Statement("None", "OTHER", None)),
-    ],
-)
-def test_objects_that_become_strings(construct: object, expected: Statement) -> None:
-    """SQLAlchemy's constructs and bytes are parsed as their text."""
-    assert parse_statement(construct) == StatementCache().parse_statement(construct) == expected
+    ]
+    for construct, expected in cases:
+        assert parse_statement(construct) == StatementCache().parse_statement(construct) == expected
 
 
 class Raising:
