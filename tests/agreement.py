@@ -175,6 +175,6 @@ def assert_sums(
 
 
 def by_labels(seen: Seen, name: str, *labels: str) -> dict[tuple[str, ...], float]:
-    """Samples of one series name that are not 0, by the values of `labels`."""
+    """Return the samples of one series name that are not 0, by the values of `labels`."""
     found = {tuple(dict(key)[label] for label in labels): value for key, value in seen.samples(name).items()}
     return {key: value for key, value in found.items() if value}

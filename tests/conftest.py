@@ -112,7 +112,7 @@ class Seen:
         return (gzip.decompress(body) if b"content-encoding" in dict(headers) else body).decode()
 
     def samples(self, name: str) -> dict[tuple[tuple[str, str], ...], float]:
-        """Samples of one series name, by sorted labels."""
+        """Return the samples of one series name, by sorted labels."""
         return {
             tuple(sorted(sample.labels.items())): sample.value
             for family in text_string_to_metric_families(self.text)

@@ -169,7 +169,7 @@ def starlette_instrumented(case: Case) -> Asked:
 
 
 def instrumented_failing(case: Case) -> Asked:
-    """An endpoint of an app that contrib instruments raises."""
+    """Raise in an endpoint of an app that contrib instruments."""
     app = case.fastapi()
 
     async def fail(item_id: int) -> None:
@@ -187,38 +187,38 @@ def instrumented_failing(case: Case) -> Asked:
 
 
 def mounted(case: Case) -> Asked:
-    """A mounted FastAPI app, which has its own native telemetry."""
+    """Serve a mounted FastAPI app, which has native telemetry of its own."""
     return asking(case.install(case.fastapi()), "/sub/items/1")
 
 
 def mounted_ridden(case: Case) -> Asked:
-    """A mounted FastAPI app, native telemetry on everywhere."""
+    """Serve a mounted FastAPI app with native telemetry on everywhere."""
     return asking(case.install(case.fastapi(), native="ride"), "/sub/items/1")
 
 
 def mounted_instrumented(case: Case) -> Asked:
-    """A mounted app that contrib instruments."""
+    """Serve a mounted app that contrib instruments."""
     app = case.fastapi()
     FastAPIInstrumentor.instrument_app(app.state.sub)
     return asking(case.install(app), "/sub/items/1")
 
 
 def mounted_in_starlette(case: Case) -> Asked:
-    """A FastAPI app mounted in an installed Starlette app."""
+    """Serve a FastAPI app mounted in an installed Starlette app."""
     app = case.starlette()
     app.mount("/sub", case.fastapi())
     return asking(case.install(app), "/sub/items/1")
 
 
 def installed_twice(case: Case) -> Asked:
-    """An installed app mounted in an installed app."""
+    """Serve an installed app mounted in an installed app."""
     app = case.fastapi()
     case.install(app.state.sub)
     return asking(case.install(app), "/sub/items/1")
 
 
 def called_inside_a_span(case: Case) -> Asked:
-    """A call in process, inside a span of the caller."""
+    """Call an app in process, from inside a span of the caller's."""
     transport = httpx.ASGITransport(case.install(case.fastapi()))
     tracer = trace.get_tracer("caller")
 

@@ -157,7 +157,7 @@ def test_hostile_headers_log_nothing(name: str, text: str) -> None:
 
 @contextmanager
 def _listening() -> Iterator[list[str]]:
-    """Collects OpenTelemetry's log records."""
+    """Collect OpenTelemetry's log records."""
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]

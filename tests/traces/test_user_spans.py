@@ -57,12 +57,12 @@ class Spans:
         return self.exporter.get_finished_spans()
 
     def one(self) -> ReadableSpan:
-        """The only ended span."""
+        """Return the only ended span."""
         (span,) = self.ended
         return span
 
     def named(self, name: str) -> ReadableSpan:
-        """The only ended span of this name."""
+        """Return the only ended span of this name."""
         (span,) = [span for span in self.ended if span.name == name]
         return span
 

@@ -40,7 +40,7 @@ def skip_unless_installed(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def uvicorn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with three workers for tests that only scrape it."""
+    """Start a server with three workers for tests that only scrape it."""
     with serving_workers("uvicorn", tmp_path_factory.mktemp("uvicorn")) as server:
         server.spread(3)
         yield server
