@@ -31,7 +31,7 @@ def dropped_by(files: str) -> set[str]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             if node.func.attr in {"_drop", "_lose"} and node.args:
                 found |= set().union(*map(words, node.args))
-        elif isinstance(node, ast.Subscript) and getattr(node.value, "attr", "") in {"dropped", "lost"}:
+        elif isinstance(node, ast.Subscript) and getattr(node.value, "attr", "") in {"dropped", "dropped_by_reason"}:
             found |= words(node.slice)
     return found
 
