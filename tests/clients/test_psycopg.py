@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from conftest import Seen
 
 
+pytestmark = pytest.mark.xdist_group("postgresql")  # one server for all of them
+
+
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """Yield the URL of a real PostgreSQL."""
@@ -261,7 +264,7 @@ def test_what_the_pool_does_is_not_measured(url: str, telemetry: PoolTelemetry) 
         for number in range(2):
             with pool.connection() as connection:
                 connection.execute(f"SELECT {number} AS n{number}".encode())
-            assert back.wait(5)
+            assert back.wait(30)
             back.clear()
         pool.check()
     assert done == ["configure", "check", "reset", "check", "reset"]
@@ -402,7 +405,7 @@ def gauges(telemetry: PoolTelemetry) -> dict[str, float | None]:
 
 def test_pool_gauges_and_waits(pool: ConnectionPool, telemetry: PoolTelemetry) -> None:
     """The state of the pool is read at the scrape; each connection wait is a sample."""
-    pool.wait(5)
+    pool.wait(30)
     assert gauges(telemetry) == {"active": 0, "idle": 1, "max": 2, "waiting": 0}
     with ThreadPoolExecutor(1) as executor:
         with pool.connection(), pool.connection():
@@ -421,7 +424,7 @@ def test_pool_gauges_and_waits(pool: ConnectionPool, telemetry: PoolTelemetry) -
 
 async def test_async_pool_gauges_and_waits(async_pool: AsyncConnectionPool, telemetry: PoolTelemetry) -> None:
     """The state and the waits of an async pool."""
-    await async_pool.wait(5)
+    await async_pool.wait(30)
     async with async_pool.connection(), async_pool.connection():
         assert gauges(telemetry) == {"active": 2, "idle": 0, "max": 2, "waiting": 0}
         with pytest.raises(PoolTimeout):
