@@ -75,7 +75,7 @@ def run(script: str, **options: Any) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-c", textwrap.dedent(script)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
         **options,
     )

@@ -47,7 +47,7 @@ def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-c", BEGIN + textwrap.dedent(script)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=True,
         env={**os.environ, **environment},
     )

@@ -953,7 +953,7 @@ def test_a_real_uvicorn_writes_json_lines_only(tmp_path: Path, how: str) -> None
         assert httpx.get(f"{address}/", trust_env=False).status_code == 200
         assert httpx.get(f"{address}/crash", trust_env=False).status_code == 500
         server.send_signal(signal.SIGTERM)
-        rest, errors = server.communicate(timeout=30)
+        rest, errors = server.communicate(timeout=120)
     rows += [json.loads(row) for row in rest.splitlines()]
     assert errors == ""
     messages = [line["message"] for line in rows]

@@ -79,7 +79,7 @@ class Output:
 def run(script: str) -> Output:
     """Run a script in a process of its own."""
     command = [sys.executable, "-c", BEGIN + textwrap.dedent(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 - our own script
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)  # noqa: S603 - our own script
     assert done.returncode == 0, done.stderr
     return Output(done)
 
@@ -337,7 +337,7 @@ def test_a_server_with_its_own_logging(tmp_path: Path) -> None:
             statuses += [httpx.get(url, trust_env=False).status_code for url in urls]
         finally:
             server.send_signal(signal.SIGTERM)
-            out, err = server.communicate(timeout=30)
+            out, err = server.communicate(timeout=120)
     assert statuses == [200, 500, 200]
     lines = [json.loads(row) for row in out.splitlines() if row.startswith("{")]
     assert [row for row in out.splitlines() if not row.startswith("{")] == []
