@@ -43,7 +43,8 @@ APP = """
 
     def resumes(number):
         '''Log until a line is written; return the next number.'''
-        until, before = time.monotonic() + (1.0 if "OBSERVE_SOAK" in os.environ else 20.0), counts("log_file")["exported_total"]
+        until = time.monotonic() + (1.0 if "OBSERVE_SOAK" in os.environ else 20.0)
+        before = counts("log_file")["exported_total"]
         while counts("log_file")["exported_total"] == before:
             assert time.monotonic() < until, "not written again"
             time.sleep(0.02)
