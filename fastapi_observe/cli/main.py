@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fastapi_observe.cli.cardinality import add_cardinality
 from fastapi_observe.cli.cost import add_cost
 from fastapi_observe.cli.settings import add_settings
+from fastapi_observe.cli.show import add_show
 from fastapi_observe.cli.slo import add_slo
 from fastapi_observe.internal.version import package_version
 from fastapi_observe.settings.renames import RENAMED_COMMANDS, RENAMED_FLAGS
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_cardinality(commands)
     add_cost(commands)
     add_slo(commands)
+    add_show(commands)
     arguments = sys.argv[1:] if arguments is None else arguments
     if (message := _describe_rename(arguments)) is not None:
         parser.error(message)

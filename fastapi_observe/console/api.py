@@ -31,6 +31,9 @@ MAX_SCATTER: Final = 2000
 RATE_WINDOW: Final = 10.0
 """Seconds for the request rate: over minutes, a burst would look like nothing."""
 
+MIN_PREFIX: Final = 4
+"""Digits of a trace id that are enough to ask for it."""
+
 _KINDS: Final = {"INTERNAL": 1, "SERVER": 2, "CLIENT": 3, "PRODUCER": 4, "CONSUMER": 5}
 _STATUSES: Final = {"UNSET": 0, "OK": 1, "ERROR": 2}
 
@@ -132,9 +135,29 @@ class Api:
             )
         return found
 
-    def trace(self, trace_id: str) -> dict[str, Any] | None:
-        """Return one trace: its spans by start, its log lines, and its summaries; None if it is not held."""
-        trace = self._store.trace(trace_id)
+    def _find(self, name: str) -> Trace | None:
+        """Return a trace by its id, the start of it, or `last`, `slow` or `failed`; None if it is not held."""
+        return self._store.trace(name) or self._store.trace(self._find_id(name))
+
+    def _find_id(self, name: str) -> str:
+        summaries = self._store.summaries()
+        if name == "slow":
+            summaries = [each for each in summaries if each["kind"] == "http"]
+            summaries.sort(key=lambda each: each["duration_ms"] if each["ttfb_ms"] is None else each["ttfb_ms"])
+            summaries.reverse()
+        elif name == "failed":
+            summaries = [each for each in summaries if each["failed"]]
+        elif name != "last":
+            usable = len(name) >= MIN_PREFIX
+            summaries = [each for each in summaries if usable and each["trace_id"].startswith(name)]
+        return summaries[0]["trace_id"] if summaries else ""
+
+    def trace(self, name: str) -> dict[str, Any] | None:
+        """Return one trace: its spans by start, its log lines, and its summaries; None if it is not held.
+
+        `name` is its id, at least the first four digits of it, or `last`, `slow` or `failed`.
+        """
+        trace = self._find(name)
         if trace is None:
             return None
         lines = [parsed for parsed in map(_parse, trace.lines) if parsed is not None]
@@ -147,9 +170,9 @@ class Api:
             "dropped_lines": trace.dropped_lines,
         }
 
-    def otlp(self, trace_id: str) -> dict[str, Any] | None:
+    def otlp(self, name: str) -> dict[str, Any] | None:
         """Return one trace as OTLP/JSON, to be opened elsewhere; None if it is not held."""
-        trace = self._store.trace(trace_id)
+        trace = self._find(name)
         return None if trace is None else to_otlp(trace, self._observability.settings.service_name)
 
     def info(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
+from contextlib import suppress
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
@@ -13,6 +14,7 @@ import orjson
 
 from fastapi_observe.console.address import address_from_command_line, address_from_request
 from fastapi_observe.console.api import Api
+from fastapi_observe.console.discovery import ServerFile
 from fastapi_observe.console.gates import Gate, in_container, query_token
 from fastapi_observe.console.signal import ConsoleProcessor, ConsoleSignal
 from fastapi_observe.console.store import Store
@@ -65,6 +67,7 @@ class Console:
         self.api = Api(observability, self.store, secrets.token_hex(8))
         self._announced = False
         self._base: str | None = None
+        self._server_file = ServerFile(settings.multiprocess_directory)
         self._undo: list[Callable[[], object]] = []
         self._assets = {name: files(__package__).joinpath("static", name).read_bytes() for name in ASSETS}
         digest = hashlib.sha256(b"".join(self._assets.values())).hexdigest()[:12]
@@ -103,6 +106,9 @@ class Console:
             address = f"{base}{self.path}/" + (f"?t={self._gate.token}" if in_container() else "")
             # Not as a log record: the token would be redacted, as it should be in files and exported lines.
             self._observability.logs.announce(f"Development console: {address}")
+            self._undo.append(self._server_file.remove)
+            with suppress(OSError):  # `show` needs --url then
+                self._server_file.publish(base + self.path, self._gate.token, self._observability.settings.service_name)
 
     def link(self, record: RequestRecord) -> str:
         """Return the address of a request's trace on the page; empty as long as the server's is not known."""

@@ -45,8 +45,13 @@ class Gate:
         return self._development and _is_local(scope, headers)
 
     def has_token(self, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
-        """Return whether a request carries the token, in its cookie or its query."""
-        return self._matches(_cookie(headers.get(b"cookie", b""))) or self._matches(query_token(scope))
+        """Return whether a request carries the token: in its cookie, its query, or as a bearer token."""
+        scheme, _, bearer = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        return (
+            self._matches(_cookie(headers.get(b"cookie", b"")))
+            or self._matches(query_token(scope))
+            or (scheme.lower() == "bearer" and self._matches(bearer.strip()))
+        )
 
     def _matches(self, given: str) -> bool:
         return 0 < len(given) <= MAX_TOKEN_LENGTH and hmac.compare_digest(given.encode(), self.token.encode())

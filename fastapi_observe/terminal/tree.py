@@ -42,7 +42,8 @@ class _Tree:
     def __init__(self, spans: Iterable[SpanRow], style: Style, max_rows: int) -> None:
         self._children: dict[str, list[SpanRow]] = {}
         for span in sorted(spans, key=lambda each: (each.start, -each.end)):
-            self._children.setdefault(span.parent_id, []).append(span)
+            parent_id = "" if span.parent_id == span.span_id else span.parent_id
+            self._children.setdefault(parent_id, []).append(span)
         self._style = style
         self._max_rows = max_rows
         self.rows: list[_Row] = []
@@ -166,7 +167,7 @@ def _bar(row: _Row, bounds: tuple[int, int], width: int, block: str) -> str:
     start, end = bounds
     scale = width / (end - start)
     left = min(width - 1, max(0, int((row.start - start) * scale)))
-    length = min(width - left, max(1, round((row.end - row.start) * scale)))
+    length = max(1, min(width, int((row.end - start) * scale)) - left)
     return (" " * left + block * length).ljust(width)
 
 

@@ -124,7 +124,18 @@ def directory_name(supervisor: Supervisor, app: str) -> str:
     Pids are used again, so the name contains the start time too.
     """
     pid, sockets = supervisor
-    return f"{_pid_namespace()}-{pid}-{_start_time(pid)}-{zlib.crc32(repr((app, sockets)).encode()):08x}"
+    return f"{process_identity(pid)}-{zlib.crc32(repr((app, sockets)).encode()):08x}"
+
+
+def process_identity(pid: int) -> str:
+    """Return a name of a process that no later process has: its PID namespace, pid and start time."""
+    return f"{_pid_namespace()}-{pid}-{_start_time(pid)}"
+
+
+def is_process_alive(identity: str) -> bool:
+    """Return whether the process with an identity still runs. One in another PID namespace cannot be seen: it does."""
+    namespace, pid, start_time = map(int, identity.split("-"))
+    return namespace != _pid_namespace() or (start_time != 0 and _start_time(pid) == start_time)
 
 
 def app_identity(*names: str) -> str:

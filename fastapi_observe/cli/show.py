@@ -1,0 +1,215 @@
+"""The command `show`: a trace of a running app, from its development console."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+from fastapi_observe.cli.output import EXIT_ERROR, EXIT_PROBLEM, printable
+from fastapi_observe.cli.scrape import add_token_arguments, read_token
+from fastapi_observe.console.discovery import running_servers
+from fastapi_observe.slo.http_get import GetError, get, iter_body
+from fastapi_observe.terminal.exceptions import render_exception
+from fastapi_observe.terminal.spans import SpanRow
+from fastapi_observe.terminal.style import Style, escape, format_duration, terminal_width
+from fastapi_observe.terminal.tree import render_tree
+
+if TYPE_CHECKING:
+    import argparse
+
+    from fastapi_observe.cli.output import Commands
+    from fastapi_observe.console.discovery import RunningServer
+
+MAX_ROWS: Final = 200
+MAX_LINES: Final = 50
+MAX_LINE_LENGTH: Final = 2000
+"""Rows of the tree, log lines, and characters of a log line that are printed. `--json` has everything."""
+
+REQUEST_MESSAGES: Final = frozenset({"HTTP request completed", "WebSocket connection closed"})
+"""Log lines that repeat what the first row says."""
+
+NOT_RUNNING: Final = "no development server of this user was found"
+START: Final = "start one (fastapi dev main.py) and send it a request, or pass --url http://127.0.0.1:8000"
+
+
+class ShowError(Exception):
+    """Raised if the console cannot be read. The message has the reason and the next step."""
+
+    def __init__(self, reason: str, step: str) -> None:
+        super().__init__(f"{printable(reason)}. {step[:1].upper()}{step[1:]}.")
+
+
+def add_show(commands: Commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "show",
+        help="show a trace of the app that runs in development",
+        description="Print a request of the running app with its spans, exception and log lines, as the development "
+        "console holds it.",
+        epilog="Without --url the newest development server of this user is asked. Exits with 1 if there is no such "
+        "trace, with 2 if the console cannot be read.",
+    )
+    parser.add_argument(
+        "trace",
+        metavar="last|slow|failed|TRACE_ID",
+        help="the last request, the slowest, the last that failed, or a trace id or the first digits of one",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts and coding agents")
+    parser.add_argument("--url", help="of the app or its console, such as http://127.0.0.1:8000 or .../observe")
+    add_token_arguments(parser, "token of the console")
+    parser.set_defaults(run=show)
+
+
+def show(args: argparse.Namespace) -> int:
+    """Read the trace, and print it."""
+    try:
+        url, token = _choose(args)
+        found = _read(url, args.trace, token, allow_http_token=args.allow_http_token)
+    except ShowError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_ERROR
+    if found is None:
+        sys.stderr.write(f"{printable(url)} holds no such trace: {printable(args.trace)}\n")
+        return EXIT_PROBLEM
+    if args.json:
+        sys.stdout.write(json.dumps(found) + "\n")
+        return 0
+    style = Style.for_stream(sys.stdout)
+    try:
+        text = "\n".join([*_render(found, style), f"{url}/#trace={escape(str(found['trace_id']))}"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        sys.stderr.write(f"{ShowError(f'{url} is not the console of this version', 'use --json')}\n")
+        return EXIT_ERROR
+    sys.stdout.write(style.encode(text + "\n").decode(style.encoding))
+    return 0
+
+
+def _choose(args: argparse.Namespace) -> tuple[str, str | None]:
+    """Return the URL of the console and the token for it, and print which server was chosen."""
+    token = read_token(args)
+    if args.url is not None:
+        return _console_url(args.url, token)
+    try:
+        servers = running_servers(os.environ.get("OBSERVE_MULTIPROCESS_DIRECTORY") or None)
+    except OSError as error:
+        raise ShowError(f"development servers cannot be looked up: {error}", "pass --url") from error
+    if not servers:
+        raise ShowError(NOT_RUNNING, START)
+    newest, *others = servers
+    sys.stderr.write(f"Reading {_describe(newest)}.\n")
+    if others:
+        sys.stderr.write(f"Also running, for --url: {'; '.join(map(_describe, others[:5]))}.\n")
+    return newest.url, token or newest.token
+
+
+def _describe(server: RunningServer) -> str:
+    return printable(f"{server.service} at {server.url} (pid {server.pid})")
+
+
+def _console_url(url: str, token: str | None) -> tuple[str, str | None]:
+    """Return the URL of a console without query and last slash, and the token, which may be in the query."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0 and "@" not in parts.netloc
+    except ValueError:
+        usable = False
+    if not usable or not url.isascii() or not url.isprintable() or " " in url:
+        raise ShowError("--url is not an http or https URL", "use one such as http://127.0.0.1:8000")
+    path = parts.path.rstrip("/") or "/observe"
+    return f"{parts.scheme}://{parts.netloc}{path}", token or parse_qs(parts.query).get("t", [None])[0]
+
+
+def _read(url: str, name: str, token: str | None, *, allow_http_token: bool) -> dict[str, Any] | None:
+    """Return a trace of the console; None if it does not hold it. Raises `ShowError`."""
+    if not name.isalnum() or not name.isascii():
+        return None
+    target = f"{url}/api/traces/{name.lower()}"
+    try:
+        with get(
+            target, headers={"Accept": "application/json"}, token=token, allow_http_token=allow_http_token
+        ) as response:
+            body = b"".join(iter_body(response))
+            is_console = "lit-html" in response.headers.get("content-security-policy", "")
+            status = response.status_code
+    except GetError as error:
+        raise ShowError(f"cannot read {url}: {error.reason}", error.step) from error
+    if status == 404 and is_console:  # noqa: PLR2004
+        return None
+    if status != 200:  # noqa: PLR2004
+        step = "the app must run in development; from another machine pass --token"
+        raise ShowError(f"there is no console for this client at {url} (HTTP {status})", step)
+    try:
+        found = json.loads(body)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ShowError(f"{url} is not a console: the response is not a JSON object", "check --url")
+    return found
+
+
+def _render(trace: dict[str, Any], style: Style) -> list[str]:
+    """Return the rows of a trace: what ended in it, its tree, its exceptions and its log lines."""
+    rows = [_summary_row(summary, style) for summary in trace["summaries"]]
+    rows.append(style.paint(f"trace {escape(str(trace['trace_id']))}", "dim"))
+    spans = [_to_row(span) for span in trace["spans"]]
+    rows += render_tree(spans, style, width=terminal_width(), max_rows=MAX_ROWS)
+    if trace["dropped_spans"]:
+        rows.append(f"{trace['dropped_spans']} further spans were not held")
+    for summary in trace["summaries"]:
+        if summary["exception"]:
+            rows += ["", *render_exception(summary["exception"], style)]
+    lines = [line for line in trace["lines"] if line.get("message") not in REQUEST_MESSAGES]
+    if lines:
+        rows += ["", *(_line_row(line, style) for line in lines[:MAX_LINES])]
+    if len(lines) > MAX_LINES:
+        rows.append(f"{len(lines) - MAX_LINES} more lines")
+    return rows
+
+
+def _summary_row(summary: dict[str, Any], style: Style) -> str:
+    started = datetime.fromtimestamp(summary["time"] / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+    failed = bool(summary["failed"])
+    kinds = [kind for kind in ("db", "external") if f"{kind}_ms" in summary]
+    parts = [
+        f"{style.pick('✗', 'x') if failed else style.pick('✓', '+')} {summary['method']} {summary['path']}".strip(),
+        str(summary["status"] or ""),
+        format_duration(float(summary["duration_ms"]) / 1000),
+        *[f"{kind} {format_duration(summary[f'{kind}_ms'] / 1000)}" for kind in kinds],
+        "" if summary["outcome"] == "ok" else str(summary["outcome"]),
+        f"{summary['method']} {summary['endpoint']}".strip() if summary["endpoint"] != summary["path"] else "",
+        started,
+    ]
+    first, *rest = [escape(part) for part in parts]
+    return "  ".join([style.paint(first, "red" if failed else "green"), *(part for part in rest if part)])
+
+
+def _line_row(line: dict[str, Any], style: Style) -> str:
+    level = str(line.get("level", ""))
+    color = {"warn": "yellow", "error": "red", "fatal": "red"}.get(level, "dim")
+    fields = line.get("fields") or {}
+    text = "  ".join(
+        [str(line.get("message", "")), " ".join(f"{key}={json.dumps(value)}" for key, value in fields.items())]
+    )
+    time = str(line.get("timestamp", ""))[11:23]
+    return (
+        f"{escape(time)} {style.paint(escape(level.upper().ljust(5)), color)} {escape(text[:MAX_LINE_LENGTH])}".rstrip()
+    )
+
+
+def _to_row(span: dict[str, Any]) -> SpanRow:
+    return SpanRow(
+        str(span["span_id"]),
+        str(span["parent_id"]),
+        str(span["name"]),
+        str(span["kind"]),
+        int(span["start"]),
+        int(span["end"]),
+        str(span["status"]),
+        dict(span["attributes"]),
+        (),
+        str(span["scope"]),
+    )
