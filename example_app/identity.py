@@ -11,7 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import select
 
 from example_app.database import Customer, SessionDep, Token
-from fastapi_observe import traced
+from fastapi_observe import ObservabilityDep, traced
 
 
 @traced("hash password")
@@ -38,13 +38,19 @@ def token_digest(token: str) -> str:
 
 
 async def signed_in(
-    session: SessionDep, bearer: Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]
+    session: SessionDep,
+    observe: ObservabilityDep,
+    bearer: Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())],
 ) -> Customer:
-    """Return the customer of the bearer token. Responds with 401 if there is none."""
+    """Return the customer of the bearer token, whose id is on everything that the request reports from here on.
+
+    Responds with 401 if there is none.
+    """
     statement = select(Customer).join(Token).where(Token.digest == token_digest(bearer.credentials))
     customer = await session.scalar(statement)
     if customer is None:
         raise HTTPException(status.HTTP_401_UNAUTHORIZED, "log in first: POST /login")
+    observe.set(user_id=customer.id)
     return customer
 
 

@@ -11,7 +11,7 @@ from fastapi_observe.internal.fastapi import TELEMETRY_SCOPE_KEY
 from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
 from fastapi_observe.internal.starlette import OPENTELEMETRY_SCOPE_KEY
 from fastapi_observe.metrics_endpoint import MetricsEndpoint
-from fastapi_observe.records.request import EXCEPTION_IDS_ATTRIBUTE, RECORD_SCOPE_KEY
+from fastapi_observe.records.request import CONTEXT_KEY, EXCEPTION_IDS_ATTRIBUTE, RECORD_SCOPE_KEY
 from fastapi_observe.requests.routing import matched_route
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ class ObserveMiddleware:
         try:
             await self.app(scope, receive, send)
         finally:
+            context[CONTEXT_KEY].fields = None  # type: ignore[attr-defined]  # the context may outlive the request
             with contextlib.suppress(ValueError):  # closed in another task, whose context has nothing to restore
                 OTEL_CONTEXT.reset(token)
 

@@ -32,6 +32,7 @@ from fastapi_observe.metrics.server import MetricsServer
 from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.metrics.shared.join import WorkerGroup
 from fastapi_observe.metrics.system import SystemCollector
+from fastapi_observe.records.fields import FieldSetter
 from fastapi_observe.records.guard import CALLER_ERRORS, fail_safe, return_no_op
 from fastapi_observe.records.operation import Operation, new_operation
 from fastapi_observe.records.request import CONTEXT_KEY, ExcludedRef, RequestRecord, excluded_signals
@@ -123,6 +124,7 @@ class Observability:
         self.startup_steps: list[Callable[[], object]] = []
         self.blocked_loop_observers: list[Callable[[BlockedLoop, str, str], object]] = []
         self._blocked_throttle = LogThrottle()
+        self._fields = FieldSetter(self.redactor, self.tracing.use_fields)
         self.loop: Any = None
         self.closed = self._logged_access = False
         self.workers = WorkerGroup(settings, self.internal_errors, self.metrics.sharing, getattr(app, "title", ""))
@@ -378,6 +380,15 @@ class Observability:
         empty name, `TypeError` if it is not a string.
         """
         return new_operation(self, name, details)
+
+    @fail_safe("set")
+    def set(self, /, **fields: Any) -> None:
+        """Set fields of the current request or job: `observe.set(tenant="acme", user_id=7)`.
+
+        From now on they are on its line, its span, and each line, span and operation in it. Values are redacted; None
+        removes a field. At most 32 fields; values are cut to 256 characters. Outside a request it has no effect.
+        """
+        self._fields(fields)
 
     @fail_safe("detached", return_no_op)
     def detached(self) -> DetachedScope:

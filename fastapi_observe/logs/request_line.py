@@ -151,6 +151,9 @@ class RequestLineEncoder:
             fields["close_code"] = record.close_code  # type: ignore[attr-defined]
             fields["messages_received"] = record.messages_received  # type: ignore[attr-defined]
             fields["messages_sent"] = record.messages_sent  # type: ignore[attr-defined]
+        if record.current.fields is not None:
+            of_request = record.current.fields.fields
+            fields.update({name: value for name, value in of_request.items() if name not in fields})
         ids = {"trace_id": record.trace_id, "span_id": record.span_id} if record.trace_id else {}
         if record.request_id:
             ids["request_id"] = record.request_id
@@ -178,6 +181,7 @@ class RequestLineEncoder:
             or record.ttfb is not None
             or record.websocket
             or record.validation_errors
+            or record.current.fields is not None
             or scope.get("query_string")
         ):
             return None

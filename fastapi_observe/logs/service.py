@@ -50,6 +50,7 @@ from fastapi_observe.logs.request_line import (
     repeated_statement_fields,
 )
 from fastapi_observe.logs.text import TextFormat
+from fastapi_observe.records.fields import current_fields
 from fastapi_observe.records.request import CONTEXT_KEY, EXCEPTION_IDS_ATTRIBUTE, current_record
 from fastapi_observe.records.signal import no_op
 from fastapi_observe.redaction.redactor import Redactor
@@ -285,6 +286,8 @@ class LogService:
                 line["trace_id"], line["span_id"] = record.trace_id, record.span_id
             line["request_id"] = record.request_id
             line["fields"] = repeated_statement_fields(repeated, record)
+            if record.current.fields is not None:
+                line["fields"] = {**record.current.fields.fields, **line["fields"]}
             self._write(line)
 
     def handle_loguru(self, record: Record) -> None:
@@ -376,6 +379,9 @@ class LogService:
             self._add_ids(line, exc)
         context = context_fields()
         line["fields"] = self._redactor.fields({**context, **fields} if context else fields)
+        of_request = current_fields()
+        if of_request is not None:  # they are redacted
+            line["fields"] = {**of_request.fields, **line["fields"]}
         if exc is not None:
             line["exception"] = describe_exception(exc, self._redactor)
 

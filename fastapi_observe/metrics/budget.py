@@ -12,7 +12,7 @@ from prometheus_client.metrics_core import InfoMetricFamily
 from fastapi_observe.internal.throttle import LogThrottle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 OVERFLOW: Final = "__overflow__"
 """Label value of the series that counts everything beyond a limit."""
@@ -101,14 +101,26 @@ class SeriesLimiter:
     """Limits the label sets of one install and counts those beyond.
 
     `overflows` counts by metric how often a label set was replaced, in whole or in part. `redact` removes secrets from
-    a label value that a warning quotes. `store` is set in multiprocess mode; without it, cells are lists.
+    a label value that a warning quotes. `constant_labels` are on each series of each metric. `store` is
+    set in multiprocess mode; without it, cells are lists.
 
     `lock` guards every value of the install, so that a request writes all its samples under one lock. It is reentrant
     because a finalizer that runs while it is held may count something itself. It is the innermost lock: no other one
     is taken while it is held, and nothing is logged.
     """
 
-    __slots__ = ("_redact", "_throttle", "label_sets", "lock", "overflows", "per_label", "per_metric", "store", "total")
+    __slots__ = (
+        "_redact",
+        "_throttle",
+        "constant_labels",
+        "label_sets",
+        "lock",
+        "overflows",
+        "per_label",
+        "per_metric",
+        "store",
+        "total",
+    )
 
     def __init__(
         self,
@@ -116,7 +128,9 @@ class SeriesLimiter:
         total: int = SERIES_PER_PROCESS,
         per_label: int = VALUES_PER_LABEL,
         redact: Callable[[str], str] = str,
+        constant_labels: Mapping[str, str] | None = None,
     ) -> None:
+        self.constant_labels = dict(constant_labels or {})
         self.per_metric = per_metric
         self.total = total
         self.per_label = per_label

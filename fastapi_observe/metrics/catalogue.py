@@ -48,6 +48,11 @@ class MetricFactory:
         return self._create(metric_class, name, documentation, labels, static_labels=STATIC_LABELS, **options)
 
     def _create(self, metric_class: type[M], name: str, documentation: str, labels: Sequence[str], **options: Any) -> M:
+        clashing = self.limiter.constant_labels.keys() & set(labels)
+        if clashing:
+            raise ValueError(
+                f"the label {min(clashing)} of metric {name} is in constant_labels too; rename one of them"
+            )
         metric = metric_class(name, documentation, tuple(labels), self.limiter, **options)
         self.register(metric)
         if labels:

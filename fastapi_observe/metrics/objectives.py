@@ -81,7 +81,7 @@ class ObjectiveCounts:
                 (self._duration, (method, endpoint)),
             ):
                 if len(metric.children()) < metric.limiter.per_metric // RESERVED_SHARE:
-                    metric.labels(*labels)
+                    metric.labels(*labels, *[""] * (len(metric.label_names()) - len(labels)))  # metric_labels: unset
 
     def __call__(self) -> tuple[tuple[float, float], ...]:
         """Return events and bad events of each objective since the start."""
@@ -125,11 +125,11 @@ class ObjectiveCounts:
                 yield child.label_values(), child.read(), _bounds(child)
 
     def _match_status(self, labels: tuple[str, ...]) -> tuple[tuple[int, bool], ...]:
-        matches = ((index, *spec.classify_status(*labels)) for index, spec in enumerate(self._specs))
+        matches = ((index, *spec.classify_status(*labels[:3])) for index, spec in enumerate(self._specs))
         return _cache(self._events, labels, tuple((index, bad) for index, event, bad in matches if event))
 
     def _match_latency(self, labels: tuple[str, ...]) -> tuple[int, ...]:
-        matches = (index for index, spec in enumerate(self._specs) if spec.bad is None and spec.counts(*labels))
+        matches = (index for index, spec in enumerate(self._specs) if spec.bad is None and spec.counts(*labels[:2]))
         return _cache(self._latencies, labels, tuple(matches))
 
 

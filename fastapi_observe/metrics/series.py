@@ -19,7 +19,7 @@ from fastapi_observe.metrics.budget import OVERFLOW, LabelSets
 from fastapi_observe.records.guard import CALLER_ERRORS, NO_OP, report_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Self
 
     from fastapi_observe.metrics.budget import ExemplarTuple, SeriesLimiter
@@ -79,6 +79,12 @@ def _number(value: float) -> str | float:
 def escape(text: str) -> str:
     """Escape a label value for the text format."""
     return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+def join_labels(constant: Mapping[str, str], names: Sequence[str], values: Sequence[str]) -> str:
+    """Return the labels of a series as the text format writes them, without braces; the constant ones first."""
+    pairs = (*constant.items(), *zip(names, values, strict=True))
+    return ",".join(f'{name}="{escape(text)}"' for name, text in pairs)
 
 
 def parse_bounds(buckets: Sequence[float]) -> list[float]:
@@ -154,7 +160,7 @@ class BoundedMetric(MetricWrapperBase):
         self._values = values
         self.cells = self._new_cells()
         self.exemplars = {}
-        self.pairs = ",".join(f'{label}="{escape(text)}"' for label, text in zip(self._names, values, strict=True))
+        self.pairs = join_labels(self.limiter.constant_labels, self._names, values)
         self.braced = f"{{{self.pairs}}}" if self.pairs else ""
         if self.limiter.store is not None:
             with self.lock:
@@ -295,7 +301,8 @@ class BoundedMetric(MetricWrapperBase):
         """Return the family with its samples, as prometheus_client's own exposition needs it."""
         (metric,) = self.describe()
         for child in self._series():
-            labels = dict(zip(self._names, child._values, strict=True))  # noqa: SLF001 - the same class
+            own = zip(self._names, child._values, strict=True)  # noqa: SLF001 - the same class
+            labels = {**self.limiter.constant_labels, **dict(own)}
             for sample in child._own_samples():  # noqa: SLF001 - the same class
                 metric.add_sample(
                     self._family_name + sample.suffix, {**labels, **sample.labels}, sample.value, None, sample.exemplar

@@ -13,8 +13,8 @@ from fastapi_observe.metrics.closures import check_functions, make_info
 from fastapi_observe.metrics.exposition import HiddenFamilyWarning, InternalCollector, prefers_openmetrics, render
 from fastapi_observe.metrics.operations import OperationMetrics
 from fastapi_observe.metrics.scrapes import ScrapeRenderer
-from fastapi_observe.metrics.series import Counter, Gauge, Histogram
-from fastapi_observe.metrics.shared.collectors import collectors_of
+from fastapi_observe.metrics.series import Counter, Gauge, Histogram, to_label_value
+from fastapi_observe.metrics.shared.collectors import LabeledCollector, collectors_of
 from fastapi_observe.metrics.shared.sharing import MetricSharing
 from fastapi_observe.records.exceptions import status_label
 from fastapi_observe.records.guard import CALLER_ERRORS, fail_safe, return_no_op
@@ -70,7 +70,11 @@ class MetricsService:
         include_default = settings.include_default_registry and self.registry is not REGISTRY
         self._internal_errors = internal_errors
         self._limiter = SeriesLimiter(
-            settings.max_series_per_metric, settings.max_series_per_process, settings.max_values_per_label, redact
+            settings.max_series_per_metric,
+            settings.max_series_per_process,
+            settings.max_values_per_label,
+            redact,
+            settings.constant_labels,
         )
         self._factory = MetricFactory(self.registry, self._limiter)
         self.business = BusinessMetrics(self._factory)
@@ -79,7 +83,10 @@ class MetricsService:
         self._sizes = settings.size_histograms
         self._functions = check_functions(settings.instrumentator_functions)
         self._lock = self._limiter.lock
+        self._request_labels = settings.metric_labels
         self._http: dict[tuple[str, str, int], HttpSeries] = {}
+        # With metric_labels the dict above stays empty, so that requests without them need no further check.
+        self._http_labeled: dict[tuple[Any, ...], HttpSeries] = {}
         self.scrapes = ScrapeRenderer(self._render)
         self._warn_hidden = HiddenFamilyWarning()
         registries = (self.registry, REGISTRY) if include_default else (self.registry,)
@@ -101,8 +108,11 @@ class MetricsService:
 
     def _create_http(self, buckets: tuple[float, ...], thresholds: Iterable[float]) -> None:
         create = self._factory.create_internal
-        route = ("method", "endpoint")
-        self._requests = create(Counter, "http_requests_total", "HTTP requests.", (*route, "status_code"))
+        fields = self._request_labels
+        route = ("method", "endpoint", *fields)
+        self._requests = create(
+            Counter, "http_requests_total", "HTTP requests.", ("method", "endpoint", "status_code", *fields)
+        )
         self._duration = create(
             Histogram,
             "http_request_duration_seconds",
@@ -126,7 +136,10 @@ class MetricsService:
             ("endpoint",),
         )
         self._errors = create(
-            Counter, "http_request_errors_total", "HTTP requests that failed.", (*route, "error_type")
+            Counter,
+            "http_request_errors_total",
+            "HTTP requests that failed.",
+            ("method", "endpoint", "error_type", *fields),
         )
         self._ttfb = create(
             Histogram,
@@ -210,27 +223,50 @@ class MetricsService:
             self._call_functions(record)
 
     def _find_series(self, record: RequestRecord) -> HttpSeries:
+        if self._request_labels:
+            return self._find_labeled_series(record)
         key = (record.method, record.endpoint, record.status_code)
         series = self._create_series(*key)
         if len(self._http) < self._limiter.per_metric:
             self._http[key] = series
         return series
 
-    def _create_series(self, method: str, endpoint: str, status_code: int) -> HttpSeries:
+    def _find_labeled_series(self, record: RequestRecord) -> HttpSeries:
+        """Return the series of a request with `metric_labels`. One that a limit has replaced is not cached."""
+        values = self._label_values(record)
+        key = (record.method, record.endpoint, record.status_code, *values)
+        series = self._http_labeled.get(key)
+        if series is None:
+            overflows = sum(self._limiter.overflows.values())
+            series = self._create_series(record.method, record.endpoint, record.status_code, values)
+            is_own = sum(self._limiter.overflows.values()) == overflows
+            if is_own and len(self._http_labeled) < self._limiter.per_metric:
+                self._http_labeled[key] = series
+        return series
+
+    def _label_values(self, record: RequestRecord) -> tuple[str, ...]:
+        """Return the values of `metric_labels`; empty where the request has not set the field."""
+        if not self._request_labels:
+            return ()
+        fields = {} if record.current.fields is None else record.current.fields.fields
+        return tuple([to_label_value(fields.get(name, "")) for name in self._request_labels])
+
+    def _create_series(self, method: str, endpoint: str, status_code: int, values: tuple[str, ...] = ()) -> HttpSeries:
         sizes = None
         if self._sizes:
             sizes = (
-                self._request_size.labels_or_raise(method, endpoint),
-                self._response_size.labels_or_raise(method, endpoint),
+                self._request_size.labels_or_raise(method, endpoint, *values),
+                self._response_size.labels_or_raise(method, endpoint, *values),
             )
-        count = self._requests.labels_or_raise(method, endpoint, status_label(status_code))
-        return HttpSeries(count, self._duration.labels_or_raise(method, endpoint), sizes)
+        count = self._requests.labels_or_raise(method, endpoint, status_label(status_code), *values)
+        return HttpSeries(count, self._duration.labels_or_raise(method, endpoint, *values), sizes)
 
     def _record_optional(self, record: RequestRecord) -> None:
         if record.error_type is not None:
-            self._errors.labels_or_raise(record.method, record.endpoint, record.error_type).inc()
+            values = self._label_values(record)
+            self._errors.labels_or_raise(record.method, record.endpoint, record.error_type, *values).inc()
         if record.ttfb is not None:
-            self._ttfb.labels_or_raise(record.method, record.endpoint).observe(record.ttfb)
+            self._ttfb.labels_or_raise(record.method, record.endpoint, *self._label_values(record)).observe(record.ttfb)
         for field, error_type in record.validation_errors or ():
             self._validation.labels_or_raise(record.endpoint, field, error_type).inc()
         if record.work is not None:
@@ -338,12 +374,13 @@ class MetricsService:
         `endpoint` is a route template, never a concrete path. `duration` is in seconds, sizes are in bytes.
         """
         method = known_method(method)
-        self._requests.labels_or_raise(method, endpoint, status_label(status_code)).inc()
-        self._duration.labels_or_raise(method, endpoint).observe(duration)
+        unset = ("",) * len(self._request_labels)
+        self._requests.labels_or_raise(method, endpoint, status_label(status_code), *unset).inc()
+        self._duration.labels_or_raise(method, endpoint, *unset).observe(duration)
         if self._sizes and request_size is not None:
-            self._request_size.labels_or_raise(method, endpoint).observe(request_size)
+            self._request_size.labels_or_raise(method, endpoint, *unset).observe(request_size)
         if self._sizes and response_size is not None:
-            self._response_size.labels_or_raise(method, endpoint).observe(response_size)
+            self._response_size.labels_or_raise(method, endpoint, *unset).observe(response_size)
 
     @fail_safe("metrics.call", reraise=CALLER_ERRORS)
     def record_database_query(self, operation: str, table: str, duration: float, error_type: str | None = None) -> None:
@@ -379,7 +416,8 @@ class MetricsService:
 
     def register_collector(self, collector: Any) -> None:
         """Add a collector. If it has `update`, `update_system_metrics` calls that."""
-        self._factory.register(collector)
+        constant = self._limiter.constant_labels
+        self._factory.register(LabeledCollector(collector, constant) if constant else collector)
 
     def render(self, accept: str, accept_encoding: str) -> ScrapeResponse:
         """Return headers and body of a scrape response. Blocks for milliseconds, so call it in a worker thread."""
@@ -392,4 +430,5 @@ class MetricsService:
     def _reset_cells(self) -> None:
         """Empty the caches of cells, after the cells of series have been replaced."""
         self._http.clear()
+        self._http_labeled.clear()
         self.operations.reset_cells()

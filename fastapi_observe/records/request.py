@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from time import perf_counter, time_ns
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from opentelemetry import context as otel_context
 
@@ -63,19 +63,27 @@ def current_record() -> RequestRecord | None:
     return current.record if isinstance(current, RecordRef) else None
 
 
+class RequestFields(NamedTuple):
+    """The fields of a request (`observe.set`): by the names of lines and labels, and by those of span attributes."""
+
+    fields: dict[str, Any]
+    attributes: dict[str, Any]
+
+
 class RecordRef:
     """A reference to a record, stored in the OpenTelemetry context and cleared when the request ends.
 
     Contexts outlive requests: asyncio keeps the one in which a server set the timer of an idle connection.
     """
 
-    __slots__ = ("record",)
+    __slots__ = ("fields", "record")
 
     excluded = 0
     """Signals (`SIGNAL_BITS`) that report neither the request nor the operations inside it."""
 
     def __init__(self, record: RequestRecord | None) -> None:
         self.record = record
+        self.fields: RequestFields | None = None
 
 
 class ExcludedRef(RecordRef):

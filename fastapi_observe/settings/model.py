@@ -32,11 +32,13 @@ from fastapi_observe.settings.types import (
     RETENTION_LIMIT,
     ROTATION_PATTERN,
     BucketBounds,
+    ConstantLabels,
     ExcludedFrom,
     ExcludedPaths,
     HeaderNames,
     Headers,
     LogLevel,
+    MetricLabels,
     ObjectiveList,
     ObjectiveOptions,
     PeerPolicy,
@@ -294,6 +296,17 @@ class ObserveSettings(BaseSettings):
         500,
         "Maximum number of values of one label of one metric, except `endpoint`. Further ones are `__overflow__`.",
         ge=1,
+    )
+    metric_labels: MetricLabels = option(
+        (),
+        "Fields of the request (`observe.set`) that are labels of the request metrics. Empty where a request did not "
+        "set the field; at most `max_values_per_label` values.",
+        accepts="label names other than method, endpoint, status_code, error_type and le, separated by commas",
+    )
+    constant_labels: ConstantLabels = option(
+        {},
+        "Labels with the same value on every metric of this package and of `observe.metrics`.",
+        accepts="a mapping of label names; in a variable name=value,name2=value2",
     )
     disk_paths: StringList = option(("/",), "Paths whose file systems `disk_usage_bytes` reports.")
     instrumentator_functions: tuple[Any, ...] = option(

@@ -86,6 +86,8 @@ class Options(TypedDict, total=False):
     max_series_per_metric: int
     max_series_per_process: int
     max_values_per_label: int
+    metric_labels: Sequence[str]
+    constant_labels: Mapping[str, str]
     disk_paths: Sequence[str]
     instrumentator_functions: Sequence[Callable[[Any], Any]]
     logs: bool

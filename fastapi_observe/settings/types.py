@@ -35,6 +35,16 @@ def _group_pairs(value: Any) -> Any:
     return grouped
 
 
+def _parse_labels(value: Any) -> Any:
+    if isinstance(value, str):
+        value = json.loads(value) if value.startswith("{") else pairs(value)
+    return {str(name): str(text) for name, text in value.items()} if isinstance(value, Mapping) else value
+
+
+def _without_repetition(value: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(value))
+
+
 def _check_header(value: SecretStr) -> SecretStr:
     if re.search(r"[\r\n]", value.get_secret_value()):
         raise ValueError("a header is one line")
@@ -148,6 +158,21 @@ PeerPolicy = Annotated[Any, BeforeValidator(_parse_peers)]
 """Trusted peers: `private`, `always`, `never`, networks, or a function of the ASGI scope."""
 ObjectiveList = Annotated[tuple[Any, ...], AfterValidator(_check_objectives)]
 ObjectiveOptions = Annotated[Any, AfterValidator(_check_objective_options)]
+_LABEL: Final = r"^_?[a-zA-Z][a-zA-Z0-9_]*$"
+_OWN_LABELS: Final = frozenset({"method", "endpoint", "status_code", "error_type", "le"})
+
+
+def _check_label(value: str) -> str:
+    if value in _OWN_LABELS:
+        raise ValueError("a label of the request metrics")
+    return value
+
+
+LabelName = Annotated[str, StringConstraints(pattern=_LABEL), AfterValidator(_check_label)]
+MetricLabels = Annotated[tuple[LabelName, ...], BeforeValidator(split), AfterValidator(_without_repetition)]
+ConstantLabels = Annotated[
+    dict[LabelName, Annotated[str, StringConstraints(max_length=256)]], BeforeValidator(_parse_labels)
+]
 Token = Annotated[SecretStr, AfterValidator(_check_token)]
 Headers = Annotated[
     dict[HeaderName, Annotated[SecretStr, AfterValidator(_check_header)]], BeforeValidator(_parse_headers)

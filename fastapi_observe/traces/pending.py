@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace import Tracer
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode
 
 from fastapi_observe.internal.opentelemetry import FLAGS
+from fastapi_observe.records.fields import current_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -331,6 +332,9 @@ class TailTracer(Tracer):
         if not parent.pending.admit():
             return NonRecordingSpan(parent.context)
         span = PendingSpan(parent, self.factory, name, kind, time_ns() if start_time is None else start_time)
+        fields = current_fields(context)
+        if fields is not None:
+            span.set_attributes(fields.attributes)
         if attributes:
             span.set_attributes(attributes)
         for link in links or ():

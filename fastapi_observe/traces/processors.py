@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.trace import SpanKind
+
+from fastapi_observe.records.fields import current_fields
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -33,6 +36,20 @@ class ExportProcessor(SpanProcessor):
     def shutdown(self) -> None:
         """Flush within `shutdown_timeout` and stop. The remaining spans are counted as dropped."""
         self._queue.close()
+
+
+class FieldsProcessor(SpanProcessor):
+    """Sets the fields of a request (`observe.set`) on each span that starts in it, whatever started the span."""
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Set the fields that the request has now. Attributes that the span was started with are left unchanged.
+
+        A server span inside a request is that of another request, to an app in the same process.
+        """
+        fields = current_fields(parent_context)
+        if fields is not None and span.kind is not SpanKind.SERVER:
+            own = span.attributes or {}
+            span.set_attributes({name: value for name, value in fields.attributes.items() if name not in own})
 
 
 class GuardedProcessor(SpanProcessor):

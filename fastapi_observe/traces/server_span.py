@@ -90,6 +90,8 @@ def response_attributes(
         "http.request.body.size": record.request_size,
         "http.response.body.size": record.response_size,
     }
+    if record.current.fields is not None:
+        attributes = {**record.current.fields.attributes, **attributes}
     if record.endpoint not in _NO_ROUTE:
         attributes["http.route"] = record.endpoint
         # At the start the route was not known, so the path was compared with all secret templates of the app.

@@ -29,6 +29,7 @@ from fastapi_observe.internal.opentelemetry import (
     is_sdk_compatible,
 )
 from fastapi_observe.internal.renamed import Renamed
+from fastapi_observe.records.fields import current_fields
 from fastapi_observe.records.guard import fail_safe, return_no_op
 from fastapi_observe.records.request import CONTEXT_KEY
 from fastapi_observe.redaction.redactor import Redactor
@@ -38,7 +39,7 @@ from fastapi_observe.traces.context import RANDOM, TraceContext, well_formed_hea
 from fastapi_observe.traces.ids import ID_SOURCE
 from fastapi_observe.traces.incoming import is_server_span, is_stale_context, parse_lone_traceparent
 from fastapi_observe.traces.pending import PendingServerSpan, PendingSpan, sampled
-from fastapi_observe.traces.processors import GuardedProcessor
+from fastapi_observe.traces.processors import FieldsProcessor, GuardedProcessor
 from fastapi_observe.traces.provider import ObserveTracerProvider, is_user_provider, make_provider
 from fastapi_observe.traces.sampling import SAMPLE_ALL, TraceRateLimit, sampling_threshold
 from fastapi_observe.traces.server_span import HeaderCapture, request_attributes, response_attributes, span_name
@@ -97,6 +98,7 @@ class TracingService:
         self._trust = TrustPolicy(settings.trust_incoming)
         self._factory = None if own is None else self._make_factory(own)
         self.tail_sampler = self._make_tail_sampler(settings)
+        self._uses_fields = False
         self._replaced: ObserveTracerProvider | None = None
         self._added_processors: list[SpanProcessor] = []
         self._withdraw = None if own is None else GLOBAL_PROVIDER.offer(own, self._join)
@@ -125,6 +127,8 @@ class TracingService:
             self.provider, self._replaced, self._owns_provider = provider, own, False
             self._parent_decides, self._uses_w3c = False, False
             own.hand_on()
+            if self._uses_fields:
+                self._add_fields_processor()
             if own.queue is not None:
                 logging.getLogger("fastapi_observe").warning(
                     "A global tracer provider was set after install(app): spans go to it from now on, not to "
@@ -150,6 +154,20 @@ class TracingService:
             slow_request=settings.slow_request_threshold,
             repeat_limit=settings.repeated_query_threshold,
         )
+
+    def use_fields(self, reference: RecordRef) -> None:
+        """Put the fields of requests on spans from now on, and those of `reference` on an adopted server span."""
+        if not self._uses_fields:
+            self._uses_fields = True
+            self._add_fields_processor()
+        record = reference.record
+        if record is not None and record.span_adopted and record.span is not None and reference.fields is not None:
+            record.span.set_attributes(reference.fields.attributes)
+
+    def _add_fields_processor(self) -> None:
+        add = getattr(self.provider, "add_span_processor", None)  # a no-op provider has none
+        if add is not None:
+            add(GuardedProcessor(FieldsProcessor(), self._internal_errors))
 
     # The signal, called by the middleware and the clients
 
@@ -343,6 +361,8 @@ class TracingService:
             if current.pending.admit():
                 kind = _SPAN_KINDS.get(operation.kind, SpanKind.INTERNAL)
                 operation.span = PendingSpan(current, self._factory, operation.name, kind, time_ns())
+                if self._uses_fields and (fields := current_fields(context)) is not None:
+                    operation.span.set_attributes(fields.attributes)
                 operation.scope = scope = ContextScope(Context({**context, SPAN_KEY: operation.span}))
                 scope.open()
             return

@@ -9,7 +9,7 @@ from prometheus_client.metrics_core import InfoMetricFamily
 from fastapi_observe.internal.prometheus_client import list_collectors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from prometheus_client.metrics_core import Metric
 
@@ -34,6 +34,27 @@ class StaticCollector:
     def collect(self) -> Sequence[Metric]:
         """Return the families."""
         return self.families
+
+
+class LabeledCollector:
+    """A collector of this package with constant labels on each sample. Anything else is that of the collector."""
+
+    def __init__(self, inner: Any, labels: Mapping[str, str]) -> None:
+        self.inner = inner
+        self._labels = labels
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def describe(self) -> list[Metric]:
+        """Return the families that `collect` yields."""
+        return list(getattr(self.inner, "describe", list)())
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families with the labels added."""
+        for family in self.inner.collect():
+            family.samples = [sample._replace(labels={**self._labels, **sample.labels}) for sample in family.samples]
+            yield family
 
 
 class SampleCollector:

@@ -8,11 +8,19 @@ from time import sleep
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.metrics.budget import SeriesLimiter
-from fastapi_observe.metrics.series import YIELD_EVERY, YIELD_SLEEP, BoundedMetric, Counter, Gauge, Histogram, escape
+from fastapi_observe.metrics.series import (
+    YIELD_EVERY,
+    YIELD_SLEEP,
+    BoundedMetric,
+    Counter,
+    Gauge,
+    Histogram,
+    join_labels,
+)
 from fastapi_observe.metrics.shared.samples import ExemplarsBySeries, SampleFamily
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from fastapi_observe.metrics.budget import ExemplarTuple
     from fastapi_observe.workers.files import ValueFileReader
@@ -45,8 +53,7 @@ class MergedFamily:
     def _get(self, labels: tuple[str, ...]) -> MergedSeries:
         series = self.series.get(labels)
         if series is None:
-            pairs = zip(self.shape.label_names(), labels, strict=True)
-            joined = ",".join(f'{name}="{escape(value)}"' for name, value in pairs)
+            joined = join_labels(self.shape.limiter.constant_labels, self.shape.label_names(), labels)
             series = self.series[labels] = MergedSeries(joined)
         return series
 
@@ -140,9 +147,11 @@ class FamilyIndex:
     """Assigns the series in the files of the workers to families. Assignments are kept until the set of files changes.
 
     `mismatched` are descriptions that are invalid, or differ from another worker's metric of the same name.
+    `constant_labels` are on each series.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, constant_labels: Mapping[str, str] | None = None) -> None:
+        self._constant_labels = constant_labels
         self.families: dict[tuple[str, str], MergedFamily | SampleFamily] = {}
         self.mismatched: set[tuple[str, str]] = set()
         self._token: object = None
@@ -175,7 +184,7 @@ class FamilyIndex:
             made = (
                 SampleFamily(description)
                 if description["kind"] == "samples"
-                else MergedFamily(_make_shape(description), description["mode"])
+                else MergedFamily(_make_shape(description, self._constant_labels), description["mode"])
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             self.mismatched.add((str(description.get("scope")), str(description.get("name"))))
@@ -197,8 +206,8 @@ def _comparable(family: MergedFamily | SampleFamily) -> object:
     return type(shape), shape.label_names(), shape.bounds() if isinstance(shape, Histogram) else None
 
 
-def _make_shape(description: dict[str, Any]) -> BoundedMetric:
-    limiter = SeriesLimiter(UNLIMITED, UNLIMITED)
+def _make_shape(description: dict[str, Any], constant_labels: Mapping[str, str] | None) -> BoundedMetric:
+    limiter = SeriesLimiter(UNLIMITED, UNLIMITED, constant_labels=constant_labels)
     arguments = description["name"], description["doc"], tuple(description["labels"]), limiter
     if description["kind"] == "histogram":
         return Histogram(*arguments, buckets=tuple(float(bound) for bound in description["bounds"]))

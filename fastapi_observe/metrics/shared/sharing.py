@@ -63,7 +63,9 @@ class MetricSharing:
     def of_this_process(self) -> list[Any]:
         """Return the collectors of all registries, with the values of this process alone."""
         found = [collector for registry in self._registries for collector in collectors_of(registry)]
-        return [collector for collector in found if collector is not self.workers_collector]
+        return [
+            collector for collector in found if getattr(collector, "inner", collector) is not self.workers_collector
+        ]
 
     def counters_reset_at(self) -> int:
         """Return when the counters of this process were last set to zero, in Unix nanoseconds; 0 if never."""

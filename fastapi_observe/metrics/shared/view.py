@@ -58,7 +58,7 @@ class MultiprocessView:
         self.worker = worker
         self.cells = SharedCells(worker, limiter, scope, metrics, internal_errors)
         self._internal_errors = internal_errors
-        self._index = FamilyIndex()
+        self._index = FamilyIndex(limiter.constant_labels)
         self._local_series: list[BoundedMetric] = []
         self._local_families: dict[CollectorRegistry, dict[tuple[str, str], LocalFamily]] = {}
         self._registries = {registry: "default" if registry is REGISTRY else scope for registry in registries}
