@@ -187,6 +187,8 @@ INSIDE: list[tuple[Any, str, tuple[str, ...]]] = [
     (TracingService, "_extract_parent", ("traces.on_request_start",)),
     (fastapi_observe.requests.validation, "validation_error_locations", ("validation",)),
     (importlib.import_module("fastapi_observe.install"), "mounted_apps", ("mounted",)),
+    (importlib.import_module("fastapi_observe.install"), "_warn_shadowed_route", ("middleware.outer",)),
+    (importlib.import_module("fastapi_observe.install"), "validation_error_types", ("middleware.inner",)),
 ]
 
 

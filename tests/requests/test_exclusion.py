@@ -203,7 +203,9 @@ def test_an_operation_used_in_both_kinds_of_requests(observed: Callable[..., See
 
     @app.get("/{name}")
     def endpoint(name: str) -> str:
-        with shared[0]:
+        with shared[0] as operation:
+            # Internal errors of an operation are counted for its app, also where signals do not report it.
+            assert operation.reporter.internal_errors is seen.observe.internal_errors  # type: ignore[attr-defined]
             return name
 
     seen = observed(app, exclude_paths=("/out",))
