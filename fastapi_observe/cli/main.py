@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fastapi_observe.cli.cardinality import add_cardinality
 from fastapi_observe.cli.cost import add_cost
+from fastapi_observe.cli.demo import add_demo
 from fastapi_observe.cli.settings import add_settings
 from fastapi_observe.cli.show import add_show
 from fastapi_observe.cli.slo import add_slo
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_cost(commands)
     add_slo(commands)
     add_show(commands)
+    add_demo(commands)
     arguments = sys.argv[1:] if arguments is None else arguments
     if (message := _describe_rename(arguments)) is not None:
         parser.error(message)

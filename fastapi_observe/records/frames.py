@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import os
 import sys
 import sysconfig
 from functools import lru_cache
@@ -28,6 +29,9 @@ _LIBRARIES: Final = tuple(
     {str(Path(path).resolve()) for path in sysconfig.get_paths().values() if path}
     | {str(Path(__file__).resolve().parents[1])}
 )
+_DEMO: Final = str(Path(__file__).resolve().parents[1] / "demo") + os.sep
+"""The app of the command `demo`: its frames count as the user's, although they are in this package."""
+
 _MIDDLEWARE: Final = str(Path(__file__).parents[1] / "middleware.py")
 _SCRIPTS: Final = str(Path(sysconfig.get_path("scripts")).resolve())
 
@@ -35,6 +39,8 @@ _SCRIPTS: Final = str(Path(sysconfig.get_path("scripts")).resolve())
 @lru_cache(maxsize=4096)
 def is_own_file(name: str) -> bool:
     """Return whether a file is the user's: not of Python, not of an installed package, not of this one."""
+    if str(Path(name).resolve()).startswith(_DEMO):
+        return True
     if name.startswith("<") or "site-packages" in name or "dist-packages" in name:
         return False
     path = str(Path(name).resolve())

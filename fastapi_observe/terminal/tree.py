@@ -156,9 +156,7 @@ def _draw(rows: Sequence[_Row], style: Style, width: int, bounds: tuple[int, int
         name = style.paint(fit(label, name_width, ellipsis), "red" if failed else "")
         head = f"{name} {style.paint(bar, color)} {duration}"
         room = width - name_width - bar_width - DURATION_WIDTH - 4
-        note = _note(row, style)
-        if columns(note) > room:
-            note = fit(note, room, ellipsis) if room > MIN_BAR else ""
+        note = _note(row, style, room)
         lines.append(f"{head}  {style.paint(note, 'dim')}".rstrip() if note else head)
     return lines
 
@@ -171,13 +169,20 @@ def _bar(row: _Row, bounds: tuple[int, int], width: int, block: str) -> str:
     return (" " * left + block * length).ljust(width)
 
 
-def _note(row: _Row, style: Style) -> str:
-    """Return what is said after the duration: the error, and the line of the user's code that started the span."""
+def _note(row: _Row, style: Style, room: int) -> str:
+    """Return what is said after the duration: the error, and the line of the user's code that started the span.
+
+    Where there is no room for the whole path, the name of the file is enough.
+    """
     attributes = row.span.attributes
-    parts = []
+    error = path = ""
     if row.span.status == "ERROR":
-        parts.append(style.pick("✗", "x") + f" {attributes.get('error.type', '')}".rstrip())
+        error = style.pick("✗", "x") + f" {str(attributes.get('error.type', '')).rpartition('.')[2]}".rstrip()
     if "code.file.path" in attributes and "code.line.number" in attributes:
-        place = f"{attributes['code.file.path']}:{attributes['code.line.number']}"
-        parts.append((style.pick("← ", "<- ") if row.times > 1 else "") + place)
-    return escape("  ".join(parts)[:MAX_NAME])
+        path = f"{attributes['code.file.path']}:{attributes['code.line.number']}"
+    arrow = style.pick("← ", "<- ") if row.times > 1 and path else ""
+    notes = [
+        escape("  ".join(filter(None, [error, arrow + place]))[:MAX_NAME]) for place in (path, path.rpartition("/")[2])
+    ]
+    note = next((note for note in notes if columns(note) <= room), notes[-1])
+    return note if columns(note) <= room else fit(note, room, style.pick("…", "~")) if room > MIN_BAR else ""

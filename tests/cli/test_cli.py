@@ -96,7 +96,14 @@ def test_help_shows_the_name_of_the_program(
             main(["--help"])
         shown = capsys.readouterr().out
         assert shown.startswith(f"usage: {name} [-h]")
-        assert re.findall(r"^    (\w+)\b", shown, re.MULTILINE) == ["settings", "cardinality", "cost", "slo"]
+        assert re.findall(r"^    (\w+)\b", shown, re.MULTILINE) == [
+            "settings",
+            "cardinality",
+            "cost",
+            "slo",
+            "show",
+            "demo",
+        ]
     with pytest.raises(SystemExit, match="0"):
         main(["slo", "--help"])
     shown = capsys.readouterr().out

@@ -65,6 +65,16 @@ def test_failures_are_marked() -> None:
     assert "\x1b[31m" in colored
 
 
+def test_notes_fit() -> None:
+    """Where there is no room for the path of the code, its last part is shown; then the row ends before it."""
+    attributes = {"code.file.path": "shop/routers/orders.py", "code.line.number": 31, "error.type": "shop.PaymentError"}
+    rows = [span("root"), span("a", "root", attributes=attributes, status="ERROR")]
+    assert tree(rows, "root", width=100)[0].endswith("  ✗ PaymentError  shop/routers/orders.py:31")
+    assert tree(rows, "root", width=60)[0].endswith("  ✗ PaymentError  ord…")
+    rows[1].attributes.pop("error.type")
+    assert tree(rows, "root", width=60)[0].endswith("  ✗  orders.py:31")
+
+
 def test_ascii() -> None:
     """Without the drawing characters a tree is ASCII."""
     rows = [span("root"), *(span(str(number), "root", name="q") for number in range(60)), span("z", "0")]
