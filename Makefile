@@ -20,7 +20,7 @@ ROUNDS ?= 20
 LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-annotate --custom-compile-command 'make lock' $(ARGS)
 
-.PHONY: help setup run test cover style test-lowest test-fastapi lint format bench bench-check chaos soak repeat lock sbom clean
+.PHONY: help setup run test cover style test-lowest test-fastapi lint format bench bench-check chaos soak repeat screenshots lock sbom clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -98,6 +98,9 @@ soak: $(READY)  ## Run all tests that have a long form in it, make chaos among t
 
 repeat: $(READY)  ## Run the tests ROUNDS times: what leaks or flickers shows
 	@set -e; for round in $$(seq $(ROUNDS)); do echo "== round $$round"; $(BIN)/python -m pytest -q $(ARGS); done
+
+screenshots: $(READY)  ## Take the pictures of the console from the demo (ARGS=directory)
+	$(BIN)/python scripts/screenshots.py $(ARGS)
 
 lock: $(READY)  ## Pin and hash what pyproject.toml asks for, in requirements/ (ARGS=--upgrade: to the newest)
 	$(LOCK) --output-file requirements/runtime.txt
