@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastapi_observe.current import get_observability, operation, traced
+from fastapi_observe.current import get_observability, job, operation, traced
 from fastapi_observe.install import install
 from fastapi_observe.observability import Observability
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
@@ -46,6 +46,7 @@ __all__ = [
     "generate_rules",
     "get_observability",
     "install",
+    "job",
     "operation",
     "slo",
     "traced",

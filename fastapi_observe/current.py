@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, overload
 
 from opentelemetry import trace
 
+from fastapi_observe.jobs import new_job
 from fastapi_observe.observability import INSTALLED
 from fastapi_observe.records.guard import CALLER_ERRORS, fail_safe, report_error, return_no_op
 from fastapi_observe.records.operation import new_operation
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import Tracer
 
+    from fastapi_observe.jobs import Headers, Job
     from fastapi_observe.observability import Observability
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.redaction.redactor import Redactor
@@ -92,6 +94,16 @@ def operation(name: str, /, **details: Any) -> Operation:
     being served when it starts, else to the only installed app. If there is none or several, it is not reported.
     """
     return new_operation(_DEFERRED, name, details)
+
+
+@fail_safe("job", return_no_op, CALLER_ERRORS)
+def job(name: str, /, headers: Headers | None = None) -> Job:
+    """Measure work outside requests as `Observability.job` does, in a module that is imported before `install`.
+
+    `@job("send mail")` or `with job("send mail", headers=message.headers):`. The job is reported to the app whose
+    request is being served when it starts, else to the only installed app. If there is none or several, it is not.
+    """
+    return new_job(_find_observability, name, headers)
 
 
 class _DeferredReporter:

@@ -25,8 +25,9 @@ from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.internal.forks import FINAL_LOG_FLUSH, ShutdownDeadline, start_thread
 from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
-from fastapi_observe.internal.throttle import LogThrottle
+from fastapi_observe.jobs import Job, new_job
 from fastapi_observe.logs.service import LogService
+from fastapi_observe.metrics.loop_monitor import BlockedLoopReport
 from fastapi_observe.metrics.saturation import Saturation
 from fastapi_observe.metrics.server import MetricsServer
 from fastapi_observe.metrics.service import MetricsService
@@ -34,7 +35,7 @@ from fastapi_observe.metrics.shared.join import WorkerGroup
 from fastapi_observe.metrics.system import SystemCollector
 from fastapi_observe.records.fields import FieldSetter
 from fastapi_observe.records.guard import CALLER_ERRORS, fail_safe, return_no_op
-from fastapi_observe.records.operation import Operation, new_operation
+from fastapi_observe.records.operation import Operation, PartialReporter, new_operation
 from fastapi_observe.records.request import CONTEXT_KEY, ExcludedRef, RequestRecord, excluded_signals
 from fastapi_observe.records.signal import SIGNAL_BITS, SignalHook, is_implemented
 from fastapi_observe.records.time_breakdown import AWAITED_KINDS, MIN_POOL_WAIT, TimeBreakdown
@@ -58,8 +59,9 @@ if TYPE_CHECKING:
     from fastapi_observe.export.counts import Counts
     from fastapi_observe.export.push import MetricExportLoop
     from fastapi_observe.export.queue import ExportQueue
+    from fastapi_observe.jobs import Headers
     from fastapi_observe.logs.service import ObserveLogger
-    from fastapi_observe.metrics.loop_monitor import BlockedLoop
+    from fastapi_observe.records.job import JobRecord
     from fastapi_observe.records.pool import PoolState
     from fastapi_observe.records.signal import Signal
     from fastapi_observe.settings.model import ObserveSettings
@@ -90,9 +92,12 @@ class Observability:
         with ExitStack() as undo:  # a failed install leaves nothing behind
             self.metrics = MetricsService(settings, self.internal_errors, self.redactor.text)
             undo.callback(self.metrics.close)
+            self.blocked_loops = BlockedLoopReport(
+                self.routes.template, self.metrics.record_blocked_loop if settings.metrics else None
+            )
             self.saturation = Saturation(
                 blocked_threshold=settings.blocked_loop_threshold,
-                on_blocked=self._report_blocked_loop,
+                on_blocked=self.blocked_loops,
                 in_progress=lambda: self.metrics.requests_in_progress if settings.metrics else 0,
             )
             self.metrics.register_collector(SystemCollector(settings, self.internal_errors))
@@ -122,8 +127,6 @@ class Observability:
         self._lock = threading.Lock()
         self._undo: list[Callable[[], None]] = []
         self.startup_steps: list[Callable[[], object]] = []
-        self.blocked_loop_observers: list[Callable[[BlockedLoop, str, str], object]] = []
-        self._blocked_throttle = LogThrottle()
         self._fields = FieldSetter(self.redactor, self.tracing.use_fields)
         self.loop: Any = None
         self.closed = self._logged_access = False
@@ -161,30 +164,6 @@ class Observability:
     def add_signal(self, name: str, signal: Signal) -> None:
         """Report to one more signal, the last one. Must be called before the first request."""
         self._signals += (SignalHook(name, SIGNAL_BITS[name], signal),)
-
-    def _report_blocked_loop(self, blocked: BlockedLoop) -> None:
-        """Count and log that code blocked the event loop. Called in the loop, after the block."""
-        record, location = blocked.record, blocked.location
-        method, endpoint = "", "outside_requests"
-        if record is not None:
-            method, endpoint = record.method, record.endpoint
-            if not record.reported:
-                endpoint = self.routes.template(record.scope, record.status_code or 200)
-        if self.settings.metrics:
-            self.metrics.record_blocked_loop(endpoint, blocked.seconds)
-        for observer in self.blocked_loop_observers:
-            observer(blocked, method, endpoint)
-        place = "code that could not be found" if location is None else f"{location.file}:{location.line}"
-        if self._blocked_throttle.allow(place):
-            logging.getLogger("fastapi_observe").warning(
-                "The event loop was blocked for %.2f s by %s (%s %s); %d requests were in progress. Use await, or run "
-                "the code in a thread: a path operation without async, or asyncio.to_thread.",
-                blocked.seconds,
-                place if location is None else f"{place} in {location.function}",
-                method,
-                endpoint,
-                blocked.in_progress,
-            )
 
     def export_counts(self) -> Iterator[tuple[str, Callable[[], Counts]]]:
         """Yield each exported signal with a function that returns its counts."""
@@ -283,6 +262,29 @@ class Observability:
                 except Exception as exc:  # noqa: BLE001 - an internal error never reaches the request
                     self.internal_errors(f"{hook.name}.on_request_end", exc)
 
+    def start_job(self, record: JobRecord) -> None:
+        """Report the start of a job to every signal."""
+        record.observability = self
+        for hook in self._signals:
+            try:
+                hook.signal.on_job_start(record)
+            except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
+                record.skipped_signals |= hook.bit
+                self.internal_errors(f"{hook.name}.on_job_start", exc)
+        if record.context is None:
+            record.context = otel_context.set_value(CONTEXT_KEY, record.current)
+
+    def end_job(self, record: JobRecord) -> None:
+        """Report the end of a job to every signal whose start did not fail."""
+        if record.work is not None:
+            record.work.aggregate()
+        for hook in self._signals:
+            if not record.skipped_signals & hook.bit:
+                try:
+                    hook.signal.on_job_end(record)
+                except Exception as exc:  # noqa: BLE001 - as above
+                    self.internal_errors(f"{hook.name}.on_job_end", exc)
+
     def _find_endpoint(self, record: RequestRecord) -> None:
         try:
             record.endpoint = self.routes.template(record.scope, record.status_code)
@@ -317,7 +319,7 @@ class Observability:
         excluded = excluded_signals(OTEL_CONTEXT.get())
         if not excluded:
             return hooks
-        operation.reporter = _PartialReporter(self, excluded)
+        operation.reporter = PartialReporter(self, excluded)
         return tuple(hook for hook in hooks if not hook.bit & excluded)
 
     def on_operation_end(self, operation: Operation, excluded: int = 0) -> None:
@@ -398,6 +400,17 @@ class Observability:
         operations are no part of it, and each trace that starts in there is linked to it.
         """
         return DetachedScope()
+
+    @fail_safe("job", return_no_op, CALLER_ERRORS)
+    def job(self, name: str, /, headers: Headers | None = None) -> Job:
+        """Measure work outside requests: `with observe.job("send mail", headers=message.headers):`.
+
+        Also usable with `async with` and as a decorator. A job has its own trace, which continues that of `headers`
+        (of a message) if they carry one; `jobs_total` and `job_duration_seconds`; a line; and what a request has:
+        operations, `observe.set`, tail sampling. `name` is the metric label and the span name: use few different names.
+        Raises `ValueError` for an empty name, `TypeError` if it is not a string.
+        """
+        return new_job(lambda: self, name, headers)
 
     @property
     def http(self) -> httpx.AsyncClient:
@@ -559,26 +572,6 @@ async def _join(thread: threading.Thread, seconds: float) -> None:
         await anyio.to_thread.run_sync(thread.join, seconds, limiter=anyio.CapacityLimiter(1), abandon_on_cancel=True)
     except RuntimeError:  # the limit of threads is reached
         thread.join(seconds)
-
-
-class _PartialReporter:
-    """Reports the end of an operation to the signals that reported its start. Else it is the `Observability`."""
-
-    def __init__(self, observability: Observability, excluded: int) -> None:
-        self._observability = observability
-        self._excluded = excluded
-
-    def on_operation_start(self, operation: Operation) -> None:
-        """Report the start of a copy of the operation, which may be in another request."""
-        operation.reporter = self._observability
-        self._observability.on_operation_start(operation)
-
-    def on_operation_end(self, operation: Operation) -> None:
-        """Report the end."""
-        self._observability.on_operation_end(operation, self._excluded)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._observability, name)
 
 
 def _request_filter(settings: ObserveSettings) -> RequestFilter:

@@ -71,6 +71,14 @@ class Told:
         """Keep it, with how it ended."""
         self._note(f"on_request_end {record.endpoint} {record.outcome}")
 
+    def on_job_start(self, record: Any) -> None:
+        """Keep it."""
+        self._note("on_job_start")
+
+    def on_job_end(self, record: Any) -> None:
+        """Keep it, with how it ended."""
+        self._note(f"on_job_end {record.endpoint} {record.outcome}")
+
     def on_operation_start(self, operation: Any) -> None:
         """Keep it."""
         self._note("on_operation_start")
@@ -94,6 +102,8 @@ async def use(seen: Seen) -> None:
         pass
     async with seen.observe.db.query("SELECT", table="orders"):
         pass
+    with seen.observe.job("nightly"):
+        pass
 
 
 EVERYTHING = [
@@ -104,11 +114,13 @@ EVERYTHING = [
     "on_request_end /talk/{name} ok",
     "on_operation_start",
     "on_operation_end ok",
+    "on_job_start",
+    "on_job_end nightly ok",
 ]
 
 
 async def test_a_fourth_signal_gets_all_calls(observed: Callable[..., Seen]) -> None:
-    """A signal consists of five methods."""
+    """A signal consists of seven methods."""
     seen, fourth = observed(app()), Told()
     add(seen, fourth)
     await use(seen)
@@ -123,11 +135,18 @@ async def test_a_failing_signal_does_not_affect_the_others(observed: Callable[..
     add(seen, last, "last")
     await use(seen)
     assert last.calls == EVERYTHING
-    assert broken.calls == ["on_request_start", "on_request_start", "on_operation_start", "on_operation_end ok"]
+    assert broken.calls == [
+        "on_request_start",
+        "on_request_start",
+        "on_operation_start",
+        "on_operation_end ok",
+        "on_job_start",
+    ]
     assert seen.observe.internal_errors.counts == {
         "broken.on_request_start": 2,
         "broken.on_operation_start": 1,
         "broken.on_operation_end": 1,
+        "broken.on_job_start": 1,
     }
     broken.__dict__["on_request_start"] = lambda _: None
     await use(seen)
@@ -139,6 +158,7 @@ async def test_a_failing_signal_does_not_affect_the_others(observed: Callable[..
             "on_request_end",
             "on_operation_start",
             "on_operation_end",
+            "on_job_start",
         )
     }
 

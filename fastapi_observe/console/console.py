@@ -79,7 +79,7 @@ class Console:
         """Begin to gather requests, spans and log lines."""
         self._observability.add_signal("console", self.signal)
         self._observability.startup_steps.append(self.announce)
-        self._observability.blocked_loop_observers.append(self.signal.on_blocked_loop)
+        self._observability.blocked_loops.observers.append(self.signal.on_blocked_loop)
         logs = self._observability.logs
         processor = ConsoleProcessor(self.store)
         self._observability.tracing.add_span_processor(processor)

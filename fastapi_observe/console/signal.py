@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
     from fastapi_observe.console.store import Store
     from fastapi_observe.metrics.loop_monitor import BlockedLoop
+    from fastapi_observe.records.job import JobRecord
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.request import RequestRecord
     from fastapi_observe.redaction.redactor import Redactor
 
-_FAILED = frozenset({"server_error", "cancelled", "incomplete_response"})
+_FAILED = frozenset({"server_error", "cancelled", "incomplete_response", "error", "timeout"})
 _UNKNOWN = "0" * 32
 
 
@@ -40,7 +41,7 @@ class ConsoleSignal:
         if len(self._store.running) < MAX_RUNNING:
             self._store.running[id(record)] = {
                 "trace_id": record.trace_id,
-                "kind": "websocket" if record.websocket else "http",
+                "kind": _kind(record),
                 "method": record.method,
                 "path": _target(record),
                 "time": record.started_ns // 1_000_000,
@@ -58,7 +59,7 @@ class ConsoleSignal:
         summary: dict[str, Any] = {
             "trace_id": record.trace_id or _UNKNOWN,
             "span_id": record.span_id,
-            "kind": "websocket" if record.websocket else "http",
+            "kind": _kind(record),
             "time": record.started_ns // 1_000_000,
             "method": record.method,
             "endpoint": record.endpoint,
@@ -93,7 +94,15 @@ class ConsoleSignal:
             database,
             external,
         )
-        self._store.add_summary(summary, None if record.websocket else point)
+        self._store.add_summary(summary, None if record.websocket or record.job else point)
+
+    def on_job_start(self, record: JobRecord, /) -> None:
+        """Show the job as running."""
+        self.on_request_start(record)
+
+    def on_job_end(self, record: JobRecord, /) -> None:
+        """Take the summary of a job."""
+        self.on_request_end(record)
 
     def on_operation_start(self, operation: Operation, /) -> None:
         """Add where in the user's code the operation was started."""
@@ -179,6 +188,10 @@ def _slow_statement(operation: Operation) -> dict[str, Any]:
         "line": details.get("code.line.number", 0),
         "trace_id": "" if context is None else f"{context.trace_id:032x}",
     }
+
+
+def _kind(record: RequestRecord) -> str:
+    return "job" if record.job else "websocket" if record.websocket else "http"
 
 
 def _target(record: RequestRecord) -> str:

@@ -11,6 +11,7 @@ from fastapi_observe.redaction.addresses import MAX_ADDRESS_LENGTH
 
 if TYPE_CHECKING:
     from fastapi_observe.logs.line import Timestamps
+    from fastapi_observe.records.job import JobRecord
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.request import RequestRecord
     from fastapi_observe.records.time_breakdown import RepeatedStatement, TimeBreakdown
@@ -62,6 +63,26 @@ def repeated_statement_fields(repeated: RepeatedStatement, record: RequestRecord
         "count": repeated.times,
         "duration_ms": round(repeated.seconds * 1000, 3),
     }
+
+
+JOB_LOGGER: Final = "fastapi_observe.job"
+
+
+def job_fields(record: JobRecord) -> dict[str, Any]:
+    """Return the fields of a job's line. They replace fields of `observe.set` of the same name."""
+    fields: dict[str, Any] = {
+        "job": record.endpoint,
+        "outcome": record.outcome,
+        "sampled": record.sampled,
+        "duration_ms": round(record.duration * 1000, 3),
+    }
+    if record.work is not None:
+        fields.update(record.work.as_fields(record.started, record.duration))
+    if record.error_type is not None:
+        fields["error_type"] = record.error_type
+    if record.current.fields is not None:
+        return fields | {name: value for name, value in record.current.fields.fields.items() if name not in fields}
+    return fields
 
 
 REQUEST_LOGGER: Final = "fastapi_observe.request"

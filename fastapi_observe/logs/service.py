@@ -40,10 +40,12 @@ from fastapi_observe.logs.messages import (
     to_exception,
 )
 from fastapi_observe.logs.request_line import (
+    JOB_LOGGER,
     OPERATION_LOGGER,
     REQUEST_LOGGER,
     REQUEST_MESSAGE,
     RequestLineEncoder,
+    job_fields,
     level_of_operation,
     operation_fields,
     operation_message,
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
 
     from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.logs.request_line import RequestLineParts
+    from fastapi_observe.records.job import JobRecord
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.request import RequestRecord
     from fastapi_observe.records.time_breakdown import TimeBreakdown
@@ -259,6 +262,31 @@ class LogService:
         return data
 
     @no_op
+    def on_job_start(self, record: JobRecord) -> None:
+        """Do nothing."""
+
+    def on_job_end(self, record: JobRecord) -> None:
+        """Write the line of a job, and before it a warning for each repeated statement."""
+        if record.work is not None:
+            self._warn_repeated(record, record.work)
+        level = "info" if record.outcome == "ok" else "error"
+        tree = b"" if self.text is None else self.text.tree(record)  # its spans are taken in any case
+        if not self.logs_requests or LEVELS[level] < self.threshold:
+            return
+        line = self._line(level, "job completed" if level == "info" else "job failed", JOB_LOGGER)
+        if record.trace_id:
+            line["trace_id"], line["span_id"] = record.trace_id, record.span_id
+        line["fields"] = job_fields(record)
+        exc = record.exception
+        if exc is not None:
+            line["exception"] = describe_exception(exc, self._redactor)
+        text = None
+        if self.text is not None:
+            text = self.text.line(line) if exc is None else self.text.line(line, exc, self._redactor)
+            text += tree if exc is not None or self.text.all_trees else b""
+        self._write(line, text=text)
+
+    @no_op
     def on_operation_start(self, operation: Operation) -> None:
         """Do nothing."""
 
@@ -284,7 +312,8 @@ class LogService:
             line = self._line("warn", "database query repeated in one request", OPERATION_LOGGER)
             if record.trace_id:
                 line["trace_id"], line["span_id"] = record.trace_id, record.span_id
-            line["request_id"] = record.request_id
+            if record.request_id:  # a job has none
+                line["request_id"] = record.request_id
             line["fields"] = repeated_statement_fields(repeated, record)
             if record.current.fields is not None:
                 line["fields"] = {**record.current.fields.fields, **line["fields"]}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.internal.clock import monotonic
+from fastapi_observe.internal.throttle import LogThrottle
 from fastapi_observe.records.frames import find_record, innermost_location
 from fastapi_observe.records.guard import report_error
 
@@ -37,6 +39,43 @@ class BlockedLoop(NamedTuple):
     location: Location | None
     record: RequestRecord | None
     in_progress: int
+
+
+class BlockedLoopReport:
+    """Counts and logs each time that code blocked the event loop. `observers` get it with method and endpoint.
+
+    `find_template` returns the route template of a request, `count` adds seconds to the metric of an endpoint.
+    """
+
+    def __init__(self, find_template: Callable[[Any, int], str], count: Callable[[str, float], object] | None) -> None:
+        self.observers: list[Callable[[BlockedLoop, str, str], object]] = []
+        self._find_template = find_template
+        self._count = count
+        self._throttle = LogThrottle()
+
+    def __call__(self, blocked: BlockedLoop) -> None:
+        """Report it. Called in the loop, after the block."""
+        record, location = blocked.record, blocked.location
+        method, endpoint = "", "outside_requests"
+        if record is not None:
+            method, endpoint = record.method, record.endpoint
+            if not record.reported:
+                endpoint = self._find_template(record.scope, record.status_code or 200)
+        if self._count is not None:
+            self._count(endpoint, blocked.seconds)
+        for observer in self.observers:
+            observer(blocked, method, endpoint)
+        place = "code that could not be found" if location is None else f"{location.file}:{location.line}"
+        if self._throttle.allow(place):
+            logging.getLogger("fastapi_observe").warning(
+                "The event loop was blocked for %.2f s by %s (%s %s); %d requests were in progress. Use await, or run "
+                "the code in a thread: a path operation without async, or asyncio.to_thread.",
+                blocked.seconds,
+                place if location is None else f"{place} in {location.function}",
+                method,
+                endpoint,
+                blocked.in_progress,
+            )
 
 
 class LoopMonitor:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.metrics.exposition import ScrapeResponse
     from fastapi_observe.metrics.objectives import ObjectiveCounts, ObjectiveSpec
+    from fastapi_observe.records.job import JobRecord
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.request import RequestRecord
     from fastapi_observe.records.websocket import WebSocketRecord
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 SIZE_BUCKETS: Final = tuple(100.0 * 10**power for power in range(8))
 """Bucket bounds in bytes."""
+
+JOB_BUCKETS: Final = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+"""Bucket bounds in seconds."""
 
 CONNECTION_BUCKETS: Final = (0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
 """Bucket bounds in seconds."""
@@ -98,6 +102,7 @@ class MetricsService:
                 settings.duration_buckets, [slo.threshold for slo in settings.slos if slo.kind == "latency"]
             )
             self._create_websocket()
+            self._create_jobs()
             self.operations = OperationMetrics(self._factory, self._lock, internal_errors)
             self.register_collector(InternalCollector(self._limiter, internal_errors))
             self.register_collector(LimitsCollector(self._limiter))
@@ -167,6 +172,13 @@ class MetricsService:
             "Time from the handshake to the close of a connection, in seconds.",
             ("endpoint", "close_code"),
             buckets=CONNECTION_BUCKETS,
+        )
+
+    def _create_jobs(self) -> None:
+        create = self._factory.create_internal
+        self._jobs = create(Counter, "jobs_total", "Jobs that have ended.", ("job", "outcome"))
+        self._job_duration = create(
+            Histogram, "job_duration_seconds", "Duration of jobs, in seconds.", ("job",), buckets=JOB_BUCKETS
         )
 
     # The signal
@@ -291,6 +303,21 @@ class MetricsService:
             record.count_received = record.count_sent = None
             self._connections.labels_or_raise(record.endpoint).dec()
         self._connection_duration.labels_or_raise(record.endpoint, record.close_code).observe(record.duration)
+
+    @no_op
+    def on_job_start(self, record: JobRecord) -> None:
+        """Do nothing; a job is recorded when it ends."""
+
+    def on_job_end(self, record: JobRecord) -> None:
+        """Record a job."""
+        self._jobs.labels_or_raise(record.endpoint, record.outcome).inc()
+        exemplar = (
+            {"trace_id": record.trace_id, "span_id": record.span_id} if self._exemplars and record.sampled else None
+        )
+        self._job_duration.labels_or_raise(record.endpoint).observe(record.duration, exemplar)
+        if record.work is not None:
+            for _ in record.work.repeated(self._repeat_limit):
+                self.operations.repeated.labels_or_raise(record.endpoint).inc()
 
     @no_op
     def on_operation_start(self, operation: Operation) -> None:

@@ -253,6 +253,26 @@ class Operation:
         self.__exit__(kind, exc, traceback)
 
 
+class PartialReporter:
+    """Reports the end of an operation to the signals that reported its start. Else it is the `Observability`."""
+
+    def __init__(self, observability: Any, excluded: int) -> None:
+        self._observability = observability
+        self._excluded = excluded
+
+    def on_operation_start(self, operation: Operation) -> None:
+        """Report the start of a copy of the operation, which may be in another request."""
+        operation.reporter = self._observability
+        self._observability.on_operation_start(operation)
+
+    def on_operation_end(self, operation: Operation) -> None:
+        """Report the end."""
+        self._observability.on_operation_end(operation, self._excluded)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._observability, name)
+
+
 def new_operation(reporter: OperationReporter, name: str, details: dict[str, Any]) -> Operation:
     """Return an operation created by a user. Raises as described in `Observability.operation`."""
     if not isinstance(name, str):

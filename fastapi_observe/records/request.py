@@ -7,6 +7,7 @@ from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from opentelemetry import context as otel_context
+from opentelemetry.trace import SpanKind
 
 from fastapi_observe.internal.uvicorn import is_disconnected_cycle
 from fastapi_observe.records.endpoint import UNMATCHED
@@ -159,7 +160,8 @@ class RequestRecord:
         "work",
     )
 
-    websocket = False
+    websocket = job = False
+    span_kind = SpanKind.SERVER
 
     def __init__(
         self,

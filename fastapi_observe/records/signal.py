@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from fastapi_observe.records.job import JobRecord
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.request import RequestRecord
 
@@ -30,7 +31,7 @@ def is_implemented(method: object) -> bool:
 
 
 class Signal(Protocol):
-    """Reports requests and operations. A new one also needs a bit above and a line in `Observability.__init__`."""
+    """Reports requests, jobs and operations. A new one also needs a bit above and a line in `Observability`."""
 
     def on_request_start(self, record: RequestRecord, /) -> None:
         """Handle the start of a request."""
@@ -43,6 +44,12 @@ class Signal(Protocol):
 
     def on_request_end(self, record: RequestRecord, /) -> None:
         """Handle the end of a request. The record is complete."""
+
+    def on_job_start(self, record: JobRecord, /) -> None:
+        """Handle the start of a job. Sets what `on_request_start` sets."""
+
+    def on_job_end(self, record: JobRecord, /) -> None:
+        """Handle the end of a job. The record is complete."""
 
     def on_operation_start(self, operation: Operation, /) -> None:
         """Handle the start of an operation."""

@@ -27,7 +27,9 @@ _NO_ROUTE: Final = frozenset({UNMATCHED, REDIRECT})
 
 
 def span_name(record: RequestRecord) -> str:
-    """Return `{method} {route}`, or only the method if no route matched."""
+    """Return `{method} {route}`, or only the method if no route matched, or the name of a job."""
+    if record.job:
+        return record.endpoint
     method = "HTTP" if record.method == "_OTHER" else record.method
     return method if record.endpoint in _NO_ROUTE else f"{method} {record.endpoint}"
 
@@ -84,7 +86,9 @@ def server_address(
 def response_attributes(
     record: RequestRecord, repeated_query_threshold: int, redactor: Redactor = DEFAULT_REDACTOR
 ) -> dict[str, Any]:
-    """Return the attributes that are known when the response has ended."""
+    """Return the attributes that are known when the response, or the job, has ended."""
+    if record.job:
+        return _job_attributes(record, repeated_query_threshold)
     attributes: dict[str, Any] = {
         "http.response.status_code": record.status_code,
         "http.request.body.size": record.request_size,
@@ -105,6 +109,17 @@ def response_attributes(
         attributes["fastapi_observe.validation_errors"] = tuple(
             f"{name}: {reason}" for name, reason in record.validation_errors
         )
+    if record.work is not None:
+        attributes.update(time_attributes(record, record.work, repeated_query_threshold))
+    return attributes
+
+
+def _job_attributes(record: RequestRecord, repeated_query_threshold: int) -> dict[str, Any]:
+    attributes: dict[str, Any] = {"fastapi_observe.outcome": record.outcome}
+    if record.current.fields is not None:
+        attributes = {**record.current.fields.attributes, **attributes}
+    if record.error_type is not None:
+        attributes["error.type"] = record.error_type
     if record.work is not None:
         attributes.update(time_attributes(record, record.work, repeated_query_threshold))
     return attributes

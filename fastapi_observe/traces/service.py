@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
     from fastapi_observe.internal.errors import InternalErrors
+    from fastapi_observe.records.job import JobRecord
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.request import RecordRef, RequestRecord
     from fastapi_observe.settings.model import ObserveSettings
@@ -203,6 +204,34 @@ class TracingService:
             span.set_attributes(self._request_attributes(record))
         self._assign_span(record, span, context)
 
+    def on_job_start(self, record: JobRecord) -> None:
+        """Start the span of a job: continue the trace of the message, or start one linked to the code that causes it.
+
+        The headers are trusted: the app passes them itself.
+        """
+        context, parent = OTEL_CONTEXT.get(), None
+        if any(name in record.headers for name in self._carriers):
+            continued, parent = self._extract_parent(record, context)
+            if parent.is_valid:
+                context, record.span_kind = continued, SpanKind.CONSUMER
+        links = links_to_origin(OTEL_CONTEXT.get())
+        if self._factory is not None:
+            self._start(self._factory, record, context, parent, links)
+            return
+        span = self.tracer.start_span(
+            well_formed(record.endpoint),
+            context=context,
+            kind=record.span_kind,
+            attributes=self._request_attributes(record),
+            links=links,
+            start_time=record.started_ns,
+        )
+        self._assign_span(record, span, context)
+
+    def on_job_end(self, record: JobRecord) -> None:
+        """End the span of a job."""
+        self.on_request_end(record)
+
     def exclude(self, reference: RecordRef) -> tuple[Context, UnsampledSpan]:
         """Return a context for an excluded request, in which nothing is traced, and the unsampled span in it."""
         context = OTEL_CONTEXT.get()
@@ -245,7 +274,9 @@ class TracingService:
             ids = int(record.trace_id, 16), int(record.span_id, 16)
             position = SpanContext(*ids, is_remote=False, trace_flags=FLAGS[random | 1], trace_state=state)
             attributes = self._request_attributes(record)
-            span = factory.start(record.method, position, parent, context, attributes, record.started_ns)
+            span = factory.start(
+                record.method, position, parent, context, attributes, record.started_ns, record.span_kind
+            )
             record.sampled = "head"
             for link in links:
                 span.add_link(link.context)
@@ -257,6 +288,8 @@ class TracingService:
         record.context = Context({**context, SPAN_KEY: span, CONTEXT_KEY: record.current})
 
     def _request_attributes(self, record: RequestRecord) -> dict[str, Any]:
+        if record.job:
+            return {"fastapi_observe.job": record.endpoint}
         attributes = request_attributes(record, self._redactor)
         if self._capture_request:
             attributes.update(self._capture_request.read(record.scope.get("headers") or ()))
@@ -323,7 +356,13 @@ class TracingService:
         attributes = self._request_attributes(record)
         attributes["fastapi_observe.tail_sampled"] = reason
         span = self._factory.start(
-            record.method, sampled(pending.context), pending.parent, Context(), attributes, record.started_ns
+            record.method,
+            sampled(pending.context),
+            pending.parent,
+            Context(),
+            attributes,
+            record.started_ns,
+            record.span_kind,
         )
         for link in pending.links:
             span.add_link(link.context)

@@ -24,8 +24,8 @@ BURST: Final = 200
 MAX_SEEN: Final = 10_000
 """Pairs of endpoint and status class that are remembered; when they are more, none of them is the first any longer."""
 
-FAILED_OUTCOMES: Final = frozenset({"server_error", "cancelled", "incomplete_response"})
-"""Outcomes of requests that are errors of this service. Errors of the client are not."""
+FAILED_OUTCOMES: Final = frozenset({"server_error", "cancelled", "incomplete_response", "error", "timeout"})
+"""Outcomes of requests and jobs that are errors of this service. Errors of the client are not."""
 
 
 class TailSampler:

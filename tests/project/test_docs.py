@@ -166,6 +166,8 @@ def add_orders(app: FastAPI) -> None:
         db.record_connection_event("main", "begin")
         with current.get_observability().operation("charge card"):
             pass
+        with current.get_observability().job("send mail"):
+            pass
         with pytest.raises(LookupError), db.query("DELETE", table="orders"):
             raise LookupError
         tasks.add_task(print)

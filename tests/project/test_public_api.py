@@ -37,6 +37,7 @@ PUBLIC = [
     "generate_rules",
     "get_observability",
     "install",
+    "job",
     "operation",
     "slo",
     "traced",
