@@ -15,7 +15,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import ReadableSpan, Span, Tracer, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, Tracer, TracerProvider
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags, TraceState
 from starlette.background import BackgroundTask
@@ -262,6 +262,9 @@ class _RestoreSpan:
 # attributes are ours, and an ended span cannot be changed. `is_sdk_compatible` checks whether the installed SDK builds
 # its span in the same way; if not, the SDK makes all spans.
 
+_HAS_ON_ENDING: Final = hasattr(SpanProcessor, "_on_ending")
+"""Whether the SDK tells span processors that a span is about to end, as newer ones do."""
+
 FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
 """All combinations of the known trace flags: sampled and random (W3C Trace Context, Level 2)."""
 
@@ -388,7 +391,8 @@ class RecordedSpan(Span):
             self._name = name
             self._end_time = end_time
             self._bounded._immutable = True
-        self._span_processor._on_ending(self)
+        if _HAS_ON_ENDING:
+            self._span_processor._on_ending(self)
         self._span_processor.on_end(self)
 
 

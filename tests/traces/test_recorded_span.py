@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 
 ELSEWHERE = SpanContext(trace_id=1 << 100, span_id=1 << 50, is_remote=True, trace_flags=TraceFlags(1))
 
-made_here = pytest.mark.skipif(
-    not hasattr(SpanProcessor, "_on_ending"), reason="older OpenTelemetry has no OnEnding: the SDK makes the span"
-)
-
 
 @pytest.fixture
 def incompatible_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +66,6 @@ def describe(seen: Seen) -> dict[str, Any]:
     }
 
 
-@made_here
 def test_it_exports_what_the_sdks_own_span_exports(
     observed: Callable[..., Seen], request: pytest.FixtureRequest
 ) -> None:
@@ -149,7 +144,6 @@ def test_a_renamed_resource_is_the_tracers_too(observed: Callable[..., Seen]) ->
     assert before.attributes == other.attributes
 
 
-@made_here
 def test_finish_ends_once(observed: Callable[..., Seen]) -> None:
     """A second end changes nothing and does not reach the span processors."""
     seen = observed(Starlette())
