@@ -235,7 +235,7 @@ class LogService:
             return
         ended = record.started_ns + int(record.duration * 1e9)
         line = self._request_lines.build(record, level, ended)
-        self._write(line, text=None if self.text is None else self.text.request(line, record, self._redactor))
+        self._write(line, text=self._format(TextFormat.request, line, record, self._redactor))
         if record.exception is not None:
             ids = record.trace_id, record.span_id, record.request_id
             _CRASHES.append(Crash(ids, line["exception"]["type"], line["exception"]["message"]))
@@ -302,7 +302,7 @@ class LogService:
             span_context = operation.span.get_span_context()
             line["trace_id"], line["span_id"] = f"{span_context.trace_id:032x}", f"{span_context.span_id:016x}"
         self._complete(line, operation_fields(operation), operation.exception)
-        self._write(line, text=None if self.text is None else self.text.operation(line))
+        self._write(line, text=self._format(TextFormat.operation, line))
 
     def _warn_repeated(self, record: RequestRecord, work: TimeBreakdown) -> None:
         """Write a line for each statement that a request has repeated too often."""
@@ -399,8 +399,8 @@ class LogService:
         """Complete and write a line. As text it is not written if it repeats what the request line has said."""
         self._complete(line, fields, exc)
         text = b"" if is_repeated else None
-        if exc is not None and self.text is not None:
-            text = self.text.line(line, exc, self._redactor)
+        if exc is not None:
+            text = self._format(TextFormat.line, line, exc, self._redactor)
         self._write(line, text=text, urgent=urgent)
 
     def _complete(self, line: dict[str, Any], fields: dict[str, Any], exc: BaseException | None) -> None:
@@ -441,6 +441,16 @@ class LogService:
             line["span_id"] = span_id
         if request_id:
             line["request_id"] = request_id
+
+    def _format(self, method: Callable[..., bytes], line: dict[str, Any], *details: Any) -> bytes | None:
+        """Return a line as text with what is below it; None if there is no text, or that fails: the line is enough."""
+        if self.text is None:
+            return None
+        try:
+            return method(self.text, line, *details)
+        except Exception as exc:  # noqa: BLE001 - exception classes of users may override anything
+            self.internal_errors("logs.text", exc)
+            return None
 
     def _write(self, line: dict[str, Any], *, text: bytes | None = None, urgent: bool = False) -> None:
         """Write a line; `text` is what standard output gets if it gets text, by default the line as such."""

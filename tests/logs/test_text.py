@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import logging
 import re
 import sys
@@ -22,6 +23,7 @@ from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from fastapi_observe import Observability
 
@@ -189,6 +191,7 @@ def app(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def send(path: str, **options: Any) -> str:
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        options.setdefault("blocked_loop_threshold", None)  # a busy machine would warn
         application = make_app()
         installed.append(install(application, metrics_access="private", sample_ratio=1.0, **options))
         TestClient(application, raise_server_exceptions=False).get(path)
@@ -297,6 +300,53 @@ def test_a_failed_operation_has_type_and_message(app: Callable[..., str]) -> Non
     assert f"\n{INDENT}✗ LookupError: gone\n✗ GET /query" in written
     assert written.count('raise LookupError("gone")') == 1
     assert re.search(r"└ SELECT items +█+ +[\d.]+ ms  ✗ LookupError", written)
+
+
+class Hostile(Exception):  # noqa: N818 - as a user may call it
+    """An exception that cannot be described."""
+
+    @property
+    def __traceback__(self) -> Any:  # type: ignore[override]
+        raise OSError
+
+
+def test_an_exception_that_cannot_be_described(capsys: pytest.CaptureFixture[str]) -> None:
+    """The request has its line with what is known; the failure is counted."""
+    application = FastAPI()
+
+    @application.get("/")
+    async def fail() -> None:
+        raise Hostile
+
+    observe = install(application, log_format="text", blocked_loop_threshold=None, metrics_access="private")
+    TestClient(application, raise_server_exceptions=False).get("/")
+    observe.flush()
+    written = capsys.readouterr().out
+    metrics = observe.metrics.render("", "")[1].decode()
+    observe.close()
+    assert "ERROR HTTP request completed  method=GET" in written
+    assert re.search(r'fastapi_observe_internal_errors_total\{[^}]*"logs\.text"[^}]*\} 1', metrics)
+
+
+def test_the_log_file_has_what_the_terminal_leaves_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """It has the request line and the server's line as JSON; each line counts once."""
+    application = make_app()
+    path = tmp_path / "app.log"
+    observe = install(
+        application, log_format="text", log_file=str(path), log_compression=None, blocked_loop_threshold=None
+    )
+    caught: list[BaseException] = []
+    try:
+        TestClient(application).get("/fails")
+    except RuntimeError as exc:
+        caught.append(exc)
+    logging.getLogger("uvicorn.error").error("Exception in ASGI application\n", exc_info=caught[0])
+    observe.close()
+    messages = [json.loads(row)["message"] for row in path.read_text().splitlines()]
+    assert messages[-2:] == ["HTTP request completed", "Exception in ASGI application"]
+    written = capsys.readouterr().out
+    assert "Exception in ASGI" not in written
+    assert written.count("raise RuntimeError") == 1
 
 
 def test_members_of_a_group_are_printed(app: Callable[..., str]) -> None:
