@@ -78,7 +78,7 @@ def tree(spans: list[ReadableSpan]) -> Any:
             span.status.status_code,
             {name: value for name, value in attributes.items() if name not in timed},
             events,
-            span.context.trace_flags,
+            span.context.trace_flags.sampled,  # older SDKs do not pass on the random flag
             span.instrumentation_scope and span.instrumentation_scope.name,
             tuple(node(each) for each in children.get(span.context.span_id, ())),
         )
