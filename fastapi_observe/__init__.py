@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastapi_observe.current import get_observability, job, operation, traced
-from fastapi_observe.install import install
+from fastapi_observe.install import install, install_worker
 from fastapi_observe.observability import Observability
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
 from fastapi_observe.settings.objectives import Availability, Latency, SLOOptions
@@ -46,6 +46,7 @@ __all__ = [
     "generate_rules",
     "get_observability",
     "install",
+    "install_worker",
     "job",
     "operation",
     "slo",

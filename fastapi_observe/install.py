@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from typing import TYPE_CHECKING, Unpack
 
 from starlette.applications import Starlette
@@ -15,7 +16,7 @@ from fastapi_observe.internal.opentelemetry import is_instrumented_by_contrib, m
 from fastapi_observe.internal.starlette import is_builder, replace_stack_builder, stack_parts
 from fastapi_observe.metrics_endpoint import check_dependency
 from fastapi_observe.middleware import InnerMiddleware, ObserveMiddleware, wrap_validation_handler
-from fastapi_observe.observability import Observability
+from fastapi_observe.observability import Observability, running_loop
 from fastapi_observe.requests.routing import mounted_apps
 from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.terminal_output import attach_terminal
@@ -71,6 +72,48 @@ def install(app: Starlette, settings: ObserveSettings | None = None, **overrides
     for message in loaded.warnings():
         logging.getLogger("fastapi_observe").warning("%s", message)
     return observability
+
+
+def install_worker(settings: ObserveSettings | None = None, **overrides: Unpack[Options]) -> Observability:
+    """Add traces, metrics and logs to a process without an app: a consumer of a queue, a scheduler, a script.
+
+    Call it once, where the process starts; its work is measured by `observe.job`. `overrides` are fields of
+    `ObserveSettings`. Metrics are served on `metrics_port` or exported with `otlp_metrics`. Everything is flushed when
+    the process ends. Returns what `install` returns; its `close()` uninstalls.
+
+    Raises `SettingsError` (a `ValueError`) for invalid settings, `TypeError` if an engine has the wrong type.
+    """
+    loaded = ObserveSettings.load(settings, **overrides)
+    observability = Observability(Starlette(), loaded)
+    observability.logged_access = True  # the app's port, which that message is about, does not exist
+    try:
+        for engine in loaded.engines:
+            observability.instrument_engine(engine)
+    except BaseException:  # a failed install leaves nothing behind
+        observability.close()
+        raise
+    observability.before_job = start = _WorkerStart(observability)
+    start()
+    for message in loaded.warnings():
+        logging.getLogger("fastapi_observe").warning("%s", message)
+    return observability
+
+
+class _WorkerStart:
+    """Starts what an app starts with its event loop: at the install, and again in a forked child or another loop."""
+
+    def __init__(self, observability: Observability) -> None:
+        self._observability = observability
+        self._pid = 0
+
+    def __call__(self) -> None:
+        observability, loop = self._observability, running_loop()
+        if self._pid == os.getpid() and (loop is None or loop is observability.loop):
+            return
+        observability.on_startup()
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            observability.push_until_exit()
 
 
 def _make_console(observability: Observability) -> Console | None:

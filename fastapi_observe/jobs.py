@@ -107,6 +107,8 @@ class JobRun:
             self._observability = observability = self._find()
             if observability is None:
                 return
+            if observability.before_job is not None:
+                observability.before_job()
             name = observability.redactor.name(self._name)[:MAX_NAME_LENGTH]
             record = JobRecord(name, normalize_headers(self._headers), observability.internal_errors)
             self._detached = DetachedScope()

@@ -23,7 +23,7 @@ from fastapi_observe.detached import DetachedScope
 from fastapi_observe.export.counts import ExportCollector, line_counts
 from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.errors import InternalErrors
-from fastapi_observe.internal.forks import FINAL_LOG_FLUSH, ShutdownDeadline, start_thread
+from fastapi_observe.internal.forks import FINAL_LOG_FLUSH, ShutdownDeadline, register_at_exit, start_thread
 from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
 from fastapi_observe.jobs import Job, new_job
 from fastapi_observe.logs.service import LogService
@@ -128,8 +128,9 @@ class Observability:
         self._undo: list[Callable[[], None]] = []
         self.startup_steps: list[Callable[[], object]] = []
         self._fields = FieldSetter(self.redactor, self.tracing.use_fields)
+        self.before_job: Callable[[], object] | None = None
         self.loop: Any = None
-        self.closed = self._logged_access = False
+        self.closed = self.logged_access = False
         self.workers = WorkerGroup(settings, self.internal_errors, self.metrics.sharing, getattr(app, "title", ""))
         self.metrics_server = MetricsServer(settings, self.metrics.render, self.internal_errors)
         self._log_queue: ExportQueue | None = None
@@ -415,7 +416,7 @@ class Observability:
     @property
     def http(self) -> httpx.AsyncClient:
         """An instrumented `httpx.AsyncClient`, one for each event loop, closed at shutdown."""
-        return self.http_clients.shared(_running_loop())
+        return self.http_clients.shared(running_loop())
 
     def http_client(
         self,
@@ -471,7 +472,7 @@ class Observability:
         if self._metric_loop is not None:
             steps.append(self._metric_loop.start)
         steps += self.startup_steps
-        loop = _running_loop()
+        loop = running_loop()
         if loop is not None and loop is not self.loop:
             self.loop = loop
             steps.append(partial(self.saturation.start, loop))
@@ -485,9 +486,9 @@ class Observability:
         settings = self.settings
         guards = {"metrics_access", "metrics_token", "metrics_dependency", "metrics_port"}
         served = settings.metrics and settings.environment != "development"
-        if self._logged_access or not served or guards & settings.model_fields_set:
+        if self.logged_access or not served or guards & settings.model_fields_set:
             return
-        self._logged_access = True
+        self.logged_access = True
         logging.getLogger("fastapi_observe").info(
             "Metrics at %s are served to clients on private networks (the default). If the app is behind a proxy or "
             "load balancer, see the table in docs/security.md, and set metrics_access, metrics_token or metrics_port; "
@@ -521,6 +522,15 @@ class Observability:
         pushes = [("push.flush", push.flush) for push in self._pushes]
         for site, flush in (("logs.flush", self.logs.flush), ("traces.flush", self.tracing.flush), *pushes):
             self.internal_errors.run_each(site, partial(flush, max(0.0, deadline - monotonic())))
+
+    def push_until_exit(self) -> None:
+        """Export the metrics now, if `otlp_metrics` is set, and a last time when this process ends.
+
+        The first export starts the queue, which closes at exit too: callbacks run in the reverse of their order.
+        """
+        if self._metric_loop is not None:
+            self._metric_loop.push()
+            self.on_close(register_at_exit(self, Observability.flush))
 
     def on_close(self, undo: Callable[[], None]) -> None:
         """Register a function that `close` calls, the last one first."""
@@ -581,7 +591,8 @@ def _request_filter(settings: ObserveSettings) -> RequestFilter:
     return RequestFilter(paths, settings.exclude_urls, all_signals)
 
 
-def _running_loop() -> Any:
+def running_loop() -> Any:
+    """Return the running event loop of asyncio, or None."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:  # no loop in this thread, or trio's

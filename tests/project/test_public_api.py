@@ -37,6 +37,7 @@ PUBLIC = [
     "generate_rules",
     "get_observability",
     "install",
+    "install_worker",
     "job",
     "operation",
     "slo",
