@@ -94,6 +94,8 @@ def make_app() -> FastAPI:  # noqa: C901 - one function for each route
         console=True,
         log_format="text",
         slow_request_threshold=0.3,
+        repeated_query_threshold=10,
+        blocked_loop_threshold=0.1,
         sample_ratio=1.0,
         otlp_endpoint=None,
         otlp_logs=False,

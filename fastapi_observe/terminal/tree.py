@@ -140,20 +140,22 @@ def _bounds(spans: Sequence[SpanRow], root_id: str | None) -> tuple[int, int]:
 def _draw(rows: Sequence[_Row], style: Style, width: int, bounds: tuple[int, int]) -> list[str]:
     if not rows:
         return []
-    labels = [
-        row.branch + escape(row.span.name[:MAX_NAME]) + (f" {style.pick(TIMES, 'x')}{row.times}") * (row.times > 1)
-        for row in rows
-    ]
-    name_width = min(max(map(columns, labels)), max(16, int(width * 0.45)))
+    # The name is cut where there is no room, not how often it occurred.
+    labels = [row.branch + escape(row.span.name[:MAX_NAME]) for row in rows]
+    times = [f" {style.pick(TIMES, 'x')}{row.times}" if row.times > 1 else "" for row in rows]
+    widest = max(columns(label) + len(count) for label, count in zip(labels, times, strict=True))
+    name_width = min(widest, max(16, int(width * 0.45)))
     bar_width = min(MAX_BAR, max(MIN_BAR, width - name_width - DURATION_WIDTH - 24))
     ellipsis = style.pick("…", "~")
     lines = []
-    for row, label in zip(rows, labels, strict=True):
+    for row, label, count in zip(rows, labels, times, strict=True):
         failed = row.span.status == "ERROR"
         bar = _bar(row, bounds, bar_width, style.pick("█", "#"))
         color = "red" if failed else "yellow" if row.times > 1 else "green"
         duration = format_duration(row.total / 1e9).rjust(DURATION_WIDTH)
-        name = style.paint(fit(label, name_width, ellipsis), "red" if failed else "")
+        room = name_width - len(count)
+        name = fit(label, room, ellipsis) if columns(label) > room else label
+        name = style.paint(fit(name + count, name_width), "red" if failed else "")
         head = f"{name} {style.paint(bar, color)} {duration}"
         room = width - name_width - bar_width - DURATION_WIDTH - 4
         note = _note(row, style, room)

@@ -54,6 +54,8 @@ def test_equal_spans_are_one_row() -> None:
     found = tree([span("root", end=13), *rows], "root", width=100)
     assert found[0].startswith("├ SELECT \u00d712 ")
     assert found[0].endswith("12 ms  ← main.py:7")
+    long = [row._replace(name="SELECT " + "x" * 90) for row in rows[:3]]
+    assert "xx… \u00d73 █" in tree([span("root"), *long], "root", width=60)[0]
     assert [line.split("█")[0].strip() for line in found[1:]] == ["├ SELECT", "└ SELECT", "└ child"]
 
 
