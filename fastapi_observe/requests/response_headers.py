@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import uuid
 from typing import TYPE_CHECKING, Any, Final
 
+from fastapi_observe.records.ids import ID_SOURCE
 from fastapi_observe.requests.trust import TrustPolicy
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class ResponseHeaders:
         if incoming is not None and REQUEST_ID.fullmatch(incoming) and self._trust.is_trusted(record):
             record.request_id = incoming.decode("ascii")
         else:
-            record.request_id = record.trace_id or uuid.uuid4().hex
+            record.request_id = record.trace_id or (next(ID_SOURCE.pairs, None) or ID_SOURCE.refill())[0]
         record.extra_response_headers[self._header] = record.request_id.encode()
         if record.sampled and self._sends_trace:
             record.extra_response_headers[b"traceresponse"] = f"00-{record.trace_id}-{record.span_id}-01".encode()

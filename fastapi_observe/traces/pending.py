@@ -279,11 +279,13 @@ class PendingServerSpan(PendingSpan):
     end_time: int | None = None
     _attributes: dict[str, Any] | None = None
     _changes: list[Callable[[RecordedSpan], object]] | None = None
+    _pending: PendingTrace | None = None
 
-    @cached_property
+    @property
     def pending(self) -> PendingTrace:  # type: ignore[override]
         """The spans of the request, made when the first one starts."""
-        return PendingTrace()
+        # `setdefault` is atomic: the first two spans may start in two threads at once.
+        return self._pending or self.__dict__.setdefault("_pending", PendingTrace())
 
     @cached_property
     def context(self) -> SpanContext:
@@ -301,10 +303,10 @@ class PendingServerSpan(PendingSpan):
     def discard(self) -> None:
         """Discard the span and all spans of its request."""
         self.end_time = self.start_time
-        if "pending" in self.__dict__:
-            self.pending.discard()
+        if self._pending is None:
+            self._pending = DISCARDED
         else:
-            self.__dict__["pending"] = DISCARDED
+            self._pending.discard()
 
 
 class TailTracer(Tracer):

@@ -31,12 +31,12 @@ from fastapi_observe.internal.opentelemetry import (
 from fastapi_observe.internal.renamed import Renamed
 from fastapi_observe.records.fields import current_fields
 from fastapi_observe.records.guard import fail_safe, return_no_op
+from fastapi_observe.records.ids import ID_SOURCE
 from fastapi_observe.records.request import CONTEXT_KEY
 from fastapi_observe.redaction.redactor import Redactor
 from fastapi_observe.requests.trust import TrustPolicy
 from fastapi_observe.traces.attribute_warnings import throttle_attribute_warnings
 from fastapi_observe.traces.context import RANDOM, TraceContext, well_formed_headers
-from fastapi_observe.traces.ids import ID_SOURCE
 from fastapi_observe.traces.incoming import is_server_span, is_stale_context, parse_lone_traceparent
 from fastapi_observe.traces.pending import PendingServerSpan, PendingSpan, sampled
 from fastapi_observe.traces.processors import FieldsProcessor, GuardedProcessor
