@@ -51,21 +51,31 @@ MINIMAL: Final = LineLimits(0, 0, 0, 200, 400, 100)
 """Limits that always fit: a character takes at most seven bytes."""
 
 
+DIGITS: Final = tuple(f"{number:03d}" for number in range(1000))
+"""Three digits for each number below 1000, which costs less than formatting it."""
+
+_SECOND: Final = 1_000_000_000
+"""Nanoseconds."""
+
+
 class Timestamps:
     """Formats times as RFC 3339 in UTC with microseconds. The part before the point is cached for a second."""
 
     __slots__ = ("_second",)
 
     def __init__(self) -> None:
-        self._second: tuple[int, str] = (-1, "")
+        self._second: tuple[int, str] = (-_SECOND, "")
 
     def __call__(self, nanoseconds: int) -> str:
         """Format the time that many nanoseconds after the epoch."""
-        seconds, rest = divmod(int(nanoseconds), 1_000_000_000)  # a patched clock may return a float
-        second = self._second
-        if second[0] != seconds:
-            second = self._second = (seconds, strftime("%Y-%m-%dT%H:%M:%S.", gmtime(seconds)))
-        return f"{second[1]}{rest // 1000:06d}Z"
+        start, text = self._second
+        rest = nanoseconds - start
+        if not 0 <= rest < _SECOND:
+            seconds, rest = divmod(nanoseconds, _SECOND)
+            text = strftime("%Y-%m-%dT%H:%M:%S.", gmtime(seconds))
+            self._second = (seconds * _SECOND, text)
+        microseconds = int(rest) // 1000  # a patched clock may return a float
+        return f"{text}{DIGITS[microseconds // 1000]}{DIGITS[microseconds % 1000]}Z"
 
 
 def encode_line(line: dict[str, Any]) -> bytes:
@@ -81,6 +91,8 @@ def encode_line(line: dict[str, Any]) -> bytes:
 
 def encode_text(text: str) -> str:
     """Encode a string as JSON."""
+    if len(text) <= MAX_VALUE and text.isascii() and text.isprintable() and not ('"' in text or "\\" in text):
+        return f'"{text}"'
     return _escape_separators(orjson.dumps(_escape_and_truncate(text, MAX_VALUE))).decode()
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from fastapi_observe.logs.line import describe_exception, encode_text, truncate
+from fastapi_observe.logs.line import DIGITS, describe_exception, encode_text, truncate
 from fastapi_observe.redaction.addresses import MAX_ADDRESS_LENGTH
+from fastapi_observe.redaction.redactor import MAX_SCANNED_QUERY
 
 if TYPE_CHECKING:
     from fastapi_observe.logs.line import Timestamps
@@ -98,32 +99,15 @@ MAX_CACHED_BYTES: Final = 512
 """Maximum size of a user agent that is cached. Clients choose it, and behind a proxy their address as well."""
 
 
-class RouteKey(NamedTuple):
-    """What the cached part of a route's lines depends on."""
+# Named tuples would be easier to read, but each costs every request a thousand instructions more.
+RouteKey = tuple[str, str, int, str, "str | bool"]
+"""What the cached part of a route's lines depends on: method, endpoint, status code, outcome and `sampled`."""
 
-    method: str
-    endpoint: str
-    status_code: int
-    outcome: str
-    sampled: str | bool
-
-
-class RequestLineParts(NamedTuple):
-    """The values of an ordinary request line, copied from the record. `time_fields` are encoded."""
-
-    route: RouteKey
-    level: str
-    path: str
-    user_agent: bytes | None
-    address: str | None
-    trace_id: str
-    span_id: str
-    request_id: str
-    started_ns: int
-    duration: float
-    request_size: int
-    response_size: int
-    time_fields: str
+RequestLineParts = tuple[
+    RouteKey, str, str, bytes, "bytes | None", "str | None", str, str, str, int, float, int, int, str
+]
+"""The values of an ordinary request line, copied from the record; `encode` names them. The last, time fields, is JSON.
+"""
 
 
 class RequestLineEncoder:
@@ -203,35 +187,34 @@ class RequestLineEncoder:
             or record.websocket
             or record.validation_errors
             or record.current.fields is not None
-            or scope.get("query_string")
         ):
             return None
+        query = scope.get("query_string") or b""
+        if query:
+            if self._redactor.has_function:  # it is called where the request runs
+                return None
+            query = query[:MAX_SCANNED_QUERY]
         client, user_agent = scope.get("client"), record.headers.get(b"user-agent")
         address = client[0] if client else None
         if type(address) is str and len(address) > MAX_ADDRESS_LENGTH:
             address = address[: MAX_ADDRESS_LENGTH + 1]  # still too long, so it is not cached
         if user_agent is not None and len(user_agent) > MAX_CACHED_BYTES:
             user_agent = user_agent[: MAX_CACHED_BYTES + 1]
-        # `tuple.__new__` costs half of what the constructor of a NamedTuple does.
-        return tuple.__new__(
-            RequestLineParts,
-            (
-                tuple.__new__(
-                    RouteKey, (record.method, record.endpoint, record.status_code, record.outcome, record.sampled)
-                ),
-                level,
-                record.path,
-                user_agent,
-                address,
-                record.trace_id,
-                record.span_id,
-                record.request_id,
-                record.started_ns,
-                record.duration,
-                record.request_size,
-                record.response_size,
-                "" if record.work is None else encode_time_fields(record, record.work),
-            ),
+        return (
+            (record.method, record.endpoint, record.status_code, record.outcome, record.sampled),
+            level,
+            record.path,
+            query,
+            user_agent,
+            address,
+            record.trace_id,
+            record.span_id,
+            record.request_id,
+            record.started_ns,
+            record.duration,
+            record.request_size,
+            record.response_size,
+            "" if record.work is None else encode_time_fields(record, record.work),
         )
 
     def encode(self, parts: RequestLineParts) -> bytes:
@@ -240,6 +223,7 @@ class RequestLineEncoder:
             route,
             level,
             path,
+            query,
             user_agent,
             address,
             trace_id,
@@ -257,11 +241,15 @@ class RequestLineEncoder:
             url = f'"{path}"'
         else:
             url = encode_text(truncate(self._redactor.route_path(path, route[1]), MAX_PATH_LENGTH))
+        if query:
+            url = f"{url[:-1]}?{encode_text(self._redactor.query(query))[1:]}"
+        whole, rest = divmod(int(duration * 1e6 + 0.5), 1000)
+        milliseconds = f"{whole}.{DIGITS[rest]}"
         ids = f'"trace_id":"{trace_id}","span_id":"{span_id}",' if trace_id else ""
         request = f'"request_id":"{request_id}",' if request_id else ""
         return (
             f'{{"timestamp":"{self._timestamps(started_ns + int(duration * 1e9))}",{before}{ids}{request}"fields":{{'
-            f'"method":"{route[0]}","url":{url},{between}"duration_ms":{duration * 1000:.3f},'
+            f'"method":"{route[0]}","url":{url},{between}"duration_ms":{milliseconds},'
             f'"request_size":{request_size},"response_size":{response_size},{client}{time_fields}}}}}\n'
         ).encode()
 
@@ -285,14 +273,15 @@ class RequestLineEncoder:
         """Encode and cache the parts that all lines of a route with one outcome have."""
         if len(self._route_parts) >= MAX_CACHED_PARTS:
             self._route_parts.clear()
-        sampled = f'"{route.sampled}"' if route.sampled else "false"
+        _, endpoint, status_code, outcome, decision = route
+        sampled = f'"{decision}"' if decision else "false"
         parts = (
             f'"level":"{level}",{self._head},',
             (
-                f'"endpoint":{encode_text(route.endpoint)},"status_code":{route.status_code},'
-                f'"outcome":"{route.outcome}","sampled":{sampled},'
+                f'"endpoint":{encode_text(endpoint)},"status_code":{status_code},'
+                f'"outcome":"{outcome}","sampled":{sampled},'
             ),
-            self._redactor.has_secret_parameter(route.endpoint),
+            self._redactor.has_secret_parameter(endpoint),
         )
         self._route_parts[route] = parts
         return parts

@@ -256,7 +256,7 @@ class LogService:
         except Exception as exc:  # noqa: BLE001 - a server may name its client as it likes
             self.internal_errors("logs.request_line", exc)
             line = self._line("error", REQUEST_MESSAGE, REQUEST_LOGGER)
-            data = encode_line({**line, "fields": {"url": self._redactor.unmatched_path(parts.path)}})
+            data = encode_line({**line, "fields": {"url": self._redactor.unmatched_path(parts[2])}})
         if self.push is not None:
             self.push(data)
         return data

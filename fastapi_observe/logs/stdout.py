@@ -71,12 +71,16 @@ class StandardOutput:
     def _send(self, lines: list[bytes], send: Callable[[bytes], int], chunk_size: int) -> int:
         if not self._finish(send, chunk_size):
             return 0
-        at = 0
+        at, remaining = 0, sum(map(len, lines))
         while at < len(lines):
-            until, size = at + 1, len(lines[at])
-            while until < len(lines) and size + len(lines[until]) <= chunk_size:
-                size += len(lines[until])
-                until += 1
+            if remaining <= chunk_size:  # usually all lines
+                until, size = len(lines), remaining
+            else:
+                until, size = at + 1, len(lines[at])
+                while until < len(lines) and size + len(lines[until]) <= chunk_size:
+                    size += len(lines[until])
+                    until += 1
+            remaining -= size
             chunk = lines[at] if until == at + 1 else b"".join(lines[at:until])
             if size > chunk_size:
                 self.partial_line = chunk

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 SIZE_BUCKETS: Final = tuple(100.0 * 10**power for power in range(8))
 """Bucket bounds in bytes."""
 
+_INTEGER_SIZES: Final = tuple(map(int, SIZE_BUCKETS))
+"""The same bounds for sizes, which are compared with integers in half the time."""
+
 JOB_BUCKETS: Final = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 """Bucket bounds in seconds."""
 
@@ -212,12 +215,12 @@ class MetricsService:
             if self._sizes:
                 cells = series.request_size
                 if received:
-                    cells[bisect_left(SIZE_BUCKETS, received)] += 1
+                    cells[bisect_left(_INTEGER_SIZES, received)] += 1
                     cells[-1] += received
                 else:
                     cells[0] += 1
                 cells = series.response_size
-                cells[bisect_left(SIZE_BUCKETS, sent)] += 1
+                cells[bisect_left(_INTEGER_SIZES, sent)] += 1
                 cells[-1] += sent
         if record.sampled and self._exemplars:
             ids = {"trace_id": record.trace_id, "span_id": record.span_id}

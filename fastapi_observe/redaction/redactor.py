@@ -78,6 +78,7 @@ MAX_CACHED_TEXTS: Final = 1024
 MAX_CACHED_LENGTH: Final = 256
 """Remembered results for paths, user agents, hosts and addresses, and the maximum length of each."""
 
+MAX_SCANNED_QUERY: Final = MAX_QUERY_BYTES + MARGIN
 _MAX_SCANNED_PATH: Final = MAX_PATH_LENGTH + MARGIN
 _MAX_FORWARDED_ADDRESSES: Final = 16
 _MAX_FORWARDED_PARAMETERS: Final = 8
@@ -116,6 +117,7 @@ class Redactor:
         "_captured_parameters",
         "_captures_all",
         "_function",
+        "_hidden_parameters",
         "_hosts",
         "_internal_errors",
         "_is_default",
@@ -164,6 +166,7 @@ class Redactor:
         self._user_agents: BoundedCache[bytes, str] = BoundedCache(*limits)
         self._addresses: BoundedCache[str, str] = BoundedCache(*limits)
         self._hosts: BoundedCache[bytes, tuple[str, int | None] | None] = BoundedCache(*limits)
+        self._hidden_parameters: BoundedCache[str, str] = BoundedCache(*limits)
         self._routes: BoundedCache[str, tuple[int, ...]] = BoundedCache(*limits)
         self._plain_paths: set[str] = set()
         self._plain_heads: set[str] = set()  # the part of a path before an id, with its `/`
@@ -185,6 +188,11 @@ class Redactor:
             internal_errors=internal_errors,
             templates=templates,
         )
+
+    @property
+    def has_function(self) -> bool:
+        """Whether a function of the user is called."""
+        return self._function is not None
 
     # Strings
 
@@ -380,24 +388,32 @@ class Redactor:
         values and in keys too. Keys are compared decoded (`%70age` is `page`). `;` separates like `&`, as in some
         parsers.
         """
-        query = query[: MAX_QUERY_BYTES + MARGIN]
+        query = query[:MAX_SCANNED_QUERY]
         text = query if isinstance(query, str) else query.decode("latin-1")
-        redacted = "&".join([self._query_part(part) for part in text.replace(";", "&").split("&")])
+        if ";" in text:
+            text = text.replace(";", "&")
+        redacted = "&".join([self._query_part(part) for part in text.split("&")])
         return redacted[:MAX_QUERY_BYTES]
 
     def _query_part(self, part: str) -> str:
         key, equals, value = part.partition("=")
+        if value:
+            hidden = self._hidden_parameters.get(key)
+            if hidden is not None:
+                return hidden
         decoded = unquote_plus(key) if "%" in key or "+" in key else key
         is_captured = decoded in self._captured_parameters or (
             self._captures_all and bool(equals) and not self._names.is_secret_in_query(decoded)
         )
         if not equals:  # a value without a name: some clients send a token like this
             return part if not part or (is_captured and self._has_no_secret(part)) else REDACTED
-        if not self._has_no_secret(decoded):
-            key = REDACTED
+        shown = key if self._has_no_secret(decoded) else REDACTED
         if not value or (is_captured and self._has_no_secret(value)):
-            return f"{key}={value}"
-        return f"{key}={REDACTED}"
+            return f"{shown}={value}"
+        hidden = f"{shown}={REDACTED}"
+        if not is_captured and self._function is None:  # the same for every value
+            self._hidden_parameters.remember(key, hidden)
+        return hidden
 
     def _has_no_secret(self, text: str) -> bool:
         """Return whether a part of a query has no secret, neither as it is nor percent-decoded."""

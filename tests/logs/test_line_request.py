@@ -12,7 +12,7 @@ from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.logs.line import Timestamps, encode_line
 from fastapi_observe.logs.request_line import MAX_CACHED_PARTS, RequestLineEncoder
 from fastapi_observe.records.request import RequestRecord
-from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
+from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR, Redactor
 
 LINES = RequestLineEncoder(
     {"service": 'a "shop"', "environment": "production", "version": ""}, DEFAULT_REDACTOR, Timestamps()
@@ -34,6 +34,7 @@ def record_of(**facts: Any) -> RequestRecord:
 
 @given(
     path=st.text(max_size=1200),
+    query=st.binary(max_size=1300) | st.sampled_from([b"", b"a=1", b"a=1;b", b"page=2&token=x&page=3"]),
     agent=st.none() | st.binary(max_size=300),
     client=st.none() | st.tuples(st.text(max_size=20) | st.none(), st.integers(0, 65535)),
     endpoint=st.text(max_size=40),
@@ -42,12 +43,19 @@ def record_of(**facts: Any) -> RequestRecord:
     sampled=st.sampled_from(["head", "tail", False]),
 )
 def test_the_encoded_line_is_the_built_line(  # noqa: PLR0913, PLR0917 - what differs between requests
-    path: str, agent: bytes | None, client: Any, endpoint: str, ids: tuple[str, str], request_id: str, sampled: Any
+    path: str,
+    query: bytes,
+    agent: bytes | None,
+    client: Any,
+    endpoint: str,
+    ids: tuple[str, str],
+    request_id: str,
+    sampled: Any,
 ) -> None:
     """Both ways give the same object, for any values of a client, and one line each."""
     headers = [] if agent is None else [(b"user-agent", agent)]
     record = record_of(
-        scope={"path": path, "headers": headers, "client": client},
+        scope={"path": path, "query_string": query, "headers": headers, "client": client},
         endpoint=endpoint,
         trace_id=ids[0],
         span_id=ids[1],
@@ -68,13 +76,14 @@ def test_the_encoded_line_is_the_built_line(  # noqa: PLR0913, PLR0917 - what di
 
 
 def test_other_requests_are_not_captured() -> None:
-    """Lines with a query, an error or a stream are built."""
+    """Lines with an error or a stream, and lines with a query that a function of the user redacts, are built."""
     unusual: list[dict[str, Any]] = [
-        {"scope": {"query_string": b"q=1"}},
         {"error_type": "ValueError"},
         {"ttfb": 0.1},
     ]
-    assert [LINES.capture(record_of(**facts), "info") for facts in unusual] == [None, None, None]
+    assert [LINES.capture(record_of(**facts), "info") for facts in unusual] == [None, None]
+    lines = RequestLineEncoder({}, Redactor(function=str), Timestamps())
+    assert lines.capture(record_of(scope={"query_string": b"q=1"}), "info") is None
 
 
 def test_the_cache_of_routes_is_bounded() -> None:
