@@ -9,6 +9,7 @@ import socket
 import stat
 import sys
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -50,10 +51,10 @@ class StandardOutput:
             return len(lines)
         kind = os.fstat(descriptor).st_mode
         try:
+            if stat.S_ISREG(kind):
+                return self._send(lines, partial(os.write, descriptor), STDOUT_CHUNK_SIZE)
             with _sending(descriptor, kind) as send:
-                return self._send(
-                    lines, send, STDOUT_CHUNK_SIZE if stat.S_ISREG(kind) or stat.S_ISSOCK(kind) else PIPE_CHUNK
-                )
+                return self._send(lines, send, STDOUT_CHUNK_SIZE if stat.S_ISSOCK(kind) else PIPE_CHUNK)
         except OSError as exc:
             if exc.errno not in DISK_FULL:
                 self.partial_line = b""
@@ -143,16 +144,13 @@ def _write_stream(stream: Any, lines: list[bytes]) -> None:
 
 @contextmanager
 def _sending(descriptor: int, kind: int) -> Iterator[Callable[[bytes], int]]:
-    """Provide a function that writes to `descriptor` without blocking and returns the number of bytes taken."""
+    """Provide a function that writes to a socket, pipe or terminal without blocking and returns the bytes taken."""
     if stat.S_ISSOCK(kind):
         end = socket.socket(fileno=descriptor)
         try:
             yield lambda data: _zero_if_blocking(lambda: end.send(data, socket.MSG_DONTWAIT))
         finally:
             end.detach()
-        return
-    if stat.S_ISREG(kind):
-        yield lambda data: os.write(descriptor, data)
         return
     try:
         again = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)

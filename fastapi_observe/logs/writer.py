@@ -330,11 +330,12 @@ class LineWriter:
     def _collect(self, wake: SimpleQueue[str], seconds: float) -> bool:
         """Let lines collect for some time. Returns whether the thread goes on."""
         deadline = monotonic() + seconds
-        with suppress(Empty):
+        try:
             while wake.get(timeout=max(0.0, deadline - monotonic())) is CMD_WRITE:
                 pass
-            return False
-        return True
+        except Empty:
+            return True
+        return False
 
     def _drain(self, timeout: float | None) -> bool:
         """Write the queue and the backlog. Returns whether this thread could write.
