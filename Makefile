@@ -20,12 +20,12 @@ ROUNDS ?= 20
 LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-annotate --custom-compile-command 'make lock' $(ARGS)
 
-.PHONY: help setup run test cover style test-lowest test-fastapi lint format bench bench-check chaos soak repeat screenshots lock sbom clean
+.PHONY: help setup run test cover style test-lowest test-fastapi lint format bench bench-check bench-instructions chaos soak repeat screenshots lock sbom clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r target text; \
-	  do printf '  %-13s %s\n' "$$target" "$$text"; done
+	  do printf '  %-18s %s\n' "$$target" "$$text"; done
 
 setup: $(READY)  ## Make the virtual environment with everything in it (once)
 
@@ -89,6 +89,9 @@ bench: $(BENCH_READY)  ## Measure what observing costs, write benchmarks/RESULTS
 
 bench-check: $(BENCH_READY)  ## Compare a quick run with the committed results (for people; ARGS=--strict makes it a gate)
 	$(BIN)/python -m benchmarks check $(ARGS)
+
+bench-instructions: $(BENCH_READY)  ## Count instructions under valgrind, write benchmarks/RESULTS.md (ARGS=check: compare only)
+	$(BIN)/python -m benchmarks --only instructions $(ARGS)
 
 chaos: $(READY)  ## Run each server with each way a collector fails and each way to end (in WORKERS processes)
 	OBSERVE_CHAOS=1 $(BIN)/$(PYTEST) tests/end_to_end/test_chaos.py

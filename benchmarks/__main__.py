@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import check, costs, inprocess, operations, production, served
+from benchmarks import check, costs, inprocess, instructions, operations, production, served
 from benchmarks.machine import describe
 from benchmarks.picture import draw
 from benchmarks.report import write
 
 DIRECTORY = Path(__file__).parent
-SECTIONS = ("inprocess", "peers", "served", "costs", "operations", "production")
+SECTIONS = ("inprocess", "peers", "served", "costs", "operations", "production", "instructions")
 CHECKED_SECTIONS = ("inprocess", "costs")
 """Sections that `check` measures by default; the others take too long for CI."""
 
@@ -28,6 +28,8 @@ def measure(section: str, *, quick: bool) -> dict[str, Any]:
         return served.run(served.Effort(2, 2) if quick else served.Effort(4, 4))
     if section == "operations":
         return operations.run(operations.Effort(30, 5, 1) if quick else operations.Effort(100, 15, 3))
+    if section == "instructions":
+        return instructions.run()
     if section == "production":
         return production.run(production.Effort(2, 2) if quick else production.Effort(7, 3), 2 if quick else 3)
     return costs.run(costs.Effort(3, 10_000, 10, 5, 500) if quick else costs.Effort(15, 100_000, 30, 15, 2000))
@@ -61,10 +63,20 @@ def main() -> int:
     results = {name: one for name, one in committed.items() if name in SECTIONS}
     directory.mkdir(parents=True, exist_ok=True)
     for section in () if args.draw else args.only or SECTIONS:  # saved one by one, so that a run can be interrupted
+        if section == "instructions" and not _can_count():
+            continue
         results |= run((section,), quick=args.quick)
         _save(results, directory)
     _save(results, directory)
     return 0
+
+
+def _can_count() -> bool:
+    """Return whether instructions can be counted; otherwise report what is missing."""
+    missing = instructions.missing_tools()
+    if missing:
+        inprocess.progress(f"skipped: instructions; install {', '.join(missing)}")
+    return not missing
 
 
 def _save(results: dict[str, Any], directory: Path) -> None:
@@ -79,6 +91,11 @@ def _check(committed: dict[str, Any], sections: tuple[str, ...], *, strict: bool
     """Print a quick run next to the committed results."""
     if not committed:
         inprocess.progress("There are no committed results to compare with; run `make bench`.")
+        return 0
+    if sections == ("instructions",):
+        if _can_count():
+            now = run(sections, quick=True)["instructions"]
+            sys.stdout.write("\n".join(instructions.changes(committed.get("instructions", {}), now)) + "\n")
         return 0
     rows = list(check.compare(committed, run(sections, quick=True)))
     sys.stdout.write(check.table(rows) + "\n")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.apps import PEERS
 from benchmarks.figures import figures
+from benchmarks.instructions import report as instructions
 from benchmarks.machine import MISSING
 from benchmarks.picture import alt_of
 from benchmarks.report_operations import operations
@@ -106,6 +107,8 @@ def write(results: dict[str, Any]) -> str:
     parts += ["## Targets", "\n".join(_figures(figures(results))), MISSED]
     if "inprocess" in results:
         parts += [f"![{alt_of(results)}](results.svg)", *_inprocess(results["inprocess"])]
+    if "instructions" in results:
+        parts += ["## Instructions", *instructions(results["instructions"])]
     if "peers" in results:
         parts += ["## Peers, trivial endpoint", *_peers(results)]
     if "served" in results:
