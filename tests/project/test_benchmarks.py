@@ -12,7 +12,7 @@ import pytest
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from benchmarks import check, costs, lag, operations, paired, picture, process, production, report, served
+from benchmarks import check, costs, instructions, lag, operations, paired, picture, process, production, report, served
 from benchmarks.__main__ import main
 from benchmarks.apps import MAKERS, PEERS, REQUESTS, VARIANTS, plain_app, refuse_telemetry
 from benchmarks.figures import figures
@@ -542,6 +542,34 @@ def test_check_leaves_out_what_was_not_measured() -> None:
         "one request line, caller's thread, against loguru `serialize=True`",
         "one `/metrics` scrape at 500 routes against stock",
     }
+
+
+def test_dumps_of_callgrind_are_read() -> None:
+    """Only a dump that the worker asked for has a name; a last one is written when the process ends."""
+    dump = "desc: Trigger: Client Request: ours@number?a=1\nevents: Ir\nsummary: 4200\n"
+    assert instructions.parse_dump(dump) == ("ours@number?a=1", 4200)
+    assert instructions.parse_dump("desc: Trigger: Program termination\ntotals: 7\n") is None
+
+
+def test_instructions_are_compared_and_reported() -> None:
+    """Changes within the noise are the same; the report has the cheapest peer first."""
+    cheap, dear = instructions.compare(100_000, 125_000), instructions.compare(100_000, 150_000)
+    found = {"rows": {"10 %": cheap}, "peers": {"stack 10%": dear, "ours 10%": cheap}}
+    changes = list(instructions.changes({"rows": {"10 %": dear}, "peers": {"stack 10%": dear}}, found))
+    assert changes == [
+        "10 %: 1.250, committed 1.500 (-0.250, fewer)",
+        "stack 10%: 1.500, committed 1.500 (+0.000, same)",
+        "ours 10%: 1.250 (new)",
+    ]
+    text = report.write({**some_results(), "instructions": {"made": MADE, **found}})
+    assert "| 10 % | 1.25 | 100 | 25 |" in text
+    assert text.index("| ours 10% | 1.25") < text.index("| stack 10% | 1.50")
+
+
+def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is installed; the section is skipped."""
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    assert instructions.missing_tools() == ["valgrind", "gcc"]
 
 
 def test_report_is_written_anew_without_measuring(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
