@@ -205,17 +205,35 @@ def test_remembered_results_are_bounded() -> None:
         redactor.address(f"10.0.{number // 256}.{number % 256}")
         redactor.host(b"h%d" % number)
         redactor.name(f"name {number}")
+        redactor.query(f"p{number}=1")
     for long in ("/" + "x" * 5000, "y" * 5000, "/x" * 2500):
         redactor.path(long)
         redactor.user_agent(long.encode())
         redactor.address(long)
         redactor.host(long.encode())
+        redactor.query(f"{long}=1")
         assert redactor.name(long) == long
     remembered = [each for each in gc.get_referents(redactor) if isinstance(each, dict | set)]
-    assert len(remembered) >= 8
+    assert len(remembered) >= 9
     for each in remembered:
         assert 0 < len(each) <= MAX_CACHED_TEXTS
         assert all(len(key) < 5000 for key in each)
+
+
+def test_a_remembered_parameter_hides_values_only() -> None:
+    """A parameter that was hidden once is shown without a value, and stays hidden with any other value."""
+    redactor = Redactor(capture_query_parameters=["page"])
+    for value in ("1", "2", "token=x", "%00"):
+        assert redactor.query(f"a={value}&page=3&a=") == "a=REDACTED&page=3&a="
+        assert redactor.query("a") == "REDACTED"
+
+
+def test_a_function_sees_each_name_of_a_parameter() -> None:
+    """Its answers may change, so none is remembered."""
+    seen: list[str] = []
+    redactor = Redactor(function=lambda text: seen.append(text) or text)  # type: ignore[func-returns-value]
+    assert [redactor.query("a=1"), redactor.query("a=1")] == ["a=REDACTED"] * 2
+    assert seen == ["a", "a"]
 
 
 def test_a_secret_parameter_is_hidden_on_span_and_line(observed: Any) -> None:
