@@ -7,7 +7,10 @@ of each pattern is linear in the length of the string: its repeats are possessiv
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 REDACTED: Final = "REDACTED"
 """The replacement of a secret, as in OpenTelemetry's semantic conventions."""
@@ -312,3 +315,16 @@ def redact_database_error(text: str) -> str:
     """Return the message of a database error without its quoted parts: statements, values, names."""
     text = SQLITE_ERROR_VALUE.sub(rf"\g<1>{REDACTED}", text)
     return QUOTED.sub(lambda match: f"{match[0][0]}{REDACTED}{match[0][0]}", text)
+
+
+def hide_values(text: str, key: re.Pattern[str], value_end: Callable[[re.Match[str]], int]) -> str:
+    """Hide the value after each match of `key`; `value_end` returns its end, or the end of the match to skip it."""
+    parts: list[str] = []
+    done = at = 0
+    while (match := key.search(text, at)) is not None:
+        at = match.end()
+        end = value_end(match)
+        if end > at and not PLACEHOLDER.fullmatch(text, at, end):
+            parts += [text[done:at], REDACTED]
+            done = at = end
+    return "".join([*parts, text[done:]]) if parts else text

@@ -28,7 +28,6 @@ from fastapi_observe.redaction.patterns import (
     MIN_CARD_DIGITS,
     NAMES_BEFORE_VALUES,
     OPAQUE_ID,
-    PLACEHOLDER,
     PLAIN_ID,
     PLAIN_PATH,
     QUERY_OF_PATH,
@@ -46,6 +45,7 @@ from fastapi_observe.redaction.patterns import (
     hide_card,
     hide_credentials,
     hide_library_values,
+    hide_values,
 )
 from fastapi_observe.redaction.routes import SecretRoutes, hide_parameters, secret_segments
 from fastapi_observe.redaction.source_code import expression_end, is_source_line
@@ -269,12 +269,12 @@ class Redactor:
                 return text
         for mark, pattern in NAMES_BEFORE_VALUES:
             if mark in lower:
-                text = _hide_values(text, pattern, self._named_value_end)
+                text = hide_values(text, pattern, self._named_value_end)
         if "val" in lower:
             text = VALUE_BEFORE_NAME.sub(self._hide_value_before, text)
         if "</" in text:
-            text = _hide_values(text, XML_ELEMENT, self._content_end)
-        return _hide_values(text, KEY_BEFORE_VALUE, self._value_end)
+            text = hide_values(text, XML_ELEMENT, self._content_end)
+        return hide_values(text, KEY_BEFORE_VALUE, self._value_end)
 
     def _named_value_end(self, match: re.Match[str]) -> int:
         """Return the end of the value after a name in an option, a tuple or under `name` and `value`."""
@@ -581,19 +581,6 @@ class Redactor:
         pairs = [pair.partition("=") for pair in part.split(";")[:_MAX_FORWARDED_PARAMETERS]]
         named = [(name.strip().lower(), value.strip(' "')) for name, _, value in pairs]
         return ";".join(f"{name}={self.address(value)}" for name, value in named if name in {"for", "by"})
-
-
-def _hide_values(text: str, key: re.Pattern[str], value_end: Callable[[re.Match[str]], int]) -> str:
-    """Hide the value after each match of `key`; `value_end` returns its end, or the end of the match to skip it."""
-    parts: list[str] = []
-    done = at = 0
-    while (match := key.search(text, at)) is not None:
-        at = match.end()
-        end = value_end(match)
-        if end > at and not PLACEHOLDER.fullmatch(text, at, end):
-            parts += [text[done:at], REDACTED]
-            done = at = end
-    return "".join([*parts, text[done:]]) if parts else text
 
 
 def _end(pattern: re.Pattern[str], match: re.Match[str]) -> int:
