@@ -227,3 +227,36 @@ def test_another_server(capsys: pytest.CaptureFixture[str], body: bytes, said: s
         server.server_close()
     assert status == 2
     assert said in written
+
+
+def test_long_traces_are_shortened(capsys: pytest.CaptureFixture[str]) -> None:
+    """Fifty log lines are printed, further lines and spans that were not held are counted."""
+    app = FastAPI(title="shop")
+    observe = install(app, environment="development", capture_logging=False)
+
+    @app.get("/")
+    async def read(db: DatabaseDep, log: LogDep) -> None:
+        for number in range(60):
+            log.info("line", number=number)
+        for number in range(600):
+            async with db.query("SELECT", table=f"t{number % 3}"):
+                pass
+
+    with serving(app) as port:
+        url = f"http://127.0.0.1:{port}"
+        httpx.get(url)
+        until(lambda: httpx.get(f"{url}/observe/api/live").json()["requests"])
+        observe.flush()
+        text = show(capsys, "last", "--url", url)[1]
+    observe.close()
+    assert text.count("INFO  line") == 50
+    assert "more lines\n" in text
+    assert "further spans were not held\n" in text
+
+
+def test_without_numeric_users(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows no file is written and none is looked for; `--url` works."""
+    monkeypatch.delattr(os, "geteuid")
+    with shop() as url:
+        assert show(capsys, "last")[0] == 2
+        assert show(capsys, "last", "--url", url)[0] == 0

@@ -438,6 +438,11 @@ def test_all_trees_are_printed_if_the_settings_say_so(
     assert re.search(r"^trace [0-9a-f]{32}\nouter +█+ +[\d.]+ ms\n└ inner ", written, flags=re.MULTILINE)
 
 
+def test_a_request_without_spans_has_no_tree() -> None:
+    """Nothing is written for it where its line is not either."""
+    assert TextFormat(None, all_trees=True).tree(record_of()) == b""
+
+
 def test_times_are_those_of_the_day() -> None:
     """A line begins with the time of the day in milliseconds."""
     assert re.match(r"\d\d:\d\d:\d\d\.\d{3} INFO  m\n", TextFormat(None).line(line()).decode())
