@@ -27,6 +27,7 @@ def test_the_demo_runs_until_it_is_interrupted(tmp_path: Path) -> None:
         **os.environ,
         "OBSERVE_MULTIPROCESS_DIRECTORY": str(tmp_path),
         "OBSERVE_OTLP_ENDPOINT": "http://127.0.0.1:1",
+        "OBSERVE_BLOCKED_LOOP_THRESHOLD": "0.1",  # the tests' default switches it off
         "OBSERVE_LOG_FILE": str(tmp_path / "demo.log"),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])),
         "NO_COLOR": "1",
