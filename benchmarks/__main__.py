@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import check, costs, inprocess, instructions, operations, production, served
 from benchmarks.machine import describe
-from benchmarks.picture import draw
+from benchmarks.picture import INSTRUCTIONS, draw
 from benchmarks.report import write
 
 DIRECTORY = Path(__file__).parent
@@ -84,6 +84,9 @@ def _save(results: dict[str, Any], directory: Path) -> None:
     (directory / "RESULTS.md").write_text(write(results))
     if "inprocess" in results:
         (directory / "results.svg").write_text(draw(results))
+    if "instructions" in results:
+        picture = draw(instructions.pictured(results["instructions"]), INSTRUCTIONS)
+        (directory / "instructions.svg").write_text(picture)
     inprocess.progress(f"written: {directory / 'RESULTS.md'}")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.inprocess import MiscountError, progress
 from benchmarks.instruction_worker import COUNTED, OPERATIONS
+from benchmarks.picture import INSTRUCTIONS, alt_of
 from benchmarks.process import ROOT, Worker, environment
 from benchmarks.worker import WARM_UP
 
@@ -193,9 +194,17 @@ def report(found: dict[str, Any]) -> Iterator[str]:
         "log lines go to a file. Statements (open connection, SQLite) and calls (httpx with a mock transport) are "
         f"{OPERATIONS} in a request, whose own instructions are subtracted."
     )
+    yield f"![{alt_of(pictured(found), INSTRUCTIONS)}](instructions.svg)"
     yield "\n".join([head, *(_row(title, one) for title, one in found["rows"].items())])
     yield "### Peers, instructions"
     yield "\n".join([head, *(_row(title, one) for title, one in _by_ratio(found["peers"]))])
+
+
+def pictured(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the rows of ours and of the peers as the sections that a picture is drawn from."""
+    ours = {f"trivial {part}": found["peers"][f"ours {part}"] for part in ("10%", "100%")}
+    peers = {name: one for name, one in found["peers"].items() if not name.startswith("ours ")}
+    return {"inprocess": {"variants": ours}, "peers": peers}
 
 
 def _by_ratio(rows: dict[str, Any]) -> list[tuple[str, Any]]:

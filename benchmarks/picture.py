@@ -8,7 +8,11 @@ from xml.sax.saxutils import escape
 WIDTH, LEFT, RIGHT, ROW, TOP = 860, 220, 110, 24, 66
 """Pixels: the picture, the names before the bars, the room for numbers behind, the height of a row, the head."""
 
-CAPTION = "CPU time of one trivial request, bare FastAPI = 1; upper bar at 10 % sampling, lower and paler at 100 %"
+TIME = "CPU time"
+INSTRUCTIONS = "instructions"
+"""What a picture compares."""
+
+CAPTION = "of one trivial request, bare FastAPI = 1; upper bar at 10 % sampling, lower and paler at 100 %"
 
 BETWEEN = 52
 """Room for the caption of the second group."""
@@ -51,17 +55,17 @@ def operations_of(results: dict[str, Any]) -> list[tuple[str, float, float | Non
     return rows
 
 
-def title_of(rows: list[tuple[str, float, float | None]]) -> str:
+def title_of(rows: list[tuple[str, float, float | None]], unit: str = TIME) -> str:
     """State the finding, whatever it is."""
     ratios = {name: ratio for name, ratio, _ in rows}
-    title = f"All three signals of fastapi-observe: {ratios['ours']:.2f} times a bare request's CPU time"
+    title = f"All three signals of fastapi-observe: {ratios['ours']:.2f} times a bare request's {unit}"
     return f"{title}; wired by hand: {ratios['stack']:.1f}" if "stack" in ratios else title
 
 
-def alt_of(results: dict[str, Any]) -> str:
+def alt_of(results: dict[str, Any], unit: str = TIME) -> str:
     """Return the picture in words."""
     rows, operations = rows_of(results), operations_of(results)
-    said = f"{title_of(rows)}. CPU time of a request against bare at 10 % sampling (at 100 %): {_said(rows)}."
+    said = f"{title_of(rows, unit)}. Bare is 1, at 10 % sampling (at 100 %): {_said(rows)}."
     if not operations:
         return said
     return f"{said} A statement and a call against bare ones in an unsampled (sampled) request: {_said(operations)}."
@@ -73,7 +77,7 @@ def _said(rows: list[tuple[str, float, float | None]]) -> str:
     )
 
 
-def draw(results: dict[str, Any]) -> str:
+def draw(results: dict[str, Any], unit: str = TIME) -> str:
     """Return the picture as SVG."""
     rows, operations = rows_of(results), operations_of(results)
     most = max(max(ratio, whole or 0) for _, ratio, whole in (*rows, *operations))
@@ -85,11 +89,11 @@ def draw(results: dict[str, Any]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"',
         'role="img" aria-labelledby="title description">',
-        f'<title id="title">{escape(title_of(rows))}</title>',
-        f'<desc id="description">{escape(alt_of(results))}</desc>',
+        f'<title id="title">{escape(title_of(rows, unit))}</title>',
+        f'<desc id="description">{escape(alt_of(results, unit))}</desc>',
         f"<style>{STYLE}</style>",
-        f'<text class="title" x="12" y="24">{escape(title_of(rows))}</text>',
-        f'<text class="quiet" x="12" y="46">{CAPTION}</text>',
+        f'<text class="title" x="12" y="24">{escape(title_of(rows, unit))}</text>',
+        f'<text class="quiet" x="12" y="46">{unit[0].upper()}{unit[1:]} {CAPTION}</text>',
     ]
     for at, (name, ratio, whole) in enumerate(rows):
         parts += _row(TOP + ROW * at, name, ratio, whole, scale)

@@ -554,15 +554,17 @@ def test_dumps_of_callgrind_are_read() -> None:
 def test_instructions_are_compared_and_reported() -> None:
     """Changes within the noise are the same; the report has the cheapest peer first."""
     cheap, dear = instructions.compare(100_000, 125_000), instructions.compare(100_000, 150_000)
-    found = {"rows": {"10 %": cheap}, "peers": {"stack 10%": dear, "ours 10%": cheap}}
+    found = {"rows": {"10 %": cheap}, "peers": {"stack 10%": dear, "ours 10%": cheap, "ours 100%": dear}}
     changes = list(instructions.changes({"rows": {"10 %": dear}, "peers": {"stack 10%": dear}}, found))
     assert changes == [
         "10 %: 1.250, committed 1.500 (-0.250, fewer)",
         "stack 10%: 1.500, committed 1.500 (+0.000, same)",
         "ours 10%: 1.250 (new)",
+        "ours 100%: 1.500 (new)",
     ]
     text = report.write({**some_results(), "instructions": {"made": MADE, **found}})
     assert "| 10 % | 1.25 | 100 | 25 |" in text
+    assert "1.25 times a bare request's instructions; wired by hand: 1.5" in text
     assert text.index("| ours 10% | 1.25") < text.index("| stack 10% | 1.50")
 
 
