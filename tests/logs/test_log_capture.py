@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -324,7 +323,7 @@ def test_a_crash_has_its_stack_trace_once(make: Make, lines: Lines) -> None:
     """On the request line; the server's line has its ids. A second, equal one has the stack trace itself."""
     logs = make()
     exc = ValueError("broken")
-    record = record_of(outcome="server_error", exception=exc)
+    record = record_of(outcome="server_error", exception=exc, error_type="ValueError")
     exc.__observe_ids__ = (record.trace_id, record.span_id, record.request_id)  # type: ignore[attr-defined]
     text = "Application callable raised an exception\n" + deep_traceback("ValueError: broken", 2)
     uvicorn, granian = logging.getLogger("uvicorn.error"), logging.getLogger("_granian.utils")
@@ -343,8 +342,8 @@ def test_a_crash_has_its_stack_trace_once(make: Make, lines: Lines) -> None:
 def test_a_request_line_that_cannot_be_encoded(make: Make, lines: Lines) -> None:
     """The internal error is counted, and a line with the URL is written."""
     logs = make()
-    record: Any = SimpleNamespace(path="/orders/7")
-    line = json.loads(logs._encode_request(record))
+    parts: Any = (("GET",), "info", "/orders/7")
+    line = json.loads(logs._encode_request(parts))
     assert (line["message"], line["fields"]) == ("HTTP request completed", {"url": "/orders/7"})
     assert logs.internal_errors.counts == {"logs.request_line": 1}
     assert lines()[0]["message"].startswith("Internal error in fastapi-observe (logs.request_line")
