@@ -283,7 +283,8 @@ class LogService:
         text = None
         if self.text is not None:
             text = self.text.line(line) if exc is None else self.text.line(line, exc, self._redactor)
-            text += tree if exc is not None or self.text.all_trees else b""
+            # With `print_traces` the tree has been printed when its first span ended.
+            text += tree if exc is not None and not self.text.all_trees else b""
         self._write(line, text=text)
 
     @no_op

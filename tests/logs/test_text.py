@@ -438,6 +438,22 @@ def test_all_trees_are_printed_if_the_settings_say_so(
     assert re.search(r"^trace [0-9a-f]{32}\nouter +█+ +[\d.]+ ms\n└ inner ", written, flags=re.MULTILINE)
 
 
+@pytest.mark.parametrize("print_traces", [True, False])
+def test_a_job_prints_its_tree_once(capsys: pytest.CaptureFixture[str], *, print_traces: bool) -> None:
+    """A job that failed has its spans and its exception; with `print_traces` the tree is not printed twice."""
+    observe = install(
+        FastAPI(), log_format="text", sample_ratio=1.0, print_traces=print_traces, blocked_loop_threshold=None
+    )
+    with pytest.raises(LookupError), observe.job("nightly"), observe.operation("load"):
+        raise LookupError("gone")
+    observe.flush()
+    written = capsys.readouterr().out
+    observe.close()
+    assert len(re.findall(r"^└ load +█+", written, re.MULTILINE)) == 1
+    assert written.count('raise LookupError("gone")') == 1
+    assert "job failed" in written
+
+
 def test_a_request_without_spans_has_no_tree() -> None:
     """Nothing is written for it where its line is not either."""
     assert TextFormat(None, all_trees=True).tree(record_of()) == b""
