@@ -236,6 +236,14 @@ class PendingSpan(trace.Span):
                 self._changes = []
             self._changes.append(change)
 
+    def finish(self, name: str, end_time: int, describe: Callable[[RecordedSpan], object]) -> None:
+        """Rename and end the span; `describe` is the last change of the recorded one. Idempotent."""
+        if self.end_time is None:
+            self.change(describe)
+            self.name = name
+            self.end_time = end_time
+            self.pending.add(self)
+
     def start_recording(self) -> RecordedSpan:
         """Start the span that is exported: the same ids with the sampled flag. Span processors see its start."""
         parent = self.parent

@@ -432,9 +432,10 @@ class TracingService:
         if span is None or operation.scope is None or not span.is_recording():
             return
         if isinstance(span, PendingSpan):
-            span.change(lambda recorded: self._describe_operation(recorded, operation))
-        else:
-            self._describe_operation(span, operation)
+            ended = span.start_time + int(operation.duration * 1e9)
+            span.finish(well_formed(operation.name), ended, lambda each: self._describe_operation(each, operation))
+            return
+        self._describe_operation(span, operation)
         # Measured with the monotonic clock: the wall clock may have been set in between.
         started = getattr(span, "start_time", None)
         ended = time_ns() if started is None else started + int(operation.duration * 1e9)
