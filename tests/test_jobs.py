@@ -355,14 +355,26 @@ def test_an_internal_error_never_raises(observed: Callable[..., Seen], monkeypat
 
 
 def test_text_lines(observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str]) -> None:
-    """A readable line; a failed job has its exception."""
-    seen = observed(FastAPI(), log_format="text")
-    with seen.observe.job("fine"):
+    """A readable line each; below a failed job its spans and its exception. Request lines show the fields."""
+    app = FastAPI()
+
+    @app.get("/")
+    async def read(observe: ObservabilityDep) -> None:
+        observe.set(tenant="acme\x1b[2J")
+
+    seen = observed(app, log_format="text", log_level="info")
+    with seen.observe.job("fine"), seen.observe.operation("unseen"):
         pass
-    with pytest.raises(ValueError, match="x"), seen.observe.job("broken"):
+    with pytest.raises(ValueError, match="x"), seen.observe.job("broken"), seen.observe.operation("step"):
         raise ValueError("x")
+    with TestClient(app) as client:
+        client.get("/")
     seen.observe.flush()
     text = capsys.readouterr().out
     assert "job completed" in text
-    assert "job failed" in text
-    assert text.count("ValueError: x") == 1
+    assert "unseen" not in text
+    _, _, failed = text.partition("job failed")
+    assert failed.count("ValueError: x") == 1
+    assert "step" in failed
+    assert "tenant=acme" in next(row for row in text.splitlines() if "GET /" in row)
+    assert "\x1b[2J" not in text

@@ -70,6 +70,7 @@ class ConsoleSignal:
             "failed": failed,
             "sampled": bool(record.sampled),
             "request_id": record.request_id,
+            "fields": {} if record.current.fields is None else record.current.fields.fields,
             "duration_ms": round(record.duration * 1000, 3),
             "ttfb_ms": None if record.ttfb is None else round(record.ttfb * 1000, 3),
             "exception": None if exception is None else describe_exception(exception, self._redactor),

@@ -270,22 +270,17 @@ class LogService:
         if record.work is not None:
             self._warn_repeated(record, record.work)
         level = "info" if record.outcome == "ok" else "error"
-        tree = b"" if self.text is None else self.text.tree(record)  # its spans are taken in any case
         if not self.logs_requests or LEVELS[level] < self.threshold:
+            if self.text is not None:
+                self.text.spans(record.trace_id, record.span_id)  # takes them
             return
         line = self._line(level, "job completed" if level == "info" else "job failed", JOB_LOGGER)
         if record.trace_id:
             line["trace_id"], line["span_id"] = record.trace_id, record.span_id
         line["fields"] = job_fields(record)
-        exc = record.exception
-        if exc is not None:
-            line["exception"] = describe_exception(exc, self._redactor)
-        text = None
-        if self.text is not None:
-            text = self.text.line(line) if exc is None else self.text.line(line, exc, self._redactor)
-            # With `print_traces` the tree has been printed when its first span ended.
-            text += tree if exc is not None and not self.text.all_trees else b""
-        self._write(line, text=text)
+        if record.exception is not None:
+            line["exception"] = describe_exception(record.exception, self._redactor)
+        self._write(line, text=None if self.text is None else self.text.job(line, record, self._redactor))
 
     @no_op
     def on_operation_start(self, operation: Operation) -> None:

@@ -64,7 +64,7 @@ class TextFormat:
         """Format any line: time, level, message, fields, short trace id; then `exc`, or else its stack trace."""
         level = line["level"]
         parts = [f"{self._head(level, level.upper().ljust(5))} {legible_text(line['message'])}"]
-        parts.append(" ".join(f"{legible_text(key)}={_readable(value)}" for key, value in line["fields"].items()))
+        parts.append(_pairs(line["fields"]))
         parts.append(line.get("trace_id", "")[:8])
         rows = ["  ".join(part for part in parts if part)]
         if exc is not None and redactor is not None:
@@ -80,6 +80,18 @@ class TextFormat:
         heading = render_heading(line["exception"], self._style) if "exception" in line else []
         rows = self.line({**line, "exception": {"stacktrace": ""}}).decode(self._style.encoding).split("\n")[:1]
         return self._encode([*rows, *(INDENT + row for row in heading)])
+
+    def job(self, line: Mapping[str, Any], record: RequestRecord, redactor: Redactor) -> bytes:
+        """Format the line of a job, and below one that failed or was slow its spans and its exception."""
+        spans = self.spans(record.trace_id, record.span_id)
+        plain = {key: value for key, value in line.items() if key != "exception"}
+        rows = self.line(plain).decode(self._style.encoding).split("\n")[:1]
+        # With `all_trees` the tree has been printed when the first span ended.
+        if (record.exception is not None or self._is_slow(record)) and not self.all_trees:
+            rows += self._tree(spans, record.span_id)
+        if record.exception is not None:
+            rows += self._exception(record.exception, redactor, record.trace_id)
+        return self._encode(rows)
 
     def request(self, line: Mapping[str, Any], record: RequestRecord, redactor: Redactor) -> bytes:
         """Format a request line: time, mark, method, path, status, durations, sampled mark and short trace id.
@@ -132,6 +144,7 @@ class TextFormat:
             self._time_of(fields, "db"),
             self._time_of(fields, "external"),
             outcome,
+            "" if record.current.fields is None else _pairs(record.current.fields.fields),
             f"{mark} {line['trace_id'][:8]}" if "trace_id" in line else "",
         ]
         return "  ".join(part for part in parts if part)
@@ -170,6 +183,10 @@ class TextFormat:
 
     def _encode(self, rows: Iterable[str]) -> bytes:
         return self._style.encode("\n".join(rows) + "\n")
+
+
+def _pairs(fields: Mapping[str, Any]) -> str:
+    return " ".join(f"{legible_text(key)}={_readable(value)}" for key, value in fields.items())
 
 
 def legible_text(value: object) -> str:

@@ -187,7 +187,8 @@ function trace() {
   return html`
     ${one ? html`<p><b>${safe(one.method || one.kind)} ${safe(one.path)}</b> <span class=${statusClass(one)}>${one.status || one.outcome}</span> ${ms(one.duration_ms)}
       ${one.db_count ? html` · database ${ms(one.db_ms)} in ${one.db_count}` : nothing}${one.external_count ? html` · other services ${ms(one.external_ms)} in ${one.external_count}` : nothing}
-      ${one.self_ms !== undefined ? html` · self ${ms(one.self_ms)}` : nothing}</p>` : nothing}
+      ${one.self_ms !== undefined ? html` · self ${ms(one.self_ms)}` : nothing}
+      ${Object.entries(one.fields || {}).map(([name, value]) => html` · ${safe(name)} <b>${safe(String(value))}</b>`)}</p>` : nothing}
     <p>
       <button @click=${() => copy(JSON.stringify(state.trace, null, 1), "trace")}>${state.copied === "trace" ? "copied" : "Copy as JSON"}</button>
       <button @click=${() => copy(location.href, "link")}>${state.copied === "link" ? "copied" : "Copy link"}</button>
