@@ -120,6 +120,22 @@ def test_requests_are_shown_with_their_spans_and_lines(shop: Seen) -> None:
     assert found["service"]["name"] == "shop"
 
 
+def test_jobs_and_fields_of_requests(shop: Seen) -> None:
+    """A job is listed by its name, also while it runs; what `observe.set` has set is with it."""
+    with shop.observe.job("send mail"):
+        shop.observe.set(tenant="<b>acme</b>")
+        running = [each for each in live(shop.observe.app)["running"] if each["kind"] == "job"]
+    found = live(shop.observe.app)
+    (job,) = [each for each in found["requests"] if each["kind"] == "job"]
+    assert [each["path"] for each in running] == [job["path"]] == ["send mail"]
+    assert (job["method"], job["fields"], job["failed"]) == ("JOB", {"tenant": "<b>acme</b>"}, False)
+    assert "send mail" not in str(found["points"])
+    with pytest.raises(LookupError), shop.observe.job("send mail"):
+        raise LookupError
+    newest = live(shop.observe.app)["requests"]
+    assert [each["outcome"] for each in newest if each["kind"] == "job" and each["failed"]] == ["error"]
+
+
 def test_only_what_is_new_is_sent(shop: Seen) -> None:
     """With the number and the instance of the last answer, unchanged requests are left out."""
     first = live(shop.observe.app)
