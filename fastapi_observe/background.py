@@ -51,8 +51,11 @@ def _named(add_task: Any) -> Any:
     def add(tasks: BackgroundTasks, func: Any, *args: Any, **kwargs: Any) -> None:
         count = len(tasks.tasks)
         add_task(tasks, func, *args, **kwargs)
-        for task in tasks.tasks[count:]:
-            task.__dict__[_FUNCTION] = func
+        try:
+            for task in tasks.tasks[count:]:
+                task.__dict__[_FUNCTION] = func
+        except Exception as exc:  # noqa: BLE001 - an internal error never reaches the request
+            report_error("background", exc)
 
     setattr(add, _FUNCTION, add_task)
     return add

@@ -45,25 +45,23 @@ OURS: Final = "fastapi-observe"
 
 CARRIERS: Final = frozenset(
     """
-    clients.http.body:AsyncBody.__aiter__ clients.http.body:AsyncBody.aclose clients.http.body:SyncBody.__iter__
-    clients.http.body:SyncBody.close clients.http.httpx:_observe_async.<locals>.send
-    clients.http.httpx:_observe_async.<locals>.hook clients.http.httpx:_observe_sync.<locals>.send
-    clients.http.httpx:_observe_sync.<locals>.hook
-    clients.database.sqlalchemy:ObservedEngine._observe_transactions.<locals>.counted
-    clients.database.sqlalchemy:ObservedEngine._observe_execution.<locals>.observed
+    background:_measured.<locals>.call background:_named.<locals>.add
     clients.database.observers:ObserverSet.timed_acquire clients.database.observers:ObserverSet.timed_acquire_async
-    install:_build_with_inner_middleware install:_wrap_stack_builder.<locals>.wrap.<locals>.build
-    internal.starlette:stack_parts middleware:ObserveMiddleware.__call__
+    clients.database.sqlalchemy:ObservedEngine._observe_execution.<locals>.observed
+    clients.database.sqlalchemy:ObservedEngine._observe_transactions.<locals>.counted
+    clients.http.body:AsyncBody.__aiter__ clients.http.body:AsyncBody.aclose clients.http.body:SyncBody.__iter__
+    clients.http.body:SyncBody.close clients.http.httpx:_observe_async.<locals>.hook
+    clients.http.httpx:_observe_async.<locals>.send clients.http.httpx:_observe_sync.<locals>.hook
+    clients.http.httpx:_observe_sync.<locals>.send install:_build_with_inner_middleware
+    install:_wrap_stack_builder.<locals>.wrap.<locals>.build internal.starlette:stack_parts
+    middleware:InnerMiddleware.__call__ middleware:InnerMiddleware.__init__ middleware:ObserveMiddleware.__call__
     middleware:ObserveMiddleware._lifespan middleware:ObserveMiddleware._lifespan.<locals>.send_and_follow
-    middleware:InnerMiddleware.__call__ middleware:InnerMiddleware.__init__
-    middleware:wrap_validation_handler.<locals>.handle_async
-    middleware:wrap_validation_handler.<locals>.handle records.request:RequestRecord.receive
-    records.request:RequestRecord.send records.websocket:WebSocketRecord.receive
-    records.websocket:WebSocketRecord.send records.wrapping:_wrap_async_generator.<locals>.async_generator
-    records.wrapping:_await_inside records.wrapping:_wrap_function.<locals>.call
-    records.wrapping:_wrap_coroutine.<locals>.coroutine
-    records.wrapping:_wrap_generator.<locals>.generator background:_measured.<locals>.call
-    traces.service:TracingService.run_in_executor
+    middleware:wrap_validation_handler.<locals>.handle middleware:wrap_validation_handler.<locals>.handle_async
+    records.request:RequestRecord.receive records.request:RequestRecord.send
+    records.websocket:WebSocketRecord.receive records.websocket:WebSocketRecord.send records.wrapping:_await_inside
+    records.wrapping:_wrap_async_generator.<locals>.async_generator
+    records.wrapping:_wrap_coroutine.<locals>.coroutine records.wrapping:_wrap_function.<locals>.call
+    records.wrapping:_wrap_generator.<locals>.generator traces.service:TracingService.run_in_executor
     """.split()  # noqa: SIM905 - a list would be two pages long
 )
 """What hands on a call of the app, a library or the user: nothing of ours stands above it, what it asks is guarded."""
@@ -92,15 +90,16 @@ GUARDS: Final = frozenset(
 
 PLAIN: Final = frozenset(
     """
-    clients.http.record:HttpCall.close dependencies:get_request_observability current:traced
-    observability:Observability.log records.operation:Operation.__aenter__ records.operation:Operation.__aexit__
-    records.operation:Operation.__exit__ logs.service:ObserveLogger.__init__
+    clients.http.record:HttpCall.close current:traced dependencies:get_request_observability
+    logs.context:LogContext.__enter__ logs.context:LogContext.__exit__ logs.service:ObserveLogger.__init__
     logs.service:ObserveLogger.contextualize logs.service:ObserveLogger.debug logs.service:ObserveLogger.error
     logs.service:ObserveLogger.exception logs.service:ObserveLogger.fatal logs.service:ObserveLogger.info
     logs.service:ObserveLogger.warn logs.service:ObserveLogger.with_fields metrics.series:Gauge.dec
-    traces.user_spans:ContextScope.__enter__ traces.user_spans:ContextScope.__exit__
-    traces.user_spans:SpanScope.__aenter__ traces.user_spans:SpanScope.__aexit__
-    traces.user_spans:SpanScope.__enter__ traces.user_spans:SpanScope.__exit__ traces.user_spans:make_traced
+    observability:Observability.log records.operation:Operation.__aenter__ records.operation:Operation.__aexit__
+    records.operation:Operation.__exit__ traces.user_spans:ContextScope.__enter__
+    traces.user_spans:ContextScope.__exit__ traces.user_spans:SpanScope.__aenter__
+    traces.user_spans:SpanScope.__aexit__ traces.user_spans:SpanScope.__enter__ traces.user_spans:SpanScope.__exit__
+    traces.user_spans:make_traced
     """.split()  # noqa: SIM905 - as above
 )
 """What users call and what calls one of the guards, or keeps what it is given, and does nothing else."""
