@@ -15,7 +15,7 @@ import orjson
 from fastapi_observe.console.address import address_from_command_line, address_from_request
 from fastapi_observe.console.api import Api
 from fastapi_observe.console.discovery import ServerFile
-from fastapi_observe.console.gates import Gate, in_container, query_token
+from fastapi_observe.console.gates import Gate, in_container
 from fastapi_observe.console.signal import ConsoleProcessor, ConsoleSignal
 from fastapi_observe.console.store import Store
 
@@ -114,7 +114,7 @@ class Console:
         """Return the address of a request's trace on the page; empty as long as the server's is not known."""
         if self._base is None or not record.trace_id:
             return ""
-        return f"{self._base}{record.scope.get('root_path', '')}{self.path}/#trace={record.trace_id}"
+        return f"{self._base}{self.path}/#trace={record.trace_id}"
 
     def stop(self) -> None:
         """Gather nothing more."""
@@ -159,7 +159,7 @@ class Console:
     def _respond(self, scope: Scope) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         inner = _path(scope)[len(self.path) :]
         base = scope.get("root_path", "") + self.path
-        if query_token(scope) and not inner.startswith("/api/"):
+        if self._gate.has_query_token(scope) and not inner.startswith("/api/"):
             # The token moves into a cookie: in the address it would stay in the browser's history.
             location = (base + "/").encode("latin-1", "replace")
             return 303, [(b"location", location), (b"set-cookie", self._gate.cookie(scope, base)), *_NO_STORE], b""
@@ -182,7 +182,11 @@ class Console:
         elif inner == "/api/info":
             found = self.api.info()
         elif inner == "/api/summary.txt":
-            return 200, [(b"content-type", b"text/plain; charset=utf-8"), *_NO_STORE], self.api.summary().encode()
+            return (
+                200,
+                [(b"content-type", b"text/plain; charset=utf-8"), *_NO_STORE],
+                self.api.summary().encode("utf-8", "backslashreplace"),
+            )
         elif inner.startswith("/api/traces/"):
             name = inner.removeprefix("/api/traces/")
             if name.endswith(".otlp.json"):
@@ -191,7 +195,30 @@ class Console:
                 found = self.api.trace(name)
         if found is None:
             return 404, [(b"content-type", b"text/plain; charset=utf-8"), *_NO_STORE], b"Not found.\n"
-        return 200, [(b"content-type", b"application/json"), *_NO_STORE], orjson.dumps(found, default=str)
+        return 200, [(b"content-type", b"application/json"), *_NO_STORE], to_json(found)
+
+
+def to_json(value: Any) -> bytes:
+    """Return a value as JSON. Lone surrogates are escaped, integers of more than 64 bits become strings."""
+    try:
+        return orjson.dumps(value, default=str)
+    except (
+        TypeError,
+        ValueError,
+    ):  # orjson's errors; rare, since it is an app that put such a value into its telemetry
+        return orjson.dumps(_plain(value), default=str)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_plain(str(key)): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        return str(value)
+    return value
 
 
 _NO_STORE: Final = ((b"cache-control", b"no-store"),)

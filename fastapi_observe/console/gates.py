@@ -49,9 +49,13 @@ class Gate:
         scheme, _, bearer = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         return (
             self._matches(_cookie(headers.get(b"cookie", b"")))
-            or self._matches(query_token(scope))
+            or self.has_query_token(scope)
             or (scheme.lower() == "bearer" and self._matches(bearer.strip()))
         )
+
+    def has_query_token(self, scope: Scope) -> bool:
+        """Return whether the query of a request carries the token."""
+        return self._matches(query_token(scope))
 
     def _matches(self, given: str) -> bool:
         return 0 < len(given) <= MAX_TOKEN_LENGTH and hmac.compare_digest(given.encode(), self.token.encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 import threading
@@ -14,7 +15,6 @@ from fastapi_observe.records.frames import find_record, innermost_location
 from fastapi_observe.records.guard import report_error
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from fastapi_observe.records.frames import Location
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 BEAT_INTERVAL: Final = 0.02
 """Seconds between two timers of the loop. A stall is measured from the timer that it delays, so that on average half of
 this is missing from each."""
+
+SECOND_LOOK: Final = 0.02
+"""Seconds after which the same task must still run: otherwise the loop is busy with many short callbacks."""
 
 SAMPLE_EVERY: Final = 25
 """Timers on time per sample in the histogram: two samples per second, as many as the alerts are made for."""
@@ -104,6 +107,7 @@ class LoopMonitor:
         self._beats = 0
         self._due = 0.0
         self._found: tuple[float, BlockedLoop] | None = None
+        self._busy_due = 0.0
         self._ended: threading.Event | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -139,7 +143,7 @@ class LoopMonitor:
             self._beats += 1
             if lag > self._interval or self._beats % SAMPLE_EVERY == 0:
                 self._observe(lag)
-            if self._threshold is not None and lag >= self._threshold and self._on_blocked is not None:
+            if self._is_block(lag) and self._on_blocked is not None:
                 found = self._found
                 known = found is not None and found[0] == self._due  # not of an earlier stall
                 blocked = found[1] if found is not None and known else BlockedLoop(lag, None, None, self._in_progress())
@@ -149,6 +153,13 @@ class LoopMonitor:
             report_error("saturation", exc)
         self._wait()
 
+    def _is_block(self, lag: float) -> bool:
+        return self._threshold is not None and lag >= self._threshold and self._busy_due != self._due
+
+    def _current_task(self) -> object:
+        loop = self._loop
+        return None if loop is None else asyncio.current_task(loop)
+
     def _watch(self, ended: threading.Event, threshold: float) -> None:
         """Look at the loop's thread once in each stall, as soon as it has lasted `threshold` seconds."""
         looked_at = 0.0
@@ -156,8 +167,13 @@ class LoopMonitor:
             due = self._due
             if due != looked_at and monotonic() - due >= threshold:
                 looked_at = due
+                frame: Any = None
                 try:
-                    frame: Any = sys._current_frames().get(self._thread_id)  # noqa: SLF001 - documented for this use
+                    task = self._current_task()
+                    if ended.wait(SECOND_LOOK) or self._due != due or self._current_task() is not task:
+                        self._busy_due = due  # many short callbacks: the loop is overloaded, but nothing blocks it
+                        continue
+                    frame = sys._current_frames().get(self._thread_id)  # noqa: SLF001 - documented for this use
                     self._found = (
                         due,
                         BlockedLoop(0.0, innermost_location(frame), find_record(frame), self._in_progress()),

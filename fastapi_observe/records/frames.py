@@ -25,15 +25,19 @@ MAX_CHAIN: Final = 5
 MAX_DEPTH: Final = 200
 """Frames between an operation and the user's code that are looked through."""
 
-_LIBRARIES: Final = tuple(
-    {str(Path(path).resolve()) for path in sysconfig.get_paths().values() if path}
-    | {str(Path(__file__).resolve().parents[1])}
+_LIBRARIES: Final = (
+    *(
+        str(Path(sysconfig.get_path(name)).resolve()) + os.sep
+        for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    ),
+    str(Path(__file__).resolve().parents[1]) + os.sep,
 )
 _DEMO: Final = str(Path(__file__).resolve().parents[1] / "demo") + os.sep
 """The app of the command `demo`: its frames count as the user's, although they are in this package."""
 
+_LOOP_FUNCTIONS: Final = frozenset({"run_forever", "run_until_complete", "_run_once", "run"})
 _MIDDLEWARE: Final = str(Path(__file__).parents[1] / "middleware.py")
-_SCRIPTS: Final = str(Path(sysconfig.get_path("scripts")).resolve())
+_SCRIPTS: Final = str(Path(sysconfig.get_path("scripts")).resolve()) + os.sep
 
 
 @lru_cache(maxsize=4096)
@@ -85,9 +89,10 @@ def caller_location() -> Location | None:
 
 
 def innermost_location(frame: FrameType | None) -> Location | None:
-    """Return the innermost frame of the user's code on the stack of another thread."""
+    """Return the innermost frame of the user's code on the stack of another thread, which runs an event loop."""
     for _ in range(MAX_DEPTH):
-        if frame is None:
+        # What is outside the event loop has called it, and does not block it.
+        if frame is None or (frame.f_code.co_name in _LOOP_FUNCTIONS and "asyncio" in frame.f_code.co_filename):
             return None
         if is_own_file(frame.f_code.co_filename):
             return Location(shorten(frame.f_code.co_filename), frame.f_lineno, frame.f_code.co_qualname)

@@ -11,32 +11,56 @@ from collections import deque
 from functools import cached_property
 from random import getrandbits
 from time import time_ns
+from traceback import format_exception
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
-from opentelemetry.context import Context
-from opentelemetry.sdk.trace import Tracer
+from opentelemetry.sdk.trace import ReadableSpan, Tracer
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode
 
-from fastapi_observe.internal.opentelemetry import FLAGS
+from fastapi_observe.internal.opentelemetry import FLAGS, OTEL_CONTEXT
 from fastapi_observe.records.fields import current_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.trace import Link, Span, TraceState
     from opentelemetry.util.types import Attributes, AttributeValue
 
     from fastapi_observe.internal.opentelemetry import RecordedSpan, SpanFactory
 
 MAX_PENDING_SPANS: Final = 1000
-"""Spans that one request holds; further ones are counted and dropped."""
+"""Ended spans that one request holds. The oldest are dropped and counted: the last ones lead to the failure."""
 
 MAX_PENDING_BYTES: Final = 1_048_576
 """Approximate bytes of attributes and events that one request holds; what exceeds them is counted and dropped."""
 
+MAX_TOTAL_BYTES: Final = 64 * 1_048_576
+"""Approximate bytes that all requests in progress of one worker hold."""
+
+MAX_HELD_EXCEPTIONS: Final = 8
+"""Exceptions that one request holds as objects, with their frames. Further ones are formatted at once."""
+
+MAX_TEXT_LENGTH: Final = 8192
+"""Characters of one held text. The limits of the recorded span are lower."""
+
+SPAN_BYTES: Final = 512
+"""Bytes that a span counts for without its attributes."""
+
 ITEM_BYTES: Final = 64
 """Bytes that an attribute, event or exception counts for in addition to its text."""
+
+
+class PendingTotal:
+    """The bytes that all requests in progress hold. Threads may change it at the same time: the sum is approximate."""
+
+    __slots__ = ("held",)
+
+    def __init__(self) -> None:
+        self.held = 0
 
 
 class PendingTrace:
@@ -47,12 +71,13 @@ class PendingTrace:
     atomic, so that no span is exported twice.
     """
 
-    __slots__ = ("_bytes", "_ended", "_spans", "discarded", "dropped", "kept")
+    __slots__ = ("_bytes", "_ended", "_exceptions", "_total", "discarded", "dropped", "kept")
 
-    def __init__(self) -> None:
+    def __init__(self, total: PendingTotal) -> None:
         self._ended: deque[PendingSpan] = deque()
-        self._spans = 0
+        self._total = total
         self._bytes = 0
+        self._exceptions = 0
         self.dropped = 0
         self.kept = False
         self.discarded = False
@@ -61,21 +86,38 @@ class PendingTrace:
         """Return whether another span may start. If not, it is counted as dropped."""
         if self.discarded:
             return False
-        if self._spans >= MAX_PENDING_SPANS:
+        if self._total.held > MAX_TOTAL_BYTES:
             self.dropped += 1
             return False
-        self._spans += 1
+        self._hold(SPAN_BYTES)
         return True
+
+    def holds_exception(self) -> bool:
+        """Return whether one more exception may be held as an object."""
+        self._exceptions += 1
+        return self._exceptions <= MAX_HELD_EXCEPTIONS
 
     def reserve(self, size: int) -> bool:
         """Return whether a text of `size` characters may be held. If not, it is counted as dropped."""
         if self.discarded:
             return False
-        self._bytes += size + ITEM_BYTES
-        if self._bytes > MAX_PENDING_BYTES:
+        size += ITEM_BYTES
+        if self._bytes + size > MAX_PENDING_BYTES or self._total.held > MAX_TOTAL_BYTES:
             self.dropped += 1
             return False
+        self._hold(size)
         return True
+
+    def __del__(self) -> None:
+        self._release()
+
+    def _hold(self, size: int) -> None:
+        self._bytes += size
+        self._total.held += size
+
+    def _release(self) -> None:
+        self._total.held -= self._bytes
+        self._bytes = 0
 
     def add(self, span: PendingSpan) -> None:
         """Take a span that has ended."""
@@ -84,16 +126,21 @@ class PendingTrace:
             self._export()
         elif self.discarded:
             self._ended.clear()
+        elif len(self._ended) > MAX_PENDING_SPANS:
+            self.dropped += 1
+            self._hold(-self._ended.popleft().held_bytes)
 
     def keep(self) -> None:
         """Export the ended spans now, and each later span when it ends."""
         self.kept = True
         self._export()
+        self._release()
 
     def discard(self) -> None:
         """Forget the ended spans, and record no further ones."""
         self.discarded = True
         self._ended.clear()
+        self._release()
 
     def _export(self) -> None:
         ended = []
@@ -108,23 +155,42 @@ class PendingTrace:
             recorded[id(span)].finish(span.name, span.end_time or span.start_time)
 
 
-DISCARDED: Final = PendingTrace()
+DISCARDED: Final = PendingTrace(PendingTotal())
 """The trace of every request without spans that was not kept."""
 DISCARDED.discard()
 
 
-class PendingSpan(trace.Span):
+class PendingSpan(ReadableSpan, trace.Span):
     """A span that is recorded only if its request is kept.
 
     Its context says "not sampled", as downstream services were told. Attributes are held as they are given and checked
-    when the span is recorded; a list is copied, since the caller may change it.
+    when the span is recorded; a list is copied, since the caller may change it. It has the attributes of the SDK's
+    span, which code that sees `is_recording()` may read; events, links and status are empty until it is recorded.
     """
 
     pending: PendingTrace
+    # They replace the properties of the SDK's span.
+    name: str = ""
+    kind: SpanKind = SpanKind.INTERNAL
+    start_time: int = 0
+    end_time: int | None = None
+    status = Status()
+    events: tuple[Any, ...] = ()
+    links: Sequence[Link] = ()
+    held_bytes = SPAN_BYTES
+    _keeps_exceptions = True
+    _sets_status = True
 
-    def __init__(
-        self, parent_span: PendingSpan, factory: SpanFactory, name: str, kind: SpanKind, start_time: int
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts of a new span
+        self,
+        parent_span: PendingSpan,
+        factory: SpanFactory,
+        name: str,
+        kind: SpanKind,
+        start_time: int,
+        start_context: Context,
     ) -> None:
+        self._start_context = start_context
         self.pending = parent_span.pending
         self._parent_span = parent_span
         self._factory = factory
@@ -160,6 +226,16 @@ class PendingSpan(trace.Span):
         """The attributes set so far."""
         return self._attributes or {}
 
+    @property
+    def resource(self) -> Resource:
+        """The resource of the tracer provider."""
+        return self._factory.resource
+
+    @property
+    def instrumentation_scope(self) -> InstrumentationScope:
+        """The scope of the tracer."""
+        return self._factory.scope
+
     def get_span_context(self) -> SpanContext:
         """Return the span context. Its flags say "not sampled"."""
         return self.context
@@ -180,13 +256,16 @@ class PendingSpan(trace.Span):
         if held is None:
             held = self._attributes = {}
         for key, value in attributes.items():
-            if self.pending.reserve(len(key) + _text_length(value)):
-                held[key] = tuple(value) if type(value) is list else value
+            cut = value[:MAX_TEXT_LENGTH] if type(value) is str else value
+            if self._reserve(len(key) + _text_length(cut)):
+                held[key] = tuple(cut) if type(cut) is list else cut
 
     def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
         """Add an event that happens now, or at `timestamp` (nanoseconds)."""
         at = time_ns() if timestamp is None else timestamp
-        held = dict(attributes or {})
+        held = {
+            key: value[:MAX_TEXT_LENGTH] if type(value) is str else value for key, value in (attributes or {}).items()
+        }
         size = len(name) + sum(len(key) + _text_length(value) for key, value in held.items())
         self.change(lambda span: span.add_event(name, held, at), size)
 
@@ -200,8 +279,8 @@ class PendingSpan(trace.Span):
             self.name = name
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
-        """Set the status."""
-        self.change(lambda span: span.set_status(status, description))
+        """Set the status. It is never dropped."""
+        self.change(lambda span: span.set_status(status, description), None)
 
     def record_exception(
         self,
@@ -210,9 +289,19 @@ class PendingSpan(trace.Span):
         timestamp: int | None = None,
         escaped: bool = False,  # noqa: FBT001, FBT002 - OpenTelemetry's signature
     ) -> None:
-        """Record an exception. Its stack trace is formatted only if the span is recorded."""
+        """Record an exception. The stack trace of the first ones is formatted only if the span is recorded."""
         at = time_ns() if timestamp is None else timestamp
-        self.change(lambda span: span.record_exception(exception, attributes, at, escaped))
+        if self.pending.holds_exception():
+            self.change(lambda span: span.record_exception(exception, attributes, at, escaped))
+            return
+        held = {
+            "exception.type": type(exception).__qualname__,
+            "exception.message": str(exception),
+            "exception.stacktrace": "".join(format_exception(exception))[-MAX_TEXT_LENGTH:],
+            "exception.escaped": str(escaped),
+            **(attributes or {}),
+        }
+        self.add_event("exception", held, at)
 
     def end(self, end_time: int | None = None) -> None:
         """End the span at `end_time` (nanoseconds), or now. Idempotent."""
@@ -223,15 +312,31 @@ class PendingSpan(trace.Span):
     def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
         """End the span. An exception that leaves its block is recorded, as the SDK does."""
         if exc is not None and self.is_recording():
-            self.record_exception(exc)
-            self.set_status(Status(StatusCode.ERROR, f"{type(exc).__name__}: {exc}"))
+            if self._keeps_exceptions:
+                self.record_exception(exc)
+            if self._sets_status:
+                self.set_status(Status(StatusCode.ERROR, f"{type(exc).__name__}: {exc}"))
         self.end()
 
     # Internal
 
-    def change(self, change: Callable[[RecordedSpan], object], size: int = 0) -> None:
-        """Apply `change` to the recorded span, if there will be one. It holds `size` characters until then."""
-        if self.end_time is None and self.pending.reserve(size):
+    def _reserve(self, size: int) -> bool:
+        if not self.pending.reserve(size):
+            return False
+        self.held_bytes += size + ITEM_BYTES
+        return True
+
+    def set_exception_handling(self, *, record: bool, set_status: bool) -> None:
+        """Set what happens if an exception leaves the `with` block of the span."""
+        if not (record and set_status):
+            self._keeps_exceptions, self._sets_status = record, set_status
+
+    def change(self, change: Callable[[RecordedSpan], object], size: int | None = 0) -> None:
+        """Apply `change` to the recorded span, if there will be one. It holds `size` characters until then.
+
+        A change without a size is small and never dropped.
+        """
+        if self.end_time is None and (size is None or self._reserve(size)):
             if self._changes is None:
                 self._changes = []
             self._changes.append(change)
@@ -239,7 +344,7 @@ class PendingSpan(trace.Span):
     def finish(self, name: str, end_time: int, describe: Callable[[RecordedSpan], object]) -> None:
         """Rename and end the span; `describe` is the last change of the recorded one. Idempotent."""
         if self.end_time is None:
-            self.change(describe)
+            self.change(describe, None)
             self.name = name
             self.end_time = end_time
             self.pending.add(self)
@@ -248,7 +353,13 @@ class PendingSpan(trace.Span):
         """Start the span that is exported: the same ids with the sampled flag. Span processors see its start."""
         parent = self.parent
         span = self._factory.start(
-            self.name, sampled(self.context), parent and sampled(parent), Context(), {}, self.start_time, self.kind
+            self.name,
+            sampled(self.context),
+            parent and sampled(parent),
+            self._start_context,
+            {},
+            self.start_time,
+            self.kind,
         )
         self.apply_changes(span)
         return span
@@ -276,13 +387,18 @@ class PendingServerSpan(PendingSpan):
         parent: SpanContext | None,
         links: Sequence[Link],
         start_time: int,
+        name: str,
+        factory: SpanFactory,
+        total: PendingTotal,
     ) -> None:
         self._ids = trace_id, span_id, flags, state
-        self._parent = parent
+        self._parent_context = parent
         self.links = links
         self.start_time = start_time
+        self.name = name
+        self._factory = factory
+        self._total = total
 
-    name = ""
     kind = SpanKind.SERVER
     end_time: int | None = None
     _attributes: dict[str, Any] | None = None
@@ -293,7 +409,7 @@ class PendingServerSpan(PendingSpan):
     def pending(self) -> PendingTrace:  # type: ignore[override]
         """The spans of the request, made when the first one starts."""
         # `setdefault` is atomic: the first two spans may start in two threads at once.
-        return self._pending or self.__dict__.setdefault("_pending", PendingTrace())
+        return self._pending or self.__dict__.setdefault("_pending", PendingTrace(self._total))
 
     @cached_property
     def context(self) -> SpanContext:
@@ -306,7 +422,7 @@ class PendingServerSpan(PendingSpan):
     @property
     def parent(self) -> SpanContext | None:
         """The context of the caller's span."""
-        return self._parent
+        return self._parent_context
 
     def discard(self) -> None:
         """Discard the span and all spans of its request."""
@@ -341,7 +457,10 @@ class TailTracer(Tracer):
             )
         if not parent.pending.admit():
             return NonRecordingSpan(parent.context)
-        span = PendingSpan(parent, self.factory, name, kind, time_ns() if start_time is None else start_time)
+        started = time_ns() if start_time is None else start_time
+        start_context = OTEL_CONTEXT.get() if context is None else context
+        span = PendingSpan(parent, self.factory, name, kind, started, start_context)
+        span.set_exception_handling(record=record_exception, set_status=set_status_on_exception)
         fields = current_fields(context)
         if fields is not None:
             span.set_attributes(fields.attributes)

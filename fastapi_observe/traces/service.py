@@ -281,7 +281,18 @@ class TracingService:
             for link in links:
                 span.add_link(link.context)
         elif self.tail_sampler is not None:
-            span = PendingServerSpan(record.trace_id, record.span_id, random, state, parent, links, record.started_ns)
+            span = PendingServerSpan(
+                record.trace_id,
+                record.span_id,
+                random,
+                state,
+                parent,
+                links,
+                record.started_ns,
+                record.method,
+                factory,
+                self.tail_sampler.pending_total,
+            )
         else:
             span = UnsampledSpan(record.trace_id, record.span_id, random, state)
         record.span = span
@@ -359,7 +370,7 @@ class TracingService:
             record.method,
             sampled(pending.context),
             pending.parent,
-            Context(),
+            record.context or Context(),
             attributes,
             record.started_ns,
             record.span_kind,
@@ -399,7 +410,7 @@ class TracingService:
             operation.span = current
             if current.pending.admit():
                 kind = _SPAN_KINDS.get(operation.kind, SpanKind.INTERNAL)
-                operation.span = PendingSpan(current, self._factory, operation.name, kind, time_ns())
+                operation.span = PendingSpan(current, self._factory, operation.name, kind, time_ns(), context)
                 if self._uses_fields and (fields := current_fields(context)) is not None:
                     operation.span.set_attributes(fields.attributes)
                 operation.scope = scope = ContextScope(Context({**context, SPAN_KEY: operation.span}))
@@ -431,7 +442,7 @@ class TracingService:
         span = operation.span
         if span is None or operation.scope is None or not span.is_recording():
             return
-        if isinstance(span, PendingSpan):
+        if isinstance(span, PendingSpan) and (operation.exception is None or span.pending.holds_exception()):
             ended = span.start_time + int(operation.duration * 1e9)
             span.finish(well_formed(operation.name), ended, lambda each: self._describe_operation(each, operation))
             return

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client.metrics_core import CounterMetricFamily
 
 from fastapi_observe.internal.clock import monotonic
+from fastapi_observe.traces.pending import PendingTotal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -57,6 +58,7 @@ class TailSampler:
         self._clock = clock
         self._seen: set[tuple[str, int]] = set()
         self._allowance = float(BURST)
+        self.pending_total = PendingTotal()
         self._refilled_at = clock()
         self.sampled: dict[str, int] = {reason: 0 for reason in REASONS if reason in wanted}
         self.refused = dict(self.sampled)
@@ -72,7 +74,8 @@ class TailSampler:
         now = self._clock()
         self._allowance = min(BURST, self._allowance + (now - self._refilled_at) * self._per_second)
         self._refilled_at = now
-        if self._allowance < 1:
+        # Half of the allowance is for failures: a route that is always slow must not take their traces.
+        if self._allowance < (1 if reason == "errors" else BURST / 2):
             self.refused[reason] += 1
             return None
         self._allowance -= 1

@@ -43,7 +43,7 @@ def record_exception(span: Span, exc: BaseException, redactor: Redactor = DEFAUL
 
     The message is cut to its first 1,024 characters, the stack trace to its last 8,192.
     """
-    if isinstance(span, PendingSpan):
+    if isinstance(span, PendingSpan) and span.pending.holds_exception():
         at = time_ns()
         span.change(lambda recorded: _record_exception(recorded, exc, redactor, at))
     else:

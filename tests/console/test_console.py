@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fastapi import BackgroundTasks, FastAPI, WebSocket
+from opentelemetry import trace
 from starlette.testclient import TestClient
 
 from fastapi_observe import DatabaseDep, LogDep, ObserveSettings, SettingsError, install
@@ -342,6 +343,33 @@ def test_a_fault_of_the_console_is_its_own(observed: Callable[..., Seen], monkey
     assert TestClient(seen.observe.app).get("/orders/7").status_code == 200
     assert ask(seen.observe.app, "/observe/api/info")[0] == 500
     assert {"console.on_request_end", "console"} <= set(seen.observe.internal_errors.counts)
+
+
+def test_values_that_are_no_json(observed: Callable[..., Seen]) -> None:
+    """A file name that cannot be decoded, and a number of 70 bits, are shown; the page goes on."""
+    app = FastAPI()
+
+    @app.get("/")
+    async def root() -> None:
+        trace.get_current_span().set_attribute("large", 2**70)
+        raise FileNotFoundError("\udcff.txt")
+
+    seen = observed(app, environment="development")
+    TestClient(app, raise_server_exceptions=False).get("/")
+    (failed,) = live(app)["requests"]
+    assert "\\udcff" in failed["exception"][0]["message"]
+    status, _, body = ask(app, f"/observe/api/traces/{failed['trace_id']}")
+    assert status == 200
+    assert json.loads(body)["trace_id"] == failed["trace_id"]
+    assert ask(app, "/observe/api/summary.txt")[0] == 200
+    assert seen.observe.internal_errors.counts == {}
+
+
+def test_only_the_token_is_answered_by_the_cookie(observed: Callable[..., Seen]) -> None:
+    """Any other value of `t` from this machine gets the page, and no cookie."""
+    seen = observed(FastAPI(), environment="development")
+    status, headers, _ = ask(seen.observe.app, query="t=anything")
+    assert (status, "set-cookie" in headers) == (200, False)
 
 
 def test_own_files() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from time import sleep
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from fastapi import BackgroundTasks, FastAPI, HTTPException
-from opentelemetry import trace
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry import baggage, trace
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from conftest import Seen
-    from opentelemetry.sdk.trace import ReadableSpan
 
 ERRORS = {"sample_ratio": 0.0, "tail_sampling": ("errors",)}
 
@@ -195,8 +197,8 @@ def test_threads_end_spans_while_it_is_decided(observed: Callable[..., Seen]) ->
 def test_spans_and_bytes_of_a_request_are_bounded(
     observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A trace of 100,000 spans with large attributes keeps the first ones; the rest is counted on the server span."""
-    monkeypatch.setattr(pending, "MAX_PENDING_BYTES", 10_000)
+    """Of many spans with large attributes the newest are kept; the others are counted on the server span."""
+    monkeypatch.setattr(pending, "MAX_PENDING_BYTES", 1_000_000)
     app = FastAPI()
 
     @app.get("/")
@@ -213,7 +215,8 @@ def test_spans_and_bytes_of_a_request_are_bounded(
     TestClient(app).get("/")
     assert len(seen.spans) == pending.MAX_PENDING_SPANS + 1
     held = sum(len(str((span.attributes or {}).get("large", ""))) for span in seen.spans)
-    assert 0 < held <= 10_000
+    assert 0 < held <= 1_000_000
+    assert any(span.name == "span 4999" for span in seen.spans)
     assert seen.server_spans[0].attributes["fastapi_observe.dropped_items"] > 9_000 // 2  # type: ignore[index,operator]
 
 
@@ -227,6 +230,134 @@ def test_an_outage_costs_what_few_traces_cost() -> None:
     assert sum(sampler.decide(failed()) is not None for _ in range(1000)) == 30
     now[0] += 3600
     assert sum(sampler.decide(failed()) is not None for _ in range(1000)) == BURST
+
+
+def test_failures_have_a_share_of_their_own() -> None:
+    """A route that is always slow takes at most half of the allowance: the traces of failures are exported."""
+    now = [0.0]
+    sampler = TailSampler(("errors", "slow"), per_second=10, slow_request=1, repeat_limit=10, clock=lambda: now[0])
+    slow: Any = Ended(duration=2.0)
+    exported = 0
+    for _ in range(120):
+        for _ in range(30):
+            sampler.decide(slow)
+        exported += sampler.decide(failed()) is not None
+        now[0] += 1
+    assert exported == 120
+
+
+def test_all_requests_together_hold_a_bounded_amount() -> None:
+    """Beyond the total no request holds more; what was decided makes room again."""
+    total = pending.PendingTotal()
+    traces = [pending.PendingTrace(total) for _ in range(100)]
+    for trace_ in traces:
+        for _ in range(20):
+            trace_.reserve(50_000)
+    assert total.held <= pending.MAX_TOTAL_BYTES + 100_000
+    assert traces[-1].dropped > 0
+    for trace_ in traces:
+        trace_.discard()
+    assert total.held == 0
+
+
+def test_few_exceptions_are_held_with_their_frames(observed: Callable[..., Seen]) -> None:
+    """Objects in the frames of exceptions that a request has handled are released, and the exceptions exported."""
+    app = FastAPI()
+    alive: list[weakref.ref[Any]] = []
+
+    class Large:
+        """An object that a frame holds."""
+
+    def fail() -> None:
+        large = Large()
+        alive.append(weakref.ref(large))
+        raise LookupError("as planned")
+
+    @app.get("/")
+    def root() -> int:
+        tracing = app.state.observe.tracing
+        for _ in range(50):
+            with pytest.raises(LookupError), tracing.span("step"):
+                fail()
+        count = sum(each() is not None for each in alive)
+        if count > pending.MAX_HELD_EXCEPTIONS + 1:
+            raise AssertionError(count)
+        raise HTTPException(500)
+
+    seen = observed(app, **ERRORS)
+    assert TestClient(app).get("/").status_code == 500
+    steps = [span for span in seen.spans if span.name == "step"]
+    assert len(steps) == 50
+    assert all(span.events and span.events[0].name == "exception" for span in steps)
+    assert all(not span.status.is_ok for span in steps)
+
+
+def test_a_large_attribute_is_cut_and_spoils_nothing(observed: Callable[..., Seen]) -> None:
+    """What follows a value of 2 MB is recorded."""
+    app = FastAPI()
+
+    @app.get("/")
+    def root() -> None:
+        with app.state.observe.tracing.span("large", text="x" * 2_000_000) as span:
+            span.set_attribute("after", 1)
+        raise HTTPException(500)
+
+    seen = observed(app, **ERRORS)
+    TestClient(app).get("/")
+    (large,) = [span for span in seen.spans if span.name == "large"]
+    assert (large.attributes or {})["after"] == 1
+    assert len(str((large.attributes or {})["text"])) == 2048
+
+
+def test_pending_spans_have_the_attributes_of_the_sdk_s(observed: Callable[..., Seen]) -> None:
+    """Code that sees `is_recording()` may read what the SDK's span has, and exclude exceptions."""
+    app = FastAPI()
+    read: list[Any] = []
+
+    @app.get("/")
+    def root() -> None:
+        tracer = trace.get_tracer("x")
+        with (  # noqa: PT012 - what is tested is inside the block
+            pytest.raises(ValueError, match="secret"),
+            tracer.start_span("quiet", record_exception=False, set_status_on_exception=False) as span,
+        ):
+            assert isinstance(span, ReadableSpan)
+            read.append((span.status.is_ok, span.events, span.links, span.resource, span.instrumentation_scope))
+            raise ValueError("secret")
+        raise HTTPException(500)
+
+    seen = observed(app, **ERRORS)
+    assert TestClient(app).get("/").status_code == 500
+    (quiet,) = [span for span in seen.spans if span.name == "quiet"]
+    assert quiet.events == ()
+    assert quiet.status.is_unset
+    assert read[0][4].name == "x"
+
+
+class Reading(SpanProcessor):
+    """A processor that reads the context in which a span starts, as that for baggage does."""
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        """Copy the baggage."""
+        span.set_attributes({name: str(value) for name, value in baggage.get_all(parent_context).items()})
+
+
+def test_processors_see_the_context_of_the_start(observed: Callable[..., Seen]) -> None:
+    """Baggage that is set around a span is on it."""
+    app = FastAPI()
+
+    @app.get("/")
+    def root() -> None:
+        context = baggage.set_baggage("tenant", "acme")
+        trace.get_tracer("x").start_span("inside", context).end()
+        raise HTTPException(500)
+
+    exporter = InMemorySpanExporter()
+    seen = observed(app, **ERRORS, span_processors=(Reading(), SimpleSpanProcessor(exporter)))
+    TestClient(app).get("/")
+    (inside,) = [span for span in exporter.get_finished_spans() if span.name == "inside"]
+    assert (inside.attributes or {})["tenant"] == "acme"
+    assert seen.spans == []
 
 
 class Ended:
@@ -266,14 +397,14 @@ def test_reasons() -> None:
 
 
 def test_a_first_that_is_refused_is_the_first_later() -> None:
-    """A route whose first request found the allowance spent is exported at its next one."""
+    """A route whose first request found the allowance spent is exported at a later one."""
     now = [0.0]
     sampler = TailSampler(("errors", "first"), per_second=10, slow_request=1, repeat_limit=10, clock=lambda: now[0])
     for _ in range(BURST):
         sampler.decide(failed())
     new: Any = Ended(endpoint="/new")
     assert sampler.decide(new) is None
-    now[0] += 1
+    now[0] += BURST / 2 / 10 + 1
     assert sampler.decide(new) == "first"
 
 
