@@ -354,6 +354,21 @@ def test_an_internal_error_never_raises(observed: Callable[..., Seen], monkeypat
     assert not trace.get_current_span().get_span_context().is_valid
 
 
+def test_a_metric_of_the_user_with_the_same_name(observed: Callable[..., Seen]) -> None:
+    """It is left as it is; one warning says that jobs are not counted, and the other signals report them."""
+    seen = observed(FastAPI())
+    seen.observe.metrics.counter("jobs_total", "Jobs of mine.").inc()
+    for _ in range(2):
+        with seen.observe.job("nightly"):
+            pass
+    assert seen.samples("jobs_total") == {(): 1}
+    assert len(job_lines(seen)) == 2
+    warnings = [line["message"] for line in seen.lines if line["level"] == "warn"]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("Jobs (observe.job) are not counted")
+    assert seen.observe.internal_errors.counts == {}
+
+
 def test_text_lines(observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str]) -> None:
     """A readable line each; below a failed job its spans and its exception. Request lines show the fields."""
     app = FastAPI()

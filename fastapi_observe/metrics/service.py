@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -90,6 +92,9 @@ class MetricsService:
         self._sizes = settings.size_histograms
         self._functions = check_functions(settings.instrumentator_functions)
         self._lock = self._limiter.lock
+        self._jobs: tuple[Counter, Histogram] | None = None
+        self._jobs_taken = False
+        self._jobs_lock = Lock()
         self._request_labels = settings.metric_labels
         self._http: dict[tuple[str, str, int], HttpSeries] = {}
         # With metric_labels the dict above stays empty, so that requests without them need no further check.
@@ -105,7 +110,6 @@ class MetricsService:
                 settings.duration_buckets, [slo.threshold for slo in settings.slos if slo.kind == "latency"]
             )
             self._create_websocket()
-            self._create_jobs()
             self.operations = OperationMetrics(self._factory, self._lock, internal_errors)
             self.register_collector(InternalCollector(self._limiter, internal_errors))
             self.register_collector(LimitsCollector(self._limiter))
@@ -177,12 +181,31 @@ class MetricsService:
             buckets=CONNECTION_BUCKETS,
         )
 
-    def _create_jobs(self) -> None:
-        create = self._factory.create_internal
-        self._jobs = create(Counter, "jobs_total", "Jobs that have ended.", ("job", "outcome"))
-        self._job_duration = create(
-            Histogram, "job_duration_seconds", "Duration of jobs, in seconds.", ("job",), buckets=JOB_BUCKETS
-        )
+    def _job_metrics(self) -> tuple[Counter, Histogram] | None:
+        """Return the metrics of jobs, made for the first one: an app without jobs may have a `jobs_total` of its own.
+
+        If it has one and jobs too, the jobs are not counted, and a warning says so.
+        """
+        with self._jobs_lock:
+            if self._jobs is None and not self._jobs_taken:
+                create = self._factory.create_internal
+                try:
+                    self._jobs = (
+                        create(Counter, "jobs_total", "Jobs that have ended.", ("job", "outcome")),
+                        create(
+                            Histogram,
+                            "job_duration_seconds",
+                            "Duration of jobs, in seconds.",
+                            ("job",),
+                            buckets=JOB_BUCKETS,
+                        ),
+                    )
+                except ValueError as exc:
+                    self._jobs_taken = True
+                    logging.getLogger("fastapi_observe").warning(
+                        "Jobs (observe.job) are not counted, because another metric has the name: %s. Rename it.", exc
+                    )
+            return self._jobs
 
     # The signal
 
@@ -313,11 +336,12 @@ class MetricsService:
 
     def on_job_end(self, record: JobRecord) -> None:
         """Record a job."""
-        self._jobs.labels_or_raise(record.endpoint, record.outcome).inc()
-        exemplar = (
-            {"trace_id": record.trace_id, "span_id": record.span_id} if self._exemplars and record.sampled else None
-        )
-        self._job_duration.labels_or_raise(record.endpoint).observe(record.duration, exemplar)
+        metrics = self._job_metrics()
+        if metrics is not None:
+            sampled = self._exemplars and record.sampled
+            exemplar = {"trace_id": record.trace_id, "span_id": record.span_id} if sampled else None
+            metrics[0].labels_or_raise(record.endpoint, record.outcome).inc()
+            metrics[1].labels_or_raise(record.endpoint).observe(record.duration, exemplar)
         if record.work is not None:
             for _ in record.work.repeated(self._repeat_limit):
                 self.operations.repeated.labels_or_raise(record.endpoint).inc()
