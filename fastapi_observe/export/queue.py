@@ -20,7 +20,7 @@ from fastapi_observe.export.buffer import ENCODE_BATCH, ExportBuffer, QueueLimit
 from fastapi_observe.export.transport import ExportResult
 from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.forks import ShutdownDeadline, register_at_exit, register_at_fork, start_thread
-from fastapi_observe.internal.opentelemetry import find_suppression_key
+from fastapi_observe.internal.opentelemetry import SUPPRESSION_KEY
 from fastapi_observe.internal.throttle import LogThrottle
 
 if TYPE_CHECKING:
@@ -292,7 +292,7 @@ class ExportQueue:
     # Called by the sending thread
 
     def _run(self) -> None:
-        attach(set_value(find_suppression_key(), True))  # noqa: FBT003 - exports are not traced
+        attach(set_value(SUPPRESSION_KEY, True))  # noqa: FBT003 - exports are not traced
         while not self._buffer.closed:
             try:
                 if self._wait_for_work():

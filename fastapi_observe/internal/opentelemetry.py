@@ -80,6 +80,9 @@ OTEL_CONTEXT: Final = find_context_variable()
 SPAN_KEY: Final = find_span_key()
 """Key of the current span in an OpenTelemetry context."""
 
+SUPPRESSION_KEY: Final = find_suppression_key()
+"""Context key that switches instrumentation off."""
+
 
 # OpenTelemetry lets the global tracer provider be set once. `install` must not use that up: a provider that the user
 # sets later has to replace its own, and after `close()` there must be none. So the global is set without its `Once`,

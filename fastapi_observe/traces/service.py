@@ -22,10 +22,10 @@ from fastapi_observe.internal.opentelemetry import (
     GLOBAL_PROVIDER,
     OTEL_CONTEXT,
     SPAN_KEY,
+    SUPPRESSION_KEY,
     RecordedSpan,
     SpanFactory,
     UnsampledSpan,
-    find_suppression_key,
     is_sdk_compatible,
 )
 from fastapi_observe.internal.renamed import Renamed
@@ -240,7 +240,7 @@ class TracingService:
         span = UnsampledSpan(*(next(ID_SOURCE.pairs, None) or ID_SOURCE.refill()), RANDOM, None)
         # Samplers that follow the parent do not sample below this span. Instrumentations of other packages may have
         # another sampler; they look for the suppression key.
-        return Context({**context, SPAN_KEY: span, find_suppression_key(): True, CONTEXT_KEY: reference}), span
+        return Context({**context, SPAN_KEY: span, SUPPRESSION_KEY: True, CONTEXT_KEY: reference}), span
 
     def _adopt_server_span(self, record: RequestRecord, current: Span, context: Context) -> None:
         record.span_adopted = True

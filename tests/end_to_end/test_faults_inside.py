@@ -53,9 +53,10 @@ CARRIERS: Final = frozenset(
     clients.http.body:SyncBody.close clients.http.httpx:_observe_async.<locals>.hook
     clients.http.httpx:_observe_async.<locals>.send clients.http.httpx:_observe_sync.<locals>.hook
     clients.http.httpx:_observe_sync.<locals>.send install:_build_with_inner_middleware
-    install:_wrap_stack_builder.<locals>.wrap.<locals>.build internal.starlette:stack_parts
-    middleware:InnerMiddleware.__call__ middleware:InnerMiddleware.__init__ middleware:ObserveMiddleware.__call__
-    middleware:ObserveMiddleware._lifespan middleware:ObserveMiddleware._lifespan.<locals>.send_and_follow
+    install:_wrap_stack_builder.<locals>.wrap install:_wrap_stack_builder.<locals>.wrap.<locals>.build
+    internal.starlette:stack_parts middleware:InnerMiddleware.__call__ middleware:InnerMiddleware.__init__
+    middleware:ObserveMiddleware.__call__ middleware:ObserveMiddleware._lifespan
+    middleware:ObserveMiddleware._lifespan.<locals>.send_and_follow
     middleware:wrap_validation_handler.<locals>.handle middleware:wrap_validation_handler.<locals>.handle_async
     records.request:RequestRecord.receive records.request:RequestRecord.send
     records.websocket:WebSocketRecord.receive records.websocket:WebSocketRecord.send records.wrapping:_await_inside
@@ -91,15 +92,15 @@ GUARDS: Final = frozenset(
 PLAIN: Final = frozenset(
     """
     clients.http.record:HttpCall.close current:traced dependencies:get_request_observability
-    logs.context:LogContext.__enter__ logs.context:LogContext.__exit__ logs.service:ObserveLogger.__init__
-    logs.service:ObserveLogger.contextualize logs.service:ObserveLogger.debug logs.service:ObserveLogger.error
-    logs.service:ObserveLogger.exception logs.service:ObserveLogger.fatal logs.service:ObserveLogger.info
-    logs.service:ObserveLogger.warn logs.service:ObserveLogger.with_fields metrics.series:Gauge.dec
-    observability:Observability.log records.operation:Operation.__aenter__ records.operation:Operation.__aexit__
-    records.operation:Operation.__exit__ traces.user_spans:ContextScope.__enter__
-    traces.user_spans:ContextScope.__exit__ traces.user_spans:SpanScope.__aenter__
-    traces.user_spans:SpanScope.__aexit__ traces.user_spans:SpanScope.__enter__ traces.user_spans:SpanScope.__exit__
-    traces.user_spans:make_traced
+    logs.context:LogContext.__enter__ logs.context:LogContext.__exit__ logs.context:LogContext.__init__
+    logs.service:ObserveLogger.__init__ logs.service:ObserveLogger.contextualize logs.service:ObserveLogger.debug
+    logs.service:ObserveLogger.error logs.service:ObserveLogger.exception logs.service:ObserveLogger.fatal
+    logs.service:ObserveLogger.info logs.service:ObserveLogger.warn logs.service:ObserveLogger.with_fields
+    metrics.series:Gauge.dec observability:Observability.log records.operation:Operation.__aenter__
+    records.operation:Operation.__aexit__ records.operation:Operation.__exit__
+    traces.user_spans:ContextScope.__enter__ traces.user_spans:ContextScope.__exit__
+    traces.user_spans:SpanScope.__aenter__ traces.user_spans:SpanScope.__aexit__
+    traces.user_spans:SpanScope.__enter__ traces.user_spans:SpanScope.__exit__ traces.user_spans:make_traced
     """.split()  # noqa: SIM905 - as above
 )
 """What users call and what calls one of the guards, or keeps what it is given, and does nothing else."""
@@ -117,6 +118,9 @@ SHOWN_SO: Final = "redaction.values:"
 """Where a value reads `<unprintable>` instead: most often its own class has failed."""
 
 UNCOUNTED: Final = {
+    "redaction.names:SecretNames.is_secret_pair": "the value reads <unprintable>",
+    "redaction.patterns:hide_values": "as above",
+    "redaction.redactor:Redactor._value_end": "as above",
     "metrics.saturation:GcPauses.__call__": "a callback of the garbage collector may take no lock",
     "metrics.saturation:LocalHistogram.observe": "as above",
     "metrics.loop_monitor:LoopMonitor._beat": "a callback of the event loop: what it calls is guarded",
