@@ -174,8 +174,8 @@ def test_the_filter_and_the_keyboard(browser: Browser, server: str) -> None:
         shown = page.locator(".requests .bad")
         until(lambda: page.locator(".requests button").count() == shown.count() > 0)
         page.keyboard.press("j")
-        page.wait_for_selector("text=out of luck")
-        assert page.locator(".requests button[aria-current=true]").count() >= 1
+        page.wait_for_selector(".requests button[aria-current=true]")
+        page.wait_for_selector(".frames >> text=browser_app.py")
         assert re.search(r"#trace=[0-9a-f]{32}$", page.url)
         page.keyboard.press("p")
         page.wait_for_selector("[role=status]:has-text('paused')")
