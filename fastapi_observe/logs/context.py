@@ -34,6 +34,9 @@ DRIVERS: Final = frozenset(
 
 _NO_FIELD: Final = object()
 
+MAX_EXCLUDED: Final = 10_000
+"""Requests, excluded ones among them, whose open blocks are held."""
+
 MIN_PURGE: Final = 64
 """Number of requests with open generator blocks from which ended ones are looked for."""
 
@@ -211,5 +214,6 @@ def _purge() -> None:
     if len(_GENERATOR_BLOCKS) < MIN_PURGE:
         return
     for key, (reference, _) in list(_GENERATOR_BLOCKS.items()):
-        if reference.record is None:
+        # Whether an excluded request has ended is not known: those are forgotten when there are very many.
+        if not _is_running(reference) or (reference.record is None and len(_GENERATOR_BLOCKS) > MAX_EXCLUDED):
             _GENERATOR_BLOCKS.pop(key, None)
