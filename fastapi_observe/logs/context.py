@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from contextlib import ContextDecorator
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.internal import loguru
@@ -49,13 +49,16 @@ class Block:
     and in the block.
     """
 
-    __slots__ = ("fields", "generator", "loguru_fields", "reference")
+    __slots__ = ("abandoned", "fields", "generator", "loguru_fields", "reference", "token")
 
     def __init__(self, fields: dict[str, Any], reference: RecordRef | None, generator: FrameType | None) -> None:
         self.fields = fields
         self.reference = reference
         self.generator = generator
         self.loguru_fields: tuple[dict[str, Any], dict[str, Any]] | None = None
+        # Left in another context than it was entered in, which still has it: an async generator that was not exhausted.
+        self.abandoned = False
+        self.token: Token[tuple[Block, ...]] | None = None
 
     def is_valid(self, current: RecordRef | None) -> bool:
         """Return whether the fields still apply to code of the request `current`.
@@ -63,6 +66,8 @@ class Block:
         A context outlives its request, and a server starts the next request of the connection in it; but a request
         that is made inside the block, such as one to an app in the same process, runs while the outer one does.
         """
+        if self.abandoned:
+            return False
         reference = self.reference
         if reference is None:
             return True
@@ -126,7 +131,7 @@ class LogContext(ContextDecorator):
         block = Block(self._fields, reference, None if reference is None else _stepped_generator(frame))
         self._entered.append(block)
         # Without those of ended requests, or they would add up on a connection whose requests inherit the context.
-        LOG_BLOCKS.set((*(each for each in LOG_BLOCKS.get() if each.is_valid(reference)), block))
+        block.token = LOG_BLOCKS.set((*(each for each in LOG_BLOCKS.get() if each.is_valid(reference)), block))
         if reference is None and loguru.CONTEXT is not None:
             # For sinks of the user. Not in a request: the next one may inherit its context. Not by loguru's own block,
             # which must be left in the context and in the order that it was entered in.
@@ -141,9 +146,17 @@ class LogContext(ContextDecorator):
     def _leave(self) -> None:
         if not self._entered:
             return
-        block = self._entered.pop()
         blocks = LOG_BLOCKS.get()
-        if block in blocks:  # not in another context than the one it was entered in
+        # Several tasks may have entered the same object: each leaves the block that its context has.
+        block = next((each for each in reversed(blocks) if each in self._entered), self._entered[-1])
+        self._entered.remove(block)
+        token, block.token = block.token, None
+        try:
+            if token is not None:
+                LOG_BLOCKS.reset(token)
+        except ValueError:  # another context, such as that of the task that closes an async generator
+            block.abandoned = block.generator is None
+        if block in blocks:
             LOG_BLOCKS.set(tuple(each for each in blocks if each is not block))
         if block.loguru_fields is not None and loguru.CONTEXT is not None:
             before, inside = block.loguru_fields

@@ -431,3 +431,54 @@ def test_without_the_private_names_of_loguru(observed: Callable[..., Seen], monk
     assert TestClient(app).get("/").status_code == 200
     assert fields(seen, "loguru") == [{"ours": 1, "theirs": 2}]
     assert fields(seen, "logging") == [{"ours": 1}]
+
+
+async def test_an_object_that_several_tasks_enter(observed: Callable[..., Seen]) -> None:
+    """Each task leaves its own block: after it no field is on its lines."""
+    seen = observed(FastAPI())
+    log = seen.observe.log
+    shared = log.contextualize(shared="yes")
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    async def first() -> None:
+        with shared:
+            entered.set()
+            await leave.wait()
+        log.info("after the first")
+
+    async def second() -> None:
+        await entered.wait()
+        with shared:
+            leave.set()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        log.info("after the second")
+
+    await asyncio.gather(first(), second())
+    lines = {line["message"]: line["fields"] for line in seen.lines}
+    assert "shared" not in lines["after the first"]
+    assert "shared" not in lines["after the second"]
+
+
+def test_a_generator_that_is_closed_in_another_task(observed: Callable[..., Seen]) -> None:
+    """Its block has ended then, in the context of its consumer too."""
+    app = FastAPI()
+
+    @app.get("/")
+    async def root() -> None:
+        log = app.state.observe.log
+
+        async def numbers() -> AsyncIterator[int]:
+            with log.contextualize(inside="yes"):
+                yield 1
+                yield 2
+
+        generator: Any = numbers()
+        async for _ in generator:
+            break
+        await asyncio.create_task(generator.aclose())
+        log.info("after the generator")
+
+    seen = observed(app)
+    TestClient(app).get("/")
+    assert fields(seen, "after the generator") == [{}]
