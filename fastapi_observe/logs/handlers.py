@@ -70,7 +70,7 @@ def describe_console_handlers(
     """Return a warning for each logger and class of handler that writes lines of its own to the console."""
     warnings: dict[tuple[str, str], str] = {}
     for logger in loggers:
-        if logger.name == "fastapi_cli":  # what `fastapi run` prints for the person at the terminal
+        if logger.name.partition(".")[0] in {"fastapi_cli", "fastapi_cloud_cli"}:  # for the person at the terminal
             continue
         for handler in logger.handlers:
             if is_intercepting(handler) or not writes_to_console(handler):

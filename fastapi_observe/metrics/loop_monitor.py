@@ -71,12 +71,11 @@ class BlockedLoopReport:
         place = "code that could not be found" if location is None else f"{location.file}:{location.line}"
         if self._throttle.allow(place):
             logging.getLogger("fastapi_observe").warning(
-                "The event loop was blocked for %.2f s by %s (%s %s); %d requests were in progress. Use await, or run "
+                "The event loop was blocked for %.2f s by %s (%s); requests in progress: %d. Use await, or run "
                 "the code in a thread: a path operation without async, or asyncio.to_thread.",
                 blocked.seconds,
                 place if location is None else f"{place} in {location.function}",
-                method,
-                endpoint,
+                f"{method} {endpoint}" if method else "outside of a request",
                 blocked.in_progress,
             )
 

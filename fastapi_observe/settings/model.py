@@ -331,7 +331,8 @@ class ObserveSettings(BaseSettings):
     log_requests: bool = option(True, "Write one line for each request.")
     capture_logging: bool = option(True, "Write records of `logging`, uvicorn's included, as log lines.")
     quiet_loggers: StringList = option(
-        ("httpx", "httpcore", "httpx2", "httpcore2", "aiosqlite"), "Loggers whose records below `warn` are dropped."
+        ("httpx", "httpcore", "httpx2", "httpcore2", "aiosqlite", "watchfiles"),
+        "Loggers whose records below `warn` are dropped.",
     )
     log_file: str | None = option(
         None,

@@ -100,7 +100,7 @@ def test_a_blocking_path_operation_is_named(observed: Callable[..., Seen]) -> No
     warnings = [line["message"] for line in seen.lines if line["message"].startswith("The event loop was blocked")]
     (warning,) = [message for message in warnings if "/blocks/{item}" in message]
     assert "test_loop_monitor.py:" in warning
-    assert "in block (GET /blocks/{item}); 1 requests were in progress" in warning
+    assert "in block (GET /blocks/{item}); requests in progress: 1" in warning
 
 
 def test_it_can_be_switched_off(observed: Callable[..., Seen]) -> None:
