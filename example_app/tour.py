@@ -80,6 +80,7 @@ def show_where_to_look(traffic: Traffic, shop: Service, payments: Service, direc
         f"""
 Where to look
   {shop.url}/docs           the API of the shop
+  {shop.url}/observe/       its development console: each request with its trace and log lines
   {shop.url}/metrics        its metrics (payments: {payments.url}/metrics)
   {directory}   shop.log, payments.log, *.spans
 Try
