@@ -449,7 +449,7 @@ def test_a_job_prints_its_tree_once(capsys: pytest.CaptureFixture[str], *, print
     observe.flush()
     written = capsys.readouterr().out
     observe.close()
-    assert len(re.findall(r"^└ load +█+", written, re.MULTILINE)) == 1
+    assert len(re.findall(r"^ *└ load +█+", written, re.MULTILINE)) == 1
     assert written.count('raise LookupError("gone")') == 1
     assert "job failed" in written
 
