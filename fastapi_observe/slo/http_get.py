@@ -59,6 +59,8 @@ def get(
             client.stream("GET", url, headers=headers, extensions={"trace": deadline.on_event}) as response,
         ):
             yield response
+            if deadline.expired.is_set():  # a body without a length ends where the connection is shut down
+                raise TimeoutError
     except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
         raise _describe(error, late=deadline.expired.is_set()) from error
 

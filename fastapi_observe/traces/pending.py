@@ -15,16 +15,17 @@ from traceback import format_exception
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Tracer
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode
 
 from fastapi_observe.internal.opentelemetry import FLAGS, OTEL_CONTEXT
 from fastapi_observe.records.fields import current_fields
+from fastapi_observe.records.request import CONTEXT_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from opentelemetry.context import Context
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.trace import Link, Span, TraceState
@@ -352,11 +353,15 @@ class PendingSpan(ReadableSpan, trace.Span):
     def start_recording(self) -> RecordedSpan:
         """Start the span that is exported: the same ids with the sampled flag. Span processors see its start."""
         parent = self.parent
+        started_in = self._start_context
+        if started_in is not None and CONTEXT_KEY in started_in:
+            # The span has the fields that the request had at its start. A processor would set those of its end.
+            started_in = Context({**started_in, CONTEXT_KEY: None})
         span = self._factory.start(
             self.name,
             sampled(self.context),
             parent and sampled(parent),
-            self._start_context,
+            started_in,
             {},
             self.start_time,
             self.kind,

@@ -36,7 +36,7 @@ def test_settings_prints_every_option(capsys: pytest.CaptureFixture[str], monkey
     by_name = {line.split()[0]: (line[:start].split()[1], line[start:]) for line in lines[1:-2]}
     assert by_name["service_name"] == ("OTEL_SERVICE_NAME", "shop")
     assert by_name["tracing"] == ("OBSERVE_TRACING", "false")
-    assert by_name["quiet_loggers"] == ("default", "httpx,httpcore,httpx2,httpcore2,aiosqlite")
+    assert by_name["quiet_loggers"] == ("default", "httpx,httpcore,httpx2,httpcore2,aiosqlite,watchfiles")
     assert lines[-1] == "Spans are not exported (otlp_endpoint)"
 
 

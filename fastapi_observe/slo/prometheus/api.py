@@ -40,7 +40,8 @@ class Prometheus:
             with http_get.get(url, headers={}, token=self._token, allow_http_token=self._allow_http_token) as response:
                 if response.status_code != httpx.codes.OK:
                     raise UnreachableError(f"{self.url} responded {response.status_code} to {path}; {_hint(response)}")
-                return json.loads(b"".join(http_get.iter_body(response)))["data"]
+                body = b"".join(http_get.iter_body(response))
+            return json.loads(body)["data"]
         except http_get.GetError as error:
             raise UnreachableError(f"cannot read {self.url}: {error.reason}; {error.step}") from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
