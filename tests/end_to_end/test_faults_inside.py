@@ -134,7 +134,6 @@ UNCOUNTED: Final = {
     "redaction.values:_named_members": "as above",
     "logs.messages:is_access_log": "the line shows the message as it was given",
     "observability:Observability.flush": "the beginning of a thread: what it calls is guarded",
-    "observability:Observability._flush_and_close.<locals>.flush_and_close": "as above",
     "export.queue:ExportQueue._run": "as above",
     "logs.writer:LineWriter._run": "as above",
 }
@@ -158,7 +157,11 @@ MADE_TWICE: Final = frozenset(
 """If it fails after its work is done, the metric's name is taken: the next call says so, with `ValueError`."""
 
 KEPT: Final = frozenset(
-    {"internal.forks:register_at_exit.<locals>.undo", "internal.opentelemetry:GlobalProvider.offer.<locals>.withdraw"}
+    {
+        "internal.forks:register_at_exit.<locals>.undo",
+        "internal.opentelemetry:GlobalProvider.offer.<locals>.withdraw",
+        "observability:Observability._flush_and_close.<locals>.flush_and_close",
+    }
 )
 """What `close` calls to take back what the process has of ours: the tests that follow would find it."""
 
