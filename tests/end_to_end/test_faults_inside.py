@@ -161,6 +161,7 @@ KEPT: Final = frozenset(
         "internal.forks:register_at_exit.<locals>.undo",
         "internal.opentelemetry:GlobalProvider.offer.<locals>.withdraw",
         "observability:Observability._flush_and_close.<locals>.flush_and_close",
+        "traces.attribute_warnings:throttle_attribute_warnings.<locals>.restore",
     }
 )
 """What `close` calls to take back what the process has of ours: the tests that follow would find it."""
