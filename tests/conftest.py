@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from opentelemetry import trace
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.util._once import Once
 from prometheus_client.parser import text_string_to_metric_families
 from tools import HOST_WARNINGS
 
 from fastapi_observe import install
 from fastapi_observe.internal.forks import NO_THREAD_THROTTLE
+from fastapi_observe.internal.opentelemetry import GLOBAL_PROVIDER
 from fastapi_observe.logs.handlers import SERVER_LOGGERS
 from fastapi_observe.observability import INSTALLED
 
@@ -141,6 +144,17 @@ def _closed() -> Iterator[None]:
     kept = {id(getattr(module, "app", None)) for name, module in sys.modules.items() if name.startswith("example_app")}
     for one in [each for each in INSTALLED if id(each) not in before and id(each.app) not in kept]:
         one.close()
+
+
+@pytest.fixture
+def no_global_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the test set the global provider, which OpenTelemetry allows once in a process.
+
+    The provider of the example, which stays installed, is no candidate meanwhile.
+    """
+    monkeypatch.setattr(GLOBAL_PROVIDER, "_offers", [])
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
 
 
 DEFAULT: Any = object()

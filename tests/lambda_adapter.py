@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import sys
+import weakref
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ class Mangum:
         assert lifespan == "off"
         self._app = app
         self._loop = asyncio.new_event_loop()
+        weakref.finalize(self, self._loop.close)
 
     def __call__(self, event: dict[str, Any], _context: object) -> dict[str, Any]:
         """Run the app for one event. Returns status and body."""

@@ -90,6 +90,7 @@ def make_app() -> FastAPI:
     return app
 
 
+@pytest.mark.usefixtures("no_global_provider")
 @pytest.mark.parametrize("sample_ratio", [1.0, 0.0])
 def test_the_fields_are_on_everything_later(observed: Callable[..., Seen], sample_ratio: float) -> None:
     """On lines of threads, background tasks and handlers, all kinds of spans; at both sampling decisions."""

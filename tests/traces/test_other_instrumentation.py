@@ -15,7 +15,6 @@ from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.util._once import Once
 from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
@@ -30,13 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conftest import Seen
-
-
-@pytest.fixture
-def no_global_provider(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the test set the global provider, which OpenTelemetry allows once in a process."""
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
 
 
 def names(exporter: InMemorySpanExporter) -> list[str]:
