@@ -491,7 +491,8 @@ class Observability:
         self.logged_access = True
         logging.getLogger("fastapi_observe").info(
             "Metrics at %s are served to clients on private networks (the default). If the app is behind a proxy or "
-            "load balancer, see the table in docs/security.md, and set metrics_access, metrics_token or metrics_port; "
+            "load balancer, see the table in docs/how-to/behind-a-proxy.md, and set metrics_access, metrics_token or "
+            "metrics_port; "
             "metrics_access='private' confirms the default.",
             settings.metrics_path,
         )

@@ -347,7 +347,7 @@ class ExportQueue:
                 self._outage.warn(
                     reason,
                     f"Dropped {dropped[reason]} {self.name} since start ({reason}). "
-                    'See docs/metrics.md, "Export", for the reasons and what to do.',
+                    'See docs/reference/metrics.md, "Export", for the reasons and what to do.',
                 )
         self._warned_drops = dropped.copy()
 

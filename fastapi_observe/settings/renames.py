@@ -1,4 +1,7 @@
-"""Former names of options, commands and flags, each with its current name; docs/configuration.md lists all renames."""
+"""Former names of options, commands and flags, each with its current name.
+
+docs/reference/configuration.md lists all renames.
+"""
 
 from __future__ import annotations
 

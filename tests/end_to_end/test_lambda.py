@@ -1,4 +1,4 @@
-"""The handler for AWS Lambda in docs/production.md exports everything before it returns."""
+"""The handler for AWS Lambda in docs/how-to/production.md exports everything before it returns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lambda_adapter import provide_mangum
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DOCUMENTED = (Path(__file__).parents[2] / "docs/production.md").read_text("utf-8")
+DOCUMENTED = (Path(__file__).parents[2] / "docs/how-to/production.md").read_text("utf-8")
 EVENT = {
     "version": "2.0",
     "routeKey": "$default",

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from conftest import Seen
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "example_app/from-the-go-guide.md", *sorted((ROOT / "docs").rglob("*.md")))
+REPOSITORY = "https://github.com/fastapi-observe/fastapi-observe/blob/main/"
+"""Address of a file of the repository; pages of the site link to files outside docs by it."""
 CONTINUES = "# continues\n"
 """First line of a block that goes on where the one before it on the page ended."""
 
@@ -111,10 +113,13 @@ def test_every_page_is_checked() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
 def test_links_lead_somewhere(page: Path) -> None:
-    """Every relative link of a page leads to a file, and to a heading of it."""
-    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+    """Every link of a page to a file of the repository leads to one, and to a heading of it."""
+    for target in re.findall(rf"\]\(((?!https?:)[^)\s]+|{REPOSITORY}[^)\s]+)\)", page.read_text(encoding="utf-8")):
         name, _, heading = target.partition("#")
-        file = page.parent / name if name else page
+        if name.startswith(REPOSITORY):
+            file = ROOT / name.removeprefix(REPOSITORY)
+        else:
+            file = page.parent / name if name else page
         assert file.exists(), target
         if heading:
             assert heading in {slug(line) for line in file.read_text(encoding="utf-8").splitlines()}, target
@@ -243,7 +248,7 @@ def everything(observed: Callable[..., Seen]) -> Everything:
 
 
 def test_every_metric_is_described(everything: Everything) -> None:
-    """docs/metrics.md has a row for each metric with its type and exactly its labels, and no other."""
+    """docs/reference/metrics.md has a row for each metric with its type and exactly its labels, and no other."""
     shown = {}
     for family in text_string_to_metric_families(everything.metrics):
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
@@ -254,7 +259,7 @@ def test_every_metric_is_described(everything: Everything) -> None:
         for family in collector.describe():
             name = f"{family.name}_total" if family.type == "counter" else family.name
             shown[name] = (family.type, {*vars(family)["_labelnames"]})
-    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
     described = {
         name: (kind, set(re.findall(r"`(\w+)`", labels)))
         for name, kind, labels, *_ in (cells for cells in rows(page) if len(cells) >= 3)
@@ -264,8 +269,8 @@ def test_every_metric_is_described(everything: Everything) -> None:
 
 
 def test_buckets_are_described(everything: Everything) -> None:
-    """docs/metrics.md has the bucket bounds of every histogram of ours."""
-    described = section("metrics.md", "Buckets")
+    """docs/reference/metrics.md has the bucket bounds of every histogram of ours."""
+    described = section("reference/metrics.md", "Buckets")
     for family in text_string_to_metric_families(everything.metrics):
         bounds = {sample.labels["le"] for sample in family.samples if "le" in sample.labels} - {"+Inf"}
         if bounds:
@@ -275,20 +280,20 @@ def test_buckets_are_described(everything: Everything) -> None:
 
 
 def test_every_key_of_a_line_is_described(everything: Everything) -> None:
-    """docs/logs.md has every key of a line."""
-    described = {cells[0] for cells in rows(section("logs.md", "The line"))}
+    """docs/reference/logs.md has every key of a line."""
+    described = {cells[0] for cells in rows(section("reference/logs.md", "The line"))}
     assert {key for line in everything.seen.lines for key in line} == described
 
 
 def test_every_field_of_a_request_line_is_described(everything: Everything) -> None:
-    """docs/logs.md has every field of the lines about requests and WebSocket connections, and no other."""
-    described = {cells[0] for cells in rows(section("logs.md", "The request line"))}
+    """docs/reference/logs.md has every field of the lines about requests and WebSocket connections, and no other."""
+    described = {cells[0] for cells in rows(section("reference/logs.md", "The request line"))}
     assert {field for line in everything.seen.request_lines for field in line["fields"]} == described
 
 
 def test_every_attribute_of_a_server_span_is_described(everything: Everything) -> None:
-    """docs/spans.md has every attribute of a server span, and no other."""
-    described = {cells[0] for cells in rows(section("spans.md", "The server span"))}
+    """docs/reference/spans.md has every attribute of a server span, and no other."""
+    described = {cells[0] for cells in rows(section("reference/spans.md", "The server span"))}
     shown = {
         re.sub(r"(?<=\.header\.).*", "<name>", name)
         for span in everything.seen.server_spans
@@ -298,8 +303,8 @@ def test_every_attribute_of_a_server_span_is_described(everything: Everything) -
 
 
 def test_prometheus_accepts_the_scrape_configuration(tmp_path: Path) -> None:
-    """The scrape configuration of docs/metrics.md is one."""
-    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    """The scrape configuration of docs/reference/metrics.md is one."""
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
     (configuration,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     file = tmp_path / "prometheus.yml"
     file.write_text(configuration, encoding="utf-8")

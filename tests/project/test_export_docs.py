@@ -1,4 +1,4 @@
-"""docs/metrics.md tells each reason for which something is dropped or a request fails, and no other."""
+"""docs/reference/metrics.md tells each reason for which something is dropped or a request fails, and no other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "fastapi_observe"
-TEXT = (ROOT / "docs/metrics.md").read_text("utf-8")
+TEXT = (ROOT / "docs/reference/metrics.md").read_text("utf-8")
 DROPPED, FAILED = (
     [[cell.strip().replace("`", "") for cell in line.strip("|").split(" | ")] for line in part.splitlines()
      if line.startswith("| `") and not line.startswith("| `reason`")]

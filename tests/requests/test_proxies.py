@@ -247,7 +247,7 @@ def status(port: int, path: str) -> int:
     [
         (nginx, "", 404),
         (nginx, "proxy_set_header X-Forwarded-Proto $scheme; proxy_http_version 1.1;", 404),
-        (nginx, "proxy_http_version 1.1;", 200),  # cannot be recognized, as docs/security.md says
+        (nginx, "proxy_http_version 1.1;", 200),  # cannot be recognized, as docs/how-to/behind-a-proxy.md says
         (haproxy, "option forwardfor", 404),
         (haproxy, "", 200),  # as above
         (apache2, "", 404),
@@ -258,7 +258,7 @@ def status(port: int, path: str) -> int:
 def test_real_proxies(
     observed: Callable[..., Seen], tmp_path: Path, proxy: Callable[..., list[str]], options: str, through: int
 ) -> None:
-    """The table in docs/security.md holds: which proxies are recognized without a setting, and that a token helps."""
+    """The table in docs/how-to/behind-a-proxy.md holds: which proxies are recognized without a setting, and that a token helps."""
     app, with_token = FastAPI(), FastAPI()
     observed(app)
     observed(with_token, metrics_token=TOKEN)

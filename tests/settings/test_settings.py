@@ -28,7 +28,7 @@ from fastapi_observe.settings.options import Options
 from fastapi_observe.settings.renames import RENAMED_COMMANDS, RENAMED_FLAGS, RENAMED_OPTIONS
 from fastapi_observe.settings.sources import option_metadata
 
-CONFIGURATION = Path(__file__).parents[2] / "docs" / "configuration.md"
+CONFIGURATION = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
 
 
 @pytest.fixture(autouse=True)
@@ -553,14 +553,14 @@ def test_install_logs_the_warnings(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_documentation_has_every_option() -> None:
-    """The table in docs/configuration.md equals the one made from the fields."""
+    """The table in docs/reference/configuration.md equals the one made from the fields."""
     text = CONFIGURATION.read_text(encoding="utf-8")
     table = text.partition("<!-- options -->\n")[2].partition("<!-- /options -->")[0]
     assert table == options_table(), "run `python -m fastapi_observe settings --markdown` and put its output there"
 
 
 def test_the_documentation_has_every_rename() -> None:
-    """The table in docs/configuration.md has the names of `settings/renames.py`; the new names exist."""
+    """The table in docs/reference/configuration.md has the names of `settings/renames.py`; the new names exist."""
     text = CONFIGURATION.read_text(encoding="utf-8")
     table = text.partition("<!-- renames -->\n")[2].partition("<!-- /renames -->")[0]
     for kind, renames in (("option", RENAMED_OPTIONS), ("command", RENAMED_COMMANDS), ("flag", RENAMED_FLAGS)):

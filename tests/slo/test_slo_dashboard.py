@@ -135,8 +135,13 @@ def test_every_row_is_there(dashboard: dict[str, Any]) -> None:
 
 
 def test_the_page_describes_the_rows() -> None:
-    """docs/dashboard.md lists exactly these rows, in their order."""
-    page = (ROOT / "docs" / "dashboard.md").read_text("utf-8").partition("## The dashboard")[2].partition("\n## ")[0]
+    """docs/how-to/dashboard.md lists exactly these rows, in their order."""
+    page = (
+        (ROOT / "docs" / "how-to" / "dashboard.md")
+        .read_text("utf-8")
+        .partition("## The dashboard")[2]
+        .partition("\n## ")[0]
+    )
     lines = [line.split(" | ")[0].strip("| ") for line in page.splitlines() if line.startswith("| ")]
     assert lines[1:] == ALL_ROWS
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SOAK = os.environ.get("OBSERVE_SOAK") == "1"
-DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 APP = """
 from fastapi import FastAPI
 from fastapi_observe import Availability, Latency, SLOOptions, install
@@ -150,7 +150,7 @@ def test_each_alert_has_annotations() -> None:
 
 
 def test_the_rules_use_existing_metrics() -> None:
-    """Every metric of a rule is documented in docs/metrics.md, from Prometheus itself, or recorded."""
+    """Every metric of a rule is documented in docs/reference/metrics.md, from Prometheus itself, or recorded."""
     documented = set(re.findall(r"^\| `(\w+)`", DOCS.read_text("utf-8"), re.MULTILINE))
     made = plan(*OBJECTIVES)
     recorded = {rule["record"] for group in make_rules(made)["groups"] for rule in group["rules"] if "record" in rule}
