@@ -89,8 +89,7 @@ METHOD = """\
   complete one, in process as above, with all signals and 10 % sampled, in CPU time.
 """
 
-MISSED = "Why targets are missed, and what was tried: "
-    "[performance](../docs/explanation/performance.md#what-is-missed-and-why)."
+MISSED = "Why targets are missed: [Performance](../docs/explanation/performance.md#what-is-missed-and-why)."
 
 MAX_BUSY_PERCENT = 10
 """CPU usage of other processes, in percent, beyond which the report has a warning."""

@@ -59,8 +59,8 @@ class MetricsAccess:
             reason = self._trust.reason_for_distrust(scope, headers)
             step = "connect to the app directly, or set metrics_access, metrics_token or metrics_port"
         logging.getLogger("fastapi_observe").warning(
-            "Denied a request for the metrics: %s. If it is your scraper, %s (see docs/how-to/behind-a-proxy.md). Logged "
-            "at most once a minute.",
+            "Denied a request for the metrics: %s. If it is your scraper, %s (see docs/how-to/behind-a-proxy.md). "
+            "Logged at most once a minute.",
             reason,
             step,
         )

@@ -1,4 +1,4 @@
-"""Holds the table "What survives what" of the docs: a served app goes through each event, and no signal loses more than stated."""
+"""Holds the table "What survives what" of the docs: no signal loses more than stated at any event."""
 
 from __future__ import annotations
 

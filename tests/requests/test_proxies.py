@@ -258,7 +258,7 @@ def status(port: int, path: str) -> int:
 def test_real_proxies(
     observed: Callable[..., Seen], tmp_path: Path, proxy: Callable[..., list[str]], options: str, through: int
 ) -> None:
-    """The table in docs/how-to/behind-a-proxy.md holds: which proxies are recognized without a setting, and that a token helps."""
+    """The table in docs/how-to/behind-a-proxy.md holds: the proxies recognized without a setting; a token helps."""
     app, with_token = FastAPI(), FastAPI()
     observed(app)
     observed(with_token, metrics_token=TOKEN)
