@@ -7,9 +7,8 @@ import platform
 from time import time
 from typing import TYPE_CHECKING, Any, Final
 
-import orjson
-
 from fastapi_observe.console.advice import find_problems, judge, quantile, route_rows
+from fastapi_observe.internal import json
 from fastapi_observe.internal.version import package_version
 
 if TYPE_CHECKING:
@@ -202,8 +201,8 @@ class Api:
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        parsed = orjson.loads(line)
-    except orjson.JSONDecodeError:
+        parsed = json.loads(line)
+    except ValueError:
         return None
     return parsed if isinstance(parsed, dict) else None
 

@@ -10,14 +10,13 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 
-import orjson
-
 from fastapi_observe.console.address import address_from_command_line, address_from_request
 from fastapi_observe.console.api import Api
 from fastapi_observe.console.discovery import ServerFile
 from fastapi_observe.console.gates import Gate, in_container
 from fastapi_observe.console.signal import ConsoleProcessor, ConsoleSignal
 from fastapi_observe.console.store import Store
+from fastapi_observe.internal import json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -201,12 +200,12 @@ class Console:
 def to_json(value: Any) -> bytes:
     """Return a value as JSON. Lone surrogates are escaped, integers of more than 64 bits become strings."""
     try:
-        return orjson.dumps(value, default=str)
+        return json.dumps(value, default=str)
     except (
         TypeError,
         ValueError,
-    ):  # orjson's errors; rare, since it is an app that put such a value into its telemetry
-        return orjson.dumps(_plain(value), default=str)
+    ):  # the encoder's errors; rare, since it is an app that put such a value into its telemetry
+        return json.dumps(_plain(value), default=str)
 
 
 def _plain(value: Any) -> Any:

@@ -1,11 +1,11 @@
-"""`InternalErrors`: counts exceptions inside fastapi-observe by location and logs them, at most once a minute each."""
+"""`InternalErrors` counts and logs exceptions inside fastapi-observe; `Renamed` raises one for a former name."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from fastapi_observe.internal.throttle import LogThrottle
 
@@ -48,3 +48,17 @@ class InternalErrors:
                 site,
                 type(exc).__name__,
             )
+
+
+class Renamed:
+    """Class attribute in place of a renamed method. Reading it raises `AttributeError` with the new name."""
+
+    def __init__(self, new_name: str) -> None:
+        self._new_name = new_name
+        self._name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type) -> NoReturn:
+        raise AttributeError(f"{owner.__name__}.{self._name} was renamed to {self._new_name}")

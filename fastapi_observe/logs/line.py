@@ -14,8 +14,7 @@ from itertools import islice
 from time import gmtime, strftime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import orjson
-
+from fastapi_observe.internal import json
 from fastapi_observe.records.exceptions import error_type_of, exception_message, exception_stacktrace
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 
@@ -81,8 +80,8 @@ class Timestamps:
 def encode_line(line: dict[str, Any]) -> bytes:
     """Encode a line as JSON of at most `MAX_LINE` bytes, whatever objects are in it."""
     try:
-        data = orjson.dumps(line, _convert, orjson.OPT_APPEND_NEWLINE)
-    except Exception:  # noqa: BLE001 - cycles, keys, surrogates: orjson refuses them
+        data = json.dumps(line, _convert) + b"\n"
+    except Exception:  # noqa: BLE001 - cycles, keys, surrogates: JSON cannot hold them
         return _encode_safely(line)
     if not data.isascii():
         data = _escape_separators(data)
@@ -93,7 +92,7 @@ def encode_text(text: str) -> str:
     """Encode a string as JSON."""
     if len(text) <= MAX_VALUE and text.isascii() and text.isprintable() and not ('"' in text or "\\" in text):
         return f'"{text}"'
-    return _escape_separators(orjson.dumps(_escape_and_truncate(text, MAX_VALUE))).decode()
+    return _escape_separators(json.dumps(_escape_and_truncate(text, MAX_VALUE))).decode()
 
 
 def describe_exception(exc: BaseException, redactor: Redactor = DEFAULT_REDACTOR) -> dict[str, str]:
@@ -126,7 +125,7 @@ def _unprintable(value: object) -> str:
 
 
 def _convert(value: Any) -> Any:
-    """Convert a value that orjson does not know."""
+    """Convert a value that the JSON encoder does not know."""
     with suppress(Exception):
         if isinstance(value, bytes | bytearray | memoryview):
             return bytes(value).decode("latin-1")
@@ -167,7 +166,7 @@ def _encode_within(line: dict[str, Any], limits: LineLimits) -> bytes:
             }
         else:
             encoded[key] = _escape_and_truncate(value, limits.message if key == "message" else limits.name)
-    return _escape_separators(orjson.dumps(encoded, option=orjson.OPT_APPEND_NEWLINE))
+    return _escape_separators(json.dumps(encoded) + b"\n")
 
 
 def _escape_and_truncate(text: str, limit: int) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-import orjson
-
+from fastapi_observe.internal import json
 from fastapi_observe.logs.line import DIGITS, describe_exception, encode_text, truncate
 from fastapi_observe.redaction.addresses import MAX_ADDRESS_LENGTH
 from fastapi_observe.redaction.redactor import MAX_SCANNED_QUERY
@@ -118,7 +117,7 @@ class RequestLineEncoder:
         self._redactor = redactor
         self._timestamps = timestamps
         head = {"message": REQUEST_MESSAGE, "logger": REQUEST_LOGGER, **resource}
-        self._head = orjson.dumps(head)[1:-1].decode()
+        self._head = json.dumps(head)[1:-1].decode()
         self._route_parts: dict[RouteKey, tuple[str, str, bool]] = {}
         self._client_parts: dict[tuple[bytes | None, str | None], str] = {}
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-import orjson
-
+from fastapi_observe.internal import json
 from fastapi_observe.logs.line import LIMITS, MAX_MESSAGE, to_json_safe, to_text, truncate
 from fastapi_observe.records.frames import describe_exception
 from fastapi_observe.terminal.exceptions import render_exception, render_heading
@@ -198,4 +197,4 @@ def _readable(value: Any) -> str:
     if isinstance(value, str):
         text = legible_text(value)
         return f'"{text}"' if not text or " " in text else text
-    return legible_text(orjson.dumps(to_json_safe(value, LIMITS[1], LIMITS[1].depth, ())).decode())
+    return legible_text(json.dumps(to_json_safe(value, LIMITS[1], LIMITS[1].depth, ())).decode())

@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar, cast
 
-from fastapi_observe.internal.renamed import Renamed
+from fastapi_observe.internal.errors import Renamed
 from fastapi_observe.records.exceptions import error_type_of, exception_outcome
 from fastapi_observe.records.guard import fail_safe, report_error, return_no_op
 from fastapi_observe.records.wrapping import wrap_calls

@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, StatusCode
 
+from fastapi_observe.internal.errors import Renamed
 from fastapi_observe.internal.opentelemetry import (
     FLAGS,
     GLOBAL_PROVIDER,
@@ -28,7 +29,6 @@ from fastapi_observe.internal.opentelemetry import (
     UnsampledSpan,
     is_sdk_compatible,
 )
-from fastapi_observe.internal.renamed import Renamed
 from fastapi_observe.records.fields import current_fields
 from fastapi_observe.records.guard import fail_safe, return_no_op
 from fastapi_observe.records.ids import ID_SOURCE

@@ -13,8 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import orjson
-
+from fastapi_observe.internal import json
 from fastapi_observe.workers.files import CELL_SIZE, HEADER_CELLS, NEW_FILE, READ_FLAGS, ValueFileReader
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ class Archive:
 
     def _parse(self, data: bytes) -> None:
         first, _, body = data.partition(b"\n")
-        header = orjson.loads(first)
+        header = json.loads(first)
         if zlib.crc32(body) != header["crc"]:
             raise ValueError("damaged")
         self.merged_files = frozenset(header["merged"])
@@ -97,7 +96,7 @@ class Archive:
         keys, values = _encode(totals)
         body = keys + values
         merged = [*sorted(self.merged_files & existing), *(reader.name for reader in ended)]
-        header = orjson.dumps({"merged": merged, "keys": len(keys), "crc": zlib.crc32(body)})
+        header = json.dumps({"merged": merged, "keys": len(keys), "crc": zlib.crc32(body)})
         temporary = self._path.with_suffix(".new")
         temporary.unlink(missing_ok=True)
         with os.fdopen(os.open(temporary, NEW_FILE, 0o600), "wb") as file:
@@ -115,7 +114,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _add(totals: Totals, reader: ValueFileReader, max_label_sets: int) -> None:
-    families = [(orjson.dumps(family), str(family.get("merge"))) for family in reader.families]
+    families = [(json.dumps(family), str(family.get("merge"))) for family in reader.families]
     # Samples of other collectors have no limit here: several of them belong to one label set, and must stay together.
     limited = [family.get("kind") != "samples" for family in reader.families]
     label_sets = Counter(family for family, _ in totals)
@@ -158,6 +157,6 @@ def _encode(totals: Totals) -> tuple[bytes, bytes]:
         if family not in numbers:
             numbers[family] = len(numbers)
             lines.append(b"[%d,%b]\n" % (numbers[family], family))
-        lines.append(orjson.dumps((numbers[family], labels, len(values), len(cells))) + b"\n")
+        lines.append(json.dumps((numbers[family], labels, len(values), len(cells))) + b"\n")
         values.extend(cells)
     return b"".join(lines), values.tobytes()

@@ -19,8 +19,7 @@ import os
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-import orjson
-
+from fastapi_observe.internal import json
 from fastapi_observe.workers.directory import is_same_file, lock_file
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ class ValueFileWriter:
             series = self._next_cells(len(initial))
             for index, value in enumerate(initial):
                 series.cells[index] = value
-            line = orjson.dumps((number, labels, series.offset, len(initial))) + b"\n"
+            line = json.dumps((number, labels, series.offset, len(initial))) + b"\n"
             if number == len(self._families):
                 line = b"[%d,%b]\n%b" % (number, family, line)
             # The keys come last: a reader that finds them finds the values too. If they cannot be written, the cells
@@ -253,7 +252,7 @@ class ValueFileReader:
         """Parse lines of keys for a file with so many cells."""
         for line in lines.splitlines():
             try:
-                self._parse_line(orjson.loads(line), cell_count)
+                self._parse_line(json.loads(line), cell_count)
             except (ValueError, TypeError, IndexError):
                 self.unreadable = True
 

@@ -26,8 +26,7 @@ from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import orjson
-
+from fastapi_observe.internal import json
 from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.workers.archive import MAX_ENDED_LABEL_SETS, Archive
 from fastapi_observe.workers.directory import (
@@ -329,7 +328,7 @@ class Worker:
     def _write_exemplars(self, exemplars: list[Exemplar]) -> None:
         temporary = self.file_prefix.with_suffix(".new")
         try:
-            temporary.write_bytes(orjson.dumps(exemplars, default=tuple))
+            temporary.write_bytes(json.dumps(exemplars, default=tuple))
             temporary.replace(self.file_prefix.with_suffix(".exemplars"))
         except OSError:
             self._found_no_space = True
@@ -436,7 +435,7 @@ def _write_pipe(path: Path, data: bytes) -> None:
 def _read_exemplars(reader: ValueFileReader) -> list[Any]:
     try:
         with os.fdopen(os.open(reader.file_prefix.with_suffix(".exemplars"), READ_FLAGS), "rb") as file:
-            exemplars = orjson.loads(file.read())
+            exemplars = json.loads(file.read())
     except (OSError, ValueError):
         return []
     return exemplars if isinstance(exemplars, list) else []

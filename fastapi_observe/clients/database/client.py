@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from fastapi_observe.clients.database.errors import driver_error, query_outcome
 from fastapi_observe.clients.database.statements import MAX_STATEMENT_LENGTH, StatementCache, is_name, is_operation
-from fastapi_observe.internal.renamed import Renamed
+from fastapi_observe.internal.errors import Renamed
 from fastapi_observe.records.guard import NO_OP, fail_safe, report_error, return_no_op
 from fastapi_observe.records.operation import CURRENT_OPERATION, Operation, OperationReporter
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from fastapi_observe.clients.http.propagation import PropagationPolicy
-from fastapi_observe.internal.renamed import Renamed
+from fastapi_observe.internal.errors import Renamed
 from fastapi_observe.records.exceptions import exception_outcome
 from fastapi_observe.records.guard import CALLER_ERRORS, NO_OP, fail_safe, report_error, return_no_op
 from fastapi_observe.records.operation import Operation

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-import orjson
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from fastapi_observe.export.otlp.wire import (
@@ -16,6 +15,7 @@ from fastapi_observe.export.otlp.wire import (
     length_prefixed,
     varint,
 )
+from fastapi_observe.internal import json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ class LogEncoder(RequestEncoder):
 
     def encode(self, line: bytes) -> tuple[InstrumentationScope, bytes]:
         """Return the scope of a JSON line, and the line as a field of ScopeLogs."""
-        record: dict[str, Any] = orjson.loads(line)
+        record: dict[str, Any] = json.loads(line)
         level = record.get("level", "")
         parts = [
             b"\x09" + FIXED64(nanoseconds(record["timestamp"])),

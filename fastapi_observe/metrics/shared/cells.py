@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import orjson
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
+from fastapi_observe.internal import json
 from fastapi_observe.metrics.series import BoundedMetric, Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class SharedCells:
         key = (series.family()[0], series.kind)
         described = self._descriptions.get(key)
         if described is None:
-            described = self._descriptions[key] = orjson.dumps(describe(self.scope, series))
+            described = self._descriptions[key] = json.dumps(describe(self.scope, series))
         return described
 
     def release(self, child: BoundedMetric) -> None:

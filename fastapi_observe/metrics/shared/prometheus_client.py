@@ -6,9 +6,9 @@ import threading
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-import orjson
 from prometheus_client import Gauge
 
+from fastapi_observe.internal import json
 from fastapi_observe.internal.prometheus_client import (
     VALUE_METRICS,
     MetricHeader,
@@ -190,7 +190,7 @@ class PrometheusClientCells:
         kind, name, documentation, unit, mode = header
         key = (scope, name)
         if key not in self._descriptions:
-            self._descriptions[key] = orjson.dumps(describe(scope, name, kind, documentation, mode or "sum", unit=unit))
+            self._descriptions[key] = json.dumps(describe(scope, name, kind, documentation, mode or "sum", unit=unit))
         # Only `mostrecent` asks when a value was set; the others are exposed from the beginning.
         never_set = mode.removeprefix("live") == "mostrecent" and not initial
         family, record = self._descriptions[key], record_labels(sample, labels)

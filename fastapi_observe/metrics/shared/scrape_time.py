@@ -5,9 +5,9 @@ from __future__ import annotations
 from time import sleep
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import orjson
 from prometheus_client.metrics import MetricWrapperBase
 
+from fastapi_observe.internal import json
 from fastapi_observe.metrics.series import YIELD_SLEEP, BoundedMetric
 from fastapi_observe.metrics.shared.collectors import collectors_of
 from fastapi_observe.metrics.shared.prometheus_client import is_prometheus_client_metric
@@ -109,7 +109,7 @@ class ScrapeTimeCollectors:
             described = describe(
                 self._scope, family.name, family.type, family.documentation, mode, unit=family.unit, cumulated=True
             )
-            description = self._descriptions[family.name] = orjson.dumps(described)
+            description = self._descriptions[family.name] = json.dumps(described)
         created = f"{family.name}_created"
         for sample in family.samples:
             if sample.name == created:

@@ -6,9 +6,9 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import orjson
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from fastapi_observe.internal import json
 from fastapi_observe.internal.prometheus_client import uses_multiprocess_directory
 from fastapi_observe.metrics.series import BoundedMetric
 from fastapi_observe.metrics.shared.cells import SharedCells
@@ -158,7 +158,7 @@ class MultiprocessView:
             unshared.extend((one.family, LocalSample(one.labels, *one.cells)) for one in self._client.local_only)
         found: dict[tuple[str, str], LocalFamily] = {}
         for family, sample in unshared:
-            description = orjson.loads(family)
+            description = json.loads(family)
             own = description["scope"].startswith(f"{self._registries[registry]}/")
             if own and sample.timestamp:  # pragma: no branch - else of another install
                 key = description["scope"], description["name"]
