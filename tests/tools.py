@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from contextlib import contextmanager
+import sys
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import starlette
@@ -90,3 +91,31 @@ def tmpfs(folder: Path, options: str) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run([needs("umount"), "-l", str(folder)], check=True)  # noqa: S603
+
+
+@contextmanager
+def own_standard_output(descriptor: int) -> Iterator[None]:
+    """Make an open file, pipe or socket the standard output of this process, and close it at the end."""
+    own: Any = sys.__stdout__
+    before = os.dup(own.fileno())
+    os.dup2(descriptor, own.fileno())
+    os.close(descriptor)
+    try:
+        with redirect_stdout(own):
+            yield
+    finally:
+        os.dup2(before, own.fileno())
+        os.close(before)
+
+
+@contextmanager
+def limited(kind: int, limit: int) -> Iterator[None]:
+    """Lower a limit of this process, such as `RLIMIT_FSIZE` (then disks are full) or `RLIMIT_NOFILE`."""
+    import resource  # noqa: PLC0415 - not on Windows
+
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, (soft, hard))

@@ -7,21 +7,29 @@ import fcntl
 import gzip
 import os
 import re
+import resource
+import shutil
 import stat
 import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from tools import limited, until, volume
 
 from fastapi_observe.logs.file import file as log_file
 from fastapi_observe.logs.file import retention as log_retention
 from fastapi_observe.logs.file.file import LogFile
 from fastapi_observe.logs.file.retention import Retention, parse_retention
-from fastapi_observe.logs.file.rotation import Rotation, parse_rotation
+from fastapi_observe.logs.file.rotation import LogFileNames, Rotation, parse_rotation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 OTHER_USER = 54321
 
@@ -48,10 +56,27 @@ def log_at(
     return file, errors
 
 
+@pytest.fixture
+def cleanup_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clean up in the thread, soon."""
+    monkeypatch.setattr(log_retention, "GRACE_PERIOD", 0.01)
+
+
 @pytest.fixture(autouse=True)
-def no_cleanup_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clean up when a test says so."""
-    monkeypatch.setattr(log_retention.RotatedFiles, "start_cleanup", lambda *_, **__: None)
+def no_cleanup_thread(request: pytest.FixtureRequest) -> None:
+    """Clean up when a test says so: without threads, each rotation would try to."""
+    if "cleanup_thread" not in request.fixturenames:
+        request.getfixturevalue("no_threads")
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the file system have no locks."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
 
 
 def names(directory: Path) -> list[str]:
@@ -176,21 +201,19 @@ def test_rotation_by_age(tmp_path: Path) -> None:
     assert [each.split(".")[0] for each in names(tmp_path)] == ["old", "old", "wrong", "young"]
 
 
-def test_two_rotations_at_one_time_have_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_rotations_at_one_time_have_two_names(tmp_path: Path) -> None:
     """If the clock stands still, no rotated file replaces another, compressed or not."""
-    monkeypatch.setattr(log_file, "time", lambda: 1_750_000_000.0)
-    file, _ = log_at(tmp_path / "app.log", "10 B", compress=True)
+    path = tmp_path / "app.log"
     for number in range(6):
-        file.write([b"line %d\n" % number])
-        if number == 3:
-            file.rotated_files.clean_up(tmp_path)
-    assert sorted(contents(tmp_path).splitlines()) == [b"line %d" % number for number in range(6)]
+        target = LogFileNames(str(path)).next_rotated(path, 1_750_000_000.0)
+        target.with_name(target.name + ".gz" * (number % 2)).touch(exist_ok=False)
+    assert len({name.removesuffix(".gz") for name in names(tmp_path)}) == 6
 
 
-def test_compression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compression(tmp_path: Path) -> None:
     """Rotated files are compressed whole, keep their modification time and mode, and lose a torn line at their end."""
-    monkeypatch.setattr(log_retention, "COMPRESS_CHUNK_SIZE", 16)
-    torn = rotated(tmp_path, 1, b'{"a": 1}\n{"torn')
+    many = b"".join(b'{"a": %d}\n' % number for number in range(30_000))  # several chunks
+    torn = rotated(tmp_path, 1, many + b'{"torn')
     foreign = rotated(tmp_path, 2, b"first\nsecond")
     for at, path in enumerate((torn, foreign)):
         os.utime(path, (at + 1, at + 1))
@@ -202,7 +225,7 @@ def test_compression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(packed) == len(names(tmp_path)) - 1
     assert all(stat.S_IMODE(each.stat().st_mode) & 0o137 == 0 for each in packed)
     lines = b"".join(b"line %02d\n" % number for number in range(30))
-    assert contents(tmp_path) == b'{"a": 1}\nfirst\nsecond\n' + lines
+    assert contents(tmp_path) == many + b"first\nsecond\n" + lines
     assert not errors.reported
 
 
@@ -228,29 +251,25 @@ def test_a_file_that_another_process_uses_is_not_compressed(tmp_path: Path) -> N
     assert names(tmp_path) == [path.name]
 
 
-def test_compression_that_is_stopped_or_fails_leaves_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class StopInTheMiddle(threading.Event):
+    """An event that is set when a clean-up looks for the second time, in the middle of the first file."""
+
+    looks = 0
+
+    def is_set(self) -> bool:
+        """Return whether it is the second look."""
+        self.looks += 1
+        return self.looks > 1
+
+
+def test_compression_that_is_stopped_or_fails_leaves_the_file(tmp_path: Path) -> None:
     """Neither a closing app nor a full disk costs a line, and no part of a file stays."""
     paths = [rotated(tmp_path, day) for day in (1, 2)]
     files = log_at(tmp_path / "app.log", compress=True)[0].rotated_files
-    stop = threading.Event()
-    real = os.write
-
-    def stop_at_first_write(descriptor: int, data: bytes) -> int:
-        stop.set()
-        return real(descriptor, data)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", stop_at_first_write)
-        files.clean_up(tmp_path, stop)
+    files.clean_up(tmp_path, StopInTheMiddle())
     assert names(tmp_path) == [each.name for each in paths]
-
-    def refuse(*_: Any) -> int:
-        raise OSError(errno.ENOSPC, "full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", refuse)
-        with pytest.raises(OSError, match="full"):
-            files.clean_up(tmp_path)
+    with limited(resource.RLIMIT_FSIZE, 1), pytest.raises(OSError, match="File too large"):
+        files.clean_up(tmp_path)
     assert names(tmp_path) == [each.name for each in paths]
 
 
@@ -318,57 +337,53 @@ def test_rotated_files_of_all_processes_are_kept_and_removed_together(tmp_path: 
     assert names(tmp_path) == ["app.7.log", "app.8.20250108T000000.000000.log", "app.8.log"]
 
 
-def test_the_clean_up_runs_in_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It starts with the first line and after each rotation, waits for the grace period, and ends with `close`."""
-    monkeypatch.undo()
-    monkeypatch.setattr(log_retention, "GRACE_PERIOD", 0.01)
+@pytest.mark.usefixtures("cleanup_thread")
+def test_the_clean_up_runs_in_a_thread(tmp_path: Path) -> None:
+    """It starts with the first line and after each rotation, and ends with `close`."""
     path = rotated(tmp_path, 1)
     file, _ = log_at(tmp_path / "app.log", "1 MB", "9 files", compress=True)
     file.write([b"a\n"])
-    until = time.monotonic() + 30
-    while path.exists():
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    file.close()
-    monkeypatch.setattr(log_retention, "GRACE_PERIOD", 600.0)
+    until(lambda: not path.exists())
+    until(lambda: not cleanup_threads())
     file.write([b"x" * 1_000_000 + b"\n"])
-    assert any(each.name == log_retention.THREAD_NAME for each in threading.enumerate())
+    until(lambda: sum(each.suffix == ".gz" for each in tmp_path.iterdir()) == 2)
     file.close()
-    assert not any(each.name == log_retention.THREAD_NAME for each in threading.enumerate())
+    assert not cleanup_threads()
     plain, _ = log_at(tmp_path / "plain.log")
     plain.write([b"a\n"])
-    assert not any(each.name == log_retention.THREAD_NAME for each in threading.enumerate())
+    assert not cleanup_threads()
 
 
-def test_a_clean_up_that_fails_is_logged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def cleanup_threads() -> list[threading.Thread]:
+    """Return the threads that clean up."""
+    return [each for each in threading.enumerate() if each.name == log_retention.THREAD_NAME]
+
+
+@pytest.mark.usefixtures("cleanup_thread")
+def test_a_clean_up_that_fails_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """At most once a minute, with the reason; a directory that was removed needs no clean-up."""
-    monkeypatch.undo()
-    monkeypatch.setattr(log_retention, "GRACE_PERIOD", 0.0)
-    for failure in (PermissionError(errno.EACCES, "no"), FileNotFoundError(errno.ENOENT, "no")):
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    Path(f"{rotated(logs, 1)}.gz.part").mkdir()
+    file, _ = log_at(logs / "app.log", "10 B", "9 files", compress=True)
+    for number in range(3):
+        file.write([b"line %d\n" % number])
+        until(lambda: not cleanup_threads())
+    message = f"Cannot rotate or clean up the log file {logs / 'app.log'}: Is a directory. No lines are lost; retrying."
+    assert caplog.messages == [message]
+    removed, errors = log_at(tmp_path / "removed" / "app.log", "10 B", "9 files")
+    removed.write([b"a\n"])
+    shutil.rmtree(tmp_path / "removed")
+    until(lambda: not cleanup_threads())
+    assert (caplog.messages, errors.reported) == ([message], [])
 
-        def refuse(*_: Any, failure: OSError = failure) -> None:
-            raise failure
 
-        monkeypatch.setattr(log_retention.RotatedFiles, "clean_up", refuse)
-        file, _ = log_at(tmp_path / "app.log", "10 B", "9 files")
-        for number in range(3):
-            file.write([b"line %d\n" % number])
-            threads = [each for each in threading.enumerate() if each.name == log_retention.THREAD_NAME]
-            for each in threads:
-                each.join(30)
-    assert caplog.messages == [
-        f"Cannot rotate or clean up the log file {tmp_path / 'app.log'}: no. No lines are lost; retrying."
-    ]
-
-    def no_thread(_: Any) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", no_thread)
-    file, errors = log_at(tmp_path / "app.log", "10 B", "9 files")
-    file.write([b"a\n"])
-    assert (file.written, errors.reported) == (1, [])
+def test_without_threads_lines_are_written(tmp_path: Path) -> None:
+    """At the limit of threads, files are rotated but not cleaned up."""
+    file, errors = log_at(tmp_path / "app.log", "10 B", "0 files")
+    for _ in range(3):
+        file.write([b"a line\n"])
+    assert (file.written, len(names(tmp_path)), errors.reported) == (3, 3, [])
 
 
 def test_a_relative_path_does_not_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,91 +433,80 @@ def test_a_file_that_another_program_moves_away_is_created_again(tmp_path: Path)
     assert (file.written, sum(file.dropped.values()), errors.reported) == (4, 0, [])
 
 
-def test_a_disk_that_refuses_is_reported_and_tried_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def write_until_taken(file: LogFile, line: bytes) -> None:
+    """Write a line again and again until the disk takes it."""
+    before = file.written
+
+    def write() -> bool:
+        file.write([line])
+        return file.written > before
+
+    until(write)
+
+
+def test_a_disk_that_refuses_is_reported_and_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Lines that the disk does not take are counted; the log says why, and at the end how many there were."""
     blocked = tmp_path / "blocked"
-    now = [1000.0]
-    monkeypatch.setattr(log_file, "monotonic", lambda: now[0])
     file, errors = log_at(blocked / "app.log")
     blocked.write_bytes(b"")
     file.write([b"secret\n", b"b\n"])
     file.write([b"c\n"])
     assert file.dropped == {"queue_full": 0, "file_write": 3, "internal_error": 0}
     blocked.unlink()
-    now[0] += 0.6
-    file.write([b"d\n"])
+    write_until_taken(file, b"d\n")
     file.write([b"e\n"])
     assert contents(blocked) == b"d\ne\n"
     path = blocked / "app.log"
     refused, recovered = caplog.messages
     assert refused.startswith(f"Cannot write the log file {path}: Not a directory. Lines are dropped from the file")
-    assert recovered == f"Writing the log file {path} again; 3 lines were dropped."
+    assert recovered == f"Writing the log file {path} again; {file.dropped['file_write']} lines were dropped."
     assert not errors.reported
 
 
-def test_a_full_disk_keeps_no_half_of_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the disk took of a batch is removed again; without locks it is terminated, as others may have written."""
-    real = os.write
-
-    def nearly_full(descriptor: int, data: bytes) -> int:
-        room = 30 - os.fstat(descriptor).st_size
-        if room <= 0:
-            raise OSError(errno.ENOSPC, "full")
-        return real(descriptor, data[:room])
-
-    for lock, left in ((True, b"first line\n"), (False, b"first line\nmore than the disk\nlater\n")):
-        directory = tmp_path / str(lock)
-        file, _ = log_at(directory / "app.log")
-        with monkeypatch.context() as patch:
-            if not lock:
-                patch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "no locks")))
-            file.write([b"first line\n"])
-            with monkeypatch.context() as full:
-                full.setattr(os, "write", nearly_full)
-                file.write([b"more than the disk takes\n"])
-            assert (file.written, file.dropped["file_write"]) == (1, 1)
-            if not lock:
-                patch.setattr(log_file, "monotonic", lambda: time.monotonic() + 1.0)
-                file.write([b"later\n"])
-        assert re.sub(rb"disk.*\n", b"disk\n", (directory / "app.log").read_bytes()) == left
+def test_a_full_disk_keeps_no_half_of_a_batch(tmp_path: Path) -> None:
+    """What the disk took of a batch is removed again."""
+    file, _ = log_at(tmp_path / "app.log")
+    file.write([b"first line\n"])
+    with limited(resource.RLIMIT_FSIZE, 30):
+        file.write([b"more than the disk takes\n"])
+    assert (file.written, file.dropped["file_write"]) == (1, 1)
+    assert contents(tmp_path) == b"first line\n"
 
 
-def test_an_internal_error_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_locks")
+def test_a_full_disk_without_locks_keeps_half_of_a_batch(tmp_path: Path) -> None:
+    """It is terminated before the next line, because another process may have written after it."""
+    file, _ = log_at(tmp_path / "app.log")
+    file.write([b"first line\n"])
+    with limited(resource.RLIMIT_FSIZE, 30):
+        file.write([b"more than the disk takes\n"])
+    write_until_taken(file, b"later\n")
+    assert contents(tmp_path) == b"first line\nmore than the disk \nlater\n"
+
+
+def test_an_internal_error_is_reported(tmp_path: Path) -> None:
     """What is not the disk's fault is counted as an internal error, and the next line is written."""
     file, errors = log_at(tmp_path / "app.log")
-
-    def fail(*_: Any) -> int:
-        raise RuntimeError("ours")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", fail)
-        file.write([b"a\n"])
+    wrong: Any = ["not bytes"]
+    file.write(wrong)
     file.write([b"b\n"])
     assert (file.written, file.dropped) == (1, {"queue_full": 0, "file_write": 0, "internal_error": 1})
-    assert errors.reported == [("logs.file", "ours")]
+    assert [site for site, _ in errors.reported] == ["logs.file"]
 
 
-def test_a_file_that_cannot_be_rotated_grows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_file_that_cannot_be_rotated_grows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """No line is lost; the log says why."""
-    file, _ = log_at(tmp_path / "app.log", "10 B")
-
-    def refuse(*_: Any) -> None:
-        raise PermissionError(errno.EACCES, "not yours")
-
-    monkeypatch.setattr(os, "rename", refuse)
+    path = tmp_path / ("x" * 240 + ".log")  # with a time, the name would be too long
+    file, _ = log_at(path, "10 B")
     for number in range(4):
         file.write([b"line %d\n" % number])
-    assert (names(tmp_path), file.written) == (["app.log"], 4)
+    assert (names(tmp_path), file.written) == ([path.name], 4)
     assert caplog.messages == [
-        f"Cannot rotate or clean up the log file {tmp_path / 'app.log'}: not yours. No lines are lost; retrying."
+        f"Cannot rotate or clean up the log file {path}: File name too long. No lines are lost; retrying."
     ]
 
 
-def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     """The error says why and what to do; nothing is created by looking."""
     own = tmp_path / f"own.{os.getpid()}.log"
     own.mkdir()
@@ -527,22 +531,38 @@ def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: p
     for path in ("/dev/stdout", "-"):
         with pytest.raises(ValueError, match="lines always go to standard output, so omit log_file"):
             log_at(Path(path))
-    mine = tmp_path / "app.log"
-    mine.write_bytes(b"")
-    log_at(mine)
-    real = os.open
+    assert names(tmp_path) == sorted([own.name, "file", "link", "pipe"])
 
-    def refusing(path: Any, *more: Any, **named: Any) -> int:
-        if os.fspath(path) == str(mine):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-        return real(path, *more, **named)
 
-    monkeypatch.setattr(os, "open", refusing)
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    for path, reason in ((str(mine), f"read and write {mine}"), (str(tmp_path / "new" / "x.log"), f"in {tmp_path}")):
-        with pytest.raises(ValueError, match=re.escape(f"{reason};")):
-            log_at(Path(path))
-    assert names(tmp_path) == sorted([mine.name, own.name, "file", "link", "pipe"])
+@contextmanager
+def without_rights(path: Path) -> Iterator[None]:
+    """Take the rights to `path` away from this process; root becomes another user instead."""
+    if os.geteuid():
+        path.chmod(0o500)
+        yield
+        path.chmod(0o700)
+        return
+    os.setresuid(OTHER_USER, OTHER_USER, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+def test_a_path_without_permission_is_refused() -> None:
+    """The error says for what the permission is missing."""
+    with TemporaryDirectory() as name:  # which other users can look into
+        directory = Path(name)
+        directory.chmod(0o755)
+        mine = directory / "app.log"
+        mine.write_bytes(b"")
+        log_at(mine)
+        mine.chmod(0o400)
+        with without_rights(directory):
+            for path, reason in ((mine, f"read and write {mine}"), (directory / "new" / "x.log", f"in {directory}")):
+                with pytest.raises(ValueError, match=re.escape(f"{reason};")):
+                    log_at(path)
+        assert names(directory) == [mine.name]
 
 
 def test_a_line_that_a_killed_process_tore_is_removed(tmp_path: Path) -> None:
@@ -593,16 +613,17 @@ def test_a_forked_child_opens_the_file_itself(tmp_path: Path) -> None:
 
 def test_several_processes_rotate_one_file(tmp_path: Path) -> None:
     """Every line is there once and whole."""
+    batches = volume(50)
     script = (
-        "file = log_at(sys.argv[1], '20 KB')\n"
+        "file = log_at(sys.argv[1], '5 KB')\n"
         "children = []\n"
         "for _ in range(3):\n"
         "    child = os.fork()\n"
         "    if not child: children = []; break\n"
         "    children.append(child)\n"
-        "for at in range(50):\n"
+        f"for at in range({batches}):\n"
         "    file.write([b'%d %d %d\\n' % (os.getpid(), at, each) for each in range(100)])\n"
-        "    if at % 10 == 9: file.rotated_files.clean_up(file.path.parent)\n"
+        "    if at % 5 == 4: file.rotated_files.clean_up(file.path.parent)\n"
         "assert not any(file.dropped.values())\n"
         "for child in children: assert os.waitpid(child, 0)[1] == 0\n"
     )
@@ -612,16 +633,14 @@ def test_several_processes_rotate_one_file(tmp_path: Path) -> None:
         lines = [tuple(map(int, line.split())) for line in contents(directory).splitlines()]
         processes = {line[0] for line in lines}
         assert len(processes) == 4
-        assert sorted(lines) == sorted((pid, at, each) for pid in processes for at in range(50) for each in range(100))
+        assert sorted(lines) == sorted(
+            (pid, at, each) for pid in processes for at in range(batches) for each in range(100)
+        )
 
 
-def test_without_locks_lines_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_lines_are_written(tmp_path: Path) -> None:
     """Files are rotated but not compressed, which two processes could do at once."""
-
-    def refuse(*_: Any) -> None:
-        raise OSError(errno.ENOLCK, "no locks")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
     file, errors = log_at(tmp_path / "app.log", "10 B", compress=True)
     for number in range(3):
         file.write([b"line %d\n" % number])
@@ -630,9 +649,8 @@ def test_without_locks_lines_are_written(tmp_path: Path, monkeypatch: pytest.Mon
     assert (len(names(tmp_path)), errors.reported) == (3, [])
 
 
-def test_a_process_that_is_stopped_with_the_lock_is_passed_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a while its file is renamed, and lines go to a new one; it finishes its own in the renamed file."""
-    monkeypatch.setattr(log_file, "LOCK_ATTEMPTS", 3)
+def test_a_process_that_is_stopped_with_the_lock_is_passed_by(tmp_path: Path) -> None:
+    """After a second its file is renamed, and lines go to a new one; it finishes its own in the renamed file."""
     file, errors = log_at(tmp_path / "app.log")
     file.write([b"a\n"])
     held = os.open(tmp_path / "app.log", os.O_WRONLY | os.O_APPEND)
