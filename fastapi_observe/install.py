@@ -17,7 +17,7 @@ from fastapi_observe.internal.starlette import is_builder, replace_stack_builder
 from fastapi_observe.metrics_endpoint import check_dependency
 from fastapi_observe.middleware import InnerMiddleware, ObserveMiddleware, wrap_validation_handler
 from fastapi_observe.observability import Observability, running_loop
-from fastapi_observe.requests.routing import mounted_apps
+from fastapi_observe.requests.routing import list_endpoints, mounted_apps
 from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.terminal_output import attach_terminal
 
@@ -118,8 +118,7 @@ class _WorkerStart:
 
 def _make_console(observability: Observability) -> Console | None:
     """Return the development console if it is switched on. Otherwise nothing of it is imported."""
-    settings = observability.settings
-    if settings.console is True or (settings.console == "auto" and settings.development):
+    if observability.settings.serves_console:
         from fastapi_observe.console.console import Console  # noqa: PLC0415 - see above
 
         console = Console(observability)
@@ -212,11 +211,21 @@ def _build_with_inner_middleware(
 
 
 def _warn_shadowed_route(app: Starlette, settings: ObserveSettings) -> None:
-    """Log a warning if a route of the app has the path of the metrics."""
-    path = settings.metrics_path
-    if settings.metrics and any(getattr(route, "path", None) == path for route in app.routes):
+    """Log a warning if a route of the app has the path of the metrics, or one at or below that of the console."""
+    paths = [endpoint.template for endpoint in list_endpoints(app) if not endpoint.websocket]
+    shadowed: list[tuple[str, str, str]] = []
+    if settings.metrics and settings.metrics_path in paths:
+        shadowed.append((settings.metrics_path, "metrics", "metrics_path"))
+    if settings.serves_console:
+        below = settings.console_path + "/"
+        own = next((path for path in paths if f"{path}/".startswith(below)), None)
+        if own is not None:
+            shadowed.append((own, "the development console", "console_path"))
+    for path, what, option in shadowed:
         logging.getLogger("fastapi_observe").warning(
-            "The route %s of this app is unreachable because fastapi-observe serves metrics at that path. Set "
-            "metrics_path to another path or remove the route.",
+            "The route %s of this app is unreachable because fastapi-observe serves %s at that path. Set "
+            "%s to another path or remove the route.",
             path,
+            what,
+            option,
         )

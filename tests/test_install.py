@@ -419,6 +419,7 @@ def test_a_shadowed_route_is_logged(observed: Callable[..., Seen]) -> None:
     app = FastAPI()
 
     @app.get("/metrics")
+    @app.get("/observe")
     def own() -> str:
         return "mine"
 
@@ -430,6 +431,32 @@ def test_a_shadowed_route_is_logged(observed: Callable[..., Seen]) -> None:
     assert [message.partition(" because")[0] for message in messages] == [
         "The route /metrics of this app is unreachable"
     ]
+
+
+@pytest.mark.parametrize("path", ["/observe", "/observe/api/{name}", "mounted"])
+def test_a_route_below_the_console_is_logged(observed: Callable[..., Seen], path: str) -> None:
+    """An app's own route that the development console hides; one warning names the option that moves the console."""
+    app = FastAPI()
+    router = APIRouter(prefix="" if path == "mounted" else path)
+    router.get("/x" if path == "mounted" else "")(lambda: "mine")
+    if path == "mounted":
+        app.mount("/observe", Starlette(routes=[Route("/x", lambda _: None)]))
+    app.include_router(router)
+    app.get("/observed")(lambda: "mine")
+    for options in ({}, {"console_path": "/_console"}):
+        seen = observed(app, environment="development", **options)
+        client = TestClient(app)
+        client.get("/observed")
+        client.get("/observed")
+        warnings = [line["message"] for line in seen.lines if "unreachable" in line["message"]]
+        seen.observe.close()
+        if options:
+            assert warnings == []
+        else:
+            (warning,) = warnings
+            assert "The route /observe" in warning
+            assert "/observed" not in warning
+            assert "console_path" in warning
 
 
 def test_close_ends_within_the_shutdown_timeout(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,31 @@
-"""Names of uvicorn that are not documented: whether the client of a request has disconnected."""
+"""Names of uvicorn that are not documented: a client that has disconnected, and a server that reloads the app."""
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+MAX_FRAMES: Final = 500
+"""Callers that are looked through for uvicorn: a few for each module between it and the app."""
+
+
+def is_imported_with_reload() -> bool:
+    """Return whether uvicorn is importing the app, in a process that it restarts when a file changes.
+
+    The process that `uvicorn.run("main:app", reload=True)` starts has nothing that says so but the configuration of its
+    server, which is a local variable where the app is imported. Without these names it counts as production.
+    """
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - the documented way to the current frame
+    for _ in range(MAX_FRAMES):
+        if frame is None:
+            return False
+        if frame.f_globals.get("__name__") == "uvicorn.config":
+            return getattr(frame.f_locals.get("self"), "reload", False) is True
+        frame = frame.f_back
+    return False
 
 
 def is_disconnected_cycle(cycle: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, Unpack
 from pydantic import PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from fastapi_observe.settings.development import is_development
+from fastapi_observe.settings.development import is_development, is_reloaded
 from fastapi_observe.settings.opentelemetry import (
     describe_ignored,
     describe_unmatched_urls,
@@ -372,7 +372,7 @@ class ObserveSettings(BaseSettings):
     console: Literal["auto"] | bool = option(
         "auto",
         "Serve the development console. auto: in development only (`FASTAPI_ENV` or `OBSERVE_ENV` is `development`, or "
-        "uvicorn runs with `--reload`). True outside development needs `console_token`.",
+        "uvicorn runs with `--reload` or `reload=True`). True outside development needs `console_token`.",
         accepts="auto, true or false",
     )
     console_path: str = option(
@@ -431,6 +431,7 @@ class ObserveSettings(BaseSettings):
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
     _warnings: tuple[str, ...] = PrivateAttr(default=())
+    _reloaded: bool = PrivateAttr(default_factory=is_reloaded)
 
     # Type checkers take the signature from the fields.
     if not TYPE_CHECKING:  # pragma: no branch
@@ -477,7 +478,12 @@ class ObserveSettings(BaseSettings):
     @property
     def development(self) -> bool:
         """Whether this process is known to run in development."""
-        return is_development(self.environment)
+        return self.environment == "development" or self._reloaded
+
+    @property
+    def serves_console(self) -> bool:
+        """Whether the development console is switched on."""
+        return self.console is True or (self.console == "auto" and self.development)
 
     @property
     def traces_url(self) -> str | None:

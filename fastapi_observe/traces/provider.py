@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanLimits, Tracer, TracerProvider
@@ -77,7 +77,7 @@ class ObserveTracerProvider(TracerProvider):
             shutdown_on_exit=False,
         )
         self.queue: ExportQueue | None = None
-        self._tracers_out: dict[tuple[Any, ...], Any] = {}
+        self._tracers_out: dict[InstrumentationScope, Any] = {}
         self._hands_on = False
         self._tail_sampling = bool(settings.tail_sampling) and settings.sampler != "always_off"
         # After the SDK's own hook, which gives all providers of a forked child the same instance id.
@@ -94,11 +94,14 @@ class ObserveTracerProvider(TracerProvider):
         names = instrumenting_module_name, instrumenting_library_version, schema_url, attributes
         if self._hands_on:
             return _global_tracer(self, names)
+        scope = InstrumentationScope(names[0] or "", names[1] or "", schema_url, attributes)
+        known = self._tracers_out.get(scope)
+        if known is not None:  # older SDKs would make another one, which stays registered for forks
+            return cast("trace.Tracer", known[0])
         tracer = super().get_tracer(*names)
         if isinstance(tracer, Tracer):
-            self._tracers_out[names[:3]] = tracer, names
+            self._tracers_out[scope] = tracer, names
         if self._tail_sampling and type(tracer) is Tracer:
-            scope = InstrumentationScope(names[0] or "", names[1] or "", schema_url, attributes)
             tracer.__class__ = TailTracer
             tracer.factory = SpanFactory(tracer, scope, self, self.limits)  # type: ignore[attr-defined]
         return tracer

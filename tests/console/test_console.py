@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvicorn
 from fastapi import BackgroundTasks, FastAPI, WebSocket
 from opentelemetry import trace
 from starlette.testclient import TestClient
@@ -23,6 +24,7 @@ from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from conftest import Seen
 
@@ -309,6 +311,27 @@ def test_uvicorn_with_reload_is_development(
     assert ObserveSettings().development is development
     assert ObserveSettings().sample_ratio == (1.0 if development else 0.1)
     assert ObserveSettings(sample_ratio=0.5).sample_ratio == 0.5
+
+
+@pytest.mark.parametrize("reload", [True, False])
+def test_uvicorn_in_python_with_reload_is_development(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reload: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """`uvicorn.run("main:app", reload=True)` is seen where uvicorn imports the app, and holds for its settings."""
+    name = f"imported_with_reload_{reload}".lower()
+    code = "from fastapi import FastAPI\nfrom fastapi_observe import install\napp = FastAPI()\ninstall(app)\n"
+    (tmp_path / f"{name}.py").write_text(code, "utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    uvicorn.Config(f"{name}:app", reload=reload, reload_dirs=str(tmp_path), log_config=None).load()
+    observe = sys.modules[name].app.state.observe
+    try:
+        assert observe.settings.development is reload
+        assert observe.settings.sample_ratio == (1.0 if reload else 0.1)
+        assert ask(observe.app)[0] == (200 if reload else 404)
+    finally:
+        observe.close()
 
 
 def test_its_own_requests_are_not_in_the_access_log(observed: Callable[..., Seen]) -> None:

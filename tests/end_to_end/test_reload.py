@@ -15,6 +15,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
+import httpx
 import psutil
 from collectors import Collector
 from fastapi import FastAPI
@@ -57,12 +58,18 @@ def write(directory: Path, generation: int) -> None:
 
 
 @contextmanager
-def reloading(directory: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Run `uvicorn --reload` until the block ends."""
+def reloading(
+    directory: Path, *, in_python: bool = False, **environment: str
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Run `uvicorn --reload`, or a script that calls `uvicorn.run`, until the block ends."""
     port = free_port()
     paths = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     variables: dict[str, Any] = {**os.environ, "PYTHONPATH": paths, "TMPDIR": str(directory), **environment}
     command = ["-m", "uvicorn", "reloaded:app", "--reload", "--port", str(port), "--log-level", "error"]
+    if in_python:
+        run = f'uvicorn.run("reloaded:app", reload=True, port={port}, log_level="error")'
+        (directory / "serve.py").write_text(f'import uvicorn\nif __name__ == "__main__":\n    {run}\n', "utf-8")
+        command = ["serve.py"]
     process = subprocess.Popen(  # noqa: S603 - a server of our own environment
         [sys.executable, *command], env=variables, start_new_session=True, stdout=subprocess.DEVNULL, cwd=directory
     )
@@ -106,7 +113,7 @@ def test_reloads_leave_nothing_behind(tmp_path: Path) -> None:
     needs_package("uvicorn")
     write(tmp_path, 0)
     collector = Collector()
-    environment = {"OBSERVE_OTLP_ENDPOINT": collector.url, "OBSERVE_OTLP_PROTOCOL": "http/protobuf"}
+    environment: Any = {"OBSERVE_OTLP_ENDPOINT": collector.url, "OBSERVE_OTLP_PROTOCOL": "http/protobuf"}
     found = []
     with reloading(tmp_path, **environment) as (process, port):
         for generation in range(RELOADS + 1):
@@ -125,6 +132,18 @@ def test_reloads_leave_nothing_behind(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("fastapi-observe-*/*"))
     sent = len((tmp_path / "app.log").read_text("utf-8").splitlines())
     assert collector.names["GET /"] == sum('"endpoint":"/"' in line for line in _lines(tmp_path)) > RELOADS, sent
+
+
+def test_a_server_started_in_python_has_the_console(tmp_path: Path) -> None:
+    """`uvicorn.run(..., reload=True)` is development, before and after a reload."""
+    needs_package("uvicorn")
+    write(tmp_path, 0)
+    with reloading(tmp_path, in_python=True) as (_, port):
+        for generation in range(2):
+            if generation:
+                write(tmp_path, generation)
+            ask(port, generation)
+            assert httpx.get(f"http://127.0.0.1:{port}/observe/", trust_env=False).status_code == 200
 
 
 def _lines(directory: Path) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import grpc  # type: ignore[import-untyped]
 import pytest
 from collectors import Collector as Receiver
+from fastapi import FastAPI
 from opentelemetry import trace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
@@ -34,8 +35,9 @@ from fastapi_observe.traces.provider import ObserveTracerProvider, make_provider
 from fastapi_observe.traces.service import TracingService
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from conftest import Seen
     from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 
 
@@ -195,6 +197,16 @@ print(json.dumps([taken_over, inert, names(theirs), third.tracing.provider is re
 third.close()
 """
     ) == [True, "ProxyTracerProvider", ["a", "b", "c"], True]
+
+
+def test_a_tracer_is_made_once(observed: Callable[..., Seen]) -> None:
+    """`get_tracer` in a function returns the tracer of the first call: each would stay registered for forks."""
+    provider = observed(FastAPI(), otlp_endpoint=None).observe.tracing.provider
+    for attributes in (None, {"a": 1}):
+        first = provider.get_tracer("library", "1", None, attributes)
+        assert provider.get_tracer("library", "1", None, attributes) is first
+        assert provider.get_tracer("library", "2", None, attributes) is not first
+    assert provider.get_tracer("library", "1") is not provider.get_tracer("library", "1", None, {"a": 1})
 
 
 def test_the_global_provider_without_its_private_names() -> None:
