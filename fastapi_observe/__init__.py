@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+# First: this imports OpenTelemetry, and FastAPI imports it too.
+from fastapi_observe.settings import environment  # noqa: F401
+
+# isort: split
 from fastapi_observe.current import get_observability, job, operation, traced
 from fastapi_observe.install import install, install_worker
 from fastapi_observe.observability import Observability

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from fastapi_observe.settings.development import is_development, is_reloaded
 from fastapi_observe.settings.opentelemetry import (
     describe_ignored,
+    describe_left_out,
     describe_unmatched_urls,
     describe_unread,
     describe_unsupported_exporters,
@@ -551,6 +552,7 @@ class ObserveSettings(BaseSettings):
             settings._sources.update((name, source) for name, source in sources.items() if source != "default")  # noqa: SLF001
             settings._warnings = (  # noqa: SLF001
                 *describe_ignored(cls, ignored),
+                *describe_left_out(),
                 *describe_unsupported_exporters(),
                 *describe_unread(cls),
                 *describe_unmatched_urls(settings.exclude_urls),

@@ -10,7 +10,8 @@ import os
 import re
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.settings.sources import OTEL_PREFIX, describe_value, split, variables
+from fastapi_observe.settings.environment import invalid_variables
+from fastapi_observe.settings.sources import MAX_SHOWN_LENGTH, OTEL_PREFIX, describe_value, split, variables
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -24,6 +25,7 @@ READ_ELSEWHERE: Final = re.compile(
     r"EXPORTER_OTLP_(?:(?:TRACES|LOGS|METRICS)_)?(?:CERTIFICATE|CLIENT_CERTIFICATE|CLIENT_KEY|INSECURE)"  # export/
     r"|INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS"  # traces/server_span.py
     r"|PROPAGATORS"  # opentelemetry.propagate
+    r"|PYTHON_TRACER_PROVIDER"  # opentelemetry.trace
     r")"
 )
 """Variables that are read, but set no option."""
@@ -31,6 +33,7 @@ READ_ELSEWHERE: Final = re.compile(
 CONCERNED: Final = re.compile(
     r"OTEL_(?:"
     r"(?:BLRP|BSP|EXPORTER|LOGRECORD|LOGS|METRICS?|TRACES)_\w+"
+    r"|(?:SPAN_)?ATTRIBUTE_VALUE_LENGTH_LIMIT"
     r"|(?:EXPERIMENTAL_)?CONFIG_FILE|LOG_LEVEL|SEMCONV_STABILITY_OPT_IN"
     r"|INSTRUMENTATION_HTTP_CAPTURE_\w+"
     r"|PYTHON_(?:FASTAPI_\w+|ID_GENERATOR|TRACER_PROVIDER)"
@@ -69,6 +72,12 @@ def describe_ignored(
             seen.add(variable)
             invalid, expected = describe_value(name, settings_cls.model_fields[name], value)
             yield f"Ignored {variable}={invalid} (for {name}): expected {expected}."
+
+
+def describe_left_out() -> Iterator[str]:
+    """Yield one message for each `OTEL_*` variable with a value for which OpenTelemetry would raise."""
+    for variable in invalid_variables():
+        yield f"Ignored {variable.name}={variable.invalid[:MAX_SHOWN_LENGTH]!r}: expected {variable.expected}."
 
 
 def describe_unsupported_exporters() -> Iterator[str]:

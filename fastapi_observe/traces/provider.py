@@ -13,6 +13,7 @@ from fastapi_observe.export.queue import ExportQueue
 from fastapi_observe.export.setup import make_resource, make_transport, queue_limits, with_instance_id
 from fastapi_observe.internal.forks import register_at_fork
 from fastapi_observe.internal.opentelemetry import SpanFactory, replace_attributes
+from fastapi_observe.settings.environment import without_invalid_variables
 from fastapi_observe.traces.pending import TailTracer
 from fastapi_observe.traces.processors import ExportProcessor, GuardedProcessor
 from fastapi_observe.traces.sampling import (
@@ -98,7 +99,8 @@ class ObserveTracerProvider(TracerProvider):
         known = self._tracers_out.get(scope)
         if known is not None:  # older SDKs would make another one, which stays registered for forks
             return cast("trace.Tracer", known[0])
-        tracer = super().get_tracer(*names)
+        with without_invalid_variables():
+            tracer = super().get_tracer(*names)
         if isinstance(tracer, Tracer):
             self._tracers_out[scope] = tracer, names
         if self._tail_sampling and type(tracer) is Tracer:

@@ -35,6 +35,7 @@ from fastapi_observe.records.ids import ID_SOURCE
 from fastapi_observe.records.request import CONTEXT_KEY
 from fastapi_observe.redaction.redactor import Redactor
 from fastapi_observe.requests.trust import TrustPolicy
+from fastapi_observe.settings.environment import without_invalid_variables
 from fastapi_observe.traces.attribute_warnings import throttle_attribute_warnings
 from fastapi_observe.traces.context import RANDOM, TraceContext, well_formed_headers
 from fastapi_observe.traces.incoming import is_server_span, is_stale_context, parse_lone_traceparent
@@ -89,7 +90,8 @@ class TracingService:
         self._redactor = redactor or Redactor.from_settings(settings, internal_errors)
         self._capture_request = HeaderCapture(settings.capture_request_headers, "request", self._redactor)
         self._capture_response = HeaderCapture(settings.capture_response_headers, "response", self._redactor)
-        self.provider, self._owns_provider = make_provider(settings, internal_errors)
+        with without_invalid_variables():
+            self.provider, self._owns_provider = make_provider(settings, internal_errors)
         self._restore_warnings = throttle_attribute_warnings()
         self.tracer = self.provider.get_tracer("fastapi_observe", schema_url=SCHEMA_URL)
         own = self.provider if isinstance(self.provider, ObserveTracerProvider) else None

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from opentelemetry import trace
 from variables import environment, remove_variables
 
+from fastapi_observe import install
 from fastapi_observe.settings.model import ObserveSettings
 
 
@@ -51,6 +59,65 @@ def test_units_of_times_are_named() -> None:
         with environment(f"{variable}=soon"):
             (message,) = ObserveSettings().warnings()
         assert message.endswith(f": expected a number of seconds above 0 ({variable}: milliseconds).")
+
+
+def test_values_for_which_opentelemetry_raises_are_ignored() -> None:
+    """A value for which the SDK raises when a provider or tracer is made is left out there, and reported."""
+    for assignment in (
+        "OTEL_ATTRIBUTE_COUNT_LIMIT=many",
+        "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT=1.5",
+        "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT=0x10",
+        "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT=-1",
+        "OTEL_SPAN_EVENT_COUNT_LIMIT=x",
+        "OTEL_SPAN_LINK_COUNT_LIMIT=x",
+        "OTEL_PYTHON_METER_PROVIDER=none",
+        "OTEL_PYTHON_TRACER_PROVIDER=mine",
+        "OTEL_PROPAGATORS=b3,tracecontext",
+    ):
+        variable, _, value = assignment.partition("=")
+        app = FastAPI()
+        with environment(assignment):
+            observe = install(app, sample_ratio=1.0)
+            try:
+                (message,) = observe.settings.warnings()
+                with TestClient(app) as client:
+                    assert client.get("/").status_code == 404
+                with trace.get_tracer("theirs").start_as_current_span("work") as span:
+                    assert span.is_recording()
+                assert os.environ[variable] == value  # other programs that the app starts may know it
+            finally:
+                observe.close()
+        assert message.startswith(f"Ignored {variable}='{value.partition(',')[0]}': expected "), message
+
+
+def test_valid_values_that_opentelemetry_reads_are_left_to_it() -> None:
+    """Limits of spans count, an empty one is none, and propagators by name or none are not reported."""
+    with environment("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT= 40 ", "OTEL_SPAN_EVENT_COUNT_LIMIT=", "OTEL_PROPAGATORS=None"):
+        assert ObserveSettings().warnings() == ()
+    with environment("OTEL_PROPAGATORS=baggage, tracecontext", "OTEL_PYTHON_TRACER_PROVIDER=sdk_tracer_provider"):
+        assert ObserveSettings().warnings() == ()
+
+
+@pytest.mark.parametrize(
+    "assignment", ["OTEL_PROPAGATORS=b3multi,baggage", "OTEL_PROPAGATORS=jaeger", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT=x"]
+)
+def test_an_import_survives_them(assignment: str) -> None:
+    """Imported before FastAPI, the package imports OpenTelemetry without the values for which that raises."""
+    code = """
+import fastapi_observe, sys
+from fastapi import FastAPI
+from opentelemetry import propagate
+observe = fastapi_observe.install(FastAPI(), log_requests=False)
+sys.stderr.write(" ".join([*sorted(propagate.get_global_textmap().fields), observe.settings.warnings()[0]]))
+"""
+    variable, _, value = assignment.partition("=")
+    environ = {name: text for name, text in os.environ.items() if not name.startswith(("OTEL_", "OBSERVE_"))}
+    done = subprocess.run(  # noqa: S603 - code of ours
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, env={**environ, variable: value}
+    )
+    assert done.returncode == 0, done.stderr
+    fields = "baggage" if "baggage" in value else "baggage traceparent tracestate"
+    assert done.stderr.startswith(f"{fields} Ignored {variable}='{value.partition(',')[0]}': ")
 
 
 def test_the_next_variable_is_used_instead() -> None:
@@ -103,6 +170,7 @@ def test_unread_variables_are_named_once() -> None:
         "OTEL_METRICS_EXPORTER",
         "OTEL_PYTHON_FASTAPI_TRACED_REQUEST_ATTRS",
         "OTEL_SEMCONV_STABILITY_OPT_IN",
+        "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT",
     )
     with environment(
         *(f"{name}=otlp" for name in unread),
