@@ -310,7 +310,7 @@ def leaves(directory: str) -> dict[str, float]:
     both = children[1].call("level")
     children[0].call("request.finish")
     found = {"both": both, "level": children[1].call("level"), "jobs": children[1].call("jobs_total")}
-    found["files"] = len(list(Path(directory).glob("*/*/*.keys")))
+    found["files"] = len(list(Path(directory).glob("*/*/*.index")))
     for child in children:
         child.finish()
     return found

@@ -15,10 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import prometheus_client.metrics as prometheus_metrics
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
 from prometheus_client import values as prometheus_values
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+ExemplarTuple = tuple[dict[str, str], float, float]
+"""Labels, value, Unix time in seconds: an exemplar as a plain tuple, which is faster to make than an `Exemplar`."""
 
 format_float: Callable[[float], str] = floatToGoString
 """Format a number as the text format requires."""
@@ -44,6 +48,11 @@ class ValueSlot(NamedTuple):
     key: Any
     sample_name: str
     extra_labels: tuple[tuple[str, str], ...]
+
+
+def make_exemplar(exemplar: ExemplarTuple | None) -> Exemplar | None:
+    """Return an exemplar in prometheus_client's form."""
+    return None if exemplar is None else Exemplar(*exemplar)
 
 
 def list_collectors(registry: Any) -> list[Any]:

@@ -32,9 +32,6 @@ MAX_EXAMPLE_LENGTH: Final = 40
 _POSSIBLE_SECRET: Final = re.compile(r"([\w.~+-]{4})[\w.~+-]{12,}|[^\s@/]++(?=@)")
 """A long word may be a token, and the word before an @ a user name: a warning shows four characters at most."""
 
-ExemplarTuple = tuple[dict[str, str], float, float]
-"""Labels, value, timestamp in seconds."""
-
 
 class CellStore(Protocol):
     """Places the values of series where other processes see them.
@@ -42,10 +39,10 @@ class CellStore(Protocol):
     The implementation is `metrics.shared.cells.SharedCells`, which imports the modules that use this protocol.
     """
 
-    def bind(self, child: Any) -> None:
+    def bind(self, series: Any) -> None:
         """Give a new series its cells."""
 
-    def release(self, child: Any) -> None:
+    def release(self, series: Any) -> None:
         """Stop showing a series that was removed."""
 
 

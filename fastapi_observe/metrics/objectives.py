@@ -109,13 +109,13 @@ class ObjectiveCounts:
                 for labels, child in metric.children().copy().items():
                     yield labels, child.read(), _bounds(child)
             return
-        scope, readers, local_only = shared
+        install_id, readers, local_only = shared
         names = {metric.family()[0] for metric in (self._requests, self._duration)}
         for reader in readers:
             families = {
                 number: None if family["bounds"] is None else [float(bound) for bound in family["bounds"]]
                 for number, family in enumerate(reader.families)
-                if family.get("scope") == scope and family.get("name") in names
+                if family.get("owner") == install_id and family.get("name") in names
             }
             for number, labels, start, count in reader.series:
                 if number in families:

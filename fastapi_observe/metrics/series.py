@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol
 import prometheus_client
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
-from prometheus_client.samples import Exemplar
 
-from fastapi_observe.internal.prometheus_client import format_float
+from fastapi_observe.internal.prometheus_client import format_float, make_exemplar
 from fastapi_observe.metrics.budget import OVERFLOW, LabelSets
 from fastapi_observe.records.guard import CALLER_ERRORS, NO_OP, report_error
 
@@ -22,7 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Self
 
-    from fastapi_observe.metrics.budget import ExemplarTuple, SeriesLimiter
+    from prometheus_client.samples import Exemplar
+
+    from fastapi_observe.internal.prometheus_client import ExemplarTuple
+    from fastapi_observe.metrics.budget import SeriesLimiter
 
 MAX_LABEL_LENGTH: Final = 1024
 """Characters of a label value; the rest is cut off."""
@@ -276,8 +278,7 @@ class BoundedMetric(MetricWrapperBase):
 
     def get_exemplar(self, cell: int) -> Exemplar | None:
         """Return the exemplar of a cell in prometheus_client's form."""
-        exemplar = self.exemplars.get(cell)
-        return None if exemplar is None else Exemplar(*exemplar)
+        return make_exemplar(self.exemplars.get(cell))
 
     # Output
 

@@ -1,7 +1,7 @@
 """The archive: one file with the totals of all workers that have ended.
 
-Its first line is JSON: `merged` names the workers whose files it contains, `keys` is the number of bytes of keys, and
-`crc` is the CRC-32 of everything after this line. Then come keys and values, in the format of `workers/files.py`.
+Its first line is JSON: `merged` names the workers whose files it contains, `index_bytes` is the size of the index, and
+`crc` is the CRC-32 of everything after this line. Then come index and values, in the format of `workers/files.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OVERFLOW: Final = "__overflow__"
 """Each label value of the series with the label sets beyond the limit."""
 
 Totals = dict[tuple[bytes, tuple[str, ...]], list[float]]
-"""Cells by family (its JSON) and label values."""
+"""Cells by family (its description, as JSON) and label values."""
 
 
 class Archive:
@@ -79,8 +79,8 @@ class Archive:
         if zlib.crc32(body) != header["crc"]:
             raise ValueError("damaged")
         self.merged_files = frozenset(header["merged"])
-        keys, values = body[: header["keys"]], body[header["keys"] :]
-        self.reader.parse_keys(keys, len(values) // CELL_SIZE)
+        index, values = body[: header["index_bytes"]], body[header["index_bytes"] :]
+        self.reader.parse_index(index, len(values) // CELL_SIZE)
         self.reader.set_values(values)
 
     def merge(self, ended: Iterable[ValueFileReader], existing: frozenset[str]) -> None:
@@ -93,10 +93,10 @@ class Archive:
         totals: Totals = {}
         for reader in (self.reader, *ended):
             _add(totals, reader, self._max_label_sets)
-        keys, values = _encode(totals)
-        body = keys + values
+        index, values = _encode(totals)
+        body = index + values
         merged = [*sorted(self.merged_files & existing), *(reader.name for reader in ended)]
-        header = json.dumps({"merged": merged, "keys": len(keys), "crc": zlib.crc32(body)})
+        header = json.dumps({"merged": merged, "index_bytes": len(index), "crc": zlib.crc32(body)})
         temporary = self._path.with_suffix(".new")
         temporary.unlink(missing_ok=True)
         with os.fdopen(os.open(temporary, NEW_FILE, 0o600), "wb") as file:
@@ -114,17 +114,17 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _add(totals: Totals, reader: ValueFileReader, max_label_sets: int) -> None:
-    families = [(json.dumps(family), str(family.get("merge"))) for family in reader.families]
+    descriptions = [(json.dumps(family), str(family.get("archive_mode"))) for family in reader.families]
     # Samples of other collectors have no limit here: several of them belong to one label set, and must stay together.
     limited = [family.get("kind") != "samples" for family in reader.families]
     label_sets = Counter(family for family, _ in totals)
-    for number, labels, offset, count in reader.series:
-        family, mode = families[number]
+    for number, labels, offset, cell_count in reader.series:
+        family, mode = descriptions[number]
         if mode == "drop":
             continue
         if limited[number] and label_sets[family] >= max_label_sets and (family, labels) not in totals:
             labels = (OVERFLOW,) * len(labels)  # noqa: PLW2901 - it is counted there
-        cells = list(reader.values[offset : offset + count])
+        cells = list(reader.values[offset : offset + cell_count])
         before = totals.get((family, labels))
         if before is None:
             label_sets[family] += 1
@@ -145,11 +145,11 @@ MERGE_FUNCTIONS: Final[dict[str, Any]] = {
     "min": lambda before, cells: min((before, cells), key=lambda pair: (pair[1] <= 0, pair[0])),
     "latest": lambda before, cells: max((before, cells), key=lambda pair: pair[1]),
 }
-"""How the cells of two processes become one, by the `merge` of their family. `drop` keeps neither."""
+"""How the cells of two workers become one, by the `archive_mode` of their family. `drop` keeps neither."""
 
 
 def _encode(totals: Totals) -> tuple[bytes, bytes]:
-    """Return keys and values."""
+    """Return index and values."""
     numbers: dict[bytes, int] = {}
     lines: list[bytes] = []
     values = array("d", bytes(CELL_SIZE * HEADER_CELLS))

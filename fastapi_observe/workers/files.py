@@ -5,11 +5,14 @@ A worker is named `<pid>-<monotonic nanoseconds>`. Its files are this name with 
 - `.lock`: locked while the process runs. The kernel releases the lock however the process ends.
 - `.values`: cells, 8-byte doubles in native byte order. The first `HEADER_CELLS` belong to no series; cell 0 counts
   the replies to scrapes, the rest is unused.
-- `.keys`: JSON lines that say what the cells mean. Lines are only ever added. `[number, {...}]` describes a family; the
-  families of a worker are numbered from 0. `[number, [label values], offset, count]` is a series of that family, whose
-  cells are `count` doubles from `offset` on (in doubles).
-- `.ask`: a named pipe. Other workers write a byte to have scrape-time values published.
-- `.exemplars`: JSON, replaced as a whole when a scrape wants exemplars.
+- `.index`: JSON lines that say what the cells mean. Lines are only ever added. `[number, {...}]` describes a family, a
+  metric with all its series; the families of a worker are numbered from 0. `[number, [label values], offset, count]` is
+  a series of that family, whose cells are `count` doubles from `offset` on (in doubles).
+
+A description of a family is made and read by `metrics/shared`. Here only its `archive_mode` matters: what the archive
+keeps of a worker that has ended, `sum`, `max`, `min`, `latest` or `drop`.
+- `.requests`: a named pipe. Other workers write a byte to have scrape-time values published.
+- `.exemplars`: a list of `CellExemplar` as JSON, replaced as a whole when a scrape wants exemplars.
 """
 
 from __future__ import annotations
@@ -45,18 +48,18 @@ CELL_SIZE: Final = 8
 NEW_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 READ_FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
-# A worker is one whose `.keys` exists, and has ended if its `.lock` is not locked. So the first suffix goes first, and
+# A worker is one whose `.index` exists, and has ended if its `.lock` is not locked. So the first suffix goes first, and
 # the last one last: whatever interrupts the removal, no worker is seen that has lost some of its files.
-FILE_SUFFIXES: Final = (".keys", ".values", ".ask", ".exemplars", ".new", ".lock")
+FILE_SUFFIXES: Final = (".index", ".values", ".requests", ".exemplars", ".new", ".lock")
 
 
 class Series(NamedTuple):
-    """A line of keys that describes a series."""
+    """A line of the index that describes a series."""
 
-    family: int
+    family_number: int
     labels: tuple[str, ...]
     offset: int
-    size: int
+    cell_count: int
 
 
 class WrittenSeries(NamedTuple):
@@ -67,7 +70,7 @@ class WrittenSeries(NamedTuple):
 
 
 class ValueFileWriter:
-    """Writes the values and keys of this process.
+    """Writes the values and the index of this process.
 
     Only this process writes the cells, through a memory map, and the kernel keeps the pages when it is killed. So what
     had been counted is in the file to the last increment. Readers may see the cells of a histogram at slightly
@@ -85,11 +88,11 @@ class ValueFileWriter:
         self._written: dict[tuple[int, tuple[str, ...]], WrittenSeries] = {}
         self.values_descriptor = os.open(file_prefix.with_suffix(".values"), NEW_FILE, 0o600)
         try:
-            self.keys_descriptor = os.open(file_prefix.with_suffix(".keys"), NEW_FILE | os.O_APPEND, 0o600)
+            self.index_descriptor = os.open(file_prefix.with_suffix(".index"), NEW_FILE | os.O_APPEND, 0o600)
             try:
                 self._grow(MIN_GROWTH)
             except OSError:
-                os.close(self.keys_descriptor)
+                os.close(self.index_descriptor)
                 raise
         except OSError:
             os.close(self.values_descriptor)
@@ -99,7 +102,7 @@ class ValueFileWriter:
 
     def is_in_place(self) -> bool:
         """Return whether both files are still where they were made."""
-        return is_same_file(self.keys_descriptor, self.file_prefix.with_suffix(".keys")) and is_same_file(
+        return is_same_file(self.index_descriptor, self.file_prefix.with_suffix(".index")) and is_same_file(
             self.values_descriptor, self.file_prefix.with_suffix(".values")
         )
 
@@ -119,12 +122,12 @@ class ValueFileWriter:
     def _advance(self, count: int) -> None:
         self._free, self._free_offset = self._free[count:], self._free_offset + count
 
-    def allocate(self, family: bytes, labels: tuple[str, ...], initial: Sequence[float]) -> list[float]:
-        """Return the cells of a series. `family` is the JSON that describes its family.
+    def allocate(self, description: bytes, labels: tuple[str, ...], initial: Sequence[float]) -> list[float]:
+        """Return the cells of a series. `description` is that of its family, as JSON.
 
         New cells start with `initial`; existing ones are returned as they are. Raises OSError if there is no space.
         """
-        number = self._families.get(family, len(self._families))
+        number = self._families.get(description, len(self._families))
         series = self._written.get((number, labels))
         if series is None:
             if len(self._written) >= MAX_WRITTEN_SERIES:
@@ -134,39 +137,39 @@ class ValueFileWriter:
                 series.cells[index] = value
             line = json.dumps((number, labels, series.offset, len(initial))) + b"\n"
             if number == len(self._families):
-                line = b"[%d,%b]\n%b" % (number, family, line)
-            # The keys come last: a reader that finds them finds the values too. If they cannot be written, the cells
-            # are cleared, because the next series gets them.
+                line = b"[%d,%b]\n%b" % (number, description, line)
+            # The index comes last: a reader that finds the line finds the values too. If it cannot be written, the
+            # cells are cleared, because the next series gets them.
             try:
-                self._write_keys(line)
+                self._write_index(line)
             except OSError:
                 series.cells[:] = memoryview(bytes(CELL_SIZE * len(initial))).cast("d")
                 raise
             self._advance(len(initial))
-            self._families[family] = number
+            self._families[description] = number
             self._written[number, labels] = series
         return cast("list[float]", series.cells)
 
-    def cell_offset(self, family: bytes, labels: tuple[str, ...]) -> int:
+    def cell_offset(self, description: bytes, labels: tuple[str, ...]) -> int:
         """Return the offset of the cells of a series, in doubles. Raises KeyError if there is no such series."""
-        return self._written[self._families[family], labels].offset
+        return self._written[self._families[description], labels].offset
 
-    def _write_keys(self, line: bytes) -> None:
-        before = os.fstat(self.keys_descriptor).st_size
+    def _write_index(self, line: bytes) -> None:
+        before = os.fstat(self.index_descriptor).st_size
         try:
-            if os.write(self.keys_descriptor, line) == len(line):
+            if os.write(self.index_descriptor, line) == len(line):
                 return
         except OSError:
-            os.ftruncate(self.keys_descriptor, before)
+            os.ftruncate(self.index_descriptor, before)
             raise
-        os.ftruncate(self.keys_descriptor, before)
-        raise OSError(f"no space for {len(line)} bytes of keys")
+        os.ftruncate(self.index_descriptor, before)
+        raise OSError(f"no space for {len(line)} bytes of the index")
 
     def close(self) -> None:
         """Close the files. Cells that are still referenced stay usable, and keep the map (and a descriptor) open."""
         self._free = self.header = memoryview(bytes(CELL_SIZE)).cast("d")
         self._written = {}
-        os.close(self.keys_descriptor)
+        os.close(self.index_descriptor)
         os.close(self.values_descriptor)
 
 
@@ -184,34 +187,34 @@ class WorkerHandles:
             # The lock comes first: files without a lock on them are those of a worker that has ended.
             made.append(os.open(self.file_prefix.with_suffix(".lock"), NEW_FILE, 0o600))
             lock_file(made[0])
-            os.mkfifo(self.file_prefix.with_suffix(".ask"), 0o600)
+            os.mkfifo(self.file_prefix.with_suffix(".requests"), 0o600)
             # Opened for writing too, so that a reader sees no end of file when the last writer closes the pipe.
-            made.append(os.open(self.file_prefix.with_suffix(".ask"), os.O_RDWR | os.O_CLOEXEC))
+            made.append(os.open(self.file_prefix.with_suffix(".requests"), os.O_RDWR | os.O_CLOEXEC))
             self.files = ValueFileWriter(self.file_prefix)
         except BaseException:
             remove_worker_files(directory, [self.file_prefix.name])
             for descriptor in made:
                 os.close(descriptor)
             raise
-        self.lock, self.ask = made
+        self.lock, self.requests = made
 
     def is_in_place(self) -> bool:
         """Return whether all files are still where they were made."""
         return (
             is_same_file(self.lock, self.file_prefix.with_suffix(".lock"))
-            and is_same_file(self.ask, self.file_prefix.with_suffix(".ask"))
+            and is_same_file(self.requests, self.file_prefix.with_suffix(".requests"))
             and self.files.is_in_place()
         )
 
     def close(self) -> None:
         """Close the files."""
         self.files.close()
-        for descriptor in (self.lock, self.ask):
+        for descriptor in (self.lock, self.requests):
             os.close(descriptor)
 
 
 class ValueFileReader:
-    """Reads the files of one worker again at each `refresh`. Keys that have been parsed are kept.
+    """Reads the files of one worker again at each `refresh`. Lines of the index that have been parsed are kept.
 
     `unreadable` is set when something in the files is invalid; the rest is used. The files of this process are read
     through the descriptors of `writer`, so that they can be read after somebody has removed them.
@@ -226,10 +229,10 @@ class ValueFileReader:
         self.families: list[dict[str, Any]] = []
         self.series: list[Series] = []
         self.values: memoryview[float] = memoryview(b"").cast("d")
-        self._keys: Path | int = file_prefix.with_suffix(".keys")
+        self._index: Path | int = file_prefix.with_suffix(".index")
         self._values: Path | int = file_prefix.with_suffix(".values")
         if writer is not None:
-            self._keys, self._values = writer.keys_descriptor, writer.values_descriptor
+            self._index, self._values = writer.index_descriptor, writer.values_descriptor
         self._bytes_parsed = 0
         self._cells_used = 0
         self._pending: list[Series] = []
@@ -240,33 +243,31 @@ class ValueFileReader:
         return self.file_prefix.name
 
     def refresh(self) -> None:
-        """Read the keys that have been added, and all values. Raises FileNotFoundError if the files are gone."""
-        # Keys before values: the value file only grows, so every cell that a key names is in it by then.
-        added = _read(self._keys, self._bytes_parsed)
+        """Read what was added to the index, and all values. Raises FileNotFoundError if the files are gone."""
+        # Index before values: the value file only grows, so every cell that a line names is in it by then.
+        added = _read(self._index, self._bytes_parsed)
         complete = added[: added.rfind(b"\n") + 1]
-        self.parse_keys(complete, _file_size(self._values) // CELL_SIZE)
+        self.parse_index(complete, _file_size(self._values) // CELL_SIZE)
         self._bytes_parsed += len(complete)
         self.set_values(_read(self._values, 0, self._cells_used * CELL_SIZE))
 
-    def parse_keys(self, lines: bytes, cell_count: int) -> None:
-        """Parse lines of keys for a file with so many cells."""
+    def parse_index(self, lines: bytes, file_cells: int) -> None:
+        """Parse lines of an index, for a value file with `file_cells` cells."""
         for line in lines.splitlines():
             try:
-                self._parse_line(json.loads(line), cell_count)
+                self._parse_line(json.loads(line), file_cells)
             except (ValueError, TypeError, IndexError):
                 self.unreadable = True
 
-    def _parse_line(self, entry: Any, cell_count: int) -> None:
+    def _parse_line(self, entry: Any, file_cells: int) -> None:
         if len(entry) == 2:  # noqa: PLR2004 - number and description
-            number, family = entry
-            if number != len(self.families) or not isinstance(family, dict):
+            number, description = entry
+            if number != len(self.families) or not isinstance(description, dict):
                 raise ValueError
-            self.families.append(family)
+            self.families.append(description)
             return
         number, labels, offset, count = entry
-        if not (0 <= number < len(self.families) and HEADER_CELLS <= offset <= offset + count <= cell_count):
-            raise ValueError
-        if count <= 0:
+        if not (0 <= number < len(self.families) and HEADER_CELLS <= offset < offset + count <= file_cells):
             raise ValueError
         self._pending.append(Series(number, tuple([str(label) for label in labels]), offset, count))
         self._cells_used = max(self._cells_used, offset + count)

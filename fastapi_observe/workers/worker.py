@@ -1,8 +1,8 @@
 """`Worker`: joins the directory of its server, reads what all workers have counted, and leaves.
 
-Each process writes its own files and reads those of all. There is no central process and no message carries a count:
-a scrape in any worker reads every file and adds up. Only values that exist at scrape time alone (functions, collectors)
-need the other workers, which publish them on request.
+Each process writes its own files and reads those of all; `workers/files.py` describes them. There is no central
+process and no message carries a count: a scrape in any worker reads every file and adds up. Only values that exist at
+scrape time alone (functions, collectors) need the other workers, which publish them on request, in their files.
 
 A worker that has ended, killed or not, has no lock on its files any more. The next reader merges its totals into the
 archive and removes its files.
@@ -49,6 +49,8 @@ from fastapi_observe.workers.files import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from fastapi_observe.internal.prometheus_client import ExemplarTuple
+
 JOIN_TIMEOUT: Final = 2.0
 """Seconds that a worker waits for the lock of the directory when it joins; a fourth of it when it leaves."""
 
@@ -69,14 +71,12 @@ MSG_QUIT: Final = b"q"
 LOGGER: Final = logging.getLogger("fastapi_observe")
 
 
-class Exemplar(NamedTuple):
-    """An exemplar: offset of the series, index of the cell, labels, value, and Unix time in seconds."""
+class CellExemplar(NamedTuple):
+    """The exemplar of a cell: offset of the series in the value file, number of the cell in the series, exemplar."""
 
     offset: int
     cell: int
-    labels: dict[str, str]
-    value: float
-    timestamp: float
+    exemplar: ExemplarTuple
 
 
 class Worker:
@@ -94,7 +94,7 @@ class Worker:
     ) -> None:
         self.directory = directory
         self.live_workers = 1
-        self.scrape_callbacks: list[Callable[[bool], list[Exemplar]]] = []
+        self.scrape_callbacks: list[Callable[[bool], list[CellExemplar]]] = []
         self.shared_state: dict[str, Any] = {}
         self.exemplars: dict[str, list[Any]] = {}
         self.publish_lock = threading.Lock()
@@ -104,9 +104,9 @@ class Worker:
         self._internal_errors = internal_errors
         self._archive = Archive(directory, max_ended_label_sets)
         self._readers: dict[str, ValueFileReader] = {}
-        self._own_exemplars: list[Exemplar] = []
+        self._own_exemplars: list[CellExemplar] = []
         self._unreadable: set[object] = set()
-        self._detached = self._leaving = False
+        self._sharing_stopped = self._leaving = False
         # Some values are reported by this process only; and whether one found no space since the last publication,
         # which tries again for all of them.
         self._lacks_space = self._found_no_space = False
@@ -129,7 +129,7 @@ class Worker:
     @property
     def degraded(self) -> bool:
         """Whether some values are reported by this process only, for lack of space or of a directory."""
-        return self._detached or self._lacks_space
+        return self._sharing_stopped or self._lacks_space
 
     @property
     def unreadable(self) -> int:
@@ -168,7 +168,7 @@ class Worker:
 
     def _check_files(self) -> bool:
         """Return whether values are shared. Stops sharing for good when files were removed or others may write."""
-        if self._detached:
+        if self._sharing_stopped:
             return False
         try:
             for path in (self.directory.parent, self.directory):
@@ -180,7 +180,7 @@ class Worker:
             reason = exc.strerror or str(exc)
         # There is no way back. The other workers have lost their files too, or merge what this one had written; a
         # new directory could count that again.
-        self._detached = True
+        self._sharing_stopped = True
         LOGGER.warning(
             "Worker processes no longer share their metrics in %s: %s. Each /metrics now reports one worker only. "
             "Restart the server, and set multiprocess_directory to a directory that nothing cleans up "
@@ -192,18 +192,18 @@ class Worker:
 
     # Writing
 
-    def allocate(self, family: bytes, labels: tuple[str, ...], initial: list[float]) -> list[float] | None:
-        """Return the cells of a series, or None if there is no space."""
+    def allocate(self, description: bytes, labels: tuple[str, ...], initial: list[float]) -> list[float] | None:
+        """Return the cells of a series, or None if there is no space. `description` is that of its family, as JSON."""
         try:
             with self._write_lock:
-                return self._handles.files.allocate(family, labels, initial)
+                return self._handles.files.allocate(description, labels, initial)
         except OSError:
             self._lacks_space = self._found_no_space = True
             return None
 
-    def cell_offset(self, family: bytes, labels: tuple[str, ...]) -> int:
+    def cell_offset(self, description: bytes, labels: tuple[str, ...]) -> int:
         """Return the offset of the cells of a series. Raises KeyError if there is no such series."""
-        return self._handles.files.cell_offset(family, labels)
+        return self._handles.files.cell_offset(description, labels)
 
     # Reading
 
@@ -239,7 +239,9 @@ class Worker:
         names = {self.file_prefix.name}
         with suppress(OSError):  # the directory was removed
             names.update(
-                entry.name.removesuffix(".keys") for entry in os.scandir(self.directory) if entry.name.endswith(".keys")
+                entry.name.removesuffix(".index")
+                for entry in os.scandir(self.directory)
+                if entry.name.endswith(".index")
             )
         return sorted(names - self._archive.merged_files)
 
@@ -297,7 +299,7 @@ class Worker:
         for reader in peers:
             with suppress(OSError):
                 before = reader.reply_count()
-                _write_pipe(reader.file_prefix.with_suffix(".ask"), MSG_EXEMPLARS if exemplars else MSG_VALUES)
+                _write_pipe(reader.file_prefix.with_suffix(".requests"), MSG_EXEMPLARS if exemplars else MSG_VALUES)
                 waiting.append((reader, before))
         self.publish_values(exemplars=exemplars)
         deadline = monotonic() + REPLY_TIMEOUT
@@ -312,7 +314,7 @@ class Worker:
     def publish_values(self, *, exemplars: bool) -> None:
         """Write the scrape-time values of this process to its files."""
         with self.publish_lock:
-            found: list[Exemplar] = []
+            found: list[CellExemplar] = []
             self._found_no_space = False
             for callback in list(self.scrape_callbacks):
                 try:
@@ -325,7 +327,7 @@ class Worker:
             self._lacks_space = self._found_no_space
             self._handles.files.header[REPLY_COUNT_CELL] += 1
 
-    def _write_exemplars(self, exemplars: list[Exemplar]) -> None:
+    def _write_exemplars(self, exemplars: list[CellExemplar]) -> None:
         temporary = self.file_prefix.with_suffix(".new")
         try:
             temporary.write_bytes(json.dumps(exemplars, default=tuple))
@@ -336,11 +338,11 @@ class Worker:
     def _listen(self) -> None:
         watch_at = monotonic() + WATCH_INTERVAL
         poll = select.poll()
-        poll.register(self._handles.ask, select.POLLIN)
+        poll.register(self._handles.requests, select.POLLIN)
         while not self._leaving:
             if poll.poll(max(0.0, watch_at - monotonic()) * 1000):
                 try:
-                    messages = os.read(self._handles.ask, 4096)
+                    messages = os.read(self._handles.requests, 4096)
                 except OSError:  # pragma: no cover - `leave` has closed it after waiting for this thread in vain
                     return
                 if MSG_QUIT in messages:
@@ -384,7 +386,7 @@ class Worker:
     def stop_listening(self) -> None:
         """End the thread that replies to other workers."""
         self._leaving = True
-        os.write(self._handles.ask, MSG_QUIT)
+        os.write(self._handles.requests, MSG_QUIT)
         self._thread.join(JOIN_TIMEOUT / 4)
 
     def close(self) -> None:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 SOAK = "OBSERVE_SOAK" in os.environ
 SUM = orjson.dumps(
-    {"scope": "0", "name": "n", "kind": "counter", "doc": "", "labels": ["a"], "mode": "sum", "merge": "sum"}
+    {"owner": "0", "name": "n", "kind": "counter", "doc": "", "labels": ["a"], "mode": "sum", "archive_mode": "sum"}
 )
 
 
@@ -105,7 +105,7 @@ def test_files_that_cannot_be_made_leave_nothing(failing: str, tmp_path: Path, m
     real = getattr(os, failing)
 
     def fail(*arguments: object, **options: object) -> object:
-        if failing == "posix_fallocate" or str(arguments[0]).endswith(".keys"):
+        if failing == "posix_fallocate" or str(arguments[0]).endswith(".index"):
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(*arguments, **options)
 
@@ -173,12 +173,12 @@ def test_an_interrupted_merge_counts_once(tmp_path: Path, monkeypatch: pytest.Mo
         patch.setattr(worker_module, "remove_worker_files", lambda *_: (_ for _ in ()).throw(OSError("killed")))
         first = Member(tmp_path)
         assert first.samples()["jobs_total"] == {(): 3}
-        assert dead.worker.file_prefix.with_suffix(".keys").exists()
+        assert dead.worker.file_prefix.with_suffix(".index").exists()
         assert first.samples()["jobs_total"] == {(): 3}
         first.die()
     second = Member(tmp_path)
     assert second.samples()["jobs_total"] == {(): 3}
-    assert not dead.worker.file_prefix.with_suffix(".keys").exists()
+    assert not dead.worker.file_prefix.with_suffix(".index").exists()
     second.leave()
 
 
@@ -193,7 +193,7 @@ def test_no_space_for_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert member.samples()["jobs_total"] == {(): 3}
     monkeypatch.undo()
     assert member.samples()["jobs_total"] == {(): 3}
-    assert not dead.worker.file_prefix.with_suffix(".keys").exists()
+    assert not dead.worker.file_prefix.with_suffix(".index").exists()
     member.leave()
 
 
@@ -211,7 +211,7 @@ def test_a_locked_directory_is_not_merged(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(worker_module, "lock_file", refuse)
     monkeypatch.setattr(worker_module, "JOIN_TIMEOUT", 0.02)
     assert member.samples()["jobs_total"] == {(): 4}
-    assert dead.worker.file_prefix.with_suffix(".keys").exists()
+    assert dead.worker.file_prefix.with_suffix(".index").exists()
     with pytest.raises(OSError, match="too long"):
         Worker(tmp_path / NAME, InternalErrors())
     member.leave()
@@ -267,14 +267,14 @@ def test_a_worker_whose_lock_cannot_be_opened_counts_as_live(tmp_path: Path) -> 
     lock.symlink_to(tmp_path)
     assert other.samples()["fastapi_observe_workers"] == {(): 2}
     assert other.samples()["jobs_total"] == {(): 2}
-    assert ended.worker.file_prefix.with_suffix(".keys").exists()
+    assert ended.worker.file_prefix.with_suffix(".index").exists()
     other.leave()
 
 
 def test_new_series_have_values(tmp_path: Path) -> None:
     """A thread that reads the series of a worker while another refreshes them finds a value for each."""
     reader = ValueFileReader(tmp_path / "1-1", 1)
-    reader.parse_keys(b'[0,{"name":"a"}]\n[0,["x"],8,2]\n', 10)
+    reader.parse_index(b'[0,{"name":"a"}]\n[0,["x"],8,2]\n', 10)
     assert reader.series == []
     reader.set_values(bytes(80))
     assert reader.series == [(0, ("x",), 8, 2)]
@@ -314,7 +314,7 @@ def test_damage_spoils_no_scrape(data: st.DataObject) -> None:
             sorted(
                 path
                 for path in (root / NAME).glob("*")
-                if path.suffix in {".keys", ".values"} or path.name == "archive"
+                if path.suffix in {".index", ".values"} or path.name == "archive"
             )
             if (root / NAME).exists()
             else []
@@ -339,7 +339,7 @@ def test_damage_spoils_no_scrape(data: st.DataObject) -> None:
         member.metrics.counter("own_total", "Own.").inc(2)
         for _ in range(2):
             assert member.samples()["own_total"] == {(): 2}
-        assert not member.internal_errors.counts.keys() - {"workers.shape"}
+        assert not member.internal_errors.counts.keys() - {"workers.mismatch"}
         member.leave()
 
 
@@ -351,7 +351,7 @@ def test_unreadable_files_are_counted_once(tmp_path: Path) -> None:
     os.truncate(first.worker.file_prefix.with_suffix(".values"), 0)
     second = Member(tmp_path)
     second.metrics.counter("jobs_total", "Jobs.").inc(4)
-    with second.worker.file_prefix.with_suffix(".keys").open("ab") as file:
+    with second.worker.file_prefix.with_suffix(".index").open("ab") as file:
         file.write(b"nonsense\n[7,7,7,7]\n[3,[],8,1]\n")
     second.samples()
     samples = second.samples()

@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
     from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.metrics.budget import SeriesLimiter
-    from fastapi_observe.workers.worker import Exemplar, Worker
+    from fastapi_observe.workers.worker import CellExemplar, Worker
 
 
-def describe(scope: str, metric: BoundedMetric) -> dict[str, Any]:
+def describe_metric(install_id: str, metric: BoundedMetric) -> dict[str, Any]:
     """Return what other workers need to expose a metric, even if they have none of that name.
 
-    `scope` identifies the install, and is the same in all workers. `mode` is how the values of live workers are merged,
-    `merge` what the archive does with those of an ended one.
+    `owner` is the install, so that two installs may have metrics of one name. `mode` is how the values of live workers
+    are merged, `archive_mode` what the archive does with those of an ended one.
     """
     name, _ = metric.family()
     gauge = isinstance(metric, Gauge)
     return {
-        "scope": scope,
+        "owner": install_id,
         "name": name,
         "kind": metric.kind,
         "doc": metric.documentation(),
         "labels": metric.label_names(),
         "bounds": [str(bound) for bound in metric.bounds()] if isinstance(metric, Histogram) else None,
         "mode": metric.mode if isinstance(metric, Gauge) else "sum",
-        "merge": "drop" if gauge else "sum",
+        "archive_mode": "drop" if gauge else "sum",
     }
 
 
@@ -48,7 +48,7 @@ class MovedCells(NamedTuple):
 
 
 class SharedCells:
-    """The metrics of one install in a worker.
+    """The metrics of one install in a worker. `install_id` is the same in all workers.
 
     Series that find no space keep their values in this process, in `local_only`, until there is space. A gauge has a
     second cell: 1 if it is exposed, 0 if it was removed.
@@ -58,12 +58,12 @@ class SharedCells:
         self,
         worker: Worker,
         limiter: SeriesLimiter,
-        scope: str,
+        install_id: str,
         metrics: Callable[[], Iterable[BoundedMetric]],
         internal_errors: InternalErrors,
     ) -> None:
         self.worker = worker
-        self.scope = scope
+        self.install_id = install_id
         self.local_only: list[BoundedMetric] = []
         self._metrics = metrics
         self._internal_errors = internal_errors
@@ -80,13 +80,13 @@ class SharedCells:
         """Yield everything that has cells."""
         return metric_series(self._metrics())
 
-    def bind(self, child: BoundedMetric) -> None:
+    def bind(self, series: BoundedMetric) -> None:
         """Give a new series its cells in the file. The caller holds the lock of the limiter."""
-        cells = self._allocate(child, [float(cell) for cell in child.cells])
+        cells = self._allocate(series, [float(cell) for cell in series.cells])
         if cells is None:
-            self.local_only.append(child)
+            self.local_only.append(series)
         else:
-            child.cells = cells
+            series.cells = cells
 
     def _move(self, series: BoundedMetric) -> bool:
         # Threads increment without a lock. One that has read `series.cells` before this line adds to the old cells
@@ -114,19 +114,19 @@ class SharedCells:
         return cells
 
     def description(self, series: BoundedMetric) -> bytes:
-        """Return the JSON that describes the family of a series."""
+        """Return the description of the family of a series, as JSON."""
         key = (series.family()[0], series.kind)
         described = self._descriptions.get(key)
         if described is None:
-            described = self._descriptions[key] = json.dumps(describe(self.scope, series))
+            described = self._descriptions[key] = json.dumps(describe_metric(self.install_id, series))
         return described
 
-    def release(self, child: BoundedMetric) -> None:
+    def release(self, series: BoundedMetric) -> None:
         """Hide a gauge that was removed. Counters and histograms stay in the total."""
-        if child in self.local_only:
-            self.local_only.remove(child)
-        if isinstance(child, Gauge) and len(child.cells) > 1:
-            child.cells[1] = 0.0
+        if series in self.local_only:
+            self.local_only.remove(series)
+        if isinstance(series, Gauge) and len(series.cells) > 1:
+            series.cells[1] = 0.0
 
     def move_pending(self) -> None:
         """Add what threads have added to old cells, and try again to find space for `local_only`."""
@@ -138,7 +138,7 @@ class SharedCells:
                         moved_values[index] = value
             self.local_only = [series for series in self.local_only if not self._move(series)]
 
-    def publish(self, exemplars: bool) -> list[Exemplar]:  # noqa: FBT001 - a callback of the worker
+    def publish(self, exemplars: bool) -> list[CellExemplar]:  # noqa: FBT001 - a callback of the worker
         """Write the values of functions to the cells. Returns the exemplars, if wanted."""
         self.move_pending()
         for metric in list(self._metrics()):
@@ -154,14 +154,14 @@ class SharedCells:
             except Exception as exc:  # noqa: BLE001 - a function of the user may raise anything
                 self._internal_errors("collect", exc)
 
-    def _exemplars(self) -> list[Exemplar]:
-        from fastapi_observe.workers.worker import Exemplar  # noqa: PLC0415 - not needed in a single process
+    def _exemplars(self) -> list[CellExemplar]:
+        from fastapi_observe.workers.worker import CellExemplar  # noqa: PLC0415 - not needed in a single process
 
-        found: list[Exemplar] = []
+        found: list[CellExemplar] = []
         for series in self.series():
             if series.exemplars and series not in self.local_only:
                 offset = self.worker.cell_offset(self.description(series), series.label_values())
-                found.extend(Exemplar(offset, cell, *one) for cell, one in series.exemplars.copy().items())
+                found.extend(CellExemplar(offset, cell, each) for cell, each in series.exemplars.copy().items())
         return found
 
 
@@ -174,7 +174,7 @@ def metric_series(metrics: Iterable[BoundedMetric]) -> Iterator[BoundedMetric]:
             yield from list(metric.children().values())
 
 
-def detach(series: Iterable[BoundedMetric]) -> None:
+def move_to_memory(series: Iterable[BoundedMetric]) -> None:
     """Give series cells in the memory of this process. Gauges keep their value, everything else starts at zero."""
     for each in series:
         each.cells = [each.cells[0]] if isinstance(each, Gauge) else [0] * (len(each.cells) - 1) + [0.0]

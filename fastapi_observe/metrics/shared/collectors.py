@@ -85,7 +85,7 @@ class MergedFamilyText:
     def render(self, *, openmetrics: bool) -> str:
         """Return the family in the text format, or in OpenMetrics with exemplars. Empty if it has no series."""
         series = self._merged.merge(self._exemplars, self._local)
-        return self._merged.shape.render_series(series, openmetrics=openmetrics)
+        return self._merged.template.render_series(series, openmetrics=openmetrics)
 
 
 def collectors_of(registry: Any) -> list[Any]:

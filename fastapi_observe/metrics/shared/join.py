@@ -69,7 +69,7 @@ class WorkerGroup:
         self._sharing = sharing
         self._installed_in = os.getpid()
         self._app = app_identity(settings.service_name, title)
-        self._scope = f"{self._app}-{INSTALL_COUNTS[self._app]}"
+        self._install_id = f"{self._app}-{INSTALL_COUNTS[self._app]}"
         INSTALL_COUNTS[self._app] += 1
         self._started = False
         self._directory: Path | None = None
@@ -146,7 +146,7 @@ class WorkerGroup:
             worker, users = JOINED_WORKERS[directory]
             users.append(self)
             self._directory = directory
-        self._sharing.share(worker, self._scope)
+        self._sharing.share(worker, self._install_id)
 
     def stop(self) -> None:
         """Leave the other workers. What was counted stays in their totals."""

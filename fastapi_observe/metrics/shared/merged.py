@@ -1,4 +1,4 @@
-"""`FamilyIndex`: the metrics of this package as all workers have counted them, added up family by family."""
+"""`MergedFamilies`: what all workers have counted, family by family (a metric with all its series)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fastapi_observe.metrics.shared.samples import ExemplarsBySeries, SampleFami
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from fastapi_observe.metrics.budget import ExemplarTuple
+    from fastapi_observe.internal.prometheus_client import ExemplarTuple
     from fastapi_observe.workers.files import ValueFileReader
 
 CellRefs = list[tuple["ValueFileReader", int]]
@@ -36,14 +36,16 @@ GAUGE_MODES: Final[dict[str, Any]] = {"sum": sum, "max": max, "min": min}
 
 
 class MergedFamily:
-    """A family with the series of all workers. `shape` is a metric without series that renders them."""
+    """A family with the series of all workers. `template` is a metric without series that renders them."""
 
-    def __init__(self, shape: BoundedMetric, mode: str) -> None:
-        self.shape = shape
+    def __init__(self, template: BoundedMetric, mode: str) -> None:
+        self.template = template
         self.mode = mode
         self.series: dict[tuple[str, ...], MergedSeries] = {}
         # Number of cells of a series: its buckets and the sum, a value and whether it is exposed, or a count.
-        self.width = len(shape.bounds()) + 1 if isinstance(shape, Histogram) else 2 if isinstance(shape, Gauge) else 1
+        self.width = (
+            len(template.bounds()) + 1 if isinstance(template, Histogram) else 2 if isinstance(template, Gauge) else 1
+        )
         self._had_exemplars = False
 
     def add(self, labels: tuple[str, ...], reader: ValueFileReader, offset: int) -> None:
@@ -53,20 +55,20 @@ class MergedFamily:
     def _get(self, labels: tuple[str, ...]) -> MergedSeries:
         series = self.series.get(labels)
         if series is None:
-            joined = join_labels(self.shape.limiter.constant_labels, self.shape.label_names(), labels)
+            joined = join_labels(self.template.limiter.constant_labels, self.template.label_names(), labels)
             series = self.series[labels] = MergedSeries(joined)
         return series
 
     def family(self) -> tuple[str, str]:
         """Return the name of the family, without the suffix of counters, and its type."""
-        return self.shape.family()
+        return self.template.family()
 
     def merge(self, exemplars: ExemplarsBySeries, local: Iterable[BoundedMetric]) -> Sequence[MergedSeries]:
         """Return the series with their present values. `local` are series that only this worker has."""
         local_by_labels = {series.label_values(): series for series in local}
         for labels in local_by_labels:
             self._get(labels)
-        if isinstance(self.shape, Gauge):
+        if isinstance(self.template, Gauge):
             return self._merge_gauges(local_by_labels)
         if exemplars or self._had_exemplars:
             for series in self.series.values():
@@ -99,7 +101,7 @@ class MergedFamily:
 
 
 class MergedSeries:
-    """One series, as the rendering of `shape` needs it."""
+    """One series, as the rendering of `template` needs it."""
 
     __slots__ = ("braced", "exemplars", "pairs", "refs", "value", "values")
 
@@ -143,8 +145,10 @@ def _to_count(value: float) -> float:
     return int(value) if -inf < value < inf else value
 
 
-class FamilyIndex:
-    """Assigns the series in the files of the workers to families. Assignments are kept until the set of files changes.
+class MergedFamilies:
+    """Families of all workers, by owner and name, with the series that are in the files of the workers.
+
+    `update` assigns the series to families. Assignments are kept until the set of files changes.
 
     `mismatched` are descriptions that are invalid, or differ from another worker's metric of the same name.
     `constant_labels` are on each series.
@@ -179,15 +183,15 @@ class FamilyIndex:
     def _find(self, description: dict[str, Any]) -> MergedFamily | SampleFamily | None:
         """Return the family of a description; None if it is invalid or does not match the family of that name."""
         try:
-            key = (description["scope"], description["name"])
+            key = (description["owner"], description["name"])
             family = self.families.get(key)
             made = (
                 SampleFamily(description)
                 if description["kind"] == "samples"
-                else MergedFamily(_make_shape(description, self._constant_labels), description["mode"])
+                else MergedFamily(_make_template(description, self._constant_labels), description["mode"])
             )
         except (KeyError, TypeError, ValueError, AttributeError):
-            self.mismatched.add((str(description.get("scope")), str(description.get("name"))))
+            self.mismatched.add((str(description.get("owner")), str(description.get("name"))))
             return None
         if family is None:
             self.families[key] = made
@@ -202,11 +206,11 @@ def _comparable(family: MergedFamily | SampleFamily) -> object:
     """Return what must be equal in all workers."""
     if isinstance(family, SampleFamily):
         return family.type
-    shape = family.shape
-    return type(shape), shape.label_names(), shape.bounds() if isinstance(shape, Histogram) else None
+    template = family.template
+    return type(template), template.label_names(), template.bounds() if isinstance(template, Histogram) else None
 
 
-def _make_shape(description: dict[str, Any], constant_labels: Mapping[str, str] | None) -> BoundedMetric:
+def _make_template(description: dict[str, Any], constant_labels: Mapping[str, str] | None) -> BoundedMetric:
     limiter = SeriesLimiter(UNLIMITED, UNLIMITED, constant_labels=constant_labels)
     arguments = description["name"], description["doc"], tuple(description["labels"]), limiter
     if description["kind"] == "histogram":

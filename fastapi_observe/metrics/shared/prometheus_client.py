@@ -25,8 +25,8 @@ from fastapi_observe.internal.prometheus_client import (
     value_slots,
 )
 from fastapi_observe.metrics.series import BoundedMetric
-from fastapi_observe.metrics.shared.samples import describe, record_labels
-from fastapi_observe.workers.worker import Exemplar
+from fastapi_observe.metrics.shared.samples import describe_samples, encode_sample
+from fastapi_observe.workers.worker import CellExemplar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -45,16 +45,17 @@ def is_prometheus_client_metric(collector: object) -> bool:
 class CellValue:
     """A value of a metric, with the interface of prometheus_client's `MutexValue`, whose cells may be in a file.
 
-    The second cell is the time when it was set, as `multiprocess_mode="mostrecent"` needs it; 0 if it never was.
+    `description` and `labels` are those for `Worker.allocate`. The second cell is the time when it was set, as
+    `multiprocess_mode="mostrecent"` needs it; 0 if it never was.
     """
 
-    __slots__ = ("__weakref__", "_exemplar", "_lock", "cells", "family", "gauge", "labels")
+    __slots__ = ("__weakref__", "_exemplar", "_lock", "cells", "description", "gauge", "labels")
 
     def __init__(
-        self, lock: threading.Lock, family: bytes, labels: tuple[str, ...], timestamp: float, *, gauge: bool
+        self, lock: threading.Lock, description: bytes, labels: tuple[str, ...], timestamp: float, *, gauge: bool
     ) -> None:
         self._lock = lock
-        self.family = family
+        self.description = description
         self.labels = labels
         self.gauge = gauge
         self.cells: list[float] = [0.0, timestamp]
@@ -105,33 +106,33 @@ class PrometheusClientCells:
         self.local_only: list[CellValue] = []
         self._worker = worker
         self._lock = threading.Lock()
-        self._scopes: dict[CollectorRegistry, str] = {}
+        self._owners: dict[CollectorRegistry, str] = {}
         self._use_counts: dict[CollectorRegistry, int] = {}
         self._original: Callable[..., Any] = get_value_class()
         self._descriptions: dict[tuple[str, str], bytes] = {}
 
-    def open(self, registry: CollectorRegistry, scope: str, values_at_fork: dict[int, float]) -> None:
+    def open(self, registry: CollectorRegistry, owner: str, values_at_fork: dict[int, float]) -> None:
         """Share the values of a registry. `values_at_fork` are subtracted: they were counted by the parent."""
         if not can_replace_values():
             return
         self._use_counts[registry] = self._use_counts.get(registry, 0) + 1
         if self._use_counts[registry] > 1:
             return
-        if not self._scopes:
+        if not self._owners:
             self._original = get_value_class()
             set_value_class(self._make)
-        self._scopes[registry] = scope
+        self._owners[registry] = owner
         original = registry.register
 
         def register(collector: Any) -> None:
             original(collector)
             if is_prometheus_client_metric(collector):
-                self._move(collector, scope, {})
+                self._move(collector, owner, {})
 
         registry.register = register  # type: ignore[method-assign]
         for collector in list_collectors(registry):
             if is_prometheus_client_metric(collector):
-                self._move(collector, scope, values_at_fork)
+                self._move(collector, owner, values_at_fork)
 
     def close(self, registry: CollectorRegistry) -> None:
         """End one use of a registry. The last one leaves prometheus_client as it was."""
@@ -140,13 +141,13 @@ class PrometheusClientCells:
         self._use_counts[registry] -= 1
         if self._use_counts[registry]:
             return
-        del self._use_counts[registry], self._scopes[registry]
+        del self._use_counts[registry], self._owners[registry]
         del registry.register
-        if not self._scopes:
+        if not self._owners:
             set_value_class(self._original)
-            self._detach()
+            self._move_to_memory()
 
-    def _detach(self) -> None:
+    def _move_to_memory(self) -> None:
         # The values stay `CellValue`s, with cells in the memory of this process.
         with self._lock:
             for value in self.values:
@@ -177,24 +178,26 @@ class PrometheusClientCells:
     ) -> Any:
         """Make a value. Those of metrics that are not registered yet are prometheus_client's own, moved later."""
         if labelvalues:
-            for registry, scope in self._scopes.items():
+            for registry, owner in self._owners.items():
                 metric = find_collector(registry, metric_name)
                 if metric is not None:
                     header = metric_header(metric)._replace(multiprocess_mode=options.get("multiprocess_mode", ""))
-                    return self._make_cells(scope, header, name, [*zip(labelnames, labelvalues, strict=True)])
+                    return self._make_cells(owner, header, name, [*zip(labelnames, labelvalues, strict=True)])
         return self._original(typ, metric_name, name, labelnames, labelvalues, help_text, **options)
 
     def _make_cells(
-        self, scope: str, header: MetricHeader, sample: str, labels: list[tuple[str, str]], initial: float = 0.0
+        self, owner: str, header: MetricHeader, sample: str, labels: list[tuple[str, str]], initial: float = 0.0
     ) -> CellValue:
         kind, name, documentation, unit, mode = header
-        key = (scope, name)
+        key = (owner, name)
         if key not in self._descriptions:
-            self._descriptions[key] = json.dumps(describe(scope, name, kind, documentation, mode or "sum", unit=unit))
+            self._descriptions[key] = json.dumps(
+                describe_samples(owner, name, kind, documentation, mode or "sum", unit=unit)
+            )
         # Only `mostrecent` asks when a value was set; the others are exposed from the beginning.
         never_set = mode.removeprefix("live") == "mostrecent" and not initial
-        family, record = self._descriptions[key], record_labels(sample, labels)
-        value = CellValue(self._lock, family, record, 0.0 if never_set else 1.0, gauge=kind == "gauge")
+        description, encoded = self._descriptions[key], encode_sample(sample, labels)
+        value = CellValue(self._lock, description, encoded, 0.0 if never_set else 1.0, gauge=kind == "gauge")
         value.cells[0] = initial
         with self._lock:
             self.values.add(value)
@@ -202,7 +205,7 @@ class PrometheusClientCells:
         return value
 
     def _bind(self, value: CellValue) -> None:
-        cells = self._worker.allocate(value.family, value.labels, [0.0, 0.0])
+        cells = self._worker.allocate(value.description, value.labels, [0.0, 0.0])
         if cells is None:
             self.local_only.append(value)
             return
@@ -210,7 +213,7 @@ class PrometheusClientCells:
         cells[1] = value.cells[1]
         value.cells = cells
 
-    def _move(self, metric: Any, scope: str, values_at_fork: dict[int, float]) -> None:
+    def _move(self, metric: Any, owner: str, values_at_fork: dict[int, float]) -> None:
         """Replace the values that a metric has already."""
         for child in metric_children(metric):
             for slot in value_slots(child):
@@ -219,7 +222,7 @@ class PrometheusClientCells:
                     continue
                 initial = before.get() - values_at_fork.get(id(before), 0.0)
                 labels = [*label_pairs(child), *slot.extra_labels]
-                after = self._make_cells(scope, metric_header(metric), slot.sample_name, labels, initial)
+                after = self._make_cells(owner, metric_header(metric), slot.sample_name, labels, initial)
                 exemplar = before.get_exemplar()
                 if exemplar is not None:
                     after.set_exemplar(exemplar)
@@ -227,25 +230,25 @@ class PrometheusClientCells:
 
     # Publishing values
 
-    def publish(self, exemplars: bool) -> list[Exemplar]:  # noqa: FBT001 - a callback of the worker
+    def publish(self, exemplars: bool) -> list[CellExemplar]:  # noqa: FBT001 - a callback of the worker
         """Write the values of functions to the cells. Returns the exemplars, if wanted."""
         with self._lock:
             waiting, self.local_only = self.local_only, []
             for value in waiting:
                 self._bind(value)
-        for registry in list(self._scopes):
+        for registry in list(self._owners):
             for metric in list_collectors(registry):
                 if isinstance(metric, Gauge) and not isinstance(metric, BoundedMetric):
                     update_from_functions(metric)
         if not exemplars:
             return []
-        found: list[Exemplar] = []
+        found: list[CellExemplar] = []
         for value in list(self.values):
             exemplar = value.get_exemplar()
             if exemplar is not None and value not in self.local_only:
-                offset = self._worker.cell_offset(value.family, value.labels)
+                offset = self._worker.cell_offset(value.description, value.labels)
                 timestamp = float(exemplar.timestamp or 0.0)
-                found.append(Exemplar(offset, 0, dict(exemplar.labels), exemplar.value, timestamp))
+                found.append(CellExemplar(offset, 0, (dict(exemplar.labels), exemplar.value, timestamp)))
         return found
 
 

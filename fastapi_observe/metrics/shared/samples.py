@@ -10,16 +10,15 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from prometheus_client.metrics_core import Metric
-from prometheus_client.samples import Exemplar
 
-from fastapi_observe.internal.prometheus_client import format_float
+from fastapi_observe.internal.prometheus_client import format_float, make_exemplar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from prometheus_client.samples import Sample
+    from prometheus_client.samples import Exemplar, Sample
 
-    from fastapi_observe.metrics.budget import ExemplarTuple
+    from fastapi_observe.internal.prometheus_client import ExemplarTuple
     from fastapi_observe.workers.files import ValueFileReader
 
 Labels = tuple[tuple[str, str], ...]
@@ -32,8 +31,9 @@ ExemplarsBySeries = dict[tuple[str, int], dict[int, "ExemplarTuple"]]
 
 
 class LocalSample(NamedTuple):
-    """A sample that this worker could not share: its `record_labels`, value, and the time when it was set."""
+    """A sample that found no space in the files: the arguments of `Worker.allocate`, value, and when it was set."""
 
+    description: bytes
     labels: tuple[str, ...]
     value: float
     timestamp: float
@@ -55,8 +55,11 @@ class Bucket(NamedTuple):
     exemplar: Exemplar | None
 
 
-def record_labels(name: str, labels: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """Return the label values that identify a sample in the files: its name, then names and values of its labels."""
+def encode_sample(name: str, labels: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """Return a sample in the form of label values, as files have them: its name, then names and values of its labels.
+
+    The samples of a family that is not from this package may have different labels, so the files name them.
+    """
     return (_encodable(name), *(_encodable(part) for pair in labels for part in pair))
 
 
@@ -65,28 +68,29 @@ def _encodable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
-def describe(  # noqa: PLR0913 - the parts of a family
-    scope: str, name: str, kind: str, documentation: str, mode: str, *, unit: str = "", cumulated: bool = False
+def describe_samples(  # noqa: PLR0913 - the parts of a family
+    owner: str, name: str, kind: str, documentation: str, mode: str, *, unit: str = "", cumulated: bool = False
 ) -> dict[str, Any]:
     """Return what other workers need to expose a family.
 
-    `mode` is how the samples of several workers are merged, as prometheus_client's `multiprocess_mode` or `pid`.
+    `owner` is a registry, so that two registries may have metrics of one name. `mode` is how the samples of several
+    workers are merged: one of prometheus_client's multiprocess modes, or `pid`.
     `cumulated` says whether each bucket includes the lower ones, as collectors return them.
     """
     return {
-        "scope": scope,
+        "owner": owner,
         "name": name,
         "kind": "samples",
         "type": kind,
         "doc": _encodable(documentation),
         "unit": unit,
         "mode": mode,
-        "merge": MERGE_MODES.get(mode, "drop"),
+        "archive_mode": ARCHIVE_MODES.get(mode, "drop"),
         "cumulated": cumulated,
     }
 
 
-MERGE_MODES: Final = {"sum": "sum", "min": "min", "max": "max", "mostrecent": "latest"}
+ARCHIVE_MODES: Final = {"sum": "sum", "min": "min", "max": "max", "mostrecent": "latest"}
 """What the archive keeps of a worker that has ended, by mode. Every other mode keeps nothing."""
 
 
@@ -103,19 +107,19 @@ class SampleFamily:
         self.unit = str(description["unit"])
         # prometheus_client's modes such as `livesum` leave ended workers out; the rest of the name says how to merge.
         self.mode = str(description["mode"]).removeprefix("live")
-        self.live_only = description["merge"] == "drop"
+        self.live_only = description["archive_mode"] == "drop"
         self.cumulated = bool(description["cumulated"])
-        self.records: dict[SampleKey, list[tuple[ValueFileReader, int]]] = {}
+        self.refs: dict[SampleKey, list[tuple[ValueFileReader, int]]] = {}
 
     def add(self, labels: tuple[str, ...], reader: ValueFileReader, offset: int) -> None:
         """Add a sample of one worker."""
-        self.records.setdefault(_parse_key(labels), []).append((reader, offset))
+        self.refs.setdefault(_decode_sample(labels), []).append((reader, offset))
 
     def metric(self, local: Iterable[LocalSample], exemplars: ExemplarsBySeries) -> Metric:
         """Return the family with its present values. `local` are samples that only this worker has."""
         values: dict[SampleKey, list[WorkerValue]] = defaultdict(list)
         latest: dict[SampleKey, ExemplarTuple] = {}
-        for key, refs in self.records.items():
+        for key, refs in self.refs.items():
             for reader, offset in refs:
                 timestamp = reader.values[offset + 1]
                 if timestamp and (reader.live or not self.live_only):
@@ -124,13 +128,13 @@ class SampleFamily:
                 if exemplar is not None and (key not in latest or latest[key][2] < exemplar[2]):
                     latest[key] = exemplar
         for sample in local:
-            values[_parse_key(sample.labels)].append(WorkerValue(sample.value, sample.timestamp, os.getpid()))
+            values[_decode_sample(sample.labels)].append(WorkerValue(sample.value, sample.timestamp, os.getpid()))
         metric = Metric(self.name, self.documentation, self.type, self.unit)
         if self.type == "histogram" and not self.cumulated:
             self._add_buckets(metric, values, latest)
             return metric
         for key, of_workers in values.items():
-            self._add(metric, key, of_workers, _to_exemplar(latest.get(key)))
+            self._add(metric, key, of_workers, make_exemplar(latest.get(key)))
         metric.samples.sort(key=_series_labels)
         return metric
 
@@ -156,7 +160,7 @@ class SampleFamily:
                 sums[labels] = total
             else:
                 others = tuple(pair for pair in labels if pair[0] != "le")
-                buckets[others].append(Bucket(float(bound), total, _to_exemplar(exemplars.get(key))))
+                buckets[others].append(Bucket(float(bound), total, make_exemplar(exemplars.get(key))))
         for labels, of_series in buckets.items():
             count = 0.0
             of_series.sort(key=lambda bucket: bucket.bound)
@@ -168,10 +172,6 @@ class SampleFamily:
             # As prometheus_client: with negative bounds the sum is not a counter, and is left out.
             if labels in sums and of_series[0].bound >= 0:
                 metric.add_sample(f"{self.name}_sum", dict(labels), sums[labels])
-
-
-def _to_exemplar(exemplar: ExemplarTuple | None) -> Exemplar | None:
-    return None if exemplar is None else Exemplar(*exemplar)
 
 
 MODES: Final[dict[str, Any]] = {
@@ -187,6 +187,6 @@ def _series_labels(sample: Sample) -> list[tuple[str, str]]:
     return sorted(pair for pair in sample.labels.items() if pair[0] not in {"le", "quantile"})
 
 
-def _parse_key(labels: tuple[str, ...]) -> SampleKey:
+def _decode_sample(labels: tuple[str, ...]) -> SampleKey:
     name, *parts = labels
     return name, tuple(zip(parts[::2], parts[1::2], strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from time import sleep
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client.metrics import MetricWrapperBase
 
@@ -11,7 +11,7 @@ from fastapi_observe.internal import json
 from fastapi_observe.metrics.series import YIELD_SLEEP, BoundedMetric
 from fastapi_observe.metrics.shared.collectors import collectors_of
 from fastapi_observe.metrics.shared.prometheus_client import is_prometheus_client_metric
-from fastapi_observe.metrics.shared.samples import describe, record_labels
+from fastapi_observe.metrics.shared.samples import LocalSample, describe_samples, encode_sample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +31,7 @@ SUFFIXES_MERGED_BY_MAX: Final = ("_timestamp_seconds", "_degraded", "fastapi_obs
 """Suffixes of this package's gauges of which the largest is exposed, instead of the sum."""
 
 
-def merge_mode(name: str, kind: str) -> str:
+def multiprocess_mode(name: str, kind: str) -> str:
     """Return how the values of several workers are exposed: `once`, `sum`, `max`, or `pid` (each with its pid).
 
     A collector of the user may describe its process or the whole world, so its values are never added up.
@@ -57,24 +57,16 @@ def covers_all_workers(collector: object) -> bool:
     return getattr(collector, "covers_all_workers", False) is True
 
 
-class UnsharedSample(NamedTuple):
-    """A sample that found no space: JSON of the family, labels of the record, value."""
-
-    family: bytes
-    labels: tuple[str, ...]
-    value: float
-
-
 class ScrapeTimeCollectors:
     """The scrape-time collectors of one registry. `once` are families that this process exposes for all."""
 
     def __init__(
-        self, worker: Worker, scope: str, registry: CollectorRegistry, internal_errors: InternalErrors
+        self, worker: Worker, owner: str, registry: CollectorRegistry, internal_errors: InternalErrors
     ) -> None:
         self.once: Sequence[Metric] = ()
-        self.unshared: list[UnsharedSample] = []
+        self.local_only: list[LocalSample] = []
         self._worker = worker
-        self._scope = scope
+        self._owner = owner
         self._registry = registry
         self._internal_errors = internal_errors
         self._descriptions: dict[str, bytes] = {}
@@ -83,7 +75,7 @@ class ScrapeTimeCollectors:
     def publish(self) -> None:
         """Read all collectors, and write their samples to the files of this worker."""
         once: list[Metric] = []
-        self.unshared = []
+        self.local_only = []
         published: set[tuple[bytes, tuple[str, ...]]] = set()
         for collector in collectors_of(self._registry):
             if not is_scrape_time(collector):
@@ -91,7 +83,10 @@ class ScrapeTimeCollectors:
             sleep(YIELD_SLEEP)  # lets the event loop have the GIL, as in `BoundedMetric.render`
             try:
                 for family in collector.collect():
-                    if isinstance(collector, MetricWrapperBase) or merge_mode(family.name, family.type) == "once":
+                    if (
+                        isinstance(collector, MetricWrapperBase)
+                        or multiprocess_mode(family.name, family.type) == "once"
+                    ):
                         once.append(family)
                     else:
                         self._write(family, published)
@@ -105,19 +100,19 @@ class ScrapeTimeCollectors:
     def _write(self, family: Metric, published: set[tuple[bytes, tuple[str, ...]]]) -> None:
         description = self._descriptions.get(family.name)
         if description is None:
-            mode = merge_mode(family.name, family.type)
-            described = describe(
-                self._scope, family.name, family.type, family.documentation, mode, unit=family.unit, cumulated=True
+            mode = multiprocess_mode(family.name, family.type)
+            described = describe_samples(
+                self._owner, family.name, family.type, family.documentation, mode, unit=family.unit, cumulated=True
             )
             description = self._descriptions[family.name] = json.dumps(described)
         created = f"{family.name}_created"
         for sample in family.samples:
             if sample.name == created:
                 continue
-            key = description, record_labels(sample.name, sample.labels.items())
+            key = description, encode_sample(sample.name, sample.labels.items())
             cells = self._cells.get(key) or self._worker.allocate(*key, [0.0, 0.0])
             if cells is None:
-                self.unshared.append(UnsharedSample(*key, sample.value))
+                self.local_only.append(LocalSample(*key, sample.value, 1.0))
             else:
                 published.add(key)
                 self._cells[key] = cells

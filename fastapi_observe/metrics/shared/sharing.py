@@ -6,7 +6,7 @@ from time import time_ns
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastapi_observe.metrics.series import BoundedMetric
-from fastapi_observe.metrics.shared.cells import WorkersCollector, detach, metric_series
+from fastapi_observe.metrics.shared.cells import WorkersCollector, metric_series, move_to_memory
 from fastapi_observe.metrics.shared.collectors import collectors_of
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 class SharedValues(NamedTuple):
-    """Values of all workers: scope of this install, readers of the files, series that only this worker has."""
+    """Values of all workers: id of this install, readers of the files, series that only this worker has."""
 
-    scope: str
+    install_id: str
     readers: list[ValueFileReader]
     local_only: list[BoundedMetric]
 
@@ -71,11 +71,13 @@ class MetricSharing:
         """Return when the counters of this process were last set to zero, in Unix nanoseconds; 0 if never."""
         return self._reset_at
 
-    def share(self, worker: Worker, scope: str) -> None:
-        """Move all values into the files of a worker. `scope` distinguishes the installs of a process."""
+    def share(self, worker: Worker, install_id: str) -> None:
+        """Move all values into the files of a worker. `install_id` is the same in the other workers."""
         from fastapi_observe.metrics.shared.view import MultiprocessView  # noqa: PLC0415 - not needed in one process
 
-        view = MultiprocessView(worker, scope, self._limiter, self._metrics, self._registries, self._internal_errors)
+        view = MultiprocessView(
+            worker, install_id, self._limiter, self._metrics, self._registries, self._internal_errors
+        )
         with self._limiter.lock:
             self._limiter.store = view.cells
             view.cells.bind_all()
@@ -91,7 +93,7 @@ class MetricSharing:
             return None
         # A series that finds space meanwhile would otherwise be in both lists, or in none.
         with view.worker.publish_lock:
-            return SharedValues(view.cells.scope, view.worker.read()[1], [*view.cells.local_only])
+            return SharedValues(view.cells.install_id, view.worker.read()[1], [*view.cells.local_only])
 
     def unshare(self) -> None:
         """Take the values back. Counters start at zero: what was counted stays with the workers."""
@@ -121,7 +123,7 @@ class MetricSharing:
         with self._limiter.lock:
             self._reset_at = time_ns()
             self._limiter.store = self.workers_collector.worker = None
-            detach(metric_series(self._metrics()))
+            move_to_memory(metric_series(self._metrics()))
             self._forget_cells()
 
     def _metrics(self) -> list[BoundedMetric]:

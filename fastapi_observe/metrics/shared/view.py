@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -19,7 +19,7 @@ from fastapi_observe.metrics.shared.collectors import (
     StaticCollector,
     collectors_of,
 )
-from fastapi_observe.metrics.shared.merged import FamilyIndex, MergedFamily
+from fastapi_observe.metrics.shared.merged import MergedFamilies, MergedFamily
 from fastapi_observe.metrics.shared.prometheus_client import PrometheusClientCells, is_prometheus_client_metric
 from fastapi_observe.metrics.shared.samples import ExemplarsBySeries, LocalSample, SampleFamily
 from fastapi_observe.metrics.shared.scrape_time import ScrapeTimeCollectors, covers_all_workers
@@ -29,41 +29,35 @@ if TYPE_CHECKING:
 
     from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.metrics.budget import SeriesLimiter
-    from fastapi_observe.workers.worker import Exemplar, Worker
-
-
-class LocalFamily(NamedTuple):
-    """A family with samples that only this worker has."""
-
-    description: dict[str, Any]
-    samples: list[LocalSample]
+    from fastapi_observe.workers.worker import CellExemplar, Worker
 
 
 class MultiprocessView:
     """The metrics of one install, and of the registries that it exposes, in one of several workers.
 
-    Families of this package have the scope of the install. Those of prometheus_client have `NAME/client` and those of
-    scrape-time collectors `NAME/read`, where NAME is `default` for the default registry, which installs share.
+    The owner of a family of this package is the install. That of prometheus_client's metrics is `NAME/client`, that of
+    scrape-time collectors `NAME/scrape_time`. NAME is `default` for the default registry, which installs share, and the
+    id of the install for its own registry.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - the parts of an install
         self,
         worker: Worker,
-        scope: str,
+        install_id: str,
         limiter: SeriesLimiter,
         metrics: Callable[[], Iterable[BoundedMetric]],
         registries: Sequence[CollectorRegistry],
         internal_errors: InternalErrors,
     ) -> None:
         self.worker = worker
-        self.cells = SharedCells(worker, limiter, scope, metrics, internal_errors)
+        self.cells = SharedCells(worker, limiter, install_id, metrics, internal_errors)
         self._internal_errors = internal_errors
-        self._index = FamilyIndex(limiter.constant_labels)
+        self._merged_families = MergedFamilies(limiter.constant_labels)
         self._local_series: list[BoundedMetric] = []
-        self._local_families: dict[CollectorRegistry, dict[tuple[str, str], LocalFamily]] = {}
-        self._registries = {registry: "default" if registry is REGISTRY else scope for registry in registries}
+        self._local_families: dict[CollectorRegistry, dict[tuple[str, str], list[LocalSample]]] = {}
+        self._registries = {registry: "default" if registry is REGISTRY else install_id for registry in registries}
         self._scrape_time = {
-            registry: ScrapeTimeCollectors(worker, f"{name}/read", registry, internal_errors)
+            registry: ScrapeTimeCollectors(worker, f"{name}/scrape_time", registry, internal_errors)
             for registry, name in self._registries.items()
         }
         self._client: PrometheusClientCells | None = None
@@ -92,7 +86,7 @@ class MultiprocessView:
         if client is not None:
             client.after_fork()
 
-    def _publish(self, exemplars: bool) -> list[Exemplar]:  # noqa: FBT001 - a callback of the worker
+    def _publish(self, exemplars: bool) -> list[CellExemplar]:  # noqa: FBT001 - a callback of the worker
         found = self.cells.publish(exemplars)
         if self._client is not None:
             found.extend(self._client.publish(exemplars))
@@ -103,18 +97,18 @@ class MultiprocessView:
     def scrape(self, *, openmetrics: bool) -> list[MultiprocessRegistry]:
         """Read the values of all workers. Returns the registries with them."""
         self.worker.request_values(exemplars=openmetrics)
-        mismatched = len(self._index.mismatched)
+        mismatched = len(self._merged_families.mismatched)
         # A series that finds space meanwhile would otherwise be in the files and in `local`, or in neither.
         with self.worker.publish_lock:
-            self._index.update(*self.worker.read())
+            self._merged_families.update(*self.worker.read())
             self._local_series = [*self.cells.local_only]
             self._local_families = {registry: self._find_local_families(registry) for registry in self._registries}
-        if len(self._index.mismatched) > mismatched:
-            self._internal_errors("workers.shape", ValueError("a worker has another metric of the same name"))
+        if len(self._merged_families.mismatched) > mismatched:
+            self._internal_errors("workers.mismatch", ValueError("a worker has another metric of the same name"))
         exemplars: ExemplarsBySeries = {}
         for name, entries in self.worker.exemplars.items() if openmetrics else ():
-            for offset, cell, labels, value, timestamp in entries:
-                exemplars.setdefault((name, offset), {})[cell] = (labels, value, timestamp)
+            for offset, cell, exemplar in entries:
+                exemplars.setdefault((name, offset), {})[cell] = exemplar
         return [
             MultiprocessRegistry(partial(self._collectors, registry, name, exemplars))
             for registry, name in self._registries.items()
@@ -122,7 +116,7 @@ class MultiprocessView:
 
     def _collectors(self, registry: CollectorRegistry, name: str, exemplars: ExemplarsBySeries) -> Iterator[Any]:
         """Yield the collectors of a registry, with the values of all workers."""
-        families = self._index.families
+        families = self._merged_families.families
         collectors = collectors_of(registry)
         own = [each for each in collectors if isinstance(each, BoundedMetric)]
         names = {collector.family()[0] for collector in own}
@@ -130,39 +124,35 @@ class MultiprocessView:
         yield from filter(covers_all_workers, collectors)
         # Another worker may have metrics of this package that this one has not made yet. They go to the first registry.
         if registry is next(iter(self._registries)):
-            for (scope, family_name), family in families.items():
-                if scope == self.cells.scope and family_name not in names and isinstance(family, MergedFamily):
+            for (owner, family_name), family in families.items():
+                if owner == self.cells.install_id and family_name not in names and isinstance(family, MergedFamily):
                     yield MergedFamilyText(family, exemplars, [])
         local = self._local_families[registry].copy()
-        for (scope, family_name), family in families.items():
-            if scope in {f"{name}/client", f"{name}/read"} and isinstance(family, SampleFamily):
-                unshared = local.pop((scope, family_name), None)
-                yield SampleCollector(family, () if unshared is None else unshared.samples, exemplars)
-        for unshared in local.values():
-            yield SampleCollector(SampleFamily(unshared.description), unshared.samples, {})
+        for (owner, family_name), family in families.items():
+            if owner in {f"{name}/client", f"{name}/scrape_time"} and isinstance(family, SampleFamily):
+                yield SampleCollector(family, local.pop((owner, family_name), ()), exemplars)
+        for samples in local.values():
+            yield SampleCollector(SampleFamily(json.loads(samples[0].description)), samples, {})
         yield StaticCollector(self._scrape_time[registry].once)
         if self._client is None and os.path.isdir(os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")):  # noqa: PTH112
             yield from _multiprocess_directory_collectors(registry, collectors)
 
     def _merged(self, metric: BoundedMetric, exemplars: ExemplarsBySeries) -> Any:
-        family = self._index.families.get((self.cells.scope, metric.family()[0]))
+        family = self._merged_families.families.get((self.cells.install_id, metric.family()[0]))
         local = [series for series in self._local_series if series.family() == metric.family()]
         return MergedFamilyText(family, exemplars, local) if isinstance(family, MergedFamily) else metric
 
-    def _find_local_families(self, registry: CollectorRegistry) -> dict[tuple[str, str], LocalFamily]:
-        """Return the samples that found no space, by scope and name of the family."""
-        unshared = [
-            (one.family, LocalSample(one.labels, one.value, 1.0)) for one in self._scrape_time[registry].unshared
-        ]
+    def _find_local_families(self, registry: CollectorRegistry) -> dict[tuple[str, str], list[LocalSample]]:
+        """Return the samples that found no space, by owner and name of the family."""
+        samples = [*self._scrape_time[registry].local_only]
         if self._client is not None:
-            unshared.extend((one.family, LocalSample(one.labels, *one.cells)) for one in self._client.local_only)
-        found: dict[tuple[str, str], LocalFamily] = {}
-        for family, sample in unshared:
-            description = json.loads(family)
-            own = description["scope"].startswith(f"{self._registries[registry]}/")
+            samples.extend(LocalSample(one.description, one.labels, *one.cells) for one in self._client.local_only)
+        found: dict[tuple[str, str], list[LocalSample]] = {}
+        for sample in samples:
+            description = json.loads(sample.description)
+            own = description["owner"].startswith(f"{self._registries[registry]}/")
             if own and sample.timestamp:  # pragma: no branch - else of another install
-                key = description["scope"], description["name"]
-                found.setdefault(key, LocalFamily(description, [])).samples.append(sample)
+                found.setdefault((description["owner"], description["name"]), []).append(sample)
         return found
 
 

@@ -48,7 +48,7 @@ def test_a_worker_that_cannot_join_joins_later(tmp_path: Path, caplog: pytest.Lo
     until(lambda: "fastapi_observe_metrics_degraded 0.0" in metrics.render("", "")[1].decode())
     counter.inc()
     assert "jobs_total 3" in metrics.render("", "")[1].decode()
-    assert len(list(place.glob("fastapi-observe-*/*/*.keys"))) == 1
+    assert len(list(place.glob("fastapi-observe-*/*/*.index"))) == 1
     assert len([record for record in caplog.records if "do not share their metrics" in record.message]) == 2
     group.stop()
     assert not internal_errors.counts

@@ -16,8 +16,8 @@ pytest.importorskip("fcntl")
 from members import Member
 
 from fastapi_observe.metrics.shared.merged import MergedSeries
-from fastapi_observe.metrics.shared.samples import SampleFamily, describe
-from fastapi_observe.metrics.shared.scrape_time import merge_mode
+from fastapi_observe.metrics.shared.samples import SampleFamily, describe_samples
+from fastapi_observe.metrics.shared.scrape_time import multiprocess_mode
 from fastapi_observe.workers import worker as worker_module
 from fastapi_observe.workers.files import ValueFileReader
 
@@ -97,7 +97,7 @@ def test_a_metric_of_another_shape_is_left_out(tmp_path: Path, member: Callable[
     assert samples["seconds_count"] == {(): 1}
     assert samples["jobs_total"] == {(): 1}
     one.samples()
-    assert one.internal_errors.counts == {"workers.shape": 1}
+    assert one.internal_errors.counts == {"workers.mismatch": 1}
 
 
 def test_increments_of_threads_while_joining(tmp_path: Path, member: Callable[..., Member]) -> None:
@@ -115,12 +115,12 @@ def test_increments_of_threads_while_joining(tmp_path: Path, member: Callable[..
 
 def test_merge_modes_of_collectors() -> None:
     """Own families are added up, but times and states; those of a process have a pid, of the host appear once."""
-    assert merge_mode("fastapi_observe_exported", "counter") == "sum"
-    assert merge_mode("fastapi_observe_queue_bytes", "gauge") == "sum"
-    assert merge_mode("fastapi_observe_last_export_success_timestamp_seconds", "gauge") == "max"
-    assert merge_mode("process_cpu_seconds", "counter") == "pid"
-    assert merge_mode("cpu_usage_percent", "gauge") == "once"
-    assert merge_mode("python_info", "gauge") == "once"
+    assert multiprocess_mode("fastapi_observe_exported", "counter") == "sum"
+    assert multiprocess_mode("fastapi_observe_queue_bytes", "gauge") == "sum"
+    assert multiprocess_mode("fastapi_observe_last_export_success_timestamp_seconds", "gauge") == "max"
+    assert multiprocess_mode("process_cpu_seconds", "counter") == "pid"
+    assert multiprocess_mode("cpu_usage_percent", "gauge") == "once"
+    assert multiprocess_mode("python_info", "gauge") == "once"
 
 
 def test_exemplars_that_cannot_be_read(
@@ -161,7 +161,7 @@ def test_the_latest_exemplar_wins() -> None:
     series.refs = [(reading, 8) for reading in readings]
     series.find_exemplars({("a", 8): early, ("b", 8): late, ("c", 8): early})
     assert series.exemplars == late
-    samples = SampleFamily(describe("0", "n", "counter", "", "sum"))
+    samples = SampleFamily(describe_samples("0", "n", "counter", "", "sum"))
     for reading in readings:
         reading.values = memoryview(array("d", [0.0] * 8 + [1.0, 1.0]))
         samples.add(("n_total",), reading, 8)
@@ -180,22 +180,22 @@ def test_invalid_keys_of_other_workers(tmp_path: Path, member: Callable[..., Mem
     dead.worker.allocate(counter, ("a", "b"), [1.0])
     dead.worker.allocate(counter, ("c",), [1.0, 2.0])
     dead.worker.allocate(
-        orjson.dumps(describe("0/client", "h", "histogram", "", "sum")), ("h_bucket", "le", "x"), [1, 1]
+        orjson.dumps(describe_samples("0/client", "h", "histogram", "", "sum")), ("h_bucket", "le", "x"), [1, 1]
     )
     dead.die()
     one = member()
     samples = one.samples()
     assert samples["odd_total"] == {(("kind", "a"),): 1}
     assert samples["http_requests_in_progress"] == {(): 0}
-    assert one.internal_errors.counts.keys() == {"workers.shape", "collect"}
+    assert one.internal_errors.counts.keys() == {"workers.mismatch", "collect"}
 
 
 _COUNTER = {
-    "scope": "0",
+    "owner": "0",
     "name": "odd",
     "doc": "Odd.",
     "labels": ["kind"],
     "bounds": None,
     "mode": "sum",
-    "merge": "sum",
+    "archive_mode": "sum",
 }

@@ -91,7 +91,7 @@ def remove(what: str, member: Member) -> None:
 @pytest.mark.parametrize(
     "what",
     ["root", "root of another user", "directory", "replaced by a file", "open root", "open directory", "archive",
-     ".keys", ".values", ".lock", ".ask"],
+     ".index", ".values", ".lock", ".requests"],
 )  # fmt: skip
 def test_each_worker_goes_on_by_itself(what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Its own counts are exact from then on, new series too; metrics are degraded, and one warning says what to do."""
@@ -192,4 +192,4 @@ def test_a_server_whose_directory_is_removed(tmp_path: Path) -> None:
 
         until(both_have_answered)
         assert len(totals) <= 2
-    assert not os.path.lexists(directory) or not list(directory.glob("*.keys"))
+    assert not os.path.lexists(directory) or not list(directory.glob("*.index"))
