@@ -20,7 +20,7 @@ from fastapi_observe.clients.http.external import ExternalClient
 from fastapi_observe.clients.http.httpx import HttpClients
 from fastapi_observe.clients.http.propagation import PropagationPolicy
 from fastapi_observe.detached import DetachedScope
-from fastapi_observe.export.counts import ExportCollector, line_counts
+from fastapi_observe.export.counts import ExportCollector
 from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.internal.forks import FINAL_LOG_FLUSH, ShutdownDeadline, register_at_exit, start_thread
@@ -168,9 +168,7 @@ class Observability:
 
     def export_counts(self) -> Iterator[tuple[str, Callable[[], Counts]]]:
         """Yield each exported signal with a function that returns its counts."""
-        yield "logs", line_counts(self.logs.tally)
-        if self.logs.file_tally() is not None:
-            yield "log_file", line_counts(self.logs.file_tally)
+        yield from self.logs.export_counts()
         for signal, queue in self._export_queues().items():
             yield signal, queue.counts
 

@@ -52,20 +52,6 @@ class Counts(NamedTuple):
     last_success: float | None = None
 
 
-LineTally = tuple[int, "Mapping[str, int]", int]
-"""Log lines written, dropped by reason, and queued, at one moment."""
-
-
-def line_counts(tally: Callable[[], LineTally | None]) -> Callable[[], Counts]:
-    """Return a function that returns a tally of log lines as `Counts`."""
-
-    def counts() -> Counts:
-        written, dropped, queued = tally() or (0, {}, 0)
-        return Counts(queued + written + sum(dropped.values()), written, dropped, queued)
-
-    return counts
-
-
 class ExportCollector:
     """Prometheus collector of the counts of all signals: `logs`, `log_file`, `traces`, `otlp_logs`, `otlp_metrics`."""
 

@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -60,11 +61,12 @@ from fastapi_observe.settings.types import parse_level
 from fastapi_observe.terminal.style import is_terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from loguru import Record
 
+    from fastapi_observe.export.counts import Counts
     from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.logs.request_line import RequestLineParts
     from fastapi_observe.records.job import JobRecord
@@ -166,13 +168,11 @@ class LogService:
         """Number of lines that are not written yet."""
         return len(self._writer)
 
-    def tally(self) -> tuple[int, Mapping[str, int], int]:
-        """Return the numbers of lines written to standard output, dropped (by reason) and queued, of one moment."""
-        return self._writer.tally()
-
-    def file_tally(self) -> tuple[int, Mapping[str, int], int] | None:
-        """Return the same numbers of the log file, or None without one."""
-        return None if self._file is None else self._writer.file_tally(self._file)
+    def export_counts(self) -> Iterator[tuple[str, Callable[[], Counts]]]:
+        """Yield `logs` (standard output) and `log_file`, if there is one, with functions that return their counts."""
+        yield "logs", self._writer.counts
+        if self._file is not None:
+            yield "log_file", partial(self._writer.file_counts, self._file)
 
     def start(self) -> None:
         """Capture the records of loguru, `logging` and the server."""

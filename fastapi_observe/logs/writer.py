@@ -10,6 +10,7 @@ from queue import Empty, SimpleQueue
 from time import sleep
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from fastapi_observe.export.counts import Counts
 from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.forks import register_at_exit, register_at_fork
 from fastapi_observe.logs.stdout import StandardOutput
@@ -185,20 +186,20 @@ class LineWriter:
         """Number of lines that standard output did not get."""
         return sum(self.dropped_by_reason.values()) + self._backlog.dropped
 
-    def tally(self) -> tuple[int, dict[str, int], int]:
-        """Return the numbers of lines written to standard output, dropped (by reason) and queued, of one moment."""
+    def counts(self) -> Counts:
+        """Return the counts of lines for standard output, read at one moment."""
         with self._paused():
             dropped = {
                 **self.dropped_by_reason,
                 "queue_full": self.dropped_by_reason["queue_full"] + self._backlog.dropped,
             }
-            return self.written, dropped, len(self)
+            return _line_counts(self.written, dropped, len(self))
 
-    def file_tally(self, file: LogFile) -> tuple[int, dict[str, int], int]:
-        """Return the same numbers of a file."""
+    def file_counts(self, file: LogFile) -> Counts:
+        """Return the counts of lines for a file, read at one moment."""
         with self._paused():
             queued = sum(item[1] is file for item in self._queue.copy())
-            return file.written, {**file.dropped}, queued
+            return _line_counts(file.written, {**file.dropped}, queued)
 
     @contextmanager
     def _paused(self) -> Iterator[None]:
@@ -452,3 +453,7 @@ class LineWriter:
                     "counted in fastapi_observe_dropped_total. Restart what reads them, or set log_file.\n"
                 )
                 sys.stderr.flush()
+
+
+def _line_counts(written: int, dropped: dict[str, int], queued: int) -> Counts:
+    return Counts(written + sum(dropped.values()) + queued, written, dropped, queued)

@@ -24,7 +24,7 @@ from tools import SOAK, until, volume
 
 from fastapi_observe import ObserveSettings, install
 from fastapi_observe.export.buffer import ExportBuffer, QueueLimits
-from fastapi_observe.export.counts import ExportCollector, line_counts
+from fastapi_observe.export.counts import Counts, ExportCollector
 from fastapi_observe.export.transport import ExportResult
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.internal.forks import SUPERVISOR_TIMEOUT, ShutdownDeadline, weak_callback
@@ -413,7 +413,7 @@ def test_metrics_of_the_counts() -> None:
         tracing, queue = exporting(collector)
         registry = CollectorRegistry()
         registry.register(
-            ExportCollector([("traces", queue.counts), ("logs", line_counts(lambda: (7, {"stdout_write": 2}, 1)))])
+            ExportCollector([("traces", queue.counts), ("logs", lambda: Counts(10, 7, {"stdout_write": 2}, 1))])
         )
         assert 'fastapi_observe_produced_total{signal="traces"} 0.0' in generate_latest(registry).decode()
         spans(tracing, "s", 3)

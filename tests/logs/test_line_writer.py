@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tools import limited, own_standard_output
 
+from fastapi_observe.export.counts import Counts
 from fastapi_observe.logs.file.file import LogFile
 from fastapi_observe.logs.stdout import StandardOutput
 from fastapi_observe.logs.writer import Backlog, LineWriter
@@ -379,7 +380,7 @@ def test_a_full_backlog_keeps_errors_and_counts_the_others() -> None:
         for number in range(10):
             writer.write(b"%d" % number * 1_000_000 + b"\n", level=20)
         writer.write(b"e" * 8_000_000 + b"\n", level=40)
-        assert writer.tally() == (0, {"queue_full": 10, "stdout_write": 0, "internal_error": 0}, 2)
+        assert writer.counts() == Counts(12, 0, {"queue_full": 10, "stdout_write": 0, "internal_error": 0}, 2)
         assert writer.dropped == 10
         got = bytearray()
         while not got.endswith(b"e\n"):
@@ -469,8 +470,8 @@ def test_a_line_that_cannot_be_encoded_is_counted(tmp_path: Path) -> None:
         writer.enqueue("x", str.encode, file)
     writer.close()
     assert stream.text() == "first\nx"
-    assert writer.tally() == (2, {"queue_full": 0, "stdout_write": 0, "internal_error": 2}, 0)
-    assert writer.file_tally(file) == (1, {"queue_full": 0, "file_write": 0, "internal_error": 1}, 0)
+    assert writer.counts() == Counts(4, 2, {"queue_full": 0, "stdout_write": 0, "internal_error": 2}, 0)
+    assert writer.file_counts(file) == Counts(2, 1, {"queue_full": 0, "file_write": 0, "internal_error": 1}, 0)
 
 
 def test_errors_have_room_of_their_own(tmp_path: Path) -> None:
@@ -485,7 +486,7 @@ def test_errors_have_room_of_their_own(tmp_path: Path) -> None:
             writer.write(b"e\n", file=file, copy=b"e\n", level=40)
         writer.enqueue("y", str.encode, file)
         assert len(writer) == 11
-        assert writer.file_tally(file) == (0, {"queue_full": 5, "file_write": 0, "internal_error": 0}, 11)
+        assert writer.file_counts(file) == Counts(16, 0, {"queue_full": 5, "file_write": 0, "internal_error": 0}, 11)
     writer.close()
     assert (writer.written, writer.dropped) == (12, 5)
     writer.open()
@@ -530,7 +531,7 @@ def test_a_standard_output_that_is_closed_with_lines_queued(tmp_path: Path) -> N
         sys.stdout.close()
         writer.write(b"later\\n", file=file, copy=b"later\\n")
         until = time.monotonic() + 20
-        while writer.tally()[2] and time.monotonic() < until:  # `len` does not see what is being written
+        while writer.counts().queued and time.monotonic() < until:  # `len` does not see what is being written
             time.sleep(0.01)
         assert writer.dropped and writer.written + writer.dropped == 2001, (writer.written, writer.dropped_by_reason)
         assert open(path, "rb").read() == line * 2000 + b"later\\n"

@@ -23,6 +23,7 @@ from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from uvicorn.config import LOGGING_CONFIG
 
+from fastapi_observe.export.counts import Counts
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.logs import loguru as log_loguru
 from fastapi_observe.logs.handlers import SERVER_LOGGERS
@@ -885,7 +886,9 @@ def test_counts(make: Callable[..., LogService], lines: Lines, tmp_path: Path) -
     with inside(record_of(observability=Installed(failing))):
         failing.log.error("y")
     assert failing.dropped - before[1] >= 1
-    assert failing.file_tally() == (0, {"queue_full": 0, "file_write": 2, "internal_error": 0}, 0)
+    assert dict(failing.export_counts())["log_file"]() == Counts(
+        2, 0, {"queue_full": 0, "file_write": 2, "internal_error": 0}, 0
+    )
     assert failing.internal_errors.counts == {}
 
 
