@@ -1,4 +1,7 @@
-"""For tests of your app: `capture(app)` collects its telemetry, `assert_no_leak` looks for a secret in it."""
+"""For tests of your app: `capture(app)` collects its telemetry and makes assertions about it.
+
+With pytest, the fixture `observed` does the same for the app of the test; see docs/how-to/testing.md.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,16 @@ import gzip
 import io
 import json
 import sys
+from collections import Counter, defaultdict
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, quote_plus
 
 from opentelemetry.sdk.trace import SpanProcessor
+from prometheus_client.parser import text_string_to_metric_families
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextvars import Token
     from types import TracebackType
     from typing import Self
@@ -33,11 +38,9 @@ class CapturedTelemetry:
     All traces are sampled in the block. The telemetry can also be read after the block.
     """
 
-    def __init__(self, app: Starlette) -> None:
-        observe = getattr(app.state, "observe", None)
-        if observe is None:
-            raise RuntimeError("fastapi-observe is not installed on this app; call install(app) before capture(app)")
-        self._observe: Observability = observe
+    def __init__(self, observability: Observability, on_line: Callable[[dict[str, Any]], object] | None = None) -> None:
+        self._observe = observability
+        self._on_line = on_line
         self._spans: list[ReadableSpan] = []
         self._lines: list[bytes] = []
         self._metrics = ""
@@ -63,6 +66,27 @@ class CapturedTelemetry:
             headers, body = self._observe.metrics.render("", "")
             self._metrics = (gzip.decompress(body) if b"content-encoding" in dict(headers) else body).decode()
         return self._metrics
+
+    def sample(self, name: str, **labels: str) -> float:
+        """Return the sum of the samples of `/metrics` with this name and these labels (and any others); 0 if none."""
+        families = text_string_to_metric_families(self.metrics)
+        samples = (sample for family in families for sample in family.samples if sample.name == name)
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+    def assert_queries(self, *, max: int) -> None:  # noqa: A002 - assert_queries(max=3) reads as it should
+        """Raise `AssertionError` if a trace has more than `max` database queries. The message has the statements."""
+        queries: dict[int, list[str]] = defaultdict(list)
+        for span in self._spans:
+            attributes = span.attributes or {}
+            if span.context is not None and ("db.system.name" in attributes or "db.system" in attributes):
+                text = attributes.get("db.query.text", attributes.get("db.statement", span.name))
+                queries[span.context.trace_id].append(str(text))
+        for trace_id, statements in queries.items():
+            if len(statements) > max:
+                repeated = "".join(f"\n  {count} x {text}" for text, count in Counter(statements).most_common())
+                raise AssertionError(
+                    f"trace {trace_id:032x} has {len(statements)} queries, at most {max} are allowed:{repeated}"
+                )
 
     def assert_no_leak(self, secret: str) -> None:
         """Raise `AssertionError` with the places if `secret` was reported, verbatim or percent-encoded.
@@ -98,11 +122,14 @@ class CapturedTelemetry:
 
         def collect(line: bytes) -> None:
             self._lines.append(line)
+            if self._on_line is not None:
+                self._on_line(json.loads(line))
             if push is not None:
                 push(line)
 
         logs.push = collect
-        self._undo = [collector.shutdown, tracing.sample_all(), lambda: setattr(logs, "push", push)]
+        self._undo = [collector.shutdown, tracing.sample_all(), logs.encode_immediately()]
+        self._undo.append(lambda: setattr(logs, "push", push))
         for name, stream in zip(("stdout", "stderr"), self._output.values(), strict=True):
             real = getattr(sys, name)
             setattr(sys, name, _Tee(real, stream))
@@ -125,7 +152,10 @@ def capture(app: Starlette) -> CapturedTelemetry:
 
     Raises `RuntimeError` if nothing is installed on the app.
     """
-    return CapturedTelemetry(app)
+    observe = getattr(app.state, "observe", None)
+    if observe is None:
+        raise RuntimeError("fastapi-observe is not installed on this app; call install(app) before capture(app)")
+    return CapturedTelemetry(observe)
 
 
 def assert_no_leak(secret: str) -> None:

@@ -286,6 +286,13 @@ class RequestLineEncoder:
         return parts
 
 
+class ImmediateRequestLineEncoder(RequestLineEncoder):
+    """Leaves no request line to the writer's thread, so that a test sees it as soon as the request has ended."""
+
+    def capture(self, record: RequestRecord, level: str) -> None:
+        """Return None: each line is built where the request ends."""
+
+
 def encode_time_fields(record: RequestRecord, work: TimeBreakdown) -> str:
     """Return the encoded time fields of a request, to be appended to other fields."""
     return "".join(f',"{name}":{value}' for name, value in work.as_fields(record.started, record.duration).items())

@@ -45,6 +45,7 @@ from fastapi_observe.logs.request_line import (
     OPERATION_LOGGER,
     REQUEST_LOGGER,
     REQUEST_MESSAGE,
+    ImmediateRequestLineEncoder,
     RequestLineEncoder,
     job_fields,
     level_of_operation,
@@ -207,6 +208,16 @@ class LogService:
             raise ValueError(f"log level: invalid value {level!r}; expected {', '.join(LEVELS)}")
         self.threshold = LEVELS[name]
         _CAPTURE.update_level()
+
+    def encode_immediately(self) -> Callable[[], None]:
+        """Encode each request line where the request ends, for tests. Returns a function that reverts this."""
+        encoder = self._request_lines
+
+        def restore() -> None:
+            self._request_lines = encoder
+
+        self._request_lines = ImmediateRequestLineEncoder(self._resource, self._redactor, self._timestamps)
+        return restore
 
     def on_request_start(self, record: RequestRecord) -> None:  # noqa: ARG002 - a hook
         """Drop the fields of loguru's `contextualize` that the last request of the connection has left behind."""

@@ -84,13 +84,12 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
 
 
 def test_the_wheel_is_the_package(distributions: tuple[Path, Path]) -> None:
-    """The wheel holds each file of the package, py.typed among them, and its own description; nothing else."""
+    """The wheel holds each file of the package, py.typed among them, the pytest plugin, and its own description."""
     with zipfile.ZipFile(distributions[0]) as wheel:
         names = set(wheel.namelist())
     package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fastapi_observe").rglob("*") if path.is_file()}
-    assert {name for name in names if ".dist-info/" not in name} == {
-        name for name in package if "__pycache__" not in name
-    }
+    package = {name for name in package if "__pycache__" not in name} | {"_fastapi_observe_pytest.py"}
+    assert {name for name in names if ".dist-info/" not in name} == package
     assert "fastapi_observe/py.typed" in names
 
 

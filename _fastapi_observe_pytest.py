@@ -1,0 +1,63 @@
+"""The pytest plugin: the fixture `observed` is the telemetry of the app of the test.
+
+A module of its own, because pytest imports it at every start: importing a module of the package would import all of it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fastapi_observe import Observability
+    from fastapi_observe.testing import CapturedTelemetry
+
+LEVELS = {"debug": 10, "info": 20, "warn": 30, "error": 40, "fatal": 50}
+
+
+@pytest.fixture
+def observed(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[CapturedTelemetry]:
+    """Collect spans, log lines and metrics of the test's app: that of the fixture `app`, else the only installed one.
+
+    Every trace is sampled meanwhile, and `caplog` gets the lines of loguru and of fastapi-observe, too.
+    """
+    from loguru import logger  # noqa: PLC0415 - see above
+
+    from fastapi_observe import get_observability  # noqa: PLC0415 - see above
+    from fastapi_observe.testing import CapturedTelemetry  # noqa: PLC0415 - see above
+
+    observability: Observability | None
+    try:
+        app = request.getfixturevalue("app")
+    except pytest.FixtureLookupError:
+        observability = get_observability()
+    else:
+        observability = getattr(getattr(app, "state", None), "observe", None)
+        if observability is None:
+            pytest.fail("the fixture `app` is no app on which install(app) was called", pytrace=False)
+
+    def hand_over(line: dict[str, Any]) -> None:
+        if line["logger"].startswith("fastapi_observe."):  # the others come through logging or loguru
+            caplog.handler.handle(_record(line["logger"], line["level"], line["message"], line["fields"]))
+
+    def hand_over_loguru(message: Any) -> None:
+        record = message.record
+        caplog.handler.handle(_record(record["name"] or "", record["level"].no, record["message"], record["extra"]))
+
+    sink = logger.add(hand_over_loguru, format="{message}", level=0)
+    try:
+        with CapturedTelemetry(observability, hand_over) as telemetry:
+            yield telemetry
+    finally:
+        logger.remove(sink)
+
+
+def _record(name: str, level: str | int, message: str, fields: dict[str, Any]) -> logging.LogRecord:
+    number = level if isinstance(level, int) else LEVELS[level]
+    return logging.makeLogRecord(
+        {"name": name, "levelno": number, "levelname": logging.getLevelName(number), "msg": message, "fields": fields}
+    )

@@ -1,0 +1,139 @@
+"""The pytest plugin: what a user's tests see of the app, and that it costs nothing where it is not used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytest_plugins = ["pytester"]
+
+PLUGIN: Final = (
+    "-p",
+    "_fastapi_observe_pytest",
+    "-p",
+    "no:fastapi_observe",
+    "-p",
+    "no:xdist",
+    "-p",
+    "no:cacheprovider",
+)
+"""The plugin by its module: the environment of these tests may have registered the one of another folder."""
+
+APP: Final = """
+import logging
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from loguru import logger
+from sqlalchemy import create_engine, text
+from fastapi_observe import install, get_observability
+
+engine = create_engine("sqlite://")
+
+def make() -> FastAPI:
+    app = FastAPI()
+    install(app, engines=[engine], sample_ratio=0.0, log_format="json")
+
+    @app.get("/orders/{number}")
+    def order(number: int, queries: int = 1) -> dict[str, int]:
+        logger.info("loguru says {}", number)
+        logging.getLogger("shop").warning("logging says %s", number)
+        with engine.connect() as connection:
+            for index in range(queries):
+                connection.execute(text(f"SELECT {index}"))
+        return {"number": number}
+
+    return app
+"""
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
+    """Return a function that runs a test module of a user in a process of its own."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+
+    def run(tests: str, *arguments: str, app: str = APP) -> pytest.RunResult:
+        pytester.makepyfile(app + tests)
+        return pytester.runpytest_subprocess(*PLUGIN, *arguments, timeout=120)
+
+    return run
+
+
+def test_the_telemetry_of_the_app(run: Callable[..., pytest.RunResult]) -> None:
+    """`observed` has the spans, lines and samples of the fixture `app`; `caplog` has each line once."""
+    tests = """
+@pytest.fixture
+def app():
+    return make()
+
+def test_order(app, observed, caplog):
+    with caplog.at_level(logging.INFO), TestClient(app) as client:
+        client.get("/orders/7")
+        assert [span.name for span in observed.spans] == ["SELECT", "GET /orders/{number}"]
+        messages = [record.getMessage() for record in caplog.records]
+        expected = ["loguru says 7", "logging says 7", "HTTP request completed"]
+        assert [message for message in messages if message in expected] == expected
+        line = next(record for record in caplog.records if record.name == "fastapi_observe.request")
+        assert line.fields["endpoint"] == "/orders/{number}"
+        assert line.levelname == "INFO"
+    assert [line["message"] for line in observed.lines if "application" not in line["message"]][-3:] == expected
+    assert observed.sample("http_requests_total", endpoint="/orders/{number}", method="GET") == 1
+    assert observed.sample("http_requests_total", endpoint="/other") == 0
+    observed.assert_queries(max=1)
+    with pytest.raises(AssertionError, match="leaked"):
+        observed.assert_no_leak("logging says")
+
+def test_the_next_test_starts_anew(app, observed):
+    assert observed.spans == [] == observed.lines
+
+def test_too_many_queries(app, observed):
+    TestClient(app).get("/orders/7?queries=3")
+    observed.assert_queries(max=3)
+    observed.assert_queries(max=2)
+
+class TestNotInstalled:
+    @pytest.fixture
+    def app(self):
+        return FastAPI()
+
+    def test_order(self, observed):
+        pass
+"""
+    result = run(tests)
+    result.assert_outcomes(passed=2, failed=1, errors=1)
+    result.stdout.re_match_lines([r".*trace [0-9a-f]{32} has 3 queries, at most 2 are allowed:", r".*3 x SELECT \?"])
+    result.stdout.fnmatch_lines(["*the fixture `app` is no app on which install(app) was called*"])
+
+
+def test_without_a_fixture_of_that_name(run: Callable[..., pytest.RunResult]) -> None:
+    """Without a fixture `app` it is the only installed app."""
+    tests = """
+app_of_module = make()
+
+def test_order(observed):
+    TestClient(app_of_module).get("/orders/7")
+    assert observed.spans
+"""
+    run(tests).assert_outcomes(passed=1)
+
+
+def test_nothing_is_imported_until_it_is_used(run: Callable[..., pytest.RunResult]) -> None:
+    """A run that does not use the fixture imports neither the package nor its dependencies; without an app it fails."""
+    tests = """
+import sys
+
+def test_nothing():
+    names = {name.partition(".")[0] for name in sys.modules}
+    assert not names & {"fastapi_observe", "fastapi", "starlette", "opentelemetry", "loguru", "prometheus_client"}
+
+def test_order(observed):
+    pass
+"""
+    result = run(tests, app="")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*fastapi-observe is not installed; call install(app)*"])
