@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
+import interpreter
 import pytest
 from collectors import Collector
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -15,6 +14,7 @@ from sqlalchemy import create_engine
 from fastapi_observe import SettingsError, get_observability, install_worker
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -79,9 +79,9 @@ def collector() -> Iterator[Collector]:
 def run(script: str, collector: Collector) -> subprocess.CompletedProcess[str]:
     """Run a script to its end."""
     code = script.format(url=collector.url, parent=PARENT)
-    return subprocess.run(  # noqa: S603 - our own code
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
+    done = interpreter.run(code, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def exported_jobs(collector: Collector) -> dict[str, float]:

@@ -6,15 +6,13 @@ import io
 import os
 import resource
 import socket
-import subprocess
-import sys
-import textwrap
 import threading
 import tty
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import interpreter
 import pytest
 from tools import limited, own_standard_output
 
@@ -24,6 +22,7 @@ from fastapi_observe.logs.stdout import StandardOutput
 from fastapi_observe.logs.writer import Backlog, LineWriter
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -106,16 +105,9 @@ def until(condition: Any) -> None:
     raise AssertionError("it never happened")
 
 
-def run(script: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def run(script: str) -> subprocess.CompletedProcess[str]:
     """Run `script` in a process of its own."""
-    done = subprocess.run(  # noqa: S603 - our own script
-        [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        **options,
-    )
+    done = interpreter.run(script)
     assert done.returncode == 0, done.stderr
     return done
 

@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import interpreter
 import pytest
 import test_logs
 from loguru import logger
@@ -40,16 +41,11 @@ logs = LogService(ObserveSettings(), InternalErrors())
 """
 
 
-def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(script: str) -> subprocess.CompletedProcess[str]:
     """Run `script` after `BEGIN` in a process of its own."""
-    return subprocess.run(  # noqa: S603 - our own script
-        [sys.executable, "-c", BEGIN + textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-        env={**os.environ, **environment},
-    )
+    done = interpreter.run(BEGIN + textwrap.dedent(script))
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def messages(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -193,9 +189,14 @@ def test_without_private_names_the_default_handler_is_removed() -> None:
 
 def test_handler_0_may_be_the_users_own() -> None:
     """With LOGURU_AUTOINIT off there is no default handler: handler 0 is not silenced."""
-    done = run(
-        "logger.add(sys.stderr); logs.start(); logger.error('both'); logs.close(); logger.error('theirs')",
-        LOGURU_AUTOINIT="0",
+    script = "logger.add(sys.stderr); logs.start(); logger.error('both'); logs.close(); logger.error('theirs')"
+    done = subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, "-c", BEGIN + script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env={**os.environ, "LOGURU_AUTOINIT": "0"},
     )
     assert (messages(done)[1:], shown(done)) == (["both"], ["both", "theirs"])
 

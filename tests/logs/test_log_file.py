@@ -10,8 +10,6 @@ import re
 import resource
 import shutil
 import stat
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import interpreter
 import pytest
 from tools import limited, until, volume
 
@@ -592,7 +591,8 @@ def run(script: str, *arguments: str) -> None:
         "    report = lambda site, exc: sys.exit(str(exc))\n"
         "    return LogFile(path, parse_rotation(rotation), None, compress=True, on_internal_error=report)\n"
     )
-    subprocess.run([sys.executable, "-c", start + script, *arguments], timeout=120, check=True)  # noqa: S603 - ours
+    done = interpreter.run(start + script, *arguments)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_forked_child_opens_the_file_itself(tmp_path: Path) -> None:

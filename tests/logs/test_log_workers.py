@@ -9,13 +9,12 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
 
+import interpreter
 from servers_of_workers import Server, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -108,12 +107,9 @@ def lines_in(folder: Path) -> list[bytes]:
     return data
 
 
-def run(script: str, *arguments: object, seconds: int = 60, **options: Any) -> str:
+def run(script: str, *arguments: object, seconds: int = 60) -> str:
     """Run `script` in a process of its own. Returns its output."""
-    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
-    done: subprocess.CompletedProcess[str] = subprocess.run(  # noqa: S603 - our own script
-        command, capture_output=True, text=True, timeout=seconds, check=False, **options
-    )
+    done = interpreter.run(script, *arguments, timeout=seconds)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout
 

@@ -12,6 +12,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import interpreter
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -78,8 +79,7 @@ class Output:
 
 def run(script: str) -> Output:
     """Run a script in a process of its own."""
-    command = [sys.executable, "-c", BEGIN + textwrap.dedent(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)  # noqa: S603 - our own script
+    done = interpreter.run(BEGIN + textwrap.dedent(script))
     assert done.returncode == 0, done.stderr
     return Output(done)
 

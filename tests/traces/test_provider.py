@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import threading
 import uuid
@@ -12,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import grpc  # type: ignore[import-untyped]
+import interpreter
 import pytest
 from collectors import Collector as Receiver
 from fastapi import FastAPI
@@ -54,9 +54,7 @@ def run(code: str, **variables: str) -> Any:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OBSERVE_"))}
     head = "import json\nfrom opentelemetry import trace\nfrom starlette.applications import Starlette\n"
     head += "from fastapi_observe import install, traced, get_observability\n"
-    done = subprocess.run(  # noqa: S603 - our own code
-        [sys.executable, "-c", head + code], env={**kept, **variables}, capture_output=True, text=True, check=False
-    )
+    done = interpreter.run(head + code, environment={**kept, **variables})
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
