@@ -19,6 +19,7 @@ from fastapi_observe.records.exceptions import error_type_of, exception_message,
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 
 if TYPE_CHECKING:
+    from fastapi_observe.formats.line_format import LineFormat
     from fastapi_observe.redaction.redactor import Redactor
 
 MAX_LINE: Final = 16_384
@@ -86,6 +87,20 @@ def encode_line(line: dict[str, Any]) -> bytes:
     if not data.isascii():
         data = _escape_separators(data)
     return data if len(data) <= MAX_LINE else _encode_safely(line)
+
+
+def encode_as(line_format: LineFormat, data: bytes) -> bytes:
+    """Return an encoded line in another format, of at most `MAX_LINE` bytes."""
+    if line_format.convert is None:
+        return data
+    line = json.loads(data)
+    for limits in (None, *LIMITS):
+        shortened = line if limits is None else json.loads(_encode_within(line, limits))
+        converted = _escape_separators(json.dumps(line_format.convert(shortened))) + b"\n"
+        if len(converted) <= MAX_LINE:
+            return converted
+    shortened = json.loads(_encode_within({**line, "fields": {}}, MINIMAL))
+    return _escape_separators(json.dumps(line_format.convert(shortened))) + b"\n"
 
 
 def encode_text(text: str) -> str:

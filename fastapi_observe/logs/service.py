@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
 from time import time_ns
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from loguru import logger as loguru_logger
 from opentelemetry import context as otel_context
 from opentelemetry.trace import get_current_span
 
+from fastapi_observe.formats.choice import choose_line_format
 from fastapi_observe.internal import loguru
 from fastapi_observe.logs.capture import LogCapture
 from fastapi_observe.logs.context import LogContext, context_fields, is_context_of_ended_request
+from fastapi_observe.logs.crashes import CRASHES, Crash, refer_to_request_line
 from fastapi_observe.logs.file.file import LogFile
 from fastapi_observe.logs.file.retention import parse_retention
 from fastapi_observe.logs.file.rotation import parse_rotation
@@ -26,6 +26,7 @@ from fastapi_observe.logs.line import (
     MAX_MESSAGE,
     Timestamps,
     describe_exception,
+    encode_as,
     encode_line,
     to_text,
     truncate,
@@ -55,7 +56,7 @@ from fastapi_observe.logs.request_line import (
 )
 from fastapi_observe.logs.text import TextFormat
 from fastapi_observe.records.fields import current_fields
-from fastapi_observe.records.request import CONTEXT_KEY, EXCEPTION_IDS_ATTRIBUTE, current_record
+from fastapi_observe.records.request import CONTEXT_KEY, current_record
 from fastapi_observe.records.signal import no_op
 from fastapi_observe.redaction.redactor import Redactor
 from fastapi_observe.settings.types import parse_level
@@ -88,8 +89,6 @@ OUTCOME_LEVELS: Final = {
     "incomplete_response": "error",
 }
 
-ID_KEYS: Final = ("trace_id", "span_id", "request_id")
-
 RECORD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {
     "asctime",
     "color_message",
@@ -100,18 +99,6 @@ RECORD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {
 
 _CAPTURE: Final = LogCapture()
 """loguru, `logging` and standard output belong to the process, so all services share one capture and writer."""
-
-
-class Crash(NamedTuple):
-    """A request line with a stack trace: its trace, span and request id, and the exception."""
-
-    ids: tuple[str, str, str]
-    error_type: str
-    message: str
-
-
-_CRASHES: Final[deque[Crash]] = deque(maxlen=256)
-"""The last crashes about which the server has not written its own line yet."""
 
 
 class LogService:
@@ -137,7 +124,11 @@ class LogService:
         self._repeated_query_threshold = settings.repeated_query_threshold
         self._redactor = redactor or Redactor.from_settings(settings, internal_errors)
         self._request_lines = RequestLineEncoder(self._resource, self._redactor, self._timestamps)
-        self.push: Callable[[bytes], None] | None = None  # gets each line, too, as JSON
+        self._line_format = choose_line_format(settings)
+        self._encode_parts = (
+            self._encode_request if self._line_format.convert is None else self._encode_formatted_request
+        )
+        self.push: Callable[[bytes], None] | None = None  # gets each line too, with this package's keys
         self._writer = _CAPTURE.writer
         self._file: LogFile | None = None
         limits = parse_rotation(settings.log_rotation), parse_retention(settings.log_retention)
@@ -199,7 +190,7 @@ class LogService:
         if LEVELS["info"] < self.threshold:
             return
         line = {**self._line("info", message, "fastapi_observe"), "fields": {}}
-        self._writer.write(encode_line(line) if self.text is None else self.text.line(line))
+        self._writer.write(self._in_format(encode_line(line)) if self.text is None else self.text.line(line))
 
     def set_level(self, level: str | int) -> None:
         """Write lines of `level` and above from now on. Raises `ValueError` for an unknown level."""
@@ -242,14 +233,14 @@ class LogService:
             return
         parts = self._request_lines.capture(record, level) if self.text is None else None
         if parts is not None:
-            self._writer.enqueue(parts, self._encode_request, self._file, number)
+            self._writer.enqueue(parts, self._encode_parts, self._file, number)
             return
         ended = record.started_ns + int(record.duration * 1e9)
         line = self._request_lines.build(record, level, ended)
         self._write(line, text=self._format(TextFormat.request, line, record, self._redactor))
         if record.exception is not None:
             ids = record.trace_id, record.span_id, record.request_id
-            _CRASHES.append(Crash(ids, line["exception"]["type"], line["exception"]["message"]))
+            CRASHES.append(Crash(ids, line["exception"]["type"], line["exception"]["message"]))
 
     def _write_tree(self, text: TextFormat, record: RequestRecord) -> None:
         """Write the tree of a request without a line, if trees are wanted. In any case its spans are taken."""
@@ -271,6 +262,17 @@ class LogService:
         if self.push is not None:
             self.push(data)
         return data
+
+    def _encode_formatted_request(self, parts: RequestLineParts) -> bytes:
+        return self._in_format(self._encode_request(parts))
+
+    def _in_format(self, data: bytes) -> bytes:
+        """Return an encoded line in the chosen format; as it is if that fails."""
+        try:
+            return encode_as(self._line_format, data)
+        except Exception as exc:  # noqa: BLE001 - the line is worth more than its format
+            self.internal_errors("logs.format", exc)
+            return data
 
     @no_op
     def on_job_start(self, record: JobRecord) -> None:
@@ -362,7 +364,7 @@ class LogService:
             line["level"], fields["error_type"], exc = "warn", "client_disconnect", None
             is_repeated = self.logs_requests
         if is_server and (exc is not None or "exception" in line):
-            exc = _refer_to_request_line(line, fields, exc)
+            exc = refer_to_request_line(line, fields, exc)
             is_repeated = exc is None and "exception" not in line
         # A server's last lines come after the last flush, right before the process ends.
         self._finish(line, fields, exc, urgent=is_server, is_repeated=is_repeated)
@@ -467,6 +469,8 @@ class LogService:
         data = encode_line(line) if self.text is None or file is not None or self.push is not None else b""
         if self.push is not None:
             self.push(data)
+        if data:
+            data = self._in_format(data)
         if self.text is None:
             self._writer.write(data, urgent=urgent, file=file, copy=data, level=level)
             return
@@ -565,26 +569,6 @@ class ObserveLogger:
             self._owner.internal_errors("logs.call", exc)
         finally:
             thread.calling_service = before
-
-
-def _refer_to_request_line(
-    line: dict[str, Any], fields: dict[str, Any], exc: BaseException | None
-) -> BaseException | None:
-    """Remove the exception from a server's line if it is on a request line, and add the ids of that line.
-
-    Returns the exception that is left. One that was raised after the response was complete is on no request line.
-    """
-    ids = getattr(exc, EXCEPTION_IDS_ATTRIBUTE, None)
-    text = line.get("exception", {})
-    for crash in reversed(_CRASHES.copy()):
-        if crash.ids == ids if exc is not None else crash[1:] == (text["type"], text["message"].rstrip()):
-            with suppress(ValueError):  # another thread was faster
-                _CRASHES.remove(crash)
-            line.pop("exception", None)
-            line.update({key: value for key, value in zip(ID_KEYS, crash.ids, strict=True) if value})
-            fields["error_type"] = crash.error_type
-            return None
-    return exc
 
 
 def level_name(number: int) -> str:

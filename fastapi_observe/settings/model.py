@@ -320,8 +320,17 @@ class ObserveSettings(BaseSettings):
         "info",
         "Lowest level to write. Also accepts the names that `logging`, uvicorn and loguru use, and their numbers.",
     )
-    log_format: Literal["auto", "json", "text"] = option(
-        "auto", "auto: text for people if standard output is a terminal, else JSON."
+    log_format: Literal["auto", "json", "text", "ecs", "gcp", "datadog"] = option(
+        "auto",
+        "auto: text for people if standard output is a terminal, else JSON. ecs, gcp, datadog: JSON with the keys of "
+        "Elastic Common Schema, Google Cloud Logging, Datadog.",
+    )
+    gcp_project: str | None = option(
+        None,
+        'Google Cloud project of the traces, which `log_format="gcp"` puts into the names of traces.',
+        aliases=("GOOGLE_CLOUD_PROJECT",),
+        pattern=r"^[A-Za-z0-9.:_-]{1,128}$",
+        accepts="the id of a project, or None",
     )
     print_traces: bool = option(
         False,

@@ -92,7 +92,8 @@ class Options(TypedDict, total=False):
     instrumentator_functions: Sequence[Callable[[Any], Any]]
     logs: bool
     log_level: Level | int
-    log_format: Literal["auto", "json", "text"]
+    log_format: Literal["auto", "json", "text", "ecs", "gcp", "datadog"]
+    gcp_project: str | None
     print_traces: bool
     log_requests: bool
     capture_logging: bool

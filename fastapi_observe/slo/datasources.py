@@ -47,19 +47,20 @@ def make_datasources(plan: SLOPlan, features: Features) -> dict[str, Any]:
         }
     ]
     if features.traces:
+        of_trace = features.line_format.logql_trace_filter("$${__trace.traceId}")
         to_logs = {
             "datasourceUid": "loki",
             "spanStartTimeShift": "-5m",
             "spanEndTimeShift": "5m",
             "customQuery": True,
-            "query": '{service_name="$${__span.tags["service.name"]}"} | json | trace_id="$${__trace.traceId}"',
+            "query": f'{{service_name="$${{__span.tags["service.name"]}}"}} | json | {of_trace}',
         }
         data: dict[str, Any] = {"tracesToLogsV2": to_logs} if features.logs else {}
         sources.append({"name": "Tempo", "uid": "tempo", "type": "tempo", "url": "http://tempo:3200", "jsonData": data})
     if features.logs:
         to_trace = {
             "name": "trace_id",
-            "matcherRegex": '"trace_id":"(\\w+)"',
+            "matcherRegex": features.line_format.trace_id_pattern,
             "url": "$${__value.raw}",
             "datasourceUid": "tempo",
         }

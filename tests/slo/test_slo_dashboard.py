@@ -19,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 from tools import needs, needs_package
 
 from fastapi_observe import Availability, DatabaseDep, ExternalDep, Latency, MetricsDep
+from fastapi_observe.formats.choice import JSON
 from fastapi_observe.slo.grafana.dashboard import dashboard_uid, make_dashboard
 from fastapi_observe.slo.grafana.features import SELECTABLE, Features, detect_features
 from fastapi_observe.slo.grafana.panels import iter_panels
@@ -168,7 +169,8 @@ def test_features_are_detected(observed: Callable[..., Seen]) -> None:
     app = large_app()
     seen = observed(app)
     found = detect_features(app, seen.observe.settings)
-    assert found == Features(**{**dict.fromkeys(Features._fields, True), "pools": False})
+    flags: dict[str, Any] = dict.fromkeys(Features._fields, True)
+    assert found == Features(**flags | {"pools": False, "line_format": JSON})
     assert detect_features(app, seen.observe.settings, include=["database"]).pools
     assert not detect_features(app, seen.observe.settings, exclude=["database"]).database
     assert found.not_detected == ()

@@ -109,7 +109,8 @@ def _endpoint_links(service: str, features: Features) -> Iterator[dict[str, Any]
         query = f'{{resource.service.name={name} && span.http.route="{endpoint}"}}'
         yield explore_link("Traces of this endpoint", "tempo", "tempo", {"queryType": "traceql", "query": query})
     if features.logs:
-        query = f'{{service_name={name}}} | json | fields_endpoint="{endpoint}"'
+        label = features.line_format.logql_label("endpoint")
+        query = f'{{service_name={name}}} | json | {label}="{endpoint}"'
         yield explore_link("Log lines of this endpoint", "loki", "loki", {"expr": query})
 
 

@@ -6,11 +6,13 @@ import gzip
 from inspect import isclass, isroutine
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args, get_type_hints
 
+from fastapi_observe.formats.choice import JSON, choose_line_format
 from fastapi_observe.requests.routing import list_endpoints
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from fastapi_observe.formats.line_format import LineFormat
     from fastapi_observe.settings.model import ObserveSettings
 
 DEPENDENCIES_MODULE: Final = "fastapi_observe.dependencies"
@@ -40,6 +42,7 @@ class Features(NamedTuple):
     exemplars: bool
     traces: bool
     logs: bool
+    line_format: LineFormat = JSON
 
     @property
     def not_detected(self) -> tuple[str, ...]:
@@ -71,6 +74,7 @@ def detect_features(
         exemplars=settings.exemplars and settings.tracing,
         traces=settings.tracing,
         logs=settings.logs,
+        line_format=choose_line_format(settings),
     )
 
 
