@@ -78,16 +78,27 @@ the colon in a Telegram bot's token.
 """
 
 _CREDENTIAL: Final = r"(?=[A-Z.~+/=_-]{0,64}+[0-9]|[\w.~+/=-]{24})[\w.~+/=-]{8,}+"
+_MIXED: Final = r"(?=[A-Z_~+-]{0,64}+[0-9])(?=[0-9_~+-]{0,64}+[A-Z])[\w~+-]{6,}+={0,2}+"
+"""A word of letters and digits, as ids of sessions are."""
+_SESSION_ID: Final = rf"(?:(?=[A-Z.~+/_-]{{0,64}}+[0-9]|[\w.~+/-]{{24}})[\w.~+/-]{{8,}}+={{0,2}}+|{_MIXED})"
 SCHEMES: Final = (
-    ("bearer", re.compile(r"(b(?<![A-Z0-9_]b)earer)(?:%20|[\s:\"']){1,5}(?!REDACTED)[\w.~+/=-]{8,}+", re.IGNORECASE)),
+    ("bearer", re.compile(r"(b(?<![A-Z0-9_]b)earer(?:%20|[\s:\"']){1,5})(?!REDACTED)[\w.~+/=-]{8,}+", re.IGNORECASE)),
     *(
-        (word, re.compile(rf"({word})(?<![A-Z0-9_]{word})\s{{1,4}}{_CREDENTIAL}", re.IGNORECASE))
+        (word, re.compile(rf"({word}(?<![A-Z0-9_]{word})\s{{1,4}}){_CREDENTIAL}", re.IGNORECASE))
         for word in ("basic", "token", "digest")
     ),
-    ("session", re.compile(rf"(session(?<![A-Z0-9_]session)(?:\s{{1,4}}id)?)\s{{1,4}}{_CREDENTIAL}", re.IGNORECASE)),
+    (
+        "session",
+        re.compile(
+            r"(session(?<![A-Z0-9_]session)(?:[\s_-]{1,4}(?:with\s)?id:?)?\s{1,4}(?:->\s)?[#'\"\[(<]{0,2})"
+            rf"(?!REDACTED){_SESSION_ID}",
+            re.IGNORECASE,
+        ),
+    ),
+    ("sid", re.compile(rf"(sid(?<![A-Z0-9_]sid)\s{{1,4}}[#'\"\[(<]{{0,2}})(?!REDACTED){_SESSION_ID}", re.IGNORECASE)),
 )
-"""Credentials after `Bearer`; after `basic`, `token`, `digest` and `session`, which are ordinary words too, only if
-they contain a digit or are long.
+"""Credentials after `Bearer`; after `basic`, `token` and `digest`, which are ordinary words too, only if they contain a
+digit or are long; ids after `session` and `sid`.
 """
 
 # Values have any form, so everything up to the next exception of a chain is redacted.
@@ -221,8 +232,11 @@ VALUE_BEFORE_NAME: Final = re.compile(
 )
 """A value before its name, under the same keys."""
 
-OPAQUE_ID: Final = re.compile(r"(?:['\"]?(?=(?:[A-Za-z_~+-]{0,64}+[0-9]){3})[\w~+-]{16,}+={0,2}+)?")
+OPAQUE_ID: Final = re.compile(r"(?:['\"]?(?=(?:[A-Za-z_~+-]{0,64}+[0-9]){3})[\w~+-]{16,}+={0,2}+['\"]?)?")
 """An id such as a UUID or a random token: 16 or more characters, at least three of them digits. May be empty."""
+
+SESSION_ID: Final = re.compile(rf"(?:['\"\[(<]{{0,2}}{_MIXED}['\"\])>]{{0,2}})?", re.IGNORECASE)
+"""The id of a session, after `session:` in a sentence. May be empty."""
 
 COUNT: Final = re.compile(r"['\"]?-?[0-9]{1,12}+(?:\.[0-9]{1,12}+)?(?![\w.-])")
 """A number, with or without quotes."""
@@ -307,7 +321,7 @@ def hide_after_scheme(text: str) -> str:
     lower = text.lower()
     for word, pattern in SCHEMES:
         if word in lower:
-            text = pattern.sub(rf"\1 {REDACTED}", text)
+            text = pattern.sub(rf"\1{REDACTED}", text)
     return text
 
 

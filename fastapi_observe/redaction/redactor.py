@@ -32,6 +32,7 @@ from fastapi_observe.redaction.patterns import (
     PLAIN_PATH,
     QUERY_OF_PATH,
     REDACTED,
+    SESSION_ID,
     TRIGGER_CHARACTERS,
     TUPLE_VALUES,
     UNICODE_ESCAPE,
@@ -91,6 +92,8 @@ _is_plain_id: Final = PLAIN_ID.fullmatch
 _QUOTES: Final = frozenset({"'", '"', "\\"})
 _LINE_NAMES: Final = ("authorization", "cookie", "phrase", "mnemonic")
 """Ends of names whose value goes on to the end of its line."""
+_SESSION_NAMES: Final = ("session", "sessions", "sid")
+"""Ends of names whose value in a sentence is an id: `Terminating session: a1b2c3d4`, but not `session: closed`."""
 
 _NOT_CACHED: Final = ("", None)
 _WITHOUT_ROUTE: Final = frozenset({"unmatched", "redirect"})
@@ -298,7 +301,8 @@ class Redactor:
             # In quotes a name is a key, not a word of a sentence, so the whole list applies.
             quote = text[match.end("name") : match.end("name") + 1]
             if quote not in _QUOTES or text[match.start("name") - 1 : match.start("name")] != quote:
-                return _end(OPAQUE_ID, match)  # "Terminating session: 0b1e...", but not "session: closed"
+                is_session = name.lower().endswith(_SESSION_NAMES) and not is_source_line(text, at)
+                return max(_end(OPAQUE_ID, match), _end(SESSION_ID, match) if is_session else at)
         if COUNT.match(text, at) is not None and names.is_count(name):
             return at
         if is_source_line(text, at):

@@ -218,6 +218,12 @@ def test_ids_of_sessions() -> None:
     """An id after `session` is redacted with or without `ID` and a colon; an ordinary word is not."""
     for text in (
         "Terminating session: {}",
+        "Session '{}' is gone",
+        "session [{}] closed",
+        "session -> {}",
+        "session-id {}",
+        "no session with ID '{}'",
+        "sid {}, sid=REDACTED",
         "session ID: {}",
         "Session {} not found",
         "sid: {}",
@@ -226,6 +232,17 @@ def test_ids_of_sessions() -> None:
     ):
         assert DEFAULT_REDACTOR.text(text.format(SESSION_ID)) == text.format("REDACTED")
         assert "9b2d" not in DEFAULT_REDACTOR.text(text.format("0b1ea9b2-d3c4-4f55-a6b7-c8d9e0f1a2b3"))
+        if not text.startswith("auth"):
+            assert DEFAULT_REDACTOR.text(text.format("sess_9f8a7b")) == text.format("REDACTED")
+    for text in ("session: '{}'", "session: [{}]"):
+        assert DEFAULT_REDACTOR.text(text.format(SESSION_ID)) == "session: REDACTED"
+    text = "sessions: 12 active, session expired at 2026-11-29, session timeout=30s, session started in 120ms, sid: 5, inside x1"
+    assert DEFAULT_REDACTOR.text(text) == text
+    line = """Traceback (most recent call last):
+  File "/app/main.py", line 3, in call
+    session = Http2Session(engine1)
+ValueError: 3"""
+    assert DEFAULT_REDACTOR.text(line) == line
     text = "session: closed, code: 404, sign: positive, session timeout, code: ERR_HTTP2_STREAM_ERROR"
     assert DEFAULT_REDACTOR.text(text) == text
 
