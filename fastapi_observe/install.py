@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fastapi_observe.settings.options import Options
 
 _WRAPPED = "__observe_wrapped__"
+"""Attribute of an app whose stack builder is wrapped; False after `close`."""
 
 
 def install(app: Starlette, settings: ObserveSettings | None = None, **overrides: Unpack[Options]) -> Observability:
@@ -39,7 +40,7 @@ def install(app: Starlette, settings: ObserveSettings | None = None, **overrides
     are fields of `ObserveSettings`. The result is also `app.state.observe`; its `close()` uninstalls.
 
     Raises `SettingsError` (a `ValueError`) for invalid settings, `TypeError` if `app` or an engine has the wrong type,
-    `RuntimeError` for a second `install` and after the first request.
+    `RuntimeError` for a second `install`, and after the first request unless the app was installed and closed before.
     """
     if not isinstance(app, Starlette):
         raise TypeError(
@@ -48,7 +49,7 @@ def install(app: Starlette, settings: ObserveSettings | None = None, **overrides
         )
     if getattr(app.state, "observe", None) is not None:
         raise RuntimeError("install(app) was called twice on the same app; call it once, where the app is created")
-    if app.middleware_stack is not None and not is_instrumented_by_contrib(app):
+    if not _can_be_rebuilt(app) and not is_instrumented_by_contrib(app):
         raise RuntimeError("install(app) was called after the first request; call it where the app is created")
     loaded = ObserveSettings.load(settings, **overrides)
     if "service_name" not in loaded.model_fields_set and getattr(app, "title", "FastAPI") != "FastAPI":
@@ -72,6 +73,11 @@ def install(app: Starlette, settings: ObserveSettings | None = None, **overrides
     for message in loaded.warnings():
         logging.getLogger("fastapi_observe").warning("%s", message)
     return observability
+
+
+def _can_be_rebuilt(app: Starlette) -> bool:
+    """Return whether a new middleware stack loses nothing: there is none yet, or `close` has discarded one before."""
+    return app.middleware_stack is None or _WRAPPED in vars(app)
 
 
 def install_worker(settings: ObserveSettings | None = None, **overrides: Unpack[Options]) -> Observability:
@@ -151,7 +157,7 @@ def _wrap_stack_builder(
         def build() -> ASGIApp:
             try:
                 for mounted in mounted_apps(app):
-                    if mounted.middleware_stack is None and _WRAPPED not in vars(mounted):
+                    if _can_be_rebuilt(mounted) and not vars(mounted).get(_WRAPPED):
                         _wrap_stack_builder(mounted, None, observability)
             except Exception as exc:  # noqa: BLE001 - routes may be of any class; mounted apps work without it
                 observability.internal_errors("mounted", exc)
@@ -173,7 +179,7 @@ def _wrap_stack_builder(
     setattr(app, _WRAPPED, True)
 
     def undo() -> None:
-        delattr(app, _WRAPPED)
+        setattr(app, _WRAPPED, False)
         undo_builder()
 
     observability.on_close(undo)

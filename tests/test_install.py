@@ -205,6 +205,22 @@ def test_close_reverts_everything(observed: Callable[..., Seen]) -> None:
     assert built == ["own"] * 3
 
 
+def test_an_app_that_served_requests_after_close(observed: Callable[..., Seen]) -> None:
+    """It can be installed on again, as a test suite does, and its mounted apps are observed again, too."""
+    sub = FastAPI()
+    sub.add_route("/x", page)
+    app = FastAPI()
+    app.mount("/sub", sub)
+    for _ in range(3):
+        seen = observed(app)
+        with TestClient(app) as client:
+            client.get("/sub/x")
+        assert served(seen) == {"/sub/x": 1}
+        assert vars(sub)["__observe_wrapped__"]
+        seen.observe.close()
+        assert TestClient(app).get("/sub/x").status_code == 200
+
+
 def test_a_step_of_close_that_fails(observed: Callable[..., Seen]) -> None:
     """The other steps are run, and the internal error is counted."""
     app = FastAPI()

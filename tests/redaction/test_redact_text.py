@@ -236,7 +236,7 @@ def test_ids_of_sessions() -> None:
             assert DEFAULT_REDACTOR.text(text.format("sess_9f8a7b")) == text.format("REDACTED")
     for text in ("session: '{}'", "session: [{}]"):
         assert DEFAULT_REDACTOR.text(text.format(SESSION_ID)) == "session: REDACTED"
-    text = "sessions: 12 active, session expired at 2026-11-29, session timeout=30s, session started in 120ms, sid: 5, inside x1"
+    text = "sessions: 12 active, session expired at 2026-11-29, session timeout=30s, session took 120ms, sid: 5"
     assert DEFAULT_REDACTOR.text(text) == text
     line = """Traceback (most recent call last):
   File "/app/main.py", line 3, in call
