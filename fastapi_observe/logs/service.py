@@ -19,8 +19,6 @@ from fastapi_observe.logs.capture import LogCapture
 from fastapi_observe.logs.context import LogContext, context_fields, is_context_of_ended_request
 from fastapi_observe.logs.crashes import CRASHES, Crash, refer_to_request_line
 from fastapi_observe.logs.file.file import LogFile
-from fastapi_observe.logs.file.retention import parse_retention
-from fastapi_observe.logs.file.rotation import parse_rotation
 from fastapi_observe.logs.handlers import SERVERS
 from fastapi_observe.logs.line import (
     MAX_MESSAGE,
@@ -131,11 +129,11 @@ class LogService:
         self.push: Callable[[bytes], None] | None = None  # gets each line too, with this package's keys
         self._writer = _CAPTURE.writer
         self._file: LogFile | None = None
-        limits = parse_rotation(settings.log_rotation), parse_retention(settings.log_retention)
         if settings.log_file is not None:
             self._file = LogFile(
                 settings.log_file,
-                *limits,
+                settings.log_rotation,
+                settings.log_retention,
                 compress=settings.log_compression is not None,
                 on_internal_error=internal_errors,
             )

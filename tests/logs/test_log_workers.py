@@ -26,7 +26,6 @@ HERD = """
     from pathlib import Path
     from fastapi_observe.logs.writer import LineWriter
     from fastapi_observe.logs.file.file import LogFile
-    from fastapi_observe.logs.file.rotation import parse_rotation
 
     path, acks, lines, rotation = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     pause = float(sys.argv[5])
@@ -34,7 +33,7 @@ HERD = """
     draw = random.Random()
 
     def log_file(report):
-        return LogFile(path, parse_rotation(rotation), None, compress=True, on_internal_error=report)
+        return LogFile(path, rotation, None, compress=True, on_internal_error=report)
 
     def work(name):
         sys.stdout = open(os.devnull, "w")
@@ -137,29 +136,32 @@ def test_no_acknowledged_line_is_lost(tmp_path: Path) -> None:
 
 STEPS = """
     BEGIN = b'{"timestamp":"2026-01-01T00:00:00.000000Z","level":"info",'
-    import itertools, os, sys
+    import fcntl, itertools, os, shutil, sys
     from fastapi_observe.logs.file.file import LogFile
-    from fastapi_observe.logs.file.rotation import parse_rotation
 
     path, taken = sys.argv[1], {}
 
     def log_file():
-        return LogFile(path, parse_rotation("400 B"), None, compress=True, on_internal_error=print)
+        return LogFile(path, "400 B", None, compress=True, on_internal_error=print)
 
     def die_at(last):
-        steps, write, opens = itertools.count(1), os.write, os.open
+        steps, write = itertools.count(1), os.write
 
-        def watched(real):
+        def watched(name, real):
             def call(*arguments, **options):
                 if next(steps) == last:
                     if real is write:  # the kernel may have taken a part before the signal
                         write(arguments[0], arguments[1][: len(arguments[1]) // 2])
+                    if name == "copyfileobj":
+                        arguments[1].write(arguments[0].read(100))
+                        arguments[1].flush()
                     os._exit(9)
                 return real(*arguments, **options)
             return call
 
-        for name in ("open", "write", "rename", "unlink", "ftruncate", "utime"):
-            setattr(os, name, watched(getattr(os, name)))
+        os_names = ("open", "fdopen", "write", "rename", "unlink", "ftruncate", "utime")
+        for module, name in (*((os, name) for name in os_names), (fcntl, "flock"), (shutil, "copyfileobj")):
+            setattr(module, name, watched(name, getattr(module, name)))
 
     def work(step, acknowledged):
         write_all = os.write

@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import re
-import stat
 from contextlib import suppress
 from datetime import datetime
 from time import sleep, time
@@ -15,19 +14,21 @@ from typing import TYPE_CHECKING, Final
 from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.throttle import LogThrottle
 from fastapi_observe.logs.file.opening import (
+    APPEND_FLAGS,
+    check_writable,
     is_same_file,
-    open_for_append,
+    make_directories,
+    open_log_file,
     read_at,
     repair_end,
     try_lock,
     unlock,
 )
-from fastapi_observe.logs.file.retention import Retention, RotatedFiles
-from fastapi_observe.logs.file.rotation import LogFileNames, Rotation
+from fastapi_observe.logs.file.retention import RotatedFiles
+from fastapi_observe.logs.file.rotation import LogFileNames, parse_limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 RETRY_INTERVAL: Final = 0.5
 """Seconds until a file that could not be written or rotated is tried again."""
@@ -42,32 +43,49 @@ STREAM_PATHS: Final = frozenset(
 
 OWN_LINE: Final = re.compile(rb'\{"timestamp":"([0-9TZ:.+-]{20,32})","level":"')
 
+DROPPED: Final = "Lines are dropped from the file (not from standard output); retrying twice per second."
+
+LOGGER: Final = logging.getLogger("fastapi_observe")
+
 
 class LogFile:
     """Appends batches of whole lines to `path` and rotates it.
 
     Each batch is one write under the lock of the file, so a process that is killed in the middle of it leaves at most
     one incomplete line, which the next writer removes before it appends. Rotation renames the file under the same
-    lock; a process that waits for the lock notices and opens the new file. Raises `ValueError` if `path` cannot be
-    written; later nothing raises. `written` counts lines, `dropped` those that were lost, by reason.
+    lock; a process that waits for the lock notices and opens the new file. `rotation` and `retention` are as in the
+    settings; the total size includes the current file, which is rotated at a quarter of it at the latest. Raises
+    `ValueError` if `path` cannot be written; later nothing raises. `written` counts lines, `dropped` those that were
+    lost, by reason.
     """
 
     def __init__(
         self,
         path: str,
-        rotation: Rotation | None,
-        retention: Retention | None,
+        rotation: str | None,
+        retention: str | None,
         *,
         compress: bool,
         on_internal_error: Callable[[str, BaseException], None],
     ) -> None:
-        self._names = _make_names(path)
-        self.path = self._names.process_path()
+        if path in STREAM_PATHS:
+            raise ValueError(f"log_file: invalid value {path!r}; lines always go to standard output, so omit log_file")
+        try:
+            self._names = LogFileNames(path)
+            self.path = self._names.process_path()
+            check_writable(self.path)
+        except (OSError, RuntimeError, ValueError) as exc:  # without a home directory; with a null character
+            reason = getattr(exc, "strerror", None) or exc
+            remedy = "choose a file in a directory that this process may write to"
+            raise ValueError(f"log_file: cannot write {path!r}: {reason}; {remedy}") from None
         self.written = 0
         self.dropped = {"queue_full": 0, "file_write": 0, "internal_error": 0}
-        self.rotated_files = RotatedFiles(self._names, retention, compress=compress, on_error=self._report_cleanup)
-        self._max_size = self.rotated_files.limit_active_size(rotation.size if rotation else None)
-        self._max_age = rotation.age if rotation else None
+        self._max_size, self._max_age, _ = parse_limits(rotation)
+        kept = parse_limits(retention)
+        if kept.size is not None:
+            self._max_size = min(self._max_size or kept.size, max(1, kept.size // 4))
+            kept = kept._replace(size=kept.size - self._max_size)
+        self.rotated_files = RotatedFiles(self._names, kept, compress=compress, on_error=self._report_cleanup)
         self._on_internal_error = on_internal_error
         self._throttle = LogThrottle()
         self._descriptor = -1
@@ -77,9 +95,6 @@ class LogFile:
         self._first_line_time = 0.0
         self._retry_at = self._rotate_at = 0.0
         self._dropped_in_outage = 0
-        reason = _unwritable_reason(self._names.template, self.path)
-        if reason:
-            raise _unwritable_error(path, reason)
 
     def write(self, lines: list[bytes]) -> None:
         """Append `lines`. They are dropped and counted if the disk does not take all of them."""
@@ -92,7 +107,7 @@ class LogFile:
             self._retry_at = monotonic() + RETRY_INTERVAL
             self._drop(lines, "file_write")
             self._close_descriptor()
-            self._report_drop(exc)
+            self._report("write", exc, DROPPED)
         except Exception as exc:  # noqa: BLE001 - an internal error must not end the writer's thread
             self._drop(lines, "internal_error")
             self._close_descriptor()
@@ -150,7 +165,8 @@ class LogFile:
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
     def _open(self) -> None:
-        self._descriptor = open_for_append(self.path)
+        make_directories(self.path.parent)
+        self._descriptor = open_log_file(self.path, APPEND_FLAGS | os.O_CREAT)
         self._end = -1
         self._first_line_time = time()
         match = OWN_LINE.match(read_at(self._descriptor, 80, 0))
@@ -209,71 +225,16 @@ class LogFile:
         self._dropped_in_outage += len(lines)
         self.dropped[reason] += len(lines)
 
-    def _report_drop(self, exc: OSError) -> None:
-        if self._throttle.allow("drop"):
-            _logger().error(
-                "Cannot write the log file %s: %s. Lines are dropped from the file (not from standard output); "
-                "retrying twice per second.",
-                self.path,
-                exc.strerror or type(exc).__name__,
-            )
-
     def _report_cleanup(self, exc: OSError) -> None:
-        if self._throttle.allow("cleanup"):
-            _logger().error(
-                "Cannot rotate or clean up the log file %s: %s. No lines are lost; retrying.",
-                self.path,
-                exc.strerror or type(exc).__name__,
-            )
+        self._report("rotate or clean up", exc, "No lines are lost; retrying.")
+
+    def _report(self, action: str, exc: OSError, consequence: str) -> None:
+        if self._throttle.allow(action):
+            reason = exc.strerror or type(exc).__name__
+            LOGGER.error("Cannot %s the log file %s: %s. %s", action, self.path, reason, consequence)
 
     def _report_recovery(self) -> None:
         """Log the end of an outage; if the last one ended less than a minute ago, when that minute is over."""
         if self._throttle.allow("recovery"):
             dropped, self._dropped_in_outage = self._dropped_in_outage, 0
-            _logger().warning("Writing the log file %s again; %d lines were dropped.", self.path, dropped)
-
-
-def _logger() -> logging.Logger:
-    return logging.getLogger("fastapi_observe")
-
-
-def _make_names(path: str) -> LogFileNames:
-    if "\0" in path:
-        raise _unwritable_error(path, "the name contains a null character")
-    if path in STREAM_PATHS:
-        raise ValueError(f"log_file: invalid value {path!r}; lines always go to standard output, so omit log_file")
-    try:
-        return LogFileNames(path)
-    except (OSError, RuntimeError) as exc:  # no home directory, or the working directory was removed
-        raise _unwritable_error(path, str(exc)) from None
-
-
-def _unwritable_error(path: str, reason: str) -> ValueError:
-    return ValueError(
-        f"log_file: cannot write {path!r}: {reason}; choose a file in a directory that this process may write to"
-    )
-
-
-def _unwritable_reason(template: Path, path: Path) -> str:  # noqa: PLR0911 - one for each reason
-    """Return why `path` cannot be written, or an empty string. Directories may be missing: they are created later.
-
-    Nothing is created now. A process that starts as root, such as gunicorn's, would leave a file that its workers may
-    not write to.
-    """
-    try:
-        for each in {template, path}:
-            if each.is_dir():
-                return f"{each} is a directory"
-        with suppress(FileNotFoundError, NotADirectoryError):
-            if not stat.S_ISREG(path.lstat().st_mode):  # opening a pipe would block
-                return f"{path} is not a regular file"
-            os.close(open_for_append(path, create=False))
-            return ""
-        directory = next(each for each in path.parents if each.exists())
-    except OSError as exc:
-        if exc.errno == errno.EACCES:
-            return f"no permission to read and write {path}"
-        return str(exc.strerror or exc)
-    if not directory.is_dir():
-        return f"{directory} is not a directory"
-    return "" if os.access(directory, os.W_OK | os.X_OK) else f"no permission to write in {directory}"
+            LOGGER.warning("Writing the log file %s again; %d lines were dropped.", self.path, dropped)

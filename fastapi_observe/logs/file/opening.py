@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 FILE_MODE: Final = 0o640
 DIRECTORY_MODE: Final = 0o750
-OPEN_FLAGS: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+SAFE_FLAGS: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+APPEND_FLAGS: Final = os.O_RDWR | os.O_APPEND
 
 MAX_TORN_BYTES: Final = 1 << 16
 """Bytes at the end of a file that are searched for the start of an incomplete line."""
@@ -30,7 +31,12 @@ def open_log_file(path: Path, flags: int) -> int:
     Raises `PermissionError` with the reason and a remedy if the file may have been put there by another user, or
     another `OSError` if it cannot be opened.
     """
-    descriptor = os.open(path, flags | OPEN_FLAGS, FILE_MODE)
+    try:
+        descriptor = os.open(path, flags | SAFE_FLAGS, FILE_MODE)
+    except OSError as exc:
+        if exc.errno == errno.ELOOP:  # "Too many levels of symbolic links", although one is enough
+            raise PermissionError(errno.EPERM, "a symbolic link; remove it", str(path)) from None
+        raise
     reason = unsafe_reason(os.fstat(descriptor), path.parent)
     if reason:
         os.close(descriptor)
@@ -38,11 +44,18 @@ def open_log_file(path: Path, flags: int) -> int:
     return descriptor
 
 
-def open_for_append(path: Path, *, create: bool = True) -> int:
-    """Open `path` for appending and reading. Creates it and its directories unless `create` is false."""
-    if create:
-        _make_directories(path.parent)
-    return open_log_file(path, os.O_RDWR | os.O_APPEND | (os.O_CREAT if create else 0))
+def check_writable(path: Path) -> None:
+    """Raise `OSError` if a log file cannot be written. Directories may be missing: they are made later.
+
+    Nothing is created now. A process that starts as root, such as gunicorn's, would leave a file that its workers may
+    not write to.
+    """
+    with suppress(FileNotFoundError):
+        os.close(open_log_file(path, APPEND_FLAGS))
+        return
+    directory = next(each for each in path.parents if each.exists())
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"no permission to write in {directory}", str(path))
 
 
 def unsafe_reason(file: os.stat_result, directory: Path) -> str:
@@ -82,7 +95,7 @@ def unlock(descriptor: int) -> None:
 
 
 def is_same_file(descriptor: int, path: Path) -> bool:
-    """Return whether the open file is still the one at `path`, and was not renamed or removed."""
+    """Return whether the path still leads to the open file, which was not renamed or removed."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except (FileNotFoundError, NotADirectoryError):
@@ -114,9 +127,9 @@ def repair_end(descriptor: int, size: int, *, locked: bool) -> int:
     return size + 1
 
 
-def _make_directories(directory: Path) -> None:
+def make_directories(directory: Path) -> None:
     """Make a directory and its parents, all with `DIRECTORY_MODE`; `Path.mkdir` would open the parents to everyone."""
     if not directory.is_dir():
-        _make_directories(directory.parent)
+        make_directories(directory.parent)
         with suppress(FileExistsError):  # another process was faster, or a file is in the way: opening fails then
             directory.mkdir(DIRECTORY_MODE)

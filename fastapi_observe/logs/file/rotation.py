@@ -1,56 +1,50 @@
-"""When a log file is rotated, and the names of rotated files."""
+"""When a log file is rotated and which rotated files are kept, and the names of rotated files."""
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, NamedTuple
 
-SIZE_UNITS: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-AGE_UNITS: Final = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400, "week": 604_800}
-AMOUNT: Final = re.compile(r"\s*(\d{1,9}(?:\.\d{1,6})?)\s*([a-zA-Z]{1,7})\s*", re.ASCII)
+UNITS: Final = {
+    "b": ("size", 1),
+    "kb": ("size", 10**3),
+    "mb": ("size", 10**6),
+    "gb": ("size", 10**9),
+    "second": ("age", 1),
+    "minute": ("age", 60),
+    "hour": ("age", 3600),
+    "day": ("age", 86_400),
+    "week": ("age", 604_800),
+    "file": ("files", 1),
+}
+"""What a number with a unit limits, and the value of one."""
+
 TIMESTAMP: Final = r"\d{8}T\d{6}\.\d{6}"
 PROCESS_ID: Final = "{pid}"
 
 
-class Rotation(NamedTuple):
-    """Start a new file at `size` bytes or after `age` seconds, whichever is set."""
+class Limits(NamedTuple):
+    """Limits of one file (`log_rotation`) or of all rotated files (`log_retention`): bytes, seconds, number."""
 
-    size: int | None
-    age: float | None
+    size: int | None = None
+    age: int | None = None
+    files: int | None = None
 
 
-def parse_rotation(text: str | None) -> Rotation | None:
-    """Parse `100 MB`, `1 GB`, `500KB`, `1 day` or `12 hours`. None disables rotation.
+def parse_limits(text: str | None) -> Limits:
+    """Parse `100 MB`, `12 hours`, `10 files` or several with commas; of one kind, the smallest. None is no limit.
 
-    Raises `ValueError` for anything else.
+    The settings have checked the text (`ROTATION_PATTERN`, `RETENTION_LIMIT`).
     """
-    if text is None:
-        return None
-    number, unit = parse_amount(text)
-    if number > 0 and unit in SIZE_UNITS:
-        return Rotation(max(1, int(number * SIZE_UNITS[unit])), None)
-    if number > 0 and unit in AGE_UNITS:
-        return Rotation(None, number * AGE_UNITS[unit])
-    raise ValueError(
-        f"log_rotation: invalid value {text!r}; use a size such as '500 KB', '100 MB' or '1 GB', "
-        "or an age such as '12 hours' or '1 day'"
-    )
-
-
-def parse_amount(text: str) -> tuple[float, str]:
-    """Return a number and its unit: a key of `SIZE_UNITS` or `AGE_UNITS`, or the unit as given in lower case.
-
-    Returns `(0.0, "")` if `text` is not a number with a unit.
-    """
-    match = AMOUNT.fullmatch(text)
-    if match is None:
-        return 0.0, ""
-    unit = match[2].upper()
-    age = match[2].lower().removesuffix("s")
-    return float(match[1]), unit if unit in SIZE_UNITS else age if age in AGE_UNITS else match[2].lower()
+    limits: dict[str, int] = {}
+    for number, unit in re.findall(r"(\d+) ?([a-z]+)", (text or "").lower()):
+        kind, one = UNITS[unit.removesuffix("s")]
+        limits[kind] = min(limits.get(kind, sys.maxsize), int(number) * one)
+    return Limits(**limits)
 
 
 class LogFileNames:
@@ -61,16 +55,16 @@ class LogFileNames:
     """
 
     def __init__(self, path: str) -> None:
-        self.template = Path(path).expanduser().absolute()
-        name = self.template.name
-        self._suffix = "" if PROCESS_ID in self.template.suffix else self.template.suffix
+        self._template = Path(path).expanduser().absolute()
+        name = self._template.name
+        self._suffix = "" if PROCESS_ID in self._template.suffix else self._template.suffix
         # Rotated files of all processes match, so that those of ended processes are removed in their turn.
         stem = r"\d{1,10}".join(re.escape(part) for part in name.removesuffix(self._suffix).split(PROCESS_ID))
         self._rotated = re.compile(rf"{stem}\.(?P<time>{TIMESTAMP}){re.escape(self._suffix)}(?P<gz>\.gz)?")
 
     def process_path(self) -> Path:
         """Return the path that this process writes to."""
-        return Path(str(self.template).replace(PROCESS_ID, str(os.getpid())))
+        return Path(str(self._template).replace(PROCESS_ID, str(os.getpid())))
 
     def match_rotated(self, name: str) -> tuple[str, bool] | None:
         """Return the time in the name of a rotated file and whether it is compressed, or None for any other file."""
