@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, Unpack
 
 from pydantic import PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
@@ -25,8 +26,10 @@ from fastapi_observe.settings.sources import (
     check_combinations,
     describe_error,
     mask,
+    read_environment,
     read_option,
     sourced,
+    variable_name,
 )
 from fastapi_observe.settings.types import (
     PEERS_HELP,
@@ -36,6 +39,7 @@ from fastapi_observe.settings.types import (
     ConstantLabels,
     ExcludedFrom,
     ExcludedPaths,
+    FilePath,
     HeaderNames,
     Headers,
     LogLevel,
@@ -80,6 +84,13 @@ class ObserveSettings(BaseSettings):
         validate_default=False,
         allow_inf_nan=False,
         hide_input_in_errors=True,
+    )
+
+    env_file: FilePath | None = option(
+        None,
+        "File with variables, such as .env. A variable of the process takes precedence over that of the file.",
+        min_length=1,
+        accepts="the path of a file, or None",
     )
 
     # The service
@@ -344,7 +355,7 @@ class ObserveSettings(BaseSettings):
         ("httpx", "httpcore", "httpx2", "httpcore2", "aiosqlite", "watchfiles"),
         "Loggers whose records below `warn` are dropped.",
     )
-    log_file: str | None = option(
+    log_file: FilePath | None = option(
         None,
         "File to write log lines to, in addition to standard output. All worker processes share it; `{pid}` in the "
         "name makes one file for each.",
@@ -535,6 +546,7 @@ class ObserveSettings(BaseSettings):
         ):
             values = {**values, "sample_ratio": SourcedValue("development", 1.0)}
         ignored: dict[tuple[str, str], SourcedValue] = {}
+        environment = read_environment(_env_file(values))
         while True:
             try:
                 settings = handler(values)
@@ -553,7 +565,7 @@ class ObserveSettings(BaseSettings):
                 values = dict(values)
                 given = values.pop(name)
                 ignored[name, given.source] = given
-                if (other := read_option(name, cls.model_fields[name], ignored=ignored)) is not None:
+                if (other := read_option(name, cls.model_fields[name], environment, ignored=ignored)) is not None:
                     values[name] = other
         check_combinations(settings)
         if not settings._sources:  # noqa: SLF001 - model_validate arrives here again after __init__, without sources
@@ -562,8 +574,8 @@ class ObserveSettings(BaseSettings):
             settings._warnings = (  # noqa: SLF001
                 *describe_ignored(cls, ignored),
                 *describe_left_out(),
-                *describe_unsupported_exporters(),
-                *describe_unread(cls),
+                *describe_unsupported_exporters(environment),
+                *describe_unread(cls, environment),
                 *describe_unmatched_urls(settings.exclude_urls),
             )
         return settings
@@ -574,11 +586,18 @@ class ObserveSettings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - VariablesSource reads them
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - files are left to the deployment
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - secrets are left to the deployment
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Return the sources by precedence: arguments, then the variables of each option in their order."""
-        return init_settings, VariablesSource(settings_cls)
+        return init_settings, VariablesSource(settings_cls, _env_file(init_settings()))
+
+
+def _env_file(values: Any) -> str | None:
+    """Return the `.env` file that the options name, or the variable `OBSERVE_ENV_FILE`."""
+    given = values.get("env_file") if isinstance(values, dict) else None
+    value = os.environ.get(variable_name("env_file")) if given is None else sourced(given).value
+    return os.fspath(value) if value and isinstance(value, str | os.PathLike) else None
 
 
 def _invalid_options(error: ValidationError) -> dict[str, list[Any]]:

@@ -6,7 +6,6 @@ demands, an invalid value is reported and ignored; it does not keep the app from
 
 from __future__ import annotations
 
-import os
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -80,14 +79,14 @@ def describe_left_out() -> Iterator[str]:
         yield f"Ignored {variable.name}={variable.invalid[:MAX_SHOWN_LENGTH]!r}: expected {variable.expected}."
 
 
-def describe_unsupported_exporters() -> Iterator[str]:
+def describe_unsupported_exporters(environment: Mapping[str, str]) -> Iterator[str]:
     """Yield a message for exporters in `OTEL_TRACES_EXPORTER` that do not exist here."""
-    names = split(os.environ.get("OTEL_TRACES_EXPORTER", "").lower())
+    names = split(environment.get("OTEL_TRACES_EXPORTER", "").lower())
     if "zipkin" in names:
         yield f"OTEL_TRACES_EXPORTER=zipkin is not supported; otlp, console and none are. {LOCAL_TRACES}."
 
 
-def describe_unread(settings_cls: type[BaseSettings]) -> Iterator[str]:
+def describe_unread(settings_cls: type[BaseSettings], environment: Mapping[str, str]) -> Iterator[str]:
     """Yield one message that names the `OTEL_*` variables that are set but not read. Values are not repeated."""
     known = {
         variable.partition(":")[0]
@@ -96,7 +95,7 @@ def describe_unread(settings_cls: type[BaseSettings]) -> Iterator[str]:
     }
     unread = [
         name
-        for name, value in sorted(os.environ.items())
+        for name, value in sorted(environment.items())
         if name.startswith(OTEL_PREFIX)
         and value.strip()
         and CONCERNED.fullmatch(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from fastapi_observe.settings.objectives import Objective, SLOOptions
 
+FileName = str | os.PathLike[str]
 Peers = str | Sequence[str] | Callable[[MutableMapping[str, Any]], bool]
 
 Level = Literal[
@@ -27,6 +29,7 @@ class Options(TypedDict, total=False):
     A test compares the names with those of `ObserveSettings`.
     """
 
+    env_file: FileName | None
     service_name: str
     service_version: str
     environment: str
@@ -98,7 +101,7 @@ class Options(TypedDict, total=False):
     log_requests: bool
     capture_logging: bool
     quiet_loggers: Sequence[str]
-    log_file: str | None
+    log_file: FileName | None
     log_rotation: str | None
     log_retention: str | None
     log_compression: Literal["gz"] | None

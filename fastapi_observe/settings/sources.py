@@ -12,6 +12,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast, get_args, get_origin
 from urllib.parse import unquote
 
+from dotenv import dotenv_values
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from fastapi_observe.settings.renames import RENAMED_OPTIONS
@@ -113,17 +114,37 @@ def variables(name: str, field: FieldInfo) -> tuple[str, ...]:
     return () if metadata.code_only else (variable_name(name), *metadata.aliases, *metadata.otel)
 
 
-def read_option(name: str, field: FieldInfo, *, ignored: Collection[tuple[str, str]] = ()) -> SourcedValue | None:
-    """Return the value of the first variable that sets the option, or None.
+def read_environment(env_file: str | None) -> dict[str, str]:
+    """Return the variables of the process, and those of a `.env` file that the process does not have.
+
+    Raises `SettingsError` if the file cannot be read.
+    """
+    if env_file is None:
+        return dict(os.environ)
+    try:
+        with open(env_file, encoding="utf-8") as file:  # noqa: PTH123 - a path as a string
+            values = dotenv_values(stream=file)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingsError(
+            [f"env_file: cannot read {_shorten('env_file', env_file)}: {reason}; correct the path, or leave it out"]
+        ) from None
+    return {name: value for name, value in values.items() if value is not None} | os.environ
+
+
+def read_option(
+    name: str, field: FieldInfo, environment: Mapping[str, str], *, ignored: Collection[tuple[str, str]] = ()
+) -> SourcedValue | None:
+    """Return the value of the first variable of `environment` that sets the option, or None.
 
     `ignored` holds pairs of option and variable that are treated as unset.
     """
     for variable in variables(name, field):
         source, _, key = variable.partition(":")
-        text = os.environ.get(source, "").strip()
+        text = environment.get(source, "").strip()
         # An empty OBSERVE_* variable sets the option to an empty value. An empty OTEL_* variable counts as unset
         # (OpenTelemetry specification).
-        if (name, source) not in ignored and (text or (source == variable_name(name) and source in os.environ)):
+        if (name, source) not in ignored and (text or (source == variable_name(name) and source in environment)):
             value = _parse(name, field, source, key, text)
             if value is not UNSET:
                 return SourcedValue(source, value, text)
@@ -133,20 +154,24 @@ def read_option(name: str, field: FieldInfo, *, ignored: Collection[tuple[str, s
 class VariablesSource(PydanticBaseSettingsSource):
     """Reads each option from `OBSERVE_<NAME>`, then from its aliases, then from its `OTEL_*` variables."""
 
+    def __init__(self, settings_cls: type[BaseSettings], env_file: str | None) -> None:
+        super().__init__(settings_cls)
+        self.environment = read_environment(env_file)
+
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # pragma: no cover
         """Return the value of one option as `SourcedValue`, or None. The base class demands it and calls it nowhere."""
-        return read_option(field_name, field), field_name, False
+        return read_option(field_name, field, self.environment), field_name, False
 
     def __call__(self) -> dict[str, Any]:
         """Return the options that the environment sets, and the variables that look like a misspelled option."""
-        fields = self.settings_cls.model_fields
-        read = {name: read_option(name, field) for name, field in fields.items()}
+        fields, environment = self.settings_cls.model_fields, self.environment
+        read = {name: read_option(name, field, environment) for name, field in fields.items()}
         values: dict[str, Any] = {name: value for name, value in read.items() if value is not None}
         known = {variable for name, field in fields.items() for variable in variables(name, field)}
-        for variable in sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known):
+        for variable in sorted(name for name in environment if name.startswith(PREFIX) and name not in known):
             name = variable.removeprefix(PREFIX).lower()
             if name in RENAMED_OPTIONS or difflib.get_close_matches(name, fields, n=1, cutoff=TYPO_CUTOFF):
-                values.setdefault(name, SourcedValue(variable, UNPARSABLE, os.environ[variable]))
+                values.setdefault(name, SourcedValue(variable, UNPARSABLE, environment[variable]))
         return values
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from ipaddress import ip_network
@@ -133,6 +134,7 @@ RETENTION_LIMIT: Final = rf"[1-9][0-9]{{0,8}} ?((?i:files?)|{_SIZE}|{_AGE})"
 """One limit of `log_retention`."""
 
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
+FilePath = Annotated[str, BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value)]
 StringList = Annotated[tuple[str, ...], BeforeValidator(split)]
 """Several strings, separated by commas in a variable."""
 TailReasons = (

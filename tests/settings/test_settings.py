@@ -63,6 +63,35 @@ def test_each_source_wins_over_the_next(monkeypatch: pytest.MonkeyPatch) -> None
     assert ObserveSettings(batch_size=5).sources()["batch_size"] == "argument"
 
 
+def test_a_file_sets_what_the_environment_does_not(tmp_path: Path) -> None:
+    """Variables come from a `.env` file too, after those of the process; `OTEL_*` variables are treated as usual."""
+    file = tmp_path / ".env"
+    file.write_text(
+        "# settings\nexport OBSERVE_SAMPLE_RATIO=0.2\nOBSERVE_LOG_LEVEL='warn'\nOBSERVE_SLOW_QUERY_THRESHOLD=soon\n"
+        'OTEL_SERVICE_NAME="shop"\nOTEL_TRACES_SAMPLER=often\nOTEL_SPAN_LINK_COUNT_LIMITS=1\nEMPTY\n',
+        encoding="utf-8",
+    )
+    with environment("OBSERVE_SLOW_QUERY_THRESHOLD=2"):
+        settings = ObserveSettings(log_level="error", env_file=str(file))
+        with environment(f"OBSERVE_ENV_FILE={file}"):
+            assert ObserveSettings(log_level="error").sample_ratio == settings.sample_ratio
+    with pytest.raises(SettingsError, match="slow_query_threshold: invalid value 'soon'"):
+        ObserveSettings(env_file=str(file))
+    assert (settings.sample_ratio, settings.log_level, settings.slow_query_threshold) == (0.2, "error", 2.0)
+    assert settings.service_name == "shop"
+    assert settings.sources()["sample_ratio"] == "OBSERVE_SAMPLE_RATIO"
+    assert any("Ignored OTEL_TRACES_SAMPLER='often'" in message for message in settings.warnings())
+    install(FastAPI(), env_file=file, log_file=tmp_path / "app.log", slow_query_threshold=1.0)
+
+
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    """The error names the file and the reason."""
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    for path, reason in (("missing", "No such file or directory"), (".", "Is a directory"), ("binary", "not UTF-8")):
+        with pytest.raises(SettingsError, match=f"env_file: cannot read .*{reason}; correct the path, or leave it out"):
+            ObserveSettings(env_file=str(tmp_path / path))
+
+
 def test_sources_name_every_option() -> None:
     """`sources` has an entry for every option, in their order."""
     assert list(ObserveSettings().sources()) == list(ObserveSettings.model_fields)
