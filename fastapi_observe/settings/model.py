@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, Unpack
 
 from pydantic import PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
@@ -24,12 +23,10 @@ from fastapi_observe.settings.sources import (
     SourcedValue,
     VariablesSource,
     check_combinations,
-    describe_error,
+    env_file_of,
     mask,
     read_environment,
-    read_option,
     sourced,
-    variable_name,
 )
 from fastapi_observe.settings.types import (
     PEERS_HELP,
@@ -54,6 +51,7 @@ from fastapi_observe.settings.types import (
     is_endpoint,
     option,
 )
+from fastapi_observe.settings.validation import validate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -545,28 +543,8 @@ class ObserveSettings(BaseSettings):
             and is_development(str(sourced(values.get("environment", "")).value))
         ):
             values = {**values, "sample_ratio": SourcedValue("development", 1.0)}
-        ignored: dict[tuple[str, str], SourcedValue] = {}
-        environment = read_environment(_env_file(values))
-        while True:
-            try:
-                settings = handler(values)
-                break
-            except ValidationError as error:
-                invalid = _invalid_options(error)
-                if not invalid:
-                    # model_validate: __init__ has raised SettingsError already, or the value is not a mapping.
-                    raise
-                # One variable at a time: without a valid protocol, a valid endpoint may look invalid.
-                name = next((name for name in invalid if sourced(values[name]).is_from_otel), None)
-                if name is None:
-                    raise SettingsError(
-                        [describe_error(cls, name, values[name], items) for name, items in invalid.items()]
-                    ) from None
-                values = dict(values)
-                given = values.pop(name)
-                ignored[name, given.source] = given
-                if (other := read_option(name, cls.model_fields[name], environment, ignored=ignored)) is not None:
-                    values[name] = other
+        environment = read_environment(env_file_of(values))
+        settings, values, ignored = validate(cls, values, handler, environment)
         check_combinations(settings)
         if not settings._sources:  # noqa: SLF001 - model_validate arrives here again after __init__, without sources
             sources = {name: sourced(value).source for name, value in values.items()}
@@ -590,23 +568,4 @@ class ObserveSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - secrets are left to the deployment
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Return the sources by precedence: arguments, then the variables of each option in their order."""
-        return init_settings, VariablesSource(settings_cls, _env_file(init_settings()))
-
-
-def _env_file(values: Any) -> str | None:
-    """Return the `.env` file that the options name, or the variable `OBSERVE_ENV_FILE`."""
-    given = values.get("env_file") if isinstance(values, dict) else None
-    value = os.environ.get(variable_name("env_file")) if given is None else sourced(given).value
-    return os.fspath(value) if value and isinstance(value, str | os.PathLike) else None
-
-
-def _invalid_options(error: ValidationError) -> dict[str, list[Any]]:
-    """Return the options that pydantic rejected, in their order, each with its invalid items if it is a list."""
-    invalid: dict[str, list[Any]] = {}
-    for detail in error.errors():
-        if not detail["loc"]:
-            return {}
-        items = invalid.setdefault(str(detail["loc"][0]), [])
-        if len(detail["loc"]) > 1:
-            items.append(detail["input"])
-    return invalid
+        return init_settings, VariablesSource(settings_cls, env_file_of(init_settings()))

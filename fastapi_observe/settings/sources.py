@@ -114,6 +114,13 @@ def variables(name: str, field: FieldInfo) -> tuple[str, ...]:
     return () if metadata.code_only else (variable_name(name), *metadata.aliases, *metadata.otel)
 
 
+def env_file_of(values: Any) -> str | None:
+    """Return the `.env` file that the options name, or the variable `OBSERVE_ENV_FILE`."""
+    given = values.get("env_file") if isinstance(values, dict) else None
+    value = os.environ.get(variable_name("env_file")) if given is None else sourced(given).value
+    return os.fspath(value) if value and isinstance(value, str | os.PathLike) else None
+
+
 def read_environment(env_file: str | None) -> dict[str, str]:
     """Return the variables of the process, and those of a `.env` file that the process does not have.
 

@@ -1,0 +1,66 @@
+"""Validate options: an invalid `OTEL_*` variable is ignored, any other invalid value is an error."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from pydantic import ValidationError
+
+from fastapi_observe.settings.sources import SettingsError, SourcedValue, describe_error, read_option, sourced
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pydantic_settings import BaseSettings
+
+S = TypeVar("S", bound="BaseSettings")
+
+
+class Validated(NamedTuple, Generic[S]):
+    """Settings, the values that they were made of, and the values that were ignored by option and variable."""
+
+    settings: S
+    values: dict[str, Any]
+    ignored: dict[tuple[str, str], SourcedValue]
+
+
+def validate(
+    settings_cls: type[S], values: dict[str, Any], handler: Callable[[Any], S], environment: Mapping[str, str]
+) -> Validated[S]:
+    """Return the settings that pydantic's `handler` makes of the values.
+
+    Raises `SettingsError` with a line for each invalid option.
+    """
+    ignored: dict[tuple[str, str], SourcedValue] = {}
+    while True:
+        try:
+            return Validated(handler(values), values, ignored)
+        except ValidationError as error:
+            invalid = _invalid_options(error)
+            if not invalid:
+                # model_validate: __init__ has raised SettingsError already, or the value is not a mapping.
+                raise
+            # One variable at a time: without a valid protocol, a valid endpoint may look invalid.
+            name = next((name for name in invalid if sourced(values[name]).is_from_otel), None)
+            if name is None:
+                raise SettingsError(
+                    [describe_error(settings_cls, name, values[name], items) for name, items in invalid.items()]
+                ) from None
+            values = dict(values)
+            given = values.pop(name)
+            ignored[name, given.source] = given
+            other = read_option(name, settings_cls.model_fields[name], environment, ignored=ignored)
+            if other is not None:
+                values[name] = other
+
+
+def _invalid_options(error: ValidationError) -> dict[str, list[Any]]:
+    """Return the options that pydantic rejected, in their order, each with its invalid items if it is a list."""
+    invalid: dict[str, list[Any]] = {}
+    for detail in error.errors():
+        if not detail["loc"]:
+            return {}
+        items = invalid.setdefault(str(detail["loc"][0]), [])
+        if len(detail["loc"]) > 1:
+            items.append(detail["input"])
+    return invalid
