@@ -7,6 +7,8 @@ import inspect
 import pkgutil
 import sys
 import threading
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from time import sleep
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -187,6 +189,31 @@ class Injected:
 def raises(*_: Any, **__: Any) -> Any:
     """Raise at once."""
     raise OurFaultError
+
+
+@contextmanager
+def failing(*targets: Any) -> Iterator[None]:
+    """Let functions of the package raise inside the `with` block, each a function, a class (its `__init__`) or a name.
+
+    A name is one of `sites`. What guards a function, such as `fail_safe`, stays.
+    """
+    with ExitStack() as stack:
+        for target in targets:
+            stack.enter_context(Injected(_site(target), raises))
+        yield
+
+
+def _site(target: Any) -> Site:
+    if isinstance(target, str):
+        return _known_sites()[target]
+    if isinstance(target, type):
+        function: Any = vars(target)["__init__"]
+    else:
+        function = target.fget if isinstance(target, property) else getattr(target, "__func__", target)
+    return Site(inspect.unwrap(function))
+
+
+_known_sites = cache(sites)
 
 
 def slow(original: Any, *args: Any, **kwargs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from time import monotonic, sleep
+from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -65,6 +67,19 @@ def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     while not condition():
         assert monotonic() < deadline
         sleep(0.02)
+
+
+def held(thing: object) -> int:
+    """Return the bytes of all objects that are reachable from `thing`, without code and classes."""
+    others = (type, ModuleType, FunctionType, BuiltinFunctionType, CodeType, FrameType)
+    found: dict[int, object] = {}
+    waiting = [thing]
+    while waiting:
+        one = waiting.pop()
+        if id(one) not in found and not isinstance(one, others):
+            found[id(one)] = one
+            waiting += gc.get_referents(one)
+    return sum(map(sys.getsizeof, found.values()))
 
 
 def remove_tree(path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import asyncpg  # type: ignore[import-untyped]
 import pytest
+from injection import failing
 from pools import SECRET, PoolTelemetry, running_postgresql, unused_address
 
 from fastapi_observe.clients.database import pools
@@ -169,27 +171,18 @@ async def test_misuse(pool: asyncpg.Pool) -> None:
             await connection.fetch()
 
 
-async def test_internal_errors_around_connections(
-    url: str, telemetry: PoolTelemetry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_internal_errors_around_connections(url: str, telemetry: PoolTelemetry) -> None:
     """A connection that cannot be observed works unobserved; a result that cannot be read is passed on."""
     faults: list[str] = []
-
-    def fail(*_: object) -> Any:
-        raise LookupError("ours")
-
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
         instrument_pool(telemetry.observe.db, pool, internal_errors=lambda site, _: faults.append(site))
-        with monkeypatch.context() as patch:
-            patch.setattr("fastapi_observe.clients.database.asyncpg._read_address", fail)
+        with failing("clients.database.asyncpg:_read_address"):
             assert await pool.fetchval("SELECT 1") == 1
-        with monkeypatch.context() as patch:
-            patch.setattr(pools, "subclass", fail)
+        with failing(pools.subclass):
             assert await pool.fetchval("SELECT 1") == 1
-        with monkeypatch.context() as patch:
-            patch.setattr("fastapi_observe.clients.database.asyncpg._count_row", fail)
+        with failing("clients.database.asyncpg:_count_row"):
             assert await pool.fetchrow("SELECT 1") is not None
-            patch.setattr("fastapi_observe.clients.database.asyncpg._is_in_transaction", fail)
+        with failing("clients.database.asyncpg:_is_in_transaction"):
             assert await pool.fetchval("SELECT 1") == 1
     assert faults == ["pool.checked_out", "pool.observe", "pool.end_query", "pool.checked_in"]
     assert [(span.attributes or {})["db.query.text"] for span in telemetry.spans] == ["SELECT ?", "SELECT ?"]
@@ -447,13 +440,9 @@ async def test_undo_while_a_caller_fails(telemetry: PoolTelemetry) -> None:
     assert (telemetry.events("asyncpg"), telemetry.observe.internal_errors.counts) == ({}, {})
 
 
-async def test_undo_while_a_query_runs(url: str, telemetry: PoolTelemetry, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_undo_while_a_query_runs(url: str, telemetry: PoolTelemetry) -> None:
     """A query that runs during the undo is reported; internal errors after it are not."""
-
-    def fail(_: object) -> None:
-        raise LookupError
-
-    async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
+    async with AsyncExitStack() as stack, asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
         undo = instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         async with pool.acquire() as connection:
             task = asyncio.create_task(connection.fetch("SELECT 1"))
@@ -463,7 +452,7 @@ async def test_undo_while_a_query_runs(url: str, telemetry: PoolTelemetry, monke
             assert telemetry.rows == [1]
             undo = instrument_pool(telemetry.observe.db, pool, internal_errors=telemetry.observe.internal_errors)
         async with pool.acquire() as connection:
-            monkeypatch.setattr("fastapi_observe.clients.database.asyncpg._count_row", fail)
+            stack.enter_context(failing("clients.database.asyncpg:_count_row"))
             task = asyncio.create_task(connection.fetchrow("SELECT 1"))
             await asyncio.sleep(0)
             undo()

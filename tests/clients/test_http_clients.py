@@ -7,6 +7,7 @@ import copy
 import gc
 import socket
 import threading
+import weakref
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import httpx
 import httpx2
 import pytest
 from fastapi import FastAPI
+from injection import failing
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 from servers import serving
@@ -25,6 +27,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from fastapi_observe import HttpClientDep  # noqa: TC001 - FastAPI reads the annotation
+from fastapi_observe.clients.http.body import StreamedBody
 from fastapi_observe.clients.http.calls import MAX_CALL_NAMES, MAX_TEMPLATES
 from fastapi_observe.clients.http.external import ExternalCall, ExternalClient
 from fastapi_observe.clients.http.httpx import HttpClients
@@ -948,11 +951,16 @@ async def test_send_called_on_the_class(calls: Calls, port: int) -> None:
     assert calls.outcomes == {}
 
 
-def test_proxies_of_the_environment(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A created client uses them like a plain one."""
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    plain, ours = httpx.AsyncClient(), calls.clients.new()
-    assert [str(pattern.pattern) for pattern in ours._mounts] == [str(pattern.pattern) for pattern in plain._mounts]
+async def test_proxies_of_the_environment(calls: Calls, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A created client uses them like a plain one: a host that does not exist is reached through the proxy."""
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{port}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    statuses = []
+    for one in (httpx.AsyncClient(), calls.clients.new()):
+        async with one:
+            statuses.append((await one.get("http://shop.invalid/echo")).status_code)
+    assert statuses[0] == statuses[1]
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -1008,28 +1016,21 @@ def test_threads(calls: Calls, port: int) -> None:
 
 
 async def test_an_internal_error_does_not_change_the_call(
-    observed: Callable[..., Seen], port: int, client: Callable[..., AnyClient], monkeypatch: pytest.MonkeyPatch
+    observed: Callable[..., Seen], port: int, client: Callable[..., AnyClient]
 ) -> None:
     """It is counted, and the call returns its response."""
     calls = Calls(observed(Starlette()))
     kind = client()
     one = AnyClient(calls.clients, kind.module, type(kind.client).__name__, {}, {})
     url = f"http://127.0.0.1:{port}/echo"
-
-    def fail(*_: Any, **__: Any) -> Any:
-        raise ZeroDivisionError
-
-    for where, name, site in (
-        (calls.external, "service_label", "http.begin"),
-        (calls.external.propagation, "inject", "http.on_request"),
+    for function, site in (
+        (calls.external.service_label, "http.begin"),
+        (calls.external.propagation.inject, "http.on_request"),
     ):
-        with monkeypatch.context() as patch:
-            patch.setattr(type(where), name, fail)
+        with failing(function):
             assert (await one.request("GET", url)).status_code == 200
         assert calls.seen.observe.internal_errors.counts.pop(site) == 1
-    calls.clients._calls._abandoned = None  # type: ignore[assignment]
-    with monkeypatch.context() as patch:
-        patch.setattr("fastapi_observe.clients.http.body.StreamedBody.__init__", fail)
+    with failing(StreamedBody):
         assert (await one.stream(url)).status_code == 200
     assert calls.seen.observe.internal_errors.counts == {"http.on_response": 1}
     assert sum(calls.outcomes.values()) == 2
@@ -1098,9 +1099,9 @@ async def test_clients_are_closed(calls: Calls) -> None:
 
 def test_clients_are_not_kept_alive(calls: Calls) -> None:
     """A client that the user no longer references is garbage-collected."""
-    calls.clients.instrument(httpx.Client()).close()
+    references = [weakref.ref(one) for one in (calls.clients.instrument(httpx.Client()), calls.clients.new())]
     gc.collect()
-    assert (list(calls.clients._observed), list(calls.clients._created)) == ([], [])
+    assert [reference() for reference in references] == [None, None]
 
 
 async def test_restore_of_a_client_that_was_wrapped_since(calls: Calls, port: int) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
+from injection import failing
 from opentelemetry.trace import StatusCode
 from pools import running_postgresql, unused_address
 from sqlalchemy import event
@@ -278,7 +279,7 @@ async def test_a_listener_that_raises_among_many_rows(seen: Seen, make: Callable
     assert since.outcome[1] == "cancelled"
 
 
-def test_the_exception_is_unchanged(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_exception_is_unchanged(seen: Seen) -> None:
     """An exception of the driver reaches the caller as the same object."""
     engine = sa.create_engine("sqlite://")
     exc = LookupError("no such row")
@@ -286,7 +287,8 @@ def test_the_exception_is_unchanged(seen: Seen, monkeypatch: pytest.MonkeyPatch)
     def fail(*_: Any) -> None:
         raise exc
 
-    monkeypatch.setattr(engine.dialect, "do_execute", fail)
+    dialect: Any = engine.dialect
+    dialect.do_execute = fail  # as another tool does
     undo = instrument(seen, engine)
     since = Since(seen)
     with pytest.raises(LookupError) as caught, engine.connect() as connection:
@@ -847,7 +849,7 @@ def test_undo(seen: Seen, tmp_path: Path) -> None:
     engine.dispose()
 
 
-def test_undo_below_another_wrapper(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_undo_below_another_wrapper(seen: Seen) -> None:
     """Another tool's wrappers around ours stay and work after the undo, and after instrumenting again."""
     engine = sa.create_engine("sqlite://", poolclass=StaticPool)
     undo = instrument(seen, engine)
@@ -858,10 +860,12 @@ def test_undo_below_another_wrapper(seen: Seen, monkeypatch: pytest.MonkeyPatch)
         ours(*args)
 
     connect, begin = engine.pool.connect, engine.dialect.do_begin
-    monkeypatch.setattr(engine.dialect, "do_begin", lambda connection: begin(connection))  # noqa: PLW0108 - as below
-    monkeypatch.setattr(engine.dialect, "do_execute_no_params", theirs)
-    monkeypatch.setattr(engine.dialect, "do_execute", lambda *args: theirs(args[0], args[1], args[3]))
-    monkeypatch.setattr(engine.pool, "connect", lambda: connect())  # noqa: PLW0108 - not the same function
+    dialect: Any = engine.dialect
+    dialect.do_begin = lambda connection: begin(connection)  # noqa: PLW0108 - not the same function
+    dialect.do_execute_no_params = theirs
+    dialect.do_execute = lambda *args: theirs(args[0], args[1], args[3])
+    pool: Any = engine.pool
+    pool.connect = lambda: connect()  # noqa: PLW0108 - not the same function
     undo()
     with engine.connect() as connection:
         connection.execute(sa.text("SELECT 1"))
@@ -917,7 +921,7 @@ def test_an_engine_of_two_apps(observed: Callable[..., Seen]) -> None:
     assert [one.total("db_queries_total") for one in (first, second)] == [2, 2]
 
 
-def test_labels_and_internal_errors_of_two_apps(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_and_internal_errors_of_two_apps(observed: Callable[..., Seen]) -> None:
     """Each app has its own label for a shared engine, and gets the internal errors of its own requests."""
     engine = sa.create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
 
@@ -935,8 +939,8 @@ def test_labels_and_internal_errors_of_two_apps(observed: Callable[..., Seen], m
         assert [facts(span).get("db.client.connection.pool.name") for span in one.spans] == [name, None]
         assert one.samples("db_connections_waiting") == {(("pool", name),): 0}
         assert one.samples("db_connection_wait_seconds_count") == {(("pool", name),): 1}
-        monkeypatch.setattr(one.observe.db, "start_statement", None)
-        TestClient(app).get("/")
+        with failing(one.observe.db.start_statement):
+            TestClient(app).get("/")
         assert one.observe.internal_errors.counts == {"sqlalchemy": 1}
 
 
@@ -960,31 +964,23 @@ def test_sessions_are_rejected(seen: Seen, make: Callable[..., AnyEngine]) -> No
 # Faults
 
 
-class Broken(Exception):  # noqa: N818 - what our own code raises here
-    """An internal error."""
-
-
-def test_internal_errors(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_internal_errors(seen: Seen) -> None:
     """Internal errors are counted; the user's statements and connections work as without instrumentation."""
     engine = sa.create_engine("sqlite://", poolclass=StaticPool)
     instrument(seen, engine)
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise Broken
 
     def answer() -> Any:
         with engine.connect() as connection:
             return connection.execute(sa.text("SELECT 7")).scalar()
 
-    for owner, name in (
-        (seen.observe.db, "start_statement"),
-        (seen.observe, "on_operation_start"),
-        (seen.observe, "on_operation_end"),
-        (seen.observe.db, "record_connection_event"),
-        (seen.observe.db, "record_connection_wait"),
+    for function in (
+        seen.observe.db.start_statement,
+        seen.observe.on_operation_start,
+        seen.observe.on_operation_end,
+        seen.observe.db.record_connection_event,
+        seen.observe.db.record_connection_wait,
     ):
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, fail)
+        with failing(function):
             assert answer() == 7
             assert CURRENT_OPERATION.get() is None
     assert seen.observe.internal_errors.counts == {

@@ -10,14 +10,14 @@ import pytest
 import sqlalchemy
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from injection import failing
 from opentelemetry import trace
 
 from fastapi_observe import current
-from fastapi_observe.clients.database import observers
-from fastapi_observe.clients.database.client import DatabaseClient
-from fastapi_observe.clients.database.sqlalchemy import ObservedEngine
+from fastapi_observe.clients.database.client import Query
 from fastapi_observe.metrics.loop_monitor import LoopMonitor
 from fastapi_observe.records.guard import UNATTRIBUTED_ERRORS
+from fastapi_observe.records.request import current_record
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 from fastapi_observe.requests.routing import list_endpoints
 from fastapi_observe.slo.prometheus.yaml import dump
@@ -44,38 +44,30 @@ def execute(engine: Engine) -> int:
         return int(connection.execute(sqlalchemy.text("SELECT 7")).scalar_one())
 
 
-def failing(*_: Any, **__: Any) -> Any:
-    """Raise, as an internal error does."""
-    raise RuntimeError("internal error")
+def broken(*_: Any, **__: Any) -> Any:
+    """Raise, as code of the user's may."""
+    raise RuntimeError("broken")
 
 
-def test_a_query_that_cannot_be_measured(
-    observed: Callable[..., Seen], engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its statement is executed, and the started operation is suspended."""
+def test_a_query_that_cannot_be_measured(observed: Callable[..., Seen], engine: Engine) -> None:
+    """Its statement is executed, and no span stays current."""
     seen = observed(FastAPI(), engines=[engine])
-    suspended: list[bool] = []
-    query = SimpleNamespace(open=failing, suspend=lambda: suspended.append(True))
-    monkeypatch.setattr(DatabaseClient, "start_statement", lambda *_, **__: query)
-    assert execute(engine) == 7
-    assert suspended == [True]
+    with failing(Query.open):
+        assert execute(engine) == 7
+    assert not trace.get_current_span().get_span_context().is_valid
     assert seen.observe.internal_errors.counts == {"sqlalchemy": 1}
 
 
-def test_a_new_pool_that_cannot_be_measured(
-    observed: Callable[..., Seen], engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_new_pool_that_cannot_be_measured(observed: Callable[..., Seen], engine: Engine) -> None:
     """The new pool after `dispose` works without measurement."""
     seen = observed(FastAPI(), engines=[engine])
-    monkeypatch.setattr(ObservedEngine, "_observe_pool", failing)
-    engine.dispose()
-    assert execute(engine) == 7
+    with failing("clients.database.sqlalchemy:ObservedEngine._observe_pool"):
+        engine.dispose()
+        assert execute(engine) == 7
     assert seen.observe.internal_errors.counts == {"sqlalchemy": 1}
 
 
-def test_a_query_without_a_known_request(
-    observed: Callable[..., Seen], engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_query_without_a_known_request(observed: Callable[..., Seen], engine: Engine) -> None:
     """If the current request cannot be determined, a query is reported for the first app."""
     app = FastAPI()
 
@@ -85,15 +77,15 @@ def test_a_query_without_a_known_request(
 
     seen = observed(app, engines=[engine])
     observed(FastAPI(), engines=[engine])
-    monkeypatch.setattr(observers, "current_record", failing)
-    assert TestClient(app).get("/").json() == 7
+    with failing(current_record):
+        assert TestClient(app).get("/").json() == 7
     assert seen.total("db_queries_total") == 1
 
 
 async def test_a_lag_sample_that_fails() -> None:
     """A failed sample is counted, and the next one is scheduled."""
     before = UNATTRIBUTED_ERRORS.counts.get("saturation", 0)
-    monitor = LoopMonitor(failing, interval=0.0001)
+    monitor = LoopMonitor(broken, interval=0.0001)
     monitor.start(asyncio.get_running_loop())
     while UNATTRIBUTED_ERRORS.counts.get("saturation", 0) < before + 2:  # noqa: ASYNC110 - a timer sets no event
         await asyncio.sleep(0.001)
@@ -104,7 +96,7 @@ def test_an_object_without_a_string_form() -> None:
     """An object whose `__str__` raises is shown by its class."""
 
     class Silent:
-        __str__ = failing
+        __str__ = broken
 
     assert safe_text(Silent()) == "<unprintable Silent>"
 
@@ -132,13 +124,11 @@ def test_numbers_have_the_form_of_yaml() -> None:
     ]
 
 
-def test_get_observability_without_a_known_request(
-    observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_get_observability_without_a_known_request(observed: Callable[..., Seen]) -> None:
     """Without a current request, it is the only installed app."""
     seen = observed(FastAPI())
-    monkeypatch.setattr(current, "current_record", failing)
-    assert current.get_observability() is seen.observe
+    with failing(current_record):
+        assert current.get_observability() is seen.observe
 
 
 def test_a_route_without_a_path() -> None:

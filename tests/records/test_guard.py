@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fastapi import FastAPI
+from injection import failing
 
 import fastapi_observe
 from fastapi_observe.clients.database.client import Query
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.metrics.operations import OperationMetrics
 from fastapi_observe.metrics.series import BoundedMetric
-from fastapi_observe.records import guard
 from fastapi_observe.records.guard import NO_OP, UNATTRIBUTED_ERRORS, fail_safe, report_error
 from fastapi_observe.records.operation import Operation
+from fastapi_observe.records.request import current_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     from fastapi_observe import Observability
 
-    Patch = pytest.MonkeyPatch
-
 
 @pytest.fixture(autouse=True)
 def _counted_here() -> Iterator[None]:
@@ -34,11 +33,6 @@ def _counted_here() -> Iterator[None]:
     UNATTRIBUTED_ERRORS.counts.clear()
     yield
     UNATTRIBUTED_ERRORS.counts.clear()
-
-
-def boom(*_: Any, **__: Any) -> Any:
-    """Fail as a bug in the package would."""
-    raise RuntimeError("internal error")
 
 
 class Tool:
@@ -71,11 +65,11 @@ def test_a_fail_safe_method_returns_its_fallback() -> None:
     assert internal_errors.counts == {"tool.use": 1}
 
 
-def test_an_internal_error_without_an_app(monkeypatch: Patch) -> None:
+def test_an_internal_error_without_an_app() -> None:
     """Without an owner and outside any request it is counted for the process."""
     Tool().use(1)
-    monkeypatch.setattr(guard, "current_record", boom)
-    report_error("tool.use", RuntimeError())
+    with failing(current_record):
+        report_error("tool.use", RuntimeError())
     assert UNATTRIBUTED_ERRORS.counts == {"tool.use": 2}
 
 
@@ -96,50 +90,44 @@ def test_the_no_op_accepts_everything() -> None:
         NO_OP.__len__()
 
 
-def test_helpers_that_fail_do_not_affect_the_caller(observed: Callable[..., Seen], monkeypatch: Patch) -> None:
+def test_helpers_that_fail_do_not_affect_the_caller(observed: Callable[..., Seen]) -> None:
     """The user's block runs, its exception is raised, and the internal error is counted."""
     seen = observed(FastAPI())
     observe = seen.observe
-    monkeypatch.setattr(Operation, "__init__", boom)
-    with observe.db.query("SELECT", table="orders") as query:
-        query.set_row_count(1)
-    with observe.operation("step") as step:
-        step.add_details(a=1)
-    with pytest.raises(ZeroDivisionError), observe.external.call("billing", "get") as call:
-        call.set_status_code(1 // 0)
-    monkeypatch.undo()
-    monkeypatch.setattr(BoundedMetric, "labels_or_raise", boom)
-    observe.metrics.counter("carts_total", "Carts.", ["kind"]).labels("new").inc()
+    with failing(Operation):
+        with observe.db.query("SELECT", table="orders") as query:
+            query.set_row_count(1)
+        with observe.operation("step") as step:
+            step.add_details(a=1)
+        with pytest.raises(ZeroDivisionError), observe.external.call("billing", "get") as call:
+            call.set_status_code(1 // 0)
+    carts = observe.metrics.counter("carts_total", "Carts.", ["kind"])
+    with failing(BoundedMetric.labels_or_raise):
+        carts.labels("new").inc()
     assert set(observe.internal_errors.counts) == {"db.query", "operation", "external.call"}
     assert UNATTRIBUTED_ERRORS.counts == {"metrics.labels": 1}
-    monkeypatch.undo()
 
 
-def use_with_internal_errors(observe: Observability, monkeypatch: Patch) -> None:
+def use_with_internal_errors(observe: Observability) -> None:
     """Open a query whose scope can neither be suspended nor resumed."""
     query = observe.db.query("SELECT", table="orders").open()
-    query.scope = type("Broken", (), {"suspend": boom, "resume": boom})()
+    query.scope = type("Broken", (), {})()
     query.suspend()
     query.resume()
-    with monkeypatch.context() as patch:
-        patch.setattr(Query, "details", property(boom))
+    with failing(Query.details):
         query.set_row_count(1)
         query.add_details(a=1)
     query.close()
 
 
-def test_an_operation_survives_each_internal_error(observed: Callable[..., Seen], monkeypatch: Patch) -> None:
+def test_an_operation_survives_each_internal_error(observed: Callable[..., Seen]) -> None:
     """Whichever step fails, the block continues and the operation ends."""
     observe = observed(FastAPI()).observe
-    with monkeypatch.context() as patch:
-        patch.setattr(Operation, "_fail", boom)
-        with pytest.raises(LookupError), observe.operation("step"):
-            raise LookupError
-    contextvars.copy_context().run(use_with_internal_errors, observe, monkeypatch)
-    with monkeypatch.context() as patch:
-        patch.setattr(OperationMetrics, "record_operation", boom)
-        with observe.operation("step"):
-            pass
+    with failing("records.operation:Operation._fail"), pytest.raises(LookupError), observe.operation("step"):
+        raise LookupError
+    contextvars.copy_context().run(use_with_internal_errors, observe)
+    with failing(OperationMetrics.record_operation), observe.operation("step"):
+        pass
     sites = {"operation.outcome_for", "operation.suspend", "operation.resume", "operation.add_details"}
     assert set(observe.internal_errors.counts) == {"metrics.on_operation_end", *sites}
 
