@@ -20,7 +20,7 @@ ROUNDS ?= 20
 LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-annotate --custom-compile-command 'make lock' $(ARGS)
 
-.PHONY: help setup run test cover style test-lowest test-fastapi lint format bench bench-check bench-instructions chaos soak repeat screenshots lock sbom clean
+.PHONY: help setup run test cover style test-lowest test-fastapi lint format bench bench-check bench-instructions chaos soak repeat screenshots lock docs sbom clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -108,8 +108,16 @@ screenshots: $(READY)  ## Take the pictures of the console from the demo (ARGS=d
 lock: $(READY)  ## Pin and hash what pyproject.toml asks for, in requirements/ (ARGS=--upgrade: to the newest)
 	$(LOCK) --output-file requirements/runtime.txt
 	$(LOCK) --extra test --output-file requirements/test.txt
+	sed -n '/^docs = \[/,/^]/s/^  "\(.*\)",$$/\1/p' pyproject.toml | $(UV) pip compile - --quiet --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command 'make lock' $(ARGS) \
+	  --output-file requirements/docs.txt
 	echo uv | $(UV) pip compile - --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --custom-compile-command 'make lock' $(ARGS) --output-file requirements/uv.txt
+
+docs: $(READY)  ## Build the documentation as a site with checked links: dist/site
+	test -x .venv-docs/bin/python || $(UV) venv --quiet --python $(BIN)/python .venv-docs
+	$(UV) pip sync --quiet --python .venv-docs/bin/python --require-hashes requirements/docs.txt
+	.venv-docs/bin/python -m zensical build --config-file zensical.toml --strict --clean
 
 sbom: $(READY)  ## Write what an installed fastapi-observe consists of, as CycloneDX: dist/fastapi-observe.cdx.json
 	test -x .venv-sbom/bin/python || $(UV) venv --quiet --python $(BIN)/python .venv-sbom
@@ -120,5 +128,5 @@ sbom: $(READY)  ## Write what an installed fastapi-observe consists of, as Cyclo
 	  --output-file dist/fastapi-observe.cdx.json .venv-sbom/bin/python
 
 clean:  ## Remove what these targets made
-	rm -rf .venv .venv-lowest .venv-matrix .venv-sbom .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-lowest .venv-matrix .venv-sbom .venv-docs .cache .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
