@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def serving(app: Any, **options: Any) -> Iterator[int]:
-    """Serve an app on a free port, which is yielded; at the end everything has been answered and shut down."""
+    """Serve an app on a free port, or on `port`, which is yielded; at the end everything has been answered and shut down."""
     # h11 because httptools answers methods that it does not know by itself.
-    options = {"http": "h11", "timeout_graceful_shutdown": 5, **options}
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, **options)
+    options = {"port": 0, "http": "h11", "timeout_graceful_shutdown": 5, **options}
+    config = uvicorn.Config(app, host="127.0.0.1", **options)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="uvicorn")
     thread.start()

@@ -48,7 +48,7 @@ WHOLE: Final = bool({"OBSERVE_CHAOS", "OBSERVE_SOAK"} & {*os.environ})
 CELLS: Final = tuple(itertools.product(SERVERS, MODES, ENDS)) if WHOLE else FEW
 
 LATER: Final = 2.5
-"""Seconds that a server may end later with us than without us: what docs/how-to/production.md promises."""
+"""Seconds that a server may end later with us than without us: what docs/how-to/servers.md states."""
 
 LONGEST: Final = 30.0
 """Seconds until something is taken to hang."""

@@ -1,4 +1,4 @@
-"""The handler for AWS Lambda in docs/how-to/production.md exports everything before it returns."""
+"""The handler for AWS Lambda in docs/how-to/lambda.md exports everything before it returns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lambda_adapter import provide_mangum
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DOCUMENTED = (Path(__file__).parents[2] / "docs/how-to/production.md").read_text("utf-8")
+DOCUMENTED = (Path(__file__).parents[2] / "docs/how-to/lambda.md").read_text("utf-8")
 EVENT = {
     "version": "2.0",
     "routeKey": "$default",
@@ -46,8 +46,7 @@ def test_everything_is_exported_when_the_handler_returns(
 ) -> None:
     """After each event: spans, lines on standard output and over OTLP, and metrics. A frozen process runs no thread."""
     provide_mangum(monkeypatch)
-    section = DOCUMENTED.partition("## AWS Lambda")[2]
-    (code,) = re.findall(r"^```python\n(.*?)^```$", section.partition("\n## ")[0], re.MULTILINE | re.DOTALL)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENTED, re.MULTILINE | re.DOTALL)
     names: dict[str, Any] = {"__name__": "function"}
     exec(compile(code, "function.py", "exec"), names)  # noqa: S102 - our own page
     try:

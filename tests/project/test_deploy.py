@@ -353,7 +353,7 @@ async def prometheus(config: str, directory: Path) -> AsyncIterator[Prometheus]:
 QUERIES = [
     line
     for block in re.findall(
-        r"^```promql\n(.*?)^```$", (ROOT / "docs/how-to/production.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+        r"^```promql\n(.*?)^```$", (ROOT / "docs/how-to/scaling.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
     )
     for line in block.splitlines()
 ]

@@ -1,4 +1,4 @@
-"""The commands of docs/how-to/objectives.md, run one after the other as a reader would."""
+"""The commands of docs/tutorial/objective.md, run one after the other as a reader would."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Final
 from monitored import ROOT, free_port
 from tools import needs
 
-PAGE: Final = (ROOT / "docs" / "how-to" / "objectives.md").read_text("utf-8")
+PAGE: Final = (ROOT / "docs" / "tutorial" / "objective.md").read_text("utf-8")
 TIMEOUT: Final = 300
 """Seconds that all commands together may take."""
 
