@@ -11,16 +11,16 @@ import subprocess
 import sys
 import tomllib
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
 import yaml
-from gunicorn.config import Config as GunicornConfig
 from packaging.requirements import Requirement
 from servers import serving
 from servers_of_workers import free_port
-from tools import needs
+from tools import needs, needs_package
 from uvicorn import main as uvicorn_command
 
 from fastapi_observe import observability
@@ -146,13 +146,15 @@ class Reader:
 
     def _serve(self, words: list[str]) -> None:
         module = SERVER_OPTIONS[words[0]](words[1:])
-        self.serve(module, words[words.index("--port") + 1] if "--port" in words else "8000", words[0] == "fastapi")
+        self.serve(
+            module, words[words.index("--port") + 1] if "--port" in words else "8000", development=words[0] == "fastapi"
+        )
 
     def _serve_what_is_asked(self, line: str) -> None:
         if "127.0.0.1:" in line and "8000" not in self._served:
             self.serve("main", "8000", development=True)
 
-    def serve(self, module: str, port: str, development: bool) -> None:
+    def serve(self, module: str, port: str, *, development: bool) -> None:
         """Serve a module at a port of the page, until the page ends; a second server takes the place of the first."""
         if port in self._served:
             return
@@ -171,7 +173,7 @@ def read_uvicorn(words: list[str]) -> str:
 
 def read_gunicorn(words: list[str]) -> str:
     """Return the module of an app that gunicorn is to serve; options that it does not have raise."""
-    options = GunicornConfig().parser().parse_args(words)
+    options = importlib.import_module(needs_package("gunicorn") + ".config").Config().parser().parse_args(words)
     return str(options.args[0]).partition(":")[0]
 
 
@@ -193,7 +195,7 @@ def check_requirement(text: str) -> None:
     if requirement.name == project["name"]:
         assert requirement.extras <= set(extras)
     else:
-        known = {Requirement(each).name for each in [*project["dependencies"], *sum(extras.values(), [])]}
+        known = {Requirement(each).name for each in [*project["dependencies"], *chain(*extras.values())]}
         assert requirement.name in known
 
 
