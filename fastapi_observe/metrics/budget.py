@@ -23,7 +23,9 @@ SERIES_PER_PROCESS: Final = 20_000
 VALUES_PER_LABEL: Final = 500
 """Default limit of values of one label of one metric."""
 
-STATIC_LABELS: Final = frozenset({"endpoint", "method", "status_code"})
+STATIC_LABELS: Final = frozenset(
+    {"endpoint", "method", "status_code", "http_route", "http_request_method", "http_response_status_code"}
+)
 """Labels of our own metrics with a fixed list of values: the app's routes, known methods, status codes."""
 
 MAX_EXAMPLE_LENGTH: Final = 40

@@ -57,27 +57,31 @@ class ObjectiveSpec(NamedTuple):
 class ObjectiveCounts:
     """Counts events and bad events of objectives, over all workers in multiprocess mode.
 
-    It creates the series that are missing and reads the cells that requests write anyway.
+    It creates the series that are missing and reads the cells that requests write anyway. Without a counter of
+    `requests` the histogram of durations has the status codes, third among its labels; its series cannot be created
+    before the first request, because scheme and cause of failure are labels too.
     """
 
     def __init__(
-        self, requests: Counter, duration: Histogram, sharing: MetricSharing, specs: Sequence[ObjectiveSpec]
+        self, requests: Counter | None, duration: Histogram, sharing: MetricSharing, specs: Sequence[ObjectiveSpec]
     ) -> None:
         self._requests = requests
         self._duration = duration
+        self._metrics: tuple[BoundedMetric, ...] = (duration,) if requests is None else (requests, duration)
         self._sharing = sharing
         self._specs = tuple(specs)
         self._events: dict[tuple[str, ...], tuple[tuple[int, bool], ...]] = {}
         self._latencies: dict[tuple[str, ...], tuple[int, ...]] = {}
         duration.add_bounds(spec.threshold for spec in specs if spec.bad is None)
-        for spec in specs:
-            self._create_series(spec)
+        if requests is not None:
+            for spec in specs:
+                self._create_series(requests, spec)
 
-    def _create_series(self, spec: ObjectiveSpec) -> None:
+    def _create_series(self, requests: Counter, spec: ObjectiveSpec) -> None:
         """Start series at 0: a rate needs a sample before it, so the first failure of a route would be invisible."""
         for method, endpoint in spec.endpoints:
             for metric, labels in (
-                *((self._requests, (method, endpoint, code)) for code in spec.codes),
+                *((requests, (method, endpoint, code)) for code in spec.codes),
                 (self._duration, (method, endpoint)),
             ):
                 if len(metric.children()) < metric.limiter.per_metric // RESERVED_SHARE:
@@ -87,11 +91,13 @@ class ObjectiveCounts:
         """Return events and bad events of each objective since the start."""
         events, bad = [0.0] * len(self._specs), [0.0] * len(self._specs)
         for labels, cells, bounds in self._series():
-            if bounds is None:
+            if bounds is None or self._requests is None:
+                count = cells[0] if bounds is None else sum(cells[:-1])
                 matches = self._events.get(labels)
                 for index, is_bad in self._match_status(labels) if matches is None else matches:
-                    events[index] += cells[0]
-                    bad[index] += cells[0] * is_bad
+                    events[index] += count
+                    bad[index] += count * is_bad
+            if bounds is None:
                 continue
             latencies = self._latencies.get(labels)
             for index in self._match_latency(labels) if latencies is None else latencies:
@@ -105,12 +111,12 @@ class ObjectiveCounts:
         """Yield label values and cells of each series; for a histogram also its bounds."""
         shared = self._sharing.read()
         if shared is None:
-            for metric in (self._requests, self._duration):
+            for metric in self._metrics:
                 for labels, child in metric.children().copy().items():
                     yield labels, child.read(), _bounds(child)
             return
         install_id, readers, local_only = shared
-        names = {metric.family()[0] for metric in (self._requests, self._duration)}
+        names = {metric.family()[0] for metric in self._metrics}
         for reader in readers:
             families = {
                 number: None if family["bounds"] is None else [float(bound) for bound in family["bounds"]]
@@ -125,11 +131,19 @@ class ObjectiveCounts:
                 yield child.label_values(), child.read(), _bounds(child)
 
     def _match_status(self, labels: tuple[str, ...]) -> tuple[tuple[int, bool], ...]:
-        matches = ((index, *spec.classify_status(*labels[:3])) for index, spec in enumerate(self._specs))
+        method, endpoint, status = labels[:3]
+        matches = (
+            (index, *spec.classify_status(method, endpoint or UNMATCHED, status))
+            for index, spec in enumerate(self._specs)
+        )
         return _cache(self._events, labels, tuple((index, bad) for index, event, bad in matches if event))
 
     def _match_latency(self, labels: tuple[str, ...]) -> tuple[int, ...]:
-        matches = (index for index, spec in enumerate(self._specs) if spec.bad is None and spec.counts(*labels[:2]))
+        matches = (
+            index
+            for index, spec in enumerate(self._specs)
+            if spec.bad is None and spec.counts(labels[0], labels[1] or UNMATCHED)
+        )
         return _cache(self._latencies, labels, tuple(matches))
 
 

@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from fastapi_observe.formats.metric_names import (
+    SEMCONV_LABELS,
+    choose_metric_names,
+    semconv_labels,
+    semconv_route,
+)
 from fastapi_observe.metrics.budget import LimitsCollector, SeriesLimiter
 from fastapi_observe.metrics.catalogue import BusinessMetrics, MetricFactory
 from fastapi_observe.metrics.closures import check_functions, make_info
@@ -49,13 +55,16 @@ CONNECTION_BUCKETS: Final = (0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14
 
 
 class HttpSeries:
-    """The cells and exemplars that requests with one method, endpoint and status code write."""
+    """The cells and exemplars that requests with one method, endpoint and status code write.
+
+    `count` is None where the histogram of durations counts the requests: the cell is then written and never read.
+    """
 
     __slots__ = ("count", "count_exemplars", "duration", "duration_exemplars", "request_size", "response_size")
 
-    def __init__(self, count: Counter, duration: Histogram, sizes: tuple[Histogram, Histogram] | None) -> None:
-        self.count = count.cells
-        self.count_exemplars = count.exemplars
+    def __init__(self, count: Counter | None, duration: Histogram, sizes: tuple[Histogram, Histogram] | None) -> None:
+        self.count = [0.0] if count is None else count.cells
+        self.count_exemplars = {} if count is None else count.exemplars
         self.duration = duration.cells
         self.duration_exemplars = duration.exemplars
         self.request_size: list[float] = sizes[0].cells if sizes else []
@@ -96,8 +105,9 @@ class MetricsService:
         self._jobs_taken = False
         self._jobs_lock = Lock()
         self._request_labels = settings.metric_labels
+        self._names = choose_metric_names(settings)
         self._http: dict[tuple[str, str, int], HttpSeries] = {}
-        # With metric_labels the dict above stays empty, so that requests without them need no further check.
+        # With metric_labels, and with semantic conventions, the dict above stays empty: other requests need no check.
         self._http_labeled: dict[tuple[Any, ...], HttpSeries] = {}
         self.scrapes = ScrapeRenderer(self._render)
         self._warn_hidden = HiddenFamilyWarning()
@@ -122,36 +132,38 @@ class MetricsService:
         create = self._factory.create_internal
         fields = self._request_labels
         route = ("method", "endpoint", *fields)
-        self._requests = create(
-            Counter, "http_requests_total", "HTTP requests.", ("method", "endpoint", "status_code", *fields)
-        )
+        names = self._names
+        self._requests: Counter | None = None
+        self._errors: Counter | None = None
+        if names.has_counter:
+            self._requests = create(
+                Counter, names.requests, "HTTP requests.", ("method", "endpoint", "status_code", *fields)
+            )
+            self._errors = create(
+                Counter, names.errors, "HTTP requests that failed.", ("method", "endpoint", "error_type", *fields)
+            )
+        of_duration = route if names.has_counter else (*SEMCONV_LABELS, *fields)
         self._duration = create(
             Histogram,
-            "http_request_duration_seconds",
+            names.duration,
             "Time from the first byte of the request to the last byte of the response, in seconds.",
-            route,
+            of_duration,
             buckets=sorted({*buckets, *thresholds}),
         )
         self._bounds = self._duration.bounds()
         if self._sizes:
             self._request_size = create(
-                Histogram, "http_request_size_bytes", "Request body size, in bytes.", route, buckets=SIZE_BUCKETS
+                Histogram, names.request_size, "Request body size, in bytes.", of_duration, buckets=SIZE_BUCKETS
             )
             self._response_size = create(
-                Histogram, "http_response_size_bytes", "Response body size, in bytes.", route, buckets=SIZE_BUCKETS
+                Histogram, names.response_size, "Response body size, in bytes.", of_duration, buckets=SIZE_BUCKETS
             )
-        self._active = create(Gauge, "http_requests_in_progress", "HTTP requests without a complete response.")
+        self._active = create(Gauge, names.in_progress, "HTTP requests without a complete response.")
         self._blocked = create(
             Counter,
             "event_loop_blocked_seconds_total",
             "Time that code without await blocked the event loop for longer than blocked_loop_threshold, in seconds.",
             ("endpoint",),
-        )
-        self._errors = create(
-            Counter,
-            "http_request_errors_total",
-            "HTTP requests that failed.",
-            ("method", "endpoint", "error_type", *fields),
         )
         self._ttfb = create(
             Histogram,
@@ -261,7 +273,7 @@ class MetricsService:
             self._call_functions(record)
 
     def _find_series(self, record: RequestRecord) -> HttpSeries:
-        if self._request_labels:
+        if self._request_labels or not self._names.has_counter:
             return self._find_labeled_series(record)
         key = (record.method, record.endpoint, record.status_code)
         series = self._create_series(*key)
@@ -270,8 +282,10 @@ class MetricsService:
         return series
 
     def _find_labeled_series(self, record: RequestRecord) -> HttpSeries:
-        """Return the series of a request with `metric_labels`. One that a limit has replaced is not cached."""
+        """Return the series of a request that has further labels. One that a limit has replaced is not cached."""
         values = self._label_values(record)
+        if not self._names.has_counter:
+            values = (*semconv_labels(record), *values)
         key = (record.method, record.endpoint, record.status_code, *values)
         series = self._http_labeled.get(key)
         if series is None:
@@ -290,17 +304,18 @@ class MetricsService:
         return tuple([to_label_value(fields.get(name, "")) for name in self._request_labels])
 
     def _create_series(self, method: str, endpoint: str, status_code: int, values: tuple[str, ...] = ()) -> HttpSeries:
+        labels, count = (method, endpoint, *values), None
+        if self._requests is None:
+            labels = (method, semconv_route(endpoint), status_label(status_code), *values)
+        else:
+            count = self._requests.labels_or_raise(method, endpoint, status_label(status_code), *values)
         sizes = None
         if self._sizes:
-            sizes = (
-                self._request_size.labels_or_raise(method, endpoint, *values),
-                self._response_size.labels_or_raise(method, endpoint, *values),
-            )
-        count = self._requests.labels_or_raise(method, endpoint, status_label(status_code), *values)
-        return HttpSeries(count, self._duration.labels_or_raise(method, endpoint, *values), sizes)
+            sizes = self._request_size.labels_or_raise(*labels), self._response_size.labels_or_raise(*labels)
+        return HttpSeries(count, self._duration.labels_or_raise(*labels), sizes)
 
     def _record_optional(self, record: RequestRecord) -> None:
-        if record.error_type is not None:
+        if record.error_type is not None and self._errors is not None:
             values = self._label_values(record)
             self._errors.labels_or_raise(record.method, record.endpoint, record.error_type, *values).inc()
         if record.ttfb is not None:
@@ -429,12 +444,17 @@ class MetricsService:
         """
         method = known_method(method)
         unset = ("",) * len(self._request_labels)
-        self._requests.labels_or_raise(method, endpoint, status_label(status_code), *unset).inc()
-        self._duration.labels_or_raise(method, endpoint, *unset).observe(duration)
+        labels = (method, endpoint, *unset)
+        if self._requests is None:
+            error_type = status_label(status_code) if status_code >= 500 else ""  # noqa: PLR2004 - 5xx
+            labels = (method, semconv_route(endpoint), status_label(status_code), "", "", error_type, *unset)
+        else:
+            self._requests.labels_or_raise(method, endpoint, status_label(status_code), *unset).inc()
+        self._duration.labels_or_raise(*labels).observe(duration)
         if self._sizes and request_size is not None:
-            self._request_size.labels_or_raise(method, endpoint, *unset).observe(request_size)
+            self._request_size.labels_or_raise(*labels).observe(request_size)
         if self._sizes and response_size is not None:
-            self._response_size.labels_or_raise(method, endpoint, *unset).observe(response_size)
+            self._response_size.labels_or_raise(*labels).observe(response_size)
 
     @fail_safe("metrics.call", reraise=CALLER_ERRORS)
     def record_database_query(self, operation: str, table: str, duration: float, error_type: str | None = None) -> None:

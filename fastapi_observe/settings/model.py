@@ -307,11 +307,16 @@ class ObserveSettings(BaseSettings):
         "Maximum number of values of one label of one metric, except `endpoint`. Further ones are `__overflow__`.",
         ge=1,
     )
+    metric_names: Literal["prometheus", "semconv"] = option(
+        "prometheus",
+        "Names of the HTTP request metrics. semconv: those of OpenTelemetry's semantic conventions, such as "
+        "`http_server_request_duration_seconds`, with their attributes as labels.",
+    )
     metric_labels: MetricLabels = option(
         (),
         "Fields of the request (`observe.set`) that are labels of the request metrics. Empty where a request did not "
         "set the field; at most `max_values_per_label` values.",
-        accepts="label names other than method, endpoint, status_code, error_type and le, separated by commas",
+        accepts="label names other than those of the request metrics and le, separated by commas",
     )
     constant_labels: ConstantLabels = option(
         {},

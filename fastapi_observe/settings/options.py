@@ -89,6 +89,7 @@ class Options(TypedDict, total=False):
     max_series_per_metric: int
     max_series_per_process: int
     max_values_per_label: int
+    metric_names: Literal["prometheus", "semconv"]
     metric_labels: Sequence[str]
     constant_labels: Mapping[str, str]
     disk_paths: Sequence[str]

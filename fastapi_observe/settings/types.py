@@ -161,7 +161,20 @@ PeerPolicy = Annotated[Any, BeforeValidator(_parse_peers)]
 ObjectiveList = Annotated[tuple[Any, ...], AfterValidator(_check_objectives)]
 ObjectiveOptions = Annotated[Any, AfterValidator(_check_objective_options)]
 _LABEL: Final = r"^_?[a-zA-Z][a-zA-Z0-9_]*$"
-_OWN_LABELS: Final = frozenset({"method", "endpoint", "status_code", "error_type", "le"})
+_OWN_LABELS: Final = frozenset(
+    {
+        "method",
+        "endpoint",
+        "status_code",
+        "error_type",
+        "le",
+        "http_request_method",
+        "http_route",
+        "http_response_status_code",
+        "url_scheme",
+        "network_protocol_version",
+    }
+)
 
 
 def _check_label(value: str) -> str:

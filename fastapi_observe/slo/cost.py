@@ -7,6 +7,8 @@ from math import isfinite
 from time import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from fastapi_observe.formats.metric_names import PROMETHEUS, SEMCONV
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -16,8 +18,14 @@ DAY: Final = 86_400
 MAX_ROWS: Final = 15
 """Metrics and routes that are listed one by one."""
 
-SIZE_METRICS: Final = ("http_request_size_bytes", "http_response_size_bytes")
-DURATION: Final = "http_request_duration_seconds"
+SIZE_METRICS: Final = tuple(
+    size for names in (PROMETHEUS, SEMCONV) for size in (names.request_size, names.response_size)
+)
+DURATIONS: Final = (PROMETHEUS.duration, SEMCONV.duration)
+REQUESTS: Final = (PROMETHEUS.requests, SEMCONV.requests)
+ENDPOINTS: Final = (PROMETHEUS.endpoint, SEMCONV.endpoint)
+"""A scrape does not say which `metric_names` it has, so both are read."""
+
 DEFAULT_REGISTRY_METRICS: Final = (
     "python_info",
     "python_gc_collections_total",
@@ -62,7 +70,7 @@ class ScrapeTotals:
         name = f"{family.name}_total" if family.type == "counter" else family.name
         self.series[name] = self.series.get(name, 0) + len(family.samples)
         for sample in family.samples:
-            route = sample.labels.get("endpoint")
+            route = next((sample.labels[label] for label in ENDPOINTS if label in sample.labels), None)
             if route is not None:
                 self.routes[route] = self.routes.get(route, 0) + 1
             if "le" in sample.labels:
@@ -72,7 +80,7 @@ class ScrapeTotals:
             if name == "fastapi_observe_exported_total":
                 signal = sample.labels.get("signal", "")
                 self.exported[signal] = self.exported.get(signal, 0.0) + sample.value
-            elif name == "http_requests_total":
+            elif sample.name in REQUESTS:
                 self.requests += sample.value
             elif name == "process_start_time_seconds":
                 self.started = min(sample.value, self.started or sample.value)
@@ -141,7 +149,7 @@ def _savings(  # noqa: PLR0913, PLR0917 - the totals of each signal
         sum(totals.series.get(name, 0) for name in SIZE_METRICS),
         "request and response sizes; spans and log lines still have them",
     )
-    bounds = totals.buckets.get(DURATION, 0)
+    bounds = sum(totals.buckets.get(name, 0) for name in DURATIONS)
     series(
         "duration_buckets with half the bounds",
         bounds // 2,

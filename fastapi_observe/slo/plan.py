@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from fastapi_observe.formats.metric_names import PROMETHEUS, MetricNames, choose_metric_names
 from fastapi_observe.records.endpoint import REDIRECT
 from fastapi_observe.requests.routing import Endpoint, list_endpoints
 from fastapi_observe.settings.objectives import Objective, SLOOptions
@@ -59,7 +60,7 @@ class SLOPlan(NamedTuple):
 
     `selector` holds the labels by which Prometheus finds the service. `excluded_templates` are not counted by
     objectives of all routes. `period` is in seconds, `base` the window of `slo:events:rate1m` in PromQL. `hash` changes
-    whenever the rules made from the plan would.
+    whenever the rules made from the plan would. `names` are those of the request metrics.
     """
 
     service: str
@@ -71,6 +72,7 @@ class SLOPlan(NamedTuple):
     period: Decimal
     base: str
     hash: str
+    names: MetricNames = PROMETHEUS
 
     @property
     def errors(self) -> tuple[Problem, ...]:
@@ -115,6 +117,7 @@ def make_plan(app: Any, settings: ObserveSettings) -> SLOPlan:
         period=period,
         base=promql_duration(base),
         hash="",
+        names=choose_metric_names(settings),
     )
     return plan._replace(hash=_hash(plan))
 
@@ -146,6 +149,8 @@ def _hash(plan: SLOPlan) -> str:
             for slo in plan.slos
         ],
     ]
+    if plan.names != PROMETHEUS:  # rules of an earlier version with the default names stay valid
+        content.append(plan.names.requests)
     return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:12]
 
 

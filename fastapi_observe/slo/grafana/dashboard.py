@@ -61,7 +61,9 @@ def make_context(plan: SLOPlan, features: Features) -> DashboardContext:
     scrapes_per_day = DAY / float(parse_duration(plan.options.scrape_interval))
     text = {
         "service": service,
-        "requests": f'{service},endpoint=~"$endpoint"',
+        **plan.names.placeholders,
+        "requests": f'{service},{plan.names.endpoint}=~"$endpoint"',
+        "routes": f'{service},endpoint=~"$endpoint"',
         "slos": _selected_objectives(plan),
         "period": plan.options.period,
         "scrapes_per_day": f"{scrapes_per_day:g}",
@@ -122,7 +124,9 @@ def _variables(plan: SLOPlan, features: Features) -> Iterator[dict[str, Any]]:
         yield _datasource_variable("loki", "Logs", "loki")
     service = service_selector(plan)
     yield _label_variable("instance", "Instance", f"label_values(up{{{service}}}, instance)")
-    yield _label_variable("endpoint", "Endpoint", f"label_values(http_requests_total{{{service}}}, endpoint)")
+    yield _label_variable(
+        "endpoint", "Endpoint", f"label_values({plan.names.requests}{{{service}}}, {plan.names.endpoint})"
+    )
     if plan.slos:
         recorded = f"slo:objective:ratio{{service={go_string(plan.service)}}}"
         yield _label_variable("slo", "Objective", f"label_values({recorded}, slo)")

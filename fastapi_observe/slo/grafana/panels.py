@@ -147,7 +147,8 @@ def _graph(panel: Graph, context: DashboardContext) -> dict[str, Any]:
         custom["thresholdsStyle"] = {"mode": "line"}
     defaults: dict[str, Any] = {"custom": custom, **_thresholds(panel.steps, GREEN, context)}
     if panel.links and context.links:
-        defaults["links"] = [*context.links]
+        label = context.text["endpoint"] if "<endpoint>" in panel.legend else "endpoint"
+        defaults["links"] = [_with_field(link, f"labels.{label}") for link in context.links]
     limits = {"min": panel.minimum, "max": panel.maximum}
     defaults.update({name: value for name, value in limits.items() if value is not None})
     options = {
@@ -192,20 +193,21 @@ def _heatmap(panel: Heatmap, context: DashboardContext) -> dict[str, Any]:
 
 def _table(panel: Table, context: DashboardContext) -> dict[str, Any]:
     columns = [column for column in panel.columns if is_shown(column, context)]
+    by = [fill_in(label, context.text) for label in panel.by]
     targets = [
         _target(Query(column.expr, column.heading), at, context, form="table", instant=True)
         for at, column in enumerate(columns)
     ]
     renamed = {f"Value #{target['refId']}": column.heading for target, column in zip(targets, columns, strict=True)}
-    order = {name: at for at, name in enumerate((*panel.by, *renamed))}
+    order = {name: at for at, name in enumerate((*by, *renamed))}
     overrides: list[dict[str, Any]] = [
         {"matcher": {"id": "byName", "options": column.heading}, "properties": [{"id": "unit", "value": column.unit}]}
         for column in columns
     ]
     if panel.links and context.links:
-        links = [_from_cell(link) for link in context.links]
+        links = [_with_field(link, f"fields.{by[0]}") for link in context.links]
         overrides.append(
-            {"matcher": {"id": "byName", "options": panel.by[0]}, "properties": [{"id": "links", "value": links}]}
+            {"matcher": {"id": "byName", "options": by[0]}, "properties": [{"id": "links", "value": links}]}
         )
     options = {
         "showHeader": True,
@@ -252,7 +254,7 @@ def _target(
         "refId": chr(ord("A") + at),
         "datasource": PROMETHEUS,
         "expr": fill_in(query.expr, context.text),
-        "legendFormat": query.legend,
+        "legendFormat": fill_in(query.legend, context.text),
         "format": form,
         "instant": instant,
         "range": not instant,
@@ -280,9 +282,10 @@ def explore_link(title: str, kind: str, variable: str, query: Mapping[str, Any])
     return {"title": title, "url": f"/explore?schemaVersion=1&orgId=1&panes={panes}", "targetBlank": True}
 
 
-def _from_cell(link: dict[str, Any]) -> dict[str, Any]:
-    """Return a link for a cell of a table, where labels are fields of the row."""
-    return {**link, "url": link["url"].replace("${__field.labels.endpoint}", "${__data.fields.endpoint}")}
+def _with_field(link: dict[str, Any], field: str) -> dict[str, Any]:
+    """Return a link whose endpoint is a label of the series, `labels.x`, or a cell of the row, `fields.x`."""
+    source = "__data" if field.startswith("fields.") else "__field"
+    return {**link, "url": link["url"].replace("${__field.labels.endpoint}", f"${{{source}.{field}}}")}
 
 
 def lay_out(rows: Iterable[Row], context: DashboardContext) -> list[dict[str, Any]]:

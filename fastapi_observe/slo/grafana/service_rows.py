@@ -1,8 +1,9 @@
 """The upper rows of the dashboard and their panels, as data: overview, golden signals and objectives.
 
 To add a panel, add a record to the tuple of its row. `<service>`, `<requests>` and `<slos>` in a query become the
-matchers of this service, of the selected endpoints and of the selected objectives; `when` names the feature of the app
-(a field of `Features`, `slos` or `sla`) that a row, panel, query or column depends on.
+matchers of this service, of the selected endpoints and of the selected objectives, `<routes>` those of the selected
+endpoints in metrics that `metric_names` does not rename; names that it changes are placeholders too. `when` names the
+feature of the app (a field of `Features`, `slos` or `sla`) that a row, panel, query or column depends on.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from fastapi_observe.slo.grafana.panels import (
 )
 from fastapi_observe.slo.grafana.queries import RATE_WINDOW, burn_rate, in_range, or_zero, quantile, rate, top, top_rate
 
-ENDPOINT: Final = "method, endpoint"
-SERVER_ERRORS: Final = '<requests>,status_code=~"5.."'
-CLIENT_ERRORS: Final = '<requests>,status_code=~"4.."'
+ENDPOINT: Final = "<method>, <endpoint>"
+SERVER_ERRORS: Final = '<requests>,<status_code>=~"5.."'
+CLIENT_ERRORS: Final = '<requests>,<status_code>=~"4.."'
 
-ALL_REQUESTS: Final = rate("http_requests_total", "<requests>")
-FAILED_REQUESTS: Final = rate("http_requests_total", SERVER_ERRORS)
-DURATION: Final = "http_request_duration_seconds"
+ALL_REQUESTS: Final = rate("<http_requests>", "<requests>")
+FAILED_REQUESTS: Final = rate("<http_requests>", SERVER_ERRORS)
+DURATION: Final = "<http_duration>"
 BUDGET_LEFT: Final = "slo:error_budget_remaining:ratio{<slos>}"
 
-REQUESTS_IN_RANGE: Final = in_range("http_requests_total", "<requests>", ENDPOINT)
-FAILED_IN_RANGE: Final = in_range("http_requests_total", SERVER_ERRORS, ENDPOINT)
+REQUESTS_IN_RANGE: Final = in_range("<http_requests>", "<requests>", ENDPOINT)
+FAILED_IN_RANGE: Final = in_range("<http_requests>", SERVER_ERRORS, ENDPOINT)
 BUCKETS_IN_RANGE: Final = in_range(f"{DURATION}_bucket", "<requests>", f"{ENDPOINT}, le")
 
 OVERVIEW: Final = Row(
@@ -106,8 +107,8 @@ GOLDEN_SIGNALS: Final = Row(
             "Traffic",
             "Requests per second of the busiest endpoints.",
             "reqps",
-            top_rate("http_requests_total", "<requests>", ENDPOINT),
-            "{{method}} {{endpoint}}",
+            top_rate("<http_requests>", "<requests>", ENDPOINT),
+            "{{<method>}} {{<endpoint>}}",
             width=12,
             links=True,
         ),
@@ -115,24 +116,24 @@ GOLDEN_SIGNALS: Final = Row(
             "Errors",
             "Responses with 5xx per second, by endpoint and status.",
             "reqps",
-            or_zero(top_rate("http_requests_total", SERVER_ERRORS, f"{ENDPOINT}, status_code"), "endpoint"),
-            "{{method}} {{endpoint}} {{status_code}}",
+            or_zero(top_rate("<http_requests>", SERVER_ERRORS, f"{ENDPOINT}, <status_code>"), "<endpoint>"),
+            "{{<method>}} {{<endpoint>}} {{<status_code>}}",
             links=True,
         ),
         Graph(
             "Causes of errors",
             "Failed requests per second, by the class of the exception or by how the response ended.",
             "reqps",
-            or_zero(top_rate("http_request_errors_total", "<requests>", "endpoint, error_type"), "error_type"),
-            "{{error_type}} {{endpoint}}",
+            or_zero(top_rate("<http_errors>", "<requests><only_errors>", "<endpoint>, error_type"), "error_type"),
+            "{{error_type}} {{<endpoint>}}",
             links=True,
         ),
         Graph(
             "Client errors",
             "Responses with 4xx per second, by endpoint and status.",
             "reqps",
-            or_zero(top_rate("http_requests_total", CLIENT_ERRORS, "endpoint, status_code"), "endpoint"),
-            "{{endpoint}} {{status_code}}",
+            or_zero(top_rate("<http_requests>", CLIENT_ERRORS, "<endpoint>, <status_code>"), "<endpoint>"),
+            "{{<endpoint>}} {{<status_code>}}",
             links=True,
         ),
         Graph(
@@ -164,7 +165,7 @@ GOLDEN_SIGNALS: Final = Row(
             "The duration of requests of each endpoint at the 95th percentile.",
             "s",
             top(quantile(0.95, DURATION, "<requests>", ENDPOINT)),
-            "{{method}} {{endpoint}}",
+            "{{<method>}} {{<endpoint>}}",
             exemplar=True,
             links=True,
         ),
@@ -180,23 +181,23 @@ GOLDEN_SIGNALS: Final = Row(
                 ),
                 Column("p50", f"histogram_quantile(0.5, {BUCKETS_IN_RANGE})", "s"),
                 Column("p95", f"histogram_quantile(0.95, {BUCKETS_IN_RANGE})", "s"),
-                Column("Sent", in_range("http_response_size_bytes_sum", "<requests>", ENDPOINT), "Bps", when="sizes"),
+                Column("Sent", in_range("<http_response_size>_sum", "<requests>", ENDPOINT), "Bps", when="sizes"),
             ),
-            by=("endpoint", "method"),
+            by=("<endpoint>", "<method>"),
             links=True,
         ),
         Graph(
             "In progress",
             "Requests whose response is not complete.",
             "short",
-            "sum by (instance) (http_requests_in_progress{<service>})",
+            "sum by (instance) (<http_in_progress>{<service>})",
             "{{instance}}",
         ),
         Graph(
             "Validation errors",
             "Invalid fields of requests rejected with 422, per second.",
             "ops",
-            or_zero(top_rate("request_validation_errors_total", "<requests>", "endpoint, field, error_type"), "field"),
+            or_zero(top_rate("request_validation_errors_total", "<routes>", "endpoint, field, error_type"), "field"),
             "{{endpoint}} {{field}} {{error_type}}",
             links=True,
         ),
@@ -204,7 +205,7 @@ GOLDEN_SIGNALS: Final = Row(
             "First byte of streams",
             "The time until streams sent their first byte, at the 95th percentile.",
             "s",
-            top(quantile(0.95, "http_time_to_first_byte_seconds", "<requests>", "endpoint")),
+            top(quantile(0.95, "http_time_to_first_byte_seconds", "<routes>", "endpoint")),
             "{{endpoint}}",
             when="streams",
         ),
@@ -212,7 +213,7 @@ GOLDEN_SIGNALS: Final = Row(
             "WebSockets",
             "Open connections of each endpoint.",
             "short",
-            top("sum by (endpoint) (websocket_connections_active{<requests>})"),
+            top("sum by (endpoint) (websocket_connections_active{<routes>})"),
             "{{endpoint}}",
             when="websockets",
         ),
@@ -220,7 +221,7 @@ GOLDEN_SIGNALS: Final = Row(
             "WebSocket messages",
             "Messages received and sent per second.",
             "ops",
-            top_rate("websocket_messages_total", "<requests>", "endpoint, direction"),
+            top_rate("websocket_messages_total", "<routes>", "endpoint, direction"),
             "{{endpoint}} {{direction}}",
             when="websockets",
         ),
@@ -276,7 +277,7 @@ OBJECTIVES: Final = Row(
             "Bad events per second of each objective, by endpoint.",
             "reqps",
             or_zero("<bad_events>", "slo"),
-            "{{slo}}: {{method}} {{endpoint}}",
+            "{{slo}}: {{<method>}} {{<endpoint>}}",
             width=12,
             links=True,
         ),

@@ -258,7 +258,9 @@ def _failed(slo: ResolvedObjective) -> str:
 def _worst_route(plan: SLOPlan, slo: ResolvedObjective, window: BurnWindow) -> str:
     """Write the part of a summary that names the route with most bad events, if there is one."""
     query = _query(promql.worst(plan, slo, window.short))
-    return f"{{{{ range {query} }}}}, worst: {{{{ .Labels.method }}}} {{{{ .Labels.endpoint }}}}{{{{ end }}}}"
+    names = plan.names
+    worst = f"{{{{ .Labels.{names.method} }}}} {{{{ .Labels.{names.endpoint} }}}}"
+    return f"{{{{ range {query} }}}}, worst: {worst}{{{{ end }}}}"
 
 
 def _query(expression: str) -> str:

@@ -164,24 +164,29 @@ def _request_series(  # noqa: PLR0913 - an objective and the parts of its series
     *,
     counted: bool = True,
 ) -> list[dict[str, Any]]:
+    names = plan.names
+
     def series(name: str, extra: dict[str, str], flow: Flow) -> dict[str, Any]:
-        return {"series": _series_name(name, plan, {**labels, **extra}), "values": _values(phases, flow)}
+        return {
+            "series": _series_name(name, plan, names.rename_labels({**labels, **extra})),
+            "values": _values(phases, flow),
+        }
 
     if isinstance(slo.objective, Latency):
         limit = promql.bucket_label(slo.objective)
         return [
-            series(promql.DURATIONS, {"le": limit}, lambda phase: phase.rate * (1 - phase.failing) * share),
-            series(promql.DURATIONS, {"le": "+Inf"}, lambda phase: phase.rate * share),
+            series(f"{names.duration}_bucket", {"le": limit}, lambda phase: phase.rate * (1 - phase.failing) * share),
+            series(f"{names.duration}_bucket", {"le": "+Inf"}, lambda phase: phase.rate * share),
         ]
     bad, good = sample_statuses(slo.objective.bad_statuses)
     if not counted and labels["endpoint"] == UNMATCHED:  # only successes: failures of unmatched requests count
-        return [series(promql.REQUESTS, {"status_code": good[-1]}, lambda phase: phase.rate)]
-    failed = [series(promql.REQUESTS, {"status_code": each}, _part(share, bad, failing=True)) for each in bad]
+        return [series(names.requests, {"status_code": good[-1]}, lambda phase: phase.rate)]
+    failed = [series(names.requests, {"status_code": each}, _part(share, bad, failing=True)) for each in bad]
     if not counted:
         return failed
     return [
         *failed,
-        *(series(promql.REQUESTS, {"status_code": each}, _part(share, good, failing=False)) for each in good),
+        *(series(names.requests, {"status_code": each}, _part(share, good, failing=False)) for each in good),
     ]
 
 

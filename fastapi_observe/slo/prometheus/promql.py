@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.records.endpoint import UNMATCHED
 from fastapi_observe.settings.objectives import Availability, Latency
 
 if TYPE_CHECKING:
@@ -13,8 +12,6 @@ if TYPE_CHECKING:
 
     from fastapi_observe.slo.plan import ResolvedObjective, SLOPlan
 
-REQUESTS: Final = "http_requests_total"
-DURATIONS: Final = "http_request_duration_seconds_bucket"
 ALL_DURATIONS: Final = 'le="+Inf"'
 RE2_SPECIAL: Final = re.compile(r"[\\.+*?()|\[\]{}^$]")
 PLACEHOLDER: Final = re.compile(r"<([a-z][a-z0-9_]*)>")
@@ -87,39 +84,43 @@ def bucket_label(objective: Latency) -> str:
 
 def events(plan: SLOPlan, slo: ResolvedObjective, window: str) -> str:
     """Write the vector whose sum is the rate of all events of an objective."""
+    names, durations = plan.names, f"{plan.names.duration}_bucket"
     if isinstance(slo.objective, Latency):
         # During a deploy that adds the bucket, requests of older instances would all count as slow without `and`.
         return " or ".join(
-            f"({_rate(DURATIONS, (*group, ALL_DURATIONS), window)} and ignoring(le) "
-            f"{_rate(DURATIONS, (*group, _le(slo.objective)), window)})"
+            f"({_rate(durations, (*group, ALL_DURATIONS), window)} and ignoring(le) "
+            f"{_rate(durations, (*group, _le(slo.objective)), window)})"
             for group in groups(plan, slo)
         )
-    return " or ".join(_rate(REQUESTS, group, window) for group in groups(plan, slo))
+    return " or ".join(_rate(names.requests, group, window) for group in groups(plan, slo))
 
 
 def good(plan: SLOPlan, slo: ResolvedObjective, window: str) -> str:
     """Write the vector whose sum is the rate of the requests within the threshold of a latency objective."""
     assert isinstance(slo.objective, Latency)  # noqa: S101 - for mypy; availability counts bad events
-    return " or ".join(_rate(DURATIONS, (*group, _le(slo.objective)), window) for group in groups(plan, slo))
+    durations = f"{plan.names.duration}_bucket"
+    return " or ".join(_rate(durations, (*group, _le(slo.objective)), window) for group in groups(plan, slo))
 
 
 def bad(plan: SLOPlan, slo: ResolvedObjective, window: str) -> str:
     """Write the vector whose sum is the rate of the failed requests of an availability objective."""
     assert isinstance(slo.objective, Availability)  # noqa: S101 - for mypy; latency counts good events
-    status = _status(slo.objective)
+    status = _status(plan, slo.objective)
     with_status = [group if status in group else (*group, status) for group in groups(plan, slo)]
-    return " or ".join(_rate(REQUESTS, group, window) for group in with_status)
+    return " or ".join(_rate(plan.names.requests, group, window) for group in with_status)
 
 
-def bad_by(plan: SLOPlan, slo: ResolvedObjective, window: str, labels: str = "method, endpoint") -> str:
-    """Write the rate of the bad events of an objective, summed by labels."""
+def bad_by(plan: SLOPlan, slo: ResolvedObjective, window: str, *, with_status: bool = False) -> str:
+    """Write the rate of the bad events of an objective, summed by method and endpoint, or by these and the status."""
+    names = plan.names
+    labels = ", ".join((names.method, names.endpoint, *((names.status_code,) if with_status else ())))
     if isinstance(slo.objective, Availability):
         return f"sum by ({labels}) ({bad(plan, slo, window)})"
     return f"sum by ({labels}) ({events(plan, slo, window)}) - sum by ({labels}) ({good(plan, slo, window)})"
 
 
 def worst(plan: SLOPlan, slo: ResolvedObjective, window: str) -> str:
-    """Write the query for the route with the most bad events: one series with `method` and `endpoint`."""
+    """Write the query for the route with the most bad events: one series with its method and endpoint."""
     return f"topk(1, {bad_by(plan, slo, window)} > 0)"
 
 
@@ -129,15 +130,16 @@ def groups(plan: SLOPlan, slo: ResolvedObjective) -> tuple[Matchers, ...]:
     An objective of all routes counts unmatched requests only if they failed: scanners must not dilute the error ratio,
     but a middleware that fails before the router must count.
     """
-    base = (service_selector(plan),)
+    base, names = (service_selector(plan),), plan.names
     if slo.groups:
         return tuple(
-            (*base, match_any("method", methods), match_any("endpoint", templates)) for methods, templates in slo.groups
+            (*base, match_any(names.method, methods), match_any(names.endpoint, templates))
+            for methods, templates in slo.groups
         )
-    served = (*base, match_none("endpoint", (*plan.excluded_templates, UNMATCHED)))
+    served = (*base, match_none(names.endpoint, (*plan.excluded_templates, names.unmatched)))
     if isinstance(slo.objective, Latency):
         return (served,)
-    return served, (*base, match_any("endpoint", (UNMATCHED,)), _status(slo.objective))
+    return served, (*base, match_any(names.endpoint, (names.unmatched,)), _status(plan, slo.objective))
 
 
 def _rate(metric: str, matchers: Matchers, window: str) -> str:
@@ -148,8 +150,9 @@ def _le(objective: Latency) -> str:
     return f"le={quoted(bucket_label(objective))}"
 
 
-def _status(objective: Availability) -> str:
+def _status(plan: SLOPlan, objective: Availability) -> str:
+    label = plan.names.status_code
     statuses = objective.bad_statuses
     if len(statuses) == 1 and statuses[0].isdecimal():
-        return f"status_code={quoted(statuses[0])}"
-    return f"status_code=~{quoted('|'.join(sorted({status.lower().replace('x', '.') for status in statuses})))}"
+        return f"{label}={quoted(statuses[0])}"
+    return f"{label}=~{quoted('|'.join(sorted({status.lower().replace('x', '.') for status in statuses})))}"

@@ -160,14 +160,14 @@ def _check_running_app(plan: SLOPlan, prometheus: Prometheus) -> Iterator[Findin
 
 def _check_objective(plan: SLOPlan, slo: ResolvedObjective, prometheus: Prometheus) -> Finding:
     """Check that an objective has series, and that its events are recorded."""
-    check = f"objective {slo.name}"
+    check, names = f"objective {slo.name}", plan.names
     selector = promql.service_selector(plan)
     if isinstance(slo.objective, Latency):
-        metric = f'{promql.DURATIONS}{{{selector},le="{promql.bucket_label(slo.objective)}"}}'
+        metric = f'{names.duration}_bucket{{{selector},le="{promql.bucket_label(slo.objective)}"}}'
     else:
-        metric = f"{promql.REQUESTS}{{{selector}}}"
-    series = [each["metric"] for each in prometheus.query(f"count by (method, endpoint) ({metric})")]
-    existing = {(each.get("method", ""), each.get("endpoint", "")) for each in series}
+        metric = f"{names.requests}{{{selector}}}"
+    series = [each["metric"] for each in prometheus.query(f"count by ({names.method}, {names.endpoint}) ({metric})")]
+    existing = {(each.get(names.method, ""), each.get(names.endpoint, "")) for each in series}
     missing = [f"{method} {template}" for method, template in slo.endpoints if (method, template) not in existing]
     if not existing or (slo.groups and missing):
         message = f"{metric} has no series" + (f" for {_join_some(missing)}" if existing else "")

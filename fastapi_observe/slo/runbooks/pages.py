@@ -83,6 +83,7 @@ def keep_user_sections(made: str, existing: str) -> str:
 def _page(plan: SLOPlan, alert: str) -> str:
     template = resources.files(__package__).joinpath(f"{alert}.md").read_text("utf-8")
     values = {
+        **plan.names.placeholders,
         "service": promql.service_selector(plan),
         "dashboard": _dashboard_sentence(plan, alert),
         "objectives": "\n".join(line for slo in plan.slos for line in _objective(plan, alert, slo)).rstrip("\n"),
@@ -112,7 +113,7 @@ def _objective(plan: SLOPlan, alert: str, slo: ResolvedObjective) -> Iterator[st
     if alert == "ErrorBudgetBurn":
         yield from _burn_table(plan, slo)
     if isinstance(objective, Availability):
-        failing = promql.bad_by(plan, slo, "5m", "method, endpoint, status_code")
+        failing = promql.bad_by(plan, slo, "5m", with_status=True)
         yield from _query("Which route, and which status?", f"topk(5, {failing})")
     else:
         yield from _query("Which route is slow?", f"topk(5, {promql.bad_by(plan, slo, '5m')})")
