@@ -57,12 +57,7 @@ def install(app: Starlette, settings: ObserveSettings | None = None, **overrides
     if loaded.metrics_dependency is not None:
         check_dependency()
     observability = Observability(app, loaded)
-    try:
-        for engine in loaded.engines:
-            observability.instrument_engine(engine)
-    except BaseException:  # a failed install leaves nothing behind
-        observability.close()
-        raise
+    _instrument_engines(observability)
     _disable_other_telemetry(app, observability)
     console = _make_console(observability)
     attach_terminal(observability, console)
@@ -73,6 +68,15 @@ def install(app: Starlette, settings: ObserveSettings | None = None, **overrides
     for message in loaded.warnings():
         logging.getLogger("fastapi_observe").warning("%s", message)
     return observability
+
+
+def _instrument_engines(observability: Observability) -> None:
+    try:
+        for engine in observability.settings.engines:
+            observability.instrument_engine(engine)
+    except BaseException:  # a failed install leaves nothing behind
+        observability.close()
+        raise
 
 
 def _can_be_rebuilt(app: Starlette) -> bool:
@@ -92,12 +96,7 @@ def install_worker(settings: ObserveSettings | None = None, **overrides: Unpack[
     loaded = ObserveSettings.load(settings, **overrides)
     observability = Observability(Starlette(), loaded)
     observability.logged_access = True  # the app's port, which that message is about, does not exist
-    try:
-        for engine in loaded.engines:
-            observability.instrument_engine(engine)
-    except BaseException:  # a failed install leaves nothing behind
-        observability.close()
-        raise
+    _instrument_engines(observability)
     observability.before_job = start = _WorkerStart(observability)
     start()
     for message in loaded.warnings():

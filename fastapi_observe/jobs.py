@@ -13,7 +13,7 @@ from fastapi_observe.records.guard import fail_safe, report_error
 from fastapi_observe.records.job import JobRecord
 from fastapi_observe.records.operation import MAX_NAME_LENGTH
 from fastapi_observe.records.request import CONTEXT_KEY
-from fastapi_observe.records.wrapping import wrap_calls
+from fastapi_observe.records.wrapping import AsyncWith, wrap_calls
 
 if TYPE_CHECKING:
     from contextvars import Token
@@ -41,7 +41,7 @@ def new_job(find: Callable[[], Any], name: str, headers: Headers | None) -> Job:
     return Job(find, name, headers)
 
 
-class Job:
+class Job(AsyncWith):
     """A job, usable with `with`, with `async with` and as a decorator; each use is a job of its own.
 
     It runs outside the current request, as in `observe.detached()`. Nothing in it raises in the user's code.
@@ -76,14 +76,6 @@ class Job:
         run = current or self._runs[-1]
         self._runs.remove(run)
         run.close(exc)
-
-    async def __aenter__(self) -> Self:
-        return self.__enter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.__exit__(kind, exc, traceback)
 
 
 class JobRun:

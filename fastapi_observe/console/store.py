@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from time import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from fastapi_observe.terminal.spans import MAX_VALUE_LENGTH, SpanRow, descendants, to_row
+from fastapi_observe.terminal.spans import SpanRow, descendants, to_row
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -75,7 +75,6 @@ class Store:
         self._traces: OrderedDict[str, Trace] = OrderedDict()
         self._failed: deque[str] = deque(maxlen=MAX_FAILED)
         self._slow: list[tuple[float, str]] = []
-        self._outside: deque[bytes] = deque(maxlen=MAX_LINES)
         self.points: deque[Point] = deque(maxlen=MAX_POINTS)
         self.running: dict[int, dict[str, Any]] = {}
         self.blocked: deque[dict[str, Any]] = deque(maxlen=MAX_SLOW)
@@ -96,11 +95,10 @@ class Store:
             self._grow(trace, size)
 
     def add_line(self, line: bytes, trace_id: str) -> None:
-        """Take a log line; an empty `trace_id` means outside any trace."""
+        """Take a log line of a trace. One outside any trace has an empty id, and is not held."""
+        if not trace_id:
+            return
         with self._lock:
-            if not trace_id:
-                self._outside.append(line[: MAX_VALUE_LENGTH * 2])
-                return
             trace = self._trace(trace_id)
             if len(trace.lines) >= MAX_LINES:
                 trace.dropped_lines += 1
@@ -202,11 +200,6 @@ class Store:
         start = time() - seconds
         with self._lock:
             return [point for point in self.points if point.time >= start]
-
-    def outside_lines(self) -> list[bytes]:
-        """Return the newest log lines outside any trace, the oldest first."""
-        with self._lock:
-            return list(self._outside)
 
     def counts(self) -> dict[str, int]:
         """Return how much is held."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar, cast
 from fastapi_observe.internal.errors import Renamed
 from fastapi_observe.records.exceptions import error_type_of, exception_outcome
 from fastapi_observe.records.guard import fail_safe, report_error, return_no_op
-from fastapi_observe.records.wrapping import wrap_calls
+from fastapi_observe.records.wrapping import AsyncWith, wrap_calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ class OperationReporter(Protocol):
         """Handle the end of an operation."""
 
 
-class Operation:
+class Operation(AsyncWith):
     """A unit of work, usable with `with`, with `async with` and as a decorator.
 
     `kind` is `database`, `external`, `background` or `operation` (created by users). `labels` are names with few
@@ -243,14 +243,6 @@ class Operation:
             current.close(exc)  # type: ignore[union-attr]
         else:
             self.close(exc)
-
-    async def __aenter__(self) -> Self:
-        return self.__enter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.__exit__(kind, exc, traceback)
 
 
 class PartialReporter:

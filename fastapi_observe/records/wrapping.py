@@ -1,16 +1,20 @@
-"""`wrap_calls`: runs each call of a function, coroutine function or generator inside a scope, for decorators."""
+"""`wrap_calls` runs each call of a decorated function inside a scope; `AsyncWith` is for scopes of `async with`."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from fastapi_observe.records.guard import NO_OP, report_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+T = TypeVar("T")
 
 
 class CallScope(Protocol):
@@ -27,6 +31,23 @@ class CallScope(Protocol):
 
     def close(self, exc: BaseException | None = None) -> None:
         """Restore the scope that was current before, and end with the exception that was raised."""
+
+
+class AsyncWith:
+    """Makes `async with` do what `with` does."""
+
+    __slots__ = ()
+
+    async def __aenter__(self: AbstractContextManager[T]) -> T:
+        return self.__enter__()
+
+    async def __aexit__(
+        self: AbstractContextManager[Any],
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.__exit__(kind, exc, traceback)
 
 
 _METHODS = (staticmethod, classmethod)

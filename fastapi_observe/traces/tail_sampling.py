@@ -32,18 +32,18 @@ FAILED_OUTCOMES: Final = frozenset({"server_error", "cancelled", "incomplete_res
 class TailSampler:
     """Decides at the end of a request whether its trace is exported although the head sampler did not choose it.
 
-    `slow_requests` maps endpoints to their own thresholds in seconds; `slow_request` is the threshold of all others.
+    `slow_requests` maps endpoints to their own thresholds in seconds (those of their objectives); `slow_request` is the
+    threshold of all others.
     A trace is refused if there is a reason for it, but the allowance is spent.
     """
 
-    def __init__(  # noqa: PLR0913 - each is an option
+    def __init__(
         self,
         reasons: Iterable[str],
         *,
         per_second: float,
         slow_request: float,
         repeat_limit: int,
-        slow_requests: Mapping[str, float] | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         wanted = frozenset(reasons)
@@ -53,7 +53,7 @@ class TailSampler:
         self._repeated = "repeated_queries" in wanted
         self._per_second = per_second
         self._slow_request = slow_request
-        self.slow_requests: Mapping[str, float] = slow_requests or {}
+        self.slow_requests: Mapping[str, float] = {}
         self._repeat_limit = repeat_limit
         self._clock = clock
         self._seen: set[tuple[str, int]] = set()

@@ -13,7 +13,7 @@ from fastapi_observe.records.exceptions import error_type_of, exception_message,
 from fastapi_observe.records.guard import NO_OP, report_error
 from fastapi_observe.records.request import ORIGIN_KEY, excluded_signals
 from fastapi_observe.records.signal import SIGNAL_BITS
-from fastapi_observe.records.wrapping import callable_name, wrap_calls
+from fastapi_observe.records.wrapping import AsyncWith, callable_name, wrap_calls
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 from fastapi_observe.traces.pending import PendingSpan
 
@@ -141,7 +141,7 @@ class ContextScope:
         self.__exit__()
 
 
-class SpanScope:
+class SpanScope(AsyncWith):
     """A span around a block, for `with` and `async with`.
 
     An exception of the user's sampler or span processor is reported and never reaches the block.
@@ -209,14 +209,6 @@ class SpanScope:
         return self.open()
 
     def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace_back: TracebackType | None
-    ) -> None:
-        self.close(exc)
-
-    async def __aenter__(self) -> Span:
-        return self.open()
-
-    async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace_back: TracebackType | None
     ) -> None:
         self.close(exc)

@@ -379,9 +379,8 @@ def failed() -> Any:
 
 def test_reasons() -> None:
     """A stream is slow by its first byte, a WebSocket never; a route's own threshold comes first."""
-    sampler = TailSampler(
-        ("errors", "slow", "first"), per_second=10, slow_request=1, repeat_limit=10, slow_requests={"/fast": 0.05}
-    )
+    sampler = TailSampler(("errors", "slow", "first"), per_second=10, slow_request=1, repeat_limit=10)
+    sampler.slow_requests = {"/fast": 0.05}
     decide: Any = sampler.decide
     assert decide(Ended()) == "first"
     assert decide(Ended()) is None
