@@ -137,6 +137,7 @@ class RequestRecord:
         "inner_exception",
         "method",
         "observability",
+        "on_late_end",
         "on_response_start",
         "outcome",
         "path",
@@ -214,6 +215,7 @@ class RequestRecord:
         self.span_adopted = False
         self.extra_response_headers: dict[bytes, bytes] = {}
         self.on_response_start: Callable[[RequestRecord], None] | None = None
+        self.on_late_end: Callable[[RequestRecord, bool], None] | None = None
         self.complete = False
         self.disconnected = False
         self.reported = False
@@ -347,11 +349,16 @@ class RequestRecord:
             self.disconnected = True
 
     def finish(self, exc: BaseException | None) -> None:
-        """Report the request, if it is not reported yet, after the app returned or raised `exc`."""
+        """Report the request, if it is not reported yet, after the app returned or raised `exc`.
+
+        An exception after the response, as of a background task, is not part of the request, but its trace has it.
+        """
         if not self.reported:
             if not self.complete:
                 self.duration = perf_counter() - self.started
             self._report(exc)
+        elif exc is not None and self.on_late_end is not None and not self.disconnected:
+            self.on_late_end(self, True)  # noqa: FBT003 - by position on the hot path
 
     def _report(self, raised: BaseException | None) -> None:
         self.reported = True
@@ -369,9 +376,13 @@ class RequestRecord:
 
     def release(self) -> None:
         """Clear all references from contexts to the record and from the record to the request, to avoid cycles."""
-        self.current.record = None
-        self.scope = _FINISHED_SCOPE
-        self.inner_exception = self.exception = self.context = None
+        try:
+            if self.on_late_end is not None:
+                self.on_late_end(self, False)  # noqa: FBT003 - as above
+        finally:
+            self.current.record = self.on_late_end = None
+            self.scope = _FINISHED_SCOPE
+            self.inner_exception = self.exception = self.context = None
 
     def _set_outcome(self, raised: BaseException | None) -> None:
         """Set `outcome`, `error_type`, `exception` and a missing `status_code`, once for all signals."""

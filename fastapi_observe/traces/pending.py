@@ -7,12 +7,13 @@ ids that were already sent downstream and written on log lines. Otherwise they a
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from functools import cached_property
 from random import getrandbits
 from time import time_ns
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakValueDictionary
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -45,8 +46,14 @@ MAX_TOTAL_BYTES: Final = 64 * 1_048_576
 MAX_HELD_EXCEPTIONS: Final = 8
 """Exceptions that one request holds as objects, with their frames. Further ones are formatted at once."""
 
+MAX_KEPT_IDS: Final = 1000
+"""Traces whose id is remembered after they were kept, the newest ones."""
+
 MAX_TEXT_LENGTH: Final = 8192
 """Characters of one held text. The limits of the recorded span are lower."""
+
+TAIL_SAMPLED: Final = "fastapi_observe.tail_sampled"
+"""Attribute of server spans: why the trace was exported."""
 
 SPAN_BYTES: Final = 512
 """Bytes that a span counts for without its attributes."""
@@ -56,23 +63,41 @@ ITEM_BYTES: Final = 64
 
 
 class PendingTotal:
-    """The bytes that all requests in progress hold. Threads may change it at the same time: the sum is approximate."""
+    """What all requests in progress hold: the bytes, and the traces that may go on in another request or job.
 
-    __slots__ = ("held",)
+    Threads may change it at the same time: the sum is approximate.
+    """
+
+    __slots__ = ("_kept", "held", "open")
 
     def __init__(self) -> None:
         self.held = 0
+        self.open: WeakValueDictionary[int, PendingTrace] = WeakValueDictionary()
+        self._kept: OrderedDict[int, str] = OrderedDict()
+
+    def remember(self, trace_id: int, reason: str) -> None:
+        """Remember why a trace was kept, for parts of it that start later."""
+        self._kept[trace_id] = reason
+        if len(self._kept) > MAX_KEPT_IDS:
+            self._kept.popitem(last=False)
+
+    def reason_to_keep(self, trace_id: int) -> str | None:
+        """Return why an earlier part of a trace was kept; None if none was."""
+        return self._kept.get(trace_id)
 
 
 class PendingTrace:
     """The spans of one request, and what was decided about them.
 
-    There are three states: undecided, kept, and discarded. In any thread, a span that ends is appended before the state
-    is read, and `keep` sets the state before it empties the queue, so that no span is lost in between. `popleft` is
-    atomic, so that no span is exported twice.
+    There are three states: undecided, kept (for a `reason`), and discarded. In any thread, a span that ends is appended
+    before the state is read, and `keep` sets the state before it empties the queue, so that no span is lost in between.
+    `popleft` is atomic, so that no span is exported twice.
+
+    If a request calls its own app, both are `parts` of one pending trace: it is kept with the first part that has a
+    reason, and discarded when the last part has ended.
     """
 
-    __slots__ = ("_bytes", "_ended", "_exceptions", "_total", "discarded", "dropped", "kept")
+    __slots__ = ("__weakref__", "_bytes", "_ended", "_exceptions", "_total", "discarded", "dropped", "parts", "reason")
 
     def __init__(self, total: PendingTotal) -> None:
         self._ended: deque[PendingSpan] = deque()
@@ -80,8 +105,9 @@ class PendingTrace:
         self._bytes = 0
         self._exceptions = 0
         self.dropped = 0
-        self.kept = False
+        self.reason: str | None = None
         self.discarded = False
+        self.parts: list[PendingServerSpan] | None = None
 
     def admit(self) -> bool:
         """Return whether another span may start. If not, it is counted as dropped."""
@@ -123,7 +149,7 @@ class PendingTrace:
     def add(self, span: PendingSpan) -> None:
         """Take a span that has ended."""
         self._ended.append(span)
-        if self.kept:
+        if self.reason is not None:
             self._export()
         elif self.discarded:
             self._ended.clear()
@@ -131,9 +157,9 @@ class PendingTrace:
             self.dropped += 1
             self._hold(-self._ended.popleft().held_bytes)
 
-    def keep(self) -> None:
+    def keep(self, reason: str) -> None:
         """Export the ended spans now, and each later span when it ends."""
-        self.kept = True
+        self.reason = reason
         self._export()
         self._release()
 
@@ -352,29 +378,29 @@ class PendingSpan(ReadableSpan, trace.Span):
 
     def start_recording(self) -> RecordedSpan:
         """Start the span that is exported: the same ids with the sampled flag. Span processors see its start."""
-        parent = self.parent
         started_in = self._start_context
-        if started_in is not None and CONTEXT_KEY in started_in:
+        if CONTEXT_KEY in started_in:
             # The span has the fields that the request had at its start. A processor would set those of its end.
             started_in = Context({**started_in, CONTEXT_KEY: None})
+        return self._record(started_in, {})
+
+    def _record(self, context: Context, attributes: dict[str, Any]) -> RecordedSpan:
+        """Start the span that is exported, and make all changes of this span on it, in their order."""
+        parent = self.parent
         span = self._factory.start(
             self.name,
             sampled(self.context),
             parent and sampled(parent),
-            started_in,
-            {},
+            context,
+            attributes,
             self.start_time,
             self.kind,
         )
-        self.apply_changes(span)
-        return span
-
-    def apply_changes(self, span: RecordedSpan) -> None:
-        """Make all changes of this span on the recorded one, in their order."""
         if self._attributes:
             span.set_attributes(self._attributes)
         for change in self._changes or ():
             change(span)
+        return span
 
 
 class PendingServerSpan(PendingSpan):
@@ -397,7 +423,7 @@ class PendingServerSpan(PendingSpan):
         total: PendingTotal,
     ) -> None:
         self._ids = trace_id, span_id, flags, state
-        self._parent_context = parent
+        self.parent = parent
         self.links = links
         self.start_time = start_time
         self.name = name
@@ -408,34 +434,91 @@ class PendingServerSpan(PendingSpan):
     end_time: int | None = None
     _attributes: dict[str, Any] | None = None
     _changes: list[Callable[[RecordedSpan], object]] | None = None
-    _pending: PendingTrace | None = None
+    parent: SpanContext | None = None
+    trace: PendingTrace | None = None
+    """The spans of the request; None until the first one starts, or the trace may go on in another request."""
+    _start_context = Context()
 
     @property
     def pending(self) -> PendingTrace:  # type: ignore[override]
-        """The spans of the request, made when the first one starts."""
+        """The spans of the request, made when they are first needed."""
         # `setdefault` is atomic: the first two spans may start in two threads at once.
-        return self._pending or self.__dict__.setdefault("_pending", PendingTrace(self._total))
+        return self.trace or self.__dict__.setdefault("trace", PendingTrace(self._total))
 
     @cached_property
     def context(self) -> SpanContext:
         """The span context, made when it is first read."""
         trace_id, span_id, flags, state = self._ids
-        return SpanContext(
+        context = SpanContext(
             int(trace_id, 16), int(span_id, 16), is_remote=False, trace_flags=FLAGS[flags], trace_state=state
         )
+        # From now on the trace may go on in another request or job of this process.
+        pending = self.pending
+        if pending.parts is None and not pending.discarded:
+            pending.parts = [self]
+            self._total.open[context.trace_id] = pending
+        return context
+
+    def join(self) -> None:
+        """Become a part of the pending trace of the request that this one is called from, if it is in progress here."""
+        if self.parent is not None:
+            pending = self._total.open.get(self.parent.trace_id)
+            # What starts after a trace was kept has to find a place in the allowance: its caller chooses the trace.
+            if pending is not None and pending.parts is not None and pending.reason is None:
+                pending.parts.append(self)
+                if not pending.discarded:  # by another thread
+                    self.trace = pending
 
     @property
-    def parent(self) -> SpanContext | None:
-        """The context of the caller's span."""
-        return self._parent_context
+    def kept_before(self) -> str | None:
+        """The reason for which an earlier part of the trace was kept; None if none was."""
+        return None if self.parent is None else self._total.reason_to_keep(self.parent.trace_id)
 
-    def discard(self) -> None:
-        """Discard the span and all spans of its request."""
+    def keep(self, reason: str, context: Context, attributes: dict[str, Any]) -> RecordedSpan:
+        """Start the span that is exported, and export all spans of its trace."""
         self.end_time = self.start_time
-        if self._pending is None:
-            self._pending = DISCARDED
-        else:
-            self._pending.discard()
+        span = self._record(context, {**attributes, TAIL_SAMPLED: reason})
+        pending = self.pending
+        pending.keep(reason)
+        self._total.remember(self.context.trace_id, reason)
+        self._leave(pending)
+        if pending.dropped:
+            span.set_trusted_attributes({"fastapi_observe.dropped_items": pending.dropped})
+        return span
+
+    def discard(self) -> bool:
+        """Discard the span and all spans of its trace, unless another part of it is in progress. Returns whether it is.
+
+        That part decides about this one, which then has to be described and ended.
+        """
+        if self._leave(self.pending):
+            return True
+        self.pending.discard()
+        return False
+
+    def reopen(self, kind: SpanKind, context: Context) -> None:
+        """Allow changes again. `context` is the one in which the span started."""
+        self.kind, self._start_context, self.end_time = kind, context, None
+
+    def _leave(self, pending: PendingTrace) -> bool:
+        """End this part of a trace. Returns whether there are others."""
+        if pending.parts is None:
+            return False
+        pending.parts.remove(self)
+        if pending.parts:
+            return True
+        self._total.open.pop(self.context.trace_id, None)
+        return False
+
+    def start_recording(self) -> RecordedSpan:
+        """Start the span that is exported because another part of its trace is."""
+        return self._record(self._start_context, {TAIL_SAMPLED: self.pending.reason})
+
+    def _record(self, context: Context, attributes: dict[str, Any]) -> RecordedSpan:
+        span = super()._record(context, attributes)
+        for link in self.links:
+            span.add_link(link.context)
+        return span
 
 
 class TailTracer(Tracer):

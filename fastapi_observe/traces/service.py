@@ -39,7 +39,7 @@ from fastapi_observe.settings.environment import without_invalid_variables
 from fastapi_observe.traces.attribute_warnings import throttle_attribute_warnings
 from fastapi_observe.traces.context import RANDOM, TraceContext, well_formed_headers
 from fastapi_observe.traces.incoming import is_server_span, is_stale_context, parse_lone_traceparent
-from fastapi_observe.traces.pending import PendingServerSpan, PendingSpan, sampled
+from fastapi_observe.traces.pending import DISCARDED, PendingServerSpan, PendingSpan
 from fastapi_observe.traces.processors import FieldsProcessor, GuardedProcessor
 from fastapi_observe.traces.provider import ObserveTracerProvider, is_user_provider, make_provider
 from fastapi_observe.traces.sampling import SAMPLE_ALL, TraceRateLimit, sampling_threshold
@@ -295,6 +295,8 @@ class TracingService:
                 factory,
                 self.tail_sampler.pending_total,
             )
+            if parent is not None:
+                span.join()
         else:
             span = UnsampledSpan(record.trace_id, record.span_id, random, state)
         record.span = span
@@ -360,30 +362,46 @@ class TracingService:
         self._end_server_span(span, record)
 
     def _decide(self, pending: PendingServerSpan, record: RequestRecord) -> None:
-        """Export the trace of a request if it has a reason for tail sampling, discard it otherwise."""
-        reason = None if self.tail_sampler is None else self.tail_sampler.decide(record)
-        if reason is None or self._factory is None:
-            pending.discard()
+        """Export the trace of a request if it has a reason for tail sampling. If not, hold it until the app returns.
+
+        A background task may still fail, or the request that has called this one.
+        """
+        reason, sampler = None if pending.trace is None else pending.trace.reason, self.tail_sampler
+        if reason is None and sampler is not None:
+            reason = sampler.decide(record)
+            if reason is None and pending.parent is not None and (earlier := pending.kept_before) is not None:
+                reason = sampler.decide_part(earlier, record)
+        if reason is not None:
+            self._keep(pending, record, reason)
+        else:
+            pending.end_time = record.started_ns
+            record.on_late_end = self._decide_late
+
+    def _decide_late(self, record: RequestRecord, failed: bool) -> None:  # noqa: FBT001 - by position on the hot path
+        """Export the trace of a request whose background task has `failed`. Otherwise, at its very end, discard it.
+
+        A part of a trace that goes on in this process is held for the others.
+        """
+        pending: Any = record.span
+        if not failed:
+            if pending.trace is None:
+                pending.trace = DISCARDED
+            elif pending.discard():
+                pending.reopen(record.span_kind, record.context or Context())
+                pending.set_attributes(self._request_attributes(record))
+                self._end_server_span(pending, record)
             return
+        reason = None if pending.trace is None else pending.trace.reason
+        if reason is None and self.tail_sampler is not None:
+            reason = self.tail_sampler.decide_late_failure(record)
+        if reason is not None:
+            record.on_late_end = None
+            self._keep(pending, record, reason)
+
+    def _keep(self, pending: PendingServerSpan, record: RequestRecord, reason: str) -> None:
         record.sampled = "tail"
-        attributes = self._request_attributes(record)
-        attributes["fastapi_observe.tail_sampled"] = reason
-        span = self._factory.start(
-            record.method,
-            sampled(pending.context),
-            pending.parent,
-            record.context or Context(),
-            attributes,
-            record.started_ns,
-            record.span_kind,
-        )
-        for link in pending.links:
-            span.add_link(link.context)
-        pending.apply_changes(span)
-        pending.end_time = record.started_ns
-        pending.pending.keep()
-        if pending.pending.dropped:
-            span.set_trusted_attributes({"fastapi_observe.dropped_items": pending.pending.dropped})
+        pending.kind = record.span_kind
+        span = pending.keep(reason, record.context or Context(), self._request_attributes(record))
         self._end_server_span(span, record)
 
     def _end_server_span(self, span: Span, record: RequestRecord) -> None:

@@ -69,13 +69,23 @@ class TailSampler:
         Two threads that ask at the same moment may both get the last place of the allowance.
         """
         reason = self._reason(record)
-        if reason is None:
-            return None
+        return None if reason is None else self._take(reason, record)
+
+    def decide_late_failure(self, record: RequestRecord) -> str | None:
+        """Return the reason for which a request is exported whose background task failed. Counts as `decide`."""
+        return self._take("errors", record) if self._errors else None
+
+    def decide_part(self, trace_reason: str, record: RequestRecord) -> str | None:
+        """Return the reason for which a request is exported of whose trace an earlier part was. Counts as `decide`."""
+        return self._take(trace_reason, record, reserved=False)
+
+    def _take(self, reason: str, record: RequestRecord, *, reserved: bool = True) -> str | None:
+        """Take a place of the allowance. Half of it is `reserved` for failures. Returns None if there is none."""
         now = self._clock()
         self._allowance = min(BURST, self._allowance + (now - self._refilled_at) * self._per_second)
         self._refilled_at = now
-        # Half of the allowance is for failures: a route that is always slow must not take their traces.
-        if self._allowance < (1 if reason == "errors" else BURST / 2):
+        # A route that is always slow must not take the traces of failures.
+        if self._allowance < (1 if reserved and reason == "errors" else BURST / 2):
             self.refused[reason] += 1
             return None
         self._allowance -= 1

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import weakref
 from time import sleep
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
-from fastapi import BackgroundTasks, FastAPI, HTTPException
+from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException
 from opentelemetry import baggage, trace
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
+from servers import serving
 from starlette.testclient import TestClient
 
-from fastapi_observe import DatabaseDep, Latency, TraceContext, install
+from fastapi_observe import DatabaseDep, HttpClientDep, Latency, TraceContext, install
 from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.traces import pending
 from fastapi_observe.traces.tail_sampling import BURST, TailSampler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from conftest import Seen
 
@@ -61,7 +64,7 @@ def reason(span: ReadableSpan) -> object:
 
 
 def tree(spans: list[ReadableSpan]) -> Any:
-    """Return spans as nested tuples, without times and ids."""
+    """Return spans as nested tuples, without times, ids and ports."""
     children: dict[int | None, list[ReadableSpan]] = {}
     known = {span.context.span_id for span in spans}
     for span in sorted(spans, key=lambda span: span.start_time or 0):
@@ -72,7 +75,7 @@ def tree(spans: list[ReadableSpan]) -> Any:
         attributes = {
             name: value for name, value in (span.attributes or {}).items() if name != "fastapi_observe.tail_sampled"
         }
-        timed = {name for name in attributes if name.endswith(("_ms", ".port"))}
+        timed = {name for name in attributes if name.endswith(("_ms", ".port", "url.full"))}  # which has the port
         events = [(event.name, sorted(event.attributes or {})) for event in span.events]
         return (
             span.name,
@@ -165,6 +168,169 @@ def test_spans_that_end_after_the_request(observed: Callable[..., Seen]) -> None
     assert sorted(span.name for span in seen.spans) == ["GET /", f"background {task.__qualname__}", "late"]
     client.get("/")
     assert len(seen.spans) == 3
+
+
+def make_late_app() -> FastAPI:
+    """Return an app whose requests fail after the response was sent."""
+    app = FastAPI()
+
+    async def fails(db: DatabaseDep) -> None:
+        with trace.get_tracer("x").start_as_current_span("late"):
+            trace.get_current_span().add_event("noted")
+            async with db.query("SELECT", table="mails"):
+                raise LookupError("late")
+
+    @app.get("/task")
+    async def task(tasks: BackgroundTasks, db: DatabaseDep) -> None:
+        async with db.query("SELECT", table="orders"):
+            tasks.add_task(fails, db)
+
+    async def session(db: DatabaseDep) -> AsyncIterator[None]:
+        yield
+        await fails(db)
+
+    @app.get("/dependency", dependencies=[Depends(session)])
+    async def dependency() -> None:
+        trace.get_current_span().set_attribute("inside", 1)
+
+    return app
+
+
+@pytest.mark.parametrize("path", ["/task", "/dependency"])
+def test_a_failure_after_the_response(observed: Callable[..., Seen], path: str) -> None:
+    """The tree of a request whose background task or dependency fails is that of a sampled one."""
+    trees = []
+    for options in ({"sample_ratio": 1.0}, ERRORS):
+        seen = observed(make_late_app(), **options)
+        response = TestClient(seen.observe.app, raise_server_exceptions=False).get(path)
+        assert response.status_code == 200
+        trees.append(tree(seen.spans))
+        (line,) = [line for line in seen.lines if line["message"] == "HTTP request completed"]
+        assert line["fields"]["sampled"] == ("head" if options is not ERRORS else False)
+        if options is ERRORS:
+            assert reason(seen.server_spans[0]) == "errors"
+            assert seen.sample("fastapi_observe_traces_tail_sampled_total", reason="errors") == 1
+        seen.observe.close()
+    assert trees[0] == trees[1]
+
+
+def test_late_failures_have_to_be_wanted(observed: Callable[..., Seen]) -> None:
+    """Without `errors` among the reasons nothing of such a request is exported."""
+    seen = observed(make_late_app(), sample_ratio=0.0, tail_sampling=("slow",))
+    TestClient(seen.observe.app, raise_server_exceptions=False).get("/task")
+    assert seen.spans == []
+
+
+def make_calling_app(outer_fails: bool, inner_fails: bool) -> FastAPI:  # noqa: FBT001 - the two facts of the tests
+    """Return an app whose path operation calls its own app by HTTP."""
+    app = FastAPI()
+
+    @app.get("/inner")
+    async def inner(db: DatabaseDep) -> None:
+        async with db.query("SELECT", table="stock"):
+            pass
+        if inner_fails:
+            raise HTTPException(503)
+
+    @app.get("/outer")
+    async def outer(http: HttpClientDep, db: DatabaseDep) -> None:
+        async with db.query("SELECT", table="orders"):
+            pass
+        await http.get(f"{app.state.url}/inner")
+        if outer_fails:
+            raise HTTPException(502)
+
+    return app
+
+
+def call_outer(seen: Seen) -> None:
+    """Serve the app and send it one request."""
+    app = seen.observe.app
+    with serving(app) as port:
+        app.state.url = f"http://127.0.0.1:{port}"
+        httpx.get(f"{app.state.url}/outer", trust_env=False)
+
+
+@pytest.mark.parametrize(
+    ("outer_fails", "inner_fails"), [(True, False), (False, True), (True, True)], ids=["outer", "inner", "both"]
+)
+def test_a_request_to_its_own_app_is_a_part_of_its_trace(
+    observed: Callable[..., Seen],
+    outer_fails: bool,  # noqa: FBT001 - a parameter of the test
+    inner_fails: bool,  # noqa: FBT001 - as above
+) -> None:
+    """Whichever of the two has the reason, the whole trace is exported, once, as that of a sampled one."""
+    trees = []
+    for options in ({"sample_ratio": 1.0}, ERRORS):
+        seen = observed(make_calling_app(outer_fails, inner_fails), **options)
+        call_outer(seen)
+        trees.append(tree(seen.spans))
+        assert len({span.context.span_id for span in seen.spans}) == len(seen.spans) == 5
+        assert {reason(span) for span in seen.server_spans} == ({None} if options is not ERRORS else {"errors"})
+        if options is ERRORS:
+            assert seen.sample("fastapi_observe_traces_tail_sampled_total", reason="errors") == 1
+        seen.observe.close()
+    assert trees[0] == trees[1]
+
+
+def test_parts_without_a_reason_leave_nothing(observed: Callable[..., Seen]) -> None:
+    """If no part of a trace has a reason, none is exported, and nothing is held."""
+    seen = observed(make_calling_app(outer_fails=False, inner_fails=False), **ERRORS)
+    call_outer(seen)
+    assert seen.spans == []
+    sampler = seen.observe.tracing.tail_sampler
+    assert sampler is not None
+    gc.collect()
+    assert (sampler.pending_total.held, len(sampler.pending_total.open)) == (0, 0)
+
+
+def test_a_job_continues_a_trace_that_was_kept(observed: Callable[..., Seen]) -> None:
+    """A message that a failed request has sent is handled later in the same process: its job is exported too."""
+    app = FastAPI()
+    messages: list[dict[str, str]] = []
+
+    @app.get("/{fails}")
+    async def send(fails: bool) -> None:  # noqa: FBT001 - a parameter of the route
+        messages.append(app.state.observe.tracing.inject({}))
+        if fails:
+            raise HTTPException(500)
+
+    seen = observed(app, **ERRORS)
+    client = TestClient(app)
+    for fails in (True, False):
+        client.get(f"/{fails}")
+        with seen.observe.job("handle message", headers=messages[-1]):
+            pass
+    server, job = seen.spans
+    assert (job.name, reason(job)) == ("handle message", "errors")
+    assert job.context.trace_id == server.context.trace_id
+
+
+def test_a_trace_without_end_is_bounded(observed: Callable[..., Seen]) -> None:
+    """A caller that sends every request in one trace exports no more of them than the allowance has."""
+    app = FastAPI()
+
+    @app.get("/{fails}")
+    async def root(fails: bool) -> None:  # noqa: FBT001 - a parameter of the route
+        app.state.observe.tracing.inject({})
+        if fails:
+            raise HTTPException(500)
+
+    seen = observed(app, **ERRORS, trust_incoming="always", tail_samples_per_second=0.001)
+    client = TestClient(app)
+    header = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-00"}
+    for fails in (True, *[False] * 150, True):
+        client.get(f"/{fails}", headers=header)
+    assert len(seen.spans) == BURST // 2 + 2  # half of the allowance, with the first failure, and the last one
+    assert seen.sample("fastapi_observe_traces_tail_refused_total", reason="errors") == 50
+
+
+def test_kept_ids_are_bounded() -> None:
+    """The oldest ids are forgotten."""
+    total = pending.PendingTotal()
+    for number in range(pending.MAX_KEPT_IDS + 1):
+        total.remember(number, "slow")
+    assert [total.reason_to_keep(number) for number in (0, 1, pending.MAX_KEPT_IDS)] == [None, "slow", "slow"]
 
 
 def test_threads_end_spans_while_it_is_decided(observed: Callable[..., Seen]) -> None:
