@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import logging.handlers
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,9 +42,20 @@ def is_server_default(handler: logging.Handler) -> bool:
 
 
 def writes_to_console(handler: logging.Handler) -> bool:
-    """Return whether `handler`, of any class, writes to standard output or error; also through rich's console."""
+    """Return whether `handler`, of any class, writes to standard output or error.
+
+    Also through rich's console, and through handlers to which a `MemoryHandler` or the listener of a queue passes on.
+    """
     stream = getattr(handler, "stream", None) or getattr(getattr(handler, "console", None), "file", None)
-    return _is_console(stream)
+    return _is_console(stream) or any(writes_to_console(each) for each in _next_handlers(handler))
+
+
+def _next_handlers(handler: logging.Handler) -> list[logging.Handler]:
+    """Return the handlers that `handler` passes records on to, as far as it knows them."""
+    target = getattr(handler, "target", None)
+    listener = getattr(handler, "listener", None)  # Python 3.12 and later, if `dictConfig` has made it
+    handlers = (target, *getattr(listener, "handlers", ()))
+    return [each for each in handlers if isinstance(each, logging.Handler) and each is not handler]
 
 
 def is_intercepting(handler: logging.Handler) -> bool:
@@ -73,8 +84,12 @@ def describe_console_handlers(
         if logger.name.partition(".")[0] in {"fastapi_cli", "fastapi_cloud_cli"}:  # for the person at the terminal
             continue
         for handler in logger.handlers:
-            if is_intercepting(handler) or not writes_to_console(handler):
+            if _hides_its_listener(handler):
+                writes = "passes records to a listener; if that writes to the console, "
+            elif is_intercepting(handler) or not writes_to_console(handler):
                 continue
+            else:
+                writes = "writes to the console itself: "
             kind = type(handler).__name__
             if handler.formatter is not None and type(handler.formatter) is not logging.Formatter:
                 kind += f" with {type(handler.formatter).__name__}"
@@ -83,10 +98,15 @@ def describe_console_handlers(
             else:
                 effect = "its records are not JSON lines. Remove the handler and let the logger propagate"
             warnings[logger.name, kind] = (
-                f"The handler {kind} of the logger {logger.name!r} writes to the console itself: {effect} "
+                f"The handler {kind} of the logger {logger.name!r} {writes}{effect} "
                 "(fastapi-observe replaces only handlers with a plain logging.Formatter), or set capture_logging=False."
             )
     return warnings
+
+
+def _hides_its_listener(handler: logging.Handler) -> bool:
+    """Return whether `handler` is a plain `QueueHandler` whose listener, and what that writes to, cannot be found."""
+    return type(handler) is logging.handlers.QueueHandler and getattr(handler, "listener", None) is None
 
 
 _NONE: Final = type(None)

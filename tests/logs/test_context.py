@@ -7,6 +7,7 @@ import contextvars
 import logging
 import threading
 from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -161,6 +162,25 @@ def test_a_block_of_a_dependency_under_trio(observed: Callable[..., Seen]) -> No
         for name in ("sync_dependency", "helped_dependency", "async_dependency"):
             assert client.get(f"/{name}/sync").status_code == 200
     assert fields(made[0], "inside") == [{"tenant": "acme", "middleware": "yes"}] * 3
+
+
+def test_a_thread_of_an_executor(observed: Callable[..., Seen]) -> None:
+    """`tracing.run_in_executor` takes the fields along, and so does a thread that runs in a copy of the context."""
+    app = FastAPI()
+    seen = observed(app)
+    log, tracing = seen.observe.log, seen.observe.tracing
+
+    @app.get("/")
+    async def run() -> None:
+        with log.contextualize(tenant="acme"):
+            await tracing.run_in_executor(None, log.info, "in executor")
+            thread = threading.Thread(target=copy_context().run, args=(log.info, "in thread"))
+            thread.start()
+            thread.join()
+
+    assert TestClient(app).get("/").status_code == 200
+    for message in ("in executor", "in thread"):
+        assert fields(seen, message) == [{"tenant": "acme"}]
 
 
 def test_siblings_do_not_see_the_fields(observed: Callable[..., Seen]) -> None:

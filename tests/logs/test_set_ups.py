@@ -145,6 +145,32 @@ def test_a_rich_handler_on_the_root_logger() -> None:
     assert warning.startswith("The handler RichHandler of the logger 'root' writes to the console itself: each of its")
 
 
+def test_handlers_that_pass_records_on() -> None:
+    """A buffer or queue whose records are written to the console is named at start; one before a file is not."""
+    output = run(
+        """
+        import logging.handlers, queue
+        console, file = logging.StreamHandler(), logging.FileHandler("/dev/null")
+        def add(name, handler):
+            logging.getLogger(name).addHandler(handler)
+        add("buffered", logging.handlers.MemoryHandler(1, target=console))
+        add("filed", logging.handlers.MemoryHandler(1, target=file))
+        add("queued", logging.handlers.QueueHandler(queue.Queue()))
+        for name, target in ("heard", console), ("unheard", file):
+            handler = logging.handlers.QueueHandler(queue.Queue())
+            handler.listener = logging.handlers.QueueListener(handler.queue, target)
+            add(name, handler)
+        observe = install(FastAPI())
+        observe.close()
+        """
+    )
+    assert [re.sub("each of its records.*", "", warning) for warning in sorted(output.warnings)] == [
+        "The handler MemoryHandler of the logger 'buffered' writes to the console itself: ",
+        "The handler QueueHandler of the logger 'heard' writes to the console itself: ",
+        "The handler QueueHandler of the logger 'queued' passes records to a listener; if that writes to the console, ",
+    ]
+
+
 def test_the_intercept_recipe() -> None:
     """On the root, and on the server's loggers, whether they propagate or not: one line, with the record's fields."""
     for propagate in (True, False):
