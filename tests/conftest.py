@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.util._once import Once
 from prometheus_client.parser import text_string_to_metric_families
-from tools import HOST_WARNINGS
+from tools import HOST_WARNINGS, no_thread_starts
 
 from fastapi_observe import install
 from fastapi_observe.internal.forks import NO_THREAD_THROTTLE
@@ -186,14 +186,11 @@ def observed(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Seen]
 
 
 @pytest.fixture
-def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_threads() -> Iterator[None]:
     """Let no thread start, as at the limit of threads."""
-
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr("threading._start_new_thread", fail)
     NO_THREAD_THROTTLE.reset()
+    with no_thread_starts():
+        yield
 
 
 @pytest.fixture

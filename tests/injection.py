@@ -192,14 +192,19 @@ def raises(*_: Any, **__: Any) -> Any:
 
 
 @contextmanager
-def failing(*targets: Any) -> Iterator[None]:
+def failing(*targets: Any, error: Exception | None = None) -> Iterator[None]:
     """Let functions of the package raise inside the `with` block, each a function, a class (its `__init__`) or a name.
 
-    A name is one of `sites`. What guards a function, such as `fail_safe`, stays.
+    A name is one of `sites`. What guards a function, such as `fail_safe`, stays. Without an `error` they raise
+    `OurFaultError`.
     """
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error or OurFaultError
+
     with ExitStack() as stack:
         for target in targets:
-            stack.enter_context(Injected(_site(target), raises))
+            stack.enter_context(Injected(_site(target), fail))
         yield
 
 

@@ -12,6 +12,7 @@ import anyio
 import httpx
 import pytest
 from fastapi import FastAPI
+from injection import Injected, Watched, failing, sites
 from opentelemetry import trace
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -342,31 +343,29 @@ async def test_shutdown_ends_within_its_timeout(observed: Callable[..., Seen], m
     hangs.set()
 
 
-def test_flush_reaches_every_signal(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flush_reaches_every_signal(observed: Callable[..., Seen]) -> None:
     """A signal that fails to flush does not stop the others."""
     observe = observed(FastAPI()).observe
     flushed: list[float] = []
-    with monkeypatch.context() as broken:
-        broken.setattr(observe.logs, "flush", lambda _: 1 / 0)
-        broken.setattr(observe.tracing, "flush", flushed.append)
+    note = Injected(sites()["traces.service:TracingService.flush"], lambda _, __, timeout: flushed.append(timeout))
+    with failing(observe.logs.flush), note:
         observe.flush(0.5)
     assert observe.internal_errors.counts == {"logs.flush": 1}
     assert 0 < flushed[0] <= 0.5
 
 
-def test_close_ends_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_ends_every_part() -> None:
     """A part that fails to close does not stop the others; the undo functions run, the last one first."""
     observe = install(FastAPI())
     undone: list[int] = []
     observe.on_close(lambda: undone.append(1))
     observe.on_close(lambda: undone.append(2))
-    closed: list[str] = []
-    original = observe.logs.close
-    monkeypatch.setattr(observe.tracing, "close", lambda: 1 / 0)
-    monkeypatch.setattr(observe.logs, "close", lambda: closed.append("logs") or original())  # type: ignore[func-returns-value]
-    observe.close()
+    with failing(observe.tracing.close), Watched() as watched:
+        observe.close()
     assert observe.closed
-    assert (undone, closed, observe.internal_errors.counts) == ([2, 1], ["logs"], {"close": 1})
+    assert type(observe.logs).close.__code__ in watched.called
+    assert (undone, observe.internal_errors.counts) == ([2, 1], {"close": 1})
+    observe.tracing.close()
 
 
 # For code far from a request

@@ -109,6 +109,18 @@ def tmpfs(folder: Path, options: str) -> Iterator[Path]:
 
 
 @contextmanager
+def no_thread_starts() -> Iterator[None]:
+    """Let no thread start inside the block, as at the limit of threads."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("threading._start_new_thread", fail)
+        yield
+
+
+@contextmanager
 def own_standard_output(descriptor: int) -> Iterator[None]:
     """Make an open file, pipe or socket the standard output of this process, and close it at the end."""
     own: Any = sys.__stdout__

@@ -16,8 +16,9 @@ import httpx
 import pytest
 from collectors import Collector, Mode
 from fastapi import FastAPI
+from injection import failing
 from opentelemetry.trace import SpanContext, StatusCode
-from tools import until, volume
+from tools import no_thread_starts, until, volume
 
 from fastapi_observe import ObserveSettings, install
 from fastapi_observe.export import buffer as export_buffer
@@ -522,12 +523,11 @@ def test_a_request_that_cannot_be_built_is_dropped() -> None:
     assert internal_errors.counts == {"export.send": 1}
 
 
-def test_a_thread_that_cannot_start(exporting: Callable[..., Exporting], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_cannot_start(exporting: Callable[..., Exporting]) -> None:
     """As at interpreter exit: the span stays queued, and the next span tries again."""
     with Collector() as collector:
         one = exporting(collector)
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("too late")))
+        with no_thread_starts():
             one.spans(1)
         assert one.internal_errors.counts == {}
         assert one.counts.queued == 1
@@ -535,14 +535,11 @@ def test_a_thread_that_cannot_start(exporting: Callable[..., Exporting], monkeyp
         assert one.tracing.flush(5)
 
 
-def test_an_internal_error_does_not_end_the_thread(
-    exporting: Callable[..., Exporting], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_internal_error_does_not_end_the_thread(exporting: Callable[..., Exporting]) -> None:
     """It is counted, and the thread goes on."""
     with Collector() as collector:
         one = exporting(collector)
-        with monkeypatch.context() as patch:
-            patch.setattr(ExportBuffer, "mark_due", lambda _: (_ for _ in ()).throw(RuntimeError("internal")))
+        with failing(ExportBuffer.mark_due):
             one.spans(1)
             until(lambda: one.internal_errors.counts)
         assert one.tracing.flush(5)

@@ -59,10 +59,11 @@ def shown(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 @pytest.fixture
-def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def root() -> Iterator[Callable[..., None]]:
     """Return a function that sets the handlers of the root logger until the end of the test."""
-    level = logging.root.level
-    yield lambda *handlers: monkeypatch.setattr(logging.root, "handlers", list(handlers))
+    handlers, level = logging.root.handlers, logging.root.level
+    yield lambda *given: setattr(logging.root, "handlers", list(given))
+    logging.root.handlers = handlers
     logging.root.setLevel(level)
 
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
+from injection import failing
 from loguru import logger
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -513,13 +514,11 @@ def test_an_object_that_logs_does_not_recurse(
     assert len(rows) < 20
 
 
-def test_an_internal_error_does_not_reach_the_caller(
-    make: Callable[..., LogService], lines: Lines, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_internal_error_does_not_reach_the_caller(make: Callable[..., LogService], lines: Lines) -> None:
     """It is counted."""
     logs = make()
-    monkeypatch.setattr(logs, "handle_loguru", lambda record: fail())
-    logger.error("x")
+    with failing(logs.handle_loguru):
+        logger.error("x")
     assert logs.internal_errors.counts == {"logs.line": 1}
     assert lines()[0]["message"].startswith("Internal error in fastapi-observe (logs.line")
 
@@ -718,9 +717,11 @@ def uvicorn_logging() -> Iterator[Callable[[], None]]:
 
 
 @pytest.fixture
-def bare_root(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+def bare_root() -> Iterator[Callable[[], None]]:
     """Return a function that removes pytest's handlers, which raise on unexpected records, from the root logger."""
-    return lambda: monkeypatch.setattr(logging.root, "handlers", [])
+    before = logging.root.handlers
+    yield lambda: setattr(logging.root, "handlers", [])
+    logging.root.handlers = before
 
 
 def test_server_loggers_are_captured(

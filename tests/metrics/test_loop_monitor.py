@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.testclient import TestClient
-from tools import SOAK
+from tools import SOAK, no_thread_starts
 
 from fastapi_observe.metrics.loop_monitor import BEAT_INTERVAL, BlockedLoop, LoopMonitor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pytest
     from conftest import Seen
 
 STALL = 0.3
@@ -59,20 +58,16 @@ async def test_a_stall_is_led_back_to_its_line() -> None:
     assert (blocked.record, blocked.in_progress) == (None, 7)
 
 
-async def test_without_a_thread_stalls_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_thread_stalls_are_measured() -> None:
     """Where no thread can be started, the stall is reported without its place."""
-
-    def no_thread(*_: Any) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr("threading.Thread.start", no_thread)
     found: list[BlockedLoop] = []
     monitor = LoopMonitor(lambda _: None, 0.05, found.append)
-    monitor.start(asyncio.get_running_loop())
-    await asyncio.sleep(0.05)
-    block(0.2)
-    await asyncio.sleep(0.1)
-    monitor.stop()
+    with no_thread_starts():
+        monitor.start(asyncio.get_running_loop())
+        await asyncio.sleep(0.05)
+        block(0.2)
+        await asyncio.sleep(0.1)
+        monitor.stop()
     assert [each.location for each in found if each.seconds > 0.1] == [None]
 
 

@@ -14,6 +14,7 @@ import pytest
 from comparison import Server, ask, http_scope
 from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi.responses import JSONResponse
+from injection import failing
 from servers import serving
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -230,8 +231,8 @@ def test_the_metrics_port_requires_the_token(observed: Callable[..., Seen]) -> N
         assert port is not None
         assert ask_port(port)[0] == 401
         assert ask_port(port, Authorization=f"Bearer {TOKEN}")[0] == 200
-        seen.observe.metrics_server._server.render = lambda *_: 1 / 0  # type: ignore[union-attr]
-        assert ask_port(port, Authorization=f"Bearer {TOKEN}")[0] == 500
+        with failing(seen.observe.metrics.render):
+            assert ask_port(port, Authorization=f"Bearer {TOKEN}")[0] == 500
     assert seen.observe.internal_errors.counts == {"metrics.render": 1}
 
 
@@ -249,21 +250,21 @@ def test_a_port_in_use_is_logged(observed: Callable[..., Seen]) -> None:
 
 
 @pytest.mark.parametrize("said", [b"", b"GET /metrics HTTP/1.1\r\nHost: x\r\n"])
-def test_connections_without_a_request_are_closed_for_new_ones(
-    observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch, said: bytes
-) -> None:
+def test_connections_without_a_request_are_closed_for_new_ones(observed: Callable[..., Seen], said: bytes) -> None:
     """At the limit the oldest one is closed: slow connections never keep a scraper out."""
-    monkeypatch.setattr(metrics_server, "MAX_CONNECTIONS", 2)
     seen = observed(app := make_app(), metrics_port=0)
     with serving(app), ExitStack() as stack:
         port = seen.observe.metrics_server.port
         assert port is not None
-        first, second = (stack.enter_context(socket.create_connection(("127.0.0.1", port), 5)) for _ in range(2))
-        for each in (first, second):
+        connections = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), 5))
+            for _ in range(metrics_server.MAX_CONNECTIONS)
+        ]
+        for each in connections:
             each.sendall(said)
         assert [ask_port(port)[0] for _ in range(3)] == [200] * 3
-        assert first.recv(10) == b""
-        second.sendall(b"Host: y\r\n")
+        assert connections[0].recv(10) == b""
+        connections[-1].sendall(b"Host: y\r\n")
 
 
 def test_a_connection_has_a_deadline(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:

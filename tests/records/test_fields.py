@@ -11,6 +11,7 @@ import httpx
 import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, WebSocket
 from fastapi.responses import JSONResponse
+from injection import failing
 from loguru import logger
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -300,11 +301,10 @@ def test_outside_a_request(observed: Callable[..., Seen]) -> None:
     assert warnings[0].startswith("observe.set(tenant) has no effect: it was called outside a request")
 
 
-def test_an_internal_error_never_raises(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_never_raises(observed: Callable[..., Seen]) -> None:
     """A fault is counted."""
     seen = observed(make_app())
-    monkeypatch.setattr("fastapi_observe.records.fields.add_fields", lambda *_: 1 / 0)
-    with TestClient(seen.observe.app) as client:
+    with failing("records.fields:add_fields"), TestClient(seen.observe.app) as client:
         assert client.get("/work").status_code == 200
     assert seen.observe.internal_errors.counts == {"set": 2}
 

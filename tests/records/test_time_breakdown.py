@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fastapi import BackgroundTasks, FastAPI
+from injection import failing
 from opentelemetry import trace
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
@@ -471,13 +472,13 @@ def test_a_slow_query_is_logged(observed: Callable[..., Seen]) -> None:
     assert line["fields"]["db.query.text"] == "SELECT secret FROM orders WHERE id = ?"
 
 
-def test_a_time_breakdown_that_fails(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_time_breakdown_that_fails(observed: Callable[..., Seen]) -> None:
     """The internal error is counted; the query is reported."""
     app = FastAPI()
     seen = observed(app)
     shop(app, lambda: seen.observe)
-    monkeypatch.setattr(TimeBreakdown, "end", lambda *_: 1 / 0)
-    assert TestClient(app).get("/orders/7").json() == 7
+    with failing(TimeBreakdown.end):
+        assert TestClient(app).get("/orders/7").json() == 7
     assert seen.observe.internal_errors.counts == {"time_breakdown": 2}
     assert seen.total("db_queries_total") == 1
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import multiprocessing.process
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,8 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+import interpreter
 import pytest
+from injection import failing
 from starlette.testclient import TestClient
+
+from fastapi_observe.workers.directory import is_process_alive, process_identity
 
 pytest.importorskip("fcntl")
 
@@ -50,54 +53,59 @@ def test_the_supervisor_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_supervisor(os.getpid()) is None
 
 
-def test_a_worker_has_a_listening_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+ADDRESSES = """
+    import json, os, socket, sys
+    from fastapi_observe.workers.directory import Supervisor, directory_name, find_supervisor
+
+    supervisor, found = os.getpid(), []
+    server = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(server.getsockname())
+    datagram = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    datagram.bind(("127.0.0.1", 0))
+    unbound = socket.socket()
+    left, right = socket.socketpair()
+    local = socket.socket(socket.AF_UNIX)
+    local.bind(sys.argv[1])
+
+    def child(*inherited, own=()):
+        # What a child with these sockets of its parent finds, and sockets of its own.
+        reading, writing = os.pipe()
+        if not os.fork():
+            for each in {server, client, datagram, unbound, left, right, local} - set(inherited):
+                each.close()
+            kept = [socket.create_server(("127.0.0.1", port)) for port in own]
+            one = find_supervisor(supervisor)
+            os.write(writing, json.dumps([one and one.sockets, [repr(each.getsockname()) for each in kept]]).encode())
+            os._exit(0)
+        os.close(writing)
+        os.wait()
+        return json.loads(os.read(reading, 9999))
+
+    assert child(client, datagram, unbound, left, right) == [None, []]
+    assert child(client, server) == [[repr(server.getsockname())], []]
+    both = sorted(repr(each.getsockname()) for each in (server, local))
+    assert child(server, local) == [both, []]
+    assert child(server, own=[0])[0] == [repr(server.getsockname())]
+    bound, own = child(client, own=[0, 0])
+    assert bound == sorted(own)
+    names = {directory_name(Supervisor(supervisor, addresses), "app") for addresses in (tuple(both), tuple(both[:1]))}
+    assert len(names) == 2
+"""
+
+
+def test_a_worker_has_a_listening_socket(tmp_path: Path) -> None:
     """Workers are told apart by the addresses that the supervisor has passed on, else by those they have bound.
 
     A child without any is a single process. Connections, datagram sockets and unnamed sockets do not count.
     """
-    own: list[socket.socket] = []
-    inherited: list[socket.socket] = []
-    real = directory._open_sockets
-
-    def open_sockets(pid: str) -> dict[int, str]:
-        found = real("self")
-        return {one.fileno(): found[one.fileno()] for one in (own if pid == "self" else inherited)}
-
-    def addresses(*inherited_sockets: socket.socket) -> tuple[str, ...] | None:
-        inherited[:] = inherited_sockets
-        found = find_supervisor(os.getpid())
-        return None if found is None else found.sockets
-
-    monkeypatch.setattr(multiprocessing.process, "parent_process", lambda: SimpleNamespace(pid=7))
-    monkeypatch.setattr(directory, "_open_sockets", open_sockets)
-    left, right = socket.socketpair()
-    with (
-        socket.create_server(("127.0.0.1", 0)) as server,
-        socket.create_connection(server.getsockname()) as client,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram,
-        socket.socket() as unbound,
-        socket.socket(socket.AF_UNIX) as local,
-        left,
-        right,
-    ):
-        datagram.bind(("127.0.0.1", 0))
-        local.bind(str(tmp_path / "socket"))
-        own += [client, datagram, unbound, left, right]
-        assert addresses(*own) is None
-        own += [server, local]
-        names = {one: repr(one.getsockname()) for one in (server, local)}
-        assert addresses(client, server) == (names[server],)
-        assert addresses(server, local) == tuple(sorted(names.values()))
-        assert addresses() == tuple(sorted(names.values()))
-        both, one = directory.Supervisor(7, addresses()), directory.Supervisor(7, addresses(server))
-        assert directory.directory_name(both, "app") != directory.directory_name(one, "app")
+    done = interpreter.run(ADDRESSES, tmp_path / "socket")
+    assert done.returncode == 0, done.stderr
 
 
-def test_without_descriptors_in_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_descriptors_in_proc() -> None:
     """Without /proc no socket is required."""
-    monkeypatch.setattr(multiprocessing.process, "parent_process", lambda: SimpleNamespace(pid=7))
-    monkeypatch.setattr(directory, "_open_sockets", lambda _: (_ for _ in ()).throw(FileNotFoundError()))
-    assert find_supervisor(os.getpid()) == (7, None)
+    with failing("workers.directory:_open_sockets", error=FileNotFoundError()):
+        assert find_supervisor(1) == (1, None)
 
 
 # Safety
@@ -151,10 +159,10 @@ def test_the_first_writable_place_is_used(tmp_path: Path, monkeypatch: pytest.Mo
         open_root(str(tmp_path / "missing"))
 
 
-def test_stale_directories_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stale_directories_are_removed(tmp_path: Path) -> None:
     """A directory goes when supervisor and workers have ended; one of another PID namespace after an hour."""
-    namespace = directory._pid_namespace()
-    alive = f"{namespace}-{os.getpid()}-{directory._start_time(os.getpid())}"
+    alive = process_identity(os.getpid())
+    namespace = alive.partition("-")[0]
     names = {
         "gone": f"{namespace}-4194305-1",
         "reused": f"{namespace}-{os.getpid()}-1",
@@ -182,16 +190,18 @@ def test_stale_directories_are_removed(tmp_path: Path, monkeypatch: pytest.Monke
     left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
     assert left == {names[name] for name in ("alive", "foreign", "held", "ours", "no")}
     holder.communicate(b"\n")
-    monkeypatch.setattr(directory, "remove_directory", lambda _: (_ for _ in ()).throw(OSError("busy")))
-    remove_stale_directories(tmp_path, names["ours"])
+    with failing(directory.remove_directory, error=OSError("busy")):
+        remove_stale_directories(tmp_path, names["ours"])
 
 
 def test_start_times_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without /proc the start time of a process comes from psutil, and there are no namespaces."""
     monkeypatch.setattr(directory, "Path", lambda *_: Path("/nowhere/at/all"))
-    assert directory._start_time(os.getpid()) > 0
-    assert directory._start_time(4194305) == 0
-    assert directory._pid_namespace() == 0
+    own = process_identity(os.getpid())
+    assert own.startswith(f"0-{os.getpid()}-")
+    assert is_process_alive(own)
+    assert process_identity(4194305) == "0-4194305-0"
+    assert not is_process_alive("0-4194305-0")
 
 
 def test_a_directory_that_is_removed_while_a_worker_joins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import threading
 from contextlib import contextmanager, suppress
 from math import inf, nan
@@ -15,6 +16,11 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from injection import failing
+from tools import limited
+
+from fastapi_observe.workers.directory import lock_file
+from fastapi_observe.workers.files import remove_worker_files
 
 pytest.importorskip("fcntl")
 
@@ -69,18 +75,15 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     files.close()
 
 
-def test_no_space_for_keys_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_space_for_keys_leaves_no_half_line(tmp_path: Path) -> None:
     """A line that is written in part or not at all is removed, and the next one takes its place."""
     files = ValueFileWriter(tmp_path / "1-1")
     files.allocate(SUM, ("x",), [1.0])
-    real = os.write
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:7]))
-        with pytest.raises(OSError, match="no space"):
-            files.allocate(SUM, ("y",), [2.0])
-        patch.setattr(os, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
-        with pytest.raises(OSError, match="full"):
-            files.allocate(SUM, ("y",), [2.0])
+    size = files.file_prefix.with_suffix(".index").stat().st_size
+    with limited(resource.RLIMIT_FSIZE, size + 7), pytest.raises(OSError, match="no space"):
+        files.allocate(SUM, ("y",), [2.0])
+    with limited(resource.RLIMIT_FSIZE, size), pytest.raises(OSError, match="File too large"):
+        files.allocate(SUM, ("y",), [2.0])
     files.allocate(SUM, ("z",), [3.0])
     reader = read_files(files.file_prefix)
     assert [(labels, reader.values[at]) for _, labels, at, _ in reader.series] == [(("x",), 1), (("z",), 3)]
@@ -164,13 +167,12 @@ def test_label_sets_in_the_archive_are_limited(tmp_path: Path) -> None:
     assert len(kept["free"]) == 16  # samples of other collectors have no limit
 
 
-def test_an_interrupted_merge_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_merge_counts_once(tmp_path: Path) -> None:
     """A worker killed after it has replaced the archive, and before it has removed the files, counts nothing twice."""
     dead = Member(tmp_path)
     dead.metrics.counter("jobs_total", "Jobs.").inc(3)
     dead.die()
-    with monkeypatch.context() as patch:
-        patch.setattr(worker_module, "remove_worker_files", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+    with failing(remove_worker_files, error=OSError("killed")):
         first = Member(tmp_path)
         assert first.samples()["jobs_total"] == {(): 3}
         assert dead.worker.file_prefix.with_suffix(".index").exists()
@@ -204,18 +206,13 @@ def test_a_locked_directory_is_not_merged(tmp_path: Path, monkeypatch: pytest.Mo
     dead.die()
     member = Member(tmp_path)
     member.metrics.counter("jobs_total", "Jobs.").inc()
-
-    def refuse(_: int) -> None:
-        raise BlockingIOError
-
-    monkeypatch.setattr(worker_module, "lock_file", refuse)
     monkeypatch.setattr(worker_module, "JOIN_TIMEOUT", 0.02)
-    assert member.samples()["jobs_total"] == {(): 4}
-    assert dead.worker.file_prefix.with_suffix(".index").exists()
-    with pytest.raises(OSError, match="too long"):
-        Worker(tmp_path / NAME, InternalErrors())
-    member.leave()
-    monkeypatch.undo()
+    with failing(lock_file, error=BlockingIOError()):
+        assert member.samples()["jobs_total"] == {(): 4}
+        assert dead.worker.file_prefix.with_suffix(".index").exists()
+        with pytest.raises(OSError, match="too long"):
+            Worker(tmp_path / NAME, InternalErrors())
+        member.leave()
     after = Member(tmp_path)
     assert after.samples()["jobs_total"] == {(): 4}
     after.leave()

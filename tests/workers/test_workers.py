@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import prometheus_client
 import pytest
 import worker_forks
+from injection import failing
 from prometheus_client import values
 from starlette.testclient import TestClient
 
@@ -38,7 +39,6 @@ def test_a_single_process_keeps_its_values_in_memory(observed: Callable[..., See
     seen = observed(app, multiprocess_directory=str(tmp_path))
     with TestClient(app) as client:
         client.get("/items/1")
-        assert type(seen.observe.metrics._active.cells) is list
         assert "fastapi_observe_workers" not in seen.text
     assert not list(tmp_path.iterdir())
 
@@ -76,7 +76,6 @@ def test_a_worker_shares_and_leaves(observed: Callable[..., Seen], tmp_path: Pat
             assert text.endswith("# EOF\n")
             assert "trace_id=" in text
         assert {path.name for path in directory.iterdir()} == {"archive", "lock"}
-        assert type(seen.observe.metrics._active.cells) is list
     assert values.ValueClass is values.MutexValue
     assert "register" not in vars(prometheus_client.REGISTRY)
 
@@ -125,12 +124,12 @@ def test_a_system_without_the_calls_logs_a_warning(
 
 
 @pytest.mark.usefixtures("gunicorn")
-def test_an_internal_error_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_is_counted(tmp_path: Path) -> None:
     """An unexpected exception while joining does not reach the app."""
-    monkeypatch.setattr(join, "directory_name", lambda _: 1 / 0)
     faults = InternalErrors()
     settings = ObserveSettings(multiprocess_directory=str(tmp_path))
-    WorkerGroup(settings, faults, MetricsService(settings, faults).sharing).start()
+    with failing("workers.directory:directory_name"):
+        WorkerGroup(settings, faults, MetricsService(settings, faults).sharing).start()
     assert faults.counts == {"workers.start": 1}
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from injection import failing
+from tools import no_thread_starts
+
+from fastapi_observe.workers.directory import open_root
 
 pytest.importorskip("fcntl")
 
@@ -54,34 +57,26 @@ def test_a_worker_that_cannot_join_joins_later(tmp_path: Path, caplog: pytest.Lo
     assert not internal_errors.counts
 
 
-def test_an_internal_error_ends_the_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_ends_the_attempts(tmp_path: Path) -> None:
     """An unexpected exception is counted, and not repeated for ever."""
     internal_errors = InternalErrors()
     settings = ObserveSettings(multiprocess_directory=str(tmp_path / "none"))
     group = WorkerGroup(settings, internal_errors, MetricsService(settings, internal_errors).sharing)
     group.start()
-    monkeypatch.setattr(join, "open_root", lambda _: 1 / 0)
-    until(lambda: internal_errors.counts)
+    with failing(open_root):
+        until(lambda: internal_errors.counts)
     assert internal_errors.counts == {"workers.start": 1}
     group.stop()
 
 
-def test_without_a_thread_the_worker_is_degraded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_a_thread_the_worker_is_degraded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Where no thread can be started a worker reports its own values, and leaves no files."""
-
-    def refuse(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     internal_errors = InternalErrors()
     settings = ObserveSettings(multiprocess_directory=str(tmp_path), include_default_registry=False)
     metrics = MetricsService(settings, internal_errors)
     group = WorkerGroup(settings, internal_errors, metrics.sharing)
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    with caplog.at_level(logging.WARNING, "fastapi_observe"):
+    with no_thread_starts(), caplog.at_level(logging.WARNING, "fastapi_observe"):
         group.start()
-    monkeypatch.undo()
     assert ["can't start new thread" in record.message for record in caplog.records] == [True]
     assert "fastapi_observe_metrics_degraded 1.0" in metrics.render("", "")[1].decode()
     assert [path.name for path in tmp_path.glob("*/*/*")] == ["lock"]
