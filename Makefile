@@ -17,10 +17,11 @@ ARGS ?=
 WORKERS ?= 2
 PYTEST = python -m pytest --numprocesses $(WORKERS) $(ARGS)
 ROUNDS ?= 20
-LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+LOCK_TOOLS = $(UV) pip compile - --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-annotate --custom-compile-command 'make lock' $(ARGS)
+LOCK = $(subst compile -,compile pyproject.toml,$(LOCK_TOOLS))
 
-.PHONY: help setup run test cover style test-lowest test-fastapi lint format bench bench-check bench-instructions chaos soak repeat screenshots lock docs sbom clean
+.PHONY: help setup run test cover style test-lowest test-fastapi lint format bench bench-check bench-instructions chaos soak repeat screenshots lock docs sbom dist clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -108,11 +109,10 @@ screenshots: $(READY)  ## Take the pictures of the console from the demo (ARGS=d
 lock: $(READY)  ## Pin and hash what pyproject.toml asks for, in requirements/ (ARGS=--upgrade: to the newest)
 	$(LOCK) --output-file requirements/runtime.txt
 	$(LOCK) --extra test --output-file requirements/test.txt
-	sed -n '/^docs = \[/,/^]/s/^  "\(.*\)",$$/\1/p' pyproject.toml | $(UV) pip compile - --quiet --universal --python-version 3.11 \
-	  --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command 'make lock' $(ARGS) \
+	sed -n '/^docs = \[/,/^]/s/^  "\(.*\)",$$/\1/p' pyproject.toml | $(LOCK_TOOLS) \
 	  --output-file requirements/docs.txt
-	echo uv | $(UV) pip compile - --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-annotate --custom-compile-command 'make lock' $(ARGS) --output-file requirements/uv.txt
+	echo uv | $(LOCK_TOOLS) --output-file requirements/uv.txt
+	printf '%s\n' check-jsonschema check-wheel-contents pyroma twine | $(LOCK_TOOLS) --output-file requirements/dist.txt
 
 docs: $(READY)  ## Build the documentation as a site with checked links: dist/site
 	test -x .venv-docs/bin/python || $(UV) venv --quiet --python $(BIN)/python .venv-docs
@@ -127,6 +127,16 @@ sbom: $(READY)  ## Write what an installed fastapi-observe consists of, as Cyclo
 	$(BIN)/python -m cyclonedx_py environment --pyproject pyproject.toml --mc-type library --output-reproducible \
 	  --output-file dist/fastapi-observe.cdx.json .venv-sbom/bin/python
 
+dist: $(READY)  ## Build the wheel and the source distribution in dist/, and check them
+	rm -f dist/*.whl dist/*.tar.gz
+	$(BIN)/python -m hatchling build
+	test -x .venv-dist/bin/python || $(UV) venv --quiet --python $(BIN)/python .venv-dist
+	$(UV) pip sync --quiet --python .venv-dist/bin/python --require-hashes requirements/dist.txt
+	.venv-dist/bin/twine check --strict dist/*.whl dist/*.tar.gz
+	.venv-dist/bin/check-wheel-contents dist/*.whl
+	.venv-dist/bin/pyroma --min 8 .  # two points are for an e-mail address of the author, which the project does not have
+	.venv-dist/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
 clean:  ## Remove what these targets made
-	rm -rf .venv .venv-lowest .venv-matrix .venv-sbom .venv-docs .cache .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-lowest .venv-matrix .venv-sbom .venv-docs .venv-dist .cache .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 HOST = "127.0.0.1"
-START_SECONDS = 30
+START_SECONDS = 60
 STOP_SECONDS = 10
 MAX_LINE_BYTES = 2**20
 
