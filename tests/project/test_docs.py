@@ -34,6 +34,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", ROOT / "example_app/from-the-go-guide.md", *sorted((ROOT / "docs").rglob("*.md")))
 REPOSITORY = "https://github.com/fastapi-observe/fastapi-observe/blob/main/"
 """Address of a file of the repository; pages of the site link to files outside docs by it."""
+PICTURES = "https://raw.githubusercontent.com/fastapi-observe/fastapi-observe/main/"
 CONTINUES = "# continues\n"
 """First line of a block that goes on where the one before it on the page ended."""
 
@@ -108,7 +109,7 @@ def test_an_example_runs(example: Example, tmp_path: Path, monkeypatch: pytest.M
 def test_every_page_is_checked() -> None:
     """The README and the pages about the signals have examples."""
     stems = {example.page.stem for example in EXAMPLES}
-    assert stems >= {"README", "metrics", "logs", "spans", "from-the-go-guide", "configuration"}
+    assert stems >= {"README", "start", "logging", "own-metrics", "own-spans", "from-the-go-guide", "configuration"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
@@ -123,6 +124,17 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert file.exists(), target
         if heading:
             assert heading in {slug(line) for line in file.read_text(encoding="utf-8").splitlines()}, target
+
+
+def test_the_readme_has_absolute_links() -> None:
+    """The package index shows it too, where relative links lead nowhere; its picture is a file of the repository."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert targets
+    assert [target for target in targets if not target.startswith("https://")] == []
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)\s]+)\)", text)
+    assert len(pictures) == 1
+    assert (ROOT / pictures[0].removeprefix(PICTURES)).is_file()
 
 
 def slug(line: str) -> str:

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "fastapi_observe"
 TEXT = (ROOT / "docs/reference/metrics.md").read_text("utf-8")
+TABLES = TEXT.partition("\n## Export\n")[2].partition("\n**Metrics over OTLP**")[0]
 DROPPED, FAILED = (
     [[cell.strip().replace("`", "") for cell in line.strip("|").split(" | ")] for line in part.splitlines()
      if line.startswith("| `") and not line.startswith("| `reason`")]
-    for part in TEXT.partition("\n## Export\n")[2].partition("\n**Metrics over OTLP**")[0].split("\nWhy a request")
+    for part in TABLES.split("\nReasons of `fastapi_observe_export_failures_total`")
 )  # fmt: skip
 OTLP = "export/*.py"
 LINES = "logs/**/*.py"
