@@ -96,12 +96,17 @@ def _read_all(root: Path) -> Iterator[RunningServer]:
 
 def _read(path: Path) -> RunningServer:
     """Read a file. Raises OSError or ValueError if it is another user's, a link, or not of this kind."""
+    found: Any = json.loads(read_private_file(path, MAX_FILE_SIZE))
+    return RunningServer(
+        str(found["url"]), str(found["token"]), str(found["service"]), int(found["pid"]), float(found["started"])
+    )
+
+
+def read_private_file(path: Path, size: int) -> bytes:
+    """Return at most `size` bytes of a file. Raises OSError if it is a link, or another user can read it."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
             raise PermissionError(path)
-        found: Any = json.loads(file.read(MAX_FILE_SIZE))
-    return RunningServer(
-        str(found["url"]), str(found["token"]), str(found["service"]), int(found["pid"]), float(found["started"])
-    )
+        return file.read(size)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hmac
 import os
-import secrets
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 
+from fastapi_observe.console.token import make_token
 from fastapi_observe.requests.trust import find_proxy_header
 
 if TYPE_CHECKING:
@@ -32,7 +32,11 @@ class Gate:
     def __init__(self, settings: ObserveSettings) -> None:
         given = settings.console_token
         self._development = settings.development
-        self.token = secrets.token_urlsafe(24) if given is None else given.get_secret_value()
+        self.token = (
+            make_token(settings.multiprocess_directory, settings.service_name)
+            if given is None
+            else given.get_secret_value()
+        )
 
     def allows(self, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
         """Return whether the client of a request may see the console. Header names are lower case."""

@@ -404,8 +404,8 @@ class ObserveSettings(BaseSettings):
     )
     console_token: Token | None = option(
         None,
-        "Token for the console: from another machine, and always outside development. None: a random one, which is "
-        "logged at startup.",
+        "Token for the console: from another machine, and always outside development. None: a new one for each start "
+        "of the server, the same for all its workers, which is logged at startup in a container.",
         accepts="at least 8 visible ASCII characters, or None",
     )
 
