@@ -11,12 +11,14 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.errors import ServerErrorMiddleware
 
+from fastapi_observe.instrumentation import attach_instrumentors
 from fastapi_observe.internal.fastapi import disable_native_telemetry, validation_error_types
 from fastapi_observe.internal.opentelemetry import is_instrumented_by_contrib, mark_as_instrumented, silence_contrib
 from fastapi_observe.internal.starlette import is_builder, replace_stack_builder, stack_parts
+from fastapi_observe.metrics.saturation import running_loop
 from fastapi_observe.metrics_endpoint import check_dependency
 from fastapi_observe.middleware import InnerMiddleware, ObserveMiddleware, wrap_validation_handler
-from fastapi_observe.observability import Observability, running_loop
+from fastapi_observe.observability import Observability
 from fastapi_observe.requests.routing import list_endpoints, mounted_apps
 from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.terminal_output import attach_terminal
@@ -61,6 +63,7 @@ def install(app: Starlette, settings: ObserveSettings | None = None, **overrides
     _disable_other_telemetry(app, observability)
     console = _make_console(observability)
     attach_terminal(observability, console)
+    attach_instrumentors(observability)
     outer = functools.partial(ObserveMiddleware, observability=observability, console=console)
     _wrap_stack_builder(app, outer, observability)
     app.state.observe = observability
@@ -97,6 +100,7 @@ def install_worker(settings: ObserveSettings | None = None, **overrides: Unpack[
     observability = Observability(Starlette(), loaded)
     observability.logged_access = True  # the app's port, which that message is about, does not exist
     _instrument_engines(observability)
+    attach_instrumentors(observability)
     observability.before_job = start = _WorkerStart(observability)
     start()
     for message in loaded.warnings():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 from contextlib import ExitStack
@@ -21,6 +20,8 @@ from fastapi_observe.clients.http.httpx import HttpClients
 from fastapi_observe.clients.http.propagation import PropagationPolicy
 from fastapi_observe.detached import DetachedScope
 from fastapi_observe.export.counts import ExportCollector
+from fastapi_observe.instrumentors.calls import supersede_outer
+from fastapi_observe.instrumentors.switch import Instrumentors
 from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.internal.forks import FINAL_LOG_FLUSH, ShutdownDeadline, register_at_exit, start_thread
@@ -28,7 +29,7 @@ from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
 from fastapi_observe.jobs import Job, new_job
 from fastapi_observe.logs.service import LogService
 from fastapi_observe.metrics.loop_monitor import BlockedLoopReport
-from fastapi_observe.metrics.saturation import Saturation
+from fastapi_observe.metrics.saturation import Saturation, running_loop
 from fastapi_observe.metrics.server import MetricsServer
 from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.metrics.shared.join import WorkerGroup
@@ -79,8 +80,8 @@ class Observability:
     `http` is an instrumented httpx client.
     """
 
-    # Installs with a filter. An operation may be of another install than the one that excluded its request.
-    _filtering: ClassVar = 0
+    # Installs with a filter or with instrumentors. An operation may be of another install than the one of its request.
+    inspecting: ClassVar = 0
 
     def __init__(self, app: Starlette, settings: ObserveSettings) -> None:  # noqa: PLR0915 - one statement for each part
         self.app = app
@@ -109,6 +110,7 @@ class Observability:
             undo.pop_all()
         self.db = DatabaseClient(self, self.redactor)
         self.external = ExternalClient(self, PropagationPolicy(settings.propagate_to, settings.propagate_baggage))
+        self.instrumentors = Instrumentors(self.internal_errors)
         self.http_clients = HttpClients(self.external, self.internal_errors, self.redactor)
         signals: tuple[tuple[str, Signal, bool], ...] = (
             ("traces", self.tracing, settings.tracing),
@@ -119,8 +121,8 @@ class Observability:
             SignalHook(name, SIGNAL_BITS[name], signal) for name, signal, enabled in signals if enabled
         )
         self.all_signals = sum(hook.bit for hook in self._signals)
-        self.filter = _request_filter(settings)
-        Observability._filtering += bool(self.filter)
+        self.filter = RequestFilter.from_settings(settings)
+        Observability.inspecting += bool(self.filter)
         # The signals that handle the start of a request, and of an operation.
         self._active_signals: tuple[tuple[SignalHook, ...], tuple[SignalHook, ...]] | None = None
         self._response_headers = ResponseHeaders(settings)
@@ -303,7 +305,7 @@ class Observability:
         except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
             self.internal_errors("time_breakdown", exc)
         hooks = self._active_signals[1] if self._active_signals else self._find_active_signals()[1]
-        if Observability._filtering:
+        if Observability.inspecting:
             hooks = self._included(operation, hooks)
         for hook in hooks:
             try:
@@ -315,6 +317,7 @@ class Observability:
 
     def _included(self, operation: Operation, hooks: tuple[SignalHook, ...]) -> tuple[SignalHook, ...]:
         """Return the hooks of the signals that report an operation, and remember them for its end."""
+        supersede_outer(operation)
         excluded = excluded_signals(OTEL_CONTEXT.get())
         if not excluded:
             return hooks
@@ -336,6 +339,13 @@ class Observability:
                 hook.signal.on_operation_end(operation)
             except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
                 self.internal_errors(f"{hook.name}.on_operation_end", exc)
+
+    def report_operation(self, operation: Operation, record: RequestRecord | None, excluded: int) -> None:
+        """Report an operation that has ended and was measured by other means, such as by a span."""
+        if operation.kind in AWAITED_KINDS and record is not None and not record.complete:
+            operation.work = record.work or self._new_work(record)
+            operation.work.begin(operation.started)
+        self.on_operation_end(operation, excluded)
 
     def _new_work(self, record: RequestRecord) -> TimeBreakdown:
         with self._lock:  # two threads may start the first operation of a request
@@ -544,7 +554,7 @@ class Observability:
             return
         self.closed = True
         INSTALLED.remove(self)
-        Observability._filtering -= bool(self.filter)
+        Observability.inspecting -= bool(self.filter)
         background.uninstrument()
         closes = (
             self.objectives.stop,
@@ -581,18 +591,3 @@ async def _join(thread: threading.Thread, seconds: float) -> None:
         await anyio.to_thread.run_sync(thread.join, seconds, limiter=anyio.CapacityLimiter(1), abandon_on_cancel=True)
     except RuntimeError:  # the limit of threads is reached
         thread.join(seconds)
-
-
-def _request_filter(settings: ObserveSettings) -> RequestFilter:
-    all_signals = sum(SIGNAL_BITS.values())
-    paths = {all_signals: settings.exclude_paths}
-    paths |= {SIGNAL_BITS[name]: entries for name, entries in settings.exclude_from.items()}
-    return RequestFilter(paths, settings.exclude_urls, all_signals)
-
-
-def running_loop() -> Any:
-    """Return the running event loop of asyncio, or None."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:  # no loop in this thread, or trio's
-        return None

@@ -50,6 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let hosts of another time warn about themselves; keep every trace, of which tests make many in a second."""
     os.environ.setdefault("OBSERVE_MAX_TRACES_PER_SECOND", "")
     os.environ.setdefault("OBSERVE_TAIL_SAMPLING", "")
+    os.environ.setdefault("OBSERVE_INSTRUMENT", "none")  # all tests share one process, and its libraries
     os.environ.setdefault("OBSERVE_BLOCKED_LOOP_THRESHOLD", "")  # a busy machine blocks loops: tests count log lines
     for line in HOST_WARNINGS:
         config.addinivalue_line("filterwarnings", line)

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from fastapi_observe.cli.output import EXIT_ERROR, align
+from fastapi_observe.instrumentors.discovery import find_instrumentors
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
 from fastapi_observe.settings.sources import describe_accepted, mask, variables
 
@@ -47,13 +48,17 @@ def show_settings(args: argparse.Namespace) -> int:
 
 
 def to_text(settings: ObserveSettings) -> str:
-    """Return one aligned line for each option, and the URL that spans are exported to."""
+    """Return one aligned line for each option, the URL that spans are exported to, and the instrumentors."""
     sources = settings.sources()
     rows = [("option", "source", "value")]
     rows += [(name, sources[name], _as_variable(value)) for name, value in settings.masked().items()]
     target = mask("otlp_endpoint", settings.traces_url)
     exported = f"Spans are exported to {target}" if target else "Spans are not exported (otlp_endpoint)"
-    return "\n".join((*align(rows), "", exported, ""))
+    instrumentors = find_instrumentors(settings.instrument, settings.engines)
+    on = ", ".join(each.name for each in instrumentors if not each.reason)
+    left_alone = ", ".join(f"{each.name} ({each.reason})" for each in instrumentors if each.reason)
+    switched = f"Instrumentors switched on: {on or 'none'}. Left alone: {left_alone or 'none'}"
+    return "\n".join((*align(rows), "", exported, switched, ""))
 
 
 def to_json(settings: ObserveSettings) -> str:

@@ -106,7 +106,7 @@ class Saturation:
             finalizer = weakref.finalize(self, _remove_callback, self._pauses)
             finalizer.atexit = False
             self._release = finalizer
-        loop = loop or _running_loop()
+        loop = loop or running_loop()
         if loop is None or loop.is_closed() or (self._loop is not None and self._loop.is_running()):
             return
         self._leave_loop()
@@ -161,10 +161,11 @@ class Saturation:
             yield from (busy, maximum, waiting)
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the running event loop of asyncio, or None: no loop runs in this thread, or trio's."""
     try:
         return asyncio.get_running_loop()
-    except RuntimeError:  # on trio
+    except RuntimeError:
         return None
 
 

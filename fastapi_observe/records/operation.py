@@ -188,6 +188,14 @@ class Operation(AsyncWith):
             report_error("operation.close", error, self.reporter)
         self.parent = None
 
+    def set_result(self, started: float, duration: float, exc: BaseException | None) -> None:
+        """Describe what something else has measured: an operation that has ended, and is reported without a start."""
+        self.started, self.duration, self.ended = started, duration, True
+        if exc is None:
+            self.outcome = self.outcome or "ok"
+        else:
+            self._fail(exc)
+
     def _fail(self, exc: BaseException) -> None:
         if isinstance(exc, GeneratorExit):  # the consumer closed a generator before its end: not an error
             self.outcome = self.outcome or "ok"

@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from fastapi_observe.records.signal import SIGNAL_BITS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from typing import Self
 
     from starlette.types import Scope
+
+    from fastapi_observe.settings.model import ObserveSettings
 
 
 class Exclusion(NamedTuple):
@@ -42,6 +47,14 @@ class RequestFilter:
                 else:
                     self._exact[method, path] = self._exact.get((method, path), 0) | signals
         self._patterns = [re.compile(pattern) for pattern in patterns]
+
+    @classmethod
+    def from_settings(cls, settings: ObserveSettings) -> Self:
+        """Return the filter with the options of `ObserveSettings`."""
+        all_signals = sum(SIGNAL_BITS.values())
+        paths = {all_signals: settings.exclude_paths}
+        paths |= {SIGNAL_BITS[name]: entries for name, entries in settings.exclude_from.items()}
+        return cls(paths, settings.exclude_urls, all_signals)
 
     def __bool__(self) -> bool:
         return bool(self._exact or self._prefixes or self._patterns)

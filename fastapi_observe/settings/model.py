@@ -39,6 +39,7 @@ from fastapi_observe.settings.types import (
     FilePath,
     HeaderNames,
     Headers,
+    Instruments,
     LogLevel,
     MetricLabels,
     ObjectiveList,
@@ -386,6 +387,12 @@ class ObserveSettings(BaseSettings):
     )
     repeated_query_threshold: int = option(
         10, "Log a warning if one request sends the same statement at least this many times (N+1).", ge=1
+    )
+    instrument: Instruments = option(
+        "auto",
+        "OpenTelemetry instrumentors to switch on, whose spans become operations. auto: all that are installed, except "
+        "those of server frameworks, logging, system metrics and `engines`; or their names, such as `redis`.",
+        accepts="auto, names separated by commas, or None",
     )
     propagate_to: StringList = option(
         (), "Public hosts that receive the trace context: exact, or `*.example.com`. `*`: all. Private hosts always do."

@@ -109,6 +109,7 @@ class Options(TypedDict, total=False):
     engines: Sequence[Any]
     slow_query_threshold: float
     repeated_query_threshold: int
+    instrument: str | Sequence[str] | None
     propagate_to: Sequence[str]
     propagate_baggage: Sequence[str]
     console: Literal["auto"] | bool

@@ -140,6 +140,16 @@ StringList = Annotated[tuple[str, ...], BeforeValidator(split)]
 TailReasons = (
     Annotated[tuple[Literal["errors", "slow", "first", "repeated_queries"], ...], BeforeValidator(split)] | None
 )
+
+
+def _parse_instruments(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.lower() if value.lower() == "auto" else None if value.lower() == "none" else split(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+Instruments = Annotated[Literal["auto"] | tuple[str, ...] | None, BeforeValidator(_parse_instruments)]
+"""`auto`, names of OpenTelemetry instrumentors, or None."""
 HeaderNames = Annotated[tuple[HeaderName, ...], BeforeValidator(split)]
 ExcludedPaths = Annotated[
     tuple[Annotated[str, StringConstraints(pattern=r"^([A-Za-z]+ +)?/[^* ]*\*?$|^[A-Za-z]+ +\*$")], ...],

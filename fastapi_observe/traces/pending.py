@@ -17,11 +17,10 @@ from weakref import WeakValueDictionary
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import ReadableSpan, Tracer
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode
 
-from fastapi_observe.internal.opentelemetry import FLAGS, OTEL_CONTEXT
-from fastapi_observe.records.fields import current_fields
+from fastapi_observe.internal.opentelemetry import FLAGS
 from fastapi_observe.records.request import CONTEXT_KEY
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-    from opentelemetry.trace import Link, Span, TraceState
+    from opentelemetry.trace import Link, TraceState
     from opentelemetry.util.types import Attributes, AttributeValue
 
     from fastapi_observe.internal.opentelemetry import RecordedSpan, SpanFactory
@@ -187,7 +186,7 @@ DISCARDED: Final = PendingTrace(PendingTotal())
 DISCARDED.discard()
 
 
-class PendingSpan(ReadableSpan, trace.Span):
+class PendingSpan(trace.Span, ReadableSpan):
     """A span that is recorded only if its request is kept.
 
     Its context says "not sampled", as downstream services were told. Attributes are held as they are given and checked
@@ -518,44 +517,6 @@ class PendingServerSpan(PendingSpan):
         span = super()._record(context, attributes)
         for link in self.links:
             span.add_link(link.context)
-        return span
-
-
-class TailTracer(Tracer):
-    """A tracer of the SDK that makes pending spans inside a request that the head sampler did not choose."""
-
-    factory: SpanFactory
-
-    def start_span(  # noqa: PLR0913, PLR0917 - OpenTelemetry's signature
-        self,
-        name: str,
-        context: Context | None = None,
-        kind: SpanKind = SpanKind.INTERNAL,
-        attributes: Attributes = None,
-        links: Sequence[Link] | None = (),
-        start_time: int | None = None,
-        record_exception: bool = True,  # noqa: FBT001, FBT002 - as above
-        set_status_on_exception: bool = True,  # noqa: FBT001, FBT002 - as above
-    ) -> Span:
-        """Start a span; a pending one if its parent is pending."""
-        parent = trace.get_current_span(context)
-        if not isinstance(parent, PendingSpan):
-            return super().start_span(
-                name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception
-            )
-        if not parent.pending.admit():
-            return NonRecordingSpan(parent.context)
-        started = time_ns() if start_time is None else start_time
-        start_context = OTEL_CONTEXT.get() if context is None else context
-        span = PendingSpan(parent, self.factory, name, kind, started, start_context)
-        span.set_exception_handling(record=record_exception, set_status=set_status_on_exception)
-        fields = current_fields(context)
-        if fields is not None:
-            span.set_attributes(fields.attributes)
-        if attributes:
-            span.set_attributes(attributes)
-        for link in links or ():
-            span.add_link(link.context, link.attributes)
         return span
 
 

@@ -14,7 +14,7 @@ from fastapi_observe.export.setup import make_resource, make_transport, queue_li
 from fastapi_observe.internal.forks import register_at_fork
 from fastapi_observe.internal.opentelemetry import SpanFactory, replace_attributes
 from fastapi_observe.settings.environment import without_invalid_variables
-from fastapi_observe.traces.pending import TailTracer
+from fastapi_observe.traces.calls import CallMeasurement
 from fastapi_observe.traces.processors import ExportProcessor, GuardedProcessor
 from fastapi_observe.traces.sampling import (
     TRACE_ID_LIMIT,
@@ -23,6 +23,7 @@ from fastapi_observe.traces.sampling import (
     make_sampler,
     trace_id_bound,
 )
+from fastapi_observe.traces.tracer import ObserveTracer
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -59,7 +60,7 @@ class ObserveTracerProvider(TracerProvider):
 
     `bound` and `parent_decides` describe its sampler, so that requests can be sampled without calling it: a trace
     is sampled if its lowest 64 bits are below the bound; with `parent_decides` a parent's decision comes first.
-    `rate_limit` limits the traces that callers want sampled.
+    `rate_limit` limits the traces that callers want sampled. `calls` measures the spans of calls.
     """
 
     def __init__(self, settings: ObserveSettings) -> None:
@@ -80,7 +81,7 @@ class ObserveTracerProvider(TracerProvider):
         self.queue: ExportQueue | None = None
         self._tracers_out: dict[InstrumentationScope, Any] = {}
         self._hands_on = False
-        self._tail_sampling = bool(settings.tail_sampling) and settings.sampler != "always_off"
+        self.calls = CallMeasurement()
         # After the SDK's own hook, which gives all providers of a forked child the same instance id.
         register_at_fork(self, ObserveTracerProvider._rename_after_fork)
 
@@ -91,7 +92,10 @@ class ObserveTracerProvider(TracerProvider):
         schema_url: str | None = None,
         attributes: Attributes = None,
     ) -> trace.Tracer:
-        """Return a tracer. With tail sampling its spans of unsampled requests are held until the request ends."""
+        """Return a tracer. With tail sampling its spans of unsampled requests are held until the request ends.
+
+        The spans that it makes of calls to other services are measured.
+        """
         names = instrumenting_module_name, instrumenting_library_version, schema_url, attributes
         if self._hands_on:
             return _global_tracer(self, names)
@@ -103,9 +107,10 @@ class ObserveTracerProvider(TracerProvider):
             tracer = super().get_tracer(*names)
         if isinstance(tracer, Tracer):
             self._tracers_out[scope] = tracer, names
-        if self._tail_sampling and type(tracer) is Tracer:
-            tracer.__class__ = TailTracer
-            tracer.factory = SpanFactory(tracer, scope, self, self.limits)  # type: ignore[attr-defined]
+        if type(tracer) is Tracer:
+            tracer.__class__ = ObserveTracer
+            made = cast("ObserveTracer", tracer)
+            made.factory, made.calls = SpanFactory(tracer, scope, self, self.limits), self.calls
         return tracer
 
     def hand_on(self) -> None:

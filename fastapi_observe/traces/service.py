@@ -37,6 +37,7 @@ from fastapi_observe.redaction.redactor import Redactor
 from fastapi_observe.requests.trust import TrustPolicy
 from fastapi_observe.settings.environment import without_invalid_variables
 from fastapi_observe.traces.attribute_warnings import throttle_attribute_warnings
+from fastapi_observe.traces.calls import CallProcessor
 from fastapi_observe.traces.context import RANDOM, TraceContext, well_formed_headers
 from fastapi_observe.traces.incoming import is_server_span, is_stale_context, parse_lone_traceparent
 from fastapi_observe.traces.pending import DISCARDED, PendingServerSpan, PendingSpan
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.request import RecordRef, RequestRecord
     from fastapi_observe.settings.model import ObserveSettings
+    from fastapi_observe.traces.calls import CallObserver
 
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
 
@@ -102,6 +104,7 @@ class TracingService:
         self._factory = None if own is None else self._make_factory(own)
         self.tail_sampler = self._make_tail_sampler(settings)
         self._uses_fields = False
+        self._call_observer: CallObserver | None = None
         self._replaced: ObserveTracerProvider | None = None
         self._added_processors: list[SpanProcessor] = []
         self._withdraw = None if own is None else GLOBAL_PROVIDER.offer(own, self._join)
@@ -132,6 +135,8 @@ class TracingService:
             own.hand_on()
             if self._uses_fields:
                 self._add_fields_processor()
+            if self._call_observer is not None:
+                self.observe_calls(self._call_observer)
             if own.queue is not None:
                 logging.getLogger("fastapi_observe").warning(
                     "A global tracer provider was set after install(app): spans go to it from now on, not to "
@@ -146,6 +151,14 @@ class TracingService:
         add = getattr(self.provider, "add_span_processor", None)
         if add is not None:
             add(GuardedProcessor(processor, self._internal_errors))
+
+    def observe_calls(self, observer: CallObserver) -> None:
+        """Measure the spans of calls that other libraries make, of a user's provider those that it records."""
+        self._call_observer = observer
+        if isinstance(self.provider, ObserveTracerProvider):
+            self.provider.calls.observer = observer
+        elif hasattr(self.provider, "add_span_processor"):
+            self.provider.add_span_processor(GuardedProcessor(CallProcessor(observer), self._internal_errors))
 
     def _make_tail_sampler(self, settings: ObserveSettings) -> TailSampler | None:
         """Return the tail sampler; None if it is switched off, or the user's provider decides about recording."""

@@ -222,6 +222,10 @@ class DatabaseClient:
             query.add_details(**{"db.operation.batch.size": batch})
         return query
 
+    def sanitize(self, statement: str, system: str) -> str:
+        """Return a statement as it is recorded: redacted, with `?` for every literal."""
+        return self._statements.parse_statement(statement, system).text
+
     def _remember(self, key: tuple[str, str, int], attributes: dict[str, Any] | None) -> PreparedQuery:
         prepared = self._prepare(key[0], key[1], attributes)
         self._held_attributes[key[2]] = attributes

@@ -369,7 +369,7 @@ _COMMON_TABLE: Final = re.compile(
 )
 _UNQUOTED: Final = str.maketrans("", "", '"`[]')
 _TABLE_NAME: Final = re.compile(rf"[\w$][\w$.]{{0,{MAX_TABLE_NAME_LENGTH - 1}}}")
-_OPERATION_NAME: Final = re.compile("[A-Za-z][A-Za-z_ ]{0,31}")
+_OPERATION_NAME: Final = re.compile(r"[A-Za-z][A-Za-z_. ]{0,31}")
 
 
 def is_name(text: str) -> bool:
@@ -378,7 +378,7 @@ def is_name(text: str) -> bool:
 
 
 def is_operation(text: str) -> bool:
-    """Return whether a string can be the name of an operation: at most 32 letters, underscores and spaces."""
+    """Return whether a string can be the name of an operation: at most 32 letters, underscores, dots, spaces."""
     return _OPERATION_NAME.fullmatch(text) is not None
 
 

@@ -78,7 +78,7 @@ class PropagationPolicy:
                 headers["traceparent"] = f"00-{trace_id:032x}-{span_id:016x}-{flags:02x}"
                 return
         carrier: dict[str, str] = {}
-        propagator.inject(carrier, self._with_allowed_baggage(context))
+        propagator.inject(carrier, self.with_allowed_baggage(context))
         for name, value in carrier.items():
             headers[name] = value
 
@@ -89,7 +89,8 @@ class PropagationPolicy:
         self._is_w3c = fields <= _W3C and "traceparent" in fields
         self._propagator = propagator
 
-    def _with_allowed_baggage(self, context: Context) -> Context:
+    def with_allowed_baggage(self, context: Context) -> Context:
+        """Return a context with the baggage that may be sent."""
         entries = baggage.get_all(context)
         if not entries or "*" in self._baggage_keys:
             return context

@@ -1,0 +1,70 @@
+"""Connects OpenTelemetry's instrumentors of other libraries with an app, whose operations their spans become."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi_observe.instrumentors.calls import SpanCalls
+from fastapi_observe.instrumentors.discovery import find_instrumentors
+from fastapi_observe.instrumentors.propagation import guard_propagation
+from fastapi_observe.observability import INSTALLED, Observability
+from fastapi_observe.records.request import current_record
+from fastapi_observe.traces.provider import ObserveTracerProvider
+
+if TYPE_CHECKING:
+    from fastapi_observe.instrumentors.discovery import Candidate
+
+
+def attach_instrumentors(observability: Observability) -> None:
+    """Switch on the instrumentors that the settings choose, and measure the calls that their spans describe.
+
+    Without instrumentors nothing more runs in a request.
+    """
+    observability.internal_errors.run_each("instrumentors", lambda: _attach(observability))
+
+
+def _attach(observability: Observability) -> None:
+    settings, tracing = observability.settings, observability.tracing
+    if not settings.tracing:
+        return
+    candidates: list[Candidate] = []
+    if settings.instrument is not None:
+        found = find_instrumentors(settings.instrument, settings.engines)
+        candidates = found if any(each.is_client for each in found) else []
+    is_own = isinstance(tracing.provider, ObserveTracerProvider)
+    if is_own or candidates:
+
+        def is_responsible() -> bool:
+            """Return whether this app reports a call. Apps may share a user's provider, which tells each of them."""
+            if is_own:
+                return True
+            record = current_record()
+            reporter = INSTALLED[:1] if record is None else [record.observability]
+            return observability in reporter
+
+        tracing.observe_calls(SpanCalls(observability, is_responsible, lambda: _inspect_operations(observability)))
+    if not candidates:
+        return
+    instrumentors = observability.instrumentors
+    instrumentors.switch_on(candidates, tracing.provider)
+    observability.on_close(lambda: _detach(observability))
+    if instrumentors.switched_on:
+        observability.on_close(guard_propagation())
+    instrumentors.log()
+
+
+def _inspect_operations(observability: Observability) -> None:
+    """Compare operations with the calls around them, from the first call on."""
+
+    def stop() -> None:
+        Observability.inspecting -= 1
+
+    Observability.inspecting += 1
+    observability.on_close(stop)
+
+
+def _detach(observability: Observability) -> None:
+    """Hand the instrumentors over to an app that wanted them too, and switch off the others."""
+    for other in INSTALLED:
+        observability.instrumentors.hand_over(other.instrumentors)
+    observability.instrumentors.switch_off()
