@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry import trace
-from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags
 
 from fastapi_observe.records.request import CONTEXT_KEY, RecordRef
 
@@ -63,3 +63,11 @@ def is_stale_context(context: Context) -> bool:
     if span.is_recording() and is_server_span(span):
         return False
     return before is None or span is before.span or f"{span.get_span_context().trace_id:032x}" == before.trace_id
+
+
+def is_unsampled(span: object) -> bool:
+    """Return whether a span belongs to a trace that another instrumentation has not sampled."""
+    if not isinstance(span, NonRecordingSpan):
+        return False
+    position = span.get_span_context()
+    return position.is_valid and not position.trace_flags.sampled

@@ -15,7 +15,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Tracer, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, StatusCode
+from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode
 
 from fastapi_observe.internal.errors import Renamed
 from fastapi_observe.internal.opentelemetry import (
@@ -39,7 +39,7 @@ from fastapi_observe.settings.environment import without_invalid_variables
 from fastapi_observe.traces.attribute_warnings import throttle_attribute_warnings
 from fastapi_observe.traces.calls import CallProcessor
 from fastapi_observe.traces.context import RANDOM, TraceContext, well_formed_headers
-from fastapi_observe.traces.incoming import is_server_span, is_stale_context, parse_lone_traceparent
+from fastapi_observe.traces.incoming import is_server_span, is_stale_context, is_unsampled, parse_lone_traceparent
 from fastapi_observe.traces.pending import DISCARDED, PendingServerSpan, PendingSpan
 from fastapi_observe.traces.processors import FieldsProcessor, GuardedProcessor
 from fastapi_observe.traces.provider import ObserveTracerProvider, is_user_provider, make_provider
@@ -134,7 +134,7 @@ class TracingService:
             self._parent_decides, self._uses_w3c = False, False
             own.hand_on()
             if self._uses_fields:
-                self._add_fields_processor()
+                self._add_processor(FieldsProcessor())
             if self._call_observer is not None:
                 self.observe_calls(self._call_observer)
             if own.queue is not None:
@@ -148,7 +148,10 @@ class TracingService:
     def add_span_processor(self, processor: SpanProcessor) -> None:
         """Pass the spans of this app to a processor of ours, also if the user sets another provider later."""
         self._added_processors.append(processor)
-        add = getattr(self.provider, "add_span_processor", None)
+        self._add_processor(processor)
+
+    def _add_processor(self, processor: SpanProcessor) -> None:
+        add = getattr(self.provider, "add_span_processor", None)  # a no-op provider has none
         if add is not None:
             add(GuardedProcessor(processor, self._internal_errors))
 
@@ -157,8 +160,8 @@ class TracingService:
         self._call_observer = observer
         if isinstance(self.provider, ObserveTracerProvider):
             self.provider.calls.observer = observer
-        elif hasattr(self.provider, "add_span_processor"):
-            self.provider.add_span_processor(GuardedProcessor(CallProcessor(observer), self._internal_errors))
+        else:
+            self._add_processor(CallProcessor(observer))
 
     def _make_tail_sampler(self, settings: ObserveSettings) -> TailSampler | None:
         """Return the tail sampler; None if it is switched off, or the user's provider decides about recording."""
@@ -175,15 +178,10 @@ class TracingService:
         """Put the fields of requests on spans from now on, and those of `reference` on an adopted server span."""
         if not self._uses_fields:
             self._uses_fields = True
-            self._add_fields_processor()
+            self._add_processor(FieldsProcessor())
         record = reference.record
         if record is not None and record.span_adopted and record.span is not None and reference.fields is not None:
             record.span.set_attributes(reference.fields.attributes)
-
-    def _add_fields_processor(self) -> None:
-        add = getattr(self.provider, "add_span_processor", None)  # a no-op provider has none
-        if add is not None:
-            add(GuardedProcessor(FieldsProcessor(), self._internal_errors))
 
     # The signal, called by the middleware and the clients
 
@@ -449,7 +447,7 @@ class TracingService:
                 operation.scope = scope = ContextScope(Context({**context, SPAN_KEY: operation.span}))
                 scope.open()
             return
-        if self._parent_decides and (type(current) is UnsampledSpan or _is_unsampled(current)):
+        if self._parent_decides and (type(current) is UnsampledSpan or is_unsampled(current)):
             operation.span = current
             return
         kind = _SPAN_KINDS.get(operation.kind, SpanKind.INTERNAL)
@@ -603,11 +601,3 @@ class TracingService:
             self.provider.shutdown()
         elif self._replaced is not None and self._replaced.queue is not None:
             self._replaced.queue.close()
-
-
-def _is_unsampled(span: object) -> bool:
-    """Return whether a span belongs to a trace that another instrumentation has not sampled."""
-    if not isinstance(span, NonRecordingSpan):
-        return False
-    position = span.get_span_context()
-    return position.is_valid and not position.trace_flags.sampled
