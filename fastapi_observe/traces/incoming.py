@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from opentelemetry import trace
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags
+from opentelemetry import propagate, trace
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceFlags
 
 from fastapi_observe.records.request import CONTEXT_KEY, RecordRef
+from fastapi_observe.traces.context import well_formed_headers
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
 
@@ -34,6 +37,32 @@ def parse_lone_traceparent(record: RequestRecord) -> SpanContext | None:
     trace_id, span_id, flags = match.groups()
     context = SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
     return context if context.is_valid else None
+
+
+def extract_parent(
+    record: RequestRecord, context: Context, carriers: Mapping[bytes, str]
+) -> tuple[Context, SpanContext]:
+    """Extract the trace context of a request's headers. Returns the context with it, and the parent in it.
+
+    `carriers` are the headers that the global propagator reads, by their lower-case names.
+    """
+    carrier: dict[str, list[str]] = {}
+    for name, value in record.scope["headers"]:
+        field = carriers.get(name)
+        if field is not None:
+            carrier.setdefault(field, []).append(value.decode("latin-1"))
+    if len(carrier.get("traceparent", ())) > 1:  # W3C Trace Context: a duplicated header restarts the trace
+        del carrier["traceparent"]
+    received = well_formed_headers({name: ",".join(values) for name, values in carrier.items()})
+    context = propagate.extract(received, context)
+    return context, trace.get_current_span(context).get_span_context()
+
+
+def link_to_caller(parent: SpanContext) -> tuple[Link, ...]:
+    """Return a link to the trace that an untrusted caller sent. It contains the ids only."""
+    if not parent.is_valid:
+        return ()
+    return (Link(SpanContext(parent.trace_id, parent.span_id, is_remote=True, trace_flags=parent.trace_flags)),)
 
 
 def is_server_span(span: Span) -> bool:

@@ -38,8 +38,15 @@ from fastapi_observe.requests.trust import TrustPolicy
 from fastapi_observe.settings.environment import without_invalid_variables
 from fastapi_observe.traces.attribute_warnings import throttle_attribute_warnings
 from fastapi_observe.traces.calls import CallProcessor
-from fastapi_observe.traces.context import RANDOM, TraceContext, well_formed_headers
-from fastapi_observe.traces.incoming import is_server_span, is_stale_context, is_unsampled, parse_lone_traceparent
+from fastapi_observe.traces.context import RANDOM, TraceContext
+from fastapi_observe.traces.incoming import (
+    extract_parent,
+    is_server_span,
+    is_stale_context,
+    is_unsampled,
+    link_to_caller,
+    parse_lone_traceparent,
+)
 from fastapi_observe.traces.pending import DISCARDED, PendingServerSpan, PendingSpan
 from fastapi_observe.traces.processors import FieldsProcessor, GuardedProcessor
 from fastapi_observe.traces.provider import ObserveTracerProvider, is_user_provider, make_provider
@@ -206,7 +213,7 @@ class TracingService:
             if carried and self._trust.is_trusted(record):
                 context, parent = self._extract_parent(record, context)
             elif carried:
-                links = self._links(record)
+                links = link_to_caller(self._extract_parent(record, Context())[1])
         if self._factory is not None:
             self._start(self._factory, record, context, parent, links)
             return
@@ -336,23 +343,7 @@ class TracingService:
             parent = parse_lone_traceparent(record)
             if parent is not None:
                 return context, parent
-        carrier: dict[str, list[str]] = {}
-        for name, value in record.scope["headers"]:
-            field = self._carriers.get(name)
-            if field is not None:
-                carrier.setdefault(field, []).append(value.decode("latin-1"))
-        if len(carrier.get("traceparent", ())) > 1:  # W3C Trace Context: a duplicated header restarts the trace
-            del carrier["traceparent"]
-        received = well_formed_headers({name: ",".join(values) for name, values in carrier.items()})
-        context = propagate.extract(received, context)
-        return context, trace.get_current_span(context).get_span_context()
-
-    def _links(self, record: RequestRecord) -> tuple[Link, ...]:
-        """Return a link to the trace that an untrusted caller sent. It contains the ids only."""
-        parent = self._extract_parent(record, Context())[1]
-        if not parent.is_valid:
-            return ()
-        return (Link(SpanContext(parent.trace_id, parent.span_id, is_remote=True, trace_flags=parent.trace_flags)),)
+        return extract_parent(record, context, self._carriers)
 
     def on_response_start(self, record: RequestRecord) -> None:
         """Set route and status of an adopted span before its owner ends it."""
