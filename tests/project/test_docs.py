@@ -35,6 +35,7 @@ PAGES = (ROOT / "README.md", ROOT / "example_app/from-the-go-guide.md", *sorted(
 REPOSITORY = "https://github.com/fastapi-observe/fastapi-observe/blob/main/"
 """Address of a file of the repository; pages of the site link to files outside docs by it."""
 PICTURES = "https://raw.githubusercontent.com/fastapi-observe/fastapi-observe/main/"
+SEMCONV = "The names of OpenTelemetry"
 CONTINUES = "# continues\n"
 """First line of a block that goes on where the one before it on the page ended."""
 
@@ -144,10 +145,21 @@ def slug(line: str) -> str:
     return re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
 
 
-def section(page: str, heading: str) -> str:
-    """Return the part of a page below a heading of the second level."""
+def section(page: str, heading: str, *, level: int = 2) -> str:
+    """Return the part of a page below a heading."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return re.split(r"\n##+ ", text.partition(f"\n{'#' * level} {heading}\n")[2])[0]
+
+
+def metrics_of(text: str) -> dict[str, tuple[str, set[str]]]:
+    """Return the type and the labels of the metrics in tables."""
+    found: dict[str, tuple[str, set[str]]] = {}
+    labels = set[str]()
+    for name, kind, words, *_ in (cells for cells in rows(text) if len(cells) >= 3):
+        if kind in {"counter", "gauge", "histogram"}:
+            labels = labels if words == "the same" else set(re.findall(r"`(\w+)`", words))
+            found[name] = (kind, labels)
+    return found
 
 
 def rows(text: str) -> list[list[str]]:
@@ -272,12 +284,28 @@ def test_every_metric_is_described(everything: Everything) -> None:
             name = f"{family.name}_total" if family.type == "counter" else family.name
             shown[name] = (family.type, {*vars(family)["_labelnames"]})
     page = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
-    described = {
-        name: (kind, set(re.findall(r"`(\w+)`", labels)))
-        for name, kind, labels, *_ in (cells for cells in rows(page) if len(cells) >= 3)
-        if kind in {"counter", "gauge", "histogram"}
-    }
+    described = metrics_of(page.replace(section("reference/metrics.md", SEMCONV, level=3), ""))
     assert described == shown
+
+
+def test_every_name_of_opentelemetry_is_described(observed: Callable[..., Seen]) -> None:
+    """The table of the names that `metric_names="semconv"` gives has each with its type and labels, and no other."""
+    app = FastAPI()
+    observed(app, registry=CollectorRegistry(), include_default_registry=False, metric_names="semconv")
+
+    @app.get("/refused")
+    async def refused() -> None:
+        raise HTTPException(503)
+
+    with TestClient(app) as client:
+        client.get("/refused")
+        families = [*text_string_to_metric_families(client.get("/metrics").text)]
+    shown = {
+        family.name: (family.type, {label for sample in family.samples for label in sample.labels} - {"le"})
+        for family in families
+        if family.name.startswith("http_server_")
+    }
+    assert metrics_of(section("reference/metrics.md", SEMCONV, level=3)) == shown
 
 
 def test_buckets_are_described(everything: Everything) -> None:
