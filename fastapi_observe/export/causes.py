@@ -39,6 +39,9 @@ TLS_FILES: Final = (
     "OTEL_EXPORTER_OTLP_CLIENT_KEY"
 )
 
+WEB_PAGE: Final = "Check host, port and path of otlp_endpoint: an OTLP receiver, not the user interface of one"
+"""Servers of web pages, such as Jaeger's user interface, respond 200 to any path."""
+
 LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 from fastapi_observe.export.causes import (
     HEAD_BYTES,
     UNREACHABLE,
+    WEB_PAGE,
     connection_cause,
     response_cause,
     status_cause,
@@ -224,8 +225,10 @@ class HttpTransport:
         else:
             if not response.isclosed() or response.will_close:
                 self.close()
-        is_protobuf = response.headers.get_content_type() == PROTOBUF
-        return ExportResult(rejected=rejected_items(body) if is_protobuf else 0)
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "text/html":
+            return ExportResult("broken", f"the response is a web page. {WEB_PAGE}")
+        return ExportResult(rejected=rejected_items(body) if kind == PROTOBUF else 0)
 
     def _connection_failed(self, exc: Exception) -> ExportResult:
         if isinstance(exc, TimeoutError):

@@ -176,7 +176,7 @@ USERINFO: Final = re.compile(r"(?<![\w/.:+-])[\w.+-]{1,64}+:[^\s@:/'\"]{1,128}+@
 
 KEY_BEFORE_VALUE: Final = re.compile(
     r"(?<![\w.-])(?:(?P<before>[A-Za-z]{1,16}) )?(?P<name>[\w.-]{1,128}+)[\]'\"\\]{0,4}+\s{0,8}+"
-    r"(?:=>|:=|={1,3}+|:|%3[Dd])\s{0,16}+"
+    r"(?:=>|:=|={1,3}+|:{1,2}+|%3[Dd])\s{0,16}+"
 )
 """A word before `=` or `:`, optionally with a word before it, up to the value."""
 
@@ -191,7 +191,7 @@ NAMES_BEFORE_VALUES: Final = (
     (
         "val",
         re.compile(
-            rf"{_NAME_KEY}\s?[:=]\s?\\?['\"](?P<name>[\w.-]{{1,128}}+)\\?['\"],?\s{{0,4}}"
+            rf"{_NAME_KEY}\s?[:=]\s?\\?['\"]?(?P<name>[\w.-]{{1,128}}+)\\?['\"]?,?\s{{0,12}}+"
             rf"\\?['\"]?{_VALUE_KEY}\s?[:=]\s?",
             re.IGNORECASE,
         ),

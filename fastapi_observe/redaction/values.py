@@ -57,7 +57,7 @@ VALIDATION_INPUT_KEYS: Final = frozenset({"input", "ctx"})
 """Keys of a pydantic error that repeat the rejected value."""
 
 PAIR_NAME_KEYS: Final = frozenset(
-    """name key header field parameter param attribute variable option property setting label k""".split()  # noqa: SIM905 - a list would be longer
+    """name key header field parameter param attribute variable option property setting label id k""".split()  # noqa: SIM905 - a list would be longer
 )
 PAIR_VALUE_KEYS: Final = frozenset(
     """value values val v content data old new before after default current previous""".split()  # noqa: SIM905 - as above

@@ -72,6 +72,7 @@ PROXY_HEADERS: Final = CLIENT_ADDRESS_HEADERS | {
     b"cf-ray",
     b"cf-visitor",
     b"front-end-https",
+    b"tailscale-user-login",
     b"via",
     b"x-amz-cf-id",
     b"x-amzn-trace-id",
@@ -90,10 +91,13 @@ PROXY_HEADERS: Final = CLIENT_ADDRESS_HEADERS | {
     b"x-original-uri",
     b"x-original-url",
     b"x-proxyuser-ip",
+    b"x-real-port",
+    b"x-request-start",
     b"x-scheme",
     b"x-script-name",
     b"x-url-scheme",
     b"x-varnish",
+    b"x-vercel-id",
 }
 """Headers by which a proxy is recognized, as by every header that begins with `X-Forwarded-`."""
 

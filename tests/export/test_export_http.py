@@ -235,11 +235,19 @@ def test_rejected_items(message: bytes, rejected: int) -> None:
 
 
 def test_responses_of_another_type_are_not_parsed() -> None:
-    """Only protobuf is parsed, not the HTML of a proxy."""
+    """Only protobuf is parsed, not what a proxy sends."""
     body = b"\x0a\x02\x08\x07"
-    for kind, rejected in (b"text/html", 0), (b"application/x-protobuf", 7):
+    for kind, rejected in (b"text/plain", 0), (b"application/x-protobuf", 7):
         head = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\ncontent-length: 4\r\nconnection: close\r\n\r\n" % kind
         assert send_to_server_of(head + body).rejected == rejected
+
+
+def test_a_web_page_is_a_failure() -> None:
+    """Not an OTLP receiver: a user interface responds 200 to any path, and its spans would be lost unnoticed."""
+    for kind in (b"text/html", b"Text/HTML; charset=utf-8"):
+        result = send_to_server_of(b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\ncontent-length: 6\r\n\r\n<html>" % kind)
+        assert (result.reason, result.retry) == ("broken", False)
+        assert "the response is a web page. Check host, port and path of otlp_endpoint" in str(result.message)
 
 
 def send_to_server_of(response: bytes, scheme: str = "http") -> ExportResult:

@@ -212,6 +212,7 @@ NAMED_VALUES = [
     ({"name": "password", "value": "x"}, {"name": "password", "value": "REDACTED"}),
     ({"key": "Authorization", "value": "x"}, {"key": "Authorization", "value": "REDACTED"}),
     ({"name": "lamp", "value": "x"}, {"name": "lamp", "value": "x"}),
+    ({"id": "password", "type": "text", "value": "x"}, {"id": "password", "type": "text", "value": "REDACTED"}),
     ({"Key": "Password", "Value": "x", "a": 1}, {"Key": "Password", "Value": "REDACTED", "a": 1}),
     (
         {"ParameterKey": "DBPassword", "ParameterValue": "x"},

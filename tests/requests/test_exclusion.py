@@ -147,6 +147,24 @@ def test_nothing_inside_an_excluded_request_is_reported(observed: Callable[..., 
     assert seen.observe.internal_errors.counts == {}
 
 
+def test_work_of_its_own_is_reported(observed: Callable[..., Seen]) -> None:
+    """A job, and a block outside the request, are no part of the excluded request that starts them."""
+    app = FastAPI()
+    seen = observed(app, exclude_paths=["/excluded"])
+
+    @app.get("/excluded")
+    async def start() -> None:
+        with seen.observe.operation("inside"):
+            pass
+        with seen.observe.job("mail"), seen.observe.operation("in job"):
+            pass
+        with seen.observe.detached(), seen.observe.operation("outside"):
+            pass
+
+    assert TestClient(app).get("/excluded").status_code == 200
+    assert sorted(span.name for span in seen.spans) == ["in job", "mail", "outside"]
+
+
 def test_a_provider_with_another_sampler(observed: Callable[..., Seen]) -> None:
     """Spans of ours are not made with the user's provider either, although it samples everything."""
     exporter, engine = InMemorySpanExporter(), create_engine("sqlite://")
