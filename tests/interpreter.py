@@ -16,6 +16,7 @@ import sys
 import textwrap
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from time import monotonic
 from types import ModuleType
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 IMPORTS = (
     "asyncio",
     "fastapi.testclient",
+    "fastapi_observe.cli.main",
     "httpx",
     "loguru",
+    "sqlalchemy.ext.asyncio",
     "uvicorn",
     "fastapi_observe",
     "fastapi_observe.export.http",
@@ -75,6 +78,7 @@ def run(
     script: str,
     *arguments: object,
     environment: dict[str, str] | None = None,
+    directory: Path | None = None,
     stdout: int | None = None,
     timeout: float = 120,
 ) -> subprocess.CompletedProcess[str]:
@@ -85,7 +89,7 @@ def run(
         "script": textwrap.dedent(script),
         "arguments": [str(each) for each in arguments],
         "environment": dict(os.environ) if environment is None else environment,
-        "directory": os.getcwd(),  # noqa: PTH109 - as a string
+        "directory": str(directory or Path.cwd()),
         "path": sys.path,
     }
     try:

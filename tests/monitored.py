@@ -8,20 +8,20 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
+import interpreter
 from tools import needs
 
 from example_app.services import run_service
 from example_app.traffic import send_traffic
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import AsyncIterator, Sequence
 
 ROOT: Final = Path(__file__).parents[1]
@@ -30,15 +30,9 @@ TIMEOUT: Final = 90.0
 
 
 def command(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m fastapi_observe` in another process."""
-    return subprocess.run(  # noqa: S603 - our own command line
-        [sys.executable, "-m", "fastapi_observe", *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        check=False,
-        text=True,
-    )
+    """Run what `python -m fastapi_observe` runs, in another process."""
+    script = "import sys\nfrom fastapi_observe.cli.main import main\nsys.argv[0] = '__main__.py'\nsys.exit(main())"
+    return interpreter.run(script, *arguments, directory=cwd, environment={**os.environ, **environment})
 
 
 def free_port() -> int:

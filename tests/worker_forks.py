@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from random import Random
 from time import sleep
 from typing import TYPE_CHECKING, Any
 
+import interpreter
 import prometheus_client
 from fastapi import FastAPI
 from opentelemetry import trace
@@ -110,12 +110,9 @@ def _save_coverage() -> None:
 
 
 def run(script: str, *arguments: object) -> Any:
-    """Run a script in a new process, since a process with threads must not fork. Returns its result."""
-    paths = os.pathsep.join([str(HERE), str(HERE.parent)])
-    process = subprocess.run(  # noqa: S603 - our own script
-        [sys.executable, __file__, script, *map(str, arguments)],
-        capture_output=True, text=True, check=False, timeout=60, env={**os.environ, "PYTHONPATH": paths},
-    )  # fmt: skip
+    """Run a script in a process of its own, since a process with threads must not fork. Returns its result."""
+    code = "import json, sys, worker_forks\nprint(json.dumps(getattr(worker_forks, sys.argv[1])(*sys.argv[2:])))"
+    process = interpreter.run(code, script, *arguments, timeout=60)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
 
@@ -314,7 +311,3 @@ def leaves(directory: str) -> dict[str, float]:
     for child in children:
         child.finish()
     return found
-
-
-if __name__ == "__main__":
-    print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])))  # noqa: T201 - this is the answer

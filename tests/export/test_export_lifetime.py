@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
 import sys
 import threading
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import interpreter
 import pytest
 from collectors import Collector, Mode
 from prometheus_client import CollectorRegistry, generate_latest
@@ -188,15 +188,14 @@ for at in range(10):
 """
     with Collector() as collector:
         environment = {**os.environ, "OBSERVE_OTLP_ENDPOINT": collector.url}
-        subprocess.run([sys.executable, "-c", code], env=environment, check=True)  # noqa: S603 - our own code
+        assert interpreter.run(code, environment=environment).returncode == 0
         assert len(collector.spans) == 10
     with Collector("close") as collector:
         environment["OBSERVE_OTLP_ENDPOINT"] = collector.url
-        ended = subprocess.run(  # noqa: S603 - our own code
-            [sys.executable, "-c", code + "tracing.flush(0.5)"], env=environment, check=True, capture_output=True
-        )
+        ended = interpreter.run(code + "tracing.flush(0.5)", environment=environment)
+        assert ended.returncode == 0
         assert collector.connections == 1  # the next attempt would have been after 0.8 s
-    assert b"Traceback" not in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_shutdown_under_a_frozen_clock() -> None:
@@ -231,10 +230,8 @@ print(sum(queue.counts().dropped.values()), observe.internal_errors.counts)
 """
     with Collector("hang") as collector:
         environment = {**os.environ, "OBSERVE_OTLP_ENDPOINT": collector.url}
-        ended = subprocess.run(  # noqa: S603 - our own code
-            [sys.executable, "-c", code], env=environment, check=True, capture_output=True, timeout=60
-        )
-    assert ended.stdout.splitlines()[-1] == b"1 {}"
+        ended = interpreter.run(code, environment=environment, timeout=60)
+    assert ended.stdout.splitlines()[-1] == "1 {}", ended.stderr
 
 
 def test_all_exports_share_one_shutdown_deadline() -> None:

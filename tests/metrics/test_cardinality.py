@@ -21,6 +21,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Host, Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 from starlette.testclient import TestClient
+from tools import volume
 
 from fastapi_observe import Observability, install
 from fastapi_observe.metrics.budget import OVERFLOW
@@ -351,13 +352,14 @@ def test_the_label_value_in_the_warning_is_redacted(caplog: pytest.LogCaptureFix
 
 
 def test_many_values_of_a_label_use_limited_memory() -> None:
-    """100,000 values of a label make 501 series and use at most 20 MB; each replaced one is counted."""
+    """Very many values of a label make 501 series and use at most 20 MB; each replaced one is counted."""
+    values = volume(100_000)
     observe = observed(FastAPI())
     metric = observe.metrics.histogram("visits_seconds", "Visits.", ["shop", "user"])
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        for number in range(100_000):
+        for number in range(values):
             metric.labels("north", f"user-{number:032}").observe(0.1)
         grown, peak = (now - before for now in tracemalloc.get_traced_memory())
     finally:
@@ -367,7 +369,7 @@ def test_many_values_of_a_label_use_limited_memory() -> None:
     assert len(metric.children()) == LIMIT + 1
     labels = {"metric": metric.exposition_name()}
     overflow = observe.metrics.registry.get_sample_value("fastapi_observe_series_overflow_total", labels)
-    assert overflow == 100_000 - LIMIT
+    assert overflow == values - LIMIT
 
 
 def test_limits_apply_to_each_worker(tmp_path: Path) -> None:

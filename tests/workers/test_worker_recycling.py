@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from servers_of_workers import serving_workers
+from tools import volume
 
 from fastapi_observe.workers.directory import remove_stale_directories
 
@@ -34,7 +35,7 @@ CASES = [(name, workers) for name in RECYCLED for workers in (1, 2) if (name, wo
 """uvicorn with one worker replaces nothing: it ends."""
 
 
-@pytest.mark.parametrize(("name", "workers"), CASES if SOAK else [("gunicorn", 1), ("uvicorn", 2)])
+@pytest.mark.parametrize(("name", "workers"), CASES if SOAK else [("gunicorn --preload", 1), ("uvicorn", 2)])
 def test_totals_survive_the_last_worker(name: str, workers: int, tmp_path: Path) -> None:
     """Totals never go back and are the number of responses, also if the only worker is replaced."""
     if name.startswith("gunicorn") and not importlib.util.find_spec("uvicorn_worker"):
@@ -42,7 +43,7 @@ def test_totals_survive_the_last_worker(name: str, workers: int, tmp_path: Path)
     pids: set[int] = set()
     answered, shown = 0, 0.0
     with serving_workers(name, tmp_path, workers, **RECYCLED[name]) as server:
-        while len(pids) < workers + 3:
+        while len(pids) < workers + volume(3):
             for _ in range(10):
                 answered += count_one(server, pids)
             now = scrape_total(server, "http_requests_total")

@@ -31,6 +31,10 @@ ALL_SERVERS = SOAK or "OBSERVE_ALL_FAULTS" in os.environ
 NEEDS = {"uvicorn": ("uvicorn",), "hypercorn": ("hypercorn",), "granian": ("granian",)}
 
 
+KILLED = ["gunicorn --preload", *(["uvicorn"] if ALL_SERVERS else []), *(["granian"] if SOAK else [])]
+"""The servers whose workers are killed. Those that `gunicorn --preload` forks start in no time."""
+
+
 def skip_unless_installed(name: str) -> None:
     """Skip the test if the server is not installed."""
     for module in NEEDS.get(name, ("gunicorn", "uvicorn_worker")):
@@ -106,7 +110,7 @@ class Load:
             thread.join()
 
 
-@pytest.mark.parametrize("name", ["uvicorn", "gunicorn --preload", "granian"] if SOAK else ["uvicorn"])
+@pytest.mark.parametrize("name", KILLED)
 def test_a_killed_worker_loses_no_count(name: str, tmp_path: Path) -> None:
     """Under load, totals never go back, and differ from the responses by requests that a kill has cut off."""
     skip_unless_installed(name)
