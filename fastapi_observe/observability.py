@@ -35,6 +35,7 @@ from fastapi_observe.metrics.service import MetricsService
 from fastapi_observe.metrics.shared.join import WorkerGroup
 from fastapi_observe.metrics.system import SystemCollector
 from fastapi_observe.records.fields import FieldSetter
+from fastapi_observe.records.frames import OwnCode, calling_module
 from fastapi_observe.records.guard import CALLER_ERRORS, fail_safe, return_no_op
 from fastapi_observe.records.operation import Operation, PartialReporter, new_operation
 from fastapi_observe.records.request import CONTEXT_KEY, ExcludedRef, RequestRecord, excluded_signals
@@ -45,7 +46,7 @@ from fastapi_observe.records.wrapping import callable_name
 from fastapi_observe.redaction.redactor import Redactor
 from fastapi_observe.requests.exclusion import RequestFilter
 from fastapi_observe.requests.response_headers import ResponseHeaders
-from fastapi_observe.requests.routing import RouteTemplates
+from fastapi_observe.requests.routing import RouteTemplates, app_modules
 from fastapi_observe.slo.live import LiveObjectives
 from fastapi_observe.traces.service import TracingService
 
@@ -76,8 +77,7 @@ INSTALLED: list[Observability] = []
 class Observability:
     """The traces, metrics, logs and instrumented clients of an app.
 
-    `tracing`, `metrics` and `log` record telemetry; `db` and `external` measure queries and calls to other services;
-    `http` is an instrumented httpx client.
+    `tracing`, `metrics` and `log` record telemetry, `db` and `external` queries and calls; `http` is an httpx client.
     """
 
     # Installs with a filter or with instrumentors. An operation may be of another install than the one of its request.
@@ -88,6 +88,7 @@ class Observability:
         self.settings = settings
         self.internal_errors = InternalErrors()
         self.routes = RouteTemplates(app)
+        self.own_code = OwnCode(partial(app_modules, app, calling_module()))
         self.redactor = Redactor.from_settings(settings, self.internal_errors, self.routes.templates)
         self.objectives = LiveObjectives(app, settings, self.internal_errors)
         with ExitStack() as undo:  # a failed install leaves nothing behind
@@ -100,6 +101,7 @@ class Observability:
                 blocked_threshold=settings.blocked_loop_threshold,
                 on_blocked=self.blocked_loops,
                 in_progress=lambda: self.metrics.requests_in_progress if settings.metrics else 0,
+                own_code=self.own_code,
             )
             self.metrics.register_collector(SystemCollector(settings, self.internal_errors))
             self.metrics.register_collector(self.saturation)

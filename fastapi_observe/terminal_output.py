@@ -24,6 +24,7 @@ def attach_terminal(observability: Observability, console: Console | None) -> No
     settings, logs, tracing = observability.settings, observability.logs, observability.tracing
     text = logs.text if settings.logs else None
     if text is not None:
+        text.own_code = observability.own_code
         thresholds = observability.objectives.latency_thresholds
         text.slow_after = lambda endpoint: thresholds.get(endpoint, settings.slow_request_threshold)
         if console is not None:

@@ -61,7 +61,11 @@ class Console:
         self._gate = Gate(settings)
         self.store = Store()
         self.signal = ConsoleSignal(
-            self.store, observability.redactor, settings.repeated_query_threshold, settings.slow_query_threshold
+            self.store,
+            observability.redactor,
+            observability.own_code,
+            settings.repeated_query_threshold,
+            settings.slow_query_threshold,
         )
         self.api = Api(observability, self.store, secrets.token_hex(8))
         self._announced = False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.sdk.trace import SpanProcessor
 
 from fastapi_observe.console.store import MAX_RUNNING, Point
-from fastapi_observe.records.frames import caller_location, describe_exception
+from fastapi_observe.records.frames import describe_exception
 from fastapi_observe.records.request import current_record
 from fastapi_observe.records.signal import no_op
 from fastapi_observe.terminal.spans import MAX_VALUE_LENGTH
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from fastapi_observe.console.store import Store
     from fastapi_observe.metrics.loop_monitor import BlockedLoop
+    from fastapi_observe.records.frames import OwnCode
     from fastapi_observe.records.job import JobRecord
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.request import RequestRecord
@@ -30,9 +31,12 @@ _UNKNOWN = "0" * 32
 class ConsoleSignal:
     """Puts what ends into the store. `repeat_limit` is how often one request may send the same statement."""
 
-    def __init__(self, store: Store, redactor: Redactor, repeat_limit: int, slow_query: float) -> None:
+    def __init__(
+        self, store: Store, redactor: Redactor, own_code: OwnCode, repeat_limit: int, slow_query: float
+    ) -> None:
         self._store = store
         self._redactor = redactor
+        self._own_code = own_code
         self._repeat_limit = repeat_limit
         self._slow_query = slow_query
 
@@ -73,7 +77,7 @@ class ConsoleSignal:
             "fields": {} if record.current.fields is None else record.current.fields.fields,
             "duration_ms": round(record.duration * 1000, 3),
             "ttfb_ms": None if record.ttfb is None else round(record.ttfb * 1000, 3),
-            "exception": None if exception is None else describe_exception(exception, self._redactor),
+            "exception": self._describe(exception),
         }
         database = external = 0.0
         if record.work is not None:
@@ -107,7 +111,7 @@ class ConsoleSignal:
 
     def on_operation_start(self, operation: Operation, /) -> None:
         """Add where in the user's code the operation was started."""
-        location = caller_location()
+        location = self._own_code.caller_location()
         if location is not None:
             operation.add_details(
                 **{
@@ -144,10 +148,13 @@ class ConsoleSignal:
                 "request_id": "",
                 "duration_ms": round(operation.duration * 1000, 3),
                 "ttfb_ms": None,
-                "exception": None if exception is None else describe_exception(exception, self._redactor),
+                "exception": self._describe(exception),
             },
             None,
         )
+
+    def _describe(self, exception: BaseException | None) -> list[dict[str, Any]] | None:
+        return None if exception is None else describe_exception(exception, self._redactor, self._own_code)
 
     def on_blocked_loop(self, blocked: BlockedLoop, method: str, endpoint: str) -> None:
         """Take a time that the event loop was blocked."""

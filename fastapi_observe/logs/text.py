@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.internal import json
 from fastapi_observe.logs.line import LIMITS, MAX_MESSAGE, to_json_safe, to_text, truncate
-from fastapi_observe.records.frames import describe_exception
+from fastapi_observe.records.frames import DEFAULT_OWN_CODE, describe_exception
 from fastapi_observe.terminal.exceptions import render_exception, render_heading
 from fastapi_observe.terminal.style import TIMES, Style, columns, escape, format_duration, is_terminal, terminal_width
 from fastapi_observe.terminal.tree import render_tree
@@ -42,7 +42,8 @@ class TextFormat:
 
     `spans` takes the spans of a request that has ended, by the ids of its trace and its server span. `link` returns
     the address of its trace in the console, or an empty string. `slow_after` returns the seconds from which a request
-    is slow. `raw_targets` shows paths and queries as they were sent. `all_trees` prints the tree of every request.
+    is slow. `own_code` knows which frames of an exception are the
+    user's. `raw_targets` shows paths and queries as they were sent. `all_trees` prints the tree of every request.
     """
 
     def __init__(self, stream: TextIO | None, *, raw_targets: bool = False, all_trees: bool = False) -> None:
@@ -50,6 +51,7 @@ class TextFormat:
         self._aligned = is_terminal(stream)
         self._raw_targets = raw_targets
         self.all_trees = all_trees
+        self.own_code = DEFAULT_OWN_CODE
         self.spans: Callable[[str, str], list[SpanRow]] = lambda _trace_id, _span_id: []
         self.link: Callable[[RequestRecord], str] = lambda _record: ""
         self.slow_after: Callable[[str], float] = lambda _endpoint: float("inf")
@@ -166,7 +168,7 @@ class TextFormat:
 
     def _exception(self, exc: BaseException, redactor: Redactor, where: str) -> list[str]:
         """Return the rows of an exception; its first row only if the same trace has printed it."""
-        chain = describe_exception(exc, redactor)
+        chain = describe_exception(exc, redactor, self.own_code)
         if where and getattr(exc, SHOWN_ATTRIBUTE, "") == where:
             first = render_heading(chain[0], self._style)[0]
             return [f"{INDENT}{first} {self._style.paint('(printed above)', 'dim')}"]

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.throttle import LogThrottle
-from fastapi_observe.records.frames import find_record, innermost_location
+from fastapi_observe.records.frames import DEFAULT_OWN_CODE, find_record
 from fastapi_observe.records.guard import report_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastapi_observe.records.frames import Location
+    from fastapi_observe.records.frames import Location, OwnCode
     from fastapi_observe.records.request import RequestRecord
 
 BEAT_INTERVAL: Final = 0.02
@@ -87,15 +87,17 @@ class LoopMonitor:
     of at least `threshold` seconds; None switches that off, and the thread with it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - the last three are for tests, and for the report
         self,
         observe: Callable[[float], None],
         threshold: float | None = None,
         on_blocked: Callable[[BlockedLoop], None] | None = None,
         interval: float = BEAT_INTERVAL,
         in_progress: Callable[[], int] = int,
+        own_code: OwnCode = DEFAULT_OWN_CODE,
     ) -> None:
         self._in_progress = in_progress
+        self._own_code = own_code
         self._observe = observe
         self._threshold = threshold if on_blocked is not None else None
         self._on_blocked = on_blocked
@@ -173,10 +175,8 @@ class LoopMonitor:
                         self._busy_due = due  # many short callbacks: the loop is overloaded, but nothing blocks it
                         continue
                     frame = sys._current_frames().get(self._thread_id)  # noqa: SLF001 - documented for this use
-                    self._found = (
-                        due,
-                        BlockedLoop(0.0, innermost_location(frame), find_record(frame), self._in_progress()),
-                    )
+                    location = self._own_code.innermost_location(frame)
+                    self._found = due, BlockedLoop(0.0, location, find_record(frame), self._in_progress())
                 except Exception as exc:  # noqa: BLE001 - the stack changes while it is read
                     report_error("saturation", exc)
                 finally:

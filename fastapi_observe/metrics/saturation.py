@@ -15,6 +15,7 @@ from anyio.to_thread import current_default_thread_limiter
 from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily
 
 from fastapi_observe.metrics.loop_monitor import BEAT_INTERVAL, LoopMonitor
+from fastapi_observe.records.frames import DEFAULT_OWN_CODE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from fastapi_observe.metrics.loop_monitor import BlockedLoop
+    from fastapi_observe.records.frames import OwnCode
 
 LAG_BOUNDS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 PAUSE_BOUNDS: Final = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
@@ -80,16 +82,17 @@ class Saturation:
     has no effect. Without an asyncio loop (trio), only the garbage collector is measured.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts of the monitor
         self,
         registry: CollectorRegistry | None = None,
         interval: float = BEAT_INTERVAL,
         blocked_threshold: float | None = None,
         on_blocked: Callable[[BlockedLoop], None] | None = None,
         in_progress: Callable[[], int] = int,
+        own_code: OwnCode = DEFAULT_OWN_CODE,
     ) -> None:
         self.lag = LocalHistogram(LAG_BOUNDS)
-        self._monitor = LoopMonitor(self.lag.observe, blocked_threshold, on_blocked, interval, in_progress)
+        self._monitor = LoopMonitor(self.lag.observe, blocked_threshold, on_blocked, interval, in_progress, own_code)
         self._pauses = GcPauses()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._limiter: CapacityLimiter | None = None

@@ -6,13 +6,13 @@ import linecache
 import os
 import sys
 import sysconfig
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from fastapi_observe.records.exceptions import exception_message
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
     from types import FrameType
 
     from fastapi_observe.records.request import RequestRecord
@@ -40,15 +40,110 @@ _MIDDLEWARE: Final = str(Path(__file__).parents[1] / "middleware.py")
 _SCRIPTS: Final = str(Path(sysconfig.get_path("scripts")).resolve()) + os.sep
 
 
-@lru_cache(maxsize=4096)
-def is_own_file(name: str) -> bool:
-    """Return whether a file is the user's: not of Python, not of an installed package, not of this one."""
-    if str(Path(name).resolve()).startswith(_DEMO):
-        return True
-    if name.startswith("<") or "site-packages" in name or "dist-packages" in name:
-        return False
-    path = str(Path(name).resolve())
-    return not path.startswith(_LIBRARIES) and not path.startswith(_SCRIPTS)
+_NEVER_OWN: Final = frozenset({"fastapi", "starlette", __name__.partition(".")[0], *sys.stdlib_module_names})
+"""Packages that have endpoints or call `install` without being the user's app."""
+
+MAX_KNOWN_FILES: Final = 4096
+
+
+class OwnCode:
+    """Which code is the user's, and where in it something happens.
+
+    It is what is not of Python, not of this package, and not of an installed package, unless that is the app itself:
+    images of containers install it beside its libraries. `list_modules` returns the modules of the app; the packages
+    that they are in are its own.
+    """
+
+    def __init__(self, list_modules: Callable[[], Iterable[str]] = tuple) -> None:
+        self._list_modules = list_modules
+        self._roots: tuple[str, ...] | None = None
+        self._known: dict[str, bool] = {}
+
+    def includes(self, name: str) -> bool:
+        """Return whether a file is the user's."""
+        known = self._known.get(name)
+        if known is None:
+            known = self._is_own(name)
+            if len(self._known) < MAX_KNOWN_FILES:
+                self._known[name] = known
+        return known
+
+    def _is_own(self, name: str) -> bool:
+        if name.startswith("<"):
+            return False
+        path = str(Path(name).resolve())
+        if path.startswith(_DEMO):
+            return True
+        if self._roots is None:
+            self._roots = tuple(_package_roots(self._list_modules()))
+        for root in self._roots:
+            if path.startswith(root) and not _is_installed(path[len(root) :]):  # a virtual environment may be in there
+                return True
+        return not (_is_installed(name) or path.startswith((*_LIBRARIES, _SCRIPTS)))
+
+    def caller_location(self) -> Location | None:
+        """Return the innermost frame of the user's code on the current stack.
+
+        SQLAlchemy runs its drivers in greenlets, whose stacks are of their own: the search goes on in the parent.
+        """
+        frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - the documented way to the current frame
+        greenlet = sys.modules.get("greenlet")
+        current = greenlet.getcurrent() if greenlet is not None else None
+        for _ in range(MAX_DEPTH):
+            if frame is None:
+                current = getattr(current, "parent", None)
+                frame = getattr(current, "gr_frame", None)
+                if frame is None:
+                    return None
+            if self.includes(frame.f_code.co_filename):
+                return _location(frame)
+            frame = frame.f_back
+        return None
+
+    def innermost_location(self, frame: FrameType | None) -> Location | None:
+        """Return the innermost frame of the user's code on the stack of another thread, which runs an event loop."""
+        for _ in range(MAX_DEPTH):
+            # What is outside the event loop has called it, and does not block it.
+            if frame is None or (frame.f_code.co_name in _LOOP_FUNCTIONS and "asyncio" in frame.f_code.co_filename):
+                return None
+            if self.includes(frame.f_code.co_filename):
+                return _location(frame)
+            frame = frame.f_back
+        return None
+
+
+DEFAULT_OWN_CODE: Final = OwnCode()
+"""For code that knows no app: no installed package is the user's."""
+
+
+def calling_module() -> str:
+    """Return the name of the module outside this package that has called it."""
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - as above
+    package = __name__.partition(".")[0]
+    for _ in range(MAX_DEPTH):
+        if frame is None:
+            break
+        name = str(frame.f_globals.get("__name__"))
+        if name.partition(".")[0] != package:
+            spec = frame.f_globals.get("__spec__")  # `python -m shop` runs shop.__main__ under another name
+            return str(getattr(spec, "name", name))
+        frame = frame.f_back
+    return ""
+
+
+def _package_roots(modules: Iterable[str]) -> Iterator[str]:
+    """Yield the directories of the top-level packages of modules, and the files of those that are in no package."""
+    for top in {name.partition(".")[0] for name in modules} - _NEVER_OWN:
+        module = sys.modules.get(top)
+        directories = getattr(module, "__path__", None)
+        if directories is not None:
+            yield from (str(Path(directory).resolve()) + os.sep for directory in directories)
+        elif getattr(module, "__file__", None):
+            yield str(Path(str(module.__file__)).resolve())  # type: ignore[union-attr]
+
+
+def _is_installed(path: str) -> bool:
+    return "site-packages" in path or "dist-packages" in path
 
 
 def shorten(name: str) -> str:
@@ -67,37 +162,8 @@ class Location(NamedTuple):
     function: str
 
 
-def caller_location() -> Location | None:
-    """Return the innermost frame of the user's code on the current stack.
-
-    SQLAlchemy runs its drivers in greenlets, whose stacks are of their own: the search goes on in the parent.
-    """
-    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - the documented way to the current frame
-    greenlet = sys.modules.get("greenlet")
-    current = greenlet.getcurrent() if greenlet is not None else None
-    for _ in range(MAX_DEPTH):
-        if frame is None:
-            current = getattr(current, "parent", None)
-            frame = getattr(current, "gr_frame", None)
-            if frame is None:
-                return None
-        code = frame.f_code
-        if is_own_file(code.co_filename):
-            return Location(shorten(code.co_filename), frame.f_lineno, code.co_qualname)
-        frame = frame.f_back
-    return None
-
-
-def innermost_location(frame: FrameType | None) -> Location | None:
-    """Return the innermost frame of the user's code on the stack of another thread, which runs an event loop."""
-    for _ in range(MAX_DEPTH):
-        # What is outside the event loop has called it, and does not block it.
-        if frame is None or (frame.f_code.co_name in _LOOP_FUNCTIONS and "asyncio" in frame.f_code.co_filename):
-            return None
-        if is_own_file(frame.f_code.co_filename):
-            return Location(shorten(frame.f_code.co_filename), frame.f_lineno, frame.f_code.co_qualname)
-        frame = frame.f_back
-    return None
+def _location(frame: FrameType) -> Location:
+    return Location(shorten(frame.f_code.co_filename), frame.f_lineno, frame.f_code.co_qualname)
 
 
 def find_record(frame: FrameType | None) -> RequestRecord | None:
@@ -113,7 +179,9 @@ def find_record(frame: FrameType | None) -> RequestRecord | None:
     return None
 
 
-def describe_exception(exc: BaseException, redactor: Redactor) -> list[dict[str, Any]]:
+def describe_exception(
+    exc: BaseException, redactor: Redactor, own_code: OwnCode = DEFAULT_OWN_CODE
+) -> list[dict[str, Any]]:
     """Return an exception, its causes and the members of its group, the raised one first.
 
     Each has its type, message and frames, the innermost first, and its relation to one before: `cause`, `context` or
@@ -131,7 +199,7 @@ def describe_exception(exc: BaseException, redactor: Redactor) -> list[dict[str,
             {
                 "type": type(current).__qualname__,
                 "message": exception_message(current, redactor)[:4096],
-                "frames": _frames(current, redactor),
+                "frames": _frames(current, redactor, own_code),
                 "relation": relation,
             }
         )
@@ -144,7 +212,7 @@ def describe_exception(exc: BaseException, redactor: Redactor) -> list[dict[str,
     return chain
 
 
-def _frames(exc: BaseException, redactor: Redactor) -> list[dict[str, Any]]:
+def _frames(exc: BaseException, redactor: Redactor, own_code: OwnCode) -> list[dict[str, Any]]:
     frames = []
     trace = exc.__traceback__
     while trace is not None:
@@ -156,7 +224,7 @@ def _frames(exc: BaseException, redactor: Redactor) -> list[dict[str, Any]]:
             "file": shorten(name),
             "line": line,
             "function": function,
-            "own": is_own_file(name),
+            "own": own_code.includes(name),
             "code": redactor.text(linecache.getline(name, line).strip()[:256]),
         }
         for name, line, function in reversed(frames[-MAX_FRAMES:])

@@ -151,6 +151,11 @@ def _collect_endpoints(routes: Any, prefix: str, found: list[Endpoint], depth: i
             found.append(Endpoint(prefix + path, methods, tags, getattr(route, "endpoint", None), websocket))
 
 
+def app_modules(app: Any, *others: str) -> set[str]:
+    """Return the names of the modules that the endpoints of an app are in, and of `others`."""
+    return {*others, *(str(getattr(endpoint.function, "__module__", "")) for endpoint in list_endpoints(app))}
+
+
 def mounted_apps(app: Any) -> list[Starlette]:
     """Return the FastAPI and Starlette apps mounted anywhere below `app`, each once, without `app` itself."""
     found: list[Starlette] = []

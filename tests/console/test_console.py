@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import logging
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import fastapi
 import pytest
 import uvicorn
 from fastapi import BackgroundTasks, FastAPI, WebSocket
@@ -19,7 +21,7 @@ from fastapi_observe import DatabaseDep, LogDep, ObserveSettings, SettingsError,
 from fastapi_observe.console.address import address_from_command_line
 from fastapi_observe.console.api import Api
 from fastapi_observe.console.store import Store
-from fastapi_observe.records.frames import caller_location, describe_exception, is_own_file
+from fastapi_observe.records.frames import OwnCode, describe_exception
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 
 if TYPE_CHECKING:
@@ -397,13 +399,92 @@ def test_only_the_token_is_answered_by_the_cookie(observed: Callable[..., Seen])
 
 def test_own_files() -> None:
     """Code of installed packages, of Python and of this package is not the user's."""
-    assert is_own_file(__file__)
-    assert not is_own_file(asyncio.__file__)
-    assert not is_own_file(pytest.__file__)
-    assert not is_own_file("<string>")
-    found = caller_location()
+    own_code = OwnCode()
+    assert own_code.includes(__file__)
+    assert not own_code.includes(asyncio.__file__)
+    assert not own_code.includes(pytest.__file__)
+    assert not own_code.includes("<string>")
+    found = own_code.caller_location()
     assert found is not None
     assert found[0].endswith("test_console.py")
+
+
+INSTALLED_APP = """
+from fastapi import FastAPI
+from {installer} import install
+from {package}.api import router
+
+app = FastAPI()
+install(app, environment="development", logs=False, otlp_endpoint=None)
+app.include_router(router)
+"""
+INSTALLED_API = """
+from fastapi import APIRouter
+from fastapi_observe import DatabaseDep
+import {library}
+
+router = APIRouter()
+
+@router.get("/fails")
+async def fails(db: DatabaseDep):
+    async with db.query("SELECT", table="orders"):
+        pass
+    {library}.call(boom)
+
+def boom():
+    raise RuntimeError("out of luck")
+"""
+LIBRARY = "def call(function):\n    return function()\n"
+PLATFORM = "import fastapi_observe\ndef install(*given, **named):\n    fastapi_observe.install(*given, **named)\n"
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_app_that_is_installed_as_a_package(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wrapped: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """As in images of containers: its package is the user's code, the libraries beside it are not.
+
+    A library of the company may call `install`: the modules of the endpoints are the app's too.
+    """
+    package, library, platform = (f"installed_{name}_{wrapped}".lower() for name in ("shop", "library", "platform"))
+    home = tmp_path / "lib" / "site-packages"
+    (home / package).mkdir(parents=True)
+    names = {"package": package, "library": library, "installer": platform if wrapped else "fastapi_observe"}
+    (home / package / "__init__.py").write_text("", "utf-8")
+    (home / package / "main.py").write_text(INSTALLED_APP.format(**names), "utf-8")
+    (home / package / "api.py").write_text(INSTALLED_API.format(**names), "utf-8")
+    (home / f"{library}.py").write_text(LIBRARY, "utf-8")
+    (home / f"{platform}.py").write_text(PLATFORM, "utf-8")
+    monkeypatch.syspath_prepend(str(home))
+    app = importlib.import_module(f"{package}.main").app
+    try:
+        TestClient(app, raise_server_exceptions=False).get("/fails")
+        (failed,) = [each for each in live(app)["requests"] if each["failed"]]
+        trace = json.loads(ask(app, f"/observe/api/traces/{failed['trace_id']}")[2])
+        frames = failed["exception"][0]["frames"]
+        own = [(each["file"].rpartition("/")[2], each["function"]) for each in frames if each["own"]]
+        assert own == [("api.py", "boom"), ("api.py", "fails")]
+        assert f"{library}.py" in {each["file"].rpartition("/")[2] for each in frames}
+        (query,) = [span for span in trace["spans"] if span["name"] == "SELECT orders"]
+        assert query["attributes"]["code.file.path"].endswith(f"{package}/api.py")
+    finally:
+        app.state.observe.close()
+
+
+def test_a_virtual_environment_inside_the_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is installed below the package of the app is not the user's."""
+    package = tmp_path / "app_with_environment"
+    (package / ".venv" / "lib" / "site-packages").mkdir(parents=True)
+    (package / "__init__.py").write_text("", "utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.import_module("app_with_environment")
+    own_code = OwnCode(lambda: ["app_with_environment.main", "unknown.module", "asyncio", "fastapi.applications"])
+    assert own_code.includes(str(package / "main.py"))
+    assert not own_code.includes(str(package / ".venv" / "lib" / "site-packages" / "library.py"))
+    assert not own_code.includes(asyncio.__file__)
+    assert not own_code.includes(fastapi.__file__)
 
 
 def test_a_chain_that_leads_back_to_itself() -> None:
