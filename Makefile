@@ -12,6 +12,7 @@ BENCH_READY = $(VENV)/.fastapi-observe-bench-ready
 
 # Lists that can be given on the command line: make test-fastapi FASTAPI='0.136.* newest' TESTS=tests/end_to_end/test_paths.py
 FASTAPI ?= 0.115.2 0.136.* 0.141.* 0.142.* newest
+PYTHONS ?= 3.12 3.13 3.14
 TESTS ?= tests
 ARGS ?=
 WORKERS ?= 2
@@ -21,7 +22,7 @@ LOCK_TOOLS = $(UV) pip compile - --quiet --universal --python-version 3.11 --gen
   --no-annotate --custom-compile-command 'make lock' $(ARGS)
 LOCK = $(subst compile -,compile pyproject.toml,$(LOCK_TOOLS))
 
-.PHONY: help setup run test cover style test-lowest test-fastapi lint format bench bench-check bench-instructions chaos soak repeat screenshots lock docs sbom dist clean
+.PHONY: help setup run test cover style test-lowest test-fastapi test-python lint format bench bench-check bench-instructions chaos soak repeat screenshots lock docs sbom dist clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -65,6 +66,20 @@ test-fastapi: $(READY)  ## Run TESTS on each version of FASTAPI
 	  wanted="fastapi==$$version"; test "$$version" != newest || wanted=fastapi; \
 	  { test -x "$$folder/bin/python" || $(UV) venv --quiet --python $(BIN)/python "$$folder"; } && \
 	  $(UV) pip install --quiet --python "$$folder/bin/python" --upgrade-package fastapi --editable '.[test]' "$$wanted" && \
+	  "$$folder/bin"/$(PYTEST) $(TESTS) || failed="$$failed $$version"; \
+	done; \
+	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+test-python: $(READY)  ## Run TESTS on each version of PYTHONS that is installed
+	@failed=''; for version in $(PYTHONS); do \
+	  echo "== Python $$version"; \
+	  python=$$( { python$$version -c 'import sys; print(sys.executable)' || \
+	    ls "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$version.*/bin/python; } 2>/dev/null | tail -1); \
+	  test -n "$$python" || { echo "not installed, left out"; continue; }; \
+	  folder=".venv-matrix/python-$$version"; \
+	  { test -x "$$folder/bin/python" || $(UV) venv --quiet --python "$$python" "$$folder"; } && \
+	  $(UV) pip install --quiet --python "$$folder/bin/python" --require-hashes --requirement requirements/test.txt && \
+	  $(UV) pip install --quiet --python "$$folder/bin/python" --no-build-isolation --no-deps --editable . && \
 	  "$$folder/bin"/$(PYTEST) $(TESTS) || failed="$$failed $$version"; \
 	done; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from time import monotonic, sleep
@@ -116,7 +117,8 @@ def no_thread_starts() -> Iterator[None]:
         raise RuntimeError("can't start new thread")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("threading._start_new_thread", fail)
+        name = "_start_joinable_thread" if hasattr(threading, "_start_joinable_thread") else "_start_new_thread"  # 3.13
+        patch.setattr(f"threading.{name}", fail)
         yield
 
 
