@@ -10,6 +10,7 @@ from fastapi_observe.cli.output import EXIT_ERROR, align
 from fastapi_observe.instrumentors.discovery import find_instrumentors
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
 from fastapi_observe.settings.sources import describe_accepted, mask, variables
+from fastapi_observe.settings.subjects import options_by_subject
 
 if TYPE_CHECKING:
     import argparse
@@ -28,7 +29,7 @@ def add_settings(commands: Commands) -> None:
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
-    form.add_argument("--markdown", action="store_true", help="print the documentation of all options as a table")
+    form.add_argument("--markdown", action="store_true", help="print the documentation of all options as tables")
     parser.set_defaults(run=show_settings)
 
 
@@ -48,17 +49,22 @@ def show_settings(args: argparse.Namespace) -> int:
 
 
 def to_text(settings: ObserveSettings) -> str:
-    """Return one aligned line for each option, the URL that spans are exported to, and the instrumentors."""
+    """Return one aligned line for each option below its subject, where spans go, and the instrumentors."""
     sources = settings.sources()
     rows = [("option", "source", "value")]
-    rows += [(name, sources[name], _as_variable(value)) for name, value in settings.masked().items()]
+    values = settings.masked()
+    rows += [(name, sources[name], _as_variable(value)) for name, value in values.items()]
+    shown, *lines = align(rows)
+    by_name = dict(zip(values, lines, strict=True))
+    for subject, names in options_by_subject().items():
+        shown += "\n".join(("", "", subject, *(by_name[name] for name in names)))
     target = mask("otlp_endpoint", settings.traces_url)
     exported = f"Spans are exported to {target}" if target else "Spans are not exported (otlp_endpoint)"
     instrumentors = find_instrumentors(settings.instrument, settings.engines)
     on = ", ".join(each.name for each in instrumentors if not each.reason)
     left_alone = ", ".join(f"{each.name} ({each.reason})" for each in instrumentors if each.reason)
     switched = f"Instrumentors switched on: {on or 'none'}. Left alone: {left_alone or 'none'}"
-    return "\n".join((*align(rows), "", exported, switched, ""))
+    return f"{shown}\n\n{exported}\n{switched}\n"
 
 
 def to_json(settings: ObserveSettings) -> str:
@@ -69,16 +75,29 @@ def to_json(settings: ObserveSettings) -> str:
 
 
 def options_table() -> str:
-    """Return the documentation of all options as a Markdown table."""
-    rows = [("Option", "Description", "Accepts", "Default", "Variable", "OpenTelemetry variable")]
-    for name, field in ObserveSettings.model_fields.items():
-        default, named = _as_variable(field.default), variables(name, field)
-        own = ", ".join(_quote(each) for each in named if not each.startswith("OTEL_"))
-        otel = ", ".join(_quote(each) for each in named if each.startswith("OTEL_"))
-        shown = f"`{default}`" if default else ""
-        rows.append((f"`{name}`", str(field.description), describe_accepted(field), shown, own, otel))
-    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
-    return "\n".join((lines[0], "|" + " --- |" * len(rows[0]), *lines[1:], ""))
+    """Return the documentation of all options in Markdown: a heading and a table for each subject."""
+    header = ("Option", "Description", "Accepts", "Default", "Variable", "OpenTelemetry variable")
+    lines = []
+    for subject, names in options_by_subject().items():
+        rows = [header, ("---",) * len(header), *map(_describe, names)]
+        lines += ["", f"### {subject}", "", *("| " + " | ".join(row) + " |" for row in rows)]
+    return "\n".join((*lines, "", ""))
+
+
+def _describe(name: str) -> tuple[str, ...]:
+    field = ObserveSettings.model_fields[name]
+    default, named = _as_variable(field.default), variables(name, field)
+    own = ", ".join(_quote(each) for each in named if not each.startswith("OTEL_"))
+    otel = ", ".join(_quote(each) for each in named if each.startswith("OTEL_"))
+    cells = (
+        f"`{name}`",
+        str(field.description),
+        describe_accepted(field),
+        f"`{default}`" if default else "",
+        own,
+        otel,
+    )
+    return tuple(cell.replace("|", r"\|") for cell in cells)
 
 
 def _as_variable(value: Any) -> str:

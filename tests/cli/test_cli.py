@@ -16,6 +16,7 @@ from fastapi_observe.cli.settings import options_table
 from fastapi_observe.internal.version import package_version
 from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.settings.renames import RENAMED_COMMANDS, RENAMED_FLAGS
+from fastapi_observe.settings.subjects import SUBJECTS, options_by_subject
 
 
 @pytest.fixture(autouse=True)
@@ -25,19 +26,28 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_settings_prints_every_option(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line for each option: name, source and value, in aligned columns."""
+    """One line for each option below its subject: name, source and value, in aligned columns."""
     monkeypatch.setenv("OTEL_SERVICE_NAME", "shop")
     monkeypatch.setenv("OBSERVE_TRACING", "false")
     assert main(["settings"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:-2]] == list(ObserveSettings.model_fields)
-    assert {line[line.index(word) - 1] for line in lines[1:3] for word in ("OTEL", "default") if word in line} == {" "}
-    start = lines[0].index("value")
-    by_name = {line.split()[0]: (line[:start].split()[1], line[start:]) for line in lines[1:-2]}
+    header, *subjects, last = capsys.readouterr().out.split("\n\n")
+    shown = {subject: lines for subject, *lines in map(str.splitlines, subjects)}
+    assert {subject: [line.split()[0] for line in lines] for subject, lines in shown.items()} == options_by_subject()
+    start = header.index("value")
+    lines = [line for lines in shown.values() for line in lines]
+    assert {line[start - 2 : start] for line in lines if len(line) > start} == {"  "}
+    by_name = {line.split()[0]: (line[:start].split()[1], line[start:]) for line in lines}
     assert by_name["service_name"] == ("OTEL_SERVICE_NAME", "shop")
     assert by_name["tracing"] == ("OBSERVE_TRACING", "false")
     assert by_name["quiet_loggers"] == ("default", "httpx,httpcore,httpx2,httpcore2,aiosqlite,watchfiles")
-    assert lines[-1] == "Spans are not exported (otlp_endpoint)"
+    assert last.startswith("Spans are not exported (otlp_endpoint)\n")
+
+
+def test_every_option_has_a_subject() -> None:
+    """Each subject begins with an option, and none is left out or twice."""
+    names = [name for names in options_by_subject().values() for name in names]
+    assert names == list(ObserveSettings.model_fields)
+    assert [names[0] for names in options_by_subject().values()] == list(SUBJECTS)
 
 
 def test_settings_masks_secrets(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
