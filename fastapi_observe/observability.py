@@ -146,7 +146,7 @@ class Observability:
             self._log_queue, self._metric_loop = open_queues(
                 settings,
                 self.tracing.provider,
-                sharing.of_this_process,
+                sharing.local_collectors,
                 sharing.counters_reset_at,
                 self.internal_errors,
             )

@@ -470,11 +470,11 @@ class LogService:
         if data:
             data = self._in_format(data)
         if self.text is None:
-            self._writer.write(data, urgent=urgent, file=file, copy=data, level=level)
+            self._writer.write(data, urgent=urgent, file=file, file_line=data, level=level)
             return
         readable = self.text.line(line) if text is None else text
         if readable or file is not None:
-            self._writer.write(readable, urgent=urgent, file=file, copy=b"" if file is None else data, level=level)
+            self._writer.write(readable, urgent=urgent, file=file, file_line=b"" if file is None else data, level=level)
 
 
 class ObserveLogger:

@@ -46,6 +46,7 @@ ERROR: Final = 40
 """Level numbers of `logging`."""
 
 THREAD_NAME: Final = "fastapi-observe-log-writer"
+
 CMD_WRITE: Final = "write"
 CMD_END: Final = "end"
 """Messages to the thread."""
@@ -143,8 +144,8 @@ class LineWriter:
         )
 
     def _reset(self) -> None:
-        # (line or record, file, copy for the file or encoder, level). A plain tuple: naming its four items would cost
-        # every line a fifth of a microsecond.
+        # (line, file, line for the file, level) of `write`, (record, file, encoder, level) of `enqueue`. A plain tuple:
+        # naming its four items would cost every line a fifth of a microsecond.
         self._queue: deque[tuple[Any, LogFile | None, bytes | Callable[[Any], bytes], int]] = deque()
         self._queued_bytes = 0
         self._backlog = Backlog()
@@ -153,13 +154,14 @@ class LineWriter:
         # that logs while it is written to must not wait for itself.
         self._lock = threading.Lock()
         self._writing_thread = 0
+        # Held while a caller drops a line of a full queue: several may at once, and a finalizer in between.
         self._counting = threading.RLock()
         # Held while the thread is started or ended; `_lock` may be taken inside it, with a time limit.
         self._lifetime = threading.RLock()
         self._locked_for_fork = False
-        self._output_blocked = False
-        self._lock_timed_out = False
-        self._awake = False
+        self._output_blocked = False  # callers do not wait for standard output
+        self._lock_timed_out = False  # callers do not wait for the writing thread
+        self._awake = False  # the thread has been woken and will see a new line
         self._thread: threading.Thread | None = None
         # The only queue of the standard library that a signal handler or `__del__` may use in the middle of a call.
         self._wake: SimpleQueue[str] = SimpleQueue()
@@ -226,9 +228,15 @@ class LineWriter:
             self._wake_thread()
 
     def write(
-        self, line: bytes, *, urgent: bool = False, file: LogFile | None = None, copy: bytes = b"", level: int = INFO
+        self,
+        line: bytes,
+        *,
+        urgent: bool = False,
+        file: LogFile | None = None,
+        file_line: bytes = b"",
+        level: int = INFO,
     ) -> None:
-        """Write `line` to standard output and `copy`, the same line as JSON, to `file`. Never raises.
+        """Write `line` to standard output and `file_line`, the same as JSON, to `file`. Never raises.
 
         `urgent` is for errors and for lines of the server, whose last ones come right before the process ends.
         Blocks for at most `max_block` seconds, and longer only if the disk of an urgent line's file does.
@@ -238,7 +246,7 @@ class LineWriter:
             self._drop_newest(file)
             return
         self._queued_bytes += len(line)
-        queue.append((line, file, copy, level))
+        queue.append((line, file, file_line, level))
         if urgent or self._direct:
             self._drain(self.max_block)
         elif not self._awake:
@@ -383,20 +391,20 @@ class LineWriter:
         levels: list[int] = []
         files: dict[LogFile, list[bytes]] = {}
         for _ in range(len(queue)):
-            line, file, copy, level = queue.popleft()
-            if not isinstance(copy, bytes):
+            line, file, file_line, level = queue.popleft()
+            if not isinstance(file_line, bytes):  # an encoder
                 try:
-                    line = copy = copy(line)
+                    line = file_line = file_line(line)
                 except Exception:  # noqa: BLE001 - one line that cannot be encoded must not take the others with it
                     self._drop_unencodable(file)
                     continue
             lines.append(line)
             levels.append(level)
             if file is not None:
-                files.setdefault(file, []).append(copy)
+                files.setdefault(file, []).append(file_line)
         self._queued_bytes = 0
-        for log_file, copies in files.items():
-            log_file.write(copies)
+        for log_file, file_lines in files.items():
+            log_file.write(file_lines)
         self._write_stdout(lines, levels)
         return True
 

@@ -254,7 +254,7 @@ def test_files_get_their_copies(writer: LineWriter, during: ExitStack) -> None:
     """A line goes to its file first, then to standard output."""
     stream = standard_output(during)
     log: Any = Log()
-    writer.write(b"shown\n", file=log, copy=b"kept\n", urgent=True)
+    writer.write(b"shown\n", file=log, file_line=b"kept\n", urgent=True)
     writer.write(b"only shown\n", urgent=True)
     assert log.lines == [b"kept\n"]
     assert stream.text() == "shown\nonly shown\n"
@@ -473,9 +473,9 @@ def test_errors_have_room_of_their_own(tmp_path: Path) -> None:
     writer.open()
     with stuck_writer(writer):
         for _ in range(12):
-            writer.write(b"x\n", file=file, copy=b"x\n", level=20)
+            writer.write(b"x\n", file=file, file_line=b"x\n", level=20)
         for _ in range(3):
-            writer.write(b"e\n", file=file, copy=b"e\n", level=40)
+            writer.write(b"e\n", file=file, file_line=b"e\n", level=40)
         writer.enqueue("y", str.encode, file)
         assert len(writer) == 11
         assert writer.file_counts(file) == Counts(16, 0, {"queue_full": 5, "file_write": 0, "internal_error": 0}, 11)
@@ -517,11 +517,11 @@ def test_a_standard_output_that_is_closed_with_lines_queued(tmp_path: Path) -> N
         file = LogFile(path, None, None, compress=False, on_internal_error=print)
         line = b"x" * 99 + b"\\n"
         for _ in range(2000):
-            writer.write(line, file=file, copy=line)
+            writer.write(line, file=file, file_line=line)
         writer.flush(0.05)
         assert len(writer)
         sys.stdout.close()
-        writer.write(b"later\\n", file=file, copy=b"later\\n")
+        writer.write(b"later\\n", file=file, file_line=b"later\\n")
         until = time.monotonic() + 20
         while writer.counts().queued and time.monotonic() < until:  # `len` does not see what is being written
             time.sleep(0.01)

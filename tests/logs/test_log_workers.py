@@ -46,7 +46,7 @@ HERD = """
             for _ in range(STEP):
                 number += 1
                 line = BEGIN + b'"who":"%s","number":%d,"text":"%s"}\\n' % (name.encode(), number, b"x" * (number % 40))
-                writer.write(line, file=file, copy=line, urgent=number % STEP == 0)
+                writer.write(line, file=file, file_line=line, urgent=number % STEP == 0)
             while len(writer):
                 writer.flush(1.0)
             if any(file.dropped.values()):

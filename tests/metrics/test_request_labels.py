@@ -122,7 +122,7 @@ def test_constant_labels_are_on_every_metric(observed: Callable[..., Seen]) -> N
     }
     with pytest.raises(ValueError, match="constant_labels"):
         seen.observe.metrics.counter("more", "More.", ["team"])
-    pushed = [family for each in seen.observe.metrics.sharing.of_this_process() for family in each.collect()]
+    pushed = [family for each in seen.observe.metrics.sharing.local_collectors() for family in each.collect()]
     assert {sample.labels.get("team") for family in pushed for sample in family.samples} == {'check"out'}
     seen.observe.metrics.update_system_metrics()
     assert seen.observe.internal_errors.counts == {}

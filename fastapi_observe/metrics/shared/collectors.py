@@ -80,7 +80,7 @@ class MergedFamilyText:
 
     def family(self) -> tuple[str, str]:
         """Return the name of the family, without the suffix of counters, and its type."""
-        return self._merged.family()
+        return self._merged.template.family()
 
     def render(self, *, openmetrics: bool) -> str:
         """Return the family in the text format, or in OpenMetrics with exemplars. Empty if it has no series."""

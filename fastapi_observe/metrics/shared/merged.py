@@ -59,10 +59,6 @@ class MergedFamily:
             series = self.series[labels] = MergedSeries(joined)
         return series
 
-    def family(self) -> tuple[str, str]:
-        """Return the name of the family, without the suffix of counters, and its type."""
-        return self.template.family()
-
     def merge(self, exemplars: ExemplarsBySeries, local: Iterable[BoundedMetric]) -> Sequence[MergedSeries]:
         """Return the series with their present values. `local` are series that only this worker has."""
         local_by_labels = {series.label_values(): series for series in local}

@@ -69,13 +69,13 @@ def _encodable(text: str) -> str:
 
 
 def describe_samples(  # noqa: PLR0913 - the parts of a family
-    owner: str, name: str, kind: str, documentation: str, mode: str, *, unit: str = "", cumulated: bool = False
+    owner: str, name: str, kind: str, documentation: str, mode: str, *, unit: str = "", cumulative: bool = False
 ) -> dict[str, Any]:
     """Return what other workers need to expose a family.
 
     `owner` is a registry, so that two registries may have metrics of one name. `mode` is how the samples of several
     workers are merged: one of prometheus_client's multiprocess modes, or `pid`.
-    `cumulated` says whether each bucket includes the lower ones, as collectors return them.
+    `cumulative` says whether each bucket includes the lower ones, as collectors return them.
     """
     return {
         "owner": owner,
@@ -86,7 +86,7 @@ def describe_samples(  # noqa: PLR0913 - the parts of a family
         "unit": unit,
         "mode": mode,
         "archive_mode": ARCHIVE_MODES.get(mode, "drop"),
-        "cumulated": cumulated,
+        "cumulative": cumulative,
     }
 
 
@@ -108,7 +108,7 @@ class SampleFamily:
         # prometheus_client's modes such as `livesum` leave ended workers out; the rest of the name says how to merge.
         self.mode = str(description["mode"]).removeprefix("live")
         self.live_only = description["archive_mode"] == "drop"
-        self.cumulated = bool(description["cumulated"])
+        self.cumulative = bool(description["cumulative"])
         self.refs: dict[SampleKey, list[tuple[ValueFileReader, int]]] = {}
 
     def add(self, labels: tuple[str, ...], reader: ValueFileReader, offset: int) -> None:
@@ -130,7 +130,7 @@ class SampleFamily:
         for sample in local:
             values[_decode_sample(sample.labels)].append(WorkerValue(sample.value, sample.timestamp, os.getpid()))
         metric = Metric(self.name, self.documentation, self.type, self.unit)
-        if self.type == "histogram" and not self.cumulated:
+        if self.type == "histogram" and not self.cumulative:
             self._add_buckets(metric, values, latest)
             return metric
         for key, of_workers in values.items():

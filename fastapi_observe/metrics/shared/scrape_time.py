@@ -102,7 +102,7 @@ class ScrapeTimeCollectors:
         if description is None:
             mode = multiprocess_mode(family.name, family.type)
             described = describe_samples(
-                self._owner, family.name, family.type, family.documentation, mode, unit=family.unit, cumulated=True
+                self._owner, family.name, family.type, family.documentation, mode, unit=family.unit, cumulative=True
             )
             description = self._descriptions[family.name] = json.dumps(described)
         created = f"{family.name}_created"

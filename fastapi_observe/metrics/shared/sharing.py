@@ -60,7 +60,7 @@ class MetricSharing:
         view = self._view
         return self._registries if view is None else view.scrape(openmetrics=openmetrics)
 
-    def of_this_process(self) -> list[Any]:
+    def local_collectors(self) -> list[Any]:
         """Return the collectors of all registries, with the values of this process alone."""
         found = [collector for registry in self._registries for collector in collectors_of(registry)]
         return [
@@ -115,7 +115,7 @@ class MetricSharing:
         self._reset_locks()
         view, self._view = self._view, None
         if view is not None:
-            view.forget_client()
+            view.restore_prometheus_client()
         self._take_back()
         self._values_at_fork = read_values_at_fork(self._registries)
 

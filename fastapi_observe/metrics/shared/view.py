@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 class MultiprocessView:
     """The metrics of one install, and of the registries that it exposes, in one of several workers.
 
-    The owner of a family of this package is the install. That of prometheus_client's metrics is `NAME/client`, that of
-    scrape-time collectors `NAME/scrape_time`. NAME is `default` for the default registry, which installs share, and the
-    id of the install for its own registry.
+    The owner of a family of this package is the install. That of prometheus_client's metrics is
+    `NAME/prometheus_client`, that of scrape-time collectors `NAME/scrape_time`. NAME is `default` for the default
+    registry, which installs share, and the id of the install for its own registry.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - the parts of an install
@@ -60,36 +60,38 @@ class MultiprocessView:
             registry: ScrapeTimeCollectors(worker, f"{name}/scrape_time", registry, internal_errors)
             for registry, name in self._registries.items()
         }
-        self._client: PrometheusClientCells | None = None
+        self._client_cells: PrometheusClientCells | None = None
 
     def open(self, values_at_fork: dict[int, float]) -> None:
         """Share the metrics of prometheus_client too, and publish values when other workers ask for them."""
         if not uses_multiprocess_directory():
-            self._client = self.worker.shared_state.setdefault("client", PrometheusClientCells(self.worker))
+            self._client_cells = self.worker.shared_state.setdefault(
+                "prometheus_client", PrometheusClientCells(self.worker)
+            )
             for registry, name in self._registries.items():
                 if type(registry) is CollectorRegistry:
-                    self._client.open(registry, f"{name}/client", values_at_fork)
+                    self._client_cells.open(registry, f"{name}/prometheus_client", values_at_fork)
         self.worker.scrape_callbacks.append(self._publish)
 
     def close(self) -> None:
         """Publish everything a last time. The caller then takes the cells back."""
         self._publish(False)  # noqa: FBT003 - a callback of the worker
         self.worker.scrape_callbacks.remove(self._publish)
-        if self._client is not None:
+        if self._client_cells is not None:
             for registry in self._registries:
                 if type(registry) is CollectorRegistry:
-                    self._client.close(registry)
+                    self._client_cells.close(registry)
 
-    def forget_client(self) -> None:
+    def restore_prometheus_client(self) -> None:
         """Leave prometheus_client as it was, in the child of a fork, once for all installs of this process."""
-        client = self.worker.shared_state.pop("client", None)
+        client = self.worker.shared_state.pop("prometheus_client", None)
         if client is not None:
             client.after_fork()
 
     def _publish(self, exemplars: bool) -> list[CellExemplar]:  # noqa: FBT001 - a callback of the worker
         found = self.cells.publish(exemplars)
-        if self._client is not None:
-            found.extend(self._client.publish(exemplars))
+        if self._client_cells is not None:
+            found.extend(self._client_cells.publish(exemplars))
         for collectors in self._scrape_time.values():
             collectors.publish()
         return found
@@ -129,12 +131,12 @@ class MultiprocessView:
                     yield MergedFamilyText(family, exemplars, [])
         local = self._local_families[registry].copy()
         for (owner, family_name), family in families.items():
-            if owner in {f"{name}/client", f"{name}/scrape_time"} and isinstance(family, SampleFamily):
+            if owner in {f"{name}/prometheus_client", f"{name}/scrape_time"} and isinstance(family, SampleFamily):
                 yield SampleCollector(family, local.pop((owner, family_name), ()), exemplars)
         for samples in local.values():
             yield SampleCollector(SampleFamily(json.loads(samples[0].description)), samples, {})
         yield StaticCollector(self._scrape_time[registry].once)
-        if self._client is None and os.path.isdir(os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")):  # noqa: PTH112
+        if self._client_cells is None and os.path.isdir(os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")):  # noqa: PTH112
             yield from _multiprocess_directory_collectors(registry, collectors)
 
     def _merged(self, metric: BoundedMetric, exemplars: ExemplarsBySeries) -> Any:
@@ -145,8 +147,10 @@ class MultiprocessView:
     def _find_local_families(self, registry: CollectorRegistry) -> dict[tuple[str, str], list[LocalSample]]:
         """Return the samples that found no space, by owner and name of the family."""
         samples = [*self._scrape_time[registry].local_only]
-        if self._client is not None:
-            samples.extend(LocalSample(one.description, one.labels, *one.cells) for one in self._client.local_only)
+        if self._client_cells is not None:
+            samples.extend(
+                LocalSample(one.description, one.labels, *one.cells) for one in self._client_cells.local_only
+            )
         found: dict[tuple[str, str], list[LocalSample]] = {}
         for sample in samples:
             description = json.loads(sample.description)

@@ -180,7 +180,9 @@ def test_invalid_keys_of_other_workers(tmp_path: Path, member: Callable[..., Mem
     dead.worker.allocate(counter, ("a", "b"), [1.0])
     dead.worker.allocate(counter, ("c",), [1.0, 2.0])
     dead.worker.allocate(
-        orjson.dumps(describe_samples("0/client", "h", "histogram", "", "sum")), ("h_bucket", "le", "x"), [1, 1]
+        orjson.dumps(describe_samples("0/prometheus_client", "h", "histogram", "", "sum")),
+        ("h_bucket", "le", "x"),
+        [1, 1],
     )
     dead.die()
     one = member()
