@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -184,6 +185,13 @@ def observed(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Seen]
     yield make
     for one in reversed(seen):
         one.observe.close()
+
+
+@pytest.fixture
+def during() -> Iterator[ExitStack]:
+    """Provide what is entered in a test and left after it: pytest sets its own standard output after the fixtures."""
+    with ExitStack() as stack:
+        yield stack
 
 
 @pytest.fixture

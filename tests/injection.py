@@ -208,6 +208,11 @@ def failing(*targets: Any, error: Exception | None = None) -> Iterator[None]:
         yield
 
 
+def replacing(target: Any, fault: Callable[..., Any]) -> Injected:
+    """Replace a function, as `failing` names it, by `fault(original, *args, **kwargs)` inside the `with` block."""
+    return Injected(_site(target), fault)
+
+
 def _site(target: Any) -> Site:
     if isinstance(target, str):
         return _known_sites()[target]

@@ -12,7 +12,7 @@ import anyio
 import httpx
 import pytest
 from fastapi import FastAPI
-from injection import Injected, Watched, failing, sites
+from injection import Watched, failing, replacing
 from opentelemetry import trace
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -283,33 +283,40 @@ async def test_further_http_clients(observed: Callable[..., Seen]) -> None:
     assert client.is_closed
 
 
-async def test_a_client_that_cannot_be_closed(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+class Unclosable(httpx.AsyncBaseTransport):
+    """A transport that cannot be closed."""
+
+    async def aclose(self) -> None:
+        """Fail, as with a connection of another event loop."""
+        raise RuntimeError("Event loop is closed")
+
+
+async def test_a_client_that_cannot_be_closed(observed: Callable[..., Seen]) -> None:
     """The other clients are closed."""
     observe = observed(FastAPI()).observe
-    one, two = observe.http, observe.http_client()
-    monkeypatch.setattr(one, "aclose", lambda: 1 / 0)
+    one, two = observe.http_client(transport=Unclosable()), observe.http_client()
     await observe.on_shutdown()
-    assert two.is_closed
+    assert (one.is_closed, two.is_closed) == (True, True)
     assert observe.internal_errors.counts == {"http.close": 1}
 
 
 # Lifetime
 
 
-async def test_startup_runs_once_for_each_loop(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_startup_runs_once_for_each_loop(observed: Callable[..., Seen]) -> None:
     """A second request starts nothing; a restart in the same or another loop does."""
     observe = observed(FastAPI()).observe
     loops: list[Any] = []
-    monkeypatch.setattr(observe.saturation, "start", loops.append)
-    observe.on_startup()
-    observe.on_startup()
-    assert len(loops) == 1
-    await observe.on_shutdown()
-    observe.on_startup()
-    await asyncio.to_thread(lambda: asyncio.run(_started(observe)))
-    assert len(set(map(id, loops))) == 2
-    await asyncio.to_thread(observe.on_startup)
-    assert len(loops) == 3
+    with replacing(observe.saturation.start, lambda _, __, loop: loops.append(loop)):
+        observe.on_startup()
+        observe.on_startup()
+        assert len(loops) == 1
+        await observe.on_shutdown()
+        observe.on_startup()
+        await asyncio.to_thread(lambda: asyncio.run(_started(observe)))
+        assert len(set(map(id, loops))) == 2
+        await asyncio.to_thread(observe.on_startup)
+        assert len(loops) == 3
 
 
 async def _started(observe: Observability) -> None:
@@ -332,22 +339,22 @@ def test_an_app_on_trio(observed: Callable[..., Seen]) -> None:
     assert len(seen.request_lines) == 1
 
 
-async def test_shutdown_ends_within_its_timeout(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_shutdown_ends_within_its_timeout(observed: Callable[..., Seen]) -> None:
     """An export that hangs does not keep the app from ending."""
     observe = observed(FastAPI(), shutdown_timeout=0.03).observe
     hangs = threading.Event()
-    monkeypatch.setattr(observe, "flush", lambda: hangs.wait(10))
-    before = monotonic()
-    await observe.on_shutdown()
-    assert monotonic() - before < 5
-    hangs.set()
+    with replacing(observe.flush, lambda *_: hangs.wait(30)):
+        before = monotonic()
+        await observe.on_shutdown()
+        assert monotonic() - before < 5
+        hangs.set()
 
 
 def test_flush_reaches_every_signal(observed: Callable[..., Seen]) -> None:
     """A signal that fails to flush does not stop the others."""
     observe = observed(FastAPI()).observe
     flushed: list[float] = []
-    note = Injected(sites()["traces.service:TracingService.flush"], lambda _, __, timeout: flushed.append(timeout))
+    note = replacing(observe.tracing.flush, lambda _, __, timeout: flushed.append(timeout))
     with failing(observe.logs.flush), note:
         observe.flush(0.5)
     assert observe.internal_errors.counts == {"logs.flush": 1}

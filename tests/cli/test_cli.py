@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
-import sys
 from importlib import metadata
 
+import interpreter
 import pytest
 from variables import environment, remove_variables
 
@@ -96,15 +95,13 @@ def test_ignored_variables_are_reported(capsys: pytest.CaptureFixture[str]) -> N
     assert [line.split()[0] for line in printed.err.splitlines()] == ["Ignored", "fastapi-observe"]
 
 
-def test_help_shows_the_name_of_the_program(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_help_shows_the_name_of_the_program(capsys: pytest.CaptureFixture[str]) -> None:
     """Usage and commands are shown under the name of the call: the script, or the module."""
     for called, name in (("/x/fastapi_observe/__main__.py", "python -m fastapi_observe"), ("/x/observe", "observe")):
-        monkeypatch.setattr(sys, "argv", [called])
-        with pytest.raises(SystemExit, match="0"):
-            main(["--help"])
-        shown = capsys.readouterr().out
+        script = "import sys\nfrom fastapi_observe.cli.main import main\nsys.argv = sys.argv[1:]\nmain()"
+        done = interpreter.run(script, called, "--help")
+        shown = done.stdout
+        assert done.returncode == 0
         assert shown.startswith(f"usage: {name} [-h]")
         assert re.findall(r"^    (\w+)\b", shown, re.MULTILINE) == [
             "settings",
@@ -135,16 +132,9 @@ def test_former_names_are_errors_with_the_new_name(capsys: pytest.CaptureFixture
         assert f"the flag {old} is now {new}" in capsys.readouterr().err
 
 
-def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_version_is_that_of_the_package() -> None:
     """`python -m fastapi_observe --version` prints the installed version; without installation it is unknown."""
-    monkeypatch.setattr(metadata, "version", lambda name: f"1.2.3 of {name}")
-    monkeypatch.setattr(sys, "argv", ["fastapi_observe", "--version"])
-    with pytest.raises(SystemExit, match="0"):
-        runpy.run_module("fastapi_observe", run_name="__main__")
-    assert capsys.readouterr().out == "fastapi-observe 1.2.3 of fastapi-observe\n"
-
-    def missing(name: str) -> str:
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(metadata, "version", missing)
-    assert package_version("fastapi-observe") == "unknown"
+    script = "import runpy, warnings\nrunpy.run_module('fastapi_observe', run_name='__main__')"
+    done = interpreter.run(script, "--version")
+    assert (done.returncode, done.stdout) == (0, f"fastapi-observe {metadata.version('fastapi-observe')}\n")
+    assert package_version("a-package-that-is-not-installed") == "unknown"

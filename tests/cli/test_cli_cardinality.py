@@ -154,12 +154,16 @@ def test_a_comparison_names_the_label_that_grows(capsys: pytest.CaptureFixture[s
         for user in range(10):
             visits.labels("0", f"u{user}").inc()
 
-    with serving(app, log_level="error") as port, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastapi_observe.cli.cardinality.sleep", lambda _: grow())
+    async def growing(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope, receive, send)
+        if scope["type"] == "http":
+            grow()
+
+    with serving(growing, log_level="error") as port:
         url = f"http://127.0.0.1:{port}/metrics"
-        status, found = as_json(capsys, url, "--compare-after", "2")
+        status, found = as_json(capsys, url, "--compare-after", "0.1")
         grow = visits.clear
-        _, text, _ = printed(capsys, url, "--compare-after", "0.5")
+        _, text, _ = printed(capsys, url, "--compare-after", "0.1")
     grown = found["metrics"]["visits_total"]
     assert (status, grown["new_label_sets"], grown["growing_label"]) == (0, 10, "user")
     assert grown["labels"] == {"shop": {"values": 20, "new": 0}, "user": {"values": 11, "new": 10}}

@@ -14,6 +14,7 @@ import fastapi
 import pytest
 import uvicorn
 from fastapi import BackgroundTasks, FastAPI, WebSocket
+from injection import failing
 from opentelemetry import trace
 from starlette.testclient import TestClient
 
@@ -360,13 +361,12 @@ def test_closing_leaves_nothing_behind(observed: Callable[..., Seen]) -> None:
     assert seen.observe.logs.push is not push
 
 
-def test_a_fault_of_the_console_is_its_own(observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_the_console_is_its_own(observed: Callable[..., Seen]) -> None:
     """A failing store changes no response of the app, and is counted."""
     seen = observed(make_app(), environment="development")
-    monkeypatch.setattr(Store, "add_summary", lambda *_: 1 / 0)
-    monkeypatch.setattr(Api, "info", lambda *_: 1 / 0)
-    assert TestClient(seen.observe.app).get("/orders/7").status_code == 200
-    assert ask(seen.observe.app, "/observe/api/info")[0] == 500
+    with failing(Store.add_summary, Api.info):
+        assert TestClient(seen.observe.app).get("/orders/7").status_code == 200
+        assert ask(seen.observe.app, "/observe/api/info")[0] == 500
     assert {"console.on_request_end", "console"} <= set(seen.observe.internal_errors.counts)
 
 

@@ -39,13 +39,6 @@ class Stream(io.TextIOWrapper):
         return self.raw_bytes.getvalue().decode()
 
 
-@pytest.fixture
-def during() -> Iterator[ExitStack]:
-    """Provide what is entered in a test and left after it: pytest sets its own standard output after the fixtures."""
-    with ExitStack() as stack:
-        yield stack
-
-
 def standard_output(during: ExitStack) -> Stream:
     """Replace standard output for the rest of the test."""
     return during.enter_context(redirect_stdout(Stream()))

@@ -13,7 +13,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -870,7 +870,7 @@ def test_auto_on_a_real_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
             assert LogService(ObserveSettings(environment=environment), InternalErrors()).text is None
             patch.setattr(sys.stdout, "isatty", lambda: True)
             assert LogService(ObserveSettings(environment=environment), InternalErrors()).text is not None
-            patch.setattr(sys, "stdout", None)
+        with redirect_stdout(None):
             assert LogService(ObserveSettings(environment=environment), InternalErrors()).text is None
 
 

@@ -14,7 +14,7 @@ import pytest
 from comparison import Server, ask, http_scope
 from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi.responses import JSONResponse
-from injection import failing
+from injection import failing, replacing
 from servers import serving
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -279,33 +279,36 @@ def test_a_connection_has_a_deadline(observed: Callable[..., Seen], monkeypatch:
             assert slow.recv(10) == b""
 
 
-def test_connections_with_a_request_are_not_closed(
-    observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_connections_with_a_request_are_not_closed(observed: Callable[..., Seen]) -> None:
     """Beyond the limit a new one is closed. One closed while its request arrives gets no response."""
-    monkeypatch.setattr(metrics_server, "MAX_CONNECTIONS", 1)
     seen = observed(app := make_app(), metrics_port=0)
-    requested, go = threading.Event(), threading.Event()
+    requested, go = threading.Semaphore(0), threading.Event()
 
-    def render(*_: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
-        requested.set()
-        assert go.wait(5)
+    def render(*_: object) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        requested.release()
+        assert go.wait(30)
         return [], b"late"
 
-    with serving(app):
-        server = seen.observe.metrics_server._server
-        assert server is not None
-        server.render = render
-        port = server.server_address[1]
-        with socket.create_connection(("127.0.0.1", port), 5) as first:
-            first.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert requested.wait(5)
-            with socket.create_connection(("127.0.0.1", port), 5) as refused:
-                assert refused.recv(10) == b""
-            go.set()
-            assert first.makefile("rb").read().endswith(b"late")
-        monkeypatch.setattr(server, "mark_request_read", lambda _: False)
-        with pytest.raises(http.client.RemoteDisconnected):
+    with serving(app), ExitStack() as stack:
+        port = seen.observe.metrics_server.port
+        assert port is not None
+        stack.enter_context(replacing(seen.observe.metrics.render, render))
+        connections = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), 30))
+            for _ in range(metrics_server.MAX_CONNECTIONS)
+        ]
+        for each in connections:
+            each.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert requested.acquire(timeout=30)
+        with socket.create_connection(("127.0.0.1", port), 30) as refused:
+            assert refused.recv(10) == b""
+        go.set()
+        for each in connections:
+            assert each.makefile("rb").read().endswith(b"late")
+        with (
+            replacing("metrics.server:_Server.mark_request_read", lambda *_: False),
+            pytest.raises(http.client.RemoteDisconnected),
+        ):
             ask_port(port)
 
 

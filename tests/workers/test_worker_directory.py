@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import interpreter
 import pytest
-from injection import failing
+from injection import failing, replacing
 from starlette.testclient import TestClient
 
 from fastapi_observe.workers.directory import is_process_alive, process_identity
@@ -24,7 +24,6 @@ pytest.importorskip("fcntl")
 from members import NAME, Member, items_app
 
 from fastapi_observe.workers import directory
-from fastapi_observe.workers import worker as worker_module
 from fastapi_observe.workers.directory import UnsafeDirectoryError, find_supervisor, open_root, remove_stale_directories
 
 if TYPE_CHECKING:
@@ -204,19 +203,18 @@ def test_start_times_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_process_alive("0-4194305-0")
 
 
-def test_a_directory_that_is_removed_while_a_worker_joins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_is_removed_while_a_worker_joins(tmp_path: Path) -> None:
     """A worker that waits for the lock while the last other worker removes the directory makes a new one."""
-    real = directory.lock_file
     removed: list[int] = []
 
-    def lock_and_lose(descriptor: int) -> None:
-        real(descriptor)
+    def lock_and_lose(original: Callable[[int], None], descriptor: int) -> None:
+        original(descriptor)
         if not removed:
             removed.append(descriptor)
             directory.remove_directory(tmp_path / NAME)
 
-    monkeypatch.setattr(worker_module, "lock_file", lock_and_lose)
-    one = Member(tmp_path)
+    with replacing(directory.lock_file, lock_and_lose):
+        one = Member(tmp_path)
     one.metrics.counter("jobs_total", "Jobs.").inc()
     assert one.samples()["jobs_total"] == {(): 1}
     one.leave()

@@ -16,7 +16,7 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from injection import failing
+from injection import failing, replacing
 from tools import limited
 
 from fastapi_observe.workers.directory import lock_file
@@ -38,7 +38,7 @@ from fastapi_observe.workers.files import HEADER_CELLS, ValueFileReader, ValueFi
 from fastapi_observe.workers.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SOAK = "OBSERVE_SOAK" in os.environ
 SUM = orjson.dumps(
@@ -218,24 +218,22 @@ def test_a_locked_directory_is_not_merged(tmp_path: Path, monkeypatch: pytest.Mo
     after.leave()
 
 
-def test_an_archive_that_is_replaced_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_that_is_replaced_while_it_is_read(tmp_path: Path) -> None:
     """Files that disappear while the archive changes have been merged: they are not counted as unreadable."""
     dead = Member(tmp_path)
     dead.metrics.counter("jobs_total", "Jobs.").inc(3)
     dead.die()
     member = Member(tmp_path)
     other = Member(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(Archive, "changed", lambda _: True)
+
+    def refresh(original: Callable[[ValueFileReader], None], reader: ValueFileReader) -> None:
+        if not reader.own:
+            raise FileNotFoundError
+        original(reader)
+
+    with replacing(Archive.changed, lambda *_: True):
         assert member.samples()["jobs_total"] == {(): 3}
-        real = ValueFileReader.refresh
-
-        def refresh(reader: ValueFileReader) -> None:
-            if not reader.own:
-                raise FileNotFoundError
-            real(reader)
-
-        patch.setattr(ValueFileReader, "refresh", refresh)
+    with replacing(Archive.changed, lambda *_: True), replacing(ValueFileReader.refresh, refresh):
         assert member.samples()["jobs_total"] == {(): 3}
         assert not member.worker.unreadable
     other.leave()

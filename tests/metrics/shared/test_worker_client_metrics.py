@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import prometheus_client
 import pytest
+from injection import replacing
 from prometheus_client import CollectorRegistry, values
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from fastapi_observe.workers.files import ValueFileWriter
 
 pytest.importorskip("fcntl")
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import ExitStack
     from pathlib import Path
 
     from members import Member
@@ -168,21 +172,18 @@ def test_units(tmp_path: Path, member: Callable[..., Member]) -> None:
     assert "# UNIT" not in one.text()
 
 
-def test_metrics_that_find_no_space(
-    tmp_path: Path, member: Callable[..., Member], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_metrics_that_find_no_space(tmp_path: Path, member: Callable[..., Member], during: ExitStack) -> None:
     """Metrics of every kind that find no space are exposed by their own worker, and shared later."""
     registry = CollectorRegistry()
     one = member(registry=registry)
     stuck = False
-    real = one.worker._handles.files.allocate
 
-    def allocate(*arguments: Any) -> Any:
+    def allocate(original: Callable[..., Any], *arguments: Any) -> Any:
         if stuck:
             raise OSError(28, "full")
-        return real(*arguments)
+        return original(*arguments)
 
-    monkeypatch.setattr(one.worker._handles.files, "allocate", allocate)
+    during.enter_context(replacing(ValueFileWriter.allocate, allocate))
     one.samples()
     stuck = True
     prometheus_client.Counter("theirs", "Theirs.", registry=registry).inc(2, exemplar={"a": "b"})

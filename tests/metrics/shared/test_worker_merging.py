@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,6 +11,10 @@ from typing import TYPE_CHECKING, Literal
 import orjson
 import prometheus_client
 import pytest
+from injection import replacing
+from tools import limited
+
+from fastapi_observe.workers.directory import is_locked
 
 pytest.importorskip("fcntl")
 
@@ -18,7 +23,6 @@ from members import Member
 from fastapi_observe.metrics.shared.merged import MergedSeries
 from fastapi_observe.metrics.shared.samples import SampleFamily, describe_samples
 from fastapi_observe.metrics.shared.scrape_time import multiprocess_mode
-from fastapi_observe.workers import worker as worker_module
 from fastapi_observe.workers.files import ValueFileReader
 
 if TYPE_CHECKING:
@@ -123,26 +127,22 @@ def test_merge_modes_of_collectors() -> None:
     assert multiprocess_mode("python_info", "gauge") == "once"
 
 
-def test_exemplars_that_cannot_be_read(
-    tmp_path: Path, member: Callable[..., Member], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exemplars_that_cannot_be_read(tmp_path: Path, member: Callable[..., Member]) -> None:
     """Samples are exposed without exemplars that were not written, for lack of space, or are damaged."""
     one = member()
     one.metrics.counter("jobs_total", "Jobs.").inc(exemplar={"trace_id": "x"})
     assert 'trace_id="x"' in one.text("application/openmetrics-text")
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with limited(resource.RLIMIT_FSIZE, 0):
         assert 'trace_id="x"' in one.text("application/openmetrics-text")
     assert one.worker.degraded
     other = member()
-    with monkeypatch.context() as patch:
-        patch.setattr(worker_module, "is_locked", lambda _: True)  # a process does not see its own locks
+    with replacing(is_locked, lambda *_: True):  # a process does not see its own locks
         assert 'trace_id="x"' in other.text("application/openmetrics-text")
-        patch.setattr(one.worker, "publish_values", lambda **_: None)
         path = one.worker.file_prefix.with_suffix(".exemplars")
         for content in (b"", b"[1", b"{}"):
             path.write_bytes(content)
-            assert "trace_id" not in other.text("application/openmetrics-text")
+            with replacing(one.worker.publish_values, lambda *_, **__: None):
+                assert "trace_id" not in other.text("application/openmetrics-text")
 
 
 def test_a_callback_that_fails_is_counted(tmp_path: Path, member: Callable[..., Member]) -> None:

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import prometheus_client
 import pytest
+from injection import replacing
+
+from fastapi_observe.workers.directory import check_directory
 
 pytest.importorskip("fcntl")
 
@@ -157,14 +160,16 @@ def test_the_removal_is_noticed_without_a_scrape(
     monkeypatch.setattr(worker_module, "WATCH_INTERVAL", 0.01)
     failed: list[int] = []
 
-    def fail_once(path: Path) -> None:
-        if not failed:
+    def fail_once(original: Callable[[Path], None], path: Path) -> None:
+        if len(failed) == 1:
             failed.append(1)
             raise ValueError(path)
+        original(path)
 
-    monkeypatch.setattr(worker_module, "check_directory", fail_once)
     member = Member(tmp_path)
-    until(lambda: member.internal_errors.counts)
+    with replacing(check_directory, fail_once):
+        failed.append(1)
+        until(lambda: member.internal_errors.counts)
     assert member.internal_errors.counts == {"workers.watch": 1}
     with caplog.at_level(logging.WARNING, "fastapi_observe"):
         remove_tree(tmp_path / NAME)
