@@ -11,7 +11,7 @@ from fastapi_observe.detached import DetachedScope
 from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
 from fastapi_observe.records.guard import fail_safe, report_error
 from fastapi_observe.records.job import JobRecord
-from fastapi_observe.records.operation import MAX_NAME_LENGTH
+from fastapi_observe.records.operation import MAX_NAME_LENGTH, check_name
 from fastapi_observe.records.request import CONTEXT_KEY
 from fastapi_observe.records.wrapping import AsyncWith, wrap_calls
 
@@ -34,10 +34,7 @@ MAX_HEADER_LENGTH: Final = 8192
 
 def new_job(find: Callable[[], Any], name: str, headers: Headers | None) -> Job:
     """Return a job. `find` returns the `Observability` to report to, or None. Raises as described there."""
-    if not isinstance(name, str):
-        raise TypeError(f"job() expected a name as a string, got {type(name).__name__}")
-    if not name.strip():
-        raise ValueError(f"job() expected a name, got {name!r}; pass a short string")
+    check_name("job", name)
     return Job(find, name, headers)
 
 

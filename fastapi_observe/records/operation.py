@@ -275,13 +275,18 @@ class PartialReporter:
 
 def new_operation(reporter: OperationReporter, name: str, details: dict[str, Any]) -> Operation:
     """Return an operation created by a user. Raises as described in `Observability.operation`."""
-    if not isinstance(name, str):
-        raise TypeError(f"operation() expected a name as a string, got {type(name).__name__}")
-    if not name.strip():
-        raise ValueError(f"operation() expected a name, got {name!r}; pass a short string")
+    check_name("operation", name)
     redactor = getattr(reporter, "redactor", None)  # without an installed app the operation is not reported
     name = (name if redactor is None else redactor.name(name))[:MAX_NAME_LENGTH]
     return Operation(reporter, "operation", name, {"operation": name}, details)
+
+
+def check_name(function: str, name: object) -> None:
+    """Raise `TypeError` if a name that a user has passed to a function is not a string, `ValueError` if it is empty."""
+    if not isinstance(name, str):
+        raise TypeError(f"{function}() expected a name as a string, got {type(name).__name__}")
+    if not name.strip():
+        raise ValueError(f"{function}() expected a name, got {name!r}; pass a short string")
 
 
 CURRENT_OPERATION: Final[ContextVar[Operation | None]] = ContextVar("fastapi_observe.operation", default=None)

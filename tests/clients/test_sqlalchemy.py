@@ -977,8 +977,8 @@ def test_internal_errors(seen: Seen) -> None:
         seen.observe.db.start_statement,
         seen.observe.on_operation_start,
         seen.observe.on_operation_end,
-        seen.observe.db.record_connection_event,
-        seen.observe.db.record_connection_wait,
+        seen.observe.record_connection_event,
+        seen.observe.record_connection_wait,
     ):
         with failing(function):
             assert answer() == 7

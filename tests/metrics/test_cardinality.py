@@ -300,8 +300,8 @@ async def flood(observe: Observability, words: Iterator[str]) -> None:
         async with observe.external.call(one, one):
             pass
         observe.external.service_label(f"{one}.example.org")
-        observe.db.record_connection_wait(one, 1.0)
-        observe.db.record_connection_event(one, one)
+        observe.record_connection_wait(one, 1.0)
+        observe.record_connection_event(one, one)
         metrics.business.revenue(1, "".join(chr(ord("A") + int(digit)) for digit in one[-3:]))
         metrics.record_database_query(one, one, 0.1, one)
         metrics.set_database_connections(pool=one, active=1)

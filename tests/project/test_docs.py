@@ -191,8 +191,8 @@ def add_orders(app: FastAPI) -> None:
             async with db.query("SELECT", table="orders"), external.call("billing", "get_invoice"):
                 pass
         db.add_pool("main", lambda: PoolState(active=1, overflow=0))
-        db.record_connection_wait("main", 0.001)
-        db.record_connection_event("main", "begin")
+        current.get_observability().record_connection_wait("main", 0.001)
+        current.get_observability().record_connection_event("main", "begin")
         with current.get_observability().operation("charge card"):
             pass
         with current.get_observability().job("send mail"):

@@ -511,7 +511,7 @@ def test_a_wait_for_a_connection_is_not_self_time(observed: Callable[..., Seen])
     @app.get("/{seconds}")
     def wait(seconds: float) -> None:
         time.sleep(seconds)
-        seen.observe.db.record_connection_wait("main", max(seconds, 0.0001))
+        seen.observe.record_connection_wait("main", max(seconds, 0.0001))
 
     client = TestClient(app)
     client.get("/0.02")
@@ -527,8 +527,8 @@ def test_a_wait_for_a_connection_is_not_self_time(observed: Callable[..., Seen])
 def test_waits_and_events_of_connections(observed: Callable[..., Seen]) -> None:
     """Waiting time for a connection and events of connections are counted."""
     seen = observed(Starlette())
-    seen.observe.db.record_connection_wait("main", 0.002)
-    seen.observe.db.record_connection_event("main", "commit")
+    seen.observe.record_connection_wait("main", 0.002)
+    seen.observe.record_connection_event("main", "commit")
     assert seen.sample("db_connection_wait_seconds_count", pool="main") == 1
     assert seen.sample("db_connection_events_total", pool="main", event="commit") == 1
 

@@ -150,7 +150,7 @@ class DatabaseClient:
     """Measures database queries and connection pools. Thread-safe."""
 
     def __init__(self, reporter: DatabaseReporter, redactor: Redactor = DEFAULT_REDACTOR) -> None:
-        self._reporter = reporter
+        self.reporter = reporter
         self._statements = StatementCache(redactor.text)
         self._redact_name = redactor.name
         self._tables: set[str] = {UNKNOWN}
@@ -195,7 +195,7 @@ class DatabaseClient:
             attributes = None if pool is None else {"db.client.connection.pool.name": pool}
             return self._make_query(operation or "OTHER", QueryFacts(system, table, parsed, count, attributes))
         except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
-            report_error("db.query", exc, self._reporter)
+            report_error("db.query", exc, self.reporter)
             return NO_OP  # type: ignore[no-any-return]
 
     def start_statement(
@@ -217,7 +217,7 @@ class DatabaseClient:
             prepared = self._prepared.get(key) or self._remember(key, attributes)
         else:  # a long statement is not held in memory
             prepared = self._prepare(statement, system, attributes)
-        query = DriverQuery(self._reporter, "database", *prepared)
+        query = DriverQuery(self.reporter, "database", *prepared)
         if batch is not None:
             query.add_details(**{"db.operation.batch.size": batch})
         return query
@@ -250,7 +250,7 @@ class DatabaseClient:
 
     def _make_query(self, operation: str, facts: QueryFacts) -> Query:
         name, labels = self._labels.get((operation, facts.table)) or self._name_query(operation, facts.table)
-        return Query(self._reporter, "database", name, labels, facts)
+        return Query(self.reporter, "database", name, labels, facts)
 
     def _name_query(self, operation: str, table: str | None) -> tuple[str, dict[str, str]]:
         """Return the name of the span and the metric labels. Tables beyond `MAX_TABLES` share a label."""
@@ -283,16 +283,8 @@ class DatabaseClient:
         self._pools.add(name)
         with ExitStack() as undo:
             undo.callback(self._pools.discard, name)
-            undo.callback(self._reporter.add_pool(name, read))
+            undo.callback(self.reporter.add_pool(name, read))
             return undo.pop_all().close
-
-    def record_connection_wait(self, pool: str, seconds: float) -> None:
-        """Record the time that a caller waited for a connection, in seconds (`db_connection_wait_seconds{pool}`)."""
-        self._reporter.record_connection_wait(pool, seconds)
-
-    def record_connection_event(self, pool: str, event: str) -> None:
-        """Count an event of a connection, or a failure to get one (`db_connection_events_total{pool,event}`)."""
-        self._reporter.record_connection_event(pool, event)
 
 
 def _check_labels(statement: object, operation: object, table: object) -> tuple[object, str | None, str | None]:

@@ -37,14 +37,14 @@ class PoolObserver:
     def record_connection_wait(self, seconds: float) -> None:
         """Record the time that a caller waited for a connection, or for the failure to get one."""
         try:
-            self.db.record_connection_wait(self.pool, seconds)
+            self.db.reporter.record_connection_wait(self.pool, seconds)
         except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's query
             self.internal_errors("pool.connection_wait", exc)
 
     def record_connection_event(self, event: str) -> None:
         """Count an event of a connection."""
         try:
-            self.db.record_connection_event(self.pool, event)
+            self.db.reporter.record_connection_event(self.pool, event)
         except Exception as exc:  # noqa: BLE001 - as above
             self.internal_errors("pool.connection_event", exc)
 

@@ -11,6 +11,7 @@ from time import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fastapi_observe.internal.clock import monotonic
+from fastapi_observe.internal.forks import start_thread
 from fastapi_observe.logs.file.opening import APPEND_FLAGS, open_log_file, repair_end, try_lock, unlock, unsafe_reason
 from fastapi_observe.logs.file.rotation import Limits
 
@@ -65,10 +66,8 @@ class RotatedFiles:
         if not self._compress and self._retention == Limits():
             return
         self._stop = threading.Event()  # a new one: a forked child must not wait for its parent's
-        thread = threading.Thread(target=self._run, args=(directory, self._stop), name=THREAD_NAME, daemon=True)
-        with suppress(RuntimeError):  # no thread can be started: the next rotation tries again
-            thread.start()
-            self._thread = thread
+        consequence = "Rotated log files are not removed or compressed."
+        self._thread = start_thread(self._run, THREAD_NAME, consequence, (directory, self._stop))
 
     def stop(self) -> None:
         """End the thread. The next clean-up, of any process, continues its work."""
