@@ -242,6 +242,30 @@ print(json.dumps([len({*parent, *child}), parent[0] == parent[1]]))
     assert run(code, OTEL_RESOURCE_ATTRIBUTES="service.instance.id=pod-7")[1] is True
 
 
+def test_two_apps_share_the_global_provider() -> None:
+    """It is that of the first; spans of OpenTelemetry's API in requests of the second stay in their trace."""
+    code = """
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from opentelemetry import trace
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+spans = InMemorySpanExporter()
+for name in "first", "second":
+    app = FastAPI(title=name)
+    observe = install(app, sample_ratio=1.0, logs=False, span_processors=[SimpleSpanProcessor(spans)])
+@app.get("/")
+def page():
+    with trace.get_tracer("theirs").start_as_current_span("theirs"), observe.operation("ours"):
+        pass
+TestClient(app).get("/")
+found = {span.name: span for span in spans.get_finished_spans()}
+names = [found[name].resource.attributes["service.name"] for name in ("theirs", "ours", "GET /")]
+print(json.dumps([names, len({span.context.trace_id for span in found.values()})]))
+"""
+    assert run(code) == [["first", "second", "second"], 1]
+
+
 def test_joins_the_provider_that_is_given() -> None:
     """`tracer_provider` is used instead of the global provider, with our processors, and is not shut down."""
     exporter, given = InMemorySpanExporter(), TracerProvider()
