@@ -64,8 +64,7 @@ def install(app: Starlette, settings: ObserveSettings | None = None, **overrides
     console = _make_console(observability)
     attach_terminal(observability, console)
     attach_instrumentors(observability)
-    outer = functools.partial(ObserveMiddleware, observability=observability, console=console)
-    _wrap_stack_builder(app, outer, observability)
+    _wrap_stack_builder(app, functools.partial(_wrap_app, observability, console), observability)
     app.state.observe = observability
     observability.on_close(functools.partial(delattr, app.state, "observe"))
     for message in loaded.warnings():
@@ -80,6 +79,11 @@ def _instrument_engines(observability: Observability) -> None:
     except BaseException:  # a failed install leaves nothing behind
         observability.close()
         raise
+
+
+def _wrap_app(observability: Observability, console: Console | None, app: ASGIApp) -> ASGIApp:
+    """Put the outer middleware around an app, and directly inside it contrib's if that describes the server span."""
+    return ObserveMiddleware(observability.tracing.wrap_app(app), observability, console)
 
 
 def _can_be_rebuilt(app: Starlette) -> bool:
@@ -139,7 +143,7 @@ def _make_console(observability: Observability) -> Console | None:
 
 def _disable_other_telemetry(app: Starlette, observability: Observability) -> None:
     """Switch off FastAPI's native telemetry, and keep contrib's instrumentation from being added later."""
-    undo = disable_native_telemetry(app) if observability.settings.native == "own" else None
+    undo = disable_native_telemetry(app) if observability.settings.server_span != "fastapi" else None
     if undo is not None:
         observability.on_close(undo)
     if observability.settings.tracing:

@@ -48,7 +48,7 @@ from fastapi_observe.requests.exclusion import RequestFilter
 from fastapi_observe.requests.response_headers import ResponseHeaders
 from fastapi_observe.requests.routing import RouteTemplates, app_modules
 from fastapi_observe.slo.live import LiveObjectives
-from fastapi_observe.traces.service import TracingService
+from fastapi_observe.traces.choice import make_tracing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -108,7 +108,7 @@ class Observability:
             self.logs = LogService(settings, self.internal_errors, self.redactor)
             undo.callback(self.logs.close)
             # Last, because a global tracer provider cannot be removed.
-            self.tracing = TracingService(settings, self.internal_errors, self.redactor)
+            self.tracing = make_tracing(settings, self.internal_errors, self.redactor)
             undo.pop_all()
         self.db = DatabaseClient(self, self.redactor)
         self.external = ExternalClient(self, PropagationPolicy(settings.propagate_to, settings.propagate_baggage))

@@ -104,13 +104,13 @@ def native_on(case: Case) -> Asked:
 
 def native_ridden(case: Case) -> Asked:
     """FastAPI's native telemetry stays on, its span is adopted."""
-    return asking(case.install(case.fastapi(), native="ride"))
+    return asking(case.install(case.fastapi(), server_span="fastapi"))
 
 
 def native_off(case: Case) -> Asked:
     """FastAPI's native telemetry is switched off by the user."""
     app = case.fastapi(telemetry={"tracing": False, "metrics": False, "logs": False})
-    return asking(case.install(app, native="ride"))
+    return asking(case.install(app, server_span="fastapi"))
 
 
 def plain_starlette(case: Case) -> Asked:
@@ -193,7 +193,7 @@ def mounted(case: Case) -> Asked:
 
 def mounted_ridden(case: Case) -> Asked:
     """Serve a mounted FastAPI app with native telemetry on everywhere."""
-    return asking(case.install(case.fastapi(), native="ride"), "/sub/items/1")
+    return asking(case.install(case.fastapi(), server_span="fastapi"), "/sub/items/1")
 
 
 def mounted_instrumented(case: Case) -> Asked:

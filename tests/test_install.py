@@ -233,14 +233,14 @@ def test_a_step_of_close_that_fails(observed: Callable[..., Seen]) -> None:
 
 @pytest.mark.skipif(not hasattr(FastAPI(), "_telemetry"), reason="FastAPI has telemetry of its own since 0.142")
 def test_native_telemetry_is_switched_off_until_close(observed: Callable[..., Seen]) -> None:
-    """FastAPI's own telemetry is off while installed, unless `native="ride"`."""
+    """FastAPI's own telemetry is off while installed, unless `server_span="fastapi"`."""
     app: Any = FastAPI()
     before = dict(app._telemetry)
     seen = observed(app)
     assert {app._telemetry[name] for name in ("tracing", "metrics", "logs") if name in before} == {False}
     seen.observe.close()
     assert app._telemetry == before
-    observed(app, native="ride")
+    observed(app, server_span="fastapi")
     assert app._telemetry == before
 
 

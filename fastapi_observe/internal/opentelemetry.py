@@ -213,13 +213,13 @@ def silence_contrib(stack: Any) -> None:
 
 def _silence(middleware: Any) -> None:
     middleware.tracer = _NoSpans()
-    middleware.app = _RestoreSpan(middleware.app)
+    middleware.app = RestoreSpan(middleware.app)
     hook = getattr(middleware, "server_request_hook", None)
     if callable(hook):
         middleware.server_request_hook = lambda span, scope: hook(getattr(span, "replaced", span), scope)
 
 
-class _Placeholder(NonRecordingSpan):
+class Placeholder(NonRecordingSpan):
     """The span that contrib's middleware gets instead of a new one. Its context is that of the current span."""
 
     def __init__(self, replaced: trace.Span) -> None:
@@ -232,7 +232,7 @@ class _NoSpans(trace.Tracer):
 
     def start_span(self, name: str, context: Context | None = None, *_: Any, **__: Any) -> trace.Span:  # noqa: ARG002
         """Return a placeholder for the current span."""
-        return _Placeholder(trace.get_current_span(context))
+        return Placeholder(trace.get_current_span(context))
 
     @contextlib.contextmanager
     def start_as_current_span(self, name: str, *_: Any, **__: Any) -> Iterator[trace.Span]:  # type: ignore[override]
@@ -240,16 +240,17 @@ class _NoSpans(trace.Tracer):
         yield self.start_span(name)
 
 
-class _RestoreSpan:
+class RestoreSpan:
     """ASGI middleware inside contrib's. Makes the span that was replaced the current one again."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the app."""
         context = OTEL_CONTEXT.get()
         current = context.get(SPAN_KEY)
-        if not isinstance(current, _Placeholder):
+        if not isinstance(current, Placeholder):
             await self.app(scope, receive, send)
             return
         token = OTEL_CONTEXT.set(Context({**context, SPAN_KEY: current.replaced}))

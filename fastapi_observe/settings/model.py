@@ -187,8 +187,17 @@ class ObserveSettings(BaseSettings):
         "OpenTelemetry tracer provider. None: the global one if it is set, else a new one.",
         code_only=True,
     )
-    native: Literal["own", "ride"] = option(
-        "own", "FastAPI's native telemetry. own: replace it; ride: use its server span."
+    server_span: Literal["observe", "contrib", "fastapi"] = option(
+        "observe",
+        "Who describes the server span. observe: this package; contrib: opentelemetry-instrumentation-asgi; fastapi: "
+        "FastAPI's native telemetry, whose span is used.",
+        accepts='observe, contrib or fastapi (formerly native="own" for observe, native="ride" for fastapi)',
+    )
+    contrib_options: dict[str, Any] = option(
+        {},
+        'Arguments of contrib\'s `OpenTelemetryMiddleware`, with `server_span="contrib"`: hooks, captured headers, '
+        "`exclude_spans` and others.",
+        code_only=True,
     )
     response_trace_header: bool = option(True, "Send `traceresponse` (W3C) with the responses of sampled requests.")
     capture_request_headers: HeaderNames = option(

@@ -58,7 +58,8 @@ class Options(TypedDict, total=False):
     otlp_allow_plaintext_credentials: bool
     span_processors: Sequence[SpanProcessor]
     tracer_provider: TracerProvider | None
-    native: Literal["own", "ride"]
+    server_span: Literal["observe", "contrib", "fastapi"]
+    contrib_options: Mapping[str, Any]
     response_trace_header: bool
     capture_request_headers: Sequence[str]
     capture_response_headers: Sequence[str]

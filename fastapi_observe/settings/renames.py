@@ -9,6 +9,7 @@ from typing import Final
 
 RENAMED_OPTIONS: Final = {
     "workers": "multiprocess",
+    "native": "server_span",
     "workers_directory": "multiprocess_directory",
     "query_allow": "capture_query_parameters",
     "slow_query": "slow_query_threshold",

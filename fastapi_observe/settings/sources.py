@@ -304,6 +304,8 @@ def check_combinations(values: Any) -> None:
             problems.append("metrics_dependency and metrics_token are mutually exclusive; set only one")
     if values.console is True and values.console_token is None and not values.development:
         problems.append("console=True outside development needs console_token")
+    if values.contrib_options and values.server_span != "contrib":
+        problems.append('contrib_options need server_span="contrib"; set it, or remove contrib_options')
     if problems:
         raise SettingsError(problems)
 

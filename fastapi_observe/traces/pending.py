@@ -473,6 +473,11 @@ class PendingServerSpan(PendingSpan):
         """The reason for which an earlier part of the trace was kept; None if none was."""
         return None if self.parent is None else self._total.reason_to_keep(self.parent.trace_id)
 
+    def end(self, end_time: int | None = None) -> None:
+        """Take no more changes. Whether the span is recorded, and as what, is decided when its request ends."""
+        if self.end_time is None:
+            self.end_time = time_ns() if end_time is None else end_time
+
     def keep(self, reason: str, context: Context, attributes: dict[str, Any]) -> RecordedSpan:
         """Start the span that is exported, and export all spans of its trace."""
         self.end_time = self.start_time

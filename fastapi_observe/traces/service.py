@@ -69,6 +69,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.trace import SpanProcessor
     from opentelemetry.trace import Span
+    from starlette.types import ASGIApp
 
     from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.records.job import JobRecord
@@ -102,7 +103,7 @@ class TracingService:
         with without_invalid_variables():
             self.provider, self._owns_provider = make_provider(settings, internal_errors)
         self._restore_warnings = throttle_attribute_warnings()
-        self.tracer = self.provider.get_tracer("fastapi_observe", schema_url=SCHEMA_URL)
+        self.tracer = self._server_tracer = self.provider.get_tracer("fastapi_observe", schema_url=SCHEMA_URL)
         own = self.provider if isinstance(self.provider, ObserveTracerProvider) else None
         self._threshold = "" if own is None else sampling_threshold(own.bound)
         self._parent_decides = own is not None and own.parent_decides
@@ -134,7 +135,7 @@ class TracingService:
         try:
             for processor in (*self._settings.span_processors, *self._added_processors):
                 provider.add_span_processor(GuardedProcessor(processor, self._internal_errors))  # type: ignore[attr-defined]
-            self.tracer = provider.get_tracer("fastapi_observe", schema_url=SCHEMA_URL)
+            self.tracer = self._server_tracer = provider.get_tracer("fastapi_observe", schema_url=SCHEMA_URL)
             # Requests in other threads read these without a lock: first, no further span is made in the own way.
             self._factory = self.tail_sampler = None
             self.provider, self._replaced, self._owns_provider = provider, own, False
@@ -190,6 +191,10 @@ class TracingService:
         if record is not None and record.span_adopted and record.span is not None and reference.fields is not None:
             record.span.set_attributes(reference.fields.attributes)
 
+    def wrap_app(self, app: ASGIApp) -> ASGIApp:
+        """Return an app inside the middleware that describes its server spans; here it is the app itself."""
+        return app
+
     # The signal, called by the middleware and the clients
 
     def on_request_start(self, record: RequestRecord) -> None:
@@ -217,7 +222,7 @@ class TracingService:
         if self._factory is not None:
             self._start(self._factory, record, context, parent, links)
             return
-        span = self.tracer.start_span(
+        span = self._server_tracer.start_span(
             record.method, context=context, kind=SpanKind.SERVER, links=links, start_time=record.started_ns
         )
         if span.is_recording():
@@ -392,6 +397,7 @@ class TracingService:
                 pending.reopen(record.span_kind, record.context or Context())
                 pending.set_attributes(self._request_attributes(record))
                 self._end_server_span(pending, record)
+                pending.pending.add(pending)
             return
         reason = None if pending.trace is None else pending.trace.reason
         if reason is None and self.tail_sampler is not None:

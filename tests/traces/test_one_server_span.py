@@ -16,7 +16,7 @@ from span_cases import CASES, FIRST
 HERE = Path(__file__).parents[1]
 RATIOS = (0.0, 0.2, 1.0)
 WITH_SPANS_OF_THEIR_OWN = {"native_ridden", "mounted_ridden", "contrib_outside", "called_inside_a_span"}
-"""Cases with INTERNAL spans of FastAPI, which `native="ride"` keeps, or of code around the app."""
+"""Cases with INTERNAL spans of FastAPI, which `server_span="fastapi"` keeps, or of code around the app."""
 MODES = [("user", case.__name__) for case in CASES] + [(mode, case.__name__) for mode, case in FIRST.items()]
 
 

@@ -1,0 +1,206 @@
+"""`server_span`: the same requests with each of the three, attribute by attribute, and the table that shows it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from fastapi_observe import SettingsError, install
+from fastapi_observe.settings.model import ObserveSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import Seen
+
+TESTS = Path(__file__).parents[1]
+MODES = ("observe", "contrib", "fastapi")
+KINDS = ("ok", "unmatched", "raises", "refuses", "stream", "redirect", "websocket")
+
+
+@functools.cache
+def shapes(mode: str, ratio: float = 1.0) -> dict[str, Any]:
+    """Run the requests in a fresh process: the conventions are chosen once in a process."""
+    done = subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, TESTS / "server_span_shapes.py", mode, str(ratio)],
+        capture_output=True,
+        text=True,
+        cwd=TESTS.parent,
+        env={
+            **os.environ,
+            "OTEL_SEMCONV_STABILITY_OPT_IN": "http",
+            "OBSERVE_TAIL_SAMPLING": "errors,slow,first",
+            "OBSERVE_MAX_TRACES_PER_SECOND": "",
+        },
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found["faults"] == {}
+    requests: dict[str, Any] = found["requests"]
+    return requests
+
+
+@pytest.mark.xdist_group("server span shapes")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ratio", [1.0, 0.0], ids=["sampled", "tail-sampled"])
+def test_one_server_span_for_each_request(mode: str, kind: str, ratio: float) -> None:
+    """Whoever describes the span, each request has one, sampled by its head and by its tail.
+
+    FastAPI's own span is made by its sampler's decision, so tail sampling has nothing to export.
+    """
+    expected = 0 if (mode, ratio) == ("fastapi", 0.0) else 1
+    assert len(shapes(mode, ratio)[kind]["server"]) == expected
+
+
+@pytest.mark.xdist_group("server span shapes")
+@pytest.mark.parametrize("kind", KINDS)
+def test_contribs_spans_are_those_of_its_middleware_alone(kind: str) -> None:
+    """Name, attributes, status, events and scope, of the server span and of those inside, are what contrib makes."""
+    assert shapes("contrib")[kind] == shapes("reference")[kind]
+
+
+@pytest.mark.xdist_group("server span shapes")
+@pytest.mark.parametrize("kind", KINDS)
+def test_contribs_tail_sampled_spans_are_the_same(kind: str) -> None:
+    """A trace that is exported because of how the request ended has its reason as one more attribute."""
+    (tail,) = shapes("contrib", 0.0)[kind]["server"]
+    (reference,) = shapes("reference")[kind]["server"]
+    assert tail["attributes"].pop("fastapi_observe.tail_sampled") in {"first", "errors"}
+    assert tail == reference
+    assert shapes("contrib", 0.0)[kind]["inside"] == shapes("reference")[kind]["inside"]
+
+
+@pytest.mark.xdist_group("server span shapes")
+def test_the_documentation_shows_the_differences() -> None:
+    """docs/reference/spans.md has a row for each attribute of these requests, with who sets it."""
+    page = (TESTS.parent / "docs" / "reference" / "spans.md").read_text("utf-8")
+    section = page.partition("### Who describes the server span")[2].partition("\n## ")[0]
+    rows = [
+        [cell.strip(" `") for cell in row.strip("|").split("|")]
+        for row in re.findall(r"^\|.*\|$", section, re.MULTILINE)
+    ]
+    described = {row[0]: [cell == "yes" for cell in row[1:4]] for row in rows[2:]}
+    chosen = ("shop.", "http.request.header.")  # by the options of the test
+    found: dict[str, list[bool]] = {}
+    for at, mode in enumerate(MODES):
+        for kind in KINDS:
+            for name in shapes(mode)[kind]["server"][0]["attributes"]:
+                if not name.startswith(chosen):
+                    found.setdefault(name, [False] * len(MODES))[at] = True
+    assert described == found
+
+
+@pytest.mark.xdist_group("server span shapes")
+def test_names_and_status() -> None:
+    """Names have the route except contrib's, which have the path; a 5xx is an error in all of them."""
+    names = {mode: shapes(mode)["ok"]["server"][0]["name"] for mode in MODES}
+    assert names == {"observe": "GET /items/{item_id}", "contrib": "GET /items/7", "fastapi": "GET /items/{item_id}"}
+    for mode in MODES:
+        assert shapes(mode)["raises"]["server"][0]["status"] == "ERROR"
+        assert shapes(mode)["refuses"]["server"][0]["status"] == "ERROR"
+        assert shapes(mode)["unmatched"]["server"][0]["status"] == "UNSET"
+
+
+def test_lines_and_exemplars_have_the_ids_of_contribs_span(observed: Callable[..., Seen]) -> None:
+    """Lines, the response header and later fields refer to the span that contrib describes."""
+    seen = observed(app := FastAPI(), server_span="contrib")
+
+    @app.get("/")
+    async def read() -> None:
+        seen.observe.set(tenant="acme")
+        seen.observe.log.info("inside")
+
+    header = TestClient(app).get("/").headers["traceresponse"]
+    (span,) = seen.server_spans
+    position = span.get_span_context()
+    assert position is not None
+    ids = f"{position.trace_id:032x}", f"{position.span_id:016x}"
+    assert [(line["trace_id"], line["span_id"]) for line in seen.lines if "trace_id" in line] == [ids, ids]
+    assert header.startswith(f"00-{ids[0]}-{ids[1]}-")
+    assert (span.attributes or {})["tenant"] == "acme"
+    _, body = seen.observe.metrics.render("application/openmetrics-text; version=1.0.0", "")
+    assert f'trace_id="{ids[0]}"' in body.decode()
+
+
+def test_untrusted_callers_choose_nothing(observed: Callable[..., Seen]) -> None:
+    """The trace of a public caller is linked, not continued, although contrib would continue it."""
+    seen = observed(app := FastAPI(), server_span="contrib", sample_ratio=0.0, tail_sampling=["errors"])
+
+    @app.get("/")
+    async def read() -> None:
+        raise ValueError
+
+    caller = f"00-{'a' * 32}-{'b' * 16}-01"
+    client = TestClient(app, raise_server_exceptions=False, client=("203.0.113.9", 5))
+    client.get("/", headers={"traceparent": caller})
+    (span,) = seen.server_spans
+    assert span.parent is None
+    assert [f"{link.context.trace_id:032x}" for link in span.links] == ["a" * 32]
+
+
+def test_requests_that_are_not_reported_have_no_span(observed: Callable[..., Seen]) -> None:
+    """`/metrics` and excluded paths are answered without contrib's spans; contrib's own exclusion keeps our span."""
+    seen = observed(
+        app := FastAPI(), server_span="contrib", exclude_paths=["/health"], contrib_options={"excluded_urls": "plain"}
+    )
+    for path in ("/health", "/plain"):
+        app.get(path)(lambda: None)
+    client = TestClient(app, client=("10.1.2.3", 5))
+    client.get("/metrics")
+    client.get("/health")
+    assert seen.spans == []
+    client.get("/plain")
+    (span,) = seen.spans
+    assert span.name == "GET /plain"
+    assert (span.attributes or {})["url.path"] == "/plain"
+
+
+def test_a_hook_that_raises_reaches_nobody(observed: Callable[..., Seen]) -> None:
+    """Contrib records the exception of a hook on the span; the response is unchanged."""
+
+    def hook(*_: Any) -> None:
+        raise RuntimeError("hook")
+
+    seen = observed(app := FastAPI(), server_span="contrib", contrib_options={"server_request_hook": hook})
+    app.get("/")(lambda: 1)
+    assert TestClient(app).get("/").json() == 1
+    assert [event.name for event in seen.server_spans[0].events] == ["exception"]
+
+
+@pytest.mark.parametrize("options", [{"no_such": 1}, {"tracer": object()}, {"app": object()}])
+def test_invalid_arguments_are_reported_at_install(options: dict[str, Any]) -> None:
+    """Arguments that contrib does not have, or that are ours, are a SettingsError, and nothing is installed."""
+    app = FastAPI()
+    with pytest.raises(SettingsError, match="contrib_options"):
+        install(app, server_span="contrib", contrib_options=options)
+    assert not hasattr(app.state, "observe")
+
+
+def test_options_without_the_middleware_are_an_error() -> None:
+    """`contrib_options` without `server_span="contrib"` would be ignored silently."""
+    with pytest.raises(SettingsError, match="contrib_options need"):
+        ObserveSettings(contrib_options={"exclude_spans": ["send"]})
+
+
+def test_the_former_option_names_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`native`, as an argument or a variable, is an error that names `server_span`."""
+    with pytest.raises(SettingsError, match="native: this option is now server_span"):
+        ObserveSettings(native="ride")  # type: ignore[call-arg]
+    with pytest.raises(SettingsError, match=r'expected observe, contrib or fastapi .*native="ride"'):
+        ObserveSettings(server_span="ride")
+    monkeypatch.setenv("OBSERVE_NATIVE", "ride")
+    with pytest.raises(SettingsError, match="set OBSERVE_SERVER_SPAN"):
+        ObserveSettings()
