@@ -7,8 +7,6 @@ from importlib.metadata import entry_points
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from opentelemetry.instrumentation.dependencies import get_dist_dependency_conflicts
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from importlib.metadata import EntryPoint
@@ -112,6 +110,9 @@ def _conflict(entry_point: EntryPoint) -> str:
     """Return why the library cannot be instrumented: it is not installed, or of another version."""
     if entry_point.dist is None:
         return ""
+    # Without instrumentors it is not needed, and it takes long.
+    from opentelemetry.instrumentation.dependencies import get_dist_dependency_conflicts  # noqa: PLC0415
+
     try:
         conflict: Any = get_dist_dependency_conflicts(entry_point.dist)
     except Exception as exc:  # noqa: BLE001 - metadata may be anything

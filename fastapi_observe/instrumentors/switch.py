@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.instrumentation.dependencies import get_dependency_conflicts
-
 from fastapi_observe.instrumentors.discovery import describe_conflict
 
 if TYPE_CHECKING:
@@ -44,6 +42,8 @@ class Instrumentors:
 
     def _switch_on(self, candidate: Candidate, provider: TracerProvider) -> str:
         """Switch one on. Returns why that was not possible."""
+        from opentelemetry.instrumentation.dependencies import get_dependency_conflicts  # noqa: PLC0415 - see discovery
+
         instrumentor: Any = None
         try:
             instrumentor = candidate.entry_point.load()()  # type: ignore[union-attr]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from threading import Lock
 from typing import Any, Final
 
@@ -100,11 +102,14 @@ _TCL_TEXT: Final = r"[$@:\#][\w$:]++\(.*"  # `$name(any text at all)`
 _VARIABLE_TEXT: Final = r"\$[^\W\d][\w:]*+\(.*"
 
 
-def _grammar(*, parameter: str, names: str, gaps: str, values: str) -> re.Pattern[str]:
+Grammar = Callable[[], re.Pattern[str]]
+"""Returns a pattern, which is compiled at the first call: all of them would add 30 ms to the import."""
+
+
+def _grammar(*, parameter: str, names: str, gaps: str, values: str) -> Grammar:
     kept = _PLAIN.replace("PARAMETER", parameter).replace("NAME", names)
-    return re.compile(
-        rf"{kept} | (?P<gap>{gaps}) | {_REST} | {values} | {_NUMBER} | {_TICKS} | {_WORD}", re.DOTALL | re.VERBOSE
-    )
+    pattern = rf"{kept} | (?P<gap>{gaps}) | {_REST} | {values} | {_NUMBER} | {_TICKS} | {_WORD}"
+    return cache(lambda: re.compile(pattern, re.DOTALL | re.VERBOSE))
 
 
 _POSTGRESQL: Final = _grammar(
@@ -139,7 +144,7 @@ _ANY: Final = _grammar(
 )
 
 _NOT_SQL: Final = "redis valkey memcached mongodb elasticsearch opensearch dynamodb aws.dynamodb couchdb geode hbase"
-_GRAMMARS: Final[dict[str, re.Pattern[str] | None]] = {
+_GRAMMARS: Final[dict[str, Grammar | None]] = {
     **dict.fromkeys(_NOT_SQL.split()),
     "postgresql": _POSTGRESQL,
     "cockroachdb": _POSTGRESQL,
@@ -237,7 +242,7 @@ def _without_values(text: str, system: str, whole: str = "") -> str:
         return first + " ?" * len(more) if _COMMAND.fullmatch(first) else "?"
     if not text.isascii():
         text = text.encode("utf-8", "replace").decode()  # with a lone surrogate the whole batch of spans would be lost
-    text = " ".join(_without_literals(text, whole or text, grammar).split())
+    text = " ".join(_without_literals(text, whole or text, grammar()).split())
     if system == "sqlite" and '"' in text:
         text = _SURE_NAME.sub(lambda name: name[1] or "?", text)
     if "-" in text or "+" in text:
