@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 from collections.abc import AsyncIterator  # noqa: TC003 - FastAPI reads the annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -19,7 +20,9 @@ from prometheus_client import REGISTRY, CollectorRegistry, GCCollector, Platform
 from prometheus_client.parser import text_string_to_metric_families
 from tools import needs
 
+import fastapi_observe
 from fastapi_observe import DatabaseDep, ExternalDep, MetricsDep, current, observability
+from fastapi_observe.cli.main import main
 from fastapi_observe.export.counts import ExportCollector
 from fastapi_observe.metrics.shared.cells import WorkersCollector
 from fastapi_observe.records.pool import PoolState
@@ -136,6 +139,43 @@ def test_the_readme_has_absolute_links() -> None:
     pictures = re.findall(r"!\[[^\]]+\]\(([^)\s]+)\)", text)
     assert len(pictures) == 1
     assert (ROOT / pictures[0].removeprefix(PICTURES)).is_file()
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """The site leads to each page, once."""
+    site = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
+    pages = [page.relative_to(ROOT / "docs").as_posix() for page in PAGES if page.is_relative_to(ROOT / "docs")]
+    assert sorted(leaves(site["nav"])) == sorted(pages)
+
+
+def leaves(item: Any) -> list[str]:
+    """Return the pages of a part of the navigation."""
+    if isinstance(item, str):
+        return [item]
+    parts = item.values() if isinstance(item, dict) else item
+    return [page for part in parts for page in leaves(part)]
+
+
+def test_the_api_page_has_every_public_name() -> None:
+    """As the site finds its docstring, by the module that defines it; the page on configuration has the options."""
+    text = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+    aliases = {name for name in fastapi_observe.__all__ if name.endswith("Dep")}
+    described = set(re.findall(r"^::: [\w.]+\.(\w+)$", text, re.MULTILINE))
+    assert "::: fastapi_observe.dependencies\n" in text
+    assert described >= set(fastapi_observe.__all__) - aliases - {"ObserveSettings", "SettingsError"}
+
+
+def test_every_command_is_described(capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/reference/cli.md has each command, and no other."""
+    described = {
+        re.sub(r" (URL|MODULE:APP.*|last)$", "", cells[0]) for cells in rows(section("reference/cli.md", "All"))
+    }
+    for group in ([], ["slo"]):
+        with pytest.raises(SystemExit):
+            main([*group, "--help"])
+        shown = re.findall(r"^    (\w+)\b", capsys.readouterr().out, re.MULTILINE)
+        names = {" ".join([*group, name]) for name in shown} - {"slo"}
+        assert {name for name in described if name.startswith("slo ") == bool(group)} == names
 
 
 def slug(line: str) -> str:

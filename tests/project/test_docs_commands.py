@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import re
@@ -25,6 +26,8 @@ from uvicorn import main as uvicorn_command
 
 from fastapi_observe import observability
 from fastapi_observe.cli.main import main
+from fastapi_observe.export import causes
+from fastapi_observe.requests import access
 from fastapi_observe.settings.model import ObserveSettings
 
 if TYPE_CHECKING:
@@ -251,3 +254,11 @@ def test_few_commands_are_only_checked() -> None:
         if block.language == "console":
             words = {word for line in block.text.splitlines() for word in line.split()[:4]}
             assert words & {"docker", "kubectl", "helm", "ddtrace-run", "make", "pytest"}, f"{name(page)}:{block.line}"
+
+
+def test_messages_on_the_troubleshooting_page_are_those_of_the_code() -> None:
+    """A reader searches for the words of the log on the page."""
+    text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    assert causes.SPEAKS_GRPC in text
+    assert "`Denied a request for the metrics`" in text
+    assert '"Denied a request for the metrics: ' in inspect.getsource(access)
