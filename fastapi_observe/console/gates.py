@@ -11,6 +11,7 @@ from urllib.parse import parse_qs
 
 from fastapi_observe.console.token import make_token
 from fastapi_observe.requests.trust import find_proxy_header
+from fastapi_observe.workers.directory import app_identity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
     from fastapi_observe.settings.model import ObserveSettings
 
-COOKIE: Final = "fastapi_observe_console"
+COOKIE: Final = "fastapi_observe_console_"
+"""Beginning of the cookie's name; browsers send one host's cookies to all its ports, so the rest is of the app."""
 LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 """Names in the `Host` header that only a page of this machine's can have: DNS rebinding brings another one."""
 
@@ -32,6 +34,7 @@ class Gate:
     def __init__(self, settings: ObserveSettings) -> None:
         given = settings.console_token
         self._development = settings.development
+        self._cookie = COOKIE + app_identity(settings.service_name)
         self.token = (
             make_token(settings.multiprocess_directory, settings.service_name)
             if given is None
@@ -52,7 +55,7 @@ class Gate:
         """Return whether a request carries the token: in its cookie, its query, or as a bearer token."""
         scheme, _, bearer = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         return (
-            self._matches(_cookie(headers.get(b"cookie", b"")))
+            self._matches(_cookie(headers.get(b"cookie", b""), self._cookie))
             or self.has_query_token(scope)
             or (scheme.lower() == "bearer" and self._matches(bearer.strip()))
         )
@@ -67,7 +70,7 @@ class Gate:
     def cookie(self, scope: Scope, path: str) -> bytes:
         """Return the `Set-Cookie` header that keeps the token out of the address."""
         secure = "; Secure" if scope.get("scheme") == "https" else ""
-        return f"{COOKIE}={self.token}; Path={path}; HttpOnly; SameSite=Strict{secure}".encode("latin-1")
+        return f"{self._cookie}={self.token}; Path={path}; HttpOnly; SameSite=Strict{secure}".encode("latin-1")
 
 
 def _is_local(scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
@@ -98,12 +101,12 @@ def query_token(scope: Scope) -> str:
     return values[0] if len(values) == 1 else ""
 
 
-def _cookie(header: bytes) -> str:
+def _cookie(header: bytes, wanted: str) -> str:
     if len(header) > 16_384:  # noqa: PLR2004 - longer than servers let through
         return ""
     for part in header.decode("latin-1").split(";"):
         name, _, value = part.strip().partition("=")
-        if name == COOKIE:
+        if name == wanted:
             return value
     return ""
 

@@ -220,7 +220,6 @@ STRANGERS: list[dict[str, Any]] = [
     {"headers": {**LOCAL, "via": "1.1 proxy"}},
     {"headers": {**LOCAL, "sec-fetch-site": "cross-site"}},
     {"headers": {**LOCAL, "sec-fetch-site": "same-site"}},
-    {"client": ("203.0.113.7", 5), "headers": {**LOCAL, "cookie": "fastapi_observe_console=wrong"}},
     {"client": ("203.0.113.7", 5), "query": "t=wrong"},
     {"client": ("203.0.113.7", 5), "query": f"t={TOKEN}&t={TOKEN}"},
     {"client": ("203.0.113.7", 5), "query": "t=" + "x" * 100_000},
@@ -262,6 +261,23 @@ def test_a_token_becomes_a_cookie(observed: Callable[..., Seen]) -> None:
     assert ask(seen.observe.app, scheme="https", query=f"t={TOKEN}", **far)[1]["set-cookie"].endswith("Secure")
     far["headers"]["sec-fetch-site"] = "cross-site"
     assert ask(seen.observe.app, **far)[0] == 404
+
+
+def test_two_apps_of_one_host_have_two_cookies(observed: Callable[..., Seen]) -> None:
+    """A browser sends the cookies of a host to all its ports: neither app replaces the cookie of the other."""
+    far: dict[str, Any] = {"client": ("172.17.0.1", 5), "headers": {"host": "localhost"}}
+    cookies, apps = [], []
+    for name in ("shop", "payments"):
+        token = f"{TOKEN}-{name}"
+        seen = observed(FastAPI(title=name), environment="development", console_token=token)
+        cookies.append(ask(seen.observe.app, query=f"t={token}", **far)[1]["set-cookie"].partition(";")[0])
+        apps.append(seen.observe.app)
+    assert len({cookie.partition("=")[0] for cookie in cookies}) == 2
+    far["headers"] = {"host": "localhost", "cookie": "; ".join(cookies)}
+    assert [ask(app, **far)[0] for app in apps] == [200, 200]
+    (shop, token), (payments, other) = (cookie.split("=") for cookie in cookies)
+    far["headers"]["cookie"] = f"{shop}={other}; {payments}={token}"
+    assert [ask(app, **far)[0] for app in apps] == [404, 404]
 
 
 def test_outside_development_the_token_is_always_needed(observed: Callable[..., Seen]) -> None:
