@@ -8,11 +8,11 @@ A worker is named `<pid>-<monotonic nanoseconds>`. Its files are this name with 
 - `.index`: JSON lines that say what the cells mean. Lines are only ever added. `[number, {...}]` describes a family, a
   metric with all its series; the families of a worker are numbered from 0. `[number, [label values], offset, count]` is
   a series of that family, whose cells are `count` doubles from `offset` on (in doubles).
+- `.requests`: a named pipe. Other workers write a byte to have scrape-time values published.
+- `.exemplars`: a list of `CellExemplar` as JSON, replaced as a whole when a scrape wants exemplars.
 
 A description of a family is made and read by `metrics/shared`. Here only its `archive_mode` matters: what the archive
 keeps of a worker that has ended, `sum`, `max`, `min`, `latest` or `drop`.
-- `.requests`: a named pipe. Other workers write a byte to have scrape-time values published.
-- `.exemplars`: a list of `CellExemplar` as JSON, replaced as a whole when a scrape wants exemplars.
 """
 
 from __future__ import annotations

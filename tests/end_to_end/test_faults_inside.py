@@ -96,10 +96,9 @@ PLAIN: Final = frozenset(
     logs.service:ObserveLogger.__init__ logs.service:ObserveLogger.contextualize logs.service:ObserveLogger.debug
     logs.service:ObserveLogger.error logs.service:ObserveLogger.exception logs.service:ObserveLogger.fatal
     logs.service:ObserveLogger.info logs.service:ObserveLogger.warn logs.service:ObserveLogger.with_fields
-    metrics.series:Gauge.dec observability:Observability.log records.operation:Operation.__aenter__
-    records.operation:Operation.__aexit__ records.operation:Operation.__exit__
+    metrics.series:Gauge.dec observability:Observability.log records.operation:Operation.__exit__
+    records.wrapping:AsyncWith.__aenter__ records.wrapping:AsyncWith.__aexit__
     traces.user_spans:ContextScope.__enter__ traces.user_spans:ContextScope.__exit__
-    traces.user_spans:SpanScope.__aenter__ traces.user_spans:SpanScope.__aexit__
     traces.user_spans:SpanScope.__enter__ traces.user_spans:SpanScope.__exit__ traces.user_spans:make_traced
     """.split()  # noqa: SIM905 - as above
 )
