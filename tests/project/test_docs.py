@@ -116,7 +116,10 @@ def test_every_page_is_checked() -> None:
     assert stems >= {"README", "start", "logging", "own-metrics", "own-spans", "from-the-go-guide", "configuration"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+LINKING = sorted({*PAGES, *ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("benchmarks/*.md")})
+
+
+@pytest.mark.parametrize("page", LINKING, ids=[page.relative_to(ROOT).as_posix() for page in LINKING])
 def test_links_lead_somewhere(page: Path) -> None:
     """Every link of a page to a file of the repository leads to one, and to a heading of it."""
     for target in re.findall(rf"\]\(((?!https?:)[^)\s]+|{REPOSITORY}[^)\s]+)\)", page.read_text(encoding="utf-8")):
