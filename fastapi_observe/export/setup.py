@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from opentelemetry.sdk.environment_variables import OTEL_EXPERIMENTAL_RESOURCE_DETECTORS
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
 from fastapi_observe.export.buffer import QueueLimits
@@ -24,7 +26,9 @@ INSTANCE: Final = "service.instance.id"
 def make_resource(settings: ObserveSettings) -> Resource:
     """Return the resource that describes this service (OpenTelemetry resource conventions).
 
-    Includes `OTEL_RESOURCE_ATTRIBUTES`. Every installed app has its own instance id, in every process.
+    Includes `OTEL_RESOURCE_ATTRIBUTES` and what the detectors of `OTEL_EXPERIMENTAL_RESOURCE_DETECTORS` find; without
+    that variable the id of the container, if its detector is installed. Every installed app has its own instance id, in
+    every process.
     """
     attributes: dict[str, Any] = {
         "service.name": settings.service_name,
@@ -40,8 +44,20 @@ def make_resource(settings: ObserveSettings) -> Resource:
         sdk = {"language": "python", "name": "opentelemetry", "version": package_version("opentelemetry-sdk")}
         resource = Resource({f"telemetry.sdk.{name}": value for name, value in sdk.items()})
         resource = resource.merge(OTELResourceDetector().detect()).merge(Resource(attributes))
+    if not os.environ.get(OTEL_EXPERIMENTAL_RESOURCE_DETECTORS):
+        resource = _detect_container().merge(resource)
     # The SDK's own id is that of the process, which several apps may share.
     return with_instance_id(resource, replace=INSTANCE not in OTELResourceDetector().detect().attributes)
+
+
+def _detect_container() -> Resource:
+    """Return the resource of the container if OpenTelemetry's detector for it is installed."""
+    try:
+        from opentelemetry.resource.detector.containerid import ContainerResourceDetector  # noqa: PLC0415 - optional
+
+        return ContainerResourceDetector().detect()
+    except Exception:  # noqa: BLE001 - not installed, of another version, or a detector that raises
+        return Resource.get_empty()
 
 
 def with_instance_id(resource: Resource, *, replace: bool = False) -> Resource:
