@@ -63,7 +63,7 @@ def to_text(settings: ObserveSettings) -> str:
     instrumentors = find_instrumentors(settings.instrument, settings.engines)
     on = ", ".join(each.name for each in instrumentors if not each.reason)
     left_alone = ", ".join(f"{each.name} ({each.reason})" for each in instrumentors if each.reason)
-    switched = f"Instrumentors switched on: {on or 'none'}. Left alone: {left_alone or 'none'}"
+    switched = f"OpenTelemetry instrumentors switched on: {on or 'none'}. Left alone: {left_alone or 'none'}"
     return f"{shown}\n\n{exported}\n{switched}\n"
 
 

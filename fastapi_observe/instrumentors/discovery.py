@@ -54,8 +54,8 @@ class Candidate(NamedTuple):
 def find_instrumentors(choice: str | Sequence[str] | None, engines: Iterable[Any] = ()) -> list[Candidate]:
     """Return the installed instrumentors, sorted by name.
 
-    `choice` is the option `instrument`. `engines` are observed already, so that their instrumentors are left alone.
-    A name in the choice without an instrumentor has no entry point.
+    `choice` is the option `instrument`: with names, only these are returned. `engines` are observed already, so that
+    their instrumentors are left alone. A name without an instrumentor has no entry point.
     """
     found = {_normalize(each.name): each for each in entry_points(group=GROUP)}
     disabled = {_normalize(name) for name in os.environ.get(DISABLED, "").split(",")}
@@ -63,14 +63,11 @@ def find_instrumentors(choice: str | Sequence[str] | None, engines: Iterable[Any
     chosen = None if choice == "auto" else {_normalize(name): name for name in choice or ()}
     candidates = []
     for name, entry_point in found.items():
-        if choice is None:
-            reason = "instrument=None"
-        elif chosen is not None:
-            reason = "" if name in chosen else "not in instrument"
-        elif name in disabled:
-            reason = DISABLED
-        else:
-            reason = observed.get(name, "")
+        if chosen is not None and name not in chosen:
+            continue
+        reason = ""
+        if chosen is None:
+            reason = DISABLED if name in disabled else observed.get(name, "")
         package = getattr(entry_point.dist, "name", None) or entry_point.module
         role = _role(name)
         reason = role or reason or _conflict(entry_point)

@@ -266,7 +266,7 @@ class RestoreSpan:
 # attributes are ours, and an ended span cannot be changed. `is_sdk_compatible` checks whether the installed SDK builds
 # its span in the same way; if not, the SDK makes all spans.
 
-HAS_ON_ENDING: Final = hasattr(SpanProcessor, "_on_ending")
+_HAS_ON_ENDING: Final = hasattr(SpanProcessor, "_on_ending")
 """Whether the SDK tells span processors that a span is about to end, as newer ones do."""
 
 FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
@@ -395,7 +395,7 @@ class RecordedSpan(Span):
             self._name = name
             self._end_time = end_time
             self._bounded._immutable = True
-        if HAS_ON_ENDING:
+        if _HAS_ON_ENDING:
             self._span_processor._on_ending(self)
         self._span_processor.on_end(self)
 

@@ -9,7 +9,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import NonRecordingSpan, SpanKind, Status, StatusCode
 
-from fastapi_observe.internal.opentelemetry import HAS_ON_ENDING, unwrap_attributes
+from fastapi_observe.internal.opentelemetry import span_contents, unwrap_attributes
 from fastapi_observe.records.guard import report_error
 from fastapi_observe.traces.pending import MAX_TEXT_LENGTH, PendingSpan
 from fastapi_observe.traces.user_spans import record_exception
@@ -214,21 +214,18 @@ class CallProcessor(SpanProcessor):
                 self._calls[span.context.span_id] = call
 
     def _on_ending(self, span: Span) -> None:
-        """Report the call while the span can still be changed: OpenTelemetry's `OnEnding`, not yet a public name."""
-        replaced = self._report(span)
-        if replaced:
-            span.set_attributes(replaced)
+        """Report the call before other processors see its end: OpenTelemetry's `OnEnding`, not yet a public name."""
+        self._report(span)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Report the call, if the SDK does not tell that a span is about to end."""
-        if not HAS_ON_ENDING:
-            attributes: Any = unwrap_attributes(span.attributes or {})
-            attributes.update(self._report(span))
+        self._report(span)
 
-    def _report(self, span: ReadableSpan) -> dict[str, Any]:
+    def _report(self, span: ReadableSpan) -> None:
         call = self._calls.pop(span.context.span_id, None) if span.context is not None else None
-        if call is None:
-            return {}
-        call.failed = span.status.status_code is StatusCode.ERROR
-        replaced: dict[str, Any] = call.end(span.name, unwrap_attributes(span.attributes or {}))
-        return replaced
+        if call is not None:
+            attributes = span_contents(span)[0]
+            call.failed = span.status.status_code is StatusCode.ERROR
+            replaced = call.end(span.name, attributes)
+            if isinstance(attributes, dict):  # the span itself cannot be changed any more
+                attributes.update(replaced)

@@ -1,0 +1,370 @@
+"""Which instrumentors are switched on, what is said about it, and what happens where one misbehaves."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+from contextlib import closing
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fastapi import FastAPI
+from libraries import instrumentor
+from opentelemetry import propagate, trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+from starlette.testclient import TestClient
+
+from fastapi_observe import install, install_worker
+from fastapi_observe.cli.main import main
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from conftest import Seen
+    from opentelemetry.util.types import Attributes
+
+MODULE = """
+from opentelemetry import trace
+
+
+class Base(BaseInstrumentor):
+    def instrumentation_dependencies(self):
+        return ()
+
+    def _instrument(self, **kwargs):
+        type(self).provider = kwargs["tracer_provider"]
+
+    def _uninstrument(self, **kwargs):
+        type(self).provider = None
+
+
+class Good(Base):
+    pass
+
+
+class Raising(Base):
+    def _instrument(self, **kwargs):
+        raise RuntimeError("cannot patch")
+
+
+class RaisingAtEnd(Base):
+    def _uninstrument(self, **kwargs):
+        raise RuntimeError("cannot unpatch")
+
+
+class Old(Base):
+    def instrumentation_dependencies(self):
+        return ("starlette < 0.1",)
+
+
+class Absent(Base):
+    def instrumentation_dependencies(self):
+        return ("no-such-library >= 1",)
+
+
+not_a_class = 7
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Return a function that installs a package with instrumentors of the given names and objects."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "fake_instrumentors.py").write_text(MODULE)
+
+    def provide(**objects: str) -> Any:
+        folder = tmp_path / "opentelemetry_instrumentation_fake-1.0.dist-info"
+        folder.mkdir(exist_ok=True)
+        (folder / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: opentelemetry-instrumentation-fake\nVersion: 1.0\n"
+        )
+        lines = [f"{name} = {value}" for name, value in objects.items()]
+        (folder / "entry_points.txt").write_text("\n".join(["[opentelemetry_instrumentor]", *lines, ""]))
+        monkeypatch.syspath_prepend(tmp_path)  # forgets what was found before
+        return import_module("fake_instrumentors")
+
+    yield provide
+    sys.modules.pop("fake_instrumentors", None)
+
+
+def messages(seen: Seen, level: str = "info") -> list[str]:
+    """Return the messages about instrumentors."""
+    return [line["message"] for line in seen.lines if line["level"] == level and "nstrument" in line["message"]]
+
+
+def test_what_is_installed_is_switched_on_and_off(package: Callable[..., Any], observed: Callable[..., Seen]) -> None:
+    """One line says what was switched on, what was left alone and why; `close` reverts it."""
+    fake = package(
+        good="fake_instrumentors:Good",
+        flask="fake_instrumentors:Good",
+        logging="fake_instrumentors:Good",
+        system_metrics="fake_instrumentors:Good",
+        old="fake_instrumentors:Old",
+        absent="fake_instrumentors:Absent",
+    )
+    seen = observed(FastAPI(), instrument="auto")
+    switched_on_with = fake.Good.provider
+    assert switched_on_with is seen.observe.tracing.provider
+    (line,) = messages(seen)
+    on, _, left_alone = line.partition("Left alone: ")
+    assert "good" in on
+    for reason in (
+        "absent (no-such-library >= 1 is not installed)",
+        "flask (a server framework)",
+        "logging (logging)",
+        "old (supports starlette < 0.1, not starlette ",
+        "system_metrics (system metrics)",
+    ):
+        assert reason in left_alone
+    seen.observe.close()
+    assert fake.Good.provider is None
+    assert not messages(seen, "warn")
+
+
+def test_an_instrumentor_that_fails_is_named_with_the_remedy(
+    package: Callable[..., Any], observed: Callable[..., Seen]
+) -> None:
+    """Whatever it raises, the others are switched on, the app works, and a warning names the package."""
+    fake = package(
+        a_raising="fake_instrumentors:Raising",
+        b_missing="fake_instrumentors:Missing",
+        c_number="fake_instrumentors:not_a_class",
+        d_module="opentelemetry.no_such_module:Instrumentor",
+        e_end="fake_instrumentors:RaisingAtEnd",
+        good="fake_instrumentors:Good",
+    )
+    app = FastAPI()
+    seen = observed(app, instrument="auto")
+    warnings = messages(seen, "warn")
+    for name in ("a_raising", "b_missing", "c_number", "d_module"):
+        (warning,) = [each for each in warnings if f" {name} " in each]
+        assert "pip install --upgrade opentelemetry-instrumentation-fake" in warning
+        assert "could not be switched on" in warning
+    assert "RuntimeError: cannot patch" in warnings[0]
+    assert fake.Good.provider is not None
+    with TestClient(app) as client:
+        assert client.get("/").status_code == 404
+    seen.observe.close()
+    assert fake.Good.provider is None
+    assert seen.observe.internal_errors.counts == {"instrumentors.switch_off": 1}
+
+
+def test_names_choose_and_none_switches_nothing_on(package: Callable[..., Any], observed: Callable[..., Seen]) -> None:
+    """A name in any spelling is found; one that is not installed is warned of; None looks for nothing."""
+    fake = package(good_one="fake_instrumentors:Good", other="fake_instrumentors:Old")
+    seen = observed(FastAPI(), instrument=["Good-One", "nothing"])
+    assert fake.Good.provider is not None
+    (warning,) = messages(seen, "warn")
+    assert "instrument names nothing" in warning
+    assert "pip install opentelemetry-instrumentation-nothing" in warning
+    assert messages(seen)[0].count("good_one") == 1
+    seen.observe.close()
+    none = observed(FastAPI(), instrument=None)
+    assert fake.Good.provider is None
+    assert not messages(none)
+
+
+def test_the_variables_choose(
+    package: Callable[..., Any], observed: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`OBSERVE_INSTRUMENT` is a list or a word; OpenTelemetry's own variable leaves out single ones."""
+    fake = package(good="fake_instrumentors:Good")
+    monkeypatch.setenv("OBSERVE_INSTRUMENT", "good,other")
+    seen = observed(FastAPI())
+    assert seen.observe.settings.instrument == ("good", "other")
+    assert fake.Good.provider is not None
+    seen.observe.close()
+    for text, value in (("none", None), ("", None), ("AUTO", "auto")):
+        monkeypatch.setenv("OBSERVE_INSTRUMENT", text)
+        monkeypatch.setenv("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "a,good")
+        seen = observed(FastAPI())
+        assert seen.observe.settings.instrument == value
+        assert fake.Good.provider is None
+        seen.observe.close()
+
+
+def test_settings_show_what_would_be_switched_on(
+    package: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command has a row for it, without switching anything on."""
+    package(good="fake_instrumentors:Good", flask="fake_instrumentors:Good")
+    monkeypatch.setenv("OBSERVE_INSTRUMENT", "auto")
+    assert main(["settings"]) == 0
+    out = capsys.readouterr().out
+    (row,) = [line for line in out.splitlines() if line.startswith("OpenTelemetry instrumentors switched on: ")]
+    on, _, left_alone = row.partition("Left alone: ")
+    assert "good" in on
+    assert "flask (a server framework)" in left_alone
+    assert main(["settings", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["instrument"]["value"] == "auto"
+
+
+def test_a_worker_has_instrumentors_too(package: Callable[..., Any]) -> None:
+    """`install_worker` switches them on, and `close` off."""
+    fake = package(good="fake_instrumentors:Good")
+    observe = install_worker(instrument="auto", metrics=False)
+    assert fake.Good.provider is not None
+    observe.close()
+    assert fake.Good.provider is None
+
+
+def test_what_the_user_has_switched_on_stays_on(package: Callable[..., Any], observed: Callable[..., Seen]) -> None:
+    """An instrumentor that is on already is left alone, and stays on after `close`."""
+    fake = package(good="fake_instrumentors:Good")
+    provider = TracerProvider()
+    fake.Good().instrument(tracer_provider=provider)
+    try:
+        seen = observed(FastAPI(), instrument="auto")
+        assert "good (already switched on)" in messages(seen)[0]
+        seen.observe.close()
+        assert fake.Good.provider is provider
+    finally:
+        fake.Good().uninstrument()
+
+
+def test_the_next_app_takes_over(package: Callable[..., Any], observed: Callable[..., Seen]) -> None:
+    """Of two apps the first has the instrumentors; when it closes, the other one keeps them and closes them."""
+    fake = package(good="fake_instrumentors:Good")
+    before = propagate.get_global_textmap()
+    first, second = observed(FastAPI(), instrument="auto"), observed(FastAPI(), instrument="auto")
+    first.observe.close()
+    assert fake.Good.provider is not None
+    second.observe.close()
+    assert fake.Good.provider is None
+    assert propagate.get_global_textmap() is before
+
+
+@pytest.mark.parametrize("order", ["set before", "set after"])
+def test_a_providers_own_decision_holds(observed: Callable[..., Seen], no_global_provider: None, order: str) -> None:
+    """With a provider of the user's, calls count as far as it records them; their statements have no values."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    app = FastAPI()
+
+    @app.get("/")
+    def read() -> None:
+        with closing(sqlite3.connect(":memory:")) as connection:
+            connection.cursor().execute("SELECT 'geheim' AS one")
+
+    if order == "set before":
+        trace.set_tracer_provider(provider)
+    seen = observed(app, instrument=[instrumentor("sqlite3")], span_processors=())
+    if order == "set after":
+        trace.set_tracer_provider(provider)
+    with TestClient(app) as client:
+        client.get("/")
+        client.get("/")
+    assert seen.samples("db_queries_total") == {(("operation", "SELECT"), ("table", "unknown")): 2}
+    assert [line["fields"]["db_count"] for line in seen.request_lines] == [1, 1]
+    spans = [span for span in exporter.get_finished_spans() if span.kind is SpanKind.CLIENT]
+    assert [(span.attributes or {})["db.statement"] for span in spans] == ["SELECT ? AS one"] * 2
+
+
+def call(tracer: trace.Tracer, attributes: Attributes, kind: SpanKind = SpanKind.CLIENT) -> None:
+    """Make a span, as an instrumentor does."""
+    with tracer.start_as_current_span("call", kind=kind) as span:
+        span.set_attributes(attributes or {})
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+@pytest.mark.parametrize("kind", [SpanKind.CLIENT, SpanKind.PRODUCER, SpanKind.CONSUMER])
+@pytest.mark.filterwarnings("ignore")
+def test_attributes_of_any_kind_do_no_harm(observed: Callable[..., Seen], ratio: float, kind: SpanKind) -> None:
+    """Wrong types, huge and hostile values: the span ends, the app goes on, the series are bounded."""
+    hostile: list[Any] = [
+        7,
+        -1.5,
+        True,
+        None,
+        "",
+        "x" * 100_000,
+        "\ud800",
+        "a\nb{c}",
+        b"\xff",
+        ["a", 1],
+        object(),
+        {},
+        (),
+    ]
+    names = (
+        "db.system", "db.statement", "db.operation", "db.sql.table", "http.method", "http.url", "http.status_code",
+        "server.address", "rpc.system", "rpc.service", "rpc.method", "rpc.grpc.status_code", "messaging.system",
+        "messaging.destination.name", "messaging.operation", "error.type", "url.template",
+    )  # fmt: skip
+    seen = observed(FastAPI(), sample_ratio=ratio, log_level="fatal")
+    tracer = seen.observe.tracing.provider.get_tracer("opentelemetry.instrumentation.other")
+    for value in hostile:
+        for family in ("db.system", "rpc.system", "messaging.system", "http.method", "no.such"):
+            call(tracer, {**dict.fromkeys(names, value), family: "grpc"}, kind)
+            call(tracer, dict.fromkeys(names, value), kind)
+    for number in range(1000):
+        call(tracer, {"http.method": f"M{number}", "http.url": f"http://h{number}/"}, kind)
+        call(tracer, {"rpc.system": "grpc", "rpc.service": f"s{number}", "rpc.method": f"m{number}"}, kind)
+        call(tracer, {"messaging.system": "kafka", "messaging.destination.name": f"d{number}"}, kind)
+    assert seen.total("fastapi_observe_internal_errors_total") == 0
+    assert len(seen.samples("external_requests_total")) <= 1000
+    services = {dict(labels)["service"] for labels in seen.samples("external_requests_total")}
+    assert len(services) <= 302
+    assert all(len(service) <= 256 for service in services)
+
+
+def test_a_status_without_an_exception_is_an_error(observed: Callable[..., Seen]) -> None:
+    """The span says that the call failed: the operation does too, with the type that it names."""
+    seen = observed(FastAPI())
+    tracer = seen.observe.tracing.provider.get_tracer("opentelemetry.instrumentation.other")
+    with tracer.start_as_current_span("call", kind=SpanKind.CLIENT) as span:
+        span.set_attributes({"db.system": "cassandra", "db.statement": "SELECT a FROM b", "error.type": "Overloaded"})
+        span.set_status(StatusCode.ERROR, "password=geheim")
+    assert seen.sample("db_query_errors_total", operation="SELECT", table="b", error_type="Overloaded") == 1
+    (ended,) = seen.spans
+    assert "geheim" not in str(ended.status.description)
+
+
+def test_handling_a_message_is_no_call(observed: Callable[..., Seen]) -> None:
+    """Only receiving it is; calls while it is handled count by themselves."""
+    seen = observed(FastAPI())
+    tracer = seen.observe.tracing.provider.get_tracer("opentelemetry.instrumentation.other")
+    message = {"messaging.system": "rabbitmq", "messaging.destination": "orders"}
+    call(tracer, {**message, "messaging.operation": "receive"}, SpanKind.CONSUMER)
+    with tracer.start_as_current_span("handle", kind=SpanKind.CONSUMER) as span:
+        span.set_attributes({**message, "messaging.operation": "process"})
+        call(tracer, {"http.method": "GET", "http.url": "http://billing/"})
+    assert {tuple(dict(labels).values()) for labels in seen.samples("external_requests_total")} == {
+        ("receive orders", "ok", "rabbitmq"),
+        ("GET", "ok", "billing"),
+    }
+
+
+def test_an_sdk_over_http_is_one_call(observed: Callable[..., Seen]) -> None:
+    """The outermost span counts, whether it is of a query or of a call: what is inside is the same call."""
+    seen = observed(FastAPI())
+    get_tracer = seen.observe.tracing.provider.get_tracer
+    search, http = get_tracer("elasticsearch"), get_tracer("opentelemetry.instrumentation.urllib3")
+    with search.start_as_current_span("search", kind=SpanKind.CLIENT) as span:
+        span.set_attributes({"db.system": "elasticsearch", "db.operation": "search", "db.collection.name": "orders"})
+        call(http, {"http.method": "POST", "http.url": "http://search/"})
+    assert seen.samples("db_queries_total") == {(("operation", "search"), ("table", "orders")): 1}
+    assert seen.total("external_requests_total") == 0
+
+
+def test_without_instrumentors_nothing_is_logged(observed: Callable[..., Seen]) -> None:
+    """An app whose environment has none hears nothing of them, and its propagator stays the same."""
+    before = propagate.get_global_textmap()
+    seen = observed(FastAPI(), instrument=[])
+    assert not messages(seen)
+    assert propagate.get_global_textmap() is before
+
+
+def test_an_install_without_traces_switches_nothing_on(package: Callable[..., Any]) -> None:
+    """`tracing=False` touches nothing global."""
+    fake = package(good="fake_instrumentors:Good")
+    observe = install(FastAPI(), instrument="auto", tracing=False)
+    assert getattr(fake.Good, "provider", None) is None
+    observe.close()
