@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import Attributes
 
 MODULE = """
-from opentelemetry import trace
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
 
 
 class Base(BaseInstrumentor):
