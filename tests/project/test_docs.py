@@ -7,6 +7,7 @@ import subprocess
 import tomllib
 from collections.abc import AsyncIterator  # noqa: TC003 - FastAPI reads the annotations
 from pathlib import Path
+from textwrap import dedent
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import httpx
@@ -54,14 +55,14 @@ class Example(NamedTuple):
 def examples(page: Path) -> list[Example]:
     """Return the python blocks of a page."""
     text, found = page.read_text(encoding="utf-8"), list[Example]()
-    for block in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        line = text.count("\n", 0, block.start(1)) + 1
-        if block[1].startswith(CONTINUES):
+    for block in re.finditer(r"^( *)```python\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL):
+        line, code = text.count("\n", 0, block.start(2)) + 1, dedent(block[2])
+        if code.startswith(CONTINUES):
             before = found.pop()
             padding = "\n" * (line - 1 - before.code.count("\n"))
-            found.append(before._replace(code=before.code + padding + block[1]))
+            found.append(before._replace(code=before.code + padding + code))
         else:
-            found.append(Example(page, line, "\n" * (line - 1) + block[1]))
+            found.append(Example(page, line, "\n" * (line - 1) + code))
     return found
 
 
