@@ -78,11 +78,13 @@ async def test_background_tasks_are_not_latency(observed: Callable[..., Seen]) -
     seen = observed(app)
     await ask(app, "/work")
     (line,) = assert_agreement(seen, Facts("/work", 200))
-    assert line["fields"]["duration_ms"] < 250
     assert by_labels(seen, "background_tasks_total", "endpoint", "outcome") == {("/work", "ok"): 1}
     (server,) = seen.server_spans
     (child,) = (span for span in seen.spans if span is not server)
     assert child.name == "background sleep"
+    assert server.start_time is not None
+    assert child.end_time is not None
+    assert line["fields"]["duration_ms"] + 290 < (child.end_time - server.start_time) / 1e6
     assert span_ids(child)[0] == span_ids(server)[0] == line["trace_id"]
     assert child.parent is not None
     assert format(child.parent.span_id, "016x") == line["span_id"]
