@@ -164,7 +164,7 @@ def finish_deferred_work() -> None:
 
     record = current_record()
     if record is not None and record.work is not None:
-        record.work.aggregate()
+        record.work.aggregate(time.perf_counter())
 
 
 async def serve() -> None:

@@ -40,7 +40,7 @@ from fastapi_observe.records.guard import CALLER_ERRORS, fail_safe, return_no_op
 from fastapi_observe.records.operation import Operation, PartialReporter, new_operation
 from fastapi_observe.records.request import CONTEXT_KEY, ExcludedRef, RequestRecord, excluded_signals
 from fastapi_observe.records.signal import SIGNAL_BITS, SignalHook, is_implemented
-from fastapi_observe.records.time_breakdown import AWAITED_KINDS, MIN_POOL_WAIT, TimeBreakdown
+from fastapi_observe.records.time_breakdown import AWAITED_KINDS, MIN_POOL_WAIT, PoolWait, TimeBreakdown
 from fastapi_observe.records.websocket import WebSocketRecord
 from fastapi_observe.records.wrapping import callable_name
 from fastapi_observe.redaction.redactor import Redactor
@@ -125,8 +125,8 @@ class Observability:
         self.all_signals = sum(hook.bit for hook in self._signals)
         self.filter = RequestFilter.from_settings(settings)
         Observability.inspecting += bool(self.filter)
-        # The signals that handle the start of a request, and of an operation.
-        self._active_signals: tuple[tuple[SignalHook, ...], tuple[SignalHook, ...]] | None = None
+        # The signals that handle the start of a request, the start of an operation, and its end.
+        self._active_signals: tuple[tuple[SignalHook, ...], ...] | None = None
         self._response_headers = ResponseHeaders(settings)
         self._lock = threading.Lock()
         self._undo: list[Callable[[], None]] = []
@@ -233,11 +233,12 @@ class Observability:
             record.trace_id, record.span_id = f"{position.trace_id:032x}", f"{position.span_id:016x}"
         return tuple(hook for hook in hooks if not hook.bit & excluded)
 
-    def _find_active_signals(self) -> tuple[tuple[SignalHook, ...], tuple[SignalHook, ...]]:
+    def _find_active_signals(self) -> tuple[tuple[SignalHook, ...], ...]:
         # At the first request, not in __init__: methods of a signal may be replaced until then.
         self._active_signals = (
             tuple(hook for hook in self._signals if is_implemented(hook.signal.on_request_start)),
             tuple(hook for hook in self._signals if is_implemented(hook.signal.on_operation_start)),
+            self._signals[::-1],
         )
         return self._active_signals
 
@@ -255,7 +256,7 @@ class Observability:
         try:
             record.endpoint = self.routes.template(record.scope, record.status_code)
             if record.work is not None:
-                record.work.aggregate()
+                record.work.aggregate(record.started + record.duration)
         except Exception as exc:  # noqa: BLE001 - an internal error never reaches the request
             self.internal_errors("routing", exc)
         for hook in self._signals:
@@ -280,7 +281,7 @@ class Observability:
     def end_job(self, record: JobRecord) -> None:
         """Report the end of a job to every signal whose start did not fail."""
         if record.work is not None:
-            record.work.aggregate()
+            record.work.aggregate(record.started + record.duration)
         for hook in self._signals:
             if not record.skipped_signals & hook.bit:
                 try:
@@ -303,7 +304,7 @@ class Observability:
                 reference = OTEL_CONTEXT.get().get(CONTEXT_KEY)
                 record: RequestRecord | None = None if reference is None else reference.record  # type: ignore[attr-defined]
                 if record is not None and not record.complete:
-                    operation.work = record.work or self._new_work(record)
+                    (record.work or self._new_work(record)).add(operation, perf_counter())
         except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
             self.internal_errors("time_breakdown", exc)
         hooks = self._active_signals[1] if self._active_signals else self._find_active_signals()[1]
@@ -314,8 +315,6 @@ class Observability:
                 hook.signal.on_operation_start(operation)
             except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
                 self.internal_errors(f"{hook.name}.on_operation_start", exc)
-        if operation.work is not None:
-            operation.work.begin(perf_counter())
 
     def _included(self, operation: Operation, hooks: tuple[SignalHook, ...]) -> tuple[SignalHook, ...]:
         """Return the hooks of the signals that report an operation, and remember them for its end."""
@@ -328,15 +327,10 @@ class Observability:
 
     def on_operation_end(self, operation: Operation, excluded: int = 0) -> None:
         """Report the end of an operation to the signals that are not `excluded`."""
-        work = operation.work
-        if work is not None:
-            try:
-                duration = operation.duration
-                work.end(operation.started + duration, operation.kind, duration, operation.repetition_key)
-            except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
-                self.internal_errors("time_breakdown", exc)
-        hooks = self._signals if not excluded else tuple(hook for hook in self._signals if not hook.bit & excluded)
-        for hook in reversed(hooks):
+        hooks = self._active_signals[2] if self._active_signals else self._find_active_signals()[2]
+        if excluded:
+            hooks = tuple(hook for hook in hooks if not hook.bit & excluded)
+        for hook in hooks:
             try:
                 hook.signal.on_operation_end(operation)
             except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
@@ -345,9 +339,9 @@ class Observability:
     def report_operation(self, operation: Operation, record: RequestRecord | None, excluded: int) -> None:
         """Report an operation that has ended and was measured by other means, such as by a span."""
         if operation.kind in AWAITED_KINDS and record is not None and not record.complete:
-            operation.work = record.work or self._new_work(record)
-            operation.work.begin(operation.started)
+            (record.work or self._new_work(record)).add(operation, perf_counter())
         self.on_operation_end(operation, excluded)
+        operation.exception = None  # as in `Operation.close`
 
     def _new_work(self, record: RequestRecord) -> TimeBreakdown:
         with self._lock:  # two threads may start the first operation of a request
@@ -363,7 +357,8 @@ class Observability:
         reference = OTEL_CONTEXT.get().get(CONTEXT_KEY) if seconds >= MIN_POOL_WAIT else None
         record: RequestRecord | None = None if reference is None else reference.record  # type: ignore[attr-defined]
         if record is not None and not record.complete:
-            (record.work or self._new_work(record)).record_pool_wait(perf_counter(), seconds)
+            now = perf_counter()
+            (record.work or self._new_work(record)).add(PoolWait(now - seconds, seconds), now)
         if self.settings.metrics:
             self.metrics.operations.record_connection_wait(pool, seconds)
 

@@ -81,7 +81,7 @@ class ConsoleSignal:
         }
         database = external = 0.0
         if record.work is not None:
-            summary.update(record.work.as_fields(record.started, record.duration))
+            summary.update(record.work.as_fields(record.duration))
             database, external = record.work.seconds["database"], record.work.seconds["external"]
             summary["repeated"] = [
                 {"statement": each.statement, "times": each.times, "ms": round(each.seconds * 1000, 3)}

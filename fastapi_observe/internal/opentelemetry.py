@@ -9,6 +9,7 @@ import sys
 import threading
 import weakref
 from functools import cached_property
+from random import getrandbits
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from opentelemetry import context as otel_context
@@ -335,6 +336,20 @@ class SpanFactory:
         span = RecordedSpan(self, name, context, parent, attributes, start_time, kind)
         self.processor.on_start(span, parent_context=parent_context)
         return span
+
+    def start_child(
+        self, parent: RecordedSpan, name: str, parent_context: Context, start_time: int, kind: SpanKind
+    ) -> RecordedSpan:
+        """Start a span below another one, without attributes."""
+        above = parent.get_span_context()
+        context = SpanContext(
+            above.trace_id,
+            getrandbits(64),
+            is_remote=False,
+            trace_flags=above.trace_flags,
+            trace_state=above.trace_state,
+        )
+        return self.start(name, context, above, parent_context, {}, start_time, kind)
 
 
 class RecordedSpan(Span):

@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar, cast
 
 from fastapi_observe.internal.errors import Renamed
+from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
 from fastapi_observe.records.exceptions import error_type_of, exception_outcome
 from fastapi_observe.records.guard import fail_safe, report_error, return_no_op
 from fastapi_observe.records.wrapping import AsyncWith, wrap_calls
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from fastapi_observe.records.time_breakdown import TimeBreakdown
-    from fastapi_observe.records.wrapping import CallScope
+    from opentelemetry.context import Context
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -43,8 +43,9 @@ class Operation(AsyncWith):
     `kind` is `database`, `external`, `background` or `operation` (created by users). `labels` are names with few
     variants: they may become metric labels. `details` have many variants: they go to the span and the log line only.
     `duration` is in seconds. `outcome` is `ok`, `error`, `cancelled`, `timeout` or another value of the client.
-    `parent` is the operation in which this one started, until this one ends; `work` is the time breakdown of the
-    request. `started` is a time of `perf_counter`, 0 before the start.
+    `parent` is the operation in which this one started, and `exception` the one that it ended with, until its end is
+    reported. `started` is a time of `perf_counter`, 0 before the start. `context` is the OpenTelemetry context inside
+    the operation, set by a signal at the start; None: that of the caller.
 
     An object may be used again, also inside itself: each `with` after the first runs a copy. Where a block does not
     fit, call `open`, then `suspend` and `resume` around code that does not belong to the operation, and `close`.
@@ -52,9 +53,11 @@ class Operation(AsyncWith):
 
     __slots__ = (
         "_built",
+        "_context_token",
         "_given",
         "_origin",
         "_token",
+        "context",
         "duration",
         "ended",
         "error_type",
@@ -65,10 +68,8 @@ class Operation(AsyncWith):
         "outcome",
         "parent",
         "reporter",
-        "scope",
         "span",
         "started",
-        "work",
     )
 
     _built: dict[str, Any]
@@ -95,12 +96,12 @@ class Operation(AsyncWith):
         self.exception: BaseException | None = None
         self.duration = 0.0
         self.span: Any = None
-        self.scope: CallScope | None = None
+        self.context: Context | None = None
         self.parent: Operation | None = None
-        self.work: TimeBreakdown | None = None
         self.started = 0.0
         self.ended = False
         self._token: Token[Operation | None] | None = None
+        self._context_token: Token[Context] | None = None
 
     @property
     def details(self) -> dict[str, Any]:
@@ -140,31 +141,30 @@ class Operation(AsyncWith):
             self.reporter.on_operation_start(self)
         except Exception as exc:  # noqa: BLE001 - an internal error never reaches the user's code
             report_error("operation.open", exc, self.reporter)
+        if self.context is not None:
+            self._context_token = OTEL_CONTEXT.set(self.context)
         self.started = perf_counter()
         return self
 
     def suspend(self) -> None:
-        """Make the previous operation the current one again. This one continues."""
+        """Make the operation and the context current again that were so before. This operation continues."""
         token, self._token = self._token, None
-        if token is not None:
-            try:  # noqa: SIM105 - suppress() costs more
+        context_token, self._context_token = self._context_token, None
+        try:
+            if context_token is not None:
+                if not self.ended:
+                    self.context = OTEL_CONTEXT.get()  # it may be that of a span inside, which continues
+                OTEL_CONTEXT.reset(context_token)
+            if token is not None:
                 CURRENT_OPERATION.reset(token)
-            except ValueError:  # left in another task, whose context has nothing to restore
-                pass
-            if self.scope is not None:
-                try:
-                    self.scope.suspend()
-                except Exception as exc:  # noqa: BLE001 - as above
-                    report_error("operation.suspend", exc, self.reporter)
+        except ValueError:  # left in another task, whose context has nothing to restore
+            pass
 
     def resume(self) -> None:
         """Become the current operation again after `suspend`."""
         self._token = CURRENT_OPERATION.set(self)
-        if self.scope is not None:
-            try:
-                self.scope.resume()
-            except Exception as exc:  # noqa: BLE001 - as above
-                report_error("operation.resume", exc, self.reporter)
+        if self.context is not None:
+            self._context_token = OTEL_CONTEXT.set(self.context)
 
     def close(self, exc: BaseException | None = None) -> None:
         """End with the exception that was raised. Idempotent."""
@@ -186,7 +186,7 @@ class Operation(AsyncWith):
             self.reporter.on_operation_end(self)
         except Exception as error:  # noqa: BLE001 - as above
             report_error("operation.close", error, self.reporter)
-        self.parent = None
+        self.parent = self.context = self.exception = None  # records hold operations until their end
 
     def set_result(self, started: float, duration: float, exc: BaseException | None) -> None:
         """Describe what something else has measured: an operation that has ended, and is reported without a start."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from operator import attrgetter
+from typing import Any, Final, NamedTuple, Protocol
 
 AWAITED_KINDS: Final = frozenset({"database", "external"})
 """Kinds of operations that count as waiting time of a request."""
@@ -21,12 +21,46 @@ MAX_STATEMENTS: Final = 256
 MAX_REPEATED_STATEMENTS: Final = 5
 """Repeated statements of one request that are reported, the most frequent first."""
 
-AGGREGATE_AFTER: Final = 1000
-"""Events of one request that are kept before they are aggregated."""
+AGGREGATE_AFTER: Final = 100
+"""Operations of one request that are held before they are aggregated."""
 
-# A NamedTuple would be easier to read, but takes three times as long to create, twice for each query.
-TimelineEvent = tuple[float, int, str, float, str]
-"""Time (`perf_counter`), 1 for a start or -1 for an end; for an end also kind, seconds and repetition key."""
+_NO_COUNTS: Final = dict.fromkeys(FIELD_PREFIXES, 0)
+_NO_SECONDS: Final = dict.fromkeys(FIELD_PREFIXES, 0.0)
+_STARTED: Final = attrgetter("started")
+
+
+class Timed(Protocol):
+    """What is read of an operation. `started` is a time of `perf_counter`, 0 before the start."""
+
+    @property
+    def kind(self) -> str:
+        """`database`, `external` or `pool`."""
+
+    @property
+    def started(self) -> float:
+        """The start."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether `duration` is known."""
+
+    @property
+    def duration(self) -> float:
+        """The duration in seconds."""
+
+    @property
+    def repetition_key(self) -> str:
+        """A value that repeated statements have in common."""
+
+
+class PoolWait(NamedTuple):
+    """A wait for a connection, which has ended."""
+
+    started: float
+    duration: float
+    kind: str = "pool"
+    ended: bool = True
+    repetition_key: str = ""
 
 
 class RepeatedStatement(NamedTuple):
@@ -38,58 +72,60 @@ class RepeatedStatement(NamedTuple):
 
 
 class TimeBreakdown:
-    """The queries, external calls and pool waits of one request, recorded as events and aggregated at its end.
+    """The queries, external calls and pool waits of one request, held as they start and aggregated at its end.
 
     `seconds` and `counts` are totals by kind; concurrent operations count each. `busy` is the time in seconds in which
     at least one operation was running.
     """
 
-    __slots__ = ("_lock", "_running", "_since", "busy", "counts", "events", "seconds", "statements")
+    __slots__ = ("_aggregate_after", "_lock", "_until", "busy", "counts", "operations", "seconds", "statements")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._running = 0
-        self._since = 0.0
-        self.events: list[TimelineEvent] = []
+        self._until = 0.0
+        self._aggregate_after = AGGREGATE_AFTER
+        self.operations: list[Timed] = []
         self.busy = 0.0
-        self.counts = dict.fromkeys(FIELD_PREFIXES, 0)
-        self.seconds = dict.fromkeys(FIELD_PREFIXES, 0.0)
+        self.counts = _NO_COUNTS.copy()
+        self.seconds = _NO_SECONDS.copy()
         self.statements: dict[str, list[float]] = {}
 
-    def begin(self, now: float) -> None:
-        """Record the start of an operation."""
-        self.events.append((now, 1, "", 0.0, ""))
+    def add(self, operation: Timed, now: float) -> None:
+        """Add an operation that starts `now` (a time of `perf_counter`)."""
+        self.operations.append(operation)
+        if len(self.operations) > self._aggregate_after:
+            self.aggregate(now)
 
-    def end(self, now: float, kind: str, seconds: float, repetition_key: str) -> None:
-        """Record the end of an operation."""
-        self.events.append((now, -1, kind, seconds, repetition_key))
-        if len(self.events) >= AGGREGATE_AFTER:
-            self.aggregate()
-
-    def record_pool_wait(self, now: float, seconds: float) -> None:
-        """Record a wait for a connection that ended `now`."""
-        self.begin(now - seconds)
-        self.end(now, "pool", seconds, "")
-
-    def aggregate(self) -> None:
-        """Add the recorded events to the totals."""
-        # Only aggregating needs the lock: appending to a list is atomic, so operations in threads do not wait.
+    def aggregate(self, until: float) -> None:
+        """Add the operations that have ended to the totals, and the time until `until` to the busy time."""
+        # Only aggregating needs the lock: changing a list is atomic, so operations in threads do not wait.
         with self._lock:
-            events, self.events = self.events, []
-            events.sort(key=itemgetter(0))
-            for now, direction, kind, seconds, repetition_key in events:
-                if direction > 0:
-                    if not self._running:
-                        self._since = now
-                    self._running += 1
-                    continue
-                self._running -= 1
-                if not self._running:
-                    self.busy += now - self._since
-                self.counts[kind] += 1
-                self.seconds[kind] += seconds
-                if kind == "database":
-                    self._count_statement(repetition_key, seconds)
+            batch = self.operations.copy()
+            del self.operations[: len(batch)]
+            if len(batch) > 1:
+                batch.sort(key=_STARTED)
+            for operation in batch:
+                begin = operation.started
+                if operation.ended:
+                    kind, seconds = operation.kind, operation.duration
+                    self.counts[kind] += 1
+                    self.seconds[kind] += seconds
+                    if kind == "database":
+                        self._count_statement(operation.repetition_key, seconds)
+                    end = begin + seconds
+                    if end > until:  # noqa: PLR1730 - calling min() costs more, as max() below
+                        end = until
+                else:
+                    self.operations.append(operation)
+                    if not begin:  # another thread is just starting it
+                        continue
+                    end = until
+                if begin < self._until:  # noqa: PLR1730 - that time is counted already
+                    begin = self._until
+                if end > begin:
+                    self.busy += end - begin
+                    self._until = end
+            self._aggregate_after = len(self.operations) + AGGREGATE_AFTER
 
     def _count_statement(self, statement: str, seconds: float) -> None:
         totals = self.statements.get(statement)
@@ -102,12 +138,11 @@ class TimeBreakdown:
         if len(self.statements) < MAX_STATEMENTS:
             self.statements[statement] = [1, seconds]
 
-    def self_time(self, started: float, duration: float) -> float:
-        """Return the seconds of a request in which no operation was running. `started` is a time of `perf_counter`."""
-        busy = self.busy + (max(0.0, started + duration - self._since) if self._running else 0.0)
-        return max(0.0, duration - busy)
+    def self_time(self, duration: float) -> float:
+        """Return the seconds of a request in which no operation was running."""
+        return max(0.0, duration - self.busy)
 
-    def as_fields(self, started: float, duration: float) -> dict[str, Any]:
+    def as_fields(self, duration: float) -> dict[str, Any]:
         """Return the fields of the request line: milliseconds and number of operations by kind, and the self time."""
         fields: dict[str, Any] = {}
         for kind, prefix in FIELD_PREFIXES.items():
@@ -115,11 +150,13 @@ class TimeBreakdown:
                 fields[f"{prefix}_ms"] = round(self.seconds[kind] * 1000, 3)
                 fields[f"{prefix}_count"] = self.counts[kind]
         if fields:
-            fields["self_ms"] = round(self.self_time(started, duration) * 1000, 3)
+            fields["self_ms"] = round(self.self_time(duration) * 1000, 3)
         return fields
 
     def repeated(self, limit: int) -> list[RepeatedStatement]:
         """Return the statements that were sent more than `limit` times, the most frequent first."""
+        if self.counts["database"] <= limit:
+            return []
         repeated = [
             RepeatedStatement(text, int(times), seconds)
             for text, (times, seconds) in self.statements.items()

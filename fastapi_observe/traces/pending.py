@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import Attributes, AttributeValue
 
     from fastapi_observe.internal.opentelemetry import RecordedSpan, SpanFactory
+    from fastapi_observe.records.operation import Operation
+
+    FinishOperation = Callable[[RecordedSpan, Operation, int], None]
 
 MAX_PENDING_SPANS: Final = 1000
 """Ended spans that one request holds. The oldest are dropped and counted: the last ones lead to the failure."""
@@ -61,15 +64,21 @@ ITEM_BYTES: Final = 64
 """Bytes that an attribute, event or exception counts for in addition to its text."""
 
 
+def _finish_operation(span: RecordedSpan, operation: Operation, end_time: int) -> None:
+    span.finish(operation.name, end_time)
+
+
 class PendingTotal:
     """What all requests in progress hold: the bytes, and the traces that may go on in another request or job.
 
-    Threads may change it at the same time: the sum is approximate.
+    Threads may change it at the same time: the sum is approximate. `finish_operation` describes and ends the span of an
+    operation, which is exported.
     """
 
-    __slots__ = ("_kept", "held", "open")
+    __slots__ = ("_kept", "finish_operation", "held", "open")
 
     def __init__(self) -> None:
+        self.finish_operation: FinishOperation = _finish_operation
         self.held = 0
         self.open: WeakValueDictionary[int, PendingTrace] = WeakValueDictionary()
         self._kept: OrderedDict[int, str] = OrderedDict()
@@ -99,7 +108,7 @@ class PendingTrace:
     __slots__ = ("__weakref__", "_bytes", "_ended", "_exceptions", "_total", "discarded", "dropped", "parts", "reason")
 
     def __init__(self, total: PendingTotal) -> None:
-        self._ended: deque[PendingSpan] = deque()
+        self._ended: deque[tuple[PendingSpan, Operation | None]] = deque()
         self._total = total
         self._bytes = 0
         self._exceptions = 0
@@ -108,14 +117,15 @@ class PendingTrace:
         self.discarded = False
         self.parts: list[PendingServerSpan] | None = None
 
-    def admit(self) -> bool:
-        """Return whether another span may start. If not, it is counted as dropped."""
+    def reserve_span(self) -> bool:
+        """Return whether another span may be held. If not, it is counted as dropped."""
         if self.discarded:
             return False
         if self._total.held > MAX_TOTAL_BYTES:
             self.dropped += 1
             return False
-        self._hold(SPAN_BYTES)
+        self._bytes += SPAN_BYTES
+        self._total.held += SPAN_BYTES
         return True
 
     def holds_exception(self) -> bool:
@@ -145,16 +155,16 @@ class PendingTrace:
         self._total.held -= self._bytes
         self._bytes = 0
 
-    def add(self, span: PendingSpan) -> None:
-        """Take a span that has ended."""
-        self._ended.append(span)
+    def add(self, span: PendingSpan, operation: Operation | None = None) -> None:
+        """Take a span that has ended, and the operation that describes it if the span is exported."""
+        self._ended.append((span, operation))
         if self.reason is not None:
             self._export()
         elif self.discarded:
             self._ended.clear()
         elif len(self._ended) > MAX_PENDING_SPANS:
             self.dropped += 1
-            self._hold(-self._ended.popleft().held_bytes)
+            self._hold(-self._ended.popleft()[0].held_bytes)
 
     def keep(self, reason: str) -> None:
         """Export the ended spans now, and each later span when it ends."""
@@ -176,9 +186,14 @@ class PendingTrace:
             except IndexError:  # another thread took the last one
                 break
         # Processors get the starts in their order, parents first, and the ends in their order.
-        recorded = {id(span): span.start_recording() for span in sorted(ended, key=lambda span: span.start_time)}
-        for span in ended:
-            recorded[id(span)].finish(span.name, span.end_time or span.start_time)
+        starts = sorted((span for span, _ in ended), key=lambda span: span.start_time)
+        recorded = {id(span): span.start_recording() for span in starts}
+        for span, operation in ended:
+            end_time = span.end_time or span.start_time
+            if operation is None:
+                recorded[id(span)].finish(span.name, end_time)
+            else:
+                self._total.finish_operation(recorded[id(span)], operation, end_time)
 
 
 DISCARDED: Final = PendingTrace(PendingTotal())
@@ -204,11 +219,14 @@ class PendingSpan(trace.Span, ReadableSpan):
     events: tuple[Any, ...] = ()
     links: Sequence[Link] = ()
     held_bytes = SPAN_BYTES
+    _attributes: dict[str, Any] | None = None
+    _changes: list[Callable[[RecordedSpan], object]] | None = None
     _keeps_exceptions = True
     _sets_status = True
 
     def __init__(  # noqa: PLR0913, PLR0917 - the parts of a new span
         self,
+        pending: PendingTrace,
         parent_span: PendingSpan,
         factory: SpanFactory,
         name: str,
@@ -216,17 +234,14 @@ class PendingSpan(trace.Span, ReadableSpan):
         start_time: int,
         start_context: Context,
     ) -> None:
-        self._start_context = start_context
-        self.pending = parent_span.pending
+        # What most spans do not change is left to the class: few of them are ever exported.
+        self.pending = pending
         self._parent_span = parent_span
         self._factory = factory
-        self._span_id = getrandbits(64)
-        self._attributes: dict[str, Any] | None = None
-        self._changes: list[Callable[[RecordedSpan], object]] | None = None
         self.name = name
         self.kind = kind
         self.start_time = start_time
-        self.end_time: int | None = None
+        self._start_context = start_context
 
     # OpenTelemetry's API
 
@@ -236,7 +251,7 @@ class PendingSpan(trace.Span, ReadableSpan):
         above = self._parent_span.context
         return SpanContext(
             above.trace_id,
-            self._span_id,
+            self.__dict__.setdefault("_span_id", getrandbits(64)),  # atomic: two threads may read it at once
             is_remote=False,
             trace_flags=above.trace_flags,
             trace_state=above.trace_state,
@@ -346,6 +361,13 @@ class PendingSpan(trace.Span, ReadableSpan):
 
     # Internal
 
+    def start_child(
+        self, factory: SpanFactory, name: str, kind: SpanKind, start_time: int, context: Context
+    ) -> PendingSpan | None:
+        """Start a span below this one. If too much is held already, it is counted as dropped, and None is returned."""
+        pending = self.pending
+        return PendingSpan(pending, self, factory, name, kind, start_time, context) if pending.reserve_span() else None
+
     def _reserve(self, size: int) -> bool:
         if not self.pending.reserve(size):
             return False
@@ -366,14 +388,6 @@ class PendingSpan(trace.Span, ReadableSpan):
             if self._changes is None:
                 self._changes = []
             self._changes.append(change)
-
-    def finish(self, name: str, end_time: int, describe: Callable[[RecordedSpan], object]) -> None:
-        """Rename and end the span; `describe` is the last change of the recorded one. Idempotent."""
-        if self.end_time is None:
-            self.change(describe, None)
-            self.name = name
-            self.end_time = end_time
-            self.pending.add(self)
 
     def start_recording(self) -> RecordedSpan:
         """Start the span that is exported: the same ids with the sampled flag. Span processors see its start."""
@@ -430,9 +444,6 @@ class PendingServerSpan(PendingSpan):
         self._total = total
 
     kind = SpanKind.SERVER
-    end_time: int | None = None
-    _attributes: dict[str, Any] | None = None
-    _changes: list[Callable[[RecordedSpan], object]] | None = None
     parent: SpanContext | None = None
     trace: PendingTrace | None = None
     """The spans of the request; None until the first one starts, or the trace may go on in another request."""

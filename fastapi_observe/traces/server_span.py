@@ -130,8 +130,7 @@ def time_attributes(
 ) -> dict[str, Any]:
     """Return the time breakdown of a request, in milliseconds, and the statements that it repeated."""
     attributes: dict[str, Any] = {
-        f"fastapi_observe.{name}": value
-        for name, value in time_breakdown.as_fields(record.started, record.duration).items()
+        f"fastapi_observe.{name}": value for name, value in time_breakdown.as_fields(record.duration).items()
     }
     repeated = time_breakdown.repeated(repeated_query_threshold)
     if repeated:

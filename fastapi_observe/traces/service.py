@@ -86,6 +86,8 @@ _W3C_FIELDS: Final = frozenset({"traceparent", "tracestate", "baggage"})
 MAX_UNCHECKED_DETAILS: Final = 64
 """Details of an operation that are set on its span without checking the span's limits."""
 
+_PENDING_SPANS: Final = frozenset({PendingSpan, PendingServerSpan})
+
 _SPAN_KINDS: Final = {"database": SpanKind.CLIENT, "external": SpanKind.CLIENT}
 
 
@@ -175,12 +177,14 @@ class TracingService:
         """Return the tail sampler; None if it is switched off, or the user's provider decides about recording."""
         if self._factory is None or not settings.tail_sampling or settings.sampler == "always_off":
             return None
-        return TailSampler(
+        sampler = TailSampler(
             settings.tail_sampling,
             per_second=settings.tail_samples_per_second,
             slow_request=settings.slow_request_threshold,
             repeat_limit=settings.repeated_query_threshold,
         )
+        sampler.pending_total.finish_operation = self._finish_operation
+        return sampler
 
     def use_fields(self, reference: RecordRef) -> None:
         """Put the fields of requests on spans from now on, and those of `reference` on an adopted server span."""
@@ -434,15 +438,14 @@ class TracingService:
         """Start the span of an operation and make it the current one. Inside an unsampled trace no span is made."""
         context = OTEL_CONTEXT.get()
         current = context.get(SPAN_KEY)
-        if isinstance(current, PendingSpan) and self._factory is not None:
-            operation.span = current
-            if current.pending.admit():
-                kind = _SPAN_KINDS.get(operation.kind, SpanKind.INTERNAL)
-                operation.span = PendingSpan(current, self._factory, operation.name, kind, time_ns(), context)
+        if type(current) in _PENDING_SPANS and self._factory is not None:
+            kind = _SPAN_KINDS.get(operation.kind, SpanKind.INTERNAL)
+            child = current.start_child(self._factory, operation.name, kind, time_ns(), context)  # type: ignore[attr-defined]
+            operation.span = child or current
+            if child is not None:
+                operation.context = Context({**context, SPAN_KEY: child})
                 if self._uses_fields and (fields := current_fields(context)) is not None:
-                    operation.span.set_attributes(fields.attributes)
-                operation.scope = scope = ContextScope(Context({**context, SPAN_KEY: operation.span}))
-                scope.open()
+                    child.set_attributes(fields.attributes)
             return
         if self._parent_decides and (type(current) is UnsampledSpan or is_unsampled(current)):
             operation.span = current
@@ -450,34 +453,29 @@ class TracingService:
         kind = _SPAN_KINDS.get(operation.kind, SpanKind.INTERNAL)
         span: Span
         if isinstance(current, RecordedSpan) and self._factory is not None:
-            parent = current.get_span_context()
-            position = SpanContext(
-                parent.trace_id,
-                getrandbits(64),
-                is_remote=False,
-                trace_flags=parent.trace_flags,
-                trace_state=parent.trace_state,
-            )
-            span = self._factory.start(operation.name, position, parent, context, {}, time_ns(), kind)
+            span = self._factory.start_child(current, operation.name, context, time_ns(), kind)
         else:
             span = self.tracer.start_span(well_formed(operation.name), kind=kind, links=links_to_origin(context))
         operation.span = span
-        operation.scope = scope = ContextScope(Context({**context, SPAN_KEY: span}))
-        scope.open()
+        operation.context = Context({**context, SPAN_KEY: span})
 
     def on_operation_end(self, operation: Operation) -> None:
         """End the span of an operation."""
         span = operation.span
-        if span is None or operation.scope is None or not span.is_recording():
+        if span is None or operation.context is None or not span.is_recording():
             return
-        if isinstance(span, PendingSpan) and (operation.exception is None or span.pending.holds_exception()):
-            ended = span.start_time + int(operation.duration * 1e9)
-            span.finish(well_formed(operation.name), ended, lambda each: self._describe_operation(each, operation))
-            return
-        self._describe_operation(span, operation)
         # Measured with the monotonic clock: the wall clock may have been set in between.
         started = getattr(span, "start_time", None)
         ended = time_ns() if started is None else started + int(operation.duration * 1e9)
+        if type(span) is PendingSpan and operation.exception is None:
+            span.end_time = ended
+            span.pending.add(span, operation)
+        else:
+            self._finish_operation(span, operation, ended)
+
+    def _finish_operation(self, span: Span, operation: Operation, ended: int) -> None:
+        """Describe an operation on its span, and end the span."""
+        self._describe_operation(span, operation)
         if isinstance(span, RecordedSpan):
             span.finish(well_formed(operation.name), ended)
         else:

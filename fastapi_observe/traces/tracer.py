@@ -67,11 +67,11 @@ class ObserveTracer(Tracer):
     def _start_pending(
         self, parent: PendingSpan, name: str, context: Context | None, kind: SpanKind, start_time: int | None
     ) -> Span:
-        if not parent.pending.admit():
-            return NonRecordingSpan(parent.context)
         started = time_ns() if start_time is None else start_time
         start_context = OTEL_CONTEXT.get() if context is None else context
-        span = PendingSpan(parent, self.factory, name, kind, started, start_context)
+        span = parent.start_child(self.factory, name, kind, started, start_context)
+        if span is None:
+            return NonRecordingSpan(parent.context)
         fields = current_fields(context)
         if fields is not None:
             span.set_attributes(fields.attributes)

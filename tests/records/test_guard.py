@@ -109,11 +109,8 @@ def test_helpers_that_fail_do_not_affect_the_caller(observed: Callable[..., Seen
 
 
 def use_with_internal_errors(observe: Observability) -> None:
-    """Open a query whose scope can neither be suspended nor resumed."""
+    """Open a query whose details cannot be made."""
     query = observe.db.query("SELECT", table="orders").open()
-    query.scope = type("Broken", (), {})()
-    query.suspend()
-    query.resume()
     with failing(Query.details):
         query.set_row_count(1)
         query.add_details(a=1)
@@ -128,7 +125,7 @@ def test_an_operation_survives_each_internal_error(observed: Callable[..., Seen]
     contextvars.copy_context().run(use_with_internal_errors, observe)
     with failing(OperationMetrics.record_operation), observe.operation("step"):
         pass
-    sites = {"operation.outcome_for", "operation.suspend", "operation.resume", "operation.add_details"}
+    sites = {"operation.outcome_for", "operation.add_details"}
     assert set(observe.internal_errors.counts) == {"metrics.on_operation_end", *sites}
 
 

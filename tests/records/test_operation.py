@@ -16,6 +16,7 @@ class Reporter:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str]] = []
+        self.exception: BaseException | None = None
 
     def on_operation_start(self, operation: Operation, /) -> None:
         """Collect a start."""
@@ -24,6 +25,7 @@ class Reporter:
     def on_operation_end(self, operation: Operation, /) -> None:
         """Collect an end."""
         self.calls.append(("close", operation.outcome))
+        self.exception = operation.exception
 
 
 def operation(reporter: Reporter) -> Operation:
@@ -68,7 +70,8 @@ async def test_failure(exc: BaseException, outcome: str, error_type: str) -> Non
         with pytest.raises(type(exc)) as caught:
             await use(work)
         assert caught.value is exc
-        assert (work.outcome, work.error_type, work.exception) == (outcome, error_type, exc)
+        assert (work.outcome, work.error_type, reporter.exception) == (outcome, error_type, exc)
+        assert work.exception is None, "the record of the request holds the operation, not the frames of its failure"
         assert reporter.calls[-1] == ("close", outcome)
 
 

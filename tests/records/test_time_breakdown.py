@@ -6,7 +6,8 @@ import asyncio
 import contextvars
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pytest
 from fastapi import BackgroundTasks, FastAPI
@@ -370,48 +371,87 @@ def test_a_nested_operation_is_not_counted_twice(observed: Callable[..., Seen]) 
     assert seen.total("external_requests_total") == 3
 
 
+class Timed(NamedTuple):
+    """What the time breakdown reads of an operation."""
+
+    started: float
+    duration: float
+    kind: str = "database"
+    ended: bool = True
+    repetition_key: str = "q"
+
+
 def test_concurrent_operations_are_not_subtracted_twice() -> None:
     """Totals add up all operations; the self time is the time in which none was running."""
-    work = TimeBreakdown()
-    steps = [(0.0, 1.0), (0.5, 2.0), (0.6, 0.7), (3.0, 4.0), (3.5, 5.0)]
-    for now, way, seconds in sorted(
-        [(began, 1, 0.0) for began, _ in steps] + [(end, -1, end - began) for began, end in steps]
-    ):
-        if way > 0:
-            work.begin(now)
-        else:
-            work.end(now, "external" if now == 5.0 else "database", seconds, "q")
-        work.aggregate()
+    work = breakdown(
+        Timed(0.6, 0.1), Timed(0.0, 1.0), Timed(0.5, 1.5), Timed(3.0, 1.0), Timed(3.5, 1.5, kind="external")
+    )
+    work.aggregate(5.0)
     assert work.seconds == pytest.approx({"database": 3.6, "external": 1.5, "pool": 0})
     assert work.counts == {"database": 4, "external": 1, "pool": 0}
     assert work.busy == pytest.approx(4.0)
-    assert work.self_time(0.0, 4.5) == pytest.approx(0.5)
-    assert work.self_time(0.0, 1.0) == 0.0
-    work.begin(6.0)
-    work.aggregate()
-    assert work.self_time(0.0, 7.0) == pytest.approx(2.0)
+    assert work.self_time(4.5) == pytest.approx(0.5)
+    assert work.self_time(1.0) == 0.0
+
+
+def breakdown(*operations: Any) -> TimeBreakdown:
+    """Return a time breakdown of these operations."""
+    work = TimeBreakdown()
+    for each in operations:
+        work.add(each, 0.0)
+    return work
+
+
+def test_a_running_operation_is_waiting_time() -> None:
+    """It counts as busy until the time of aggregation, and from there on later; one that has not begun does not."""
+    running = SimpleNamespace(started=6.0, duration=0.0, kind="external", ended=False)
+    waiting = SimpleNamespace(started=0.0, duration=0.0, kind="external", ended=False)
+    work = breakdown(running, waiting, Timed(6.2, 0.1), Timed(6.9, 0.5))
+    work.aggregate(7.0)
+    assert work.busy == pytest.approx(1.0)
+    assert work.counts == {"database": 2, "external": 0, "pool": 0}
+    running.duration, running.ended = 1.5, True
+    waiting.started, waiting.duration, waiting.ended = 8.0, 0.25, True
+    work.aggregate(9.0)
+    assert work.busy == pytest.approx(1.75)
+    assert work.counts == {"database": 2, "external": 2, "pool": 0}
 
 
 def test_many_operations_use_little_memory() -> None:
-    """However many operations a request has, the number of events and statements is limited."""
+    """However many operations a request has, few that have ended are held, and few statements."""
     work = TimeBreakdown()
-    for number in range(AGGREGATE_AFTER):
-        work.begin(number)
-        work.end(number + 0.5, "database", 0.5, f"q {number}")
-    assert work.events == []
+    for number in range(10 * AGGREGATE_AFTER):
+        work.add(Timed(number, 0.5, repetition_key=f"q {number}"), number)
+        assert len(work.operations) <= AGGREGATE_AFTER
+    work.aggregate(1e9)
+    assert work.operations == []
     assert len(work.statements) <= MAX_STATEMENTS
     for number in range(20):
-        work.begin(2000 + number)
-        work.end(2000.5 + number, "database", 0.5, "again")
-    work.aggregate()
-    assert work.counts["database"] == AGGREGATE_AFTER + 20
+        work.add(Timed(2000 + number, 0.5, repetition_key="again"), 2000)
+    work.aggregate(1e9)
+    assert work.counts["database"] == 10 * AGGREGATE_AFTER + 20
     assert [(each.statement, each.times) for each in work.repeated(10)] == [("again", 20)]
     for number in range(MAX_STATEMENTS + 1):
         for _ in range(2):
-            work.begin(3000)
-            work.end(3000, "database", 0.0, f"twice {number}")
-    work.aggregate()
+            work.add(Timed(3000, 0.0, repetition_key=f"twice {number}"), 3000)
+    work.aggregate(1e9)
     assert len(work.statements) == MAX_STATEMENTS
+
+
+def test_many_running_operations_are_not_aggregated_at_each_start() -> None:
+    """However many are running, as many further ones as ever start between two aggregations."""
+
+    class Counting(TimeBreakdown):
+        aggregations = 0
+
+        def aggregate(self, until: float) -> None:
+            self.aggregations += 1
+            super().aggregate(until)
+
+    work = Counting()
+    for _ in range(10 * (AGGREGATE_AFTER + 1)):
+        work.add(cast("Any", SimpleNamespace(started=1.0, duration=0.0, kind="external", ended=False)), 2.0)
+    assert work.aggregations == 10
 
 
 # N+1
@@ -477,7 +517,7 @@ def test_a_time_breakdown_that_fails(observed: Callable[..., Seen]) -> None:
     app = FastAPI()
     seen = observed(app)
     shop(app, lambda: seen.observe)
-    with failing(TimeBreakdown.end):
+    with failing(TimeBreakdown.add):
         assert TestClient(app).get("/orders/7").json() == 7
     assert seen.observe.internal_errors.counts == {"time_breakdown": 2}
     assert seen.total("db_queries_total") == 1
