@@ -26,6 +26,7 @@ from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.internal.forks import FINAL_LOG_FLUSH, ShutdownDeadline, register_at_exit, start_thread
 from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
+from fastapi_observe.internal.version import documentation_url
 from fastapi_observe.jobs import Job, new_job
 from fastapi_observe.logs.service import LogService
 from fastapi_observe.metrics.loop_monitor import BlockedLoopReport
@@ -496,10 +497,10 @@ class Observability:
         self.logged_access = True
         logging.getLogger("fastapi_observe").info(
             "Metrics at %s are served to clients on private networks (the default). If the app is behind a proxy or "
-            "load balancer, see the table in docs/how-to/behind-a-proxy.md, and set metrics_access, metrics_token or "
-            "metrics_port; "
+            "load balancer, see the table at %s and set metrics_access, metrics_token or metrics_port; "
             "metrics_access='private' confirms the default.",
             settings.metrics_path,
+            documentation_url("how-to/behind-a-proxy"),
         )
 
     async def on_shutdown(self) -> None:

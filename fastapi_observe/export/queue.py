@@ -22,6 +22,7 @@ from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.forks import ShutdownDeadline, register_at_exit, register_at_fork, start_thread
 from fastapi_observe.internal.opentelemetry import SUPPRESSION_KEY
 from fastapi_observe.internal.throttle import LogThrottle
+from fastapi_observe.internal.version import documentation_url
 
 if TYPE_CHECKING:
     import threading
@@ -347,7 +348,7 @@ class ExportQueue:
                 self._outage.warn(
                     reason,
                     f"Dropped {dropped[reason]} {self.name} since start ({reason}). "
-                    'See docs/reference/metrics.md, "Export", for the reasons and what to do.',
+                    f"Reasons, and what to do: {documentation_url('reference/metrics#export')}",
                 )
         self._warned_drops = dropped.copy()
 

@@ -1,6 +1,16 @@
-"""`package_version`: the installed version of a distribution."""
+"""What is known of the package itself: its version, and the address of its documentation."""
 
 from __future__ import annotations
+
+from typing import Final
+
+DOCUMENTATION: Final = "https://fastapi-observe.github.io/fastapi-observe/"
+
+
+def documentation_url(page: str) -> str:
+    """Return the address of a page of the documentation: `reference/metrics`, `reference/metrics#export`."""
+    name, _, heading = page.partition("#")
+    return f"{DOCUMENTATION}{name}/" + (f"#{heading}" if heading else "")
 
 
 def package_version(distribution: str) -> str:

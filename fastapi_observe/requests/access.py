@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.internal.throttle import LogThrottle
+from fastapi_observe.internal.version import documentation_url
 from fastapi_observe.requests.trust import TrustPolicy
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ class MetricsAccess:
             reason = self._trust.reason_for_distrust(scope, headers)
             step = "connect to the app directly, or set metrics_access, metrics_token or metrics_port"
         logging.getLogger("fastapi_observe").warning(
-            "Denied a request for the metrics: %s. If it is your scraper, %s (see docs/how-to/behind-a-proxy.md). "
-            "Logged at most once a minute.",
+            "Denied a request for the metrics: %s. If it is your scraper, %s: %s Logged at most once a minute.",
             reason,
             step,
+            documentation_url("how-to/behind-a-proxy"),
         )

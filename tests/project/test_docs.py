@@ -25,6 +25,7 @@ import fastapi_observe
 from fastapi_observe import DatabaseDep, ExternalDep, MetricsDep, current, observability
 from fastapi_observe.cli.main import main
 from fastapi_observe.export.counts import ExportCollector
+from fastapi_observe.internal.version import documentation_url
 from fastapi_observe.metrics.shared.cells import WorkersCollector
 from fastapi_observe.records.pool import PoolState
 from fastapi_observe.settings.objectives import Availability
@@ -143,6 +144,20 @@ def test_the_readme_has_absolute_links() -> None:
     pictures = re.findall(r"!\[[^\]]+\]\(([^)\s]+)\)", text)
     assert len(pictures) == 1
     assert (ROOT / pictures[0].removeprefix(PICTURES)).is_file()
+
+
+def test_messages_name_pages_of_the_site() -> None:
+    """Each address in a message of the package leads to a page and a heading; the metadata has the site's address."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    site = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
+    assert documentation_url("start") == f"{site['site_url']}start/"
+    assert documentation_url("start#install") == f"{project['urls']['Documentation']}start/#install"
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "fastapi_observe").rglob("*.py"))
+    named = re.findall(r"""documentation_url\(["']([^"']+)["']\)""", sources)
+    assert named
+    for page, _, heading in (name.partition("#") for name in named):
+        text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+        assert not heading or heading in {slug(line) for line in text.splitlines()}
 
 
 def test_every_page_is_in_the_navigation() -> None:
