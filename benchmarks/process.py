@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "PYTHONPATH": str(ROOT),
+    "OBSERVE_INSTRUMENT": "none",  # those of the tests' environment; an app without them is measured
     "OBSERVE_METRICS_ACCESS": "private",  # the default; without it, a line at start says so, which is one too many
 }
 """The environment of every measured process: the same hash seed and this source tree."""
