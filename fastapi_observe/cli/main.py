@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fastapi_observe.cli.cardinality import add_cardinality
 from fastapi_observe.cli.cost import add_cost
 from fastapi_observe.cli.demo import add_demo
+from fastapi_observe.cli.doctor import add_doctor
 from fastapi_observe.cli.settings import add_settings
 from fastapi_observe.cli.show import add_show
 from fastapi_observe.cli.slo import add_slo
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"fastapi-observe {package_version('fastapi-observe')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_settings(commands)
+    add_doctor(commands)
     add_cardinality(commands)
     add_cost(commands)
     add_slo(commands)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+from functools import partial
 from time import time
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.console.advice import find_problems, judge, quantile, route_rows
+from fastapi_observe.doctor.app import check_app, check_exports
+from fastapi_observe.doctor.check import run_checks
+from fastapi_observe.doctor.process import check_log_file, check_settings, check_versions
 from fastapi_observe.internal import json
 from fastapi_observe.internal.version import package_version
 
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from fastapi_observe.console.store import Store, Trace
+    from fastapi_observe.doctor.check import Check
     from fastapi_observe.observability import Observability
     from fastapi_observe.terminal.spans import SpanRow
 
@@ -175,7 +180,7 @@ class Api:
         return None if trace is None else to_otlp(trace, self._observability.settings.service_name)
 
     def info(self) -> dict[str, Any]:
-        """Return versions and limits."""
+        """Return versions, limits and what `doctor` finds without sending anything."""
         names = ("fastapi-observe", "fastapi", "starlette", "opentelemetry-sdk", "uvicorn")
         return {
             "instance": self._instance,
@@ -183,7 +188,18 @@ class Api:
             "versions": {name: package_version(name) for name in names},
             "held": self._store.counts(),
             "exports": self._exports(),
+            "checks": [check._asdict() for check in self._checks()],
         }
+
+    def _checks(self) -> list[Check]:
+        observability, settings = self._observability, self._observability.settings
+        return run_checks(
+            check_versions,
+            partial(check_settings, settings),
+            partial(check_exports, observability),
+            partial(check_log_file, settings),
+            partial(check_app, observability),
+        )
 
     def summary(self) -> str:
         """Return the verdict, the problems and the routes as text, for terminals."""

@@ -265,10 +265,10 @@ class LogCapture:
         """Return whether a server's record is written. Access lines are not where there are request lines."""
         return not is_access_log(record) or not any(each.logs_requests for each in self._open)
 
-    def _find_warnings(self) -> list[str]:
-        """Return a warning for each handler that writes to the console as we do, if it was not returned before."""
+    def console_handlers(self) -> dict[tuple[str, str], str]:
+        """Return a warning for each handler that writes to the console as we do."""
         if not any(each.captures_logging for each in self._open):
-            return []
+            return {}
         found = describe_console_handlers(
             [logging.root, *loguru.named_loggers()], lambda logger: reaches(logger, self._handler)
         )
@@ -278,6 +278,11 @@ class LogCapture:
                     f"loguru has a handler of its own on the console, {text}: each of its lines is there twice, once "
                     f"as JSON. Remove it with logger.remove({number})."
                 )
+        return found
+
+    def _find_warnings(self) -> list[str]:
+        """Return the warnings about console handlers that were not returned before."""
+        found = self.console_handlers()
         new = [text for key, text in found.items() if key not in self._warned]
         self._warned.update(found)
         return new

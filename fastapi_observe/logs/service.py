@@ -183,6 +183,10 @@ class LogService:
         """Write a text that is not a log line to standard output, in its place among the lines."""
         self._writer.write(text)
 
+    def console_handlers(self) -> list[str]:
+        """Return a warning for each handler of `logging` or loguru that writes the same lines to the console."""
+        return [*_CAPTURE.console_handlers().values()]
+
     def announce(self, message: str) -> None:
         """Write a line of level info to standard output only, without redaction: it is for the developer's eyes."""
         if LEVELS["info"] < self.threshold:

@@ -28,9 +28,6 @@ STATIC_LABELS: Final = frozenset(
 )
 """Labels of our own metrics with a fixed list of values: the app's routes, known methods, status codes."""
 
-UNCOUNTED_VALUES: Final = frozenset({"", OVERFLOW})
-"""Values that always have a place."""
-
 MAX_EXAMPLE_LENGTH: Final = 40
 """Characters of a label value in a warning."""
 
@@ -54,8 +51,8 @@ class CellStore(Protocol):
 class LabelSets:
     """The label sets of one metric with their children, and how many label sets use each label value.
 
-    Values of `static_labels` are neither counted nor replaced, nor are the empty value, which stands for a label that
-    is not set, and `__overflow__`. Callers hold the lock of the `SeriesLimiter`.
+    Values of `static_labels` are neither counted nor replaced. `__overflow__` does not count as a value. Callers hold
+    the lock of the `SeriesLimiter`.
     """
 
     __slots__ = ("_uses", "children", "metric_name", "names")
@@ -70,7 +67,7 @@ class LabelSets:
         """Return the label values, with `__overflow__` for each new one of a label that has `max_values` already."""
         limited = values
         for index, uses in enumerate(self._uses):
-            if uses is not None and len(uses) >= max_values and values[index] and values[index] not in uses:
+            if uses is not None and len(uses) >= max_values and values[index] not in uses:
                 limited = (*limited[:index], OVERFLOW, *limited[index + 1 :])
         return limited
 
@@ -78,7 +75,7 @@ class LabelSets:
         """Add a label set that is not there yet."""
         self.children[values] = child
         for uses, value in zip(self._uses, values, strict=True):
-            if uses is not None and value not in UNCOUNTED_VALUES:
+            if uses is not None and value != OVERFLOW:
                 uses[value] = uses.get(value, 0) + 1
 
     def remove(self, values: tuple[str, ...]) -> Any | None:
@@ -86,7 +83,7 @@ class LabelSets:
         child = self.children.pop(values, None)
         if child is not None:
             for uses, value in zip(self._uses, values, strict=True):
-                if uses is not None and value not in UNCOUNTED_VALUES:
+                if uses is not None and value != OVERFLOW:
                     uses[value] -= 1
                     if not uses[value]:
                         del uses[value]

@@ -74,8 +74,6 @@ def add_fields(reference: RecordRef, new: dict[str, Any], redactor: Redactor) ->
     for given, value in new.items():
         name = _well_formed(given[:MAX_NAME_LENGTH])
         attribute = CONVENTIONS.get(name, name)
-        if not name:  # OpenTelemetry has no attribute without a name
-            continue
         if value is None:
             fields.pop(name, None)
             attributes.pop(attribute, None)

@@ -235,6 +235,8 @@ def test_accessibility(browser: Browser, server: str, scheme: Any) -> None:
     with page_of(browser, server, color_scheme=scheme) as page:
         page.click(".requests button:has-text('/fails')")
         page.wait_for_selector(".frames")
+        page.click("summary:has-text('About this app')")
+        page.wait_for_selector("td:has-text('metrics access')")
         found = Axe().run(page).response["violations"]
         assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
         page.set_viewport_size({"width": 320, "height": 800})

@@ -132,6 +132,7 @@ function page() {
       ${routes(live)}
       ${tiles(live)}
       ${scatter(live)}
+      ${about()}
     </main>
     ${foot(live)}`;
 }
@@ -332,6 +333,19 @@ function foot(live) {
 }
 
 // --- keys, theme, clipboard ------------------------------------------------------------------------------
+
+function about() {
+  const load = async (event) => {
+    if (!event.target.open) return;
+    const response = await fetch("api/info", {cache: "no-store"});
+    if (response.ok) { state.about = await response.json(); draw(); }
+  };
+  return html`<section class="panel" aria-label="About"><details @toggle=${load}><summary>About this app</summary>${state.about ? html`
+    <table><thead><tr><th scope="col">verdict</th><th scope="col">subject</th><th scope="col">found</th></tr></thead><tbody>
+    ${state.about.checks.map((check) => html`<tr><td>${check.verdict}</td><td>${safe(check.subject)}</td>
+      <td>${safe(check.found)}${check.verdict !== "ok" && check.step ? html`<br><small>Next: ${safe(check.step)}</small>` : nothing}</td></tr>`)}
+    </tbody></table>` : nothing}</details></section>`;
+}
 
 function theme() {
   const dark = document.documentElement.dataset.theme ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;

@@ -193,18 +193,22 @@ class WorkersCollector:
         """Return the families without reading values, for `registry.register`."""
         return list(self._families())
 
+    @property
+    def is_degraded(self) -> bool:
+        """Whether some metrics are reported by this worker process only."""
+        return self.cannot_join or (self.worker is not None and self.worker.degraded)
+
     def collect(self) -> Iterator[Metric]:
         """Yield the families."""
         if self.worker is not None or self.cannot_join:
             yield from self._families()
 
     def _families(self) -> Sequence[Metric]:
-        degraded = self.cannot_join or (self.worker is not None and self.worker.degraded)
         return (
             GaugeMetricFamily(
                 "fastapi_observe_metrics_degraded",
                 "1 if some metrics are reported by one worker process only, for lack of a directory or of space.",
-                value=float(degraded),
+                value=float(self.is_degraded),
             ),
             CounterMetricFamily(
                 "fastapi_observe_worker_files_unreadable",

@@ -88,6 +88,11 @@ class WorkerGroup:
         joined = JOINED_WORKERS.get(self._directory) if self._directory is not None else None
         return 1 if joined is None else joined.worker.live_workers
 
+    @property
+    def is_degraded(self) -> bool:
+        """Whether some metrics are reported by this worker process only."""
+        return self._sharing.workers_collector.is_degraded
+
     def start(self) -> None:
         """Join the other workers of this server, if there are any. Never raises."""
         if self._started:

@@ -1,0 +1,185 @@
+"""Checks of an installed app: who can read the metrics, what measures a request twice, and its worker processes."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Final
+
+from fastapi_observe.doctor.check import Check
+from fastapi_observe.requests.access import MetricsAccess
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fastapi_observe.observability import Observability
+
+PUBLIC_PEER: Final = "203.0.113.7"
+"""An address for documentation (RFC 5737): no network of anybody contains it."""
+PRIVATE_PEER: Final = "10.0.0.7"
+
+OTHER_MIDDLEWARE: Final = {
+    "prometheus_fastapi_instrumentator": "the metrics",
+    "starlette_exporter": "the metrics",
+    "starlette_prometheus": "the metrics",
+    "opentelemetry": "the spans",
+    "elasticapm": "the spans",
+}
+"""Packages whose middleware measures what this one measures, and what of ours is the same."""
+
+
+def check_app(observability: Observability) -> Iterator[Check]:
+    """Check an app that `install` was called on."""
+    yield from check_metrics_access(observability)
+    yield from check_duplicates(observability)
+    yield from check_workers(observability)
+    yield from check_internal_errors(observability)
+
+
+def check_metrics_access(observability: Observability) -> Iterator[Check]:
+    """Say which clients can read the metrics, by asking for them as a public and as a private client."""
+    settings = observability.settings
+    if not settings.metrics:
+        return
+    if settings.metrics_dependency is not None:
+        yield Check("metrics access", "ok", "metrics_dependency decides; try it with --url")
+        return
+    where = f"port {settings.metrics_port}" if settings.metrics_port is not None else settings.metrics_path
+    token = settings.metrics_token
+    if token is not None:
+        yield Check("metrics access", "ok", f"{where} is served to clients that send metrics_token")
+        return
+    if settings.metrics_port is not None:
+        yield Check(
+            "metrics access",
+            "look",
+            f"{where} is served to every client",
+            "block the port from outside, or set metrics_token",
+        )
+        return
+    access = MetricsAccess(settings.metrics_access, None)
+    readers = {
+        name: _may_read(access, peer, headers)
+        for name, peer, headers in (
+            ("public clients", PUBLIC_PEER, {}),
+            ("clients of the private network", PRIVATE_PEER, {}),
+            ("public clients behind a proxy", PRIVATE_PEER, {b"x-forwarded-for": PUBLIC_PEER.encode()}),
+        )
+    }
+    served = ", ".join(name for name, allowed in readers.items() if allowed)
+    found = f"{where} is served to {served or 'nobody of the tried clients'}"
+    if readers["public clients"] or readers["public clients behind a proxy"]:
+        yield Check(
+            "metrics access", "wrong", found, "set metrics_token, or metrics_access to the networks of your scrapers"
+        )
+    elif settings.development:
+        yield Check("metrics access", "ok", found)
+    else:
+        step = "behind a proxy that sends no forwarding header, set metrics_token (docs/how-to/behind-a-proxy.md)"
+        yield Check("metrics access", "ok", found, step if settings.metrics_access == "private" else "")
+
+
+def _may_read(access: MetricsAccess, peer: str, headers: dict[bytes, bytes]) -> bool:
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/metrics",
+        "http_version": "1.1",
+        "client": (peer, 50000),
+        "headers": [*headers.items()],
+    }
+    try:
+        return access.allows(scope, headers)
+    except Exception:  # noqa: BLE001 - the user's function: an error denies access
+        return False
+
+
+def check_duplicates(observability: Observability) -> Iterator[Check]:
+    """Find what reports the same a second time: other instrumentation, another `/metrics` route, console handlers."""
+    app, settings = observability.app, observability.settings
+    found = []
+    for middleware in app.user_middleware:
+        package = str(getattr(middleware.cls, "__module__", "")).partition(".")[0]
+        if package in OTHER_MIDDLEWARE:
+            name = getattr(middleware.cls, "__name__", package)
+            step = f"remove it if {OTHER_MIDDLEWARE[package]} of fastapi-observe are enough"
+            found.append(Check("duplicates", "look", f"the middleware {name} of {package} measures requests too", step))
+    if settings.tracing and "ddtrace" in sys.modules:
+        step = "set DD_TRACE_FASTAPI_ENABLED=false and DD_TRACE_STARLETTE_ENABLED=false"
+        found.append(Check("duplicates", "look", "ddtrace makes spans of its own for each request", step))
+    if (
+        settings.metrics
+        and settings.metrics_port is None
+        and any(getattr(route, "path", None) == settings.metrics_path for route in app.routes)
+    ):
+        found.append(
+            Check(
+                "duplicates",
+                "wrong",
+                f"the app has a route {settings.metrics_path} of its own, which is hidden where ours is served",
+                "remove it (Instrumentator().expose(app)), or set metrics_path to another path",
+            )
+        )
+    if settings.logs and settings.capture_logging:
+        found += [
+            Check("duplicates", "look", text.rstrip("."), "see docs/how-to/logging.md")
+            for text in observability.logs.console_handlers()
+        ]
+    yield from found or [Check("duplicates", "ok", "nothing else measures the app or writes its lines")]
+
+
+def check_workers(observability: Observability) -> Iterator[Check]:
+    """Report the worker processes that share the metrics."""
+    if not observability.settings.metrics:
+        return
+    workers = observability.workers
+    if workers.is_degraded:
+        yield Check(
+            "workers",
+            "wrong",
+            "this worker process reports its own values only",
+            "see its warning at start; correct multiprocess_directory, or scrape each worker by its metrics_port",
+        )
+    else:
+        number = workers.live_workers
+        yield Check("workers", "ok", f"{number} worker processes share /metrics" if number > 1 else "one process")
+
+
+def check_internal_errors(observability: Observability) -> Iterator[Check]:
+    """Report errors inside fastapi-observe."""
+    counts = observability.internal_errors.counts
+    if counts:
+        where = ", ".join(f"{site} ({count})" for site, count in sorted(counts.items()))
+        yield Check("internal errors", "wrong", f"errors inside fastapi-observe: {where}", "please report them")
+    else:
+        yield Check("internal errors", "ok", "none")
+
+
+def check_exports(observability: Observability) -> Iterator[Check]:
+    """Report what the running process has exported and dropped, without sending anything."""
+    any_exported = False
+    for signal, counts in observability.export_counts():
+        if signal in {"logs", "log_file"}:
+            read = counts()
+            dropped = sum(read.dropped.values())
+            if dropped:
+                yield Check(
+                    signal, "wrong", f"{dropped} lines were dropped", "fastapi_observe_dropped_total has the reason"
+                )
+            continue
+        any_exported = True
+        read = counts()
+        failed, dropped = sum((read.failures or {}).values()), sum(read.dropped.values())
+        state = f"{read.exported} exported, {read.queued} queued, {dropped} dropped, {failed} failed requests"
+        if dropped or (failed and not read.exported):
+            yield Check(f"export of {signal}", "wrong", state, "see the warning in the log, or run doctor here")
+        else:
+            yield Check(f"export of {signal}", "ok", state)
+    if not any_exported:
+        yield no_export(observability.settings.development)
+
+
+def no_export(development: bool) -> Check:  # noqa: FBT001 - one fact
+    """Return the check of an app that exports nothing."""
+    if development:
+        return Check("export", "ok", "nothing is exported; the development console shows the traces")
+    return Check("export", "look", "no trace is exported: otlp_endpoint is not set", "set OTEL_EXPORTER_OTLP_ENDPOINT")

@@ -1,0 +1,32 @@
+"""`Check`: one result of `doctor`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Verdict = Literal["ok", "look", "wrong"]
+"""`look`: it may be intended. `wrong`: something is lost, shown to others, or does not work."""
+
+
+class Check(NamedTuple):
+    """What was found about one subject. `step` is what to do next, empty if there is nothing to do."""
+
+    subject: str
+    verdict: Verdict
+    found: str
+    step: str = ""
+
+
+def run_checks(*groups: Callable[[], Iterator[Check]]) -> list[Check]:
+    """Return the checks of all groups. A group that raises becomes a check of its own."""
+    checks: list[Check] = []
+    for group in groups:
+        try:
+            checks.extend(group())
+        except Exception as exc:  # noqa: BLE001 - the other checks are wanted all the more
+            found = f"the check failed: {type(exc).__name__}: {exc}"
+            checks.append(Check("doctor", "look", found, "please report it, with this line"))
+    return checks

@@ -1,0 +1,123 @@
+"""Checks that send something: an empty export to each endpoint, and requests to a running app."""
+
+from __future__ import annotations
+
+import json
+from email.utils import parsedate_to_datetime
+from time import time
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from fastapi_observe.doctor.app import PUBLIC_PEER, no_export
+from fastapi_observe.doctor.check import Check
+from fastapi_observe.export.push import signal_url
+from fastapi_observe.export.setup import make_transport
+from fastapi_observe.internal.clock import monotonic
+from fastapi_observe.settings.sources import SettingsError
+from fastapi_observe.slo.http_get import GetError, get, iter_body
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fastapi_observe.settings.model import ObserveSettings
+
+PROBE_TIMEOUT: Final = 5.0
+"""Seconds that the Collector has to respond."""
+MAX_SKEW: Final = 5.0
+"""Seconds by which two clocks may differ: spans of two machines are compared in milliseconds."""
+EMPTY_REQUEST: Final = b""
+"""An export request without items in protobuf, for any signal."""
+OK_STATUS: Final = 200
+
+
+def probe_exports(settings: ObserveSettings) -> Iterator[Check]:
+    """Send an empty request for each exported signal."""
+    urls = {"traces": settings.traces_url} if settings.tracing else {}
+    urls |= {
+        signal: signal_url(settings, signal)
+        for signal, enabled in (("logs", settings.otlp_logs), ("metrics", settings.otlp_metrics))
+        if enabled
+    }
+    exported = {signal: url for signal, url in urls.items() if url is not None}
+    if not exported:
+        yield no_export(settings.development)
+    for signal, url in exported.items():
+        yield _probe(settings, signal, url)
+    if exported and settings.otlp_protocol != "grpc":
+        yield from check_clock(next(iter(exported.values())))
+
+
+def _probe(settings: ObserveSettings, signal: str, url: str) -> Check:
+    subject = f"export of {signal}"
+    try:
+        transport = make_transport(settings, url, signal)
+    except (SettingsError, ImportError, ValueError) as error:
+        return Check(subject, "wrong", str(error), "correct the setting")
+    try:
+        result = transport.send(EMPTY_REQUEST, monotonic() + min(PROBE_TIMEOUT, settings.otlp_timeout))
+    finally:
+        transport.close()
+    if result.reason:
+        found, _, step = result.message.partition(". ")
+        return Check(subject, "wrong", f"{transport.target}: {found}", step or "check otlp_endpoint")
+    return Check(subject, "ok", f"{transport.target} accepts it ({settings.otlp_protocol})")
+
+
+def check_clock(url: str) -> Iterator[Check]:
+    """Compare the clock with that of the server at `url`, which says its time in each HTTP response."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    try:
+        with get(f"{parts.scheme}://{host}/", headers={}) as response:
+            said = response.headers.get("date", "")
+        skew = time() - parsedate_to_datetime(said).timestamp()
+    except (GetError, ValueError, TypeError):
+        return
+    if abs(skew) > MAX_SKEW:
+        found = f"this machine is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} {host}"
+        yield Check("clock", "wrong", found, "synchronize both clocks (NTP), or traces have gaps and overlaps")
+    else:
+        yield Check("clock", "ok", f"agrees with {host}")
+
+
+def probe_app(url: str, token: str | None, *, allow_http_token: bool) -> Iterator[Check]:
+    """Ask a running app: its console, if it has one for this client, and who can read its metrics."""
+    base = url.rstrip("/")
+    yield from _probe_console(base, token, allow_http_token=allow_http_token)
+    own = _status(f"{base}/metrics", {})
+    if isinstance(own, str):
+        yield Check("app", "wrong", own, "start it, or correct --url")
+        return
+    public = _status(f"{base}/metrics", {"X-Forwarded-For": PUBLIC_PEER})
+    if public == OK_STATUS:
+        found = f"{base}/metrics is served to a public client behind a proxy"
+        yield Check("metrics access", "wrong", found, "set metrics_token or metrics_access")
+    elif own == OK_STATUS:
+        yield Check("metrics access", "ok", f"{base}/metrics is served to this machine, not to a public client")
+    else:
+        found = f"{base}/metrics responds {own} to this machine"
+        yield Check("metrics access", "look", found, "see the warning in the log of the app")
+    yield from check_clock(base)
+
+
+def _status(url: str, headers: dict[str, str]) -> int | str:
+    """Return the status of a response, or why there is none."""
+    try:
+        with get(url, headers=headers) as response:
+            return response.status_code
+    except GetError as error:
+        return f"{url}: {error.reason}"
+
+
+def _probe_console(base: str, token: str | None, *, allow_http_token: bool) -> Iterator[Check]:
+    target = f"{base}/observe/api/info"
+    try:
+        with get(target, headers={}, token=token, allow_http_token=allow_http_token) as response:
+            found: Any = json.loads(b"".join(iter_body(response))) if response.status_code == OK_STATUS else None
+        checks = [Check(**each) for each in found["checks"]] if found else None
+    except (GetError, ValueError, KeyError, TypeError):
+        return
+    if checks is None:
+        yield Check("console", "ok", "not served to this client; from inside, more can be checked: doctor MODULE:APP")
+    else:
+        yield from checks

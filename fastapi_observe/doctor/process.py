@@ -1,0 +1,104 @@
+"""Checks of the process and its settings: versions, settings without effect, the disk of the log file."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from packaging.requirements import Requirement
+
+from fastapi_observe.doctor.check import Check
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fastapi_observe.settings.model import ObserveSettings
+
+LOW_DISK: Final = 1 << 30
+"""Bytes of free space below which the disk of the log file is reported."""
+FRAMEWORKS: Final = ("fastapi", "uvicorn")
+
+
+def check_versions() -> Iterator[Check]:
+    """Compare the installed packages with the versions that fastapi-observe requires."""
+    outside = []
+    for line in requires("fastapi-observe") or ():
+        required = Requirement(line)
+        extras = ["", "fastapi", "grpc", "sqlalchemy", "asyncpg", "psycopg"]
+        if required.marker is not None and not any(required.marker.evaluate({"extra": extra}) for extra in extras):
+            continue
+        try:
+            installed = version(required.name)
+        except PackageNotFoundError:
+            continue  # an extra that is not used
+        if not required.specifier.contains(installed, prereleases=True):
+            outside.append(f"{required.name} {installed} (required: {required.specifier})")
+    if outside:
+        yield Check("versions", "wrong", f"not supported: {', '.join(outside)}", "install a supported version")
+        return
+    found = [f"Python {platform.python_version()}", f"fastapi-observe {version('fastapi-observe')}"]
+    for name in FRAMEWORKS:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    yield Check("versions", "ok", ", ".join(found))
+
+
+def check_settings(settings: ObserveSettings) -> Iterator[Check]:
+    """Report settings without effect, and what is switched on."""
+    for message in settings.warnings():
+        yield Check("settings", "look", message.rstrip("."), "correct or unset the variable")
+    if settings.service_name == "unknown_service":
+        yield Check(
+            "service", "look", "the service has no name", "set service_name, OTEL_SERVICE_NAME or the title of the app"
+        )
+    else:
+        yield Check("service", "ok", f"{settings.service_name} in {settings.environment}")
+    switches = {
+        "traces": settings.tracing,
+        "metrics": settings.metrics,
+        "logs": settings.logs,
+        "console": settings.serves_console,
+    }
+    off = [name for name, enabled in switches.items() if not enabled]
+    on = f"on: {', '.join(name for name, enabled in switches.items() if enabled) or 'nothing'}"
+    yield Check("signals", "ok", f"{on}; off: {', '.join(off)}" if off else on)
+    yield from check_sampling(settings)
+
+
+def check_sampling(settings: ObserveSettings) -> Iterator[Check]:
+    """Say which traces are exported."""
+    if not settings.tracing:
+        return
+    if settings.sampler == "always_off":
+        yield Check("sampling", "look", "sampler is always_off: no trace is exported", "unset it to export traces")
+        return
+    head = "every trace" if settings.sampler.endswith("always_on") else f"{settings.sample_ratio:.0%} of new traces"
+    tail = f"; and every request of these kinds: {', '.join(settings.tail_sampling)}" if settings.tail_sampling else ""
+    yield Check("sampling", "ok", f"exports {head}{tail if not head.startswith(('every', '100%')) else ''}")
+
+
+def check_log_file(settings: ObserveSettings) -> Iterator[Check]:
+    """Check that the log file can be written, and that its disk has room."""
+    if settings.log_file is None or not settings.logs:
+        return
+    file = Path(settings.log_file.replace("{pid}", str(os.getpid()))).absolute()
+    existing = next(path for path in (file, *file.parents) if path.exists())
+    if existing != file and not existing.is_dir():
+        yield Check("log file", "wrong", f"{existing} is not a directory", "set log_file to another path")
+        return
+    if not os.access(existing, os.W_OK):
+        found = f"{existing} cannot be written by this user"
+        yield Check("log file", "wrong", found, "change its owner or permissions, or set log_file to another path")
+        return
+    free = shutil.disk_usage(existing if existing.is_dir() else existing.parent).free
+    room = f"{free / (1 << 30):.1f} GiB are free for {file}"
+    if free < LOW_DISK:
+        yield Check("log file", "look", room, "make room, or lower log_retention; lines are dropped on a full disk")
+    else:
+        yield Check("log file", "ok", room)
