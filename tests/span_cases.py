@@ -43,6 +43,8 @@ FEW, MANY = 5, 400
 """Requests of a case at a ratio of 0 or 1, and in between."""
 
 EXPORTER = InMemorySpanExporter()
+NO_MESSAGES = {"exclude_spans": ["receive", "send"]}
+"""Arguments of contrib's middleware, without its spans of single messages."""
 
 
 class Case:
@@ -186,6 +188,39 @@ def instrumented_failing(case: Case) -> Asked:
     return once
 
 
+def described_by_contrib(case: Case) -> Asked:
+    """Contrib's middleware describes the server span."""
+    return asking(case.install(case.fastapi(), server_span="contrib", contrib_options=NO_MESSAGES))
+
+
+def described_by_contrib_inside_contrib(case: Case) -> Asked:
+    """Contrib's middleware describes the span, and is around the installed app too."""
+    return asking(
+        ContribMiddleware(case.install(case.fastapi(), server_span="contrib", contrib_options=NO_MESSAGES)),
+    )
+
+
+def described_by_contrib_twice(case: Case) -> Asked:
+    """Contrib's middleware describes the span, and is among the user's too."""
+    app = case.fastapi()
+    app.add_middleware(ContribMiddleware)
+    return asking(case.install(app, server_span="contrib", contrib_options=NO_MESSAGES))
+
+
+def described_by_contrib_and_instrumented(case: Case) -> Asked:
+    """Contrib's middleware describes the span of an app that contrib's instrumentor has instrumented."""
+    app = case.fastapi()
+    FastAPIInstrumentor.instrument_app(app)
+    return asking(case.install(app, server_span="contrib", contrib_options=NO_MESSAGES))
+
+
+def described_by_contrib_mounted(case: Case) -> Asked:
+    """Contrib's middleware describes the span of an installed app in which another such app is mounted."""
+    app = case.fastapi()
+    case.install(app.state.sub, server_span="contrib", contrib_options=NO_MESSAGES)
+    return asking(case.install(app, server_span="contrib", contrib_options=NO_MESSAGES), "/sub/items/1")
+
+
 def mounted(case: Case) -> Asked:
     """Serve a mounted FastAPI app, which has native telemetry of its own."""
     return asking(case.install(case.fastapi()), "/sub/items/1")
@@ -244,6 +279,11 @@ CASES = (
     instrumented_after,
     starlette_instrumented,
     instrumented_failing,
+    described_by_contrib,
+    described_by_contrib_inside_contrib,
+    described_by_contrib_twice,
+    described_by_contrib_and_instrumented,
+    described_by_contrib_mounted,
     mounted,
     mounted_ridden,
     mounted_instrumented,

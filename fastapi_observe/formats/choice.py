@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.formats.datadog import DATADOG
-from fastapi_observe.formats.ecs import ECS
-from fastapi_observe.formats.gcp import make_gcp
 from fastapi_observe.formats.line_format import LineFormat
 
 if TYPE_CHECKING:
@@ -22,6 +19,17 @@ JSON: Final = LineFormat("json", {name: name for name in TOP_LEVEL}, "fields", N
 
 def choose_line_format(settings: ObserveSettings) -> LineFormat:
     """Return the format of JSON lines that the settings ask for."""
+    # One of the modules at most is imported.
+    if settings.log_format == "ecs":
+        from fastapi_observe.formats.ecs import ECS  # noqa: PLC0415 - see above
+
+        return ECS
     if settings.log_format == "gcp":
+        from fastapi_observe.formats.gcp import make_gcp  # noqa: PLC0415
+
         return make_gcp(settings.gcp_project)
-    return {"ecs": ECS, "datadog": DATADOG}.get(settings.log_format, JSON)
+    if settings.log_format == "datadog":
+        from fastapi_observe.formats.datadog import DATADOG  # noqa: PLC0415
+
+        return DATADOG
+    return JSON

@@ -39,6 +39,10 @@ FIELD_TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
 """Fields of request lines, with the types of their values. A field of another type is one that a user chose."""
 
 
+MAX_NUMBER: Final = 2**62
+"""A bound within the 64-bit integers of the platforms, that a float holds exactly."""
+
+
 class LineFormat(NamedTuple):
     """How lines are written for one platform.
 
@@ -72,15 +76,17 @@ class LineFormat(NamedTuple):
 def take_field(fields: Line, name: str) -> Any:
     """Remove and return a field of a request line; None if it is missing or not of the type that this package writes.
 
-    A boolean is not a number here.
+    A boolean is not a number here, and neither is one that platforms cannot store.
     """
     value = fields.get(name)
     types = FIELD_TYPES[name]
     if not isinstance(value, types) or (isinstance(value, bool) and name != "sampled"):
         return None
+    if isinstance(value, int | float) and not -MAX_NUMBER < value < MAX_NUMBER:
+        return None
     return fields.pop(name)
 
 
 def nanoseconds(milliseconds: float) -> int:
-    """Return a duration in nanoseconds."""
-    return round(milliseconds * 1e6)
+    """Return a duration in nanoseconds, at most what a platform can store."""
+    return round(max(-MAX_NUMBER, min(milliseconds * 1e6, MAX_NUMBER)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import pytest
 from fastapi import FastAPI, Request, WebSocket
 from fastapi.testclient import TestClient
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastapi_observe.formats.choice import JSON, choose_line_format
@@ -350,6 +350,7 @@ VALUES: Final = st.recursive(
 
 @pytest.mark.parametrize("log_format", FORMATS)
 @given(st.dictionaries(OWN_NAMES | st.text(), VALUES))
+@example({"duration_ms": 18446744073710.0, "status_code": 2**64 - 1, "close_code": -(2**63)})
 def test_any_line_is_converted(log_format: str, fields: dict[str, Any]) -> None:
     """Whatever values fields have, also under our own names, the line is JSON in one row, with the values in it."""
     settings = ObserveSettings.load(None, log_format=log_format)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from time import sleep
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from monitored import command, every_second, free_port, prometheus, scraping
@@ -153,6 +154,21 @@ def fake_prometheus(**answers: Any) -> Iterator[str]:
         server.shutdown()
         server.server_close()
         thread.join(5)
+
+
+async def test_the_names_of_opentelemetry(tiny: Callable[..., tuple[FastAPI, Of]], tmp_path: Path) -> None:
+    """With `metric_names="semconv"` the objectives of a real Prometheus have their series, and are recorded."""
+    app, (settings, plan) = tiny(metric_names="semconv")
+    (tmp_path / "rules.yml").write_text(every_second(rule_file(plan)), "utf-8")
+    with serving(app) as port:
+        config = scraping(f"127.0.0.1:{port}", job="tiny", rules=["rules.yml"])
+        async with prometheus(tmp_path, config) as asked, httpx.AsyncClient(trust_env=False) as client:
+            for _ in range(3):
+                await client.get(f"http://127.0.0.1:{port}/orders")
+            await asked.until("slo:events:rate1m")
+            found = by_name(verify(plan, settings, asked.url))
+    assert found["objective all"].message == found["objective fast"].message == "its series exist and are recorded"
+    assert found["running app"].state == "ok"
 
 
 def test_an_old_and_slow_prometheus(tiny: Callable[..., tuple[FastAPI, Of]]) -> None:
