@@ -68,9 +68,13 @@ def to_text(settings: ObserveSettings) -> str:
 
 
 def to_json(settings: ObserveSettings) -> str:
-    """Return a JSON object with `value` and `source` of each option. Objects passed in code appear as their repr."""
-    sources = settings.sources()
-    options = {name: {"value": value, "source": sources[name]} for name, value in settings.masked().items()}
+    """Return a JSON object with subject, value and source of each option. Objects passed in code appear as a repr."""
+    sources, values = settings.sources(), settings.masked()
+    options = {
+        name: {"subject": subject, "value": values[name], "source": sources[name]}
+        for subject, names in options_by_subject().items()
+        for name in names
+    }
     return json.dumps(options, indent=2, default=repr) + "\n"
 
 

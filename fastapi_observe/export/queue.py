@@ -123,7 +123,7 @@ def _consequence(result: ExportResult) -> str:
         return "This batch was dropped."
     if result.maybe_received and not result.retry_later:
         return "This batch is retried once; newer items stay queued."
-    return "Items stay queued; the oldest are dropped when the queue is full (queue_size, queue_bytes)."
+    return "Items stay queued; the oldest are dropped when the queue is full (queue_size)."
 
 
 def _log(message: str) -> None:

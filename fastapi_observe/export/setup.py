@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 INSTANCE: Final = "service.instance.id"
 
+AVERAGE_ITEM_BYTES: Final = 2048
+"""Bytes of an export queue for each of its items."""
+
+MIN_QUEUE_BYTES: Final = 65_536
+"""Bytes of the smallest export queue."""
+
 
 def make_resource(settings: ObserveSettings) -> Resource:
     """Return the resource that describes this service (OpenTelemetry resource conventions).
@@ -74,7 +80,7 @@ def queue_limits(settings: ObserveSettings) -> QueueLimits:
     """Return the limits of an export queue."""
     return QueueLimits(
         items=settings.queue_size,
-        bytes=settings.queue_bytes,
+        bytes=max(MIN_QUEUE_BYTES, settings.queue_size * AVERAGE_ITEM_BYTES),
         batch=min(settings.batch_size, settings.queue_size),
         delay=settings.batch_delay,
         timeout=settings.otlp_timeout,

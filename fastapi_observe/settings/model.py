@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, Unpack
 
-from pydantic import PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import PrivateAttr, ValidationInfo, field_validator, model_validator
 
+from fastapi_observe.settings.base import SourcedSettings
 from fastapi_observe.settings.development import is_development, is_reloaded
 from fastapi_observe.settings.opentelemetry import (
     describe_ignored,
@@ -17,14 +17,10 @@ from fastapi_observe.settings.opentelemetry import (
     describe_unsupported_exporters,
 )
 from fastapi_observe.settings.sources import (
-    PREFIX,
-    UNPARSABLE,
     SettingsError,
     SourcedValue,
-    VariablesSource,
     check_combinations,
     env_file_of,
-    mask,
     read_environment,
     sourced,
 )
@@ -55,8 +51,6 @@ from fastapi_observe.settings.types import (
 from fastapi_observe.settings.validation import validate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pydantic import ModelWrapValidatorHandler
 
     from fastapi_observe.settings.options import Options
@@ -67,7 +61,7 @@ TRACES_ENDPOINT: Final = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 TRACES_PATH: Final = "/v1/traces"
 
 
-class ObserveSettings(BaseSettings):
+class ObserveSettings(SourcedSettings):
     """All options. Immutable.
 
     An argument takes precedence over the `OBSERVE_*` variable, that over `OTEL_*` variables, those over the default.
@@ -75,24 +69,14 @@ class ObserveSettings(BaseSettings):
     `warnings`.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
-        frozen=True,
-        extra="forbid",
-        arbitrary_types_allowed=True,
-        validate_default=False,
-        allow_inf_nan=False,
-        hide_input_in_errors=True,
-    )
-
     env_file: FilePath | None = option(
         None,
         "File with variables, such as .env. A variable of the process takes precedence over that of the file.",
         min_length=1,
         accepts="the path of a file, or None",
+        subject="The service",
     )
 
-    # The service
     service_name: str = option(
         "unknown_service",
         "Name of the service.",
@@ -110,8 +94,7 @@ class ObserveSettings(BaseSettings):
         ),
     )
 
-    # Traces
-    tracing: bool = option(True, "Record spans.", otel=("OTEL_SDK_DISABLED",))
+    tracing: bool = option(True, "Record spans.", otel=("OTEL_SDK_DISABLED",), subject="Sampler")
     sample_ratio: float = option(
         0.1,
         "Fraction of new traces that is sampled, from 0 to 1.",
@@ -131,6 +114,7 @@ class ObserveSettings(BaseSettings):
         "http/protobuf",
         "OTLP transport. `grpc` needs the extra `fastapi-observe[grpc]`.",
         otel=("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"),
+        subject="Export over OTLP",
     )
     otlp_endpoint: str | None = option(
         None,
@@ -163,11 +147,10 @@ class ObserveSettings(BaseSettings):
     )
     queue_size: int = option(
         4096,
-        "Maximum number of queued items of each signal. The oldest are dropped.",
+        "Maximum number of queued items of each signal, and of 2 KiB for each on average. The oldest are dropped.",
         otel=("OTEL_BSP_MAX_QUEUE_SIZE",),
         ge=1,
     )
-    queue_bytes: int = option(8_388_608, "Maximum size of the export queue of each signal, in bytes.", ge=65_536)
     otlp_logs: bool = option(False, "Export log lines over OTLP too.")
     otlp_metrics: bool = option(False, "Export metrics over OTLP too, every `otlp_metrics_interval`.")
     otlp_metrics_interval: float = option(
@@ -181,7 +164,9 @@ class ObserveSettings(BaseSettings):
     otlp_allow_plaintext_credentials: bool = option(
         False, "Allow `otlp_headers` and passwords to be sent to a public host over plain http."
     )
-    span_processors: tuple[Any, ...] = option((), "Additional OpenTelemetry span processors.", code_only=True)
+    span_processors: tuple[Any, ...] = option(
+        (), "Additional OpenTelemetry span processors.", code_only=True, subject="Spans"
+    )
     tracer_provider: Any = option(
         None,
         "OpenTelemetry tracer provider. None: the global one if it is set, else a new one.",
@@ -213,11 +198,11 @@ class ObserveSettings(BaseSettings):
         accepts="header names, separated by commas; patterns are not supported",
     )
 
-    # Trust and redaction
     trust_incoming: PeerPolicy = option(
         "private",
         "Peers whose trace context and request id are accepted. The trace of another peer is linked.",
         accepts=PEERS_HELP,
+        subject="Trust and tail sampling",
     )
     max_traces_per_second: float | None = option(
         100.0,
@@ -245,7 +230,9 @@ class ObserveSettings(BaseSettings):
         gt=0,
     )
     capture_query_parameters: StringList = option(
-        (), "Query parameters whose values are recorded; the others are redacted. `*`: all but secret names."
+        (),
+        "Query parameters whose values are recorded; the others are redacted. `*`: all but secret names.",
+        subject="Redaction",
     )
     capture_pii: bool = option(
         False, "Record whole client addresses, `user.email` and `enduser.id`. Otherwise the network (/24, /48) only."
@@ -264,8 +251,7 @@ class ObserveSettings(BaseSettings):
         code_only=True,
     )
 
-    # Metrics
-    metrics: bool = option(True, "Record metrics and serve them at `metrics_path`.")
+    metrics: bool = option(True, "Record metrics and serve them at `metrics_path`.", subject="Metrics")
     metrics_path: str = option(
         "/metrics", "Path of the scrape endpoint.", pattern=r"^/.+", accepts="a path such as /metrics"
     )
@@ -307,7 +293,10 @@ class ObserveSettings(BaseSettings):
     size_histograms: bool = option(True, "Record request and response sizes.")
     exemplars: bool = option(True, "Attach the ids of sampled traces to samples as exemplars (OpenMetrics only).")
     max_series_per_metric: int = option(
-        2000, "Maximum number of label sets of one metric. Further ones share one overflow series.", ge=1
+        2000,
+        "Maximum number of label sets of one metric. Further ones share one overflow series.",
+        ge=1,
+        subject="Names and limits of metrics",
     )
     max_series_per_process: int = option(
         20_000, "Maximum number of label sets of all metrics of a worker process.", ge=1
@@ -338,8 +327,7 @@ class ObserveSettings(BaseSettings):
         (), "Functions of prometheus-fastapi-instrumentator, called with `Info` for each request.", code_only=True
     )
 
-    # Logs
-    logs: bool = option(True, "Write log lines.")
+    logs: bool = option(True, "Write log lines.", subject="Log lines")
     log_level: LogLevel = option(
         "info",
         "Lowest level to write. Also accepts the names that `logging`, uvicorn and loguru use, and their numbers.",
@@ -389,8 +377,9 @@ class ObserveSettings(BaseSettings):
     )
     log_compression: Literal["gz"] | None = option("gz", "Compression of rotated files.")
 
-    # Databases and other services
-    engines: tuple[Any, ...] = option((), "SQLAlchemy engines to instrument, sync or async.", code_only=True)
+    engines: tuple[Any, ...] = option(
+        (), "SQLAlchemy engines to instrument, sync or async.", code_only=True, subject="Databases and other services"
+    )
     slow_query_threshold: float = option(
         0.5, "Log a warning for each database query that takes longer than this, in seconds.", gt=0
     )
@@ -408,12 +397,12 @@ class ObserveSettings(BaseSettings):
     )
     propagate_baggage: StringList = option((), "Baggage keys that are sent to those hosts. `*`: all.")
 
-    # Development
     console: Literal["auto"] | bool = option(
         "auto",
         "Serve the development console. auto: in development only (`FASTAPI_ENV` or `OBSERVE_ENV` is `development`, or "
         "uvicorn runs with `--reload` or `reload=True`). True outside development needs `console_token`.",
         accepts="auto, true or false",
+        subject="Development",
     )
     console_path: str = option(
         "/observe", "Path of the development console.", pattern=r"^/.*[^/]$", accepts="a path such as /observe"
@@ -433,12 +422,12 @@ class ObserveSettings(BaseSettings):
         gt=0,
     )
 
-    # Objectives
     slos: ObjectiveList = option(
         (),
         "Objectives of the service: `Availability(...)`, `Latency(...)`.",
         code_only=True,
         accepts="a list of `Availability(...)` and `Latency(...)`, in code only",
+        subject="Objectives",
     )
     slo_options: ObjectiveOptions = option(
         None,
@@ -447,12 +436,12 @@ class ObserveSettings(BaseSettings):
         accepts="`SLOOptions(...)` or None, in code only",
     )
 
-    # Requests
     exclude_paths: ExcludedPaths = option(
         (),
         "Requests that no signal reports, including everything inside them: a path, or a prefix that ends in `*`. A "
         "method before it limits the entry to that method (`OPTIONS *`).",
         accepts="paths that begin with /, separated by commas, `*` at most at the end; optionally a method before each",
+        subject="Requests",
     )
     exclude_from: ExcludedFrom = option(
         {},
@@ -469,18 +458,7 @@ class ObserveSettings(BaseSettings):
         "x-request-id", "Header that carries the request id.", pattern=r"^[A-Za-z0-9-]+$", accepts="a header name"
     )
 
-    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
-    _warnings: tuple[str, ...] = PrivateAttr(default=())
     _reloaded: bool = PrivateAttr(default_factory=is_reloaded)
-
-    # Type checkers take the signature from the fields.
-    if not TYPE_CHECKING:  # pragma: no branch
-
-        def __init__(self, **values: Any) -> None:
-            try:
-                super().__init__(**values)
-            except ValidationError as error:
-                raise error.errors()[0]["ctx"]["error"] from None
 
     @classmethod
     def load(cls, settings: ObserveSettings | None = None, **overrides: Unpack[Options]) -> ObserveSettings:
@@ -503,18 +481,6 @@ class ObserveSettings(BaseSettings):
         loaded._warnings = settings._warnings  # noqa: SLF001 - of the same class
         return loaded
 
-    def sources(self) -> dict[str, str]:
-        """Return the source of each option: `argument`, the name of a variable, or `default`."""
-        return {name: self._sources.get(name, "default") for name in type(self).model_fields}
-
-    def warnings(self) -> tuple[str, ...]:
-        """Return messages about settings without effect, such as `OTEL_*` variables that are invalid or not read."""
-        return self._warnings
-
-    def masked(self) -> dict[str, Any]:
-        """Return every option and its value, with secrets masked."""
-        return {name: mask(name, getattr(self, name)) for name in type(self).model_fields}
-
     @property
     def development(self) -> bool:
         """Whether this process is known to run in development."""
@@ -534,18 +500,6 @@ class ObserveSettings(BaseSettings):
             return self.otlp_endpoint
         base, mark, query = self.otlp_endpoint.partition("?")
         return base.removesuffix("/").removesuffix(TRACES_PATH).removesuffix("/") + TRACES_PATH + mark + query
-
-    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        yield from self.masked().items()
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _unpack(cls, value: Any, info: ValidationInfo) -> Any:
-        if not isinstance(value, SourcedValue):
-            return value
-        if value.value is UNPARSABLE:
-            raise ValueError(f"{info.field_name} cannot be parsed")
-        return value.value
 
     @field_validator("otlp_endpoint")
     @classmethod
@@ -578,15 +532,3 @@ class ObserveSettings(BaseSettings):
                 *describe_unmatched_urls(settings.exclude_urls),
             )
         return settings
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - VariablesSource reads them
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - secrets are left to the deployment
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources by precedence: arguments, then the variables of each option in their order."""
-        return init_settings, VariablesSource(settings_cls, env_file_of(init_settings()))

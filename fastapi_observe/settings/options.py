@@ -50,7 +50,6 @@ class Options(TypedDict, total=False):
     batch_delay: float
     batch_size: int
     queue_size: int
-    queue_bytes: int
     otlp_logs: bool
     otlp_metrics: bool
     otlp_metrics_interval: float

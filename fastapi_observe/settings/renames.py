@@ -23,6 +23,11 @@ RENAMED_OPTIONS: Final = {
 }
 """Options of `ObserveSettings` by their former name. A former name raises `SettingsError`."""
 
+REMOVED_OPTIONS: Final = {
+    "queue_bytes": "queue_size limits the bytes too, to 2 KiB for each item on average",
+}
+"""Options that were removed, each with what there is instead. The name of one raises `SettingsError`."""
+
 RENAMED_COMMANDS: Final = {
     "rules": "slo bundle --only rules",
     "dashboard": "slo bundle --only dashboard",

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from dotenv import dotenv_values
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-from fastapi_observe.settings.renames import RENAMED_OPTIONS
+from fastapi_observe.settings.renames import REMOVED_OPTIONS, RENAMED_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -28,10 +28,11 @@ RESOURCE_ATTRIBUTES: Final = "OTEL_RESOURCE_ATTRIBUTES"
 MAX_SHOWN_LENGTH: Final = 100
 """Maximum length of an invalid value in an error message, in characters."""
 MASK: Final = "**********"
-SECRET: Final = frozenset({"otlp_headers", "otlp_endpoint", "metrics_token"})
+SECRET: Final = frozenset({"otlp_headers", "otlp_endpoint", "metrics_token", "console_token"})
 """Options whose value may contain a password."""
 NEVER_EMPTY: Final = frozenset({"metrics_token"})
 """Options that an empty variable does not set to None: a secret that fails to arrive must not remove protection."""
+FORMER_OPTIONS: Final = RENAMED_OPTIONS.keys() | REMOVED_OPTIONS.keys()
 TYPO_CUTOFF: Final = 0.85
 """Minimum similarity of an unknown `OBSERVE_*` variable to an option for it to be an error, from 0 to 1.
 
@@ -96,6 +97,7 @@ class OptionMetadata(NamedTuple):
     aliases: tuple[str, ...]
     accepts: str
     code_only: bool
+    subject: str
 
 
 def option_metadata(field: FieldInfo) -> OptionMetadata:
@@ -177,7 +179,7 @@ class VariablesSource(PydanticBaseSettingsSource):
         known = {variable for name, field in fields.items() for variable in variables(name, field)}
         for variable in sorted(name for name in environment if name.startswith(PREFIX) and name not in known):
             name = variable.removeprefix(PREFIX).lower()
-            if name in RENAMED_OPTIONS or difflib.get_close_matches(name, fields, n=1, cutoff=TYPO_CUTOFF):
+            if name in FORMER_OPTIONS or difflib.get_close_matches(name, fields, n=1, cutoff=TYPO_CUTOFF):
                 values.setdefault(name, SourcedValue(variable, UNPARSABLE, environment[variable]))
         return values
 
@@ -319,6 +321,8 @@ def describe_error(settings_cls: type[BaseSettings], name: str, value: Any, item
     in_code = given.source == "argument"
     if name in RENAMED_OPTIONS:
         return _describe_rename(name, fields[RENAMED_OPTIONS[name]], None if in_code else given.source)
+    if name in REMOVED_OPTIONS:
+        return f"{name if in_code else given.source}: this option was removed: {REMOVED_OPTIONS[name]}; leave it out"
     if name not in fields:
         near = [each if in_code else variable_name(each) for each in difflib.get_close_matches(name, fields, n=1)]
         step = f"did you mean {near[0]!r}?" if near else "run `python -m fastapi_observe settings` to list all options"

@@ -225,13 +225,14 @@ def option(  # noqa: PLR0913 - each is one fact about an option
     aliases: tuple[str, ...] = (),
     accepts: str = "",
     code_only: bool = False,
+    subject: str = "",
     **limits: Any,
 ) -> Any:
     """Declare an option: its default, its line of documentation and the `OTEL_*` variables that set it.
 
     A variable written `OTEL_X:key` is the pair `key` in the list that `OTEL_X` holds. `aliases` are further variables
     that rank between `OBSERVE_*` and `otel`. `accepts` describes the accepted values where the type does not suffice.
-    A `code_only` option has no variable.
+    A `code_only` option has no variable. `subject` starts a subject: this option and those below it, up to the next.
     """
-    metadata = OptionMetadata(otel, aliases, accepts, code_only)
+    metadata = OptionMetadata(otel, aliases, accepts, code_only, subject)
     return Field(default, description=doc, json_schema_extra=cast("Any", {"option": metadata}), **limits)

@@ -15,7 +15,8 @@ from fastapi_observe.cli.settings import options_table
 from fastapi_observe.internal.version import package_version
 from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.settings.renames import RENAMED_COMMANDS, RENAMED_FLAGS
-from fastapi_observe.settings.subjects import SUBJECTS, options_by_subject
+from fastapi_observe.settings.sources import option_metadata
+from fastapi_observe.settings.subjects import options_by_subject
 
 
 @pytest.fixture(autouse=True)
@@ -43,10 +44,12 @@ def test_settings_prints_every_option(capsys: pytest.CaptureFixture[str], monkey
 
 
 def test_every_option_has_a_subject() -> None:
-    """Each subject begins with an option, and none is left out or twice."""
-    names = [name for names in options_by_subject().values() for name in names]
-    assert names == list(ObserveSettings.model_fields)
-    assert [names[0] for names in options_by_subject().values()] == list(SUBJECTS)
+    """No option is left out or twice, no subject is declared twice, and none is too long to be read at a glance."""
+    subjects = options_by_subject()
+    assert [name for names in subjects.values() for name in names] == list(ObserveSettings.model_fields)
+    declared = [option_metadata(field).subject for field in ObserveSettings.model_fields.values()]
+    assert [subject for subject in declared if subject] == list(subjects)
+    assert {subject: len(names) for subject, names in subjects.items() if len(names) > 16} == {}
 
 
 def test_settings_masks_secrets(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,12 +64,16 @@ def test_settings_masks_secrets(capsys: pytest.CaptureFixture[str], monkeypatch:
 
 
 def test_settings_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--json` prints value and source of every option."""
+    """`--json` prints subject, value and source of every option."""
     monkeypatch.setenv("OBSERVE_EXCLUDE_PATHS", "/a,/b")
     assert main(["settings", "--json"]) == 0
     options = json.loads(capsys.readouterr().out)
     assert list(options) == list(ObserveSettings.model_fields)
-    assert options["exclude_paths"] == {"value": ["/a", "/b"], "source": "OBSERVE_EXCLUDE_PATHS"}
+    assert options["exclude_paths"] == {
+        "subject": "Requests",
+        "value": ["/a", "/b"],
+        "source": "OBSERVE_EXCLUDE_PATHS",
+    }
 
 
 def test_settings_as_markdown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

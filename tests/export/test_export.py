@@ -367,7 +367,7 @@ async def test_requests_do_not_wait_for_the_collector() -> None:
 
 def test_memory_is_bounded_with_long_values(exporting: Callable[..., Exporting]) -> None:
     """Of spans with 60 KB values, names and errors, at most 8 MiB are queued while no collector listens."""
-    one = exporting(Collector(listens=False), queue_size=100_000)
+    one = exporting(Collector(listens=False))
 
     def make(number: int) -> None:
         for _ in range(number):
@@ -404,9 +404,9 @@ def test_the_queue_is_bounded_at_every_moment(exporting: Callable[..., Exporting
 
 
 def test_a_span_that_is_too_large_is_dropped(exporting: Callable[..., Exporting]) -> None:
-    """A span of more than an eighth of `queue_bytes` is dropped alone."""
+    """A span of more than an eighth of the bytes that `queue_size` allows is dropped alone."""
     with Collector() as collector:
-        one = exporting(collector, queue_bytes=65_536)
+        one = exporting(collector, queue_size=32)
         one.spans(1, "large", **{f"k{at}": "x" * 2000 for at in range(10)})
         one.spans(1, "small")
         one.tracing.flush(5)

@@ -11,6 +11,7 @@ import test_chaos
 from servers_of_workers import SERVERS
 from survival import HELD_BY
 
+from fastapi_observe.export.setup import queue_limits
 from fastapi_observe.logs import line as line_format
 from fastapi_observe.logs import writer
 from fastapi_observe.metrics import budget, exposition
@@ -57,7 +58,7 @@ def test_options_and_metrics_that_are_named_exist() -> None:
 def test_bounds_are_those_of_the_code() -> None:
     """Numbers that the page gives: change one, and change it there."""
     defaults = ObserveSettings()
-    assert (defaults.queue_size, defaults.queue_bytes, defaults.batch_size) == (4096, 8 * 1024 * 1024, 256)
+    assert (defaults.queue_size, queue_limits(defaults).bytes, defaults.batch_size) == (4096, 8 * 1024 * 1024, 256)
     assert (defaults.shutdown_timeout, defaults.batch_delay, defaults.max_series_per_metric) == (2.0, 1.0, 2000)
     assert (writer.QUEUE_LINES, writer.BATCH_DELAY, writer.MAX_BLOCK) == (10_000, 0.025, 0.05)
     assert (line_format.MAX_LINE, exposition.MAX_RESPONSE_BYTES) == (16 * 1024, 16 * 1024 * 1024)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
@@ -25,7 +26,7 @@ from fastapi_observe.cli.settings import options_table
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
 from fastapi_observe.settings.objectives import Objective, SLOOptions
 from fastapi_observe.settings.options import Options
-from fastapi_observe.settings.renames import RENAMED_COMMANDS, RENAMED_FLAGS, RENAMED_OPTIONS
+from fastapi_observe.settings.renames import REMOVED_OPTIONS, RENAMED_COMMANDS, RENAMED_FLAGS, RENAMED_OPTIONS
 from fastapi_observe.settings.sources import option_metadata
 
 CONFIGURATION = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
@@ -412,6 +413,15 @@ def test_a_former_name_of_an_option_names_the_new_one() -> None:
         install(FastAPI(), workers="off")  # type: ignore[call-arg]
 
 
+def test_a_removed_option_names_what_there_is_instead() -> None:
+    """As an argument and as a variable; the value is not repeated."""
+    for name, instead in REMOVED_OPTIONS.items():
+        assert problems(**{name: "hush"}) == (f"{name}: this option was removed: {instead}; leave it out",)
+        variable = f"OBSERVE_{name.upper()}"
+        with environment(f"{variable}=hush"):
+            assert problems() == (f"{variable}: this option was removed: {instead}; leave it out",)
+
+
 def test_a_long_value_is_cut() -> None:
     """An error repeats at most 100 characters of a value, on one line."""
     (line,) = problems(log_level="a\n" * 5000)
@@ -436,12 +446,12 @@ def test_options_that_exclude_each_other() -> None:
 
 def test_a_token_is_visible_ascii() -> None:
     """A token that no header can carry is rejected, and not repeated."""
-    for token in ("", "short", " " * 20, "a" * 20 + "\n", "two words", "p\u00e4ssword", "a" * 7 + "\x00"):
-        assert problems(metrics_token=token) == (
-            (
-                "metrics_token: invalid value '**********' (argument); "
-                "expected at least 8 visible ASCII characters, or None"
-            ),
+    for name, token in product(
+        ("metrics_token", "console_token"),
+        ("", "short", " " * 20, "a" * 20 + "\n", "two words", "p\u00e4ssword", "a" * 7 + "\x00"),
+    ):
+        assert problems(**{name: token}) == (
+            (f"{name}: invalid value '**********' (argument); expected at least 8 visible ASCII characters, or None"),
         )
 
 
@@ -595,5 +605,7 @@ def test_the_documentation_has_every_rename() -> None:
     for kind, renames in (("option", RENAMED_OPTIONS), ("command", RENAMED_COMMANDS), ("flag", RENAMED_FLAGS)):
         rows = re.findall(rf"^\| {kind} \| `(.+)` \| `(.+)` \|$", table, re.MULTILINE)
         assert dict(rows) == renames
+    assert dict(re.findall(r"^\| removed \| `(.+)` \| (.+) \|$", table, re.MULTILINE)) == REMOVED_OPTIONS
+    assert not set(REMOVED_OPTIONS) & set(ObserveSettings.model_fields)
     assert set(RENAMED_OPTIONS.values()) <= set(ObserveSettings.model_fields)
     assert not set(RENAMED_OPTIONS) & set(ObserveSettings.model_fields)
