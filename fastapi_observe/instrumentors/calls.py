@@ -102,10 +102,12 @@ class SpanCall(Operation):
         outer = CURRENT_OPERATION.get()
         while outer is not None and outer.ended:
             outer = outer.parent
-        self.depth = getattr(outer, "depth", 0) + 1
-        self.parent = outer if self.depth <= MAX_DEPTH else None
         self.within: Operation | None = None
         self.is_direct = False
+        self.depth = getattr(outer, "depth", 0) + 1
+        if self.depth > MAX_DEPTH:
+            return
+        self.parent = outer
         current = trace.get_current_span(start.context)
         while outer is not None:
             if isinstance(outer, SpanCall):
