@@ -450,9 +450,14 @@ def add_budgets(member: Member, threshold: float = 0.3) -> None:
     member.metrics.register_collector(budgets)
 
 
-def test_any_worker_shows_the_budget_of_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", ["prometheus", "semconv"])
+def test_any_worker_shows_the_budget_of_all(tmp_path: Path, names: str) -> None:
     """Every worker exposes the sum of all workers, ended ones included, once and without a pid."""
-    settings: dict[str, Any] = {"duration_buckets": (0.1, 0.3, 1.0), "max_series_per_metric": 10}
+    settings: dict[str, Any] = {
+        "duration_buckets": (0.1, 0.3, 1.0),
+        "max_series_per_metric": 10,
+        "metric_names": names,
+    }
     dead = Member(tmp_path, **settings)
     add_budgets(dead)
     for _ in range(10):
@@ -462,7 +467,7 @@ def test_any_worker_shows_the_budget_of_all(tmp_path: Path) -> None:
     living = Member(tmp_path, **settings)
     try:
         add_budgets(living)
-        other = MetricsService(ObserveSettings(include_default_registry=False), InternalErrors())
+        other = MetricsService(ObserveSettings(include_default_registry=False, metric_names=names), InternalErrors())
         other.sharing.share(living.worker, "1")
         other.record_http_request("GET", "/a", 200, 2)  # of another install: not ours
         for _ in range(30):
@@ -471,6 +476,8 @@ def test_any_worker_shows_the_budget_of_all(tmp_path: Path) -> None:
         assert found["slo_error_budget_remaining_ratio"] == {(("slo", "fast"),): pytest.approx(1 - 0.25 / 0.1)}
         assert {*found["slo_burn_rate"]} == {(("slo", "fast"), ("window", window)) for window in ("5m", "1h")}
         assert list(found["fastapi_observe_slo_config_info"].values()) == [1]
+        living.metrics.record_http_request("GET", "/a", 503, 0.2)
+        assert living.metrics.count_objectives([ALL._replace(bad=FAILED)])() == ((41.0, 1.0),)
         other.sharing.unshare()
     finally:
         living.leave()
