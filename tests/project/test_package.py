@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 PUBLIC_EXTRAS = ("fastapi", "grpc", "sqlalchemy", "example")
@@ -132,3 +136,30 @@ def test_the_extras_allow_no_less_than_the_dependencies() -> None:
         assert bound, requirement
         bounds.setdefault(name, set()).add(bound)
     assert {name: found for name, found in bounds.items() if len(found) > 1} == {}
+
+
+def test_the_design_page_names_every_dependency_and_its_job() -> None:
+    """docs/explanation/design.md lists the dependencies of pyproject.toml, and the package imports each of them."""
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    page = (ROOT / "docs" / "explanation" / "design.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- dependencies -->\n")[2].partition("<!-- /dependencies -->")[0]
+    jobs = dict(line.strip("|").split("|", 1) for line in table.splitlines()[2:])
+    listed = [name for names in jobs for name in re.findall(r"`([^`]+)`", names)]
+    assert sorted(listed) == sorted(Requirement(each).name for each in project["dependencies"])
+    assert all(len(job.split()) > 3 for job in jobs.values())
+    imported = {
+        name
+        for path in (ROOT / "fastapi_observe").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [f"{node.module}.{alias.name}" for alias in node.names]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    for name in listed:
+        files = [str(file) for file in metadata.files(name) or () if file.suffix == ".py"]
+        modules = {file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in files}
+        assert any(each in modules or each.rpartition(".")[0] in modules for each in imported), name
