@@ -122,8 +122,8 @@ screenshots: $(READY)  ## Take the pictures of the console from the demo (ARGS=d
 	$(BIN)/python scripts/screenshots.py $(ARGS)
 
 lock: $(READY)  ## Pin and hash what pyproject.toml asks for, in requirements/ (ARGS=--upgrade: to the newest)
-	$(LOCK) --output-file requirements/runtime.txt
 	$(LOCK) --extra test --extra instrumentors --output-file requirements/test.txt
+	$(LOCK) --constraint requirements/test.txt --output-file requirements/runtime.txt
 	sed -n '/^docs = \[/,/^]/s/^  "\(.*\)",$$/\1/p' pyproject.toml | $(LOCK_TOOLS) \
 	  --output-file requirements/docs.txt
 	echo uv | $(LOCK_TOOLS) --output-file requirements/uv.txt

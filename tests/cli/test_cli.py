@@ -112,6 +112,7 @@ def test_help_shows_the_name_of_the_program(capsys: pytest.CaptureFixture[str]) 
         assert shown.startswith(f"usage: {name} [-h]")
         assert re.findall(r"^    (\w+)\b", shown, re.MULTILINE) == [
             "settings",
+            "doctor",
             "cardinality",
             "cost",
             "slo",
