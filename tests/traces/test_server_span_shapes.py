@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import functools
 import json
 import os
@@ -11,9 +13,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import BackgroundTasks, FastAPI, WebSocket
 from fastapi.testclient import TestClient
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 
 from fastapi_observe import SettingsError, install
 from fastapi_observe.settings.model import ObserveSettings
@@ -204,3 +211,85 @@ def test_the_former_option_names_the_new_one(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("OBSERVE_NATIVE", "ride")
     with pytest.raises(SettingsError, match="set OBSERVE_SERVER_SPAN"):
         ObserveSettings()
+
+
+@pytest.mark.parametrize("ratio", [ALWAYS_ON, ALWAYS_OFF])
+def test_with_the_provider_of_the_user(ratio: Sampler) -> None:
+    """The user's sampler decides; the span is of contrib's scope, and the line has its ids."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(sampler=ratio)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    app = FastAPI()
+    observe = install(app, server_span="contrib", tracer_provider=provider, logs=False)
+    app.get("/items/{item_id}")(lambda: None)
+    TestClient(app).get("/items/7")
+    spans = [span for span in exporter.get_finished_spans() if span.kind.name == "SERVER"]
+    observe.close()
+    assert len(spans) == (ratio is ALWAYS_ON)
+    for span in spans:
+        assert span.instrumentation_scope is not None
+        assert (span.name, span.instrumentation_scope.name) == ("GET /items/7", "opentelemetry.instrumentation.asgi")
+    assert observe.internal_errors.counts == {}
+
+
+def test_a_background_task_that_fails_late(observed: Callable[..., Seen]) -> None:
+    """A request that was not sampled is exported, in contrib's shape, when its background task fails."""
+    seen = observed(app := FastAPI(), server_span="contrib", sample_ratio=0.0, tail_sampling=["errors"])
+
+    async def fail() -> None:
+        raise ConnectionError
+
+    @app.get("/")
+    async def read(tasks: BackgroundTasks) -> None:
+        tasks.add_task(fail)
+
+    TestClient(app, raise_server_exceptions=False).get("/")
+    (span,) = seen.server_spans
+    assert span.name == "GET /"
+    assert span.instrumentation_scope is not None
+    assert span.instrumentation_scope.name == "opentelemetry.instrumentation.asgi"
+    assert any(each.name.startswith("background") for each in seen.spans)
+    assert seen.observe.internal_errors.counts == {}
+
+
+def test_a_request_inside_a_request(observed: Callable[..., Seen]) -> None:
+    """Of a trace that goes through the app twice, both server spans are contrib's, each once, in one trace."""
+    seen = observed(app := FastAPI(), server_span="contrib", sample_ratio=0.0, tail_sampling=["errors"])
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=("127.0.0.1", 5))
+
+    @app.get("/outer")
+    async def outer() -> None:
+        headers = seen.observe.tracing.inject({})
+        async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+            await asyncio.create_task(client.get("/inner", headers=headers), context=contextvars.Context())
+        raise ValueError
+
+    @app.get("/inner")
+    async def inner() -> None: ...
+
+    TestClient(app, raise_server_exceptions=False).get("/outer")
+    spans = {span.name: span for span in seen.server_spans}
+    assert sorted(span.name for span in seen.server_spans) == ["GET /inner", "GET /outer"]
+    positions = [span.get_span_context() for span in spans.values()]
+    assert len({position.trace_id for position in positions if position is not None}) == 1
+    assert spans["GET /inner"].parent is not None
+    assert seen.observe.internal_errors.counts == {}
+
+
+def test_a_client_that_leaves_and_a_crash_without_a_response(observed: Callable[..., Seen]) -> None:
+    """Where contrib ends the span before the request has ended, there is still one server span, of any sampling."""
+    for ratio in (1.0, 0.0):
+        seen = observed(app := FastAPI(), server_span="contrib", sample_ratio=ratio, tail_sampling=["errors"])
+
+        @app.websocket("/ws")
+        async def talk(socket: WebSocket) -> None:
+            await socket.accept()
+            raise LookupError("lost")
+
+        client = TestClient(app)
+        with pytest.raises(LookupError), client.websocket_connect("/ws") as socket:
+            socket.receive_text()
+        (span,) = seen.server_spans
+        assert span.status.status_code.name == "ERROR"
+        assert [event.name for event in span.events] == ["exception"]
+        seen.observe.close()
