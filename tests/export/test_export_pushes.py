@@ -51,9 +51,9 @@ def collector() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
         server.server_close()
 
 
-@pytest.mark.parametrize("log_format", ["json", "text"])
+@pytest.mark.parametrize("log_format", ["json", "text", "ecs", "gcp", "datadog"])
 def test_lines_and_metrics_are_sent(observed: Callable[..., Seen], log_format: str) -> None:
-    """All log lines, request lines included, and all metric families, with either log format."""
+    """All log lines, request lines included, and all metric families; the log format does not matter."""
 
     async def page(_: Request) -> PlainTextResponse:
         seen.observe.log.info("hello", order_id=7)
@@ -65,14 +65,15 @@ def test_lines_and_metrics_are_sent(observed: Callable[..., Seen], log_format: s
         with TestClient(app) as client:
             client.get("/x")
         seen.observe.close()
-        lines = [
-            record.body.string_value
+        records = [
+            record
             for path, body in received
             if path == "/v1/logs"
             for resource in ExportLogsServiceRequest.FromString(body).resource_logs
             for scope in resource.scope_logs
             for record in scope.log_records
         ]
+        lines = [record.body.string_value for record in records]
         names = {
             metric.name
             for path, body in received
@@ -84,6 +85,14 @@ def test_lines_and_metrics_are_sent(observed: Callable[..., Seen], log_format: s
     assert [line for line in lines if line in {"hello", "HTTP request completed"}] == [
         "hello",
         "HTTP request completed",
+    ]
+    hello = next(record for record in records if record.body.string_value == "hello")
+    (span,) = seen.server_spans
+    position = span.get_span_context()
+    assert position is not None
+    assert (hello.severity_text, hello.trace_id.hex()) == ("info", f"{position.trace_id:032x}")
+    assert [(each.key, each.value.int_value) for each in hello.attributes if each.key == "order_id"] == [
+        ("order_id", 7)
     ]
     assert {"http_requests", "http_request_duration_seconds"} <= {name.removesuffix("_total") for name in names}
     assert seen.observe.internal_errors.counts == {}

@@ -271,6 +271,19 @@ def test_our_readers_ask_the_format(observed: Callable[..., Seen], log_format: s
             assert line_format.logql_label(name) in labels, name
 
 
+@pytest.mark.parametrize("log_format", FORMATS)
+def test_the_console_reads_lines_of_any_format(observed: Callable[..., Seen], log_format: str) -> None:
+    """A trace of the console has its lines with this package's keys, as `show` prints them."""
+    seen, client = shop(
+        observed, log_format, environment="development", console=True, console_token="a" * 20, trust_incoming="always"
+    )
+    client.get("/ok")
+    trace_id = f"{server_position(seen).trace_id:032x}"
+    answer = client.get(f"/observe/api/traces/{trace_id}", headers={"authorization": f"Bearer {'a' * 20}"})
+    (line,) = [line for line in answer.json()["lines"] if line["message"] == "cart read"]
+    assert (line["level"], line["trace_id"], line["fields"]["items"]) == ("info", trace_id, 3)
+
+
 def test_a_gcp_trace_is_found_by_its_id_alone(observed: Callable[..., Seen]) -> None:
     """The resource name of a trace ends with its id, so the query matches the end."""
     seen, _ = shop(observed, "gcp", gcp_project="my-shop")
