@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.doctor.check import Check
+from fastapi_observe.internal.version import documentation_url
 from fastapi_observe.requests.access import MetricsAccess
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def check_metrics_access(observability: Observability) -> Iterator[Check]:
     elif settings.development:
         yield Check("metrics access", "ok", found)
     else:
-        step = "behind a proxy that sends no forwarding header, set metrics_token (docs/how-to/behind-a-proxy.md)"
+        proxies = documentation_url("how-to/behind-a-proxy")
+        step = f"behind a proxy that sends no forwarding header, set metrics_token: {proxies}"
         yield Check("metrics access", "ok", found, step if settings.metrics_access == "private" else "")
 
 
@@ -121,7 +123,7 @@ def check_duplicates(observability: Observability) -> Iterator[Check]:
         )
     if settings.logs and settings.capture_logging:
         found += [
-            Check("duplicates", "look", text.rstrip("."), "see docs/how-to/logging.md")
+            Check("duplicates", "look", text.rstrip("."), f"see {documentation_url('how-to/logging')}")
             for text in observability.logs.console_handlers()
         ]
     yield from found or [Check("duplicates", "ok", "nothing else measures the app or writes its lines")]

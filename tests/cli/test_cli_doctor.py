@@ -25,6 +25,7 @@ from fastapi_observe.cli.main import main
 from fastapi_observe.doctor.app import check_app, check_exports
 from fastapi_observe.doctor.check import Check, run_checks
 from fastapi_observe.doctor.process import check_log_file, check_settings
+from fastapi_observe.internal.version import documentation_url
 from fastapi_observe.settings.model import ObserveSettings
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def test_what_is_there_twice(checked: Callable[..., dict[str, Check]]) -> None:
     finally:
         logger.removeHandler(handler)
     assert "'shop.orders' writes to the console itself" in check.found
-    assert check.step == "see docs/how-to/logging.md"
+    assert check.step == f"see {documentation_url('how-to/logging')}"
     assert checked(capture_logging=False)["duplicates"].verdict == "ok"
 
 
