@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Final, Unpack
+from weakref import WeakSet
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -31,8 +32,11 @@ if TYPE_CHECKING:
     from fastapi_observe.console.console import Console
     from fastapi_observe.settings.options import Options
 
-_WRAPPED = "__observe_wrapped__"
-"""Attribute of an app whose stack builder is wrapped; False after `close`."""
+_WRAPPED: Final = "__observe_wrapped__"
+"""Attribute of an app whose stack builder is wrapped, until `close`."""
+
+_CLOSED: Final[WeakSet[Starlette]] = WeakSet()
+"""Apps whose middleware stack `close` has discarded. They are not marked themselves: `close` leaves nothing on them."""
 
 
 def install(app: Starlette, settings: ObserveSettings | None = None, **overrides: Unpack[Options]) -> Observability:
@@ -88,7 +92,7 @@ def _wrap_app(observability: Observability, console: Console | None, app: ASGIAp
 
 def _can_be_rebuilt(app: Starlette) -> bool:
     """Return whether a new middleware stack loses nothing: there is none yet, or `close` has discarded one before."""
-    return app.middleware_stack is None or _WRAPPED in vars(app)
+    return app.middleware_stack is None or app in _CLOSED
 
 
 def install_worker(settings: ObserveSettings | None = None, **overrides: Unpack[Options]) -> Observability:
@@ -164,7 +168,7 @@ def _wrap_stack_builder(
         def build() -> ASGIApp:
             try:
                 for mounted in mounted_apps(app):
-                    if _can_be_rebuilt(mounted) and not vars(mounted).get(_WRAPPED):
+                    if _WRAPPED not in vars(mounted) and _can_be_rebuilt(mounted):
                         _wrap_stack_builder(mounted, None, observability)
             except Exception as exc:  # noqa: BLE001 - routes may be of any class; mounted apps work without it
                 observability.internal_errors("mounted", exc)
@@ -186,8 +190,9 @@ def _wrap_stack_builder(
     setattr(app, _WRAPPED, True)
 
     def undo() -> None:
-        setattr(app, _WRAPPED, False)
+        delattr(app, _WRAPPED)
         undo_builder()
+        _CLOSED.add(app)
 
     observability.on_close(undo)
 
