@@ -109,7 +109,7 @@ class SpanCall(Operation):
             return
         self.parent = outer
         current = trace.get_current_span(start.context)
-        while outer is not None:
+        while outer is not None and not _is_around_request(outer, self.record):
             if isinstance(outer, SpanCall):
                 self.is_direct = outer.is_around(current)
                 if self.is_direct or outer.layer != self.layer:
@@ -261,9 +261,14 @@ def supersede_outer(operation: Operation) -> None:
     """Let an operation of our own clients, about to start, replace the calls that instrumentors see around it."""
     if operation.kind not in AWAITED_KINDS:
         return
-    current, outer = trace.get_current_span(), operation.parent
+    current, record, outer = trace.get_current_span(), current_record(), operation.parent
     layer = "database" if operation.kind == "database" else "http"
-    while outer is not None:
+    while outer is not None and not _is_around_request(outer, record):
         if isinstance(outer, SpanCall) and outer.includes(layer, is_direct=outer.is_around(current)):
             outer.superseded = True
         outer = outer.parent
+
+
+def _is_around_request(operation: Operation, record: RequestRecord | None) -> bool:
+    """Return whether an operation has started before the request: it has called this app, in the same process."""
+    return record is not None and operation.started < record.started

@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from libraries import SAMPLING, http_service, instrumentor, library, redis_server
@@ -90,6 +91,35 @@ def test_a_driver_below_an_orm_is_no_second_query(observed: Callable[..., Seen])
         pass
     assert seen.samples("db_queries_total") == {(("operation", "SELECT"), ("table", "b")): 2}
     assert len(seen.spans) == 3
+
+
+async def test_an_app_called_in_the_same_process_counts_its_own_calls(observed: Callable[..., Seen]) -> None:
+    """A request that arrives inside a call is a request: its calls are not parts of that one."""
+    requests = library("requests")
+    inner, outer = FastAPI(), FastAPI()
+
+    @inner.get("/")
+    def endpoint() -> None:
+        requests.get(service.url, timeout=20)
+        with seen_inner.observe.db.query("SELECT", table="orders"):
+            pass
+
+    @outer.get("/")
+    async def call_inner() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(inner), base_url="http://inner") as client:
+            seen.observe.instrument_client(client)
+            await client.get("/")
+
+    with http_service() as service:
+        seen = observed(outer, instrument=[instrumentor("requests")])
+        seen_inner = observed(inner)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(outer), base_url="http://outer") as client:
+            await client.get("/")
+    assert seen.total("external_requests_total") == 1
+    assert seen_inner.samples("external_requests_total") == {
+        (("operation", "GET"), ("outcome", "ok"), ("service", "127.0.0.1")): 1
+    }
+    assert seen_inner.total("db_queries_total") == 1
 
 
 def test_a_stream_that_stays_open_hides_no_other_call(observed: Callable[..., Seen]) -> None:
