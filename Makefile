@@ -8,6 +8,7 @@ UV = $(BIN)/uv
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX = $(abspath $(VENV))/pycache
 READY = $(VENV)/.fastapi-observe-ready
+RUN_READY = $(VENV)/.fastapi-observe-run-ready
 BENCH_READY = $(VENV)/.fastapi-observe-bench-ready
 
 # Lists that can be given on the command line: make test-fastapi FASTAPI='0.136.* newest' TESTS=tests/end_to_end/test_paths.py
@@ -31,15 +32,24 @@ help:  ## Show this list
 
 setup: $(READY)  ## Make the virtual environment with everything in it (once)
 
-$(READY): pyproject.toml requirements/test.txt requirements/uv.txt
+# Makes the virtual environment, if it is missing, and installs what one file of requirements/ pins.
+define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/uv.txt
-	$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes --requirement requirements/test.txt
-	$(UV) pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps --editable .
+	@echo "Setting up $(VENV) with requirements/$(1).txt"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/uv.txt
+	@$(UV) pip install --python $(BIN)/python --compile-bytecode --require-hashes --requirement requirements/$(1).txt
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
+endef
 
-run: $(READY)  ## Start the example shop, show one request in all three signals (ARGS='--shop-port 0')
+$(READY): pyproject.toml requirements/test.txt requirements/uv.txt
+	$(call install,test)
+
+$(RUN_READY): pyproject.toml requirements/example.txt requirements/uv.txt
+	$(call install,example)
+
+run: $(if $(wildcard $(READY)),$(READY),$(RUN_READY))  ## Start the example shop, show one request in all three signals (ARGS='--shop-port 0')
 	@exec $(BIN)/python -m example_app $(ARGS)
 
 test: style  ## Check style and types, run the tests (in WORKERS processes)
@@ -124,6 +134,7 @@ screenshots: $(READY)  ## Take the pictures of the console from the demo (ARGS=d
 lock: $(READY)  ## Pin and hash what pyproject.toml asks for, in requirements/ (ARGS=--upgrade: to the newest)
 	$(LOCK) --extra test --extra instrumentors --output-file requirements/test.txt
 	$(LOCK) --constraint requirements/test.txt --output-file requirements/runtime.txt
+	$(LOCK) --constraint requirements/test.txt --extra example --output-file requirements/example.txt
 	sed -n '/^docs = \[/,/^]/s/^  "\(.*\)",$$/\1/p' pyproject.toml | $(LOCK_TOOLS) \
 	  --output-file requirements/docs.txt
 	echo uv | $(LOCK_TOOLS) --output-file requirements/uv.txt
