@@ -35,7 +35,7 @@ def _attach(observability: Observability) -> None:
     if is_own or candidates:
 
         def is_responsible() -> bool:
-            """Return whether this app reports a call. Apps may share a user's provider, which tells each of them."""
+            """Return whether this app reports a call. Apps that share a provider see the spans of all of them."""
             if is_own:
                 return True
             record = current_record()

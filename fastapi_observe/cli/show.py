@@ -50,7 +50,7 @@ def add_show(commands: Commands) -> None:
         help="show a trace of the app that runs in development",
         description="Print a request of the running app with its spans, exception and log lines, as the development "
         "console holds it.",
-        epilog="Without --url the newest development server of this user is asked. Exits with 1 if there is no such "
+        epilog="Without --url it reads the newest development server of this user. Exits with 1 if there is no such "
         "trace, with 2 if the console cannot be read.",
     )
     parser.add_argument(

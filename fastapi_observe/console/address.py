@@ -18,7 +18,7 @@ _ANY_ADDRESS: Final = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - nothing i
 def address_from_command_line(arguments: Sequence[str] | None = None) -> str | None:
     """Return the URL of a server started by `uvicorn` or `fastapi`; None if this is another command.
 
-    `arguments` are those of this process unless given. Both servers use 127.0.0.1:8000 unless told otherwise.
+    `arguments` are those of this process unless given. 127.0.0.1:8000 is the default of both servers.
     """
     name, *options = arguments if arguments is not None else sys.argv or [""]
     if _SERVERS.isdisjoint(Path(name).parts[-2:]):

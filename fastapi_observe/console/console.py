@@ -79,7 +79,7 @@ class Console:
         self._page = page.replace("{{version}}", digest).encode()
 
     def start(self) -> None:
-        """Begin to gather requests, spans and log lines."""
+        """Start to gather requests, spans and log lines."""
         self._observability.add_signal("console", self.signal)
         self._observability.startup_steps.append(self.announce)
         self._observability.blocked_loops.observers.append(self.signal.on_blocked_loop)
@@ -152,7 +152,7 @@ class Console:
         """Answer one request."""
         try:
             status, headers, body = self._respond(scope)
-        except Exception as exc:  # noqa: BLE001 - a fault of ours is a 500 of the console, and nothing else
+        except Exception as exc:  # noqa: BLE001 - an internal error is a 500 of the console, and nothing else
             self._observability.internal_errors("console", exc)
             status, headers, body = 500, [(b"content-type", b"text/plain; charset=utf-8")], b"The console failed.\n"
         headers = [*headers, *SECURITY_HEADERS, (b"content-length", str(len(body)).encode())]
@@ -205,10 +205,8 @@ def to_json(value: Any) -> bytes:
     """Return a value as JSON. Lone surrogates are escaped, integers of more than 64 bits become strings."""
     try:
         return json.dumps(value, default=str)
-    except (
-        TypeError,
-        ValueError,
-    ):  # the encoder's errors; rare, since it is an app that put such a value into its telemetry
+    except (TypeError, ValueError):
+        # Rare: an app has put a value that JSON does not have into its telemetry.
         return json.dumps(_plain(value), default=str)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastapi_observe.observability import Observability
 
 PUBLIC_PEER: Final = "203.0.113.7"
-"""An address for documentation (RFC 5737): no network of anybody contains it."""
+"""An address for documentation (RFC 5737): no network contains it."""
 PRIVATE_PEER: Final = "10.0.0.7"
 
 OTHER_MIDDLEWARE: Final = {
@@ -67,7 +67,7 @@ def check_metrics_access(observability: Observability) -> Iterator[Check]:
         )
     }
     served = ", ".join(name for name, allowed in readers.items() if allowed)
-    found = f"{where} is served to {served or 'nobody of the tried clients'}"
+    found = f"{where} is served to {served or 'none of the tried clients'}"
     if readers["public clients"] or readers["public clients behind a proxy"]:
         yield Check(
             "metrics access", "wrong", found, "set metrics_token, or metrics_access to the networks of your scrapers"

@@ -1,4 +1,4 @@
-"""`ExportBuffer`: the items of one export queue from `put` to their end, and how many ended in which way."""
+"""`ExportBuffer`: the items of one export queue from `put` until they are exported or dropped, and their counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`HttpTransport`: OTLP over HTTP by the standard library, on one kept connection, bounded in time and bytes."""
+"""`HttpTransport`: OTLP over HTTP by the standard library, with limits of time and bytes."""
 
 from __future__ import annotations
 
@@ -57,16 +57,15 @@ class _TooMuchError(OSError):
 class _DeadlineSocket:
     """The part of a socket that `http.client` uses, with a deadline for all calls together and a limit of bytes read.
 
-    A socket's own timeout starts again with every byte, so that a peer could hold a request open for ever.
+    A socket's own timeout starts again with every byte, so that a peer could keep a request open without end.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.deadline = 0.0
         self.unread = MAX_RESPONSE_BYTES
-        self.head = (
-            b""  # the first bytes of the response, from which a log message derives the likely cause of a failure
-        )
+        # The first bytes of the response, from which a log message derives the likely cause of a failure.
+        self.head = b""
 
     def start_request(self, deadline: float) -> None:
         self.deadline = deadline

@@ -14,7 +14,7 @@ TOP_LEVEL: Final = (
 )  # fmt: skip
 
 JSON: Final = LineFormat("json", {name: name for name in TOP_LEVEL}, "fields", None, r'"trace_id":"(\w+)"')
-"""The lines of this package. Text is for terminals; beside it, the log file has this format."""
+"""The lines of this package. Text is for terminals; the log file then has this format."""
 
 
 def choose_line_format(settings: ObserveSettings) -> LineFormat:

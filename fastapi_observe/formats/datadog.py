@@ -44,7 +44,7 @@ def convert(line: Line) -> Line:
         "version": line.get("version", ""),
     }
     if "trace_id" in line:
-        # Datadog's ids are decimal numbers of 64 bits; those of OpenTelemetry are kept beside them.
+        # Datadog's ids are decimal numbers of 64 bits; those of OpenTelemetry are kept in addition.
         result["dd.trace_id"] = str(int(line["trace_id"][-16:], 16))
         result["dd.span_id"] = str(int(line["span_id"], 16))
         result["trace_id"], result["span_id"] = line["trace_id"], line["span_id"]

@@ -24,7 +24,7 @@ MAX_DEPTH: Final = 254
 _MIN_INT: Final = -(2**63)
 _MAX_INT: Final = 2**64 - 1
 _SMALLEST_DECIMAL: Final = 1e-5
-"""The smallest number that orjson writes without an exponent. Python's `repr` begins at 0.0001."""
+"""The smallest number that orjson writes without an exponent. Python's `repr` has one below 0.0001."""
 
 
 def python_dumps(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:

@@ -268,7 +268,7 @@ class RestoreSpan:
 # its span in the same way; if not, the SDK makes all spans.
 
 _HAS_ON_ENDING: Final = hasattr(SpanProcessor, "_on_ending")
-"""Whether the SDK tells span processors that a span is about to end, as newer ones do."""
+"""Whether the SDK notifies span processors before a span ends, as newer versions do."""
 
 FLAGS: Final = tuple(TraceFlags(bits) for bits in range(4))
 """All combinations of the known trace flags: sampled and random (W3C Trace Context, Level 2)."""

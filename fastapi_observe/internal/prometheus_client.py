@@ -64,7 +64,7 @@ def list_collectors(registry: Any) -> list[Any]:
 
 
 def find_collector(registry: CollectorRegistry, name: str) -> Any | None:
-    """Return the collector that has registered this name; None if there is none, or if the registry cannot tell."""
+    """Return the collector that has registered this name; None if there is none, or the registry has no list."""
     return getattr(registry, "_names_to_collectors", {}).get(name)
 
 

@@ -30,7 +30,7 @@ def insertmanyvalues_method(dialect: Dialect) -> Callable[..., Iterator[Any]] | 
 
 
 def is_new_connection(context: Any) -> bool:
-    """Return whether SQLAlchemy executes a statement to prepare a new connection; False if that cannot be found out.
+    """Return whether SQLAlchemy executes a statement to prepare a new connection; False if that is unknown.
 
     Such a statement is then measured like a query of the user.
     """
@@ -38,6 +38,6 @@ def is_new_connection(context: Any) -> bool:
 
 
 def max_connections(pool: QueuePool) -> int | None:
-    """Return the maximum number of connections of a pool; None if there is no limit, or it cannot be found out."""
+    """Return the maximum number of connections of a pool; None if there is no limit, or it is unknown."""
     size, overflow = pool.size(), getattr(pool, "_max_overflow", -1)
     return size + overflow if size and overflow >= 0 else None

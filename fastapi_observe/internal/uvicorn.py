@@ -15,7 +15,7 @@ MAX_FRAMES: Final = 500
 def is_imported_with_reload() -> bool:
     """Return whether uvicorn is importing the app, in a process that it restarts when a file changes.
 
-    The process that `uvicorn.run("main:app", reload=True)` starts has nothing that says so but the configuration of its
+    The process that `uvicorn.run("main:app", reload=True)` starts can be recognized only by the configuration of its
     server, which is a local variable where the app is imported. Without these names it counts as production.
     """
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - the documented way to the current frame
@@ -31,7 +31,7 @@ def is_imported_with_reload() -> bool:
 def is_disconnected_cycle(cycle: Any) -> bool:
     """Return whether an object is uvicorn's state of a request whose client disconnected before the response ended.
 
-    `cycle` is the object whose method is the `send` of the request. ASGI tells a disconnect only to an app that waits
+    `cycle` is the object whose method is the `send` of the request. ASGI reports a disconnect only to an app that waits
     for a message, and uvicorn's `send` then does nothing. Without these names, or with another server or a `send` that
     is wrapped, such a request is reported as if the client had received the response.
     """

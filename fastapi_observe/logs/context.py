@@ -202,7 +202,7 @@ def is_context_of_ended_request() -> bool:
 
 
 def _is_running(reference: RecordRef) -> bool:
-    """Return whether a request has not ended. An excluded one has no record that would tell."""
+    """Return whether a request has not ended. Always true for an excluded one, which has no record."""
     return reference.record is not None or isinstance(reference, ExcludedRef)
 
 

@@ -63,8 +63,7 @@ class QueuedLine(NamedTuple):
 class Backlog:
     """Lines that standard output has not taken yet, in order.
 
-    If there is no room, lines of the lowest level are dropped first, the oldest of them before others. `dropped`
-    counts them.
+    If it is full, the oldest line of the lowest level is dropped. `dropped` counts these lines.
     """
 
     def __init__(self, max_lines: int = QUEUE_LINES, max_bytes: int = MAX_BYTES) -> None:
@@ -80,7 +79,7 @@ class Backlog:
         return self._count
 
     def add(self, line: bytes, level: int) -> None:
-        """Append a line, or drop it if there is no room and no line of a lower level to drop instead."""
+        """Append a line. If the backlog is full, drop a line of a lower level, or else this one."""
         while self._count >= self._max_lines or (self.size + len(line) > self._max_bytes):
             lowest = min((each for each, lines in self._levels.items() if lines), default=level)
             self.dropped += 1
@@ -154,7 +153,7 @@ class LineWriter:
         # that logs while it is written to must not wait for itself.
         self._lock = threading.Lock()
         self._writing_thread = 0
-        # Held while a caller drops a line of a full queue: several may at once, and a finalizer in between.
+        # Held while a line that found the queue full is counted. Reentrant: a finalizer may log meanwhile.
         self._counting = threading.RLock()
         # Held while the thread is started or ended; `_lock` may be taken inside it, with a time limit.
         self._lifetime = threading.RLock()
@@ -176,7 +175,7 @@ class LineWriter:
             self._lock.release()
 
     def _after_fork_in_child(self) -> None:
-        """Leave the parent's lines to the parent and write at once: a child that ends with `os._exit` cannot flush."""
+        """Forget the parent's lines, which it writes. Write at once: a child that ends with `os._exit` cannot flush."""
         self._reset()
         self._direct = True
 
@@ -253,7 +252,7 @@ class LineWriter:
             self._wake_thread()
 
     def _has_room_for(self, level: int) -> bool:
-        """Return whether a full queue takes a line: errors have some room of their own."""
+        """Return whether a full queue takes a line: a tenth more is reserved for errors."""
         return level >= ERROR and len(self._queue) < self._limit * 1.1 and self._queued_bytes <= MAX_BYTES * 1.1
 
     def _drop_newest(self, file: LogFile | None) -> None:
@@ -349,7 +348,7 @@ class LineWriter:
     def _drain(self, timeout: float | None) -> bool:
         """Write the queue and the backlog. Returns whether this thread could write.
 
-        The writer's thread, without a timeout, waits for the lock only; other threads for `timeout` seconds in all.
+        The writer's thread, without a timeout, waits for the lock only; other threads for `timeout` seconds altogether.
         """
         if self._writing_thread == threading.get_ident():  # a nested call: the outer one, or the thread, writes it
             self._wake_thread()

@@ -102,7 +102,7 @@ def render(
 
 
 class UsedNames:
-    """The sample names in a response. `hidden` are families of others whose names our metrics use."""
+    """The sample names in a response. `hidden` are families of other libraries whose names our metrics use."""
 
     def __init__(self) -> None:
         self.hidden: list[str] = []

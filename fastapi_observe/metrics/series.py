@@ -158,7 +158,7 @@ class BoundedMetric(MetricWrapperBase):
     __str__ = __repr__
 
     def _start(self, values: tuple[str, ...]) -> None:
-        """Begin a series with these label values."""
+        """Start a series with these label values."""
         self._values = values
         self.cells = self._new_cells()
         self.exemplars = {}

@@ -50,7 +50,7 @@ class OwnCode:
     """Which code is the user's, and where in it something happens.
 
     It is what is not of Python, not of this package, and not of an installed package, unless that is the app itself:
-    images of containers install it beside its libraries. `list_modules` returns the modules of the app; the packages
+    images of containers install it alongside its libraries. `list_modules` returns the modules of the app; the packages
     that they are in are its own.
     """
 

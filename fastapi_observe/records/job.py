@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fastapi_observe.internal.errors import InternalErrors
 
 METHOD = "JOB"
-"""Stands where a request has its method, on the console and in warnings."""
+"""Used where a request has its method, on the console and in warnings."""
 
 
 class JobRecord(RequestRecord):

@@ -55,7 +55,7 @@ class Availability:
     `routes` are exact templates (`/orders/{id}`), also with a method (`POST /orders`), globs (`/admin/*`) and tags
     (`tag:public`); the default is all measured routes. `bad_statuses` are status codes (`429`) and classes (`5xx`). An
     alert needs `min_bad_events` failures in its long window. `sla` is the percentage that customers were promised.
-    `expected_rpm`, in requests per minute, lets `slo check` judge the alerts.
+    `expected_rpm`, in requests per minute, lets `slo check` estimate how the alerts behave.
     """
 
     name: str

@@ -36,7 +36,7 @@ class Archive:
 
     The file is replaced as a whole and names the workers that it contains. So a reader counts each worker once, from
     its own files or from the archive, even if a process is killed after replacing the archive and before removing the
-    files. Of each metric at most `max_label_sets` are kept, since workers come and go for ever, each with its own.
+    files. Of each metric at most `max_label_sets` are kept, since the number of ended workers has no limit.
     """
 
     def __init__(self, directory: Path, max_label_sets: int = MAX_ENDED_LABEL_SETS) -> None:

@@ -1,4 +1,4 @@
-"""Directory that the worker processes of one server share: who supervises them, its name, and whether it is safe."""
+"""Directory that the worker processes of one server share: their supervisor, its name, and whether it is safe."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def process_identity(pid: int) -> str:
 
 
 def is_process_alive(identity: str) -> bool:
-    """Return whether the process with an identity still runs. One in another PID namespace cannot be seen: it does."""
+    """Return whether the process with an identity still runs; true for another PID namespace, which cannot be seen."""
     namespace, pid, start_time = map(int, identity.split("-"))
     return namespace != _pid_namespace() or (start_time != 0 and _start_time(pid) == start_time)
 
@@ -182,7 +182,7 @@ def open_root(configured: str | None) -> Path:
     for place in places[:-1]:
         try:
             return _open_root_in(place)
-        except UnsafeDirectoryError:  # whoever made it may want to have us use the next place
+        except UnsafeDirectoryError:  # its owner may try to have another directory of theirs used instead
             raise
         except OSError:
             continue

@@ -1,11 +1,11 @@
-"""Files of one worker process in the shared directory: their format, what writes it and what reads it.
+"""Files of one worker process in the shared directory: their format, `ValueFileWriter` and `ValueFileReader`.
 
 A worker is named `<pid>-<monotonic nanoseconds>`. Its files are this name with a suffix:
 
 - `.lock`: locked while the process runs. The kernel releases the lock however the process ends.
 - `.values`: cells, 8-byte doubles in native byte order. The first `HEADER_CELLS` belong to no series; cell 0 counts
   the replies to scrapes, the rest is unused.
-- `.index`: JSON lines that say what the cells mean. Lines are only ever added. `[number, {...}]` describes a family, a
+- `.index`: JSON lines that describe the cells. Lines are only ever added. `[number, {...}]` describes a family, a
   metric with all its series; the families of a worker are numbered from 0. `[number, [label values], offset, count]` is
   a series of that family, whose cells are `count` doubles from `offset` on (in doubles).
 - `.requests`: a named pipe. Other workers write a byte to have scrape-time values published.
@@ -35,7 +35,7 @@ MIN_GROWTH: Final = 65_536
 MAX_GROWTH: Final = 1_048_576
 
 MAX_WRITTEN_SERIES: Final = 100_000
-"""Series of one process. A bound on memory, since label sets that come and go are never removed from the file."""
+"""Series of one process. Limits its memory, since label sets that come and go are never removed from the file."""
 
 HEADER_CELLS: Final = 8
 
@@ -49,7 +49,7 @@ NEW_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 
 READ_FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 # A worker is one whose `.index` exists, and has ended if its `.lock` is not locked. So the first suffix goes first, and
-# the last one last: whatever interrupts the removal, no worker is seen that has lost some of its files.
+# the last one last: if the removal is interrupted, no reader finds a worker that lacks some of its files.
 FILE_SUFFIXES: Final = (".index", ".values", ".requests", ".exemplars", ".new", ".lock")
 
 
@@ -72,9 +72,9 @@ class WrittenSeries(NamedTuple):
 class ValueFileWriter:
     """Writes the values and the index of this process.
 
-    Only this process writes the cells, through a memory map, and the kernel keeps the pages when it is killed. So what
-    had been counted is in the file to the last increment. Readers may see the cells of a histogram at slightly
-    different times, but never half of a double: an aligned 8-byte copy is one store.
+    Only this process writes the cells, through a memory map. The kernel keeps the pages if the process is killed, so
+    the file has every increment. Readers may see the cells of a histogram at slightly different times, but never half
+    of a double: an aligned 8-byte copy is one store.
 
     Space is allocated before it is mapped: a full disk is an `OSError` here, instead of a SIGBUS at a later increment.
     """
@@ -217,7 +217,7 @@ class ValueFileReader:
     """Reads the files of one worker again at each `refresh`. Lines of the index that have been parsed are kept.
 
     `unreadable` is set when something in the files is invalid; the rest is used. The files of this process are read
-    through the descriptors of `writer`, so that they can be read after somebody has removed them.
+    through the descriptors of `writer`, so that they can be read after they were removed.
     """
 
     def __init__(self, file_prefix: Path, pid: int, writer: ValueFileWriter | None = None) -> None:

@@ -58,10 +58,10 @@ REPLY_TIMEOUT: Final = 0.1
 """Seconds that a scrape waits for the other workers to publish their scrape-time values."""
 
 WATCH_INTERVAL: Final = 0.5
-"""Seconds between two looks at the own files."""
+"""Seconds between two checks whether the files of this process are still in place."""
 
 RETRY_INTERVAL: Final = 2.0
-"""Seconds until space is requested again for values that found none."""
+"""Seconds until values that found no space in the files are moved again."""
 
 MSG_EXEMPLARS: Final = b"e"
 MSG_VALUES: Final = b"v"
@@ -107,9 +107,8 @@ class Worker:
         self._own_exemplars: list[CellExemplar] = []
         self._unreadable: set[object] = set()
         self._sharing_stopped = self._leaving = False
-        # Some values are reported by this process only; and whether one found no space since the last publication,
-        # which tries again for all of them.
-        self._lacks_space = self._found_no_space = False
+        self._lacks_space = False  # some values are in no file: only this process reports them
+        self._found_no_space = False  # the same, since the last publication, which tries to move all of them again
         self._retry_at = 0.0
         self._handles = self._join()
         self._own_reader = ValueFileReader(self.file_prefix, os.getpid(), self._handles.files)
@@ -152,7 +151,7 @@ class Worker:
 
     @contextmanager
     def _locked(self, timeout: float) -> Iterator[bool]:
-        """Hold the lock of the directory. Yields False if it cannot be had in `timeout` seconds, or is removed."""
+        """Hold the lock of the directory. Yields False if it is not free within `timeout` seconds, or was removed."""
         path = self.directory / "lock"
         deadline = monotonic() + timeout
         try:
@@ -412,7 +411,7 @@ def _lock_within(descriptor: int, deadline: float) -> bool:
 
 
 def _has_lock(reader: ValueFileReader) -> bool:
-    """Return whether a worker still holds its lock. If that cannot be found out it does, so nothing counts twice."""
+    """Return whether a worker holds its lock; true if that is unknown: merging a live worker would count it twice."""
     try:
         return is_locked(reader.file_prefix.with_suffix(".lock"))
     except OSError:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 DRIVERS: Final = {"asyncpg": "asyncpg", "psycopg_pool": "psycopg"}
-"""Packages of pools, and the module of this folder for each. It is imported for a pool of that package only."""
+"""Packages of pools, and the module of this directory for each. It is imported for a pool of that package only."""
 
 SYSTEM: Final = "postgresql"
 """`db.system.name` of all these drivers."""

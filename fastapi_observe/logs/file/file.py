@@ -142,8 +142,8 @@ class LogFile:
     def _lock_current(self) -> None:
         """Open and lock the file at `path`.
 
-        A process that is stopped while it holds the lock (SIGSTOP, a debugger) would block the others for ever: after
-        a second they rename its file, as in a rotation. It finishes its batch there.
+        A process that is stopped while it holds the lock (SIGSTOP, a debugger) would block the others without end:
+        after a second they rename its file, as in a rotation. It finishes its batch there.
         """
         if self._pid != os.getpid():  # a forked child shares the lock with its parent until it opens the file itself
             self._close_descriptor()

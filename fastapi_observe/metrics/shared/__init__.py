@@ -1,8 +1,17 @@
 """One `/metrics` for several worker processes.
 
+Who calls whom, for one install:
+
+- `WorkerGroup` (`join.py`) finds out whether this process is one of several workers, and makes the `Worker` that all
+  installs of the process share. `workers/` knows files and processes, but nothing about metrics.
+- `MetricSharing` (`sharing.py`) moves the metrics into the files of that worker, and back.
+- While they are there, `MultiprocessView` (`view.py`) makes the scrape response. It writes this package's metrics
+  (`SharedCells`, `cells.py`), those of prometheus_client (`PrometheusClientCells`) and what collectors return at scrape
+  time (`ScrapeTimeCollectors`), and reads those of all workers (`MergedFamilies`, `merged.py`).
+
 The words here, which `workers/files.py` explains for files:
 
-- A family is a metric with all its series. Its description is JSON that tells other workers how to expose it.
+- A family is a metric with all its series. Its description is JSON from which other workers know how to expose it.
 - A cell is one number of a series: a count, a sum, a bucket. The cells of all series of a worker are in its value file;
   the index file says which cells belong to which series.
 - The owner of a family is the install or the registry that it comes from, the same in all workers.

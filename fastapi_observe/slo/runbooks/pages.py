@@ -1,4 +1,4 @@
-"""Runbooks: one page for each alert, from the Markdown templates beside this module.
+"""Runbooks: one page for each alert, from the Markdown templates in this directory.
 
 To add a runbook, add `<name of the alert>.md`. In a template `<service>` becomes the PromQL matchers of this service,
 `<dashboard>` a sentence that links to the dashboard, `<objectives>` a section for each objective. Text between
