@@ -75,7 +75,7 @@ class Operation(AsyncWith):
     _built: dict[str, Any]
     _origin: Operation
 
-    has_otel_details: ClassVar = False
+    has_otel_details: ClassVar[bool] = False
     """Whether all details are short and of types that OpenTelemetry accepts as attributes."""
 
     def __init__(

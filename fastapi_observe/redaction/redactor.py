@@ -123,7 +123,6 @@ class Redactor:
         "_hidden_parameters",
         "_hosts",
         "_internal_errors",
-        "_is_default",
         "_labels",
         "_names",
         "_paths",
@@ -136,6 +135,7 @@ class Redactor:
         "_templates",
         "_user_agents",
         "capture_pii",
+        "is_default",
     )
 
     def __init__(  # noqa: PLR0913 - one for each option
@@ -158,7 +158,7 @@ class Redactor:
         self._patterns = tuple(re.compile(pattern) for pattern in patterns)
         self._function = function
         self._internal_errors = internal_errors
-        self._is_default = not (self._patterns or self._function or self._names.extra)
+        self.is_default = not (self._patterns or self._function or self._names.extra)
         self.capture_pii = capture_pii
         self._personal_fields = frozenset() if capture_pii else _PII | _ADDRESS_FIELDS
         self._templates = templates
@@ -435,7 +435,7 @@ class Redactor:
         last = path.rfind("/") + 1
         if path[:last] in self._plain_heads and _is_plain_id(path, last) is not None:
             return True
-        if not self._is_default or _is_plain_path(path) is None:
+        if not self.is_default or _is_plain_path(path) is None:
             return False
         if "token" in path or "pass" in path or "secret" in path or "key" in path or "otp" in path or "jwt" in path:
             return False

@@ -484,9 +484,8 @@ class TracingService:
 
     def _describe_operation(self, span: Span, operation: Operation) -> None:
         """Set details and outcome of an operation on its span."""
-        details = operation.details
-        if not operation.has_otel_details:
-            details = to_otel_attributes(details, self._redactor)
+        are_checked = operation.has_otel_details  # it may depend on who reads the details first
+        details = operation.details if are_checked else to_otel_attributes(operation.details, self._redactor)
         if isinstance(span, RecordedSpan) and len(details) < MAX_UNCHECKED_DETAILS:
             span.set_trusted_attributes(details)
         else:

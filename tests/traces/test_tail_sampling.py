@@ -103,6 +103,44 @@ def test_the_tree_of_a_failure_is_that_of_a_sampled_one(observed: Callable[..., 
     assert trees[0] == trees[1]
 
 
+def fail_after_call(app: FastAPI, client: httpx.AsyncClient) -> None:
+    """Add an endpoint that fails after a call, whose request is garbage by then."""
+
+    @app.get("/")
+    async def root() -> None:
+        request = client.build_request("POST", "http://u:p@billing:8080/jwt/abc?token=abc&page=2", content=b"12345")
+        held = weakref.ref(request)
+        await client.send(request)
+        del request
+        gc.collect()
+        assert held() is None
+        raise LookupError
+
+
+def test_the_call_of_a_client_is_described_like_a_sampled_one(observed: Callable[..., Seen]) -> None:
+    """Its attributes are built after its end, although the request with its body is not held until then."""
+    transport = httpx.MockTransport(lambda _: httpx.Response(404))
+    described = []
+    for options in ({"sample_ratio": 1.0}, ERRORS):
+        seen = observed(FastAPI(), log_level="info", **options)
+        fail_after_call(seen.observe.app, seen.observe.http_client(transport=transport))  # type: ignore[arg-type]
+        with pytest.raises(LookupError):
+            TestClient(seen.observe.app).get("/")
+        (call,) = (span for span in seen.spans if span.name == "POST billing")
+        described.append(dict(call.attributes or {}))
+        seen.observe.close()
+    assert described[0] == described[1]
+    assert described[0] == {
+        "peer.service": "billing",
+        "http.request.method": "POST",
+        "server.address": "billing",
+        "server.port": 8080,
+        "url.full": "http://billing:8080/jwt/REDACTED?token=REDACTED&page=REDACTED",
+        "http.request.body.size": 5,
+        "http.response.status_code": 404,
+    }
+
+
 def test_a_request_without_a_reason_is_not_exported(observed: Callable[..., Seen]) -> None:
     """What worked, was fast and is known leaves no span."""
     seen = observed(make_app(), **ERRORS)

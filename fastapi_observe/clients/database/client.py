@@ -217,7 +217,8 @@ class DatabaseClient:
             prepared = self._prepared.get(key) or self._remember(key, attributes)
         else:  # a long statement is not held in memory
             prepared = self._prepare(statement, system, attributes)
-        query = DriverQuery(self.reporter, "database", *prepared)
+        name, labels, facts = prepared
+        query = DriverQuery(self.reporter, "database", name, labels, facts)
         if batch is not None:
             query.add_details(**{"db.operation.batch.size": batch})
         return query

@@ -12,6 +12,7 @@ from typing import Any, Final
 MAX_COMMAND_LENGTH: Final = 256
 """Maximum length of a transaction command. A longer statement is a query."""
 
+_QUERY_STARTS: Final = frozenset({"SEL", "INS", "UPD", "DEL", "WIT"})
 _STARTS: Final = frozenset({"BEG", "STA", "COM", "END", "ROL", "ABO", "SAV", "REL"})
 _TRANSACTION_COMMAND: Final = re.compile(
     r"""\s*+(?:
@@ -31,10 +32,12 @@ _TRANSACTION_COMMAND: Final = re.compile(
 
 def transaction_event(statement: object) -> str | None:
     """Return the event of a transaction command (`begin`, `commit`, `savepoint` and others); None for a query."""
+    if type(statement) is str and statement[:3] in _QUERY_STARTS:
+        return None  # nearly every query
     if isinstance(statement, bytes):
         statement = statement[: MAX_COMMAND_LENGTH + 1].decode("latin-1")
     if not isinstance(statement, str) or (statement[:3].upper() not in _STARTS and not statement[:1].isspace()):
-        return None  # nearly every query
+        return None
     match = None if len(statement) > MAX_COMMAND_LENGTH else _TRANSACTION_COMMAND.fullmatch(statement)
     return None if match is None else match.lastgroup
 

@@ -60,6 +60,12 @@ def _pattern(template: str) -> str:
     )
 
 
+MAX_URL_LENGTH: Final = 2048
+"""Characters of a URL that are reported."""
+
+MAX_SIZE_DIGITS: Final = 19
+"""A size with as many digits may not be an integer of OTLP, and is not reported."""
+
 MAX_METHOD_LENGTH: Final = 32
 _NONE: Final[dict[str, Any]] = {}
 _PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
@@ -83,7 +89,7 @@ class HttpCall(ExternalCall):
     `client` is the `ObservedClient`.
     """
 
-    __slots__ = ("_call_labels", "client", "extensions", "host", "received", "request", "sends", "status_code")
+    __slots__ = ("_call_labels", "_sent", "client", "extensions", "host", "received", "request", "sends", "status_code")
 
     def __init__(
         self, reporter: OperationReporter, client: object, call_labels: CallLabels, request: httpx.Request, host: str
@@ -98,39 +104,52 @@ class HttpCall(ExternalCall):
         self.status_code = 0
         self.received: int | None = None
         self.extensions: dict[str, Any] = _NONE
+        self._sent: tuple[httpx.URL, str, httpx.Headers, dict[str, Any]] | None = None
+
+    @property
+    def has_otel_details(self) -> bool:  # type: ignore[override]
+        """Whether the details are those of `_attributes`, redacted by no rule of the user."""
+        return self._given is None and self._call_labels.redactor.is_default
 
     @property
     def details(self) -> dict[str, Any]:
         """The attributes of the span and the log line, built when one of them is written."""
         details: dict[str, Any] = self._given or {}
-        if self.request is not None:
-            details.update(self._attributes(self.request))
+        request = self.request
+        if request is not None:
+            details.update(self._attributes(request.url, request.method, request.headers, self.extensions))
+        elif self._sent is not None:
+            details.update(self._attributes(*self._sent))
+            self._sent = None
         self._given = details
         return details
 
-    def _attributes(self, request: httpx.Request) -> dict[str, Any]:
-        url, labels = request.url, self._call_labels
+    def _attributes(self, url: httpx.URL, method: str, headers: httpx.Headers, extensions: Any) -> dict[str, Any]:
+        """Return short attributes of OpenTelemetry's types, with secrets redacted."""
+        labels = self._call_labels
+        host, port = labels.redactor.text(url.host), url.port
         attributes: dict[str, Any] = {
             "peer.service": self.labels["service"],
             "http.request.method": labels.method,
-            "server.address": url.host,
-            "server.port": url.port or _PORTS.get(url.scheme),
-            "url.full": redact_url(url, labels.redactor),
+            "server.address": host,
+            "url.full": redact_url(url, host, labels.redactor),
         }
+        if port is not None or url.scheme in _PORTS:
+            attributes["server.port"] = port or _PORTS[url.scheme]
         if labels.method not in KNOWN_METHODS:
-            attributes["http.request.method_original"] = str(request.method)[:MAX_METHOD_LENGTH]
+            attributes["http.request.method_original"] = labels.redactor.text(str(method)[:MAX_METHOD_LENGTH])
         if labels.template is not None:
             attributes["url.template"] = labels.template
         if self.sends > 1:
             attributes["http.request.resend_count"] = self.sends - 1
-        size = request.headers.get("content-length", "")
-        if size.isdecimal():
+        size = headers.get("content-length", "")
+        if size.isdecimal() and len(size) < MAX_SIZE_DIGITS:
             attributes["http.request.body.size"] = int(size)
         if self.status_code:
             attributes["http.response.status_code"] = self.status_code
-        version = self.extensions.get("http_version", b"")
+        version = extensions.get("http_version", b"")
         if version:
-            attributes["network.protocol.version"] = version.decode("latin-1").removeprefix("HTTP/")
+            attributes["network.protocol.version"] = version[:MAX_METHOD_LENGTH].decode("latin-1").removeprefix("HTTP/")
         if self.received is not None:
             attributes["http.response.body.size"] = self.received
         return attributes
@@ -142,12 +161,19 @@ class HttpCall(ExternalCall):
         if exc is not None:
             self.outcome, self.error_type = "", None  # of a status received before the body failed
         Operation.close(self, exc)
-        self.request = None
+        request, self.request = self.request, None
+        if request is not None and self._given is None:  # the span may still be exported; the body is not held for it
+            version = self.extensions.get("http_version")
+            self._sent = request.url, request.method, request.headers, {"http_version": version} if version else _NONE
         self.extensions = _NONE
 
 
-def redact_url(url: httpx.URL, redactor: Redactor) -> str:
-    """Return a URL without user, password and fragment, with path and query redacted and the path truncated."""
+def redact_url(url: httpx.URL, host: str, redactor: Redactor) -> str:
+    """Return a URL without user, password and fragment, with path and query redacted and the path truncated.
+
+    `host` is the redacted host.
+    """
     path = redactor.raw_path(url.raw_path.partition(b"?")[0].decode("latin-1"))[:MAX_PATH_LENGTH]
     query = f"?{redactor.query(url.query)}" if url.query else ""
-    return f"{url.scheme}://{url.netloc.decode('latin-1')}{path}{query}"
+    authority = url.netloc.decode("latin-1") if host == url.host else host
+    return f"{url.scheme}://{authority}{path}{query}"[:MAX_URL_LENGTH]
