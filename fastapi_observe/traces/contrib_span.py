@@ -8,9 +8,10 @@ from opentelemetry import trace
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT, Placeholder, RestoreSpan, SpanFactory
+from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT, Placeholder, SpanFactory
 from fastapi_observe.records.request import CONTEXT_KEY
 from fastapi_observe.settings.sources import SettingsError
+from fastapi_observe.traces.contrib_guard import ContribGuard
 from fastapi_observe.traces.pending import PendingServerSpan
 from fastapi_observe.traces.service import TracingService
 
@@ -56,9 +57,7 @@ class ContribTracingService(TracingService):
 
     def wrap_app(self, app: ASGIApp) -> ASGIApp:
         """Put contrib's middleware around an app."""
-        self._middleware.app = RestoreSpan(app)
-        middleware: ASGIApp = self._middleware
-        return middleware
+        return ContribGuard(self._middleware, app, self._internal_errors)
 
     def _start(
         self,

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from fastapi import BackgroundTasks, FastAPI, WebSocket
+from fastapi import BackgroundTasks, FastAPI, Response, WebSocket
 from fastapi.testclient import TestClient
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
+from starlette.applications import Starlette
 
 from fastapi_observe import SettingsError, install
 from fastapi_observe.settings.model import ObserveSettings
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conftest import Seen
+    from starlette.requests import Request
 
 TESTS = Path(__file__).parents[1]
 MODES = ("observe", "contrib", "fastapi")
@@ -293,3 +295,99 @@ def test_a_client_that_leaves_and_a_crash_without_a_response(observed: Callable[
         assert span.status.status_code.name == "ERROR"
         assert [event.name for event in span.events] == ["exception"]
         seen.observe.close()
+
+
+HOSTILE: tuple[dict[str, Any], ...] = (
+    {"headers": [(b"user-agent", b"\xff\\x")]},
+    {"headers": [(b"content-length", b"\xff\\x")]},
+    {"headers": [(b"host", b"\xff\\x")]},
+    {"query_string": b"\xff\\x"},
+)
+"""Parts of a request at which contrib's middleware raises."""
+
+
+async def call(app: Any, path: str, **changes: Any) -> list[dict[str, Any]]:
+    """Send one request as it is; return the messages of the response."""
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b"", "headers": [],
+        "client": ("10.1.2.3", 5), "server": ("127.0.0.1", 80), "scheme": "http", "http_version": "1.1",
+    }  # fmt: skip
+    await app({**scope, **changes}, receive, send)
+    return sent
+
+
+@pytest.mark.parametrize("changes", HOSTILE)
+@pytest.mark.parametrize("ratio", [1.0, 0.0])
+async def test_requests_that_contrib_cannot_read(
+    observed: Callable[..., Seen], changes: dict[str, Any], ratio: float
+) -> None:
+    """Headers and queries at which contrib's middleware raises are answered as always, and have one server span."""
+    seen = observed(
+        app := FastAPI(), server_span="contrib", sample_ratio=ratio, tail_sampling=["first"], log_level="fatal"
+    )
+
+    @app.get("/items/{item_id}")
+    async def read(item_id: int) -> int:
+        return item_id
+
+    start, body = await call(app, "/items/7", **changes)
+    assert (start["status"], body["body"]) == (200, b"7")
+    assert len(seen.server_spans) == 1
+    assert seen.observe.internal_errors.counts.keys() == {"contrib"}
+
+
+@pytest.mark.parametrize("changes", HOSTILE)
+async def test_a_crash_that_contrib_cannot_read(observed: Callable[..., Seen], changes: dict[str, Any]) -> None:
+    """The exception of the app is raised as it was, and the request has one server span."""
+    seen = observed(app := Starlette(), server_span="contrib", log_level="fatal")
+
+    async def fail(request: Request) -> Response:
+        raise LookupError("app")
+
+    app.add_route("/", fail)
+    with pytest.raises(LookupError, match="app"):
+        await call(app, "/", **changes)
+    (span,) = seen.server_spans
+    assert span.status.status_code.name == "ERROR"
+
+
+async def test_a_response_that_contrib_cannot_read(observed: Callable[..., Seen]) -> None:
+    """A header of the response at which contrib raises is sent unchanged, once, with its body."""
+    seen = observed(app := FastAPI(), server_span="contrib", log_level="fatal")
+
+    @app.get("/")
+    async def read() -> Response:
+        response = Response("whole")
+        response.raw_headers[:] = [(b"content-length", b"\xff\\x")]
+        return response
+
+    start, body = await call(app, "/")
+    assert start["headers"][0] == (b"content-length", b"\xff\\x")
+    assert body["body"] == b"whole"
+    assert len(seen.server_spans) == 1
+    assert seen.observe.internal_errors.counts.keys() == {"contrib"}
+
+
+async def test_a_server_that_raises_while_sending(observed: Callable[..., Seen]) -> None:
+    """What the server raises for a client that has left reaches the app unchanged, and is no internal error."""
+    seen = observed(app := FastAPI(), server_span="contrib", log_level="fatal")
+    app.get("/")(lambda: None)
+
+    async def send(message: Any) -> None:
+        raise OSError("left")
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b""}
+
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": [], "http_version": "1.1"}
+    with pytest.raises(OSError, match="left"):
+        await app(scope, receive, send)
+    assert seen.observe.internal_errors.counts == {}
