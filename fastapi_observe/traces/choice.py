@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def make_tracing(settings: ObserveSettings, internal_errors: InternalErrors, redactor: Redactor) -> TracingService:
     """Return the traces signal for the settings."""
     if settings.server_span == "contrib" and settings.tracing:
-        from fastapi_observe.traces.contrib_span import ContribTracingService  # noqa: PLC0415 - slow to import
+        from fastapi_observe.traces.contrib.service import ContribTracingService  # noqa: PLC0415 - slow to import
 
         return ContribTracingService(settings, internal_errors, redactor)
     return TracingService(settings, internal_errors, redactor)

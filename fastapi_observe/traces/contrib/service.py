@@ -11,7 +11,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT, Placeholder, SpanFactory
 from fastapi_observe.records.request import CONTEXT_KEY
 from fastapi_observe.settings.sources import SettingsError
-from fastapi_observe.traces.contrib_guard import ContribGuard
+from fastapi_observe.traces.contrib.guard import ContribGuard
 from fastapi_observe.traces.pending import PendingServerSpan
 from fastapi_observe.traces.service import TracingService
 

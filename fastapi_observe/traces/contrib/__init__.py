@@ -1,0 +1,1 @@
+"""The server span as opentelemetry-instrumentation-asgi describes it."""
