@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 import sys
-from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from fastapi_observe.internal import loguru
 from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
 from fastapi_observe.records.guard import fail_safe
 from fastapi_observe.records.request import CONTEXT_KEY, ExcludedRef, RecordRef
+from fastapi_observe.records.wrapping import AsyncWith, wrap_calls
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
+
+F = TypeVar("F", bound="Callable[..., Any]")
 
 DRIVERS: Final = frozenset(
     {
@@ -101,19 +104,20 @@ the context, so that what one step has set in its context is gone in the next.
 """
 
 
-class LogContext(ContextDecorator):
-    """Adds fields to every line written in a `with` block. Neither entering nor leaving raises.
+class LogContext(AsyncWith):
+    """Adds fields to every line written in a `with` or `async with` block. Neither entering nor leaving raises.
 
-    A block may be left in another thread or context than it was entered in.
+    A block may be left in another thread or context than it was entered in. As a decorator it is a block around each
+    call of a function, coroutine function, generator or async generator.
     """
 
     def __init__(self, fields: dict[str, Any]) -> None:
         self._fields = fields
         self._entered: list[Block] = []
 
-    def _recreate_cm(self) -> LogContext:
-        """Return a new block for each call of a decorated function."""
-        return LogContext(self._fields)
+    def __call__(self, function: F) -> F:
+        """Return `function` with each call in a block of its own."""
+        return wrap_calls(function, lambda: _CallBlock(self._fields))  # type: ignore[no-any-return]
 
     def __enter__(self) -> None:
         """Enter the block."""
@@ -124,7 +128,7 @@ class LogContext(ContextDecorator):
         self._leave()
 
     @fail_safe("logs.context")
-    def _enter(self, frame: FrameType) -> None:
+    def _enter(self, frame: FrameType | None) -> None:
         reference = OTEL_CONTEXT.get().get(CONTEXT_KEY)
         if not isinstance(reference, RecordRef) or not _is_running(reference):
             reference = None
@@ -171,6 +175,26 @@ class LogContext(ContextDecorator):
             if not open_blocks:
                 _GENERATOR_BLOCKS.pop(id(block.reference), None)
             block.generator = None
+
+
+class _CallBlock(LogContext):
+    """The block around one call of a decorated function. A suspended generator is outside."""
+
+    def open(self) -> None:
+        """Enter the block."""
+        self._enter(None)
+
+    def suspend(self) -> None:
+        """Leave the block."""
+        self._leave()
+
+    def resume(self) -> None:
+        """Enter the block again."""
+        self._enter(None)
+
+    def close(self, _exc: BaseException | None = None) -> None:
+        """Leave the block."""
+        self._leave()
 
 
 def context_fields() -> dict[str, Any]:

@@ -62,7 +62,6 @@ from fastapi_observe.terminal.style import is_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
 
     from loguru import Record
 
@@ -526,8 +525,8 @@ class ObserveLogger:
         """Return a logger that adds `fields` to each of its lines."""
         return ObserveLogger(self._logger.bind(**fields), self._owner, self._bound | fields.keys())
 
-    def contextualize(self, /, **fields: Any) -> AbstractContextManager[None]:
-        """Add `fields` to every line that is written in a `with` block, by any logger or library.
+    def contextualize(self, /, **fields: Any) -> LogContext:
+        """Add `fields` to every line that is written in a `with` or `async with` block, by any logger or library.
 
         They apply to the tasks and threads that the block starts, and end with the request at the latest. Can also
         decorate a function.

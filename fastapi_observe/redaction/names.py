@@ -163,13 +163,19 @@ class SecretNames:
         return self._in_text.remember(name, self._decide_in_text(name)) if verdict is None else verdict
 
     def is_secret_in_query(self, name: str) -> bool:
-        """Return whether the value of this query parameter is secret, even if the settings capture it."""
-        return (self.is_secret(name) and not self.is_count(name)) or normalize_name(name) in SIGNED_URL_PARAMETERS
+        """Return whether the value of this query parameter is secret, even if the settings capture it.
+
+        A number under a name that `is_count` is not.
+        """
+        return self.is_secret(name) or normalize_name(name) in SIGNED_URL_PARAMETERS
 
     def is_secret_pair(self, before: str, name: str) -> bool:
-        """Return whether two words in a sentence are one secret name: `api key`, `client secret`."""
-        whole = normalize_name(f"{before} {name}")
-        return whole in _AFFIXES or whole in self.extra
+        """Return whether two words in a sentence are one secret name: `api key`, `client secrets`, `backup code`."""
+        words = split_words(f"{before} {name}")
+        return any(
+            whole in _AFFIXES or whole in _WHOLE_NAMES or whole in self.extra
+            for whole in ("".join(words), "".join(_singular(words)))
+        )
 
     def is_count(self, name: str) -> bool:
         """Return whether a number under this name is a count: it is secret only as a plural, such as `max_tokens`."""

@@ -175,10 +175,10 @@ USERINFO: Final = re.compile(r"(?<![\w/.:+-])[\w.+-]{1,64}+:[^\s@:/'\"]{1,128}+@
 """User and password of an address without a scheme: `app:hunter2@db:5432`."""
 
 KEY_BEFORE_VALUE: Final = re.compile(
-    r"(?<![\w.-])(?:(?P<before>[A-Za-z]{1,16}) )?(?P<name>[\w.-]{1,128}+)[\]'\"\\]{0,4}+\s{0,8}+"
+    r"(?<![\w.-])(?:(?P<before>[A-Za-z]{1,16}) )?(?P<name>[\w.-]{1,128}+)[\]'\"\\]{0,4}+(?:\[[0-9]{0,4}+\])?\s{0,8}+"
     r"(?:=>|:=|={1,3}+|:{1,2}+|%3[Dd])\s{0,16}+"
 )
-"""A word before `=` or `:`, optionally with a word before it, up to the value."""
+"""A word before `=` or `:`, optionally with a word before it and an index after it (`password[]=`), up to the value."""
 
 _NAME_KEY: Final = (
     r"(?:name|key|header|field|parameter|param|attribute|variable|option|property|setting|label)\\?['\"]?"

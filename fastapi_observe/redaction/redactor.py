@@ -92,7 +92,7 @@ _is_plain_id: Final = PLAIN_ID.fullmatch
 _QUOTES: Final = frozenset({"'", '"', "\\"})
 _LINE_NAMES: Final = ("authorization", "cookie", "phrase", "mnemonic")
 """Ends of names whose value goes on to the end of its line."""
-_SESSION_NAMES: Final = ("session", "sessions", "sid")
+_ID_NAMES: Final = ("session", "sessions", "sid", "tokens")
 """Ends of names whose value in a sentence is an id: `Terminating session: a1b2c3d4`, but not `session: closed`."""
 
 _NOT_CACHED: Final = ("", None)
@@ -152,7 +152,9 @@ class Redactor:
         self._names = SecretNames(names)
         # A secret name stays secret: whoever captures `token` may not know every parameter of that name.
         self._captured_parameters = frozenset(
-            name for name in capture_query_parameters if not self._names.is_secret_in_query(name)
+            name
+            for name in capture_query_parameters
+            if not self._names.is_secret_in_query(name) or self._names.is_count(name)
         )
         self._captures_all = "*" in self._captured_parameters
         self._patterns = tuple(re.compile(pattern) for pattern in patterns)
@@ -301,8 +303,8 @@ class Redactor:
             # In quotes a name is a key, not a word of a sentence, so the whole list applies.
             quote = text[match.end("name") : match.end("name") + 1]
             if quote not in _QUOTES or text[match.start("name") - 1 : match.start("name")] != quote:
-                is_session = name.lower().endswith(_SESSION_NAMES) and not is_source_line(text, at)
-                return max(_end(OPAQUE_ID, match), _end(SESSION_ID, match) if is_session else at)
+                is_id = name.lower().endswith(_ID_NAMES) and not is_source_line(text, at)
+                return max(_end(OPAQUE_ID, match), _end(SESSION_ID, match) if is_id else at)
         if COUNT.match(text, at) is not None and names.is_count(name):
             return at
         if is_source_line(text, at):
@@ -409,13 +411,16 @@ class Redactor:
         is_captured = decoded in self._captured_parameters or (
             self._captures_all and bool(equals) and not self._names.is_secret_in_query(decoded)
         )
+        is_count = self._captures_all and not is_captured and self._names.is_count(decoded)
+        if is_count and COUNT.fullmatch(value):
+            is_captured = True
         if not equals:  # a value without a name: some clients send a token like this
             return part if not part or (is_captured and self._has_no_secret(part)) else REDACTED
         shown = key if self._has_no_secret(decoded) else REDACTED
         if not value or (is_captured and self._has_no_secret(value)):
             return f"{shown}={value}"
         hidden = f"{shown}={REDACTED}"
-        if not is_captured and self._function is None:  # the same for every value
+        if not (is_captured or is_count) and self._function is None:  # the same for every value
             self._hidden_parameters.remember(key, hidden)
         return hidden
 

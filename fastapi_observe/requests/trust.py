@@ -101,6 +101,8 @@ PROXY_HEADERS: Final = CLIENT_ADDRESS_HEADERS | {
 }
 """Headers by which a proxy is recognized, as by every header that begins with `X-Forwarded-`."""
 
+_ANONYMOUS_PROXY_HEADERS: Final = PROXY_HEADERS - CLIENT_ADDRESS_HEADERS
+_OLD_VERSIONS: Final = frozenset({"0.9", "1.0"})
 _FORWARDED_PREFIX: Final = b"x-forwarded-"
 _FORWARDED_FOR: Final = re.compile(r'for="?\[?([^;,"\]]+)', re.IGNORECASE)
 _PORT: Final = re.compile(r"(\d+\.\d+\.\d+\.\d+):\d+")
@@ -113,11 +115,17 @@ class TrustPolicy:
     so these headers can only take trust away: every address in them must be in the networks too, and a proxy that
     names no address is not trusted. HTTP/1.0 means a proxy too: it is the default of nginx. A peer address
     that the server replaced by one from a header is not trusted either, because the real peer is unknown.
+
+    Whether a proxy or its client has sent an address cannot be told. With `believes_addresses=False` they do not help
+    a request that shows otherwise that it came through a proxy.
     """
 
-    __slots__ = ("_function", "_known", "_networks", "_unix", "always")
+    __slots__ = ("_believes_addresses", "_function", "_known", "_networks", "_unix", "always")
 
-    def __init__(self, policy: str | Iterable[str] | Callable[[Any], object]) -> None:
+    def __init__(
+        self, policy: str | Iterable[str] | Callable[[Any], object], *, believes_addresses: bool = True
+    ) -> None:
+        self._believes_addresses = believes_addresses
         self._function = policy if callable(policy) else None
         self.always = policy == "always"
         words = () if callable(policy) or policy == "never" else (policy,) if isinstance(policy, str) else tuple(policy)
@@ -159,15 +167,25 @@ class TrustPolicy:
             return "the server has replaced the peer's address by one from a header"
         if not (self._has(peer) if peer and peer not in TEST_CLIENT_HOSTS else self._unix):
             return "the peer's address is not in the allowed networks"
+        is_old_version = scope.get("http_version") in _OLD_VERSIONS
         proxy_header = find_proxy_header(headers)
-        if not proxy_header and scope.get("http_version") != "1.0":
+        if not proxy_header and not is_old_version:
             return ""
+        return self._reason_for_proxy(scope, headers, peer, proxy_header, "HTTP/1.0" if is_old_version else "")
+
+    def _reason_for_proxy(
+        self, scope: Scope, headers: Mapping[bytes, bytes], peer: str, proxy_header: str, version: str
+    ) -> str:
+        """Return why the client of a proxy is not trusted; empty if it is. `version` is the old one, if it is one."""
         addresses = _forwarded_addresses(scope.get("headers") or ())
         if not addresses:
-            return f"it came through a proxy ({proxy_header or 'HTTP/1.0'}) that does not send its client's address"
+            return f"it came through a proxy ({proxy_header or version}) that does not send its client's address"
         # uvicorn takes the port from the header too: a replaced address is recognized because the header has it.
         if peer in addresses or not all(self._has(address) for address in addresses):
             return f"it came through a proxy ({proxy_header}) for a client that is not in the allowed networks"
+        sign = find_proxy_header(headers, _ANONYMOUS_PROXY_HEADERS) or version
+        if sign and not self._believes_addresses:
+            return f"it came through a proxy ({sign}) whose client can have sent the address in {proxy_header} itself"
         return ""
 
     def _has(self, address: str) -> bool:
@@ -179,12 +197,12 @@ class TrustPolicy:
         return known
 
 
-def find_proxy_header(headers: Mapping[bytes, bytes]) -> str:
-    """Return a header by which a proxy is recognized; empty if there is none."""
+def find_proxy_header(headers: Mapping[bytes, bytes], known: frozenset[bytes] = PROXY_HEADERS) -> str:
+    """Return a header by which a proxy is recognized, one of `known` or `X-Forwarded-*`; empty if there is none."""
     for name in headers:
-        if name in PROXY_HEADERS:
+        if name in known:
             return name.decode("latin-1")
-        if name.startswith(_FORWARDED_PREFIX):
+        if name.startswith(_FORWARDED_PREFIX) and name not in CLIENT_ADDRESS_HEADERS:
             return "x-forwarded-*"  # the client may choose the rest of the name
     return ""
 

@@ -23,7 +23,7 @@ from fastapi_observe.internal import loguru
 from fastapi_observe.logs import context as log_context
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
     from conftest import Seen
 
@@ -372,7 +372,7 @@ def test_a_block_decorates_a_function(observed: Callable[..., Seen]) -> None:
     seen = observed(FastAPI())
     log = seen.observe.log
 
-    @log.contextualize(job="nightly")  # type: ignore[operator]  # typed as a context manager
+    @log.contextualize(job="nightly")
     def work(depth: int) -> None:
         log.info("inside")
         if depth:
@@ -382,6 +382,52 @@ def test_a_block_decorates_a_function(observed: Callable[..., Seen]) -> None:
     log.info("outside")
     assert fields(seen, "inside") == [{"job": "nightly"}] * 3
     assert fields(seen, "outside") == [{}]
+
+
+async def test_a_block_decorates_coroutines_and_generators(observed: Callable[..., Seen]) -> None:
+    """The fields are on the lines of the call, not on those of siblings and consumers. `async with` works too."""
+    seen = observed(FastAPI())
+    log = seen.observe.log
+
+    @log.contextualize(job="nightly")
+    async def work(number: int) -> int:
+        await asyncio.sleep(0)
+        log.info("inside")
+        await asyncio.sleep(0)
+        log.info("inside")
+        return number
+
+    @log.contextualize(job="nightly")
+    def steps() -> Generator[int, None, None]:
+        log.info("inside")
+        yield 1
+        log.info("inside")
+
+    @log.contextualize(job="nightly")
+    async def async_steps() -> AsyncIterator[int]:
+        log.info("inside")
+        yield 1
+        log.info("inside")
+
+    async def sibling() -> None:
+        await asyncio.sleep(0)
+        log.info("outside")
+
+    assert [*await asyncio.gather(work(1), sibling(), work(2))] == [1, None, 2]
+    for _ in steps():
+        log.info("outside")
+    async for _ in async_steps():
+        log.info("outside")
+    abandoned = steps()
+    next(abandoned)
+    log.info("outside")
+    abandoned.close()
+    async with log.contextualize(job="nightly"):
+        log.info("inside")
+    log.info("outside")
+    assert fields(seen, "inside") == [{"job": "nightly"}] * 10
+    assert fields(seen, "outside") == [{}] * 5
+    assert seen.observe.internal_errors.counts == {}
 
 
 def test_sinks_of_the_user_get_the_fields(observed: Callable[..., Seen]) -> None:

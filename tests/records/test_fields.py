@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx
 import pytest
@@ -276,7 +276,7 @@ def test_values_are_redacted_and_bounded(observed: Callable[..., Seen]) -> None:
     assert {fields[name] for name in ("password", "user_email", "enduser_id")} == {"REDACTED"}
     assert {attributes[name] for name in ("password", "user.email", "enduser.id")} == {"REDACTED"}
     assert "abcdef0123456789" not in f"{fields}{attributes}"
-    assert fields["hostile"] == "<unprintable>"
+    assert fields["hostile"] == "<unprintable Hostile>"
     assert len(fields["big"]) == len(attributes["big"]) == MAX_VALUE_LENGTH  # type: ignore[arg-type]
     assert fields["surrogate"] == attributes["surrogate"] == "\\ud800"
     assert fields["nan"] == attributes["nan"] == "nan"
@@ -289,6 +289,31 @@ def test_values_are_redacted_and_bounded(observed: Callable[..., Seen]) -> None:
     warnings = [line["message"] for line in seen.lines if line["level"] == "warn"]
     assert [each.partition(":")[0] for each in warnings] == ["observe.set left out 81 fields (n19, n20, n21, n22, n23)"]
     assert seen.observe.internal_errors.counts == {}
+
+
+def test_nested_values_are_redacted_by_their_names(observed: Callable[..., Seen]) -> None:
+    """Before they become strings, which would not tell names and values apart."""
+    app = FastAPI()
+
+    class Login(NamedTuple):
+        user: str
+        api_key: str
+
+    @app.get("/")
+    async def read(observe: ObservabilityDep) -> None:
+        observe.set(login=Login("ada", "hunter2"), pair={"name": "password", "since": 1, "value": "hunter2"})
+        observe.set(listed=[{"Name": "ApiKey", "Type": "x", "Value": "hunter2"}], command=["run", "--token", "hunter2"])
+        observe.set(plain=("a", "b"), nested={"a": [1]})
+
+    seen = observed(app)
+    with TestClient(app) as client:
+        assert client.get("/").status_code == 200
+    fields = seen.request_lines[0]["fields"]
+    attributes = dict(seen.server_spans[0].attributes or {})
+    assert "hunter2" not in f"{fields}{attributes}"
+    assert fields["login"] == attributes["login"] == "{'user': 'ada', 'api_key': REDACTED}"
+    assert fields["command"] == list(attributes["command"]) == ["run", "--token", "REDACTED"]  # type: ignore[arg-type]
+    assert (fields["plain"], fields["nested"]) == (["a", "b"], "{'a': [1]}")
 
 
 def test_outside_a_request(observed: Callable[..., Seen]) -> None:

@@ -83,6 +83,12 @@ def test_numbers_under_plural_names_are_counts() -> None:
         Redactor(capture_query_parameters=["max_tokens"]).query("max_tokens=5&tokens=5")
         == "max_tokens=5&tokens=REDACTED"
     )
+    redactor = Redactor(capture_query_parameters=["*"])
+    assert redactor.query("max_tokens=5&tokens=-5&sessions=2.5") == "max_tokens=5&tokens=-5&sessions=2.5"
+    for value in ("abc", "5a", "5,6", "1234567890123"):  # after a number, whose name must not be remembered as plain
+        assert redactor.query(f"tokens={value}&codes={value}") == "tokens=REDACTED&codes=REDACTED"
+    assert redactor.query("tokens=5") == "tokens=5"
+    assert DEFAULT_REDACTOR.text("tokens=ab12cd34 tokens: left") == "tokens=REDACTED tokens: left"
 
 
 def test_names_of_the_user_apply_everywhere() -> None:

@@ -88,6 +88,8 @@ def test_secrets_at_any_depth() -> None:
         "error": ValueError("password=x"),
         "db": sqlite3.OperationalError('near "hunter2": syntax error'),
         "map": collections.ChainMap({"token": "x"}),
+        "command": ["run", "--token", "hunter2", "--verbose", "--password", "hunter2"],
+        "options": ("--verbose", "token", "--api-key"),
     }
     before = repr(value)
     assert DEFAULT_REDACTOR.value(value) == {
@@ -103,6 +105,8 @@ def test_secrets_at_any_depth() -> None:
         "error": "password=REDACTED",
         "db": 'near "REDACTED": syntax error',
         "map": {"token": "REDACTED"},
+        "command": ["run", "--token", "REDACTED", "--verbose", "--password", "REDACTED"],
+        "options": ("--verbose", "token", "--api-key"),
     }
     assert repr(value) == before
 
