@@ -8,6 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.redaction.cache import BoundedCache
+from fastapi_observe.redaction.patterns import COUNT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -162,12 +163,13 @@ class SecretNames:
         verdict = self._in_text.get(name)
         return self._in_text.remember(name, self._decide_in_text(name)) if verdict is None else verdict
 
-    def is_secret_in_query(self, name: str) -> bool:
+    def is_secret_in_query(self, name: str, value: str = "0") -> bool:
         """Return whether the value of this query parameter is secret, even if the settings capture it.
 
-        A number under a name that `is_count` is not.
+        A number is not under a name that `is_count`.
         """
-        return self.is_secret(name) or normalize_name(name) in SIGNED_URL_PARAMETERS
+        is_secret = self.is_secret(name) and not (self.is_count(name) and COUNT.fullmatch(value))
+        return is_secret or normalize_name(name) in SIGNED_URL_PARAMETERS
 
     def is_secret_pair(self, before: str, name: str) -> bool:
         """Return whether two words in a sentence are one secret name: `api key`, `client secrets`, `backup code`."""

@@ -152,9 +152,7 @@ class Redactor:
         self._names = SecretNames(names)
         # A secret name stays secret: whoever captures `token` may not know every parameter of that name.
         self._captured_parameters = frozenset(
-            name
-            for name in capture_query_parameters
-            if not self._names.is_secret_in_query(name) or self._names.is_count(name)
+            name for name in capture_query_parameters if not self._names.is_secret_in_query(name)
         )
         self._captures_all = "*" in self._captured_parameters
         self._patterns = tuple(re.compile(pattern) for pattern in patterns)
@@ -409,18 +407,15 @@ class Redactor:
                 return hidden
         decoded = unquote_plus(key) if "%" in key or "+" in key else key
         is_captured = decoded in self._captured_parameters or (
-            self._captures_all and bool(equals) and not self._names.is_secret_in_query(decoded)
+            self._captures_all and bool(equals) and not self._names.is_secret_in_query(decoded, value)
         )
-        is_count = self._captures_all and not is_captured and self._names.is_count(decoded)
-        if is_count and COUNT.fullmatch(value):
-            is_captured = True
         if not equals:  # a value without a name: some clients send a token like this
             return part if not part or (is_captured and self._has_no_secret(part)) else REDACTED
         shown = key if self._has_no_secret(decoded) else REDACTED
         if not value or (is_captured and self._has_no_secret(value)):
             return f"{shown}={value}"
         hidden = f"{shown}={REDACTED}"
-        if not (is_captured or is_count) and self._function is None:  # the same for every value
+        if not (is_captured or self._captures_all or self._function):  # the same for every value
             self._hidden_parameters.remember(key, hidden)
         return hidden
 

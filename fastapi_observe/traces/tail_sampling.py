@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 REASONS: Final = ("errors", "slow", "repeated_queries", "first")
 """Why a trace may be tail-sampled. Of several reasons, the first one in this order is reported."""
 
-BURST: Final = 200
-"""Traces that a worker may tail-sample at once; the allowance is refilled at `tail_samples_per_second`."""
+BURSTS: Final = (200, 100)
+"""Traces that a worker may tail-sample at once because of errors and because of other reasons; both together are
+refilled at `tail_samples_per_second`.
+"""
 
 MAX_SEEN: Final = 10_000
 """Pairs of endpoint and status class that are remembered; when they are more, none of them is the first any longer."""
@@ -57,7 +59,7 @@ class TailSampler:
         self._repeat_limit = repeat_limit
         self._clock = clock
         self._seen: set[tuple[str, int]] = set()
-        self._allowance = float(BURST)
+        self._allowances = [float(burst) for burst in BURSTS]
         self.pending_total = PendingTotal()
         self._refilled_at = clock()
         self.sampled: dict[str, int] = {reason: 0 for reason in REASONS if reason in wanted}
@@ -80,15 +82,21 @@ class TailSampler:
         return self._take(trace_reason, record, reserved=False)
 
     def _take(self, reason: str, record: RequestRecord, *, reserved: bool = True) -> str | None:
-        """Take a place of the allowance. Half of it is `reserved` for failures. Returns None if there is none."""
+        """Take a place of the allowance: failures take `reserved` ones. Returns None if there is none."""
         now = self._clock()
-        self._allowance = min(BURST, self._allowance + (now - self._refilled_at) * self._per_second)
+        # A route that is always slow must not take the traces of failures, nor the other way round. Half of the refill
+        # is for each; what one has no room for is for the other.
+        refill = (now - self._refilled_at) * self._per_second
+        rooms = [burst - left for burst, left in zip(BURSTS, self._allowances, strict=True)]
+        for at in (0, 1):
+            share = max(refill / 2, refill - rooms[1 - at])
+            self._allowances[at] += min(rooms[at], share)
         self._refilled_at = now
-        # A route that is always slow must not take the traces of failures.
-        if self._allowance < (1 if reserved and reason == "errors" else BURST / 2):
+        taken = 0 if reserved and reason == "errors" else 1
+        if self._allowances[taken] < 1:
             self.refused[reason] += 1
             return None
-        self._allowance -= 1
+        self._allowances[taken] -= 1
         self.sampled[reason] += 1
         self._seen.add((record.endpoint, record.status_code // 100))
         return reason

@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 from fastapi_observe import DatabaseDep, HttpClientDep, Latency, TraceContext, install
 from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.traces import pending
-from fastapi_observe.traces.tail_sampling import BURST, TailSampler
+from fastapi_observe.traces.tail_sampling import BURSTS, TailSampler
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -359,7 +359,7 @@ def test_a_trace_without_end_is_bounded(observed: Callable[..., Seen]) -> None:
     header = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-00"}
     for fails in (True, *[False] * 150, True):
         client.get(f"/{fails}", headers=header)
-    assert len(seen.spans) == BURST // 2 + 2  # half of the allowance, with the first failure, and the last one
+    assert len(seen.spans) == BURSTS[1] + 2  # the allowance, with the first failure, and the last one
     assert seen.sample("fastapi_observe_traces_tail_refused_total", reason="errors") == 50
 
 
@@ -428,16 +428,16 @@ def test_an_outage_costs_what_few_traces_cost() -> None:
     """At most 200 at once, then `tail_samples_per_second`; what is refused is counted by reason."""
     now = [0.0]
     sampler = TailSampler(("errors",), per_second=10, slow_request=1, repeat_limit=10, clock=lambda: now[0])
-    assert sum(sampler.decide(failed()) is not None for _ in range(1000)) == BURST
+    assert sum(sampler.decide(failed()) is not None for _ in range(1000)) == BURSTS[0]
     assert (sampler.sampled, sampler.refused) == ({"errors": 200}, {"errors": 800})
     now[0] += 3.05
     assert sum(sampler.decide(failed()) is not None for _ in range(1000)) == 30
     now[0] += 3600
-    assert sum(sampler.decide(failed()) is not None for _ in range(1000)) == BURST
+    assert sum(sampler.decide(failed()) is not None for _ in range(1000)) == BURSTS[0]
 
 
 def test_failures_have_a_share_of_their_own() -> None:
-    """A route that is always slow takes at most half of the allowance: the traces of failures are exported."""
+    """A route that is always slow does not take the allowance of failures: their traces are exported."""
     now = [0.0]
     sampler = TailSampler(("errors", "slow"), per_second=10, slow_request=1, repeat_limit=10, clock=lambda: now[0])
     slow: Any = Ended(duration=2.0)
@@ -448,6 +448,26 @@ def test_failures_have_a_share_of_their_own() -> None:
         exported += sampler.decide(failed()) is not None
         now[0] += 1
     assert exported == 120
+
+
+def test_failures_leave_room_for_other_reasons() -> None:
+    """Slow requests are exported during an outage; both together never exceed the refill."""
+    now = [0.0]
+    sampler = TailSampler(("errors", "slow"), per_second=10, slow_request=1, repeat_limit=10, clock=lambda: now[0])
+    slow: Any = Ended(duration=2.0)
+    assert sum(sampler.decide(failed()) is not None for _ in range(300)) == BURSTS[0]
+    assert [sampler.decide(slow) for _ in range(5)] == ["slow"] * 5
+    for _ in range(2 * BURSTS[1]):
+        sampler.decide(slow)
+    before = sum(sampler.sampled.values())
+    assert before == sum(BURSTS)
+    for _ in range(100):
+        now[0] += 0.1
+        for _ in range(10):
+            sampler.decide(failed())
+            sampler.decide(slow)
+    assert sum(sampler.sampled.values()) - before <= 100
+    assert min(sampler.sampled["errors"] - BURSTS[0], sampler.sampled["slow"] - BURSTS[1]) >= 49
 
 
 def test_all_requests_together_hold_a_bounded_amount() -> None:
@@ -603,11 +623,12 @@ def test_a_first_that_is_refused_is_the_first_later() -> None:
     """A route whose first request found the allowance spent is exported at a later one."""
     now = [0.0]
     sampler = TailSampler(("errors", "first"), per_second=10, slow_request=1, repeat_limit=10, clock=lambda: now[0])
-    for _ in range(BURST):
-        sampler.decide(failed())
+    for number in range(BURSTS[1]):
+        other: Any = Ended(endpoint=f"/{number}")
+        sampler.decide(other)
     new: Any = Ended(endpoint="/new")
     assert sampler.decide(new) is None
-    now[0] += BURST / 2 / 10 + 1
+    now[0] += 0.15
     assert sampler.decide(new) == "first"
 
 
