@@ -38,6 +38,10 @@ class OrderEvents:
             if not queue.full():
                 queue.put_nowait(event)
 
+    def listeners(self) -> int:
+        """Return the number of listeners."""
+        return len(self._queues)
+
     @contextmanager
     def listen(self) -> Iterator[asyncio.Queue[OrderEvent]]:
         """Yield a queue of all events from now on."""

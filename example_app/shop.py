@@ -35,7 +35,7 @@ async def lifespan(_app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         open_database(engine, ShopTables) as sessions,
         observe.http_client(service="payments", base_url=PAYMENTS_URL, templates=PAYMENTS_TEMPLATES) as payments,
     ):
-        with observe.operation("seed the shop"):
+        with observe.job("seed the shop"):
             await seed(sessions)
         # A client that exists already, here a sync one.
         client = httpx.Client(base_url=PAYMENTS_URL)
@@ -59,7 +59,8 @@ observe = install(
 )
 engine = make_engine("shop")
 observe.instrument_engine(engine, pool_name="shop")
-app.state.events = OrderEvents()
+app.state.events = events = OrderEvents()
+observe.metrics.gauge("order_event_listeners", "Clients that listen for order events.").set_function(events.listeners)
 app.add_exception_handler(ShopError, refuse)
 app.include_router(products.router)
 app.include_router(customers.router)

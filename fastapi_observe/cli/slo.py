@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.cli.output import EXIT_ERROR, EXIT_PROBLEM, align
-from fastapi_observe.cli.scrape import add_token_arguments, read_token
+from fastapi_observe.cli.scrape import ScrapeError, add_token_arguments, parse_families, read_lines, read_token
 from fastapi_observe.slo import bundle
-from fastapi_observe.slo.grafana.features import SELECTABLE, detect_features
+from fastapi_observe.slo.features import SELECTABLE, detect_features
 from fastapi_observe.slo.loading import LoadError, load_plan
 from fastapi_observe.slo.prometheus.verify import UnreachableError, verify
 from fastapi_observe.slo.report import check_rows, report_rows
@@ -58,7 +58,7 @@ def _add_command(commands: Commands, name: str, run: Run, *, help: str, epilog: 
     def load_and_run(args: argparse.Namespace) -> int:
         try:
             return run(args, *load_plan(args.app))
-        except (LoadError, UnreachableError, bundle.UnmanagedFileError, ValueError, OSError) as error:
+        except (LoadError, ScrapeError, UnreachableError, bundle.UnmanagedFileError, ValueError, OSError) as error:
             sys.stderr.write(f"{error}\n")
             return EXIT_ERROR
 
@@ -86,6 +86,13 @@ def _add_bundle(commands: Commands) -> None:
         help=f"generate these only: {', '.join(bundle.PARTS)}; several are separated by commas",
     )
     parser.add_argument("--check", action="store_true", help="do not write; list files that differ and exit with 1")
+    parser.add_argument(
+        "--url",
+        metavar="URL",
+        help="metrics of the running app, such as http://127.0.0.1:8000/metrics, to find what it creates in its "
+        "lifespan and in requests",
+    )
+    add_token_arguments(parser, "bearer token of the metrics")
     parser.add_argument(
         "--include",
         action="append",
@@ -142,8 +149,14 @@ def write_bundle(args: argparse.Namespace, app: Any, settings: ObserveSettings, 
     """Write the files, or compare them with those in the directory."""
     if args.no_keep_firing:
         plan = plan._replace(options=dataclasses.replace(plan.options, keep_firing=False))
-    features = detect_features(app, settings, include=args.include, exclude=args.exclude)
-    generated = bundle.make_bundle(plan, settings, features, args.only, rule_format=args.format)
+    running = []
+    if args.url is not None:
+        lines = read_lines(args.url, read_token(args), allow_http_token=args.allow_http_token)
+        running = [*parse_families(args.url, lines)]
+    features = detect_features(app, settings, include=args.include, exclude=args.exclude, running=running)
+    generated = bundle.make_bundle(
+        plan._replace(pools=features.pools), settings, features, args.only, rule_format=args.format
+    )
     directory = Path(args.output)
     files = bundle.merge_user_edits(generated, directory)
     diff = bundle.compare(files, directory) if args.check else bundle.write(files, directory)
@@ -151,7 +164,7 @@ def write_bundle(args: argparse.Namespace, app: Any, settings: ObserveSettings, 
         sys.stderr.write(f"{problem}\n")
     if not args.check and "dashboard.json" in generated and features.not_detected:
         missing = ", ".join(features.not_detected)
-        sys.stderr.write(f"Left out of the dashboard (not detected in this app): {missing}. Add with --include.\n")
+        sys.stderr.write(f"Not detected in this app, and left out: {missing}. Add with --include, or --url.\n")
     return _print_diff(diff, directory, len(generated), check=args.check)
 
 

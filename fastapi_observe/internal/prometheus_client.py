@@ -74,6 +74,12 @@ def metric_header(metric: Any) -> MetricHeader:
     return MetricHeader(metric._type, metric._name, metric._documentation, str(getattr(metric, "_unit", "")), mode)  # noqa: SLF001
 
 
+def label_names(metric: Any) -> tuple[str, ...] | None:
+    """Return the names of the labels of a metric; None if it cannot tell."""
+    names = getattr(metric, "_labelnames", None)
+    return None if names is None else tuple(names)
+
+
 def metric_children(metric: Any) -> list[Any]:
     """Return the children of a metric with labels, else the metric itself. Requires `can_replace_values`."""
     return list(metric._metrics.values()) if metric._labelnames else [metric]  # noqa: SLF001

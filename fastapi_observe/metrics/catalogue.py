@@ -63,6 +63,15 @@ class MetricFactory:
         """Reserve names for metrics of the library that are created later."""
         self._reserved.update(_base_name(name) for name in names)
 
+    def is_reserved(self, name: str) -> bool:
+        """Return whether a name belongs to the library."""
+        return _base_name(name) in self._reserved or name.startswith(OWN_PREFIX)
+
+    def is_internal(self, collector: Any) -> bool:
+        """Return whether the library created a collector for itself."""
+        users = self._by_name.values()
+        return any(each is collector for each in self.registered) and not any(each is collector for each in users)
+
     def register(self, collector: Any) -> None:
         """Add a collector to the registry.
 
@@ -119,7 +128,7 @@ class MetricFactory:
     def _raise_if_invalid(self, metric_class: type[BoundedMetric], name: str, labels: Sequence[str]) -> None:
         if not METRIC_NAME.fullmatch(name):
             raise ValueError(f"invalid metric name {name!r}; use letters, digits and underscores, no digit first")
-        if _base_name(name) in self._reserved or name.startswith(OWN_PREFIX):
+        if self.is_reserved(name):
             raise ValueError(
                 f"metric name {name} belongs to fastapi-observe; choose another one, for example myapp_{name}"
             )

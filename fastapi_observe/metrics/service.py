@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.metrics.exposition import ScrapeResponse
     from fastapi_observe.metrics.objectives import ObjectiveCounts, ObjectiveSpec
+    from fastapi_observe.metrics.users_metrics import UsersMetric
     from fastapi_observe.records.job import JobRecord
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.records.request import RequestRecord
@@ -111,9 +112,9 @@ class MetricsService:
         self._http_labeled: dict[tuple[Any, ...], HttpSeries] = {}
         self.scrapes = ScrapeRenderer(self._render)
         self._warn_hidden = HiddenFamilyWarning()
-        registries = (self.registry, REGISTRY) if include_default else (self.registry,)
+        self._registries = (self.registry, REGISTRY) if include_default else (self.registry,)
         self.sharing = MetricSharing(
-            registries, self._factory, internal_errors, self._reset_cells, self.scrapes.after_fork
+            self._registries, self._factory, internal_errors, self._reset_cells, self.scrapes.after_fork
         )
         try:
             self._create_http(
@@ -474,6 +475,20 @@ class MetricsService:
         """Set the state of a connection pool. Values that are None are left unchanged."""
         values = {"active": active, "idle": idle, "max": max, "waiting": waiting}
         self.operations.set_connections(pool, values)
+
+    def users_metrics(self) -> list[UsersMetric]:
+        """Return the metrics of the registries that are not of this package: of `counter`, `gauge`, `histogram`, plain.
+
+        Without those whose name this package has too.
+        """
+        from fastapi_observe.metrics.users_metrics import list_users_metrics  # noqa: PLC0415 - for commands
+
+        found = list_users_metrics(self._registries, self._factory.is_internal)
+        return [metric for metric in found if not self.is_reserved(metric.name)]
+
+    def is_reserved(self, name: str) -> bool:
+        """Return whether a name of a metric belongs to this package."""
+        return self._factory.is_reserved(name)
 
     def count_objectives(self, specs: Sequence[ObjectiveSpec]) -> ObjectiveCounts:
         """Start the series of objectives at 0 and return their counts. Call it before the first request."""

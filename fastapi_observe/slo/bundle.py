@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fastapi_observe.settings.model import ObserveSettings
-    from fastapi_observe.slo.grafana.features import Features
+    from fastapi_observe.slo.features import Features
     from fastapi_observe.slo.plan import SLOPlan
 
     Files = dict[str, str]

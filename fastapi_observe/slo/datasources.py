@@ -10,7 +10,7 @@ from fastapi_observe.slo.burn_rates import WINDOWS, promql_duration
 
 if TYPE_CHECKING:
     from fastapi_observe.settings.model import ObserveSettings
-    from fastapi_observe.slo.grafana.features import Features
+    from fastapi_observe.slo.features import Features
     from fastapi_observe.slo.plan import SLOPlan
 
 DAY: Final = Decimal(86_400)

@@ -60,7 +60,8 @@ class SLOPlan(NamedTuple):
 
     `selector` holds the labels by which Prometheus finds the service. `excluded_templates` are not counted by
     objectives of all routes. `period` is in seconds, `base` the window of `slo:events:rate1m` in PromQL. `hash` changes
-    whenever the rules made from the plan would. `names` are those of the request metrics.
+    whenever the rules made from the plan would. `names` are those of the request metrics. `pools` says whether alerts
+    about connection pools are made. The hash does not depend on it: a running app cannot know.
     """
 
     service: str
@@ -73,6 +74,7 @@ class SLOPlan(NamedTuple):
     base: str
     hash: str
     names: MetricNames = PROMETHEUS
+    pools: bool = True
 
     @property
     def errors(self) -> tuple[Problem, ...]:

@@ -16,8 +16,8 @@ from fastapi_observe.formats.choice import JSON, choose_line_format
 from fastapi_observe.logs.line import MAX_LINE, encode_as, encode_line
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
 from fastapi_observe.slo.datasources import make_datasources
+from fastapi_observe.slo.features import detect_features
 from fastapi_observe.slo.grafana.dashboard import make_dashboard
-from fastapi_observe.slo.grafana.features import detect_features
 from fastapi_observe.slo.plan import make_plan
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from fastapi_observe import Availability, Latency, ObserveSettings, SettingsErro
 from fastapi_observe.formats.metric_names import PROMETHEUS, SEMCONV, SEMCONV_LABELS
 from fastapi_observe.slo.bundle import make_bundle
 from fastapi_observe.slo.cost import Prices, ScrapeTotals, estimate_cost
-from fastapi_observe.slo.grafana.features import detect_features
+from fastapi_observe.slo.features import detect_features
 from fastapi_observe.slo.plan import make_plan
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from fastapi_observe import Availability, Latency, SLOOptions
 from fastapi_observe.cli.main import main
 from fastapi_observe.slo.bundle import PARTS, UnmanagedFileError, compare, make_bundle, merge_user_edits, write
 from fastapi_observe.slo.datasources import make_datasources
-from fastapi_observe.slo.grafana.features import detect_features
+from fastapi_observe.slo.features import detect_features
 from fastapi_observe.slo.loading import get_plan
 from fastapi_observe.slo.prometheus import yaml
 from fastapi_observe.slo.prometheus.alertmanager import make_alertmanager
@@ -407,7 +407,7 @@ def test_bundle_and_check(tiny: Callable[..., str], tmp_path: Path, capsys: pyte
     printed = capsys.readouterr()
     assert "new       observability/runbooks/ServiceDown.md" in printed.out
     assert (
-        "(not detected in this app): database, external, business, background, streams. Add with --include."
+        "left out: database, external, business, background, jobs, operations, streams. Add with --include, or --url."
         in printed.err
     )
     assert main(["slo", "bundle", target]) == 0
@@ -420,6 +420,8 @@ def test_bundle_and_check(tiny: Callable[..., str], tmp_path: Path, capsys: pyte
     assert capsys.readouterr().out == "differs   observability/rules.yml\n"
     assert main(["slo", "bundle", target, "--include", "database"]) == 0
     assert capsys.readouterr().out.split() == [
+        "new",
+        "observability/runbooks/DBPoolNearlyExhausted.md",
         "changed",
         "observability/rules.yml",
         "changed",

@@ -20,8 +20,8 @@ from tools import needs, needs_package
 
 from fastapi_observe import Availability, DatabaseDep, ExternalDep, Latency, MetricsDep
 from fastapi_observe.formats.choice import JSON
+from fastapi_observe.slo.features import SELECTABLE, Features, detect_features
 from fastapi_observe.slo.grafana.dashboard import dashboard_uid, make_dashboard
-from fastapi_observe.slo.grafana.features import SELECTABLE, Features, detect_features
 from fastapi_observe.slo.grafana.panels import iter_panels
 from fastapi_observe.slo.loading import get_plan
 from fastapi_observe.slo.prometheus import yaml
@@ -39,7 +39,10 @@ ALL_ROWS = [
     "Database",
     "External services",
     "Runtime and saturation",
+    "Jobs",
+    "Operations",
     "Business",
+    "Metrics of the app",
     "Cost of observing",
 ]
 SLOS = [Availability("availability", 99.9, sla=99.5), Latency("latency", 95, within="300ms")]
@@ -66,7 +69,7 @@ callable_object = CallableObject()
 
 
 def large_app() -> FastAPI:
-    """Return an app that uses every feature."""
+    """Return an app that uses every feature that its routes show."""
     app = FastAPI(title="shop")
 
     @app.get("/orders/{order_id}")
@@ -88,9 +91,10 @@ def large_app() -> FastAPI:
 def dashboard(observed: Callable[..., Seen]) -> dict[str, Any]:
     """Return the dashboard of an app that uses every feature."""
     app = large_app()
-    observed(app, service_name="shop", slos=SLOS)
+    seen = observed(app, service_name="shop", slos=SLOS)
+    seen.observe.metrics.counter("coupons_total", "Coupons that were redeemed.", ["channel"])
     settings, plan = get_plan(app)
-    return make_dashboard(plan, detect_features(app, settings, include=["database"]))
+    return make_dashboard(plan, detect_features(app, settings, include=SELECTABLE))
 
 
 def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
@@ -132,7 +136,7 @@ def filled(expression: str) -> str:
 def test_every_row_is_there(dashboard: dict[str, Any]) -> None:
     """The rows are in the order of the questions: is it healthy, what do users see, why, what does it cost."""
     assert rows(dashboard) == ALL_ROWS
-    assert [panel["collapsed"] for panel in dashboard["panels"] if panel["type"] == "row"] == [False] * 3 + [True] * 5
+    assert [panel["collapsed"] for panel in dashboard["panels"] if panel["type"] == "row"] == [False] * 3 + [True] * 8
 
 
 def test_the_page_describes_the_rows() -> None:
@@ -159,7 +163,18 @@ def test_unused_features_have_no_rows(observed: Callable[..., Seen]) -> None:
     names = [variable["name"] for variable in made["templating"]["list"]]
     assert names[:3] == ["datasource", "instance", "endpoint"]
     text = json.dumps(made)
-    for absent in ("slo:", "size_bytes", "db_", "external_", "websocket_", "/explore", "background_", "first_byte"):
+    for absent in (
+        "slo:",
+        "size_bytes",
+        "db_",
+        "external_",
+        "websocket_",
+        "/explore",
+        "background_",
+        "first_byte",
+        "jobs_",
+        "operation",
+    ):
         assert absent not in text, absent
     assert not any(target["exemplar"] for panel in panels(made) for target in panel["targets"])
 
@@ -170,10 +185,11 @@ def test_features_are_detected(observed: Callable[..., Seen]) -> None:
     seen = observed(app)
     found = detect_features(app, seen.observe.settings)
     flags: dict[str, Any] = dict.fromkeys(Features._fields, True)
-    assert found == Features(**flags | {"pools": False, "line_format": JSON})
+    not_in_routes = dict.fromkeys(("pools", "business", "jobs", "operations"), False)
+    assert found == Features(**flags | not_in_routes | {"line_format": JSON, "users_metrics": ()})
     assert detect_features(app, seen.observe.settings, include=["database"]).pools
     assert not detect_features(app, seen.observe.settings, exclude=["database"]).database
-    assert found.not_detected == ()
+    assert found.not_detected == ("business", "jobs", "operations")
 
 
 def test_unusual_dependencies_are_skipped(observed: Callable[..., Seen]) -> None:

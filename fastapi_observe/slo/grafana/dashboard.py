@@ -10,21 +10,44 @@ from fastapi_observe.settings.objectives import parse_duration
 from fastapi_observe.slo.burn_rates import WINDOWS, burn_rate
 from fastapi_observe.slo.grafana.panels import PROMETHEUS, DashboardContext, explore_link, lay_out
 from fastapi_observe.slo.grafana.queries import RATE_WINDOW, top
-from fastapi_observe.slo.grafana.resource_rows import BUSINESS, COST, DATABASE, EXTERNAL_SERVICES, RUNTIME
+from fastapi_observe.slo.grafana.resource_rows import (
+    BUSINESS,
+    COST,
+    DATABASE,
+    EXTERNAL_SERVICES,
+    JOBS,
+    OPERATIONS,
+    RUNTIME,
+)
 from fastapi_observe.slo.grafana.service_rows import GOLDEN_SIGNALS, OBJECTIVES, OVERVIEW
+from fastapi_observe.slo.grafana.users_row import describe_users_metrics, make_users_row
 from fastapi_observe.slo.prometheus.promql import bad_by, go_string, selector, service_selector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fastapi_observe.slo.grafana.features import Features
+    from fastapi_observe.slo.features import Features
     from fastapi_observe.slo.plan import SLOPlan
 
 SCHEMA_VERSION: Final = 39
 """Version of Grafana's classic dashboard model; later versions of Grafana read it."""
 
-ROWS: Final = (OVERVIEW, GOLDEN_SIGNALS, OBJECTIVES, DATABASE, EXTERNAL_SERVICES, RUNTIME, BUSINESS, COST)
-"""All rows, in the order of the questions: is it healthy, what do users see, why, and what does it cost."""
+ROWS: Final = (
+    OVERVIEW,
+    GOLDEN_SIGNALS,
+    OBJECTIVES,
+    DATABASE,
+    EXTERNAL_SERVICES,
+    RUNTIME,
+    JOBS,
+    OPERATIONS,
+    BUSINESS,
+    COST,
+)
+"""The rows in the order of the questions: is it healthy, what do users see, why, and what does it cost.
+
+That of the app's own metrics is above the last.
+"""
 
 DAY: Final = 86_400
 PRICES: Final = (
@@ -51,7 +74,7 @@ def make_dashboard(plan: SLOPlan, features: Features) -> dict[str, Any]:
         "templating": {"list": [*_variables(plan, features)]},
         "annotations": {"list": [*_annotations(plan)]},
         "links": [],
-        "panels": lay_out(ROWS, make_context(plan, features)),
+        "panels": lay_out((*ROWS[:-1], make_users_row(features.users_metrics), ROWS[-1]), make_context(plan, features)),
     }
 
 
@@ -69,6 +92,7 @@ def make_context(plan: SLOPlan, features: Features) -> DashboardContext:
         "scrapes_per_day": f"{scrapes_per_day:g}",
         "scrapes_per_month": f"{scrapes_per_day * 30:g}",
         "bad_events": _bad_events(plan),
+        **describe_users_metrics(features.users_metrics),
     }
     numbers = {f"burn_rate_{window.long}": float(burn_rate(window, plan.period)) for window in WINDOWS}
     enabled = {name for name, value in features._asdict().items() if value}

@@ -1,4 +1,4 @@
-"""The lower rows of the dashboard and their panels, as data: databases, services called, runtime, business, cost.
+"""The lower rows of the dashboard and their panels, as data: from databases to the cost of observing.
 
 See `service_rows` for the placeholders and for `when`.
 """
@@ -20,6 +20,9 @@ from fastapi_observe.slo.grafana.queries import (
 )
 
 STATEMENT: Final = "operation, table"
+JOB: Final = "exported_job"
+"""The label `job` of a metric. Prometheus sets a label of this name on each target, and renames that of the metric."""
+
 CALL: Final = "service, operation"
 ALL_CALLS: Final = rate("external_requests_total", "<service>", "service")
 FAILED_CALLS: Final = rate("external_requests_total", '<service>,outcome!="ok",outcome!="client_error"', "service")
@@ -241,6 +244,65 @@ RUNTIME: Final = Row(
     ),
 )
 
+JOBS: Final = Row(
+    "Jobs",
+    (
+        Graph(
+            "Jobs ended",
+            "Jobs (`observe.job`) per second, by outcome.",
+            "ops",
+            or_zero(top_rate("jobs_total", "<service>", f"{JOB}, outcome"), JOB),
+            f"{{{{{JOB}}}}} {{{{outcome}}}}",
+        ),
+        Graph(
+            "Slowest jobs",
+            "The duration of jobs at the 95th percentile.",
+            "s",
+            or_zero(top(quantile(0.95, "job_duration_seconds", "<service>", JOB)), JOB),
+            f"{{{{{JOB}}}}}",
+            exemplar=True,
+        ),
+        Graph(
+            "Time in jobs",
+            "Seconds per second spent in jobs, all processes together.",
+            "short",
+            or_zero(top_rate("job_duration_seconds_sum", "<service>", JOB), JOB),
+            f"{{{{{JOB}}}}}",
+            stacked=True,
+        ),
+    ),
+    when="jobs",
+)
+
+OPERATIONS: Final = Row(
+    "Operations",
+    (
+        Graph(
+            "Operations ended",
+            "Operations of your own code (`observe.operation`) per second, by outcome.",
+            "ops",
+            or_zero(top_rate("operations_total", "<service>", "operation, outcome"), "operation"),
+            "{{operation}} {{outcome}}",
+        ),
+        Graph(
+            "Slowest operations",
+            "The duration of operations at the 95th percentile.",
+            "s",
+            or_zero(top(quantile(0.95, "operation_duration_seconds", "<service>", "operation")), "operation"),
+            "{{operation}}",
+        ),
+        Graph(
+            "Time in operations",
+            "Seconds per second spent in operations, all requests together.",
+            "short",
+            or_zero(top_rate("operation_duration_seconds_sum", "<service>", "operation"), "operation"),
+            "{{operation}}",
+            stacked=True,
+        ),
+    ),
+    when="operations",
+)
+
 BUSINESS: Final = Row(
     "Business",
     (
@@ -255,22 +317,6 @@ BUSINESS: Final = Row(
                 top(f"sum by (currency) (rate(revenue_generated_total{{<service>}}[{RATE_WINDOW}])) * 3600"), "currency"
             ),
             "{{currency}}",
-            width=12,
-        ),
-        Graph(
-            "Operations",
-            "Operations of your own code (`observe.operation`) per second, by outcome.",
-            "ops",
-            or_zero(top_rate("operations_total", "<service>", "operation, outcome"), "operation"),
-            "{{operation}} {{outcome}}",
-            width=12,
-        ),
-        Graph(
-            "Slowest operations",
-            "The duration of operations at the 95th percentile.",
-            "s",
-            or_zero(top(quantile(0.95, "operation_duration_seconds", "<service>", "operation")), "operation"),
-            "{{operation}}",
             width=12,
         ),
     ),

@@ -29,7 +29,8 @@ LOW_BUDGET: Final = "0.1"
 class Alert(NamedTuple):
     """An alert before it becomes a rule; `summary` and `description` are templates of Prometheus.
 
-    `wait` is its `for`, `keep` its `keep_firing_for`, `window` the label of burn alerts.
+    `wait` is its `for`, `keep` its `keep_firing_for`, `window` the label of burn alerts. Alerts
+    with `of_pools` are left out where there are no connection pools.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Alert(NamedTuple):
     keep: str = ""
     slo: str = ""
     window: str = ""
+    of_pools: bool = False
 
 
 SERVICE_ALERTS: Final = (
@@ -85,6 +87,7 @@ SERVICE_ALERTS: Final = (
         "{{ $labels.instance }} are in use",
         "Requests will wait for a connection. Are connections held during other calls? Is a query slow?",
         wait="10m",
+        of_pools=True,
     ),
     Alert(
         "FileDescriptorsNearlyExhausted",
@@ -132,6 +135,10 @@ SERVICE_ALERTS: Final = (
 """The alerts of the service as a whole; only `ServiceDown` pages, because the others are causes and not symptoms."""
 
 
+POOL_ALERTS: Final = frozenset(alert.name for alert in SERVICE_ALERTS if alert.of_pools)
+"""Names of the alerts that an app without connection pools does not have."""
+
+
 def make_alert_rule(plan: SLOPlan, alert: Alert) -> dict[str, Any]:
     """Return an alert as a rule, with its labels and links."""
     labels = {"service": plan.service, "slo": alert.slo, "window": alert.window, "severity": alert.severity}
@@ -164,6 +171,8 @@ def service_alerts(plan: SLOPlan) -> Iterator[Alert]:
     """Yield the alerts of the service as a whole."""
     values = {"service": promql.service_selector(plan), "name": verbatim(plan.service), "hash": plan.hash}
     for alert in SERVICE_ALERTS:
+        if alert.of_pools and not plan.pools:
+            continue
         yield alert._replace(
             expression=fill_in(alert.expression, values),
             summary=fill_in(alert.summary, values),

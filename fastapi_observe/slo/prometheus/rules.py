@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi_observe.internal.version import package_version
 from fastapi_observe.settings.objectives import Latency, parse_duration, parse_percent
 from fastapi_observe.slo.burn_rates import EVALUATION_INTERVAL, WINDOWS, budget, format_number, promql_duration
+from fastapi_observe.slo.features import detect_features
 from fastapi_observe.slo.loading import get_plan
 from fastapi_observe.slo.prometheus import promql, yaml
 from fastapi_observe.slo.prometheus.alerts import (
@@ -47,8 +48,8 @@ def generate_rules(app: Any, *, keep_firing: bool | None = None) -> dict[str, An
     `keep_firing` says whether alerts use `keep_firing_for`; None takes the value of `SLOOptions`. Raises `LoadError` if
     the app is not installed and `ValueError` that lists all problems of the objectives.
     """
-    _, plan = get_plan(app)
-    return make_rules(plan, keep_firing=keep_firing)
+    settings, plan = get_plan(app)
+    return make_rules(plan._replace(pools=detect_features(app, settings).pools), keep_firing=keep_firing)
 
 
 def make_rules(plan: SLOPlan, *, keep_firing: bool | None = None) -> dict[str, Any]:
