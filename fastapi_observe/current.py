@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import Tracer
 
-    from fastapi_observe.jobs import Headers, Job
+    from fastapi_observe.jobs import Job, MessageHeaders
     from fastapi_observe.observability import Observability
     from fastapi_observe.records.operation import Operation
     from fastapi_observe.redaction.redactor import Redactor
@@ -97,7 +97,7 @@ def operation(name: str, /, **details: Any) -> Operation:
 
 
 @fail_safe("job", return_no_op, CALLER_ERRORS)
-def job(name: str, /, headers: Headers | None = None) -> Job:
+def job(name: str, /, headers: MessageHeaders | None = None) -> Job:
     """Measure work outside requests as `Observability.job` does, in a module that is imported before `install`.
 
     `@job("send mail")` or `with job("send mail", headers=message.headers):`. The job is reported to the app whose

@@ -11,7 +11,7 @@ from fastapi_observe.detached import DetachedScope
 from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
 from fastapi_observe.records.guard import fail_safe, report_error
 from fastapi_observe.records.job import JobRecord
-from fastapi_observe.records.operation import MAX_NAME_LENGTH, check_name
+from fastapi_observe.records.operation import MAX_OPERATION_NAME_LENGTH, require_name
 from fastapi_observe.records.request import CONTEXT_KEY
 from fastapi_observe.records.wrapping import AsyncWith, wrap_calls
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-Headers = Mapping[Any, Any] | Iterable[tuple[Any, Any]]
+MessageHeaders = Mapping[Any, Any] | Iterable[tuple[Any, Any]]
 """Headers of a message: a mapping, or pairs as Kafka clients have them; names and values are `str` or `bytes`."""
 
 MAX_HEADERS: Final = 256
-MAX_HEADER_LENGTH: Final = 8192
+MAX_MESSAGE_HEADER_LENGTH: Final = 8192
 """Headers of a message that are looked at, and characters of each; longer ones are ignored."""
 
 
-def new_job(find: Callable[[], Any], name: str, headers: Headers | None) -> Job:
+def new_job(find: Callable[[], Any], name: str, headers: MessageHeaders | None) -> Job:
     """Return a job. `find` returns the `Observability` to report to, or None. Raises as described there."""
-    check_name("job", name)
+    require_name("job", name)
     return Job(find, name, headers)
 
 
@@ -46,7 +46,7 @@ class Job(AsyncWith):
 
     __slots__ = ("_find", "_headers", "_name", "_runs")
 
-    def __init__(self, find: Callable[[], Any], name: str, headers: Headers | None) -> None:
+    def __init__(self, find: Callable[[], Any], name: str, headers: MessageHeaders | None) -> None:
         self._find = find
         self._name = name
         self._headers = headers
@@ -80,7 +80,7 @@ class JobRun:
 
     __slots__ = ("_context", "_detached", "_find", "_headers", "_name", "_observability", "_token", "record")
 
-    def __init__(self, find: Callable[[], Any], name: str, headers: Headers | None) -> None:
+    def __init__(self, find: Callable[[], Any], name: str, headers: MessageHeaders | None) -> None:
         self._find = find
         self._name = name
         self._headers = headers
@@ -98,7 +98,7 @@ class JobRun:
                 return
             if observability.before_job is not None:
                 observability.before_job()
-            name = observability.redactor.name(self._name)[:MAX_NAME_LENGTH]
+            name = observability.redactor.name(self._name)[:MAX_OPERATION_NAME_LENGTH]
             record = JobRecord(name, normalize_headers(self._headers), observability.internal_errors)
             self._detached = DetachedScope()
             self._detached.__enter__()
@@ -155,7 +155,7 @@ class JobRun:
         return self.record is not None and reference is self.record.current
 
 
-def normalize_headers(headers: Headers | None) -> list[tuple[bytes, bytes]]:
+def normalize_headers(headers: MessageHeaders | None) -> list[tuple[bytes, bytes]]:
     """Return the headers of a message as ASGI has them. Leaves out what cannot be the header of a trace."""
     if headers is None:
         return []
@@ -175,5 +175,5 @@ def _to_bytes(text: object) -> bytes:
     if isinstance(text, list | tuple) and len(text) == 1:  # header values of aio-pika and others
         text = text[0]
     if isinstance(text, str):
-        text = text.encode("latin-1", "replace") if len(text) <= MAX_HEADER_LENGTH else b""
-    return bytes(text) if isinstance(text, bytes | bytearray) and len(text) <= MAX_HEADER_LENGTH else b""
+        text = text.encode("latin-1", "replace") if len(text) <= MAX_MESSAGE_HEADER_LENGTH else b""
+    return bytes(text) if isinstance(text, bytes | bytearray) and len(text) <= MAX_MESSAGE_HEADER_LENGTH else b""

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from fastapi_observe.export.counts import Counts
     from fastapi_observe.export.push import MetricExportLoop
     from fastapi_observe.export.queue import ExportQueue
-    from fastapi_observe.jobs import Headers
+    from fastapi_observe.jobs import MessageHeaders
     from fastapi_observe.logs.service import ObserveLogger
     from fastapi_observe.records.job import JobRecord
     from fastapi_observe.records.pool import PoolState
@@ -409,7 +409,7 @@ class Observability:
         return DetachedScope()
 
     @fail_safe("job", return_no_op, CALLER_ERRORS)
-    def job(self, name: str, /, headers: Headers | None = None) -> Job:
+    def job(self, name: str, /, headers: MessageHeaders | None = None) -> Job:
         """Measure work outside requests: `with observe.job("send mail", headers=message.headers):`.
 
         Also usable with `async with` and as a decorator. A job has its own trace, which continues that of `headers`

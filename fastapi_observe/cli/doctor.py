@@ -54,7 +54,7 @@ def run_doctor(args: argparse.Namespace) -> int:
     except (LoadError, SettingsError) as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_ERROR
-    sys.stdout.write(to_json(checks) if args.json else to_text(checks))
+    sys.stdout.write(checks_as_json(checks) if args.json else checks_as_text(checks))
     return EXIT_PROBLEM if any(check.verdict == "wrong" for check in checks) else 0
 
 
@@ -95,12 +95,12 @@ def _check(args: argparse.Namespace) -> list[Check]:
     return run_checks(*groups)
 
 
-def to_json(checks: list[Check]) -> str:
+def checks_as_json(checks: list[Check]) -> str:
     """Return a JSON array with an object for each check."""
     return json.dumps([check._asdict() for check in checks], indent=2) + "\n"
 
 
-def to_text(checks: list[Check]) -> str:
+def checks_as_text(checks: list[Check]) -> str:
     """Return a line for each check, the next step below it, and how many are wrong."""
     style = Style.for_stream(sys.stdout)
     lines = []

@@ -43,12 +43,12 @@ def show_settings(args: argparse.Namespace) -> int:
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_ERROR
-    sys.stdout.write(to_json(settings) if args.json else to_text(settings))
+    sys.stdout.write(settings_as_json(settings) if args.json else settings_as_text(settings))
     sys.stderr.write("".join([f"{message}\n" for message in settings.warnings()]))
     return 0
 
 
-def to_text(settings: ObserveSettings) -> str:
+def settings_as_text(settings: ObserveSettings) -> str:
     """Return one aligned line for each option below its subject, where spans go, and the instrumentors."""
     sources = settings.sources()
     rows = [("option", "source", "value")]
@@ -67,7 +67,7 @@ def to_text(settings: ObserveSettings) -> str:
     return f"{shown}\n\n{exported}\n{switched}\n"
 
 
-def to_json(settings: ObserveSettings) -> str:
+def settings_as_json(settings: ObserveSettings) -> str:
     """Return a JSON object with subject, value and source of each option. Objects passed in code appear as a repr."""
     sources, values = settings.sources(), settings.masked()
     options = {

@@ -15,7 +15,7 @@ from fastapi_observe.console.discovery import running_servers
 from fastapi_observe.slo.http_get import GetError, get, iter_body
 from fastapi_observe.terminal.exceptions import render_exception
 from fastapi_observe.terminal.spans import SpanRow
-from fastapi_observe.terminal.style import Style, escape, format_duration, terminal_width
+from fastapi_observe.terminal.style import Style, escape_controls, format_duration, terminal_width
 from fastapi_observe.terminal.tree import render_tree
 
 if TYPE_CHECKING:
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from fastapi_observe.console.discovery import RunningServer
 
 MAX_ROWS: Final = 200
-MAX_LINES: Final = 50
-MAX_LINE_LENGTH: Final = 2000
+MAX_LOG_LINES: Final = 50
+MAX_LOG_LINE_LENGTH: Final = 2000
 """Rows of the tree, log lines, and characters of a log line that are printed. `--json` has everything."""
 
 REQUEST_MESSAGES: Final = frozenset({"HTTP request completed", "WebSocket connection closed"})
 """Log lines that repeat what the first row says."""
 
-NOT_RUNNING: Final = "no development server of this user was found"
-START: Final = "start one (fastapi dev main.py) and send it a request, or pass --url http://127.0.0.1:8000"
+NO_SERVER: Final = "no development server of this user was found"
+NO_SERVER_STEP: Final = "start one (fastapi dev main.py) and send it a request, or pass --url http://127.0.0.1:8000"
 
 
 class ShowError(Exception):
@@ -80,7 +80,7 @@ def show(args: argparse.Namespace) -> int:
         return 0
     style = Style.for_stream(sys.stdout)
     try:
-        text = "\n".join([*_render(found, style), f"{url}/#trace={escape(str(found['trace_id']))}"])
+        text = "\n".join([*_render(found, style), f"{url}/#trace={escape_controls(str(found['trace_id']))}"])
     except (KeyError, TypeError, ValueError, AttributeError):
         sys.stderr.write(f"{ShowError(f'{url} is not the console of this version', 'use --json')}\n")
         return EXIT_ERROR
@@ -98,7 +98,7 @@ def _choose(args: argparse.Namespace) -> tuple[str, str | None]:
     except OSError as error:
         raise ShowError(f"development servers cannot be looked up: {error}", "pass --url") from error
     if not servers:
-        raise ShowError(NOT_RUNNING, START)
+        raise ShowError(NO_SERVER, NO_SERVER_STEP)
     newest, *others = servers
     sys.stderr.write(f"Reading {_describe(newest)}.\n")
     if others:
@@ -154,7 +154,7 @@ def _read(url: str, name: str, token: str | None, *, allow_http_token: bool) -> 
 def _render(trace: dict[str, Any], style: Style) -> list[str]:
     """Return the rows of a trace: what ended in it, its tree, its exceptions and its log lines."""
     rows = [_summary_row(summary, style) for summary in trace["summaries"]]
-    rows.append(style.paint(f"trace {escape(str(trace['trace_id']))}", "dim"))
+    rows.append(style.paint(f"trace {escape_controls(str(trace['trace_id']))}", "dim"))
     spans = [_to_row(span) for span in trace["spans"]]
     rows += render_tree(spans, style, width=terminal_width(), max_rows=MAX_ROWS)
     if trace["dropped_spans"]:
@@ -164,9 +164,9 @@ def _render(trace: dict[str, Any], style: Style) -> list[str]:
             rows += ["", *render_exception(summary["exception"], style)]
     lines = [line for line in trace["lines"] if line.get("message") not in REQUEST_MESSAGES]
     if lines:
-        rows += ["", *(_line_row(line, style) for line in lines[:MAX_LINES])]
-    if len(lines) > MAX_LINES:
-        rows.append(f"{len(lines) - MAX_LINES} more lines")
+        rows += ["", *(_line_row(line, style) for line in lines[:MAX_LOG_LINES])]
+    if len(lines) > MAX_LOG_LINES:
+        rows.append(f"{len(lines) - MAX_LOG_LINES} more lines")
     return rows
 
 
@@ -183,7 +183,7 @@ def _summary_row(summary: dict[str, Any], style: Style) -> str:
         f"{summary['method']} {summary['endpoint']}".strip() if summary["endpoint"] != summary["path"] else "",
         started,
     ]
-    first, *rest = [escape(part) for part in parts]
+    first, *rest = [escape_controls(part) for part in parts]
     return "  ".join([style.paint(first, "red" if failed else "green"), *(part for part in rest if part)])
 
 
@@ -195,9 +195,8 @@ def _line_row(line: dict[str, Any], style: Style) -> str:
         [str(line.get("message", "")), " ".join(f"{key}={json.dumps(value)}" for key, value in fields.items())]
     )
     time = str(line.get("timestamp", ""))[11:23]
-    return (
-        f"{escape(time)} {style.paint(escape(level.upper().ljust(5)), color)} {escape(text[:MAX_LINE_LENGTH])}".rstrip()
-    )
+    level = style.paint(escape_controls(level.upper().ljust(5)), color)
+    return f"{escape_controls(time)} {level} {escape_controls(text[:MAX_LOG_LINE_LENGTH])}".rstrip()
 
 
 def _to_row(span: dict[str, Any]) -> SpanRow:

@@ -22,7 +22,7 @@ MAX_LOOP_LAG: Final = 0.05
 MAX_FINDINGS: Final = 20
 
 
-class Verdict(NamedTuple):
+class Health(NamedTuple):
     """`state` is `waiting`, `healthy`, `warning` or `failing`; `reasons` say why."""
 
     state: str
@@ -30,20 +30,20 @@ class Verdict(NamedTuple):
     reasons: list[str]
 
 
-def quantile(values: Sequence[float], part: float) -> float:
-    """Return a quantile of sorted values; 0 of none."""
+def sorted_quantile(values: Sequence[float], part: float) -> float:
+    """Return a quantile of sorted values; 0 if there are none."""
     return values[min(len(values) - 1, int(part * len(values)))] if values else 0.0
 
 
-def judge(points: Sequence[Point], window: float, loop_lag: float, slow_request: float) -> Verdict:
+def assess_health(points: Sequence[Point], window: float, loop_lag: float, slow_request: float) -> Health:
     """Return the verdict on the requests of the last `window` seconds."""
     if len(points) < MIN_REQUESTS:
         left = MIN_REQUESTS - len(points)
-        return Verdict("waiting", f"Waiting for requests: {left} more until the figures mean something.", [])
+        return Health("waiting", f"Waiting for requests: {left} more until the figures mean something.", [])
     failed = [point for point in points if point.failed]
     ratio = len(failed) / len(points)
     durations = sorted(point.seconds for point in points)
-    p95 = quantile(durations, 0.95)
+    p95 = sorted_quantile(durations, 0.95)
     reasons = []
     if ratio > WARNING_RATIO:
         reasons.append(f"{ratio:.1%} of the requests failed (more than {WARNING_RATIO:.0%})")
@@ -62,7 +62,7 @@ def judge(points: Sequence[Point], window: float, loop_lag: float, slow_request:
     text += f", 95% answered within {_ms(p95)}."
     slowest = max(route_rows(points), key=lambda row: row["p95_ms"])
     text += f" Slowest: {slowest['method']} {slowest['endpoint']}, p95 {slowest['p95_ms']:.0f} ms."
-    return Verdict(state, text, reasons)
+    return Health(state, text, reasons)
 
 
 def _most_common(points: Iterable[Point]) -> str:
@@ -94,8 +94,8 @@ def route_rows(points: Iterable[Point]) -> list[dict[str, Any]]:
                 "endpoint": endpoint,
                 "requests": len(group),
                 "failed": sum(point.failed for point in group),
-                "p50_ms": round(quantile(durations, 0.5) * 1000, 1),
-                "p95_ms": round(quantile(durations, 0.95) * 1000, 1),
+                "p50_ms": round(sorted_quantile(durations, 0.5) * 1000, 1),
+                "p95_ms": round(sorted_quantile(durations, 0.95) * 1000, 1),
                 "total_ms": round(total * 1000, 1),
                 "database_ms": round(database * 1000, 1),
                 "external_ms": round(external * 1000, 1),

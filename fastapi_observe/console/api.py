@@ -8,7 +8,7 @@ from functools import partial
 from time import time
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.console.advice import find_problems, judge, quantile, route_rows
+from fastapi_observe.console.advice import assess_health, find_problems, route_rows, sorted_quantile
 from fastapi_observe.doctor.app import check_app, check_exports
 from fastapi_observe.doctor.check import run_checks
 from fastapi_observe.doctor.process import check_log_file, check_settings, check_versions
@@ -32,7 +32,7 @@ MAX_SUMMARIES: Final = 300
 MAX_SCATTER: Final = 2000
 """Points in one answer."""
 
-RATE_WINDOW: Final = 10.0
+REQUEST_RATE_WINDOW: Final = 10.0
 """Seconds for the request rate: over minutes, a burst would look like nothing."""
 
 MIN_PREFIX: Final = 4
@@ -59,7 +59,7 @@ class Api:
         points = self._store.recent_points(WINDOW)
         rows = route_rows(points)
         lag = self._loop_lag()
-        verdict = judge(points, WINDOW, lag, settings.slow_request_threshold)
+        verdict = assess_health(points, WINDOW, lag, settings.slow_request_threshold)
         summaries = self._store.summaries(since)
         return {
             "instance": self._instance,
@@ -93,15 +93,15 @@ class Api:
     def _tiles(self, points: list[Any], lag: float) -> dict[str, Any]:
         durations = sorted(point.seconds for point in points)
         now = time()
-        recent = sum(point.time >= now - RATE_WINDOW for point in points)
+        recent = sum(point.time >= now - REQUEST_RATE_WINDOW for point in points)
         return {
-            "rate": round(recent / RATE_WINDOW, 2),
+            "rate": round(recent / REQUEST_RATE_WINDOW, 2),
             "requests": len(points),
             "failed": sum(point.failed for point in points),
             "client_errors": sum(400 <= point.status < 500 for point in points),  # noqa: PLR2004 - 4xx
-            "p50_ms": round(quantile(durations, 0.5) * 1000, 1),
-            "p95_ms": round(quantile(durations, 0.95) * 1000, 1),
-            "p99_ms": round(quantile(durations, 0.99) * 1000, 1),
+            "p50_ms": round(sorted_quantile(durations, 0.5) * 1000, 1),
+            "p95_ms": round(sorted_quantile(durations, 0.95) * 1000, 1),
+            "p99_ms": round(sorted_quantile(durations, 0.99) * 1000, 1),
             "in_progress": len(self._store.running),
             "loop_lag_ms": round(lag * 1000, 1),
             "budgets": [

@@ -198,10 +198,10 @@ class Console:
                 found = self.api.trace(name)
         if found is None:
             return 404, [(b"content-type", b"text/plain; charset=utf-8"), *_NO_STORE], b"Not found.\n"
-        return 200, [(b"content-type", b"application/json"), *_NO_STORE], to_json(found)
+        return 200, [(b"content-type", b"application/json"), *_NO_STORE], encode_json(found)
 
 
-def to_json(value: Any) -> bytes:
+def encode_json(value: Any) -> bytes:
     """Return a value as JSON. Lone surrogates are escaped, integers of more than 64 bits become strings."""
     try:
         return json.dumps(value, default=str)

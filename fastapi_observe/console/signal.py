@@ -11,7 +11,7 @@ from fastapi_observe.console.store import MAX_RUNNING, Point
 from fastapi_observe.records.frames import describe_exception
 from fastapi_observe.records.request import current_record
 from fastapi_observe.records.signal import no_op
-from fastapi_observe.terminal.spans import MAX_VALUE_LENGTH
+from fastapi_observe.terminal.spans import MAX_PRINTED_LENGTH
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -190,7 +190,7 @@ def _slow_statement(operation: Operation) -> dict[str, Any]:
     context = operation.span.get_span_context() if operation.span is not None else None
     details = operation.details
     return {
-        "statement": operation.repetition_key[:MAX_VALUE_LENGTH],
+        "statement": operation.repetition_key[:MAX_PRINTED_LENGTH],
         "ms": round(operation.duration * 1000, 1),
         "file": details.get("code.file.path", ""),
         "line": details.get("code.line.number", 0),
@@ -206,4 +206,4 @@ def _target(record: RequestRecord) -> str:
     """Return path and query as the client sent them: the page is the developer's own."""
     query = record.scope.get("query_string") or b""
     text = record.path if not query else f"{record.path}?{query.decode('latin-1')}"
-    return text[:MAX_VALUE_LENGTH]
+    return text[:MAX_PRINTED_LENGTH]

@@ -13,7 +13,7 @@ from fastapi_observe.terminal.spans import SpanRow, descendants, to_row
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
-MAX_BYTES: Final = 16 * 1_048_576
+MAX_STORED_BYTES: Final = 16 * 1_048_576
 """Approximate bytes of all spans and log lines."""
 
 MAX_TRACES: Final = 300
@@ -24,7 +24,7 @@ MAX_SLOW: Final = 50
 MAX_SPANS: Final = 500
 """Spans of one trace; further ones are counted."""
 
-MAX_LINES: Final = 200
+MAX_TRACE_LINES: Final = 200
 """Log lines of one trace, and of those outside any trace."""
 
 MAX_POINTS: Final = 10_000
@@ -100,7 +100,7 @@ class Store:
             return
         with self._lock:
             trace = self._trace(trace_id)
-            if len(trace.lines) >= MAX_LINES:
+            if len(trace.lines) >= MAX_TRACE_LINES:
                 trace.dropped_lines += 1
                 return
             trace.lines.append(line)
@@ -141,7 +141,7 @@ class Store:
     def _grow(self, trace: Trace, size: int) -> None:
         trace.size += size
         self.size += size
-        if self.size > MAX_BYTES:
+        if self.size > MAX_STORED_BYTES:
             self._evict()
 
     def _evict(self) -> None:
@@ -151,11 +151,11 @@ class Store:
         ordinary = [trace_id for trace_id in self._traces if trace_id not in protected]
         surplus = len(ordinary) - MAX_TRACES
         for trace_id in ordinary:
-            if (surplus <= 0 and self.size <= MAX_BYTES) or trace_id == newest:
+            if (surplus <= 0 and self.size <= MAX_STORED_BYTES) or trace_id == newest:
                 break
             self._remove(trace_id)
             surplus -= 1
-        while self.size > MAX_BYTES and len(self._traces) > 1:
+        while self.size > MAX_STORED_BYTES and len(self._traces) > 1:
             self._remove(next(iter(self._traces)))
 
     def _remove(self, trace_id: str) -> None:

@@ -13,7 +13,7 @@ PAUSE: Final = 0.3
 
 TIMEOUT: Final = 10.0
 
-REQUESTS: Final = (
+DEMO_REQUESTS: Final = (
     ("GET", "/products"),
     ("GET", "/products/1"),
     ("POST", "/orders/3/checkout"),
@@ -51,7 +51,7 @@ class Traffic:
         self._thread.join(TIMEOUT)
 
     def _run(self) -> None:
-        for method, path in itertools.cycle(REQUESTS):
+        for method, path in itertools.cycle(DEMO_REQUESTS):
             if self._stopped.wait(PAUSE):
                 return
             with suppress(OSError, HTTPException):  # the server is starting or ending

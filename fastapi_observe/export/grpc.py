@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from fastapi_observe.export.causes import TLS_FILES, grpc_cause
-from fastapi_observe.export.transport import Certificates, ExportResult, redact_url, rejected_items, retry_info
+from fastapi_observe.export.transport import (
+    COMPRESS_ABOVE,
+    Certificates,
+    ExportResult,
+    rejected_items,
+    retry_info,
+    strip_credentials,
+)
 from fastapi_observe.internal.clock import monotonic
 
 if TYPE_CHECKING:
@@ -19,7 +26,9 @@ SERVICES: Final = {
     "metrics": "metrics.v1.MetricsService",
 }
 
-RETRYABLE: Final = frozenset({"CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS"})
+RETRYABLE_CODES: Final = frozenset(
+    {"CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS"}
+)
 """Codes that a client may retry (OTLP/gRPC specification); `RESOURCE_EXHAUSTED` only with a `RetryInfo`."""
 
 CONNECTION_LOST_MESSAGES: Final = ("Stream removed", "Socket closed", "Connection reset", "GOAWAY")
@@ -30,9 +39,6 @@ CHANNEL_OPTIONS: Final = (
     ("grpc.max_receive_message_length", 65_536),
     ("grpc.enable_retries", 0),
 )
-
-COMPRESS_ABOVE: Final = 1024
-"""Bytes of a request above which it is compressed."""
 
 MAX_DETAILS_LENGTH: Final = 200
 """Characters of a status's details that are logged."""
@@ -49,7 +55,7 @@ class GrpcTransport:
                 "otlp_protocol='grpc' needs an extra; run pip install 'fastapi-observe[grpc]' or use 'http/protobuf'"
             ) from exc
         self._grpc: Any = grpc
-        self.target = redact_url(url)
+        self.target = strip_credentials(url)
         parts = urlsplit(url if "://" in url else f"//{url}")
         self._address = parts.netloc.rpartition("@")[2] or url
         self._host, self._port = parts.hostname, parts.port
@@ -104,7 +110,7 @@ class GrpcTransport:
         if code == "DEADLINE_EXCEEDED":
             return ExportResult("timeout", message, retry=True)
         retry_after = _retry_after(exc)
-        retry = code in RETRYABLE or (code == "RESOURCE_EXHAUSTED" and retry_after is not None)
+        retry = code in RETRYABLE_CODES or (code == "RESOURCE_EXHAUSTED" and retry_after is not None)
         retry_later = retry and not any(lost in details for lost in CONNECTION_LOST_MESSAGES)
         if code == "UNAVAILABLE":
             maybe_received = "connect" not in details

@@ -20,11 +20,12 @@ from fastapi_observe.export.causes import (
     timeout_cause,
 )
 from fastapi_observe.export.transport import (
+    COMPRESS_ABOVE,
     Certificates,
     ExportResult,
-    redact_url,
     rejected_items,
     retry_after_header,
+    strip_credentials,
 )
 from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.version import package_version
@@ -39,12 +40,9 @@ MAX_RESPONSE_BYTES: Final = 65_536
 BODY_TIMEOUT: Final = 1.0
 """Seconds to read the body of a successful response. Only its count of rejected items matters."""
 
-COMPRESS_ABOVE: Final = 1024
-"""Bytes of a request above which it is compressed."""
-
 GZIP_LEVEL: Final = 1
 
-RETRYABLE: Final = frozenset({429, 502, 503, 504})
+RETRYABLE_STATUSES: Final = frozenset({429, 502, 503, 504})
 """Statuses that a client may retry (OTLP/HTTP specification)."""
 
 PROTOBUF: Final = "application/x-protobuf"
@@ -122,7 +120,7 @@ class HttpTransport:
         import encodings.idna  # noqa: F401, PLC0415
 
         parts = urlsplit(url)
-        self.target = redact_url(url)
+        self.target = strip_credentials(url)
         self.encrypted = parts.scheme == "https"
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if self.encrypted else 80)
@@ -246,7 +244,7 @@ class HttpTransport:
         status = response.status
         cause = status_cause(status, self._signal, self._port, encrypted=self.encrypted)
         message = f"the collector responded {status}. {cause}"
-        if status in RETRYABLE:
+        if status in RETRYABLE_STATUSES:
             reason = "http_429" if status == 429 else "http_5xx"  # noqa: PLR2004 - Too Many Requests
             retry_after = retry_after_header(response.headers.get("retry-after"))
             return ExportResult(reason, message, retry=True, retry_after=retry_after, retry_later=True)

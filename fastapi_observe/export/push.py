@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from time import sleep
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastapi_observe.export.otlp.logs import LogEncoder
 from fastapi_observe.export.otlp.metrics import MetricEncoder, read_families
@@ -12,6 +12,7 @@ from fastapi_observe.export.queue import ExportQueue
 from fastapi_observe.export.setup import make_resource, make_transport, queue_limits, with_instance_id
 from fastapi_observe.internal.clock import monotonic
 from fastapi_observe.internal.forks import register_at_fork, start_thread
+from fastapi_observe.settings.model import TRACES_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
     from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.settings.model import ObserveSettings
-
-TRACES_PATH: Final = "/v1/traces"
 
 
 class PushQueues(NamedTuple):

@@ -48,7 +48,7 @@ JITTER: Final = 0.2
 ERROR_BACKOFF: Final = 0.05
 """Seconds that the sending thread sleeps after an internal error, so that a repeated one does not use a whole core."""
 
-JOIN_TIMEOUT: Final = 0.2
+THREAD_JOIN_TIMEOUT: Final = 0.2
 """Seconds that `close` waits for the sending thread after its request was aborted."""
 
 # Not the module's functions: they would change what a seeded `random` returns to the app.
@@ -246,7 +246,7 @@ class ExportQueue:
             buffer.changed.notify_all()
         self._transport.abort()
         if self._thread is not None:
-            self._thread.join(JOIN_TIMEOUT)
+            self._thread.join(THREAD_JOIN_TIMEOUT)
         buffer.abandon()
         if self._undo_exit is not None:
             self._undo_exit()

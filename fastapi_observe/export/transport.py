@@ -11,6 +11,9 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+COMPRESS_ABOVE: Final = 1024
+"""Bytes of a request above which it is compressed."""
+
 MAX_RETRY_AFTER: Final = 30.0
 """Seconds by which the Collector may delay the next request."""
 
@@ -57,7 +60,7 @@ class Transport(Protocol):
         """Drop the parent's connection in a forked child without sending anything on it."""
 
 
-def redact_url(url: str) -> str:
+def strip_credentials(url: str) -> str:
     """Return a URL without user, password and query."""
     parts = urlsplit(url if "://" in url else f"//{url}")
     port = f":{parts.port}" if parts.port is not None else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fastapi_observe.formats.line_format import Line, LineFormat, nanoseconds, take_field
+from fastapi_observe.formats.line_format import Line, LineFormat, duration_nanoseconds, take_field
 
 STATUSES: Final = {"debug": "debug", "info": "info", "warn": "warn", "error": "error", "fatal": "critical"}
 
@@ -51,7 +51,7 @@ def convert(line: Line) -> Line:
     _add_http(result, line, fields)
     duration = take_field(fields, "duration_ms")
     if duration is not None:
-        result["duration"] = nanoseconds(duration)
+        result["duration"] = duration_nanoseconds(duration)
     error_type, exception = take_field(fields, "error_type"), line.get("exception")
     if exception is not None:
         result["error"] = {

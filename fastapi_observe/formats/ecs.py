@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from fastapi_observe.formats.line_format import FIELD_TYPES, Line, LineFormat, nanoseconds, take_field
+from fastapi_observe.formats.line_format import FIELD_TYPES, Line, LineFormat, duration_nanoseconds, take_field
 from fastapi_observe.internal import json
 
 ECS_VERSION: Final = "8.11.0"
@@ -114,7 +114,7 @@ def _add_outcome(result: Line, line: Line, fields: Line) -> None:
     event: Line = {}
     duration = take_field(fields, "duration_ms")
     if duration is not None:
-        event["duration"] = nanoseconds(duration)
+        event["duration"] = duration_nanoseconds(duration)
     outcome = fields.get("outcome")
     if isinstance(outcome, str):
         event["outcome"] = OUTCOMES.get(outcome, "failure")

@@ -87,6 +87,6 @@ def take_field(fields: Line, name: str) -> Any:
     return fields.pop(name)
 
 
-def nanoseconds(milliseconds: float) -> int:
+def duration_nanoseconds(milliseconds: float) -> int:
     """Return a duration in nanoseconds, at most what a platform can store."""
     return round(max(-MAX_NUMBER, min(milliseconds * 1e6, MAX_NUMBER)))

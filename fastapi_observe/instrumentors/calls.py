@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
-from fastapi_observe.instrumentors.conventions import STATEMENTS, Call, Query, layer_of, read_call
+from fastapi_observe.instrumentors.conventions import STATEMENTS, Call, QueryDescription, layer_of, read_call
 from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT, unwrap_attributes
 from fastapi_observe.records.exceptions import is_cancellation
 from fastapi_observe.records.operation import CURRENT_OPERATION, Operation
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 MAX_NAMES: Final = 200
 """Names of services, methods and destinations that become label values. Further ones have the label `other`."""
 
-MAX_LABEL_LENGTH: Final = 200
+MAX_REMOTE_NAME_LENGTH: Final = 200
 """Characters of such a name."""
 
-MAX_DEPTH: Final = 32
+MAX_NESTED_CALLS: Final = 32
 """Calls inside calls that are looked at. Spans that are never ended would make an endless chain."""
 
 _DETAILS: Final = {
@@ -105,7 +105,7 @@ class SpanCall(Operation):
         self.within: Operation | None = None
         self.is_direct = False
         self.depth = getattr(outer, "depth", 0) + 1
-        if self.depth > MAX_DEPTH:
+        if self.depth > MAX_NESTED_CALLS:
             return
         self.parent = outer
         current = trace.get_current_span(start.context)
@@ -173,17 +173,17 @@ class SpanCall(Operation):
             self._report(self.calls.make_operation(self.observability, call, {**attributes, **replaced}), call)
         return replaced
 
-    def _redact(self, attributes: dict[str, Any], call: Query | Call | None) -> dict[str, Any]:
+    def _redact(self, attributes: dict[str, Any], call: QueryDescription | Call | None) -> dict[str, Any]:
         redacted = self.redactor.fields(attributes)
         replaced = {
             key: redacted[key] for key, value in attributes.items() if key in redacted and redacted[key] is not value
         }
-        if isinstance(call, Query) and call.statement is not None:
+        if isinstance(call, QueryDescription) and call.statement is not None:
             text = self.observability.db.sanitize(call.statement, call.system)
             replaced.update({key: text for key in STATEMENTS if key in attributes and attributes[key] != text})
         return replaced
 
-    def _report(self, operation: Operation, call: Query | Call) -> None:
+    def _report(self, operation: Operation, call: QueryDescription | Call) -> None:
         operation.span, exception = self.span, self.exception
         if isinstance(call, Call):
             operation.outcome, operation.error_type = call.outcome, call.error_type
@@ -198,7 +198,7 @@ class SpanCall(Operation):
 
     def _error_type(self) -> str:
         error_type = self.attributes().get("error.type")
-        return self.redactor.name(error_type[:MAX_LABEL_LENGTH]) if isinstance(error_type, str) else "_OTHER"
+        return self.redactor.name(error_type[:MAX_REMOTE_NAME_LENGTH]) if isinstance(error_type, str) else "_OTHER"
 
 
 class SpanCalls:
@@ -221,10 +221,12 @@ class SpanCalls:
             on_first_call()
         return SpanCall(self, span, start)
 
-    def make_operation(self, observability: Any, call: Query | Call, attributes: Mapping[str, Any]) -> Operation:
+    def make_operation(
+        self, observability: Any, call: QueryDescription | Call, attributes: Mapping[str, Any]
+    ) -> Operation:
         """Return the operation for a call that has ended."""
         operation: Operation
-        if isinstance(call, Query):
+        if isinstance(call, QueryDescription):
             operation = observability.db.query(
                 call.command, table=call.table, statement=call.statement, system=call.system
             )
@@ -243,7 +245,7 @@ class SpanCalls:
         """Return a name that becomes a label value; `other` if it is too long, or one too many."""
         if name in self._names:
             return name
-        if len(name) > MAX_LABEL_LENGTH or len(self._names) >= MAX_NAMES:
+        if len(name) > MAX_REMOTE_NAME_LENGTH or len(self._names) >= MAX_NAMES:
             return "other"
         self._names.add(name)
         return name

@@ -63,7 +63,7 @@ _HANDLING: Final = frozenset({"process", "deliver"})
 """Operations of messages that are work of the receiver, not a call."""
 
 
-class Query(NamedTuple):
+class QueryDescription(NamedTuple):
     """A query, as `DatabaseClient.query` takes it. `command` is the operation of a language other than SQL."""
 
     system: str
@@ -87,7 +87,7 @@ class Call(NamedTuple):
     error_type: str | None = None
 
 
-def read_call(name: str, kind: SpanKind, attributes: Mapping[str, Any]) -> Query | Call | None:
+def read_call(name: str, kind: SpanKind, attributes: Mapping[str, Any]) -> QueryDescription | Call | None:
     """Return the call that a span describes; None if it is not one."""
     if _text(attributes, _SYSTEM):
         return _read_query(attributes)
@@ -129,7 +129,7 @@ def http_host(attributes: Mapping[str, Any]) -> str | None:
     return host or _text(attributes, _ADDRESS)
 
 
-def _read_query(attributes: Mapping[str, Any]) -> Query | None:
+def _read_query(attributes: Mapping[str, Any]) -> QueryDescription | None:
     system = str(_text(attributes, _SYSTEM)).lower()
     statement, command = _text(attributes, STATEMENTS), _text(attributes, _COMMAND)
     if statement is None and command is None:
@@ -139,7 +139,7 @@ def _read_query(attributes: Mapping[str, Any]) -> Query | None:
         command = "PIPELINE" if is_pipeline else str(statement).partition(" ")[0].upper()
     elif command is None and system == "mongodb":
         command = str(statement).partition(" ")[0]
-    return Query(_SYSTEMS.get(system, system), command, _text(attributes, _TABLE), statement)
+    return QueryDescription(_SYSTEMS.get(system, system), command, _text(attributes, _TABLE), statement)
 
 
 def _read_message(name: str, kind: SpanKind, attributes: Mapping[str, Any]) -> Call | None:

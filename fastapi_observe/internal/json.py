@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["dumps", "loads"]
 
-MAX_DEPTH: Final = 254
+MAX_NESTING: Final = 254
 """Maximum nesting, and maximum number of values in a row that `default` returns for one another."""
 _MIN_INT: Final = -(2**63)
 _MAX_INT: Final = 2**64 - 1
@@ -84,7 +84,7 @@ def _encode(value: Any, default: Callable[[Any], Any] | None, depth: int, defaul
         yield from _encode_object(dict.items(value), default, depth, defaults)
     elif dataclasses.is_dataclass(kind):
         yield from _encode_object(_dataclass_items(value), default, depth, defaults)
-    elif default is None or defaults > MAX_DEPTH:
+    elif default is None or defaults > MAX_NESTING:
         raise TypeError(f"Type is not JSON serializable: {kind.__name__}")
     else:
         yield from _encode(default(value), default, depth, defaults + 1)
@@ -117,7 +117,7 @@ def _encode_object(
 
 
 def _check_depth(depth: int) -> None:
-    if depth >= MAX_DEPTH:
+    if depth >= MAX_NESTING:
         raise TypeError("Recursion limit reached")
 
 

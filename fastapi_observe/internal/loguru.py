@@ -47,7 +47,7 @@ def console_handlers() -> dict[int, str]:
     return {number: text for number, text in described.items() if "sink=<stdout>" in text or "sink=<stderr>" in text}
 
 
-def context_fields() -> dict[str, Any]:
+def contextualize_fields() -> dict[str, Any]:
     """Return the fields of loguru's `contextualize` blocks that are open. Empty if they cannot be read."""
     return {} if CONTEXT is None else CONTEXT.get()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from types import FrameType
 
-MAX_FRAMES: Final = 500
+MAX_CALLERS: Final = 500
 """Callers that are looked through for uvicorn: a few for each module between it and the app."""
 
 
@@ -19,7 +19,7 @@ def is_imported_with_reload() -> bool:
     server, which is a local variable where the app is imported. Without these names it counts as production.
     """
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - the documented way to the current frame
-    for _ in range(MAX_FRAMES):
+    for _ in range(MAX_CALLERS):
         if frame is None:
             return False
         if frame.f_globals.get("__name__") == "uvicorn.config":

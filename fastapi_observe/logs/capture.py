@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 MAX_NESTED_LINES: Final = 3
 """Lines that writing a line may write in turn, such as an object that logs while it is converted to text."""
 
-MAX_FRAMES: Final = 16
+MAX_LOGGING_FRAMES: Final = 16
 """Frames of the stack in which a call between loguru and `logging` is looked for."""
 
 
@@ -118,7 +118,7 @@ class LogCapture:
             self.writer.open()
             if service not in self._open:
                 self._open = (*self._open, service)
-            self.base_context = loguru.context_fields()
+            self.base_context = loguru.contextualize_fields()
             self.loguru.mute_default()
             self.update_level()
             warnings = self._find_warnings()
@@ -380,7 +380,7 @@ class ServerFilter(logging.Filter):
 
 def _intercepted_record(frame: FrameType | None) -> logging.LogRecord | None:
     """Return the record of `logging` that an `InterceptHandler` is passing to loguru in the calling thread, if any."""
-    for _ in range(MAX_FRAMES):
+    for _ in range(MAX_LOGGING_FRAMES):
         if frame is None:
             return None
         if frame.f_code.co_name == "emit" and frame.f_code.co_argcount > 1:
@@ -393,7 +393,7 @@ def _intercepted_record(frame: FrameType | None) -> logging.LogRecord | None:
 
 def _is_from_loguru(frame: FrameType | None) -> bool:
     """Return whether loguru, with a handler of `logging` as a sink, is passing a record to `logging` in this thread."""
-    for _ in range(MAX_FRAMES):
+    for _ in range(MAX_LOGGING_FRAMES):
         if frame is None:
             return False
         if str(frame.f_globals.get("__name__")).startswith("loguru."):

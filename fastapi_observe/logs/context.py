@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-DRIVERS: Final = frozenset(
+FRAMEWORK_PACKAGES: Final = frozenset(
     {
         "anyio",
         "asyncio",
@@ -199,7 +199,7 @@ class _CallBlock(LogContext):
 
 def context_fields() -> dict[str, Any]:
     """Return the fields that apply to the calling code, those of inner blocks last."""
-    fields = {**loguru.context_fields()}
+    fields = {**loguru.contextualize_fields()}
     blocks = LOG_BLOCKS.get()
     if not blocks and not _GENERATOR_BLOCKS:
         return fields
@@ -240,7 +240,7 @@ def _stepped_generator(frame: FrameType | None) -> FrameType | None:
     while frame is not None:
         if frame.f_code.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
             return None
-        if str(frame.f_globals.get("__name__")).partition(".")[0] not in DRIVERS:
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in FRAMEWORK_PACKAGES:
             outermost = frame
         frame = frame.f_back
     return outermost if outermost is not None and outermost.f_code.co_flags & inspect.CO_GENERATOR else None

@@ -42,7 +42,7 @@ class LineLimits(NamedTuple):
     name: int
 
 
-LIMITS: Final = (
+LINE_LIMITS: Final = (
     LineLimits(6, 64, MAX_VALUE, MAX_MESSAGE, MAX_STACKTRACE, 256),
     LineLimits(4, 32, 256, 2048, 4096, 256),
     LineLimits(2, 16, 64, 512, 1024, 128),
@@ -94,7 +94,7 @@ def encode_as(line_format: LineFormat, data: bytes) -> bytes:
     if line_format.convert is None:
         return data
     line = json.loads(data)
-    for limits in (None, *LIMITS):
+    for limits in (None, *LINE_LIMITS):
         shortened = line if limits is None else json.loads(_encode_within(line, limits))
         converted = _escape_separators(json.dumps(line_format.convert(shortened))) + b"\n"
         if len(converted) <= MAX_LINE:
@@ -110,7 +110,7 @@ def encode_text(text: str) -> str:
     return _escape_separators(json.dumps(_escape_and_truncate(text, MAX_VALUE))).decode()
 
 
-def describe_exception(exc: BaseException, redactor: Redactor = DEFAULT_REDACTOR) -> dict[str, str]:
+def exception_object(exc: BaseException, redactor: Redactor = DEFAULT_REDACTOR) -> dict[str, str]:
     """Return the `exception` object of a line, without values of variables."""
     stacktrace = exception_stacktrace(exc, redactor)
     # The end has the cause.
@@ -161,7 +161,7 @@ def _escape_separators(data: bytes) -> bytes:
 
 
 def _encode_safely(line: dict[str, Any]) -> bytes:
-    for limits in LIMITS:
+    for limits in LINE_LIMITS:
         data = _encode_within(line, limits)
         if len(data) <= MAX_LINE:
             return data
@@ -237,7 +237,7 @@ def _members(value: Any) -> dict[Any, Any] | list[Any] | None:
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, list | tuple | set | frozenset | deque):
-        return list(islice(value, LIMITS[0].keys))
+        return list(islice(value, LINE_LIMITS[0].keys))
     if is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclass_fields(value) if not field.name.startswith("_")]
         return {name: getattr(value, name) for name in names}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.internal import json
-from fastapi_observe.logs.line import DIGITS, describe_exception, encode_text, truncate
+from fastapi_observe.logs.line import DIGITS, encode_text, exception_object, truncate
 from fastapi_observe.records.time_breakdown import FIELD_PREFIXES
 from fastapi_observe.redaction.addresses import MAX_ADDRESS_LENGTH
 from fastapi_observe.redaction.redactor import MAX_SCANNED_QUERY
@@ -172,7 +172,7 @@ class RequestLineEncoder:
             "fields": fields,
         }
         if record.exception is not None:
-            line["exception"] = describe_exception(record.exception, redactor)
+            line["exception"] = exception_object(record.exception, redactor)
         return line
 
     def capture(self, record: RequestRecord, level: str) -> RequestLineParts | None:

@@ -6,10 +6,18 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.internal import json
-from fastapi_observe.logs.line import LIMITS, MAX_MESSAGE, to_json_safe, to_text, truncate
+from fastapi_observe.logs.line import LINE_LIMITS, MAX_MESSAGE, to_json_safe, to_text, truncate
 from fastapi_observe.records.frames import DEFAULT_OWN_CODE, describe_exception
 from fastapi_observe.terminal.exceptions import render_exception, render_heading
-from fastapi_observe.terminal.style import TIMES, Style, columns, escape, format_duration, is_terminal, terminal_width
+from fastapi_observe.terminal.style import (
+    TIMES,
+    Style,
+    columns,
+    escape_controls,
+    format_duration,
+    is_terminal,
+    terminal_width,
+)
 from fastapi_observe.terminal.tree import render_tree
 
 if TYPE_CHECKING:
@@ -111,7 +119,7 @@ class TextFormat:
             rows.append(f"{INDENT}{self._style.paint(legible_text(fields['error_type']), 'red')}")
         link = self.link(record) if failed or slow else ""
         if link:
-            rows.append(f"{INDENT}{self._style.pick('→', '->')} {self._style.paint(escape(link), 'dim')}")
+            rows.append(f"{INDENT}{self._style.pick('→', '->')} {self._style.paint(escape_controls(link), 'dim')}")
         return self._encode(rows)
 
     def tree(self, record: RequestRecord) -> bytes:
@@ -156,7 +164,7 @@ class TextFormat:
             return legible_text(fields["url"])
         query = record.scope.get("query_string") or b""
         text = query.decode("utf-8", "replace") if isinstance(query, bytes) else str(query)
-        return escape(truncate(f"{record.path}?{text}" if text else record.path, MAX_TARGET))
+        return escape_controls(truncate(f"{record.path}?{text}" if text else record.path, MAX_TARGET))
 
     def _time_of(self, fields: Mapping[str, Any], kind: str) -> str:
         """Return the time and number of the operations of one kind; empty without any."""
@@ -192,11 +200,11 @@ def _pairs(fields: Mapping[str, Any]) -> str:
 
 def legible_text(value: object) -> str:
     """Return `value` as text with control characters escaped."""
-    return escape(to_text(value, MAX_MESSAGE))
+    return escape_controls(to_text(value, MAX_MESSAGE))
 
 
 def _readable(value: Any) -> str:
     if isinstance(value, str):
         text = legible_text(value)
         return f'"{text}"' if not text or " " in text else text
-    return legible_text(json.dumps(to_json_safe(value, LIMITS[1], LIMITS[1].depth, ())).decode())
+    return legible_text(json.dumps(to_json_safe(value, LINE_LIMITS[1], LINE_LIMITS[1].depth, ())).decode())

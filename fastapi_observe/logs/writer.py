@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from fastapi_observe.logs.file.file import LogFile
 
-QUEUE_LINES: Final = 10_000
+MAX_QUEUED_LINES: Final = 10_000
 """Maximum of lines in the queue, and in the backlog. Lines of level error may exceed the queue's by a tenth."""
 
-MAX_BYTES: Final = 8 << 20
+MAX_QUEUED_BYTES: Final = 8 << 20
 """Maximum of bytes in the queue, and in the backlog."""
 
 BATCH_DELAY: Final = 0.025
@@ -45,7 +45,7 @@ INFO: Final = 20
 ERROR: Final = 40
 """Level numbers of `logging`."""
 
-THREAD_NAME: Final = "fastapi-observe-log-writer"
+WRITER_THREAD_NAME: Final = "fastapi-observe-log-writer"
 
 CMD_WRITE: Final = "write"
 CMD_END: Final = "end"
@@ -66,7 +66,7 @@ class Backlog:
     If it is full, the oldest line of the lowest level is dropped. `dropped` counts these lines.
     """
 
-    def __init__(self, max_lines: int = QUEUE_LINES, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, max_lines: int = MAX_QUEUED_LINES, max_bytes: int = MAX_QUEUED_BYTES) -> None:
         self.dropped = 0
         self.size = 0
         self._max_lines = max_lines
@@ -128,7 +128,7 @@ class LineWriter:
     Internal errors are passed to `on_internal_error`; they end neither the thread nor a caller.
     """
 
-    def __init__(self, limit: int = QUEUE_LINES) -> None:
+    def __init__(self, limit: int = MAX_QUEUED_LINES) -> None:
         self.max_block = MAX_BLOCK
         self.written = 0
         self.dropped_by_reason = {"queue_full": 0, "stdout_write": 0, "internal_error": 0}
@@ -241,7 +241,7 @@ class LineWriter:
         Blocks for at most `max_block` seconds, and longer only if the disk of an urgent line's file does.
         """
         queue = self._queue
-        if (self._queued_bytes > MAX_BYTES or len(queue) >= self._limit) and not self._has_room_for(level):
+        if (self._queued_bytes > MAX_QUEUED_BYTES or len(queue) >= self._limit) and not self._has_room_for(level):
             self._drop_newest(file)
             return
         self._queued_bytes += len(line)
@@ -253,7 +253,7 @@ class LineWriter:
 
     def _has_room_for(self, level: int) -> bool:
         """Return whether a full queue takes a line: a tenth more is reserved for errors."""
-        return level >= ERROR and len(self._queue) < self._limit * 1.1 and self._queued_bytes <= MAX_BYTES * 1.1
+        return level >= ERROR and len(self._queue) < self._limit * 1.1 and self._queued_bytes <= MAX_QUEUED_BYTES * 1.1
 
     def _drop_newest(self, file: LogFile | None) -> None:
         with self._counting:
@@ -306,7 +306,7 @@ class LineWriter:
         with self._lifetime:
             if self._direct or (self._thread is not None and self._thread.is_alive()):
                 return
-            thread = threading.Thread(target=self._run, args=(self._wake,), name=THREAD_NAME, daemon=True)
+            thread = threading.Thread(target=self._run, args=(self._wake,), name=WRITER_THREAD_NAME, daemon=True)
             try:
                 thread.start()
             except RuntimeError:  # the interpreter is ending, or the limit of threads is reached

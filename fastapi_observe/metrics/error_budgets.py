@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     Counts = Sequence[tuple[float, float]]
 
-WINDOWS: Final = (("5m", 300.0), ("1h", 3600.0))
+REPORTED_WINDOWS: Final = (("5m", 300.0), ("1h", 3600.0))
 """Name and seconds of the windows of burn rates: those of the fastest alert."""
 
 SNAPSHOT_INTERVAL: Final = 15.0
 """Seconds between two snapshots."""
 
-RECENT_SNAPSHOTS: Final = int(WINDOWS[-1][1] / SNAPSHOT_INTERVAL) + 2
+RECENT_SNAPSHOTS: Final = int(REPORTED_WINDOWS[-1][1] / SNAPSHOT_INTERVAL) + 2
 """Snapshots that reach back to the start of the longest window."""
 
 PERIOD_SNAPSHOTS: Final = 100
@@ -151,7 +151,7 @@ class ErrorBudgets:
             self._snapshots.add(now, counts)
             at_start = [(0.0, 0.0)] * len(counts)
             before = self._snapshots.at_period_start(now - self._period) or at_start
-            windows = {name: self._snapshots.at_window_start(now - seconds) for name, seconds in WINDOWS}
+            windows = {name: self._snapshots.at_window_start(now - seconds) for name, seconds in REPORTED_WINDOWS}
         budgets = []
         for index, target in enumerate(self._targets):
             events, bad = (new - old for new, old in zip(counts[index], before[index], strict=True))

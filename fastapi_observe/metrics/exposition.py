@@ -30,7 +30,7 @@ ScrapeResponse = tuple[list[tuple[bytes, bytes]], bytes]
 TEXT: Final = b"text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
 
-MAX_RESPONSE_BYTES: Final = 16_777_216
+MAX_SCRAPE_BYTES: Final = 16_777_216
 """Bytes of one response before compression. Families that do not fit are left out."""
 
 ENCODE_CHUNK_SIZE: Final = 65_536
@@ -82,7 +82,7 @@ def render(
             for family in _families(collector, openmetrics=openmetrics):
                 if not names.add(family):
                     continue
-                if body.size + len(family.text) > MAX_RESPONSE_BYTES:
+                if body.size + len(family.text) > MAX_SCRAPE_BYTES:
                     raise OverflowError(f"{family.name} does not fit")  # noqa: TRY301 - counted and logged below
                 body.add(family.text)
         except OverflowError as exc:

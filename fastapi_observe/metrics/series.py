@@ -78,7 +78,7 @@ def _number(value: float) -> str | float:
     return value if isfinite(value) else format_float(value)
 
 
-def escape(text: str) -> str:
+def escape_label_value(text: str) -> str:
     """Escape a label value for the text format."""
     return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
@@ -86,7 +86,7 @@ def escape(text: str) -> str:
 def join_labels(constant: Mapping[str, str], names: Sequence[str], values: Sequence[str]) -> str:
     """Return the labels of a series as the text format writes them, without braces; the constant ones first."""
     pairs = (*constant.items(), *zip(names, values, strict=True))
-    return ",".join(f'{name}="{escape(text)}"' for name, text in pairs)
+    return ",".join(f'{name}="{escape_label_value(text)}"' for name, text in pairs)
 
 
 def parse_bounds(buckets: Sequence[float]) -> list[float]:
@@ -104,7 +104,7 @@ def _render_exemplars(lines: str, exemplars: dict[int, ExemplarTuple]) -> str:
     """Append each exemplar to the line of its cell, as OpenMetrics writes it."""
     split = lines.split("\n")
     for cell, (labels, value, timestamp) in exemplars.items():
-        pairs = ",".join(f'{name}="{escape(text)}"' for name, text in labels.items())
+        pairs = ",".join(f'{name}="{escape_label_value(text)}"' for name, text in labels.items())
         split[cell] += f" # {{{pairs}}} {format_float(value)} {timestamp:.3f}"
     return "\n".join(split)
 

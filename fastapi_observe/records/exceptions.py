@@ -6,7 +6,7 @@ import asyncio
 import traceback
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from fastapi_observe.redaction.patterns import MAX_TEXT_LENGTH, redact_database_error
+from fastapi_observe.redaction.patterns import MAX_SCANNED_LENGTH, redact_database_error
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 from fastapi_observe.redaction.values import is_database_error
 
@@ -83,9 +83,9 @@ def exception_stacktrace(exc: BaseException, redactor: Redactor = DEFAULT_REDACT
 
 def tail(text: str) -> str:
     """Return the last lines of a text, at most the characters that are redacted."""
-    if len(text) <= MAX_TEXT_LENGTH:
+    if len(text) <= MAX_SCANNED_LENGTH:
         return text
-    end = text[2 - MAX_TEXT_LENGTH :]
+    end = text[2 - MAX_SCANNED_LENGTH :]
     return "…\n" + (end.partition("\n")[2] or end)
 
 

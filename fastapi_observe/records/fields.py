@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 MAX_FIELDS: Final = 32
 """Fields of one request; further names are left out."""
 
-MAX_NAME_LENGTH: Final = 64
-MAX_VALUE_LENGTH: Final = 256
-MAX_ITEMS: Final = 16
+MAX_FIELD_NAME_LENGTH: Final = 64
+MAX_FIELD_VALUE_LENGTH: Final = 256
+MAX_FIELD_ITEMS: Final = 16
 """Characters of a name and of a value, and items of a list."""
 
 _REDACTED_LENGTH: Final = 2048
@@ -72,7 +72,7 @@ def add_fields(reference: RecordRef, new: dict[str, Any], redactor: Redactor) ->
     fields, attributes = dict(before.fields), dict(before.attributes)
     left_out: list[str] = []
     for given, value in new.items():
-        name = _well_formed(given[:MAX_NAME_LENGTH])
+        name = _well_formed(given[:MAX_FIELD_NAME_LENGTH])
         attribute = CONVENTIONS.get(name, name)
         if value is None:
             fields.pop(name, None)
@@ -129,7 +129,7 @@ def _redact(name: str, attribute: str, value: Any, redactor: Redactor) -> Any:
 def _to_plain(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         # A list of one type: OpenTelemetry allows no other.
-        return [_to_text(item) for item in islice(value, MAX_ITEMS)]
+        return [_to_text(item) for item in islice(value, MAX_FIELD_ITEMS)]
     if isinstance(value, bool):
         return bool(value)
     if type(value) is int and -_MAX_INT64 <= value < _MAX_INT64:
@@ -148,7 +148,7 @@ def _to_text(value: Any) -> str:
 
 def _cut(value: Any) -> Any:
     if isinstance(value, str):
-        return value if len(value) <= MAX_VALUE_LENGTH else value[: MAX_VALUE_LENGTH - 1] + "…"
+        return value if len(value) <= MAX_FIELD_VALUE_LENGTH else value[: MAX_FIELD_VALUE_LENGTH - 1] + "…"
     return [_cut(item) for item in value] if isinstance(value, list) else value
 
 

@@ -22,7 +22,7 @@ MAX_FRAMES: Final = 50
 MAX_CHAIN: Final = 5
 """Frames of one exception, and exceptions of one chain of causes."""
 
-MAX_DEPTH: Final = 200
+MAX_SEARCHED_FRAMES: Final = 200
 """Frames between an operation and the user's code that are looked through."""
 
 _LIBRARIES: Final = (
@@ -89,7 +89,7 @@ class OwnCode:
         frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - the documented way to the current frame
         greenlet = sys.modules.get("greenlet")
         current = greenlet.getcurrent() if greenlet is not None else None
-        for _ in range(MAX_DEPTH):
+        for _ in range(MAX_SEARCHED_FRAMES):
             if frame is None:
                 current = getattr(current, "parent", None)
                 frame = getattr(current, "gr_frame", None)
@@ -102,7 +102,7 @@ class OwnCode:
 
     def innermost_location(self, frame: FrameType | None) -> Location | None:
         """Return the innermost frame of the user's code on the stack of another thread, which runs an event loop."""
-        for _ in range(MAX_DEPTH):
+        for _ in range(MAX_SEARCHED_FRAMES):
             # What is outside the event loop has called it, and does not block it.
             if frame is None or (frame.f_code.co_name in _LOOP_FUNCTIONS and "asyncio" in frame.f_code.co_filename):
                 return None
@@ -120,7 +120,7 @@ def calling_module() -> str:
     """Return the name of the module outside this package that has called it."""
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - as above
     package = __name__.partition(".")[0]
-    for _ in range(MAX_DEPTH):
+    for _ in range(MAX_SEARCHED_FRAMES):
         if frame is None:
             break
         name = str(frame.f_globals.get("__name__"))
@@ -168,7 +168,7 @@ def _location(frame: FrameType) -> Location:
 
 def find_record(frame: FrameType | None) -> RequestRecord | None:
     """Return the record of the request that a stack serves: a local variable of our middleware on it."""
-    for _ in range(MAX_DEPTH):
+    for _ in range(MAX_SEARCHED_FRAMES):
         if frame is None:
             return None
         if frame.f_code.co_filename == _MIDDLEWARE:

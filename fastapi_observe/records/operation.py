@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound="Callable[..., Any]")
 
 
-MAX_NAME_LENGTH: Final = 256
+MAX_OPERATION_NAME_LENGTH: Final = 256
 """Maximum characters of the name of an operation."""
 
 
@@ -275,13 +275,13 @@ class PartialReporter:
 
 def new_operation(reporter: OperationReporter, name: str, details: dict[str, Any]) -> Operation:
     """Return an operation created by a user. Raises as described in `Observability.operation`."""
-    check_name("operation", name)
+    require_name("operation", name)
     redactor = getattr(reporter, "redactor", None)  # without an installed app the operation is not reported
-    name = (name if redactor is None else redactor.name(name))[:MAX_NAME_LENGTH]
+    name = (name if redactor is None else redactor.name(name))[:MAX_OPERATION_NAME_LENGTH]
     return Operation(reporter, "operation", name, {"operation": name}, details)
 
 
-def check_name(function: str, name: object) -> None:
+def require_name(function: str, name: object) -> None:
     """Raise `TypeError` if a name that a user has passed to a function is not a string, `ValueError` if it is empty."""
     if not isinstance(name, str):
         raise TypeError(f"{function}() expected a name as a string, got {type(name).__name__}")

@@ -15,7 +15,7 @@ FIELD_PREFIXES: Final = {"pool": "pool_wait", "database": "db", "external": "ext
 MIN_POOL_WAIT: Final = 0.001
 """Seconds from which a wait for a database connection counts as waiting time of a request."""
 
-MAX_STATEMENTS: Final = 256
+MAX_COUNTED_STATEMENTS: Final = 256
 """Different statements of one request that are counted."""
 
 MAX_REPEATED_STATEMENTS: Final = 5
@@ -133,9 +133,9 @@ class TimeBreakdown:
             totals[0] += 1
             totals[1] += seconds
             return
-        if len(self.statements) >= MAX_STATEMENTS:  # statements seen once make room
+        if len(self.statements) >= MAX_COUNTED_STATEMENTS:  # statements seen once make room
             self.statements = {text: totals for text, totals in self.statements.items() if totals[0] > 1}
-        if len(self.statements) < MAX_STATEMENTS:
+        if len(self.statements) < MAX_COUNTED_STATEMENTS:
             self.statements[statement] = [1, seconds]
 
     def self_time(self, duration: float) -> float:

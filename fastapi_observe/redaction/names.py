@@ -13,7 +13,7 @@ from fastapi_observe.redaction.patterns import COUNT
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-MAX_NAME_LENGTH: Final = 128
+MAX_COMPARED_LENGTH: Final = 128
 """Characters of a name that are compared."""
 
 MAX_CACHED_NAMES: Final = 2048
@@ -88,7 +88,7 @@ _SEPARATORS: Final = re.compile(r"[\W_]+")
 
 def split_words(name: str) -> list[str]:
     """Return the words of a name in lower case, without trailing digits: `userPassword2`, `api-key`."""
-    name = name[:MAX_NAME_LENGTH]
+    name = name[:MAX_COMPARED_LENGTH]
     if not (name.islower() or name.isupper()):
         name = _CAMEL.sub("_", name)
     return [word.rstrip("0123456789") or word for word in _SEPARATORS.split(name.lower()) if word]
@@ -144,8 +144,8 @@ class SecretNames:
 
     def __init__(self, extra: Iterable[str] = ()) -> None:
         self.extra = _normalize_all(extra)
-        self._verdicts: BoundedCache[str, bool] = BoundedCache(MAX_CACHED_NAMES, MAX_NAME_LENGTH)
-        self._in_text: BoundedCache[str, bool] = BoundedCache(MAX_CACHED_NAMES, MAX_NAME_LENGTH)
+        self._verdicts: BoundedCache[str, bool] = BoundedCache(MAX_CACHED_NAMES, MAX_COMPARED_LENGTH)
+        self._in_text: BoundedCache[str, bool] = BoundedCache(MAX_CACHED_NAMES, MAX_COMPARED_LENGTH)
         self.stems = _STEMS if not self.extra else (*_STEMS, *_find_stems(extra))
         self._path_segments = _PATH_SEGMENTS | self.extra
 

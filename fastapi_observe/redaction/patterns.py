@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 REDACTED: Final = "REDACTED"
 """The replacement of a secret, as in OpenTelemetry's semantic conventions."""
 
-MAX_TEXT_LENGTH: Final = 8192
+MAX_SCANNED_LENGTH: Final = 8192
 """Characters of a string that are scanned. The rest is cut off and reported nowhere."""
 
 MAX_CARD_DIGITS: Final = 19
@@ -81,7 +81,7 @@ _CREDENTIAL: Final = r"(?=[A-Z.~+/=_-]{0,64}+[0-9]|[\w.~+/=-]{24})[\w.~+/=-]{8,}
 _MIXED: Final = r"(?=[A-Z_~+-]{0,64}+[0-9])(?=[0-9_~+-]{0,64}+[A-Z])[\w~+-]{6,}+={0,2}+"
 """A word of letters and digits, as ids of sessions are."""
 _SESSION_ID: Final = rf"(?:(?=[A-Z.~+/_-]{{0,64}}+[0-9]|[\w.~+/-]{{24}})[\w.~+/-]{{8,}}+={{0,2}}+|{_MIXED})"
-SCHEMES: Final = (
+AUTHENTICATION_SCHEMES: Final = (
     ("bearer", re.compile(r"(b(?<![A-Z0-9_]b)earer(?:%20|[\s:\"']){1,5})(?!REDACTED)[\w.~+/=-]{8,}+", re.IGNORECASE)),
     *(
         (word, re.compile(rf"({word}(?<![A-Z0-9_]{word})\s{{1,4}}){_CREDENTIAL}", re.IGNORECASE))
@@ -251,7 +251,7 @@ LINE_VALUE: Final = re.compile(rf"(?-i:REDACTED) | {_QUOTED_VALUE} | [^\n]*+", r
 QUOTED: Final = re.compile(r"""(?<![A-Za-z])"[^"]*+(?:"|\Z)|(?<![A-Za-z])'[^']*+(?:'|\Z)""")
 """A quoted part. An apostrophe inside a word does not start one."""
 
-PLACEHOLDER: Final = re.compile(
+SQL_PLACEHOLDER: Final = re.compile(
     r"(?:\?|\$[0-9]{1,5}|%s|%\([A-Za-z_]\w{0,62}\)s|[:@][A-Za-z_]\w{0,62}|NULL|None|null)[,;)]{0,8}+"
 )
 """A placeholder of SQL, which is not a value: `WHERE password = ?`."""
@@ -319,7 +319,7 @@ def hide_library_values(text: str) -> str:
 def hide_after_scheme(text: str) -> str:
     """Return a string without the credentials after the name of an HTTP authentication scheme."""
     lower = text.lower()
-    for word, pattern in SCHEMES:
+    for word, pattern in AUTHENTICATION_SCHEMES:
         if word in lower:
             text = pattern.sub(rf"\1{REDACTED}", text)
     return text
@@ -338,7 +338,7 @@ def hide_values(text: str, key: re.Pattern[str], value_end: Callable[[re.Match[s
     while (match := key.search(text, at)) is not None:
         at = match.end()
         end = value_end(match)
-        if end > at and not PLACEHOLDER.fullmatch(text, at, end):
+        if end > at and not SQL_PLACEHOLDER.fullmatch(text, at, end):
             parts += [text[done:at], REDACTED]
             done = at = end
     return "".join([*parts, text[done:]]) if parts else text

@@ -24,7 +24,7 @@ from fastapi_observe.redaction.patterns import (
     ENCODED_WORD,
     KEY_BEFORE_VALUE,
     LINE_VALUE,
-    MAX_TEXT_LENGTH,
+    MAX_SCANNED_LENGTH,
     MIN_CARD_DIGITS,
     NAMES_BEFORE_VALUES,
     OPAQUE_ID,
@@ -204,14 +204,14 @@ class Redactor:
 
         At most 8,192 characters.
         """
-        text = self._scan(text[:MAX_TEXT_LENGTH])
+        text = self._scan(text[:MAX_SCANNED_LENGTH])
         if "%" in text or "\\u00" in text:
             decoded = ENCODED_WORD.sub(self._redact_encoded, text)
             if decoded != text:  # a decoded word may be the start of something that goes on after it
                 text = self._scan(decoded)
         if self._patterns or self._function is not None:
             text = self._apply_user_rules(text)
-        return text[:MAX_TEXT_LENGTH]
+        return text[:MAX_SCANNED_LENGTH]
 
     def _scan(self, text: str) -> str:
         """Apply the built-in patterns."""
@@ -368,7 +368,7 @@ class Redactor:
                 kind = type(value)
                 if kind is str:
                     redacted = self.text(value) if characters > 0 else ELLIPSIS
-                    characters -= min(len(value), MAX_TEXT_LENGTH)
+                    characters -= min(len(value), MAX_SCANNED_LENGTH)
                 elif not (kind is float or kind is bool or value is None or (kind is int and value < MIN_CARD_NUMBER)):
                     redactor = redactor or ValueRedactor(self.text, self.value_for_name)
                     redacted = redactor.redact_value(value)
@@ -572,7 +572,7 @@ class Redactor:
         name = name.lower().replace("_", "-")
         if name in SECRET_HEADERS or self._names.is_secret(name) or any(part in name for part in SECRET_HEADER_WORDS):
             return REDACTED
-        value = value[:MAX_TEXT_LENGTH]
+        value = value[:MAX_SCANNED_LENGTH]
         if name in ADDRESS_HEADERS and not self.capture_pii:
             parts = value.split(",")[:_MAX_FORWARDED_ADDRESSES]
             return ", ".join(self._redact_forwarded(part.strip()) for part in parts)

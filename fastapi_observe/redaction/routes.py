@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 PARAMETER: Final = re.compile(r"\{([^{}:]+)[^{}]*\}")
 """A parameter of a route template; its name is the first group."""
 
-MAX_TEMPLATES: Final = 256
+MAX_SECRET_TEMPLATES: Final = 256
 """Templates with secret parameters that the paths of one app are compared with."""
 
 MAX_SEGMENTS: Final = 64
@@ -68,7 +68,7 @@ class SecretRoutes:
         self._from_root: list[_Template] = []  # start with a parameter, so compared with the whole path only
         self._by_first_word: dict[str, list[_Template]] = {}
         secret = {each: hidden for each in templates if (hidden := secret_segments(each, is_secret))}
-        for template in list(secret)[:MAX_TEMPLATES]:
+        for template in list(secret)[:MAX_SECRET_TEMPLATES]:
             parsed = _Template(template.split("/")[1:], tuple(at - 1 for at in secret[template]))
             first = parsed.segments[0]
             (self._from_root if "{" in first else self._by_first_word.setdefault(first, [])).append(parsed)

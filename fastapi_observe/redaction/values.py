@@ -15,8 +15,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from fastapi_observe.redaction.names import MAX_NAME_LENGTH, split_words
-from fastapi_observe.redaction.patterns import MAX_TEXT_LENGTH, REDACTED, is_card_number, redact_database_error
+from fastapi_observe.redaction.names import MAX_COMPARED_LENGTH, split_words
+from fastapi_observe.redaction.patterns import MAX_SCANNED_LENGTH, REDACTED, is_card_number, redact_database_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -108,8 +108,8 @@ class ValueRedactor:
             is_card = MIN_CARD_NUMBER <= value < MAX_CARD_NUMBER and is_card_number(str(int(value)))
             return REDACTED if is_card else value
         if isinstance(value, _BYTES):
-            text = bytes(value[:MAX_TEXT_LENGTH]).decode("latin-1")
-            return self._string(text, value if len(value) <= MAX_TEXT_LENGTH else text)
+            text = bytes(value[:MAX_SCANNED_LENGTH]).decode("latin-1")
+            return self._string(text, value if len(value) <= MAX_SCANNED_LENGTH else text)
         if id(value) in above or len(above) >= MAX_DEPTH:
             return "<cycle>" if id(value) in above else "<too deep>"
         return self._members_of(value, (*above, id(value)))
@@ -118,7 +118,7 @@ class ValueRedactor:
         """Return `original` if its string form, `text`, has no secret, else the redacted string."""
         if self._characters <= 0:
             return ELLIPSIS if text else original
-        self._characters -= min(len(text), MAX_TEXT_LENGTH)
+        self._characters -= min(len(text), MAX_SCANNED_LENGTH)
         redacted = self._redact_text(text)
         return original if redacted == text else redacted
 
@@ -199,7 +199,9 @@ class ValueRedactor:
         hidden: set[Any] = set()
         if "loc" in names and ("type" in names or "msg" in names):
             hidden |= VALIDATION_INPUT_KEYS & names.keys()
-        roles = [(name, _pair_role(name)) for name in names if isinstance(name, str) and len(name) <= MAX_NAME_LENGTH]
+        roles = [
+            (name, _pair_role(name)) for name in names if isinstance(name, str) and len(name) <= MAX_COMPARED_LENGTH
+        ]
         values = [name for name, role in roles if role == "value"]
         if values:
             labels = [names[name] for name, role in roles if role == "name"]

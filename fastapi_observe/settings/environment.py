@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LIMITS: Final = (
+LIMIT_VARIABLES: Final = (
     "OTEL_ATTRIBUTE_COUNT_LIMIT",
     "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
     "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
@@ -52,7 +52,7 @@ def invalid_variables() -> Iterator[InvalidVariable]:
             if valid != names:
                 unknown = ",".join(part for part in names if part not in valid)
                 yield InvalidVariable(name, unknown, ", ".join(sorted(installed)), ",".join(valid) or None)
-    for name in LIMITS:
+    for name in LIMIT_VARIABLES:
         if not LIMIT.fullmatch(text := os.environ.get(name, "")):
             yield InvalidVariable(name, text, "a whole number from 0, or nothing for no limit")
 

@@ -10,6 +10,9 @@ from fastapi_observe.settings.objectives import UNIT_SECONDS, parse_duration
 EVALUATION_INTERVAL: Final = 30
 """Seconds between two evaluations of the rules of one objective."""
 
+ERROR_RATIOS: Final = (Decimal(1), Decimal("0.1"), Decimal("0.01"))
+"""Error ratios for which reports and runbooks state how soon an alert fires."""
+
 EXPECTED_FAILURES: Final = 5
 """Failures that a burn rate at the limit would produce among `min_events` events; seeing fewer is not chance."""
 

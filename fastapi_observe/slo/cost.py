@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
 DAY: Final = 86_400
-MAX_ROWS: Final = 15
+MAX_COST_ROWS: Final = 15
 """Metrics and routes that are listed one by one."""
 
 SIZE_METRICS: Final = tuple(
     size for names in (PROMETHEUS, SEMCONV) for size in (names.request_size, names.response_size)
 )
 DURATIONS: Final = (PROMETHEUS.duration, SEMCONV.duration)
-REQUESTS: Final = (PROMETHEUS.requests, SEMCONV.requests)
-ENDPOINTS: Final = (PROMETHEUS.endpoint, SEMCONV.endpoint)
+REQUEST_METRICS: Final = (PROMETHEUS.requests, SEMCONV.requests)
+ENDPOINT_LABELS: Final = (PROMETHEUS.endpoint, SEMCONV.endpoint)
 """A scrape does not say which `metric_names` it has, so both are read."""
 
 DEFAULT_REGISTRY_METRICS: Final = (
@@ -70,7 +70,7 @@ class ScrapeTotals:
         name = f"{family.name}_total" if family.type == "counter" else family.name
         self.series[name] = self.series.get(name, 0) + len(family.samples)
         for sample in family.samples:
-            route = next((sample.labels[label] for label in ENDPOINTS if label in sample.labels), None)
+            route = next((sample.labels[label] for label in ENDPOINT_LABELS if label in sample.labels), None)
             if route is not None:
                 self.routes[route] = self.routes.get(route, 0) + 1
             if "le" in sample.labels:
@@ -80,7 +80,7 @@ class ScrapeTotals:
             if name == "fastapi_observe_exported_total":
                 signal = sample.labels.get("signal", "")
                 self.exported[signal] = self.exported.get(signal, 0.0) + sample.value
-            elif sample.name in REQUESTS:
+            elif sample.name in REQUEST_METRICS:
                 self.requests += sample.value
             elif name == "process_start_time_seconds":
                 self.started = min(sample.value, self.started or sample.value)
@@ -193,7 +193,7 @@ def as_text(found: dict[str, Any]) -> str:
         lines.append("Per month: " + ", ".join(f"{price:,.2f} for {what}" for what, price in money.items()))
     for heading, key in (("metric", "metrics"), ("route", "routes")):
         parts = found[key]
-        width = max([len(heading), *(len(each["name"]) for each in parts[:MAX_ROWS])])
+        width = max([len(heading), *(len(each["name"]) for each in parts[:MAX_COST_ROWS])])
         priced = "samples" in money
         lines += [
             "",
@@ -202,11 +202,11 @@ def as_text(found: dict[str, Any]) -> str:
         lines += [
             f"{each['name']:<{width}}  {each['series']:>8,}  {each['share']:>6.1%}  {each['samples_per_day']:>15,}"
             + (f"  {each['price_per_month']:>9,.2f}" if priced else "")
-            for each in parts[:MAX_ROWS]
+            for each in parts[:MAX_COST_ROWS]
         ]
-        if len(parts) > MAX_ROWS:
-            rest = sum(each["series"] for each in parts[MAX_ROWS:])
-            lines.append(f"and {len(parts) - MAX_ROWS} more with {rest:,} series")
+        if len(parts) > MAX_COST_ROWS:
+            rest = sum(each["series"] for each in parts[MAX_COST_ROWS:])
+            lines.append(f"and {len(parts) - MAX_COST_ROWS} more with {rest:,} series")
     lines += ["", "Possible savings" if found["savings"] else "No savings found"]
     lines += [f"  {each['what']} saves {_saved(each)}; it loses {each['loses']}" for each in found["savings"]]
     return "\n".join(lines) + "\n"

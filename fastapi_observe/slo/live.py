@@ -92,9 +92,9 @@ class LiveObjectives:
 
 
 def _check_settings(settings: ObserveSettings) -> None:
-    from fastapi_observe.slo.plan import check_settings  # noqa: PLC0415 - only for apps with objectives
+    from fastapi_observe.slo.plan import check_objective_settings  # noqa: PLC0415 - only for apps with objectives
 
-    problems = check_settings(settings)
+    problems = check_objective_settings(settings)
     if problems:
         raise SettingsError([f"slo_options: {each}" if each.slo == "all" else f"slos: {each}" for each in problems])
 

@@ -156,7 +156,7 @@ def _hash(plan: SLOPlan) -> str:
     return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:12]
 
 
-def check_settings(settings: ObserveSettings) -> tuple[Problem, ...]:
+def check_objective_settings(settings: ObserveSettings) -> tuple[Problem, ...]:
     """Return the errors of the objectives in the settings that do not depend on the routes."""
     problems: list[Problem] = []
     period, _ = check_options(settings.slo_options or SLOOptions(), ProblemCollector(problems, "all"))

@@ -6,13 +6,12 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.settings.objectives import Latency, parse_duration
-from fastapi_observe.slo.burn_rates import budget_spent, burn_rate, format_number
+from fastapi_observe.slo.burn_rates import ERROR_RATIOS, budget_spent, burn_rate, format_number
 
 if TYPE_CHECKING:
     from fastapi_observe.slo.burn_rates import BurnWindow
     from fastapi_observe.slo.plan import ResolvedObjective, SLOPlan
 
-ERROR_RATIOS: Final = (Decimal(1), Decimal("0.1"), Decimal("0.01"))
 MAX_ENDPOINTS: Final = 12
 """Endpoints of one objective that are listed."""
 
@@ -29,7 +28,7 @@ def report_rows(plan: SLOPlan) -> Rows:
             rows.append((
                 slo.name, f"{window.severity} {window.long}/{window.short}", f"{_rounded(limit * 100)}%",
                 f"{_rounded(burn_rate(window, plan.period))}x", _failures_needed(slo, window, limit),
-                *("never" if each is None else format_duration(each) for each in times),
+                *("never" if each is None else format_long_duration(each) for each in times),
                 f"{_rounded(budget_spent(window, plan.period) * 100)}%",
             ))  # fmt: skip
     return rows
@@ -78,7 +77,7 @@ def check_rows(plan: SLOPlan) -> Rows:
     return rows
 
 
-def format_duration(number: Decimal) -> str:
+def format_long_duration(number: Decimal) -> str:
     """Write seconds in at most two units: `52s`, `8m 38s`, `2h 24m`."""
     left = int(number.to_integral_value("ROUND_CEILING"))
     parts = []

@@ -22,7 +22,7 @@ DOCUMENTATION_PATHS: Final = ("/openapi.json", "/docs", "/docs/oauth2-redirect",
 DEFAULT_METHODS: Final = ("DELETE", "GET", "PATCH", "POST", "PUT")
 """Methods assumed for a route that declares none."""
 
-MAX_LISTED: Final = 20
+MAX_LISTED_ROUTES: Final = 20
 """Routes or tags listed in a message."""
 
 
@@ -163,5 +163,5 @@ def _describe_unknown(pattern: str, routes: list[Endpoint]) -> str:
 
 
 def _join_some(names: list[str]) -> str:
-    more = len(names) - MAX_LISTED
-    return ", ".join(names[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "") if names else "none"
+    more = len(names) - MAX_LISTED_ROUTES
+    return ", ".join(names[:MAX_LISTED_ROUTES]) + (f" and {more} more" if more > 0 else "") if names else "none"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.terminal.style import escape
+from fastapi_observe.terminal.style import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -28,9 +28,9 @@ def render_exception(chain: Sequence[Mapping[str, Any]], style: Style, *, indent
 
 def render_heading(described: Mapping[str, Any], style: Style) -> list[str]:
     """Return the type and the message of an exception, on as many lines as the message has."""
-    name = escape(str(described.get("type", ""))[:MAX_LINE_LENGTH])
+    name = escape_controls(str(described.get("type", ""))[:MAX_LINE_LENGTH])
     message = str(described.get("message", ""))
-    first, *further = [escape(line[:MAX_LINE_LENGTH]) for line in message.split("\n")[:MAX_MESSAGE_LINES]]
+    first, *further = [escape_controls(line[:MAX_LINE_LENGTH]) for line in message.split("\n")[:MAX_MESSAGE_LINES]]
     relation = RELATIONS.get(str(described.get("relation", "")), "")
     heading = f"{name}: {first}" if message else name
     mark = style.pick("✗", "x")
@@ -47,7 +47,7 @@ def _render_one(described: Mapping[str, Any], style: Style) -> Iterator[str]:
     for frame in own[:MAX_OWN_FRAMES]:
         yield f"  {_place(frame)}"
         if frame.get("code"):
-            yield "      " + style.paint(escape(str(frame["code"])[:MAX_LINE_LENGTH]), "bold")
+            yield "      " + style.paint(escape_controls(str(frame["code"])[:MAX_LINE_LENGTH]), "bold")
     folded = []
     if len(own) > MAX_OWN_FRAMES:
         folded.append(f"{len(own) - MAX_OWN_FRAMES} more of your frames")
@@ -65,4 +65,4 @@ def _place(frame: Mapping[str, Any]) -> str:
     # The part after site-packages says which library it is.
     for directory in ("site-packages/", "dist-packages/"):
         file = file.rpartition(directory)[2]
-    return escape(f"{file}:{frame.get('line', '')} in {frame.get('function', '')}"[:MAX_LINE_LENGTH])
+    return escape_controls(f"{file}:{frame.get('line', '')} in {frame.get('function', '')}"[:MAX_LINE_LENGTH])

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
 MAX_ATTRIBUTES: Final = 64
-MAX_VALUE_LENGTH: Final = 4096
+MAX_PRINTED_LENGTH: Final = 4096
 """Attributes of one span, and characters of one value."""
 
 MAX_BUFFERED_TRACES: Final = 1000
@@ -66,7 +66,7 @@ def short_values(attributes: Any) -> dict[str, Any]:
         if len(short) >= MAX_ATTRIBUTES:
             break
         if isinstance(value, str):
-            short[str(key)[:256]] = value[:MAX_VALUE_LENGTH]
+            short[str(key)[:256]] = value[:MAX_PRINTED_LENGTH]
         elif isinstance(value, int | float | bool):
             short[str(key)[:256]] = value
         else:

@@ -73,7 +73,7 @@ def terminal_width() -> int:
     return min(MAX_WIDTH, max(MIN_WIDTH, shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns))
 
 
-def escape(text: str) -> str:
+def escape_controls(text: str) -> str:
     """Return a text with its control characters escaped: it stays on its line and cannot move the cursor."""
     return CONTROL.sub(_escape_character, text)
 

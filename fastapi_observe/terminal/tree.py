@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from fastapi_observe.terminal.style import TIMES, columns, escape, fit, format_duration
+from fastapi_observe.terminal.style import TIMES, columns, escape_controls, fit, format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MAX_ROWS: Final = 40
 """Rows of a tree; the spans after them are counted."""
 
-MAX_DEPTH: Final = 16
+MAX_LEVELS: Final = 16
 """Levels of a tree; the spans below them are counted."""
 
 MAX_NAME: Final = 200
@@ -54,7 +54,7 @@ class _Tree:
         groups = self._fold(siblings)
         for at, group in enumerate(groups):
             first, is_last = group[0], at == len(groups) - 1
-            if len(self.rows) >= self._max_rows or depth >= MAX_DEPTH:
+            if len(self.rows) >= self._max_rows or depth >= MAX_LEVELS:
                 self.hidden += sum(map(self._size, group))
                 continue
             branch = prefix + self._style.pick("└ " if is_last else "├ ", "`-" if is_last else "|-")
@@ -141,7 +141,7 @@ def _draw(rows: Sequence[_Row], style: Style, width: int, bounds: tuple[int, int
     if not rows:
         return []
     # The name is cut where there is no room, not how often it occurred.
-    labels = [row.branch + escape(row.span.name[:MAX_NAME]) for row in rows]
+    labels = [row.branch + escape_controls(row.span.name[:MAX_NAME]) for row in rows]
     times = [f" {style.pick(TIMES, 'x')}{row.times}" if row.times > 1 else "" for row in rows]
     widest = max(columns(label) + len(count) for label, count in zip(labels, times, strict=True))
     name_width = min(widest, max(16, int(width * 0.45)))
@@ -184,7 +184,8 @@ def _note(row: _Row, style: Style, room: int) -> str:
         path = f"{attributes['code.file.path']}:{attributes['code.line.number']}"
     arrow = style.pick("← ", "<- ") if row.times > 1 and path else ""
     notes = [
-        escape("  ".join(filter(None, [error, arrow + place]))[:MAX_NAME]) for place in (path, path.rpartition("/")[2])
+        escape_controls("  ".join(filter(None, [error, arrow + place]))[:MAX_NAME])
+        for place in (path, path.rpartition("/")[2])
     ]
     note = next((note for note in notes if columns(note) <= room), notes[-1])
     return note if columns(note) <= room else fit(note, room, style.pick("…", "~")) if room > MIN_BAR else ""

@@ -60,7 +60,7 @@ REPLY_TIMEOUT: Final = 0.1
 WATCH_INTERVAL: Final = 0.5
 """Seconds between two checks whether the files of this process are still in place."""
 
-RETRY_INTERVAL: Final = 2.0
+SPACE_RETRY_INTERVAL: Final = 2.0
 """Seconds until values that found no space in the files are moved again."""
 
 MSG_EXEMPLARS: Final = b"e"
@@ -357,7 +357,7 @@ class Worker:
             with self._read_lock:
                 self._check_files()
             if self._lacks_space and monotonic() >= self._retry_at:
-                self._retry_at = monotonic() + RETRY_INTERVAL
+                self._retry_at = monotonic() + SPACE_RETRY_INTERVAL
                 self.publish_values(exemplars=False)
         except Exception as exc:  # noqa: BLE001 - this thread must go on listening
             self._internal_errors("workers.watch", exc)

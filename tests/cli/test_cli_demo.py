@@ -18,7 +18,7 @@ from tools import until
 
 from fastapi_observe.cli.main import main
 from fastapi_observe.demo import traffic as traffic_module
-from fastapi_observe.demo.traffic import REQUESTS, Traffic
+from fastapi_observe.demo.traffic import DEMO_REQUESTS, Traffic
 
 
 def test_the_demo_runs_until_it_is_interrupted(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_traffic_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         traffic.start()
         traffic.stop()
     assert traffic.sent == 0
-    assert all(path.startswith("/") for _, path in REQUESTS)
+    assert all(path.startswith("/") for _, path in DEMO_REQUESTS)
 
 
 def test_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.applications import Starlette
 
 from fastapi_observe import TraceContext
-from fastapi_observe.clients.database.client import MAX_PREPARED_QUERIES, MAX_TABLES, OTHER
+from fastapi_observe.clients.database.client import MAX_PREPARED_QUERIES, MAX_TABLES, OTHER_TABLES
 from fastapi_observe.clients.database.errors import driver_error
 from fastapi_observe.records.pool import PoolState
 
@@ -192,7 +192,7 @@ def test_many_tables_and_statements(observed: Callable[..., Seen]) -> None:
         assert len(db._prepared) <= MAX_PREPARED_QUERIES
     found = seen.samples("db_queries_total")
     assert len(found) == MAX_TABLES
-    assert found[("operation", "SELECT"), ("table", OTHER)] == count - (MAX_TABLES - 1)
+    assert found[("operation", "SELECT"), ("table", OTHER_TABLES)] == count - (MAX_TABLES - 1)
 
 
 # Where they stand

@@ -28,7 +28,7 @@ from starlette.testclient import TestClient
 
 from fastapi_observe import HttpClientDep  # noqa: TC001 - FastAPI reads the annotation
 from fastapi_observe.clients.http.body import StreamedBody
-from fastapi_observe.clients.http.calls import MAX_CALL_NAMES, MAX_TEMPLATES
+from fastapi_observe.clients.http.calls import MAX_CALL_NAMES, MAX_LABEL_TEMPLATES
 from fastapi_observe.clients.http.external import ExternalCall, ExternalClient
 from fastapi_observe.clients.http.httpx import HttpClients
 from fastapi_observe.clients.http.propagation import PropagationPolicy
@@ -823,7 +823,7 @@ def test_labels_are_bounded(calls: Calls) -> None:
         one.get("http://host1.example/", extensions={"template": "/" + "x" * 300})
     found = calls.outcomes
     assert len({service for service, _, _ in found}) == 101
-    assert len({operation for _, operation, _ in found}) == MAX_TEMPLATES + 1
+    assert len({operation for _, operation, _ in found}) == MAX_LABEL_TEMPLATES + 1
     assert len(calls.clients._calls._labels) == MAX_CALL_NAMES
 
 

@@ -11,9 +11,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from fastapi_observe.console import store as store_module
-from fastapi_observe.console.advice import find_problems, judge, route_rows
+from fastapi_observe.console.advice import assess_health, find_problems, route_rows
 from fastapi_observe.console.store import MAX_SPANS, MAX_TRACES, Point, Store
-from fastapi_observe.terminal.spans import MAX_VALUE_LENGTH
+from fastapi_observe.terminal.spans import MAX_PRINTED_LENGTH
 
 
 def summary(trace_id: str, **facts: Any) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def test_newer_traces_replace_older_ones_but_not_failed_and_slow_ones() -> None:
 
 def test_bytes_are_bounded_even_if_every_request_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Protected traces are evicted too if nothing else makes room."""
-    monkeypatch.setattr(store_module, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(store_module, "MAX_STORED_BYTES", 100_000)
     store = Store()
     for number in range(100):
         trace_id = f"{number:032x}"
@@ -73,14 +73,14 @@ def test_a_large_trace_is_cut_and_says_so() -> None:
     for span in spans(MAX_SPANS + 11, text="y" * 10_000):
         store.add_span(span)
     trace_id = next(iter(store._traces))
-    for _ in range(store_module.MAX_LINES + 7):
+    for _ in range(store_module.MAX_TRACE_LINES + 7):
         store.add_line(b"{}", trace_id)
     trace = store.trace(trace_id)
     assert trace is not None
     assert (len(trace.spans), trace.dropped_spans) == (MAX_SPANS, 11)
-    assert (len(trace.lines), trace.dropped_lines) == (store_module.MAX_LINES, 7)
-    assert len(trace.spans[0].attributes["text"]) == MAX_VALUE_LENGTH
-    assert len(trace.spans[0].events[0][2]["text"]) == MAX_VALUE_LENGTH
+    assert (len(trace.lines), trace.dropped_lines) == (store_module.MAX_TRACE_LINES, 7)
+    assert len(trace.spans[0].attributes["text"]) == MAX_PRINTED_LENGTH
+    assert len(trace.spans[0].events[0][2]["text"]) == MAX_PRINTED_LENGTH
 
 
 def test_lines_outside_a_trace_are_not_held() -> None:
@@ -123,7 +123,7 @@ def test_threads_may_add_at_the_same_time() -> None:
 )
 def test_the_verdict(points: list[Point], lag: float, state: str) -> None:
     """One sentence says how the service does and where to look."""
-    verdict = judge(points, 300, lag, 1.0)
+    verdict = assess_health(points, 300, lag, 1.0)
     assert verdict.state == state
     assert bool(verdict.reasons) is (state in {"warning", "failing"})
 

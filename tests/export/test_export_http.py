@@ -22,7 +22,7 @@ from tools import needs
 
 from fastapi_observe.export.causes import GRPC_PORT, connection_cause, response_cause, status_cause, timeout_cause
 from fastapi_observe.export.http import MAX_RESPONSE_BYTES, HttpTransport
-from fastapi_observe.export.transport import MAX_RETRY_AFTER, ExportResult, redact_url, rejected_items
+from fastapi_observe.export.transport import MAX_RETRY_AFTER, ExportResult, rejected_items, strip_credentials
 from fastapi_observe.internal.clock import monotonic
 
 if TYPE_CHECKING:
@@ -341,7 +341,7 @@ def test_port_4317_usually_speaks_grpc() -> None:
 )
 def test_urls_in_messages(url: str, seen: str) -> None:
     """They have no user, password and query."""
-    assert redact_url(url) == seen
+    assert strip_credentials(url) == seen
 
 
 # TLS

@@ -26,7 +26,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from tools import until
 
 from fastapi_observe import ObserveSettings
-from fastapi_observe.export.otlp.logs import MAX_SCOPES, LogEncoder, nanoseconds
+from fastapi_observe.export.otlp.logs import MAX_SCOPES, LogEncoder, timestamp_nanoseconds
 from fastapi_observe.export.otlp.metrics import MetricEncoder, TimedFamily, read_families
 from fastapi_observe.export.push import ProcessResource, make_log_queue, make_metric_loop, signal_url
 from fastapi_observe.internal.errors import InternalErrors
@@ -135,7 +135,7 @@ def test_scopes_are_bounded() -> None:
 
 def test_times_are_exact() -> None:
     """To the microsecond, without rounding by floats."""
-    assert nanoseconds("2026-03-01T10:00:00.999999Z") % 1_000_000_000 == 999_999_000
+    assert timestamp_nanoseconds("2026-03-01T10:00:00.999999Z") % 1_000_000_000 == 999_999_000
 
 
 # Metrics

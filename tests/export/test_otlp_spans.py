@@ -27,7 +27,7 @@ from opentelemetry.trace import (
 )
 from tools import held
 
-from fastapi_observe.export.otlp.spans import MAX_NAME_LENGTH, SpanEncoder
+from fastapi_observe.export.otlp.spans import MAX_SPAN_NAME_LENGTH, SpanEncoder
 from fastapi_observe.export.otlp.wire import (
     MAX_CACHED_ITEMS,
     MAX_DEPTH,
@@ -151,7 +151,7 @@ def test_names_and_statuses_are_truncated() -> None:
     span.end()
     message = SpanMessage.FromString(SpanEncoder(lambda: RESOURCE).body(exporter.get_finished_spans()[0]))
     sizes = len(message.name), len(message.events[0].name), len(message.status.message)
-    assert sizes == (MAX_NAME_LENGTH,) * 3
+    assert sizes == (MAX_SPAN_NAME_LENGTH,) * 3
 
 
 def message_of(value: Any) -> Any:

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from opentelemetry.trace import SpanKind
 
 from fastapi_observe.instrumentors import conventions
-from fastapi_observe.instrumentors.conventions import Call, Query, layer_of, read_call
+from fastapi_observe.instrumentors.conventions import Call, QueryDescription, layer_of, read_call
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 URL = "https://user@api.example.com:8443/a?b=c"
-CASES: Final[dict[str, tuple[Mapping[str, Any], Query | Call | None]]] = {
+CASES: Final[dict[str, tuple[Mapping[str, Any], QueryDescription | Call | None]]] = {
     "http, new": (
         {"http.request.method": "GET", "url.full": URL, "http.response.status_code": 200},
         Call("api.example.com", "GET", "api.example.com", 200),
@@ -33,20 +33,20 @@ CASES: Final[dict[str, tuple[Mapping[str, Any], Query | Call | None]]] = {
     "http, no URL": ({"http.method": "GET", "http.url": "http://[bad"}, Call("unknown", "GET", "unknown")),
     "sql, new": (
         {"db.system.name": "postgresql", "db.query.text": "SELECT 1", "db.collection.name": "orders"},
-        Query("postgresql", None, "orders", "SELECT 1"),
+        QueryDescription("postgresql", None, "orders", "SELECT 1"),
     ),
     "sql, old": (
         {"db.system": "mssql", "db.statement": "SELECT 1", "db.sql.table": "orders", "db.operation": "SELECT"},
-        Query("microsoft.sql_server", "SELECT", "orders", "SELECT 1"),
+        QueryDescription("microsoft.sql_server", "SELECT", "orders", "SELECT 1"),
     ),
-    "redis": ({"db.system": "redis", "db.statement": "get ?"}, Query("redis", "GET", None, "get ?")),
+    "redis": ({"db.system": "redis", "db.statement": "get ?"}, QueryDescription("redis", "GET", None, "get ?")),
     "redis, a pipeline": (
         {"db.system": "redis", "db.statement": "GET ?", "db.redis.pipeline_length": 2},
-        Query("redis", "PIPELINE", None, "GET ?"),
+        QueryDescription("redis", "PIPELINE", None, "GET ?"),
     ),
     "mongodb": (
         {"db.system": "mongodb", "db.statement": "find orders", "db.mongodb.collection": "orders"},
-        Query("mongodb", "find", "orders", "find orders"),
+        QueryDescription("mongodb", "find", "orders", "find orders"),
     ),
     "a connection": ({"db.system": "postgresql", "server.address": "db"}, None),
     "rpc, old": (

@@ -23,7 +23,7 @@ def test_the_names_are_there() -> None:
     finally:
         logger.remove(number)
     with logger.contextualize(job=1):
-        assert loguru.context_fields() == {"job": 1}
+        assert loguru.contextualize_fields() == {"job": 1}
     child = logging.getLogger("named.child")
     names = [each.name for each in loguru.named_loggers()]
     assert child.name in names
@@ -38,7 +38,7 @@ def test_the_names_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
         patch.delattr(logging.root.manager, "loggerDict")
         assert loguru.handlers() is None
         assert loguru.console_handlers() == {}
-        assert loguru.context_fields() == {}
+        assert loguru.contextualize_fields() == {}
         assert loguru.named_loggers() == []
         with pytest.raises(AttributeError):
             loguru.replace_level(object(), 50)

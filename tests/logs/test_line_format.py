@@ -22,8 +22,8 @@ from fastapi_observe.logs.line import (
     MAX_LINE,
     MAX_STACKTRACE,
     Timestamps,
-    describe_exception,
     encode_line,
+    exception_object,
     to_text,
 )
 from fastapi_observe.logs.text import TextFormat
@@ -252,7 +252,7 @@ class BadError(Exception):
 
 def test_any_exception_is_described() -> None:
     """An exception whose attributes raise is described as well."""
-    described = describe_exception(BadError())
+    described = exception_object(BadError())
     assert described == {
         "type": error_type_of(BadError()),
         "message": "<unprintable BadError>",
@@ -266,7 +266,7 @@ def test_a_stack_trace_shows_its_end_and_no_values() -> None:
     try:
         raise ValueError("x" * 8100 + "the end") from KeyError("first")  # noqa: TRY301 - it needs a traceback
     except ValueError as exc:
-        described = describe_exception(exc)
+        described = exception_object(exc)
     assert 8100 < len(described["stacktrace"]) <= MAX_STACKTRACE
     assert described["stacktrace"].rstrip().endswith("the end")
     assert secret not in described["stacktrace"]

@@ -335,7 +335,7 @@ def test_the_clean_up_runs_in_a_thread(tmp_path: Path) -> None:
 
 def cleanup_threads() -> list[threading.Thread]:
     """Return the threads that clean up."""
-    return [each for each in threading.enumerate() if each.name == log_retention.THREAD_NAME]
+    return [each for each in threading.enumerate() if each.name == log_retention.RETENTION_THREAD_NAME]
 
 
 @pytest.mark.usefixtures("cleanup_thread")

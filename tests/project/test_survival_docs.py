@@ -60,8 +60,8 @@ def test_bounds_are_those_of_the_code() -> None:
     defaults = ObserveSettings()
     assert (defaults.queue_size, queue_limits(defaults).bytes, defaults.batch_size) == (4096, 8 * 1024 * 1024, 256)
     assert (defaults.shutdown_timeout, defaults.batch_delay, defaults.max_series_per_metric) == (2.0, 1.0, 2000)
-    assert (writer.QUEUE_LINES, writer.BATCH_DELAY, writer.MAX_BLOCK) == (10_000, 0.025, 0.05)
-    assert (line_format.MAX_LINE, exposition.MAX_RESPONSE_BYTES) == (16 * 1024, 16 * 1024 * 1024)
+    assert (writer.MAX_QUEUED_LINES, writer.BATCH_DELAY, writer.MAX_BLOCK) == (10_000, 0.025, 0.05)
+    assert (line_format.MAX_LINE, exposition.MAX_SCRAPE_BYTES) == (16 * 1024, 16 * 1024 * 1024)
     assert budget.SERIES_PER_PROCESS == 20_000
     assert defaults.log_rotation == "100 MB"
     assert "1 GB" in str(defaults.log_retention)

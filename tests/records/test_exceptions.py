@@ -14,7 +14,7 @@ from fastapi_observe.records.exceptions import (
     exception_message,
     exception_stacktrace,
 )
-from fastapi_observe.redaction.patterns import MAX_TEXT_LENGTH
+from fastapi_observe.redaction.patterns import MAX_SCANNED_LENGTH
 from fastapi_observe.redaction.values import is_database_error
 
 HIDDEN = "hunter2"
@@ -41,7 +41,7 @@ def test_a_secret_whose_name_would_be_cut_off() -> None:
 
 def test_text_beyond_the_limit_is_not_reported() -> None:
     """Only the beginning of a very long message is reported, also in the stack trace."""
-    exc = raised(ValueError("x" * MAX_TEXT_LENGTH + HIDDEN))
+    exc = raised(ValueError("x" * MAX_SCANNED_LENGTH + HIDDEN))
     assert HIDDEN not in exception_message(exc) + exception_stacktrace(exc)
     assert "x" * 100 in exception_stacktrace(exc)
 
@@ -155,7 +155,7 @@ def test_notes() -> None:
 def test_a_stack_that_is_long_shows_its_last_lines() -> None:
     """Whole lines are removed at the start; no line is cut in the middle."""
     exc = raised(ValueError("the end"), raised(KeyError("x" * 7000), raised(KeyError("y" * 7000))))
-    assert len(exception_stacktrace(exc)) <= MAX_TEXT_LENGTH
+    assert len(exception_stacktrace(exc)) <= MAX_SCANNED_LENGTH
     assert exception_stacktrace(exc).startswith("…\n")
     assert exception_stacktrace(exc).endswith("ValueError: the end\n")
 

@@ -22,7 +22,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.testclient import TestClient
 
 from fastapi_observe import DatabaseDep, ObservabilityDep, get_observability
-from fastapi_observe.records.fields import MAX_FIELDS, MAX_VALUE_LENGTH
+from fastapi_observe.records.fields import MAX_FIELD_VALUE_LENGTH, MAX_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -277,7 +277,7 @@ def test_values_are_redacted_and_bounded(observed: Callable[..., Seen]) -> None:
     assert {attributes[name] for name in ("password", "user.email", "enduser.id")} == {"REDACTED"}
     assert "abcdef0123456789" not in f"{fields}{attributes}"
     assert fields["hostile"] == "<unprintable Hostile>"
-    assert len(fields["big"]) == len(attributes["big"]) == MAX_VALUE_LENGTH  # type: ignore[arg-type]
+    assert len(fields["big"]) == len(attributes["big"]) == MAX_FIELD_VALUE_LENGTH  # type: ignore[arg-type]
     assert fields["surrogate"] == attributes["surrogate"] == "\\ud800"
     assert fields["nan"] == attributes["nan"] == "nan"
     assert fields["flags"] == list(attributes["flags"]) == ["1", "True", "None"]  # type: ignore[arg-type]

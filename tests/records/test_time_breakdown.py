@@ -20,7 +20,7 @@ from fastapi_observe import operation
 from fastapi_observe.metrics import operations
 from fastapi_observe.records.operation import CURRENT_OPERATION
 from fastapi_observe.records.pool import PoolState
-from fastapi_observe.records.time_breakdown import AGGREGATE_AFTER, MAX_STATEMENTS, TimeBreakdown
+from fastapi_observe.records.time_breakdown import AGGREGATE_AFTER, MAX_COUNTED_STATEMENTS, TimeBreakdown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -425,17 +425,17 @@ def test_many_operations_use_little_memory() -> None:
         assert len(work.operations) <= AGGREGATE_AFTER
     work.aggregate(1e9)
     assert work.operations == []
-    assert len(work.statements) <= MAX_STATEMENTS
+    assert len(work.statements) <= MAX_COUNTED_STATEMENTS
     for number in range(20):
         work.add(Timed(2000 + number, 0.5, repetition_key="again"), 2000)
     work.aggregate(1e9)
     assert work.counts["database"] == 10 * AGGREGATE_AFTER + 20
     assert [(each.statement, each.times) for each in work.repeated(10)] == [("again", 20)]
-    for number in range(MAX_STATEMENTS + 1):
+    for number in range(MAX_COUNTED_STATEMENTS + 1):
         for _ in range(2):
             work.add(Timed(3000, 0.0, repetition_key=f"twice {number}"), 3000)
     work.aggregate(1e9)
-    assert len(work.statements) == MAX_STATEMENTS
+    assert len(work.statements) == MAX_COUNTED_STATEMENTS
 
 
 def test_many_running_operations_are_not_aggregated_at_each_start() -> None:

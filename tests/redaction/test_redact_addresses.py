@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from fastapi_observe.logs.messages import redact_access
 from fastapi_observe.redaction.addresses import truncate_to_network
-from fastapi_observe.redaction.patterns import MAX_TEXT_LENGTH
+from fastapi_observe.redaction.patterns import MAX_SCANNED_LENGTH
 from fastapi_observe.redaction.redactor import (
     DEFAULT_REDACTOR,
     Redactor,
@@ -105,7 +105,7 @@ def test_addresses_are_bounded() -> None:
     for redactor in (Redactor(), Redactor(capture_pii=True)):
         for address in ("x" * 1_000_000, "::1%" + "x" * 1_000_000):
             assert len(redactor.address(address) or "") <= 64
-        assert len(redactor.header("x-forwarded-for", "x" * 1_000_000)) <= MAX_TEXT_LENGTH
+        assert len(redactor.header("x-forwarded-for", "x" * 1_000_000)) <= MAX_SCANNED_LENGTH
     assert truncate_to_network("::1%" + "x" * 100) == "REDACTED"
     assert DEFAULT_REDACTOR.address(("a", 1)) == "REDACTED"
 

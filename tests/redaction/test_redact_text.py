@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastapi_observe.redaction import patterns as redaction_patterns
-from fastapi_observe.redaction.patterns import MAX_TEXT_LENGTH, is_card_number
+from fastapi_observe.redaction.patterns import MAX_SCANNED_LENGTH, is_card_number
 from fastapi_observe.redaction.redactor import (
     DEFAULT_REDACTOR,
     MARGIN,
@@ -113,7 +113,7 @@ def test_redaction_is_idempotent_for_any_text(text: str) -> None:
     """Nothing raises, the length is bounded, and redacting the result again changes nothing."""
     for redactor in (DEFAULT_REDACTOR, Redactor(names=["x"], capture_query_parameters=["x"])):
         shown = redactor.text(text)
-        assert len(shown) <= MAX_TEXT_LENGTH
+        assert len(shown) <= MAX_SCANNED_LENGTH
         assert redactor.text(shown) == shown
 
 
@@ -130,7 +130,7 @@ def test_long_texts_are_cut_before_they_are_scanned() -> None:
     for unit in WORST_UNITS:
         for redactor in (DEFAULT_REDACTOR, Redactor(patterns=["hunter2"])):
             long = unit * (65_536 // len(unit))
-            assert redactor.text(long) == redactor.text(long[:MAX_TEXT_LENGTH])
+            assert redactor.text(long) == redactor.text(long[:MAX_SCANNED_LENGTH])
             assert redactor.path(long) == redactor.path(long[: MAX_PATH_LENGTH + MARGIN])
             assert redactor.query(long) == redactor.query(long[: MAX_QUERY_BYTES + MARGIN])
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from fastapi_observe import install
 from fastapi_observe.records.exceptions import error_type_of, exception_message, exception_stacktrace
-from fastapi_observe.redaction.patterns import MAX_TEXT_LENGTH
+from fastapi_observe.redaction.patterns import MAX_SCANNED_LENGTH
 from fastapi_observe.redaction.redactor import (
     DEFAULT_REDACTOR,
     MAX_FIELD_NAME_LENGTH,
@@ -149,7 +149,7 @@ def test_the_values_of_a_line_share_one_limit() -> None:
     many = DEFAULT_REDACTOR.fields({f"n{number}": number for number in range(MAX_MEMBERS + 1)})
     assert len(many) == MAX_LARGE_CONTAINER_MEMBERS
     assert DEFAULT_REDACTOR.fields({"n" * 1000: 1, "m": 2}) == {"n" * MAX_FIELD_NAME_LENGTH: 1, "m": 2}
-    assert len(DEFAULT_REDACTOR.value(b"z" * 1_000_000)) == MAX_TEXT_LENGTH
+    assert len(DEFAULT_REDACTOR.value(b"z" * 1_000_000)) == MAX_SCANNED_LENGTH
     assert DEFAULT_REDACTOR.value(Pair(shared, {1: b"x"})) == "<too large Pair>"
     assert DEFAULT_REDACTOR.value(ValueError(shared, 1)) == "<too large ValueError>"
     small = Pair(1, {1: b"x"})

@@ -21,7 +21,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from fastapi_observe import Availability, Latency, ObserveSettings, SLOOptions, install, slo
 from fastapi_observe.slo.burn_rates import WINDOWS, budget_spent, burn_rate, format_number, promql_duration, threshold
 from fastapi_observe.slo.loading import LoadError, get_plan, load_plan
-from fastapi_observe.slo.plan import ResolvedObjective, SLOPlan, check_settings, make_plan
+from fastapi_observe.slo.plan import ResolvedObjective, SLOPlan, check_objective_settings, make_plan
 from fastapi_observe.slo.prometheus import promql, yaml
 from fastapi_observe.slo.route_selection import group_routes
 
@@ -310,7 +310,7 @@ def test_messages_list_twenty_routes() -> None:
 def test_settings_are_checked_without_routes() -> None:
     """`install` rejects invalid objectives before there are routes, including values of the wrong type."""
     settings = ObserveSettings(slos=(Availability("a", 100), Availability([], 99), Latency("b", 99, within=3)))  # type: ignore[arg-type]
-    assert [problem.code for problem in check_settings(settings)] == ["SLO05", "SLO09", "SLO04"]
+    assert [problem.code for problem in check_objective_settings(settings)] == ["SLO05", "SLO09", "SLO04"]
 
 
 def test_the_hash_changes_with_the_rules_alone() -> None:

@@ -26,7 +26,7 @@ from fastapi_observe.slo.loading import LoadError
 from fastapi_observe.slo.plan import SLOPlan, make_plan
 from fastapi_observe.slo.prometheus import yaml
 from fastapi_observe.slo.prometheus.rules import make_rules, operator_format, rule_file
-from fastapi_observe.slo.report import format_duration, report_rows
+from fastapi_observe.slo.report import format_long_duration, report_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -268,7 +268,7 @@ def test_the_report() -> None:
     thin = report_rows(plan(Availability("a", 99.9, expected_rpm=0.05)))
     assert thin[1][4:8] == ("5", "never", "never", "never")
     assert thin[4][4:8] == ("5", "1h 40m", "16h 40m", "never")
-    assert format_duration(Decimal(0)) == "0s"
+    assert format_long_duration(Decimal(0)) == "0s"
 
 
 # --- the commands

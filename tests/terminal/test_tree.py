@@ -12,7 +12,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_s
 from fastapi_observe.terminal import spans as spans_module
 from fastapi_observe.terminal.exceptions import render_exception
 from fastapi_observe.terminal.spans import SpanBuffer, SpanRow, descendants
-from fastapi_observe.terminal.style import Style, columns, escape, fit, format_duration
+from fastapi_observe.terminal.style import Style, columns, escape_controls, fit, format_duration
 from fastapi_observe.terminal.tree import MAX_ROWS, render_tree
 
 if TYPE_CHECKING:
@@ -119,13 +119,13 @@ def test_any_tree_fits(rows: list[tuple[str, int, int]], width: int) -> None:
     ]
     for line in tree(spans, "0", width=width):
         assert columns(line) <= width
-        assert escape(line) == line
+        assert escape_controls(line) == line
 
 
 @given(names, st.integers(1, 60))
 def test_fit(text: str, width: int) -> None:
     """A text is cut and padded to exactly its columns."""
-    assert columns(fit(escape(text), width)) == width
+    assert columns(fit(escape_controls(text), width)) == width
 
 
 def test_durations() -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 UNKNOWN: Final = "unknown"
 """Label `table` of a statement without a table."""
 
-OTHER: Final = "other"
+OTHER_TABLES: Final = "other"
 """Label `table` of the tables beyond `MAX_TABLES`."""
 
 MAX_PREPARED_QUERIES: Final = 1024
@@ -260,7 +260,7 @@ class DatabaseClient:
             if len(self._tables) < MAX_TABLES:
                 self._tables.add(label)
             else:
-                label = OTHER
+                label = OTHER_TABLES
         named = f"{operation} {table}" if table else operation, {"operation": operation, "table": label}
         if len(self._labels) < 4 * MAX_TABLES:
             self._labels[operation, table] = named

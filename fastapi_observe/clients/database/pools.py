@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     """Host, or directory of a socket; port; database."""
 
 
-DRIVERS: Final = {"asyncpg": "asyncpg", "psycopg_pool": "psycopg"}
+POOL_MODULES: Final = {"asyncpg": "asyncpg", "psycopg_pool": "psycopg"}
 """Packages of pools, and the module of this directory for each. It is imported for a pool of that package only."""
 
 SYSTEM: Final = "postgresql"
@@ -43,7 +43,7 @@ def instrument_pool(
     Raises `TypeError` if it is not a pool of a supported driver.
     """
     for kind in type(pool).__mro__:
-        module = DRIVERS.get(kind.__module__.partition(".")[0])
+        module = POOL_MODULES.get(kind.__module__.partition(".")[0])
         if module is not None:
             instrument = import_module(f"{__package__}.{module}").instrument_pool
             return instrument(db, pool, pool_name=pool_name, internal_errors=internal_errors)  # type: ignore[no-any-return]

@@ -48,7 +48,7 @@ MAX_STATEMENT_LENGTH: Final = 2048
 MAX_PARSED_LENGTH: Final = 8192
 """Number of characters in which the table is searched. The list of columns of an ORM is long."""
 
-MAX_STATEMENTS: Final = 1024
+MAX_CACHED_STATEMENTS: Final = 1024
 """Maximum number of statements in a `StatementCache`."""
 
 MAX_TABLE_NAME_LENGTH: Final = 63
@@ -293,7 +293,7 @@ def parse_statement(statement: object, system: str = "other_sql") -> Statement:
 
 
 class StatementCache:
-    """Caches the last `MAX_STATEMENTS` parsed statements, redacted. Thread-safe."""
+    """Caches the last `MAX_CACHED_STATEMENTS` parsed statements, redacted. Thread-safe."""
 
     __slots__ = ("_known", "_lock", "_redact")
 
@@ -311,7 +311,7 @@ class StatementCache:
         if known is None:
             known = _parse(text, system, self._redact)
             with self._lock:
-                if len(self._known) >= MAX_STATEMENTS:
+                if len(self._known) >= MAX_CACHED_STATEMENTS:
                     del self._known[next(iter(self._known))]
                 self._known[key] = known
         return known

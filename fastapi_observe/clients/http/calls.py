@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fastapi_observe.clients.http.external import ExternalClient
     from fastapi_observe.redaction.redactor import Redactor
 
-MAX_TEMPLATES: Final = 200
+MAX_LABEL_TEMPLATES: Final = 200
 """Path templates that become part of an `operation` label. For further ones the label is the method alone."""
 
 MAX_TEMPLATE_LENGTH: Final = 200
@@ -103,7 +103,7 @@ class HttpCalls:
     def _is_template_label(self, template: str) -> bool:
         if template in self._templates:
             return True
-        if len(template) > MAX_TEMPLATE_LENGTH or len(self._templates) >= MAX_TEMPLATES:
+        if len(template) > MAX_TEMPLATE_LENGTH or len(self._templates) >= MAX_LABEL_TEMPLATES:
             return False
         self._templates.add(template)
         return True

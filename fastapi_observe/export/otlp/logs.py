@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.resources import Resource
 
-SEVERITIES: Final = {"debug": 5, "info": 9, "warn": 13, "error": 17, "fatal": 21}
+SEVERITY_NUMBERS: Final = {"debug": 5, "info": 9, "warn": 13, "error": 17, "fatal": 21}
 """SeverityNumber of each level of a log line."""
 
 MAX_SCOPES: Final = 256
@@ -44,8 +44,8 @@ class LogEncoder(RequestEncoder):
         record: dict[str, Any] = json.loads(line)
         level = record.get("level", "")
         parts = [
-            b"\x09" + FIXED64(nanoseconds(record["timestamp"])),
-            b"\x10" + varint(SEVERITIES.get(level, 0)),
+            b"\x09" + FIXED64(timestamp_nanoseconds(record["timestamp"])),
+            b"\x10" + varint(SEVERITY_NUMBERS.get(level, 0)),
             b"\x1a" + length_prefixed(encode_string(level)),
             b"\x2a" + length_prefixed(encode_any_value(record.get("message", ""))),
             self.attributes.encode(b"\x32", line_attributes(record)),
@@ -66,7 +66,7 @@ class LogEncoder(RequestEncoder):
         return scope
 
 
-def nanoseconds(timestamp: str) -> int:
+def timestamp_nanoseconds(timestamp: str) -> int:
     """Return the nanoseconds since the epoch of an RFC 3339 timestamp. Exact: a float would lose microseconds."""
     at = datetime.fromisoformat(timestamp)
     seconds = int(at.replace(microsecond=0).timestamp())

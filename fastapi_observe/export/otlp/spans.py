@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.trace import Link, Status, TraceState
 
-MAX_NAME_LENGTH: Final = 1024
+MAX_SPAN_NAME_LENGTH: Final = 1024
 """Characters of span names, event names and status descriptions. The SDK limits attributes only."""
 
 _KIND_FIELDS: Final = {
@@ -62,7 +62,7 @@ class SpanEncoder(RequestEncoder):
         if parent:
             parts += (b"\x22\x08", parent.span_id.to_bytes(8, "big"))
         if name := span.name:
-            parts += (b"\x2a", length_prefixed(encode_string(name[:MAX_NAME_LENGTH])))
+            parts += (b"\x2a", length_prefixed(encode_string(name[:MAX_SPAN_NAME_LENGTH])))
         parts.append(_KIND_FIELDS[span.kind])
         if start_time := span.start_time:
             parts += (b"\x39", FIXED64(start_time))
@@ -85,7 +85,7 @@ class SpanEncoder(RequestEncoder):
     def _event(self, event: Event) -> bytes:
         return (
             (b"\x09" + FIXED64(event.timestamp) if event.timestamp else b"")
-            + (b"\x12" + length_prefixed(encode_string(event.name[:MAX_NAME_LENGTH])) if event.name else b"")
+            + (b"\x12" + length_prefixed(encode_string(event.name[:MAX_SPAN_NAME_LENGTH])) if event.name else b"")
             + self.attributes.encode(b"\x1a", unwrap_attributes(event.attributes or {}))
             + _dropped_count(b"\x20", event.dropped_attributes)
         )
@@ -108,7 +108,11 @@ def _dropped_count(tag: bytes, number: int) -> bytes:
 
 
 def _status(status: Status) -> bytes:
-    body = b"\x12" + length_prefixed(encode_string(status.description[:MAX_NAME_LENGTH])) if status.description else b""
+    body = (
+        b"\x12" + length_prefixed(encode_string(status.description[:MAX_SPAN_NAME_LENGTH]))
+        if status.description
+        else b""
+    )
     return b"\x7a" + length_prefixed(body + b"\x18" + varint(status.status_code.value))
 
 

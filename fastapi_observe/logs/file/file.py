@@ -30,7 +30,7 @@ from fastapi_observe.logs.file.rotation import LogFileNames, parse_limits
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RETRY_INTERVAL: Final = 0.5
+FILE_RETRY_INTERVAL: Final = 0.5
 """Seconds until a file that could not be written or rotated is tried again."""
 
 LOCK_ATTEMPTS: Final = 500
@@ -104,7 +104,7 @@ class LogFile:
                 return
             rotated = self._append(b"".join(lines))
         except OSError as exc:
-            self._retry_at = monotonic() + RETRY_INTERVAL
+            self._retry_at = monotonic() + FILE_RETRY_INTERVAL
             self._drop(lines, "file_write")
             self._close_descriptor()
             self._report("write", exc, DROPPED)
@@ -203,7 +203,7 @@ class LogFile:
         except FileNotFoundError:  # another program has renamed or removed it
             pass
         except OSError as exc:
-            self._rotate_at = monotonic() + RETRY_INTERVAL
+            self._rotate_at = monotonic() + FILE_RETRY_INTERVAL
             self._report_cleanup(exc)
             return False
         self._close_descriptor()

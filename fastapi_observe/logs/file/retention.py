@@ -27,7 +27,7 @@ GRACE_PERIOD: Final = 5.0
 CLEANUP_INTERVAL: Final = 600.0
 """Seconds between two clean-ups if nothing is rotated."""
 
-THREAD_NAME: Final = "fastapi-observe-log-files"
+RETENTION_THREAD_NAME: Final = "fastapi-observe-log-files"
 
 
 class RotatedFile(NamedTuple):
@@ -67,7 +67,7 @@ class RotatedFiles:
             return
         self._stop = threading.Event()  # a new one: a forked child must not wait for its parent's
         consequence = "Rotated log files are not removed or compressed."
-        self._thread = start_thread(self._run, THREAD_NAME, consequence, (directory, self._stop))
+        self._thread = start_thread(self._run, RETENTION_THREAD_NAME, consequence, (directory, self._stop))
 
     def stop(self) -> None:
         """End the thread. The next clean-up, of any process, continues its work."""

@@ -48,7 +48,7 @@ INSTALL_COUNTS: Final[Counter[str]] = Counter()
 LOCK: Final = threading.Lock()
 """For `JOINED_WORKERS`. Taken after `WorkerGroup._join_lock`, and before all locks of a worker."""
 
-RETRY_INTERVAL: Final = 1.0
+JOIN_RETRY_INTERVAL: Final = 1.0
 """Seconds until a worker that could not join tries again."""
 
 
@@ -121,7 +121,7 @@ class WorkerGroup:
         ended = threading.Event()
 
         def run() -> None:
-            while not ended.wait(RETRY_INTERVAL):
+            while not ended.wait(JOIN_RETRY_INTERVAL):
                 try:
                     with self._join_lock:
                         if not ended.is_set():

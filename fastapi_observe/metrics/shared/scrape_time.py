@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client.metrics import MetricWrapperBase
 
 from fastapi_observe.internal import json
+from fastapi_observe.metrics.catalogue import OWN_PREFIX
 from fastapi_observe.metrics.series import YIELD_SLEEP, BoundedMetric
 from fastapi_observe.metrics.shared.collectors import collectors_of
 from fastapi_observe.metrics.shared.prometheus_client import is_prometheus_client_metric
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
     from fastapi_observe.internal.errors import InternalErrors
     from fastapi_observe.workers.worker import Worker
-
-OWN_PREFIX: Final = "fastapi_observe"
 
 HOST_METRICS: Final = frozenset({"memory_usage_bytes", "cpu_usage_percent", "disk_usage_bytes"})
 """Metrics with the same value in each process of a host."""

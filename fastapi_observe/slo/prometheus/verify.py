@@ -27,14 +27,14 @@ DEFAULT_RETENTION: Final = "15d"
 """Retention of Prometheus where its flag is `0s`."""
 
 DURATION_PARTS: Final = re.compile(r"(\d+)(ms|y|w|d|h|m|s)")
-UNIT_SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800, "y": 31_536_000}
+PROMETHEUS_UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800, "y": 31_536_000}
 KEEP_FIRING_VERSION: Final = (2, 42)
 """The first version with `keep_firing_for`."""
 
 MIN_SCRAPES: Final = 4
 """Scrapes in the base window, so that a missed one leaves no gap."""
 
-MAX_LISTED: Final = 10
+MAX_LISTED_NAMES: Final = 10
 """Names listed in one message."""
 
 MAKE_RULES: Final = (
@@ -215,10 +215,10 @@ def _check_alertmanagers(prometheus: Prometheus) -> Finding:
 
 
 def _join_some(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return ", ".join(names[:MAX_LISTED]) + more
+    more = f" and {len(names) - MAX_LISTED_NAMES} more" if len(names) > MAX_LISTED_NAMES else ""
+    return ", ".join(names[:MAX_LISTED_NAMES]) + more
 
 
 def _seconds(duration: str) -> float:
     """Read a duration of Prometheus, such as `1m30s`."""
-    return sum(int(number) * UNIT_SECONDS[unit] for number, unit in DURATION_PARTS.findall(duration))
+    return sum(int(number) * PROMETHEUS_UNITS[unit] for number, unit in DURATION_PARTS.findall(duration))

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 PLAIN: Final = re.compile(r"[A-Za-z_/][A-Za-z0-9_./ -]*|[A-Za-z_][A-Za-z0-9_:]*[A-Za-z0-9_]|[0-9]+(?:ms|s|m|h|d|w)")
 """Strings that every YAML version reads as strings: words, paths, names of rules, durations."""
 
-RESERVED: Final = frozenset({"true", "false", "yes", "no", "on", "off", "y", "n", "null", "nan", "inf", "infinity"})
+RESERVED_WORDS: Final = frozenset(
+    {"true", "false", "yes", "no", "on", "off", "y", "n", "null", "nan", "inf", "infinity"}
+)
 ESCAPES: Final = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t"}
 
 
@@ -86,7 +88,7 @@ def _number(value: float | Decimal) -> str:
 
 
 def _string(text: str) -> str:
-    if PLAIN.fullmatch(text) and text.lower() not in RESERVED and text == text.strip():
+    if PLAIN.fullmatch(text) and text.lower() not in RESERVED_WORDS and text == text.strip():
         return text
     if text.isprintable():
         return "'" + text.replace("'", "''") + "'"

@@ -13,7 +13,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.settings.objectives import Availability, parse_duration
-from fastapi_observe.slo.burn_rates import budget, budget_spent, burn_rate, format_number, promql_duration
+from fastapi_observe.slo.burn_rates import ERROR_RATIOS, budget, budget_spent, burn_rate, format_number, promql_duration
 from fastapi_observe.slo.prometheus import promql
 from fastapi_observe.slo.prometheus.rules import make_rules
 
@@ -31,9 +31,6 @@ CLOSING_MARKER: Final = re.compile(r"<!-- /keep -->")
 
 OBJECTIVE_NOTES: Final = "notes on "
 """Start of the marker name of an objective's notes; its name follows."""
-
-ERROR_RATIOS: Final = (Decimal(1), Decimal("0.1"), Decimal("0.01"))
-"""Error ratios for which a page says how soon an alert fires."""
 
 MAX_ENDPOINTS: Final = 10
 """Endpoints of an objective that a page lists."""

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("gunicorn")
 
 @pytest.fixture(autouse=True)
 def _short_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(join, "RETRY_INTERVAL", 0.01)
+    monkeypatch.setattr(join, "JOIN_RETRY_INTERVAL", 0.01)
 
 
 def test_a_worker_that_cannot_join_joins_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -184,7 +184,7 @@ def test_a_family_that_does_not_fit_is_left_out(monkeypatch: pytest.MonkeyPatch)
     for number in range(200):
         large.labels(number).inc()
     metrics.counter("small_total", "Small.").inc()
-    monkeypatch.setattr(exposition, "MAX_RESPONSE_BYTES", 4000)
+    monkeypatch.setattr(exposition, "MAX_SCRAPE_BYTES", 4000)
     text = metrics.render("", "")[1].decode()
     assert "small_total 1" in text
     assert "large_total" not in text
