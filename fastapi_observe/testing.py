@@ -230,7 +230,8 @@ _CAPTURES: Final[ContextVar[tuple[CapturedTelemetry, ...]]] = ContextVar("fastap
 
 
 def __getattr__(name: str) -> Any:
-    """Raise an error with the new name of a renamed function."""
-    if name == "watch":
-        raise ImportError("fastapi_observe.testing.watch was renamed to fastapi_observe.testing.capture")
+    """Raise an error with the new name of a renamed function or class."""
+    new_name = {"watch": "capture", "Watch": "CapturedTelemetry"}.get(name)
+    if new_name is not None:
+        raise ImportError(f"fastapi_observe.testing.{name} was renamed to fastapi_observe.testing.{new_name}")
     raise AttributeError(f"module 'fastapi_observe.testing' has no attribute {name!r}")

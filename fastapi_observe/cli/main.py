@@ -15,7 +15,7 @@ from fastapi_observe.cli.settings import add_settings
 from fastapi_observe.cli.show import add_show
 from fastapi_observe.cli.slo import add_slo
 from fastapi_observe.internal.version import package_version
-from fastapi_observe.settings.renames import RENAMED_COMMANDS, RENAMED_FLAGS
+from fastapi_observe.settings.renames import REMOVED_COMMANDS, RENAMED_COMMANDS, RENAMED_FLAGS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,9 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _describe_rename(arguments: Sequence[str]) -> str | None:
-    """Return a message about the first command or flag that has a former name."""
-    if arguments and arguments[0] in RENAMED_COMMANDS:
-        return f"the command {arguments[0]} is now {RENAMED_COMMANDS[arguments[0]]}"
+    """Return a message about the first command or flag that has a former name, or was removed."""
+    command = arguments[0] if arguments else ""
+    if command in RENAMED_COMMANDS:
+        return f"the command {command} is now {RENAMED_COMMANDS[command]}"
+    if command in REMOVED_COMMANDS:
+        return f"the command {command} was removed: {REMOVED_COMMANDS[command]}"
     for argument in arguments:
         flag = argument.partition("=")[0]
         if flag in RENAMED_FLAGS:

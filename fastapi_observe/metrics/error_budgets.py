@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily
 
@@ -53,6 +53,11 @@ class ErrorBudget(NamedTuple):
     bad: float
     remaining: float
     burn_rates: dict[str, float]
+
+    @property
+    def burn(self) -> NoReturn:
+        """Raise `AttributeError` with the new name."""
+        raise AttributeError("ErrorBudget.burn was renamed to burn_rates")
 
 
 class Snapshots:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping  # noqa: TC003 - a dataclass field
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+C = TypeVar("C")
 
 NAME_PATTERN: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 """Names of objectives. A name becomes a label value, a file name and an anchor."""
@@ -41,6 +47,24 @@ def parse_percent(value: float | str | Decimal) -> Decimal:
     return number
 
 
+def _name_new_argument(old: str, new: str) -> Callable[[type[C]], type[C]]:
+    """Return a class decorator: the former name of an argument raises a `TypeError` with its new name."""
+
+    def decorate(cls: type[C]) -> type[C]:
+        init = cls.__init__
+
+        @functools.wraps(init)
+        def check(self: C, *args: Any, **kwargs: Any) -> None:
+            if old in kwargs:
+                raise TypeError(f"{cls.__name__}({old}=...) was renamed to {cls.__name__}({new}=...)")
+            init(self, *args, **kwargs)
+
+        cls.__init__ = check  # type: ignore[method-assign,assignment]
+        return cls
+
+    return decorate
+
+
 def _make_tuples(objective: object, *names: str) -> None:
     """Convert lists to tuples, so that an objective can be compared and hashed. A string becomes a tuple of one."""
     for name in names:
@@ -48,6 +72,7 @@ def _make_tuples(objective: object, *names: str) -> None:
         object.__setattr__(objective, name, (value,) if isinstance(value, str) else tuple(value))
 
 
+@_name_new_argument("bad", "bad_statuses")
 @dataclass(frozen=True, slots=True)
 class Availability:
     """An objective for the percentage of requests that succeed.

@@ -38,6 +38,11 @@ RENAMED_COMMANDS: Final = {
 }
 """Commands by their former name. A former name is an error."""
 
+REMOVED_COMMANDS: Final = {
+    "simulate": "slo bundle writes tests of the rules; run promtool test rules on them",
+}
+"""Commands that were removed, each with what there is instead. The name of one is an error."""
+
 RENAMED_FLAGS: Final = {
     "--with": "--include",
     "--without": "--exclude",

@@ -14,7 +14,7 @@ from fastapi_observe.cli.main import main
 from fastapi_observe.cli.settings import options_table
 from fastapi_observe.internal.version import package_version
 from fastapi_observe.settings.model import ObserveSettings
-from fastapi_observe.settings.renames import RENAMED_COMMANDS, RENAMED_FLAGS
+from fastapi_observe.settings.renames import REMOVED_COMMANDS, RENAMED_COMMANDS, RENAMED_FLAGS
 from fastapi_observe.settings.sources import option_metadata
 from fastapi_observe.settings.subjects import options_by_subject
 
@@ -134,6 +134,10 @@ def test_former_names_are_errors_with_the_new_name(capsys: pytest.CaptureFixture
         with pytest.raises(SystemExit, match="0"):
             main([*new.split(), "--help"])
         assert capsys.readouterr().out.startswith("usage: ")
+    for old, instead in REMOVED_COMMANDS.items():
+        with pytest.raises(SystemExit, match="2"):
+            main([old, "shop:app"])
+        assert f"the command {old} was removed: {instead}" in capsys.readouterr().err
     for old, new in RENAMED_FLAGS.items():
         with pytest.raises(SystemExit, match="2"):
             main(["cardinality", "http://127.0.0.1:1", f"{old}=5"])

@@ -26,7 +26,13 @@ from fastapi_observe.cli.settings import options_table
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
 from fastapi_observe.settings.objectives import Objective, SLOOptions
 from fastapi_observe.settings.options import Options
-from fastapi_observe.settings.renames import REMOVED_OPTIONS, RENAMED_COMMANDS, RENAMED_FLAGS, RENAMED_OPTIONS
+from fastapi_observe.settings.renames import (
+    REMOVED_COMMANDS,
+    REMOVED_OPTIONS,
+    RENAMED_COMMANDS,
+    RENAMED_FLAGS,
+    RENAMED_OPTIONS,
+)
 from fastapi_observe.settings.sources import option_metadata
 
 CONFIGURATION = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
@@ -606,6 +612,7 @@ def test_the_documentation_has_every_rename() -> None:
         rows = re.findall(rf"^\| {kind} \| `(.+)` \| `(.+)` \|$", table, re.MULTILINE)
         assert dict(rows) == renames
     assert dict(re.findall(r"^\| removed \| `(.+)` \| (.+) \|$", table, re.MULTILINE)) == REMOVED_OPTIONS
+    assert dict(re.findall(r"^\| removed command \| `(.+)` \| (.+) \|$", table, re.MULTILINE)) == REMOVED_COMMANDS
     assert not set(REMOVED_OPTIONS) & set(ObserveSettings.model_fields)
     assert set(RENAMED_OPTIONS.values()) <= set(ObserveSettings.model_fields)
     assert not set(RENAMED_OPTIONS) & set(ObserveSettings.model_fields)
