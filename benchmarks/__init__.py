@@ -1,1 +1,1 @@
-"""What fastapi-observe costs, beside what else a user would pick: `python -m benchmarks`."""
+"""What fastapi-observe costs, compared with what else a user would pick: `python -m benchmarks`."""

@@ -120,7 +120,7 @@ def noise(variant: str, effort: Effort) -> dict[str, Any]:
 
 
 def routes(effort: Effort) -> dict[str, Any]:
-    """Compare what ours adds to an app of 1,000 routes and to one of 10, all in the same rounds; the stack likewise."""
+    """Compare what ours adds to an app of 1,000 routes and to one of 10, all in the same rounds; also for the stack."""
     progress("in process: 1,000 routes against 10")
     variants = ("routes-10", "routes-1000", "routes-1000-last")
     apps = ("bare", "ours", "stack")

@@ -1,4 +1,4 @@
-"""The arithmetic: what one app spent beside another in the same rounds, its median and its spread."""
+"""The arithmetic: what one app spent compared with another in the same rounds, its median and its spread."""
 
 from __future__ import annotations
 

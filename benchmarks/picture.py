@@ -1,4 +1,4 @@
-"""The picture: horizontal bars of the cost beside bare, drawn from the results."""
+"""The picture: horizontal bars of the cost compared with bare, drawn from the results."""
 
 from __future__ import annotations
 

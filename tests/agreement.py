@@ -91,7 +91,7 @@ def assert_websocket_agreement(seen: Seen, *expected: tuple[Facts, str]) -> list
 
 
 def is_websocket(span: ReadableSpan) -> bool:
-    """Tell whether a server span is that of a WebSocket connection."""
+    """Return whether a server span is that of a WebSocket connection."""
     return (span.attributes or {}).get("network.protocol.name") == "websocket"
 
 

@@ -52,7 +52,7 @@ async def answer_nothing() -> None:
 
 @app.get("/cookies")
 async def answer_cookies() -> Response:
-    """Answer with a header that stands there twice."""
+    """Answer with one header twice."""
     response = Response("two", media_type="text/plain")
     response.set_cookie("first", "1")
     response.set_cookie("second", "2")

@@ -1,4 +1,4 @@
-"""Requests of every kind to `chaos_app`, and its answers byte for byte, but for what we add and what tells the time."""
+"""Requests of every kind to `chaos_app`, and its answers byte for byte, except for what install adds and for times."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def ask(port: int, name: str) -> Answer:
         wire = _until(sock, wire, None)
     end = wire.index(b"\r\n\r\n") + 2
     ids = [match[1].decode() for match in OURS.finditer(wire, 0, end) if match[1]]
-    assert len(ids) <= 1, "the request id is told once"
+    assert len(ids) <= 1, "the request id is sent once"
     return Answer(OURS.sub(b"", wire[:end]) + wire[end:], "".join(ids))
 
 

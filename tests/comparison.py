@@ -31,7 +31,7 @@ class Answer(NamedTuple):
 
 
 class Server:
-    """Gives an app its messages, takes what it sends, fails where it is told to."""
+    """Gives an app its messages, takes what it sends, fails where the test says so."""
 
     def __init__(
         self,

@@ -131,7 +131,7 @@ async def ask(  # noqa: PLR0913 - what a request is
 async def converse(app: App, path: str, *inbox: dict[str, Any], deaf: bool = False, **scope: Any) -> Answer:
     """Open a WebSocket connection; `inbox` is what the client sends after it has connected.
 
-    A `deaf` client has left once it is accepted, and the server tells it by `OSError`.
+    A `deaf` client has left once it is accepted, and the server raises `OSError`.
     """
     answer = Answer()
     waiting = [{"type": "websocket.connect"}, *inbox]

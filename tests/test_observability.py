@@ -48,7 +48,7 @@ def app() -> Starlette:
     return Starlette(routes=[Route("/x/{y}", page), WebSocketRoute("/talk/{name}", talk)])
 
 
-class Told:
+class RecordingSignal:
     """A signal that collects its calls; with `broken` it then raises."""
 
     def __init__(self, *, broken: bool = False) -> None:
@@ -122,7 +122,7 @@ EVERYTHING = [
 
 async def test_a_fourth_signal_gets_all_calls(observed: Callable[..., Seen]) -> None:
     """A signal consists of seven methods."""
-    seen, fourth = observed(app()), Told()
+    seen, fourth = observed(app()), RecordingSignal()
     add(seen, fourth)
     await use(seen)
     assert fourth.calls == EVERYTHING
@@ -131,7 +131,7 @@ async def test_a_fourth_signal_gets_all_calls(observed: Callable[..., Seen]) -> 
 
 async def test_a_failing_signal_does_not_affect_the_others(observed: Callable[..., Seen]) -> None:
     """Its exceptions are counted by its name; a request whose start failed is not ended for it."""
-    seen, broken, last = observed(app()), Told(broken=True), Told()
+    seen, broken, last = observed(app()), RecordingSignal(broken=True), RecordingSignal()
     add(seen, broken, "broken")
     add(seen, last, "last")
     await use(seen)

@@ -84,7 +84,7 @@ def held(thing: object) -> int:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder that somebody may be writing in."""
+    """Remove a directory that another process may be writing in."""
     until = monotonic() + 10
     while True:
         try:

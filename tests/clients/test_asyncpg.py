@@ -202,7 +202,7 @@ async def test_transactions_are_counts(pool: asyncpg.Pool, telemetry: PoolTeleme
         await connection.execute("start  transaction; ")
         await connection.execute("END")
         await connection.execute("BEGIN; SELECT 2; COMMIT")
-    asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # asyncpg tells it of what is left open
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # asyncpg reports to it what is left open
     async with pool.acquire() as connection:
         await connection.execute("BEGIN")
     assert telemetry.events("main") == {

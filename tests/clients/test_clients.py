@@ -216,8 +216,8 @@ def test_unsampled_parent(observed: Callable[..., Seen]) -> None:
 
 async def test_invalid_operations_and_tables(observed: Callable[..., Seen]) -> None:
     """A statement passed as operation or table is neither label nor name; invalid arguments raise nothing."""
-    told = observed(Starlette())
-    db = told.observe.db
+    reported = observed(Starlette())
+    db = reported.observe.db
     odd = ["x"]
     for query in (
         db.query("SELECT * FROM users WHERE token = 'hunter2'"),
@@ -226,15 +226,15 @@ async def test_invalid_operations_and_tables(observed: Callable[..., Seen]) -> N
     ):
         with query:
             query.set_row_count("x")  # type: ignore[arg-type]
-    assert [span.name for span in told.spans] == ["SELECT users", "SELECT", "OTHER"]
-    assert "hunter2" not in told.text + str([dict(span.attributes or {}) for span in told.spans])
-    assert told.observe.internal_errors.counts == {}
+    assert [span.name for span in reported.spans] == ["SELECT users", "SELECT", "OTHER"]
+    assert "hunter2" not in reported.text + str([dict(span.attributes or {}) for span in reported.spans])
+    assert reported.observe.internal_errors.counts == {}
 
 
 async def test_names_of_queries_that_hold_a_secret(observed: Callable[..., Seen]) -> None:
     """A secret is redacted in label, name and details, passed as argument or read from the statement."""
-    told = observed(Starlette(), redact_patterns=["hunter[a-z]*"])
-    db = told.observe.db
+    reported = observed(Starlette(), redact_patterns=["hunter[a-z]*"])
+    db = reported.observe.db
     key = "sk_live_0123456789abcdef"
     for query in (
         db.query("hunter two", table="orders"),
@@ -246,7 +246,7 @@ async def test_names_of_queries_that_hold_a_secret(observed: Callable[..., Seen]
             with again:
                 pass
     named = ["REDACTED two orders", "SELECT REDACTED", "SELECT REDACTED", "SELECT orders"]
-    assert [span.name for span in told.spans] == [name for name in named for _ in range(2)]
-    everything = told.text + str(told.lines) + str([dict(span.attributes or {}) for span in told.spans])
+    assert [span.name for span in reported.spans] == [name for name in named for _ in range(2)]
+    everything = reported.text + str(reported.lines) + str([dict(span.attributes or {}) for span in reported.spans])
     assert "hunter" not in everything
     assert key not in everything

@@ -85,7 +85,7 @@ def test_a_wrong_engine_leaves_nothing_behind(observed: Callable[..., Seen], eng
 
 @pytest.mark.parametrize("off", ["tracing", "metrics", "logs"])
 def test_engines_without_a_signal(observed: Callable[..., Seen], engine: sa.Engine, off: str) -> None:
-    """A signal that is off is told nothing; the others are."""
+    """A signal that is off receives nothing; the others do."""
     seen = observed(FastAPI(), engines=[engine], **{off: False})
     query(engine)
     assert len(seen.spans) == (off != "tracing")

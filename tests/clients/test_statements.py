@@ -1,5 +1,6 @@
-# ruff: noqa: S608 - the statements are read, never executed
 """SQL statements: literals are hidden for every system and spelling; operation and table are found."""
+
+# ruff: noqa: S608 - the statements are read, never executed
 
 from __future__ import annotations
 

@@ -460,7 +460,7 @@ def test_an_app_that_is_installed_as_a_package(
     monkeypatch: pytest.MonkeyPatch,
     wrapped: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    """As in images of containers: its package is the user's code, the libraries beside it are not.
+    """As in images of containers: its package is the user's code, the libraries next to it are not.
 
     A library of the company may call `install`: the modules of the endpoints are the app's too.
     """

@@ -177,8 +177,8 @@ def test_three_clients_at_once(observed: Callable[..., Seen]) -> None:
     crashes = [request_id for caller in callers for request_id in caller.crashes]
     if "/upload" in crashing:
         crashes += [line["request_id"] for line in lines if line["fields"]["endpoint"] == "/upload"]
-    told = {line.get("request_id") for line in seen.lines if line["logger"] == "uvicorn.error"}
-    crashes = [each for each in crashes if each in told or by_id[each]["fields"]["url"] not in MAYBE_LOST]
+    logged = {line.get("request_id") for line in seen.lines if line["logger"] == "uvicorn.error"}
+    crashes = [each for each in crashes if each in logged or by_id[each]["fields"]["url"] not in MAYBE_LOST]
     assert_crashes_logged(seen.lines, crashes, by_id)
     assert [line for line in seen.lines if line["logger"] == "uvicorn.access"] == []
 
@@ -188,10 +188,10 @@ def assert_crashes_logged(lines: list[dict[str, Any]], crashes: list[str], by_id
 
     A client that left is a warning, without a stack.
     """
-    told = [line for line in lines if line["message"].startswith("Exception in ASGI application")]
-    assert {line["logger"] for line in told} == {"uvicorn.error"}
-    assert sorted(line["request_id"] for line in told) == sorted(crashes)
-    for line in told:
+    logged = [line for line in lines if line["message"].startswith("Exception in ASGI application")]
+    assert {line["logger"] for line in logged} == {"uvicorn.error"}
+    assert sorted(line["request_id"] for line in logged) == sorted(crashes)
+    for line in logged:
         left = by_id[line["request_id"]]["fields"]["outcome"] == "client_disconnect"
         assert line["level"] == ("warn" if left else "error")
         assert line["trace_id"] == by_id[line["request_id"]]["trace_id"]

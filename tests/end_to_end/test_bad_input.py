@@ -45,7 +45,7 @@ def assert_agreed(seen: Seen, count: int = 1) -> None:
 # What handlers raise
 
 
-class WithSlots(Exception):  # noqa: N818 - the name tells what is odd
+class WithSlots(Exception):  # noqa: N818 - named after what is odd
     """An exception without settable attributes."""
 
     __slots__ = ()

@@ -132,7 +132,7 @@ class Cell:
         return samples
 
     def produced(self) -> float:
-        """Scrape until every worker has told of all its spans, and return how many that are.
+        """Scrape until every worker has reported all its spans, and return how many that are.
 
         In each scrape: produced = exported + dropped + queued for every signal. A worker that does not answer a scrape
         at once is shown as it was before.

@@ -114,7 +114,7 @@ class Checkout:
                 found[tuple(dict(pairs)[label] for label in labels)] += int(value)
         return found
 
-    def told(self, service: str, *messages: str) -> list[dict[str, Any]]:
+    def log_lines(self, service: str, *messages: str) -> list[dict[str, Any]]:
         """Return the lines of a service that start with one of the messages."""
         return [line for line in self.lines[service] if line["message"].startswith(messages)]
 
@@ -290,7 +290,7 @@ def outline(spans: list[Received], parent: bytes = b"", depth: int = 0) -> str:
 def assert_queries_agree(checkout: Checkout, service: str) -> None:
     """Check that spans, samples, lines and the time breakdown have the same queries."""
     spans = checkout.of(service, "CLIENT", "db.system.name")
-    lines = checkout.told(service, "database query", "slow database query")
+    lines = checkout.log_lines(service, "database query", "slow database query")
     names = Counter((span.attributes["db.operation.name"], span.attributes["db.collection.name"]) for span in spans)
     assert names == checkout.counted(service, "db_queries_total", "operation", "table")
     assert names == checkout.counted(service, "db_query_duration_seconds_count", "operation", "table")
@@ -306,7 +306,7 @@ def assert_queries_agree(checkout: Checkout, service: str) -> None:
 def assert_calls_agree(checkout: Checkout, *expected: tuple[str, str, str]) -> None:
     """Check that spans, samples and lines of the shop have the same calls: service, operation, outcome."""
     spans = checkout.of("shop", "CLIENT", "peer.service")
-    lines = checkout.told("shop", "external call")
+    lines = checkout.log_lines("shop", "external call")
     wanted = Counter(expected)
     assert wanted == checkout.counted("shop", "external_requests_total", "service", "operation", "outcome")
     outcomes = {span.span_id: outcome_of_call(span) for span in spans}
@@ -336,7 +336,7 @@ def outcome_of_call(span: Received) -> str:
 def assert_operations_agree(checkout: Checkout, service: str, name: str, outcome: str) -> None:
     """Check that span, sample and line of a user operation agree."""
     (span,) = [span for span in checkout.of(service, "INTERNAL") if span.raw.name == name]
-    (line,) = checkout.told(service, "operation ")
+    (line,) = checkout.log_lines(service, "operation ")
     assert line["fields"]["operation"] == name
     assert line["span_id"] == span.span_id
     assert line["fields"]["outcome"] == outcome
@@ -366,7 +366,7 @@ def server_span(checkout: Checkout, service: str) -> Received:
 
 def request_line(checkout: Checkout, service: str) -> dict[str, Any]:
     """Return the one request line of a service."""
-    (line,) = checkout.told(service, "HTTP request completed")
+    (line,) = checkout.log_lines(service, "HTTP request completed")
     return line
 
 
@@ -412,7 +412,7 @@ def test_the_call_to_payments_says_where_it_went(visited: Visit) -> None:
 
 
 def test_three_signals_agree_about_a_paid_checkout(visited: Visit) -> None:
-    """As many query spans as the line counts and the counter grew, in both services; calls and outcomes likewise."""
+    """As many query spans as the line counts and the counter grew, in both services; so do calls and outcomes."""
     paid = visited.paid
     assert_request_agrees(paid, "shop", CHECKOUT, 200, "ok")
     assert_request_agrees(paid, "payments", "/charges", 200, "ok")
@@ -435,7 +435,7 @@ def test_three_signals_agree_about_a_declined_checkout(visited: Visit) -> None:
     assert_queries_agree(declined, "payments")
     assert_calls_agree(declined, ("payments", "POST /charges", "client_error"))
     assert_operations_agree(declined, "shop", "charge card", "ok")
-    assert [line["level"] for line in declined.told("shop", "external call")] == ["warn"]
+    assert [line["level"] for line in declined.log_lines("shop", "external call")] == ["warn"]
     assert not any(span.failed for span in declined.spans)
 
 
@@ -448,7 +448,7 @@ def test_three_signals_agree_when_payments_is_gone(visited: Visit) -> None:
     assert_queries_agree(gone, "shop")
     assert_calls_agree(gone, ("payments", "POST /charges", "connect_error"))
     assert_operations_agree(gone, "shop", "charge card", "error")
-    assert {line["level"] for line in gone.told("shop", "external call", "operation ")} == {"error"}
+    assert {line["level"] for line in gone.log_lines("shop", "external call", "operation ")} == {"error"}
 
 
 def test_details_of_work_go_to_its_span_and_into_no_label(visited: Visit) -> None:
@@ -456,7 +456,7 @@ def test_details_of_work_go_to_its_span_and_into_no_label(visited: Visit) -> Non
     paid = visited.paid
     (work,) = [span for span in paid.of("shop", "INTERNAL") if span.raw.name == "charge card"]
     assert work.attributes["amount_cents"] == 1250
-    (line,) = paid.told("shop", "order paid")
+    (line,) = paid.log_lines("shop", "order paid")
     assert work.attributes["order_id"] == line["fields"]["order_id"]
     labels = {name for samples in paid.grown.values() for _, pairs in samples for name, _ in pairs}
     assert not labels & {"order_id", "amount_cents"}

@@ -242,7 +242,7 @@ def test_an_open_websocket_does_not_hold_up_the_end(start: Callable[..., Example
     assert "Traceback" not in output
 
 
-def test_a_taken_port_is_told_before_anything_runs(start: Callable[..., Example]) -> None:
+def test_a_taken_port_is_reported_before_anything_runs(start: Callable[..., Example]) -> None:
     """A second start on the same port names the option to use and exits with 1."""
     example = start()
     port = re.search(r"http://127\.0\.0\.1:(\d+)/docs", example.read_until(RUNNING))
@@ -252,7 +252,7 @@ def test_a_taken_port_is_told_before_anything_runs(start: Callable[..., Example]
     assert output == f"payments cannot listen on 127.0.0.1:{port[1]}: Address already in use; use --payments-port 0\n"
 
 
-def test_a_service_that_fails_to_start_is_told(start: Callable[..., Example]) -> None:
+def test_a_service_that_fails_to_start_is_reported(start: Callable[..., Example]) -> None:
     """If the database is down, the exit code is 1 and the last lines of the service are shown."""
     code, output = start("--once", DATABASE_URL="postgresql://nobody@127.0.0.1:1/none").wait()
     assert code == 1

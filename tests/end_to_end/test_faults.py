@@ -311,7 +311,7 @@ def test_a_span_processor_that_raises(observed: Callable[..., Seen], at: str, *,
 
 
 def test_a_span_processor_gets_no_span_after_shutdown(caplog: pytest.LogCaptureFixture) -> None:
-    """A provider that was shut down may stay the global one: its spans go nowhere, and no one warns of them."""
+    """A provider that was shut down may stay the global one: its spans go nowhere, without a warning."""
     exporter, faults = InMemorySpanExporter(), InternalErrors()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(GuardedProcessor(SimpleSpanProcessor(exporter), faults))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from fastapi_observe import Observability
 
-# A fault in a callback of the garbage collector, or in a thread of ours, is told by the interpreter.
+# A fault in a callback of the garbage collector, or in one of our threads, is reported by the interpreter.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
@@ -65,7 +65,7 @@ CARRIERS: Final = frozenset(
     records.wrapping:_wrap_generator.<locals>.generator traces.service:TracingService.run_in_executor
     """.split()  # noqa: SIM905 - a list would be two pages long
 )
-"""What hands on a call of the app, a library or the user: nothing of ours stands above it, what it asks is guarded."""
+"""What hands on a call of the app, a library or the user: no guard of ours is above it, so what it calls is guarded."""
 
 GUARDS: Final = frozenset(
     """
@@ -229,7 +229,7 @@ def broken(name: str, fault: Callable[..., Any], directory: Path) -> dict[str, A
     injected = Injected(site, fault)
     UNATTRIBUTED_ERRORS.counts.clear()
     with contextlib.ExitStack() as stack:
-        if site.inner is not None:  # it is made anew when the function around it runs
+        if site.inner is not None:  # it is made again when the function around it runs
             stack.enter_context(injected)
         app, observe = stack.enter_context(installed(directory / "app.log"))
         try:
@@ -278,7 +278,7 @@ def test_what_is_spared_exists() -> None:
 
 
 class Hanging:
-    """Has the threads of ours wait, from the first call on until it is let go."""
+    """Makes our threads wait, from the first call on until it is released."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()

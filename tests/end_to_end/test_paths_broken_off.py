@@ -40,7 +40,7 @@ def make_slow() -> FastAPI:
     async def watching(request: Request) -> str:
         while not await request.is_disconnected():  # noqa: ASYNC110 - as apps do
             await asyncio.sleep(0)
-        return "nobody hears this"
+        return "never received"
 
     @app.get("/failing")
     async def failing(request: Request) -> str:
@@ -93,7 +93,7 @@ async def test_the_client_leaves_during_the_response(
 ) -> None:
     """The status stays the one that was sent; the client's leaving is the outcome, not an error of the app.
 
-    A strict server raises `OSError` in `send`, as ASGI 2.4 asks; others let `receive` tell it.
+    A strict server raises `OSError` in `send`, as ASGI 2.4 asks; others return it from `receive`.
     """
     app = make_slow()
     if base:
@@ -145,7 +145,7 @@ async def test_a_middleware_that_gives_up_waiting(observed: Callable[..., Seen])
 
 
 async def test_a_middleware_that_lets_the_timeout_out(observed: Callable[..., Seen]) -> None:
-    """A timeout that nobody handles is an unhandled exception."""
+    """A timeout without a handler is an unhandled exception."""
     app = make_slow()
 
     def impatient(app: Any) -> Any:

@@ -164,7 +164,7 @@ async def test_an_endpoint_that_passes_the_disconnect_on(observed: Callable[...,
 
 @pytest.mark.parametrize("path", ["/sending", "/sending/raw"])
 async def test_the_client_leaves_while_the_app_sends(observed: Callable[..., Seen], path: str) -> None:
-    """A server that tells by `OSError` that the client has left (ASGI 2.4) does not make it a failure of the app."""
+    """If the server reports by `OSError` that the client has left (ASGI 2.4), the app has not failed."""
     app = FastAPI()
 
     @app.websocket("/sending")
@@ -209,8 +209,8 @@ def threads() -> set[threading.Thread]:
     return {each for each in threading.enumerate() if not each.name.startswith("AnyIO worker")}
 
 
-def told(messages: list[dict[str, Any]]) -> list[tuple[str, bool]]:
-    """Return type of each message, and whether it tells the exception."""
+def reported(messages: list[dict[str, Any]]) -> list[tuple[str, bool]]:
+    """Return the type of each message, and whether it names the exception."""
     return [(message["type"], "BrokenError" in message.get("message", "")) for message in messages]
 
 
@@ -223,7 +223,7 @@ async def test_lifespans(observed: Callable[..., Seen], at: str) -> None:
     seen = observed(app := FastAPI(lifespan=failing_lifespan(at)))
     answer = await live(app, *kinds)
     assert type(answer.raised) is type(bare.raised)
-    assert told(answer.messages) == told(bare.messages)
+    assert reported(answer.messages) == reported(bare.messages)
     assert_agreement(seen)
     assert not seen.request_lines
     assert not seen.server_spans

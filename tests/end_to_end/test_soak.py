@@ -215,9 +215,9 @@ async def _stay_flat(
         await asyncio.sleep(0.05)
     after = threading.active_count(), process.num_fds()
     growth = slope(memory[CHUNKS // 4 :])
-    told = f"{dict(load.counts)}, {growth:+.2f} MB per 100,000, threads and descriptors {before} {after}"
-    print(f"\nSOAK {REQUESTS} requests: {told}, spans {spans.begun}", file=sys.stderr)  # noqa: T201 - a figure
-    for _ in range(3):  # generators that nobody closed end when they are collected, in a later turn
+    summary = f"{dict(load.counts)}, {growth:+.2f} MB per 100,000, threads and descriptors {before} {after}"
+    print(f"\nSOAK {REQUESTS} requests: {summary}, spans {spans.begun}", file=sys.stderr)  # noqa: T201 - a figure
+    for _ in range(3):  # generators that were not closed end when they are collected, in a later turn
         gc.collect()
         await asyncio.sleep(0.01)
     observe.flush(5)

@@ -268,7 +268,7 @@ class PlayingMiddleware:
 
 
 def playing_app() -> Starlette:
-    """Make an app that plays scripts in every place an ASGI app can stand."""
+    """Make an app that plays scripts in every place where an ASGI app can be."""
     return Starlette(
         routes=[
             Route("/route", Player()),

@@ -292,7 +292,7 @@ def test_a_gcp_trace_is_found_by_its_id_alone(observed: Callable[..., Seen]) -> 
 
 
 def test_the_project_comes_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Google's variable names the project; without it the trace id stands alone; a path is not a project."""
+    """Google's variable names the project; without it the trace id is alone; a path is not a project."""
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "my-shop")
     assert ObserveSettings.load(None).gcp_project == "my-shop"
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "a/b c")

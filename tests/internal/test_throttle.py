@@ -8,7 +8,7 @@ from fastapi_observe.internal.throttle import LOG_INTERVAL, MAX_CAUSES, LogThrot
 
 
 class Clock:
-    """A clock that stands where the test puts it."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 5.0

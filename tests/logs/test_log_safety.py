@@ -39,7 +39,7 @@ CORPUS = (
     "%s %d %(name)s %",
     "<red>x</red> </> <lvl>",
 )
-"""What somebody may send who wants to write a line of the log."""
+"""What an attacker may send to write a line of the log."""
 
 
 def hidden(character: str) -> bool:

@@ -49,7 +49,7 @@ IMPORTS: Final = {name: imported_modules(path) for name, path in MODULES.items()
 
 
 def folder(module: str) -> str:
-    """Return the top-level folder of a module; a module beside the folders stands for itself."""
+    """Return the top-level folder of a module; a module outside the folders is its own."""
     return module.partition(".")[0]
 
 

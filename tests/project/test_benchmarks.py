@@ -357,7 +357,7 @@ def test_arrivals() -> None:
 
 
 def test_figures_are_judged() -> None:
-    """Met, met better, missed and not measured are told apart, at-least goals too."""
+    """Met, met better, missed and not measured are distinguished, at-least goals too."""
     verdicts = {one.title: one.verdict for one in figures(some_results())}
     assert verdicts["trivial endpoint, all signals, 10 %"] == "met"
     assert verdicts["the same, 100 % sampled"] == "met, and the better one"
@@ -393,7 +393,7 @@ def test_a_cheaper_peer_is_named() -> None:
 
 
 def test_figures_of_production_are_judged() -> None:
-    """Scrapers and collectors are judged by what they do to p99, beside what others did in the same rounds."""
+    """Scrapers and collectors are rated by their effect on p99, next to what others did in the same rounds."""
     rows = {row.title: row for row in figures({"production": some_production()}) if row.reached is not None}
     verdicts = {title: row.verdict for title, row in rows.items()}
     assert len(verdicts) == 11
@@ -420,14 +420,14 @@ def test_what_a_collector_adds_is_paired() -> None:
 
 
 def test_everybody_has_a_core_where_there_are_enough() -> None:
-    """Server, clients and load stand on cores of their own; with few they share."""
+    """Server, clients and load run on separate cores; with few they share."""
     assert production.Places.of([0, 1, 2, 3]) == ([0], [1, 2], [3])
     assert production.Places.of([0, 1]) == ([0], [1], [1])
     assert production.Places.of([5]) == ([5], [5], [5])
 
 
 def test_clients_ask_again_and_again() -> None:
-    """The clients of the load take whole answers, each as often as it is told to, and say how big they were."""
+    """The clients of the load take whole answers, each as often as requested, and report their size."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError):
@@ -451,7 +451,7 @@ def test_clients_ask_again_and_again() -> None:
 
 @pytest.mark.parametrize("side", ["bare", "ours", "stock"])
 def test_spans_are_made_while_the_loop_is_watched(side: str) -> None:
-    """Each side makes the spans that it is told to make, at the rate it is told."""
+    """Each side makes the configured spans, at the configured rate."""
     made = lag.provider(side, "http://127.0.0.1:9")
     assert asyncio.run(lag.make(made.get_tracer("x"), 1000, 0.01)) in range(11)
     made.shutdown()

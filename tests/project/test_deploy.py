@@ -36,7 +36,7 @@ IMAGE = re.compile(r"[a-z0-9-]+(/[a-z0-9-]+)?:[\w.-]+")
 """An official name and a tag, no host of a registry before it."""
 
 CLOSED = "127.0.0.1:9"
-"""Where nobody listens."""
+"""An address without a listener."""
 
 
 def of_kind(kind: str) -> dict[str, dict[str, Any]]:
@@ -197,7 +197,7 @@ def test_a_policy_names_pods_and_ports_that_exist(name: str) -> None:
 
 
 def test_config_maps_are_made_of_the_files() -> None:
-    """Each file exists, is mounted under the name that the program is told, and nothing else is asked for."""
+    """Each file exists, is mounted under the name that the program is given, and nothing else is asked for."""
     made = {one["name"]: one for one in KUSTOMIZATION["configMapGenerator"]}
     wanted = {"app-environment"}
     for deployment in DEPLOYMENTS.values():
@@ -224,7 +224,7 @@ def test_the_monitor_of_the_operator_selects_the_apps() -> None:
     assert monitor["metadata"]["namespace"] == KUSTOMIZATION["namespace"]
 
 
-# What the programs are told
+# What the programs are configured with
 
 
 def environments() -> Iterator[tuple[str, dict[str, str]]]:

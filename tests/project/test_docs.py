@@ -46,7 +46,7 @@ CONTINUES = "# continues\n"
 
 
 class Example(NamedTuple):
-    """Python code of a page with the blocks that continue it; every line stands at its line number of the page."""
+    """Python code of a page with the blocks that continue it; every line keeps its line number of the page."""
 
     page: Path
     line: int
@@ -100,7 +100,7 @@ def _lambda_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("example", EXAMPLES, ids=[f"{each.page.stem}-{each.line}" for each in EXAMPLES])
 @pytest.mark.usefixtures("_uninstall", "_hosts_that_answer", "_lambda_adapter")
 def test_an_example_runs(example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every python block runs as it stands, and every path operation in it answers without failing."""
+    """Every python block runs as it is, and every path operation in it answers without failing."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "example"}
     exec(compile(example.code, str(example.page), "exec", dont_inherit=True), names)  # noqa: S102 - our own pages

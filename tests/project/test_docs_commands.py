@@ -82,7 +82,7 @@ WITH_COMMANDS: Final = [
 
 
 class Reader:
-    """Somebody who copies a page into files and types its commands; ports are replaced by free ones."""
+    """A reader who copies a page into files and types its commands; ports are replaced by free ones."""
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, stack: ExitStack) -> None:
         self._directory = directory

@@ -1,4 +1,4 @@
-"""docs/reference/metrics.md tells each reason for which something is dropped or a request fails, and no other."""
+"""docs/reference/metrics.md lists each reason for which something is dropped or a request fails, and no other."""
 
 from __future__ import annotations
 

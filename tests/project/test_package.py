@@ -127,7 +127,7 @@ def test_the_wheel_serves(app: str, distributions: tuple[Path, Path], tmp_path: 
 
 
 def test_the_extras_allow_no_less_than_the_dependencies() -> None:
-    """A distribution that stands in several lists of pyproject.toml has one lower bound for its users."""
+    """A distribution that is in several lists of pyproject.toml has one lower bound for its users."""
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     bounds: dict[str, set[str]] = {}

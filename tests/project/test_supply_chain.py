@@ -45,7 +45,7 @@ def asked(*extras: str) -> list[Requirement]:
 
 @pytest.mark.parametrize(("lock", "extras"), [("runtime", ("",)), ("test", ("", "test")), ("docs", ("docs",))])
 def test_the_lock_is_what_is_asked_for(lock: str, extras: tuple[str, ...]) -> None:
-    """Every dependency is pinned to a version that its range allows; `make lock` mends what fails here."""
+    """Every dependency is pinned to a version that its range allows; `make lock` fixes what fails here."""
     pinned = pins(lock)
     for wanted in asked(*extras):
         versions = pinned[canonicalize_name(wanted.name)]

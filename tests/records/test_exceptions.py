@@ -161,7 +161,7 @@ def test_a_stack_that_is_long_shows_its_last_lines() -> None:
 
 
 class OddMeta(type):
-    """Makes classes that do not tell where they come from."""
+    """Makes classes without the name of their module."""
 
     @property
     def __mro__(cls) -> tuple[type, ...]:

@@ -54,7 +54,7 @@ def test_every_header_of_a_proxy_denies_access(observed: Callable[..., Seen]) ->
 
 
 def test_http_1_0_means_a_proxy(observed: Callable[..., Seen]) -> None:
-    """Nginx sends it unless told otherwise, and no header."""
+    """Nginx sends it by default, and no header."""
     app = FastAPI()
     observed(app)
     for version in ("1.0", "0.9"):

@@ -80,7 +80,7 @@ class Named:
 
 
 def three_deep() -> FastAPI:
-    """Build an app whose route stands in three routers, each with a prefix of its own."""
+    """Build an app whose route is in three routers, each with its own prefix."""
     cases, shops, regions = APIRouter(), APIRouter(), APIRouter(prefix="/regions")
     cases.get("/cases/{case}")(item)
     shops.include_router(cases, prefix="/shops/{shop}")
@@ -275,7 +275,7 @@ def test_add_route() -> None:
 
 @pytest.mark.parametrize("root_path", ["", "/api"])
 def test_one_function_on_two_paths(root_path: str) -> None:
-    """The path decides which of a function's templates is meant; the mount's prefix stands before it."""
+    """The path decides which of a function's templates is meant; the mount's prefix comes before it."""
     sub = FastAPI()
     sub.add_route("/one/{x}", page)
     sub.add_route("/two", page)
@@ -326,7 +326,7 @@ def test_root_path_of_the_server() -> None:
 
 @pytest.mark.filterwarnings("ignore:The `root_path` parameter is deprecated")
 def test_a_mounted_app_with_a_root_path_of_its_own() -> None:
-    """Its root_path stands for its mount: where they agree the template is whole, else nothing matches there."""
+    """Its root_path is that of its mount: where they agree the template is whole, else nothing matches there."""
     sub = FastAPI(root_path="/sub")
     sub.get("/items/{id}")(item)
     app = FastAPI()

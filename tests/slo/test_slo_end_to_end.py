@@ -113,8 +113,8 @@ def configure(directory: Path, shop: str, alertmanager: str, receiver: str) -> N
     }
     (directory / "prometheus.yml").write_text(json.dumps(prometheus), "utf-8")
     generated = json.dumps(make_alertmanager())
-    told = re.sub(r'"https://[\w.-]+\.invalid/"', json.dumps(receiver), generated)
-    (directory / "alertmanager.yml").write_text(re.sub(r'"group_wait": "\w+"', '"group_wait": "2s"', told), "utf-8")
+    changed = re.sub(r'"https://[\w.-]+\.invalid/"', json.dumps(receiver), generated)
+    (directory / "alertmanager.yml").write_text(re.sub(r'"group_wait": "\w+"', '"group_wait": "2s"', changed), "utf-8")
 
 
 class Chain:

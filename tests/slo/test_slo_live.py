@@ -76,12 +76,12 @@ def test_install_reports_every_invalid_objective() -> None:
     ]
     with pytest.raises(SettingsError) as caught:
         install(app, slos=wrong, slo_options=SLOOptions(period="month", scrape_interval="often"))
-    told = [line.split(":")[:2] for line in caught.value.problems]
-    assert [code.strip() for _, code in told] == [
+    reported = [line.split(":")[:2] for line in caught.value.problems]
+    assert [code.strip() for _, code in reported] == [
         *("SLO10 all", "SLO10 all", "SLO05 full", "SLO05 ratio", "SLO07 sla", "SLO09 sla", "SLO09 A B"),
         *("SLO04 slow", "SLO04 number", "SLO09 ['list']"),
     ]
-    assert {name for name, _ in told} == {"slos", "slo_options"}
+    assert {name for name, _ in reported} == {"slos", "slo_options"}
     assert "did you mean 99.9?" in str(caught.value)
     assert not hasattr(app.state, "observe")
 

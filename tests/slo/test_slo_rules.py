@@ -355,15 +355,15 @@ def test_invalid_objectives_fail_the_commands(target: Any, capsys: pytest.Captur
     app = target('Availability("api", 99.9, ["/order"]), Availability("other", 99.9, ["/item"])')
     for command, status in (("check", 1), ("report", 1), ("bundle", 2)):
         assert main(["slo", command, app]) == status
-        told = capsys.readouterr().err
-        assert "SLO01 api: '/order' matches no route; did you mean '/orders'? Routes: GET /orders" in told
-        assert "SLO01 other: '/item' matches no route" in told
+        printed = capsys.readouterr().err
+        assert "SLO01 api: '/order' matches no route; did you mean '/orders'? Routes: GET /orders" in printed
+        assert "SLO01 other: '/item' matches no route" in printed
     assert main(["slo", "check", "no_such_module:app"]) == 2
     assert "there is no module 'no_such_module'" in capsys.readouterr().err
     assert main(["slo", "check", target('Availability("api", 100), Availability("x", 99), Availability("x", 99)')]) == 2
-    told = capsys.readouterr().err
-    assert "slos: SLO05 api: 100 leaves no error budget" in told
-    assert "slos: SLO09 x: the name 'x' is used twice" in told
+    printed = capsys.readouterr().err
+    assert "slos: SLO05 api: 100 leaves no error budget" in printed
+    assert "slos: SLO09 x: the name 'x' is used twice" in printed
 
 
 # --- what the rules cost on a real Prometheus

@@ -1,4 +1,4 @@
-"""Beside other instrumentation: providers that are set later, and contrib's instrumentation of the same app."""
+"""Together with other instrumentation: providers that are set later, and contrib's instrumentation of the same app."""
 
 from __future__ import annotations
 

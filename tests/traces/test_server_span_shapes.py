@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from conftest import Seen
     from starlette.requests import Request
 
-TESTS = Path(__file__).parents[1]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 MODES = ("observe", "contrib", "fastapi")
 KINDS = ("ok", "unmatched", "raises", "refuses", "stream", "redirect", "websocket")
 
@@ -41,10 +42,10 @@ KINDS = ("ok", "unmatched", "raises", "refuses", "stream", "redirect", "websocke
 def shapes(mode: str, ratio: float = 1.0) -> dict[str, Any]:
     """Run the requests in a fresh process: the conventions are chosen once in a process."""
     done = subprocess.run(  # noqa: S603 - our own script
-        [sys.executable, TESTS / "server_span_shapes.py", mode, str(ratio)],
+        [sys.executable, HERE / "server_span_shapes.py", mode, str(ratio)],
         capture_output=True,
         text=True,
-        cwd=TESTS.parent,
+        cwd=ROOT,
         env={
             **os.environ,
             "OTEL_SEMCONV_STABILITY_OPT_IN": "http",
@@ -95,7 +96,7 @@ def test_contribs_tail_sampled_spans_are_the_same(kind: str) -> None:
 @pytest.mark.xdist_group("server span shapes")
 def test_the_documentation_shows_the_differences() -> None:
     """docs/reference/spans.md has a row for each attribute of these requests, with who sets it."""
-    page = (TESTS.parent / "docs" / "reference" / "spans.md").read_text("utf-8")
+    page = (ROOT / "docs" / "reference" / "spans.md").read_text("utf-8")
     section = page.partition("### Who describes the server span")[2].partition("\n## ")[0]
     rows = [
         [cell.strip(" `") for cell in row.strip("|").split("|")]

@@ -93,7 +93,7 @@ ADDRESSES = """
 
 
 def test_a_worker_has_a_listening_socket(tmp_path: Path) -> None:
-    """Workers are told apart by the addresses that the supervisor has passed on, else by those they have bound.
+    """Workers are distinguished by the addresses that the supervisor has passed on, else by those they have bound.
 
     A child without any is a single process. Connections, datagram sockets and unnamed sockets do not count.
     """

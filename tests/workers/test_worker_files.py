@@ -200,7 +200,7 @@ def test_no_space_for_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_locked_directory_is_not_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While another worker holds the lock nothing is merged and everything is exposed; nobody joins meanwhile."""
+    """While another worker holds the lock nothing is merged and everything is exposed; no worker joins meanwhile."""
     dead = Member(tmp_path)
     dead.metrics.counter("jobs_total", "Jobs.").inc(3)
     dead.die()

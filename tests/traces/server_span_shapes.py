@@ -68,7 +68,7 @@ def shop() -> FastAPI:
 
 
 def describe(span: Any) -> dict[str, Any]:
-    """Return what tells two spans apart, without ids and times."""
+    """Return what distinguishes two spans, without ids and times."""
     return {
         "name": span.name,
         "kind": span.kind.name,

@@ -218,7 +218,7 @@ def _sub(request: Request) -> PlainTextResponse:
 
 
 def _seamed() -> FastAPI:
-    """Make an app with middleware and a handler of every exception: the seam stands in it."""
+    """Make an app with middleware and a handler of every exception, so that it gets `InnerMiddleware`."""
     app = FastAPI()
 
     class Base(BaseHTTPMiddleware):

@@ -74,7 +74,7 @@ def row(path: str, endpoint: str, status: int, outcome: str = "ok", error_type: 
 
 
 def hostile_item() -> bytes:
-    """Return a body whose wrong values stand under keys that a client chose."""
+    """Return a body whose wrong values have keys that a client chose."""
     return json.dumps({"prices": {"evil\n{": "x", "9" * 300: "y"}}).encode()
 
 

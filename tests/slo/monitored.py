@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import AsyncIterator, Sequence
 
-ROOT: Final = Path(__file__).parents[1]
+ROOT: Final = Path(__file__).parents[2]
 TIMEOUT: Final = 90.0
 """Seconds within which each event must happen, also on a busy machine."""
 
