@@ -1,4 +1,4 @@
-"""What all commands share: exit statuses, aligned tables and printable text."""
+"""Output of all commands: exit statuses, aligned tables and printable text."""
 
 from __future__ import annotations
 

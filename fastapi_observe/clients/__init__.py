@@ -1,1 +1,1 @@
-"""Clients for databases and other services."""
+"""Clients without an OpenTelemetry instrumentor: database drivers, httpx, and calls measured by hand."""

@@ -1,4 +1,4 @@
-"""What the console concludes: one sentence on how the service does, and a list of what to fix."""
+"""Conclusions of the console: one sentence on how the service does, and a list of what to fix."""
 
 from __future__ import annotations
 

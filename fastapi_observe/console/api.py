@@ -1,4 +1,4 @@
-"""What the console's endpoints answer: JSON for the page and for shells, made from the store when it is asked for."""
+"""Responses of the console's endpoints: JSON for the page and for shells, made from the store on each request."""
 
 from __future__ import annotations
 

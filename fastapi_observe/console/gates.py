@@ -1,4 +1,4 @@
-"""Who may see the console: in development a browser on this machine, elsewhere only a holder of the token."""
+"""Access to the console: in development a browser on this machine, elsewhere only a holder of the token."""
 
 from __future__ import annotations
 

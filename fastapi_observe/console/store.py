@@ -1,4 +1,4 @@
-"""What the console remembers: requests, spans and log lines of one process, bounded by number and by bytes."""
+"""The console's memory: requests, spans and log lines of one process, bounded by number and by bytes."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ Verdict = Literal["ok", "look", "wrong"]
 
 
 class Check(NamedTuple):
-    """What was found about one subject. `step` is what to do next, empty if there is nothing to do."""
+    """A finding about one subject. `step` is the next step, empty if there is nothing to do."""
 
     subject: str
     verdict: Verdict

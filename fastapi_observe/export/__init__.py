@@ -1,1 +1,1 @@
-"""Queues, batches and sends telemetry over OTLP."""
+"""Export over OTLP: queues and batches, the transports over HTTP and gRPC, and their counts."""

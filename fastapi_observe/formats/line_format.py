@@ -44,7 +44,7 @@ MAX_NUMBER: Final = 2**62
 
 
 class LineFormat(NamedTuple):
-    """How lines are written for one platform.
+    """The form of lines for one platform.
 
     `keys` are the paths of keys of this package's lines in those of the platform; fields that it does not list are
     below `rest`. `convert` changes a line; None leaves it as it is. `trace_id_pattern` finds the trace id in an encoded

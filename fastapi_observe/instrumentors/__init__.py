@@ -1,1 +1,1 @@
-"""OpenTelemetry's instrumentors of client libraries: which are switched on, and what their spans say about a call."""
+"""OpenTelemetry's instrumentors of client libraries: which are switched on, and how their spans become operations."""

@@ -1,4 +1,4 @@
-"""What the attributes of a span say about a call, by OpenTelemetry's semantic conventions, old names and new."""
+"""A call as the attributes of its span describe it, by OpenTelemetry's semantic conventions, old names and new."""
 
 from __future__ import annotations
 

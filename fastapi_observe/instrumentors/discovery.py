@@ -1,4 +1,4 @@
-"""Which OpenTelemetry instrumentors are installed, and for each whether it is to be switched on."""
+"""The OpenTelemetry instrumentors that are installed, and for each whether it is to be switched on."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Building blocks without knowledge of requests or signals, and access to names of other libraries."""
+"""Building blocks without knowledge of requests or signals; one module for each library whose private names we use."""

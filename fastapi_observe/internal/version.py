@@ -1,4 +1,4 @@
-"""What is known of the package itself: its version, and the address of its documentation."""
+"""The version of the package, and the address of its documentation."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ MAX_LOGGING_FRAMES: Final = 16
 
 
 class RecordSink(Protocol):
-    """Writes captured records: the log service of one installed app."""
+    """Writes captured records. The implementation is `logs.service.LogService`, which imports this module."""
 
     internal_errors: InternalErrors
     threshold: int

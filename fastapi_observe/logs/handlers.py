@@ -1,4 +1,4 @@
-"""Which handlers of `logging` write to the console, which of them are replaced, and which a warning names."""
+"""Handlers of `logging` that write to the console: those that are replaced, and those that a warning names."""
 
 from __future__ import annotations
 

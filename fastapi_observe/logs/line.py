@@ -32,7 +32,7 @@ MAX_VALUE: Final = 2048
 
 
 class LineLimits(NamedTuple):
-    """How much of a line is kept: nesting depth, keys of an object, and characters of each part."""
+    """Limits of a line: nesting depth, keys of an object, and characters of each part."""
 
     depth: int
     keys: int

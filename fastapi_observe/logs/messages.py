@@ -1,4 +1,4 @@
-"""What is read from a record: a mapping or a traceback as its message, the queries of an access line, ids of errors."""
+"""Parts of a log record: a mapping or a traceback as its message, the queries of an access line, ids of errors."""
 
 from __future__ import annotations
 

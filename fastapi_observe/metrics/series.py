@@ -41,7 +41,7 @@ YIELD_SLEEP: Final = 0.00002
 
 
 class RenderedSeries(Protocol):
-    """What `BoundedMetric.render_series` needs of a series: a child of this process, or one merged of all workers."""
+    """A series as `BoundedMetric.render_series` reads it: a child of this process, or one merged of all workers."""
 
     pairs: str
     braced: str

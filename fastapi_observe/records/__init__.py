@@ -1,1 +1,1 @@
-"""What is measured: one record for each request and each operation, from which all signals are made."""
+"""The measurements: one record for each request and each operation, from which all signals are made."""

@@ -1,4 +1,4 @@
-"""Where in the user's code something happened: the frames of an exception, and the caller of an operation."""
+"""Places in the user's code: the frames of an exception, and the caller of an operation."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MAX_KNOWN_FILES: Final = 4096
 
 
 class OwnCode:
-    """Which code is the user's, and where in it something happens.
+    """Distinguishes the user's code from that of libraries, and finds the places in it.
 
     It is what is not of Python, not of this package, and not of an installed package, unless that is the app itself:
     images of containers install it alongside its libraries. `list_modules` returns the modules of the app; the packages

@@ -30,7 +30,7 @@ _STARTED: Final = attrgetter("started")
 
 
 class Timed(Protocol):
-    """What is read of an operation. `started` is a time of `perf_counter`, 0 before the start."""
+    """An operation, as far as it is read here. `started` is a time of `perf_counter`, 0 before the start."""
 
     @property
     def kind(self) -> str:

@@ -1,4 +1,4 @@
-"""Which names are secret: of parameters, fields, headers, form and JSON keys, and of words before `=` in a string."""
+"""Secret names: of parameters, fields, headers, form and JSON keys, and of words before `=` in a string."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether this process runs in development; what is not known to be development is production."""
+"""Detection of development: a process that is not known to run in it runs in production."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How text is drawn on a terminal: colors, width, the characters it can show, and escaping."""
+"""Text on a terminal: colors, width, the characters it can show, and escaping."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DRAWING: Final = "✓✗●◐○├└│█…→←" + TIMES
 
 
 class Style(NamedTuple):
-    """What a terminal can show."""
+    """The abilities of a terminal."""
 
     colors: bool = False
     unicode: bool = True

@@ -1,1 +1,1 @@
-"""How worker processes of one server find each other and share files."""
+"""Worker processes of one server: how they find each other and share files."""

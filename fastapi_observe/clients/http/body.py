@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class StreamedBody:
-    """What the sync and the async body share. Other attributes are those of the wrapped body."""
+    """Base class of the sync and the async body. Other attributes are those of the wrapped body."""
 
     def __init__(self, body: Any, call: HttpCall, abandoned: deque[tuple[HttpCall, float]]) -> None:
         self._body = body

@@ -1,1 +1,1 @@
-"""Encodes spans, log records and metrics as OTLP protobuf."""
+"""Encoding of spans, log records and metrics as OTLP protobuf."""

@@ -31,7 +31,7 @@ class SharedValues(NamedTuple):
 
 
 class MetricSharing:
-    """Whether the metrics of one install are shared with other processes. They are not until `share` is called.
+    """Shares the metrics of one install with other processes, from `share` to `unshare`.
 
     `forget_cells` is called whenever series get other cells. `reset_locks` is called in the child of a fork.
     """
