@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from fastapi import APIRouter, FastAPI, WebSocket
+from injection import failing
 from opentelemetry.trace import INVALID_SPAN, Span
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -28,6 +29,7 @@ from fastapi_observe import (
     get_observability,
 )
 from fastapi_observe.dependencies import get_request_observability
+from fastapi_observe.records.request import current_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -294,3 +296,10 @@ def test_a_name_that_is_not_there() -> None:
     """The lazy names do not hide a misspelt one."""
     with pytest.raises(AttributeError, match="no attribute 'HttpDep'"):
         _ = dependencies.HttpDep
+
+
+def test_get_observability_without_a_known_request(observed: Callable[..., Seen]) -> None:
+    """Without a current request, it is the only installed app."""
+    seen = observed(FastAPI())
+    with failing(current_record):
+        assert get_observability() is seen.observe

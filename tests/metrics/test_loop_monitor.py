@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from tools import SOAK, no_thread_starts
 
 from fastapi_observe.metrics.loop_monitor import BEAT_INTERVAL, BlockedLoop, LoopMonitor
+from fastapi_observe.records.guard import UNATTRIBUTED_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,3 +114,17 @@ def test_it_can_be_switched_off(observed: Callable[..., Seen]) -> None:
         assert (seen.sample("asyncio_event_loop_lag_seconds_sum") or 0.0) > 0.1
     assert seen.samples("event_loop_blocked_seconds_total") == {}
     assert not [line for line in seen.lines if "blocked" in line["message"]]
+
+
+async def test_a_lag_sample_that_fails() -> None:
+    """A failed sample is counted, and the next one is scheduled."""
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("broken")
+
+    before = UNATTRIBUTED_ERRORS.counts.get("saturation", 0)
+    monitor = LoopMonitor(broken, interval=0.0001)
+    monitor.start(asyncio.get_running_loop())
+    while UNATTRIBUTED_ERRORS.counts.get("saturation", 0) < before + 2:  # noqa: ASYNC110 - a timer sets no event
+        await asyncio.sleep(0.001)
+    monitor.stop()

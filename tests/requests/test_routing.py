@@ -20,7 +20,13 @@ from starlette.testclient import TestClient
 from tools import held, volume
 
 from fastapi_observe.requests import routing
-from fastapi_observe.requests.routing import MAX_CACHED_TEMPLATES, RouteTemplates, matched_route, mounted_apps
+from fastapi_observe.requests.routing import (
+    MAX_CACHED_TEMPLATES,
+    RouteTemplates,
+    list_endpoints,
+    matched_route,
+    mounted_apps,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -569,3 +575,8 @@ def run(app: Callable[..., Any], scope: Any, sent: list[Any]) -> None:
         sent.append(message)
 
     asyncio.run(app(scope, receive, send))
+
+
+def test_a_route_without_a_path() -> None:
+    """A route without a path is not listed."""
+    assert list_endpoints(SimpleNamespace(routes=[SimpleNamespace(endpoint=len)])) == []

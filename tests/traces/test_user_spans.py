@@ -33,8 +33,16 @@ from starlette.testclient import TestClient
 
 from fastapi_observe import ObserveSettings, TracingDep, traced
 from fastapi_observe.internal.errors import InternalErrors
+from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 from fastapi_observe.traces.service import TracingService
-from fastapi_observe.traces.user_spans import MAX_MESSAGE_LENGTH, MAX_STACKTRACE_LENGTH, ContextScope, SpanScope
+from fastapi_observe.traces.user_spans import (
+    MAX_MESSAGE_LENGTH,
+    MAX_STACKTRACE_LENGTH,
+    ContextScope,
+    SpanScope,
+    make_traced,
+    safe_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
@@ -788,3 +796,20 @@ def test_context_scope_restores(spans: Spans) -> None:
     with ContextScope(otel_context.set_value("key", 1)):
         assert otel_context.get_value("key") == 1
     assert otel_context.get_current() is before
+
+
+def test_an_object_without_a_string_form() -> None:
+    """An object whose `__str__` raises is shown by its class."""
+
+    class Silent:
+        def __str__(self) -> str:
+            raise RuntimeError("broken")
+
+    assert safe_text(Silent()) == "<unprintable Silent>"
+
+
+def test_only_callables_can_be_traced() -> None:
+    """Decorating something that is not callable is a TypeError."""
+    decorate = make_traced(lambda: (trace.get_tracer("test"), DEFAULT_REDACTOR), None, {})
+    with pytest.raises(TypeError):
+        decorate(5)
