@@ -1,4 +1,4 @@
-"""Checks of an installed app: who can read the metrics, what measures a request twice, and its worker processes."""
+"""Checks of an installed app: access to its metrics, other packages that measure the same, and its worker processes."""
 
 from __future__ import annotations
 

@@ -15,23 +15,23 @@ USE_HTTP_PORT: Final = "Use port 4318 or otlp_protocol='grpc'"
 SPEAKS_GRPC: Final = f"The port speaks HTTP/2, which usually means gRPC. {USE_HTTP_PORT}"
 USUALLY_GRPC: Final = f"Port 4317 usually speaks gRPC. {USE_HTTP_PORT}"
 SPEAKS_HTTP: Final = (
-    "The port does not speak gRPC. Use the collector's gRPC port (4317) or otlp_protocol='http/protobuf'"
+    "The port does not speak gRPC. Use the Collector's gRPC port (4317) or otlp_protocol='http/protobuf'"
 )
 USUALLY_HTTP: Final = "Port 4318 usually speaks HTTP. Use port 4317 or otlp_protocol='http/protobuf'"
 MAY_SPEAK_TLS: Final = "If the port expects TLS, use https:// in otlp_endpoint"
 SPEAKS_TLS: Final = "The port expects TLS. Use https:// in otlp_endpoint"
-NO_TLS: Final = "The port does not speak TLS. Use http:// in otlp_endpoint, or the collector's TLS port"
-NOT_RUNNING: Final = "Check that the collector runs, and host and port of otlp_endpoint"
+NO_TLS: Final = "The port does not speak TLS. Use http:// in otlp_endpoint, or the Collector's TLS port"
+NOT_RUNNING: Final = "Check that the Collector runs, and host and port of otlp_endpoint"
 UNKNOWN_HOST: Final = "The host name cannot be resolved. Check the host in otlp_endpoint"
 NO_GRPC: Final = "Check that otlp_endpoint is an OTLP receiver over gRPC, and the network and firewall on the way to it"
 UNREACHABLE: Final = "Check the host in otlp_endpoint, and the network and firewall on the way to it"
-SLOW: Final = "Check that otlp_endpoint is a collector and is not overloaded, or raise otlp_timeout"
+SLOW: Final = "Check that otlp_endpoint is an OTLP receiver and is not overloaded, or raise otlp_timeout"
 CREDENTIALS: Final = "Check the credentials in otlp_headers (OTEL_EXPORTER_OTLP_HEADERS)"
 UNTRUSTED: Final = (
     "Use a host name that the certificate contains, and set OTEL_EXPORTER_OTLP_CERTIFICATE to the file of its authority"
 )
 CLIENT_CERTIFICATE: Final = (
-    "The collector may require a client certificate. Set OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and "
+    "The Collector may require a client certificate. Set OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and "
     "OTEL_EXPORTER_OTLP_CLIENT_KEY"
 )
 TLS_FILES: Final = (
@@ -124,7 +124,7 @@ def grpc_cause(code: str, details: str, host: str, port: int | None) -> str:
     """Explain a gRPC status. `details` are those of the gRPC library, whose wording has no stable form."""
     if code == "UNAVAILABLE":
         if "connect" not in details and "resol" not in details:
-            return "The connection ended. See the collector's log, and that of a proxy before it"
+            return "The connection ended. See the Collector's log, and that of a proxy before it"
         if "Connection refused" in details:
             return _refused_cause(host)
         return next((cause for text, cause in _GRPC_CAUSES if text in details), NO_GRPC)

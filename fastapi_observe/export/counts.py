@@ -94,14 +94,14 @@ def _families() -> dict[str, Any]:
         "items": GaugeMetricFamily(f"{name}queue_items", "Items queued.", labels=["signal"]),
         "bytes": GaugeMetricFamily(f"{name}queue_bytes", "Encoded bytes queued.", labels=["signal"]),
         "failures": CounterMetricFamily(
-            f"{name}export_failures", "Failed requests to the collector.", labels=["signal", "reason"]
+            f"{name}export_failures", "Failed requests to the Collector.", labels=["signal", "reason"]
         ),
         "seconds": HistogramMetricFamily(
-            f"{name}export_duration_seconds", "Duration of requests to the collector.", labels=["signal"]
+            f"{name}export_duration_seconds", "Duration of requests to the Collector.", labels=["signal"]
         ),
         "success": GaugeMetricFamily(
             f"{name}last_export_success_timestamp_seconds",
-            "Time at which the collector last accepted items.",
+            "Time at which the Collector last accepted items.",
             labels=["signal"],
         ),
     }

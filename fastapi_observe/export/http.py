@@ -243,7 +243,7 @@ class HttpTransport:
     def _rejected(self, response: http.client.HTTPResponse) -> ExportResult:
         status = response.status
         cause = status_cause(status, self._signal, self._port, encrypted=self.encrypted)
-        message = f"the collector responded {status}. {cause}"
+        message = f"the Collector responded {status}. {cause}"
         if status in RETRYABLE_STATUSES:
             reason = "http_429" if status == 429 else "http_5xx"  # noqa: PLR2004 - Too Many Requests
             retry_after = retry_after_header(response.headers.get("retry-after"))

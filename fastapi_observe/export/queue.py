@@ -394,5 +394,5 @@ class ExportQueue:
             if result.rejected:
                 outage.warn(
                     "rejected",
-                    f"The collector at {outage.target} rejected {result.rejected} {self.name}; its log has the reason.",
+                    f"The Collector at {outage.target} rejected {result.rejected} {self.name}; its log has the reason.",
                 )

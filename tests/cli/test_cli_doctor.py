@@ -100,7 +100,7 @@ def test_a_collector_that_does_not_accept(capsys: pytest.CaptureFixture[str], mo
     """What the endpoint responds is named with the setting to change, and the command exits with 1."""
     with Collector(listens=False) as closed, Collector("400") as refusing:
         cases = (
-            (closed.url, "Connection refused", "Check that the collector runs, and host and port of otlp_endpoint"),
+            (closed.url, "Connection refused", "Check that the Collector runs, and host and port of otlp_endpoint"),
             (refusing.url, "http://", "Its log has the reason"),
             ("http://shop.invalid:4318", "", "The host name cannot be resolved. Check the host in otlp_endpoint"),
         )

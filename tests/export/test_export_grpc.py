@@ -174,7 +174,7 @@ def test_a_connection_that_ends_during_a_call() -> None:
         thread.join()
         transport.close()
     assert (result.reason, result.retry, result.maybe_received, result.retry_later) == ("connect", True, True, False)
-    assert "The connection ended. See the collector's log" in result.message
+    assert "The connection ended. See the Collector's log" in result.message
 
 
 def test_a_refused_connection() -> None:
@@ -184,7 +184,7 @@ def test_a_refused_connection() -> None:
     transport = transport_to(gone)
     result = transport.send(b"", monotonic() + 30)
     assert (result.reason, result.retry, result.maybe_received) == ("connect", True, False)
-    assert "Check that the collector runs" in result.message
+    assert "Check that the Collector runs" in result.message
     transport.close()
 
 
@@ -237,7 +237,7 @@ def test_failures_to_connect_name_their_cause(server: Server) -> None:
         ("DNS resolution failed for collector:4317", "Check the host in otlp_endpoint"),
         ("CERTIFICATE_VERIFY_FAILED", "set OTEL_EXPORTER_OTLP_CERTIFICATE"),
         ("Socket closed", "use https:// in otlp_endpoint"),
-        ("Failed parsing HTTP/2 (Expected SETTINGS frame)", "Use the collector's gRPC port (4317)"),
+        ("Failed parsing HTTP/2 (Expected SETTINGS frame)", "Use the Collector's gRPC port (4317)"),
         ("tcp handshaker shutdown", "firewall"),
     ):
         assert text in grpc_cause("UNAVAILABLE", details + more, "collector", 4317)

@@ -281,7 +281,7 @@ def test_any_other_status_is_a_rejection() -> None:
 
 
 CAUSES: dict[Mode, str] = {
-    "302": "the collector responded 302. Redirects are not followed, set otlp_endpoint to the final URL",
+    "302": "the Collector responded 302. Redirects are not followed, set otlp_endpoint to the final URL",
     "400": "If the port expects TLS, use https:// in otlp_endpoint",
     "401": "Check the credentials in otlp_headers (OTEL_EXPORTER_OTLP_HEADERS)",
     "403": "Check the credentials in otlp_headers",
@@ -290,11 +290,11 @@ CAUSES: dict[Mode, str] = {
     "413": "Lower batch_size",
     "415": "Check that otlp_endpoint is an OTLP receiver",
     "429": "Raise its limit or export less",
-    "500": "the collector responded 500. Its log has the reason",
+    "500": "the Collector responded 500. Its log has the reason",
     "503": "It is overloaded or starting",
     "close": "the connection was closed without a response (RemoteDisconnected). Check that otlp_endpoint",
     "garbage": "the response is not HTTP (BadStatusLine). Check that otlp_endpoint is an OTLP receiver over http",
-    "hang": "no response in time. Check that otlp_endpoint is a collector",
+    "hang": "no response in time. Check that otlp_endpoint is an OTLP receiver",
     "http2": "The port speaks HTTP/2, which usually means gRPC. Use port 4318 or otlp_protocol='grpc'",
     "tls": "The port expects TLS. Use https:// in otlp_endpoint",
 }

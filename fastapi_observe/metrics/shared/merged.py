@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fastapi_observe.workers.files import ValueFileReader
 
 CellRefs = list[tuple["ValueFileReader", int]]
-"""Where the cells of one series are: whose values, and the offset in them."""
+"""Places of the cells of one series: the reader that has their values, and the offset in them."""
 
 UNLIMITED: Final = 1 << 60
 """The limits were applied by the workers that made the series."""

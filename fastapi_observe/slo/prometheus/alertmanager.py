@@ -1,4 +1,4 @@
-"""The Alertmanager configuration: who receives which alert, and which alerts suppress others."""
+"""The Alertmanager configuration: the receivers of alerts, and the alerts that suppress others."""
 
 from __future__ import annotations
 
