@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from time import sleep
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.cli.output import EXIT_ERROR, EXIT_PROBLEM, align, printable
+from fastapi_observe.cli.output import EXIT_ERROR, EXIT_PROBLEM, add_json_argument, align, printable
 from fastapi_observe.cli.scrape import ScrapedMetric, ScrapeError, add_token_arguments, display_url, read_token, scrape
 from fastapi_observe.metrics.budget import OVERFLOW, SERIES_PER_PROCESS, STATIC_LABELS, VALUES_PER_LABEL
 
@@ -221,7 +221,7 @@ def add_cardinality(commands: Commands) -> None:
         metavar="SECONDS",
         help="scrape twice, this many seconds apart, and show growth",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json_argument(parser)
     parser.set_defaults(run=show_cardinality)
 
 

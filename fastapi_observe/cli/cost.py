@@ -6,7 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from fastapi_observe.cli.output import EXIT_ERROR
+from fastapi_observe.cli.output import EXIT_ERROR, add_json_argument, parse_number
 from fastapi_observe.cli.scrape import (
     ScrapeError,
     add_token_arguments,
@@ -36,18 +36,26 @@ def add_cost(commands: Commands) -> None:
     )
     parser.add_argument("url", metavar="URL", help="such as http://127.0.0.1:8000/metrics")
     add_token_arguments(parser, "bearer token of the metrics")
-    parser.add_argument("--scrape-interval", default="15s", metavar="TIME", help="of Prometheus (default: 15s)")
-    parser.add_argument("--bytes-per-line", type=float, default=650, metavar="N", help="of a log line (default: 650)")
-    for items in ("samples", "lines", "spans"):
+    parser.add_argument(
+        "--scrape-interval", default="15s", metavar="TIME", help="scrape interval of Prometheus (default: 15s)"
+    )
+    parser.add_argument(
+        "--bytes-per-line",
+        type=parse_number("size", 0),
+        default=650,
+        metavar="N",
+        help="average size of a log line (default: 650)",
+    )
+    for items, words in (("samples", "samples"), ("lines", "log lines"), ("spans", "spans")):
         parser.add_argument(
             f"--price-per-million-{items}",
-            type=float,
+            type=parse_number("price", 0),
             default=0.0,
             metavar="PRICE",
             dest=items,
-            help="for the estimate",
+            help=f"price of your provider for a million {words}",
         )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json_argument(parser)
     parser.set_defaults(run=show_cost)
 
 

@@ -24,14 +24,17 @@ def add_demo(commands: Commands) -> None:
         help="run a small shop with traffic, to try the console",
         description="Run a small shop on this machine, with traffic: requests that are slow, repeat a query, block the "
         "event loop and fail. Nothing is exported. Needs the extra fastapi-observe[demo]. Ctrl-C ends it.",
+        epilog="Exits with 2 if the port is in use, or if the extra is not installed.",
     )
-    parser.add_argument("--port", type=_port, default=8000, help="0: any free port (default: 8000)")
+    parser.add_argument(
+        "--port", type=_port, default=8000, metavar="PORT", help="port of the shop; 0: any free port (default: 8000)"
+    )
     parser.set_defaults(run=run_demo)
 
 
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > MAX_PORT:
-        raise argparse.ArgumentTypeError(f"not a port from 0 to {MAX_PORT}: {text}")
+        raise argparse.ArgumentTypeError(f"invalid port {text!r}; use a whole number from 0 to {MAX_PORT}")
     return int(text)
 
 
@@ -43,12 +46,12 @@ def run_demo(args: argparse.Namespace) -> int:
         from fastapi_observe.demo.shop import make_app  # noqa: PLC0415
         from fastapi_observe.demo.traffic import Traffic  # noqa: PLC0415
     except ImportError as error:
-        sys.stderr.write(f"{error}. Install what the demo needs: pip install 'fastapi-observe[demo]'.\n")
+        sys.stderr.write(f"{error}; install what the demo needs: pip install 'fastapi-observe[demo]'\n")
         return EXIT_ERROR
     try:
         listener = socket.create_server((HOST, args.port))
     except OSError as error:
-        sys.stderr.write(f"cannot listen on port {args.port}: {error}. Choose another one with --port.\n")
+        sys.stderr.write(f"cannot listen on port {args.port}: {error.strerror}; choose another one with --port\n")
         return EXIT_ERROR
     with listener:
         port = listener.getsockname()[1]

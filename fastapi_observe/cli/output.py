@@ -1,12 +1,12 @@
-"""Output of all commands: exit statuses, aligned tables and printable text."""
+"""Arguments and output of all commands: `--json`, numbers, lists of names, exit statuses, tables, printable text."""
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     # argparse has no public name for the result of add_subparsers.
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
@@ -16,6 +16,40 @@ EXIT_PROBLEM: Final = 1
 
 EXIT_ERROR: Final = 2
 """Exit status if the command could not run, as argparse uses it for invalid arguments."""
+
+
+def add_json_argument(parser: argparse._ActionsContainer) -> None:
+    """Add `--json`."""
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+
+
+def parse_number(kind: str, low: float, high: float = float("inf")) -> Callable[[str], float]:
+    """Return a parser of a number from `low` to `high`, called `kind` in the error of an invalid one."""
+    expected = f"a number from {low:g} to {high:g}" if high < float("inf") else f"a number of at least {low:g}"
+
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = float("nan")
+        if not low <= number <= high or number == float("inf"):
+            raise argparse.ArgumentTypeError(f"invalid {kind} {text!r}; use {expected}")
+        return number
+
+    return parse
+
+
+def parse_names(kind: str, choices: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """Return a parser of names that are separated by commas, called `kind` in the error of an unknown one."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(name.strip() for name in text.split(","))
+        unknown = next((name for name in names if name not in choices), None)
+        if unknown is not None:
+            raise argparse.ArgumentTypeError(f"invalid {kind} {unknown!r}; choose from {', '.join(choices)}")
+        return names
+
+    return parse
 
 
 def align(rows: Sequence[Sequence[str]], *, numbers: int = 0) -> Iterator[str]:

@@ -35,7 +35,7 @@ class ScrapeError(Exception):
     """Raised if metrics cannot be read. The message has the URL, the reason and the next step."""
 
     def __init__(self, url: str, reason: str, step: str) -> None:
-        super().__init__(f"cannot read {display_url(url)}: {printable(reason)}. {step[:1].upper()}{step[1:]}.")
+        super().__init__(f"cannot read {display_url(url)}: {printable(reason)}; {step}")
 
 
 @dataclass(slots=True)

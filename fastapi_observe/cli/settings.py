@@ -6,7 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from fastapi_observe.cli.output import EXIT_ERROR, align
+from fastapi_observe.cli.output import EXIT_ERROR, add_json_argument, align
 from fastapi_observe.instrumentors.discovery import find_instrumentors
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
 from fastapi_observe.settings.sources import describe_accepted, mask, variables
@@ -28,7 +28,7 @@ def add_settings(commands: Commands) -> None:
         epilog="Exits with 2 if an OBSERVE_* variable is invalid.",
     )
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON")
+    add_json_argument(form)
     form.add_argument("--markdown", action="store_true", help="print the documentation of all options as tables")
     parser.set_defaults(run=show_settings)
 

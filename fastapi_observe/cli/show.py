@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, urlsplit
 
-from fastapi_observe.cli.output import EXIT_ERROR, EXIT_PROBLEM, printable
+from fastapi_observe.cli.output import EXIT_ERROR, EXIT_PROBLEM, add_json_argument, printable
 from fastapi_observe.cli.scrape import add_token_arguments, read_token
 from fastapi_observe.console.discovery import running_servers
 from fastapi_observe.slo.http_get import GetError, get, iter_body
@@ -29,6 +29,9 @@ MAX_LOG_LINES: Final = 50
 MAX_LOG_LINE_LENGTH: Final = 2000
 """Rows of the tree, log lines, and characters of a log line that are printed. `--json` has everything."""
 
+MAX_NAME_LENGTH: Final = 50
+"""Characters of an invalid name that an error shows."""
+
 REQUEST_MESSAGES: Final = frozenset({"HTTP request completed", "WebSocket connection closed"})
 """Log lines that repeat what the first row says."""
 
@@ -40,7 +43,7 @@ class ShowError(Exception):
     """Raised if the console cannot be read. The message has the reason and the next step."""
 
     def __init__(self, reason: str, step: str) -> None:
-        super().__init__(f"{printable(reason)}. {step[:1].upper()}{step[1:]}.")
+        super().__init__(f"{printable(reason)}; {step}")
 
 
 def add_show(commands: Commands) -> None:
@@ -58,8 +61,10 @@ def add_show(commands: Commands) -> None:
         metavar="last|slow|failed|TRACE_ID",
         help="the last request, the slowest, the last that failed, or a trace id or the first digits of one",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON, for scripts and coding agents")
-    parser.add_argument("--url", help="of the app or its console, such as http://127.0.0.1:8000 or .../observe")
+    add_json_argument(parser)
+    parser.add_argument(
+        "--url", metavar="URL", help="of the app or its console, such as http://127.0.0.1:8000 or .../observe"
+    )
     add_token_arguments(parser, "token of the console")
     parser.set_defaults(run=show)
 
@@ -73,7 +78,9 @@ def show(args: argparse.Namespace) -> int:
         sys.stderr.write(f"{error}\n")
         return EXIT_ERROR
     if found is None:
-        sys.stderr.write(f"{printable(url)} holds no such trace: {printable(args.trace)}\n")
+        sys.stderr.write(
+            f"{printable(url)} holds no such trace: {printable(args.trace)}; open it to see those it has\n"
+        )
         return EXIT_PROBLEM
     if args.json:
         sys.stdout.write(json.dumps(found) + "\n")
@@ -126,7 +133,7 @@ def _console_url(url: str, token: str | None) -> tuple[str, str | None]:
 def _read(url: str, name: str, token: str | None, *, allow_http_token: bool) -> dict[str, Any] | None:
     """Return a trace of the console; None if it does not hold it. Raises `ShowError`."""
     if not name.isalnum() or not name.isascii():
-        return None
+        raise ShowError(f"invalid trace {name[:MAX_NAME_LENGTH]!r}", "use last, slow, failed or a trace id")
     target = f"{url}/api/traces/{name.lower()}"
     try:
         with get(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.cli.output import EXIT_ERROR, EXIT_PROBLEM, align
+from fastapi_observe.cli.doctor import standard_output_to_standard_error
+from fastapi_observe.cli.output import EXIT_ERROR, EXIT_PROBLEM, add_json_argument, align, parse_names
 from fastapi_observe.cli.scrape import ScrapeError, add_token_arguments, parse_families, read_lines, read_token
 from fastapi_observe.slo import bundle
 from fastapi_observe.slo.features import SELECTABLE, detect_features
@@ -18,6 +18,7 @@ from fastapi_observe.slo.prometheus.verify import UnreachableError, verify
 from fastapi_observe.slo.report import check_rows, report_rows
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Sequence
 
     from fastapi_observe.cli.output import Commands
@@ -27,25 +28,27 @@ if TYPE_CHECKING:
     Run = Callable[[argparse.Namespace, Any, ObserveSettings, SLOPlan], int]
 
 DIRECTORY: Final = "observability"
+INVALID: Final = "Exits with 1 if an objective is invalid, with 2 if the app cannot be imported."
 
 
 def add_slo(commands: Commands) -> None:
     """Add the commands."""
-    group = commands.add_parser("slo", help="check the objectives of an app, generate files from them, verify them")
+    text = "check the objectives of an app, generate files from them, verify them"
+    group = commands.add_parser("slo", help=text, description=f"{text[0].upper()}{text[1:]}.")
     inner = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_command(
         inner,
         "check",
         show_check,
         help="show the requests that each objective counts, and every problem",
-        epilog="Exits with 1 if an objective is invalid.",
+        epilog=INVALID,
     )
     _add_command(
         inner,
         "report",
         show_report,
         help="show the failures that each alert needs, and when it fires",
-        epilog="Exits with 1 if an objective is invalid.",
+        epilog=INVALID,
     )
     _add_bundle(inner)
     _add_verify(inner)
@@ -57,7 +60,9 @@ def _add_command(commands: Commands, name: str, run: Run, *, help: str, epilog: 
 
     def load_and_run(args: argparse.Namespace) -> int:
         try:
-            return run(args, *load_plan(args.app))
+            with standard_output_to_standard_error():
+                loaded = load_plan(args.app)
+            return run(args, *loaded)
         except (LoadError, ScrapeError, UnreachableError, bundle.UnmanagedFileError, ValueError, OSError) as error:
             sys.stderr.write(f"{error}\n")
             return EXIT_ERROR
@@ -80,10 +85,10 @@ def _add_bundle(commands: Commands) -> None:
     )
     parser.add_argument(
         "--only",
-        type=_parse_parts,
+        type=parse_names("part", bundle.PARTS),
         default=(),
         metavar="PARTS",
-        help=f"generate these only: {', '.join(bundle.PARTS)}; several are separated by commas",
+        help=f"generate these only, separated by commas: {', '.join(bundle.PARTS)}",
     )
     parser.add_argument("--check", action="store_true", help="do not write; list files that differ and exit with 1")
     parser.add_argument(
@@ -95,17 +100,19 @@ def _add_bundle(commands: Commands) -> None:
     add_token_arguments(parser, "bearer token of the metrics")
     parser.add_argument(
         "--include",
-        action="append",
+        action="extend",
+        type=parse_names("feature", SELECTABLE),
         default=[],
-        choices=SELECTABLE,
-        help="include this section of the dashboard even if the app is not detected to use it",
+        metavar="FEATURES",
+        help=f"include these, separated by commas, although they are not detected: {', '.join(SELECTABLE)}",
     )
     parser.add_argument(
         "--exclude",
-        action="append",
+        action="extend",
+        type=parse_names("feature", SELECTABLE),
         default=[],
-        choices=SELECTABLE,
-        help="leave out this section of the dashboard even if it is detected",
+        metavar="FEATURES",
+        help="leave these out, although they are detected",
     )
     parser.add_argument(
         "--format",
@@ -128,7 +135,7 @@ def _add_verify(commands: Commands) -> None:
     )
     parser.add_argument("--prometheus", required=True, metavar="URL", help="such as http://127.0.0.1:9090")
     add_token_arguments(parser, "bearer token of Prometheus")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json_argument(parser)
 
 
 def show_check(_args: argparse.Namespace, _app: Any, _settings: ObserveSettings, plan: SLOPlan) -> int:
@@ -137,11 +144,13 @@ def show_check(_args: argparse.Namespace, _app: Any, _settings: ObserveSettings,
     return EXIT_PROBLEM if _print_problems(plan) else 0
 
 
-def show_report(_args: argparse.Namespace, _app: Any, _settings: ObserveSettings, plan: SLOPlan) -> int:
+def show_report(args: argparse.Namespace, _app: Any, _settings: ObserveSettings, plan: SLOPlan) -> int:
     """Print the figures of each alert."""
     if _print_problems(plan):
         return EXIT_PROBLEM
     _print_rows(report_rows(plan))
+    if not plan.slos:
+        sys.stderr.write(f"{args.app} has no objectives; pass slos=[...] to install(), or use @slo\n")
     return 0
 
 
@@ -159,12 +168,15 @@ def write_bundle(args: argparse.Namespace, app: Any, settings: ObserveSettings, 
     )
     directory = Path(args.output)
     files = bundle.merge_user_edits(generated, directory)
-    diff = bundle.compare(files, directory) if args.check else bundle.write(files, directory)
+    try:
+        diff = bundle.compare(files, directory) if args.check else bundle.write(files, directory)
+    except OSError as error:
+        raise ValueError(f"cannot write {directory}: {error.strerror}; choose another directory with -o") from error
     for problem in plan.problems:
         sys.stderr.write(f"{problem}\n")
     if not args.check and "dashboard.json" in generated and features.not_detected:
         missing = ", ".join(features.not_detected)
-        sys.stderr.write(f"Not detected in this app, and left out: {missing}. Add with --include, or --url.\n")
+        sys.stderr.write(f"Not detected in this app, and left out: {missing}; add with --include, or --url\n")
     return _print_diff(diff, directory, len(generated), check=args.check)
 
 
@@ -183,7 +195,9 @@ def _print_diff(diff: bundle.BundleDiff, directory: Path, count: int, *, check: 
 
 def show_verification(args: argparse.Namespace, _app: Any, settings: ObserveSettings, plan: SLOPlan) -> int:
     """Print the result of each check."""
-    findings = verify(plan, settings, args.prometheus, token=read_token(args), allow_http_token=args.allow_http_token)
+    token = read_token(args)
+    with standard_output_to_standard_error():  # lines about the requests to Prometheus
+        findings = verify(plan, settings, args.prometheus, token=token, allow_http_token=args.allow_http_token)
     if args.json:
         sys.stdout.write(json.dumps([finding._asdict() for finding in findings], indent=2) + "\n")
     else:
@@ -205,11 +219,3 @@ def _print_problems(plan: SLOPlan) -> bool:
 
 def _print_rows(rows: Sequence[tuple[str, ...]]) -> None:
     sys.stdout.write("".join([f"{line}\n" for line in align(rows)]))
-
-
-def _parse_parts(text: str) -> tuple[str, ...]:
-    parts = tuple(part.strip() for part in text.split(","))
-    unknown = [part for part in parts if part not in bundle.PARTS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"invalid part {unknown[0]!r}; choose from {', '.join(bundle.PARTS)}")
-    return parts

@@ -150,3 +150,82 @@ def test_version_is_that_of_the_package() -> None:
     done = interpreter.run(script, "--version")
     assert (done.returncode, done.stdout) == (0, f"fastapi-observe {metadata.version('fastapi-observe')}\n")
     assert package_version("a-package-that-is-not-installed") == "unknown"
+
+
+COMMANDS = (
+    ("settings",),
+    ("doctor",),
+    ("show",),
+    ("demo",),
+    ("cardinality",),
+    ("cost",),
+    ("slo", "check"),
+    ("slo", "report"),
+    ("slo", "bundle"),
+    ("slo", "verify"),
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids="-".join)
+def test_every_help_has_the_same_form(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A description, one line about each argument, the exit statuses; the same words for the same options."""
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit, match="0"):
+        main([*command, "--help"])
+    shown = re.sub(r"\n {10,}", "  ", capsys.readouterr().out.rstrip())  # the help of a long name is on its own line
+    usage, description, *groups, epilog = shown.split("\n\n")
+    assert usage.startswith("usage: ")
+    assert re.fullmatch(r"[A-Z].*\.", description)
+    assert "Exits with " in epilog
+    assert epilog.endswith(".")
+    options = dict(
+        re.split(r"  +", line.strip(), maxsplit=1) for group in groups for line in group.splitlines()[1:] if line
+    )
+    for name, text in options.items():
+        assert not text.endswith("."), name
+    shared = {
+        "--json": "print JSON, for scripts",
+        "--allow-http-token": "send the token to a public address over plain http too",
+    }
+    assert {name: options[name] for name in shared if name in options}.items() <= shared.items()
+    assert all("; - reads it from standard input" in options[name] for name in options if name == "--token TOKEN")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "--port", "x"], "invalid port 'x'; use a whole number from 0 to 65535"),
+        (["cost", "u", "--price-per-million-spans", "x"], "invalid price 'x'; use a number of at least 0"),
+        (["cost", "u", "--price-per-million-spans", "-1"], "invalid price '-1'; use a number of at least 0"),
+        (["cost", "u", "--bytes-per-line", "inf"], "invalid size 'inf'; use a number of at least 0"),
+        (["cardinality", "u", "--top", "0"], "invalid number '0'; use a whole number of at least 1"),
+        (["slo", "bundle", "a:b", "--only", "rules,x"], "invalid part 'x'; choose from rules, dashboard"),
+        (["slo", "bundle", "a:b", "--include", "jobs,x"], "invalid feature 'x'; choose from database, external"),
+    ],
+)
+def test_invalid_arguments_name_what_is_valid(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was given, and what is accepted; status 2."""
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "a b", "--url", "http://127.0.0.1:1"], "invalid trace 'a b'; use last, slow, failed or a trace id\n"),
+        (["cardinality", "ftp://x"], "cannot read ftp://x: not an http or https URL; use one such as http://"),
+        (["cost", "ftp://x"], "cannot read ftp://x: not an http or https URL; use one such as http://"),
+        (["slo", "check", "nothing"], "invalid app 'nothing'; use MODULE:APP, such as shop.main:app\n"),
+    ],
+)
+def test_errors_have_a_next_step(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line on standard error: what happened, then what to do, after a semicolon; status 2."""
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(message)
+    assert not printed.out

@@ -258,19 +258,19 @@ def test_names_are_escaped() -> None:
 @pytest.mark.parametrize(
     ("status", "headers", "body", "words"),
     [
-        (401, {}, b"", "HTTP 401. Pass the token with --token"),
-        (404, {}, b"", "HTTP 404. Check the path"),
-        (500, {}, b"", "HTTP 500. See the log of the server"),
+        (401, {}, b"", "HTTP 401; pass the token with --token"),
+        (404, {}, b"", "HTTP 404; check the path"),
+        (500, {}, b"", "HTTP 500; see the log of the server"),
         (
             302,
             {"location": "http://me:hush@elsewhere/x?key=hush"},
             b"",
-            "it redirects to http://elsewhere/x. Redirects are not followed",
+            "it redirects to http://elsewhere/x; redirects are not followed",
         ),
-        (301, {}, b"", "it redirects to another URL. Redirects"),
+        (301, {}, b"", "it redirects to another URL; redirects"),
         (200, {"content_type": "text/html"}, b"<html>", "the response is not Prometheus text, but 'text/html'"),
         (200, {"content_encoding": "gzip"}, b"x", "the response is not Prometheus text"),
-        (200, {}, b"", "there are no metrics. Use the URL"),
+        (200, {}, b"", "there are no metrics; use the URL"),
         (200, {}, b"hello\x1b world\n", r"this is not Prometheus text: 'hello\x1b world'"),
         (
             200,
@@ -317,15 +317,15 @@ def test_the_time_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("ftp://host/metrics", "cannot read ftp://host/metrics: not an http or https URL. Use one such as http://"),
+        ("ftp://host/metrics", "cannot read ftp://host/metrics: not an http or https URL; use one such as http://"),
         ("metrics", "cannot read metrics: not an http"),
         ("http://", "cannot read http://: not an http"),
         ("http://host:99999/", "not an http"),
         ("http://host/a b", "not an http"),
         ("http://host/\x1b", r"cannot read http://host/\x1b: not an http"),
         ("http://me:hush@host/metrics?key=hush", "cannot read http://host/metrics: user and password are not sent"),
-        ("http://" + "a" * 70 + "/", "Start the server, or correct host and port"),
-        ("http://127.0.0.1:1/metrics", "Connection refused. Start the server"),
+        ("http://" + "a" * 70 + "/", "start the server, or correct host and port"),
+        ("http://127.0.0.1:1/metrics", "Connection refused; start the server"),
     ],
 )
 def test_an_invalid_url_exits_with_two(capsys: pytest.CaptureFixture[str], url: str, words: str) -> None:
@@ -351,7 +351,7 @@ def test_the_token_is_sent(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
         url = f"http://127.0.0.1:{port}/metrics"
         assert printed(capsys, url)[0] == 2
         ended, _, err = printed(capsys, url, "--token", "wrong-token")
-        assert (ended, "Check the token" in err, "wrong-token" in err) == (2, True, False)
+        assert (ended, "check the token" in err, "wrong-token" in err) == (2, True, False)
         assert printed(capsys, url, "--token", TOKEN)[0] == 0
         monkeypatch.setattr(sys, "stdin", io.StringIO(f"{TOKEN}\n"))
         assert printed(capsys, url, "--token", "-")[0] == 0
@@ -363,7 +363,7 @@ def test_the_token_goes_over_http_to_private_hosts_only(monkeypatch: pytest.Monk
     """Without TLS the token is sent to a private address only, unless `--allow-http-token` is passed."""
     monkeypatch.setattr(http_get, "PRIVATE_NETWORKS", ())
     with answering(b"up 1\n") as url:
-        with pytest.raises(ScrapeError, match=r"over plain http to a public address\. Use https"):
+        with pytest.raises(ScrapeError, match=r"over plain http to a public address; use https"):
             scrape(url, TOKEN)
         assert list(scrape(url, TOKEN, allow_http_token=True).metrics) == ["up"]
 

@@ -131,7 +131,7 @@ def test_others_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert not stale.exists()
     assert foreign.exists()
     status, _, said = show(capsys, "last")
-    assert (status, said.split(".")[0]) == (2, "no development server of this user was found")
+    assert (status, said.split(";")[0]) == (2, "no development server of this user was found")
 
 
 def test_the_file_is_for_this_user_only(tmp_path: Path) -> None:
@@ -175,24 +175,27 @@ def test_a_token_opens_a_console_outside_development(capsys: pytest.CaptureFixtu
         assert show(capsys, "last", "--url", f"{url}/observe/?t={TOKEN}")[0] == 0
         status, _, said = show(capsys, "last", "--url", url, "--token", "another-token")
         assert status == 2
-        assert said.startswith(f"there is no console for this client at {url}/observe (HTTP 404). The app must run")
+        assert said.startswith(f"there is no console for this client at {url}/observe (HTTP 404); the app must run")
 
 
 def test_what_is_not_held(capsys: pytest.CaptureFixture[str]) -> None:
-    """An unknown trace is exit status 1; so is anything that cannot be an id."""
+    """An unknown trace is exit status 1; anything that cannot be an id is 2."""
     with shop() as url:
-        for name in ("0" * 32, "abc", "../info", "a/b", "\x1b"):
+        for name in ("0" * 32, "abc"):
             status, text, said = show(capsys, name, "--url", url)
             assert (status, text) == (1, "")
-            assert said.startswith(f"{url}/observe holds no such trace: ")
-            assert "\x1b" not in said
+            assert said == f"{url}/observe holds no such trace: {name}; open it to see those it has\n"
+        for name in ("../info", "a/b", "\x1b"):
+            status, text, said = show(capsys, name, "--url", url)
+            assert (status, text) == (2, "")
+            assert said == f"invalid trace {name!r}; use last, slow, failed or a trace id\n"
 
 
 @pytest.mark.parametrize("url", ["ftp://h/", "http://", "http://a b/", "http://u:p@h/", "http://h:0/", "http://[", "h"])
 def test_unusable_urls(capsys: pytest.CaptureFixture[str], url: str) -> None:
     """They are refused with an example."""
     status, _, said = show(capsys, "last", "--url", url)
-    assert (status, said) == (2, "--url is not an http or https URL. Use one such as http://127.0.0.1:8000.\n")
+    assert (status, said) == (2, "--url is not an http or https URL; use one such as http://127.0.0.1:8000\n")
 
 
 @pytest.mark.parametrize(

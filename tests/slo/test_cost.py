@@ -194,9 +194,9 @@ def test_text(observed: Callable[..., Seen], capsys: pytest.CaptureFixture[str])
 def test_errors_of_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """No server, an invalid interval and a page without metrics: one message and status 2."""
     assert main(["cost", f"http://127.0.0.1:{free_port()}/metrics"]) == 2
-    assert "Start the server, or correct host and port" in capsys.readouterr().err
+    assert "start the server, or correct host and port" in capsys.readouterr().err
     assert main(["cost", "http://127.0.0.1/metrics", "--scrape-interval", "often"]) == 2
     assert "often" in capsys.readouterr().err
     monkeypatch.setattr("fastapi_observe.cli.cost.read_lines", lambda *_, **__: iter(["# nothing", ""]))
     assert main(["cost", "http://127.0.0.1/metrics"]) == 2
-    assert "there are no metrics. Use the URL of the metrics" in capsys.readouterr().err
+    assert "there are no metrics; use the URL of the metrics" in capsys.readouterr().err

@@ -407,7 +407,7 @@ def test_bundle_and_check(tiny: Callable[..., str], tmp_path: Path, capsys: pyte
     printed = capsys.readouterr()
     assert "new       observability/runbooks/ServiceDown.md" in printed.out
     assert (
-        "left out: database, external, business, background, jobs, operations, streams. Add with --include, or --url."
+        "left out: database, external, business, background, jobs, operations, streams; add with --include, or --url"
         in printed.err
     )
     assert main(["slo", "bundle", target]) == 0
