@@ -218,8 +218,8 @@ class ObserveSettings(SourcedSettings):
     )
     tail_samples_per_second: float = option(
         10.0,
-        "Refill rate of the allowance of traces that a worker may export because of `tail_sampling`: 200 for errors, "
-        "100 for other reasons.",
+        "Refill rate of all allowances of traces that a worker may export because of `tail_sampling`: 200 for errors, "
+        "100 for each other reason.",
         accepts="a number of traces per second above 0",
         gt=0,
     )

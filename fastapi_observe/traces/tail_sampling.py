@@ -19,10 +19,8 @@ if TYPE_CHECKING:
 REASONS: Final = ("errors", "slow", "repeated_queries", "first")
 """Why a trace may be tail-sampled. Of several reasons, the first one in this order is reported."""
 
-BURSTS: Final = (200, 100)
-"""Traces that a worker may tail-sample at once because of errors and because of other reasons; both together are
-refilled at `tail_samples_per_second`.
-"""
+BURSTS: Final = {"errors": 200, "slow": 100, "repeated_queries": 100, "first": 100}
+"""Traces that a worker may tail-sample at once for each reason: its allowance."""
 
 MAX_SEEN: Final = 10_000
 """Pairs of endpoint and status class that are remembered; when they are more, none of them is the first any longer."""
@@ -36,7 +34,8 @@ class TailSampler:
 
     `slow_requests` maps endpoints to their own thresholds in seconds (those of their objectives); `slow_request` is the
     threshold of all others.
-    A trace is refused if there is a reason for it, but the allowance is spent.
+    A trace is refused if there is a reason for it, but the allowance of that reason is spent. All allowances together
+    are refilled at `per_second`, in equal parts; those that are full leave their part to the others.
     """
 
     def __init__(
@@ -59,64 +58,90 @@ class TailSampler:
         self._repeat_limit = repeat_limit
         self._clock = clock
         self._seen: set[tuple[str, int]] = set()
-        self._allowances = [float(burst) for burst in BURSTS]
         self.pending_total = PendingTotal()
         self._refilled_at = clock()
         self.sampled: dict[str, int] = {reason: 0 for reason in REASONS if reason in wanted}
         self.refused = dict(self.sampled)
+        self._allowances = {reason: float(BURSTS[reason]) for reason in self.sampled}
 
     def decide(self, record: RequestRecord) -> str | None:
         """Return the reason for which the trace of a request is exported; None if it is not. Counts the answer.
 
-        Two threads that ask at the same moment may both get the last place of the allowance.
+        Two threads that ask at the same moment may both get the last place of an allowance.
         """
-        reason = self._reason(record)
-        return None if reason is None else self._take(reason, record)
+        # One function, and without calls for a request that has no reason: it runs at the end of nearly every request.
+        if self._errors and record.outcome in FAILED_OUTCOMES:
+            reason = "errors"
+        elif self._slow and (record.duration > self._slow_request or self.slow_requests) and self._is_slow(record):
+            reason = "slow"
+        elif self._repeated and record.work is not None and record.work.repeated(self._repeat_limit):
+            reason = "repeated_queries"
+        elif self._first and (record.endpoint, record.status_code // 100) not in self._seen and self._is_first(record):
+            reason = "first"
+        else:
+            return None
+        return self._sample(reason, record)
 
     def decide_late_failure(self, record: RequestRecord) -> str | None:
         """Return the reason for which a request is exported whose background task failed. Counts as `decide`."""
-        return self._take("errors", record) if self._errors else None
+        return self._sample("errors", record) if self._errors else None
 
     def decide_part(self, trace_reason: str, record: RequestRecord) -> str | None:
-        """Return the reason for which a request is exported of whose trace an earlier part was. Counts as `decide`."""
-        return self._take(trace_reason, record, reserved=False)
+        """Return the reason for which a request is exported of whose trace an earlier part was. Counts as `decide`.
 
-    def _take(self, reason: str, record: RequestRecord, *, reserved: bool = True) -> str | None:
-        """Take a place of the allowance: failures take `reserved` ones. Returns None if there is none."""
-        now = self._clock()
-        # A route that is always slow must not take the traces of failures, nor the other way round. Half of the refill
-        # is for each; what one has no room for is for the other.
-        refill = (now - self._refilled_at) * self._per_second
-        rooms = [burst - left for burst, left in zip(BURSTS, self._allowances, strict=True)]
-        for at in (0, 1):
-            share = max(refill / 2, refill - rooms[1 - at])
-            self._allowances[at] += min(rooms[at], share)
-        self._refilled_at = now
-        taken = 0 if reserved and reason == "errors" else 1
-        if self._allowances[taken] < 1:
-            self.refused[reason] += 1
-            return None
-        self._allowances[taken] -= 1
+        Half of the allowance is not for it: callers choose the trace of a request.
+        """
+        if self._take(trace_reason, min_places=BURSTS[trace_reason] // 2):
+            return self._count(trace_reason, record)
+        self.refused[trace_reason] += 1
+        return None
+
+    def _sample(self, reason: str, record: RequestRecord) -> str | None:
+        if self._take(reason):
+            return self._count(reason, record)
+        # In an outage each route has the trace of a failure, also one that fails less often than the others.
+        if self._is_first(record) and self._take("first"):
+            return self._count("first", record)
+        self.refused[reason] += 1
+        return None
+
+    def _count(self, reason: str, record: RequestRecord) -> str:
         self.sampled[reason] += 1
         self._seen.add((record.endpoint, record.status_code // 100))
         return reason
 
-    def _reason(self, record: RequestRecord) -> str | None:
-        if self._errors and record.outcome in FAILED_OUTCOMES:
-            return "errors"
-        if self._slow and not record.websocket:
-            seconds = record.duration if record.ttfb is None else record.ttfb
-            if seconds > self.slow_requests.get(record.endpoint, self._slow_request):
-                return "slow"
-        if self._repeated and record.work is not None and record.work.repeated(self._repeat_limit):
-            return "repeated_queries"
-        if (
+    def _take(self, reason: str, *, min_places: int = 1) -> bool:
+        """Take a place of an allowance if it has at least `min_places`. Returns whether it had."""
+        self._refill()
+        if self._allowances[reason] < min_places:
+            return False
+        self._allowances[reason] -= 1
+        return True
+
+    def _refill(self) -> None:
+        now = self._clock()
+        places = (now - self._refilled_at) * self._per_second
+        self._refilled_at = now
+        allowances = self._allowances
+        while places > 0 and (open_ := [reason for reason, left in allowances.items() if left < BURSTS[reason]]):
+            part, places = places / len(open_), 0
+            for reason in open_:
+                filled = allowances[reason] + part
+                allowances[reason] = min(BURSTS[reason], filled)
+                places += max(0, filled - BURSTS[reason])
+
+    def _is_slow(self, record: RequestRecord) -> bool:
+        if record.websocket:
+            return False
+        seconds = record.duration if record.ttfb is None else record.ttfb
+        return seconds > self.slow_requests.get(record.endpoint, self._slow_request)
+
+    def _is_first(self, record: RequestRecord) -> bool:
+        return (
             self._first
             and (record.endpoint, record.status_code // 100) not in self._seen
             and len(self._seen) < MAX_SEEN
-        ):
-            return "first"
-        return None
+        )
 
     # As a collector of prometheus_client
 
@@ -130,7 +155,7 @@ class TailSampler:
             ("tail_sampled", "Traces exported because of how their request ended.", self.sampled),
             (
                 "tail_refused",
-                "Traces with a reason for tail sampling that exceeded tail_samples_per_second.",
+                "Traces with a reason for tail sampling whose allowance was spent.",
                 self.refused,
             ),
         ):

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 import weakref
+from collections import Counter
 from time import sleep
 from typing import TYPE_CHECKING, Any
 
@@ -359,7 +360,7 @@ def test_a_trace_without_end_is_bounded(observed: Callable[..., Seen]) -> None:
     header = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-00"}
     for fails in (True, *[False] * 150, True):
         client.get(f"/{fails}", headers=header)
-    assert len(seen.spans) == BURSTS[1] + 2  # the allowance, with the first failure, and the last one
+    assert len(seen.spans) == BURSTS["errors"] // 2 + 2  # half of the allowance, and the last failure
     assert seen.sample("fastapi_observe_traces_tail_refused_total", reason="errors") == 50
 
 
@@ -426,14 +427,120 @@ def test_spans_and_bytes_of_a_request_are_bounded(
 
 def test_an_outage_costs_what_few_traces_cost() -> None:
     """At most 200 at once, then `tail_samples_per_second`; what is refused is counted by reason."""
-    now = [0.0]
-    sampler = TailSampler(("errors",), per_second=10, slow_request=1, repeat_limit=10, clock=lambda: now[0])
-    assert sum(sampler.decide(failed()) is not None for _ in range(1000)) == BURSTS[0]
+    sampler, now = make_sampler("errors")
+    assert sum(sampler.decide(failed()) is not None for _ in range(1000)) == BURSTS["errors"]
     assert (sampler.sampled, sampler.refused) == ({"errors": 200}, {"errors": 800})
     now[0] += 3.05
     assert sum(sampler.decide(failed()) is not None for _ in range(1000)) == 30
     now[0] += 3600
-    assert sum(sampler.decide(failed()) is not None for _ in range(1000)) == BURSTS[0]
+    assert sum(sampler.decide(failed()) is not None for _ in range(1000)) == BURSTS["errors"]
+
+
+ALL_REASONS = ("errors", "slow", "first", "repeated_queries")
+
+
+def make_sampler(*reasons: str) -> tuple[TailSampler, list[float]]:
+    """Return a sampler with the default limits, and its clock: the list's first item."""
+    now = [0.0]
+    wanted = reasons or ALL_REASONS
+    return TailSampler(wanted, per_second=10, slow_request=1, repeat_limit=10, clock=lambda: now[0]), now
+
+
+def ended_for(reason: str, number: int) -> Any:
+    """Return a request with a reason, on a route of its own if it is its first request, else on one of a few."""
+    endpoint = f"/{reason}/{number if reason == 'first' else number % 3}"
+    if reason == "errors":
+        return Ended(endpoint=endpoint, outcome="server_error", status_code=500)
+    if reason == "repeated_queries":
+        return Ended(endpoint=endpoint, work=Repeating())
+    return Ended(endpoint=endpoint, duration=2.0 if reason == "slow" else 0.1)
+
+
+@pytest.mark.parametrize("many", ALL_REASONS)
+def test_no_reason_takes_the_traces_of_another(many: str) -> None:
+    """With 1,000 requests per second for one reason, each request for another reason has its trace."""
+    sampler, now = make_sampler()
+    others = [reason for reason in ALL_REASONS if reason != many]
+    number = 0
+    for second in range(60):
+        for _ in range(1000):
+            number += 1
+            sampler.decide(ended_for(many, number))
+        for reason in others:
+            assert sampler.decide(ended_for(reason, -second)) == reason
+        now[0] += 1
+    assert {sampler.refused[reason] for reason in others} == {0}
+    assert sum(sampler.sampled.values()) <= BURSTS[many] + 10 * 60 + len(others) * 60
+    assert sampler.sampled[many] + sampler.refused[many] == 60_000
+
+
+def test_all_reasons_together_cost_what_the_refill_allows() -> None:
+    """If all allowances are spent, each reason has its equal part of `tail_samples_per_second`."""
+    sampler, now = make_sampler()
+    number = 0
+    for _ in range(100):
+        for _ in range(300):
+            number += 1
+            for reason in ALL_REASONS:
+                sampler.decide(ended_for(reason, number))
+        now[0] += 1
+    assert sampler.sampled == {reason: burst + 99 * 10 // 4 for reason, burst in BURSTS.items()}
+    assert all(sampler.refused.values())
+
+
+def test_what_a_full_allowance_does_not_take_refills_the_others() -> None:
+    """The refill of reasons that were not used goes to the one that was; after enough time all are full again."""
+    sampler, now = make_sampler()
+
+    def sample(reason: str, start: int) -> int:
+        return sum(sampler.decide(ended_for(reason, start + at)) == reason for at in range(1000))
+
+    assert sample("errors", 0) == BURSTS["errors"]
+    assert [sampler.decide(ended_for("slow", number)) for number in range(10)] == ["slow"] * 10
+    now[0] += 2  # 20 places: 10 fill the allowance of slow requests, the other 10 are for failures
+    assert sample("errors", 1000) == 10
+    assert sample("slow", 0) == BURSTS["slow"]
+    now[0] += 20  # 200 places, a half each: the allowance of slow requests is full then
+    assert [sample("slow", 0), sample("errors", 2000)] == [100, 100]
+    now[0] += 3600
+    assert {reason: sample(reason, 5000) for reason in ALL_REASONS} == BURSTS
+
+
+def test_a_route_that_fails_less_often_than_others_has_a_trace() -> None:
+    """If the allowance of failures is spent, the first one of a route is exported as `first`, once."""
+    sampler, _ = make_sampler()
+    for number in range(1000):
+        sampler.decide(ended_for("errors", number))
+    rare: Any = Ended(endpoint="/rare", outcome="server_error", status_code=500)
+    assert [sampler.decide(rare), sampler.decide(rare)] == ["first", None]
+    assert sampler.refused == {"errors": 801, "slow": 0, "repeated_queries": 0, "first": 0}
+    without, _ = make_sampler("errors")
+    for number in range(1000):
+        without.decide(ended_for("errors", number))
+    assert without.decide(rare) is None
+
+
+def test_an_outage_and_slow_requests_at_the_defaults(observed: Callable[..., Seen]) -> None:
+    """Of 300 failures 200 have their trace at least, and all 100 slow requests and the first of its route have it."""
+    app = make_app()
+
+    @app.get("/slow")
+    async def slow() -> None:
+        await asyncio.sleep(0.002)
+
+    objective = Latency("slow", 99, within="1ms", routes=["/slow"])
+    seen = observed(app, sample_ratio=0.0, tail_sampling=ALL_REASONS, slos=[objective])
+    client = TestClient(app)
+    for _ in range(300):
+        client.get("/fails/1")
+    for _ in range(100):
+        client.get("/slow")
+    client.get("/ok")
+    counts = Counter(reason(span) for span in seen.server_spans)
+    assert counts["errors"] >= 200
+    assert (counts["slow"], counts["first"]) == (100, 1)
+    for what, count in (("sampled", counts["errors"]), ("refused", 300 - counts["errors"])):
+        assert seen.sample(f"fastapi_observe_traces_tail_{what}_total", reason="errors") == count
 
 
 def test_failures_have_a_share_of_their_own() -> None:
@@ -455,19 +562,19 @@ def test_failures_leave_room_for_other_reasons() -> None:
     now = [0.0]
     sampler = TailSampler(("errors", "slow"), per_second=10, slow_request=1, repeat_limit=10, clock=lambda: now[0])
     slow: Any = Ended(duration=2.0)
-    assert sum(sampler.decide(failed()) is not None for _ in range(300)) == BURSTS[0]
+    assert sum(sampler.decide(failed()) is not None for _ in range(300)) == BURSTS["errors"]
     assert [sampler.decide(slow) for _ in range(5)] == ["slow"] * 5
-    for _ in range(2 * BURSTS[1]):
+    for _ in range(2 * BURSTS["slow"]):
         sampler.decide(slow)
     before = sum(sampler.sampled.values())
-    assert before == sum(BURSTS)
+    assert before == BURSTS["errors"] + BURSTS["slow"]
     for _ in range(100):
         now[0] += 0.1
         for _ in range(10):
             sampler.decide(failed())
             sampler.decide(slow)
     assert sum(sampler.sampled.values()) - before <= 100
-    assert min(sampler.sampled["errors"] - BURSTS[0], sampler.sampled["slow"] - BURSTS[1]) >= 49
+    assert min(sampler.sampled["errors"] - BURSTS["errors"], sampler.sampled["slow"] - BURSTS["slow"]) >= 49
 
 
 def test_all_requests_together_hold_a_bounded_amount() -> None:
@@ -584,6 +691,14 @@ def test_processors_see_the_context_of_the_start(observed: Callable[..., Seen]) 
     assert seen.spans == []
 
 
+class Repeating:
+    """The time breakdown of a request that repeats a query."""
+
+    def repeated(self, _: int) -> list[str]:
+        """Return what is repeated."""
+        return ["SELECT"]
+
+
 class Ended:
     """A request that has ended, as the sampler reads it."""
 
@@ -621,15 +736,16 @@ def test_reasons() -> None:
 
 def test_a_first_that_is_refused_is_the_first_later() -> None:
     """A route whose first request found the allowance spent is exported at a later one."""
-    now = [0.0]
-    sampler = TailSampler(("errors", "first"), per_second=10, slow_request=1, repeat_limit=10, clock=lambda: now[0])
-    for number in range(BURSTS[1]):
-        other: Any = Ended(endpoint=f"/{number}")
-        sampler.decide(other)
-    new: Any = Ended(endpoint="/new")
+    sampler, now = make_sampler()
+    for number in range(BURSTS["first"]):
+        assert sampler.decide(ended_for("first", number)) == "first"
+    new = ended_for("first", BURSTS["first"])
     assert sampler.decide(new) is None
-    now[0] += 0.15
+    assert sampler.refused["first"] == 1
+    now[0] += 0.1
     assert sampler.decide(new) == "first"
+    assert sampler.decide(new) is None
+    assert sampler.refused["first"] == 1
 
 
 def test_the_threshold_of_a_latency_objective_is_that_of_its_routes(observed: Callable[..., Seen]) -> None:
