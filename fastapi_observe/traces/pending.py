@@ -22,6 +22,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode
 
 from fastapi_observe.internal.opentelemetry import FLAGS
 from fastapi_observe.records.request import CONTEXT_KEY
+from fastapi_observe.traces.context import RANDOM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -419,35 +420,31 @@ class PendingSpan(trace.Span, ReadableSpan):
 class PendingServerSpan(PendingSpan):
     """The server span of a request that the head sampler did not choose.
 
-    Most of them are discarded untouched, so that everything but the ids is made when it is first needed.
+    Most of them are discarded untouched, so that everything but the ids is made when it is first needed, and what only
+    a trace of another service has is left to the class.
     """
-
-    def __init__(  # noqa: PLR0913, PLR0917 - the parts of a new span
-        self,
-        trace_id: str,
-        span_id: str,
-        flags: int,
-        state: TraceState | None,
-        parent: SpanContext | None,
-        links: Sequence[Link],
-        start_time: int,
-        name: str,
-        factory: SpanFactory,
-        total: PendingTotal,
-    ) -> None:
-        self._ids = trace_id, span_id, flags, state
-        self.parent = parent
-        self.links = links
-        self.start_time = start_time
-        self.name = name
-        self._factory = factory
-        self._total = total
 
     kind = SpanKind.SERVER
     parent: SpanContext | None = None
     trace: PendingTrace | None = None
     """The spans of the request; None until the first one starts, or the trace may go on in another request."""
     _start_context = Context()
+    _flags = RANDOM
+    _state: TraceState | None = None
+
+    def __init__(
+        self, ids: tuple[str, str], start_time: int, name: str, factory: SpanFactory, total: PendingTotal
+    ) -> None:
+        self._ids = ids
+        self.start_time = start_time
+        self.name = name
+        self._factory = factory
+        self._total = total
+
+    def continue_trace(self, parent: SpanContext, flags: int) -> None:
+        """Continue the trace of `parent`, and join the request of this process that this one is called from."""
+        self.parent, self._flags, self._state = parent, flags, parent.trace_state
+        self._join(parent)
 
     @property
     def pending(self) -> PendingTrace:  # type: ignore[override]
@@ -458,9 +455,13 @@ class PendingServerSpan(PendingSpan):
     @cached_property
     def context(self) -> SpanContext:
         """The span context, made when it is first read."""
-        trace_id, span_id, flags, state = self._ids
+        trace_id, span_id = self._ids
         context = SpanContext(
-            int(trace_id, 16), int(span_id, 16), is_remote=False, trace_flags=FLAGS[flags], trace_state=state
+            int(trace_id, 16),
+            int(span_id, 16),
+            is_remote=False,
+            trace_flags=FLAGS[self._flags],
+            trace_state=self._state,
         )
         # From now on the trace may go on in another request or job of this process.
         pending = self.pending
@@ -469,15 +470,14 @@ class PendingServerSpan(PendingSpan):
             self._total.open[context.trace_id] = pending
         return context
 
-    def join(self) -> None:
+    def _join(self, parent: SpanContext) -> None:
         """Become a part of the pending trace of the request that this one is called from, if it is in progress here."""
-        if self.parent is not None:
-            pending = self._total.open.get(self.parent.trace_id)
-            # What starts after a trace was kept has to find a place in the allowance: its caller chooses the trace.
-            if pending is not None and pending.parts is not None and pending.reason is None:
-                pending.parts.append(self)
-                if not pending.discarded:  # by another thread
-                    self.trace = pending
+        pending = self._total.open.get(parent.trace_id)
+        # What starts after a trace was kept has to find a place in the allowance: its caller chooses the trace.
+        if pending is not None and pending.parts is not None and pending.reason is None:
+            pending.parts.append(self)
+            if not pending.discarded:  # by another thread
+                self.trace = pending
 
     @property
     def kept_before(self) -> str | None:

@@ -113,6 +113,9 @@ class TracingService:
         self._trust = TrustPolicy(settings.trust_incoming)
         self._factory = None if own is None else self._make_factory(own)
         self.tail_sampler = self._make_tail_sampler(settings)
+        # Read for each request: an attribute costs less than one of another object, or a new bound method.
+        self._pending_total = None if self.tail_sampler is None else self.tail_sampler.pending_total
+        self._on_late_end = self._decide_late
         self._uses_fields = False
         self._call_observer: CallObserver | None = None
         self._replaced: ObserveTracerProvider | None = None
@@ -139,7 +142,7 @@ class TracingService:
                 provider.add_span_processor(GuardedProcessor(processor, self._internal_errors))  # type: ignore[attr-defined]
             self.tracer = self._server_tracer = provider.get_tracer("fastapi_observe", schema_url=SCHEMA_URL)
             # Requests in other threads read these without a lock: first, no further span is made in the own way.
-            self._factory = self.tail_sampler = None
+            self._factory = self.tail_sampler = self._pending_total = None
             self.provider, self._replaced, self._owns_provider = provider, own, False
             self._parent_decides, self._uses_w3c = False, False
             own.hand_on()
@@ -288,20 +291,21 @@ class TracingService:
         """Start a span as the own provider would: decide as its sampler does, record only what is sampled."""
         if parent is None or not parent.is_valid:
             parent = state = None
-            record.trace_id, record.span_id = next(ID_SOURCE.pairs, None) or ID_SOURCE.refill()
+            record.trace_id, record.span_id = ids = next(ID_SOURCE.pairs, None) or ID_SOURCE.refill()
             random = RANDOM
-            chosen = record.trace_id[16:] < self._threshold
+            chosen = ids[0][16:] < self._threshold
         else:
             state, random = parent.trace_state, parent.trace_flags & RANDOM
-            record.trace_id, record.span_id = f"{parent.trace_id:032x}", f"{getrandbits(64):016x}"
-            chosen = parent.trace_flags.sampled if self._parent_decides else record.trace_id[16:] < self._threshold
+            record.trace_id, record.span_id = ids = f"{parent.trace_id:032x}", f"{getrandbits(64):016x}"
+            chosen = parent.trace_flags.sampled if self._parent_decides else ids[0][16:] < self._threshold
             # Callers choose the flag and the trace id. Where everything is sampled anyway, they force nothing.
             if chosen and parent.is_remote and self._threshold != SAMPLE_ALL:
                 chosen = self.rate_limit.allow()
         span: Span
         if chosen:
-            ids = int(record.trace_id, 16), int(record.span_id, 16)
-            position = SpanContext(*ids, is_remote=False, trace_flags=FLAGS[random | 1], trace_state=state)
+            position = SpanContext(
+                int(ids[0], 16), int(ids[1], 16), is_remote=False, trace_flags=FLAGS[random | 1], trace_state=state
+            )
             attributes = self._request_attributes(record)
             span = factory.start(
                 record.method, position, parent, context, attributes, record.started_ns, record.span_kind
@@ -309,21 +313,12 @@ class TracingService:
             record.sampled = "head"
             for link in links:
                 span.add_link(link.context)
-        elif self.tail_sampler is not None:
-            span = PendingServerSpan(
-                record.trace_id,
-                record.span_id,
-                random,
-                state,
-                parent,
-                links,
-                record.started_ns,
-                record.method,
-                factory,
-                self.tail_sampler.pending_total,
-            )
+        elif (total := self._pending_total) is not None:
+            span = pending = PendingServerSpan(ids, record.started_ns, record.method, factory, total)
             if parent is not None:
-                span.join()
+                pending.continue_trace(parent, random)
+            if links:
+                pending.links = links
         else:
             span = UnsampledSpan(record.trace_id, record.span_id, random, state)
         record.span = span
@@ -366,27 +361,30 @@ class TracingService:
         """Name the span after its route and end it at the time of the last message of the response."""
         span = record.span
         if type(span) is PendingServerSpan:
-            self._decide(span, record)
+            # Inline what is decided about nearly every request.
+            if span.trace is None and span.parent is None and (sampler := self.tail_sampler) is not None:
+                reason = sampler.decide(record)
+            else:
+                reason = self._decide_part(span, record)
+            if reason is not None:
+                self._keep(span, record, reason)
+                return
+            # Hold it until the app returns: a background task may still fail, or the request that has called this one.
+            span.end_time = record.started_ns
+            record.on_late_end = self._on_late_end
             return
         if span is None or not span.is_recording():
             return
         self._end_server_span(span, record)
 
-    def _decide(self, pending: PendingServerSpan, record: RequestRecord) -> None:
-        """Export the trace of a request if it has a reason for tail sampling. If not, hold it until the app returns.
-
-        A background task may still fail, or the request that has called this one.
-        """
+    def _decide_part(self, pending: PendingServerSpan, record: RequestRecord) -> str | None:
+        """Return the reason to export a request that has spans or a parent; None if there is none."""
         reason, sampler = None if pending.trace is None else pending.trace.reason, self.tail_sampler
         if reason is None and sampler is not None:
             reason = sampler.decide(record)
             if reason is None and pending.parent is not None and (earlier := pending.kept_before) is not None:
                 reason = sampler.decide_part(earlier, record)
-        if reason is not None:
-            self._keep(pending, record, reason)
-        else:
-            pending.end_time = record.started_ns
-            record.on_late_end = self._decide_late
+        return reason
 
     def _decide_late(self, record: RequestRecord, failed: bool) -> None:  # noqa: FBT001 - by position on the hot path
         """Export the trace of a request whose background task has `failed`. Otherwise, at its very end, discard it.
