@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LOW_DISK: Final = 1 << 30
 """Bytes of free space below which the disk of the log file is reported."""
-FRAMEWORKS: Final = ("fastapi", "uvicorn")
+FRAMEWORK_DISTRIBUTIONS: Final = ("fastapi", "uvicorn")
 
 
 def check_versions() -> Iterator[Check]:
@@ -41,7 +41,7 @@ def check_versions() -> Iterator[Check]:
         yield Check("versions", "wrong", f"not supported: {', '.join(outside)}", "install a supported version")
         return
     found = [f"Python {platform.python_version()}", f"fastapi-observe {version('fastapi-observe')}"]
-    for name in FRAMEWORKS:
+    for name in FRAMEWORK_DISTRIBUTIONS:
         try:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:

@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from fastapi_observe.records.time_breakdown import TimeBreakdown
     from fastapi_observe.settings.model import ObserveSettings
 
-LEVEL_NUMBERS: Final = {"debug": 0, "info": 20, "warn": 30, "error": 40, "fatal": 50}
+LEVEL_THRESHOLDS: Final = {"debug": 0, "info": 20, "warn": 30, "error": 40, "fatal": 50}
 """Level names, and the number from which each applies to records of `logging` and loguru."""
 
 OUTCOME_LEVELS: Final = {
@@ -109,7 +109,7 @@ class LogService:
         self, settings: ObserveSettings, internal_errors: InternalErrors, redactor: Redactor | None = None
     ) -> None:
         self.internal_errors = internal_errors
-        self.threshold = LEVEL_NUMBERS[settings.log_level]
+        self.threshold = LEVEL_THRESHOLDS[settings.log_level]
         self.captures_logging = settings.capture_logging
         self.logs_requests = settings.log_requests
         self.quiet_loggers = settings.quiet_loggers
@@ -188,7 +188,7 @@ class LogService:
 
     def announce(self, message: str) -> None:
         """Write a line of level info to standard output only, without redaction: it is for the developer's eyes."""
-        if LEVEL_NUMBERS["info"] < self.threshold:
+        if LEVEL_THRESHOLDS["info"] < self.threshold:
             return
         line = {**self._line("info", message, "fastapi_observe"), "fields": {}}
         self._writer.write(self._in_format(encode_line(line)) if self.text is None else self.text.line(line))
@@ -196,9 +196,9 @@ class LogService:
     def set_level(self, level: str | int) -> None:
         """Write lines of `level` and above from now on. Raises `ValueError` for an unknown level."""
         name = parse_level(level)
-        if name not in LEVEL_NUMBERS:
-            raise ValueError(f"log level: invalid value {level!r}; expected {', '.join(LEVEL_NUMBERS)}")
-        self.threshold = LEVEL_NUMBERS[name]
+        if name not in LEVEL_THRESHOLDS:
+            raise ValueError(f"log level: invalid value {level!r}; expected {', '.join(LEVEL_THRESHOLDS)}")
+        self.threshold = LEVEL_THRESHOLDS[name]
         _CAPTURE.update_level()
 
     def encode_immediately(self) -> Callable[[], None]:
@@ -227,7 +227,7 @@ class LogService:
         if record.work is not None:
             self._warn_repeated(record, record.work)
         level = OUTCOME_LEVELS.get(record.outcome, "error")
-        number = LEVEL_NUMBERS[level]
+        number = LEVEL_THRESHOLDS[level]
         if not self.logs_requests or number < self.threshold:
             if self.text is not None:
                 self._write_tree(self.text, record)
@@ -284,7 +284,7 @@ class LogService:
         if record.work is not None:
             self._warn_repeated(record, record.work)
         level = "info" if record.outcome == "ok" else "error"
-        if not self.logs_requests or LEVEL_NUMBERS[level] < self.threshold:
+        if not self.logs_requests or LEVEL_THRESHOLDS[level] < self.threshold:
             if self.text is not None:
                 self.text.spans(record.trace_id, record.span_id)  # takes them
             return
@@ -305,7 +305,7 @@ class LogService:
         if self.threshold and operation.outcome == "ok" and operation.duration < self._slow_query_threshold:
             return  # nearly all
         level = level_of_operation(operation, self._slow_query_threshold)
-        if LEVEL_NUMBERS[level] < self.threshold:
+        if LEVEL_THRESHOLDS[level] < self.threshold:
             return
         line = self._line(level, operation_message(operation, level), OPERATION_LOGGER)
         if operation.span is not None:
@@ -316,7 +316,7 @@ class LogService:
 
     def _warn_repeated(self, record: RequestRecord, work: TimeBreakdown) -> None:
         """Write a line for each statement that a request has repeated too often."""
-        if LEVEL_NUMBERS["warn"] < self.threshold:
+        if LEVEL_THRESHOLDS["warn"] < self.threshold:
             return
         for repeated in work.repeated(self._repeated_query_threshold):
             line = self._line("warn", "database query repeated in one request", OPERATION_LOGGER)
@@ -359,7 +359,7 @@ class LogService:
         line = self._make_line(record.levelno, message, name, exc, is_server=is_server)
         if is_server and type(exc).__name__ == "ClientDisconnect":
             # Not an error of the app: its request line has outcome `client_disconnect`. The stack is the framework's.
-            if LEVEL_NUMBERS["warn"] < self.threshold:
+            if LEVEL_THRESHOLDS["warn"] < self.threshold:
                 return
             self._add_ids(line, exc)
             line["level"], fields["error_type"], exc = "warn", "client_disconnect", None
@@ -465,8 +465,8 @@ class LogService:
     def _write(self, line: dict[str, Any], *, text: bytes | None = None, urgent: bool = False) -> None:
         """Write a line; `text` is what standard output gets if it gets text, by default the line as such."""
         file = self._file
-        level = LEVEL_NUMBERS[line["level"]]
-        urgent = urgent or level >= 40  # noqa: PLR2004 - see LEVEL_NUMBERS
+        level = LEVEL_THRESHOLDS[line["level"]]
+        urgent = urgent or level >= 40  # noqa: PLR2004 - see LEVEL_THRESHOLDS
         data = encode_line(line) if self.text is None or file is not None or self.push is not None else b""
         if self.push is not None:
             self.push(data)
@@ -574,7 +574,7 @@ class ObserveLogger:
 
 def level_name(number: int) -> str:
     """Return the name of a level number of `logging` or loguru."""
-    if number < 20:  # noqa: PLR2004 - see LEVEL_NUMBERS
+    if number < 20:  # noqa: PLR2004 - see LEVEL_THRESHOLDS
         return "debug"
     if number < 30:  # noqa: PLR2004
         return "info"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MAX_FIELDS: Final = 32
 """Fields of one request; further names are left out."""
 
-MAX_FIELD_NAME_LENGTH: Final = 64
+MAX_REQUEST_FIELD_NAME_LENGTH: Final = 64
 MAX_FIELD_VALUE_LENGTH: Final = 256
 MAX_FIELD_ITEMS: Final = 16
 """Characters of a name and of a value, and items of a list."""
@@ -72,7 +72,7 @@ def add_fields(reference: RecordRef, new: dict[str, Any], redactor: Redactor) ->
     fields, attributes = dict(before.fields), dict(before.attributes)
     left_out: list[str] = []
     for given, value in new.items():
-        name = _well_formed(given[:MAX_FIELD_NAME_LENGTH])
+        name = _well_formed(given[:MAX_REQUEST_FIELD_NAME_LENGTH])
         attribute = CONVENTIONS.get(name, name)
         if value is None:
             fields.pop(name, None)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 BLOCKS: Final = {"job": "jobs", "operation": "operations"}
 """Features by the function whose result is used as a block or as a decorator."""
 
-BUSINESS: Final = frozenset({"user_registered", "user_logged_in", "order_created", "revenue"})
+BUSINESS_METHODS: Final = frozenset({"user_registered", "user_logged_in", "order_created", "revenue"})
 """Methods of `metrics.business`."""
 
 FRAMEWORKS: Final = frozenset({"fastapi", "starlette", "fastapi_observe"})
@@ -38,7 +38,7 @@ def scan_sources(functions: Iterable[Any]) -> Iterator[str]:
 
 def _used_features(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr in BUSINESS and _name(node.value) == "business":
+        if isinstance(node, ast.Attribute) and node.attr in BUSINESS_METHODS and _name(node.value) == "business":
             yield "business"
         for call in _blocks(node):
             if isinstance(call, ast.Call) and call.args and _is_text(call.args[0]):

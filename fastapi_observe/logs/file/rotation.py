@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, NamedTuple
 
-UNITS: Final = {
+ROTATION_UNITS: Final = {
     "b": ("size", 1),
     "kb": ("size", 10**3),
     "mb": ("size", 10**6),
@@ -42,7 +42,7 @@ def parse_limits(text: str | None) -> Limits:
     """
     limits: dict[str, int] = {}
     for number, unit in re.findall(r"(\d+) ?([a-z]+)", (text or "").lower()):
-        kind, one = UNITS[unit.removesuffix("s")]
+        kind, one = ROTATION_UNITS[unit.removesuffix("s")]
         limits[kind] = min(limits.get(kind, sys.maxsize), int(number) * one)
     return Limits(**limits)
 
