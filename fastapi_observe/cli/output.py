@@ -23,17 +23,16 @@ def add_json_argument(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 
-def parse_number(kind: str, low: float, high: float = float("inf")) -> Callable[[str], float]:
-    """Return a parser of a number from `low` to `high`, called `kind` in the error of an invalid one."""
-    expected = f"a number from {low:g} to {high:g}" if high < float("inf") else f"a number of at least {low:g}"
+def parse_number(kind: str, low: float) -> Callable[[str], float]:
+    """Return a parser of a finite number of at least `low`, called `kind` in the error of an invalid one."""
 
     def parse(text: str) -> float:
         try:
             number = float(text)
         except ValueError:
             number = float("nan")
-        if not low <= number <= high or number == float("inf"):
-            raise argparse.ArgumentTypeError(f"invalid {kind} {text!r}; use {expected}")
+        if not low <= number < float("inf"):
+            raise argparse.ArgumentTypeError(f"invalid {kind} {text!r}; use a number of at least {low:g}")
         return number
 
     return parse

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 import interpreter
 import pytest
@@ -17,6 +18,9 @@ from fastapi_observe.settings.model import ObserveSettings
 from fastapi_observe.settings.renames import REMOVED_COMMANDS, RENAMED_COMMANDS, RENAMED_FLAGS
 from fastapi_observe.settings.sources import option_metadata
 from fastapi_observe.settings.subjects import options_by_subject
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)
@@ -212,6 +216,21 @@ def test_invalid_arguments_name_what_is_valid(
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_an_app_without_objectives_has_nothing_to_report(tmp_path: Path) -> None:
+    """The command says so on standard error, and what the app prints at its import is there too."""
+    (tmp_path / "no_objectives.py").write_text(
+        "from fastapi import FastAPI\nfrom fastapi_observe import install\n"
+        "print('imported')\napp = FastAPI()\ninstall(app)\n",
+        "utf-8",
+    )
+    script = "import sys\nfrom fastapi_observe.cli.main import main\nsys.exit(main())"
+    done = interpreter.run(script, "slo", "report", "no_objectives:app", directory=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.startswith("objective  alert")
+    assert "imported\n" in done.stderr
+    assert done.stderr.endswith("no_objectives:app has no objectives; pass slos=[...] to install(), or use @slo\n")
 
 
 @pytest.mark.parametrize(

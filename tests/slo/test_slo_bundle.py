@@ -463,6 +463,10 @@ def test_errors_of_the_bundle_command(
     target = tiny("tiny_three")
     assert main(["slo", "bundle", target.replace(":app", ":bare")]) == 2
     assert "call install(app)" in capsys.readouterr().err
+    assert main(["slo", "bundle", target, "-o", "tiny_three.py/out"]) == 2
+    assert (
+        "cannot write tiny_three.py/out: Not a directory; choose another directory with -o" in capsys.readouterr().err
+    )
     (tmp_path / "observability").mkdir()
     (tmp_path / "observability" / "rules.yml").write_text("groups: []\n", "utf-8")
     assert main(["slo", "bundle", target]) == 2
