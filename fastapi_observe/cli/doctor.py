@@ -8,7 +8,7 @@ import os
 import sys
 from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fastapi_observe.cli.output import EXIT_ERROR, EXIT_PROBLEM, align, printable
 from fastapi_observe.cli.scrape import add_token_arguments, read_token
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from fastapi_observe.cli.output import Commands
 
-COLORS = {"ok": "green", "look": "yellow", "wrong": "red"}
+COLORS: Final = {"ok": "green", "look": "yellow", "wrong": "red"}
 
 
 def add_doctor(commands: Commands) -> None:
