@@ -113,6 +113,11 @@ class Broken:
         assert isinstance(exc, LookupError)
         self.sites.append(site)
 
+    @property
+    def reporter(self) -> Broken:
+        """What records waits and events of connections: this object, too."""
+        return self
+
     def reserve_pool_name(self, name: str) -> str:
         """Return the name."""
         return name
