@@ -18,7 +18,7 @@ from fastapi_observe.doctor.probe import probe_app, probe_exports
 from fastapi_observe.doctor.process import check_log_file, check_settings, check_versions
 from fastapi_observe.observability import INSTALLED
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
-from fastapi_observe.slo.loading import LoadError, load_app
+from fastapi_observe.slo.loading import LoadError, get_observability_of, load_app
 from fastapi_observe.terminal.style import Style
 
 if TYPE_CHECKING:
@@ -80,9 +80,7 @@ def standard_output_to_standard_error() -> Iterator[None]:
 def _check(args: argparse.Namespace) -> list[Check]:
     groups = [check_versions]
     if args.app is not None:
-        observability = getattr(getattr(load_app(args.app), "state", None), "observe", None)
-        if observability is None:
-            raise LoadError(f"{args.app} is not installed; call install(app) where the app is created")
+        observability = get_observability_of(load_app(args.app), args.app)
         settings = observability.settings
         groups.append(partial(check_app, observability))
     else:

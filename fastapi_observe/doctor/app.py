@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Final
 
-from fastapi_observe.doctor.check import Check
+from fastapi_observe.doctor.check import Check, set_by
+from fastapi_observe.doctor.lines import check_exclusions
 from fastapi_observe.internal.version import documentation_url
 from fastapi_observe.requests.access import MetricsAccess
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fastapi_observe.observability import Observability
+    from fastapi_observe.settings.model import ObserveSettings
 
 PUBLIC_PEER: Final = "203.0.113.7"
 """An address for documentation (RFC 5737): no network contains it."""
@@ -32,6 +34,7 @@ def check_app(observability: Observability) -> Iterator[Check]:
     """Check an app that `install` was called on."""
     yield from check_metrics_access(observability)
     yield from check_duplicates(observability)
+    yield from check_exclusions(observability)
     yield from check_workers(observability)
     yield from check_internal_errors(observability)
 
@@ -135,12 +138,7 @@ def check_workers(observability: Observability) -> Iterator[Check]:
         return
     workers = observability.workers
     if workers.is_degraded:
-        yield Check(
-            "workers",
-            "wrong",
-            "this worker process reports its own values only",
-            "see its warning at start; correct multiprocess_directory, or scrape each worker by its metrics_port",
-        )
+        yield degraded_workers()
     else:
         number = workers.live_workers
         yield Check("workers", "ok", f"{number} worker processes share /metrics" if number > 1 else "one process")
@@ -161,27 +159,51 @@ def check_exports(observability: Observability) -> Iterator[Check]:
     any_exported = False
     for signal, counts in observability.export_counts():
         if signal in {"logs", "log_file"}:
-            read = counts()
-            dropped = sum(read.dropped.values())
-            if dropped:
-                yield Check(
-                    signal, "wrong", f"{dropped} lines were dropped", "fastapi_observe_dropped_total has the reason"
-                )
+            yield from check_dropped_lines(signal, sum(counts().dropped.values()))
             continue
         any_exported = True
         read = counts()
         failed, dropped = sum((read.failures or {}).values()), sum(read.dropped.values())
-        state = f"{read.exported} exported, {read.queued} queued, {dropped} dropped, {failed} failed requests"
-        if dropped or (failed and not read.exported):
-            yield Check(f"export of {signal}", "wrong", state, "see the warning in the log, or run doctor here")
-        else:
-            yield Check(f"export of {signal}", "ok", state)
+        yield check_export_counts(signal, read.exported, read.queued, dropped, failed)
     if not any_exported:
-        yield no_export(observability.settings.development)
+        yield from check_no_export(observability.settings)
 
 
-def no_export(development: bool) -> Check:  # noqa: FBT001 - one fact
-    """Return the check of an app that exports nothing."""
-    if development:
-        return Check("export", "ok", "nothing is exported; the development console shows the traces")
-    return Check("export", "look", "no trace is exported: otlp_endpoint is not set", "set OTEL_EXPORTER_OTLP_ENDPOINT")
+def check_export_counts(signal: str, exported: int, queued: int, dropped: int, failed: int) -> Check:
+    """Judge the counts of one exported signal. `failed` are requests to the Collector."""
+    state = f"{exported} exported, {queued} queued, {dropped} dropped, {failed} failed requests"
+    if dropped or (failed and not exported):
+        step = "see the warning in the log, or run doctor MODULE:APP where the app runs"
+        return Check(f"export of {signal}", "wrong", state, step)
+    return Check(f"export of {signal}", "ok", state)
+
+
+def check_dropped_lines(signal: str, dropped: int) -> Iterator[Check]:
+    """Report lines that were dropped, of standard output or of the log file."""
+    if dropped:
+        step = "fastapi_observe_dropped_total has the reason"
+        yield Check(signal, "wrong", f"{dropped} lines were dropped", step)
+
+
+def degraded_workers() -> Check:
+    """Return the check of a worker process that does not share its values."""
+    return Check(
+        "workers",
+        "wrong",
+        "this worker process reports its own values only",
+        "see its warning at start; correct multiprocess_directory, or scrape each worker by its metrics_port",
+    )
+
+
+def check_no_export(settings: ObserveSettings) -> Iterator[Check]:
+    """Say why an app exports nothing, and what to set."""
+    if not settings.tracing:  # "signals" has it, and an endpoint would change nothing
+        return
+    if settings.development:
+        yield Check("export", "ok", "nothing is exported; the development console shows the traces")
+    elif settings.sources()["otlp_endpoint"] == "OTEL_TRACES_EXPORTER":
+        found = "no trace is exported: OTEL_TRACES_EXPORTER does not contain otlp"
+        yield Check("export", "look", found, "set OTEL_TRACES_EXPORTER=otlp, or unset it")
+    else:
+        found = "no trace is exported: otlp_endpoint is not set" + set_by(settings, "otlp_endpoint")
+        yield Check("export", "look", found, "set OTEL_EXPORTER_OTLP_ENDPOINT")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from fastapi_observe.settings.model import ObserveSettings
+
 Verdict = Literal["ok", "look", "wrong"]
 """`look`: it may be intended. `wrong`: something is lost, shown to others, or does not work."""
 
@@ -18,6 +20,12 @@ class Check(NamedTuple):
     verdict: Verdict
     found: str
     step: str = ""
+
+
+def set_by(settings: ObserveSettings, option: str) -> str:
+    """Return what set an option, in parentheses: a variable, or the argument. Empty for a default."""
+    source = settings.sources()[option]
+    return {"default": "", "argument": f" ({option} of install)"}.get(source, f" ({source})")
 
 
 def run_checks(*groups: Callable[[], Iterator[Check]]) -> list[Check]:

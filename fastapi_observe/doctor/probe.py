@@ -8,8 +8,9 @@ from time import time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from fastapi_observe.doctor.app import PUBLIC_PEER, no_export
+from fastapi_observe.doctor.app import PUBLIC_PEER, check_no_export
 from fastapi_observe.doctor.check import Check
+from fastapi_observe.doctor.page import MetricsPage
 from fastapi_observe.export.push import signal_url
 from fastapi_observe.export.setup import make_transport
 from fastapi_observe.internal.clock import monotonic
@@ -40,7 +41,7 @@ def probe_exports(settings: ObserveSettings) -> Iterator[Check]:
     }
     exported = {signal: url for signal, url in urls.items() if url is not None}
     if not exported:
-        yield no_export(settings.development)
+        yield from check_no_export(settings)
     for signal, url in exported.items():
         yield _probe(settings, signal, url)
     if exported and settings.otlp_protocol != "grpc":
@@ -83,7 +84,8 @@ def check_clock(url: str) -> Iterator[Check]:
 def probe_app(url: str, token: str | None, *, allow_http_token: bool) -> Iterator[Check]:
     """Ask a running app: its console, if it has one for this client, and who can read its metrics."""
     base = url.rstrip("/")
-    yield from _probe_console(base, token, allow_http_token=allow_http_token)
+    of_console = [*_probe_console(base, token, allow_http_token=allow_http_token)]
+    yield from of_console
     own = _status(f"{base}/metrics", {})
     if isinstance(own, str):
         yield Check("app", "wrong", own, "start it, or correct --url")
@@ -94,10 +96,22 @@ def probe_app(url: str, token: str | None, *, allow_http_token: bool) -> Iterato
         yield Check("metrics access", "wrong", found, "set metrics_token or metrics_access")
     elif own == OK_STATUS:
         yield Check("metrics access", "ok", f"{base}/metrics is served to this machine, not to a public client")
+        yield from _probe_metrics(f"{base}/metrics", has_console=len(of_console) > 1)
     else:
         found = f"{base}/metrics responds {own} to this machine"
         yield Check("metrics access", "look", found, "see the warning in the log of the app")
     yield from check_clock(base)
+
+
+def _probe_metrics(url: str, *, has_console: bool) -> Iterator[Check]:
+    try:
+        with get(url, headers={"Accept": "text/plain;version=0.0.4"}) as response:
+            page = MetricsPage(b"".join(iter_body(response)).decode(errors="replace").splitlines())
+    except (GetError, ValueError):
+        return
+    if not has_console:  # which has the same from inside
+        yield from page.check_counts()
+    yield from page.check_cardinality(url)
 
 
 def _status(url: str, headers: dict[str, str]) -> int | str:

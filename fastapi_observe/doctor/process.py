@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -11,16 +12,20 @@ from typing import TYPE_CHECKING, Final
 
 from packaging.requirements import Requirement
 
-from fastapi_observe.doctor.check import Check
+from fastapi_observe.doctor.check import Check, set_by
+from fastapi_observe.doctor.lines import check_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fastapi_observe.settings.model import ObserveSettings
 
+_VARIABLE: Final = re.compile(r"^\s*(?:export\s+)?((?:OBSERVE|OTEL)_\w+)\s*=", re.MULTILINE)
 LOW_DISK: Final = 1 << 30
 """Bytes of free space below which the disk of the log file is reported."""
 FRAMEWORK_DISTRIBUTIONS: Final = ("fastapi", "uvicorn")
+DOCKER_GRACE: Final = 10
+"""Seconds after SIGTERM after which Docker kills a container."""
 
 
 def check_versions() -> Iterator[Check]:
@@ -59,16 +64,32 @@ def check_settings(settings: ObserveSettings) -> Iterator[Check]:
         )
     else:
         yield Check("service", "ok", f"{settings.service_name} in {settings.environment}")
+    yield from check_env_file(settings)
     switches = {
-        "traces": settings.tracing,
-        "metrics": settings.metrics,
-        "logs": settings.logs,
-        "console": settings.serves_console,
+        "traces": (settings.tracing, "tracing"),
+        "metrics": (settings.metrics, "metrics"),
+        "logs": (settings.logs, "logs"),
+        "console": (settings.serves_console, "console"),
     }
-    off = [name for name, enabled in switches.items() if not enabled]
-    on = f"on: {', '.join(name for name, enabled in switches.items() if enabled) or 'nothing'}"
+    off = [f"{name}{set_by(settings, option)}" for name, (enabled, option) in switches.items() if not enabled]
+    on = f"on: {', '.join(name for name, (enabled, _) in switches.items() if enabled) or 'nothing'}"
     yield Check("signals", "ok", f"{on}; off: {', '.join(off)}" if off else on)
     yield from check_sampling(settings)
+    yield from check_lines(settings)
+    if settings.shutdown_timeout > DOCKER_GRACE:
+        found = f"the exit can take {settings.shutdown_timeout:g} s" + set_by(settings, "shutdown_timeout")
+        yield Check("exit", "look", found, "Docker kills a container after 10 s: lower shutdown_timeout")
+
+
+def check_env_file(settings: ObserveSettings) -> Iterator[Check]:
+    """Report a `.env` in the current directory that has variables for this package and is not read."""
+    file = Path(".env")
+    if settings.env_file is not None or not file.is_file():
+        return
+    names = _VARIABLE.findall(file.read_text("utf-8", errors="replace"))
+    if unread := sorted({name for name in names if name not in os.environ}):
+        found = f".env has variables that are not read: {', '.join(unread)}"
+        yield Check("settings", "look", found, "set OBSERVE_ENV_FILE=.env, or start uvicorn with --env-file .env")
 
 
 def check_sampling(settings: ObserveSettings) -> Iterator[Check]:
@@ -76,7 +97,8 @@ def check_sampling(settings: ObserveSettings) -> Iterator[Check]:
     if not settings.tracing:
         return
     if settings.sampler == "always_off":
-        yield Check("sampling", "look", "sampler is always_off: no trace is exported", "unset it to export traces")
+        found = "no trace is exported: sampler is always_off" + set_by(settings, "sampler")
+        yield Check("sampling", "look", found, "unset it to export traces")
         return
     head = "every trace" if settings.sampler.endswith("always_on") else f"{settings.sample_ratio:.0%} of new traces"
     tail = f"; and every request of these kinds: {', '.join(settings.tail_sampling)}" if settings.tail_sampling else ""

@@ -20,9 +20,10 @@ class LoadError(Exception):
 
 
 def load_plan(target: str) -> tuple[Any, ObserveSettings, SLOPlan]:
-    """Import `module:attribute` (dotted attributes are allowed), with the current directory first on the path.
+    """Import `module:attribute` (dotted attributes and app factories are allowed).
 
-    Raises `LoadError` if module, attribute or `install` is missing, or the import fails.
+    The current directory comes first on the path. Raises `LoadError` if module, attribute or `install` is missing, or
+    the import or the factory fails.
     """
     app = load_app(target)
     return (app, *get_plan(app, target))
@@ -30,20 +31,21 @@ def load_plan(target: str) -> tuple[Any, ObserveSettings, SLOPlan]:
 
 def get_plan(app: Any, name: str = "the app") -> tuple[ObserveSettings, SLOPlan]:
     """Return the settings and the plan of an installed app. Raises `LoadError` if it is not installed."""
-    observe = getattr(getattr(app, "state", None), "observe", None)
-    if observe is None and isroutine(app):
-        raise LoadError(
-            f"{name} is a factory function; app factories are not supported here. Assign its result to a module "
-            f"variable (app = {app.__name__}()) and name that."
-        )
-    if observe is None:
+    settings: ObserveSettings = get_observability_of(app, name).settings
+    return settings, make_plan(app, settings)
+
+
+def get_observability_of(app: Any, name: str) -> Any:
+    """Return the `Observability` of an app. Raises `LoadError` if it is not installed."""
+    observability = getattr(getattr(app, "state", None), "observe", None)
+    if observability is None:
         raise LoadError(f"{name} is not installed; call install(app) where the app is created")
-    return observe.settings, make_plan(app, observe.settings)
+    return observability
 
 
 def load_app(target: str) -> Any:
-    """Import an app as `load_plan` does."""
-    module, separator, attribute = target.partition(":")
+    """Import an app as `load_plan` does. An app factory, with or without `()`, is called."""
+    module, separator, attribute = target.removesuffix("()").partition(":")
     if not separator or not module or not attribute:
         raise LoadError(f"invalid app {target!r}; use MODULE:APP, such as shop.main:app")
     directory = str(Path.cwd())
@@ -70,4 +72,15 @@ def load_app(target: str) -> Any:
             ]
             hint = f"; did you mean {module}:{apps[0]}?" if apps else ""
             raise LoadError(f"{module} has no attribute {attribute!r}{hint}") from None
-    return found
+    return _call_factory(found, target) if isroutine(found) else found
+
+
+def _call_factory(factory: Any, target: str) -> Any:
+    try:
+        return factory()
+    except SettingsError as error:
+        raise LoadError(str(error)) from error
+    except (Exception, SystemExit) as error:
+        raise LoadError(
+            f"{target} is a function, and calling it as an app factory failed: {type(error).__name__}: {error}"
+        ) from error

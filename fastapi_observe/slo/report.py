@@ -71,9 +71,9 @@ def check_rows(plan: SLOPlan) -> Rows:
         )
         names = [f"{method} {template}" for method, template in slo.endpoints]
         listed = ", ".join(names[:MAX_ENDPOINTS]) + (", ..." if len(names) > MAX_ENDPOINTS else "")
-        counts = listed if slo.groups else f"all {len(names)} measured: {listed}"
+        counts = listed if slo.groups or not names else f"all {len(names)} measured: {listed}"
         alerts = " ".join(f"{window.severity}:{window.long}" for window, _ in slo.windows)
-        rows.append((slo.name, f"{format_number(slo.percent)}% {condition}", counts, alerts or "none"))
+        rows.append((slo.name, f"{format_number(slo.percent)}% {condition}", counts or "none", alerts or "none"))
     return rows
 
 

@@ -24,6 +24,9 @@ from fastapi_observe import Observability, install
 from fastapi_observe.cli.main import main
 from fastapi_observe.doctor.app import check_app, check_exports
 from fastapi_observe.doctor.check import Check, run_checks
+from fastapi_observe.doctor.lines import check_lines
+from fastapi_observe.doctor.page import MetricsPage
+from fastapi_observe.doctor.probe import probe_exports
 from fastapi_observe.doctor.process import check_log_file, check_settings
 from fastapi_observe.internal.version import documentation_url
 from fastapi_observe.settings.model import ObserveSettings
@@ -250,7 +253,7 @@ def test_settings_that_have_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
         ("signals", "ok"),
         ("sampling", "look"),
     ]
-    assert checks[2].found == "on: traces, logs; off: metrics, console"
+    assert checks[2].found == "on: traces, logs; off: metrics (metrics of install), console"
     assert "sampling" not in by_subject([*check_settings(ObserveSettings(tracing=False))])
 
 
@@ -298,3 +301,136 @@ def test_a_check_that_fails_is_a_line() -> None:
     found = run_checks(broken, lambda: iter([Check("last", "ok", "seen")]))
     assert [check.subject for check in found] == ["first", "doctor", "last"]
     assert found[1].found == "the check failed: RuntimeError: no luck"
+
+
+def test_what_is_switched_off_names_its_source(
+    checked: Callable[..., dict[str, Check]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal that is off has the variable or argument; without traces no endpoint is asked for."""
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    settings = ObserveSettings(logs=False)
+    found = by_subject([*check_settings(settings), *probe_exports(settings)])
+    assert found["signals"].found == "on: metrics; off: traces (OTEL_SDK_DISABLED), logs (logs of install), console"
+    assert "export" not in found
+    monkeypatch.delenv("OTEL_SDK_DISABLED")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    assert by_subject([*check_settings(ObserveSettings())])["sampling"].found.endswith(" (OTEL_TRACES_SAMPLER)")
+    for name, value, step in (
+        ("OTEL_TRACES_EXPORTER", "none", "set OTEL_TRACES_EXPORTER=otlp, or unset it"),
+        ("OBSERVE_OTLP_ENDPOINT", "", "set OTEL_EXPORTER_OTLP_ENDPOINT"),
+    ):
+        monkeypatch.setenv(name, value)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+        (check,) = probe_exports(ObserveSettings())
+        assert (check.verdict, check.step) == ("look", step)
+        assert name in check.found
+        monkeypatch.delenv(name)
+    assert "exit" not in by_subject([*check_settings(ObserveSettings())])
+    assert by_subject([*check_settings(ObserveSettings(shutdown_timeout=30))])["exit"].found == (
+        "the exit can take 30 s (shutdown_timeout of install)"
+    )
+
+
+def test_an_env_file_that_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `.env` beside the app is named if its variables are neither read nor in the environment."""
+    monkeypatch.chdir(tmp_path)
+    assert "settings" not in by_subject([*check_settings(ObserveSettings())])
+    text = "SECRET=hunter2\nexport OTEL_SERVICE_NAME=shop\n# OBSERVE_LOGS=false\nOBSERVE_SAMPLE_RATIO = 0.5\n"
+    (tmp_path / ".env").write_text(text, encoding="utf-8")
+    check = by_subject([*check_settings(ObserveSettings())])["settings"]
+    assert check.found == ".env has variables that are not read: OBSERVE_SAMPLE_RATIO, OTEL_SERVICE_NAME"
+    assert "settings" not in by_subject([*check_settings(ObserveSettings(env_file=".env"))])
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "shop")
+    monkeypatch.setenv("OBSERVE_SAMPLE_RATIO", "0.5")  # as uvicorn --env-file does
+    assert "settings" not in by_subject([*check_settings(ObserveSettings())])
+
+
+def test_why_lines_are_missing() -> None:
+    """A level, an option, `logging.disable` and disabled loggers are named."""
+    assert not [*check_lines(ObserveSettings())]
+    assert not [*check_lines(ObserveSettings(logs=False, log_requests=False))]
+    for options, found in (
+        ({"log_requests": False}, "requests have no line (log_requests of install)"),
+        ({"log_level": "WARNING"}, "lines below warn are dropped, and with them those of successful requests"),
+        ({"capture_logging": False}, "records of logging are not written as lines"),
+    ):
+        (check,) = check_lines(ObserveSettings(**options))
+        assert (check.verdict, check.found.startswith(found)) == ("look", True), check
+    logger = logging.getLogger("shop.orders")
+    logger.disabled = True
+    logging.disable(logging.INFO)
+    try:
+        checks = [*check_lines(ObserveSettings())]
+    finally:
+        logger.disabled = False
+        logging.disable(logging.NOTSET)
+    assert [check.found for check in checks] == [
+        "logging.disable() drops records up to level INFO",
+        "loggers are disabled, so their records have no line: shop.orders",
+    ]
+
+
+def test_excluded_routes(checked: Callable[..., dict[str, Check]]) -> None:
+    """Excluded routes are named with their signals; excluding all is to be looked at."""
+
+    def shop() -> FastAPI:
+        app = FastAPI(title="shop", openapi_url=None)
+        app.get("/health")(lambda: {"id": 7})
+        app.get("/orders")(lambda: {"id": 7})
+        return app
+
+    assert "exclusions" not in checked(shop())
+    check = checked(shop(), exclude_paths=["/health"], exclude_from={"logs": ["GET /orders"]})["exclusions"]
+    assert check.found == "2 of 2 routes are excluded: GET /health, GET /orders (logs)"
+    assert check.verdict == "look"
+    assert checked(shop(), exclude_urls=["/health$"])["exclusions"].verdict == "ok"
+
+
+def test_the_metrics_of_a_running_app(capsys: pytest.CaptureFixture[str]) -> None:
+    """Outside development, losses, failed exports and overflow are read from the metrics."""
+    with Collector(listens=False) as closed:
+        app = FastAPI(title="shop")
+        observe = install(
+            app,
+            capture_logging=False,
+            otlp_endpoint=closed.url,
+            sample_ratio=1.0,
+            batch_delay=0.01,
+            max_values_per_label=1,
+            instrument=[],
+        )
+        app.get("/orders")(lambda: {"id": 7})
+        counter = observe.metrics.counter("logins_total", "Logins.", ["user"])
+        with serving(app) as port:
+            url = f"http://127.0.0.1:{port}"
+            main(["doctor", "--url", url])
+            assert "no request was measured yet" in capsys.readouterr().out
+            httpx.get(f"{url}/orders", trust_env=False)
+            observe.tracing.flush(0.5)
+            for user in "abc":
+                counter.labels(user).inc()
+            assert main(["doctor", "--url", url]) == 1
+        out = capsys.readouterr().out
+    assert "wrong  export of traces  0 exported, " in out
+    assert "new label values are recorded as __overflow__: logins_total" in out
+    assert f"cardinality {url}/metrics to see the label" in out
+    assert "no request" not in out
+
+
+def test_a_metrics_page_with_losses() -> None:
+    """Lines of all signals and reasons are added up; a page of another server has no counts."""
+    lines = [
+        'fastapi_observe_exported_total{signal="traces"} 7.0',
+        'fastapi_observe_queue_items{signal="traces"} 1.0',
+        'fastapi_observe_dropped_total{reason="queue_full",signal="traces"} 2.0',
+        'fastapi_observe_dropped_total{reason="queue_full",signal="logs"} 1.0',
+        'fastapi_observe_dropped_total{reason="stdout_write",signal="logs"} 2.0',
+        "fastapi_observe_metrics_degraded 1.0",
+        'http_server_request_duration_seconds_count{http_route="/"} 3.0',
+    ]
+    checks = by_subject([*MetricsPage(lines).check_counts()])
+    assert checks["export of traces"].found == "7 exported, 1 queued, 2 dropped, 0 failed requests"
+    assert checks["logs"].found == "3 lines were dropped"
+    assert {check.verdict for check in checks.values()} == {"wrong"}
+    assert checks.keys() == {"export of traces", "logs", "workers"}
+    assert by_subject([*MetricsPage(["up 1"]).check_counts()]).keys() == {"export", "requests"}

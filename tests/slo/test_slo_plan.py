@@ -425,6 +425,7 @@ def test_apps_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (tmp_path / "loaded_shop.py").write_text(
         "from fastapi import FastAPI\nfrom fastapi_observe import Availability, install\n"
         "class Made:\n    app = FastAPI()\nbare = FastAPI()\ndef make(): return bare\n"
+        "def make_app(): return Made.app\ndef make_of(path): return Made.app\n"
         "observe = install(Made.app, service_name='loaded', slos=(Availability('all', 99),), logs=False)\n",
         "utf-8",
     )
@@ -435,6 +436,8 @@ def test_apps_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sys, "path", [*sys.path])
     app, settings, made = load_plan("loaded_shop:Made.app")
     assert (settings.service_name, made.service, [each.name for each in made.slos]) == ("loaded", "loaded", ["all"])
+    for factory in ("loaded_shop:make_app", "loaded_shop:make_app()"):
+        assert load_plan(factory)[0] is app
     app.state.observe.close()
     for target, message in (
         ("shop.main", "invalid app 'shop.main'; use MODULE:APP, such as shop.main:app"),
@@ -445,7 +448,8 @@ def test_apps_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("loaded_shop:shop", "loaded_shop has no attribute 'shop'; did you mean loaded_shop:bare?"),
         ("json:app", "json has no attribute 'app'"),
         ("loaded_shop:bare", "loaded_shop:bare is not installed; call install"),
-        ("loaded_shop:make", r"make is a factory function; .* variable \(app = make\(\)\) and name that"),
+        ("loaded_shop:make", "loaded_shop:make is not installed; call install"),
+        ("loaded_shop:make_of", "loaded_shop:make_of is a function, and calling it .* failed: TypeError: make_of"),
         ("ending_shop:app", "importing ending_shop failed: SystemExit: 0"),
     ):
         with pytest.raises(LoadError, match=message):

@@ -1,0 +1,75 @@
+"""Checks of why records or requests have no log line, and requests no signal at all."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from fastapi_observe.doctor.check import Check, set_by
+from fastapi_observe.records.signal import SIGNAL_BITS
+from fastapi_observe.requests.exclusion import RequestFilter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fastapi_observe.observability import Observability
+    from fastapi_observe.settings.model import ObserveSettings
+
+MAX_NAMES: Final = 5
+"""Routes or loggers that one check names."""
+
+
+def check_lines(settings: ObserveSettings) -> Iterator[Check]:
+    """Report what keeps lines from being written."""
+    if not settings.logs:
+        return
+    found = []
+    if not settings.log_requests:
+        found.append(("requests have no line" + set_by(settings, "log_requests"), "unset log_requests to write them"))
+    elif settings.log_level in {"warn", "error", "fatal"}:
+        text = f"lines below {settings.log_level} are dropped, and with them those of successful requests"
+        found.append((text + set_by(settings, "log_level"), "unset log_level, or set it to info"))
+    if not settings.capture_logging:
+        text = "records of logging are not written as lines" + set_by(settings, "capture_logging")
+        found.append((text, "unset capture_logging to write them"))
+    elif logging.root.manager.disable:
+        text = f"logging.disable() drops records up to level {logging.getLevelName(logging.root.manager.disable)}"
+        found.append((text, "call logging.disable(logging.NOTSET)"))
+    if settings.capture_logging and (names := _disabled_loggers()):
+        text = f"loggers are disabled, so their records have no line: {_first(names)}"
+        found.append((text, "set disable_existing_loggers to False in logging.config.dictConfig or fileConfig"))
+    for text, step in found:
+        yield Check("lines", "look", text, step)
+
+
+def _disabled_loggers() -> list[str]:
+    loggers = logging.root.manager.loggerDict.items()
+    return sorted(name for name, logger in loggers if isinstance(logger, logging.Logger) and logger.disabled)
+
+
+def check_exclusions(observability: Observability) -> Iterator[Check]:
+    """Name the routes that are excluded from all or some signals."""
+    request_filter = RequestFilter.from_settings(observability.settings)
+    if not request_filter:
+        return
+    excluded, number = [], 0
+    for route in observability.app.routes:
+        path = getattr(route, "path", "")
+        for method in sorted(getattr(route, "methods", None) or ()):
+            bits = request_filter.excluded_signals({"path": path, "method": method})
+            signals = [name for name, bit in SIGNAL_BITS.items() if bits & bit]
+            number += 1
+            if signals:
+                from_some = f" ({', '.join(signals)})" if len(signals) < len(SIGNAL_BITS) else ""
+                excluded.append(f"{method} {path}{from_some}")
+    if excluded:
+        yield Check(
+            "exclusions",
+            "look" if len(excluded) == number else "ok",
+            f"{len(excluded)} of {number} routes are excluded: {_first(excluded)}",
+            "correct exclude_paths, exclude_from or exclude_urls",
+        )
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
