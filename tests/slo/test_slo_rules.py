@@ -332,7 +332,7 @@ def test_a_directory_that_is_a_file(target: Any, capsys: pytest.CaptureFixture[s
     """Status 2 and a message: 1 would mean that files differ."""
     (tmp_path / "file").write_text("", "utf-8")
     assert main(["slo", "bundle", target(GOOD), "-o", "file"]) == 2
-    assert "exists: 'file'" in capsys.readouterr().err
+    assert "cannot write file: File exists; choose another directory with -o" in capsys.readouterr().err
 
 
 def test_check_and_report(target: Any, capsys: pytest.CaptureFixture[str]) -> None:

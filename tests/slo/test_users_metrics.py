@@ -143,13 +143,13 @@ class Shown:
 def test_only_metrics_of_the_user_are_found(observed: Callable[..., Seen]) -> None:
     """Ours and those of prometheus_client are left out, and so is a collector that raises."""
     registry = CollectorRegistry()
-    registry.register(Shown())
+    registry.register(shown := Shown())
     seen = observed(app := FastAPI(), registry=registry)
     registry.register(
         Broken(),
     )
     assert [metric.name for metric in detect_features(app, seen.observe.settings).users_metrics] == ["shown"]
-    registry.unregister(next(iter(registry._collector_to_names)))
+    registry.unregister(shown)
     made = make_dashboard(get_plan(app)[1], detect_features(app, seen.observe.settings))
     assert ROW not in rows(made)
 
