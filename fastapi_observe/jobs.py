@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from fastapi_observe.detached import DetachedScope
 from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
+from fastapi_observe.internal.throttle import LogThrottle
 from fastapi_observe.records.guard import fail_safe, report_error
 from fastapi_observe.records.job import JobRecord
 from fastapi_observe.records.operation import MAX_OPERATION_NAME_LENGTH, require_name
@@ -99,7 +101,7 @@ class JobRun:
             if observability.before_job is not None:
                 observability.before_job()
             name = observability.redactor.name(self._name)[:MAX_OPERATION_NAME_LENGTH]
-            record = JobRecord(name, normalize_headers(self._headers), observability.internal_errors)
+            record = JobRecord(name, observability.read_headers(self._headers), observability.internal_errors)
             self._detached = DetachedScope()
             self._detached.__enter__()
             observability.start_job(record)
@@ -155,20 +157,29 @@ class JobRun:
         return self.record is not None and reference is self.record.current
 
 
-def normalize_headers(headers: MessageHeaders | None) -> list[tuple[bytes, bytes]]:
-    """Return the headers of a message as ASGI has them. Leaves out what cannot be the header of a trace."""
-    if headers is None:
-        return []
-    found: list[tuple[bytes, bytes]] = []
-    try:
-        pairs = headers.items() if isinstance(headers, Mapping) else headers
-        for pair in islice(pairs, MAX_HEADERS):
-            name, value = map(_to_bytes, pair)
-            if name and value:
-                found.append((name.lower(), value))
-    except (TypeError, ValueError):  # not pairs: a message without a trace
+class HeaderReader:
+    """Reads the headers of messages for one install. A warning says that some cannot be read."""
+
+    def __init__(self) -> None:
+        self._throttle = LogThrottle()
+
+    def __call__(self, headers: MessageHeaders | None) -> list[tuple[bytes, bytes]]:
+        """Return headers as ASGI has them. Leaves out what cannot be the header of a trace."""
+        found: list[tuple[bytes, bytes]] = []
+        try:
+            pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
+            for pair in islice(pairs, MAX_HEADERS):
+                name, value = map(_to_bytes, pair)
+                if name and value:
+                    found.append((name.lower(), value))
+        except Exception as exc:  # noqa: BLE001 - not pairs, or a class of a client that raises anything
+            if self._throttle.allow("headers"):
+                logging.getLogger("fastapi_observe").warning(
+                    "The headers of a message could not be read (%s): its job starts a trace of its own. Pass "
+                    "observe.job a mapping or pairs, whose names and values are str or bytes.",
+                    type(exc).__name__,
+                )
         return found
-    return found
 
 
 def _to_bytes(text: object) -> bytes:

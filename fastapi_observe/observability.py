@@ -27,7 +27,7 @@ from fastapi_observe.internal.errors import InternalErrors
 from fastapi_observe.internal.forks import FINAL_LOG_FLUSH, ShutdownDeadline, register_at_exit, start_thread
 from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT
 from fastapi_observe.internal.version import documentation_url
-from fastapi_observe.jobs import Job, new_job
+from fastapi_observe.jobs import HeaderReader, Job, new_job
 from fastapi_observe.logs.service import LogService
 from fastapi_observe.metrics.loop_monitor import BlockedLoopReport
 from fastapi_observe.metrics.saturation import Saturation, running_loop
@@ -113,7 +113,7 @@ class Observability:
             undo.pop_all()
         self.db = DatabaseClient(self, self.redactor)
         self.external = ExternalClient(self, PropagationPolicy(settings.propagate_to, settings.propagate_baggage))
-        self.instrumentors = Instrumentors(self.internal_errors)
+        self.instrumentors = Instrumentors()
         self.http_clients = HttpClients(self.external, self.internal_errors, self.redactor)
         signals: tuple[tuple[str, Signal, bool], ...] = (
             ("traces", self.tracing, settings.tracing),
@@ -132,6 +132,7 @@ class Observability:
         self._lock = threading.Lock()
         self._undo: list[Callable[[], None]] = []
         self.startup_steps: list[Callable[[], object]] = []
+        self.read_headers = HeaderReader()
         self._fields = FieldSetter(self.redactor, self.tracing.use_fields)
         self.before_job: Callable[[], object] | None = None
         self.loop: Any = None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from fastapi import FastAPI
@@ -17,7 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from starlette.testclient import TestClient
 
 from fastapi_observe import ObservabilityDep, job
-from fastapi_observe.jobs import MAX_HEADERS, normalize_headers
+from fastapi_observe.jobs import MAX_HEADERS, HeaderReader
 from fastapi_observe.records.job import JobRecord
 
 if TYPE_CHECKING:
@@ -27,6 +28,27 @@ if TYPE_CHECKING:
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 UNSAMPLED = PARENT[:-1] + "0"
+
+
+class UnreadableHeaders(dict[str, str]):
+    """Headers of a client that fails to decode them."""
+
+    def items(self) -> NoReturn:
+        """Fail."""
+        raise RuntimeError("cannot decode")
+
+
+def test_unreadable_headers_are_named(observed: Callable[..., Seen]) -> None:
+    """One warning a minute says what to pass."""
+    seen = observed(FastAPI())
+    unreadable: tuple[Any, ...] = (3, UnreadableHeaders(), 3)
+    for headers in unreadable:
+        with seen.observe.job("send mail", headers=headers):
+            pass
+    assert len(job_lines(seen)) == 3
+    warnings = [line["message"] for line in seen.lines if line["level"] == "warn"]
+    assert [each for each in warnings if "headers of a message could not be read" in each] == warnings
+    assert len(warnings) == 1
 
 
 def job_lines(seen: Seen) -> list[dict[str, Any]]:
@@ -106,6 +128,7 @@ def test_a_message_continues_its_trace(observed: Callable[..., Seen], headers: A
         [1, 2],
         ({"a"} for _ in range(10)),
         {3: 4, None: None},
+        UnreadableHeaders(),
     ],
 )
 def test_hostile_headers(observed: Callable[..., Seen], headers: Any) -> None:
@@ -122,7 +145,7 @@ def test_hostile_headers(observed: Callable[..., Seen], headers: Any) -> None:
 
 def test_many_headers_are_bounded() -> None:
     """Only so many are looked at."""
-    assert len(normalize_headers((f"n{number}", "v") for number in range(100_000))) == MAX_HEADERS
+    assert len(HeaderReader()((f"n{number}", "v") for number in range(100_000))) == MAX_HEADERS
 
 
 def test_from_a_request_through_a_queue(observed: Callable[..., Seen]) -> None:
@@ -176,12 +199,19 @@ async def test_outcomes(observed: Callable[..., Seen]) -> None:
         await task
     with pytest.raises(KeyboardInterrupt), seen.observe.job("d"):
         raise KeyboardInterrupt
+    for name, code in (("e", 0), ("f", None), ("g", 1), ("h", "disk full")):
+        with pytest.raises(SystemExit), seen.observe.job(name):
+            sys.exit(code)
     outcomes = [(line["fields"]["job"], line["fields"]["outcome"], line["level"]) for line in job_lines(seen)]
     assert outcomes == [
         ("a", "error", "error"),
         ("b", "timeout", "error"),
         ("c", "cancelled", "error"),
         ("d", "error", "error"),
+        ("e", "ok", "info"),
+        ("f", "ok", "info"),
+        ("g", "error", "error"),
+        ("h", "error", "error"),
     ]
     first = job_lines(seen)[0]
     assert first["message"] == "job failed"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.instrumentors.discovery import describe_conflict
+from fastapi_observe.internal.opentelemetry import revert_instrumentor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from opentelemetry.trace import TracerProvider
 
@@ -21,8 +23,7 @@ _LOGGER = logging.getLogger("fastapi_observe")
 class Instrumentors:
     """The instrumentors that an app has switched on, by name; `left_alone` has the reason for each other one."""
 
-    def __init__(self, internal_errors: Callable[[str, BaseException], None]) -> None:
-        self._internal_errors = internal_errors
+    def __init__(self) -> None:
         self.switched_on: dict[str, Any] = {}
         self.left_alone: dict[str, str] = {}
 
@@ -59,8 +60,8 @@ class Instrumentors:
             return f"{exc.name} is not installed"
         except Exception as exc:  # noqa: BLE001 - another package may raise anything
             self._warn(candidate, exc)
-            if instrumentor is not None:
-                self._switch_off(instrumentor)
+            with contextlib.suppress(Exception):  # what failed is told already
+                revert_instrumentor(instrumentor)
             return "failed"
         if not getattr(instrumentor, "is_instrumented_by_opentelemetry", True):
             return "refused by the package"
@@ -95,11 +96,17 @@ class Instrumentors:
     def switch_off(self) -> None:
         """Switch off what was switched on, the last one first. Idempotent."""
         while self.switched_on:
-            self._switch_off(self.switched_on.popitem()[1])
+            self._switch_off(*self.switched_on.popitem())
 
-    def _switch_off(self, instrumentor: Any) -> None:
+    def _switch_off(self, name: str, instrumentor: Any) -> None:
         try:
             if getattr(instrumentor, "is_instrumented_by_opentelemetry", True):
                 instrumentor.uninstrument()
         except Exception as exc:  # noqa: BLE001 - as above
-            self._internal_errors("instrumentors.switch_off", exc)
+            _LOGGER.warning(
+                "The OpenTelemetry instrumentor %s could not be switched off: %s: %.200s. Its library may still make "
+                "spans. Update its package, or leave it out with instrument=[...].",
+                name,
+                type(exc).__name__,
+                exc,
+            )

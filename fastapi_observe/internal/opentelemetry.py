@@ -177,6 +177,13 @@ def mark_as_instrumented(app: Any) -> Callable[[], None]:
     return lambda: setattr(app, _CONTRIB_MARK, False)
 
 
+def revert_instrumentor(instrumentor: Any) -> None:
+    """Take back what an instrumentor has patched before it failed, which its `uninstrument` does not do."""
+    revert = getattr(instrumentor, "_uninstrument", None)
+    if revert is not None:
+        revert()
+
+
 def background_task_call(call: Any) -> Any:
     """Return Starlette's `BackgroundTask.__call__` in place of contrib's, which starts a span of its own."""
     if getattr(call, "__module__", "") == "opentelemetry.instrumentation.fastapi":

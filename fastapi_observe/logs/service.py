@@ -241,7 +241,8 @@ class LogService:
         self._write(line, text=self._format(TextFormat.request, line, record, self._redactor))
         if record.exception is not None:
             ids = record.trace_id, record.span_id, record.request_id
-            CRASHES.append(Crash(ids, line["exception"]["type"], line["exception"]["message"]))
+            exception = line["exception"]
+            CRASHES.append(Crash(ids, exception["type"], exception["message"], record.current.fields))
 
     def _write_tree(self, text: TextFormat, record: RequestRecord) -> None:
         """Write the tree of a request without a line, if trees are wanted. In any case its spans are taken."""

@@ -36,10 +36,13 @@ class JobRecord(RequestRecord):
         self.reported = True  # the name is final: there is no route to look for
 
     def end(self, raised: BaseException | None) -> None:
-        """Set duration and outcome. A generator that was closed before its end has not failed."""
+        """Set duration and outcome.
+
+        A generator that was closed before its end has not failed, nor has a script that ends with `sys.exit()`.
+        """
         self.duration = perf_counter() - self.started
         self.complete = True
-        if raised is None or isinstance(raised, GeneratorExit):
+        if raised is None or isinstance(raised, GeneratorExit) or (isinstance(raised, SystemExit) and not raised.code):
             self.outcome = "ok"
             return
         self.exception = raised

@@ -53,6 +53,19 @@ class Raising(Base):
         raise RuntimeError("cannot patch")
 
 
+class RaisingInside(Base):
+    # Has patched one of two methods when it fails.
+
+    patched = 0
+
+    def _instrument(self, **kwargs):
+        type(self).patched += 1
+        raise RuntimeError("cannot patch the second")
+
+    def _uninstrument(self, **kwargs):
+        type(self).patched -= 1
+
+
 class RaisingAtEnd(Base):
     def _uninstrument(self, **kwargs):
         raise RuntimeError("cannot unpatch")
@@ -137,12 +150,13 @@ def test_an_instrumentor_that_fails_is_named_with_the_remedy(
         c_number="fake_instrumentors:not_a_class",
         d_module="opentelemetry.no_such_module:Instrumentor",
         e_end="fake_instrumentors:RaisingAtEnd",
+        f_inside="fake_instrumentors:RaisingInside",
         good="fake_instrumentors:Good",
     )
     app = FastAPI()
     seen = observed(app, instrument="auto")
     warnings = messages(seen, "warn")
-    for name in ("a_raising", "b_missing", "c_number", "d_module"):
+    for name in ("a_raising", "b_missing", "c_number", "d_module", "f_inside"):
         (warning,) = [each for each in warnings if f" {name} " in each]
         assert "pip install --upgrade opentelemetry-instrumentation-fake" in warning
         assert "could not be switched on" in warning
@@ -152,7 +166,10 @@ def test_an_instrumentor_that_fails_is_named_with_the_remedy(
         assert client.get("/").status_code == 404
     seen.observe.close()
     assert fake.Good.provider is None
-    assert seen.observe.internal_errors.counts == {"instrumentors.switch_off": 1}
+    assert fake.RaisingInside.patched == 0
+    (warning,) = [each for each in messages(seen, "warn") if "switched off" in each]
+    assert "e_end could not be switched off: RuntimeError: cannot unpatch" in warning
+    assert seen.observe.internal_errors.counts == {}
 
 
 def test_names_choose_and_none_switches_nothing_on(package: Callable[..., Any], observed: Callable[..., Seen]) -> None:

@@ -119,6 +119,32 @@ def test_the_fields_are_on_everything_later(observed: Callable[..., Seen], sampl
     assert seen.observe.internal_errors.counts == {}
 
 
+def test_the_server_logs_a_crash_with_the_fields_of_its_request(observed: Callable[..., Seen]) -> None:
+    """It does so after the request, and also in the context of an earlier one of the connection."""
+    app = FastAPI()
+
+    @app.get("/{name}")
+    def crash(name: str) -> None:
+        seen.observe.set(tenant=name)
+        raise ValueError(name)
+
+    seen = observed(app)
+    caught = []
+    with TestClient(app) as client:
+        for name in ("acme", "other"):
+            with pytest.raises(ValueError, match=name) as raised:
+                client.get(f"/{name}")
+            caught.append(raised.value)
+    for exc in caught:
+        logging.getLogger("uvicorn.error").error("Exception in ASGI application", exc_info=exc)
+    of_server = [line for line in seen.lines if line["logger"] == "uvicorn.error"]
+    of_requests = [line for line in seen.lines if line["logger"] == "fastapi_observe.request"]
+    assert [line["fields"] for line in of_server] == [
+        {"tenant": name, "error_type": "ValueError"} for name in ("acme", "other")
+    ]
+    assert [line["request_id"] for line in of_server] == [line["request_id"] for line in of_requests]
+
+
 def test_failed_operations_and_repeated_queries(observed: Callable[..., Seen]) -> None:
     """The warnings and errors of a request have its fields, too."""
     app = make_app()

@@ -190,7 +190,16 @@ def test_a_hook_that_raises_reaches_nobody(observed: Callable[..., Seen]) -> Non
     assert [event.name for event in seen.server_spans[0].events] == ["exception"]
 
 
-@pytest.mark.parametrize("options", [{"no_such": 1}, {"tracer": object()}, {"app": object()}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"no_such": 1},
+        {"tracer": object()},
+        {"app": object()},
+        {"http_capture_headers_server_request": ["x-.*", "("]},
+        {"http_capture_headers_sanitize_fields": [1]},
+    ],
+)
 def test_invalid_arguments_are_reported_at_install(options: dict[str, Any]) -> None:
     """Arguments that contrib does not have, or that are ours, are a SettingsError, and nothing is installed."""
     app = FastAPI()

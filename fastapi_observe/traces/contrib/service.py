@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
@@ -30,6 +31,15 @@ if TYPE_CHECKING:
 
 RESERVED: Final = frozenset({"app", "tracer", "tracer_provider"})
 """Arguments of contrib's middleware that `contrib_options` cannot have."""
+
+CAPTURED_HEADERS: Final = frozenset(
+    {
+        "http_capture_headers_server_request",
+        "http_capture_headers_server_response",
+        "http_capture_headers_sanitize_fields",
+    }
+)
+"""Arguments with regular expressions for names of headers."""
 
 
 class ContribTracingService(TracingService):
@@ -150,6 +160,13 @@ def _make_middleware(settings: ObserveSettings, provider: trace.TracerProvider) 
     reserved = RESERVED & arguments.keys()
     if reserved:
         raise SettingsError([f"contrib_options: {min(reserved)} is set by install(); remove it"])
+    for name in CAPTURED_HEADERS & arguments.keys():
+        for pattern in arguments[name] or ():
+            try:
+                re.compile(pattern)  # contrib does it in each request
+            except (TypeError, re.error) as exc:
+                message = f"contrib_options: {name} has {pattern!r:.80}, which is not a regular expression ({exc})"
+                raise SettingsError([message]) from exc
     try:
         return OpenTelemetryMiddleware(_no_app, tracer_provider=provider, **arguments)
     except (TypeError, ValueError, AttributeError) as exc:
