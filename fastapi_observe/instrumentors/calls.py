@@ -13,6 +13,7 @@ from opentelemetry.trace import SpanKind
 from fastapi_observe.instrumentors.conventions import STATEMENTS, Call, QueryDescription, layer_of, read_call
 from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT, unwrap_attributes
 from fastapi_observe.records.exceptions import is_cancellation
+from fastapi_observe.records.guard import report_error
 from fastapi_observe.records.operation import CURRENT_OPERATION, Operation
 from fastapi_observe.records.request import current_record, excluded_signals
 from fastapi_observe.records.time_breakdown import AWAITED_KINDS
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from opentelemetry.trace import Span
+    from opentelemetry.util.types import Attributes
 
     from fastapi_observe.records.request import RequestRecord
     from fastapi_observe.redaction.redactor import Redactor
@@ -211,6 +213,21 @@ class SpanCalls:
         self._is_responsible = is_responsible
         self._on_first_call: Callable[[], None] | None = on_first_call
         self._names: set[str] = set()
+
+    def has_span_of(self, parent: Span, attributes: Attributes, /) -> bool:
+        """Return whether the span of a client of ours, `parent`, is that of the call already. Never raises.
+
+        Its engine, pool or HTTP client is also seen by an instrumentor, whose span would be there twice.
+        """
+        outer = CURRENT_OPERATION.get()
+        if outer is None or outer.ended or outer.span is not parent or isinstance(outer, SpanCall):
+            return False
+        try:
+            layer = layer_of(attributes or {})
+        except Exception as exc:  # noqa: BLE001 - an internal error never reaches the measured code
+            report_error("instrumentors.start", exc)
+            return False
+        return layer == "http" if outer.sends_http else outer.kind == "database" and layer != "http"
 
     def start(self, span: Span, start: SpanStart, /) -> SpanCall | None:
         """Start to measure the call of a span; None if another app does."""

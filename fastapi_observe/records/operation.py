@@ -78,6 +78,9 @@ class Operation(AsyncWith):
     has_otel_details: ClassVar[bool] = False
     """Whether all details are short and of types that OpenTelemetry accepts as attributes."""
 
+    sends_http: ClassVar[bool] = False
+    """Whether it is a call of an instrumented HTTP client, which sends the request itself."""
+
     def __init__(
         self,
         reporter: OperationReporter,

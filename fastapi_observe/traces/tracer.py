@@ -47,6 +47,10 @@ class ObserveTracer(Tracer):
     ) -> Span:
         """Start a span; a pending one if its parent is pending."""
         parent = trace.get_current_span(context)
+        is_call = kind in CALL_KINDS and self.factory.scope.name != OWN_SCOPE
+        observer = self.calls.observer if is_call else None
+        if observer is not None and observer.has_span_of(parent, attributes):
+            return NonRecordingSpan(parent.get_span_context())
         if isinstance(parent, PendingSpan):
             span = self._start_pending(parent, name, context, kind, start_time)
             if isinstance(span, PendingSpan):
@@ -59,8 +63,7 @@ class ObserveTracer(Tracer):
             span = super().start_span(
                 name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception
             )
-        observer = self.calls.observer
-        if kind not in CALL_KINDS or observer is None or self.factory.scope.name == OWN_SCOPE:
+        if observer is None:
             return span
         return measure_span(span, observer, SpanStart(name, kind, self.factory.scope.name, context, attributes))
 

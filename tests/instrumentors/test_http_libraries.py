@@ -150,8 +150,8 @@ def test_trace_context_goes_where_it_may(
 
 
 async def test_a_client_given_to_us_counts_once(observed: Callable[..., Seen], service: HttpService) -> None:
-    """Our operation is around the span of the instrumentor, which is no second call."""
-    seen = observed(FastAPI(), instrument=[instrumentor("httpx")])
+    """Inside our operation the instrumentor adds neither a call nor a span, however it is seen."""
+    seen = observed(FastAPI(), instrument=[instrumentor("httpx")], sample_ratio=1.0)
     async with httpx.AsyncClient() as client:
         seen.observe.instrument_client(client, service="billing")
         with seen.observe.job("bill"):
@@ -160,6 +160,7 @@ async def test_a_client_given_to_us_counts_once(observed: Callable[..., Seen], s
     assert seen.samples(COUNTED) == {tuple(sorted(labels.items())): 1}
     (job,) = [line for line in seen.lines if line["logger"] == "fastapi_observe.job"]
     assert job["fields"]["external_count"] == 1
+    assert [span.name for span in seen.spans] == ["GET billing", "bill"]
 
 
 def test_a_call_measured_by_hand_counts_once(observed: Callable[..., Seen], service: HttpService) -> None:

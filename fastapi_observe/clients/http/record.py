@@ -91,6 +91,8 @@ class HttpCall(ExternalCall):
 
     __slots__ = ("_call_labels", "_sent", "client", "extensions", "host", "received", "request", "sends", "status_code")
 
+    sends_http = True
+
     def __init__(
         self, reporter: OperationReporter, client: object, call_labels: CallLabels, request: httpx.Request, host: str
     ) -> None:
