@@ -17,6 +17,7 @@ from fastapi_observe.records.guard import report_error
 from fastapi_observe.records.operation import CURRENT_OPERATION, Operation
 from fastapi_observe.records.request import current_record, excluded_signals
 from fastapi_observe.records.time_breakdown import AWAITED_KINDS
+from fastapi_observe.redaction.patterns import redact_database_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,6 +134,11 @@ class SpanCall(Operation):
         """Return the attributes of the span."""
         attributes: Any = unwrap_attributes(getattr(self.span, "attributes", None) or {})
         return attributes if isinstance(attributes, Mapping) else {}
+
+    def redact_description(self, text: str) -> str:
+        """Return the description of an error status, such as the message of an exception, without secrets."""
+        text = self.redactor.text(text)
+        return redact_database_error(text) if layer_of(self.attributes()) == "database" else text
 
     def includes(self, layer: str | None, *, is_direct: bool) -> bool:
         """Return whether a call of this layer, started inside this one, is the same call seen from below.

@@ -47,7 +47,7 @@ _MIN_MEMBER_SIZE: Final = 64
 
 DATABASE_DRIVERS: Final = frozenset(
     """sqlite3 aiosqlite psycopg psycopg2 psycopg_pool asyncpg pymysql MySQLdb mysql aiomysql asyncmy mariadb oracledb
-    cx_Oracle pyodbc pymssql sqlalchemy duckdb""".split()  # noqa: SIM905 - a list would be a page long
+    cx_Oracle pyodbc pymssql sqlalchemy duckdb redis valkey pymongo motor cassandra clickhouse_driver""".split()  # noqa: SIM905 - a list would be a page long
 )
 """Packages whose exceptions quote statements and values."""
 

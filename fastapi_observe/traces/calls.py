@@ -52,6 +52,9 @@ class MeasuredCall(Protocol):
     def redactor(self) -> Redactor:
         """The redactor of the app."""
 
+    def redact_description(self, text: str) -> str:
+        """Return the description of an error status without secrets."""
+
     def end(self, name: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
         """Report the call. Returns the attributes of the span that have to be replaced, because of secrets."""
 
@@ -91,7 +94,7 @@ class _CallSpan(trace.Span):
         if status.status_code is StatusCode.ERROR:
             self.call.failed = True
             if status.description:
-                status = Status(StatusCode.ERROR, self.call.redactor.text(str(status.description)))
+                status = Status(StatusCode.ERROR, self.call.redact_description(str(status.description)))
         super().set_status(status)  # type: ignore[safe-super]
 
     def record_exception(

@@ -39,6 +39,26 @@ def operation_lines(seen: Seen) -> list[dict[str, Any]]:
     return [line for line in seen.lines if line["logger"] == "fastapi_observe.operation"]
 
 
+def test_what_an_error_quotes_is_redacted(observed: Callable[..., Seen], redis: Any) -> None:
+    """Redis repeats the arguments of a command that it does not have, such as one of a module."""
+    app = FastAPI()
+
+    @app.get("/")
+    def write() -> None:
+        with pytest.raises(library("redis").ResponseError, match="geheim"):
+            redis.execute_command("JSON.SET", "user:geheim", "$", "geheim")
+
+    seen = observed(app, instrument=[instrumentor("redis")], **SAMPLING["sampled"])
+    with TestClient(app) as client:
+        assert client.get("/").status_code == 200
+    (line,) = operation_lines(seen)
+    assert line["exception"]["message"].startswith("unknown command")
+    (span,) = [span for span in seen.spans if span.kind.name == "CLIENT"]
+    assert [event.name for event in span.events] == ["exception"]
+    reported = [line, span.status.description, span.attributes, *(event.attributes for event in span.events)]
+    assert [each for each in reported if "geheim" in str(each)] == []
+
+
 @pytest.mark.parametrize("sampling", SAMPLING)
 def test_commands_are_queries_at_every_sampling_ratio(observed: Callable[..., Seen], redis: Any, sampling: str) -> None:
     """They count in the time of the request and in the metrics, with the command as label, never a key."""

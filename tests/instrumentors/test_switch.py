@@ -344,6 +344,19 @@ def test_a_status_without_an_exception_is_an_error(observed: Callable[..., Seen]
     assert "geheim" not in str(ended.status.description)
 
 
+def test_what_a_database_quotes_is_not_in_the_status(observed: Callable[..., Seen]) -> None:
+    """The status of pymongo's instrumentor repeats the key; that of another call may quote names."""
+    seen = observed(FastAPI())
+    tracer = seen.observe.tracing.provider.get_tracer("opentelemetry.instrumentation.other")
+    for attribute, value in (("db.system", "mongodb"), ("http.method", "GET")):
+        with tracer.start_as_current_span("call", kind=SpanKind.CLIENT, attributes={attribute: value}) as span:
+            span.set_status(StatusCode.ERROR, 'dup key: { email: "alice@example.com" }')
+    assert [span.status.description for span in seen.spans] == [
+        'dup key: { email: "REDACTED" }',
+        'dup key: { email: "alice@example.com" }',
+    ]
+
+
 def test_handling_a_message_is_no_call(observed: Callable[..., Seen]) -> None:
     """Only receiving it is; calls while it is handled count by themselves."""
     seen = observed(FastAPI())
