@@ -122,7 +122,7 @@ class Report:
     def next_step(self) -> str:
         """Return a recommendation in one sentence."""
         if self.at_limit:
-            row = max(self.at_limit, key=lambda row: (row.new, row.label_sets))
+            row = max(self.at_limit, key=lambda row: (row.has_overflow, row.new, row.label_sets))
             subject = f"Label {row.label} of {row.name}" if row.label else row.name
             if row.is_unlimited:
                 return (

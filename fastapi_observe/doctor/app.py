@@ -139,6 +139,10 @@ def check_workers(observability: Observability) -> Iterator[Check]:
     workers = observability.workers
     if workers.is_degraded:
         yield degraded_workers()
+    elif observability.settings.multiprocess == "off":
+        found = "each worker process reports its own values: multiprocess is off"
+        found += set_by(observability.settings, "multiprocess")
+        yield Check("workers", "look", found, "unset it if the server has several workers")
     else:
         number = workers.live_workers
         yield Check("workers", "ok", f"{number} worker processes share /metrics" if number > 1 else "one process")

@@ -203,6 +203,9 @@ def test_a_metric_without_limits() -> None:
     assert row.series == 2 * 2100  # with those that say since when
     assert (row.name, row.label_sets, row.label, row.is_unlimited) == ("free_total", 2100, "user", True)
     assert report.next_step().startswith("Label user of free_total exceeds the limits")
+    full = 'logins_total{shop="north"} 1\nlogins_total{shop="__overflow__"} 9\n'
+    report = report_of(prometheus_client.generate_latest(registry).decode() + full)
+    assert report.next_step().startswith("Label shop of logins_total is at its limit")  # it loses values
     assert not report.limits.reported
     assert "(defaults; the server does not report its limits)" in report.as_text("http://there", 5)
 

@@ -174,6 +174,14 @@ def test_who_can_read_the_metrics(checked: Callable[..., dict[str, Check]]) -> N
     assert "metrics access" not in checked(metrics=False)
 
 
+def test_workers_that_do_not_share(checked: Callable[..., dict[str, Check]]) -> None:
+    """With `multiprocess` off, each worker has its own values."""
+    check = checked(multiprocess="off")["workers"]
+    assert check.verdict == "look"
+    assert check.found.endswith(" multiprocess is off (multiprocess of install)")
+    assert checked(multiprocess="auto")["workers"].verdict == "ok"
+
+
 def test_what_is_there_twice(checked: Callable[..., dict[str, Check]]) -> None:
     """Another route of the same path, another middleware and a console handler of one's own are named."""
     app = FastAPI(title="shop")
