@@ -63,15 +63,16 @@ def find_span_key() -> str:
     return next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
 
 
-def find_suppression_key() -> str:
+def find_suppression_key(name: str = "suppress_instrumentation") -> str:
     """Return the context key that switches instrumentation off; a key without effect if it cannot be found."""
-    key: str | None = getattr(otel_context, "_SUPPRESS_INSTRUMENTATION_KEY", None)
+    key: str | None = getattr(otel_context, f"_{name.upper()}_KEY", None)
     if key is None:
         logging.getLogger("fastapi_observe").warning(
-            "This version of opentelemetry-api has no key to suppress instrumentation: instrumented HTTP libraries may "
-            "record spans for exports. Please report it."
+            "This version of opentelemetry-api has no key %s: instrumented HTTP libraries may record spans for exports "
+            "and a second span for each call. Please report it.",
+            name,
         )
-    return key or otel_context.create_key("suppress_instrumentation")
+    return key or otel_context.create_key(name)
 
 
 # The public functions look up the context implementation and add a call for each get, set and reset of a request.
@@ -83,6 +84,9 @@ SPAN_KEY: Final = find_span_key()
 
 SUPPRESSION_KEY: Final = find_suppression_key()
 """Context key that switches instrumentation off."""
+
+HTTP_SUPPRESSION_KEY: Final = find_suppression_key("suppress_http_instrumentation")
+"""Context key that switches the instrumentation of HTTP clients off."""
 
 
 # OpenTelemetry lets the global tracer provider be set once. `install` must not use that up: a provider that the user

@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 from libraries import SAMPLING, http_service, instrumentor, library
 from opentelemetry import baggage, context
+from opentelemetry.trace import SpanKind
 from starlette.testclient import TestClient
 
 if TYPE_CHECKING:
@@ -104,6 +105,29 @@ def test_a_call_that_cannot_connect_has_an_outcome(observed: Callable[..., Seen]
     (labels,) = seen.samples(COUNTED)
     assert dict(labels)["outcome"] in {"connect_error", "error", "timeout"}
     assert all(line["fields"]["external_count"] == 1 for line in seen.request_lines)
+
+
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_a_client_of_ours_has_one_span(observed: Callable[..., Seen], service: HttpService, sampling: str) -> None:
+    """The instrumentor of httpx leaves calls of `http_client` alone, also streamed ones, and sees those after them."""
+    app = FastAPI()
+
+    @app.get("/")
+    async def endpoint() -> None:
+        client = app.state.observe.http_client()
+        await client.get(f"{service.url}/first")
+        async with client.stream("GET", f"{service.url}/second") as response:
+            await response.aread()
+        await call_httpx(f"{service.url}/third")
+
+    seen = observed(app, instrument=[instrumentor("httpx")], **SAMPLING[sampling])
+    with TestClient(app) as client:
+        assert client.get("/").status_code == 200
+    assert seen.total(COUNTED) == 3
+    spans = [span for span in seen.spans if span.kind is SpanKind.CLIENT]
+    assert len(spans) == (0 if not seen.spans else 3), [span.name for span in spans]
+    (request,) = seen.request_lines
+    assert [headers["traceparent"].split("-")[1] for headers in service.received] == [request["trace_id"]] * 3
 
 
 async def proxy_requests(url: str, proxy: str) -> None:
