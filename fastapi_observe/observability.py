@@ -459,6 +459,8 @@ class Observability:
         from fastapi_observe.clients.database.sqlalchemy import instrument_engine  # noqa: PLC0415 - SQLAlchemy is an extra
 
         self.on_close(instrument_engine(self.db, engine, pool_name=pool_name, internal_errors=self.internal_errors))
+        if self.settings.instrument == "auto":
+            self.instrumentors.leave_to_engine(engine)
 
     def instrument_pool(self, pool: Any, *, pool_name: str | None = None) -> None:
         """Measure every query of an `asyncpg` or `psycopg_pool` pool, and the pool, until `close`. Idempotent.

@@ -57,10 +57,10 @@ def find_instrumentors(choice: str | Sequence[str] | None, engines: Iterable[Any
     `choice` is the option `instrument`: with names, only these are returned. `engines` are observed already, so that
     their instrumentors are left alone. A name without an instrumentor has no entry point.
     """
-    found = {_normalize(each.name): each for each in entry_points(group=GROUP)}
-    disabled = {_normalize(name) for name in os.environ.get(DISABLED, "").split(",")}
-    observed = _observed(engines)
-    chosen = None if choice == "auto" else {_normalize(name): name for name in choice or ()}
+    found = {normalize_name(each.name): each for each in entry_points(group=GROUP)}
+    disabled = {normalize_name(name) for name in os.environ.get(DISABLED, "").split(",")}
+    observed = observed_instrumentors(engines)
+    chosen = None if choice == "auto" else {normalize_name(name): name for name in choice or ()}
     candidates = []
     for name, entry_point in found.items():
         if chosen is not None and name not in chosen:
@@ -78,7 +78,8 @@ def find_instrumentors(choice: str | Sequence[str] | None, engines: Iterable[Any
     return sorted(candidates, key=itemgetter(0))
 
 
-def _normalize(name: str) -> str:
+def normalize_name(name: str) -> str:
+    """Return the name of an instrumentor in the spelling that names are compared in."""
     return name.strip().lower().replace("_", "-")
 
 
@@ -91,8 +92,8 @@ def _role(name: str) -> str:
     return "system metrics" if name in _SYSTEM else ""
 
 
-def _observed(engines: Iterable[Any]) -> dict[str, str]:
-    """Return the instrumentors of what is observed already."""
+def observed_instrumentors(engines: Iterable[Any]) -> dict[str, str]:
+    """Return the normalized names of the instrumentors of what is observed already, with the reason."""
     observed = {}
     for engine in engines:
         dialect = getattr(engine, "dialect", None)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.instrumentors.discovery import describe_conflict
+from fastapi_observe.instrumentors.discovery import describe_conflict, normalize_name, observed_instrumentors
 from fastapi_observe.internal.opentelemetry import revert_instrumentor
 
 if TYPE_CHECKING:
@@ -86,6 +86,17 @@ class Instrumentors:
             ", ".join(self.switched_on) or "none",
             left_alone or "none",
         )
+
+    def leave_to_engine(self, engine: Any) -> None:
+        """Switch off the instrumentors of an engine and its driver, because the engine is observed from now on.
+
+        Where the driver runs in a thread of its own (aiosqlite), its spans would not be found to be the same calls.
+        """
+        observed = observed_instrumentors([engine])
+        for name in [name for name in self.switched_on if normalize_name(name) in observed]:
+            self.left_alone[name] = reason = observed[normalize_name(name)]
+            self._switch_off(name, self.switched_on.pop(name))
+            _LOGGER.info("The OpenTelemetry instrumentor %s was switched off: %s.", name, reason)
 
     def hand_over(self, heir: Instrumentors) -> None:
         """Give another app the instrumentors that it wanted to switch on too. It switches them off when it closes."""

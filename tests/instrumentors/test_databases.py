@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,13 @@ import pytest
 from fastapi import FastAPI
 from libraries import SAMPLING, instrumentor, library
 from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import StaticPool
 from starlette.testclient import TestClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from conftest import Seen
 
@@ -95,6 +98,29 @@ def test_the_driver_of_an_engine_is_left_alone_by_default(observed: Callable[...
     (line,) = [line["message"] for line in seen.lines if "instrumentors switched on" in line["message"]]
     assert "sqlite3 (observed through engines)" in line
     engine.dispose()
+
+
+def test_an_engine_given_later_switches_its_driver_off(observed: Callable[..., Seen], tmp_path: Path) -> None:
+    """The driver runs in a thread of its own, where its span would not be found to be the same call."""
+    instrumentor("sqlite3")
+    app = FastAPI()
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/shop.db")
+
+    @app.get("/")
+    async def read() -> None:
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1 AS one"))
+
+    seen = observed(app, instrument="auto")
+    seen.observe.instrument_engine(engine)
+    with TestClient(app) as client:
+        for _ in range(2):
+            client.get("/")
+    assert seen.samples(COUNTED) == {(("operation", "SELECT"), ("table", "unknown")): 2}
+    assert {line["fields"]["db_count"] for line in seen.request_lines} == {1}
+    (line,) = [line["message"] for line in seen.lines if "was switched off" in line["message"]]
+    assert "sqlite3 was switched off: observed through engines" in line
+    asyncio.run(engine.dispose())
 
 
 @pytest.fixture
