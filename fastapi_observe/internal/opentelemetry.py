@@ -63,16 +63,15 @@ def find_span_key() -> str:
     return next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
 
 
-def find_suppression_key(name: str = "suppress_instrumentation") -> str:
+def find_suppression_key() -> str:
     """Return the context key that switches instrumentation off; a key without effect if it cannot be found."""
-    key: str | None = getattr(otel_context, f"_{name.upper()}_KEY", None)
+    key: str | None = getattr(otel_context, "_SUPPRESS_INSTRUMENTATION_KEY", None)
     if key is None:
         logging.getLogger("fastapi_observe").warning(
-            "This version of opentelemetry-api has no key %s: instrumented HTTP libraries may record spans for exports "
-            "and a second span for each call. Please report it.",
-            name,
+            "This version of opentelemetry-api has no key to suppress instrumentation: instrumented HTTP libraries may "
+            "record spans for exports. Please report it."
         )
-    return key or otel_context.create_key(name)
+    return key or otel_context.create_key("suppress_instrumentation")
 
 
 # The public functions look up the context implementation and add a call for each get, set and reset of a request.
@@ -84,9 +83,6 @@ SPAN_KEY: Final = find_span_key()
 
 SUPPRESSION_KEY: Final = find_suppression_key()
 """Context key that switches instrumentation off."""
-
-HTTP_SUPPRESSION_KEY: Final = find_suppression_key("suppress_http_instrumentation")
-"""Context key that switches the instrumentation of HTTP clients off."""
 
 
 # OpenTelemetry lets the global tracer provider be set once. `install` must not use that up: a provider that the user

@@ -33,7 +33,7 @@ from fastapi_observe.clients.http.external import ExternalCall, ExternalClient
 from fastapi_observe.clients.http.httpx import HttpClients
 from fastapi_observe.clients.http.propagation import PropagationPolicy
 from fastapi_observe.clients.http.record import MAX_PATH_LENGTH, PathTemplates
-from fastapi_observe.internal.httpx import opens_connections, reopen_client
+from fastapi_observe.internal.httpx import reopen_client
 from fastapi_observe.records.operation import CURRENT_OPERATION
 from fastapi_observe.records.request import KNOWN_METHODS
 from fastapi_observe.redaction.redactor import Redactor
@@ -1118,20 +1118,3 @@ async def test_restore_of_a_client_that_was_wrapped_since(calls: Calls, port: in
     assert (await one.get(f"http://127.0.0.1:{port}/echo")).status_code == 200
     assert calls.outcomes == {}
     await one.aclose()
-
-
-def test_clients_that_open_connections() -> None:
-    """A client that may call an app in this process is none, nor is one without the names that are looked at."""
-
-    async def app(*_: object) -> None:
-        """Answer nothing."""
-
-    class Own(httpx.AsyncHTTPTransport):
-        """A transport of the user."""
-
-    inner = httpx.ASGITransport(app)
-    assert opens_connections(httpx.Client(proxy="http://127.0.0.1:9"))
-    assert opens_connections(httpx.AsyncClient(transport=Own(), mounts={"http://a": None}))
-    assert not opens_connections(httpx.AsyncClient(transport=inner))
-    assert not opens_connections(httpx.AsyncClient(mounts={"http://inner": inner}))
-    assert not opens_connections(object())

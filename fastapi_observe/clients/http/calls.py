@@ -6,10 +6,7 @@ from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.context import Context
-
 from fastapi_observe.clients.http.record import CallLabels, HttpCall, PathTemplates
-from fastapi_observe.internal.opentelemetry import HTTP_SUPPRESSION_KEY, OTEL_CONTEXT
 from fastapi_observe.records.operation import CURRENT_OPERATION
 from fastapi_observe.records.request import KNOWN_METHODS
 
@@ -36,18 +33,14 @@ _CLIENT_ERROR: Final = 400
 
 
 class ObservedClient:
-    """The options with which a client was instrumented. `propagate` None: the host decides.
+    """The options with which a client was instrumented. `propagate` None: the host decides."""
 
-    `is_alone` keeps the instrumentor of httpx from making a second span of each call.
-    """
-
-    __slots__ = ("active", "hook", "is_alone", "propagate", "service", "templates")
+    __slots__ = ("active", "hook", "propagate", "service", "templates")
 
     def __init__(self, service: str | None, templates: Iterable[str], prefix: str, *, propagate: bool | None) -> None:
         self.templates = PathTemplates(templates, prefix)
         self.service = service
         self.propagate = propagate
-        self.is_alone = False
         self.active = True  # False once the client was uninstrumented
         self.hook: Callable[[Any], Any] | None = None
 
@@ -89,8 +82,7 @@ class HttpCalls:
             labels = self._labels_for(
                 service, request.method if request.method in KNOWN_METHODS else "_OTHER", template
             )
-            call = HttpCall(self._external.reporter, observed, labels, request, host).open()
-            return _alone(call) if observed.is_alone else call
+            return HttpCall(self._external.reporter, observed, labels, request, host).open()
         except Exception as exc:  # noqa: BLE001 - the call goes on without us
             self._internal_errors("http.begin", exc)
             return None
@@ -160,10 +152,3 @@ class HttpCalls:
             call.started += perf_counter() - collected_at  # the time since then is not part of the call
             call.outcome, call.error_type = "incomplete_response", "incomplete_response"
             call.close()
-
-
-def _alone(call: HttpCall) -> HttpCall:
-    """Keep the instrumentor of httpx from making a second span. The call restores the context."""
-    if call.context is not None:
-        OTEL_CONTEXT.set(Context({**call.context, HTTP_SUPPRESSION_KEY: True}))
-    return call

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from fastapi_observe.clients.http.body import body_classes
 from fastapi_observe.clients.http.calls import HttpCalls, ObservedClient
-from fastapi_observe.internal.httpx import opens_connections, reopen_client
+from fastapi_observe.internal.httpx import reopen_client
 from fastapi_observe.redaction.redactor import DEFAULT_REDACTOR
 
 if TYPE_CHECKING:
@@ -86,8 +86,6 @@ class HttpClients:
         module = _client_module(client)
         untyped = cast("Any", client)
         observed = ObservedClient(service, templates, untyped.base_url.path, propagate=propagate)
-        # Not where the call may reach an app in this process: the context would keep its clients from being seen.
-        observed.is_alone = opens_connections(client)
         with self._lock:
             if untyped not in self._observed:
                 wrap = _observe_async if isinstance(client, module.AsyncClient) else _observe_sync
