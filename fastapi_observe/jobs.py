@@ -70,6 +70,8 @@ class Job(AsyncWith):
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if not self._runs:  # left twice
+            return
         # Of several that are open, in threads or tasks, the one that this block has entered is current.
         current = next((run for run in reversed(self._runs) if run.is_current()), None)
         run = current or self._runs[-1]

@@ -265,6 +265,16 @@ async def test_every_kind_of_function(observed: Callable[..., Seen]) -> None:
     assert seen.observe.internal_errors.counts == {}
 
 
+def test_a_block_that_is_left_twice(observed: Callable[..., Seen]) -> None:
+    """It is one job."""
+    seen = observed(FastAPI())
+    block = seen.observe.job("a")
+    block.__enter__()
+    for _ in range(2):
+        block.__exit__(None, None, None)
+    assert len(job_lines(seen)) == 1
+
+
 async def test_one_object_is_used_several_times(observed: Callable[..., Seen]) -> None:
     """One after another, inside itself, and by tasks and threads at the same time: each is a job of its own."""
     seen = observed(FastAPI())

@@ -308,6 +308,11 @@ def check_combinations(values: Any) -> None:
         problems.append("console=True outside development needs console_token")
     if values.contrib_options and values.server_span != "contrib":
         problems.append('contrib_options need server_span="contrib"; set it, or remove contrib_options')
+    problems += [
+        f"{name} is in constant_labels and in metric_labels; remove it from one of them"
+        for name in values.metric_labels
+        if name in values.constant_labels
+    ]
     if problems:
         raise SettingsError(problems)
 

@@ -165,7 +165,7 @@ def test_labels_from_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_label_of_both_is_refused(observed: Callable[..., Seen]) -> None:
     """A field that is a constant label as well would be on a series twice."""
-    with pytest.raises(ValueError, match="tenant"):
+    with pytest.raises(SettingsError, match="tenant is in constant_labels and in metric_labels"):
         observed(FastAPI(), metric_labels=["tenant"], constant_labels={"tenant": "a"})
 
 
