@@ -89,7 +89,12 @@ def check_env_file(settings: ObserveSettings) -> Iterator[Check]:
     names = _VARIABLE.findall(file.read_text("utf-8", errors="replace"))
     if unread := sorted({name for name in names if name not in os.environ}):
         found = f".env has variables that are not read: {', '.join(unread)}"
-        yield Check("settings", "look", found, "set OBSERVE_ENV_FILE=.env, or start uvicorn with --env-file .env")
+        yield Check(
+            "settings",
+            "look",
+            found,
+            "set OBSERVE_ENV_FILE=.env, unless the server is started with uvicorn --env-file .env",
+        )
 
 
 def check_sampling(settings: ObserveSettings) -> Iterator[Check]:

@@ -89,7 +89,14 @@ def checked(observed: Callable[..., Seen]) -> Callable[..., dict[str, Check]]:
 def test_a_healthy_app(tmp_path: Path) -> None:
     """Everything is ok; the collector gets an empty request; what the app prints is not part of the JSON."""
     with Collector() as collector:
-        run = doctor(tmp_path, "shop:app", "--json", OBSERVE_OTLP_ENDPOINT=collector.url, OBSERVE_LOG_FILE="app.log")
+        run = doctor(
+            tmp_path,
+            "shop:app",
+            "--json",
+            OBSERVE_OTLP_ENDPOINT=collector.url,
+            OBSERVE_LOG_FILE="app.log",
+            OBSERVE_SAMPLE_RATIO="1",
+        )
         assert run.returncode == 0, run.stderr
         assert (collector.paths, collector.bodies) == (["/v1/traces", "/"], [b"", b""])  # "/": for the clock
     checks = {each["subject"]: each for each in json.loads(run.stdout)}
@@ -382,14 +389,14 @@ def test_excluded_routes(checked: Callable[..., dict[str, Check]]) -> None:
     """Excluded routes are named with their signals; excluding all is to be looked at."""
 
     def shop() -> FastAPI:
-        app = FastAPI(title="shop", openapi_url=None)
+        app = FastAPI(title="shop")
         app.get("/health")(lambda: {"id": 7})
         app.get("/orders")(lambda: {"id": 7})
         return app
 
     assert "exclusions" not in checked(shop())
     check = checked(shop(), exclude_paths=["/health"], exclude_from={"logs": ["GET /orders"]})["exclusions"]
-    assert check.found == "2 of 2 routes are excluded: GET /health, GET /orders (logs)"
+    assert check.found == "2 of 10 routes are excluded: GET /health, GET /orders (logs)"
     assert check.verdict == "look"
     assert checked(shop(), exclude_urls=["/health$"])["exclusions"].verdict == "ok"
 
