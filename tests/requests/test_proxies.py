@@ -18,6 +18,7 @@ from comparison import Server, ask, http_scope
 from conftest import DEFAULT
 from fastapi import FastAPI
 from servers import serving
+from tools import needs
 
 from fastapi_observe.requests.trust import CLIENT_ADDRESS_HEADERS, PROXY_HEADERS, TrustPolicy
 
@@ -255,8 +256,9 @@ def envoy(directory: Path, port: int, app: int, options: str = "") -> list[str]:
 @contextlib.contextmanager
 def running(command: list[str], directory: Path, port: int) -> Iterator[None]:
     """Run a proxy until the block ends."""
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} is not installed")
+    if command[0] in {"traefik", "envoy"} and shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed, and no package of Debian")
+    needs(command[0])
     process = subprocess.Popen(  # noqa: S603 - of this test
         command, cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
