@@ -146,6 +146,8 @@ def _closed() -> Iterator[None]:
     kept = {id(getattr(module, "app", None)) for name, module in sys.modules.items() if name.startswith("example_app")}
     for one in [each for each in INSTALLED if id(each) not in before and id(each.app) not in kept]:
         one.close()
+    for one in INSTALLED:  # an example that was imported while a test had removed OBSERVE_INSTRUMENT
+        one.instrumentors.switch_off()
 
 
 @pytest.fixture
