@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from opentelemetry import context as otel_context
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.util._once import Once
@@ -133,6 +135,12 @@ class Seen:
     def total(self, name: str) -> float:
         """Sum of all samples of one series name."""
         return sum(self.samples(name).values())
+
+
+@pytest.fixture(autouse=True)
+def _no_context() -> None:
+    """Begin without an OpenTelemetry context: a fault that is injected where one is taken back leaves it behind."""
+    otel_context.attach(Context())
 
 
 @pytest.fixture(autouse=True)
