@@ -250,7 +250,7 @@ def test_decorated_objectives_count(observed: Callable[..., Seen]) -> None:
         assert seen.sample("http_request_duration_seconds_bucket", le="0.075", **early) == 1
         assert seen.sample("http_request_duration_seconds_count", **early) == 2
         text = client.get("/metrics", headers={"accept": "application/openmetrics-text"}).text
-        (line,) = [each for each in text.splitlines() if "abc" in each]
+        (line,) = [each for each in text.splitlines() if 'trace_id="abc"' in each]
         assert 'le="5.0"} 2 #' in line
 
 
