@@ -27,7 +27,7 @@ OTHER_MIDDLEWARE: Final = {
     "opentelemetry": "the spans",
     "elasticapm": "the spans",
 }
-"""Packages whose middleware measures what this one measures, and what of ours is the same."""
+"""Packages whose middleware measures requests too, and the signal of fastapi-observe that covers the same."""
 
 
 def check_app(observability: Observability) -> Iterator[Check]:

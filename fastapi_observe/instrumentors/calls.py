@@ -57,8 +57,8 @@ class SpanCall(Operation):
     """The call that a span describes. What kind of operation it is, its attributes say at its end.
 
     While it is open it is the current operation, so that a call inside it is found to be the same one, seen by another
-    layer: the HTTP request of an SDK, the driver of an ORM. Only the outermost counts, unless a client of ours is
-    inside, which knows more.
+    layer: the HTTP request of an SDK, the driver of an ORM. Only the outermost counts, unless an
+    instrumented client of fastapi-observe is inside, which has more details.
     """
 
     __slots__ = (
@@ -221,9 +221,9 @@ class SpanCalls:
         self._names: set[str] = set()
 
     def has_span_of(self, parent: Span, attributes: Attributes, /) -> bool:
-        """Return whether the span of a client of ours, `parent`, is that of the call already. Never raises.
+        """Return whether `parent`, the span of one of our clients, describes the call already. Never raises.
 
-        Its engine, pool or HTTP client is also seen by an instrumentor, whose span would be there twice.
+        An instrumentor that sees the same engine, pool or HTTP client would add a second span.
         """
         outer = CURRENT_OPERATION.get()
         if outer is None or outer.ended or outer.span is not parent or isinstance(outer, SpanCall):

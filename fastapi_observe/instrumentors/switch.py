@@ -60,7 +60,7 @@ class Instrumentors:
             return f"{exc.name} is not installed"
         except Exception as exc:  # noqa: BLE001 - another package may raise anything
             self._warn(candidate, exc)
-            with contextlib.suppress(Exception):  # what failed is told already
+            with contextlib.suppress(Exception):  # the first failure is logged already
                 revert_instrumentor(instrumentor)
             return "failed"
         if not getattr(instrumentor, "is_instrumented_by_opentelemetry", True):

@@ -63,7 +63,7 @@ class CallObserver(Protocol):
     """Measures the calls of spans."""
 
     def has_span_of(self, parent: trace.Span, attributes: Attributes, /) -> bool:
-        """Return whether the span of a client of ours, `parent`, is that of the call already. Never raises."""
+        """Return whether `parent`, the span of one of our clients, describes the call already. Never raises."""
 
     def start(self, span: trace.Span, start: SpanStart, /) -> MeasuredCall | None:
         """Start to measure the call of a span; None if it is not to be measured."""
