@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from fastapi_observe.instrumentors.calls import SpanCalls
-from fastapi_observe.instrumentors.discovery import find_instrumentors
+from fastapi_observe.instrumentors.discovery import choose_instrumentors
 from fastapi_observe.instrumentors.propagation import guard_propagation
 from fastapi_observe.observability import INSTALLED, Observability
 from fastapi_observe.records.request import current_record
 from fastapi_observe.traces.provider import ObserveTracerProvider
-
-if TYPE_CHECKING:
-    from fastapi_observe.instrumentors.discovery import Candidate
 
 
 def attach_instrumentors(observability: Observability) -> None:
@@ -27,10 +22,7 @@ def _attach(observability: Observability) -> None:
     settings, tracing = observability.settings, observability.tracing
     if not settings.tracing:
         return
-    candidates: list[Candidate] = []
-    if settings.instrument is not None:
-        found = find_instrumentors(settings.instrument, settings.engines)
-        candidates = found if any(each.is_client for each in found) else []
+    candidates = choose_instrumentors(settings)
     is_own = isinstance(tracing.provider, ObserveTracerProvider)
     if is_own or candidates:
 

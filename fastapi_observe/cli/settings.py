@@ -7,7 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from fastapi_observe.cli.output import EXIT_ERROR, add_json_argument, align
-from fastapi_observe.instrumentors.discovery import find_instrumentors
+from fastapi_observe.instrumentors.discovery import choose_instrumentors
+from fastapi_observe.instrumentors.switch import Instrumentors
 from fastapi_observe.settings.model import ObserveSettings, SettingsError
 from fastapi_observe.settings.sources import describe_accepted, mask, variables
 from fastapi_observe.settings.subjects import options_by_subject
@@ -60,11 +61,9 @@ def settings_as_text(settings: ObserveSettings) -> str:
         shown += "\n".join(("", "", subject, *(by_name[name] for name in names)))
     target = mask("otlp_endpoint", settings.traces_url)
     exported = f"Spans are exported to {target}" if target else "Spans are not exported (otlp_endpoint)"
-    instrumentors = find_instrumentors(settings.instrument, settings.engines)
-    on = ", ".join(each.name for each in instrumentors if not each.reason)
-    left_alone = ", ".join(f"{each.name} ({each.reason})" for each in instrumentors if each.reason)
-    switched = f"OpenTelemetry instrumentors switched on: {on or 'none'}. Left alone: {left_alone or 'none'}"
-    return f"{shown}\n\n{exported}\n{switched}\n"
+    instrumentors = Instrumentors()
+    instrumentors.preview(choose_instrumentors(settings))
+    return f"{shown}\n\n{exported}\n{instrumentors}\n"
 
 
 def settings_as_json(settings: ObserveSettings) -> str:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from importlib.metadata import EntryPoint
 
+    from fastapi_observe.settings.model import ObserveSettings
+
 GROUP: Final = "opentelemetry_instrumentor"
 """Group of the entry points of instrumentors."""
 
@@ -49,6 +51,14 @@ class Candidate(NamedTuple):
     entry_point: EntryPoint | None
     reason: str
     is_client: bool = True
+
+
+def choose_instrumentors(settings: ObserveSettings) -> list[Candidate]:
+    """Return the instrumentors that an app with these settings looks at; none if there is nothing to switch on."""
+    if not settings.tracing or settings.instrument is None:
+        return []
+    found = find_instrumentors(settings.instrument, settings.engines)
+    return found if any(each.is_client for each in found) else []
 
 
 def find_instrumentors(choice: str | Sequence[str] | None, engines: Iterable[Any] = ()) -> list[Candidate]:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi_observe.instrumentors.discovery import describe_conflict, normalize_name, observed_instrumentors
 from fastapi_observe.internal.opentelemetry import revert_instrumentor
+from fastapi_observe.records.exceptions import exception_message
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from opentelemetry.trace import TracerProvider
 
     from fastapi_observe.instrumentors.discovery import Candidate
 
 ALREADY_ON: Final = "already switched on"
+FAILED: Final = "failed"
 _LOGGER = logging.getLogger("fastapi_observe")
 
 
@@ -29,10 +30,21 @@ class Instrumentors:
 
     def switch_on(self, candidates: Sequence[Candidate], provider: TracerProvider) -> None:
         """Switch on what can be. An instrumentor that fails is left off, with a warning."""
+        self._decide(candidates, lambda candidate, instrumentor: self._instrument(candidate, instrumentor, provider))
+
+    def preview(self, candidates: Sequence[Candidate]) -> None:
+        """Fill `switched_on` and `left_alone` as `switch_on` would, without switching anything on."""
+        self._decide(candidates, lambda _candidate, _instrumentor: "")
+
+    def _decide(self, candidates: Sequence[Candidate], switch_on: Callable[[Candidate, Any], str]) -> None:
+        """Load each candidate, and call `switch_on` with what can be. It returns why it was not possible."""
         for candidate in candidates:
-            reason = candidate.reason or self._switch_on(candidate, provider)
+            instrumentor, reason = (None, candidate.reason) if candidate.reason else self._load(candidate)
+            reason = reason or switch_on(candidate, instrumentor)
             if reason:
                 self.left_alone[candidate.name] = reason
+            else:
+                self.switched_on[candidate.name] = instrumentor
             if candidate.entry_point is None:
                 _LOGGER.warning(
                     "instrument names %s, but no such OpenTelemetry instrumentor is installed. Install its package "
@@ -41,51 +53,67 @@ class Instrumentors:
                     candidate.package,
                 )
 
-    def _switch_on(self, candidate: Candidate, provider: TracerProvider) -> str:
-        """Switch one on. Returns why that was not possible."""
+    def _load(self, candidate: Candidate) -> tuple[Any, str]:
+        """Return an instrumentor, and why it cannot be switched on; empty if it can."""
         from opentelemetry.instrumentation.dependencies import get_dependency_conflicts  # noqa: PLC0415 - see discovery
 
-        instrumentor: Any = None
         try:
-            instrumentor = candidate.entry_point.load()()  # type: ignore[union-attr]
+            instrumentor: Any = candidate.entry_point.load()()  # type: ignore[union-attr]
             if getattr(instrumentor, "is_instrumented_by_opentelemetry", False):
-                return ALREADY_ON
+                return instrumentor, ALREADY_ON
             conflict = get_dependency_conflicts(instrumentor.instrumentation_dependencies())
-            if conflict is not None:  # found here, it is no error on the log
-                return describe_conflict(conflict)
-            instrumentor.instrument(tracer_provider=provider)
+        except KeyboardInterrupt:
+            raise
         except ModuleNotFoundError as exc:
-            if str(exc.name).startswith("opentelemetry"):
+            is_library = exc.name is not None and not exc.name.startswith("opentelemetry")
+            if not is_library:
                 self._warn(candidate, exc)
-            return f"{exc.name} is not installed"
-        except Exception as exc:  # noqa: BLE001 - another package may raise anything
+            return None, FAILED if exc.name is None else f"{exc.name} is not installed"
+        except BaseException as exc:  # noqa: BLE001 - another package may raise anything, such as SystemExit
             self._warn(candidate, exc)
-            with contextlib.suppress(Exception):  # the first failure is logged already
-                revert_instrumentor(instrumentor)
-            return "failed"
-        if not getattr(instrumentor, "is_instrumented_by_opentelemetry", True):
-            return "refused by the package"
-        self.switched_on[candidate.name] = instrumentor
-        return ""
+            return None, FAILED
+        # Found here, a conflict is no error on the log.
+        return instrumentor, "" if conflict is None else describe_conflict(conflict)
 
-    def _warn(self, candidate: Candidate, exc: Exception) -> None:
+    def _instrument(self, candidate: Candidate, instrumentor: Any, provider: TracerProvider) -> str:
+        """Switch one on. Returns why that was not possible."""
+        try:
+            instrumentor.instrument(tracer_provider=provider)
+            is_on = getattr(instrumentor, "is_instrumented_by_opentelemetry", True)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:  # noqa: BLE001 - as above
+            self._warn(candidate, exc)
+            self._revert(instrumentor)
+            return FAILED
+        return "" if is_on else "refused by the package"
+
+    def _revert(self, instrumentor: Any) -> None:
+        try:
+            revert_instrumentor(instrumentor)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: BLE001, S110 - the first failure is logged already
+            pass
+
+    def _warn(self, candidate: Candidate, exc: BaseException) -> None:
         _LOGGER.warning(
             "The OpenTelemetry instrumentor %s could not be switched on: %s: %.200s. Update its package (pip install "
             "--upgrade %s), or leave it out with instrument=[...].",
             candidate.name,
             type(exc).__name__,
-            exc,
+            exception_message(exc),
             candidate.package,
         )
 
+    def __str__(self) -> str:
+        left_alone = ", ".join(f"{name} ({reason})" for name, reason in self.left_alone.items())
+        switched_on = ", ".join(self.switched_on) or "none"
+        return f"OpenTelemetry instrumentors switched on: {switched_on}. Left alone: {left_alone or 'none'}"
+
     def log(self) -> None:
         """Write the line about what was switched on and what was left alone."""
-        left_alone = ", ".join(f"{name} ({reason})" for name, reason in self.left_alone.items())
-        _LOGGER.info(
-            "OpenTelemetry instrumentors switched on: %s. Left alone: %s. The option instrument chooses.",
-            ", ".join(self.switched_on) or "none",
-            left_alone or "none",
-        )
+        _LOGGER.info("%s. The option instrument chooses.", self)
 
     def leave_to_engine(self, engine: Any) -> None:
         """Switch off the instrumentors of an engine and its driver, because the engine is observed from now on.
@@ -113,11 +141,13 @@ class Instrumentors:
         try:
             if getattr(instrumentor, "is_instrumented_by_opentelemetry", True):
                 instrumentor.uninstrument()
-        except Exception as exc:  # noqa: BLE001 - as above
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:  # noqa: BLE001 - as above
             _LOGGER.warning(
                 "The OpenTelemetry instrumentor %s could not be switched off: %s: %.200s. Its library may still make "
                 "spans. Update its package, or leave it out with instrument=[...].",
                 name,
                 type(exc).__name__,
-                exc,
+                exception_message(exc),
             )

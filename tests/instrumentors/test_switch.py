@@ -71,6 +71,38 @@ class RaisingAtEnd(Base):
         raise RuntimeError("cannot unpatch")
 
 
+class Exiting(Base):
+    def __init__(self):
+        raise SystemExit(7)
+
+
+class Unprintable(BaseException):
+    def __str__(self):
+        raise ValueError
+
+
+class ExitingInside(RaisingInside):
+    # Ends the process while it is switched on, and again while that is reverted.
+
+    def _instrument(self, **kwargs):
+        type(self).patched += 1
+        raise Unprintable
+
+    def _uninstrument(self, **kwargs):
+        super()._uninstrument()
+        raise SystemExit(7)
+
+
+class ExitingAtEnd(Base):
+    def _uninstrument(self, **kwargs):
+        raise SystemExit(7)
+
+
+class Interrupted(Base):
+    def _instrument(self, **kwargs):
+        raise KeyboardInterrupt
+
+
 class Old(Base):
     def instrumentation_dependencies(self):
         return ("starlette < 0.1",)
@@ -172,6 +204,29 @@ def test_an_instrumentor_that_fails_is_named_with_the_remedy(
     assert seen.observe.internal_errors.counts == {}
 
 
+def test_an_instrumentor_that_would_end_the_process(package: Callable[..., Any], observed: Callable[..., Seen]) -> None:
+    """Whatever is no `Exception` is a warning with package and remedy too; only Ctrl-C ends the start."""
+    fake = package(
+        a_load="fake_instrumentors:Exiting",
+        b_inside="fake_instrumentors:ExitingInside",
+        c_end="fake_instrumentors:ExitingAtEnd",
+        good="fake_instrumentors:Good",
+    )
+    seen = observed(FastAPI(), instrument="auto")
+    load, inside = messages(seen, "warn")
+    assert "a_load could not be switched on: SystemExit: 7. Update its package (pip install --upgrade open" in load
+    assert "b_inside could not be switched on: Unprintable: <unprintable Unprintable>" in inside
+    assert "a_load (failed), " in messages(seen)[0]
+    assert fake.ExitingInside.patched == 0
+    assert fake.Good.provider is not None
+    seen.observe.close()
+    assert "c_end could not be switched off: SystemExit: 7" in messages(seen, "warn")[2]
+    assert fake.Good.provider is None
+    package(interrupted="fake_instrumentors:Interrupted")
+    with pytest.raises(KeyboardInterrupt):
+        observed(FastAPI(), instrument=["interrupted"])
+
+
 def test_names_choose_and_none_switches_nothing_on(package: Callable[..., Any], observed: Callable[..., Seen]) -> None:
     """A name in any spelling is found; one that is not installed is warned of; None looks for nothing."""
     fake = package(good_one="fake_instrumentors:Good", other="fake_instrumentors:Old")
@@ -207,19 +262,54 @@ def test_the_variables_choose(
 
 
 def test_settings_show_what_would_be_switched_on(
-    package: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    package: Callable[..., Any],
+    observed: Callable[..., Seen],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The command has a row for it, without switching anything on."""
-    package(good="fake_instrumentors:Good", flask="fake_instrumentors:Good")
+    """The command has a row for it, which is what `install` logs, without switching anything on."""
+    fake = package(
+        good="fake_instrumentors:Good",
+        flask="fake_instrumentors:Good",
+        old="fake_instrumentors:Old",
+        absent="fake_instrumentors:Absent",
+        elsewhere="no_such_library.instrumentor:Instrumentor",
+        exiting="fake_instrumentors:Exiting",
+    )
     monkeypatch.setenv("OBSERVE_INSTRUMENT", "auto")
     assert main(["settings"]) == 0
     out = capsys.readouterr().out
     (row,) = [line for line in out.splitlines() if line.startswith("OpenTelemetry instrumentors switched on: ")]
     on, _, left_alone = row.partition("Left alone: ")
     assert "good" in on
-    assert "flask (a server framework)" in left_alone
+    assert not hasattr(fake.Good, "provider")
+    for reason in (
+        "absent (no-such-library >= 1 is not installed)",
+        "elsewhere (no_such_library is not installed)",
+        "exiting (failed)",
+        "flask (a server framework)",
+        "old (supports starlette < 0.1, not starlette ",
+    ):
+        assert reason in left_alone
+    assert f"{row}. The option instrument chooses." in messages(observed(FastAPI()))
     assert main(["settings", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["instrument"]["value"] == "auto"
+
+
+@pytest.mark.parametrize(("variable", "value"), [("OBSERVE_INSTRUMENT", "none"), ("OBSERVE_TRACING", "false")])
+def test_settings_show_that_nothing_is_switched_on(
+    package: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+) -> None:
+    """Without tracing there is no provider, so that no instrumentor is switched on either."""
+    package(good="fake_instrumentors:Good")
+    monkeypatch.setenv("OBSERVE_INSTRUMENT", "auto")
+    monkeypatch.setenv(variable, value)
+    assert main(["settings"]) == 0
+    assert "OpenTelemetry instrumentors switched on: none. Left alone: none\n" in capsys.readouterr().out
 
 
 def test_a_worker_has_instrumentors_too(package: Callable[..., Any]) -> None:
