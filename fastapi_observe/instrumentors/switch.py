@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 from fastapi_observe.instrumentors.discovery import describe_conflict, normalize_name, observed_instrumentors
 from fastapi_observe.internal.opentelemetry import revert_instrumentor
@@ -12,9 +13,10 @@ from fastapi_observe.records.exceptions import exception_message
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from opentelemetry.trace import TracerProvider
+    from opentelemetry.trace import Tracer, TracerProvider
 
     from fastapi_observe.instrumentors.discovery import Candidate
+    from fastapi_observe.instrumentors.provider import InstrumentorTracer
 
 ALREADY_ON: Final = "already switched on"
 FAILED: Final = "failed"
@@ -22,9 +24,13 @@ _LOGGER = logging.getLogger("fastapi_observe")
 
 
 class Instrumentors:
-    """The instrumentors that an app has switched on, by name; `left_alone` has the reason for each other one."""
+    """The instrumentors that an app has switched on, by name; `left_alone` has the reason for each other one.
+
+    `tracers` are those of the app's provider for the tracers that instrumentors have.
+    """
 
     def __init__(self) -> None:
+        self.tracers: WeakKeyDictionary[InstrumentorTracer, Tracer] = WeakKeyDictionary()
         self.switched_on: dict[str, Any] = {}
         self.left_alone: dict[str, str] = {}
 

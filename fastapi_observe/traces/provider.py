@@ -13,6 +13,7 @@ from fastapi_observe.export.queue import ExportQueue
 from fastapi_observe.export.setup import make_resource, make_transport, queue_limits, with_instance_id
 from fastapi_observe.internal.forks import register_at_fork
 from fastapi_observe.internal.opentelemetry import SpanFactory, replace_attributes
+from fastapi_observe.records.request import current_record
 from fastapi_observe.settings.environment import without_invalid_variables
 from fastapi_observe.traces.calls import CallMeasurement
 from fastapi_observe.traces.processors import ExportProcessor, GuardedProcessor
@@ -40,19 +41,17 @@ MAX_EVENT_ATTRIBUTE_LENGTH = 8192
 
 
 class HandingOnTracer(Tracer):
-    """A tracer whose provider was shut down or replaced. Its spans are those of the global provider of the moment."""
+    """A tracer whose provider was shut down or replaced. Its spans are those of the app that serves the request.
+
+    Outside requests they are those of the global provider of the moment.
+    """
 
     provider: ObserveTracerProvider
     names: tuple[Any, ...]
 
     def start_span(self, *arguments: Any, **named: Any) -> Span:
-        """Start a span of the global provider."""
-        return _global_tracer(self.provider, self.names).start_span(*arguments, **named)
-
-
-def _global_tracer(provider: TracerProvider, names: tuple[Any, ...]) -> trace.Tracer:
-    current = trace.get_tracer_provider()
-    return trace.NoOpTracer() if current is provider else current.get_tracer(*names)
+        """Start a span of the provider that is used now."""
+        return self.provider.next_tracer(self.names).start_span(*arguments, **named)
 
 
 class ObserveTracerProvider(TracerProvider):
@@ -60,7 +59,8 @@ class ObserveTracerProvider(TracerProvider):
 
     `bound` and `parent_decides` describe its sampler, so that requests can be sampled without calling it: a trace
     is sampled if its lowest 64 bits are below the bound; with `parent_decides` a parent's decision comes first.
-    `rate_limit` limits the traces that callers want sampled. `calls` measures the spans of calls.
+    `rate_limit` limits the traces that callers want sampled. `calls` measures the spans of calls. `hands_on` is whether
+    the provider was shut down or replaced.
     """
 
     def __init__(self, settings: ObserveSettings) -> None:
@@ -80,7 +80,7 @@ class ObserveTracerProvider(TracerProvider):
         )
         self.queue: ExportQueue | None = None
         self._tracers_out: dict[InstrumentationScope, Any] = {}
-        self._hands_on = False
+        self.hands_on = False
         self.calls = CallMeasurement()
         # After the SDK's own hook, which gives all providers of a forked child the same instance id.
         register_at_fork(self, ObserveTracerProvider._rename_after_fork)
@@ -97,8 +97,8 @@ class ObserveTracerProvider(TracerProvider):
         The spans that it makes of calls to other services are measured.
         """
         names = instrumenting_module_name, instrumenting_library_version, schema_url, attributes
-        if self._hands_on:
-            return _global_tracer(self, names)
+        if self.hands_on:
+            return self.next_tracer(names)
         scope = InstrumentationScope(names[0] or "", names[1] or "", schema_url, attributes)
         known = self._tracers_out.get(scope)
         if known is not None:  # older SDKs would make another one, which stays registered for forks
@@ -111,11 +111,24 @@ class ObserveTracerProvider(TracerProvider):
             tracer.__class__ = ObserveTracer
             made = cast("ObserveTracer", tracer)
             made.factory, made.calls = SpanFactory(tracer, scope, self, self.limits), self.calls
+            made.names, made.tracer_of_request = names, self._tracer_of_request
         return tracer
 
+    def _tracer_of_request(self, names: tuple[Any, ...]) -> trace.Tracer | None:
+        """Return the tracer of the app that serves the current request, if another `install` made its provider."""
+        provider = _provider_of_request()
+        if provider is self or not isinstance(provider, ObserveTracerProvider):
+            return None
+        return provider.get_tracer(*names)
+
+    def next_tracer(self, names: tuple[Any, ...]) -> trace.Tracer:
+        """Return the tracer to use after this provider was shut down or replaced."""
+        provider = _provider_of_request() or trace.get_tracer_provider()
+        return trace.NoOpTracer() if provider is self else provider.get_tracer(*names)
+
     def hand_on(self) -> None:
-        """Pass on to the global provider of the moment, from now on, also in tracers that were made before."""
-        self._hands_on = True
+        """Pass on to the provider that is used now, from now on, also in tracers that were made before."""
+        self.hands_on = True
         for tracer, names in list(self._tracers_out.values()):
             tracer.names, tracer.provider = names, self
             tracer.__class__ = HandingOnTracer
@@ -136,6 +149,16 @@ class ObserveTracerProvider(TracerProvider):
             encoder = SpanEncoder(lambda: self.resource)
             self.queue = ExportQueue("spans", encoder, transport, queue_limits(settings), internal_errors)
             self.add_span_processor(ExportProcessor(self.queue))
+
+
+def _provider_of_request() -> TracerProvider | None:
+    """Return the provider of the app that serves the current request; None outside requests, or if it was shut down."""
+    record = current_record()
+    app = None if record is None else record.observability
+    provider = None if app is None else app.tracing.provider
+    if not isinstance(provider, TracerProvider) or getattr(provider, "hands_on", False):
+        return None
+    return provider
 
 
 def make_provider(settings: ObserveSettings, internal_errors: InternalErrors) -> tuple[trace.TracerProvider, bool]:

@@ -270,9 +270,12 @@ class TracingService:
         if is_stale_context(context):
             context = Context()
         span = UnsampledSpan(*(next(ID_SOURCE.pairs, None) or ID_SOURCE.refill()), RANDOM, None)
+        within = Context({**context, SPAN_KEY: span, CONTEXT_KEY: reference})
+        if reference.record is not None and isinstance(self.provider, ObserveTracerProvider):
+            return within, span  # its tracers record nothing here, and measure calls for the other signals
         # Samplers that follow the parent do not sample below this span. Instrumentations of other packages may have
         # another sampler; they look for the suppression key.
-        return Context({**context, SPAN_KEY: span, SUPPRESSION_KEY: True, CONTEXT_KEY: reference}), span
+        return Context({**within, SUPPRESSION_KEY: True}), span
 
     def _adopt_server_span(self, record: RequestRecord, current: Span, context: Context) -> None:
         record.span_adopted = True

@@ -66,9 +66,6 @@ def test_the_thread_exists_from_the_first_span_until_close() -> None:
     """After `close` the queue can be garbage-collected."""
     before = sending_threads()
     with Collector() as collector:
-        TracingService(
-            ObserveSettings(), InternalErrors()
-        )  # the first provider of a process becomes the global one and is never collected
         tracing, queue = exporting(collector)
         assert tracing.flush(1)
         assert sending_threads() == before

@@ -13,13 +13,14 @@ import pytest
 from fastapi import FastAPI
 from libraries import instrumentor
 from opentelemetry import propagate, trace
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from starlette.testclient import TestClient
 
-from fastapi_observe import install, install_worker
+from fastapi_observe import SettingsError, install, install_worker
 from fastapi_observe.cli.main import main
 
 if TYPE_CHECKING:
@@ -69,6 +70,16 @@ class RaisingInside(Base):
 class RaisingAtEnd(Base):
     def _uninstrument(self, **kwargs):
         raise RuntimeError("cannot unpatch")
+
+
+class Keeping(Base):
+    # Makes one tracer for ever, as that of pymongo.
+
+    tracer = None
+
+    def _instrument(self, **kwargs):
+        if self.tracer is None:
+            type(self).tracer = kwargs["tracer_provider"].get_tracer("keeping")
 
 
 class Exiting(Base):
@@ -153,9 +164,9 @@ def test_what_is_installed_is_switched_on_and_off(package: Callable[..., Any], o
         old="fake_instrumentors:Old",
         absent="fake_instrumentors:Absent",
     )
-    seen = observed(FastAPI(), instrument="auto")
-    switched_on_with = fake.Good.provider
-    assert switched_on_with is seen.observe.tracing.provider
+    seen = observed(FastAPI(title="shop"), instrument="auto")
+    assert fake.Good.provider.resource.attributes["service.name"] == "shop"
+    assert not hasattr(fake.Good.provider, "no_such_name")
     (line,) = messages(seen)
     on, _, left_alone = line.partition("Left alone: ")
     assert "good" in on
@@ -345,6 +356,86 @@ def test_the_next_app_takes_over(package: Callable[..., Any], observed: Callable
     second.observe.close()
     assert fake.Good.provider is None
     assert propagate.get_global_textmap() is before
+
+
+PROVIDERS: dict[str, Callable[[], dict[str, Any]]] = {
+    "own": dict,
+    "given": lambda: {"tracer_provider": TracerProvider(resource=Resource({"service.name": "shop"}))},
+}
+"""Options with which an app has a provider of its own, and with which it has one of the user's that is not global."""
+
+
+def querying(tracer_of: Callable[[], trace.Tracer]) -> FastAPI:
+    """Return an app that makes the span of a query with a tracer."""
+    app = FastAPI()
+
+    @app.get("/")
+    def read() -> None:
+        call(tracer_of(), {"db.system": "mongodb", "db.operation": "find", "db.collection.name": "orders"})
+
+    return app
+
+
+def check_query(seen: Seen, service: str, number: int = 1) -> None:
+    """Check that an app has counted its queries, and that their spans are its own, in the traces of its requests."""
+    assert seen.samples("db_queries_total") == {(("operation", "find"), ("table", "orders")): number}
+    spans = [span for span in seen.spans if span.name == "call"]
+    assert {span.resource.attributes["service.name"] for span in spans} == {service}
+    assert {span.context.trace_id for span in spans} == {span.context.trace_id for span in seen.server_spans}
+    assert len(spans) == number
+
+
+@pytest.mark.parametrize("second", PROVIDERS)
+@pytest.mark.parametrize("first", PROVIDERS)
+def test_a_tracer_of_a_closed_app_is_that_of_the_next(
+    package: Callable[..., Any], observed: Callable[..., Seen], first: str, second: str
+) -> None:
+    """An instrumentor that keeps its first tracer works for each app that is installed later."""
+    fake = package(keeping="fake_instrumentors:Keeping")
+    closed = []
+    for options in (PROVIDERS[first](), PROVIDERS[second](), {}):
+        seen = observed(querying(lambda: fake.Keeping.tracer), instrument=["keeping"], service_name="shop", **options)
+        with TestClient(seen.observe.app) as client:
+            client.get("/")
+        check_query(seen, "shop")
+        assert [line["fields"]["db_count"] for line in seen.request_lines] == [1]
+        call(fake.Keeping.tracer, {"db.system": "mongodb", "db.operation": "ping"})  # outside requests
+        assert seen.total("db_queries_total") == 2
+        seen.observe.close()
+        assert not fake.Keeping.tracer.start_span("lost").is_recording()
+        closed.append(seen)
+    assert [seen.total("db_queries_total") for seen in closed] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("source", ["instrumentor", "global"])
+@pytest.mark.usefixtures("no_global_provider")
+def test_each_of_two_apps_has_the_calls_of_its_requests(
+    package: Callable[..., Any], observed: Callable[..., Seen], source: str
+) -> None:
+    """Whichever has switched the instrumentors on, and whose provider is the global one, which that of gRPC uses."""
+    fake = package(keeping="fake_instrumentors:Keeping")
+    app = querying(lambda: fake.Keeping.tracer if source == "instrumentor" else trace.get_tracer("grpc"))
+    other = querying(lambda: fake.Keeping.tracer if source == "instrumentor" else trace.get_tracer("grpc"))
+    first, second = (
+        observed(each, instrument=["keeping"], service_name=name) for each, name in ((app, "a"), (other, "b"))
+    )
+    for each in (app, other):
+        with TestClient(each) as client:
+            client.get("/")
+    check_query(first, "a")
+    check_query(second, "b")
+    first.observe.close()
+    with TestClient(other) as client:
+        client.get("/")
+    check_query(second, "b", 2)
+
+
+@pytest.mark.usefixtures("no_global_provider")
+def test_a_failed_install_leaves_no_global_provider() -> None:
+    """Its spans would go nowhere, and those of the next install too where an instrumentor uses the global provider."""
+    with pytest.raises(SettingsError, match="contrib_options"):
+        install(FastAPI(), server_span="contrib", contrib_options={"no_such": 1})
+    assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
 @pytest.mark.parametrize("order", ["set before", "set after"])

@@ -10,7 +10,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from libraries import SAMPLING, http_service, instrumentor, library, redis_server
-from opentelemetry.trace import SpanKind
+from opentelemetry import trace as otel_trace
+from opentelemetry.trace import SpanKind, TraceFlags
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import StaticPool
 from starlette.testclient import TestClient
@@ -150,6 +151,47 @@ async def test_a_cancelled_command_is_cancelled(observed: Callable[..., Seen], s
                     await redis.blpop("empty", timeout=0)
     lines: list[dict[str, Any]] = [line for line in seen.lines if line["message"] == "database query failed"]
     assert [(line["fields"]["operation"], line["fields"]["outcome"]) for line in lines] == [("BLPOP", "cancelled")]
+
+
+@pytest.mark.parametrize("sampler", ["parentbased_traceidratio", "always_on"])
+@pytest.mark.parametrize("signals", [["traces"], ["traces", "metrics"], ["traces", "metrics", "logs"]])
+def test_calls_of_requests_without_traces_count(
+    observed: Callable[..., Seen], signals: list[str], sampler: str
+) -> None:
+    """In a request that is excluded from traces no span is recorded, and the other signals see every call once."""
+    requests = library("requests")
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    app = FastAPI()
+
+    @app.get("/health")
+    def health() -> None:
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1 AS one"))
+        with otel_trace.get_tracer("theirs").start_as_current_span("theirs") as span:
+            assert not span.is_recording()
+            requests.get(service.url, timeout=20)
+
+    with engine.connect():  # SQLAlchemy sends more on a new connection
+        pass
+    with http_service() as service:
+        seen = observed(
+            app,
+            engines=[engine],
+            instrument=[instrumentor("sqlite3"), instrumentor("requests"), instrumentor("urllib3")],
+            exclude_from={signal: ["/health"] for signal in signals},
+            sampler=sampler,
+        )
+        with TestClient(app) as client:
+            assert client.get("/health").status_code == 200
+    counted = 0 if "metrics" in signals else 1
+    assert seen.total("db_queries_total") == counted
+    assert seen.total("external_requests_total") == counted
+    assert seen.spans == []
+    fields = [line["fields"] for line in seen.request_lines]
+    assert [(each["db_count"], each["external_count"]) for each in fields] == [] if "logs" in signals else [(1, 1)]
+    sent = service.received[0].get("traceparent")
+    assert sent is None or not TraceFlags(int(sent[-2:], 16)).sampled
+    engine.dispose()
 
 
 def test_our_own_exports_are_no_calls(observed: Callable[..., Seen]) -> None:

@@ -52,15 +52,15 @@ class ContribTracingService(TracingService):
     def __init__(
         self, settings: ObserveSettings, internal_errors: InternalErrors, redactor: Redactor | None = None
     ) -> None:
+        contrib = _ContribProvider()
+        self._middleware = _make_middleware(settings, contrib)  # first: if it fails, no provider becomes the global one
         super().__init__(settings, internal_errors, redactor)
-        provider = _ContribProvider(self.provider)
-        self._middleware = _make_middleware(settings, provider)
-        self._server_tracer = provider.inner
+        self._server_tracer = contrib.tracer.inner = self.provider.get_tracer(*contrib.names)
         self._server_factory: SpanFactory | None = None
         if self._factory is not None:
             self._server_factory = SpanFactory(
                 self.tracer,  # type: ignore[arg-type]  # of the SDK where there is a factory
-                provider.scope,
+                InstrumentationScope(*contrib.names),
                 self.provider,  # type: ignore[arg-type]
                 self._factory.limits,
             )
@@ -103,12 +103,11 @@ class ContribTracingService(TracingService):
 
 
 class _ContribProvider(trace.TracerProvider):
-    """Gives contrib's middleware a tracer of another provider that starts no server spans, and notes its scope."""
+    """Gives contrib's middleware a tracer that starts no server spans, and notes its names."""
 
-    def __init__(self, provider: trace.TracerProvider) -> None:
-        self._provider = provider
-        self.scope = InstrumentationScope("opentelemetry.instrumentation.asgi")
-        self.inner: trace.Tracer = trace.NoOpTracer()
+    def __init__(self) -> None:
+        self.names: tuple[str, str | None, str | None, Attributes] = ("asgi", None, None, None)
+        self.tracer = _ContribTracer()
 
     def get_tracer(
         self,
@@ -117,20 +116,15 @@ class _ContribProvider(trace.TracerProvider):
         schema_url: str | None = None,
         attributes: Attributes = None,
     ) -> trace.Tracer:
-        self.scope = InstrumentationScope(
-            instrumenting_module_name, instrumenting_library_version, schema_url, attributes
-        )
-        self.inner = self._provider.get_tracer(
-            instrumenting_module_name, instrumenting_library_version, schema_url, attributes
-        )
-        return _ContribTracer(self.inner)
+        self.names = instrumenting_module_name, instrumenting_library_version, schema_url, attributes
+        return self.tracer
 
 
 class _ContribTracer(trace.Tracer):
-    """The tracer of contrib's middleware, which calls `start_span` for the server span only."""
+    """The tracer of contrib's middleware, which calls `start_span` for the server span only. `inner` makes spans."""
 
-    def __init__(self, tracer: trace.Tracer) -> None:
-        self._tracer = tracer
+    def __init__(self) -> None:
+        self.inner: trace.Tracer = trace.NoOpTracer()
 
     def start_span(self, name: str, context: Context | None = None, *arguments: Any, **options: Any) -> Span:
         """Return the server span of the request, or a placeholder if it is another instrumentation's."""
@@ -138,7 +132,7 @@ class _ContribTracer(trace.Tracer):
         record: RequestRecord | None = None if reference is None else reference.record
         span = trace.get_current_span(context) if record is None else record.span
         if span is None or not span.get_span_context().is_valid:  # an internal error before
-            return self._tracer.start_span(name, context, *arguments, **options)
+            return self.inner.start_span(name, context, *arguments, **options)
         if record is None or record.span_adopted:
             return Placeholder(span)
         record.span_adopted = True
@@ -147,7 +141,7 @@ class _ContribTracer(trace.Tracer):
 
     def start_as_current_span(self, *arguments: Any, **options: Any) -> AbstractContextManager[Span]:  # type: ignore[override]
         """Start a span of a message that is received or sent."""
-        return self._tracer.start_as_current_span(*arguments, **options)
+        return self.inner.start_as_current_span(*arguments, **options)
 
 
 def _make_middleware(settings: ObserveSettings, provider: trace.TracerProvider) -> OpenTelemetryMiddleware:
