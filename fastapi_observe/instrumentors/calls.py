@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
@@ -69,9 +69,9 @@ class SpanCall(Operation):
         "excluded",
         "failed",
         "is_direct",
-        "layer",
         "observability",
         "record",
+        "scope",
         "span_kind",
         "superseded",
         "within",
@@ -82,7 +82,7 @@ class SpanCall(Operation):
         self.calls = calls
         self.span = span
         self.span_kind = start.kind
-        self.layer = start.scope
+        self.scope = start.scope
         self.failed = self.superseded = False
         handled = sys.exc_info()[1]
         self._handled = id(handled)
@@ -112,10 +112,12 @@ class SpanCall(Operation):
             return
         self.parent = outer
         current = trace.get_current_span(start.context)
+        if getattr(current, "kind", None) is SpanKind.CONSUMER:
+            return  # in the handling of a message, which may run while the message is still being sent
         while outer is not None and not _is_around_request(outer, self.record):
             if isinstance(outer, SpanCall):
                 self.is_direct = outer.is_around(current)
-                if self.is_direct or outer.layer != self.layer:
+                if self.is_direct or outer.scope != self.scope:
                     self.within = outer
                     return
             elif outer.kind in AWAITED_KINDS and not outer.ended:
@@ -138,7 +140,11 @@ class SpanCall(Operation):
     def redact_description(self, text: str) -> str:
         """Return the description of an error status, such as the message of an exception, without secrets."""
         text = self.redactor.text(text)
-        return redact_database_error(text) if layer_of(self.attributes()) == "database" else text
+        return redact_database_error(text) if self.call_layer() == "database" else text
+
+    def call_layer(self) -> Literal["database", "http", "external"] | None:
+        """Return whether this is a query, an HTTP request or another call. None is not known yet."""
+        return layer_of(self.attributes(), self.span_kind)
 
     def includes(self, layer: str | None, *, is_direct: bool) -> bool:
         """Return whether a call of this layer, started inside this one, is the same call seen from below.
@@ -146,14 +152,14 @@ class SpanCall(Operation):
         A library that does not make its span the current one (SQLAlchemy) is recognized among queries only: two other
         calls may overlap.
         """
-        own = layer_of(self.attributes())
+        own = self.call_layer()
         if is_direct:
             return own is not None and (layer == "http" or (layer == "database") == (own == "database"))
         return own == layer == "database"
 
     def is_part_of_another(self) -> bool:
         """Return whether an outer operation reports this call already."""
-        outer, layer = self.within, layer_of(self.attributes())
+        outer, layer = self.within, self.call_layer()
         if isinstance(outer, SpanCall):
             return outer.includes(layer, is_direct=self.is_direct)
         if outer is None:
@@ -175,7 +181,7 @@ class SpanCall(Operation):
         self.parent = self.within = None
         # A copy of plain values: what is reported is not what a library changes later.
         attributes = {str(key): value for key, value in attributes.items()}
-        call = read_call(name, self.span_kind, attributes)
+        call = read_call(name, self.span_kind, attributes, self.scope)
         replaced = self._redact(attributes, call)
         if is_counted and call is not None:
             self._report(self.calls.make_operation(self.observability, call, {**attributes, **replaced}), call)

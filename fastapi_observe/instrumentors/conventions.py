@@ -87,24 +87,34 @@ class Call(NamedTuple):
     error_type: str | None = None
 
 
-def read_call(name: str, kind: SpanKind, attributes: Mapping[str, Any]) -> QueryDescription | Call | None:
-    """Return the call that a span describes; None if it is not one."""
+def read_call(
+    name: str, kind: SpanKind, attributes: Mapping[str, Any], scope: str = ""
+) -> QueryDescription | Call | None:
+    """Return the call that a span describes; None if it is not one. `scope` is the instrumentation scope."""
     if _text(attributes, _SYSTEM):
         return _read_query(attributes)
     if _text(attributes, ("messaging.system",)):
         return _read_message(name, kind, attributes)
     if _text(attributes, _RPC_SYSTEM):
         return _read_rpc(attributes)
-    return read_http(attributes)
+    call = read_http(attributes)
+    if call is None and kind is SpanKind.PRODUCER:  # taskiq and Celery do not name the messaging system
+        library = scope.removeprefix("opentelemetry.instrumentation.").partition(".")[0]
+        call = Call(library or "unknown", name)
+    return call
 
 
-def layer_of(attributes: Mapping[str, Any]) -> Literal["database", "http", "external"] | None:
+def layer_of(
+    attributes: Mapping[str, Any], kind: SpanKind = SpanKind.CLIENT
+) -> Literal["database", "http", "external"] | None:
     """Return whether a span is of a query, of an HTTP request or of another call. None is not known yet."""
     if _text(attributes, _SYSTEM):
         return "database"
     if _text(attributes, _RPC_SYSTEM) or _text(attributes, ("messaging.system",)):
         return "external"
-    return "http" if _text(attributes, _METHOD) else None
+    if _text(attributes, _METHOD):
+        return "http"
+    return "external" if kind is SpanKind.PRODUCER else None
 
 
 def read_http(attributes: Mapping[str, Any]) -> Call | None:

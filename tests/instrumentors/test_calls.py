@@ -13,6 +13,7 @@ import grpc.aio  # type: ignore[import-untyped]
 import pytest
 from fastapi import FastAPI
 from libraries import SAMPLING, instrumentor, library
+from opentelemetry.trace import SpanKind
 from starlette.testclient import TestClient
 
 if TYPE_CHECKING:
@@ -163,6 +164,30 @@ def test_a_message_to_kafka_is_a_call(observed: Callable[..., Seen], sampling: s
     assert seen.total(COUNTED) == 301
     producer.purge()
     producer.flush(5)
+
+
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_a_task_that_taskiq_sends_is_a_call(observed: Callable[..., Seen], sampling: str) -> None:
+    """Its span names no messaging system, and counts once; what the task calls meanwhile is not part of it."""
+    taskiq = library("taskiq")
+    seen = observed(app := FastAPI(), instrument=["taskiq"], **SAMPLING[sampling])
+    broker = taskiq.InMemoryBroker(await_inplace=True)
+    tracer = seen.observe.tracing.provider.get_tracer("opentelemetry.instrumentation.requests")
+
+    @broker.task(task_name="mail")  # type: ignore[untyped-decorator]
+    async def mail() -> None:
+        with tracer.start_as_current_span("GET", kind=SpanKind.CLIENT, attributes={"http.method": "GET"}):
+            pass
+
+    @app.post("/orders")
+    async def order() -> None:
+        await mail.kiq()
+
+    with TestClient(app) as client:
+        client.post("/orders")
+    samples = {tuple(dict(labels).values()): value for labels, value in seen.samples(COUNTED).items()}
+    assert samples == {("send/mail", "ok", "taskiq"): 1, ("GET", "ok", "unknown"): 1}
+    assert seen.request_lines[0]["fields"]["external_count"] == 1  # the task is no part of the request
 
 
 def test_threads_keep_the_trace(observed: Callable[..., Seen]) -> None:

@@ -86,7 +86,10 @@ CASES: Final[dict[str, tuple[Mapping[str, Any], QueryDescription | Call | None]]
         Call("mqtt", "send /customers/{id}"),
     ),
     "messaging, its handling": ({"messaging.system": "kafka", "messaging.operation": "process"}, None),
-    "something else": ({"gen_ai.system": "x", "http.status_code": 200}, None),
+    "messaging, no system": (
+        {"taskiq.action": "send", "messaging.message.id": "7", "messaging.destination": ""},
+        Call("taskiq", "call"),
+    ),
 }
 
 
@@ -94,18 +97,30 @@ CASES: Final[dict[str, tuple[Mapping[str, Any], QueryDescription | Call | None]]
 def test_attributes_describe_a_call(case: str) -> None:
     """Old and new names mean the same."""
     attributes, expected = CASES[case]
-    assert read_call("call", SpanKind.PRODUCER, attributes) == expected
+    assert read_call("call", SpanKind.PRODUCER, attributes, "taskiq.middlewares.opentelemetry_middleware") == expected
+
+
+@pytest.mark.parametrize("kind", [SpanKind.CLIENT, SpanKind.CONSUMER])
+def test_attributes_of_something_else(kind: SpanKind) -> None:
+    """Only a span that sends a message is a call without attributes that say so; its library is in its scope."""
+    attributes = {"gen_ai.system": "x", "http.status_code": 200}
+    assert read_call("call", kind, attributes, "opentelemetry.instrumentation.celery") is None
+    assert layer_of(attributes, kind) is None
+    producer = SpanKind.PRODUCER
+    assert read_call("send/a", producer, attributes, "opentelemetry.instrumentation.celery") == Call("celery", "send/a")
+    assert read_call("send/a", producer, attributes) == Call("unknown", "send/a")
+    assert layer_of(attributes, producer) == "external"
 
 
 NAMES = [name for names in vars(conventions).values() if isinstance(names, tuple) for name in names if "." in str(name)]
 VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.lists(st.text()))
 
 
-@given(st.dictionaries(st.sampled_from(NAMES), VALUES), st.sampled_from(SpanKind), st.text())
-def test_whatever_a_library_sets_can_be_read(attributes: dict[str, Any], kind: SpanKind, name: str) -> None:
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES), st.sampled_from(SpanKind), st.text(), st.text())
+def test_whatever_a_library_sets_can_be_read(attributes: dict[str, Any], kind: SpanKind, name: str, scope: str) -> None:
     """Nothing raises, and all parts of a call have their types."""
-    call = read_call(name, kind, attributes)
-    assert layer_of(attributes) in {"database", "http", "external", None}
+    call = read_call(name, kind, attributes, scope)
+    assert layer_of(attributes, kind) in {"database", "http", "external", None}
     if isinstance(call, Call):
         assert isinstance(call.service, str)
         assert isinstance(call.operation, str)
