@@ -65,6 +65,7 @@ def reloading(
     port = free_port()
     paths = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     variables: dict[str, Any] = {**os.environ, "PYTHONPATH": paths, "TMPDIR": str(directory), **environment}
+    variables["PYTHONDONTWRITEBYTECODE"] = "1"  # a cache of an app of the same size and second would be taken for it
     command = ["-m", "uvicorn", "reloaded:app", "--reload", "--port", str(port), "--log-level", "error"]
     if in_python:
         run = f'uvicorn.run("reloaded:app", reload=True, port={port}, log_level="error")'
