@@ -108,7 +108,6 @@ class Observability:
             self.metrics.register_collector(self.saturation)
             self.logs = LogService(settings, self.internal_errors, self.redactor)
             undo.callback(self.logs.close)
-            # Last, because a global tracer provider cannot be removed.
             self.tracing = make_tracing(settings, self.internal_errors, self.redactor)
             undo.pop_all()
         self.db = DatabaseClient(self, self.redactor)
@@ -166,6 +165,7 @@ class Observability:
         if settings.logs:
             self.logs.start()
         background.instrument()
+        self.tracing.offer_provider()
         INSTALLED.append(self)
 
     def add_signal(self, name: str, signal: Signal) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import logging
@@ -57,6 +58,12 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OBSERVE_BLOCKED_LOOP_THRESHOLD", "")  # a busy machine blocks loops: tests count log lines
     for line in HOST_WARNINGS:
         config.addinivalue_line("filterwarnings", line)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what imports and collection have made out of later collections of garbage, of which tests ask for many."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

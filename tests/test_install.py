@@ -479,8 +479,10 @@ def test_close_ends_within_the_shutdown_timeout(observed: Callable[..., Seen], m
     """An exporter that hangs does not delay `close` any longer; its error is counted."""
     seen = observed(Starlette(), shutdown_timeout=0.05)
     held = threading.Event()
+    close = seen.observe.tracing.close
     monkeypatch.setattr(seen.observe.tracing, "close", lambda: held.wait(20) and 1 / 0)
     seen.observe.close()
+    close()
     assert not held.is_set()
     held.set()
     ended = [thread for thread in threading.enumerate() if thread.name == "fastapi-observe-close"]

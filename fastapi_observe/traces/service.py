@@ -120,10 +120,15 @@ class TracingService:
         self._call_observer: CallObserver | None = None
         self._replaced: ObserveTracerProvider | None = None
         self._added_processors: list[SpanProcessor] = []
-        self._withdraw = None if own is None else GLOBAL_PROVIDER.offer(own, self._join)
+        self._withdraw: Callable[[], None] | None = None
         fields = propagate.get_global_textmap().fields
         self._carriers = {name.lower().encode("latin-1"): name for name in fields}
         self._uses_w3c = self._factory is not None and fields <= _W3C_FIELDS and "traceparent" in fields
+
+    def offer_provider(self) -> None:
+        """Make the provider the global one if there is none, until `close`."""
+        if isinstance(self.provider, ObserveTracerProvider):
+            self._withdraw = GLOBAL_PROVIDER.offer(self.provider, self._join)
 
     def _make_factory(self, provider: ObserveTracerProvider) -> SpanFactory | None:
         scope = InstrumentationScope("fastapi_observe", "", SCHEMA_URL)

@@ -13,7 +13,7 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx
 import psutil
@@ -98,6 +98,33 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Example]]:
         example.kill()
 
 
+class RunningExample(NamedTuple):
+    """An example whose tour has ended: both services serve."""
+
+    port: int
+    directory: Path
+    output: str
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningExample]:
+    """Start one example for the tests that only look at it."""
+    directory = tmp_path_factory.mktemp("example")
+    example = Example(directory)
+    try:
+        output = example.read_until(RUNNING)
+        yield RunningExample(shop_port(output), directory, output)
+    finally:
+        example.kill()
+
+
+def shop_port(output: str) -> int:
+    """Return the port of the shop that the output names."""
+    found = re.search(r"http://127\.0\.0\.1:(\d+)/docs", output)
+    assert found is not None, output
+    return int(found[1])
+
+
 TREE = [
     "POST /orders/{order_id}/checkout",
     "  SELECT customers",
@@ -180,11 +207,10 @@ def test_one_command_shows_a_checkout_in_three_signals(start: Callable[..., Exam
     assert_shows_both(output)
 
 
-def test_the_report_in_one_query_says_what_the_repeating_one_says(start: Callable[..., Example]) -> None:
+def test_the_report_in_one_query_says_what_the_repeating_one_says(running: RunningExample) -> None:
     """Both reports return the same numbers; one is a named query, the other is counted as N+1."""
-    address = re.search(r"(http://127\.0\.0\.1:\d+)/docs", start().read_until(RUNNING))
-    assert address is not None
-    with httpx.Client(base_url=address[1], trust_env=False, timeout=TIMEOUT_SECONDS) as client:
+    address = f"http://127.0.0.1:{running.port}"
+    with httpx.Client(base_url=address, trust_env=False, timeout=TIMEOUT_SECONDS) as client:
         report = client.get("/reports/customers").json()
         assert len(report) > 10
         assert client.get("/reports/customers-slow").json() == report
@@ -194,62 +220,57 @@ def test_the_report_in_one_query_says_what_the_repeating_one_says(start: Callabl
     assert repeated == [("/reports/customers-slow", "2")]
 
 
-def test_no_secret_is_in_the_logs(start: Callable[..., Example], tmp_path: Path) -> None:
+def test_no_secret_is_in_the_logs(running: RunningExample) -> None:
     """No log line and no span has passwords, tokens or mail addresses of customers."""
-    example = start()
-    output = example.read_until(RUNNING)
-    written = "".join(path.read_text() for path in tmp_path.glob("example-shop-*/*.log"))
-    written += "".join(path.read_text() for path in tmp_path.glob("example-shop-*/*.spans"))
+    written = "".join(path.read_text() for path in running.directory.glob("example-shop-*/*.log"))
+    written += "".join(path.read_text() for path in running.directory.glob("example-shop-*/*.spans"))
     assert '"message":"customer registered"' in written
     for secret in ("ada.", "a wrong guess", "Bearer ", "[parameters:"):
-        assert secret not in written + output
+        assert secret not in written + running.output
 
 
-@pytest.mark.parametrize(
-    ("number", "whole_group"), [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)]
-)
-def test_a_signal_stops_both_services(
-    start: Callable[..., Example], tmp_path: Path, number: signal.Signals, *, whole_group: bool
-) -> None:
-    """After Ctrl-C in a terminal (to the whole group), SIGINT or SIGTERM: exit code 0, no traceback, nothing left."""
-    example = start()
-    example.read_until(RUNNING)
-    children = example.children()
-    assert len(children) == 2
-    (os.killpg if whole_group else os.kill)(example.process.pid, number)
+def test_a_taken_port_is_reported_before_anything_runs(running: RunningExample, start: Callable[..., Example]) -> None:
+    """A second start on the same port names the option to use and exits with 1."""
+    port = running.port
+    code, output = start("--payments-port", str(port)).wait()
+    assert code == 1
+    assert output == f"payments cannot listen on 127.0.0.1:{port}: Address already in use; use --payments-port 0\n"
+
+
+def assert_ended(example: Example, children: list[psutil.Process], directory: Path) -> None:
+    """Check that an example which got a signal ends with exit code 0, without a traceback, and leaves nothing."""
     code, output = example.wait()
     assert code == 0, output
     assert "Traceback" not in output
     assert output.endswith("stopped\n")
     assert not any(child.is_running() for child in children)
-    assert list(tmp_path.glob("example-shop-*")) == []
+    assert list(directory.glob("example-shop-*")) == []
 
 
-def test_an_open_websocket_does_not_hold_up_the_end(start: Callable[..., Example]) -> None:
-    """A client at /ws/orders receives 1012 (service restart) when the shop stops."""
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_an_interrupt_stops_both_services(start: Callable[..., Example], tmp_path: Path, *, whole_group: bool) -> None:
+    """SIGINT ends the example, also where the services have it as well, as after Ctrl-C in a terminal."""
     example = start()
-    port = re.search(r"http://127\.0\.0\.1:(\d+)/docs", example.read_until(RUNNING))
-    assert port is not None
-    sock = socket.create_connection(("127.0.0.1", int(port[1])))
-    with connect(f"ws://127.0.0.1:{port[1]}/ws/orders", sock=sock) as events:
+    example.read_until(RUNNING)
+    children = example.children()
+    assert len(children) == 2
+    (os.killpg if whole_group else os.kill)(example.process.pid, signal.SIGINT)
+    assert_ended(example, children, tmp_path)
+
+
+def test_an_open_websocket_does_not_hold_up_the_end(start: Callable[..., Example], tmp_path: Path) -> None:
+    """After SIGTERM a client at /ws/orders receives 1012 (service restart), and the example ends."""
+    example = start()
+    port = shop_port(example.read_until(RUNNING))
+    children = example.children()
+    sock = socket.create_connection(("127.0.0.1", port))
+    with connect(f"ws://127.0.0.1:{port}/ws/orders", sock=sock) as events:
         example.process.terminate()
         with pytest.raises(ConnectionClosed) as closed:
             events.recv()
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == CloseCode.SERVICE_RESTART
-    code, output = example.wait()
-    assert code == 0, output
-    assert "Traceback" not in output
-
-
-def test_a_taken_port_is_reported_before_anything_runs(start: Callable[..., Example]) -> None:
-    """A second start on the same port names the option to use and exits with 1."""
-    example = start()
-    port = re.search(r"http://127\.0\.0\.1:(\d+)/docs", example.read_until(RUNNING))
-    assert port is not None
-    code, output = start("--payments-port", port[1]).wait()
-    assert code == 1
-    assert output == f"payments cannot listen on 127.0.0.1:{port[1]}: Address already in use; use --payments-port 0\n"
+    assert_ended(example, children, tmp_path)
 
 
 def test_a_service_that_fails_to_start_is_reported(start: Callable[..., Example]) -> None:

@@ -255,6 +255,7 @@ def test_close_goes_on_where_a_signal_fails(observed: Callable[..., Seen], signa
         assert getattr(seen.observe, ATTRIBUTES[each]).close.__func__.__code__ in watched.called
     assert_served(app)
     seen.observe.logs.close()
+    seen.observe.tracing.close()
 
 
 # What users give us

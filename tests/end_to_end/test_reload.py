@@ -125,7 +125,9 @@ def test_reloads_leave_nothing_behind(tmp_path: Path) -> None:
             assert len(children) <= 2  # the app, and the resource tracker of multiprocessing
     collector.close()
     assert len({each["pid"] for each in found}) == RELOADS + 1
-    assert len({(each["threads"], each["others"]) for each in found}) == 1
+    assert len({each["threads"] for each in found}) == 1
+    others = [each["others"] for each in found]
+    assert max(others) - min(others) <= 1, "a connection that opens between the two counts is among them"
     sockets = [each["sockets"] for each in found]
     assert max(sockets) - min(sockets) <= 2, "that to the collector, and that of the last answer, may be open or not"
     # The resource tracker of multiprocessing ends last.

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 SOAK = "OBSERVE_SOAK" in os.environ
 REQUESTS: Final = 200_000 if SOAK else 2_000
-CHUNKS: Final = 20
+CHUNKS: Final = 20 if SOAK else 4
 SIDE_BY_SIDE: Final = 40
 STEEPEST: Final = 1.0
 """Maximum growth by 100,000 requests, in megabytes."""

@@ -45,25 +45,25 @@ def work(number):
 if __name__ == "__main__":
     context = multiprocessing.get_context(sys.argv[2])
     if sys.argv[3] == "process":
-        children = [context.Process(target=work, args=(number,)) for number in range(4)]
+        children = [context.Process(target=work, args=(number,)) for number in range(2)]
         for child in children:
             child.start()
         for child in children:
             child.join()
         sys.exit(max(child.exitcode for child in children))
     elif sys.argv[3] == "executor":
-        with ProcessPoolExecutor(2, mp_context=context) as pool:
-            list(pool.map(work, range(4)))
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            list(pool.map(work, range(2)))
     else:
-        with context.Pool(2, maxtasksperchild=1) as pool:
-            pool.map(work, range(4), chunksize=1)
+        with context.Pool(1, maxtasksperchild=1) as pool:
+            pool.map(work, range(2), chunksize=1)
             pool.close()
             pool.join()
 """
 
 
 def run_pool(folder: Path, kind: str, method: str, mode: Mode, shutdown_timeout: float) -> tuple[set[str], list[str]]:
-    """Run four tasks in children. Returns the names of the spans at the collector, and the lines written."""
+    """Run two tasks in children. Returns the names of the spans at the collector, and the lines written."""
     (folder / "pool.py").write_text(POOL)
     with Collector(mode) as collector:
         run = subprocess.run(  # noqa: S603 - our own script
@@ -82,14 +82,14 @@ def test_children_are_flushed_when_they_end(method: str, tmp_path: Path) -> None
     """Processes, executors and pools with `maxtasksperchild` lose neither spans nor lines."""
     for kind in ("process", "executor", "pool"):
         spans, lines = run_pool(tmp_path, kind, method, "ok", 2.0)
-        assert spans == {f"task {number}" for number in range(4)}, kind
-        assert lines == [f"by {by} {number}" for by in ("logging", "loguru") for number in range(4)], kind
+        assert spans == {f"task {number}" for number in range(2)}, kind
+        assert lines == [f"by {by} {number}" for by in ("logging", "loguru") for number in range(2)], kind
 
 
 def test_a_collector_that_hangs_does_not_hold_up_a_child(tmp_path: Path) -> None:
     """A child ends after `shutdown_timeout`, and its lines are written."""
     _, lines = run_pool(tmp_path, "pool", METHODS[0], "hang", 0.2)
-    assert len(lines) == 8
+    assert len(lines) == 4
 
 
 class Owner:

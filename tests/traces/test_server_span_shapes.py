@@ -17,6 +17,7 @@ import httpx
 import pytest
 from fastapi import BackgroundTasks, FastAPI, Response, WebSocket
 from fastapi.testclient import TestClient
+from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -206,6 +207,7 @@ def test_invalid_arguments_are_reported_at_install(options: dict[str, Any]) -> N
     with pytest.raises(SettingsError, match="contrib_options"):
         install(app, server_span="contrib", contrib_options=options)
     assert not hasattr(app.state, "observe")
+    assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
 def test_options_without_the_middleware_are_an_error() -> None:
