@@ -16,8 +16,8 @@ FASTAPI ?= 0.115.2 0.136.* 0.141.* 0.142.* newest
 PYTHONS ?= 3.12 3.13 3.14
 TESTS ?= tests
 ARGS ?=
-WORKERS ?= 2
-PYTEST = python -m pytest --numprocesses $(WORKERS) $(ARGS)
+WORKERS ?= 4
+PYTEST = python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 ROUNDS ?= 20
 LOCK_TOOLS = $(UV) pip compile - --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-annotate --custom-compile-command 'make lock' $(ARGS)
@@ -60,7 +60,7 @@ test: style  ## Check style and types, run the tests (in WORKERS processes)
 
 cover: $(READY)  ## Run the tests under coverage, hold branch coverage at 98 %
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest --numprocesses $(WORKERS) $(ARGS)
+	$(BIN)/python -m coverage run -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 

@@ -7,6 +7,8 @@ package reads from the environment when it is imported, needs a new interpreter 
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import signal
@@ -55,6 +57,13 @@ class Interpreter:
                 [sys.executable, __file__, str(other.fileno())], pass_fds=[other.fileno()], stdin=subprocess.DEVNULL
             )
         self._replies = own.makefile("r")
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Let the process end."""
+        self._replies.close()
+        self._socket.close()
+        self._process.wait()
 
     def start(self, request: dict[str, Any], descriptors: list[int]) -> int:
         """Fork for a script. Returns the id of the process."""
@@ -70,7 +79,7 @@ class Interpreter:
 
 @cache
 def interpreter() -> Interpreter:
-    """Return the interpreter of this test process. It ends with the process, whose end of the socket is closed then."""
+    """Return the interpreter of this test process. It ends with that process."""
     return Interpreter()
 
 
@@ -154,6 +163,7 @@ def main() -> None:
     """Import, then fork for each script."""
     for name in IMPORTS:
         import_module(name)
+    gc.freeze()
     request = serve(socket.socket(fileno=int(sys.argv[1])))
     if request is None:
         return

@@ -50,6 +50,7 @@ class Terminal:
         self._written = b""
         ours, theirs = pty.openpty()
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OBSERVE_", "OTEL_"))}
+        inherited["OBSERVE_INSTRUMENT"] = "none"
         paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
         command = [sys.executable, "-m", "uvicorn", "main:app", "--port", str(self.port)]
         self.process = subprocess.Popen(  # noqa: S603 - a command of this test

@@ -124,11 +124,14 @@ def test_an_app_that_was_never_closed_is_not_kept_alive() -> None:
     """The provider of such an app is not joined to a provider that is set later, and its tracing can be freed."""
     settings = ObserveSettings(metrics=False, logs=False)
     kept, dropped = (TracingService(settings, InternalErrors()) for _ in range(2))
+    kept.offer_provider()
+    dropped.offer_provider()
     reference = weakref.ref(dropped)
     del dropped
     gc.collect()
     assert reference() is None
     third = TracingService(settings, InternalErrors())
+    third.offer_provider()
     kept.close()
     assert trace.get_tracer_provider() is third.provider
     trace.set_tracer_provider(provider := Memory())
