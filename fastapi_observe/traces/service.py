@@ -120,7 +120,7 @@ class TracingService:
         self._call_observer: CallObserver | None = None
         self._replaced: ObserveTracerProvider | None = None
         self._added_processors: list[SpanProcessor] = []
-        self._withdraw: Callable[[], None] | None = None
+        self._withdraw: Callable[[], None] = lambda: None
         fields = propagate.get_global_textmap().fields
         self._carriers = {name.lower().encode("latin-1"): name for name in fields}
         self._uses_w3c = self._factory is not None and fields <= _W3C_FIELDS and "traceparent" in fields
@@ -131,9 +131,9 @@ class TracingService:
             self._withdraw = GLOBAL_PROVIDER.offer(self.provider, self._join)
 
     def _make_factory(self, provider: ObserveTracerProvider) -> SpanFactory | None:
-        scope = InstrumentationScope("fastapi_observe", "", SCHEMA_URL)
         if not isinstance(self.tracer, Tracer):  # OTEL_SDK_DISABLED
             return None
+        scope = InstrumentationScope("fastapi_observe", "", SCHEMA_URL)
         factory = SpanFactory(self.tracer, scope, provider, provider.limits)
         return factory if is_sdk_compatible(factory) else None
 
@@ -169,8 +169,7 @@ class TracingService:
         self._add_processor(processor)
 
     def _add_processor(self, processor: SpanProcessor) -> None:
-        add = getattr(self.provider, "add_span_processor", None)  # a no-op provider has none
-        if add is not None:
+        if add := getattr(self.provider, "add_span_processor", None):  # a no-op provider has none
             add(GuardedProcessor(processor, self._internal_errors))
 
     def observe_calls(self, observer: CallObserver) -> None:
@@ -540,8 +539,7 @@ class TracingService:
     @fail_safe("traces.call")
     def record_error(self, exc: BaseException) -> None:
         """Record a handled exception on the current span, and set its status to ERROR."""
-        span = trace.get_current_span()
-        if span.is_recording():
+        if (span := trace.get_current_span()).is_recording():
             record_exception(span, exc, self._redactor)
 
     @fail_safe("traces.call")
@@ -595,8 +593,7 @@ class TracingService:
     def close(self) -> None:
         """Shut down the provider if `install` made it."""
         self._restore_warnings()
-        if self._withdraw is not None:
-            self._withdraw()
+        self._withdraw()
         if self._owns_provider and isinstance(self.provider, TracerProvider):
             self.provider.shutdown()
         elif self._replaced is not None and self._replaced.queue is not None:
