@@ -222,6 +222,11 @@ def silence_contrib(stack: Any) -> None:
 def _silence(middleware: Any) -> None:
     middleware.tracer = _NoSpans()
     middleware.app = RestoreSpan(middleware.app)
+    pass_real_span(middleware)
+
+
+def pass_real_span(middleware: Any) -> None:
+    """Call the hook of contrib's middleware with the span that a `Placeholder` replaces."""
     hook = getattr(middleware, "server_request_hook", None)
     if callable(hook):
         middleware.server_request_hook = lambda span, scope: hook(getattr(span, "replaced", span), scope)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import json
@@ -385,6 +386,51 @@ async def test_a_response_that_contrib_cannot_read(observed: Callable[..., Seen]
     assert start["headers"][0] == (b"content-length", b"\xff\\x")
     assert body["body"] == b"whole"
     assert len(seen.server_spans) == 1
+    assert seen.observe.internal_errors.counts.keys() == {"contrib"}
+
+
+PROVIDERS: dict[str, Callable[[], dict[str, Any]]] = {
+    "sampled": lambda: {"sample_ratio": 1.0},
+    "tail-sampled": lambda: {"sample_ratio": 0.0, "tail_sampling": ["slow"], "slow_request_threshold": 1e-9},
+    "of the user": lambda: {"tracer_provider": TracerProvider()},
+}
+
+
+@pytest.mark.parametrize(("path", "status"), [("/ok", "UNSET"), ("/unavailable", "ERROR"), ("/crash", "ERROR")])
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_a_failure_of_contribs_is_none_of_the_request(
+    observed: Callable[..., Seen], provider: str, path: str, status: str
+) -> None:
+    """If contrib's middleware raises after the span has started, the span has the status and end of the response."""
+    seen = observed(
+        app := Starlette(),
+        server_span="contrib",
+        capture_request_headers=["x-tenant"],
+        log_level="fatal",
+        **PROVIDERS[provider](),
+    )
+
+    async def answer(request: Request) -> Response:
+        await asyncio.sleep(0.01)
+        if request.url.path == "/crash":
+            raise LookupError("app")
+        current = trace.get_current_span()
+        current.set_attribute("shop.recording", current.is_recording())
+        return Response(status_code=200 if request.url.path == "/ok" else 503)
+
+    app.add_route(path, answer)
+    with contextlib.suppress(LookupError):
+        await call(app, path, headers=[(b"x-tenant", b"\xff\\x")])
+    (span,) = seen.server_spans
+    assert span.status.status_code.name == status
+    assert span.status.description is None
+    assert [(event.attributes or {})["exception.type"] for event in span.events] == ["LookupError"] * (path == "/crash")
+    attributes = dict(span.attributes or {})
+    assert attributes["http.response.status_code"] == {"/ok": 200, "/unavailable": 503, "/crash": 500}[path]
+    assert attributes.get("shop.recording", True) is True
+    assert span.end_time is not None
+    assert span.start_time is not None
+    assert span.end_time - span.start_time > 10_000_000
     assert seen.observe.internal_errors.counts.keys() == {"contrib"}
 
 

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi_observe.internal.opentelemetry import RestoreSpan
+from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT, SPAN_KEY, Placeholder, RestoreSpan
 from fastapi_observe.records.request import RECORD_SCOPE_KEY
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from opentelemetry.trace import SpanContext, Status, StatusCode
+    from opentelemetry.util.types import Attributes, AttributeValue
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from fastapi_observe.internal.errors import InternalErrors
@@ -55,6 +59,66 @@ class ContribGuard:
         await self._app(scope, receive, send)
 
 
+class ContribSpan(Placeholder):
+    """The server span as contrib's middleware gets it.
+
+    Until the app is reached, contrib records exceptions, sets a status and ends the span only if it fails itself. That
+    is not the outcome of the request, which is handled without it: the span stays open and as it is.
+    """
+
+    app_reached = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "replaced":  # not set yet
+            raise AttributeError(name)
+        return getattr(self.replaced, name)
+
+    def is_recording(self) -> bool:
+        """Return whether the span records."""
+        return self.replaced.is_recording()
+
+    def set_attribute(self, key: str, value: AttributeValue) -> None:
+        """Set one attribute."""
+        self.replaced.set_attribute(key, value)
+
+    def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
+        """Set several attributes."""
+        self.replaced.set_attributes(attributes)
+
+    def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
+        """Add an event."""
+        self.replaced.add_event(name, attributes, timestamp)
+
+    def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
+        """Add a link."""
+        self.replaced.add_link(context, attributes)
+
+    def update_name(self, name: str) -> None:
+        """Change the name."""
+        self.replaced.update_name(name)
+
+    def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
+        """Set the status."""
+        if self.app_reached:
+            self.replaced.set_status(status, description)
+
+    def record_exception(
+        self,
+        exception: BaseException,
+        attributes: Attributes = None,
+        timestamp: int | None = None,
+        escaped: bool = False,  # noqa: FBT001, FBT002 - OpenTelemetry's signature
+    ) -> None:
+        """Record an exception of the app."""
+        if self.app_reached:
+            self.replaced.record_exception(exception, attributes, timestamp, escaped)
+
+    def end(self, end_time: int | None = None) -> None:
+        """End the span."""
+        if self.app_reached:
+            self.replaced.end(end_time)
+
+
 class _Call:
     """What has happened to one request: whether the app was called, what it raised, and what was sent."""
 
@@ -86,6 +150,9 @@ class _Entry:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the app; a message that contrib's middleware fails to pass on is sent without it."""
+        span = OTEL_CONTEXT.get().get(SPAN_KEY)
+        if isinstance(span, ContribSpan):
+            span.app_reached = True
         call: _Call | None = scope.get(CALL_KEY)
         if call is None:
             await self._app(scope, receive, send)

@@ -9,10 +9,10 @@ from opentelemetry import trace
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT, Placeholder, SpanFactory
+from fastapi_observe.internal.opentelemetry import OTEL_CONTEXT, Placeholder, SpanFactory, pass_real_span
 from fastapi_observe.records.request import CONTEXT_KEY
 from fastapi_observe.settings.sources import SettingsError
-from fastapi_observe.traces.contrib.guard import ContribGuard
+from fastapi_observe.traces.contrib.guard import ContribGuard, ContribSpan
 from fastapi_observe.traces.pending import PendingServerSpan
 from fastapi_observe.traces.service import TracingService
 
@@ -137,7 +137,7 @@ class _ContribTracer(trace.Tracer):
             return Placeholder(span)
         record.span_adopted = True
         span.update_name(name)
-        return span
+        return ContribSpan(span)
 
     def start_as_current_span(self, *arguments: Any, **options: Any) -> AbstractContextManager[Span]:  # type: ignore[override]
         """Start a span of a message that is received or sent."""
@@ -162,9 +162,11 @@ def _make_middleware(settings: ObserveSettings, provider: trace.TracerProvider) 
                 message = f"contrib_options: {name} has {pattern!r:.80}, which is not a regular expression ({exc})"
                 raise SettingsError([message]) from exc
     try:
-        return OpenTelemetryMiddleware(_no_app, tracer_provider=provider, **arguments)
+        middleware = OpenTelemetryMiddleware(_no_app, tracer_provider=provider, **arguments)
     except (TypeError, ValueError, AttributeError) as exc:
         raise SettingsError([f"contrib_options: {exc}; pass arguments of OpenTelemetryMiddleware only"]) from exc
+    pass_real_span(middleware)
+    return middleware
 
 
 async def _no_app(scope: Scope, receive: Receive, send: Send) -> None:
