@@ -79,9 +79,13 @@ class Example:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment without variables that affect the example."""
+    """Return the environment without variables that affect the example.
+
+    It switches on no instrumentor: the environment of the tests has all, that of a user of the example has none.
+    """
     ours = ("OBSERVE_", "OTEL_", "DATABASE_URL", "COVERAGE_", "PROMETHEUS_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return kept | {"OBSERVE_INSTRUMENT": "none"}
 
 
 @pytest.fixture
