@@ -131,6 +131,7 @@ class Observability:
         self._lock = threading.Lock()
         self._undo: list[Callable[[], None]] = []
         self.startup_steps: list[Callable[[], object]] = []
+        self.shutdown_steps: list[Callable[[], object]] = []
         self.read_headers = HeaderReader()
         self._fields = FieldSetter(self.redactor, self.tracing.use_fields)
         self.before_job: Callable[[], object] | None = None
@@ -508,7 +509,7 @@ class Observability:
 
     async def on_shutdown(self) -> None:
         """Close the clients and flush all signals, within `shutdown_timeout`. The app stays instrumented."""
-        self.internal_errors.run_each("shutdown", self.saturation.stop, self.objectives.stop)
+        self.internal_errors.run_each("shutdown", self.saturation.stop, self.objectives.stop, *self.shutdown_steps)
         self.loop = None
         try:
             await self.http_clients.close()

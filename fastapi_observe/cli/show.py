@@ -35,6 +35,12 @@ MAX_NAME_LENGTH: Final = 50
 REQUEST_MESSAGES: Final = frozenset({"HTTP request completed", "WebSocket connection closed"})
 """Log lines that repeat what the first row says."""
 
+_NOT_FOUND: Final = {
+    "last": "no request yet; send the app one",
+    "slow": "no request yet; send the app one",
+    "failed": "no request that has failed",
+}
+
 NO_SERVER: Final = "no development server of this user was found"
 NO_SERVER_STEP: Final = "start one (fastapi dev main.py) and send it a request, or pass --url http://127.0.0.1:8000"
 
@@ -78,9 +84,8 @@ def show(args: argparse.Namespace) -> int:
         sys.stderr.write(f"{error}\n")
         return EXIT_ERROR
     if found is None:
-        sys.stderr.write(
-            f"{printable(url)} holds no such trace: {printable(args.trace)}; open it to see those it has\n"
-        )
+        wanted = _NOT_FOUND.get(args.trace, f"no such trace: {printable(args.trace)}; open it to see those it has")
+        sys.stderr.write(f"{printable(url)} holds {wanted}\n")
         return EXIT_PROBLEM
     if args.json:
         sys.stdout.write(json.dumps(found) + "\n")

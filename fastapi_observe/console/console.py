@@ -68,7 +68,6 @@ class Console:
             settings.slow_query_threshold,
         )
         self.api = Api(observability, self.store, secrets.token_hex(8))
-        self._announced = False
         self._base: str | None = None
         self._server_file = ServerFile(settings.multiprocess_directory)
         self._undo: list[Callable[[], object]] = []
@@ -82,6 +81,7 @@ class Console:
         """Start to gather requests, spans and log lines."""
         self._observability.add_signal("console", self.signal)
         self._observability.startup_steps.append(self.announce)
+        self._observability.shutdown_steps.append(self._server_file.remove)
         self._observability.blocked_loops.observers.append(self.signal.on_blocked_loop)
         logs = self._observability.logs
         processor = ConsoleProcessor(self.store)
@@ -102,16 +102,17 @@ class Console:
 
     def announce(self, base: str | None = None) -> None:
         """Log the address of the console once: as soon as it is known, at the first request at the latest."""
-        base = base or address_from_command_line()
-        if base is not None and not self._announced:
-            self._announced = True
-            self._base = base
-            address = f"{base}{self.path}/" + (f"?t={self._gate.token}" if in_container() else "")
+        if self._base is None:
+            self._base = base or address_from_command_line()
+            if self._base is None:
+                return
+            address = f"{self._base}{self.path}/" + (f"?t={self._gate.token}" if in_container() else "")
             # Not as a log record: the token would be redacted, as it should be in files and exported lines.
             self._observability.logs.announce(f"Development console: {address}")
-            self._undo.append(self._server_file.remove)
-            with suppress(OSError):  # `show` needs --url then
-                self._server_file.publish(base + self.path, self._gate.token, self._observability.settings.service_name)
+            self._undo.append(self._server_file.close)
+        service = self._observability.settings.service_name
+        with suppress(OSError):  # `show` needs --url then
+            self._server_file.publish(self._base + self.path, self._gate.token, service)
 
     def link(self, record: RequestRecord) -> str:
         """Return the address of a request's trace on the page; empty as long as the server's is not known."""
@@ -137,7 +138,7 @@ class Console:
         """Return whether a request is for the console, and its client may see it; else the app answers."""
         if scope["type"] != "http":
             return False
-        if not self._announced:
+        if self._base is None:
             self.announce(address_from_request(scope))
         path = _path(scope)
         if path != self.path and not path.startswith(self.path + "/"):

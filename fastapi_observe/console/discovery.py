@@ -35,7 +35,7 @@ class RunningServer(NamedTuple):
 
 
 class ServerFile:
-    """Publishes the console of this process for other processes of the same user, until `remove`.
+    """Publishes the console of this process for other processes of the same user, until `remove` or the end.
 
     The file has mode 0600, in the directory of this user that the workers of all servers use. On systems without
     numeric users nothing is published.
@@ -48,8 +48,8 @@ class ServerFile:
         self._undo_exit = register_at_exit(self, ServerFile.remove)
 
     def publish(self, url: str, token: str, service: str) -> None:
-        """Write the file. Raises OSError if that is impossible or another user may write to the directory."""
-        if not hasattr(os, "geteuid"):
+        """Write the file, if there is none. Raises OSError if another user may write to the directory."""
+        if not hasattr(os, "geteuid") or (self._path is not None and self._pid == os.getpid()):
             return
         self._pid = os.getpid()
         running_servers(self._directory)  # removes the files of ended ones
@@ -64,11 +64,15 @@ class ServerFile:
 
     def remove(self) -> None:
         """Remove the file. A forked child leaves its parent's alone."""
-        self._undo_exit()
         if self._path is not None and self._pid == os.getpid():
             with suppress(OSError):
                 self._path.unlink()
             self._path = None
+
+    def close(self) -> None:
+        """Remove the file, and do not look for it when the process ends."""
+        self._undo_exit()
+        self.remove()
 
 
 def running_servers(directory: str | None) -> list[RunningServer]:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,12 @@ import httpx
 import pytest
 from fastapi import BackgroundTasks, FastAPI
 from servers import serving
+from starlette.testclient import TestClient
 from tools import until
 
 from fastapi_observe import DatabaseDep, LogDep, install
 from fastapi_observe.cli.main import main
-from fastapi_observe.console.discovery import ServerFile
+from fastapi_observe.console.discovery import ServerFile, running_servers
 from fastapi_observe.workers.directory import open_root, process_identity
 
 if TYPE_CHECKING:
@@ -189,6 +190,30 @@ def test_what_is_not_held(capsys: pytest.CaptureFixture[str]) -> None:
             status, text, said = show(capsys, name, "--url", url)
             assert (status, text) == (2, "")
             assert said == f"invalid trace {name!r}; use last, slow, failed or a trace id\n"
+
+
+def test_an_app_without_requests(capsys: pytest.CaptureFixture[str]) -> None:
+    """There is no last request and no failed one yet."""
+    app = FastAPI()
+    with closing(install(app, environment="development", capture_logging=False)), serving(app) as port:
+        for name, text in (("last", "no request yet; send the app one"), ("failed", "no request that has failed")):
+            status, _, said = show(capsys, name, "--url", f"http://127.0.0.1:{port}")
+            assert (status, said) == (1, f"http://127.0.0.1:{port}/observe holds {text}\n")
+
+
+def test_a_server_is_found_while_it_runs(tmp_path: Path) -> None:
+    """From its first request to its shutdown, and again from the next start: uvicorn ends without exit handlers."""
+    app, found = FastAPI(), partial(running_servers, str(tmp_path))
+    local = {"base_url": "http://127.0.0.1:8000", "client": ("127.0.0.1", 50000)}
+    with closing(install(app, environment="development", multiprocess_directory=str(tmp_path))):
+        with TestClient(app, **local) as client:  # type: ignore[arg-type]
+            assert found() == []
+            client.get("/")
+            assert [server.url for server in found()] == ["http://127.0.0.1:8000/observe"]
+        assert found() == []
+        with TestClient(app, **local):  # type: ignore[arg-type]
+            assert len(found()) == 1
+        assert found() == []
 
 
 @pytest.mark.parametrize("url", ["ftp://h/", "http://", "http://a b/", "http://u:p@h/", "http://h:0/", "http://[", "h"])
