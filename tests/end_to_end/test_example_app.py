@@ -224,6 +224,20 @@ def test_the_report_in_one_query_says_what_the_repeating_one_says(running: Runni
     assert repeated == [("/reports/customers-slow", "2")]
 
 
+def test_threads_of_a_report_are_in_its_trace(running: RunningExample) -> None:
+    """The instrumentor of `threading` is switched on by `install`; the spans in threads are below the server span."""
+    address = f"http://127.0.0.1:{running.port}"
+    trace_id = httpx.get(f"{address}/reports/slow", trust_env=False, timeout=TIMEOUT_SECONDS).headers["traceresponse"][
+        3:35
+    ]
+    (written,) = running.directory.glob("example-shop-*/shop.spans")
+    spans = [span for line in written.read_text().splitlines() if (span := json.loads(line))["trace_id"] == trace_id]
+    (server,) = [span for span in spans if span["kind"] == "SERVER"]
+    crunched = [span for span in spans if span["name"] == "crunch numbers"]
+    assert sorted(span["attributes"]["part"] for span in crunched) == ["customers", "orders"]
+    assert {span["parent_id"] for span in crunched} == {server["span_id"]}
+
+
 def test_no_secret_is_in_the_logs(running: RunningExample) -> None:
     """No log line and no span has passwords, tokens or mail addresses of customers."""
     written = "".join(path.read_text() for path in running.directory.glob("example-shop-*/*.log"))
