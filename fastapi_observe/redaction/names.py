@@ -18,6 +18,9 @@ MAX_COMPARED_LENGTH: Final = 128
 
 MAX_CACHED_NAMES: Final = 2048
 
+MAX_PLACES: Final = 8
+"""Parts before dots that are left out, one after the other, when a name is judged."""
+
 MAX_SHORT_WORD: Final = 4
 
 SECRET_AFFIXES: Final = frozenset(
@@ -195,6 +198,13 @@ class SecretNames:
         return following not in PATH_ACTIONS
 
     def _decide(self, name: str) -> bool:
+        if self._decide_name(name):
+            return True
+        # An attribute is named by its place: `user.password.hash` is as secret as `password.hash`.
+        places = name[:MAX_COMPARED_LENGTH].split(".", MAX_PLACES)
+        return any(self._decide_name(".".join(places[at:])) for at in range(1, len(places)))
+
+    def _decide_name(self, name: str) -> bool:
         words = split_words(name)
         if self._decide_words(words):
             return True

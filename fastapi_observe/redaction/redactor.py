@@ -206,8 +206,8 @@ class Redactor:
         """
         text = self._scan(text[:MAX_SCANNED_LENGTH])
         if "%" in text or "\\u00" in text:
-            decoded = ENCODED_WORD.sub(self._redact_encoded, text)
-            if decoded != text:  # a decoded word may be the start of something that goes on after it
+            decoded = ENCODED_WORD.sub(self._decode, text)
+            if decoded != text:
                 text = self._scan(decoded)
         if self._patterns or self._function is not None:
             text = self._apply_user_rules(text)
@@ -227,14 +227,13 @@ class Redactor:
             text = CARD.sub(hide_card, text)
         return text
 
-    def _redact_encoded(self, match: re.Match[str]) -> str:
-        """Return a word as it is, or decoded and redacted if only its decoded form has a secret."""
+    def _decode(self, match: re.Match[str]) -> str:
+        """Return a word as it is, or decoded if only its decoded form has a secret or is a secret name."""
         word = match[0]
         if "%" not in word and "\\u00" not in word:
             return word
         decoded = unquote(UNICODE_ESCAPE.sub(r"%\1", word))
-        redacted = self._scan(decoded)
-        return word if redacted == decoded else redacted
+        return decoded if self._names.is_secret_in_text(decoded) or self._scan(decoded) != decoded else word
 
     def name(self, name: str) -> str:
         """Return the name of an operation, a service or an exception class, redacted. It may be a metric label."""

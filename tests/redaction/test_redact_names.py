@@ -39,6 +39,14 @@ def test_names_that_start_or_end_with_a_secret_name() -> None:
         assert SecretNames().is_secret(name)
 
 
+def test_names_with_places() -> None:
+    """A dotted name is also judged without its first parts, of which there may be many."""
+    for name in ("user.password.hash", "app.login.api_key.value", "a.b.c.token.raw", "password" + ".x" * 5000):
+        assert SecretNames().is_secret(name), name
+    for name in ("user.password.length", "db.client.connection.count", "x." * 5000 + "password"):
+        assert not SecretNames().is_secret(name), name
+
+
 ORDINARY_NAMES = """public_key state nonce status_code country_code token_type token_count password_changed_at pass_rate
     session_seconds author authority passenger keyboard compass signal design shipping pinned_at
     span_id code_name monkey key""".split()  # noqa: SIM905 - a list would be a page long

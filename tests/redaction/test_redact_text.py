@@ -207,6 +207,9 @@ PERCENT_ENCODED = [
     ("filter%5Bpassword%5D=hunter2", "hunter2"),
     ('{"url":"/a?x=1\\u0026password\\u003dhunter2"}', "hunter2"),
     ("https://x.example/a%2Freset-password%2Fhunter2", "hunter2"),
+    ("p%61sswords=['hunter2']", "hunter2"),
+    ('got p%61ssword = "hunter2"', "hunter2"),
+    ("p%61ssword='hunter2' and more", "hunter2"),
 ]
 
 
